@@ -1,0 +1,2 @@
+//! A whole CDN on one machine.
+fn main() {}

@@ -1,0 +1,47 @@
+//! What a purge covers, and whether it covers a stored response.
+
+/// A position in this node's purge log. Grows with each purge applied, never falls, not
+/// over a restart either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PurgeSequence(pub u64);
+
+/// What becomes of what a purge covers. `Hard` beats `Soft`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PurgeKind {
+    /// Stale at once: may be validated, and served where a stale response is allowed.
+    Soft,
+    /// Gone.
+    Hard,
+}
+
+/// What a purge covers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PurgeScope {
+    /// Everything.
+    All,
+    /// All of one site, by its name in the configuration.
+    Site(Box<str>),
+    /// One URL with all its variants: `https://host/path?query`, normalised.
+    Url(Box<str>),
+    /// All whose normalised URL starts with this.
+    Prefix(Box<str>),
+    /// All that carry this tag (`Surrogate-Key`, `Cache-Tag`, `Cache-Groups`).
+    Tag(Box<str>),
+}
+
+/// The facts of a stored response that purges are matched against.
+#[derive(Clone, Copy, Debug)]
+pub struct PurgeTarget<'a> {
+    /// The site's name.
+    pub site: &'a str,
+    /// The URL part of the key: `https://host/path?query`.
+    pub url: &'a str,
+    /// [`tag_hash`] of each tag.
+    pub tags: &'a [u64],
+}
+
+/// A tag as it is kept in records and in the purge table. Two tags with one hash are purged
+/// together: harmless, and one in 10^19.
+pub fn tag_hash(tag: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(tag.as_bytes())
+}

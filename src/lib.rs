@@ -1,0 +1,26 @@
+//! Skerry, a CDN edge node.
+//!
+//! The modules stand in the order in which a request meets them. [`serve`] is the request
+//! path; read it first. docs/ARCHITECTURE.md has the map, the arrows and the invariants.
+
+// The path, from the socket inwards.
+pub mod cache; // the rules of RFC 9111, pure
+pub mod context; // the facts of one request
+pub mod fetch; // upstream bytes: collapse, fill, pool, deadlines
+pub mod guard; // may this request come in at all
+pub mod listen; // bytes → requests: accept, TLS, HTTP/1.1 and HTTP/2, connection limits
+pub mod respond;
+pub mod route; // which site, which rule
+pub mod serve; // THE request path, one line a stage
+pub mod store; // memory and disk as one cache, and the purge table
+pub mod transform; // content coding // the last room before the wire, and the access log
+
+// Beside the path.
+pub mod config; // what was written → what is meant
+pub mod control; // admin API, purge bus
+pub mod node; // builds every part once, wires them, drains
+
+// Leaves: they know nothing of ours.
+pub mod body;
+pub mod clock;
+pub mod metrics;

@@ -1,0 +1,317 @@
+//! The one table of metrics.
+//!
+//! Each worker thread adds to cells of its own, so that a hit touches no cache line of
+//! another core; a scrape sums them. What is counted rarely, or per site or origin, goes
+//! into families that a room registers with [`Metrics::register`]. Names follow Prometheus'
+//! conventions; docs/reference/metrics.md is made from [`TABLE`].
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Metric as RegistryMetric, Registry};
+
+/// What a cell means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only goes up.
+    Counter,
+    /// Goes up and down; the cells of all workers are summed.
+    Gauge,
+    /// Durations, in seconds, by upper bounds of [`BUCKETS_US`].
+    Histogram,
+}
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// Without the prefix `skerry_` and without the unit suffix that the encoder adds.
+    pub name: &'static str,
+    /// One sentence for `# HELP`.
+    pub help: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// The one label's name, and its closed list of values. Empty: no label.
+    pub label: (&'static str, &'static [&'static str]),
+}
+
+/// Upper bounds of the histogram buckets, in microseconds.
+pub const BUCKETS_US: [u64; 16] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 5_000_000, 30_000_000,
+];
+
+/// A histogram's cells: one a bound, one for what is beyond them all, and the sum.
+const OVERFLOW: usize = BUCKETS_US.len();
+const SUM_US: usize = OVERFLOW + 1;
+
+macro_rules! table {
+    ($($variant:ident, $kind:ident, $name:literal, $help:literal $(, $label:literal = $values:expr)?;)*) => {
+        /// Every metric that is kept in cells.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Metric { $(#[doc = $help] $variant,)* }
+
+        /// The rows in the order of [`Metric`].
+        pub const TABLE: &[Row] = &[$(Row {
+            name: $name, help: $help, kind: Kind::$kind,
+            label: table!(@label $($label = $values)?),
+        },)*];
+    };
+    (@label) => { ("", &[]) };
+    (@label $label:literal = $values:expr) => { ($label, $values) };
+}
+
+/// Classes of status codes, for [`Metric::Responses`].
+pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+table! {
+    Connections, Gauge, "connections", "Open client connections.";
+    ConnectionsAccepted, Counter, "connections_accepted", "Client connections accepted.";
+    ConnectionsRefused, Counter, "connections_refused", "Client connections closed at once because a limit was reached.",
+        "limit" = &["total", "address"];
+    Requests, Counter, "requests", "Requests received.";
+    Responses, Counter, "responses", "Responses sent, by class of status.", "class" = STATUS_CLASSES;
+    ResponseBytes, Counter, "response_body_bytes", "Body bytes handed to client connections.";
+    RequestSeconds, Histogram, "request_duration_seconds", "From the request's head to the response's head.";
+    LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
+}
+
+const fn cells_of(row: &Row) -> usize {
+    let series = if row.label.1.is_empty() { 1 } else { row.label.1.len() };
+    match row.kind {
+        Kind::Histogram => SUM_US + 1,
+        Kind::Counter | Kind::Gauge => series,
+    }
+}
+
+const OFFSETS: [usize; TABLE.len() + 1] = {
+    let mut offsets = [0; TABLE.len() + 1];
+    let mut at = 0;
+    while at < TABLE.len() {
+        offsets[at + 1] = offsets[at] + cells_of(&TABLE[at]);
+        at += 1;
+    }
+    offsets
+};
+const CELLS: usize = OFFSETS[TABLE.len()];
+
+/// The cells of one worker, on cache lines of their own.
+#[repr(align(128))]
+struct Cells([AtomicU64; CELLS]);
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+/// All metrics of a node.
+pub struct Metrics {
+    slots: Arc<[Cells]>,
+    registry: Mutex<Registry>,
+}
+
+impl Metrics {
+    /// Cells for `workers` threads and one more slot, shared by everything off the path.
+    pub fn new(workers: usize) -> Arc<Self> {
+        let slots: Arc<[Cells]> = (0..=workers).map(|_| Cells::default()).collect();
+        let mut registry = Registry::with_prefix("skerry");
+        registry.register_collector(Box::new(Sum(slots.clone())));
+        Arc::new(Self { slots, registry: Mutex::new(registry) })
+    }
+
+    /// The recorder of worker `worker`, counted from zero.
+    pub fn worker(self: &Arc<Self>, worker: usize) -> Recorder {
+        assert!(worker + 1 < self.slots.len(), "worker {worker} has no cells");
+        Recorder { metrics: self.clone(), slot: worker + 1 }
+    }
+
+    /// The recorder for everything that is not a worker.
+    pub fn background(self: &Arc<Self>) -> Recorder {
+        Recorder { metrics: self.clone(), slot: 0 }
+    }
+
+    /// Adds a family that a room keeps itself (per site, per origin; not on the hit path).
+    pub fn register(&self, name: &str, help: &str, metric: impl RegistryMetric) {
+        self.lock().register(name, help, metric);
+    }
+
+    /// Adds a collector that is asked at each scrape.
+    pub fn register_collector(&self, collector: Box<dyn Collector>) {
+        self.lock().register_collector(collector);
+    }
+
+    /// The sum over all workers; for a histogram, the number of observations.
+    pub fn total(&self, metric: Metric, label: usize) -> u64 {
+        let row = &TABLE[metric as usize];
+        let first = OFFSETS[metric as usize];
+        match row.kind {
+            Kind::Counter | Kind::Gauge => sum(&self.slots, first + label),
+            Kind::Histogram => (first..=first + OVERFLOW).map(|cell| sum(&self.slots, cell)).sum(),
+        }
+    }
+
+    /// The exposition text for a scrape (OpenMetrics 1.0).
+    pub fn encode(&self) -> String {
+        let mut out = String::with_capacity(16 << 10);
+        text::encode(&mut out, &self.lock()).expect("writing to a String does not fail");
+        out
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A handle that adds to one slot of cells. Cheap to clone.
+#[derive(Clone)]
+pub struct Recorder {
+    metrics: Arc<Metrics>,
+    slot: usize,
+}
+
+impl Recorder {
+    /// Adds one.
+    pub fn count(&self, metric: Metric) {
+        self.add(metric, 1);
+    }
+
+    /// Adds `amount`.
+    pub fn add(&self, metric: Metric, amount: u64) {
+        self.cell(metric, 0).fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// Adds one to the series of the label's value number `label`.
+    pub fn count_labelled(&self, metric: Metric, label: usize) {
+        self.cell(metric, label).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes `amount` from a gauge. A gauge may go up on one worker and down on another.
+    pub fn subtract(&self, metric: Metric, amount: u64) {
+        self.cell(metric, 0).fetch_sub(amount, Ordering::Relaxed);
+    }
+
+    /// Adds one observation to a histogram.
+    pub fn observe(&self, metric: Metric, elapsed: Duration) {
+        let us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BUCKETS_US.iter().position(|bound| us <= *bound).unwrap_or(OVERFLOW);
+        let cells = &self.metrics.slots[self.slot].0[OFFSETS[metric as usize]..];
+        cells[bucket].fetch_add(1, Ordering::Relaxed);
+        cells[SUM_US].fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// The metrics that this recorder adds to.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    fn cell(&self, metric: Metric, label: usize) -> &AtomicU64 {
+        let row = &TABLE[metric as usize];
+        debug_assert!(row.kind != Kind::Histogram, "{} is a histogram: observe", row.name);
+        debug_assert!(label < row.label.1.len().max(1), "{} has no label {label}", row.name);
+        &self.metrics.slots[self.slot].0[OFFSETS[metric as usize] + label]
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recorder({})", self.slot)
+    }
+}
+
+/// Sums the workers' cells at each scrape.
+struct Sum(Arc<[Cells]>);
+
+impl Collector for Sum {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        for (row, first) in TABLE.iter().zip(OFFSETS) {
+            encode_row(&mut encoder, row, |cell| sum(&self.0, first + cell))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sum")
+    }
+}
+
+fn encode_row(
+    encoder: &mut DescriptorEncoder<'_>,
+    row: &Row,
+    cell: impl Fn(usize) -> u64,
+) -> Result<(), fmt::Error> {
+    let metric_type = match row.kind {
+        Kind::Counter => MetricType::Counter,
+        Kind::Gauge => MetricType::Gauge,
+        Kind::Histogram => MetricType::Histogram,
+    };
+    let mut encoder = encoder.encode_descriptor(row.name, row.help, None, metric_type)?;
+    let (label, values) = row.label;
+    match row.kind {
+        Kind::Histogram => {
+            let bounds = BUCKETS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+            let buckets: Vec<(f64, u64)> =
+                bounds.enumerate().map(|(at, bound)| (bound, cell(at))).collect();
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            encoder.encode_histogram::<NoLabelSet>(cell(SUM_US) as f64 / 1e6, count, &buckets, None)
+        }
+        // A worker that only takes away holds a negative number; the sum does not.
+        Kind::Gauge => ConstGauge::new(cell(0) as i64).encode(encoder),
+        Kind::Counter if values.is_empty() => ConstCounter::new(cell(0)).encode(encoder),
+        Kind::Counter => values.iter().enumerate().try_for_each(|(at, value)| {
+            let labels = [(label, *value)];
+            ConstCounter::new(cell(at)).encode(encoder.encode_family(&labels)?)
+        }),
+    }
+}
+
+fn sum(slots: &[Cells], cell: usize) -> u64 {
+    slots.iter().fold(0, |sum, cells| sum.wrapping_add(cells.0[cell].load(Ordering::Relaxed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_sums_what_all_workers_counted() {
+        let metrics = Metrics::new(2);
+        metrics.worker(0).count(Metric::Requests);
+        metrics.worker(1).add(Metric::Requests, 2);
+        metrics.background().count_labelled(Metric::Responses, 1);
+        let text = metrics.encode();
+        assert!(text.contains("skerry_requests_total 3\n"), "{text}");
+        assert!(text.contains("skerry_responses_total{class=\"2xx\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_gauge_may_rise_on_one_worker_and_fall_on_another() {
+        let metrics = Metrics::new(2);
+        metrics.worker(0).add(Metric::Connections, 3);
+        metrics.worker(1).subtract(Metric::Connections, 1);
+        assert!(metrics.encode().contains("skerry_connections 2\n"));
+    }
+
+    #[test]
+    fn a_histogram_has_cumulative_buckets_a_sum_and_a_count() {
+        let metrics = Metrics::new(1);
+        metrics.worker(0).observe(Metric::RequestSeconds, Duration::from_micros(80));
+        metrics.worker(0).observe(Metric::RequestSeconds, Duration::from_secs(60));
+        let text = metrics.encode();
+        assert!(
+            text.contains("skerry_request_duration_seconds_bucket{le=\"0.0001\"} 1\n"),
+            "{text}"
+        );
+        assert!(text.contains("skerry_request_duration_seconds_bucket{le=\"+Inf\"} 2\n"), "{text}");
+        assert!(text.contains("skerry_request_duration_seconds_count 2\n"), "{text}");
+        assert_eq!(metrics.total(Metric::RequestSeconds, 0), 2);
+    }
+}

@@ -1,0 +1,1 @@
+//! Memory and disk as one cache. The only user of foyer.
