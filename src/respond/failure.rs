@@ -1,0 +1,77 @@
+//! The one map from what went wrong to a response (RFC 9110 §15, Proxy-Status of RFC 9209).
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+
+use crate::body::Body;
+
+/// Why the path ended without a response of its own.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What the client gets.
+    pub status: StatusCode,
+    /// A word from a closed list, for log and metric.
+    pub reason: &'static str,
+    /// One sentence for the client and the log: what happened, no secrets.
+    pub detail: Cow<'static, str>,
+    /// The error type of RFC 9209 §2.3, when an upstream is to blame.
+    pub proxy_error: Option<&'static str>,
+    /// Whether the connection must be closed because its framing is in doubt.
+    pub close: bool,
+    /// Seconds for `Retry-After`.
+    pub retry_after_s: Option<u32>,
+}
+
+/// The response that a client gets for a failure. `server` names this node in Proxy-Status.
+pub fn response(failure: &Failure, server: &str, request_id: &str) -> Response<Body> {
+    let reason = failure.status.canonical_reason().unwrap_or("Error");
+    let text = format!(
+        "{} {reason}\n{}\nrequest {request_id}\n",
+        failure.status.as_u16(),
+        failure.detail
+    );
+    let mut response = Response::new(Body::from(Bytes::from(text)));
+    *response.status_mut() = failure.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(error) = failure.proxy_error
+        && let Ok(value) = HeaderValue::try_from(format!("{server}; error={error}"))
+    {
+        headers.insert(PROXY_STATUS, value);
+    }
+    if let Some(seconds) = failure.retry_after_s {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if failure.close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_failure_says_who_and_why_and_is_never_stored() {
+        let failure = Failure {
+            status: StatusCode::BAD_GATEWAY,
+            reason: "connection_refused",
+            detail: "the origin refused the connection".into(),
+            proxy_error: Some("connection_refused"),
+            close: false,
+            retry_after_s: None,
+        };
+        let response = response(&failure, "skerry", "0f");
+        assert_eq!(response.status(), 502);
+        assert_eq!(response.headers()["proxy-status"], "skerry; error=connection_refused");
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        assert!(!response.headers().contains_key("connection"));
+    }
+}

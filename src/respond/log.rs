@@ -1,0 +1,362 @@
+//! The access log: one JSON line a request.
+//!
+//! A worker appends lines to a buffer of its own; full buffers travel through a bounded
+//! channel to one writer thread. When the writer falls behind, lines are dropped and
+//! counted: a slow disk never holds back a response. docs/reference/access-log.md lists the
+//! fields.
+
+use std::cell::{Cell, RefCell};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use crate::metrics::{Metric, Recorder};
+
+/// Where access lines go, and how many may wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Off, standard output or a file.
+    pub target: Target,
+    /// A worker hands its lines over when it has this many bytes of them. 4 KiB to 1 MiB.
+    pub buffer_bytes: usize,
+    /// How many such buffers may wait for the writer. Beyond it, lines are dropped.
+    pub buffers_max: usize,
+}
+
+/// Where access lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// A file, appended to, opened anew on SIGHUP.
+    File(PathBuf),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { target: Target::Stdout, buffer_bytes: 32 << 10, buffers_max: 256 }
+    }
+}
+
+/// The node's access log: owns the writer thread.
+#[derive(Debug)]
+pub struct AccessLog {
+    settings: Settings,
+    sender: Option<SyncSender<Vec<u8>>>,
+    reopen: Arc<AtomicBool>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl AccessLog {
+    /// Opens the target and starts the writer.
+    ///
+    /// # Errors
+    /// The file can't be opened for appending, or no thread can be had.
+    pub fn start(settings: &Settings) -> io::Result<Self> {
+        let reopen = Arc::new(AtomicBool::new(false));
+        let mut log =
+            Self { settings: settings.clone(), sender: None, reopen: reopen.clone(), writer: None };
+        let Some(out) = Output::open(&settings.target)? else { return Ok(log) };
+        let (sender, receiver) = sync_channel(settings.buffers_max);
+        let writer = std::thread::Builder::new().name("access-log".into());
+        log.writer = Some(writer.spawn(move || write_all(&receiver, out, &reopen))?);
+        log.sender = Some(sender);
+        Ok(log)
+    }
+
+    /// A buffer for one worker.
+    pub fn buffer(&self, recorder: Recorder) -> LogBuffer {
+        LogBuffer {
+            sender: self.sender.clone(),
+            buffer_bytes: self.settings.buffer_bytes,
+            bytes: RefCell::default(),
+            lines: Cell::new(0),
+            second: RefCell::default(),
+            recorder,
+        }
+    }
+
+    /// Opens the file anew before the next write, for log rotation.
+    pub fn reopen(&self) {
+        self.reopen.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until all that was handed over is written. Every buffer must be gone by then.
+    pub fn close(mut self) {
+        self.sender = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+/// One worker's lines.
+#[derive(Debug)]
+pub struct LogBuffer {
+    sender: Option<SyncSender<Vec<u8>>>,
+    buffer_bytes: usize,
+    bytes: RefCell<Vec<u8>>,
+    lines: Cell<u64>,
+    second: RefCell<SecondText>,
+    recorder: Recorder,
+}
+
+impl LogBuffer {
+    /// Whether lines go anywhere.
+    pub fn is_on(&self) -> bool {
+        self.sender.is_some()
+    }
+
+    /// Appends a line: `fields` writes what follows the time.
+    pub fn append(&self, time: SystemTime, fields: impl FnOnce(&mut Line<'_>)) {
+        let mut bytes = self.bytes.borrow_mut();
+        bytes.extend_from_slice(b"{\"time\":\"");
+        self.second.borrow_mut().write(time, &mut bytes);
+        bytes.push(b'"');
+        fields(&mut Line { bytes: &mut bytes });
+        bytes.extend_from_slice(b"}\n");
+        self.lines.set(self.lines.get() + 1);
+        let is_full = bytes.len() >= self.buffer_bytes;
+        drop(bytes);
+        if is_full {
+            self.flush();
+        }
+    }
+
+    /// Hands over what there is. A worker calls it a few times a second.
+    pub fn flush(&self) {
+        let Some(sender) = &self.sender else { return };
+        let mut bytes = self.bytes.borrow_mut();
+        if bytes.is_empty() {
+            return;
+        }
+        let full = std::mem::replace(&mut *bytes, Vec::with_capacity(self.buffer_bytes + 1024));
+        let lines = self.lines.replace(0);
+        match sender.try_send(full) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.recorder.add(Metric::LogDropped, lines);
+            }
+        }
+    }
+}
+
+impl Drop for LogBuffer {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// A line being written. Names are constants and need no escaping.
+#[derive(Debug)]
+pub struct Line<'a> {
+    bytes: &'a mut Vec<u8>,
+}
+
+impl Line<'_> {
+    /// A string; bytes that are not UTF-8 become U+FFFD.
+    pub fn text(&mut self, name: &'static str, value: &[u8]) {
+        self.name(name);
+        self.bytes.push(b'"');
+        escape(value, self.bytes);
+        self.bytes.push(b'"');
+    }
+
+    /// A whole number.
+    pub fn number(&mut self, name: &'static str, value: u64) {
+        self.name(name);
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+
+    /// A duration in milliseconds with three decimals.
+    pub fn millis(&mut self, name: &'static str, value: Duration) {
+        let us = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+        self.number(name, us / 1000);
+        let rest = (us % 1000) as u16;
+        let digit = |value: u16| b'0' + (value % 10) as u8;
+        self.bytes.extend_from_slice(&[b'.', digit(rest / 100), digit(rest / 10), digit(rest)]);
+    }
+
+    /// Anything that displays as text without characters that JSON escapes.
+    pub fn plain(&mut self, name: &'static str, value: impl std::fmt::Display) {
+        self.name(name);
+        // Writing to a Vec does not fail.
+        let _ = write!(self.bytes, "\"{value}\"");
+    }
+
+    /// `name: true`.
+    pub fn flag(&mut self, name: &'static str) {
+        self.name(name);
+        self.bytes.extend_from_slice(b"true");
+    }
+
+    fn name(&mut self, name: &'static str) {
+        self.bytes.extend_from_slice(b",\"");
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(b"\":");
+    }
+}
+
+fn escape(value: &[u8], out: &mut Vec<u8>) {
+    if value.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
+        out.extend_from_slice(value);
+        return;
+    }
+    for character in String::from_utf8_lossy(value).chars() {
+        match character {
+            '"' | '\\' => out.extend_from_slice(&[b'\\', character as u8]),
+            '\0'..='\x1f' | '\x7f' => {
+                let _ = write!(out, "\\u{:04x}", character as u32);
+            }
+            _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}
+
+/// The text of the current second: a date is computed once a second, not once a line.
+#[derive(Debug, Default)]
+struct SecondText {
+    second: Option<u64>,
+    text: String,
+}
+
+impl SecondText {
+    fn write(&mut self, time: SystemTime, out: &mut Vec<u8>) {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if self.second != Some(since.as_secs()) {
+            self.second = Some(since.as_secs());
+            let whole = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs());
+            self.text = humantime::format_rfc3339_seconds(whole).to_string();
+            self.text.pop(); // the Z follows the milliseconds
+        }
+        out.extend_from_slice(self.text.as_bytes());
+        let ms = since.subsec_millis() as u16;
+        let digit = |value: u16| b'0' + (value % 10) as u8;
+        out.extend_from_slice(&[b'.', digit(ms / 100), digit(ms / 10), digit(ms), b'Z']);
+    }
+}
+
+enum Output {
+    Stdout(io::Stdout),
+    File(File, PathBuf),
+}
+
+impl Output {
+    fn open(target: &Target) -> io::Result<Option<Self>> {
+        Ok(match target {
+            Target::Off => None,
+            Target::Stdout => Some(Self::Stdout(io::stdout())),
+            Target::File(path) => Some(Self::File(append_to(path)?, path.clone())),
+        })
+    }
+
+    fn reopen(&mut self) {
+        let Self::File(file, path) = self else { return };
+        match append_to(path) {
+            Ok(new) => *file = new,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "access log: can't open the file anew, the old one stays");
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.write_all(bytes).and_then(|()| out.flush()),
+            Self::File(file, _) => file.write_all(bytes),
+        }
+    }
+}
+
+fn append_to(path: &PathBuf) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn write_all(receiver: &Receiver<Vec<u8>>, mut out: Output, reopen: &AtomicBool) {
+    let mut is_failing = false;
+    for bytes in receiver {
+        if reopen.swap(false, Ordering::Relaxed) {
+            out.reopen();
+        }
+        match out.write(&bytes) {
+            Ok(()) => is_failing = false,
+            // Said once, not once a buffer: the disk that fails here may hold the error log too.
+            Err(error) if !is_failing => {
+                is_failing = true;
+                tracing::error!(%error, "access log: lines are lost");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn lines_of(fields: impl FnOnce(&mut Line<'_>)) -> String {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("access.log");
+        let settings = Settings { target: Target::File(path.clone()), ..Settings::default() };
+        let log = AccessLog::start(&settings).expect("the log opens");
+        let buffer = log.buffer(Metrics::new(1).worker(0));
+        buffer.append(SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_007), fields);
+        drop(buffer);
+        log.close();
+        std::fs::read_to_string(path).expect("the log is there")
+    }
+
+    #[test]
+    fn a_line_is_json_whatever_the_client_sent() {
+        let line = lines_of(|line| {
+            line.text("target", b"/a\"b\\c\x01\xff\xc3\xa9");
+            line.number("status", 200);
+            line.millis("duration_ms", Duration::from_micros(12_045));
+        });
+        let value: serde_json::Value = serde_json::from_str(&line).expect("a JSON line");
+        assert_eq!(value["time"], "1970-01-02T00:00:00.007Z");
+        assert_eq!(value["target"], "/a\"b\\c\u{1}\u{fffd}é");
+        assert_eq!(value["status"], 200);
+        assert_eq!(value["duration_ms"], 12.045);
+    }
+
+    #[test]
+    fn lines_that_the_writer_cannot_take_are_dropped_and_counted() {
+        let (sender, _receiver) = sync_channel(1);
+        let metrics = Metrics::new(1);
+        let log = AccessLog {
+            settings: Settings { buffer_bytes: 1, ..Settings::default() },
+            sender: Some(sender),
+            reopen: Arc::default(),
+            writer: None,
+        };
+        let buffer = log.buffer(metrics.worker(0));
+        for _ in 0..3 {
+            buffer.append(SystemTime::UNIX_EPOCH, |_| {});
+        }
+        assert_eq!(metrics.total(Metric::LogDropped, 0), 2);
+    }
+
+    #[test]
+    fn a_moved_file_is_opened_anew_after_reopen() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("access.log");
+        let settings = Settings { target: Target::File(path.clone()), ..Settings::default() };
+        let log = AccessLog::start(&settings).expect("the log opens");
+        std::fs::rename(&path, folder.path().join("old.log")).expect("the file moves");
+        log.reopen();
+        let buffer = log.buffer(Metrics::new(1).worker(0));
+        buffer.append(SystemTime::UNIX_EPOCH, |line| line.flag("x"));
+        drop(buffer);
+        log.close();
+        assert!(std::fs::read_to_string(path).expect("a new file").contains("\"x\":true"));
+    }
+}
