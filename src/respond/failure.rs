@@ -28,11 +28,8 @@ pub struct Failure {
 /// The response that a client gets for a failure. `server` names this node in Proxy-Status.
 pub fn response(failure: &Failure, server: &str, request_id: &str) -> Response<Body> {
     let reason = failure.status.canonical_reason().unwrap_or("Error");
-    let text = format!(
-        "{} {reason}\n{}\nrequest {request_id}\n",
-        failure.status.as_u16(),
-        failure.detail
-    );
+    let text =
+        format!("{} {reason}\n{}\nrequest {request_id}\n", failure.status.as_u16(), failure.detail);
     let mut response = Response::new(Body::from(Bytes::from(text)));
     *response.status_mut() = failure.status;
     let headers = response.headers_mut();

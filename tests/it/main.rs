@@ -1,0 +1,3 @@
+//! The integration tests, one binary. A file is a feature; `harness` has what they share.
+
+mod tidy;

@@ -1,0 +1,157 @@
+//! The rules of the house that a compiler doesn't check: who imports whom, and no leftovers.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Room → what it may import. A new arrow changes this list in the same commit, with its
+/// reason; `design` is docs/ARCHITECTURE.md.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("clock", &[]),
+    ("metrics", &[]),
+    ("body", &[]),
+    ("cache", &[]),
+    ("context", &["cache", "clock"]),
+    // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
+    ("store", &["cache", "clock", "metrics", "body"]),
+    ("transform", &["body", "metrics"]),
+    ("fetch", &["store", "cache", "context", "body", "clock", "metrics"]),
+    ("guard", &["context", "clock", "metrics"]),
+    ("respond", &["cache", "context", "body", "metrics"]),
+    ("route", &["guard", "cache", "fetch", "transform"]),
+    ("control", &["store", "fetch", "cache", "clock", "metrics"]),
+    (
+        "serve",
+        &[
+            "route",
+            "guard",
+            "cache",
+            "store",
+            "fetch",
+            "transform",
+            "respond",
+            "context",
+            "body",
+            "clock",
+            "metrics",
+        ],
+    ),
+    ("listen", &["serve", "context", "body", "clock", "metrics"]),
+    // It stands outside the house: an origin for the demo.
+    ("demo", &[]),
+];
+
+/// Rooms that may import everything: the composition root and what turns files into it.
+const FREE: &[&str] = &["node", "config", "main", "lib"];
+
+#[test]
+fn rooms_import_only_what_the_plan_allows() {
+    let mut wrong = Vec::new();
+    for file in rust_files("src") {
+        let room = room_of(&file);
+        if FREE.contains(&room.as_str()) {
+            continue;
+        }
+        let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| *name == room) else {
+            wrong.push(format!("{}: no arrows are planned for the room {room}", file.display()));
+            continue;
+        };
+        for (line, imported) in imports(&read(&file)) {
+            if imported != room && !allowed.contains(&imported.as_str()) {
+                wrong.push(format!("{}:{line}: {room} may not import {imported}", file.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn only_node_and_main_import_config() {
+    let wrong: Vec<_> = rust_files("src")
+        .into_iter()
+        .filter(|file| !["node", "main", "config", "lib"].contains(&room_of(file).as_str()))
+        .filter(|file| imports(&read(file)).iter().any(|(_, room)| room == "config"))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn only_the_store_knows_foyer_and_only_clock_reads_time() {
+    for file in rust_files("src") {
+        let room = room_of(&file);
+        let text = without_tests(&read(&file));
+        assert!(room == "store" || !text.contains("foyer::"), "{}: foyer", file.display());
+        assert!(room == "clock" || !text.contains("SystemTime::now"), "{}: time", file.display());
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_leaves_nothing_undone() {
+    let mut wrong = Vec::new();
+    for file in ["src", "geo/src", "simulation/src", "tests"].into_iter().flat_map(rust_files) {
+        let text = read(&file);
+        if !text.starts_with("//!") {
+            wrong.push(format!("{}: opens without //!", file.display()));
+        }
+        for mark in [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("X", "XX")] {
+            if text.contains(mark) {
+                wrong.push(format!("{}: has a {mark}", file.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// `crate::room` in code, with its line, comments and test modules left out.
+fn imports(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut inside_use = false;
+    for (at, line) in without_tests(text).lines().enumerate() {
+        let code = line.split("//").next().unwrap_or_default();
+        inside_use |= code.trim_start().starts_with("use crate::{");
+        let mut rooms: BTreeSet<String> = code.split("crate::").skip(1).map(first_word).collect();
+        if inside_use {
+            let names = code.trim_start().trim_start_matches("use crate::{");
+            if !code.starts_with("        ") {
+                rooms.extend(names.split(',').map(|name| first_word(name.trim_start())));
+            }
+            inside_use = !code.contains("};");
+        }
+        rooms.retain(|room| !room.is_empty() && room.chars().all(|c| c.is_lowercase() || c == '_'));
+        found.extend(rooms.into_iter().map(|room| (at + 1, room)));
+    }
+    found
+}
+
+fn first_word(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+fn without_tests(text: &str) -> String {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned()
+}
+
+fn room_of(file: &Path) -> String {
+    let first = file.components().nth(1).expect("a file below src");
+    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+fn rust_files(folder: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![PathBuf::from(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("the folder can be read") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).expect("the file can be read")
+}
