@@ -79,6 +79,13 @@ table! {
     Responses, Counter, "responses", "Responses sent, by class of status.", "class" = STATUS_CLASSES;
     ResponseBytes, Counter, "response_body_bytes", "Body bytes handed to client connections.";
     RequestSeconds, Histogram, "request_duration_seconds", "From the request's head to the response's head.";
+    Fills, Gauge, "fills", "Upstream responses on their way to their readers and into the store.";
+    FillReaders, Gauge, "fill_readers", "Clients that read a body as it comes from upstream.";
+    FillWindowBytes, Gauge, "fill_window_bytes", "Body bytes held in memory for readers of fills.";
+    RequestsCollapsed, Counter, "requests_collapsed", "Requests that followed another one's upstream request.";
+    RequestsUncollapsed, Counter, "requests_uncollapsed", "Requests that went upstream alone though another might have been followed.",
+        "reason" = &["uncacheable", "fills_max", "followers_max"];
+    UncacheableForgotten, Counter, "uncacheable_forgotten", "Keys not remembered as uncacheable because the limit was reached.";
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
 }
 
