@@ -1,0 +1,158 @@
+//! Sockets for every worker, before anything is served.
+//!
+//! Each worker has a listening socket of its own on every address (`SO_REUSEPORT`): the kernel
+//! spreads connections over them and no worker wakes for another's. What accepted sockets
+//! inherit from the listening one (no delay, keep-alive probes) is set here once.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use super::settings::Listener;
+
+/// The listening sockets of one worker.
+#[derive(Debug)]
+pub struct WorkerSockets {
+    pub(super) sockets: Vec<(TcpListener, Arc<Listener>)>,
+}
+
+impl WorkerSockets {
+    /// The bound addresses in the order of the settings, port 0 replaced by the real one.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.sockets.iter().map(|(_, listener)| listener.address)
+    }
+}
+
+/// Why an address can't be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another process, or another listener, has it.
+    #[error(
+        "address in use: {address} (listener {name}): stop what listens there, or choose another port"
+    )]
+    InUse {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The listener's name.
+        name: String,
+    },
+    /// A port below 1024 without the right to it.
+    #[error(
+        "no permission to listen on {address} (listener {name}): ports below {first} need CAP_NET_BIND_SERVICE",
+        first = 1024
+    )]
+    Denied {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The listener's name.
+        name: String,
+    },
+    /// Anything else that the system says.
+    #[error("cannot listen on {address} (listener {name}): {source}")]
+    Other {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The listener's name.
+        name: String,
+        /// The system's words.
+        source: io::Error,
+    },
+}
+
+/// Opens every listener once for each worker. From here on the kernel queues connections,
+/// so nobody is refused while the rest of the node starts.
+pub fn bind(listeners: &[Listener], workers: usize) -> Result<Vec<WorkerSockets>, BindError> {
+    let mut all: Vec<_> = (0..workers).map(|_| WorkerSockets { sockets: Vec::new() }).collect();
+    for wanted in listeners {
+        let failed = |error| bind_error(wanted, error);
+        let address = claim(wanted.address).map_err(failed)?;
+        let listener = Arc::new(Listener { address, ..wanted.clone() });
+        for worker in &mut all {
+            let socket = listening(address, true).map_err(failed)?;
+            worker.sockets.push((socket, listener.clone()));
+        }
+    }
+    Ok(all)
+}
+
+/// Makes sure that nobody has the address. `SO_REUSEPORT` alone would share it in silence
+/// with another node of the same user; a socket without it fails as an operator expects.
+fn claim(address: SocketAddr) -> io::Result<SocketAddr> {
+    listening(address, false)?.local_addr()
+}
+
+fn listening(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Without it, a restart waits for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    // Finds dead peers of long transfers and tunnels, which no timeout of ours ends.
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_error(listener: &Listener, source: io::Error) -> BindError {
+    let (address, name) = (listener.address, listener.name.clone());
+    match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { address, name },
+        io::ErrorKind::PermissionDenied => BindError::Denied { address, name },
+        _ => BindError::Other { address, name, source },
+    }
+}
+
+/// The kernel bounds it by net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any() -> Listener {
+        Listener::plain("127.0.0.1:0".parse().expect("an address"))
+    }
+
+    #[test]
+    fn port_zero_is_the_same_real_port_for_every_worker() {
+        let workers = bind(&[any()], 3).expect("a free port");
+        let ports: Vec<u16> = workers
+            .iter()
+            .map(|worker| worker.sockets[0].0.local_addr().expect("bound").port())
+            .collect();
+        assert!(ports[0] != 0 && ports.iter().all(|port| *port == ports[0]), "{ports:?}");
+        assert_eq!(workers[0].addresses().next().expect("one").port(), ports[0]);
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_in_one_line_even_when_it_is_shared() {
+        let first = bind(&[any()], 2).expect("a free port");
+        let address = first[0].addresses().next().expect("one");
+        let error = bind(&[Listener::plain(address)], 2).expect_err("it is taken").to_string();
+        assert!(error.starts_with(&format!("address in use: {address}")), "{error}");
+        assert!(!error.contains('\n'));
+    }
+
+    #[test]
+    fn ipv4_and_ipv6_wildcards_stand_side_by_side_on_one_port() {
+        let v4 = bind(&[Listener::plain("0.0.0.0:0".parse().expect("v4"))], 1).expect("v4");
+        let port = v4[0].addresses().next().expect("one").port();
+        let v6 = SocketAddr::new("::".parse().expect("v6"), port);
+        match bind(&[Listener::plain(v6)], 1) {
+            Ok(_) => {}
+            // A machine without IPv6.
+            Err(BindError::Other { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

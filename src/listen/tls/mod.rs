@@ -1,0 +1,226 @@
+//! TLS for the listeners: one rustls configuration that all workers share.
+//!
+//! Certificates are chosen by SNI from a map that is swapped whole when files change, so
+//! handshakes never wait and connections never notice; a bad new file leaves the old map.
+//! Tickets are sealed with keys that all workers (and, from a file, all nodes) share. There
+//! is no 0-RTT: rustls forbids it together with stateless tickets, and a replayed request
+//! would pass our gate.
+
+mod certificates;
+mod self_signed;
+mod tickets;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+
+use crate::clock::Clock;
+
+use super::settings::{TicketKeys, TlsSettings, TlsVersion};
+use certificates::{Certificates, CertificatesBySni};
+use tickets::Tickets;
+
+pub use self_signed::{PemPair, self_signed, self_signed_in};
+
+/// Certificates, tickets and the configuration made of them.
+#[derive(Debug)]
+pub struct TlsState {
+    config: Arc<ServerConfig>,
+    certificates: Arc<CertificatesBySni>,
+    tickets: Arc<Tickets>,
+    sources: Mutex<Sources>,
+}
+
+/// What was loaded, and from what state of the files.
+#[derive(Debug)]
+struct Sources {
+    settings: TlsSettings,
+    seen: Vec<Option<Stamp>>,
+    rotated: SystemTime,
+}
+
+/// A file's modification time and length: enough to see that it was replaced.
+type Stamp = (SystemTime, u64);
+
+/// Why certificates or ticket keys can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file can't be read, or is not the PEM that it should be.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The certificate and the key are not a pair.
+    #[error("{certificate} and {key} do not belong together: {reason}")]
+    Pair {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What rustls says.
+        reason: rustls::Error,
+    },
+    /// The default certificate's position is beyond the list.
+    #[error("default certificate number {wanted} of {there}")]
+    Default {
+        /// The position in the settings, from zero.
+        wanted: usize,
+        /// How many there are.
+        there: usize,
+    },
+    /// No self-signed certificate could be made.
+    #[error("cannot make a self-signed certificate: {0}")]
+    SelfSigned(String),
+}
+
+impl TlsState {
+    /// Loads everything that the settings name. Without certificates, a self-signed one for
+    /// `localhost` is made in `data_dir`, or found there.
+    pub fn load(
+        settings: &TlsSettings,
+        data_dir: &Path,
+        clock: &Clock,
+    ) -> Result<Arc<Self>, TlsError> {
+        let settings = with_a_certificate(settings, data_dir)?;
+        let seen = stamps(&settings);
+        let certificates = Arc::new(CertificatesBySni::new(Certificates::load(&settings)?));
+        let tickets = Arc::new(Tickets::load(&settings.ticket_keys)?);
+        let config = server_config(&settings, certificates.clone(), tickets.clone());
+        let sources = Mutex::new(Sources { settings, seen, rotated: clock.now() });
+        Ok(Arc::new(Self { config: Arc::new(config), certificates, tickets, sources }))
+    }
+
+    /// Reads all files again, changed or not. On an error everything stays as it was.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let mut sources = self.lock();
+        let seen = stamps(&sources.settings);
+        let result = self.load_again(&sources.settings);
+        // A bad file is tried again when it changes, not every few seconds.
+        sources.seen = seen;
+        result
+    }
+
+    /// Takes other certificates and ticket keys, for a reloaded config. The oldest version
+    /// that is spoken stays what it was at the start.
+    pub fn replace(&self, settings: &TlsSettings, data_dir: &Path) -> Result<(), TlsError> {
+        let settings = with_a_certificate(settings, data_dir)?;
+        let mut sources = self.lock();
+        let seen = stamps(&settings);
+        if settings.ticket_keys != sources.settings.ticket_keys {
+            let tickets = Tickets::load(&settings.ticket_keys)?;
+            self.certificates.swap(Certificates::load(&settings)?);
+            self.tickets.take_over(tickets);
+        } else {
+            self.load_again(&settings)?;
+        }
+        (sources.settings, sources.seen) = (settings, seen);
+        Ok(())
+    }
+
+    /// Reloads if a file has changed, and rotates generated ticket keys when their time has
+    /// come. `Ok(true)`: something was loaded. Reads files: not for a worker's thread.
+    pub fn keep_current(&self, now: SystemTime) -> Result<bool, TlsError> {
+        let changed = {
+            let mut sources = self.lock();
+            if let TicketKeys::Generated { rotate_every } = sources.settings.ticket_keys
+                && now.duration_since(sources.rotated).is_ok_and(|age| age >= rotate_every)
+            {
+                self.tickets.rotate();
+                sources.rotated = now;
+            }
+            stamps(&sources.settings) != sources.seen
+        };
+        if changed {
+            self.reload()?;
+        }
+        Ok(changed)
+    }
+
+    /// Keeps certificates and keys current for as long as it is polled; mistakes are logged
+    /// once per change. For the background runtime.
+    pub async fn watch(self: Arc<Self>, clock: Clock) {
+        loop {
+            let interval = self.lock().settings.reload_interval;
+            tokio::time::sleep(interval).await;
+            let (state, now) = (self.clone(), clock.now());
+            match tokio::task::spawn_blocking(move || state.keep_current(now)).await {
+                Ok(Ok(true)) => tracing::info!("certificates and ticket keys loaded again"),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "certificates stay as they were");
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The configuration for handshakes.
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        self.config.clone()
+    }
+
+    fn load_again(&self, settings: &TlsSettings) -> Result<(), TlsError> {
+        let certificates = Certificates::load(settings)?;
+        if let TicketKeys::File { .. } = settings.ticket_keys {
+            self.tickets.take_over(Tickets::load(&settings.ticket_keys)?);
+        }
+        self.certificates.swap(certificates);
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn server_config(
+    settings: &TlsSettings,
+    certificates: Arc<CertificatesBySni>,
+    tickets: Arc<Tickets>,
+) -> ServerConfig {
+    let versions: &[&rustls::SupportedProtocolVersion] = match settings.version_min {
+        TlsVersion::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+        TlsVersion::V1_3 => &[&rustls::version::TLS13],
+    };
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("the provider's suites cover both versions")
+        .with_no_client_auth()
+        .with_cert_resolver(certificates);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = tickets;
+    config
+}
+
+fn with_a_certificate(settings: &TlsSettings, data_dir: &Path) -> Result<TlsSettings, TlsError> {
+    let mut settings = settings.clone();
+    if settings.certificates.is_empty() {
+        settings.certificates.push(self_signed_in(&data_dir.join("tls"), &["localhost"])?);
+        settings.default_certificate = 0;
+    }
+    Ok(settings)
+}
+
+fn stamps(settings: &TlsSettings) -> Vec<Option<Stamp>> {
+    let tickets = match &settings.ticket_keys {
+        TicketKeys::File { path, .. } => Some(path),
+        TicketKeys::Generated { .. } => None,
+    };
+    let pairs = settings.certificates.iter().flat_map(|files| [&files.certificate, &files.key]);
+    pairs.chain(tickets).map(|path| stamp(path)).collect()
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+#[cfg(test)]
+mod tests;

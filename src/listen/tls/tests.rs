@@ -1,0 +1,1 @@
+//! The TLS room at the handshake.
