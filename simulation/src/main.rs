@@ -1,2 +1,3 @@
-//! A whole CDN on one machine.
+//! The command line of the lab.
+
 fn main() {}

@@ -1,0 +1,18 @@
+//! A whole CDN on one machine.
+//!
+//! Real `skerry` processes in regions, a real redis-server, scripted origins, a simulated WAN
+//! between them and clients of many countries. A scenario chooses load and faults; checkers
+//! state what must always hold and watch every answer; a report shows what happened.
+//!
+//! Nothing here uses the edge's own code: what is checked must not check itself.
+
+// What there is: content, distance, chance, and the notebook of what happened.
+pub mod journal;
+pub mod object;
+pub mod place;
+pub mod seed;
+
+// What stands around the nodes.
+pub mod client;
+pub mod origin;
+pub mod wan;
