@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::fill::{Fill, Filled, Filling, Interest, NotJoinable, Settings, Shared};
+use super::fill::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
+use super::pump::Filled;
 use crate::body::Body;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
@@ -275,19 +276,21 @@ impl Drop for Lead {
     }
 }
 
-/// One who waits for what a [`Lead`] brings.
+/// One who waits for what a [`Lead`] brings. The fill goes on for it until it has the outcome.
 #[derive(Debug)]
 pub struct Follower(Interest);
 
 impl Follower {
     /// What came of it. Cancel-safe: the caller sets the deadline and may ask again.
     pub async fn outcome(&self) -> Outcome {
-        self.0.fill().outcome().await
+        let outcome = self.0.fill().outcome().await;
+        self.0.end();
+        outcome
     }
 }
 
 /// What a leader's exchange with upstream came to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Outcome {
     /// A response for all; its body is on its way. The caller checks that it fits its own
     /// request (`Vary`, freshness) as it does with what the store has.
