@@ -70,6 +70,30 @@ macro_rules! table {
 /// Classes of status codes, for [`Metric::Responses`].
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
 
+/// Why an upstream gave no whole response: the error types of RFC 9209 §2.3 that we use, for
+/// [`Metric::UpstreamFailures`] and `error=` in Proxy-Status.
+pub const UPSTREAM_ERRORS: &[&str] = &[
+    "dns_timeout",
+    "dns_error",
+    "destination_unavailable",
+    "destination_ip_unroutable",
+    "connection_refused",
+    "connection_terminated",
+    "connection_timeout",
+    "connection_read_timeout",
+    "connection_limit_reached",
+    "tls_protocol_error",
+    "tls_certificate_error",
+    "tls_alert_received",
+    "http_request_error",
+    "http_response_incomplete",
+    "http_response_header_section_size",
+    "http_response_timeout",
+    "http_response_transfer_coding",
+    "http_upgrade_failed",
+    "http_protocol_error",
+];
+
 table! {
     Connections, Gauge, "connections", "Open client connections.";
     ConnectionsAccepted, Counter, "connections_accepted", "Client connections accepted.";
@@ -86,6 +110,24 @@ table! {
     RequestsUncollapsed, Counter, "requests_uncollapsed", "Requests that went upstream alone though another might have been followed.",
         "reason" = &["uncacheable", "fills_max", "followers_max"];
     UncacheableForgotten, Counter, "uncacheable_forgotten", "Keys not remembered as uncacheable because the limit was reached.";
+    UpstreamRequests, Counter, "upstream_requests", "Requests sent towards origins, retries not counted.";
+    UpstreamConnections, Gauge, "upstream_connections", "Open connections to origins.";
+    UpstreamIdle, Gauge, "upstream_connections_idle", "Connections to origins that wait for a request.";
+    UpstreamActive, Gauge, "upstream_active", "Exchanges with origins in flight.";
+    UpstreamConnects, Counter, "upstream_connects", "Connections to origins begun.";
+    UpstreamReuses, Counter, "upstream_reuses", "Requests sent over a connection that was open already.";
+    UpstreamIdleClosed, Counter, "upstream_idle_closed", "Kept connections closed unused, by reason.",
+        "reason" = &["expired", "limit", "origin"];
+    UpstreamRetries, Counter, "upstream_retries", "Requests tried again, by reason.",
+        "reason" = &["closed", "failed"];
+    UpstreamRetriesRefused, Counter, "upstream_retries_refused", "Retries not made because the budget was spent.";
+    UpstreamFailures, Counter, "upstream_failures", "Tries that gave no whole response, by error type of RFC 9209.",
+        "error" = UPSTREAM_ERRORS;
+    UpstreamMarkedDown, Counter, "upstream_marked_down", "Times that an origin was marked down.";
+    UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "From sending a request to the head of its response.";
+    DnsQuestions, Counter, "dns_questions", "Names asked for.";
+    DnsFailures, Counter, "dns_failures", "Questions without an address as answer.";
+    DnsStale, Counter, "dns_stale", "Times that an address past its TTL was used because DNS failed.";
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
 }
 

@@ -1,13 +1,41 @@
-//! See docs/ARCHITECTURE.md.
+//! Upstream bytes: choosing an origin, reaching it, and the exchange with it.
+//!
+//! [`Upstreams`] (one a core) sends a request to a [`Pool`] (shared by all cores) over
+//! connections that it keeps, and hands back the response's head with a body that streams,
+//! keeps the deadlines and gives its connection back at its end. Names come from the
+//! [`Resolver`] (one a process). What is forwarded, and what becomes of the response, is
+//! decided elsewhere: nothing here knows of caching. RFC 9110 §7, RFC 9112, RFC 9113.
 
+mod balance;
 pub mod collapse;
+mod connect;
+mod deadline;
+mod dns;
+mod error;
+mod exchange;
 pub mod fill;
+mod health;
+mod io;
+mod pool;
 mod pump; // moves an upstream body into its fill
 mod reader; // one client's reading of a fill
+mod settings;
+mod tls;
+mod tunnel;
+mod upstreams;
 mod window; // the bytes of a fill that are in memory
 
+pub use dns::Resolver;
+pub use error::{ERROR_TYPES, FetchError, PoolError};
+pub use pool::{Pool, Pools};
 pub use pump::Filled;
 pub use reader::FillReader;
+pub use settings::{
+    Balance, ClientCertificate, Deadlines, DnsSettings, Health, HostHeader, KeepAlive, Origin,
+    OriginTls, PoolSettings, Protocol, Retry, Scheme, Settings,
+};
+pub use tunnel::{Tunnelled, UpgradedOrigin, tunnel};
+pub use upstreams::{Intent, UpstreamResponse, Upstreams};
 
 #[cfg(test)]
 mod fill_tests;

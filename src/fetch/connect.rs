@@ -1,0 +1,167 @@
+//! A new connection to an origin: name, TCP by happy eyeballs (RFC 8305), TLS.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::dns::Resolver;
+use super::error::FetchError;
+use super::io::{Io, Place};
+use super::pool::{Pool, PoolOrigin};
+use super::settings::Protocol;
+use crate::metrics::{Metric, Recorder};
+
+/// An open connection, and what was agreed on.
+pub(super) struct Connected {
+    pub(super) io: Io,
+    pub(super) http2: bool,
+    pub(super) address: SocketAddr,
+}
+
+/// Opens one. `turn` varies which of several addresses is tried first; `upgrade` asks for
+/// HTTP/1.1, because only there a connection can be handed over.
+pub(super) async fn connect(
+    pool: &Pool,
+    origin: &PoolOrigin,
+    resolver: &Arc<Resolver>,
+    turn: usize,
+    upgrade: bool,
+    recorder: &Recorder,
+) -> Result<Connected, FetchError> {
+    let settings = pool.settings();
+    let limit = settings.connections_max;
+    let Some(place) = Place::take(&origin.connections, limit, recorder) else {
+        return Err(FetchError::ConnectionLimit { origin: origin.name.clone(), limit });
+    };
+    recorder.count(Metric::UpstreamConnects);
+    let after = settings.deadlines.connect;
+    let (stream, address) = timeout(after, async {
+        let addresses = resolver.addresses(&origin.origin.host).await?;
+        connect_any(origin, in_order(&addresses, origin.origin.port, turn)).await
+    })
+    .await
+    .unwrap_or_else(|_| Err(FetchError::ConnectTimeout { origin: origin.name.clone(), after }))?;
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = &origin.tls else {
+        let http2 = settings.protocol == Protocol::Http2 && !upgrade;
+        return Ok(Connected { io: Io::plain(stream, place), http2, address });
+    };
+    let config = if upgrade { &tls.config_http1 } else { &tls.config };
+    let handshake = TlsConnector::from(config.clone()).connect(tls.server_name.clone(), stream);
+    let after = settings.deadlines.tls;
+    let stream = timeout(after, handshake)
+        .await
+        .map_err(|_| FetchError::TlsTimeout { origin: origin.name.clone(), after })?
+        .map_err(|source| tls_error(origin, source))?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    if settings.protocol == Protocol::Http2 && !http2 && !upgrade {
+        return Err(FetchError::NoHttp2 { origin: origin.name.clone() });
+    }
+    Ok(Connected { io: Io::tls(stream, place), http2, address })
+}
+
+fn tls_error(origin: &PoolOrigin, source: io::Error) -> FetchError {
+    let origin = origin.name.clone();
+    let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(
+            certificate @ (rustls::Error::InvalidCertificate(_)
+            | rustls::Error::NoCertificatesPresented
+            | rustls::Error::UnsupportedNameType
+            | rustls::Error::InvalidCertRevocationList(_)),
+        ) => FetchError::Certificate { origin, source: certificate.clone() },
+        _ => FetchError::Tls { origin, source },
+    }
+}
+
+/// RFC 8305 §4: the families by turns, IPv6 first; within a family beginning at `turn`, so
+/// that many connections spread over the addresses.
+fn in_order(addresses: &[IpAddr], port: u16, turn: usize) -> Vec<SocketAddr> {
+    let family = |wanted: fn(&IpAddr) -> bool| {
+        let mut family: Vec<IpAddr> = addresses.iter().copied().filter(wanted).collect();
+        if !family.is_empty() {
+            let by = turn % family.len();
+            family.rotate_left(by);
+        }
+        family
+    };
+    let (v6, v4) = (family(IpAddr::is_ipv6), family(IpAddr::is_ipv4));
+    let longer = v6.len().max(v4.len());
+    (0..longer)
+        .flat_map(|at| [v6.get(at), v4.get(at)])
+        .flatten()
+        .map(|address| SocketAddr::new(*address, port))
+        .collect()
+}
+
+type Attempt<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + 'a>>;
+
+/// The first address that accepts. The next one is tried when one fails, or when it has not
+/// answered within [`ATTEMPT_DELAY`]; those already begun go on.
+async fn connect_any(
+    origin: &PoolOrigin,
+    addresses: Vec<SocketAddr>,
+) -> Result<(TcpStream, SocketAddr), FetchError> {
+    if let [address] = addresses[..] {
+        let connected = TcpStream::connect(address).await;
+        return connected.map(|stream| (stream, address)).map_err(|source| FetchError::Connect {
+            origin: origin.name.clone(),
+            address,
+            source,
+        });
+    }
+    let mut waiting = addresses.into_iter();
+    let mut attempts: Vec<(SocketAddr, Attempt<'_>)> = Vec::new();
+    let mut last = None;
+    loop {
+        if let Some(address) = waiting.next() {
+            attempts.push((address, Box::pin(TcpStream::connect(address))));
+        } else if attempts.is_empty() {
+            let (address, source) = last.expect("a resolver's answer is never empty");
+            return Err(FetchError::Connect { origin: origin.name.clone(), address, source });
+        }
+        let mut delay = pin!(sleep(ATTEMPT_DELAY));
+        let more = waiting.len() > 0;
+        let finished = poll_fn(|cx| {
+            for at in 0..attempts.len() {
+                if let Poll::Ready(result) = attempts[at].1.as_mut().poll(cx) {
+                    return Poll::Ready(Some((attempts.swap_remove(at).0, result)));
+                }
+            }
+            if more { delay.as_mut().poll(cx).map(|()| None) } else { Poll::Pending }
+        })
+        .await;
+        match finished {
+            Some((address, Ok(stream))) => return Ok((stream, address)),
+            Some((address, Err(source))) => last = Some((address, source)),
+            None => {}
+        }
+    }
+}
+
+/// "Connection Attempt Delay" of RFC 8305 §5.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns_and_the_first_of_each_moves() {
+        let addresses: Vec<IpAddr> =
+            ["10.0.0.1", "10.0.0.2", "::1"].map(|text| text.parse().expect("an address")).into();
+        let order = |turn| -> Vec<String> {
+            in_order(&addresses, 80, turn).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(order(0), ["[::1]:80", "10.0.0.1:80", "10.0.0.2:80"]);
+        assert_eq!(order(1), ["[::1]:80", "10.0.0.2:80", "10.0.0.1:80"]);
+    }
+}

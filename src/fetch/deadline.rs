@@ -1,0 +1,219 @@
+//! Coarse timers, one wheel a core.
+//!
+//! An exchange has up to four deadlines, nearly none of which ever passes. Arming a tokio
+//! timer for each costs a lock and a list operation a time; here, setting a deadline writes
+//! one number, and a task of the core looks at all of them every [`TICK`].
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::OnceLock;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// The core's timers. Clones are the same ones.
+#[derive(Clone)]
+pub(super) struct Timers(Rc<Wheel>);
+
+struct Wheel {
+    now_ms: Cell<u64>,
+    ticking: Cell<bool>,
+    slots: RefCell<Slots>,
+    ticker: Rc<Notify>,
+}
+
+#[derive(Default)]
+struct Slots {
+    entries: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+struct Slot {
+    deadline_ms: u64,
+    waker: Option<Waker>,
+}
+
+/// One deadline of one exchange: set, moved and asked; gone when dropped.
+pub(super) struct Deadline {
+    wheel: Rc<Wheel>,
+    slot: u32,
+}
+
+impl Timers {
+    /// Must be called inside a `LocalSet`: the ticker is a task of this core.
+    pub(super) fn start() -> Self {
+        let wheel = Rc::new(Wheel {
+            now_ms: Cell::new(monotonic_ms()),
+            ticking: Cell::new(true),
+            slots: RefCell::default(),
+            ticker: Rc::default(),
+        });
+        tokio::task::spawn_local(tick(Rc::downgrade(&wheel), wheel.ticker.clone()));
+        Self(wheel)
+    }
+
+    /// Milliseconds of [`monotonic_ms`], up to a tick old.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.0.wake_up();
+        self.0.now_ms.get()
+    }
+
+    /// A deadline that never passes until it is set.
+    pub(super) fn deadline(&self) -> Deadline {
+        self.0.wake_up();
+        let mut slots = self.0.slots.borrow_mut();
+        let slot = slots.free.pop().unwrap_or_else(|| {
+            slots.entries.push(Slot { deadline_ms: NEVER, waker: None });
+            u32::try_from(slots.entries.len() - 1).expect("fewer than 2^32 exchanges at a time")
+        });
+        Deadline { wheel: self.0.clone(), slot }
+    }
+}
+
+impl Deadline {
+    /// Moves it to `after` from now; never early, late by up to two ticks.
+    pub(super) fn set(&self, after: Duration) {
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(NEVER);
+        self.set_at(self.wheel.now_ms.get().saturating_add(after_ms).saturating_add(TICK_MS));
+    }
+
+    /// Moves it forward to a time of [`Timers::now_ms`], if it is later than that.
+    pub(super) fn cap(&self, deadline_ms: u64) {
+        let mut slots = self.wheel.slots.borrow_mut();
+        let slot = &mut slots.entries[self.slot as usize];
+        slot.deadline_ms = slot.deadline_ms.min(deadline_ms);
+    }
+
+    fn set_at(&self, deadline_ms: u64) {
+        self.wheel.slots.borrow_mut().entries[self.slot as usize].deadline_ms = deadline_ms;
+    }
+
+    /// Ready once it has passed; else the task is woken when it does.
+    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut slots = self.wheel.slots.borrow_mut();
+        let slot = &mut slots.entries[self.slot as usize];
+        if self.wheel.now_ms.get() >= slot.deadline_ms {
+            return Poll::Ready(());
+        }
+        if !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            slot.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.wheel.now_ms.get()
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        let mut slots = self.wheel.slots.borrow_mut();
+        slots.entries[self.slot as usize] = Slot { deadline_ms: NEVER, waker: None };
+        slots.free.push(self.slot);
+    }
+}
+
+impl Wheel {
+    /// Starts the ticker again when it rests, with the time as it is now.
+    fn wake_up(&self) {
+        if !self.ticking.replace(true) {
+            self.now_ms.set(monotonic_ms());
+            self.ticker.notify_one();
+        }
+    }
+
+    fn idle(&self) -> bool {
+        let slots = self.slots.borrow();
+        slots.entries.len() == slots.free.len()
+    }
+
+    fn advance(&self) {
+        let now_ms = monotonic_ms();
+        self.now_ms.set(now_ms);
+        let mut slots = self.slots.borrow_mut();
+        let passed = slots.entries.iter_mut().filter(|slot| slot.deadline_ms <= now_ms);
+        let wakers: Vec<Waker> = passed.filter_map(|slot| slot.waker.take()).collect();
+        // A task that is woken may drop its deadline at once.
+        drop(slots);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Wheel {
+    fn drop(&mut self) {
+        self.ticker.notify_one();
+    }
+}
+
+async fn tick(wheel: Weak<Wheel>, ticker: Rc<Notify>) {
+    let mut idle_ticks = 0;
+    loop {
+        tokio::time::sleep(TICK).await;
+        let Some(live) = wheel.upgrade() else { return };
+        live.advance();
+        idle_ticks = if live.idle() { idle_ticks + 1 } else { 0 };
+        // Resting at once would wake this task for every request of a quiet core.
+        if idle_ticks >= IDLE_TICKS {
+            live.ticking.set(false);
+            drop(live);
+            ticker.notified().await;
+            idle_ticks = 0;
+        }
+    }
+}
+
+/// Monotonic milliseconds since the process first asked; the same for all cores.
+pub(super) fn monotonic_ms() -> u64 {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(EPOCH.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(NEVER)
+}
+
+const TICK_MS: u64 = 25;
+const TICK: Duration = Duration::from_millis(TICK_MS);
+const IDLE_TICKS: u32 = 40;
+/// No deadline.
+pub(super) const NEVER: u64 = u64::MAX;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_deadline_passes_not_before_its_time_even_after_a_rest() {
+        LocalSet::new()
+            .run_until(async {
+                let timers = Timers::start();
+                for rest in [0, u64::from(IDLE_TICKS + 5) * TICK_MS] {
+                    // Not a wait for a state: the rest is what is tested.
+                    tokio::time::sleep(Duration::from_millis(rest)).await;
+                    let began = Instant::now();
+                    let deadline = timers.deadline();
+                    deadline.set(Duration::from_millis(60));
+                    poll_fn(|cx| deadline.poll(cx)).await;
+                    assert!(began.elapsed() >= Duration::from_millis(60));
+                }
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_dropped_deadline_gives_its_slot_to_the_next() {
+        LocalSet::new()
+            .run_until(async {
+                let timers = Timers::start();
+                drop(timers.deadline());
+                let again = timers.deadline();
+                assert_eq!(again.slot, 0);
+                let cx = Context::from_waker(Waker::noop());
+                assert!(again.poll(&cx).is_pending(), "a new deadline is not set");
+            })
+            .await;
+    }
+}

@@ -1,0 +1,258 @@
+//! Names into addresses, one resolver a process, its work on the background runtime.
+//!
+//! Answers are kept as long as their TTL says, asked for again shortly before, and once they
+//! are gone while DNS fails, the last good ones go on serving. hickory-resolver asks; the
+//! table of answers is ours, because it has no way to keep old ones.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig,
+};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{ResolverBuilder, TokioResolver};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::error::FetchError;
+use super::settings::DnsSettings;
+use crate::metrics::{Metric, Recorder};
+
+/// What all cores ask for addresses.
+pub struct Resolver {
+    settings: DnsSettings,
+    names: Mutex<HashMap<Arc<str>, Name>>,
+    servers: TokioResolver,
+    background: Handle,
+    recorder: Recorder,
+}
+
+/// What is known of one name.
+#[derive(Default)]
+struct Name {
+    /// The last good answer, past its TTL too.
+    answer: Option<Answer>,
+    /// The last failure, when it came after the last good answer.
+    failure: Option<Failure>,
+    /// Present while a question is on its way; closes when it is answered.
+    question: Option<watch::Receiver<()>>,
+}
+
+#[derive(Clone)]
+struct Answer {
+    addresses: Arc<[IpAddr]>,
+    asked: Instant,
+    valid_until: Instant,
+}
+
+#[derive(Clone)]
+struct Failure {
+    timed_out: bool,
+    reason: Arc<str>,
+    valid_until: Instant,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Resolver({} names)", self.lock().len())
+    }
+}
+
+impl Resolver {
+    /// With the system's name servers and hosts file, or the servers that the settings name.
+    /// Without any, addresses and the hosts file still work.
+    pub fn new(settings: DnsSettings, background: Handle, recorder: Recorder) -> Arc<Self> {
+        let _runtime = background.enter();
+        let servers = servers(&settings);
+        Arc::new(Self { settings, names: Mutex::default(), servers, background, recorder })
+    }
+
+    /// The addresses of a name, or of a literal. Waits only when nothing usable is known; the
+    /// caller sets the deadline. Never empty.
+    pub async fn addresses(self: &Arc<Self>, host: &Arc<str>) -> Result<Arc<[IpAddr]>, FetchError> {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok([address].into());
+        }
+        let mut question = match self.known(host) {
+            Known::Answer(addresses) => return Ok(addresses),
+            Known::Failure(failure) => return Err(self.error(host, failure)),
+            Known::Asked(question) => question,
+        };
+        // An error says that the question is answered: the sender is gone.
+        let _ = question.changed().await;
+        let now = Instant::now();
+        let names = self.lock();
+        let name = names.get(host);
+        let answer = name.and_then(|name| name.answer.as_ref());
+        if let Some(answer) = answer.filter(|answer| self.usable(answer, now)) {
+            return Ok(answer.addresses.clone());
+        }
+        let failure = name.and_then(|name| name.failure.clone()).unwrap_or_else(|| Failure {
+            timed_out: false,
+            reason: "the question was given up".into(),
+            valid_until: now,
+        });
+        drop(names);
+        Err(self.error(host, failure))
+    }
+
+    /// What the table says, with a question begun when it is time for one.
+    fn known(self: &Arc<Self>, host: &Arc<str>) -> Known {
+        let now = Instant::now();
+        let mut names = self.lock();
+        if !names.contains_key(host) && names.len() >= self.settings.names_max {
+            forget_one(&mut names);
+        }
+        let name = names.entry(host.clone()).or_default();
+        let failed = name.failure.clone().filter(|failure| failure.valid_until > now);
+        let answer = name.answer.clone();
+        if failed.is_none() && answer.as_ref().is_none_or(|answer| answer.is_due(now)) {
+            self.ask(host, name);
+        }
+        match (answer, failed) {
+            (Some(answer), _) if answer.valid_until > now => Known::Answer(answer.addresses),
+            (Some(answer), Some(_)) if self.usable(&answer, now) => {
+                self.recorder.count(Metric::DnsStale);
+                Known::Answer(answer.addresses)
+            }
+            (_, Some(failure)) => Known::Failure(failure),
+            (_, None) => {
+                Known::Asked(name.question.clone().expect("a question was asked just above"))
+            }
+        }
+    }
+
+    fn usable(&self, answer: &Answer, now: Instant) -> bool {
+        now < answer.valid_until + self.settings.stale_max
+    }
+
+    fn ask(self: &Arc<Self>, host: &Arc<str>, name: &mut Name) {
+        if name.question.is_some() {
+            return;
+        }
+        let (answered, question) = watch::channel(());
+        name.question = Some(question);
+        let (resolver, host) = (self.clone(), host.clone());
+        self.recorder.count(Metric::DnsQuestions);
+        self.background.spawn(async move {
+            let asked = Instant::now();
+            let outcome = resolver.servers.lookup_ip(&*host).await;
+            resolver.learn(
+                &host,
+                asked,
+                outcome.map(|lookup| {
+                    let addresses: Arc<[IpAddr]> = lookup.iter().collect();
+                    (addresses, Instant::from_std(lookup.valid_until()))
+                }),
+            );
+            drop(answered);
+        });
+    }
+
+    fn learn(
+        &self,
+        host: &Arc<str>,
+        asked: Instant,
+        outcome: Result<(Arc<[IpAddr]>, Instant), NetError>,
+    ) {
+        let now = Instant::now();
+        let mut names = self.lock();
+        let name = names.entry(host.clone()).or_default();
+        name.question = None;
+        match outcome {
+            Ok((addresses, valid_until)) if !addresses.is_empty() => {
+                let (min, max) = (now + self.settings.ttl_min, now + self.settings.ttl_max);
+                let valid_until = valid_until.min(max).max(min);
+                name.answer = Some(Answer { addresses, asked, valid_until });
+                name.failure = None;
+            }
+            outcome => {
+                self.recorder.count(Metric::DnsFailures);
+                let (timed_out, reason) = match outcome {
+                    Ok(_) => (false, "no address".into()),
+                    Err(NetError::Timeout) => (true, "no answer".into()),
+                    Err(error) => (false, error.to_string().into()),
+                };
+                let valid_until = now + self.settings.negative_ttl;
+                name.failure = Some(Failure { timed_out, reason, valid_until });
+            }
+        }
+    }
+
+    fn error(&self, host: &Arc<str>, failure: Failure) -> FetchError {
+        if failure.timed_out {
+            let after = self.settings.timeout * u32::try_from(self.settings.attempts).unwrap_or(1);
+            return FetchError::DnsTimeout { host: host.clone(), after };
+        }
+        FetchError::Dns { host: host.clone(), reason: failure.reason }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Name>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Known {
+    Answer(Arc<[IpAddr]>),
+    Failure(Failure),
+    Asked(watch::Receiver<()>),
+}
+
+impl Answer {
+    /// In the last fifth of its life: asked for again, so that nobody waits.
+    fn is_due(&self, now: Instant) -> bool {
+        let life = self.valid_until.saturating_duration_since(self.asked);
+        now + life / 5 >= self.valid_until
+    }
+}
+
+/// Drops the name whose last answer is oldest, preferring those without any.
+fn forget_one(names: &mut HashMap<Arc<str>, Name>) {
+    let oldest = names
+        .iter()
+        .filter(|(_, name)| name.question.is_none())
+        .min_by_key(|(_, name)| name.answer.as_ref().map(|answer| answer.asked))
+        .map(|(host, _)| host.clone());
+    if let Some(host) = oldest {
+        names.remove(&host);
+    }
+}
+
+fn servers(settings: &DnsSettings) -> TokioResolver {
+    let named = settings.servers.iter().map(|server| {
+        let [mut udp, mut tcp] = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+        (udp.port, tcp.port) = (server.port(), server.port());
+        NameServerConfig::new(server.ip(), true, vec![udp, tcp])
+    });
+    let named = ResolverConfig::from_parts(None, Vec::new(), named.collect());
+    let with = |config| TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let builder = if settings.servers.is_empty() {
+        TokioResolver::builder_tokio().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no name servers from the system: only addresses and the hosts file work");
+            with(named)
+        })
+    } else {
+        with(named)
+    };
+    build(builder, settings)
+}
+
+fn build(
+    mut builder: ResolverBuilder<TokioRuntimeProvider>,
+    settings: &DnsSettings,
+) -> TokioResolver {
+    let options = builder.options_mut();
+    options.timeout = settings.timeout;
+    options.attempts = settings.attempts;
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    // Our table is the cache: a second one would hand out what is left of a TTL.
+    options.cache_size = 0;
+    options.negative_max_ttl = Some(Duration::ZERO);
+    builder.build().expect("a resolver without TLS and DNSSEC needs nothing that can fail")
+}

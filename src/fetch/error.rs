@@ -1,0 +1,296 @@
+//! Why an upstream gave no response. Each failure has the name that RFC 9209 §2.3 gives it,
+//! and the status that it recommends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::body::BodyError;
+pub use crate::metrics::UPSTREAM_ERRORS as ERROR_TYPES;
+
+/// A failed exchange. The last one, when several were tried.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The name servers did not answer in time.
+    #[error("no answer from DNS for {host} within {after:?}")]
+    DnsTimeout {
+        /// The name that was asked for.
+        host: Arc<str>,
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// The name has no address, or the servers failed, and no earlier answer is left.
+    #[error("DNS for {host}: {reason}")]
+    Dns {
+        /// The name that was asked for.
+        host: Arc<str>,
+        /// What the resolver said.
+        reason: Arc<str>,
+    },
+    /// Every origin is marked down, and the pool is not to try one anyway.
+    #[error("every origin of pool {pool} is down")]
+    AllDown {
+        /// The pool's name.
+        pool: Arc<str>,
+    },
+    /// The pool's limit of connections to this origin is reached.
+    #[error("{origin} has {limit} connections, its limit")]
+    ConnectionLimit {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// [`super::PoolSettings::connections_max`].
+        limit: usize,
+    },
+    /// No address of the origin let us connect; this is the last one's answer.
+    #[error("connecting to {origin} at {address}: {source}")]
+    Connect {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The address that was tried last.
+        address: SocketAddr,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// No connection in time.
+    #[error("no connection to {origin} within {after:?}")]
+    ConnectTimeout {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// The origin's certificate is not one that we trust for it.
+    #[error("certificate of {origin}: {source}")]
+    Certificate {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// What is wrong with it.
+        source: rustls::Error,
+    },
+    /// The handshake failed otherwise.
+    #[error("TLS with {origin}: {source}")]
+    Tls {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The origin did not agree on HTTP/2, and the pool wants nothing else.
+    #[error("{origin} does not speak HTTP/2")]
+    NoHttp2 {
+        /// `host:port`.
+        origin: Arc<str>,
+    },
+    /// The handshake took too long.
+    #[error("no TLS handshake with {origin} within {after:?}")]
+    TlsTimeout {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// The connection ended before a response did begin.
+    #[error("{origin} closed the connection before a response: {source}")]
+    Terminated {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// Whether any byte of the request had been handed to the system.
+        sent: bool,
+        /// The connection's error.
+        source: hyper::Error,
+    },
+    /// The response's head broke off.
+    #[error("the response head of {origin} is incomplete: {source}")]
+    Incomplete {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The connection's error.
+        source: hyper::Error,
+    },
+    /// No response head in time.
+    #[error("no response from {origin} within {after:?}")]
+    ResponseTimeout {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// The response's head is over the limits.
+    #[error("the response head of {origin} is over {bytes_max} bytes or {count_max} fields")]
+    HeaderSize {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// [`super::PoolSettings::header_bytes_max`].
+        bytes_max: usize,
+        /// [`super::PoolSettings::header_count_max`].
+        count_max: usize,
+    },
+    /// A transfer coding other than `chunked`.
+    #[error("{origin} used a transfer coding other than chunked")]
+    TransferCoding {
+        /// `host:port`.
+        origin: Arc<str>,
+    },
+    /// What came back is not HTTP.
+    #[error("{origin} does not speak HTTP: {source}")]
+    Protocol {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// What the parser or the HTTP/2 layer said.
+        source: hyper::Error,
+    },
+    /// The origin switched protocols without being asked to.
+    #[error("{origin} switched protocols unasked")]
+    UnaskedUpgrade {
+        /// `host:port`.
+        origin: Arc<str>,
+    },
+    /// The client's request body broke off. Not the origin's fault.
+    #[error("the request body broke off: {source}")]
+    RequestBody {
+        /// The error of the body, as hyper wraps it.
+        source: hyper::Error,
+    },
+}
+
+impl FetchError {
+    /// The Proxy-Status error type (RFC 9209 §2.3), one of [`ERROR_TYPES`].
+    pub fn proxy_error(&self) -> &'static str {
+        match self {
+            Self::DnsTimeout { .. } => "dns_timeout",
+            Self::Dns { .. } => "dns_error",
+            Self::AllDown { .. } => "destination_unavailable",
+            Self::ConnectionLimit { .. } => "connection_limit_reached",
+            Self::Connect { source, .. } => match source.kind() {
+                io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+                    "destination_ip_unroutable"
+                }
+                io::ErrorKind::TimedOut => "connection_timeout",
+                _ => "connection_refused",
+            },
+            Self::ConnectTimeout { .. } | Self::TlsTimeout { .. } => "connection_timeout",
+            Self::Certificate { .. } => "tls_certificate_error",
+            Self::Tls { source, .. } if is_alert(source) => "tls_alert_received",
+            Self::Tls { .. } | Self::NoHttp2 { .. } => "tls_protocol_error",
+            Self::Terminated { .. } => "connection_terminated",
+            Self::Incomplete { .. } => "http_response_incomplete",
+            Self::ResponseTimeout { .. } => "http_response_timeout",
+            Self::HeaderSize { .. } => "http_response_header_section_size",
+            Self::TransferCoding { .. } => "http_response_transfer_coding",
+            Self::Protocol { .. } => "http_protocol_error",
+            Self::UnaskedUpgrade { .. } => "http_upgrade_failed",
+            Self::RequestBody { .. } => "http_request_error",
+        }
+    }
+
+    /// 400 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
+    pub fn status(&self) -> StatusCode {
+        match self.proxy_error() {
+            "http_request_error" => StatusCode::BAD_REQUEST,
+            "destination_unavailable" | "connection_limit_reached" => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            "dns_timeout" | "connection_timeout" | "http_response_timeout" => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Whether the origin may have seen any of the request, and so may have acted on it.
+    pub fn origin_may_have_seen(&self) -> bool {
+        match self {
+            Self::DnsTimeout { .. }
+            | Self::Dns { .. }
+            | Self::AllDown { .. }
+            | Self::ConnectionLimit { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Certificate { .. }
+            | Self::Tls { .. }
+            | Self::NoHttp2 { .. }
+            | Self::TlsTimeout { .. } => false,
+            Self::Terminated { sent, .. } => *sent,
+            Self::Incomplete { .. }
+            | Self::ResponseTimeout { .. }
+            | Self::HeaderSize { .. }
+            | Self::TransferCoding { .. }
+            | Self::Protocol { .. }
+            | Self::UnaskedUpgrade { .. }
+            | Self::RequestBody { .. } => true,
+        }
+    }
+
+    /// Whether it counts against the origin's health.
+    pub(super) fn blames_origin(&self) -> bool {
+        !matches!(
+            self,
+            Self::RequestBody { .. } | Self::ConnectionLimit { .. } | Self::AllDown { .. }
+        )
+    }
+
+    /// The label's number in [`ERROR_TYPES`].
+    pub(super) fn label(&self) -> usize {
+        error_label(self.proxy_error())
+    }
+}
+
+/// The number of an error type in [`ERROR_TYPES`].
+pub(super) fn error_label(error: &str) -> usize {
+    ERROR_TYPES.iter().position(|known| *known == error).expect("every error type is in the list")
+}
+
+fn is_alert(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::AlertReceived(_)))
+}
+
+/// Why a response body stopped: the error that a reader of it gets.
+pub(super) fn body_timeout(origin: &str, after: Duration) -> BodyError {
+    BodyError::new(format!("no bytes from {origin} for {after:?}"))
+}
+
+/// Why a pool cannot be built from its settings.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// None, or more than [`super::PoolSettings::ORIGINS_MAX`].
+    #[error("pool {pool} has {count} origins; 1 to {max} are possible")]
+    Origins {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// How many it has.
+        count: usize,
+        /// The most that it can have.
+        max: usize,
+    },
+    /// A host that is no name and no address, or cannot be a certificate's name.
+    #[error("pool {pool}: {host} is not a host name or address")]
+    Host {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What was written.
+        host: Arc<str>,
+    },
+    /// A PEM file that cannot be used.
+    #[error("pool {pool}: {}: {reason}", path.display())]
+    File {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// TLS that cannot be set up (a key that does not fit, say).
+    #[error("pool {pool}: {source}")]
+    Tls {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+}

@@ -1,0 +1,505 @@
+//! One request and its response on one connection.
+//!
+//! An HTTP/1.1 connection has no task of its own: whoever waits for the response drives it,
+//! so that a wake-up from the socket goes straight to the task that wants the bytes, with no
+//! hop between tasks. While it is kept nobody drives it; taking it looks once whether the
+//! origin has closed it. An HTTP/2 connection is shared and has a task.
+//!
+//! ```text
+//!  kept ──take──▶ sending ──head──▶ body ──end──▶ kept
+//!                    └─ error, deadline, dropped ─┴──▶ closed
+//! ```
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::TokioIo;
+use tokio::task::coop::unconstrained;
+
+use super::deadline::{Deadline, NEVER};
+use super::error::body_timeout;
+use super::io::{Io, Traffic};
+use super::tunnel::UpgradedOrigin;
+use super::upstreams::Active;
+use crate::body::{Body, BodyError};
+
+/// An HTTP/1.1 connection with nobody else to drive it.
+pub(super) struct Http1 {
+    sender: http1::SendRequest<Body>,
+    /// `None` once it has ended.
+    connection: Option<http1::Connection<TokioIo<Io>, Body>>,
+    traffic: Rc<Traffic>,
+    pub(super) address: SocketAddr,
+    pub(super) opened_ms: u64,
+}
+
+/// A share of an HTTP/2 connection.
+pub(super) struct Http2 {
+    pub(super) sender: http2::SendRequest<Body>,
+    pub(super) address: SocketAddr,
+    pub(super) opened_ms: u64,
+    /// Streams of this core's exchanges.
+    pub(super) streams: Cell<usize>,
+}
+
+/// Why no head came.
+pub(super) struct NoHead {
+    pub(super) why: NoHeadReason,
+    /// The request, if no part of it was handed to the connection.
+    pub(super) request: Option<Box<Request<Body>>>,
+    /// Whether bytes of the request went to the system.
+    pub(super) sent: bool,
+    /// Whether bytes of a response came.
+    pub(super) received: bool,
+}
+
+pub(super) enum NoHeadReason {
+    Error(hyper::Error),
+    /// The deadline for the first byte, or the total one.
+    Deadline,
+}
+
+impl Http1 {
+    pub(super) fn new(
+        sender: http1::SendRequest<Body>,
+        connection: http1::Connection<TokioIo<Io>, Body>,
+        traffic: Rc<Traffic>,
+        address: SocketAddr,
+        opened_ms: u64,
+    ) -> Self {
+        Self { sender, connection: Some(connection), traffic, address, opened_ms }
+    }
+
+    /// Whether another request can go over it, as far as can be seen without asking.
+    pub(super) fn is_reusable(&mut self) -> bool {
+        self.step() && self.sender.is_ready()
+    }
+
+    /// Drives the connection as far as it goes without waiting. False once it has ended.
+    fn step(&mut self) -> bool {
+        let Some(connection) = &mut self.connection else { return false };
+        // tokio's budget would answer "not now" and wake nobody.
+        let ended = pin!(unconstrained(connection)).poll(&mut noop()).is_ready();
+        if ended {
+            self.connection = None;
+        }
+        !ended
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        let Some(connection) = &mut self.connection else { return };
+        if Pin::new(connection).poll(cx).is_ready() {
+            self.connection = None;
+        }
+    }
+
+    /// Sends the request and waits for the head of the response. The deadline moves on with
+    /// every piece of the request that goes out.
+    pub(super) async fn head(
+        &mut self,
+        request: Request<Body>,
+        limits: &Limits,
+        deadline: &Deadline,
+    ) -> Result<Response<Incoming>, NoHead> {
+        let before = (self.traffic.read.get(), self.traffic.written.get());
+        let mut written = before.1;
+        limits.arm(deadline, limits.first_byte);
+        let mut response = pin!(unconstrained(self.sender.try_send_request(request)));
+        let outcome = poll_fn(|cx| {
+            let ended = match &mut self.connection {
+                Some(connection) => Pin::new(connection).poll(cx).is_ready(),
+                None => true,
+            };
+            if ended {
+                // Its end answers a request that it has not taken.
+                self.connection = None;
+            }
+            // Only the connection, polled above, can make it ready: nobody needs waking.
+            if let Poll::Ready(result) = response.as_mut().poll(&mut noop()) {
+                return Poll::Ready(Some(result));
+            }
+            if self.traffic.written.get() != written {
+                written = self.traffic.written.get();
+                limits.arm(deadline, limits.first_byte);
+            }
+            deadline.poll(cx).map(|()| None)
+        })
+        .await;
+        let after = (self.traffic.read.get(), self.traffic.written.get());
+        outcome_of(outcome, after.1 > before.1, after.0 > before.0)
+    }
+
+    /// The body of a response, taken whole when all of it is here already; then the second
+    /// value is true and the connection is free.
+    pub(super) fn body_at_once(&mut self, mut incoming: Incoming) -> (AtOnce, bool) {
+        if incoming.is_end_stream() {
+            return (AtOnce::Whole(Body::Empty), true);
+        }
+        let small = incoming.size_hint().exact().is_some_and(|length| length <= AT_ONCE_BYTES_MAX);
+        if !small || !self.step() {
+            return (AtOnce::Streams(incoming), false);
+        }
+        let first = Pin::new(&mut incoming).poll_frame(&mut noop());
+        let first = if first.is_pending() {
+            self.step();
+            Pin::new(&mut incoming).poll_frame(&mut noop())
+        } else {
+            first
+        };
+        match first {
+            Poll::Ready(Some(Ok(frame))) if incoming.is_end_stream() && frame.is_data() => {
+                let bytes = frame.into_data().unwrap_or_default();
+                (AtOnce::Whole(bytes.into()), true)
+            }
+            Poll::Ready(first) => (AtOnce::Begun(first, incoming), false),
+            Poll::Pending => (AtOnce::Streams(incoming), false),
+        }
+    }
+
+    /// After a 101: the bytes underneath.
+    pub(super) async fn into_upgraded(mut self: Box<Self>) -> hyper::Result<UpgradedOrigin> {
+        let mut connection = self.connection.take().expect("it has just delivered a head");
+        (&mut connection).await?;
+        let http1::Parts { io, read_buf, .. } = connection.into_parts();
+        Ok(UpgradedOrigin { io: io.into_inner(), early: read_buf })
+    }
+}
+
+/// What [`Http1::body_at_once`] found.
+pub(super) enum AtOnce {
+    Whole(Body),
+    Begun(Option<hyper::Result<Frame<Bytes>>>, Incoming),
+    Streams(Incoming),
+}
+
+impl Http2 {
+    /// As [`Http1::head`]; here the deadline moves on with the pieces of the request's body.
+    pub(super) async fn head(
+        &self,
+        request: Request<Body>,
+        limits: &Limits,
+        deadline: &Deadline,
+    ) -> Result<Response<Incoming>, NoHead> {
+        let moved = Rc::new(Cell::new(0));
+        let mut seen = 0;
+        let request = if request.body().is_end_stream() {
+            request
+        } else {
+            request.map(|body| Body::stream(Watched { body, moved: moved.clone() }))
+        };
+        limits.arm(deadline, limits.first_byte);
+        let mut response = pin!(self.sender.clone().try_send_request(request));
+        let outcome = poll_fn(|cx| {
+            if let Poll::Ready(result) = response.as_mut().poll(cx) {
+                return Poll::Ready(Some(result));
+            }
+            if moved.get() != seen {
+                seen = moved.get();
+                limits.arm(deadline, limits.first_byte);
+            }
+            deadline.poll(cx).map(|()| None)
+        })
+        .await;
+        outcome_of(outcome, true, false)
+    }
+}
+
+/// What a wait for a head came to; `None`: the deadline passed.
+fn outcome_of(
+    outcome: Option<Result<Response<Incoming>, TrySendError<Request<Body>>>>,
+    sent: bool,
+    received: bool,
+) -> Result<Response<Incoming>, NoHead> {
+    let mut error = match outcome {
+        Some(Ok(response)) => return Ok(response),
+        Some(Err(error)) => error,
+        None => {
+            return Err(NoHead { why: NoHeadReason::Deadline, request: None, sent, received });
+        }
+    };
+    let request = error.take_message().map(Box::new);
+    let sent = sent && request.is_none();
+    Err(NoHead { why: NoHeadReason::Error(error.into_error()), request, sent, received })
+}
+
+/// The deadlines of one exchange.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) first_byte: Duration,
+    pub(super) between_bytes: Duration,
+    /// A time of the core's timers; [`NEVER`] for none.
+    pub(super) end_ms: u64,
+}
+
+impl Limits {
+    fn arm(&self, deadline: &Deadline, after: Duration) {
+        deadline.set(after);
+        if self.end_ms != NEVER {
+            deadline.cap(self.end_ms);
+        }
+    }
+
+    pub(super) fn total_passed(&self, deadline: &Deadline) -> bool {
+        deadline.now_ms() >= self.end_ms
+    }
+}
+
+/// The connection under a streaming body.
+pub(super) enum Under {
+    Http1(Box<Http1>),
+    Http2(Rc<Http2>),
+}
+
+/// A response body that is still coming: it drives its connection, keeps the deadlines, and
+/// gives the connection back at its end.
+pub(super) struct ResponseBody {
+    incoming: Incoming,
+    /// What [`Http1::body_at_once`] has read already.
+    begun: Option<Option<hyper::Result<Frame<Bytes>>>>,
+    /// `None` once given back or closed.
+    under: Option<Under>,
+    deadline: Deadline,
+    limits: Limits,
+    active: Active,
+}
+
+impl ResponseBody {
+    pub(super) fn new(
+        incoming: Incoming,
+        begun: Option<Option<hyper::Result<Frame<Bytes>>>>,
+        under: Under,
+        deadline: Deadline,
+        limits: Limits,
+        active: Active,
+    ) -> Self {
+        limits.arm(&deadline, limits.between_bytes);
+        Self { incoming, begun, under: Some(under), deadline, limits, active }
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        if let Some(begun) = self.begun.take() {
+            return Poll::Ready(begun);
+        }
+        match &mut self.under {
+            Some(Under::Http1(http1)) => {
+                // The first look asks the connection for more, which drives it; only then it
+                // can have an answer.
+                let incoming = &mut self.incoming;
+                let frame = Pin::new(&mut *incoming).poll_frame(&mut noop());
+                if frame.is_ready() {
+                    return frame;
+                }
+                http1.poll(cx);
+                Pin::new(incoming).poll_frame(&mut noop())
+            }
+            _ => Pin::new(&mut self.incoming).poll_frame(cx),
+        }
+    }
+
+    /// The end was reached: what is under it is free again.
+    fn finish(&mut self) {
+        match self.under.take() {
+            Some(Under::Http1(http1)) => self.active.give_back(http1),
+            Some(Under::Http2(http2)) => self.active.leave(&http2),
+            None => {}
+        }
+    }
+
+    fn fail(&mut self, why: &'static str) {
+        self.active.body_failed(why);
+        if let Some(Under::Http2(http2)) = self.under.take() {
+            self.active.leave(&http2);
+        }
+    }
+
+    fn late(&mut self) -> BodyError {
+        let total = self.limits.total_passed(&self.deadline);
+        self.fail(if total { "http_response_timeout" } else { "connection_read_timeout" });
+        let origin = self.active.origin_name();
+        if total {
+            return BodyError::new(format!("{origin} took longer than the whole may take"));
+        }
+        body_timeout(origin, self.limits.between_bytes)
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        match this.poll_incoming(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if this.incoming.is_end_stream() {
+                    this.finish();
+                } else {
+                    this.limits.arm(&this.deadline, this.limits.between_bytes);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                this.finish();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.fail("http_response_incomplete");
+                let reason =
+                    format!("the response body of {} broke off", this.active.origin_name());
+                Poll::Ready(Some(Err(BodyError::caused_by(reason, error))))
+            }
+            // A body that ended has no deadline.
+            Poll::Pending if this.under.is_none() => Poll::Pending,
+            Poll::Pending => this.deadline.poll(cx).map(|()| Some(Err(this.late()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.begun.is_none() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.incoming.size_hint();
+        let begun = self.begun.as_ref().and_then(Option::as_ref);
+        if let Some(Ok(frame)) = begun {
+            let more = frame.data_ref().map_or(0, |data| data.len() as u64);
+            let (lower, upper) = (hint.lower(), hint.upper());
+            if let Some(upper) = upper {
+                hint.set_upper(upper + more);
+            }
+            hint.set_lower(lower + more);
+        }
+        hint
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // Dropped before its end, an HTTP/1.1 connection closes; a stream is reset.
+        if let Some(Under::Http2(http2)) = self.under.take() {
+            self.active.leave(&http2);
+        }
+    }
+}
+
+/// A request body whose steps are counted.
+struct Watched {
+    body: Body,
+    moved: Rc<Cell<u64>>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_ready() {
+            self.moved.set(self.moved.get() + 1);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Holds a request's body back until the origin says 100 (Continue), or `after` has passed
+/// (RFC 9110 §10.1.1). Asking for the client's body is what makes our server send its own
+/// 100, so the client too waits for the origin's word, and a 417 reaches it with no byte of
+/// body sent. HTTP/1.1 only: hyper does not show 1xx over HTTP/2.
+pub(super) fn hold_for_continue(request: Request<Body>, after: Duration) -> Request<Body> {
+    let permit = Arc::new(Permit::default());
+    let seen = permit.clone();
+    let mut request = request.map(|body| {
+        Body::stream(Held { body, permit, patience: Box::pin(tokio::time::sleep(after)) })
+    });
+    hyper::ext::on_informational(&mut request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            seen.give();
+        }
+    });
+    request
+}
+
+/// Shared with hyper's callback, which must be `Sync`.
+#[derive(Default)]
+struct Permit {
+    given: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Permit {
+    fn give(&self) {
+        self.given.store(true, Ordering::Release);
+        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+struct Held {
+    body: Body,
+    permit: Arc<Permit>,
+    patience: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.permit.given.load(Ordering::Acquire) {
+            if self.patience.as_mut().poll(cx).is_pending() {
+                let waker = Some(cx.waker().clone());
+                *self.permit.waker.lock().unwrap_or_else(PoisonError::into_inner) = waker;
+                return Poll::Pending;
+            }
+            self.permit.given.store(true, Ordering::Release);
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn noop() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+/// A body up to this that came with its head is passed on in one piece. hyper's first read
+/// is 8 KiB and more.
+const AT_ONCE_BYTES_MAX: u64 = 64 << 10;

@@ -1,0 +1,333 @@
+//! What may be configured about origins. `config` maps the file to these; the defaults are
+//! what ships.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+/// All of fetch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// The named pools that rules refer to.
+    pub pools: Vec<PoolSettings>,
+    /// How names become addresses.
+    pub dns: DnsSettings,
+}
+
+/// Origins that can answer for each other, and how to speak with them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolSettings {
+    /// What rules, logs and metrics call it.
+    pub name: Arc<str>,
+    /// At least one; at most [`PoolSettings::ORIGINS_MAX`].
+    pub origins: Vec<Origin>,
+    /// How one of them is chosen.
+    pub balance: Balance,
+    /// TLS to those with the scheme `https`.
+    pub tls: OriginTls,
+    /// The `Host` that they are told.
+    pub host_header: HostHeader,
+    /// Which HTTP they are spoken to.
+    pub protocol: Protocol,
+    /// How long each step may take.
+    pub deadlines: Deadlines,
+    /// How long connections are kept.
+    pub keep_alive: KeepAlive,
+    /// What is tried again.
+    pub retry: Retry,
+    /// Open connections to one origin, over all cores. Beyond it: 503, counted.
+    pub connections_max: usize,
+    /// A response's status line and fields, in bytes; beyond it: 502.
+    pub header_bytes_max: usize,
+    /// A response's fields; beyond it: 502. Up to 100 costs nothing, more an allocation a
+    /// response.
+    pub header_count_max: usize,
+    /// Concurrent streams on one HTTP/2 connection; then another connection is opened.
+    pub streams_max: usize,
+    /// When an origin is left alone.
+    pub health: Health,
+}
+
+impl PoolSettings {
+    /// Origins in one pool: a set of those tried fits one machine word.
+    pub const ORIGINS_MAX: usize = 64;
+
+    /// A pool with the defaults that ship.
+    pub fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {
+        Self {
+            name: name.into(),
+            origins,
+            balance: Balance::default(),
+            tls: OriginTls::default(),
+            host_header: HostHeader::default(),
+            protocol: Protocol::default(),
+            deadlines: Deadlines::default(),
+            keep_alive: KeepAlive::default(),
+            retry: Retry::default(),
+            connections_max: 4096,
+            header_bytes_max: 64 << 10,
+            header_count_max: 100,
+            streams_max: 100,
+            health: Health::default(),
+        }
+    }
+}
+
+/// One upstream server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Whether to speak TLS.
+    pub scheme: Scheme,
+    /// A name, or an address (IPv6 without brackets).
+    pub host: Arc<str>,
+    /// The TCP port.
+    pub port: u16,
+    /// Its share beside the others; 1 is usual, 0 is used only when no other is left.
+    pub weight: u16,
+}
+
+impl Origin {
+    /// `http://HOST:PORT` with weight 1.
+    pub fn http(host: impl Into<Arc<str>>, port: u16) -> Self {
+        Self { scheme: Scheme::Http, host: host.into(), port, weight: 1 }
+    }
+
+    /// `https://HOST:PORT` with weight 1.
+    pub fn https(host: impl Into<Arc<str>>, port: u16) -> Self {
+        Self { scheme: Scheme::Https, host: host.into(), port, weight: 1 }
+    }
+
+    /// `HOST`, or `HOST:PORT` when the port is not the scheme's, as in a `Host` field.
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.to_string()
+        };
+        if self.port == self.scheme.port() { host } else { format!("{host}:{}", self.port) }
+    }
+}
+
+/// Plain text or TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// HTTP over TCP.
+    Http,
+    /// HTTP over TLS over TCP.
+    Https,
+}
+
+impl Scheme {
+    /// As in a URL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// The port when none is written.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+/// How one of a pool's origins is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest exchanges in flight for its weight, as this core sees it.
+    LeastConnections,
+    /// By the request's hash ([`super::Intent::hash`]), weighted rendezvous: when an origin
+    /// leaves, only its own share moves.
+    Hash,
+}
+
+/// TLS to origins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginTls {
+    /// Check the certificate and its name. Off: anyone in between can read and change all.
+    pub verify: bool,
+    /// Trust the system's certificate authorities.
+    pub system_roots: bool,
+    /// PEM files with more certificate authorities to trust.
+    pub ca_files: Vec<PathBuf>,
+    /// The name to ask for (SNI) and to check, in place of the origin's host.
+    pub server_name: Option<Arc<str>>,
+    /// What we show when the origin asks who we are.
+    pub client_certificate: Option<ClientCertificate>,
+}
+
+impl Default for OriginTls {
+    fn default() -> Self {
+        Self {
+            verify: true,
+            system_roots: true,
+            ca_files: Vec::new(),
+            server_name: None,
+            client_certificate: None,
+        }
+    }
+}
+
+/// A certificate chain and its key, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Leaf first.
+    pub chain: PathBuf,
+    /// PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
+}
+
+/// The `Host` that an origin is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostHeader {
+    /// The client's.
+    #[default]
+    Preserve,
+    /// The origin's own host and port.
+    Origin,
+    /// Always this one.
+    Fixed(HeaderValue),
+}
+
+/// Which HTTP is spoken to an origin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 where TLS agrees on it (ALPN), HTTP/1.1 otherwise.
+    #[default]
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only: by ALPN over TLS, with prior knowledge over plain text (h2c).
+    Http2,
+}
+
+/// How long each step may take. They are kept to about 25 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Name and TCP connection, over all addresses.
+    pub connect: Duration,
+    /// The TLS handshake.
+    pub tls: Duration,
+    /// From the request's last step forward to the response's head.
+    pub first_byte: Duration,
+    /// While the body is waited for: from one piece to the next.
+    pub between_bytes: Duration,
+    /// From [`super::Upstreams::send`] to the body's end, retries included. `None`: a long
+    /// download may go on as long as bytes come.
+    pub total: Option<Duration>,
+    /// How long an origin's 100 (Continue) is waited for before the body is sent anyway
+    /// (RFC 9110 §10.1.1).
+    pub expect_continue: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            tls: Duration::from_secs(5),
+            first_byte: Duration::from_secs(30),
+            between_bytes: Duration::from_secs(30),
+            total: None,
+            expect_continue: Duration::from_secs(1),
+        }
+    }
+}
+
+/// How long connections are kept for the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Unused for this long: closed. Keep it below the origin's own.
+    pub idle: Duration,
+    /// Older than this: not used again, so that a change of address is followed.
+    pub age_max: Duration,
+    /// Unused HTTP/1.1 connections to one origin on one core; 0 closes each after its use.
+    pub idle_max: usize,
+}
+
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(50), age_max: Duration::from_secs(600), idle_max: 64 }
+    }
+}
+
+/// What is tried again. Only a request that the origin cannot have acted on, or an idempotent
+/// one (RFC 9110 §9.2.2) that can be sent again whole and got no byte back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Tries in all; 1 means no second. A kept connection that turns out to be closed is
+    /// replaced once besides.
+    pub attempts_max: u32,
+    /// Retries as a share of requests, in percent, so that an outage is not multiplied.
+    pub budget_percent: u32,
+    /// Retries that are always left to a core that had few requests so far.
+    pub budget_reserve: u32,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts_max: 3, budget_percent: 20, budget_reserve: 10 }
+    }
+}
+
+/// When an origin is left alone (passive checks).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Failures in a row until it is skipped; 0: never skipped.
+    pub failures_max: u32,
+    /// How long it is skipped; then one request tries it.
+    pub skip: Duration,
+    /// When all are down: try one anyway (true), or answer 503 at once.
+    pub try_when_all_down: bool,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { failures_max: 5, skip: Duration::from_secs(10), try_when_all_down: true }
+    }
+}
+
+/// How names become addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// Name servers (UDP and TCP); empty: the system's (resolv.conf).
+    pub servers: Vec<SocketAddr>,
+    /// One question to one server.
+    pub timeout: Duration,
+    /// Tries in all.
+    pub attempts: usize,
+    /// An answer is kept at least this long, whatever its TTL.
+    pub ttl_min: Duration,
+    /// An answer is kept at most this long.
+    pub ttl_max: Duration,
+    /// How long "no such name" and failures are kept.
+    pub negative_ttl: Duration,
+    /// How long the last good addresses are used after their TTL while DNS fails.
+    pub stale_max: Duration,
+    /// Names that are remembered. Beyond it the least recently answered go.
+    pub names_max: usize,
+}
+
+impl Default for DnsSettings {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            timeout: Duration::from_secs(2),
+            attempts: 2,
+            ttl_min: Duration::from_secs(1),
+            ttl_max: Duration::from_secs(3600),
+            negative_ttl: Duration::from_secs(2),
+            stale_max: Duration::from_secs(24 * 3600),
+            names_max: 4096,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The client half of TLS: whom we trust, what we show, which protocols we offer.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::error::PoolError;
+use super::settings::{OriginTls, PoolSettings, Protocol};
+
+/// One configuration for a pool: its cores share sessions, so that a new connection resumes
+/// what any of them began.
+pub(super) fn client_config(pool: &PoolSettings) -> Result<Arc<ClientConfig>, PoolError> {
+    let tls_error = |source| PoolError::Tls { pool: pool.name.clone(), source };
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(tls_error)?;
+    let builder = if pool.tls.verify {
+        builder.with_root_certificates(roots(pool)?)
+    } else {
+        let verifier = Arc::new(AnyCertificate(provider));
+        builder.dangerous().with_custom_certificate_verifier(verifier)
+    };
+    let mut config = match &pool.tls.client_certificate {
+        None => builder.with_no_client_auth(),
+        Some(files) => builder
+            .with_client_auth_cert(certificates(pool, &files.chain)?, key(pool, &files.key)?)
+            .map_err(tls_error)?,
+    };
+    config.alpn_protocols = match pool.protocol {
+        Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        Protocol::Http1 => vec![b"http/1.1".to_vec()],
+        Protocol::Http2 => vec![b"h2".to_vec()],
+    };
+    Ok(Arc::new(config))
+}
+
+fn roots(pool: &PoolSettings) -> Result<Arc<RootCertStore>, PoolError> {
+    let OriginTls { system_roots, ca_files, .. } = &pool.tls;
+    if *system_roots && ca_files.is_empty() {
+        return Ok(native_roots());
+    }
+    let mut roots =
+        if *system_roots { native_roots().as_ref().clone() } else { RootCertStore::empty() };
+    for file in ca_files {
+        for certificate in certificates(pool, file)? {
+            roots.add(certificate).map_err(|error| unusable(pool, file, error.to_string()))?;
+        }
+    }
+    Ok(Arc::new(roots))
+}
+
+/// The system's, read once: there are about 150, and each pool would read them again.
+fn native_roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    ROOTS
+        .get_or_init(|| {
+            let loaded = rustls_native_certs::load_native_certs();
+            for error in &loaded.errors {
+                tracing::warn!(%error, "some of the system's certificate authorities are unreadable");
+            }
+            let mut roots = RootCertStore::empty();
+            let (_, refused) = roots.add_parsable_certificates(loaded.certs);
+            if refused > 0 {
+                tracing::debug!(refused, "certificate authorities that rustls cannot use");
+            }
+            Arc::new(roots)
+        })
+        .clone()
+}
+
+fn certificates(
+    pool: &PoolSettings,
+    file: &Path,
+) -> Result<Vec<CertificateDer<'static>>, PoolError> {
+    let certificates = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| unusable(pool, file, error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(unusable(pool, file, "no certificate in it".to_owned()));
+    }
+    Ok(certificates)
+}
+
+fn key(pool: &PoolSettings, file: &Path) -> Result<PrivateKeyDer<'static>, PoolError> {
+    PrivateKeyDer::from_pem_file(file).map_err(|error| unusable(pool, file, error.to_string()))
+}
+
+fn unusable(pool: &PoolSettings, file: &Path, reason: String) -> PoolError {
+    PoolError::File { pool: pool.name.clone(), path: file.to_owned(), reason }
+}
+
+/// Verification switched off by [`OriginTls::verify`]. Signatures are still checked: the
+/// other end holds the key of the certificate that it shows, whoever it is.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

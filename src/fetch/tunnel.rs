@@ -1,0 +1,149 @@
+//! After an upgrade (RFC 9110 §7.8): bytes both ways until both ends are done or nothing
+//! has moved for too long.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep_until};
+
+use super::io::Io;
+
+/// The origin's side of an upgraded connection.
+pub struct UpgradedOrigin {
+    pub(super) io: Io,
+    /// What the origin sent right behind its 101.
+    pub(super) early: Bytes,
+}
+
+impl fmt::Debug for UpgradedOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UpgradedOrigin({} bytes early)", self.early.len())
+    }
+}
+
+/// What went through a tunnel, and why it ended.
+#[derive(Debug)]
+pub struct Tunnelled {
+    /// Bytes from the client to the origin.
+    pub to_origin: u64,
+    /// Bytes from the origin to the client.
+    pub to_client: u64,
+    /// `Ok`: both ends finished. `TimedOut`: idle for too long.
+    pub end: io::Result<()>,
+}
+
+/// Copies both ways. Call it in a task of its own once the 101 is on its way to the client:
+/// it waits for that. Ends when both directions have, on an error of either, or after `idle`
+/// without a byte.
+pub async fn tunnel(client: OnUpgrade, origin: UpgradedOrigin, idle: Duration) -> Tunnelled {
+    let mut client = match client.await {
+        Ok(client) => TokioIo::new(client),
+        Err(error) => {
+            return Tunnelled { to_origin: 0, to_client: 0, end: Err(io::Error::other(error)) };
+        }
+    };
+    let UpgradedOrigin { io: mut origin, early } = origin;
+    let mut upward = Direction::new(&[]);
+    let mut downward = Direction::new(&early);
+    let mut moved = 0;
+    let mut timer = pin!(sleep_until(Instant::now() + idle));
+    let end = poll_fn(|cx| {
+        let up = upward.poll(cx, Pin::new(&mut client), Pin::new(&mut origin))?;
+        let down = downward.poll(cx, Pin::new(&mut origin), Pin::new(&mut client))?;
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // Moving a timer costs more than a small message: it is moved only when it fires.
+        let now_moved = upward.copied + downward.copied;
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if now_moved == moved {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            moved = now_moved;
+            timer.as_mut().reset(Instant::now() + idle);
+        }
+    })
+    .await;
+    Tunnelled { to_origin: upward.copied, to_client: downward.copied, end }
+}
+
+/// One direction: a buffer that is filled by one end and emptied by the other.
+struct Direction {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    copied: u64,
+    unflushed: bool,
+    state: State,
+}
+
+#[derive(PartialEq)]
+enum State {
+    Copying,
+    /// The reader's end was seen; the writer is being told.
+    Finishing,
+    Finished,
+}
+
+impl Direction {
+    fn new(early: &[u8]) -> Self {
+        let mut buffer = vec![0; BUFFER_BYTES.max(early.len())].into_boxed_slice();
+        buffer[..early.len()].copy_from_slice(early);
+        let state = State::Copying;
+        Self { buffer, start: 0, end: early.len(), copied: 0, unflushed: false, state }
+    }
+
+    /// Moves what can be moved. Ready once the reader has ended and the writer knows.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut from: Pin<&mut impl AsyncRead>,
+        mut to: Pin<&mut impl AsyncWrite>,
+    ) -> io::Result<Poll<()>> {
+        while self.state == State::Copying {
+            if self.start == self.end {
+                let mut read = ReadBuf::new(&mut self.buffer);
+                if from.as_mut().poll_read(cx, &mut read)?.is_pending() {
+                    // Nothing more at present: what was written must not wait for it.
+                    if self.unflushed && to.as_mut().poll_flush(cx)?.is_ready() {
+                        self.unflushed = false;
+                    }
+                    return Ok(Poll::Pending);
+                }
+                (self.start, self.end) = (0, read.filled().len());
+                if self.end == 0 {
+                    self.state = State::Finishing;
+                }
+            } else {
+                let piece = &self.buffer[self.start..self.end];
+                let Poll::Ready(written) = to.as_mut().poll_write(cx, piece)? else {
+                    return Ok(Poll::Pending);
+                };
+                if written == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                self.start += written;
+                self.copied += written as u64;
+                self.unflushed = true;
+            }
+        }
+        if self.state == State::Finishing {
+            if to.as_mut().poll_shutdown(cx)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            self.state = State::Finished;
+        }
+        Ok(Poll::Ready(()))
+    }
+}
+
+const BUFFER_BYTES: usize = 16 << 10;
