@@ -20,6 +20,7 @@ mod pool;
 mod pump; // moves an upstream body into its fill
 mod reader; // one client's reading of a fill
 mod settings;
+pub mod slices; // ranges of what is not stored, pure
 mod tls;
 mod tunnel;
 mod upstreams;
