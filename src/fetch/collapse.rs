@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::error::FetchError;
 use super::fill::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
 use super::pump::Filled;
 use crate::body::Body;
@@ -308,7 +309,7 @@ pub enum Outcome {
 pub enum Failure {
     /// The exchange with upstream failed.
     #[error("the collapsed upstream request failed")]
-    Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    Upstream(#[source] Arc<FetchError>),
     /// The leader's task ended without an answer. Ask upstream.
     #[error("the task that asked upstream ended without an answer")]
     Abandoned,

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::collapse::{Failure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
 use super::fill::{Filling, Settings};
-use super::{FillReader, Filled};
+use super::{FetchError, FillReader, Filled};
 use crate::body::{Body, BodyError};
 use crate::cache::{Freshness, KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
@@ -314,7 +314,7 @@ fn followers_of_a_failure_have_the_same_failure() {
         let node = Node::new(small());
         let lead = node.lead();
         let (own, other) = (lead.follower(), node.follow());
-        lead.fail(Failure::Upstream(Arc::new(std::io::Error::other("refused"))));
+        lead.fail(Failure::Upstream(Arc::new(FetchError::AllDown { pool: "origins".into() })));
         let failures = [own.outcome().await, other.outcome().await].map(|outcome| match outcome {
             Outcome::Failed(Failure::Upstream(error)) => error,
             other => panic!("{other:?}"),

@@ -266,6 +266,7 @@ const MULTIPART: &[u8] = b"multipart/byteranges";
 const STRONG_AFTER: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
 mod tests {
     use proptest::prelude::*;
 
