@@ -94,6 +94,32 @@ pub const UPSTREAM_ERRORS: &[&str] = &[
     "http_protocol_error",
 ];
 
+/// Why requests are refused, for [`Metric::Refused`]; `guard::Refusal` says what each means.
+pub const REFUSALS: &[&str] = &[
+    "host-missing",
+    "host-repeated",
+    "host-invalid",
+    "host-disagrees",
+    "scheme-disagrees",
+    "target-invalid",
+    "percent-invalid",
+    "path-control",
+    "framing-double",
+    "transfer-coding",
+    "length-invalid",
+    "method-connect",
+    "method-trace",
+    "method-denied",
+    "loop",
+    "address-denied",
+    "country-denied",
+    "rate-limited",
+    "content-too-long",
+    "timed-out",
+    "target-too-long",
+    "head-too-large",
+];
+
 table! {
     Connections, Gauge, "connections", "Open client connections.";
     ConnectionsAccepted, Counter, "connections_accepted", "Client connections accepted.";
@@ -128,6 +154,8 @@ table! {
     DnsQuestions, Counter, "dns_questions", "Names asked for.";
     DnsFailures, Counter, "dns_failures", "Questions without an address as answer.";
     DnsStale, Counter, "dns_stale", "Times that an address past its TTL was used because DNS failed.";
+    Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = REFUSALS;
+    RateTableFull, Counter, "rate_table_full", "Clients let through uncounted because the rate table was full.";
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
 }
 

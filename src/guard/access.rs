@@ -1,0 +1,131 @@
+//! Who may ask what: networks, countries, methods, and how long content may be. Pure; each
+//! rule has its own [`Settings`].
+
+use std::net::IpAddr;
+
+use geo::Country;
+use http::header::{CONTENT_LENGTH, HeaderMap};
+use http::{HeaderValue, Method};
+use ipnet::IpNet;
+
+use super::Refusal;
+
+/// A rule's limits on who and what. Empty lists allow everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Only these networks, when not empty.
+    pub allow_addresses: Vec<IpNet>,
+    /// Never these networks; stronger than `allow_addresses`.
+    pub deny_addresses: Vec<IpNet>,
+    /// Only these countries, when not empty. A client whose country is unknown is in none.
+    pub allow_countries: Vec<Country>,
+    /// Never these countries.
+    pub deny_countries: Vec<Country>,
+    /// Only these methods, when not empty.
+    pub methods: Vec<Method>,
+    /// Longest request content in bytes. `None`: as long as the origin takes.
+    pub content_bytes_max: Option<u64>,
+}
+
+/// Lets the request in or says why not.
+pub fn admit(
+    settings: &Settings,
+    client: IpAddr,
+    country: Option<Country>,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<(), Refusal> {
+    let within = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
+    let any = |countries: &[Country]| country.is_some_and(|country| countries.contains(&country));
+    if within(&settings.deny_addresses)
+        || (!settings.allow_addresses.is_empty() && !within(&settings.allow_addresses))
+    {
+        return Err(Refusal::AddressDenied);
+    }
+    if any(&settings.deny_countries)
+        || (!settings.allow_countries.is_empty() && !any(&settings.allow_countries))
+    {
+        return Err(Refusal::CountryDenied);
+    }
+    if !settings.methods.is_empty() && !settings.methods.contains(method) {
+        return Err(Refusal::MethodDenied);
+    }
+    match settings.content_bytes_max {
+        Some(max) if length(headers).is_some_and(|length| length > max) => {
+            Err(Refusal::ContentTooLong)
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Settings {
+    /// The `Allow` field that a 405 must have (RFC 9110 §15.5.6).
+    pub fn allow_field(&self) -> HeaderValue {
+        let names: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
+        HeaderValue::from_str(&names.join(", ")).expect("methods are tokens")
+    }
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(
+        settings: &Settings,
+        client: &str,
+        country: Option<&str>,
+        expected: Result<(), Refusal>,
+    ) {
+        let country = country.map(|code| code.parse().unwrap());
+        let client = client.parse().unwrap();
+        let found = admit(settings, client, country, &Method::GET, &HeaderMap::new());
+        assert_eq!(found, expected, "{client} {country:?}");
+    }
+
+    #[test]
+    fn deny_beats_allow_and_an_empty_list_allows() {
+        check(&Settings::default(), "192.0.2.1", None, Ok(()));
+        let settings = Settings {
+            allow_addresses: vec!["192.0.2.0/24".parse().unwrap()],
+            deny_addresses: vec!["192.0.2.128/25".parse().unwrap()],
+            ..Settings::default()
+        };
+        check(&settings, "192.0.2.1", None, Ok(()));
+        check(&settings, "192.0.2.200", None, Err(Refusal::AddressDenied));
+        check(&settings, "198.51.100.1", None, Err(Refusal::AddressDenied));
+    }
+
+    #[test]
+    fn an_unknown_country_is_in_no_list() {
+        let only = Settings { allow_countries: vec!["DE".parse().unwrap()], ..Settings::default() };
+        check(&only, "192.0.2.1", Some("DE"), Ok(()));
+        check(&only, "192.0.2.1", Some("FR"), Err(Refusal::CountryDenied));
+        check(&only, "192.0.2.1", None, Err(Refusal::CountryDenied));
+        let never = Settings { deny_countries: vec!["DE".parse().unwrap()], ..Settings::default() };
+        check(&never, "192.0.2.1", Some("DE"), Err(Refusal::CountryDenied));
+        check(&never, "192.0.2.1", None, Ok(()));
+    }
+
+    #[test]
+    fn methods_and_content_have_limits() {
+        let settings = Settings {
+            methods: vec![Method::GET, Method::POST],
+            content_bytes_max: Some(10),
+            ..Settings::default()
+        };
+        let ask = |method: Method, length: &'static str| {
+            let headers =
+                HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static(length))]);
+            admit(&settings, "192.0.2.1".parse().unwrap(), None, &method, &headers)
+        };
+        assert_eq!(ask(Method::POST, "10"), Ok(()));
+        assert_eq!(ask(Method::POST, "11"), Err(Refusal::ContentTooLong));
+        assert_eq!(ask(Method::PUT, "1"), Err(Refusal::MethodDenied));
+        assert_eq!(settings.allow_field(), "GET, POST");
+    }
+}

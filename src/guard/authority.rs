@@ -1,0 +1,237 @@
+//! The host and port that a request asks: lower case, without the scheme's own port, without
+//! the root's dot, without user information.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
+
+use http::HeaderValue;
+
+use super::Refusal;
+
+/// A normalised authority. It shares the bytes that came off the wire when they were normal,
+/// so a clone copies nothing.
+#[derive(Clone)]
+pub struct Authority {
+    source: Source,
+    /// Where the host ends and `:port` begins.
+    host_length: u16,
+}
+
+#[derive(Clone)]
+enum Source {
+    Field(HeaderValue),
+    Target(http::uri::Authority),
+}
+
+impl Authority {
+    /// From a `Host` field.
+    pub(super) fn from_field(value: &HeaderValue, scheme: &str) -> Result<Self, Refusal> {
+        let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Refusal::HostInvalid)?;
+        let (normal, host_length) = normalise(text, scheme)?;
+        let source = match normal {
+            Cow::Borrowed(_) => value.clone(),
+            Cow::Owned(normal) => field(&normal),
+        };
+        Ok(Self { source: Source::Field(source), host_length })
+    }
+
+    /// From `:authority`, or from a target that is a whole URL.
+    pub(super) fn from_target(
+        authority: &http::uri::Authority,
+        scheme: &str,
+    ) -> Result<Self, Refusal> {
+        let (normal, host_length) = normalise(authority.as_str(), scheme)?;
+        let source = match normal {
+            Cow::Borrowed(_) => Source::Target(authority.clone()),
+            Cow::Owned(normal) => Source::Field(field(&normal)),
+        };
+        Ok(Self { source, host_length })
+    }
+
+    /// For an HTTP/1.0 request without `Host`: the address it came to.
+    pub(super) fn from_address(address: SocketAddr, scheme: &str) -> Self {
+        let (normal, host_length) = normalise(&address.to_string(), scheme)
+            .map(|(text, at)| (text.into_owned(), at))
+            .expect("a socket address without scope is an authority, and listeners have no scope");
+        Self { source: Source::Field(field(&normal)), host_length }
+    }
+
+    /// `example.org`, `example.org:8080`, `[2001:db8::1]:8080`.
+    pub fn as_str(&self) -> &str {
+        match &self.source {
+            Source::Field(value) => {
+                std::str::from_utf8(value.as_bytes()).expect("normalise let only ASCII through")
+            }
+            Source::Target(authority) => authority.as_str(),
+        }
+    }
+
+    /// Without the port.
+    pub fn host(&self) -> &str {
+        &self.as_str()[..usize::from(self.host_length)]
+    }
+
+    /// For a `Host` field.
+    pub fn to_field(&self) -> HeaderValue {
+        match &self.source {
+            Source::Field(value) => value.clone(),
+            Source::Target(authority) => field(authority.as_str()),
+        }
+    }
+}
+
+impl PartialEq for Authority {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+fn field(normal: &str) -> HeaderValue {
+    HeaderValue::from_str(normal).expect("a normalised authority is ASCII without controls")
+}
+
+/// The normal form and the length of its host.
+fn normalise<'a>(text: &'a str, scheme: &str) -> Result<(Cow<'a, str>, u16), Refusal> {
+    if text.len() > AUTHORITY_BYTES_MAX {
+        return Err(Refusal::HostInvalid);
+    }
+    let (host, port) = split(text)?;
+    let trimmed = host.strip_suffix('.').unwrap_or(host);
+    if trimmed.is_empty() {
+        return Err(Refusal::HostInvalid);
+    }
+    let port = port.filter(|port| Some(*port) != default_port(scheme));
+    let lower = !host.bytes().any(|byte| byte.is_ascii_uppercase());
+    let written = trimmed.len() + port.map_or(0, |port| port.len() + 1);
+    let host_length = trimmed.len() as u16;
+    if lower && written == text.len() {
+        return Ok((Cow::Borrowed(text), host_length));
+    }
+    let mut normal = trimmed.to_ascii_lowercase();
+    if let Some(port) = port {
+        normal.push(':');
+        normal.push_str(port);
+    }
+    Ok((Cow::Owned(normal), host_length))
+}
+
+/// Host, and the port without leading zeros if there is one. Both are checked.
+fn split(text: &str) -> Result<(&str, Option<&str>), Refusal> {
+    let (host, port) = if text.starts_with('[') {
+        let end = text.find(']').ok_or(Refusal::HostInvalid)?;
+        text[1..end].parse::<Ipv6Addr>().map_err(|_| Refusal::HostInvalid)?;
+        let (host, after) = text.split_at(end + 1);
+        let port = if after.is_empty() { None } else { after.strip_prefix(':') };
+        if port.is_none() && !after.is_empty() {
+            return Err(Refusal::HostInvalid);
+        }
+        (host, port)
+    } else {
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        };
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if !host.bytes().all(is_name) || host.starts_with('.') || host.contains("..") {
+            return Err(Refusal::HostInvalid);
+        }
+        (host, port)
+    };
+    // `example.org:` is written by some and means the default port (RFC 3986 §6.2.3).
+    let port = port.filter(|port| !port.is_empty());
+    let is_port = |port: &str| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|n| n > 0)
+    };
+    match port {
+        Some(port) if !is_port(port) => Err(Refusal::HostInvalid),
+        Some(port) => Ok((host, Some(port.trim_start_matches('0')))),
+        None => Ok((host, None)),
+    }
+}
+
+fn default_port(scheme: &str) -> Option<&'static str> {
+    match scheme {
+        "http" => Some("80"),
+        "https" => Some("443"),
+        _ => None,
+    }
+}
+
+/// A name has at most 253 bytes (RFC 1035 §3.1); the rest is for dot and port.
+const AUTHORITY_BYTES_MAX: usize = 260;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Option<&str>) {
+        let value = HeaderValue::from_str(text).unwrap();
+        let found = Authority::from_field(&value, "https").ok();
+        assert_eq!(found.as_ref().map(Authority::as_str), expected, "{text}");
+    }
+
+    #[test]
+    fn an_authority_has_one_spelling() {
+        check("example.org", Some("example.org"));
+        check("EXAMPLE.org.", Some("example.org"));
+        check("example.org:443", Some("example.org"));
+        check("example.org:", Some("example.org"));
+        check("example.org:0443", Some("example.org"));
+        check("example.org:08080", Some("example.org:8080"));
+        check("Example.org.:80", Some("example.org:80"));
+        check("192.0.2.1:8443", Some("192.0.2.1:8443"));
+        check("[2001:DB8::1]:443", Some("[2001:db8::1]"));
+        check("a_b.example", Some("a_b.example"));
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        for text in [
+            "",
+            ".",
+            ":80",
+            "a b",
+            "user@example.org",
+            "example.org:80:80",
+            "example.org:0",
+            "example.org:65536",
+            "example.org:+80",
+            "a/b",
+            "a..b",
+            ".a",
+            "[::1",
+            "[::1]x",
+            "[zz]",
+            "a%20b",
+            "a,b",
+            "::1",
+            "a\"b",
+        ] {
+            check(text, None);
+        }
+        check(&"a".repeat(300), None);
+    }
+
+    #[test]
+    fn the_host_is_the_authority_without_its_port() {
+        let value = HeaderValue::from_static("[::1]:8080");
+        let authority = Authority::from_field(&value, "http").unwrap();
+        assert_eq!(authority.host(), "[::1]");
+        let value = HeaderValue::from_static("Example.org.:8080");
+        assert_eq!(Authority::from_field(&value, "http").unwrap().host(), "example.org");
+    }
+}

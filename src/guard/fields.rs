@@ -1,0 +1,142 @@
+//! Which request fields the gate looks at. Most fields are none of them, and one bit says so.
+
+use std::collections::HashMap;
+
+use http::HeaderName;
+
+/// What the gate does with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// The authority.
+    Host,
+    /// Names further fields to drop.
+    Connection,
+    /// Framing.
+    TransferEncoding,
+    /// Framing.
+    ContentLength,
+    /// Kept aside where the connection is to be upgraded, and dropped.
+    Upgrade,
+    /// Dropped: for one hop only, or dangerous.
+    Drop,
+    /// Dropped unless a trusted proxy sent it.
+    Forwarding,
+    /// Looked into, passed on.
+    CdnLoop,
+}
+
+/// The watched names behind a bit set of their hashes.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    bits: [u64; BITS / 64],
+    names: HashMap<Box<str>, Watch>,
+}
+
+impl Watched {
+    pub(super) fn new(strip: &[HeaderName]) -> Self {
+        let mut watched = Self { bits: [0; BITS / 64], names: HashMap::new() };
+        for name in strip {
+            watched.add(name.as_str(), Watch::Drop);
+        }
+        for (name, watch) in ALWAYS {
+            watched.add(name, *watch);
+        }
+        watched
+    }
+
+    fn add(&mut self, name: &str, watch: Watch) {
+        let bit = hash(name);
+        self.bits[bit / 64] |= 1 << (bit % 64);
+        self.names.insert(name.into(), watch);
+    }
+
+    /// What to do with the field `name`; `None` for nearly all.
+    pub(super) fn look(&self, name: &HeaderName) -> Option<Watch> {
+        if *name == http::header::HOST {
+            return Some(Watch::Host);
+        }
+        let name = name.as_str();
+        let bit = hash(name);
+        if self.bits[bit / 64] & 1 << (bit % 64) == 0 {
+            return None;
+        }
+        if let Some(watch) = self.names.get(name) {
+            return Some(*watch);
+        }
+        // `X_Forwarded_For` becomes `X-Forwarded-For` in CGI, WSGI and PHP.
+        let is_disguise = name.contains('_') && self.names.contains_key(&*name.replace('_', "-"));
+        is_disguise.then_some(Watch::Drop)
+    }
+}
+
+/// Not zero-cost but near: length, first, middle and last byte; `_` counts as `-`.
+fn hash(name: &str) -> usize {
+    let bytes = name.as_bytes();
+    let [first, .., last] = bytes else { return 0 };
+    let at = |byte: u8| usize::from(if byte == b'_' { b'-' } else { byte });
+    let middle = at(bytes[bytes.len() / 2]);
+    (bytes.len() * 67 + at(*first) * 31 + middle * 7 + at(*last) * 129) % BITS
+}
+
+const BITS: usize = 1024;
+
+const ALWAYS: &[(&str, Watch)] = &[
+    ("cdn-loop", Watch::CdnLoop),
+    ("connection", Watch::Connection),
+    ("content-length", Watch::ContentLength),
+    ("forwarded", Watch::Forwarding),
+    ("host", Watch::Host),
+    ("http2-settings", Watch::Drop),
+    ("keep-alive", Watch::Drop),
+    ("proxy-authenticate", Watch::Drop),
+    ("proxy-authorization", Watch::Drop),
+    ("proxy-connection", Watch::Drop),
+    ("te", Watch::Drop),
+    ("transfer-encoding", Watch::TransferEncoding),
+    ("upgrade", Watch::Upgrade),
+    ("x-forwarded-for", Watch::Forwarding),
+    ("x-forwarded-host", Watch::Forwarding),
+    ("x-forwarded-proto", Watch::Forwarding),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_everyday_are_told_by_one_bit() {
+        let watched = Watched::new(&super::super::Settings::default().strip_fields);
+        for name in [
+            "accept",
+            "accept-encoding",
+            "accept-language",
+            "cache-control",
+            "cookie",
+            "dnt",
+            "if-modified-since",
+            "if-none-match",
+            "origin",
+            "pragma",
+            "range",
+            "referer",
+            "sec-fetch-dest",
+            "sec-fetch-mode",
+            "sec-fetch-site",
+            "sec-ch-ua",
+            "user-agent",
+        ] {
+            let bit = hash(name);
+            assert_eq!(watched.bits[bit / 64] & 1 << (bit % 64), 0, "{name} needs the slow look");
+        }
+    }
+
+    #[test]
+    fn a_field_in_disguise_is_dropped() {
+        let watched = Watched::new(&[]);
+        let look = |name: &str| watched.look(&name.parse().unwrap());
+        assert_eq!(look("x_forwarded_for"), Some(Watch::Drop));
+        assert_eq!(look("transfer_encoding"), Some(Watch::Drop));
+        assert_eq!(look("x-forwarded-for"), Some(Watch::Forwarding));
+        assert_eq!(look("my_field"), None);
+    }
+}

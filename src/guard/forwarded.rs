@@ -1,0 +1,144 @@
+//! Who the client is, and what origins are told of it: `X-Forwarded-*`, `Forwarded`
+//! (RFC 7239), `CDN-Loop` (RFC 8586). Each proxy adds on the right, so the right-most address
+//! that no trusted proxy has is the client; anything left of it is a stranger's word.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use super::{ClientField, Normalised, Settings};
+
+/// The client and its scheme by the word of a trusted proxy at `peer`.
+pub(super) fn believe(
+    settings: &Settings,
+    peer: IpAddr,
+    headers: &HeaderMap,
+) -> (IpAddr, Option<&'static str>) {
+    match settings.client_field {
+        ClientField::XForwardedFor => {
+            let addresses = items(headers, &X_FORWARDED_FOR).map(address);
+            let proto = items(headers, &X_FORWARDED_PROTO).next().and_then(scheme);
+            (client(&settings.trusted_proxies, peer, addresses), proto)
+        }
+        ClientField::Forwarded => {
+            let elements = || items(headers, &FORWARDED);
+            let addresses = elements().map(|element| parameter(element, "for").and_then(address));
+            let proto = elements().next().and_then(|element| parameter(element, "proto"));
+            (client(&settings.trusted_proxies, peer, addresses), proto.and_then(scheme))
+        }
+    }
+}
+
+/// The first address from the right that is not trusted. At something that is no address
+/// the walk ends: the one who wrote it is the last that can be known.
+fn client(
+    trusted: &[IpNet],
+    peer: IpAddr,
+    from_the_right: impl Iterator<Item = Option<IpAddr>>,
+) -> IpAddr {
+    let mut last = peer;
+    for address in from_the_right {
+        let Some(address) = address else { break };
+        last = address;
+        if !is_trusted(trusted, address) {
+            break;
+        }
+    }
+    last
+}
+
+pub(super) fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
+    trusted.iter().any(|network| network.contains(&address))
+}
+
+/// How often `cdn_id` stands in `CDN-Loop`.
+pub(super) fn loop_hops(headers: &HeaderMap, cdn_id: &str) -> usize {
+    let is_ours = |info: &&str| {
+        let id = info.split(';').next().unwrap_or_default().trim();
+        id.eq_ignore_ascii_case(cdn_id)
+    };
+    items(headers, &CDN_LOOP).filter(is_ours).count()
+}
+
+/// Adds this hop to what an origin is told.
+pub(super) fn announce(
+    settings: &Settings,
+    request: &Normalised,
+    peer: SocketAddr,
+    headers: &mut HeaderMap,
+) {
+    let peer = peer.ip().to_canonical();
+    if settings.send_x_forwarded {
+        add_to_list(headers, &X_FORWARDED_FOR, &peer.to_string());
+        set_if_absent(headers, X_FORWARDED_PROTO, HeaderValue::from_static(request.scheme));
+        set_if_absent(headers, X_FORWARDED_HOST, request.authority.to_field());
+    }
+    if settings.send_forwarded {
+        let mut element = String::with_capacity(96);
+        match peer {
+            IpAddr::V4(peer) => write!(element, "for={peer}"),
+            IpAddr::V6(peer) => write!(element, "for=\"[{peer}]\""),
+        }
+        .expect("writing to a String does not fail");
+        write!(element, ";host=\"{}\";proto={}", request.authority, request.scheme)
+            .expect("writing to a String does not fail");
+        add_to_list(headers, &FORWARDED, &element);
+    }
+    if let Ok(id) = HeaderValue::from_str(&settings.cdn_id) {
+        headers.append(CDN_LOOP, id);
+    }
+}
+
+/// Appends to a list field, as one line: origins are known to read only the first.
+fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &str) {
+    let mut list = String::with_capacity(item.len());
+    for value in headers.get_all(name) {
+        list.push_str(value.to_str().unwrap_or("unknown"));
+        list.push_str(", ");
+    }
+    list.push_str(item);
+    let value = HeaderValue::from_str(&list).expect("made of visible ASCII");
+    headers.insert(name, value);
+}
+
+fn set_if_absent(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
+    headers.entry(name).or_insert(value);
+}
+
+/// The items of a list field over all its lines, from the right. An unreadable line is one
+/// empty item. Commas within quotes divide too: harmless, as no address has one.
+fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
+    let mut lines: Vec<&str> =
+        headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default()).collect();
+    lines.reverse();
+    lines.into_iter().flat_map(|line| line.rsplit(',').map(str::trim))
+}
+
+/// The value of a parameter of one `Forwarded` element, without its quotes.
+fn parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
+    element.split(';').find_map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        let value = value.trim();
+        let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
+        key.trim().eq_ignore_ascii_case(name).then_some(value)
+    })
+}
+
+/// An address with or without brackets and port.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse::<IpAddr>().ok();
+    let address = address.or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()));
+    address.map(|address| address.to_canonical())
+}
+
+fn scheme(text: &str) -> Option<&'static str> {
+    ["http", "https"].into_iter().find(|scheme| text.eq_ignore_ascii_case(scheme))
+}
+
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");

@@ -1,0 +1,578 @@
+//! The gate: one reading of each request, or none.
+//!
+//! hyper lets through two `Host` fields, `Transfer-Encoding: gzip, chunked`, an authority that
+//! disagrees with `Host` and more; a proxy that guesses is how requests are smuggled and
+//! caches poisoned. What a plain request costs here is one look at each field and at each
+//! byte of its path; nothing is copied.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, FORWARDED, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Uri, Version};
+
+use super::fields::{Watch, Watched};
+use super::{Authority, ClientField, Refusal, Settings, forwarded, path};
+use crate::context::Connection;
+
+/// The gate, ready for requests.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    settings: Settings,
+    watched: Watched,
+}
+
+/// What a request asks, in its one spelling. Cheap to clone: the bytes are the request's.
+#[derive(Clone, Debug)]
+pub struct Normalised {
+    /// `http` or `https`: the connection's, or what a trusted proxy in front of us says.
+    pub scheme: &'static str,
+    /// Host and port.
+    pub authority: Authority,
+    /// Path and query. `*` only for OPTIONS.
+    pub target: PathAndQuery,
+    /// The client: the connection's other end, or whom a trusted proxy names.
+    pub client: IpAddr,
+    /// The protocols that the client wishes to change to, when it does.
+    pub upgrade: Option<HeaderValue>,
+}
+
+impl Normalised {
+    /// The path, normalised.
+    pub fn path(&self) -> &str {
+        self.target.path()
+    }
+
+    /// The query without `?`, as the client wrote it.
+    pub fn query(&self) -> Option<&str> {
+        self.target.query()
+    }
+}
+
+impl Gate {
+    /// A gate with these settings.
+    pub fn new(settings: Settings) -> Self {
+        let watched = Watched::new(&settings.strip_fields);
+        Self { settings, watched }
+    }
+
+    /// Says what the request asks, and leaves in `parts` only what may be seen further in:
+    /// `uri` is path and query, hop-by-hop fields, what `Connection` names and what strangers
+    /// may not say are gone.
+    pub fn normalise(
+        &self,
+        parts: &mut Parts,
+        connection: &Connection,
+    ) -> Result<Normalised, Refusal> {
+        check_method(&parts.method, &self.settings)?;
+        let seen = self.look(&parts.headers);
+        if seen.framing {
+            check_framing(&parts.headers, parts.version)?;
+        }
+
+        let peer = connection.peer.ip().to_canonical();
+        let trusted = forwarded::is_trusted(&self.settings.trusted_proxies, peer);
+        let (client, told_scheme) = if trusted && seen.forwarding {
+            forwarded::believe(&self.settings, peer, &parts.headers)
+        } else {
+            (peer, None)
+        };
+        let scheme = told_scheme.unwrap_or(connection.scheme());
+        if let Some(scheme) = parts.uri.scheme_str()
+            && !trusted
+            && scheme != connection.scheme()
+        {
+            return Err(Refusal::SchemeDisagrees);
+        }
+
+        let authority = authority(parts, scheme, connection)?;
+        let target = target(parts, self.settings.merge_slashes)?;
+        if seen.cdn_loop
+            && forwarded::loop_hops(&parts.headers, &self.settings.cdn_id)
+                >= self.settings.loop_hops_max
+        {
+            return Err(Refusal::Loop);
+        }
+        let upgrade = if seen.connection { upgrade(parts) } else { None };
+        self.clean(&mut parts.headers, seen, trusted);
+        Ok(Normalised { scheme, authority, target, client, upgrade })
+    }
+
+    /// Adds to a request on its way to an origin what is known of its client, and this hop.
+    /// Not done on the way in: a hit has no use for it.
+    pub fn announce(&self, request: &Normalised, connection: &Connection, headers: &mut HeaderMap) {
+        forwarded::announce(&self.settings, request, connection.peer, headers);
+    }
+
+    /// The settings it was made of.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// One pass over the fields.
+    fn look(&self, headers: &HeaderMap) -> Seen {
+        let mut seen = Seen::default();
+        for name in headers.keys() {
+            match self.watched.look(name) {
+                None | Some(Watch::Host) => {}
+                Some(Watch::Connection) => seen.connection = true,
+                Some(Watch::TransferEncoding | Watch::ContentLength) => seen.framing = true,
+                Some(Watch::Upgrade | Watch::Drop) => seen.drop.push(name.clone()),
+                Some(Watch::Forwarding) => seen.forwarding = true,
+                Some(Watch::CdnLoop) => seen.cdn_loop = true,
+            }
+        }
+        seen
+    }
+
+    fn clean(&self, headers: &mut HeaderMap, seen: Seen, trusted: bool) {
+        if seen.connection {
+            drop_named_by_connection(headers);
+            headers.remove(CONNECTION);
+        }
+        if seen.framing {
+            // The body has been unwrapped; the next hop gets a framing of its own.
+            headers.remove(TRANSFER_ENCODING);
+        }
+        for name in seen.drop {
+            headers.remove(name);
+        }
+        if seen.forwarding {
+            let keep_x = trusted && self.settings.client_field == ClientField::XForwardedFor;
+            let keep_forwarded = trusted && self.settings.client_field == ClientField::Forwarded;
+            if !keep_x {
+                headers.remove(forwarded::X_FORWARDED_FOR);
+                headers.remove(forwarded::X_FORWARDED_PROTO);
+                headers.remove(forwarded::X_FORWARDED_HOST);
+            }
+            if !keep_forwarded {
+                headers.remove(FORWARDED);
+            }
+        }
+    }
+}
+
+/// What a pass over the fields found.
+#[derive(Default)]
+struct Seen {
+    connection: bool,
+    framing: bool,
+    forwarding: bool,
+    cdn_loop: bool,
+    drop: Vec<HeaderName>,
+}
+
+fn check_method(method: &Method, settings: &Settings) -> Result<(), Refusal> {
+    match *method {
+        Method::CONNECT => Err(Refusal::MethodConnect),
+        Method::TRACE if !settings.trace => Err(Refusal::MethodTrace),
+        _ => Ok(()),
+    }
+}
+
+/// RFC 9112 §6.3, in its strictest reading.
+fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(coding) = codings.next() {
+        if lengths.next().is_some() {
+            return Err(Refusal::FramingDouble);
+        }
+        let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !is_chunked || codings.next().is_some() || version != Version::HTTP_11 {
+            return Err(Refusal::TransferCoding);
+        }
+    }
+    if let Some(length) = lengths.next() {
+        let digits = length.as_bytes();
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        if !is_number || digits.len() > LENGTH_DIGITS_MAX || lengths.next().is_some() {
+            return Err(Refusal::LengthInvalid);
+        }
+    }
+    Ok(())
+}
+
+/// The one authority that target and `Host` agree on (RFC 9112 §3.2, RFC 9113 §8.3.1).
+fn authority(
+    parts: &Parts,
+    scheme: &'static str,
+    connection: &Connection,
+) -> Result<Authority, Refusal> {
+    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Refusal::HostRepeated);
+    }
+    let by_field = host.map(|host| Authority::from_field(host, scheme)).transpose()?;
+    let by_target =
+        parts.uri.authority().map(|target| Authority::from_target(target, scheme)).transpose()?;
+    match (by_field, by_target) {
+        (Some(host), Some(target)) if host != target => Err(Refusal::HostDisagrees),
+        (None, Some(_)) if parts.version == Version::HTTP_11 => Err(Refusal::HostMissing),
+        (Some(authority), _) | (None, Some(authority)) => Ok(authority),
+        (None, None) if parts.version < Version::HTTP_11 => {
+            Ok(Authority::from_address(connection.local, scheme))
+        }
+        (None, None) => Err(Refusal::HostMissing),
+    }
+}
+
+/// The normalised target, also left in `parts.uri`.
+fn target(parts: &mut Parts, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
+    let is_origin_form = parts.uri.authority().is_none();
+    let target = match parts.uri.path_and_query() {
+        Some(target) => target.clone(),
+        None => return Err(Refusal::TargetInvalid),
+    };
+    if target.as_str() == "*" {
+        return if parts.method == Method::OPTIONS {
+            Ok(target)
+        } else {
+            Err(Refusal::TargetInvalid)
+        };
+    }
+    if !target.path().starts_with('/') {
+        return Err(Refusal::TargetInvalid);
+    }
+    let target = match path::normalise(target.path(), merge_slashes)? {
+        Cow::Borrowed(_) if is_origin_form => return Ok(target),
+        Cow::Borrowed(_) => target,
+        Cow::Owned(path) => with_path(path, target.query())?,
+    };
+    parts.uri = Uri::from(target.clone());
+    Ok(target)
+}
+
+fn with_path(mut path: String, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
+    if let Some(query) = query {
+        path.push('?');
+        path.push_str(query);
+    }
+    PathAndQuery::from_maybe_shared(path).map_err(|_| Refusal::TargetInvalid)
+}
+
+/// `Connection: upgrade` with `Upgrade` (RFC 9110 §7.8); HTTP/2 has neither.
+fn upgrade(parts: &Parts) -> Option<HeaderValue> {
+    let wished = connection_options(&parts.headers).any(|o| o.eq_ignore_ascii_case("upgrade"));
+    if parts.version == Version::HTTP_11 && wished {
+        parts.headers.get(UPGRADE).cloned()
+    } else {
+        None
+    }
+}
+
+fn drop_named_by_connection(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = connection_options(headers)
+        .filter(|option| !["keep-alive", "close", "upgrade"].contains(option))
+        .filter_map(|option| option.parse().ok())
+        // These are about the message, not the hop: to drop them would change what it says.
+        .filter(|name| *name != CONTENT_LENGTH && *name != http::header::HOST)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(CONNECTION).iter();
+    lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',').map(str::trim))
+}
+
+/// More digits than `u64` surely holds are no length.
+const LENGTH_DIGITS_MAX: usize = 19;
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn connection(tls: bool) -> Connection {
+        let tls = tls.then(|| crate::context::TlsFacts {
+            version: "TLSv1.3",
+            cipher: "TLS13_AES_128_GCM_SHA256",
+            server_name: None,
+            resumed: false,
+        });
+        Connection {
+            peer: "192.0.2.7:4711".parse().unwrap(),
+            local: "198.51.100.1:8080".parse().unwrap(),
+            tls,
+        }
+    }
+
+    /// `head` is what hyper made of a request: method, target and version, then its fields.
+    fn parts(head: &str) -> Parts {
+        let mut lines = head.lines().map(str::trim);
+        let mut words = lines.next().unwrap().split(' ');
+        let mut request = Request::builder().method(words.next().unwrap());
+        request = request.uri(words.next().unwrap());
+        request = request.version(match words.next() {
+            Some("1.0") => Version::HTTP_10,
+            Some("2") => Version::HTTP_2,
+            _ => Version::HTTP_11,
+        });
+        for line in lines {
+            let (name, value) = line.split_once(':').unwrap();
+            request = request.header(name, value.trim());
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn pass(settings: Settings, head: &str) -> (Result<Normalised, Refusal>, Parts) {
+        let mut parts = parts(head);
+        (Gate::new(settings).normalise(&mut parts, &connection(false)), parts)
+    }
+
+    #[track_caller]
+    fn check(head: &str, expected: &str) {
+        let (normalised, parts) = pass(Settings::default(), head);
+        let found = normalised.unwrap();
+        assert_eq!(format!("{}{}", found.authority, found.target), expected, "{head}");
+        assert_eq!(parts.uri, Uri::from(found.target), "what is left in the parts is the same");
+    }
+
+    #[track_caller]
+    fn refuse(head: &str, expected: Refusal) {
+        let (found, _) = pass(Settings::default(), head);
+        assert_eq!(found.err(), Some(expected), "{head}");
+    }
+
+    #[track_caller]
+    fn fields_left(settings: Settings, head: &str, expected: &[&str]) {
+        let (normalised, parts) = pass(settings, head);
+        normalised.unwrap();
+        let mut left: Vec<&str> = parts.headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, expected, "{head}");
+    }
+
+    #[test]
+    fn a_request_has_one_reading() {
+        check("GET /a?b=%41/../ 1.1\nhost: Example.org:80", "example.org/a?b=%41/../");
+        check("GET /%61/../b?x 1.1\nhost: example.org", "example.org/b?x");
+        check("GET http://EXAMPLE.org/a 1.1\nhost: example.org:80", "example.org/a");
+        check("GET http://example.org 1.1\nhost: example.org", "example.org/");
+        check("GET http://example.org/a 2", "example.org/a");
+        check("GET http://example.org/a 2\nhost: example.org", "example.org/a");
+        check("GET /a 1.0", "198.51.100.1:8080/a");
+        check("GET /a 1.0\nhost: example.org", "example.org/a");
+        check("OPTIONS * 1.1\nhost: example.org", "example.org*");
+        check("POST /a 1.1\nhost: example.org\ncontent-length: 5", "example.org/a");
+        check("POST /a 1.1\nhost: example.org\ntransfer-encoding: Chunked", "example.org/a");
+    }
+
+    #[test]
+    fn two_hosts_or_none_are_refused() {
+        refuse("GET / 1.1", Refusal::HostMissing);
+        refuse("GET http://a.example/ 1.1", Refusal::HostMissing);
+        refuse("GET / 2", Refusal::HostMissing);
+        refuse("GET / 1.1\nhost: a.example\nhost: a.example", Refusal::HostRepeated);
+        refuse("GET / 1.0\nhost: a.example\nhost: b.example", Refusal::HostRepeated);
+        refuse("GET / 1.1\nhost: a.example, b.example", Refusal::HostInvalid);
+        refuse("GET / 1.1\nhost: user@a.example", Refusal::HostInvalid);
+        refuse("GET / 1.1\nhost:", Refusal::HostInvalid);
+        refuse("GET http://a.example/ 1.1\nhost: b.example", Refusal::HostDisagrees);
+        refuse("GET http://a.example/ 2\nhost: b.example", Refusal::HostDisagrees);
+        refuse("GET http://u@a.example/ 2", Refusal::HostInvalid);
+        refuse("GET https://a.example/ 2", Refusal::SchemeDisagrees);
+    }
+
+    #[test]
+    fn doubtful_framing_is_refused_and_closes() {
+        let post = "POST / 1.1\nhost: a.example";
+        for (fields, refusal) in [
+            ("transfer-encoding: chunked\ncontent-length: 5", Refusal::FramingDouble),
+            ("content-length: 5\ntransfer-encoding: chunked", Refusal::FramingDouble),
+            ("content-length: 5\ntransfer-encoding: identity", Refusal::FramingDouble),
+            ("transfer-encoding: gzip, chunked", Refusal::TransferCoding),
+            ("transfer-encoding: chunked, chunked", Refusal::TransferCoding),
+            ("transfer-encoding: chunked\ntransfer-encoding: chunked", Refusal::TransferCoding),
+            ("transfer-encoding: chunked\ntransfer-encoding: identity", Refusal::TransferCoding),
+            ("transfer-encoding: xchunked", Refusal::TransferCoding),
+            ("transfer-encoding: \"chunked\"", Refusal::TransferCoding),
+            ("transfer-encoding:", Refusal::TransferCoding),
+            ("content-length: 5\ncontent-length: 5", Refusal::LengthInvalid),
+            ("content-length: 5, 5", Refusal::LengthInvalid),
+            ("content-length: +5", Refusal::LengthInvalid),
+            ("content-length: -5", Refusal::LengthInvalid),
+            ("content-length: 0x5", Refusal::LengthInvalid),
+            ("content-length:", Refusal::LengthInvalid),
+            ("content-length: 99999999999999999999", Refusal::LengthInvalid),
+        ] {
+            refuse(&format!("{post}\n{fields}"), refusal);
+            assert!(refusal.closes());
+        }
+        let chunked = "host: a.example\ntransfer-encoding: chunked";
+        refuse(&format!("POST / 1.0\n{chunked}"), Refusal::TransferCoding);
+        refuse(&format!("POST http://a.example/ 2\n{chunked}"), Refusal::TransferCoding);
+    }
+
+    #[test]
+    fn methods_for_other_proxies_are_refused() {
+        refuse("CONNECT a.example:443 1.1\nhost: a.example:443", Refusal::MethodConnect);
+        refuse("TRACE / 1.1\nhost: a.example", Refusal::MethodTrace);
+        refuse("GET * 1.1\nhost: a.example", Refusal::TargetInvalid);
+        let settings = Settings { trace: true, ..Settings::default() };
+        assert!(pass(settings, "TRACE / 1.1\nhost: a.example").0.is_ok());
+    }
+
+    #[test]
+    fn hop_by_hop_fields_stay_behind() {
+        fields_left(
+            Settings::default(),
+            "GET / 1.1\nhost: a\nconnection: keep-alive, X-Mine, host\nkeep-alive: 5\nx-mine: 1
+             te: trailers\nproxy-authorization: x\nupgrade: websocket\naccept: */*",
+            &["accept", "host"],
+        );
+        fields_left(
+            Settings::default(),
+            "POST / 1.1\nhost: a\ntransfer-encoding: chunked\ntrailer: x",
+            &["host", "trailer"],
+        );
+        fields_left(
+            Settings::default(),
+            "POST / 1.1\nhost: a\nconnection: content-length\ncontent-length: 3",
+            &["content-length", "host"],
+        );
+    }
+
+    #[test]
+    fn what_no_key_has_stays_behind() {
+        fields_left(
+            Settings::default(),
+            "GET / 1.1\nhost: a\nx-original-url: /admin\nX-HTTP-Method-Override: DELETE\nproxy: x
+             x-forwarded-host: evil\nx-forwarded-for: 10.0.0.1\nforwarded: for=10.0.0.1
+             x_forwarded_for: 10.0.0.1\nx-forwarded-proto: https\nx-custom: kept",
+            &["host", "x-custom"],
+        );
+    }
+
+    #[test]
+    fn an_upgrade_is_kept_aside() {
+        let websocket = "GET / 1.1\nhost: a\nconnection: Upgrade\nupgrade: websocket";
+        let (found, _) = pass(Settings::default(), websocket);
+        assert_eq!(found.unwrap().upgrade.unwrap(), "websocket");
+        let (found, _) = pass(Settings::default(), "GET / 1.1\nhost: a\nupgrade: websocket");
+        assert_eq!(found.unwrap().upgrade, None);
+        let (found, _) = pass(Settings::default(), &websocket.replace("1.1", "1.0"));
+        assert_eq!(found.unwrap().upgrade, None);
+    }
+
+    #[track_caller]
+    fn client(settings: &Settings, fields: &str, expected: &str) {
+        let head = format!("GET / 1.1\nhost: a{fields}");
+        let found = pass(settings.clone(), &head).0.unwrap();
+        assert_eq!(format!("{} {}", found.client, found.scheme), expected, "{fields}");
+    }
+
+    #[test]
+    fn a_stranger_is_not_believed_about_the_client() {
+        let settings = Settings::default();
+        client(
+            &settings,
+            "\nx-forwarded-for: 203.0.113.9\nx-forwarded-proto: https",
+            "192.0.2.7 http",
+        );
+        client(&settings, "\nforwarded: for=203.0.113.9;proto=https", "192.0.2.7 http");
+    }
+
+    #[test]
+    fn the_right_most_untrusted_address_is_the_client() {
+        let trusted_proxies =
+            vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let settings = Settings { trusted_proxies, ..Settings::default() };
+        client(&settings, "", "192.0.2.7 http");
+        client(&settings, "\nx-forwarded-for: 203.0.113.9", "203.0.113.9 http");
+        client(&settings, "\nx-forwarded-for: 1.1.1.1, 203.0.113.9", "203.0.113.9 http");
+        client(&settings, "\nx-forwarded-for: 203.0.113.9, 192.0.2.1", "203.0.113.9 http");
+        client(
+            &settings,
+            "\nx-forwarded-for: 203.0.113.9\nx-forwarded-for: [2001:db8::5]:99",
+            "203.0.113.9 http",
+        );
+        client(&settings, "\nx-forwarded-for: 203.0.113.9, junk", "192.0.2.7 http");
+        client(&settings, "\nx-forwarded-for: 203.0.113.9, junk, 192.0.2.1", "192.0.2.1 http");
+        client(&settings, "\nx-forwarded-for: ::ffff:203.0.113.9", "203.0.113.9 http");
+        client(&settings, "\nx-forwarded-proto: http, HTTPS", "192.0.2.7 https");
+        client(&settings, "\nforwarded: for=203.0.113.9", "192.0.2.7 http");
+
+        let settings = Settings { client_field: ClientField::Forwarded, ..settings };
+        client(&settings, "\nx-forwarded-for: 203.0.113.9", "192.0.2.7 http");
+        client(
+            &settings,
+            "\nforwarded: for=1.1.1.1, For=\"[2001:db9::1]:80\";proto=https",
+            "2001:db9::1 https",
+        );
+        client(&settings, "\nforwarded: for=203.0.113.9, for=192.0.2.1;by=x", "203.0.113.9 http");
+        client(&settings, "\nforwarded: for=203.0.113.9, for=_hidden", "192.0.2.7 http");
+    }
+
+    #[track_caller]
+    fn announced(settings: Settings, fields: &str, expected: &str) {
+        let mut parts = parts(&format!("GET / 1.1\nhost: a.example{fields}"));
+        let gate = Gate::new(settings);
+        let normalised = gate.normalise(&mut parts, &connection(false)).unwrap();
+        parts.headers.remove("host");
+        gate.announce(&normalised, &connection(false), &mut parts.headers);
+        let mut lines: Vec<String> = Vec::new();
+        for (name, value) in &parts.headers {
+            lines.push(format!("{name}: {}", value.to_str().unwrap()));
+        }
+        lines.sort();
+        assert_eq!(lines.join(" | "), expected);
+    }
+
+    #[test]
+    fn origins_are_told_of_the_client_and_of_this_hop() {
+        announced(
+            Settings::default(),
+            "\nx-forwarded-for: 10.1.1.1",
+            "cdn-loop: skerry | x-forwarded-for: 192.0.2.7 | x-forwarded-host: a.example | x-forwarded-proto: http",
+        );
+        let proxied = Settings {
+            trusted_proxies: vec!["192.0.2.7/32".parse().unwrap()],
+            ..Settings::default()
+        };
+        announced(
+            proxied,
+            "\nx-forwarded-for: 10.1.1.1\nx-forwarded-for: 10.2.2.2\nx-forwarded-proto: https
+             cdn-loop: other; v=1",
+            "cdn-loop: other; v=1 | cdn-loop: skerry | x-forwarded-for: 10.1.1.1, 10.2.2.2, 192.0.2.7 | x-forwarded-host: a.example | x-forwarded-proto: https",
+        );
+        let rfc7239 =
+            Settings { send_forwarded: true, send_x_forwarded: false, ..Settings::default() };
+        announced(
+            rfc7239,
+            "\nforwarded: for=evil",
+            "cdn-loop: skerry | forwarded: for=192.0.2.7;host=\"a.example\";proto=http",
+        );
+    }
+
+    #[test]
+    fn a_loop_is_cut() {
+        let round = |times: usize| {
+            format!("GET / 1.1\nhost: a\ncdn-loop: {}", "x, Skerry;h=1, ".repeat(times))
+        };
+        assert!(pass(Settings::default(), &round(3)).0.is_ok());
+        refuse(&round(4), Refusal::Loop);
+        refuse(&format!("{}\ncdn-loop: skerry", round(3)), Refusal::Loop);
+    }
+
+    #[test]
+    fn every_refusal_has_a_name_of_its_own() {
+        assert_eq!(Refusal::HeadTooLarge.index() + 1, crate::metrics::REFUSALS.len());
+        assert_eq!(
+            Refusal::RateLimited { retry_after: Default::default() }.as_str(),
+            "rate-limited"
+        );
+        assert_eq!(Refusal::Loop.as_str(), "loop");
+        assert_eq!(Refusal::HostMissing.as_str(), "host-missing");
+    }
+}

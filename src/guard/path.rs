@@ -1,0 +1,211 @@
+//! One spelling for each path (RFC 3986 §6.2.2), decided once and used everywhere after:
+//! `%41` is `A`, `%2f` is `%2F` and stays encoded, `/a/../b` is `/b`, and what no URI may
+//! hold raw is encoded. The query is the application's and stays as it came.
+
+use std::borrow::Cow;
+
+use super::Refusal;
+
+/// The normal form of `path`, which starts with `/`. Borrowed when it has that form.
+pub(super) fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>, Refusal> {
+    if is_plain(path.as_bytes(), merge_slashes) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let recoded = recode(path.as_bytes())?;
+    let walked = remove_dot_segments(&recoded, merge_slashes);
+    if walked == path { Ok(Cow::Borrowed(path)) } else { Ok(Cow::Owned(walked)) }
+}
+
+/// Whether nothing in `path` needs a closer look: one pass, most requests end here.
+fn is_plain(path: &[u8], merge_slashes: bool) -> bool {
+    let mut previous = 0;
+    for &byte in path {
+        if !PLAIN[byte as usize] {
+            return false;
+        }
+        let suspicious = byte == b'.' || (merge_slashes && byte == b'/');
+        if suspicious && previous == b'/' {
+            return false;
+        }
+        previous = byte;
+    }
+    true
+}
+
+/// Decodes what needs no encoding, encodes what does, writes hexadecimal digits in capitals.
+fn recode(path: &[u8]) -> Result<String, Refusal> {
+    let mut out = String::with_capacity(path.len() + 16);
+    let mut rest = path;
+    while let [byte, after @ ..] = rest {
+        let (value, after) = match (byte, after) {
+            (b'%', [high, low, after @ ..]) => (decode(*high, *low)?, after),
+            (b'%', _) => return Err(Refusal::PercentInvalid),
+            _ => (*byte, after),
+        };
+        // Encoded delimiters keep their encoding: `%2F` is not a separator.
+        let stays_raw = if *byte == b'%' { is_unreserved(value) } else { PLAIN[value as usize] };
+        match value {
+            0..0x20 | 0x7F => return Err(Refusal::PathControl),
+            _ if stays_raw => out.push(char::from(value)),
+            _ => {
+                out.push('%');
+                out.push(char::from(HEX[usize::from(value >> 4)]));
+                out.push(char::from(HEX[usize::from(value & 15)]));
+            }
+        }
+        rest = after;
+    }
+    Ok(out)
+}
+
+/// RFC 3986 §5.2.4. `..` above the root stays at the root.
+fn remove_dot_segments(path: &str, merge_slashes: bool) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path[1..].split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        match segment {
+            "." => {}
+            ".." => {
+                kept.pop();
+            }
+            "" if merge_slashes && !is_last => {}
+            _ => {
+                kept.push(segment);
+                continue;
+            }
+        }
+        // `/a/.` and `/a/b/..` are directories: they end in a slash.
+        if is_last {
+            kept.push("");
+        }
+    }
+    let mut out = String::with_capacity(path.len());
+    for segment in kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if out.is_empty() { "/".to_owned() } else { out }
+}
+
+fn decode(high: u8, low: u8) -> Result<u8, Refusal> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(Refusal::PercentInvalid);
+    Ok((digit(high)? << 4 | digit(low)?) as u8)
+}
+
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// `pchar` without `%`, and `/` (RFC 3986 §3.3).
+const PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = is_unreserved(byte as u8)
+            || matches!(
+                byte as u8,
+                b'!' | b'$'
+                    | b'&'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'*'
+                    | b'+'
+                    | b','
+                    | b';'
+                    | b'='
+                    | b':'
+                    | b'@'
+                    | b'/'
+            );
+        byte += 1;
+    }
+    table
+};
+
+const HEX: &[u8; 16] = b"0123456789ABCDEF";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(path: &str, expected: &str) {
+        assert_eq!(normalise(path, false).as_deref(), Ok(expected), "{path}");
+    }
+
+    #[track_caller]
+    fn refuse(path: &str, expected: Refusal) {
+        assert_eq!(normalise(path, false), Err(expected), "{path}");
+    }
+
+    #[test]
+    fn a_path_has_one_spelling() {
+        check("/", "/");
+        check("/a/b.css", "/a/b.css");
+        check("/.well-known/x", "/.well-known/x");
+        check("/a..b/...", "/a..b/...");
+        check("/a/./b", "/a/b");
+        check("/a/b/..", "/a/");
+        check("/a/b/.", "/a/b/");
+        check("/a/../../../b", "/b");
+        check("/..", "/");
+        check("/a//../b", "/a/b");
+        check("//a", "//a");
+        check("/%61%2D%2d", "/a--");
+        check("/a%2fb", "/a%2Fb");
+        check("/%2e%2e/%2E/b", "/b");
+        check("/a/%2e%2e%2fb", "/a/..%2Fb");
+        check("/%2541", "/%2541");
+        check("/%c3%a9", "/%C3%A9");
+        check("/é", "/%C3%A9");
+        check("/a\\b", "/a%5Cb");
+        check("/{a}|\"", "/%7Ba%7D%7C%22");
+        check("/a;v=1/@b:c", "/a;v=1/@b:c");
+        check("/%3B%3b", "/%3B%3B");
+    }
+
+    #[test]
+    fn slashes_are_merged_only_when_asked() {
+        assert_eq!(normalise("//a///b//", true).as_deref(), Ok("/a/b/"));
+        assert_eq!(normalise("/a//../b", true).as_deref(), Ok("/b"));
+        check("//a///b//", "//a///b//");
+    }
+
+    #[test]
+    fn broken_encodings_and_control_characters_are_refused() {
+        refuse("/%", Refusal::PercentInvalid);
+        refuse("/%4", Refusal::PercentInvalid);
+        refuse("/%zz", Refusal::PercentInvalid);
+        refuse("/%+1", Refusal::PercentInvalid);
+        refuse("/%00", Refusal::PathControl);
+        refuse("/a%0d%0ab", Refusal::PathControl);
+        refuse("/%7f", Refusal::PathControl);
+        refuse("/a\tb", Refusal::PathControl);
+    }
+
+    #[test]
+    fn a_normal_path_is_not_copied() {
+        for path in ["/", "/a/b/c.css", "/%C3%A9", "/.well-known/"] {
+            assert!(matches!(normalise(path, false), Ok(Cow::Borrowed(_))), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_is_normalising_once(
+            path in "/([a.]|\\.\\.|/|%2[eEfF5]|%[46][0-9a-fA-F]|[ -~é]){0,24}",
+            merge in any::<bool>(),
+        ) {
+            if let Ok(once) = normalise(&path, merge) {
+                prop_assert!(once.starts_with('/'));
+                let twice = normalise(&once, merge);
+                prop_assert_eq!(twice.as_deref(), Ok(&*once));
+                prop_assert!(!once.split('/').any(|segment| segment == ".." || segment == "."));
+            }
+        }
+    }
+}
