@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_burst_passes_then_the_steady_rate() {
         let mut paid_at = Duration::ZERO;
-        let mut at = |ms| {
+        let mut at = |ms: u64| {
             let now = Duration::from_millis(1000 + ms);
             let (next, verdict) = gcra(paid_at, Duration::from_millis(100), 3, now);
             paid_at = next;
