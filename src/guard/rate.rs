@@ -32,9 +32,12 @@ pub struct Limit {
 pub struct Table {
     start: Instant,
     hasher: RandomState,
-    shards: Box<[Mutex<HashMap<(u64, u128), Duration>>]>,
+    shards: Box<[Mutex<Shard>]>,
     shard_entries_max: usize,
 }
+
+/// `TAT` since `start`, by rule and network.
+type Shard = HashMap<(u64, u128), Duration>;
 
 impl Table {
     /// An empty table for about `clients_max` clients. `start` is any time before the first
