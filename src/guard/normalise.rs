@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     fn connection(tls: bool) -> Connection {
-        let tls = tls.then(|| crate::context::TlsFacts {
+        let tls = tls.then_some(crate::context::TlsFacts {
             version: "TLSv1.3",
             cipher: "TLS13_AES_128_GCM_SHA256",
             server_name: None,
