@@ -38,8 +38,10 @@ use crate::body::{Body, BodyError};
 /// An HTTP/1.1 connection with nobody else to drive it.
 pub(super) struct Http1 {
     sender: http1::SendRequest<Body>,
-    /// `None` once it has ended.
+    /// `None` once it was taken apart.
     connection: Option<http1::Connection<TokioIo<Io>, Body>>,
+    /// It is done, and must not be driven again. After a 101 its bytes are still wanted.
+    ended: bool,
     traffic: Rc<Traffic>,
     pub(super) address: SocketAddr,
     pub(super) opened_ms: u64,
@@ -79,7 +81,7 @@ impl Http1 {
         address: SocketAddr,
         opened_ms: u64,
     ) -> Self {
-        Self { sender, connection: Some(connection), traffic, address, opened_ms }
+        Self { sender, connection: Some(connection), ended: false, traffic, address, opened_ms }
     }
 
     /// Whether another request can go over it, as far as can be seen without asking.
@@ -89,19 +91,20 @@ impl Http1 {
 
     /// Drives the connection as far as it goes without waiting. False once it has ended.
     fn step(&mut self) -> bool {
-        let Some(connection) = &mut self.connection else { return false };
         // tokio's budget would answer "not now" and wake nobody.
-        let ended = pin!(unconstrained(connection)).poll(&mut noop()).is_ready();
-        if ended {
-            self.connection = None;
-        }
-        !ended
+        let _ = pin!(unconstrained(poll_fn(|cx| {
+            self.poll(cx);
+            Poll::Ready(())
+        })))
+        .poll(&mut noop());
+        !self.ended
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) {
-        let Some(connection) = &mut self.connection else { return };
-        if Pin::new(connection).poll(cx).is_ready() {
-            self.connection = None;
+        if let Some(connection) = &mut self.connection
+            && !self.ended
+        {
+            self.ended = Pin::new(connection).poll(cx).is_ready();
         }
     }
 
@@ -118,16 +121,15 @@ impl Http1 {
         limits.arm(deadline, limits.first_byte);
         let mut response = pin!(unconstrained(self.sender.try_send_request(request)));
         let outcome = poll_fn(|cx| {
-            let ended = match &mut self.connection {
-                Some(connection) => Pin::new(connection).poll(cx).is_ready(),
-                None => true,
-            };
-            if ended {
-                // Its end answers a request that it has not taken.
-                self.connection = None;
-            }
+            self.poll(cx);
             // Only the connection, polled above, can make it ready: nobody needs waking.
-            if let Poll::Ready(result) = response.as_mut().poll(&mut noop()) {
+            let mut answer = response.as_mut().poll(&mut noop());
+            if self.ended && answer.is_pending() {
+                // Its end is the answer to a request that it has not taken.
+                self.connection = None;
+                answer = response.as_mut().poll(&mut noop());
+            }
+            if let Poll::Ready(result) = answer {
                 return Poll::Ready(Some(result));
             }
             if self.traffic.written.get() != written {
@@ -171,7 +173,9 @@ impl Http1 {
     /// After a 101: the bytes underneath.
     pub(super) async fn into_upgraded(mut self: Box<Self>) -> hyper::Result<UpgradedOrigin> {
         let mut connection = self.connection.take().expect("it has just delivered a head");
-        (&mut connection).await?;
+        if !self.ended {
+            (&mut connection).await?;
+        }
         let http1::Parts { io, read_buf, .. } = connection.into_parts();
         Ok(UpgradedOrigin { io: io.into_inner(), early: read_buf })
     }

@@ -40,3 +40,7 @@ pub use upstreams::{Intent, UpstreamResponse, Upstreams};
 
 #[cfg(test)]
 mod fill_tests;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod tests;

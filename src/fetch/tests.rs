@@ -1,0 +1,766 @@
+//! The exchange over real sockets: what origins do, and what becomes of it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::{Method, StatusCode, Version};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::timeout;
+
+use super::scripted::*;
+use super::*;
+use crate::body::{Body, BodyError};
+use crate::metrics::Metric;
+
+/// Runs a test on a core of its own, with an end to all waiting.
+async fn on_core<T>(test: impl Future<Output = T>) -> T {
+    let test = async { timeout(Duration::from_secs(20), test).await.expect("it hangs") };
+    LocalSet::new().run_until(test).await
+}
+
+async fn bed() -> (Scripted, Bed) {
+    let origin = Scripted::bind().await;
+    let bed = Bed::new(pool(vec![origin.origin()]));
+    (origin, bed)
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+#[tokio::test]
+async fn a_request_goes_out_as_it_is_and_its_response_comes_back() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (upstream, head) = tokio::join!(bed.get(), async {
+            origin
+                .accept()
+                .await
+                .answer("HTTP/1.1 203 Fine\r\nx-a: 1\r\nx-a: 2\r\ncontent-length: 2\r\n\r\nok")
+                .await
+        });
+        let upstream = upstream.expect("a response");
+        assert_eq!(head, "GET /path?query HTTP/1.1\r\nhost: site.example\r\n\r\n");
+        assert_eq!(upstream.response.status(), StatusCode::NON_AUTHORITATIVE_INFORMATION);
+        assert_eq!(upstream.response.headers().get_all("x-a").iter().count(), 2);
+        assert_eq!((upstream.reused, upstream.attempts), (false, 1));
+        assert_eq!(upstream.address, origin.address);
+        assert_eq!(read(upstream).await.expect("a body"), "ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_each_kind_of_bodiless_and_whole_response() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let responses = [
+            (Method::GET, OK),
+            (Method::GET, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
+            (Method::GET, "HTTP/1.1 204 No Content\r\n\r\n"),
+            (Method::GET, "HTTP/1.1 304 Not Modified\r\ncontent-length: 99\r\netag: \"a\"\r\n\r\n"),
+            (Method::HEAD, "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n"),
+            (Method::HEAD, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+            (Method::GET, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+            (Method::GET, "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx"),
+        ];
+        let mut peer: Option<Peer> = None;
+        for (number, (method, response)) in responses.into_iter().enumerate() {
+            let (body, ()) = tokio::join!(
+                async {
+                    let upstream =
+                        bed.send(request(method, Body::Empty)).await.expect("a response");
+                    assert_eq!(upstream.reused, number > 0, "{response}");
+                    read(upstream).await.expect("a body")
+                },
+                async {
+                    if peer.is_none() {
+                        peer = Some(origin.accept().await);
+                    }
+                    peer.as_mut().expect("just accepted").answer(response).await;
+                }
+            );
+            assert!(body.len() < 4, "{response} has no body of 99 bytes");
+        }
+        assert_eq!(bed.total(Metric::UpstreamConnects), 1);
+        assert_eq!(bed.total(Metric::UpstreamIdle), 1);
+        assert_eq!(bed.total(Metric::UpstreamActive), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn trailers_pass() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (upstream, _) = tokio::join!(bed.get(), async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nx-sum: 7\r\n\r\n").await
+        });
+        let collected = upstream.expect("a response").response.into_body().collect().await;
+        let collected = collected.expect("a whole body");
+        assert_eq!(collected.trailers().expect("trailers")["x-sum"], "7");
+        assert_eq!(collected.to_bytes(), "ab");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_large_body_streams_whole_and_frees_its_connection() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let sent: String = (0..400_000).map(|at| format!("{at:08}")).collect();
+        let (body, _peer) = tokio::join!(bed.fetch(), async {
+            let mut peer = origin.accept().await;
+            peer.answer(&format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", sent.len()))
+                .await;
+            peer.say(&sent).await;
+            peer
+        });
+        assert!(body == sent, "every byte in its place");
+        assert_eq!(bed.total(Metric::UpstreamIdle), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_the_origin_closes_is_not_kept() {
+    on_core(async {
+        let responses = [
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
+            "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            "HTTP/1.0 200 OK\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nok",
+        ];
+        for response in responses {
+            let (origin, bed) = bed().await;
+            let (body, ()) = tokio::join!(bed.fetch(), async {
+                let mut peer = origin.accept().await;
+                peer.answer(response).await;
+            });
+            assert_eq!(body, "ok", "{response}");
+            assert_eq!(bed.total(Metric::UpstreamIdle), 0, "{response}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hop_by_hop_fields_of_a_response_stay_here() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (upstream, _) = tokio::join!(bed.get(), async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\nconnection: x-hop, keep-alive\r\nconnection: x-more\r\nx-hop: 1\r\nx-more: 1\r\nkeep-alive: timeout=5\r\nupgrade: h2c\r\nx-end: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n").await
+        });
+        let response = upstream.expect("a response").response;
+        let names: Vec<&str> = response.headers().keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["x-end"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_the_origin_closed_is_seen_before_it_is_used() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (_, mut peer) = tokio::join!(bed.fetch(), async {
+            let mut peer = origin.accept().await;
+            peer.answer(OK).await;
+            peer
+        });
+        use tokio::io::AsyncWriteExt as _;
+        peer.io.shutdown().await.expect("a shutdown");
+        // The runtime must have seen the close; the sweep says so.
+        while bed.total(Metric::UpstreamIdle) > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let (body, _) = tokio::join!(bed.fetch(), async { origin.accept().await.answer(OK).await });
+        assert_eq!(body, "ok");
+        assert_eq!(bed.total(Metric::UpstreamReuses), 0);
+    })
+    .await;
+}
+
+/// The origin answers once, and closes the kept connection when the next request comes.
+async fn close_race(again: http::Request<Body>) -> (Result<UpstreamResponse, FetchError>, Bed) {
+    let (origin, bed) = bed().await;
+    let serve = async {
+        let mut peer = origin.accept().await;
+        peer.answer(OK).await;
+        peer.head().await;
+        drop(peer);
+        if timeout(Duration::from_millis(300), async { origin.accept().await.answer(OK).await })
+            .await
+            .is_err()
+        {
+            // Nothing was tried again.
+        }
+    };
+    let (outcome, ()) = tokio::join!(
+        async {
+            bed.fetch().await;
+            bed.send(again).await
+        },
+        serve
+    );
+    (outcome, bed)
+}
+
+#[tokio::test]
+async fn a_get_whose_kept_connection_closes_is_sent_again_once() {
+    on_core(async {
+        let (outcome, bed) = close_race(request(Method::GET, Body::Empty)).await;
+        let upstream = outcome.expect("the second connection answers");
+        assert!(!upstream.reused);
+        assert_eq!(read(upstream).await.expect("a body"), "ok");
+        assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_post_whose_kept_connection_closes_is_not_sent_again() {
+    on_core(async {
+        for body in [Body::Empty, Body::from("data")] {
+            let (outcome, bed) = close_race(request(Method::POST, body)).await;
+            let error = outcome.expect_err("not idempotent");
+            assert_eq!(error.proxy_error(), "connection_terminated");
+            assert!(error.origin_may_have_seen());
+            assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_put_with_a_streaming_body_is_not_sent_again() {
+    on_core(async {
+        let (sender, body) = channel();
+        sender.try_send(Bytes::from_static(b"part")).expect("room");
+        drop(sender);
+        let (outcome, _) = close_race(request(Method::PUT, body)).await;
+        assert!(matches!(outcome, Err(FetchError::Terminated { sent: true, .. })));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_get_is_not_sent_again_once_a_response_has_begun() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (outcome, ()) = tokio::join!(bed.get(), async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 O").await;
+        });
+        let error = outcome.expect_err("half a head");
+        assert_eq!(error.proxy_error(), "http_response_incomplete");
+        assert_eq!(bed.total(Metric::UpstreamConnects), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_origin_is_tried_when_one_refuses() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let bed = Bed::new(pool(vec![closed_port().await, origin.origin()]));
+        // Not even an unsafe request was seen by the first.
+        let (outcome, head) =
+            tokio::join!(bed.send(request(Method::POST, Body::from("data"))), async {
+                origin.accept().await.answer(OK).await
+            });
+        assert_eq!(outcome.expect("the second one answers").attempts, 2);
+        assert!(head.starts_with("POST "), "{head}");
+        assert_eq!(bed.failures("connection_refused"), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_a_502_that_says_so() {
+    on_core(async {
+        let bed = Bed::new(pool(vec![closed_port().await]));
+        let error = bed.get().await.expect_err("nobody listens");
+        assert_eq!(error.proxy_error(), "connection_refused");
+        assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
+        assert!(!error.origin_may_have_seen());
+        assert_eq!(bed.total(Metric::UpstreamConnects), 1, "the same one would refuse again");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn retries_stop_when_their_budget_is_spent() {
+    on_core(async {
+        let mut settings = pool(vec![closed_port().await, closed_port().await]);
+        settings.retry = Retry { attempts_max: 2, budget_percent: 25, budget_reserve: 1 };
+        settings.health.failures_max = 0;
+        let bed = Bed::new(settings);
+        for _ in 0..8 {
+            bed.get().await.expect_err("both refuse");
+        }
+        // One in reserve, and a quarter for each of eight requests.
+        assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 1), 3);
+        assert_eq!(bed.total(Metric::UpstreamRetriesRefused), 5);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_origin_that_fails_again_and_again_is_left_alone_while_another_is_up() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![closed_port().await, origin.origin()]);
+        settings.health.failures_max = 2;
+        let bed = Bed::new(settings);
+        let serve = async {
+            let mut peer = origin.accept().await;
+            loop {
+                peer.answer(OK).await;
+            }
+        };
+        let ask = async {
+            for _ in 0..10 {
+                bed.fetch().await;
+            }
+        };
+        tokio::select! { () = ask => {}, () = serve => {} }
+        assert_eq!(bed.failures("connection_refused"), 2);
+        assert_eq!(bed.total(Metric::UpstreamMarkedDown), 1);
+        let up: Vec<bool> = bed.pool.health().map(|(_, up)| up).collect();
+        assert_eq!(up, [false, true]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn when_all_are_down_the_settings_say_whether_to_try() {
+    on_core(async {
+        for try_when_all_down in [true, false] {
+            let mut settings = pool(vec![closed_port().await]);
+            settings.health.failures_max = 1;
+            settings.health.try_when_all_down = try_when_all_down;
+            let bed = Bed::new(settings);
+            bed.get().await.expect_err("nobody listens");
+            let error = bed.get().await.expect_err("still nobody");
+            let expected =
+                if try_when_all_down { "connection_refused" } else { "destination_unavailable" };
+            assert_eq!(error.proxy_error(), expected);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_response_that_does_not_come_is_a_504() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (outcome, ()) = tokio::join!(bed.get(), async {
+            let mut peer = origin.accept().await;
+            peer.head().await;
+            peer.closed().await;
+        });
+        let error = outcome.expect_err("no answer");
+        assert_eq!(error.proxy_error(), "http_response_timeout");
+        assert_eq!(error.status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(bed.failures("http_response_timeout"), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_ends_in_an_error() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (outcome, ()) =
+            tokio::join!(async { read(bed.get().await.expect("a head")).await }, async {
+                let mut peer = origin.accept().await;
+                peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+                peer.closed().await;
+            });
+        let error = outcome.expect_err("it stalls");
+        assert!(error.to_string().contains("no bytes from"), "{error}");
+        assert_eq!(bed.failures("connection_read_timeout"), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_total_deadline_ends_a_body_that_drips() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![origin.origin()]);
+        settings.deadlines.total = Some(Duration::from_millis(300));
+        let bed = Bed::new(settings);
+        let drip = async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n").await;
+            loop {
+                peer.say("x").await;
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            }
+        };
+        tokio::select! {
+            outcome = async { read(bed.get().await.expect("a head")).await } => {
+                let error = outcome.expect_err("it takes too long").to_string();
+                assert!(error.contains("longer than the whole"), "{error}");
+            }
+            () = drip => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_truncated_body_is_an_error_and_never_an_end() {
+    on_core(async {
+        let truncated = [
+            "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n5\r\nha",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n",
+        ];
+        for response in truncated {
+            let (origin, bed) = bed().await;
+            let (outcome, ()) =
+                tokio::join!(async { read(bed.get().await.expect("a head")).await }, async {
+                    drop(origin.accept().await.answer(response).await)
+                });
+            outcome.expect_err(response);
+            assert_eq!(bed.failures("http_response_incomplete"), 1, "{response}");
+            assert_eq!(bed.total(Metric::UpstreamIdle), 0);
+            assert_eq!(bed.total(Metric::UpstreamConnections), 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_a_502() {
+    on_core(async {
+        let too_large = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(70_000));
+        let too_many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: 1\r\n".repeat(101));
+        let cases = [
+            ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "http_protocol_error"),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+                "http_protocol_error",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+                "http_response_transfer_coding",
+            ),
+            (
+                "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+                "http_upgrade_failed",
+            ),
+            (&too_large, "http_response_header_section_size"),
+            (&too_many, "http_response_header_section_size"),
+        ];
+        for (response, expected) in cases {
+            let (origin, bed) = bed().await;
+            let (outcome, ()) = tokio::join!(bed.get(), async {
+                let mut peer = origin.accept().await;
+                peer.head().await;
+                // It may be refused before its end.
+                use tokio::io::AsyncWriteExt as _;
+                let _ = peer.io.write_all(response.as_bytes()).await;
+                peer.closed().await;
+            });
+            let error = outcome.expect_err(expected);
+            assert_eq!(error.proxy_error(), expected, "{error}");
+            assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_body_streams_piece_by_piece() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (sender, body) = channel();
+        let (outcome, ()) = tokio::join!(bed.send(request(Method::POST, body)), async {
+            let mut peer = origin.accept().await;
+            let head = peer.head().await;
+            assert!(head.contains("transfer-encoding: chunked"), "{head}");
+            // The second piece is made only when the first has arrived.
+            for piece in ["first", "second"] {
+                sender.send(Bytes::from_static(piece.as_bytes())).await.expect("it listens");
+                peer.through(piece.as_bytes()).await;
+            }
+            drop(sender);
+            peer.through(b"0\r\n\r\n").await;
+            peer.say(OK).await;
+        });
+        assert_eq!(read(outcome.expect("a response")).await.expect("a body"), "ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_body_that_breaks_off_is_the_clients_fault() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let body = Body::stream(Broken);
+        let (outcome, ()) = tokio::join!(bed.send(request(Method::POST, body)), async {
+            origin.accept().await.closed().await;
+        });
+        let error = outcome.expect_err("no whole request");
+        assert_eq!(error.status(), StatusCode::BAD_REQUEST);
+        assert!(bed.pool.health().all(|(_, up)| up));
+    })
+    .await;
+}
+
+fn expecting(body: Body) -> http::Request<Body> {
+    let mut request = request(Method::POST, body);
+    request.headers_mut().insert("expect", HeaderValue::from_static("100-continue"));
+    request
+}
+
+#[tokio::test]
+async fn the_body_waits_for_the_origins_100() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (sender, body) = channel();
+        sender.try_send(Bytes::from_static(b"payload")).expect("room");
+        let (outcome, ()) = tokio::join!(bed.send(expecting(body)), async {
+            let mut peer = origin.accept().await;
+            let head = peer.head().await;
+            assert!(head.contains("expect: 100-continue"), "{head}");
+            let early = timeout(Duration::from_millis(50), peer.through(b"payload")).await;
+            early.expect_err("no byte of the body before the 100");
+            assert_eq!(sender.capacity(), 0, "the client's body was not even asked for");
+            peer.say("HTTP/1.1 100 Continue\r\n\r\n").await;
+            peer.through(b"payload").await;
+            drop(sender);
+            peer.through(b"0\r\n\r\n").await;
+            peer.say(OK).await;
+        });
+        assert_eq!(outcome.expect("a response").response.status(), StatusCode::OK);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_417_is_passed_on_and_no_body_is_sent() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (sender, body) = channel();
+        sender.try_send(Bytes::from_static(b"payload")).expect("room");
+        let (outcome, ()) = tokio::join!(
+            async {
+                let upstream = bed.send(expecting(body)).await.expect("a response");
+                let status = upstream.response.status();
+                read(upstream).await.expect("a body");
+                status
+            },
+            async {
+                let mut peer = origin.accept().await;
+                peer.answer("HTTP/1.1 417 Expectation Failed\r\ncontent-length: 0\r\n\r\n").await;
+                peer.closed().await;
+            }
+        );
+        assert_eq!(outcome, StatusCode::EXPECTATION_FAILED);
+        assert!(sender.is_closed(), "the body is dropped unread");
+        assert_eq!(bed.total(Metric::UpstreamIdle), 0, "half a request is on that connection");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_origin_that_knows_no_100_gets_the_body_after_a_while() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![origin.origin()]);
+        settings.deadlines.expect_continue = Duration::from_millis(50);
+        let bed = Bed::new(settings);
+        let (outcome, ()) = tokio::join!(bed.send(expecting(Body::from("payload"))), async {
+            let mut peer = origin.accept().await;
+            peer.through(b"payload").await;
+            peer.say(OK).await;
+        });
+        outcome.expect("a response");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn host_is_what_the_pool_says() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let own = format!("127.0.0.1:{}", origin.address.port());
+        let fixed = HostHeader::Fixed(HeaderValue::from_static("fixed.example"));
+        let cases = [
+            (HostHeader::Preserve, "site.example"),
+            (HostHeader::Origin, own.as_str()),
+            (fixed, "fixed.example"),
+        ];
+        for (host_header, expected) in cases {
+            let mut settings = pool(vec![origin.origin()]);
+            settings.host_header = host_header;
+            let bed = Bed::new(settings);
+            let (_, head) =
+                tokio::join!(bed.fetch(), async { origin.accept().await.answer(OK).await });
+            assert!(head.contains(&format!("\r\nhost: {expected}\r\n")), "{head}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_of_http2_becomes_one_of_http1() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let request = http::Request::builder()
+            .version(Version::HTTP_2)
+            .uri("https://site.example/path")
+            .body(Body::Empty)
+            .expect("a request");
+        let (outcome, head) =
+            tokio::join!(bed.send(request), async { origin.accept().await.answer(OK).await });
+        outcome.expect("a response");
+        assert_eq!(head, "GET /path HTTP/1.1\r\nhost: site.example\r\n\r\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_to_one_origin_have_a_limit() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![origin.origin()]);
+        settings.connections_max = 1;
+        let bed = Bed::new(settings);
+        let (first, (mut peer, second)) = tokio::join!(bed.fetch(), async {
+            let mut peer = origin.accept().await;
+            peer.head().await;
+            let second = bed.get().await;
+            peer.say(OK).await;
+            (peer, second)
+        });
+        assert_eq!(first, "ok");
+        let error = second.expect_err("there is one already");
+        assert_eq!(error.proxy_error(), "connection_limit_reached");
+        assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
+        // Free again, and so is the connection itself.
+        let (third, _) = tokio::join!(bed.fetch(), peer.answer(OK));
+        assert_eq!(third, "ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn idle_connections_have_a_limit_and_an_end() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![origin.origin()]);
+        settings.keep_alive.idle_max = 1;
+        settings.keep_alive.idle = Duration::from_millis(100);
+        let bed = Bed::new(settings);
+        let (_, _, (mut first, mut second)) = tokio::join!(bed.fetch(), bed.fetch(), async {
+            let (mut first, mut second) = (origin.accept().await, origin.accept().await);
+            // Both are in flight before either is answered.
+            first.head().await;
+            second.head().await;
+            first.say(OK).await;
+            second.say(OK).await;
+            (first, second)
+        });
+        assert_eq!(bed.metrics.total(Metric::UpstreamIdleClosed, 1), 1);
+        // The sweep closes the one that is left.
+        first.closed().await;
+        second.closed().await;
+        assert_eq!(bed.total(Metric::UpstreamIdle), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn leaving_early_closes_the_connection_and_leaves_nothing_counted() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (upstream, mut peer) = tokio::join!(bed.get(), async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+            peer
+        });
+        drop(upstream.expect("a head"));
+        peer.closed().await;
+        for gauge in [Metric::UpstreamActive, Metric::UpstreamIdle, Metric::UpstreamConnections] {
+            assert_eq!(bed.total(gauge), 0);
+        }
+        assert!(bed.metrics.encode().contains("skerry_upstream_failures_total"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upgrade_hands_over_the_connection_with_what_came_early() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let intent =
+            Intent { upgrade: Some(HeaderValue::from_static("chat")), ..Intent::default() };
+        let (upstream, peer) = tokio::join!(
+            bed.upstreams.send(&bed.pool, request(Method::GET, Body::Empty), intent),
+            async {
+                let mut peer = origin.accept().await;
+                let head = peer.answer("HTTP/1.1 101 Switching Protocols\r\nupgrade: chat\r\nconnection: upgrade\r\n\r\nearly").await;
+                assert!(head.contains("connection: upgrade\r\n"), "{head}");
+                assert!(head.contains("upgrade: chat\r\n"), "{head}");
+                peer
+            }
+        );
+        let upstream = upstream.expect("a response");
+        assert_eq!(upstream.response.headers()["upgrade"], "chat");
+        let mut upgraded = upstream.upgraded.expect("an upgraded connection");
+        assert_eq!(upgraded.early, "early");
+        drop(peer);
+        let mut rest = Vec::new();
+        upgraded.io.read_to_end(&mut rest).await.expect("its end");
+        assert!(rest.is_empty());
+    })
+    .await;
+}
+
+/// A body that a test feeds, one piece in store.
+fn channel() -> (mpsc::Sender<Bytes>, Body) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, Body::stream(Channel(receiver)))
+}
+
+struct Channel(mpsc::Receiver<Bytes>);
+
+impl http_body::Body for Channel {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+    }
+}
+
+struct Broken;
+
+impl http_body::Body for Broken {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(Some(Err(BodyError::new("the client left"))))
+    }
+}
