@@ -130,6 +130,11 @@ table! {
     ResponseBytes, Counter, "response_body_bytes", "Body bytes handed to client connections.";
     RequestSeconds, Histogram, "request_duration_seconds", "From the request's head to the response's head.";
     Fills, Gauge, "fills", "Upstream responses on their way to their readers and into the store.";
+    FillsEnded, Counter, "fills_ended", "Fills that ended, by how.",
+        "end" = &["stored", "unstored", "broken", "abandoned"];
+    FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that had to do with the least window because all windows together reached their limit.";
+    FillReadsBehind, Counter, "fill_reads_behind", "Slices read from the store by readers that fell behind their fill.";
+    FillReadersCut, Counter, "fill_readers_cut", "Readers cut off because what they needed next was neither in memory nor stored.";
     FillReaders, Gauge, "fill_readers", "Clients that read a body as it comes from upstream.";
     FillWindowBytes, Gauge, "fill_window_bytes", "Body bytes held in memory for readers of fills.";
     RequestsCollapsed, Counter, "requests_collapsed", "Requests that followed another one's upstream request.";

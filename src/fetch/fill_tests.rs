@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::collapse::{Failure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
 use super::fill::{Filling, Settings};
-use super::{FetchError, FillReader, Filled};
+use super::{FetchError, FillEnd, FillReader, Filled};
 use crate::body::{Body, BodyError};
 use crate::cache::{Freshness, KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
@@ -180,7 +180,7 @@ fn the_first_byte_is_read_before_the_second_is_sent() {
         assert_eq!(all(first).await.expect("whole"), bytes_of(1..10));
         assert_eq!(all(second).await.expect("whole"), bytes_of(1..10));
         let filled = done.await.expect("no panic");
-        assert!(filled.broken.is_none() && filled.bytes == 10);
+        assert!(matches!(filled.end, FillEnd::Unstored) && filled.bytes == 10);
         assert_eq!(node.gauge(Metric::RequestsCollapsed), 1);
     });
 }
@@ -259,7 +259,7 @@ fn breaks_off(length: Option<u64>, sent: u64, last: Option<Sent>) {
         let error = reader.frame().await.expect("not a clean end").expect_err("an error");
         assert!(error.to_string().contains(&sent.to_string()), "{error}");
         assert!(waiting.await.expect("no panic").is_err());
-        assert!(done.await.expect("no panic").broken.is_some());
+        assert!(matches!(done.await.expect("no panic").end, FillEnd::Broken(_)));
         assert!(matches!(node.join(), Join::Lead(_)), "the next request asks anew");
     });
 }
@@ -444,7 +444,8 @@ fn unstored_slow_readers_are_waited_for_and_then_cut_off() {
         assert_eq!(fast.await.expect("no panic").expect("whole"), bytes_of(0..20 * SLICE));
         let error = slow.frame().await.expect("not a clean end").expect_err("cut off");
         assert!(error.to_string().contains("no longer in memory"), "{error}");
-        assert!(done.await.expect("no panic").broken.is_none());
+        assert_eq!(node.gauge(Metric::FillReadersCut), 1);
+        assert!(matches!(done.await.expect("no panic").end, FillEnd::Unstored));
     });
 }
 
@@ -459,7 +460,8 @@ fn a_fill_that_all_have_left_ends_and_is_not_joined() {
         let reader = filling(&own).await.read_all();
         drop(own);
         drop(reader);
-        assert!(done.await.expect("no panic").broken.is_some(), "while upstream says nothing");
+        let filled = done.await.expect("no panic");
+        assert!(matches!(filled.end, FillEnd::Abandoned), "while upstream says nothing");
         assert!(upstream.frames.is_closed());
         assert!(matches!(node.join(), Join::Lead(_)));
         assert_eq!(node.gauge(Metric::FillReaders), 0);
@@ -479,6 +481,28 @@ fn a_refresh_goes_to_its_end_though_nobody_reads() {
         assert_eq!(done.await.expect("no panic").bytes, 20 * SLICE);
         assert_eq!(node.gauge(Metric::FillWindowBytes), 0, "nothing is held of what is gone");
         assert_eq!(node.gauge(Metric::Fills), 0);
+    });
+}
+
+#[test]
+fn all_windows_together_have_a_limit() {
+    on_a_worker(async {
+        let settings = Settings { windows_bytes_total: 4 * SLICE, ..Settings::default() };
+        let node = Node::new(settings);
+        let (mut upstream, body) = upstream();
+        let own = {
+            let lead = node.lead();
+            let own = lead.follower();
+            start(lead, None, body);
+            own
+        };
+        let mut reader = filling(&own).await.read_all();
+        for _ in 0..40 {
+            upstream.send(SLICE).await;
+            next(&mut reader).await;
+            assert!(node.gauge(Metric::FillWindowBytes) <= 5 * SLICE);
+        }
+        assert_eq!(node.gauge(Metric::FillWindowsReduced), 1);
     });
 }
 
@@ -561,7 +585,7 @@ fn stress(seed: u64) {
             }
             drop(upstream);
             assert_eq!(own.await.expect("no panic").expect("whole"), bytes_of(0..length));
-            assert!(done.await.expect("no panic").broken.is_none());
+            assert!(matches!(done.await.expect("no panic").end, FillEnd::Unstored));
         });
     });
     assert_eq!(node.gauge(Metric::FillWindowBytes), 0);

@@ -29,7 +29,7 @@ mod window; // the bytes of a fill that are in memory
 pub use dns::Resolver;
 pub use error::{ERROR_TYPES, FetchError, PoolError};
 pub use pool::{Pool, Pools};
-pub use pump::Filled;
+pub use pump::{FillEnd, Filled};
 pub use reader::FillReader;
 pub use settings::{
     Balance, ClientCertificate, Deadlines, DnsSettings, Health, HostHeader, KeepAlive, Origin,

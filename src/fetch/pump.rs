@@ -11,16 +11,44 @@ use tokio::time::Instant;
 
 use super::fill::{End, Fill, State};
 use crate::body::{Body, BodyError};
+use crate::metrics::{Metric, TABLE};
 
 /// What became of a fill.
 #[derive(Clone, Debug)]
 pub struct Filled {
     /// Bytes of body that came from upstream.
     pub bytes: u64,
-    /// Whether the response is in the store.
-    pub stored: bool,
-    /// Why the body is not whole, when it is not.
-    pub broken: Option<Arc<BodyError>>,
+    /// How it ended.
+    pub end: FillEnd,
+}
+
+/// How a fill ended.
+#[derive(Clone, Debug)]
+pub enum FillEnd {
+    /// Whole, and in the store.
+    Stored,
+    /// Whole, but the store did not take it, or not all of it.
+    Unstored,
+    /// The body broke off, for this reason. Nothing of it is stored.
+    Broken(Arc<BodyError>),
+    /// All readers had left, and too little of it was here to go on.
+    Abandoned,
+}
+
+impl FillEnd {
+    /// A word for logs; the metric `fills_ended` has the same.
+    pub fn as_str(&self) -> &'static str {
+        TABLE[Metric::FillsEnded as usize].label.1[self.label()]
+    }
+
+    fn label(&self) -> usize {
+        match self {
+            Self::Stored => 0,
+            Self::Unstored => 1,
+            Self::Broken(_) => 2,
+            Self::Abandoned => 3,
+        }
+    }
 }
 
 /// Owned by the leader's task.
@@ -33,6 +61,8 @@ pub(super) struct Pump {
     to_the_end: bool,
     /// How much longer readers may hold back a fill that is not being stored.
     patience: Duration,
+    /// Whether it was counted that the window is not as large as it should be.
+    reduced: bool,
     /// Empty between uses; kept for its memory.
     wakers: Vec<Waker>,
 }
@@ -52,29 +82,37 @@ impl Pump {
     pub fn new(fill: Arc<Fill>, body: Body, length: Option<u64>, to_the_end: bool) -> Self {
         let patience = fill.shared.settings.patience;
         let (rest, wakers) = (Bytes::new(), Vec::new());
-        Self { fill, body, rest, length, to_the_end, patience, wakers }
+        Self { fill, body, rest, length, to_the_end, patience, reduced: false, wakers }
     }
 
     /// Moves the body until its end, or until nobody wants it.
     pub async fn run(mut self) -> Filled {
-        let end = self.move_all().await;
-        let broken = match &end {
-            End::Whole { .. } => None,
-            End::Broken(why) => Some(why.clone()),
+        let end = match self.move_all().await {
+            Moved::Whole => FillEnd::Unstored,
+            Moved::Broken(why) => FillEnd::Broken(why),
+            Moved::Abandoned => FillEnd::Abandoned,
         };
-        self.end(end);
-        Filled { bytes: self.fill.lock().window.end(), stored: false, broken }
+        self.fill.shared.recorder.count_labelled(Metric::FillsEnded, end.label());
+        Filled { bytes: self.fill.lock().window.end(), end }
     }
 
-    async fn move_all(&mut self) -> End {
+    async fn move_all(&mut self) -> Moved {
         loop {
             match self.next() {
-                Next::GiveUp => return broken("no reader was left"),
+                Next::GiveUp => return Moved::Abandoned,
                 Next::Wait => self.fill.clone().pump.notified().await,
                 Next::WaitForSlow => self.wait_for_slow().await,
                 Next::Take => match self.take().await {
-                    Taken::Moved => {}
-                    Taken::End(end) => return end,
+                    Ok(None) => {}
+                    Ok(Some(end)) => {
+                        self.end(End::Whole { trailers: end.trailers });
+                        return Moved::Whole;
+                    }
+                    Err(why) => {
+                        let why = Arc::new(why);
+                        self.end(End::Broken(why.clone()));
+                        return Moved::Broken(why);
+                    }
                 },
             }
         }
@@ -87,7 +125,12 @@ impl Pump {
         if state.interested() == 0 && !self.to_the_end {
             let worth =
                 worth_going_on(come, self.length, shared.slice_bytes, shared.settings.keep_percent);
-            return if worth && state.storing { Next::Take } else { Next::GiveUp };
+            if worth && state.storing {
+                return Next::Take;
+            }
+            // Under the same lock, so that nobody joins what is given up.
+            state.end = Some(End::Broken(Arc::new(BodyError::new("no reader was left"))));
+            return Next::GiveUp;
         }
         let window_bytes = shared.window_bytes();
         let next = if come.saturating_sub(self.fastest(&state)) >= window_bytes {
@@ -125,37 +168,50 @@ impl Pump {
 
     /// Moves the next piece, at most to the end of its slice; waits for it, but not when the
     /// last reader leaves meanwhile.
-    async fn take(&mut self) -> Taken {
+    async fn take(&mut self) -> Result<Option<CleanEnd>, BodyError> {
         if !self.rest.is_empty() {
             self.push();
-            return Taken::Moved;
+            return Ok(None);
         }
         let fill = self.fill.clone();
         let frame = tokio::select! {
             biased;
             frame = self.body.frame() => frame,
-            () = fill.pump.notified() => return Taken::Moved,
+            () = fill.pump.notified() => return Ok(None),
         };
         let come = fill.lock().window.end();
-        match frame {
-            None => Taken::End(whole_if_complete(come, self.length, None)),
-            Some(Err(error)) => {
-                let why = format!("upstream's body broke off after {come} bytes");
-                Taken::End(End::Broken(Arc::new(BodyError::caused_by(why, error))))
+        let Some(frame) = frame else {
+            return self.clean_end(come, None);
+        };
+        let frame = frame.map_err(|error| {
+            BodyError::caused_by(format!("upstream's body broke off after {come} bytes"), error)
+        })?;
+        match frame.into_data() {
+            Ok(data) => {
+                let announced = self.length.unwrap_or(u64::MAX);
+                if data.len() as u64 > announced - come {
+                    let why = format!("upstream sent more than the {announced} bytes announced");
+                    return Err(BodyError::new(why));
+                }
+                self.rest = data;
+                Ok(None)
             }
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if self.length.is_some_and(|length| come + data.len() as u64 > length) => {
-                    Taken::End(broken("upstream sent more than it had announced"))
-                }
-                Ok(data) => {
-                    self.rest = data;
-                    Taken::Moved
-                }
-                Err(frame) => {
-                    let trailers = frame.into_trailers().ok().map(Arc::new);
-                    Taken::End(whole_if_complete(come, self.length, trailers))
-                }
-            },
+            Err(frame) => self.clean_end(come, frame.into_trailers().ok()),
+        }
+    }
+
+    /// An end is clean when nothing is missing.
+    fn clean_end(
+        &self,
+        come: u64,
+        trailers: Option<HeaderMap>,
+    ) -> Result<Option<CleanEnd>, BodyError> {
+        match self.length {
+            Some(length) if come < length => {
+                let why = format!("upstream's body ended after {come} of {length} bytes");
+                Err(BodyError::new(why))
+            }
+            _ => Ok(Some(CleanEnd { trailers: trailers.map(Arc::new) })),
         }
     }
 
@@ -168,13 +224,18 @@ impl Pump {
         let length = piece.len() as u64;
         state.window.push(piece, shared.slice_bytes);
         shared.hold(length);
-        let outside = state.window.end().saturating_sub(shared.window_bytes());
+        let window_bytes = shared.window_bytes();
+        let outside = state.window.end().saturating_sub(window_bytes);
         let read_up_to = self.fastest(&state).min(self.slowest(&state));
         state.window.drop_before(outside.min(read_up_to));
         let dropped = held_before + length - state.window.held();
         state.readers.take_wakers(&mut self.wakers);
         drop(state);
         shared.let_go(dropped);
+        if !self.reduced && outside > 0 && window_bytes < shared.settings.window_bytes {
+            self.reduced = true;
+            shared.recorder.count(Metric::FillWindowsReduced);
+        }
         self.wakers.drain(..).for_each(Waker::wake);
     }
 
@@ -189,27 +250,20 @@ impl Pump {
 
 impl Drop for Pump {
     fn drop(&mut self) {
-        self.end(broken("the task that read from upstream is gone"));
+        let why = BodyError::new("the task that read from upstream is gone");
+        self.end(End::Broken(Arc::new(why)));
     }
 }
 
-enum Taken {
-    Moved,
-    End(End),
+/// What [`Pump::move_all`] came to.
+enum Moved {
+    Whole,
+    Broken(Arc<BodyError>),
+    Abandoned,
 }
 
-fn broken(why: &str) -> End {
-    End::Broken(Arc::new(BodyError::new(why)))
-}
-
-fn whole_if_complete(come: u64, length: Option<u64>, trailers: Option<Arc<HeaderMap>>) -> End {
-    match length {
-        Some(length) if come < length => {
-            let why = format!("upstream's body ended after {come} of {length} bytes");
-            End::Broken(Arc::new(BodyError::new(why)))
-        }
-        _ => End::Whole { trailers },
-    }
+struct CleanEnd {
+    trailers: Option<Arc<HeaderMap>>,
 }
 
 /// Whether a fill that nobody reads any more goes on: enough of it is here, or little is
@@ -221,5 +275,29 @@ fn worth_going_on(come: u64, length: Option<u64>, slice_bytes: u64, keep_percent
             enough || length - come <= slice_bytes
         }
         None => come < slice_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fill_that_nobody_reads_goes_on_when_it_is_worth_it() {
+        let worth = |come, length| worth_going_on(come, length, 100, 50);
+        assert!(worth(500, Some(1000)), "half of it is here");
+        assert!(!worth(499, Some(1000)));
+        assert!(worth(0, Some(100)), "one slice is missing");
+        assert!(!worth(0, Some(101)));
+        assert!(worth(99, None), "it may be one slice");
+        assert!(!worth(100, None));
+        assert!(worth(0, Some(0)));
+        assert!(worth(u64::MAX / 2 + 1, Some(u64::MAX)));
+    }
+
+    #[test]
+    fn ends_have_the_words_of_the_metric() {
+        assert_eq!(FillEnd::Stored.as_str(), "stored");
+        assert_eq!(FillEnd::Abandoned.as_str(), "abandoned");
     }
 }

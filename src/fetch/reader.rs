@@ -103,6 +103,7 @@ impl HttpBody for FillReader {
             Step::End(end) => reader.finish(end),
             Step::FellBehind => {
                 reader.finished = true;
+                reader.fill.shared.recorder.count(Metric::FillReadersCut);
                 let why = format!("byte {} is no longer in memory and not stored", reader.cursor);
                 Poll::Ready(Some(Err(BodyError::new(why))))
             }
