@@ -1,0 +1,71 @@
+//! Changes to header fields: remove, then set, then add.
+
+use http::header::{HeaderMap, HeaderName};
+
+use super::{Facts, Template};
+
+/// What a rule changes in a message's fields.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FieldEdits {
+    /// All fields of these names go.
+    pub remove: Vec<HeaderName>,
+    /// These take the place of all fields of their names.
+    pub set: Vec<(HeaderName, Template)>,
+    /// These stand beside those that are there.
+    pub add: Vec<(HeaderName, Template)>,
+}
+
+impl FieldEdits {
+    /// Whether nothing is changed: the facts need not be gathered.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
+    /// Makes the changes.
+    pub fn apply(&self, headers: &mut HeaderMap, facts: &Facts<'_>) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, template) in &self.set {
+            match template.render_field(facts) {
+                Some(value) => drop(headers.insert(name, value)),
+                None => drop(headers.remove(name)),
+            }
+        }
+        for (name, template) in &self.add {
+            if let Some(value) = template.render_field(facts) {
+                headers.append(name, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::super::template::tests::with_facts;
+    use super::*;
+
+    #[test]
+    fn fields_are_removed_set_and_added_in_this_order() {
+        let named = |name| HeaderName::from_static(name);
+        let template = |text| Template::parse(text).unwrap();
+        let edits = FieldEdits {
+            remove: vec![named("a"), named("c")],
+            set: vec![(named("b"), template("${client.country}"))],
+            add: vec![(named("b"), template("two")), (named("c"), template("new"))],
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("a", "1"), ("b", "1"), ("b", "2"), ("c", "old"), ("d", "kept")] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        with_facts(None, |facts| edits.apply(&mut headers, facts));
+        let mut lines: Vec<(&str, &HeaderValue)> =
+            headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        lines.sort();
+        let found: Vec<(&str, &str)> =
+            lines.into_iter().map(|(name, value)| (name, value.to_str().unwrap())).collect();
+        assert_eq!(found, [("b", "DE"), ("b", "two"), ("c", "new"), ("d", "kept")]);
+    }
+}

@@ -1,0 +1,72 @@
+//! The path at the origin: a prefix taken off, a prefix put on.
+
+use http::uri::PathAndQuery;
+
+/// Changes to the path on its way to an origin. The cache key has the client's path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Taken off, when the path has it as whole segments. Starts with `/`, ends without.
+    pub strip_prefix: Option<Box<str>>,
+    /// Put on. Starts with `/`, ends without.
+    pub add_prefix: Option<Box<str>>,
+}
+
+impl Rewrite {
+    /// The target to ask an origin for. Nothing is copied when nothing changes.
+    pub fn apply(&self, target: &PathAndQuery) -> PathAndQuery {
+        let stripped = match &self.strip_prefix {
+            Some(prefix) => strip(target.path(), prefix),
+            None => target.path(),
+        };
+        let prefix = self.add_prefix.as_deref().unwrap_or_default();
+        if (prefix.is_empty() && stripped == target.path()) || target.path() == "*" {
+            return target.clone();
+        }
+        let query = target.query();
+        let mut changed = String::with_capacity(prefix.len() + target.as_str().len() + 1);
+        changed.push_str(prefix);
+        if !stripped.starts_with('/') {
+            changed.push('/');
+        }
+        changed.push_str(stripped);
+        if let Some(query) = query {
+            changed.push('?');
+            changed.push_str(query);
+        }
+        PathAndQuery::from_maybe_shared(changed)
+            .expect("prefixes are checked at load and the rest was a target")
+    }
+}
+
+/// `path` without `prefix` if that ends where a segment ends.
+fn strip<'a>(path: &'a str, prefix: &str) -> &'a str {
+    match path.strip_prefix(prefix) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest,
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(strip: &str, add: &str, target: &'static str, expected: &str) {
+        let prefix = |text: &str| (!text.is_empty()).then(|| text.into());
+        let rewrite = Rewrite { strip_prefix: prefix(strip), add_prefix: prefix(add) };
+        let found = rewrite.apply(&PathAndQuery::from_static(target));
+        assert_eq!(found.as_str(), expected, "-{strip} +{add} {target}");
+    }
+
+    #[test]
+    fn prefixes_come_off_and_go_on_as_whole_segments() {
+        check("", "", "/a?q", "/a?q");
+        check("/api", "", "/api/v1?q", "/v1?q");
+        check("/api", "", "/api?q", "/?q");
+        check("/api", "", "/apiary", "/apiary");
+        check("", "/v2", "/a?q=/", "/v2/a?q=/");
+        check("/api", "/v2", "/api", "/v2/");
+        check("/api", "/v2", "/other", "/v2/other");
+        check("/api", "/v2", "*", "*");
+    }
+}

@@ -1,0 +1,325 @@
+//! The sites, ready for requests. Built once, swapped whole on a reload.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use geo::Place;
+use http::Method;
+
+use super::{Action, HostPattern, Pass, RuleSettings, Settings, SiteSettings};
+use crate::fetch::{Pool, Pools};
+
+/// What is asked, normalised.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// Without port.
+    pub host: &'a str,
+    /// Without query.
+    pub path: &'a str,
+    /// The request's method.
+    pub method: &'a Method,
+    /// The client's place.
+    pub place: &'a Place,
+}
+
+/// All sites by host.
+#[derive(Debug, Default)]
+pub struct Routes {
+    exact: HashMap<Box<str>, Arc<Site>, foldhash::fast::RandomState>,
+    below: HashMap<Box<str>, Arc<Site>, foldhash::fast::RandomState>,
+    any: Option<Arc<Site>>,
+}
+
+/// One site with its rules.
+#[derive(Debug)]
+pub struct Site {
+    /// As in the configuration.
+    pub name: Arc<str>,
+    /// First match wins.
+    pub rules: Vec<Arc<Rule>>,
+}
+
+/// One rule with the pools that it names.
+#[derive(Debug)]
+pub struct Rule {
+    /// What is done when.
+    pub settings: RuleSettings,
+    pools: RulePools,
+}
+
+#[derive(Debug, Default)]
+struct RulePools {
+    usual: Option<Arc<Pool>>,
+    by_country: Vec<(geo::Country, Arc<Pool>)>,
+    by_continent: Vec<(geo::Continent, Arc<Pool>)>,
+}
+
+/// A rule names a pool that there isn't.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rule {rule:?} of site {site:?} names an unknown pool {pool:?}")]
+pub struct UnknownPool {
+    /// The site's name.
+    pub site: Arc<str>,
+    /// The rule's name.
+    pub rule: Arc<str>,
+    /// The name that is not there.
+    pub pool: Arc<str>,
+}
+
+impl Routes {
+    /// The routes of `settings`, over `pools`.
+    pub fn new(settings: &Settings, pools: &Pools) -> Result<Self, UnknownPool> {
+        let mut routes = Self::default();
+        for settings in &settings.sites {
+            let site = Arc::new(Site::new(settings, pools)?);
+            for host in &settings.hosts {
+                match host {
+                    HostPattern::Exact(host) => {
+                        routes.exact.insert(host.clone(), site.clone());
+                    }
+                    HostPattern::Below(parent) => {
+                        routes.below.insert(parent.clone(), site.clone());
+                    }
+                    HostPattern::Any => routes.any = Some(site.clone()),
+                }
+            }
+        }
+        Ok(routes)
+    }
+
+    /// The site and the rule of a request; `None` when no site has its host, or no rule of
+    /// the site applies. Allocates nothing.
+    pub fn find(&self, question: &Question<'_>) -> Option<(&Arc<Site>, &Arc<Rule>)> {
+        let site = self.site(question.host)?;
+        let rule = site.rules.iter().find(|rule| rule.settings.matches.matches(question))?;
+        Some((site, rule))
+    }
+
+    /// The site of a host: exact, then the longest name that it is below, then the default.
+    pub fn site(&self, host: &str) -> Option<&Arc<Site>> {
+        if let Some(site) = self.exact.get(host) {
+            return Some(site);
+        }
+        if !self.below.is_empty() {
+            let mut rest = host;
+            while let Some((_, parent)) = rest.split_once('.') {
+                if let Some(site) = self.below.get(parent) {
+                    return Some(site);
+                }
+                rest = parent;
+            }
+        }
+        self.any.as_ref()
+    }
+}
+
+impl Site {
+    fn new(settings: &SiteSettings, pools: &Pools) -> Result<Self, UnknownPool> {
+        let rule = |rule: &RuleSettings| {
+            let pools = RulePools::of(&rule.action, pools).map_err(|pool| UnknownPool {
+                site: settings.name.clone(),
+                rule: rule.name.clone(),
+                pool,
+            })?;
+            Ok(Arc::new(Rule { settings: rule.clone(), pools }))
+        };
+        let rules = settings.rules.iter().map(rule).collect::<Result<_, _>>()?;
+        Ok(Self { name: settings.name.clone(), rules })
+    }
+}
+
+impl Rule {
+    /// The pool for a client at `place`: its country's, its continent's, or the usual one.
+    /// `None` when the rule passes nothing on.
+    pub fn pool(&self, place: &Place) -> Option<&Arc<Pool>> {
+        let pools = &self.pools;
+        let by_country =
+            pools.by_country.iter().find(|(country, _)| Some(*country) == place.country);
+        let by_country = by_country.map(|(_, pool)| pool);
+        let by_continent = || {
+            let mut pools = pools.by_continent.iter();
+            pools.find(|(continent, _)| Some(*continent) == place.continent).map(|(_, pool)| pool)
+        };
+        by_country.or_else(by_continent).or(pools.usual.as_ref())
+    }
+}
+
+impl RulePools {
+    /// The pools of a rule, or the first name that is not one.
+    fn of(action: &Action, pools: &Pools) -> Result<Self, Arc<str>> {
+        let Action::Pass(Pass { pool, by_country, by_continent, .. }) = action else {
+            return Ok(Self::default());
+        };
+        let named = |name: &Arc<str>| pools.named(name).cloned().ok_or_else(|| name.clone());
+        let mut found = Self { usual: Some(named(pool)?), ..Self::default() };
+        for (country, pool) in by_country {
+            found.by_country.push((*country, named(pool)?));
+        }
+        for (continent, pool) in by_continent {
+            found.by_continent.push((*continent, named(pool)?));
+        }
+        Ok(found)
+    }
+}
+
+impl Settings {
+    /// Rules that can never apply, each with the earlier one of its site that hides it.
+    pub fn hidden_rules(&self) -> Vec<(&SiteSettings, &RuleSettings, &RuleSettings)> {
+        let mut hidden = Vec::new();
+        for site in &self.sites {
+            for (at, rule) in site.rules.iter().enumerate() {
+                let mut earlier = site.rules[..at].iter();
+                if let Some(cover) = earlier.find(|earlier| earlier.matches.covers(&rule.matches)) {
+                    hidden.push((site, rule, cover));
+                }
+            }
+        }
+        hidden
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::super::{Fixed, Matches, PathPattern};
+    use super::*;
+    use crate::fetch::{Origin, PoolSettings};
+
+    fn fixed(name: &str, matches: Matches) -> RuleSettings {
+        let action = Action::Fixed(Fixed {
+            status: StatusCode::OK,
+            content: Default::default(),
+            content_type: http::HeaderValue::from_static("text/plain"),
+        });
+        RuleSettings {
+            name: name.into(),
+            number: 0,
+            matches,
+            action,
+            access: Default::default(),
+            rate: None,
+            request_fields: Default::default(),
+            response_fields: Default::default(),
+        }
+    }
+
+    fn prefix(prefix: &str) -> Matches {
+        Matches { paths: vec![PathPattern::Prefix(prefix.into())], ..Matches::default() }
+    }
+
+    fn site(name: &str, hosts: &[HostPattern], rules: Vec<RuleSettings>) -> SiteSettings {
+        SiteSettings { name: name.into(), hosts: hosts.to_vec(), rules }
+    }
+
+    fn exact(host: &str) -> HostPattern {
+        HostPattern::Exact(host.into())
+    }
+
+    fn below(parent: &str) -> HostPattern {
+        HostPattern::Below(parent.into())
+    }
+
+    fn routes() -> Routes {
+        let all = || vec![fixed("all", Matches::default())];
+        let sites = vec![
+            site("exact", &[exact("www.example.org")], all()),
+            site("wide", &[below("example.org")], all()),
+            site(
+                "narrow",
+                &[below("img.example.org"), exact("example.org")],
+                vec![
+                    fixed("a", prefix("/a")),
+                    fixed("ab", prefix("/a/b")),
+                    fixed("c", prefix("/c")),
+                ],
+            ),
+        ];
+        Routes::new(&Settings { sites }, &Pools::default()).unwrap()
+    }
+
+    #[track_caller]
+    fn check(routes: &Routes, host: &str, path: &str, expected: Option<(&str, &str)>) {
+        let question = Question { host, path, method: &Method::GET, place: &Place::default() };
+        let found = routes.find(&question).map(|(site, rule)| (&*site.name, &*rule.settings.name));
+        assert_eq!(found, expected, "{host}{path}");
+    }
+
+    #[test]
+    fn an_exact_host_beats_a_wildcard_and_a_long_one_beats_a_short_one() {
+        let routes = routes();
+        check(&routes, "www.example.org", "/", Some(("exact", "all")));
+        check(&routes, "a.example.org", "/", Some(("wide", "all")));
+        check(&routes, "a.b.example.org", "/", Some(("wide", "all")));
+        check(&routes, "x.img.example.org", "/c", Some(("narrow", "c")));
+        check(&routes, "img.example.org", "/", Some(("wide", "all")));
+        check(&routes, "example.com", "/", None);
+        check(&routes, "notexample.org", "/", None);
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_is_taken() {
+        let routes = routes();
+        check(&routes, "example.org", "/a/b", Some(("narrow", "a")));
+        check(&routes, "example.org", "/c", Some(("narrow", "c")));
+        check(&routes, "example.org", "/d", None);
+    }
+
+    #[test]
+    fn the_default_site_has_what_no_other_has() {
+        let mut settings = Settings::default();
+        let all = || vec![fixed("all", Matches::default())];
+        settings.sites.push(site("rest", &[HostPattern::Any], all()));
+        settings.sites.push(site("own", &[exact("a.example")], all()));
+        let routes = Routes::new(&settings, &Pools::default()).unwrap();
+        check(&routes, "a.example", "/", Some(("own", "all")));
+        check(&routes, "b.example", "/", Some(("rest", "all")));
+        check(&routes, "[::1]", "/", Some(("rest", "all")));
+    }
+
+    #[test]
+    fn a_rule_behind_one_that_covers_it_is_found() {
+        let post = Matches { methods: vec![Method::POST], ..prefix("/a") };
+        let head = Matches { methods: vec![Method::HEAD], ..prefix("/b/c") };
+        let get = Matches { methods: vec![Method::GET], ..prefix("/b") };
+        let rules = vec![
+            fixed("post", post),
+            fixed("a", prefix("/a/")),
+            fixed("b", get),
+            fixed("hidden", prefix("/a/x")),
+            fixed("hidden too", head),
+            fixed("not", prefix("/b/c")),
+        ];
+        let settings = Settings { sites: vec![site("s", &[HostPattern::Any], rules)] };
+        let hidden: Vec<(&str, &str)> =
+            settings.hidden_rules().iter().map(|(_, rule, by)| (&*rule.name, &*by.name)).collect();
+        assert_eq!(hidden, [("hidden", "a"), ("hidden too", "b")]);
+    }
+
+    #[test]
+    fn a_client_gets_the_pool_of_its_place() {
+        let pool = |name: &str| PoolSettings::new(name, vec![Origin::http("127.0.0.1", 9)]);
+        let pools =
+            Pools::build(&[pool("usual"), pool("de"), pool("eu")], &Pools::default()).unwrap();
+        let mut rule = fixed("all", Matches::default());
+        rule.action = Action::Pass(Pass {
+            pool: "usual".into(),
+            by_country: vec![("DE".parse().unwrap(), "de".into())],
+            by_continent: vec![("EU".parse().unwrap(), "eu".into())],
+            rewrite: Default::default(),
+        });
+        let mut settings = Settings { sites: vec![site("s", &[HostPattern::Any], vec![rule])] };
+        let routes = Routes::new(&settings, &pools).unwrap();
+        let rule = &routes.any.as_ref().unwrap().rules[0];
+        for (country, expected) in [("DE", "de"), ("FR", "eu"), ("JP", "usual")] {
+            let place = Place::in_country(country.parse().unwrap());
+            assert_eq!(&**rule.pool(&place).unwrap().name(), expected, "{country}");
+        }
+        assert_eq!(&**rule.pool(&Place::default()).unwrap().name(), "usual");
+
+        let Action::Pass(pass) = &mut settings.sites[0].rules[0].action else { unreachable!() };
+        pass.by_country[0].1 = "dee".into();
+        let unknown = Routes::new(&settings, &pools).unwrap_err();
+        assert_eq!(unknown.to_string(), "rule \"all\" of site \"s\" names an unknown pool \"dee\"");
+    }
+}

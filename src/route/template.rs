@@ -1,0 +1,219 @@
+//! Text with variables, `https://${request.host}/new${request.path}`, parsed once at load.
+
+use std::fmt::{self, Write};
+use std::net::IpAddr;
+
+use geo::Place;
+use http::HeaderValue;
+
+/// Text in which variables are filled in for each request. `$$` is a dollar sign.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Template {
+    pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(Box<str>),
+    Variable(Variable),
+}
+
+/// What variables stand for.
+#[derive(Clone, Copy)]
+pub struct Facts<'a> {
+    /// `client.address`.
+    pub client: IpAddr,
+    /// `client.country`, `client.continent`; empty when unknown.
+    pub place: &'a Place,
+    /// `request.id`.
+    pub request_id: &'a dyn fmt::Display,
+    /// `request.scheme`.
+    pub scheme: &'a str,
+    /// `request.host`, with its port if it is not the scheme's own.
+    pub authority: &'a str,
+    /// `request.path`, normalised.
+    pub path: &'a str,
+    /// `request.query`, without `?`; empty when there is none.
+    pub query: Option<&'a str>,
+}
+
+macro_rules! variables {
+    ($($variant:ident, $name:literal;)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Variable { $($variant,)* }
+
+        /// The names that may stand in `${…}`.
+        pub const VARIABLES: &[&str] = &[$($name,)*];
+
+        fn variable(name: &str) -> Option<Variable> {
+            match name { $($name => Some(Variable::$variant),)* _ => None }
+        }
+    };
+}
+
+variables! {
+    ClientAddress, "client.address";
+    ClientCountry, "client.country";
+    ClientContinent, "client.continent";
+    RequestId, "request.id";
+    RequestScheme, "request.scheme";
+    RequestHost, "request.host";
+    RequestPath, "request.path";
+    RequestQuery, "request.query";
+    RequestTarget, "request.target";
+}
+
+/// Why a text is no template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// `$` is followed by neither `{` nor `$`.
+    #[error("a $ that begins no variable is written $$")]
+    LoneDollar,
+    /// `${` without `}`.
+    #[error("${{ without }}")]
+    Unclosed,
+    /// No such variable.
+    #[error("there is no variable ${{{0}}}")]
+    Unknown(Box<str>),
+    /// A control character, or anything else that no field may hold.
+    #[error("a character that no header field may hold")]
+    NotFieldText,
+}
+
+impl Template {
+    /// Reads `text`.
+    pub fn parse(text: &str) -> Result<Self, TemplateError> {
+        if HeaderValue::from_str(text).is_err() {
+            return Err(TemplateError::NotFieldText);
+        }
+        let mut pieces = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find('$') {
+            literal.push_str(&rest[..at]);
+            let after = &rest[at + 1..];
+            if let Some(after) = after.strip_prefix('$') {
+                literal.push('$');
+                rest = after;
+                continue;
+            }
+            let inner = after.strip_prefix('{').ok_or(TemplateError::LoneDollar)?;
+            let (name, after) = inner.split_once('}').ok_or(TemplateError::Unclosed)?;
+            let variable = variable(name).ok_or_else(|| TemplateError::Unknown(name.into()))?;
+            if !literal.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut literal).into()));
+            }
+            pieces.push(Piece::Variable(variable));
+            rest = after;
+        }
+        literal.push_str(rest);
+        if !literal.is_empty() {
+            pieces.push(Piece::Text(literal.into()));
+        }
+        Ok(Self { pieces })
+    }
+
+    /// The text for this request.
+    pub fn render(&self, facts: &Facts<'_>) -> String {
+        let mut out = String::with_capacity(64);
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                Piece::Variable(variable) => {
+                    variable.write(facts, &mut out).expect("writing to a String does not fail");
+                }
+            }
+        }
+        out
+    }
+
+    /// The text as a field's value. Variables are normalised, so only a request's query can
+    /// hold what no field may; then there is none.
+    pub fn render_field(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
+        match self.pieces.as_slice() {
+            [Piece::Text(text)] => HeaderValue::from_str(text).ok(),
+            _ => HeaderValue::try_from(self.render(facts)).ok(),
+        }
+    }
+}
+
+impl Variable {
+    fn write(self, facts: &Facts<'_>, out: &mut String) -> fmt::Result {
+        match self {
+            Self::ClientAddress => write!(out, "{}", facts.client),
+            Self::ClientCountry => match facts.place.country {
+                Some(country) => write!(out, "{country}"),
+                None => Ok(()),
+            },
+            Self::ClientContinent => match facts.place.continent {
+                Some(continent) => write!(out, "{continent}"),
+                None => Ok(()),
+            },
+            Self::RequestId => write!(out, "{}", facts.request_id),
+            Self::RequestScheme => out.write_str(facts.scheme),
+            Self::RequestHost => out.write_str(facts.authority),
+            Self::RequestPath => out.write_str(facts.path),
+            Self::RequestQuery => out.write_str(facts.query.unwrap_or_default()),
+            Self::RequestTarget => {
+                out.write_str(facts.path)?;
+                facts.query.map_or(Ok(()), |query| write!(out, "?{query}"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn with_facts<T>(query: Option<&str>, run: impl FnOnce(&Facts<'_>) -> T) -> T {
+        let place = Place::in_country("DE".parse().unwrap());
+        run(&Facts {
+            client: "192.0.2.1".parse().unwrap(),
+            place: &place,
+            request_id: &"00ff",
+            scheme: "https",
+            authority: "example.org",
+            path: "/a",
+            query,
+        })
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let template = Template::parse(text).unwrap();
+        assert_eq!(with_facts(Some("b=1"), |facts| template.render(facts)), expected, "{text}");
+    }
+
+    #[track_caller]
+    fn refuse(text: &str, expected: TemplateError) {
+        assert_eq!(Template::parse(text), Err(expected), "{text}");
+    }
+
+    #[test]
+    fn variables_are_filled_in() {
+        check("", "");
+        check("plain", "plain");
+        check("costs $$5 ${client.country}$$", "costs $5 DE$");
+        check("${request.scheme}://${request.host}${request.target}", "https://example.org/a?b=1");
+        check("${request.path}|${request.query}|${client.continent}", "/a|b=1|EU");
+        check("${client.address} ${request.id}", "192.0.2.1 00ff");
+        let target = Template::parse("${request.target}").unwrap();
+        assert_eq!(with_facts(None, |facts| target.render(facts)), "/a");
+    }
+
+    #[test]
+    fn what_is_no_template_is_refused() {
+        refuse("$5", TemplateError::LoneDollar);
+        refuse("${request.path", TemplateError::Unclosed);
+        refuse("${request.pth}", TemplateError::Unknown("request.pth".into()));
+        refuse("a\nb", TemplateError::NotFieldText);
+    }
+
+    #[test]
+    fn every_variable_has_its_name() {
+        for name in VARIABLES {
+            assert!(Template::parse(&format!("${{{name}}}")).is_ok(), "{name}");
+        }
+    }
+}
