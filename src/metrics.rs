@@ -67,6 +67,9 @@ macro_rules! table {
     (@label $label:literal = $values:expr) => { ($label, $values) };
 }
 
+/// Content codings, for [`Metric::BodiesEncoded`] and its like.
+pub const CODING_NAMES: &[&str] = &["zstd", "br", "gzip"];
+
 /// Classes of status codes, for [`Metric::Responses`].
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -161,6 +164,12 @@ table! {
     DnsStale, Counter, "dns_stale", "Times that an address past its TTL was used because DNS failed.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = REFUSALS;
     RateTableFull, Counter, "rate_table_full", "Clients let through uncounted because the rate table was full.";
+    BodiesEncoded, Counter, "bodies_encoded", "Bodies compressed for clients, by coding.", "coding" = CODING_NAMES;
+    BodiesDecoded, Counter, "bodies_decoded", "Bodies decompressed for clients that lack the coding.", "coding" = CODING_NAMES;
+    CoderBytesIn, Counter, "coder_input_bytes", "Bytes that went into encoders and decoders.";
+    CoderBytesOut, Counter, "coder_output_bytes", "Bytes that came out of encoders and decoders.";
+    CoderFailures, Counter, "coder_failures", "Bodies that broke off in an encoder or decoder, by reason.",
+        "reason" = &["malformed", "decode_limit"];
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
 }
 

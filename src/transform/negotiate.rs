@@ -1,0 +1,195 @@
+//! What a client takes: `Accept-Encoding` (RFC 9110 §12.5.3), read once.
+
+use http::HeaderMap;
+use http::header::{ACCEPT_ENCODING, HeaderName};
+
+use super::{Coding, Level};
+
+/// The weights of the codings that we know, in thousandths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    weights: [u16; 3],
+    identity: Option<u16>,
+}
+
+impl Accepted {
+    /// Reads the field's lines. Members that are not well formed are passed over.
+    ///
+    /// Without the field RFC 9110 allows any coding; clients that leave it out mostly cannot
+    /// decode one, so it means identity here, as everywhere in practice. For the same reason `*`
+    /// means gzip and not the others: who can do brotli or zstd says so.
+    pub fn from_headers(request: &HeaderMap) -> Self {
+        let mut weights = [None; 3];
+        let (mut identity, mut rest) = (None, None);
+        for member in members(request, &ACCEPT_ENCODING) {
+            let Some((name, weight)) = weighted(member) else { continue };
+            let slot = match name.parse::<Coding>() {
+                Ok(coding) => &mut weights[coding as usize],
+                Err(_) if name.eq_ignore_ascii_case("identity") => &mut identity,
+                Err(_) if name == "*" => &mut rest,
+                Err(_) => continue,
+            };
+            // Of a coding that is named twice, the kinder word.
+            *slot = (*slot).max(Some(weight));
+        }
+        let gzip = &mut weights[Coding::Gzip as usize];
+        *gzip = gzip.or(rest);
+        Self { weights: weights.map(Option::unwrap_or_default), identity }
+    }
+
+    /// Whether the client takes this coding.
+    pub fn allows(self, coding: Coding) -> bool {
+        self.weights[coding as usize] > 0
+    }
+
+    /// The coding that the client likes best; of several, the first of `order`. `None` means
+    /// identity: the client prefers it, takes none of these, or refuses everything, in which
+    /// case a response that it may refuse is kinder than none (RFC 9110 §12.5.3 allows it).
+    pub fn choose(self, order: &[Level]) -> Option<Level> {
+        let weight = |level: &Level| self.weights[level.coding as usize];
+        let best = order.iter().map(weight).max().filter(|best| *best > 0)?;
+        if self.identity.is_some_and(|identity| identity > best) {
+            return None;
+        }
+        order.iter().copied().find(|level| weight(level) == best)
+    }
+}
+
+/// The members of a list field over all its lines, without the whitespace around them.
+pub(super) fn members<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(|member| member.trim_matches([' ', '\t']))
+        .filter(|member| !member.is_empty())
+}
+
+/// `name` or `name;q=0.5`.
+fn weighted(member: &str) -> Option<(&str, u16)> {
+    let Some((name, parameters)) = member.split_once(';') else { return Some((member, 1000)) };
+    let mut weight = 1000;
+    for parameter in parameters.split(';') {
+        let (key, value) = parameter.split_once('=')?;
+        if key.trim().eq_ignore_ascii_case("q") {
+            weight = thousandths(value.trim())?;
+        }
+    }
+    Some((name.trim(), weight))
+}
+
+/// A qvalue: `0` or `1`, and up to three decimals (none but zeros after a one).
+fn thousandths(value: &str) -> Option<u16> {
+    let (whole, decimals) = value.split_once('.').unwrap_or((value, ""));
+    if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let padded = decimals.bytes().chain(std::iter::repeat(b'0')).take(3);
+    let fraction = padded.fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
+    match whole {
+        "0" => Some(fraction),
+        "1" if fraction == 0 => Some(1000),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::transform::Settings;
+
+    fn headers(lines: &[&str]) -> HeaderMap {
+        lines.iter().map(|line| (ACCEPT_ENCODING, line.parse().unwrap())).collect()
+    }
+
+    fn chosen(lines: &[&str]) -> Option<&'static str> {
+        let accepted = Accepted::from_headers(&headers(lines));
+        accepted.choose(&Settings::default().codings).map(|level| level.coding.as_str())
+    }
+
+    #[test]
+    fn the_clients_weight_comes_first_and_our_order_second() {
+        let check = |line, expected| assert_eq!(chosen(&[line]), expected, "{line}");
+        check("gzip, deflate, br, zstd", Some("zstd"));
+        check("gzip, deflate, br", Some("br"));
+        check("gzip", Some("gzip"));
+        check("x-gzip", Some("gzip"));
+        check("GZIP;Q=0.3", Some("gzip"));
+        check("gzip;q=1.0, br;q=0.9, zstd;q=0.8", Some("gzip"));
+        check("gzip;q=0.5, br;q=0.5", Some("br"));
+        check("br;q=0.001", Some("br"));
+        check("br;q=0, gzip", Some("gzip"));
+        check("zstd;q=0,br;q=0,gzip;q=0", None);
+        check("deflate", None);
+        check("", None);
+    }
+
+    #[test]
+    fn identity_wins_only_when_it_is_preferred() {
+        let check = |line, expected| assert_eq!(chosen(&[line]), expected, "{line}");
+        check("identity", None);
+        check("identity, gzip", Some("gzip"));
+        check("identity;q=1, gzip;q=0.5", None);
+        check("identity;q=0.5, gzip;q=1", Some("gzip"));
+        check("identity;q=0, gzip;q=0.1", Some("gzip"));
+        check("identity;q=0", None);
+        check("*;q=0", None);
+    }
+
+    #[test]
+    fn a_star_means_gzip_unless_gzip_is_named() {
+        let check = |line, expected| assert_eq!(chosen(&[line]), expected, "{line}");
+        check("*", Some("gzip"));
+        check("br, *;q=0.1", Some("br"));
+        check("gzip;q=0, *", None);
+        check("deflate, *;q=0.2", Some("gzip"));
+    }
+
+    #[test]
+    fn malformed_members_are_passed_over() {
+        let check = |line, expected| assert_eq!(chosen(&[line]), expected, "{line}");
+        check("br;q=2, gzip", Some("gzip"));
+        check("br;q=, gzip", Some("gzip"));
+        check("br;q=0.1234, gzip;q=0.1", Some("gzip"));
+        check("br;q=-1, gzip;q=.5", None);
+        check(",, ;q=1 ,gzip ; q=0.2 ,", Some("gzip"));
+        check("br;level=5;q=0.5", Some("br"));
+    }
+
+    #[test]
+    fn several_lines_are_one_list_and_no_line_means_identity() {
+        assert_eq!(chosen(&["gzip", "br"]), Some("br"));
+        assert_eq!(chosen(&[]), None);
+        assert!(!Accepted::from_headers(&HeaderMap::new()).allows(Coding::Gzip));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_chosen_that_the_client_did_not_take(line in "[ -~\\t]{0,60}") {
+            let accepted = Accepted::from_headers(&headers(&[&line]));
+            if let Some(level) = accepted.choose(&Settings::default().codings) {
+                let lower = line.to_ascii_lowercase();
+                prop_assert!(accepted.allows(level.coding));
+                prop_assert!(lower.contains(level.coding.as_str()) || lower.contains('*'));
+            }
+        }
+
+        #[test]
+        fn the_choice_has_the_greatest_weight(
+            zstd in 0..=1000_u16, br in 0..=1000_u16, gzip in 0..=1000_u16,
+        ) {
+            let q = |weight: u16| format!("{}.{:03}", weight / 1000, weight % 1000);
+            let line = format!("gzip;q={},zstd;q={} , br ;q={}", q(gzip), q(zstd), q(br));
+            let weights = [("zstd", zstd), ("br", br), ("gzip", gzip)];
+            let best = weights.iter().map(|(_, weight)| *weight).max().unwrap();
+            let expected = weights.iter().find(|(_, weight)| *weight == best && best > 0);
+            prop_assert_eq!(chosen(&[&line]), expected.map(|(name, _)| *name));
+        }
+    }
+}

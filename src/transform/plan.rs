@@ -1,0 +1,204 @@
+//! Whether a response is coded, decoded or left alone. Pure, and by fields alone.
+
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+};
+use http::{HeaderMap, StatusCode};
+
+use super::negotiate::members;
+use super::{Accepted, Coding, Level, Settings, content_length};
+
+/// What to do with a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What to do.
+    pub action: Action,
+    /// Whether another `Accept-Encoding` would have led to another response: `Vary` names it,
+    /// on this variant too (RFC 9110 §12.5.5).
+    pub varies: bool,
+}
+
+/// What to do with a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing, and why.
+    Leave(Reason),
+    /// Make the entity tag of a 304 the weak one that the client holds from a coded response.
+    Weaken,
+    /// Compress it.
+    Encode(Level),
+    /// Decompress it.
+    Decode(Coding),
+}
+
+/// Why a response is left as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No coding is configured.
+    Off,
+    /// `no-transform` (RFC 9111 §5.2.2.6).
+    NoTransform,
+    /// It has no content, or is not final.
+    Status,
+    /// It is a part of a representation.
+    Partial,
+    /// It is coded already, in a way that the client takes or that we don't know.
+    Coded,
+    /// The content type is not on the list.
+    ContentType,
+    /// It is shorter than is worth it.
+    Small,
+    /// The client takes no coding that we have, or prefers none.
+    NotAccepted,
+}
+
+impl Reason {
+    /// The word for logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::NoTransform => "no-transform",
+            Self::Status => "status",
+            Self::Partial => "partial",
+            Self::Coded => "coded",
+            Self::ContentType => "content-type",
+            Self::Small => "small",
+            Self::NotAccepted => "not-accepted",
+        }
+    }
+}
+
+/// Decides for the response with these fields to the request with those. `body_length` is asked
+/// only when `Content-Length` doesn't say how long the representation is.
+pub fn plan(
+    request: &HeaderMap,
+    status: StatusCode,
+    response: &HeaderMap,
+    body_length: Option<u64>,
+    settings: &Settings,
+) -> Plan {
+    let leave = |reason| Plan { action: Action::Leave(reason), varies: false };
+    if status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
+    {
+        return leave(Reason::Status);
+    }
+    if has_no_transform(response) {
+        return leave(Reason::NoTransform);
+    }
+    match coding_of(response) {
+        StoredCoding::Other => leave(Reason::Coded),
+        StoredCoding::Known(_) if !settings.decode => leave(Reason::Coded),
+        StoredCoding::Known(coding) => {
+            Plan { action: action_for_coded(request, status, response, coding), varies: true }
+        }
+        StoredCoding::Identity if settings.codings.is_empty() => leave(Reason::Off),
+        StoredCoding::Identity if !is_listed(request, status, response, settings) => {
+            leave(Reason::ContentType)
+        }
+        StoredCoding::Identity if is_small(status, response, body_length, settings) => {
+            leave(Reason::Small)
+        }
+        StoredCoding::Identity => {
+            Plan { action: action_for_plain(request, status, response, settings), varies: true }
+        }
+    }
+}
+
+fn action_for_coded(
+    request: &HeaderMap,
+    status: StatusCode,
+    response: &HeaderMap,
+    coding: Coding,
+) -> Action {
+    if Accepted::from_headers(request).allows(coding) {
+        Action::Leave(Reason::Coded)
+    } else {
+        whole(request, status, response).unwrap_or(Action::Decode(coding))
+    }
+}
+
+fn action_for_plain(
+    request: &HeaderMap,
+    status: StatusCode,
+    response: &HeaderMap,
+    settings: &Settings,
+) -> Action {
+    match Accepted::from_headers(request).choose(&settings.codings) {
+        None => Action::Leave(Reason::NotAccepted),
+        Some(level) => whole(request, status, response).unwrap_or(Action::Encode(level)),
+    }
+}
+
+/// What is done instead with a response that is not a whole representation, or may not be touched.
+fn whole(request: &HeaderMap, status: StatusCode, response: &HeaderMap) -> Option<Action> {
+    if status == StatusCode::NOT_MODIFIED {
+        let weak = holds_weak_etag(request, response);
+        Some(if weak { Action::Weaken } else { Action::Leave(Reason::Status) })
+    } else if status == StatusCode::PARTIAL_CONTENT || response.contains_key(CONTENT_RANGE) {
+        Some(Action::Leave(Reason::Partial))
+    } else if has_no_transform(request) {
+        Some(Action::Leave(Reason::NoTransform))
+    } else {
+        None
+    }
+}
+
+enum StoredCoding {
+    Identity,
+    Known(Coding),
+    Other,
+}
+
+fn coding_of(response: &HeaderMap) -> StoredCoding {
+    if response.get_all(CONTENT_ENCODING).iter().any(|line| line.to_str().is_err()) {
+        return StoredCoding::Other;
+    }
+    let mut codings = members(response, &CONTENT_ENCODING)
+        .filter(|coding| !coding.eq_ignore_ascii_case("identity"));
+    match (codings.next(), codings.next()) {
+        (None, _) => StoredCoding::Identity,
+        (Some(one), None) => one.parse().map_or(StoredCoding::Other, StoredCoding::Known),
+        (Some(_), Some(_)) => StoredCoding::Other,
+    }
+}
+
+fn is_listed(
+    request: &HeaderMap,
+    status: StatusCode,
+    response: &HeaderMap,
+    settings: &Settings,
+) -> bool {
+    match response.get(CONTENT_TYPE) {
+        // A 304 needn't name its type: the client's copy has it.
+        None => status == StatusCode::NOT_MODIFIED && holds_weak_etag(request, response),
+        Some(value) => value
+            .to_str()
+            .is_ok_and(|text| settings.content_types.iter().any(|range| range.matches(text))),
+    }
+}
+
+fn is_small(
+    status: StatusCode,
+    response: &HeaderMap,
+    body_length: Option<u64>,
+    settings: &Settings,
+) -> bool {
+    // Their length is not that of the representation.
+    let part = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = content_length(response).or(body_length);
+    !part && length.is_some_and(|length| length < settings.bytes_min)
+}
+
+/// Whether the client asked about the weak form of this response's strong entity tag: then what
+/// it holds is a response that we coded, and a strong tag would not select it (RFC 9111 §4.3.4).
+fn holds_weak_etag(request: &HeaderMap, response: &HeaderMap) -> bool {
+    let Some(etag) = response.get(ETAG).and_then(|etag| etag.to_str().ok()) else { return false };
+    let weak = format!("W/{etag}");
+    let mut lines = request.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
+    etag.starts_with('"') && lines.any(|line| line.contains(&weak))
+}
+
+fn has_no_transform(headers: &HeaderMap) -> bool {
+    members(headers, &CACHE_CONTROL).any(|directive| directive.eq_ignore_ascii_case("no-transform"))
+}
