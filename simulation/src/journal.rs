@@ -34,6 +34,8 @@ pub struct Fetch {
     pub range: Option<(u64, u64)>,
     /// Whether it asked "has it changed".
     pub conditional: bool,
+    /// `X-Forwarded-Proto`, when the node said it: http and https are two keys.
+    pub scheme: Option<String>,
     /// Whether it was a HEAD.
     pub head: bool,
     /// When the origin had read the request.

@@ -12,7 +12,24 @@ pub mod object;
 pub mod place;
 pub mod seed;
 
-// What stands around the nodes.
+// What stands around the nodes, and the nodes.
+pub mod certificates;
 pub mod client;
+pub mod edge_config;
+pub mod fleet;
+pub mod node;
 pub mod origin;
+pub mod process;
+pub mod redis;
 pub mod wan;
+
+// What is done to them.
+pub mod faults;
+pub mod plan;
+pub mod run;
+pub mod scenario;
+
+// What must always hold, and what is said about it.
+pub mod check;
+pub mod progress;
+pub mod record;

@@ -30,7 +30,7 @@ pub enum Class {
     Private,
     /// `no-store`.
     Dynamic,
-    /// As static; the origin that answers depends on the client's country.
+    /// `no-store`; the origin that answers depends on the client's country.
     World,
 }
 
@@ -61,7 +61,7 @@ impl Class {
 
     /// Whether a shared cache may store it.
     pub fn is_shared(self) -> bool {
-        !matches!(self, Class::Private | Class::Dynamic)
+        !matches!(self, Class::Private | Class::Dynamic | Class::World)
     }
 
     /// The site that serves it.
@@ -112,7 +112,7 @@ impl Object {
     pub fn cache_control(&self) -> String {
         match self.class {
             Class::Private => "private, max-age=60".to_owned(),
-            Class::Dynamic => "no-store".to_owned(),
+            Class::Dynamic | Class::World => "no-store".to_owned(),
             _ => format!(
                 "max-age={}, stale-while-revalidate={}, stale-if-error={}",
                 self.max_age, self.stale_while_revalidate, self.stale_if_error

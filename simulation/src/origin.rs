@@ -139,6 +139,7 @@ impl Origin {
             version,
             range: asked.range,
             conditional: asked.if_none_match.is_some(),
+            scheme: asked.scheme.clone(),
             head: asked.head,
             began: self.content.journal.now(),
             answered: None,
@@ -256,6 +257,7 @@ struct Asked {
     range: Option<(u64, u64)>,
     if_range: Option<String>,
     if_none_match: Option<String>,
+    scheme: Option<String>,
     client: u32,
 }
 
@@ -268,6 +270,9 @@ impl Asked {
             range: text(header::RANGE).and_then(|range| byte_range(range, object.bytes)),
             if_range: text(header::IF_RANGE).map(str::to_owned),
             if_none_match: text(header::IF_NONE_MATCH).map(str::to_owned),
+            scheme: headers
+                .get("x-forwarded-proto")
+                .and_then(|v| Some(v.to_str().ok()?.to_owned())),
             client: client.and_then(|client| client.parse().ok()).unwrap_or(0),
         }
     }

@@ -1,0 +1,166 @@
+//! Invariant 4: a key has at most one fill in flight on a node.
+//!
+//! Looked at from the origin's side, at the end. Two whole upstream requests of one node for
+//! one key that overlap in time are one too many, unless a purge of it came between (the
+//! second must not join the first), or something was broken on the way.
+
+use super::{Checker, Findings, World};
+use crate::journal::{Fetch, Micros, NodeId, SECOND};
+use crate::object::ObjectId;
+use std::collections::HashMap;
+
+/// See the module's text.
+#[derive(Default)]
+pub struct OneFill(Findings);
+
+/// What is filled at most once at a time. Ranges of large objects count each for itself, and
+/// so do http and https.
+type Key<'a> = (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>);
+
+impl Checker for OneFill {
+    fn name(&self) -> &'static str {
+        "one fill"
+    }
+
+    fn promise(&self) -> &'static str {
+        "a node asks for a key once at a time, however many clients want it"
+    }
+
+    fn end(&mut self, world: World) {
+        let mut by_key: HashMap<Key<'_>, Vec<&Fetch>> = HashMap::new();
+        for fetch in world.facts.fetches.iter().filter(|fetch| counts(world, fetch)) {
+            let Some(node) = fetch.node else { continue };
+            let key = (node, fetch.object, fetch.range, fetch.scheme.as_deref());
+            by_key.entry(key).or_default().push(fetch);
+        }
+        for ((node, ..), fetches) in by_key {
+            self.check_key(world, node, &fetches);
+        }
+        self.0.violations.sort_by_key(|violation| violation.at);
+    }
+
+    fn findings(&self) -> &Findings {
+        &self.0
+    }
+}
+
+impl OneFill {
+    /// `fetches` in the order in which they began.
+    fn check_key(&mut self, world: World, node: NodeId, fetches: &[&Fetch]) {
+        let mut running: Option<&Fetch> = None;
+        for &fetch in fetches {
+            self.0.look();
+            if let Some(earlier) = running.filter(|earlier| overlaps(earlier, fetch))
+                && !is_excused(world, node, earlier, fetch)
+            {
+                self.blame(world, node, earlier, fetch);
+            }
+            let ends_later = |earlier: &&Fetch| earlier.ended > fetch.ended;
+            running = running.filter(ends_later).or(Some(fetch));
+        }
+    }
+
+    fn blame(&mut self, world: World, node: NodeId, earlier: &Fetch, later: &Fetch) {
+        let object = world.catalog.get(later.object);
+        let subject = format!("{} fetching {}", world.nodes[node], object.path());
+        let into = (later.began - earlier.began) / 1000;
+        let what = format!(
+            "upstream request {} began {into} ms into upstream request {}, which went on",
+            later.serial, earlier.serial
+        );
+        self.0.break_promise(later.began, subject, what);
+    }
+}
+
+/// Only whole answers for what a shared cache stores. One that broke off was given up, and
+/// the origin learns of that later than the node.
+fn counts(world: World, fetch: &Fetch) -> bool {
+    world.catalog.get(fetch.object).class.is_shared() && fetch.whole && fetch.status < 400
+}
+
+fn overlaps(earlier: &Fetch, later: &Fetch) -> bool {
+    earlier.ended.is_some_and(|ended| ended > later.began)
+}
+
+fn is_excused(world: World, node: NodeId, earlier: &Fetch, later: &Fetch) -> bool {
+    let object = world.catalog.get(later.object);
+    let purged_between = world.facts.purges.iter().any(|purge| {
+        let settled = purge.acknowledged_by(node).unwrap_or(Micros::MAX);
+        purge.scope.covers(object) && purge.issued <= later.began && settled >= earlier.began
+    });
+    purged_between || world.facts.disturbed(node, earlier.began, later.began, SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::tests::Lab;
+    use crate::journal::{LifeEvent, Purge, Scope};
+    use crate::object::Class;
+
+    fn check(class: Class, second_at: Micros, change: impl FnOnce(&mut Lab), broken: u64) {
+        let mut lab = Lab::new();
+        let object = lab.object(class);
+        lab.fetch(&object, 0, SECOND);
+        lab.fetch(&object, 0, second_at);
+        change(&mut lab);
+        let mut checker = OneFill::default();
+        checker.end(lab.world());
+        assert_eq!(checker.findings().broken, broken, "{:?}", checker.findings());
+    }
+
+    #[test]
+    fn one_after_the_other_is_fine_and_two_at_once_are_named() {
+        check(Class::Static, SECOND + 100_000, |_| (), 0);
+        check(Class::Static, SECOND + 50_000, |_| (), 1);
+    }
+
+    #[test]
+    fn what_may_not_be_shared_is_not_collapsed() {
+        check(Class::Private, SECOND + 50_000, |_| (), 0);
+    }
+
+    #[test]
+    fn two_nodes_fill_each_for_itself() {
+        check(Class::Static, SECOND + 50_000, |lab| lab.facts.fetches[1].node = Some(1), 0);
+    }
+
+    #[test]
+    fn two_ranges_are_two_keys_and_the_same_range_is_one() {
+        let ranges = |second| {
+            move |lab: &mut Lab| {
+                lab.facts.fetches[0].range = Some((0, 9));
+                lab.facts.fetches[1].range = Some(second);
+            }
+        };
+        check(Class::Large, SECOND + 50_000, ranges((10, 19)), 0);
+        check(Class::Large, SECOND + 50_000, ranges((0, 9)), 1);
+    }
+
+    #[test]
+    fn a_purge_between_them_makes_the_second_right() {
+        let purged = |lab: &mut Lab| {
+            lab.facts.purges.push(Purge {
+                number: 0,
+                id: None,
+                scope: Scope::All,
+                soft: false,
+                via: 0,
+                issued: SECOND + 20_000,
+                acknowledged: vec![(0, SECOND + 30_000)],
+                propagation_ms: Vec::new(),
+                pending: Vec::new(),
+                failed: None,
+            });
+        };
+        check(Class::Static, SECOND + 50_000, purged, 0);
+    }
+
+    #[test]
+    fn a_restart_between_them_makes_the_second_right() {
+        let restarted = |lab: &mut Lab| {
+            lab.facts.lives.push(LifeEvent { node: 0, at: SECOND + 20_000, up: false });
+        };
+        check(Class::Static, SECOND + 50_000, restarted, 0);
+    }
+}

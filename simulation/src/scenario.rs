@@ -1,0 +1,433 @@
+//! A scenario: a small TOML file that chooses a fleet, its load and its faults.
+//!
+//! Times are percent of the run's duration, so that one file serves a short run and a long
+//! one. What is checked is not chosen here; only which client errors are no fault of the edge.
+
+use crate::check::{Excuse, Limits};
+use crate::object::Mix;
+use crate::place::region_named;
+use anyhow::{Context as _, ensure};
+use serde::Deserialize;
+use std::path::Path;
+
+/// A whole scenario.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// One line for `list`.
+    pub about: String,
+    /// Seconds, unless the command line says otherwise.
+    pub duration_s: u64,
+    /// What runs where.
+    #[serde(default)]
+    pub fleet: FleetPlan,
+    /// What clients want.
+    #[serde(default)]
+    pub load: Load,
+    /// What is purged.
+    #[serde(default)]
+    pub purges: Purges,
+    /// What is broken on purpose.
+    #[serde(default)]
+    pub fault: Vec<FaultPlan>,
+    /// Client errors that are no fault of the edge.
+    #[serde(default)]
+    pub excuse: Vec<Excuse>,
+    /// What a node may hold.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What runs where.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FleetPlan {
+    /// Where nodes stand, by name.
+    pub regions: Vec<String>,
+    /// Nodes in each region.
+    pub nodes: usize,
+    /// Where origins stand, by name.
+    pub origins: Vec<String>,
+    /// Where Redis stands; empty for none.
+    pub redis: String,
+    /// Data-path threads of each node.
+    pub workers: usize,
+}
+
+impl Default for FleetPlan {
+    fn default() -> Self {
+        FleetPlan {
+            regions: ["frankfurt", "virginia", "tokyo"].map(str::to_owned).to_vec(),
+            nodes: 2,
+            origins: ["frankfurt", "virginia"].map(str::to_owned).to_vec(),
+            redis: "frankfurt".to_owned(),
+            workers: 2,
+        }
+    }
+}
+
+/// What clients want.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Load {
+    /// Of the whole fleet, Poisson.
+    pub requests_per_s: f64,
+    /// In the catalog.
+    pub objects: u32,
+    /// Zipf's exponent.
+    pub skew: f64,
+    /// How many clients there are.
+    pub clients: u32,
+    /// The share of requests that go over TLS, half of them HTTP/2.
+    pub tls: f64,
+    /// The share of requests for large objects that want a range.
+    pub ranges: f64,
+    /// Objects that change at the origin, a second.
+    pub changes_per_s: f64,
+    /// What objects there are.
+    pub mix: Mix,
+    /// Sudden crowds.
+    pub flash: Vec<Flash>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Load {
+            requests_per_s: 60.0,
+            objects: 600,
+            skew: 0.9,
+            clients: 2000,
+            tls: 0.3,
+            ranges: 0.5,
+            changes_per_s: 2.0,
+            mix: Mix::default(),
+            flash: Vec::new(),
+        }
+    }
+}
+
+/// A sudden crowd that all wants the same few objects.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flash {
+    /// When it starts, percent of the run.
+    pub at: f64,
+    /// How long it stays, percent of the run.
+    pub r#for: f64,
+    /// On top of the usual load.
+    pub requests_per_s: f64,
+    /// How many objects it wants: the least popular ones until then.
+    pub objects: u32,
+}
+
+/// What is purged.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Purges {
+    /// On average.
+    pub per_s: f64,
+    /// The share of soft ones.
+    pub soft: f64,
+    /// The share of each scope: object, tag, prefix, site, all.
+    pub scopes: Scopes,
+    /// Times of many more.
+    pub storm: Vec<Storm>,
+}
+
+impl Default for Purges {
+    fn default() -> Self {
+        Purges { per_s: 0.5, soft: 0.3, scopes: Scopes::default(), storm: Vec::new() }
+    }
+}
+
+/// Weights of purge scopes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scopes {
+    /// One URL.
+    pub object: u32,
+    /// A tag.
+    pub tag: u32,
+    /// A path prefix.
+    pub prefix: u32,
+    /// A site.
+    pub site: u32,
+    /// Everything.
+    pub all: u32,
+}
+
+impl Default for Scopes {
+    fn default() -> Self {
+        Scopes { object: 70, tag: 22, prefix: 4, site: 3, all: 1 }
+    }
+}
+
+/// A time of many purges.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Storm {
+    /// When it starts, percent of the run.
+    pub at: f64,
+    /// How long it lasts, percent of the run.
+    pub r#for: f64,
+    /// On top of the usual ones.
+    pub per_s: f64,
+}
+
+/// Something that is broken on purpose.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct FaultPlan {
+    /// When it begins, percent of the run.
+    pub at: f64,
+    /// How long it lasts, percent of the run. What takes its own time (an upgrade, a
+    /// rotation) ends when it is done.
+    #[serde(default)]
+    pub r#for: f64,
+    /// What is done.
+    #[serde(flatten)]
+    pub what: Break,
+}
+
+/// What can be broken. `from` and `to` name a region, a node (`tokyo-1`), an origin
+/// (`origin-tokyo`), `origins`, `redis` or `*`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Break {
+    /// Redis is killed, and started again at the end.
+    RedisKill {
+        /// Whether it has lost its data then.
+        #[serde(default)]
+        empty: bool,
+    },
+    /// Redis is stopped (SIGSTOP): its connections stay, and are silent.
+    RedisPause,
+    /// Links carry nothing.
+    Cut {
+        /// The connecting side.
+        from: String,
+        /// The other side.
+        to: String,
+        /// Which way.
+        #[serde(default)]
+        direction: CutDirection,
+    },
+    /// Links are slower by this much, there and back together.
+    Delay {
+        /// The connecting side.
+        from: String,
+        /// The other side.
+        to: String,
+        /// Milliseconds.
+        add_ms: u64,
+    },
+    /// Links lose packets: TCP sees stalls and now and then a reset.
+    Loss {
+        /// The connecting side.
+        from: String,
+        /// The other side.
+        to: String,
+        /// The chance of each piece to stall.
+        stall: f64,
+        /// The chance of each piece to break its connection.
+        #[serde(default)]
+        reset: f64,
+    },
+    /// Links carry at most so much a connection.
+    Throttle {
+        /// The connecting side.
+        from: String,
+        /// The other side.
+        to: String,
+        /// KiB a second.
+        kib_per_s: u64,
+    },
+    /// A node is killed (SIGKILL), and started again at the end.
+    NodeKill {
+        /// Its name.
+        node: String,
+        /// Whether its data directory is emptied meanwhile.
+        #[serde(default)]
+        wipe: bool,
+    },
+    /// A node is stopped (SIGSTOP) and goes on at the end.
+    NodePause {
+        /// Its name.
+        node: String,
+    },
+    /// A node's writes to files fail.
+    DiskFull {
+        /// Its name.
+        node: String,
+    },
+    /// An origin refuses connections.
+    OriginDown {
+        /// Its name, or `origins`.
+        origin: String,
+    },
+    /// An origin answers 503 to everything.
+    OriginFails {
+        /// Its name, or `origins`.
+        origin: String,
+    },
+    /// An origin takes longer to answer.
+    OriginSlow {
+        /// Its name, or `origins`.
+        origin: String,
+        /// Milliseconds more.
+        add_ms: u64,
+    },
+    /// Each node in turn is drained, ended, and replaced by a new process.
+    RollingUpgrade,
+    /// Each node gets a new certificate.
+    CertRotation,
+}
+
+/// Which way a cut link is silent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutDirection {
+    /// Both.
+    #[default]
+    Both,
+    /// From the connecting side.
+    There,
+    /// To the connecting side.
+    Back,
+}
+
+impl Break {
+    /// As scenarios write it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Break::RedisKill { .. } => "redis-kill",
+            Break::RedisPause => "redis-pause",
+            Break::Cut { .. } => "cut",
+            Break::Delay { .. } => "delay",
+            Break::Loss { .. } => "loss",
+            Break::Throttle { .. } => "throttle",
+            Break::NodeKill { .. } => "node-kill",
+            Break::NodePause { .. } => "node-pause",
+            Break::DiskFull { .. } => "disk-full",
+            Break::OriginDown { .. } => "origin-down",
+            Break::OriginFails { .. } => "origin-fails",
+            Break::OriginSlow { .. } => "origin-slow",
+            Break::RollingUpgrade => "rolling-upgrade",
+            Break::CertRotation => "cert-rotation",
+        }
+    }
+
+    /// For people.
+    pub fn describe(&self) -> String {
+        match self {
+            Break::RedisKill { empty: false } => "Redis killed".into(),
+            Break::RedisKill { empty: true } => "Redis killed, comes back empty".into(),
+            Break::RedisPause => "Redis paused".into(),
+            Break::Cut { from, to, direction } => match direction {
+                CutDirection::Both => format!("{from} cut from {to}"),
+                CutDirection::There => format!("{from} not heard by {to}"),
+                CutDirection::Back => format!("{from} does not hear {to}"),
+            },
+            Break::Delay { from, to, add_ms } => format!("{from} to {to} +{add_ms} ms"),
+            Break::Loss { from, to, .. } => format!("{from} to {to} loses packets"),
+            Break::Throttle { from, to, kib_per_s } => format!("{from} to {to} {kib_per_s} KiB/s"),
+            Break::NodeKill { node, wipe: false } => format!("{node} killed"),
+            Break::NodeKill { node, wipe: true } => format!("{node} killed, disk wiped"),
+            Break::NodePause { node } => format!("{node} paused"),
+            Break::DiskFull { node } => format!("{node}: disk full"),
+            Break::OriginDown { origin } => format!("{origin} down"),
+            Break::OriginFails { origin } => format!("{origin} answers 503"),
+            Break::OriginSlow { origin, add_ms } => format!("{origin} +{add_ms} ms"),
+            Break::RollingUpgrade => "rolling upgrade".into(),
+            Break::CertRotation => "certificates rotated".into(),
+        }
+    }
+}
+
+/// The scenarios that come with the lab.
+pub const BUILT_IN: [(&str, &str); 11] = [
+    ("steady", include_str!("../scenarios/steady.toml")),
+    ("purge-storm", include_str!("../scenarios/purge-storm.toml")),
+    ("bus-loss", include_str!("../scenarios/bus-loss.toml")),
+    ("partition", include_str!("../scenarios/partition.toml")),
+    ("node-loss", include_str!("../scenarios/node-loss.toml")),
+    ("slow-origin", include_str!("../scenarios/slow-origin.toml")),
+    ("origin-down", include_str!("../scenarios/origin-down.toml")),
+    ("rolling-upgrade", include_str!("../scenarios/rolling-upgrade.toml")),
+    ("cert-rotation", include_str!("../scenarios/cert-rotation.toml")),
+    ("geo", include_str!("../scenarios/geo.toml")),
+    ("everything", include_str!("../scenarios/everything.toml")),
+];
+
+impl Scenario {
+    /// A built-in scenario by name, or a file.
+    pub fn load(name: &str) -> anyhow::Result<Scenario> {
+        if let Some((_, text)) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
+            return Scenario::read(text).with_context(|| format!("scenario {name}"));
+        }
+        let known = || format!("no scenario and no file {name}; `list` shows the scenarios");
+        let text = std::fs::read_to_string(Path::new(name)).with_context(known)?;
+        Scenario::read(&text).with_context(|| format!("scenario file {name}"))
+    }
+
+    /// A scenario from its text.
+    pub fn read(text: &str) -> anyhow::Result<Scenario> {
+        let scenario: Scenario = toml::from_str(text)?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    /// Names that exist, amounts that can run.
+    fn check(&self) -> anyhow::Result<()> {
+        let fleet = &self.fleet;
+        ensure!(!fleet.regions.is_empty() && fleet.nodes > 0, "fleet: no nodes");
+        ensure!(!fleet.origins.is_empty(), "fleet: no origins");
+        ensure!(self.duration_s > 0, "duration_s: zero");
+        ensure!(self.load.objects >= 50, "load.objects: at least 50");
+        ensure!(self.load.requests_per_s > 0.0, "load.requests_per_s: zero");
+        let redis = Some(&fleet.redis).filter(|redis| !redis.is_empty());
+        for name in fleet.regions.iter().chain(&fleet.origins).chain(redis) {
+            ensure!(region_named(name).is_some(), "fleet: no region is called {name}");
+        }
+        for excuse in &self.excuse {
+            let known = |fault: &FaultPlan| fault.what.kind() == excuse.during;
+            ensure!(self.fault.iter().any(known), "excuse: no fault is of kind {}", excuse.during);
+        }
+        Ok(())
+    }
+
+    /// Names of the nodes, region by region.
+    pub fn node_names(&self) -> Vec<String> {
+        let regions = self.fleet.regions.iter();
+        let nodes = 1..=self.fleet.nodes;
+        regions.flat_map(|region| nodes.clone().map(move |n| format!("{region}-{n}"))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_scenario_reads_and_its_faults_name_what_exists() {
+        for (name, text) in BUILT_IN {
+            let scenario = Scenario::read(text).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            let ends = crate::faults::Names::of(&scenario);
+            for fault in &scenario.fault {
+                ends.check(&fault.what).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+                assert!(fault.at + fault.r#for <= 90.0, "{name}: time to settle after {fault:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_are_refused_by_name() {
+        let check = |text: &str, expected: &str| {
+            let error = format!("{:#}", Scenario::read(text).expect_err(text));
+            assert!(error.contains(expected), "{error}");
+        };
+        check("about = ''\nduration_s = 1\nspeed = 3", "speed");
+        check("about = ''\nduration_s = 1\n[fleet]\nregions = ['atlantis']", "atlantis");
+        check("about = ''\nduration_s = 1\n[[excuse]]\nduring = 'cut'", "no fault is of kind cut");
+        check("about = ''\nduration_s = 1\n[[fault]]\nat = 1\nkind = 'meteor'", "meteor");
+    }
+}
