@@ -256,3 +256,194 @@ fn build(
     options.negative_max_ttl = Some(Duration::ZERO);
     builder.build().expect("a resolver without TLS and DNSSEC needs nothing that can fail")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::net::UdpSocket;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// A name server that knows one answer for A, none for AAAA, and can be told to fail.
+    struct Server {
+        address: SocketAddr,
+        answer: Arc<Mutex<Said>>,
+        asked: Arc<AtomicU32>,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Said {
+        Address(Ipv4Addr, u32),
+        NoSuchName,
+        Failure,
+        Nothing,
+    }
+
+    impl Server {
+        async fn start(said: Said) -> Self {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+            let address = socket.local_addr().expect("its address");
+            let (answer, asked) = (Arc::new(Mutex::new(said)), Arc::new(AtomicU32::new(0)));
+            let (said, count) = (answer.clone(), asked.clone());
+            tokio::spawn(async move {
+                let mut query = [0; 512];
+                while let Ok((length, peer)) = socket.recv_from(&mut query).await {
+                    let said = *said.lock().expect("no panic");
+                    let query = &query[..length];
+                    let question = question_end(query);
+                    let is_a = query[question - 4..question - 2] == [0, 1];
+                    if is_a {
+                        count.fetch_add(1, Ordering::SeqCst);
+                    }
+                    if let Some(reply) = reply(query, question, said, is_a) {
+                        socket.send_to(&reply, peer).await.expect("a reply");
+                    }
+                }
+            });
+            Self { address, answer, asked }
+        }
+
+        fn says(&self, said: Said) {
+            *self.answer.lock().expect("no panic") = said;
+        }
+
+        fn resolver(&self, settings: DnsSettings) -> Arc<Resolver> {
+            let settings = DnsSettings {
+                servers: vec![self.address],
+                timeout: Duration::from_millis(100),
+                attempts: 1,
+                ttl_min: Duration::ZERO,
+                ..settings
+            };
+            let recorder = Metrics::new(1).background();
+            Resolver::new(settings, Handle::current(), recorder)
+        }
+    }
+
+    /// Where the one question of a query ends (RFC 1035 §4.1).
+    fn question_end(query: &[u8]) -> usize {
+        let mut at = 12;
+        while query[at] != 0 {
+            at += 1 + usize::from(query[at]);
+        }
+        at + 5
+    }
+
+    fn reply(query: &[u8], question: usize, said: Said, is_a: bool) -> Option<Vec<u8>> {
+        let (code, answer) = match said {
+            Said::Address(address, ttl) if is_a => (0, Some((address, ttl))),
+            Said::Address(..) => (0, None),
+            Said::NoSuchName => (3, None),
+            Said::Failure => (2, None),
+            Said::Nothing => return None,
+        };
+        let mut reply = query[..2].to_vec();
+        reply.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(answer.is_some()), 0, 0, 0, 0]);
+        reply.extend(&query[12..question]);
+        if let Some((address, ttl)) = answer {
+            reply.extend([0xc0, 12, 0, 1, 0, 1]);
+            reply.extend(ttl.to_be_bytes());
+            reply.extend([0, 4]);
+            reply.extend(address.octets());
+        }
+        Some(reply)
+    }
+
+    const ONE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const TWO: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+    async fn first(resolver: &Arc<Resolver>, host: &str) -> Result<IpAddr, FetchError> {
+        Ok(resolver.addresses(&host.into()).await?[0])
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_kept_for_its_ttl_and_asked_for_again_after_it() {
+        let server = Server::start(Said::Address(ONE, 1)).await;
+        let resolver = server.resolver(DnsSettings::default());
+        for _ in 0..10 {
+            assert_eq!(first(&resolver, "a.example.").await.expect("an address"), ONE);
+        }
+        assert_eq!(server.asked.load(Ordering::SeqCst), 1);
+        server.says(Said::Address(TWO, 1));
+        while first(&resolver, "a.example.").await.expect("an address") != TWO {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_good_addresses_serve_while_dns_fails() {
+        for failing in [Said::Failure, Said::NoSuchName, Said::Nothing] {
+            let server = Server::start(Said::Address(ONE, 0)).await;
+            let resolver = server.resolver(DnsSettings::default());
+            assert_eq!(first(&resolver, "a.example.").await.expect("an address"), ONE);
+            server.says(failing);
+            for _ in 0..3 {
+                assert_eq!(first(&resolver, "a.example.").await.expect("the last one"), ONE);
+            }
+            assert!(resolver.recorder.metrics().total(Metric::DnsFailures, 0) > 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_kept_shortly_and_named() {
+        let server = Server::start(Said::NoSuchName).await;
+        let negative_ttl = Duration::from_millis(300);
+        let resolver = server.resolver(DnsSettings { negative_ttl, ..DnsSettings::default() });
+        for _ in 0..5 {
+            let error = first(&resolver, "none.example.").await.expect_err("no such name");
+            assert_eq!(error.proxy_error(), "dns_error");
+        }
+        assert_eq!(server.asked.load(Ordering::SeqCst), 1);
+        server.says(Said::Address(ONE, 60));
+        while first(&resolver, "none.example.").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_timeout() {
+        let server = Server::start(Said::Nothing).await;
+        let resolver = server.resolver(DnsSettings::default());
+        let error = first(&resolver, "silent.example.").await.expect_err("no answer");
+        assert_eq!(error.proxy_error(), "dns_timeout");
+        assert_eq!(error.status(), http::StatusCode::GATEWAY_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_for_a_name_ask_once() {
+        let server = Server::start(Said::Address(ONE, 60)).await;
+        let resolver = server.resolver(DnsSettings::default());
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let resolver = resolver.clone();
+            asking.spawn(async move { first(&resolver, "a.example.").await.is_ok() });
+        }
+        assert!(asking.join_all().await.into_iter().all(|found| found));
+        assert_eq!(server.asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn literals_and_the_hosts_file_need_no_server() {
+        let server = Server::start(Said::Failure).await;
+        let resolver = server.resolver(DnsSettings::default());
+        for (host, loopback) in [("127.0.0.1", true), ("::1", true), ("localhost", true)] {
+            let address = first(&resolver, host).await.expect(host);
+            assert_eq!(address.is_loopback(), loopback, "{host}");
+        }
+        assert_eq!(server.asked.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn the_table_of_names_has_a_limit() {
+        let server = Server::start(Said::Address(ONE, 60)).await;
+        let resolver = server.resolver(DnsSettings { names_max: 3, ..DnsSettings::default() });
+        for number in 0..10 {
+            first(&resolver, &format!("{number}.example.")).await.expect("an address");
+        }
+        assert_eq!(resolver.lock().len(), 3);
+        assert!(resolver.lock().contains_key("9.example."));
+    }
+}

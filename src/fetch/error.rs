@@ -1,6 +1,7 @@
 //! Why an upstream gave no response. Each failure has the name that RFC 9209 §2.3 gives it,
 //! and the status that it recommends.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -176,6 +177,7 @@ impl FetchError {
             Self::Certificate { .. } => "tls_certificate_error",
             Self::Tls { source, .. } if is_alert(source) => "tls_alert_received",
             Self::Tls { .. } | Self::NoHttp2 { .. } => "tls_protocol_error",
+            Self::Terminated { source, .. } if is_alert(source) => "tls_alert_received",
             Self::Terminated { .. } => "connection_terminated",
             Self::Incomplete { .. } => "http_response_incomplete",
             Self::ResponseTimeout { .. } => "http_response_timeout",
@@ -244,9 +246,19 @@ pub(super) fn error_label(error: &str) -> usize {
     ERROR_TYPES.iter().position(|known| *known == error).expect("every error type is in the list")
 }
 
-fn is_alert(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::AlertReceived(_)))
+/// Whether the other end said by an alert of TLS what it did not like. That of a client
+/// certificate comes after the handshake (RFC 8446 §4.4.2.4).
+fn is_alert(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::AlertReceived(_)) = tls {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Why a response body stopped: the error that a reader of it gets.

@@ -44,3 +44,5 @@ mod fill_tests;
 mod scripted;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

@@ -18,7 +18,7 @@ use crate::metrics::{Metric, Metrics};
 
 /// A listening origin.
 pub(super) struct Scripted {
-    listener: TcpListener,
+    pub(super) listener: TcpListener,
     pub(super) address: SocketAddr,
 }
 

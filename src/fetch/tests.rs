@@ -21,7 +21,7 @@ use crate::body::{Body, BodyError};
 use crate::metrics::Metric;
 
 /// Runs a test on a core of its own, with an end to all waiting.
-async fn on_core<T>(test: impl Future<Output = T>) -> T {
+pub(super) async fn on_core<T>(test: impl Future<Output = T>) -> T {
     let test = async { timeout(Duration::from_secs(20), test).await.expect("it hangs") };
     LocalSet::new().run_until(test).await
 }
@@ -32,7 +32,7 @@ async fn bed() -> (Scripted, Bed) {
     (origin, bed)
 }
 
-const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+pub(super) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn a_request_goes_out_as_it_is_and_its_response_comes_back() {

@@ -147,3 +147,119 @@ impl Direction {
 }
 
 const BUFFER_BYTES: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{HeaderValue, Method, Response, StatusCode};
+    use http_body_util::Empty;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::body::Body;
+    use crate::fetch::Intent;
+    use crate::fetch::scripted::{Bed, Peer, Scripted, pool, request};
+    use crate::fetch::tests::on_core;
+
+    /// A client and an origin with a tunnel between them, and how the tunnel ended.
+    async fn tunnelled(
+        idle: Duration,
+        early: &str,
+    ) -> (Peer<TcpStream>, Peer<TcpStream>, oneshot::Receiver<Tunnelled>) {
+        let (front, origin) = (Scripted::bind().await, Scripted::bind().await);
+        let bed = Bed::new(pool(vec![origin.origin()]));
+        let upgrade = Some(HeaderValue::from_static("chat"));
+        let intent = Intent { upgrade, ..Intent::default() };
+        let get = request(Method::GET, Body::Empty);
+        let switch =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n";
+        let (upstream, peer) = tokio::join!(bed.upstreams.send(&bed.pool, get, intent), async {
+            let mut peer = origin.accept().await;
+            peer.answer(&format!("{switch}{early}")).await;
+            peer
+        });
+        let upstream = upstream.expect("a response").upgraded.expect("an upgraded connection");
+        let (ended, end) = oneshot::channel();
+        let once = std::cell::Cell::new(Some((upstream, ended)));
+        let client = TcpStream::connect(front.address).await.expect("a connection");
+        let served = front.accept().await.io;
+        tokio::task::spawn_local(async move {
+            let service = service_fn(move |mut request| {
+                let client = hyper::upgrade::on(&mut request);
+                let (upstream, ended) = once.take().expect("one request");
+                tokio::task::spawn_local(async move {
+                    let _ = ended.send(tunnel(client, upstream, idle).await);
+                });
+                let mut response = Response::new(Empty::<Bytes>::new());
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                async { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(served), service);
+            connection.with_upgrades().await.expect("an upgrade");
+        });
+        let mut client = Peer::new(client);
+        client
+            .say("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n")
+            .await;
+        client.head().await;
+        (client, peer, end)
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_and_each_end_may_finish_first() {
+        on_core(async {
+            let (mut client, mut origin, end) = tunnelled(Duration::from_secs(10), "early").await;
+            client.through(b"early").await;
+            client.say("ping").await;
+            origin.through(b"ping").await;
+            origin.say("pong").await;
+            client.through(b"pong").await;
+            // The client is done; the origin may still speak.
+            client.io.shutdown().await.expect("a shutdown");
+            origin.closed().await;
+            let large = "x".repeat(1 << 20);
+            let (_, received) = tokio::join!(
+                async {
+                    origin.say(&large).await;
+                    origin.io.shutdown().await.expect("a shutdown");
+                },
+                async {
+                    let mut received = Vec::new();
+                    client.io.read_to_end(&mut received).await.expect("the rest");
+                    received
+                }
+            );
+            assert_eq!(received.len(), large.len());
+            let tunnelled = end.await.expect("it ended");
+            tunnelled.end.expect("both have finished");
+            assert_eq!(tunnelled.to_origin, 4);
+            assert_eq!(tunnelled.to_client, 9 + (1 << 20));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_ends_when_nothing_moves_and_not_before() {
+        on_core(async {
+            let (mut client, mut origin, end) = tunnelled(Duration::from_millis(200), "").await;
+            let began = Instant::now();
+            for _ in 0..6 {
+                client.say("x").await;
+                origin.through(b"x").await;
+                tokio::time::sleep(Duration::from_millis(60)).await;
+            }
+            let tunnelled = end.await.expect("it ended");
+            assert_eq!(tunnelled.end.expect_err("idle").kind(), io::ErrorKind::TimedOut);
+            assert_eq!(tunnelled.to_origin, 6);
+            assert!(began.elapsed() >= Duration::from_millis(500));
+            client.closed().await;
+            origin.closed().await;
+        })
+        .await;
+    }
+}

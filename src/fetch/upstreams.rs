@@ -227,7 +227,7 @@ impl Attempt<'_> {
     async fn exchange(&self, mut request: Request<Body>) -> Result<UpstreamResponse, Failed> {
         let active = Active::begin(self.core, self.state, self.number);
         let deadline = self.core.timers.deadline();
-        if let Some(mut link) = self.kept().await {
+        if let Some(mut link) = self.kept() {
             match self.over(&mut link, request, &deadline).await {
                 Ok(response) => {
                     self.core.recorder.count(Metric::UpstreamReuses);
@@ -256,25 +256,31 @@ impl Attempt<'_> {
     }
 
     /// A connection that is open already.
-    async fn kept(&self) -> Option<Link> {
-        let upgrade = self.intent.upgrade.is_some();
-        let here = self.here();
-        if !upgrade {
-            // Whoever opens a connection that all can share is waited for.
-            let opening = here.opening_http2.borrow().clone();
-            if let Some(opening) = opening {
-                opening.notified().await;
-            }
-            if let Some(http2) = self.core.share_http2(&self.state.pool, here) {
-                return Some(Link::Http2(http2));
-            }
-        }
-        self.core.take_idle(&self.state.pool, here).map(Link::Http1)
+    fn kept(&self) -> Option<Link> {
+        let (pool, here) = (&self.state.pool, self.here());
+        let http1 = || self.core.take_idle(pool, here).map(Link::Http1);
+        self.shared().or_else(http1)
+    }
+
+    /// A stream on a connection that others use too.
+    fn shared(&self) -> Option<Link> {
+        let possible = self.intent.upgrade.is_none();
+        let share = || self.core.share_http2(&self.state.pool, self.here());
+        possible.then(share).flatten().map(Link::Http2)
     }
 
     async fn open(&self) -> Result<Link, FetchError> {
         let here = self.here();
         let upgrade = self.intent.upgrade.is_some();
+        if here.speaks_http2.get() && !upgrade {
+            // Whoever opens a connection that all can share is waited for.
+            while let Some(opening) = here.opening() {
+                opening.notified().await;
+                if let Some(link) = self.shared() {
+                    return Ok(link);
+                }
+            }
+        }
         let _opening = (here.speaks_http2.get() && !upgrade).then(|| Opening::begin(here));
         let Core { resolver, recorder, .. } = &**self.core;
         let turn = self.state.turn.get();
@@ -615,6 +621,12 @@ impl Drop for Opening<'_> {
     }
 }
 
+impl OriginState {
+    fn opening(&self) -> Option<Rc<Notify>> {
+        self.opening_http2.borrow().clone()
+    }
+}
+
 impl PoolState {
     fn new(pool: &Arc<Pool>) -> Self {
         Self {
@@ -817,7 +829,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
 
 /// Runs hyper's HTTP/2 tasks on this core.
 #[derive(Clone)]
-struct LocalExecutor;
+pub(super) struct LocalExecutor;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
