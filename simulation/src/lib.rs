@@ -33,3 +33,5 @@ pub mod scenario;
 pub mod check;
 pub mod progress;
 pub mod record;
+pub mod report;
+pub mod up;

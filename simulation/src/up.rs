@@ -1,0 +1,63 @@
+//! `up`: a fleet that stays, and a page of hints on what to do with it.
+
+use crate::fleet::Fleet;
+use crate::object::Class;
+use crate::place::{COUNTRIES, REGIONS, address_of};
+use std::fmt::Write as _;
+
+/// What there is, where it is, and what to try.
+pub async fn describe(fleet: &Fleet) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_fleet(&mut text, fleet).await;
+    text
+}
+
+async fn write_fleet(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
+    writeln!(text, "\nA CDN of {} nodes is up. Ctrl-C ends all of it.\n", fleet.nodes.len())?;
+    writeln!(text, "  {:<16}{:<14}{:>7}{:>7}{:>7}", "node", "region", "http", "https", "admin")?;
+    for node in &fleet.nodes {
+        let (spec, ports) = (&node.spec, node.spec.ports);
+        let region = REGIONS[spec.region].label;
+        let (http, https, admin) = (ports.http, ports.https, ports.admin);
+        writeln!(text, "  {:<16}{region:<14}{http:>7}{https:>7}{admin:>7}", spec.name)?;
+    }
+    writeln!(text)?;
+    for (origin, region) in fleet.origins.iter().zip(&fleet.origin_regions) {
+        writeln!(text, "  {:<30}in {}", origin.name, REGIONS[*region].label)?;
+    }
+    if let Some(port) = fleet.redis_port().await {
+        writeln!(text, "  {:<30}redis-cli -p {port}", "redis")?;
+    }
+    let folder = fleet.folder().display();
+    writeln!(text, "  {:<30}{folder}/NODE/{{edge.toml,log,data}}", "files")?;
+    write_hints(text, fleet)
+}
+
+fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
+    let Some(first) = fleet.nodes.first() else { return Ok(()) };
+    let last = fleet.nodes.last().unwrap_or(first);
+    let path_of = |class| {
+        let objects = &fleet.content.catalog.objects;
+        objects.iter().find(|object| object.class == class).map(|object| object.path())
+    };
+    let page = path_of(Class::Static).unwrap_or_default();
+    let world = path_of(Class::World).unwrap_or_default();
+    let tokyo = COUNTRIES.iter().position(|country| country.code == "JP").unwrap_or(0);
+    let address = address_of(tokyo, 1);
+    let authority = fleet.folder().join("authority.pem");
+    let authority = authority.display();
+    let (near, far, admin) =
+        (last.spec.ports.https, first.spec.ports.https, first.spec.ports.admin);
+    writeln!(
+        text,
+        "\nTry it, from another terminal:\n\n\
+         \x20 # a miss, then a hit (see Cache-Status)\n\
+         \x20 curl -sI --cacert {authority} --connect-to ::127.0.0.1:{near} https://shop.test{page}\n\n\
+         \x20 # as a client in Tokyo: X-Origin says which origin serves Japan\n\
+         \x20 curl -sI --cacert {authority} --connect-to ::127.0.0.1:{far} \
+         -H 'X-Forwarded-For: {address}' https://world.test{world}\n\n\
+         \x20 # purge it everywhere, with a receipt from every node\n\
+         \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n"
+    )
+}
