@@ -30,6 +30,7 @@ use tokio::task::coop::unconstrained;
 
 use super::deadline::{Deadline, NEVER};
 use super::error::body_timeout;
+use super::gate::Gate;
 use super::io::{Io, Traffic};
 use super::tunnel::UpgradedOrigin;
 use super::upstreams::Active;
@@ -43,6 +44,9 @@ pub(super) struct Http1 {
     /// It is done, and must not be driven again. After a 101 its bytes are still wanted.
     ended: bool,
     traffic: Rc<Traffic>,
+    gate: Arc<Gate>,
+    /// The gate's; all that the connection ever wakes.
+    waker: Waker,
     pub(super) address: SocketAddr,
     pub(super) opened_ms: u64,
 }
@@ -81,7 +85,10 @@ impl Http1 {
         address: SocketAddr,
         opened_ms: u64,
     ) -> Self {
-        Self { sender, connection: Some(connection), ended: false, traffic, address, opened_ms }
+        let gate = Arc::new(Gate::default());
+        let waker = Waker::from(gate.clone());
+        let connection = Some(connection);
+        Self { sender, connection, ended: false, traffic, gate, waker, address, opened_ms }
     }
 
     /// Whether another request can go over it, as far as can be seen without asking.
@@ -91,21 +98,40 @@ impl Http1 {
 
     /// Drives the connection as far as it goes without waiting. False once it has ended.
     fn step(&mut self) -> bool {
-        // tokio's budget would answer "not now" and wake nobody.
-        let _ = pin!(unconstrained(poll_fn(|cx| {
-            self.poll(cx);
-            Poll::Ready(())
-        })))
-        .poll(&mut noop());
-        !self.ended
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) {
         if let Some(connection) = &mut self.connection
             && !self.ended
         {
-            self.ended = Pin::new(connection).poll(cx).is_ready();
+            self.gate.run();
+            let mut cx = Context::from_waker(&self.waker);
+            // tokio's budget would answer "not now" and wake nobody.
+            self.ended = pin!(unconstrained(connection)).poll(&mut cx).is_ready();
         }
+        !self.ended
+    }
+
+    /// Drives the connection until `answer` has one, or nothing more can be done without
+    /// waiting; then the task is woken when something can.
+    fn poll_for<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut answer: impl FnMut(&mut Self) -> Poll<T>,
+    ) -> Poll<T> {
+        for _ in 0..ROUNDS_MAX {
+            self.gate.run();
+            if let Some(connection) = &mut self.connection
+                && !self.ended
+            {
+                let mut cx = Context::from_waker(&self.waker);
+                self.ended = Pin::new(connection).poll(&mut cx).is_ready();
+            }
+            let answer = answer(self);
+            if answer.is_ready() || self.ended || self.gate.park(cx) {
+                return answer;
+            }
+        }
+        // It could go on, but others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Sends the request and waits for the head of the response. The deadline moves on with
@@ -121,16 +147,19 @@ impl Http1 {
         limits.arm(deadline, limits.first_byte);
         let mut response = pin!(unconstrained(self.sender.try_send_request(request)));
         let outcome = poll_fn(|cx| {
-            self.poll(cx);
-            // Only the connection, polled above, can make it ready: nobody needs waking.
-            let mut answer = response.as_mut().poll(&mut noop());
-            if self.ended && answer.is_pending() {
-                // Its end is the answer to a request that it has not taken.
-                self.connection = None;
-                answer = response.as_mut().poll(&mut noop());
-            }
-            if let Poll::Ready(result) = answer {
-                return Poll::Ready(Some(result));
+            let answer = self.poll_for(cx, |this| {
+                // Only the connection, driven just before, can make it ready: nobody needs
+                // to be woken by it.
+                let answer = response.as_mut().poll(&mut noop());
+                if this.ended && answer.is_pending() {
+                    // Its end is the answer to a request that it has not taken.
+                    this.connection = None;
+                    return response.as_mut().poll(&mut noop());
+                }
+                answer
+            });
+            if answer.is_ready() {
+                return answer.map(Some);
             }
             if self.traffic.written.get() != written {
                 written = self.traffic.written.get();
@@ -143,30 +172,25 @@ impl Http1 {
         outcome_of(outcome, after.1 > before.1, after.0 > before.0)
     }
 
-    /// The body of a response, taken whole when all of it is here already; then the second
-    /// value is true and the connection is free.
-    pub(super) fn body_at_once(&mut self, mut incoming: Incoming) -> (AtOnce, bool) {
+    /// The body of a response, taken whole when all of it is here already.
+    pub(super) fn body_at_once(&mut self, mut incoming: Incoming) -> AtOnce {
         if incoming.is_end_stream() {
-            return (AtOnce::Whole(Body::Empty), true);
+            return AtOnce::Whole(Body::Empty);
         }
-        let small = incoming.size_hint().exact().is_some_and(|length| length <= AT_ONCE_BYTES_MAX);
-        if !small || !self.step() {
-            return (AtOnce::Streams(incoming), false);
+        if incoming.size_hint().exact().is_none_or(|length| length > AT_ONCE_BYTES_MAX) {
+            return AtOnce::Streams(incoming);
         }
-        let first = Pin::new(&mut incoming).poll_frame(&mut noop());
-        let first = if first.is_pending() {
+        let mut first = Pin::new(&mut incoming).poll_frame(&mut noop());
+        if first.is_pending() {
             self.step();
-            Pin::new(&mut incoming).poll_frame(&mut noop())
-        } else {
-            first
-        };
+            first = Pin::new(&mut incoming).poll_frame(&mut noop());
+        }
         match first {
             Poll::Ready(Some(Ok(frame))) if incoming.is_end_stream() && frame.is_data() => {
-                let bytes = frame.into_data().unwrap_or_default();
-                (AtOnce::Whole(bytes.into()), true)
+                AtOnce::Whole(frame.into_data().unwrap_or_default().into())
             }
-            Poll::Ready(first) => (AtOnce::Begun(first, incoming), false),
-            Poll::Pending => (AtOnce::Streams(incoming), false),
+            Poll::Ready(first) => AtOnce::Begun(first, incoming),
+            Poll::Pending => AtOnce::Streams(incoming),
         }
     }
 
@@ -298,15 +322,21 @@ impl ResponseBody {
         }
         match &mut self.under {
             Some(Under::Http1(http1)) => {
-                // The first look asks the connection for more, which drives it; only then it
-                // can have an answer.
+                // The first look asks for more: only then the connection reads it.
                 let incoming = &mut self.incoming;
                 let frame = Pin::new(&mut *incoming).poll_frame(&mut noop());
                 if frame.is_ready() {
                     return frame;
                 }
-                http1.poll(cx);
-                Pin::new(incoming).poll_frame(&mut noop())
+                http1.poll_for(cx, |this| {
+                    let frame = Pin::new(&mut *incoming).poll_frame(&mut noop());
+                    if this.ended && frame.is_pending() {
+                        // What is left of it could still hold the body open.
+                        this.connection = None;
+                        return Pin::new(&mut *incoming).poll_frame(&mut noop());
+                    }
+                    frame
+                })
             }
             _ => Pin::new(&mut self.incoming).poll_frame(cx),
         }
@@ -504,6 +534,8 @@ fn noop() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
 
+/// Rounds of driving a connection that wakes itself. hyper itself goes round 16 times in one.
+const ROUNDS_MAX: u32 = 3;
 /// A body up to this that came with its head is passed on in one piece. hyper's first read
 /// is 8 KiB and more.
 const AT_ONCE_BYTES_MAX: u64 = 64 << 10;

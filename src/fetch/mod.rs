@@ -14,6 +14,7 @@ mod dns;
 mod error;
 mod exchange;
 pub mod fill;
+mod gate;
 mod health;
 mod io;
 mod pool;

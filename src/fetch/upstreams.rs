@@ -520,11 +520,11 @@ fn stream(
 ) -> Body {
     let (under, at_once) = match link {
         Link::Http1(mut http1) => match http1.body_at_once(incoming) {
-            (AtOnce::Whole(body), _) => {
+            AtOnce::Whole(body) => {
                 active.give_back(http1);
                 return body;
             }
-            (at_once, _) => (Under::Http1(http1), at_once),
+            at_once => (Under::Http1(http1), at_once),
         },
         Link::Http2(http2) if incoming.is_end_stream() => {
             active.leave(&http2);
