@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use http::header::COOKIE;
+use http::{HeaderMap, HeaderValue};
+
+use super::settings::{KeyPolicy, QueryPolicy, name_matches};
+
 /// The 128-bit XXH3 of a key's text: where the store looks. Stable across builds, since it
 /// is on disk. Two texts with one hash are told apart by the text in the record.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,7 +25,7 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// A key in full, with its hash.
+/// A key in full, with its hash. GET and HEAD share it.
 ///
 /// ```text
 /// https://www.example.org/a/b?q=1            the URL part: scheme, authority, path, query
@@ -39,5 +44,197 @@ impl CacheKey {
     pub fn new(text: impl Into<Box<str>>) -> Self {
         let text = text.into();
         Self { hash: KeyHash::of(text.as_bytes()), text }
+    }
+
+    /// The key of a request under `policy`. `path` and `query` are as the gate left them,
+    /// `query` without its `?`; the authority's case and default port do not count.
+    pub fn of(
+        policy: &KeyPolicy,
+        scheme: &str,
+        authority: &str,
+        path: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Self {
+        let mut text = url_part(policy, scheme, authority, path, query);
+        for name in &policy.headers {
+            for value in headers.get_all(name) {
+                push_part(&mut text, name.as_str(), value.as_bytes());
+            }
+        }
+        for wanted in &policy.cookies {
+            for (name, value) in cookies(headers) {
+                if name == wanted.as_bytes() {
+                    text.push_str("\ncookie");
+                    push_part(&mut text, wanted, value);
+                }
+            }
+        }
+        Self::new(text)
+    }
+
+    /// The URL part: what purges by URL and prefix are matched against.
+    pub fn url(&self) -> &str {
+        self.text.split('\n').next().unwrap_or_default()
+    }
+}
+
+/// `scheme://authority/path?query` as it stands in a key.
+pub fn url_part(
+    policy: &KeyPolicy,
+    scheme: &str,
+    authority: &str,
+    path: &str,
+    query: Option<&str>,
+) -> String {
+    let mut text = String::with_capacity(
+        scheme.len() + 3 + authority.len() + path.len() + 1 + query.map_or(0, str::len) + 1,
+    );
+    text.push_str(scheme);
+    text.push_str("://");
+    let start = text.len();
+    text.push_str(without_default_port(scheme, authority));
+    text[start..].make_ascii_lowercase();
+    text.push_str(if path.is_empty() { "/" } else { path });
+    if let Some(query) = query {
+        push_query(&mut text, policy, query);
+    }
+    text
+}
+
+fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {
+    let port = if scheme == "https" { ":443" } else { ":80" };
+    authority.strip_suffix(port).unwrap_or(authority)
+}
+
+fn push_query(text: &mut String, policy: &KeyPolicy, query: &str) {
+    if policy.query == QueryPolicy::All && !policy.sort_query {
+        text.push('?');
+        return text.push_str(query);
+    }
+    let mut kept: Vec<&str> = query.split('&').filter(|part| counts(&policy.query, part)).collect();
+    if policy.sort_query {
+        // Stable, and by name alone: `a=2&a=1` means something else than `a=1&a=2`.
+        kept.sort_by(|a, b| parameter_name(a).cmp(parameter_name(b)));
+    }
+    for (i, part) in kept.iter().enumerate() {
+        text.push(if i == 0 { '?' } else { '&' });
+        text.push_str(part);
+    }
+}
+
+fn counts(policy: &QueryPolicy, part: &str) -> bool {
+    let listed = |names: &[Box<str>]| names.iter().any(|n| name_matches(n, parameter_name(part)));
+    match policy {
+        QueryPolicy::All => true,
+        QueryPolicy::None => false,
+        QueryPolicy::Only(names) => listed(names),
+        QueryPolicy::Except(names) => !listed(names),
+    }
+}
+
+fn parameter_name(part: &str) -> &str {
+    part.split('=').next().unwrap_or_default()
+}
+
+/// A part of a key is one line: field values hold no line feed, and each byte becomes the
+/// character of its number, so that no two values look alike.
+fn push_part(text: &mut String, name: &str, value: &[u8]) {
+    text.push('\n');
+    text.push_str(name);
+    text.push_str(": ");
+    push_bytes(text, value);
+}
+
+pub(super) fn push_bytes(text: &mut String, value: &[u8]) {
+    match std::str::from_utf8(value) {
+        Ok(ascii) if value.is_ascii() => text.push_str(ascii),
+        _ => text.extend(value.iter().map(|byte| char::from(*byte))),
+    }
+}
+
+/// The cookies of a request, name and value.
+pub(super) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+    headers
+        .get_all(COOKIE)
+        .into_iter()
+        .map(HeaderValue::as_bytes)
+        .flat_map(|line| line.split(|byte| *byte == b';'))
+        .map(|pair| {
+            let pair = pair.trim_ascii();
+            match pair.iter().position(|byte| *byte == b'=') {
+                Some(at) => (&pair[..at], &pair[at + 1..]),
+                None => (pair, &[][..]),
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderName;
+
+    fn key(policy: &KeyPolicy, url: &str, headers: &HeaderMap) -> String {
+        let (scheme, rest) = url.split_once("://").expect("a scheme");
+        let (authority, path) = rest.split_at(rest.find('/').expect("a path"));
+        let (path, query) = match path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path, None),
+        };
+        CacheKey::of(policy, scheme, authority, path, query, headers).text.into()
+    }
+
+    fn check(policy: &KeyPolicy, url: &str, expected: &str) {
+        assert_eq!(key(policy, url, &HeaderMap::new()), expected);
+    }
+
+    #[test]
+    fn authority_is_compared_without_case_and_default_port() {
+        let policy = KeyPolicy::default();
+        check(&policy, "https://WWW.Example.org:443/A?b=C", "https://www.example.org/A?b=C");
+        check(&policy, "http://example.org:80/", "http://example.org/");
+        check(&policy, "http://example.org:443/", "http://example.org:443/");
+        check(&policy, "https://e.org/?", "https://e.org/?");
+    }
+
+    #[test]
+    fn query_policies() {
+        let all = |query| KeyPolicy { query, ..KeyPolicy::default() };
+        let names = |list: &[&str]| list.iter().map(|n| Box::from(*n)).collect::<Vec<_>>();
+        check(&all(QueryPolicy::None), "http://e/p?a=1", "http://e/p");
+        check(&all(QueryPolicy::Only(names(&["a"]))), "http://e/p?b=1&a=2&aa=3", "http://e/p?a=2");
+        let tracked = QueryPolicy::Except(names(&["utm_*", "gclid"]));
+        check(&all(tracked), "http://e/p?utm_x=1&a=2&gclid=9&b", "http://e/p?a=2&b");
+        let sorted = KeyPolicy { sort_query: true, ..KeyPolicy::default() };
+        check(&sorted, "http://e/p?b=2&a=2&a=1", "http://e/p?a=2&a=1&b=2");
+    }
+
+    #[test]
+    fn configured_fields_and_cookies_are_parts() {
+        let policy = KeyPolicy {
+            headers: vec![HeaderName::from_static("x-device")],
+            cookies: vec!["plan".into()],
+            ..KeyPolicy::default()
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("x-device", "tv".parse().expect("a value"));
+        headers.insert(COOKIE, "a=b; plan=gold; planet=x".parse().expect("a value"));
+        let with = key(&policy, "http://e/p", &headers);
+        assert_eq!(with, "http://e/p\nx-device: tv\ncookie\nplan: gold");
+        assert_ne!(with, key(&policy, "http://e/p", &HeaderMap::new()));
+        assert_eq!(CacheKey::new(with).url(), "http://e/p");
+    }
+
+    #[test]
+    fn bytes_beyond_ascii_stay_apart() {
+        let policy =
+            KeyPolicy { headers: vec![HeaderName::from_static("x")], ..KeyPolicy::default() };
+        let with = |bytes: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x", HeaderValue::from_bytes(bytes).expect("a value"));
+            key(&policy, "http://e/p", &headers)
+        };
+        assert_ne!(with(b"\xff"), with(b"\xfe"));
+        assert_ne!(with(b"\xc3\xbc"), with(b"\xfc"));
     }
 }

@@ -19,8 +19,9 @@ pub struct StoredResponse {
     pub site: Box<str>,
     /// The final status, 206 only while the body is incomplete.
     pub status: StatusCode,
-    /// The fields to reuse, as received: repeats, order, bytes. Hop-by-hop fields, `Age` and
-    /// what `no-cache="…"`/`private="…"` name are not in it.
+    /// The fields to reuse, as received: repeats, order, bytes. Hop-by-hop fields and what
+    /// `no-cache="…"`/`private="…"` name are not in it; `Age` is a placeholder, so that a hit
+    /// sets it in place.
     pub headers: HeaderMap,
     /// How long it may be reused, computed once.
     pub freshness: Freshness,
@@ -51,6 +52,8 @@ pub struct Freshness {
     pub stale_if_error: Duration,
     /// `must-revalidate`, `proxy-revalidate` or `s-maxage`: never served stale.
     pub must_revalidate: bool,
+    /// RFC 8246: while fresh, a request's `max-age` does not make it be validated.
+    pub immutable: bool,
     /// `no-cache` without an argument: never served without validation.
     pub no_cache: bool,
 }
@@ -58,8 +61,18 @@ pub struct Freshness {
 impl Freshness {
     /// `current_age` (RFC 9111 §4.2.3).
     pub fn age(&self, now: SystemTime) -> Duration {
-        let resident = now.duration_since(self.response_time).unwrap_or_default();
-        self.initial_age.saturating_add(resident)
+        self.initial_age.saturating_add(self.resident(now))
+    }
+
+    /// `resident_time`: how long it has been here since it arrived or was validated.
+    pub fn resident(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.response_time).unwrap_or_default()
+    }
+
+    /// What is left of its lifetime in seconds, negative when it is stale: `ttl` of RFC 9211.
+    pub fn ttl(&self, now: SystemTime) -> i64 {
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        seconds(self.lifetime).saturating_sub(seconds(self.age(now)))
     }
 }
 
@@ -68,5 +81,55 @@ impl StoredResponse {
     pub fn purge_target(&self) -> PurgeTarget<'_> {
         let url = self.key.split('\n').next().unwrap_or_default();
         PurgeTarget { site: &self.site, url, tags: &self.tags }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::cache::{CacheKey, Exchange, Place, Settings, Storing, may_store};
+    use http::{HeaderName, Method};
+
+    /// 2026-11-18T11:06:40Z.
+    pub fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000)
+    }
+
+    pub fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            let name: HeaderName = name.parse().expect("a name");
+            headers.append(name, value.parse().expect("a value"));
+        }
+        headers
+    }
+
+    /// A 200 with these fields that was stored just `now`.
+    pub fn stored(fields: &[(&str, &str)]) -> StoredResponse {
+        stored_under(fields, &Settings::default())
+    }
+
+    pub fn stored_under(fields: &[(&str, &str)], settings: &Settings) -> StoredResponse {
+        let key = CacheKey::new("https://e.org/a");
+        let place = Place { key: &key, variant: "", site: "e", sequence: PurgeSequence(7) };
+        let exchange = Exchange {
+            method: &Method::GET,
+            request: &HeaderMap::new(),
+            status: StatusCode::OK,
+            response: &headers(fields),
+            request_time: now(),
+            response_time: now(),
+        };
+        match may_store(&exchange, &place, settings) {
+            Storing::Store(stored) => *stored,
+            Storing::Pass { reason, .. } => panic!("{fields:?} not stored: {reason:?}"),
+        }
+    }
+
+    #[test]
+    fn purge_target_has_the_url_without_other_parts() {
+        let mut stored = stored(&[("cache-control", "max-age=1")]);
+        stored.key = "https://e.org/a\nx: y".into();
+        assert_eq!(stored.purge_target().url, "https://e.org/a");
     }
 }

@@ -81,6 +81,7 @@ fn response(length: Option<u64>) -> Arc<StoredResponse> {
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::ZERO,
             must_revalidate: false,
+            immutable: false,
             no_cache: false,
         },
         tags: Box::new([]),

@@ -1,0 +1,405 @@
+//! Which part of a stored response answers a request's conditions and ranges (RFC 9110 §13,
+//! §14; RFC 9111 §4.3.2).
+
+use std::ops::Range;
+use std::time::SystemTime;
+
+use http::header::{
+    CONTENT_TYPE, DATE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+use super::date::parse_date;
+use super::freshness::single_date;
+use super::range::{Multipart, RangeLimits, Requested, missing, parse_specs, requested};
+use super::stored::StoredResponse;
+
+/// What to send of a stored response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selected {
+    /// All of it.
+    Full,
+    /// 304.
+    NotModified,
+    /// 412.
+    PreconditionFailed,
+    /// 206 with one range.
+    Range {
+        /// Which bytes.
+        bytes: Range<u64>,
+        /// Of how many.
+        complete_length: u64,
+    },
+    /// 206 with several.
+    Multipart(Box<Multipart>),
+    /// 416.
+    RangeNotSatisfiable {
+        /// For `Content-Range: bytes */n`.
+        complete_length: u64,
+    },
+    /// Bytes are asked for that are not stored: these must be fetched first.
+    Missing(Vec<Range<u64>>),
+}
+
+/// What answers this request. `complete_length` is the body's length where it is known. Free of
+/// allocation for a request without conditions and ranges.
+pub fn select(
+    stored: &StoredResponse,
+    method: &Method,
+    request: &HeaderMap,
+    complete_length: Option<u64>,
+    limits: &RangeLimits,
+) -> Selected {
+    // RFC 9110 §13.2.1: conditions do not count where the answer without them is no success.
+    if stored.status.is_success() {
+        if let Some(selected) = judge_conditions(stored, request) {
+            return selected;
+        }
+        let ranged = matches!(stored.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+        if ranged
+            && *method == Method::GET
+            && let Some(range) = request.get(RANGE)
+            && let Some(length) = complete_length
+            && if_range_holds(stored, request)
+        {
+            return select_ranges(stored, range, length, limits);
+        }
+    }
+    whole(stored, complete_length)
+}
+
+fn whole(stored: &StoredResponse, complete_length: Option<u64>) -> Selected {
+    match (&stored.parts, complete_length) {
+        (Some(parts), Some(length)) => match missing(&(0..length), parts) {
+            gaps if gaps.is_empty() => Selected::Full,
+            gaps => Selected::Missing(gaps),
+        },
+        _ => Selected::Full,
+    }
+}
+
+/// The conditions in the order of RFC 9110 §13.2.2; `None` when they let the request through.
+fn judge_conditions(stored: &StoredResponse, request: &HeaderMap) -> Option<Selected> {
+    let headers = &stored.headers;
+    if request.contains_key(IF_MATCH) {
+        if !any_tag_matches(request, &IF_MATCH, headers, Comparison::Strong) {
+            return Some(Selected::PreconditionFailed);
+        }
+    } else if let Some(since) = date_of(request, &IF_UNMODIFIED_SINCE, stored)
+        && modified(stored).is_some_and(|modified| modified > since)
+    {
+        return Some(Selected::PreconditionFailed);
+    }
+    if request.contains_key(IF_NONE_MATCH) {
+        let matches = any_tag_matches(request, &IF_NONE_MATCH, headers, Comparison::Weak);
+        return matches.then_some(Selected::NotModified);
+    }
+    let since = date_of(request, &IF_MODIFIED_SINCE, stored)?;
+    (modified_or_made(stored) <= since).then_some(Selected::NotModified)
+}
+
+fn date_of(request: &HeaderMap, name: &HeaderName, stored: &StoredResponse) -> Option<SystemTime> {
+    single_date(request, name, stored.freshness.response_time)
+}
+
+fn modified(stored: &StoredResponse) -> Option<SystemTime> {
+    single_date(&stored.headers, &LAST_MODIFIED, stored.freshness.response_time)
+}
+
+/// Without `Last-Modified`, the time at which it was made or came counts (RFC 9111 §4.3.2).
+fn modified_or_made(stored: &StoredResponse) -> SystemTime {
+    let came = stored.freshness.response_time;
+    modified(stored).or_else(|| single_date(&stored.headers, &DATE, came)).unwrap_or(came)
+}
+
+/// `If-Range` (RFC 9110 §13.1.5): absent, the same strong entity tag, or exactly the stored
+/// `Last-Modified` where that is strong.
+fn if_range_holds(stored: &StoredResponse, request: &HeaderMap) -> bool {
+    let Some(condition) = request.get(IF_RANGE) else { return true };
+    let condition = condition.as_bytes();
+    if is_tag(condition) {
+        let ours = stored.headers.get(ETAG).map(HeaderValue::as_bytes);
+        return ours.is_some_and(|ours| tags_match(ours, condition, Comparison::Strong));
+    }
+    let came = stored.freshness.response_time;
+    let modified = modified(stored);
+    modified.is_some()
+        && modified == parse_date(condition, came)
+        && has_strong_date(&stored.headers, came)
+}
+
+/// Whether `Last-Modified` is strong: a second or more before `Date` (RFC 9110 §8.8.2.2).
+pub(super) fn has_strong_date(headers: &HeaderMap, response_time: SystemTime) -> bool {
+    let modified = single_date(headers, &LAST_MODIFIED, response_time);
+    let date = single_date(headers, &DATE, response_time);
+    let apart = modified.zip(date).and_then(|(modified, date)| date.duration_since(modified).ok());
+    apart.is_some_and(|apart| apart.as_secs() >= 1)
+}
+
+fn select_ranges(
+    stored: &StoredResponse,
+    range: &HeaderValue,
+    length: u64,
+    limits: &RangeLimits,
+) -> Selected {
+    let ranges = match requested(range.as_bytes(), length, limits) {
+        Requested::Whole => return whole(stored, Some(length)),
+        Requested::Unsatisfiable => {
+            return Selected::RangeNotSatisfiable { complete_length: length };
+        }
+        Requested::Ranges(ranges) => ranges,
+    };
+    if let Some(parts) = &stored.parts {
+        let gaps: Vec<_> = ranges.iter().flat_map(|range| missing(range, parts)).collect();
+        if !gaps.is_empty() {
+            return Selected::Missing(gaps);
+        }
+    }
+    if let [bytes] = &ranges[..] {
+        return Selected::Range { bytes: bytes.clone(), complete_length: length };
+    }
+    let content_type = stored.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let boundary = boundary(stored, range);
+    Selected::Multipart(Box::new(Multipart::new(&ranges, length, content_type, boundary)))
+}
+
+/// From the nanosecond of arrival, which who wrote the body does not know.
+fn boundary(stored: &StoredResponse, range: &HeaderValue) -> String {
+    let came = stored.freshness.response_time.duration_since(SystemTime::UNIX_EPOCH);
+    let seed = came.unwrap_or_default().as_nanos() as u64;
+    let mut text = stored.key.as_bytes().to_vec();
+    text.extend_from_slice(range.as_bytes());
+    format!(
+        "{:016x}{:016x}",
+        seed ^ 0x9e37_79b9_7f4a_7c15,
+        xxhash_rust::xxh3::xxh3_64_with_seed(&text, seed)
+    )
+}
+
+/// Whether the request's ranges alone, its conditions aside, could be asked of upstream as they
+/// stand: for a fill of parts.
+pub fn asks_for_ranges(method: &Method, request: &HeaderMap, limits: &RangeLimits) -> bool {
+    let range = request.get(RANGE).filter(|_| *method == Method::GET);
+    range.is_some_and(|range| parse_specs(range.as_bytes(), limits.ranges_max).is_some())
+}
+
+/// How entity tags are compared (RFC 9110 §8.8.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// Both are strong and the same.
+    Strong,
+    /// The same, weak or not.
+    Weak,
+}
+
+pub(super) fn tags_match(a: &[u8], b: &[u8], how: Comparison) -> bool {
+    let (a, b) = (a.trim_ascii(), b.trim_ascii());
+    match how {
+        Comparison::Strong => a == b && is_strong(a),
+        Comparison::Weak => opaque(a) == opaque(b),
+    }
+}
+
+fn opaque(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// Whether an entity tag is strong.
+pub(super) fn is_strong(tag: &[u8]) -> bool {
+    tag.trim_ascii().starts_with(b"\"")
+}
+
+fn is_tag(text: &[u8]) -> bool {
+    let text = text.trim_ascii();
+    text.starts_with(b"\"") || text.starts_with(b"W/\"")
+}
+
+/// `*` matches anything that there is.
+fn any_tag_matches(
+    request: &HeaderMap,
+    name: &HeaderName,
+    headers: &HeaderMap,
+    how: Comparison,
+) -> bool {
+    let ours = headers.get(ETAG).map(HeaderValue::as_bytes);
+    request.get_all(name).iter().any(|line| {
+        entity_tags(line.as_bytes())
+            .any(|tag| tag == b"*" || ours.is_some_and(|ours| tags_match(ours, tag, how)))
+    })
+}
+
+/// The members of a list of entity tags. Commas within quotes are part of the tag, and a
+/// backslash is an ordinary character there (RFC 9110 §8.8.3).
+fn entity_tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut quoted = false;
+    line.split(move |byte| {
+        quoted ^= *byte == b'"';
+        *byte == b',' && !quoted
+    })
+    .map(<[u8]>::trim_ascii)
+    .filter(|tag| !tag.is_empty())
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+mod tests {
+    use super::*;
+    use crate::cache::stored::tests::{headers, stored};
+
+    const BEFORE: &str = "Wed, 18 Nov 2026 10:00:00 GMT";
+    const MODIFIED: &str = "Wed, 18 Nov 2026 10:30:00 GMT";
+    const AFTER: &str = "Wed, 18 Nov 2026 11:00:00 GMT";
+
+    fn selected(response: &[(&str, &str)], request: &[(&str, &str)]) -> Selected {
+        let fields: Vec<_> =
+            [("cache-control", "max-age=9000")].iter().chain(response).copied().collect();
+        let stored = stored(&fields);
+        let limits = RangeLimits::default();
+        select(&stored, &Method::GET, &headers(request), Some(1000), &limits)
+    }
+
+    fn check(response: &[(&str, &str)], request: &[(&str, &str)], expected: Selected) {
+        assert_eq!(selected(response, request), expected, "{response:?} {request:?}");
+    }
+
+    #[test]
+    fn if_none_match_compares_weakly() {
+        let check = |ours: &str, asked: &str, expected| {
+            check(&[("etag", ours)], &[("if-none-match", asked)], expected);
+        };
+        check("\"abcdef\"", "\"abcdef\"", Selected::NotModified);
+        check("W/\"abcdef\"", "W/\"abcdef\"", Selected::NotModified);
+        check("\"abcdef\"", "W/\"abcdef\"", Selected::NotModified);
+        check("\"abcdef\"", "\"1234\", \"abcdef\", \"5678\"", Selected::NotModified);
+        check("\"abcdef\"", "\"1234\", \"5678\",\"abcdef\"", Selected::NotModified);
+        check("\"a,b\\\"", "\"x\", \"a,b\\\"", Selected::NotModified);
+        check("\"abcdef\"", "*", Selected::NotModified);
+        check("\"abcdef\"", "\"ABCDEF\"", Selected::Full);
+        check("\"abcdef\"", "abcdef", Selected::Full);
+        check("\"a,b\"", "b", Selected::Full);
+    }
+
+    #[test]
+    fn if_none_match_goes_before_if_modified_since() {
+        let response = &[("etag", "\"a\""), ("last-modified", MODIFIED)];
+        check(
+            response,
+            &[("if-none-match", "\"a\""), ("if-modified-since", BEFORE)],
+            Selected::NotModified,
+        );
+        check(
+            response,
+            &[("if-none-match", "\"b\""), ("if-modified-since", AFTER)],
+            Selected::Full,
+        );
+    }
+
+    #[test]
+    fn if_modified_since_compares_dates() {
+        let response = &[("last-modified", MODIFIED)];
+        check(response, &[("if-modified-since", MODIFIED)], Selected::NotModified);
+        check(response, &[("if-modified-since", AFTER)], Selected::NotModified);
+        check(response, &[("if-modified-since", BEFORE)], Selected::Full);
+        check(
+            response,
+            &[("if-modified-since", "Wednesday, 18-Nov-26 10:30:00 GMT")],
+            Selected::NotModified,
+        );
+        check(response, &[("if-modified-since", "yesterday")], Selected::Full);
+    }
+
+    #[test]
+    fn without_last_modified_the_date_counts() {
+        check(&[("date", MODIFIED)], &[("if-modified-since", AFTER)], Selected::NotModified);
+        check(&[("date", MODIFIED)], &[("if-modified-since", BEFORE)], Selected::Full);
+    }
+
+    #[test]
+    fn if_match_compares_strongly_and_first() {
+        let check = |ours: &str, asked: &[(&str, &str)], expected| {
+            check(&[("etag", ours), ("last-modified", MODIFIED)], asked, expected);
+        };
+        check("\"a\"", &[("if-match", "\"b\", \"a\"")], Selected::Full);
+        check("\"a\"", &[("if-match", "\"b\"")], Selected::PreconditionFailed);
+        check("W/\"a\"", &[("if-match", "W/\"a\"")], Selected::PreconditionFailed);
+        check("\"a\"", &[("if-match", "*")], Selected::Full);
+        check("\"a\"", &[("if-match", "\"a\""), ("if-unmodified-since", BEFORE)], Selected::Full);
+        check("\"a\"", &[("if-match", "\"a\""), ("if-none-match", "\"a\"")], Selected::NotModified);
+        check("\"a\"", &[("if-unmodified-since", BEFORE)], Selected::PreconditionFailed);
+        check("\"a\"", &[("if-unmodified-since", MODIFIED)], Selected::Full);
+    }
+
+    #[test]
+    fn conditions_count_for_successes_only() {
+        let mut stored = stored(&[("cache-control", "max-age=60"), ("etag", "\"a\"")]);
+        stored.status = StatusCode::NOT_FOUND;
+        let request = headers(&[("if-none-match", "\"a\""), ("range", "bytes=0-1")]);
+        let found = select(&stored, &Method::GET, &request, Some(9), &RangeLimits::default());
+        assert_eq!(found, Selected::Full);
+    }
+
+    fn range(bytes: Range<u64>) -> Selected {
+        Selected::Range { bytes, complete_length: 1000 }
+    }
+
+    #[test]
+    fn ranges_are_for_get_with_known_length() {
+        check(&[], &[("range", "bytes=0-1")], range(0..2));
+        check(&[], &[("range", "bytes=-1")], range(999..1000));
+        let unsatisfiable = Selected::RangeNotSatisfiable { complete_length: 1000 };
+        check(&[], &[("range", "bytes=1000-")], unsatisfiable);
+        check(
+            &[("etag", "\"a\"")],
+            &[("range", "bytes=0-1"), ("if-none-match", "\"a\"")],
+            Selected::NotModified,
+        );
+        let stored = stored(&[("cache-control", "max-age=60")]);
+        let request = headers(&[("range", "bytes=0-1")]);
+        let select =
+            |method, length| select(&stored, &method, &request, length, &RangeLimits::default());
+        assert_eq!(select(Method::HEAD, Some(1000)), Selected::Full);
+        assert_eq!(select(Method::GET, None), Selected::Full);
+    }
+
+    #[test]
+    fn if_range_needs_a_strong_validator() {
+        let check = |response: &[(&str, &str)], condition: &str, holds: bool| {
+            let expected = if holds { range(0..2) } else { Selected::Full };
+            check(response, &[("range", "bytes=0-1"), ("if-range", condition)], expected);
+        };
+        check(&[("etag", "\"a\"")], "\"a\"", true);
+        check(&[("etag", "\"a\"")], "\"b\"", false);
+        check(&[("etag", "W/\"a\"")], "W/\"a\"", false);
+        let dated = &[("last-modified", MODIFIED), ("date", AFTER)];
+        check(dated, MODIFIED, true);
+        check(dated, AFTER, false);
+        check(&[("last-modified", MODIFIED), ("date", MODIFIED)], MODIFIED, false);
+        check(&[], "yesterday", false);
+    }
+
+    #[test]
+    fn several_ranges_are_a_multipart() {
+        let Selected::Multipart(plan) = selected(&[], &[("range", "bytes=0-1,500-501")]) else {
+            panic!("several parts")
+        };
+        assert_eq!(plan.parts.len(), 2);
+        assert_eq!(plan.boundary.len(), 32);
+    }
+
+    #[test]
+    fn bytes_that_are_not_stored_are_missing() {
+        let mut stored = stored(&[("cache-control", "max-age=60")]);
+        stored.status = StatusCode::PARTIAL_CONTENT;
+        stored.parts = Some([100..200, 300..1000].into());
+        let check = |request: &[(&str, &str)], expected| {
+            let limits = RangeLimits::default();
+            let found = select(&stored, &Method::GET, &headers(request), Some(1000), &limits);
+            assert_eq!(found, expected, "{request:?}");
+        };
+        check(&[("range", "bytes=100-199")], range(100..200));
+        check(&[("range", "bytes=150-350")], Selected::Missing([200..300].into()));
+        check(&[("range", "bytes=-5")], range(995..1000));
+        check(&[], Selected::Missing([0..100, 200..300].into()));
+    }
+}

@@ -1,0 +1,115 @@
+//! http-cache-semantics behind a window: it sees canonical fields only, and is asked two things
+//! when a response is stored or validated: may it be stored, and for how long is it fresh.
+//!
+//! It never sees raw fields, because it compares directive names with case, splits quoted
+//! strings, reads only IMF-fixdate and gives up on repeated fields; and it never runs on a hit.
+//! Our own rules have decided before; the stricter of both answers counts. The property test
+//! below holds the two against each other on input as wild as it comes.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{AUTHORIZATION, CACHE_CONTROL, DATE, EXPIRES};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use http_cache_semantics::{CacheOptions, CachePolicy, RequestLike, ResponseLike};
+
+use super::directives::{ResponseDirectives, Seconds};
+use super::fields::http_date;
+use super::freshness::{date_value, single_date};
+use super::storing::Exchange;
+use super::targeted::Addressed;
+
+/// What http-cache-semantics says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// Whether it may be stored.
+    pub storable: bool,
+    /// Its freshness lifetime, age not taken off.
+    pub lifetime: Duration,
+}
+
+/// Asks it about a response that our own rules would store.
+pub fn judge(exchange: &Exchange<'_>, addressed: &Addressed) -> Judgement {
+    let request = Canonical::request(exchange);
+    let response = Canonical::response(exchange, addressed);
+    let options = CacheOptions { shared: true, ..CacheOptions::default() };
+    let at = exchange.response_time;
+    let policy = CachePolicy::new_options(&request, &response, at, options);
+    Judgement { storable: policy.is_storable(), lifetime: policy.time_to_live(at) }
+}
+
+/// A message in the form that http-cache-semantics reads right: method GET, one host, status
+/// 200 where our rules allow the status, one lower-case `Cache-Control`, IMF-fixdates, no
+/// cookies, `Authorization` as a mark only. `no-cache`, `proxy-revalidate` and qualified forms
+/// are left out: they are matters of reuse, and it takes them for a lifetime of nothing.
+struct Canonical {
+    headers: HeaderMap,
+}
+
+impl Canonical {
+    fn request(exchange: &Exchange<'_>) -> Self {
+        let mut headers = HeaderMap::new();
+        if exchange.request.contains_key(AUTHORIZATION) {
+            headers.insert(AUTHORIZATION, HeaderValue::from_static("x"));
+        }
+        Self { headers }
+    }
+
+    fn response(exchange: &Exchange<'_>, addressed: &Addressed) -> Self {
+        let mut headers = HeaderMap::new();
+        let control = canonical_control(&addressed.directives);
+        let control = HeaderValue::try_from(control).expect("names and digits are a field value");
+        headers.insert(CACHE_CONTROL, control);
+        let now = exchange.response_time;
+        headers.insert(DATE, http_date(date_value(exchange.response, now)));
+        if addressed.by.is_none() && exchange.response.contains_key(EXPIRES) {
+            let expires = single_date(exchange.response, &EXPIRES, now);
+            headers.insert(EXPIRES, http_date(expires.unwrap_or(SystemTime::UNIX_EPOCH)));
+        }
+        Self { headers }
+    }
+}
+
+fn canonical_control(directives: &ResponseDirectives) -> String {
+    let flags = [
+        (directives.public, "public"),
+        (directives.private, "private"),
+        (directives.no_store && !directives.must_understand, "no-store"),
+        (directives.must_revalidate, "must-revalidate"),
+    ];
+    let mut members: Vec<String> =
+        flags.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned()).collect();
+    for (name, seconds) in [("s-maxage", directives.s_maxage), ("max-age", directives.max_age)] {
+        if seconds != Seconds::Absent {
+            members.push(format!("{name}={}", seconds.or_zero().unwrap_or(0)));
+        }
+    }
+    members.join(", ")
+}
+
+impl RequestLike for Canonical {
+    fn uri(&self) -> Uri {
+        Uri::from_static("https://example.org/")
+    }
+
+    fn is_same_uri(&self, other: &Uri) -> bool {
+        self.uri() == *other
+    }
+
+    fn method(&self) -> &Method {
+        &Method::GET
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+}
+
+impl ResponseLike for Canonical {
+    fn status(&self) -> StatusCode {
+        StatusCode::OK
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+}

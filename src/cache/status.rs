@@ -1,0 +1,288 @@
+//! Why a request was answered as it was: the closed list of reasons, shared by `Cache-Status`
+//! (RFC 9211), log, metrics, `skerry explain` and docs; and the `Cache-Status` member itself.
+
+use std::fmt::Write;
+
+use http::{HeaderValue, StatusCode};
+
+macro_rules! reasons {
+    ($($name:ident $text:literal $fwd:ident $doc:literal;)*) => {
+        /// Why something was forwarded, not stored, or served though stale. The list is closed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Reason {
+            $(#[doc = $doc] $name,)*
+        }
+
+        impl Reason {
+            /// All of them, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// As it stands in `detail`, in the log and as a metric's label.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// One sentence for the documentation and for `skerry explain`.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$name => $doc,)* }
+            }
+
+            /// The word of RFC 9211 §2.2 for a request forwarded because of this.
+            pub const fn fwd(self) -> Fwd {
+                match self { $(Self::$name => Fwd::$fwd,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    // Why the cache was not asked.
+    CachingOff "caching-off" Bypass "The rule turns caching off.";
+    BypassCookie "bypass-cookie" Bypass "The request has a cookie that the rule sends past the cache.";
+    BypassHeader "bypass-header" Bypass "The request has a field that the rule sends past the cache.";
+    Method "method" Method "The request's method is not answered from the cache.";
+    // Why there was nothing to use.
+    Absent "absent" UriMiss "Nothing is stored under the key.";
+    VariantAbsent "variant-absent" VaryMiss "No stored variant was selected by fields like this request's.";
+    KeyCollision "key-collision" UriMiss "What is stored under the key's hash is of another key.";
+    HardPurged "purged" UriMiss "What was stored has been purged.";
+    TooOld "too-old" UriMiss "What was stored is older than the longest age that the site allows.";
+    RememberedPass "remembered-pass" Miss "The key's last response could not be stored, so requests for it do not wait for each other.";
+    StoreFailed "store-failed" Miss "The store could not be read.";
+    BytesMissing "bytes-missing" Partial "Not all bytes that the request asks for are stored.";
+    // Why what was stored could not be used as it is.
+    RequestNoStore "request-no-store" Request "The request says no-store.";
+    RequestNoCache "request-no-cache" Request "The request says no-cache.";
+    RequestMaxAge "request-max-age" Request "The stored response is older than the request's max-age.";
+    RequestMinFresh "request-min-fresh" Request "The stored response is not fresh for the request's min-fresh.";
+    OnlyIfCached "only-if-cached" Request "The request says only-if-cached, and nothing stored can be used.";
+    Stale "stale" Stale "The stored response is stale.";
+    NoCache "no-cache" Stale "The stored response says no-cache: it is validated each time.";
+    SoftPurged "soft-purged" Stale "The stored response was purged softly: it is validated first.";
+    // Why a stale response was served.
+    WhileRevalidate "stale-while-revalidate" Stale "Served stale while it is validated in the background.";
+    IfError "stale-if-error" Stale "Served stale because upstream failed.";
+    WhenSlow "stale-when-slow" Stale "Served stale because upstream did not answer within the soft deadline.";
+    MaxStale "max-stale" Stale "Served stale because the request's max-stale allows it.";
+    Validated "validated" Stale "Served after upstream said that it has not changed.";
+    // Why a response was not stored.
+    ResponseNoStore "no-store" Miss "Not stored: the response says no-store.";
+    Private "private" Miss "Not stored: the response is private.";
+    Authorized "authorization" Miss "Not stored: the request had Authorization and the response does not say that it may be shared.";
+    SetsCookie "set-cookie" Miss "Not stored: the response sets a cookie.";
+    VaryStar "vary-star" Miss "Not stored: Vary: * matches no other request.";
+    StatusUncacheable "status" Miss "Not stored: a response of this status is never stored, or only with explicit freshness, which it lacks.";
+    MustUnderstand "must-understand" Miss "Not stored: must-understand with a status that this cache does not understand.";
+    NoLifetime "no-lifetime" Miss "Not stored: it is never fresh, has no validator, and may not be served stale.";
+    RangeInvalid "content-range" Miss "Not stored: the Content-Range of a partial response is missing, of several parts, or contradicts its length.";
+    Deceptive "deceptive" Miss "Not stored: the content type does not go with the path's extension.";
+    MethodUnstorable "method-unstorable" Miss "Not stored: a response to this method is not reusable.";
+    TooLarge "too-large" Miss "Not stored: the body is larger than the store takes.";
+    Incomplete "incomplete" Miss "Not stored: the body ended early.";
+    FillLimit "fill-limit" Miss "Not stored: as many fills are in flight as the node allows.";
+}
+
+/// Why a request went on to upstream, in the words of RFC 9211 §2.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fwd {
+    /// Configured not to be handled.
+    Bypass,
+    /// Its method's semantics ask for it.
+    Method,
+    /// Nothing for this URL.
+    UriMiss,
+    /// Something for this URL, nothing for these fields.
+    VaryMiss,
+    /// Nothing that could be used.
+    Miss,
+    /// The request's own directives ask for it.
+    Request,
+    /// Stale.
+    Stale,
+    /// Not all of the bytes.
+    Partial,
+}
+
+impl Fwd {
+    /// The token of RFC 9211 §2.2.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Miss => "miss",
+            Self::Request => "request",
+            Self::Stale => "stale",
+            Self::Partial => "partial",
+        }
+    }
+}
+
+/// How the cache handled a request: one member of `Cache-Status`, built along the path.
+///
+/// ```text
+/// skerry; hit; ttl=3599
+/// skerry; hit; ttl=-5; detail=stale-while-revalidate
+/// skerry; fwd=stale; fwd-status=304; ttl=60; detail=validated
+/// skerry; fwd=uri-miss; fwd-status=200; stored; ttl=3600
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheStatus {
+    /// Why it was forwarded; `None` is a hit.
+    pub forwarded: Option<Reason>,
+    /// The status that upstream answered with.
+    pub fwd_status: Option<StatusCode>,
+    /// Whether the answer was stored.
+    pub stored: bool,
+    /// Whether the request waited for another's fetch.
+    pub collapsed: bool,
+    /// Seconds of freshness left when the answer was made; negative when stale.
+    pub ttl: Option<i64>,
+    /// What else is to be said: why it was served stale, why it was not stored.
+    pub detail: Option<Reason>,
+}
+
+impl CacheStatus {
+    /// Answered from the cache.
+    pub const fn hit(ttl: i64) -> Self {
+        Self { ttl: Some(ttl), ..Self::EMPTY }
+    }
+
+    /// Sent on to upstream.
+    pub const fn forwarded(reason: Reason) -> Self {
+        Self { forwarded: Some(reason), ..Self::EMPTY }
+    }
+
+    /// Whether it is a hit in the sense of RFC 9211 §2.1: upstream was not needed.
+    pub const fn is_hit(&self) -> bool {
+        self.forwarded.is_none()
+    }
+
+    /// The reason to log and to count: `detail` where there is one, else why it was forwarded.
+    pub fn reason(&self) -> Option<Reason> {
+        self.detail.or(self.forwarded)
+    }
+
+    /// The member for `Cache-Status`. `node` is a token (RFC 9211 §2), `key` is given where the
+    /// rule shows it.
+    pub fn render(&self, node: &str, key: Option<&str>) -> HeaderValue {
+        let mut text = String::with_capacity(96);
+        text.push_str(node);
+        match self.forwarded {
+            None => text.push_str("; hit"),
+            Some(reason) => {
+                text.push_str("; fwd=");
+                text.push_str(reason.fwd().as_str());
+            }
+        }
+        if let Some(status) = self.fwd_status {
+            text.push_str("; fwd-status=");
+            text.push_str(status.as_str());
+        }
+        if self.stored {
+            text.push_str("; stored");
+        }
+        if self.collapsed {
+            text.push_str("; collapsed");
+        }
+        if let Some(ttl) = self.ttl {
+            text.push_str("; ttl=");
+            text.push_str(itoa::Buffer::new().format(ttl));
+        }
+        if let Some(key) = key {
+            push_key(&mut text, key);
+        }
+        if let Some(detail) = self.detail_shown() {
+            text.push_str("; detail=");
+            text.push_str(detail.as_str());
+        }
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
+    }
+
+    /// `fwd=stale; detail=stale` would say it twice.
+    fn detail_shown(&self) -> Option<Reason> {
+        self.reason().filter(|reason| !matches!(reason, Reason::Stale | Reason::Absent))
+    }
+
+    const EMPTY: Self = Self {
+        forwarded: None,
+        fwd_status: None,
+        stored: false,
+        collapsed: false,
+        ttl: None,
+        detail: None,
+    };
+}
+
+/// A key as an sf-string: printable ASCII, with `%` for the rest (RFC 8941 §3.3.3).
+fn push_key(text: &mut String, key: &str) {
+    text.push_str("; key=\"");
+    for byte in key.bytes() {
+        match byte {
+            b'"' | b'\\' => {
+                text.push('\\');
+                text.push(char::from(byte));
+            }
+            b'\n' => text.push(' '),
+            0x20..=0x7e => text.push(char::from(byte)),
+            _ => write!(text, "%{byte:02X}").expect("a String takes all"),
+        }
+    }
+    text.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sfv::{BareItem, List, ListEntry, Parser};
+
+    fn check(status: CacheStatus, key: Option<&str>, expected: &str) {
+        let rendered = status.render("skerry", key);
+        assert_eq!(rendered, expected);
+        let list: List = Parser::new(rendered.as_bytes()).parse().expect("a structured list");
+        assert!(matches!(&list[0], ListEntry::Item(item)
+            if matches!(&item.bare_item, BareItem::Token(token) if token.as_str() == "skerry")));
+    }
+
+    #[test]
+    fn members_are_written_as_rfc_9211_shows() {
+        check(CacheStatus::hit(376), None, "skerry; hit; ttl=376");
+        let stale = CacheStatus { detail: Some(Reason::WhileRevalidate), ..CacheStatus::hit(-412) };
+        check(stale, None, "skerry; hit; ttl=-412; detail=stale-while-revalidate");
+        let stored = CacheStatus {
+            fwd_status: Some(StatusCode::OK),
+            stored: true,
+            collapsed: true,
+            ttl: Some(60),
+            ..CacheStatus::forwarded(Reason::Absent)
+        };
+        let expected = "skerry; fwd=uri-miss; fwd-status=200; stored; collapsed; ttl=60";
+        check(stored, None, expected);
+        check(
+            CacheStatus::forwarded(Reason::BypassCookie),
+            None,
+            "skerry; fwd=bypass; detail=bypass-cookie",
+        );
+    }
+
+    #[test]
+    fn a_key_of_any_characters_stays_a_structured_string() {
+        check(
+            CacheStatus::hit(1),
+            Some("http://e/\"a\\b\nc: ü"),
+            "skerry; hit; ttl=1; key=\"http://e/\\\"a\\\\b c: %C3%BC\"",
+        );
+    }
+
+    #[test]
+    fn reasons_are_distinct_tokens_with_a_sentence() {
+        let mut seen = std::collections::HashSet::new();
+        for reason in Reason::ALL {
+            assert!(seen.insert(reason.as_str()), "{reason:?} twice");
+            assert!(sfv::TokenRef::from_str(reason.as_str()).is_ok(), "{reason:?}");
+            assert!(reason.sentence().ends_with('.'));
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Whether a response may be stored, and as what (RFC 9111 §3).
+//!
+//! The rules here are ours; where they allow it, http-cache-semantics is asked too
+//! ([`super::policy`]), and the stricter answer counts.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, ETAG, LAST_MODIFIED, SET_COOKIE,
+};
+use http::{HeaderMap, Method, StatusCode};
+
+use super::deception::is_deceptive;
+use super::decide::bypasses;
+use super::directives::{RequestDirectives, ResponseDirectives, Seconds};
+use super::fields::storable_fields;
+use super::freshness::{self, Lifetime, LifetimeSource};
+use super::invalidate::resolve;
+use super::key::CacheKey;
+use super::policy;
+use super::purge::PurgeSequence;
+use super::range::ContentRange;
+use super::settings::{SetCookie, Settings};
+use super::status::Reason;
+use super::stored::{Freshness, StoredResponse};
+use super::tags::tags;
+use super::targeted::{Addressed, addressed};
+use super::vary::Vary;
+
+/// A request and the head of its response.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange<'a> {
+    /// As the client sent it.
+    pub method: &'a Method,
+    /// The client's fields.
+    pub request: &'a HeaderMap,
+    /// Upstream's status.
+    pub status: StatusCode,
+    /// Upstream's fields.
+    pub response: &'a HeaderMap,
+    /// When the request went out.
+    pub request_time: SystemTime,
+    /// When the head of the response was in.
+    pub response_time: SystemTime,
+}
+
+/// Where a response would be stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Its key.
+    pub key: &'a CacheKey,
+    /// The canonical values of its selecting fields, see [`super::variant_key`].
+    pub variant: &'a str,
+    /// The site's name.
+    pub site: &'a str,
+    /// The purge log's position before the request went out.
+    pub sequence: PurgeSequence,
+}
+
+/// Whether a response may be stored.
+#[derive(Clone, Debug)]
+pub enum Storing {
+    /// As this.
+    Store(Box<StoredResponse>),
+    /// No.
+    Pass {
+        /// Why not.
+        reason: Reason,
+        /// How long to remember that responses under this key cannot be stored, so that
+        /// requests do not wait for each other. `None`: the next may well be storable.
+        remember: Option<Duration>,
+    },
+}
+
+/// What the rules found out about a response, rule by rule: for `skerry explain`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Findings {
+    /// Its directives, and the field they come from.
+    pub addressed: Addressed,
+    /// Its lifetime, and where that comes from.
+    pub lifetime: Lifetime,
+    /// Its age on arrival.
+    pub initial_age: Duration,
+    /// What its `Vary` says.
+    pub vary: Vary,
+    /// Why it is not stored.
+    pub refusal: Option<Reason>,
+}
+
+/// Whether this response may be stored, and as what.
+pub fn may_store(exchange: &Exchange<'_>, place: &Place<'_>, settings: &Settings) -> Storing {
+    let findings = examine(exchange, place.key, settings);
+    match findings.refusal {
+        Some(reason) => Storing::Pass { reason, remember: remembered(reason, exchange, settings) },
+        None => Storing::Store(Box::new(stored_response(exchange, place, &findings, settings))),
+    }
+}
+
+/// Applies every rule of RFC 9111 §3 and of the settings.
+pub fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Findings {
+    let addressed = addressed(exchange.response, &settings.targeted);
+    let mut findings = Findings {
+        lifetime: freshness::lifetime(
+            exchange.status,
+            exchange.response,
+            &addressed.directives,
+            addressed.by.is_some(),
+            exchange.response_time,
+            &settings.lifetimes,
+        ),
+        initial_age: freshness::initial_age(
+            exchange.response,
+            exchange.request_time,
+            exchange.response_time,
+        ),
+        vary: Vary::of(exchange.response),
+        addressed,
+        refusal: None,
+    };
+    findings.refusal = refused_request(exchange, key, settings)
+        .or_else(|| refused_response(exchange, key, settings, &findings))
+        .or_else(|| refused_by_kernel(exchange, settings, &mut findings));
+    findings
+}
+
+fn refused_request(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Option<Reason> {
+    let request = RequestDirectives::of(exchange.request, settings.honoured);
+    if !settings.enabled {
+        return Some(Reason::CachingOff);
+    }
+    if request.no_store {
+        return Some(Reason::RequestNoStore);
+    }
+    match *exchange.method {
+        Method::GET => {}
+        Method::POST if is_reusable_post(exchange, key) => {}
+        _ => return Some(Reason::MethodUnstorable),
+    }
+    bypasses(exchange.request, settings)
+}
+
+/// A response to POST answers later GETs when it says how long it is fresh and its
+/// `Content-Location` is the target itself (RFC 9110 §9.3.3).
+fn is_reusable_post(exchange: &Exchange<'_>, key: &CacheKey) -> bool {
+    let location = exchange.response.get(CONTENT_LOCATION).and_then(|value| value.to_str().ok());
+    let same = location.and_then(|location| resolve(key.url(), location));
+    same.as_deref() == Some(key.url()) && exchange.status == StatusCode::OK
+}
+
+fn refused_response(
+    exchange: &Exchange<'_>,
+    key: &CacheKey,
+    settings: &Settings,
+    findings: &Findings,
+) -> Option<Reason> {
+    let directives = &findings.addressed.directives;
+    let explicit = findings.lifetime.source.is_explicit();
+    if exchange.method == Method::POST && !explicit {
+        return Some(Reason::MethodUnstorable);
+    }
+    if is_never_stored(exchange.status) {
+        return Some(Reason::StatusUncacheable);
+    }
+    if exchange.status == StatusCode::PARTIAL_CONTENT && stored_part(exchange).is_none() {
+        return Some(Reason::RangeInvalid);
+    }
+    let understood = freshness::is_understood(exchange.status);
+    if directives.must_understand && !understood {
+        return Some(Reason::MustUnderstand);
+    }
+    // RFC 9111 §5.2.2.3: who understands the status ignores the no-store beside it.
+    if directives.no_store && !directives.must_understand {
+        return Some(Reason::ResponseNoStore);
+    }
+    if directives.private {
+        return Some(Reason::Private);
+    }
+    if exchange.request.contains_key(AUTHORIZATION) && !may_share_authorized(directives) {
+        return Some(Reason::Authorized);
+    }
+    if findings.vary == Vary::Star {
+        return Some(Reason::VaryStar);
+    }
+    if settings.set_cookie == SetCookie::Pass
+        && exchange.response.contains_key(SET_COOKIE)
+        && !directives.unstored_fields.contains(&SET_COOKIE)
+    {
+        return Some(Reason::SetsCookie);
+    }
+    if settings.deception_guard && is_deceptive(key.url(), exchange.status, exchange.response) {
+        return Some(Reason::Deceptive);
+    }
+    let by_default = freshness::is_heuristically_cacheable(exchange.status) || directives.public;
+    if findings.lifetime.source == LifetimeSource::Nobody && !by_default {
+        return Some(Reason::StatusUncacheable);
+    }
+    let freshness = freshness_of(exchange, findings, settings);
+    let validator = |name| exchange.response.contains_key(name);
+    let useless = freshness.lifetime <= freshness.initial_age
+        && freshness.stale_while_revalidate.is_zero()
+        && freshness.stale_if_error.is_zero()
+        && !validator(ETAG)
+        && !validator(LAST_MODIFIED);
+    useless.then_some(Reason::NoLifetime)
+}
+
+/// Interim responses, answers to conditions and ranges, and 101.
+fn is_never_stored(status: StatusCode) -> bool {
+    status.is_informational()
+        || matches!(
+            status,
+            StatusCode::NOT_MODIFIED
+                | StatusCode::PRECONDITION_FAILED
+                | StatusCode::RANGE_NOT_SATISFIABLE
+        )
+}
+
+/// RFC 9111 §3.5.
+fn may_share_authorized(directives: &ResponseDirectives) -> bool {
+    directives.public || directives.must_revalidate || directives.s_maxage != Seconds::Absent
+}
+
+/// http-cache-semantics has the last word: it may refuse, and it may shorten.
+fn refused_by_kernel(
+    exchange: &Exchange<'_>,
+    settings: &Settings,
+    findings: &mut Findings,
+) -> Option<Reason> {
+    if !findings.lifetime.source.is_explicit() {
+        // The rule's own lifetimes and capped guesses are none of its business.
+        return None;
+    }
+    let judgement = policy::judge(exchange, &findings.addressed);
+    let lasts = judgement.lifetime.min(settings.lifetimes.lifetime_max);
+    findings.lifetime.lasts = findings.lifetime.lasts.min(lasts);
+    (!judgement.storable).then_some(Reason::StatusUncacheable)
+}
+
+/// Of a 206: which bytes it has, when it says so and keeps its word.
+fn stored_part(exchange: &Exchange<'_>) -> Option<ContentRange> {
+    let mut lines = exchange.response.get_all(CONTENT_RANGE).iter();
+    let range = ContentRange::parse(lines.next()?.as_bytes())?;
+    let length = content_length(exchange.response);
+    let kept = length.is_none_or(|length| length == range.bytes.end - range.bytes.start);
+    (lines.next().is_none() && kept && range.complete_length.is_some()).then_some(range)
+}
+
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+pub(super) fn freshness_of(
+    exchange: &Exchange<'_>,
+    findings: &Findings,
+    settings: &Settings,
+) -> Freshness {
+    let directives = &findings.addressed.directives;
+    let strict = directives.must_revalidate || directives.proxy_revalidate;
+    let shared = directives.s_maxage != Seconds::Absent;
+    let despite = settings.stale.despite_s_maxage
+        && (directives.stale_while_revalidate != Seconds::Absent
+            || directives.stale_if_error != Seconds::Absent);
+    let must_revalidate = strict || (shared && !despite);
+    let stale = |said: Seconds, site: Duration| {
+        let said = said.or_zero().map(|seconds| Duration::from_secs(seconds.into()));
+        // With s-maxage only what the response itself says counts.
+        said.unwrap_or(if shared { Duration::ZERO } else { site })
+    };
+    let usable = !must_revalidate && !directives.no_cache;
+    let only = |time: Duration| if usable { time } else { Duration::ZERO };
+    Freshness {
+        response_time: exchange.response_time,
+        initial_age: findings.initial_age,
+        lifetime: findings.lifetime.lasts,
+        heuristic: findings.lifetime.source == LifetimeSource::Heuristic,
+        stale_while_revalidate: only(stale(
+            directives.stale_while_revalidate,
+            settings.stale.while_revalidate,
+        )),
+        stale_if_error: only(stale(directives.stale_if_error, settings.stale.if_error)),
+        must_revalidate,
+        immutable: directives.immutable,
+        no_cache: directives.no_cache,
+    }
+}
+
+fn stored_response(
+    exchange: &Exchange<'_>,
+    place: &Place<'_>,
+    findings: &Findings,
+    settings: &Settings,
+) -> StoredResponse {
+    let mut headers = storable_fields(
+        exchange.response,
+        &findings.addressed.directives.unstored_fields,
+        settings.set_cookie,
+        exchange.response_time,
+    );
+    let part = match exchange.status {
+        StatusCode::PARTIAL_CONTENT => stored_part(exchange),
+        _ => None,
+    };
+    let complete_length = match &part {
+        Some(part) => part.complete_length,
+        None => content_length(exchange.response),
+    };
+    if part.is_some() {
+        headers.remove(CONTENT_RANGE);
+        headers.remove(CONTENT_LENGTH);
+    }
+    StoredResponse {
+        key: place.key.text.clone(),
+        variant: place.variant.into(),
+        site: place.site.into(),
+        status: exchange.status,
+        headers,
+        freshness: freshness_of(exchange, findings, settings),
+        tags: tags(exchange.response, origin_of(place.key.url())),
+        stored_at_sequence: place.sequence,
+        complete_length,
+        parts: part.map(|part| [part.bytes].into()),
+    }
+}
+
+/// `scheme://authority` of a URL part.
+pub(super) fn origin_of(url: &str) -> &str {
+    let authority = url.find("://").map_or(0, |at| at + 3);
+    let end = url[authority..].find('/').map_or(url.len(), |at| authority + at);
+    &url[..end]
+}
+
+/// What was the request's doing, or an error that will pass, is not held against the key.
+fn remembered(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Option<Duration> {
+    let lasting = matches!(
+        reason,
+        Reason::ResponseNoStore
+            | Reason::Private
+            | Reason::SetsCookie
+            | Reason::VaryStar
+            | Reason::NoLifetime
+            | Reason::StatusUncacheable
+            | Reason::MustUnderstand
+            | Reason::Deceptive
+    );
+    (lasting && !exchange.status.is_server_error()).then_some(settings.pass_memory)
+}

@@ -1,0 +1,491 @@
+//! `Vary`: which stored response goes with a request (RFC 9111 §4.1).
+//!
+//! Under a key's own hash stands a [`VaryList`] when responses vary: which sets of selecting
+//! fields they named, newest first, and the variants stored for each. A variant's own hash is
+//! that of the key with the canonical values of its selecting fields:
+//!
+//! ```text
+//! https://www.example.org/a\n\naccept-encoding: br,gzip\naccept-language: de,en
+//! └── key ────────────────┘   └── canonical values: StoredResponse::variant ──┘
+//! ```
+
+use http::header::{
+    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LANGUAGE,
+    COOKIE, REFERER, USER_AGENT, VARY,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::directives::Members;
+use super::key::{CacheKey, KeyHash, push_bytes};
+use super::stored::StoredResponse;
+
+/// What a response's `Vary` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vary {
+    /// Nothing: any request for the key is answered by it.
+    Nothing,
+    /// These fields select it: sorted, each once.
+    Fields(Box<[HeaderName]>),
+    /// `*`, or something that cannot be read: no other request matches.
+    Star,
+}
+
+impl Vary {
+    /// From all lines of `Vary`.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut fields = Vec::new();
+        for line in headers.get_all(VARY) {
+            for part in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                match HeaderName::from_bytes(part) {
+                    _ if part.is_empty() => {}
+                    Ok(name) if part != b"*" => fields.push(name),
+                    _ => return Self::Star,
+                }
+            }
+        }
+        if fields.is_empty() {
+            return Self::Nothing;
+        }
+        fields.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        fields.dedup();
+        Self::Fields(fields.into())
+    }
+}
+
+/// The variants under one key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VaryList {
+    /// Newest first. Few: an origin seldom names more than one set for one URL.
+    pub sets: Vec<VarySet>,
+}
+
+/// One set of selecting fields and the variants that were stored for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VarySet {
+    /// Sorted, each once.
+    pub fields: Box<[HeaderName]>,
+    /// Newest first, at most `variants_max` over all sets.
+    pub variants: Vec<Variant>,
+}
+
+/// One stored variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Where it is stored.
+    pub hash: KeyHash,
+    /// Its `Content-Language`, lower case, when that is one tag and language is selected by.
+    pub language: Option<Box<str>>,
+    /// Hash of the canonical values without `Accept-Language`.
+    pub others: u64,
+}
+
+/// A place to look for a response that goes with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Where.
+    pub hash: KeyHash,
+    /// What must stand there.
+    expected: Expected,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Expected {
+    Values(Box<str>),
+    Language(Box<str>),
+}
+
+impl Candidate {
+    /// Whether what was found there is what was looked for: two keys may have one hash.
+    pub fn fits(&self, key: &CacheKey, stored: &StoredResponse) -> bool {
+        stored.key == key.text
+            && match &self.expected {
+                Expected::Values(values) => stored.variant == *values,
+                Expected::Language(language) => {
+                    content_language(&stored.headers).as_ref() == Some(language)
+                }
+            }
+    }
+}
+
+/// Where the variant for these request fields is, and the canonical values themselves.
+/// `codings` are the content codings that can be produced, most wanted first.
+pub fn variant_key(
+    key: &CacheKey,
+    fields: &[HeaderName],
+    headers: &HeaderMap,
+    codings: &[&str],
+) -> (KeyHash, Box<str>) {
+    let mut text = String::with_capacity(key.text.len() + 64);
+    text.push_str(&key.text);
+    text.push_str("\n\n");
+    let start = text.len();
+    push_values(&mut text, fields, headers, codings);
+    let hash = KeyHash::of(text.as_bytes());
+    (hash, text[start..].into())
+}
+
+impl VaryList {
+    /// Notes a variant just stored. Returns the places that the list now has no room for.
+    pub fn note(
+        &mut self,
+        fields: &[HeaderName],
+        variant: Variant,
+        variants_max: usize,
+    ) -> Vec<KeyHash> {
+        let mut set = match self.sets.iter().position(|set| *set.fields == *fields) {
+            Some(at) => self.sets.remove(at),
+            None => VarySet { fields: fields.into(), variants: Vec::new() },
+        };
+        set.variants.retain(|known| known.hash != variant.hash);
+        set.variants.insert(0, variant);
+        self.sets.insert(0, set);
+        let mut dropped = Vec::new();
+        while self.sets.iter().map(|set| set.variants.len()).sum::<usize>() > variants_max.max(1) {
+            let oldest = self.sets.last_mut().expect("a sum above zero has a set");
+            dropped.extend(oldest.variants.pop().map(|variant| variant.hash));
+            if oldest.variants.is_empty() {
+                self.sets.pop();
+            }
+        }
+        dropped
+    }
+
+    /// Where to look, in order: the exact variant of each set, newest set first; then, if
+    /// `select_language`, variants in the language that the request wants most.
+    pub fn candidates(
+        &self,
+        key: &CacheKey,
+        headers: &HeaderMap,
+        codings: &[&str],
+        select_language: bool,
+    ) -> Vec<Candidate> {
+        let exact = self.sets.iter().map(|set| {
+            let (hash, values) = variant_key(key, &set.fields, headers, codings);
+            Candidate { hash, expected: Expected::Values(values) }
+        });
+        let mut candidates: Vec<_> = exact.collect();
+        if select_language && let Some(wanted) = most_wanted_language(headers) {
+            let sets = self.sets.iter().filter(|set| set.fields.contains(&ACCEPT_LANGUAGE));
+            for set in sets {
+                let others = others_hash(&set.fields, headers, codings);
+                let spoken = set.variants.iter().filter(|variant| {
+                    variant.others == others && variant.language.as_deref() == Some(&*wanted)
+                });
+                candidates.extend(spoken.map(|variant| Candidate {
+                    hash: variant.hash,
+                    expected: Expected::Language(wanted.clone()),
+                }));
+            }
+        }
+        candidates
+    }
+}
+
+impl Variant {
+    /// The variant at `hash` of a response selected by `fields` of this request.
+    pub fn new(
+        hash: KeyHash,
+        fields: &[HeaderName],
+        request: &HeaderMap,
+        response: &HeaderMap,
+        codings: &[&str],
+    ) -> Self {
+        let by_language = fields.contains(&ACCEPT_LANGUAGE);
+        Self {
+            hash,
+            language: if by_language { content_language(response) } else { None },
+            others: others_hash(fields, request, codings),
+        }
+    }
+}
+
+fn others_hash(fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) -> u64 {
+    let others: Vec<_> = fields.iter().filter(|name| **name != ACCEPT_LANGUAGE).cloned().collect();
+    let mut text = String::new();
+    push_values(&mut text, &others, headers, codings);
+    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+}
+
+/// `Content-Language` in lower case when it is one tag.
+fn content_language(headers: &HeaderMap) -> Option<Box<str>> {
+    let mut lines = headers.get_all(CONTENT_LANGUAGE).iter();
+    let tag = lines.next()?.to_str().ok()?.trim();
+    let single = lines.next().is_none() && !tag.is_empty() && !tag.contains(',');
+    single.then(|| tag.to_ascii_lowercase().into())
+}
+
+/// The one language that the request wants more than every other.
+fn most_wanted_language(headers: &HeaderMap) -> Option<Box<str>> {
+    let mut wanted = weighted(headers, &ACCEPT_LANGUAGE);
+    wanted.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
+    let (language, weight) = wanted.first()?;
+    let alone = wanted.get(1).is_none_or(|(_, next)| next < weight);
+    (alone && *weight > 0 && language != "*").then(|| language.as_str().into())
+}
+
+/// The selecting fields as they count: a line for each that the request has.
+fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) {
+    let mut first = true;
+    for name in fields {
+        let folded = *name == ACCEPT_ENCODING && !codings.is_empty();
+        if !folded && !headers.contains_key(name) {
+            continue;
+        }
+        if !std::mem::take(&mut first) {
+            text.push('\n');
+        }
+        text.push_str(name.as_str());
+        text.push_str(": ");
+        if folded {
+            text.push_str(&fold_codings(headers, codings));
+        } else if *name == ACCEPT_LANGUAGE || *name == ACCEPT || *name == ACCEPT_CHARSET {
+            push_weighted(text, headers, name);
+        } else {
+            push_list(text, headers, name);
+        }
+    }
+}
+
+/// `Accept-Encoding` folded to what matters: which of `codings` the client takes, in their
+/// order, and whether it refuses the plain body. Two requests with one folding are content with
+/// each other's responses (RFC 9110 §12.5.3).
+pub fn fold_codings(headers: &HeaderMap, codings: &[&str]) -> String {
+    let wanted = weighted(headers, &ACCEPT_ENCODING);
+    let weight = |coding: &str| {
+        let named = wanted.iter().find(|(name, _)| {
+            name == coding || name.strip_prefix("x-").is_some_and(|name| name == coding)
+        });
+        let any = || wanted.iter().find(|(name, _)| name == "*");
+        named.or_else(any).map(|(_, weight)| *weight)
+    };
+    let mut folded: Vec<&str> =
+        codings.iter().copied().filter(|coding| weight(coding).is_some_and(|w| w > 0)).collect();
+    if weight("identity") == Some(0) {
+        folded.push("identity;q=0");
+    }
+    folded.join(",")
+}
+
+/// The members of a list with weights: text in lower case without white space, and the weight
+/// in thousandths.
+fn weighted(headers: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
+    let mut members = Vec::new();
+    for line in headers.get_all(name) {
+        for member in Members::of(line.as_bytes()) {
+            let mut text = String::new();
+            let mut weight = 1000;
+            for (i, part) in member.written.split(|byte| *byte == b';').enumerate() {
+                let part = part.trim_ascii();
+                if i > 0 && part.len() > 2 && part[..2].eq_ignore_ascii_case(b"q=") {
+                    weight = thousandths(&part[2..]);
+                    continue;
+                }
+                if i > 0 {
+                    text.push(';');
+                }
+                push_bytes(&mut text, part);
+            }
+            text.make_ascii_lowercase();
+            members.push((text, weight));
+        }
+    }
+    members
+}
+
+/// `qvalue` in thousandths (RFC 9110 §12.4.2); what is none counts as 1.
+fn thousandths(text: &[u8]) -> u16 {
+    let text = std::str::from_utf8(text).unwrap_or_default();
+    match text.parse::<f32>() {
+        Ok(weight) if (0.0..=1.0).contains(&weight) => (weight * 1000.0).round() as u16,
+        _ => 1000,
+    }
+}
+
+/// By falling weight, then by name: the order among equals says nothing that can be relied on
+/// (RFC 9110 §12.5.4).
+fn push_weighted(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
+    let mut members = weighted(headers, name);
+    members.sort_by(|(a, a_weight), (b, b_weight)| b_weight.cmp(a_weight).then(a.cmp(b)));
+    members.dedup();
+    for (i, (member, weight)) in members.iter().enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        text.push_str(member);
+        if *weight < 1000 {
+            text.push_str(";q=");
+            text.push_str(itoa::Buffer::new().format(*weight));
+        }
+    }
+}
+
+/// Lines combined and white space around commas taken out, for all but fields that are known
+/// not to be lists.
+fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
+    let lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let mut first = true;
+    for line in lines {
+        let whole = [&USER_AGENT, &COOKIE, &AUTHORIZATION, &REFERER].contains(&name);
+        let members: &mut dyn Iterator<Item = &[u8]> = if whole {
+            &mut std::iter::once(line.trim_ascii())
+        } else {
+            &mut Members::of(line).map(|member| member.written)
+        };
+        for member in members {
+            if !std::mem::take(&mut first) {
+                text.push(',');
+            }
+            push_bytes(text, member);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            let name: HeaderName = name.parse().expect("a name");
+            headers.append(name, value.parse().expect("a value"));
+        }
+        headers
+    }
+
+    fn values(fields: &[&str], request: &[(&str, &str)]) -> String {
+        let fields: Vec<HeaderName> =
+            fields.iter().map(|name| name.parse().expect("a name")).collect();
+        let key = CacheKey::new("http://e/");
+        variant_key(&key, &fields, &headers(request), &["br", "gzip"]).1.into()
+    }
+
+    #[test]
+    fn vary_star_in_any_place_matches_nothing() {
+        let check = |lines: &[&str]| {
+            let lines: Vec<_> = lines.iter().map(|line| ("vary", *line)).collect();
+            assert_eq!(Vary::of(&headers(&lines)), Vary::Star, "{lines:?}");
+        };
+        check(&["*"]);
+        check(&["*, *"]);
+        check(&["*", "*"]);
+        check(&[", *"]);
+        check(&["", "*"]);
+        check(&["*, Foo"]);
+        check(&["Foo, *"]);
+        check(&["Foo Bar"]);
+    }
+
+    #[test]
+    fn selecting_fields_are_sorted_and_single() {
+        let Vary::Fields(fields) = Vary::of(&headers(&[("vary", "Foo, bar"), ("vary", "foo")]))
+        else {
+            panic!("fields")
+        };
+        assert_eq!(*fields, ["bar", "foo"]);
+        assert_eq!(Vary::of(&headers(&[("vary", " , ")])), Vary::Nothing);
+    }
+
+    #[test]
+    fn repeated_fields_are_combined_and_white_space_does_not_count() {
+        let one = values(&["foo"], &[("foo", "1, 2")]);
+        assert_eq!(one, values(&["foo"], &[("foo", "1"), ("foo", "2")]));
+        assert_eq!(one, values(&["foo"], &[("foo", "1,2 ")]));
+        assert_ne!(one, values(&["foo"], &[("foo", "2, 1")]));
+        assert_ne!(one, values(&["foo"], &[("foo", "12")]));
+        let agent = values(&["user-agent"], &[("user-agent", "a, b")]);
+        assert_ne!(agent, values(&["user-agent"], &[("user-agent", "a,b")]));
+    }
+
+    #[test]
+    fn an_absent_field_matches_an_absent_one_only() {
+        assert_eq!(values(&["foo"], &[]), values(&["foo"], &[("bar", "1")]));
+        assert_ne!(values(&["foo"], &[]), values(&["foo"], &[("foo", "")]));
+        assert_ne!(
+            values(&["foo", "bar"], &[("foo", "1")]),
+            values(&["foo", "bar"], &[("bar", "1")])
+        );
+    }
+
+    #[test]
+    fn languages_are_compared_without_order_case_and_white_space() {
+        let check = |a: &str, b: &str, same: bool| {
+            let of = |v| values(&["accept-language"], &[("accept-language", v)]);
+            assert_eq!(of(a) == of(b), same, "{a} / {b}");
+        };
+        check("en, de", "de, en", true);
+        check("en, de", "eN, De", true);
+        check("en, de", " en ,   de", true);
+        check("en;q=0.5, de", "de;q=1.0,en; Q=0.500", true);
+        check("en;q=0.5, de", "de;q=0.5, en", false);
+        check("en", "en-GB", false);
+    }
+
+    #[test]
+    fn encodings_are_folded_to_what_can_be_produced() {
+        let check = |value: &str, expected: &str| {
+            let request = headers(&[("accept-encoding", value)]);
+            assert_eq!(fold_codings(&request, &["br", "gzip"]), expected, "{value}");
+        };
+        check("gzip, deflate, br", "br,gzip");
+        check("BR;q=0.1,x-gzip", "br,gzip");
+        check("gzip;q=0, *", "br");
+        check("*;q=0", "identity;q=0");
+        check("identity;q=0, gzip", "gzip,identity;q=0");
+        check("zstd", "");
+        check("*", "br,gzip");
+        let absent = values(&["accept-encoding"], &[]);
+        assert_eq!(absent, values(&["accept-encoding"], &[("accept-encoding", "zstd")]));
+    }
+
+    fn list_with(variants: usize, variants_max: usize) -> (VaryList, Vec<KeyHash>) {
+        let fields = [HeaderName::from_static("foo")];
+        let mut list = VaryList::default();
+        let mut dropped = Vec::new();
+        for n in 0..variants {
+            let variant = Variant { hash: KeyHash(n as u128), language: None, others: 0 };
+            dropped.extend(list.note(&fields, variant, variants_max));
+        }
+        (list, dropped)
+    }
+
+    #[test]
+    fn the_oldest_variant_is_dropped_at_the_limit() {
+        let (list, dropped) = list_with(5, 3);
+        assert_eq!(dropped, [KeyHash(0), KeyHash(1)]);
+        let kept: Vec<_> = list.sets[0].variants.iter().map(|v| v.hash.0).collect();
+        assert_eq!(kept, [4, 3, 2]);
+    }
+
+    #[test]
+    fn sets_of_fields_are_tried_newest_first() {
+        let (mut list, _) = list_with(2, 9);
+        let bar = [HeaderName::from_static("bar")];
+        list.note(&bar, Variant { hash: KeyHash(9), language: None, others: 0 }, 9);
+        let key = CacheKey::new("http://e/");
+        let request = headers(&[("foo", "1"), ("bar", "2")]);
+        let candidates = list.candidates(&key, &request, &[], true);
+        let hash = |name| variant_key(&key, &[HeaderName::from_static(name)], &request, &[]).0;
+        let hashes: Vec<_> = candidates.iter().map(|c| c.hash).collect();
+        assert_eq!(hashes, [hash("bar"), hash("foo")]);
+    }
+
+    #[test]
+    fn the_most_wanted_language_selects_a_variant_in_it() {
+        let fields = [ACCEPT_LANGUAGE];
+        let request = headers(&[("accept-language", "en, de")]);
+        let response = headers(&[("content-language", "DE")]);
+        let mut list = VaryList::default();
+        list.note(&fields, Variant::new(KeyHash(7), &fields, &request, &response, &[]), 9);
+        let found = |value: &str, select: bool| {
+            let request = headers(&[("accept-language", value)]);
+            let key = CacheKey::new("http://e/");
+            list.candidates(&key, &request, &[], select).iter().any(|c| c.hash == KeyHash(7))
+        };
+        assert!(found("fr;q=0.5, de;q=1.0", true));
+        assert!(!found("fr;q=0.5, de;q=1.0", false));
+        assert!(!found("fr, de", true));
+        assert!(!found("fr, de;q=0.9", true));
+        assert!(!found("de-AT", true));
+    }
+}
