@@ -332,3 +332,117 @@ const CONTENT_TYPES: [&str; 17] = [
     "image/bmp",
     "image/vnd.microsoft.icon",
 ];
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn transformed(method: &Method, accept: &str, response: Response<Body>) -> Response<Body> {
+        let mut request = HeaderMap::new();
+        request.insert(http::header::ACCEPT_ENCODING, accept.parse().unwrap());
+        let recorder = Metrics::new(1).worker(0);
+        transform(method, &request, response, &Settings::default(), &recorder)
+    }
+
+    fn page(body: impl Into<Body>) -> Response<Body> {
+        Response::builder()
+            .header("content-type", "text/html")
+            .header("content-length", "5000")
+            .header("etag", "\"v1\"")
+            .header("accept-ranges", "bytes")
+            .header("repr-digest", "sha-256=:AAAA:")
+            .header("vary", "accept-language")
+            .body(body.into())
+            .unwrap()
+    }
+
+    fn field<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
+        response.headers().get(name).map(|value| value.to_str().unwrap())
+    }
+
+    #[test]
+    fn a_coded_response_says_nothing_of_the_bytes_that_it_was() {
+        let small = transformed(&Method::GET, "br", page("a".repeat(5000)));
+        assert_eq!(field(&small, "content-encoding"), Some("br"));
+        assert_eq!(field(&small, "etag"), Some("W/\"v1\""));
+        assert_eq!(field(&small, "accept-ranges"), None);
+        assert_eq!(field(&small, "repr-digest"), None);
+        let vary: Vec<_> = small.headers().get_all(VARY).iter().collect();
+        assert_eq!(vary, ["accept-language", "Accept-Encoding"]);
+        let length: u64 = field(&small, "content-length").unwrap().parse().unwrap();
+        assert!(length < 100);
+        assert_eq!(small.body().exact_length(), Some(length));
+
+        let pieces = [Bytes::from(vec![b'a'; 2500]), Bytes::from(vec![b'b'; 2500])];
+        let streamed = transformed(&Method::GET, "br", page(Body::Pieces(pieces.into())));
+        assert_eq!(field(&streamed, "content-length"), None);
+    }
+
+    #[test]
+    fn head_says_what_get_says_but_for_the_length() {
+        for accept in ["br", "identity"] {
+            let get = transformed(&Method::GET, accept, page("a".repeat(5000)));
+            let head = transformed(&Method::HEAD, accept, page(Body::Empty));
+            let mut fields = get.headers().clone();
+            if accept == "br" {
+                fields.remove(CONTENT_LENGTH);
+            }
+            assert_eq!(head.headers(), &fields);
+        }
+    }
+
+    #[test]
+    fn the_plain_variant_keeps_everything_and_varies() {
+        let plain = transformed(&Method::GET, "identity", page("a".repeat(5000)));
+        assert_eq!(field(&plain, "etag"), Some("\"v1\""));
+        assert_eq!(field(&plain, "content-length"), Some("5000"));
+        assert_eq!(field(&plain, "repr-digest"), Some("sha-256=:AAAA:"));
+        assert_eq!(plain.headers().get_all(VARY).iter().count(), 2);
+    }
+
+    #[test]
+    fn vary_is_not_said_twice() {
+        for line in ["*", "Accept-encoding", "origin, Accept-Encoding"] {
+            let mut response = page("a".repeat(5000));
+            response.headers_mut().insert(VARY, line.parse().unwrap());
+            let coded = transformed(&Method::GET, "gzip", response);
+            let lines: Vec<_> = coded.headers().get_all(VARY).iter().collect();
+            assert_eq!(lines, [line]);
+        }
+    }
+
+    #[test]
+    fn a_media_range_is_a_type_a_kind_or_a_syntax() {
+        let check = |range: &str, content_type: &str, expected| {
+            let range: MediaRange = range.parse().unwrap();
+            assert_eq!(range.matches(content_type), expected, "{range:?} {content_type}");
+        };
+        check("text/*", "Text/HTML; charset=utf-8", true);
+        check("text/*", "text/", false);
+        check("text/*", "textual/html", false);
+        check("Application/JSON", "application/json ;v=1", true);
+        check("application/json", "application/json5", false);
+        check("*/*+json", "application/ld+json", true);
+        check("*/*+json", "application/json", false);
+        check("*/*+json", "é+json", true);
+        for bad in ["", "text", "*/*", "/html", "text/", "te xt/html", "*/*+", "*/html"] {
+            let error = bad.parse::<MediaRange>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{bad}` is not a media range")), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_and_levels_are_checked() {
+        assert_eq!("BR".parse(), Ok(Coding::Brotli));
+        let unknown = "deflate".parse::<Coding>().unwrap_err().to_string();
+        assert_eq!(unknown, "`deflate` is not a known coding: expected zstd, br or gzip");
+        assert!(Level::new(Coding::Brotli, 11).is_ok());
+        let high = Level::new(Coding::Gzip, 10).unwrap_err().to_string();
+        assert_eq!(high, "gzip has no level 10: expected 1 to 9");
+        let produced: Vec<_> = Settings::default().codings_we_produce().collect();
+        assert_eq!(produced, ["zstd", "br", "gzip"]);
+    }
+}

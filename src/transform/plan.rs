@@ -202,3 +202,120 @@ fn holds_weak_etag(request: &HeaderMap, response: &HeaderMap) -> bool {
 fn has_no_transform(headers: &HeaderMap) -> bool {
     members(headers, &CACHE_CONTROL).any(|directive| directive.eq_ignore_ascii_case("no-transform"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            let (name, value) = line.split_once(": ").unwrap();
+            let name: http::HeaderName = name.parse().unwrap();
+            headers.append(name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    const HTML: &str = "content-type: text/html; charset=utf-8";
+
+    fn planned(request: &[&str], status: u16, response: &[&str]) -> Plan {
+        let status = StatusCode::from_u16(status).unwrap();
+        plan(&fields(request), status, &fields(response), None, &Settings::default())
+    }
+
+    /// For a client that takes gzip.
+    fn check(status: u16, response: &[&str], expected: &str, varies: bool) {
+        let plan = planned(&["accept-encoding: gzip"], status, response);
+        let word = match plan.action {
+            Action::Leave(reason) => reason.as_str(),
+            Action::Weaken => "weaken",
+            Action::Encode(_) => "encode",
+            Action::Decode(_) => "decode",
+        };
+        assert_eq!((word, plan.varies), (expected, varies), "{status} {response:?}");
+    }
+
+    #[test]
+    fn text_of_some_length_is_encoded_whatever_the_status_says_of_success() {
+        check(200, &[HTML], "encode", true);
+        check(404, &[HTML], "encode", true);
+        check(200, &[HTML, "content-length: 256"], "encode", true);
+        check(200, &[HTML, "content-length: 255"], "small", false);
+        check(404, &[HTML, "content-length: 9"], "small", false);
+        check(200, &["content-type: image/svg+xml"], "encode", true);
+        check(200, &["content-type: text/event-stream"], "encode", true);
+        check(200, &[HTML, "content-encoding: identity"], "encode", true);
+    }
+
+    #[test]
+    fn what_is_compressed_inside_or_unnamed_is_left() {
+        check(200, &["content-type: image/jpeg"], "content-type", false);
+        check(200, &["content-type: font/woff2"], "content-type", false);
+        check(200, &["content-type: application/zip"], "content-type", false);
+        check(200, &[], "content-type", false);
+    }
+
+    #[test]
+    fn parts_and_empty_answers_are_left() {
+        let range = "content-range: bytes 0-9/1000";
+        check(206, &[HTML, range, "content-length: 10"], "partial", true);
+        check(206, &["content-type: image/png", range], "content-type", false);
+        check(416, &[HTML, "content-range: bytes */1000"], "partial", true);
+        check(204, &[HTML], "status", false);
+        check(205, &[HTML], "status", false);
+        check(101, &[HTML], "status", false);
+    }
+
+    #[test]
+    fn no_transform_forbids_it_from_either_side() {
+        check(200, &[HTML, "cache-control: max-age=1, No-Transform"], "no-transform", false);
+        check(
+            200,
+            &[HTML, "cache-control: a", "cache-control: no-transform"],
+            "no-transform",
+            false,
+        );
+        let request = ["accept-encoding: gzip", "cache-control: no-transform"];
+        let plan = planned(&request, 200, &[HTML]);
+        assert_eq!(plan, Plan { action: Action::Leave(Reason::NoTransform), varies: true });
+    }
+
+    #[test]
+    fn what_is_coded_is_left_to_who_takes_it_and_decoded_for_who_does_not() {
+        check(200, &[HTML, "content-encoding: gzip"], "coded", true);
+        check(200, &[HTML, "content-encoding: x-gzip"], "coded", true);
+        check(200, &[HTML, "content-encoding: br"], "decode", true);
+        check(200, &["content-type: image/png", "content-encoding: zstd"], "decode", true);
+        check(206, &[HTML, "content-encoding: br", "content-range: bytes 0-9/99"], "partial", true);
+        check(200, &[HTML, "content-encoding: deflate"], "coded", false);
+        check(200, &[HTML, "content-encoding: br, gzip"], "coded", false);
+        check(
+            200,
+            &[HTML, "content-encoding: br", "cache-control: no-transform"],
+            "no-transform",
+            false,
+        );
+    }
+
+    #[test]
+    fn the_plain_variant_varies_too() {
+        let plan = planned(&[], 200, &[HTML]);
+        assert_eq!(plan, Plan { action: Action::Leave(Reason::NotAccepted), varies: true });
+    }
+
+    #[test]
+    fn a_304_speaks_of_the_variant_that_the_client_holds() {
+        let check = |if_none_match: &str, response: &[&str], expected, varies| {
+            let request = ["accept-encoding: gzip", if_none_match];
+            assert_eq!(planned(&request, 304, response), Plan { action: expected, varies });
+        };
+        let left = Action::Leave(Reason::Status);
+        check("if-none-match: \"x\", W/\"a,b\"", &["etag: \"a,b\"", HTML], Action::Weaken, true);
+        check("if-none-match: W/\"a\"", &["etag: \"a\""], Action::Weaken, true);
+        check("if-none-match: \"a\"", &["etag: \"a\"", HTML], left, true);
+        check("if-none-match: W/\"a\"", &["etag: W/\"a\"", HTML], left, true);
+        let image = [("etag: \"a\""), "content-type: image/png"];
+        check("if-none-match: W/\"a\"", &image, Action::Leave(Reason::ContentType), false);
+    }
+}
