@@ -171,6 +171,14 @@ table! {
     CoderFailures, Counter, "coder_failures", "Bodies that broke off in an encoder or decoder, by reason.",
         "reason" = &["malformed", "decode_limit"];
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
+    Purges, Counter, "purges", "Purges put in force.";
+    PurgesWidened, Counter, "purges_widened", "Purges that became part of a soft purge of everything because the table was full.";
+    PurgesPruned, Counter, "purges_pruned", "Purges forgotten because nothing stored can be older.";
+    PurgeLogSyncs, Counter, "purge_log_syncs", "Writes of the purge log, each with one fsync for all purges that waited.";
+    PurgeLogErrors, Counter, "purge_log_errors", "Writes of the purge log that failed.";
+    PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of a write cut short that were found at the purge log's end at start.";
+    PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
+    StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";
 }
 
 const fn cells_of(row: &Row) -> usize {

@@ -1,1 +1,535 @@
 //! Memory and disk as one cache. The only user of foyer.
+//!
+//! Heads (stored responses), variant lists and slices of bodies, each under a key of its own, in a
+//! memory tier over any number of directories. foyer holds bytes that *may* exist: whether a
+//! stored response may be used is decided by the purge table here ([`Store::purge_verdict`])
+//! and by the rules in cache/ (RFC 9111). Trouble here reads as a miss, with a metric.
+//!
+//! ```text
+//! in_memory() ─ find() ──▶ Record ─ purge_verdict() ─ body()           the hit
+//! sequence() … writer() ─ push()* ─ finish()                           the fill
+//! purge() … cursor(), outbox(), sent()                                 the purge
+//! ```
+
+#![allow(dead_code, reason = "the disk tier follows")]
+
+mod admission;
+mod disk;
+mod purge;
+mod read;
+mod record;
+mod settings;
+mod write;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foyer::{Cache, CacheBuilder, S3FifoConfig};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+pub use self::purge::{PurgeBatch, PurgeError, Purged};
+pub use self::read::StoredBody;
+pub use self::record::{Address, Head, ObjectId, Record, VaryList};
+pub use self::settings::{Admission, Directory, Settings};
+pub use self::write::{ObjectWriter, WriteError};
+
+use self::admission::Sketch;
+use self::disk::Disks;
+use self::purge::Purges;
+use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
+use self::write::with_part;
+use crate::cache::{KeyHash, PurgeKind, PurgeSequence, StoredResponse};
+use crate::clock::Clock;
+use crate::metrics::{Metrics, Recorder};
+
+/// The store of a node. Clones share it; any thread may use it.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    memory: Cache<PieceKey, Piece, PieceHasher>,
+    disks: Disks,
+    purges: Arc<Purges>,
+    sketch: Sketch,
+    objects: ObjectIds,
+    /// Serialises changes of the parts of partial objects.
+    parts: std::sync::Mutex<()>,
+    background: Handle,
+    recorder: Recorder,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The settings make no sense.
+    #[error("{}", mistakes.join("; "))]
+    Settings {
+        /// All that is wrong with them.
+        mistakes: Vec<String>,
+    },
+    /// Another process holds the directory.
+    #[error("{} is in use by another node", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The purge log could not be read or written. Without it nothing that is on disk could be
+    /// proven not to be purged.
+    #[error("the purge log in {} cannot be used", path.display())]
+    Log {
+        /// Its directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: std::io::Error,
+    },
+}
+
+impl Store {
+    /// Opens the store: takes the directories' locks, reads the purge log, recovers what is on
+    /// disk. Disk work happens on `background`. A directory that fails is out of service until it
+    /// works again; only a purge log that cannot be used is an error.
+    pub async fn open(
+        settings: &Settings,
+        clock: Clock,
+        metrics: &Arc<Metrics>,
+        background: Handle,
+    ) -> Result<Self, OpenError> {
+        let mistakes = settings.mistakes();
+        if !mistakes.is_empty() {
+            return Err(OpenError::Settings { mistakes });
+        }
+        let recorder = metrics.background();
+        let purges = open_purges(settings, &clock, &recorder)?;
+        background.spawn(maintain(Arc::downgrade(&purges)));
+        let inner = Inner {
+            settings: settings.clone(),
+            memory: memory(settings),
+            disks: Disks::none(),
+            purges,
+            sketch: Sketch::new(),
+            objects: ObjectIds::new(),
+            parts: std::sync::Mutex::new(()),
+            background,
+            recorder,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What memory has under an address. The hit path: no await, no allocation.
+    pub fn in_memory(&self, address: &Address<'_>) -> Option<Record> {
+        let entry = self.inner.memory.get(&PieceKey::head(address.hash))?;
+        let Piece::Record(record) = entry.value() else { return None };
+        if !record.stands_under(address) {
+            return None;
+        }
+        if let Record::Response(head) = record
+            && head.place.load(Ordering::Relaxed) == place::MEMORY
+        {
+            self.want_on_disk(head);
+        }
+        Some(record.clone())
+    }
+
+    /// What memory has under an address, or else the disk, which it then comes into memory from.
+    pub async fn find(&self, address: &Address<'_>) -> Option<Record> {
+        if let Some(record) = self.in_memory(address) {
+            return Some(record);
+        }
+        self.inner.sketch.add(address.hash);
+        let key = PieceKey::head(address.hash);
+        if !self.inner.disks.may_contain(&key) {
+            return None;
+        }
+        let loading = self.inner.background.spawn(self.clone().load(key));
+        match loading.await.ok().flatten()? {
+            Found::Record(record) => record.stands_under(address).then_some(record),
+            Found::Slice(_) => None,
+        }
+    }
+
+    /// Whether a purge covers this stored response, and how. `None`: it may be used, as far as
+    /// purges go. One load and compare, unless a purge came since it was last asked.
+    #[inline]
+    pub fn purge_verdict(&self, head: &Head) -> Option<PurgeKind> {
+        self.inner.purges.verdict(head)
+    }
+
+    /// What goes into [`StoredResponse::stored_at_sequence`]. To be read **before** the
+    /// upstream request is sent: every purge from now on has a higher sequence.
+    pub fn sequence(&self) -> PurgeSequence {
+        self.inner.purges.sequence()
+    }
+
+    /// Purges. In force for all cores before it waits for the log, durable when it returns.
+    pub async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
+        self.inner.purges.purge(batch).await
+    }
+
+    /// The bus' position that was last made durable with a purge; not there in a new or
+    /// damaged log.
+    pub fn cursor(&self) -> Option<Bytes> {
+        self.inner.purges.cursor()
+    }
+
+    /// The messages that wait for the bus, oldest first, by number.
+    pub fn outbox(&self) -> Vec<(u64, Bytes)> {
+        self.inner.purges.outbox()
+    }
+
+    /// Forgets messages that the bus has taken. Durable when it returns.
+    pub async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
+        self.inner.purges.sent(numbers).await
+    }
+
+    /// How many purges the table holds.
+    pub fn purge_entries(&self) -> usize {
+        self.inner.purges.entries()
+    }
+
+    /// Begins to store a response whose body is about to come.
+    pub fn writer(&self, response: StoredResponse) -> ObjectWriter {
+        ObjectWriter::new(self.clone(), response)
+    }
+
+    /// Makes an object visible of which no byte is stored yet, for range fills. Its length must
+    /// be known and be more than one slice.
+    pub fn partial(&self, mut response: StoredResponse) -> Result<Arc<Head>, WriteError> {
+        let length = response.complete_length.unwrap_or_default();
+        if length <= self.inner.settings.slice_bytes as u64 {
+            return Err(WriteError::NotByParts { length });
+        }
+        let limit = self.inner.settings.object_bytes_max;
+        if length > limit {
+            return Err(WriteError::TooLarge { limit });
+        }
+        response.parts = Some(Box::default());
+        let hash = Address::of(&response).hash;
+        let object = self.next_object(hash);
+        let head = self.new_head(response, hash, object, None);
+        Ok(self.put_head(head, self.wants_on_disk(hash, 0)))
+    }
+
+    /// Stores slice `number` of an object that was begun by [`Store::partial`], or repairs one.
+    /// The bytes must be all that [`Head::slice_range`] says.
+    pub async fn put_slice(
+        &self,
+        head: &Head,
+        number: u32,
+        bytes: Bytes,
+    ) -> Result<(), WriteError> {
+        let range = head.slice_range(number);
+        let length = bytes.len() as u64;
+        let expected = range.end.saturating_sub(range.start);
+        if length != expected {
+            return Err(WriteError::SliceLength { number, length, expected });
+        }
+        let wanted = self.wants_on_disk(head.hash, 0);
+        let bytes = Bytes::copy_from_slice(&bytes);
+        self.put_slice_bytes(head.object, number, bytes, wanted).await;
+        Ok(())
+    }
+
+    /// Says that `part` of a partial object is stored. The head that it returns is the one to
+    /// go on with; it has no `parts` any more when all is there.
+    pub fn add_part(&self, head: &Arc<Head>, part: Range<u64>) -> Arc<Head> {
+        let _turn = self.inner.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let current = self.current(head).unwrap_or_else(|| head.clone());
+        let Some(parts) = &current.response.parts else { return current };
+        let parts = with_part(parts, part);
+        let mut response = current.response.clone();
+        let all = 0..current.complete_length();
+        response.parts = (parts != [all]).then(|| parts.into());
+        self.replace(&current, response)
+    }
+
+    /// The head of the same object as it stands in memory now.
+    fn current(&self, head: &Head) -> Option<Arc<Head>> {
+        let entry = self.inner.memory.get(&PieceKey::head(head.hash))?;
+        match entry.value() {
+            Piece::Record(Record::Response(current)) if current.object == head.object => {
+                Some(current.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// Which bytes of `range` are not stored, in whole slices: what a range fill must fetch
+    /// before [`Store::body`] can give the range. Looks at memory and at the disk's index, not
+    /// at the disk.
+    pub fn missing(&self, head: &Head, range: Range<u64>) -> Vec<Range<u64>> {
+        if head.inline.is_some() {
+            return Vec::new();
+        }
+        let slices = head.slices(range);
+        let absent = slices.filter(|number| !self.has_slice(head, *number));
+        absent.fold(Vec::new(), |missing, number| with_part(&missing, head.slice_range(number)))
+    }
+
+    fn has_slice(&self, head: &Head, number: u32) -> bool {
+        let key = PieceKey::slice(head.object, number);
+        self.inner.memory.contains(&key) || self.inner.disks.may_contain(&key)
+    }
+
+    /// Puts another response in the head's place over the same body: after a 304 (RFC 9111
+    /// §4.3.4), with its fields, freshness and `stored_at_sequence`.
+    pub fn replace(&self, head: &Arc<Head>, mut response: StoredResponse) -> Arc<Head> {
+        response.complete_length = Some(head.complete_length());
+        let inline = head.inline.clone();
+        let next = self.new_head(response, head.hash, head.object, inline);
+        let wanted = head.place.load(Ordering::Relaxed) != place::MEMORY;
+        self.put_head(Head { slice_bytes: head.slice_bytes, ..next }, wanted)
+    }
+
+    /// Says that a key's responses vary: its primary record lists the selecting fields.
+    pub fn put_variants(&self, list: VaryList) {
+        let hash = KeyHash::of(list.key.as_bytes());
+        let wanted = self.wants_on_disk(hash, 0);
+        let record = Record::Variants(Arc::new(list));
+        self.put_record(PieceKey::head(hash), record, wanted);
+    }
+
+    /// Takes a record out to make room. Not a purge: it may come back from disk.
+    pub fn forget(&self, address: &Address<'_>) {
+        let key = PieceKey::head(address.hash);
+        self.inner.memory.remove(&key);
+        self.inner.disks.forget(&key);
+    }
+
+    /// A range of a stored body. Bytes beyond its end are left out.
+    pub fn body(&self, head: &Arc<Head>, range: Range<u64>) -> StoredBody {
+        StoredBody::new(self.clone(), head.clone(), range)
+    }
+
+    /// One slice, wherever it is. `None`: it must be fetched anew, see [`Store::put_slice`].
+    pub async fn slice(&self, head: &Head, number: u32) -> Option<Bytes> {
+        match self.slice_in_memory(head, number) {
+            Some(bytes) => Some(bytes),
+            None => self.read_slice(head, number).await.ok().flatten(),
+        }
+    }
+
+    /// One slice of an object that is still being written.
+    pub async fn slice_of(&self, object: ObjectId, number: u32) -> Option<Bytes> {
+        let key = PieceKey::slice(object, number);
+        match self.memory_slice(&key) {
+            Some(bytes) => Some(bytes),
+            None => self.spawn_slice(key).await.ok().flatten(),
+        }
+    }
+
+    /// Writes what is worth it to disk and lets go of the directories. What is put into the
+    /// store afterwards stays in memory.
+    pub async fn close(&self) {
+        self.inner.disks.close().await;
+    }
+}
+
+/// What reading, writing and the tiers need of each other.
+impl Store {
+    fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    fn recorder(&self) -> &Recorder {
+        &self.inner.recorder
+    }
+
+    fn next_object(&self, hash: KeyHash) -> ObjectId {
+        self.inner.objects.next(hash)
+    }
+
+    fn new_head(
+        &self,
+        response: StoredResponse,
+        hash: KeyHash,
+        object: ObjectId,
+        inline: Option<Bytes>,
+    ) -> Head {
+        Head {
+            response,
+            object,
+            inline,
+            slice_bytes: self.inner.settings.slice_bytes as u32,
+            lineage: self.inner.purges.lineage(),
+            checked_up_to: AtomicU64::new(0),
+            place: AtomicU8::new(place::MEMORY),
+            hash,
+        }
+    }
+
+    fn put_head(&self, head: Head, wanted: bool) -> Arc<Head> {
+        let head = Arc::new(head);
+        let key = PieceKey::head(head.hash);
+        self.inner.memory.insert(key, Piece::Record(Record::Response(head.clone())));
+        if wanted {
+            self.want_on_disk(&head);
+        }
+        head
+    }
+
+    fn put_record(&self, key: PieceKey, record: Record, wanted: bool) {
+        if wanted {
+            self.inner.disks.offer(key, Piece::Record(record.clone()));
+        }
+        self.inner.memory.insert(key, Piece::Record(record));
+    }
+
+    async fn put_slice_bytes(&self, object: ObjectId, number: u32, bytes: Bytes, wanted: bool) {
+        let key = PieceKey::slice(object, number);
+        self.inner.memory.insert(key, Piece::slice(bytes.clone(), wanted));
+        if wanted {
+            self.inner.disks.write(key, Piece::slice(bytes, true)).await;
+        }
+    }
+
+    /// Writes those slices that memory has.
+    async fn write_slices(&self, object: ObjectId, numbers: Range<u32>) {
+        for number in numbers {
+            let key = PieceKey::slice(object, number);
+            let bytes = match self.inner.memory.get(&key).as_deref() {
+                Some(Piece::Slice { bytes, wanted }) => {
+                    wanted.store(true, Ordering::Relaxed);
+                    bytes.clone()
+                }
+                _ => continue,
+            };
+            self.inner.disks.write(key, Piece::slice(bytes, true)).await;
+        }
+    }
+
+    /// Whether a body of (so far) this length is worth a disk write from the start.
+    fn wants_on_disk(&self, hash: KeyHash, length: u64) -> bool {
+        let settings = &self.inner.settings;
+        !settings.directories.is_empty()
+            && (settings.admission == Admission::All
+                || length > settings.memory_bytes / UNREAD_SHARE
+                || self.inner.sketch.estimate(hash) >= FREQUENT)
+    }
+
+    /// Queues a head for the disk, with the slices that memory has of it.
+    #[cold]
+    fn want_on_disk(&self, head: &Arc<Head>) {
+        let states = (place::MEMORY, place::WANTED);
+        let (order, failed) = (Ordering::AcqRel, Ordering::Relaxed);
+        if self.inner.settings.directories.is_empty()
+            || head.place.compare_exchange(states.0, states.1, order, failed).is_err()
+        {
+            return;
+        }
+        let (store, head) = (self.clone(), head.clone());
+        self.inner.background.spawn(async move {
+            if head.inline.is_none() {
+                store.write_slices(head.object, head.slices(0..u64::MAX)).await;
+            }
+            let key = PieceKey::head(head.hash);
+            let piece = Piece::Record(Record::Response(head.clone()));
+            let written = store.inner.disks.write(key, piece).await;
+            let now = if written { place::WRITTEN } else { place::MEMORY };
+            head.place.store(now, Ordering::Release);
+        });
+    }
+
+    fn slice_in_memory(&self, head: &Head, number: u32) -> Option<Bytes> {
+        self.memory_slice(&PieceKey::slice(head.object, number))
+    }
+
+    fn memory_slice(&self, key: &PieceKey) -> Option<Bytes> {
+        match self.inner.memory.get(key)?.value() {
+            Piece::Slice { bytes, .. } => Some(bytes.clone()),
+            _ => None,
+        }
+    }
+
+    fn read_slice(&self, head: &Head, number: u32) -> JoinHandle<Option<Bytes>> {
+        self.spawn_slice(PieceKey::slice(head.object, number))
+    }
+
+    fn spawn_slice(&self, key: PieceKey) -> JoinHandle<Option<Bytes>> {
+        let store = self.clone();
+        self.inner.background.spawn(async move {
+            match store.load(key).await? {
+                Found::Slice(bytes) => Some(bytes),
+                Found::Record(_) => None,
+            }
+        })
+    }
+
+    /// Reads a piece from disk into memory.
+    async fn load(self, key: PieceKey) -> Option<Found> {
+        let piece = self.inner.disks.read(&key).await?;
+        let found = match &piece {
+            Piece::Record(record) => Found::Record(record.clone()),
+            Piece::Slice { bytes, .. } => Found::Slice(bytes.clone()),
+            Piece::Unknown => return None,
+        };
+        self.inner.memory.insert(key, piece);
+        Some(found)
+    }
+}
+
+fn open_purges(
+    settings: &Settings,
+    clock: &Clock,
+    recorder: &Recorder,
+) -> Result<Arc<Purges>, OpenError> {
+    let first = settings.directories.first().map(|directory| &directory.path);
+    let directory = settings.log_directory.as_ref().or(first);
+    let made = directory.map_or(Ok(()), std::fs::create_dir_all);
+    made.and_then(|()| Purges::open(directory.map(|path| &**path), settings, clock, recorder))
+        .map_err(|source| OpenError::Log { path: directory.cloned().unwrap_or_default(), source })
+}
+
+/// Looks after the purge table for as long as the store lives.
+async fn maintain(purges: Weak<Purges>) {
+    let mut ticks = tokio::time::interval(MAINTAIN_EVERY);
+    loop {
+        ticks.tick().await;
+        let Some(purges) = purges.upgrade() else { return };
+        purges.maintain().await;
+    }
+}
+
+enum Found {
+    Record(Record),
+    Slice(Bytes),
+}
+
+fn memory(settings: &Settings) -> Cache<PieceKey, Piece, PieceHasher> {
+    let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX);
+    // A shard must hold a good many slices, or one object empties it.
+    let shards = (bytes / (64 * settings.slice_bytes)).clamp(1, SHARDS_MAX);
+    CacheBuilder::new(bytes)
+        .with_name("memory")
+        .with_shards(shards)
+        .with_eviction_config(S3FifoConfig::default())
+        .with_hash_builder(PieceHasher)
+        .with_weighter(|_: &PieceKey, piece: &Piece| piece.weight())
+        .build()
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({} B in memory)", self.inner.memory.usage())
+    }
+}
+
+/// A body longer than this part of memory goes to disk while it comes in: S3-FIFO gives what
+/// was not read twice a tenth of memory, and readers that fall behind must find it.
+const UNREAD_SHARE: u64 = 32;
+/// Requests within the sketch's memory that make a key worth a disk write.
+const FREQUENT: u8 = 2;
+/// The ceiling of purge sequences is moved every half minute; this is well within.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
+/// Locks of the memory tier.
+const SHARDS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests;

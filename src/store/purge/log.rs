@@ -1,0 +1,238 @@
+//! The purge log's file and the one thread that writes it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
+
+use tokio::sync::mpsc;
+
+use super::frame::{self, End, Entry};
+use super::table::Scope;
+use super::{Commit, Purges};
+use crate::metrics::{Metric, Recorder};
+
+/// What stood in a log when the node started.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// `None`: a new log is started, which knows nothing of what was stored before.
+    pub lineage: Option<u64>,
+    pub entries: Vec<Entry>,
+    /// Up to where the file is good.
+    pub whole_bytes: u64,
+    torn_bytes: u64,
+    damaged: Option<PathBuf>,
+}
+
+impl Found {
+    /// Says aloud what was wrong.
+    pub(super) fn tell(&self, recorder: &Recorder) {
+        if self.torn_bytes > 0 {
+            recorder.add(Metric::PurgeLogTornBytes, self.torn_bytes);
+            tracing::warn!(bytes = self.torn_bytes, "the purge log's last write was cut short");
+        }
+        if let Some(kept) = &self.damaged {
+            recorder.count(Metric::PurgeLogDamaged);
+            tracing::error!(
+                kept = %kept.display(),
+                "the purge log is damaged: everything stored must be validated before use"
+            );
+        }
+    }
+}
+
+/// Writes what it is sent, one fsync for all that wait.
+pub(super) struct Log {
+    directory: PathBuf,
+    file: File,
+    /// Where the next frame goes.
+    place: u64,
+    snapshot_bytes: u64,
+    grow_bytes: u64,
+    /// A write failed: nobody knows what the file holds beyond `place`.
+    suspect: bool,
+    purges: Weak<Purges>,
+}
+
+impl Log {
+    /// Reads the log in `directory`. A damaged one is put aside.
+    pub(super) fn read(directory: &Path) -> io::Result<Found> {
+        let path = directory.join(NAME);
+        let mut bytes = Vec::new();
+        match File::open(&path) {
+            Ok(mut file) => file.read_to_end(&mut bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
+            Err(error) => return Err(error),
+        };
+        let mut entries = Vec::new();
+        let lineage = frame::read_file_header(&bytes);
+        let (whole_bytes, end) = match lineage {
+            Some(_) => frame::read_frames(&bytes, |entry| entries.push(entry)),
+            None => (0, End::Damaged { at: 0 }),
+        };
+        Ok(match end {
+            End::Whole => Found { lineage, entries, whole_bytes, ..Found::default() },
+            End::Torn { bytes: torn_bytes } => {
+                Found { lineage, entries, whole_bytes, torn_bytes, ..Found::default() }
+            }
+            End::Damaged { .. } => {
+                let kept = directory.join(DAMAGED);
+                std::fs::rename(&path, &kept)?;
+                Found { entries, damaged: Some(kept), ..Found::default() }
+            }
+        })
+    }
+
+    /// Opens the log for writing behind its good part, or makes a new one, and promises the
+    /// ceiling. What `purges` knows is durable when this returns.
+    pub(super) fn open(
+        directory: &Path,
+        whole_bytes: u64,
+        purges: &Arc<Purges>,
+        grow_bytes: u64,
+    ) -> io::Result<Self> {
+        let path = directory.join(NAME);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut log = Self {
+            directory: directory.to_owned(),
+            file,
+            place: whole_bytes,
+            snapshot_bytes: 0,
+            grow_bytes,
+            suspect: false,
+            purges: Arc::downgrade(purges),
+        };
+        if whole_bytes == 0 {
+            log.write_snapshot(purges)?;
+        } else {
+            log.file.set_len(whole_bytes)?;
+            let ceiling = purges.ceiling.load(Ordering::Acquire);
+            log.append(&[vec![Entry::Sequence(ceiling)]])?;
+        }
+        Ok(log)
+    }
+
+    /// Until every sender is gone.
+    pub(super) fn run(mut self, mut commits: mpsc::Receiver<Commit>) {
+        let mut group = Vec::new();
+        while let Some(first) = commits.blocking_recv() {
+            group.push(first);
+            while group.len() < GROUP_MAX
+                && let Ok(next) = commits.try_recv()
+            {
+                group.push(next);
+            }
+            let (batches, waiting): (Vec<_>, Vec<_>) =
+                group.drain(..).map(|commit| (commit.entries, commit.done)).unzip();
+            let result = self.write(&batches);
+            for done in waiting {
+                // A caller that went away has its purge all the same.
+                let _ = done.send(result.clone());
+            }
+        }
+    }
+
+    fn write(&mut self, batches: &[Vec<Entry>]) -> Result<(), Arc<str>> {
+        let Some(purges) = self.purges.upgrade() else { return Ok(()) };
+        let grown = self.place > 2 * self.snapshot_bytes && self.place > self.grow_bytes;
+        let rewritten = match self.suspect || grown {
+            true => self.write_snapshot(&purges),
+            false => Ok(()),
+        };
+        let written = rewritten.and_then(|()| self.append(batches));
+        purges.recorder.count(Metric::PurgeLogSyncs);
+        written.map_err(|error| {
+            self.suspect = true;
+            purges.recorder.count(Metric::PurgeLogErrors);
+            error.to_string().into()
+        })
+    }
+
+    fn append(&mut self, batches: &[Vec<Entry>]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for entries in batches {
+            let place = self.place + bytes.len() as u64;
+            frame::write_frame(&mut bytes, place, entries);
+        }
+        self.file.write_all_at(&bytes, self.place)?;
+        self.file.sync_data()?;
+        self.place += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes all that is in force into a new file and puts it in the log's place.
+    fn write_snapshot(&mut self, purges: &Purges) -> io::Result<()> {
+        let path = self.directory.join(NEW);
+        let file = File::create(&path)?;
+        let mut out = Snapshot { file: io::BufWriter::new(file), place: 0 };
+        out.write_all(&frame::file_header(purges.lineage))?;
+        out.frame(&first_entries(purges))?;
+        let mut after = 0;
+        loop {
+            let entries = purges
+                .table
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entries_after(after, ENTRIES_AT_ONCE);
+            let Some((last, ..)) = entries.last() else { break };
+            after = *last;
+            let entries: Vec<Entry> =
+                entries.into_iter().map(|(_, scope, marks)| Entry::Marks(scope, marks)).collect();
+            out.frame(&entries)?;
+        }
+        let place = out.place;
+        let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        std::fs::rename(&path, self.directory.join(NAME))?;
+        File::open(&self.directory)?.sync_all()?;
+        self.file = file;
+        self.place = place;
+        self.snapshot_bytes = place;
+        self.suspect = false;
+        Ok(())
+    }
+}
+
+/// What a snapshot has before the table's entries.
+fn first_entries(purges: &Purges) -> Vec<Entry> {
+    let mut entries = vec![Entry::Sequence(purges.ceiling.load(Ordering::Acquire))];
+    {
+        let table = purges.table.read().unwrap_or_else(PoisonError::into_inner);
+        entries.push(Entry::Horizon(table.horizon()));
+        entries.extend(table.marks(&Scope::All).map(|marks| Entry::Marks(Scope::All, marks)));
+    }
+    let desk = purges.desk();
+    entries.extend(desk.cursor.clone().map(Entry::Cursor));
+    let messages = desk.outbox.iter();
+    entries.extend(messages.map(|(number, message)| Entry::Outbox(*number, message.clone())));
+    entries
+}
+
+struct Snapshot {
+    file: io::BufWriter<File>,
+    place: u64,
+}
+
+impl Snapshot {
+    fn frame(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        frame::write_frame(&mut bytes, self.place, entries);
+        self.write_all(&bytes)
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.place += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+}
+
+const NAME: &str = "purge.log";
+const NEW: &str = "purge.log.new";
+const DAMAGED: &str = "purge.log.damaged";
+/// Batches written with one fsync.
+const GROUP_MAX: usize = 1024;
+/// Entries read under one lock, and written as one frame.
+const ENTRIES_AT_ONCE: usize = 4096;

@@ -1,0 +1,428 @@
+//! Purges: in force at once, durable when acknowledged, cheap to check on every hit.
+//!
+//! ```text
+//! purge() ─▶ table (in force) ─▶ log thread ─▶ write, one fsync for all that wait ─▶ answer
+//! verdict(head): one load and compare, unless a purge came since it was last checked
+//! ```
+//!
+//! A sequence is microseconds of wall time, pushed upwards where it must be: it never falls,
+//! not when the clock does, not over a restart (the log promises a ceiling that no sequence
+//! exceeds before it is moved), not when the log is lost: a log has a lineage, and a response that
+//! was stored under another one must be validated before use.
+
+mod frame;
+mod log;
+mod table;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use self::frame::Entry;
+use self::log::{Found, Log};
+use self::table::{Marks, Scope, Table};
+use super::record::{Head, random_u64};
+use super::settings::Settings;
+use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
+use crate::clock::Clock;
+use crate::metrics::{Metric, Recorder};
+
+/// Purges that take effect together, with what the bus wants to be durable with them.
+#[derive(Clone, Debug, Default)]
+pub struct PurgeBatch {
+    /// What is purged, and how.
+    pub purges: Vec<(PurgeScope, PurgeKind)>,
+    /// The bus' position after these purges; see [`super::Store::cursor`].
+    pub cursor: Option<Bytes>,
+    /// A message to be kept until the bus has taken it; see [`super::Store::outbox`].
+    pub message: Option<Bytes>,
+}
+
+/// What a purge batch became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// The last purge's sequence; the current one when the batch had no purges.
+    pub sequence: PurgeSequence,
+    /// The message's number in the outbox.
+    pub message: Option<u64>,
+}
+
+/// Why a purge was refused, or is not durable.
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeError {
+    /// Nothing was purged.
+    #[error("a purge's scope has {length} bytes, {limit} are allowed")]
+    ScopeTooLong {
+        /// Its length in bytes.
+        length: usize,
+        /// `purge_scope_bytes_max`.
+        limit: usize,
+    },
+    /// Nothing was purged.
+    #[error("{limit} messages wait for the bus already")]
+    OutboxFull {
+        /// `outbox_entries_max`.
+        limit: usize,
+    },
+    /// In force until the node stops, and perhaps not afterwards.
+    #[error("purge {} is in force but could not be written: {reason}", sequence.0)]
+    NotDurable {
+        /// The last purge's sequence.
+        sequence: PurgeSequence,
+        /// What the file system said.
+        reason: Arc<str>,
+    },
+}
+
+/// The table, its log and the sequence. One a store.
+pub(super) struct Purges {
+    hot: Hot,
+    lineage: u64,
+    /// The highest sequence given to a purge or to a fill.
+    issued: AtomicU64,
+    /// What `issued` follows the clock up to. Durable.
+    ceiling: AtomicU64,
+    table: RwLock<Table>,
+    desk: Mutex<Desk>,
+    log: Option<mpsc::Sender<Commit>>,
+    clock: Clock,
+    recorder: Recorder,
+    limits: Limits,
+}
+
+/// The latest purge in force, on a cache line of its own: each hit reads it.
+#[repr(align(128))]
+struct Hot {
+    applied: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Limits {
+    entries_max: usize,
+    scope_bytes_max: usize,
+    outbox_entries_max: usize,
+    object_age_max: Duration,
+}
+
+/// What the bus keeps here.
+#[derive(Debug, Default)]
+struct Desk {
+    cursor: Option<Bytes>,
+    outbox: BTreeMap<u64, Bytes>,
+    next: u64,
+}
+
+/// A batch for the log, and who waits for it.
+struct Commit {
+    entries: Vec<Entry>,
+    done: oneshot::Sender<Result<(), Arc<str>>>,
+}
+
+impl Purges {
+    /// Reads the log in `directory`, or starts one. `None`: no log.
+    pub(super) fn open(
+        directory: Option<&Path>,
+        settings: &Settings,
+        clock: &Clock,
+        recorder: &Recorder,
+    ) -> std::io::Result<Arc<Self>> {
+        let found = match directory {
+            Some(directory) => Log::read(directory)?,
+            None => Found::default(),
+        };
+        found.tell(recorder);
+        let mut table = Table::default();
+        let mut desk = Desk::default();
+        let mut issued = micros(clock.now());
+        for entry in found.entries {
+            replay(&mut table, &mut desk, &mut issued, entry);
+        }
+        let lineage = found.lineage.unwrap_or_else(|| random_u64().max(1));
+        let (sender, receiver) = mpsc::channel(COMMITS_MAX);
+        let purges = Arc::new(Self {
+            hot: Hot { applied: AtomicU64::new(issued) },
+            lineage,
+            issued: AtomicU64::new(issued),
+            ceiling: AtomicU64::new(issued + CEILING_AHEAD),
+            table: RwLock::new(table),
+            desk: Mutex::new(desk),
+            log: directory.is_some().then_some(sender),
+            clock: clock.clone(),
+            recorder: recorder.clone(),
+            limits: Limits {
+                entries_max: settings.purge_entries_max,
+                scope_bytes_max: settings.purge_scope_bytes_max,
+                outbox_entries_max: settings.outbox_entries_max,
+                object_age_max: settings.object_age_max,
+            },
+        });
+        if let Some(directory) = directory {
+            let log = Log::open(directory, found.whole_bytes, &purges, settings.purge_log_bytes)?;
+            std::thread::Builder::new()
+                .name("purge-log".to_owned())
+                .spawn(move || log.run(receiver))?;
+        }
+        Ok(purges)
+    }
+
+    /// What a fill that starts now is stamped with. Later purges have a higher sequence.
+    pub(super) fn sequence(&self) -> PurgeSequence {
+        let now = self.bounded_now();
+        PurgeSequence(self.issued.fetch_max(now, Ordering::AcqRel).max(now))
+    }
+
+    pub(super) fn lineage(&self) -> u64 {
+        self.lineage
+    }
+
+    /// Whether a purge covers the head. On the hit path: one load and compare, as long as
+    /// nothing was purged since the head was last found untouched.
+    pub(super) fn verdict(&self, head: &Head) -> Option<PurgeKind> {
+        let applied = self.hot.applied.load(Ordering::Acquire);
+        if head.checked_up_to.load(Ordering::Relaxed) == applied {
+            return None;
+        }
+        self.check(head, applied)
+    }
+
+    #[cold]
+    fn check(&self, head: &Head, applied: u64) -> Option<PurgeKind> {
+        let response = &head.response;
+        let stored_at = response.stored_at_sequence;
+        let unknown = head.lineage != self.lineage
+            || stored_at.0 > self.issued.load(Ordering::Acquire).max(self.bounded_now());
+        let covered = self
+            .table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .verdict(&response.purge_target(), stored_at);
+        let verdict = covered.max(unknown.then_some(PurgeKind::Soft));
+        if verdict.is_none() {
+            head.checked_up_to.fetch_max(applied, Ordering::Relaxed);
+        }
+        verdict
+    }
+
+    /// Purges. In force when this is first polled to the point of having a place in the log's
+    /// queue; durable when it returns. Dropping it in between takes nothing back.
+    pub(super) async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
+        self.check_lengths(&batch)?;
+        let place = match &self.log {
+            Some(log) => log.reserve().await.ok(),
+            None => None,
+        };
+        let (purged, entries) = self.apply(batch)?;
+        if entries.is_empty() || self.log.is_none() {
+            return Ok(purged);
+        }
+        let written = match place {
+            Some(place) => {
+                let (done, written) = oneshot::channel();
+                place.send(Commit { entries, done });
+                written.await.unwrap_or_else(|_| Err("the purge log has ended".into()))
+            }
+            None => Err("the purge log has ended".into()),
+        };
+        let sequence = purged.sequence;
+        written.map(|()| purged).map_err(|reason| PurgeError::NotDurable { sequence, reason })
+    }
+
+    fn check_lengths(&self, batch: &PurgeBatch) -> Result<(), PurgeError> {
+        let limit = self.limits.scope_bytes_max;
+        let too_long = batch.purges.iter().map(|(scope, _)| scope_length(scope)).max();
+        match too_long {
+            Some(length) if length > limit => Err(PurgeError::ScopeTooLong { length, limit }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a batch in force and says what the log must know of it.
+    fn apply(&self, batch: PurgeBatch) -> Result<(Purged, Vec<Entry>), PurgeError> {
+        let mut entries = Vec::with_capacity(batch.purges.len() + 2);
+        let message = self.apply_desk(batch.cursor, batch.message, &mut entries)?;
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
+        for (scope, kind) in &batch.purges {
+            sequence = self.next_sequence();
+            let scope = Scope::of(scope);
+            table.apply(&scope, *kind, sequence);
+            let mut marks = Marks::default();
+            match kind {
+                PurgeKind::Hard => marks.hard = sequence.0,
+                PurgeKind::Soft => marks.soft = sequence.0,
+            }
+            entries.push(Entry::Marks(scope, marks));
+        }
+        let widened = match table.len() > self.limits.entries_max {
+            true => table.widen_oldest(self.limits.entries_max.div_ceil(16)),
+            false => 0,
+        };
+        // Before the lock is released: who sees the table's next state sees its sequence too.
+        self.hot.applied.store(sequence.0, Ordering::Release);
+        drop(table);
+        self.recorder.add(Metric::Purges, batch.purges.len() as u64);
+        if widened > 0 {
+            self.recorder.add(Metric::PurgesWidened, widened as u64);
+            tracing::warn!(
+                widened,
+                "the purge table is full: old purges became a soft purge of all"
+            );
+        }
+        Ok((Purged { sequence, message }, entries))
+    }
+
+    fn apply_desk(
+        &self,
+        cursor: Option<Bytes>,
+        message: Option<Bytes>,
+        entries: &mut Vec<Entry>,
+    ) -> Result<Option<u64>, PurgeError> {
+        let mut desk = self.desk();
+        let limit = self.limits.outbox_entries_max;
+        if message.is_some() && desk.outbox.len() >= limit {
+            return Err(PurgeError::OutboxFull { limit });
+        }
+        if let Some(cursor) = cursor {
+            desk.cursor = Some(cursor.clone());
+            entries.push(Entry::Cursor(cursor));
+        }
+        Ok(message.map(|message| {
+            let number = desk.next;
+            desk.next += 1;
+            desk.outbox.insert(number, message.clone());
+            entries.push(Entry::Outbox(number, message));
+            number
+        }))
+    }
+
+    fn next_sequence(&self) -> PurgeSequence {
+        let now = self.bounded_now();
+        let next = |issued: u64| (issued + 1).max(now);
+        let before = self
+            .issued
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |issued| Some(next(issued)))
+            .expect("the closure always gives a value");
+        PurgeSequence(next(before))
+    }
+
+    /// Wall time, as far as the log has promised: beyond, a crash and a clock set back could
+    /// give a sequence twice.
+    fn bounded_now(&self) -> u64 {
+        micros(self.clock.now()).min(self.ceiling.load(Ordering::Acquire))
+    }
+
+    pub(super) fn cursor(&self) -> Option<Bytes> {
+        self.desk().cursor.clone()
+    }
+
+    pub(super) fn outbox(&self) -> Vec<(u64, Bytes)> {
+        self.desk().outbox.iter().map(|(number, message)| (*number, message.clone())).collect()
+    }
+
+    /// Forgets messages that the bus has taken. Durable when it returns.
+    pub(super) async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
+        let entries: Vec<Entry> = {
+            let mut desk = self.desk();
+            let known = numbers.iter().filter(|number| desk.outbox.remove(number).is_some());
+            known.map(|number| Entry::Sent(*number)).collect()
+        };
+        let sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
+        self.commit(entries).await.map_err(|reason| PurgeError::NotDurable { sequence, reason })
+    }
+
+    async fn commit(&self, entries: Vec<Entry>) -> Result<(), Arc<str>> {
+        let Some(log) = self.log.as_ref().filter(|_| !entries.is_empty()) else { return Ok(()) };
+        let (done, written) = oneshot::channel();
+        let ended = || Arc::<str>::from("the purge log has ended");
+        log.send(Commit { entries, done }).await.map_err(|_| ended())?;
+        written.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// To be called every few seconds: prunes what nothing stored can be older than, and
+    /// moves the ceiling ahead of the clock.
+    pub(super) async fn maintain(&self) {
+        let now = micros(self.clock.now());
+        let horizon = now.saturating_sub(self.limits.object_age_max.as_micros() as u64);
+        let mut pruned = 0;
+        loop {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            let some = table.prune(horizon, PRUNE_AT_ONCE);
+            pruned += some;
+            if some == 0 {
+                break;
+            }
+        }
+        self.recorder.add(Metric::PurgesPruned, pruned as u64);
+        let ceiling = self.ceiling.load(Ordering::Acquire);
+        let next = now.max(self.issued.load(Ordering::Acquire)) + CEILING_AHEAD;
+        if next < ceiling + CEILING_AHEAD / 4 {
+            return;
+        }
+        match self.commit(vec![Entry::Sequence(next), Entry::Horizon(horizon)]).await {
+            Ok(()) => self.ceiling.store(next, Ordering::Release),
+            Err(reason) => tracing::error!(%reason, "the purge log cannot be written"),
+        }
+    }
+
+    /// How many entries the table has.
+    pub(super) fn entries(&self) -> usize {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn desk(&self) -> std::sync::MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Applies one entry of a log that is being read.
+fn replay(table: &mut Table, desk: &mut Desk, issued: &mut u64, entry: Entry) {
+    match entry {
+        Entry::Marks(scope, marks) => {
+            // Purges that were never acknowledged may have taken sequences beyond the last one.
+            *issued = (*issued).max(marks.hard.max(marks.soft) + UNLOGGED_MAX);
+            table.merge(&scope, marks);
+        }
+        Entry::Sequence(ceiling) => *issued = (*issued).max(ceiling + UNLOGGED_MAX),
+        Entry::Cursor(cursor) => desk.cursor = Some(cursor),
+        Entry::Outbox(number, message) => {
+            desk.next = desk.next.max(number + 1);
+            desk.outbox.insert(number, message);
+        }
+        Entry::Sent(number) => drop(desk.outbox.remove(&number)),
+        Entry::Horizon(horizon) => {
+            table.prune(horizon, 0);
+        }
+    }
+}
+
+fn scope_length(scope: &PurgeScope) -> usize {
+    match scope {
+        PurgeScope::All => 0,
+        PurgeScope::Site(text)
+        | PurgeScope::Url(text)
+        | PurgeScope::Prefix(text)
+        | PurgeScope::Tag(text) => text.len(),
+    }
+}
+
+fn micros(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Batches that wait for the log thread. Beyond, callers wait before their purge is in force.
+const COMMITS_MAX: usize = 1024;
+/// More purges than can be in force without being in the log: over a million.
+const UNLOGGED_MAX: u64 = 1 << 20;
+/// How far the ceiling is moved ahead of the clock, in microseconds: two minutes.
+const CEILING_AHEAD: u64 = 120_000_000;
+/// Entries pruned under one lock.
+const PRUNE_AT_ONCE: usize = 4096;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,421 @@
+//! The purge table: for each scope the latest purge, hard and soft.
+//!
+//! A purge costs one entry, whatever it covers; a check costs one look-up a scope. Entries
+//! are kept in the order of their sequence, so that the oldest can be pruned (nothing that
+//! old may be used any more) or, when the table is full, widened, never forgotten.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
+
+/// A scope as the table keeps it. URLs and tags by hash: two with one hash are purged together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Scope {
+    All,
+    Site(Arc<str>),
+    Url(u128),
+    Tag(u64),
+    Prefix(Arc<str>),
+}
+
+impl Scope {
+    pub(super) fn of(scope: &PurgeScope) -> Self {
+        match scope {
+            PurgeScope::All => Self::All,
+            PurgeScope::Site(site) => Self::Site((**site).into()),
+            PurgeScope::Url(url) => Self::Url(url_hash(url)),
+            PurgeScope::Tag(tag) => Self::Tag(crate::cache::purge::tag_hash(tag)),
+            PurgeScope::Prefix(prefix) => Self::Prefix((**prefix).into()),
+        }
+    }
+}
+
+fn url_hash(url: &str) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(url.as_bytes())
+}
+
+/// The latest hard and the latest soft purge of one scope; zero is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    pub hard: u64,
+    pub soft: u64,
+}
+
+impl Marks {
+    fn add(&mut self, kind: PurgeKind, sequence: u64) {
+        let mark = match kind {
+            PurgeKind::Hard => &mut self.hard,
+            PurgeKind::Soft => &mut self.soft,
+        };
+        *mark = sequence.max(*mark);
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.hard = self.hard.max(other.hard);
+        self.soft = self.soft.max(other.soft);
+    }
+
+    fn latest(self) -> u64 {
+        self.hard.max(self.soft)
+    }
+
+    /// What it says of something stored at `stored_at`.
+    fn verdict(self, stored_at: u64) -> Option<PurgeKind> {
+        if stored_at < self.hard {
+            Some(PurgeKind::Hard)
+        } else if stored_at < self.soft {
+            Some(PurgeKind::Soft)
+        } else {
+            None
+        }
+    }
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    all: Marks,
+    sites: HashMap<Arc<str>, Marks>,
+    urls: HashMap<u128, Marks>,
+    tags: HashMap<u64, Marks>,
+    prefixes: BTreeMap<Arc<str>, Marks>,
+    /// Every entry but `all` by its latest sequence, oldest first. An entry that was purged
+    /// again has left stale places behind, which are skipped.
+    order: VecDeque<(u64, Scope)>,
+    /// What was stored before this may be older than any entry: it counts as purged.
+    horizon: u64,
+}
+
+impl Table {
+    /// Takes note of one purge.
+    pub(super) fn apply(&mut self, scope: &Scope, kind: PurgeKind, sequence: PurgeSequence) {
+        let mut marks = Marks::default();
+        marks.add(kind, sequence.0);
+        self.merge(scope, marks);
+    }
+
+    /// Takes note of marks, as a snapshot has them.
+    pub(super) fn merge(&mut self, scope: &Scope, marks: Marks) {
+        self.entry(scope).merge(marks);
+        if *scope != Scope::All {
+            let latest = marks.latest();
+            // A snapshot's entries and the log's frames behind it may overlap by a few.
+            let at = self.order.partition_point(|(sequence, _)| *sequence <= latest);
+            self.order.insert(at, (latest, scope.clone()));
+            if self.order.len() > 2 * self.len() + 1024 {
+                self.drop_stale_places();
+            }
+        }
+    }
+
+    /// One key purged over and over must not make the order grow. Amortised: at least half go.
+    fn drop_stale_places(&mut self) {
+        let mut order = std::mem::take(&mut self.order);
+        order.retain(|(sequence, scope)| {
+            self.marks(scope).is_some_and(|marks| marks.latest() == *sequence)
+        });
+        self.order = order;
+    }
+
+    fn entry(&mut self, scope: &Scope) -> &mut Marks {
+        match scope {
+            Scope::All => &mut self.all,
+            Scope::Site(site) => self.sites.entry(site.clone()).or_default(),
+            Scope::Url(url) => self.urls.entry(*url).or_default(),
+            Scope::Tag(tag) => self.tags.entry(*tag).or_default(),
+            Scope::Prefix(prefix) => self.prefixes.entry(prefix.clone()).or_default(),
+        }
+    }
+
+    pub(super) fn marks(&self, scope: &Scope) -> Option<Marks> {
+        match scope {
+            Scope::All => Some(self.all),
+            Scope::Site(site) => self.sites.get(site).copied(),
+            Scope::Url(url) => self.urls.get(url).copied(),
+            Scope::Tag(tag) => self.tags.get(tag).copied(),
+            Scope::Prefix(prefix) => self.prefixes.get(prefix).copied(),
+        }
+    }
+
+    fn remove(&mut self, scope: &Scope) {
+        match scope {
+            Scope::All => {}
+            Scope::Site(site) => drop(self.sites.remove(site)),
+            Scope::Url(url) => drop(self.urls.remove(url)),
+            Scope::Tag(tag) => drop(self.tags.remove(tag)),
+            Scope::Prefix(prefix) => drop(self.prefixes.remove(prefix)),
+        }
+    }
+
+    /// The strongest purge that covers the target and is later than `stored_at`.
+    pub(super) fn verdict(
+        &self,
+        target: &PurgeTarget<'_>,
+        stored_at: PurgeSequence,
+    ) -> Option<PurgeKind> {
+        let stored_at = stored_at.0;
+        if stored_at < self.horizon {
+            return Some(PurgeKind::Hard);
+        }
+        let mut marks = self.all;
+        if let Some(site) = self.sites.get(target.site) {
+            marks.merge(*site);
+        }
+        if !self.urls.is_empty()
+            && let Some(url) = self.urls.get(&url_hash(target.url))
+        {
+            marks.merge(*url);
+        }
+        if !self.tags.is_empty() {
+            target.tags.iter().filter_map(|tag| self.tags.get(tag)).for_each(|tag| {
+                marks.merge(*tag);
+            });
+        }
+        self.prefixes_of(target.url, |prefix| marks.merge(prefix));
+        marks.verdict(stored_at)
+    }
+
+    /// Visits every prefix of `url`, the longest first. The greatest key up to a bound is
+    /// either a prefix, or the two part at some byte; prefixes beyond that byte don't exist.
+    fn prefixes_of(&self, url: &str, mut visit: impl FnMut(Marks)) {
+        let mut bound = Bound::Included(url);
+        loop {
+            let below = self.prefixes.range::<str, _>((Bound::Unbounded, bound));
+            let Some((prefix, marks)) = { below }.next_back() else { return };
+            let common = common_length(prefix, url);
+            if common == prefix.len() {
+                visit(*marks);
+                bound = Bound::Excluded(&url[..common]);
+            } else {
+                bound = Bound::Included(&url[..common]);
+            }
+        }
+    }
+
+    /// How many entries there are, `all` apart.
+    pub(super) fn len(&self) -> usize {
+        self.sites.len() + self.urls.len() + self.tags.len() + self.prefixes.len()
+    }
+
+    /// Forgets entries whose purges are all older than `horizon`, at most `count_max` of
+    /// them; what was stored before the horizon counts as purged from now on.
+    pub(super) fn prune(&mut self, horizon: u64, count_max: usize) -> usize {
+        self.horizon = self.horizon.max(horizon);
+        let mut pruned = 0;
+        for _ in 0..count_max {
+            match self.order.front() {
+                Some((sequence, _)) if *sequence < horizon => pruned += self.drop_oldest(|_| {}),
+                _ => break,
+            }
+        }
+        pruned
+    }
+
+    /// Makes room: the oldest `count` places in order become part of one soft purge of all.
+    /// Returns how many entries were widened.
+    pub(super) fn widen_oldest(&mut self, count: usize) -> usize {
+        let mut soft = 0;
+        let mut widened = 0;
+        for _ in 0..count {
+            if self.order.is_empty() {
+                break;
+            }
+            widened += self.drop_oldest(|marks| soft = soft.max(marks.latest()));
+        }
+        self.all.soft = self.all.soft.max(soft);
+        widened
+    }
+
+    /// Takes the oldest place; if it is not stale, its entry with it.
+    fn drop_oldest(&mut self, with: impl FnOnce(Marks)) -> usize {
+        let Some((sequence, scope)) = self.order.pop_front() else { return 0 };
+        match self.marks(&scope) {
+            Some(marks) if marks.latest() == sequence => {
+                self.remove(&scope);
+                with(marks);
+                1
+            }
+            _ => 0,
+        }
+    }
+
+    /// Up to `count` entries after `sequence`, for a snapshot that must not hold the lock long.
+    pub(super) fn entries_after(&self, sequence: u64, count: usize) -> Vec<(u64, Scope, Marks)> {
+        let first = self.order.partition_point(|(at, _)| *at <= sequence);
+        let mut entries: Vec<(u64, Scope, Marks)> = Vec::with_capacity(count);
+        for (at, scope) in self.order.iter().skip(first) {
+            // Entries of one sequence are not split between two calls.
+            if entries.len() >= count && entries.last().is_some_and(|(last, ..)| last != at) {
+                break;
+            }
+            if let Some(marks) = self.marks(scope)
+                && marks.latest() == *at
+            {
+                entries.push((*at, scope.clone(), marks));
+            }
+        }
+        entries
+    }
+
+    pub(super) fn horizon(&self) -> u64 {
+        self.horizon
+    }
+}
+
+/// How many bytes two strings share at their start, cut back to a character's boundary.
+fn common_length(one: &str, other: &str) -> usize {
+    let mut common = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+    while !other.is_char_boundary(common) {
+        common -= 1;
+    }
+    common
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use PurgeKind::{Hard, Soft};
+
+    const URL: &str = "https://a.example/x/y?q=1";
+
+    fn table(purges: &[(PurgeScope, PurgeKind, u64)]) -> Table {
+        let mut table = Table::default();
+        for (scope, kind, sequence) in purges {
+            table.apply(&Scope::of(scope), *kind, PurgeSequence(*sequence));
+        }
+        table
+    }
+
+    fn check(table: &Table, stored_at: u64, expected: Option<PurgeKind>) {
+        let tags = [crate::cache::purge::tag_hash("news")];
+        let target = PurgeTarget { site: "a", url: URL, tags: &tags };
+        assert_eq!(table.verdict(&target, PurgeSequence(stored_at)), expected, "at {stored_at}");
+    }
+
+    fn prefix(text: &str) -> PurgeScope {
+        PurgeScope::Prefix(text.into())
+    }
+
+    #[test]
+    fn every_scope_covers_what_it_names_and_nothing_else() {
+        for (scope, covers) in [
+            (PurgeScope::All, true),
+            (PurgeScope::Site("a".into()), true),
+            (PurgeScope::Site("b".into()), false),
+            (PurgeScope::Url(URL.into()), true),
+            (PurgeScope::Url("https://a.example/x/y".into()), false),
+            (PurgeScope::Tag("news".into()), true),
+            (PurgeScope::Tag("sport".into()), false),
+            (prefix("https://a.example/x/"), true),
+            (prefix(URL), true),
+            (prefix("https://a.example/x/y?q=12"), false),
+            (prefix("https://a.example/z"), false),
+            (prefix(""), true),
+        ] {
+            let table = table(&[(scope, Hard, 5)]);
+            check(&table, 4, covers.then_some(Hard));
+            check(&table, 5, None);
+        }
+    }
+
+    #[test]
+    fn a_later_soft_purge_does_not_undo_a_hard_one() {
+        let both = table(&[(PurgeScope::All, Hard, 5), (PurgeScope::All, Soft, 9)]);
+        check(&both, 4, Some(Hard));
+        check(&both, 7, Some(Soft));
+        check(&both, 9, None);
+    }
+
+    #[test]
+    fn the_strongest_of_several_scopes_counts() {
+        let both = table(&[
+            (PurgeScope::Tag("news".into()), Soft, 9),
+            (prefix("https://a.example/"), Hard, 7),
+        ]);
+        check(&both, 6, Some(Hard));
+        check(&both, 8, Some(Soft));
+    }
+
+    #[test]
+    fn a_full_table_widens_its_oldest_entries_and_forgets_none() {
+        let mut full = table(&[
+            (PurgeScope::Url(URL.into()), Hard, 5),
+            (PurgeScope::Url("https://other/".into()), Hard, 6),
+            (PurgeScope::Tag("sport".into()), Hard, 7),
+        ]);
+        assert_eq!(full.widen_oldest(2), 2);
+        assert_eq!(full.len(), 1);
+        check(&full, 4, Some(Soft));
+        check(&full, 5, Some(Soft)); // wider than asked for, never narrower
+        check(&full, 6, None);
+    }
+
+    #[test]
+    fn what_was_stored_before_a_pruned_purge_is_gone() {
+        let mut old = table(&[(PurgeScope::Url(URL.into()), Soft, 5), (prefix("z"), Soft, 50)]);
+        assert_eq!(old.prune(20, 100), 1);
+        assert_eq!(old.len(), 1);
+        check(&old, 4, Some(Hard));
+        check(&old, 20, None);
+    }
+
+    #[test]
+    fn an_entry_purged_again_is_not_pruned_by_its_first_purge() {
+        let url = PurgeScope::Url(URL.into());
+        let mut again = table(&[(url.clone(), Hard, 5), (url, Soft, 50)]);
+        assert_eq!(again.prune(20, 100), 0);
+        assert_eq!(again.len(), 1);
+        check(&again, 30, Some(Soft));
+    }
+
+    #[test]
+    fn a_snapshot_in_small_pieces_holds_every_entry_once() {
+        let purges: Vec<_> = (1..=100)
+            .map(|sequence| (prefix(&format!("{}", sequence % 37)), Hard, sequence))
+            .collect();
+        let original = table(&purges);
+        let mut copy = Table::default();
+        let mut after = 0;
+        loop {
+            let entries = original.entries_after(after, 7);
+            let Some((last, ..)) = entries.last() else { break };
+            after = *last;
+            entries.iter().for_each(|(_, scope, marks)| copy.merge(scope, *marks));
+        }
+        assert_eq!(copy.prefixes, original.prefixes);
+    }
+
+    #[test]
+    fn one_key_purged_over_and_over_takes_one_place() {
+        let purges: Vec<_> = (1..=10_000).map(|at| (prefix("z"), Hard, at)).collect();
+        assert!(table(&purges).order.len() < 2_000);
+    }
+
+    proptest! {
+        #[test]
+        fn the_walk_finds_exactly_the_prefixes(
+            prefixes in proptest::collection::vec("[abé/]{0,6}", 0..20),
+            url in "[abé/]{0,8}",
+        ) {
+            let mut table = Table::default();
+            for (at, text) in prefixes.iter().enumerate() {
+                let scope = Scope::of(&prefix(text));
+                table.apply(&scope, Hard, PurgeSequence(at as u64 + 1));
+            }
+            let mut found = Vec::new();
+            table.prefixes_of(&url, |marks| found.push(marks.hard));
+            let mut expected: Vec<u64> = table
+                .prefixes
+                .iter()
+                .filter(|(text, _)| url.starts_with(&***text))
+                .map(|(_, marks)| marks.hard)
+                .collect();
+            expected.reverse();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

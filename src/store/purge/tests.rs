@@ -1,0 +1,248 @@
+use super::*;
+use crate::metrics::Metrics;
+
+use PurgeKind::{Hard, Soft};
+
+struct Node {
+    directory: tempfile::TempDir,
+    clock: Clock,
+    recorder: Recorder,
+    settings: Settings,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            clock: Clock::system(),
+            recorder: Metrics::new(1).background(),
+            settings: Settings::default(),
+        }
+    }
+
+    fn open(&self) -> Arc<Purges> {
+        let path = Some(self.directory.path());
+        Purges::open(path, &self.settings, &self.clock, &self.recorder).unwrap()
+    }
+
+    fn log(&self) -> std::path::PathBuf {
+        self.directory.path().join("purge.log")
+    }
+
+    fn total(&self, metric: Metric) -> u64 {
+        self.recorder.metrics().total(metric, 0)
+    }
+}
+
+fn head(purges: &Purges, url: &str) -> Head {
+    super::super::tests::head(url, purges.sequence(), purges.lineage())
+}
+
+fn batch(scope: PurgeScope, kind: PurgeKind) -> PurgeBatch {
+    PurgeBatch { purges: vec![(scope, kind)], ..PurgeBatch::default() }
+}
+
+fn url(text: &str) -> PurgeScope {
+    PurgeScope::Url(text.into())
+}
+
+#[tokio::test]
+async fn a_purge_covers_what_was_stored_before_and_not_what_comes_after() {
+    let node = Node::new();
+    let purges = node.open();
+    let before = head(&purges, "https://a/1");
+    assert_eq!(purges.verdict(&before), None);
+    let purged = purges.purge(batch(url("https://a/1"), Soft)).await.unwrap();
+    assert!(purged.sequence > before.response.stored_at_sequence);
+    assert_eq!(purges.verdict(&before), Some(Soft));
+    let after = head(&purges, "https://a/1");
+    assert_eq!(purges.verdict(&after), None);
+    assert_eq!(purges.verdict(&head(&purges, "https://a/2")), None);
+}
+
+#[tokio::test]
+async fn an_acknowledged_purge_survives_a_restart() {
+    let node = Node::new();
+    let purges = node.open();
+    let (one, two) = (head(&purges, "https://a/1"), head(&purges, "https://a/2"));
+    purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
+    drop(purges);
+    let purges = node.open();
+    assert_eq!(purges.verdict(&one), Some(Hard));
+    assert_eq!(purges.verdict(&two), None);
+}
+
+#[tokio::test]
+async fn sequences_never_fall_when_the_clock_does_over_a_restart() {
+    let node = Node::new();
+    let purges = node.open();
+    // As far ahead as the log has promised, and no further.
+    node.clock.advance(Duration::from_secs(3600));
+    let stored = head(&purges, "https://a/1");
+    drop(purges);
+    let earlier = Node { clock: Clock::system(), ..node };
+    let purges = earlier.open();
+    let purged = purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
+    assert!(purged.sequence > stored.response.stored_at_sequence);
+    assert_eq!(purges.verdict(&stored), Some(Hard));
+}
+
+#[tokio::test]
+async fn without_its_log_everything_stored_must_be_validated() {
+    let node = Node::new();
+    let purges = node.open();
+    let stored = head(&purges, "https://a/1");
+    drop(purges);
+    std::fs::remove_file(node.log()).unwrap();
+    let purges = node.open();
+    assert_eq!(purges.verdict(&stored), Some(Soft));
+    assert_eq!(purges.verdict(&head(&purges, "https://a/1")), None);
+}
+
+#[tokio::test]
+async fn a_damaged_log_means_validating_everything_and_is_said() {
+    let node = Node::new();
+    let purges = node.open();
+    let (one, two) = (head(&purges, "https://a/1"), head(&purges, "https://a/2"));
+    for number in 1..=9 {
+        purges.purge(batch(url(&format!("https://a/{number}9")), Hard)).await.unwrap();
+        purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
+    }
+    drop(purges);
+    let mut bytes = std::fs::read(node.log()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(node.log(), bytes).unwrap();
+    let purges = node.open();
+    assert_eq!(purges.verdict(&one), Some(Hard), "what stands before the damage still counts");
+    assert_eq!(purges.verdict(&two), Some(Soft));
+    assert_eq!(node.total(Metric::PurgeLogDamaged), 1);
+    drop(purges);
+    let purges = node.open();
+    assert_eq!(purges.verdict(&two), Some(Soft), "after the next restart too");
+    assert_eq!(node.total(Metric::PurgeLogDamaged), 1);
+}
+
+#[tokio::test]
+async fn a_torn_tail_is_cut_off_and_counted() {
+    let node = Node::new();
+    let purges = node.open();
+    let stored = head(&purges, "https://a/1");
+    purges.purge(batch(url("https://a/2"), Hard)).await.unwrap();
+    drop(purges);
+    let mut bytes = std::fs::read(node.log()).unwrap();
+    let whole = bytes.len();
+    bytes.extend_from_within(whole - 10..);
+    std::fs::write(node.log(), bytes).unwrap();
+    let purges = node.open();
+    assert_eq!(purges.verdict(&stored), None);
+    assert_eq!(node.total(Metric::PurgeLogTornBytes), 10);
+    purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
+    drop(purges);
+    assert_eq!(node.open().verdict(&stored), Some(Hard));
+}
+
+#[tokio::test]
+async fn purges_that_wait_together_share_one_fsync() {
+    let node = Node::new();
+    let purges = node.open();
+    let many = (0..500).map(|number| {
+        let purges = purges.clone();
+        async move { purges.purge(batch(url(&format!("https://a/{number}")), Hard)).await }
+    });
+    let tasks: Vec<_> = many.map(tokio::spawn).collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let syncs = node.total(Metric::PurgeLogSyncs);
+    assert!(syncs < 100, "{syncs} fsyncs for 500 purges");
+}
+
+#[tokio::test]
+async fn a_grown_log_becomes_a_snapshot_that_knows_as_much() {
+    let node = Node::new();
+    let node =
+        Node { settings: Settings { purge_log_bytes: 4096, ..node.settings.clone() }, ..node };
+    let purges = node.open();
+    let stored: Vec<_> =
+        (0..300).map(|number| head(&purges, &format!("https://a/{number}"))).collect();
+    for number in 0..200 {
+        let mut next = batch(url(&format!("https://a/{number}")), Hard);
+        next.cursor = Some(format!("cursor {number}").into());
+        next.message = Some(format!("message {number}").into());
+        let purged = purges.purge(next).await.unwrap();
+        purges.sent(&[purged.message.unwrap() / 2]).await.unwrap();
+    }
+    let outbox = purges.outbox();
+    drop(purges);
+    let purges = node.open();
+    for (number, head) in stored.iter().enumerate() {
+        assert_eq!(purges.verdict(head), (number < 200).then_some(Hard), "{number}");
+    }
+    assert_eq!(purges.cursor().unwrap(), "cursor 199");
+    assert_eq!(purges.outbox(), outbox);
+    assert_eq!(outbox.len(), 100);
+    for round in 0..50 {
+        purges.purge(batch(PurgeScope::All, Soft)).await.unwrap();
+        assert!(std::fs::metadata(node.log()).unwrap().len() < 64 << 10, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn purges_older_than_anything_stored_are_pruned() {
+    let node = Node::new();
+    let purges = node.open();
+    let old = head(&purges, "https://a/1");
+    purges.purge(batch(url("https://a/1"), Soft)).await.unwrap();
+    assert_eq!(purges.entries(), 1);
+    node.clock.advance(node.settings.object_age_max + Duration::from_secs(600));
+    // The first moves the ceiling, so that a fresh head is stamped with the new time.
+    purges.maintain().await;
+    purges.maintain().await;
+    assert_eq!(purges.entries(), 0);
+    assert_eq!(purges.verdict(&old), Some(Hard));
+    assert_eq!(purges.verdict(&head(&purges, "https://a/1")), None);
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_says_so_and_the_purge_is_in_force() {
+    let node = Node::new();
+    let node = Node { settings: Settings { purge_log_bytes: 0, ..node.settings.clone() }, ..node };
+    let purges = node.open();
+    let stored = head(&purges, "https://a/1");
+    for number in 0..20 {
+        // Grown beyond twice the snapshot, so that the next write is a snapshot.
+        purges.purge(batch(url(&format!("https://b/{number}")), Hard)).await.unwrap();
+    }
+    std::fs::remove_file(node.log()).unwrap();
+    std::fs::remove_dir(node.directory.path()).unwrap();
+    let mut failed = None;
+    for number in 0..40 {
+        let url = format!("https://a/{number}");
+        failed = purges.purge(batch(PurgeScope::Url(url.into()), Hard)).await.err().or(failed);
+    }
+    assert!(matches!(failed, Some(PurgeError::NotDurable { .. })), "{failed:?}");
+    assert_eq!(purges.verdict(&stored), Some(Hard));
+    assert!(node.total(Metric::PurgeLogErrors) > 0);
+    // The log heals when the directory is back, with all that happened meanwhile.
+    std::fs::create_dir(node.directory.path()).unwrap();
+    purges.purge(batch(url("https://c/"), Hard)).await.unwrap();
+    drop(purges);
+    assert_eq!(node.open().verdict(&stored), Some(Hard));
+}
+
+#[tokio::test]
+async fn limits_refuse_before_anything_is_purged() {
+    let node = Node::new();
+    let settings =
+        Settings { purge_scope_bytes_max: 20, outbox_entries_max: 1, ..node.settings.clone() };
+    let node = Node { settings, ..node };
+    let purges = node.open();
+    let long = batch(url("https://a/0123456789abcdef"), Hard);
+    assert!(matches!(purges.purge(long).await, Err(PurgeError::ScopeTooLong { limit: 20, .. })));
+    let message = PurgeBatch { message: Some("m".into()), ..batch(url("https://a/1"), Hard) };
+    purges.purge(message.clone()).await.unwrap();
+    let full = purges.purge(message).await;
+    assert!(matches!(full, Err(PurgeError::OutboxFull { limit: 1 })), "{full:?}");
+    assert_eq!(purges.entries(), 1);
+}

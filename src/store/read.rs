@@ -1,0 +1,124 @@
+//! Reading a stored body.
+//!
+//! What is in memory comes out at once, without a copy. What is on disk is read a slice at a
+//! time with the next one on its way. A slice that is missing or has not the length it must
+//! have ends the body with an error, so that nobody takes a part for the whole.
+
+use std::fmt;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::task::JoinHandle;
+
+use super::Store;
+use super::record::Head;
+use crate::body::BodyError;
+use crate::metrics::Metric;
+
+/// The bytes of one range of one stored response.
+pub struct StoredBody {
+    store: Store,
+    head: Arc<Head>,
+    /// What is still to come out.
+    rest: Range<u64>,
+    /// The slice at `rest.start`, when it was asked for ahead.
+    next: Option<Slice>,
+}
+
+enum Slice {
+    Ready(Bytes),
+    Reading(JoinHandle<Option<Bytes>>),
+}
+
+impl StoredBody {
+    pub(super) fn new(store: Store, head: Arc<Head>, range: Range<u64>) -> Self {
+        let end = range.end.min(head.complete_length());
+        Self { store, head, rest: range.start.min(end)..end, next: None }
+    }
+
+    /// Asks for the slice at `rest.start`.
+    fn ask(&self) -> Option<Slice> {
+        let number = self.head.slices(self.rest.clone()).next()?;
+        Some(match self.store.slice_in_memory(&self.head, number) {
+            Some(bytes) => Slice::Ready(bytes),
+            None => Slice::Reading(self.store.read_slice(&self.head, number)),
+        })
+    }
+
+    /// Cuts what is wanted out of the slice at `rest.start`.
+    fn cut(&mut self, slice: &Bytes) -> Bytes {
+        let holds = self.head.slice_range(self.current());
+        let end = self.rest.end.min(holds.end);
+        let within = (self.rest.start - holds.start) as usize..(end - holds.start) as usize;
+        self.rest.start = end;
+        slice.slice(within)
+    }
+
+    fn current(&self) -> u32 {
+        self.head.slices(self.rest.clone()).start
+    }
+
+    fn fail(&mut self) -> BodyError {
+        self.store.recorder().count(Metric::StoreSlicesMissing);
+        let number = self.current();
+        self.rest.start = self.rest.end;
+        BodyError::new(format!("slice {number} of the stored body is missing"))
+    }
+}
+
+impl Body for StoredBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if this.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        if let Some(body) = &this.head.inline {
+            let within = this.rest.start as usize..this.rest.end as usize;
+            this.rest.start = this.rest.end;
+            return Poll::Ready(Some(Ok(Frame::data(body.slice(within)))));
+        }
+        if this.next.is_none() {
+            this.next = this.ask();
+        }
+        let slice = match this.next.as_mut() {
+            Some(Slice::Ready(bytes)) => Some(bytes.clone()),
+            Some(Slice::Reading(reading)) => ready!(Pin::new(reading).poll(cx)).ok().flatten(),
+            None => None,
+        };
+        this.next = None;
+        let holds = this.head.slice_range(this.current());
+        let Some(slice) = slice.filter(|slice| slice.len() as u64 == holds.end - holds.start)
+        else {
+            return Poll::Ready(Some(Err(this.fail())));
+        };
+        let bytes = this.cut(&slice);
+        if !this.rest.is_empty() {
+            this.next = this.ask();
+        }
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.end - self.rest.start)
+    }
+}
+
+impl fmt::Debug for StoredBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoredBody({:?} of {:?})", self.rest, self.head.object)
+    }
+}

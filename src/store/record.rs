@@ -1,0 +1,315 @@
+//! What the store holds: heads, variant lists and slices, and how they are addressed.
+
+use std::mem::size_of;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+
+use crate::cache::{CacheKey, KeyHash, PurgeSequence, StoredResponse};
+
+/// Where a record is looked for: the hash, and the texts that the record must carry.
+#[derive(Clone, Copy, Debug)]
+pub struct Address<'a> {
+    /// Where the store looks.
+    pub hash: KeyHash,
+    /// The key's text; another text under the same hash is a miss.
+    pub key: &'a str,
+    /// The selecting fields' normalised values; empty for the primary record.
+    pub variant: &'a str,
+}
+
+impl<'a> Address<'a> {
+    /// The primary record of a key.
+    pub fn primary(key: &'a CacheKey) -> Self {
+        Self { hash: key.hash, key: &key.text, variant: "" }
+    }
+
+    /// The variant of a key with these normalised selecting values (RFC 9111 §4.1).
+    pub fn variant(key: &'a str, variant: &'a str) -> Self {
+        Self { hash: address_hash(key, variant), key, variant }
+    }
+
+    /// Where this response is stored.
+    pub fn of(response: &'a StoredResponse) -> Self {
+        Self::variant(&response.key, &response.variant)
+    }
+}
+
+/// `hash(key)` for the primary, `hash(key NUL variant)` for a variant. A key has no NUL.
+fn address_hash(key: &str, variant: &str) -> KeyHash {
+    if variant.is_empty() {
+        return KeyHash::of(key.as_bytes());
+    }
+    let mut text = Vec::with_capacity(key.len() + 1 + variant.len());
+    text.extend_from_slice(key.as_bytes());
+    text.push(0);
+    text.extend_from_slice(variant.as_bytes());
+    KeyHash::of(&text)
+}
+
+/// What stands under an address. Cloning clones one `Arc`.
+#[derive(Clone, Debug)]
+pub enum Record {
+    /// A stored response.
+    Response(Arc<Head>),
+    /// The key's responses vary; each variant stands under its own address.
+    Variants(Arc<VaryList>),
+}
+
+/// Which request fields select among a key's variants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VaryList {
+    /// The key's text, compared on every lookup.
+    pub key: Box<str>,
+    /// The selecting fields' names in lower case, sorted.
+    pub fields: Box<[Box<str>]>,
+}
+
+/// A stored response with what the store knows of it. Immutable, apart from marks.
+#[derive(Debug)]
+pub struct Head {
+    /// What the rules read.
+    pub response: StoredResponse,
+    /// Which slices are its body.
+    pub object: ObjectId,
+    /// The whole body, when it fits one slice.
+    pub inline: Option<Bytes>,
+    /// The slice size it was cut with.
+    pub slice_bytes: u32,
+    /// The purge log that `stored_at_sequence` counts in.
+    pub(super) lineage: u64,
+    /// Purges up to here are known not to concern it.
+    pub(super) checked_up_to: AtomicU64,
+    pub(super) place: AtomicU8,
+    /// Its own address' hash.
+    pub(super) hash: KeyHash,
+}
+
+/// How far a head is on its way to disk. Only ever moves as drawn.
+///
+/// ```text
+/// MEMORY ──(hit, or frequent)──▶ WANTED ──(in the queue)──▶ WRITTEN   (read from disk: born WRITTEN)
+///    ▲                             │ queue full
+///    └─────────────────────────────┘
+/// ```
+pub(super) mod place {
+    pub const MEMORY: u8 = 0;
+    pub const WANTED: u8 = 1;
+    pub const WRITTEN: u8 = 2;
+}
+
+impl Head {
+    /// The body's length as stored or promised.
+    pub fn complete_length(&self) -> u64 {
+        let inline = self.inline.as_ref().map(|body| body.len() as u64);
+        inline.or(self.response.complete_length).unwrap_or_default()
+    }
+
+    /// The purge sequence up to which it was last found untouched.
+    pub fn checked_up_to(&self) -> PurgeSequence {
+        PurgeSequence(self.checked_up_to.load(Ordering::Relaxed))
+    }
+
+    /// The numbers of the slices that hold these bytes.
+    pub fn slices(&self, bytes: std::ops::Range<u64>) -> std::ops::Range<u32> {
+        let size = u64::from(self.slice_bytes);
+        let end = bytes.end.min(self.complete_length());
+        if bytes.start >= end {
+            return 0..0;
+        }
+        // object_bytes_max / 4 KiB fits: an object has at most u32::MAX slices.
+        (bytes.start / size) as u32..end.div_ceil(size) as u32
+    }
+
+    /// Which bytes slice `number` holds.
+    pub fn slice_range(&self, number: u32) -> std::ops::Range<u64> {
+        let size = u64::from(self.slice_bytes);
+        let start = u64::from(number) * size;
+        start..(start + size).min(self.complete_length())
+    }
+
+    /// What it weighs in memory, its slices apart.
+    pub(super) fn weight(&self) -> usize {
+        let response = &self.response;
+        size_of::<Self>()
+            + ENTRY_OVERHEAD
+            + response.key.len()
+            + response.variant.len()
+            + response.site.len()
+            + size_of_val(&*response.tags)
+            + response.parts.as_ref().map_or(0, |parts| size_of_val(&**parts))
+            + headers_weight(&response.headers)
+            + self.inline.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+/// What identifies a body: never used twice, not by another node, not after a restart.
+///
+/// ```text
+///  96 bits: 64 random bits of this process, 32 bits counted   32 bits: the upper bits of the address' hash
+/// ```
+///
+/// The lower part puts an object's slices on the same disk as its head.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ObjectId(pub(super) u128);
+
+impl std::fmt::Debug for ObjectId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Makes object ids.
+#[derive(Debug)]
+pub(super) struct ObjectIds {
+    random: u64,
+    next: AtomicU64,
+}
+
+impl ObjectIds {
+    pub(super) fn new() -> Self {
+        Self { random: random_u64(), next: AtomicU64::new(0) }
+    }
+
+    pub(super) fn next(&self, hash: KeyHash) -> ObjectId {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        // After 2^32 objects the count runs on into the random part: still never the same.
+        let unique = ((u128::from(self.random) << 32) + u128::from(number)) << 32;
+        ObjectId(unique | u128::from(home_of_hash(hash)))
+    }
+}
+
+/// Random bits from the operating system's generator.
+pub(super) fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random generator works");
+    u64::from_le_bytes(bytes)
+}
+
+/// Which disk: heads and slices of one address have one home.
+pub(super) fn home_of_hash(hash: KeyHash) -> u32 {
+    (hash.0 >> 96) as u32
+}
+
+/// What foyer is asked for: a head by its hash, or a slice by object and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PieceKey {
+    pub id: u128,
+    /// The slice's number plus one; zero is a head.
+    pub number: u32,
+}
+
+impl PieceKey {
+    pub(super) fn head(hash: KeyHash) -> Self {
+        Self { id: hash.0, number: 0 }
+    }
+
+    pub(super) fn slice(object: ObjectId, number: u32) -> Self {
+        Self { id: object.0, number: number + 1 }
+    }
+
+    pub(super) fn home(&self) -> u32 {
+        if self.number == 0 { home_of_hash(KeyHash(self.id)) } else { self.id as u32 }
+    }
+}
+
+/// The one value type in foyer.
+#[derive(Debug)]
+pub(super) enum Piece {
+    Record(Record),
+    Slice {
+        bytes: Bytes,
+        /// Whether it is worth a disk write: see [`super::Admission`].
+        wanted: AtomicBool,
+    },
+    /// Read from disk in another version, or damaged: a miss.
+    Unknown,
+}
+
+impl Piece {
+    pub(super) fn slice(bytes: Bytes, wanted: bool) -> Self {
+        Self::Slice { bytes, wanted: AtomicBool::new(wanted) }
+    }
+
+    /// Bytes that it holds in memory.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Self::Record(Record::Response(head)) => head.weight(),
+            Self::Record(Record::Variants(list)) => {
+                let fields: usize = list.fields.iter().map(|field| field.len() + 16).sum();
+                ENTRY_OVERHEAD + size_of::<VaryList>() + list.key.len() + fields
+            }
+            Self::Slice { bytes, .. } => ENTRY_OVERHEAD + bytes.len(),
+            Self::Unknown => ENTRY_OVERHEAD,
+        }
+    }
+}
+
+/// A `HeaderMap` keeps a hash index (4 bytes, twice the entries) and a bucket an entry; each
+/// value is a `Bytes` with its own bytes.
+fn headers_weight(headers: &HeaderMap) -> usize {
+    const BUCKET: usize = 2 * 4 + size_of::<HeaderValue>() + 32 + 24;
+    let values: usize = headers.iter().map(|(_, value)| value.len()).sum();
+    headers.capacity().max(headers.len()) * BUCKET + values
+}
+
+/// foyer's record, its hash table slot and the `Arc`s, measured over a million objects: see
+/// docs/benchmarks-store.md.
+const ENTRY_OVERHEAD: usize = 192;
+
+impl Record {
+    /// Whether it is what was looked for, and not something else under the same hash.
+    pub(super) fn stands_under(&self, address: &Address<'_>) -> bool {
+        match self {
+            Self::Response(head) => {
+                *head.response.key == *address.key && *head.response.variant == *address.variant
+            }
+            Self::Variants(list) => *list.key == *address.key && address.variant.is_empty(),
+        }
+    }
+}
+
+/// foyer's hash of a [`PieceKey`]: the same in every build, since it is on disk. The ids are
+/// hashes or unique already; foyer compares the whole key.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PieceHasher;
+
+impl std::hash::BuildHasher for PieceHasher {
+    type Hasher = FoldingHasher;
+
+    fn build_hasher(&self) -> FoldingHasher {
+        FoldingHasher(0)
+    }
+}
+
+/// Folds what it is fed by multiplication (the constants are those of SplitMix64).
+#[derive(Debug)]
+pub(super) struct FoldingHasher(u64);
+
+impl FoldingHasher {
+    fn feed(&mut self, word: u64) {
+        let mixed = (self.0 ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = (mixed ^ (mixed >> 31)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    }
+}
+
+impl std::hash::Hasher for FoldingHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.feed(u64::from(*byte)));
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.feed(u64::from(word));
+    }
+
+    fn write_u128(&mut self, word: u128) {
+        self.feed(word as u64);
+        self.feed((word >> 64) as u64);
+    }
+}

@@ -1,0 +1,117 @@
+//! What the operator may choose about the store.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The store's settings, as shipped by `Default`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Bytes that the memory tier may hold: bodies, fields, keys and bookkeeping.
+    pub memory_bytes: u64,
+    /// Where bodies and heads are kept on disk. Empty: memory only.
+    pub directories: Vec<Directory>,
+    /// Where the purge log lives. `None`: in the first of `directories`; without those the log
+    /// is kept in memory only, as is everything that it could concern.
+    pub log_directory: Option<PathBuf>,
+    /// The size of a slice. Bodies up to one slice live inside their head record. 4 KiB to
+    /// 1 MiB; changing it makes stored bodies of several slices unreadable (they are fetched anew).
+    pub slice_bytes: usize,
+    /// A longer body is passed on but not stored.
+    pub object_bytes_max: u64,
+    /// Nothing that was fetched longer ago than this is used, validated or not; purges older
+    /// than this are forgotten.
+    pub object_age_max: Duration,
+    /// What is worth a disk write.
+    pub admission: Admission,
+    /// Reserve the disk files' space when they are made (`fallocate`), so that a disk that
+    /// others fill cannot take it away.
+    pub preallocate: bool,
+    /// Bytes waiting to be written, per directory. Beyond: the piece stays in memory only, counted.
+    pub write_queue_bytes: usize,
+    /// A read or a batch of writes that takes longer takes its directory out of service.
+    pub disk_deadline: Duration,
+    /// How often a directory that is out of service is tried again.
+    pub disk_retry: Duration,
+    /// Entries of the purge table. Beyond: the oldest are widened to a soft purge of everything.
+    pub purge_entries_max: usize,
+    /// A purge's URL, prefix, tag or site name may be this long.
+    pub purge_scope_bytes_max: usize,
+    /// The purge log is rewritten as a snapshot when it has grown by this much.
+    pub purge_log_bytes: u64,
+    /// Messages kept for the purge bus while it cannot be reached.
+    pub outbox_entries_max: usize,
+}
+
+/// One place on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    /// A directory of its own; made when it is missing.
+    pub path: PathBuf,
+    /// How much it may hold. At least 64 MiB is sensible, a slice's hundredfold needed.
+    pub bytes: u64,
+}
+
+/// What is worth a disk write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Everything that is stored.
+    All,
+    /// What was asked for at least twice within the memory of a frequency sketch: one-hit
+    /// wonders live in memory only and don't wear the disk. Bodies that memory cannot hold
+    /// while they are being read are written at once.
+    Frequent,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 1 << 30,
+            directories: Vec::new(),
+            log_directory: None,
+            slice_bytes: 256 << 10,
+            object_bytes_max: 16 << 30,
+            object_age_max: Duration::from_secs(30 * 24 * 3600),
+            admission: Admission::Frequent,
+            preallocate: true,
+            write_queue_bytes: 64 << 20,
+            disk_deadline: Duration::from_secs(5),
+            disk_retry: Duration::from_secs(10),
+            purge_entries_max: 1_000_000,
+            purge_scope_bytes_max: 8 << 10,
+            purge_log_bytes: 16 << 20,
+            outbox_entries_max: 100_000,
+        }
+    }
+}
+
+impl Settings {
+    /// What stands in the way of opening a store, in words for the operator.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if !(4 << 10..=1 << 20).contains(&self.slice_bytes) {
+            mistakes.push(format!("slice size {} is not within 4 KiB and 1 MiB", self.slice_bytes));
+        }
+        if self.memory_bytes < 64 * self.slice_bytes as u64 {
+            mistakes.push(format!(
+                "memory of {} bytes holds fewer than 64 slices of {} bytes",
+                self.memory_bytes, self.slice_bytes
+            ));
+        }
+        for directory in &self.directories {
+            if directory.bytes < 64 * self.slice_bytes as u64 {
+                mistakes.push(format!(
+                    "{} with {} bytes holds fewer than 64 slices of {} bytes",
+                    directory.path.display(),
+                    directory.bytes,
+                    self.slice_bytes
+                ));
+            }
+        }
+        let paths: std::collections::BTreeSet<_> =
+            self.directories.iter().map(|directory| &directory.path).collect();
+        if paths.len() < self.directories.len() {
+            mistakes.push("a store directory is named twice".to_owned());
+        }
+        mistakes
+    }
+}
