@@ -127,7 +127,22 @@ table! {
     Connections, Gauge, "connections", "Open client connections.";
     ConnectionsAccepted, Counter, "connections_accepted", "Client connections accepted.";
     ConnectionsRefused, Counter, "connections_refused", "Client connections closed at once because a limit was reached.",
-        "limit" = &["total", "address"];
+        "limit" = &["total", "address", "handshakes", "proxy_header"];
+    ConnectionsTimedOut, Counter, "connections_timed_out", "Client connections closed because the client took too long.",
+        "waited_for" = &["handshake", "header", "idle", "send", "drain"];
+    AcceptErrors, Counter, "accept_errors", "Connections that the system could not hand over, for want of descriptors or memory.";
+    Handshakes, Counter, "tls_handshakes", "TLS handshakes, by how they ended.",
+        "outcome" = &["full", "resumed", "nothing_in_common", "alert", "not_tls", "other", "broken_off"];
+    BytesReceived, Counter, "received_bytes", "Bytes read from client connections, inside TLS.";
+    BytesSent, Counter, "sent_bytes", "Bytes written to client connections, inside TLS.";
+    RequestsByProtocol, Counter, "requests_by_protocol", "Requests whose head was read, by protocol.",
+        "protocol" = &["http/1.0", "http/1.1", "h2"];
+    RequestsUnread, Counter, "requests_unread", "Requests refused for their form, before any room saw them.",
+        "reason" = &["malformed", "too_large", "uri_too_long", "bare_lf"];
+    RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that came more slowly than the limits allow.";
+    ResponseBodiesTimedOut, Counter, "response_bodies_timed_out", "HTTP/2 responses whose client opened its window too slowly.";
+    Http2Ended, Counter, "http2_connections_ended", "HTTP/2 connections that we ended for what the client did.",
+        "reason" = &["protocol", "flood", "resets", "requests"];
     Requests, Counter, "requests", "Requests received.";
     Responses, Counter, "responses", "Responses sent, by class of status.", "class" = STATUS_CLASSES;
     ResponseBytes, Counter, "response_body_bytes", "Body bytes handed to client connections.";

@@ -4,26 +4,30 @@
 //! request is handed to the service as it came; nothing here looks inside it beyond its size
 //! and its framing (RFC 9112 §6, RFC 9113 §8). What a request means is for the rooms behind.
 
+mod accept;
 mod bind;
+mod counts;
 mod drain;
+mod framing;
+mod h1;
+mod h2;
+mod io;
+mod pace;
+mod proxy;
+mod record;
+mod session;
 mod settings;
 pub mod tls;
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::{Request, Response};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http::{Request, Response, StatusCode};
 
 use crate::body::Body;
-use crate::context::Connection;
-use crate::metrics::{Metric, Recorder};
+use counts::Counts;
 
+pub use accept::serve;
 pub use bind::{BindError, WorkerSockets, bind};
 pub use drain::{Drain, DrainSwitch, drain};
 pub use settings::{
@@ -36,12 +40,13 @@ pub use tls::{TlsError, TlsState};
 pub struct Door {
     limits: ArcSwap<Limits>,
     tls: Option<Arc<TlsState>>,
+    counts: Arc<Counts>,
 }
 
 impl Door {
     /// A door with nobody in it. `tls` must be there if any listener has TLS.
     pub fn new(limits: Limits, tls: Option<Arc<TlsState>>) -> Arc<Self> {
-        Arc::new(Self { limits: ArcSwap::from_pointee(limits), tls })
+        Arc::new(Self { limits: ArcSwap::from_pointee(limits), tls, counts: Arc::default() })
     }
 
     /// Other limits, for connections that come from now on.
@@ -50,38 +55,17 @@ impl Door {
     }
 }
 
-/// Serves one worker's sockets until `drain` says to stop and the last connection is closed.
-/// Runs inside the worker's `LocalSet`. The service can't fail and is called with the
-/// connection's facts and a request whose body, if it has one, keeps its own deadlines.
-pub async fn serve<S, F>(
-    sockets: WorkerSockets,
-    door: Arc<Door>,
-    service: S,
-    recorder: Recorder,
-    mut drain: Drain,
-) where
-    S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Future<Output = Response<Body>> + 'static,
-{
-    let _ = (door.limits.load(), door.tls.as_ref().map(|tls| tls.config()));
-    for (socket, _) in sockets.sockets {
-        let (service, recorder) = (service.clone(), recorder.clone());
-        tokio::task::spawn_local(async move {
-            let Ok(socket) = tokio::net::TcpListener::from_std(socket) else { return };
-            while let Ok((stream, peer)) = socket.accept().await {
-                recorder.count(Metric::ConnectionsAccepted);
-                let Ok(local) = stream.local_addr() else { continue };
-                let facts = Rc::new(Connection { peer, local, tls: None });
-                let service = service.clone();
-                let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let response = service(facts.clone(), request.map(Body::from));
-                    async move { Ok::<_, Infallible>(response.await) }
-                });
-                tokio::task::spawn_local(
-                    http1::Builder::new().serve_connection(TokioIo::new(stream), answer),
-                );
-            }
-        });
-    }
-    drain.told().await;
+/// Path and query as the client wrote them.
+fn uri_bytes<B>(request: &Request<B>) -> usize {
+    request.uri().path_and_query().map_or(0, |path| path.as_str().len())
 }
+
+/// The answer to a request that no other room ever sees.
+fn refusal(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests;

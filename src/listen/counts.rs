@@ -1,0 +1,141 @@
+//! How many are in: connections of the node, of each client, and handshakes under way.
+//!
+//! Shared by all workers and touched only when a connection opens or closes.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The counts of one node.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    connections: AtomicUsize,
+    handshakes: AtomicUsize,
+    addresses: [Mutex<HashMap<Client, u32>>; SHARDS],
+    hasher: std::hash::RandomState,
+}
+
+/// Who is counted as one client: an IPv4 address, or the /64 that a site is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Client(IpAddr);
+
+impl Client {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(v6) => Self(IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64)))),
+            v4 => Self(v4),
+        }
+    }
+}
+
+/// A place taken; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    counts: Arc<Counts>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Connection,
+    Handshake,
+    Address(Client),
+}
+
+impl Counts {
+    /// A place among all connections, if fewer than `max` are open.
+    pub(super) fn connection(self: &Arc<Self>, max: usize) -> Option<Place> {
+        take(&self.connections, max).then(|| self.place(Kind::Connection))
+    }
+
+    /// A place among the handshakes, if fewer than `max` are under way.
+    pub(super) fn handshake(self: &Arc<Self>, max: usize) -> Option<Place> {
+        take(&self.handshakes, max).then(|| self.place(Kind::Handshake))
+    }
+
+    /// A place among the connections of this client, if it has fewer than `max`.
+    pub(super) fn address(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<Place> {
+        let client = Client::of(address);
+        let mut shard = self.shard(client);
+        if shard.get(&client).is_some_and(|open| *open as usize >= max) || max == 0 {
+            return None;
+        }
+        *shard.entry(client).or_default() += 1;
+        drop(shard);
+        Some(self.place(Kind::Address(client)))
+    }
+
+    fn place(self: &Arc<Self>, kind: Kind) -> Place {
+        Place { counts: self.clone(), kind }
+    }
+
+    fn shard(&self, client: Client) -> MutexGuard<'_, HashMap<Client, u32>> {
+        let shard = self.hasher.hash_one(client) as usize % SHARDS;
+        self.addresses[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        match self.kind {
+            Kind::Connection => _ = self.counts.connections.fetch_sub(1, Ordering::Relaxed),
+            Kind::Handshake => _ = self.counts.handshakes.fetch_sub(1, Ordering::Relaxed),
+            Kind::Address(client) => {
+                let mut shard = self.counts.shard(client);
+                match shard.get_mut(&client) {
+                    Some(open) if *open > 1 => *open -= 1,
+                    _ => _ = shard.remove(&client),
+                }
+            }
+        }
+    }
+}
+
+fn take(count: &AtomicUsize, max: usize) -> bool {
+    let taken = count.fetch_add(1, Ordering::Relaxed) < max;
+    if !taken {
+        count.fetch_sub(1, Ordering::Relaxed);
+    }
+    taken
+}
+
+/// So many that two workers rarely meet at one.
+const SHARDS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_dropped() {
+        let counts = Arc::new(Counts::default());
+        let first = counts.connection(1).expect("the first");
+        assert!(counts.connection(1).is_none());
+        drop(first);
+        assert!(counts.connection(1).is_some());
+    }
+
+    #[test]
+    fn ipv6_is_counted_by_network_and_mapped_ipv4_as_ipv4() {
+        let counts = Arc::new(Counts::default());
+        let _one = counts.address(address("2001:db8::1"), 1).expect("the first");
+        assert!(counts.address(address("2001:db8::2"), 1).is_none());
+        assert!(counts.address(address("2001:db8:0:1::2"), 1).is_some());
+        let _two = counts.address(address("::ffff:192.0.2.1"), 1).expect("the first");
+        assert!(counts.address(address("192.0.2.1"), 1).is_none());
+        assert!(counts.address(address("192.0.2.2"), 1).is_some());
+    }
+
+    #[test]
+    fn clients_that_left_take_no_memory() {
+        let counts = Arc::new(Counts::default());
+        drop(counts.address(address("192.0.2.1"), 9));
+        assert!(counts.addresses.iter().all(|shard| shard.lock().expect("whole").is_empty()));
+    }
+}

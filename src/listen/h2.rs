@@ -1,0 +1,541 @@
+//! HTTP/2 on one connection, straight on the `h2` crate.
+//!
+//! A request is answered in the connection's own task as long as nothing has to be waited
+//! for: all requests that one read brought are taken first, their answers queued, and
+//! everything goes out in one write. Only what is not ready at its first poll gets a task.
+//! hyper's server spawns a task for every stream and asks for window before every body; it
+//! also could not count resets or send 1xx.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Connection as H2Connection, SendResponse};
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+
+use crate::body::Body;
+use crate::context::Connection;
+use crate::metrics::{Metric, Recorder};
+
+use super::io::Transport;
+use super::pace::{Pace, Paced};
+use super::record::{self, H2End};
+use super::session::{Exchange, Order, Overdue, Session};
+use super::settings::{H2Limits, Limits};
+
+/// What the requests of one connection share.
+struct Client<S> {
+    service: S,
+    facts: Rc<Connection>,
+    session: Rc<Session>,
+    recorder: Recorder,
+    date: Rc<RefCell<HeaderValue>>,
+    /// Requests that the client cancelled, since the driver last looked.
+    resets: Rc<Cell<u32>>,
+}
+
+/// Serves a connection that speaks HTTP/2 until it ends. `date` is kept current by the worker.
+pub(super) async fn serve<T, S, F>(
+    transport: Transport<T>,
+    service: S,
+    facts: Rc<Connection>,
+    session: Rc<Session>,
+    recorder: Recorder,
+    date: Rc<RefCell<HeaderValue>>,
+) where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Fn(Rc<Connection>, Request<Body>) -> F,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let handshake = builder(&session.limits).handshake::<_, Bytes>(transport);
+    let connection = match session.watched(handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return ended(&recorder, &error),
+        Err(overdue) => return record::overdue(&recorder, overdue),
+    };
+    let budget = Budget::new(&session.limits.h2);
+    let client = Client { service, facts, session, recorder, date, resets: Rc::default() };
+    let mut driver = Driver {
+        connection,
+        client,
+        budget,
+        batch: Vec::new(),
+        sent_before: 0,
+        draining: false,
+        closing: false,
+    };
+    poll_fn(|cx| driver.poll(cx)).await;
+}
+
+fn builder(limits: &Limits) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(limits.h2.streams_max)
+        .max_header_list_size(limits.header_bytes_max.try_into().unwrap_or(u32::MAX))
+        .initial_window_size(limits.h2.window_bytes)
+        .initial_connection_window_size(limits.h2.window_bytes.saturating_mul(4))
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX));
+    builder
+}
+
+/// Drives one connection.
+struct Driver<T, S> {
+    connection: H2Connection<Transport<T>, Bytes>,
+    client: Client<S>,
+    budget: Budget,
+    /// Requests of one read. Kept for its allocation.
+    batch: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
+    /// Bytes sent when the connection was last found idle.
+    sent_before: u64,
+    draining: bool,
+    /// GOAWAY was sent for good; only the last bytes are flushed.
+    closing: bool,
+}
+
+impl<T, S, F> Driver<T, S>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Fn(Rc<Connection>, Request<Body>) -> F,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.client.session.register(cx);
+        if self.obey().is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            let end = self.accept(cx);
+            self.keep_budget();
+            if self.batch.is_empty() || end.is_ready() {
+                return end;
+            }
+            for (request, respond) in self.batch.drain(..) {
+                take_up(&self.client, request, respond, cx);
+            }
+            // The next round writes the answers, all at once, and looks for more.
+            if self.client.session.is_used_up() {
+                self.drain();
+            }
+        }
+    }
+
+    /// Takes every request that has arrived.
+    fn accept(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match ready!(self.connection.poll_accept(cx)) {
+                Some(Ok(request)) => self.batch.push(request),
+                Some(Err(error)) => {
+                    ended(&self.client.recorder, &error);
+                    return Poll::Ready(());
+                }
+                None => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// Carries out what the sweep or the drain ordered. Ready: the connection is to be dropped.
+    fn obey(&mut self) -> Poll<()> {
+        match self.client.session.order() {
+            None => {}
+            Some(Order::Park) => self.client.session.disobey(),
+            Some(Order::Drain) => self.drain(),
+            Some(Order::Cut(Overdue::Idle)) if self.is_still_sending() => {
+                self.client.session.disobey();
+            }
+            Some(Order::Cut(overdue)) => {
+                record::overdue(&self.client.recorder, overdue);
+                if self.closing || !matches!(overdue, Overdue::Idle | Overdue::Header) {
+                    return Poll::Ready(());
+                }
+                self.go_away(Reason::NO_ERROR);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Answers that were queued whole may still be on their way when their requests are done.
+    fn is_still_sending(&mut self) -> bool {
+        let sent = self.client.session.wire.bytes_out();
+        let before = std::mem::replace(&mut self.sent_before, sent);
+        self.connection.has_streams() && sent != before
+    }
+
+    fn drain(&mut self) {
+        if !self.draining {
+            self.draining = true;
+            self.connection.graceful_shutdown();
+        }
+    }
+
+    /// Ends a connection whose client asks or cancels too often.
+    fn keep_budget(&mut self) {
+        if self.closing {
+            return self.batch.clear();
+        }
+        let Err(end) = self.budget.spend(self.batch.len(), self.client.resets.take()) else {
+            return;
+        };
+        record::http2_ended(&self.client.recorder, end);
+        self.go_away(Reason::ENHANCE_YOUR_CALM);
+    }
+
+    fn go_away(&mut self, reason: Reason) {
+        self.closing = true;
+        self.batch.clear();
+        self.client.session.linger();
+        self.connection.abrupt_shutdown(reason);
+    }
+}
+
+/// Answers at once if the service can, else in a task.
+fn take_up<S, F>(
+    client: &Client<S>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    cx: &mut Context<'_>,
+) where
+    S: Fn(Rc<Connection>, Request<Body>) -> F,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let exchange = client.session.begin();
+    record::request(&client.recorder, request.version());
+    let limits = &client.session.limits;
+    let refusal = refusal(&request, limits, &client.recorder);
+    let is_head = request.method() == Method::HEAD;
+    if !request.body().is_end_stream() && request.headers().contains_key(EXPECT) {
+        let mut go_on = Response::new(());
+        *go_on.status_mut() = StatusCode::CONTINUE;
+        _ = respond.send_informational(go_on);
+    }
+    let mut reply = Reply {
+        respond,
+        is_head,
+        resets: client.resets.clone(),
+        pace: Pace::new(limits),
+        recorder: client.recorder.clone(),
+        _exchange: exchange,
+    };
+    if let Some(refusal) = refusal {
+        return reply.send_or_spawn(refusal, &client.date);
+    }
+    let request = request.map(|body| paced(body, limits, &client.recorder));
+    let mut answer = Box::pin((client.service)(client.facts.clone(), request));
+    if let Poll::Ready(response) = answer.as_mut().poll(cx) {
+        return reply.send_or_spawn(response, &client.date);
+    }
+    let date = client.date.clone();
+    spawn_local(async move {
+        if let Some(response) = reply.unless_reset(answer.as_mut()).await {
+            // Whatever the service held is free before the body is sent.
+            drop(answer);
+            if let Some(pump) = reply.send(response, &date) {
+                pump.run().await;
+            }
+        }
+    });
+}
+
+fn refusal(
+    request: &Request<RecvStream>,
+    limits: &Limits,
+    recorder: &Recorder,
+) -> Option<Response<Body>> {
+    if request.headers().len() > limits.headers_max {
+        record::headers_too_many(recorder);
+        Some(super::refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
+    } else if super::uri_bytes(request) > limits.uri_bytes_max {
+        record::uri_too_long(recorder);
+        Some(super::refusal(StatusCode::URI_TOO_LONG))
+    } else {
+        None
+    }
+}
+
+/// The way back to the client for one request.
+struct Reply {
+    respond: SendResponse<Bytes>,
+    is_head: bool,
+    resets: Rc<Cell<u32>>,
+    pace: Pace,
+    recorder: Recorder,
+    _exchange: Exchange,
+}
+
+impl Reply {
+    /// The service's answer; `None` if the client cancels first, which the service sees as
+    /// its future's drop.
+    async fn unless_reset<F: Future>(&mut self, mut answer: Pin<&mut F>) -> Option<F::Output> {
+        poll_fn(|cx| {
+            if self.respond.poll_reset(cx).is_ready() {
+                self.resets.set(self.resets.get() + 1);
+                return Poll::Ready(None);
+            }
+            answer.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    fn send_or_spawn(self, response: Response<Body>, date: &RefCell<HeaderValue>) {
+        if let Some(pump) = self.send(response, date) {
+            spawn_local(pump.run());
+        }
+    }
+
+    /// Sends head and body, if the body is there; otherwise the pump for the body.
+    fn send(mut self, response: Response<Body>, date: &RefCell<HeaderValue>) -> Option<Pump> {
+        let (mut head, body) = response.into_parts();
+        let is_whole = self.is_head || body.is_end_stream();
+        complete(&mut head.headers, if is_whole { None } else { body.exact_length() }, date);
+        // An error here is a stream that the client has cancelled; nobody waits for it.
+        let head = Response::from_parts(head, ());
+        let mut stream = self.respond.send_response(head, is_whole).ok()?;
+        match body {
+            _ if is_whole => None,
+            // h2 holds what exceeds the window, and these bytes are in memory anyway.
+            Body::Full(Some(bytes)) if bytes.len() <= QUEUED_WHOLE_BYTES_MAX => {
+                _ = stream.send_data(bytes, true);
+                None
+            }
+            body => Some(Pump { body, stream, reply: self }),
+        }
+    }
+}
+
+/// What HTTP/2 demands of a head, and what hyper adds on HTTP/1.
+fn complete(headers: &mut HeaderMap, length: Option<u64>, date: &RefCell<HeaderValue>) {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
+        headers.remove(name);
+    }
+    if !headers.contains_key(DATE) {
+        headers.insert(DATE, date.borrow().clone());
+    }
+    if let Some(length) = length
+        && !headers.contains_key(CONTENT_LENGTH)
+    {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// A body on its way, as fast as the client's window lets it.
+struct Pump {
+    body: Body,
+    stream: SendStream<Bytes>,
+    reply: Reply,
+}
+
+/// Why a body is not sent to its end.
+enum Stopped {
+    /// The client cancelled it, or the connection is gone.
+    ByClient,
+    /// The client opens its window too slowly.
+    Stalled,
+    /// The source of the body failed: the client must see that it is not whole.
+    BySource,
+}
+
+impl Pump {
+    async fn run(mut self) {
+        match self.send_all().await {
+            Ok(()) => {}
+            Err(Stopped::ByClient) => self.reply.resets.set(self.reply.resets.get() + 1),
+            Err(Stopped::Stalled) => {
+                self.reply.recorder.count(Metric::ResponseBodiesTimedOut);
+                self.stream.send_reset(Reason::CANCEL);
+            }
+            Err(Stopped::BySource) => self.stream.send_reset(Reason::INTERNAL_ERROR),
+        }
+    }
+
+    async fn send_all(&mut self) -> Result<(), Stopped> {
+        while let Some(frame) = self.next_frame().await? {
+            match frame.into_data() {
+                Ok(bytes) => {
+                    let is_last = self.body.is_end_stream();
+                    self.push(bytes, is_last).await?;
+                    if is_last {
+                        return Ok(());
+                    }
+                }
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return self.stream.send_trailers(trailers).map_err(|_| Stopped::ByClient);
+                }
+            }
+        }
+        self.stream.send_data(Bytes::new(), true).map_err(|_| Stopped::ByClient)
+    }
+
+    async fn next_frame(&mut self) -> Result<Option<Frame<Bytes>>, Stopped> {
+        poll_fn(|cx| {
+            if self.stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Stopped::ByClient));
+            }
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            Poll::Ready(frame.transpose().map_err(|_| Stopped::BySource))
+        })
+        .await
+    }
+
+    async fn push(&mut self, mut bytes: Bytes, is_last: bool) -> Result<(), Stopped> {
+        loop {
+            self.stream.reserve_capacity(bytes.len());
+            let window = if bytes.is_empty() { 0 } else { self.window().await? };
+            let piece = bytes.split_to(bytes.len().min(window));
+            self.reply.pace.moved(piece.len());
+            let is_end = is_last && bytes.is_empty();
+            self.stream.send_data(piece, is_end).map_err(|_| Stopped::ByClient)?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Bytes that the client takes now; waits until it takes any.
+    async fn window(&mut self) -> Result<usize, Stopped> {
+        poll_fn(|cx| {
+            loop {
+                if self.stream.capacity() > 0 {
+                    return Poll::Ready(Ok(self.stream.capacity()));
+                }
+                match self.stream.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Stopped::ByClient)),
+                    Poll::Pending => {
+                        let overdue = self.reply.pace.poll_overdue(cx);
+                        return overdue.map(|()| Err(Stopped::Stalled));
+                    }
+                }
+            }
+        })
+        .await
+    }
+}
+
+fn paced(body: RecvStream, limits: &Limits, recorder: &Recorder) -> Body {
+    if body.is_end_stream() {
+        return Body::Empty;
+    }
+    Body::stream(Paced::new(Received { body, data_ended: false }, limits, recorder.clone()))
+}
+
+/// A request body. Its window is given back as it is read, so a slow reader slows the client.
+struct Received {
+    body: RecvStream,
+    data_ended: bool,
+}
+
+impl HttpBody for Received {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let this = self.get_mut();
+        if !this.data_ended {
+            match ready!(this.body.poll_data(cx)) {
+                Some(Ok(bytes)) => {
+                    _ = this.body.flow_control().release_capacity(bytes.len());
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => this.data_ended = true,
+            }
+        }
+        let trailers = ready!(this.body.poll_trailers(cx));
+        Poll::Ready(trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    // The length, if there is one, stands in Content-Length, and h2 holds the client to it.
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+/// How often a client may ask and cancel.
+struct Budget {
+    requests_max: Option<u32>,
+    requests: Window,
+    resets_max: u32,
+    resets: Window,
+}
+
+/// A count that begins anew after a while.
+#[derive(Default)]
+struct Window {
+    began: Option<Instant>,
+    count: u32,
+}
+
+impl Budget {
+    fn new(limits: &H2Limits) -> Self {
+        Self {
+            requests_max: limits.requests_per_second_max,
+            requests: Window::default(),
+            resets_max: limits.resets_per_10s_max,
+            resets: Window::default(),
+        }
+    }
+
+    /// The clock is only read when there is something to count.
+    fn spend(&mut self, requests: usize, resets: u32) -> Result<(), H2End> {
+        if resets > 0 && self.resets.add(resets, Duration::from_secs(10)) > self.resets_max {
+            return Err(H2End::Resets);
+        }
+        match self.requests_max {
+            Some(max) if requests > 0 => {
+                let requests = requests.try_into().unwrap_or(u32::MAX);
+                let within = self.requests.add(requests, Duration::from_secs(1)) <= max;
+                if within { Ok(()) } else { Err(H2End::Requests) }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Window {
+    fn add(&mut self, count: u32, length: Duration) -> u32 {
+        let now = Instant::now();
+        if self.began.is_none_or(|began| now - began >= length) {
+            (self.began, self.count) = (Some(now), 0);
+        }
+        self.count = self.count.saturating_add(count);
+        self.count
+    }
+}
+
+fn ended(recorder: &Recorder, error: &h2::Error) {
+    if error.is_io() || error.is_remote() {
+        return;
+    }
+    let flood = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+    record::http2_ended(recorder, if flood { H2End::Flood } else { H2End::Protocol });
+}
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// One slice of a stored body. More is sent as the window opens.
+const QUEUED_WHOLE_BYTES_MAX: usize = 256 << 10;
+/// What a pump may have queued ahead of the socket.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// Streams that a client makes us reset for its mistakes.
+const LOCAL_RESETS_MAX: usize = 256;

@@ -1,0 +1,145 @@
+//! The least pace of a body.
+//!
+//! Only time in which we waited for the client counts: an origin that reads slowly is not
+//! its fault. While bytes flow no timer is armed.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::body::BodyError;
+use crate::metrics::{Metric, Recorder};
+
+use super::settings::Limits;
+
+/// Measures how long a client kept us waiting, and for how many bytes.
+#[derive(Debug)]
+pub(super) struct Pace {
+    rules: Rules,
+    bytes: u64,
+    waited: Duration,
+    wait: Option<Wait>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    idle: Duration,
+    rate_min: u64,
+    grace: Duration,
+}
+
+#[derive(Debug)]
+struct Wait {
+    since: Instant,
+    end: Pin<Box<Sleep>>,
+}
+
+impl Pace {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let rules = Rules {
+            idle: limits.body_idle_timeout,
+            rate_min: limits.body_rate_min,
+            grace: limits.body_rate_grace,
+        };
+        Self { rules, bytes: 0, waited: Duration::ZERO, wait: None }
+    }
+
+    /// The client moved so many bytes.
+    pub(super) fn moved(&mut self, bytes: usize) {
+        if let Some(wait) = self.wait.take() {
+            self.waited += wait.since.elapsed();
+        }
+        self.bytes += bytes as u64;
+    }
+
+    /// We wait for the client. Ready when it has kept us waiting for too long.
+    pub(super) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let wait = self.wait.get_or_insert_with(|| {
+            let since = Instant::now();
+            let patience = self.rules.patience(self.bytes, self.waited);
+            Wait { since, end: Box::pin(sleep_until(since + patience)) }
+        });
+        wait.end.as_mut().poll(cx)
+    }
+}
+
+impl Rules {
+    /// How much longer the client may keep us waiting, after so many bytes in so much time.
+    fn patience(self, bytes: u64, waited: Duration) -> Duration {
+        if self.rate_min == 0 {
+            return self.idle;
+        }
+        let earned = Duration::from_secs_f64(bytes as f64 / self.rate_min as f64);
+        self.idle.min((self.grace + earned).saturating_sub(waited))
+    }
+}
+
+/// A request body that fails when its client is slower than the least pace.
+pub(super) struct Paced<B> {
+    body: B,
+    pace: Pace,
+    recorder: Recorder,
+}
+
+impl<B> Paced<B> {
+    pub(super) fn new(body: B, limits: &Limits, recorder: Recorder) -> Self {
+        Self { body, pace: Pace::new(limits), recorder }
+    }
+}
+
+impl<B> HttpBody for Paced<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            return this.pace.poll_overdue(cx).map(|()| {
+                this.recorder.count(Metric::RequestBodiesTimedOut);
+                Some(Err(BodyError::new("the client's body came too slowly")))
+            });
+        };
+        let bytes = match &frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        this.pace.moved(bytes);
+        let broken = |error| BodyError::caused_by("the client's body broke off", error);
+        Poll::Ready(frame.map(|frame| frame.map_err(broken)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_the_grace_and_what_the_bytes_have_earned() {
+        let secs = Duration::from_secs;
+        let rules = Rules { idle: secs(30), rate_min: 100, grace: secs(20) };
+        assert_eq!(rules.patience(0, secs(0)), secs(20));
+        assert_eq!(rules.patience(500, secs(10)), secs(15));
+        assert_eq!(rules.patience(1_000_000, secs(10)), secs(30));
+        assert_eq!(rules.patience(0, secs(25)), secs(0));
+        assert_eq!(Rules { rate_min: 0, ..rules }.patience(0, secs(99)), secs(30));
+    }
+}
