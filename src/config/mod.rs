@@ -1,1 +1,327 @@
-//! See docs/ARCHITECTURE.md.
+//! From what was written to what is meant.
+//!
+//! A TOML file, the environment and flags (each stronger than the one before) become the
+//! `Settings` of every room. Options that don't exist are refused, all mistakes are reported
+//! at once with file, line and what was expected. `config/edge.toml` documents every option.
+
+mod flags;
+mod mistakes;
+mod reader;
+mod rooms;
+mod sites;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use flags::Flags;
+pub use mistakes::{Mistake, Mistakes};
+
+use crate::listen::Listener;
+use crate::{fetch, guard, listen, respond, route};
+use reader::{Reader, Section};
+
+/// All that a node is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The node itself.
+    pub node: NodeSettings,
+    /// Where the admin API listens.
+    pub admin: SocketAddr,
+    /// The access log.
+    pub log: respond::log::Settings,
+    /// How much is told on standard error: error, warn, info, debug or trace.
+    pub log_level: String,
+    /// Where and how clients connect.
+    pub listen: listen::Settings,
+    /// The gate.
+    pub guard: guard::Settings,
+    /// Clients that the rate limits remember.
+    pub rate_clients_max: usize,
+    /// Places.
+    pub geo: geo::Settings,
+    /// Origins.
+    pub fetch: fetch::Settings,
+    /// Fills.
+    pub fills: fetch::fill::Settings,
+    /// Sites and rules.
+    pub routes: route::Settings,
+    /// Every option and what it is set to, for [`Config::changes`].
+    options: BTreeMap<String, String>,
+}
+
+/// The node as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// What receipts and logs call it; the machine's name as shipped.
+    pub name: String,
+    /// Where it is; free text.
+    pub region: String,
+    /// Threads of the data path.
+    pub workers: usize,
+    /// Where cache, purge log and made certificates live.
+    pub data_directory: PathBuf,
+    /// How long requests may take to end when the node stops.
+    pub drain_timeout: Duration,
+}
+
+/// An option that a reload finds changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// `limits.idle_timeout`.
+    pub option: String,
+    /// What it was; `None` when it is new.
+    pub before: Option<String>,
+    /// What it is; `None` when it is gone.
+    pub after: Option<String>,
+    /// Whether it counts only after a restart.
+    pub needs_restart: bool,
+}
+
+impl Default for NodeSettings {
+    fn default() -> Self {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let is_name =
+            |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        Self {
+            name: if name.is_empty() || !is_name(&name) { "edge".to_owned() } else { name },
+            region: String::new(),
+            workers: cores(),
+            data_directory: PathBuf::from("skerry-data"),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Config {
+    /// What counts where nothing is written. It has no listener, no pool and no site yet.
+    fn default() -> Self {
+        Self {
+            node: NodeSettings::default(),
+            admin: ADMIN,
+            log: respond::log::Settings::default(),
+            log_level: "info".to_owned(),
+            listen: listen::Settings::default(),
+            guard: guard::Settings::default(),
+            rate_clients_max: 100_000,
+            geo: geo::Settings::default(),
+            fetch: fetch::Settings::default(),
+            fills: fetch::fill::Settings::default(),
+            routes: route::Settings::default(),
+            options: BTreeMap::new(),
+        }
+    }
+}
+
+/// Reads the file that the flags name, if any, and puts the flags over it.
+///
+/// # Errors
+/// All mistakes at once. The file is not changed and nothing is started or bound.
+pub fn load(flags: &Flags) -> Result<Config, Mistakes> {
+    let Some(path) = &flags.config else { return parse("", "skerry", Path::new(""), flags) };
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Mistakes(vec![Mistake::without_place(&name, format!("cannot read it: {error}"))])
+    })?;
+    parse(&text, &name, path.parent().unwrap_or(Path::new("")), flags)
+}
+
+/// The configuration in `text`. `name` is said in mistakes; relative paths start at `base`.
+///
+/// # Errors
+/// All mistakes at once.
+pub fn parse(text: &str, name: &str, base: &Path, flags: &Flags) -> Result<Config, Mistakes> {
+    let reader = Reader::new(name, base, text);
+    let mut config = read(&reader, flags);
+    let mut notes = reader.into_notes();
+    config.options = std::mem::take(&mut notes.options);
+    match notes.mistakes() {
+        mistakes if mistakes.is_empty() => Ok(config),
+        mistakes => Err(Mistakes(mistakes)),
+    }
+}
+
+impl Config {
+    /// What differs from `before`, option by option, in the order of their names.
+    pub fn changes(&self, before: &Self) -> Vec<Change> {
+        let names = self.options.keys().chain(before.options.keys());
+        let names: std::collections::BTreeSet<&String> = names.collect();
+        let change = |option: &String| {
+            let (before, after) = (before.options.get(option), self.options.get(option));
+            (before != after).then(|| Change {
+                option: option.clone(),
+                before: before.cloned(),
+                after: after.cloned(),
+                needs_restart: needs_restart(option),
+            })
+        };
+        names.into_iter().filter_map(change).collect()
+    }
+
+    /// The options that differ from `before` but count only after a restart.
+    pub fn restart_needed(&self, before: &Self) -> Vec<String> {
+        let changes = self.changes(before).into_iter();
+        changes.filter(|change| change.needs_restart).map(|change| change.option).collect()
+    }
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.before, &self.after) {
+            (Some(before), Some(after)) => write!(f, "{}: {before} → {after}", self.option)?,
+            (None, Some(after)) => write!(f, "{}: new, {after}", self.option)?,
+            (_, None) => write!(f, "{}: gone", self.option)?,
+        }
+        if self.needs_restart { f.write_str(" (after a restart)") } else { Ok(()) }
+    }
+}
+
+fn needs_restart(option: &str) -> bool {
+    RESTART.iter().any(|prefix| {
+        option
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    })
+}
+
+/// As many workers as the process may use cores.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
+}
+
+fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
+    let mut config = Config::default();
+    let table = reader.parse();
+    let root = Section::root(reader, &table);
+    rooms::node(&root.section("node"), &mut config.node);
+    root.section("admin").read("address", &mut config.admin);
+    rooms::access_log(&root.section("log"), &mut config.log, &mut config.log_level);
+    config.listen.listeners = rooms::listeners(&root);
+    rooms::tls(&root.section("tls"), &mut config.listen.tls);
+    rooms::limits(&root.section("limits"), &mut config.listen.limits);
+    let guard = root.section("guard");
+    rooms::gate(&guard, &mut config.guard);
+    guard.read_within("rate_clients_max", &mut config.rate_clients_max, 1..);
+    rooms::geo(&root.section("geo"), &mut config.geo);
+    rooms::dns(&root.section("dns"), &mut config.fetch.dns);
+    rooms::fills(&root.section("fills"), &mut config.fills);
+    config.fetch.pools = rooms::pools(&root);
+    flag_origins(reader, flags, &mut config.fetch.pools);
+    let pools: Vec<Arc<str>> = config.fetch.pools.iter().map(|pool| pool.name.clone()).collect();
+    config.routes = sites::sites(&root, &pools);
+    apply(reader, flags, &mut config);
+    config
+}
+
+/// The pool of `--origin`, beside those of the file.
+fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<fetch::PoolSettings>) {
+    let mut origins = Vec::new();
+    for url in &flags.origins {
+        match rooms::origin(url) {
+            Some(origin) => origins.push(origin),
+            None => {
+                reader.lack(format!("--origin: expected {}, found {url:?}", rooms::ORIGIN_EXPECTED))
+            }
+        }
+    }
+    if origins.is_empty() {
+        return;
+    }
+    if pools.iter().any(|pool| &*pool.name == FLAG_POOL) {
+        reader.lack(format!(
+            "--origin makes a pool {FLAG_POOL:?}, and the file has one of that name"
+        ));
+    }
+    let mut pool = fetch::PoolSettings::new(FLAG_POOL, origins);
+    // Who names just a URL expects that host to be asked, not the one of this node.
+    pool.host_header = fetch::HostHeader::Origin;
+    reader.record("--origin", &flags.origins);
+    pools.push(pool);
+}
+
+fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
+    if !flags.origins.is_empty() && config.fetch.pools.iter().any(|pool| &*pool.name == FLAG_POOL) {
+        config.routes.sites.retain(|site| !site.hosts.contains(&route::HostPattern::Any));
+        config.routes.sites.push(sites::catch_all(&FLAG_POOL.into()));
+    }
+    if config.routes.sites.is_empty() {
+        reader.lack(
+            "nothing to serve: give --origin URL, or a file with [pools.NAME] and [sites.NAME]",
+        );
+    }
+    let listeners = &mut config.listen.listeners;
+    if listeners.is_empty() && flags.http.is_empty() && flags.https.is_empty() {
+        listeners.extend([Listener::plain(HTTP), Listener::tls(HTTPS)]);
+    }
+    for (addresses, tls) in [(&flags.http, false), (&flags.https, true)] {
+        if !addresses.is_empty() {
+            listeners.retain(|listener| listener.tls != tls);
+            let listener = if tls { Listener::tls } else { Listener::plain };
+            listeners.extend(addresses.iter().map(|address| listener(*address)));
+        }
+    }
+    reader.record("listeners", listeners);
+    if let Some(admin) = flags.admin {
+        config.admin = admin;
+        reader.record("admin.address", &admin);
+    }
+    if !config.admin.ip().is_loopback() {
+        reader.lack(format!(
+            "admin.address: expected a loopback address, since the admin API has no authentication, found {}",
+            config.admin
+        ));
+    }
+    let node = &mut config.node;
+    if let Some(directory) = &flags.data_dir {
+        node.data_directory.clone_from(directory);
+        reader.record("node.data_directory", directory);
+    }
+    if let Some(workers) = flags.workers {
+        if !(1..=WORKERS_MAX).contains(&workers) {
+            reader.lack(format!("--workers: expected 1 to {WORKERS_MAX}, found {workers}"));
+        }
+        node.workers = workers;
+        reader.record("node.workers", &workers);
+    }
+    for (flag, option, target) in [
+        (&flags.name, "node.name", &mut node.name),
+        (&flags.region, "node.region", &mut node.region),
+    ] {
+        if let Some(value) = flag {
+            target.clone_from(value);
+            reader.record(option, value);
+        }
+    }
+}
+
+/// Where a node listens when nothing says otherwise: this machine alone can reach it.
+const HTTP: SocketAddr = SocketAddr::new(LOOPBACK, 8080);
+const HTTPS: SocketAddr = SocketAddr::new(LOOPBACK, 8443);
+const ADMIN: SocketAddr = SocketAddr::new(LOOPBACK, 9180);
+const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+/// The pool that `--origin` makes.
+const FLAG_POOL: &str = "origin";
+
+/// Metrics are kept for each worker; no machine that this runs on has more cores.
+const WORKERS_MAX: usize = 1024;
+
+/// Options that threads, sockets or files were made of. All others count after a reload.
+const RESTART: &[&str] = &[
+    "node.name",
+    "node.region",
+    "node.workers",
+    "node.data_directory",
+    "admin",
+    "listeners",
+    "limits",
+    "log",
+    "guard.rate_clients_max",
+    "dns",
+    "fills",
+];

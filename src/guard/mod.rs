@@ -18,8 +18,19 @@ pub use authority::Authority;
 pub use normalise::{Gate, Normalised};
 pub use refusal::Refusal;
 
+use std::borrow::Cow;
+
 use http::HeaderName;
 use ipnet::IpNet;
+
+/// The spelling of `path` that requests have behind the gate. For what configuration and admin
+/// API name; `//` is left as it is.
+///
+/// # Errors
+/// The gate would refuse a request for it.
+pub fn normal_path(path: &str) -> Result<Cow<'_, str>, Refusal> {
+    if path.starts_with('/') { path::normalise(path, false) } else { Err(Refusal::TargetInvalid) }
+}
 
 /// What the gate does where the RFCs leave a choice.
 #[derive(Clone, Debug, PartialEq)]

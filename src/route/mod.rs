@@ -19,6 +19,7 @@ use geo::{Continent, Country};
 use http::{HeaderValue, StatusCode};
 
 use crate::guard::{access, rate};
+use crate::transform;
 
 pub use edit::FieldEdits;
 pub use matches::{Matches, PathGlob, PathPattern};
@@ -70,6 +71,8 @@ pub struct RuleSettings {
     pub access: access::Settings,
     /// How often one client may ask.
     pub rate: Option<rate::Limit>,
+    /// Content coding on the way to the client.
+    pub compression: Arc<transform::Settings>,
     /// Changes to the fields that an origin gets.
     pub request_fields: FieldEdits,
     /// Changes to the fields that a client gets.

@@ -199,6 +199,7 @@ mod tests {
             action,
             access: Default::default(),
             rate: None,
+            compression: Default::default(),
             request_fields: Default::default(),
             response_fields: Default::default(),
         }

@@ -1,0 +1,342 @@
+//! What was written: a TOML file, read option by option. Each option is asked for once, by
+//! its name and with its default; what nobody asked for is a mistake, and so is what does not
+//! parse. Mistakes are collected, reading goes on.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::mistakes::{self, Mistake};
+use super::values::{Value, found};
+
+/// One file and what was noticed while reading it.
+pub(super) struct Reader<'a> {
+    name: String,
+    base: PathBuf,
+    text: &'a str,
+    notes: RefCell<Notes>,
+}
+
+/// What was noticed.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    mistakes: Vec<(Option<usize>, Mistake)>,
+    /// Each option's path and what it is set to, by the file or by default.
+    pub options: BTreeMap<String, String>,
+    /// The options that exist, `*` for names.
+    pub known: BTreeSet<String>,
+    /// Those of them that the file has.
+    pub written: BTreeSet<String>,
+}
+
+impl Notes {
+    /// The mistakes in the order of the file.
+    pub fn mistakes(mut self) -> Vec<Mistake> {
+        self.mistakes.sort_by_key(|(at, _)| *at);
+        self.mistakes.dedup();
+        self.mistakes.into_iter().map(|(_, mistake)| mistake).collect()
+    }
+}
+
+impl<'a> Reader<'a> {
+    /// A reader of `text`, which came from the file `name`. Relative paths start at `base`.
+    pub fn new(name: &str, base: &Path, text: &'a str) -> Self {
+        let (name, base) = (name.to_owned(), base.to_owned());
+        Self { name, base, text, notes: RefCell::default() }
+    }
+
+    /// Parses the text; mistakes of syntax are noted.
+    pub fn parse(&self) -> DeTable<'a> {
+        let (table, errors) = DeTable::parse_recoverable(self.text);
+        for error in errors {
+            let message = error.message().replace('\n', " ");
+            match error.span() {
+                Some(span) => self.mistake(&span, message),
+                None => self.mistake(&(0..0), message),
+            }
+        }
+        table.into_inner()
+    }
+
+    /// Notes a mistake at a place in the text.
+    pub fn mistake(&self, span: &Range<usize>, message: impl Into<String>) {
+        let place = Some(mistakes::place(self.text, span));
+        let mistake = Mistake { source: self.name.clone(), place, message: message.into() };
+        self.notes.borrow_mut().mistakes.push((Some(span.start), mistake));
+    }
+
+    /// Notes a mistake that has no place: something is missing.
+    pub fn lack(&self, message: impl Into<String>) {
+        let mistake = Mistake::without_place(&self.name, message);
+        self.notes.borrow_mut().mistakes.push((None, mistake));
+    }
+
+    /// Notes that `value` is not what was expected.
+    pub fn unexpected(&self, value: &Spanned<DeValue<'_>>, expected: &str) {
+        let found = found(value.get_ref());
+        self.mistake(&value.span(), format!("expected {expected}, found {found}"));
+    }
+
+    /// A path, from where relative paths start.
+    pub fn resolve(&self, path: &str) -> PathBuf {
+        self.base.join(path)
+    }
+
+    /// The notes, at the end.
+    pub fn into_notes(self) -> Notes {
+        self.notes.into_inner()
+    }
+
+    /// Sets what an option that is not read from the file is set to.
+    pub fn record(&self, option: &str, value: &impl Debug) {
+        self.notes.borrow_mut().options.insert(option.to_owned(), format!("{value:?}"));
+    }
+}
+
+/// One table of the file, or the lack of it.
+pub(super) struct Section<'a> {
+    pub reader: &'a Reader<'a>,
+    /// `sites.www.cache`; empty for the whole file.
+    path: String,
+    /// The same with `*` for names.
+    pattern: String,
+    table: Option<&'a DeTable<'a>>,
+    span: Range<usize>,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+impl<'a> Section<'a> {
+    /// The whole file.
+    pub fn root(reader: &'a Reader<'a>, table: &'a DeTable<'a>) -> Self {
+        Self::new(reader, String::new(), String::new(), Some(table), 0..0)
+    }
+
+    fn new(
+        reader: &'a Reader<'a>,
+        path: String,
+        pattern: String,
+        table: Option<&'a DeTable<'a>>,
+        span: Range<usize>,
+    ) -> Self {
+        Self { reader, path, pattern, table, span, asked: RefCell::default() }
+    }
+
+    /// Whether the file has this table.
+    pub fn is_written(&self) -> bool {
+        self.table.is_some()
+    }
+
+    /// Where the table begins.
+    pub fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
+    /// The table `name` in this one.
+    pub fn section(&self, name: &'static str) -> Section<'a> {
+        let (path, pattern) = self.below(name, name);
+        match self.ask(name) {
+            None => Section::new(self.reader, path, pattern, None, self.span()),
+            Some(value) => {
+                let table = self.table_of(value, "a table");
+                Section::new(self.reader, path, pattern, table, value.span())
+            }
+        }
+    }
+
+    /// The tables in the table `name`, each with its own name.
+    pub fn named(&self, name: &'static str) -> Vec<(String, Section<'a>)> {
+        let Some(value) = self.ask(name) else { return Vec::new() };
+        let Some(tables) = self.table_of(value, &format!("tables [{name}.NAME]")) else {
+            return Vec::new();
+        };
+        let mut named: Vec<(String, Section<'a>)> = Vec::new();
+        for (key, value) in tables {
+            let (path, pattern) =
+                self.below(&format!("{name}.{}", key.get_ref()), &format!("{name}.*"));
+            let table = self.table_of(value, "a table");
+            let section = Section::new(self.reader, path, pattern, table, key.span());
+            named.push((key.get_ref().to_string(), section));
+        }
+        named.sort_by_key(|(_, section)| section.span.start);
+        named
+    }
+
+    /// The tables of the array `name`.
+    pub fn list(&self, name: &'static str) -> Vec<Section<'a>> {
+        let Some(value) = self.ask(name) else { return Vec::new() };
+        let DeValue::Array(items) = value.get_ref() else {
+            self.reader.unexpected(value, &format!("an array of tables [[{name}]]"));
+            return Vec::new();
+        };
+        let section = |(at, item): (usize, &'a Spanned<DeValue<'a>>)| {
+            let (path, pattern) = self.below(&format!("{name}[{at}]"), &format!("{name}.*"));
+            let table = self.table_of(item, "a table");
+            Section::new(self.reader, path, pattern, table, item.span())
+        };
+        items.iter().enumerate().map(section).collect()
+    }
+
+    /// The keys of a table whose keys are free, with their values.
+    pub fn entries(&self) -> Vec<(&'a str, Range<usize>, &'a Spanned<DeValue<'a>>)> {
+        let entries = self.table.into_iter().flatten();
+        let mut entries: Vec<_> =
+            entries.map(|(key, value)| (&**key.get_ref(), key.span(), value)).collect();
+        entries.sort_by_key(|(_, span, _)| span.start);
+        self.asked.borrow_mut().push(ANY);
+        self.note("", !entries.is_empty());
+        entries
+    }
+
+    /// Reads the option `name` into `target`, which holds its default. Says whether it stands
+    /// in the file.
+    pub fn read<T: Value + Debug>(&self, name: &'static str, target: &mut T) -> bool {
+        let value = self.ask(name);
+        self.note(name, value.is_some());
+        if let Some(value) = value
+            && let Some(read) = T::read(value, self.reader)
+        {
+            *target = read;
+        }
+        self.record(name, target);
+        value.is_some()
+    }
+
+    /// Reads a number that has bounds.
+    pub fn read_within<T>(
+        &self,
+        name: &'static str,
+        target: &mut T,
+        bounds: impl std::ops::RangeBounds<T> + Debug,
+    ) where
+        T: Value + Debug + PartialOrd + Copy,
+    {
+        let before = *target;
+        self.read(name, target);
+        if !bounds.contains(target) {
+            self.mistake(name, format!("expected {}, found {target:?}", words(&bounds)));
+            *target = before;
+        }
+    }
+
+    /// Reads an option that takes one of a few words.
+    pub fn choice<T: Clone>(&self, name: &'static str, target: &mut T, words: &[(&str, T)]) {
+        let value = self.ask(name);
+        self.note(name, value.is_some());
+        let Some(value) = value else { return };
+        let word = if let DeValue::String(word) = value.get_ref() { Some(&**word) } else { None };
+        match words.iter().find(|(known, _)| Some(*known) == word) {
+            Some((known, meant)) => {
+                *target = meant.clone();
+                self.record(name, known);
+            }
+            None => {
+                let known: Vec<String> =
+                    words.iter().map(|(known, _)| format!("{known:?}")).collect();
+                self.reader.unexpected(value, &known.join(" or "));
+            }
+        }
+    }
+
+    /// Reads the path of a file that can be opened.
+    pub fn read_file(&self, name: &'static str, target: &mut PathBuf) -> bool {
+        let written = self.read(name, target);
+        if written && let Err(error) = File::open(&*target) {
+            self.mistake(name, format!("cannot read {}: {error}", target.display()));
+        }
+        written
+    }
+
+    /// Whether the option stands in the file. Counts as asking for it.
+    pub fn has(&self, name: &'static str) -> bool {
+        self.ask(name).is_some()
+    }
+
+    /// Notes a mistake at the value of option `name`, or at the table if it isn't written.
+    pub fn mistake(&self, name: &str, message: impl Into<String>) {
+        let value = self.table.and_then(|table| table.get(name));
+        let span = value.map_or(self.span(), Spanned::span);
+        self.reader.mistake(&span, message);
+    }
+
+    /// The value of an option that is read in a way of its own.
+    pub fn raw(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        let value = self.ask(name);
+        self.note(name, value.is_some());
+        value
+    }
+
+    /// Records what an option that is read in a way of its own is set to.
+    pub fn record(&self, name: &str, value: &impl Debug) {
+        self.reader.record(&self.below(name, "").0, value);
+    }
+
+    fn ask(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.asked.borrow_mut().push(name);
+        self.table?.get(name)
+    }
+
+    fn note(&self, name: &str, written: bool) {
+        let (_, pattern) = self.below("", name);
+        let pattern = pattern.trim_end_matches('.').to_owned();
+        let mut notes = self.reader.notes.borrow_mut();
+        if written {
+            notes.written.insert(pattern.clone());
+        }
+        notes.known.insert(pattern);
+    }
+
+    fn below(&self, path: &str, pattern: &str) -> (String, String) {
+        let join = |above: &str, name: &str| {
+            if above.is_empty() { name.to_owned() } else { format!("{above}.{name}") }
+        };
+        (join(&self.path, path), join(&self.pattern, pattern))
+    }
+
+    fn table_of(&self, value: &'a Spanned<DeValue<'a>>, expected: &str) -> Option<&'a DeTable<'a>> {
+        if let DeValue::Table(table) = value.get_ref() {
+            return Some(table);
+        }
+        self.reader.unexpected(value, expected);
+        None
+    }
+}
+
+impl Drop for Section<'_> {
+    /// What nobody asked for is a mistake.
+    fn drop(&mut self) {
+        let asked = self.asked.borrow();
+        if asked.contains(&ANY) {
+            return;
+        }
+        for key in self.table.into_iter().flat_map(DeTable::keys) {
+            if !asked.contains(&&**key.get_ref()) {
+                let near = mistakes::suggestion(key.get_ref(), asked.iter().copied());
+                let place =
+                    if self.path.is_empty() { "here" } else { &format!("in [{}]", self.path) };
+                let message = format!("there is no option {:?} {place}{near}", key.get_ref());
+                self.reader.mistake(&key.span(), message);
+            }
+        }
+    }
+}
+
+/// `1 to 100`, `at least 1`.
+fn words<T: Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    match (bounds.start_bound(), bounds.end_bound()) {
+        (Included(low), Included(high)) => format!("{low:?} to {high:?}"),
+        (Included(low), Unbounded) => format!("at least {low:?}"),
+        (Excluded(low), Unbounded) => format!("more than {low:?}"),
+        (Unbounded, Included(high)) => format!("at most {high:?}"),
+        _ => format!("{bounds:?}"),
+    }
+}
+
+/// Stands for the keys of a table whose keys are free.
+const ANY: &str = "*";

@@ -1,0 +1,480 @@
+//! What is meant, room by room: each function starts from the room's own defaults and reads
+//! what was written over them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::NodeSettings;
+use super::reader::{Reader, Section};
+use super::values::{Size, Value, text};
+use crate::fetch::{
+    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, OriginTls, PoolSettings, Protocol,
+};
+use crate::guard::{self, ClientField};
+use crate::listen::{CertificateFiles, Limits, Listener, TicketKeys, TlsSettings, TlsVersion};
+use crate::respond::log;
+use crate::{fetch, transform};
+
+pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
+    section.read("name", &mut node.name);
+    if !node.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        section.mistake("name", "expected a name of letters, digits, \"-\", \".\" and \"_\"");
+    }
+    section.read("region", &mut node.region);
+    let mut workers = Workers(node.workers);
+    section.read("workers", &mut workers);
+    node.workers = workers.0;
+    section.read("data_directory", &mut node.data_directory);
+    section.read("drain_timeout", &mut node.drain_timeout);
+}
+
+/// `"auto"`: as many as there are cores.
+#[derive(Clone, Copy)]
+struct Workers(usize);
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Value for Workers {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        if matches!(value.get_ref(), DeValue::String(text) if text == "auto") {
+            return Some(Self(super::cores()));
+        }
+        let number = usize::read(value, reader)?;
+        if !(1..=super::WORKERS_MAX).contains(&number) {
+            let max = super::WORKERS_MAX;
+            reader.unexpected(value, &format!("\"auto\" or a number from 1 to {max}"));
+            return None;
+        }
+        Some(Self(number))
+    }
+}
+
+pub(super) fn access_log(section: &Section<'_>, log: &mut log::Settings, level: &mut String) {
+    section.choice("level", level, &LEVELS.map(|level| (level, level.to_owned())));
+    let mut target = Access(log.target.clone());
+    section.read("access", &mut target);
+    log.target = target.0;
+    read_size_usize(section, "access_buffer", &mut log.buffer_bytes, 4 << 10..=1 << 20);
+    section.read_within("access_buffers_max", &mut log.buffers_max, 1..=65_536);
+}
+
+/// How much of what happens is told on standard error.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+#[derive(Debug)]
+struct Access(log::Target);
+
+impl Value for Access {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "\"off\", \"stdout\" or a path";
+        let text = text(value, reader, expected, |text| Some(text.to_owned()))?;
+        Some(Self(match &*text {
+            "off" => log::Target::Off,
+            "stdout" => log::Target::Stdout,
+            path => log::Target::File(reader.resolve(path)),
+        }))
+    }
+}
+
+pub(super) fn listeners(root: &Section<'_>) -> Vec<Listener> {
+    let mut listeners: Vec<Listener> = Vec::new();
+    for section in root.list("listeners") {
+        let mut listener = Listener::plain(SocketAddr::from(([0, 0, 0, 0], 0)));
+        if !section.read("address", &mut listener.address) && section.is_written() {
+            section.mistake("address", "a listener needs an address, such as \"0.0.0.0:443\"");
+        }
+        listener.name = listener.address.to_string();
+        section.read("name", &mut listener.name);
+        section.read("tls", &mut listener.tls);
+        section.read("proxy_protocol", &mut listener.proxy_protocol);
+        let taken =
+            |other: &Listener| other.address == listener.address && listener.address.port() != 0;
+        if listeners.iter().any(taken) {
+            section.mistake("address", format!("{} is listened on twice", listener.address));
+        }
+        listeners.push(listener);
+    }
+    listeners
+}
+
+pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
+    for section in section.list("certificates") {
+        let mut files =
+            CertificateFiles { certificate: PathBuf::new(), key: PathBuf::new(), names: None };
+        for (name, path) in [("certificate", &mut files.certificate), ("key", &mut files.key)] {
+            if !section.read_file(name, path) {
+                section
+                    .mistake(name, format!("a certificate needs {name:?}, the path of a PEM file"));
+            }
+        }
+        section.read("names", &mut files.names);
+        tls.certificates.push(files);
+    }
+    section.read("default_certificate", &mut tls.default_certificate);
+    if tls.default_certificate > 0 && tls.default_certificate >= tls.certificates.len() {
+        let count = tls.certificates.len();
+        section.mistake(
+            "default_certificate",
+            format!("there are only {count} certificates, counted from 0"),
+        );
+    }
+    let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+    section.choice("version_min", &mut tls.version_min, &versions);
+    let mut rotation = Duration::from_secs(12 * 3600);
+    let rotates = section.read("ticket_rotation", &mut rotation);
+    let mut path = PathBuf::new();
+    let mut lifetime = Duration::from_secs(24 * 3600);
+    let from_file = section.read_file("ticket_key_file", &mut path);
+    let lives = section.read("ticket_lifetime", &mut lifetime);
+    if from_file && rotates {
+        section.mistake("ticket_rotation", "keys from a file are rotated by changing the file");
+    }
+    if lives && !from_file {
+        section.mistake(
+            "ticket_lifetime",
+            "this is for keys from \"ticket_key_file\"; made keys live for two rotations",
+        );
+    }
+    tls.ticket_keys = if from_file {
+        TicketKeys::File { path, lifetime }
+    } else {
+        TicketKeys::Generated { rotate_every: rotation }
+    };
+    section.read("reload_interval", &mut tls.reload_interval);
+}
+
+pub(super) fn limits(section: &Section<'_>, limits: &mut Limits) {
+    section.read_within("connections_max", &mut limits.connections_max, 1..);
+    section.read_within(
+        "connections_per_address_max",
+        &mut limits.connections_per_address_max,
+        1..,
+    );
+    section.read_within("handshakes_max", &mut limits.handshakes_max, 1..);
+    section.read("requests_per_connection_max", &mut limits.requests_per_connection_max);
+    read_size_usize(section, "header_bytes_max", &mut limits.header_bytes_max, 8 << 10..=1 << 20);
+    section.read_within("headers_max", &mut limits.headers_max, 8..=1000);
+    read_size_usize(section, "uri_bytes_max", &mut limits.uri_bytes_max, 256..=65_534);
+    section.read("handshake_timeout", &mut limits.handshake_timeout);
+    section.read("header_timeout", &mut limits.header_timeout);
+    section.read("idle_timeout", &mut limits.idle_timeout);
+    section.read("body_idle_timeout", &mut limits.body_idle_timeout);
+    read_size(section, "body_rate_min", &mut limits.body_rate_min);
+    section.read("body_rate_grace", &mut limits.body_rate_grace);
+    let section = section.section("http2");
+    section.read_within("streams_max", &mut limits.h2.streams_max, 1..=10_000);
+    section.read("requests_per_second_max", &mut limits.h2.requests_per_second_max);
+    section.read("resets_per_10s_max", &mut limits.h2.resets_per_10s_max);
+    let mut window = Size(limits.h2.window_bytes.into());
+    section.read_within("window", &mut window, Size(64 << 10)..=Size(64 << 20));
+    limits.h2.window_bytes = window.0 as u32;
+}
+
+pub(super) fn gate(section: &Section<'_>, gate: &mut guard::Settings) {
+    section.read("merge_slashes", &mut gate.merge_slashes);
+    section.read("trace", &mut gate.trace);
+    section.read("trusted_proxies", &mut gate.trusted_proxies);
+    section.choice(
+        "client_field",
+        &mut gate.client_field,
+        &[("X-Forwarded-For", ClientField::XForwardedFor), ("Forwarded", ClientField::Forwarded)],
+    );
+    section.read("send_forwarded", &mut gate.send_forwarded);
+    section.read("send_x_forwarded", &mut gate.send_x_forwarded);
+    section.read("cdn_id", &mut gate.cdn_id);
+    let is_id = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if gate.cdn_id.is_empty() || !gate.cdn_id.bytes().all(is_id) {
+        section.mistake("cdn_id", "expected a name of letters, digits, \"-\", \".\" and \"_\"");
+    }
+    section.read_within("loop_hops_max", &mut gate.loop_hops_max, 1..=100);
+    section.read("strip_fields", &mut gate.strip_fields);
+    let mut more = Vec::new();
+    section.read("strip_fields_more", &mut more);
+    gate.strip_fields.extend(more);
+}
+
+pub(super) fn geo(section: &Section<'_>, geo: &mut geo::Settings) {
+    let mut databases: Vec<Database> = geo.databases.iter().cloned().map(Database).collect();
+    section.read("databases", &mut databases);
+    geo.databases = databases.into_iter().map(|database| database.0).collect();
+    if geo.databases.len() > geo::DATABASES_MAX {
+        section.mistake(
+            "databases",
+            format!("at most {} databases can be combined", geo::DATABASES_MAX),
+        );
+    }
+    section.read("locate_private", &mut geo.locate_private);
+}
+
+#[derive(Debug)]
+struct Database(geo::Source);
+
+impl Value for Database {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        if matches!(value.get_ref(), DeValue::String(text) if text == "built-in") {
+            return Some(Self(geo::Source::BuiltIn));
+        }
+        let path = PathBuf::read(value, reader)?;
+        if let Err(error) = std::fs::File::open(&path) {
+            reader.mistake(&value.span(), format!("cannot read {}: {error}", path.display()));
+        }
+        Some(Self(geo::Source::File(path)))
+    }
+}
+
+pub(super) fn fills(section: &Section<'_>, fills: &mut fetch::fill::Settings) {
+    read_size(section, "window", &mut fills.window_bytes);
+    read_size(section, "windows_total", &mut fills.windows_bytes_total);
+    section.read_within("keep_percent", &mut fills.keep_percent, 0..=100);
+    section.read("patience", &mut fills.patience);
+    section.read_within("fills_max", &mut fills.fills_max, 1..);
+    section.read_within("followers_max", &mut fills.followers_max, 1..);
+    section.read("remembered_max", &mut fills.remembered_max);
+}
+
+pub(super) fn dns(section: &Section<'_>, dns: &mut DnsSettings) {
+    section.read("servers", &mut dns.servers);
+    section.read("timeout", &mut dns.timeout);
+    section.read_within("attempts", &mut dns.attempts, 1..=10);
+    section.read("ttl_min", &mut dns.ttl_min);
+    section.read("ttl_max", &mut dns.ttl_max);
+    if dns.ttl_min > dns.ttl_max {
+        section.mistake("ttl_min", "\"ttl_min\" is above \"ttl_max\"");
+    }
+    section.read("negative_ttl", &mut dns.negative_ttl);
+    section.read("stale_max", &mut dns.stale_max);
+    section.read_within("names_max", &mut dns.names_max, 1..);
+}
+
+pub(super) fn pools(root: &Section<'_>) -> Vec<PoolSettings> {
+    root.named("pools").into_iter().map(|(name, section)| pool(&name, &section)).collect()
+}
+
+fn pool(name: &str, section: &Section<'_>) -> PoolSettings {
+    let mut pool = PoolSettings::new(name, Vec::new());
+    let mut origins: Vec<OriginUrl> = Vec::new();
+    section.read("origins", &mut origins);
+    pool.origins = origins.into_iter().map(|origin| origin.0).collect();
+    if !section.has("origins") || pool.origins.len() > PoolSettings::ORIGINS_MAX {
+        let max = PoolSettings::ORIGINS_MAX;
+        section.mistake(
+            "origins",
+            format!("pool {name:?} needs 1 to {max} origins, such as origins = [\"https://origin.example\"]"),
+        );
+    }
+    section.choice(
+        "balance",
+        &mut pool.balance,
+        &[
+            ("round-robin", Balance::RoundRobin),
+            ("least-connections", Balance::LeastConnections),
+            ("hash", Balance::Hash),
+        ],
+    );
+    let mut host = Host(pool.host_header.clone());
+    section.read("host", &mut host);
+    pool.host_header = host.0;
+    section.choice(
+        "protocol",
+        &mut pool.protocol,
+        &[("auto", Protocol::Auto), ("http1", Protocol::Http1), ("http2", Protocol::Http2)],
+    );
+    section.read_within("connections_max", &mut pool.connections_max, 1..);
+    read_size_usize(section, "header_bytes_max", &mut pool.header_bytes_max, 8 << 10..=1 << 20);
+    section.read_within("header_count_max", &mut pool.header_count_max, 8..=1000);
+    section.read_within("streams_max", &mut pool.streams_max, 1..=10_000);
+    origin_tls(&section.section("tls"), &mut pool.tls);
+
+    let deadlines = section.section("deadlines");
+    deadlines.read("connect", &mut pool.deadlines.connect);
+    deadlines.read("tls", &mut pool.deadlines.tls);
+    deadlines.read("first_byte", &mut pool.deadlines.first_byte);
+    deadlines.read("between_bytes", &mut pool.deadlines.between_bytes);
+    deadlines.read("total", &mut pool.deadlines.total);
+    deadlines.read("expect_continue", &mut pool.deadlines.expect_continue);
+
+    let keep_alive = section.section("keep_alive");
+    keep_alive.read("idle", &mut pool.keep_alive.idle);
+    keep_alive.read("age_max", &mut pool.keep_alive.age_max);
+    keep_alive.read("idle_max", &mut pool.keep_alive.idle_max);
+
+    let retry = section.section("retry");
+    retry.read_within("attempts_max", &mut pool.retry.attempts_max, 1..=10);
+    retry.read_within("budget_percent", &mut pool.retry.budget_percent, 0..=100);
+    retry.read("budget_reserve", &mut pool.retry.budget_reserve);
+
+    let health = section.section("health");
+    health.read("failures_max", &mut pool.health.failures_max);
+    health.read("skip", &mut pool.health.skip);
+    health.read("try_when_all_down", &mut pool.health.try_when_all_down);
+    pool
+}
+
+fn origin_tls(section: &Section<'_>, tls: &mut OriginTls) {
+    section.read("verify", &mut tls.verify);
+    section.read("system_roots", &mut tls.system_roots);
+    section.read("ca_files", &mut tls.ca_files);
+    for path in &tls.ca_files {
+        if let Err(error) = std::fs::File::open(path) {
+            section.mistake("ca_files", format!("cannot read {}: {error}", path.display()));
+        }
+    }
+    section.read("server_name", &mut tls.server_name);
+    let mut client = ClientCertificate { chain: PathBuf::new(), key: PathBuf::new() };
+    let chain = section.read_file("client_certificate", &mut client.chain);
+    let key = section.read_file("client_key", &mut client.key);
+    match (chain, key) {
+        (true, true) => tls.client_certificate = Some(client),
+        (false, false) => {}
+        _ => section
+            .mistake("client_certificate", "\"client_certificate\" and \"client_key\" go together"),
+    }
+}
+
+/// `"preserve"`, `"origin"` or a host.
+#[derive(Debug)]
+struct Host(HostHeader);
+
+impl Value for Host {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "\"preserve\", \"origin\" or a host";
+        text(value, reader, expected, |text| match text {
+            "preserve" => Some(Self(HostHeader::Preserve)),
+            "origin" => Some(Self(HostHeader::Origin)),
+            host => {
+                let authority: http::uri::Authority = host.parse().ok()?;
+                let field = authority.as_str().parse().ok()?;
+                (!host.contains('@')).then_some(Self(HostHeader::Fixed(field)))
+            }
+        })
+    }
+}
+
+/// `"https://origin.example:8443"`, or `{ url = "…", weight = 3 }`.
+#[derive(Debug)]
+pub(super) struct OriginUrl(pub Origin);
+
+impl Value for OriginUrl {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let DeValue::Table(table) = value.get_ref() else {
+            return text(value, reader, ORIGIN_EXPECTED, |url| origin(url).map(Self));
+        };
+        let known = ["url", "weight"];
+        for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
+            let near = super::mistakes::suggestion(key.get_ref(), known);
+            reader
+                .mistake(&key.span(), format!("an origin has no option {:?}{near}", key.get_ref()));
+        }
+        let Some(url) = table.get("url") else {
+            reader.mistake(&value.span(), "an origin needs a \"url\"");
+            return None;
+        };
+        let mut origin = text(url, reader, ORIGIN_EXPECTED, origin)?;
+        if let Some(weight) = table.get("weight") {
+            origin.weight = u16::read(weight, reader)?;
+        }
+        Some(Self(origin))
+    }
+}
+
+pub(super) const ORIGIN_EXPECTED: &str =
+    "an origin's URL without path, such as \"https://origin.example:8443\"";
+
+/// An origin from its URL.
+pub(super) fn origin(url: &str) -> Option<Origin> {
+    let uri: http::Uri = url.parse().ok()?;
+    let authority = uri.authority()?;
+    if uri.path_and_query().is_some_and(|path| path != "/") || authority.as_str().contains('@') {
+        return None;
+    }
+    let host: Arc<str> = authority.host().trim_matches(['[', ']']).to_ascii_lowercase().into();
+    let port = match authority.as_str().strip_prefix(authority.host())? {
+        "" => None,
+        port => Some(port.strip_prefix(':')?.parse().ok().filter(|port| *port > 0)?),
+    };
+    match uri.scheme_str()? {
+        "http" => Some(Origin::http(host, port.unwrap_or(80))),
+        "https" => Some(Origin::https(host, port.unwrap_or(443))),
+        _ => None,
+    }
+}
+
+pub(super) fn compression(section: &Section<'_>, compression: &mut transform::Settings) {
+    let mut codings: Vec<Coding> = compression.codings.iter().cloned().map(Coding).collect();
+    section.read("codings", &mut codings);
+    compression.codings = codings.into_iter().map(|coding| coding.0).collect();
+    let mut types: Vec<MediaRange> =
+        compression.content_types.iter().cloned().map(MediaRange).collect();
+    section.read("content_types", &mut types);
+    compression.content_types = types.into_iter().map(|range| range.0).collect();
+    read_size(section, "bytes_min", &mut compression.bytes_min);
+    section.read("decode", &mut compression.decode);
+    read_size(section, "decode_bytes_max", &mut compression.decode_limit.bytes_max);
+    section.read_within("decode_ratio_max", &mut compression.decode_limit.ratio_max, 1..);
+}
+
+/// `"zstd"`, or with its level `"br:4"`.
+#[derive(Debug)]
+struct Coding(transform::Level);
+
+impl Value for Coding {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected =
+            "a coding, \"zstd\", \"br\" or \"gzip\", with or without a level such as \"br:4\"";
+        let (name, level) = text(value, reader, expected, |text| {
+            let (name, level) = match text.split_once(':') {
+                Some((name, level)) => (name, Some(level.parse::<i32>().ok()?)),
+                None => (text, None),
+            };
+            Some((name.parse::<transform::Coding>().ok()?, level))
+        })?;
+        let shipped = transform::Settings::default();
+        let Some(level) = level else {
+            return shipped.codings.into_iter().find(|level| level.coding() == name).map(Self);
+        };
+        match transform::Level::new(name, level) {
+            Ok(level) => Some(Self(level)),
+            Err(error) => {
+                reader.mistake(&value.span(), error.to_string());
+                None
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MediaRange(transform::MediaRange);
+
+impl Value for MediaRange {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "a media type such as \"text/html\", \"text/*\" or \"*/*+json\"";
+        text(value, reader, expected, |text| text.parse().ok().map(Self))
+    }
+}
+
+pub(super) fn read_size(section: &Section<'_>, name: &'static str, target: &mut u64) {
+    let mut size = Size(*target);
+    section.read(name, &mut size);
+    *target = size.0;
+}
+
+pub(super) fn read_size_usize(
+    section: &Section<'_>,
+    name: &'static str,
+    target: &mut usize,
+    bounds: std::ops::RangeInclusive<usize>,
+) {
+    let mut size = Size(*target as u64);
+    let bounds = Size(*bounds.start() as u64)..=Size(*bounds.end() as u64);
+    section.read_within(name, &mut size, bounds);
+    *target = size.0 as usize;
+}

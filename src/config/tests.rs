@@ -1,0 +1,342 @@
+//! Each mistake is one line here: what is written, and what is said of it.
+
+use super::*;
+use crate::route::{Action, Pass};
+
+const MINIMAL: &str = r#"
+[pools.main]
+origins = ["http://127.0.0.1:9000"]
+[sites.www]
+hosts = ["www.example.org"]
+"#;
+
+fn read_text(text: &str) -> Result<Config, Mistakes> {
+    parse(text, "edge.toml", Path::new("/nowhere"), &Flags::default())
+}
+
+/// `text` after a minimal site has these mistakes; lines count from the end of the minimum.
+#[track_caller]
+fn check(text: &str, expected: &[&str]) {
+    let above = MINIMAL.lines().count();
+    let whole = format!("{MINIMAL}{text}");
+    let found = match read_text(&whole) {
+        Ok(_) => Vec::new(),
+        Err(Mistakes(mistakes)) => mistakes,
+    };
+    let found: Vec<String> = found
+        .into_iter()
+        .map(|mut mistake| {
+            mistake.place = mistake.place.map(|(line, column)| (line - above, column));
+            mistake.to_string().replace("edge.toml:", "")
+        })
+        .collect();
+    assert_eq!(found, expected, "{text}");
+}
+
+#[test]
+fn a_minimal_file_is_enough() {
+    let config = read_text(MINIMAL).unwrap();
+    let site = &config.routes.sites[0];
+    assert_eq!((&*site.name, site.rules.len()), ("www", 1));
+    let Action::Pass(Pass { pool, .. }) = &site.rules[0].action else { panic!("{site:?}") };
+    assert_eq!(&**pool, "main");
+    assert_eq!(config.listen.listeners, [Listener::plain(HTTP), Listener::tls(HTTPS)]);
+}
+
+#[test]
+fn a_flag_is_enough() {
+    let flags = Flags {
+        origins: vec!["https://Example.org".to_owned()],
+        http: vec!["127.0.0.1:0".parse().unwrap()],
+        workers: Some(3),
+        name: Some("edge-1".to_owned()),
+        ..Flags::default()
+    };
+    let config = load(&flags).unwrap();
+    assert_eq!(config.fetch.pools[0].origins, [fetch::Origin::https("example.org", 443)]);
+    assert_eq!(config.routes.sites[0].hosts, [route::HostPattern::Any]);
+    assert_eq!(config.listen.listeners, [Listener::plain(flags.http[0])]);
+    assert_eq!((config.node.workers, &*config.node.name), (3, "edge-1"));
+    assert_eq!(config.node.data_directory, Path::new("skerry-data"));
+}
+
+#[test]
+fn nothing_at_all_is_a_mistake() {
+    let mistakes = load(&Flags::default()).unwrap_err().to_string();
+    assert!(mistakes.contains("nothing to serve"), "{mistakes}");
+    let flags = Flags { origins: vec!["example.org".to_owned()], ..Flags::default() };
+    let mistakes = load(&flags).unwrap_err().to_string();
+    assert!(mistakes.contains("--origin: expected an origin's URL"), "{mistakes}");
+    let flags = Flags { config: Some("/nowhere/edge.toml".into()), ..Flags::default() };
+    let mistakes = load(&flags).unwrap_err().to_string();
+    assert!(mistakes.starts_with("/nowhere/edge.toml: cannot read it: No such file"), "{mistakes}");
+}
+
+#[test]
+fn flags_are_stronger_than_the_file() {
+    let text = format!(
+        "{MINIMAL}[admin]\naddress = \"127.0.0.1:1\"\n[[listeners]]\naddress = \"127.0.0.1:2\"\n\
+         [[listeners]]\naddress = \"127.0.0.1:3\"\ntls = true\n"
+    );
+    let flags = Flags {
+        admin: Some("127.0.0.1:4".parse().unwrap()),
+        http: vec!["127.0.0.1:5".parse().unwrap()],
+        ..Flags::default()
+    };
+    let config = parse(&text, "edge.toml", Path::new(""), &flags).unwrap();
+    assert_eq!(config.admin.port(), 4);
+    let ports: Vec<(u16, bool)> =
+        config.listen.listeners.iter().map(|l| (l.address.port(), l.tls)).collect();
+    assert_eq!(ports, [(3, true), (5, false)]);
+}
+
+#[test]
+fn all_mistakes_come_at_once_with_their_places() {
+    check(
+        "[limits]\nidle_timeout = \"30 parsecs\"\nhandshake_timout = \"1s\"\nheaders_max = true\n[gard]\n",
+        &[
+            "2:16: expected a duration such as \"30s\", \"250ms\" or \"12h\", found \"30 parsecs\"",
+            "3:1: there is no option \"handshake_timout\" in [limits]; did you mean \"handshake_timeout\"?",
+            "4:15: expected a whole number from 0 to 18446744073709551615, found true",
+            "5:2: there is no option \"gard\" here; did you mean \"guard\"?",
+        ],
+    );
+}
+
+#[test]
+fn syntax_is_reported_with_its_place() {
+    check(
+        "[limits]\nidle_timeout = 30 s\n",
+        &["2:16: string values must be quoted, expected literal string"],
+    );
+    check("[node]\nname = \"a\"\nname = \"b\"\n", &["3:1: duplicate key"]);
+}
+
+#[test]
+fn values_have_kinds_and_bounds() {
+    check("[limits]\nheader_bytes_max = \"1KiB\"\n", &["2:20: expected 8KiB to 1MiB, found 1KiB"]);
+    check("[limits.http2]\nstreams_max = 0\n", &["2:15: expected 1 to 10000, found 0"]);
+    check(
+        "[node]\nworkers = 0\n",
+        &["2:11: expected \"auto\" or a number from 1 to 1024, found 0"],
+    );
+    check(
+        "[log]\nlevel = \"loud\"\n",
+        &[
+            "2:9: expected \"error\" or \"warn\" or \"info\" or \"debug\" or \"trace\", found \"loud\"",
+        ],
+    );
+    check(
+        "[guard]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.1\"]\n",
+        &["2:34: expected a network such as \"192.0.2.0/24\" or an address, found \"10.1\""],
+    );
+    check(
+        "[dns]\nservers = [\"9.9.9.9\"]\n",
+        &[
+            "2:12: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"",
+        ],
+    );
+    check("[dns]\nttl_min = \"2h\"\n", &["2:11: \"ttl_min\" is above \"ttl_max\""]);
+    check(
+        "[guard]\nclient_field = \"X-Real-IP\"\n",
+        &["2:16: expected \"X-Forwarded-For\" or \"Forwarded\", found \"X-Real-IP\""],
+    );
+}
+
+#[test]
+fn files_must_be_readable() {
+    check(
+        "[[tls.certificates]]\ncertificate = \"no.pem\"\n",
+        &[
+            "1:1: a certificate needs \"key\", the path of a PEM file",
+            "2:15: cannot read /nowhere/no.pem: No such file or directory (os error 2)",
+        ],
+    );
+    check(
+        "[geo]\ndatabases = [\"built-in\", \"no.mmdb\"]\n",
+        &["2:26: cannot read /nowhere/no.mmdb: No such file or directory (os error 2)"],
+    );
+}
+
+#[test]
+fn listeners_have_addresses_of_their_own() {
+    check(
+        "[[listeners]]\naddress = \"127.0.0.1:80\"\n[[listeners]]\naddress = \"127.0.0.1:80\"\n[[listeners]]\ntls = true\n",
+        &[
+            "4:11: 127.0.0.1:80 is listened on twice",
+            "5:1: a listener needs an address, such as \"0.0.0.0:443\"",
+        ],
+    );
+    check(
+        "[admin]\naddress = \"0.0.0.0:9180\"\n",
+        &[
+            " admin.address: expected a loopback address, since the admin API has no authentication, found 0.0.0.0:9180",
+        ],
+    );
+}
+
+#[test]
+fn pools_have_origins() {
+    check(
+        "pool = \"main\"\n[pools.b]\n",
+        &["2:8: pool \"b\" needs 1 to 64 origins, such as origins = [\"https://origin.example\"]"],
+    );
+    check(
+        "pool = \"main\"\n[pools.b]\norigins = [\"a.example\", \"https://b.example/x\", { url = \"http://[::1]:80\", wieght = 2 }]\n",
+        &[
+            "3:12: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"a.example\"",
+            "3:25: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"https://b.example/x\"",
+            "3:75: an origin has no option \"wieght\"; did you mean \"weight\"?",
+        ],
+    );
+    // With two pools, a site has to say which.
+    let two = "[pools.a]\norigins = \"http://a\"\n[pools.b]\norigins = \"http://b\"\n[sites.s]\nhosts = \"*\"\n";
+    let mistakes = read_text(two).unwrap_err().to_string();
+    assert_eq!(
+        mistakes,
+        "edge.toml:5:8: a site needs a \"pool\", a \"redirect\", a \"respond\" or rules"
+    );
+}
+
+#[test]
+fn sites_name_pools_that_exist() {
+    check("pool = \"mian\"\n", &["1:8: there is no pool \"mian\"; did you mean \"main\"?"]);
+    check(
+        "[sites.www.pools_by_country]\nDE = \"mainn\"\nXX = \"main\"\n",
+        &[
+            "2:6: there is no pool \"mainn\"; did you mean \"main\"?",
+            "3:1: expected a country's two-letter code (ISO 3166-1), found \"XX\"",
+        ],
+    );
+}
+
+#[test]
+fn a_host_belongs_to_one_site() {
+    check(
+        "[sites.b]\nhosts = [\"WWW.example.org\", \"*\"]\n[sites.c]\nhosts = [\"*\", \"b.example:80\"]\n",
+        &[
+            "2:9: host \"www.example.org\" belongs to site \"www\" already",
+            "4:9: host \"*\" belongs to site \"b\" already",
+            "4:15: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"b.example:80\"",
+        ],
+    );
+    check("[sites.b]\n", &["1:8: site \"b\" needs hosts, such as hosts = [\"example.org\"]"]);
+}
+
+#[test]
+fn rules_can_match_and_do_one_thing() {
+    check(
+        "[[sites.www.rules]]\npath_prefix = \"/a/\"\n[[sites.www.rules]]\npath = \"/a/b\"\nname = \"b\"\n",
+        &["3:1: rule \"b\" never applies: rule \"rule-1\" before it matches all that it does"],
+    );
+    check(
+        "[[sites.www.rules]]\npath = \"/a/../b\"\nredirect = {}\n",
+        &[
+            "2:8: no request has this path: \"/a/../b\" is normalised to \"/b\"",
+            "3:12: a redirect needs a \"location\"",
+        ],
+    );
+    check(
+        "[[sites.www.rules]]\npath = \"/a\"\npool = \"main\"\nrespond = { status = 204 }\n",
+        &["1:1: only one of \"pool\", \"redirect\" and \"respond\" can be done"],
+    );
+    check(
+        "[[sites.www.rules]]\npath = \"/a\"\nredirect = { location = \"${request.pth}\", status = 304 }\n",
+        &[
+            "3:25: there is no variable ${request.pth}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.path, request.query, request.target",
+            "3:52: expected 301, 302, 303, 307 or 308",
+        ],
+    );
+    check(
+        "[sites.www.request_fields]\nset = { Host = \"x\", \"a b\" = \"y\" }\n",
+        &[
+            "2:9: the field \"Host\" is the node's own to set",
+            "2:21: expected a header field's name, found \"a b\"",
+        ],
+    );
+}
+
+#[test]
+fn a_rule_inherits_from_its_site_and_the_site_from_the_defaults() {
+    let config = read_text(
+        r#"
+        [pools.a]
+        origins = "http://127.0.0.1:1"
+        [pools.b]
+        origins = "http://127.0.0.1:2"
+        [defaults.access]
+        deny = "10.0.0.0/8"
+        [defaults.response_fields]
+        set = { A = "1", B = "1" }
+        [sites.www]
+        hosts = "*"
+        pool = "a"
+        add_prefix = "/v1"
+        pools_by_country = { DE = "b" }
+        rate = { per_second = 10 }
+        response_fields = { set = { B = "2" } }
+        [[sites.www.rules]]
+        path_prefix = "/own"
+        pool = "b"
+        rate = { per_second = "none" }
+        add_prefix = "none"
+        access = { allow = "192.0.2.0/24" }
+        response_fields = { remove = "A", add = { C = "3" } }
+        "#,
+    )
+    .unwrap();
+    let [own, site] = &*config.routes.sites[0].rules else { panic!("{:?}", config.routes) };
+    let edits = |rule: &route::RuleSettings| {
+        let mut headers = http::HeaderMap::new();
+        let facts = route::Facts {
+            client: "192.0.2.1".parse().unwrap(),
+            place: &geo::Place::default(),
+            request_id: &1,
+            scheme: "http",
+            authority: "x",
+            path: "/",
+            query: None,
+        };
+        rule.response_fields.apply(&mut headers, &facts);
+        let mut found: Vec<String> =
+            headers.iter().map(|(n, v)| format!("{n}={}", v.to_str().unwrap())).collect();
+        found.sort();
+        found.join(" ")
+    };
+    assert_eq!(edits(site), "a=1 b=2");
+    assert_eq!(edits(own), "b=2 c=3");
+    assert_eq!(site.rate, Some(guard::rate::Limit { per_second: 10.0, burst: 10 }));
+    assert_eq!(own.rate, None);
+    assert_eq!(own.access.deny_addresses, site.access.deny_addresses);
+    assert_eq!((own.access.allow_addresses.len(), site.access.allow_addresses.len()), (1, 0));
+    let pass = |rule: &route::RuleSettings| match &rule.action {
+        Action::Pass(pass) => {
+            (pass.pool.to_string(), pass.by_country.len(), pass.rewrite.add_prefix.clone())
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(pass(site), ("a".to_owned(), 1, Some("/v1".into())));
+    assert_eq!(pass(own), ("b".to_owned(), 1, None));
+}
+
+#[test]
+fn a_reload_knows_what_changed_and_what_waits_for_a_restart() {
+    let before = read_text(MINIMAL).unwrap();
+    let text = format!(
+        "{MINIMAL}rate = {{ per_second = 5 }}\n[node]\nworkers = 7\n[guard]\ntrace = true\n"
+    );
+    let after = read_text(&text).unwrap();
+    let changes: Vec<String> = after.changes(&before).iter().map(Change::to_string).collect();
+    let workers = before.node.workers;
+    assert_eq!(
+        changes,
+        [
+            "guard.trace: false → true".to_owned(),
+            format!("node.workers: {workers} → 7 (after a restart)"),
+            "sites.www.rate.burst: 1 → 5".to_owned(),
+            "sites.www.rate.per_second: None → Some(5.0)".to_owned(),
+        ]
+    );
+    assert_eq!(after.restart_needed(&before), ["node.workers"]);
+    assert!(after.changes(&after.clone()).is_empty());
+}
