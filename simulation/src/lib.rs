@@ -35,3 +35,6 @@ pub mod progress;
 pub mod record;
 pub mod report;
 pub mod up;
+
+// Beside the fleet: eviction and admission on traces.
+pub mod replay;

@@ -5,6 +5,9 @@ use clap::{Args, Parser, Subcommand};
 use simulation::fleet::Fleet;
 use simulation::place::REGIONS;
 use simulation::progress::Progress;
+use simulation::replay::{
+    self, Format, Made, PolicyName, Trace, make, read_size, write_oracle_general,
+};
 use simulation::run::{Order, run};
 use simulation::scenario::{BUILT_IN, Scenario};
 use simulation::{faults, node, report, up};
@@ -27,6 +30,50 @@ enum Command {
     Run(Run),
     /// Shows the scenarios.
     List,
+    /// Replays a trace of requests through the cache's policies, in virtual time.
+    Replay(Replay),
+    /// Makes a CDN-like trace (oracleGeneral).
+    Trace(MakeTrace),
+}
+
+#[derive(Args)]
+struct Replay {
+    /// The trace; `-` is stdin. Without one, a made one is replayed.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// How it is written.
+    #[arg(long, value_enum, default_value = "oracleGeneral")]
+    format: Format,
+    /// Of the memory tier.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = read_size)]
+    memory: u64,
+    /// Of the disk tier; 0 for none.
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = read_size)]
+    disk: u64,
+    /// Only this policy; all of them otherwise.
+    #[arg(long, value_enum)]
+    policy: Option<PolicyName>,
+    /// At most so many requests of it.
+    #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+    limit: usize,
+    /// Of a made trace.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where the page is written.
+    #[arg(long, value_name = "FILE", default_value = "target/simulation/replay.html")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct MakeTrace {
+    /// Where to.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The same seed gives the same trace.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    made: Made,
 }
 
 #[derive(Args)]
@@ -95,6 +142,13 @@ fn obey(command: Command) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::Up(order) => runtime.block_on(keep_up(order)).map(|()| true),
+        Command::Replay(order) => replay_trace(&order).map(|()| true),
+        Command::Trace(order) => {
+            let file = std::fs::File::create(&order.out)
+                .with_context(|| order.out.display().to_string())?;
+            let trace = make(&order.made, order.seed);
+            write_oracle_general(&trace, std::io::BufWriter::new(file)).map(|()| true)
+        }
         Command::Run(order) => runtime.block_on(run_all(order)),
     }
 }
@@ -129,6 +183,27 @@ async fn keep_up(order: Up) -> anyhow::Result<()> {
     self::interrupted().await;
     eprintln!("\nstopping {} nodes", fleet.nodes.len());
     faults::stop_all(&fleet).await;
+    Ok(())
+}
+
+fn replay_trace(order: &Replay) -> anyhow::Result<()> {
+    let (title, trace) = match &order.trace {
+        Some(path) => {
+            let trace = Trace::read(path, order.format, order.limit)?;
+            (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), trace)
+        }
+        None => (format!("made, seed {}", order.seed), make(&Made::default(), order.seed)),
+    };
+    let shapes = replay::shapes(order.policy, order.memory, order.disk);
+    let results: Vec<_> =
+        shapes.into_iter().map(|shape| (shape, replay::replay(&trace, shape))).collect();
+    print!("{}", replay::table(&trace, &results));
+    if let Some(folder) = order.out.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let page = replay::html(&title, &trace, &results);
+    std::fs::write(&order.out, page).with_context(|| order.out.display().to_string())?;
+    println!("\nplot: {}", order.out.display());
     Ok(())
 }
 
