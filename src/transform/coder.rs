@@ -37,6 +37,7 @@ pub fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder
     match body {
         Body::Full(Some(bytes)) if bytes.len() <= BYTES_AT_ONCE_MAX => {
             at_once(&bytes, encoder, recorder).unwrap_or_else(|error| {
+                recorder.count_labelled(Metric::CoderFailures, error.label());
                 Body::stream(Failed(Some(BodyError::caused_by("the encoder failed", error))))
             })
         }
