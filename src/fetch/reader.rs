@@ -204,3 +204,40 @@ impl Readers {
         self.slots.iter().flatten().map(|place| place.cursor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_the_fastest_leaves_the_next_one_paces() {
+        let mut readers = Readers::default();
+        let (slow, fast) = (readers.enter(0), readers.enter(0));
+        assert!(readers.advance(fast, 500));
+        assert!(!readers.advance(slow, 100));
+        readers.leave(fast, false);
+        assert_eq!((readers.fastest, readers.count()), (Some(100), 1));
+        assert!(readers.advance(slow, 200));
+        readers.leave(slow, false);
+        assert_eq!((readers.fastest, readers.count()), (None, 0));
+    }
+
+    #[test]
+    fn a_reader_that_leaves_takes_its_waker_along() {
+        let mut readers = Readers::default();
+        let (first, second) = (readers.enter(0), readers.enter(0));
+        readers.wait(first, Waker::noop());
+        readers.wait(first, Waker::noop());
+        readers.wait(second, Waker::noop());
+        readers.leave(first, false);
+        let mut wakers = Vec::new();
+        readers.take_wakers(&mut wakers);
+        assert_eq!((wakers.len(), readers.waiting), (1, 0));
+    }
+
+    #[test]
+    fn readers_live_on_any_core() {
+        fn check<T: Send + Unpin>() {}
+        check::<FillReader>();
+    }
+}
