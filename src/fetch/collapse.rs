@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::error::FetchError;
 use super::fill::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
 use super::pump::Filled;
 use crate::body::Body;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
+use crate::store::Store;
 
 /// All fills of a node. Clones share them.
 #[derive(Clone, Debug)]
@@ -255,11 +255,16 @@ impl Lead {
         self.fill.stored();
     }
 
-    /// Hands `response` to the followers at once and moves `body` to them and into the store,
+    /// Hands `response` to the followers at once and moves `body` to them and into `store`,
     /// until its end. Await it on a task of its own.
-    pub async fn fill(mut self, response: Arc<StoredResponse>, body: Body) -> Filled {
+    pub async fn fill(
+        mut self,
+        store: &Store,
+        response: Arc<StoredResponse>,
+        body: Body,
+    ) -> Filled {
         self.decided = true;
-        self.fill.run(response, body, self.to_the_end).await
+        self.fill.run(store, response, body, self.to_the_end).await
     }
 
     /// Newcomers lead anew.
@@ -298,7 +303,7 @@ pub enum Outcome {
     Filling(Filling),
     /// A response for the leader alone: ask upstream.
     Released,
-    /// The stored response may be served.
+    /// There is a response in the store that may be served: look again.
     Stored,
     /// There is no response.
     Failed(Failure),
@@ -307,9 +312,9 @@ pub enum Outcome {
 /// Why there is no response; shared by all who followed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// The exchange with upstream failed.
+    /// The exchange with upstream failed: a [`super::FetchError`], or why its response is none.
     #[error("the collapsed upstream request failed")]
-    Upstream(#[source] Arc<FetchError>),
+    Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The leader's task ended without an answer. Ask upstream.
     #[error("the task that asked upstream ended without an answer")]
     Abandoned,

@@ -32,6 +32,7 @@ use super::window::Window;
 use crate::body::{Body, BodyError};
 use crate::cache::{PurgeSequence, StoredResponse};
 use crate::metrics::{Metric, Recorder};
+use crate::store::{ObjectId, Store};
 
 /// Limits of fills.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,7 @@ impl Default for Settings {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub settings: Settings,
+    /// The store's.
     pub slice_bytes: u64,
     pub recorder: Recorder,
     /// Bytes in all windows.
@@ -126,8 +128,10 @@ pub(super) struct State {
     pub expected: usize,
     pub window: Window,
     pub readers: Readers,
-    /// Whether readers that fell out of the window can be served from the store.
+    /// Whether all that comes goes to the store as well.
     pub storing: bool,
+    /// Where readers that fell out of the window find the slices that were stored.
+    pub slices: Option<(Store, ObjectId)>,
     pub pump_waits: bool,
     pub end: Option<End>,
 }
@@ -187,6 +191,7 @@ impl Fill {
             window: Window::default(),
             readers: Readers::default(),
             storing: false,
+            slices: None,
             pump_waits: false,
             end: None,
         };
@@ -299,13 +304,20 @@ impl Fill {
     /// Moves `body` into the window, and whole slices on into the store, until its end.
     pub async fn run(
         self: &Arc<Self>,
+        store: &Store,
         response: Arc<StoredResponse>,
         body: Body,
         to_the_end: bool,
     ) -> Filled {
         let length = response.complete_length;
+        let writer = store.writer(StoredResponse::clone(&response));
+        {
+            let mut state = self.lock();
+            state.storing = true;
+            state.slices = Some((store.clone(), writer.object()));
+        }
         self.decide(Decided::Filling(response));
-        Pump::new(self.clone(), body, length, to_the_end).run().await
+        Pump::new(self.clone(), body, length, writer, to_the_end).run().await
     }
 }
 

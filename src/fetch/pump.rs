@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::fill::{End, Fill, State};
 use crate::body::{Body, BodyError};
 use crate::metrics::{Metric, TABLE};
+use crate::store::{ObjectWriter, WriteError};
 
 /// What became of a fill.
 #[derive(Clone, Debug)]
@@ -20,6 +21,13 @@ pub struct Filled {
     pub bytes: u64,
     /// How it ended.
     pub end: FillEnd,
+}
+
+impl Filled {
+    /// Whether the response is in the store, in whole.
+    pub fn is_stored(&self) -> bool {
+        matches!(self.end, FillEnd::Stored)
+    }
 }
 
 /// How a fill ended.
@@ -58,6 +66,8 @@ pub(super) struct Pump {
     /// What is left of the last frame.
     rest: Bytes,
     length: Option<u64>,
+    /// `None` once the store has refused a byte.
+    writer: Option<ObjectWriter>,
     to_the_end: bool,
     /// How much longer readers may hold back a fill that is not being stored.
     patience: Duration,
@@ -79,21 +89,56 @@ enum Next {
 }
 
 impl Pump {
-    pub fn new(fill: Arc<Fill>, body: Body, length: Option<u64>, to_the_end: bool) -> Self {
+    pub fn new(
+        fill: Arc<Fill>,
+        body: Body,
+        length: Option<u64>,
+        writer: ObjectWriter,
+        to_the_end: bool,
+    ) -> Self {
         let patience = fill.shared.settings.patience;
-        let (rest, wakers) = (Bytes::new(), Vec::new());
-        Self { fill, body, rest, length, to_the_end, patience, reduced: false, wakers }
+        Self {
+            fill,
+            body,
+            rest: Bytes::new(),
+            length,
+            writer: Some(writer),
+            to_the_end,
+            patience,
+            reduced: false,
+            wakers: Vec::new(),
+        }
     }
 
     /// Moves the body until its end, or until nobody wants it.
     pub async fn run(mut self) -> Filled {
         let end = match self.move_all().await {
-            Moved::Whole => FillEnd::Unstored,
+            Moved::Whole => self.finish().await,
             Moved::Broken(why) => FillEnd::Broken(why),
             Moved::Abandoned => FillEnd::Abandoned,
         };
         self.fill.shared.recorder.count_labelled(Metric::FillsEnded, end.label());
         Filled { bytes: self.fill.lock().window.end(), end }
+    }
+
+    /// The readers have their end already.
+    async fn finish(&mut self) -> FillEnd {
+        let Some(writer) = self.writer.take() else {
+            return FillEnd::Unstored;
+        };
+        match writer.finish().await {
+            Ok(_) => FillEnd::Stored,
+            Err(error) => {
+                self.stop_storing(error);
+                FillEnd::Unstored
+            }
+        }
+    }
+
+    fn stop_storing(&mut self, why: WriteError) {
+        tracing::debug!(%why, "a fill is no longer stored");
+        self.writer = None;
+        self.fill.lock().storing = false;
     }
 
     async fn move_all(&mut self) -> Moved {
@@ -170,7 +215,7 @@ impl Pump {
     /// last reader leaves meanwhile.
     async fn take(&mut self) -> Result<Option<CleanEnd>, BodyError> {
         if !self.rest.is_empty() {
-            self.push();
+            self.push().await;
             return Ok(None);
         }
         let fill = self.fill.clone();
@@ -215,20 +260,29 @@ impl Pump {
         }
     }
 
-    fn push(&mut self) {
+    /// Readers first, then the store.
+    async fn push(&mut self) {
         let shared = &self.fill.shared;
-        let mut state = self.fill.lock();
-        let held_before = state.window.held();
-        let room = shared.slice_bytes - state.window.end() % shared.slice_bytes;
-        let piece = self.rest.split_to(self.rest.len().min(room as usize));
-        let length = piece.len() as u64;
-        state.window.push(piece, shared.slice_bytes);
-        shared.hold(length);
+        let piece = self.rest.split_to(self.rest.len().min(shared.slice_bytes as usize));
+        self.show(piece.clone());
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = writer.push(piece).await
+        {
+            self.stop_storing(error);
+        }
+    }
+
+    fn show(&mut self, piece: Bytes) {
+        let shared = &self.fill.shared;
         let window_bytes = shared.window_bytes();
+        let mut state = self.fill.lock();
+        shared.hold(piece.len() as u64);
+        let held_before = state.window.held() + piece.len() as u64;
+        state.window.push(piece);
         let outside = state.window.end().saturating_sub(window_bytes);
         let read_up_to = self.fastest(&state).min(self.slowest(&state));
-        state.window.drop_before(outside.min(read_up_to));
-        let dropped = held_before + length - state.window.held();
+        state.window.drop_before(outside.min(read_up_to).min(self.stored_up_to()));
+        let dropped = held_before - state.window.held();
         state.readers.take_wakers(&mut self.wakers);
         drop(state);
         shared.let_go(dropped);
@@ -237,6 +291,13 @@ impl Pump {
             shared.recorder.count(Metric::FillWindowsReduced);
         }
         self.wakers.drain(..).for_each(Waker::wake);
+    }
+
+    /// What comes before can be read from the store, slice by slice.
+    fn stored_up_to(&self) -> u64 {
+        let slice_bytes = self.fill.shared.slice_bytes;
+        let stored = self.writer.as_ref().map(|writer| u64::from(writer.slices_stored()));
+        stored.map_or(u64::MAX, |slices| slices * slice_bytes)
     }
 
     fn end(&mut self, end: End) {

@@ -1,35 +1,59 @@
 //! One client's reading of a fill, on any core, and the table of all who read it.
 
+use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::fill::{End, Fill};
+use super::fill::{End, Fill, State};
 use crate::body::BodyError;
 use crate::metrics::Metric;
+use crate::store::{ObjectId, Store};
 
 /// The body of a fill as one client reads it, on any core.
-#[derive(Debug)]
 pub struct FillReader {
     fill: Arc<Fill>,
-    slot: usize,
-    cursor: u64,
-    end: u64,
-    /// Whether `end` is the end, or only a bound.
+    rest: Rest,
+    /// Whether `rest.end` is the end, or only a bound.
     known: bool,
     trailers: bool,
     finished: bool,
+    /// The slice that is being read from the store, because this reader fell behind.
+    slice: Option<ReadingSlice>,
 }
+
+/// What is still to be read, and the reader's slot in [`Readers`].
+#[derive(Debug)]
+struct Rest {
+    slot: usize,
+    cursor: u64,
+    end: u64,
+}
+
+impl Rest {
+    /// What is wanted of a piece that begins at the cursor.
+    fn cut(&mut self, fill: &Fill, mut piece: Bytes, mut state: MutexGuard<'_, State>) -> Bytes {
+        piece.truncate(usize::try_from(self.end - self.cursor).unwrap_or(usize::MAX));
+        self.cursor += piece.len() as u64;
+        if state.readers.advance(self.slot, self.cursor) || !state.storing {
+            fill.unlock_and_nudge(state);
+        }
+        piece
+    }
+}
+
+type ReadingSlice = Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>;
 
 /// What the fill's lock had for a reader.
 enum Step {
     Piece(Bytes),
-    FellBehind,
+    /// The byte is no longer in memory; the slices that may have it.
+    FellBehind(Option<(Store, ObjectId)>),
     Waiting,
     End(End),
 }
@@ -47,27 +71,52 @@ impl FillReader {
         let mut state = fill.lock();
         let slot = state.readers.enter(cursor);
         fill.unlock_and_nudge(state);
-        Self { fill, slot, cursor, end, known: length.is_some(), trailers, finished: false }
+        let known = length.is_some();
+        let rest = Rest { slot, cursor, end };
+        Self { fill, rest, known, trailers, finished: false, slice: None }
     }
 
     fn step(&mut self, cx: &Context<'_>) -> Step {
         let mut state = self.fill.lock();
-        if self.cursor < state.window.start() {
-            return Step::FellBehind;
+        if self.rest.cursor < state.window.start() {
+            return Step::FellBehind(state.slices.clone());
         }
-        if let Some(mut piece) = state.window.at(self.cursor) {
-            piece.truncate(usize::try_from(self.end - self.cursor).unwrap_or(usize::MAX));
-            self.cursor += piece.len() as u64;
-            if state.readers.advance(self.slot, self.cursor) || !state.storing {
-                self.fill.unlock_and_nudge(state);
-            }
-            return Step::Piece(piece);
+        if let Some(piece) = state.window.at(self.rest.cursor) {
+            return Step::Piece(self.rest.cut(&self.fill, piece, state));
         }
         if let Some(end) = &state.end {
             return Step::End(end.clone());
         }
-        state.readers.wait(self.slot, cx.waker());
+        state.readers.wait(self.rest.slot, cx.waker());
         Step::Waiting
+    }
+
+    fn read_slice(&self, store: Store, object: ObjectId) -> ReadingSlice {
+        let shared = &self.fill.shared;
+        shared.recorder.count(Metric::FillReadsBehind);
+        let number = (self.rest.cursor / shared.slice_bytes) as u32;
+        Box::pin(async move { store.slice_of(object, number).await })
+    }
+
+    fn fell_behind(
+        &mut self,
+        slice: Option<Bytes>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let within = (self.rest.cursor % self.fill.shared.slice_bytes) as usize;
+        match slice.filter(|slice| within < slice.len()) {
+            Some(slice) => {
+                let (fill, piece) = (&self.fill, slice.slice(within..));
+                let piece = self.rest.cut(fill, piece, fill.lock());
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            None => {
+                self.finished = true;
+                self.fill.shared.recorder.count(Metric::FillReadersCut);
+                let why =
+                    format!("byte {} is no longer in memory and not stored", self.rest.cursor);
+                Poll::Ready(Some(Err(BodyError::new(why))))
+            }
+        }
     }
 
     fn finish(&mut self, end: End) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -78,7 +127,7 @@ impl FillReader {
             }
             End::Whole { .. } => Poll::Ready(None),
             End::Broken(why) => Poll::Ready(Some(Err(BodyError::caused_by(
-                format!("the fill broke off before byte {}", self.cursor),
+                format!("the fill broke off before byte {}", self.rest.cursor),
                 why,
             )))),
         }
@@ -94,28 +143,42 @@ impl HttpBody for FillReader {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let reader = self.get_mut();
-        if reader.finished || (reader.cursor == reader.end && !reader.trailers) {
+        if reader.finished || (reader.rest.cursor == reader.rest.end && !reader.trailers) {
             return Poll::Ready(None);
         }
-        match reader.step(cx) {
-            Step::Piece(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
-            Step::Waiting => Poll::Pending,
-            Step::End(end) => reader.finish(end),
-            Step::FellBehind => {
-                reader.finished = true;
-                reader.fill.shared.recorder.count(Metric::FillReadersCut);
-                let why = format!("byte {} is no longer in memory and not stored", reader.cursor);
-                Poll::Ready(Some(Err(BodyError::new(why))))
+        if reader.slice.is_none() {
+            match reader.step(cx) {
+                Step::Piece(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                Step::Waiting => return Poll::Pending,
+                Step::End(end) => return reader.finish(end),
+                Step::FellBehind(None) => return reader.fell_behind(None),
+                Step::FellBehind(Some((store, object))) => {
+                    reader.slice = Some(reader.read_slice(store, object));
+                }
             }
         }
+        let reading = reader.slice.as_mut().expect("set above");
+        let slice = ready!(reading.as_mut().poll(cx));
+        reader.slice = None;
+        reader.fell_behind(slice)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.finished || (self.cursor == self.end && !self.trailers)
+        self.finished || (self.rest.cursor == self.rest.end && !self.trailers)
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.known { SizeHint::with_exact(self.end - self.cursor) } else { SizeHint::default() }
+        if self.known {
+            SizeHint::with_exact(self.rest.end - self.rest.cursor)
+        } else {
+            SizeHint::default()
+        }
+    }
+}
+
+impl fmt::Debug for FillReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FillReader({}..{})", self.rest.cursor, self.rest.end)
     }
 }
 
@@ -123,7 +186,7 @@ impl Drop for FillReader {
     fn drop(&mut self) {
         let mut state = self.fill.lock();
         let over = state.end.is_some();
-        state.readers.leave(self.slot, over);
+        state.readers.leave(self.rest.slot, over);
         self.fill.unlock_after_leaving(state);
         self.fill.shared.recorder.subtract(Metric::FillReaders, 1);
     }
