@@ -13,6 +13,7 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,12 +29,13 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::task::coop::unconstrained;
 
+use super::core::Active;
 use super::deadline::{Deadline, NEVER};
 use super::error::body_timeout;
 use super::gate::Gate;
 use super::io::{Io, Traffic};
 use super::tunnel::UpgradedOrigin;
-use super::upstreams::Active;
+
 use crate::body::{Body, BodyError};
 
 /// An HTTP/1.1 connection with nobody else to drive it.
@@ -47,17 +49,43 @@ pub(super) struct Http1 {
     gate: Arc<Gate>,
     /// The gate's; all that the connection ever wakes.
     waker: Waker,
+    /// What the origin's last response said of it.
+    pub(super) kept_for: Option<Duration>,
     pub(super) address: SocketAddr,
     pub(super) opened_ms: u64,
 }
 
-/// A share of an HTTP/2 connection.
+/// An HTTP/2 connection, driven by a task of its own.
 pub(super) struct Http2 {
     pub(super) sender: http2::SendRequest<Body>,
     pub(super) address: SocketAddr,
     pub(super) opened_ms: u64,
-    /// Streams of this core's exchanges.
+    /// [`Share`]s of it.
     pub(super) streams: Cell<usize>,
+}
+
+/// One exchange's part of an HTTP/2 connection; its stream is counted until it is dropped.
+pub(super) struct Share(Rc<Http2>);
+
+impl Share {
+    pub(super) fn of(http2: &Rc<Http2>) -> Self {
+        http2.streams.set(http2.streams.get() + 1);
+        Self(http2.clone())
+    }
+}
+
+impl Deref for Share {
+    type Target = Http2;
+
+    fn deref(&self) -> &Http2 {
+        &self.0
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
 }
 
 /// Why no head came.
@@ -88,7 +116,17 @@ impl Http1 {
         let gate = Arc::new(Gate::default());
         let waker = Waker::from(gate.clone());
         let connection = Some(connection);
-        Self { sender, connection, ended: false, traffic, gate, waker, address, opened_ms }
+        Self {
+            sender,
+            connection,
+            ended: false,
+            traffic,
+            gate,
+            waker,
+            kept_for: None,
+            address,
+            opened_ms,
+        }
     }
 
     /// Whether another request can go over it, as far as can be seen without asking.
@@ -284,10 +322,11 @@ impl Limits {
     }
 }
 
-/// The connection under a streaming body.
-pub(super) enum Under {
+/// A connection that carries an exchange. Dropped before the response's end, one of HTTP/1.1
+/// closes, and of one of HTTP/2 the stream is reset.
+pub(super) enum Link {
     Http1(Box<Http1>),
-    Http2(Rc<Http2>),
+    Http2(Share),
 }
 
 /// A response body that is still coming: it drives its connection, keeps the deadlines, and
@@ -297,7 +336,7 @@ pub(super) struct ResponseBody {
     /// What [`Http1::body_at_once`] has read already.
     begun: Option<Option<hyper::Result<Frame<Bytes>>>>,
     /// `None` once given back or closed.
-    under: Option<Under>,
+    under: Option<Link>,
     deadline: Deadline,
     limits: Limits,
     active: Active,
@@ -307,7 +346,7 @@ impl ResponseBody {
     pub(super) fn new(
         incoming: Incoming,
         begun: Option<Option<hyper::Result<Frame<Bytes>>>>,
-        under: Under,
+        under: Link,
         deadline: Deadline,
         limits: Limits,
         active: Active,
@@ -321,7 +360,7 @@ impl ResponseBody {
             return Poll::Ready(begun);
         }
         match &mut self.under {
-            Some(Under::Http1(http1)) => {
+            Some(Link::Http1(http1)) => {
                 // The first look asks for more: only then the connection reads it.
                 let incoming = &mut self.incoming;
                 let frame = Pin::new(&mut *incoming).poll_frame(&mut noop());
@@ -344,18 +383,14 @@ impl ResponseBody {
 
     /// The end was reached: what is under it is free again.
     fn finish(&mut self) {
-        match self.under.take() {
-            Some(Under::Http1(http1)) => self.active.give_back(http1),
-            Some(Under::Http2(http2)) => self.active.leave(&http2),
-            None => {}
+        if let Some(Link::Http1(http1)) = self.under.take() {
+            self.active.give_back(http1);
         }
     }
 
     fn fail(&mut self, why: &'static str) {
+        self.under = None;
         self.active.body_failed(why);
-        if let Some(Under::Http2(http2)) = self.under.take() {
-            self.active.leave(&http2);
-        }
     }
 
     fn late(&mut self) -> BodyError {
@@ -419,15 +454,6 @@ impl HttpBody for ResponseBody {
             hint.set_lower(lower + more);
         }
         hint
-    }
-}
-
-impl Drop for ResponseBody {
-    fn drop(&mut self) {
-        // Dropped before its end, an HTTP/1.1 connection closes; a stream is reset.
-        if let Some(Under::Http2(http2)) = self.under.take() {
-            self.active.leave(&http2);
-        }
     }
 }
 

@@ -26,6 +26,12 @@ impl OriginHealth {
         self.down_until_ms.load(Ordering::Relaxed) != 0
     }
 
+    /// No failure is counted.
+    #[cfg(test)]
+    pub(super) fn is_untouched(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether a request may go there now. When it was down and its time is over, the first
     /// asker gets the trial, and the others wait for its outcome.
     pub(super) fn admits(&self, now_ms: impl Fn() -> u64, settings: &Health) -> bool {

@@ -9,10 +9,12 @@
 mod balance;
 pub mod collapse;
 mod connect;
+mod core;
 mod deadline;
 mod dns;
 mod error;
 mod exchange;
+mod fields; // what changes on a message on this hop
 pub mod fill;
 mod gate;
 mod health;

@@ -188,6 +188,21 @@ async fn an_idle_connection_that_the_origin_closed_is_seen_before_it_is_used() {
     .await;
 }
 
+#[tokio::test]
+async fn a_connection_is_kept_no_longer_than_the_origin_says() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (_, _peer) = tokio::join!(bed.fetch(), async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\nkeep-alive: timeout=1\r\ncontent-length: 2\r\n\r\nok")
+                .await;
+            peer
+        });
+        assert_eq!(bed.total(Metric::UpstreamIdle), 0, "it ends before the next request");
+    })
+    .await;
+}
+
 /// The origin answers once, and closes the kept connection when the next request comes.
 async fn close_race(again: http::Request<Body>) -> (Result<UpstreamResponse, FetchError>, Bed) {
     let (origin, bed) = bed().await;
@@ -234,6 +249,9 @@ async fn a_post_whose_kept_connection_closes_is_not_sent_again() {
             assert_eq!(error.proxy_error(), "connection_terminated");
             assert!(error.origin_may_have_seen());
             assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 0);
+            // It was the origin's right to close an idle connection.
+            assert_eq!(bed.failures("connection_terminated"), 1);
+            assert!(bed.pool.origins[0].health.is_untouched());
         }
     })
     .await;
@@ -516,6 +534,32 @@ async fn a_request_body_that_breaks_off_is_the_clients_fault() {
         let error = outcome.expect_err("no whole request");
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
         assert!(bed.pool.health().all(|(_, up)| up));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_request_is_passed_on() {
+    on_core(async {
+        let (origin, bed) = bed().await;
+        let (sender, body) = channel();
+        sender.try_send(Bytes::from_static(b"first")).expect("room");
+        let (outcome, ()) = tokio::join!(
+            async {
+                let upstream = bed.send(request(Method::POST, body)).await.expect("a response");
+                assert_eq!(upstream.response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+                read(upstream).await
+            },
+            async {
+                let mut peer = origin.accept().await;
+                peer.through(b"first").await;
+                peer.say("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno").await;
+                peer.closed().await;
+            }
+        );
+        assert_eq!(outcome.expect("a whole body"), "no");
+        assert!(sender.is_closed(), "the rest of the request is not asked for");
+        assert_eq!(bed.total(Metric::UpstreamIdle), 0);
     })
     .await;
 }

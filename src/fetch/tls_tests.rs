@@ -305,7 +305,8 @@ async fn http2_is_spoken_where_alpn_agrees_and_shared() {
         let origin = Http2Origin::start(Some(acceptor)).await;
         let bed = Bed::new(authority.pool(&origin.listener));
         let upstream = bed.get().await.expect("a response");
-        assert_eq!(upstream.response.version(), Version::HTTP_2);
+        assert_eq!(upstream.version, Version::HTTP_2);
+        assert_eq!(upstream.response.version(), Version::HTTP_11);
         assert_eq!(read(upstream).await.expect("a body"), "https://site.example/path?query ");
         let post = || bed.send(request(Method::POST, Body::from("data")));
         let (one, two) = tokio::join!(post(), post());
@@ -321,6 +322,35 @@ async fn http2_is_spoken_where_alpn_agrees_and_shared() {
         assert_eq!(read(head).await.expect("a body"), "");
         assert_eq!(origin.connections.get(), 1);
         assert_eq!(bed.total(Metric::UpstreamActive), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_who_come_first_open_one_connection_and_leave_nothing_behind() {
+    on_core(async {
+        let authority = Authority::new();
+        let acceptor = authority.server("127.0.0.1", &["h2"], false);
+        let origin = Http2Origin::start(Some(acceptor)).await;
+        let mut settings = authority.pool(&origin.listener);
+        settings.streams_max = 8;
+        let bed = Rc::new(Bed::new(settings));
+        let mut asking = tokio::task::JoinSet::new();
+        for number in 0..20 {
+            let bed = bed.clone();
+            asking.spawn_local(async move {
+                let upstream = bed.get().await.expect("a response");
+                // Some leave before the body.
+                if number % 2 == 0 {
+                    read(upstream).await.expect("a body");
+                }
+            });
+        }
+        asking.join_all().await;
+        let opened = origin.connections.get();
+        assert!(opened <= 3, "{opened} connections for 20 requests, 8 to share one");
+        assert_eq!(bed.total(Metric::UpstreamActive), 0);
+        assert_eq!(bed.upstreams.streams(), 0);
     })
     .await;
 }

@@ -2,33 +2,32 @@
 //! choose an origin, take a kept connection or open one, exchange, and try again where that
 //! is safe.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::header::{CONNECTION, EXPECT, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Notify;
 
-use super::balance::{self, Choice};
 use super::connect::{Connected, connect};
-use super::deadline::{Deadline, NEVER, Timers, monotonic_ms};
+use super::core::{Active, Core, OriginState, PoolState};
+use super::deadline::{Deadline, Timers, monotonic_ms};
 use super::dns::Resolver;
-use super::error::{FetchError, error_label};
+use super::error::FetchError;
 use super::exchange::{
-    AtOnce, Http1, Http2, Limits, NoHead, NoHeadReason, ResponseBody, Under, hold_for_continue,
+    AtOnce, Http1, Http2, Limits, Link, NoHead, NoHeadReason, ResponseBody, Share,
+    hold_for_continue,
 };
+use super::fields;
 use super::pool::{Pool, PoolOrigin};
-use super::settings::{PoolSettings, Retry};
+use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
 use crate::clock::Clock;
@@ -54,6 +53,8 @@ pub struct UpstreamResponse {
     /// Without hop-by-hop fields (RFC 9110 §7.6.1; of a 101, `Upgrade` stays). Its body keeps
     /// the deadlines, and ends in an error if it is cut short.
     pub response: Response<Body>,
+    /// The version that the origin spoke, for `Via`.
+    pub version: Version,
     /// `host:port` as configured.
     pub origin: Arc<str>,
     /// Where that was.
@@ -72,51 +73,20 @@ pub struct UpstreamResponse {
 
 impl fmt::Debug for Upstreams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Upstreams({} pools)", self.0.pools.borrow().len())
+        write!(f, "Upstreams({} pools)", self.0.pools())
     }
-}
-
-struct Core {
-    resolver: Arc<Resolver>,
-    clock: Clock,
-    recorder: Recorder,
-    timers: Timers,
-    pools: RefCell<BTreeMap<u64, Rc<PoolState>>>,
-}
-
-/// One core's part of a pool.
-struct PoolState {
-    pool: Arc<Pool>,
-    origins: Box<[OriginState]>,
-    turn: Cell<usize>,
-    /// Hundredths of a retry.
-    budget: Cell<u32>,
-}
-
-#[derive(Default)]
-struct OriginState {
-    /// The last one used is on top: what is needed no more grows old at the bottom.
-    idle: RefCell<Vec<Idle>>,
-    http2: RefCell<Vec<Rc<Http2>>>,
-    /// Present while a connection is being opened that will probably be shared.
-    opening_http2: RefCell<Option<Rc<Notify>>>,
-    speaks_http2: Cell<bool>,
-    active: Cell<usize>,
-}
-
-struct Idle {
-    http1: Box<Http1>,
-    since_ms: u64,
 }
 
 impl Upstreams {
     /// Must be called inside the core's `LocalSet`.
     pub fn new(resolver: Arc<Resolver>, clock: Clock, recorder: Recorder) -> Self {
-        let timers = Timers::start();
-        let core = Core { resolver, clock, recorder, timers, pools: RefCell::default() };
-        let core = Rc::new(core);
-        tokio::task::spawn_local(sweep(Rc::downgrade(&core)));
-        Self(core)
+        Self(Core::new(resolver, clock, recorder, Timers::start()))
+    }
+
+    /// Streams in flight on shared connections.
+    #[cfg(test)]
+    pub(super) fn streams(&self) -> usize {
+        self.0.streams()
     }
 
     /// Sends a request to one of the pool's origins and waits for the head of the response.
@@ -198,12 +168,15 @@ struct Attempt<'a> {
 struct Failed {
     error: FetchError,
     request: Option<Box<Request<Body>>>,
+    /// It says something about the origin's health.
+    blames_origin: bool,
 }
 
-/// A connection, ready for the request.
-enum Link {
-    Http1(Box<Http1>),
-    Http2(Rc<Http2>),
+impl Failed {
+    fn new(error: FetchError, request: Option<Box<Request<Body>>>) -> Self {
+        let blames_origin = error.blames_origin();
+        Self { error, request, blames_origin }
+    }
 }
 
 impl Attempt<'_> {
@@ -212,10 +185,10 @@ impl Attempt<'_> {
         let health = &self.origin().health;
         match &outcome {
             Ok(_) => health.succeeded(),
-            Err(Failed { error, .. }) => {
+            Err(Failed { error, blames_origin, .. }) => {
                 self.core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
                 let settings = &self.state.pool.settings().health;
-                if error.blames_origin() && health.failed(monotonic_ms(), settings) {
+                if *blames_origin && health.failed(monotonic_ms(), settings) {
                     self.core.recorder.count(Metric::UpstreamMarkedDown);
                     tracing::warn!(origin = %self.origin().name, %error, "origin marked down");
                 }
@@ -237,7 +210,10 @@ impl Attempt<'_> {
                 }
                 // The origin closed it as we were about to use it: that says nothing about
                 // the origin, and so costs neither health nor budget. Once only.
-                Err(Failed { error: FetchError::Terminated { .. }, request: Some(again) }) => {
+                Err(failed @ Failed { error: FetchError::Terminated { .. }, .. }) => {
+                    let Some(again) = failed.request else {
+                        return Err(Failed { blames_origin: false, ..failed });
+                    };
                     self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
                     request = *again;
                 }
@@ -247,7 +223,7 @@ impl Attempt<'_> {
         let began = self.core.clock.instant();
         let mut link = match self.open().await {
             Ok(link) => link,
-            Err(error) => return Err(Failed { error, request: Some(Box::new(request)) }),
+            Err(error) => return Err(Failed::new(error, Some(Box::new(request)))),
         };
         let connect = self.core.clock.instant() - began;
         let response = self.over(&mut link, request, &deadline).await?;
@@ -257,8 +233,7 @@ impl Attempt<'_> {
 
     /// A connection that is open already.
     fn kept(&self) -> Option<Link> {
-        let (pool, here) = (&self.state.pool, self.here());
-        let http1 = || self.core.take_idle(pool, here).map(Link::Http1);
+        let http1 = || self.core.take_idle(self.here()).map(Link::Http1);
         self.shared().or_else(http1)
     }
 
@@ -269,24 +244,39 @@ impl Attempt<'_> {
         possible.then(share).flatten().map(Link::Http2)
     }
 
+    /// A new connection, or a share of one that somebody else was opening just now.
     async fn open(&self) -> Result<Link, FetchError> {
         let here = self.here();
-        let upgrade = self.intent.upgrade.is_some();
-        if here.speaks_http2.get() && !upgrade {
-            // Whoever opens a connection that all can share is waited for.
-            while let Some(opening) = here.opening() {
-                opening.notified().await;
-                if let Some(link) = self.shared() {
-                    return Ok(link);
-                }
+        let may_share = || self.intent.upgrade.is_none() && here.speaks_http2.get() != Some(false);
+        while may_share()
+            && let Some(opening) = here.opening()
+        {
+            opening.done.notified().await;
+            if let Some(link) = self.shared() {
+                return Ok(link);
+            }
+            if !opening.shared.get() {
+                // It failed. Waiting for the next one's failure would make a queue of them.
+                break;
             }
         }
-        let _opening = (here.speaks_http2.get() && !upgrade).then(|| Opening::begin(here));
+        let guard = may_share().then(|| here.open());
+        let link = self.open_alone().await?;
+        if let Some(guard) = guard {
+            guard.opening.shared.set(matches!(link, Link::Http2(_)));
+        }
+        Ok(link)
+    }
+
+    async fn open_alone(&self) -> Result<Link, FetchError> {
+        let upgrade = self.intent.upgrade.is_some();
         let Core { resolver, recorder, .. } = &**self.core;
         let turn = self.state.turn.get();
         let connected =
             connect(&self.state.pool, self.origin(), resolver, turn, upgrade, recorder).await?;
-        here.speaks_http2.set(connected.http2);
+        if !upgrade {
+            self.here().speaks_http2.set(Some(connected.http2));
+        }
         let opened = if connected.http2 {
             self.open_http2(connected).await.map(Link::Http2)
         } else {
@@ -308,7 +298,7 @@ impl Attempt<'_> {
         Ok(Box::new(Http1::new(sender, connection, traffic, connected.address, now_ms)))
     }
 
-    async fn open_http2(&self, connected: Connected) -> hyper::Result<Rc<Http2>> {
+    async fn open_http2(&self, connected: Connected) -> hyper::Result<Share> {
         let settings = self.state.pool.settings();
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
@@ -325,10 +315,10 @@ impl Attempt<'_> {
             }
         });
         let opened_ms = self.core.timers.now_ms();
-        let http2 = Http2 { sender, address: connected.address, opened_ms, streams: Cell::new(1) };
-        let http2 = Rc::new(http2);
-        self.here().http2.borrow_mut().push(http2.clone());
-        Ok(http2)
+        let streams = Cell::new(0);
+        let http2 = Rc::new(Http2 { sender, address: connected.address, opened_ms, streams });
+        self.here().add_http2(&http2);
+        Ok(Share::of(&http2))
     }
 
     /// The exchange of heads over a connection.
@@ -338,8 +328,8 @@ impl Attempt<'_> {
         mut request: Request<Body>,
         deadline: &Deadline,
     ) -> Result<Response<Incoming>, Failed> {
-        self.address(&mut request, matches!(link, Link::Http2(_)));
-        let copy = copy_if_replayable(&request);
+        fields::direct(&mut request, self.origin(), matches!(link, Link::Http2(_)));
+        let copy = fields::copy_if_replayable(&request);
         let outcome = match link {
             Link::Http1(http1) => {
                 let request = if request.headers().contains_key(EXPECT) {
@@ -352,40 +342,7 @@ impl Attempt<'_> {
             }
             Link::Http2(http2) => http2.head(request, &self.limits, deadline).await,
         };
-        outcome.map_err(|no_head| {
-            if let Link::Http2(http2) = link {
-                self.leave_http2(http2);
-            }
-            self.failed(no_head, copy, deadline)
-        })
-    }
-
-    /// Sets `Host` and the URI as the protocol and the pool want them.
-    fn address(&self, request: &mut Request<Body>, http2: bool) {
-        let origin = self.origin();
-        if let Some(host) = &origin.host {
-            request.headers_mut().insert(HOST, host.clone());
-        } else if !request.headers().contains_key(HOST) {
-            let authority = request.uri().authority().unwrap_or(&origin.authority).as_str();
-            let host = HeaderValue::from_str(authority).expect("an authority is a field value");
-            request.headers_mut().insert(HOST, host);
-        }
-        if http2 {
-            let host = request.headers_mut().remove(HOST);
-            let authority = host.and_then(|host| host.as_bytes().try_into().ok());
-            let mut parts = std::mem::take(request.uri_mut()).into_parts();
-            parts.scheme = Some(origin.origin.scheme.as_str().parse().expect("http or https"));
-            parts.authority = Some(authority.unwrap_or_else(|| origin.authority.clone()));
-            parts.path_and_query.get_or_insert_with(|| PathAndQuery::from_static("/"));
-            *request.uri_mut() = Uri::from_parts(parts).expect("all three parts are there");
-            *request.version_mut() = Version::HTTP_2;
-        } else {
-            if request.uri().authority().is_some() {
-                let path = std::mem::take(request.uri_mut()).into_parts().path_and_query;
-                *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
-            }
-            *request.version_mut() = Version::HTTP_11;
-        }
+        outcome.map_err(|no_head| self.failed(no_head, copy, deadline))
     }
 
     /// What a failure means, and whether the request may be sent again.
@@ -399,16 +356,13 @@ impl Attempt<'_> {
                 let after = settings.deadlines.total.filter(|_| total);
                 let after = after.unwrap_or(self.limits.first_byte);
                 let error = FetchError::ResponseTimeout { origin, after };
-                return Failed { error, request: None };
+                return Failed::new(error, None);
             }
         };
         if source.is_parse_too_large() {
             let PoolSettings { header_bytes_max, header_count_max, .. } = *settings;
             let (bytes_max, count_max) = (header_bytes_max, header_count_max);
-            return Failed {
-                error: FetchError::HeaderSize { origin, bytes_max, count_max },
-                request: None,
-            };
+            return Failed::new(FetchError::HeaderSize { origin, bytes_max, count_max }, None);
         }
         let error = if source.is_user() && no_head.request.is_none() {
             FetchError::RequestBody { source }
@@ -421,7 +375,7 @@ impl Attempt<'_> {
         };
         let terminated = matches!(error, FetchError::Terminated { .. });
         let request = no_head.request.or_else(|| copy.filter(|_| terminated).map(Box::new));
-        Failed { error, request }
+        Failed::new(error, request)
     }
 
     /// The head has come: what becomes of the body and of the connection.
@@ -431,24 +385,32 @@ impl Attempt<'_> {
         deadline: Deadline,
         active: Active,
     ) -> Result<UpstreamResponse, Failed> {
-        let Exchanged { link, response, reused, connect } = exchanged;
+        let Exchanged { mut link, response, reused, connect } = exchanged;
         let (mut head, incoming) = response.into_parts();
-        let address = match &link {
-            Link::Http1(http1) => http1.address,
+        let address = match &mut link {
+            Link::Http1(http1) => {
+                http1.kept_for = fields::kept_for(&head.headers);
+                http1.address
+            }
             Link::Http2(http2) => http2.address,
         };
         let mut upgraded = None;
         let body = if head.status == StatusCode::SWITCHING_PROTOCOLS {
             upgraded = Some(self.upgraded(link).await?);
             Body::Empty
-        } else {
-            self.check_coding(&head.headers)?;
+        } else if fields::is_plainly_framed(&head.headers) {
             stream(link, incoming, deadline, self.limits, active)
+        } else {
+            let origin = self.origin().name.clone();
+            return Err(Failed::new(FetchError::TransferCoding { origin }, None));
         };
+        fields::strip_hop_by_hop(&mut head.headers, upgraded.is_some());
         head.extensions.clear();
-        strip_hop_by_hop(&mut head.headers, upgraded.is_some());
+        // RFC 9110 §6.2: each hop speaks its own version.
+        let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         Ok(UpstreamResponse {
             response: Response::from_parts(head, body),
+            version,
             origin: self.origin().name.clone(),
             address,
             reused,
@@ -460,39 +422,15 @@ impl Attempt<'_> {
     }
 
     async fn upgraded(&self, link: Link) -> Result<UpgradedOrigin, Failed> {
-        let origin = || self.origin().name.clone();
+        let origin = self.origin().name.clone();
         match link {
             Link::Http1(http1) if self.intent.upgrade.is_some() => {
-                http1.into_upgraded().await.map_err(|source| Failed {
-                    error: FetchError::Protocol { origin: origin(), source },
-                    request: None,
-                })
+                let upgraded = http1.into_upgraded().await;
+                upgraded
+                    .map_err(|source| Failed::new(FetchError::Protocol { origin, source }, None))
             }
-            _ => Err(Failed {
-                error: FetchError::UnaskedUpgrade { origin: origin() },
-                request: None,
-            }),
+            _ => Err(Failed::new(FetchError::UnaskedUpgrade { origin }, None)),
         }
-    }
-
-    /// hyper takes `chunked` off and leaves other codings on, whose name we may not forward
-    /// (RFC 9112 §7).
-    fn check_coding(&self, headers: &HeaderMap) -> Result<(), Failed> {
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        let plain = match (codings.next(), codings.next()) {
-            (None, _) => true,
-            (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
-            _ => false,
-        };
-        if plain {
-            return Ok(());
-        }
-        let error = FetchError::TransferCoding { origin: self.origin().name.clone() };
-        Err(Failed { error, request: None })
-    }
-
-    fn leave_http2(&self, http2: &Rc<Http2>) {
-        http2.streams.set(http2.streams.get() - 1);
     }
 
     fn origin(&self) -> &PoolOrigin {
@@ -518,313 +456,19 @@ fn stream(
     limits: Limits,
     active: Active,
 ) -> Body {
-    let (under, at_once) = match link {
+    let (begun, incoming, link) = match link {
+        Link::Http2(_) if incoming.is_end_stream() => return Body::Empty,
+        Link::Http2(_) => (None, incoming, link),
         Link::Http1(mut http1) => match http1.body_at_once(incoming) {
             AtOnce::Whole(body) => {
                 active.give_back(http1);
                 return body;
             }
-            at_once => (Under::Http1(http1), at_once),
+            AtOnce::Begun(begun, incoming) => (Some(begun), incoming, Link::Http1(http1)),
+            AtOnce::Streams(incoming) => (None, incoming, Link::Http1(http1)),
         },
-        Link::Http2(http2) if incoming.is_end_stream() => {
-            active.leave(&http2);
-            return Body::Empty;
-        }
-        Link::Http2(http2) => (Under::Http2(http2), AtOnce::Streams(incoming)),
     };
-    let (begun, incoming) = match at_once {
-        AtOnce::Begun(begun, incoming) => (Some(begun), incoming),
-        AtOnce::Streams(incoming) => (None, incoming),
-        AtOnce::Whole(body) => return body,
-    };
-    Body::stream(ResponseBody::new(incoming, begun, under, deadline, limits, active))
-}
-
-/// An exchange in flight: counted where it is, until dropped.
-pub(super) struct Active {
-    core: Rc<Core>,
-    state: Rc<PoolState>,
-    number: usize,
-}
-
-impl Active {
-    fn begin(core: &Rc<Core>, state: &Rc<PoolState>, number: usize) -> Self {
-        let active = &state.origins[number].active;
-        active.set(active.get() + 1);
-        core.recorder.add(Metric::UpstreamActive, 1);
-        Self { core: core.clone(), state: state.clone(), number }
-    }
-
-    /// Keeps a connection whose exchange is over, if it may be used again.
-    pub(super) fn give_back(&self, mut http1: Box<Http1>) {
-        let now_ms = self.core.timers.now_ms();
-        let keep_alive = &self.state.pool.settings().keep_alive;
-        let aged = now_ms.saturating_sub(http1.opened_ms) >= millis(keep_alive.age_max);
-        if aged || keep_alive.idle_max == 0 || !http1.is_reusable() {
-            return;
-        }
-        let mut idle = self.state.origins[self.number].idle.borrow_mut();
-        if idle.len() >= keep_alive.idle_max {
-            // The oldest has the least life left.
-            self.core.close_idle(idle.remove(0), IDLE_LIMIT);
-        }
-        self.core.recorder.add(Metric::UpstreamIdle, 1);
-        idle.push(Idle { http1, since_ms: now_ms });
-    }
-
-    /// Ends a share of an HTTP/2 connection.
-    pub(super) fn leave(&self, http2: &Http2) {
-        http2.streams.set(http2.streams.get() - 1);
-    }
-
-    /// Counts a response that did not come whole.
-    pub(super) fn body_failed(&self, error: &'static str) {
-        self.core.recorder.count_labelled(Metric::UpstreamFailures, error_label(error));
-        let pool = &self.state.pool;
-        let health = &pool.origins[self.number].health;
-        if health.failed(monotonic_ms(), &pool.settings().health) {
-            self.core.recorder.count(Metric::UpstreamMarkedDown);
-        }
-    }
-
-    pub(super) fn origin_name(&self) -> &str {
-        &self.state.pool.origins[self.number].name
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        let active = &self.state.origins[self.number].active;
-        active.set(active.get() - 1);
-        self.core.recorder.subtract(Metric::UpstreamActive, 1);
-    }
-}
-
-/// While one request opens what others will share, they wait for it.
-struct Opening<'a> {
-    here: &'a OriginState,
-    opened: Rc<Notify>,
-}
-
-impl<'a> Opening<'a> {
-    fn begin(here: &'a OriginState) -> Self {
-        let opened = Rc::new(Notify::new());
-        *here.opening_http2.borrow_mut() = Some(opened.clone());
-        Self { here, opened }
-    }
-}
-
-impl Drop for Opening<'_> {
-    fn drop(&mut self) {
-        self.here.opening_http2.borrow_mut().take();
-        self.opened.notify_waiters();
-    }
-}
-
-impl OriginState {
-    fn opening(&self) -> Option<Rc<Notify>> {
-        self.opening_http2.borrow().clone()
-    }
-}
-
-impl PoolState {
-    fn new(pool: &Arc<Pool>) -> Self {
-        Self {
-            pool: pool.clone(),
-            origins: pool.origins.iter().map(|_| OriginState::default()).collect(),
-            turn: Cell::new(0),
-            budget: Cell::new(pool.settings().retry.budget_reserve.saturating_mul(RETRY)),
-        }
-    }
-
-    /// The origins' numbers as a set.
-    fn all(&self) -> u64 {
-        u64::MAX >> (PoolSettings::ORIGINS_MAX - self.origins.len())
-    }
-
-    fn choose(&self, intent: &Intent, tried: u64) -> Option<usize> {
-        let pool = &self.pool;
-        let settings = pool.settings();
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        let choice = Choice {
-            balance: settings.balance,
-            origins: self.origins.len(),
-            turns: &pool.turns,
-            turn,
-            hash: intent.hash,
-        };
-        let weight = |at: usize| pool.origins[at].origin.weight;
-        let active = |at: usize| self.origins[at].active.get();
-        let untried = |at: usize| tried & (1 << at) == 0;
-        let up = |at: usize| pool.origins[at].health.admits(monotonic_ms, &settings.health);
-        balance::choose(&choice, weight, active, |at| untried(at) && up(at)).or_else(|| {
-            let anyway = settings.health.try_when_all_down;
-            balance::choose(&choice, weight, active, |at| anyway && untried(at))
-        })
-    }
-
-    /// Each request earns a part of a retry, up to a limit.
-    fn earn_retry(&self) {
-        let Retry { budget_percent, budget_reserve, .. } = self.pool.settings().retry;
-        let most = budget_reserve.saturating_add(RETRIES_SAVED).saturating_mul(RETRY);
-        self.budget.set(self.budget.get().saturating_add(budget_percent).min(most));
-    }
-
-    fn spend_retry(&self) -> bool {
-        let left = self.budget.get().checked_sub(RETRY);
-        left.inspect(|left| self.budget.set(*left)).is_some()
-    }
-
-    fn in_use(&self) -> bool {
-        self.origins.iter().any(|origin| {
-            origin.active.get() > 0
-                || !origin.idle.borrow().is_empty()
-                || !origin.http2.borrow().is_empty()
-        })
-    }
-}
-
-impl Core {
-    fn state(&self, pool: &Arc<Pool>) -> Rc<PoolState> {
-        let mut pools = self.pools.borrow_mut();
-        pools.entry(pool.id).or_insert_with(|| Rc::new(PoolState::new(pool))).clone()
-    }
-
-    fn limits(&self, settings: &PoolSettings) -> Limits {
-        let deadlines = &settings.deadlines;
-        let end = |total| self.timers.now_ms().saturating_add(millis(total));
-        Limits {
-            first_byte: deadlines.first_byte,
-            between_bytes: deadlines.between_bytes,
-            end_ms: deadlines.total.map_or(NEVER, end),
-        }
-    }
-
-    /// The most recently used connection that is still good.
-    fn take_idle(&self, pool: &Pool, here: &OriginState) -> Option<Box<Http1>> {
-        let oldest_ms =
-            self.timers.now_ms().saturating_sub(millis(pool.settings().keep_alive.idle));
-        let mut idle = here.idle.borrow_mut();
-        while let Some(mut kept) = idle.pop() {
-            if kept.since_ms < oldest_ms {
-                self.close_idle(kept, IDLE_EXPIRED);
-            } else if !kept.http1.is_reusable() {
-                self.close_idle(kept, IDLE_ORIGIN);
-            } else {
-                self.recorder.subtract(Metric::UpstreamIdle, 1);
-                return Some(kept.http1);
-            }
-        }
-        None
-    }
-
-    /// A stream on a connection that has room; the streams are counted by the caller's leave.
-    fn share_http2(&self, pool: &Pool, here: &OriginState) -> Option<Rc<Http2>> {
-        let settings = pool.settings();
-        let mut connections = here.http2.borrow_mut();
-        connections.retain(|http2| !http2.sender.is_closed());
-        let born_ms = self.timers.now_ms().saturating_sub(millis(settings.keep_alive.age_max));
-        let room = |http2: &&Rc<Http2>| {
-            http2.streams.get() < settings.streams_max && http2.opened_ms >= born_ms
-        };
-        let http2 = connections.iter().find(room)?;
-        http2.streams.set(http2.streams.get() + 1);
-        Some(http2.clone())
-    }
-
-    fn close_idle(&self, idle: Idle, reason: usize) {
-        self.recorder.subtract(Metric::UpstreamIdle, 1);
-        self.recorder.count_labelled(Metric::UpstreamIdleClosed, reason);
-        drop(idle);
-    }
-
-    /// Closes what is unused for too long or was closed by the origin, and forgets pools that
-    /// have nothing left.
-    fn sweep(&self) {
-        let now_ms = self.timers.now_ms();
-        self.pools.borrow_mut().retain(|_, state| {
-            let keep_alive = &state.pool.settings().keep_alive;
-            for origin in &state.origins {
-                let kept = std::mem::take(&mut *origin.idle.borrow_mut());
-                for mut idle in kept {
-                    if now_ms.saturating_sub(idle.since_ms) > millis(keep_alive.idle) {
-                        self.close_idle(idle, IDLE_EXPIRED);
-                    } else if !idle.http1.is_reusable() {
-                        self.close_idle(idle, IDLE_ORIGIN);
-                    } else {
-                        origin.idle.borrow_mut().push(idle);
-                    }
-                }
-                origin.http2.borrow_mut().retain(|http2| {
-                    let aged = now_ms.saturating_sub(http2.opened_ms) >= millis(keep_alive.age_max);
-                    let over = aged && http2.streams.get() == 0;
-                    !over && !http2.sender.is_closed()
-                });
-            }
-            state.in_use() || Rc::strong_count(state) > 1
-        });
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        let pools = self.pools.get_mut().values();
-        let idle = pools.flat_map(|state| &state.origins).map(|origin| origin.idle.borrow().len());
-        self.recorder.subtract(Metric::UpstreamIdle, idle.sum::<usize>() as u64);
-    }
-}
-
-async fn sweep(core: Weak<Core>) {
-    loop {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
-        let Some(core) = core.upgrade() else { return };
-        core.sweep();
-    }
-}
-
-/// A copy to send again, if the request is idempotent (RFC 9110 §9.2.2), its body in memory,
-/// and the connection stays HTTP.
-fn copy_if_replayable(request: &Request<Body>) -> Option<Request<Body>> {
-    let body = match request.body() {
-        Body::Empty => Body::Empty,
-        Body::Full(bytes) => Body::Full(bytes.clone()),
-        _ => return None,
-    };
-    if !request.method().is_idempotent() || request.headers().contains_key(UPGRADE) {
-        return None;
-    }
-    let mut copy = Request::new(body);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
-/// RFC 9110 §7.6.1. hyper has acted on them.
-fn strip_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(TRANSFER_ENCODING);
-        // RFC 9112 §6.3: it was overridden, and forwarded it would be a second opinion.
-        headers.remove(CONTENT_LENGTH);
-    }
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .filter(|name| !(upgraded && name == UPGRADE))
-            .collect();
-        headers.remove(CONNECTION);
-        named.into_iter().for_each(|name| drop(headers.remove(name)));
-    }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TE);
-    if !upgraded {
-        headers.remove(UPGRADE);
-    }
+    Body::stream(ResponseBody::new(incoming, begun, link, deadline, limits, active))
 }
 
 /// Runs hyper's HTTP/2 tasks on this core.
@@ -839,30 +483,13 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(NEVER)
-}
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 /// hyper parses this many fields without an allocation.
 const HEADERS_ON_STACK: usize = 100;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The budget's unit: percent of a request.
-const RETRY: u32 = 100;
-/// Retries that a core can save up beyond the reserve.
-const RETRIES_SAVED: u32 = 100;
 
 /// Labels of [`Metric::UpstreamRetries`].
 const RETRY_CLOSED: usize = 0;
 const RETRY_FAILED: usize = 1;
-/// Labels of [`Metric::UpstreamIdleClosed`].
-const IDLE_EXPIRED: usize = 0;
-const IDLE_LIMIT: usize = 1;
-const IDLE_ORIGIN: usize = 2;
