@@ -3,12 +3,15 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    AGE, CONNECTION, DATE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, DATE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
     IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE,
     TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::conditional::Selected;
+use super::range::ContentRange;
 use super::settings::SetCookie;
 use super::stored::StoredResponse;
 
@@ -73,6 +76,108 @@ pub fn reuse_headers(stored: &StoredResponse, age: Duration) -> HeaderMap {
     headers.insert(AGE, value);
     headers
 }
+
+/// The head of the answer that sends `selected` of `stored`: status and fields, with
+/// `Content-Length` and `Content-Range` as they must be. `None` while bytes are missing.
+pub fn answer(
+    stored: &StoredResponse,
+    selected: &Selected,
+    age: Duration,
+) -> Option<(StatusCode, HeaderMap)> {
+    let mut headers = reuse_headers(stored, age);
+    let status = match selected {
+        Selected::Full => match (stored.status, stored.complete_length) {
+            // A partial response whose parts have all come is whole (RFC 9111 §3.4).
+            (StatusCode::PARTIAL_CONTENT, Some(length)) => {
+                set_length(&mut headers, length);
+                StatusCode::OK
+            }
+            (status, _) => status,
+        },
+        Selected::NotModified => {
+            remove_representation(&mut headers);
+            StatusCode::NOT_MODIFIED
+        }
+        Selected::PreconditionFailed => {
+            remove_representation(&mut headers);
+            set_length(&mut headers, 0);
+            StatusCode::PRECONDITION_FAILED
+        }
+        Selected::Range { bytes, complete_length } => {
+            let complete_length = Some(*complete_length);
+            let range = ContentRange { bytes: bytes.clone(), complete_length };
+            headers.insert(CONTENT_RANGE, text_value(range.text()));
+            set_length(&mut headers, bytes.end - bytes.start);
+            StatusCode::PARTIAL_CONTENT
+        }
+        Selected::Multipart(plan) => {
+            let content_type = format!("multipart/byteranges; boundary={}", plan.boundary);
+            headers.insert(CONTENT_TYPE, text_value(content_type));
+            headers.remove(CONTENT_RANGE);
+            set_length(&mut headers, plan.content_length());
+            StatusCode::PARTIAL_CONTENT
+        }
+        Selected::RangeNotSatisfiable { complete_length } => {
+            remove_representation(&mut headers);
+            headers.insert(CONTENT_RANGE, text_value(format!("bytes */{complete_length}")));
+            set_length(&mut headers, 0);
+            StatusCode::RANGE_NOT_SATISFIABLE
+        }
+        Selected::Missing(_) => return None,
+    };
+    Some((status, headers))
+}
+
+/// What tells of a body that is not sent (RFC 9110 §15.4.5); `Content-Location` stays.
+fn remove_representation(headers: &mut HeaderMap) {
+    for name in [
+        CONTENT_LENGTH,
+        CONTENT_TYPE,
+        CONTENT_ENCODING,
+        CONTENT_LANGUAGE,
+        CONTENT_RANGE,
+        HeaderName::from_static("content-md5"),
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+    ] {
+        headers.remove(name);
+    }
+}
+
+fn set_length(headers: &mut HeaderMap, length: u64) {
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+}
+
+fn text_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("printable ASCII is a field value")
+}
+
+/// Takes fields out of a request that many frameworks believe and no key covers, so that a
+/// stranger cannot choose what is stored for everyone; `keyed` are those that the key covers.
+pub fn remove_unkeyed(headers: &mut HeaderMap, unkeyed: &[HeaderName], keyed: &[HeaderName]) {
+    for name in unkeyed.iter().filter(|name| !keyed.contains(name)) {
+        headers.remove(name);
+    }
+}
+
+/// The fields that [`remove_unkeyed`] takes out unless a rule says otherwise: other hosts and
+/// URLs than the request's own, and other methods.
+pub const UNKEYED: [&str; 14] = [
+    "x-forwarded-host",
+    "x-forwarded-server",
+    "x-forwarded-scheme",
+    "x-forwarded-prefix",
+    "x-forwarded-path",
+    "x-host",
+    "x-original-host",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-override-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-http-destinationurl",
+];
 
 /// Makes a request's fields ask whether `stored` still holds: our validators in, the client's
 /// own conditions and ranges out (RFC 9111 §4.3.1). The rest, the selecting fields above all,
@@ -200,5 +305,70 @@ mod tests {
         assert_eq!(request[IF_NONE_MATCH], "W/\"ours\"");
         assert_eq!(request[IF_MODIFIED_SINCE], "Wed, 01 Jan 2020 00:00:00 GMT");
         assert_eq!(request.get_all("cookie").iter().count(), 2);
+    }
+
+    #[test]
+    fn answers_have_the_status_and_length_of_what_they_send() {
+        let mut stored = stored(&[
+            ("cache-control", "max-age=60"),
+            ("content-type", "text/plain"),
+            ("content-length", "1000"),
+            ("content-location", "/b"),
+            ("etag", "\"a\""),
+        ]);
+        let check = |stored: &StoredResponse,
+                     selected: Selected,
+                     status: u16,
+                     length: &str,
+                     range: &str| {
+            let (found, headers) = answer(stored, &selected, Duration::ZERO).expect("an answer");
+            let field =
+                |name| headers.get(name).map_or("", |v: &HeaderValue| v.to_str().expect("text"));
+            assert_eq!(found, status, "{selected:?}");
+            assert_eq!(field(CONTENT_LENGTH), length, "{selected:?}");
+            assert_eq!(field(CONTENT_RANGE), range, "{selected:?}");
+            assert_eq!(field(ETAG), "\"a\"", "{selected:?}");
+        };
+        check(&stored, Selected::Full, 200, "1000", "");
+        check(&stored, Selected::NotModified, 304, "", "");
+        check(&stored, Selected::PreconditionFailed, 412, "0", "");
+        let range = Selected::Range { bytes: 4..10, complete_length: 1000 };
+        check(&stored, range, 206, "6", "bytes 4-9/1000");
+        let outside = Selected::RangeNotSatisfiable { complete_length: 1000 };
+        check(&stored, outside, 416, "0", "bytes */1000");
+        assert!(answer(&stored, &Selected::Missing(vec![]), Duration::ZERO).is_none());
+        stored.status = StatusCode::PARTIAL_CONTENT;
+        stored.headers.remove(CONTENT_LENGTH);
+        stored.complete_length = Some(1000);
+        check(&stored, Selected::Full, 200, "1000", "");
+    }
+
+    #[test]
+    fn a_304_has_the_fields_that_a_200_would_have() {
+        let stored = stored(&[
+            ("cache-control", "max-age=60"),
+            ("content-type", "text/plain"),
+            ("content-location", "/b"),
+            ("date", "Wed, 18 Nov 2026 11:06:40 GMT"),
+            ("etag", "\"a\""),
+            ("expires", "Wed, 18 Nov 2026 12:06:40 GMT"),
+            ("vary", "foo"),
+        ]);
+        let found = answer(&stored, &Selected::NotModified, Duration::ZERO);
+        let (_, headers) = found.expect("an answer");
+        for name in ["cache-control", "content-location", "date", "etag", "expires", "vary"] {
+            assert!(headers.contains_key(name), "{name}");
+        }
+        assert!(!headers.contains_key(CONTENT_TYPE));
+    }
+
+    #[test]
+    fn fields_that_no_key_covers_do_not_reach_the_origin() {
+        let mut request =
+            headers(&[("x-forwarded-host", "evil"), ("x-original-url", "/admin"), ("x-host", "h")]);
+        let unkeyed: Vec<_> = UNKEYED.iter().map(|name| HeaderName::from_static(name)).collect();
+        remove_unkeyed(&mut request, &unkeyed, &[HeaderName::from_static("x-host")]);
+        assert_eq!(request.len(), 1);
+        assert!(request.contains_key("x-host"));
     }
 }

@@ -17,9 +17,14 @@ pub mod fields;
 pub mod freshness;
 pub mod invalidate;
 pub mod key;
+#[cfg(test)]
+mod oracle;
 mod policy;
 pub mod purge;
 pub mod range;
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+mod scenarios;
 pub mod search;
 pub mod settings;
 pub mod status;
@@ -35,7 +40,7 @@ pub use decide::{
     Decision, decide, decide_absent, may_serve_stale_on_error, skips_cache, stale_when_slow,
 };
 pub use directives::RequestDirectives;
-pub use fields::{reuse_headers, validation_fields};
+pub use fields::{answer, remove_unkeyed, reuse_headers, validation_fields};
 pub use invalidate::{Invalidation, invalidates};
 pub use key::{CacheKey, KeyHash};
 pub use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
