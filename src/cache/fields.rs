@@ -201,7 +201,7 @@ pub fn remove_conditions(headers: &mut HeaderMap) {
 }
 
 /// IMF-fixdate; times before 1970 are 1970.
-pub(super) fn http_date(time: SystemTime) -> HeaderValue {
+pub fn http_date(time: SystemTime) -> HeaderValue {
     let text = httpdate::fmt_http_date(time.max(SystemTime::UNIX_EPOCH));
     HeaderValue::try_from(text).expect("a date is a field value")
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode};
 
+use super::key::KeyHash;
 use super::purge::{PurgeSequence, PurgeTarget};
+use super::vary::variant_hash;
 
 /// A response as the store keeps it and as the rules see it. Nothing in here is of the
 /// requester, except the values of the selecting fields (`variant`).
@@ -77,6 +79,11 @@ impl Freshness {
 }
 
 impl StoredResponse {
+    /// Where the store keeps it: its key's hash, or its variant's.
+    pub fn hash(&self) -> KeyHash {
+        variant_hash(&self.key, &self.variant)
+    }
+
     /// What purges are matched against.
     pub fn purge_target(&self) -> PurgeTarget<'_> {
         let url = self.key.split('\n').next().unwrap_or_default();

@@ -124,6 +124,14 @@ pub fn variant_key(
     (hash, text[start..].into())
 }
 
+/// Where the response with these canonical values stands; the key itself when there are none.
+pub fn variant_hash(key: &str, values: &str) -> KeyHash {
+    match values.is_empty() {
+        true => KeyHash::of(key.as_bytes()),
+        false => KeyHash::of(format!("{key}\n\n{values}").as_bytes()),
+    }
+}
+
 impl VaryList {
     /// Notes a variant just stored. Returns the places that the list now has no room for.
     pub fn note(

@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 
 pub use self::purge::{PurgeBatch, PurgeError, Purged};
 pub use self::read::StoredBody;
-pub use self::record::{Address, Head, ObjectId, Record, VaryList};
+pub use self::record::{Head, ObjectId, Record};
 pub use self::settings::{Admission, Directory, Settings};
 pub use self::write::{ObjectWriter, WriteError};
 
@@ -43,7 +43,7 @@ use self::disk::Disks;
 use self::purge::Purges;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
 use self::write::with_part;
-use crate::cache::{KeyHash, PurgeKind, PurgeSequence, StoredResponse};
+use crate::cache::{KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse, VaryList};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, Recorder};
 
@@ -124,12 +124,9 @@ impl Store {
     }
 
     /// What memory has under an address. The hit path: no await, no allocation.
-    pub fn in_memory(&self, address: &Address<'_>) -> Option<Record> {
-        let entry = self.inner.memory.get(&PieceKey::head(address.hash))?;
+    pub fn in_memory(&self, hash: KeyHash) -> Option<Record> {
+        let entry = self.inner.memory.get(&PieceKey::head(hash))?;
         let Piece::Record(record) = entry.value() else { return None };
-        if !record.stands_under(address) {
-            return None;
-        }
         if let Record::Response(head) = record
             && head.place.load(Ordering::Relaxed) == place::MEMORY
         {
@@ -139,19 +136,31 @@ impl Store {
     }
 
     /// What memory has under an address, or else the disk, which it then comes into memory from.
-    pub async fn find(&self, address: &Address<'_>) -> Option<Record> {
-        if let Some(record) = self.in_memory(address) {
+    pub async fn find(&self, hash: KeyHash) -> Option<Record> {
+        if let Some(record) = self.in_memory(hash) {
             return Some(record);
         }
-        self.inner.sketch.add(address.hash);
-        let key = PieceKey::head(address.hash);
+        self.inner.sketch.add(hash);
+        let key = PieceKey::head(hash);
         if !self.inner.disks.may_contain(&key) {
             return None;
         }
         let loading = self.inner.background.spawn(self.clone().load(key));
         match loading.await.ok().flatten()? {
-            Found::Record(record) => record.stands_under(address).then_some(record),
+            Found::Record(record) => Some(record),
             Found::Slice(_) => None,
+        }
+    }
+
+    /// As [`Store::find`], and leaves no trace: what is on disk stays there.
+    pub async fn peek(&self, hash: KeyHash) -> Option<Record> {
+        let key = PieceKey::head(hash);
+        if let Some(Piece::Record(record)) = self.inner.memory.get(&key).as_deref() {
+            return Some(record.clone());
+        }
+        match self.inner.disks.read(&key).await? {
+            Piece::Record(record) => Some(record),
+            Piece::Slice { .. } | Piece::Unknown => None,
         }
     }
 
@@ -171,6 +180,19 @@ impl Store {
     /// Purges. In force for all cores before it waits for the log, durable when it returns.
     pub async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
         self.inner.purges.purge(batch).await
+    }
+
+    /// Makes URLs and tags invalid, hard: in force when this returns, durable soon after.
+    pub fn invalidate(&self, scopes: Vec<PurgeScope>) {
+        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
+        let batch = PurgeBatch { purges, ..PurgeBatch::default() };
+        self.inner.purges.purge_soon(batch, &self.inner.background);
+    }
+
+    /// Whether a purge later than `since` may cover a response that was asked for at `since`, by
+    /// what is known of it.
+    pub fn overtaken(&self, response: Option<&StoredResponse>, since: PurgeSequence) -> bool {
+        self.inner.purges.overtaken(response, since)
     }
 
     /// The bus' position that was last made durable with a purge; not there in a new or
@@ -211,7 +233,7 @@ impl Store {
             return Err(WriteError::TooLarge { limit });
         }
         response.parts = Some(Box::default());
-        let hash = Address::of(&response).hash;
+        let hash = response.hash();
         let object = self.next_object(hash);
         let head = self.new_head(response, hash, object, None);
         Ok(self.put_head(head, self.wants_on_disk(hash, 0)))
@@ -289,16 +311,15 @@ impl Store {
     }
 
     /// Says that a key's responses vary: its primary record lists the selecting fields.
-    pub fn put_variants(&self, list: VaryList) {
-        let hash = KeyHash::of(list.key.as_bytes());
+    pub fn put_variants(&self, hash: KeyHash, list: VaryList) {
         let wanted = self.wants_on_disk(hash, 0);
         let record = Record::Variants(Arc::new(list));
         self.put_record(PieceKey::head(hash), record, wanted);
     }
 
     /// Takes a record out to make room. Not a purge: it may come back from disk.
-    pub fn forget(&self, address: &Address<'_>) {
-        let key = PieceKey::head(address.hash);
+    pub fn forget(&self, hash: KeyHash) {
+        let key = PieceKey::head(hash);
         self.inner.memory.remove(&key);
         self.inner.disks.forget(&key);
     }

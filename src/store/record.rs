@@ -7,64 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 
-use crate::cache::{CacheKey, KeyHash, PurgeSequence, StoredResponse};
+use crate::cache::vary::Variant;
+use crate::cache::{KeyHash, PurgeSequence, StoredResponse, VaryList};
 
-/// Where a record is looked for: the hash, and the texts that the record must carry.
-#[derive(Clone, Copy, Debug)]
-pub struct Address<'a> {
-    /// Where the store looks.
-    pub hash: KeyHash,
-    /// The key's text; another text under the same hash is a miss.
-    pub key: &'a str,
-    /// The selecting fields' normalised values; empty for the primary record.
-    pub variant: &'a str,
-}
-
-impl<'a> Address<'a> {
-    /// The primary record of a key.
-    pub fn primary(key: &'a CacheKey) -> Self {
-        Self { hash: key.hash, key: &key.text, variant: "" }
-    }
-
-    /// The variant of a key with these normalised selecting values (RFC 9111 §4.1).
-    pub fn variant(key: &'a str, variant: &'a str) -> Self {
-        Self { hash: address_hash(key, variant), key, variant }
-    }
-
-    /// Where this response is stored.
-    pub fn of(response: &'a StoredResponse) -> Self {
-        Self::variant(&response.key, &response.variant)
-    }
-}
-
-/// `hash(key)` for the primary, `hash(key NUL variant)` for a variant. A key has no NUL.
-fn address_hash(key: &str, variant: &str) -> KeyHash {
-    if variant.is_empty() {
-        return KeyHash::of(key.as_bytes());
-    }
-    let mut text = Vec::with_capacity(key.len() + 1 + variant.len());
-    text.extend_from_slice(key.as_bytes());
-    text.push(0);
-    text.extend_from_slice(variant.as_bytes());
-    KeyHash::of(&text)
-}
-
-/// What stands under an address. Cloning clones one `Arc`.
+/// What stands under a hash. Two keys may have one hash: the texts in it tell. Cloning clones one `Arc`.
 #[derive(Clone, Debug)]
 pub enum Record {
     /// A stored response.
     Response(Arc<Head>),
     /// The key's responses vary; each variant stands under its own address.
     Variants(Arc<VaryList>),
-}
-
-/// Which request fields select among a key's variants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VaryList {
-    /// The key's text, compared on every lookup.
-    pub key: Box<str>,
-    /// The selecting fields' names in lower case, sorted.
-    pub fields: Box<[Box<str>]>,
 }
 
 /// A stored response with what the store knows of it. Immutable, apart from marks.
@@ -238,8 +190,9 @@ impl Piece {
         match self {
             Self::Record(Record::Response(head)) => head.weight(),
             Self::Record(Record::Variants(list)) => {
-                let fields: usize = list.fields.iter().map(|field| field.len() + 16).sum();
-                ENTRY_OVERHEAD + size_of::<VaryList>() + list.key.len() + fields
+                let variants = list.sets.iter().map(|set| set.fields.len() + set.variants.len());
+                let lists = variants.sum::<usize>() * size_of::<Variant>();
+                ENTRY_OVERHEAD + size_of::<VaryList>() + lists
             }
             Self::Slice { bytes, .. } => ENTRY_OVERHEAD + bytes.len(),
             Self::Unknown => ENTRY_OVERHEAD,
@@ -258,18 +211,6 @@ fn headers_weight(headers: &HeaderMap) -> usize {
 /// foyer's record, its hash table slot and the `Arc`s, measured over a million objects: see
 /// docs/benchmarks-store.md.
 const ENTRY_OVERHEAD: usize = 192;
-
-impl Record {
-    /// Whether it is what was looked for, and not something else under the same hash.
-    pub(super) fn stands_under(&self, address: &Address<'_>) -> bool {
-        match self {
-            Self::Response(head) => {
-                *head.response.key == *address.key && *head.response.variant == *address.variant
-            }
-            Self::Variants(list) => *list.key == *address.key && address.variant.is_empty(),
-        }
-    }
-}
 
 /// foyer's hash of a [`PieceKey`]: the same in every build, since it is on disk. The ids are
 /// hashes or unique already; foyer compares the whole key.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::Store;
-use super::record::{Address, Head, ObjectId};
+use super::record::{Head, ObjectId};
 use crate::cache::{KeyHash, StoredResponse};
 
 /// Why an object was not stored. The response itself is none the worse for it.
@@ -67,7 +67,7 @@ pub struct ObjectWriter {
 
 impl ObjectWriter {
     pub(super) fn new(store: Store, response: StoredResponse) -> Self {
-        let hash = Address::of(&response).hash;
+        let hash = response.hash();
         let object = store.next_object(hash);
         let length = response.complete_length.unwrap_or_default();
         let wanted = store.wants_on_disk(hash, length);

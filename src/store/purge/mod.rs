@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use self::frame::Entry;
@@ -28,7 +29,7 @@ use self::log::{Found, Log};
 use self::table::{Marks, Scope, Table};
 use super::record::{Head, random_u64};
 use super::settings::Settings;
-use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
+use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 
@@ -230,6 +231,42 @@ impl Purges {
         };
         let sequence = purged.sequence;
         written.map(|()| purged).map_err(|reason| PurgeError::NotDurable { sequence, reason })
+    }
+
+    /// Purges without waiting for the log, which has it soon: in force when this returns, and lost
+    /// only by a crash within milliseconds. For invalidations (RFC 9111 §4.4), which nobody is
+    /// promised the durability of.
+    pub(super) fn purge_soon(&self, batch: PurgeBatch, background: &Handle) {
+        let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch));
+        let (entries, log) = match (applied, &self.log) {
+            (Ok((_, entries)), Some(log)) if !entries.is_empty() => (entries, log.clone()),
+            (Ok(_), _) => return,
+            (Err(error), _) => {
+                tracing::warn!(%error, "an invalidation was not possible");
+                return;
+            }
+        };
+        background.spawn(async move {
+            let (done, _) = oneshot::channel();
+            // An ended log has said so.
+            let _ = log.send(Commit { entries, done }).await;
+        });
+    }
+
+    /// Whether a purge later than `since` may cover a response; while its head is not known,
+    /// any may.
+    pub(super) fn overtaken(
+        &self,
+        response: Option<&StoredResponse>,
+        since: PurgeSequence,
+    ) -> bool {
+        match response {
+            None => since.0 < self.hot.applied.load(Ordering::Acquire),
+            Some(response) => {
+                let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+                table.verdict(&response.purge_target(), since).is_some()
+            }
+        }
     }
 
     fn check_lengths(&self, batch: &PurgeBatch) -> Result<(), PurgeError> {
