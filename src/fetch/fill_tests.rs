@@ -21,7 +21,7 @@ use crate::body::{Body, BodyError};
 use crate::cache::{CacheKey, Freshness, KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
 use crate::metrics::{Metric, Metrics};
-use crate::store::{self, Address, Head, Record, Store};
+use crate::store::{self, Head, Record, Store};
 
 /// Small, so that few bytes are many slices; frames of half a slice are not merged.
 const SLICE: u64 = 16 << 10;
@@ -96,7 +96,7 @@ impl Node {
 
 fn head(store: &Store) -> Option<Arc<Head>> {
     let key = CacheKey::new("https://www.example.org/a");
-    match store.in_memory(&Address::primary(&key))? {
+    match store.in_memory(key.hash)? {
         Record::Response(head) => Some(head),
         Record::Variants(list) => panic!("{list:?}"),
     }
