@@ -104,6 +104,8 @@ pub struct Purge {
     pub soft: bool,
     /// Through which node.
     pub via: NodeId,
+    /// The nodes that it is meant for: all of them when there is a bus.
+    pub meant_for: Vec<NodeId>,
     /// When the request was sent.
     pub issued: Micros,
     /// When the lab had the answer that says "applied", for each node.

@@ -224,7 +224,11 @@ async fn purge(stage: &Stage, scope: Scope, soft: bool, pick: u64) {
         false => (0..fleet.nodes.len()).collect(),
     };
     for via in vias {
-        let number = note_purge(stage, scope.clone(), soft, via);
+        let meant_for = match fleet.has_bus() {
+            true => (0..fleet.nodes.len()).collect(),
+            false => vec![via],
+        };
+        let number = note_purge(stage, scope.clone(), soft, via, meant_for);
         let admin = Admin::new(fleet.nodes[via].spec.ports.admin);
         let answer = admin.purge(&fleet.content.catalog, &scope, soft).await;
         let now = fleet.journal.now();
@@ -237,7 +241,13 @@ async fn purge(stage: &Stage, scope: Scope, soft: bool, pick: u64) {
     }
 }
 
-fn note_purge(stage: &Stage, scope: Scope, soft: bool, via: NodeId) -> usize {
+fn note_purge(
+    stage: &Stage,
+    scope: Scope,
+    soft: bool,
+    via: NodeId,
+    meant_for: Vec<NodeId>,
+) -> usize {
     let issued = stage.fleet.journal.now();
     let mut facts = stage.fleet.journal.facts();
     let number = facts.purges.len();
@@ -247,6 +257,7 @@ fn note_purge(stage: &Stage, scope: Scope, soft: bool, via: NodeId) -> usize {
         scope,
         soft,
         via,
+        meant_for,
         issued,
         acknowledged: Vec::new(),
         propagation_ms: Vec::new(),

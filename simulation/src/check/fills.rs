@@ -146,6 +146,7 @@ mod tests {
                 scope: Scope::All,
                 soft: false,
                 via: 0,
+                meant_for: vec![0, 1],
                 issued: SECOND + 20_000,
                 acknowledged: vec![(0, SECOND + 30_000)],
                 propagation_ms: Vec::new(),

@@ -78,6 +78,7 @@ mod tests {
             scope: Scope::All,
             soft,
             via: 1,
+            meant_for: vec![0, 1],
             issued,
             acknowledged: vec![(0, acknowledged)],
             propagation_ms: Vec::new(),

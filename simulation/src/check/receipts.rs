@@ -19,7 +19,7 @@ impl Checker for EveryReceipt {
 
     fn end(&mut self, world: World) {
         for purge in &world.facts.purges {
-            for node in 0..world.nodes.len() {
+            for &node in &purge.meant_for {
                 self.0.look();
                 if let Some((at, what)) = missing(world, purge, node) {
                     let id = purge.id.as_deref().unwrap_or("without id");
@@ -62,6 +62,7 @@ mod tests {
             scope: Scope::Group(3),
             soft: false,
             via: 0,
+            meant_for: vec![0, 1],
             issued: 1,
             acknowledged: vec![(0, 10), (1, 20)],
             propagation_ms: Vec::new(),

@@ -1,0 +1,96 @@
+//! The lab itself, whole: real processes, real sockets, and a stand-in for the edge that
+//! keeps every promise, or breaks one on demand. The checker of that promise must say so and
+//! name the request; the others must stay silent.
+
+use simulation::progress::Progress;
+use simulation::record::Record;
+use simulation::run::{Order, run};
+use simulation::scenario::Scenario;
+
+const SCENARIO: &str = "
+about = 'the lab under test'
+duration_s = 4
+[fleet]
+regions = ['frankfurt']
+nodes = 2
+origins = ['frankfurt']
+redis = ''
+[load]
+requests_per_s = 150
+objects = 80
+tls = 0
+changes_per_s = 30
+mix = { static = 35, page = 35, large = 2, slow = 8, private = 10, dynamic = 5, world = 5 }
+[purges]
+per_s = 4
+soft = 0
+";
+
+const CONFIG: &str = "
+name = '${name}'
+http = ${http}
+admin = ${admin}
+origin = ${origin-frankfurt}
+";
+
+async fn run_with(bug: &str, duration_s: u64, purges_per_s: f64) -> Record {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = folder.path().join("stand-in.toml");
+    std::fs::write(&config, format!("bug = '{bug}'\n{CONFIG}")).expect("config");
+    let mut scenario = Scenario::read(SCENARIO).expect("scenario");
+    scenario.purges.per_s = purges_per_s;
+    let order = Order {
+        name: if bug.is_empty() { "no bug".into() } else { bug.into() },
+        duration_s,
+        scenario,
+        seed: 11,
+        binary: env!("CARGO_BIN_EXE_stand-in").into(),
+        edge_toml: Some(config),
+    };
+    let record = run(&order, &Progress::default()).await.expect("the lab runs");
+    assert_eq!(record.notes, Vec::<String>::new());
+    record
+}
+
+fn broken(record: &Record) -> Vec<&str> {
+    let broken = record.verdicts.iter().filter(|verdict| !verdict.kept);
+    broken.map(|verdict| verdict.name.as_str()).collect()
+}
+
+async fn check(bug: &str, expected: &str) {
+    // To be too old takes its time, and that nobody purges meanwhile.
+    let (duration_s, purges_per_s) = if bug == "never stale" { (11, 0.0) } else { (4, 4.0) };
+    let record = run_with(bug, duration_s, purges_per_s).await;
+    let found = broken(&record);
+    assert!(found.contains(&expected), "{bug}: found {found:?}, expected {expected}");
+    let verdict = record.verdicts.iter().find(|verdict| verdict.name == expected);
+    let violation = &verdict.expect("a verdict").findings.violations[0];
+    println!("{bug}: {} — {}", violation.what, violation.subject);
+    assert!(
+        !record.passed && violation.subject.contains("frankfurt-") || expected == "every receipt"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_keeps_every_promise_passes() {
+    let record = run_with("", 4, 4.0).await;
+    let violations = record.verdicts.iter().flat_map(|verdict| &verdict.findings.violations);
+    assert_eq!(violations.collect::<Vec<_>>(), Vec::<&simulation::check::Violation>::new());
+    assert!(record.passed && record.totals.hits > 100, "{}", record.summary());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_planted_bug_is_found_by_its_own_checker() {
+    for (bug, checker) in [
+        ("two versions mixed", "whole bytes"),
+        ("purges ignored", "purged stays purged"),
+        ("never stale", "never too old"),
+        ("private shared", "private stays private"),
+        ("double fill", "one fill"),
+        ("errors", "no client errors"),
+        ("age is a lie", "truthful status"),
+        ("lost receipt", "every receipt"),
+    ] {
+        check(bug, checker).await;
+    }
+}
