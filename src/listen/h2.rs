@@ -232,7 +232,8 @@ fn take_up<S, F>(
     if let Some(refusal) = refusal {
         return reply.send_or_spawn(refusal, &client.date);
     }
-    let request = request.map(|body| paced(body, limits, &client.recorder));
+    let length = content_length(request.headers());
+    let request = request.map(|body| paced(body, length, limits, &client.recorder));
     let mut answer = Box::pin((client.service)(client.facts.clone(), request));
     if let Poll::Ready(response) = answer.as_mut().poll(cx) {
         return reply.send_or_spawn(response, &client.date);
@@ -425,16 +426,23 @@ impl Pump {
     }
 }
 
-fn paced(body: RecvStream, limits: &Limits, recorder: &Recorder) -> Body {
+fn paced(body: RecvStream, length: Option<u64>, limits: &Limits, recorder: &Recorder) -> Body {
     if body.is_end_stream() {
         return Body::Empty;
     }
-    Body::stream(Paced::new(Received { body, data_ended: false }, limits, recorder.clone()))
+    let received = Received { body, left: length, data_ended: false };
+    Body::stream(Paced::new(received, limits, recorder.clone()))
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A request body. Its window is given back as it is read, so a slow reader slows the client.
 struct Received {
     body: RecvStream,
+    /// By Content-Length, to which h2 holds the client.
+    left: Option<u64>,
     data_ended: bool,
 }
 
@@ -451,6 +459,7 @@ impl HttpBody for Received {
             match ready!(this.body.poll_data(cx)) {
                 Some(Ok(bytes)) => {
                     _ = this.body.flow_control().release_capacity(bytes.len());
+                    this.left = this.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -465,9 +474,8 @@ impl HttpBody for Received {
         self.body.is_end_stream()
     }
 
-    // The length, if there is one, stands in Content-Length, and h2 holds the client to it.
     fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

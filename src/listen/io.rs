@@ -104,6 +104,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         Poll::Ready(Ok(()))
     }
 
+    /// Takes what the service has told of the last head. False: it has told nothing.
+    fn learn_framing(&mut self) -> bool {
+        let Some(framing) = self.framing.as_mut().filter(|framing| framing.awaits_framing()) else {
+            return true;
+        };
+        let told = self.wire.take_framing();
+        if let Some(told) = told {
+            framing.tell(told);
+        }
+        told.is_some()
+    }
+
     /// Lets through what may be parsed now, and holds the rest.
     fn follow(&mut self, buffer: &mut ReadBuf<'_>, from: usize) {
         let Some(framing) = &mut self.framing else { return };
@@ -140,7 +152,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     }
 
     /// Whether the client may still be sending what nobody will read.
-    fn has_unread(&self) -> bool {
+    fn has_unread(&mut self) -> bool {
+        self.learn_framing();
         let midway = self.framing.as_ref().is_some_and(|framing| !framing.between_messages());
         self.wire.is_refused() || !self.held.is_empty() || midway
     }
@@ -156,16 +169,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
         if this.framing.is_none() || this.wire.is(Phase::Upgraded) {
             return this.fill(cx, buffer);
         }
-        if let Some(framing) = &mut this.framing
-            && framing.awaits_framing()
-        {
-            match this.wire.take_framing() {
-                Some(told) => framing.tell(told),
-                // hyper would not have the head: nothing more is read.
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-        if this.wire.is_refused() {
+        // A head that hyper would not have, or bytes that it was not given: nothing more is read.
+        if !this.learn_framing() || this.wire.is_refused() {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -81,7 +82,11 @@ async fn start(settings: &Settings) -> Running {
     Running { http: addresses[0], https: addresses[1], metrics, tls, switch, served, seen, folder }
 }
 
-async fn respond(seen: Rc<Seen>, facts: Rc<Connection>, request: Request<Body>) -> Response<Body> {
+async fn respond(
+    seen: Rc<Seen>,
+    facts: Rc<Connection>,
+    mut request: Request<Body>,
+) -> Response<Body> {
     let path = request.uri().path().to_owned();
     seen.requests.borrow_mut().push(path.clone());
     seen.arrived.notify_one();
@@ -106,6 +111,21 @@ async fn respond(seen: Rc<Seen>, facts: Rc<Connection>, request: Request<Body>) 
         "/big" => Bytes::from(vec![b'x'; 8 << 20]).into(),
         "/stream" => Body::Pieces((0..64).map(|_| Bytes::from(vec![b'y'; 16 << 10])).collect()),
         "/broken" => Body::stream(Broken(false)),
+        "/upgrade" => {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let fields = response.headers_mut();
+            fields.insert("connection", http::HeaderValue::from_static("upgrade"));
+            fields.insert("upgrade", http::HeaderValue::from_static("shout"));
+            let upgrade = hyper::upgrade::on(&mut request);
+            spawn_local(async move {
+                let mut stream = TokioIo::new(upgrade.await.expect("upgraded"));
+                let mut said = [0; 4];
+                stream.read_exact(&mut said).await.expect("read");
+                stream.write_all(&said.to_ascii_uppercase()).await.expect("written");
+                stream.shutdown().await.expect("closed");
+            });
+            Body::Empty
+        }
         _ => "hello\n".into(),
     };
     response
@@ -572,6 +592,41 @@ fn nobody_else_may_send_a_proxy_header() {
     running(with(|_| {}), async |edge| {
         let said = edge.exchange(b"PROXY TCP4 192.0.2.7 192.0.2.1 7 80\r\n\r\n").await;
         assert!(said.starts_with("HTTP/1.1 400 "), "{said}");
+    });
+}
+
+#[test]
+fn an_upgraded_connection_carries_any_bytes() {
+    let short = with(|settings| {
+        settings.limits.idle_timeout = Duration::from_millis(50);
+        settings.limits.header_timeout = Duration::from_millis(50);
+    });
+    running(short, async |edge| {
+        let mut stream = edge.raw().await;
+        let head =
+            "GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: shout\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("written");
+        let said = read_until(&mut stream, "\r\n\r\n").await;
+        assert!(said.starts_with("HTTP/1.1 101 "), "{said}");
+        // Bare LF and all; and the tunnel outlives the timeouts of HTTP.
+        stream.write_all(b"a\n").await.expect("written");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stream.write_all(b"\nb").await.expect("written");
+        assert_eq!(rest(&mut stream).await, "A\n\nB");
+    });
+}
+
+#[test]
+fn a_closed_connection_does_not_wait_for_a_client_that_owes_nothing() {
+    running(with(|_| {}), async |edge| {
+        let mut stream = edge.raw().await;
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .await
+            .expect("written");
+        read_until(&mut stream, "hello\n").await;
+        edge.reaches(Metric::Connections, "", 0).await;
+        assert_eq!(edge.total(Metric::BytesReceived, ""), 46);
     });
 }
 

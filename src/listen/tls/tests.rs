@@ -1,1 +1,0 @@
-//! The TLS room at the handshake.
