@@ -141,6 +141,7 @@ table! {
         "reason" = &["malformed", "too_large", "uri_too_long", "bare_lf"];
     RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that came more slowly than the limits allow.";
     ResponseBodiesTimedOut, Counter, "response_bodies_timed_out", "HTTP/2 responses whose client opened its window too slowly.";
+    Http2Resets, Counter, "http2_resets", "HTTP/2 requests that the client cancelled before their end.";
     Http2Ended, Counter, "http2_connections_ended", "HTTP/2 connections that we ended for what the client did.",
         "reason" = &["protocol", "flood", "resets", "requests"];
     Requests, Counter, "requests", "Requests received.";

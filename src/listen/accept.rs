@@ -54,6 +54,9 @@ struct Worker<S> {
 /// The service can't fail. It is called with the connection's facts and a request whose body,
 /// if it has one, keeps its own deadlines ([`super::Limits::body_idle_timeout`]); dropping the
 /// service's future is how it learns that the client has gone.
+///
+/// # Panics
+/// When a listener has TLS and the door was made without.
 pub async fn serve<S, F>(
     sockets: WorkerSockets,
     door: Arc<Door>,
@@ -138,6 +141,11 @@ where
                 return None;
             }
         };
+        assert!(
+            self.door.tls.is_some() || !listener.tls,
+            "{} has TLS and the door has none",
+            listener.name
+        );
         let closing = Rc::new(Notify::new());
         let accepting = spawn_local(self.clone().accept(socket, listener, closing.clone()));
         Some(OpenDoor { accepting, closing })

@@ -282,12 +282,17 @@ impl Reply {
     async fn unless_reset<F: Future>(&mut self, mut answer: Pin<&mut F>) -> Option<F::Output> {
         poll_fn(|cx| {
             if self.respond.poll_reset(cx).is_ready() {
-                self.resets.set(self.resets.get() + 1);
+                self.count_reset();
                 return Poll::Ready(None);
             }
             answer.as_mut().poll(cx).map(Some)
         })
         .await
+    }
+
+    fn count_reset(&self) {
+        self.recorder.count(Metric::Http2Resets);
+        self.resets.set(self.resets.get() + 1);
     }
 
     fn send_or_spawn(self, response: Response<Body>, date: &RefCell<HeaderValue>) {
@@ -352,7 +357,7 @@ impl Pump {
     async fn run(mut self) {
         match self.send_all().await {
             Ok(()) => {}
-            Err(Stopped::ByClient) => self.reply.resets.set(self.reply.resets.get() + 1),
+            Err(Stopped::ByClient) => self.reply.count_reset(),
             Err(Stopped::Stalled) => {
                 self.reply.recorder.count(Metric::ResponseBodiesTimedOut);
                 self.stream.send_reset(Reason::CANCEL);

@@ -208,8 +208,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.inner).poll_flush(cx);
-        if flushed.is_pending() {
-            this.wire.write_blocked();
+        match flushed {
+            Poll::Ready(_) => this.wire.write_went_on(),
+            Poll::Pending => this.wire.write_blocked(),
         }
         flushed
     }

@@ -141,6 +141,10 @@ impl Wire {
 
     pub(super) fn sent(&self, bytes: usize) {
         self.bytes_out.store(self.bytes_out.load(Relaxed) + bytes as u64, Relaxed);
+        self.write_went_on();
+    }
+
+    pub(super) fn write_went_on(&self) {
         self.blocked.store(false, Relaxed);
     }
 

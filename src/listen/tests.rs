@@ -703,6 +703,7 @@ fn rapid_reset_is_cut_off_whether_or_not_the_requests_were_begun() {
             timeout(PATIENCE, attack).await.expect("cut off");
             edge.reaches(Metric::Http2Ended, ended, 1).await;
             assert!(requests < 5_000, "{requests} requests, {ended}");
+            assert_eq!(edge.total(Metric::Http2Resets, "") > 50, wait);
             let mut said = Vec::new();
             _ = stream.read_to_end(&mut said).await;
             assert!(said.is_empty() || has_goaway(&said, 11), "no GOAWAY with ENHANCE_YOUR_CALM");
