@@ -23,7 +23,7 @@ pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes};
 
 use crate::listen::Listener;
-use crate::{fetch, guard, listen, respond, route};
+use crate::{fetch, guard, listen, respond, route, store};
 use reader::{Reader, Section};
 
 /// All that a node is told.
@@ -47,6 +47,8 @@ pub struct Config {
     pub geo: geo::Settings,
     /// Origins.
     pub fetch: fetch::Settings,
+    /// Memory and disk.
+    pub store: store::Settings,
     /// Fills.
     pub fills: fetch::fill::Settings,
     /// Sites and rules.
@@ -111,6 +113,7 @@ impl Default for Config {
             rate_clients_max: 100_000,
             geo: geo::Settings::default(),
             fetch: fetch::Settings::default(),
+            store: store::Settings::default(),
             fills: fetch::fill::Settings::default(),
             routes: route::Settings::default(),
             options: BTreeMap::new(),
@@ -209,11 +212,14 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     guard.read_within("rate_clients_max", &mut config.rate_clients_max, 1..);
     rooms::geo(&root.section("geo"), &mut config.geo);
     rooms::dns(&root.section("dns"), &mut config.fetch.dns);
+    let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);
+    rooms::store(&root.section("store"), &mut config.store, data);
     rooms::fills(&root.section("fills"), &mut config.fills);
     config.fetch.pools = rooms::pools(&root);
     flag_origins(reader, flags, &mut config.fetch.pools);
     let pools: Vec<Arc<str>> = config.fetch.pools.iter().map(|pool| pool.name.clone()).collect();
-    config.routes = sites::sites(&root, &pools);
+    let age_max = config.store.object_age_max;
+    config.routes = sites::sites(&root, &pools, age_max);
     apply(reader, flags, &mut config);
     config
 }
@@ -247,7 +253,7 @@ fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<fetch::PoolS
 fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if !flags.origins.is_empty() && config.fetch.pools.iter().any(|pool| &*pool.name == FLAG_POOL) {
         config.routes.sites.retain(|site| !site.hosts.contains(&route::HostPattern::Any));
-        config.routes.sites.push(sites::catch_all(&FLAG_POOL.into()));
+        config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));
     }
     if config.routes.sites.is_empty() {
         reader.lack(
@@ -323,5 +329,6 @@ const RESTART: &[&str] = &[
     "log",
     "guard.rate_clients_max",
     "dns",
+    "store",
     "fills",
 ];

@@ -2,6 +2,7 @@
 //! what was written over them.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,15 @@ use toml::de::DeValue;
 use super::NodeSettings;
 use super::reader::{Reader, Section};
 use super::values::{Size, Value, text};
+use crate::cache::settings::{Honoured, KeyPolicy, QueryPolicy, SetCookie, TargetedField};
 use crate::fetch::{
     Balance, ClientCertificate, DnsSettings, HostHeader, Origin, OriginTls, PoolSettings, Protocol,
 };
 use crate::guard::{self, ClientField};
 use crate::listen::{CertificateFiles, Limits, Listener, TicketKeys, TlsSettings, TlsVersion};
 use crate::respond::log;
-use crate::{fetch, transform};
+use crate::store::{Admission, Directory};
+use crate::{cache, fetch, store, transform};
 
 pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("name", &mut node.name);
@@ -405,6 +408,212 @@ pub(super) fn origin(url: &str) -> Option<Origin> {
         "http" => Some(Origin::http(host, port.unwrap_or(80))),
         "https" => Some(Origin::https(host, port.unwrap_or(443))),
         _ => None,
+    }
+}
+
+/// `disk` alone means one directory below the data directory.
+pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &std::path::Path) {
+    read_size(section, "memory", &mut store.memory_bytes);
+    let mut disk = Some(Size(DISK_BYTES));
+    let disk_written = section.read("disk", &mut disk);
+    for section in section.list("directories") {
+        let mut directory = Directory { path: PathBuf::new(), bytes: 0 };
+        if !section.read("path", &mut directory.path) {
+            section.mistake("path", "a directory needs a \"path\"");
+        }
+        read_size(&section, "size", &mut directory.bytes);
+        if !section.has("size") {
+            section.mistake("size", "a directory needs a \"size\", such as \"100GiB\"");
+        }
+        if store.directories.iter().any(|other| other.path == directory.path) {
+            section.mistake("path", format!("{} is named twice", directory.path.display()));
+        }
+        store.directories.push(directory);
+    }
+    if disk_written && !store.directories.is_empty() {
+        section.mistake("disk", "\"disk\" is for one directory in the data directory; the sizes of [[store.directories]] count");
+    } else if store.directories.is_empty()
+        && let Some(Size(bytes)) = disk
+    {
+        store.directories.push(Directory { path: data.join("cache"), bytes });
+    }
+    store.log_directory = Some(data.join("purges"));
+    read_size_usize(section, "slice", &mut store.slice_bytes, 4 << 10..=1 << 20);
+    read_size(section, "object_max", &mut store.object_bytes_max);
+    section.read("object_age_max", &mut store.object_age_max);
+    let admission = [("frequent", Admission::Frequent), ("all", Admission::All)];
+    section.choice("admission", &mut store.admission, &admission);
+    section.read("preallocate", &mut store.preallocate);
+    read_size_usize(section, "write_queue", &mut store.write_queue_bytes, 1 << 20..=1 << 40);
+    section.read("disk_deadline", &mut store.disk_deadline);
+    section.read("disk_retry", &mut store.disk_retry);
+    section.read_within("purge_entries_max", &mut store.purge_entries_max, 1..);
+    read_size_usize(section, "purge_scope_max", &mut store.purge_scope_bytes_max, 256..=1 << 20);
+    read_size(section, "purge_log", &mut store.purge_log_bytes);
+    section.read("outbox_entries_max", &mut store.outbox_entries_max);
+    for mistake in store.mistakes() {
+        section.mistake("", mistake);
+    }
+}
+
+/// The disk that a node takes when nobody says how much.
+const DISK_BYTES: u64 = 2 << 30;
+
+pub(super) fn cache(section: &Section<'_>, cache: &mut cache::Settings) {
+    section.read("enabled", &mut cache.enabled);
+    cache_key(&section.section("key"), &mut cache.key);
+
+    let lifetimes = section.section("lifetimes");
+    lifetimes.read("respect_origin", &mut cache.lifetimes.respect_origin);
+    lifetimes.read("fixed", &mut cache.lifetimes.fixed);
+    let by_status = read_by_status(&lifetimes.section("by_status"));
+    if !by_status.is_empty() {
+        cache.lifetimes.by_status = by_status;
+    }
+    lifetimes.read_within("heuristic_fraction", &mut cache.lifetimes.heuristic_fraction, 0.0..=1.0);
+    lifetimes.read("heuristic_max", &mut cache.lifetimes.heuristic_max);
+    lifetimes.read("lifetime_max", &mut cache.lifetimes.lifetime_max);
+
+    let stale = section.section("stale");
+    stale.read("while_revalidate", &mut cache.stale.while_revalidate);
+    stale.read("if_error", &mut cache.stale.if_error);
+    stale.read("soft_deadline", &mut cache.stale.soft_deadline);
+    stale.read("despite_s_maxage", &mut cache.stale.despite_s_maxage);
+
+    let mut honoured = HonouredList(cache.honoured);
+    section.read("honour", &mut honoured);
+    cache.honoured = honoured.0;
+    section.choice(
+        "set_cookie",
+        &mut cache.set_cookie,
+        &[("pass", SetCookie::Pass), ("strip", SetCookie::Strip), ("store", SetCookie::Store)],
+    );
+    let mut targeted: Vec<Targeted> = cache.targeted.iter().cloned().map(Targeted).collect();
+    section.read("targeted", &mut targeted);
+    cache.targeted = targeted.into_iter().map(|field| field.0).collect();
+    section.read("bypass_cookies", &mut cache.bypass.cookies);
+    section.read("bypass_headers", &mut cache.bypass.headers);
+    section.read_within("variants_max", &mut cache.variants_max, 1..=10_000);
+    section.read("select_language", &mut cache.select_language);
+    section.read("no_vary_search", &mut cache.no_vary_search);
+    section.read("deception_guard", &mut cache.deception_guard);
+    section.read("pass_memory", &mut cache.pass_memory);
+    section.read("show_key", &mut cache.show_key);
+
+    let ranges = section.section("ranges");
+    ranges.read_within("ranges_max", &mut cache.ranges.ranges_max, 1..=1000);
+    ranges.read("overlaps_max", &mut cache.ranges.overlaps_max);
+    read_size(&ranges, "gap_max", &mut cache.ranges.gap_bytes_max);
+}
+
+fn cache_key(section: &Section<'_>, key: &mut KeyPolicy) {
+    section.choice(
+        "query",
+        &mut key.query,
+        &[("all", QueryPolicy::All), ("none", QueryPolicy::None)],
+    );
+    let (mut only, mut except) = (Vec::new(), Vec::new());
+    let named = [section.read("query_only", &mut only), section.read("query_except", &mut except)];
+    match named {
+        [true, false] => key.query = QueryPolicy::Only(only),
+        [false, true] => key.query = QueryPolicy::Except(except),
+        _ => {}
+    }
+    let written = [section.has("query"), named[0], named[1]];
+    if written.into_iter().filter(|written| *written).count() > 1 {
+        section.mistake("", "only one of \"query\", \"query_only\" and \"query_except\" can count");
+    }
+    section.read("sort_query", &mut key.sort_query);
+    section.read("headers", &mut key.headers);
+    section.read("cookies", &mut key.cookies);
+}
+
+/// `{ 404 = "10s", 500-599 = "1s" }`; narrow ranges before wide ones.
+fn read_by_status(section: &Section<'_>) -> Vec<(RangeInclusive<u16>, Duration)> {
+    let mut lifetimes = Vec::new();
+    for (key, span, value) in section.entries() {
+        let (low, high) = key.split_once('-').unwrap_or((key, key));
+        let status = |text: &str| text.parse().ok().filter(|status| (200..600).contains(status));
+        match (status(low), status(high)) {
+            (Some(low), Some(high)) if low <= high => {
+                let lifetime = Duration::read(value, section.reader);
+                lifetimes.extend(lifetime.map(|lifetime| (low..=high, lifetime)));
+            }
+            _ => {
+                let message = format!(
+                    "expected a status such as 404 or a range such as \"500-599\", found {key:?}"
+                );
+                section.reader.mistake(&span, message);
+            }
+        }
+    }
+    lifetimes.sort_by_key(|(codes, _)| codes.end() - codes.start());
+    section.record("", &lifetimes);
+    lifetimes
+}
+
+/// `"all"`, `"none"` or a list of directives.
+#[derive(Debug)]
+struct HonouredList(Honoured);
+
+impl Value for HonouredList {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        match value.get_ref() {
+            DeValue::String(text) if text == "all" => return Some(Self(Honoured::ALL)),
+            DeValue::String(text) if text == "none" => return Some(Self(Honoured::NONE)),
+            _ => {}
+        }
+        let mut honoured = Honoured::NONE;
+        for Directive(name) in Vec::<Directive>::read(value, reader)? {
+            match name {
+                "no-store" => honoured.no_store = true,
+                "no-cache" => honoured.no_cache = true,
+                "max-age" => honoured.max_age = true,
+                "min-fresh" => honoured.min_fresh = true,
+                "max-stale" => honoured.max_stale = true,
+                "only-if-cached" => honoured.only_if_cached = true,
+                _ => honoured.stale_if_error = true,
+            }
+        }
+        Some(Self(honoured))
+    }
+}
+
+/// A request directive that a cache may follow.
+#[derive(Debug)]
+struct Directive(&'static str);
+
+impl Value for Directive {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        const KNOWN: [&str; 7] = [
+            "no-store",
+            "no-cache",
+            "max-age",
+            "min-fresh",
+            "max-stale",
+            "only-if-cached",
+            "stale-if-error",
+        ];
+        let expected = format!("\"all\", \"none\" or some of {}", KNOWN.join(", "));
+        text(value, reader, &expected, |text| {
+            KNOWN.into_iter().find(|known| *known == text).map(Self)
+        })
+    }
+}
+
+/// A targeted field's name; `Surrogate-Control` has a syntax of its own.
+#[derive(Debug)]
+struct Targeted(TargetedField);
+
+impl Value for Targeted {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let name = http::HeaderName::read(value, reader)?;
+        let is_loose = name == "surrogate-control";
+        Some(Self(if is_loose {
+            TargetedField::loose(name)
+        } else {
+            TargetedField::structured(name)
+        }))
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::HeaderValue;
 use http::{HeaderName, Method, StatusCode};
@@ -21,21 +22,24 @@ use crate::route::{
     Action, FieldEdits, Fixed, HostPattern, Matches, Pass, PathGlob, PathPattern, Redirect,
     Rewrite, RuleSettings, Settings, SiteSettings, Template,
 };
-use crate::transform;
+use crate::{cache, transform};
 
 /// What rules inherit.
 #[derive(Clone, Debug, Default)]
 struct Scope {
     access: access::Settings,
     rate: Option<rate::Limit>,
+    cache: Arc<cache::Settings>,
     compression: Arc<transform::Settings>,
     request_fields: FieldEdits,
     response_fields: FieldEdits,
 }
 
-/// Reads `[defaults]` and `[sites.NAME]`. `pools` are the names that there are.
-pub(super) fn sites(root: &Section<'_>, pools: &[Arc<str>]) -> Settings {
+/// Reads `[defaults]` and `[sites.NAME]`. `pools` are the names that there are, and nothing
+/// that is stored is used beyond `object_age_max`, for purges are forgotten then.
+pub(super) fn sites(root: &Section<'_>, pools: &[Arc<str>], object_age_max: Duration) -> Settings {
     let mut scope = Scope::default();
+    Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
     read_scope(&root.section("defaults"), &mut scope);
     let mut sites = Sites { pools, hosts: BTreeMap::new(), rules: HashMap::new() };
     let named = root.named("sites");
@@ -53,7 +57,9 @@ pub(super) fn sites(root: &Section<'_>, pools: &[Arc<str>]) -> Settings {
 }
 
 /// A site for all hosts with one rule: everything to `pool`.
-pub(super) fn catch_all(pool: &Arc<str>) -> SiteSettings {
+pub(super) fn catch_all(pool: &Arc<str>, object_age_max: Duration) -> SiteSettings {
+    let mut scope = Scope::default();
+    Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
     let pass = Pass {
         pool: pool.clone(),
         by_country: Vec::new(),
@@ -61,7 +67,7 @@ pub(super) fn catch_all(pool: &Arc<str>) -> SiteSettings {
         rewrite: Rewrite::default(),
     };
     let name: Arc<str> = DEFAULT.into();
-    let rule = rule_of(&name, &name, Matches::default(), Action::Pass(pass), Scope::default());
+    let rule = rule_of(&name, &name, Matches::default(), Action::Pass(pass), scope);
     SiteSettings { name, hosts: vec![HostPattern::Any], rules: vec![rule] }
 }
 
@@ -241,7 +247,7 @@ impl Sites<'_> {
 
 fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scope) -> RuleSettings {
     let number = xxhash_rust::xxh3::xxh3_64(format!("{site}\n{name}").as_bytes());
-    let Scope { access, rate, compression, request_fields, response_fields } = scope;
+    let Scope { access, rate, cache, compression, request_fields, response_fields } = scope;
     let name = name.into();
     RuleSettings {
         name,
@@ -250,6 +256,7 @@ fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scop
         action,
         access,
         rate,
+        cache,
         compression,
         request_fields,
         response_fields,
@@ -278,6 +285,7 @@ fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     rate.read_within("burst", &mut burst, 0..=1_000_000);
     scope.rate = per_second.map(|per_second| rate::Limit { per_second, burst: burst.max(1) });
 
+    rooms::cache(&section.section("cache"), Arc::make_mut(&mut scope.cache));
     let compression = section.section("compression");
     rooms::compression(&compression, Arc::make_mut(&mut scope.compression));
     read_fields(&section.section("request_fields"), &mut scope.request_fields, REQUEST_FIELDS_OURS);

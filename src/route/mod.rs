@@ -19,7 +19,7 @@ use geo::{Continent, Country};
 use http::{HeaderValue, StatusCode};
 
 use crate::guard::{access, rate};
-use crate::transform;
+use crate::{cache, transform};
 
 pub use edit::FieldEdits;
 pub use matches::{Matches, PathGlob, PathPattern};
@@ -71,6 +71,8 @@ pub struct RuleSettings {
     pub access: access::Settings,
     /// How often one client may ask.
     pub rate: Option<rate::Limit>,
+    /// What may be stored and reused.
+    pub cache: Arc<cache::Settings>,
     /// Content coding on the way to the client.
     pub compression: Arc<transform::Settings>,
     /// Changes to the fields that an origin gets.

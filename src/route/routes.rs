@@ -199,6 +199,7 @@ mod tests {
             action,
             access: Default::default(),
             rate: None,
+            cache: Default::default(),
             compression: Default::default(),
             request_fields: Default::default(),
             response_fields: Default::default(),
