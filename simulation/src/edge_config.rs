@@ -74,25 +74,109 @@ impl EdgeConfig<'_> {
     }
 
     fn own(&self) -> String {
-        self.replaced(&format!("{BASE}{}{}", self.redis(), self.world()))
+        let workers = self.workers;
+        let mut text = self.replaced(&format!("{BASE}[node]\nworkers = {workers}\n{NODE}\n"));
+        for origin in &self.upstreams {
+            let (name, port) = (&origin.name, origin.port);
+            let _ = writeln!(text, "[pools.{name}]\norigins = [\"http://127.0.0.1:{port}\"]\n");
+        }
+        // Two sites on two origins, when there are two.
+        let pools = [self.upstreams.first(), self.upstreams.last()];
+        for (site, pool) in ["shop", "media"].iter().zip(pools) {
+            let pool = pool.map_or("", |origin| &origin.name);
+            let _ =
+                writeln!(text, "[sites.{site}]\nhosts = [\"{site}.test\"]\npool = \"{pool}\"\n");
+        }
+        text + &self.world()
     }
 
-    fn redis(&self) -> String {
-        String::new()
-    }
-
-    /// For each country the nearest origin, all others behind it.
+    /// The site whose origin depends on the client's country.
     fn world(&self) -> String {
         let regions: Vec<usize> = self.upstreams.iter().map(|origin| origin.region).collect();
-        let mut text = String::new();
+        let pool = self.upstreams.first().map_or("", |origin| &origin.name);
+        let mut text = format!(
+            "[sites.world]\nhosts = [\"world.test\"]\npool = \"{pool}\"\n\
+             [sites.world.pools_by_country]\n"
+        );
         for (country, of) in COUNTRIES.iter().enumerate() {
             let region = nearest(country, &regions);
             let origin = self.upstreams.iter().find(|origin| origin.region == region);
-            let name = origin.map_or("", |origin| &origin.name);
-            let _ = writeln!(text, "{} = \"{name}\"", of.code);
+            let pool = origin.map_or("", |origin| &origin.name);
+            let _ = writeln!(text, "{} = \"{pool}\"", of.code);
         }
         text
     }
 }
 
-const BASE: &str = "";
+const NODE: &str = r#"name = "${name}"
+region = "${region}"
+data_directory = "${data}"
+drain_timeout = "10s"
+"#;
+
+const BASE: &str = r#"# Written by the Skerry lab. Every option is explained in config/edge.toml.
+
+[admin]
+address = "127.0.0.1:${admin}"
+
+[log]
+level = "warn"
+access = "off"
+
+[[listeners]]
+address = "127.0.0.1:${http}"
+
+[[listeners]]
+address = "127.0.0.1:${https}"
+tls = true
+
+[[tls.certificates]]
+certificate = "${certificate}"
+key = "${key}"
+
+[guard]
+# The lab's clients say where they come from in X-Forwarded-For.
+trusted_proxies = ["127.0.0.1/32"]
+
+[limits]
+# All clients share one address here.
+connections_per_address_max = 10000
+
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Ports;
+
+    fn config(edge_toml: Option<&str>) -> String {
+        let folder = tempfile::tempdir().expect("folder");
+        let ports = Ports { http: 1, https: 2, admin: 3 };
+        let (name, path) = ("tokyo-1".to_owned(), folder.path().to_owned());
+        let spec = NodeSpec { name, region: 2, ports, folder: path };
+        let origin = |name: &str, region, port| Upstream { name: name.into(), region, port };
+        let upstreams = vec![origin("origin-frankfurt", 0, 40), origin("origin-tokyo", 2, 41)];
+        let config = EdgeConfig { spec: &spec, upstreams, redis_port: Some(50), workers: 2 };
+        let own = folder.path().join("own.toml");
+        std::fs::write(&own, edge_toml.unwrap_or_default()).expect("write");
+        config.write(edge_toml.map(|_| &*own)).expect("written");
+        std::fs::read_to_string(spec.config()).expect("read")
+    }
+
+    #[test]
+    fn the_labs_own_configuration_leaves_no_name_open_and_maps_countries() {
+        let text = config(None);
+        assert!(!text.contains("${"), "{text}");
+        let table: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(table["node"]["name"].as_str(), Some("tokyo-1"));
+        let by_country = &table["sites"]["world"]["pools_by_country"];
+        assert_eq!(by_country["JP"].as_str(), Some("origin-tokyo"));
+        assert_eq!(by_country["US"].as_str(), Some("origin-frankfurt"));
+    }
+
+    #[test]
+    fn names_in_a_users_own_file_are_replaced() {
+        let text = config(Some("listen = ${https}\norigin = ${origin-tokyo} # ${unknown}"));
+        assert_eq!(text, "listen = 2\norigin = 41 # ${unknown}");
+    }
+}
