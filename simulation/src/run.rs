@@ -183,6 +183,7 @@ async fn ask(stage: &Stage, number: usize, request: Request) -> Seen {
         country: request.country,
         object: request.object,
         range: request.range,
+        tls: request.protocol != crate::client::Protocol::Plain,
         sent,
         first_byte,
         done,

@@ -4,7 +4,8 @@
 //! origin's, not the edge's.
 
 use super::{Answer, Checker, Findings, Seen, World};
-use crate::journal::SECOND;
+use crate::journal::{Fetch, LifeEvent, Micros, Purge, SECOND};
+use crate::object::Class;
 use serde::Deserialize;
 
 /// Errors that a scenario allows while one of its faults is in force.
@@ -22,6 +23,10 @@ pub struct Excuse {
     /// Seconds after the fault in which it still counts.
     #[serde(default)]
     pub grace_s: f64,
+    /// Not when the node has a stored response that it may serve stale: then the error is the
+    /// edge's after all. Only for fleets whose caches hold the whole catalog.
+    #[serde(default)]
+    pub unless_stored: bool,
 }
 
 /// See the module's text.
@@ -49,7 +54,8 @@ impl NoClientErrors {
                     && fault.overlaps(seen.sent, seen.done, grace)
             })
         };
-        self.excuses.iter().filter(fits).any(in_force)
+        let counts = |excuse: &&Excuse| !excuse.unless_stored || !could_serve_stale(world, seen);
+        self.excuses.iter().filter(fits).filter(counts).any(in_force)
     }
 }
 
@@ -79,6 +85,41 @@ impl Checker for NoClientErrors {
     }
 }
 
+/// Whether this node, in its present life, has got a whole answer for this key which its origin
+/// allows to serve stale on error still, and no hard purge has come since.
+fn could_serve_stale(world: World, seen: &Seen) -> bool {
+    let object = world.object(seen);
+    let began = |life: &&LifeEvent| life.node == seen.node && life.up && life.at < seen.sent;
+    let alive_since = world.facts.lives.iter().rev().find(began).map_or(0, |life| life.at);
+    let allowed = (object.max_age + object.stale_if_error).saturating_sub(MARGIN_S) * SECOND;
+    let scheme = if seen.tls { "https" } else { "http" };
+    let useful = |fetch: &&Fetch| {
+        fetch.object == seen.object
+            && fetch.node == Some(seen.node)
+            && fetch.scheme.as_deref() == Some(scheme)
+            && matches!(fetch.status, 200)
+            && fetch.whole
+            && fetch.range.is_none()
+            && fetch.began > alive_since
+            && fetch.ended.is_some_and(|ended| ended + SECOND < seen.sent)
+            && fetch.answered.is_some_and(|answered| answered + allowed > seen.sent)
+    };
+    let purged_since = |fetch: &Fetch| {
+        let hard = |purge: &&Purge| !purge.soft && purge.scope.covers(object);
+        world.facts.purges.iter().filter(hard).any(|purge| {
+            purge.issued <= seen.done
+                && purge.acknowledged_by(seen.node).unwrap_or(Micros::MAX) >= fetch.began
+        })
+    };
+    let stored = world.facts.fetches.iter().rev().find(useful);
+    object.class.is_shared()
+        && object.class != Class::Large
+        && stored.is_some_and(|fetch| !purged_since(fetch))
+}
+
+/// Roundings of `Age` and `Date`.
+const MARGIN_S: u64 = 3;
+
 fn is_fine(world: World, seen: &Seen, answer: &Answer) -> bool {
     match answer.status {
         200 | 304 => true,
@@ -94,17 +135,25 @@ fn is_fine(world: World, seen: &Seen, answer: &Answer) -> bool {
 mod tests {
     use super::*;
     use crate::check::tests::{Lab, answer, verdict};
-    use crate::journal::Fault;
+    use crate::journal::{Fault, Scope};
     use crate::object::Class;
 
     fn check(change: impl FnOnce(&mut Lab, &mut Seen), expected: Option<&str>) {
+        check_with(false, change, expected);
+    }
+
+    fn check_with(
+        unless_stored: bool,
+        change: impl FnOnce(&mut Lab, &mut Seen),
+        expected: Option<&str>,
+    ) {
         let mut lab = Lab::new();
         let object = lab.object(Class::Static);
         let fetch = lab.fetch(&object, 0, SECOND);
         let mut seen = lab.seen(fetch, 3 * SECOND, "skerry; fwd=miss");
         change(&mut lab, &mut seen);
-        let excuse =
-            Excuse { during: "cut".into(), status: vec![504], broken: false, grace_s: 1.0 };
+        let (during, status) = ("cut".to_owned(), vec![504]);
+        let excuse = Excuse { during, status, broken: false, grace_s: 1.0, unless_stored };
         let mut checker = NoClientErrors::new(vec![excuse]);
         assert_eq!(verdict(&mut checker, &lab, &seen).as_deref(), expected);
     }
@@ -140,5 +189,36 @@ mod tests {
         check(during(0, 504), None);
         check(during(0, 502), Some("status 502"));
         check(during(1, 504), Some("status 504"));
+    }
+
+    #[test]
+    fn what_is_stored_and_may_be_served_stale_is_no_excuse() {
+        let stored = |scheme: &str, purged: bool| {
+            let scheme = scheme.to_owned();
+            move |lab: &mut Lab, seen: &mut Seen| {
+                lab.facts.faults.push(cut(0));
+                lab.facts.fetches[0].scheme = Some(scheme);
+                answer(seen).status = 504;
+                if purged {
+                    lab.facts.purges.push(Purge {
+                        number: 0,
+                        id: None,
+                        scope: Scope::All,
+                        soft: false,
+                        via: 0,
+                        meant_for: vec![0, 1],
+                        issued: 2 * SECOND,
+                        acknowledged: vec![(0, 2 * SECOND)],
+                        propagation_ms: Vec::new(),
+                        pending: Vec::new(),
+                        failed: None,
+                    });
+                }
+            }
+        };
+        check_with(true, stored("http", false), Some("status 504"));
+        check_with(true, stored("https", false), None);
+        check_with(true, stored("http", true), None);
+        check_with(false, stored("http", false), None);
     }
 }

@@ -38,6 +38,8 @@ pub struct Seen {
     pub object: ObjectId,
     /// First and last byte asked for, inclusive.
     pub range: Option<(u64, u64)>,
+    /// Whether it was asked for over TLS: https and http are two keys.
+    pub tls: bool,
     /// When the request was sent.
     pub sent: Micros,
     /// When the answer's header was there; when it failed, if it did.
@@ -332,6 +334,7 @@ pub(crate) mod tests {
                 country: 0,
                 object: object.id,
                 range: None,
+                tls: false,
                 sent,
                 first_byte: sent.max(fetch.answered.unwrap_or(sent)) + 1000,
                 done: sent.max(fetch.ended.unwrap_or(sent)) + 2000,
