@@ -138,6 +138,11 @@ key = "${key}"
 # The lab's clients say where they come from in X-Forwarded-For.
 trusted_proxies = ["127.0.0.1/32"]
 
+[store]
+memory = "64MiB"
+disk = "256MiB"
+preallocate = false
+
 [limits]
 # All clients share one address here.
 connections_per_address_max = 10000

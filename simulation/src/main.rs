@@ -102,6 +102,9 @@ struct Up {
     /// The scenario whose fleet it is.
     #[arg(long, default_value = "steady")]
     scenario: String,
+    /// Puts the scenario's load on it.
+    #[arg(long)]
+    load: bool,
 }
 
 #[derive(Args)]
@@ -180,7 +183,10 @@ async fn keep_up(order: Up) -> anyhow::Result<()> {
         () = interrupted => return Ok(()),
     };
     println!("{}", up::describe(&fleet).await);
+    let load =
+        order.load.then(|| tokio::spawn(up::keep_busy(fleet.clone(), scenario, order.shape.seed)));
     self::interrupted().await;
+    load.inspect(|load| load.abort());
     eprintln!("\nstopping {} nodes", fleet.nodes.len());
     faults::stop_all(&fleet).await;
     Ok(())

@@ -145,7 +145,7 @@ async fn take(stage: &Stage, number: usize, step: Step) {
     match step {
         Step::Request(request) => {
             let Ok(_permit) = stage.in_flight.acquire().await else { return };
-            let seen = ask(stage, number, request).await;
+            let seen = ask(&stage.fleet, number, request).await;
             // The judge lives until the last sender is gone.
             let _ = stage.events.send(Event::Saw(Box::new(seen))).await;
         }
@@ -156,8 +156,8 @@ async fn take(stage: &Stage, number: usize, step: Step) {
     }
 }
 
-async fn ask(stage: &Stage, number: usize, request: Request) -> Seen {
-    let fleet = &stage.fleet;
+/// Does one request of the plan at a node that is ready, and says what came of it.
+pub async fn ask(fleet: &Fleet, number: usize, request: Request) -> Seen {
     let object = fleet.content.catalog.get(request.object);
     let node = fleet.choose(request.country, request.pick);
     let ports = fleet.nodes[node].spec.ports;

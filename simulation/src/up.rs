@@ -3,7 +3,12 @@
 use crate::fleet::Fleet;
 use crate::object::Class;
 use crate::place::{COUNTRIES, REGIONS, address_of};
+use crate::plan::{Plan, Step};
+use crate::run::ask;
+use crate::scenario::Scenario;
 use std::fmt::Write as _;
+use tokio::sync::Semaphore;
+use tokio::time::sleep_until;
 
 /// What there is, where it is, and what to try.
 pub async fn describe(fleet: &Fleet) -> String {
@@ -61,3 +66,31 @@ fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
          \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n"
     )
 }
+
+/// Load for people to watch: a minute's plan after the other, until the task is dropped.
+pub async fn keep_busy(fleet: std::sync::Arc<Fleet>, scenario: Scenario, seed: u64) {
+    let permits = std::sync::Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+    for minute in 0.. {
+        let catalog = &fleet.content.catalog;
+        let plan = Plan::new(&scenario, catalog, seed.wrapping_add(minute), 60);
+        let start = fleet.journal.now();
+        for (number, (at, step)) in plan.steps.into_iter().enumerate() {
+            sleep_until(fleet.journal.instant(start + at)).await;
+            match step {
+                Step::Change(object) => fleet.content.change(catalog.get(object)),
+                Step::Request(request) => {
+                    let Ok(permit) = permits.clone().acquire_owned().await else { return };
+                    let fleet = fleet.clone();
+                    tokio::spawn(async move {
+                        drop((ask(&fleet, number, request).await, permit));
+                    });
+                }
+                _ => {}
+            }
+        }
+        // Nobody reads it here, and it would grow for as long as the fleet stands.
+        *fleet.journal.facts() = crate::journal::Facts::default();
+    }
+}
+
+const IN_FLIGHT_MAX: usize = 200;

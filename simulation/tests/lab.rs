@@ -94,3 +94,45 @@ async fn each_planted_bug_is_found_by_its_own_checker() {
         check(bug, checker).await;
     }
 }
+
+/// Processes whose parent is `parent`, from /proc.
+fn children_of(parent: u32) -> Vec<u32> {
+    let parent_of = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| parent_of(*pid) == Some(parent)).collect()
+}
+
+#[test]
+fn a_lab_that_is_killed_leaves_no_process_behind() {
+    use std::io::BufRead as _;
+    let folder = tempfile::tempdir().expect("folder");
+    let config = folder.path().join("stand-in.toml");
+    std::fs::write(&config, format!("bug = ''\n{CONFIG}")).expect("config");
+    let mut lab = std::process::Command::new(env!("CARGO_BIN_EXE_simulation"))
+        .args(["up", "--regions", "1", "--nodes", "2", "--no-redis", "--config"])
+        .arg(&config)
+        .env("SKERRY_BINARY", env!("CARGO_BIN_EXE_stand-in"))
+        .env("TMPDIR", folder.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the lab starts");
+    let out = std::io::BufReader::new(lab.stdout.take().expect("stdout"));
+    let up = out.lines().map_while(Result::ok).find(|line| line.contains("is up"));
+    assert!(up.is_some_and(|line| line.contains("2 nodes")));
+    let children = children_of(lab.id());
+    assert_eq!(children.len(), 2);
+    lab.kill().expect("SIGKILL");
+    lab.wait().expect("gone");
+    let still_there =
+        || children.iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
+    let deadline = std::time::Duration::from_secs(10);
+    let start = tokio::time::Instant::now();
+    while still_there() && start.elapsed() < deadline {
+        std::thread::yield_now();
+    }
+    assert!(!still_there(), "{children:?} outlived the lab");
+}
