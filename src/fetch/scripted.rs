@@ -145,12 +145,19 @@ pub(super) async fn read(upstream: UpstreamResponse) -> Result<Bytes, BodyError>
     Ok(upstream.response.into_body().collect().await?.to_bytes())
 }
 
-/// A pool of these origins with deadlines that a test can wait for.
+/// A pool of these origins with deadlines that no busy machine misses.
 pub(super) fn pool(origins: Vec<Origin>) -> PoolSettings {
     let mut pool = PoolSettings::new("test", origins);
+    pool.deadlines.connect = Duration::from_secs(10);
+    pool.deadlines.tls = Duration::from_secs(10);
+    pool
+}
+
+/// A pool of this origin with deadlines that a test can wait for.
+pub(super) fn impatient(origin: &Scripted) -> PoolSettings {
+    let mut pool = pool(vec![origin.origin()]);
     pool.deadlines.first_byte = Duration::from_millis(200);
     pool.deadlines.between_bytes = Duration::from_millis(200);
-    pool.deadlines.connect = Duration::from_secs(2);
     pool
 }
 

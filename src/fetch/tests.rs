@@ -379,7 +379,8 @@ async fn when_all_are_down_the_settings_say_whether_to_try() {
 #[tokio::test]
 async fn a_response_that_does_not_come_is_a_504() {
     on_core(async {
-        let (origin, bed) = bed().await;
+        let origin = Scripted::bind().await;
+        let bed = Bed::new(impatient(&origin));
         let (outcome, ()) = tokio::join!(bed.get(), async {
             let mut peer = origin.accept().await;
             peer.head().await;
@@ -396,7 +397,8 @@ async fn a_response_that_does_not_come_is_a_504() {
 #[tokio::test]
 async fn a_body_that_stalls_ends_in_an_error() {
     on_core(async {
-        let (origin, bed) = bed().await;
+        let origin = Scripted::bind().await;
+        let bed = Bed::new(impatient(&origin));
         let (outcome, ()) =
             tokio::join!(async { read(bed.get().await.expect("a head")).await }, async {
                 let mut peer = origin.accept().await;
