@@ -331,6 +331,43 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn how_the_network_cuts_the_bytes_changes_no_answer() {
+    let seed = std::process::id();
+    println!("seed {seed}");
+    running(with(|_| {}), async |edge| {
+        let chunked = "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let requests = [
+            "\r\nGET /1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\na\nb\n",
+            chunked,
+            "3\r\nc\nd\r\n2;x=y\r\nef\r\n0\r\nTrailer: t\r\n\r\n",
+            "HEAD /2 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /3 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        ]
+        .concat();
+        let mut random = u64::from(seed) | 1;
+        for _ in 0..40 {
+            let mut stream = edge.raw().await;
+            stream.set_nodelay(true).expect("a socket");
+            let mut rest_of = requests.as_bytes();
+            while !rest_of.is_empty() {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let (piece, after) = rest_of.split_at(rest_of.len().min(1 + random as usize % 60));
+                stream.write_all(piece).await.expect("written");
+                tokio::task::yield_now().await;
+                rest_of = after;
+            }
+            let said = rest(&mut stream).await;
+            assert_eq!(said.matches("HTTP/1.1 200 OK").count(), 5, "{said}");
+            assert!(said.contains("\r\n\r\na\nb\nHTTP") && said.contains("\r\n\r\nc\ndefHTTP"));
+        }
+        assert_eq!(edge.requests().len(), 40 * 5);
+    });
+}
+
+#[test]
 fn a_bare_lf_in_a_head_is_answered_400_and_the_connection_closed() {
     running(with(|_| {}), async |edge| {
         let smuggled = [
