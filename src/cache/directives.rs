@@ -204,9 +204,12 @@ impl ResponseDirectives {
     }
 }
 
-/// Field names in a quoted list; `None` if one is not a name, or none is: then the directive
-/// counts for the whole response.
+/// Field names in a quoted list; `None` if it is not quoted (`no-cache=1` means the whole), one
+/// is not a name, or none is: then the directive counts for the whole response.
 fn field_names(argument: Argument<'_>) -> Option<Vec<HeaderName>> {
+    if !argument.0.starts_with(b"\"") {
+        return None;
+    }
     let text = argument.text();
     let mut names = Vec::new();
     for part in text.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|p| !p.is_empty()) {
@@ -413,6 +416,8 @@ mod tests {
         assert!(response(&["no-store=1"]).no_store);
         assert!(response(&["no-store =x"]).no_store);
         assert!(response(&["private=\"\""]).private);
+        assert!(response(&["private=1"]).private);
+        assert!(response(&["no-cache=0"]).no_cache);
         assert!(response(&["private=\"b@d\""]).private);
         assert!(response(&["no-cache=\"a b\""]).no_cache);
         assert!(response(&["max-age=5 no-store, private"]).private);
@@ -420,7 +425,7 @@ mod tests {
 
     #[test]
     fn fields_named_by_no_cache_and_private_are_not_stored() {
-        let found = response(&["no-cache=\"A, b\", private=set-cookie, max-age=9"]);
+        let found = response(&["no-cache=\"A, b\", private=\"set-cookie\", max-age=9"]);
         let names: Vec<_> = found.unstored_fields.iter().map(HeaderName::as_str).collect();
         assert_eq!(names, ["a", "b", "set-cookie"]);
         assert!(!found.no_cache && !found.private);

@@ -1,0 +1,29 @@
+//! docs/conformance.md claims nothing without a test.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn every_test_named_in_the_conformance_table_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = BTreeSet::new();
+    for file in fs::read_dir(root.join("src/cache")).expect("the room is there") {
+        let text = fs::read_to_string(file.expect("an entry").path()).expect("text");
+        tests.extend(
+            text.split("fn ").skip(1).filter_map(|rest| rest.split('(').next().map(str::to_owned)),
+        );
+    }
+    let table = fs::read_to_string(root.join("docs/conformance.md")).expect("the table is there");
+    // The rows of the third table begin with a test of the suite.
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| `"));
+    let mut named = 0;
+    for row in rows {
+        let proof = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap_or_default();
+        for name in proof.split('`').skip(1).step_by(2) {
+            assert!(tests.contains(name), "{name}: no such test, in the row {row}");
+            named += 1;
+        }
+    }
+    assert!(named > 50, "only {named} tests are named: the table has another form now");
+}
