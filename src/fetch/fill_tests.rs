@@ -18,10 +18,12 @@ use super::collapse::{Failure, Fills, Follower, Join, Lead, Outcome, Uncollapsed
 use super::fill::{Filling, Settings};
 use super::{FetchError, FillEnd, FillReader, Filled};
 use crate::body::{Body, BodyError};
-use crate::cache::{CacheKey, Freshness, KeyHash, PurgeSequence, StoredResponse};
+use crate::cache::{
+    CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse,
+};
 use crate::clock::Clock;
 use crate::metrics::{Metric, Metrics};
-use crate::store::{self, Head, Record, Store};
+use crate::store::{self, Head, PurgeBatch, Record, Store};
 
 /// Small, so that few bytes are many slices; frames of half a slice are not merged.
 const SLICE: u64 = 16 << 10;
@@ -466,6 +468,47 @@ fn a_purge_is_matched_against_the_head_once_it_is_there() {
             response.expect("the head is known").site.as_ref() == "another"
         });
         assert!(matches!(joined, Join::Follow(_)));
+    });
+}
+
+/// Invariant 1: nothing whose upstream request began before a purge is fresh after it.
+#[test]
+fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
+    on_a_worker(async {
+        let node = Node::new(small());
+        let join = || {
+            let overtaken = |response: Option<&_>, since| node.store.overtaken(response, since);
+            node.fills.join(KEY, node.store.sequence(), overtaken)
+        };
+        let purge = async |scope| {
+            let purges = vec![(scope, PurgeKind::Hard)];
+            let batch = PurgeBatch { purges, ..PurgeBatch::default() };
+            node.store.purge(batch).await.expect("purged");
+        };
+        let Join::Lead(lead) = join() else { panic!("the first one leads") };
+        assert!(matches!(join(), Join::Follow(_)), "nothing was purged");
+        let (own, stored_at_sequence) = (lead.follower(), lead.sequence());
+        let response =
+            StoredResponse { stored_at_sequence, ..StoredResponse::clone(&response(None)) };
+        let (mut upstream, body) = upstream();
+        let store = node.store.clone();
+        let done = spawn_local(async move { lead.fill(&store, Arc::new(response), body).await });
+        let reader = filling(&own).await.read_all();
+        purge(PurgeScope::Site("another".into())).await;
+        assert!(matches!(join(), Join::Follow(_)), "a purge of something else");
+        purge(PurgeScope::Url("https://www.example.org/a".into())).await;
+        let Join::Lead(after) = join() else { panic!("followed a purged fill") };
+        assert!(after.sequence() > stored_at_sequence);
+        upstream.send(3).await;
+        drop(upstream);
+        assert_bytes(&all(reader).await.expect("whole"), 0..3);
+        assert!(done.await.expect("no panic").is_stored());
+        let (head, _) = node.stored().await.expect("its bytes are there");
+        assert_eq!(node.store.purge_verdict(&head), Some(PurgeKind::Hard));
+        let unknown = join();
+        assert!(matches!(unknown, Join::Follow(_)), "it began after the purge");
+        purge(PurgeScope::Tag("any".into())).await;
+        assert!(matches!(join(), Join::Lead(_)), "its tags are not known yet");
     });
 }
 
