@@ -154,6 +154,8 @@ table! {
     FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that had to do with the least window because all windows together reached their limit.";
     FillReadsBehind, Counter, "fill_reads_behind", "Slices read from the store by readers that fell behind their fill.";
     FillReadersCut, Counter, "fill_readers_cut", "Readers cut off because what they needed next was neither in memory nor stored.";
+    RangeRequests, Counter, "range_requests", "Sub-requests to upstream for slices that were not stored.";
+    RangeObjectsChanged, Counter, "range_objects_changed", "Objects found to have changed at the origin while ranges of them were being fetched.";
     FillReaders, Gauge, "fill_readers", "Clients that read a body as it comes from upstream.";
     FillWindowBytes, Gauge, "fill_window_bytes", "Body bytes held in memory for readers of fills.";
     RequestsCollapsed, Counter, "requests_collapsed", "Requests that followed another one's upstream request.";

@@ -123,6 +123,16 @@ impl Fills {
         }
     }
 
+    /// [`Settings::range_request_bytes_max`] in whole slices.
+    pub(super) fn request_bytes_max(&self, slice_bytes: u64) -> u64 {
+        let bytes_max = self.0.shared.settings.range_request_bytes_max;
+        (bytes_max - bytes_max % slice_bytes).max(slice_bytes)
+    }
+
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.0.shared.recorder
+    }
+
     /// Takes the place of any fill of `key` that nobody can join any more.
     fn lead(&self, shard: &mut Shard, key: KeyHash, sequence: PurgeSequence) -> Join {
         let table = &self.0;

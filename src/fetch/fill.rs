@@ -48,6 +48,9 @@ pub struct Settings {
     /// How long in all a fill that is *not* being stored waits for readers that would
     /// otherwise fall out of its window; then they are cut off.
     pub patience: Duration,
+    /// The most that one sub-request for missing slices asks for. Cut to whole slices, one at
+    /// least.
+    pub range_request_bytes_max: u64,
     /// Fills at one time; beyond, requests are not collapsed and responses not stored.
     pub fills_max: usize,
     /// Followers and readers of one fill; beyond, requests are not collapsed.
@@ -63,6 +66,7 @@ impl Default for Settings {
             windows_bytes_total: 256 << 20,
             keep_percent: 50,
             patience: Duration::from_secs(10),
+            range_request_bytes_max: 8 << 20,
             fills_max: 16_384,
             followers_max: 65_536,
             remembered_max: 65_536,

@@ -26,19 +26,19 @@ use crate::metrics::{Metric, Metrics};
 use crate::store::{self, Head, PurgeBatch, Record, Store};
 
 /// Small, so that few bytes are many slices; frames of half a slice are not merged.
-const SLICE: u64 = 16 << 10;
+pub(super) const SLICE: u64 = 16 << 10;
 const KEY: KeyHash = KeyHash(7);
 
 /// Small windows, so that few bytes show what a window does: two slices.
-fn small() -> Settings {
+pub(super) fn small() -> Settings {
     Settings { window_bytes: 2 * SLICE, patience: Duration::from_millis(50), ..Settings::default() }
 }
 
-struct Node {
-    fills: Fills,
+pub(super) struct Node {
+    pub fills: Fills,
     clock: Clock,
     metrics: Arc<Metrics>,
-    store: Store,
+    pub store: Store,
 }
 
 /// What the store's own work runs on.
@@ -48,7 +48,7 @@ fn background() -> &'static Runtime {
 }
 
 impl Node {
-    fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self::with_store(settings, store_settings())
     }
 
@@ -91,7 +91,7 @@ impl Node {
         }
     }
 
-    fn gauge(&self, metric: Metric) -> u64 {
+    pub fn gauge(&self, metric: Metric) -> u64 {
         self.metrics.total(metric, 0)
     }
 }
@@ -105,7 +105,7 @@ fn head(store: &Store) -> Option<Arc<Head>> {
 }
 
 /// In memory only.
-fn store_settings() -> store::Settings {
+pub(super) fn store_settings() -> store::Settings {
     let slice_bytes = SLICE as usize;
     store::Settings { slice_bytes, memory_bytes: 4 << 20, ..store::Settings::default() }
 }
@@ -116,7 +116,7 @@ fn storing_nothing() -> store::Settings {
 }
 
 /// A response of `length` bytes, if known.
-fn response(length: Option<u64>) -> Arc<StoredResponse> {
+pub(super) fn response(length: Option<u64>) -> Arc<StoredResponse> {
     Arc::new(StoredResponse {
         key: "https://www.example.org/a".into(),
         variant: "".into(),
@@ -142,7 +142,7 @@ fn response(length: Option<u64>) -> Arc<StoredResponse> {
 }
 
 /// The bytes of a body are a function of their offset.
-fn bytes_of(range: std::ops::Range<u64>) -> Bytes {
+pub(super) fn bytes_of(range: std::ops::Range<u64>) -> Bytes {
     static BYTES: OnceLock<Bytes> = OnceLock::new();
     let byte = |offset: u64| (offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
     let bytes = BYTES.get_or_init(|| (0..512 * SLICE).map(byte).collect());
@@ -151,7 +151,7 @@ fn bytes_of(range: std::ops::Range<u64>) -> Bytes {
 
 /// Like `assert_eq`, without printing megabytes.
 #[track_caller]
-fn assert_bytes(bytes: &Bytes, range: std::ops::Range<u64>) {
+pub(super) fn assert_bytes(bytes: &Bytes, range: std::ops::Range<u64>) {
     assert_eq!(bytes.len() as u64, range.end - range.start, "bytes of {range:?}");
     let expected = bytes_of(range.clone());
     if *bytes != expected {
@@ -215,12 +215,14 @@ async fn next(reader: &mut FillReader) -> Bytes {
     frame.into_data().expect("data")
 }
 
-async fn all(reader: FillReader) -> Result<Bytes, BodyError> {
+pub(super) async fn all(
+    reader: impl HttpBody<Data = Bytes, Error = BodyError>,
+) -> Result<Bytes, BodyError> {
     reader.collect().await.map(http_body_util::Collected::to_bytes)
 }
 
 /// Runs a test as a worker runs requests.
-fn on_a_worker(test: impl Future<Output = ()>) {
+pub(super) fn on_a_worker(test: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let limited = async { tokio::time::timeout(Duration::from_secs(20), test).await };
@@ -773,10 +775,10 @@ fn no_more_keys_are_remembered_than_the_limit() {
 }
 
 /// A small generator (xorshift64*), so that a failing run is repeated from its seed.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -784,14 +786,19 @@ impl Random {
     }
 }
 
+/// From the environment, or a new one; printed, so that a failure can be repeated.
+pub(super) fn seed() -> u64 {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| crate::clock::unix_ms(Clock::system().now()) | 1);
+    println!("SEED={seed}");
+    seed
+}
+
 /// Readers on four threads come at any moment, read at any pace, some leave. Whoever stays
 /// has every byte; the leader never waits for ever.
 #[test]
 fn readers_on_many_threads_have_every_byte_whatever_the_others_do() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    #[allow(clippy::disallowed_methods, reason = "a seed for a random test")]
-    let seed = seed.unwrap_or_else(|| crate::clock::unix_ms(SystemTime::now()) | 1);
-    println!("SEED={seed}");
+    let seed = seed();
     for round in 0..10 {
         stress(seed.wrapping_add(round * 2));
     }

@@ -19,6 +19,7 @@ pub mod fill;
 mod gate;
 mod health;
 mod io;
+pub mod parts; // a range of what is stored in part
 mod pool;
 mod pump; // moves an upstream body into its fill
 mod reader; // one client's reading of a fill

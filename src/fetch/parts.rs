@@ -1,0 +1,603 @@
+//! A range of an object of which only some slices are stored: those from the store, the others
+//! from upstream, in order, from the first byte on.
+//!
+//! A task on the reader's core walks the steps that [`slices`](super::slices) plans. What it
+//! asks for are whole slices, which go into the store as they become complete, while the
+//! reader has their bytes as they arrive. Readers of one object on any core ask for one run of
+//! slices once: the others wait for it and look into the store again.
+//!
+//! ```text
+//!        ┌──────────────────────────────────────────────┐
+//!  next_step ── Stored ─► slice from the store ─► reader ┤
+//!        │                                               │
+//!        ├── Ask ─► join ─ Lead ─► ask, judge ─ Part ─► reader + store
+//!        │             └─ Follow ─► wait ────────────────┤
+//!        └── Done                        └ else ─► BodyError: cut off, never mixed
+//! ```
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http::Response;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+
+use super::collapse::{Failure, Fills, Join, Outcome};
+use super::error::FetchError;
+use super::slices::{Answer, Cut, Step, Validator, judge, next_step};
+use crate::body::{Body, BodyError};
+use crate::cache::KeyHash;
+use crate::metrics::Metric;
+use crate::store::{Head, Store};
+
+/// Sends a sub-request for these bytes, bound to the object's validator with
+/// [`ask_for`](super::slices::ask_for).
+pub type Ask = Rc<dyn Fn(Range<u64>) -> Asking>;
+
+/// A sub-request on its way.
+pub type Asking = Pin<Box<dyn Future<Output = Result<Response<Body>, FetchError>>>>;
+
+/// An object that is stored in part.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where its slices are and will be.
+    pub store: Store,
+    /// All fills of the node.
+    pub fills: Fills,
+    /// Its head, with a known length.
+    pub head: Arc<Head>,
+    /// The hash under which the store has the head.
+    pub hash: KeyHash,
+    /// What its slices are bound to.
+    pub validator: Validator,
+    /// Asks upstream for more of it.
+    pub ask: Ask,
+}
+
+impl Parts {
+    /// Reads `range`. `first` is an answer that is in already, judged to be a part of this
+    /// object that begins with these bytes.
+    pub fn read(self, range: Range<u64>, first: Option<(Range<u64>, Body)>) -> PartsReader {
+        let end = range.end.min(self.head.complete_length());
+        let rest = range.start.min(end)..end;
+        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let left = rest.end - rest.start;
+        let walk = Walk { parts: self, rest, sender };
+        spawn_local(walk.run(first));
+        PartsReader { pieces, left }
+    }
+}
+
+/// A range of a [`Parts`] as one client reads it.
+#[derive(Debug)]
+pub struct PartsReader {
+    pieces: mpsc::Receiver<Result<Bytes, BodyError>>,
+    left: u64,
+}
+
+impl HttpBody for PartsReader {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        self.pieces.poll_recv(cx).map(|piece| {
+            let gone = || Err(BodyError::new("the task that read the parts is gone"));
+            let piece = piece.unwrap_or_else(gone);
+            match &piece {
+                Ok(bytes) => self.left -= bytes.len() as u64,
+                Err(_) => self.left = 0,
+            }
+            Some(piece.map(Frame::data))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// The task behind a reader.
+struct Walk {
+    parts: Parts,
+    /// What was not yet given to the reader.
+    rest: Range<u64>,
+    sender: mpsc::Sender<Result<Bytes, BodyError>>,
+}
+
+/// Why a walk ends before its end.
+enum Stop {
+    /// The reader left.
+    Left,
+    Broken(Arc<BodyError>),
+}
+
+impl From<BodyError> for Stop {
+    fn from(error: BodyError) -> Self {
+        Self::Broken(Arc::new(error))
+    }
+}
+
+impl Walk {
+    async fn run(mut self, first: Option<(Range<u64>, Body)>) {
+        if let Err(Stop::Broken(why)) = self.walk(first).await {
+            let error =
+                BodyError::caused_by(format!("cut off before byte {}", self.rest.start), why);
+            // A reader that has left needs no error.
+            let _ = self.sender.send(Err(error)).await;
+        }
+    }
+
+    async fn walk(&mut self, first: Option<(Range<u64>, Body)>) -> Result<(), Stop> {
+        if let Some((bytes, body)) = first {
+            self.take_part(bytes, body).await?;
+        }
+        let mut followed = None;
+        loop {
+            match self.next() {
+                Step::Done => return Ok(()),
+                Step::Stored(range) => self.give_stored(range).await?,
+                Step::Ask(range) => {
+                    // What was followed once and is still not there is asked for alone.
+                    let alone = followed == Some(range.start);
+                    followed = Some(range.start);
+                    self.ask_or_follow(range, alone).await?;
+                }
+            }
+        }
+    }
+
+    /// By what memory and the disks have now, which may be less than the head says.
+    fn next(&self) -> Step {
+        let Parts { store, fills, head, .. } = &self.parts;
+        let length = head.complete_length();
+        let slice_bytes = u64::from(head.slice_bytes);
+        let request_bytes_max = fills.request_bytes_max(slice_bytes);
+        // One sub-request's worth is enough to know the next step.
+        let end = self.rest.end.min(self.rest.start.saturating_add(request_bytes_max));
+        let wanted = self.rest.start..end;
+        let stored = without(&wanted, &store.missing(head, wanted.clone()));
+        let cut = Cut { slice_bytes, request_bytes_max };
+        let aligned: Vec<_> =
+            stored.iter().map(|part| widened(part, slice_bytes, length)).collect();
+        next_step(&self.rest, Some(length), &aligned, cut)
+    }
+
+    async fn give_stored(&mut self, range: Range<u64>) -> Result<(), Stop> {
+        for number in self.parts.head.slices(range) {
+            let holds = self.parts.head.slice_range(number);
+            let slice = self.parts.store.slice(&self.parts.head, number).await;
+            match slice.filter(|slice| slice.len() as u64 == holds.end - holds.start) {
+                Some(slice) => self.give(holds.start, slice).await?,
+                // The index said more than the disk has: from upstream, then.
+                None => self.ask(holds).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask_or_follow(&mut self, range: Range<u64>, alone: bool) -> Result<(), Stop> {
+        if alone {
+            return self.ask(range).await;
+        }
+        // The version does not change under an object's id: no purge concerns its slices.
+        let joined = self.parts.fills.join(
+            run_of_slices(&self.parts.head, range.start),
+            self.parts.store.sequence(),
+            |_, _| false,
+        );
+        match joined {
+            Join::Lead(lead) => {
+                let asked = self.ask(range).await;
+                match &asked {
+                    Err(Stop::Broken(why)) => lead.fail(Failure::Upstream(why.clone())),
+                    Ok(()) | Err(Stop::Left) => lead.stored(),
+                }
+                asked
+            }
+            Join::Follow(follower) => match follower.outcome().await {
+                Outcome::Failed(failure) => {
+                    Err(BodyError::caused_by("another request's part failed", failure).into())
+                }
+                Outcome::Stored | Outcome::Released | Outcome::Filling(_) => Ok(()),
+            },
+            Join::Uncollapsed(_) => self.ask(range).await,
+        }
+    }
+
+    async fn ask(&mut self, range: Range<u64>) -> Result<(), Stop> {
+        let fills = &self.parts.fills;
+        fills.recorder().count(Metric::RangeRequests);
+        let response = (self.parts.ask)(range.clone()).await.map_err(|error| {
+            let why = format!("no answer from upstream for bytes from {}", range.start);
+            BodyError::caused_by(why, error)
+        })?;
+        let (validator, length) = (&self.parts.validator, self.parts.head.complete_length());
+        let (status, headers) = (response.status(), response.headers());
+        match judge(&range, Some(validator), Some(length), status, headers) {
+            Answer::Part { bytes, .. } => self.take_part(bytes, response.into_body()).await,
+            Answer::Whole => self.take_part(0..length, response.into_body()).await,
+            Answer::Changed => {
+                self.parts.store.forget(self.parts.hash);
+                fills.recorder().count(Metric::RangeObjectsChanged);
+                let why = format!("the object changed at the origin before byte {}", range.start);
+                Err(BodyError::new(why).into())
+            }
+            Answer::Unusable(why) => Err(BodyError::new(why).into()),
+            Answer::PastEnd { .. } | Answer::Other => {
+                let why = format!("upstream answered {status} for bytes from {}", range.start);
+                Err(BodyError::new(why).into())
+            }
+        }
+    }
+
+    /// Gives the reader what it wants of a part, as it arrives; stores the whole slices of it.
+    /// When the reader has enough, or leaves, the slice that has begun is still finished.
+    async fn take_part(&mut self, bytes: Range<u64>, mut body: Body) -> Result<(), Stop> {
+        let before = self.rest.start;
+        let mut slice = SliceBuffer::new(bytes.start);
+        let mut left = false;
+        let mut at = bytes.start;
+        let enough = |walk: &Self, left: bool| left || walk.rest.is_empty();
+        while at < bytes.end && !(enough(self, left) && slice.is_empty()) {
+            let Some(frame) = body.frame().await else {
+                return Err(BodyError::new(format!("a part ended early, at byte {at}")).into());
+            };
+            let frame = frame.map_err(|error| {
+                BodyError::caused_by(format!("a part broke off at byte {at}"), error)
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if data.len() as u64 > bytes.end - at {
+                return Err(BodyError::new("a part is longer than it said").into());
+            }
+            left = left || matches!(self.give(at, data.clone()).await, Err(Stop::Left));
+            at += data.len() as u64;
+            self.store_slices(&mut slice, data).await;
+        }
+        if left {
+            return Err(Stop::Left);
+        }
+        if self.rest.start == before && !self.rest.is_empty() {
+            return Err(BodyError::new("a part has nothing of what was asked for").into());
+        }
+        Ok(())
+    }
+
+    async fn store_slices(&mut self, buffer: &mut SliceBuffer, mut data: Bytes) {
+        while !data.is_empty() {
+            let Parts { store, head, .. } = &self.parts;
+            let Some(slice) = buffer.fill(&mut data, head) else { continue };
+            let range = head.slice_range(slice.number);
+            // Not stored is not the client's trouble; the store has counted it.
+            if store.put_slice(head, slice.number, slice.bytes).await.is_ok() {
+                self.parts.head = store.add_part(head, range);
+            }
+        }
+    }
+
+    /// Hands on what is wanted of bytes that begin at `offset`.
+    async fn give(&mut self, offset: u64, mut bytes: Bytes) -> Result<(), Stop> {
+        let end = offset + bytes.len() as u64;
+        if end <= self.rest.start || offset >= self.rest.end {
+            return Ok(());
+        }
+        bytes.truncate((self.rest.end.min(end) - offset) as usize);
+        let bytes = bytes.split_off((self.rest.start - offset) as usize);
+        self.rest.start += bytes.len() as u64;
+        self.sender.send(Ok(bytes)).await.map_err(|_| Stop::Left)
+    }
+}
+
+/// Puts whole slices together from pieces in order.
+struct SliceBuffer {
+    at: u64,
+    bytes: BytesMut,
+}
+
+struct WholeSlice {
+    number: u32,
+    bytes: Bytes,
+}
+
+impl SliceBuffer {
+    fn new(at: u64) -> Self {
+        Self { at, bytes: BytesMut::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Takes from `data` up to the end of a slice, which it returns when it has all of it.
+    fn fill(&mut self, data: &mut Bytes, head: &Head) -> Option<WholeSlice> {
+        let number = (self.at / u64::from(head.slice_bytes)) as u32;
+        let holds = head.slice_range(number);
+        let piece = data.split_to(data.len().min((holds.end - self.at) as usize));
+        // A part that begins inside of a slice has not all of it.
+        let has_its_start = self.at == holds.start + self.bytes.len() as u64;
+        self.at += piece.len() as u64;
+        if !has_its_start {
+            return None;
+        }
+        if self.bytes.is_empty() {
+            self.bytes.reserve((holds.end - holds.start) as usize);
+        }
+        self.bytes.extend_from_slice(&piece);
+        if self.at < holds.end {
+            return None;
+        }
+        Some(WholeSlice { number, bytes: self.bytes.split().freeze() })
+    }
+}
+
+/// Where requests for the same slices of the same object meet.
+fn run_of_slices(head: &Head, start: u64) -> KeyHash {
+    KeyHash::of(format!("{:?} {start}", head.object).as_bytes())
+}
+
+/// `wanted` without `gaps`, which are sorted and disjoint.
+fn without(wanted: &Range<u64>, gaps: &[Range<u64>]) -> Vec<Range<u64>> {
+    let starts = [wanted.start].into_iter().chain(gaps.iter().map(|gap| gap.end));
+    let ends = gaps.iter().map(|gap| gap.start).chain([wanted.end]);
+    starts.zip(ends).map(|(start, end)| start..end).filter(|part| !part.is_empty()).collect()
+}
+
+/// `part` of stored slices, widened to all of their bytes.
+fn widened(part: &Range<u64>, slice_bytes: u64, length: u64) -> Range<u64> {
+    let end = part.end.div_ceil(slice_bytes) * slice_bytes;
+    part.start - part.start % slice_bytes..end.min(length)
+}
+
+/// Pieces that wait for the reader.
+const PIECES_AHEAD: usize = 2;
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
+mod tests {
+    use std::cell::RefCell;
+
+    use http::header::{CONTENT_RANGE, ETAG};
+    use http::{HeaderValue, StatusCode};
+
+    use super::*;
+    use crate::cache::{CacheKey, StoredResponse};
+    use crate::fetch::fill::Settings;
+    use crate::fetch::fill_tests::{
+        Node, Random, SLICE, all, assert_bytes, bytes_of, on_a_worker, response, seed,
+    };
+
+    const LENGTH: u64 = 40 * SLICE + 100;
+
+    /// An origin that answers every range as it is told, and what it was asked for.
+    #[derive(Clone)]
+    struct Origin {
+        asked: Rc<RefCell<Vec<Range<u64>>>>,
+        answer: Rc<RefCell<Answering>>,
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Answering {
+        Part,
+        /// No more than this many bytes at once.
+        Shorter(u64),
+        /// The body ends before the part does.
+        Early,
+        NewVersion,
+        Whole,
+        Fails,
+    }
+
+    impl Origin {
+        fn answer(&self, range: &Range<u64>) -> Response<Body> {
+            self.asked.borrow_mut().push(range.clone());
+            let answering = *self.answer.borrow();
+            let (mut status, mut tag, mut range) =
+                (StatusCode::PARTIAL_CONTENT, "\"v1\"", range.clone());
+            let mut body = bytes_of(range.clone());
+            match answering {
+                Answering::Part => {}
+                Answering::Shorter(bytes) => {
+                    range.end = range.end.min(range.start + bytes);
+                    body = bytes_of(range.clone());
+                }
+                Answering::Early => body.truncate(body.len() / 2),
+                Answering::NewVersion => tag = "\"v2\"",
+                Answering::Whole => (status, body) = (StatusCode::OK, bytes_of(0..LENGTH)),
+                Answering::Fails => status = StatusCode::SERVICE_UNAVAILABLE,
+            }
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = status;
+            let content_range = format!("bytes {}-{}/{LENGTH}", range.start, range.end - 1);
+            let content_range = HeaderValue::try_from(content_range).expect("a value");
+            response.headers_mut().insert(CONTENT_RANGE, content_range);
+            response.headers_mut().insert(ETAG, HeaderValue::from_static(tag));
+            response
+        }
+    }
+
+    /// An object of which nothing is stored.
+    fn object(node: &Node) -> (Parts, Origin) {
+        let response = StoredResponse::clone(&response(Some(LENGTH)));
+        let origin =
+            Origin { asked: Rc::default(), answer: Rc::new(RefCell::new(Answering::Part)) };
+        let answering = origin.clone();
+        let parts = Parts {
+            store: node.store.clone(),
+            fills: node.fills.clone(),
+            hash: CacheKey::new(response.key.clone()).hash,
+            head: node.store.partial(response).expect("long enough"),
+            validator: Validator::Tag(HeaderValue::from_static("\"v1\"")),
+            ask: Rc::new(move |range| {
+                let origin = answering.clone();
+                Box::pin(async move {
+                    // Others have a turn before the answer comes.
+                    tokio::task::yield_now().await;
+                    Ok(origin.answer(&range))
+                })
+            }),
+        };
+        (parts, origin)
+    }
+
+    fn node() -> Node {
+        Node::new(Settings { range_request_bytes_max: 4 * SLICE, ..Settings::default() })
+    }
+
+    async fn read(parts: &Parts, range: Range<u64>) -> Result<Bytes, BodyError> {
+        all(parts.clone().read(range, None)).await
+    }
+
+    #[test]
+    fn a_seek_costs_the_slices_that_it_touches() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            let wanted = 10 * SLICE + 5..12 * SLICE + 5;
+            assert_bytes(&read(&parts, wanted.clone()).await.expect("whole"), wanted.clone());
+            assert_eq!(origin.asked.take(), [10 * SLICE..13 * SLICE]);
+            assert_bytes(&read(&parts, wanted.clone()).await.expect("whole"), wanted);
+            assert_eq!(origin.asked.take(), [], "all of it is stored");
+            let around = 9 * SLICE..14 * SLICE;
+            assert_bytes(&read(&parts, around.clone()).await.expect("whole"), around);
+            assert_eq!(origin.asked.take(), [9 * SLICE..10 * SLICE, 13 * SLICE..14 * SLICE]);
+        });
+    }
+
+    #[test]
+    fn an_object_that_was_read_in_whole_is_an_object_like_others() {
+        on_a_worker(async {
+            let node = node();
+            let (parts, origin) = object(&node);
+            let reader = parts.clone().read(0..u64::MAX, None);
+            assert_eq!(reader.size_hint().exact(), Some(LENGTH));
+            assert_bytes(&all(reader).await.expect("whole"), 0..LENGTH);
+            assert_eq!(origin.asked.borrow().len(), 11, "of four slices each, and a rest");
+            let Some(crate::store::Record::Response(head)) = node.store.in_memory(parts.hash)
+            else {
+                panic!("not stored");
+            };
+            assert!(head.response.parts.is_none());
+            assert_bytes(&all(node.store.body(&head, 0..LENGTH)).await.expect("whole"), 0..LENGTH);
+        });
+    }
+
+    #[test]
+    fn what_was_answered_already_is_not_asked_for_again() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            let first = (2 * SLICE..3 * SLICE, Body::from(bytes_of(2 * SLICE..3 * SLICE)));
+            let wanted = 2 * SLICE + 7..4 * SLICE;
+            let reader = parts.read(wanted.clone(), Some(first));
+            assert_bytes(&all(reader).await.expect("whole"), wanted);
+            assert_eq!(origin.asked.take(), [3 * SLICE..4 * SLICE]);
+        });
+    }
+
+    #[test]
+    fn parts_shorter_than_asked_are_gone_on_from() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            *origin.answer.borrow_mut() = Answering::Shorter(SLICE + 10);
+            let wanted = 100..4 * SLICE;
+            assert_bytes(&read(&parts, wanted.clone()).await.expect("whole"), wanted);
+            *origin.answer.borrow_mut() = Answering::Shorter(50);
+            assert!(read(&parts, 9 * SLICE + 100..10 * SLICE).await.is_err(), "not for ever");
+        });
+    }
+
+    #[test]
+    fn an_object_that_changed_is_cut_off_and_never_mixed() {
+        on_a_worker(async {
+            let node = node();
+            let (parts, origin) = object(&node);
+            read(&parts, 0..SLICE).await.expect("whole");
+            *origin.answer.borrow_mut() = Answering::NewVersion;
+            let mut reader = parts.clone().read(0..2 * SLICE, None);
+            let stored = reader.frame().await.expect("more").expect("stored").into_data();
+            assert_bytes(&stored.expect("data"), 0..SLICE);
+            let error = reader.frame().await.expect("not a clean end").expect_err("cut off");
+            assert!(error.to_string().contains(&SLICE.to_string()), "{error}");
+            assert!(node.store.in_memory(parts.hash).is_none(), "the old one is dropped");
+            assert_eq!(node.gauge(Metric::RangeObjectsChanged), 1);
+        });
+    }
+
+    #[test]
+    fn a_part_that_breaks_off_or_fails_is_an_error() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            for answering in [Answering::Early, Answering::Fails] {
+                *origin.answer.borrow_mut() = answering;
+                assert!(read(&parts, 0..2 * SLICE).await.is_err());
+            }
+            *origin.answer.borrow_mut() = Answering::Part;
+            assert_bytes(&read(&parts, 0..2 * SLICE).await.expect("whole"), 0..2 * SLICE);
+        });
+    }
+
+    #[test]
+    fn an_origin_that_stopped_doing_ranges_still_gives_the_bytes() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            *origin.answer.borrow_mut() = Answering::Whole;
+            let wanted = 3 * SLICE + 1..5 * SLICE;
+            assert_bytes(&read(&parts, wanted.clone()).await.expect("whole"), wanted);
+            read(&parts, 0..SLICE).await.expect("stored on the way");
+            assert_eq!(origin.asked.borrow().len(), 1);
+        });
+    }
+
+    #[test]
+    fn readers_of_the_same_slices_ask_once() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            let wanted = 5..3 * SLICE;
+            let readers =
+                (0..100).map(|_| spawn_local(all(parts.clone().read(wanted.clone(), None))));
+            for reader in readers.collect::<Vec<_>>() {
+                let bytes = reader.await.expect("no panic").expect("whole");
+                assert_bytes(&bytes, wanted.clone());
+            }
+            assert_eq!(origin.asked.take(), [0..3 * SLICE]);
+            *origin.answer.borrow_mut() = Answering::Fails;
+            let readers =
+                (0..100).map(|_| spawn_local(all(parts.clone().read(4 * SLICE..5 * SLICE, None))));
+            for reader in readers.collect::<Vec<_>>() {
+                assert!(reader.await.expect("no panic").is_err());
+            }
+            assert_eq!(origin.asked.borrow().len(), 1, "a failure is shared");
+        });
+    }
+
+    #[test]
+    fn random_seeks_ask_for_each_slice_once_and_every_byte_is_right() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            let mut random = Random(seed());
+            let mut touched = std::collections::BTreeSet::new();
+            for _ in 0..200 {
+                let start = random.below(LENGTH);
+                let end = LENGTH.min(start + 1 + random.below(3 * SLICE));
+                touched.extend(start / SLICE..=(end - 1) / SLICE);
+                assert_bytes(&read(&parts, start..end).await.expect("whole"), start..end);
+            }
+            let asked: u64 = origin.asked.take().iter().map(|range| range.end - range.start).sum();
+            let slice = |number: u64| ((number + 1) * SLICE).min(LENGTH) - number * SLICE;
+            assert_eq!(asked, touched.into_iter().map(slice).sum::<u64>());
+        });
+    }
+}
