@@ -225,21 +225,28 @@ impl<'a> Section<'a> {
     }
 
     /// Reads an option that takes one of a few words.
-    pub fn choice<T: Clone>(&self, name: &'static str, target: &mut T, words: &[(&str, T)]) {
+    pub fn choice<T>(&self, name: &'static str, target: &mut T, words: &[(&str, T)])
+    where
+        T: Clone + PartialEq,
+    {
         let value = self.ask(name);
         self.note(name, value.is_some());
-        let Some(value) = value else { return };
-        let word = if let DeValue::String(word) = value.get_ref() { Some(&**word) } else { None };
-        match words.iter().find(|(known, _)| Some(*known) == word) {
-            Some((known, meant)) => {
-                *target = meant.clone();
-                self.record(name, known);
+        if let Some(value) = value {
+            let word = match value.get_ref() {
+                DeValue::String(word) => Some(&**word),
+                _ => None,
+            };
+            match words.iter().find(|(known, _)| Some(*known) == word) {
+                Some((_, meant)) => *target = meant.clone(),
+                None => {
+                    let known: Vec<String> =
+                        words.iter().map(|(known, _)| format!("{known:?}")).collect();
+                    self.reader.unexpected(value, &known.join(" or "));
+                }
             }
-            None => {
-                let known: Vec<String> =
-                    words.iter().map(|(known, _)| format!("{known:?}")).collect();
-                self.reader.unexpected(value, &known.join(" or "));
-            }
+        }
+        if let Some((word, _)) = words.iter().find(|(_, meant)| meant == target) {
+            self.record(name, word);
         }
     }
 

@@ -340,3 +340,89 @@ fn a_reload_knows_what_changed_and_what_waits_for_a_restart() {
     assert_eq!(after.restart_needed(&before), ["node.workers"]);
     assert!(after.changes(&after.clone()).is_empty());
 }
+
+/// The samples' text, by their names.
+const SAMPLES: [(&str, &str); 4] = [
+    ("edge.toml", include_str!("../../config/edge.toml")),
+    ("simple.toml", include_str!("../../config/simple.toml")),
+    ("conformance.toml", include_str!("../../config/conformance.toml")),
+    ("geo.toml", include_str!("../../config/geo.toml")),
+];
+
+#[test]
+fn every_sample_loads() {
+    for (name, text) in SAMPLES {
+        if let Err(mistakes) = parse(text, name, Path::new("config"), &Flags::default()) {
+            panic!("{mistakes}");
+        }
+    }
+}
+
+/// `edge.toml` with its `#option` lines made options. What they exclude is taken out.
+fn uncommented() -> String {
+    let is_option = |line: &str| {
+        line.strip_prefix('#')
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '['))
+    };
+    let mut text = String::new();
+    for line in SAMPLES[0].1.lines() {
+        text.push_str(if is_option(line) { &line[1..] } else { line });
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn edge_toml_has_every_option_there_is() {
+    let text = uncommented();
+    let reader = Reader::new("edge.toml", Path::new("/nowhere"), &text);
+    read(&reader, &Flags::default());
+    let notes = reader.into_notes();
+    let missing: Vec<&String> =
+        notes.known.iter().filter(|option| !is_documented(option, &notes.written)).collect();
+    assert!(missing.is_empty(), "not in config/edge.toml: {missing:#?}");
+    // What is left are files that don't exist here, and options that exclude each other.
+    for mistake in notes.mistakes() {
+        let expected = ["cannot read", "only one of", "are rotated by", "is for one directory"];
+        assert!(expected.iter().any(|part| mistake.message.contains(part)), "{mistake}");
+    }
+}
+
+/// Sites and rules have the tables of `[defaults]`, which are documented there.
+fn is_documented(option: &str, written: &std::collections::BTreeSet<String>) -> bool {
+    let shared =
+        option.strip_prefix("sites.*.rules.*.").or_else(|| option.strip_prefix("sites.*."));
+    let in_site = |name: &str| written.contains(&format!("sites.*.{name}"));
+    written.contains(option)
+        || shared.is_some_and(|name| written.contains(&format!("defaults.{name}")) || in_site(name))
+        || shared.is_some_and(|name| written.contains(&format!("sites.*.rules.*.{name}")))
+        // Empty tables: nothing is written in them.
+        || ["set", "add"].iter().any(|name| option.ends_with(&format!("_fields.{name}")))
+}
+
+#[test]
+fn edge_toml_shows_the_defaults() {
+    let examples = [
+        "node.name",
+        "listeners",
+        "content_types",
+        "by_status",
+        "_fields",
+        "strip_fields",
+        "defaults.rate",
+    ];
+    let shown = parse(SAMPLES[0].1, "edge.toml", Path::new(""), &Flags::default()).unwrap();
+    let empty = parse(
+        "[pools.main]\norigins = \"http://x\"\n[sites.www]\nhosts = \"*\"\n",
+        "",
+        Path::new(""),
+        &Flags::default(),
+    );
+    for change in shown.changes(&empty.unwrap()) {
+        let is_example = examples.iter().any(|example| change.option.contains(example))
+            || change.option.starts_with("sites.")
+            || change.option.starts_with("pools.europe")
+            || change.option == "pools.main.origins";
+        assert!(is_example, "{change}");
+    }
+}
