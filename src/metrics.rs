@@ -197,6 +197,12 @@ table! {
     PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of a write cut short that were found at the purge log's end at start.";
     PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
     StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";
+    StoreForgotten, Counter, "store_forgotten", "Pieces that left memory and are on no disk.";
+    StoreDiskReads, Counter, "store_disk_reads", "Pieces read from disk.";
+    StoreDiskWrites, Counter, "store_disk_writes", "Pieces written to disk.";
+    StoreDiskDropped, Counter, "store_disk_dropped", "Pieces not written to disk: its queue was full, or it was out of service or failed.";
+    StoreDiskErrors, Counter, "store_disk_errors", "Pieces on disk that could not be read or understood.";
+    StoreDiskOuts, Counter, "store_disk_outs", "Times that a store directory went out of service.";
 }
 
 const fn cells_of(row: &Row) -> usize {

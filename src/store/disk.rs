@@ -1,30 +1,583 @@
-//! The directories.
+//! The directories: foyer on each, a queue in front of it, and a watchdog.
+//!
+//! ```text
+//! write() / offer() ─▶ queue (bounded in bytes) ─▶ a batch into foyer ─▶ wait until flushed ─▶ is it in
+//!                                                                                the index? counted
+//! ```
+//!
+//! foyer drops silently what does not fit its buffers (it is asked for no more at a time than
+//! fits) and what an I/O error hits (the index then lacks it). A directory whose writes fail or
+//! stall is taken out of service and tried again; its pieces have no second home, so that an
+//! older version of a record cannot come back from another disk.
 
-use super::record::{Piece, PieceKey};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use foyer::{
+    BlockEngineConfig, Code, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
+    HybridCachePolicy, HybridCacheProperties, Load, Location, PsyncIoEngineConfig, RecoverMode,
+    Spawner,
+};
+use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::io::Errno;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::OpenError;
+use super::purge::Purges;
+use super::record::{Piece, PieceHasher, PieceKey, Record};
+use super::settings::{Directory, Settings};
+use super::stat::{DirectoryStat, Service};
+use crate::metrics::{Metric, Recorder};
+
+type Foyer = HybridCache<PieceKey, Piece, PieceHasher>;
 
 /// All directories, each piece at home in one.
-pub(super) struct Disks;
+#[derive(Clone)]
+pub(super) struct Disks {
+    disks: Arc<[Arc<Disk>]>,
+}
+
+/// One directory.
+struct Disk {
+    directory: Directory,
+    /// Stable over restarts: places pieces.
+    seed: u64,
+    /// Not there while the directory cannot be opened.
+    foyer: ArcSwapOption<Foyer>,
+    /// No reads and no writes: it stalled, or could not be opened.
+    out: AtomicBool,
+    /// No writes: they failed. Reads go on.
+    read_only: AtomicBool,
+    /// Heads stored before this may have been superseded while it was not written to.
+    distrust_before: AtomicU64,
+    queue: mpsc::Sender<Job>,
+    /// What is left of the queue's bytes.
+    room: Arc<Semaphore>,
+    queue_bytes: u32,
+    purges: Arc<Purges>,
+    recorder: Recorder,
+    background: Handle,
+    preallocate: bool,
+    slice_bytes: usize,
+    deadline: Duration,
+    retry: Duration,
+    /// Held for as long as the process lives.
+    lock: Mutex<Option<File>>,
+}
+
+struct Job {
+    key: PieceKey,
+    piece: Piece,
+    /// Given back when the batch is through.
+    _room: OwnedSemaphorePermit,
+    done: Option<oneshot::Sender<bool>>,
+}
 
 impl Disks {
-    pub(super) fn none() -> Self {
-        Self
+    /// Opens every directory. One that is in use is an error; one that fails is tried again
+    /// later.
+    pub(super) async fn open(
+        settings: &Settings,
+        locks: &mut BTreeMap<PathBuf, File>,
+        purges: &Arc<Purges>,
+        background: &Handle,
+        recorder: &Recorder,
+    ) -> Result<Self, OpenError> {
+        let queue_bytes = u32::try_from(settings.write_queue_bytes).unwrap_or(u32::MAX >> 1);
+        let mut disks = Vec::new();
+        for directory in &settings.directories {
+            let (queue, jobs) = mpsc::channel(JOBS_MAX);
+            let disk = Arc::new(Disk {
+                directory: directory.clone(),
+                seed: xxhash_rust::xxh3::xxh3_64(directory.path.as_os_str().as_encoded_bytes()),
+                foyer: ArcSwapOption::empty(),
+                out: AtomicBool::new(true),
+                read_only: AtomicBool::new(false),
+                distrust_before: AtomicU64::new(0),
+                queue,
+                room: Arc::new(Semaphore::new(queue_bytes as usize)),
+                queue_bytes,
+                purges: purges.clone(),
+                recorder: recorder.clone(),
+                background: background.clone(),
+                preallocate: settings.preallocate,
+                slice_bytes: settings.slice_bytes,
+                deadline: settings.disk_deadline,
+                retry: settings.disk_retry,
+                lock: Mutex::new(locks.remove(&directory.path)),
+            });
+            match disk.open().await {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(OpenError::InUse { path: directory.path.clone() });
+                }
+                Err(error) => disk.take_out(&error.to_string()),
+            }
+            background.spawn(write_jobs(Arc::downgrade(&disk), jobs));
+            background.spawn(watch(Arc::downgrade(&disk), settings.disk_retry));
+            disks.push(disk);
+        }
+        Ok(Self { disks: disks.into() })
     }
 
-    pub(super) fn may_contain(&self, _: &PieceKey) -> bool {
-        false
+    /// The piece's one home: weighted rendezvous, so that a new directory takes over its share
+    /// and moves nothing else.
+    fn home(&self, key: &PieceKey) -> Option<&Arc<Disk>> {
+        let score = |disk: &Disk| {
+            let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&key.home().to_le_bytes(), disk.seed);
+            let uniform = ((hash >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+            disk.directory.bytes as f64 / -uniform.ln()
+        };
+        match &*self.disks {
+            [] => None,
+            [only] => Some(only),
+            several => several.iter().max_by(|a, b| score(a).total_cmp(&score(b))),
+        }
     }
 
-    pub(super) async fn read(&self, _: &PieceKey) -> Option<Piece> {
-        None
+    /// Whether it is worth asking the disk: an index look-up.
+    pub(super) fn may_contain(&self, key: &PieceKey) -> bool {
+        let foyer = self.home(key).and_then(|disk| disk.readable());
+        foyer.is_some_and(|foyer| foyer.storage().may_contains(key))
     }
 
-    pub(super) async fn write(&self, _: PieceKey, _: Piece) -> bool {
-        false
+    /// Reads a piece; to be called on the background runtime.
+    pub(super) async fn read(&self, key: &PieceKey) -> Option<Piece> {
+        self.home(key)?.read(key).await
     }
 
-    pub(super) fn offer(&self, _: PieceKey, _: Piece) {}
+    /// Queues a piece and waits until it is written, or is not. Waits for room for no longer
+    /// than the disk's deadline.
+    pub(super) async fn write(&self, key: PieceKey, piece: Piece) -> bool {
+        let (done, written) = oneshot::channel();
+        self.enqueue(key, piece, Some(done)).await && written.await.unwrap_or(false)
+    }
 
-    pub(super) fn forget(&self, _: &PieceKey) {}
+    /// Queues a piece, waiting for room for no longer than the disk's deadline.
+    pub(super) async fn queue(&self, key: PieceKey, piece: Piece) -> bool {
+        self.enqueue(key, piece, None).await
+    }
 
-    pub(super) async fn close(&self) {}
+    async fn enqueue(
+        &self,
+        key: PieceKey,
+        piece: Piece,
+        done: Option<oneshot::Sender<bool>>,
+    ) -> bool {
+        let Some(disk) = self.home(&key).filter(|disk| disk.is_writable()) else {
+            self.drop_piece(&key);
+            return false;
+        };
+        let room = tokio::time::timeout(disk.deadline, disk.room(&piece)).await;
+        let Ok(Some(room)) = room else {
+            self.drop_piece(&key);
+            return false;
+        };
+        disk.send(Job { key, piece, _room: room, done })
+    }
+
+    /// Queues a piece if there is room at once.
+    pub(super) fn offer(&self, key: PieceKey, piece: Piece) -> bool {
+        let Some(disk) = self.home(&key).filter(|disk| disk.is_writable()) else {
+            self.drop_piece(&key);
+            return false;
+        };
+        let bytes = disk.room_for(&piece);
+        match disk.room.clone().try_acquire_many_owned(bytes) {
+            Ok(room) => disk.send(Job { key, piece, _room: room, done: None }),
+            Err(_) => {
+                self.drop_piece(&key);
+                false
+            }
+        }
+    }
+
+    /// A piece will not be written: what the disk has under its key is out of date.
+    fn drop_piece(&self, key: &PieceKey) {
+        if let Some(disk) = self.home(key) {
+            disk.drop_piece(key);
+        }
+    }
+
+    /// Takes a piece out of the index. It may come back after a restart.
+    pub(super) fn forget(&self, key: &PieceKey) {
+        if let Some(foyer) = self.home(key).and_then(|disk| disk.readable())
+            && foyer.storage().may_contains(key)
+        {
+            foyer.storage().delete(key);
+        }
+    }
+
+    /// Writes what is queued and lets go of the directories.
+    pub(super) async fn close(&self) {
+        for disk in &*self.disks {
+            disk.close().await;
+        }
+    }
+
+    pub(super) fn stat(&self) -> Vec<DirectoryStat> {
+        self.disks.iter().map(|disk| disk.stat()).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn fail(&self, number: usize) {
+        self.disks[number].take_out("a test says so");
+    }
+
+    #[cfg(test)]
+    pub(super) async fn try_again(&self, number: usize) {
+        self.disks[number].try_again().await;
+    }
 }
+
+impl Disk {
+    /// Takes the lock, reserves the space, recovers the index.
+    async fn open(&self) -> io::Result<()> {
+        let blocks = self.directory.path.join(BLOCKS);
+        std::fs::create_dir_all(&blocks)?;
+        self.take_lock()?;
+        let block_bytes = self.block_bytes();
+        if self.preallocate {
+            self.preallocate(&blocks, block_bytes);
+        }
+        let capacity = usize::try_from(self.directory.bytes).map_err(io::Error::other)?;
+        let device = FsDeviceBuilder::new(&blocks)
+            .with_capacity(capacity / block_bytes * block_bytes)
+            .build()
+            .map_err(io::Error::other)?;
+        let engine = BlockEngineConfig::new(device)
+            .with_block_size(block_bytes)
+            .with_buffer_pool_size(BUFFER_BYTES)
+            .with_submit_queue_size_threshold(4 * BUFFER_BYTES)
+            .with_recover_concurrency(RECOVER_CONCURRENCY);
+        let foyer = HybridCacheBuilder::new()
+            .with_name("disk")
+            .with_policy(HybridCachePolicy::WriteOnInsertion)
+            .with_flush_on_close(false)
+            // Nothing is kept in this memory: the tier above is shared by all directories.
+            .memory(1)
+            .with_shards(1)
+            .with_hash_builder(PieceHasher)
+            .storage()
+            .with_io_engine_config(PsyncIoEngineConfig::new())
+            .with_engine_config(engine)
+            .with_recover_mode(RecoverMode::Quiet)
+            .with_spawner(Spawner::from(self.background.clone()))
+            .build()
+            .await
+            .map_err(io::Error::other)?;
+        self.foyer.store(Some(Arc::new(foyer)));
+        self.out.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn take_lock(&self) -> io::Result<()> {
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            *held = Some(lock_directory(&self.directory.path)?);
+        }
+        Ok(())
+    }
+
+    /// foyer keeps a file open for each block: few enough, and each big enough for many pieces.
+    fn block_bytes(&self) -> usize {
+        let bytes = usize::try_from(self.directory.bytes).unwrap_or(usize::MAX);
+        let least = (4 * self.slice_bytes).max(1 << 20);
+        let wanted = (bytes / BLOCKS_WANTED).min(16 << 20);
+        least.max(wanted).max(bytes / BLOCKS_MAX).next_power_of_two()
+    }
+
+    /// Best effort: a file system that cannot reserve leaves sparse files, which fail later,
+    /// when they are written.
+    fn preallocate(&self, blocks: &Path, block_bytes: usize) {
+        let count = self.directory.bytes / block_bytes as u64;
+        for number in 0..count {
+            let path = blocks.join(format!("foyer-storage-direct-fs-{number:08}"));
+            let reserved = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+                .and_then(|file| {
+                    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, block_bytes as u64)
+                });
+            if let Err(errno) = reserved {
+                tracing::warn!(
+                    directory = %self.directory.path.display(),
+                    reason = %errno,
+                    reserved_bytes = number * block_bytes as u64,
+                    "the directory's space could not be reserved"
+                );
+                return;
+            }
+        }
+    }
+
+    fn stat(&self) -> DirectoryStat {
+        let foyer = self.foyer.load();
+        let statistics = foyer.as_ref().map(|foyer| foyer.statistics().clone());
+        let service = match (self.out.load(Ordering::Acquire), self.is_writable()) {
+            (true, _) => Service::Out,
+            (false, true) => Service::Full,
+            (false, false) => Service::ReadOnly,
+        };
+        DirectoryStat {
+            path: self.directory.path.clone(),
+            service,
+            bytes: self.directory.bytes,
+            written_bytes: statistics.as_ref().map_or(0, |it| it.disk_write_bytes() as u64),
+            read_bytes: statistics.as_ref().map_or(0, |it| it.disk_read_bytes() as u64),
+            queued_bytes: (self.queue_bytes as usize - self.room.available_permits()) as u64,
+        }
+    }
+
+    fn readable(&self) -> Option<Arc<Foyer>> {
+        if self.out.load(Ordering::Acquire) {
+            return None;
+        }
+        self.foyer.load_full()
+    }
+
+    fn is_writable(&self) -> bool {
+        !self.out.load(Ordering::Acquire) && !self.read_only.load(Ordering::Acquire)
+    }
+
+    fn room_for(&self, piece: &Piece) -> u32 {
+        let bytes = u32::try_from(piece.estimated_size() + PIECE_OVERHEAD).unwrap_or(u32::MAX);
+        bytes.min(self.queue_bytes)
+    }
+
+    async fn room(&self, piece: &Piece) -> Option<OwnedSemaphorePermit> {
+        self.room.clone().acquire_many_owned(self.room_for(piece)).await.ok()
+    }
+
+    fn send(&self, job: Job) -> bool {
+        let key = job.key;
+        let sent = self.queue.try_send(job).is_ok();
+        if !sent {
+            self.drop_piece(&key);
+        }
+        sent
+    }
+
+    fn drop_piece(&self, key: &PieceKey) {
+        self.recorder.count(Metric::StoreDiskDropped);
+        if let Some(foyer) = self.readable()
+            && foyer.storage().may_contains(key)
+        {
+            foyer.storage().delete(key);
+        }
+    }
+
+    async fn read(&self, key: &PieceKey) -> Option<Piece> {
+        let foyer = self.readable()?;
+        let loaded = match tokio::time::timeout(self.deadline, foyer.storage().load(key)).await {
+            Ok(loaded) => loaded,
+            Err(_) => {
+                self.take_out("a read took longer than the deadline");
+                return None;
+            }
+        };
+        let piece = match loaded {
+            Ok(Load::Entry { value, .. }) => value,
+            // Still in the queue: the piece itself.
+            Ok(Load::Piece { piece, .. }) => piece.value().share(),
+            Ok(Load::Miss | Load::Throttled) => return None,
+            Err(error) => {
+                self.recorder.count(Metric::StoreDiskErrors);
+                tracing::warn!(%error, "a piece could not be read");
+                foyer.storage().delete(key);
+                return None;
+            }
+        };
+        self.recorder.count(Metric::StoreDiskReads);
+        match piece {
+            Piece::Unknown => {
+                self.recorder.count(Metric::StoreDiskErrors);
+                foyer.storage().delete(key);
+                None
+            }
+            Piece::Record(Record::Response(head)) => {
+                let stored_at = head.response.stored_at_sequence.0;
+                let trusted = stored_at >= self.distrust_before.load(Ordering::Acquire);
+                let head = if trusted { head } else { Arc::new(head.distrusted()) };
+                Some(Piece::Record(Record::Response(head)))
+            }
+            other => Some(other),
+        }
+    }
+
+    /// Takes the directory out of service.
+    fn take_out(&self, reason: &str) {
+        self.distrust_before.store(u64::MAX, Ordering::Release);
+        if !self.out.swap(true, Ordering::AcqRel) || self.foyer.load().is_none() {
+            self.recorder.count(Metric::StoreDiskOuts);
+            tracing::error!(
+                directory = %self.directory.path.display(),
+                reason,
+                retry_seconds = self.retry.as_secs_f32(),
+                "a store directory is out of service"
+            );
+        }
+    }
+
+    /// Stops writing to it.
+    fn stop_writing(&self) {
+        self.distrust_before.store(u64::MAX, Ordering::Release);
+        if !self.read_only.swap(true, Ordering::AcqRel) {
+            self.recorder.count(Metric::StoreDiskOuts);
+            tracing::error!(
+                directory = %self.directory.path.display(),
+                retry_seconds = self.retry.as_secs_f32(),
+                "writes to a store directory fail: it is only read from"
+            );
+        }
+    }
+
+    /// Tries a directory in trouble again.
+    async fn try_again(&self) {
+        if self.is_writable() {
+            return;
+        }
+        let directory = self.directory.path.clone();
+        let probe = tokio::task::spawn_blocking(move || probe(&directory));
+        match tokio::time::timeout(self.deadline, probe).await {
+            Ok(Ok(Ok(()))) => {}
+            _ => return,
+        }
+        if self.foyer.load().is_none() && self.open().await.is_err() {
+            return;
+        }
+        // What is on it was not kept up to date meanwhile.
+        let now = self.purges.sequence().0;
+        self.distrust_before.store(now, Ordering::Release);
+        self.read_only.store(false, Ordering::Release);
+        self.out.store(false, Ordering::Release);
+        let directory = self.directory.path.display();
+        tracing::info!(%directory, "a store directory is back in service");
+    }
+
+    /// Writes one batch and says of each piece whether it is on disk.
+    async fn write_batch(&self, batch: &mut Vec<Job>) {
+        let foyer = self.readable().filter(|_| !self.read_only.load(Ordering::Acquire));
+        let Some(foyer) = foyer else {
+            batch.drain(..).for_each(|job| self.not_written(job));
+            return;
+        };
+        let on_disk = HybridCacheProperties::default().with_location(Location::OnDisk);
+        for job in &*batch {
+            foyer.insert_with_properties(job.key, job.piece.share(), on_disk.clone());
+        }
+        if tokio::time::timeout(self.deadline, foyer.storage().wait()).await.is_err() {
+            self.take_out("a write took longer than the deadline");
+            batch.drain(..).for_each(|job| self.not_written(job));
+            return;
+        }
+        let pieces = batch.len();
+        let mut written = 0;
+        for job in batch.drain(..) {
+            if foyer.storage().may_contains(&job.key) {
+                written += 1;
+                job.done.map(|done| done.send(true));
+            } else {
+                self.not_written(job);
+            }
+        }
+        self.recorder.add(Metric::StoreDiskWrites, written as u64);
+        if written == 0 && pieces > 0 {
+            self.stop_writing();
+        }
+    }
+
+    fn not_written(&self, job: Job) {
+        self.drop_piece(&job.key);
+        job.done.map(|done| done.send(false));
+    }
+
+    async fn close(&self) {
+        // When all room is back, all jobs are through.
+        let _all = self.room.acquire_many(self.queue_bytes).await;
+        self.room.close();
+        self.out.store(true, Ordering::Release);
+        if let Some(foyer) = self.foyer.swap(None)
+            && let Err(error) = foyer.close().await
+        {
+            tracing::warn!(%error, "a store directory did not close cleanly");
+        }
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Takes the queue's jobs in batches that fit foyer's buffer, for as long as the disk lives.
+async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<Job>) {
+    let mut batch = Vec::new();
+    while let Some(job) = jobs.recv().await {
+        let Some(disk) = disk.upgrade() else { return };
+        let mut bytes = job.piece.estimated_size() + PIECE_OVERHEAD;
+        batch.push(job);
+        while bytes < BATCH_BYTES && batch.len() < BATCH_PIECES {
+            let Ok(job) = jobs.try_recv() else { break };
+            bytes += job.piece.estimated_size() + PIECE_OVERHEAD;
+            batch.push(job);
+        }
+        disk.write_batch(&mut batch).await;
+    }
+}
+
+async fn watch(disk: Weak<Disk>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        let Some(disk) = disk.upgrade() else { return };
+        disk.try_again().await;
+    }
+}
+
+/// One node a directory. The lock goes with the process, however it ends.
+pub(super) fn lock_directory(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a directory can be written to and read from.
+fn probe(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    let path: PathBuf = directory.join(PROBE);
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path)?;
+    let written = [0xa5; 4096];
+    let mut read = [0; 4096];
+    file.write_all(&written)?;
+    file.sync_data()?;
+    file.rewind()?;
+    file.read_exact(&mut read)?;
+    std::fs::remove_file(&path)?;
+    if read == written { Ok(()) } else { Err(io::Error::other("what was written is not read")) }
+}
+
+const LOCK: &str = "lock";
+const PROBE: &str = "probe";
+const BLOCKS: &str = "blocks";
+/// foyer's flush buffer. A batch is a quarter of it, page rounding included.
+const BUFFER_BYTES: usize = 16 << 20;
+const BATCH_BYTES: usize = 4 << 20;
+const BATCH_PIECES: usize = 512;
+/// Rounding to pages and foyer's header, at most.
+const PIECE_OVERHEAD: usize = 4096;
+/// Pieces waiting for a directory, whatever their size.
+const JOBS_MAX: usize = 1 << 16;
+/// Files foyer may hold open for a directory, and how many it gets if that is not more.
+const BLOCKS_MAX: usize = 4096;
+const BLOCKS_WANTED: usize = 64;
+const RECOVER_CONCURRENCY: usize = 8;

@@ -11,20 +11,23 @@
 //! purge() … cursor(), outbox(), sent()                                 the purge
 //! ```
 
-#![allow(dead_code, reason = "the disk tier follows")]
-
 mod admission;
 mod disk;
+mod encoding;
+mod leaving;
 mod purge;
 mod read;
 mod record;
 mod settings;
+mod stat;
 mod write;
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,13 +39,15 @@ pub use self::purge::{PurgeBatch, PurgeError, Purged};
 pub use self::read::StoredBody;
 pub use self::record::{Head, ObjectId, Record};
 pub use self::settings::{Admission, Directory, Settings};
+pub use self::stat::{DirectoryStat, Service, Stat};
 pub use self::write::{ObjectWriter, WriteError};
 
 use self::admission::Sketch;
 use self::disk::Disks;
+use self::leaving::Leaving;
 use self::purge::Purges;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
-use self::write::with_part;
+use crate::cache::range::with_part;
 use crate::cache::{KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse, VaryList};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, Recorder};
@@ -60,10 +65,13 @@ struct Inner {
     purges: Arc<Purges>,
     sketch: Sketch,
     objects: ObjectIds,
+    leaving: Arc<Leaving>,
     /// Serialises changes of the parts of partial objects.
-    parts: std::sync::Mutex<()>,
+    changes: Mutex<()>,
     background: Handle,
     recorder: Recorder,
+    /// Where the log is in none of the store's directories.
+    _log_lock: Option<File>,
 }
 
 /// Why a store could not be opened.
@@ -107,23 +115,30 @@ impl Store {
             return Err(OpenError::Settings { mistakes });
         }
         let recorder = metrics.background();
+        raise_open_files();
+        let mut locks = take_locks(settings)?;
         let purges = open_purges(settings, &clock, &recorder)?;
         background.spawn(maintain(Arc::downgrade(&purges)));
+        let disks = Disks::open(settings, &mut locks, &purges, &background, &recorder).await?;
+        let leaving = Arc::new(Leaving::new(disks.clone(), recorder.clone()));
         let inner = Inner {
             settings: settings.clone(),
-            memory: memory(settings),
-            disks: Disks::none(),
+            memory: memory(settings, leaving.clone()),
+            disks,
+            leaving,
             purges,
             sketch: Sketch::new(),
             objects: ObjectIds::new(),
-            parts: std::sync::Mutex::new(()),
+            changes: Mutex::new(()),
             background,
             recorder,
+            _log_lock: locks.into_values().next(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// What memory has under an address. The hit path: no await, no allocation.
+    /// What memory has under a key's or a variant's hash. The hit path: no await, no allocation.
+    /// Whether it is of the key looked for is to be asked of its texts.
     pub fn in_memory(&self, hash: KeyHash) -> Option<Record> {
         let entry = self.inner.memory.get(&PieceKey::head(hash))?;
         let Piece::Record(record) = entry.value() else { return None };
@@ -135,7 +150,7 @@ impl Store {
         Some(record.clone())
     }
 
-    /// What memory has under an address, or else the disk, which it then comes into memory from.
+    /// What memory has, or else the disk, which it then comes into memory from.
     pub async fn find(&self, hash: KeyHash) -> Option<Record> {
         if let Some(record) = self.in_memory(hash) {
             return Some(record);
@@ -158,7 +173,9 @@ impl Store {
         if let Some(Piece::Record(record)) = self.inner.memory.get(&key).as_deref() {
             return Some(record.clone());
         }
-        match self.inner.disks.read(&key).await? {
+        let disks = self.inner.disks.clone();
+        let reading = self.inner.background.spawn(async move { disks.read(&key).await });
+        match reading.await.ok().flatten()? {
             Piece::Record(record) => Some(record),
             Piece::Slice { .. } | Piece::Unknown => None,
         }
@@ -211,12 +228,8 @@ impl Store {
         self.inner.purges.sent(numbers).await
     }
 
-    /// How many purges the table holds.
-    pub fn purge_entries(&self) -> usize {
-        self.inner.purges.entries()
-    }
-
-    /// Begins to store a response whose body is about to come.
+    /// Begins to store a response whose body is about to come, under its key's hash or, if it
+    /// varies, its variant's.
     pub fn writer(&self, response: StoredResponse) -> ObjectWriter {
         ObjectWriter::new(self.clone(), response)
     }
@@ -262,13 +275,13 @@ impl Store {
     /// Says that `part` of a partial object is stored. The head that it returns is the one to
     /// go on with; it has no `parts` any more when all is there.
     pub fn add_part(&self, head: &Arc<Head>, part: Range<u64>) -> Arc<Head> {
-        let _turn = self.inner.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _turn = self.inner.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current(head).unwrap_or_else(|| head.clone());
         let Some(parts) = &current.response.parts else { return current };
         let parts = with_part(parts, part);
         let mut response = current.response.clone();
         let all = 0..current.complete_length();
-        response.parts = (parts != [all]).then(|| parts.into());
+        response.parts = (*parts != [all]).then_some(parts);
         self.replace(&current, response)
     }
 
@@ -292,7 +305,14 @@ impl Store {
         }
         let slices = head.slices(range);
         let absent = slices.filter(|number| !self.has_slice(head, *number));
-        absent.fold(Vec::new(), |missing, number| with_part(&missing, head.slice_range(number)))
+        absent.fold(Vec::new(), |mut missing: Vec<Range<u64>>, number| {
+            let range = head.slice_range(number);
+            match missing.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => missing.push(range),
+            }
+            missing
+        })
     }
 
     fn has_slice(&self, head: &Head, number: u32) -> bool {
@@ -312,9 +332,13 @@ impl Store {
 
     /// Says that a key's responses vary: its primary record lists the selecting fields.
     pub fn put_variants(&self, hash: KeyHash, list: VaryList) {
-        let wanted = self.wants_on_disk(hash, 0);
+        let key = PieceKey::head(hash);
         let record = Record::Variants(Arc::new(list));
-        self.put_record(PieceKey::head(hash), record, wanted);
+        // An older list on disk must not outlive it.
+        if self.wants_on_disk(hash, 0) || self.inner.disks.may_contain(&key) {
+            self.inner.disks.offer(key, Piece::Record(record.clone()));
+        }
+        self.inner.memory.insert(key, Piece::Record(record));
     }
 
     /// Takes a record out to make room. Not a purge: it may come back from disk.
@@ -346,9 +370,25 @@ impl Store {
         }
     }
 
+    /// What it holds now.
+    pub fn stat(&self) -> Stat {
+        let memory = &self.inner.memory;
+        Stat {
+            memory_bytes: memory.usage() as u64,
+            memory_bytes_max: self.inner.settings.memory_bytes,
+            memory_pieces: memory.entries() as u64,
+            purge_entries: self.inner.purges.entries() as u64,
+            outbox_messages: self.inner.purges.outbox_len() as u64,
+            directories: self.inner.disks.stat(),
+        }
+    }
+
     /// Writes what is worth it to disk and lets go of the directories. What is put into the
     /// store afterwards stays in memory.
     pub async fn close(&self) {
+        for (key, piece) in self.inner.leaving.take_all(&self.inner.memory) {
+            self.inner.disks.queue(key, piece).await;
+        }
         self.inner.disks.close().await;
     }
 }
@@ -390,24 +430,18 @@ impl Store {
         let head = Arc::new(head);
         let key = PieceKey::head(head.hash);
         self.inner.memory.insert(key, Piece::Record(Record::Response(head.clone())));
-        if wanted {
+        // An older one on disk must not outlive it.
+        if wanted || self.inner.disks.may_contain(&key) {
             self.want_on_disk(&head);
         }
         head
-    }
-
-    fn put_record(&self, key: PieceKey, record: Record, wanted: bool) {
-        if wanted {
-            self.inner.disks.offer(key, Piece::Record(record.clone()));
-        }
-        self.inner.memory.insert(key, Piece::Record(record));
     }
 
     async fn put_slice_bytes(&self, object: ObjectId, number: u32, bytes: Bytes, wanted: bool) {
         let key = PieceKey::slice(object, number);
         self.inner.memory.insert(key, Piece::slice(bytes.clone(), wanted));
         if wanted {
-            self.inner.disks.write(key, Piece::slice(bytes, true)).await;
+            self.inner.disks.queue(key, Piece::slice(bytes, true)).await;
         }
     }
 
@@ -415,14 +449,15 @@ impl Store {
     async fn write_slices(&self, object: ObjectId, numbers: Range<u32>) {
         for number in numbers {
             let key = PieceKey::slice(object, number);
-            let bytes = match self.inner.memory.get(&key).as_deref() {
-                Some(Piece::Slice { bytes, wanted }) => {
-                    wanted.store(true, Ordering::Relaxed);
+            let entry = self.inner.memory.get(&key);
+            let bytes = match entry.as_ref().map(|entry| entry.value()) {
+                Some(Piece::Slice { bytes, wanted }) if !wanted.swap(true, Ordering::Relaxed) => {
                     bytes.clone()
                 }
                 _ => continue,
             };
-            self.inner.disks.write(key, Piece::slice(bytes, true)).await;
+            drop(entry);
+            self.inner.disks.queue(key, Piece::slice(bytes, true)).await;
         }
     }
 
@@ -496,6 +531,35 @@ impl Store {
     }
 }
 
+/// The locks of all directories. One that another node holds is an error; one that cannot be
+/// made is tried again later.
+fn take_locks(settings: &Settings) -> Result<BTreeMap<PathBuf, File>, OpenError> {
+    let mut locks = BTreeMap::new();
+    let directories = settings.directories.iter().map(|directory| &directory.path);
+    for path in directories.chain(&settings.log_directory) {
+        if locks.contains_key(path) {
+            continue;
+        }
+        match std::fs::create_dir_all(path).and_then(|()| disk::lock_directory(path)) {
+            Ok(lock) => drop(locks.insert(path.clone(), lock)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                return Err(OpenError::InUse { path: path.clone() });
+            }
+            Err(error) => tracing::error!(directory = %path.display(), %error, "no lock"),
+        }
+    }
+    Ok(locks)
+}
+
+/// foyer keeps a file open for each block.
+fn raise_open_files() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
 fn open_purges(
     settings: &Settings,
     clock: &Clock,
@@ -523,7 +587,7 @@ enum Found {
     Slice(Bytes),
 }
 
-fn memory(settings: &Settings) -> Cache<PieceKey, Piece, PieceHasher> {
+fn memory(settings: &Settings, leaving: Arc<Leaving>) -> Cache<PieceKey, Piece, PieceHasher> {
     let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX);
     // A shard must hold a good many slices, or one object empties it.
     let shards = (bytes / (64 * settings.slice_bytes)).clamp(1, SHARDS_MAX);
@@ -533,6 +597,7 @@ fn memory(settings: &Settings) -> Cache<PieceKey, Piece, PieceHasher> {
         .with_eviction_config(S3FifoConfig::default())
         .with_hash_builder(PieceHasher)
         .with_weighter(|_: &PieceKey, piece: &Piece| piece.weight())
+        .with_event_listener(leaving)
         .build()
 }
 

@@ -1,4 +1,4 @@
-//! What the store holds: heads, variant lists and slices, and how they are addressed.
+//! What the store holds: heads, variant lists and slices, and how foyer is asked for them.
 
 use std::mem::size_of;
 use std::sync::Arc;
@@ -10,12 +10,13 @@ use http::{HeaderMap, HeaderValue};
 use crate::cache::vary::Variant;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse, VaryList};
 
-/// What stands under a hash. Two keys may have one hash: the texts in it tell. Cloning clones one `Arc`.
+/// What stands under a key's or a variant's hash. Two keys may have one hash: the texts in it
+/// tell. Cloning clones one `Arc`.
 #[derive(Clone, Debug)]
 pub enum Record {
     /// A stored response.
     Response(Arc<Head>),
-    /// The key's responses vary; each variant stands under its own address.
+    /// The key's responses vary; each variant stands under a hash of its own.
     Variants(Arc<VaryList>),
 }
 
@@ -35,7 +36,7 @@ pub struct Head {
     /// Purges up to here are known not to concern it.
     pub(super) checked_up_to: AtomicU64,
     pub(super) place: AtomicU8,
-    /// Its own address' hash.
+    /// What it stands under: its key's hash, or its variant's.
     pub(super) hash: KeyHash,
 }
 
@@ -82,6 +83,20 @@ impl Head {
         start..(start + size).min(self.complete_length())
     }
 
+    /// The same, but to be validated before it is used.
+    pub(super) fn distrusted(&self) -> Self {
+        Self {
+            response: self.response.clone(),
+            object: self.object,
+            inline: self.inline.clone(),
+            slice_bytes: self.slice_bytes,
+            lineage: DISTRUSTED,
+            checked_up_to: AtomicU64::new(0),
+            place: AtomicU8::new(place::WRITTEN),
+            hash: self.hash,
+        }
+    }
+
     /// What it weighs in memory, its slices apart.
     pub(super) fn weight(&self) -> usize {
         let response = &self.response;
@@ -100,7 +115,7 @@ impl Head {
 /// What identifies a body: never used twice, not by another node, not after a restart.
 ///
 /// ```text
-///  96 bits: 64 random bits of this process, 32 bits counted   32 bits: the upper bits of the address' hash
+///  96 bits: 64 random bits of this process, 32 bits counted   32 bits: the upper bits of the head's hash
 /// ```
 ///
 /// The lower part puts an object's slices on the same disk as its head.
@@ -140,7 +155,7 @@ pub(super) fn random_u64() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// Which disk: heads and slices of one address have one home.
+/// Which disk: a head and its slices have one home.
 pub(super) fn home_of_hash(hash: KeyHash) -> u32 {
     (hash.0 >> 96) as u32
 }
@@ -185,6 +200,17 @@ impl Piece {
         Self::Slice { bytes, wanted: AtomicBool::new(wanted) }
     }
 
+    /// The same piece for foyer to write: bytes are shared.
+    pub(super) fn share(&self) -> Self {
+        match self {
+            Self::Record(record) => Self::Record(record.clone()),
+            Self::Slice { bytes, wanted } => {
+                Self::slice(bytes.clone(), wanted.load(Ordering::Relaxed))
+            }
+            Self::Unknown => Self::Unknown,
+        }
+    }
+
     /// Bytes that it holds in memory.
     pub(super) fn weight(&self) -> usize {
         match self {
@@ -208,6 +234,8 @@ fn headers_weight(headers: &HeaderMap) -> usize {
     headers.capacity().max(headers.len()) * BUCKET + values
 }
 
+/// No purge log has this lineage.
+const DISTRUSTED: u64 = 0;
 /// foyer's record, its hash table slot and the `Arc`s, measured over a million objects: see
 /// docs/benchmarks-store.md.
 const ENTRY_OVERHEAD: usize = 192;

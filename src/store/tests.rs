@@ -1,12 +1,14 @@
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::time::SystemTime;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 
 use super::*;
-use crate::cache::vary::{Variant, variant_hash};
-use crate::cache::{CacheKey, Freshness, PurgeScope};
+use crate::cache::vary::{Variant, variant_key};
+use crate::cache::{CacheKey, Freshness};
+use crate::metrics::Metric;
 
 /// A stored response under this URL.
 pub(super) fn response(url: &str, stored_at_sequence: PurgeSequence) -> StoredResponse {
@@ -98,7 +100,8 @@ async fn what_was_written_is_found_and_read_for_every_length_and_range() {
         let url = format!("https://a/{length}");
         let body = bytes(length);
         store(&here, &url, &body).await;
-        let head = found(here.in_memory(CacheKey::new(url).hash));
+        let key = CacheKey::new(url);
+        let head = found(here.in_memory(key.hash));
         assert_eq!(head.inline.is_some(), length <= 4096);
         assert_eq!(head.response.complete_length, Some(length as u64));
         let ends = [0, 1, 4095, 4096, 4097, 8191, 8192, 12_000, 20_000];
@@ -142,29 +145,29 @@ async fn too_long_a_body_is_refused() {
 async fn variants_stand_beside_each_other_under_the_list() {
     let here = open(&small()).await;
     let key = CacheKey::new("https://a/1");
-    for variant in ["br", "gzip"] {
-        let mut response = response(&key.text, here.sequence());
-        response.variant = variant.into();
-        let mut writer = here.writer(response);
-        writer.push(Bytes::from(variant)).await.unwrap();
-        writer.finish().await.unwrap();
-    }
+    let fields = [http::header::ACCEPT_ENCODING];
+    let request = |coding: &'static str| {
+        HeaderMap::from_iter([(http::header::ACCEPT_ENCODING, HeaderValue::from_static(coding))])
+    };
     let mut list = VaryList::default();
-    for values in ["br", "gzip"] {
-        let variant = Variant { hash: variant_hash(&key.text, values), language: None, others: 0 };
-        list.note(&[http::header::ACCEPT_ENCODING], variant, 8);
+    for coding in ["br", "gzip"] {
+        let (hash, values) = variant_key(&key, &fields, &request(coding), &["br", "gzip"]);
+        let mut response = response(&key.text, here.sequence());
+        response.variant = values;
+        let variant =
+            Variant::new(hash, &fields, &request(coding), &response.headers, &["br", "gzip"]);
+        let mut writer = here.writer(response);
+        writer.push(Bytes::from(coding)).await.unwrap();
+        writer.finish().await.unwrap();
+        list.note(&fields, variant, 8);
     }
-    here.put_variants(key.hash, list.clone());
-    match here.in_memory(key.hash) {
-        Some(Record::Variants(found)) => assert_eq!(*found, list),
-        other => panic!("{other:?}"),
-    }
-    for variant in ["br", "gzip"] {
-        let head = found(here.in_memory(variant_hash(&key.text, variant)));
-        assert_eq!(
-            read(&here, &head, 0..u64::from(head.slice_bytes).min(head.complete_length())).await,
-            variant
-        );
+    here.put_variants(key.hash, list);
+    let Some(Record::Variants(list)) = here.in_memory(key.hash) else { panic!() };
+    for coding in ["br", "gzip"] {
+        let candidates = list.candidates(&key, &request(coding), &["br", "gzip"], false);
+        let head = found(here.in_memory(candidates[0].hash));
+        assert!(candidates[0].fits(&key, &head.response));
+        assert_eq!(read(&here, &head, 0..head.complete_length()).await, coding);
     }
 }
 
@@ -219,4 +222,232 @@ async fn a_replaced_head_keeps_its_body() {
     assert_eq!(here.purge_verdict(&new), None);
     assert_eq!(new.response.headers["x-new"], "1");
     assert_eq!(read(&here, &new, 0..10_000).await, bytes(10_000));
+}
+
+fn on_disk(directory: &Path) -> Settings {
+    Settings {
+        directories: vec![Directory { path: directory.to_owned(), bytes: 64 << 20 }],
+        admission: Admission::All,
+        ..small()
+    }
+}
+
+/// Waits until this head, and so all its slices, are on disk.
+async fn written(head: &Arc<Head>) {
+    while head.place.load(Ordering::Acquire) != place::WRITTEN {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn total(store: &Store, metric: Metric) -> u64 {
+    store.recorder().metrics().total(metric, 0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_brings_everything_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings { admission: Admission::Frequent, ..on_disk(directory.path()) };
+    let here = open(&settings).await;
+    for number in 0..500 {
+        store(&here, &format!("https://a/{number}"), &bytes(number * 40)).await;
+    }
+    assert_eq!(total(&here, Metric::StoreDiskWrites), 0, "one-hit wonders don't wear the disk");
+    here.close().await;
+    let here = open(&settings).await;
+    for number in 0..500 {
+        let key = CacheKey::new(format!("https://a/{number}"));
+        assert!(here.in_memory(key.hash).is_none());
+        let head = found(here.find(key.hash).await);
+        let length = head.complete_length();
+        assert_eq!(here.purge_verdict(&head), None);
+        assert_eq!(here.missing(&head, 0..length), []);
+        assert_eq!(read(&here, &head, 0..length).await, bytes(number * 40), "{number}");
+        assert!(here.in_memory(key.hash).is_some(), "now it is in memory");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_request_brings_an_object_to_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings { admission: Admission::Frequent, ..on_disk(directory.path()) };
+    let here = open(&settings).await;
+    let keys = ["https://a/1", "https://a/2"].map(CacheKey::new);
+    for key in &keys {
+        assert!(here.find(key.hash).await.is_none());
+        store(&here, &key.text, &bytes(20_000)).await;
+    }
+    let hot = found(here.in_memory(keys[0].hash));
+    written(&hot).await;
+    // As a crash would: nothing is flushed.
+    here.inner.disks.close().await;
+    let here = open(&settings).await;
+    let head = found(here.find(keys[0].hash).await);
+    assert_eq!(read(&here, &head, 0..20_000).await, bytes(20_000));
+    assert!(here.find(keys[1].hash).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_purged_does_not_come_back_from_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_disk(directory.path());
+    let here = open(&settings).await;
+    let keys = ["https://a/1", "https://a/2"].map(CacheKey::new);
+    for key in &keys {
+        store(&here, &key.text, &bytes(100)).await;
+    }
+    let purge = (PurgeScope::Url(keys[0].text.clone()), PurgeKind::Hard);
+    here.purge(PurgeBatch { purges: vec![purge], ..PurgeBatch::default() }).await.unwrap();
+    here.close().await;
+    drop(here);
+    let here = open(&settings).await;
+    let verdicts = [
+        here.purge_verdict(&found(here.find(keys[0].hash).await)),
+        here.purge_verdict(&found(here.find(keys[1].hash).await)),
+    ];
+    assert_eq!(verdicts, [Some(PurgeKind::Hard), None]);
+    here.close().await;
+    drop(here);
+    std::fs::remove_file(directory.path().join("purge.log")).unwrap();
+    let here = open(&settings).await;
+    let head = found(here.find(keys[1].hash).await);
+    assert_eq!(here.purge_verdict(&head), Some(PurgeKind::Soft), "without its log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bits_on_disk_are_misses_and_never_wrong_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_disk(directory.path());
+    let here = open(&settings).await;
+    for number in 0..200 {
+        store(&here, &format!("https://a/{number}"), &bytes(10_000 + number)).await;
+    }
+    here.close().await;
+    for block in std::fs::read_dir(directory.path().join("blocks")).unwrap() {
+        let path = block.unwrap().path();
+        let mut content = std::fs::read(&path).unwrap();
+        // Not the first page: it is the block's index, and the block would be lost as a whole.
+        for at in (5 * 4096 + 1000..content.len()).step_by(23 * 4096) {
+            content[at] ^= 0x40;
+        }
+        std::fs::write(path, content).unwrap();
+    }
+    let here = open(&settings).await;
+    let (mut whole, mut cut) = (0, 0);
+    for number in 0..200 {
+        let key = CacheKey::new(format!("https://a/{number}"));
+        let Some(Record::Response(head)) = here.find(key.hash).await else { continue };
+        let length = head.complete_length();
+        match here.body(&head, 0..length).collect().await {
+            Ok(body) => {
+                assert_eq!(body.to_bytes(), bytes(10_000 + number));
+                whole += 1;
+            }
+            Err(_) => cut += 1,
+        }
+    }
+    assert!(whole > 0, "some survived");
+    assert!(whole < 200, "and some did not ({cut} were cut off)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_on_one_directory_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_disk(directory.path());
+    let here = open(&settings).await;
+    let metrics = Metrics::new(1);
+    let second = Store::open(&settings, Clock::system(), &metrics, Handle::current()).await;
+    assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
+    here.close().await;
+    drop(here);
+    open(&settings).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_in_trouble_is_left_out_and_comes_back() {
+    let first = tempfile::tempdir().unwrap();
+    let second = tempfile::tempdir().unwrap();
+    let mut settings = on_disk(first.path());
+    settings.directories.extend(on_disk(second.path()).directories);
+    settings.disk_retry = Duration::from_secs(3600);
+    let here = open(&settings).await;
+    let keys: Vec<_> = (0..64).map(|number| CacheKey::new(format!("https://a/{number}"))).collect();
+    for key in &keys {
+        written(&store(&here, &key.text, &bytes(100)).await).await;
+    }
+    here.inner.memory.evict_all();
+    here.inner.disks.fail(0);
+    let mut found_now = 0;
+    for key in &keys {
+        found_now += usize::from(here.find(key.hash).await.is_some());
+    }
+    assert!((1..64).contains(&found_now), "{found_now} are on the other disk");
+    assert_eq!(here.stat().directories[0].service, Service::Out);
+    here.inner.disks.try_again(0).await;
+    assert_eq!(here.stat().directories[0].service, Service::Full);
+    for key in &keys {
+        let head = found(here.find(key.hash).await);
+        let verdict = here.purge_verdict(&head);
+        // What a disk missed while it was out is not known.
+        assert!(matches!(verdict, None | Some(PurgeKind::Soft)));
+    }
+    assert_eq!(total(&here, Metric::StoreDiskOuts), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_cannot_be_opened_leaves_the_node_serving() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("blocks"), "a file where a directory should be").unwrap();
+    let settings = Settings { disk_retry: Duration::from_millis(50), ..on_disk(&path) };
+    let here = open(&settings).await;
+    let key = CacheKey::new("https://a/1");
+    store(&here, &key.text, &bytes(100)).await;
+    assert!(here.find(key.hash).await.is_some());
+    assert_eq!(here.stat().directories[0].service, Service::Out);
+    std::fs::remove_file(path.join("blocks")).unwrap();
+    while here.stat().directories[0].service != Service::Full {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn a_disk_hit_works_from_a_thread_of_its_own() {
+    let background = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_disk(directory.path());
+    let metrics = Metrics::new(1);
+    let opening = Store::open(&settings, Clock::system(), &metrics, background.handle().clone());
+    let here = background.block_on(opening).unwrap();
+    let worker = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&worker, async {
+        let key = CacheKey::new("https://a/1");
+        written(&store(&here, &key.text, &bytes(50_000)).await).await;
+        here.inner.memory.evict_all();
+        let head = found(here.find(key.hash).await);
+        let body = tokio::task::spawn_local({
+            let (here, head) = (here.clone(), head.clone());
+            async move { read(&here, &head, 10..49_990).await }
+        });
+        assert_eq!(body.await.unwrap(), bytes(50_000).slice(10..49_990));
+        here.close().await;
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_larger_than_memory_is_read_from_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        memory_bytes: 1 << 20,
+        admission: Admission::Frequent,
+        ..on_disk(directory.path())
+    };
+    let here = open(&settings).await;
+    let body = bytes(8 << 20);
+    let head = store(&here, "https://a/big", &body).await;
+    written(&head).await;
+    assert_eq!(here.missing(&head, 0..8 << 20), []);
+    assert_eq!(read(&here, &head, 5..(8 << 20) - 5).await, body.slice(5..(8 << 20) - 5));
+    assert_eq!(total(&here, Metric::StoreDiskDropped), 0);
 }

@@ -6,7 +6,6 @@
 //! partial() ─▶ head with no parts ─ put_slice()* ─ add_part()* ─▶ head with all: an object like others
 //! ```
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -99,7 +98,7 @@ impl ObjectWriter {
         Ok(())
     }
 
-    /// The whole body was pushed: makes the object visible under its address.
+    /// The whole body was pushed: makes the object visible.
     pub async fn finish(mut self) -> Result<Arc<Head>, WriteError> {
         let length = self.length;
         if let Some(promised) = self.response.complete_length.filter(|&it| it != length) {
@@ -173,42 +172,5 @@ fn exact(slice: BytesMut) -> Bytes {
         Bytes::copy_from_slice(&slice)
     } else {
         slice.freeze()
-    }
-}
-
-/// `parts` with `part` in it: sorted, disjoint, not touching.
-pub(super) fn with_part(parts: &[Range<u64>], part: Range<u64>) -> Vec<Range<u64>> {
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(parts.len() + 1);
-    let mut all = parts.to_vec();
-    all.push(part);
-    all.retain(|part| !part.is_empty());
-    all.sort_by_key(|part| part.start);
-    for part in all {
-        match merged.last_mut() {
-            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
-            _ => merged.push(part),
-        }
-    }
-    merged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_merge_where_they_touch_or_overlap() {
-        let check = |parts: &[(u64, u64)], part: Range<u64>, expected: &[(u64, u64)]| {
-            let parts: Vec<_> = parts.iter().map(|(start, end)| *start..*end).collect();
-            let merged = with_part(&parts, part);
-            let merged: Vec<_> = merged.iter().map(|part| (part.start, part.end)).collect();
-            assert_eq!(merged, expected);
-        };
-        check(&[], 3..5, &[(3, 5)]);
-        check(&[(0, 2), (8, 9)], 3..5, &[(0, 2), (3, 5), (8, 9)]);
-        check(&[(0, 3), (5, 9)], 3..5, &[(0, 9)]);
-        check(&[(0, 4), (6, 9)], 2..7, &[(0, 9)]);
-        check(&[(1, 2), (4, 5)], 0..9, &[(0, 9)]);
-        check(&[(1, 2)], 1..1, &[(1, 2)]);
     }
 }

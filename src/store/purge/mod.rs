@@ -361,6 +361,10 @@ impl Purges {
         self.desk().outbox.iter().map(|(number, message)| (*number, message.clone())).collect()
     }
 
+    pub(super) fn outbox_len(&self) -> usize {
+        self.desk().outbox.len()
+    }
+
     /// Forgets messages that the bus has taken. Durable when it returns.
     pub(super) async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
         let entries: Vec<Entry> = {

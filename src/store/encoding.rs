@@ -1,0 +1,498 @@
+//! The on-disk encoding of heads, variant lists and slices.
+//!
+//! ```text
+//! value    version (1) = 1   kind (1)   length (4)   payload[length]
+//!
+//! kind 1   head:     lineage (8) stored_at_sequence (8) object (16) hash (16) slice_bytes (4)
+//!                    status (2) flags (2) response_time initial_age lifetime
+//!                    stale_while_revalidate stale_if_error (each: seconds (8) nanoseconds (4))
+//!                    complete_length (8)  key site variant (texts)
+//!                    tags: count (4) hash (8)*     parts: count (4) [start (8) end (8)]*
+//!                    fields: count (4) [name value]* (texts)    body (text)
+//! kind 2   variants: sets: count (4)
+//!                    [fields: count (4) name*   variants: count (4)
+//!                      [hash (16) others (8) language (text)]*]*
+//! kind 3   slice:    bytes
+//! text     length (4)  bytes
+//! flags    1 heuristic  2 must_revalidate  4 no_cache  8 immutable
+//!          16 complete_length  32 parts  64 body inline       (language: empty is none)
+//! ```
+//!
+//! All numbers are little-endian. foyer checks a hash of key and value before it decodes. What
+//! does not decode to the last byte, or has another version, becomes [`Piece::Unknown`]: a miss.
+//! Nothing of the requester is in here, but for the selecting fields' values that Vary needs.
+
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use foyer::{Code, Error, Result};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use super::record::{Head, ObjectId, Piece, PieceKey, Record, place};
+use crate::cache::vary::{Variant, VarySet};
+use crate::cache::{Freshness, KeyHash, PurgeSequence, StoredResponse, VaryList};
+
+impl Code for PieceKey {
+    fn encode(&self, writer: &mut impl Write) -> Result<()> {
+        let mut bytes = [0; KEY_BYTES];
+        bytes[..16].copy_from_slice(&self.id.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.number.to_le_bytes());
+        writer.write_all(&bytes).map_err(Error::io_error)
+    }
+
+    fn decode(reader: &mut impl Read) -> Result<Self> {
+        let mut bytes = [0; KEY_BYTES];
+        reader.read_exact(&mut bytes).map_err(Error::io_error)?;
+        let (id, number) = bytes.split_at(16);
+        Ok(Self {
+            id: u128::from_le_bytes(id.try_into().expect("sixteen bytes")),
+            number: u32::from_le_bytes(number.try_into().expect("four bytes")),
+        })
+    }
+
+    fn estimated_size(&self) -> usize {
+        KEY_BYTES
+    }
+}
+
+impl Code for Piece {
+    fn encode(&self, writer: &mut impl Write) -> Result<()> {
+        let (kind, payload) = match self {
+            Self::Record(Record::Response(head)) => (HEAD, &*encode_head(head)),
+            Self::Record(Record::Variants(list)) => (VARIANTS, &*encode_variants(list)),
+            Self::Slice { bytes, .. } => (SLICE, &**bytes),
+            Self::Unknown => (SLICE, &[][..]),
+        };
+        let length = u32::try_from(payload.len()).expect("pieces are bounded");
+        let mut start = [VERSION, kind, 0, 0, 0, 0];
+        start[2..].copy_from_slice(&length.to_le_bytes());
+        writer.write_all(&start).map_err(Error::io_error)?;
+        writer.write_all(payload).map_err(Error::io_error)
+    }
+
+    fn decode(reader: &mut impl Read) -> Result<Self> {
+        let mut start = [0; START_BYTES];
+        if reader.read_exact(&mut start).is_err() || start[0] != VERSION {
+            return Ok(Self::Unknown);
+        }
+        let length = u32::from_le_bytes(start[2..].try_into().expect("four bytes"));
+        if length > PAYLOAD_MAX {
+            return Ok(Self::Unknown);
+        }
+        let mut payload = vec![0; length as usize];
+        if reader.read_exact(&mut payload).is_err() {
+            return Ok(Self::Unknown);
+        }
+        Ok(decode_payload(start[1], payload.into()).unwrap_or(Self::Unknown))
+    }
+
+    fn estimated_size(&self) -> usize {
+        let payload = match self {
+            Self::Record(Record::Response(head)) => {
+                let headers = &head.response.headers;
+                let fields: usize =
+                    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
+                let response = &head.response;
+                let texts = response.key.len() + response.site.len() + response.variant.len();
+                let parts = response.parts.as_ref().map_or(0, |parts| parts.len() * 16);
+                let body = head.inline.as_ref().map_or(0, Bytes::len);
+                192 + fields + texts + response.tags.len() * 8 + parts + body
+            }
+            Self::Record(Record::Variants(list)) => {
+                let sets = list.sets.iter();
+                sets.map(|set| 64 * (1 + set.fields.len() + set.variants.len())).sum::<usize>()
+            }
+            Self::Slice { bytes, .. } => bytes.len(),
+            Self::Unknown => 0,
+        };
+        START_BYTES + payload
+    }
+}
+
+fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
+    match kind {
+        HEAD => {
+            let head = decode_head(&mut From(payload))?;
+            Some(Piece::Record(Record::Response(Arc::new(head))))
+        }
+        VARIANTS => {
+            let list = decode_variants(&mut From(payload))?;
+            Some(Piece::Record(Record::Variants(Arc::new(list))))
+        }
+        SLICE => Some(Piece::slice(payload, true)),
+        _ => None,
+    }
+}
+
+fn encode_head(head: &Head) -> Vec<u8> {
+    let response = &head.response;
+    let freshness = &response.freshness;
+    let flags = [
+        freshness.heuristic,
+        freshness.must_revalidate,
+        freshness.no_cache,
+        freshness.immutable,
+        response.complete_length.is_some(),
+        response.parts.is_some(),
+        head.inline.is_some(),
+    ];
+    let flags = flags.iter().enumerate().fold(0, |all, (bit, set)| all | (u16::from(*set) << bit));
+    let inline = head.inline.as_deref().unwrap_or_default();
+    let mut out = Vec::with_capacity(1024 + inline.len());
+    out.extend_from_slice(&head.lineage.to_le_bytes());
+    out.extend_from_slice(&response.stored_at_sequence.0.to_le_bytes());
+    out.extend_from_slice(&head.object.0.to_le_bytes());
+    out.extend_from_slice(&head.hash.0.to_le_bytes());
+    out.extend_from_slice(&head.slice_bytes.to_le_bytes());
+    out.extend_from_slice(&response.status.as_u16().to_le_bytes());
+    out.extend_from_slice(&flags.to_le_bytes());
+    let since = freshness.response_time.duration_since(SystemTime::UNIX_EPOCH);
+    put_duration(&mut out, since.unwrap_or_default());
+    put_duration(&mut out, freshness.initial_age);
+    put_duration(&mut out, freshness.lifetime);
+    put_duration(&mut out, freshness.stale_while_revalidate);
+    put_duration(&mut out, freshness.stale_if_error);
+    out.extend_from_slice(&response.complete_length.unwrap_or_default().to_le_bytes());
+    put_text(&mut out, response.key.as_bytes());
+    put_text(&mut out, response.site.as_bytes());
+    put_text(&mut out, response.variant.as_bytes());
+    put_count(&mut out, response.tags.len());
+    response.tags.iter().for_each(|tag| out.extend_from_slice(&tag.to_le_bytes()));
+    let parts = response.parts.as_deref().unwrap_or_default();
+    put_count(&mut out, parts.len());
+    for part in parts {
+        out.extend_from_slice(&part.start.to_le_bytes());
+        out.extend_from_slice(&part.end.to_le_bytes());
+    }
+    put_count(&mut out, response.headers.len());
+    for (name, value) in &response.headers {
+        put_text(&mut out, name.as_str().as_bytes());
+        put_text(&mut out, value.as_bytes());
+    }
+    put_text(&mut out, inline);
+    out
+}
+
+fn decode_head(from: &mut From) -> Option<Head> {
+    let lineage = from.u64()?;
+    let stored_at_sequence = PurgeSequence(from.u64()?);
+    let object = ObjectId(from.u128()?);
+    let hash = KeyHash(from.u128()?);
+    let slice_bytes = from.u32()?;
+    let status = StatusCode::from_u16(from.u16()?).ok()?;
+    let flags = from.u16()?;
+    let flag = |bit: u16| flags & (1 << bit) != 0;
+    let freshness = Freshness {
+        response_time: SystemTime::UNIX_EPOCH.checked_add(from.duration()?)?,
+        initial_age: from.duration()?,
+        lifetime: from.duration()?,
+        stale_while_revalidate: from.duration()?,
+        stale_if_error: from.duration()?,
+        heuristic: flag(0),
+        must_revalidate: flag(1),
+        no_cache: flag(2),
+        immutable: flag(3),
+    };
+    let complete_length = from.u64()?;
+    let (key, site, variant) = (from.string()?, from.string()?, from.string()?);
+    let tags = from.list(8, From::u64)?.into();
+    let parts = from.list(16, |from| Some(from.u64()?..from.u64()?))?;
+    let headers = decode_headers(from)?;
+    let inline = from.text()?;
+    let response = StoredResponse {
+        key,
+        variant,
+        site,
+        status,
+        headers,
+        freshness,
+        tags,
+        stored_at_sequence,
+        complete_length: flag(4).then_some(complete_length),
+        parts: flag(5).then(|| Box::<[Range<u64>]>::from(parts)),
+    };
+    let sane = from.0.is_empty()
+        && slice_bytes > 0
+        && (flag(6) || inline.is_empty())
+        && (!flag(6) || inline.len() as u64 == response.complete_length.unwrap_or_default());
+    sane.then(|| Head {
+        response,
+        object,
+        inline: flag(6).then_some(inline),
+        slice_bytes,
+        lineage,
+        checked_up_to: AtomicU64::new(0),
+        place: AtomicU8::new(place::WRITTEN),
+        hash,
+    })
+}
+
+/// The values share the record's one allocation with the body.
+fn decode_headers(from: &mut From) -> Option<HeaderMap> {
+    let count = from.count(8)?;
+    let mut headers = HeaderMap::try_with_capacity(count).ok()?;
+    for _ in 0..count {
+        let name = HeaderName::from_bytes(&from.text()?).ok()?;
+        headers.try_append(name, HeaderValue::from_maybe_shared(from.text()?).ok()?).ok()?;
+    }
+    Some(headers)
+}
+
+fn encode_variants(list: &VaryList) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_count(&mut out, list.sets.len());
+    for set in &list.sets {
+        put_count(&mut out, set.fields.len());
+        set.fields.iter().for_each(|name| put_text(&mut out, name.as_str().as_bytes()));
+        put_count(&mut out, set.variants.len());
+        for variant in &set.variants {
+            out.extend_from_slice(&variant.hash.0.to_le_bytes());
+            out.extend_from_slice(&variant.others.to_le_bytes());
+            put_text(&mut out, variant.language.as_deref().unwrap_or_default().as_bytes());
+        }
+    }
+    out
+}
+
+fn decode_variants(from: &mut From) -> Option<VaryList> {
+    let sets = from.list(8, |from| {
+        let fields = from.list(4, |from| HeaderName::from_bytes(&from.text()?).ok())?;
+        let variants = from.list(28, |from| {
+            let (hash, others) = (KeyHash(from.u128()?), from.u64()?);
+            let language = from.string()?;
+            Some(Variant { hash, others, language: (!language.is_empty()).then_some(language) })
+        })?;
+        Some(VarySet { fields: fields.into(), variants })
+    })?;
+    from.0.is_empty().then_some(VaryList { sets })
+}
+
+fn put_count(out: &mut Vec<u8>, count: usize) {
+    let count = u32::try_from(count).expect("what is counted fits a piece");
+    out.extend_from_slice(&count.to_le_bytes());
+}
+
+fn put_text(out: &mut Vec<u8>, text: &[u8]) {
+    put_count(out, text.len());
+    out.extend_from_slice(text);
+}
+
+fn put_duration(out: &mut Vec<u8>, duration: Duration) {
+    out.extend_from_slice(&duration.as_secs().to_le_bytes());
+    out.extend_from_slice(&duration.subsec_nanos().to_le_bytes());
+}
+
+/// What of a payload is still to be read.
+struct From(Bytes);
+
+impl From {
+    fn take(&mut self, count: usize) -> Option<Bytes> {
+        (count <= self.0.len()).then(|| self.0.split_to(count))
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let array = *self.0.first_chunk()?;
+        bytes::Buf::advance(&mut self.0, N);
+        Some(array)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn u128(&mut self) -> Option<u128> {
+        self.array().map(u128::from_le_bytes)
+    }
+
+    fn duration(&mut self) -> Option<Duration> {
+        let (seconds, nanoseconds) = (self.u64()?, self.u32()?);
+        (nanoseconds < 1_000_000_000).then(|| Duration::new(seconds, nanoseconds))
+    }
+
+    fn text(&mut self) -> Option<Bytes> {
+        let length = self.u32()?;
+        self.take(length as usize)
+    }
+
+    fn string(&mut self) -> Option<Box<str>> {
+        std::str::from_utf8(&self.text()?).ok().map(Into::into)
+    }
+
+    /// A count of things of at least `bytes` each: never more than what is left can hold.
+    fn count(&mut self, bytes: usize) -> Option<usize> {
+        let count = self.u32()? as usize;
+        (count <= self.0.len() / bytes).then_some(count)
+    }
+
+    fn list<T>(
+        &mut self,
+        bytes: usize,
+        mut each: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let count = self.count(bytes)?;
+        (0..count).map(|_| each(self)).collect()
+    }
+}
+
+const VERSION: u8 = 1;
+const HEAD: u8 = 1;
+const VARIANTS: u8 = 2;
+const SLICE: u8 = 3;
+const KEY_BYTES: usize = 20;
+pub(super) const START_BYTES: usize = 6;
+/// A head with its body and as many fields and tags as anyone could want; bounds what damage
+/// can make us allocate.
+const PAYLOAD_MAX: u32 = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::tests;
+
+    fn encode(piece: &Piece) -> Vec<u8> {
+        let mut out = Vec::new();
+        piece.encode(&mut out).unwrap();
+        out
+    }
+
+    fn decode(mut bytes: &[u8]) -> Piece {
+        Piece::decode(&mut bytes).unwrap()
+    }
+
+    fn head_of(piece: &Piece) -> &Head {
+        match piece {
+            Piece::Record(Record::Response(head)) => head,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn piece(head: Head) -> Piece {
+        Piece::Record(Record::Response(Arc::new(head)))
+    }
+
+    #[test]
+    fn a_head_comes_back_with_repeated_fields_and_odd_bytes() {
+        let mut head = tests::head("https://a/ü", PurgeSequence(7), 9);
+        head.response.headers.append("x-odd", HeaderValue::from_bytes(b"\xff\xfe \t").unwrap());
+        head.response.parts = Some(Box::new([1..2, 5..9]));
+        head.response.complete_length = Some(4);
+        let encoded = encode(&piece(head));
+        let back = decode(&encoded);
+        let back = head_of(&back);
+        let again = tests::head("https://a/ü", PurgeSequence(7), 9);
+        assert_eq!(back.response.key, again.response.key);
+        assert_eq!(back.response.freshness, again.response.freshness);
+        let repeated: Vec<_> = back.response.headers.get_all("x-repeated").iter().collect();
+        assert_eq!(repeated, ["one", "two"]);
+        assert_eq!(back.response.headers["x-odd"].as_bytes(), b"\xff\xfe \t");
+        assert_eq!(back.response.parts.as_deref(), Some(&[1..2, 5..9][..]));
+        assert_eq!((back.lineage, back.object, back.hash), (9, again.object, again.hash));
+        assert_eq!(back.inline, again.inline);
+        assert_eq!(encode(&decode(&encoded)), encoded);
+    }
+
+    #[test]
+    fn a_variant_list_comes_back() {
+        let variant = |language: Option<&str>| Variant {
+            hash: KeyHash(1 << 100),
+            language: language.map(Into::into),
+            others: 3,
+        };
+        let set = VarySet {
+            fields: [http::header::ACCEPT_LANGUAGE].into(),
+            variants: vec![variant(Some("de")), variant(None)],
+        };
+        let list = VaryList { sets: vec![set] };
+        let encoded = encode(&Piece::Record(Record::Variants(Arc::new(list.clone()))));
+        match decode(&encoded) {
+            Piece::Record(Record::Variants(back)) => assert_eq!(*back, list),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn another_version_or_kind_is_unknown() {
+        let mut encoded = encode(&Piece::slice(Bytes::from_static(b"bytes"), true));
+        assert!(matches!(decode(&encoded), Piece::Slice { .. }));
+        encoded[1] = 77;
+        assert!(matches!(decode(&encoded), Piece::Unknown));
+        encoded[1] = SLICE;
+        encoded[0] = VERSION + 1;
+        assert!(matches!(decode(&encoded), Piece::Unknown));
+    }
+
+    #[test]
+    fn a_head_cut_short_or_with_more_behind_it_is_unknown() {
+        let mut head = tests::head("https://a/", PurgeSequence(7), 9);
+        head.response.complete_length = Some(4);
+        let encoded = encode(&piece(head));
+        for length in 0..encoded.len() {
+            assert!(matches!(decode(&encoded[..length]), Piece::Unknown), "{length}");
+        }
+        let mut longer = encoded.clone();
+        longer.push(0);
+        let length = (longer.len() - START_BYTES) as u32;
+        longer[2..6].copy_from_slice(&length.to_le_bytes());
+        assert!(matches!(decode(&longer), Piece::Unknown));
+    }
+
+    proptest! {
+        #[test]
+        fn any_head_comes_back_the_same(
+            key in "[ -~é]{0,40}",
+            fields in proptest::collection::vec(("[a-z-]{1,12}", "[ -~]{0,30}"), 0..12),
+            tags in proptest::collection::vec(any::<u64>(), 0..9),
+            body in proptest::collection::vec(any::<u8>(), 0..300),
+            lifetime in any::<u32>(),
+        ) {
+            let mut head = tests::head(&key, PurgeSequence(7), 9);
+            head.response.tags = tags.clone().into();
+            head.response.freshness.lifetime = Duration::from_millis(u64::from(lifetime));
+            head.response.complete_length = Some(body.len() as u64);
+            head.inline = Some(body.clone().into());
+            for (name, value) in &fields {
+                let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+                head.response.headers.append(name, value.parse().unwrap());
+            }
+            let headers = head.response.headers.clone();
+            let estimated = Piece::estimated_size(&Piece::Unknown);
+            prop_assert!(estimated > 0);
+            let original = piece(head);
+            let encoded = encode(&original);
+            prop_assert!(original.estimated_size() >= encoded.len() - 64);
+            let back = decode(&encoded);
+            let back = head_of(&back);
+            prop_assert_eq!(&*back.response.key, &*key);
+            prop_assert_eq!(&back.response.headers, &headers);
+            prop_assert_eq!(&*back.response.tags, &*tags);
+            prop_assert_eq!(back.inline.as_deref(), Some(&*body));
+            prop_assert_eq!(back.response.freshness.lifetime.as_millis(), u128::from(lifetime));
+        }
+
+        #[test]
+        fn damaged_bytes_never_panic(
+            flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
+        ) {
+            let mut encoded = encode(&piece(tests::head("https://a/", PurgeSequence(7), 9)));
+            for (at, byte) in flips {
+                let at = at.index(encoded.len());
+                encoded[at] = byte;
+            }
+            decode(&encoded);
+        }
+    }
+}

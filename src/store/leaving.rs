@@ -1,0 +1,89 @@
+//! What leaves memory: who is worth it gets a last chance to be written to disk.
+//!
+//! Most that is worth it was written long before. What was wanted and is not in the disk's index
+//! (the queue was full, or the disk has since reused its block) is offered once more. At a clean
+//! stop everything leaves, and everything goes to disk.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use foyer::{Cache, Event, EventListener};
+
+use super::disk::Disks;
+use super::record::{Piece, PieceHasher, PieceKey, Record, place};
+use crate::metrics::{Metric, Recorder};
+
+/// foyer's listener on the memory tier.
+pub(super) struct Leaving {
+    disks: Disks,
+    recorder: Recorder,
+    /// While memory is emptied for a stop: what came out.
+    all: Mutex<Option<Vec<(PieceKey, Piece)>>>,
+}
+
+impl Leaving {
+    pub(super) fn new(disks: Disks, recorder: Recorder) -> Self {
+        Self { disks, recorder, all: Mutex::default() }
+    }
+
+    /// Empties memory and returns what the disk does not have of it, heads last.
+    pub(super) fn take_all(
+        &self,
+        memory: &Cache<PieceKey, Piece, PieceHasher>,
+    ) -> Vec<(PieceKey, Piece)> {
+        *self.lock() = Some(Vec::new());
+        memory.evict_all();
+        let mut all = self.lock().take().unwrap_or_default();
+        all.retain(|(key, piece)| !is_on_disk(piece) || !self.disks.may_contain(key));
+        all.sort_by_key(|(key, _)| key.number == 0);
+        all
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<(PieceKey, Piece)>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether this very piece was written, as far as its marks tell.
+fn is_on_disk(piece: &Piece) -> bool {
+    match piece {
+        Piece::Record(Record::Response(head)) => {
+            head.place.load(Ordering::Acquire) == place::WRITTEN
+        }
+        Piece::Record(Record::Variants(_)) => false,
+        Piece::Slice { .. } | Piece::Unknown => true,
+    }
+}
+
+/// Whether it was found worth a disk write.
+fn is_wanted(piece: &Piece) -> bool {
+    match piece {
+        Piece::Record(Record::Response(head)) => {
+            head.place.load(Ordering::Acquire) != place::MEMORY
+        }
+        Piece::Record(Record::Variants(_)) => true,
+        Piece::Slice { wanted, .. } => wanted.load(Ordering::Relaxed),
+        Piece::Unknown => false,
+    }
+}
+
+impl EventListener for Leaving {
+    type Key = PieceKey;
+    type Value = Piece;
+
+    fn on_leave(&self, reason: Event, key: &PieceKey, piece: &Piece) {
+        if reason != Event::Evict {
+            return;
+        }
+        if let Some(all) = &mut *self.lock() {
+            all.push((*key, piece.share()));
+            return;
+        }
+        if self.disks.may_contain(key) {
+            return;
+        }
+        if !is_wanted(piece) || !self.disks.offer(*key, piece.share()) {
+            self.recorder.count(Metric::StoreForgotten);
+        }
+    }
+}
