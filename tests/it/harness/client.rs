@@ -1,0 +1,147 @@
+//! A plain HTTP/1.1 client on one blocking connection, without opinions: it sends what it is
+//! given and reads what comes.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use super::origin::read_fields;
+
+/// One keep-alive connection.
+pub struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+/// A response, its body in whole.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Whether the body ended as its framing said, not by a broken connection.
+    pub is_complete: bool,
+}
+
+impl Response {
+    /// All fields of that name, joined with `, `; empty without one.
+    pub fn header(&self, name: &str) -> String {
+        let fields = self.headers.iter().filter(|(other, _)| other.eq_ignore_ascii_case(name));
+        fields.map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("a text body")
+    }
+
+    pub fn is_hit(&self) -> bool {
+        self.header("cache-status").contains("; hit")
+    }
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the node listens");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        stream.set_nodelay(true).expect("no delay");
+        Self { reader: BufReader::new(stream) }
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.reader.get_mut().write_all(bytes).expect("the node reads");
+    }
+
+    /// `GET` with more fields, each a whole line.
+    pub fn get(&mut self, host: &str, target: &str, fields: &[&str]) -> Response {
+        self.request("GET", host, target, fields, b"")
+    }
+
+    pub fn request(
+        &mut self,
+        method: &str,
+        host: &str,
+        target: &str,
+        fields: &[&str],
+        body: &[u8],
+    ) -> Response {
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n");
+        for field in fields {
+            head.push_str(field);
+            head.push_str("\r\n");
+        }
+        if !body.is_empty() {
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        head.push_str("\r\n");
+        self.send(head.as_bytes());
+        self.send(body);
+        self.read(method == "HEAD")
+    }
+
+    /// The next response; interim ones are passed over.
+    pub fn read(&mut self, is_head: bool) -> Response {
+        loop {
+            let response = self.read_any(is_head);
+            if response.status >= 200 || response.status == 101 {
+                return response;
+            }
+        }
+    }
+
+    /// Whether the node has closed the connection (waits for its end).
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.reader.fill_buf(), Ok([]) | Err(_))
+    }
+
+    fn read_any(&mut self, is_head: bool) -> Response {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).expect("a status line");
+        let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("not a status line: {line:?}"));
+        let headers = read_fields(&mut self.reader).expect("a header section");
+        let mut response = Response { status, headers, body: Vec::new(), is_complete: true };
+        if !is_head && status >= 200 && status != 204 && status != 304 {
+            response.is_complete = self.read_body(&mut response).is_ok();
+        }
+        response
+    }
+
+    fn read_body(&mut self, response: &mut Response) -> std::io::Result<()> {
+        if response.header("transfer-encoding") == "chunked" {
+            return self.read_chunks(&mut response.body);
+        }
+        match response.header("content-length").parse::<u64>() {
+            Ok(length) => {
+                let read = (&mut self.reader).take(length).read_to_end(&mut response.body)?;
+                if read as u64 == length { Ok(()) } else { Err(cut()) }
+            }
+            Err(_) => self.reader.read_to_end(&mut response.body).map(drop),
+        }
+    }
+
+    fn read_chunks(&mut self, body: &mut Vec<u8>) -> std::io::Result<()> {
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line)?;
+            let size = usize::from_str_radix(line.trim(), 16).map_err(|_| cut())?;
+            if size == 0 {
+                read_fields(&mut self.reader)?;
+                return Ok(());
+            }
+            let read = (&mut self.reader).take(size as u64).read_to_end(body)?;
+            if read != size {
+                return Err(cut());
+            }
+            self.reader.read_line(&mut line)?;
+        }
+    }
+}
+
+/// One request on a connection of its own.
+pub fn exchange(address: SocketAddr, host: &str, target: &str, fields: &[&str]) -> Response {
+    Client::connect(address).get(host, target, fields)
+}
+
+fn cut() -> std::io::Error {
+    std::io::ErrorKind::UnexpectedEof.into()
+}

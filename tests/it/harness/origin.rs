@@ -1,0 +1,271 @@
+//! A scripted HTTP/1.1 origin: a thread a connection, answers by a closure, and a record of
+//! what was asked. It can wait at a gate, break off, or send any bytes.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// A running origin; it ends with the test process.
+pub struct Origin {
+    pub address: SocketAddr,
+    seen: Arc<(Mutex<Vec<Seen>>, Condvar)>,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub method: String,
+    pub target: String,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Counts connections from zero.
+    pub connection: usize,
+}
+
+impl Seen {
+    /// The first field of that name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let field = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        field.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Opens once; everyone who waits goes on.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until it is open; a test that hangs here for 30 s has failed.
+    pub fn pass(&self) {
+        let is_open = self.0.0.lock().unwrap();
+        let (is_open, _) =
+            self.0.1.wait_timeout_while(is_open, LONG, |is_open| !*is_open).unwrap();
+        assert!(*is_open, "nobody opened the gate");
+    }
+}
+
+/// What the origin answers.
+#[derive(Clone, Default)]
+pub struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    is_chunked: bool,
+    cut_after: Option<usize>,
+    head_gate: Option<Gate>,
+    body_gate: Option<(usize, Gate)>,
+    raw: Option<Vec<u8>>,
+}
+
+impl Answer {
+    pub fn ok(body: impl Into<Vec<u8>>) -> Self {
+        Self { status: 200, body: body.into(), ..Self::default() }
+    }
+
+    pub fn status(status: u16) -> Self {
+        Self { status, ..Self::default() }
+    }
+
+    /// Exactly these bytes, then the connection is closed.
+    pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
+        Self { raw: Some(bytes.into()), ..Self::default() }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// `Cache-Control: max-age=…`
+    pub fn fresh_for(self, seconds: u32) -> Self {
+        self.header("Cache-Control", &format!("max-age={seconds}"))
+    }
+
+    pub fn chunked(mut self) -> Self {
+        self.is_chunked = true;
+        self
+    }
+
+    /// Closes the connection after so many bytes of the body.
+    pub fn cut_after(mut self, bytes: usize) -> Self {
+        self.cut_after = Some(bytes);
+        self
+    }
+
+    /// Sends nothing until the gate is open.
+    pub fn behind(mut self, gate: &Gate) -> Self {
+        self.head_gate = Some(gate.clone());
+        self
+    }
+
+    /// Sends the head and so many bytes of the body, the rest when the gate is open.
+    pub fn pause_at(mut self, bytes: usize, gate: &Gate) -> Self {
+        self.body_gate = Some((bytes, gate.clone()));
+        self
+    }
+
+    /// Whether the connection stays open.
+    fn write(&self, stream: &mut TcpStream, is_head: bool) -> std::io::Result<bool> {
+        if let Some(gate) = &self.head_gate {
+            gate.pass();
+        }
+        if let Some(raw) = &self.raw {
+            stream.write_all(raw)?;
+            return Ok(false);
+        }
+        let mut head = format!("HTTP/1.1 {} Scripted\r\n", self.status);
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        let has_body = self.status != 304 && self.status != 204;
+        if self.is_chunked {
+            head.push_str("Transfer-Encoding: chunked\r\n");
+        } else if has_body && !self.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-length")) {
+            head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
+        }
+        head.push_str("\r\n");
+        stream.write_all(head.as_bytes())?;
+        if is_head || !has_body {
+            return Ok(true);
+        }
+        let end = self.cut_after.unwrap_or(self.body.len()).min(self.body.len());
+        let pause = self.body_gate.as_ref().map_or(0, |(bytes, _)| (*bytes).min(end));
+        self.write_piece(stream, &self.body[..pause])?;
+        if let Some((_, gate)) = &self.body_gate {
+            gate.pass();
+        }
+        self.write_piece(stream, &self.body[pause..end])?;
+        if self.cut_after.is_some() {
+            return Ok(false);
+        }
+        if self.is_chunked {
+            stream.write_all(b"0\r\n\r\n")?;
+        }
+        Ok(true)
+    }
+
+    fn write_piece(&self, stream: &mut TcpStream, piece: &[u8]) -> std::io::Result<()> {
+        if piece.is_empty() || !self.is_chunked {
+            return stream.write_all(piece);
+        }
+        stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes())?;
+        stream.write_all(piece)?;
+        stream.write_all(b"\r\n")
+    }
+}
+
+impl Origin {
+    /// Starts on a free loopback port.
+    pub fn start(answer: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let seen = Arc::new((Mutex::default(), Condvar::new()));
+        let (answer, record) = (Arc::new(answer), seen.clone());
+        std::thread::spawn(move || {
+            for (connection, stream) in listener.incoming().enumerate() {
+                let Ok(stream) = stream else { continue };
+                let (answer, record) = (answer.clone(), record.clone());
+                std::thread::spawn(move || {
+                    // A client that leaves is not the origin's trouble.
+                    let _ = converse(stream, connection, &*answer, &record);
+                });
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Everything that was asked so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.lock().clone()
+    }
+
+    /// How many requests there were so far.
+    pub fn requests(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Waits until `count` requests have arrived.
+    pub fn wait_for_requests(&self, count: usize) {
+        let seen = self.lock();
+        let (seen, _) = self.seen.1.wait_timeout_while(seen, LONG, |seen| seen.len() < count).unwrap();
+        assert!(seen.len() >= count, "{} of {count} requests arrived", seen.len());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Seen>> {
+        self.seen.0.lock().unwrap()
+    }
+}
+
+fn converse(
+    mut stream: TcpStream,
+    connection: usize,
+    answer: &(dyn Fn(&Seen) -> Answer + Send + Sync),
+    record: &(Mutex<Vec<Seen>>, Condvar),
+) -> std::io::Result<()> {
+    let _ = stream.set_nodelay(true);
+    let mut reader = BufReader::new(stream.try_clone()?);
+    while let Some(seen) = read_request(&mut reader, connection)? {
+        record.0.lock().unwrap().push(seen.clone());
+        record.1.notify_all();
+        if !answer(&seen).write(&mut stream, seen.method == "HEAD")? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn read_request(
+    reader: &mut BufReader<TcpStream>,
+    connection: usize,
+) -> std::io::Result<Option<Seen>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let headers = read_fields(reader)?;
+    let mut seen = Seen { method, target, headers, body: Vec::new(), connection };
+    if seen.header("transfer-encoding").is_some() {
+        loop {
+            let mut size = String::new();
+            reader.read_line(&mut size)?;
+            let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+            let mut chunk = vec![0; size + 2];
+            if size == 0 {
+                read_fields(reader)?;
+                break;
+            }
+            reader.read_exact(&mut chunk)?;
+            seen.body.extend_from_slice(&chunk[..size]);
+        }
+    } else if let Some(length) = seen.header("content-length") {
+        let mut body = vec![0; length.parse().expect("a length")];
+        reader.read_exact(&mut body)?;
+        seen.body = body;
+    }
+    Ok(Some(seen))
+}
+
+pub(super) fn read_fields(reader: &mut impl BufRead) -> std::io::Result<Vec<(String, String)>> {
+    let mut fields = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { return Ok(fields) };
+        fields.push((name.to_owned(), value.trim().to_owned()));
+    }
+}
+
+const LONG: Duration = Duration::from_secs(30);
