@@ -1,7 +1,16 @@
 //! The facts of one connection and of one request. Facts only, never services.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use geo::Place;
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
+
+use crate::cache::CacheStatus;
+use crate::clock::Clock;
 
 /// What is known of a client connection once it is open; shared by its requests.
 #[derive(Clone, Debug)]
@@ -31,5 +40,72 @@ impl Connection {
     /// `http` or `https`, as the client spoke to us.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+/// What is known of one request, filled in along the path.
+#[derive(Debug)]
+pub struct RequestContext {
+    /// Unique on this node, told to client, origin and log.
+    pub id: RequestId,
+    /// The connection it came on.
+    pub connection: Rc<Connection>,
+    /// Wall time when its head was complete.
+    pub received_at: SystemTime,
+    /// The same moment, for durations.
+    pub started: Instant,
+    /// Tells when it ended.
+    pub clock: Clock,
+    /// The request line and the fields that the log shows.
+    pub asked: Asked,
+    /// The client: the connection's peer, or what a trusted proxy says.
+    pub client: IpAddr,
+    /// Where the client is.
+    pub place: Place,
+    /// The site's name, once routed.
+    pub site: Option<Arc<str>>,
+    /// How the cache handled it, for `Cache-Status` and the log.
+    pub cache_status: CacheStatus,
+    /// What was fetched for it, if anything.
+    pub upstream: Option<UpstreamFacts>,
+    /// Why it failed, from the closed lists of guard and fetch.
+    pub failure: Option<&'static str>,
+}
+
+/// The request as the client asked it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Any method.
+    pub method: Method,
+    /// The target as received.
+    pub target: Uri,
+    /// The host, normalised, once the gate has let it in.
+    pub host: Option<HeaderValue>,
+    /// HTTP/1.0, HTTP/1.1 or HTTP/2.
+    pub version: Version,
+    /// `User-Agent`.
+    pub user_agent: Option<HeaderValue>,
+    /// `Referer`.
+    pub referer: Option<HeaderValue>,
+}
+
+/// The upstream exchange that this request waited for.
+#[derive(Clone, Debug)]
+pub struct UpstreamFacts {
+    /// `host:port`, as configured, and the address it was reached at.
+    pub origin: Arc<str>,
+    /// From sending the request to the response's head.
+    pub first_byte: Duration,
+    /// The upstream's status.
+    pub status: StatusCode,
+}
+
+/// A request's id: 64 bits, printed as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestId(pub u64);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }

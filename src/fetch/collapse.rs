@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use http::StatusCode;
+
+use super::error::FetchError;
 use super::fill::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
 use super::pump::Filled;
 use crate::body::Body;
@@ -324,7 +327,10 @@ pub enum Outcome {
 pub enum Failure {
     /// The exchange with upstream failed: a [`super::FetchError`], or why its response is none.
     #[error("the collapsed upstream request failed")]
-    Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    Upstream(#[source] Arc<FetchError>),
+    /// Upstream answered with an error in whose place a stale response may be served.
+    #[error("upstream answered {0}")]
+    Status(StatusCode),
     /// The leader's task ended without an answer. Ask upstream.
     #[error("the task that asked upstream ended without an answer")]
     Abandoned,

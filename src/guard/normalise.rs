@@ -103,6 +103,24 @@ impl Gate {
         Ok(Normalised { scheme, authority, target, client, upgrade })
     }
 
+    /// A URL that nobody requests now, for purges and explanations, spelled as requests are.
+    pub fn normalise_url(&self, url: &Uri) -> Result<Normalised, Refusal> {
+        let scheme = match url.scheme_str() {
+            Some("http") => "http",
+            Some("https") => "https",
+            _ => return Err(Refusal::SchemeDisagrees),
+        };
+        let authority = url.authority().ok_or(Refusal::HostMissing)?;
+        let authority = Authority::from_target(authority, scheme)?;
+        let target = url.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+        let target = match path::normalise(target.path(), self.settings.merge_slashes)? {
+            Cow::Borrowed(_) => target,
+            Cow::Owned(path) => with_path(path, target.query())?,
+        };
+        let client = IpAddr::from([0, 0, 0, 0]);
+        Ok(Normalised { scheme, authority, target, client, upgrade: None })
+    }
+
     /// Adds to a request on its way to an origin what is known of its client, and this hop.
     /// Not done on the way in: a hit has no use for it.
     pub fn announce(&self, request: &Normalised, connection: &Connection, headers: &mut HeaderMap) {

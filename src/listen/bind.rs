@@ -20,6 +20,11 @@ pub struct WorkerSockets {
 }
 
 impl WorkerSockets {
+    /// The listeners in the order of the settings, port 0 replaced by the real one.
+    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.sockets.iter().map(|(_, listener)| &**listener)
+    }
+
     /// The bound addresses in the order of the settings, port 0 replaced by the real one.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.sockets.iter().map(|(_, listener)| listener.address)

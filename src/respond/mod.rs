@@ -2,6 +2,8 @@
 //! fields, and one line goes to the access log.
 
 pub mod failure;
+mod finish;
 pub mod log;
 
 pub use failure::Failure;
+pub use finish::{Identity, account, mark};

@@ -1,3 +1,5 @@
+//! Purges: the table, the log, and both over restarts.
+
 use super::*;
 use crate::metrics::Metrics;
 

@@ -1,0 +1,235 @@
+//! The last fields of every response, and its line in the access log.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderName, VIA};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::log::{Line, LogBuffer};
+use crate::body::{Body, BodyError};
+use crate::context::RequestContext;
+use crate::metrics::{Metric, Recorder};
+
+/// Who this node is on the wire.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The token in `Cache-Status` and `Proxy-Status`.
+    pub name: Box<str>,
+    /// `1.1 name`, for `Via` (RFC 9110 §7.6.3).
+    pub via: HeaderValue,
+    /// `2 name`, for what came over HTTP/2.
+    pub via_2: HeaderValue,
+}
+
+impl Identity {
+    /// `name` is a token (RFC 9110 §5.6.2); config has checked it.
+    pub fn new(name: &str) -> Self {
+        let value = |text: String| HeaderValue::try_from(text).expect("a token is a field value");
+        Self {
+            name: name.into(),
+            via: value(format!("1.1 {name}")),
+            via_2: value(format!("2 {name}")),
+        }
+    }
+
+    /// The member of `Via` for a message received over `version`.
+    pub fn via(&self, version: Version) -> HeaderValue {
+        if version == Version::HTTP_2 { self.via_2.clone() } else { self.via.clone() }
+    }
+}
+
+/// Adds `Via` and `Cache-Status`; `key` is given where the rule shows it.
+pub fn mark(
+    headers: &mut HeaderMap,
+    context: &RequestContext,
+    identity: &Identity,
+    key: Option<&str>,
+) {
+    headers.append(VIA, identity.via.clone());
+    headers.append(CACHE_STATUS, context.cache_status.render(&identity.name, key));
+}
+
+/// Counts the response and logs it: at once when its body is in memory, else at its end.
+pub fn account(
+    context: RequestContext,
+    recorder: &Recorder,
+    log: &Rc<LogBuffer>,
+    elapsed: Duration,
+    response: Response<Body>,
+) -> Response<Body> {
+    let status = response.status();
+    recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
+    recorder.observe(Metric::RequestSeconds, elapsed);
+    match response.body() {
+        Body::Empty | Body::Full(_) | Body::Pieces(_) => {
+            let bytes = response.body().exact_length().unwrap_or_default();
+            recorder.add(Metric::ResponseBytes, bytes);
+            if log.is_on() {
+                write_line(log, &context, status, bytes, elapsed, Ending::Whole);
+            }
+            response
+        }
+        Body::Incoming(_) | Body::Stream(_) => response.map(|body| {
+            let (recorder, log) = (recorder.clone(), log.clone());
+            let ended = body.is_end_stream();
+            Body::stream(Accounted { body, context, recorder, log, status, bytes: 0, ended })
+        }),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Whole,
+    /// The body broke off on our side or upstream.
+    Broken,
+    /// The client left before the end.
+    Left,
+}
+
+/// A body that is logged when it ends, or when nobody wants it any more.
+struct Accounted {
+    body: Body,
+    context: RequestContext,
+    recorder: Recorder,
+    log: Rc<LogBuffer>,
+    status: StatusCode,
+    bytes: u64,
+    ended: bool,
+}
+
+impl HttpBody for Accounted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                this.bytes += bytes;
+                this.recorder.add(Metric::ResponseBytes, bytes);
+                this.ended = this.body.is_end_stream();
+            }
+            Some(Err(error)) => {
+                tracing::warn!(request = %this.context.id, %error, "a response broke off");
+                this.context.failure = Some("body-broke-off");
+            }
+            None => this.ended = true,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Accounted {
+    fn drop(&mut self) {
+        let ending = match (self.ended, self.context.failure) {
+            (true, _) => Ending::Whole,
+            (false, Some(_)) => Ending::Broken,
+            (false, None) => Ending::Left,
+        };
+        if self.log.is_on() {
+            let elapsed = self.context.clock.instant().duration_since(self.context.started);
+            write_line(&self.log, &self.context, self.status, self.bytes, elapsed, ending);
+        }
+    }
+}
+
+fn write_line(
+    log: &LogBuffer,
+    context: &RequestContext,
+    status: StatusCode,
+    bytes: u64,
+    elapsed: Duration,
+    ending: Ending,
+) {
+    log.append(context.received_at, |line| {
+        request_fields(line, context);
+        line.number("status", u64::from(status.as_u16()));
+        line.number("bytes", bytes);
+        line.millis("duration_ms", elapsed);
+        cache_fields(line, context);
+        if let Some(upstream) = &context.upstream {
+            line.text("upstream", upstream.origin.as_bytes());
+            line.number("upstream_status", u64::from(upstream.status.as_u16()));
+            line.millis("upstream_first_byte_ms", upstream.first_byte);
+        }
+        if let Some(failure) = context.failure {
+            line.text("failure", failure.as_bytes());
+        }
+        match ending {
+            Ending::Whole => {}
+            Ending::Broken => line.text("ended", b"broke-off"),
+            Ending::Left => line.text("ended", b"client-left"),
+        }
+    });
+}
+
+fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
+    let asked = &context.asked;
+    line.plain("id", context.id);
+    line.plain("client", context.client);
+    if let Some(country) = &context.place.country {
+        line.text("country", country.as_str().as_bytes());
+    }
+    if let Some(asn) = context.place.asn() {
+        line.number("asn", u64::from(asn));
+    }
+    line.text("method", asked.method.as_str().as_bytes());
+    line.text("scheme", context.connection.scheme().as_bytes());
+    if let Some(host) = &asked.host {
+        line.text("host", host.as_bytes());
+    }
+    let target = asked.target.path_and_query().map_or("*", |target| target.as_str());
+    line.text("target", target.as_bytes());
+    line.text("protocol", protocol(asked.version).as_bytes());
+    if let Some(site) = &context.site {
+        line.text("site", site.as_bytes());
+    }
+    for (name, value) in [("user_agent", &asked.user_agent), ("referer", &asked.referer)] {
+        if let Some(value) = value {
+            line.text(name, value.as_bytes());
+        }
+    }
+}
+
+fn cache_fields(line: &mut Line<'_>, context: &RequestContext) {
+    let cache = &context.cache_status;
+    line.text("cache", cache.forwarded.map_or("hit", |reason| reason.fwd().as_str()).as_bytes());
+    if let Some(reason) = cache.reason() {
+        line.text("reason", reason.as_str().as_bytes());
+    }
+    if cache.stored {
+        line.flag("stored");
+    }
+    if cache.collapsed {
+        line.flag("collapsed");
+    }
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
