@@ -29,8 +29,8 @@ pub async fn start() -> io::Result<SocketAddr> {
 
 async fn accept(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
-        let connection = http1::Builder::new()
-            .serve_connection(TokioIo::new(stream), service_fn(|request| answer(request)));
+        let connection =
+            http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
         tokio::spawn(connection);
     }
 }

@@ -16,8 +16,10 @@ pub mod store; // memory and disk as one cache, and the purge table
 pub mod transform; // content coding // the last room before the wire, and the access log
 
 // Beside the path.
+pub mod cli; // the commands that talk to a running node
 pub mod config; // what was written → what is meant
 pub mod control; // admin API, purge bus
+pub mod demo; // the origin of the demo
 pub mod node; // builds every part once, wires them, drains
 
 // Leaves: they know nothing of ours.

@@ -1,2 +1,260 @@
-//! The `skerry` binary.
-fn main() {}
+//! The `skerry` binary: arguments → config → node → signals.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+use skerry::clock::Clock;
+use skerry::config::{self, Flags};
+use skerry::node::Node;
+use skerry::respond::log::Target;
+use skerry::{cli, demo};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A CDN edge node. Without a command it starts a demo: a built-in origin with an edge in front.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put a node in front of origins.
+    Run(Flags),
+    /// Say everything that is wrong with a configuration, with file and line.
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Make a running node forget: by URL, tag, prefix, site, or everything.
+    Purge(PurgeArguments),
+    /// Say which site, rule and key a URL has, and whether it would be a hit and why.
+    Explain(ExplainArguments),
+}
+
+#[derive(Debug, Args)]
+struct PurgeArguments {
+    /// URLs, with scheme and host.
+    urls: Vec<String>,
+    /// A tag; may be given several times.
+    #[arg(long = "tag")]
+    tags: Vec<String>,
+    /// The beginning of URLs, with scheme, host and at least one slash.
+    #[arg(long)]
+    prefix: Option<String>,
+    /// A site's name.
+    #[arg(long)]
+    site: Option<String>,
+    /// Everything.
+    #[arg(long)]
+    all: bool,
+    /// Keep what is purged as stale: it is validated before it is used again.
+    #[arg(long)]
+    soft: bool,
+    /// For the audit log.
+    #[arg(long)]
+    reason: Option<String>,
+    #[command(flatten)]
+    admin: AdminArgument,
+}
+
+#[derive(Debug, Args)]
+struct ExplainArguments {
+    /// A URL, with scheme and host.
+    url: String,
+    /// A field of the request, `Name: value`; may be given several times.
+    #[arg(short = 'H', long = "header")]
+    headers: Vec<String>,
+    /// The client's address, for rules by country.
+    #[arg(long)]
+    client: Option<std::net::IpAddr>,
+    #[command(flatten)]
+    admin: AdminArgument,
+}
+
+#[derive(Debug, Args)]
+struct AdminArgument {
+    /// The node's admin address.
+    #[arg(long = "admin", default_value = "127.0.0.1:9180", env = "SKERRY_ADMIN")]
+    address: SocketAddr,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        None => run_demo(),
+        Some(Command::Run(flags)) => run(flags),
+        Some(Command::Check { file }) => check(file),
+        Some(Command::Purge(purge)) => order_purge(purge),
+        Some(Command::Explain(explain)) => ask_why(explain),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // Nobody reads it any more: nothing is left to do.
+            let _ = writeln!(io::stderr(), "skerry: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(flags: Flags) -> Result<(), String> {
+    start_error_log();
+    let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
+    for (address, tls) in &node.listening {
+        let scheme = if *tls { "https" } else { "http" };
+        tracing::info!("serving {scheme}://{address}");
+    }
+    tracing::info!("admin http://{}", node.admin);
+    until_told_to_stop(node)
+}
+
+/// SIGHUP reloads, SIGTERM and SIGINT drain; a second one cuts.
+fn until_told_to_stop(node: Node) -> Result<(), String> {
+    let told = node.background().block_on(async {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    node.reopen_log();
+                    // What was wrong has been logged.
+                    let _ = node.reload();
+                }
+                _ = terminate.recv() => return io::Result::Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    });
+    told.map_err(|error| format!("signals: {error}"))?;
+    tracing::info!("draining; once more to cut");
+    node.drain();
+    node.background().spawn(async {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return;
+        };
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        std::process::exit(1);
+    });
+    node.wait();
+    Ok(())
+}
+
+/// The first minute: an origin and an edge in front of it, and what to try.
+fn run_demo() -> Result<(), String> {
+    start_error_log();
+    let origins = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("threads for the demo's origin: {error}"))?;
+    let origin = origins
+        .block_on(demo::start())
+        .map_err(|error| format!("the demo's origin can't listen: {error}"))?;
+    let flags = Flags { origins: vec![format!("http://{origin}")], ..Flags::default() };
+    let mut config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    config.log.target = Target::Off;
+    let data_dir = config.node.data_directory.clone();
+    let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
+    let at = |tls| node.listening.iter().find(|(_, with)| *with == tls).map(|(at, _)| at.port());
+    let (http, https) = (at(false).unwrap_or_default(), at(true).unwrap_or_default());
+    println!(
+        "\
+Skerry demo: a built-in origin with an edge in front of it.
+
+  page    http://localhost:{http}/
+  TLS     https://localhost:{https}/   (self-signed)
+  admin   http://{admin}/   (/readyz, /metrics, /explain, POST /purge)
+  cache   {data_dir}
+
+Try:
+  curl -i  http://localhost:{http}/data.json      # twice: the second is a hit
+  curl -ik https://localhost:{https}/logo.svg
+  curl -d '{{\"url\": \"http://localhost:{http}/data.json\"}}' http://{admin}/purge
+
+Ctrl-C ends it.",
+        admin = node.admin,
+        data_dir = data_dir.display(),
+    );
+    until_told_to_stop(node)
+}
+
+fn check(file: PathBuf) -> Result<(), String> {
+    let flags = Flags { config: Some(file.clone()), ..Flags::default() };
+    let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    println!(
+        "{}: fine: {} sites, {} pools",
+        file.display(),
+        config.routes.sites.len(),
+        config.fetch.pools.len()
+    );
+    Ok(())
+}
+
+fn order_purge(arguments: PurgeArguments) -> Result<(), String> {
+    let mut order = json!({ "urls": arguments.urls, "tags": arguments.tags, "all": arguments.all, "soft": arguments.soft });
+    for (name, value) in
+        [("prefix", arguments.prefix), ("site", arguments.site), ("reason", arguments.reason)]
+    {
+        if let Some(value) = value {
+            order[name] = json!(value);
+        }
+    }
+    let answer = call(&arguments.admin, "POST", "/purge", &[], &order.to_string())?;
+    println!("purge {} at sequence {}", answer["id"].as_str().unwrap_or("?"), answer["sequence"]);
+    for (node, receipt) in answer["nodes"].as_object().into_iter().flatten() {
+        let ms = receipt["ms"].as_f64().unwrap_or_default();
+        println!("  {node}: {} in {ms:.1} ms", receipt["state"].as_str().unwrap_or("?"));
+    }
+    Ok(())
+}
+
+fn ask_why(arguments: ExplainArguments) -> Result<(), String> {
+    let fields: Vec<String> =
+        arguments.headers.iter().map(|field| format!("X-Explain-{field}")).collect();
+    let mut target = format!("/explain?url={}", cli::percent_encode(&arguments.url));
+    if let Some(client) = arguments.client {
+        target.push_str(&format!("&client={client}"));
+    }
+    let answer = call(&arguments.admin, "GET", &target, &fields, "")?;
+    println!("{answer:#}");
+    Ok(())
+}
+
+fn call(
+    admin: &AdminArgument,
+    method: &str,
+    target: &str,
+    fields: &[String],
+    body: &str,
+) -> Result<Value, String> {
+    cli::call(admin.address, method, target, fields, body)
+        .map_err(|error| {
+            format!("the admin API at {}: {error}; is the node running?", admin.address)
+        })?
+        .json()
+}
+
+/// Errors go to standard error; `RUST_LOG` chooses how much.
+fn start_error_log() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

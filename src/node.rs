@@ -1,1 +1,404 @@
-//! See docs/ARCHITECTURE.md.
+//! The composition root: builds every part once, wires them, reloads, drains.
+//!
+//! ```text
+//! config ─▶ Plan (gate, routes, pools) ─ArcSwap─▶ workers ◀─ sockets, store, fills, geo, log
+//!                                                   ▲
+//! admin API, housekeeping ── background runtime ────┘ (store, drain, reload)
+//! ```
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use geo::Geo;
+use http::{HeaderMap, Uri};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::LocalSet;
+
+use crate::clock::Clock;
+use crate::config::{self, Config, Flags};
+use crate::control::{Admin, Coming, NodeActions};
+use crate::fetch::collapse::Fills;
+use crate::fetch::{Pools, Resolver, Upstreams};
+use crate::guard::{Gate, rate};
+use crate::listen::{self, Door, Drain, DrainSwitch, TlsState, WorkerSockets};
+use crate::metrics::Metrics;
+use crate::respond::Identity;
+use crate::respond::log::AccessLog;
+use crate::route::Routes;
+use crate::serve::{self, Explainer, Plan, Worker, WorkerParts};
+use crate::store::{self, Store};
+
+/// A running node. Dropped, it is cut off; [`Node::drain`] and [`Node::wait`] end it well.
+pub struct Node {
+    /// Where it listens: address, and whether with TLS.
+    pub listening: Vec<(SocketAddr, bool)>,
+    /// Where the admin API is.
+    pub admin: SocketAddr,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    background: Runtime,
+    log: AccessLog,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address can't be listened on.
+    #[error(transparent)]
+    Bind(#[from] listen::BindError),
+    /// Certificates can't be used.
+    #[error(transparent)]
+    Tls(#[from] listen::TlsError),
+    /// A GeoIP database can't be used.
+    #[error(transparent)]
+    Geo(#[from] geo::LoadError),
+    /// The store can't be opened.
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
+    /// Pools or routes make no sense together.
+    #[error("{}", .0.join("; "))]
+    Plan(Vec<String>),
+    /// The admin API can't listen.
+    #[error("admin address {address}: {source}")]
+    Admin {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A file or a thread can't be had.
+    #[error("{what}: {source}")]
+    System {
+        /// What was wanted.
+        what: String,
+        /// The system's words.
+        source: io::Error,
+    },
+}
+
+/// What the node's own parts share.
+struct Shared {
+    flags: Flags,
+    config: Mutex<Config>,
+    plan: Arc<ArcSwap<Plan>>,
+    rates: Arc<rate::Table>,
+    store: Store,
+    geo: Arc<Geo>,
+    door: Arc<Door>,
+    tls: Option<Arc<TlsState>>,
+    drain: DrainSwitch,
+    draining: AtomicBool,
+    clock: Clock,
+}
+
+impl Node {
+    /// Starts a node. It serves when this returns.
+    ///
+    /// # Errors
+    /// One line that says what is in the way.
+    pub fn start(config: Config, flags: Flags, clock: Clock) -> Result<Self, StartError> {
+        let system = |what: &str| {
+            let what = what.to_owned();
+            move |source| StartError::System { what, source }
+        };
+        std::fs::create_dir_all(&config.node.data_directory)
+            .map_err(system(&format!("data directory {}", config.node.data_directory.display())))?;
+        let metrics = Metrics::new(config.node.workers);
+        let background = Builder::new_multi_thread()
+            .worker_threads(BACKGROUND_THREADS)
+            .thread_name("background")
+            .enable_all()
+            .build()
+            .map_err(system("background threads"))?;
+        let sockets = listen::bind(&config.listen.listeners, config.node.workers)?;
+        let admin_listener = background.block_on(TcpListener::bind(config.admin));
+        let admin_listener =
+            admin_listener.map_err(|source| StartError::Admin { address: config.admin, source })?;
+        let tls = match config.listen.listeners.iter().any(|listener| listener.tls) {
+            true => Some(TlsState::load(&config.listen.tls, &config.node.data_directory, &clock)?),
+            false => None,
+        };
+        let geo = Arc::new(Geo::open(&config.geo)?);
+        let rates = Arc::new(rate::Table::new(config.rate_clients_max, clock.instant()));
+        let plan = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
+        let log = AccessLog::start(&config.log).map_err(system("access log"))?;
+        let store = background.block_on(Store::open(
+            &config.store,
+            clock.clone(),
+            &metrics,
+            background.handle().clone(),
+        ))?;
+        let (switch, drain) = listen::drain();
+        let listening = sockets.first().map(listening).unwrap_or_default();
+        let shared = Arc::new(Shared {
+            plan: Arc::new(ArcSwap::from_pointee(plan)),
+            door: Door::new(config.listen.limits.clone(), tls.clone()),
+            flags,
+            rates,
+            store,
+            geo,
+            tls,
+            drain: switch,
+            draining: AtomicBool::new(false),
+            clock,
+            config: Mutex::new(config),
+        });
+        let workers = shared
+            .start_workers(sockets, &metrics, &log, background.handle(), &drain)
+            .map_err(system("worker thread"))?;
+        let admin = admin_listener.local_addr().map_err(system("admin address"))?;
+        background.spawn(shared.admin(&metrics).run(admin_listener));
+        background.spawn(shared.clone().keep_house());
+        Ok(Self { listening, admin, shared, workers, background, log })
+    }
+
+    /// The runtime of everything beside the path: for signals.
+    pub fn background(&self) -> &Handle {
+        self.background.handle()
+    }
+
+    /// Reads the configuration anew. A bad one changes nothing.
+    ///
+    /// # Errors
+    /// Every mistake, a line each.
+    pub fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        self.shared.reload()
+    }
+
+    /// Opens the access log's file anew.
+    pub fn reopen_log(&self) {
+        self.log.reopen();
+    }
+
+    /// Takes no new connections; requests under way have the configured time to finish.
+    pub fn drain(&self) {
+        self.shared.drain();
+    }
+
+    /// Waits until the last connection is closed, then closes the store and the log.
+    pub fn wait(self) {
+        for worker in self.workers {
+            // A worker that panicked has said so.
+            let _ = worker.join();
+        }
+        self.background.block_on(self.shared.store.close());
+        self.log.close();
+        self.background.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+impl Shared {
+    fn start_workers(
+        self: &Arc<Self>,
+        sockets: Vec<WorkerSockets>,
+        metrics: &Arc<Metrics>,
+        log: &AccessLog,
+        background: &Handle,
+        drain: &Drain,
+    ) -> io::Result<Vec<JoinHandle<()>>> {
+        let config = self.config().clone();
+        let background_recorder = metrics.background();
+        let resolver =
+            Resolver::new(config.fetch.dns, background.clone(), background_recorder.clone());
+        let slice_bytes = config.store.slice_bytes as u64;
+        let fills = Fills::new(config.fills, slice_bytes, self.clock.clone(), background_recorder);
+        let mut workers = Vec::new();
+        for (number, sockets) in sockets.into_iter().enumerate() {
+            let (shared, fills, resolver) = (self.clone(), fills.clone(), resolver.clone());
+            let recorder = metrics.worker(number);
+            let log = log.buffer(recorder.clone());
+            let drain = drain.clone();
+            let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+            workers.push(thread.spawn(move || {
+                let runtime = match Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        tracing::error!(%error, worker = number, "no runtime: the worker does not start");
+                        return;
+                    }
+                };
+                let serving = async move {
+                    let upstreams =
+                        Upstreams::new(resolver, shared.clock.clone(), recorder.clone());
+                    let worker = Worker::new(WorkerParts {
+                        plan: shared.plan.clone(),
+                        store: shared.store.clone(),
+                        fills,
+                        upstreams,
+                        geo: shared.geo.clone(),
+                        clock: shared.clock.clone(),
+                        recorder: recorder.clone(),
+                        log,
+                        first_id: random_u64(),
+                    });
+                    let flusher = worker.clone();
+                    tokio::task::spawn_local(async move {
+                        loop {
+                            tokio::time::sleep(LOG_FLUSH).await;
+                            flusher.flush_log();
+                        }
+                    });
+                    let answering = worker.clone();
+                    let service =
+                        move |connection, request| serve::serve(&answering, connection, request);
+                    let (door, clock) = (shared.door.clone(), shared.clock.clone());
+                    listen::serve(sockets, door, service, recorder, clock, drain).await;
+                    worker.flush_log();
+                };
+                LocalSet::new().block_on(&runtime, serving);
+            })?);
+        }
+        Ok(workers)
+    }
+
+    fn admin(self: &Arc<Self>, metrics: &Arc<Metrics>) -> Arc<Admin> {
+        Arc::new(Admin {
+            name: self.config().node.name.clone(),
+            store: self.store.clone(),
+            metrics: metrics.clone(),
+            clock: self.clock.clone(),
+            node: self.clone(),
+        })
+    }
+
+    /// Certificates, ticket keys and databases follow their files.
+    async fn keep_house(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(HOUSEKEEPING).await;
+            let shared = self.clone();
+            let kept = tokio::task::spawn_blocking(move || shared.keep_current()).await;
+            if kept.is_err() {
+                tracing::error!("housekeeping panicked");
+            }
+        }
+    }
+
+    fn keep_current(&self) {
+        if let Some(tls) = &self.tls {
+            match tls.keep_current(self.clock.now()) {
+                Ok(true) => tracing::info!("certificates and ticket keys loaded anew"),
+                Ok(false) => {}
+                Err(error) => tracing::error!(%error, "certificates: the old ones stay"),
+            }
+        }
+        if self.geo.is_outdated() {
+            let settings = self.config().geo.clone();
+            match self.geo.reload(&settings) {
+                Ok(()) => tracing::info!("GeoIP databases loaded anew"),
+                Err(error) => tracing::error!(%error, "GeoIP: the old databases stay"),
+            }
+        }
+    }
+
+    fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        let loaded = config::load(&self.flags);
+        let next = loaded.map_err(|mistakes| {
+            mistakes.to_string().lines().map(str::to_owned).collect::<Vec<_>>()
+        });
+        let applied = next.and_then(|next| self.apply(next));
+        match &applied {
+            Ok(changes) => tracing::info!(?changes, "configuration loaded anew"),
+            Err(mistakes) => tracing::error!(?mistakes, "configuration: the old one stays"),
+        }
+        applied
+    }
+
+    fn apply(&self, next: Config) -> Result<Vec<String>, Vec<String>> {
+        let mut config = self.config();
+        let plan = plan(&next, &self.plan.load().pools, &self.rates)?;
+        let one = |error: String| vec![error];
+        if let Some(tls) = &self.tls {
+            tls.replace(&next.listen.tls, &next.node.data_directory)
+                .map_err(|error| one(error.to_string()))?;
+        }
+        if next.geo != config.geo {
+            self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
+        }
+        self.plan.store(Arc::new(plan));
+        self.door.set_limits(next.listen.limits.clone());
+        let changes = next.changes(&config).iter().map(ToString::to_string).collect();
+        *config = next;
+        Ok(changes)
+    }
+
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.drain.start(self.config().node.drain_timeout);
+    }
+
+    fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl NodeActions for Shared {
+    fn not_ready(&self) -> Option<&'static str> {
+        self.draining.load(Ordering::Relaxed).then_some("draining")
+    }
+
+    fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>> {
+        Box::pin(async { Shared::reload(self) })
+    }
+
+    fn drain(&self) {
+        Shared::drain(self);
+    }
+
+    fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
+        let plan = self.plan.load();
+        serve::canonical_url(&plan.routes, &plan.gate, uri)
+    }
+
+    fn explain<'a>(
+        &'a self,
+        uri: &'a Uri,
+        headers: &'a HeaderMap,
+        client: Option<IpAddr>,
+    ) -> Coming<'a, Result<Value, String>> {
+        let explainer = Explainer {
+            plan: self.plan.load_full(),
+            store: self.store.clone(),
+            geo: self.geo.clone(),
+            clock: self.clock.clone(),
+        };
+        Box::pin(async move { explainer.explain(uri, headers, client).await })
+    }
+}
+
+fn plan(config: &Config, before: &Pools, rates: &Arc<rate::Table>) -> Result<Plan, Vec<String>> {
+    let pools = Pools::build(&config.fetch.pools, before)
+        .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let routes =
+        Routes::new(&config.routes, &pools).map_err(|unknown| vec![unknown.to_string()])?;
+    Ok(Plan {
+        gate: Gate::new(config.guard.clone()),
+        routes,
+        pools,
+        identity: Identity::new(&config.guard.cdn_id),
+        rates: rates.clone(),
+        codings: vec!["zstd", "br", "gzip"],
+        tunnel_idle: TUNNEL_IDLE,
+    })
+}
+
+fn listening(sockets: &WorkerSockets) -> Vec<(SocketAddr, bool)> {
+    sockets.listeners().map(|listener| (listener.address, listener.tls)).collect()
+}
+
+/// Seeded by the system, once a thread.
+fn random_u64() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0_u8)
+}
+
+const BACKGROUND_THREADS: usize = 2;
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+const TUNNEL_IDLE: Duration = Duration::from_secs(600);
+const LOG_FLUSH: Duration = Duration::from_millis(200);

@@ -1,1 +1,330 @@
-//! See docs/ARCHITECTURE.md.
+//! THE request path, one line a stage. Read it from the top.
+//!
+//! ```text
+//! normalise → route → admit → key → lookup → decide ─ Serve ───────────────────────────┐
+//!                                          ├ ServeStale (+ refresh in background) ──────┤
+//!                                          ├ Validate → fetch (conditional) ────────────┤→ select → encode → finish
+//!                                          └ Forward(reason) → fetch (collapse, fill) ──┘
+//! ```
+//!
+//! Up to *decide* nothing waits when the answer is in memory: [`serve`] returns a response
+//! that is ready, and only what must wait for disk or upstream is boxed. It never fails: an
+//! error becomes a response in [`crate::respond::failure`].
+
+mod answer;
+mod exchange;
+mod explain;
+mod failures;
+mod fetching;
+mod lookup;
+mod pass;
+mod worker;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::request::Parts;
+use http::{HeaderMap, Request, Response};
+use http_body::Body as _;
+
+use crate::body::Body;
+use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
+use crate::context::{Asked, Connection, RequestContext};
+use crate::guard::{self, Normalised};
+use crate::metrics::Metric;
+use crate::respond::{self, Failure};
+use crate::route::{Action, Facts, Question, Rule, Site};
+use crate::transform;
+
+pub use explain::Explainer;
+pub use lookup::canonical_url;
+pub use worker::{Plan, Worker, WorkerParts};
+
+use lookup::{Found, Target};
+use worker::CorePlan;
+
+/// A response that is there, or is on its way.
+pub enum Serving {
+    /// Answered without waiting. `None` once taken.
+    Ready(Option<Response<Body>>),
+    /// Waits for disk or upstream.
+    Waiting(Pin<Box<dyn Future<Output = Response<Body>>>>),
+}
+
+impl Future for Serving {
+    type Output = Response<Body>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        match self.get_mut() {
+            Self::Ready(response) => Poll::Ready(response.take().expect("polled after its end")),
+            Self::Waiting(future) => future.as_mut().poll(cx),
+        }
+    }
+}
+
+/// One request on its way through the house, from the moment that it was let in.
+struct Visit {
+    worker: Rc<Worker>,
+    plan: Rc<CorePlan>,
+    context: RequestContext,
+    /// As the gate left it: one spelling, no hop-by-hop fields.
+    request: Parts,
+    body: Body,
+    asked: Normalised,
+    site: Arc<Site>,
+    rule: Arc<Rule>,
+    directives: RequestDirectives,
+}
+
+/// Answers one request.
+pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<Body>) -> Serving {
+    worker.recorder.count(Metric::Requests);
+    let plan = worker.plan();
+    let (mut request, body) = request.into_parts();
+    let mut context = begin(worker, connection, &request);
+    match admit(worker, &plan, &mut context, &mut request) {
+        Ok((asked, site, rule)) => {
+            let directives = RequestDirectives::of(&request.headers, rule.settings.cache.honoured);
+            let worker = worker.clone();
+            let visit =
+                Visit { worker, plan, context, request, body, asked, site, rule, directives };
+            visit.answer()
+        }
+        Err(failure) => {
+            let response = fail(&plan, &mut context, &failure);
+            Serving::Ready(Some(send(worker, context, response)))
+        }
+    }
+}
+
+fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> RequestContext {
+    let field = |name| request.headers.get(name).cloned();
+    let shown = worker.log.is_on();
+    RequestContext {
+        id: worker.next_request_id(),
+        client: connection.peer.ip(),
+        connection,
+        received_at: worker.clock.now(),
+        started: worker.clock.instant(),
+        clock: worker.clock.clone(),
+        asked: Asked {
+            method: request.method.clone(),
+            target: request.uri.clone(),
+            host: None,
+            version: request.version,
+            user_agent: if shown { field(http::header::USER_AGENT) } else { None },
+            referer: if shown { field(http::header::REFERER) } else { None },
+        },
+        place: geo::Place::default(),
+        site: None,
+        cache_status: CacheStatus::forwarded(Reason::CachingOff),
+        upstream: None,
+        failure: None,
+    }
+}
+
+/// normalise → route → admit; the first refusal wins.
+fn admit(
+    worker: &Worker,
+    plan: &Plan,
+    context: &mut RequestContext,
+    request: &mut Parts,
+) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Failure> {
+    let asked = plan.gate.normalise(request, &context.connection).map_err(failures::refused)?;
+    context.client = asked.client;
+    context.place = worker.geo.locate(asked.client);
+    context.asked.host = Some(asked.authority.to_field());
+
+    let question = Question {
+        host: asked.authority.host(),
+        path: asked.path(),
+        method: &request.method,
+        place: &context.place,
+    };
+    let (site, rule) = plan.routes.find(&question).ok_or_else(failures::no_site)?;
+    context.site = Some(site.name.clone());
+
+    let (client, country) = (asked.client, context.place.country);
+    let access = &rule.settings.access;
+    guard::access::admit(access, client, country, &request.method, &request.headers)
+        .and_then(|()| match rule.settings.rate {
+            Some(limit) => {
+                let number = rule.settings.number;
+                plan.rates.admit(number, limit, client, context.started, &worker.recorder)
+            }
+            None => Ok(()),
+        })
+        .map_err(failures::refused)?;
+    Ok((asked, site.clone(), rule.clone()))
+}
+
+impl Visit {
+    fn answer(mut self) -> Serving {
+        match &self.rule.settings.action {
+            Action::Redirect(redirect) => {
+                let response = answer::redirect(redirect, &self.facts());
+                self.ready(response)
+            }
+            Action::Fixed(fixed) => {
+                let response = answer::fixed(fixed);
+                self.ready(response)
+            }
+            Action::Pass(_) => match self.skips_cache() {
+                Some(reason) => Serving::Waiting(Box::pin(async move {
+                    let outcome = self.pass(reason, None).await;
+                    self.conclude(outcome)
+                })),
+                None => self.look_up(),
+            },
+        }
+    }
+
+    /// What never looks into the cache: other methods, configured bypasses, requests with
+    /// content, and changes of protocol.
+    fn skips_cache(&self) -> Option<Reason> {
+        if self.asked.upgrade.is_some() || !self.body.is_end_stream() {
+            return Some(Reason::Method);
+        }
+        let settings = &self.rule.settings.cache;
+        cache::skips_cache(&self.request.method, &self.request.headers, &self.directives, settings)
+    }
+
+    /// key → lookup → decide.
+    fn look_up(mut self) -> Serving {
+        let target = self.target();
+        let Some(found) = self.look_in_memory(&target) else {
+            return Serving::Waiting(Box::pin(async move {
+                let found = self.look_everywhere(target).await;
+                let outcome = self.act(found).await;
+                self.conclude(outcome)
+            }));
+        };
+        match self.act_now(&found) {
+            Some(response) => self.ready(response),
+            None => Serving::Waiting(Box::pin(async move {
+                let outcome = self.act(found).await;
+                self.conclude(outcome)
+            })),
+        }
+    }
+
+    /// What can be answered without waiting: a hit, fresh or permitted stale.
+    fn act_now(&mut self, found: &Found) -> Option<Response<Body>> {
+        let head = found.head.as_ref()?;
+        match self.decide(found) {
+            Decision::Serve { .. } => self.hit(head, None),
+            Decision::ServeStale { why, refresh, .. } => {
+                let response = self.hit(head, Some(why))?;
+                if refresh {
+                    self.refresh(found);
+                }
+                Some(response)
+            }
+            Decision::Validate(_) | Decision::Forward(_) | Decision::GatewayTimeout(_) => None,
+        }
+    }
+
+    async fn act(&mut self, found: Found) -> Result<Response<Body>, Failure> {
+        if let Some(response) = self.act_now(&found) {
+            return Ok(response);
+        }
+        match self.decide(&found) {
+            Decision::GatewayTimeout(reason) => {
+                self.context.cache_status = CacheStatus::forwarded(reason);
+                Err(failures::only_if_cached())
+            }
+            Decision::Validate(reason) => self.fetch(found, reason).await,
+            Decision::Forward(reason) => self.fetch(Found { head: None, ..found }, reason).await,
+            // Not all the bytes that are asked for are stored.
+            Decision::Serve { .. } | Decision::ServeStale { .. } => {
+                self.fetch(Found { head: None, ..found }, Reason::BytesMissing).await
+            }
+        }
+    }
+
+    fn decide(&self, found: &Found) -> Decision {
+        let Some(head) = &found.head else {
+            return cache::decide_absent(&self.directives, found.absent);
+        };
+        let purged = self.worker.store.purge_verdict(head);
+        let settings = &self.rule.settings.cache;
+        cache::decide(&head.response, purged, &self.directives, settings, self.context.received_at)
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            client: self.asked.client,
+            place: &self.context.place,
+            request_id: &self.context.id,
+            scheme: self.asked.scheme,
+            authority: self.asked.authority.as_str(),
+            path: self.asked.path(),
+            query: self.asked.query(),
+        }
+    }
+
+    fn ready(self, response: Response<Body>) -> Serving {
+        Serving::Ready(Some(self.finish(response)))
+    }
+
+    fn conclude(mut self, outcome: Result<Response<Body>, Failure>) -> Response<Body> {
+        match outcome {
+            Ok(response) => self.finish(response),
+            Err(failure) => {
+                let response = fail(&self.plan, &mut self.context, &failure);
+                send(&self.worker, self.context, response)
+            }
+        }
+    }
+
+    /// encode → finish.
+    fn finish(self, response: Response<Body>) -> Response<Body> {
+        let settings = &self.rule.settings;
+        let (method, fields) = (&self.request.method, &self.request.headers);
+        let mut response = transform::transform(
+            method,
+            fields,
+            response,
+            &settings.compression,
+            &self.worker.recorder,
+        );
+        let headers = response.headers_mut();
+        if !settings.response_fields.is_empty() {
+            settings.response_fields.apply(headers, &self.facts());
+        }
+        respond::mark(headers, &self.context, &self.plan.identity, self.shown_key().as_deref());
+        send(&self.worker, self.context, response)
+    }
+
+    fn shown_key(&self) -> Option<Box<str>> {
+        self.rule.settings.cache.show_key.then(|| self.target().key.text)
+    }
+
+    fn request_fields(&self) -> &HeaderMap {
+        &self.request.headers
+    }
+
+    fn target(&self) -> Target {
+        Target::of(&self.rule, &self.asked, self.request_fields())
+    }
+}
+
+fn fail(plan: &Plan, context: &mut RequestContext, failure: &Failure) -> Response<Body> {
+    context.failure = Some(failure.reason);
+    tracing::debug!(request = %context.id, reason = failure.reason, detail = %failure.detail, "refused or failed");
+    let id = context.id.to_string();
+    let mut response = respond::failure::response(failure, &plan.identity.name, &id);
+    if context.site.is_some() {
+        respond::mark(response.headers_mut(), context, &plan.identity, None);
+    }
+    response
+}
+
+/// Counts, logs, and lets it go.
+fn send(worker: &Worker, context: RequestContext, response: Response<Body>) -> Response<Body> {
+    let elapsed = worker.clock.instant().duration_since(context.started);
+    respond::account(context, &worker.recorder, &worker.log, elapsed, response)
+}

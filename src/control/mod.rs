@@ -1,1 +1,8 @@
-//! See docs/ARCHITECTURE.md.
+//! Beside the path, never on it: the admin API (and, later, the purge bus, membership and
+//! certificates). A hit never waits for anything in here.
+
+pub mod admin;
+pub mod problem;
+pub mod purge;
+
+pub use admin::{Admin, Coming, NodeActions};

@@ -1,0 +1,92 @@
+//! What the commands other than `run` do: they talk to a running node's admin API.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// An answer of the admin API.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The body, as text.
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON, or why the call failed, in one line.
+    pub fn json(self) -> Result<Value, String> {
+        let value: Value = serde_json::from_str(&self.body)
+            .map_err(|_| format!("{} {}", self.status, self.body.trim()))?;
+        if self.status < 400 {
+            return Ok(value);
+        }
+        Err(value["detail"].as_str().unwrap_or(&self.body).to_owned())
+    }
+}
+
+/// One call of the admin API at `address`.
+///
+/// # Errors
+/// Nobody listens there, or the answer is not HTTP.
+pub fn call(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    fields: &[String],
+    body: &str,
+) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    let mut head = format!("{method} {target} HTTP/1.0\r\nHost: {address}\r\n");
+    for field in fields {
+        head.push_str(field);
+        head.push_str("\r\n");
+    }
+    head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+    stream.write_all(head.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    parse(&answer).ok_or_else(|| io::Error::other(format!("{address} does not speak HTTP")))
+}
+
+fn parse(answer: &str) -> Option<Answer> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { status, body: body.to_owned() })
+}
+
+/// Text for a query parameter: everything but unreserved characters percent-encoded.
+pub fn percent_encode(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(byte as char);
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+        out
+    })
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_api_is_told_in_its_own_words() {
+        let body = r#"{"title":"Bad Request","detail":"an empty tag"}"#;
+        let answer = parse(&format!("HTTP/1.0 400 Bad Request\r\na: b\r\n\r\n{body}")).unwrap();
+        assert_eq!(answer.json().unwrap_err(), "an empty tag");
+    }
+
+    #[test]
+    fn a_url_survives_a_query_parameter() {
+        assert_eq!(percent_encode("https://a/b?c=d&e"), "https%3A%2F%2Fa%2Fb%3Fc%3Dd%26e");
+    }
+}

@@ -1,0 +1,274 @@
+//! The admin API: a listener of its own, beside the path. docs/reference/admin-api.md
+//! describes every call.
+//!
+//! It knows the store and the metrics. What only the node can do (reload, explain, drain)
+//! comes in as [`NodeActions`], made in node.rs.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::problem::Problem;
+use super::purge::PurgeOrder;
+use crate::clock::{Clock, unix_ms};
+use crate::metrics::Metrics;
+use crate::store::{PurgeBatch, Store};
+
+/// What a [`NodeActions`] method promises.
+pub type Coming<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a caller may ask of the node as a whole.
+pub trait NodeActions: Send + Sync + 'static {
+    /// `None` while the node serves; otherwise why it doesn't.
+    fn not_ready(&self) -> Option<&'static str>;
+    /// Reads the configuration anew; the lines say what changed, or what was wrong.
+    fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>>;
+    /// Begins to drain.
+    fn drain(&self);
+    /// A URL as this node writes it into keys.
+    fn canonical_url(&self, uri: &Uri) -> Result<String, String>;
+    /// Why a request for this URL would be a hit or a miss.
+    fn explain<'a>(
+        &'a self,
+        uri: &'a Uri,
+        headers: &'a http::HeaderMap,
+        client: Option<IpAddr>,
+    ) -> Coming<'a, Result<Value, String>>;
+}
+
+/// What the API answers from.
+pub struct Admin {
+    /// The node's name, in receipts.
+    pub name: String,
+    /// Where purges go.
+    pub store: Store,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+    /// Wall time.
+    pub clock: Clock,
+    /// What only the node can do.
+    pub node: Arc<dyn NodeActions>,
+}
+
+impl Admin {
+    /// Answers connections until the runtime ends.
+    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: they come back.
+                    tracing::warn!(%error, "admin: can't accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let admin = self.clone();
+            tokio::spawn(async move {
+                let service = service_fn(|request| admin.clone().answer(request));
+                let mut http = http1::Builder::new();
+                http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+                // A caller that breaks off is the caller's trouble.
+                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let answer = self.route(request).await;
+        Ok(answer.unwrap_or_else(|problem| problem.response()))
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
+        let path = request.uri().path().to_owned();
+        let Some((_, method)) = CALLS.iter().find(|(call, _)| *call == path) else {
+            let calls: Vec<_> = CALLS.iter().map(|(call, _)| *call).collect();
+            let detail = format!("no call {path:?}; there are {}", calls.join(", "));
+            return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+        };
+        if request.method() != *method {
+            return Ok(method_not_allowed(&path, method));
+        }
+        match path.as_str() {
+            "/healthz" => Ok(text(StatusCode::OK, "ok\n")),
+            "/readyz" => Ok(match self.node.not_ready() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            }),
+            "/metrics" => Ok(self.metrics_text()),
+            "/purge" => self.purge(request).await,
+            "/explain" => self.explain(request).await,
+            "/reload" => self.reload().await,
+            _ => {
+                self.node.drain();
+                Ok(json_response(StatusCode::ACCEPTED, &json!({"draining": true})))
+            }
+        }
+    }
+
+    fn metrics_text(&self) -> Response<Full<Bytes>> {
+        let mut response = text(StatusCode::OK, self.metrics.encode());
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+    }
+
+    async fn purge(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
+        let body = read_body(request.into_body()).await?;
+        let started = self.clock.instant();
+        let order = PurgeOrder::parse(&body, &|uri| self.node.canonical_url(uri))?;
+        let purges = order.scopes.iter().map(|scope| (scope.clone(), order.kind)).collect();
+        let batch = PurgeBatch { purges, ..PurgeBatch::default() };
+        let purged = self.store.purge(batch).await;
+        let sequence = purged
+            .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?
+            .sequence;
+        let ms = started.elapsed().as_secs_f64() * 1e3;
+        let scopes = order.scopes.len();
+        tracing::info!(target: "audit", scopes = ?order.scopes, kind = ?order.kind, reason = order.reason, sequence = sequence.0, "purge");
+        let answer = json!({
+            "id": format!("{}-{}", self.name, sequence.0),
+            "sequence": sequence.0,
+            "scopes": scopes,
+            "at_ms": unix_ms(self.clock.now()),
+            "nodes": { self.name.as_str(): { "state": "applied", "ms": ms } },
+        });
+        Ok(json_response(StatusCode::OK, &answer))
+    }
+
+    /// `GET /explain?url=…&client=…`; the call's own fields that begin with `x-explain-` stand
+    /// for the fields of the request that is explained.
+    async fn explain(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
+        let query = request.uri().query().unwrap_or_default();
+        let url = parameter(query, "url")?.unwrap_or_default();
+        let uri: Uri =
+            url.parse().map_err(|error| Problem::bad_request(format!("url {url:?}: {error}")))?;
+        if uri.authority().is_none() {
+            let detail = "expected /explain?url=https://host/path";
+            return Err(Problem::bad_request(detail));
+        }
+        let client = parameter(query, "client")?
+            .map(|client| client.parse())
+            .transpose()
+            .map_err(|_| Problem::bad_request("client: expected an IP address"))?;
+        let headers = explained_fields(request.headers());
+        let explained = self.node.explain(&uri, &headers, client).await;
+        Ok(json_response(StatusCode::OK, &explained.map_err(Problem::bad_request)?))
+    }
+
+    async fn reload(&self) -> Result<Response<Full<Bytes>>, Problem> {
+        match self.node.reload().await {
+            Ok(changes) => Ok(json_response(StatusCode::OK, &json!({"changes": changes}))),
+            Err(mistakes) => {
+                let detail = format!("the old configuration stays: {}", mistakes.join("; "));
+                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
+            }
+        }
+    }
+}
+
+/// Every call and its method.
+const CALLS: &[(&str, Method)] = &[
+    ("/healthz", Method::GET),
+    ("/readyz", Method::GET),
+    ("/metrics", Method::GET),
+    ("/purge", Method::POST),
+    ("/explain", Method::GET),
+    ("/reload", Method::POST),
+    ("/drain", Method::POST),
+];
+
+async fn read_body(body: Incoming) -> Result<Bytes, Problem> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect());
+    match read.await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            let detail = format!("the body is longer than {BODY_BYTES_MAX} bytes");
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
+        }
+        Ok(Err(error)) => Err(Problem::bad_request(format!("the body broke off: {error}"))),
+        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+    }
+}
+
+fn explained_fields(headers: &http::HeaderMap) -> http::HeaderMap {
+    let prefixed = headers.iter().filter_map(|(name, value)| {
+        let name = name.as_str().strip_prefix("x-explain-")?.parse().ok()?;
+        Some((name, value.clone()))
+    });
+    let mut fields = http::HeaderMap::new();
+    for (name, value) in prefixed {
+        let name: http::HeaderName = name;
+        fields.append(name, value);
+    }
+    fields
+}
+
+/// A parameter of a query, decoded.
+fn parameter(query: &str, name: &str) -> Result<Option<String>, Problem> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+    let broken = || Problem::bad_request(format!("{name}: not valid percent-encoding"));
+    value.map(|value| percent_decode(value).ok_or_else(broken)).transpose()
+}
+
+/// `None` where a percent sign is not followed by two hex digits, or the bytes aren't UTF-8.
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        if first != b'%' {
+            bytes.push(first);
+            rest = tail;
+            continue;
+        }
+        let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &tail[2..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn method_not_allowed(path: &str, method: &Method) -> Response<Full<Bytes>> {
+    let detail = format!("{path} takes {method}");
+    let mut response = Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).response();
+    let allow = HeaderValue::from_str(method.as_str()).expect("a method is a token");
+    response.headers_mut().insert(ALLOW, allow);
+    response
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn json_response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+    let mut response = text(status, format!("{value:#}\n"));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// 10,000 URLs of 400 bytes.
+const BODY_BYTES_MAX: usize = 4 << 20;
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,180 @@
+//! What `POST /purge` was asked: from JSON to scopes, every mistake named.
+
+use std::fmt::Display;
+
+use http::Uri;
+use serde::Deserialize;
+
+use super::problem::Problem;
+use crate::cache::{PurgeKind, PurgeScope};
+
+/// A purge as the caller ordered it, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PurgeOrder {
+    /// What it covers; at least one, at most [`SCOPES_MAX`].
+    pub scopes: Vec<PurgeScope>,
+    /// Soft marks stale, hard removes.
+    pub kind: PurgeKind,
+    /// For the audit log, at most [`REASON_BYTES_MAX`].
+    pub reason: Option<String>,
+}
+
+/// The most URLs or tags of one call.
+pub const SCOPES_MAX: usize = 10_000;
+/// The longest reason, in bytes.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// The longest tag, prefix or URL, in bytes.
+pub const SCOPE_BYTES_MAX: usize = 8192;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    url: Option<String>,
+    #[serde(default)]
+    urls: Vec<String>,
+    prefix: Option<String>,
+    tag: Option<String>,
+    #[serde(default)]
+    tags: Vec<String>,
+    site: Option<String>,
+    #[serde(default)]
+    all: bool,
+    #[serde(default)]
+    soft: bool,
+    reason: Option<String>,
+}
+
+/// How a URL is written in keys: the routing's own normalisation, given by the node.
+pub type CanonicalUrl<'a> = &'a dyn Fn(&Uri) -> Result<String, String>;
+
+impl PurgeOrder {
+    /// Reads the body of a call.
+    ///
+    /// # Errors
+    /// Not JSON, unknown fields, nothing to purge, too much of it, URLs that aren't absolute
+    /// or aren't of this node: a [`Problem`] that says which.
+    pub fn parse(body: &[u8], canonical: CanonicalUrl<'_>) -> Result<Self, Problem> {
+        let written: Written = serde_json::from_slice(body)
+            .map_err(|error| Problem::bad_request(format!("the body is not a purge: {error}")))?;
+        let mut scopes = Vec::new();
+        for url in written.url.iter().chain(&written.urls) {
+            scopes.extend(url_scopes(url, canonical)?);
+        }
+        for tag in written.tag.iter().chain(&written.tags) {
+            scopes.push(PurgeScope::Tag(checked("tag", tag)?));
+        }
+        if let Some(prefix) = &written.prefix {
+            scopes.extend(prefix_scopes(prefix)?);
+        }
+        if let Some(site) = &written.site {
+            scopes.push(PurgeScope::Site(checked("site", site)?));
+        }
+        if written.all {
+            scopes.push(PurgeScope::All);
+        }
+        let asked = written.urls.len() + written.tags.len();
+        if asked > SCOPES_MAX {
+            let detail = format!("{asked} URLs and tags in one call: at most {SCOPES_MAX}");
+            return Err(Problem::new(http::StatusCode::PAYLOAD_TOO_LARGE, detail));
+        }
+        if scopes.is_empty() {
+            let detail = "nothing to purge: give one of url, urls, prefix, tag, tags, site, all";
+            return Err(Problem::bad_request(detail));
+        }
+        if written.reason.as_ref().is_some_and(|reason| reason.len() > REASON_BYTES_MAX) {
+            let detail = format!("the reason is longer than {REASON_BYTES_MAX} bytes");
+            return Err(Problem::bad_request(detail));
+        }
+        let kind = if written.soft { PurgeKind::Soft } else { PurgeKind::Hard };
+        Ok(Self { scopes, kind, reason: written.reason })
+    }
+}
+
+/// A URL is purged for both schemes: who purges the https page wants the http one gone too.
+fn url_scopes(url: &str, canonical: CanonicalUrl<'_>) -> Result<[PurgeScope; 2], Problem> {
+    let text = checked("url", url)?;
+    let uri: Uri = text.parse().map_err(|error| bad("url", url, &error))?;
+    if uri.scheme().is_none() || uri.authority().is_none() {
+        return Err(bad("url", url, &"expected an absolute URL such as https://example.org/page"));
+    }
+    let url_key = canonical(&uri).map_err(|error| bad("url", url, &error))?;
+    Ok(both_schemes(&url_key).map(PurgeScope::Url))
+}
+
+fn prefix_scopes(prefix: &str) -> Result<[PurgeScope; 2], Problem> {
+    let text = checked("prefix", prefix)?;
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let is_whole = rest.is_some_and(|rest| rest.contains('/') && !rest.starts_with('/'));
+    if !is_whole {
+        let expected = "expected scheme, host and at least one slash of the path, such as https://example.org/blog/";
+        return Err(bad("prefix", prefix, &expected));
+    }
+    let (host, path) = rest.and_then(|rest| rest.split_once('/')).unwrap_or_default();
+    let scheme = &text[..text.len() - host.len() - path.len() - 1];
+    let normal = format!("{scheme}{}/{path}", host.to_ascii_lowercase());
+    Ok(both_schemes(&normal).map(PurgeScope::Prefix))
+}
+
+fn both_schemes(url: &str) -> [Box<str>; 2] {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    [format!("https://{rest}").into(), format!("http://{rest}").into()]
+}
+
+fn checked(what: &str, value: &str) -> Result<Box<str>, Problem> {
+    if value.is_empty() {
+        return Err(Problem::bad_request(format!("an empty {what}")));
+    }
+    if value.len() > SCOPE_BYTES_MAX {
+        return Err(Problem::bad_request(format!(
+            "a {what} of {} bytes: at most {SCOPE_BYTES_MAX}",
+            value.len()
+        )));
+    }
+    Ok(value.into())
+}
+
+fn bad(what: &str, value: &str, why: &dyn Display) -> Problem {
+    Problem::bad_request(format!("{what} {value:?}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> Result<PurgeOrder, Problem> {
+        PurgeOrder::parse(body.as_bytes(), &|uri| Ok(uri.to_string()))
+    }
+
+    fn check_refused(body: &str, expected: &str) {
+        let problem = parse(body).expect_err("refused");
+        assert!(problem.detail.contains(expected), "{}", problem.detail);
+        assert!(problem.status.is_client_error());
+    }
+
+    #[test]
+    fn a_url_is_purged_for_both_schemes() {
+        let order = parse(r#"{"url": "https://example.org/a"}"#).expect("a purge");
+        let urls = ["https://example.org/a", "http://example.org/a"];
+        assert_eq!(order.scopes, urls.map(|url| PurgeScope::Url(url.into())));
+        assert_eq!(order.kind, PurgeKind::Hard);
+    }
+
+    #[test]
+    fn a_prefix_keeps_its_path_and_lowers_its_host() {
+        let order = parse(r#"{"prefix": "https://Example.org/Blog/", "soft": true}"#).expect("ok");
+        assert_eq!(order.scopes[0], PurgeScope::Prefix("https://example.org/Blog/".into()));
+        assert_eq!(order.kind, PurgeKind::Soft);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        check_refused("{", "not a purge");
+        check_refused("{}", "nothing to purge");
+        check_refused(r#"{"uri": "x"}"#, "unknown field `uri`");
+        check_refused(r#"{"url": "/a"}"#, "expected an absolute URL");
+        check_refused(r#"{"prefix": "https://example.org"}"#, "at least one slash");
+        check_refused(r#"{"tag": ""}"#, "an empty tag");
+        let many = vec!["\"t\""; SCOPES_MAX + 1].join(",");
+        check_refused(&format!(r#"{{"tags": [{many}]}}"#), "at most 10000");
+    }
+}

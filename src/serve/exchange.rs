@@ -1,0 +1,242 @@
+//! An exchange with upstream on behalf of one or many requests, and what becomes of its
+//! response. It may outlive the client that caused it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::sync::oneshot;
+
+use super::worker::{CorePlan, Worker};
+use crate::body::Body;
+use crate::cache::vary::Variant;
+use crate::cache::{
+    self, CacheKey, Exchange, Freshened, Place, PurgeSequence, Reason, StoredResponse, Storing,
+    Vary, VaryList,
+};
+use crate::context::UpstreamFacts;
+use crate::fetch::collapse::{Failure as FillFailure, Lead};
+use crate::fetch::{FetchError, FillEnd, Intent, Pool, UpstreamResponse};
+use crate::route::{Rule, Site};
+use crate::store::{Head, Record};
+
+/// All that an exchange needs to know of the request, so that it can go on without it.
+#[derive(Clone)]
+pub(super) struct Job {
+    pub worker: Rc<Worker>,
+    pub plan: Rc<CorePlan>,
+    pub site: Arc<Site>,
+    pub rule: Arc<Rule>,
+    pub pool: Arc<Pool>,
+    pub key: CacheKey,
+    pub method: Method,
+    /// The client's fields, as the gate left them.
+    pub fields: HeaderMap,
+    /// What is being validated.
+    pub stale: Option<Arc<Head>>,
+    /// Whether an error of upstream may be answered with `stale`.
+    pub stale_if_error: bool,
+}
+
+/// What the client that caused an exchange is told of it.
+pub(super) struct Report {
+    pub upstream: Option<UpstreamFacts>,
+    pub came: Came,
+}
+
+/// What an exchange came to.
+pub(super) enum Came {
+    /// A response for the client that caused it, and why it is not stored.
+    Alone(Response<Body>, Reason),
+    /// On its way into the store; whoever follows the fill reads it.
+    Filling,
+    /// The stored response holds; this is its new head.
+    Validated(Arc<Head>),
+    /// Upstream answered with an error, in whose place a stale response may be served.
+    Error(StatusCode),
+    /// No response at all.
+    Failed(Arc<FetchError>),
+}
+
+/// What is to be done with a response from upstream.
+pub(super) enum Settled {
+    Pass { response: Response<Body>, reason: Reason, remember: Option<std::time::Duration> },
+    Store(Box<StoredResponse>, Response<Body>),
+    Validated(Arc<Head>),
+    Error(StatusCode),
+}
+
+impl Job {
+    /// Leads: asks upstream for all who follow.
+    pub async fn lead(self, request: Request<Body>, lead: Lead, report: oneshot::Sender<Report>) {
+        let began = self.worker.clock.now();
+        let upstream = match self.send_validating(request, began).await {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                let error = Arc::new(error);
+                lead.fail(FillFailure::Upstream(error.clone()));
+                // A client that left needs no report; here and below.
+                let _ = report.send(Report { upstream: None, came: Came::Failed(error) });
+                return;
+            }
+        };
+        let upstream_facts = Some(facts(&upstream));
+        let tell = |came| drop(report.send(Report { upstream: upstream_facts, came }));
+        match self.settle(upstream.response, began, lead.sequence()).await {
+            Settled::Pass { response, reason, remember } => {
+                lead.release(remember);
+                tell(Came::Alone(response, reason));
+            }
+            Settled::Validated(head) => {
+                lead.stored();
+                tell(Came::Validated(head));
+            }
+            Settled::Error(status) => {
+                lead.fail(FillFailure::Status(status));
+                tell(Came::Error(status));
+            }
+            Settled::Store(stored, response) => {
+                tell(Came::Filling);
+                self.fill(lead, stored, response).await;
+            }
+        }
+    }
+
+    /// Moves a response's body into the store, and to whoever reads it, until its end.
+    pub async fn fill(self, lead: Lead, stored: Box<StoredResponse>, response: Response<Body>) {
+        let stored = Arc::new(*stored);
+        let filled = lead.fill(&self.worker.store, stored.clone(), response.into_body()).await;
+        if matches!(filled.end, FillEnd::Stored) {
+            self.note_variant(&stored).await;
+        }
+    }
+
+    /// Sends the request; a 304 that is not about what we have is asked again for the whole.
+    async fn send_validating(
+        &self,
+        request: Request<Body>,
+        began: SystemTime,
+    ) -> Result<UpstreamResponse, FetchError> {
+        let mut again = Request::new(Body::Empty);
+        *again.method_mut() = request.method().clone();
+        *again.uri_mut() = request.uri().clone();
+        *again.headers_mut() = request.headers().clone();
+        let upstream = self.send(request).await?;
+        let Some(stale) = self.stale.as_ref().filter(|_| is_304(&upstream.response)) else {
+            return Ok(upstream);
+        };
+        let exchange = self.exchange(&upstream.response, began);
+        let settings = &self.rule.settings.cache;
+        match cache::freshen(&stale.response, &exchange, PurgeSequence::default(), settings) {
+            Freshened::NotThisOne => {
+                again.headers_mut().remove(IF_NONE_MATCH);
+                again.headers_mut().remove(IF_MODIFIED_SINCE);
+                self.send(again).await
+            }
+            Freshened::Updated(_) | Freshened::Once(..) => Ok(upstream),
+        }
+    }
+
+    /// Sends the request upstream and waits for the head of the response.
+    pub async fn send(&self, request: Request<Body>) -> Result<UpstreamResponse, FetchError> {
+        let intent = Intent { hash: self.key.hash.0 as u64, upgrade: None };
+        let sent = self.worker.upstreams.send(&self.pool, request, intent).await;
+        if let Err(error) = &sent {
+            tracing::warn!(site = %self.site.name, pool = %self.pool.name(), %error, "no response from upstream");
+        }
+        sent
+    }
+
+    /// What is to be done with a response whose head is in.
+    pub async fn settle(
+        &self,
+        mut response: Response<Body>,
+        began: SystemTime,
+        sequence: PurgeSequence,
+    ) -> Settled {
+        let status = response.status();
+        if self.stale_if_error && cache::decide::is_upstream_error(status) {
+            return Settled::Error(status);
+        }
+        self.complete(&mut response);
+        let settings = &self.rule.settings.cache;
+        if let Some(stale) = self.stale.as_ref().filter(|_| is_304(&response)) {
+            let exchange = self.exchange(&response, began);
+            match cache::freshen(&stale.response, &exchange, sequence, settings) {
+                Freshened::Updated(fresh) => {
+                    return Settled::Validated(self.worker.store.replace(stale, *fresh));
+                }
+                // It holds this once: stale from the start, so that nobody else is given it.
+                Freshened::Once(once, _) => {
+                    return Settled::Validated(self.worker.store.replace(stale, *once));
+                }
+                Freshened::NotThisOne => {}
+            }
+        }
+        let variant = self.variant_of(response.headers());
+        let place = Place { key: &self.key, variant: &variant, site: &self.site.name, sequence };
+        match cache::may_store(&self.exchange(&response, began), &place, settings) {
+            Storing::Store(stored) => Settled::Store(stored, response),
+            Storing::Pass { reason, remember } => Settled::Pass { response, reason, remember },
+        }
+    }
+
+    fn exchange<'a>(&'a self, response: &'a Response<Body>, began: SystemTime) -> Exchange<'a> {
+        Exchange {
+            method: &self.method,
+            request: &self.fields,
+            status: response.status(),
+            response: response.headers(),
+            request_time: began,
+            response_time: self.worker.clock.now(),
+        }
+    }
+
+    /// What upstream left out and a recipient may add: `Date` (RFC 9110 §6.6.1).
+    fn complete(&self, response: &mut Response<Body>) {
+        let now = self.worker.clock.now();
+        response.headers_mut().entry(DATE).or_insert_with(|| cache::fields::http_date(now));
+    }
+
+    /// The canonical values of the fields that the response is selected by.
+    fn variant_of(&self, response: &HeaderMap) -> Box<str> {
+        match Vary::of(response) {
+            Vary::Fields(fields) => {
+                cache::variant_key(&self.key, &fields, &self.fields, &self.plan.codings).1
+            }
+            Vary::Nothing | Vary::Star => "".into(),
+        }
+    }
+
+    /// Lists a variant just stored under its key.
+    async fn note_variant(&self, stored: &StoredResponse) {
+        let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
+        let store = &self.worker.store;
+        let mut list = match store.find(self.key.hash).await {
+            Some(Record::Variants(list)) => VaryList::clone(&list),
+            _ => VaryList::default(),
+        };
+        let codings = &self.plan.codings;
+        let (hash, _) = cache::variant_key(&self.key, &fields, &self.fields, codings);
+        let variant = Variant::new(hash, &fields, &self.fields, &stored.headers, codings);
+        for dropped in list.note(&fields, variant, self.rule.settings.cache.variants_max) {
+            store.forget(dropped);
+        }
+        store.put_variants(self.key.hash, list);
+    }
+}
+
+/// What the log and `Cache-Status` tell of an exchange.
+pub(super) fn facts(upstream: &UpstreamResponse) -> UpstreamFacts {
+    UpstreamFacts {
+        origin: upstream.origin.clone(),
+        first_byte: upstream.first_byte,
+        status: upstream.response.status(),
+    }
+}
+
+fn is_304(response: &Response<Body>) -> bool {
+    response.status() == StatusCode::NOT_MODIFIED
+}

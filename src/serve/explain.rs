@@ -1,0 +1,164 @@
+//! "Why would this be a hit or a miss?" The same steps as [`super::serve`], up to *decide*,
+//! without touching anything.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use geo::Geo;
+use http::{HeaderMap, Method, Uri};
+use serde_json::{Value, json};
+
+use super::worker::Plan;
+use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives};
+use crate::clock::Clock;
+use crate::route::{Action, Question};
+use crate::store::{Head, Record, Store};
+
+/// What an explanation is made from.
+#[derive(Clone)]
+pub struct Explainer {
+    /// The plan in force.
+    pub plan: Arc<Plan>,
+    /// Memory and disk.
+    pub store: Store,
+    /// Where addresses are.
+    pub geo: Arc<Geo>,
+    /// Time.
+    pub clock: Clock,
+}
+
+impl Explainer {
+    /// Explains a GET for `uri` with these fields, from `client` where it is given.
+    ///
+    /// # Errors
+    /// The gate refuses the URL, or no site has its host: says which.
+    pub async fn explain(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        client: Option<IpAddr>,
+    ) -> Result<Value, String> {
+        let plan = &self.plan;
+        let asked = plan.gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
+        let place = client.map(|client| self.geo.locate(client)).unwrap_or_default();
+        let method = Method::GET;
+        let question = Question {
+            host: asked.authority.host(),
+            path: asked.path(),
+            method: &method,
+            place: &place,
+        };
+        let (site, rule) = plan.routes.find(&question).ok_or("no site here has this host")?;
+        let settings = &rule.settings.cache;
+        let mut told = json!({
+            "url": format!("{}://{}{}", asked.scheme, asked.authority.as_str(), asked.target),
+            "site": &*site.name,
+            "rule": &*rule.settings.name,
+            "country": place.country.map(|country| country.as_str().to_owned()),
+        });
+        if !matches!(rule.settings.action, Action::Pass(_)) {
+            told["decision"] = json!("answered by the rule itself");
+            return Ok(told);
+        }
+        told["pool"] = json!(rule.pool(&place).map(|pool| pool.name().to_string()));
+        let directives = RequestDirectives::of(headers, settings.honoured);
+        if let Some(reason) = cache::skips_cache(&method, headers, &directives, settings) {
+            told["decision"] = forward(reason);
+            return Ok(told);
+        }
+        let authority = asked.authority.as_str();
+        let key = CacheKey::of(
+            &settings.key,
+            asked.scheme,
+            authority,
+            asked.path(),
+            asked.query(),
+            headers,
+        );
+        told["key"] = json!(&*key.text);
+        let (head, absent) = self.look(&key, headers, settings.select_language, &mut told).await;
+        let Some(head) = head else {
+            told["decision"] = decision(cache::decide_absent(&directives, absent));
+            return Ok(told);
+        };
+        let now = self.clock.now();
+        let purged = self.store.purge_verdict(&head);
+        told["stored"] = stored(&head, now);
+        told["purged"] = json!(purged.map(|kind| format!("{kind:?}").to_lowercase()));
+        told["decision"] =
+            decision(cache::decide(&head.response, purged, &directives, settings, now));
+        Ok(told)
+    }
+
+    async fn look(
+        &self,
+        key: &CacheKey,
+        headers: &HeaderMap,
+        select_language: bool,
+        told: &mut Value,
+    ) -> (Option<Arc<Head>>, Reason) {
+        match self.store.peek(key.hash).await {
+            None => (None, Reason::Absent),
+            Some(Record::Response(head)) if head.response.key == key.text => {
+                (Some(head), Reason::Absent)
+            }
+            Some(Record::Response(_)) => (None, Reason::KeyCollision),
+            Some(Record::Variants(list)) => {
+                told["varies_by"] = list
+                    .sets
+                    .iter()
+                    .map(|set| set.fields.iter().map(http::HeaderName::as_str).collect::<Vec<_>>())
+                    .collect();
+                for candidate in list.candidates(key, headers, &self.plan.codings, select_language)
+                {
+                    if let Some(Record::Response(head)) = self.store.peek(candidate.hash).await
+                        && candidate.fits(key, &head.response)
+                    {
+                        told["variant"] = json!(&*head.response.variant);
+                        return (Some(head), Reason::VariantAbsent);
+                    }
+                }
+                (None, Reason::VariantAbsent)
+            }
+        }
+    }
+}
+
+fn stored(head: &Head, now: std::time::SystemTime) -> Value {
+    let response = &head.response;
+    let freshness = &response.freshness;
+    json!({
+        "status": response.status.as_u16(),
+        "bytes": head.complete_length(),
+        "age_s": freshness.age(now).as_secs(),
+        "lifetime_s": freshness.lifetime.as_secs(),
+        "ttl_s": freshness.ttl(now),
+        "heuristic": freshness.heuristic,
+        "stale_while_revalidate_s": freshness.stale_while_revalidate.as_secs(),
+        "stale_if_error_s": freshness.stale_if_error.as_secs(),
+        "must_revalidate": freshness.must_revalidate,
+        "no_cache": freshness.no_cache,
+        "tags": response.tags.len(),
+        "stored_at_sequence": response.stored_at_sequence.0,
+    })
+}
+
+fn decision(decision: Decision) -> Value {
+    match decision {
+        Decision::Serve { .. } => json!({"act": "hit", "why": "It is fresh."}),
+        Decision::ServeStale { why, refresh, .. } => {
+            json!({"act": "hit", "reason": why.as_str(), "why": why.sentence(), "refresh": refresh})
+        }
+        Decision::Validate(reason) => {
+            json!({"act": "validate", "reason": reason.as_str(), "why": reason.sentence()})
+        }
+        Decision::Forward(reason) => forward(reason),
+        Decision::GatewayTimeout(reason) => {
+            json!({"act": "gateway-timeout", "reason": reason.as_str(), "why": reason.sentence()})
+        }
+    }
+}
+
+fn forward(reason: Reason) -> Value {
+    json!({"act": "forward", "fwd": reason.fwd().as_str(), "reason": reason.as_str(), "why": reason.sentence()})
+}

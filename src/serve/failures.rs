@@ -1,0 +1,82 @@
+//! What the rooms call their failures, as what the last room answers with.
+
+use http::StatusCode;
+
+use crate::fetch::FetchError;
+use crate::guard::Refusal;
+use crate::respond::Failure;
+
+pub(super) fn refused(refusal: Refusal) -> Failure {
+    let retry_after_s = match refusal {
+        Refusal::RateLimited { retry_after } => {
+            Some(u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX).max(1))
+        }
+        _ => None,
+    };
+    Failure {
+        status: refusal.status(),
+        reason: refusal.as_str(),
+        detail: refusal.to_string().into(),
+        proxy_error: None,
+        close: refusal.closes(),
+        retry_after_s,
+    }
+}
+
+/// What the client is told is the kind of failure; which origin it was stays in the log.
+pub(super) fn upstream(error: &FetchError) -> Failure {
+    let status = error.status();
+    let kind = error.proxy_error();
+    Failure {
+        status,
+        reason: kind,
+        detail: format!("the origin gave no response ({})", kind.replace('_', " ")).into(),
+        proxy_error: Some(kind),
+        close: false,
+        retry_after_s: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5),
+    }
+}
+
+pub(super) fn abandoned() -> Failure {
+    Failure {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        reason: "abandoned",
+        detail: "the task that asked the origin ended without an answer".into(),
+        proxy_error: Some("proxy_internal_error"),
+        close: false,
+        retry_after_s: Some(1),
+    }
+}
+
+pub(super) fn no_site() -> Failure {
+    Failure {
+        status: StatusCode::MISDIRECTED_REQUEST,
+        reason: "no-site",
+        detail: "no site here has this host".into(),
+        proxy_error: None,
+        close: false,
+        retry_after_s: None,
+    }
+}
+
+pub(super) fn only_if_cached() -> Failure {
+    Failure {
+        status: StatusCode::GATEWAY_TIMEOUT,
+        reason: "only-if-cached",
+        detail: "the request wants a stored response only, and none can be used".into(),
+        proxy_error: None,
+        close: false,
+        retry_after_s: None,
+    }
+}
+
+pub(super) fn upstream_status(status: StatusCode) -> Failure {
+    Failure {
+        status,
+        reason: "upstream-error",
+        detail: format!("the origin answered {status}").into(),
+        proxy_error: Some("http_request_error"),
+        close: false,
+        retry_after_s: None,
+    }
+}

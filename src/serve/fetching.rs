@@ -1,0 +1,266 @@
+//! fetch: a request that what is stored can't answer. It leads an exchange with upstream, or
+//! follows another's; meanwhile and in the end a permitted stale response may stand in.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Response;
+use tokio::sync::oneshot;
+use tokio::task::spawn_local;
+
+use super::answer::{Source, first_hand};
+use super::exchange::{Came, Job, Report};
+use super::lookup::{Found, Target};
+use super::{Visit, failures};
+use crate::body::Body;
+use crate::cache::{self, CacheStatus, Decision, Reason, Vary};
+use crate::fetch::Pool;
+use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome};
+use crate::fetch::fill::Filling;
+use crate::respond::Failure;
+use crate::store::Head;
+
+impl Visit {
+    /// Answers by way of upstream; `found.head` is what may be validated.
+    pub(super) async fn fetch(
+        &mut self,
+        found: Found,
+        reason: Reason,
+    ) -> Result<Response<Body>, Failure> {
+        self.context.cache_status = CacheStatus::forwarded(reason);
+        if self.request.method == http::Method::HEAD {
+            return self.pass(reason, Some(found)).await;
+        }
+        match self.stale_deadline(&found) {
+            None => self.fetch_in_turn(found, reason).await,
+            Some(soft) => {
+                let stale = found.head.clone();
+                let arrived = tokio::time::timeout(soft, self.fetch_in_turn(found, reason)).await;
+                match (arrived, stale) {
+                    (Ok(outcome), _) => outcome,
+                    (Err(_), Some(head)) => self.stand_in(&head, Reason::WhenSlow),
+                    (Err(_), None) => pending().await,
+                }
+            }
+        }
+    }
+
+    /// Once as a leader; as a follower until what was followed has an answer for this request.
+    async fn fetch_in_turn(
+        &mut self,
+        mut found: Found,
+        reason: Reason,
+    ) -> Result<Response<Body>, Failure> {
+        for _ in 0..ROUNDS_MAX {
+            let store = &self.worker.store;
+            let joined = self.worker.fills.join(found.hash, store.sequence(), |response, since| {
+                store.overtaken(response, since)
+            });
+            let follower = match joined {
+                Join::Lead(lead) => return self.lead(lead, found).await,
+                Join::Uncollapsed(_) => return self.pass(reason, Some(found)).await,
+                Join::Follow(follower) => follower,
+            };
+            self.context.cache_status.collapsed = true;
+            match follower.outcome().await {
+                Outcome::Filling(filling) => match self.join_filling(&found, &filling) {
+                    Joined::Answer(response) => return Ok(response),
+                    Joined::Elsewhere(hash) => {
+                        found = Found { hash, head: None, ..found };
+                    }
+                    Joined::Unusable => return self.pass(reason, Some(found)).await,
+                },
+                Outcome::Stored => {
+                    let again = self.look_everywhere(Target { key: found.key.clone() }).await;
+                    if let Some(response) = self.act_now(&again) {
+                        self.context.cache_status =
+                            CacheStatus { collapsed: true, ..self.context.cache_status };
+                        return Ok(response);
+                    }
+                    return self.pass(reason, Some(again)).await;
+                }
+                Outcome::Released => {
+                    self.context.cache_status.collapsed = false;
+                    return self.pass(reason, Some(found)).await;
+                }
+                Outcome::Failed(failure) => return self.without_upstream(&found, &failure),
+            }
+        }
+        self.pass(reason, Some(found)).await
+    }
+
+    async fn lead(&mut self, lead: Lead, found: Found) -> Result<Response<Body>, Failure> {
+        let job = self.job(&found)?;
+        let request = self.fill_request(found.head.as_deref());
+        let follower = lead.follower();
+        let (report, reported) = oneshot::channel();
+        spawn_local(job.lead(request, lead, report));
+        let Ok(Report { upstream, came }) = reported.await else {
+            return Err(failures::abandoned());
+        };
+        self.context.cache_status.fwd_status = upstream.as_ref().map(|facts| facts.status);
+        self.context.upstream = upstream;
+        match came {
+            Came::Alone(mut response, reason) => {
+                self.context.cache_status.detail = Some(reason);
+                self.announce_hop(&mut response);
+                Ok(response)
+            }
+            Came::Filling => self.read_own(&follower).await,
+            Came::Validated(head) => Ok(self.validated(&head)),
+            Came::Error(status) => match self.stale_on_error(found.head.as_ref()) {
+                Some(response) => Ok(response),
+                None => Err(failures::upstream_status(status)),
+            },
+            Came::Failed(error) => self.without_upstream(&found, &FillFailure::Upstream(error)),
+        }
+    }
+
+    /// The leader's own: it is what the origin said to this very request, fresh or not.
+    async fn read_own(&mut self, follower: &Follower) -> Result<Response<Body>, Failure> {
+        let Outcome::Filling(filling) = follower.outcome().await else {
+            return Err(failures::abandoned());
+        };
+        let ttl = filling.response().freshness.ttl(self.worker.clock.now());
+        let status = &mut self.context.cache_status;
+        (status.stored, status.ttl) = (true, Some(ttl));
+        Ok(self.first_hand(&filling))
+    }
+
+    pub(super) fn first_hand(&self, filling: &Filling) -> Response<Body> {
+        let mut response = match self.select(Source::Filling(filling)) {
+            Some(response) => response,
+            // Upstream answered with a part though the whole was asked for: pass it on as it is.
+            None => self.partial(filling),
+        };
+        first_hand(&mut response);
+        response
+    }
+
+    fn validated(&mut self, head: &Arc<Head>) -> Response<Body> {
+        let ttl = head.response.freshness.ttl(self.worker.clock.now());
+        let status = &mut self.context.cache_status;
+        (status.ttl, status.stored, status.detail) = (Some(ttl), true, Some(Reason::Validated));
+        match self.select(Source::Stored(&self.worker.store, head)) {
+            Some(response) => response,
+            None => Response::new(Body::Empty),
+        }
+    }
+
+    /// A follower's look at what it followed.
+    fn join_filling(&mut self, found: &Found, filling: &Filling) -> Joined {
+        let response = filling.response();
+        if response.key != found.key.text {
+            return Joined::Unusable;
+        }
+        if let Vary::Fields(fields) = Vary::of(&response.headers) {
+            let codings = &self.plan.codings;
+            let (hash, variant) =
+                cache::variant_key(&found.key, &fields, self.request_fields(), codings);
+            if variant != response.variant {
+                return match hash == found.hash {
+                    true => Joined::Unusable,
+                    false => Joined::Elsewhere(hash),
+                };
+            }
+        }
+        let now = self.worker.clock.now();
+        let settings = &self.rule.settings.cache;
+        match cache::decide(response, None, &self.directives, settings, now) {
+            Decision::Serve { .. } => {}
+            _ => return Joined::Unusable,
+        }
+        let Some(answer) = self.select(Source::Filling(filling)) else { return Joined::Unusable };
+        self.context.cache_status.ttl = Some(response.freshness.ttl(now));
+        Joined::Answer(answer)
+    }
+
+    /// No response from upstream: a stale one, if it is permitted, or the failure.
+    pub(super) fn without_upstream(
+        &mut self,
+        found: &Found,
+        failure: &FillFailure,
+    ) -> Result<Response<Body>, Failure> {
+        if let Some(response) = self.stale_on_error(found.head.as_ref()) {
+            return Ok(response);
+        }
+        Err(match failure {
+            FillFailure::Abandoned => failures::abandoned(),
+            FillFailure::Upstream(error) => failures::upstream(error),
+            FillFailure::Status(status) => failures::upstream_status(*status),
+        })
+    }
+
+    pub(super) fn stale_on_error(&mut self, stale: Option<&Arc<Head>>) -> Option<Response<Body>> {
+        let head = stale?;
+        if !self.may_serve_stale(head) {
+            return None;
+        }
+        self.stand_in(head, Reason::IfError).ok()
+    }
+
+    pub(super) fn may_serve_stale(&self, head: &Head) -> bool {
+        let purged = self.worker.store.purge_verdict(head);
+        let (settings, now) = (&self.rule.settings.cache, self.worker.clock.now());
+        cache::may_serve_stale_on_error(&head.response, purged, &self.directives, settings, now)
+    }
+
+    /// A stale response in the place of one that upstream has not given.
+    fn stand_in(&mut self, head: &Arc<Head>, why: Reason) -> Result<Response<Body>, Failure> {
+        let status = CacheStatus { detail: Some(why), ..self.context.cache_status };
+        let response = self.hit(head, Some(why)).ok_or_else(failures::abandoned)?;
+        let ttl = self.context.cache_status.ttl;
+        self.context.cache_status = CacheStatus { ttl, ..status };
+        Ok(response)
+    }
+
+    fn stale_deadline(&self, found: &Found) -> Option<Duration> {
+        let head = found.head.as_ref()?;
+        let purged = self.worker.store.purge_verdict(head);
+        let (settings, now) = (&self.rule.settings.cache, self.worker.clock.now());
+        cache::stale_when_slow(&head.response, purged, &self.directives, settings, now)
+    }
+
+    /// Validates in the background, unless somebody does already.
+    pub(super) fn refresh(&self, found: &Found) {
+        let Ok(job) = self.job(found) else { return };
+        let joined = self.worker.fills.join(found.hash, self.worker.store.sequence(), |_, _| false);
+        if let Join::Lead(lead) = joined {
+            let request = self.fill_request(found.head.as_deref());
+            let (report, _) = oneshot::channel();
+            spawn_local(job.lead(request, lead.to_the_end(), report));
+        }
+    }
+
+    pub(super) fn job(&self, found: &Found) -> Result<Job, Failure> {
+        let stale = found.head.clone();
+        Ok(Job {
+            worker: self.worker.clone(),
+            plan: self.plan.clone(),
+            site: self.site.clone(),
+            rule: self.rule.clone(),
+            pool: self.pool()?,
+            key: found.key.clone(),
+            method: self.request.method.clone(),
+            fields: self.request.headers.clone(),
+            stale_if_error: stale.as_ref().is_some_and(|head| self.may_serve_stale(head)),
+            stale,
+        })
+    }
+
+    pub(super) fn pool(&self) -> Result<Arc<Pool>, Failure> {
+        self.rule.pool(&self.context.place).cloned().ok_or_else(failures::no_site)
+    }
+}
+
+enum Joined {
+    Answer(Response<Body>),
+    /// It is of another variant: this is where ours is.
+    Elsewhere(cache::KeyHash),
+    Unusable,
+}
+
+/// A follower may find another variant, and then follow that one's fill. Bounded, so that an
+/// origin that varies without end is asked instead.
+const ROUNDS_MAX: usize = 4;

@@ -1,0 +1,149 @@
+//! key → lookup: where a request's answer would be stored, and what is there.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Uri};
+
+use super::Visit;
+use crate::cache::key::url_part;
+use crate::cache::{CacheKey, KeyHash, Reason, VaryList, variant_key};
+use crate::guard::Normalised;
+use crate::route::{Question, Routes, Rule};
+use crate::store::{Head, Record};
+
+/// Where to look.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub key: CacheKey,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub key: CacheKey,
+    /// Where a response for this request would stand: the key's hash, or its variant's.
+    pub hash: KeyHash,
+    pub head: Option<Arc<Head>>,
+    /// Why there is none.
+    pub absent: Reason,
+}
+
+impl Found {
+    /// Nobody has looked.
+    pub fn unknown(target: Target) -> Self {
+        target.nothing(Reason::Absent)
+    }
+}
+
+impl Target {
+    pub fn of(rule: &Rule, asked: &Normalised, headers: &HeaderMap) -> Self {
+        let policy = &rule.settings.cache.key;
+        let authority = asked.authority.as_str();
+        Self {
+            key: CacheKey::of(
+                policy,
+                asked.scheme,
+                authority,
+                asked.path(),
+                asked.query(),
+                headers,
+            ),
+        }
+    }
+
+    fn nothing(self, absent: Reason) -> Found {
+        let hash = self.key.hash;
+        Found { key: self.key, hash, head: None, absent }
+    }
+}
+
+impl Visit {
+    /// `None` when only the disk knows.
+    pub(super) fn look_in_memory(&self, target: &Target) -> Option<Found> {
+        let store = &self.worker.store;
+        match store.in_memory(target.key.hash)? {
+            Record::Response(head) => Some(found(target.clone(), head)),
+            Record::Variants(list) => {
+                let candidates = self.candidates(&list, &target.key);
+                for candidate in &candidates {
+                    if let Record::Response(head) = store.in_memory(candidate.hash)?
+                        && candidate.fits(&target.key, &head.response)
+                    {
+                        return Some(self.variant_found(target.clone(), &list, head));
+                    }
+                }
+                None
+            }
+        }
+    }
+
+    pub(super) async fn look_everywhere(&self, target: Target) -> Found {
+        let store = &self.worker.store;
+        match store.find(target.key.hash).await {
+            None => target.nothing(Reason::Absent),
+            Some(Record::Response(head)) => found(target, head),
+            Some(Record::Variants(list)) => {
+                for candidate in self.candidates(&list, &target.key) {
+                    if let Some(Record::Response(head)) = store.find(candidate.hash).await
+                        && candidate.fits(&target.key, &head.response)
+                    {
+                        return self.variant_found(target, &list, head);
+                    }
+                }
+                let hash = self.newest_variant(&list, &target.key);
+                Found { hash, ..target.nothing(Reason::VariantAbsent) }
+            }
+        }
+    }
+
+    fn candidates(&self, list: &VaryList, key: &CacheKey) -> Vec<crate::cache::vary::Candidate> {
+        let settings = &self.rule.settings;
+        let codings = &self.plan.codings;
+        let by_language = settings.cache.select_language;
+        list.candidates(key, self.request_fields(), codings, by_language)
+    }
+
+    fn variant_found(&self, target: Target, list: &VaryList, head: Arc<Head>) -> Found {
+        let hash = self.newest_variant(list, &target.key);
+        Found { key: target.key, hash, head: Some(head), absent: Reason::VariantAbsent }
+    }
+
+    /// Where the response would stand if it named the fields that the newest one named.
+    fn newest_variant(&self, list: &VaryList, key: &CacheKey) -> KeyHash {
+        match list.sets.first() {
+            Some(set) => variant_key(key, &set.fields, self.request_fields(), &self.plan.codings).0,
+            None => key.hash,
+        }
+    }
+}
+
+fn found(target: Target, head: Arc<Head>) -> Found {
+    if head.response.key != target.key.text {
+        return target.nothing(Reason::KeyCollision);
+    }
+    let hash = target.key.hash;
+    Found { key: target.key, hash, head: Some(head), absent: Reason::Absent }
+}
+
+/// A URL as it stands in the keys of its rule, for purges.
+///
+/// # Errors
+/// Says why there is no such URL here, for who asked.
+pub fn canonical_url(
+    routes: &Routes,
+    gate: &crate::guard::Gate,
+    uri: &Uri,
+) -> Result<String, String> {
+    let normal = gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
+    let place = geo::Place::default();
+    let question = Question {
+        host: normal.authority.host(),
+        path: normal.path(),
+        method: &http::Method::GET,
+        place: &place,
+    };
+    let (_, rule) = routes.find(&question).ok_or("no site here has this host")?;
+    let policy = &rule.settings.cache.key;
+    let authority = normal.authority.as_str();
+    Ok(url_part(policy, normal.scheme, authority, normal.path(), normal.query()))
+}

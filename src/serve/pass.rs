@@ -1,0 +1,198 @@
+//! Requests that go upstream for themselves alone: unsafe methods, bypasses, HEAD, changes of
+//! protocol, and GETs that would only wait for each other. What comes back may still be
+//! storable, freshen what is stored, or make it invalid.
+
+use http::header::VIA;
+use http::uri::Parts as UriParts;
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use hyper::upgrade::OnUpgrade;
+use tokio::task::spawn_local;
+
+use super::Visit;
+use super::exchange::{Job, Settled, facts};
+use super::failures;
+use super::lookup::Found;
+use crate::body::Body;
+use crate::cache::{self, Freshened, Reason};
+use crate::fetch::collapse::Outcome;
+use crate::fetch::fill::Filling;
+use crate::fetch::{Intent, UpstreamResponse, tunnel};
+use crate::respond::Failure;
+use crate::route::Action;
+use crate::store::Head;
+
+impl Visit {
+    /// Sends this one request upstream and hands back what comes.
+    pub(super) async fn pass(
+        &mut self,
+        reason: Reason,
+        found: Option<Found>,
+    ) -> Result<Response<Body>, Failure> {
+        self.context.cache_status.forwarded = Some(reason);
+        let found = match found {
+            Some(found) => found,
+            None => Found::unknown(self.target()),
+        };
+        let job = self.job(&Found { head: None, ..found.clone() })?;
+        let began = self.worker.clock.now();
+        let sequence = self.worker.store.sequence();
+        let upgrade = self.asked.upgrade.clone();
+        let client_side =
+            upgrade.as_ref().and_then(|_| self.request.extensions.remove::<OnUpgrade>());
+        let body = std::mem::take(&mut self.body);
+        let request = self.upstream_request(body, None);
+        let intent = Intent { hash: found.key.hash.0 as u64, upgrade };
+        let sent = self.worker.upstreams.send(&job.pool, request, intent).await;
+        let mut upstream = match sent {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                tracing::warn!(request = %self.context.id, site = %self.site.name, pool = %job.pool.name(), %error, "no response from upstream");
+                return match self.stale_on_error(found.head.as_ref()) {
+                    Some(response) => Ok(response),
+                    None => Err(failures::upstream(&error)),
+                };
+            }
+        };
+        self.note(&upstream);
+        if let Some(origin_side) = upstream.upgraded.take()
+            && let Some(client_side) = client_side
+        {
+            let idle = self.plan.tunnel_idle;
+            spawn_local(tunnel(client_side, origin_side, idle));
+            return Ok(upstream.response);
+        }
+        self.invalidate(&job, &upstream.response).await;
+        if self.request.method == Method::HEAD {
+            self.freshen_from_head(&found, &upstream.response, began, sequence).await;
+        }
+        match job.settle(upstream.response, began, sequence).await {
+            Settled::Store(stored, mut response) => {
+                let hash = stored.hash();
+                let Some(lead) = self.worker.fills.adopt(hash, sequence) else {
+                    self.announce_hop(&mut response);
+                    return Ok(response);
+                };
+                let follower = lead.follower();
+                let ttl = stored.freshness.ttl(self.worker.clock.now());
+                spawn_local(job.fill(lead, stored, response));
+                let Outcome::Filling(filling) = follower.outcome().await else {
+                    return Err(failures::abandoned());
+                };
+                let status = &mut self.context.cache_status;
+                (status.stored, status.ttl) = (true, Some(ttl));
+                Ok(self.first_hand(&filling))
+            }
+            Settled::Pass { mut response, reason: why, .. } => {
+                if !matches!(why, Reason::MethodUnstorable | Reason::CachingOff) {
+                    self.context.cache_status.detail = Some(why);
+                }
+                self.announce_hop(&mut response);
+                Ok(response)
+            }
+            // Nothing was being validated, and nothing may stand in.
+            Settled::Validated(_) | Settled::Error(_) => Err(failures::abandoned()),
+        }
+    }
+
+    fn note(&mut self, upstream: &UpstreamResponse) {
+        self.context.cache_status.fwd_status = Some(upstream.response.status());
+        self.context.upstream = Some(facts(upstream));
+    }
+
+    /// RFC 9111 §4.4: in force before the client has its answer.
+    async fn invalidate(&self, job: &Job, response: &Response<Body>) {
+        let policy = &self.rule.settings.cache.key;
+        let (status, headers) = (response.status(), response.headers());
+        let url = job.key.url();
+        let scopes = cache::invalidates(&self.request.method, url, status, headers, policy).scopes;
+        if !scopes.is_empty() {
+            self.worker.store.invalidate(scopes);
+        }
+    }
+
+    /// RFC 9111 §4.3.5.
+    async fn freshen_from_head(
+        &self,
+        found: &Found,
+        response: &Response<Body>,
+        began: std::time::SystemTime,
+        sequence: cache::PurgeSequence,
+    ) {
+        let Some(head) = &found.head else { return };
+        let exchange = cache::Exchange {
+            method: &self.request.method,
+            request: self.request_fields(),
+            status: response.status(),
+            response: response.headers(),
+            request_time: began,
+            response_time: self.worker.clock.now(),
+        };
+        let settings = &self.rule.settings.cache;
+        match cache::freshen_from_head(&head.response, &exchange, sequence, settings) {
+            Freshened::Updated(fresh) => drop(self.worker.store.replace(head, *fresh)),
+            Freshened::Once(..) => {}
+            Freshened::NotThisOne if response.status().is_success() => {
+                let url = found.key.url().into();
+                self.worker.store.invalidate(vec![cache::PurgeScope::Url(url)]);
+            }
+            Freshened::NotThisOne => {}
+        }
+    }
+
+    /// The request for a fill: the whole, or a validation of `stale`, as GET.
+    pub(super) fn fill_request(&self, stale: Option<&Head>) -> Request<Body> {
+        let mut request = self.upstream_request(Body::Empty, stale);
+        if stale.is_none() {
+            cache::fields::remove_conditions(request.headers_mut());
+        }
+        request
+    }
+
+    /// The request as the origin gets it.
+    fn upstream_request(&self, body: Body, stale: Option<&Head>) -> Request<Body> {
+        let mut headers = self.request.headers.clone();
+        if let Some(stale) = stale {
+            cache::validation_fields(&stale.response, &mut headers);
+        }
+        self.plan.gate.announce(&self.asked, &self.context.connection, &mut headers);
+        headers.append(VIA, self.plan.identity.via(self.context.asked.version));
+        if let Some(country) = &self.context.place.country {
+            let value = HeaderValue::from_str(country.as_str()).expect("two letters");
+            headers.insert(CLIENT_COUNTRY, value);
+        } else {
+            headers.remove(CLIENT_COUNTRY);
+        }
+        let id = HeaderValue::from_str(&self.context.id.to_string()).expect("hexadecimal digits");
+        headers.insert(REQUEST_ID, id);
+        let settings = &self.rule.settings;
+        if !settings.request_fields.is_empty() {
+            settings.request_fields.apply(&mut headers, &self.facts());
+        }
+        let target = match &settings.action {
+            Action::Pass(pass) => pass.rewrite.apply(&self.asked.target),
+            Action::Redirect(_) | Action::Fixed(_) => self.asked.target.clone(),
+        };
+        let mut uri = UriParts::default();
+        uri.path_and_query = Some(target);
+        let mut request = Request::new(body);
+        *request.method_mut() = self.request.method.clone();
+        *request.uri_mut() = Uri::from_parts(uri).expect("a target alone is a URI");
+        *request.headers_mut() = headers;
+        request
+    }
+
+    /// Adds ourselves to a response that is passed through.
+    pub(super) fn announce_hop(&self, _response: &mut Response<Body>) {}
+
+    /// Upstream's part of a body, though the whole was asked for: as it came.
+    pub(super) fn partial(&self, filling: &Filling) -> Response<Body> {
+        let stored = filling.response();
+        let mut response = Response::new(Body::stream(filling.read_all()));
+        *response.status_mut() = stored.status;
+        *response.headers_mut() = stored.headers.clone();
+        response
+    }
+}
+
+const CLIENT_COUNTRY: HeaderName = HeaderName::from_static("x-client-country");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -1,0 +1,134 @@
+//! What a request finds on its core: the parts of the house, and the plan in force.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use geo::Geo;
+
+use crate::clock::Clock;
+use crate::context::RequestId;
+use crate::fetch::collapse::Fills;
+use crate::fetch::{Pools, Upstreams};
+use crate::guard::{Gate, rate};
+use crate::metrics::Recorder;
+use crate::respond::Identity;
+use crate::respond::log::LogBuffer;
+use crate::route::Routes;
+use crate::store::Store;
+
+/// What the configuration means for requests. Immutable; a reload puts another in its place,
+/// and each request keeps the one that it began with.
+#[derive(Debug)]
+pub struct Plan {
+    /// The gate.
+    pub gate: Gate,
+    /// Sites and rules.
+    pub routes: Routes,
+    /// The pools that rules name.
+    pub pools: Pools,
+    /// Who we are on the wire.
+    pub identity: Identity,
+    /// What clients of limited rules have used up; the same table in every plan.
+    pub rates: Arc<rate::Table>,
+    /// The content codings that `Accept-Encoding` is folded to in variants' keys.
+    pub codings: Vec<&'static str>,
+    /// An upgraded connection is closed after this time without a byte.
+    pub tunnel_idle: Duration,
+}
+
+/// The parts that a worker is built of.
+pub struct WorkerParts {
+    /// The plan in force, for all workers.
+    pub plan: Arc<ArcSwap<Plan>>,
+    /// Memory and disk.
+    pub store: Store,
+    /// Fills in flight on the node.
+    pub fills: Fills,
+    /// This core's way to origins.
+    pub upstreams: Upstreams,
+    /// Where addresses are.
+    pub geo: Arc<Geo>,
+    /// Time.
+    pub clock: Clock,
+    /// This core's counters.
+    pub recorder: Recorder,
+    /// This core's access lines.
+    pub log: LogBuffer,
+    /// Where this core's request ids begin; random.
+    pub first_id: u64,
+}
+
+/// One core of the data path.
+pub struct Worker {
+    pub(super) store: Store,
+    pub(super) fills: Fills,
+    pub(super) upstreams: Upstreams,
+    pub(super) geo: Arc<Geo>,
+    pub(super) clock: Clock,
+    pub(super) recorder: Recorder,
+    pub(super) log: Rc<LogBuffer>,
+    plan: RefCell<LocalPlan>,
+    next_id: Cell<u64>,
+}
+
+/// A plan behind a count of this core's own: taking it writes no memory that other cores read.
+pub(super) struct CorePlan(Arc<Plan>);
+
+impl Deref for CorePlan {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        &self.0
+    }
+}
+
+struct LocalPlan {
+    source: Cache<Arc<ArcSwap<Plan>>, Arc<Plan>>,
+    local: Rc<CorePlan>,
+}
+
+impl Worker {
+    /// A worker of these parts.
+    pub fn new(parts: WorkerParts) -> Rc<Self> {
+        let mut source = Cache::new(parts.plan);
+        let local = Rc::new(CorePlan(source.load().clone()));
+        Rc::new(Self {
+            store: parts.store,
+            fills: parts.fills,
+            upstreams: parts.upstreams,
+            geo: parts.geo,
+            clock: parts.clock,
+            recorder: parts.recorder,
+            log: Rc::new(parts.log),
+            plan: RefCell::new(LocalPlan { source, local }),
+            next_id: Cell::new(parts.first_id),
+        })
+    }
+
+    /// Hands this core's access lines to the writer.
+    pub fn flush_log(&self) {
+        self.log.flush();
+    }
+
+    pub(super) fn plan(&self) -> Rc<CorePlan> {
+        let mut plan = self.plan.borrow_mut();
+        let LocalPlan { source, local } = &mut *plan;
+        let current = source.load();
+        if !Arc::ptr_eq(current, &local.0) {
+            *local = Rc::new(CorePlan(current.clone()));
+        }
+        local.clone()
+    }
+
+    /// Ids of a core are far apart in their bits, so that they look like what they are: names.
+    pub(super) fn next_request_id(&self) -> RequestId {
+        let next = self.next_id.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.next_id.set(next);
+        RequestId(next ^ (next >> 31))
+    }
+}
