@@ -16,7 +16,6 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
-use super::error::FetchError;
 use super::fill::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
 use super::pump::Filled;
 use crate::body::Body;
@@ -327,7 +326,7 @@ pub enum Outcome {
 pub enum Failure {
     /// The exchange with upstream failed: a [`super::FetchError`], or why its response is none.
     #[error("the collapsed upstream request failed")]
-    Upstream(#[source] Arc<FetchError>),
+    Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// Upstream answered with an error in whose place a stale response may be served.
     #[error("upstream answered {0}")]
     Status(StatusCode),

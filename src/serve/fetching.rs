@@ -15,9 +15,9 @@ use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::body::Body;
 use crate::cache::{self, CacheStatus, Decision, Reason, Vary};
-use crate::fetch::Pool;
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome};
 use crate::fetch::fill::Filling;
+use crate::fetch::{FetchError, Pool};
 use crate::respond::Failure;
 use crate::store::Head;
 
@@ -187,7 +187,10 @@ impl Visit {
         }
         Err(match failure {
             FillFailure::Abandoned => failures::abandoned(),
-            FillFailure::Upstream(error) => failures::upstream(error),
+            FillFailure::Upstream(error) => match error.downcast_ref::<FetchError>() {
+                Some(error) => failures::upstream(error),
+                None => failures::upstream_status(http::StatusCode::BAD_GATEWAY),
+            },
             FillFailure::Status(status) => failures::upstream_status(*status),
         })
     }
