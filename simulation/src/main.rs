@@ -236,7 +236,9 @@ async fn run_all(order: Run) -> anyhow::Result<bool> {
 async fn run_one(order: &Run, name: &str) -> anyhow::Result<bool> {
     let scenario = order.shape.apply(Scenario::load(name)?);
     let order_of_one = Order {
-        name: name.to_owned(),
+        name: PathBuf::from(name)
+            .file_stem()
+            .map_or(name.into(), |stem| stem.to_string_lossy().into_owned()),
         duration_s: order.duration.unwrap_or(scenario.duration_s),
         scenario,
         seed: order.shape.seed,

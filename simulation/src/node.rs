@@ -70,7 +70,9 @@ impl NodeSpec {
 /// The edge's binary: beside the lab's own, or what `SKERRY_BINARY` says.
 pub fn find_binary() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("SKERRY_BINARY") {
-        return Ok(path.into());
+        // Nodes run in folders of their own.
+        let path = PathBuf::from(path);
+        return path.canonicalize().with_context(|| format!("SKERRY_BINARY={}", path.display()));
     }
     let own = std::env::current_exe().context("where am I")?;
     let folders = own.ancestors().skip(1).take(2);
