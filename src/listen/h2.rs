@@ -30,6 +30,7 @@ use crate::body::Body;
 use crate::context::Connection;
 use crate::metrics::{Metric, Recorder};
 
+use super::gather::Gather;
 use super::io::Transport;
 use super::pace::{Pace, Paced};
 use super::record::{self, H2End};
@@ -60,7 +61,8 @@ pub(super) async fn serve<T, S, F>(
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Future<Output = Response<Body>> + 'static,
 {
-    let handshake = builder(&session.limits).handshake::<_, Bytes>(transport);
+    let transport = Gather::new(transport);
+    let handshake = builder(&session.limits).handshake::<_, Bytes>(transport.clone());
     let connection = match session.watched(handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return ended(&recorder, &error),
@@ -70,6 +72,7 @@ pub(super) async fn serve<T, S, F>(
     let client = Client { service, facts, session, recorder, date, resets: Rc::default() };
     let mut driver = Driver {
         connection,
+        transport,
         client,
         budget,
         batch: Vec::new(),
@@ -94,7 +97,8 @@ fn builder(limits: &Limits) -> h2::server::Builder {
 
 /// Drives one connection.
 struct Driver<T, S> {
-    connection: H2Connection<Transport<T>, Bytes>,
+    connection: H2Connection<Gather<Transport<T>>, Bytes>,
+    transport: Gather<Transport<T>>,
     client: Client<S>,
     budget: Budget,
     /// Requests of one read. Kept for its allocation.
@@ -114,9 +118,18 @@ where
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.client.session.register(cx);
-        if self.obey().is_ready() {
+        if self.obey().is_ready() || self.serve(cx).is_ready() {
             return Poll::Ready(());
         }
+        match self.transport.poll_send(cx) {
+            // An error here is a client that has gone.
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Until nothing more has arrived and all that can be answered is.
+    fn serve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let end = self.accept(cx);
             self.keep_budget();
@@ -126,7 +139,7 @@ where
             for (request, respond) in self.batch.drain(..) {
                 take_up(&self.client, request, respond, cx);
             }
-            // The next round writes the answers, all at once, and looks for more.
+            // The next round gathers the answers and looks for more.
             if self.client.session.is_used_up() {
                 self.drain();
             }

@@ -9,6 +9,7 @@ mod bind;
 mod counts;
 mod drain;
 mod framing;
+mod gather;
 mod h1;
 mod h2;
 mod io;
