@@ -15,6 +15,7 @@ mod admission;
 mod disk;
 mod encoding;
 mod leaving;
+mod loads;
 mod purge;
 mod read;
 mod record;
@@ -45,6 +46,7 @@ pub use self::write::{ObjectWriter, WriteError};
 use self::admission::Sketch;
 use self::disk::Disks;
 use self::leaving::Leaving;
+use self::loads::{Found, Loads};
 use self::purge::Purges;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
 use crate::cache::range::with_part;
@@ -66,6 +68,7 @@ struct Inner {
     sketch: Sketch,
     objects: ObjectIds,
     leaving: Arc<Leaving>,
+    loads: Loads,
     /// Serialises changes of the parts of partial objects.
     changes: Mutex<()>,
     background: Handle,
@@ -126,6 +129,7 @@ impl Store {
             memory: memory(settings, leaving.clone()),
             disks,
             leaving,
+            loads: Loads::default(),
             purges,
             sketch: Sketch::new(),
             objects: ObjectIds::new(),
@@ -338,13 +342,13 @@ impl Store {
         if self.wants_on_disk(hash, 0) || self.inner.disks.may_contain(&key) {
             self.inner.disks.offer(key, Piece::Record(record.clone()));
         }
-        self.inner.memory.insert(key, Piece::Record(record));
+        self.put(key, Piece::Record(record));
     }
 
     /// Takes a record out to make room. Not a purge: it may come back from disk.
     pub fn forget(&self, hash: KeyHash) {
         let key = PieceKey::head(hash);
-        self.inner.memory.remove(&key);
+        self.inner.loads.supersede(key, || self.inner.memory.remove(&key));
         self.inner.disks.forget(&key);
     }
 
@@ -429,7 +433,7 @@ impl Store {
     fn put_head(&self, head: Head, wanted: bool) -> Arc<Head> {
         let head = Arc::new(head);
         let key = PieceKey::head(head.hash);
-        self.inner.memory.insert(key, Piece::Record(Record::Response(head.clone())));
+        self.put(key, Piece::Record(Record::Response(head.clone())));
         // An older one on disk must not outlive it.
         if wanted || self.inner.disks.may_contain(&key) {
             self.want_on_disk(&head);
@@ -439,7 +443,7 @@ impl Store {
 
     async fn put_slice_bytes(&self, object: ObjectId, number: u32, bytes: Bytes, wanted: bool) {
         let key = PieceKey::slice(object, number);
-        self.inner.memory.insert(key, Piece::slice(bytes.clone(), wanted));
+        self.put(key, Piece::slice(bytes.clone(), wanted));
         if wanted {
             self.inner.disks.queue(key, Piece::slice(bytes, true)).await;
         }
@@ -518,16 +522,23 @@ impl Store {
         })
     }
 
-    /// Reads a piece from disk into memory.
+    /// Reads a piece from disk into memory, once for all who ask meanwhile.
     async fn load(self, key: PieceKey) -> Option<Found> {
-        let piece = self.inner.disks.read(&key).await?;
-        let found = match &piece {
-            Piece::Record(record) => Found::Record(record.clone()),
-            Piece::Slice { bytes, .. } => Found::Slice(bytes.clone()),
-            Piece::Unknown => return None,
+        let load = self.inner.loads.join(key);
+        let read = async || {
+            let piece = self.inner.disks.read(&key).await?;
+            let found = Found::of(&piece)?;
+            self.inner.loads.end(&load, key, || self.inner.memory.insert(key, piece));
+            Some(found)
         };
-        self.inner.memory.insert(key, piece);
-        Some(found)
+        let found = load.get_or_init(read).await.clone();
+        self.inner.loads.end(&load, key, || ());
+        found
+    }
+
+    /// Puts a piece into memory; one that is being read from disk does not replace it.
+    fn put(&self, key: PieceKey, piece: Piece) {
+        self.inner.loads.supersede(key, || self.inner.memory.insert(key, piece));
     }
 }
 
@@ -582,11 +593,6 @@ async fn maintain(purges: Weak<Purges>) {
     }
 }
 
-enum Found {
-    Record(Record),
-    Slice(Bytes),
-}
-
 fn memory(settings: &Settings, leaving: Arc<Leaving>) -> Cache<PieceKey, Piece, PieceHasher> {
     let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX);
     // A shard must hold a good many slices, or one object empties it.
@@ -617,5 +623,9 @@ const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
 /// Locks of the memory tier.
 const SHARDS_MAX: usize = 64;
 
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod crash;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,168 @@
+//! Measurements, not tests: `cargo test --release --lib store::bench -- --ignored --nocapture
+//! --test-threads 1`. The figures are in docs/benchmarks-store.md.
+
+use std::time::Instant;
+
+use super::tests::response;
+use super::*;
+
+fn settings(objects: u64, directory: Option<&std::path::Path>) -> Settings {
+    let directories = directory
+        .map(|path| Directory { path: path.to_owned(), bytes: (objects * 8192).max(256 << 20) });
+    Settings {
+        memory_bytes: if directory.is_some() { 64 << 20 } else { (objects * 4096).max(64 << 20) },
+        directories: directories.into_iter().collect(),
+        preallocate: false,
+        admission: Admission::All,
+        write_queue_bytes: 256 << 20,
+        ..Settings::default()
+    }
+}
+
+fn url(number: u64) -> String {
+    format!("https://www.example.org/assets/images/{number:08}.html")
+}
+
+fn hash(number: u64) -> KeyHash {
+    KeyHash::of(url(number).as_bytes())
+}
+
+async fn open(settings: &Settings) -> Store {
+    let metrics = Metrics::new(2);
+    Store::open(settings, Clock::system(), &metrics, Handle::current()).await.unwrap()
+}
+
+async fn fill(store: &Store, objects: u64) {
+    for number in 0..objects {
+        let mut response = response(&url(number), store.sequence());
+        response.complete_length = Some(1024);
+        let mut writer = store.writer(response);
+        writer.push(Bytes::from(vec![number as u8; 1024])).await.unwrap();
+        let head = writer.finish().await.unwrap();
+        let queued = store.stat().directories.first().map_or(0, |disk| disk.queued_bytes);
+        if number % 256 == 255 && queued > 32 << 20 {
+            while head.place.load(Ordering::Acquire) != place::WRITTEN {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a measurement")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+    status.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// Numbers below `limit` in an order that no cache foresees, the same each time.
+fn shuffled(limit: u64) -> impl Iterator<Item = u64> {
+    (0_u64..).map(move |at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % limit)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn hits_in_memory() {
+    for objects in [1_000, 100_000, 1_000_000] {
+        let store = open(&settings(objects, None)).await;
+        let before = resident_bytes();
+        fill(&store, objects).await;
+        let bytes = (resident_bytes() - before) / objects;
+        let weight = store.stat().memory_bytes / store.stat().memory_pieces.max(1);
+        println!("{objects} objects of 1 KiB: {bytes} B each resident, {weight} B weighed");
+        let hashes: Vec<_> = shuffled(objects).take(1 << 16).map(hash).collect();
+        for threads in [1, 2] {
+            let each = |hashes: &[KeyHash]| {
+                let started = now();
+                let mut found = 0;
+                for _ in 0..16 {
+                    found += hashes.iter().filter(|it| store.in_memory(**it).is_some()).count();
+                }
+                assert_eq!(found, hashes.len() * 16);
+                started.elapsed().as_nanos() as f64 / found as f64
+            };
+            let slowest = std::thread::scope(|scope| {
+                let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| each(&hashes))).collect();
+                running.into_iter().map(|it| it.join().unwrap()).fold(0.0, f64::max)
+            });
+            println!("  in_memory, {threads} threads: {slowest:.0} ns");
+        }
+        let heads: Vec<_> = hashes.iter().map(|it| store.in_memory(*it)).collect();
+        let verdicts = |what: &str| {
+            let started = now();
+            for record in &heads {
+                if let Some(Record::Response(head)) = record {
+                    assert_eq!(store.purge_verdict(head), None);
+                }
+            }
+            let each = started.elapsed().as_nanos() as f64 / heads.len() as f64;
+            println!("  purge_verdict, {what}: {each:.1} ns");
+        };
+        verdicts("first time");
+        verdicts("nothing purged since");
+        for number in 0..10_000 {
+            let scopes = [
+                PurgeScope::Prefix(format!("https://www.example.org/other/{number}").into()),
+                PurgeScope::Url(format!("https://www.example.org/other/{number}").into()),
+                PurgeScope::Tag(format!("tag-{number}").into()),
+            ];
+            let purges = scopes.map(|scope| (scope, PurgeKind::Hard)).into();
+            store.purge(PurgeBatch { purges, ..PurgeBatch::default() }).await.unwrap();
+        }
+        verdicts("after 30,000 purges of other things");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn hits_on_disk() {
+    for objects in [1_000, 100_000, 1_000_000] {
+        let directory =
+            tempfile::tempdir_in(std::env::current_dir().unwrap().join("target")).unwrap();
+        let settings = settings(objects, Some(directory.path()));
+        let store = open(&settings).await;
+        let started = now();
+        fill(&store, objects).await;
+        store.close().await;
+        println!("{objects} objects of 1 KiB: written in {:.1} s", started.elapsed().as_secs_f64());
+        drop(store);
+        let before = resident_bytes();
+        let started = now();
+        let store = open(&settings).await;
+        let opened = started.elapsed();
+        assert!(store.find(hash(objects - 1)).await.is_some());
+        let (open_ms, hit_ms) = (opened.as_millis(), started.elapsed().as_millis());
+        let bytes = (resident_bytes() - before) / objects;
+        println!("  restart: open {open_ms} ms, first hit {hit_ms} ms, {bytes} B resident each");
+        let mut times = Vec::new();
+        let mut found = 0;
+        for number in shuffled(objects).take(20_000) {
+            let started = now();
+            found += usize::from(store.find(hash(number)).await.is_some());
+            times.push(started.elapsed());
+        }
+        times.sort();
+        println!(
+            "  find: {:.1} % hits, p50 {} µs, p99 {} µs (page cache)",
+            found as f64 / 200.0,
+            times[times.len() / 2].as_micros(),
+            times[times.len() * 99 / 100].as_micros()
+        );
+        let mut times = Vec::new();
+        for number in objects..objects + 20_000 {
+            let started = now();
+            assert!(store.find(hash(number)).await.is_none());
+            times.push(started.elapsed());
+        }
+        times.sort();
+        println!(
+            "  find of what is not there: p50 {} ns, p99 {} ns",
+            times[times.len() / 2].as_nanos(),
+            times[times.len() * 99 / 100].as_nanos()
+        );
+        store.close().await;
+    }
+}
