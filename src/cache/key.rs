@@ -87,9 +87,10 @@ pub fn url_part(
     path: &str,
     query: Option<&str>,
 ) -> String {
-    let mut text = String::with_capacity(
-        scheme.len() + 3 + authority.len() + path.len() + 1 + query.map_or(0, str::len) + 1,
-    );
+    // Exact in the usual case, so that the box made of it costs no second allocation.
+    let query_bytes = query.map_or(0, |query| 1 + query.len());
+    let mut text =
+        String::with_capacity(scheme.len() + 3 + authority.len() + path.len().max(1) + query_bytes);
     text.push_str(scheme);
     text.push_str("://");
     let start = text.len();

@@ -245,7 +245,7 @@ fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, co
         text.push_str(name.as_str());
         text.push_str(": ");
         if folded {
-            text.push_str(&fold_codings(headers, codings));
+            push_folded(text, headers, codings);
         } else if *name == ACCEPT_LANGUAGE || *name == ACCEPT || *name == ACCEPT_CHARSET {
             push_weighted(text, headers, name);
         } else {
@@ -258,20 +258,62 @@ fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, co
 /// order, and whether it refuses the plain body. Two requests with one folding are content with
 /// each other's responses (RFC 9110 §12.5.3).
 pub fn fold_codings(headers: &HeaderMap, codings: &[&str]) -> String {
-    let wanted = weighted(headers, &ACCEPT_ENCODING);
-    let weight = |coding: &str| {
-        let named = wanted.iter().find(|(name, _)| {
-            name == coding || name.strip_prefix("x-").is_some_and(|name| name == coding)
-        });
-        let any = || wanted.iter().find(|(name, _)| name == "*");
-        named.or_else(any).map(|(_, weight)| *weight)
-    };
-    let mut folded: Vec<&str> =
-        codings.iter().copied().filter(|coding| weight(coding).is_some_and(|w| w > 0)).collect();
-    if weight("identity") == Some(0) {
-        folded.push("identity;q=0");
+    let mut folded = String::new();
+    push_folded(&mut folded, headers, codings);
+    folded
+}
+
+/// In one pass and without allocation: this is on the path of every hit that varies by coding.
+/// At most seven codings count; there are no more to produce.
+fn push_folded(text: &mut String, headers: &HeaderMap, codings: &[&str]) {
+    const IDENTITY: usize = 7;
+    let codings = &codings[..codings.len().min(IDENTITY)];
+    let mut weights: [Option<u16>; IDENTITY + 1] = [None; IDENTITY + 1];
+    let mut any = None;
+    for line in headers.get_all(ACCEPT_ENCODING) {
+        for member in line.as_bytes().split(|byte| *byte == b',') {
+            let (name, weight) = name_and_weight(member);
+            let place = match codings.iter().position(|coding| is_coding(name, coding)) {
+                Some(at) => &mut weights[at],
+                None if name == b"*" => &mut any,
+                None if is_coding(name, "identity") => &mut weights[IDENTITY],
+                None => continue,
+            };
+            // The first of two counts.
+            *place = place.or(Some(weight));
+        }
     }
-    folded.join(",")
+    let mut first = true;
+    for (coding, weight) in codings.iter().zip(weights) {
+        if weight.or(any).is_some_and(|weight| weight > 0) {
+            text.push_str(if std::mem::take(&mut first) { "" } else { "," });
+            text.push_str(coding);
+        }
+    }
+    if weights[IDENTITY].or(any) == Some(0) {
+        text.push_str(if first { "" } else { "," });
+        text.push_str("identity;q=0");
+    }
+}
+
+/// `x-gzip` is `gzip` (RFC 9110 §8.4.1.3).
+fn is_coding(name: &[u8], coding: &str) -> bool {
+    let plain = match name.split_at_checked(2) {
+        Some((b"x-" | b"X-", rest)) => rest,
+        _ => name,
+    };
+    plain.eq_ignore_ascii_case(coding.as_bytes())
+}
+
+fn name_and_weight(member: &[u8]) -> (&[u8], u16) {
+    let Some(at) = member.iter().position(|byte| *byte == b';') else {
+        return (member.trim_ascii(), 1000);
+    };
+    let weight = member[at + 1..].split(|byte| *byte == b';').find_map(|part| {
+        let (q, value) = part.trim_ascii().split_at_checked(2)?;
+        q.eq_ignore_ascii_case(b"q=").then(|| thousandths(value))
+    });
+    (member[..at].trim_ascii(), weight.unwrap_or(1000))
 }
 
 /// The members of a list with weights: text in lower case without white space, and the weight
