@@ -88,10 +88,8 @@ pub struct Change {
 impl Default for NodeSettings {
     fn default() -> Self {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let is_name =
-            |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
         Self {
-            name: if name.is_empty() || !is_name(&name) { "edge".to_owned() } else { name },
+            name: if rooms::is_plain_name(&name) { name } else { "edge".to_owned() },
             region: String::new(),
             workers: cores(),
             data_directory: PathBuf::from("skerry-data"),
@@ -294,6 +292,11 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         node.workers = workers;
         reader.record("node.workers", &workers);
     }
+    if let Some(name) = &flags.name
+        && !rooms::is_plain_name(name)
+    {
+        reader.lack(format!("--name: expected {}, found {name:?}", rooms::PLAIN_NAME));
+    }
     for (flag, option, target) in [
         (&flags.name, "node.name", &mut node.name),
         (&flags.region, "node.region", &mut node.region),
@@ -325,7 +328,6 @@ const RESTART: &[&str] = &[
     "node.data_directory",
     "admin",
     "listeners",
-    "limits",
     "log",
     "guard.rate_clients_max",
     "dns",

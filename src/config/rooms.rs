@@ -25,8 +25,8 @@ use crate::{cache, fetch, store, transform};
 
 pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("name", &mut node.name);
-    if !node.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
-        section.mistake("name", "expected a name of letters, digits, \"-\", \".\" and \"_\"");
+    if !is_plain_name(&node.name) {
+        section.mistake("name", format!("expected {PLAIN_NAME}, found {:?}", node.name));
     }
     section.read("region", &mut node.region);
     let mut workers = Workers(node.workers);
@@ -35,6 +35,14 @@ pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("data_directory", &mut node.data_directory);
     section.read("drain_timeout", &mut node.drain_timeout);
 }
+
+/// A name that needs no quotes in a field, a label or a path.
+pub(super) fn is_plain_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_plain)
+}
+
+pub(super) const PLAIN_NAME: &str = "a name of letters, digits, \"-\", \".\" and \"_\"";
 
 /// `"auto"`: as many as there are cores.
 #[derive(Clone, Copy)]
@@ -194,9 +202,8 @@ pub(super) fn gate(section: &Section<'_>, gate: &mut guard::Settings) {
     section.read("send_forwarded", &mut gate.send_forwarded);
     section.read("send_x_forwarded", &mut gate.send_x_forwarded);
     section.read("cdn_id", &mut gate.cdn_id);
-    let is_id = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    if gate.cdn_id.is_empty() || !gate.cdn_id.bytes().all(is_id) {
-        section.mistake("cdn_id", "expected a name of letters, digits, \"-\", \".\" and \"_\"");
+    if !is_plain_name(&gate.cdn_id) {
+        section.mistake("cdn_id", format!("expected {PLAIN_NAME}, found {:?}", gate.cdn_id));
     }
     section.read_within("loop_hops_max", &mut gate.loop_hops_max, 1..=100);
     section.read("strip_fields", &mut gate.strip_fields);

@@ -67,6 +67,10 @@ fn nothing_at_all_is_a_mistake() {
     let flags = Flags { origins: vec!["example.org".to_owned()], ..Flags::default() };
     let mistakes = load(&flags).unwrap_err().to_string();
     assert!(mistakes.contains("--origin: expected an origin's URL"), "{mistakes}");
+    let flags = Flags { name: Some("a b".to_owned()), workers: Some(0), ..Flags::default() };
+    let mistakes = load(&flags).unwrap_err().to_string();
+    assert!(mistakes.contains("--name: expected a name of letters"), "{mistakes}");
+    assert!(mistakes.contains("--workers: expected 1 to 1024, found 0"), "{mistakes}");
     let flags = Flags { config: Some("/nowhere/edge.toml".into()), ..Flags::default() };
     let mistakes = load(&flags).unwrap_err().to_string();
     assert!(mistakes.starts_with("/nowhere/edge.toml: cannot read it: No such file"), "{mistakes}");
@@ -253,6 +257,23 @@ fn rules_can_match_and_do_one_thing() {
             "2:9: the field \"Host\" is the node's own to set",
             "2:21: expected a header field's name, found \"a b\"",
         ],
+    );
+}
+
+#[test]
+fn caching_has_words_and_ranges_of_statuses() {
+    check(
+        "[sites.www.cache]\nhonour = [\"no-store\", \"no-cash\"]\nset_cookie = \"eat\"\nlifetimes = { by_status = { 404 = \"1s\", 99 = \"1s\" } }\nkey = { query = \"none\", query_only = \"a\" }\n",
+        &[
+            "2:23: expected \"all\", \"none\" or some of no-store, no-cache, max-age, min-fresh, max-stale, only-if-cached, stale-if-error, found \"no-cash\"",
+            "3:14: expected \"pass\" or \"strip\" or \"store\", found \"eat\"",
+            "4:41: expected a status such as 404 or a range such as \"500-599\", found \"99\"",
+            "5:7: only one of \"query\", \"query_only\" and \"query_except\" can count",
+        ],
+    );
+    check(
+        "[store]\nmemory = \"1MiB\"\ndisk = \"none\"\n",
+        &["1:2: memory of 1048576 bytes holds fewer than 64 slices of 262144 bytes"],
     );
 }
 

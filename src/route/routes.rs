@@ -324,4 +324,52 @@ mod tests {
         let unknown = Routes::new(&settings, &pools).unwrap_err();
         assert_eq!(unknown.to_string(), "rule \"all\" of site \"s\" names an unknown pool \"dee\"");
     }
+
+    /// Printed: what the gate and the routing cost one request of a browser. The goal is 250 ns.
+    ///
+    /// `cargo test --release --lib gate_and_routing -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement, for release builds"]
+    fn gate_and_routing_cost() {
+        let request = http::Request::builder()
+            .uri("/static/app/main.5f3a.css?v=1")
+            .header("host", "www.example.org")
+            .header("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101")
+            .header("accept", "text/css,*/*;q=0.1")
+            .header("accept-language", "en-US,en;q=0.5")
+            .header("accept-encoding", "gzip, deflate, br, zstd")
+            .header("referer", "https://www.example.org/")
+            .header("cookie", "a=1; b=2")
+            .header("sec-fetch-dest", "style")
+            .body(())
+            .unwrap();
+        let mut parts = request.into_parts().0;
+        let connection = crate::context::Connection {
+            peer: "192.0.2.7:4711".parse().unwrap(),
+            local: "198.51.100.1:8080".parse().unwrap(),
+            tls: None,
+        };
+        let gate = crate::guard::Gate::new(Default::default());
+        let routes = routes();
+        let clock = crate::clock::Clock::system();
+        let place = Place::default();
+        for _ in 0..5 {
+            let started = clock.instant();
+            for _ in 0..ROUNDS {
+                let parts = std::hint::black_box(&mut parts);
+                let request = gate.normalise(parts, &connection).unwrap();
+                let question = Question {
+                    host: request.authority.host(),
+                    path: request.path(),
+                    method: &parts.method,
+                    place: &place,
+                };
+                std::hint::black_box(routes.find(&question).unwrap());
+            }
+            let elapsed = clock.instant() - started;
+            println!("gate and routing: {} ns a request", elapsed.as_nanos() / u128::from(ROUNDS));
+        }
+    }
+
+    const ROUNDS: u32 = 1_000_000;
 }
