@@ -123,6 +123,13 @@ pub const REFUSALS: &[&str] = &[
     "head-too-large",
 ];
 
+/// The purge bus' connections, for [`Metric::BusDisconnects`].
+pub const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
+
+/// Why a node can't know which purges it missed, for [`Metric::BusGaps`];
+/// `control::bus::Gap` says what each means.
+pub const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
+
 table! {
     Connections, Gauge, "connections", "Open client connections.";
     ConnectionsAccepted, Counter, "connections_accepted", "Client connections accepted.";
@@ -196,6 +203,11 @@ table! {
     PurgeLogErrors, Counter, "purge_log_errors", "Writes of the purge log that failed.";
     PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of a write cut short that were found at the purge log's end at start.";
     PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
+    PurgePropagation, Histogram, "purge_propagation_seconds", "From the order of a purge on another node until it is in force on this one, by both nodes' clocks.";
+    BusGaps, Counter, "bus_gaps", "Times that everything was purged softly because purges may have been missed.", "reason" = BUS_GAPS;
+    BusDisconnects, Counter, "bus_disconnects", "Connections to the purge bus that broke or could not be made.", "connection" = BUS_CONNECTIONS;
+    BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-ups dropped because too many waited; the stream has them.";
+    BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because too many waited; the fleet sees the node's place in the stream.";
     StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";
     StoreForgotten, Counter, "store_forgotten", "Pieces that left memory and are on no disk.";
     StoreDiskReads, Counter, "store_disk_reads", "Pieces read from disk.";

@@ -229,7 +229,7 @@ fn parameter(query: &str, name: &str) -> Result<Option<String>, Problem> {
 }
 
 /// `None` where a percent sign is not followed by two hex digits, or the bytes aren't UTF-8.
-fn percent_decode(text: &str) -> Option<String> {
+pub(super) fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {

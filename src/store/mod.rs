@@ -227,6 +227,16 @@ impl Store {
         self.inner.purges.outbox()
     }
 
+    /// The first `limit` of them whose number is at least `number`.
+    pub fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
+        self.inner.purges.outbox_from(number, limit)
+    }
+
+    /// How many messages wait for the bus.
+    pub fn outbox_len(&self) -> usize {
+        self.inner.purges.outbox_len()
+    }
+
     /// Forgets messages that the bus has taken. Durable when it returns.
     pub async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
         self.inner.purges.sent(numbers).await

@@ -361,6 +361,12 @@ impl Purges {
         self.desk().outbox.iter().map(|(number, message)| (*number, message.clone())).collect()
     }
 
+    pub(super) fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
+        let desk = self.desk();
+        let messages = desk.outbox.range(number..).take(limit);
+        messages.map(|(number, message)| (*number, message.clone())).collect()
+    }
+
     pub(super) fn outbox_len(&self) -> usize {
         self.desk().outbox.len()
     }

@@ -1,0 +1,625 @@
+//! The purge bus: every purge reaches every node, and leaves a receipt of each.
+//!
+//! ```text
+//! purge() ─▶ store: in force, durable, in the outbox ─▶ one script: XADD + PUBLISH
+//!                                                          │           │
+//!            cursor ◀─ in order, without a gap ◀─ stream ◀─┘           │
+//!            in force at once ◀─ wake-up with the same record ◀────────┘
+//! receipts ◀─ a hash in Redis for each purge, and a message to who ordered it
+//! ```
+//!
+//! The stream is the truth; the wake-up only saves time and may be lost. A node that cannot
+//! know what it missed ([`Gap`]) purges everything softly and says so. Without Redis the
+//! same code serves one node. docs/concepts-purge.md says what is promised.
+
+mod ledger;
+mod link;
+mod publisher;
+mod reader;
+mod record;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+pub use self::ledger::{Known, Receipt};
+pub use self::record::{Gap, Kind, Record, Scope};
+pub use self::settings::{RedisUrl, Settings, Silence};
+
+use self::ledger::Ledger;
+use self::link::{Connector, Link, ReceiptMessage};
+use self::publisher::Publishing;
+use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
+use crate::clock::{Clock, unix_us};
+use crate::metrics::{Metric, Metrics, Recorder};
+use crate::store::{PurgeBatch, PurgeError, Purged, Store};
+
+/// The bus, as the rest of the node sees it. Clones share it.
+#[derive(Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+/// What a node calls itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its name, in receipts; no two nodes of a fleet may share one.
+    pub name: String,
+    /// Where it is.
+    pub region: String,
+}
+
+struct Inner {
+    settings: Settings,
+    identity: Identity,
+    /// Different at each start, so that two nodes of one name notice each other.
+    instance: String,
+    store: Store,
+    clock: Clock,
+    started: Instant,
+    recorder: Recorder,
+    gauges: Gauges,
+    connector: Option<Connector>,
+    /// The connection for everything that doesn't block, while there is one.
+    link: Mutex<Option<Link>>,
+    ledger: Mutex<Ledger>,
+    /// Moves whenever a receipt or a heartbeat came.
+    changed: watch::Sender<()>,
+    members: Mutex<BTreeMap<String, Member>>,
+    publishing: Mutex<Publishing>,
+    outgoing: Notify,
+    receipts: mpsc::Sender<ReceiptMessage>,
+    caught_up: watch::Sender<bool>,
+    /// When the bus was last heard, in milliseconds since `started`.
+    heard_ms: AtomicU64,
+    is_silent: AtomicBool,
+    last_id_us: AtomicU64,
+}
+
+/// A node of the fleet, as of the last heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Where it is.
+    pub region: String,
+    /// When it was heard by Redis.
+    pub heard: Instant,
+    /// Up to where it has applied the stream: epoch and number.
+    pub place: Option<(String, u64)>,
+}
+
+struct Gauges {
+    lag: Gauge,
+    outbox: Gauge,
+    silent: Gauge,
+    connected: Gauge,
+    members: Gauge,
+}
+
+/// A purge under way.
+pub struct Issued {
+    /// Its name in the whole fleet.
+    pub id: String,
+    in_force: oneshot::Receiver<()>,
+    durable: JoinHandle<Result<Purged, PurgeError>>,
+}
+
+/// How many nodes must have a purge before the caller is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// None but this one, which need not have it on disk.
+    None,
+    /// This one, on disk.
+    Local,
+    /// More than half of the fleet, on disk.
+    Quorum,
+    /// All of the fleet, on disk.
+    All,
+}
+
+/// What a node says, or doesn't, of a purge.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NodeState {
+    /// It has it on disk. Without a receipt, that follows from its place in the stream.
+    Applied(Option<Receipt>),
+    /// Nothing is known of it yet; when the node was last heard.
+    Pending(Option<Duration>),
+}
+
+/// All that is known of one purge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// What was purged. `None`: too long ago, only receipts are left.
+    pub known: Option<Known>,
+    /// Each node of the fleet.
+    pub nodes: BTreeMap<String, NodeState>,
+}
+
+/// Why a purge was refused, or is not durable.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// Nothing was purged.
+    #[error(
+        "a purge of {length} bytes is too long for the bus, {limit} are allowed: order it in parts"
+    )]
+    TooLong {
+        /// The record's length.
+        length: usize,
+        /// `record_bytes_max`.
+        limit: usize,
+    },
+    /// The store refused it, or could not write it.
+    #[error(transparent)]
+    Store(#[from] PurgeError),
+    /// The node is ending.
+    #[error("the node is ending")]
+    Ending,
+}
+
+impl Bus {
+    /// Starts the bus on `background`, and waits until this node has what it missed, or for
+    /// `start_wait`.
+    ///
+    /// # Errors
+    /// A file that the settings name can't be read. A Redis that doesn't answer is none: the
+    /// node starts as silent.
+    pub async fn start(
+        settings: Settings,
+        identity: Identity,
+        store: Store,
+        clock: Clock,
+        metrics: &Arc<Metrics>,
+        background: &Handle,
+    ) -> io::Result<Self> {
+        let connector =
+            settings.redis.as_ref().map(|url| Connector::new(&settings, url)).transpose()?;
+        let (receipts, receipts_to_send) = mpsc::channel(RECEIPTS_MAX);
+        let bus = Self {
+            inner: Arc::new(Inner {
+                identity,
+                instance: format!("{:08x}", random_u64() as u32),
+                store,
+                started: clock.instant(),
+                clock,
+                recorder: metrics.background(),
+                gauges: Gauges::register(metrics),
+                connector,
+                link: Mutex::new(None),
+                ledger: Mutex::new(Ledger::new(settings.remembered_max)),
+                changed: watch::Sender::new(()),
+                members: Mutex::default(),
+                publishing: Mutex::default(),
+                outgoing: Notify::new(),
+                receipts,
+                caught_up: watch::Sender::new(false),
+                heard_ms: AtomicU64::new(0),
+                is_silent: AtomicBool::new(false),
+                last_id_us: AtomicU64::new(0),
+                settings,
+            }),
+        };
+        if bus.inner.connector.is_some() {
+            background.spawn(reader::run(bus.inner.clone()));
+            background.spawn(publisher::run(bus.inner.clone(), receipts_to_send));
+            let is_up = bus.inner.catch_up().await;
+            background.spawn(watch_silence(bus.inner.clone(), is_up));
+        }
+        Ok(bus)
+    }
+
+    /// Purges here and in the whole fleet. Goes on when the caller doesn't.
+    ///
+    /// # Errors
+    /// The record would be too long.
+    pub fn purge(
+        &self,
+        scopes: &[PurgeScope],
+        kind: PurgeKind,
+        reason: Option<String>,
+    ) -> Result<Issued, OrderError> {
+        let inner = self.inner.clone();
+        let id = inner.next_id();
+        let (name, at_ms) = (inner.identity.name.clone(), inner.now_ms());
+        let record = Record::new(id.clone(), name, at_ms, scopes, kind, reason);
+        let message = inner.connector.is_some().then(|| record.to_bytes());
+        let (length, limit) =
+            (message.as_ref().map_or(0, Bytes::len), inner.settings.record_bytes_max);
+        if length > limit {
+            return Err(OrderError::TooLong { length, limit });
+        }
+        let (is_in_force, in_force) = oneshot::channel();
+        let durable = tokio::spawn(async move { inner.order(&record, message, is_in_force).await });
+        Ok(Issued { id, in_force, durable })
+    }
+
+    /// Waits until as many nodes as asked for have the purge, but no longer than `timeout`.
+    /// This node's own part is always waited for.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub async fn wait(
+        &self,
+        issued: Issued,
+        wait: Wait,
+        timeout: Duration,
+    ) -> Result<(String, Option<PurgeSequence>, Status), OrderError> {
+        let Issued { id, in_force, durable } = issued;
+        if wait == Wait::None && in_force.await.is_ok() {
+            return Ok((id.clone(), None, self.status_here(&id)));
+        }
+        let purged = durable.await.map_err(|_| OrderError::Ending)??;
+        let status = self.watch(&id, wait, timeout).await;
+        Ok((id, Some(purged.sequence), status))
+    }
+
+    async fn watch(&self, id: &str, wait: Wait, timeout: Duration) -> Status {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut changed = self.inner.changed.subscribe();
+        let mut asked = tokio::time::Instant::now();
+        loop {
+            let status = self.status_here(id);
+            if status.is_enough(wait) {
+                return status;
+            }
+            // Messages may be lost: the hash is not.
+            let look = tokio::time::Instant::now() + LOOK_EVERY;
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = tokio::time::sleep_until(look.min(deadline)) => {}
+            }
+            let now = tokio::time::Instant::now();
+            if now >= asked + LOOK_EVERY || now >= deadline {
+                asked = now;
+                self.inner.look_up(id).await;
+            }
+            if now >= deadline {
+                return self.status_here(id);
+            }
+        }
+    }
+
+    /// All that is known of a purge, in Redis too. `None`: nothing.
+    pub async fn status(&self, id: &str) -> Option<Status> {
+        let found = self.inner.look_up(id).await;
+        let mut status = self.status_here(id);
+        if status.known.is_none() {
+            if found.is_empty() {
+                return None;
+            }
+            for (node, receipt) in found {
+                status.nodes.insert(node, NodeState::Applied(Some(receipt)));
+            }
+        }
+        Some(status)
+    }
+
+    fn status_here(&self, id: &str) -> Status {
+        let known = self.inner.ledger().get(id).cloned();
+        let mut nodes = BTreeMap::new();
+        let state = |name: &str, place: Option<&(String, u64)>, heard| {
+            let known = known.as_ref()?;
+            if let Some(receipt) = known.receipts.get(name) {
+                return Some(NodeState::Applied(Some(*receipt)));
+            }
+            let has_passed = |(epoch, number): &(String, u64)| {
+                let place = known.place.as_ref();
+                place.is_some_and(|(its, at)| its == epoch && at <= number)
+            };
+            match place.is_some_and(has_passed) {
+                true => Some(NodeState::Applied(None)),
+                false => Some(NodeState::Pending(heard)),
+            }
+        };
+        let now = self.inner.clock.instant();
+        for (name, member) in &*self.inner.members() {
+            let heard = Some(now.saturating_duration_since(member.heard));
+            let state = state(name, member.place.as_ref(), heard);
+            nodes.insert(name.clone(), state.unwrap_or(NodeState::Pending(heard)));
+        }
+        let own = &self.inner.identity.name;
+        let state = state(own, None, None).unwrap_or(NodeState::Pending(None));
+        nodes.insert(own.clone(), state);
+        // A node that has left since may have left a receipt.
+        for (name, receipt) in known.iter().flat_map(|known| &known.receipts) {
+            nodes.entry(name.clone()).or_insert(NodeState::Applied(Some(*receipt)));
+        }
+        Status { known, nodes }
+    }
+
+    /// The purges that this node has met since `at_ms`, newest first.
+    pub fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, Known)> {
+        self.inner.ledger().since(at_ms, limit)
+    }
+
+    /// The nodes of the fleet, this one among them.
+    pub fn members(&self) -> BTreeMap<String, Member> {
+        let mut members = self.inner.members().clone();
+        let own = &self.inner.identity;
+        members.entry(own.name.clone()).or_insert_with(|| Member {
+            region: own.region.clone(),
+            heard: self.inner.clock.instant(),
+            place: None,
+        });
+        members
+    }
+
+    /// Why this node should get no requests, as far as the bus goes.
+    pub fn not_ready(&self) -> Option<&'static str> {
+        let drains = self.inner.settings.silence == Silence::Drain;
+        (drains && self.inner.is_silent.load(Ordering::Relaxed)).then_some("purge bus silent")
+    }
+
+    /// Tells the fleet that this node ends, so that nobody waits for its receipts.
+    pub async fn leave(&self) {
+        let link = self.inner.link().clone();
+        if let Some(mut link) = link {
+            // Without it the fleet forgets the node after `member_kept`.
+            let _ = link.leave(&self.inner.identity.name).await;
+        }
+    }
+}
+
+impl Status {
+    /// Whether as many nodes as asked for have it.
+    pub fn is_enough(&self, wait: Wait) -> bool {
+        let applied = self.nodes.values().filter(|state| matches!(state, NodeState::Applied(_)));
+        match wait {
+            Wait::None | Wait::Local => true,
+            Wait::Quorum => applied.count() > self.nodes.len() / 2,
+            Wait::All => applied.count() == self.nodes.len(),
+        }
+    }
+}
+
+impl Inner {
+    /// Purges here, and puts the record into the outbox.
+    async fn order(
+        &self,
+        record: &Record,
+        message: Option<Bytes>,
+        is_in_force: oneshot::Sender<()>,
+    ) -> Result<Purged, PurgeError> {
+        self.ledger().note(record);
+        let batch = PurgeBatch { purges: record.purges().collect(), message, cursor: None };
+        // The store puts it in force when it is first polled; the fleet need not wait for the
+        // disk of this node.
+        let (purged, ()) = tokio::join!(self.store.purge(batch), async {
+            self.ledger().in_force(&record.id, self.since_ms(record.at_ms));
+            self.outgoing.notify_one();
+            let _ = is_in_force.send(());
+        });
+        match purged {
+            Ok(purged) => {
+                let after_ms = self.since_ms(record.at_ms);
+                let name = &self.identity.name;
+                self.ledger().durable(&record.id, name, purged.sequence, after_ms);
+                self.outgoing.notify_one();
+                self.changed.send_replace(());
+                Ok(purged)
+            }
+            Err(error @ PurgeError::NotDurable { .. }) => {
+                self.outgoing.notify_one();
+                Err(error)
+            }
+            Err(error) => {
+                self.ledger().forget(&record.id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts records of other nodes in force that aren't durable here yet, and leaves receipts.
+    /// With `cursor`, this node's place in the stream becomes durable with them.
+    async fn apply(&self, records: &[Record], cursor: Option<Bytes>) -> Result<(), PurgeError> {
+        let fresh: Vec<&Record> = {
+            let mut ledger = self.ledger();
+            records.iter().for_each(|record| ledger.note(record));
+            records.iter().filter(|record| !ledger.is_durable(&record.id)).collect()
+        };
+        let purges: Vec<_> = fresh.iter().flat_map(|record| record.purges()).collect();
+        if purges.is_empty() && cursor.is_none() {
+            return Ok(());
+        }
+        let batch = PurgeBatch { purges, cursor, message: None };
+        let (purged, ()) = tokio::join!(self.store.purge(batch), async {
+            self.note_in_force(&fresh);
+        });
+        let sequence = purged?.sequence;
+        for record in fresh {
+            self.give_receipt(record, sequence);
+        }
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    fn note_in_force(&self, records: &[&Record]) {
+        for record in records {
+            let after_ms = self.since_ms(record.at_ms);
+            let is_news = self.ledger().in_force(&record.id, after_ms);
+            if is_news && record.node != self.identity.name {
+                let elapsed = Duration::from_secs_f64(after_ms / 1e3);
+                self.recorder.observe(Metric::PurgePropagation, elapsed);
+            }
+        }
+    }
+
+    fn give_receipt(&self, record: &Record, sequence: PurgeSequence) {
+        let after_ms = self.since_ms(record.at_ms);
+        let name = &self.identity.name;
+        let Some(receipt) = self.ledger().durable(&record.id, name, sequence, after_ms) else {
+            return;
+        };
+        let text = receipt.to_text();
+        let message = ReceiptMessage { id: record.id.clone(), to: record.node.clone(), text };
+        // Beyond the limit the fleet sees the node's place in the stream instead.
+        if self.receipts.try_send(message).is_err() {
+            self.recorder.count(Metric::BusReceiptsDropped);
+        }
+    }
+
+    /// Everything must be validated: nobody knows what was missed.
+    async fn purge_softly(&self, cursor: Option<Bytes>) -> Result<(), PurgeError> {
+        let purges = vec![(PurgeScope::All, PurgeKind::Soft)];
+        self.store.purge(PurgeBatch { purges, cursor, message: None }).await.map(drop)
+    }
+
+    /// Asks Redis for a purge's receipts.
+    async fn look_up(&self, id: &str) -> Vec<(String, Receipt)> {
+        let link = self.link().clone();
+        let Some(mut link) = link else { return Vec::new() };
+        let found = link.receipts(id).await.unwrap_or_default();
+        let parsed =
+            found.into_iter().filter_map(|(node, text)| Some((node, Receipt::parse(&text)?)));
+        let receipts: Vec<_> = parsed.collect();
+        let mut ledger = self.ledger();
+        for (node, receipt) in &receipts {
+            ledger.receipt(id, node, *receipt);
+        }
+        receipts
+    }
+
+    /// Whether this node had all that it missed within `start_wait`.
+    async fn catch_up(&self) -> bool {
+        let mut caught_up = self.caught_up.subscribe();
+        let waiting = caught_up.wait_for(|is_up| *is_up);
+        let is_up = tokio::time::timeout(self.settings.start_wait, waiting).await.is_ok();
+        if !is_up {
+            tracing::error!(redis = ?self.settings.redis, "purge bus: not reached in time, starting without the purges that were missed");
+        }
+        is_up
+    }
+
+    /// The bus was heard: nothing is missing up to now.
+    fn heard(&self) {
+        let elapsed = self.clock.instant().saturating_duration_since(self.started);
+        self.heard_ms.store(elapsed.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn silent_for(&self) -> Duration {
+        let elapsed = self.clock.instant().saturating_duration_since(self.started);
+        elapsed.saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
+    }
+
+    /// `NAME-MICROSECONDS-INSTANCE`: unique though clocks are set back.
+    fn next_id(&self) -> String {
+        let now = unix_us(self.clock.now());
+        let next = |last: u64| Some((last + 1).max(now));
+        let before = self.last_id_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let us = before.map_or(now, |last| (last + 1).max(now));
+        format!("{}-{us:x}-{}", self.identity.name, self.instance)
+    }
+
+    fn now_ms(&self) -> f64 {
+        unix_us(self.clock.now()) as f64 / 1e3
+    }
+
+    fn since_ms(&self, at_ms: f64) -> f64 {
+        (self.now_ms() - at_ms).max(0.0)
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn members(&self) -> MutexGuard<'_, BTreeMap<String, Member>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publishing(&self) -> MutexGuard<'_, Publishing> {
+        self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self) -> MutexGuard<'_, Option<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gauges {
+    fn register(metrics: &Metrics) -> Self {
+        let gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            metrics.register(name, help, gauge.clone());
+            gauge
+        };
+        Self {
+            lag: gauge("bus_lag", "Entries of the purge stream that this node has not applied yet"),
+            outbox: gauge("bus_outbox", "Purges ordered here that the bus has not taken yet"),
+            silent: gauge("bus_silent", "Whether the bus was not heard for longer than allowed"),
+            connected: gauge("bus_connected", "Whether the purge stream is being read"),
+            members: gauge("bus_members", "Nodes of the fleet, by their heartbeats"),
+        }
+    }
+}
+
+/// Does what the operator wants done when the bus is not heard.
+async fn watch_silence(inner: Arc<Inner>, mut is_up: bool) {
+    let limit = inner.settings.silence_max;
+    let mut purged_after = Duration::ZERO;
+    loop {
+        let silent_for = inner.silent_for();
+        let is_silent = !is_up || silent_for > limit;
+        is_up |= *inner.caught_up.borrow();
+        if is_silent != inner.is_silent.swap(is_silent, Ordering::Relaxed) {
+            inner.gauges.silent.set(i64::from(is_silent));
+            match is_silent {
+                true => {
+                    tracing::error!(policy = ?inner.settings.silence, ?silent_for, "purge bus: silent")
+                }
+                false => tracing::warn!("purge bus: heard again"),
+            }
+            purged_after = Duration::ZERO;
+        }
+        let is_due = purged_after.is_zero() || silent_for > purged_after + limit;
+        if is_silent && inner.settings.silence == Silence::Validate && is_due {
+            purged_after = silent_for.max(Duration::from_millis(1));
+            if let Err(error) = inner.purge_softly(None).await {
+                tracing::error!(%error, "purge bus: silent, and the purge log can't be written");
+            }
+        }
+        tokio::time::sleep((limit / 10).clamp(SILENCE_CHECK_MIN, SILENCE_CHECK_MAX)).await;
+    }
+}
+
+/// A pause before the next try: doubled each time, up to the limit, never in step with others.
+struct Backoff {
+    tries: u32,
+    pause_max: Duration,
+}
+
+impl Backoff {
+    fn new(pause_max: Duration) -> Self {
+        Self { tries: 0, pause_max }
+    }
+
+    fn reset(&mut self) {
+        self.tries = 0;
+    }
+
+    async fn pause(&mut self) {
+        let whole = (self.pause_max / 50 * (1 << self.tries.min(6))).min(self.pause_max);
+        self.tries += 1;
+        let part = 0.5 + (random_u64() % 1024) as f64 / 2048.0;
+        tokio::time::sleep(whole.mul_f64(part)).await;
+    }
+}
+
+/// Seeded by the system, anew each time.
+fn random_u64() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0_u8)
+}
+
+/// Receipts that wait for the connection.
+const RECEIPTS_MAX: usize = 20_000;
+/// How often who waits for receipts looks into Redis.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const SILENCE_CHECK_MIN: Duration = Duration::from_millis(20);
+const SILENCE_CHECK_MAX: Duration = Duration::from_secs(1);

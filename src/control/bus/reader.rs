@@ -1,0 +1,241 @@
+//! Reads the stream, in order and without a gap, on a connection of its own.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::RedisResult;
+use serde_json::{Value, json};
+
+use super::link::{Beat, Entry, Link};
+use super::record::{Gap, Head, Position, Record, follows, reconcile, resume};
+use super::{Backoff, Inner, Member};
+use crate::metrics::Metric;
+
+/// Until the runtime ends.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let kept = inner.store.cursor();
+    let mut reader =
+        Reader { position: kept.and_then(|kept| Position::parse(&kept)), head: None, inner };
+    let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
+    let mut was_told = false;
+    loop {
+        let Err(error) = reader.session(&mut backoff, &mut was_told).await;
+        reader.inner.gauges.connected.set(0);
+        reader.inner.recorder.count_labelled(Metric::BusDisconnects, READ);
+        if !std::mem::replace(&mut was_told, true) {
+            tracing::warn!(%error, "purge bus: the stream can't be read");
+        }
+        backoff.pause().await;
+    }
+}
+
+struct Reader {
+    inner: Arc<Inner>,
+    position: Option<Position>,
+    /// As of the last heartbeat.
+    head: Option<Head>,
+}
+
+impl Reader {
+    async fn session(
+        &mut self,
+        backoff: &mut Backoff,
+        was_told: &mut bool,
+    ) -> RedisResult<Infallible> {
+        let Some(connector) = &self.inner.connector else { std::future::pending().await };
+        let block = self.inner.settings.heartbeat;
+        let mut link = connector.connect(block, None).await?;
+        link.load_scripts().await?;
+        self.inner.gauges.connected.set(1);
+        let mut beat_at = tokio::time::Instant::now();
+        loop {
+            if tokio::time::Instant::now() >= beat_at {
+                self.beat(&mut link).await?;
+                beat_at = tokio::time::Instant::now() + block;
+                if std::mem::take(was_told) {
+                    tracing::info!("purge bus: the stream is read again");
+                }
+                backoff.reset();
+            }
+            let Some(position) = &self.position else { continue };
+            let entries = link.read(position.id, block).await?;
+            self.inner.heard();
+            match entries.is_empty() {
+                true => self.found_nothing().await,
+                false => self.apply(&mut link, entries).await?,
+            }
+            self.note_progress();
+        }
+    }
+
+    /// Says that this node is there, and looks whether the stream still is what it was.
+    async fn beat(&mut self, link: &mut Link) -> RedisResult<()> {
+        let inner = &self.inner;
+        let says = json!({
+            "region": inner.identity.region,
+            "instance": inner.instance,
+            "epoch": self.position.as_ref().map(|position| &position.epoch),
+            "number": self.position.as_ref().and_then(|position| position.number),
+        });
+        let name = &inner.identity.name;
+        let beat = link.beat(name, &says.to_string(), inner.settings.member_kept).await?;
+        self.note_members(&beat);
+        self.inner.heard();
+        if let Err(gap) = reconcile(self.position.as_ref(), &beat.head) {
+            self.bridge(link, gap, &beat.head).await?;
+        } else {
+            self.head = Some(beat.head);
+        }
+        self.note_progress();
+        Ok(())
+    }
+
+    fn note_members(&self, beat: &Beat) {
+        let now = self.inner.clock.instant();
+        let members = beat.nodes.iter().map(|(name, ago_ms, says)| {
+            let says: Value = serde_json::from_str(says).unwrap_or_default();
+            let text = |field: &str| says[field].as_str().unwrap_or_default().to_owned();
+            let other = text("instance");
+            if *name == self.inner.identity.name && other != self.inner.instance {
+                tracing::error!(name, other, "purge bus: two nodes have one name");
+            }
+            let heard = now.checked_sub(Duration::from_millis(*ago_ms)).unwrap_or(now);
+            let place = says["number"].as_u64().map(|number| (text("epoch"), number));
+            (name.clone(), Member { region: text("region"), heard, place })
+        });
+        *self.inner.members() = members.collect();
+        self.inner.gauges.members.set(beat.nodes.len() as i64);
+        self.inner.changed.send_replace(());
+    }
+
+    /// Applies entries in their order; each batch and the place behind it are durable together.
+    async fn apply(&mut self, link: &mut Link, entries: Vec<Entry>) -> RedisResult<()> {
+        let mut records = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Some(position) = &self.position else { return Ok(()) };
+            if let Err(gap) = follows(position, &entry.epoch, entry.number) {
+                self.apply_all(std::mem::take(&mut records)).await;
+                let before = entry.number.saturating_sub(1);
+                let head = Head { epoch: entry.epoch.clone(), number: before, id: position.id };
+                self.bridge(link, gap, &head).await?;
+            }
+            let at =
+                Position { epoch: entry.epoch.clone(), number: Some(entry.number), id: entry.id };
+            match entry.record {
+                Some(record) => {
+                    self.position = Some(at);
+                    let (epoch, number) = (&entry.epoch, entry.number);
+                    let mut ledger = self.inner.ledger();
+                    ledger.note(&record);
+                    ledger.placed(&record.id, epoch, number);
+                    records.push(record);
+                }
+                None => {
+                    self.apply_all(std::mem::take(&mut records)).await;
+                    self.position = Some(at);
+                    self.purge_softly(Gap::Unreadable).await;
+                }
+            }
+        }
+        self.apply_all(records).await;
+        Ok(())
+    }
+
+    /// Until it is durable: the place must not go beyond what would be lost by a crash.
+    async fn apply_all(&self, records: Vec<Record>) {
+        let Some(position) = &self.position else { return };
+        if records.is_empty() {
+            return;
+        }
+        while let Err(error) = self.inner.apply(&records, Some(position.to_bytes())).await {
+            tracing::error!(%error, "purge bus: purges are in force, but not durable");
+            tokio::time::sleep(RETRY).await;
+        }
+        let own = records.iter().filter(|record| record.node == self.inner.identity.name);
+        let sent = self.inner.publishing().read_back(own.map(|record| &*record.id));
+        if !sent.is_empty() {
+            let inner = self.inner.clone();
+            tokio::spawn(async move {
+                // What stays in the outbox is published once more after a restart.
+                let _ = inner.store.sent(&sent).await;
+                inner.note_outbox();
+            });
+        }
+    }
+
+    /// Nothing came: all that there was before the last heartbeat must have been read.
+    async fn found_nothing(&mut self) {
+        let (Some(position), Some(head)) = (&mut self.position, &self.head) else { return };
+        if position.number.is_some_and(|number| number >= head.number) {
+            return;
+        }
+        let was_known = position.number.is_some();
+        *position = Position { epoch: head.epoch.clone(), number: Some(head.number), id: head.id };
+        if was_known {
+            self.purge_softly(Gap::Trimmed).await;
+        }
+    }
+
+    /// Over a gap: everything is purged softly, what can still be read is read.
+    async fn bridge(&mut self, link: &mut Link, gap: Gap, head: &Head) -> RedisResult<()> {
+        let mut head = head.clone();
+        if gap.concerns_all() {
+            head.epoch = link.rename_epoch(&head.epoch).await?;
+        }
+        let next = match gap {
+            // In the midst of reading: this entry and what follows it are there.
+            Gap::Trimmed => {
+                self.position.clone().map(|position| Position { number: None, ..position })
+            }
+            _ => Some(resume(self.position.as_ref(), &head)),
+        };
+        self.position = next;
+        self.head = Some(head);
+        self.purge_softly(gap).await;
+        if matches!(gap, Gap::Backwards | Gap::Replaced | Gap::New) {
+            self.inner.publishing().again();
+            self.inner.outgoing.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn purge_softly(&self, gap: Gap) {
+        self.inner.recorder.count_labelled(Metric::BusGaps, gap as usize);
+        match gap {
+            Gap::New => tracing::info!("purge bus: a new place in the stream"),
+            _ => tracing::error!(
+                gap = gap.as_str(),
+                position = ?self.position,
+                "purge bus: purges may have been missed, everything is validated before use"
+            ),
+        }
+        let cursor = self.position.as_ref().map(Position::to_bytes);
+        while let Err(error) = self.inner.purge_softly(cursor.clone()).await {
+            tracing::error!(%error, "purge bus: everything is validated, but not durably so");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn note_progress(&self) {
+        let (Some(position), Some(head)) = (&self.position, &self.head) else { return };
+        let Some(number) = position.number else { return };
+        let lag = head.number.saturating_sub(number);
+        self.inner.gauges.lag.set(lag as i64);
+        self.inner.note_outbox();
+        if lag == 0 && position.epoch == head.epoch {
+            self.inner.caught_up.send_if_modified(|is_up| !std::mem::replace(is_up, true));
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn note_outbox(&self) {
+        self.gauges.outbox.set(self.store.outbox_len() as i64);
+    }
+}
+
+/// In the order of [`crate::metrics::BUS_CONNECTIONS`].
+const READ: usize = 0;
+/// Before the purge log is tried again.
+const RETRY: Duration = Duration::from_secs(1);
