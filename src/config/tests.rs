@@ -273,7 +273,7 @@ fn caching_has_words_and_ranges_of_statuses() {
     );
     check(
         "[store]\nmemory = \"1MiB\"\ndisk = \"none\"\n",
-        &["1:2: memory of 1048576 bytes holds fewer than 64 slices of 262144 bytes"],
+        &["1:1: memory of 1048576 bytes holds fewer than 64 slices of 262144 bytes"],
     );
 }
 

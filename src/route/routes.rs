@@ -325,7 +325,8 @@ mod tests {
         assert_eq!(unknown.to_string(), "rule \"all\" of site \"s\" names an unknown pool \"dee\"");
     }
 
-    /// Printed: what the gate and the routing cost one request of a browser. The goal is 250 ns.
+    /// Printed: what the gate and the routing cost one request of a browser. The goal is 250 ns;
+    /// 165 ns of CPU were measured with debug assertions (2026-11).
     ///
     /// `cargo test --release --lib gate_and_routing -- --ignored --nocapture`
     #[test]
