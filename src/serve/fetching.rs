@@ -74,8 +74,11 @@ impl Visit {
                 Outcome::Stored => {
                     let again = self.look_everywhere(Target { key: found.key.clone() }).await;
                     if let Some(response) = self.act_now(&again) {
+                        // RFC 9211 §2.1: who waited for an upstream request had no hit.
+                        let forwarded = Some(reason);
+                        let status = self.context.cache_status;
                         self.context.cache_status =
-                            CacheStatus { collapsed: true, ..self.context.cache_status };
+                            CacheStatus { forwarded, collapsed: true, ..status };
                         return Ok(response);
                     }
                     return self.pass(reason, Some(again)).await;
