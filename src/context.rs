@@ -10,7 +10,6 @@ use geo::Place;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::cache::CacheStatus;
-use crate::clock::Clock;
 
 /// What is known of a client connection once it is open; shared by its requests.
 #[derive(Clone, Debug)]
@@ -54,8 +53,6 @@ pub struct RequestContext {
     pub received_at: SystemTime,
     /// The same moment, for durations.
     pub started: Instant,
-    /// Tells when it ended.
-    pub clock: Clock,
     /// The request line and the fields that the log shows.
     pub asked: Asked,
     /// The client: the connection's peer, or what a trusted proxy says.

@@ -213,7 +213,7 @@ impl Shared {
         for (number, sockets) in sockets.into_iter().enumerate() {
             let (shared, fills, resolver) = (self.clone(), fills.clone(), resolver.clone());
             let recorder = metrics.worker(number);
-            let log = log.buffer(recorder.clone());
+            let log = log.buffer(recorder.clone(), self.clock.clone());
             let drain = drain.clone();
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || {

@@ -44,7 +44,6 @@ pub use lookup::canonical_url;
 pub use worker::{Plan, Worker, WorkerParts};
 
 use lookup::{Found, Target};
-use worker::CorePlan;
 
 /// A response that is there, or is on its way.
 pub enum Serving {
@@ -68,7 +67,7 @@ impl Future for Serving {
 /// One request on its way through the house, from the moment that it was let in.
 struct Visit {
     worker: Rc<Worker>,
-    plan: Rc<CorePlan>,
+    plan: Rc<Plan>,
     context: RequestContext,
     /// As the gate left it: one spelling, no hop-by-hop fields.
     request: Parts,
@@ -109,7 +108,6 @@ fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> Reques
         connection,
         received_at: worker.clock.now(),
         started: worker.clock.instant(),
-        clock: worker.clock.clone(),
         asked: Asked {
             method: request.method.clone(),
             target: request.uri.clone(),
@@ -194,13 +192,15 @@ impl Visit {
 
     /// key → lookup → decide.
     fn look_up(mut self) -> Serving {
-        let target = self.target();
-        let Some(found) = self.look_in_memory(&target) else {
-            return Serving::Waiting(Box::pin(async move {
-                let found = self.look_everywhere(target).await;
-                let outcome = self.act(found).await;
-                self.conclude(outcome)
-            }));
+        let found = match self.look_in_memory(self.target()) {
+            Ok(found) => found,
+            Err(target) => {
+                return Serving::Waiting(Box::pin(async move {
+                    let found = self.look_everywhere(target).await;
+                    let outcome = self.act(found).await;
+                    self.conclude(outcome)
+                }));
+            }
         };
         match self.act_now(&found) {
             Some(response) => self.ready(response),

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HeaderName, VIA};
+use http::header::{Entry, HeaderName, VIA};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
@@ -24,6 +24,8 @@ pub struct Identity {
     pub via: HeaderValue,
     /// `2 name`, for what came over HTTP/2.
     pub via_2: HeaderValue,
+    /// Our member of `Cache-Status` before it is said what happened: the name alone.
+    pub unsaid: HeaderValue,
 }
 
 impl Identity {
@@ -34,6 +36,7 @@ impl Identity {
             name: name.into(),
             via: value(format!("1.1 {name}")),
             via_2: value(format!("2 {name}")),
+            unsaid: value(name.to_owned()),
         }
     }
 
@@ -43,15 +46,25 @@ impl Identity {
     }
 }
 
-/// Adds `Via` and `Cache-Status`; `key` is given where the rule shows it.
+/// Says in `Cache-Status` what happened, and in `Via` that it came through here; `key` is given
+/// where the rule shows it. What comes from the store has both lines already, and only the
+/// words are put in.
 pub fn mark(
     headers: &mut HeaderMap,
     context: &RequestContext,
     identity: &Identity,
     key: Option<&str>,
 ) {
+    let said = context.cache_status.render(&identity.name, key);
+    if let Entry::Occupied(mut lines) = headers.entry(CACHE_STATUS)
+        && let Some(last) = lines.iter_mut().last()
+        && *last == identity.unsaid
+    {
+        *last = said;
+        return;
+    }
     headers.append(VIA, identity.via.clone());
-    headers.append(CACHE_STATUS, context.cache_status.render(&identity.name, key));
+    headers.append(CACHE_STATUS, said);
 }
 
 /// Counts the response and logs it: at once when its body is in memory, else at its end.
@@ -145,7 +158,7 @@ impl Drop for Accounted {
             (false, None) => Ending::Left,
         };
         if self.log.is_on() {
-            let elapsed = self.context.clock.instant().duration_since(self.context.started);
+            let elapsed = self.log.instant().duration_since(self.context.started);
             write_line(&self.log, &self.context, self.status, self.bytes, elapsed, ending);
         }
     }
@@ -232,4 +245,5 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// RFC 9211.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 
 /// Where access lines go, and how many may wait.
@@ -72,7 +73,7 @@ impl AccessLog {
     }
 
     /// A buffer for one worker.
-    pub fn buffer(&self, recorder: Recorder) -> LogBuffer {
+    pub fn buffer(&self, recorder: Recorder, clock: Clock) -> LogBuffer {
         LogBuffer {
             sender: self.sender.clone(),
             buffer_bytes: self.settings.buffer_bytes,
@@ -80,6 +81,7 @@ impl AccessLog {
             lines: Cell::new(0),
             second: RefCell::default(),
             recorder,
+            clock,
         }
     }
 
@@ -106,9 +108,15 @@ pub struct LogBuffer {
     lines: Cell<u64>,
     second: RefCell<SecondText>,
     recorder: Recorder,
+    clock: Clock,
 }
 
 impl LogBuffer {
+    /// Now, for the durations in a line.
+    pub fn instant(&self) -> Instant {
+        self.clock.instant()
+    }
+
     /// Whether lines go anywhere.
     pub fn is_on(&self) -> bool {
         self.sender.is_some()
@@ -307,7 +315,7 @@ mod tests {
         let path = folder.path().join("access.log");
         let settings = Settings { target: Target::File(path.clone()), ..Settings::default() };
         let log = AccessLog::start(&settings).expect("the log opens");
-        let buffer = log.buffer(Metrics::new(1).worker(0));
+        let buffer = log.buffer(Metrics::new(1).worker(0), Clock::system());
         buffer.append(SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_007), fields);
         drop(buffer);
         log.close();
@@ -338,7 +346,7 @@ mod tests {
             reopen: Arc::default(),
             writer: None,
         };
-        let buffer = log.buffer(metrics.worker(0));
+        let buffer = log.buffer(metrics.worker(0), Clock::system());
         for _ in 0..3 {
             buffer.append(SystemTime::UNIX_EPOCH, |_| {});
         }
@@ -353,7 +361,7 @@ mod tests {
         let log = AccessLog::start(&settings).expect("the log opens");
         std::fs::rename(&path, folder.path().join("old.log")).expect("the file moves");
         log.reopen();
-        let buffer = log.buffer(Metrics::new(1).worker(0));
+        let buffer = log.buffer(Metrics::new(1).worker(0), Clock::system());
         buffer.append(SystemTime::UNIX_EPOCH, |line| line.flag("x"));
         drop(buffer);
         log.close();

@@ -6,4 +6,4 @@ mod finish;
 pub mod log;
 
 pub use failure::Failure;
-pub use finish::{Identity, account, mark};
+pub use finish::{CACHE_STATUS, Identity, account, mark};

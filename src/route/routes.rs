@@ -23,7 +23,7 @@ pub struct Question<'a> {
 }
 
 /// All sites by host.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Routes {
     exact: HashMap<Box<str>, Arc<Site>, foldhash::fast::RandomState>,
     below: HashMap<Box<str>, Arc<Site>, foldhash::fast::RandomState>,
@@ -40,14 +40,14 @@ pub struct Site {
 }
 
 /// One rule with the pools that it names.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Rule {
     /// What is done when.
     pub settings: RuleSettings,
     pools: RulePools,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct RulePools {
     usual: Option<Arc<Pool>>,
     by_country: Vec<(geo::Country, Arc<Pool>)>,
@@ -87,6 +87,23 @@ impl Routes {
         Ok(routes)
     }
 
+    /// The same routes with sites and rules of their own, to be counted by one core alone.
+    pub fn copied(&self) -> Self {
+        let mut copies: Vec<(*const Site, Arc<Site>)> = Vec::new();
+        let mut copy = |site: &Arc<Site>| {
+            let known = copies.iter().find(|(from, _)| *from == Arc::as_ptr(site));
+            if let Some((_, copied)) = known {
+                return copied.clone();
+            }
+            let copied = Arc::new(site.copied());
+            copies.push((Arc::as_ptr(site), copied.clone()));
+            copied
+        };
+        let exact = self.exact.iter().map(|(host, site)| (host.clone(), copy(site))).collect();
+        let below = self.below.iter().map(|(host, site)| (host.clone(), copy(site))).collect();
+        Self { exact, below, any: self.any.as_ref().map(copy) }
+    }
+
     /// The site and the rule of a request; `None` when no site has its host, or no rule of
     /// the site applies. Allocates nothing.
     pub fn find(&self, question: &Question<'_>) -> Option<(&Arc<Site>, &Arc<Rule>)> {
@@ -114,6 +131,11 @@ impl Routes {
 }
 
 impl Site {
+    fn copied(&self) -> Self {
+        let rules = self.rules.iter().map(|rule| Arc::new(Rule::clone(rule))).collect();
+        Self { name: Arc::from(&*self.name), rules }
+    }
+
     fn new(settings: &SiteSettings, pools: &Pools) -> Result<Self, UnknownPool> {
         let rule = |rule: &RuleSettings| {
             let pools = RulePools::of(&rule.action, pools).map_err(|pool| UnknownPool {

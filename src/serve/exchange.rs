@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
+use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH, VIA};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
-use super::worker::{CorePlan, Worker};
+use super::worker::{Plan, Worker};
 use crate::body::Body;
 use crate::cache::vary::Variant;
 use crate::cache::{
@@ -19,6 +19,7 @@ use crate::cache::{
 use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
 use crate::fetch::{FetchError, FillEnd, Intent, Pool, UpstreamResponse};
+use crate::respond;
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
 
@@ -26,7 +27,7 @@ use crate::store::{Head, Record};
 #[derive(Clone)]
 pub(super) struct Job {
     pub worker: Rc<Worker>,
-    pub plan: Rc<CorePlan>,
+    pub plan: Rc<Plan>,
     pub site: Arc<Site>,
     pub rule: Arc<Rule>,
     pub pool: Arc<Pool>,
@@ -165,11 +166,13 @@ impl Job {
         if let Some(stale) = self.stale.as_ref().filter(|_| is_304(&response)) {
             let exchange = self.exchange(&response, began);
             match cache::freshen(&stale.response, &exchange, sequence, settings) {
-                Freshened::Updated(fresh) => {
+                Freshened::Updated(mut fresh) => {
+                    self.sign(&mut fresh.headers, Some(response.headers()));
                     return Settled::Validated(self.worker.store.replace(stale, *fresh));
                 }
                 // It holds this once: stale from the start, so that nobody else is given it.
-                Freshened::Once(once, _) => {
+                Freshened::Once(mut once, _) => {
+                    self.sign(&mut once.headers, Some(response.headers()));
                     return Settled::Validated(self.worker.store.replace(stale, *once));
                 }
                 Freshened::NotThisOne => {}
@@ -178,7 +181,10 @@ impl Job {
         let variant = self.variant_of(response.headers());
         let place = Place { key: &self.key, variant: &variant, site: &self.site.name, sequence };
         match cache::may_store(&self.exchange(&response, began), &place, settings) {
-            Storing::Store(stored) => Settled::Store(stored, response),
+            Storing::Store(mut stored) => {
+                self.sign(&mut stored.headers, None);
+                Settled::Store(stored, response)
+            }
             Storing::Pass { reason, remember } => Settled::Pass { response, reason, remember },
         }
     }
@@ -191,6 +197,20 @@ impl Job {
             response: response.headers(),
             request_time: began,
             response_time: self.worker.clock.now(),
+        }
+    }
+
+    /// Puts this node's `Via` and a place for its `Cache-Status` into fields that are stored, so
+    /// that a hit adds none. `update` is what a validation answered: where it has such lines,
+    /// they took the place of ours.
+    pub fn sign(&self, headers: &mut HeaderMap, update: Option<&HeaderMap>) {
+        let gone = |name| update.is_none_or(|update| update.contains_key(name));
+        let identity = &self.plan.identity;
+        if gone(VIA) {
+            headers.append(VIA, identity.via.clone());
+        }
+        if gone(respond::CACHE_STATUS) {
+            headers.append(respond::CACHE_STATUS, identity.unsaid.clone());
         }
     }
 

@@ -58,21 +58,25 @@ impl Target {
 }
 
 impl Visit {
-    /// `None` when only the disk knows.
-    pub(super) fn look_in_memory(&self, target: &Target) -> Option<Found> {
+    /// The target back when only the disk knows.
+    pub(super) fn look_in_memory(&self, target: Target) -> Result<Found, Target> {
         let store = &self.worker.store;
-        match store.in_memory(target.key.hash)? {
-            Record::Response(head) => Some(found(target.clone(), head)),
-            Record::Variants(list) => {
-                let candidates = self.candidates(&list, &target.key);
-                for candidate in &candidates {
-                    if let Record::Response(head) = store.in_memory(candidate.hash)?
-                        && candidate.fits(&target.key, &head.response)
-                    {
-                        return Some(self.variant_found(target.clone(), &list, head));
+        match store.in_memory(target.key.hash) {
+            None => Err(target),
+            Some(Record::Response(head)) => Ok(found(target, head)),
+            Some(Record::Variants(list)) => {
+                for candidate in self.candidates(&list, &target.key) {
+                    match store.in_memory(candidate.hash) {
+                        Some(Record::Response(head))
+                            if candidate.fits(&target.key, &head.response) =>
+                        {
+                            return Ok(self.variant_found(target, &list, head));
+                        }
+                        Some(_) => {}
+                        None => return Err(target),
                     }
                 }
-                None
+                Err(target)
             }
         }
     }

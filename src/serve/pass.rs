@@ -63,7 +63,7 @@ impl Visit {
         }
         self.invalidate(&job, &upstream.response).await;
         if self.request.method == Method::HEAD {
-            self.freshen_from_head(&found, &upstream.response, began, sequence).await;
+            self.freshen_from_head(&job, &found, &upstream.response, began, sequence);
         }
         match job.settle(upstream.response, began, sequence).await {
             Settled::Store(stored, mut response) => {
@@ -111,8 +111,9 @@ impl Visit {
     }
 
     /// RFC 9111 §4.3.5.
-    async fn freshen_from_head(
+    fn freshen_from_head(
         &self,
+        job: &Job,
         found: &Found,
         response: &Response<Body>,
         began: std::time::SystemTime,
@@ -129,7 +130,10 @@ impl Visit {
         };
         let settings = &self.rule.settings.cache;
         match cache::freshen_from_head(&head.response, &exchange, sequence, settings) {
-            Freshened::Updated(fresh) => drop(self.worker.store.replace(head, *fresh)),
+            Freshened::Updated(mut fresh) => {
+                job.sign(&mut fresh.headers, Some(response.headers()));
+                self.worker.store.replace(head, *fresh);
+            }
             Freshened::Once(..) => {}
             Freshened::NotThisOne if response.status().is_success() => {
                 let url = found.key.url().into();

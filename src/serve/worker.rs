@@ -1,7 +1,6 @@
 //! What a request finds on its core: the parts of the house, and the plan in force.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use crate::store::Store;
 
 /// What the configuration means for requests. Immutable; a reload puts another in its place,
 /// and each request keeps the one that it began with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// The gate.
     pub gate: Gate,
@@ -39,6 +38,13 @@ pub struct Plan {
     pub codings: Vec<&'static str>,
     /// An upgraded connection is closed after this time without a byte.
     pub tunnel_idle: Duration,
+}
+
+impl Plan {
+    /// The same plan with sites and rules of its own.
+    fn for_core(&self) -> Self {
+        Self { routes: self.routes.copied(), ..self.clone() }
+    }
 }
 
 /// The parts that a worker is built of.
@@ -76,27 +82,20 @@ pub struct Worker {
     next_id: Cell<u64>,
 }
 
-/// A plan behind a count of this core's own: taking it writes no memory that other cores read.
-pub(super) struct CorePlan(Arc<Plan>);
-
-impl Deref for CorePlan {
-    type Target = Plan;
-
-    fn deref(&self) -> &Plan {
-        &self.0
-    }
-}
-
+/// The plan in force and this core's own copy of it: sites and rules are counted by each
+/// request, and a count that all cores share is a cache line that they fight over.
 struct LocalPlan {
     source: Cache<Arc<ArcSwap<Plan>>, Arc<Plan>>,
-    local: Rc<CorePlan>,
+    copied: Arc<Plan>,
+    local: Rc<Plan>,
 }
 
 impl Worker {
     /// A worker of these parts.
     pub fn new(parts: WorkerParts) -> Rc<Self> {
         let mut source = Cache::new(parts.plan);
-        let local = Rc::new(CorePlan(source.load().clone()));
+        let copied = source.load().clone();
+        let local = Rc::new(copied.for_core());
         Rc::new(Self {
             store: parts.store,
             fills: parts.fills,
@@ -105,7 +104,7 @@ impl Worker {
             clock: parts.clock,
             recorder: parts.recorder,
             log: Rc::new(parts.log),
-            plan: RefCell::new(LocalPlan { source, local }),
+            plan: RefCell::new(LocalPlan { source, copied, local }),
             next_id: Cell::new(parts.first_id),
         })
     }
@@ -115,12 +114,13 @@ impl Worker {
         self.log.flush();
     }
 
-    pub(super) fn plan(&self) -> Rc<CorePlan> {
+    pub(super) fn plan(&self) -> Rc<Plan> {
         let mut plan = self.plan.borrow_mut();
-        let LocalPlan { source, local } = &mut *plan;
+        let LocalPlan { source, copied, local } = &mut *plan;
         let current = source.load();
-        if !Arc::ptr_eq(current, &local.0) {
-            *local = Rc::new(CorePlan(current.clone()));
+        if !Arc::ptr_eq(current, copied) {
+            *copied = current.clone();
+            *local = Rc::new(copied.for_core());
         }
         local.clone()
     }

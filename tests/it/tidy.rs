@@ -17,7 +17,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("transform", &["body", "metrics"]),
     ("fetch", &["store", "cache", "context", "body", "clock", "metrics"]),
     ("guard", &["context", "clock", "metrics"]),
-    ("respond", &["cache", "context", "body", "metrics"]),
+    // clock: a line in the access log tells how long its response took.
+    ("respond", &["cache", "context", "body", "clock", "metrics"]),
     ("route", &["guard", "cache", "fetch", "transform"]),
     ("control", &["store", "fetch", "cache", "clock", "metrics"]),
     (
