@@ -175,6 +175,10 @@ impl Disks {
             self.drop_piece(&key);
             return false;
         };
+        if piece.estimated_size() > disk.block_bytes() / 2 {
+            self.drop_piece(&key);
+            return false;
+        }
         let room = tokio::time::timeout(disk.deadline, disk.room(&piece)).await;
         let Ok(Some(room)) = room else {
             self.drop_piece(&key);
@@ -189,6 +193,10 @@ impl Disks {
             self.drop_piece(&key);
             return false;
         };
+        if piece.estimated_size() > disk.block_bytes() / 2 {
+            self.drop_piece(&key);
+            return false;
+        }
         let bytes = disk.room_for(&piece);
         match disk.room.clone().try_acquire_many_owned(bytes) {
             Ok(room) => disk.send(Job { key, piece, _room: room, done: None }),
@@ -453,6 +461,12 @@ impl Disk {
             Ok(Ok(Ok(()))) => {}
             _ => return,
         }
+        // After a failed write foyer goes on in a block that it had finished, and its next write
+        // there ends in a panic with a lock held: it is opened anew.
+        if self.read_only.load(Ordering::Acquire) {
+            self.out.store(true, Ordering::Release);
+            self.foyer.store(None);
+        }
         if self.foyer.load().is_none() && self.open().await.is_err() {
             return;
         }
@@ -466,14 +480,14 @@ impl Disk {
     }
 
     /// Writes one batch and says of each piece whether it is on disk.
-    async fn write_batch(&self, batch: &mut Vec<Job>) {
+    async fn write_batch(&self, mut batch: Vec<Job>) {
         let foyer = self.readable().filter(|_| !self.read_only.load(Ordering::Acquire));
         let Some(foyer) = foyer else {
             batch.drain(..).for_each(|job| self.not_written(job));
             return;
         };
         let on_disk = HybridCacheProperties::default().with_location(Location::OnDisk);
-        for job in &*batch {
+        for job in &batch {
             foyer.insert_with_properties(job.key, job.piece.share(), on_disk.clone());
         }
         if tokio::time::timeout(self.deadline, foyer.storage().wait()).await.is_err() {
@@ -492,7 +506,7 @@ impl Disk {
             }
         }
         self.recorder.add(Metric::StoreDiskWrites, written as u64);
-        if written == 0 && pieces > 0 {
+        if written < pieces {
             self.stop_writing();
         }
     }
@@ -518,9 +532,9 @@ impl Disk {
 
 /// Takes the queue's jobs in batches that fit foyer's buffer, for as long as the disk lives.
 async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<Job>) {
-    let mut batch = Vec::new();
     while let Some(job) = jobs.recv().await {
         let Some(disk) = disk.upgrade() else { return };
+        let mut batch = Vec::new();
         let mut bytes = job.piece.estimated_size() + PIECE_OVERHEAD;
         batch.push(job);
         while bytes < BATCH_BYTES && batch.len() < BATCH_PIECES {
@@ -528,7 +542,13 @@ async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<Job>) {
             bytes += job.piece.estimated_size() + PIECE_OVERHEAD;
             batch.push(job);
         }
-        disk.write_batch(&mut batch).await;
+        // A panic in foyer ends its batch, not this task; the jobs' callers are told "not written".
+        let writing = disk.clone();
+        let written = tokio::spawn(async move { writing.write_batch(batch).await }).await;
+        if written.is_err() {
+            disk.take_out("writing panicked");
+            disk.foyer.store(None);
+        }
     }
 }
 

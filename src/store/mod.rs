@@ -49,6 +49,7 @@ use self::leaving::Leaving;
 use self::loads::{Found, Loads};
 use self::purge::Purges;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
+use self::stat::Gauges;
 use crate::cache::range::with_part;
 use crate::cache::{KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse, VaryList};
 use crate::clock::Clock;
@@ -138,7 +139,9 @@ impl Store {
             recorder,
             _log_lock: locks.into_values().next(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        metrics.register_collector(Box::new(Gauges(Arc::downgrade(&inner))));
+        Ok(Self { inner })
     }
 
     /// What memory has under a key's or a variant's hash. The hit path: no await, no allocation.

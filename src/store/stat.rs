@@ -1,6 +1,15 @@
 //! What the store holds, for `skerry store stat`, the admin API and the gauges.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Weak;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::{Inner, Store};
 
 /// A look at the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,5 +64,57 @@ impl Service {
             Self::ReadOnly => "read-only",
             Self::Out => "out",
         }
+    }
+}
+
+/// The store's gauges, looked at with each scrape for as long as there is a store.
+pub(super) struct Gauges(pub(super) Weak<Inner>);
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let Some(inner) = self.0.upgrade() else { return Ok(()) };
+        let stat = Store { inner }.stat();
+        for (name, help, value) in [
+            ("store_memory_bytes", "Bytes in the memory tier.", stat.memory_bytes),
+            (
+                "store_memory_bytes_max",
+                "Bytes that the memory tier may hold.",
+                stat.memory_bytes_max,
+            ),
+            (
+                "store_memory_pieces",
+                "Heads, variant lists and slices in memory.",
+                stat.memory_pieces,
+            ),
+            ("purge_entries", "Entries of the purge table.", stat.purge_entries),
+            ("purge_outbox", "Messages waiting for the purge bus.", stat.outbox_messages),
+        ] {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value as i64).encode(encoder)?;
+        }
+        type OfDirectory = fn(&DirectoryStat) -> u64;
+        let families: [(&str, &str, OfDirectory); 4] = [
+            ("store_directory_in_service", "1: read and written; 0: in trouble.", |directory| {
+                u64::from(directory.service == Service::Full)
+            }),
+            ("store_directory_bytes_max", "Bytes that the directory may hold.", |it| it.bytes),
+            ("store_directory_written_bytes", "Written since the start.", |it| it.written_bytes),
+            ("store_directory_queued_bytes", "Waiting to be written.", |it| it.queued_bytes),
+        ];
+        for (name, help, value) in families {
+            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for directory in &stat.directories {
+                let labels = [("directory", directory.path.to_string_lossy())];
+                let gauge = ConstGauge::new(value(directory) as i64);
+                gauge.encode(encoder.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauges")
     }
 }

@@ -451,3 +451,91 @@ async fn an_object_larger_than_memory_is_read_from_disk() {
     assert_eq!(read(&here, &head, 5..(8 << 20) - 5).await, body.slice(5..(8 << 20) - 5));
     assert_eq!(total(&here, Metric::StoreDiskDropped), 0);
 }
+
+/// A file system of its own that is soon full. `None` where mounting is not permitted.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(bytes: u64) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
+            .arg(directory.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(directory)),
+            other => {
+                println!("skipped, no tmpfs can be mounted: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_and_the_node_serves_on() {
+    let Some(disk) = SmallDisk::mount(24 << 20) else { return };
+    let filler = disk.0.path().join("filler");
+    std::fs::write(&filler, vec![1; 16 << 20]).unwrap();
+    let log = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        log_directory: Some(log.path().to_owned()),
+        disk_retry: Duration::from_secs(3600),
+        ..on_disk(disk.0.path())
+    };
+    let here = open(&settings).await;
+    let keys: Vec<_> =
+        (0..400).map(|number| CacheKey::new(format!("https://a/{number}"))).collect();
+    for key in &keys {
+        let head = store(&here, &key.text, &bytes(60_000)).await;
+        while head.place.load(Ordering::Acquire) == place::WANTED {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(total(&here, Metric::StoreDiskDropped) > 0);
+    assert_eq!(total(&here, Metric::StoreDiskOuts), 1);
+    assert_eq!(here.stat().directories[0].service, Service::ReadOnly);
+    let text = here.recorder().metrics().encode();
+    assert!(text.contains("skerry_store_directory_in_service{directory="), "{text}");
+    here.inner.memory.evict_all();
+    let mut whole = 0;
+    for key in &keys {
+        let Some(Record::Response(head)) = here.find(key.hash).await else { continue };
+        let length = head.complete_length();
+        if here.missing(&head, 0..length).is_empty() {
+            assert_eq!(read(&here, &head, 0..length).await, bytes(60_000));
+            whole += 1;
+        }
+    }
+    assert!(whole > 20, "{whole} were written before the disk was full");
+    std::fs::remove_file(filler).unwrap();
+    here.inner.disks.try_again(0).await;
+    assert_eq!(here.stat().directories[0].service, Service::Full);
+    written(&store(&here, "https://a/later", &bytes(60_000)).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_ask_for_one_piece_read_it_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = open(&on_disk(directory.path())).await;
+    let key = CacheKey::new("https://a/1");
+    written(&store(&here, &key.text, &bytes(3_000)).await).await;
+    here.inner.memory.evict_all();
+    let asking: Vec<_> = (0..200)
+        .map(|_| {
+            let here = here.clone();
+            tokio::spawn(async move { here.find(key.hash).await })
+        })
+        .collect();
+    for asked in asking {
+        found(asked.await.unwrap());
+    }
+    let reads = total(&here, Metric::StoreDiskReads);
+    assert!(reads < 5, "{reads} reads for 200 requests");
+}
