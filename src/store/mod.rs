@@ -505,8 +505,10 @@ impl Store {
             let key = PieceKey::head(head.hash);
             let piece = Piece::Record(Record::Response(head.clone()));
             let written = store.inner.disks.write(key, piece).await;
-            let now = if written { place::WRITTEN } else { place::MEMORY };
-            head.place.store(now, Ordering::Release);
+            // Otherwise it stays wanted: tried again when it leaves memory, not with every hit.
+            if written {
+                head.place.store(place::WRITTEN, Ordering::Release);
+            }
         });
     }
 

@@ -43,9 +43,8 @@ pub struct Head {
 /// How far a head is on its way to disk. Only ever moves as drawn.
 ///
 /// ```text
-/// MEMORY ──(hit, or frequent)──▶ WANTED ──(in the queue)──▶ WRITTEN   (read from disk: born WRITTEN)
-///    ▲                             │ queue full
-///    └─────────────────────────────┘
+/// MEMORY ──(hit, or frequent)──▶ WANTED ──(in the disk's index)──▶ WRITTEN   (read from disk: born so)
+///                                  │ not written: offered again when it leaves memory
 /// ```
 pub(super) mod place {
     pub const MEMORY: u8 = 0;
