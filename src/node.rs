@@ -348,7 +348,13 @@ impl NodeActions for Shared {
     }
 
     fn drain(&self) {
-        Shared::drain(self);
+        self.draining.store(true, Ordering::Relaxed);
+        let settings = self.config().node.clone();
+        let switch = self.drain.clone();
+        // Balancers must see that this node is not ready before its door closes.
+        tokio::spawn(async move {
+            switch.start_after(settings.drain_notice, settings.drain_timeout).await;
+        });
     }
 
     fn canonical_url(&self, uri: &Uri) -> Result<String, String> {

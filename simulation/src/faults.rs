@@ -243,8 +243,7 @@ async fn rolling_upgrade(fleet: &Fleet) -> anyhow::Result<()> {
     for node in 0..fleet.nodes.len() {
         let admin = Admin::new(fleet.nodes[node].spec.ports.admin);
         admin.drain().await?;
-        // A balancer needs to have looked twice.
-        sleep(2 * crate::fleet::BALANCER_PERIOD).await;
+        fleet.seen_unready(node).await?;
         fleet.stop_node(node).await?;
         fleet.start_node(node).await?;
     }

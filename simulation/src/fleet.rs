@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 
 /// One node of the fleet.
 pub struct Node {
@@ -223,6 +223,20 @@ impl Fleet {
             self.gone(number);
             ensure!(ended == node::Ended::ByItself, "{} did not leave when asked", node.spec.name);
         }
+        Ok(())
+    }
+
+    /// Waits until the balancer has seen that a node is not ready, and what it sent there
+    /// before has arrived.
+    pub async fn seen_unready(&self, number: NodeId) -> anyhow::Result<()> {
+        let node = &self.nodes[number];
+        let mut periods = 0;
+        while node.ready.load(Ordering::Relaxed) {
+            ensure!(periods < 50, "{} is drained and says it is ready", node.spec.name);
+            periods += 1;
+            sleep(BALANCER_PERIOD).await;
+        }
+        sleep(BALANCER_PERIOD).await;
         Ok(())
     }
 

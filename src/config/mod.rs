@@ -70,6 +70,9 @@ pub struct NodeSettings {
     pub data_directory: PathBuf,
     /// How long requests may take to end when the node stops.
     pub drain_timeout: Duration,
+    /// How long a node that is drained by the admin API takes new connections still, so that
+    /// balancers see it is not ready before its door closes.
+    pub drain_notice: Duration,
 }
 
 /// An option that a reload finds changed.
@@ -94,6 +97,7 @@ impl Default for NodeSettings {
             workers: cores(),
             data_directory: PathBuf::from("skerry-data"),
             drain_timeout: Duration::from_secs(30),
+            drain_notice: Duration::from_secs(10),
         }
     }
 }

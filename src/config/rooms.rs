@@ -34,6 +34,7 @@ pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     node.workers = workers.0;
     section.read("data_directory", &mut node.data_directory);
     section.read("drain_timeout", &mut node.drain_timeout);
+    section.read("drain_notice", &mut node.drain_notice);
 }
 
 /// A name that needs no quotes in a field, a label or a path.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// Tells every holder of the [`Drain`] to finish.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DrainSwitch(watch::Sender<Option<Duration>>);
 
 /// Waits for the word to finish. Cloned to every worker.
@@ -23,6 +23,16 @@ impl DrainSwitch {
     /// they are cut. Saying it again with less hurries.
     pub fn start(&self, grace: Duration) {
         self.0.send_replace(Some(grace));
+    }
+
+    /// As [`DrainSwitch::start`] after `notice`, unless the word is given before.
+    pub async fn start_after(&self, notice: Duration, grace: Duration) {
+        tokio::time::sleep(notice).await;
+        self.0.send_if_modified(|said| {
+            let first = said.is_none();
+            *said = said.or(Some(grace));
+            first
+        });
     }
 }
 
@@ -42,5 +52,25 @@ impl Drain {
                 return grace;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_notice_that_ends_late_changes_nothing() {
+        let (switch, mut drain) = drain();
+        switch.start(Duration::from_secs(7));
+        switch.start_after(Duration::ZERO, Duration::from_secs(9)).await;
+        assert_eq!(drain.told().await, Duration::from_secs(7));
+    }
+
+    #[tokio::test]
+    async fn after_the_notice_the_word_is_given() {
+        let (switch, mut drain) = drain();
+        switch.start_after(Duration::ZERO, Duration::from_secs(9)).await;
+        assert_eq!(drain.told().await, Duration::from_secs(9));
     }
 }
