@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use skerry::clock::Clock;
 use skerry::config::{self, Flags};
+use skerry::control::tokens;
 use skerry::node::Node;
 use skerry::respond::log::Target;
 use skerry::{cli, demo};
@@ -38,6 +39,17 @@ enum Command {
     Purge(PurgeArguments),
     /// Say which site, rule and key a URL has, and whether it would be a hit and why.
     Explain(ExplainArguments),
+    /// Make a token for the admin API, and the line for the file that "admin.tokens" names.
+    Token(TokenArguments),
+}
+
+#[derive(Debug, Args)]
+struct TokenArguments {
+    /// Whose it is, for the audit log.
+    name: String,
+    /// all, read, or purge:SITE,SITE
+    #[arg(long, default_value = "all")]
+    may: String,
 }
 
 #[derive(Debug, Args)]
@@ -62,6 +74,12 @@ struct PurgeArguments {
     /// For the audit log.
     #[arg(long)]
     reason: Option<String>,
+    /// Who must have it before the answer: none, local, quorum or all.
+    #[arg(long, default_value = "local")]
+    wait: String,
+    /// How long to wait for the others; not having all of them by then is an error.
+    #[arg(long, default_value = "2s")]
+    timeout: String,
     #[command(flatten)]
     admin: AdminArgument,
 }
@@ -85,6 +103,9 @@ struct AdminArgument {
     /// The node's admin address.
     #[arg(long = "admin", default_value = "127.0.0.1:9180", env = "SKERRY_ADMIN")]
     address: SocketAddr,
+    /// The token to show, where the node asks for one.
+    #[arg(long, env = "SKERRY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -94,6 +115,10 @@ fn main() -> ExitCode {
         Some(Command::Check { file }) => check(file),
         Some(Command::Purge(purge)) => order_purge(purge),
         Some(Command::Explain(explain)) => ask_why(explain),
+        Some(Command::Token(token)) => {
+            make_token(&token);
+            Ok(())
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -211,13 +236,35 @@ fn order_purge(arguments: PurgeArguments) -> Result<(), String> {
             order[name] = json!(value);
         }
     }
-    let answer = call(&arguments.admin, "POST", "/purge", &[], &order.to_string())?;
+    let (wait, timeout) = (&arguments.wait, &arguments.timeout);
+    let target = format!(
+        "/purge?wait={}&timeout={}",
+        cli::percent_encode(wait),
+        cli::percent_encode(timeout)
+    );
+    let answer = call(&arguments.admin, "POST", &target, &[], &order.to_string())?;
     println!("purge {} at sequence {}", answer["id"].as_str().unwrap_or("?"), answer["sequence"]);
-    for (node, receipt) in answer["nodes"].as_object().into_iter().flatten() {
-        let ms = receipt["ms"].as_f64().unwrap_or_default();
-        println!("  {node}: {} in {ms:.1} ms", receipt["state"].as_str().unwrap_or("?"));
+    let nodes = answer["nodes"].as_object().into_iter().flatten();
+    let mut pending = Vec::new();
+    for (node, receipt) in nodes {
+        println!("  {node}: {}", cli::receipt(receipt));
+        if receipt["state"] != "applied" {
+            pending.push(node.as_str());
+        }
     }
-    Ok(())
+    match wait.as_str() {
+        "all" if !pending.is_empty() => Err(format!(
+            "not all within {timeout}: {} will have it before serving again, or when heard again",
+            pending.join(", ")
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn make_token(arguments: &TokenArguments) {
+    let secret = cli::new_secret();
+    println!("token  {secret}");
+    println!("line   {}", tokens::line(&arguments.name, &arguments.may, &secret));
 }
 
 fn ask_why(arguments: ExplainArguments) -> Result<(), String> {
@@ -239,7 +286,9 @@ fn call(
     fields: &[String],
     body: &str,
 ) -> Result<Value, String> {
-    cli::call(admin.address, method, target, fields, body)
+    let token = admin.token.iter().map(|token| format!("Authorization: Bearer {token}"));
+    let fields: Vec<String> = fields.iter().cloned().chain(token).collect();
+    cli::call(admin.address, method, target, &fields, body)
         .map_err(|error| {
             format!("the admin API at {}: {error}; is the node running?", admin.address)
         })?

@@ -23,7 +23,11 @@ use tokio::task::LocalSet;
 
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
-use crate::control::{Admin, Coming, NodeActions};
+use crate::control::admin::{self, Admin, Coming, NodeActions};
+use crate::control::audit::Audit;
+use crate::control::bus::{self, Bus};
+use crate::control::purges::Rate;
+use crate::control::tokens::Tokens;
 use crate::fetch::collapse::Fills;
 use crate::fetch::{Pools, Resolver, Upstreams};
 use crate::guard::{Gate, rate};
@@ -65,6 +69,9 @@ pub enum StartError {
     /// Pools or routes make no sense together.
     #[error("{}", .0.join("; "))]
     Plan(Vec<String>),
+    /// The file of tokens can't be used.
+    #[error("{0}")]
+    Tokens(String),
     /// The admin API can't listen.
     #[error("admin address {address}: {source}")]
     Admin {
@@ -90,6 +97,7 @@ struct Shared {
     plan: Arc<ArcSwap<Plan>>,
     rates: Arc<rate::Table>,
     store: Store,
+    bus: Bus,
     geo: Arc<Geo>,
     door: Arc<Door>,
     tls: Option<Arc<TlsState>>,
@@ -118,9 +126,9 @@ impl Node {
             .build()
             .map_err(system("background threads"))?;
         let sockets = listen::bind(&config.listen.listeners, config.node.workers)?;
-        let admin_listener = background.block_on(TcpListener::bind(config.admin));
-        let admin_listener =
-            admin_listener.map_err(|source| StartError::Admin { address: config.admin, source })?;
+        let admin_listener = background.block_on(TcpListener::bind(config.admin.address));
+        let admin_listener = admin_listener
+            .map_err(|source| StartError::Admin { address: config.admin.address, source })?;
         let tls = match config.listen.listeners.iter().any(|listener| listener.tls) {
             true => Some(TlsState::load(&config.listen.tls, &config.node.data_directory, &clock)?),
             false => None,
@@ -135,6 +143,21 @@ impl Node {
             &metrics,
             background.handle().clone(),
         ))?;
+        let tokens = config.admin.tokens.as_deref().map(Tokens::load).transpose();
+        let tokens = tokens.map_err(StartError::Tokens)?;
+        let identity =
+            bus::Identity { name: config.node.name.clone(), region: config.node.region.clone() };
+        // The first byte is served when the purges that were missed are known.
+        let bus = background
+            .block_on(Bus::start(
+                config.bus.clone(),
+                identity,
+                store.clone(),
+                clock.clone(),
+                &metrics,
+                background.handle(),
+            ))
+            .map_err(system("purge bus"))?;
         let (switch, drain) = listen::drain();
         let listening = sockets.first().map(listening).unwrap_or_default();
         let shared = Arc::new(Shared {
@@ -143,6 +166,7 @@ impl Node {
             flags,
             rates,
             store,
+            bus,
             geo,
             tls,
             drain: switch,
@@ -154,7 +178,7 @@ impl Node {
             .start_workers(sockets, &metrics, &log, background.handle(), &drain)
             .map_err(system("worker thread"))?;
         let admin = admin_listener.local_addr().map_err(system("admin address"))?;
-        background.spawn(shared.admin(&metrics).run(admin_listener));
+        background.spawn(shared.admin(&metrics, tokens).run(admin_listener));
         background.spawn(shared.clone().keep_house());
         Ok(Self { listening, admin, shared, workers, background, log })
     }
@@ -188,6 +212,7 @@ impl Node {
             // A worker that panicked has said so.
             let _ = worker.join();
         }
+        self.background.block_on(self.shared.bus.leave());
         self.background.block_on(self.shared.store.close());
         self.log.close();
         self.background.shutdown_timeout(Duration::from_secs(1));
@@ -258,10 +283,13 @@ impl Shared {
         Ok(workers)
     }
 
-    fn admin(self: &Arc<Self>, metrics: &Arc<Metrics>) -> Arc<Admin> {
+    fn admin(self: &Arc<Self>, metrics: &Arc<Metrics>, tokens: Option<Tokens>) -> Arc<Admin> {
+        let admin::Settings { audit_log, purges_per_second_max, .. } = self.config().admin.clone();
         Arc::new(Admin {
-            name: self.config().node.name.clone(),
-            store: self.store.clone(),
+            bus: self.bus.clone(),
+            tokens,
+            audit: Audit::new(audit_log),
+            rate: Rate::new(purges_per_second_max, self.clock.instant()),
             metrics: metrics.clone(),
             clock: self.clock.clone(),
             node: self.clone(),
@@ -340,7 +368,8 @@ impl Shared {
 
 impl NodeActions for Shared {
     fn not_ready(&self) -> Option<&'static str> {
-        self.draining.load(Ordering::Relaxed).then_some("draining")
+        let drains = self.draining.load(Ordering::Relaxed);
+        drains.then_some("draining").or_else(|| self.bus.not_ready())
     }
 
     fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>> {
@@ -360,6 +389,12 @@ impl NodeActions for Shared {
     fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
         let plan = self.plan.load();
         serve::canonical_url(&plan.routes, &plan.gate, uri)
+    }
+
+    fn site_of(&self, uri: &Uri) -> Option<String> {
+        let plan = self.plan.load();
+        let normal = plan.gate.normalise_url(uri).ok()?;
+        plan.routes.site(normal.authority.host()).map(|site| site.name.to_string())
     }
 
     fn explain<'a>(

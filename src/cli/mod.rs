@@ -52,6 +52,28 @@ pub fn call(
     parse(&answer).ok_or_else(|| io::Error::other(format!("{address} does not speak HTTP")))
 }
 
+/// What a node says of a purge, in words.
+pub fn receipt(receipt: &Value) -> String {
+    let ms = |name: &str| receipt[name].as_f64();
+    match (receipt["state"].as_str(), ms("ms"), ms("durable_ms")) {
+        (Some("applied"), Some(in_force), Some(durable)) => {
+            format!("in force after {in_force:.1} ms, durable after {durable:.1} ms")
+        }
+        (Some("applied"), ..) => "applied".to_owned(),
+        _ => match ms("heard_ms_ago") {
+            Some(ago) => format!("pending, last heard {:.1} s ago", ago / 1e3),
+            None => "pending".to_owned(),
+        },
+    }
+}
+
+/// 256 random bits, to be shown as a token.
+pub fn new_secret() -> String {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has random numbers");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn parse(answer: &str) -> Option<Answer> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
@@ -83,6 +105,15 @@ mod tests {
         let body = r#"{"title":"Bad Request","detail":"an empty tag"}"#;
         let answer = parse(&format!("HTTP/1.0 400 Bad Request\r\na: b\r\n\r\n{body}")).unwrap();
         assert_eq!(answer.json().unwrap_err(), "an empty tag");
+    }
+
+    #[test]
+    fn a_receipt_is_told_in_words() {
+        let told = |text| receipt(&serde_json::from_str(text).unwrap());
+        let applied = told(r#"{"state":"applied","ms":0.52,"durable_ms":3.08}"#);
+        assert_eq!(applied, "in force after 0.5 ms, durable after 3.1 ms");
+        let pending = told(r#"{"state":"pending","heard_ms_ago":1500}"#);
+        assert_eq!(pending, "pending, last heard 1.5 s ago");
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub struct Flags {
     /// What this node is called.
     #[arg(long, env = "SKERRY_NAME")]
     pub name: Option<String>,
+    /// The purge bus: redis://, rediss://, redis+sentinel:// or redis+cluster://.
+    #[arg(long, value_name = "URL", env = "SKERRY_REDIS", hide_env_values = true)]
+    pub redis: Option<String>,
     /// Where this node is.
     #[arg(long, env = "SKERRY_REGION")]
     pub region: Option<String>,

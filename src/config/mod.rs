@@ -23,7 +23,7 @@ pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes};
 
 use crate::listen::Listener;
-use crate::{fetch, guard, listen, respond, route, store};
+use crate::{control, fetch, guard, listen, respond, route, store};
 use reader::{Reader, Section};
 
 /// All that a node is told.
@@ -31,8 +31,10 @@ use reader::{Reader, Section};
 pub struct Config {
     /// The node itself.
     pub node: NodeSettings,
-    /// Where the admin API listens.
-    pub admin: SocketAddr,
+    /// The admin API.
+    pub admin: control::admin::Settings,
+    /// The purge bus.
+    pub bus: control::bus::Settings,
     /// The access log.
     pub log: respond::log::Settings,
     /// How much is told on standard error: error, warn, info, debug or trace.
@@ -107,7 +109,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             node: NodeSettings::default(),
-            admin: ADMIN,
+            admin: control::admin::Settings::default(),
+            bus: control::bus::Settings::default(),
             log: respond::log::Settings::default(),
             log_level: "info".to_owned(),
             listen: listen::Settings::default(),
@@ -204,7 +207,8 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     let table = reader.parse();
     let root = Section::root(reader, &table);
     rooms::node(&root.section("node"), &mut config.node);
-    root.section("admin").read("address", &mut config.admin);
+    rooms::admin(&root.section("admin"), &mut config.admin);
+    rooms::bus(&root.section("bus"), &mut config.bus);
     rooms::access_log(&root.section("log"), &mut config.log, &mut config.log_level);
     config.listen.listeners = rooms::listeners(&root);
     rooms::tls(&root.section("tls"), &mut config.listen.tls);
@@ -275,14 +279,21 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     }
     reader.record("listeners", listeners);
     if let Some(admin) = flags.admin {
-        config.admin = admin;
+        config.admin.address = admin;
         reader.record("admin.address", &admin);
     }
-    if !config.admin.ip().is_loopback() {
+    if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() {
         reader.lack(format!(
-            "admin.address: expected a loopback address, since the admin API has no authentication, found {}",
-            config.admin
+            "admin.address: {} is not loopback, so that \"admin.tokens\" is needed",
+            config.admin.address
         ));
+    }
+    if let Some(url) = &flags.redis {
+        match url.parse() {
+            Ok(url) => config.bus.redis = Some(url),
+            Err(expected) => reader.lack(format!("--redis: {expected}")),
+        }
+        reader.record("bus.redis", &config.bus.redis);
     }
     let node = &mut config.node;
     if let Some(directory) = &flags.data_dir {
@@ -315,7 +326,6 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
 /// Where a node listens when nothing says otherwise: this machine alone can reach it.
 const HTTP: SocketAddr = SocketAddr::new(LOOPBACK, 8080);
 const HTTPS: SocketAddr = SocketAddr::new(LOOPBACK, 8443);
-const ADMIN: SocketAddr = SocketAddr::new(LOOPBACK, 9180);
 const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// The pool that `--origin` makes.
@@ -331,6 +341,7 @@ const RESTART: &[&str] = &[
     "node.workers",
     "node.data_directory",
     "admin",
+    "bus",
     "listeners",
     "log",
     "guard.rate_clients_max",

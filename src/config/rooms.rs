@@ -14,6 +14,7 @@ use super::NodeSettings;
 use super::reader::{Reader, Section};
 use super::values::{Size, Value, text};
 use crate::cache::settings::{Honoured, KeyPolicy, QueryPolicy, SetCookie, TargetedField};
+use crate::control::bus::{RedisUrl, Silence};
 use crate::fetch::{
     Balance, ClientCertificate, DnsSettings, HostHeader, Origin, OriginTls, PoolSettings, Protocol,
 };
@@ -21,7 +22,7 @@ use crate::guard::{self, ClientField};
 use crate::listen::{CertificateFiles, Limits, Listener, TicketKeys, TlsSettings, TlsVersion};
 use crate::respond::log;
 use crate::store::{Admission, Directory};
-use crate::{cache, fetch, store, transform};
+use crate::{cache, control, fetch, store, transform};
 
 pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("name", &mut node.name);
@@ -67,6 +68,61 @@ impl Value for Workers {
             return None;
         }
         Some(Self(number))
+    }
+}
+
+pub(super) fn admin(section: &Section<'_>, admin: &mut control::admin::Settings) {
+    section.read("address", &mut admin.address);
+    section.read("tokens", &mut admin.tokens);
+    if let Some(Err(why)) = admin.tokens.as_deref().map(control::tokens::Tokens::load) {
+        section.mistake("tokens", why);
+    }
+    section.read("audit_log", &mut admin.audit_log);
+    section.read_within("purges_per_second_max", &mut admin.purges_per_second_max, 1..);
+}
+
+pub(super) fn bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
+    section.read("redis", &mut bus.redis);
+    for (name, file) in [("password_file", &mut bus.password_file), ("ca_file", &mut bus.ca_file)] {
+        let mut path = PathBuf::new();
+        if section.read_file(name, &mut path) {
+            *file = Some(path);
+        }
+    }
+    section.read("prefix", &mut bus.prefix);
+    let is_prefix = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    if !(1..=64).contains(&bus.prefix.len()) || !bus.prefix.bytes().all(is_prefix) {
+        section
+            .mistake("prefix", "expected 1 to 64 letters, digits, \"-\", \".\", \"_\" and \":\"");
+    }
+    section.read("retention", &mut bus.retention);
+    section.read("receipts_kept", &mut bus.receipts_kept);
+    section.read("heartbeat", &mut bus.heartbeat);
+    section.read("member_kept", &mut bus.member_kept);
+    section.read("silence_max", &mut bus.silence_max);
+    let silences =
+        [("serve", Silence::Serve), ("validate", Silence::Validate), ("drain", Silence::Drain)];
+    section.choice("silence", &mut bus.silence, &silences);
+    section.read("start_wait", &mut bus.start_wait);
+    section.read("command_timeout", &mut bus.command_timeout);
+    section.read("connect_timeout", &mut bus.connect_timeout);
+    section.read("reconnect_pause_max", &mut bus.reconnect_pause_max);
+    read_size_usize(section, "record_bytes_max", &mut bus.record_bytes_max, 64 << 10..=64 << 20);
+    section.read_within("remembered_max", &mut bus.remembered_max, 1000..=10_000_000);
+    let too_short = |limit: Duration| limit < 3 * bus.heartbeat;
+    if bus.heartbeat.is_zero() || too_short(bus.silence_max) || too_short(bus.member_kept) {
+        section.mistake(
+            "heartbeat",
+            "expected a time above zero, and no more than a third of \"silence_max\" and \"member_kept\"",
+        );
+    }
+}
+
+impl Value for RedisUrl {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "a URL such as redis://host:6379, rediss://user@host:6380/0, \
+                        redis+sentinel://host:26379/service or redis+cluster://host:6379";
+        text(value, reader, expected, |text| text.parse().ok())
     }
 }
 

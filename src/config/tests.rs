@@ -88,7 +88,7 @@ fn flags_are_stronger_than_the_file() {
         ..Flags::default()
     };
     let config = parse(&text, "edge.toml", Path::new(""), &flags).unwrap();
-    assert_eq!(config.admin.port(), 4);
+    assert_eq!(config.admin.address.port(), 4);
     let ports: Vec<(u16, bool)> =
         config.listen.listeners.iter().map(|l| (l.address.port(), l.tls)).collect();
     assert_eq!(ports, [(3, true), (5, false)]);
@@ -173,9 +173,7 @@ fn listeners_have_addresses_of_their_own() {
     );
     check(
         "[admin]\naddress = \"0.0.0.0:9180\"\n",
-        &[
-            " admin.address: expected a loopback address, since the admin API has no authentication, found 0.0.0.0:9180",
-        ],
+        &[" admin.address: 0.0.0.0:9180 is not loopback, so that \"admin.tokens\" is needed"],
     );
 }
 

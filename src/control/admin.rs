@@ -1,12 +1,13 @@
 //! The admin API: a listener of its own, beside the path. docs/reference/admin-api.md
 //! describes every call.
 //!
-//! It knows the store and the metrics. What only the node can do (reload, explain, drain)
-//! comes in as [`NodeActions`], made in node.rs.
+//! It knows the bus and the metrics. What only the node can do (reload, explain, drain)
+//! comes in as [`NodeActions`], made in node.rs. Who may do what: [`super::tokens`].
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +23,37 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use super::audit::Audit;
+use super::bus::Bus;
 use super::problem::Problem;
-use super::purge::PurgeOrder;
+use super::purges::{Rate, advise};
+use super::tokens::{Caller, Leave, Tokens};
 use crate::clock::{Clock, unix_ms};
 use crate::metrics::Metrics;
-use crate::store::{PurgeBatch, Store};
+
+/// What the operator may choose about the admin API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where it listens. Elsewhere than on loopback it needs `tokens`.
+    pub address: SocketAddr,
+    /// The file of tokens; see [`super::tokens`]. `None`: whoever reaches it may do everything.
+    pub tokens: Option<PathBuf>,
+    /// Where purges are written down, a JSON line each. `None`: the error log.
+    pub audit_log: Option<PathBuf>,
+    /// Calls of `POST /purge` a second, from all callers together; as many may come at once.
+    pub purges_per_second_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 9180)),
+            tokens: None,
+            audit_log: None,
+            purges_per_second_max: 1000,
+        }
+    }
+}
 
 /// What a [`NodeActions`] method promises.
 pub type Coming<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -41,6 +68,8 @@ pub trait NodeActions: Send + Sync + 'static {
     fn drain(&self);
     /// A URL as this node writes it into keys.
     fn canonical_url(&self, uri: &Uri) -> Result<String, String>;
+    /// The site that a URL belongs to.
+    fn site_of(&self, uri: &Uri) -> Option<String>;
     /// Why a request for this URL would be a hit or a miss.
     fn explain<'a>(
         &'a self,
@@ -52,10 +81,14 @@ pub trait NodeActions: Send + Sync + 'static {
 
 /// What the API answers from.
 pub struct Admin {
-    /// The node's name, in receipts.
-    pub name: String,
     /// Where purges go.
-    pub store: Store,
+    pub bus: Bus,
+    /// Who may call. `None`: everyone who can connect.
+    pub tokens: Option<Tokens>,
+    /// Where purges are written down.
+    pub audit: Audit,
+    /// How many purges may be ordered.
+    pub rate: Rate,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Wall time.
@@ -68,8 +101,8 @@ impl Admin {
     /// Answers connections until the runtime ends.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: they come back.
                     tracing::warn!(%error, "admin: can't accept a connection");
@@ -79,7 +112,7 @@ impl Admin {
             };
             let admin = self.clone();
             tokio::spawn(async move {
-                let service = service_fn(|request| admin.clone().answer(request));
+                let service = service_fn(|request| admin.clone().answer(request, peer));
                 let mut http = http1::Builder::new();
                 http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
                 // A caller that breaks off is the caller's trouble.
@@ -91,13 +124,30 @@ impl Admin {
     async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
+        peer: SocketAddr,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let answer = self.route(request).await;
-        Ok(answer.unwrap_or_else(|problem| problem.response()))
+        let answer = self.route(request, peer).await;
+        let mut response = answer.unwrap_or_else(|problem| problem.response());
+        advise(&mut response);
+        Ok(response)
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
         let path = request.uri().path().to_owned();
+        if path == "/healthz" || path == "/readyz" {
+            return Ok(self.health(&path));
+        }
+        let caller = match &self.tokens {
+            Some(tokens) => tokens.caller(request.headers(), peer)?,
+            None => Caller::local(peer),
+        };
+        if let (Some(id), &Method::GET) = (path.strip_prefix("/purges/"), request.method()) {
+            return self.purge_status(id).await;
+        }
         let Some((_, method)) = CALLS.iter().find(|(call, _)| *call == path) else {
             let calls: Vec<_> = CALLS.iter().map(|(call, _)| *call).collect();
             let detail = format!("no call {path:?}; there are {}", calls.join(", "));
@@ -106,14 +156,18 @@ impl Admin {
         if request.method() != *method {
             return Ok(method_not_allowed(&path, method));
         }
+        if caller.leave != Leave::All && *method != Method::GET && path != "/purge" {
+            return Err(caller.refused(&path));
+        }
         match path.as_str() {
-            "/healthz" => Ok(text(StatusCode::OK, "ok\n")),
-            "/readyz" => Ok(match self.node.not_ready() {
-                None => text(StatusCode::OK, "ready\n"),
-                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-            }),
             "/metrics" => Ok(self.metrics_text()),
-            "/purge" => self.purge(request).await,
+            "/purge" => {
+                let query = request.uri().query().unwrap_or_default().to_owned();
+                let body = read_body(request.into_body()).await?;
+                self.purge(&caller, &query, &body).await
+            }
+            "/purges" => self.purges(request.uri().query().unwrap_or_default()),
+            "/nodes" => Ok(self.nodes()),
             "/explain" => self.explain(request).await,
             "/reload" => self.reload().await,
             _ => {
@@ -130,27 +184,15 @@ impl Admin {
         response
     }
 
-    async fn purge(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
-        let body = read_body(request.into_body()).await?;
-        let started = self.clock.instant();
-        let order = PurgeOrder::parse(&body, &|uri| self.node.canonical_url(uri))?;
-        let purges = order.scopes.iter().map(|scope| (scope.clone(), order.kind)).collect();
-        let batch = PurgeBatch { purges, ..PurgeBatch::default() };
-        let purged = self.store.purge(batch).await;
-        let sequence = purged
-            .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?
-            .sequence;
-        let ms = started.elapsed().as_secs_f64() * 1e3;
-        let scopes = order.scopes.len();
-        tracing::info!(target: "audit", scopes = ?order.scopes, kind = ?order.kind, reason = order.reason, sequence = sequence.0, "purge");
-        let answer = json!({
-            "id": format!("{}-{}", self.name, sequence.0),
-            "sequence": sequence.0,
-            "scopes": scopes,
-            "at_ms": unix_ms(self.clock.now()),
-            "nodes": { self.name.as_str(): { "state": "applied", "ms": ms } },
-        });
-        Ok(json_response(StatusCode::OK, &answer))
+    fn health(&self, path: &str) -> Response<Full<Bytes>> {
+        match self.node.not_ready().filter(|_| path == "/readyz") {
+            Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            None => text(StatusCode::OK, if path == "/readyz" { "ready\n" } else { "ok\n" }),
+        }
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        unix_ms(self.clock.now())
     }
 
     /// `GET /explain?url=…&client=…`; the call's own fields that begin with `x-explain-` stand
@@ -190,6 +232,8 @@ const CALLS: &[(&str, Method)] = &[
     ("/readyz", Method::GET),
     ("/metrics", Method::GET),
     ("/purge", Method::POST),
+    ("/purges", Method::GET),
+    ("/nodes", Method::GET),
     ("/explain", Method::GET),
     ("/reload", Method::POST),
     ("/drain", Method::POST),
@@ -222,7 +266,7 @@ fn explained_fields(headers: &http::HeaderMap) -> http::HeaderMap {
 }
 
 /// A parameter of a query, decoded.
-fn parameter(query: &str, name: &str) -> Result<Option<String>, Problem> {
+pub(super) fn parameter(query: &str, name: &str) -> Result<Option<String>, Problem> {
     let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
     let broken = || Problem::bad_request(format!("{name}: not valid percent-encoding"));
     value.map(|value| percent_decode(value).ok_or_else(broken)).transpose()
@@ -261,7 +305,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
-fn json_response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     let mut response = text(status, format!("{value:#}\n"));
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, kind);

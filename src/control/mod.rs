@@ -1,10 +1,13 @@
-//! Beside the path, never on it: the admin API (and, later, the purge bus, membership and
-//! certificates). A hit never waits for anything in here.
+//! Beside the path, never on it: the admin API and the purge bus. A hit never waits for
+//! anything in here.
 
 pub mod admin;
+pub mod audit;
 pub mod bus;
 pub mod problem;
 pub mod purge;
+pub mod purges;
+pub mod tokens;
 
 pub use admin::{Admin, Coming, NodeActions};
 pub use bus::Bus;

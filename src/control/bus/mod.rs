@@ -18,6 +18,8 @@ mod publisher;
 mod reader;
 mod record;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,0 +1,462 @@
+//! The bus against a real `redis-server`: what it promises when Redis is killed, emptied, trimmed,
+//! cut off or replaced. Skipped, loudly, where there is no `redis-server`.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+use crate::store;
+
+use PurgeKind::{Hard, Soft};
+
+/// A Redis of its own; killed at the end.
+struct Redis {
+    directory: tempfile::TempDir,
+    port: u16,
+    options: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Redis {
+    fn start(options: &[&str]) -> Option<Self> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let directory = tempfile::tempdir().unwrap();
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut redis = Self { directory, port, options, process: None };
+        redis.run().then_some(redis)
+    }
+
+    /// Without append-only file and snapshots: what is killed has forgotten all.
+    fn forgetful() -> Option<Self> {
+        Self::start(&["--save", "", "--appendonly", "no"])
+    }
+
+    fn durable() -> Option<Self> {
+        Self::start(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    fn run(&mut self) -> bool {
+        let started = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--dir", self.directory.path().to_str().unwrap()])
+            .args(&self.options)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(process) = started else {
+            eprintln!("SKIPPED: no redis-server on this machine");
+            return false;
+        };
+        self.process = Some(process);
+        let deadline = Clock::system().instant() + LONG;
+        while !self.command(&["PING"]).contains("PONG") {
+            assert!(Clock::system().instant() < deadline, "redis-server does not answer");
+            std::thread::yield_now();
+        }
+        true
+    }
+
+    fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    fn command(&self, words: &[&str]) -> String {
+        let port = self.port.to_string();
+        let output = Command::new("redis-cli").args(["-p", &port]).args(words).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    fn url(&self) -> RedisUrl {
+        format!("redis://127.0.0.1:{}", self.port).parse().unwrap()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.kill();
+        }
+    }
+}
+
+/// A node's store and bus, on a runtime of their own, so that they can be killed.
+struct Node {
+    runtime: tokio::runtime::Runtime,
+    bus: Bus,
+    store: Store,
+    metrics: Arc<Metrics>,
+    directory: PathBuf,
+    name: String,
+    settings: Settings,
+}
+
+fn settings(url: RedisUrl) -> Settings {
+    Settings {
+        redis: Some(url),
+        heartbeat: Duration::from_millis(100),
+        reconnect_pause_max: Duration::from_millis(200),
+        start_wait: Duration::from_secs(5),
+        ..Settings::default()
+    }
+}
+
+impl Node {
+    fn start(name: &str, directory: PathBuf, settings: Settings) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let metrics = Metrics::new(1);
+        let clock = Clock::system();
+        let store_settings = store::Settings {
+            log_directory: Some(directory.clone()),
+            ..store::Settings::default()
+        };
+        let handle = runtime.handle().clone();
+        let (store, bus) = runtime.block_on(async {
+            let store = Store::open(&store_settings, clock.clone(), &metrics, handle.clone());
+            let store = store.await.unwrap();
+            let identity = Identity { name: name.to_owned(), region: "here".to_owned() };
+            let bus =
+                Bus::start(settings.clone(), identity, store.clone(), clock, &metrics, &handle);
+            (store.clone(), bus.await.unwrap())
+        });
+        let name = name.to_owned();
+        Self { runtime, bus, store, metrics, directory, name, settings }
+    }
+
+    /// Ends without a word to anybody, and starts anew on the same directory.
+    fn restart(self) -> Self {
+        let (name, directory, settings) = self.kill();
+        Self::start(&name, directory, settings)
+    }
+
+    fn kill(self) -> (String, PathBuf, Settings) {
+        let Self { runtime, bus, store, directory, name, settings, .. } = self;
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        drop((bus, store));
+        (name, directory, settings)
+    }
+
+    fn purge(&self, url: &str, wait: Wait) -> (String, Status) {
+        self.try_purge(url, wait, LONG).unwrap()
+    }
+
+    fn try_purge(
+        &self,
+        url: &str,
+        wait: Wait,
+        timeout: Duration,
+    ) -> Result<(String, Status), OrderError> {
+        self.runtime.block_on(async {
+            let scopes = [PurgeScope::Url(url.into())];
+            let issued = self.bus.purge(&scopes, Hard, None)?;
+            let (id, _, status) = self.bus.wait(issued, wait, timeout).await?;
+            Ok((id, status))
+        })
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        self.bus.inner.ledger().is_durable(id)
+    }
+
+    fn gaps(&self, gap: Gap) -> u64 {
+        self.metrics.total(Metric::BusGaps, gap as usize)
+    }
+
+    fn purged_softly(&self) -> bool {
+        // `All` is a scope like any other: its purge is the only thing in an empty table.
+        self.gaps(Gap::Trimmed) + self.gaps(Gap::Backwards) + self.gaps(Gap::Replaced) > 0
+    }
+}
+
+fn fleet(redis: &Redis, names: &[&str]) -> (tempfile::TempDir, Vec<Node>) {
+    let directory = tempfile::tempdir().unwrap();
+    let node = |name: &&str| {
+        let own = directory.path().join(name);
+        std::fs::create_dir(&own).unwrap();
+        Node::start(name, own, settings(redis.url()))
+    };
+    let nodes: Vec<Node> = names.iter().map(node).collect();
+    for node in &nodes {
+        until("everyone has met", || node.bus.members().len() == names.len());
+    }
+    (directory, nodes)
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Clock::system().instant() + LONG;
+    while !holds() {
+        assert!(Clock::system().instant() < deadline, "never came true: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_purge_reaches_every_node_and_brings_a_receipt_of_each() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b", "c"]);
+    let (id, status) = nodes[0].purge("https://x/1", Wait::All);
+    assert!(status.is_enough(Wait::All), "{status:?}");
+    assert_eq!(status.nodes.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(nodes.iter().all(|node| node.knows(&id)));
+    // Anyone can be asked later, and a node that met none of it too.
+    let told = nodes[2].runtime.block_on(nodes[2].bus.status(&id)).unwrap();
+    until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+    assert!(told.known.is_some());
+    assert!(!nodes.iter().any(Node::purged_softly));
+}
+
+#[test]
+fn what_is_purged_while_redis_is_away_is_delivered_when_it_is_back() {
+    let Some(mut redis) = Redis::durable() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    redis.kill();
+    let timeout = Duration::from_millis(300);
+    let (id, status) = nodes[0].try_purge("https://x/1", Wait::All, timeout).unwrap();
+    assert!(matches!(status.nodes["a"], NodeState::Applied(_)));
+    assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
+    assert_eq!(nodes[0].store.outbox_len(), 1);
+    redis.run();
+    until("the other node has it", || nodes[1].knows(&id));
+    until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+    assert!(!nodes.iter().any(Node::purged_softly), "nothing was lost");
+}
+
+#[test]
+fn the_outbox_survives_a_restart_of_its_node() {
+    let Some(mut redis) = Redis::durable() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    redis.kill();
+    let (id, _) = nodes[0].try_purge("https://x/1", Wait::Local, LONG).unwrap();
+    let first = nodes.remove(0);
+    let (name, directory, settings) = first.kill();
+    redis.run();
+    assert!(!nodes[0].knows(&id));
+    let _first = Node::start(&name, directory, settings);
+    until("the other node has it", || nodes[0].knows(&id));
+}
+
+#[test]
+fn a_node_that_was_away_has_caught_up_before_it_serves() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    let away = nodes.remove(1);
+    let (name, directory, settings) = away.kill();
+    let ids: Vec<String> =
+        (0..300).map(|n| nodes[0].purge(&format!("https://x/{n}"), Wait::Local).0).collect();
+    until("all are published", || nodes[0].store.outbox_len() == 0);
+    let back = Node::start(&name, directory, settings);
+    assert!(ids.iter().all(|id| back.knows(id)), "start() returns when it has caught up");
+    assert!(!back.purged_softly());
+}
+
+#[test]
+fn an_emptied_redis_makes_everyone_validate_and_nothing_is_lost() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    redis.command(&["FLUSHALL"]);
+    for node in &nodes {
+        until("the new history is noticed", || node.gaps(Gap::Replaced) == 1);
+    }
+    let (_, status) = nodes[1].purge("https://x/2", Wait::All);
+    assert!(status.is_enough(Wait::All));
+}
+
+#[test]
+fn a_redis_that_comes_back_empty_makes_everyone_validate() {
+    let Some(mut redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    redis.kill();
+    let (id, _) =
+        nodes[0].try_purge("https://x/2", Wait::Local, Duration::from_millis(10)).unwrap();
+    redis.run();
+    until("the other node has it", || nodes[1].knows(&id));
+    for node in &nodes {
+        until("the gap is counted", || node.gaps(Gap::Replaced) == 1);
+    }
+}
+
+#[test]
+fn a_redis_that_forgot_its_last_entries_is_noticed_by_all() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    // As after a restart from an older snapshot: the same history, one entry shorter.
+    redis.command(&["HSET", "{skerry:purge}:state", "number", "0", "id", "0-0"]);
+    redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "0"]);
+    for node in &nodes {
+        until("it is noticed", || node.gaps(Gap::Backwards) + node.gaps(Gap::Replaced) > 0);
+    }
+    let (_, status) = nodes[1].purge("https://x/2", Wait::All);
+    assert!(status.is_enough(Wait::All));
+}
+
+#[test]
+fn a_stream_trimmed_past_a_nodes_place_makes_that_node_validate() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    let away = nodes.remove(1);
+    let (name, directory, settings) = away.kill();
+    let ids: Vec<String> =
+        (0..5).map(|n| nodes[0].purge(&format!("https://x/{n}"), Wait::Local).0).collect();
+    until("all are published", || nodes[0].store.outbox_len() == 0);
+    redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "2"]);
+    let back = Node::start(&name, directory, settings);
+    assert_eq!(back.gaps(Gap::Trimmed), 1);
+    assert!(back.knows(&ids[4]), "what is still there is applied all the same");
+    assert_eq!(nodes[0].gaps(Gap::Trimmed), 0, "the others missed nothing");
+    let (name, directory, settings) = back.kill();
+    nodes[0].purge("https://x/9", Wait::Local);
+    until("all are published", || nodes[0].store.outbox_len() == 0);
+    redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "0"]);
+    let back = Node::start(&name, directory, settings);
+    assert_eq!(back.gaps(Gap::Trimmed), 1, "nothing left to read is noticed too");
+}
+
+#[test]
+fn cut_connections_lose_nothing() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b", "c"]);
+    let mut ids = Vec::new();
+    for round in 0..60 {
+        ids.push(nodes[round % 3].purge(&format!("https://x/{round}"), Wait::Local).0);
+        if round % 10 == 5 {
+            redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+            redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        }
+    }
+    for node in &nodes {
+        until("it has all", || ids.iter().all(|id| node.knows(id)));
+        assert!(!node.purged_softly(), "nothing was missed");
+    }
+}
+
+#[test]
+fn a_restarted_node_goes_on_where_it_was() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    let back = nodes.remove(1).restart();
+    assert!(!back.purged_softly());
+    assert_eq!(back.gaps(Gap::New), 0);
+    let (_, status) = back.purge("https://x/2", Wait::All);
+    assert!(status.is_enough(Wait::All));
+}
+
+#[test]
+fn a_silent_bus_makes_a_node_validate_or_leave() {
+    let Some(mut redis) = Redis::durable() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let start = |name: &str, silence| {
+        let own = directory.path().join(name);
+        std::fs::create_dir(&own).unwrap();
+        let silence_max = Duration::from_millis(300);
+        Node::start(name, own, Settings { silence, silence_max, ..settings(redis.url()) })
+    };
+    let (validates, drains) = (start("a", Silence::Validate), start("b", Silence::Drain));
+    assert_eq!(drains.bus.not_ready(), None);
+    let before = validates.store.sequence();
+    let purges = |node: &Node| node.metrics.total(Metric::Purges, 0);
+    let (first, of_drains) = (purges(&validates), purges(&drains));
+    redis.kill();
+    until("it is not ready", || drains.bus.not_ready().is_some());
+    until("it purges everything, and once more", || purges(&validates) >= first + 2);
+    assert!(validates.store.sequence() > before);
+    assert_eq!(validates.bus.not_ready(), None);
+    redis.run();
+    until("it is ready again", || drains.bus.not_ready().is_none());
+    assert_eq!(purges(&drains), of_drains);
+}
+
+#[test]
+fn without_redis_the_same_calls_serve_one_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start("alone", directory.path().to_owned(), Settings::default());
+    let (id, status) = node.purge("https://x/1", Wait::All);
+    assert_eq!(status.nodes.len(), 1);
+    assert!(node.knows(&id));
+    assert_eq!(node.store.outbox_len(), 0);
+    assert_eq!(node.bus.since(0.0, 10).len(), 1);
+}
+
+#[test]
+fn a_password_comes_from_a_file() {
+    let Some(redis) = Redis::forgetful() else { return };
+    redis.command(&["ACL", "SETUSER", "edge", "on", ">s3cret", "~*", "&*", "+@all"]);
+    let directory = tempfile::tempdir().unwrap();
+    let password_file = directory.path().join("password");
+    std::fs::write(&password_file, "s3cret\n").unwrap();
+    let url = format!("redis://edge@127.0.0.1:{}", redis.port).parse().unwrap();
+    let settings = Settings { password_file: Some(password_file), ..settings(url) };
+    let node = Node::start("a", directory.path().to_owned(), settings);
+    until("it takes part", || node.bus.inner.gauges.connected.get() == 1);
+    assert!(redis.command(&["CLIENT", "LIST"]).contains("user=edge"));
+}
+
+#[test]
+fn a_cluster_carries_the_bus_too() {
+    let Some(redis) = Redis::start(&["--cluster-enabled", "yes", "--save", ""]) else { return };
+    redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    until("the cluster is up", || redis.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    let directory = tempfile::tempdir().unwrap();
+    let url: RedisUrl = format!("redis+cluster://127.0.0.1:{}", redis.port).parse().unwrap();
+    let start = |name: &str| {
+        let own = directory.path().join(name);
+        std::fs::create_dir(&own).unwrap();
+        Node::start(name, own, settings(url.clone()))
+    };
+    let nodes = [start("a"), start("b")];
+    until("they have met", || nodes[0].bus.members().len() == 2);
+    let (_, status) = nodes[0].purge("https://x/1", Wait::All);
+    assert!(status.is_enough(Wait::All), "{status:?}");
+}
+
+#[test]
+fn sentinel_says_where_redis_is() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let file = directory.path().join("sentinel.conf");
+    let text =
+        format!("port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n", redis.port);
+    std::fs::write(&file, text).unwrap();
+    let mut sentinel = Command::new("redis-server")
+        .arg(&file)
+        .arg("--sentinel")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let url: RedisUrl = format!("redis+sentinel://127.0.0.1:{port}/main").parse().unwrap();
+    let node = Node::start("a", directory.path().to_owned(), settings(url));
+    let (_, status) = node.purge("https://x/1", Wait::All);
+    let is_read_back = || node.store.outbox_len() == 0;
+    until("the stream has it", is_read_back);
+    sentinel.kill().unwrap();
+    sentinel.wait().unwrap();
+    assert!(status.is_enough(Wait::All));
+}
+
+#[test]
+fn soft_and_hard_travel_as_they_are() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].runtime.block_on(async {
+        let bus = &nodes[0].bus;
+        let issued = bus.purge(&[PurgeScope::Tag("t".into())], Soft, Some("why".into())).unwrap();
+        bus.wait(issued, Wait::All, LONG).await.unwrap();
+    });
+    let met = nodes[1].bus.since(0.0, 1);
+    assert_eq!(met[0].1.kind, Kind::Soft);
+    assert_eq!(met[0].1.first_scopes, [Scope::Tag("t".into())]);
+    assert_eq!(met[0].1.reason.as_deref(), Some("why"));
+}
+
+const LONG: Duration = Duration::from_secs(30);

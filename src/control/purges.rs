@@ -1,0 +1,285 @@
+//! The calls about purges: ordering one, asking what became of it, and listing the latest.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, Uri, header};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+use super::admin::{Admin, json_response, parameter};
+use super::bus::{Known, NodeState, OrderError, Status, Wait};
+use super::problem::Problem;
+use super::purge::PurgeOrder;
+use super::tokens::{Caller, Leave};
+use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
+use crate::store::PurgeError;
+
+impl Admin {
+    /// `POST /purge?wait=none|local|quorum|all&timeout=2s`
+    pub(super) async fn purge(
+        &self,
+        caller: &Caller,
+        query: &str,
+        body: &[u8],
+    ) -> Result<Response<Full<Bytes>>, Problem> {
+        let (wait, timeout) = wait_of(query)?;
+        self.rate.admit(self.clock.instant())?;
+        let order = PurgeOrder::parse(body, &|uri| self.node.canonical_url(uri))?;
+        self.may_purge(caller, &order.scopes)?;
+        let ordered = self.order(&order, wait, timeout).await;
+        self.audit.write(audit_line(caller, &order, &ordered, self.now_ms())).await;
+        let (id, sequence, status) = ordered.map_err(problem)?;
+        let is_enough = wait != Wait::None && status.is_enough(wait);
+        let code = if is_enough { StatusCode::OK } else { StatusCode::ACCEPTED };
+        Ok(json_response(code, &told(&id, sequence, &status)))
+    }
+
+    async fn order(
+        &self,
+        order: &PurgeOrder,
+        wait: Wait,
+        timeout: Duration,
+    ) -> Result<(String, Option<PurgeSequence>, Status), OrderError> {
+        let issued = self.bus.purge(&order.scopes, order.kind, order.reason.clone())?;
+        self.bus.wait(issued, wait, timeout).await
+    }
+
+    /// `GET /purges/ID`
+    pub(super) async fn purge_status(&self, id: &str) -> Result<Response<Full<Bytes>>, Problem> {
+        let status = self.bus.status(id).await;
+        let status = status.ok_or_else(|| {
+            Problem::new(StatusCode::NOT_FOUND, format!("no purge {id:?} is remembered"))
+        })?;
+        let sequence = status.known.as_ref().and_then(|known| known.sequence);
+        Ok(json_response(StatusCode::OK, &told(id, sequence, &status)))
+    }
+
+    /// `GET /purges?since=MILLISECONDS&limit=100`
+    pub(super) fn purges(&self, query: &str) -> Result<Response<Full<Bytes>>, Problem> {
+        let since = number(query, "since", 0.0)?;
+        let limit = number(query, "limit", 100.0)?.clamp(1.0, LIST_MAX) as usize;
+        let purges = self.bus.since(since, limit);
+        let purges: Vec<Value> =
+            purges.iter().map(|(id, known)| known_as_json(id, known)).collect();
+        Ok(json_response(StatusCode::OK, &json!({ "purges": purges })))
+    }
+
+    /// `GET /nodes`
+    pub(super) fn nodes(&self) -> Response<Full<Bytes>> {
+        let now = self.clock.instant();
+        let node = |(name, member): (String, super::bus::Member)| {
+            let heard = now.saturating_duration_since(member.heard);
+            let told = json!({
+                "region": member.region,
+                "heard_ms_ago": heard.as_millis() as u64,
+                "applied": member.place.map(|(_, number)| number),
+            });
+            (name, told)
+        };
+        let nodes: serde_json::Map<String, Value> =
+            self.bus.members().into_iter().map(node).collect();
+        json_response(StatusCode::OK, &json!({ "nodes": nodes }))
+    }
+
+    /// Whether the caller's token goes as far as this.
+    fn may_purge(&self, caller: &Caller, scopes: &[PurgeScope]) -> Result<(), Problem> {
+        let Leave::Purge(sites) = &caller.leave else {
+            return match caller.leave {
+                Leave::Read => Err(caller.refused("a purge")),
+                _ => Ok(()),
+            };
+        };
+        for scope in scopes {
+            let (what, site) = match scope {
+                PurgeScope::Site(site) => (format!("site {site:?}"), Some(site.to_string())),
+                PurgeScope::Url(url) | PurgeScope::Prefix(url) => {
+                    let site = url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url));
+                    (format!("{url:?}"), site)
+                }
+                PurgeScope::Tag(tag) => (format!("tag {tag:?}, which any site may use"), None),
+                PurgeScope::All => ("everything".to_owned(), None),
+            };
+            if !site.is_some_and(|site| sites.contains(&site)) {
+                return Err(caller.refused(&format!("a purge of {what}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many purges may be ordered here in a second; as many may come at once.
+pub struct Rate {
+    per_second: f64,
+    left: Mutex<(f64, Instant)>,
+}
+
+impl Rate {
+    /// A full measure.
+    pub fn new(per_second: u32, now: Instant) -> Self {
+        Self { per_second: per_second.into(), left: Mutex::new((per_second.into(), now)) }
+    }
+
+    fn admit(&self, now: Instant) -> Result<(), Problem> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tokens, at) = *left;
+        let gained = now.saturating_duration_since(at).as_secs_f64() * self.per_second;
+        let tokens = (tokens + gained).min(self.per_second);
+        *left = (tokens, now);
+        if tokens < 1.0 {
+            let detail =
+                format!("more than {} purges a second: put several into one call", self.per_second);
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail));
+        }
+        left.0 -= 1.0;
+        Ok(())
+    }
+}
+
+fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
+    let wait = match parameter(query, "wait")?.as_deref() {
+        None | Some("local") => Wait::Local,
+        Some("none") => Wait::None,
+        Some("quorum") => Wait::Quorum,
+        Some("all") => Wait::All,
+        Some(other) => {
+            let detail = format!("wait {other:?}: expected none, local, quorum or all");
+            return Err(Problem::bad_request(detail));
+        }
+    };
+    let timeout = match parameter(query, "timeout")? {
+        None => TIMEOUT,
+        Some(text) => humantime::parse_duration(&text).map_err(|_| {
+            Problem::bad_request(format!("timeout {text:?}: expected a time such as 500ms or 2s"))
+        })?,
+    };
+    if timeout > TIMEOUT_MAX {
+        let detail =
+            format!("timeout {timeout:?}: at most {TIMEOUT_MAX:?}; GET /purges/ID tells later");
+        return Err(Problem::bad_request(detail));
+    }
+    Ok((wait, timeout))
+}
+
+fn number(query: &str, name: &str, default: f64) -> Result<f64, Problem> {
+    let Some(text) = parameter(query, name)? else { return Ok(default) };
+    text.parse().map_err(|_| Problem::bad_request(format!("{name} {text:?}: expected a number")))
+}
+
+fn problem(error: OrderError) -> Problem {
+    let status = match &error {
+        OrderError::TooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        OrderError::Store(PurgeError::ScopeTooLong { .. }) => StatusCode::BAD_REQUEST,
+        OrderError::Store(_) | OrderError::Ending => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Problem::new(status, error.to_string())
+}
+
+fn told(id: &str, sequence: Option<PurgeSequence>, status: &Status) -> Value {
+    let nodes: BTreeMap<&String, Value> =
+        status.nodes.iter().map(|(name, state)| (name, state_as_json(state))).collect();
+    let mut told = match &status.known {
+        Some(known) => known_as_json(id, known),
+        None => json!({ "id": id }),
+    };
+    told["sequence"] = json!(sequence.map(|sequence| sequence.0));
+    told["complete"] = json!(status.is_enough(Wait::All));
+    told["nodes"] = json!(nodes);
+    told
+}
+
+fn state_as_json(state: &NodeState) -> Value {
+    match state {
+        NodeState::Applied(Some(receipt)) => json!({
+            "state": "applied",
+            "ms": rounded(receipt.in_force_ms),
+            "durable_ms": rounded(receipt.durable_ms),
+        }),
+        NodeState::Applied(None) => json!({ "state": "applied" }),
+        NodeState::Pending(heard) => json!({
+            "state": "pending",
+            "heard_ms_ago": heard.map(|heard| heard.as_millis() as u64),
+        }),
+    }
+}
+
+fn known_as_json(id: &str, known: &Known) -> Value {
+    json!({
+        "id": id,
+        "node": known.node,
+        "at_ms": known.at_ms.floor(),
+        "kind": known.kind,
+        "scopes": known.scopes,
+        "first_scopes": known.first_scopes,
+        "reason": known.reason,
+        "sequence": known.sequence.map(|sequence| sequence.0),
+    })
+}
+
+fn rounded(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
+fn audit_line(
+    caller: &Caller,
+    order: &PurgeOrder,
+    ordered: &Result<(String, Option<PurgeSequence>, Status), OrderError>,
+    now_ms: u64,
+) -> Value {
+    let scopes: Vec<super::bus::Scope> =
+        order.scopes.iter().take(AUDITED_MAX).cloned().map(super::bus::Scope::from).collect();
+    json!({
+        "at_ms": now_ms,
+        "who": caller.name,
+        "from": caller.address.to_string(),
+        "id": ordered.as_ref().ok().map(|(id, ..)| id),
+        "sequence": ordered.as_ref().ok().and_then(|(_, sequence, _)| sequence.map(|at| at.0)),
+        "error": ordered.as_ref().err().map(ToString::to_string),
+        "kind": match order.kind { PurgeKind::Soft => "soft", PurgeKind::Hard => "hard" },
+        "scopes": order.scopes.len(),
+        "first_scopes": scopes,
+        "reason": order.reason,
+    })
+}
+
+/// What a caller who must wait is told, as fields of the response.
+pub(super) fn advise(response: &mut Response<Full<Bytes>>) {
+    let (name, value) = match response.status() {
+        StatusCode::TOO_MANY_REQUESTS => (header::RETRY_AFTER, "1"),
+        StatusCode::UNAUTHORIZED => (header::WWW_AUTHENTICATE, "Bearer realm=\"skerry\""),
+        _ => return,
+    };
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
+}
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+const LIST_MAX: f64 = 1000.0;
+/// Scopes that an audit line shows; of the others only how many they were.
+const AUDITED_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_lets_bursts_through_and_no_more() {
+        let start = crate::clock::Clock::system().instant();
+        let rate = Rate::new(3, start);
+        let admitted = (0..5).filter(|_| rate.admit(start).is_ok()).count();
+        assert_eq!(admitted, 3);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..5).filter(|_| rate.admit(later).is_ok()).count(), 3);
+    }
+
+    #[test]
+    fn what_to_wait_for_has_words_and_bounds() {
+        assert_eq!(wait_of("wait=all&timeout=500ms").unwrap(), (Wait::All, TIMEOUT / 4));
+        assert_eq!(wait_of("").unwrap(), (Wait::Local, TIMEOUT));
+        for wrong in ["wait=some", "timeout=x", "timeout=2h", "wait=%zz"] {
+            assert_eq!(wait_of(wrong).unwrap_err().status, StatusCode::BAD_REQUEST, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Who may do what at the admin API: bearer tokens, kept as SHA-256 hashes in a file.
+//!
+//! ```text
+//! # name    may                hash
+//! ops       all                sha256:9f86d081884c7d65…
+//! deploy    purge:www,shop     sha256:60303ae22b998861…
+//! grafana   read               sha256:fd61a03af4f77d87…
+//! ```
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use http::{HeaderMap, StatusCode, header};
+
+use super::problem::Problem;
+
+/// What a caller may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Everything.
+    All,
+    /// Look, not touch.
+    Read,
+    /// Look, and purge what belongs to these sites alone.
+    Purge(Vec<String>),
+}
+
+/// Who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The token's name; `local` without tokens.
+    pub name: String,
+    /// Where from.
+    pub address: SocketAddr,
+    /// What they may do.
+    pub leave: Leave,
+}
+
+/// The tokens of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens(Vec<Token>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Token {
+    name: String,
+    leave: Leave,
+    hash: [u8; SHA256_OUTPUT_LEN],
+}
+
+impl Tokens {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It can't be read, or a line is not a token: `FILE:LINE: why`.
+    pub fn load(path: &Path) -> Result<Self, String> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read {shown}: {error}"))?;
+        let tokens = Self::parse(&text).map_err(|(line, why)| format!("{shown}:{line}: {why}"))?;
+        match tokens.0.is_empty() {
+            true => Err(format!("{shown}: has no token")),
+            false => Ok(tokens),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, (usize, &'static str)> {
+        let mut tokens = Vec::new();
+        for (at, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            tokens.push(token(line).map_err(|why| (at + 1, why))?);
+        }
+        Ok(Self(tokens))
+    }
+
+    /// Who sends this `Authorization` field.
+    ///
+    /// # Errors
+    /// 401 with what was expected.
+    pub fn caller(&self, headers: &HeaderMap, address: SocketAddr) -> Result<Caller, Problem> {
+        let field = headers.get(header::AUTHORIZATION);
+        let field =
+            field.ok_or_else(|| unauthorised("a token is needed: Authorization: Bearer …"))?;
+        let (scheme, secret) =
+            field.to_str().ok().and_then(|text| text.split_once(' ')).unwrap_or_default();
+        if !scheme.eq_ignore_ascii_case("bearer") || secret.is_empty() {
+            return Err(unauthorised("expected Authorization: Bearer …"));
+        }
+        let hash = digest(&SHA256, secret.trim().as_bytes());
+        // Every token is compared, so that time tells nothing of which one was near.
+        let found = self.0.iter().fold(None, |found, token| {
+            match verify_slices_are_equal(&token.hash, hash.as_ref()) {
+                Ok(()) => Some(token),
+                Err(_) => found,
+            }
+        });
+        let token = found.ok_or_else(|| unauthorised("nobody has this token"))?;
+        Ok(Caller { name: token.name.clone(), address, leave: token.leave.clone() })
+    }
+}
+
+impl Caller {
+    /// A caller where no tokens are asked for: everything is allowed, on loopback alone.
+    pub fn local(address: SocketAddr) -> Self {
+        Self { name: "local".to_owned(), address, leave: Leave::All }
+    }
+
+    /// 403 with the reason in `what`.
+    pub fn refused(&self, what: &str) -> Problem {
+        let may = match &self.leave {
+            Leave::All => "everything".to_owned(),
+            Leave::Read => "read".to_owned(),
+            Leave::Purge(sites) => format!("purge {}", sites.join(" and ")),
+        };
+        Problem::new(StatusCode::FORBIDDEN, format!("{what}: the token {:?} may {may}", self.name))
+    }
+}
+
+/// A line of the token file for a new secret.
+pub fn line(name: &str, leave: &str, secret: &str) -> String {
+    let hash = digest(&SHA256, secret.as_bytes());
+    let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{name} {leave} sha256:{hex}")
+}
+
+fn token(line: &str) -> Result<Token, &'static str> {
+    let mut words = line.split_whitespace();
+    let (Some(name), Some(leave), Some(hash), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err("expected NAME all|read|purge:SITE,SITE sha256:HEX");
+    };
+    let leave = match leave {
+        "all" => Leave::All,
+        "read" => Leave::Read,
+        _ => {
+            let sites = leave.strip_prefix("purge:").unwrap_or_default().split(',');
+            Leave::Purge(sites.map(str::to_owned).collect())
+        }
+    };
+    if matches!(&leave, Leave::Purge(sites) if sites.iter().any(String::is_empty)) {
+        return Err("expected all, read, or purge: with names of sites");
+    }
+    let hash = hash.strip_prefix("sha256:").and_then(unhex);
+    let hash = hash.ok_or("expected sha256: and 64 hex digits, not the token itself")?;
+    Ok(Token { name: name.to_owned(), leave, hash })
+}
+
+fn unhex(text: &str) -> Option<[u8; SHA256_OUTPUT_LEN]> {
+    let mut bytes = [0; SHA256_OUTPUT_LEN];
+    if text.len() != 2 * bytes.len() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+fn unauthorised(detail: &str) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(tokens: &Tokens, field: &str) -> Result<Caller, Problem> {
+        let mut headers = HeaderMap::new();
+        if !field.is_empty() {
+            headers.insert(header::AUTHORIZATION, field.parse().unwrap());
+        }
+        tokens.caller(&headers, SocketAddr::from(([127, 0, 0, 1], 1)))
+    }
+
+    #[test]
+    fn a_token_is_known_by_its_hash() {
+        let text = format!(
+            "# ours\n\n{}\n{}\n",
+            line("ops", "all", "one"),
+            line("ci", "purge:a,b", "two")
+        );
+        let tokens = Tokens::parse(&text).unwrap();
+        assert_eq!(asked(&tokens, "Bearer one").unwrap().name, "ops");
+        let ci = asked(&tokens, "bearer two").unwrap();
+        assert_eq!(ci.leave, Leave::Purge(vec!["a".into(), "b".into()]));
+        for wrong in ["", "Bearer three", "Bearer ", "Basic one", "one"] {
+            let problem = asked(&tokens, wrong).unwrap_err();
+            assert_eq!(problem.status, StatusCode::UNAUTHORIZED, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_hash_is_the_one_that_sha256sum_prints() {
+        let known = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        assert_eq!(line("a", "all", "test"), format!("a all sha256:{known}"));
+    }
+
+    #[test]
+    fn lines_that_are_no_tokens_are_refused() {
+        for wrong in ["a all secret", "a purge: sha256:00", "a all", "a all sha256:00 more"] {
+            assert!(Tokens::parse(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(Tokens::parse("\n\na write x").unwrap_err().0, 3);
+    }
+}
