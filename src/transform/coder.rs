@@ -13,16 +13,16 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
-use compression_codecs::brotli::params::EncoderParams;
-use compression_codecs::core::Level as Quality;
-use compression_codecs::core::util::{PartialBuffer, WriteBuffer};
-use compression_codecs::flate::params::FlateEncoderParams;
-use compression_codecs::zstd::params::{CParameter, DParameter};
-use compression_codecs::{
+use async_compression::codecs::brotli::params::EncoderParams;
+use async_compression::codecs::flate::params::FlateEncoderParams;
+use async_compression::codecs::zstd::params::{CParameter, DParameter};
+use async_compression::codecs::{
     BrotliDecoder, BrotliEncoder, DecodeV2, EncodeV2, GzipDecoder, GzipEncoder, ZstdDecoder,
     ZstdEncoder,
 };
+use async_compression::core::Level as Quality;
+use async_compression::core::util::{PartialBuffer, WriteBuffer};
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};
 

@@ -1,0 +1,59 @@
+//! The reference pages that are made from the code stay what the code says. To write them
+//! anew: `SKERRY_WRITE_DOCS=1 cargo test --test it docs`.
+
+use std::fmt::Write;
+use std::fs;
+
+use skerry::cache::Reason;
+use skerry::metrics::{Kind, TABLE};
+
+#[test]
+fn the_page_of_reasons_is_the_closed_list() {
+    let mut page = String::from(
+        "# Cache-Status and its reasons\n\n\
+         Every response says in `Cache-Status` (RFC 9211) what the cache did. `detail` is a word of this closed list; the\n\
+         same words are in the access log (`reason`), in the metric `skerry_cache_requests_total` and in `skerry explain`.\n\n\
+         | reason | `fwd` | meaning |\n| --- | --- | --- |\n",
+    );
+    for reason in Reason::ALL {
+        let (word, fwd) = (reason.as_str(), reason.fwd().as_str());
+        writeln!(page, "| `{word}` | `{fwd}` | {} |", reason.sentence()).expect("a String");
+    }
+    check("docs/reference/cache-status.md", &page);
+}
+
+#[test]
+fn the_page_of_metrics_is_the_table() {
+    let mut page = String::from(
+        "# Metrics\n\n\
+         `GET /metrics` on the admin address answers in the OpenMetrics text format. Each worker counts for itself; a scrape\n\
+         sums. These are all that workers count; the store's and the bus' families describe themselves in `# HELP`.\n\n\
+         | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
+    );
+    for row in TABLE {
+        let kind = match row.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let suffix = if row.kind == Kind::Counter { "_total" } else { "" };
+        let (label, values) = row.label;
+        let label = if label.is_empty() {
+            String::new()
+        } else {
+            format!("`{label}`: {}", values.join(", "))
+        };
+        let help = row.help;
+        writeln!(page, "| `skerry_{}{suffix}` | {kind} | {label} | {help} |", row.name)
+            .expect("a String");
+    }
+    check("docs/reference/metrics.md", &page);
+}
+
+fn check(path: &str, expected: &str) {
+    if std::env::var_os("SKERRY_WRITE_DOCS").is_some() {
+        fs::write(path, expected).expect("the page can be written");
+    }
+    let found = fs::read_to_string(path).unwrap_or_default();
+    assert!(found == expected, "{path} is not what the code says: SKERRY_WRITE_DOCS=1 writes it");
+}
