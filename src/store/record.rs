@@ -235,8 +235,8 @@ fn headers_weight(headers: &HeaderMap) -> usize {
 
 /// No purge log has this lineage.
 const DISTRUSTED: u64 = 0;
-/// foyer's record, its hash table slot and the `Arc`s, measured over a million objects: see
-/// docs/benchmarks-store.md.
+/// foyer's record, its hash table slot and the `Arc`s: an estimate, to be set by
+/// `store::bench::hits_in_memory` (docs/benchmarks-store.md).
 const ENTRY_OVERHEAD: usize = 192;
 
 /// foyer's hash of a [`PieceKey`]: the same in every build, since it is on disk. The ids are
