@@ -26,3 +26,4 @@ pub mod node; // builds every part once, wires them, drains
 pub mod body;
 pub mod clock;
 pub mod metrics;
+pub mod planted; // bugs for the lab to find; a constant false without its cargo feature

@@ -17,6 +17,7 @@ use super::fields::http_date;
 use super::freshness::{date_value, single_date};
 use super::storing::Exchange;
 use super::targeted::Addressed;
+use crate::planted::{self, Bug};
 
 /// What http-cache-semantics says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Canonical {
 fn canonical_control(directives: &ResponseDirectives) -> String {
     let flags = [
         (directives.public, "public"),
-        (directives.private, "private"),
+        (directives.private && !planted::has(Bug::PrivateShared), "private"),
         (directives.no_store && !directives.must_understand, "no-store"),
         (directives.must_revalidate, "must-revalidate"),
     ];

@@ -26,6 +26,7 @@ use super::stored::{Freshness, StoredResponse};
 use super::tags::tags;
 use super::targeted::{Addressed, addressed};
 use super::vary::Vary;
+use crate::planted::{self, Bug};
 
 /// A request and the head of its response.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +173,7 @@ fn refused_response(
     if directives.no_store && !directives.must_understand {
         return Some(Reason::ResponseNoStore);
     }
-    if directives.private {
+    if directives.private && !planted::has(Bug::PrivateShared) {
         return Some(Reason::Private);
     }
     if exchange.request.contains_key(AUTHORIZATION) && !may_share_authorized(directives) {
@@ -183,6 +184,7 @@ fn refused_response(
     }
     if settings.set_cookie == SetCookie::Pass
         && exchange.response.contains_key(SET_COOKIE)
+        && !planted::has(Bug::PrivateShared)
         && !directives.unstored_fields.contains(&SET_COOKIE)
     {
         return Some(Reason::SetsCookie);

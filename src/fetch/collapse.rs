@@ -22,6 +22,7 @@ use crate::body::Body;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
+use crate::planted::{self, Bug};
 use crate::store::Store;
 
 /// All fills of a node. Clones share them.
@@ -96,6 +97,9 @@ impl Fills {
         let Some(fill) = shard.fills.get(&key) else {
             return self.lead(&mut shard, key, sequence);
         };
+        if planted::has(Bug::DoubleFill) {
+            return Join::Uncollapsed(self.0.alone(Uncollapsed::Followers));
+        }
         // Compare first: without a purge since, nothing need be matched.
         if fill.sequence < sequence && overtaken(fill.response().as_deref(), fill.sequence) {
             return self.lead(&mut shard, key, sequence);

@@ -54,6 +54,7 @@ use crate::cache::range::with_part;
 use crate::cache::{KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse, VaryList};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, Recorder};
+use crate::planted::{self, Bug};
 
 /// The store of a node. Clones share it; any thread may use it.
 #[derive(Clone)]
@@ -192,6 +193,9 @@ impl Store {
     /// purges go. One load and compare, unless a purge came since it was last asked.
     #[inline]
     pub fn purge_verdict(&self, head: &Head) -> Option<PurgeKind> {
+        if planted::has(Bug::PurgesIgnored) {
+            return None;
+        }
         self.inner.purges.verdict(head)
     }
 
@@ -513,6 +517,8 @@ impl Store {
     }
 
     fn slice_in_memory(&self, head: &Head, number: u32) -> Option<Bytes> {
+        let mixed = number == 1 && planted::has(Bug::SlicesMixed);
+        let number = if mixed { 0 } else { number };
         self.memory_slice(&PieceKey::slice(head.object, number))
     }
 

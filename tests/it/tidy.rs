@@ -10,12 +10,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("metrics", &[]),
     ("body", &[]),
-    ("cache", &[]),
+    // planted: bugs for the lab to find, a constant false without the cargo feature.
+    ("planted", &[]),
+    ("cache", &["planted"]),
     ("context", &["cache", "clock"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
-    ("store", &["cache", "clock", "metrics", "body"]),
+    ("store", &["cache", "clock", "metrics", "body", "planted"]),
     ("transform", &["body", "metrics"]),
-    ("fetch", &["store", "cache", "context", "body", "clock", "metrics"]),
+    ("fetch", &["store", "cache", "context", "body", "clock", "metrics", "planted"]),
     ("guard", &["context", "clock", "metrics"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["cache", "context", "body", "clock", "metrics"]),

@@ -1,0 +1,71 @@
+//! The real edge with one bug planted each time: the checker of that promise must fail and
+//! name the request.
+//!
+//! ```sh
+//! cargo build --features planted-bugs --target-dir target/planted
+//! SKERRY_BINARY=target/planted/debug/skerry cargo test -p simulation --test planted -- --ignored
+//! ```
+
+use simulation::node::find_binary;
+use simulation::progress::Progress;
+use simulation::record::Record;
+use simulation::run::{Order, run};
+use simulation::scenario::Scenario;
+
+const SCENARIO: &str = "
+about = 'bugs planted in the edge'
+duration_s = 10
+[fleet]
+regions = ['frankfurt']
+nodes = 1
+origins = ['virginia']
+redis = ''
+[load]
+requests_per_s = 80
+objects = 60
+tls = 0
+changes_per_s = 10
+ranges = 0
+mix = { static = 40, page = 35, large = 5, slow = 10, private = 10, dynamic = 0, world = 0 }
+";
+
+async fn run_with(bug: &str) -> Record {
+    // SAFETY: the one test of this binary sets it before it starts anything.
+    unsafe { std::env::set_var("SKERRY_PLANTED_BUG", bug) };
+    let mut scenario = Scenario::read(SCENARIO).expect("scenario");
+    // Old content must grow old, and a purge must find something.
+    scenario.purges.per_s = if bug == "purges-ignored" { 3.0 } else { 0.0 };
+    let order = Order {
+        name: if bug.is_empty() { "no bug" } else { bug }.to_owned(),
+        duration_s: scenario.duration_s,
+        scenario,
+        seed: 5,
+        binary: find_binary().expect("SKERRY_BINARY"),
+        edge_toml: None,
+    };
+    run(&order, &Progress::default()).await.expect("the lab runs")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an edge built with the feature planted-bugs: see the module's text"]
+async fn each_bug_planted_in_the_edge_is_found_by_its_own_checker() {
+    for (bug, checker) in [
+        ("", ""),
+        ("purges-ignored", "purged stays purged"),
+        ("slices-mixed", "whole bytes"),
+        ("private-shared", "private stays private"),
+        ("double-fill", "one fill"),
+        ("never-stale", "never too old"),
+    ] {
+        let record = run_with(bug).await;
+        println!("{}", record.summary());
+        let broken: Vec<_> = record.verdicts.iter().filter(|verdict| !verdict.kept).collect();
+        match broken.iter().find(|verdict| verdict.name == checker) {
+            Some(verdict) => {
+                let violation = &verdict.findings.violations[0];
+                println!("{bug}: {} — {}", violation.what, violation.subject);
+            }
+            None => assert!(bug.is_empty() && broken.is_empty(), "{bug}: found {broken:#?}"),
+        }
+    }
+}
