@@ -1,9 +1,26 @@
 //! What the tests share: a scripted origin, a plain client, and a node to put between them.
 //!
-//! Nothing here sleeps to wait for a state; a test that must order things uses a [`Gate`].
+//! Nothing here sleeps to order things; a test that must do so uses a [`Gate`], and what
+//! can only be looked at is waited for with [`until`].
 
 pub mod client;
+pub mod node;
 pub mod origin;
 
+use std::time::Duration;
+
 pub use client::{Client, Response, exchange};
+pub use node::Edge;
 pub use origin::{Answer, Gate, Origin};
+
+/// Looks again and again until it is so; a test that hangs here for 30 s has failed.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it never came to be that {what}");
+}

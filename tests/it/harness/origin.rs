@@ -44,8 +44,7 @@ impl Gate {
     /// Waits until it is open; a test that hangs here for 30 s has failed.
     pub fn pass(&self) {
         let is_open = self.0.0.lock().unwrap();
-        let (is_open, _) =
-            self.0.1.wait_timeout_while(is_open, LONG, |is_open| !*is_open).unwrap();
+        let (is_open, _) = self.0.1.wait_timeout_while(is_open, LONG, |is_open| !*is_open).unwrap();
         assert!(*is_open, "nobody opened the gate");
     }
 }
@@ -126,7 +125,9 @@ impl Answer {
         let has_body = self.status != 304 && self.status != 204;
         if self.is_chunked {
             head.push_str("Transfer-Encoding: chunked\r\n");
-        } else if has_body && !self.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-length")) {
+        } else if has_body
+            && !self.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-length"))
+        {
             head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
         }
         head.push_str("\r\n");
@@ -198,7 +199,8 @@ impl Origin {
     /// Waits until `count` requests have arrived.
     pub fn wait_for_requests(&self, count: usize) {
         let seen = self.lock();
-        let (seen, _) = self.seen.1.wait_timeout_while(seen, LONG, |seen| seen.len() < count).unwrap();
+        let (seen, _) =
+            self.seen.1.wait_timeout_while(seen, LONG, |seen| seen.len() < count).unwrap();
         assert!(seen.len() >= count, "{} of {count} requests arrived", seen.len());
     }
 

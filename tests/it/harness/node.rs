@@ -1,0 +1,145 @@
+//! A node in this process, on ports of its own, with a clock that the test moves.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+use skerry::clock::Clock;
+use skerry::config::{self, Flags};
+use skerry::node::Node;
+use tempfile::TempDir;
+
+use super::client::{Client, Response, exchange};
+use super::until;
+
+/// A running node and its folder: configuration, access log and cache. It is cut off when
+/// it is dropped.
+pub struct Edge {
+    pub node: Node,
+    pub http: SocketAddr,
+    /// Present when the configuration has a listener with TLS.
+    pub https: Option<SocketAddr>,
+    pub admin: SocketAddr,
+    /// What the node takes for now.
+    pub clock: Clock,
+    folder: TempDir,
+}
+
+impl Edge {
+    /// A node for every host in front of one origin.
+    pub fn before(origin: &str) -> Self {
+        Self::with(&format!("[pools.main]\norigins = {origin:?}\n[sites.all]\nhosts = \"*\"\n"))
+    }
+
+    /// A node of this configuration. Listeners, admin address and data folder are given by
+    /// the harness; log and store too, unless the text has them.
+    pub fn with(text: &str) -> Self {
+        Self::start(text, false)
+    }
+
+    /// The same with a listener for TLS beside, its certificate self-signed.
+    pub fn with_tls(text: &str) -> Self {
+        Self::start(text, true)
+    }
+
+    fn start(text: &str, tls: bool) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = folder.path().join("edge.toml");
+        std::fs::write(&config, completed(text, &folder)).expect("a configuration file");
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let flags = Flags {
+            config: Some(config),
+            http: vec![local],
+            https: if tls { vec![local] } else { Vec::new() },
+            admin: Some(local),
+            data_dir: Some(folder.path().join("data")),
+            workers: Some(2),
+            name: Some("edge".to_owned()),
+            ..Flags::default()
+        };
+        let clock = Clock::system();
+        let config = config::load(&flags).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        let node = Node::start(config, flags, clock.clone()).expect("the node starts");
+        let at = |tls| node.listening.iter().find(|(_, with)| *with == tls).map(|(at, _)| *at);
+        let http = at(false).expect("a listener without TLS");
+        Self { http, https: at(true), admin: node.admin, node, clock, folder }
+    }
+
+    /// `GET` on a connection of its own, for `edge.test`.
+    pub fn get(&self, target: &str) -> Response {
+        self.get_with(target, &[])
+    }
+
+    /// The same with more fields, each a whole line.
+    pub fn get_with(&self, target: &str, fields: &[&str]) -> Response {
+        exchange(self.http, "edge.test", target, fields)
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.http)
+    }
+
+    /// Asks the admin API.
+    pub fn admin(&self, method: &str, target: &str, body: &str) -> Response {
+        Client::connect(self.admin).request(method, "admin", target, &[], body.as_bytes())
+    }
+
+    /// Purges one URL of `http://edge.test`.
+    pub fn purge(&self, target: &str) -> Response {
+        let order = serde_json::json!({ "url": format!("http://edge.test{target}") });
+        self.admin("POST", "/purge", &order.to_string())
+    }
+
+    /// Moves wall time forward.
+    pub fn advance(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds));
+    }
+
+    /// The sum of a metric over its labels, as `/metrics` shows it now. `name` may have
+    /// labels behind it: `skerry_x_total{kind="a"`.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.admin("GET", "/metrics", "");
+        let lines = text.text().lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', ',', '}']))
+        });
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until the access log has so many lines.
+    pub fn log(&self, count: usize) -> Vec<Value> {
+        let path = self.path("access.log");
+        let lines = || {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+            let lines = whole.lines().map(|line| serde_json::from_str(line).expect(line));
+            lines.collect::<Vec<Value>>()
+        };
+        until("the access log has its lines", || lines().len() >= count);
+        lines()
+    }
+
+    /// Writes the configuration anew and has the node read it.
+    pub fn reload(&self, text: &str) -> Result<Vec<String>, Vec<String>> {
+        std::fs::write(self.path("edge.toml"), completed(text, &self.folder)).expect("a file");
+        self.node.reload()
+    }
+
+    /// A file of the node's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// With a log in the folder and a small store in memory, unless the text says otherwise.
+pub fn completed(text: &str, folder: &TempDir) -> String {
+    let mut whole = text.to_owned();
+    if !text.contains("[log]") {
+        let log = folder.path().join("access.log");
+        whole.push_str(&format!("\n[log]\naccess = {:?}\n", log.display().to_string()));
+    }
+    if !text.contains("[store]") {
+        whole.push_str("\n[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n");
+    }
+    whole
+}
