@@ -237,7 +237,12 @@ impl Visit {
                 Err(failures::only_if_cached())
             }
             Decision::Validate(reason) => self.fetch(found, reason).await,
-            Decision::Forward(reason) => self.fetch(Found { head: None, ..found }, reason).await,
+            Decision::Forward(reason) => {
+                // What has no validator may still stand in for an error, or be freshened by HEAD.
+                let gone = matches!(reason, Reason::HardPurged | Reason::TooOld);
+                let head = found.head.filter(|_| !gone);
+                self.fetch(Found { head, ..found }, reason).await
+            }
             // Not all the bytes that are asked for are stored.
             Decision::Serve { .. } | Decision::ServeStale { .. } => {
                 self.fetch(Found { head: None, ..found }, Reason::BytesMissing).await

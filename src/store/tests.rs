@@ -1,3 +1,5 @@
+//! The store from outside: what is put in comes out, survives restarts, and full or failing disks.
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::time::SystemTime;

@@ -1,14 +1,210 @@
 //! Origins that die, stall or break off, and clients that leave: each has its answer.
 
-use crate::harness::{Answer, Edge, Origin};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, raw, until};
+
+/// One pool with these lines more, for every host.
+fn config(origin: &Origin, more: &str) -> String {
+    format!("[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n{more}\n", origin.url())
+}
 
 #[test]
-fn a_second_request_is_a_hit() {
-    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+fn a_dead_origin_is_a_502_that_says_why() {
+    let origin = Origin::start(|_| Answer::ok("hello"));
     let edge = Edge::before(&origin.url());
-    let first = edge.get("/");
-    assert_eq!((first.status, first.text(), first.is_hit()), (200, "hello", false));
-    let second = edge.get("/");
-    assert_eq!((second.status, second.text(), second.is_hit()), (200, "hello", true));
+    assert_eq!(edge.get("/").status, 200);
+    origin.kill();
+    let response = edge.get("/");
+    assert_eq!(response.status, 502);
+    assert_eq!(response.header("proxy-status"), "skerry; error=connection_refused");
+    assert_eq!(response.header("cache-control"), "no-store");
+    assert!(response.header("cache-status").contains("fwd="), "{response:?}");
+}
+
+#[test]
+fn a_dead_origin_leaves_what_may_be_served_stale() {
+    let origin = Origin::start(|seen| match seen.target.as_str() {
+        "/kept" => Answer::ok("kept").header("Cache-Control", "max-age=10, stale-if-error=100"),
+        _ => Answer::ok("lost").header("Cache-Control", "max-age=10"),
+    });
+    let edge = Edge::before(&origin.url());
+    assert_eq!((edge.get("/kept").status, edge.get("/lost").status), (200, 200));
+    origin.kill();
+    assert!(edge.get("/kept").is_hit());
+    edge.advance(11);
+    let kept = edge.get("/kept");
+    assert_eq!((kept.status, kept.text()), (200, "kept"));
+    assert_eq!(kept.header("age"), "11");
+    assert!(kept.header("cache-status").contains("fwd=stale"), "{kept:?}");
+    assert_eq!(edge.get("/lost").status, 502);
+    edge.advance(100);
+    assert_eq!(edge.get("/kept").status, 502);
+}
+
+#[test]
+fn an_error_of_the_origin_leaves_what_may_be_served_stale() {
+    let gate = Gate::default();
+    let fails = gate.clone();
+    let origin = Origin::start(move |_| match fails.is_open() {
+        true => Answer::status(503),
+        false => Answer::ok("good").header("Cache-Control", "max-age=10, stale-if-error=100"),
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/");
+    gate.open();
+    edge.advance(11);
+    assert_eq!(edge.get("/").text(), "good");
+    assert_eq!(origin.requests(), 2);
+}
+
+#[test]
+fn a_silent_origin_is_a_504_after_the_deadline() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |_| Answer::ok("late").behind(&behind));
+    let edge = Edge::with(&config(&origin, "[pools.main.deadlines]\nfirst_byte = \"100ms\""));
+    let response = edge.get("/");
+    assert_eq!(response.status, 504);
+    assert_eq!(response.header("proxy-status"), "skerry; error=http_response_timeout");
+    gate.open();
+    until("the connection is given up", || origin.open() == 0);
+}
+
+#[test]
+fn a_slow_origin_does_not_keep_clients_from_what_is_stale() {
+    let gate = Gate::default();
+    let (behind, first) = (gate.clone(), std::sync::atomic::AtomicBool::new(true));
+    let origin =
+        Origin::start(move |_| match first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => Answer::ok("old").fresh_for(10),
+            false => Answer::ok("new").fresh_for(10).behind(&behind),
+        });
+    let stale = "[sites.all.cache.stale]\nif_error = \"1h\"\nsoft_deadline = \"50ms\"";
+    let edge = Edge::with(&config(&origin, stale));
+    edge.get("/");
+    edge.advance(11);
+    let response = edge.get("/");
+    assert_eq!((response.status, response.text()), (200, "old"));
+    assert!(response.header("cache-status").contains("fwd=stale"), "{response:?}");
+    gate.open();
+    until("the late answer is stored", || edge.get("/").text() == "new");
+    assert_eq!(origin.requests(), 2);
+}
+
+#[test]
+fn half_a_body_is_never_whole_and_never_stored() {
+    let origin = Origin::start(|seen| {
+        let answer = Answer::ok(vec![b'x'; 100_000]).cut_after(70_000);
+        match seen.target.as_str() {
+            "/stored" => answer.fresh_for(60),
+            "/chunked" => answer.fresh_for(60).chunked(),
+            _ => answer.header("Cache-Control", "no-store"),
+        }
+    });
+    let edge = Edge::before(&origin.url());
+    for target in ["/stored", "/chunked", "/passed"] {
+        for _ in 0..2 {
+            let before = origin.requests();
+            let response = edge.get(target);
+            assert_eq!((response.status, response.is_complete), (200, false), "{target}");
+            assert!(response.body.len() <= 70_000, "{target}");
+            assert_eq!(origin.requests(), before + 1, "{target}: nothing is stored");
+        }
+    }
+    let lines = edge.log(6);
+    assert!(lines.iter().all(|line| line["ended"] == "broke-off"), "{lines:?}");
+}
+
+#[test]
+fn half_a_body_over_http_10_is_never_stored_as_whole_when_its_length_was_told() {
+    let head = "HTTP/1.0 200 OK\r\nContent-Length: 10\r\nCache-Control: max-age=60\r\n\r\nhalf";
+    let origin = Origin::start(move |_| Answer::raw(head));
+    let edge = Edge::before(&origin.url());
+    for count in 1..=2 {
+        // Nothing at all, or a head with a length that the body does not reach.
+        let said = raw(edge.http, b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n").to_lowercase();
+        assert!(said.is_empty() || said.contains("content-length: 10\r\n"), "{said}");
+        assert!(!said.contains("hit"), "{said}");
+        assert_eq!(origin.requests(), count);
+    }
+}
+
+/// A client that reads the head and leaves; the origin then has the rest to give.
+fn leave_and_open(edge: &Edge, gate: &Gate) {
+    let mut client = edge.connect();
+    client.send(b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    client.read_line();
+    drop::<Client>(client);
+    let lines = edge.log(1);
+    assert_eq!(lines[0]["ended"], "client-left", "{lines:?}");
+    gate.open();
+}
+
+fn pausing(bytes: usize, cache_control: &'static str, gate: &Gate) -> Origin {
+    let (gate, first) = (gate.clone(), std::sync::atomic::AtomicBool::new(true));
+    Origin::start(move |_| {
+        let answer = Answer::ok(vec![b'x'; 10_000_000]).header("Cache-Control", cache_control);
+        match first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => answer.pause_at(bytes, &gate),
+            false => answer,
+        }
+    })
+}
+
+#[test]
+fn a_fill_whose_client_left_goes_on_when_most_is_there() {
+    let gate = Gate::default();
+    // The window is four megabytes: nobody waits for a reader that is gone.
+    let origin = pausing(9_000_000, "max-age=60", &gate);
+    let edge = Edge::with(&config(&origin, "[fills]\nwindow = \"16MiB\""));
+    let mut client = edge.connect();
+    client.send(b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    client.read_bytes(8_000_000);
+    drop(client);
+    assert_eq!(edge.log(1)[0]["ended"], "client-left");
+    gate.open();
+    until("the whole is stored", || {
+        let response = edge.get("/");
+        assert_eq!(response.body.len(), 10_000_000);
+        response.is_hit()
+    });
+    assert_eq!(origin.requests(), 1);
+}
+
+#[test]
+fn a_fill_whose_client_left_early_is_given_up() {
+    let gate = Gate::default();
+    let origin = pausing(100_000, "max-age=60", &gate);
+    let edge = Edge::before(&origin.url());
+    leave_and_open(&edge, &gate);
+    until("the origin is let go", || origin.open() == 0);
+    let response = edge.get("/");
+    assert!(response.is_complete && !response.is_hit());
+    assert_eq!(origin.requests(), 2);
+}
+
+#[test]
+fn a_passed_response_whose_client_left_is_given_up() {
+    let gate = Gate::default();
+    let origin = pausing(100_000, "no-store", &gate);
+    let edge = Edge::before(&origin.url());
+    leave_and_open(&edge, &gate);
+    until("the origin is let go", || origin.open() == 0);
+}
+
+#[test]
+fn a_client_that_leaves_before_the_head_does_not_hurt_who_waits_with_it() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |_| Answer::ok("for all").fresh_for(60).behind(&behind));
+    let edge = Edge::before(&origin.url());
+    let mut leaving = edge.connect();
+    leaving.send(b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    origin.wait_for_requests(1);
+    let mut staying = edge.connect();
+    staying.send(b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    until("both wait", || edge.metric("skerry_requests_total") == 2.0);
+    drop(leaving);
+    gate.open();
+    assert_eq!(staying.read(false).text(), "for all");
     assert_eq!(origin.requests(), 1);
 }

@@ -5,4 +5,5 @@ mod docs;
 mod failures;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
+mod protocol;
 mod tidy;

@@ -88,12 +88,41 @@ impl Client {
         }
     }
 
+    /// A line without its end.
+    pub fn read_line(&mut self) -> String {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).expect("a line");
+        line.truncate(line.trim_end().len());
+        line
+    }
+
+    /// So many bytes, whatever they are.
+    pub fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes).expect("as many bytes");
+        bytes
+    }
+
+    /// All there is until the node closes the connection.
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // A reset is an end too.
+        let _ = self.reader.read_to_end(&mut bytes);
+        bytes
+    }
+
+    /// Says that nothing more is sent.
+    pub fn finish(&mut self) {
+        self.reader.get_mut().shutdown(std::net::Shutdown::Write).expect("an open connection");
+    }
+
     /// Whether the node has closed the connection (waits for its end).
     pub fn is_closed(&mut self) -> bool {
         matches!(self.reader.fill_buf(), Ok([]) | Err(_))
     }
 
-    fn read_any(&mut self, is_head: bool) -> Response {
+    /// The next response, interim or not.
+    pub fn read_any(&mut self, is_head: bool) -> Response {
         let mut line = String::new();
         self.reader.read_line(&mut line).expect("a status line");
         let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
@@ -135,6 +164,14 @@ impl Client {
             self.reader.read_line(&mut line)?;
         }
     }
+}
+
+/// The bytes of what comes back for these, until the node closes the connection.
+pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut client = Client::connect(address);
+    // What is refused early is not read to its end.
+    let _ = client.reader.get_mut().write_all(bytes);
+    String::from_utf8_lossy(&client.read_to_end()).into_owned()
 }
 
 /// One request on a connection of its own.

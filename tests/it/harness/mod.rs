@@ -9,12 +9,13 @@ pub mod origin;
 
 use std::time::Duration;
 
-pub use client::{Client, Response, exchange};
+pub use client::{Client, Response, exchange, raw};
 pub use node::Edge;
 pub use origin::{Answer, Gate, Origin};
 
 /// Looks again and again until it is so; a test that hangs here for 30 s has failed.
 #[track_caller]
+#[allow(clippy::disallowed_methods, reason = "a pause between two looks, not a wait for an order")]
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..3000 {
         if is_so() {

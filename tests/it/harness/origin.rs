@@ -1,15 +1,27 @@
 //! A scripted HTTP/1.1 origin: a thread a connection, answers by a closure, and a record of
 //! what was asked. It can wait at a gate, break off, or send any bytes.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// A running origin; it ends with the test process.
+use super::until;
+
+/// A running origin; it ends with the test process, or when it is killed.
 pub struct Origin {
     pub address: SocketAddr,
     seen: Arc<(Mutex<Vec<Seen>>, Condvar)>,
+    connections: Arc<Connections>,
+}
+
+/// Those that are open, by number.
+#[derive(Default)]
+struct Connections {
+    is_killed: AtomicBool,
+    open: Mutex<HashMap<usize, TcpStream>>,
 }
 
 /// A request as it arrived.
@@ -41,6 +53,10 @@ impl Gate {
         self.0.1.notify_all();
     }
 
+    pub fn is_open(&self) -> bool {
+        *self.0.0.lock().unwrap()
+    }
+
     /// Waits until it is open; a test that hangs here for 30 s has failed.
     pub fn pass(&self) {
         let is_open = self.0.0.lock().unwrap();
@@ -60,6 +76,7 @@ pub struct Answer {
     head_gate: Option<Gate>,
     body_gate: Option<(usize, Gate)>,
     raw: Option<Vec<u8>>,
+    echoes: bool,
 }
 
 impl Answer {
@@ -74,6 +91,12 @@ impl Answer {
     /// Exactly these bytes, then the connection is closed.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
         Self { raw: Some(bytes.into()), ..Self::default() }
+    }
+
+    /// After that, sends back whatever comes.
+    pub fn echoing(mut self) -> Self {
+        self.echoes = true;
+        self
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
@@ -116,6 +139,9 @@ impl Answer {
         }
         if let Some(raw) = &self.raw {
             stream.write_all(raw)?;
+            if self.echoes {
+                std::io::copy(&mut stream.try_clone()?, stream)?;
+            }
             return Ok(false);
         }
         let mut head = format!("HTTP/1.1 {} Scripted\r\n", self.status);
@@ -168,17 +194,42 @@ impl Origin {
         let address = listener.local_addr().expect("an address");
         let seen = Arc::new((Mutex::default(), Condvar::new()));
         let (answer, record) = (Arc::new(answer), seen.clone());
+        let connections = Arc::new(Connections::default());
+        let all = connections.clone();
         std::thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { continue };
-                let (answer, record) = (answer.clone(), record.clone());
+                if all.is_killed.load(Ordering::SeqCst) {
+                    return;
+                }
+                all.open.lock().unwrap().insert(connection, stream.try_clone().expect("a handle"));
+                let (answer, record, all) = (answer.clone(), record.clone(), all.clone());
                 std::thread::spawn(move || {
                     // A client that leaves is not the origin's trouble.
                     let _ = converse(stream, connection, &*answer, &record);
+                    if let Some(ended) = all.open.lock().unwrap().remove(&connection) {
+                        let _ = ended.shutdown(Shutdown::Both);
+                    }
                 });
             }
         });
-        Self { address, seen }
+        Self { address, seen, connections }
+    }
+
+    /// Cuts every connection; from now on new ones are refused.
+    pub fn kill(&self) {
+        self.connections.is_killed.store(true, Ordering::SeqCst);
+        // The one that the listener wakes up for, and ends.
+        drop(TcpStream::connect(self.address));
+        until("the origin is gone", || TcpStream::connect(self.address).is_err());
+        for stream in self.connections.open.lock().unwrap().values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.connections.open.lock().unwrap().len()
     }
 
     /// `http://127.0.0.1:PORT`

@@ -1,0 +1,270 @@
+//! HTTP as others speak it: old versions, interim responses, trailers, changes of protocol,
+//! and clients that nobody here wrote.
+
+use std::io::Write;
+use std::process::{Command, Output};
+
+use crate::harness::{Answer, Edge, Gate, Origin};
+
+fn tls_before(origin: &Origin) -> Edge {
+    Edge::with_tls(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
+        origin.url()
+    ))
+}
+
+/// Runs a client that is installed; `.ci/run` sees to that.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    let Output { status, stdout, stderr } =
+        output.unwrap_or_else(|error| panic!("{program}: {error}; tests need it"));
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{program}: {status}\n{text}{}", String::from_utf8_lossy(&stderr));
+    text
+}
+
+#[test]
+fn curl_speaks_http_2_over_tls_and_by_prior_knowledge() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let edge = tls_before(&origin);
+    let https = format!("https://{}/", edge.https.expect("TLS"));
+    let http = format!("http://{}/", edge.http);
+    let shown = ["-sk", "-w", " %{http_version} %{http_code}"];
+    for (more, url, version) in [
+        ("--http2", &https, "2"),
+        ("--http1.1", &https, "1.1"),
+        ("--http2-prior-knowledge", &http, "2"),
+        ("--http1.0", &http, "1"),
+        // An upgrade to h2c may be ignored (RFC 9113 §3.1: it is gone).
+        ("--http2", &http, "1.1"),
+    ] {
+        let said = run("curl", &[shown.as_slice(), &[more, url]].concat());
+        let expected = [format!("hello {version} 200"), format!("hello {version}.0 200")];
+        assert!(expected.contains(&said), "{more} {url}: {said}");
+    }
+}
+
+#[test]
+fn nghttp_and_h2load_are_served() {
+    let origin = Origin::start(|_| Answer::ok(vec![b'x'; 100_000]).fresh_for(60));
+    let edge = tls_before(&origin);
+    let https = format!("https://{}/", edge.https.expect("TLS"));
+    let http = format!("http://{}/", edge.http);
+    for url in [&https, &http] {
+        let verbose = run("nghttp", &["-nv", "--no-verify-peer", url]);
+        assert!(verbose.contains(":status: 200"), "{verbose}");
+        let load = run("h2load", &["-n", "300", "-c", "3", "-m", "10", url]);
+        assert!(load.contains("300 succeeded, 0 failed, 0 errored, 0 timeout"), "{load}");
+    }
+}
+
+#[test]
+fn a_head_has_the_fields_of_the_get_and_no_body() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    for stored in [false, true] {
+        let head = client.request("HEAD", "edge.test", "/", &[], b"");
+        assert_eq!((head.status, head.header("content-length").as_str()), (200, "5"));
+        // Were there a body, this would read it as a response.
+        let get = client.get("edge.test", "/", &[]);
+        assert_eq!((get.status, get.text()), (200, "hello"));
+        assert_eq!(head.is_hit(), stored);
+    }
+}
+
+#[test]
+fn a_client_of_http_10_gets_no_chunks_and_its_connection_closed() {
+    let origin =
+        Origin::start(|_| Answer::ok("no length").header("Cache-Control", "no-store").chunked());
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(b"GET / HTTP/1.0\r\nHost: edge.test\r\n\r\n");
+    let answer = client.read(false);
+    assert_eq!((answer.status, answer.text()), (200, "no length"));
+    assert_eq!(answer.header("transfer-encoding"), "");
+    assert!(client.is_closed());
+}
+
+#[test]
+fn a_client_of_http_10_without_host_is_of_the_site_for_all_hosts() {
+    let origin = Origin::start(|_| Answer::ok("hello"));
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(b"GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(client.read(false).text(), "hello");
+    assert!(client.is_closed());
+    let host = edge.http.to_string();
+    assert_eq!(origin.seen()[0].header("host"), Some(&*host));
+}
+
+#[test]
+fn an_origin_of_http_10_may_end_its_body_by_closing() {
+    let origin = Origin::start(|_| {
+        Answer::raw("HTTP/1.0 200 OK\r\nCache-Control: max-age=60\r\n\r\nuntil the end")
+    });
+    let edge = Edge::before(&origin.url());
+    let answer = edge.get("/");
+    assert_eq!((answer.text(), answer.is_complete), ("until the end", true));
+    assert_eq!(edge.get("/").text(), "until the end");
+}
+
+#[test]
+fn a_client_that_waits_for_100_gets_it_and_the_origin_gets_the_body() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(
+        b"POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    );
+    assert_eq!(client.read_line(), "HTTP/1.1 100 Continue");
+    assert_eq!(client.read_line(), "");
+    client.send(b"hello");
+    assert_eq!(client.read(false).text(), "hello");
+    assert_eq!(origin.seen()[0].body, b"hello");
+}
+
+#[test]
+fn a_body_that_is_refused_is_not_asked_for() {
+    let origin = Origin::start(|_| Answer::ok("never"));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\naccess.content_max = \"1KiB\"\n",
+        origin.url()
+    ));
+    let mut client = edge.connect();
+    client.send(b"POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(client.read_any(false).status, 413);
+    assert_eq!(origin.requests(), 0);
+}
+
+#[test]
+fn bodies_stream_both_ways_at_once() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()).chunked());
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(b"POST / HTTP/1.1\r\nHost: edge.test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for piece in ["one ", "two ", "three"] {
+        client.send(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes());
+    }
+    client.send(b"0\r\n\r\n");
+    assert_eq!(client.read(false).text(), "one two three");
+}
+
+#[test]
+fn trailers_reach_a_client_that_takes_them() {
+    let origin = Origin::start(|_| {
+        Answer::raw(
+            "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nTrailer: X-Sum\r\n\
+             Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n",
+        )
+    });
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(
+        b"GET / HTTP/1.1\r\nHost: edge.test\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n",
+    );
+    let text = String::from_utf8(client.read_to_end()).expect("text").to_ascii_lowercase();
+    assert!(text.ends_with("0\r\nx-sum: 42\r\n\r\n"), "{text}");
+    let verbose = run("nghttp", &["-v", &format!("http://{}/", edge.http)]);
+    assert!(verbose.contains("x-sum: 42"), "{verbose}");
+}
+
+#[test]
+fn a_websocket_is_a_tunnel_in_both_directions() {
+    let origin = Origin::start(|seen| {
+        assert_eq!(seen.header("upgrade"), Some("websocket"), "{seen:?}");
+        Answer::raw(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        )
+        .echoing()
+    });
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(
+        b"GET /chat HTTP/1.1\r\nHost: edge.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    );
+    let answer = client.read(false);
+    assert_eq!(answer.status, 101, "{answer:?}");
+    assert_eq!(answer.header("upgrade"), "websocket");
+    for words in ["one", "and another", "\u{0}\u{1} any bytes"] {
+        client.send(words.as_bytes());
+        assert_eq!(client.read_bytes(words.len()), words.as_bytes());
+    }
+    client.finish();
+    assert!(client.is_closed());
+}
+
+#[test]
+fn an_origin_that_wants_no_websocket_answers_as_usual() {
+    let origin = Origin::start(|_| Answer::status(426).header("Upgrade", "h3"));
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    let fields = ["Upgrade: websocket", "Connection: Upgrade"];
+    assert_eq!(client.get("edge.test", "/", &fields).status, 426);
+    assert_eq!(client.get("edge.test", "/", &[]).status, 426);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |seen| match seen.target.as_str() {
+        "/1" => Answer::ok("/1").behind(&behind),
+        other => Answer::ok(other),
+    });
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    let requests = ["/1", "/2", "/3"]
+        .map(|target| format!("GET {target} HTTP/1.1\r\nHost: edge.test\r\n\r\n"));
+    client.send(requests.concat().as_bytes());
+    origin.wait_for_requests(1);
+    gate.open();
+    for target in ["/1", "/2", "/3"] {
+        assert_eq!(client.read(false).text(), target);
+    }
+}
+
+#[test]
+fn nginx_is_an_origin_like_any() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let root = folder.path();
+    std::fs::write(root.join("page.html"), "<h1>nginx</h1>").expect("a file");
+    let mut large = std::fs::File::create(root.join("large.bin")).expect("a file");
+    large.write_all(&vec![7; 3_000_000]).expect("bytes");
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().unwrap().port();
+    let config = format!(
+        "daemon off; master_process off; error_log stderr; pid {root}/pid;\n\
+         events {{ worker_connections 64; }}\n\
+         http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p;\n\
+         fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+         server {{ listen 127.0.0.1:{port}; root {root}; expires 1h; gzip on; gzip_types *; }} }}\n",
+        root = root.display()
+    );
+    std::fs::write(root.join("nginx.conf"), config).expect("a file");
+    let conf = root.join("nginx.conf").display().to_string();
+    let mut nginx = Command::new("nginx")
+        .args(["-p", &root.display().to_string(), "-c", &conf])
+        .spawn()
+        .unwrap_or_else(|error| panic!("nginx: {error}; tests need it"));
+    let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    crate::harness::until("nginx listens", || std::net::TcpStream::connect(at).is_ok());
+    let edge = Edge::before(&format!("http://{at}"));
+    let page = edge.get("/page.html");
+    assert_eq!((page.status, page.text()), (200, "<h1>nginx</h1>"));
+    let etag = page.header("etag");
+    assert!(edge.get("/page.html").is_hit());
+    assert_eq!(edge.get_with("/page.html", &[&format!("If-None-Match: {etag}")]).status, 304);
+    edge.advance(3601);
+    let validated = edge.get("/page.html");
+    assert_eq!(validated.text(), "<h1>nginx</h1>");
+    assert!(validated.header("cache-status").contains("fwd-status=304"), "{validated:?}");
+    let large = edge.get("/large.bin");
+    assert!(large.body == vec![7; 3_000_000]);
+    let part = edge.get_with("/large.bin", &["Range: bytes=2999998-"]);
+    assert_eq!((part.status, part.body.as_slice()), (206, &[7, 7][..]));
+    assert_eq!(edge.get("/absent").status, 404);
+    nginx.kill().expect("nginx ends");
+    nginx.wait().expect("nginx ended");
+}
