@@ -67,6 +67,18 @@ pub(super) fn storable_fields(
     headers
 }
 
+/// The fields of a response that are for the client alone that caused it: those named by
+/// `no-cache="…"` and `private="…"`, and cookies that are not stored.
+pub fn own_fields(response: &HeaderMap, stored: &HeaderMap) -> HeaderMap {
+    let is_own = |name: &HeaderName| {
+        !stored.contains_key(name) && *name != CONTENT_RANGE && *name != CONTENT_LENGTH
+    };
+    let own = response.iter().filter(|(name, _)| is_own(name));
+    let mut own: HeaderMap = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+    remove_hop_by_hop(&mut own);
+    own
+}
+
 /// The fields for an answer from `stored` at this age: one clone, `Age` set in place.
 pub fn reuse_headers(stored: &StoredResponse, age: Duration) -> HeaderMap {
     let mut headers = stored.headers.clone();

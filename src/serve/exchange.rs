@@ -51,8 +51,9 @@ pub(super) struct Report {
 pub(super) enum Came {
     /// A response for the client that caused it, and why it is not stored.
     Alone(Response<Body>, Reason),
-    /// On its way into the store; whoever follows the fill reads it.
-    Filling,
+    /// On its way into the store; whoever follows the fill reads it. The fields are for the
+    /// client that caused it alone.
+    Filling(HeaderMap),
     /// The stored response holds; this is its new head.
     Validated(Arc<Head>),
     /// Upstream answered with an error, in whose place a stale response may be served.
@@ -99,7 +100,8 @@ impl Job {
                 tell(Came::Error(status));
             }
             Settled::Store(stored, response) => {
-                tell(Came::Filling);
+                let own = cache::fields::own_fields(response.headers(), &stored.headers);
+                tell(Came::Filling(own));
                 self.fill(lead, stored, response).await;
             }
         }
@@ -181,6 +183,10 @@ impl Job {
         let variant = self.variant_of(response.headers());
         let place = Place { key: &self.key, variant: &variant, site: &self.site.name, sequence };
         match cache::may_store(&self.exchange(&response, began), &place, settings) {
+            // Asked for the whole, upstream gave a part: it says nothing that a fill could use.
+            Storing::Store(stored) if stored.parts.is_some() => {
+                Settled::Pass { response, reason: Reason::BytesMissing, remember: None }
+            }
             Storing::Store(mut stored) => {
                 self.sign(&mut stored.headers, None);
                 Settled::Store(stored, response)

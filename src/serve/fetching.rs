@@ -5,7 +5,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
+use http::{HeaderMap, Response};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
@@ -110,7 +110,7 @@ impl Visit {
                 self.announce_hop(&mut response);
                 Ok(response)
             }
-            Came::Filling => self.read_own(&follower).await,
+            Came::Filling(own) => self.read_own(&follower, own).await,
             Came::Validated(head) => Ok(self.validated(&head)),
             Came::Error(status) => match self.stale_on_error(found.head.as_ref()) {
                 Some(response) => Ok(response),
@@ -121,23 +121,26 @@ impl Visit {
     }
 
     /// The leader's own: it is what the origin said to this very request, fresh or not.
-    async fn read_own(&mut self, follower: &Follower) -> Result<Response<Body>, Failure> {
+    async fn read_own(
+        &mut self,
+        follower: &Follower,
+        own: HeaderMap,
+    ) -> Result<Response<Body>, Failure> {
         let Outcome::Filling(filling) = follower.outcome().await else {
             return Err(failures::abandoned());
         };
         let ttl = filling.response().freshness.ttl(self.worker.clock.now());
         let status = &mut self.context.cache_status;
         (status.stored, status.ttl) = (true, Some(ttl));
-        Ok(self.first_hand(&filling))
+        Ok(self.first_hand(&filling, own))
     }
 
-    pub(super) fn first_hand(&self, filling: &Filling) -> Response<Body> {
-        let mut response = match self.select(Source::Filling(filling)) {
-            Some(response) => response,
-            // Upstream answered with a part though the whole was asked for: pass it on as it is.
-            None => self.partial(filling),
-        };
+    /// `own` are the fields that nobody else gets.
+    pub(super) fn first_hand(&self, filling: &Filling, own: HeaderMap) -> Response<Body> {
+        let selected = self.select(Source::Filling(filling));
+        let mut response = selected.expect("a fill is of a whole response");
         first_hand(&mut response);
+        response.headers_mut().extend(own);
         response
     }
 

@@ -13,9 +13,8 @@ use super::exchange::{Job, Settled, facts};
 use super::failures;
 use super::lookup::Found;
 use crate::body::Body;
-use crate::cache::{self, Freshened, Reason};
+use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason};
 use crate::fetch::collapse::Outcome;
-use crate::fetch::fill::Filling;
 use crate::fetch::{Intent, UpstreamResponse, tunnel};
 use crate::respond::Failure;
 use crate::route::Action;
@@ -61,26 +60,36 @@ impl Visit {
             spawn_local(tunnel(client_side, origin_side, idle));
             return Ok(upstream.response);
         }
-        self.invalidate(&job, &upstream.response).await;
+        let invalid = self.invalidated(&job, &upstream.response);
         if self.request.method == Method::HEAD {
             self.freshen_from_head(&job, &found, &upstream.response, began, sequence);
         }
-        match job.settle(upstream.response, began, sequence).await {
+        let mut settled = job.settle(upstream.response, began, sequence).await;
+        if !invalid.is_empty() {
+            // In force before the client has its answer.
+            let cause = match &mut settled {
+                Settled::Store(stored, _) => Some(&mut **stored),
+                _ => None,
+            };
+            self.worker.store.invalidate(invalid, cause);
+        }
+        match settled {
             Settled::Store(stored, mut response) => {
-                let hash = stored.hash();
+                let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
                 let Some(lead) = self.worker.fills.adopt(hash, sequence) else {
                     self.announce_hop(&mut response);
                     return Ok(response);
                 };
                 let follower = lead.follower();
                 let ttl = stored.freshness.ttl(self.worker.clock.now());
+                let own = cache::fields::own_fields(response.headers(), &stored.headers);
                 spawn_local(job.fill(lead, stored, response));
                 let Outcome::Filling(filling) = follower.outcome().await else {
                     return Err(failures::abandoned());
                 };
                 let status = &mut self.context.cache_status;
                 (status.stored, status.ttl) = (true, Some(ttl));
-                Ok(self.first_hand(&filling))
+                Ok(self.first_hand(&filling, own))
             }
             Settled::Pass { mut response, reason: why, .. } => {
                 if !matches!(why, Reason::MethodUnstorable | Reason::CachingOff) {
@@ -99,15 +108,11 @@ impl Visit {
         self.context.upstream = Some(facts(upstream));
     }
 
-    /// RFC 9111 §4.4: in force before the client has its answer.
-    async fn invalidate(&self, job: &Job, response: &Response<Body>) {
+    /// What this response makes invalid (RFC 9111 §4.4).
+    fn invalidated(&self, job: &Job, response: &Response<Body>) -> Vec<PurgeScope> {
         let policy = &self.rule.settings.cache.key;
         let (status, headers) = (response.status(), response.headers());
-        let url = job.key.url();
-        let scopes = cache::invalidates(&self.request.method, url, status, headers, policy).scopes;
-        if !scopes.is_empty() {
-            self.worker.store.invalidate(scopes);
-        }
+        cache::invalidates(&self.request.method, job.key.url(), status, headers, policy).scopes
     }
 
     /// RFC 9111 §4.3.5.
@@ -117,7 +122,7 @@ impl Visit {
         found: &Found,
         response: &Response<Body>,
         began: std::time::SystemTime,
-        sequence: cache::PurgeSequence,
+        sequence: PurgeSequence,
     ) {
         let Some(head) = &found.head else { return };
         let exchange = cache::Exchange {
@@ -137,7 +142,7 @@ impl Visit {
             Freshened::Once(..) => {}
             Freshened::NotThisOne if response.status().is_success() => {
                 let url = found.key.url().into();
-                self.worker.store.invalidate(vec![cache::PurgeScope::Url(url)]);
+                self.worker.store.invalidate(vec![PurgeScope::Url(url)], None);
             }
             Freshened::NotThisOne => {}
         }
@@ -187,15 +192,6 @@ impl Visit {
 
     /// Adds ourselves to a response that is passed through.
     pub(super) fn announce_hop(&self, _response: &mut Response<Body>) {}
-
-    /// Upstream's part of a body, though the whole was asked for: as it came.
-    pub(super) fn partial(&self, filling: &Filling) -> Response<Body> {
-        let stored = filling.response();
-        let mut response = Response::new(Body::stream(filling.read_all()));
-        *response.status_mut() = stored.status;
-        *response.headers_mut() = stored.headers.clone();
-        response
-    }
 }
 
 const CLIENT_COUNTRY: HeaderName = HeaderName::from_static("x-client-country");

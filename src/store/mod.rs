@@ -211,10 +211,24 @@ impl Store {
     }
 
     /// Makes URLs and tags invalid, hard: in force when this returns, durable soon after.
-    pub fn invalidate(&self, scopes: Vec<PurgeScope>) {
+    ///
+    /// `cause` is the response that makes them so, when it is to be stored itself. Then it is
+    /// newer than what it makes invalid, and gets the position after it; unless another purge
+    /// covers it already.
+    pub fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
+        let before = self.sequence();
+        let overtaken =
+            |cause: &StoredResponse| self.overtaken(Some(cause), cause.stored_at_sequence);
+        let cause = cause.filter(|cause| !overtaken(cause));
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
         let batch = PurgeBatch { purges, ..PurgeBatch::default() };
-        self.inner.purges.purge_soon(batch, &self.inner.background);
+        let purged = self.inner.purges.purge_soon(batch, &self.inner.background);
+        if let (Some(cause), Some(purged)) = (cause, purged)
+            // Nothing came between the look and this.
+            && purged.before == before
+        {
+            cause.stored_at_sequence = purged.sequence;
+        }
     }
 
     /// Whether a purge later than `since` may cover a response that was asked for at `since`, by

@@ -47,6 +47,8 @@ pub struct PurgeBatch {
 /// What a purge batch became.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
+    /// Where the log stood before.
+    pub before: PurgeSequence,
     /// The last purge's sequence; the current one when the batch had no purges.
     pub sequence: PurgeSequence,
     /// The message's number in the outbox.
@@ -236,21 +238,19 @@ impl Purges {
     /// Purges without waiting for the log, which has it soon: in force when this returns, and lost
     /// only by a crash within milliseconds. For invalidations (RFC 9111 §4.4), which nobody is
     /// promised the durability of.
-    pub(super) fn purge_soon(&self, batch: PurgeBatch, background: &Handle) {
+    pub(super) fn purge_soon(&self, batch: PurgeBatch, background: &Handle) -> Option<Purged> {
         let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch));
-        let (entries, log) = match (applied, &self.log) {
-            (Ok((_, entries)), Some(log)) if !entries.is_empty() => (entries, log.clone()),
-            (Ok(_), _) => return,
-            (Err(error), _) => {
-                tracing::warn!(%error, "an invalidation was not possible");
-                return;
-            }
-        };
-        background.spawn(async move {
-            let (done, _) = oneshot::channel();
-            // An ended log has said so.
-            let _ = log.send(Commit { entries, done }).await;
-        });
+        let (purged, entries) = applied
+            .inspect_err(|error| tracing::warn!(%error, "an invalidation was not possible"))
+            .ok()?;
+        if let Some(log) = self.log.clone().filter(|_| !entries.is_empty()) {
+            background.spawn(async move {
+                let (done, _) = oneshot::channel();
+                // An ended log has said so.
+                let _ = log.send(Commit { entries, done }).await;
+            });
+        }
+        Some(purged)
     }
 
     /// Whether a purge later than `since` may cover a response; while its head is not known,
@@ -283,7 +283,8 @@ impl Purges {
         let mut entries = Vec::with_capacity(batch.purges.len() + 2);
         let message = self.apply_desk(batch.cursor, batch.message, &mut entries)?;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let mut sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
+        let before = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
+        let mut sequence = before;
         for (scope, kind) in &batch.purges {
             sequence = self.next_sequence();
             let scope = Scope::of(scope);
@@ -310,7 +311,7 @@ impl Purges {
                 "the purge table is full: old purges became a soft purge of all"
             );
         }
-        Ok((Purged { sequence, message }, entries))
+        Ok((Purged { before, sequence, message }, entries))
     }
 
     fn apply_desk(
