@@ -1,0 +1,592 @@
+//! The purge bus as a fleet sees it: real `skerry` processes, a real `redis-server`, an origin
+//! with a clock, and a checker that knows nothing of either. Skipped where there is no `redis-server`.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use serde_json::Value;
+use skerry::clock::Clock;
+use tempfile::TempDir;
+
+use crate::harness::{Answer, Origin};
+
+/// Purges that were acknowledged hold, whatever is killed, cut or trimmed. `SKERRY_CHAOS_PURGES`
+/// sets how many (10,000 for the long form), `SKERRY_CHAOS_SEED` repeats a run.
+#[test]
+fn no_fresh_response_is_older_than_an_acknowledged_purge() {
+    let purges = from_environment("SKERRY_CHAOS_PURGES").unwrap_or(500);
+    let seed = from_environment("SKERRY_CHAOS_SEED").unwrap_or_else(|| now_us(&Clock::system()));
+    eprintln!("SKERRY_CHAOS_PURGES={purges} SKERRY_CHAOS_SEED={seed}");
+    let Some(fleet) = Fleet::start(5) else { return };
+    let fleet = Arc::new(fleet);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..fleet.nodes.len())
+        .map(|node| {
+            let (fleet, is_over) = (fleet.clone(), is_over.clone());
+            std::thread::spawn(move || read(&fleet, node, seed, &is_over))
+        })
+        .collect();
+    let breaker = {
+        let (fleet, is_over) = (fleet.clone(), is_over.clone());
+        std::thread::spawn(move || break_things(&fleet, seed, &is_over))
+    };
+    let purgers: Vec<_> = (0..PURGERS)
+        .map(|number| {
+            let fleet = fleet.clone();
+            let share = purges / PURGERS;
+            std::thread::spawn(move || purge(&fleet, number, share, seed))
+        })
+        .collect();
+    let ordered: u64 = purgers.into_iter().map(|thread| thread.join().unwrap()).sum();
+    is_over.store(true, Ordering::Relaxed);
+    let faults = breaker.join().unwrap();
+    let hits: u64 = readers.into_iter().map(|thread| thread.join().unwrap()).sum();
+    fleet.settle();
+    fleet.check_all();
+    let violations = fleet.violations.lock().unwrap().clone();
+    let gaps = fleet.gaps();
+    eprintln!(
+        "{ordered} purges acknowledged, {hits} fresh hits checked, {faults} faults, {gaps} gaps, {} violations",
+        violations.len()
+    );
+    assert!(violations.is_empty(), "seed {seed}: {violations:#?}");
+    assert!(hits > 0 && ordered >= purges / 2, "the run proved nothing");
+}
+
+/// From the order on one node until it is in force and durable on five. Prints the figures of
+/// docs/benchmarks-purge.md.
+#[test]
+#[ignore = "a measurement: cargo test --release --test it -- --ignored --nocapture purges_travel"]
+fn purges_travel_fast() {
+    let count = from_environment("SKERRY_CHAOS_PURGES").unwrap_or(2000);
+    let Some(fleet) = Fleet::start(5) else { return };
+    let fleet = Arc::new(fleet);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..fleet.nodes.len())
+        .map(|node| {
+            let (fleet, is_over) = (fleet.clone(), is_over.clone());
+            std::thread::spawn(move || read(&fleet, node, 1, &is_over))
+        })
+        .collect();
+    let (mut in_force, mut durable, mut answered) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..count {
+        let started = fleet.clock.instant();
+        let node = &fleet.nodes[number as usize % fleet.nodes.len()];
+        let body = format!("{{\"url\": \"http://{HOST}/{}\"}}", number % KEYS);
+        let answer = node.admin("POST", "/purge?wait=all&timeout=10s", &body).unwrap();
+        answered.push(started.elapsed().as_secs_f64() * 1e3);
+        let answer: Value = serde_json::from_str(&answer.1).unwrap();
+        assert_eq!(answer["complete"], true, "{answer}");
+        let nodes = answer["nodes"].as_object().unwrap().values();
+        let slowest =
+            |name: &str| nodes.clone().filter_map(|node| node[name].as_f64()).fold(0.0, f64::max);
+        in_force.push(slowest("ms"));
+        durable.push(slowest("durable_ms"));
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let hits: u64 = readers.into_iter().map(|thread| thread.join().unwrap()).sum();
+    for (what, times) in [
+        ("in force on all", in_force),
+        ("durable on all", durable),
+        ("answered wait=all", answered),
+    ] {
+        let (p50, p99, max) = percentiles(times);
+        println!("{what}: p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
+    }
+    println!("{count} purges, {hits} hits checked meanwhile, 5 nodes");
+}
+
+#[test]
+fn bad_purges_are_refused_with_a_problem_that_says_why() {
+    let tokens = "ops all sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n\
+                  web purge:other sha256:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752\n\
+                  eye read sha256:fd61a03af4f77d870fc21e05e7e80678095c92d808cfb3b5c279ee04c74aca13\n";
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokens"), tokens).unwrap();
+    let origin = Origin::start(|_| Answer::ok("x"));
+    let node = NodeProcess::new(&folder, 0, None, &origin, "[admin]\ntokens = \"tokens\"\n");
+    node.run();
+    node.wait_until_ready();
+    // The tokens are "test", "test2" and "test3".
+    let check = |token: &str, body: &str, status: u16, expected: &str| {
+        let (got, answer) = node.call("POST", "/purge", body, &[&bearer(token)]).unwrap();
+        assert_eq!(got, status, "{answer}");
+        let problem: Value = serde_json::from_str(&answer).unwrap();
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(expected), "{answer}");
+        assert_eq!(problem["status"], status);
+    };
+    check("test", r#"{"uri": "x"}"#, 400, "unknown field `uri`");
+    check("test", r#"{"url": "/relative"}"#, 400, "expected an absolute URL");
+    check("test", r#"{"url": "http://["}"#, 400, "url");
+    check("wrong", r#"{"all": true}"#, 401, "nobody has this token");
+    check("test3", r#"{"all": true}"#, 403, "may read");
+    check("test2", r#"{"all": true}"#, 403, "may purge other");
+    check("test2", r#"{"site": "all"}"#, 403, "may purge other");
+    let url = format!(r#"{{"url": "http://{HOST}/1"}}"#);
+    check("test2", &url, 403, "may purge other");
+    let many = vec!["\"t\""; 11_000].join(",");
+    check("test", &format!(r#"{{"tags": [{many}]}}"#), 413, "at most 10000");
+    let (status, answer) = node.call("POST", "/purge?wait=x", "{}", &[&bearer("test")]).unwrap();
+    assert_eq!(status, 400, "{answer}");
+    let (status, _) = node.call("POST", "/purge", r#"{"all": true}"#, &[&bearer("test")]).unwrap();
+    assert_eq!(status, 200);
+    let (status, _) =
+        node.call("POST", "/purge", r#"{"site": "other"}"#, &[&bearer("test2")]).unwrap();
+    assert_eq!(status, 200);
+    let (status, _) = node.call("GET", "/purges", "", &[&bearer("test3")]).unwrap();
+    assert_eq!(status, 200);
+    let (status, _) = node.call("POST", "/drain", "", &[&bearer("test3")]).unwrap();
+    assert_eq!(status, 403);
+    assert_eq!(gigabyte(&node), 413);
+}
+
+/// A caller that announces a gigabyte is told before it has sent it.
+fn gigabyte(node: &NodeProcess) -> u16 {
+    let mut stream = TcpStream::connect(node.admin).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let head = format!(
+        "POST /purge HTTP/1.1\r\nHost: a\r\n{}\r\nContent-Length: 1073741824\r\n\r\n",
+        bearer("test")
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let block = vec![b'x'; 64 << 10];
+    // The node may close its side while we still write.
+    for _ in 0..16_384 {
+        if stream.write_all(&block).is_err() {
+            break;
+        }
+    }
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    std::str::from_utf8(&answer[9..]).unwrap().parse().unwrap()
+}
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}")
+}
+
+/// Five processes, Redis, an origin that stamps what it sends, and who was promised what.
+struct Fleet {
+    nodes: Vec<NodeProcess>,
+    redis: RedisProcess,
+    clock: Clock,
+    /// For each node and key: when the latest purge was ordered that the node has acknowledged.
+    acknowledged: Vec<Mutex<BTreeMap<u64, u64>>>,
+    /// For each key: when the latest purge was ordered that somebody has acknowledged.
+    ordered: Mutex<BTreeMap<u64, u64>>,
+    violations: Mutex<Vec<String>>,
+    _origin: Origin,
+    _folder: TempDir,
+}
+
+impl Fleet {
+    fn start(count: usize) -> Option<Self> {
+        let clock = Clock::system();
+        let folder = tempfile::tempdir().unwrap();
+        let redis = RedisProcess::start(folder.path())?;
+        let stamps = clock.clone();
+        // Fresh for long, and without a validator: what is validated is fetched anew.
+        let origin =
+            Origin::start(move |_| Answer::ok(now_us(&stamps).to_string()).fresh_for(3600));
+        let nodes: Vec<_> = (0..count)
+            .map(|number| NodeProcess::new(&folder, number, Some(redis.port), &origin, ""))
+            .collect();
+        nodes.iter().for_each(NodeProcess::run);
+        nodes.iter().for_each(NodeProcess::wait_until_ready);
+        for node in &nodes {
+            until("the fleet has met", || node.fleet_size() == count);
+        }
+        Some(Self {
+            acknowledged: nodes.iter().map(|_| Mutex::default()).collect(),
+            ordered: Mutex::default(),
+            nodes,
+            redis,
+            clock,
+            violations: Mutex::default(),
+            _origin: origin,
+            _folder: folder,
+        })
+    }
+
+    /// Compares what a node answered with what it had promised before it was asked. Whether
+    /// it was a fresh hit.
+    fn check(&self, node: usize, key: u64, promised: u64, answer: &(u16, String, String)) -> bool {
+        let (status, head, body) = answer;
+        let is_hit = head.to_ascii_lowercase().contains("cache-status") && head.contains("; hit");
+        let (200, true, Ok(stamp)) = (*status, is_hit, body.parse::<u64>()) else { return false };
+        // The origin had the request before the purge was ordered: so it was sent before.
+        if stamp < promised {
+            let late = promised - stamp;
+            self.violations.lock().unwrap().push(format!(
+                "node {node}, key {key}: fresh, though fetched {late} µs before a purge that it had acknowledged"
+            ));
+        }
+        true
+    }
+
+    fn promised(&self, node: usize, key: u64) -> u64 {
+        self.acknowledged[node].lock().unwrap().get(&key).copied().unwrap_or_default()
+    }
+
+    /// Everything runs again, and every node has what was ordered.
+    fn settle(&self) {
+        self.redis.run();
+        for node in &self.nodes {
+            node.run();
+        }
+        for node in &self.nodes {
+            node.wait_until_ready();
+            until("the outbox is empty", || node.metric("skerry_bus_outbox") == Some(0.0));
+        }
+        for node in &self.nodes {
+            until("it has caught up", || {
+                node.metric("skerry_bus_lag") == Some(0.0)
+                    && node.metric("skerry_bus_connected") == Some(1.0)
+            });
+        }
+        // One more purge behind all others: in order, so all others are there when it is.
+        let body = format!("{{\"url\": \"http://{HOST}/settled\"}}");
+        until("a purge reaches all", || {
+            let answer = self.nodes[0].admin("POST", "/purge?wait=all&timeout=5s", &body);
+            answer.is_ok_and(|(_, answer)| answer.contains("\"complete\": true"))
+        });
+    }
+
+    /// In the end every purge that anybody acknowledged holds on every node.
+    fn check_all(&self) {
+        let ordered = self.ordered.lock().unwrap().clone();
+        for (key, promised) in ordered {
+            for (number, node) in self.nodes.iter().enumerate() {
+                let answer = node.get(&format!("/{key}")).expect("a node that is up answers");
+                self.check(number, key, promised, &answer);
+            }
+        }
+    }
+
+    fn gaps(&self) -> f64 {
+        let gaps = |node: &NodeProcess| {
+            GAPS.iter()
+                .filter_map(|gap| {
+                    node.metric(&format!("skerry_bus_gaps_total{{reason=\"{gap}\"}}"))
+                })
+                .sum::<f64>()
+        };
+        self.nodes.iter().map(gaps).sum()
+    }
+}
+
+/// Asks one node for keys until the end; how many fresh hits there were.
+fn read(fleet: &Fleet, node: usize, seed: u64, is_over: &AtomicBool) -> u64 {
+    let mut random = Random(seed ^ (node as u64 + 1));
+    let mut hits = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let key = random.below(KEYS);
+        let promised = fleet.promised(node, key);
+        match fleet.nodes[node].get(&format!("/{key}")) {
+            Ok(answer) => hits += u64::from(fleet.check(node, key, promised, &answer)),
+            // It is down: somebody has killed it.
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+    hits
+}
+
+/// Orders purges at any node; how many were acknowledged.
+fn purge(fleet: &Fleet, number: u64, count: u64, seed: u64) -> u64 {
+    let mut random = Random(seed ^ 0xabcd ^ (number << 32));
+    let mut acknowledged = 0;
+    while acknowledged < count {
+        let key = random.below(KEYS);
+        let at = random.below(fleet.nodes.len() as u64) as usize;
+        let body =
+            format!("{{\"url\": \"http://{HOST}/{key}\", \"soft\": {}}}", random.below(4) == 0);
+        let wait = ["local", "quorum", "all"][random.below(3) as usize];
+        let ordered_at = now_us(&fleet.clock);
+        let target = format!("/purge?wait={wait}&timeout=300ms");
+        let Ok((200 | 202, answer)) = fleet.nodes[at].admin("POST", &target, &body) else {
+            std::thread::yield_now();
+            continue;
+        };
+        acknowledged += 1;
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        raise(&fleet.ordered, key, ordered_at);
+        for (name, state) in answer["nodes"].as_object().expect("nodes") {
+            let number: usize = name.trim_start_matches("node-").parse().expect("a number");
+            if state["state"] == "applied" {
+                raise(&fleet.acknowledged[number], key, ordered_at);
+            }
+        }
+    }
+    acknowledged
+}
+
+fn raise(promises: &Mutex<BTreeMap<u64, u64>>, key: u64, at: u64) {
+    let mut promises = promises.lock().unwrap();
+    let promised = promises.entry(key).or_default();
+    *promised = at.max(*promised);
+}
+
+/// Kills, cuts and trims until the end; how many faults there were.
+fn break_things(fleet: &Fleet, seed: u64, is_over: &AtomicBool) -> u64 {
+    let mut random = Random(seed ^ 0x5eed);
+    let mut faults = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::park_timeout(Duration::from_millis(100 + random.below(400)));
+        faults += 1;
+        match random.below(10) {
+            0..=3 => {
+                fleet.redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+                fleet.redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+            }
+            4 | 5 => {
+                fleet.redis.kill();
+                std::thread::park_timeout(Duration::from_millis(random.below(1000)));
+                fleet.redis.run();
+            }
+            6 | 7 => {
+                let node = &fleet.nodes[random.below(fleet.nodes.len() as u64) as usize];
+                node.kill();
+                std::thread::park_timeout(Duration::from_millis(random.below(500)));
+                node.run();
+            }
+            8 => {
+                let node = &fleet.nodes[random.below(fleet.nodes.len() as u64) as usize];
+                node.kill();
+                fleet.redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "2"]);
+                node.run();
+            }
+            _ => fleet.redis.command(&["FLUSHALL"]),
+        }
+    }
+    faults
+}
+
+/// A `skerry` process that can be killed and started anew in its place.
+struct NodeProcess {
+    http: SocketAddr,
+    admin: SocketAddr,
+    arguments: Vec<String>,
+    process: RwLock<Option<Child>>,
+}
+
+impl NodeProcess {
+    fn new(
+        folder: &TempDir,
+        number: usize,
+        redis: Option<u16>,
+        origin: &Origin,
+        more: &str,
+    ) -> Self {
+        let (http, admin) = (free_address(), free_address());
+        let bus = redis.map_or_else(String::new, |port| {
+            format!(
+                "[bus]\nredis = \"redis://127.0.0.1:{port}\"\nheartbeat = \"200ms\"\n\
+                 reconnect_pause_max = \"500ms\"\n"
+            )
+        });
+        let text = format!(
+            "[node]\nname = \"node-{number}\"\nworkers = 1\ndata_directory = \"data-{number}\"\n\
+             [log]\naccess = \"off\"\n\
+             [store]\nmemory = \"32MiB\"\ndisk = \"64MiB\"\nadmission = \"all\"\n\
+             [pools.main]\norigins = \"{}\"\n\
+             [sites.all]\nhosts = \"*\"\n{bus}{more}",
+            origin.url(),
+        );
+        let file = folder.path().join(format!("node-{number}.toml"));
+        std::fs::write(&file, text).unwrap();
+        let arguments = ["run", "--config", file.to_str().unwrap(), "--http", &http.to_string()];
+        let mut arguments = arguments.map(str::to_owned).to_vec();
+        arguments.extend(["--admin".to_owned(), admin.to_string()]);
+        Self { http, admin, arguments, process: RwLock::new(None) }
+    }
+
+    /// Starts it, unless it runs.
+    fn run(&self) {
+        let mut process = self.process.write().unwrap();
+        if process.is_none() {
+            let started = Command::new(env!("CARGO_BIN_EXE_skerry"))
+                .args(&self.arguments)
+                .env("RUST_LOG", "off")
+                .stdout(Stdio::null())
+                .spawn();
+            *process = Some(started.unwrap());
+        }
+    }
+
+    fn kill(&self) {
+        if let Some(mut process) = self.process.write().unwrap().take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn wait_until_ready(&self) {
+        until("the node is ready", || {
+            self.admin("GET", "/readyz", "").is_ok_and(|(status, _)| status == 200)
+        });
+    }
+
+    fn fleet_size(&self) -> usize {
+        let answer = self.admin("GET", "/nodes", "").map(|(_, text)| text).unwrap_or_default();
+        let nodes: Value = serde_json::from_str(&answer).unwrap_or_default();
+        nodes["nodes"].as_object().map_or(0, |nodes| nodes.len())
+    }
+
+    fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.admin("GET", "/metrics", "").ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
+    fn get(&self, target: &str) -> io::Result<(u16, String, String)> {
+        exchange(self.http, "GET", target, "", &[])
+    }
+
+    fn admin(&self, method: &str, target: &str, body: &str) -> io::Result<(u16, String)> {
+        self.call(method, target, body, &[])
+    }
+
+    fn call(
+        &self,
+        method: &str,
+        target: &str,
+        body: &str,
+        fields: &[&str],
+    ) -> io::Result<(u16, String)> {
+        exchange(self.admin, method, target, body, fields).map(|(status, _, body)| (status, body))
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Status, head and body of one exchange on a connection of its own. Unlike the harness' client
+/// it takes a peer that dies for an answer.
+fn exchange(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    body: &str,
+    fields: &[&str],
+) -> io::Result<(u16, String, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(LONG))?;
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n");
+    for field in fields {
+        head.push_str(&format!("{field}\r\n"));
+    }
+    head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+    stream.write_all(head.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.ok_or_else(cut)?, head.to_owned(), body.to_owned()))
+}
+
+struct RedisProcess {
+    port: u16,
+    directory: String,
+    process: RwLock<Option<Child>>,
+}
+
+impl RedisProcess {
+    fn start(folder: &Path) -> Option<Self> {
+        let (port, directory) = (free_address().port(), folder.display().to_string());
+        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
+            eprintln!("SKIPPED: no redis-server on this machine");
+            return None;
+        }
+        let redis = Self { port, directory, process: RwLock::new(None) };
+        redis.run();
+        Some(redis)
+    }
+
+    fn run(&self) {
+        let mut process = self.process.write().unwrap();
+        if process.is_some() {
+            return;
+        }
+        let started = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--dir", &self.directory, "--save", "", "--appendonly", "yes"])
+            .stdout(Stdio::null())
+            .spawn();
+        *process = Some(started.unwrap());
+        drop(process);
+        until("Redis answers", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+    }
+
+    fn kill(&self) {
+        if let Some(mut process) = self.process.write().unwrap().take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn command(&self, words: &[&str]) {
+        let port = self.port.to_string();
+        let _ = Command::new("redis-cli").args(["-p", &port]).args(words).output();
+    }
+}
+
+impl Drop for RedisProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// SplitMix64: the same run for the same seed, as far as the threads allow.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+fn percentiles(mut times: Vec<f64>) -> (f64, f64, f64) {
+    times.sort_by(f64::total_cmp);
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+    (at(0.5), at(0.99), at(1.0))
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let clock = Clock::system();
+    let deadline = clock.instant() + 2 * LONG;
+    while !holds() {
+        assert!(clock.instant() < deadline, "never came true: {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+fn now_us(clock: &Clock) -> u64 {
+    skerry::clock::unix_us(clock.now())
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+const HOST: &str = "fleet.test";
+const KEYS: u64 = 40;
+const PURGERS: u64 = 4;
+const GAPS: &[&str] = &["trimmed", "backwards", "replaced", "unreadable"];
+const LONG: Duration = Duration::from_secs(30);
