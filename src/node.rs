@@ -19,6 +19,7 @@ use http::{HeaderMap, Uri};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::clock::Clock;
@@ -36,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::respond::Identity;
 use crate::respond::log::AccessLog;
 use crate::route::Routes;
-use crate::serve::{self, Explainer, Plan, Worker, WorkerParts};
+use crate::serve::{self, Explainer, Plan, PurgeByMethod, Worker, WorkerParts};
 use crate::store::{self, Store};
 
 /// A running node. Dropped, it is cut off; [`Node::drain`] and [`Node::wait`] end it well.
@@ -98,6 +99,7 @@ struct Shared {
     rates: Arc<rate::Table>,
     store: Store,
     bus: Bus,
+    purges: mpsc::Sender<PurgeByMethod>,
     geo: Arc<Geo>,
     door: Arc<Door>,
     tls: Option<Arc<TlsState>>,
@@ -158,6 +160,7 @@ impl Node {
                 background.handle(),
             ))
             .map_err(system("purge bus"))?;
+        let (purges, purges_by_method) = mpsc::channel(PURGES_MAX);
         let (switch, drain) = listen::drain();
         let listening = sockets.first().map(listening).unwrap_or_default();
         let shared = Arc::new(Shared {
@@ -167,6 +170,7 @@ impl Node {
             rates,
             store,
             bus,
+            purges,
             geo,
             tls,
             drain: switch,
@@ -178,7 +182,9 @@ impl Node {
             .start_workers(sockets, &metrics, &log, background.handle(), &drain)
             .map_err(system("worker thread"))?;
         let admin = admin_listener.local_addr().map_err(system("admin address"))?;
-        background.spawn(shared.admin(&metrics, tokens).run(admin_listener));
+        let api = shared.admin(&metrics, tokens);
+        background.spawn(take_purges(api.clone(), purges_by_method));
+        background.spawn(api.run(admin_listener));
         background.spawn(shared.clone().keep_house());
         Ok(Self { listening, admin, shared, workers, background, log })
     }
@@ -257,6 +263,7 @@ impl Shared {
                         store: shared.store.clone(),
                         fills,
                         upstreams,
+                        purges: shared.purges.clone(),
                         geo: shared.geo.clone(),
                         clock: shared.clock.clone(),
                         recorder: recorder.clone(),
@@ -413,6 +420,18 @@ impl NodeActions for Shared {
     }
 }
 
+/// `PURGE` requests are ordered as if at the admin API.
+async fn take_purges(api: Arc<Admin>, mut purges: mpsc::Receiver<PurgeByMethod>) {
+    while let Some(PurgeByMethod { url, client, answer }) = purges.recv().await {
+        let api = api.clone();
+        tokio::spawn(async move {
+            let ordered = api.purge_url(&url, client).await;
+            // Who asked may have left; the purge is made.
+            let _ = answer.send(ordered.map_err(|problem| (problem.status, problem.detail)));
+        });
+    }
+}
+
 fn plan(config: &Config, before: &Pools, rates: &Arc<rate::Table>) -> Result<Plan, Vec<String>> {
     let pools = Pools::build(&config.fetch.pools, before)
         .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
@@ -439,6 +458,8 @@ fn random_u64() -> u64 {
     RandomState::new().hash_one(0_u8)
 }
 
+/// `PURGE` requests that wait to be ordered; beyond, they are refused with 503.
+const PURGES_MAX: usize = 256;
 const BACKGROUND_THREADS: usize = 2;
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 const TUNNEL_IDLE: Duration = Duration::from_secs(600);

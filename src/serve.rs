@@ -18,6 +18,7 @@ mod failures;
 mod fetching;
 mod lookup;
 mod pass;
+mod purging;
 mod worker;
 
 use std::future::Future;
@@ -41,6 +42,7 @@ use crate::transform;
 
 pub use explain::Explainer;
 pub use lookup::canonical_url;
+pub use purging::PurgeByMethod;
 pub use worker::{Plan, Worker, WorkerParts};
 
 use lookup::{Found, Target};
@@ -161,6 +163,12 @@ fn admit(
 
 impl Visit {
     fn answer(mut self) -> Serving {
+        if self.is_purge() {
+            return Serving::Waiting(Box::pin(async move {
+                let outcome = self.purge().await;
+                self.conclude(outcome)
+            }));
+        }
         match &self.rule.settings.action {
             Action::Redirect(redirect) => {
                 let response = answer::redirect(redirect, &self.facts());

@@ -263,6 +263,7 @@ pub(super) fn gate(section: &Section<'_>, gate: &mut guard::Settings) {
         section.mistake("cdn_id", format!("expected {PLAIN_NAME}, found {:?}", gate.cdn_id));
     }
     section.read_within("loop_hops_max", &mut gate.loop_hops_max, 1..=100);
+    section.read("purge_from", &mut gate.purge_from);
     section.read("strip_fields", &mut gate.strip_fields);
     let mut more = Vec::new();
     section.read("strip_fields_more", &mut more);

@@ -126,7 +126,14 @@ impl Admin {
         request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let answer = self.route(request, peer).await;
+        // A task of its own: a caller that leaves doesn't take back what was begun, least of all
+        // its line in the audit log.
+        let answering = tokio::spawn(async move { self.route(request, peer).await });
+        let failed = |_| {
+            let detail = "the call failed in a way that it should not";
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
+        };
+        let answer = answering.await.unwrap_or_else(failed);
         let mut response = answer.unwrap_or_else(|problem| problem.response());
         advise(&mut response);
         Ok(response)

@@ -1,6 +1,7 @@
 //! The calls about purges: ordering one, asking what became of it, and listing the latest.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,21 @@ impl Admin {
         let is_enough = wait != Wait::None && status.is_enough(wait);
         let code = if is_enough { StatusCode::OK } else { StatusCode::ACCEPTED };
         Ok(json_response(code, &told(&id, sequence, &status)))
+    }
+
+    /// A purge of one URL that came as a `PURGE` request; its id.
+    ///
+    /// # Errors
+    /// As for `POST /purge`.
+    pub async fn purge_url(&self, url: &str, client: IpAddr) -> Result<String, Problem> {
+        self.rate.admit(self.clock.instant())?;
+        let body = json!({ "url": url, "reason": "PURGE request" }).to_string();
+        let order = PurgeOrder::parse(body.as_bytes(), &|uri| self.node.canonical_url(uri))?;
+        let mut caller = Caller::local(SocketAddr::new(client, 0));
+        caller.name = "PURGE request".to_owned();
+        let ordered = self.order(&order, Wait::Local, TIMEOUT).await;
+        self.audit.write(audit_line(&caller, &order, &ordered, self.now_ms())).await;
+        ordered.map(|(id, ..)| id).map_err(problem)
     }
 
     async fn order(

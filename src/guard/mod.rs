@@ -52,6 +52,9 @@ pub struct Settings {
     /// How often our name may stand in `CDN-Loop` before the request is refused with 508.
     /// Owner, shield and the node itself each add one.
     pub loop_hops_max: usize,
+    /// Networks from where `PURGE` requests purge. Empty as shipped: they go to the origin like
+    /// any method that we don't know.
+    pub purge_from: Vec<IpNet>,
     /// Fields that are dropped since origins obey them though no cache key has them.
     pub strip_fields: Vec<HeaderName>,
 }
@@ -76,6 +79,7 @@ impl Default for Settings {
             send_x_forwarded: true,
             cdn_id: "skerry".to_owned(),
             loop_hops_max: 4,
+            purge_from: Vec::new(),
             strip_fields: STRIP_FIELDS.iter().map(|name| HeaderName::from_static(name)).collect(),
         }
     }

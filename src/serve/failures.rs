@@ -48,6 +48,17 @@ pub(super) fn abandoned() -> Failure {
     }
 }
 
+pub(super) fn purge(status: StatusCode, detail: String) -> Failure {
+    Failure {
+        status,
+        reason: "purge-refused",
+        detail: detail.into(),
+        proxy_error: None,
+        close: false,
+        retry_after_s: status.is_server_error().then_some(1),
+    }
+}
+
 pub(super) fn no_site() -> Failure {
     Failure {
         status: StatusCode::MISDIRECTED_REQUEST,

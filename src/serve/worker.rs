@@ -9,6 +9,9 @@ use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use geo::Geo;
 
+use tokio::sync::mpsc;
+
+use super::purging::PurgeByMethod;
 use crate::clock::Clock;
 use crate::context::RequestId;
 use crate::fetch::collapse::Fills;
@@ -57,6 +60,8 @@ pub struct WorkerParts {
     pub fills: Fills,
     /// This core's way to origins.
     pub upstreams: Upstreams,
+    /// Where purges go that come as requests.
+    pub purges: mpsc::Sender<PurgeByMethod>,
     /// Where addresses are.
     pub geo: Arc<Geo>,
     /// Time.
@@ -74,6 +79,7 @@ pub struct Worker {
     pub(super) store: Store,
     pub(super) fills: Fills,
     pub(super) upstreams: Upstreams,
+    pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) geo: Arc<Geo>,
     pub(super) clock: Clock,
     pub(super) recorder: Recorder,
@@ -100,6 +106,7 @@ impl Worker {
             store: parts.store,
             fills: parts.fills,
             upstreams: parts.upstreams,
+            purges: parts.purges,
             geo: parts.geo,
             clock: parts.clock,
             recorder: parts.recorder,

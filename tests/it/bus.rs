@@ -147,6 +147,25 @@ fn bad_purges_are_refused_with_a_problem_that_says_why() {
     assert_eq!(gigabyte(&node), 413);
 }
 
+#[test]
+fn a_purge_request_purges_where_it_is_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(3600));
+    let check = |number, from: &str, expected: (u16, bool)| {
+        let more = format!("[guard]\npurge_from = [{from}]\n");
+        let node = NodeProcess::new(&folder, number, None, &origin, &more);
+        node.run();
+        node.wait_until_ready();
+        node.get("/1?a=b").unwrap();
+        assert!(node.get("/1?a=b").unwrap().1.contains("; hit"));
+        let (status, ..) = exchange(node.http, "PURGE", "/1?a=b", "", &[]).unwrap();
+        let is_gone = !node.get("/1?a=b").unwrap().1.contains("; hit");
+        assert_eq!((status, is_gone), expected, "{from}");
+    };
+    check(0, "\"127.0.0.0/8\"", (200, true));
+    check(1, "\"192.0.2.0/24\"", (403, false));
+}
+
 /// A caller that announces a gigabyte is told before it has sent it.
 fn gigabyte(node: &NodeProcess) -> u16 {
     let mut stream = TcpStream::connect(node.admin).unwrap();

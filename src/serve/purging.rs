@@ -1,0 +1,57 @@
+//! The PURGE method, for publishing systems that know it from Varnish. Off unless networks are
+//! named that may use it; the purge goes the way of all purges, through the admin API's checks.
+
+use std::net::IpAddr;
+
+use http::{Response, StatusCode};
+use tokio::sync::oneshot;
+
+use super::Visit;
+use super::failures;
+use crate::body::Body;
+use crate::guard::Refusal;
+use crate::respond::Failure;
+
+/// A purge that came as a request; node.rs has it ordered.
+pub struct PurgeByMethod {
+    /// The URL, as a client would ask for it.
+    pub url: String,
+    /// Who asks.
+    pub client: IpAddr,
+    /// The purge's id, or the status and the reason.
+    pub answer: oneshot::Sender<Result<String, (StatusCode, String)>>,
+}
+
+impl Visit {
+    /// Whether the request is a purge here, and not something for the origin.
+    pub(super) fn is_purge(&self) -> bool {
+        self.request.method.as_str() == "PURGE" && !self.plan.gate.settings().purge_from.is_empty()
+    }
+
+    /// Purges the URL that was asked for, on all nodes; answers when it is durable on this one.
+    pub(super) async fn purge(&mut self) -> Result<Response<Body>, Failure> {
+        let client = self.asked.client;
+        if !self.plan.gate.settings().purge_from.iter().any(|network| network.contains(&client)) {
+            return Err(failures::refused(Refusal::AddressDenied));
+        }
+        let (answer, answered) = oneshot::channel();
+        let purge = PurgeByMethod { url: self.url(), client, answer };
+        if self.worker.purges.try_send(purge).is_err() {
+            return Err(failures::purge(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many purges wait".into(),
+            ));
+        }
+        let ended = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is ending".to_owned());
+        match answered.await.map_err(ended).and_then(|ordered| ordered) {
+            Ok(id) => Ok(Response::new(Body::from(bytes::Bytes::from(format!("purged: {id}\n"))))),
+            Err((status, detail)) => Err(failures::purge(status, detail)),
+        }
+    }
+
+    fn url(&self) -> String {
+        let (scheme, authority) = (self.asked.scheme, self.asked.authority.as_str());
+        let query = self.asked.query().map_or_else(String::new, |query| format!("?{query}"));
+        format!("{scheme}://{authority}{}{query}", self.asked.path())
+    }
+}
