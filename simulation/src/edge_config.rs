@@ -76,6 +76,9 @@ impl EdgeConfig<'_> {
     fn own(&self) -> String {
         let workers = self.workers;
         let mut text = self.replaced(&format!("{BASE}[node]\nworkers = {workers}\n{NODE}\n"));
+        if let Some(port) = self.redis_port {
+            let _ = writeln!(text, "[bus]\nredis = \"redis://127.0.0.1:{port}\"\n");
+        }
         for origin in &self.upstreams {
             let (name, port) = (&origin.name, origin.port);
             let _ = writeln!(text, "[pools.{name}]\norigins = [\"http://127.0.0.1:{port}\"]\n");
@@ -174,6 +177,7 @@ mod tests {
         assert!(!text.contains("${"), "{text}");
         let table: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(table["node"]["name"].as_str(), Some("tokyo-1"));
+        assert_eq!(table["bus"]["redis"].as_str(), Some("redis://127.0.0.1:50"));
         let by_country = &table["sites"]["world"]["pools_by_country"];
         assert_eq!(by_country["JP"].as_str(), Some("origin-tokyo"));
         assert_eq!(by_country["US"].as_str(), Some("origin-frankfurt"));

@@ -65,8 +65,11 @@ impl OneFill {
         let subject = format!("{} fetching {}", world.nodes[node], object.path());
         let into = (later.began - earlier.began) / 1000;
         let what = format!(
-            "upstream request {} began {into} ms into upstream request {}, which went on",
-            later.serial, earlier.serial
+            "upstream request {} ({}) began {into} ms into upstream request {} ({}), which went on",
+            later.serial,
+            later.scheme.as_deref().unwrap_or("unknown scheme"),
+            earlier.serial,
+            earlier.scheme.as_deref().unwrap_or("unknown scheme"),
         );
         self.0.break_promise(later.began, subject, what);
     }
