@@ -299,7 +299,9 @@ fn call(
 fn start_error_log() {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .from_env_lossy();
+        .from_env_lossy()
+        .add_directive("foyer=warn".parse().expect("a directive"))
+        .add_directive("foyer_storage=warn".parse().expect("a directive"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -90,9 +90,12 @@ pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<B
         Ok((asked, site, rule)) => {
             let directives = RequestDirectives::of(&request.headers, rule.settings.cache.honoured);
             let worker = worker.clone();
-            let visit =
+            let mut visit =
                 Visit { worker, plan, context, request, body, asked, site, rule, directives };
-            visit.answer()
+            match visit.step() {
+                Step::Answered(response) => Serving::Ready(Some(visit.finish(response))),
+                Step::Waits(wait) => Serving::Waiting(Box::pin(visit.wait(wait))),
+            }
         }
         Err(failure) => {
             let response = fail(&plan, &mut context, &failure);
@@ -161,30 +164,65 @@ fn admit(
     Ok((asked, site.clone(), rule.clone()))
 }
 
+/// What a request has come to without waiting.
+enum Step {
+    Answered(Response<Body>),
+    Waits(Wait),
+}
+
+/// What a request has to wait for.
+enum Wait {
+    /// The purge log.
+    Purge,
+    /// Upstream, for this request alone.
+    Pass(Reason),
+    /// The disk.
+    LookUp(Target),
+    /// What was found does not do.
+    Act(Found),
+}
+
 impl Visit {
-    fn answer(mut self) -> Serving {
+    /// key → lookup → decide, as far as memory goes.
+    fn step(&mut self) -> Step {
         if self.is_purge() {
-            return Serving::Waiting(Box::pin(async move {
-                let outcome = self.purge().await;
-                self.conclude(outcome)
-            }));
+            return Step::Waits(Wait::Purge);
         }
         match &self.rule.settings.action {
             Action::Redirect(redirect) => {
-                let response = answer::redirect(redirect, &self.facts());
-                self.ready(response)
+                return Step::Answered(answer::redirect(redirect, &self.facts()));
             }
-            Action::Fixed(fixed) => {
-                let response = answer::fixed(fixed);
-                self.ready(response)
-            }
-            Action::Pass(_) => match self.skips_cache() {
-                Some(reason) => Serving::Waiting(Box::pin(async move {
-                    let outcome = self.pass(reason, None).await;
-                    self.conclude(outcome)
-                })),
-                None => self.look_up(),
+            Action::Fixed(fixed) => return Step::Answered(answer::fixed(fixed)),
+            Action::Pass(_) => {}
+        }
+        if let Some(reason) = self.skips_cache() {
+            return Step::Waits(Wait::Pass(reason));
+        }
+        match self.look_in_memory(self.target()) {
+            Err(target) => Step::Waits(Wait::LookUp(target)),
+            Ok(found) => match self.act_now(&found) {
+                Some(response) => Step::Answered(response),
+                None => Step::Waits(Wait::Act(found)),
             },
+        }
+    }
+
+    async fn wait(mut self, wait: Wait) -> Response<Body> {
+        let outcome = match wait {
+            Wait::Purge => self.purge().await,
+            Wait::Pass(reason) => self.pass(reason, None).await,
+            Wait::LookUp(target) => {
+                let found = self.look_everywhere(target).await;
+                self.act(found).await
+            }
+            Wait::Act(found) => self.act(found).await,
+        };
+        match outcome {
+            Ok(response) => self.finish(response),
+            Err(failure) => {
+                let response = fail(&self.plan, &mut self.context, &failure);
+                send(&self.worker, self.context, response)
+            }
         }
     }
 
@@ -198,27 +236,6 @@ impl Visit {
         cache::skips_cache(&self.request.method, &self.request.headers, &self.directives, settings)
     }
 
-    /// key → lookup → decide.
-    fn look_up(mut self) -> Serving {
-        let found = match self.look_in_memory(self.target()) {
-            Ok(found) => found,
-            Err(target) => {
-                return Serving::Waiting(Box::pin(async move {
-                    let found = self.look_everywhere(target).await;
-                    let outcome = self.act(found).await;
-                    self.conclude(outcome)
-                }));
-            }
-        };
-        match self.act_now(&found) {
-            Some(response) => self.ready(response),
-            None => Serving::Waiting(Box::pin(async move {
-                let outcome = self.act(found).await;
-                self.conclude(outcome)
-            })),
-        }
-    }
-
     /// What can be answered without waiting: a hit, fresh or permitted stale.
     fn act_now(&mut self, found: &Found) -> Option<Response<Body>> {
         let head = found.head.as_ref()?;
@@ -227,7 +244,7 @@ impl Visit {
             Decision::ServeStale { why, refresh, .. } => {
                 let response = self.hit(head, Some(why))?;
                 if refresh {
-                    self.refresh(found);
+                    self.refresh(Found { validate: true, ..found.clone() });
                 }
                 Some(response)
             }
@@ -244,7 +261,9 @@ impl Visit {
                 self.context.cache_status = CacheStatus::forwarded(reason);
                 Err(failures::only_if_cached())
             }
-            Decision::Validate(reason) => self.fetch(found, reason).await,
+            Decision::Validate(reason) => {
+                self.fetch(Found { validate: true, ..found }, reason).await
+            }
             Decision::Forward(reason) => {
                 // What has no validator may still stand in for an error, or be freshened by HEAD.
                 let gone = matches!(reason, Reason::HardPurged | Reason::TooOld);
@@ -276,20 +295,6 @@ impl Visit {
             authority: self.asked.authority.as_str(),
             path: self.asked.path(),
             query: self.asked.query(),
-        }
-    }
-
-    fn ready(self, response: Response<Body>) -> Serving {
-        Serving::Ready(Some(self.finish(response)))
-    }
-
-    fn conclude(mut self, outcome: Result<Response<Body>, Failure>) -> Response<Body> {
-        match outcome {
-            Ok(response) => self.finish(response),
-            Err(failure) => {
-                let response = fail(&self.plan, &mut self.context, &failure);
-                send(&self.worker, self.context, response)
-            }
         }
     }
 

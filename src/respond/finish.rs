@@ -196,8 +196,8 @@ fn write_line(
 
 fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
     let asked = &context.asked;
-    line.plain("id", context.id);
-    line.plain("client", context.client);
+    line.text("id", &context.id.digits());
+    line.address("client", context.client);
     if let Some(country) = &context.place.country {
         line.text("country", country.as_str().as_bytes());
     }

@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -192,11 +193,23 @@ impl Line<'_> {
         self.bytes.extend_from_slice(&[b'.', digit(rest / 100), digit(rest / 10), digit(rest)]);
     }
 
-    /// Anything that displays as text without characters that JSON escapes.
-    pub fn plain(&mut self, name: &'static str, value: impl std::fmt::Display) {
+    /// An address. IPv4 is written by hand: formatting it costs as much as the rest of a line.
+    pub fn address(&mut self, name: &'static str, value: IpAddr) {
         self.name(name);
-        // Writing to a Vec does not fail.
-        let _ = write!(self.bytes, "\"{value}\"");
+        self.bytes.push(b'"');
+        match value {
+            IpAddr::V4(address) => {
+                for (at, octet) in address.octets().into_iter().enumerate() {
+                    if at > 0 {
+                        self.bytes.push(b'.');
+                    }
+                    self.bytes.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+                }
+            }
+            // Writing to a Vec does not fail.
+            IpAddr::V6(address) => drop(write!(self.bytes, "{address}")),
+        }
+        self.bytes.push(b'"');
     }
 
     /// `name: true`.
@@ -325,6 +338,7 @@ mod tests {
     #[test]
     fn a_line_is_json_whatever_the_client_sent() {
         let line = lines_of(|line| {
+            line.address("client", IpAddr::from([192, 0, 2, 10]));
             line.text("target", b"/a\"b\\c\x01\xff\xc3\xa9");
             line.number("status", 200);
             line.millis("duration_ms", Duration::from_micros(12_045));
@@ -332,6 +346,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&line).expect("a JSON line");
         assert_eq!(value["time"], "1970-01-02T00:00:00.007Z");
         assert_eq!(value["target"], "/a\"b\\c\u{1}\u{fffd}é");
+        assert_eq!(value["client"], "192.0.2.10");
         assert_eq!(value["status"], 200);
         assert_eq!(value["duration_ms"], 12.045);
     }

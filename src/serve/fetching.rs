@@ -15,7 +15,7 @@ use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::body::Body;
 use crate::cache::{self, CacheStatus, Decision, Reason, Vary};
-use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome};
+use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
 use crate::fetch::{FetchError, Pool};
 use crate::respond::Failure;
@@ -59,7 +59,9 @@ impl Visit {
             });
             let follower = match joined {
                 Join::Lead(lead) => return self.lead(lead, found).await,
-                Join::Uncollapsed(_) => return self.pass(reason, Some(found)).await,
+                Join::Uncollapsed(why) => {
+                    return self.pass(uncollapsed(why, reason), Some(found)).await;
+                }
                 Join::Follow(follower) => follower,
             };
             self.context.cache_status.collapsed = true;
@@ -95,7 +97,7 @@ impl Visit {
 
     async fn lead(&mut self, lead: Lead, found: Found) -> Result<Response<Body>, Failure> {
         let job = self.job(&found)?;
-        let request = self.fill_request(found.head.as_deref());
+        let request = self.fill_request(found.validated().map(Arc::as_ref));
         let follower = lead.follower();
         let (report, reported) = oneshot::channel();
         spawn_local(job.lead(request, lead, report));
@@ -232,18 +234,18 @@ impl Visit {
     }
 
     /// Validates in the background, unless somebody does already.
-    pub(super) fn refresh(&self, found: &Found) {
-        let Ok(job) = self.job(found) else { return };
+    pub(super) fn refresh(&self, found: Found) {
+        let Ok(job) = self.job(&found) else { return };
         let joined = self.worker.fills.join(found.hash, self.worker.store.sequence(), |_, _| false);
         if let Join::Lead(lead) = joined {
-            let request = self.fill_request(found.head.as_deref());
+            let request = self.fill_request(found.validated().map(Arc::as_ref));
             let (report, _) = oneshot::channel();
             spawn_local(job.lead(request, lead.to_the_end(), report));
         }
     }
 
     pub(super) fn job(&self, found: &Found) -> Result<Job, Failure> {
-        let stale = found.head.clone();
+        let stale_if_error = found.head.as_ref().is_some_and(|head| self.may_serve_stale(head));
         Ok(Job {
             worker: self.worker.clone(),
             plan: self.plan.clone(),
@@ -253,13 +255,21 @@ impl Visit {
             key: found.key.clone(),
             method: self.request.method.clone(),
             fields: self.request.headers.clone(),
-            stale_if_error: stale.as_ref().is_some_and(|head| self.may_serve_stale(head)),
-            stale,
+            stale: found.validated().cloned(),
+            stale_if_error,
         })
     }
 
     pub(super) fn pool(&self) -> Result<Arc<Pool>, Failure> {
         self.rule.pool(&self.context.place).cloned().ok_or_else(failures::no_site)
+    }
+}
+
+/// Why it goes upstream alone, in the words of `Cache-Status`.
+fn uncollapsed(why: Uncollapsed, reason: Reason) -> Reason {
+    match why {
+        Uncollapsed::Uncacheable => Reason::RememberedPass,
+        Uncollapsed::Fills | Uncollapsed::Followers => reason,
     }
 }
 

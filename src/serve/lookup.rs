@@ -24,11 +24,19 @@ pub(super) struct Found {
     /// Where a response for this request would stand: the key's hash, or its variant's.
     pub hash: KeyHash,
     pub head: Option<Arc<Head>>,
+    /// Whether upstream is asked if `head` still holds. If not, it may still stand in for an
+    /// answer that upstream does not give, as far as the rules permit.
+    pub validate: bool,
     /// Why there is none.
     pub absent: Reason,
 }
 
 impl Found {
+    /// What upstream is asked about.
+    pub fn validated(&self) -> Option<&Arc<Head>> {
+        self.head.as_ref().filter(|_| self.validate)
+    }
+
     /// Nobody has looked.
     pub fn unknown(target: Target) -> Self {
         target.nothing(Reason::Absent)
@@ -53,7 +61,7 @@ impl Target {
 
     fn nothing(self, absent: Reason) -> Found {
         let hash = self.key.hash;
-        Found { key: self.key, hash, head: None, absent }
+        Found { key: self.key, hash, head: None, validate: false, absent }
     }
 }
 
@@ -109,7 +117,13 @@ impl Visit {
 
     fn variant_found(&self, target: Target, list: &VaryList, head: Arc<Head>) -> Found {
         let hash = self.newest_variant(list, &target.key);
-        Found { key: target.key, hash, head: Some(head), absent: Reason::VariantAbsent }
+        Found {
+            key: target.key,
+            hash,
+            head: Some(head),
+            validate: false,
+            absent: Reason::VariantAbsent,
+        }
     }
 
     /// Where the response would stand if it named the fields that the newest one named.
@@ -126,7 +140,7 @@ fn found(target: Target, head: Arc<Head>) -> Found {
         return target.nothing(Reason::KeyCollision);
     }
     let hash = target.key.hash;
-    Found { key: target.key, hash, head: Some(head), absent: Reason::Absent }
+    Found { key: target.key, hash, head: Some(head), validate: false, absent: Reason::Absent }
 }
 
 /// A URL as it stands in the keys of its rule, for purges.
