@@ -10,6 +10,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
@@ -122,11 +123,25 @@ pub enum Ended {
     Killed,
 }
 
-/// A loopback port that nobody listens on at the moment.
+/// A loopback port that nobody listens on at the moment. It lies below the range from which
+/// the kernel takes ports for outgoing connections (32768 and up): there one of the lab's own
+/// connections could take it before its process does, or while it is restarted.
 pub async fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
-    Ok(listener.local_addr()?.port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Labs beside each other begin at different places.
+    let first = std::process::id().wrapping_mul(97);
+    for _ in 0..PORTS {
+        let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        let port = LOWEST_PORT + u16::try_from(offset).context("port")?;
+        if TcpListener::bind(("127.0.0.1", port)).await.is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port from {LOWEST_PORT} on")
 }
+
+const LOWEST_PORT: u16 = 20_000;
+const PORTS: u32 = 12_000;
 
 /// What a process holds: resident bytes, open files, CPU milliseconds so far.
 pub fn usage(pid: i32) -> Option<(u64, u64, u64)> {
