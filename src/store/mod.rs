@@ -225,7 +225,7 @@ impl Store {
         let purged = self.inner.purges.purge_soon(batch, &self.inner.background);
         if let (Some(cause), Some(purged)) = (cause, purged)
             // Nothing came between the look and this.
-            && purged.before == before
+            && purged.before <= before
         {
             cause.stored_at_sequence = purged.sequence;
         }

@@ -1,6 +1,7 @@
 //! The integration tests, one binary. A file is a feature; `harness` has what they share.
 
 mod bus;
+mod caching;
 mod conformance;
 mod docs;
 mod failures;

@@ -47,7 +47,7 @@ pub struct PurgeBatch {
 /// What a purge batch became.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// Where the log stood before.
+    /// The last purge before this batch.
     pub before: PurgeSequence,
     /// The last purge's sequence; the current one when the batch had no purges.
     pub sequence: PurgeSequence,

@@ -1,0 +1,226 @@
+//! The caching rules at the socket: what the client gets and what the origin is asked. The rules
+//! one by one are in `src/cache`; the public suite (`tests/conformance`) asks many of these, and
+//! here is what it leaves out.
+
+use crate::harness::origin::Seen;
+use crate::harness::{Answer, Edge, Origin, Response, until};
+
+/// An origin that answers its n-th request, from one, by `answer(n, request)`.
+fn counting(answer: impl Fn(usize, &Seen) -> Answer + Send + Sync + 'static) -> Origin {
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    Origin::start(move |seen| {
+        answer(1 + count.fetch_add(1, std::sync::atomic::Ordering::SeqCst), seen)
+    })
+}
+
+/// A response with this `Cache-Control` and its number as its body.
+fn numbered(control: &'static str) -> Origin {
+    counting(move |n, _| Answer::ok(n.to_string()).header("Cache-Control", control))
+}
+
+fn send(edge: &Edge, method: &str, target: &str, body: &[u8]) -> Response {
+    edge.connect().request(method, "edge.test", target, &[], body)
+}
+
+#[test]
+fn a_stored_response_is_served_until_it_is_stale() {
+    let origin = numbered("max-age=60");
+    let edge = Edge::before(&origin.url());
+    let first = edge.get("/a");
+    assert_eq!((first.status, first.text(), first.is_hit()), (200, "1", false));
+    assert!(first.header("cache-status").contains("fwd=uri-miss"), "{first:?}");
+    edge.advance(50);
+    let second = edge.get("/a");
+    assert!(second.is_hit(), "{second:?}");
+    let age: u32 = second.header("age").parse().expect("an age");
+    assert!((50..55).contains(&age), "{age}");
+    edge.advance(10);
+    assert_eq!(edge.get("/a").text(), "2");
+}
+
+#[test]
+fn cdn_cache_control_goes_before_cache_control() {
+    let origin = Origin::start(|seen| {
+        let (cdn, plain) = match &*seen.target {
+            "/stored" => ("max-age=60", "no-store"),
+            "/not-stored" => ("no-store", "max-age=60"),
+            "/private" => ("private", "max-age=60"),
+            _ => ("max-age=60, &", "no-store"),
+        };
+        Answer::ok("x").header("CDN-Cache-Control", cdn).header("Cache-Control", plain)
+    });
+    let edge = Edge::before(&origin.url());
+    for (target, hit) in
+        [("/stored", true), ("/not-stored", false), ("/private", false), ("/invalid", false)]
+    {
+        edge.get(target);
+        assert_eq!(edge.get(target).is_hit(), hit, "{target}");
+    }
+}
+
+#[test]
+fn stale_is_served_while_it_is_validated_in_the_background() {
+    let origin = numbered("max-age=10, stale-while-revalidate=30");
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(20);
+    let stale = edge.get("/a");
+    assert!(stale.is_hit() && stale.text() == "1", "{stale:?}");
+    origin.wait_for_requests(2);
+    until("the new one is served", || edge.get("/a").text() == "2");
+    edge.advance(60);
+    assert_eq!(edge.get("/a").text(), "3", "beyond the window nobody gets it");
+}
+
+#[test]
+fn without_validator_it_may_still_stand_in_for_an_error() {
+    for error in [Answer::status(503), Answer::raw("")] {
+        let origin = counting(move |n, _| match n {
+            1 => Answer::ok("1").header("Cache-Control", "max-age=2, stale-if-error=60"),
+            _ => error.clone(),
+        });
+        let edge = Edge::before(&origin.url());
+        edge.get("/a");
+        edge.advance(5);
+        let stale = edge.get("/a");
+        assert_eq!((stale.status, stale.text()), (200, "1"), "{stale:?}");
+        edge.advance(60);
+        assert!(edge.get("/a").status >= 500);
+    }
+}
+
+#[test]
+fn what_must_be_revalidated_never_stands_in() {
+    let origin = counting(|n, _| match n {
+        1 => {
+            Answer::ok("1").header("Cache-Control", "max-age=2, must-revalidate, stale-if-error=60")
+        }
+        _ => Answer::raw(""),
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(5);
+    let refused = edge.get("/a");
+    assert_eq!(refused.status, 502, "{refused:?}");
+    assert!(!refused.is_hit());
+}
+
+#[test]
+fn an_interim_response_is_not_stored_nor_are_its_fields() {
+    let origin = Origin::start(|_| {
+        Answer::raw(
+            "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nX-Interim: 1\r\n\r\n\
+             HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok",
+        )
+    });
+    let edge = Edge::before(&origin.url());
+    for hit in [false, true] {
+        let response = edge.get("/a");
+        assert_eq!((response.status, response.text(), response.is_hit()), (200, "ok", hit));
+        assert_eq!(response.header("x-interim"), "", "{response:?}");
+    }
+}
+
+#[test]
+fn fields_named_by_no_cache_reach_the_first_client_alone() {
+    let origin = Origin::start(|_| {
+        Answer::ok("x").header("Cache-Control", "max-age=60, no-cache=\"own\"").header("Own", "1")
+    });
+    let edge = Edge::before(&origin.url());
+    assert_eq!(edge.get("/a").header("own"), "1");
+    let hit = edge.get("/a");
+    assert!(hit.is_hit());
+    assert_eq!(hit.header("own"), "");
+}
+
+#[test]
+fn a_post_that_says_so_answers_later_gets_and_outlives_what_it_invalidates() {
+    let origin = counting(|n, seen| {
+        let answer = Answer::ok(n.to_string()).fresh_for(60);
+        if seen.method == "POST" { answer.header("Content-Location", "/a") } else { answer }
+    });
+    let edge = Edge::before(&origin.url());
+    assert_eq!(edge.get("/a").text(), "1");
+    assert_eq!(send(&edge, "POST", "/a", b"x").text(), "2");
+    let got = edge.get("/a");
+    assert_eq!((got.text(), got.is_hit()), ("2", true), "{got:?}");
+    // Another resource's POST names it: that is no response of its own.
+    assert_eq!(send(&edge, "POST", "/b", b"x").text(), "3");
+    assert_eq!(edge.get("/a").text(), "4");
+}
+
+#[test]
+fn unsafe_methods_invalidate_and_errors_do_not() {
+    let origin = counting(|n, seen| match &*seen.method {
+        "PUT" => Answer::status(204),
+        "DELETE" => Answer::status(403),
+        _ => Answer::ok(n.to_string()).fresh_for(60),
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    assert_eq!(send(&edge, "DELETE", "/a", b"").status, 403);
+    assert!(edge.get("/a").is_hit());
+    assert_eq!(send(&edge, "PUT", "/a", b"x").status, 204);
+    assert!(!edge.get("/a").is_hit());
+}
+
+#[test]
+fn a_part_that_comes_for_the_whole_is_passed_on_and_not_stored() {
+    let origin = Origin::start(|_| {
+        Answer::status(206).header("Content-Range", "bytes 0-4/10").fresh_for(60).body("01234")
+    });
+    let edge = Edge::before(&origin.url());
+    for _ in 0..2 {
+        let part = edge.get_with("/a", &["Range: bytes=0-4"]);
+        assert_eq!((part.status, part.text(), part.is_complete), (206, "01234", true), "{part:?}");
+        assert!(!part.is_hit());
+    }
+    assert_eq!(origin.requests(), 2);
+}
+
+#[test]
+fn a_head_freshens_what_get_stored() {
+    let origin = numbered("max-age=10");
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(15);
+    assert_eq!(send(&edge, "HEAD", "/a", b"").status, 200);
+    assert_eq!(origin.seen()[1].method, "HEAD");
+    let hit = edge.get("/a");
+    assert_eq!((hit.text(), hit.is_hit()), ("1", true), "{hit:?}");
+}
+
+#[test]
+fn variants_are_chosen_by_the_fields_that_vary_names() {
+    let origin = Origin::start(|seen| {
+        Answer::ok(seen.header("x-kind").unwrap_or("none")).header("Vary", "X-Kind").fresh_for(60)
+    });
+    let edge = Edge::before(&origin.url());
+    let kinds = ["X-Kind: a", "X-Kind: b"];
+    for hit in [false, true] {
+        for kind in kinds {
+            let response = edge.get_with("/a", &[kind]);
+            assert_eq!((response.text(), response.is_hit()), (&kind[8..], hit), "{kind}");
+        }
+    }
+    assert_eq!(edge.get("/a").text(), "none");
+    assert_eq!(origin.requests(), 3);
+}
+
+#[test]
+fn conditions_and_ranges_are_answered_from_the_store() {
+    let origin = Origin::start(|_| Answer::ok("0123456789").header("ETag", "\"v\"").fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    let check = |field: &str, status: u16, text: &str, range: &str| {
+        let response = edge.get_with("/a", &[field]);
+        let found = (response.status, response.text(), &*response.header("content-range"));
+        assert_eq!(found, (status, text, range), "{field}");
+    };
+    check("If-None-Match: \"u\", W/\"v\"", 304, "", "");
+    check("If-Match: \"u\"", 412, "", "");
+    check("Range: bytes=2-3", 206, "23", "bytes 2-3/10");
+    check("Range: bytes=-1", 206, "9", "bytes 9-9/10");
+    check("Range: bytes=10-", 416, "", "bytes */10");
+    assert_eq!(origin.requests(), 1);
+}
