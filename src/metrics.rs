@@ -123,6 +123,51 @@ pub const REFUSALS: &[&str] = &[
     "head-too-large",
 ];
 
+/// How the cache handled requests, for [`Metric::CacheRequests`]: `hit`, then
+/// `cache::Reason::ALL` in its order.
+pub const CACHE_RESULTS: &[&str] = &[
+    "hit",
+    "caching-off",
+    "bypass-cookie",
+    "bypass-header",
+    "method",
+    "absent",
+    "variant-absent",
+    "key-collision",
+    "purged",
+    "too-old",
+    "remembered-pass",
+    "store-failed",
+    "bytes-missing",
+    "request-no-store",
+    "request-no-cache",
+    "request-max-age",
+    "request-min-fresh",
+    "only-if-cached",
+    "stale",
+    "no-cache",
+    "soft-purged",
+    "stale-while-revalidate",
+    "stale-if-error",
+    "stale-when-slow",
+    "max-stale",
+    "validated",
+    "no-store",
+    "private",
+    "authorization",
+    "set-cookie",
+    "vary-star",
+    "status",
+    "must-understand",
+    "no-lifetime",
+    "content-range",
+    "deceptive",
+    "method-unstorable",
+    "too-large",
+    "incomplete",
+    "fill-limit",
+];
+
 /// The purge bus' connections, for [`Metric::BusDisconnects`].
 pub const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
 
@@ -154,6 +199,8 @@ table! {
     Requests, Counter, "requests", "Requests received.";
     Responses, Counter, "responses", "Responses sent, by class of status.", "class" = STATUS_CLASSES;
     ResponseBytes, Counter, "response_body_bytes", "Body bytes handed to client connections.";
+    CacheRequests, Counter, "cache_requests", "Requests by how the cache handled them: hit, or the reason why not, as in the access log.",
+        "result" = CACHE_RESULTS;
     RequestSeconds, Histogram, "request_duration_seconds", "From the request's head to the response's head.";
     Fills, Gauge, "fills", "Upstream responses on their way to their readers and into the store.";
     FillsEnded, Counter, "fills_ended", "Fills that ended, by how.",

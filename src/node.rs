@@ -240,9 +240,11 @@ impl Shared {
             Resolver::new(config.fetch.dns, background.clone(), background_recorder.clone());
         let slice_bytes = config.store.slice_bytes as u64;
         let fills = Fills::new(config.fills, slice_bytes, self.clock.clone(), background_recorder);
+        let listing = Arc::<tokio::sync::Mutex<()>>::default();
         let mut workers = Vec::new();
         for (number, sockets) in sockets.into_iter().enumerate() {
             let (shared, fills, resolver) = (self.clone(), fills.clone(), resolver.clone());
+            let listing = listing.clone();
             let recorder = metrics.worker(number);
             let log = log.buffer(recorder.clone(), self.clock.clone());
             let drain = drain.clone();
@@ -262,6 +264,7 @@ impl Shared {
                         plan: shared.plan.clone(),
                         store: shared.store.clone(),
                         fills,
+                        listing,
                         upstreams,
                         purges: shared.purges.clone(),
                         geo: shared.geo.clone(),
@@ -444,7 +447,6 @@ fn plan(config: &Config, before: &Pools, rates: &Arc<rate::Table>) -> Result<Pla
         identity: Identity::new(&config.guard.cdn_id),
         rates: rates.clone(),
         codings: vec!["zstd", "br", "gzip"],
-        tunnel_idle: TUNNEL_IDLE,
     })
 }
 
@@ -462,5 +464,4 @@ fn random_u64() -> u64 {
 const PURGES_MAX: usize = 256;
 const BACKGROUND_THREADS: usize = 2;
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-const TUNNEL_IDLE: Duration = Duration::from_secs(600);
 const LOG_FLUSH: Duration = Duration::from_millis(200);

@@ -34,7 +34,7 @@ use http_body::Body as _;
 use crate::body::Body;
 use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
 use crate::context::{Asked, Connection, RequestContext};
-use crate::guard::{self, Normalised};
+use crate::guard::{self, Normalised, Refusal};
 use crate::metrics::Metric;
 use crate::respond::{self, Failure};
 use crate::route::{Action, Facts, Question, Rule, Site};
@@ -136,7 +136,8 @@ fn admit(
     context: &mut RequestContext,
     request: &mut Parts,
 ) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Failure> {
-    let asked = plan.gate.normalise(request, &context.connection).map_err(failures::refused)?;
+    let refused = |refusal| failures::refused(refusal, &worker.recorder);
+    let asked = plan.gate.normalise(request, &context.connection).map_err(refused)?;
     context.client = asked.client;
     context.place = worker.geo.locate(asked.client);
     context.asked.host = Some(asked.authority.to_field());
@@ -160,7 +161,12 @@ fn admit(
             }
             None => Ok(()),
         })
-        .map_err(failures::refused)?;
+        .map_err(|refusal| match refusal {
+            Refusal::MethodDenied => {
+                Failure { allow: Some(access.allow_field()), ..refused(refusal) }
+            }
+            _ => refused(refusal),
+        })?;
     Ok((asked, site.clone(), rule.clone()))
 }
 

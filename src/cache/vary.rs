@@ -120,6 +120,11 @@ pub fn variant_key(
     text.push_str("\n\n");
     let start = text.len();
     push_values(&mut text, fields, headers, codings);
+    if text.len() == start {
+        // A request with none of the fields has a variant too, and the key's own place is for
+        // the list of variants.
+        text.push_str(NO_VALUES);
+    }
     let hash = KeyHash::of(text.as_bytes());
     (hash, text[start..].into())
 }
@@ -389,6 +394,9 @@ fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
         }
     }
 }
+
+/// In the place of values; a line with a value has a colon.
+const NO_VALUES: &str = "-";
 
 #[cfg(test)]
 mod tests {

@@ -261,7 +261,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.routes.sites.retain(|site| !site.hosts.contains(&route::HostPattern::Any));
         config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));
     }
-    if config.routes.sites.is_empty() {
+    if config.routes.sites.is_empty() && flags.origins.is_empty() {
         reader.lack(
             "nothing to serve: give --origin URL, or a file with [pools.NAME] and [sites.NAME]",
         );

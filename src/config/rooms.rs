@@ -369,6 +369,7 @@ fn pool(name: &str, section: &Section<'_>) -> PoolSettings {
     deadlines.read("between_bytes", &mut pool.deadlines.between_bytes);
     deadlines.read("total", &mut pool.deadlines.total);
     deadlines.read("expect_continue", &mut pool.deadlines.expect_continue);
+    deadlines.read("tunnel_idle", &mut pool.deadlines.tunnel_idle);
 
     let keep_alive = section.section("keep_alive");
     keep_alive.read("idle", &mut pool.keep_alive.idle);

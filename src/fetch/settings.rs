@@ -228,6 +228,8 @@ pub struct Deadlines {
     /// How long an origin's 100 (Continue) is waited for before the body is sent anyway
     /// (RFC 9110 §10.1.1).
     pub expect_continue: Duration,
+    /// An upgraded connection (WebSocket) is closed after so long without a byte either way.
+    pub tunnel_idle: Duration,
 }
 
 impl Default for Deadlines {
@@ -239,6 +241,7 @@ impl Default for Deadlines {
             between_bytes: Duration::from_secs(30),
             total: None,
             expect_continue: Duration::from_secs(1),
+            tunnel_idle: Duration::from_secs(600),
         }
     }
 }

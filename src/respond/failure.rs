@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::body::Body;
@@ -23,6 +23,8 @@ pub struct Failure {
     pub close: bool,
     /// Seconds for `Retry-After`.
     pub retry_after_s: Option<u32>,
+    /// The methods that there are, with 405 (RFC 9110 §15.5.6).
+    pub allow: Option<HeaderValue>,
 }
 
 /// The response that a client gets for a failure. `server` names this node in Proxy-Status.
@@ -42,6 +44,9 @@ pub fn response(failure: &Failure, server: &str, request_id: &str) -> Response<B
     }
     if let Some(seconds) = failure.retry_after_s {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Some(methods) = &failure.allow {
+        headers.insert(ALLOW, methods.clone());
     }
     if failure.close {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -64,6 +69,7 @@ mod tests {
             proxy_error: Some("connection_refused"),
             close: false,
             retry_after_s: None,
+            allow: None,
         };
         let response = response(&failure, "skerry", "0f");
         assert_eq!(response.status(), 502);

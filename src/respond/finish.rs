@@ -78,6 +78,10 @@ pub fn account(
     let status = response.status();
     recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
     recorder.observe(Metric::RequestSeconds, elapsed);
+    // A refused request never came to the cache.
+    if context.site.is_some() {
+        recorder.count_labelled(Metric::CacheRequests, cache_result(&context));
+    }
     match response.body() {
         Body::Empty | Body::Full(_) | Body::Pieces(_) => {
             let bytes = response.body().exact_length().unwrap_or_default();
@@ -93,6 +97,11 @@ pub fn account(
             Body::stream(Accounted { body, context, recorder, log, status, bytes: 0, ended })
         }),
     }
+}
+
+/// The place in [`crate::metrics::CACHE_RESULTS`].
+fn cache_result(context: &RequestContext) -> usize {
+    context.cache_status.reason().map_or(0, |reason| 1 + reason as usize)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -247,3 +256,16 @@ fn protocol(version: Version) -> &'static str {
 
 /// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+#[cfg(test)]
+mod tests {
+    use crate::cache::Reason;
+    use crate::metrics::CACHE_RESULTS;
+
+    #[test]
+    fn the_metric_has_the_closed_list_of_reasons_after_hit() {
+        assert_eq!(CACHE_RESULTS[0], "hit");
+        let words: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(CACHE_RESULTS[1..], words);
+    }
+}

@@ -240,6 +240,8 @@ impl Job {
     async fn note_variant(&self, stored: &StoredResponse) {
         let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
         let store = &self.worker.store;
+        // Two fills of one key may end at once; neither may lose the other's variant.
+        let _listing = self.worker.listing.lock().await;
         let mut list = match store.find(self.key.hash).await {
             Some(Record::Variants(list)) => VaryList::clone(&list),
             _ => VaryList::default(),

@@ -1,12 +1,15 @@
 //! What the rooms call their failures, as what the last room answers with.
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use crate::fetch::FetchError;
 use crate::guard::Refusal;
+use crate::metrics::{Metric, Recorder};
 use crate::respond::Failure;
 
-pub(super) fn refused(refusal: Refusal) -> Failure {
+/// Counts it besides.
+pub(super) fn refused(refusal: Refusal, recorder: &Recorder) -> Failure {
+    recorder.count_labelled(Metric::Refused, refusal.index());
     let retry_after_s = match refusal {
         Refusal::RateLimited { retry_after } => {
             Some(u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX).max(1))
@@ -20,6 +23,7 @@ pub(super) fn refused(refusal: Refusal) -> Failure {
         proxy_error: None,
         close: refusal.closes(),
         retry_after_s,
+        allow: (refusal == Refusal::MethodTrace).then_some(ALL_BUT_TRACE),
     }
 }
 
@@ -34,6 +38,7 @@ pub(super) fn upstream(error: &FetchError) -> Failure {
         proxy_error: Some(kind),
         close: false,
         retry_after_s: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5),
+        allow: None,
     }
 }
 
@@ -45,6 +50,7 @@ pub(super) fn abandoned() -> Failure {
         proxy_error: Some("proxy_internal_error"),
         close: false,
         retry_after_s: Some(1),
+        allow: None,
     }
 }
 
@@ -56,6 +62,7 @@ pub(super) fn purge(status: StatusCode, detail: String) -> Failure {
         proxy_error: None,
         close: false,
         retry_after_s: status.is_server_error().then_some(1),
+        allow: None,
     }
 }
 
@@ -67,6 +74,7 @@ pub(super) fn no_site() -> Failure {
         proxy_error: None,
         close: false,
         retry_after_s: None,
+        allow: None,
     }
 }
 
@@ -78,6 +86,7 @@ pub(super) fn only_if_cached() -> Failure {
         proxy_error: None,
         close: false,
         retry_after_s: None,
+        allow: None,
     }
 }
 
@@ -89,5 +98,9 @@ pub(super) fn upstream_status(status: StatusCode) -> Failure {
         proxy_error: Some("http_request_error"),
         close: false,
         retry_after_s: None,
+        allow: None,
     }
 }
+
+const ALL_BUT_TRACE: HeaderValue =
+    HeaderValue::from_static("DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT");

@@ -2,7 +2,7 @@
 //! protocol, and GETs that would only wait for each other. What comes back may still be
 //! storable, freshen what is stored, or make it invalid.
 
-use http::header::VIA;
+use http::header::{HOST, VIA};
 use http::uri::Parts as UriParts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::upgrade::OnUpgrade;
@@ -56,7 +56,7 @@ impl Visit {
         if let Some(origin_side) = upstream.upgraded.take()
             && let Some(client_side) = client_side
         {
-            let idle = self.plan.tunnel_idle;
+            let idle = job.pool.settings().deadlines.tunnel_idle;
             spawn_local(tunnel(client_side, origin_side, idle));
             return Ok(upstream.response);
         }
@@ -163,6 +163,8 @@ impl Visit {
         if let Some(stale) = stale {
             cache::validation_fields(&stale.response, &mut headers);
         }
+        // As it is in the key: HTTP/2 has none, and HTTP/1.0 need not.
+        headers.insert(HOST, self.asked.authority.to_field());
         self.plan.gate.announce(&self.asked, &self.context.connection, &mut headers);
         headers.append(VIA, self.plan.identity.via(self.context.asked.version));
         if let Some(country) = &self.context.place.country {

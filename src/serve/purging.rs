@@ -32,7 +32,7 @@ impl Visit {
     pub(super) async fn purge(&mut self) -> Result<Response<Body>, Failure> {
         let client = self.asked.client;
         if !self.plan.gate.settings().purge_from.iter().any(|network| network.contains(&client)) {
-            return Err(failures::refused(Refusal::AddressDenied));
+            return Err(failures::refused(Refusal::AddressDenied, &self.worker.recorder));
         }
         let (answer, answered) = oneshot::channel();
         let purge = PurgeByMethod { url: self.url(), client, answer };

@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -39,8 +38,6 @@ pub struct Plan {
     pub rates: Arc<rate::Table>,
     /// The content codings that `Accept-Encoding` is folded to in variants' keys.
     pub codings: Vec<&'static str>,
-    /// An upgraded connection is closed after this time without a byte.
-    pub tunnel_idle: Duration,
 }
 
 impl Plan {
@@ -58,6 +55,8 @@ pub struct WorkerParts {
     pub store: Store,
     /// Fills in flight on the node.
     pub fills: Fills,
+    /// Held while a variant is listed under its key; one for all workers.
+    pub listing: Arc<tokio::sync::Mutex<()>>,
     /// This core's way to origins.
     pub upstreams: Upstreams,
     /// Where purges go that come as requests.
@@ -78,6 +77,7 @@ pub struct WorkerParts {
 pub struct Worker {
     pub(super) store: Store,
     pub(super) fills: Fills,
+    pub(super) listing: Arc<tokio::sync::Mutex<()>>,
     pub(super) upstreams: Upstreams,
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) geo: Arc<Geo>,
@@ -105,6 +105,7 @@ impl Worker {
         Rc::new(Self {
             store: parts.store,
             fills: parts.fills,
+            listing: parts.listing,
             upstreams: parts.upstreams,
             purges: parts.purges,
             geo: parts.geo,

@@ -5,7 +5,12 @@ mod caching;
 mod conformance;
 mod docs;
 mod failures;
+mod gate;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
+mod operations;
 mod protocol;
+mod routing;
+mod sharing;
+mod size;
 mod tidy;

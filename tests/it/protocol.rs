@@ -45,6 +45,16 @@ fn curl_speaks_http_2_over_tls_and_by_prior_knowledge() {
 }
 
 #[test]
+fn the_origin_is_told_the_host_that_an_http_2_client_asked_for() {
+    let origin = Origin::start(|seen| Answer::ok(seen.header("host").unwrap_or("none")));
+    let edge = Edge::before(&origin.url());
+    let to = format!("www.test:80:127.0.0.1:{}", edge.http.port());
+    let said =
+        run("curl", &["-s", "--http2-prior-knowledge", "--connect-to", &to, "http://WWW.test/"]);
+    assert_eq!(said, "www.test");
+}
+
+#[test]
 fn nghttp_and_h2load_are_served() {
     let origin = Origin::start(|_| Answer::ok(vec![b'x'; 100_000]).fresh_for(60));
     let edge = tls_before(&origin);

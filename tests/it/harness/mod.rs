@@ -6,12 +6,14 @@
 pub mod client;
 pub mod node;
 pub mod origin;
+pub mod process;
 
 use std::time::Duration;
 
 pub use client::{Client, Response, exchange, raw};
 pub use node::Edge;
 pub use origin::{Answer, Gate, Origin};
+pub use process::{Process, skerry};
 
 /// Looks again and again until it is so; a test that hangs here for 30 s has failed.
 #[track_caller]

@@ -1,0 +1,119 @@
+//! The `skerry` binary as a child: what signals, exit codes and memory are about.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::until;
+
+/// A node in a process of its own. It is killed when it is dropped.
+pub struct Process {
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    child: Child,
+    errors: Arc<Mutex<String>>,
+    folder: TempDir,
+}
+
+/// Runs the binary to its end.
+pub fn skerry(arguments: &[&str]) -> Output {
+    Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
+}
+
+impl Process {
+    /// A node of this configuration, which must have no listeners; its log is off.
+    pub fn start(text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = folder.path().join("edge.toml");
+        std::fs::write(&config, text).expect("a file");
+        let mut child = Command::new(BINARY)
+            .args(["run", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--name", "edge"])
+            .args(["--workers", "2", "--config"])
+            .arg(&config)
+            .arg("--data-dir")
+            .arg(folder.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let errors = Arc::new(Mutex::new(String::new()));
+        let (lines, told) = (child.stderr.take().expect("a pipe"), errors.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(lines).lines().map_while(Result::ok) {
+                let mut told = told.lock().unwrap();
+                told.push_str(&line);
+                told.push('\n');
+            }
+        });
+        let at = |what: &str| -> Option<SocketAddr> {
+            let told = errors.lock().unwrap();
+            told.split_once(what)?.1.lines().next()?.parse().ok()
+        };
+        until("the node says where it listens", || {
+            at("admin http://").is_some() || child.try_wait().expect("a child").is_some()
+        });
+        let (http, admin) = (at("serving http://"), at("admin http://"));
+        let (Some(http), Some(admin)) = (http, admin) else {
+            panic!("it does not start: {}", errors.lock().unwrap());
+        };
+        Self { http, admin, child, errors, folder }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn end(&mut self) -> ExitStatus {
+        let mut ended = None;
+        until("the node has ended", || {
+            ended = self.child.try_wait().expect("a child");
+            ended.is_some()
+        });
+        ended.expect("just seen")
+    }
+
+    /// Waits until it says these words on standard error.
+    pub fn wait_for(&self, words: &str) {
+        until(words, || self.said(words));
+    }
+
+    pub fn said(&self, words: &str) -> bool {
+        self.errors.lock().unwrap().contains(words)
+    }
+
+    /// Another configuration in the place of the one that it began with.
+    pub fn rewrite(&self, text: &str) {
+        std::fs::write(self.path("edge.toml"), text).expect("a file");
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `VmRSS` now or `VmHWM`, the most so far, in bytes.
+    pub fn memory(&self, line: &str) -> u64 {
+        let status = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(status).expect("it runs");
+        let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+        let kib = found.and_then(|text| text.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.expect("a line of kilobytes") * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const BINARY: &str = env!("CARGO_BIN_EXE_skerry");

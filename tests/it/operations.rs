@@ -1,0 +1,207 @@
+//! A node as its operator meets it: mistakes at the start, reloads, drains, certificates.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, skerry, until};
+
+fn fixed(content: &str) -> String {
+    format!(
+        "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\
+         [sites.all]\nhosts = \"*\"\nrespond.content = {content:?}\n"
+    )
+}
+
+fn passing(origin: &Origin) -> String {
+    format!(
+        "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\
+         [pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
+        origin.url()
+    )
+}
+
+/// Exit code 2 and one line that has these words.
+#[track_caller]
+fn check_refused(arguments: &[&str], words: &[&str]) {
+    let output = skerry(arguments);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+    assert_eq!(told.lines().count(), 1, "{arguments:?}: {told}");
+    assert!(words.iter().all(|word| told.contains(word)), "{arguments:?}: {told}");
+}
+
+#[test]
+fn what_keeps_a_node_from_starting_is_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().join("data").display().to_string();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("an address").to_string();
+    let run = |more: &[&'static str]| -> Vec<String> {
+        let usual = ["run", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        usual.iter().chain(more).map(|&word| word.to_owned()).collect()
+    };
+    let check = |arguments: Vec<String>, words: &[&str]| {
+        let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        if !arguments.contains(&"--data-dir") {
+            arguments.extend(["--data-dir", &data]);
+        }
+        check_refused(&arguments, words);
+    };
+    check(run(&["--config", "/nowhere/edge.toml"]), &["/nowhere/edge.toml", "No such file"]);
+    check(run(&[]), &["nothing to serve"]);
+    check(run(&["--origin", "ftp://a"]), &["--origin", "ftp://a"]);
+    check(run(&["--origin", "http://127.0.0.1:9", "--workers", "0"]), &["--workers"]);
+    check(
+        run(&["--origin", "http://127.0.0.1:9", "--data-dir", "/proc/nowhere"]),
+        &["/proc/nowhere"],
+    );
+    let on_taken = |flag: &str, other: &str| {
+        ["run", "--origin", "http://127.0.0.1:9", flag, &taken, other, "127.0.0.1:0"]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    check(on_taken("--http", "--admin"), &[&taken, "in use"]);
+    check(on_taken("--admin", "--http"), &[&taken, "in use"]);
+}
+
+#[test]
+fn check_tells_every_mistake_with_its_place() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("edge.toml");
+    let text = "[node]\nworkers = 0\n[limits]\nidle_timeout = \"soon\"\nidle_timeuot = 1\n\
+                [pools.main]\norigins = \"nowhere\"\n[sites.www]\nhosts = \"www.test\"\npool = \"man\"\n";
+    std::fs::write(&file, text).expect("a file");
+    let path = file.display().to_string();
+    let output = skerry(&["check", &path]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    for line in [2, 4, 5, 7, 10] {
+        assert!(told.contains(&format!("{path}:{line}:")), "line {line} in {told}");
+    }
+    std::fs::write(&file, fixed("fine")).expect("a file");
+    let output = skerry(&["check", &path]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_drained_node_answers_what_is_under_way_and_ends_well() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |seen| match seen.target.as_str() {
+        "/slow" => Answer::ok("finished").behind(&behind),
+        _ => Answer::ok("hello"),
+    });
+    let mut node = Process::start(&passing(&origin));
+    let ready = || Client::connect(node.admin).get("admin", "/readyz", &[]).status;
+    assert_eq!(ready(), 200);
+    let mut idle = Client::connect(node.http);
+    assert_eq!(idle.get("edge.test", "/", &[]).status, 200);
+    let mut busy = Client::connect(node.http);
+    busy.send(b"GET /slow HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    origin.wait_for_requests(2);
+    node.signal(Signal::TERM);
+    node.wait_for("draining");
+    until("it says that it is not ready", || ready() == 503);
+    gate.open();
+    let response = busy.read(false);
+    assert_eq!((response.status, response.text()), (200, "finished"));
+    assert!(idle.is_closed() && busy.is_closed());
+    assert!(node.end().success());
+}
+
+#[test]
+fn a_bad_file_leaves_the_old_configuration_and_is_logged() {
+    let node = Process::start(&fixed("first"));
+    let mut client = Client::connect(node.http);
+    assert_eq!(client.get("edge.test", "/", &[]).text(), "first");
+    node.rewrite("[sites.all]\nhosts = \"*\"\nrespnd.content = \"second\"\n");
+    node.signal(Signal::HUP);
+    node.wait_for("the old one stays");
+    node.wait_for("edge.toml:3");
+    assert_eq!(client.get("edge.test", "/", &[]).text(), "first");
+    node.rewrite(&fixed("third"));
+    node.signal(Signal::HUP);
+    node.wait_for("configuration loaded anew");
+    assert_eq!(client.get("edge.test", "/", &[]).text(), "third");
+}
+
+#[test]
+fn a_reload_changes_routes_under_a_connection_that_stays() {
+    let origin = Origin::start(|_| Answer::ok("passed").fresh_for(60));
+    let text = format!("[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n", origin.url());
+    let edge = Edge::with(&text);
+    let mut client = edge.connect();
+    assert_eq!(client.get("edge.test", "/", &[]).text(), "passed");
+    let ruled = format!("{text}[[sites.all.rules]]\npath = \"/new\"\nrespond.content = \"new\"\n");
+    let changes = edge.reload(&ruled).expect("a good file");
+    assert!(changes.iter().any(|change| change.contains("rules")), "{changes:?}");
+    assert_eq!(client.get("edge.test", "/new", &[]).text(), "new");
+    assert!(client.get("edge.test", "/", &[]).is_hit(), "what was stored is still there");
+    let mistakes = edge.reload("[sites.all]\n").expect_err("a bad file");
+    assert!(!mistakes.is_empty());
+    assert_eq!(client.get("edge.test", "/new", &[]).text(), "new");
+    // The same by the admin API.
+    std::fs::write(edge.path("edge.toml"), "nonsense").expect("a file");
+    assert_eq!(edge.admin("POST", "/reload", "").status, 422);
+}
+
+#[test]
+fn certificates_are_loaded_anew_with_the_configuration() {
+    let origin = Origin::start(|_| Answer::ok("hello"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let make = || {
+        let made =
+            rcgen::generate_simple_self_signed(["edge.test".to_owned()]).expect("a certificate");
+        std::fs::write(path("cert.pem"), made.cert.pem()).expect("a file");
+        std::fs::write(path("key.pem"), made.signing_key.serialize_pem()).expect("a file");
+    };
+    make();
+    let text = format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
+         [[tls.certificates]]\ncertificate = {:?}\nkey = {:?}\n",
+        origin.url(),
+        path("cert.pem"),
+        path("key.pem")
+    );
+    let edge = Edge::with_tls(&text);
+    let port = edge.https.expect("TLS").port();
+    // Trusting only this very certificate.
+    let is_trusted = |authority: &str| {
+        let resolve = format!("edge.test:{port}:127.0.0.1");
+        let url = format!("https://edge.test:{port}/");
+        let arguments = ["-s", "--cacert", authority, "--resolve", &resolve, &url];
+        let output = Command::new("curl").args(arguments).output().expect("curl");
+        output.status.success() && output.stdout == b"hello"
+    };
+    std::fs::copy(path("cert.pem"), path("first.pem")).expect("a copy");
+    assert!(is_trusted(&path("first.pem")));
+    make();
+    edge.reload(&text).expect("a good file");
+    assert!(is_trusted(&path("cert.pem")));
+    assert!(!is_trusted(&path("first.pem")));
+}
+
+#[test]
+fn purge_and_explain_work_from_the_command_line() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    let admin = edge.admin.to_string();
+    edge.get("/a");
+    assert!(edge.get("/a").is_hit());
+    let purged = skerry(&["purge", "--admin", &admin, "http://edge.test/a"]);
+    assert!(purged.status.success(), "{purged:?}");
+    assert!(!edge.get("/a").is_hit());
+    let explained = skerry(&["explain", "--admin", &admin, "http://edge.test/a"]);
+    assert!(explained.status.success(), "{explained:?}");
+    assert!(String::from_utf8_lossy(&explained.stdout).contains("\"site\""), "{explained:?}");
+    for arguments in [
+        ["purge", "--admin", &admin, "edge.test/a"],
+        ["explain", "--admin", &admin, "edge.test/a"],
+        ["explain", "--admin", "127.0.0.1:9", "http://edge.test/a"],
+    ] {
+        check_refused(&arguments, &[]);
+    }
+}

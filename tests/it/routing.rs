@@ -1,0 +1,197 @@
+//! Which origin answers whom, what is changed on the way, and what never reaches an origin.
+
+use crate::harness::{Answer, Edge, Origin, exchange};
+
+#[test]
+fn the_client_s_country_chooses_the_origin() {
+    let main = Origin::start(|_| Answer::ok("main").header("Cache-Control", "no-store"));
+    let europe = Origin::start(|_| Answer::ok("europe").header("Cache-Control", "no-store"));
+    let edge = Edge::with(&format!(
+        "[guard]\ntrusted_proxies = [\"127.0.0.0/8\"]\n\
+         [pools.main]\norigins = {:?}\n[pools.europe]\norigins = {:?}\n\
+         [sites.all]\nhosts = \"*\"\npool = \"main\"\n\
+         [sites.all.pools_by_country]\nDE = \"europe\"\n\
+         [sites.all.request_fields]\nset = {{ X-Country = \"${{client.country}}\" }}\n",
+        main.url(),
+        europe.url()
+    ));
+    // Telekom in Germany, Level 3 in the United States, and nobody's.
+    for (client, pool, country) in [
+        ("80.128.0.1", "europe", Some("DE")),
+        ("4.4.4.4", "main", Some("US")),
+        ("10.0.0.1", "main", None),
+    ] {
+        let response = edge.get_with("/", &[&format!("X-Forwarded-For: {client}")]);
+        assert_eq!(response.text(), pool, "{client}");
+        let origin = if pool == "europe" { &europe } else { &main };
+        let seen = origin.seen().pop().expect("a request");
+        assert_eq!(seen.header("x-client-country"), country, "{seen:?}");
+        assert_eq!(seen.header("x-country").filter(|text| !text.is_empty()), country);
+        assert_eq!(seen.header("x-forwarded-for"), Some(&*format!("{client}, 127.0.0.1")));
+    }
+    let lines = edge.log(3);
+    assert_eq!((&lines[0]["client"], &lines[0]["country"]), (&"80.128.0.1".into(), &"DE".into()));
+}
+
+#[test]
+fn a_rule_denies_countries_methods_networks_and_too_many_requests() {
+    let origin = Origin::start(|_| Answer::ok("let in").fresh_for(60));
+    let edge = Edge::with(&format!(
+        "[guard]\ntrusted_proxies = [\"127.0.0.1\"]\n[pools.main]\norigins = {:?}\n\
+         [sites.all]\nhosts = \"*\"\n\
+         [[sites.all.rules]]\npath_prefix = \"/country\"\naccess.deny_countries = [\"DE\"]\n\
+         [[sites.all.rules]]\npath_prefix = \"/methods\"\naccess.methods = [\"GET\", \"HEAD\"]\n\
+         [[sites.all.rules]]\npath_prefix = \"/network\"\naccess.allow = [\"10.0.0.0/8\"]\n\
+         [[sites.all.rules]]\npath_prefix = \"/rate\"\nrate = {{ per_second = 1, burst = 2 }}\n",
+        origin.url()
+    ));
+    let from = |client: &str, target: &str| {
+        edge.get_with(target, &[&format!("X-Forwarded-For: {client}")]).status
+    };
+    assert_eq!((from("80.128.0.1", "/country"), from("4.4.4.4", "/country")), (403, 200));
+    assert_eq!((from("9.9.9.9", "/network"), from("10.1.2.3", "/network")), (403, 200));
+    let statuses = [(); 3].map(|()| from("9.9.9.9", "/rate"));
+    assert_eq!(statuses, [200, 200, 429]);
+    assert_eq!(from("9.9.9.8", "/rate"), 200);
+    let mut client = edge.connect();
+    let refused = client.request("DELETE", "edge.test", "/methods", &[], b"");
+    assert_eq!((refused.status, refused.header("allow").as_str()), (405, "GET, HEAD"));
+    assert_eq!(client.get("edge.test", "/methods", &[]).status, 200);
+}
+
+#[test]
+fn sites_redirect_answer_and_rewrite() {
+    let origin = Origin::start(|seen| {
+        Answer::ok(seen.target.clone())
+            .header("Server", "secret")
+            .header("X-Powered-By", "secret")
+            .header("X-Old", "old")
+    });
+    let edge = Edge::with(&format!(
+        r#"
+[pools.main]
+origins = {:?}
+[sites.www]
+hosts = ["www.test", "*.www.test"]
+[sites.www.request_fields]
+remove = ["X-Secret"]
+set = {{ X-Id = "${{request.id}}", X-From = "${{client.address}}" }}
+add = {{ X-More = "${{request.host}}" }}
+[sites.www.response_fields]
+remove = ["Server", "X-Powered-By"]
+set = {{ X-Old = "new", X-Path = "${{request.path}}" }}
+add = {{ X-Added = "yes" }}
+[[sites.www.rules]]
+path_prefix = "/old/"
+redirect = {{ status = 308, location = "https://${{request.host}}/new${{request.target}}" }}
+[[sites.www.rules]]
+path = "/robots.txt"
+respond = {{ status = 200, content = "User-agent: *\n", content_type = "text/plain" }}
+[[sites.www.rules]]
+path_prefix = "/files"
+strip_prefix = "/files"
+add_prefix = "/v2"
+[sites.bare]
+hosts = "bare.test"
+redirect = {{ status = 301, location = "https://www.test${{request.target}}" }}
+"#,
+        origin.url()
+    ));
+    let get = |host: &str, target: &str| exchange(edge.http, host, target, &["X-Secret: 1"]);
+
+    let moved = get("www.test", "/old/a?b=c");
+    assert_eq!(
+        (moved.status, moved.header("location").as_str()),
+        (308, "https://www.test/new/old/a?b=c")
+    );
+    let bare = get("bare.test", "/x?y");
+    assert_eq!((bare.status, bare.header("location").as_str()), (301, "https://www.test/x?y"));
+    let robots = get("a.www.test", "/robots.txt");
+    assert_eq!((robots.status, robots.text()), (200, "User-agent: *\n"));
+    assert_eq!(robots.header("content-type"), "text/plain");
+    assert_eq!(origin.requests(), 0);
+
+    let files = get("www.test", "/files/a.zip?v=1");
+    assert_eq!(files.text(), "/v2/a.zip?v=1");
+    assert_eq!(files.header("server"), "");
+    assert_eq!(files.header("x-powered-by"), "");
+    assert_eq!(files.header("x-old"), "new");
+    assert_eq!(files.header("x-path"), "/files/a.zip");
+    assert_eq!(files.header("x-added"), "yes");
+    let seen = &origin.seen()[0];
+    assert_eq!(seen.header("x-secret"), None);
+    assert_eq!(seen.header("x-from"), Some("127.0.0.1"));
+    assert_eq!(seen.header("x-more"), Some("www.test"));
+    assert_eq!(seen.header("x-id").map(str::len), Some(16));
+    assert_eq!(seen.header("x-id"), seen.header("x-request-id"));
+
+    let unknown = get("nobody.test", "/");
+    assert_eq!(unknown.status, 421);
+}
+
+#[test]
+fn a_line_in_the_log_tells_the_whole_story() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    let fields = ["User-Agent: test \"1\" \u{e9}", "Referer: http://a/"];
+    edge.get_with("/a?b", &fields);
+    edge.get_with("/a?b", &fields);
+    edge.get_with("/%zz", &[]);
+    let lines = edge.log(3);
+    let miss = &lines[0];
+    for (name, value) in [
+        ("client", "127.0.0.1"),
+        ("method", "GET"),
+        ("scheme", "http"),
+        ("host", "edge.test"),
+        ("target", "/a?b"),
+        ("protocol", "HTTP/1.1"),
+        ("site", "all"),
+        ("user_agent", "test \"1\" \u{e9}"),
+        ("referer", "http://a/"),
+        ("cache", "uri-miss"),
+        ("reason", "absent"),
+        ("upstream", &origin.address.to_string()),
+    ] {
+        assert_eq!(miss[name], value, "{name} in {miss}");
+    }
+    assert_eq!(
+        (&miss["status"], &miss["bytes"], &miss["stored"]),
+        (&200.into(), &5.into(), &true.into())
+    );
+    assert_eq!(miss["upstream_status"], 200);
+    assert!(miss["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{miss}");
+    assert_eq!(miss["id"].as_str().map(str::len), Some(16));
+    for number in ["duration_ms", "upstream_first_byte_ms"] {
+        assert!(miss[number].as_f64().is_some_and(|ms| ms < 30_000.0), "{miss}");
+    }
+    let hit = &lines[1];
+    assert_eq!((&hit["cache"], &hit["upstream"]), (&"hit".into(), &serde_json::Value::Null));
+    assert_ne!(hit["id"], miss["id"]);
+    let refused = &lines[2];
+    assert_eq!((&refused["status"], &refused["failure"]), (&400.into(), &"percent-invalid".into()));
+}
+
+#[test]
+fn metrics_tell_hits_from_misses_by_reason() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.get("/a");
+    edge.get("/a");
+    edge.advance(61);
+    edge.get("/a");
+    edge.connect().request("POST", "edge.test", "/a", &[], b"x");
+    let results =
+        |result: &str| edge.metric(&format!("skerry_cache_requests_total{{result=\"{result}\""));
+    assert_eq!(
+        (results("hit"), results("absent"), results("stale"), results("method")),
+        (2.0, 1.0, 1.0, 1.0)
+    );
+    assert_eq!(edge.metric("skerry_requests_total"), 5.0);
+    let page = edge.admin("GET", "/metrics", "");
+    assert!(page.header("content-type").starts_with("application/openmetrics-text"), "{page:?}");
+    assert!(page.text().ends_with("# EOF\n"));
+    assert_eq!(edge.admin("GET", "/readyz", "").status, 200);
+    assert_eq!(edge.admin("GET", "/healthz", "").status, 200);
+}
