@@ -272,9 +272,10 @@ impl Lead {
     }
 
     /// Hands `response` to the followers at once and moves `body` to them and into `store`,
-    /// until its end. Await it on a task of its own.
+    /// until its end. Await it on a task of its own. Until the lead is dropped, newcomers find
+    /// the fill: time to list a variant where they will look for it.
     pub async fn fill(
-        mut self,
+        &mut self,
         store: &Store,
         response: Arc<StoredResponse>,
         body: Body,

@@ -205,7 +205,7 @@ async fn filling(follower: &Follower) -> Filling {
     }
 }
 
-fn start(node: &Node, lead: Lead, length: Option<u64>, body: Body) -> JoinHandle<Filled> {
+fn start(node: &Node, mut lead: Lead, length: Option<u64>, body: Body) -> JoinHandle<Filled> {
     let store = node.store.clone();
     spawn_local(async move { lead.fill(&store, response(length), body).await })
 }
@@ -487,7 +487,7 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
             let batch = PurgeBatch { purges, ..PurgeBatch::default() };
             node.store.purge(batch).await.expect("purged");
         };
-        let Join::Lead(lead) = join() else { panic!("the first one leads") };
+        let Join::Lead(mut lead) = join() else { panic!("the first one leads") };
         assert!(matches!(join(), Join::Follow(_)), "nothing was purged");
         let (own, stored_at_sequence) = (lead.follower(), lead.sequence());
         let response =

@@ -108,7 +108,7 @@ impl Job {
     }
 
     /// Moves a response's body into the store, and to whoever reads it, until its end.
-    pub async fn fill(self, lead: Lead, stored: Box<StoredResponse>, response: Response<Body>) {
+    pub async fn fill(self, mut lead: Lead, stored: Box<StoredResponse>, response: Response<Body>) {
         let stored = Arc::new(*stored);
         let filled = lead.fill(&self.worker.store, stored.clone(), response.into_body()).await;
         if matches!(filled.end, FillEnd::Stored) {

@@ -58,7 +58,13 @@ impl Visit {
                 store.overtaken(response, since)
             });
             let follower = match joined {
-                Join::Lead(lead) => return self.lead(lead, found).await,
+                Join::Lead(lead) => {
+                    if let Some(response) = self.stored_meanwhile(&found) {
+                        lead.stored();
+                        return Ok(response);
+                    }
+                    return self.lead(lead, found).await;
+                }
                 Join::Uncollapsed(why) => {
                     return self.pass(uncollapsed(why, reason), Some(found)).await;
                 }
@@ -93,6 +99,18 @@ impl Visit {
             }
         }
         self.pass(reason, Some(found)).await
+    }
+
+    /// The fill that would have been followed may have ended between the lookup and the join:
+    /// what it stored is in memory.
+    fn stored_meanwhile(&mut self, found: &Found) -> Option<Response<Body>> {
+        let again = self.look_in_memory(Target { key: found.key.clone() }).ok()?;
+        let before = self.context.cache_status;
+        let response = self.act_now(&again);
+        if response.is_none() {
+            self.context.cache_status = before;
+        }
+        response
     }
 
     async fn lead(&mut self, lead: Lead, found: Found) -> Result<Response<Body>, Failure> {
