@@ -19,6 +19,7 @@ mod fetching;
 mod lookup;
 mod pass;
 mod purging;
+mod ranges; // of long objects, in slices
 mod worker;
 
 use std::future::Future;
@@ -246,9 +247,9 @@ impl Visit {
     fn act_now(&mut self, found: &Found) -> Option<Response<Body>> {
         let head = found.head.as_ref()?;
         match self.decide(found) {
-            Decision::Serve { .. } => self.hit(head, None),
+            Decision::Serve { .. } => self.hit(found, head, None),
             Decision::ServeStale { why, refresh, .. } => {
-                let response = self.hit(head, Some(why))?;
+                let response = self.hit(found, head, Some(why))?;
                 if refresh {
                     self.refresh(Found { validate: true, ..found.clone() });
                 }
@@ -277,7 +278,15 @@ impl Visit {
                 self.fetch(Found { head, ..found }, reason).await
             }
             // Not all the bytes that are asked for are stored.
-            Decision::Serve { .. } | Decision::ServeStale { .. } => {
+            Decision::Serve { .. } => {
+                if let Some(head) = &found.head
+                    && let Some(response) = self.answer_in_parts(&found, head).await?
+                {
+                    return Ok(response);
+                }
+                self.fetch(Found { head: None, ..found }, Reason::BytesMissing).await
+            }
+            Decision::ServeStale { .. } => {
                 self.fetch(Found { head: None, ..found }, Reason::BytesMissing).await
             }
         }

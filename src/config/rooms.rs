@@ -302,6 +302,8 @@ impl Value for Database {
 pub(super) fn fills(section: &Section<'_>, fills: &mut fetch::fill::Settings) {
     read_size(section, "window", &mut fills.window_bytes);
     read_size(section, "windows_total", &mut fills.windows_bytes_total);
+    read_size(section, "range_request_max", &mut fills.range_request_bytes_max);
+    read_size(section, "whole_max", &mut fills.whole_bytes_max);
     section.read_within("keep_percent", &mut fills.keep_percent, 0..=100);
     section.read("patience", &mut fills.patience);
     section.read_within("fills_max", &mut fills.fills_max, 1..);

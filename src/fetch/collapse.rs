@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,6 +19,7 @@ use http::StatusCode;
 
 use super::fill::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
 use super::pump::Filled;
+use super::slices::{Cut, Step, next_step};
 use crate::body::Body;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
@@ -133,6 +135,20 @@ impl Fills {
     pub(super) fn request_bytes_max(&self, slice_bytes: u64) -> u64 {
         let bytes_max = self.0.shared.settings.range_request_bytes_max;
         (bytes_max - bytes_max % slice_bytes).max(slice_bytes)
+    }
+
+    /// What to ask upstream for at first, when bytes from `start` to `end` are wanted of an
+    /// object of which nothing is known: whole slices.
+    pub fn first_asked(&self, start: u64, end: u64) -> Range<u64> {
+        let Shared { settings, slice_bytes, .. } = &*self.0.shared;
+        let start = if start < settings.whole_bytes_max { 0 } else { start };
+        let wanted = start..end.max(settings.whole_bytes_max);
+        let request_bytes_max = self.request_bytes_max(*slice_bytes);
+        let cut = Cut { slice_bytes: *slice_bytes, request_bytes_max };
+        match next_step(&wanted, None, &[], cut) {
+            Step::Ask(range) => range,
+            Step::Stored(_) | Step::Done => start..start.saturating_add(*slice_bytes),
+        }
     }
 
     pub(super) fn recorder(&self) -> &Recorder {

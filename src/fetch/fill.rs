@@ -51,6 +51,9 @@ pub struct Settings {
     /// The most that one sub-request for missing slices asks for. Cut to whole slices, one at
     /// least.
     pub range_request_bytes_max: u64,
+    /// A range that begins before this offset is asked for from the first byte to here at
+    /// least: an object no longer than this comes in whole.
+    pub whole_bytes_max: u64,
     /// Fills at one time; beyond, requests are not collapsed and responses not stored.
     pub fills_max: usize,
     /// Followers and readers of one fill; beyond, requests are not collapsed.
@@ -67,6 +70,7 @@ impl Default for Settings {
             keep_percent: 50,
             patience: Duration::from_secs(10),
             range_request_bytes_max: 8 << 20,
+            whole_bytes_max: 1 << 20,
             fills_max: 16_384,
             followers_max: 65_536,
             remembered_max: 65_536,

@@ -4,7 +4,8 @@
 //! A task on the reader's core walks the steps that [`slices`](super::slices) plans. What it
 //! asks for are whole slices, which go into the store as they become complete, while the
 //! reader has their bytes as they arrive. Readers of one object on any core ask for one run of
-//! slices once: the others wait for it and look into the store again.
+//! slices once: the others wait for it and look into the store again. They do not wait for a
+//! slow reader: what it leaves lying is fetched without it, and it reads the store.
 //!
 //! ```text
 //!        ┌──────────────────────────────────────────────┐
@@ -20,6 +21,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Response;
@@ -28,7 +30,7 @@ use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
-use super::collapse::{Failure, Fills, Join, Outcome};
+use super::collapse::{Failure, Fills, Join, Lead, Outcome};
 use super::error::FetchError;
 use super::slices::{Answer, Cut, Step, Validator, judge, next_step};
 use crate::body::{Body, BodyError};
@@ -61,17 +63,132 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Reads `range`. `first` is an answer that is in already, judged to be a part of this
-    /// object that begins with these bytes.
-    pub fn read(self, range: Range<u64>, first: Option<(Range<u64>, Body)>) -> PartsReader {
+    /// The parts of `head`; `None` when it has no strong validator to bind them to.
+    pub fn new(store: &Store, fills: &Fills, head: Arc<Head>, ask: Ask) -> Option<Self> {
+        let validator = Validator::of(&head.response.headers)?;
+        let hash = head.response.hash();
+        Some(Self { store: store.clone(), fills: fills.clone(), head, hash, validator, ask })
+    }
+
+    /// An answer that is in already: `body` has these bytes of the object. Who wants them from
+    /// now on waits until it is read.
+    pub fn first(&self, bytes: Range<u64>, body: Body) -> First {
+        let claim = match self.join(bytes.start) {
+            Join::Lead(lead) => Some(lead),
+            Join::Follow(_) | Join::Uncollapsed(_) => None,
+        };
+        First { bytes, body, claim }
+    }
+
+    /// Sees to it that byte `start` can be had, before an answer promises it. `None` when the
+    /// store has it.
+    ///
+    /// # Errors
+    /// Why it can't be had; nothing was promised yet.
+    pub async fn begin(&self, start: u64) -> Result<Option<First>, Refused> {
+        for _ in 0..TURNS_MAX {
+            let Step::Ask(range) = self.step(&(start..u64::MAX)) else { return Ok(None) };
+            match self.join(range.start) {
+                Join::Lead(lead) => return self.begin_asking(range, Some(lead)).await.map(Some),
+                Join::Uncollapsed(_) => return self.begin_asking(range, None).await.map(Some),
+                Join::Follow(follower) => {
+                    if let Outcome::Failed(Failure::Upstream(why)) = follower.outcome().await {
+                        return Err(Refused::Failed(why));
+                    }
+                }
+            }
+        }
+        let Step::Ask(range) = self.step(&(start..u64::MAX)) else { return Ok(None) };
+        self.begin_asking(range, None).await.map(Some)
+    }
+
+    async fn begin_asking(&self, range: Range<u64>, claim: Option<Lead>) -> Result<First, Refused> {
+        match self.ask(range).await {
+            Ok((bytes, body)) => Ok(First { bytes, body, claim }),
+            Err(refused) => {
+                if let (Some(lead), Refused::Failed(why)) = (claim, &refused) {
+                    lead.fail(Failure::Upstream(why.clone()));
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    /// Reads `range`, with the help of an answer that is in already, if it begins there.
+    pub fn read(self, range: Range<u64>, first: Option<First>) -> PartsReader {
         let end = range.end.min(self.head.complete_length());
         let rest = range.start.min(end)..end;
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let left = rest.end - rest.start;
-        let walk = Walk { parts: self, rest, sender };
-        spawn_local(walk.run(first));
+        let first = first.filter(|first| first.bytes.contains(&rest.start));
+        spawn_local(Walk { parts: self, rest, sender }.run(first));
         PartsReader { pieces, left }
     }
+
+    /// The next step for `rest`, by what memory and the disks have now, which may be less than
+    /// the head says.
+    fn step(&self, rest: &Range<u64>) -> Step {
+        let Self { store, fills, head, .. } = self;
+        let length = head.complete_length();
+        let slice_bytes = u64::from(head.slice_bytes);
+        let request_bytes_max = fills.request_bytes_max(slice_bytes);
+        // One sub-request's worth is enough to know the next step.
+        let end = rest.end.min(rest.start.saturating_add(request_bytes_max)).min(length);
+        let wanted = rest.start.min(end)..end;
+        let stored = without(&wanted, &store.missing(head, wanted.clone()));
+        let cut = Cut { slice_bytes, request_bytes_max };
+        let aligned: Vec<_> =
+            stored.iter().map(|part| widened(part, slice_bytes, length)).collect();
+        next_step(rest, Some(length), &aligned, cut)
+    }
+
+    /// Whoever wants the run of slices that begins here meets the others.
+    fn join(&self, start: u64) -> Join {
+        // The version does not change under an object's id: no purge concerns its slices.
+        let run = run_of_slices(&self.head, start);
+        self.fills.join(run, self.store.sequence(), |_, _| false)
+    }
+
+    /// Asks upstream, and hands back the body that comes with what it holds of the object.
+    async fn ask(&self, range: Range<u64>) -> Result<(Range<u64>, Body), Refused> {
+        let start = range.start;
+        self.fills.recorder().count(Metric::RangeRequests);
+        let response =
+            (self.ask)(range.clone()).await.map_err(|error| Refused::Failed(Arc::new(error)))?;
+        let length = self.head.complete_length();
+        let (status, headers) = (response.status(), response.headers());
+        match judge(&range, Some(&self.validator), Some(length), status, headers) {
+            Answer::Part { bytes, .. } => Ok((bytes, response.into_body())),
+            Answer::Whole => Ok((0..length, response.into_body())),
+            Answer::Changed => {
+                self.store.forget(self.hash);
+                self.fills.recorder().count(Metric::RangeObjectsChanged);
+                Err(Refused::Changed)
+            }
+            Answer::Unusable(why) => Err(Refused::Failed(Arc::new(BodyError::new(why)))),
+            Answer::PastEnd { .. } | Answer::Other => {
+                let why = format!("upstream answered {status} for bytes from {start}");
+                Err(Refused::Failed(Arc::new(BodyError::new(why))))
+            }
+        }
+    }
+}
+
+/// A part of an object that upstream is sending.
+pub struct First {
+    bytes: Range<u64>,
+    body: Body,
+    /// Dropped with it, the others ask for themselves.
+    claim: Option<Lead>,
+}
+
+/// Why bytes can't be had from upstream.
+#[derive(Clone, Debug)]
+pub enum Refused {
+    /// The object changed at the origin. What was stored of it is dropped.
+    Changed,
+    /// Upstream did not answer, or with something else: a [`FetchError`], or why.
+    Failed(Arc<dyn std::error::Error + Send + Sync>),
 }
 
 /// A range of a [`Parts`] as one client reads it.
@@ -134,7 +251,7 @@ impl From<BodyError> for Stop {
 }
 
 impl Walk {
-    async fn run(mut self, first: Option<(Range<u64>, Body)>) {
+    async fn run(mut self, first: Option<First>) {
         if let Err(Stop::Broken(why)) = self.walk(first).await {
             let error =
                 BodyError::caused_by(format!("cut off before byte {}", self.rest.start), why);
@@ -143,39 +260,25 @@ impl Walk {
         }
     }
 
-    async fn walk(&mut self, first: Option<(Range<u64>, Body)>) -> Result<(), Stop> {
-        if let Some((bytes, body)) = first {
-            self.take_part(bytes, body).await?;
+    async fn walk(&mut self, first: Option<First>) -> Result<(), Stop> {
+        if let Some(First { bytes, body, claim }) = first {
+            let taken = self.take_part(bytes, body).await;
+            tell(claim, &taken);
+            taken?;
         }
-        let mut followed = None;
+        let (mut followed, mut turns) = (None, 0);
         loop {
-            match self.next() {
+            match self.parts.step(&self.rest) {
                 Step::Done => return Ok(()),
                 Step::Stored(range) => self.give_stored(range).await?,
                 Step::Ask(range) => {
-                    // What was followed once and is still not there is asked for alone.
-                    let alone = followed == Some(range.start);
+                    // What was followed and is still not there is in the end asked for alone.
+                    turns = if followed == Some(range.start) { turns + 1 } else { 0 };
                     followed = Some(range.start);
-                    self.ask_or_follow(range, alone).await?;
+                    self.ask_or_follow(range, turns >= TURNS_MAX).await?;
                 }
             }
         }
-    }
-
-    /// By what memory and the disks have now, which may be less than the head says.
-    fn next(&self) -> Step {
-        let Parts { store, fills, head, .. } = &self.parts;
-        let length = head.complete_length();
-        let slice_bytes = u64::from(head.slice_bytes);
-        let request_bytes_max = fills.request_bytes_max(slice_bytes);
-        // One sub-request's worth is enough to know the next step.
-        let end = self.rest.end.min(self.rest.start.saturating_add(request_bytes_max));
-        let wanted = self.rest.start..end;
-        let stored = without(&wanted, &store.missing(head, wanted.clone()));
-        let cut = Cut { slice_bytes, request_bytes_max };
-        let aligned: Vec<_> =
-            stored.iter().map(|part| widened(part, slice_bytes, length)).collect();
-        next_step(&self.rest, Some(length), &aligned, cut)
     }
 
     async fn give_stored(&mut self, range: Range<u64>) -> Result<(), Stop> {
@@ -195,66 +298,49 @@ impl Walk {
         if alone {
             return self.ask(range).await;
         }
-        // The version does not change under an object's id: no purge concerns its slices.
-        let joined = self.parts.fills.join(
-            run_of_slices(&self.parts.head, range.start),
-            self.parts.store.sequence(),
-            |_, _| false,
-        );
-        match joined {
+        match self.parts.join(range.start) {
             Join::Lead(lead) => {
                 let asked = self.ask(range).await;
-                match &asked {
-                    Err(Stop::Broken(why)) => lead.fail(Failure::Upstream(why.clone())),
-                    Ok(()) | Err(Stop::Left) => lead.stored(),
-                }
+                tell(Some(lead), &asked);
                 asked
             }
             Join::Follow(follower) => match follower.outcome().await {
-                Outcome::Failed(failure) => {
+                Outcome::Failed(failure @ (Failure::Upstream(_) | Failure::Status(_))) => {
                     Err(BodyError::caused_by("another request's part failed", failure).into())
                 }
-                Outcome::Stored | Outcome::Released | Outcome::Filling(_) => Ok(()),
+                Outcome::Failed(Failure::Abandoned)
+                | Outcome::Stored
+                | Outcome::Released
+                | Outcome::Filling(_) => Ok(()),
             },
             Join::Uncollapsed(_) => self.ask(range).await,
         }
     }
 
     async fn ask(&mut self, range: Range<u64>) -> Result<(), Stop> {
-        let fills = &self.parts.fills;
-        fills.recorder().count(Metric::RangeRequests);
-        let response = (self.parts.ask)(range.clone()).await.map_err(|error| {
-            let why = format!("no answer from upstream for bytes from {}", range.start);
-            BodyError::caused_by(why, error)
-        })?;
-        let (validator, length) = (&self.parts.validator, self.parts.head.complete_length());
-        let (status, headers) = (response.status(), response.headers());
-        match judge(&range, Some(validator), Some(length), status, headers) {
-            Answer::Part { bytes, .. } => self.take_part(bytes, response.into_body()).await,
-            Answer::Whole => self.take_part(0..length, response.into_body()).await,
-            Answer::Changed => {
-                self.parts.store.forget(self.parts.hash);
-                fills.recorder().count(Metric::RangeObjectsChanged);
-                let why = format!("the object changed at the origin before byte {}", range.start);
+        let start = range.start;
+        match self.parts.ask(range).await {
+            Ok((bytes, body)) => self.take_part(bytes, body).await,
+            Err(Refused::Changed) => {
+                let why = format!("the object changed at the origin before byte {start}");
                 Err(BodyError::new(why).into())
             }
-            Answer::Unusable(why) => Err(BodyError::new(why).into()),
-            Answer::PastEnd { .. } | Answer::Other => {
-                let why = format!("upstream answered {status} for bytes from {}", range.start);
-                Err(BodyError::new(why).into())
+            Err(Refused::Failed(error)) => {
+                let why = format!("no answer from upstream for bytes from {start}");
+                Err(BodyError::caused_by(why, error).into())
             }
         }
     }
 
     /// Gives the reader what it wants of a part, as it arrives; stores the whole slices of it.
-    /// When the reader has enough, or leaves, the slice that has begun is still finished.
+    /// When the reader has enough, or leaves, the slice that has begun is still finished. When
+    /// it is slow, the rest of one request's worth goes to the store without it.
     async fn take_part(&mut self, bytes: Range<u64>, mut body: Body) -> Result<(), Stop> {
         let before = self.rest.start;
         let mut slice = SliceBuffer::new(bytes.start);
-        let mut left = false;
+        let mut giving = Giving::On;
         let mut at = bytes.start;
-        let enough = |walk: &Self, left: bool| left || walk.rest.is_empty();
-        while at < bytes.end && !(enough(self, left) && slice.is_empty()) {
+        while at < bytes.end && !(self.has_enough(&giving, at) && slice.is_empty()) {
             let Some(frame) = body.frame().await else {
                 return Err(BodyError::new(format!("a part ended early, at byte {at}")).into());
             };
@@ -265,17 +351,44 @@ impl Walk {
             if data.len() as u64 > bytes.end - at {
                 return Err(BodyError::new("a part is longer than it said").into());
             }
-            left = left || matches!(self.give(at, data.clone()).await, Err(Stop::Left));
+            if matches!(giving, Giving::On) {
+                giving = self.give_soon(at, data.clone()).await;
+            }
             at += data.len() as u64;
             self.store_slices(&mut slice, data).await;
         }
-        if left {
-            return Err(Stop::Left);
+        match giving {
+            Giving::Left => return Err(Stop::Left),
+            Giving::Behind { .. } => return Ok(()),
+            Giving::On => {}
         }
         if self.rest.start == before && !self.rest.is_empty() {
             return Err(BodyError::new("a part has nothing of what was asked for").into());
         }
         Ok(())
+    }
+
+    fn has_enough(&self, giving: &Giving, at: u64) -> bool {
+        match giving {
+            Giving::On => self.rest.is_empty(),
+            Giving::Left => true,
+            Giving::Behind { until } => at >= *until,
+        }
+    }
+
+    /// Gives without waiting for longer than others should.
+    async fn give_soon(&mut self, offset: u64, bytes: Bytes) -> Giving {
+        let start = self.rest.start;
+        match tokio::time::timeout(PATIENCE, self.give(offset, bytes)).await {
+            Ok(Ok(())) => Giving::On,
+            Ok(Err(_)) => Giving::Left,
+            Err(_) => {
+                // Not given: it is read from the store.
+                self.rest.start = start;
+                let slice_bytes = u64::from(self.parts.head.slice_bytes);
+                Giving::Behind { until: offset + self.parts.fills.request_bytes_max(slice_bytes) }
+            }
+        }
     }
 
     async fn store_slices(&mut self, buffer: &mut SliceBuffer, mut data: Bytes) {
@@ -300,6 +413,25 @@ impl Walk {
         let bytes = bytes.split_off((self.rest.start - offset) as usize);
         self.rest.start += bytes.len() as u64;
         self.sender.send(Ok(bytes)).await.map_err(|_| Stop::Left)
+    }
+}
+
+/// Whether the reader keeps up.
+enum Giving {
+    On,
+    /// No more is given of this part, which goes to the store up to here.
+    Behind {
+        until: u64,
+    },
+    Left,
+}
+
+/// Tells those who wait for a run of slices how it went.
+fn tell(claim: Option<Lead>, taken: &Result<(), Stop>) {
+    match (claim, taken) {
+        (Some(lead), Err(Stop::Broken(why))) => lead.fail(Failure::Upstream(why.clone())),
+        (Some(lead), Ok(()) | Err(Stop::Left)) => lead.stored(),
+        (None, _) => {}
     }
 }
 
@@ -365,6 +497,10 @@ fn widened(part: &Range<u64>, slice_bytes: u64, length: u64) -> Range<u64> {
 
 /// Pieces that wait for the reader.
 const PIECES_AHEAD: usize = 2;
+/// How long a reader may hold up what others may wait for.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a request follows others for the same bytes before it asks for itself.
+const TURNS_MAX: usize = 3;
 
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are meant")]
@@ -499,7 +635,8 @@ mod tests {
     fn what_was_answered_already_is_not_asked_for_again() {
         on_a_worker(async {
             let (parts, origin) = object(&node());
-            let first = (2 * SLICE..3 * SLICE, Body::from(bytes_of(2 * SLICE..3 * SLICE)));
+            let body = Body::from(bytes_of(2 * SLICE..3 * SLICE));
+            let first = parts.first(2 * SLICE..3 * SLICE, body);
             let wanted = 2 * SLICE + 7..4 * SLICE;
             let reader = parts.read(wanted.clone(), Some(first));
             assert_bytes(&all(reader).await.expect("whole"), wanted);

@@ -1,6 +1,7 @@
 //! select: from a stored response, or one that is being filled, to what this request gets of it
 //! (RFC 9110 §13, §14, §15).
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::Pin;
@@ -16,62 +17,88 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Visit;
+use super::lookup::Found;
+use super::ranges::Mended;
 use crate::body::{Body, BodyError};
 use crate::cache::{self, CacheStatus, Multipart, Reason, Selected, StoredResponse};
 use crate::fetch::fill::Filling;
+use crate::fetch::parts::{First, Parts};
 use crate::route::{Facts, Fixed, Redirect};
 use crate::store::{Head, Store};
 
 /// Where the bytes of an answer come from.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
-    Stored(&'a Store, &'a Arc<Head>),
+    /// The third: where slices come from that the store loses meanwhile.
+    Stored(&'a Store, &'a Arc<Head>, Option<&'a Parts>),
     Filling(&'a Filling),
+    /// Not all of it is stored; some may be coming.
+    Parts(&'a Parts, &'a RefCell<Option<First>>),
 }
 
 impl Source<'_> {
     fn response(&self) -> &StoredResponse {
         match self {
-            Self::Stored(_, head) => &head.response,
+            Self::Stored(_, head, _) => &head.response,
             Self::Filling(filling) => filling.response(),
+            Self::Parts(parts, _) => &parts.head.response,
         }
     }
 
     fn complete_length(&self) -> Option<u64> {
         match self {
-            Self::Stored(_, head) => Some(head.complete_length()),
+            Self::Stored(_, head, _) => Some(head.complete_length()),
+            Self::Parts(parts, _) => Some(parts.head.complete_length()),
             Self::Filling(filling) => filling.response().complete_length,
         }
     }
 
     fn whole(&self) -> Body {
         match self {
-            Self::Stored(store, head) => stored_bytes(store, head, 0..head.complete_length()),
             Self::Filling(filling) => Body::stream(filling.read_all()),
+            Self::Stored(..) | Self::Parts(..) => {
+                self.bytes(0..self.complete_length().unwrap_or_default())
+            }
         }
     }
 
     fn bytes(&self, range: Range<u64>) -> Body {
         match self {
-            Self::Stored(store, head) => stored_bytes(store, head, range),
+            Self::Stored(store, head, mend) => stored_bytes(store, head, *mend, range),
             Self::Filling(filling) => Body::stream(filling.read(range)),
+            Self::Parts(parts, first) => {
+                Body::stream((*parts).clone().read(range, first.borrow_mut().take()))
+            }
         }
     }
 }
 
-fn stored_bytes(store: &Store, head: &Arc<Head>, range: Range<u64>) -> Body {
-    match &head.inline {
-        Some(body) => body.slice(range.start as usize..range.end as usize).into(),
-        None => Body::stream(store.body(head, range)),
+fn stored_bytes(store: &Store, head: &Arc<Head>, mend: Option<&Parts>, range: Range<u64>) -> Body {
+    match (&head.inline, mend) {
+        (Some(body), _) => body.slice(range.start as usize..range.end as usize).into(),
+        (None, None) => Body::stream(store.body(head, range)),
+        (None, Some(parts)) => {
+            let stored = store.body(head, range.clone());
+            Body::stream(Mended::new(stored, range, parts.clone()))
+        }
     }
 }
 
 impl Visit {
     /// A hit; `why` when it is served stale. `None` when bytes are missing.
-    pub(super) fn hit(&mut self, head: &Arc<Head>, why: Option<Reason>) -> Option<Response<Body>> {
+    pub(super) fn hit(
+        &mut self,
+        found: &Found,
+        head: &Arc<Head>,
+        why: Option<Reason>,
+    ) -> Option<Response<Body>> {
         let now = self.context.received_at;
         let ttl = head.response.freshness.ttl(now);
-        let response = self.select(Source::Stored(&self.worker.store, head))?;
+        let mend = self.parts(found, head);
+        if head.inline.is_none() && !self.can_begin(head, mend.is_some()) {
+            return None;
+        }
+        let response = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()))?;
         self.context.cache_status = CacheStatus { detail: why, ..CacheStatus::hit(ttl) };
         Some(response)
     }
@@ -83,12 +110,18 @@ impl Visit {
         let (method, fields) = (&self.request.method, self.request_fields());
         let limits = &self.rule.settings.cache.ranges;
         let length = source.complete_length();
-        let selected = cache::select(stored, method, fields, length, limits);
-        if matches!(selected, Selected::Missing(_)) {
-            return None;
-        }
-        let mut headers = cache::reuse_headers(stored, age);
         let is_head = *method == Method::HEAD;
+        let selected = match (cache::select(stored, method, fields, length, limits), source) {
+            (Selected::Missing(_), _) if is_head => Selected::Full,
+            // What is missing comes.
+            (Selected::Missing(_), Source::Parts(..)) => {
+                let whole = StoredResponse { parts: None, ..stored.clone() };
+                cache::select(&whole, method, fields, length, limits)
+            }
+            (Selected::Missing(_), _) => return None,
+            (selected, _) => selected,
+        };
+        let mut headers = cache::reuse_headers(stored, age);
         let (status, body) = match selected {
             Selected::Full => {
                 if let Some(length) = length
@@ -185,20 +218,31 @@ fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("digits, spaces and token characters")
 }
 
-/// The parts one after the other, each with its own head.
+/// The parts one after the other, each with its own head. A fill's readers are all made now,
+/// so that none is given up for lack of one; what is asked of upstream is asked in its turn.
 fn multipart(source: Source<'_>, plan: Multipart) -> Body {
     let length = plan.content_length();
     let mut rest = VecDeque::with_capacity(2 * plan.parts.len() + 1);
     for (head, range) in plan.parts {
-        rest.push_back(Body::from(head));
-        rest.push_back(source.bytes(range));
+        rest.push_back(Link::Ready(Body::from(head)));
+        rest.push_back(match source {
+            Source::Parts(parts, first) => {
+                Link::Later(Box::new((parts.clone(), range, first.borrow_mut().take())))
+            }
+            Source::Stored(..) | Source::Filling(_) => Link::Ready(source.bytes(range)),
+        });
     }
-    rest.push_back(Body::from(plan.tail));
+    rest.push_back(Link::Ready(Body::from(plan.tail)));
     Body::stream(Chain { rest, length })
 }
 
+enum Link {
+    Ready(Body),
+    Later(Box<(Parts, Range<u64>, Option<First>)>),
+}
+
 struct Chain {
-    rest: VecDeque<Body>,
+    rest: VecDeque<Link>,
     length: u64,
 }
 
@@ -211,8 +255,19 @@ impl HttpBody for Chain {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        while let Some(first) = this.rest.front_mut() {
-            match std::task::ready!(Pin::new(first).poll_frame(cx)) {
+        while let Some(link) = this.rest.front_mut() {
+            let body = match link {
+                Link::Ready(body) => body,
+                Link::Later(_) => {
+                    if let Some(Link::Later(later)) = this.rest.pop_front() {
+                        let (parts, range, first) = *later;
+                        let body = Body::stream(parts.read(range, first));
+                        this.rest.push_front(Link::Ready(body));
+                    }
+                    continue;
+                }
+            };
+            match std::task::ready!(Pin::new(body).poll_frame(cx)) {
                 None => drop(this.rest.pop_front()),
                 Some(frame) => {
                     let bytes = frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);

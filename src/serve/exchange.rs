@@ -9,6 +9,7 @@ use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH, VIA};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
+use super::ranges::Asked;
 use super::worker::{Plan, Worker};
 use crate::body::Body;
 use crate::cache::vary::Variant;
@@ -18,6 +19,7 @@ use crate::cache::{
 };
 use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
+use crate::fetch::parts::{First, Parts};
 use crate::fetch::{FetchError, FillEnd, Intent, Pool, UpstreamResponse};
 use crate::respond;
 use crate::route::{Rule, Site};
@@ -39,6 +41,8 @@ pub(super) struct Job {
     pub stale: Option<Arc<Head>>,
     /// Whether an error of upstream may be answered with `stale`.
     pub stale_if_error: bool,
+    /// The range to begin with, when nothing is stored and a range is all that is asked for.
+    pub asked: Option<Asked>,
 }
 
 /// What the client that caused an exchange is told of it.
@@ -54,6 +58,10 @@ pub(super) enum Came {
     /// On its way into the store; whoever follows the fill reads it. The fields are for the
     /// client that caused it alone.
     Filling(HeaderMap),
+    /// In part; the bytes that are not stored are to be had like this.
+    Parts(Box<(Parts, First)>),
+    /// What was asked for of it can't be cut from what came, which is not stored: ask alone.
+    Released(Option<Reason>),
     /// The stored response holds; this is its new head.
     Validated(Arc<Head>),
     /// Upstream answered with an error, in whose place a stale response may be served.
@@ -74,8 +82,12 @@ impl Job {
     /// Leads: asks upstream for all who follow.
     pub async fn lead(self, request: Request<Body>, lead: Lead, report: oneshot::Sender<Report>) {
         let began = self.worker.clock.now();
-        let upstream = match self.send_validating(request, began).await {
-            Ok(upstream) => upstream,
+        let sent = match self.send_validating(request, began).await {
+            Ok(upstream) => self.open(upstream).await,
+            Err(error) => Err(error),
+        };
+        let (upstream, part) = match sent {
+            Ok(opened) => opened,
             Err(error) => {
                 let error = Arc::new(error);
                 lead.fail(FillFailure::Upstream(error.clone()));
@@ -89,7 +101,10 @@ impl Job {
         match self.settle(upstream.response, began, lead.sequence()).await {
             Settled::Pass { response, reason, remember } => {
                 lead.release(remember);
-                tell(Came::Alone(response, reason));
+                tell(match part {
+                    None => Came::Alone(response, reason),
+                    Some(_) => Came::Released(Some(reason)),
+                });
             }
             Settled::Validated(head) => {
                 lead.stored();
@@ -99,11 +114,23 @@ impl Job {
                 lead.fail(FillFailure::Status(status));
                 tell(Came::Error(status));
             }
-            Settled::Store(stored, response) => {
-                let own = cache::fields::own_fields(response.headers(), &stored.headers);
-                tell(Came::Filling(own));
-                self.fill(lead, stored, response).await;
-            }
+            Settled::Store(stored, response) => match part {
+                None => {
+                    let own = cache::fields::own_fields(response.headers(), &stored.headers);
+                    tell(Came::Filling(own));
+                    self.fill(lead, stored, response).await;
+                }
+                Some(bytes) => match self.begin_parts(*stored, bytes, response.into_body()).await {
+                    Some(begun) => {
+                        lead.stored();
+                        tell(Came::Parts(Box::new(begun)));
+                    }
+                    None => {
+                        lead.release(None);
+                        tell(Came::Released(None));
+                    }
+                },
+            },
         }
     }
 
@@ -162,6 +189,10 @@ impl Job {
         let status = response.status();
         if self.stale_if_error && cache::decide::is_upstream_error(status) {
             return Settled::Error(status);
+        }
+        if status == StatusCode::PARTIAL_CONTENT {
+            // What is wanted as a part is made a whole of before: see `open`.
+            return Settled::Pass { response, reason: Reason::RangeInvalid, remember: None };
         }
         self.complete(&mut response);
         let settings = &self.rule.settings.cache;
@@ -237,7 +268,7 @@ impl Job {
     }
 
     /// Lists a variant just stored under its key.
-    async fn note_variant(&self, stored: &StoredResponse) {
+    pub async fn note_variant(&self, stored: &StoredResponse) {
         let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
         let store = &self.worker.store;
         // Two fills of one key may end at once; neither may lose the other's variant.

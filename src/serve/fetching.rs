@@ -17,6 +17,7 @@ use crate::body::Body;
 use crate::cache::{self, CacheStatus, Decision, Reason, Vary};
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
+use crate::fetch::slices::ask_for;
 use crate::fetch::{FetchError, Pool};
 use crate::respond::Failure;
 use crate::store::Head;
@@ -35,11 +36,11 @@ impl Visit {
         match self.stale_deadline(&found) {
             None => self.fetch_in_turn(found, reason).await,
             Some(soft) => {
-                let stale = found.head.clone();
+                let (place, stale) = (found.clone(), found.head.clone());
                 let arrived = tokio::time::timeout(soft, self.fetch_in_turn(found, reason)).await;
                 match (arrived, stale) {
                     (Ok(outcome), _) => outcome,
-                    (Err(_), Some(head)) => self.stand_in(&head, Reason::WhenSlow),
+                    (Err(_), Some(head)) => self.stand_in(&place, &head, Reason::WhenSlow),
                     (Err(_), None) => pending().await,
                 }
             }
@@ -63,7 +64,7 @@ impl Visit {
                         lead.stored();
                         return Ok(response);
                     }
-                    return self.lead(lead, found).await;
+                    return self.lead(lead, found, reason).await;
                 }
                 Join::Uncollapsed(why) => {
                     return self.pass(uncollapsed(why, reason), Some(found)).await;
@@ -87,6 +88,13 @@ impl Visit {
                         let status = self.context.cache_status;
                         self.context.cache_status =
                             CacheStatus { forwarded, collapsed: true, ..status };
+                        return Ok(response);
+                    }
+                    if let Some(head) = &again.head
+                        && matches!(self.decide(&again), Decision::Serve { .. })
+                        && let Some(response) = self.answer_in_parts(&again, head).await?
+                    {
+                        self.context.cache_status.collapsed = true;
                         return Ok(response);
                     }
                     return self.pass(reason, Some(again)).await;
@@ -113,9 +121,20 @@ impl Visit {
         response
     }
 
-    async fn lead(&mut self, lead: Lead, found: Found) -> Result<Response<Body>, Failure> {
-        let job = self.job(&found)?;
-        let request = self.fill_request(found.validated().map(Arc::as_ref));
+    async fn lead(
+        &mut self,
+        lead: Lead,
+        found: Found,
+        reason: Reason,
+    ) -> Result<Response<Body>, Failure> {
+        let mut job = self.job(&found)?;
+        let mut request = self.fill_request(found.validated().map(Arc::as_ref));
+        if found.validated().is_none()
+            && let Some(asked) = self.asked_range()
+        {
+            ask_for(&asked.range, None, request.headers_mut());
+            job.asked = Some(asked);
+        }
         let follower = lead.follower();
         let (report, reported) = oneshot::channel();
         spawn_local(job.lead(request, lead, report));
@@ -131,8 +150,17 @@ impl Visit {
                 Ok(response)
             }
             Came::Filling(own) => self.read_own(&follower, own).await,
-            Came::Validated(head) => Ok(self.validated(&head)),
-            Came::Error(status) => match self.stale_on_error(found.head.as_ref()) {
+            Came::Parts(begun) => {
+                let (parts, first) = *begun;
+                self.first_part(&parts, first).ok_or_else(failures::abandoned)
+            }
+            Came::Released(why) => {
+                let outcome = self.pass(reason, Some(found)).await;
+                self.context.cache_status.detail = why;
+                outcome
+            }
+            Came::Validated(head) => self.validated(&found, &head).await,
+            Came::Error(status) => match self.stale_on_error(&found) {
                 Some(response) => Ok(response),
                 None => Err(failures::upstream_status(status)),
             },
@@ -164,14 +192,23 @@ impl Visit {
         response
     }
 
-    fn validated(&mut self, head: &Arc<Head>) -> Response<Body> {
+    async fn validated(
+        &mut self,
+        found: &Found,
+        head: &Arc<Head>,
+    ) -> Result<Response<Body>, Failure> {
         let ttl = head.response.freshness.ttl(self.worker.clock.now());
         let status = &mut self.context.cache_status;
         (status.ttl, status.stored, status.detail) = (Some(ttl), true, Some(Reason::Validated));
-        match self.select(Source::Stored(&self.worker.store, head)) {
-            Some(response) => response,
-            None => Response::new(Body::Empty),
+        let before = *status;
+        let mend = self.parts(found, head);
+        if let Some(response) = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()))
+        {
+            return Ok(response);
         }
+        let response = self.answer_in_parts(found, head).await?;
+        self.context.cache_status = before;
+        response.ok_or_else(failures::abandoned)
     }
 
     /// A follower's look at what it followed.
@@ -208,7 +245,7 @@ impl Visit {
         found: &Found,
         failure: &FillFailure,
     ) -> Result<Response<Body>, Failure> {
-        if let Some(response) = self.stale_on_error(found.head.as_ref()) {
+        if let Some(response) = self.stale_on_error(found) {
             return Ok(response);
         }
         Err(match failure {
@@ -221,12 +258,12 @@ impl Visit {
         })
     }
 
-    pub(super) fn stale_on_error(&mut self, stale: Option<&Arc<Head>>) -> Option<Response<Body>> {
-        let head = stale?;
+    pub(super) fn stale_on_error(&mut self, found: &Found) -> Option<Response<Body>> {
+        let head = found.head.as_ref()?;
         if !self.may_serve_stale(head) {
             return None;
         }
-        self.stand_in(head, Reason::IfError).ok()
+        self.stand_in(found, head, Reason::IfError).ok()
     }
 
     pub(super) fn may_serve_stale(&self, head: &Head) -> bool {
@@ -236,16 +273,21 @@ impl Visit {
     }
 
     /// A stale response in the place of one that upstream has not given.
-    fn stand_in(&mut self, head: &Arc<Head>, why: Reason) -> Result<Response<Body>, Failure> {
+    fn stand_in(
+        &mut self,
+        found: &Found,
+        head: &Arc<Head>,
+        why: Reason,
+    ) -> Result<Response<Body>, Failure> {
         let status = CacheStatus { detail: Some(why), ..self.context.cache_status };
-        let response = self.hit(head, Some(why)).ok_or_else(failures::abandoned)?;
+        let response = self.hit(found, head, Some(why)).ok_or_else(failures::abandoned)?;
         let ttl = self.context.cache_status.ttl;
         self.context.cache_status = CacheStatus { ttl, ..status };
         Ok(response)
     }
 
     fn stale_deadline(&self, found: &Found) -> Option<Duration> {
-        let head = found.head.as_ref()?;
+        let head = found.head.as_ref().filter(|head| head.response.parts.is_none())?;
         let purged = self.worker.store.purge_verdict(head);
         let (settings, now) = (&self.rule.settings.cache, self.worker.clock.now());
         cache::stale_when_slow(&head.response, purged, &self.directives, settings, now)
@@ -275,6 +317,7 @@ impl Visit {
             fields: self.request.headers.clone(),
             stale: found.validated().cloned(),
             stale_if_error,
+            asked: None,
         })
     }
 

@@ -46,7 +46,7 @@ impl Visit {
             Ok(upstream) => upstream,
             Err(error) => {
                 tracing::warn!(request = %self.context.id, site = %self.site.name, pool = %job.pool.name(), %error, "no response from upstream");
-                return match self.stale_on_error(found.head.as_ref()) {
+                return match self.stale_on_error(&found) {
                     Some(response) => Ok(response),
                     None => Err(failures::upstream(&error)),
                 };
@@ -92,7 +92,12 @@ impl Visit {
                 Ok(self.first_hand(&filling, own))
             }
             Settled::Pass { mut response, reason: why, .. } => {
-                if !matches!(why, Reason::MethodUnstorable | Reason::CachingOff) {
+                // A part is what was asked for.
+                let expected = matches!(
+                    why,
+                    Reason::MethodUnstorable | Reason::CachingOff | Reason::RangeInvalid
+                );
+                if !expected {
                     self.context.cache_status.detail = Some(why);
                 }
                 self.announce_hop(&mut response);

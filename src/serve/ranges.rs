@@ -1,0 +1,282 @@
+//! Ranges of long objects: what is not stored is fetched in whole slices, and no more of it
+//! than what is asked for (RFC 9110 §14; RFC 9111 §3.3, §3.4).
+//!
+//! ```text
+//! nothing stored, Range ─▶ lead: sub-request ─┬ 206, a part   ─▶ partial object ─▶ parts
+//!                                             ├ 206, all of it ─▶ fill, as a 200
+//!                                             ├ 206, unusable  ─▶ asked again in whole ─▶ fill
+//!                                             └ 200, others    ─▶ as without ranges
+//! stored, bytes missing ─▶ begin ─┬ the first byte can be had ─▶ parts
+//!                                 └ changed at the origin     ─▶ fetched like nothing stored
+//! ```
+//!
+//! What is planned, and which answer is good for what, is decided in [`crate::fetch::slices`].
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::Visit;
+use super::answer::{Source, first_hand};
+use super::exchange::Job;
+use super::lookup::Found;
+use crate::body::{Body, BodyError};
+use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
+use crate::cache::{CacheStatus, Reason, StoredResponse};
+use crate::fetch::collapse::Failure as FillFailure;
+use crate::fetch::parts::{Ask, First, Parts, PartsReader, Refused};
+use crate::fetch::slices::{Answer, Validator, ask_for, judge};
+use crate::fetch::{FetchError, UpstreamResponse};
+use crate::respond::Failure;
+use crate::store::{Head, StoredBody};
+
+/// What all sub-requests for parts of an object have in common.
+#[derive(Clone)]
+pub(super) struct Sought {
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Sought {
+    fn request(&self, range: Option<&Range<u64>>, bound: Option<&Validator>) -> Request<Body> {
+        let mut request = Request::new(Body::Empty);
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        if let Some(range) = range {
+            ask_for(range, bound, request.headers_mut());
+        }
+        request
+    }
+}
+
+/// A range of an object of which nothing is stored: the slices to ask for first.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub range: Range<u64>,
+    pub sought: Rc<Sought>,
+}
+
+impl Visit {
+    /// The request asks for a range: what to begin with.
+    pub(super) fn asked_range(&self) -> Option<Asked> {
+        let text = self.request_fields().get(RANGE).filter(|_| self.request.method == Method::GET);
+        let ranges_max = self.rule.settings.cache.ranges.ranges_max;
+        let specs = parse_specs(text?.as_bytes(), ranges_max)?;
+        let (start, end) = specs.into_iter().map(reach).min()?;
+        let range = self.worker.fills.first_asked(start, end);
+        Some(Asked { range, sought: self.sought() })
+    }
+
+    pub(super) fn sought(&self) -> Rc<Sought> {
+        let (parts, _) = self.fill_request(None).into_parts();
+        Rc::new(Sought { uri: parts.uri, headers: parts.headers })
+    }
+
+    /// How the bytes of `head` that are not stored can be had. `None` when it lies in one
+    /// piece, or has no strong validator.
+    pub(super) fn parts(&self, found: &Found, head: &Arc<Head>) -> Option<Parts> {
+        if head.inline.is_some() {
+            return None;
+        }
+        let job = self.job(&Found { head: None, ..found.clone() }).ok()?;
+        job.parts(head.clone(), self.sought())
+    }
+
+    /// Whether a hit can begin: its first byte is stored, and all others are or can be had.
+    pub(super) fn can_begin(&self, head: &Arc<Head>, mended: bool) -> bool {
+        let start = self.first_wanted(head);
+        let wanted = start..if mended { start + 1 } else { head.complete_length() };
+        self.worker.store.missing(head, wanted).is_empty()
+    }
+
+    /// Answers with what is stored and, for what is not, by way of upstream. `None` when the
+    /// object has changed at the origin, or can't be had in parts.
+    pub(super) async fn answer_in_parts(
+        &mut self,
+        found: &Found,
+        head: &Arc<Head>,
+    ) -> Result<Option<Response<Body>>, Failure> {
+        let Some(parts) = self.parts(found, head) else { return Ok(None) };
+        let ttl = head.response.freshness.ttl(self.context.received_at);
+        let status = CacheStatus::forwarded(Reason::BytesMissing);
+        self.context.cache_status = CacheStatus { ttl: Some(ttl), stored: true, ..status };
+        match parts.begin(self.first_wanted(head)).await {
+            Ok(first) => Ok(self.select(Source::Parts(&parts, &RefCell::new(first)))),
+            Err(Refused::Changed) => Ok(None),
+            Err(Refused::Failed(why)) => {
+                self.without_upstream(found, &FillFailure::Upstream(why)).map(Some)
+            }
+        }
+    }
+
+    /// The answer to the request that made an object known in part.
+    pub(super) fn first_part(&mut self, parts: &Parts, first: First) -> Option<Response<Body>> {
+        let ttl = parts.head.response.freshness.ttl(self.worker.clock.now());
+        let status = &mut self.context.cache_status;
+        (status.stored, status.ttl) = (true, Some(ttl));
+        let mut response = self.select(Source::Parts(parts, &RefCell::new(Some(first))))?;
+        first_hand(&mut response);
+        Some(response)
+    }
+
+    /// The first byte of `head` that this request wants, conditions aside.
+    fn first_wanted(&self, head: &Head) -> u64 {
+        let Some(text) = self.request_fields().get(RANGE) else { return 0 };
+        let limits = &self.rule.settings.cache.ranges;
+        match requested(text.as_bytes(), head.complete_length(), limits) {
+            Requested::Ranges(ranges) => ranges.first().map_or(0, |range| range.start),
+            Requested::Whole | Requested::Unsatisfiable => 0,
+        }
+    }
+}
+
+impl Job {
+    /// What of `head` is not stored is asked for with this job.
+    pub(super) fn parts(self, head: Arc<Head>, sought: Rc<Sought>) -> Option<Parts> {
+        let bound = Validator::of(&head.response.headers)?;
+        let (store, fills) = (self.worker.store.clone(), self.worker.fills.clone());
+        let job = Rc::new(self);
+        let ask: Ask = Rc::new(move |range| {
+            let (job, request) = (job.clone(), sought.request(Some(&range), Some(&bound)));
+            Box::pin(async move { Ok(job.send(request).await?.response) })
+        });
+        Parts::new(&store, &fills, head, ask)
+    }
+
+    /// Judges the answer to a first sub-request. A part of an object that can be stored in
+    /// parts comes back as the head of the whole, with the bytes that its body has; what can't
+    /// is asked for again in whole.
+    pub(super) async fn open(
+        &self,
+        mut upstream: UpstreamResponse,
+    ) -> Result<(UpstreamResponse, Option<Range<u64>>), FetchError> {
+        let Some(asked) = &self.asked else { return Ok((upstream, None)) };
+        let (status, headers) = (upstream.response.status(), upstream.response.headers());
+        if status != StatusCode::PARTIAL_CONTENT {
+            return Ok((upstream, None));
+        }
+        let answer = judge(&asked.range, None, None, status, headers);
+        if let Answer::Part { bytes, complete_length: Some(length) } = answer {
+            let is_whole = bytes == (0..length);
+            if is_whole || Validator::of(headers).is_some() {
+                as_whole(&mut upstream.response, length);
+                return Ok((upstream, (!is_whole).then_some(bytes)));
+            }
+        }
+        Ok((self.send(asked.sought.request(None, None)).await?, None))
+    }
+
+    /// Makes an object known of which these bytes are coming. `None` when it can't be stored
+    /// in parts.
+    pub(super) async fn begin_parts(
+        self,
+        stored: StoredResponse,
+        bytes: Range<u64>,
+        body: Body,
+    ) -> Option<(Parts, First)> {
+        let sought = self.asked.as_ref()?.sought.clone();
+        let head = self.worker.store.partial(stored).ok()?;
+        self.note_variant(&head.response).await;
+        let parts = self.parts(head, sought)?;
+        let first = parts.first(bytes, body);
+        Some((parts, first))
+    }
+}
+
+/// From which byte to which a member of `Range` reaches, of an unknown length: the end of it is
+/// known when its beginning is.
+fn reach(spec: RangeSpec) -> (u64, u64) {
+    match spec {
+        RangeSpec::From(first, last) => {
+            (first, last.map_or(u64::MAX, |last| last.saturating_add(1)))
+        }
+        RangeSpec::Last(_) => (0, 1),
+    }
+}
+
+/// The head of the whole, from that of a part of it.
+fn as_whole(response: &mut Response<Body>, length: u64) {
+    *response.status_mut() = StatusCode::OK;
+    response.headers_mut().remove(CONTENT_RANGE);
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
+}
+
+/// A stored body that goes on from upstream where the store has lost a slice of it.
+pub(super) struct Mended {
+    stored: StoredBody,
+    rest: Range<u64>,
+    parts: Option<Parts>,
+    mending: Option<PartsReader>,
+}
+
+impl Mended {
+    pub fn new(stored: StoredBody, range: Range<u64>, parts: Parts) -> Self {
+        let rest = range.start..range.end.min(parts.head.complete_length());
+        Self { stored, rest, parts: Some(parts), mending: None }
+    }
+}
+
+impl HttpBody for Mended {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(mending) = &mut this.mending {
+                return Pin::new(mending).poll_frame(cx);
+            }
+            let frame = ready!(Pin::new(&mut this.stored).poll_frame(cx));
+            match (&frame, this.parts.take()) {
+                (Some(Err(_)), Some(parts)) => {
+                    this.mending = Some(parts.read(this.rest.clone(), None));
+                }
+                (_, parts) => {
+                    this.parts = parts;
+                    let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+                    this.rest.start += data.map_or(0, |data| data.len() as u64);
+                    return Poll::Ready(frame);
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.mending {
+            Some(mending) => mending.size_hint(),
+            None => SizeHint::with_exact(self.rest.end - self.rest.start),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_sub_request_begins_with_the_first_range() {
+        let first = |text: &str| {
+            parse_specs(text.as_bytes(), 10).and_then(|specs| specs.into_iter().map(reach).min())
+        };
+        assert_eq!(first("bytes=500-599"), Some((500, 600)));
+        assert_eq!(first("bytes=500-"), Some((500, u64::MAX)));
+        assert_eq!(first("bytes=-500"), Some((0, 1)), "the length must be known first");
+        assert_eq!(first("bytes=500-599,10-19,700-"), Some((10, 20)));
+        assert_eq!(first("pages=1-2"), None);
+    }
+}
