@@ -344,5 +344,7 @@ fn remembered(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> O
             | Reason::MustUnderstand
             | Reason::Deceptive
     );
-    (lasting && !exchange.status.is_server_error()).then_some(settings.pass_memory)
+    let of_the_request = exchange.status == StatusCode::RANGE_NOT_SATISFIABLE;
+    (lasting && !of_the_request && !exchange.status.is_server_error())
+        .then_some(settings.pass_memory)
 }

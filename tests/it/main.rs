@@ -10,6 +10,7 @@ mod gate;
 mod harness;
 mod operations;
 mod protocol;
+mod ranges;
 mod routing;
 mod sharing;
 mod size;

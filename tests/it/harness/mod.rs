@@ -7,6 +7,7 @@ pub mod client;
 pub mod node;
 pub mod origin;
 pub mod process;
+pub mod victim;
 
 use std::time::Duration;
 

@@ -84,6 +84,11 @@ impl Answer {
         Self { status: 200, body: body.into(), ..Self::default() }
     }
 
+    /// 206; which part it is, is a field to add.
+    pub fn part(body: impl Into<Vec<u8>>) -> Self {
+        Self { status: 206, ..Self::ok(body) }
+    }
+
     pub fn status(status: u16) -> Self {
         Self { status, ..Self::default() }
     }

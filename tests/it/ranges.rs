@@ -1,0 +1,328 @@
+//! Long objects and ranges: what a seek costs, and what an origin may do meanwhile.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::victim::Victim;
+use crate::harness::{Answer, Client, Gate, Origin};
+
+const SLICE: u64 = 256 << 10;
+const MIB: u64 = 1 << 20;
+
+/// What a version of the object has at these offsets.
+fn bytes_of(version: u64, range: Range<u64>) -> Vec<u8> {
+    let words = range.start / 8..range.end.div_ceil(8);
+    let word = |at: u64| (at ^ (version << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let bytes: Vec<u8> = words.flat_map(|at| word(at).to_le_bytes()).collect();
+    let before = (range.start % 8) as usize;
+    bytes[before..before + (range.end - range.start) as usize].to_vec()
+}
+
+fn assert_bytes(found: &[u8], version: u64, range: Range<u64>) {
+    assert_eq!(found.len() as u64, range.end - range.start, "{range:?}");
+    if let Some(at) = found.iter().zip(bytes_of(version, range.clone())).position(|(a, b)| *a != b)
+    {
+        panic!("byte {} of {range:?} is wrong", range.start + at as u64);
+    }
+}
+
+/// How an origin deals with ranges.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Ranges,
+    /// Ranges, and nothing that binds them together.
+    NoValidator,
+    WholeOnly,
+}
+
+struct Object {
+    origin: Origin,
+    version: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
+}
+
+/// An origin of one object whose bytes are a function of their offset and its version.
+fn object(length: u64, manner: Manner) -> Object {
+    let (version, sent) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
+    let (current, count) = (version.clone(), sent.clone());
+    let origin = Origin::start(move |seen| {
+        let version = current.load(Ordering::SeqCst);
+        let tag = format!("\"v{version}\"");
+        let range = seen.header("range").and_then(|text| {
+            let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+            let first: u64 = first.parse().ok()?;
+            Some(first..last.parse().map_or(length, |last: u64| (last + 1).min(length)))
+        });
+        let bound = seen.header("if-range").is_none_or(|bound| bound == tag);
+        let part = range.filter(|_| bound && manner != Manner::WholeOnly);
+        let answer = match part {
+            Some(range) if range.start >= length => {
+                Answer::status(416).header("Content-Range", &format!("bytes */{length}"))
+            }
+            Some(range) => {
+                count.fetch_add(range.end - range.start, Ordering::SeqCst);
+                let content_range = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+                Answer::part(bytes_of(version, range)).header("Content-Range", &content_range)
+            }
+            None => {
+                count.fetch_add(length, Ordering::SeqCst);
+                Answer::ok(bytes_of(version, 0..length))
+            }
+        };
+        let answer = answer.fresh_for(3600);
+        if manner == Manner::NoValidator { answer } else { answer.header("ETag", &tag) }
+    });
+    Object { origin, version, sent }
+}
+
+fn node(object: &Object, memory: &str, disk: &str) -> (tempfile::TempDir, Victim) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = format!(
+        "[store]\nmemory = \"{memory}\"\ndisk = \"{disk}\"\nadmission = \"all\"\n\
+         preallocate = false\n[limits]\nconnections_per_address_max = 20000\n\
+         [log]\naccess = \"off\"\n"
+    );
+    let process = Victim::start(directory.path(), &object.origin.url(), &config);
+    (directory, process)
+}
+
+fn range_field(range: &Range<u64>) -> String {
+    format!("Range: bytes={}-{}", range.start, range.end - 1)
+}
+
+fn read(client: &mut Client, version: u64, range: Range<u64>) -> crate::harness::Response {
+    let response = client.get("a.test", "/long", &[&range_field(&range)]);
+    assert_eq!(response.status, 206, "{range:?}: {:?}", response.headers);
+    assert_bytes(&response.body, version, range);
+    response
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+fn seek_at_random(length: u64, reads: usize, memory: &str, disk: &str) {
+    let object = object(length, Manner::Ranges);
+    let (_directory, process) = node(&object, memory, disk);
+    let mut client = Client::connect(process.address);
+    let mut random = Random(20_261_122);
+    let mut touched = BTreeSet::new();
+    for _ in 0..reads {
+        let start = random.below(length);
+        let end = length.min(start + 1 + random.below(MIB));
+        touched.extend(start / SLICE..=(end - 1) / SLICE);
+        read(&mut client, 1, start..end);
+    }
+    let touched_bytes = touched.len() as u64 * SLICE;
+    let sent = object.sent.load(Ordering::SeqCst);
+    println!(
+        "{reads} ranges of {} MiB: {} MiB of slices touched, {} MiB from the origin in {} \
+         requests, at most {} MiB of memory",
+        length / MIB,
+        touched_bytes / MIB,
+        sent / MIB,
+        object.origin.requests(),
+        process.memory_bytes_max() / MIB
+    );
+    assert!(sent * 10 <= touched_bytes * 12, "{sent} bytes for {touched_bytes}");
+    assert!(process.memory_bytes_max() <= 256 * MIB);
+}
+
+#[test]
+fn random_ranges_cost_the_slices_that_they_touch() {
+    seek_at_random(64 * MIB, 150, "96MiB", "none");
+}
+
+#[test]
+#[ignore = "some minutes: for the figures in docs"]
+fn random_ranges_of_two_gigabytes_cost_the_slices_that_they_touch() {
+    seek_at_random(2 << 30, 3000, "64MiB", "3GiB");
+}
+
+#[test]
+fn a_full_request_completes_what_ranges_have_begun() {
+    let length = 5 * MIB + 1000;
+    let object = object(length, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    read(&mut client, 1, 3 * MIB..3 * MIB + 10);
+    let whole = client.get("a.test", "/long", &[]);
+    assert_eq!(whole.status, 200);
+    assert_bytes(&whole.body, 1, 0..length);
+    assert!(whole.header("cache-status").contains("fwd=partial"), "{:?}", whole.headers);
+    assert_eq!(object.sent.load(Ordering::SeqCst), length, "no byte was fetched twice");
+    let requests = object.origin.requests();
+    let again = client.get("a.test", "/long", &[]);
+    assert_bytes(&again.body, 1, 0..length);
+    assert!(again.is_hit(), "{:?}", again.headers);
+    let tail = client.get("a.test", "/long", &["Range: bytes=-7"]);
+    assert_bytes(&tail.body, 1, length - 7..length);
+    assert_eq!(object.origin.requests(), requests);
+}
+
+#[test]
+fn a_short_object_comes_in_whole() {
+    let object = object(MIB - 5, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    read(&mut client, 1, 1000..2000);
+    read(&mut client, 1, 700_000..700_001);
+    let whole = client.get("a.test", "/long", &[]);
+    assert_bytes(&whole.body, 1, 0..MIB - 5);
+    assert!(whole.is_hit());
+    assert_eq!(object.origin.requests(), 1);
+}
+
+#[test]
+fn an_object_that_changes_is_cut_off_and_never_mixed() {
+    let length = 4 * MIB;
+    let object = object(length, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    read(&mut client, 1, 0..MIB);
+    object.version.store(2, Ordering::SeqCst);
+    // Its beginning is stored and promised; what follows is of another version.
+    let cut = client.get("a.test", "/long", &[]);
+    assert!(!cut.is_complete);
+    assert_bytes(&cut.body, 1, 0..cut.body.len() as u64);
+    let mut client = Client::connect(process.address);
+    let whole = client.get("a.test", "/long", &[]);
+    assert!(whole.is_complete);
+    assert_bytes(&whole.body, 2, 0..length);
+}
+
+#[test]
+fn a_change_before_the_first_byte_is_no_error() {
+    let length = 4 * MIB;
+    let object = object(length, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    read(&mut client, 1, 0..MIB);
+    object.version.store(2, Ordering::SeqCst);
+    read(&mut client, 2, 3 * MIB..3 * MIB + 100);
+    read(&mut client, 2, 0..100);
+}
+
+#[test]
+fn an_origin_without_ranges_is_asked_once_for_the_whole() {
+    for manner in [Manner::WholeOnly, Manner::NoValidator] {
+        let object = object(4 * MIB, manner);
+        let (_directory, process) = node(&object, "64MiB", "none");
+        let mut client = Client::connect(process.address);
+        read(&mut client, 1, 3 * MIB..3 * MIB + 500);
+        let requests = object.origin.requests();
+        assert!(requests <= 2, "a range, and then the whole: {requests}");
+        read(&mut client, 1, 10..SLICE);
+        let whole = client.get("a.test", "/long", &[]);
+        assert_bytes(&whole.body, 1, 0..4 * MIB);
+        assert_eq!(object.origin.requests(), requests);
+    }
+}
+
+#[test]
+fn several_ranges_at_once_come_in_their_order() {
+    let object = object(8 * MIB, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    let response = client.get("a.test", "/long", &["Range: bytes=6000000-6000099,2000000-2000099"]);
+    assert_eq!(response.status, 206);
+    assert!(response.is_complete);
+    let place = |range: Range<u64>| {
+        let part = bytes_of(1, range);
+        response.body.windows(part.len()).position(|bytes| *bytes == *part)
+    };
+    let (first, second) = (place(6_000_000..6_000_100), place(2_000_000..2_000_100));
+    assert!(first.is_some() && first < second, "{first:?} {second:?}");
+    assert!(object.sent.load(Ordering::SeqCst) <= 3 * SLICE, "two slices, or three");
+}
+
+#[test]
+fn a_range_beyond_the_end_is_refused_and_says_the_length() {
+    let object = object(4 * MIB, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    for _ in 0..2 {
+        let response = client.get("a.test", "/long", &["Range: bytes=9000000-"]);
+        assert_eq!(response.status, 416);
+        assert_eq!(response.header("content-range"), format!("bytes */{}", 4 * MIB));
+        read(&mut client, 1, 0..10);
+    }
+}
+
+/// Looks at every byte, and keeps none.
+async fn read_whole(mut stream: TcpStream, expected: Arc<Vec<u8>>) {
+    let mut buffer = vec![0; 64 << 10];
+    let mut head = 0;
+    while !buffer[..head].ends_with(b"\r\n\r\n") {
+        let read = stream.read(&mut buffer[head..=head]).await.expect("read");
+        assert!(read == 1 && head < 8192, "a head: {:?}", String::from_utf8_lossy(&buffer[..head]));
+        head += 1;
+    }
+    assert!(buffer.starts_with(b"HTTP/1.1 200 "), "{:?}", String::from_utf8_lossy(&buffer[..head]));
+    let mut at = 0;
+    loop {
+        let read = stream.read(&mut buffer).await.expect("read");
+        if read == 0 {
+            break;
+        }
+        assert!(expected.get(at..at + read) == Some(&buffer[..read]), "every byte is right");
+        at += read;
+    }
+    assert_eq!(at, expected.len());
+}
+
+/// So many clients ask at once for an object that nobody has; every byte of each is looked at.
+fn ask_at_once(clients: usize) {
+    let length = MIB;
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        Origin::start(move |_| Answer::ok(bytes_of(1, 0..length)).fresh_for(3600).behind(&gate))
+    };
+    let sent = Arc::default();
+    let object = Object { origin, version: Arc::default(), sent };
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let expected = Arc::new(bytes_of(1, 0..length));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let mut readers = Vec::new();
+        for _ in 0..clients {
+            let mut stream = TcpStream::connect(process.address).await.expect("connected");
+            let request = b"GET /long HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await.expect("sent");
+            let expected = expected.clone();
+            readers.push(tokio::spawn(read_whole(stream, expected)));
+        }
+        object.origin.wait_for_requests(1);
+        gate.open();
+        for reader in readers {
+            reader.await.expect("right");
+        }
+    });
+    println!("{clients} clients: {} MiB of memory", process.memory_bytes_max() / MIB);
+    assert_eq!(object.origin.requests(), 1);
+}
+
+#[test]
+fn a_crowd_for_a_cold_object_is_one_request_to_the_origin() {
+    ask_at_once(500);
+}
+
+#[test]
+#[ignore = "needs 20,000 open files and a minute"]
+fn ten_thousand_for_a_cold_object_are_one_request_to_the_origin() {
+    ask_at_once(10_000);
+}
