@@ -118,6 +118,8 @@ impl Job {
                 None => {
                     let own = cache::fields::own_fields(response.headers(), &stored.headers);
                     tell(Came::Filling(own));
+                    // Who asked for a range leaves early; the next one would begin anew.
+                    let lead = if self.asked.is_some() { lead.to_the_end() } else { lead };
                     self.fill(lead, stored, response).await;
                 }
                 Some(bytes) => match self.begin_parts(*stored, bytes, response.into_body()).await {

@@ -3,6 +3,7 @@
 mod bus;
 mod caching;
 mod conformance;
+mod crash;
 mod docs;
 mod failures;
 mod gate;
