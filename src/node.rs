@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -283,8 +284,12 @@ impl Shared {
                     let answering = worker.clone();
                     let service =
                         move |connection, request| serve::serve(&answering, connection, request);
+                    let logging = worker.clone();
+                    let on_refused = Rc::new(move |connection, status| {
+                        serve::log_refused(&logging, connection, status);
+                    });
                     let (door, clock) = (shared.door.clone(), shared.clock.clone());
-                    listen::serve(sockets, door, service, recorder, clock, drain).await;
+                    listen::serve(sockets, door, service, on_refused, recorder, clock, drain).await;
                     worker.flush_log();
                 };
                 LocalSet::new().block_on(&runtime, serving);

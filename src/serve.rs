@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 
 use crate::body::Body;
@@ -103,6 +103,25 @@ pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<B
             Serving::Ready(Some(send(worker, context, response)))
         }
     }
+}
+
+/// Counts and logs what was refused for its form, before there was a request: nothing but the
+/// connection is known of it.
+pub fn log_refused(worker: &Worker, connection: Rc<Connection>, status: StatusCode) {
+    let mut request = Request::new(()).into_parts().0;
+    request.method = Method::from_bytes(b"-").expect("a token");
+    request.uri = Uri::from_static("*");
+    let mut context = begin(worker, connection, &request);
+    context.failure = Some(match status {
+        StatusCode::REQUEST_TIMEOUT => "timed-out",
+        StatusCode::URI_TOO_LONG => "target-too-long",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "head-too-large",
+        _ => "malformed",
+    });
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = status;
+    // The listener has answered already.
+    drop(send(worker, context, response));
 }
 
 fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> RequestContext {

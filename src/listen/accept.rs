@@ -32,12 +32,13 @@ use super::proxy::{self, Parsed};
 use super::record::{self, Refused};
 use super::session::{Order, Overdue, Phase, Session, Traffic, tick};
 use super::settings::Listener;
-use super::{Door, h1, h2};
+use super::{Door, OnRefused, h1, h2};
 
 /// What the connections of one worker share.
 struct Worker<S> {
     door: Arc<Door>,
     service: S,
+    on_refused: OnRefused,
     recorder: Recorder,
     clock: Clock,
     started: Instant,
@@ -61,6 +62,7 @@ pub async fn serve<S, F>(
     sockets: WorkerSockets,
     door: Arc<Door>,
     service: S,
+    on_refused: OnRefused,
     recorder: Recorder,
     clock: Clock,
     mut drain: Drain,
@@ -68,7 +70,7 @@ pub async fn serve<S, F>(
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
-    let worker = Rc::new(Worker::new(door, service, recorder, clock));
+    let worker = Rc::new(Worker::new(door, service, on_refused, recorder, clock));
     let doors: Vec<_> = sockets
         .sockets
         .into_iter()
@@ -114,11 +116,18 @@ where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
-    fn new(door: Arc<Door>, service: S, recorder: Recorder, clock: Clock) -> Self {
+    fn new(
+        door: Arc<Door>,
+        service: S,
+        on_refused: OnRefused,
+        recorder: Recorder,
+        clock: Clock,
+    ) -> Self {
         let date = Rc::new(RefCell::new(date(&clock)));
         Self {
             door,
             service,
+            on_refused,
             recorder,
             clock,
             started: Instant::now(),
@@ -279,13 +288,17 @@ where
             },
         };
         let (facts, session) = (Rc::new(facts), session.clone());
-        let (service, recorder) = (self.service.clone(), self.recorder.clone());
+        let (service, on_refused) = (self.service.clone(), self.on_refused.clone());
+        let recorder = self.recorder.clone();
         match first {
             FirstBytes::None => {}
-            FirstBytes::Http1 => h1::serve(transport, service, facts, session, recorder).await,
+            FirstBytes::Http1 => {
+                h1::serve(transport, service, on_refused, facts, session, recorder).await;
+            }
             FirstBytes::Http2 => {
                 let date = self.date.clone();
-                Box::pin(h2::serve(transport, service, facts, session, recorder, date)).await;
+                Box::pin(h2::serve(transport, service, on_refused, facts, session, recorder, date))
+                    .await;
             }
         }
     }

@@ -23,6 +23,7 @@ use crate::body::{Body, BodyError};
 use crate::context::Connection;
 use crate::metrics::Recorder;
 
+use super::OnRefused;
 use super::framing::BodyFraming;
 use super::io::{FirstBytes, Transport};
 use super::pace::Paced;
@@ -33,6 +34,7 @@ use super::settings::Limits;
 /// What the requests of one connection share.
 struct Client<S> {
     service: S,
+    on_refused: OnRefused,
     facts: Rc<Connection>,
     session: Rc<Session>,
     recorder: Recorder,
@@ -42,6 +44,7 @@ struct Client<S> {
 pub(super) async fn serve<T, S, F>(
     mut transport: Transport<T>,
     service: S,
+    on_refused: OnRefused,
     facts: Rc<Connection>,
     session: Rc<Session>,
     recorder: Recorder,
@@ -53,7 +56,7 @@ pub(super) async fn serve<T, S, F>(
     transport.follow_framing();
     session.allow_parking();
     let builder = builder(&session.limits);
-    let client = Rc::new(Client { service, facts, session, recorder });
+    let client = Rc::new(Client { service, on_refused, facts, session, recorder });
     loop {
         match until_parked(&builder, transport, &client).await {
             Some(parked) => transport = parked,
@@ -124,7 +127,10 @@ where
     match end.await {
         End::Closed(Ok(())) => None,
         End::Closed(Err(error)) => {
-            record::http1_error(&client.recorder, &error, session.wire.is_refused());
+            let refused = session.wire.is_refused();
+            if let Some(status) = record::http1_error(&client.recorder, &error, refused) {
+                (client.on_refused)(client.facts.clone(), status);
+            }
             None
         }
         End::Parked => take_back(connection),
@@ -133,6 +139,9 @@ where
             // hyper would close without a word; a client that is only slow should know
             // (RFC 9110 §15.5.9).
             let is_slow = overdue == Overdue::Header && session.wire.head_begun();
+            if is_slow {
+                (client.on_refused)(client.facts.clone(), StatusCode::REQUEST_TIMEOUT);
+            }
             if is_slow || overdue == Overdue::Idle {
                 let words = is_slow.then_some(REQUEST_TIMEOUT);
                 farewell(take_back(connection)?, words).await;
@@ -194,6 +203,7 @@ where
         let is_connect = request.method() == Method::CONNECT;
         let mut response = if super::uri_bytes(&request) > session.limits.uri_bytes_max {
             record::uri_too_long(&client.recorder);
+            (client.on_refused)(client.facts.clone(), StatusCode::URI_TOO_LONG);
             closing(StatusCode::URI_TOO_LONG)
         } else {
             let request = request.map(|body| paced(body, &client));

@@ -30,6 +30,7 @@ use crate::body::Body;
 use crate::context::Connection;
 use crate::metrics::{Metric, Recorder};
 
+use super::OnRefused;
 use super::gather::Gather;
 use super::io::Transport;
 use super::pace::{Pace, Paced};
@@ -40,6 +41,7 @@ use super::settings::{H2Limits, Limits};
 /// What the requests of one connection share.
 struct Client<S> {
     service: S,
+    on_refused: OnRefused,
     facts: Rc<Connection>,
     session: Rc<Session>,
     recorder: Recorder,
@@ -52,6 +54,7 @@ struct Client<S> {
 pub(super) async fn serve<T, S, F>(
     transport: Transport<T>,
     service: S,
+    on_refused: OnRefused,
     facts: Rc<Connection>,
     session: Rc<Session>,
     recorder: Recorder,
@@ -69,7 +72,8 @@ pub(super) async fn serve<T, S, F>(
         Err(overdue) => return record::overdue(&recorder, overdue),
     };
     let budget = Budget::new(&session.limits.h2);
-    let client = Client { service, facts, session, recorder, date, resets: Rc::default() };
+    let client =
+        Client { service, on_refused, facts, session, recorder, date, resets: Rc::default() };
     let mut driver = Driver {
         connection,
         transport,
@@ -228,6 +232,9 @@ fn take_up<S, F>(
     record::request(&client.recorder, request.version());
     let limits = &client.session.limits;
     let refusal = refusal(&request, limits, &client.recorder);
+    if let Some(refusal) = &refusal {
+        (client.on_refused)(client.facts.clone(), refusal.status());
+    }
     let is_head = request.method() == Method::HEAD;
     if !request.body().is_end_stream() && request.headers().contains_key(EXPECT) {
         let mut go_on = Response::new(());

@@ -20,12 +20,14 @@ mod session;
 mod settings;
 pub mod tls;
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::{Request, Response, StatusCode};
 
 use crate::body::Body;
+use crate::context::Connection;
 use counts::Counts;
 
 pub use accept::serve;
@@ -55,6 +57,9 @@ impl Door {
         self.limits.store(Arc::new(limits));
     }
 }
+
+/// Told of each request that is refused here, which no other room sees, and of its answer.
+pub type OnRefused = Rc<dyn Fn(Rc<Connection>, StatusCode)>;
 
 /// Path and query as the client wrote them.
 fn uri_bytes<B>(request: &Request<B>) -> usize {

@@ -1,6 +1,6 @@
 //! What this room counts, and under which label: the one place that knows the positions.
 
-use http::Version;
+use http::{StatusCode, Version};
 use rustls::HandshakeKind;
 
 use crate::metrics::{Metric, Recorder};
@@ -63,15 +63,24 @@ pub(super) fn handshake_failed(recorder: &Recorder, error: &std::io::Error) {
     recorder.count_labelled(Metric::Handshakes, label);
 }
 
-/// `refused`: the bytes never reached hyper, whose error is only the consequence.
-pub(super) fn http1_error(recorder: &Recorder, error: &hyper::Error, refused: bool) {
-    if refused {
-        recorder.count_labelled(Metric::RequestsUnread, 3);
+/// What hyper has answered, if that was for the request's form. `refused`: the bytes never
+/// reached hyper, whose error is only the consequence.
+pub(super) fn http1_error(
+    recorder: &Recorder,
+    error: &hyper::Error,
+    refused: bool,
+) -> Option<StatusCode> {
+    let (label, status) = if refused {
+        (3, StatusCode::BAD_REQUEST)
     } else if error.is_parse_too_large() {
-        recorder.count_labelled(Metric::RequestsUnread, 1);
+        (1, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
     } else if error.is_parse() {
-        recorder.count_labelled(Metric::RequestsUnread, 0);
-    }
+        (0, StatusCode::BAD_REQUEST)
+    } else {
+        return None;
+    };
+    recorder.count_labelled(Metric::RequestsUnread, label);
+    Some(status)
 }
 
 pub(super) fn headers_too_many(recorder: &Recorder) {

@@ -78,7 +78,15 @@ async fn start(settings: &Settings) -> Running {
         let seen = seen.clone();
         move |facts, request| respond(seen.clone(), facts, request)
     };
-    let served = spawn_local(serve(sockets, door, service, metrics.worker(0), clock, drain));
+    let served = spawn_local(serve(
+        sockets,
+        door,
+        service,
+        Rc::new(|_, _| {}),
+        metrics.worker(0),
+        clock,
+        drain,
+    ));
     Running { http: addresses[0], https: addresses[1], metrics, tls, switch, served, seen, folder }
 }
 
