@@ -102,15 +102,17 @@ async fn act(
         trouble: Mutex::default(),
     });
     let sampler = tokio::spawn(sample(stage.clone()));
+    let follower = tokio::spawn(follow_receipts(stage.clone()));
     perform(&stage, plan).await;
-    let settled = settle(&stage).await;
+    follower.abort();
+    let _ = follower.await;
+    settle(&stage).await;
     sampler.abort();
     let _ = sampler.await;
     let stage = Arc::into_inner(stage).context("a step still runs")?;
     drop(stage.events);
     let bench = judge.await.context("the judge")?;
     let mut notes = stage.trouble.into_inner().unwrap_or_else(PoisonError::into_inner);
-    notes.extend(settled);
     let late_ms = stage.late_max.into_inner() / 1000;
     if late_ms > 500 {
         notes.push(format!("the load was late by up to {late_ms} ms: this machine is too small"));
@@ -270,15 +272,16 @@ fn note_purge(
 
 fn note_receipts(fleet: &Fleet, purge: &mut Purge, answer: &PurgeAnswer, now: Micros) {
     purge.id = Some(answer.id.clone());
-    purge.pending.clear();
     for (name, receipt) in &answer.nodes {
         let Some(node) = fleet.node_named(name) else { continue };
         match (receipt.is_applied(), purge.acknowledged_by(node)) {
             (true, None) => {
+                purge.pending.retain(|pending| *pending != node);
                 purge.acknowledged.push((node, now));
                 purge.propagation_ms.extend(receipt.ms.map(|ms| (node, ms)));
             }
             (true, Some(_)) => {}
+            (false, _) if purge.pending.contains(&node) => {}
             (false, _) => purge.pending.push(node),
         }
     }
@@ -342,29 +345,39 @@ async fn sample(stage: Arc<Stage>) {
     }
 }
 
-/// Waits until every purge has its receipts, or long enough. Says what is missing.
-async fn settle(stage: &Stage) -> Option<String> {
+/// Waits until every purge has its receipts, or as long as receipts come in, or long enough.
+async fn settle(stage: &Stage) {
+    let deadline = stage.fleet.journal.now() + SETTLE_LIMIT.as_micros() as Micros;
+    while ask_for_receipts(stage).await > 0 && stage.fleet.journal.now() < deadline {
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Asks after each purge that some node has not applied yet, at a node that is ready; says how
+/// many such purges there are.
+async fn ask_for_receipts(stage: &Stage) -> usize {
     let fleet = &stage.fleet;
-    let deadline = fleet.journal.now() + SETTLE_LIMIT.as_micros() as Micros;
+    let open: Vec<(usize, String)> = {
+        let facts = fleet.journal.facts();
+        let open = facts.purges.iter().filter(|purge| !purge.pending.is_empty());
+        open.filter_map(|purge| Some((purge.number, purge.id.clone()?))).collect()
+    };
+    for (number, id) in &open {
+        let via = fleet.choose(number % COUNTRIES.len(), *number as u64);
+        let admin = Admin::new(fleet.nodes[via].spec.ports.admin);
+        let Ok(answer) = admin.receipts(id).await else { continue };
+        let now = fleet.journal.now();
+        note_receipts(fleet, &mut fleet.journal.facts().purges[*number], &answer, now);
+    }
+    open.len()
+}
+
+/// While the load runs, as an operator would.
+async fn follow_receipts(stage: Arc<Stage>) {
+    let mut ticks = interval(Duration::from_secs(1));
     loop {
-        let open: Vec<(usize, NodeId, String)> = {
-            let facts = fleet.journal.facts();
-            let open = facts.purges.iter().filter(|purge| !purge.pending.is_empty());
-            open.filter_map(|purge| Some((purge.number, purge.via, purge.id.clone()?))).collect()
-        };
-        if open.is_empty() {
-            return None;
-        }
-        if fleet.journal.now() > deadline {
-            return Some(format!("{} purges have no receipt from some node", open.len()));
-        }
-        for (number, via, id) in open {
-            let admin = Admin::new(fleet.nodes[via].spec.ports.admin);
-            let Ok(answer) = admin.receipts(&id).await else { continue };
-            let now = fleet.journal.now();
-            note_receipts(fleet, &mut fleet.journal.facts().purges[number], &answer, now);
-        }
-        sleep(Duration::from_millis(300)).await;
+        ticks.tick().await;
+        ask_for_receipts(&stage).await;
     }
 }
 

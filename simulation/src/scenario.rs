@@ -299,7 +299,8 @@ impl Break {
     /// As scenarios write it.
     pub fn kind(&self) -> &'static str {
         match self {
-            Break::RedisKill { .. } => "redis-kill",
+            Break::RedisKill { empty: false } => "redis-kill",
+            Break::RedisKill { empty: true } => "redis-empty",
             Break::RedisPause => "redis-pause",
             Break::Cut { .. } => "cut",
             Break::Delay { .. } => "delay",

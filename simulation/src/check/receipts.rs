@@ -1,8 +1,9 @@
 //! Every purge is accounted for at every node: applied, or openly pending, and in the end
-//! applied everywhere.
+//! applied everywhere. Receipts live in Redis: what was pending when Redis lost its data stays
+//! openly pending, and nodes that come out of it validate all that they have.
 
 use super::{Checker, Findings, World};
-use crate::journal::{Micros, NodeId, Purge};
+use crate::journal::{Fault, LifeEvent, Micros, NodeId, Purge, SECOND};
 
 /// See the module's text.
 #[derive(Default)]
@@ -38,6 +39,16 @@ impl Checker for EveryReceipt {
 fn missing(world: World, purge: &Purge, node: NodeId) -> Option<(Micros, String)> {
     let name = &world.nodes[node];
     if purge.failed.is_some() || purge.acknowledged_by(node).is_some() {
+        return None;
+    }
+    let lost = |fault: &Fault| fault.kind == "redis-empty" && fault.ended > Some(purge.issued);
+    if purge.pending.contains(&node) && world.facts.faults.iter().any(lost) {
+        return None;
+    }
+    // A node that left in order is no member meanwhile; it reads what it missed before it serves.
+    let around = (purge.issued.saturating_sub(5 * SECOND), purge.issued + 3 * SECOND);
+    let away = |life: &LifeEvent| life.node == node && (around.0..around.1).contains(&life.at);
+    if !purge.pending.contains(&node) && world.facts.lives.iter().any(away) {
         return None;
     }
     let what = if purge.pending.contains(&node) {
@@ -92,6 +103,30 @@ mod tests {
             purge.pending.push(1);
         };
         check(pending, Some("tokyo-1 is still pending"));
+    }
+
+    #[test]
+    fn what_was_pending_when_redis_lost_its_data_stays_pending() {
+        let mut lab = Lab::new();
+        let (kind, what, nodes) = ("redis-empty".to_owned(), String::new(), vec![0, 1]);
+        lab.facts.faults.push(Fault { kind, what, nodes, began: 50, ended: Some(90) });
+        let purge = |issued, pending| Purge {
+            number: 0,
+            id: None,
+            scope: Scope::All,
+            soft: false,
+            via: 0,
+            meant_for: vec![0, 1],
+            issued,
+            acknowledged: vec![(0, issued)],
+            propagation_ms: Vec::new(),
+            pending,
+            failed: None,
+        };
+        lab.facts.purges = vec![purge(10, vec![1]), purge(95, vec![1]), purge(10, vec![])];
+        let mut checker = EveryReceipt::default();
+        checker.end(lab.world());
+        assert_eq!(checker.findings().broken, 2, "after the loss, and in no answer at all");
     }
 
     #[test]

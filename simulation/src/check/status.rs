@@ -1,11 +1,23 @@
 //! `Age` and `Cache-Status` say what really happened (RFC 9111 §5.1, RFC 9211).
 
 use super::{Answer, CacheStatus, Checker, Findings, Seen, World};
-use crate::journal::{Fetch, Micros, SECOND};
+use crate::journal::{Fetch, Micros, NodeId, SECOND};
+use crate::object::ObjectId;
+use std::collections::HashMap;
 
 /// See the module's text.
 #[derive(Default)]
-pub struct TruthfulStatus(Findings);
+pub struct TruthfulStatus {
+    findings: Findings,
+    /// When requests for an object were under way at a node: any of them may have asked its
+    /// origin.
+    under_way: HashMap<(NodeId, ObjectId), Vec<Span>>,
+    /// Hits on what was fetched after they were sent: right only if another request asked.
+    late_hits: Vec<(Seen, Micros, String)>,
+}
+
+/// A request: its number, when it was sent, when it was done.
+type Span = (usize, Micros, Micros);
 
 impl Checker for TruthfulStatus {
     fn name(&self) -> &'static str {
@@ -17,15 +29,40 @@ impl Checker for TruthfulStatus {
     }
 
     fn saw(&mut self, world: World, seen: &Seen) {
+        let under_way = self.under_way.entry((seen.node, seen.object)).or_default();
+        under_way.push((seen.number, seen.sent, seen.done));
         let Ok(answer) = &seen.outcome else { return };
-        self.0.look();
+        self.findings.look();
         if let Err(what) = check(world, seen, answer) {
-            self.0.blame(world, seen, what);
+            self.findings.blame(world, seen, what);
+        }
+        let fetch = answer.fetch.and_then(|serial| world.facts.fetch(serial));
+        if let Some(fetch) = fetch.filter(|fetch| seen.is_hit() && fetch.began > seen.sent) {
+            let after = (fetch.began - seen.sent) / 1000;
+            let what = format!(
+                "says hit, but its upstream request {} began {after} ms after it was sent, and \
+                 nobody else asked",
+                fetch.serial
+            );
+            self.late_hits.push((seen.clone(), fetch.began, what));
+        }
+    }
+
+    fn end(&mut self, world: World) {
+        for (seen, began, what) in std::mem::take(&mut self.late_hits) {
+            let others = self.under_way.get(&(seen.node, seen.object)).into_iter().flatten();
+            let asked = |(number, sent, done): &&Span| {
+                // A refresh in the background goes on after its client has its answer.
+                *number != seen.number && *sent <= began && *done + SECOND >= began
+            };
+            if others.clone().find(asked).is_none() {
+                self.findings.blame(world, &seen, what);
+            }
         }
     }
 
     fn findings(&self) -> &Findings {
-        &self.0
+        &self.findings
     }
 }
 
@@ -41,19 +78,16 @@ fn check(world: World, seen: &Seen, answer: &Answer) -> Result<(), String> {
     check_ttl(world, seen, &status, fetch)
 }
 
-/// A hit owes nothing to a request that began after it; what was forwarded alone does.
+/// A hit's upstream request was answered before; what was forwarded alone made its own.
 fn check_origin(
     world: World,
     seen: &Seen,
     status: &CacheStatus,
     fetch: &Fetch,
 ) -> Result<(), String> {
-    if status.hit && fetch.began > seen.sent {
-        let after = (fetch.began - seen.sent) / 1000;
-        return Err(format!(
-            "says hit, but its upstream request {} began {after} ms after it was sent",
-            fetch.serial
-        ));
+    if status.hit && fetch.answered.is_some_and(|answered| answered > seen.first_byte) {
+        let serial = fetch.serial;
+        return Err(format!("says hit, but upstream request {serial} was answered later"));
     }
     // What was sent on to a broken link or a dead origin may never have arrived there.
     let disturbed = world.facts.disturbed(seen.node, seen.sent, seen.done, 10 * SECOND);
@@ -141,8 +175,32 @@ mod tests {
     }
 
     #[test]
-    fn a_hit_that_asked_its_origin_first_is_named() {
-        check(9 * SECOND, "skerry; hit", Some(0), Some("says hit, but"));
+    fn a_hit_that_asked_its_origin_itself_is_named() {
+        let mut lab = Lab::new();
+        let object = lab.object(Class::Static);
+        let fetch = lab.fetch(&object, 0, 10 * SECOND);
+        let late_hit = lab.seen(fetch, 9 * SECOND, "skerry; hit");
+        let check = |others: &[Seen], expected: u64| {
+            let mut checker = TruthfulStatus::default();
+            others.iter().chain([&late_hit]).for_each(|seen| checker.saw(lab.world(), seen));
+            checker.end(lab.world());
+            assert_eq!(checker.findings().broken, expected, "{:?}", checker.findings());
+        };
+        check(&[], 1);
+        let mut leader = lab.seen(fetch, 9 * SECOND + 1, "skerry; fwd=uri-miss");
+        leader.number = 2;
+        check(&[leader], 0);
+    }
+
+    #[test]
+    fn a_hit_on_what_was_answered_later_is_named() {
+        let mut lab = Lab::new();
+        let object = lab.object(Class::Static);
+        let fetch = lab.fetch(&object, 0, 10 * SECOND);
+        let mut seen = lab.seen(fetch, 9 * SECOND, "skerry; hit");
+        seen.first_byte = 10 * SECOND;
+        let verdict = verdict(&mut TruthfulStatus::default(), &lab, &seen);
+        assert!(verdict.is_some_and(|what| what.contains("was answered later")));
     }
 
     #[test]
