@@ -80,14 +80,14 @@ impl Parts {
         First { bytes, body, claim }
     }
 
-    /// Sees to it that byte `start` can be had, before an answer promises it. `None` when the
-    /// store has it.
+    /// Sees to it that the first byte of `wanted` can be had, before an answer promises it.
+    /// `None` when the store has it.
     ///
     /// # Errors
     /// Why it can't be had; nothing was promised yet.
-    pub async fn begin(&self, start: u64) -> Result<Option<First>, Refused> {
+    pub async fn begin(&self, wanted: Range<u64>) -> Result<Option<First>, Refused> {
         for _ in 0..TURNS_MAX {
-            let Step::Ask(range) = self.step(&(start..u64::MAX)) else { return Ok(None) };
+            let Step::Ask(range) = self.step(&wanted) else { return Ok(None) };
             match self.join(range.start) {
                 Join::Lead(lead) => return self.begin_asking(range, Some(lead)).await.map(Some),
                 Join::Uncollapsed(_) => return self.begin_asking(range, None).await.map(Some),
@@ -98,7 +98,7 @@ impl Parts {
                 }
             }
         }
-        let Step::Ask(range) = self.step(&(start..u64::MAX)) else { return Ok(None) };
+        let Step::Ask(range) = self.step(&wanted) else { return Ok(None) };
         self.begin_asking(range, None).await.map(Some)
     }
 

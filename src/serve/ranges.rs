@@ -92,7 +92,7 @@ impl Visit {
 
     /// Whether a hit can begin: its first byte is stored, and all others are or can be had.
     pub(super) fn can_begin(&self, head: &Arc<Head>, mended: bool) -> bool {
-        let start = self.first_wanted(head);
+        let start = self.first_wanted(head).start;
         let wanted = start..if mended { start + 1 } else { head.complete_length() };
         self.worker.store.missing(head, wanted).is_empty()
     }
@@ -127,13 +127,14 @@ impl Visit {
         Some(response)
     }
 
-    /// The first byte of `head` that this request wants, conditions aside.
-    fn first_wanted(&self, head: &Head) -> u64 {
-        let Some(text) = self.request_fields().get(RANGE) else { return 0 };
+    /// The first bytes of `head` that this request wants, conditions aside.
+    fn first_wanted(&self, head: &Head) -> Range<u64> {
+        let whole = 0..head.complete_length();
+        let Some(text) = self.request_fields().get(RANGE) else { return whole };
         let limits = &self.rule.settings.cache.ranges;
         match requested(text.as_bytes(), head.complete_length(), limits) {
-            Requested::Ranges(ranges) => ranges.first().map_or(0, |range| range.start),
-            Requested::Whole | Requested::Unsatisfiable => 0,
+            Requested::Ranges(ranges) => ranges.into_iter().next().unwrap_or(whole),
+            Requested::Whole | Requested::Unsatisfiable => whole,
         }
     }
 }
