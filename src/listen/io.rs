@@ -197,7 +197,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.inner).poll_write_vectored(cx, slices);
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        let written = if length <= JOINED_BYTES_MAX {
+            // A small answer is cheaper to copy once more than to describe to the kernel in pieces.
+            let mut joined = [0; JOINED_BYTES_MAX];
+            let mut end = 0;
+            for slice in slices {
+                joined[end..end + slice.len()].copy_from_slice(slice);
+                end += slice.len();
+            }
+            Pin::new(&mut this.inner).poll_write(cx, &joined[..end])
+        } else {
+            Pin::new(&mut this.inner).poll_write_vectored(cx, slices)
+        };
         note(&this.wire, written)
     }
 
@@ -252,6 +264,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 const FIRST_READ_BYTES: usize = 2 << 10;
 /// More than that a client that was refused has to lose.
 const LINGER_BYTES_MAX: usize = 1 << 20;
+/// Head and body of a small answer.
+const JOINED_BYTES_MAX: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
