@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::RedisResult;
 use serde_json::{Value, json};
@@ -15,8 +15,12 @@ use crate::metrics::Metric;
 /// Until the runtime ends.
 pub(super) async fn run(inner: Arc<Inner>) {
     let kept = inner.store.cursor();
-    let mut reader =
-        Reader { position: kept.and_then(|kept| Position::parse(&kept)), head: None, inner };
+    let mut reader = Reader {
+        position: kept.and_then(|kept| Position::parse(&kept)),
+        head: None,
+        members_kept_until: None,
+        inner,
+    };
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
     let mut was_told = false;
     loop {
@@ -35,6 +39,9 @@ struct Reader {
     position: Option<Position>,
     /// As of the last heartbeat.
     head: Option<Head>,
+    /// Until then a node that Redis does not name is not gone: Redis has lost what it knew, and
+    /// the others have yet to say again that they are there.
+    members_kept_until: Option<Instant>,
 }
 
 impl Reader {
@@ -80,9 +87,14 @@ impl Reader {
         });
         let name = &inner.identity.name;
         let beat = link.beat(name, &says.to_string(), inner.settings.member_kept).await?;
+        let found = reconcile(self.position.as_ref(), &beat.head);
+        if found.is_err() {
+            let now = self.inner.clock.instant();
+            self.members_kept_until = Some(now + BEATS_AFTER_LOSS * self.inner.settings.heartbeat);
+        }
         self.note_members(&beat);
         self.inner.heard();
-        if let Err(gap) = reconcile(self.position.as_ref(), &beat.head) {
+        if let Err(gap) = found {
             self.bridge(link, gap, &beat.head).await?;
         } else {
             self.head = Some(beat.head);
@@ -104,8 +116,13 @@ impl Reader {
             let place = says["number"].as_u64().map(|number| (text("epoch"), number));
             (name.clone(), Member { region: text("region"), heard, place })
         });
-        *self.inner.members() = members.collect();
-        self.inner.gauges.members.set(beat.nodes.len() as i64);
+        let mut known = self.inner.members();
+        if self.members_kept_until.is_none_or(|until| until < now) {
+            known.clear();
+        }
+        known.extend(members);
+        self.inner.gauges.members.set(known.len() as i64);
+        drop(known);
         self.inner.changed.send_replace(());
     }
 
@@ -239,3 +256,5 @@ impl Inner {
 const READ: usize = 0;
 /// Before the purge log is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Every node beats once a heartbeat; one may be late.
+const BEATS_AFTER_LOSS: u32 = 3;
