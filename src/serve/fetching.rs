@@ -144,9 +144,8 @@ impl Visit {
         self.context.cache_status.fwd_status = upstream.as_ref().map(|facts| facts.status);
         self.context.upstream = upstream;
         match came {
-            Came::Alone(mut response, reason) => {
+            Came::Alone(response, reason) => {
                 self.context.cache_status.detail = Some(reason);
-                self.announce_hop(&mut response);
                 Ok(response)
             }
             Came::Filling(own) => self.read_own(&follower, own).await,

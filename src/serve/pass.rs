@@ -74,10 +74,9 @@ impl Visit {
             self.worker.store.invalidate(invalid, cause);
         }
         match settled {
-            Settled::Store(stored, mut response) => {
+            Settled::Store(stored, response) => {
                 let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
                 let Some(lead) = self.worker.fills.adopt(hash, sequence) else {
-                    self.announce_hop(&mut response);
                     return Ok(response);
                 };
                 let follower = lead.follower();
@@ -91,7 +90,7 @@ impl Visit {
                 (status.stored, status.ttl) = (true, Some(ttl));
                 Ok(self.first_hand(&filling, own))
             }
-            Settled::Pass { mut response, reason: why, .. } => {
+            Settled::Pass { response, reason: why, .. } => {
                 // A part is what was asked for.
                 let expected = matches!(
                     why,
@@ -100,7 +99,6 @@ impl Visit {
                 if !expected {
                     self.context.cache_status.detail = Some(why);
                 }
-                self.announce_hop(&mut response);
                 Ok(response)
             }
             // Nothing was being validated, and nothing may stand in.
@@ -196,9 +194,6 @@ impl Visit {
         *request.headers_mut() = headers;
         request
     }
-
-    /// Adds ourselves to a response that is passed through.
-    pub(super) fn announce_hop(&self, _response: &mut Response<Body>) {}
 }
 
 const CLIENT_COUNTRY: HeaderName = HeaderName::from_static("x-client-country");
