@@ -51,7 +51,10 @@ fn random(state: &mut u64) -> u64 {
 async fn open(directory: &Path) -> Store {
     let metrics = Metrics::new(1);
     let clock = Clock::system();
-    Store::open(&settings(directory), clock, &metrics, Handle::current()).await.unwrap()
+    let settings = settings(directory);
+    let here = Store::open(&settings, clock, &metrics, Handle::current()).await.unwrap();
+    here.recovered().await;
+    here
 }
 
 /// Not a test: the process that is killed. Says what it did after it was done.

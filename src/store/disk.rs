@@ -9,13 +9,17 @@
 //! fits) and what an I/O error hits (the index then lacks it). A directory whose writes fail or
 //! stall is taken out of service and tried again; its pieces have no second home, so that an
 //! older version of a record cannot come back from another disk.
+//!
+//! At the start foyer reads its index back while the node serves. Until then nothing is read from
+//! the directory, what is to be written waits in the queue, and the heads that are put are
+//! remembered: what the disk turns out to have under their keys is older.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -29,7 +33,6 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::OpenError;
 use super::purge::Purges;
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
@@ -45,7 +48,7 @@ pub(super) struct Disks {
 }
 
 /// One directory.
-struct Disk {
+pub(super) struct Disk {
     directory: Directory,
     /// Stable over restarts: places pieces.
     seed: u64,
@@ -57,6 +60,8 @@ struct Disk {
     read_only: AtomicBool,
     /// Heads stored before this may have been superseded while it was not written to.
     distrust_before: AtomicU64,
+    /// Not there any more when the index was recovered.
+    recovering: Mutex<Option<Recovering>>,
     queue: mpsc::Sender<Job>,
     /// What is left of the queue's bytes.
     room: Arc<Semaphore>,
@@ -72,6 +77,16 @@ struct Disk {
     lock: Mutex<Option<File>>,
 }
 
+/// What happened while the index was being recovered.
+struct Recovering {
+    /// Under these something newer was put, or nothing should be.
+    superseded: HashSet<PieceKey>,
+    /// There were more of them.
+    is_over_limit: bool,
+    /// Taken up when the directory is open.
+    jobs: Option<mpsc::Receiver<Job>>,
+}
+
 struct Job {
     key: PieceKey,
     piece: Piece,
@@ -81,26 +96,27 @@ struct Job {
 }
 
 impl Disks {
-    /// Opens every directory. One that is in use is an error; one that fails is tried again
-    /// later.
-    pub(super) async fn open(
+    /// The directories, none open yet: each waits for its [`Disk::recover`].
+    pub(super) fn new(
         settings: &Settings,
         locks: &mut BTreeMap<PathBuf, File>,
         purges: &Arc<Purges>,
         background: &Handle,
         recorder: &Recorder,
-    ) -> Result<Self, OpenError> {
+    ) -> Self {
         let queue_bytes = u32::try_from(settings.write_queue_bytes).unwrap_or(u32::MAX >> 1);
-        let mut disks = Vec::new();
-        for directory in &settings.directories {
+        let disk = |directory: &Directory| {
             let (queue, jobs) = mpsc::channel(JOBS_MAX);
-            let disk = Arc::new(Disk {
+            let recovering =
+                Recovering { superseded: HashSet::new(), is_over_limit: false, jobs: Some(jobs) };
+            Arc::new(Disk {
                 directory: directory.clone(),
                 seed: xxhash_rust::xxh3::xxh3_64(directory.path.as_os_str().as_encoded_bytes()),
                 foyer: ArcSwapOption::empty(),
                 out: AtomicBool::new(true),
                 read_only: AtomicBool::new(false),
                 distrust_before: AtomicU64::new(0),
+                recovering: Mutex::new(Some(recovering)),
                 queue,
                 room: Arc::new(Semaphore::new(queue_bytes as usize)),
                 queue_bytes,
@@ -112,19 +128,14 @@ impl Disks {
                 deadline: settings.disk_deadline,
                 retry: settings.disk_retry,
                 lock: Mutex::new(locks.remove(&directory.path)),
-            });
-            match disk.open().await {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(OpenError::InUse { path: directory.path.clone() });
-                }
-                Err(error) => disk.take_out(&error.to_string()),
-            }
-            background.spawn(write_jobs(Arc::downgrade(&disk), jobs));
-            background.spawn(watch(Arc::downgrade(&disk), settings.disk_retry));
-            disks.push(disk);
-        }
-        Ok(Self { disks: disks.into() })
+            })
+        };
+        Self { disks: settings.directories.iter().map(disk).collect() }
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Disk>> {
+        self.disks.iter()
     }
 
     /// The piece's one home: weighted rendezvous, so that a new directory takes over its share
@@ -146,6 +157,16 @@ impl Disks {
     pub(super) fn may_contain(&self, key: &PieceKey) -> bool {
         let foyer = self.home(key).and_then(|disk| disk.readable());
         foyer.is_some_and(|foyer| foyer.storage().may_contains(key))
+    }
+
+    /// Whether the disk has something under the key that must not outlive what is put there now.
+    /// While that is being recovered the answer is no, and [`Disk::recover`] tells later.
+    pub(super) fn has_older(&self, key: &PieceKey) -> bool {
+        let Some(disk) = self.home(key) else { return false };
+        if disk.supersede_while_recovering(key) {
+            return false;
+        }
+        disk.readable().is_some_and(|foyer| foyer.storage().may_contains(key))
     }
 
     /// Reads a piece; to be called on the background runtime.
@@ -171,7 +192,7 @@ impl Disks {
         piece: Piece,
         done: Option<oneshot::Sender<bool>>,
     ) -> bool {
-        let Some(disk) = self.home(&key).filter(|disk| disk.is_writable()) else {
+        let Some(disk) = self.home(&key).filter(|disk| disk.takes_jobs()) else {
             self.drop_piece(&key);
             return false;
         };
@@ -179,7 +200,9 @@ impl Disks {
             self.drop_piece(&key);
             return false;
         }
-        let room = tokio::time::timeout(disk.deadline, disk.room(&piece)).await;
+        // Nobody waits for a recovery.
+        let patience = if disk.is_recovering() { Duration::ZERO } else { disk.deadline };
+        let room = tokio::time::timeout(patience, disk.room(&piece)).await;
         let Ok(Some(room)) = room else {
             self.drop_piece(&key);
             return false;
@@ -189,7 +212,7 @@ impl Disks {
 
     /// Queues a piece if there is room at once.
     pub(super) fn offer(&self, key: PieceKey, piece: Piece) -> bool {
-        let Some(disk) = self.home(&key).filter(|disk| disk.is_writable()) else {
+        let Some(disk) = self.home(&key).filter(|disk| disk.takes_jobs()) else {
             self.drop_piece(&key);
             return false;
         };
@@ -216,10 +239,8 @@ impl Disks {
 
     /// Takes a piece out of the index. It may come back after a restart.
     pub(super) fn forget(&self, key: &PieceKey) {
-        if let Some(foyer) = self.home(key).and_then(|disk| disk.readable())
-            && foyer.storage().may_contains(key)
-        {
-            foyer.storage().delete(key);
+        if let Some(disk) = self.home(key) {
+            disk.forget(key);
         }
     }
 
@@ -246,8 +267,79 @@ impl Disks {
 }
 
 impl Disk {
+    /// Opens the directory for the first time, and begins to write what is queued. What the
+    /// index still has of the keys that it returns is gone from it: what was put in its place
+    /// is to be written.
+    pub(super) async fn recover(self: &Arc<Self>) -> Vec<PieceKey> {
+        let started = tokio::time::Instant::now();
+        let (disk, runtime) = (self.clone(), self.background.clone());
+        // Sorting a million entries is too long for a runtime's thread.
+        let opening = tokio::task::spawn_blocking(move || runtime.block_on(disk.open_foyer()));
+        let opened = opening.await.map_err(io::Error::other).flatten();
+        let (superseded, jobs) = self.end_recovery(opened);
+        if let Some(jobs) = jobs {
+            tokio::spawn(write_jobs(Arc::downgrade(self), jobs));
+            tokio::spawn(watch(Arc::downgrade(self), self.retry));
+        }
+        if self.is_writable() {
+            let directory = self.directory.path.display();
+            let milliseconds = started.elapsed().as_millis() as u64;
+            tracing::info!(%directory, milliseconds, "a store directory is recovered");
+        }
+        superseded
+    }
+
+    /// From here on the index answers.
+    fn end_recovery(
+        &self,
+        opened: io::Result<Foyer>,
+    ) -> (Vec<PieceKey>, Option<mpsc::Receiver<Job>>) {
+        let mut recovering = self.recovering();
+        let Some(mut ended) = recovering.take() else { return (Vec::new(), None) };
+        let jobs = ended.jobs.take();
+        let foyer = match opened {
+            Ok(foyer) => foyer,
+            Err(error) => {
+                self.take_out(&error.to_string());
+                return (Vec::new(), jobs);
+            }
+        };
+        let storage = foyer.storage();
+        let has = |key: &PieceKey| storage.may_contains(key);
+        let superseded: Vec<_> = ended.superseded.into_iter().filter(has).collect();
+        superseded.iter().for_each(|key| storage.delete(key));
+        if ended.is_over_limit {
+            self.distrust_before.store(self.purges.sequence().0, Ordering::Release);
+        }
+        self.put_in_service(foyer);
+        (superseded, jobs)
+    }
+
+    fn recovering(&self) -> MutexGuard<'_, Option<Recovering>> {
+        self.recovering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_recovering(&self) -> bool {
+        self.recovering().is_some()
+    }
+
+    /// Remembers that what the disk has under the key is out of date; `false` when the index
+    /// can be asked.
+    fn supersede_while_recovering(&self, key: &PieceKey) -> bool {
+        let mut recovering = self.recovering();
+        let Some(recovering) = &mut *recovering else { return false };
+        // A slice's key is never used again.
+        if key.number == 0 {
+            recovering.is_over_limit |= recovering.superseded.len() == SUPERSEDED_MAX;
+            if !recovering.is_over_limit {
+                recovering.superseded.insert(*key);
+            }
+        }
+        true
+    }
+
     /// Takes the lock, reserves the space, recovers the index.
-    async fn open(&self) -> io::Result<()> {
+    async fn open_foyer(&self) -> io::Result<Foyer> {
         let blocks = self.directory.path.join(BLOCKS);
         std::fs::create_dir_all(&blocks)?;
         self.take_lock()?;
@@ -265,7 +357,7 @@ impl Disk {
             .with_buffer_pool_size(BUFFER_BYTES)
             .with_submit_queue_size_threshold(4 * BUFFER_BYTES)
             .with_recover_concurrency(RECOVER_CONCURRENCY);
-        let foyer = HybridCacheBuilder::new()
+        HybridCacheBuilder::new()
             .with_name("disk")
             .with_policy(HybridCachePolicy::WriteOnInsertion)
             .with_flush_on_close(false)
@@ -280,10 +372,12 @@ impl Disk {
             .with_spawner(Spawner::from(self.background.clone()))
             .build()
             .await
-            .map_err(io::Error::other)?;
+            .map_err(io::Error::other)
+    }
+
+    fn put_in_service(&self, foyer: Foyer) {
         self.foyer.store(Some(Arc::new(foyer)));
         self.out.store(false, Ordering::Release);
-        Ok(())
     }
 
     fn take_lock(&self) -> io::Result<()> {
@@ -333,6 +427,7 @@ impl Disk {
         let foyer = self.foyer.load();
         let statistics = foyer.as_ref().map(|foyer| foyer.statistics().clone());
         let service = match (self.out.load(Ordering::Acquire), self.is_writable()) {
+            _ if self.is_recovering() => Service::Recovering,
             (true, _) => Service::Out,
             (false, true) => Service::Full,
             (false, false) => Service::ReadOnly,
@@ -358,6 +453,11 @@ impl Disk {
         !self.out.load(Ordering::Acquire) && !self.read_only.load(Ordering::Acquire)
     }
 
+    /// Whether a piece may be queued.
+    fn takes_jobs(&self) -> bool {
+        self.is_writable() || self.is_recovering()
+    }
+
     fn room_for(&self, piece: &Piece) -> u32 {
         let bytes = u32::try_from(piece.estimated_size() + PIECE_OVERHEAD).unwrap_or(u32::MAX);
         bytes.min(self.queue_bytes)
@@ -378,7 +478,12 @@ impl Disk {
 
     fn drop_piece(&self, key: &PieceKey) {
         self.recorder.count(Metric::StoreDiskDropped);
-        if let Some(foyer) = self.readable()
+        self.forget(key);
+    }
+
+    fn forget(&self, key: &PieceKey) {
+        if !self.supersede_while_recovering(key)
+            && let Some(foyer) = self.readable()
             && foyer.storage().may_contains(key)
         {
             foyer.storage().delete(key);
@@ -467,8 +572,9 @@ impl Disk {
             self.out.store(true, Ordering::Release);
             self.foyer.store(None);
         }
-        if self.foyer.load().is_none() && self.open().await.is_err() {
-            return;
+        if self.foyer.load().is_none() {
+            let Ok(foyer) = self.open_foyer().await else { return };
+            self.foyer.store(Some(Arc::new(foyer)));
         }
         // What is on it was not kept up to date meanwhile.
         let now = self.purges.sequence().0;
@@ -601,3 +707,6 @@ const JOBS_MAX: usize = 1 << 16;
 const BLOCKS_MAX: usize = 4096;
 const BLOCKS_WANTED: usize = 64;
 const RECOVER_CONCURRENCY: usize = 8;
+/// Keys remembered while the index is recovered, 8 MiB of them. Beyond: all that the directory
+/// has is validated before it is used.
+const SUPERSEDED_MAX: usize = 1 << 18;

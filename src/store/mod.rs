@@ -34,6 +34,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foyer::{Cache, CacheBuilder, S3FifoConfig};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use self::purge::{PurgeBatch, PurgeError, Purged};
@@ -44,7 +45,7 @@ pub use self::stat::{DirectoryStat, Service, Stat};
 pub use self::write::{ObjectWriter, WriteError};
 
 use self::admission::Sketch;
-use self::disk::Disks;
+use self::disk::{Disk, Disks};
 use self::leaving::Leaving;
 use self::loads::{Found, Loads};
 use self::purge::Purges;
@@ -75,6 +76,8 @@ struct Inner {
     changes: Mutex<()>,
     background: Handle,
     recorder: Recorder,
+    /// How many directories are still to be read back.
+    recovering: watch::Sender<usize>,
     /// Where the log is in none of the store's directories.
     _log_lock: Option<File>,
 }
@@ -106,9 +109,10 @@ pub enum OpenError {
 }
 
 impl Store {
-    /// Opens the store: takes the directories' locks, reads the purge log, recovers what is on
-    /// disk. Disk work happens on `background`. A directory that fails is out of service until it
-    /// works again; only a purge log that cannot be used is an error.
+    /// Opens the store: takes the directories' locks and reads the purge log. What is on disk is
+    /// recovered on `background` while the store is used already, see [`Store::recovered`]. A
+    /// directory that fails is out of service until it works again; only a purge log that cannot
+    /// be used is an error.
     pub async fn open(
         settings: &Settings,
         clock: Clock,
@@ -124,7 +128,7 @@ impl Store {
         let mut locks = take_locks(settings)?;
         let purges = open_purges(settings, &clock, &recorder)?;
         background.spawn(maintain(Arc::downgrade(&purges)));
-        let disks = Disks::open(settings, &mut locks, &purges, &background, &recorder).await?;
+        let disks = Disks::new(settings, &mut locks, &purges, &background, &recorder);
         let leaving = Arc::new(Leaving::new(disks.clone(), recorder.clone()));
         let inner = Inner {
             settings: settings.clone(),
@@ -138,11 +142,23 @@ impl Store {
             changes: Mutex::new(()),
             background,
             recorder,
+            recovering: watch::Sender::new(settings.directories.len()),
             _log_lock: locks.into_values().next(),
         };
         let inner = Arc::new(inner);
         metrics.register_collector(Box::new(Gauges(Arc::downgrade(&inner))));
-        Ok(Self { inner })
+        let store = Self { inner };
+        for disk in store.inner.disks.iter() {
+            store.inner.background.spawn(store.clone().recover(disk.clone()));
+        }
+        Ok(store)
+    }
+
+    /// Waits until every directory was read back, or found not to work. Until then what a
+    /// directory has is a miss.
+    pub async fn recovered(&self) {
+        let mut recovering = self.inner.recovering.subscribe();
+        recovering.wait_for(|left| *left == 0).await.expect("the store keeps the sender");
     }
 
     /// What memory has under a key's or a variant's hash. The hit path: no await, no allocation.
@@ -370,7 +386,8 @@ impl Store {
         let key = PieceKey::head(hash);
         let record = Record::Variants(Arc::new(list));
         // An older list on disk must not outlive it.
-        if self.wants_on_disk(hash, 0) || self.inner.disks.may_contain(&key) {
+        let has_older = self.inner.disks.has_older(&key);
+        if has_older || self.wants_on_disk(hash, 0) {
             self.inner.disks.offer(key, Piece::Record(record.clone()));
         }
         self.put(key, Piece::Record(record));
@@ -421,6 +438,7 @@ impl Store {
     /// Writes what is worth it to disk and lets go of the directories. What is put into the
     /// store afterwards stays in memory.
     pub async fn close(&self) {
+        self.recovered().await;
         for (key, piece) in self.inner.leaving.take_all(&self.inner.memory) {
             self.inner.disks.queue(key, piece).await;
         }
@@ -436,6 +454,21 @@ impl Store {
 
     fn recorder(&self) -> &Recorder {
         &self.inner.recorder
+    }
+
+    /// Reads a directory back, and writes anew what was put meanwhile in place of what it has.
+    async fn recover(self, disk: Arc<Disk>) {
+        for key in disk.recover().await {
+            let entry = self.inner.memory.get(&key);
+            match entry.as_ref().map(|entry| entry.value()) {
+                Some(Piece::Record(Record::Response(head))) => self.want_on_disk(head),
+                Some(piece @ Piece::Record(Record::Variants(_))) => {
+                    self.inner.disks.offer(key, piece.share());
+                }
+                _ => {}
+            }
+        }
+        self.inner.recovering.send_modify(|left| *left -= 1);
     }
 
     fn next_object(&self, hash: KeyHash) -> ObjectId {
@@ -466,7 +499,8 @@ impl Store {
         let key = PieceKey::head(head.hash);
         self.put(key, Piece::Record(Record::Response(head.clone())));
         // An older one on disk must not outlive it.
-        if wanted || self.inner.disks.may_contain(&key) {
+        let has_older = self.inner.disks.has_older(&key);
+        if wanted || has_older {
             self.want_on_disk(&head);
         }
         head

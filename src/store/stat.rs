@@ -50,6 +50,8 @@ pub struct DirectoryStat {
 pub enum Service {
     /// Read and written.
     Full,
+    /// Its index is being read back: nothing is read from it yet, writes wait.
+    Recovering,
     /// Writes failed: it is only read until they work again.
     ReadOnly,
     /// It stalled or could not be opened: it is neither read nor written until it works again.
@@ -61,6 +63,7 @@ impl Service {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
+            Self::Recovering => "recovering",
             Self::ReadOnly => "read-only",
             Self::Out => "out",
         }
@@ -94,9 +97,11 @@ impl Collector for Gauges {
         }
         type OfDirectory = fn(&DirectoryStat) -> u64;
         let families: [(&str, &str, OfDirectory); 4] = [
-            ("store_directory_in_service", "1: read and written; 0: in trouble.", |directory| {
-                u64::from(directory.service == Service::Full)
-            }),
+            (
+                "store_directory_in_service",
+                "1: read and written; 0: in trouble, or being read back after a start.",
+                |directory| u64::from(directory.service == Service::Full),
+            ),
             ("store_directory_bytes_max", "Bytes that the directory may hold.", |it| it.bytes),
             ("store_directory_written_bytes", "Written since the start.", |it| it.written_bytes),
             ("store_directory_queued_bytes", "Waiting to be written.", |it| it.queued_bytes),

@@ -71,7 +71,10 @@ fn small() -> Settings {
 
 async fn open(settings: &Settings) -> Store {
     let metrics = Metrics::new(1);
-    Store::open(settings, Clock::system(), &metrics, Handle::current()).await.unwrap()
+    let opening = Store::open(settings, Clock::system(), &metrics, Handle::current());
+    let here = opening.await.unwrap();
+    here.recovered().await;
+    here
 }
 
 async fn store(store: &Store, url: &str, body: &Bytes) -> Arc<Head> {
@@ -351,6 +354,52 @@ async fn flipped_bits_on_disk_are_misses_and_never_wrong_bytes() {
     assert!(whole < 200, "and some did not ({cut} were cut off)");
 }
 
+/// The store's background stands still, so that recovery takes as long as the test wants.
+#[test]
+fn a_store_serves_while_it_recovers_and_what_came_meanwhile_stays_the_newest() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings { admission: Admission::Frequent, ..on_disk(directory.path()) };
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let front = runtime();
+    let keys = ["old", "replaced", "forgotten"].map(|it| CacheKey::new(format!("https://a/{it}")));
+    let open = |background: &tokio::runtime::Runtime| {
+        let (clock, metrics) = (Clock::system(), Metrics::new(1));
+        let handle = background.handle().clone();
+        front.block_on(Store::open(&settings, clock, &metrics, handle)).unwrap()
+    };
+    let background = runtime();
+    let before = open(&background);
+    front.block_on(async {
+        for key in &keys {
+            store(&before, &key.text, &bytes(100)).await;
+        }
+    });
+    background.block_on(before.close());
+    drop(before);
+
+    let background = runtime();
+    let here = open(&background);
+    assert_eq!(here.stat().directories[0].service, Service::Recovering);
+    front.block_on(async {
+        for key in &keys {
+            assert!(here.find(key.hash).await.is_none(), "a miss, at once");
+        }
+        store(&here, &keys[1].text, &bytes(200)).await;
+        let new = store(&here, "https://a/new", &bytes(300)).await;
+        assert_eq!(found(here.find(new.hash).await).complete_length(), 300);
+        here.forget(keys[2].hash);
+    });
+    background.block_on(async {
+        here.recovered().await;
+        assert_eq!(here.stat().directories[0].service, Service::Full);
+        assert_eq!(found(here.find(keys[0].hash).await).complete_length(), 100);
+        written(&found(here.find(keys[1].hash).await)).await;
+        here.inner.memory.evict_all();
+        assert_eq!(found(here.find(keys[1].hash).await).complete_length(), 200);
+        assert!(here.find(keys[2].hash).await.is_none());
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_on_one_directory_are_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -421,6 +470,7 @@ fn a_disk_hit_works_from_a_thread_of_its_own() {
     let metrics = Metrics::new(1);
     let opening = Store::open(&settings, Clock::system(), &metrics, background.handle().clone());
     let here = background.block_on(opening).unwrap();
+    background.block_on(here.recovered());
     let worker = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&worker, async {

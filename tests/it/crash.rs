@@ -96,11 +96,12 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
-fn queued_bytes(admin: SocketAddr) -> u64 {
+/// A gauge of the node's one directory.
+fn of_directory(admin: SocketAddr, gauge: &str) -> u64 {
     let metrics = exchange(admin, "admin", "/metrics", &[]);
-    let lines = metrics.text().lines();
-    let queued = lines.filter(|line| line.starts_with("skerry_store_directory_queued_bytes{"));
-    queued.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    let name = format!("skerry_store_directory_{gauge}{{");
+    let line = metrics.text().lines().find(|line| line.starts_with(&name)).expect("a gauge");
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
 }
 
 /// Asks and purges until the node is gone. Purges bump the version first, so that what comes
@@ -152,6 +153,7 @@ fn kill_again_and_again(kills: u64) {
     let (mut expected, mut hits) = (0, 0);
     for round in 0..=kills {
         let node = Victim::start(directory.path(), &origin.url(), CONFIG);
+        until("the disk is read back", || of_directory(node.admin, "in_service") == 1);
         for key in 0..KEYS {
             let least = purged[key].load(Ordering::SeqCst);
             let came = fetch(node.address, key).expect("it serves");
@@ -162,7 +164,7 @@ fn kill_again_and_again(kills: u64) {
                 hits += usize::from(came.is_hit);
             }
         }
-        until("all is written", || queued_bytes(node.admin) == 0);
+        until("all is written", || of_directory(node.admin, "queued_bytes") == 0);
         let before: Vec<u64> = tried.iter().map(|it| it.load(Ordering::SeqCst)).collect();
         let millis = random(&mut state) % 400;
         let clients = load(&node, random(&mut state), &current, &purged, &tried);
