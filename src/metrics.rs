@@ -190,7 +190,7 @@ table! {
     RequestsByProtocol, Counter, "requests_by_protocol", "Requests whose head was read, by protocol.",
         "protocol" = &["http/1.0", "http/1.1", "h2"];
     RequestsUnread, Counter, "requests_unread", "Requests refused for their form, before any room saw them.",
-        "reason" = &["malformed", "too_large", "uri_too_long", "bare_lf"];
+        "reason" = &["malformed", "too_large", "uri_too_long", "framing"];
     RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that came more slowly than the limits allow.";
     ResponseBodiesTimedOut, Counter, "response_bodies_timed_out", "HTTP/2 responses whose client opened its window too slowly.";
     Http2Resets, Counter, "http2_resets", "HTTP/2 requests that the client cancelled before their end.";

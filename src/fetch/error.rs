@@ -136,6 +136,12 @@ pub enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
     },
+    /// A length beside chunks, or more than one length.
+    #[error("{origin} framed its response in more than one way")]
+    FramedTwice {
+        /// `host:port`.
+        origin: Arc<str>,
+    },
     /// What came back is not HTTP.
     #[error("{origin} does not speak HTTP: {source}")]
     Protocol {
@@ -183,7 +189,7 @@ impl FetchError {
             Self::ResponseTimeout { .. } => "http_response_timeout",
             Self::HeaderSize { .. } => "http_response_header_section_size",
             Self::TransferCoding { .. } => "http_response_transfer_coding",
-            Self::Protocol { .. } => "http_protocol_error",
+            Self::Protocol { .. } | Self::FramedTwice { .. } => "http_protocol_error",
             Self::UnaskedUpgrade { .. } => "http_upgrade_failed",
             Self::RequestBody { .. } => "http_request_error",
         }
@@ -221,6 +227,7 @@ impl FetchError {
             | Self::ResponseTimeout { .. }
             | Self::HeaderSize { .. }
             | Self::TransferCoding { .. }
+            | Self::FramedTwice { .. }
             | Self::Protocol { .. }
             | Self::UnaskedUpgrade { .. }
             | Self::RequestBody { .. } => true,

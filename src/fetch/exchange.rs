@@ -182,6 +182,7 @@ impl Http1 {
     ) -> Result<Response<Incoming>, NoHead> {
         let before = (self.traffic.read.get(), self.traffic.written.get());
         let mut written = before.1;
+        self.traffic.head_end.set(Some(before.0 + BEFORE_HEAD_BYTES_MAX));
         limits.arm(deadline, limits.first_byte);
         let mut response = pin!(unconstrained(self.sender.try_send_request(request)));
         let outcome = poll_fn(|cx| {
@@ -206,6 +207,7 @@ impl Http1 {
             deadline.poll(cx).map(|()| None)
         })
         .await;
+        self.traffic.head_end.set(None);
         let after = (self.traffic.read.get(), self.traffic.written.get());
         outcome_of(outcome, after.1 > before.1, after.0 > before.0)
     }
@@ -562,6 +564,8 @@ fn noop() -> Context<'static> {
 
 /// Rounds of driving a connection that wakes itself. hyper itself goes round 16 times in one.
 const ROUNDS_MAX: u32 = 3;
+/// Interim responses, the head, and what of the body hyper reads with it.
+const BEFORE_HEAD_BYTES_MAX: u64 = 2 << 20;
 /// A body up to this that came with its head is passed on in one piece. hyper's first read
 /// is 8 KiB and more.
 const AT_ONCE_BYTES_MAX: u64 = 64 << 10;

@@ -57,11 +57,7 @@ pub(super) fn copy_if_replayable(request: &Request<Body>) -> Option<Request<Body
 
 /// RFC 9110 §7.6.1. hyper has acted on them.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(TRANSFER_ENCODING);
-        // RFC 9112 §6.3: it was overridden, and forwarded it would be a second opinion.
-        headers.remove(CONTENT_LENGTH);
-    }
+    headers.remove(TRANSFER_ENCODING);
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -81,14 +77,30 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
     }
 }
 
-/// Whether the body was framed by `chunked` alone, or by a length. hyper takes `chunked` off
-/// and leaves other codings on, whose name we may not forward (RFC 9112 §7).
-pub(super) fn is_plainly_framed(headers: &HeaderMap) -> bool {
+/// What is wrong with how an origin frames its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Misframed {
+    /// By a coding other than `chunked`. hyper takes `chunked` off and leaves others on, whose
+    /// name we may not forward (RFC 9112 §7).
+    Coding,
+    /// By a length and by chunks, or by several lengths: somebody may have put one response
+    /// into another (RFC 9112 §6.3, §11.1).
+    Twice,
+}
+
+/// Whether the body is framed by `chunked` alone, by one length, or by neither.
+pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Misframed> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let has_length = lengths.next().is_some();
+    if lengths.next().is_some() {
+        return Err(Misframed::Twice);
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        _ => false,
+        (None, _) => Ok(()),
+        (Some(_), _) if has_length => Err(Misframed::Twice),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Misframed::Coding),
     }
 }
 
@@ -145,12 +157,23 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beside_chunked_is_dropped() {
-        let mut headers = HeaderMap::new();
-        headers.append(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        headers.append(CONTENT_LENGTH, HeaderValue::from_static("5"));
-        assert!(is_plainly_framed(&headers));
-        strip_hop_by_hop(&mut headers, false);
-        assert!(headers.is_empty());
+    fn a_response_is_framed_in_one_way() {
+        let check = |fields: &[(HeaderName, &'static str)], expected| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(name, HeaderValue::from_static(value));
+            }
+            assert_eq!(check_framing(&headers), expected, "{fields:?}");
+        };
+        let (length, coding) = (CONTENT_LENGTH, TRANSFER_ENCODING);
+        check(&[], Ok(()));
+        check(&[(length.clone(), "5")], Ok(()));
+        check(&[(coding.clone(), "Chunked")], Ok(()));
+        check(&[(coding.clone(), "gzip, chunked")], Err(Misframed::Coding));
+        check(&[(coding.clone(), "identity")], Err(Misframed::Coding));
+        let twice = (coding.clone(), "chunked");
+        check(&[twice.clone(), twice.clone()], Err(Misframed::Coding));
+        check(&[twice, (length.clone(), "5")], Err(Misframed::Twice));
+        check(&[(length.clone(), "5"), (length, "5")], Err(Misframed::Twice));
     }
 }

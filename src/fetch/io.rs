@@ -33,6 +33,9 @@ enum Stream {
 pub(super) struct Traffic {
     pub(super) read: Cell<u64>,
     pub(super) written: Cell<u64>,
+    /// Present while a head is awaited: how far `read` may go until it is there. hyper passes
+    /// over interim responses for as long as they come, without a pause.
+    pub(super) head_end: Cell<Option<u64>>,
 }
 
 /// One connection's place in its origin's limit, given back on drop.
@@ -98,7 +101,11 @@ impl AsyncRead for Io {
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         };
         let bytes = buffer.filled().len() - before;
-        self.traffic.read.set(self.traffic.read.get() + bytes as u64);
+        let total = self.traffic.read.get() + bytes as u64;
+        self.traffic.read.set(total);
+        if self.traffic.head_end.get().is_some_and(|end| total > end) {
+            return Poll::Ready(Err(io::Error::other("interim responses without end")));
+        }
         read
     }
 }

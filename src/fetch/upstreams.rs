@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, EXPECT, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -25,7 +25,7 @@ use super::exchange::{
     AtOnce, Http1, Http2, Limits, Link, NoHead, NoHeadReason, ResponseBody, Share,
     hold_for_continue,
 };
-use super::fields;
+use super::fields::{self, Misframed};
 use super::pool::{Pool, PoolOrigin};
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
@@ -398,11 +398,9 @@ impl Attempt<'_> {
         let body = if head.status == StatusCode::SWITCHING_PROTOCOLS {
             upgraded = Some(self.upgraded(link).await?);
             Body::Empty
-        } else if fields::is_plainly_framed(&head.headers) {
-            stream(link, incoming, deadline, self.limits, active)
         } else {
-            let origin = self.origin().name.clone();
-            return Err(Failed::new(FetchError::TransferCoding { origin }, None));
+            self.check_framing(&head.headers)?;
+            stream(link, incoming, deadline, self.limits, active)
         };
         fields::strip_hop_by_hop(&mut head.headers, upgraded.is_some());
         head.extensions.clear();
@@ -419,6 +417,16 @@ impl Attempt<'_> {
             first_byte: Duration::ZERO,
             upgraded,
         })
+    }
+
+    fn check_framing(&self, headers: &HeaderMap) -> Result<(), Failed> {
+        let origin = || self.origin().name.clone();
+        let error = match fields::check_framing(headers) {
+            Ok(()) => return Ok(()),
+            Err(Misframed::Coding) => FetchError::TransferCoding { origin: origin() },
+            Err(Misframed::Twice) => FetchError::FramedTwice { origin: origin() },
+        };
+        Err(Failed::new(error, None))
     }
 
     async fn upgraded(&self, link: Link) -> Result<UpgradedOrigin, Failed> {

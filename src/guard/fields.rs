@@ -92,6 +92,8 @@ const ALWAYS: &[(&str, Watch)] = &[
     ("proxy-authorization", Watch::Drop),
     ("proxy-connection", Watch::Drop),
     ("te", Watch::Drop),
+    // Request trailers end at the listener.
+    ("trailer", Watch::Drop),
     ("transfer-encoding", Watch::TransferEncoding),
     ("upgrade", Watch::Upgrade),
     ("x-forwarded-for", Watch::Forwarding),

@@ -138,21 +138,18 @@ impl Refusal {
     }
 
     /// Whether the connection ends with the answer: it does where the end of this request,
-    /// and so the start of the next, is in doubt, or where its content won't be read.
+    /// and so the start of the next, is in doubt, where its content won't be read, and where
+    /// its form is wrong, for then what comes next may be no request either.
     pub fn closes(self) -> bool {
-        matches!(
-            self,
-            Self::HostMissing
-                | Self::HostRepeated
-                | Self::HostDisagrees
-                | Self::FramingDouble
-                | Self::TransferCoding
-                | Self::LengthInvalid
-                | Self::MethodConnect
-                | Self::ContentTooLong
-                | Self::TimedOut
-                | Self::TargetTooLong
-                | Self::HeadTooLarge
-        )
+        self.status() == StatusCode::BAD_REQUEST
+            || matches!(
+                self,
+                Self::TransferCoding
+                    | Self::MethodConnect
+                    | Self::ContentTooLong
+                    | Self::TimedOut
+                    | Self::TargetTooLong
+                    | Self::HeadTooLarge
+            )
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! hyper takes a line that ends in a bare LF; some proxies do and some don't, and that is one
 //! half of a smuggled request (RFC 9112 §2.2, §11.2). Above hyper it can't be seen any more.
-//! So this tracker follows the bytes on their way in: in a head every LF must follow a CR; a
-//! body is as long as **hyper** says, who is asked at each request, so that the two can't
-//! disagree. It hands on at most one head at a time, because only when that head was
-//! parsed is it known what the bytes behind it are.
+//! So this tracker follows the bytes on their way in: in a head every LF must follow a CR, and
+//! at most one field may say how the body is framed (hyper drops a length that stands beside
+//! chunks, and joins lengths that are equal); a body is as long as **hyper** says, who is asked
+//! at each request, so that the two can't disagree. It hands on at most one head at a time,
+//! because only when that head was parsed is it known what the bytes behind it are.
 //!
 //! ```text
 //! Head ──CRLF CRLF──▶ Parsed ──length n──▶ Body(n) ──▶ Head
 //!   │                   ├──────chunked──▶ Chunked ──▶ Head
-//!   ▼ bare LF           └──────nothing──▶ Head
+//!   ▼ bare LF, two      └──────nothing──▶ Head
+//!   ▼ framing fields
 //! Refused
 //! ```
 
@@ -62,6 +64,10 @@ struct Head {
     line: usize,
     /// Whether a line with something in it has ended: an empty one now ends the head.
     started: bool,
+    /// The framing field whose name the line under way has spelled so far.
+    spelling: Option<&'static [u8]>,
+    /// Whether a field has said how the body is framed.
+    framed: bool,
 }
 
 impl Framing {
@@ -152,6 +158,9 @@ impl Head {
             if before != b'\r' {
                 return Step::Wrong(lf);
             }
+            if self.frames_again(&bytes[line_start..lf]) {
+                return Step::Wrong(lf);
+            }
             let line = self.line + (lf - line_start);
             (self.line, line_start) = (0, lf + 1);
             match (line == CR, self.started) {
@@ -161,14 +170,43 @@ impl Head {
                 (false, _) => self.started = true,
             }
         }
+        if self.frames_again(&bytes[line_start..]) {
+            return Step::Wrong(line_start);
+        }
         self.line += bytes.len() - line_start;
         self.last = bytes.last().copied().unwrap_or(self.last);
         Step::More
+    }
+
+    /// Looks at the next part of a line. True when it is the second one that says how the body
+    /// is framed: `Content-Length` beside `Transfer-Encoding`, or one of them twice
+    /// (RFC 9112 §6.3). One look at the first byte of most lines.
+    fn frames_again(&mut self, part: &[u8]) -> bool {
+        if self.line == 0 {
+            self.spelling = match part.first() {
+                Some(b'c' | b'C') => Some(CONTENT_LENGTH),
+                Some(b't' | b'T') => Some(TRANSFER_ENCODING),
+                _ => None,
+            };
+        }
+        let Some(name) = self.spelling else { return false };
+        let rest = &name[self.line..];
+        let length = rest.len().min(part.len());
+        if !part[..length].eq_ignore_ascii_case(&rest[..length]) {
+            self.spelling = None;
+        } else if length == rest.len() {
+            self.spelling = None;
+            return std::mem::replace(&mut self.framed, true);
+        }
+        false
     }
 }
 
 /// The CR of an empty line.
 const CR: usize = 1;
+/// hyper takes no space before the colon.
+const CONTENT_LENGTH: &[u8] = b"content-length:";
+const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
 
 /// A chunked body. hyper reads it too and is the stricter one: what it takes, it frames as
 /// is done here.
@@ -177,6 +215,8 @@ struct Chunked {
     at: InChunk,
     /// The size read so far, then the bytes left of the data.
     size: u64,
+    /// Digits of the size.
+    digits: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -227,11 +267,13 @@ impl Chunked {
             (FirstDigit | Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 let digit = char::from(byte).to_digit(16).expect("matched as a hex digit");
                 self.size = self.size.checked_mul(16)?.checked_add(digit.into())?;
-                Size
+                self.digits = if let FirstDigit = self.at { 1 } else { self.digits + 1 };
+                // Zeros in front add nothing, and would never end.
+                return (self.digits <= SIZE_DIGITS_MAX).then_some(Size);
             }
             (Size | Extension, b'\r') => SizeLf,
             (Size, b' ' | b'\t' | b';') => Extension,
-            (Extension, byte) if byte != b'\n' => Extension,
+            (Extension, byte) if byte == b'\t' || !byte.is_ascii_control() => Extension,
             (SizeLf, b'\n') if self.size == 0 => Trailer,
             (SizeLf, b'\n') => Data,
             (DataCr, b'\r') => DataLf,
@@ -244,6 +286,9 @@ impl Chunked {
         })
     }
 }
+
+/// Those of the largest number that hyper takes.
+const SIZE_DIGITS_MAX: u32 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -275,6 +320,38 @@ mod tests {
         assert_eq!(followed(b"GET / HTTP/1.1\r\n\r\n\n"), Passed::UpTo(18));
     }
 
+    /// The second field that frames the body is refused, wherever the bytes are cut.
+    #[track_caller]
+    fn check_framed_twice(fields: &str, refused: bool) {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        for cut in 1..head.len() {
+            let mut framing = Framing::default();
+            let (first, second) = head.as_bytes().split_at(cut);
+            let taken = [framing.follow(first), framing.follow(second)];
+            let is_refused = taken.iter().any(|passed| matches!(passed, Passed::Refused(_)));
+            assert_eq!(is_refused, refused, "{fields:?} cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn one_field_alone_says_how_the_body_is_framed() {
+        check_framed_twice("Content-Length: 5", false);
+        check_framed_twice("transfer-encoding: chunked", false);
+        check_framed_twice("Content-Length: 5\r\nTransfer-Encoding: chunked", true);
+        check_framed_twice("TRANSFER-ENCODING:chunked\r\nX: y\r\ncontent-length:5", true);
+        check_framed_twice("Content-Length: 5\r\nContent-Length: 5", true);
+        check_framed_twice("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", true);
+        check_framed_twice("Content-Length: 5\r\nContent-Length-Hint: 5\r\nContent: 1", false);
+        check_framed_twice("Content-Length: 5\r\nX-Content-Length: 5\r\nT: 1\r\nC: 1", false);
+        // Each head begins anew.
+        let mut framing = Framing::default();
+        for _ in 0..2 {
+            assert_eq!(framing.follow(b"PUT / HTTP/1.1\r\nContent-Length: 1\r\n\r\n"), Passed::All);
+            framing.tell(BodyFraming::Length(1));
+            assert_eq!(framing.follow(b"x"), Passed::All);
+        }
+    }
+
     #[test]
     fn empty_lines_before_the_start_line_are_no_head() {
         assert_eq!(followed(&[b"\r\n\r\n", GET, b"x"].concat()), Passed::UpTo(4 + GET.len()));
@@ -304,13 +381,16 @@ mod tests {
 
     #[test]
     fn chunks_that_are_not_framed_by_the_book_are_refused() {
-        let wrong: [(&[u8], usize); 6] = [
+        let wrong: [(&[u8], usize); 9] = [
             (b"\r\n", 0),
             (b"0x1\r\n", 1),
             (b"1\nx", 1),
             (b"1\r\nxy", 4),
             (b"0\r\nA: b\n", 7),
             (b"10000000000000000\r\n", 16),
+            (b"00000000000000001\r\n", 16),
+            (b"1;a\0\r\n", 3),
+            (b"1;a\rb\n", 4),
         ];
         for (body, place) in wrong {
             let mut framing = Framing::default();

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use h2::server::{Connection as H2Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue,
+    CONNECTION, CONTENT_LENGTH, COOKIE, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue,
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, Request, Response, StatusCode};
@@ -253,6 +253,8 @@ fn take_up<S, F>(
         return reply.send_or_spawn(refusal, &client.date);
     }
     let length = content_length(request.headers());
+    let mut request = request;
+    join_cookies(request.headers_mut());
     let request = request.map(|body| paced(body, length, limits, &client.recorder));
     let mut answer = Box::pin((client.service)(client.facts.clone(), request));
     if let Poll::Ready(response) = answer.as_mut().poll(cx) {
@@ -457,6 +459,21 @@ fn paced(body: RecvStream, length: Option<u64>, limits: &Limits, recorder: &Reco
     }
     let received = Received { body, left: length, data_ended: false };
     Body::stream(Paced::new(received, limits, recorder.clone()))
+}
+
+/// HTTP/2 may split the cookies into several fields, and nobody else understands that
+/// (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    // Most requests repeat no field.
+    if headers.len() == headers.keys_len() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, whole);
+    }
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

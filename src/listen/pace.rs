@@ -79,6 +79,10 @@ impl Rules {
 }
 
 /// A request body that fails when its client is slower than the least pace.
+///
+/// It ends with its last data: trailers are dropped (RFC 9110 §6.5.1 allows it). They come
+/// after the gate has looked at the fields, and origins that merge them into those would
+/// believe a stranger's `X-Forwarded-For` or `Authorization`.
 pub(super) struct Paced<B> {
     body: B,
     pace: Pace,
@@ -111,6 +115,7 @@ where
             });
         };
         let bytes = match &frame {
+            Some(Ok(frame)) if frame.is_trailers() => return Poll::Ready(None),
             Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
         };

@@ -387,7 +387,7 @@ fn a_bare_lf_in_a_head_is_answered_400_and_the_connection_closed() {
             let said = edge.exchange(head.as_bytes()).await;
             assert!(said.starts_with("HTTP/1.1 400 "), "{head:?} → {said:?}");
         }
-        edge.reaches(Metric::RequestsUnread, "bare_lf", 3).await;
+        edge.reaches(Metric::RequestsUnread, "framing", 3).await;
         assert!(edge.requests().is_empty(), "{:?}", edge.requests());
     });
 }

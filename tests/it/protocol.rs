@@ -179,6 +179,24 @@ fn trailers_reach_a_client_that_takes_them() {
     assert!(verbose.contains("x-sum: 42"), "{verbose}");
 }
 
+/// The gate has looked at the fields when they come, and has not seen them.
+#[test]
+fn trailers_of_a_request_end_at_the_edge() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(
+        b"POST / HTTP/1.1\r\nHost: edge.test\r\nTrailer: X-Real-IP, X-Sum\r\n\
+          Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Real-IP: 9.9.9.9\r\nX-Sum: 42\r\n\r\n",
+    );
+    assert_eq!(client.read(false).text(), "hello");
+    assert_eq!(client.get("edge.test", "/next", &[]).status, 200);
+    let seen = &origin.seen()[0];
+    for gone in ["trailer", "x-real-ip", "x-sum"] {
+        assert_eq!(seen.header(gone), None, "{gone}");
+    }
+}
+
 #[test]
 fn a_websocket_is_a_tunnel_in_both_directions() {
     let origin = Origin::start(|seen| {

@@ -4,6 +4,7 @@
 //! can only be looked at is waited for with [`until`].
 
 pub mod client;
+pub mod frames;
 pub mod node;
 pub mod origin;
 pub mod process;

@@ -76,7 +76,17 @@ pub struct Answer {
     head_gate: Option<Gate>,
     body_gate: Option<(usize, Gate)>,
     raw: Option<Vec<u8>>,
-    echoes: bool,
+    after_raw: AfterRaw,
+}
+
+/// What happens to the connection once the raw bytes are sent.
+#[derive(Clone, Copy, Default)]
+enum AfterRaw {
+    #[default]
+    Close,
+    KeepOpen,
+    Echo,
+    SendAgain,
 }
 
 impl Answer {
@@ -100,7 +110,19 @@ impl Answer {
 
     /// After that, sends back whatever comes.
     pub fn echoing(mut self) -> Self {
-        self.echoes = true;
+        self.after_raw = AfterRaw::Echo;
+        self
+    }
+
+    /// After that, answers the next request on the same connection.
+    pub fn kept_open(mut self) -> Self {
+        self.after_raw = AfterRaw::KeepOpen;
+        self
+    }
+
+    /// Sends the same bytes again and again until the other side goes.
+    pub fn without_end(mut self) -> Self {
+        self.after_raw = AfterRaw::SendAgain;
         self
     }
 
@@ -149,8 +171,13 @@ impl Answer {
         }
         if let Some(raw) = &self.raw {
             stream.write_all(raw)?;
-            if self.echoes {
-                std::io::copy(&mut stream.try_clone()?, stream)?;
+            match self.after_raw {
+                AfterRaw::Close => {}
+                AfterRaw::KeepOpen => return Ok(true),
+                AfterRaw::Echo => drop(std::io::copy(&mut stream.try_clone()?, stream)?),
+                AfterRaw::SendAgain => loop {
+                    stream.write_all(raw)?;
+                },
             }
             return Ok(false);
         }
@@ -304,10 +331,12 @@ fn read_request(
         loop {
             let mut size = String::new();
             reader.read_line(&mut size)?;
-            let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+            let size = usize::from_str_radix(size.trim(), 16)
+                .map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
             let mut chunk = vec![0; size + 2];
             if size == 0 {
-                read_fields(reader)?;
+                // Some origins do merge trailers into the fields.
+                seen.headers.extend(read_fields(reader)?);
                 break;
             }
             reader.read_exact(&mut chunk)?;
