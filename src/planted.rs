@@ -1,7 +1,10 @@
 //! Bugs planted on purpose, one at a time, to show that the lab's checkers find them.
 //!
-//! Only with the cargo feature `planted-bugs`, which no release has; without it every
+//! Only with the cargo feature `planted-bugs`, which no release build accepts; without it every
 //! question here is a constant false and costs nothing. `SKERRY_PLANTED_BUG` names the bug.
+
+#[cfg(all(feature = "planted-bugs", not(debug_assertions)))]
+compile_error!("planted-bugs breaks promises on purpose: it is for debug builds alone");
 
 use std::sync::OnceLock;
 
@@ -18,16 +21,19 @@ pub enum Bug {
     DoubleFill,
     /// Stored responses stay fresh for ever.
     NeverStale,
+    /// Each fifth entry of the purge stream is skipped, and wake-ups are not heard.
+    StreamEntryDropped,
 }
 
 impl Bug {
     /// Every bug.
-    pub const ALL: [Bug; 5] = [
+    pub const ALL: [Bug; 6] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
         Bug::DoubleFill,
         Bug::NeverStale,
+        Bug::StreamEntryDropped,
     ];
 
     /// As `SKERRY_PLANTED_BUG` names it.
@@ -38,6 +44,7 @@ impl Bug {
             Bug::PrivateShared => "private-shared",
             Bug::DoubleFill => "double-fill",
             Bug::NeverStale => "never-stale",
+            Bug::StreamEntryDropped => "stream-entry-dropped",
         }
     }
 }

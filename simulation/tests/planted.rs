@@ -26,7 +26,7 @@ objects = 60
 tls = 0
 changes_per_s = 10
 ranges = 0
-mix = { static = 40, page = 35, large = 5, slow = 10, private = 10, dynamic = 0, world = 0 }
+mix = { static = 37, page = 35, large = 8, slow = 10, private = 10, dynamic = 0, world = 0 }
 ";
 
 async fn run_with(bug: &str) -> Record {
@@ -34,7 +34,16 @@ async fn run_with(bug: &str) -> Record {
     unsafe { std::env::set_var("SKERRY_PLANTED_BUG", bug) };
     let mut scenario = Scenario::read(SCENARIO).expect("scenario");
     // Old content must grow old, and a purge must find something.
-    scenario.purges.per_s = if bug == "purges-ignored" { 3.0 } else { 0.0 };
+    scenario.purges.per_s = match bug {
+        "purges-ignored" | "stream-entry-dropped" => 3.0,
+        _ => 0.0,
+    };
+    if bug == "stream-entry-dropped" {
+        // A purge must travel to be lost.
+        scenario.fleet.nodes = 2;
+        scenario.fleet.redis = "frankfurt".to_owned();
+        scenario.duration_s = 20;
+    }
     let order = Order {
         name: if bug.is_empty() { "no bug" } else { bug }.to_owned(),
         duration_s: scenario.duration_s,
@@ -56,6 +65,7 @@ async fn each_bug_planted_in_the_edge_is_found_by_its_own_checker() {
         ("private-shared", "private stays private"),
         ("double-fill", "one fill"),
         ("never-stale", "never too old"),
+        ("stream-entry-dropped", "every receipt"),
     ] {
         let record = run_with(bug).await;
         println!("{}", record.summary());

@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // clock: a line in the access log tells how long its response took.
     ("respond", &["cache", "context", "body", "clock", "metrics"]),
     ("route", &["guard", "cache", "fetch", "transform"]),
-    ("control", &["store", "fetch", "cache", "clock", "metrics"]),
+    ("control", &["store", "fetch", "cache", "clock", "metrics", "planted"]),
     (
         "serve",
         &[

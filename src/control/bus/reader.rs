@@ -11,6 +11,7 @@ use super::link::{Beat, Entry, Link};
 use super::record::{Gap, Head, Position, Record, follows, reconcile, resume};
 use super::{Backoff, Inner, Member};
 use crate::metrics::Metric;
+use crate::planted::{self, Bug};
 
 /// Until the runtime ends.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -140,6 +141,9 @@ impl Reader {
             let at =
                 Position { epoch: entry.epoch.clone(), number: Some(entry.number), id: entry.id };
             match entry.record {
+                Some(_) if entry.number % 5 == 0 && planted::has(Bug::StreamEntryDropped) => {
+                    self.position = Some(at);
+                }
                 Some(record) => {
                     self.position = Some(at);
                     let (epoch, number) = (&entry.epoch, entry.number);
