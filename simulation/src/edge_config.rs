@@ -161,7 +161,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let ports = Ports { http: 1, https: 2, admin: 3 };
         let (name, path) = ("tokyo-1".to_owned(), folder.path().to_owned());
-        let spec = NodeSpec { name, region: 2, ports, folder: path };
+        let spec = NodeSpec { name, region: 2, ports, folder: path, has_small_disk: false };
         let origin = |name: &str, region, port| Upstream { name: name.into(), region, port };
         let upstreams = vec![origin("origin-frankfurt", 0, 40), origin("origin-tokyo", 2, 41)];
         let config = EdgeConfig { spec: &spec, upstreams, redis_port: Some(50), workers: 2 };

@@ -3,11 +3,13 @@
 //! Links have weather: after each change their conditions are made anew from all faults in
 //! force, so that faults may overlap and end in any order.
 
+use crate::disk;
 use crate::fleet::Fleet;
 use crate::journal::NodeId;
 use crate::node::{self, Admin};
 use crate::origin::Origin;
 use crate::place::REGIONS;
+use crate::process::Process;
 use crate::scenario::{Break, CutDirection, Scenario};
 use crate::wan::{Conditions, End, Link};
 use anyhow::{Context as _, bail, ensure};
@@ -158,7 +160,12 @@ pub async fn begin(fleet: &Fleet, fault: &Break) -> anyhow::Result<Lasting> {
         }
         Break::DiskFull { node } => {
             let node = fleet.names.node_meant(node)?;
-            fleet.with_process(node, |process| process.limit_files(Some(FULL_DISK_BYTES))).await?;
+            let spec = &fleet.nodes[node].spec;
+            let fill = |process: &Process| match spec.has_small_disk {
+                true => disk::fill(process.id(), &spec.data()),
+                false => process.limit_files(Some(FULL_DISK_BYTES)),
+            };
+            fleet.with_process(node, fill).await?;
         }
         Break::OriginFails { origin } => {
             for origin in fleet.names.origins_meant(&fleet.origins, origin) {
@@ -208,7 +215,12 @@ pub async fn mend(fleet: &Fleet, fault: &Break) -> anyhow::Result<()> {
         }
         Break::DiskFull { node } => {
             let node = fleet.names.node_meant(node)?;
-            fleet.with_process(node, |process| process.limit_files(None)).await?;
+            let spec = &fleet.nodes[node].spec;
+            let clear = |process: &Process| match spec.has_small_disk {
+                true => disk::clear(process.id(), &spec.data()),
+                false => process.limit_files(None),
+            };
+            fleet.with_process(node, clear).await?;
         }
         Break::OriginFails { origin } => {
             for origin in fleet.names.origins_meant(&fleet.origins, origin) {
@@ -225,7 +237,7 @@ pub async fn mend(fleet: &Fleet, fault: &Break) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a node may still write to a file that is "full": enough for small appends at the
+/// What a node without a small disk may still write to a file that is "full": enough for small appends at the
 /// head of a file, nothing for the blocks of a cache.
 const FULL_DISK_BYTES: u64 = 64 * 1024;
 

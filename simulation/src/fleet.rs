@@ -2,6 +2,7 @@
 
 use crate::certificates::Authority;
 use crate::client::Client;
+use crate::disk;
 use crate::edge_config::{EdgeConfig, Upstream};
 use crate::faults::{Names, origin_name};
 use crate::journal::{Journal, NodeId};
@@ -350,6 +351,7 @@ impl Fleet {
 
 async fn specs(scenario: &Scenario, folder: &Path) -> anyhow::Result<Vec<Node>> {
     let mut nodes = Vec::new();
+    let can_have_small_disks = disk::can_have_small_disks(folder).await;
     for name in scenario.node_names() {
         let region = name.rsplit_once('-').and_then(|(region, _)| region_named(region));
         let region = region.context("a node without a region")?;
@@ -357,11 +359,25 @@ async fn specs(scenario: &Scenario, folder: &Path) -> anyhow::Result<Vec<Node>> 
         let ports = Ports { http, https, admin };
         let folder = folder.join(&name);
         std::fs::create_dir_all(&folder)?;
-        let spec = NodeSpec { name, region, ports, folder };
+        let has_small_disk = may_be_full(scenario, &name) && can_have_small_disks;
+        let spec = NodeSpec { name, region, ports, folder, has_small_disk };
         let (ready, pid) = (AtomicBool::new(false), AtomicI32::new(0));
         nodes.push(Node { spec, process: AsyncMutex::new(None), ready, pid });
     }
     Ok(nodes)
+}
+
+/// Whether a scenario fills this node's disk. One that it also restarts keeps its data in an
+/// ordinary folder: a small disk goes with its process.
+fn may_be_full(scenario: &Scenario, name: &str) -> bool {
+    let faults = || scenario.fault.iter().map(|fault| &fault.what);
+    let restarts = |fault: &Break| match fault {
+        Break::NodeKill { node, .. } => node == name,
+        Break::RollingUpgrade => true,
+        _ => false,
+    };
+    faults().any(|fault| matches!(fault, Break::DiskFull { node } if node == name))
+        && !faults().any(restarts)
 }
 
 /// What a load balancer or GeoDNS does: asks each node whether it is ready, often. Ends with

@@ -15,6 +15,7 @@ pub mod seed;
 // What stands around the nodes, and the nodes.
 pub mod certificates;
 pub mod client;
+pub mod disk;
 pub mod edge_config;
 pub mod fleet;
 pub mod node;

@@ -38,6 +38,8 @@ pub struct NodeSpec {
     pub ports: Ports,
     /// Its configuration, certificate, log and cache.
     pub folder: PathBuf,
+    /// Whether its data lie on a small file system of their own, which can be filled.
+    pub has_small_disk: bool,
 }
 
 impl NodeSpec {
@@ -85,10 +87,17 @@ pub fn find_binary() -> anyhow::Result<PathBuf> {
 
 /// Starts a node's process. It is ready when [`Admin::wait_until_ready`] says so.
 pub fn start(binary: &Path, spec: &NodeSpec) -> anyhow::Result<Process> {
-    // A write beyond the file size limit must fail, not end the process (see `disk-full`).
-    let mut command = Command::new("sh");
-    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(binary);
-    command.arg("run").arg("--config").arg(spec.config()).current_dir(&spec.folder);
+    let mut command = if spec.has_small_disk {
+        let mut command = crate::disk::with_small_disk();
+        command.arg(spec.data());
+        command
+    } else {
+        // A write beyond the file size limit must fail, not end the process (see `disk-full`).
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]);
+        command
+    };
+    command.arg(binary).arg("run").arg("--config").arg(spec.config()).current_dir(&spec.folder);
     Process::start(&spec.name, command, &spec.log())
 }
 

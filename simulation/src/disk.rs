@@ -1,0 +1,96 @@
+//! A disk that can be full.
+//!
+//! Whoever may mount file systems gives the node one of its own (tmpfs), in a mount namespace
+//! that ends with the node's process: nothing is left behind, whatever crashes. It is filled
+//! through `/proc/PID/root`, by a file beside the node's own. Without that right the node's
+//! files may not grow any more (`RLIMIT_FSIZE`), which is as near as one gets.
+
+use anyhow::Context as _;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::process::Command;
+
+/// Runs `DATA PROGRAM ARGUMENTS…` with a small file system at DATA; a folder is made for it.
+pub fn with_small_disk() -> Command {
+    let mut command = Command::new("unshare");
+    let script = format!(
+        "mkdir -p \"$0\" && mount -t tmpfs -o size={SMALL_DISK_MIB}m skerry-lab \"$0\" && exec \"$@\""
+    );
+    command.args(["--mount", "sh", "-c", &script]);
+    command
+}
+
+/// Whether [`with_small_disk`] works here.
+pub async fn can_have_small_disks(folder: &Path) -> bool {
+    let mut command = with_small_disk();
+    command.arg(folder.join("disk")).arg("true").stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().await.is_ok_and(|status| status.success())
+}
+
+/// Leaves no room on the small disk of a process.
+pub fn fill(pid: i32, data: &Path) -> anyhow::Result<()> {
+    let path = ballast(pid, data);
+    let mut file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let block = vec![0; 64 << 10];
+    for _ in 0..SMALL_DISK_MIB * 16 {
+        match file.write(&block) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// Makes room again.
+pub fn clear(pid: i32, data: &Path) -> anyhow::Result<()> {
+    let path = ballast(pid, data);
+    std::fs::remove_file(&path).with_context(|| path.display().to_string())
+}
+
+/// As the process sees it.
+fn ballast(pid: i32, data: &Path) -> PathBuf {
+    let data = data.strip_prefix("/").unwrap_or(data);
+    Path::new("/proc").join(pid.to_string()).join("root").join(data).join("ballast")
+}
+
+/// The cache's 256 MiB in the lab's configuration, and its logs.
+const SMALL_DISK_MIB: usize = 320;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Process;
+
+    #[tokio::test]
+    async fn a_small_disk_is_full_until_it_is_cleared_and_goes_with_its_process() {
+        let folder = tempfile::tempdir().expect("folder");
+        if !can_have_small_disks(folder.path()).await {
+            eprintln!("skipped: no right to mount a file system");
+            return;
+        }
+        let data = folder.path().join("data");
+        let mut command = with_small_disk();
+        command.arg(&data).args(["sleep", "60"]);
+        let log = folder.path().join("log");
+        let mut process = Process::start("sleeper", command, &log).expect("unshare");
+        // The mount comes a moment after the process.
+        while !is_mounted(process.id(), &data) {
+            tokio::task::yield_now().await;
+        }
+        fill(process.id(), &data).expect("fill");
+        let own = ballast(process.id(), &data).with_file_name("own");
+        let refused = std::fs::write(&own, [0; 4096]).expect_err("full");
+        assert_eq!(refused.kind(), ErrorKind::StorageFull);
+        clear(process.id(), &data).expect("clear");
+        std::fs::write(&own, [0; 4096]).expect("room again");
+        assert!(std::fs::read_dir(&data).expect("outside").next().is_none());
+        process.kill().await.expect("kill");
+    }
+
+    fn is_mounted(pid: i32, data: &Path) -> bool {
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap_or_default();
+        mounts.contains(&data.display().to_string())
+    }
+}
