@@ -140,6 +140,10 @@ pub struct Fault {
     pub ended: Option<Micros>,
 }
 
+/// The kind of a fault that nobody planned: the lab itself, with all its processes, was stopped
+/// for a while.
+pub const LAB_PAUSED: &str = "lab-paused";
+
 impl Fault {
     /// Whether it was in force at any time between `from` and `to`, with `grace` after its end.
     pub fn overlaps(&self, from: Micros, to: Micros, grace: Micros) -> bool {

@@ -254,6 +254,7 @@ async fn run_one(order: &Run, name: &str) -> anyhow::Result<bool> {
             println!("      {} — {}", violation.what, violation.subject);
         }
     }
+    record.trouble.iter().for_each(|trouble| println!("  ✕ {trouble}"));
     record.notes.iter().for_each(|note| println!("  ! {note}"));
     println!("  report: {}", page.display());
     Ok(record.passed)

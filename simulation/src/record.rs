@@ -19,7 +19,7 @@ pub struct Record {
     pub plan: String,
     /// Seconds of load.
     pub duration_s: u64,
-    /// Whether every promise was kept.
+    /// Whether every promise was kept, and the lab did what the plan says.
     pub passed: bool,
     /// Totals.
     pub totals: Totals,
@@ -39,6 +39,8 @@ pub struct Record {
     pub purges: Vec<PurgeRow>,
     /// What the checkers say.
     pub verdicts: Vec<Verdict>,
+    /// What the lab could not do: a fault that could not be made, a node that ended by itself.
+    pub trouble: Vec<String>,
     /// What the reader should know before believing the numbers.
     pub notes: Vec<String>,
 }
@@ -398,7 +400,8 @@ impl Record {
         let share = 100.0 * totals.hits as f64 / totals.requests.max(1) as f64;
         let broken: u64 = self.verdicts.iter().map(|verdict| verdict.findings.broken).sum();
         let verdict = match broken {
-            0 => format!("PASS: {} promises kept", self.verdicts.len()),
+            0 if self.passed => format!("PASS: {} promises kept", self.verdicts.len()),
+            0 => "FAIL: the lab could not do all of its plan".to_owned(),
             _ => format!("FAIL: {broken} broken promises"),
         };
         format!(

@@ -105,6 +105,7 @@ mod tests {
             ],
             purges: (0..90).step_by(4).map(purge).collect(),
             verdicts: vec![verdict("whole bytes", 0), verdict("purged stays purged", 2)],
+            trouble: vec!["a fault that could not be made".into()],
             notes: vec!["a note".into()],
         }
     }

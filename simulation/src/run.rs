@@ -5,7 +5,7 @@ use crate::check::{self, Answer, Checker, Sample, Seen, World};
 use crate::client::{Ask, Reply};
 use crate::faults::{self, Lasting};
 use crate::fleet::Fleet;
-use crate::journal::{Micros, NodeId, Purge, SECOND, Scope};
+use crate::journal::{Facts, Fault, LAB_PAUSED, Micros, NodeId, Purge, SECOND, Scope};
 use crate::node::{Admin, PurgeAnswer};
 use crate::object::identify;
 use crate::place::{COUNTRIES, address_of, region_named};
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 /// What to run.
 pub struct Order {
@@ -54,6 +54,8 @@ struct Stage {
     events: mpsc::Sender<Event>,
     in_flight: Semaphore,
     late_max: AtomicU64,
+    /// Whose turn it is to be asked for receipts.
+    turns: AtomicU64,
     /// Position in the journal of each fault of the scenario.
     fault_rows: Mutex<Vec<Option<usize>>>,
     trouble: Mutex<Vec<String>>,
@@ -63,6 +65,8 @@ struct Stage {
 const IN_FLIGHT_MAX: usize = 400;
 /// Longer than the edge's own deadlines.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+/// A step that is later than this is worth a note.
+const LATE_MAX_MS: u64 = 500;
 /// How long receipts may take after the last fault is mended.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -99,25 +103,32 @@ async fn act(
         events,
         in_flight: Semaphore::new(IN_FLIGHT_MAX),
         late_max: AtomicU64::new(0),
+        turns: AtomicU64::new(0),
         trouble: Mutex::default(),
     });
     let sampler = tokio::spawn(sample(stage.clone()));
+    let watcher = tokio::spawn(watch_for_pauses(stage.clone()));
     let follower = tokio::spawn(follow_receipts(stage.clone()));
     perform(&stage, plan).await;
     follower.abort();
     let _ = follower.await;
     settle(&stage).await;
-    sampler.abort();
-    let _ = sampler.await;
+    for helper in [sampler, watcher] {
+        helper.abort();
+        let _ = helper.await;
+    }
     let stage = Arc::into_inner(stage).context("a step still runs")?;
     drop(stage.events);
     let bench = judge.await.context("the judge")?;
-    let mut notes = stage.trouble.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let trouble = stage.trouble.into_inner().unwrap_or_else(PoisonError::into_inner);
     let late_ms = stage.late_max.into_inner() / 1000;
-    if late_ms > 500 {
-        notes.push(format!("the load was late by up to {late_ms} ms: this machine is too small"));
-    }
-    Ok(make_record(order, plan, &fleet, bench, notes, stage.start).await)
+    let mut record = make_record(order, plan, &fleet, bench, stage.start).await;
+    record.notes.extend((late_ms > LATE_MAX_MS).then(|| {
+        format!("the load was late by up to {late_ms} ms: this machine is too small or too busy")
+    }));
+    record.passed &= trouble.is_empty();
+    record.trouble = trouble;
+    Ok(record)
 }
 
 /// Starts every step at its time and waits for all of them.
@@ -280,9 +291,10 @@ fn note_receipts(fleet: &Fleet, purge: &mut Purge, answer: &PurgeAnswer, now: Mi
                 purge.acknowledged.push((node, now));
                 purge.propagation_ms.extend(receipt.ms.map(|ms| (node, ms)));
             }
-            (true, Some(_)) => {}
-            (false, _) if purge.pending.contains(&node) => {}
-            (false, _) => purge.pending.push(node),
+            // A node that was away itself may know less of it than the one that took it.
+            (_, Some(_)) => {}
+            (false, None) if purge.pending.contains(&node) => {}
+            (false, None) => purge.pending.push(node),
         }
     }
 }
@@ -345,6 +357,32 @@ async fn sample(stage: Arc<Stage>) {
     }
 }
 
+/// The whole lab may stand still: a laptop sleeps, a container is frozen, a machine is too
+/// busy. What clients met meanwhile is nobody's fault, and the report says so.
+async fn watch_for_pauses(stage: Arc<Stage>) {
+    let mut ticks = interval(Duration::from_millis(250));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let journal = &stage.fleet.journal;
+    let mut before = journal.now();
+    loop {
+        ticks.tick().await;
+        let now = journal.now();
+        if now - before > PAUSE_MIN {
+            journal.facts().faults.push(Fault {
+                kind: LAB_PAUSED.to_owned(),
+                what: "the lab itself stood still".to_owned(),
+                nodes: (0..stage.fleet.nodes.len()).collect(),
+                began: before,
+                ended: Some(now),
+            });
+        }
+        before = now;
+    }
+}
+
+/// Later than a busy machine makes a timer.
+const PAUSE_MIN: Micros = 3 * SECOND;
+
 /// Waits until every purge has its receipts, or as long as receipts come in, or long enough.
 async fn settle(stage: &Stage) {
     let deadline = stage.fleet.journal.now() + SETTLE_LIMIT.as_micros() as Micros;
@@ -353,8 +391,8 @@ async fn settle(stage: &Stage) {
     }
 }
 
-/// Asks after each purge that some node has not applied yet, at a node that is ready; says how
-/// many such purges there are.
+/// Asks after each purge that some node has not applied yet, each time at another node that is
+/// ready; says how many such purges there are.
 async fn ask_for_receipts(stage: &Stage) -> usize {
     let fleet = &stage.fleet;
     let open: Vec<(usize, String)> = {
@@ -363,7 +401,8 @@ async fn ask_for_receipts(stage: &Stage) -> usize {
         open.filter_map(|purge| Some((purge.number, purge.id.clone()?))).collect()
     };
     for (number, id) in &open {
-        let via = fleet.choose(number % COUNTRIES.len(), *number as u64);
+        let turn = stage.turns.fetch_add(1, Ordering::Relaxed);
+        let via = fleet.choose(turn as usize % COUNTRIES.len(), turn / COUNTRIES.len() as u64);
         let admin = Admin::new(fleet.nodes[via].spec.ports.admin);
         let Ok(answer) = admin.receipts(id).await else { continue };
         let now = fleet.journal.now();
@@ -445,7 +484,6 @@ async fn make_record(
     plan: &Plan,
     fleet: &Fleet,
     bench: Bench,
-    notes: Vec<String>,
     start: Micros,
 ) -> Record {
     let facts = fleet.journal.facts().clone();
@@ -463,7 +501,7 @@ async fn make_record(
         seed: order.seed,
         plan: plan.fingerprint(),
         duration_s: order.duration_s,
-        passed: verdicts.iter().all(|verdict| verdict.kept) && notes.is_empty(),
+        passed: verdicts.iter().all(|verdict| verdict.kept),
         totals: record::totals(&bench.briefs, &facts),
         nodes: record::node_rows(&places, &bench.briefs, &facts, &bench.samples, end),
         origins: origins.map(|(o, region)| PlaceRow::in_region(o.name.clone(), *region)).collect(),
@@ -473,6 +511,16 @@ async fn make_record(
         faults,
         purges,
         verdicts,
-        notes,
+        trouble: Vec::new(),
+        notes: pauses(&facts),
     }
+}
+
+fn pauses(facts: &Facts) -> Vec<String> {
+    let pauses = facts.faults.iter().filter(|fault| fault.kind == LAB_PAUSED);
+    let length = |fault: &Fault| fault.ended.unwrap_or(fault.began) - fault.began;
+    let lengths: Vec<Micros> = pauses.map(length).collect();
+    let seconds = lengths.iter().sum::<Micros>() / SECOND;
+    let note = || format!("the lab itself stood still {} times, {seconds} s in all", lengths.len());
+    (!lengths.is_empty()).then(note).into_iter().collect()
 }

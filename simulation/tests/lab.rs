@@ -48,7 +48,7 @@ async fn run_with(bug: &str, duration_s: u64, purges_per_s: f64) -> Record {
         edge_toml: Some(config),
     };
     let record = run(&order, &Progress::default()).await.expect("the lab runs");
-    assert_eq!(record.notes, Vec::<String>::new());
+    assert_eq!(record.trouble, Vec::<String>::new());
     record
 }
 
