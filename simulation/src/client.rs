@@ -306,8 +306,11 @@ async fn whole(response: http::Response<Incoming>, retried: bool) -> anyhow::Res
 
 fn body_broke(parts: &http::response::Parts) -> String {
     let of = parts.headers.get("x-fetch").and_then(|value| value.to_str().ok()).unwrap_or("-");
-    format!("the body broke off (status {}, x-fetch {of})", parts.status.as_u16())
+    format!("{BODY_BROKE_OFF} (status {}, x-fetch {of})", parts.status.as_u16())
 }
+
+/// How an error begins when an answer's header came, and not all of its body.
+pub const BODY_BROKE_OFF: &str = "the body broke off";
 
 fn was_closed_before(error: &hyper::Error) -> bool {
     error.is_canceled() || error.is_closed() || error.is_incomplete_message() || is_reset(error)

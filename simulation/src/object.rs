@@ -305,6 +305,24 @@ pub enum BodyFault {
     },
 }
 
+impl std::fmt::Display for BodyFault {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = |of: &Identity| format!("object {} version {}", of.object, of.version);
+        match self {
+            BodyFault::TooShortToTell => write!(out, "it is too short to tell what it is"),
+            BodyFault::Foreign { offset } => write!(out, "byte {offset} is of no origin's making"),
+            BodyFault::Mixed { offset, first, then } => {
+                write!(out, "it begins as {} and from byte {offset} on is ", name(first))?;
+                match then {
+                    Some(same) if same == first => write!(out, "another part of it"),
+                    Some(other) => write!(out, "{}", name(other)),
+                    None => write!(out, "something else"),
+                }
+            }
+        }
+    }
+}
+
 /// Says which version these bytes are, `body` starting at byte `from` of it.
 pub fn identify(body: &[u8], from: u64) -> Result<Identity, BodyFault> {
     let first = Identity::read(body, from)?;

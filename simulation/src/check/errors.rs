@@ -3,8 +3,9 @@
 //! An error that the origin itself answered (its `X-Fetch` leads to that answer) is the
 //! origin's, not the edge's.
 
-use super::{Answer, Checker, Findings, Seen, World};
-use crate::journal::{Fetch, LifeEvent, Micros, Purge, SECOND};
+use super::{Answer, Checker, Findings, Seen, WAY_TO_ORIGIN, World};
+use crate::client::BODY_BROKE_OFF;
+use crate::journal::{Fetch, LAB_PAUSED, LifeEvent, Micros, Purge, SECOND};
 use crate::object::Class;
 use serde::Deserialize;
 
@@ -20,6 +21,9 @@ pub struct Excuse {
     /// Whether connections may break then.
     #[serde(default)]
     pub broken: bool,
+    /// Whether bodies may end early then: their origin went away while it sent them.
+    #[serde(default)]
+    pub cut_short: bool,
     /// Seconds after the fault in which it still counts.
     #[serde(default)]
     pub grace_s: f64,
@@ -44,7 +48,7 @@ impl NoClientErrors {
     fn is_excused(&self, world: World, seen: &Seen) -> bool {
         let fits = |excuse: &&Excuse| match &seen.outcome {
             Ok(answer) => excuse.status.contains(&answer.status),
-            Err(_) => excuse.broken,
+            Err(error) => excuse.broken || excuse.cut_short && error.starts_with(BODY_BROKE_OFF),
         };
         let in_force = |excuse: &Excuse| {
             let grace = (excuse.grace_s * SECOND as f64) as u64;
@@ -54,7 +58,8 @@ impl NoClientErrors {
                     && fault.overlaps(seen.sent, seen.done, grace)
             })
         };
-        let counts = |excuse: &&Excuse| !excuse.unless_stored || !could_serve_stale(world, seen);
+        let counts =
+            |excuse: &&Excuse| !excuse.unless_stored || stale_instead(world, seen).is_none();
         self.excuses.iter().filter(fits).filter(counts).any(in_force)
     }
 }
@@ -75,8 +80,12 @@ impl Checker for NoClientErrors {
             Ok(answer) => format!("status {}", answer.status),
             Err(error) => format!("no answer: {error}"),
         };
-        if !self.is_excused(world, seen) {
-            self.findings.blame(world, seen, what);
+        if !self.is_excused(world, seen) && !in_a_pause(world, seen) {
+            let instead = stale_instead(world, seen).map_or(String::new(), |fetch| {
+                let ago = seen.sent.saturating_sub(fetch.began) / 1000;
+                format!(", although it got upstream request {} {ago} ms before", fetch.serial)
+            });
+            self.findings.blame(world, seen, what + &instead);
         }
     }
 
@@ -85,14 +94,25 @@ impl Checker for NoClientErrors {
     }
 }
 
-/// Whether this node, in its present life, has got a whole answer for this key which its origin
-/// allows to serve stale on error still, and no hard purge has come since.
-fn could_serve_stale(world: World, seen: &Seen) -> bool {
+/// When the lab itself stood still, deadlines passed on all sides at once.
+fn in_a_pause(world: World, seen: &Seen) -> bool {
+    let mut pauses = world.facts.faults.iter().filter(|fault| fault.kind == LAB_PAUSED);
+    pauses.any(|pause| pause.overlaps(seen.sent, seen.done, 15 * SECOND))
+}
+
+/// The upstream request whose answer could have been served instead: this node, in its present
+/// life, has got it whole for this key, its origin allows to serve it stale on error still, and
+/// no hard purge has come since.
+fn stale_instead<'a>(world: World<'a>, seen: &Seen) -> Option<&'a Fetch> {
     let object = world.object(seen);
     let began = |life: &&LifeEvent| life.node == seen.node && life.up && life.at < seen.sent;
     let alive_since = world.facts.lives.iter().rev().find(began).map_or(0, |life| life.at);
     let allowed = (object.max_age + object.stale_if_error).saturating_sub(MARGIN_S) * SECOND;
     let scheme = if seen.tls { "https" } else { "http" };
+    // What its origin had handed over may have been lost on its way when something broke.
+    let arrived = |fetch: &Fetch, ended: Micros| {
+        !world.facts.disturbed(seen.node, fetch.began, ended + WAY_TO_ORIGIN, 0)
+    };
     let useful = |fetch: &&Fetch| {
         fetch.object == seen.object
             && fetch.node == Some(seen.node)
@@ -101,20 +121,20 @@ fn could_serve_stale(world: World, seen: &Seen) -> bool {
             && fetch.whole
             && fetch.range.is_none()
             && fetch.began > alive_since
-            && fetch.ended.is_some_and(|ended| ended + SECOND < seen.sent)
+            && fetch.ended.is_some_and(|ended| ended + SECOND < seen.sent && arrived(fetch, ended))
             && fetch.answered.is_some_and(|answered| answered + allowed > seen.sent)
     };
     let purged_since = |fetch: &Fetch| {
         let hard = |purge: &&Purge| !purge.soft && purge.scope.covers(object);
         world.facts.purges.iter().filter(hard).any(|purge| {
             purge.issued <= seen.done
-                && purge.acknowledged_by(seen.node).unwrap_or(Micros::MAX) >= fetch.began
+                && purge.acknowledged_by(seen.node).unwrap_or(Micros::MAX)
+                    >= world.sent_after(fetch)
         })
     };
-    let stored = world.facts.fetches.iter().rev().find(useful);
-    object.class.is_shared()
-        && object.class != Class::Large
-        && stored.is_some_and(|fetch| !purged_since(fetch))
+    let is_kept = object.class.is_shared() && object.class != Class::Large;
+    let stored = world.facts.fetches.iter().rev().find(useful).filter(|_| is_kept);
+    stored.filter(|fetch| !purged_since(fetch))
 }
 
 /// Roundings of `Age` and `Date`.
@@ -150,17 +170,18 @@ mod tests {
         let mut lab = Lab::new();
         let object = lab.object(Class::Static);
         let fetch = lab.fetch(&object, 0, SECOND);
-        let mut seen = lab.seen(fetch, 3 * SECOND, "skerry; fwd=miss");
+        let mut seen = lab.seen(fetch, 9 * SECOND, "skerry; fwd=miss");
         change(&mut lab, &mut seen);
         let (during, status) = ("cut".to_owned(), vec![504]);
-        let excuse = Excuse { during, status, broken: false, grace_s: 1.0, unless_stored };
+        let excuse =
+            Excuse { during, status, broken: false, cut_short: true, grace_s: 1.0, unless_stored };
         let mut checker = NoClientErrors::new(vec![excuse]);
         assert_eq!(verdict(&mut checker, &lab, &seen).as_deref(), expected);
     }
 
     fn cut(node: usize) -> Fault {
         let (kind, what, nodes) = ("cut".to_owned(), String::new(), vec![node]);
-        Fault { kind, what, nodes, began: SECOND, ended: Some(2 * SECOND + 500_000) }
+        Fault { kind, what, nodes, began: 5 * SECOND, ended: Some(8 * SECOND + 500_000) }
     }
 
     #[test]
@@ -189,6 +210,23 @@ mod tests {
         check(during(0, 504), None);
         check(during(0, 502), Some("status 502"));
         check(during(1, 504), Some("status 504"));
+        let fails = |error: &'static str| {
+            move |lab: &mut Lab, seen: &mut Seen| {
+                lab.facts.faults.push(cut(0));
+                seen.outcome = Err(error.into());
+            }
+        };
+        check(fails("the body broke off (status 200)"), None);
+        check(fails("connection refused"), Some("no answer: connection refused"));
+    }
+
+    #[test]
+    fn what_broke_while_the_lab_stood_still_is_nobodys_fault() {
+        let paused = |lab: &mut Lab, seen: &mut Seen| {
+            lab.facts.faults.push(Fault { kind: LAB_PAUSED.to_owned(), ..cut(0) });
+            seen.outcome = Err("no whole answer within 30s".into());
+        };
+        check(paused, None);
     }
 
     #[test]
@@ -216,8 +254,14 @@ mod tests {
                 }
             }
         };
-        check_with(true, stored("http", false), Some("status 504"));
+        let named = "status 504, although it got upstream request 1 8000 ms before";
+        check_with(true, stored("http", false), Some(named));
         check_with(true, stored("https", false), None);
+        let lost = |lab: &mut Lab, seen: &mut Seen| {
+            stored("http", false)(lab, seen);
+            lab.facts.faults[0].began = SECOND;
+        };
+        check_with(true, lost, None);
         check_with(true, stored("http", true), None);
         check_with(false, stored("http", false), None);
     }

@@ -5,7 +5,7 @@
 //! second must not join the first), or something was broken on the way.
 
 use super::{Checker, Findings, World};
-use crate::journal::{Fetch, Micros, NodeId, SECOND};
+use crate::journal::{Fetch, Micros, NodeId, SECOND, Scope};
 use crate::object::ObjectId;
 use std::collections::HashMap;
 
@@ -87,9 +87,15 @@ fn overlaps(earlier: &Fetch, later: &Fetch) -> bool {
 
 fn is_excused(world: World, node: NodeId, earlier: &Fetch, later: &Fetch) -> bool {
     let object = world.catalog.get(later.object);
+    // Until its head has come, a response may have any tag.
+    let tags_unknown = earlier.answered.is_none_or(|at| world.sent_after(later) <= at);
+    let may_cover =
+        |scope: &Scope| scope.covers(object) || tags_unknown && matches!(scope, Scope::Group(_));
     let purged_between = world.facts.purges.iter().any(|purge| {
         let settled = purge.acknowledged_by(node).unwrap_or(Micros::MAX);
-        purge.scope.covers(object) && purge.issued <= later.began && settled >= earlier.began
+        // What a purge met on its way to the origin is older than the purge.
+        let came_after = settled >= world.sent_after(earlier);
+        may_cover(&purge.scope) && purge.issued <= later.began && came_after
     });
     purged_between || world.facts.disturbed(node, earlier.began, later.began, SECOND)
 }
@@ -98,7 +104,7 @@ fn is_excused(world: World, node: NodeId, earlier: &Fetch, later: &Fetch) -> boo
 mod tests {
     use super::*;
     use crate::check::tests::Lab;
-    use crate::journal::{LifeEvent, Purge, Scope};
+    use crate::journal::{LifeEvent, Purge};
     use crate::object::Class;
 
     fn check(class: Class, second_at: Micros, change: impl FnOnce(&mut Lab), broken: u64) {
@@ -142,22 +148,27 @@ mod tests {
 
     #[test]
     fn a_purge_between_them_makes_the_second_right() {
-        let purged = |lab: &mut Lab| {
-            lab.facts.purges.push(Purge {
-                number: 0,
-                id: None,
-                scope: Scope::All,
-                soft: false,
-                via: 0,
-                meant_for: vec![0, 1],
-                issued: SECOND + 20_000,
-                acknowledged: vec![(0, SECOND + 30_000)],
-                propagation_ms: Vec::new(),
-                pending: Vec::new(),
-                failed: None,
-            });
-        };
-        check(Class::Static, SECOND + 50_000, purged, 0);
+        let purged = |scope: Scope| move |lab: &mut Lab| purge(lab, scope);
+        check(Class::Static, SECOND + 50_000, purged(Scope::All), 0);
+        check(Class::Static, SECOND + 50_000, purged(Scope::Class(Class::Page)), 1);
+        // Its tags are not known yet: it might have this one.
+        check(Class::Static, SECOND + 50_000, purged(Scope::Group(u32::MAX)), 0);
+    }
+
+    fn purge(lab: &mut Lab, scope: Scope) {
+        lab.facts.purges.push(Purge {
+            number: 0,
+            id: None,
+            scope,
+            soft: false,
+            via: 0,
+            meant_for: vec![0, 1],
+            issued: SECOND + 20_000,
+            acknowledged: vec![(0, SECOND + 30_000)],
+            propagation_ms: Vec::new(),
+            pending: Vec::new(),
+            failed: None,
+        });
     }
 
     #[test]

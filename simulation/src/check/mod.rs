@@ -18,7 +18,7 @@ mod status;
 pub use errors::Excuse;
 pub use resources::{Limits, Sample};
 
-use crate::journal::{Facts, Micros, NodeId};
+use crate::journal::{Facts, Fault, Fetch, Micros, NodeId, SECOND};
 use crate::object::{BodyFault, Catalog, Identity, Object, ObjectId};
 use crate::place::Country;
 use serde::Serialize;
@@ -165,7 +165,22 @@ impl World<'_> {
     fn object(&self, seen: &Seen) -> &Object {
         self.catalog.get(seen.object)
     }
+
+    /// The earliest that a node can have sent what its origin had read when the upstream request
+    /// began: a handshake and the way before, and longer when a fault held it on its way.
+    fn sent_after(&self, fetch: &Fetch) -> Micros {
+        let earliest = fetch.began.saturating_sub(WAY_TO_ORIGIN);
+        let held = |fault: &&Fault| {
+            let touches = fetch.node.is_some_and(|node| fault.nodes.contains(&node));
+            touches && fault.overlaps(earliest, fetch.began, 0)
+        };
+        let since = self.facts.faults.iter().filter(held).map(|fault| fault.began).min();
+        since.map_or(earliest, |since| earliest.min(since.saturating_sub(WAY_TO_ORIGIN)))
+    }
 }
+
+/// Two round trips around the world, and what a busy machine adds.
+const WAY_TO_ORIGIN: Micros = 2 * SECOND;
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -267,7 +282,6 @@ pub fn all(excuses: Vec<Excuse>, limits: Limits) -> Vec<Box<dyn Checker>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::journal::{Fetch, SECOND};
     use crate::object::{Class, Mix};
     use crate::place::COUNTRIES;
 
@@ -379,6 +393,21 @@ pub(crate) mod tests {
         let quoted = read("skerry; fwd=stale; key=\"https://a/?b=1;c,d\"; detail=\"x, y\"");
         assert_eq!(quoted.detail.as_deref(), Some("x, y"));
         assert_eq!(CacheStatus::read(""), None);
+    }
+
+    #[test]
+    fn what_a_fault_held_on_its_way_was_sent_before_it_or_later() {
+        let mut lab = Lab::new();
+        let object = lab.object(Class::Static);
+        let fetch = lab.fetch(&object, 0, 30 * SECOND);
+        let sent_after = |lab: &Lab| lab.world().sent_after(lab.facts.fetch(fetch).expect("it"));
+        assert_eq!(sent_after(&lab), 28 * SECOND);
+        for (node, expected) in [(1, 28 * SECOND), (0, 18 * SECOND)] {
+            let (kind, what, nodes) = ("cut".to_owned(), String::new(), vec![node]);
+            let (began, ended) = (20 * SECOND, Some(29 * SECOND));
+            lab.facts.faults.push(Fault { kind, what, nodes, began, ended });
+            assert_eq!(sent_after(&lab), expected);
+        }
     }
 
     #[test]

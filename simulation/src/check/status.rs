@@ -74,7 +74,7 @@ fn check(world: World, seen: &Seen, answer: &Answer) -> Result<(), String> {
     let fetch = answer.fetch.and_then(|serial| world.facts.fetch(serial));
     let Some(fetch) = fetch else { return Ok(()) };
     check_origin(world, seen, &status, fetch)?;
-    check_age(seen, answer, &status, fetch)?;
+    check_age(world, seen, answer, &status, fetch)?;
     check_ttl(world, seen, &status, fetch)
 }
 
@@ -108,6 +108,7 @@ fn asked_upstream(world: World, seen: &Seen) -> bool {
 }
 
 fn check_age(
+    world: World,
     seen: &Seen,
     answer: &Answer,
     status: &CacheStatus,
@@ -115,9 +116,9 @@ fn check_age(
 ) -> Result<(), String> {
     let Some(answered) = fetch.answered else { return Ok(()) };
     let at_least = (seen.sent.saturating_sub(answered) / SECOND).saturating_sub(1);
-    // Age counts from when the node sent its request (RFC 9111 §4.2.3); the origin read it after
-    // a handshake and the way there, and a busy machine adds to both.
-    let at_most = seen.first_byte.saturating_sub(fetch.began) / SECOND + AGE_SLACK_S;
+    // Age counts from when the node sent its request (RFC 9111 §4.2.3).
+    let sent_after = world.sent_after(fetch);
+    let at_most = seen.first_byte.saturating_sub(sent_after) / SECOND + AGE_SLACK_S;
     match answer.age {
         Some(age) if age < at_least => Err(format!("Age is {age}, but it is {at_least} s old")),
         Some(age) if age > at_most => Err(format!("Age is {age}, but it is {at_most} s old")),
@@ -143,8 +144,8 @@ fn check_ttl(world: World, seen: &Seen, status: &CacheStatus, fetch: &Fetch) -> 
     Ok(())
 }
 
-/// What a node's request may take to be read by its origin, and roundings.
-const AGE_SLACK_S: u64 = 5;
+/// Roundings on both sides, and what a busy machine adds.
+const AGE_SLACK_S: u64 = 3;
 /// Roundings on both sides, and the upstream round trip.
 const TTL_SLACK_S: i64 = 3;
 
