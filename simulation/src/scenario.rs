@@ -94,8 +94,8 @@ impl Default for Load {
     fn default() -> Self {
         Load {
             requests_per_s: 60.0,
-            objects: 600,
-            skew: 0.9,
+            objects: 300,
+            skew: 1.0,
             clients: 2000,
             tls: 0.3,
             ranges: 0.5,
@@ -158,7 +158,7 @@ pub struct Scopes {
 
 impl Default for Scopes {
     fn default() -> Self {
-        Scopes { object: 70, tag: 22, prefix: 4, site: 3, all: 1 }
+        Scopes { object: 860, tag: 120, prefix: 10, site: 6, all: 4 }
     }
 }
 
