@@ -57,13 +57,17 @@ fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
     writeln!(
         text,
         "\nTry it, from another terminal:\n\n\
-         \x20 # a miss, then a hit (see Cache-Status)\n\
-         \x20 curl -sI --cacert {authority} --connect-to ::127.0.0.1:{near} https://shop.test{page}\n\n\
-         \x20 # as a client in Tokyo: X-Origin says which origin serves Japan\n\
-         \x20 curl -sI --cacert {authority} --connect-to ::127.0.0.1:{far} \
+         \x20 # in Tokyo, twice: a miss, then a hit (see Cache-Status)\n\
+         \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{near} https://shop.test{page}\n\n\
+         \x20 # in Frankfurt, as a client from Japan: X-Origin says which origin serves that country\n\
+         \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{far} \
          -H 'X-Forwarded-For: {address}' https://world.test{world}\n\n\
-         \x20 # purge it everywhere, with a receipt from every node\n\
-         \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n"
+         \x20 # purge it everywhere, with a receipt from every node; then ask Tokyo again\n\
+         \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n\n\
+         \x20 # what one node counts\n\
+         \x20 curl -s 127.0.0.1:{admin}/metrics\n\n\
+         Then break things and read the report: run NAME instead of up; list shows the names.\n\
+         docs/how-to: see-a-purge-travel.md, lose-redis.md, try-your-config.md.\n"
     )
 }
 
