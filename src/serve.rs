@@ -72,8 +72,10 @@ struct Visit {
     worker: Rc<Worker>,
     plan: Rc<Plan>,
     context: RequestContext,
-    /// As the gate left it: one spelling, no hop-by-hop fields.
+    /// As the gate left it; its fields have moved into [`Visit::fields`].
     request: Parts,
+    /// One spelling, no hop-by-hop fields.
+    fields: Rc<HeaderMap>,
     body: Body,
     asked: Normalised,
     site: Arc<Site>,
@@ -91,8 +93,19 @@ pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<B
         Ok((asked, site, rule)) => {
             let directives = RequestDirectives::of(&request.headers, rule.settings.cache.honoured);
             let worker = worker.clone();
-            let mut visit =
-                Visit { worker, plan, context, request, body, asked, site, rule, directives };
+            let fields = Rc::new(std::mem::take(&mut request.headers));
+            let mut visit = Visit {
+                worker,
+                plan,
+                context,
+                request,
+                fields,
+                body,
+                asked,
+                site,
+                rule,
+                directives,
+            };
             match visit.step() {
                 Step::Answered(response) => Serving::Ready(Some(visit.finish(response))),
                 Step::Waits(wait) => Serving::Waiting(Box::pin(visit.wait(wait))),
@@ -259,7 +272,7 @@ impl Visit {
             return Some(Reason::Method);
         }
         let settings = &self.rule.settings.cache;
-        cache::skips_cache(&self.request.method, &self.request.headers, &self.directives, settings)
+        cache::skips_cache(&self.request.method, &self.fields, &self.directives, settings)
     }
 
     /// What can be answered without waiting: a hit, fresh or permitted stale.
@@ -335,7 +348,7 @@ impl Visit {
     /// encode → finish.
     fn finish(self, response: Response<Body>) -> Response<Body> {
         let settings = &self.rule.settings;
-        let (method, fields) = (&self.request.method, &self.request.headers);
+        let (method, fields) = (&self.request.method, &*self.fields);
         let mut response = transform::transform(
             method,
             fields,
@@ -355,12 +368,8 @@ impl Visit {
         self.rule.settings.cache.show_key.then(|| self.target().key.text)
     }
 
-    fn request_fields(&self) -> &HeaderMap {
-        &self.request.headers
-    }
-
     fn target(&self) -> Target {
-        Target::of(&self.rule, &self.asked, self.request_fields())
+        Target::of(&self.rule, &self.asked, &self.fields)
     }
 }
 

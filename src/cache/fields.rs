@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, DATE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    ACCEPT_RANGES, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH,
+    CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
     IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE,
     TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
@@ -80,7 +80,7 @@ pub fn own_fields(response: &HeaderMap, stored: &HeaderMap) -> HeaderMap {
 }
 
 /// The fields for an answer from `stored` at this age: one clone, `Age` set in place.
-pub fn reuse_headers(stored: &StoredResponse, age: Duration) -> HeaderMap {
+fn reuse_headers(stored: &StoredResponse, age: Duration) -> HeaderMap {
     let mut headers = stored.headers.clone();
     let mut buffer = itoa::Buffer::new();
     let text = buffer.format(age.as_secs().min(1 << 31));
@@ -89,23 +89,30 @@ pub fn reuse_headers(stored: &StoredResponse, age: Duration) -> HeaderMap {
     headers
 }
 
-/// The head of the answer that sends `selected` of `stored`: status and fields, with
-/// `Content-Length` and `Content-Range` as they must be. `None` while bytes are missing.
+/// The head of the answer that sends `selected` of `stored`, which is `length` bytes long if
+/// that is known: status and fields, with `Content-Length` and `Content-Range` as they must be.
+/// `None` while bytes are missing.
 pub fn answer(
     stored: &StoredResponse,
     selected: &Selected,
+    length: Option<u64>,
     age: Duration,
 ) -> Option<(StatusCode, HeaderMap)> {
     let mut headers = reuse_headers(stored, age);
     let status = match selected {
-        Selected::Full => match (stored.status, stored.complete_length) {
-            // A partial response whose parts have all come is whole (RFC 9111 §3.4).
-            (StatusCode::PARTIAL_CONTENT, Some(length)) => {
+        Selected::Full => {
+            if let Some(length) = length
+                && !headers.contains_key(CONTENT_LENGTH)
+                && allows_content(stored.status)
+            {
                 set_length(&mut headers, length);
-                StatusCode::OK
             }
-            (status, _) => status,
-        },
+            match stored.status {
+                // A partial response whose parts have all come is whole (RFC 9111 §3.4).
+                StatusCode::PARTIAL_CONTENT => StatusCode::OK,
+                status => status,
+            }
+        }
         Selected::NotModified => {
             remove_representation(&mut headers);
             StatusCode::NOT_MODIFIED
@@ -125,7 +132,6 @@ pub fn answer(
         Selected::Multipart(plan) => {
             let content_type = format!("multipart/byteranges; boundary={}", plan.boundary);
             headers.insert(CONTENT_TYPE, text_value(content_type));
-            headers.remove(CONTENT_RANGE);
             set_length(&mut headers, plan.content_length());
             StatusCode::PARTIAL_CONTENT
         }
@@ -140,6 +146,11 @@ pub fn answer(
     Some((status, headers))
 }
 
+/// RFC 9110 §8.6: no `Content-Length` with 204.
+fn allows_content(status: StatusCode) -> bool {
+    status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
+}
+
 /// What tells of a body that is not sent (RFC 9110 §15.4.5); `Content-Location` stays.
 fn remove_representation(headers: &mut HeaderMap) {
     for name in [
@@ -148,6 +159,7 @@ fn remove_representation(headers: &mut HeaderMap) {
         CONTENT_ENCODING,
         CONTENT_LANGUAGE,
         CONTENT_RANGE,
+        ACCEPT_RANGES,
         HeaderName::from_static("content-md5"),
         HeaderName::from_static("content-digest"),
         HeaderName::from_static("repr-digest"),
@@ -333,7 +345,9 @@ mod tests {
                      status: u16,
                      length: &str,
                      range: &str| {
-            let (found, headers) = answer(stored, &selected, Duration::ZERO).expect("an answer");
+            let (found, headers) =
+                answer(stored, &selected, stored.complete_length, Duration::ZERO)
+                    .expect("an answer");
             let field =
                 |name| headers.get(name).map_or("", |v: &HeaderValue| v.to_str().expect("text"));
             assert_eq!(found, status, "{selected:?}");
@@ -348,7 +362,7 @@ mod tests {
         check(&stored, range, 206, "6", "bytes 4-9/1000");
         let outside = Selected::RangeNotSatisfiable { complete_length: 1000 };
         check(&stored, outside, 416, "0", "bytes */1000");
-        assert!(answer(&stored, &Selected::Missing(vec![]), Duration::ZERO).is_none());
+        assert!(answer(&stored, &Selected::Missing(vec![]), None, Duration::ZERO).is_none());
         stored.status = StatusCode::PARTIAL_CONTENT;
         stored.headers.remove(CONTENT_LENGTH);
         stored.complete_length = Some(1000);
@@ -366,7 +380,7 @@ mod tests {
             ("expires", "Wed, 18 Nov 2026 12:06:40 GMT"),
             ("vary", "foo"),
         ]);
-        let found = answer(&stored, &Selected::NotModified, Duration::ZERO);
+        let found = answer(&stored, &Selected::NotModified, None, Duration::ZERO);
         let (_, headers) = found.expect("an answer");
         for name in ["cache-control", "content-location", "date", "etag", "expires", "vary"] {
             assert!(headers.contains_key(name), "{name}");

@@ -40,7 +40,7 @@ pub use decide::{
     Decision, decide, decide_absent, may_serve_stale_on_error, skips_cache, stale_when_slow,
 };
 pub use directives::RequestDirectives;
-pub use fields::{answer, remove_unkeyed, reuse_headers, validation_fields};
+pub use fields::{answer, remove_unkeyed, validation_fields};
 pub use invalidate::{Invalidation, invalidates};
 pub use key::{CacheKey, KeyHash};
 pub use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};

@@ -57,17 +57,17 @@ impl Scenario<'_> {
             response_time: now(),
         };
         let mut list = VaryList::default();
-        let (hash, variant) = match Vary::of(&response) {
+        let hash = match Vary::of(&response) {
             Vary::Fields(fields) => {
-                let (hash, values) = variant_key(&key, &fields, &first, &CODINGS);
+                let (hash, _) = variant_key(&key, &fields, &first, &CODINGS);
                 let variant = Variant::new(hash, &fields, &first, &response, &CODINGS);
                 list.note(&fields, variant, settings.variants_max);
-                (hash, values)
+                hash
             }
-            _ => (key.hash, "".into()),
+            _ => key.hash,
         };
-        let place =
-            Place { key: &key, variant: &variant, site: "e", sequence: PurgeSequence::default() };
+        let sequence = PurgeSequence::default();
+        let place = Place { key: &key, codings: &CODINGS, site: "e", sequence };
         let Storing::Store(stored) = may_store(&exchange, &place, settings) else {
             return Second::NotCached;
         };
@@ -266,7 +266,7 @@ fn cookies_of_requests_and_responses() {
 
 fn partial(response: &[(&str, &str)]) -> Option<StoredResponse> {
     let key = CacheKey::new("https://e.org/a");
-    let place = Place { key: &key, variant: "", site: "e", sequence: PurgeSequence::default() };
+    let place = Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence::default() };
     let exchange = Exchange {
         method: &Method::GET,
         request: &headers(&[("range", "bytes=4-9")]),
@@ -309,7 +309,8 @@ fn partial_responses_are_stored_when_they_keep_their_word() {
 fn what_is_held_against_a_key_and_what_is_not() {
     let remembered = |request: &[(&str, &str)], status, response: &[(&str, &str)]| {
         let key = CacheKey::new("https://e.org/a");
-        let place = Place { key: &key, variant: "", site: "e", sequence: PurgeSequence::default() };
+        let place =
+            Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence::default() };
         let exchange = Exchange {
             method: &Method::GET,
             request: &headers(request),

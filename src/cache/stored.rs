@@ -118,7 +118,7 @@ pub(super) mod tests {
 
     pub fn stored_under(fields: &[(&str, &str)], settings: &Settings) -> StoredResponse {
         let key = CacheKey::new("https://e.org/a");
-        let place = Place { key: &key, variant: "", site: "e", sequence: PurgeSequence(7) };
+        let place = Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence(7) };
         let exchange = Exchange {
             method: &Method::GET,
             request: &HeaderMap::new(),

@@ -25,7 +25,7 @@ use super::status::Reason;
 use super::stored::{Freshness, StoredResponse};
 use super::tags::tags;
 use super::targeted::{Addressed, addressed};
-use super::vary::Vary;
+use super::vary::{Vary, variant_key};
 use crate::planted::{self, Bug};
 
 /// A request and the head of its response.
@@ -50,8 +50,8 @@ pub struct Exchange<'a> {
 pub struct Place<'a> {
     /// Its key.
     pub key: &'a CacheKey,
-    /// The canonical values of its selecting fields, see [`super::variant_key`].
-    pub variant: &'a str,
+    /// The content codings that `Accept-Encoding` is folded to, see [`super::variant_key`].
+    pub codings: &'a [&'static str],
     /// The site's name.
     pub site: &'a str,
     /// The purge log's position before the request went out.
@@ -90,17 +90,62 @@ pub struct Findings {
 
 /// Whether this response may be stored, and as what.
 pub fn may_store(exchange: &Exchange<'_>, place: &Place<'_>, settings: &Settings) -> Storing {
-    let findings = examine(exchange, place.key, settings);
+    let findings = match refused_outright(exchange, place.key, settings) {
+        Ok(addressed) => weigh(exchange, place.key, settings, addressed),
+        // Most of what passes has said so: nothing else needs to be known of it.
+        Err((_, reason)) => return pass(reason, exchange, settings),
+    };
     match findings.refusal {
-        Some(reason) => Storing::Pass { reason, remember: remembered(reason, exchange, settings) },
+        Some(reason) => pass(reason, exchange, settings),
         None => Storing::Store(Box::new(stored_response(exchange, place, &findings, settings))),
     }
 }
 
+fn pass(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Storing {
+    Storing::Pass { reason, remember: remembered(reason, exchange, settings) }
+}
+
 /// Applies every rule of RFC 9111 §3 and of the settings.
 pub fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Findings {
+    match refused_outright(exchange, key, settings) {
+        Ok(addressed) => weigh(exchange, key, settings, addressed),
+        Err((addressed, reason)) => {
+            Findings { refusal: Some(reason), ..find(exchange, settings, addressed) }
+        }
+    }
+}
+
+/// What forbids storing in so many words: the request, the status, a directive. Else what the
+/// response's directives are.
+fn refused_outright(
+    exchange: &Exchange<'_>,
+    key: &CacheKey,
+    settings: &Settings,
+) -> Result<Addressed, (Addressed, Reason)> {
     let addressed = addressed(exchange.response, &settings.targeted);
-    let mut findings = Findings {
+    let refusal = refused_request(exchange, key, settings)
+        .or_else(|| refused_by_word(exchange, &addressed.directives));
+    match refusal {
+        Some(reason) => Err((addressed, reason)),
+        None => Ok(addressed),
+    }
+}
+
+/// The rules that weigh lifetime, validators and content.
+fn weigh(
+    exchange: &Exchange<'_>,
+    key: &CacheKey,
+    settings: &Settings,
+    addressed: Addressed,
+) -> Findings {
+    let mut findings = find(exchange, settings, addressed);
+    findings.refusal = refused_response(exchange, key, settings, &findings)
+        .or_else(|| refused_by_kernel(exchange, settings, &mut findings));
+    findings
+}
+
+fn find(exchange: &Exchange<'_>, settings: &Settings, addressed: Addressed) -> Findings {
+    Findings {
         lifetime: freshness::lifetime(
             exchange.status,
             exchange.response,
@@ -117,11 +162,7 @@ pub fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> 
         vary: Vary::of(exchange.response),
         addressed,
         refusal: None,
-    };
-    findings.refusal = refused_request(exchange, key, settings)
-        .or_else(|| refused_response(exchange, key, settings, &findings))
-        .or_else(|| refused_by_kernel(exchange, settings, &mut findings));
-    findings
+    }
 }
 
 fn refused_request(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Option<Reason> {
@@ -148,6 +189,21 @@ fn is_reusable_post(exchange: &Exchange<'_>, key: &CacheKey) -> bool {
     same.as_deref() == Some(key.url()) && exchange.status == StatusCode::OK
 }
 
+fn refused_by_word(exchange: &Exchange<'_>, directives: &ResponseDirectives) -> Option<Reason> {
+    if is_never_stored(exchange.status) {
+        return Some(Reason::StatusUncacheable);
+    }
+    let understood = freshness::is_understood(exchange.status);
+    if directives.must_understand && !understood {
+        return Some(Reason::MustUnderstand);
+    }
+    // RFC 9111 §5.2.2.3: who understands the status ignores the no-store beside it.
+    if directives.no_store && !directives.must_understand {
+        return Some(Reason::ResponseNoStore);
+    }
+    (directives.private && !planted::has(Bug::PrivateShared)).then_some(Reason::Private)
+}
+
 fn refused_response(
     exchange: &Exchange<'_>,
     key: &CacheKey,
@@ -159,22 +215,8 @@ fn refused_response(
     if exchange.method == Method::POST && !explicit {
         return Some(Reason::MethodUnstorable);
     }
-    if is_never_stored(exchange.status) {
-        return Some(Reason::StatusUncacheable);
-    }
     if exchange.status == StatusCode::PARTIAL_CONTENT && stored_part(exchange).is_none() {
         return Some(Reason::RangeInvalid);
-    }
-    let understood = freshness::is_understood(exchange.status);
-    if directives.must_understand && !understood {
-        return Some(Reason::MustUnderstand);
-    }
-    // RFC 9111 §5.2.2.3: who understands the status ignores the no-store beside it.
-    if directives.no_store && !directives.must_understand {
-        return Some(Reason::ResponseNoStore);
-    }
-    if directives.private && !planted::has(Bug::PrivateShared) {
-        return Some(Reason::Private);
     }
     if exchange.request.contains_key(AUTHORIZATION) && !may_share_authorized(directives) {
         return Some(Reason::Authorized);
@@ -312,7 +354,12 @@ fn stored_response(
     }
     StoredResponse {
         key: place.key.text.clone(),
-        variant: place.variant.into(),
+        variant: match &findings.vary {
+            Vary::Fields(fields) => {
+                variant_key(place.key, fields, exchange.request, place.codings).1
+            }
+            Vary::Nothing | Vary::Star => "".into(),
+        },
         site: place.site.into(),
         status: exchange.status,
         headers,

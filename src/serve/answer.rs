@@ -9,11 +9,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{
-    ACCEPT_RANGES, AGE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, LOCATION,
-};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::header::{AGE, CONTENT_TYPE, LOCATION};
+use http::{Method, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Visit;
@@ -107,7 +104,7 @@ impl Visit {
     pub(super) fn select(&self, source: Source<'_>) -> Option<Response<Body>> {
         let stored = source.response();
         let age = stored.freshness.age(self.worker.clock.now());
-        let (method, fields) = (&self.request.method, self.request_fields());
+        let (method, fields) = (&self.request.method, &self.fields);
         let limits = &self.rule.settings.cache.ranges;
         let length = source.complete_length();
         let is_head = *method == Method::HEAD;
@@ -121,71 +118,17 @@ impl Visit {
             (Selected::Missing(_), _) => return None,
             (selected, _) => selected,
         };
-        let mut headers = cache::reuse_headers(stored, age);
-        let (status, body) = match selected {
-            Selected::Full => {
-                if let Some(length) = length
-                    && !headers.contains_key(CONTENT_LENGTH)
-                    && allows_content(stored.status)
-                {
-                    headers.insert(CONTENT_LENGTH, length.into());
-                }
-                let status = whole_status(stored);
-                (status, if is_head { Body::Empty } else { source.whole() })
-            }
-            Selected::NotModified => {
-                without_content(&mut headers);
-                (StatusCode::NOT_MODIFIED, Body::Empty)
-            }
-            Selected::PreconditionFailed => {
-                without_content(&mut headers);
-                headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-                (StatusCode::PRECONDITION_FAILED, Body::Empty)
-            }
-            Selected::RangeNotSatisfiable { complete_length } => {
-                without_content(&mut headers);
-                headers.insert(CONTENT_RANGE, value(&format!("bytes */{complete_length}")));
-                headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-                (StatusCode::RANGE_NOT_SATISFIABLE, Body::Empty)
-            }
-            Selected::Range { bytes, complete_length } => {
-                let range = format!("bytes {}-{}/{complete_length}", bytes.start, bytes.end - 1);
-                headers.insert(CONTENT_RANGE, value(&range));
-                headers.insert(CONTENT_LENGTH, (bytes.end - bytes.start).into());
-                (StatusCode::PARTIAL_CONTENT, source.bytes(bytes))
-            }
-            Selected::Multipart(plan) => {
-                let kind = format!("multipart/byteranges; boundary={}", plan.boundary);
-                headers.insert(CONTENT_TYPE, value(&kind));
-                headers.insert(CONTENT_LENGTH, plan.content_length().into());
-                (StatusCode::PARTIAL_CONTENT, multipart(source, *plan))
-            }
-            Selected::Missing(_) => return None,
+        let (status, headers) = cache::answer(stored, &selected, length, age)?;
+        let body = match selected {
+            Selected::Full if !is_head => source.whole(),
+            Selected::Range { bytes, .. } => source.bytes(bytes),
+            Selected::Multipart(plan) => multipart(source, *plan),
+            _ => Body::Empty,
         };
         let mut response = Response::new(body);
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         Some(response)
-    }
-}
-
-/// A 206 that has become whole answers as the 200 that it is a part of.
-fn whole_status(stored: &StoredResponse) -> StatusCode {
-    match stored.status {
-        StatusCode::PARTIAL_CONTENT => StatusCode::OK,
-        status => status,
-    }
-}
-
-/// RFC 9110 §8.6: no `Content-Length` with 204.
-fn allows_content(status: StatusCode) -> bool {
-    status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
-}
-
-/// Takes out the fields that describe content which is not sent (RFC 9110 §15.4.5).
-fn without_content(headers: &mut HeaderMap) {
-    for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ACCEPT_RANGES] {
-        headers.remove(name);
     }
 }
 
@@ -212,10 +155,6 @@ pub(super) fn fixed(fixed: &Fixed) -> Response<Body> {
         response.headers_mut().insert(CONTENT_TYPE, fixed.content_type.clone());
     }
     response
-}
-
-fn value(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).expect("digits, spaces and token characters")
 }
 
 /// The parts one after the other, each with its own head. A fill's readers are all made now,

@@ -36,7 +36,7 @@ pub(super) struct Job {
     pub key: CacheKey,
     pub method: Method,
     /// The client's fields, as the gate left them.
-    pub fields: HeaderMap,
+    pub fields: Rc<HeaderMap>,
     /// What is being validated.
     pub stale: Option<Arc<Head>>,
     /// Whether an error of upstream may be answered with `stale`.
@@ -213,8 +213,8 @@ impl Job {
                 Freshened::NotThisOne => {}
             }
         }
-        let variant = self.variant_of(response.headers());
-        let place = Place { key: &self.key, variant: &variant, site: &self.site.name, sequence };
+        let (codings, site) = (&*self.plan.codings, &*self.site.name);
+        let place = Place { key: &self.key, codings, site, sequence };
         match cache::may_store(&self.exchange(&response, began), &place, settings) {
             // Asked for the whole, upstream gave a part: it says nothing that a fill could use.
             Storing::Store(stored) if stored.parts.is_some() => {
@@ -257,16 +257,6 @@ impl Job {
     fn complete(&self, response: &mut Response<Body>) {
         let now = self.worker.clock.now();
         response.headers_mut().entry(DATE).or_insert_with(|| cache::fields::http_date(now));
-    }
-
-    /// The canonical values of the fields that the response is selected by.
-    fn variant_of(&self, response: &HeaderMap) -> Box<str> {
-        match Vary::of(response) {
-            Vary::Fields(fields) => {
-                cache::variant_key(&self.key, &fields, &self.fields, &self.plan.codings).1
-            }
-            Vary::Nothing | Vary::Star => "".into(),
-        }
     }
 
     /// Lists a variant just stored under its key.

@@ -218,8 +218,7 @@ impl Visit {
         }
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
             let codings = &self.plan.codings;
-            let (hash, variant) =
-                cache::variant_key(&found.key, &fields, self.request_fields(), codings);
+            let (hash, variant) = cache::variant_key(&found.key, &fields, &self.fields, codings);
             if variant != response.variant {
                 return match hash == found.hash {
                     true => Joined::Unusable,
@@ -313,7 +312,7 @@ impl Visit {
             pool: self.pool()?,
             key: found.key.clone(),
             method: self.request.method.clone(),
-            fields: self.request.headers.clone(),
+            fields: self.fields.clone(),
             stale: found.validated().cloned(),
             stale_if_error,
             asked: None,

@@ -112,7 +112,7 @@ impl Visit {
         let settings = &self.rule.settings;
         let codings = &self.plan.codings;
         let by_language = settings.cache.select_language;
-        list.candidates(key, self.request_fields(), codings, by_language)
+        list.candidates(key, &self.fields, codings, by_language)
     }
 
     fn variant_found(&self, target: Target, list: &VaryList, head: Arc<Head>) -> Found {
@@ -129,7 +129,7 @@ impl Visit {
     /// Where the response would stand if it named the fields that the newest one named.
     fn newest_variant(&self, list: &VaryList, key: &CacheKey) -> KeyHash {
         match list.sets.first() {
-            Some(set) => variant_key(key, &set.fields, self.request_fields(), &self.plan.codings).0,
+            Some(set) => variant_key(key, &set.fields, &self.fields, &self.plan.codings).0,
             None => key.hash,
         }
     }

@@ -4,7 +4,7 @@
 
 use http::header::{HOST, VIA};
 use http::uri::Parts as UriParts;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::upgrade::OnUpgrade;
 use tokio::task::spawn_local;
 
@@ -130,7 +130,7 @@ impl Visit {
         let Some(head) = &found.head else { return };
         let exchange = cache::Exchange {
             method: &self.request.method,
-            request: self.request_fields(),
+            request: &self.fields,
             status: response.status(),
             response: response.headers(),
             request_time: began,
@@ -162,7 +162,7 @@ impl Visit {
 
     /// The request as the origin gets it.
     fn upstream_request(&self, body: Body, stale: Option<&Head>) -> Request<Body> {
-        let mut headers = self.request.headers.clone();
+        let mut headers = HeaderMap::clone(&self.fields);
         if let Some(stale) = stale {
             cache::validation_fields(&stale.response, &mut headers);
         }

@@ -67,7 +67,7 @@ pub(super) struct Asked {
 impl Visit {
     /// The request asks for a range: what to begin with.
     pub(super) fn asked_range(&self) -> Option<Asked> {
-        let text = self.request_fields().get(RANGE).filter(|_| self.request.method == Method::GET);
+        let text = self.fields.get(RANGE).filter(|_| self.request.method == Method::GET);
         let ranges_max = self.rule.settings.cache.ranges.ranges_max;
         let specs = parse_specs(text?.as_bytes(), ranges_max)?;
         let (start, end) = specs.into_iter().map(reach).min()?;
@@ -130,7 +130,7 @@ impl Visit {
     /// The first bytes of `head` that this request wants, conditions aside.
     fn first_wanted(&self, head: &Head) -> Range<u64> {
         let whole = 0..head.complete_length();
-        let Some(text) = self.request_fields().get(RANGE) else { return whole };
+        let Some(text) = self.fields.get(RANGE) else { return whole };
         let limits = &self.rule.settings.cache.ranges;
         match requested(text.as_bytes(), head.complete_length(), limits) {
             Requested::Ranges(ranges) => ranges.into_iter().next().unwrap_or(whole),
