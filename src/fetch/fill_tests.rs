@@ -210,6 +210,27 @@ fn start(node: &Node, mut lead: Lead, length: Option<u64>, body: Body) -> JoinHa
     spawn_local(async move { lead.fill(&store, response(length), body).await })
 }
 
+/// A fill under way, of a response of a length that may be known.
+struct Begun {
+    node: Node,
+    /// Follows it from its start.
+    own: Follower,
+    upstream: Upstream,
+    done: JoinHandle<Filled>,
+}
+
+fn begin(length: Option<u64>) -> Begun {
+    begin_on(Node::new(small()), length)
+}
+
+fn begin_on(node: Node, length: Option<u64>) -> Begun {
+    let lead = node.lead();
+    let own = lead.follower();
+    let (upstream, body) = upstream();
+    let done = start(&node, lead, length, body);
+    Begun { node, own, upstream, done }
+}
+
 async fn next(reader: &mut FillReader) -> Bytes {
     let frame = reader.frame().await.expect("there is more").expect("no error");
     frame.into_data().expect("data")
@@ -232,11 +253,8 @@ pub(super) fn on_a_worker(test: impl Future<Output = ()>) {
 #[test]
 fn the_first_byte_is_read_before_the_second_is_sent() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let (own, other) = (lead.follower(), node.follow());
-        let (mut upstream, body) = upstream();
-        let done = start(&node, lead, Some(10), body);
+        let Begun { node, own, mut upstream, done } = begin(Some(10));
+        let other = node.follow();
         let (mut first, mut second) =
             (filling(&own).await.read_all(), filling(&other).await.read_all());
         assert_eq!(first.size_hint().exact(), Some(10));
@@ -257,11 +275,7 @@ fn the_first_byte_is_read_before_the_second_is_sent() {
 #[test]
 fn a_newcomer_reads_from_the_first_byte() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (mut upstream, body) = upstream();
-        let _done = start(&node, lead, None, body);
+        let Begun { node, own, mut upstream, .. } = begin(None);
         let _reader = filling(&own).await.read_all();
         upstream.send(500).await;
         upstream.send(500).await;
@@ -275,11 +289,7 @@ fn a_newcomer_reads_from_the_first_byte() {
 #[test]
 fn a_range_is_read_without_the_rest() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (mut upstream, body) = upstream();
-        let _done = start(&node, lead, Some(1000), body);
+        let Begun { own, mut upstream, .. } = begin(Some(1000));
         let filling = filling(&own).await;
         let (middle, end) = (filling.read(100..200), filling.read(900..5000));
         assert_eq!(middle.size_hint().exact(), Some(100));
@@ -294,11 +304,7 @@ fn a_range_is_read_without_the_rest() {
 #[test]
 fn trailers_reach_those_who_read_all() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (mut upstream, body) = upstream();
-        let _done = start(&node, lead, None, body);
+        let Begun { own, mut upstream, .. } = begin(None);
         let reader = filling(&own).await.read_all();
         upstream.send(3).await;
         let trailers =
@@ -312,11 +318,7 @@ fn trailers_reach_those_who_read_all() {
 /// All readers get the bytes that came, then an error; nobody sees a clean end.
 fn breaks_off(length: Option<u64>, sent: u64, last: Option<Sent>) {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (mut upstream, body) = upstream();
-        let done = start(&node, lead, length, body);
+        let Begun { node, own, mut upstream, done } = begin(length);
         let mut reader = filling(&own).await.read_all();
         let waiting = spawn_local(all(filling(&own).await.read_all()));
         upstream.send(sent).await;
@@ -352,11 +354,7 @@ fn more_bytes_than_announced_are_an_error_for_every_reader() {
 #[test]
 fn a_pump_that_is_dropped_leaves_no_reader_waiting() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (mut upstream, body) = upstream();
-        let task = start(&node, lead, None, body);
+        let Begun { node, own, mut upstream, done: task } = begin(None);
         let mut reader = filling(&own).await.read_all();
         upstream.send(5).await;
         next(&mut reader).await;
@@ -460,11 +458,7 @@ fn nobody_follows_a_fill_that_a_purge_has_overtaken() {
 #[test]
 fn a_purge_is_matched_against_the_head_once_it_is_there() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (_upstream, body) = upstream();
-        let _done = start(&node, lead, Some(4), body);
+        let Begun { node, own, upstream: _upstream, .. } = begin(Some(4));
         filling(&own).await;
         let joined = node.fills.join(KEY, PurgeSequence(1), |response, _| {
             response.expect("the head is known").site.as_ref() == "another"
@@ -517,11 +511,7 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
 #[test]
 fn a_fill_runs_ahead_of_its_fastest_reader_by_one_window() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (mut upstream, body) = upstream();
-        let _done = start(&node, lead, None, body);
+        let Begun { node, own, mut upstream, .. } = begin(None);
         let mut reader = filling(&own).await.read_all();
         for _ in 0..20 {
             upstream.send(SLICE).await;
@@ -541,11 +531,8 @@ fn a_fill_runs_ahead_of_its_fastest_reader_by_one_window() {
 #[test]
 fn unstored_slow_readers_are_waited_for_and_then_cut_off() {
     on_a_worker(async {
-        let node = Node::with_store(small(), storing_nothing());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (mut upstream, body) = upstream();
-        let done = start(&node, lead, None, body);
+        let Begun { node, own, mut upstream, done } =
+            begin_on(Node::with_store(small(), storing_nothing()), None);
         let (fast, mut slow) = (filling(&own).await.read_all(), filling(&own).await.read_all());
         let fast = spawn_local(all(fast));
         for _ in 0..20 {
@@ -595,11 +582,8 @@ fn bodies_of_any_length_are_in_the_store_when_the_fill_has_ended() {
 #[test]
 fn a_slow_reader_holds_nobody_back_and_has_every_byte() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let (own, other) = (lead.follower(), node.follow());
-        let (mut upstream, body) = upstream();
-        let done = start(&node, lead, None, body);
+        let Begun { node, own, mut upstream, done } = begin(None);
+        let other = node.follow();
         let fast = spawn_local(all(filling(&own).await.read_all()));
         let slow = filling(&other).await.read_all();
         for _ in 0..100 {
@@ -621,11 +605,9 @@ fn a_slow_reader_holds_nobody_back_and_has_every_byte() {
 fn a_slow_reader_whose_slices_the_store_dropped_has_an_error_not_other_bytes() {
     on_a_worker(async {
         let least = store::Settings { memory_bytes: 64 * SLICE, ..store_settings() };
-        let node = Node::with_store(small(), least);
-        let lead = node.lead();
-        let (own, other) = (lead.follower(), node.follow());
-        let (mut upstream, body) = upstream();
-        start(&node, lead, None, body);
+        let Begun { node, own, mut upstream, .. } =
+            begin_on(Node::with_store(small(), least), None);
+        let other = node.follow();
         let mut fast = filling(&own).await.read_all();
         let mut slow = filling(&other).await.read_all();
         for _ in 0..400 {
@@ -690,11 +672,7 @@ fn a_fill_that_is_half_there_goes_on_without_readers() {
 #[test]
 fn a_fill_that_all_have_left_ends_and_is_not_joined() {
     on_a_worker(async {
-        let node = Node::new(small());
-        let lead = node.lead();
-        let own = lead.follower();
-        let (upstream, body) = upstream();
-        let done = start(&node, lead, Some(100 * SLICE), body);
+        let Begun { node, own, upstream, done } = begin(Some(100 * SLICE));
         let reader = filling(&own).await.read_all();
         drop(own);
         drop(reader);
