@@ -1,8 +1,9 @@
 //! HTTP-date (RFC 9110 §5.6.7), read in all three forms that a recipient must accept.
 //!
-//! Strict in form and case: a date that is not one means "already expired" (RFC 9111 §5.3).
-//! Only the weekday may be wrong, since nothing depends on it. httpdate, which writes ours,
-//! refuses a wrong weekday, and with it two-digit years of the other century.
+//! Strict in form: a date that is not one means "already expired" (RFC 9111 §5.3). The case of
+//! letters does not count (RFC 9111 §4.2), and the weekday may be wrong, since nothing depends
+//! on it. httpdate, which writes ours, refuses both, and with a wrong weekday two-digit years of
+//! the other century.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +21,7 @@ pub fn parse_date(text: &[u8], now: SystemTime) -> Option<SystemTime> {
 /// `Sun, 06 Nov 1994 08:49:37 GMT`
 fn imf_fixdate(text: &str) -> Option<SystemTime> {
     let (weekday, rest) = text.split_once(", ")?;
-    let rest = rest.strip_suffix(" GMT").filter(|rest| rest.len() == 20)?;
+    let rest = without_zone(rest).filter(|rest| rest.len() == 20)?;
     is_in(&SHORT_DAYS, weekday)?;
     separated(rest, &[(2, b' '), (6, b' '), (11, b' ')])?;
     time_of(number(&rest[7..11])?, &rest[3..6], number(&rest[..2])?, &rest[12..])
@@ -29,7 +30,7 @@ fn imf_fixdate(text: &str) -> Option<SystemTime> {
 /// `Sunday, 06-Nov-94 08:49:37 GMT`
 fn rfc850(text: &str, now: SystemTime) -> Option<SystemTime> {
     let (weekday, rest) = text.split_once(", ")?;
-    let rest = rest.strip_suffix(" GMT").filter(|rest| rest.len() == 18)?;
+    let rest = without_zone(rest).filter(|rest| rest.len() == 18)?;
     is_in(&LONG_DAYS, weekday)?;
     separated(rest, &[(2, b'-'), (6, b'-'), (9, b' ')])?;
     let in_century = |century: i64| {
@@ -48,12 +49,22 @@ fn asctime(text: &str) -> Option<SystemTime> {
     time_of(number(&text[20..])?, &text[4..7], number(day)?, &text[11..19])
 }
 
+/// Any other zone is invalid (RFC 9111 §4.2).
+fn without_zone(text: &str) -> Option<&str> {
+    let (rest, zone) = text.split_at_checked(text.len().checked_sub(ZONE.len())?)?;
+    zone.eq_ignore_ascii_case(ZONE).then_some(rest)
+}
+
 fn separated(text: &str, at: &[(usize, u8)]) -> Option<()> {
     at.iter().all(|(at, byte)| text.as_bytes()[*at] == *byte).then_some(())
 }
 
 fn is_in(names: &[&str; 7], name: &str) -> Option<()> {
-    names.contains(&name).then_some(())
+    place_in(names, name).map(|_| ())
+}
+
+fn place_in(names: &[&str], name: &str) -> Option<usize> {
+    names.iter().position(|known| known.eq_ignore_ascii_case(name))
 }
 
 fn number(digits: &str) -> Option<i64> {
@@ -63,7 +74,7 @@ fn number(digits: &str) -> Option<i64> {
 
 /// `clock` is `08:49:37`; the 60th second is a leap second.
 fn time_of(year: i64, month: &str, day: i64, clock: &str) -> Option<SystemTime> {
-    let month = 1 + MONTHS.iter().position(|name| *name == month)? as i64;
+    let month = 1 + place_in(&MONTHS, month)? as i64;
     separated(clock, &[(2, b':'), (5, b':')])?;
     let (hour, minute, second) =
         (number(&clock[..2])?, number(&clock[3..5])?, number(&clock[6..])?);
@@ -97,6 +108,7 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 }
 
 const FIFTY_YEARS: Duration = Duration::from_secs(18_262 * 86_400);
+const ZONE: &str = " GMT";
 const SHORT_DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 const LONG_DAYS: [&str; 7] =
     ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
@@ -131,12 +143,22 @@ mod tests {
     }
 
     #[test]
+    fn the_case_of_letters_does_not_count() {
+        for date in [
+            "THU, 18 Aug 2050 02:01:18 GMT",
+            "Thu, 18 AUG 2050 02:01:18 GMT",
+            "thu, 18 aug 2050 02:01:18 gmt",
+            "tHURSDAY, 18-aug-50 02:01:18 gMT",
+            "THU AUG 18 02:01:18 2050",
+        ] {
+            check(date, Some("Thu, 18 Aug 2050 02:01:18 GMT"));
+        }
+    }
+
+    #[test]
     fn what_is_not_a_date_is_none() {
         for wrong in [
             "Thu 18 Aug 2050 02:01:18 GMT",
-            "THU, 18 Aug 2050 02:01:18 GMT",
-            "Thu, 18 AUG 2050 02:01:18 GMT",
-            "Thu, 18 Aug 2050 02:01:18 gMT",
             "Thu, 18 Aug 2050 02:01:18 AEST",
             "Thu, 18 Aug 2050 02:01:18 UTC",
             "Thu, 18 Aug 2050 02.01.18 GMT",
