@@ -232,19 +232,9 @@ impl Store {
     /// newer than what it makes invalid, and gets the position after it; unless another purge
     /// covers it already.
     pub fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
-        let before = self.sequence();
-        let overtaken =
-            |cause: &StoredResponse| self.overtaken(Some(cause), cause.stored_at_sequence);
-        let cause = cause.filter(|cause| !overtaken(cause));
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
         let batch = PurgeBatch { purges, ..PurgeBatch::default() };
-        let purged = self.inner.purges.purge_soon(batch, &self.inner.background);
-        if let (Some(cause), Some(purged)) = (cause, purged)
-            // Nothing came between the look and this.
-            && purged.before <= before
-        {
-            cause.stored_at_sequence = purged.sequence;
-        }
+        self.inner.purges.purge_soon(batch, cause, &self.inner.background);
     }
 
     /// Whether a purge later than `since` may cover a response that was asked for at `since`, by

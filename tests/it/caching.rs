@@ -2,6 +2,8 @@
 //! one by one are in `src/cache`; the public suite (`tests/conformance`) asks many of these, and
 //! here is what it leaves out.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::harness::origin::Seen;
 use crate::harness::{Answer, Edge, Origin, Response, until};
 
@@ -147,6 +149,29 @@ fn a_post_that_says_so_answers_later_gets_and_outlives_what_it_invalidates() {
     // Another resource's POST names it: that is no response of its own.
     assert_eq!(send(&edge, "POST", "/b", b"x").text(), "3");
     assert_eq!(edge.get("/a").text(), "4");
+}
+
+#[test]
+fn a_stored_post_answers_the_next_get_whatever_others_invalidate_meanwhile() {
+    let origin = Origin::start(|seen| match &*seen.method {
+        "POST" => Answer::ok("x").fresh_for(60).header("Content-Location", &seen.target),
+        _ => Answer::ok("y"),
+    });
+    let edge = Edge::before(&origin.url());
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                send(&edge, "PUT", "/other", b"x");
+            }
+        });
+        for n in 0..50 {
+            let target = format!("/{n}");
+            send(&edge, "POST", &target, b"x");
+            assert!(edge.get(&target).is_hit(), "{target}");
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

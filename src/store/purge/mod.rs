@@ -47,8 +47,6 @@ pub struct PurgeBatch {
 /// What a purge batch became.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// The last purge before this batch.
-    pub before: PurgeSequence,
     /// The last purge's sequence; the current one when the batch had no purges.
     pub sequence: PurgeSequence,
     /// The message's number in the outbox.
@@ -219,7 +217,7 @@ impl Purges {
             Some(log) => log.reserve().await.ok(),
             None => None,
         };
-        let (purged, entries) = self.apply(batch)?;
+        let (purged, entries) = self.apply(batch, None)?;
         if entries.is_empty() || self.log.is_none() {
             return Ok(purged);
         }
@@ -238,11 +236,19 @@ impl Purges {
     /// Purges without waiting for the log, which has it soon: in force when this returns, and lost
     /// only by a crash within milliseconds. For invalidations (RFC 9111 §4.4), which nobody is
     /// promised the durability of.
-    pub(super) fn purge_soon(&self, batch: PurgeBatch, background: &Handle) -> Option<Purged> {
-        let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch));
-        let (purged, entries) = applied
-            .inspect_err(|error| tracing::warn!(%error, "an invalidation was not possible"))
-            .ok()?;
+    ///
+    /// `cause` is as [`Store::invalidate`](super::Store::invalidate) has it.
+    pub(super) fn purge_soon(
+        &self,
+        batch: PurgeBatch,
+        cause: Option<&mut StoredResponse>,
+        background: &Handle,
+    ) {
+        let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, cause));
+        let entries = match applied {
+            Ok((_, entries)) => entries,
+            Err(error) => return tracing::warn!(%error, "an invalidation was not possible"),
+        };
         if let Some(log) = self.log.clone().filter(|_| !entries.is_empty()) {
             background.spawn(async move {
                 let (done, _) = oneshot::channel();
@@ -250,7 +256,6 @@ impl Purges {
                 let _ = log.send(Commit { entries, done }).await;
             });
         }
-        Some(purged)
     }
 
     /// Whether a purge later than `since` may cover a response; while its head is not known,
@@ -278,13 +283,22 @@ impl Purges {
         }
     }
 
-    /// Puts a batch in force and says what the log must know of it.
-    fn apply(&self, batch: PurgeBatch) -> Result<(Purged, Vec<Entry>), PurgeError> {
+    /// Puts a batch in force and says what the log must know of it. `cause` gets its position,
+    /// unless an earlier purge covers that response.
+    fn apply(
+        &self,
+        batch: PurgeBatch,
+        cause: Option<&mut StoredResponse>,
+    ) -> Result<(Purged, Vec<Entry>), PurgeError> {
         let mut entries = Vec::with_capacity(batch.purges.len() + 2);
         let message = self.apply_desk(batch.cursor, batch.message, &mut entries)?;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let before = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
-        let mut sequence = before;
+        // Under the lock that the purges come by: a look before would leave room for another's.
+        let uncovered = |cause: &&mut StoredResponse| {
+            table.verdict(&cause.purge_target(), cause.stored_at_sequence).is_none()
+        };
+        let cause = cause.filter(uncovered);
+        let mut sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
         for (scope, kind) in &batch.purges {
             sequence = self.next_sequence();
             let scope = Scope::of(scope);
@@ -303,6 +317,9 @@ impl Purges {
         // Before the lock is released: who sees the table's next state sees its sequence too.
         self.hot.applied.store(sequence.0, Ordering::Release);
         drop(table);
+        if let Some(cause) = cause {
+            cause.stored_at_sequence = sequence;
+        }
         self.recorder.add(Metric::Purges, batch.purges.len() as u64);
         if widened > 0 {
             self.recorder.add(Metric::PurgesWidened, widened as u64);
@@ -311,7 +328,7 @@ impl Purges {
                 "the purge table is full: old purges became a soft purge of all"
             );
         }
-        Ok((Purged { before, sequence, message }, entries))
+        Ok((Purged { sequence, message }, entries))
     }
 
     fn apply_desk(

@@ -1,5 +1,7 @@
 //! Purges: the table, the log, and both over restarts.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::metrics::Metrics;
 
@@ -60,6 +62,34 @@ async fn a_purge_covers_what_was_stored_before_and_not_what_comes_after() {
     let after = head(&purges, "https://a/1");
     assert_eq!(purges.verdict(&after), None);
     assert_eq!(purges.verdict(&head(&purges, "https://a/2")), None);
+}
+
+#[tokio::test]
+async fn a_response_outlives_what_it_makes_invalid_whatever_else_is_purged_meanwhile() {
+    let node = Node::new();
+    let purges = Purges::open(None, &node.settings, &node.clock, &node.recorder).unwrap();
+    let background = Handle::current();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                purges.purge_soon(batch(url("https://a/other"), Hard), None, &background);
+            }
+        });
+        for _ in 0..2000 {
+            let mut cause = head(&purges, "https://a/1");
+            let scope = batch(url("https://a/1"), Hard);
+            purges.purge_soon(scope, Some(&mut cause.response), &background);
+            assert_eq!(purges.verdict(&cause), None);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    // Unless it was purged itself while it was on its way.
+    let mut cause = head(&purges, "https://a/1");
+    purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
+    let scope = batch(url("https://a/1"), Hard);
+    purges.purge_soon(scope, Some(&mut cause.response), &background);
+    assert_eq!(purges.verdict(&cause), Some(Hard));
 }
 
 #[tokio::test]
