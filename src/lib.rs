@@ -25,5 +25,6 @@ pub mod node; // builds every part once, wires them, drains
 // Leaves: they know nothing of ours.
 pub mod body;
 pub mod clock;
+pub mod interim; // 1xx responses between upstream and one client
 pub mod metrics;
 pub mod planted; // bugs for the lab to find; a constant false without its cargo feature

@@ -217,6 +217,8 @@ table! {
         "reason" = &["uncacheable", "fills_max", "followers_max"];
     UncacheableForgotten, Counter, "uncacheable_forgotten", "Keys not remembered as uncacheable because the limit was reached.";
     UpstreamRequests, Counter, "upstream_requests", "Requests sent towards origins, retries not counted.";
+    InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by what became of them.",
+        "outcome" = &["passed_on", "dropped"];
     UpstreamConnections, Gauge, "upstream_connections", "Open connections to origins.";
     UpstreamIdle, Gauge, "upstream_connections_idle", "Connections to origins that wait for a request.";
     UpstreamActive, Gauge, "upstream_active", "Exchanges with origins in flight.";

@@ -36,6 +36,7 @@ use crate::body::Body;
 use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
 use crate::context::{Asked, Connection, RequestContext};
 use crate::guard::{self, Normalised, Refusal};
+use crate::interim::{Answer, Interims};
 use crate::metrics::Metric;
 use crate::respond::{self, Failure};
 use crate::route::{Action, Facts, Question, Rule, Site};
@@ -52,8 +53,8 @@ use lookup::{Found, Target};
 pub enum Serving {
     /// Answered without waiting. `None` once taken.
     Ready(Option<Response<Body>>),
-    /// Waits for disk or upstream.
-    Waiting(Pin<Box<dyn Future<Output = Response<Body>>>>),
+    /// Waits for disk or upstream, which may have something to say before.
+    Waiting(Pin<Box<dyn Future<Output = Response<Body>>>>, Arc<Interims>),
 }
 
 impl Future for Serving {
@@ -62,7 +63,16 @@ impl Future for Serving {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
         match self.get_mut() {
             Self::Ready(response) => Poll::Ready(response.take().expect("polled after its end")),
-            Self::Waiting(future) => future.as_mut().poll(cx),
+            Self::Waiting(future, _) => future.as_mut().poll(cx),
+        }
+    }
+}
+
+impl Answer for Serving {
+    fn poll_interim(self: Pin<&mut Self>, cx: &Context<'_>) -> Poll<Response<()>> {
+        match &*self {
+            Self::Ready(_) => Poll::Pending,
+            Self::Waiting(_, interims) => interims.poll_next(cx),
         }
     }
 }
@@ -81,6 +91,8 @@ struct Visit {
     site: Arc<Site>,
     rule: Arc<Rule>,
     directives: RequestDirectives,
+    /// There once it waits.
+    interims: Option<Arc<Interims>>,
 }
 
 /// Answers one request.
@@ -105,10 +117,14 @@ pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<B
                 site,
                 rule,
                 directives,
+                interims: None,
             };
             match visit.step() {
                 Step::Answered(response) => Serving::Ready(Some(visit.finish(response))),
-                Step::Waits(wait) => Serving::Waiting(Box::pin(visit.wait(wait))),
+                Step::Waits(wait) => {
+                    let interims = visit.interims.insert(Arc::default()).clone();
+                    Serving::Waiting(Box::pin(visit.wait(wait)), interims)
+                }
             }
         }
         Err(failure) => {

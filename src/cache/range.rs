@@ -364,6 +364,8 @@ mod tests {
         assert_eq!(missing(&(0..2), &[]), [0..2]);
         assert_eq!(*with_part(&[2..4, 6..8], 4..6), [2..8]);
         assert_eq!(*with_part(&[2..4], 9..11), [2..4, 9..11]);
+        assert_eq!(*with_part(&[0..4, 6..8], 2..7), [0..8]);
+        assert_eq!(*with_part(&[6..8], 0..2), [0..2, 6..8]);
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! What changes on a message between here and an origin: `Host` and target of the request,
 //! the hop-by-hop fields of the response. Pure.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 
 use super::pool::PoolOrigin;
 use crate::body::Body;
+use crate::interim::Interims;
+use crate::metrics::{Metric, Recorder};
 
 /// Sets `Host` and the URI as the protocol and the pool want them, and the version.
 pub(super) fn direct(request: &mut Request<Body>, origin: &PoolOrigin, http2: bool) {
@@ -102,6 +105,28 @@ pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Misframed> {
         (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(Misframed::Coding),
     }
+}
+
+/// Has the origin's interim responses put there. Not 100, which is between it and hyper, and
+/// says nothing to our client (RFC 9110 §10.1.1).
+pub(super) fn hear_interims(
+    request: &mut Request<Body>,
+    interims: Arc<Interims>,
+    recorder: Recorder,
+) {
+    hyper::ext::on_informational(request, move |received| {
+        if received.status() == StatusCode::CONTINUE {
+            return;
+        }
+        let mut response = Response::new(());
+        *response.status_mut() = received.status();
+        *response.headers_mut() = received.headers().clone();
+        strip_hop_by_hop(response.headers_mut(), false);
+        // It has no content; a length would be that of the next message's to whoever errs.
+        response.headers_mut().remove(CONTENT_LENGTH);
+        let outcome = if interims.push(response) { 0 } else { 1 };
+        recorder.count_labelled(Metric::InterimResponses, outcome);
+    });
 }
 
 /// How long the origin says it keeps the connection: `Keep-Alive: timeout=5`. Not a standard

@@ -69,21 +69,6 @@ pub fn whole_slices(part: &Range<u64>, length: Option<u64>, slice_bytes: u64) ->
     start..end.max(start)
 }
 
-/// `parts` and `added` as one sorted list of ranges that neither overlap nor touch.
-pub fn with_part(parts: &[Range<u64>], added: Range<u64>) -> Box<[Range<u64>]> {
-    let mut all: Vec<Range<u64>> = parts.iter().cloned().chain([added]).collect();
-    all.retain(|part| !part.is_empty());
-    all.sort_by_key(|part| part.start);
-    all.dedup_by(|part, before| {
-        let joins = part.start <= before.end;
-        if joins {
-            before.end = before.end.max(part.end);
-        }
-        joins
-    });
-    all.into()
-}
-
 /// What binds slices to one version of an object (RFC 9110 §8.8.1: a strong validator).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Validator {
@@ -271,6 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cache::range::with_part;
 
     const CUT: Cut = Cut { slice_bytes: 100, request_bytes_max: 400 };
 
@@ -315,13 +301,6 @@ mod tests {
         assert_eq!(step(120..130, Some(1000), &[110..250]), Step::Ask(100..200));
         assert_eq!(whole_slices(&(110..350), Some(1000), 100), 200..300);
         assert_eq!(whole_slices(&(110..150), Some(1000), 100), 200..200);
-    }
-
-    #[test]
-    fn parts_that_touch_become_one() {
-        assert_eq!(*with_part(&[0..100, 300..400], 100..200), [0..200, 300..400]);
-        assert_eq!(*with_part(&[0..200, 300..400], 100..350), [0..400]);
-        assert_eq!(*with_part(&[300..400], 0..100), [0..100, 300..400]);
     }
 
     proptest! {

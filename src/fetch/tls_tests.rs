@@ -409,7 +409,8 @@ async fn an_upgrade_asks_for_http1_even_where_http2_is_spoken() {
         let origin = Scripted::bind().await;
         let acceptor = authority.server("127.0.0.1", &["h2", "http/1.1"], false);
         let bed = Bed::new(authority.pool(&origin));
-        let intent = Intent { upgrade: Some("websocket".parse().expect("a value")), hash: 0 };
+        let upgrade = Some("websocket".parse().expect("a value"));
+        let intent = Intent { upgrade, ..Intent::default() };
         let get = request(Method::GET, Body::Empty);
         let (outcome, ()) = tokio::join!(bed.upstreams.send(&bed.pool, get, intent), async {
             let mut peer = accept(&origin, &acceptor).await.expect("a handshake");

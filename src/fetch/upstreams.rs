@@ -31,6 +31,7 @@ use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
 use crate::clock::Clock;
+use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
 
 /// One core's way to all origins. Clones are the same one. Everything it starts lives in the
@@ -45,6 +46,8 @@ pub struct Intent {
     pub hash: u64,
     /// Ask for another protocol on the connection (RFC 9110 §7.8): the `Upgrade` field.
     pub upgrade: Option<HeaderValue>,
+    /// Where interim responses go; an origin that speaks HTTP/2 has none for us.
+    pub interims: Option<Arc<Interims>>,
 }
 
 /// The head of a response, and how it was come by.
@@ -332,6 +335,13 @@ impl Attempt<'_> {
         let copy = fields::copy_if_replayable(&request);
         let outcome = match link {
             Link::Http1(http1) => {
+                if let Some(interims) = &self.intent.interims {
+                    fields::hear_interims(
+                        &mut request,
+                        interims.clone(),
+                        self.core.recorder.clone(),
+                    );
+                }
                 let request = if request.headers().contains_key(EXPECT) {
                     let patience = self.state.pool.settings().deadlines.expect_continue;
                     hold_for_continue(request, patience)

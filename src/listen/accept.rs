@@ -2,15 +2,14 @@
 //! to HTTP/1 or HTTP/2, sweeps them, and drains.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
 use http::header::HeaderValue;
-use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -22,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::context::{Connection, TlsFacts};
+use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
 
 use super::bind::WorkerSockets;
@@ -68,7 +68,7 @@ pub async fn serve<S, F>(
     mut drain: Drain,
 ) where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     let worker = Rc::new(Worker::new(door, service, on_refused, recorder, clock));
     let doors: Vec<_> = sockets
@@ -114,7 +114,7 @@ impl OpenDoor {
 impl<S, F> Worker<S>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     fn new(
         door: Arc<Door>,
@@ -381,7 +381,7 @@ struct Places {
 struct Entry<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     session: Rc<Session>,
     worker: Rc<Worker<S>>,
@@ -390,7 +390,7 @@ where
 impl<S, F> Drop for Entry<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     fn drop(&mut self) {
         self.worker.leave(&self.session);

@@ -4,14 +4,14 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::body::{Body, BodyError};
 use crate::context::Connection;
+use crate::interim::Answer;
 use crate::metrics::Recorder;
 
 use super::OnRefused;
@@ -51,7 +52,7 @@ pub(super) async fn serve<T, S, F>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     transport.follow_framing();
     session.allow_parking();
@@ -101,7 +102,7 @@ async fn until_parked<T, S, F>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     let answer = service_fn(|request| answer(client.clone(), request));
     let connection = builder.serve_connection(TokioIo::new(transport), answer).with_upgrades();
@@ -193,7 +194,7 @@ fn answer<S, F>(
 ) -> impl Future<Output = Result<Response<Answered>, Infallible>>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Future<Output = Response<Body>>,
+    F: Answer,
 {
     let exchange = client.session.begin();
     record::request(&client.recorder, request.version());
@@ -206,8 +207,10 @@ where
             (client.on_refused)(client.facts.clone(), StatusCode::URI_TOO_LONG);
             closing(StatusCode::URI_TOO_LONG)
         } else {
+            // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
+            let interim = request.version() == Version::HTTP_11;
             let request = request.map(|body| paced(body, &client));
-            (client.service)(client.facts.clone(), request).await
+            final_answer(session, interim, (client.service)(client.facts.clone(), request)).await
         };
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS
             || is_connect && response.status().is_success();
@@ -218,6 +221,40 @@ where
         }
         Ok(response.map(|body| Answered { body, _exchange: exchange }))
     }
+}
+
+/// Says the interim responses as they come, and returns the answer.
+async fn final_answer<F: Answer>(session: &Session, interim: bool, answer: F) -> Response<Body> {
+    let mut answer = pin!(answer);
+    poll_fn(|cx| {
+        let done = answer.as_mut().poll(cx);
+        // Not before all that hyper has written is out: it would end up within an earlier response.
+        while interim
+            && session.wire.is_flushed()
+            && let Poll::Ready(response) = answer.as_mut().poll_interim(cx)
+        {
+            session.wire.say(&head_of(&response));
+        }
+        done
+    })
+    .await
+}
+
+/// As HTTP/1.1 has it on the wire.
+fn head_of(interim: &Response<()>) -> Vec<u8> {
+    let status = interim.status();
+    let mut head = Vec::with_capacity(256);
+    for part in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason().unwrap_or("")] {
+        head.extend_from_slice(part.as_bytes());
+    }
+    head.extend_from_slice(b"\r\n");
+    for (name, value) in interim.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 fn closing(status: StatusCode) -> Response<Body> {

@@ -7,7 +7,7 @@
 //! also could not count resets or send 1xx.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -28,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::body::Body;
 use crate::context::Connection;
+use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
 
 use super::OnRefused;
@@ -62,7 +63,7 @@ pub(super) async fn serve<T, S, F>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     let transport = Gather::new(transport);
     let handshake = builder(&session.limits).handshake::<_, Bytes>(transport.clone());
@@ -118,7 +119,7 @@ impl<T, S, F> Driver<T, S>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.client.session.register(cx);
@@ -226,7 +227,7 @@ fn take_up<S, F>(
     cx: &mut Context<'_>,
 ) where
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Answer + 'static,
 {
     let exchange = client.session.begin();
     record::request(&client.recorder, request.version());
@@ -301,13 +302,18 @@ struct Reply {
 impl Reply {
     /// The service's answer; `None` if the client cancels first, which the service sees as
     /// its future's drop.
-    async fn unless_reset<F: Future>(&mut self, mut answer: Pin<&mut F>) -> Option<F::Output> {
+    async fn unless_reset<F: Answer>(&mut self, mut answer: Pin<&mut F>) -> Option<F::Output> {
         poll_fn(|cx| {
             if self.respond.poll_reset(cx).is_ready() {
                 self.count_reset();
                 return Poll::Ready(None);
             }
-            answer.as_mut().poll(cx).map(Some)
+            let done = answer.as_mut().poll(cx);
+            while let Poll::Ready(interim) = answer.as_mut().poll_interim(cx) {
+                // An error here is a stream that the client has cancelled: see above.
+                _ = self.respond.send_informational(interim);
+            }
+            done.map(Some)
         })
         .await
     }

@@ -139,6 +139,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         }
     }
 
+    /// Sends the interim responses that wait. What hyper wrote before is out ([`Wire::say`]), and
+    /// what it writes now comes after.
+    fn say(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(mut said) = self.wire.said() else { return Poll::Ready(Ok(())) };
+        while !said.is_empty() {
+            let written = Pin::new(&mut self.inner).poll_write(cx, &said);
+            match ready!(note(&self.wire, written))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                length => drop(said.drain(..length)),
+            }
+        }
+        self.wire.all_is_said();
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.lingered < LINGER_BYTES_MAX {
             let mut space = [MaybeUninit::uninit(); 8 << 10];
@@ -187,6 +202,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.say(cx))?;
+        this.wire.set_flushed(false);
         let written = Pin::new(&mut this.inner).poll_write(cx, bytes);
         note(&this.wire, written)
     }
@@ -197,6 +214,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.say(cx))?;
+        this.wire.set_flushed(false);
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         let written = if length <= JOINED_BYTES_MAX {
             // A small answer is cheaper to copy once more than to describe to the kernel in pieces.
@@ -219,9 +238,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.say(cx))?;
         let flushed = Pin::new(&mut this.inner).poll_flush(cx);
         match flushed {
-            Poll::Ready(_) => this.wire.write_went_on(),
+            // hyper comes here with nothing left to write.
+            Poll::Ready(_) => {
+                this.wire.set_flushed(true);
+                this.wire.write_went_on();
+            }
             Poll::Pending => this.wire.write_blocked(),
         }
         flushed

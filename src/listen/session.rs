@@ -14,8 +14,8 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -58,6 +58,12 @@ pub(super) struct Wire {
     blocked: AtomicBool,
     /// Whether the bytes were refused before hyper saw them all.
     refused: AtomicBool,
+    /// HTTP/1: whether all that hyper has written is out.
+    flushed: AtomicBool,
+    /// HTTP/1: interim responses, to go out before hyper's next byte.
+    said: Mutex<Vec<u8>>,
+    /// Whether `said` has any, so that nobody locks it for nothing.
+    has_said: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -74,6 +80,9 @@ impl Wire {
             head_begun: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             refused: AtomicBool::new(false),
+            flushed: AtomicBool::new(true),
+            said: Mutex::default(),
+            has_said: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         })
@@ -133,6 +142,31 @@ impl Wire {
 
     pub(super) fn is_refused(&self) -> bool {
         self.refused.load(Relaxed)
+    }
+
+    pub(super) fn set_flushed(&self, flushed: bool) {
+        self.flushed.store(flushed, Relaxed);
+    }
+
+    pub(super) fn is_flushed(&self) -> bool {
+        self.flushed.load(Relaxed)
+    }
+
+    /// Has the transport send this past hyper, which has no interim responses. Only when all that
+    /// hyper wrote is out.
+    pub(super) fn say(&self, bytes: &[u8]) {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.has_said.store(true, Relaxed);
+    }
+
+    /// What was said and is not sent yet.
+    pub(super) fn said(&self) -> Option<MutexGuard<'_, Vec<u8>>> {
+        let has_said = self.has_said.load(Relaxed);
+        has_said.then(|| self.said.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn all_is_said(&self) {
+        self.has_said.store(false, Relaxed);
     }
 
     pub(super) fn received(&self, bytes: usize) {

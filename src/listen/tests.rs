@@ -76,7 +76,7 @@ async fn start(settings: &Settings) -> Running {
     let seen = Rc::new(Seen::default());
     let service = {
         let seen = seen.clone();
-        move |facts, request| respond(seen.clone(), facts, request)
+        move |facts, request| Box::pin(respond(seen.clone(), facts, request))
     };
     let served = spawn_local(serve(
         sockets,

@@ -21,6 +21,7 @@ use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
 use crate::fetch::parts::{First, Parts};
 use crate::fetch::{FetchError, FillEnd, Intent, Pool, UpstreamResponse};
+use crate::interim::Interims;
 use crate::respond;
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
@@ -43,6 +44,8 @@ pub(super) struct Job {
     pub stale_if_error: bool,
     /// The range to begin with, when nothing is stored and a range is all that is asked for.
     pub asked: Option<Asked>,
+    /// Where interim responses go: to the client that caused the exchange.
+    pub interims: Option<Arc<Interims>>,
 }
 
 /// What the client that caused an exchange is told of it.
@@ -173,7 +176,8 @@ impl Job {
 
     /// Sends the request upstream and waits for the head of the response.
     pub async fn send(&self, request: Request<Body>) -> Result<UpstreamResponse, FetchError> {
-        let intent = Intent { hash: self.key.hash.0 as u64, upgrade: None };
+        let intent =
+            Intent { hash: self.key.hash.0 as u64, upgrade: None, interims: self.interims.clone() };
         let sent = self.worker.upstreams.send(&self.pool, request, intent).await;
         if let Err(error) = &sent {
             tracing::warn!(site = %self.site.name, pool = %self.pool.name(), %error, "no response from upstream");

@@ -128,6 +128,7 @@ impl Visit {
         reason: Reason,
     ) -> Result<Response<Body>, Failure> {
         let mut job = self.job(&found)?;
+        job.interims = self.interims.clone();
         let mut request = self.fill_request(found.validated().map(Arc::as_ref));
         if found.validated().is_none()
             && let Some(asked) = self.asked_range()
@@ -316,6 +317,7 @@ impl Visit {
             stale: found.validated().cloned(),
             stale_if_error,
             asked: None,
+            interims: None,
         })
     }
 

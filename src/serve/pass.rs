@@ -40,7 +40,8 @@ impl Visit {
             upgrade.as_ref().and_then(|_| self.request.extensions.remove::<OnUpgrade>());
         let body = std::mem::take(&mut self.body);
         let request = self.upstream_request(body, None);
-        let intent = Intent { hash: found.key.hash.0 as u64, upgrade };
+        let intent =
+            Intent { hash: found.key.hash.0 as u64, upgrade, interims: self.interims.clone() };
         let sent = self.worker.upstreams.send(&job.pool, request, intent).await;
         let mut upstream = match sent {
             Ok(upstream) => upstream,
@@ -53,6 +54,12 @@ impl Visit {
             }
         };
         self.note(&upstream);
+        // RFC 5861 §4, for those too who follow nobody.
+        if cache::decide::is_upstream_error(upstream.response.status())
+            && let Some(response) = self.stale_on_error(&found)
+        {
+            return Ok(response);
+        }
         if let Some(origin_side) = upstream.upgraded.take()
             && let Some(client_side) = client_side
         {

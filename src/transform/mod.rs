@@ -2,7 +2,7 @@
 //!
 //! What the cache holds is what the origin sent. Here a response is compressed for a client that
 //! takes a coding, or decompressed for one that lacks the coding that is stored, as a stream in
-//! both directions. [`plan`] decides by fields alone and so says the same for HEAD and GET;
+//! both directions. [`plan`] decides by fields alone, and so the same for HEAD and GET;
 //! [`transform`] carries it out. Ranges, validators of requests and caching are left to others.
 
 mod coder;
@@ -107,6 +107,7 @@ pub fn transform(
     let is_head = *method == Method::HEAD;
     let length = if is_head { None } else { body.exact_length() };
     let plan = plan(request, head.status, &head.headers, length, settings);
+    let length = content_length(&head.headers).or(length);
     if plan.varies {
         add_vary(&mut head.headers);
     }
@@ -116,6 +117,10 @@ pub fn transform(
             weaken_etag(&mut head.headers);
             return Response::from_parts(head, body);
         }
+        // Of an answer to HEAD that does not say how long the content is nobody knows whether it
+        // would be worth it. The coding may be left out (RFC 9110 §9.3.2), and what holds for
+        // one form alone is.
+        Action::Encode(_) if is_head && length.is_none() => {}
         Action::Encode(level) => {
             let coding = HeaderValue::from_static(level.coding.as_str());
             head.headers.insert(CONTENT_ENCODING, coding);
@@ -124,7 +129,6 @@ pub fn transform(
             head.headers.remove(CONTENT_ENCODING);
         }
     }
-    let length = content_length(&head.headers).or(length);
     change_representation(&mut head.headers);
     if is_head {
         return Response::from_parts(head, body);
@@ -379,6 +383,16 @@ mod tests {
         let pieces = [Bytes::from(vec![b'a'; 2500]), Bytes::from(vec![b'b'; 2500])];
         let streamed = transformed(&Method::GET, "br", page(Body::Pieces(pieces.into())));
         assert_eq!(field(&streamed, "content-length"), None);
+    }
+
+    #[test]
+    fn head_claims_no_coding_when_the_content_may_be_too_short_for_it() {
+        let mut unsaid = page(Body::Empty);
+        unsaid.headers_mut().remove(CONTENT_LENGTH);
+        let head = transformed(&Method::HEAD, "br", unsaid);
+        assert_eq!(field(&head, "content-encoding"), None);
+        assert!(field(&head, "etag").is_some_and(|etag| etag.starts_with("W/")));
+        assert!(head.headers().contains_key(VARY));
     }
 
     #[test]

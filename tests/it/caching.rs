@@ -2,10 +2,13 @@
 //! one by one are in `src/cache`; the public suite (`tests/conformance`) asks many of these, and
 //! here is what it leaves out.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use crate::harness::origin::Seen;
-use crate::harness::{Answer, Edge, Origin, Response, until};
+use crate::harness::{Answer, Edge, Gate, Origin, Response, raw, until};
 
 /// An origin that answers its n-th request, from one, by `answer(n, request)`.
 fn counting(answer: impl Fn(usize, &Seen) -> Answer + Send + Sync + 'static) -> Origin {
@@ -108,19 +111,100 @@ fn what_must_be_revalidated_never_stands_in() {
 }
 
 #[test]
-fn an_interim_response_is_not_stored_nor_are_its_fields() {
+fn a_stale_response_stands_in_for_an_error_that_nobody_is_to_share() {
+    let origin = counting(|n, _| match n {
+        1 => Answer::ok("1").header("Cache-Control", "max-age=1, stale-if-error=60"),
+        // Remembered: those after it go upstream alone.
+        2 => Answer::ok("2").header("Cache-Control", "no-store"),
+        _ => Answer::status(503),
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(3);
+    assert_eq!(edge.get("/a").text(), "2");
+    let alone = edge.get("/a");
+    assert_eq!((alone.status, alone.text(), alone.is_hit()), (200, "1", false), "{alone:?}");
+    assert_eq!(origin.requests(), 3);
+}
+
+#[test]
+fn who_waits_for_another_ones_error_has_the_stale_response_too() {
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        counting(move |n, _| match n {
+            1 => Answer::ok("1").header("Cache-Control", "max-age=1, stale-if-error=60"),
+            _ => Answer::status(503).behind(&gate),
+        })
+    };
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(3);
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..3).map(|_| scope.spawn(|| edge.get("/a"))).collect();
+        until("two wait", || edge.metric("skerry_requests_collapsed_total") == 2.0);
+        gate.open();
+        for response in asked {
+            let response = response.join().expect("a response");
+            assert_eq!((response.status, response.text()), (200, "1"), "{response:?}");
+        }
+    });
+    assert_eq!(origin.requests(), 2);
+}
+
+#[test]
+fn interim_responses_are_passed_on_and_nothing_of_them_is_stored() {
     let origin = Origin::start(|_| {
         Answer::raw(
-            "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nX-Interim: 1\r\n\r\n\
+            "HTTP/1.1 100 Continue\r\n\r\n\
+             HTTP/1.1 102 Processing\r\n\r\n\
+             HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nConnection: x-hop\r\n\
+             X-Hop: 1\r\n\r\n\
              HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok",
         )
     });
     let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(b"GET /a HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    assert_eq!(client.read_any(false).status, 102);
+    let hints = client.read_any(false);
+    assert_eq!((hints.status, hints.header("link")), (103, "</a.css>; rel=preload".into()));
+    assert_eq!(hints.header("x-hop"), "", "{hints:?}");
     for hit in [false, true] {
-        let response = edge.get("/a");
+        let response = client.read_any(false);
         assert_eq!((response.status, response.text(), response.is_hit()), (200, "ok", hit));
-        assert_eq!(response.header("x-interim"), "", "{response:?}");
+        assert_eq!(response.header("link"), "", "{response:?}");
+        if !hit {
+            client.send(b"GET /a HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+        }
     }
+    // HTTP/1.0 has none.
+    let said = raw(edge.http, b"GET /b HTTP/1.0\r\nHost: edge.test\r\n\r\n");
+    assert!(said.starts_with("HTTP/1.0 200") || said.starts_with("HTTP/1.1 200"), "{said}");
+}
+
+#[test]
+fn interim_responses_do_not_wait_for_the_final_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let (go_on, waits) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut head = BufReader::new(stream.try_clone()?).lines();
+        while head.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+        stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")?;
+        _ = waits.recv();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    });
+    let edge = Edge::before(&format!("http://{address}"));
+    let mut client = edge.connect();
+    // The second request is here before the first one's answer.
+    client.send(b"GET /a HTTP/1.1\r\nHost: edge.test\r\n\r\nGET ftp://b HTTP/1.1\r\n\r\n");
+    assert_eq!(client.read_any(false).status, 103);
+    go_on.send(()).expect("the origin waits");
+    let last = client.read_any(false);
+    assert_eq!((last.status, last.text()), (200, "ok"));
+    assert_eq!(client.read_any(false).status, 421);
 }
 
 #[test]

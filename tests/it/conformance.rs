@@ -8,11 +8,13 @@ use std::path::Path;
 fn every_test_named_in_the_conformance_table_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = BTreeSet::new();
-    for file in fs::read_dir(root.join("src/cache")).expect("the room is there") {
-        let text = fs::read_to_string(file.expect("an entry").path()).expect("text");
-        tests.extend(
-            text.split("fn ").skip(1).filter_map(|rest| rest.split('(').next().map(str::to_owned)),
-        );
+    for folder in ["src/cache", "tests/it"] {
+        for entry in fs::read_dir(root.join(folder)).expect("the folder is there") {
+            let path = entry.expect("an entry").path();
+            if path.is_file() {
+                tests.extend(tests_in(&fs::read_to_string(path).expect("text")));
+            }
+        }
     }
     let table = fs::read_to_string(root.join("docs/conformance.md")).expect("the table is there");
     // The rows of the third table begin with a test of the suite.
@@ -26,4 +28,11 @@ fn every_test_named_in_the_conformance_table_exists() {
         }
     }
     assert!(named > 50, "only {named} tests are named: the table has another form now");
+}
+
+/// The names of its test functions; proptest's stand there in the same form.
+fn tests_in(text: &str) -> Vec<String> {
+    let after_mark = text.split("#[test]").skip(1);
+    let names = after_mark.filter_map(|rest| rest.split_once("fn ")?.1.split('(').next());
+    names.map(str::to_owned).collect()
 }

@@ -45,6 +45,22 @@ fn curl_speaks_http_2_over_tls_and_by_prior_knowledge() {
 }
 
 #[test]
+fn interim_responses_reach_an_http_2_client() {
+    let origin = Origin::start(|_| {
+        Answer::raw(
+            "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n\
+             HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        )
+    });
+    let edge = Edge::before(&origin.url());
+    let url = format!("http://{}/", edge.http);
+    let said = run("curl", &["-si", "--http2-prior-knowledge", &url]);
+    let (interim, rest) = said.split_once("\r\n\r\n").expect("two heads");
+    assert!(interim.starts_with("HTTP/2 103") && interim.contains("link: </a.css>"), "{said}");
+    assert!(rest.starts_with("HTTP/2 200") && rest.ends_with("\r\n\r\nok"), "{said}");
+}
+
+#[test]
 fn the_origin_is_told_the_host_that_an_http_2_client_asked_for() {
     let origin = Origin::start(|seen| Answer::ok(seen.header("host").unwrap_or("none")));
     let edge = Edge::before(&origin.url());

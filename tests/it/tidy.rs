@@ -10,6 +10,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("metrics", &[]),
     ("body", &[]),
+    // body: the trait of an answer is one of a response with a body.
+    ("interim", &["body"]),
     // planted: bugs for the lab to find, a constant false without the cargo feature.
     ("planted", &[]),
     ("cache", &["planted"]),
@@ -17,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
     ("store", &["cache", "clock", "metrics", "body", "planted"]),
     ("transform", &["body", "metrics"]),
-    ("fetch", &["store", "cache", "context", "body", "clock", "metrics", "planted"]),
+    ("fetch", &["store", "cache", "context", "body", "clock", "interim", "metrics", "planted"]),
     ("guard", &["context", "clock", "metrics"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["cache", "context", "body", "clock", "metrics"]),
@@ -36,10 +38,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "context",
             "body",
             "clock",
+            "interim",
             "metrics",
         ],
     ),
-    ("listen", &["serve", "context", "body", "clock", "metrics"]),
+    ("listen", &["serve", "context", "body", "clock", "interim", "metrics"]),
     // They stand outside the house: an origin for the demo, and callers of the admin API.
     ("demo", &[]),
     ("cli", &[]),
