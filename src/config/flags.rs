@@ -15,13 +15,13 @@ pub struct Flags {
     #[arg(long = "origin", value_name = "URL", env = "SKERRY_ORIGIN", value_delimiter = ',')]
     pub origins: Vec<String>,
     /// Listen here for HTTP (in place of the file's listeners without TLS).
-    #[arg(long, value_name = "ADDR", env = "SKERRY_HTTP", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDR", env = "SKERRY_HTTP", value_delimiter = ',', value_parser = address)]
     pub http: Vec<SocketAddr>,
     /// Listen here for HTTPS (in place of the file's listeners with TLS).
-    #[arg(long, value_name = "ADDR", env = "SKERRY_HTTPS", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDR", env = "SKERRY_HTTPS", value_delimiter = ',', value_parser = address)]
     pub https: Vec<SocketAddr>,
     /// Listen here for the admin API.
-    #[arg(long, value_name = "ADDR", env = "SKERRY_ADMIN")]
+    #[arg(long, value_name = "ADDR", env = "SKERRY_ADMIN", value_parser = address)]
     pub admin: Option<SocketAddr>,
     /// Keep the cache, the purge log and made certificates here.
     #[arg(long, value_name = "DIR", env = "SKERRY_DATA_DIR")]
@@ -38,4 +38,8 @@ pub struct Flags {
     /// Where this node is.
     #[arg(long, env = "SKERRY_REGION")]
     pub region: Option<String>,
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "expected address and port, such as 127.0.0.1:8080 or [::]:443")
 }

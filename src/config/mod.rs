@@ -4,6 +4,7 @@
 //! `Settings` of every room. Options that don't exist are refused, all mistakes are reported
 //! at once with file, line and what was expected. `config/edge.toml` documents every option.
 
+mod environment;
 mod flags;
 mod mistakes;
 mod reader;
@@ -136,6 +137,7 @@ pub fn load(flags: &Flags) -> Result<Config, Mistakes> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Mistakes(vec![Mistake::without_place(&name, format!("cannot read it: {error}"))])
     })?;
+    let text = environment::fill_in(&text, &name, |name| std::env::var(name).ok())?;
     parse(&text, &name, path.parent().unwrap_or(Path::new("")), flags)
 }
 
@@ -262,7 +264,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));
     }
     if config.routes.sites.is_empty() && flags.origins.is_empty() {
-        reader.lack(
+        reader.lack_of_all(
             "nothing to serve: give --origin URL, or a file with [pools.NAME] and [sites.NAME]",
         );
     }

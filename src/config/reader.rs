@@ -27,6 +27,8 @@ pub(super) struct Reader<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     mistakes: Vec<(Option<usize>, Mistake)>,
+    /// Said only when nothing else is wrong: mostly it comes of something else.
+    lack_of_all: Option<Mistake>,
     /// Each option's path and what it is set to, by the file or by default.
     pub options: BTreeMap<String, String>,
     /// The options that exist, `*` for names.
@@ -40,6 +42,9 @@ impl Notes {
     pub fn mistakes(mut self) -> Vec<Mistake> {
         self.mistakes.sort_by_key(|(at, _)| *at);
         self.mistakes.dedup();
+        if self.mistakes.is_empty() {
+            return self.lack_of_all.into_iter().collect();
+        }
         self.mistakes.into_iter().map(|(_, mistake)| mistake).collect()
     }
 }
@@ -75,6 +80,11 @@ impl<'a> Reader<'a> {
     pub fn lack(&self, message: impl Into<String>) {
         let mistake = Mistake::without_place(&self.name, message);
         self.notes.borrow_mut().mistakes.push((None, mistake));
+    }
+
+    /// Notes that there is nothing to do, in case that nothing else is wrong.
+    pub fn lack_of_all(&self, message: &str) {
+        self.notes.borrow_mut().lack_of_all = Some(Mistake::without_place(&self.name, message));
     }
 
     /// Notes that `value` is not what was expected.

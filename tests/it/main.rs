@@ -9,6 +9,7 @@ mod failures;
 mod gate;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
+mod hostile;
 mod http2;
 mod operations;
 mod protocol;
@@ -17,3 +18,4 @@ mod routing;
 mod sharing;
 mod size;
 mod tidy;
+mod tls;

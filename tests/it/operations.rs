@@ -80,9 +80,11 @@ fn check_tells_every_mistake_with_its_place() {
     for line in [2, 4, 5, 7, 10] {
         assert!(told.contains(&format!("{path}:{line}:")), "line {line} in {told}");
     }
-    std::fs::write(&file, fixed("fine")).expect("a file");
+    std::fs::write(&file, fixed("${env.NOWHERE:-fine}") + "# ${env.NOWHERE}\n").expect("a file");
     let output = skerry(&["check", &path]);
     assert!(output.status.success(), "{output:?}");
+    std::fs::write(&file, fixed("${env.NOWHERE}")).expect("a file");
+    check_refused(&["check", &path], &[&format!("{path}:8:"), "the environment has no NOWHERE"]);
 }
 
 #[test]

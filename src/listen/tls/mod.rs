@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 
@@ -28,7 +29,7 @@ pub use self_signed::{PemPair, self_signed, self_signed_in};
 /// Certificates, tickets and the configuration made of them.
 #[derive(Debug)]
 pub struct TlsState {
-    config: Arc<ServerConfig>,
+    config: ArcSwap<ServerConfig>,
     certificates: Arc<CertificatesBySni>,
     tickets: Arc<Tickets>,
     sources: Mutex<Sources>,
@@ -92,8 +93,9 @@ impl TlsState {
         let certificates = Arc::new(CertificatesBySni::new(Certificates::load(&settings)?));
         let tickets = Arc::new(Tickets::load(&settings.ticket_keys)?);
         let config = server_config(&settings, certificates.clone(), tickets.clone());
+        let config = ArcSwap::from_pointee(config);
         let sources = Mutex::new(Sources { settings, seen, rotated: clock.now() });
-        Ok(Arc::new(Self { config: Arc::new(config), certificates, tickets, sources }))
+        Ok(Arc::new(Self { config, certificates, tickets, sources }))
     }
 
     /// Reads all files again, changed or not. On an error everything stays as it was.
@@ -106,8 +108,8 @@ impl TlsState {
         result
     }
 
-    /// Takes other certificates and ticket keys, for a reloaded config. The oldest version
-    /// that is spoken stays what it was at the start.
+    /// Takes other certificates, ticket keys and oldest version, for a reloaded config.
+    /// Connections that are open go on as they are.
     pub fn replace(&self, settings: &TlsSettings, data_dir: &Path) -> Result<(), TlsError> {
         let settings = with_a_certificate(settings, data_dir)?;
         let mut sources = self.lock();
@@ -118,6 +120,10 @@ impl TlsState {
             self.tickets.take_over(tickets);
         } else {
             self.load_again(&settings)?;
+        }
+        if settings.version_min != sources.settings.version_min {
+            let (certificates, tickets) = (self.certificates.clone(), self.tickets.clone());
+            self.config.store(Arc::new(server_config(&settings, certificates, tickets)));
         }
         (sources.settings, sources.seen) = (settings, seen);
         Ok(())
@@ -162,7 +168,7 @@ impl TlsState {
 
     /// The configuration for handshakes.
     pub(super) fn config(&self) -> Arc<ServerConfig> {
-        self.config.clone()
+        self.config.load_full()
     }
 
     fn load_again(&self, settings: &TlsSettings) -> Result<(), TlsError> {
