@@ -91,7 +91,7 @@ impl Reader {
         let found = reconcile(self.position.as_ref(), &beat.head);
         if found.is_err() {
             let now = self.inner.clock.instant();
-            self.members_kept_until = Some(now + BEATS_AFTER_LOSS * self.inner.settings.heartbeat);
+            self.members_kept_until = Some(now + self.kept_after_loss());
         }
         self.note_members(&beat);
         self.inner.heard();
@@ -102,6 +102,13 @@ impl Reader {
         }
         self.note_progress();
         Ok(())
+    }
+
+    /// A node that has not come back to Redis within `silence_max` mistrusts its own cache by
+    /// then; until then no purge is complete without it.
+    fn kept_after_loss(&self) -> Duration {
+        let settings = &self.inner.settings;
+        settings.silence_max.max(BEATS_AFTER_LOSS * settings.heartbeat)
     }
 
     fn note_members(&self, beat: &Beat) {

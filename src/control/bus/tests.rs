@@ -284,6 +284,18 @@ fn a_redis_that_comes_back_empty_makes_everyone_validate() {
 }
 
 #[test]
+fn a_node_that_is_slow_to_find_an_emptied_redis_is_waited_for() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    nodes.pop().unwrap().kill();
+    redis.command(&["FLUSHALL"]);
+    until("the new history is noticed", || nodes[0].gaps(Gap::Replaced) == 1);
+    // Ten heartbeats.
+    let (_, status) = nodes[0].try_purge("https://x/1", Wait::All, Duration::from_secs(1)).unwrap();
+    assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
+}
+
+#[test]
 fn a_redis_that_forgot_its_last_entries_is_noticed_by_all() {
     let Some(redis) = Redis::forgetful() else { return };
     let (_kept, nodes) = fleet(&redis, &["a", "b"]);
