@@ -81,7 +81,7 @@ async fn a_cache_that_keeps_every_promise_passes() {
     let record = run_with("", 4, 4.0).await;
     let violations = record.verdicts.iter().flat_map(|verdict| &verdict.findings.violations);
     assert_eq!(violations.collect::<Vec<_>>(), Vec::<&simulation::check::Violation>::new());
-    assert!(record.passed && record.totals.hits > 100, "{}", record.summary());
+    assert!(record.passed && record.totals.hits > 10, "{}", record.summary());
 }
 
 #[tokio::test(flavor = "multi_thread")]
