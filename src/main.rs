@@ -39,8 +39,23 @@ enum Command {
     Purge(PurgeArguments),
     /// Say which site, rule and key a URL has, and whether it would be a hit and why.
     Explain(ExplainArguments),
+    /// What a running node's store holds: memory, directories, sites.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Make a token for the admin API, and the line for the file that "admin.tokens" names.
     Token(TokenArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Print how much each directory and each site holds, and may hold.
+    Stat {
+        /// As the admin API has it.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        admin: AdminArgument,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -115,6 +130,7 @@ fn main() -> ExitCode {
         Some(Command::Check { file }) => check(file),
         Some(Command::Purge(purge)) => order_purge(purge),
         Some(Command::Explain(explain)) => ask_why(explain),
+        Some(Command::Store(StoreCommand::Stat { json, admin })) => show_store(json, &admin),
         Some(Command::Token(token)) => {
             make_token(&token);
             Ok(())
@@ -276,6 +292,16 @@ fn ask_why(arguments: ExplainArguments) -> Result<(), String> {
     }
     let answer = call(&arguments.admin, "GET", &target, &fields, "")?;
     println!("{answer:#}");
+    Ok(())
+}
+
+fn show_store(json: bool, admin: &AdminArgument) -> Result<(), String> {
+    let answer = call(admin, "GET", "/store", &[], "")?;
+    if json {
+        println!("{answer:#}");
+    } else {
+        print!("{}", cli::store_table(&answer));
+    }
     Ok(())
 }
 

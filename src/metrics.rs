@@ -262,6 +262,7 @@ table! {
     StoreDiskReads, Counter, "store_disk_reads", "Pieces read from disk.";
     StoreDiskWrites, Counter, "store_disk_writes", "Pieces written to disk.";
     StoreDiskDropped, Counter, "store_disk_dropped", "Pieces not written to disk: its queue was full, or it was out of service or failed.";
+    StoreDiskOverShare, Counter, "store_disk_over_share", "Pieces not written to disk: their site has its share there.";
     StoreDiskErrors, Counter, "store_disk_errors", "Pieces on disk that could not be read or understood.";
     StoreDiskOuts, Counter, "store_disk_outs", "Times that a store directory went out of service.";
 }

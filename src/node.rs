@@ -305,6 +305,7 @@ impl Shared {
             tokens,
             audit: Audit::new(audit_log),
             rate: Rate::new(purges_per_second_max, self.clock.instant()),
+            store: self.store.clone(),
             metrics: metrics.clone(),
             clock: self.clock.clone(),
             node: self.clone(),

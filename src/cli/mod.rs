@@ -96,6 +96,52 @@ pub fn percent_encode(text: &str) -> String {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// `GET /store` as a table for people.
+pub fn store_table(stat: &Value) -> String {
+    let mut table = String::new();
+    let mut line = |words: [&str; 6]| {
+        let [name, rest @ ..] = words;
+        let rest: Vec<_> = rest.iter().map(|word| format!("{word:>12}")).collect();
+        table.push_str(format!("{name:<24}{}", rest.join("")).trim_end());
+        table.push('\n');
+    };
+    let memory = &stat["memory"];
+    line(["", "bytes", "of", "pieces", "", ""]);
+    let (bytes, max) = (size(&memory["bytes"]), size(&memory["bytes_max"]));
+    line(["memory", &bytes, &max, &memory["pieces"].to_string(), "", ""]);
+    line([""; 6]);
+    line(["directory", "service", "of", "written", "read", "queued"]);
+    for it in stat["directories"].as_array().into_iter().flatten() {
+        let sizes = ["bytes_max", "written_bytes", "read_bytes", "queued_bytes"];
+        let [max, written, read, queued] = sizes.map(|name| size(&it[name]));
+        let word = |name: &str| it[name].as_str().unwrap_or("?").to_owned();
+        line([&word("path"), &word("service"), &max, &written, &read, &queued]);
+    }
+    line([""; 6]);
+    line(["site", "in memory", "objects", "on disk", "objects", "of"]);
+    for it in stat["sites"].as_array().into_iter().flatten() {
+        let sizes = ["memory_bytes", "disk_bytes", "disk_bytes_max"];
+        let [memory, disk, max] = sizes.map(|name| size(&it[name]));
+        let [objects, on_disk] =
+            ["memory_objects", "disk_objects"].map(|name| it[name].to_string());
+        line([it["site"].as_str().unwrap_or("?"), &memory, &objects, &disk, &on_disk, &max]);
+    }
+    table
+}
+
+/// Three digits and a unit; what is not there is a dash.
+fn size(bytes: &Value) -> String {
+    let Some(bytes) = bytes.as_u64() else { return "-".to_owned() };
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit > 0 && value < 100.0 { 1 } else { 0 };
+    format!("{value:.digits$} {}", units[unit])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,7 @@ use crate::fetch::{
 use crate::guard::{self, ClientField};
 use crate::listen::{CertificateFiles, Limits, Listener, TicketKeys, TlsSettings, TlsVersion};
 use crate::respond::log;
-use crate::store::{Admission, Directory};
+use crate::store::{Admission, Directory, SiteShare};
 use crate::{cache, control, fetch, store, transform};
 
 pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
@@ -509,6 +509,19 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     read_size_usize(section, "slice", &mut store.slice_bytes, 4 << 10..=1 << 20);
     read_size(section, "object_max", &mut store.object_bytes_max);
     section.read("object_age_max", &mut store.object_age_max);
+    section.read_within("site_percent_max", &mut store.site_percent_max, 1..=100);
+    section.read_within("sites_max", &mut store.sites_max, 1..);
+    for section in section.list("sites") {
+        let mut share = SiteShare { site: String::new(), percent_max: store.site_percent_max };
+        if !section.read("name", &mut share.site) {
+            section.mistake("name", "a share needs the \"name\" of its site");
+        }
+        section.read_within("percent_max", &mut share.percent_max, 1..=100);
+        if store.site_shares.iter().any(|other| other.site == share.site) {
+            section.mistake("name", format!("{:?} is named twice", share.site));
+        }
+        store.site_shares.push(share);
+    }
     let admission = [("frequent", Admission::Frequent), ("all", Admission::All)];
     section.choice("admission", &mut store.admission, &admission);
     section.read("preallocate", &mut store.preallocate);

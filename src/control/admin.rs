@@ -30,6 +30,7 @@ use super::purges::{Rate, advise};
 use super::tokens::{Caller, Leave, Tokens};
 use crate::clock::{Clock, unix_ms};
 use crate::metrics::Metrics;
+use crate::store::Store;
 
 /// What the operator may choose about the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,8 @@ pub struct Admin {
     pub audit: Audit,
     /// How many purges may be ordered.
     pub rate: Rate,
+    /// What `/store` shows.
+    pub store: Store,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Wall time.
@@ -175,6 +178,7 @@ impl Admin {
             }
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
             "/nodes" => Ok(self.nodes()),
+            "/store" => Ok(self.store_stat()),
             "/explain" => self.explain(request).await,
             "/reload" => self.reload().await,
             _ => {
@@ -189,6 +193,43 @@ impl Admin {
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response
+    }
+
+    fn store_stat(&self) -> Response<Full<Bytes>> {
+        let stat = self.store.stat();
+        let directories = stat.directories.iter().map(|directory| {
+            json!({
+                "path": directory.path,
+                "service": directory.service.as_str(),
+                "bytes_max": directory.bytes,
+                "written_bytes": directory.written_bytes,
+                "read_bytes": directory.read_bytes,
+                "queued_bytes": directory.queued_bytes,
+            })
+        });
+        let sites = stat.sites.iter().map(|site| {
+            json!({
+                "site": &*site.site,
+                "memory_bytes": site.memory_bytes,
+                "memory_objects": site.memory_objects,
+                "memory_bytes_max": site.memory_bytes_max,
+                "disk_bytes": site.disk_bytes,
+                "disk_objects": site.disk_objects,
+                "disk_bytes_max": site.disk_bytes_max,
+            })
+        });
+        let told = json!({
+            "memory": {
+                "bytes": stat.memory_bytes,
+                "bytes_max": stat.memory_bytes_max,
+                "pieces": stat.memory_pieces,
+            },
+            "purges": stat.purge_entries,
+            "outbox": stat.outbox_messages,
+            "directories": directories.collect::<Vec<_>>(),
+            "sites": sites.collect::<Vec<_>>(),
+        });
+        json_response(StatusCode::OK, &told)
     }
 
     fn health(&self, path: &str) -> Response<Full<Bytes>> {
@@ -241,6 +282,7 @@ const CALLS: &[(&str, Method)] = &[
     ("/purge", Method::POST),
     ("/purges", Method::GET),
     ("/nodes", Method::GET),
+    ("/store", Method::GET),
     ("/explain", Method::GET),
     ("/reload", Method::POST),
     ("/drain", Method::POST),

@@ -169,3 +169,56 @@ async fn hits_on_disk() {
         store.close().await;
     }
 }
+
+/// Requests for few objects that are popular and many that are asked for once: what the
+/// frequency sketch saves the disk, and what it costs in hits.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn admission_over_a_replay() {
+    const REQUESTS: u64 = 200_000;
+    const POPULAR: u64 = 40_000;
+    let mut sums = vec![0.0];
+    for rank in 1..=POPULAR {
+        sums.push(sums[rank as usize - 1] + (rank as f64).powf(-0.9));
+    }
+    for admission in [Admission::All, Admission::Frequent] {
+        let directory =
+            tempfile::tempdir_in(std::env::current_dir().unwrap().join("target")).unwrap();
+        let settings = Settings { admission, ..settings(12_000, Some(directory.path())) };
+        let settings = Settings { memory_bytes: 16 << 20, ..settings };
+        let store = open(&settings).await;
+        store.recovered().await;
+        let (mut hits, mut popular_hits, mut popular) = (0, 0, 0);
+        for at in 0..REQUESTS {
+            let random = at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let random = (random ^ (random >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let is_popular = random & 1 == 0;
+            let place = (random >> 11) as f64 / (1_u64 << 53) as f64 * sums[POPULAR as usize];
+            let number = match is_popular {
+                true => sums.partition_point(|sum| *sum <= place) as u64,
+                false => POPULAR + at,
+            };
+            let is_hit = store.find(hash(number)).await.is_some();
+            if at >= REQUESTS / 2 {
+                hits += u64::from(is_hit);
+                popular += u64::from(is_popular);
+                popular_hits += u64::from(is_hit && is_popular);
+            }
+            if !is_hit {
+                let mut writer = store.writer(response(&url(number), store.sequence()));
+                writer.push(Bytes::from(vec![number as u8; 8000])).await.unwrap();
+                writer.finish().await.unwrap();
+            }
+            while store.stat().directories[0].queued_bytes > 8 << 20 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let writes = store.recorder().metrics().total(crate::metrics::Metric::StoreDiskWrites, 0);
+        println!(
+            "{admission:?}: {writes} disk writes, {:.1} % hits, {:.1} % of the popular half",
+            hits as f64 * 200.0 / REQUESTS as f64,
+            popular_hits as f64 * 100.0 / popular as f64
+        );
+        store.close().await;
+    }
+}

@@ -33,9 +33,11 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::census::Census;
 use super::purge::Purges;
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
+use super::sites::{OnDisk, Site, Sites};
 use super::stat::{DirectoryStat, Service};
 use crate::metrics::{Metric, Recorder};
 
@@ -45,6 +47,7 @@ type Foyer = HybridCache<PieceKey, Piece, PieceHasher>;
 #[derive(Clone)]
 pub(super) struct Disks {
     disks: Arc<[Arc<Disk>]>,
+    sites: Arc<Sites>,
 }
 
 /// One directory.
@@ -66,6 +69,7 @@ pub(super) struct Disk {
     /// What is left of the queue's bytes.
     room: Arc<Semaphore>,
     queue_bytes: u32,
+    census: Census,
     purges: Arc<Purges>,
     recorder: Recorder,
     background: Handle,
@@ -90,6 +94,7 @@ struct Recovering {
 struct Job {
     key: PieceKey,
     piece: Piece,
+    site: Option<Arc<Site>>,
     /// Given back when the batch is through.
     _room: OwnedSemaphorePermit,
     done: Option<oneshot::Sender<bool>>,
@@ -101,6 +106,7 @@ impl Disks {
         settings: &Settings,
         locks: &mut BTreeMap<PathBuf, File>,
         purges: &Arc<Purges>,
+        sites: &Arc<Sites>,
         background: &Handle,
         recorder: &Recorder,
     ) -> Self {
@@ -120,6 +126,7 @@ impl Disks {
                 queue,
                 room: Arc::new(Semaphore::new(queue_bytes as usize)),
                 queue_bytes,
+                census: Census::default(),
                 purges: purges.clone(),
                 recorder: recorder.clone(),
                 background: background.clone(),
@@ -130,7 +137,8 @@ impl Disks {
                 lock: Mutex::new(locks.remove(&directory.path)),
             })
         };
-        Self { disks: settings.directories.iter().map(disk).collect() }
+        let disks = settings.directories.iter().map(disk).collect();
+        Self { disks, sites: sites.clone() }
     }
 
     /// All of them.
@@ -192,14 +200,7 @@ impl Disks {
         piece: Piece,
         done: Option<oneshot::Sender<bool>>,
     ) -> bool {
-        let Some(disk) = self.home(&key).filter(|disk| disk.takes_jobs()) else {
-            self.drop_piece(&key);
-            return false;
-        };
-        if piece.estimated_size() > disk.block_bytes() / 2 {
-            self.drop_piece(&key);
-            return false;
-        }
+        let Some((disk, site)) = self.admit(&key, &piece) else { return false };
         // Nobody waits for a recovery.
         let patience = if disk.is_recovering() { Duration::ZERO } else { disk.deadline };
         let room = tokio::time::timeout(patience, disk.room(&piece)).await;
@@ -207,26 +208,51 @@ impl Disks {
             self.drop_piece(&key);
             return false;
         };
-        disk.send(Job { key, piece, _room: room, done })
+        disk.send(Job { key, piece, site, _room: room, done })
     }
 
     /// Queues a piece if there is room at once.
     pub(super) fn offer(&self, key: PieceKey, piece: Piece) -> bool {
-        let Some(disk) = self.home(&key).filter(|disk| disk.takes_jobs()) else {
-            self.drop_piece(&key);
-            return false;
-        };
-        if piece.estimated_size() > disk.block_bytes() / 2 {
-            self.drop_piece(&key);
-            return false;
-        }
+        let Some((disk, site)) = self.admit(&key, &piece) else { return false };
         let bytes = disk.room_for(&piece);
         match disk.room.clone().try_acquire_many_owned(bytes) {
-            Ok(room) => disk.send(Job { key, piece, _room: room, done: None }),
+            Ok(room) => disk.send(Job { key, piece, site, _room: room, done: None }),
             Err(_) => {
                 self.drop_piece(&key);
                 false
             }
+        }
+    }
+
+    /// Where a piece is to be written, and whose it is. `None`: nowhere.
+    fn admit(&self, key: &PieceKey, piece: &Piece) -> Option<(&Arc<Disk>, Option<Arc<Site>>)> {
+        let disk = self.home(key)?;
+        let site = self.sites.of_piece(piece);
+        if site.as_ref().is_some_and(|site| site.is_disk_full()) {
+            disk.recorder.count(Metric::StoreDiskOverShare);
+            disk.forget(key);
+            return None;
+        }
+        if !disk.takes_jobs() || piece.estimated_size() > disk.block_bytes() / 2 {
+            disk.drop_piece(key);
+            return None;
+        }
+        Some((disk, site))
+    }
+
+    /// Looks what sites have on the disks. `save`: keeps that for the next start.
+    pub(super) async fn count_sites(&self, save: bool) {
+        let mut found = OnDisk::new();
+        for disk in self.iter() {
+            let Some(foyer) = disk.readable() else { continue };
+            disk.census.count(|key| foyer.storage().may_contains(key), &mut found);
+        }
+        self.sites.set_on_disk(&found);
+        for disk in self.iter().filter(|disk| save && disk.is_writable()) {
+            let disk = disk.clone();
+            let saving = tokio::task::spawn_blocking(move || disk.save_census());
+            // A disk that stalls is the watchdog's.
+            let _ = tokio::time::timeout(SAVE_TIMEOUT, saving).await;
         }
     }
 
@@ -276,6 +302,7 @@ impl Disk {
         // Sorting a million entries is too long for a runtime's thread.
         let opening = tokio::task::spawn_blocking(move || runtime.block_on(disk.open_foyer()));
         let opened = opening.await.map_err(io::Error::other).flatten();
+        self.census.load(&self.directory.path);
         let (superseded, jobs) = self.end_recovery(opened);
         if let Some(jobs) = jobs {
             tokio::spawn(write_jobs(Arc::downgrade(self), jobs));
@@ -606,6 +633,11 @@ impl Disk {
         for job in batch.drain(..) {
             if foyer.storage().may_contains(&job.key) {
                 written += 1;
+                if let Some(site) = &job.site {
+                    let bytes = bytes_on_disk(&job.piece);
+                    site.written(u64::from(bytes), job.key.is_head());
+                    self.census.add(job.key, &site.name, bytes);
+                }
                 job.done.map(|done| done.send(true));
             } else {
                 self.not_written(job);
@@ -622,10 +654,20 @@ impl Disk {
         job.done.map(|done| done.send(false));
     }
 
+    fn save_census(&self) {
+        if self.is_writable()
+            && let Err(error) = self.census.save(&self.directory.path)
+        {
+            let directory = self.directory.path.display();
+            tracing::warn!(%directory, %error, "the census of sites could not be saved");
+        }
+    }
+
     async fn close(&self) {
         // When all room is back, all jobs are through.
         let _all = self.room.acquire_many(self.queue_bytes).await;
         self.room.close();
+        self.save_census();
         self.out.store(true, Ordering::Release);
         if let Some(foyer) = self.foyer.swap(None)
             && let Err(error) = foyer.close().await
@@ -667,6 +709,12 @@ async fn watch(disk: Weak<Disk>, every: Duration) {
     }
 }
 
+/// foyer puts a header before it, the key behind it, and fills up the page.
+fn bytes_on_disk(piece: &Piece) -> u32 {
+    let bytes = (piece.estimated_size() + FOYER_BYTES).next_multiple_of(PAGE_BYTES);
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
 /// One node a directory. The lock goes with the process, however it ends.
 pub(super) fn lock_directory(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
@@ -692,6 +740,9 @@ fn probe(directory: &Path) -> io::Result<()> {
     if read == written { Ok(()) } else { Err(io::Error::other("what was written is not read")) }
 }
 
+const FOYER_BYTES: usize = 36 + 20;
+const PAGE_BYTES: usize = 4096;
+const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK: &str = "lock";
 const PROBE: &str = "probe";
 const BLOCKS: &str = "blocks";

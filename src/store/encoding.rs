@@ -83,8 +83,10 @@ impl Code for Piece {
         if length > PAYLOAD_MAX {
             return Ok(Self::Unknown);
         }
-        let mut payload = vec![0; length as usize];
-        if reader.read_exact(&mut payload).is_err() {
+        // Not zeroed first: a slice is long.
+        let mut payload = Vec::with_capacity(length as usize);
+        let read = reader.take(u64::from(length)).read_to_end(&mut payload);
+        if read.ok() != Some(length as usize) {
             return Ok(Self::Unknown);
         }
         Ok(decode_payload(start[1], payload.into()).unwrap_or(Self::Unknown))
@@ -123,7 +125,7 @@ fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
             let list = decode_variants(&mut From(payload))?;
             Some(Piece::Record(Record::Variants(Arc::new(list))))
         }
-        SLICE => Some(Piece::slice(payload, true)),
+        SLICE => Some(Piece::slice(payload, true, None)),
         _ => None,
     }
 }
@@ -426,7 +428,7 @@ mod tests {
 
     #[test]
     fn another_version_or_kind_is_unknown() {
-        let mut encoded = encode(&Piece::slice(Bytes::from_static(b"bytes"), true));
+        let mut encoded = encode(&Piece::slice(Bytes::from_static(b"bytes"), true, None));
         assert!(matches!(decode(&encoded), Piece::Slice { .. }));
         encoded[1] = 77;
         assert!(matches!(decode(&encoded), Piece::Unknown));

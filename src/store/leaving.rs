@@ -5,25 +5,27 @@
 //! stop everything leaves, and everything goes to disk.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use foyer::{Cache, Event, EventListener};
 
 use super::disk::Disks;
 use super::record::{Piece, PieceHasher, PieceKey, Record, place};
+use super::sites::Sites;
 use crate::metrics::{Metric, Recorder};
 
 /// foyer's listener on the memory tier.
 pub(super) struct Leaving {
     disks: Disks,
+    sites: Arc<Sites>,
     recorder: Recorder,
     /// While memory is emptied for a stop: what came out.
     all: Mutex<Option<Vec<(PieceKey, Piece)>>>,
 }
 
 impl Leaving {
-    pub(super) fn new(disks: Disks, recorder: Recorder) -> Self {
-        Self { disks, recorder, all: Mutex::default() }
+    pub(super) fn new(disks: Disks, sites: Arc<Sites>, recorder: Recorder) -> Self {
+        Self { disks, sites, recorder, all: Mutex::default() }
     }
 
     /// Empties memory and returns what the disk does not have of it, heads last.
@@ -72,6 +74,7 @@ impl EventListener for Leaving {
     type Value = Piece;
 
     fn on_leave(&self, reason: Event, key: &PieceKey, piece: &Piece) {
+        self.sites.left(key, piece);
         if reason != Event::Evict {
             return;
         }
@@ -79,6 +82,13 @@ impl EventListener for Leaving {
             all.push((*key, piece.share()));
             return;
         }
+        self.make_room(key, piece);
+    }
+}
+
+impl Leaving {
+    /// A piece leaves memory for others: its last chance.
+    pub(super) fn make_room(&self, key: &PieceKey, piece: &Piece) {
         if self.disks.may_contain(key) {
             return;
         }

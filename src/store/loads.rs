@@ -45,7 +45,7 @@ impl Loads {
     }
 
     /// Ends a load. `with` happens if nothing came in between, and before anything else can.
-    pub(super) fn end<T>(&self, load: &Load, key: PieceKey, with: impl FnOnce() -> T) {
+    pub(super) fn end(&self, load: &Load, key: PieceKey, with: impl FnOnce()) {
         let mut loads = self.lock();
         if loads.get(&key).is_some_and(|current| Arc::ptr_eq(current, load)) {
             with();
@@ -54,7 +54,7 @@ impl Loads {
     }
 
     /// Something newer takes the piece's place: a load under way ends without effect.
-    pub(super) fn supersede<T>(&self, key: PieceKey, with: impl FnOnce() -> T) {
+    pub(super) fn supersede(&self, key: PieceKey, with: impl FnOnce()) {
         let mut loads = self.lock();
         loads.remove(&key);
         with();

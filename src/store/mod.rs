@@ -12,6 +12,7 @@
 //! ```
 
 mod admission;
+mod census;
 mod disk;
 mod encoding;
 mod leaving;
@@ -20,6 +21,7 @@ mod purge;
 mod read;
 mod record;
 mod settings;
+mod sites;
 mod stat;
 mod write;
 
@@ -40,8 +42,8 @@ use tokio::task::JoinHandle;
 pub use self::purge::{PurgeBatch, PurgeError, Purged};
 pub use self::read::StoredBody;
 pub use self::record::{Head, ObjectId, Record};
-pub use self::settings::{Admission, Directory, Settings};
-pub use self::stat::{DirectoryStat, Service, Stat};
+pub use self::settings::{Admission, Directory, Settings, SiteShare};
+pub use self::stat::{DirectoryStat, Service, SiteStat, Stat};
 pub use self::write::{ObjectWriter, WriteError};
 
 use self::admission::Sketch;
@@ -50,6 +52,7 @@ use self::leaving::Leaving;
 use self::loads::{Found, Loads};
 use self::purge::Purges;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
+use self::sites::{Site, Sites};
 use self::stat::Gauges;
 use crate::cache::range::with_part;
 use crate::cache::{KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse, VaryList};
@@ -67,6 +70,7 @@ struct Inner {
     settings: Settings,
     memory: Cache<PieceKey, Piece, PieceHasher>,
     disks: Disks,
+    sites: Arc<Sites>,
     purges: Arc<Purges>,
     sketch: Sketch,
     objects: ObjectIds,
@@ -80,6 +84,14 @@ struct Inner {
     recovering: watch::Sender<usize>,
     /// Where the log is in none of the store's directories.
     _log_lock: Option<File>,
+}
+
+/// What stands in memory in a head's place.
+enum Standing {
+    /// The same object's head, perhaps with more parts.
+    Same(Arc<Head>),
+    Another,
+    Nothing,
 }
 
 /// Why a store could not be opened.
@@ -128,12 +140,14 @@ impl Store {
         let mut locks = take_locks(settings)?;
         let purges = open_purges(settings, &clock, &recorder)?;
         background.spawn(maintain(Arc::downgrade(&purges)));
-        let disks = Disks::new(settings, &mut locks, &purges, &background, &recorder);
-        let leaving = Arc::new(Leaving::new(disks.clone(), recorder.clone()));
+        let sites = Arc::new(Sites::new(settings));
+        let disks = Disks::new(settings, &mut locks, &purges, &sites, &background, &recorder);
+        let leaving = Arc::new(Leaving::new(disks.clone(), sites.clone(), recorder.clone()));
         let inner = Inner {
             settings: settings.clone(),
             memory: memory(settings, leaving.clone()),
             disks,
+            sites,
             leaving,
             loads: Loads::default(),
             purges,
@@ -146,6 +160,7 @@ impl Store {
             _log_lock: locks.into_values().next(),
         };
         let inner = Arc::new(inner);
+        inner.background.spawn(count_sites(Arc::downgrade(&inner)));
         metrics.register_collector(Box::new(Gauges(Arc::downgrade(&inner))));
         let store = Self { inner };
         for disk in store.inner.disks.iter() {
@@ -184,7 +199,7 @@ impl Store {
         if !self.inner.disks.may_contain(&key) {
             return None;
         }
-        let loading = self.inner.background.spawn(self.clone().load(key));
+        let loading = self.inner.background.spawn(self.clone().load(key, None));
         match loading.await.ok().flatten()? {
             Found::Record(record) => Some(record),
             Found::Slice(_) => None,
@@ -309,7 +324,8 @@ impl Store {
         }
         let wanted = self.wants_on_disk(head.hash, 0);
         let bytes = Bytes::copy_from_slice(&bytes);
-        self.put_slice_bytes(head.object, number, bytes, wanted).await;
+        let site = self.inner.sites.of(&head.response.site);
+        self.put_slice_bytes(head.object, number, bytes, wanted, &site).await;
         Ok(())
     }
 
@@ -317,7 +333,12 @@ impl Store {
     /// go on with; it has no `parts` any more when all is there.
     pub fn add_part(&self, head: &Arc<Head>, part: Range<u64>) -> Arc<Head> {
         let _turn = self.inner.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = self.current(head).unwrap_or_else(|| head.clone());
+        let current = match self.standing(head) {
+            Standing::Same(current) => current,
+            Standing::Nothing => head.clone(),
+            // A newer object has taken its place: its parts are nobody's any more.
+            Standing::Another => return head.clone(),
+        };
         let Some(parts) = &current.response.parts else { return current };
         let parts = with_part(parts, part);
         let mut response = current.response.clone();
@@ -326,14 +347,16 @@ impl Store {
         self.replace(&current, response)
     }
 
-    /// The head of the same object as it stands in memory now.
-    fn current(&self, head: &Head) -> Option<Arc<Head>> {
-        let entry = self.inner.memory.get(&PieceKey::head(head.hash))?;
+    /// What stands in memory now where this head was put.
+    fn standing(&self, head: &Head) -> Standing {
+        let Some(entry) = self.inner.memory.get(&PieceKey::head(head.hash)) else {
+            return Standing::Nothing;
+        };
         match entry.value() {
             Piece::Record(Record::Response(current)) if current.object == head.object => {
-                Some(current.clone())
+                Standing::Same(current.clone())
             }
-            _ => None,
+            _ => Standing::Another,
         }
     }
 
@@ -386,7 +409,7 @@ impl Store {
     /// Takes a record out to make room. Not a purge: it may come back from disk.
     pub fn forget(&self, hash: KeyHash) {
         let key = PieceKey::head(hash);
-        self.inner.loads.supersede(key, || self.inner.memory.remove(&key));
+        self.inner.loads.supersede(key, || drop(self.inner.memory.remove(&key)));
         self.inner.disks.forget(&key);
     }
 
@@ -408,7 +431,7 @@ impl Store {
         let key = PieceKey::slice(object, number);
         match self.memory_slice(&key) {
             Some(bytes) => Some(bytes),
-            None => self.spawn_slice(key).await.ok().flatten(),
+            None => self.spawn_slice(key, None).await.ok().flatten(),
         }
     }
 
@@ -422,6 +445,7 @@ impl Store {
             purge_entries: self.inner.purges.entries() as u64,
             outbox_messages: self.inner.purges.outbox_len() as u64,
             directories: self.inner.disks.stat(),
+            sites: self.inner.sites.stat(),
         }
     }
 
@@ -461,6 +485,10 @@ impl Store {
         self.inner.recovering.send_modify(|left| *left -= 1);
     }
 
+    fn site(&self, name: &str) -> Arc<Site> {
+        self.inner.sites.of(name)
+    }
+
     fn next_object(&self, hash: KeyHash) -> ObjectId {
         self.inner.objects.next(hash)
     }
@@ -496,11 +524,18 @@ impl Store {
         head
     }
 
-    async fn put_slice_bytes(&self, object: ObjectId, number: u32, bytes: Bytes, wanted: bool) {
+    async fn put_slice_bytes(
+        &self,
+        object: ObjectId,
+        number: u32,
+        bytes: Bytes,
+        wanted: bool,
+        site: &Arc<Site>,
+    ) {
         let key = PieceKey::slice(object, number);
-        self.put(key, Piece::slice(bytes.clone(), wanted));
+        self.put(key, Piece::slice(bytes.clone(), wanted, Some(site.clone())));
         if wanted {
-            self.inner.disks.queue(key, Piece::slice(bytes, true)).await;
+            self.inner.disks.queue(key, Piece::slice(bytes, true, Some(site.clone()))).await;
         }
     }
 
@@ -509,14 +544,16 @@ impl Store {
         for number in numbers {
             let key = PieceKey::slice(object, number);
             let entry = self.inner.memory.get(&key);
-            let bytes = match entry.as_ref().map(|entry| entry.value()) {
-                Some(Piece::Slice { bytes, wanted }) if !wanted.swap(true, Ordering::Relaxed) => {
-                    bytes.clone()
+            let piece = match entry.as_ref().map(|entry| entry.value()) {
+                Some(piece @ Piece::Slice { wanted, .. })
+                    if !wanted.swap(true, Ordering::Relaxed) =>
+                {
+                    piece.share()
                 }
                 _ => continue,
             };
             drop(entry);
-            self.inner.disks.queue(key, Piece::slice(bytes, true)).await;
+            self.inner.disks.queue(key, piece).await;
         }
     }
 
@@ -568,13 +605,14 @@ impl Store {
     }
 
     fn read_slice(&self, head: &Head, number: u32) -> JoinHandle<Option<Bytes>> {
-        self.spawn_slice(PieceKey::slice(head.object, number))
+        let site = self.inner.sites.of(&head.response.site);
+        self.spawn_slice(PieceKey::slice(head.object, number), Some(site))
     }
 
-    fn spawn_slice(&self, key: PieceKey) -> JoinHandle<Option<Bytes>> {
+    fn spawn_slice(&self, key: PieceKey, site: Option<Arc<Site>>) -> JoinHandle<Option<Bytes>> {
         let store = self.clone();
         self.inner.background.spawn(async move {
-            match store.load(key).await? {
+            match store.load(key, site).await? {
                 Found::Slice(bytes) => Some(bytes),
                 Found::Record(_) => None,
             }
@@ -582,12 +620,12 @@ impl Store {
     }
 
     /// Reads a piece from disk into memory, once for all who ask meanwhile.
-    async fn load(self, key: PieceKey) -> Option<Found> {
+    async fn load(self, key: PieceKey, site: Option<Arc<Site>>) -> Option<Found> {
         let load = self.inner.loads.join(key);
         let read = async || {
-            let piece = self.inner.disks.read(&key).await?;
+            let piece = self.inner.disks.read(&key).await?.owned_by(site);
             let found = Found::of(&piece)?;
-            self.inner.loads.end(&load, key, || self.inner.memory.insert(key, piece));
+            self.take_in(key, piece, |insert| self.inner.loads.end(&load, key, insert));
             Some(found)
         };
         let found = load.get_or_init(read).await.clone();
@@ -597,7 +635,28 @@ impl Store {
 
     /// Puts a piece into memory; one that is being read from disk does not replace it.
     fn put(&self, key: PieceKey, piece: Piece) {
-        self.inner.loads.supersede(key, || self.inner.memory.insert(key, piece));
+        self.take_in(key, piece, |insert| self.inner.loads.supersede(key, insert));
+    }
+
+    /// Counts a piece into memory, when `turn` lets it in; a site over its share then loses its
+    /// oldest.
+    fn take_in(&self, key: PieceKey, piece: Piece, turn: impl FnOnce(&mut dyn FnMut())) {
+        let Inner { sites, memory, leaving, .. } = &*self.inner;
+        let site = sites.of_piece(&piece);
+        let mut piece = Some(piece);
+        turn(&mut || {
+            let Some(piece) = piece.take() else { return };
+            if let Some(site) = &site {
+                site.entered(&key, &piece);
+            }
+            memory.insert(key, piece);
+        });
+        let Some(site) = site else { return };
+        while let Some(surplus) = site.surplus(|key| memory.contains(key)) {
+            if let Some(entry) = memory.remove(&surplus) {
+                leaving.make_room(&surplus, entry.value());
+            }
+        }
     }
 }
 
@@ -652,6 +711,16 @@ async fn maintain(purges: Weak<Purges>) {
     }
 }
 
+/// Looks what sites have on disk for as long as the store lives.
+async fn count_sites(store: Weak<Inner>) {
+    let mut ticks = tokio::time::interval(COUNT_EVERY);
+    for number in 1_u32.. {
+        ticks.tick().await;
+        let Some(store) = store.upgrade() else { return };
+        store.disks.count_sites(number.is_multiple_of(SAVE_EVERY)).await;
+    }
+}
+
 fn memory(settings: &Settings, leaving: Arc<Leaving>) -> Cache<PieceKey, Piece, PieceHasher> {
     let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX);
     // A shard must hold a good many slices, or one object empties it.
@@ -679,6 +748,9 @@ const UNREAD_SHARE: u64 = 32;
 const FREQUENT: u8 = 2;
 /// The ceiling of purge sequences is moved every half minute; this is well within.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
+/// How often the disks are asked what sites have there, and every how many times that is saved.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+const SAVE_EVERY: u32 = 6;
 /// Locks of the memory tier.
 const SHARDS_MAX: usize = 64;
 

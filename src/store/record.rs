@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 
+use super::sites::Site;
 use crate::cache::vary::Variant;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse, VaryList};
 
@@ -176,6 +177,10 @@ impl PieceKey {
         Self { id: object.0, number: number + 1 }
     }
 
+    pub(super) fn is_head(&self) -> bool {
+        self.number == 0
+    }
+
     pub(super) fn home(&self) -> u32 {
         if self.number == 0 { home_of_hash(KeyHash(self.id)) } else { self.id as u32 }
     }
@@ -189,25 +194,35 @@ pub(super) enum Piece {
         bytes: Bytes,
         /// Whether it is worth a disk write: see [`super::Admission`].
         wanted: AtomicBool,
+        /// Whose it is; not known of one read from disk for nobody in particular.
+        site: Option<Arc<Site>>,
     },
     /// Read from disk in another version, or damaged: a miss.
     Unknown,
 }
 
 impl Piece {
-    pub(super) fn slice(bytes: Bytes, wanted: bool) -> Self {
-        Self::Slice { bytes, wanted: AtomicBool::new(wanted) }
+    pub(super) fn slice(bytes: Bytes, wanted: bool, site: Option<Arc<Site>>) -> Self {
+        Self::Slice { bytes, wanted: AtomicBool::new(wanted), site }
     }
 
     /// The same piece for foyer to write: bytes are shared.
     pub(super) fn share(&self) -> Self {
         match self {
             Self::Record(record) => Self::Record(record.clone()),
-            Self::Slice { bytes, wanted } => {
-                Self::slice(bytes.clone(), wanted.load(Ordering::Relaxed))
+            Self::Slice { bytes, wanted, site } => {
+                Self::slice(bytes.clone(), wanted.load(Ordering::Relaxed), site.clone())
             }
             Self::Unknown => Self::Unknown,
         }
+    }
+
+    /// The same piece, now known to be of this site.
+    pub(super) fn owned_by(mut self, owner: Option<Arc<Site>>) -> Self {
+        if let Self::Slice { site, .. } = &mut self {
+            *site = owner;
+        }
+        self
     }
 
     /// Bytes that it holds in memory.

@@ -21,6 +21,12 @@ pub struct Settings {
     /// Nothing that was fetched longer ago than this is used, validated or not; purges older
     /// than this are forgotten.
     pub object_age_max: Duration,
+    /// No site may hold more than so much of memory, and so much of the disks, in percent. 1 to 100.
+    pub site_percent_max: u8,
+    /// Sites with a limit of their own.
+    pub site_shares: Vec<SiteShare>,
+    /// Sites that are counted apart; those beyond have one count, and one share, together.
+    pub sites_max: usize,
     /// What is worth a disk write.
     pub admission: Admission,
     /// Reserve the disk files' space when they are made (`fallocate`), so that a disk that
@@ -51,6 +57,15 @@ pub struct Directory {
     pub bytes: u64,
 }
 
+/// How much of the store a site may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteShare {
+    /// The site's name.
+    pub site: String,
+    /// In place of [`Settings::site_percent_max`].
+    pub percent_max: u8,
+}
+
 /// What is worth a disk write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -71,6 +86,9 @@ impl Default for Settings {
             slice_bytes: 256 << 10,
             object_bytes_max: 16 << 30,
             object_age_max: Duration::from_secs(30 * 24 * 3600),
+            site_percent_max: 100,
+            site_shares: Vec::new(),
+            sites_max: 1000,
             admission: Admission::Frequent,
             preallocate: true,
             write_queue_bytes: 64 << 20,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -26,6 +26,27 @@ pub struct Stat {
     pub outbox_messages: u64,
     /// The directories, in the order of the settings.
     pub directories: Vec<DirectoryStat>,
+    /// The sites, by name.
+    pub sites: Vec<SiteStat>,
+}
+
+/// What a site has of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteStat {
+    /// Its name.
+    pub site: Arc<str>,
+    /// Bytes in memory.
+    pub memory_bytes: u64,
+    /// Stored responses in memory.
+    pub memory_objects: u64,
+    /// Its limit there. `None`: all of it.
+    pub memory_bytes_max: Option<u64>,
+    /// Bytes on disk, by a sample.
+    pub disk_bytes: u64,
+    /// Stored responses on disk, by a sample.
+    pub disk_objects: u64,
+    /// Its limit there. `None`: all of it.
+    pub disk_bytes_max: Option<u64>,
 }
 
 /// A look at one directory.
@@ -112,6 +133,24 @@ impl Collector for Gauges {
                 let labels = [("directory", directory.path.to_string_lossy())];
                 let gauge = ConstGauge::new(value(directory) as i64);
                 gauge.encode(encoder.encode_family(&labels)?)?;
+            }
+        }
+        type OfSite = fn(&SiteStat) -> u64;
+        let families: [(&str, &str, OfSite); 4] = [
+            ("store_site_memory_bytes", "Bytes of a site in memory.", |site| site.memory_bytes),
+            ("store_site_memory_objects", "Stored responses of a site in memory.", |site| {
+                site.memory_objects
+            }),
+            ("store_site_disk_bytes", "Bytes of a site on disk, by a sample.", |it| it.disk_bytes),
+            ("store_site_disk_objects", "Stored responses of a site on disk, by a sample.", |it| {
+                it.disk_objects
+            }),
+        ];
+        for (name, help, value) in families {
+            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for site in &stat.sites {
+                let gauge = ConstGauge::new(value(site) as i64);
+                gauge.encode(encoder.encode_family(&[("site", &*site.site)])?)?;
             }
         }
         Ok(())

@@ -504,6 +504,94 @@ async fn an_object_larger_than_memory_is_read_from_disk() {
     assert_eq!(total(&here, Metric::StoreDiskDropped), 0);
 }
 
+async fn store_for(here: &Store, site: &str, url: &str, body: &Bytes) -> Arc<Head> {
+    let of_site = StoredResponse { site: site.into(), ..response(url, here.sequence()) };
+    let mut writer = here.writer(of_site);
+    writer.push(body.clone()).await.unwrap();
+    writer.finish().await.unwrap()
+}
+
+fn site(here: &Store, name: &str) -> SiteStat {
+    here.stat().sites.into_iter().find(|site| &*site.site == name).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sites_are_counted_in_memory_and_on_disk_and_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings { sites_max: 2, ..on_disk(directory.path()) };
+    let here = open(&settings).await;
+    for number in 0..10 {
+        for (name, length) in [("large", 10_000), ("small", 100)] {
+            let url = format!("https://{name}/{number}");
+            written(&store_for(&here, name, &url, &bytes(length)).await).await;
+        }
+    }
+    store_for(&here, "third", "https://third/", &bytes(10)).await;
+    store_for(&here, "fourth", "https://fourth/", &bytes(10)).await;
+    let (large, small, others) =
+        (site(&here, "large"), site(&here, "small"), site(&here, "(others)"));
+    assert_eq!((large.memory_objects, small.memory_objects, others.memory_objects), (10, 10, 2));
+    assert!((100_000..130_000).contains(&large.memory_bytes), "{large:?}");
+    let total = large.memory_bytes + small.memory_bytes + others.memory_bytes;
+    assert_eq!(total, here.stat().memory_bytes, "nothing is counted twice, or not at all");
+    here.forget(KeyHash::of(b"https://large/0"));
+    assert_eq!(site(&here, "large").memory_objects, 9);
+    here.close().await;
+    assert_eq!(site(&here, "large").memory_bytes, 0, "a stop empties memory");
+    drop(here);
+    let here = open(&settings).await;
+    here.inner.disks.count_sites(false).await;
+    let (large, small) = (site(&here, "large"), site(&here, "small"));
+    assert!((9..=10).contains(&large.disk_objects) && small.disk_objects == 10, "{large:?}");
+    // A head and three slices of up to a page, each with its header.
+    assert!(large.disk_bytes >= 9 * 4 * 4096 && small.disk_bytes >= 10 * 4096, "{large:?}");
+    let text = here.recorder().metrics().encode();
+    assert!(text.contains("skerry_store_site_disk_bytes{site=\"large\"}"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_over_its_share_loses_its_own_oldest_and_writes_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let share = SiteShare { site: "greedy".to_owned(), percent_max: 10 };
+    let settings =
+        Settings { memory_bytes: 4 << 20, site_shares: vec![share], ..on_disk(directory.path()) };
+    let here = open(&settings).await;
+    let modest = store_for(&here, "modest", "https://modest/", &bytes(4000)).await;
+    for number in 0..2000 {
+        let url = format!("https://greedy/{number}");
+        store_for(&here, "greedy", &url, &bytes(4000)).await;
+    }
+    let greedy = site(&here, "greedy");
+    let max = greedy.memory_bytes_max.unwrap();
+    assert!(greedy.memory_bytes <= max && greedy.memory_bytes > max / 2, "{greedy:?}");
+    assert!(here.in_memory(modest.hash).is_some(), "the others lose nothing");
+    assert!(here.in_memory(KeyHash::of(b"https://greedy/1999")).is_some(), "the newest stays");
+    let disk_max = greedy.disk_bytes_max.unwrap();
+    while total(&here, Metric::StoreDiskOverShare) == 0 {
+        for number in 0..1000 {
+            let url = format!("https://greedy/more/{number}");
+            store_for(&here, "greedy", &url, &bytes(16_000)).await;
+        }
+    }
+    let queued_at_most = settings.write_queue_bytes as u64;
+    assert!(site(&here, "greedy").disk_bytes <= disk_max + queued_at_most);
+    written(&store_for(&here, "modest", "https://modest/2", &bytes(4000)).await).await;
+}
+
+#[tokio::test]
+async fn a_late_part_does_not_bring_an_old_object_back() {
+    let here = open(&small()).await;
+    let key = CacheKey::new("https://a/1");
+    let mut whole = response(&key.text, here.sequence());
+    whole.complete_length = Some(10_000);
+    let old = here.partial(whole).unwrap();
+    let new = store(&here, &key.text, &bytes(100)).await;
+    let range = old.slice_range(0);
+    here.put_slice(&old, 0, bytes(4096)).await.unwrap();
+    here.add_part(&old, range);
+    assert_eq!(found(here.in_memory(key.hash)).object, new.object);
+}
+
 /// A file system of its own that is soon full. `None` where mounting is not permitted.
 struct SmallDisk(tempfile::TempDir);
 

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Store;
 use super::record::{Head, ObjectId};
+use super::sites::Site;
 use crate::cache::{KeyHash, StoredResponse};
 
 /// Why an object was not stored. The response itself is none the worse for it.
@@ -54,6 +55,7 @@ pub enum WriteError {
 pub struct ObjectWriter {
     store: Store,
     response: StoredResponse,
+    site: Arc<Site>,
     hash: KeyHash,
     object: ObjectId,
     /// The slice being filled.
@@ -70,7 +72,9 @@ impl ObjectWriter {
         let object = store.next_object(hash);
         let length = response.complete_length.unwrap_or_default();
         let wanted = store.wants_on_disk(hash, length);
-        Self { store, response, hash, object, slice: BytesMut::new(), slices: 0, length: 0, wanted }
+        let site = store.site(&response.site);
+        let slice = BytesMut::new();
+        Self { store, response, site, hash, object, slice, slices: 0, length: 0, wanted }
     }
 
     /// Appends to the body, in pieces of any size; the writer cuts the slices. Waits while the
@@ -139,7 +143,8 @@ impl ObjectWriter {
             self.store.write_slices(self.object, 0..self.slices).await;
         }
         let slice = exact(std::mem::take(&mut self.slice));
-        self.store.put_slice_bytes(self.object, self.slices, slice, self.wanted).await;
+        let (object, number) = (self.object, self.slices);
+        self.store.put_slice_bytes(object, number, slice, self.wanted, &self.site).await;
         self.slices += 1;
     }
 
