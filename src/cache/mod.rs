@@ -9,6 +9,8 @@
 //! [`invalidate`] follows unsafe methods, and [`status`] says what happened.
 
 pub mod conditional;
+#[cfg(test)]
+mod corpus;
 pub mod date;
 pub mod deception;
 pub mod decide;
@@ -25,7 +27,6 @@ pub mod range;
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod scenarios;
-pub mod search;
 pub mod settings;
 pub mod status;
 pub mod stored;

@@ -13,9 +13,7 @@ use proptest::prelude::*;
 use super::directives::{Members, RequestDirectives, ResponseDirectives, Seconds};
 use super::settings::{Honoured, Settings};
 use super::storing::{Exchange, examine};
-use super::{
-    CacheKey, date, fields, freshness, invalidate, policy, range, search, tags, targeted, vary,
-};
+use super::{CacheKey, date, fields, freshness, invalidate, policy, range, tags, targeted, vary};
 
 /// Where the two may differ, and by which clause. The function tells whether a case is of it.
 type Difference = (&'static str, fn(&Case) -> bool);
@@ -242,13 +240,12 @@ proptest! {
         range::ContentRange::parse(&bytes);
         let text = String::from_utf8_lossy(&bytes);
         invalidate::resolve("https://e.org/a/b?c", &text);
-        search::NoVarySearch::default().canonical(&text);
         let Ok(value) = HeaderValue::from_bytes(&bytes) else { return Ok(()) };
         let mut headers = HeaderMap::new();
         for name in [
             "cache-control", "vary", "age", "date", "expires", "last-modified", "etag", "range",
             "accept-encoding", "accept-language", "cdn-cache-control", "surrogate-control",
-            "cache-groups", "surrogate-key", "cache-tag", "no-vary-search", "connection", "cookie",
+            "cache-groups", "surrogate-key", "cache-tag", "connection", "cookie",
             "if-none-match", "if-modified-since", "if-range", "content-range", "content-type",
             "location", "content-location", "pragma",
         ] {
@@ -259,7 +256,6 @@ proptest! {
         vary::Vary::of(&headers);
         vary::fold_codings(&headers, &["br", "gzip"]);
         tags::tags(&headers, "https://e.org");
-        search::NoVarySearch::of(&headers);
         fields::remove_hop_by_hop(&mut headers.clone());
         freshness::initial_age(&headers, now(), now());
         let key = CacheKey::of(&Default::default(), "https", "e.org", "/", Some(&text), &headers);
