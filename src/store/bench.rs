@@ -116,6 +116,118 @@ async fn hits_in_memory() {
     }
 }
 
+/// What a purge costs that covers everything in a full store, and what purges cost hits. The
+/// figures are in docs/benchmarks-purge.md.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn purges() {
+    const OBJECTS: u64 = 1_000_000;
+    let directory = tempfile::tempdir_in(std::env::current_dir().unwrap().join("target")).unwrap();
+    let log_directory = Some(directory.path().to_owned());
+    let store = open(&Settings { log_directory, ..settings(OBJECTS, None) }).await;
+    for number in 0..OBJECTS {
+        store_tagged(&store, &url(number), &["everywhere"]).await;
+    }
+    let hashes: Vec<_> = shuffled(OBJECTS).take(1 << 16).map(hash).collect();
+    let heads = |hashes: &[KeyHash]| {
+        let found = hashes.iter().map(|hash| match store.in_memory(*hash) {
+            Some(Record::Response(head)) => head,
+            _ => panic!("all are in memory"),
+        });
+        found.collect::<Vec<_>>()
+    };
+    let heads = heads(&hashes);
+    println!("a hit's look at {} of {OBJECTS} objects, in no order:", heads.len());
+    let status = |head: &Head| usize::from(head.response.status.as_u16() == 200);
+    let without = each_ns(&heads, |head| status(head));
+    let with = |head: &Head| status(head) + usize::from(store.purge_verdict(head).is_some());
+    println!("  without purges: {without:.1} ns");
+    println!("  with, first time since a purge: {:.1} ns", each_ns(&heads, with));
+    println!("  with, nothing was purged since: {:.1} ns", each_ns(&heads, with));
+
+    println!("a purge that covers all {OBJECTS} objects, in force and durable, of 200:");
+    let scopes = [
+        ("tag", PurgeScope::Tag("everywhere".into())),
+        ("prefix", PurgeScope::Prefix("https://www.example.org/".into())),
+        ("site", PurgeScope::Site(heads[0].response.site.clone())),
+        ("all", PurgeScope::All),
+    ];
+    for (what, scope) in scopes {
+        let (mut in_force, mut durable) = (Vec::new(), Vec::new());
+        for _ in 0..200 {
+            let purges = vec![(scope.clone(), PurgeKind::Soft)];
+            let started = now();
+            let purge = store.put_in_force(PurgeBatch { purges, ..PurgeBatch::default() });
+            let purge = purge.await.unwrap();
+            in_force.push(started.elapsed());
+            purge.durable().await.unwrap();
+            durable.push(started.elapsed());
+        }
+        assert!(heads.iter().all(|head| store.purge_verdict(head) == Some(PurgeKind::Soft)));
+        println!("  by {what}: {}; {}", percentiles(in_force), percentiles(durable));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn a_thousand_tags() {
+    const OBJECTS: u64 = 10_000;
+    let tags: Vec<String> = (0..1000).map(|number| format!("product-{number:06}")).collect();
+    let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+    for count in [0, 1, 10, 100, 1000] {
+        let store = open(&settings(10 * OBJECTS, None)).await;
+        let (started, before) = (now(), resident_bytes());
+        for number in 0..OBJECTS {
+            store_tagged(&store, &url(number), &tags[..count]).await;
+        }
+        let stored_us = started.elapsed().as_secs_f64() * 1e6 / OBJECTS as f64;
+        let bytes = resident_bytes().saturating_sub(before) / OBJECTS;
+        let heads: Vec<_> = shuffled(OBJECTS)
+            .take(1 << 12)
+            .map(|number| match store.in_memory(hash(number)) {
+                Some(Record::Response(head)) => head,
+                _ => panic!("all are in memory"),
+            })
+            .collect();
+        let verdict = |head: &Head| usize::from(store.purge_verdict(head).is_some());
+        for number in 0..10_000 {
+            let tag = PurgeScope::Tag(format!("other-{number}").into());
+            let purges = vec![(tag, PurgeKind::Hard)];
+            store.purge(PurgeBatch { purges, ..PurgeBatch::default() }).await.unwrap();
+        }
+        let first = each_ns(&heads, verdict);
+        let then = each_ns(&heads, verdict);
+        println!(
+            "{count} tags: stored in {stored_us:.1} µs, {bytes} B resident; verdict after a purge \
+             (10,000 tags in the table) {first:.0} ns, nothing purged since {then:.1} ns"
+        );
+    }
+}
+
+/// Stores a body of 100 bytes, with tags as they come in a field.
+async fn store_tagged(store: &Store, url: &str, tags: &[&str]) {
+    let mut response = response(url, store.sequence());
+    response.tags = tags.iter().map(|tag| crate::cache::purge::tag_hash(tag)).collect();
+    response.complete_length = Some(100);
+    let mut writer = store.writer(response);
+    writer.push(Bytes::from_static(&[b'x'; 100])).await.unwrap();
+    writer.finish().await.unwrap();
+}
+
+fn each_ns(heads: &[Arc<Head>], look: impl Fn(&Head) -> usize) -> f64 {
+    let started = now();
+    let found: usize = heads.iter().map(|head| look(head)).sum();
+    let elapsed = started.elapsed();
+    std::hint::black_box(found);
+    elapsed.as_nanos() as f64 / heads.len() as f64
+}
+
+fn percentiles(mut times: Vec<std::time::Duration>) -> String {
+    times.sort();
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+    format!("p50 {:?}, p99 {:?}, max {:?}", at(0.5), at(0.99), at(1.0))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn hits_on_disk() {

@@ -39,7 +39,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use self::purge::{PurgeBatch, PurgeError, Purged};
+pub use self::purge::{InForce, PurgeBatch, PurgeError, Purged};
 pub use self::read::StoredBody;
 pub use self::record::{Head, ObjectId, Record};
 pub use self::settings::{Admission, Directory, Settings, SiteShare};
@@ -239,6 +239,15 @@ impl Store {
     /// Purges. In force for all cores before it waits for the log, durable when it returns.
     pub async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
         self.inner.purges.purge(batch).await
+    }
+
+    /// Purges without waiting for the disk: in force when this returns. [`InForce::durable`]
+    /// waits for the rest.
+    ///
+    /// # Errors
+    /// It was refused; nothing is in force.
+    pub async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
+        self.inner.purges.put_in_force(batch).await
     }
 
     /// Makes URLs and tags invalid, hard: in force when this returns, durable soon after.

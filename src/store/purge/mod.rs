@@ -53,6 +53,13 @@ pub struct Purged {
     pub message: Option<u64>,
 }
 
+/// A batch that is in force, and on its way to the disk.
+#[derive(Debug)]
+pub struct InForce {
+    purged: Purged,
+    written: oneshot::Receiver<Result<(), Arc<str>>>,
+}
+
 /// Why a purge was refused, or is not durable.
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeError {
@@ -122,6 +129,20 @@ struct Desk {
 struct Commit {
     entries: Vec<Entry>,
     done: oneshot::Sender<Result<(), Arc<str>>>,
+}
+
+impl InForce {
+    /// Waits until it would survive a crash. What was put in force before it would then, too: the
+    /// log is written in order, and after an error anew from all that is in force.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub async fn durable(self) -> Result<Purged, PurgeError> {
+        let Self { purged, written } = self;
+        let sequence = purged.sequence;
+        let written = written.await.unwrap_or_else(|_| Err(ENDED.into()));
+        written.map(|()| purged).map_err(|reason| PurgeError::NotDurable { sequence, reason })
+    }
 }
 
 impl Purges {
@@ -209,28 +230,27 @@ impl Purges {
         verdict
     }
 
-    /// Purges. In force when this is first polled to the point of having a place in the log's
-    /// queue; durable when it returns. Dropping it in between takes nothing back.
-    pub(super) async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
+    /// Purges. In force when this returns; durable when what it returns says so. Waits for nothing
+    /// but a place in the log's queue, and beyond that takes nothing back when it is dropped.
+    pub(super) async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
         self.check_lengths(&batch)?;
         let place = match &self.log {
             Some(log) => log.reserve().await.ok(),
             None => None,
         };
         let (purged, entries) = self.apply(batch, None)?;
-        if entries.is_empty() || self.log.is_none() {
-            return Ok(purged);
+        let (done, written) = oneshot::channel();
+        match place {
+            _ if entries.is_empty() || self.log.is_none() => drop(done.send(Ok(()))),
+            Some(place) => place.send(Commit { entries, done }),
+            None => drop(done.send(Err(ENDED.into()))),
         }
-        let written = match place {
-            Some(place) => {
-                let (done, written) = oneshot::channel();
-                place.send(Commit { entries, done });
-                written.await.unwrap_or_else(|_| Err("the purge log has ended".into()))
-            }
-            None => Err("the purge log has ended".into()),
-        };
-        let sequence = purged.sequence;
-        written.map(|()| purged).map_err(|reason| PurgeError::NotDurable { sequence, reason })
+        Ok(InForce { purged, written })
+    }
+
+    /// Purges, and waits until that is durable.
+    pub(super) async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
+        self.put_in_force(batch).await?.durable().await
     }
 
     /// Purges without waiting for the log, which has it soon: in force when this returns, and lost
@@ -403,9 +423,8 @@ impl Purges {
     async fn commit(&self, entries: Vec<Entry>) -> Result<(), Arc<str>> {
         let Some(log) = self.log.as_ref().filter(|_| !entries.is_empty()) else { return Ok(()) };
         let (done, written) = oneshot::channel();
-        let ended = || Arc::<str>::from("the purge log has ended");
-        log.send(Commit { entries, done }).await.map_err(|_| ended())?;
-        written.await.unwrap_or_else(|_| Err(ended()))
+        log.send(Commit { entries, done }).await.map_err(|_| ENDED)?;
+        written.await.unwrap_or_else(|_| Err(ENDED.into()))
     }
 
     /// To be called every few seconds: prunes what nothing stored can be older than, and
@@ -480,6 +499,7 @@ fn micros(time: SystemTime) -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
+const ENDED: &str = "the purge log has ended";
 /// Batches that wait for the log thread. Beyond, callers wait before their purge is in force.
 const COMMITS_MAX: usize = 1024;
 /// More purges than can be in force without being in the log: over a million.
