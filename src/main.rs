@@ -1,7 +1,6 @@
 //! The `skerry` binary: arguments → config → node → signals.
 
 use std::io::{self, IsTerminal, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -115,12 +114,21 @@ struct ExplainArguments {
 
 #[derive(Debug, Args)]
 struct AdminArgument {
-    /// The node's admin address.
+    /// The node's admin address, HOST:PORT.
     #[arg(long = "admin", default_value = "127.0.0.1:9180", env = "SKERRY_ADMIN")]
-    address: SocketAddr,
+    address: String,
     /// The token to show, where the node asks for one.
     #[arg(long, env = "SKERRY_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Speak TLS, and trust a node whose certificate this file's authority has signed (PEM).
+    #[arg(long, value_name = "FILE", env = "SKERRY_CA")]
+    ca: Option<PathBuf>,
+    /// The certificate to show, where the node asks for one (PEM).
+    #[arg(long, value_name = "FILE", env = "SKERRY_CERTIFICATE", requires_all = ["ca", "key"])]
+    certificate: Option<PathBuf>,
+    /// The certificate's key (PEM).
+    #[arg(long, value_name = "FILE", env = "SKERRY_KEY", requires = "certificate")]
+    key: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -149,12 +157,14 @@ fn main() -> ExitCode {
 fn run(flags: Flags) -> Result<(), String> {
     start_error_log();
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    let admin_tls = config.admin.tls.is_some();
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     for (address, tls) in &node.listening {
         let scheme = if *tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");
     }
-    tracing::info!("admin http://{}", node.admin);
+    let scheme = if admin_tls { "https" } else { "http" };
+    tracing::info!("admin {scheme}://{}", node.admin);
     until_told_to_stop(node)
 }
 
@@ -314,11 +324,12 @@ fn call(
 ) -> Result<Value, String> {
     let token = admin.token.iter().map(|token| format!("Authorization: Bearer {token}"));
     let fields: Vec<String> = fields.iter().cloned().chain(token).collect();
-    cli::call(admin.address, method, target, &fields, body)
-        .map_err(|error| {
-            format!("the admin API at {}: {error}; is the node running?", admin.address)
-        })?
-        .json()
+    let at = cli::Admin {
+        address: admin.address.clone(),
+        ca: admin.ca.clone(),
+        certificate: admin.certificate.clone().zip(admin.key.clone()),
+    };
+    cli::call(&at, method, target, &fields, body)?.json()
 }
 
 /// Errors go to standard error; `RUST_LOG` chooses how much.

@@ -152,6 +152,7 @@ pub const CACHE_RESULTS: &[&str] = &[
     "stale-when-slow",
     "max-stale",
     "validated",
+    "bus-silent",
     "no-store",
     "private",
     "authorization",
@@ -170,6 +171,9 @@ pub const CACHE_RESULTS: &[&str] = &[
 
 /// The purge bus' connections, for [`Metric::BusDisconnects`].
 pub const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
+
+/// Statuses of refused calls of the admin API, for [`Metric::AdminRefused`].
+pub const ADMIN_REFUSALS: &[&str] = &["401", "403", "429"];
 
 /// Why a node can't know which purges it missed, for [`Metric::BusGaps`];
 /// `control::bus::Gap` says what each means.
@@ -253,6 +257,7 @@ table! {
     PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of a write cut short that were found at the purge log's end at start.";
     PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
     PurgePropagation, Histogram, "purge_propagation_seconds", "From the order of a purge on another node until it is in force on this one, by both nodes' clocks.";
+    AdminRefused, Counter, "admin_refused", "Calls of the admin API refused, by status.", "status" = ADMIN_REFUSALS;
     BusGaps, Counter, "bus_gaps", "Times that everything was purged softly because purges may have been missed.", "reason" = BUS_GAPS;
     BusDisconnects, Counter, "bus_disconnects", "Connections to the purge bus that broke or could not be made.", "connection" = BUS_CONNECTIONS;
     BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-ups dropped because too many waited; the stream has them.";

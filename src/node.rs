@@ -29,6 +29,7 @@ use crate::control::admin::{self, Admin, Coming, NodeActions};
 use crate::control::audit::Audit;
 use crate::control::bus::{self, Bus};
 use crate::control::purges::Rate;
+use crate::control::tls::AdminTls;
 use crate::control::tokens::Tokens;
 use crate::fetch::collapse::Fills;
 use crate::fetch::{Pools, Resolver, Upstreams};
@@ -71,9 +72,9 @@ pub enum StartError {
     /// Pools or routes make no sense together.
     #[error("{}", .0.join("; "))]
     Plan(Vec<String>),
-    /// The file of tokens can't be used.
+    /// The admin API's tokens or certificates can't be used.
     #[error("{0}")]
-    Tokens(String),
+    AdminFiles(String),
     /// The admin API can't listen.
     #[error("admin address {address}: {source}")]
     Admin {
@@ -104,6 +105,7 @@ struct Shared {
     geo: Arc<Geo>,
     door: Arc<Door>,
     tls: Option<Arc<TlsState>>,
+    admin_tls: Option<Arc<AdminTls>>,
     drain: DrainSwitch,
     draining: AtomicBool,
     clock: Clock,
@@ -147,7 +149,9 @@ impl Node {
             background.handle().clone(),
         ))?;
         let tokens = config.admin.tokens.as_deref().map(Tokens::load).transpose();
-        let tokens = tokens.map_err(StartError::Tokens)?;
+        let tokens = tokens.map_err(StartError::AdminFiles)?;
+        let admin_tls = config.admin.tls.as_ref().map(AdminTls::load).transpose();
+        let admin_tls = admin_tls.map_err(StartError::AdminFiles)?.map(Arc::new);
         let identity =
             bus::Identity { name: config.node.name.clone(), region: config.node.region.clone() };
         // The first byte is served when the purges that were missed are known.
@@ -174,6 +178,7 @@ impl Node {
             purges,
             geo,
             tls,
+            admin_tls,
             drain: switch,
             draining: AtomicBool::new(false),
             clock,
@@ -268,6 +273,7 @@ impl Shared {
                         listing,
                         upstreams,
                         purges: shared.purges.clone(),
+                        bus_silent: shared.bus.silent_flag(),
                         geo: shared.geo.clone(),
                         clock: shared.clock.clone(),
                         recorder: recorder.clone(),
@@ -302,8 +308,9 @@ impl Shared {
         let admin::Settings { audit_log, purges_per_second_max, .. } = self.config().admin.clone();
         Arc::new(Admin {
             bus: self.bus.clone(),
+            tls: self.admin_tls.clone(),
             tokens,
-            audit: Audit::new(audit_log),
+            audit: Audit::new(audit_log, metrics.background(), self.clock.instant()),
             rate: Rate::new(purges_per_second_max, self.clock.instant()),
             store: self.store.clone(),
             metrics: metrics.clone(),
@@ -330,6 +337,13 @@ impl Shared {
                 Ok(true) => tracing::info!("certificates and ticket keys loaded anew"),
                 Ok(false) => {}
                 Err(error) => tracing::error!(%error, "certificates: the old ones stay"),
+            }
+        }
+        if let Some(tls) = &self.admin_tls {
+            match tls.keep_current() {
+                Ok(true) => tracing::info!("admin: certificates loaded anew"),
+                Ok(false) => {}
+                Err(error) => tracing::error!(%error, "admin: the old certificates stay"),
             }
         }
         if self.geo.is_outdated() {
@@ -367,6 +381,7 @@ impl Shared {
         }
         self.plan.store(Arc::new(plan));
         self.door.set_limits(next.listen.limits.clone());
+        self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config).iter().map(ToString::to_string).collect();
         *config = next;
         Ok(changes)

@@ -66,6 +66,7 @@ reasons! {
     WhenSlow "stale-when-slow" Stale "Served stale because upstream did not answer within the soft deadline.";
     MaxStale "max-stale" Stale "Served stale because the request's max-stale allows it.";
     Validated "validated" Stale "Served after upstream said that it has not changed.";
+    BusSilent "bus-silent" Stale "Served fresh, but the purge bus is silent: purges that others made meanwhile may be missing.";
     // Why a response was not stored.
     ResponseNoStore "no-store" Miss "Not stored: the response says no-store.";
     Private "private" Miss "Not stored: the response is private.";

@@ -1,9 +1,16 @@
 //! What the commands other than `run` do: they talk to a running node's admin API.
 
+use std::fmt::Display;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
 /// An answer of the admin API.
@@ -27,29 +34,133 @@ impl Answer {
     }
 }
 
-/// One call of the admin API at `address`.
+/// Where a node's admin API is, and how it is spoken to.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// `host:port`.
+    pub address: String,
+    /// Who must have signed the node's certificate. `None`: plain HTTP.
+    pub ca: Option<PathBuf>,
+    /// The certificate and the key to show.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+}
+
+/// One call of the admin API.
 ///
 /// # Errors
-/// Nobody listens there, or the answer is not HTTP.
+/// One line: what is in the way, and what to do about it.
 pub fn call(
-    address: SocketAddr,
+    admin: &Admin,
     method: &str,
     target: &str,
     fields: &[String],
     body: &str,
-) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+) -> Result<Answer, String> {
+    let address = &admin.address;
     let mut head = format!("{method} {target} HTTP/1.0\r\nHost: {address}\r\n");
     for field in fields {
         head.push_str(field);
         head.push_str("\r\n");
     }
     head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
-    stream.write_all(head.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    parse(&answer).ok_or_else(|| io::Error::other(format!("{address} does not speak HTTP")))
+    let trouble =
+        |why: &dyn Display, advice: &str| format!("the admin API at {address}: {why}; {advice}");
+    let stream = connect(address).map_err(|error| {
+        trouble(&error, "is the node running, and is that its admin.address (--admin)?")
+    })?;
+    let answer = match &admin.ca {
+        None => exchange(stream, &head).map_err(|error| {
+            trouble(&error, "does it speak TLS? then name its authority with --ca")
+        })?,
+        Some(ca) => {
+            let stream = tls(stream, ca, admin)?;
+            exchange(stream, &head).map_err(|error| trouble(&error, tls_advice(&error)))?
+        }
+    };
+    let advice = "is that the admin address, and if it speaks TLS, is --ca given?";
+    parse(&answer).ok_or_else(|| trouble(&"the answer is not HTTP", advice))
+}
+
+fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("expected HOST:PORT");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<String> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        // Who closes without TLS' own goodbye has said all the same what it had to say.
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+        _ => {}
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn tls(
+    stream: TcpStream,
+    ca: &Path,
+    admin: &Admin,
+) -> Result<StreamOwned<ClientConnection, TcpStream>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca)? {
+        roots.add(certificate).map_err(|error| in_file(ca, &error))?;
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider's suites cover all versions")
+        .with_root_certificates(roots);
+    let config = match &admin.certificate {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| in_file(key, &error))?;
+            builder
+                .with_client_auth_cert(certificates(chain)?, secret)
+                .map_err(|error| in_file(chain, &error))?
+        }
+    };
+    let host = admin.address.rsplit_once(':').map_or(&*admin.address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = ServerName::try_from(host).map_err(|error| format!("--admin: {error}"))?;
+    let connection = ClientConnection::new(Arc::new(config), name)
+        .map_err(|error| format!("TLS towards {}: {error}", admin.address))?;
+    Ok(StreamOwned::new(connection, stream))
+}
+
+fn tls_advice(error: &io::Error) -> &'static str {
+    let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match reason {
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        )) => "the file of --ca has not signed the node's certificate (admin.tls.certificate)",
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "the node's certificate (admin.tls.certificate) must name the host of --admin and be valid now"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => "does it speak plain HTTP? then leave out --ca",
+        Some(rustls::Error::AlertReceived(_)) => {
+            "the node takes certificates (--certificate) that its admin.tls.client_ca has signed"
+        }
+        _ => "is that its admin.address (--admin)?",
+    }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates =
+        CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    certificates.map_err(|error| in_file(file, &error))
+}
+
+fn in_file(file: &Path, why: &dyn Display) -> String {
+    format!("{}: {why}", file.display())
 }
 
 /// What a node says of a purge, in words.

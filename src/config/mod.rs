@@ -25,7 +25,7 @@ pub use mistakes::{Mistake, Mistakes};
 
 use crate::listen::Listener;
 use crate::{control, fetch, guard, listen, respond, route, store};
-use reader::{Reader, Section};
+use reader::{Reader, Section, Setting};
 
 /// All that a node is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +57,7 @@ pub struct Config {
     /// Sites and rules.
     pub routes: route::Settings,
     /// Every option and what it is set to, for [`Config::changes`].
-    options: BTreeMap<String, String>,
+    options: BTreeMap<String, Setting>,
 }
 
 /// The node as a whole.
@@ -163,10 +163,12 @@ impl Config {
         let names: std::collections::BTreeSet<&String> = names.collect();
         let change = |option: &String| {
             let (before, after) = (before.options.get(option), self.options.get(option));
-            (before != after).then(|| Change {
+            let meant = |setting: Option<&Setting>| setting.map(|setting| setting.meant.clone());
+            let shown = |setting: Option<&Setting>| setting.map(|setting| setting.shown.clone());
+            (meant(before) != meant(after)).then(|| Change {
                 option: option.clone(),
-                before: before.cloned(),
-                after: after.cloned(),
+                before: shown(before),
+                after: shown(after),
                 needs_restart: needs_restart(option),
             })
         };
@@ -184,14 +186,19 @@ impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.before, &self.after) {
             (Some(before), Some(after)) => write!(f, "{}: {before} → {after}", self.option)?,
-            (None, Some(after)) => write!(f, "{}: new, {after}", self.option)?,
-            (_, None) => write!(f, "{}: gone", self.option)?,
+            (None, Some(after)) => write!(f, "{}: {after} (new)", self.option)?,
+            (Some(before), None) => write!(f, "{}: gone (was {before})", self.option)?,
+            (None, None) => write!(f, "{}: gone", self.option)?,
         }
         if self.needs_restart { f.write_str(" (after a restart)") } else { Ok(()) }
     }
 }
 
 fn needs_restart(option: &str) -> bool {
+    // Sites have it anew with each reload.
+    if option == "bus.silence" {
+        return false;
+    }
     RESTART.iter().any(|prefix| {
         option
             .strip_prefix(prefix)
@@ -227,8 +234,12 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     flag_origins(reader, flags, &mut config.fetch.pools);
     let pools: Vec<Arc<str>> = config.fetch.pools.iter().map(|pool| pool.name.clone()).collect();
     let age_max = config.store.object_age_max;
-    config.routes = sites::sites(&root, &pools, age_max);
+    let (routes, silences) = sites::sites(&root, &pools, age_max);
+    config.routes = routes;
     apply(reader, flags, &mut config);
+    let own = |site: &Arc<str>| silences.get(site).copied().unwrap_or(config.bus.silence);
+    let sites = config.routes.sites.iter().map(|site| (site.name.clone(), own(&site.name)));
+    config.bus.silence_of_sites = sites.collect();
     config
 }
 
@@ -284,9 +295,10 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.admin.address = admin;
         reader.record("admin.address", &admin);
     }
-    if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() {
+    let knows_callers = config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
         reader.lack(format!(
-            "admin.address: {} is not loopback, so that \"admin.tokens\" is needed",
+            "admin.address: {} is not loopback, so that \"admin.tokens\" or \"admin.tls.client_ca\" is needed",
             config.admin.address
         ));
     }

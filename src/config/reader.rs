@@ -30,11 +30,33 @@ pub(super) struct Notes {
     /// Said only when nothing else is wrong: mostly it comes of something else.
     lack_of_all: Option<Mistake>,
     /// Each option's path and what it is set to, by the file or by default.
-    pub options: BTreeMap<String, String>,
+    pub options: BTreeMap<String, Setting>,
     /// The options that exist, `*` for names.
     pub known: BTreeSet<String>,
     /// Those of them that the file has.
     pub written: BTreeSet<String>,
+}
+
+/// What an option is set to.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Setting {
+    /// What is meant: two that are the same here are the same, however they are written.
+    pub meant: String,
+    /// For who reads of a change: as written, or the default.
+    pub shown: String,
+}
+
+impl Setting {
+    /// A value that does not stand in the file.
+    fn unwritten(value: &impl Debug) -> Self {
+        let meant = format!("{value:?}");
+        let bare = meant.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')'));
+        let shown = match bare.unwrap_or(&meant) {
+            "None" | "[]" | "{}" => "none",
+            shown => shown,
+        };
+        Self { shown: shown.to_owned(), meant }
+    }
 }
 
 impl Notes {
@@ -105,7 +127,17 @@ impl<'a> Reader<'a> {
 
     /// Sets what an option that is not read from the file is set to.
     pub fn record(&self, option: &str, value: &impl Debug) {
-        self.notes.borrow_mut().options.insert(option.to_owned(), format!("{value:?}"));
+        self.set(option, Setting::unwritten(value));
+    }
+
+    fn set(&self, option: &str, setting: Setting) {
+        self.notes.borrow_mut().options.insert(option.to_owned(), setting);
+    }
+
+    /// What stands there, in one line.
+    fn words_at(&self, span: &Range<usize>) -> String {
+        let text = self.text.get(span.clone()).unwrap_or_default();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -290,7 +322,31 @@ impl<'a> Section<'a> {
 
     /// Records what an option that is read in a way of its own is set to.
     pub fn record(&self, name: &str, value: &impl Debug) {
-        self.reader.record(&self.below(name, "").0, value);
+        let mut setting = Setting::unwritten(value);
+        // What Debug hides is a secret.
+        if let Some(written) = self.written_words(name).filter(|_| !setting.meant.contains("***")) {
+            setting.shown = written;
+        }
+        self.reader.set(self.below(name, "").0.trim_end_matches('.'), setting);
+    }
+
+    /// The option as it is written; without a name, all of the table.
+    fn written_words(&self, name: &str) -> Option<String> {
+        let table = self.table?;
+        if !name.is_empty() {
+            return Some(self.reader.words_at(&table.get(name)?.span()));
+        }
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        let words = |(key, value): &(&Spanned<_>, &Spanned<_>)| {
+            format!(
+                "{} = {}",
+                self.reader.words_at(&key.span()),
+                self.reader.words_at(&value.span())
+            )
+        };
+        let entries: Vec<String> = entries.iter().map(words).collect();
+        Some(format!("{{ {} }}", entries.join(", ")))
     }
 
     fn ask(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {

@@ -77,9 +77,30 @@ pub(super) fn admin(section: &Section<'_>, admin: &mut control::admin::Settings)
     if let Some(Err(why)) = admin.tokens.as_deref().map(control::tokens::Tokens::load) {
         section.mistake("tokens", why);
     }
+    let certificates = section.section("tls");
+    let mut tls = control::tls::Settings {
+        certificate: PathBuf::new(),
+        key: PathBuf::new(),
+        client_ca: None,
+    };
+    let has_certificate = certificates.read_file("certificate", &mut tls.certificate);
+    let has_key = certificates.read_file("key", &mut tls.key);
+    let mut client_ca = PathBuf::new();
+    if certificates.read_file("client_ca", &mut client_ca) {
+        tls.client_ca = Some(client_ca);
+    }
+    match (has_certificate, has_key) {
+        (true, true) => admin.tls = Some(tls),
+        (false, false) if tls.client_ca.is_none() => {}
+        _ => certificates.mistake("", "TLS needs both a \"certificate\" and its \"key\""),
+    }
     section.read("audit_log", &mut admin.audit_log);
     section.read_within("purges_per_second_max", &mut admin.purges_per_second_max, 1..);
 }
+
+/// What is done while the purge bus is silent.
+pub(super) const SILENCES: [(&str, Silence); 3] =
+    [("serve", Silence::Serve), ("validate", Silence::Validate), ("drain", Silence::Drain)];
 
 pub(super) fn bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
     section.read("redis", &mut bus.redis);
@@ -100,9 +121,7 @@ pub(super) fn bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
     section.read("heartbeat", &mut bus.heartbeat);
     section.read("member_kept", &mut bus.member_kept);
     section.read("silence_max", &mut bus.silence_max);
-    let silences =
-        [("serve", Silence::Serve), ("validate", Silence::Validate), ("drain", Silence::Drain)];
-    section.choice("silence", &mut bus.silence, &silences);
+    section.choice("silence", &mut bus.silence, &SILENCES);
     section.read("start_wait", &mut bus.start_wait);
     section.read("command_timeout", &mut bus.command_timeout);
     section.read("connect_timeout", &mut bus.connect_timeout);

@@ -17,6 +17,7 @@ use super::mistakes::suggestion;
 use super::reader::{Reader, Section};
 use super::rooms;
 use super::values::{Size, Value, text};
+use crate::control::bus::Silence;
 use crate::guard::{access, normal_path, rate};
 use crate::route::{
     Action, FieldEdits, Fixed, HostPattern, Matches, Pass, PathGlob, PathPattern, Redirect,
@@ -37,11 +38,18 @@ struct Scope {
 
 /// Reads `[defaults]` and `[sites.NAME]`. `pools` are the names that there are, and nothing
 /// that is stored is used beyond `object_age_max`, for purges are forgotten then.
-pub(super) fn sites(root: &Section<'_>, pools: &[Arc<str>], object_age_max: Duration) -> Settings {
+///
+/// Beside them, the sites that say themselves what they do while the purge bus is silent.
+pub(super) fn sites(
+    root: &Section<'_>,
+    pools: &[Arc<str>],
+    object_age_max: Duration,
+) -> (Settings, BTreeMap<Arc<str>, Silence>) {
     let mut scope = Scope::default();
     Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
     read_scope(&root.section("defaults"), &mut scope);
-    let mut sites = Sites { pools, hosts: BTreeMap::new(), rules: HashMap::new() };
+    let mut sites =
+        Sites { pools, hosts: BTreeMap::new(), rules: HashMap::new(), silences: BTreeMap::new() };
     let named = root.named("sites");
     let read = named.iter().map(|(name, section)| sites.site(name, section, scope.clone()));
     let settings = Settings { sites: read.collect() };
@@ -53,7 +61,7 @@ pub(super) fn sites(root: &Section<'_>, pools: &[Arc<str>], object_age_max: Dura
         );
         root.reader.mistake(span, message);
     }
-    settings
+    (settings, sites.silences)
 }
 
 /// A site for all hosts with one rule: everything to `pool`.
@@ -75,6 +83,7 @@ struct Sites<'a> {
     pools: &'a [Arc<str>],
     hosts: BTreeMap<HostPattern, String>,
     rules: HashMap<(Arc<str>, Arc<str>), Range<usize>>,
+    silences: BTreeMap<Arc<str>, Silence>,
 }
 
 impl Sites<'_> {
@@ -82,6 +91,10 @@ impl Sites<'_> {
         let hosts = self.hosts(name, section);
         read_scope(section, &mut scope);
         let name: Arc<str> = name.into();
+        let mut silence = None;
+        let words = rooms::SILENCES.map(|(word, meant)| (word, Some(meant)));
+        section.choice("silence", &mut silence, &words);
+        self.silences.extend(silence.map(|silence| (name.clone(), silence)));
         let own = self.action(section, None);
         let inherited = match &own {
             Some(Action::Pass(pass)) => Some(pass.clone()),

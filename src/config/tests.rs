@@ -173,7 +173,9 @@ fn listeners_have_addresses_of_their_own() {
     );
     check(
         "[admin]\naddress = \"0.0.0.0:9180\"\n",
-        &[" admin.address: 0.0.0.0:9180 is not loopback, so that \"admin.tokens\" is needed"],
+        &[
+            " admin.address: 0.0.0.0:9180 is not loopback, so that \"admin.tokens\" or \"admin.tls.client_ca\" is needed",
+        ],
     );
 }
 
@@ -353,7 +355,7 @@ fn a_reload_knows_what_changed_and_what_waits_for_a_restart() {
             "guard.trace: false → true".to_owned(),
             format!("node.workers: {workers} → 7 (after a restart)"),
             "sites.www.rate.burst: 1 → 5".to_owned(),
-            "sites.www.rate.per_second: None → Some(5.0)".to_owned(),
+            "sites.www.rate.per_second: none → 5".to_owned(),
         ]
     );
     assert_eq!(after.restart_needed(&before), ["node.workers"]);

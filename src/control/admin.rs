@@ -21,13 +21,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
-use super::audit::Audit;
+use super::audit::{Audit, Refused};
 use super::bus::Bus;
 use super::problem::Problem;
 use super::purges::{Rate, advise};
-use super::tokens::{Caller, Leave, Tokens};
+use super::tls::{self, AdminTls};
+use super::tokens::{Caller, Leave, Peer, Tokens};
 use crate::clock::{Clock, unix_ms};
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -35,8 +38,11 @@ use crate::store::Store;
 /// What the operator may choose about the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where it listens. Elsewhere than on loopback it needs `tokens`.
+    /// Where it listens. Elsewhere than on loopback it needs `tokens`, or callers with
+    /// certificates.
     pub address: SocketAddr,
+    /// `None`: plain HTTP.
+    pub tls: Option<tls::Settings>,
     /// The file of tokens; see [`super::tokens`]. `None`: whoever reaches it may do everything.
     pub tokens: Option<PathBuf>,
     /// Where purges are written down, a JSON line each. `None`: the error log.
@@ -49,6 +55,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 9180)),
+            tls: None,
             tokens: None,
             audit_log: None,
             purges_per_second_max: 1000,
@@ -84,7 +91,10 @@ pub trait NodeActions: Send + Sync + 'static {
 pub struct Admin {
     /// Where purges go.
     pub bus: Bus,
-    /// Who may call. `None`: everyone who can connect.
+    /// `None`: plain HTTP.
+    pub tls: Option<Arc<AdminTls>>,
+    /// Who may call. `None`: everyone who can connect, or, where certificates are asked for,
+    /// has one.
     pub tokens: Option<Tokens>,
     /// Where purges are written down.
     pub audit: Audit,
@@ -103,8 +113,10 @@ pub struct Admin {
 impl Admin {
     /// Answers connections until the runtime ends.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
-            let (stream, peer) = match listener.accept().await {
+            let place = places.clone().acquire_owned().await;
+            let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: they come back.
@@ -115,23 +127,46 @@ impl Admin {
             };
             let admin = self.clone();
             tokio::spawn(async move {
-                let service = service_fn(|request| admin.clone().answer(request, peer));
-                let mut http = http1::Builder::new();
-                http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-                // A caller that breaks off is the caller's trouble.
-                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                let _place = place;
+                let Some(tls) = &admin.tls else {
+                    return admin.serve(stream, Peer { address, names: Vec::new() }).await;
+                };
+                let shaking_hands = tls.acceptor().accept(stream);
+                match tokio::time::timeout(HEADER_TIMEOUT, shaking_hands).await {
+                    Ok(Ok(stream)) => {
+                        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                        let names = shown.map(tls::names).unwrap_or_default();
+                        admin.serve(stream, Peer { address, names }).await;
+                    }
+                    Ok(Err(error)) => {
+                        tracing::warn!(from = %address, %error, "admin: no TLS connection");
+                    }
+                    Err(_) => {}
+                }
             });
         }
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Peer,
+    ) {
+        let service = service_fn(|request| self.clone().answer(request, peer.clone()));
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        // A caller that breaks off is the caller's trouble.
+        let _ = http.serve_connection(TokioIo::new(stream), service).await;
     }
 
     async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        peer: Peer,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         // A task of its own: a caller that leaves doesn't take back what was begun, least of all
         // its line in the audit log.
-        let answering = tokio::spawn(async move { self.route(request, peer).await });
+        let answering = tokio::spawn(async move { self.route(request, &peer).await });
         let failed = |_| {
             let detail = "the call failed in a way that it should not";
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
@@ -145,16 +180,50 @@ impl Admin {
     async fn route(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        peer: &Peer,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let path = request.uri().path().to_owned();
         if path == "/healthz" || path == "/readyz" {
             return Ok(self.health(&path));
         }
-        let caller = match &self.tokens {
-            Some(tokens) => tokens.caller(request.headers(), peer)?,
-            None => Caller::local(peer),
+        let call = format!("{} {path}", request.method());
+        let caller = self.caller(request.headers(), peer);
+        let who = caller.as_ref().ok().map(|caller| caller.name.clone());
+        let answer = match &caller {
+            Ok(caller) => self.answer_to(caller, &path, request).await,
+            Err(problem) => Err(problem.clone()),
         };
+        if let Err(problem) = &answer {
+            self.audit_refusal(&call, who.as_deref(), peer.address, problem).await;
+        }
+        answer
+    }
+
+    fn caller(&self, headers: &http::HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
+        match (&self.tokens, &self.tls) {
+            (Some(tokens), _) => tokens.caller(headers, peer),
+            (None, Some(tls)) if tls.knows_callers() => Caller::certified(peer),
+            (None, _) => Ok(Caller::local(peer.address)),
+        }
+    }
+
+    pub(super) async fn audit_refusal(
+        &self,
+        call: &str,
+        who: Option<&str>,
+        from: SocketAddr,
+        problem: &Problem,
+    ) {
+        let refused = Refused { call, who, from: from.to_string(), problem };
+        self.audit.refused(refused, self.now_ms(), self.clock.instant()).await;
+    }
+
+    async fn answer_to(
+        &self,
+        caller: &Caller,
+        path: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
         if let (Some(id), &Method::GET) = (path.strip_prefix("/purges/"), request.method()) {
             return self.purge_status(id).await;
         }
@@ -164,17 +233,17 @@ impl Admin {
             return Err(Problem::new(StatusCode::NOT_FOUND, detail));
         };
         if request.method() != *method {
-            return Ok(method_not_allowed(&path, method));
+            return Ok(method_not_allowed(path, method));
         }
         if caller.leave != Leave::All && *method != Method::GET && path != "/purge" {
-            return Err(caller.refused(&path));
+            return Err(caller.refused(path));
         }
-        match path.as_str() {
+        match path {
             "/metrics" => Ok(self.metrics_text()),
             "/purge" => {
                 let query = request.uri().query().unwrap_or_default().to_owned();
                 let body = read_body(request.into_body()).await?;
-                self.purge(&caller, &query, &body).await
+                self.purge(caller, &query, &body).await
             }
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
             "/nodes" => Ok(self.nodes()),
@@ -364,4 +433,6 @@ pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Full<
 /// 10,000 URLs of 400 bytes.
 const BODY_BYTES_MAX: usize = 4 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Beyond, connections wait to be accepted.
+const CONNECTIONS_MAX: usize = 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

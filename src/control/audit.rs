@@ -1,22 +1,42 @@
 //! The audit log: one JSON line for each purge: who, what, when, from where, and what became
-//! of it. The file is opened for each line, so that it can be moved away at any time.
+//! of it; and one for each call that was refused. The file is opened for each line, so that it
+//! can be moved away at any time.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Instant;
 
-use serde_json::Value;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::problem::Problem;
+use super::purges::Rate;
+use crate::metrics::{Metric, Recorder};
 
 /// Where audit lines go.
-#[derive(Clone, Debug)]
 pub struct Audit {
     path: Option<PathBuf>,
+    refusals: Rate,
+    recorder: Recorder,
+}
+
+/// A call that was refused.
+pub(super) struct Refused<'a> {
+    /// `POST /purge`.
+    pub call: &'a str,
+    /// The caller's name, where that much is known.
+    pub who: Option<&'a str>,
+    /// Where from.
+    pub from: String,
+    /// Why.
+    pub problem: &'a Problem,
 }
 
 impl Audit {
     /// Into a file, or, without one, into the error log.
-    pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path }
+    pub fn new(path: Option<PathBuf>, recorder: Recorder, now: Instant) -> Self {
+        Self { path, refusals: Rate::new(REFUSALS_PER_SECOND, now), recorder }
     }
 
     /// Writes a line. A purge is not undone because it can't be written; that is said loudly.
@@ -36,4 +56,29 @@ impl Audit {
             tracing::error!(%error, path = shown, "the audit log can't be written");
         }
     }
+
+    /// Writes a line where somebody was refused; a few a second, the others are only counted, so
+    /// that who guesses tokens doesn't fill the disk.
+    pub(super) async fn refused(&self, refused: Refused<'_>, at_ms: u64, now: Instant) {
+        let status = refused.problem.status;
+        let Some(at) = REFUSED.iter().position(|known| *known == status) else { return };
+        self.recorder.count_labelled(Metric::AdminRefused, at);
+        if !self.refusals.take(now) {
+            return;
+        }
+        self.write(json!({
+            "at_ms": at_ms,
+            "who": refused.who,
+            "from": refused.from,
+            "call": refused.call,
+            "status": status.as_u16(),
+            "error": refused.problem.detail,
+        }))
+        .await;
+    }
 }
+
+/// In the order of [`crate::metrics::ADMIN_REFUSALS`].
+const REFUSED: [StatusCode; 3] =
+    [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS];
+const REFUSALS_PER_SECOND: u32 = 10;

@@ -7,6 +7,7 @@ pub mod bus;
 pub mod problem;
 pub mod purge;
 pub mod purges;
+pub mod tls;
 pub mod tokens;
 
 pub use admin::{Admin, Coming, NodeActions};

@@ -43,11 +43,14 @@ impl Admin {
     /// # Errors
     /// As for `POST /purge`.
     pub async fn purge_url(&self, url: &str, client: IpAddr) -> Result<String, Problem> {
-        self.rate.admit(self.clock.instant())?;
-        let body = json!({ "url": url, "reason": "PURGE request" }).to_string();
-        let order = PurgeOrder::parse(body.as_bytes(), &|uri| self.node.canonical_url(uri))?;
         let mut caller = Caller::local(SocketAddr::new(client, 0));
         caller.name = "PURGE request".to_owned();
+        if let Err(problem) = self.rate.admit(self.clock.instant()) {
+            self.audit_refusal("PURGE", Some(&caller.name), caller.address, &problem).await;
+            return Err(problem);
+        }
+        let body = json!({ "url": url, "reason": "PURGE request" }).to_string();
+        let order = PurgeOrder::parse(body.as_bytes(), &|uri| self.node.canonical_url(uri))?;
         let ordered = self.order(&order, Wait::Local, TIMEOUT).await;
         self.audit.write(audit_line(&caller, &order, &ordered, self.now_ms())).await;
         ordered.map(|(id, ..)| id).map_err(problem)
@@ -139,18 +142,28 @@ impl Rate {
     }
 
     fn admit(&self, now: Instant) -> Result<(), Problem> {
+        if self.take(now) {
+            return Ok(());
+        }
+        let detail = format!(
+            "more than {} purges a second (admin.purges_per_second_max): put several URLs or tags into one call",
+            self.per_second
+        );
+        Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail))
+    }
+
+    /// Whether there is one left.
+    pub(super) fn take(&self, now: Instant) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let (tokens, at) = *left;
         let gained = now.saturating_duration_since(at).as_secs_f64() * self.per_second;
         let tokens = (tokens + gained).min(self.per_second);
         *left = (tokens, now);
         if tokens < 1.0 {
-            let detail =
-                format!("more than {} purges a second: put several into one call", self.per_second);
-            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail));
+            return false;
         }
         left.0 -= 1.0;
-        Ok(())
+        true
     }
 }
 

@@ -1,10 +1,11 @@
-//! Who may do what at the admin API: bearer tokens, kept as SHA-256 hashes in a file.
+//! Who may do what at the admin API: bearer tokens, kept as SHA-256 hashes in a file, and the
+//! names of client certificates.
 //!
 //! ```text
-//! # name    may                hash
+//! # name    may                shows
 //! ops       all                sha256:9f86d081884c7d65…
 //! deploy    purge:www,shop     sha256:60303ae22b998861…
-//! grafana   read               sha256:fd61a03af4f77d87…
+//! grafana   read               certificate:grafana.example.org
 //! ```
 
 use std::net::SocketAddr;
@@ -27,6 +28,15 @@ pub enum Leave {
     Purge(Vec<String>),
 }
 
+/// What the connection says of a caller.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The other end.
+    pub address: SocketAddr,
+    /// The names in its certificate, if it has shown one that is to be believed.
+    pub names: Vec<String>,
+}
+
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -46,7 +56,15 @@ pub struct Tokens(Vec<Token>);
 struct Token {
     name: String,
     leave: Leave,
-    hash: [u8; SHA256_OUTPUT_LEN],
+    shows: Shows,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Shows {
+    /// A secret with this hash.
+    Secret([u8; SHA256_OUTPUT_LEN]),
+    /// A certificate with this name.
+    Certificate(String),
 }
 
 impl Tokens {
@@ -77,11 +95,31 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
-    /// Who sends this `Authorization` field.
+    /// Whether a certificate is enough for somebody.
+    pub fn name_certificates(&self) -> bool {
+        self.0.iter().any(|token| matches!(token.shows, Shows::Certificate(_)))
+    }
+
+    /// Who calls: by the certificate, or, where that says nothing, by the `Authorization` field.
     ///
     /// # Errors
     /// 401 with what was expected.
-    pub fn caller(&self, headers: &HeaderMap, address: SocketAddr) -> Result<Caller, Problem> {
+    pub fn caller(&self, headers: &HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
+        let token = match self.by_certificate(&peer.names) {
+            Some(token) => token,
+            None => self.by_secret(headers)?,
+        };
+        let Token { name, leave, .. } = token.clone();
+        Ok(Caller { name, address: peer.address, leave })
+    }
+
+    fn by_certificate(&self, names: &[String]) -> Option<&Token> {
+        self.0
+            .iter()
+            .find(|token| matches!(&token.shows, Shows::Certificate(name) if names.contains(name)))
+    }
+
+    fn by_secret(&self, headers: &HeaderMap) -> Result<&Token, Problem> {
         let field = headers.get(header::AUTHORIZATION);
         let field =
             field.ok_or_else(|| unauthorised("a token is needed: Authorization: Bearer …"))?;
@@ -92,14 +130,15 @@ impl Tokens {
         }
         let hash = digest(&SHA256, secret.trim().as_bytes());
         // Every token is compared, so that time tells nothing of which one was near.
-        let found = self.0.iter().fold(None, |found, token| {
-            match verify_slices_are_equal(&token.hash, hash.as_ref()) {
-                Ok(()) => Some(token),
-                Err(_) => found,
+        let found = self.0.iter().fold(None, |found, token| match &token.shows {
+            Shows::Secret(its) if verify_slices_are_equal(its, hash.as_ref()).is_ok() => {
+                Some(token)
             }
+            _ => found,
         });
-        let token = found.ok_or_else(|| unauthorised("nobody has this token"))?;
-        Ok(Caller { name: token.name.clone(), address, leave: token.leave.clone() })
+        let hint = "nobody has this token: it must be in the file that admin.tokens names, \
+                    which is read at the start";
+        found.ok_or_else(|| unauthorised(hint))
     }
 }
 
@@ -107,6 +146,17 @@ impl Caller {
     /// A caller where no tokens are asked for: everything is allowed, on loopback alone.
     pub fn local(address: SocketAddr) -> Self {
         Self { name: "local".to_owned(), address, leave: Leave::All }
+    }
+
+    /// A caller that is known by its certificate alone, which is enough for everything.
+    ///
+    /// # Errors
+    /// 401: it has shown none.
+    pub fn certified(peer: &Peer) -> Result<Self, Problem> {
+        let name = peer.names.first().ok_or_else(|| {
+            unauthorised("a client certificate is needed, signed by what admin.tls.client_ca names")
+        })?;
+        Ok(Self { name: name.clone(), address: peer.address, leave: Leave::All })
     }
 
     /// 403 with the reason in `what`.
@@ -129,10 +179,10 @@ pub fn line(name: &str, leave: &str, secret: &str) -> String {
 
 fn token(line: &str) -> Result<Token, &'static str> {
     let mut words = line.split_whitespace();
-    let (Some(name), Some(leave), Some(hash), None) =
+    let (Some(name), Some(leave), Some(shows), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
-        return Err("expected NAME all|read|purge:SITE,SITE sha256:HEX");
+        return Err("expected NAME all|read|purge:SITE,SITE sha256:HEX|certificate:DNS-NAME");
     };
     let leave = match leave {
         "all" => Leave::All,
@@ -145,9 +195,16 @@ fn token(line: &str) -> Result<Token, &'static str> {
     if matches!(&leave, Leave::Purge(sites) if sites.iter().any(String::is_empty)) {
         return Err("expected all, read, or purge: with names of sites");
     }
-    let hash = hash.strip_prefix("sha256:").and_then(unhex);
-    let hash = hash.ok_or("expected sha256: and 64 hex digits, not the token itself")?;
-    Ok(Token { name: name.to_owned(), leave, hash })
+    let shows = match shows.strip_prefix("certificate:") {
+        Some(name) if !name.is_empty() => Shows::Certificate(name.to_ascii_lowercase()),
+        _ => {
+            let hash = shows.strip_prefix("sha256:").and_then(unhex);
+            let expected = "expected sha256: and 64 hex digits, not the token itself, or \
+                            certificate: and a DNS name";
+            Shows::Secret(hash.ok_or(expected)?)
+        }
+    };
+    Ok(Token { name: name.to_owned(), leave, shows })
 }
 
 fn unhex(text: &str) -> Option<[u8; SHA256_OUTPUT_LEN]> {
@@ -174,7 +231,26 @@ mod tests {
         if !field.is_empty() {
             headers.insert(header::AUTHORIZATION, field.parse().unwrap());
         }
-        tokens.caller(&headers, SocketAddr::from(([127, 0, 0, 1], 1)))
+        tokens.caller(&headers, &peer(&[]))
+    }
+
+    fn peer(names: &[&str]) -> Peer {
+        let names = names.iter().map(|&name| name.to_owned()).collect();
+        Peer { address: SocketAddr::from(([127, 0, 0, 1], 1)), names }
+    }
+
+    #[test]
+    fn a_certificate_is_known_by_its_name() {
+        let secret = line("ops", "all", "one");
+        let text = format!("grafana read certificate:Grafana.example\n{secret}");
+        let tokens = Tokens::parse(&text).unwrap();
+        assert!(tokens.name_certificates());
+        let caller = |names: &[&str]| tokens.caller(&HeaderMap::new(), &peer(names));
+        assert_eq!(caller(&["a.example", "grafana.example"]).unwrap().leave, Leave::Read);
+        // Signed by the same authority, but nobody has said what it may do: it needs a token.
+        assert_eq!(caller(&["other.example"]).unwrap_err().status, StatusCode::UNAUTHORIZED);
+        assert_eq!(Caller::certified(&peer(&["other.example"])).unwrap().name, "other.example");
+        assert!(Caller::certified(&peer(&[])).is_err());
     }
 
     #[test]
@@ -202,7 +278,13 @@ mod tests {
 
     #[test]
     fn lines_that_are_no_tokens_are_refused() {
-        for wrong in ["a all secret", "a purge: sha256:00", "a all", "a all sha256:00 more"] {
+        for wrong in [
+            "a all secret",
+            "a all certificate:",
+            "a purge: sha256:00",
+            "a all",
+            "a all sha256:00 more",
+        ] {
             assert!(Tokens::parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(Tokens::parse("\n\na write x").unwrap_err().0, 3);

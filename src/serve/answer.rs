@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -96,7 +97,9 @@ impl Visit {
             return None;
         }
         let response = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()))?;
-        self.context.cache_status = CacheStatus { detail: why, ..CacheStatus::hit(ttl) };
+        let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
+        let detail = why.or_else(silent);
+        self.context.cache_status = CacheStatus { detail, ..CacheStatus::hit(ttl) };
         Some(response)
     }
 

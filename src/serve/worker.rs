@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -61,6 +62,8 @@ pub struct WorkerParts {
     pub upstreams: Upstreams,
     /// Where purges go that come as requests.
     pub purges: mpsc::Sender<PurgeByMethod>,
+    /// Set while the purge bus is silent.
+    pub bus_silent: Arc<AtomicBool>,
     /// Where addresses are.
     pub geo: Arc<Geo>,
     /// Time.
@@ -80,6 +83,7 @@ pub struct Worker {
     pub(super) listing: Arc<tokio::sync::Mutex<()>>,
     pub(super) upstreams: Upstreams,
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
+    pub(super) bus_silent: Arc<AtomicBool>,
     pub(super) geo: Arc<Geo>,
     pub(super) clock: Clock,
     pub(super) recorder: Recorder,
@@ -108,6 +112,7 @@ impl Worker {
             listing: parts.listing,
             upstreams: parts.upstreams,
             purges: parts.purges,
+            bus_silent: parts.bus_silent,
             geo: parts.geo,
             clock: parts.clock,
             recorder: parts.recorder,

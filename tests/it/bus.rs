@@ -1,7 +1,7 @@
 //! The purge bus as a fleet sees it: real `skerry` processes, a real `redis-server`, an origin
 //! with a clock, and a checker that knows nothing of either. Skipped where there is no `redis-server`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use skerry::clock::Clock;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Origin};
+use crate::harness::{Answer, LongLink, Origin};
 
 /// Purges that were acknowledged hold, whatever is killed, cut or trimmed. `SKERRY_CHAOS_PURGES`
 /// sets how many (10,000 for the long form), `SKERRY_CHAOS_SEED` repeats a run.
@@ -62,10 +62,25 @@ fn no_fresh_response_is_older_than_an_acknowledged_purge() {
 /// From the order on one node until it is in force and durable on five. Prints the figures of
 /// docs/benchmarks-purge.md.
 #[test]
-#[ignore = "a measurement: cargo test --release --test it -- --ignored --nocapture purges_travel"]
+#[ignore = "a measurement: cargo test --release --test it -- --ignored --nocapture --test-threads 1 purges_travel"]
 fn purges_travel_fast() {
-    let count = from_environment("SKERRY_CHAOS_PURGES").unwrap_or(2000);
     let Some(fleet) = Fleet::start(5) else { return };
+    println!("loopback, each node serves a client that asks as fast as it is answered");
+    measure(fleet, from_environment("SKERRY_PURGES").unwrap_or(2000), Duration::ZERO);
+}
+
+/// The same with 75 ms between each node and Redis, so that two nodes are 150 ms apart.
+#[test]
+#[ignore = "a measurement: cargo test --release --test it -- --ignored --nocapture --test-threads 1 purges_travel"]
+fn purges_travel_over_a_long_link() {
+    let Some(fleet) = Fleet::start_apart(5, Duration::from_millis(75)) else { return };
+    println!("150 ms from node to node, purges ordered every 20 ms");
+    measure(fleet, from_environment("SKERRY_PURGES").unwrap_or(500), Duration::from_millis(20));
+}
+
+/// Orders purges at each node in turn: the next one `pause` after the one before, or, without a
+/// pause, when that is answered.
+fn measure(fleet: Fleet, count: u64, pause: Duration) {
     let fleet = Arc::new(fleet);
     let is_over = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..fleet.nodes.len())
@@ -74,32 +89,45 @@ fn purges_travel_fast() {
             std::thread::spawn(move || read(&fleet, node, 1, &is_over))
         })
         .collect();
-    let (mut in_force, mut durable, mut answered) = (Vec::new(), Vec::new(), Vec::new());
+    let mut answers = Vec::new();
+    let mut ordered = VecDeque::new();
     for number in 0..count {
-        let started = fleet.clock.instant();
-        let node = &fleet.nodes[number as usize % fleet.nodes.len()];
-        let body = format!("{{\"url\": \"http://{HOST}/{}\"}}", number % KEYS);
-        let answer = node.admin("POST", "/purge?wait=all&timeout=10s", &body).unwrap();
-        answered.push(started.elapsed().as_secs_f64() * 1e3);
-        let answer: Value = serde_json::from_str(&answer.1).unwrap();
-        assert_eq!(answer["complete"], true, "{answer}");
-        let nodes = answer["nodes"].as_object().unwrap().values();
-        let slowest =
-            |name: &str| nodes.clone().filter_map(|node| node[name].as_f64()).fold(0.0, f64::max);
-        in_force.push(slowest("ms"));
-        durable.push(slowest("durable_ms"));
+        let order = {
+            let fleet = fleet.clone();
+            std::thread::spawn(move || order_at_all(&fleet, number))
+        };
+        ordered.push_back(order);
+        if pause.is_zero() {
+            answers.extend(ordered.drain(..).map(|order| order.join().unwrap()));
+        }
+        std::thread::park_timeout(pause);
     }
+    answers.extend(ordered.into_iter().map(|order| order.join().unwrap()));
     is_over.store(true, Ordering::Relaxed);
     let hits: u64 = readers.into_iter().map(|thread| thread.join().unwrap()).sum();
-    for (what, times) in [
-        ("in force on all", in_force),
-        ("durable on all", durable),
-        ("answered wait=all", answered),
-    ] {
-        let (p50, p99, max) = percentiles(times);
+    for (at, what) in
+        ["in force on all", "durable on all", "answered wait=all"].into_iter().enumerate()
+    {
+        let (p50, p99, max) = percentiles(answers.iter().map(|times| times[at]).collect());
         println!("{what}: p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
     }
-    println!("{count} purges, {hits} hits checked meanwhile, 5 nodes");
+    println!("{count} purges, {hits} hits checked meanwhile, {} nodes", fleet.nodes.len());
+}
+
+/// Until the purge is in force on all nodes, durable on all, and until that was answered, in
+/// milliseconds.
+fn order_at_all(fleet: &Fleet, number: u64) -> [f64; 3] {
+    let started = fleet.clock.instant();
+    let node = &fleet.nodes[number as usize % fleet.nodes.len()];
+    let body = format!("{{\"url\": \"http://{HOST}/{}\"}}", number % KEYS);
+    let (_, answer) = node.admin("POST", "/purge?wait=all&timeout=10s", &body).unwrap();
+    let answered = started.elapsed().as_secs_f64() * 1e3;
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["complete"], true, "{answer}");
+    let nodes = answer["nodes"].as_object().unwrap().values();
+    let slowest =
+        |name: &str| nodes.clone().filter_map(|node| node[name].as_f64()).fold(0.0, f64::max);
+    [slowest("ms"), slowest("durable_ms"), answered]
 }
 
 #[test]
@@ -201,21 +229,29 @@ struct Fleet {
     /// For each key: when the latest purge was ordered that somebody has acknowledged.
     ordered: Mutex<BTreeMap<u64, u64>>,
     violations: Mutex<Vec<String>>,
+    _link: Option<LongLink>,
     _origin: Origin,
     _folder: TempDir,
 }
 
 impl Fleet {
     fn start(count: usize) -> Option<Self> {
+        Self::start_apart(count, Duration::ZERO)
+    }
+
+    /// `delay` is the time that a byte takes from a node to Redis or back.
+    fn start_apart(count: usize, delay: Duration) -> Option<Self> {
         let clock = Clock::system();
         let folder = tempfile::tempdir().unwrap();
         let redis = RedisProcess::start(folder.path())?;
+        let link = (!delay.is_zero()).then(|| LongLink::to(redis.port, delay));
+        let port = link.as_ref().map_or(redis.port, |link| link.port);
         let stamps = clock.clone();
         // Fresh for long, and without a validator: what is validated is fetched anew.
         let origin =
             Origin::start(move |_| Answer::ok(now_us(&stamps).to_string()).fresh_for(3600));
         let nodes: Vec<_> = (0..count)
-            .map(|number| NodeProcess::new(&folder, number, Some(redis.port), &origin, ""))
+            .map(|number| NodeProcess::new(&folder, number, Some(port), &origin, ""))
             .collect();
         nodes.iter().for_each(NodeProcess::run);
         nodes.iter().for_each(NodeProcess::wait_until_ready);
@@ -229,6 +265,7 @@ impl Fleet {
             redis,
             clock,
             violations: Mutex::default(),
+            _link: link,
             _origin: origin,
             _folder: folder,
         })

@@ -1,5 +1,6 @@
 //! The integration tests, one binary. A file is a feature; `harness` has what they share.
 
+mod admin;
 mod bus;
 mod caching;
 mod conformance;

@@ -112,6 +112,7 @@ impl Ledger {
     }
 
     /// Whether it would survive a crash of this node.
+    #[cfg(test)]
     pub fn is_durable(&self, id: &str) -> bool {
         self.known.get(id).is_some_and(|known| known.sequence.is_some())
     }

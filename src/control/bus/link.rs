@@ -59,6 +59,8 @@ enum Connection {
 /// What Redis says at a heartbeat.
 pub(super) struct Beat {
     pub head: Head,
+    /// What was last said under this node's name: by itself, or by another of that name.
+    pub before: String,
     /// Each node's name, how long ago it was heard in milliseconds, and what it said.
     pub nodes: Vec<(String, u64, String)>,
 }
@@ -68,6 +70,8 @@ pub(super) struct Entry {
     pub id: EntryId,
     pub epoch: String,
     pub number: u64,
+    /// The id of the entry before it, when it was appended.
+    pub previous: Option<EntryId>,
     /// `None`: a form that this version doesn't know.
     pub record: Option<Record>,
 }
@@ -293,15 +297,20 @@ impl Link {
             .arg(new_epoch())
             .arg(name)
             .arg(says);
-        let (epoch, number, id, now, nodes): (String, u64, String, u64, Vec<(String, String)>) =
-            command.query_async(self).await?;
-        let mut beat = Beat { head: Head { epoch, number, id: parse_id(&id)? }, nodes: Vec::new() };
+        type Answer = (String, u64, String, u64, String, Vec<(String, String)>);
+        let (epoch, number, id, now, before, nodes): Answer = command.query_async(self).await?;
+        let head = Head { epoch, number, id: parse_id(&id)? };
+        let parted = |text: &str| {
+            let (seen, says) = text.split_once(' ').unwrap_or((text, ""));
+            (seen.parse().unwrap_or_default(), says.to_owned())
+        };
+        let mut beat = Beat { head, before: parted(&before).1, nodes: Vec::new() };
         for (node, text) in nodes {
-            let (seen, says) = text.split_once(' ').unwrap_or((&text, ""));
-            let ago_ms = now.saturating_sub(seen.parse().unwrap_or_default());
+            let (seen, says): (u64, _) = parted(&text);
+            let ago_ms = now.saturating_sub(seen);
             match ago_ms > kept.as_millis() as u64 {
                 true => self.leave(&node).await?,
-                false => beat.nodes.push((node, ago_ms, says.to_owned())),
+                false => beat.nodes.push((node, ago_ms, says)),
             }
         }
         Ok(beat)
@@ -411,10 +420,12 @@ fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<Entry> {
     let epoch: Option<String> = entry.get("e");
     let number: Option<u64> = entry.get("n");
     let record: Option<Vec<u8>> = entry.get("r");
+    let previous: Option<String> = entry.get("p");
     Ok(Entry {
         id: parse_id(&entry.id)?,
         epoch: epoch.unwrap_or_default(),
         number: number.unwrap_or_default(),
+        previous: previous.and_then(|id| id.parse().ok()),
         record: record.and_then(|record| Record::parse(&record)),
     })
 }
@@ -452,14 +463,16 @@ end
 local number = redis.call('HINCRBY', state, 'number', 1)
 local time = redis.call('TIME')
 local oldest = string.format('%.0f', math.max(0, time[1] * 1000 - ARGV[2]))
+local previous = redis.call('HGET', state, 'id') or '0-0'
 local id = redis.call('XADD', stream, 'MINID', '~', oldest, '*',
-  'e', epoch, 'n', number, 'r', ARGV[4])
+  'e', epoch, 'n', number, 'p', previous, 'r', ARGV[4])
 redis.call('HSET', state, 'id', id)
 redis.call('PUBLISH', ARGV[3], ARGV[5])
 return id
 ";
 
-/// Notes that a node is there; answers the stream's head, the time, and all nodes.
+/// Notes that a node is there; answers the stream's head, the time, what was last said under the
+/// node's name, and all nodes.
 const BEAT: &str = "\
 local state, nodes = KEYS[1], KEYS[2]
 local epoch = redis.call('HGET', state, 'epoch')
@@ -471,10 +484,11 @@ local number = tonumber(redis.call('HGET', state, 'number') or '0')
 local id = redis.call('HGET', state, 'id') or '0-0'
 local time = redis.call('TIME')
 local now = math.floor(time[1] * 1000 + time[2] / 1000)
+local before = redis.call('HGET', nodes, ARGV[2]) or ''
 redis.call('HSET', nodes, ARGV[2], string.format('%.0f', now) .. ' ' .. ARGV[3])
 local all, flat = {}, redis.call('HGETALL', nodes)
 for at = 1, #flat, 2 do all[#all + 1] = {flat[at], flat[at + 1]} end
-return {epoch, number, id, now, all}
+return {epoch, number, id, now, before, all}
 ";
 
 const RENAME: &str = "\

@@ -40,10 +40,11 @@ pub use self::settings::{RedisUrl, Settings, Silence};
 use self::ledger::Ledger;
 use self::link::{Connector, Link, ReceiptMessage};
 use self::publisher::Publishing;
+use self::settings::Policy;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
 use crate::metrics::{Metric, Metrics, Recorder};
-use crate::store::{PurgeBatch, PurgeError, Purged, Store};
+use crate::store::{InForce, PurgeBatch, PurgeError, Purged, Store};
 
 /// The bus, as the rest of the node sees it. Clones share it.
 #[derive(Clone)]
@@ -83,7 +84,8 @@ struct Inner {
     caught_up: watch::Sender<bool>,
     /// When the bus was last heard, in milliseconds since `started`.
     heard_ms: AtomicU64,
-    is_silent: AtomicBool,
+    is_silent: Arc<AtomicBool>,
+    policy: Mutex<Policy>,
     last_id_us: AtomicU64,
 }
 
@@ -203,7 +205,11 @@ impl Bus {
                 receipts,
                 caught_up: watch::Sender::new(false),
                 heard_ms: AtomicU64::new(0),
-                is_silent: AtomicBool::new(false),
+                is_silent: Arc::default(),
+                policy: Mutex::new(Policy::new(
+                    settings.silence,
+                    settings.silence_of_sites.clone(),
+                )),
                 last_id_us: AtomicU64::new(0),
                 settings,
             }),
@@ -355,8 +361,18 @@ impl Bus {
 
     /// Why this node should get no requests, as far as the bus goes.
     pub fn not_ready(&self) -> Option<&'static str> {
-        let drains = self.inner.settings.silence == Silence::Drain;
-        (drains && self.inner.is_silent.load(Ordering::Relaxed)).then_some("purge bus silent")
+        let is_silent = self.inner.is_silent.load(Ordering::Relaxed);
+        (is_silent && self.inner.policy().drains()).then_some("purge bus silent")
+    }
+
+    /// Whether the bus is silent: set for as long as that lasts.
+    pub fn silent_flag(&self) -> Arc<AtomicBool> {
+        self.inner.is_silent.clone()
+    }
+
+    /// What sites want done during a silence, from now on.
+    pub fn set_silence_of_sites(&self, sites: Vec<(Arc<str>, Silence)>) {
+        *self.inner.policy() = Policy::new(self.inner.settings.silence, sites);
     }
 
     /// Tells the fleet that this node ends, so that nobody waits for its receipts.
@@ -391,51 +407,48 @@ impl Inner {
     ) -> Result<Purged, PurgeError> {
         self.ledger().note(record);
         let batch = PurgeBatch { purges: record.purges().collect(), message, cursor: None };
-        // The store puts it in force when it is first polled; the fleet need not wait for the
-        // disk of this node.
-        let (purged, ()) = tokio::join!(self.store.purge(batch), async {
-            self.ledger().in_force(&record.id, self.since_ms(record.at_ms));
-            self.outgoing.notify_one();
-            let _ = is_in_force.send(());
-        });
-        match purged {
-            Ok(purged) => {
-                let after_ms = self.since_ms(record.at_ms);
-                let name = &self.identity.name;
-                self.ledger().durable(&record.id, name, purged.sequence, after_ms);
-                self.outgoing.notify_one();
-                self.changed.send_replace(());
-                Ok(purged)
-            }
-            Err(error @ PurgeError::NotDurable { .. }) => {
-                self.outgoing.notify_one();
-                Err(error)
-            }
+        let in_force = match self.store.put_in_force(batch).await {
+            Ok(in_force) => in_force,
             Err(error) => {
                 self.ledger().forget(&record.id);
-                Err(error)
+                return Err(error);
             }
-        }
+        };
+        self.ledger().in_force(&record.id, self.since_ms(record.at_ms));
+        // The fleet need not wait for the disk of this node.
+        self.outgoing.notify_one();
+        let _ = is_in_force.send(());
+        let purged = in_force.durable().await?;
+        let after_ms = self.since_ms(record.at_ms);
+        self.ledger().durable(&record.id, &self.identity.name, purged.sequence, after_ms);
+        self.changed.send_replace(());
+        Ok(purged)
     }
 
-    /// Puts records of other nodes in force that aren't durable here yet, and leaves receipts.
-    /// With `cursor`, this node's place in the stream becomes durable with them.
-    async fn apply(&self, records: &[Record], cursor: Option<Bytes>) -> Result<(), PurgeError> {
+    /// Puts records of other nodes in force, as far as they aren't yet. With `cursor`, this node's
+    /// place in the stream becomes durable with them.
+    async fn put_in_force(
+        &self,
+        records: &[Record],
+        cursor: Option<Bytes>,
+    ) -> Result<InForce, PurgeError> {
         let fresh: Vec<&Record> = {
             let mut ledger = self.ledger();
             records.iter().for_each(|record| ledger.note(record));
-            records.iter().filter(|record| !ledger.is_durable(&record.id)).collect()
+            records.iter().filter(|record| !ledger.is_in_force(&record.id)).collect()
         };
-        let purges: Vec<_> = fresh.iter().flat_map(|record| record.purges()).collect();
-        if purges.is_empty() && cursor.is_none() {
-            return Ok(());
-        }
-        let batch = PurgeBatch { purges, cursor, message: None };
-        let (purged, ()) = tokio::join!(self.store.purge(batch), async {
-            self.note_in_force(&fresh);
-        });
-        let sequence = purged?.sequence;
-        for record in fresh {
+        let purges = fresh.iter().flat_map(|record| record.purges()).collect();
+        let in_force =
+            self.store.put_in_force(PurgeBatch { purges, cursor, message: None }).await?;
+        self.note_in_force(&fresh);
+        Ok(in_force)
+    }
+
+    /// Waits for the disk, then leaves receipts: of all `records`, for what was in force before
+    /// is durable too by then.
+    async fn make_durable(&self, records: &[Record], in_force: InForce) -> Result<(), PurgeError> {
+        let sequence = in_force.durable().await?.sequence;
+        for record in records {
             self.give_receipt(record, sequence);
         }
         self.changed.send_replace(());
@@ -467,9 +480,13 @@ impl Inner {
         }
     }
 
-    /// Everything must be validated: nobody knows what was missed.
-    async fn purge_softly(&self, cursor: Option<Bytes>) -> Result<(), PurgeError> {
-        let purges = vec![(PurgeScope::All, PurgeKind::Soft)];
+    /// This must be validated: nobody knows what was missed.
+    async fn purge_softly(
+        &self,
+        scopes: Vec<PurgeScope>,
+        cursor: Option<Bytes>,
+    ) -> Result<(), PurgeError> {
+        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Soft)).collect();
         self.store.purge(PurgeBatch { purges, cursor, message: None }).await.map(drop)
     }
 
@@ -539,6 +556,10 @@ impl Inner {
         self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn policy(&self) -> MutexGuard<'_, Policy> {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn link(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -573,16 +594,17 @@ async fn watch_silence(inner: Arc<Inner>, mut is_up: bool) {
             inner.gauges.silent.set(i64::from(is_silent));
             match is_silent {
                 true => {
-                    tracing::error!(policy = ?inner.settings.silence, ?silent_for, "purge bus: silent")
+                    tracing::error!(policy = %inner.policy(), ?silent_for, "purge bus: silent")
                 }
                 false => tracing::warn!("purge bus: heard again"),
             }
             purged_after = Duration::ZERO;
         }
         let is_due = purged_after.is_zero() || silent_for > purged_after + limit;
-        if is_silent && inner.settings.silence == Silence::Validate && is_due {
+        let validated = inner.policy().validated();
+        if is_silent && is_due && !validated.is_empty() {
             purged_after = silent_for.max(Duration::from_millis(1));
-            if let Err(error) = inner.purge_softly(None).await {
+            if let Err(error) = inner.purge_softly(validated, None).await {
                 tracing::error!(%error, "purge bus: silent, and the purge log can't be written");
             }
         }

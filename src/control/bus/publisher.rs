@@ -1,16 +1,19 @@
 //! The connection for everything that doesn't block: the outbox on its way out, wake-ups on
 //! their way in, receipts both ways.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::ledger::Receipt;
 use super::link::{Link, OnMessage, ReceiptMessage};
@@ -18,6 +21,16 @@ use super::record::Record;
 use super::{Backoff, Inner};
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
+
+/// Up to where the outbox was published, and since which loss.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    next: u64,
+    generation: u64,
+}
+
+/// The answer to something that was sent.
+type Answered = JoinHandle<RedisResult<()>>;
 
 /// What of the outbox was published. It leaves the outbox when it was read back from the
 /// stream, not before.
@@ -32,6 +45,23 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
+    fn part(&self) -> Part {
+        Part { next: self.next, generation: self.generation }
+    }
+
+    /// These are about to be published.
+    fn note(&mut self, messages: &[(u64, Bytes)]) {
+        let ids = messages.iter().filter_map(|(number, message)| Some((id_of(message)?, *number)));
+        self.in_flight.extend(ids);
+    }
+
+    /// Redis has everything before `part.next`, unless it has lost it since.
+    fn sent(&mut self, part: Part) {
+        if part.generation == self.generation {
+            self.next = part.next;
+        }
+    }
+
     /// Redis has lost what it was given: all that is still in the outbox goes out once more.
     pub fn again(&mut self) {
         self.next = 0;
@@ -85,36 +115,63 @@ async fn session(
         ended = publish(inner, link.clone()) => ended,
         ended = send_receipts(inner, link.clone(), receipts) => ended,
         ended = ping(inner, link) => ended,
-        () = listen(inner, wakes) => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()),
+        () = listen(inner, wakes) => Err(broken_off()),
     }
 }
 
-/// Publishes the outbox in its order.
-async fn publish(inner: &Inner, mut link: Link) -> RedisResult<Infallible> {
+/// Publishes the outbox in its order. The next batch does not wait for the answer to the one
+/// before: over a long link a purge would take one more round trip.
+async fn publish(inner: &Inner, link: Link) -> RedisResult<Infallible> {
+    let mut sent: VecDeque<(Part, Answered)> = VecDeque::new();
+    let mut part = inner.publishing().part();
     loop {
-        let (from, generation) = {
-            let publishing = inner.publishing();
-            (publishing.next, publishing.generation)
-        };
-        let messages = bounded(inner.store.outbox_from(from, PUBLISH_AT_ONCE));
-        let Some((last, _)) = messages.last() else {
-            inner.outgoing.notified().await;
-            continue;
-        };
-        let next = last + 1;
-        {
-            let mut publishing = inner.publishing();
-            for (number, message) in &messages {
-                publishing.in_flight.extend(id_of(message).map(|id| (id, *number)));
-            }
+        let current = inner.publishing().part();
+        if current.generation != part.generation {
+            part = current;
         }
-        let records: Vec<Bytes> = messages.into_iter().map(|(_, message)| message).collect();
-        link.publish(&records, inner.settings.retention).await?;
-        let mut publishing = inner.publishing();
-        if publishing.generation == generation {
-            publishing.next = next;
+        let mut messages = Vec::new();
+        if sent.len() < SENT_MAX {
+            messages = bounded(inner.store.outbox_from(part.next, PUBLISH_AT_ONCE));
+        }
+        if let Some((last, _)) = messages.last() {
+            part.next = last + 1;
+            inner.publishing().note(&messages);
+            let records: Vec<Bytes> = messages.into_iter().map(|(_, message)| message).collect();
+            let (mut link, retention) = (link.clone(), inner.settings.retention);
+            let sending = async move { link.publish(&records, retention).await };
+            sent.push_back((part, begin(sending).await));
+            continue;
+        }
+        tokio::select! {
+            answered = next(&mut sent) => inner.publishing().sent(answered?),
+            () = inner.outgoing.notified() => {}
         }
     }
+}
+
+/// The oldest answer that is outstanding; the first error ends the session, and what was not
+/// answered is published again in the next one.
+async fn next<T: Copy>(sent: &mut VecDeque<(T, Answered)>) -> RedisResult<T> {
+    let Some((what, answered)) = sent.front_mut() else { std::future::pending().await };
+    let what = *what;
+    let answered = answered.await.unwrap_or_else(|_| Err(broken_off()));
+    sent.pop_front();
+    answered.map(|()| what)
+}
+
+/// What a future does before it first waits is done when this returns; the rest is done by a task.
+async fn begin<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    let mut future = Box::pin(future);
+    match poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {
+        Poll::Ready(done) => tokio::spawn(std::future::ready(done)),
+        Poll::Pending => tokio::spawn(future),
+    }
+}
+
+fn broken_off() -> RedisError {
+    io::Error::from(io::ErrorKind::ConnectionReset).into()
 }
 
 /// As many as have no more than a few megabytes together, and at least one.
@@ -139,16 +196,26 @@ fn id_of(message: &[u8]) -> Option<String> {
 
 async fn send_receipts(
     inner: &Inner,
-    mut link: Link,
+    link: Link,
     receipts: &mut mpsc::Receiver<ReceiptMessage>,
 ) -> RedisResult<Infallible> {
     let kept = inner.settings.receipts_kept;
+    let mut sent = VecDeque::new();
     let mut batch = Vec::new();
-    while receipts.recv_many(&mut batch, RECEIPTS_AT_ONCE).await > 0 {
-        link.leave_receipts(&inner.identity.name, &batch, kept).await?;
-        batch.clear();
+    loop {
+        tokio::select! {
+            answered = next(&mut sent) => answered?,
+            count = receipts.recv_many(&mut batch, RECEIPTS_AT_ONCE), if sent.len() < SENT_MAX => {
+                if count == 0 {
+                    return std::future::pending().await;
+                }
+                let (mut link, name) = (link.clone(), inner.identity.name.clone());
+                let batch = std::mem::take(&mut batch);
+                let sending = async move { link.leave_receipts(&name, &batch, kept).await };
+                sent.push_back(((), begin(sending).await));
+            }
+        }
     }
-    std::future::pending().await
 }
 
 /// A dead link must not look like a quiet one.
@@ -159,10 +226,11 @@ async fn ping(inner: &Inner, mut link: Link) -> RedisResult<Infallible> {
     }
 }
 
-/// Wake-ups are in force as fast as they come; the disk is waited for in tasks of their own.
+/// Wake-ups are in force as fast as they come; the disk is waited for in tasks of their own, no
+/// more of them than the purge log's queue has places.
 async fn listen(inner: &Arc<Inner>, mut wakes: mpsc::Receiver<(String, Bytes)>) {
     let wake = inner.connector.as_ref().map_or("", |connector| &connector.keys().wake);
-    let mut applying = JoinSet::new();
+    let mut writing = JoinSet::new();
     let mut batch = Vec::new();
     while wakes.recv_many(&mut batch, WAKES_AT_ONCE).await > 0 {
         let mut records = Vec::new();
@@ -183,17 +251,18 @@ async fn listen(inner: &Arc<Inner>, mut wakes: mpsc::Receiver<(String, Bytes)>) 
         if records.is_empty() {
             continue;
         }
-        while applying.len() >= APPLYING_MAX {
-            applying.join_next().await;
-        }
-        while applying.try_join_next().is_some() {}
-        let inner = inner.clone();
-        applying.spawn(async move {
-            // The stream brings them once more, and waits until they are written.
-            if let Err(error) = inner.apply(&records, None).await {
-                tracing::warn!(%error, "purge bus: a wake-up could not be applied");
+        // The stream brings them once more, and waits until they are written.
+        let untold = |error| tracing::warn!(%error, "purge bus: a wake-up could not be applied");
+        match inner.put_in_force(&records, None).await {
+            Err(error) => untold(error),
+            Ok(in_force) => {
+                let inner = inner.clone();
+                writing.spawn(async move {
+                    inner.make_durable(&records, in_force).await.unwrap_or_else(untold);
+                });
             }
-        });
+        }
+        while writing.try_join_next().is_some() {}
     }
 }
 
@@ -214,8 +283,8 @@ fn note_receipt(inner: &Inner, payload: &[u8]) {
 const TALK: usize = 1;
 const WAKES_MAX: usize = 4096;
 const WAKES_AT_ONCE: usize = 256;
-/// Batches whose fsync is waited for.
-const APPLYING_MAX: usize = 64;
+/// Batches on their way to Redis whose answers are outstanding.
+const SENT_MAX: usize = 32;
 const PUBLISH_AT_ONCE: usize = 128;
 const PUBLISH_BYTES: usize = 8 << 20;
 const RECEIPTS_AT_ONCE: usize = 256;

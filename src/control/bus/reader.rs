@@ -4,14 +4,17 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use redis::RedisResult;
 use serde_json::{Value, json};
 
 use super::link::{Beat, Entry, Link};
 use super::record::{Gap, Head, Position, Record, follows, reconcile, resume};
 use super::{Backoff, Inner, Member};
+use crate::cache::PurgeScope;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
+use crate::store::PurgeError;
 
 /// Until the runtime ends.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -20,6 +23,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
         position: kept.and_then(|kept| Position::parse(&kept)),
         head: None,
         members_kept_until: None,
+        has_beaten: false,
+        has_twin: false,
         inner,
     };
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
@@ -43,6 +48,10 @@ struct Reader {
     /// Until then a node that Redis does not name is not gone: Redis has lost what it knew, and
     /// the others have yet to say again that they are there.
     members_kept_until: Option<Instant>,
+    /// Whether this process has beaten before; what it finds under its name is its own since.
+    has_beaten: bool,
+    /// Whether another node uses this one's name.
+    has_twin: bool,
 }
 
 impl Reader {
@@ -85,9 +94,11 @@ impl Reader {
             "instance": inner.instance,
             "epoch": self.position.as_ref().map(|position| &position.epoch),
             "number": self.position.as_ref().and_then(|position| position.number),
+            "twin": self.has_twin,
         });
         let name = &inner.identity.name;
         let beat = link.beat(name, &says.to_string(), inner.settings.member_kept).await?;
+        self.note_twin(&beat.before);
         let found = reconcile(self.position.as_ref(), &beat.head);
         if found.is_err() {
             let now = self.inner.clock.instant();
@@ -111,18 +122,34 @@ impl Reader {
         settings.silence_max.max(BEATS_AFTER_LOSS * settings.heartbeat)
     }
 
+    /// Two nodes of one name have one receipt between them: the fleet must not take it for both.
+    fn note_twin(&mut self, before: &str) {
+        let before: Value = serde_json::from_str(before).unwrap_or_default();
+        let other = before["instance"].as_str().unwrap_or_default();
+        let is_new = !std::mem::replace(&mut self.has_beaten, true);
+        let has_twin = !is_new && !other.is_empty() && other != self.inner.instance;
+        if has_twin && !self.has_twin {
+            tracing::error!(
+                name = self.inner.identity.name,
+                "purge bus: another node has this one's name (node.name, --name): wait=all can't be complete"
+            );
+        }
+        self.has_twin = has_twin;
+    }
+
     fn note_members(&self, beat: &Beat) {
         let now = self.inner.clock.instant();
-        let members = beat.nodes.iter().map(|(name, ago_ms, says)| {
+        let members = beat.nodes.iter().flat_map(|(name, ago_ms, says)| {
             let says: Value = serde_json::from_str(says).unwrap_or_default();
             let text = |field: &str| says[field].as_str().unwrap_or_default().to_owned();
-            let other = text("instance");
-            if *name == self.inner.identity.name && other != self.inner.instance {
-                tracing::error!(name, other, "purge bus: two nodes have one name");
-            }
             let heard = now.checked_sub(Duration::from_millis(*ago_ms)).unwrap_or(now);
             let place = says["number"].as_u64().map(|number| (text("epoch"), number));
-            (name.clone(), Member { region: text("region"), heard, place })
+            let member = Member { region: text("region"), heard, place };
+            let twin = says["twin"].as_bool().unwrap_or_default();
+            let twin = twin.then(|| {
+                (format!("{name} (another of this name)"), Member { place: None, ..member.clone() })
+            });
+            std::iter::once((name.clone(), member)).chain(twin)
         });
         let mut known = self.inner.members();
         if self.members_kept_until.is_none_or(|until| until < now) {
@@ -139,7 +166,7 @@ impl Reader {
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
             let Some(position) = &self.position else { return Ok(()) };
-            if let Err(gap) = follows(position, &entry.epoch, entry.number) {
+            if let Err(gap) = follows(position, &entry.epoch, entry.number, entry.previous) {
                 self.apply_all(std::mem::take(&mut records)).await;
                 let before = entry.number.saturating_sub(1);
                 let head = Head { epoch: entry.epoch.clone(), number: before, id: position.id };
@@ -176,7 +203,8 @@ impl Reader {
         if records.is_empty() {
             return;
         }
-        while let Err(error) = self.inner.apply(&records, Some(position.to_bytes())).await {
+        let cursor = position.to_bytes();
+        while let Err(error) = self.make_durable(&records, cursor.clone()).await {
             tracing::error!(%error, "purge bus: purges are in force, but not durable");
             tokio::time::sleep(RETRY).await;
         }
@@ -190,6 +218,11 @@ impl Reader {
                 inner.note_outbox();
             });
         }
+    }
+
+    async fn make_durable(&self, records: &[Record], cursor: Bytes) -> Result<(), PurgeError> {
+        let in_force = self.inner.put_in_force(records, Some(cursor)).await?;
+        self.inner.make_durable(records, in_force).await
     }
 
     /// Nothing came: all that there was before the last heartbeat must have been read.
@@ -239,7 +272,8 @@ impl Reader {
             ),
         }
         let cursor = self.position.as_ref().map(Position::to_bytes);
-        while let Err(error) = self.inner.purge_softly(cursor.clone()).await {
+        while let Err(error) = self.inner.purge_softly(vec![PurgeScope::All], cursor.clone()).await
+        {
             tracing::error!(%error, "purge bus: everything is validated, but not durably so");
             tokio::time::sleep(RETRY).await;
         }

@@ -1,7 +1,7 @@
 //! What travels on the bus, and a node's place in it.
 //!
 //! ```text
-//! stream entry   e EPOCH  n NUMBER  r RECORD
+//! stream entry   e EPOCH  n NUMBER  p ID-OF-THE-ENTRY-BEFORE  r RECORD
 //! record         {"v":1,"id":…,"node":…,"at_ms":…,"kind":"hard","scopes":[{"url":…},…],"reason":…}
 //! position       {"epoch":…,"number":…,"id":…}      kept in the purge log as the cursor
 //! ```
@@ -238,13 +238,21 @@ pub fn reconcile(position: Option<&Position>, head: &Head) -> Result<(), Gap> {
     }
 }
 
-/// Whether an entry of this epoch and number may follow `position`.
-pub fn follows(position: &Position, epoch: &str, number: u64) -> Result<(), Gap> {
+/// Whether an entry of this epoch and number, appended behind `previous`, may follow `position`. A
+/// number alone would not do: a replica that lost entries and took others in their place, while its
+/// clock was behind, has the numbers that are expected.
+pub fn follows(
+    position: &Position,
+    epoch: &str,
+    number: u64,
+    previous: Option<EntryId>,
+) -> Result<(), Gap> {
     match position.number {
         None => Ok(()),
         Some(_) if position.epoch != epoch => Err(Gap::Replaced),
         Some(last) if number > last + 1 => Err(Gap::Trimmed),
         Some(last) if number <= last => Err(Gap::Backwards),
+        Some(_) if previous.is_some_and(|previous| previous != position.id) => Err(Gap::Backwards),
         Some(_) => Ok(()),
     }
 }
@@ -317,10 +325,13 @@ mod tests {
     #[test]
     fn entries_must_come_one_by_one() {
         let at = position("e", 5, 50);
-        assert_eq!(follows(&at, "e", 6), Ok(()));
-        assert_eq!(follows(&at, "e", 7), Err(Gap::Trimmed));
-        assert_eq!(follows(&at, "e", 5), Err(Gap::Backwards));
-        assert_eq!(follows(&at, "f", 6), Err(Gap::Replaced));
-        assert_eq!(follows(&Position { number: None, ..at }, "f", 3), Ok(()));
+        let before = Some(EntryId(50, 0));
+        assert_eq!(follows(&at, "e", 6, before), Ok(()));
+        assert_eq!(follows(&at, "e", 6, None), Ok(()));
+        assert_eq!(follows(&at, "e", 6, Some(EntryId(49, 0))), Err(Gap::Backwards));
+        assert_eq!(follows(&at, "e", 7, before), Err(Gap::Trimmed));
+        assert_eq!(follows(&at, "e", 5, before), Err(Gap::Backwards));
+        assert_eq!(follows(&at, "f", 6, before), Err(Gap::Replaced));
+        assert_eq!(follows(&Position { number: None, ..at }, "f", 3, before), Ok(()));
     }
 }

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::cache::PurgeScope;
 
 /// The bus' settings, as shipped by `Default`: no Redis, this node alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +34,8 @@ pub struct Settings {
     pub silence_max: Duration,
     /// What a node does that may be missing purges.
     pub silence: Silence,
+    /// The same for each site by its name, where sites are known.
+    pub silence_of_sites: Vec<(Arc<str>, Silence)>,
     /// How long a starting node waits for the purges that it missed, before it serves. Without
     /// them it starts as silent.
     pub start_wait: Duration,
@@ -54,8 +59,72 @@ pub enum Silence {
     /// It purges everything softly, at once and every `silence_max` while the silence lasts: nothing
     /// is used that the origin has not confirmed within that time.
     Validate,
-    /// It reports itself as not ready, so that balancers and DNS take it out.
+    /// It reports itself as not ready, so that balancers and DNS take it out. One site that wants
+    /// this is enough.
     Drain,
+}
+
+impl Silence {
+    /// As it stands in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Validate => "validate",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// What the sites want done during a silence.
+#[derive(Clone, Debug)]
+pub(super) struct Policy {
+    otherwise: Silence,
+    sites: Vec<(Arc<str>, Silence)>,
+}
+
+impl Policy {
+    pub fn new(otherwise: Silence, sites: Vec<(Arc<str>, Silence)>) -> Self {
+        Self { otherwise, sites }
+    }
+
+    /// What must be validated.
+    pub fn validated(&self) -> Vec<PurgeScope> {
+        if self.all(Silence::Validate) {
+            return vec![PurgeScope::All];
+        }
+        let sites = self.sites.iter().filter(|(_, silence)| *silence == Silence::Validate);
+        sites.map(|(name, _)| PurgeScope::Site((**name).into())).collect()
+    }
+
+    pub fn drains(&self) -> bool {
+        match self.sites.is_empty() {
+            true => self.otherwise == Silence::Drain,
+            false => self.sites.iter().any(|(_, silence)| *silence == Silence::Drain),
+        }
+    }
+
+    fn all(&self, wanted: Silence) -> bool {
+        match self.sites.is_empty() {
+            true => self.otherwise == wanted,
+            false => self.sites.iter().all(|(_, silence)| *silence == wanted),
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    /// `validate`, or `www: serve, shop: drain`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sites.first() {
+            Some((_, first)) if !self.all(*first) => {
+                let sites = self.sites.iter();
+                let sites: Vec<String> =
+                    sites.map(|(name, silence)| format!("{name}: {}", silence.as_str())).collect();
+                f.write_str(&sites.join(", "))
+            }
+            Some((_, all)) => f.write_str(all.as_str()),
+            None => f.write_str(self.otherwise.as_str()),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -71,6 +140,7 @@ impl Default for Settings {
             member_kept: Duration::from_secs(24 * 3600),
             silence_max: Duration::from_secs(60),
             silence: Silence::Validate,
+            silence_of_sites: Vec::new(),
             start_wait: Duration::from_secs(10),
             command_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(3),
@@ -220,6 +290,26 @@ mod tests {
         check("redis+cluster://a:1,b:2", "redis+cluster://a:1,b:2");
         let url: RedisUrl = "redis://u:s%40cret@r".parse().unwrap();
         assert_eq!(url.password.as_deref(), Some("s@cret"));
+    }
+
+    #[test]
+    fn each_site_has_what_it_wants_done_in_a_silence() {
+        use Silence::{Drain, Serve, Validate};
+        let policy = |sites: &[(&str, Silence)]| {
+            let sites = sites.iter().map(|(name, silence)| ((*name).into(), *silence));
+            Policy::new(Validate, sites.collect())
+        };
+        let check = |sites: &[(&str, Silence)], validated: &[PurgeScope], drains, shown: &str| {
+            let policy = policy(sites);
+            assert_eq!((policy.validated(), policy.drains()), (validated.to_vec(), drains));
+            assert_eq!(policy.to_string(), shown);
+        };
+        check(&[], &[PurgeScope::All], false, "validate");
+        check(&[("a", Validate), ("b", Validate)], &[PurgeScope::All], false, "validate");
+        let b = PurgeScope::Site("b".into());
+        check(&[("a", Serve), ("b", Validate)], &[b], false, "a: serve, b: validate");
+        check(&[("a", Serve), ("b", Drain)], &[], true, "a: serve, b: drain");
+        check(&[("a", Serve)], &[], false, "serve");
     }
 
     #[test]

@@ -88,6 +88,7 @@ struct Node {
     bus: Bus,
     store: Store,
     metrics: Arc<Metrics>,
+    clock: Clock,
     directory: PathBuf,
     name: String,
     settings: Settings,
@@ -121,12 +122,18 @@ impl Node {
             let store = Store::open(&store_settings, clock.clone(), &metrics, handle.clone());
             let store = store.await.unwrap();
             let identity = Identity { name: name.to_owned(), region: "here".to_owned() };
-            let bus =
-                Bus::start(settings.clone(), identity, store.clone(), clock, &metrics, &handle);
+            let bus = Bus::start(
+                settings.clone(),
+                identity,
+                store.clone(),
+                clock.clone(),
+                &metrics,
+                &handle,
+            );
             (store.clone(), bus.await.unwrap())
         });
         let name = name.to_owned();
-        Self { runtime, bus, store, metrics, directory, name, settings }
+        Self { runtime, bus, store, metrics, clock, directory, name, settings }
     }
 
     /// Ends without a word to anybody, and starts anew on the same directory.
@@ -386,6 +393,144 @@ fn a_silent_bus_makes_a_node_validate_or_leave() {
     redis.run();
     until("it is ready again", || drains.bus.not_ready().is_none());
     assert_eq!(purges(&drains), of_drains);
+}
+
+#[test]
+fn a_replica_that_took_other_entries_in_place_of_lost_ones_is_noticed() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    let away = nodes.remove(1);
+    let (name, directory, settings) = away.kill();
+    // Its clock is behind: entry 1 was lost, another 1 and a 2 came in its place, the 1 with an id
+    // before that of the lost one, so that a reader who goes on from there sees but the 2.
+    let epoch = redis.command(&["HGET", "{skerry:purge}:state", "epoch"]);
+    let (name_a, directory_a, settings_a) = nodes.remove(0).kill();
+    let lost = redis.command(&["HGET", "{skerry:purge}:state", "id"]);
+    let (ms, _) = lost.split_once('-').unwrap();
+    let ms: u64 = ms.parse().unwrap();
+    redis.command(&["DEL", "{skerry:purge}:stream"]);
+    let add = |ms: u64, number: &str, previous: &str| {
+        let id = format!("{ms}-0");
+        let entry = ["e", &epoch, "n", number, "p", previous, "r", "{}"];
+        let command = ["XADD", "{skerry:purge}:stream", &id];
+        redis.command(&[&command[..], &entry].concat());
+        redis.command(&["HSET", "{skerry:purge}:state", "number", number, "id", &id]);
+        id
+    };
+    let first = add(ms - 5, "1", "0-0");
+    add(ms + 5, "2", &first);
+    for (name, directory, settings) in
+        [(name, directory, settings), (name_a, directory_a, settings_a)]
+    {
+        let back = Node::start(&name, directory, settings);
+        assert!(back.purged_softly(), "node {name}");
+    }
+}
+
+#[test]
+fn a_node_that_lost_its_disk_begins_anew_and_takes_part() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    let (name, directory, settings) = nodes.remove(1).kill();
+    nodes[0].purge("https://x/2", Wait::Local);
+    std::fs::remove_dir_all(&directory).unwrap();
+    std::fs::create_dir(&directory).unwrap();
+    let back = Node::start(&name, directory, settings);
+    // It has nothing that could be purged.
+    assert_eq!(back.gaps(Gap::New), 1);
+    assert!(!back.purged_softly());
+    let (_, status) = nodes[0].purge("https://x/3", Wait::All);
+    assert!(status.is_enough(Wait::All), "{status:?}");
+    assert!(!nodes[0].purged_softly(), "the others missed nothing");
+}
+
+#[test]
+fn two_nodes_of_one_name_are_never_taken_for_one() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    let own = kept.path().join("twin");
+    std::fs::create_dir(&own).unwrap();
+    let twin = Node::start("b", own, settings(redis.url()));
+    until("it is noticed", || nodes[0].bus.members().len() == 3);
+    let wait = Duration::from_millis(300);
+    let (_, status) = nodes[0].try_purge("https://x/1", Wait::All, wait).unwrap();
+    assert!(!status.is_enough(Wait::All), "{status:?}");
+    let names: Vec<&String> = status.nodes.keys().collect();
+    assert_eq!(names, ["a", "b", "b (another of this name)"]);
+    twin.kill();
+    let (_, status) = nodes[0].purge("https://x/2", Wait::All);
+    assert!(status.is_enough(Wait::All), "{status:?}");
+    // A node that is killed and started again is no twin of itself.
+    let back = nodes.remove(1).restart();
+    until("they have met", || back.bus.members().len() == 2);
+    assert!(nodes[0].purge("https://x/3", Wait::All).1.is_enough(Wait::All));
+}
+
+#[test]
+fn a_clock_that_is_set_back_neither_loses_purges_nor_doubles_ids() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start("alone", directory.path().to_owned(), Settings::default());
+    node.clock.advance(Duration::from_secs(3600));
+    let (first, _) = node.purge("https://x/1", Wait::All);
+    let before = node.store.sequence();
+    // The next process reads a clock that is an hour behind.
+    let node = node.restart();
+    assert!(node.store.sequence() > before, "what is stored now is newer than the purge");
+    let (second, _) = node.purge("https://x/1", Wait::All);
+    assert_ne!(first, second);
+    assert!(node.knows(&second));
+}
+
+#[test]
+fn tls_goes_only_to_a_redis_that_the_ca_file_vouches_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let authority = |name: &str| {
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(path(name), parameters.self_signed(&key).unwrap().pem()).unwrap();
+        rcgen::Issuer::new(parameters, key)
+    };
+    let (ours, _other) = (authority("ca.pem"), authority("other.pem"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = parameters.signed_by(&key, &ours).unwrap();
+    std::fs::write(path("redis.pem"), certificate.pem()).unwrap();
+    std::fs::write(path("redis-key.pem"), key.serialize_pem()).unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let redis = Redis::start(&[
+        "--save",
+        "",
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &path("redis.pem"),
+        "--tls-key-file",
+        &path("redis-key.pem"),
+        "--tls-ca-cert-file",
+        &path("ca.pem"),
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let Some(_redis) = redis else { return };
+    let url: RedisUrl = format!("rediss://127.0.0.1:{port}").parse().unwrap();
+    let start = |name: &str, ca: &str, start_wait| {
+        let own = directory.path().join(name);
+        std::fs::create_dir(&own).unwrap();
+        let ca_file = Some(directory.path().join(ca));
+        Node::start(name, own, Settings { ca_file, start_wait, ..settings(url.clone()) })
+    };
+    let nodes = [start("a", "ca.pem", LONG), start("b", "ca.pem", LONG)];
+    until("they have met", || nodes[0].bus.members().len() == 2);
+    let (_, status) = nodes[0].purge("https://x/1", Wait::All);
+    assert!(status.is_enough(Wait::All), "{status:?}");
+    let wary = start("c", "other.pem", Duration::from_millis(500));
+    assert_eq!(wary.bus.inner.gauges.connected.get(), 0);
+    assert!(wary.metrics.total(Metric::BusDisconnects, 0) > 0, "it tried");
+    assert_eq!(nodes[0].bus.members().len(), 2);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 //! Nothing here sleeps to order things; a test that must do so uses a [`Gate`], and what
 //! can only be looked at is waited for with [`until`].
 
+pub mod authority;
 pub mod client;
 pub mod frames;
+pub mod link;
 pub mod node;
 pub mod origin;
 pub mod process;
@@ -13,6 +15,7 @@ pub mod victim;
 use std::time::Duration;
 
 pub use client::{Client, Response, exchange, raw};
+pub use link::LongLink;
 pub use node::Edge;
 pub use origin::{Answer, Gate, Origin};
 pub use process::{Process, skerry};

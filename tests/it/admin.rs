@@ -1,0 +1,177 @@
+//! The admin API as an operator meets it: who may call, over what, and what a refusal says.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::authority::{Authority, text};
+use crate::harness::{Answer, Edge, Origin, skerry};
+
+/// One call by the real curl: the status (0: no answer) and the body.
+fn curl(edge: &Edge, authority: &Authority, path: &str, more: &[&str]) -> (u16, String) {
+    let output = Command::new("curl")
+        .args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}", "--cacert"])
+        .arg(authority.file())
+        .args(more)
+        .arg(format!("https://{}{path}", edge.admin))
+        .output()
+        .expect("curl runs");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, status) = told.rsplit_once('\n').expect("a status");
+    (status.parse().expect("a number"), body.to_owned())
+}
+
+fn with_tls(authority: &Authority, more: &str) -> Edge {
+    let (certificate, key) = authority.issue("127.0.0.1");
+    Edge::with(&format!(
+        "[admin]\n{more}[admin.tls]\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {:?}\n\
+         [sites.all]\nhosts = \"*\"\nrespond.content = \"x\"\n",
+        authority.file()
+    ))
+}
+
+#[test]
+fn only_who_has_a_certificate_of_the_authority_may_call() {
+    let authority = Authority::new();
+    let edge = with_tls(&authority, "audit_log = \"audit.log\"\n");
+    let (certificate, key) = authority.issue("ops.test");
+    let mine = ["--cert", text(&certificate), "--key", text(&key)];
+    assert_eq!(curl(&edge, &authority, "/nodes", &mine).0, 200);
+    assert_eq!(curl(&edge, &authority, "/healthz", &[]), (200, "ok\n".to_owned()));
+    let (status, body) = curl(&edge, &authority, "/nodes", &[]);
+    assert_eq!(status, 401, "{body}");
+    assert!(body.contains("a client certificate is needed"), "{body}");
+    let other = Authority::new();
+    let (certificate, key) = other.issue("ops.test");
+    let theirs = ["--cert", text(&certificate), "--key", text(&key)];
+    assert_eq!(curl(&edge, &authority, "/nodes", &theirs).0, 0, "not even a connection");
+
+    let purge = [&mine[..], &["--data", "{\"all\": true}"]].concat();
+    let (status, body) = curl(&edge, &authority, "/purge", &purge);
+    assert_eq!(status, 200, "{body}");
+    let audit = std::fs::read_to_string(edge.path("audit.log")).expect("a file");
+    assert!(audit.contains("\"who\":\"ops.test\""), "{audit}");
+}
+
+#[test]
+fn the_file_of_tokens_says_what_a_certificate_may() {
+    let authority = Authority::new();
+    let tokens = tempfile::NamedTempFile::new().expect("a file");
+    let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let lines = format!("eye read certificate:eye.test\nops all sha256:{hash}\n");
+    std::fs::write(tokens.path(), lines).expect("a file");
+    let edge = with_tls(&authority, &format!("tokens = {:?}\n", tokens.path()));
+    let (certificate, key) = authority.issue("eye.test");
+    let eye = ["--cert", text(&certificate), "--key", text(&key)];
+    assert_eq!(curl(&edge, &authority, "/nodes", &eye).0, 200);
+    let (status, body) =
+        curl(&edge, &authority, "/purge", &[&eye[..], &["--data", "{\"all\": true}"]].concat());
+    assert_eq!(status, 403, "{body}");
+    assert!(body.contains("may read"), "{body}");
+    let (certificate, key) = authority.issue("unknown.test");
+    let unknown = ["--cert", text(&certificate), "--key", text(&key)];
+    assert_eq!(curl(&edge, &authority, "/nodes", &unknown).0, 401);
+    // A token does, with a certificate or without.
+    let token = ["--header", "Authorization: Bearer test"];
+    assert_eq!(curl(&edge, &authority, "/nodes", &token).0, 200);
+}
+
+#[test]
+fn the_commands_speak_tls_and_say_what_is_wrong() {
+    let authority = Authority::new();
+    let edge = with_tls(&authority, "");
+    let (certificate, key) = authority.issue("ops.test");
+    let at = edge.admin.to_string();
+    let purge = |more: &[&str]| {
+        let output = skerry(&[&["purge", "--all", "--admin", &at][..], more].concat());
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), told + &String::from_utf8_lossy(&output.stdout))
+    };
+    let file = authority.file();
+    let ca = ["--ca", text(&file)];
+    let mine = [&ca[..], &["--certificate", text(&certificate), "--key", text(&key)]].concat();
+    let (code, told) = purge(&mine);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("in force after"), "{told}");
+    let check = |more: &[&str], expected: &str| {
+        let (code, told) = purge(more);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains(expected), "{told}");
+    };
+    check(&ca, "a client certificate is needed");
+    check(&[], "--ca");
+    let other = Authority::new();
+    check(&["--ca", text(&other.file())], "has not signed the node's certificate");
+    check(&["--ca", "/nowhere.pem"], "/nowhere.pem");
+    let plain = Edge::before("http://127.0.0.1:9");
+    let at_plain = plain.admin.to_string();
+    let output = skerry(&["purge", "--all", "--admin", &at_plain, "--ca", text(&file)]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("leave out --ca"), "{told}");
+}
+
+#[test]
+fn refusals_are_audited_and_counted() {
+    let tokens = tempfile::NamedTempFile::new().expect("a file");
+    let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    std::fs::write(tokens.path(), format!("eye read sha256:{hash}\n")).expect("a file");
+    let edge = Edge::with(&format!(
+        "[admin]\naudit_log = \"audit.log\"\ntokens = {:?}\n[sites.all]\nhosts = \"*\"\nrespond.content = \"x\"\n",
+        tokens.path()
+    ));
+    let call = |token: &str| {
+        let fields = [format!("Authorization: Bearer {token}")];
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let mut client = crate::harness::Client::connect(edge.admin);
+        client.request("POST", "admin", "/purge", &fields, b"{\"all\": true}").status
+    };
+    assert_eq!((call("guess"), call("test")), (401, 403));
+    for _ in 0..40 {
+        assert_eq!(call("guess"), 401);
+    }
+    let audit = std::fs::read_to_string(edge.path("audit.log")).expect("a file");
+    let lines: Vec<Value> =
+        audit.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert_eq!((&lines[0]["status"], &lines[0]["who"]), (&401.into(), &Value::Null));
+    assert_eq!((&lines[1]["status"], &lines[1]["who"]), (&403.into(), &"eye".into()));
+    assert_eq!(lines[1]["call"], "POST /purge");
+    assert!(lines.len() < 42, "who guesses doesn't fill the disk: {} lines", lines.len());
+    let output = Command::new("curl")
+        .args(["--silent", "--header", "Authorization: Bearer test"])
+        .arg(format!("http://{}/metrics", edge.admin))
+        .output()
+        .expect("curl runs");
+    let metrics = String::from_utf8_lossy(&output.stdout);
+    assert!(metrics.contains("skerry_admin_refused_total{status=\"401\"} 41"), "{metrics}");
+}
+
+#[test]
+fn an_address_that_others_reach_needs_tokens_or_certificates() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("edge.toml");
+    let text = "[admin]\naddress = \"0.0.0.0:9180\"\n[sites.all]\nhosts = \"*\"\nrespond.content = \"x\"\n";
+    std::fs::write(&file, text).expect("a file");
+    let output = skerry(&["check", file.to_str().expect("a plain name")]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("\"admin.tokens\" or \"admin.tls.client_ca\" is needed"), "{told}");
+}
+
+#[test]
+fn a_reload_tells_changes_in_words() {
+    let origin = Origin::start(|_| Answer::ok("x"));
+    let text = |more: &str| {
+        format!("[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n{more}", origin.url())
+    };
+    let edge = Edge::with(&text(""));
+    let more = "rate = { per_second = 5 }\nsilence = \"serve\"\n[sites.all.response_fields.set]\n\
+                x-served-by = \"us\"\n";
+    let changes = edge.reload(&text(more)).expect("a good file").join("\n");
+    for expected in [
+        "sites.all.rate.per_second: none → 5",
+        "sites.all.silence: \"serve\" (new)",
+        "sites.all.response_fields.set: none → { x-served-by = \"us\" }",
+    ] {
+        assert!(changes.contains(expected), "{expected}:\n{changes}");
+    }
+    assert!(!changes.contains("Some("), "{changes}");
+}

@@ -1,0 +1,66 @@
+//! A link that takes time: a relay to a local port, each byte `delay` later than it was sent.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Ends with its connections when it is dropped.
+pub struct LongLink {
+    /// Where to connect to.
+    pub port: u16,
+    _runtime: Runtime,
+}
+
+impl LongLink {
+    /// A link to `port` on this machine.
+    pub fn to(port: u16, delay: Duration) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let own_port = listener.local_addr().unwrap().port();
+        runtime.spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    // Nobody there: the caller sees its connection end.
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let _ = (near.set_nodelay(true), far.set_nodelay(true));
+                    let ((near_in, near_out), (far_in, far_out)) =
+                        (near.into_split(), far.into_split());
+                    tokio::spawn(carry(near_in, far_out, delay));
+                    carry(far_in, near_out, delay).await;
+                });
+            }
+        });
+        Self { port: own_port, _runtime: runtime }
+    }
+}
+
+async fn carry(
+    mut from: impl AsyncReadExt + Unpin + Send + 'static,
+    mut to: impl AsyncWriteExt + Unpin,
+    delay: Duration,
+) {
+    let (sender, mut under_way) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let due = Instant::now() + delay;
+            if sender.send((due, buffer[..length].to_vec())).await.is_err() {
+                return;
+            }
+        }
+    });
+    while let Some((due, bytes)) = under_way.recv().await {
+        tokio::time::sleep_until(due).await;
+        if to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
