@@ -22,6 +22,7 @@ mod settings;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -269,28 +270,34 @@ impl Bus {
     }
 
     async fn watch(&self, id: &str, wait: Wait, timeout: Duration) -> Status {
-        let deadline = tokio::time::Instant::now() + timeout;
         let mut changed = self.inner.changed.subscribe();
-        let mut asked = tokio::time::Instant::now();
-        loop {
-            let status = self.status_here(id);
-            if status.is_enough(wait) {
-                return status;
+        let watching = async {
+            loop {
+                let status = self.status_here(id);
+                if status.is_enough(wait) {
+                    return status;
+                }
+                // The sender lives as long as the bus.
+                let _ = changed.changed().await;
             }
-            // Messages may be lost: the hash is not.
-            let look = tokio::time::Instant::now() + LOOK_EVERY;
-            tokio::select! {
-                _ = changed.changed() => {}
-                () = tokio::time::sleep_until(look.min(deadline)) => {}
-            }
-            let now = tokio::time::Instant::now();
-            if now >= asked + LOOK_EVERY || now >= deadline {
-                asked = now;
+        };
+        // A look takes a round trip, which what comes meanwhile does not wait for.
+        tokio::select! {
+            biased;
+            status = watching => status,
+            never = self.keep_looking(id) => match never {},
+            () = tokio::time::sleep(timeout) => {
                 self.inner.look_up(id).await;
+                self.status_here(id)
             }
-            if now >= deadline {
-                return self.status_here(id);
-            }
+        }
+    }
+
+    /// Messages may be lost: the hash is not.
+    async fn keep_looking(&self, id: &str) -> Infallible {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            self.inner.look_up(id).await;
         }
     }
 
@@ -502,6 +509,8 @@ impl Inner {
         for (node, receipt) in &receipts {
             ledger.receipt(id, node, *receipt);
         }
+        drop(ledger);
+        self.changed.send_replace(());
         receipts
     }
 
