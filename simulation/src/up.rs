@@ -66,8 +66,9 @@ fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
          \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n\n\
          \x20 # what one node counts\n\
          \x20 curl -s 127.0.0.1:{admin}/metrics\n\n\
-         Then break things and read the report: run NAME instead of up; list shows the names.\n\
-         docs/how-to: see-a-purge-travel.md, lose-redis.md, try-your-config.md.\n"
+         Next, break things and read the report (more in docs/how-to):\n\n\
+         \x20 cargo run --release -p simulation -- list\n\
+         \x20 cargo run --release -p simulation -- run everything\n"
     )
 }
 
