@@ -19,7 +19,7 @@ use super::fill::{Filling, Settings};
 use super::{FetchError, FillEnd, FillReader, Filled};
 use crate::body::{Body, BodyError};
 use crate::cache::{
-    CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse,
+    CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse,
 };
 use crate::clock::Clock;
 use crate::metrics::{Metric, Metrics};
@@ -473,7 +473,10 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
     on_a_worker(async {
         let node = Node::new(small());
         let join = || {
-            let overtaken = |response: Option<&_>, since| node.store.overtaken(response, since);
+            let url = "https://www.example.org/a";
+            let asked = PurgeTarget { site: "example", url, tags: &[] };
+            let overtaken =
+                |response: Option<&_>, since| node.store.overtaken(&asked, response, since);
             node.fills.join(KEY, node.store.sequence(), overtaken)
         };
         let purge = async |scope| {
@@ -483,6 +486,8 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
         };
         let Join::Lead(mut lead) = join() else { panic!("the first one leads") };
         assert!(matches!(join(), Join::Follow(_)), "nothing was purged");
+        purge(PurgeScope::Url("https://www.example.org/b".into())).await;
+        assert!(matches!(join(), Join::Follow(_)), "another URL, before the head is there");
         let (own, stored_at_sequence) = (lead.follower(), lead.sequence());
         let response =
             StoredResponse { stored_at_sequence, ..StoredResponse::clone(&response(None)) };

@@ -14,7 +14,7 @@ use super::exchange::{Came, Job, Report};
 use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::body::Body;
-use crate::cache::{self, CacheStatus, Decision, Reason, Vary};
+use crate::cache::{self, CacheStatus, Decision, PurgeTarget, Reason, Vary};
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
 use crate::fetch::slices::ask_for;
@@ -55,8 +55,10 @@ impl Visit {
     ) -> Result<Response<Body>, Failure> {
         for _ in 0..ROUNDS_MAX {
             let store = &self.worker.store;
+            // Its tags are not known before its head.
+            let asked = PurgeTarget { site: &self.site.name, url: found.key.url(), tags: &[] };
             let joined = self.worker.fills.join(found.hash, store.sequence(), |response, since| {
-                store.overtaken(response, since)
+                store.overtaken(&asked, response, since)
             });
             let follower = match joined {
                 Join::Lead(lead) => {

@@ -55,7 +55,9 @@ use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
 use self::sites::{Site, Sites};
 use self::stat::Gauges;
 use crate::cache::range::with_part;
-use crate::cache::{KeyHash, PurgeKind, PurgeScope, PurgeSequence, StoredResponse, VaryList};
+use crate::cache::{
+    KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse, VaryList,
+};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, Recorder};
 use crate::planted::{self, Bug};
@@ -261,10 +263,15 @@ impl Store {
         self.inner.purges.purge_soon(batch, cause, &self.inner.background);
     }
 
-    /// Whether a purge later than `since` may cover a response that was asked for at `since`, by
-    /// what is known of it.
-    pub fn overtaken(&self, response: Option<&StoredResponse>, since: PurgeSequence) -> bool {
-        self.inner.purges.overtaken(response, since)
+    /// Whether a purge later than `since` may cover a response that was `asked` for at `since`,
+    /// by what is known of it.
+    pub fn overtaken(
+        &self,
+        asked: &PurgeTarget<'_>,
+        response: Option<&StoredResponse>,
+        since: PurgeSequence,
+    ) -> bool {
+        self.inner.purges.overtaken(asked, response, since)
     }
 
     /// The bus' position that was last made durable with a purge; not there in a new or

@@ -29,7 +29,7 @@ use self::log::{Found, Log};
 use self::table::{Marks, Scope, Table};
 use super::record::{Head, random_u64};
 use super::settings::Settings;
-use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, StoredResponse};
+use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse};
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 
@@ -278,19 +278,18 @@ impl Purges {
         }
     }
 
-    /// Whether a purge later than `since` may cover a response; while its head is not known,
-    /// any may.
+    /// Whether a purge later than `since` may cover a response to what was `asked` for; while
+    /// its head is not known, every purge of a tag may.
     pub(super) fn overtaken(
         &self,
+        asked: &PurgeTarget<'_>,
         response: Option<&StoredResponse>,
         since: PurgeSequence,
     ) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         match response {
-            None => since.0 < self.hot.applied.load(Ordering::Acquire),
-            Some(response) => {
-                let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-                table.verdict(&response.purge_target(), since).is_some()
-            }
+            None => table.may_cover(asked, since),
+            Some(response) => table.verdict(&response.purge_target(), since).is_some(),
         }
     }
 

@@ -81,6 +81,8 @@ pub(super) struct Table {
     urls: HashMap<u128, Marks>,
     tags: HashMap<u64, Marks>,
     prefixes: BTreeMap<Arc<str>, Marks>,
+    /// Of the latest purge of any tag.
+    tag_latest: u64,
     /// Every entry but `all` by its latest sequence, oldest first. An entry that was purged
     /// again has left stale places behind, which are skipped.
     order: VecDeque<(u64, Scope)>,
@@ -99,6 +101,9 @@ impl Table {
     /// Takes note of marks, as a snapshot has them.
     pub(super) fn merge(&mut self, scope: &Scope, marks: Marks) {
         self.entry(scope).merge(marks);
+        if let Scope::Tag(_) = scope {
+            self.tag_latest = self.tag_latest.max(marks.latest());
+        }
         if *scope != Scope::All {
             let latest = marks.latest();
             // A snapshot's entries and the log's frames behind it may overlap by a few.
@@ -175,6 +180,11 @@ impl Table {
         }
         self.prefixes_of(target.url, |prefix| marks.merge(prefix));
         marks.verdict(stored_at)
+    }
+
+    /// Whether a purge after `since` may cover a response whose tags are not known yet.
+    pub(super) fn may_cover(&self, target: &PurgeTarget<'_>, since: PurgeSequence) -> bool {
+        self.tag_latest > since.0 || self.verdict(target, since).is_some()
     }
 
     /// Visits every prefix of `url`, the longest first. The greatest key up to a bound is
@@ -298,6 +308,21 @@ mod tests {
 
     fn prefix(text: &str) -> PurgeScope {
         PurgeScope::Prefix(text.into())
+    }
+
+    #[test]
+    fn before_the_tags_are_known_any_tag_may_cover() {
+        for (scope, may_cover) in [
+            (PurgeScope::Tag("sport".into()), true),
+            (PurgeScope::Url(URL.into()), true),
+            (PurgeScope::Url("https://a.example/x/z".into()), false),
+            (PurgeScope::Site("b".into()), false),
+        ] {
+            let table = table(&[(scope.clone(), Soft, 5)]);
+            let target = PurgeTarget { site: "a", url: URL, tags: &[] };
+            assert_eq!(table.may_cover(&target, PurgeSequence(4)), may_cover, "{scope:?}");
+            assert!(!table.may_cover(&target, PurgeSequence(5)), "{scope:?}");
+        }
     }
 
     #[test]
