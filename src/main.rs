@@ -245,10 +245,10 @@ fn check(file: PathBuf) -> Result<(), String> {
     let flags = Flags { config: Some(file.clone()), ..Flags::default() };
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     println!(
-        "{}: fine: {} sites, {} pools",
+        "{}: fine: {}, {}",
         file.display(),
-        config.routes.sites.len(),
-        config.fetch.pools.len()
+        cli::count(config.routes.sites.len(), "site"),
+        cli::count(config.fetch.pools.len(), "pool")
     );
     Ok(())
 }

@@ -34,6 +34,11 @@ impl Answer {
     }
 }
 
+/// `1 site`, `2 sites`.
+pub fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
 /// Where a node's admin API is, and how it is spoken to.
 #[derive(Clone, Debug)]
 pub struct Admin {

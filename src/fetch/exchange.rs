@@ -32,6 +32,7 @@ use tokio::task::coop::unconstrained;
 use super::core::Active;
 use super::deadline::{Deadline, NEVER};
 use super::error::body_timeout;
+use super::fields;
 use super::gate::Gate;
 use super::io::{Io, Traffic};
 use super::tunnel::UpgradedOrigin;
@@ -422,6 +423,10 @@ impl HttpBody for ResponseBody {
                 } else {
                     this.limits.arm(&this.deadline, this.limits.between_bytes);
                 }
+                let frame = match frame.into_trailers() {
+                    Ok(trailers) => Frame::trailers(fields::forwardable(trailers)),
+                    Err(data) => data,
+                };
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {

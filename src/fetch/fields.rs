@@ -4,7 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, HOST, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 
@@ -78,6 +81,32 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
     if !upgraded {
         headers.remove(UPGRADE);
     }
+}
+
+/// Trailers without what may not stand in them (RFC 9110 §6.5.1): fields about framing,
+/// routing, the connection or how the content is to be read came too late to be heeded, and
+/// HTTP/2 would have to end the stream for some of them.
+pub(super) fn forwardable(mut trailers: HeaderMap) -> HeaderMap {
+    for name in [
+        AUTHORIZATION,
+        CACHE_CONTROL,
+        CONNECTION,
+        CONTENT_ENCODING,
+        CONTENT_LENGTH,
+        CONTENT_RANGE,
+        CONTENT_TYPE,
+        HOST,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        SET_COOKIE,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        trailers.remove(name);
+    }
+    trailers
 }
 
 /// What is wrong with how an origin frames its response.

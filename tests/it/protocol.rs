@@ -180,8 +180,9 @@ fn bodies_stream_both_ways_at_once() {
 fn trailers_reach_a_client_that_takes_them() {
     let origin = Origin::start(|_| {
         Answer::raw(
-            "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nTrailer: X-Sum\r\n\
-             Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nTrailer: X-Sum, Set-Cookie\r\n\
+             Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nConnection: x\r\n\
+             Set-Cookie: late=1\r\nContent-Length: 3\r\nX-Sum: 42\r\n\r\n",
         )
     });
     let edge = Edge::before(&origin.url());
@@ -193,6 +194,8 @@ fn trailers_reach_a_client_that_takes_them() {
     assert!(text.ends_with("0\r\nx-sum: 42\r\n\r\n"), "{text}");
     let verbose = run("nghttp", &["-v", &format!("http://{}/", edge.http)]);
     assert!(verbose.contains("x-sum: 42"), "{verbose}");
+    // What may not stand in trailers does not, and ends no stream.
+    assert!(!verbose.contains("late=1") && !verbose.contains("RST_STREAM"), "{verbose}");
 }
 
 /// The gate has looked at the fields when they come, and has not seen them.
