@@ -1,6 +1,6 @@
 //! Clients that are slow, many or rude: each costs little, and nobody else notices.
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 
 use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, until};
 
@@ -67,36 +67,6 @@ fn a_client_that_resets_amid_its_body_takes_its_request_with_it() {
     drop(client);
     until("the origin is let go", || origin.open() == 0);
     assert_eq!(origin.requests(), 0, "it never was whole");
-}
-
-#[test]
-fn ten_thousand_idle_connections_are_held_in_little_memory() {
-    let wanted = 10_000;
-    let limit = getrlimit(Resource::Nofile);
-    let more = Rlimit { current: limit.maximum, ..limit };
-    setrlimit(Resource::Nofile, more).expect("up to the hard limit");
-    let open_max = limit.maximum.map_or(usize::MAX, |max| max as usize);
-    let count = wanted.min(open_max.saturating_sub(2_000));
-    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(3600));
-    let limits = "[limits]\nconnections_per_address_max = 20000\nconnections_max = 20000\nidle_timeout = \"5m\"\n";
-    let node = Process::start(&alone(&origin, limits));
-    let before = node.memory("VmRSS");
-    let mut idle: Vec<Client> = Vec::new();
-    for _ in 0..count {
-        let mut client = Client::connect(node.http);
-        assert_eq!(client.get("edge.test", "/", &[]).status, 200);
-        idle.push(client);
-    }
-    until("all are open", || {
-        metric(&node, "skerry_connections{") + metric(&node, "skerry_connections ") >= count as f64
-    });
-    let each = (node.memory("VmRSS").saturating_sub(before)) / count as u64;
-    println!("{count} connections, {each} bytes each");
-    assert!(each < 16 << 10, "{each} bytes a connection");
-    for client in idle.iter_mut().step_by(997) {
-        assert_eq!(client.get("edge.test", "/", &[]).status, 200);
-    }
-    assert_eq!(origin.requests(), 1);
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn ten_thousand_idle_connections_take_little_memory_each() {
     setrlimit(Resource::Nofile, raised).expect("within the maximum");
     let origin = Origin::start(|_| Answer::ok("hello").fresh_for(600));
     let node = Process::start(&format!(
-        "[limits]\nconnections_per_address_max = 20000\nidle_timeout = \"10m\"\n\
+        "[limits]\nconnections_per_address_max = 20000\nheader_timeout = \"10m\"\nidle_timeout = \"10m\"\n\
          [log]\naccess = \"off\"\n[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n\
          [pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
         origin.url()
