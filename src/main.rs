@@ -226,7 +226,7 @@ Skerry demo: a built-in origin with an edge in front of it.
 
   page    http://localhost:{http}/
   TLS     https://localhost:{https}/   (self-signed)
-  admin   http://{admin}/   (/readyz, /metrics, /explain, POST /purge)
+  admin   http://{admin}/   (dashboard; /readyz, /metrics, /explain, POST /purge)
   cache   {data_dir}
 
 Try:

@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 
 use super::audit::{Audit, Refused};
 use super::bus::Bus;
+use super::dashboard;
 use super::problem::Problem;
 use super::purges::{Rate, advise};
 use super::tls::{self, AdminTls};
@@ -186,8 +187,12 @@ impl Admin {
         if path == "/healthz" || path == "/readyz" {
             return Ok(self.health(&path));
         }
+        if let Some(file) = dashboard::file(&path).filter(|_| request.method() == Method::GET) {
+            return Ok(file);
+        }
         let call = format!("{} {path}", request.method());
-        let caller = self.caller(request.headers(), peer);
+        let caller = dashboard::admit(&request, self.is_open())
+            .and_then(|()| self.caller(request.headers(), peer));
         let who = caller.as_ref().ok().map(|caller| caller.name.clone());
         let answer = match &caller {
             Ok(caller) => self.answer_to(caller, &path, request).await,
@@ -197,6 +202,11 @@ impl Admin {
             self.audit_refusal(&call, who.as_deref(), peer.address, problem).await;
         }
         answer
+    }
+
+    /// Whether it is for everyone who can connect.
+    fn is_open(&self) -> bool {
+        self.tokens.is_none() && !self.tls.as_ref().is_some_and(|tls| tls.knows_callers())
     }
 
     fn caller(&self, headers: &http::HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
@@ -229,7 +239,7 @@ impl Admin {
         }
         let Some((_, method)) = CALLS.iter().find(|(call, _)| *call == path) else {
             let calls: Vec<_> = CALLS.iter().map(|(call, _)| *call).collect();
-            let detail = format!("no call {path:?}; there are {}", calls.join(", "));
+            let detail = format!("no call {path:?}; there are / and {}", calls.join(", "));
             return Err(Problem::new(StatusCode::NOT_FOUND, detail));
         };
         if request.method() != *method {

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod audit;
 pub mod bus;
+mod dashboard;
 pub mod problem;
 pub mod purge;
 pub mod purges;

@@ -100,7 +100,7 @@ impl Admin {
         };
         let nodes: serde_json::Map<String, Value> =
             self.bus.members().into_iter().map(node).collect();
-        json_response(StatusCode::OK, &json!({ "nodes": nodes }))
+        json_response(StatusCode::OK, &json!({ "node": self.bus.name(), "nodes": nodes }))
     }
 
     /// Whether the caller's token goes as far as this.

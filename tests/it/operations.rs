@@ -207,3 +207,25 @@ fn purge_and_explain_work_from_the_command_line() {
         check_refused(&arguments, &[]);
     }
 }
+
+/// Looked at in a real browser: it fills itself from the API, and the console stays silent.
+#[test]
+fn the_dashboard_shows_the_node_and_why_there_was_no_hit() {
+    let edge = Edge::with(&fixed("hello"));
+    edge.admin("POST", "/purge", r#"{"tag": "<b>bold</b>"}"#);
+    let profile = tempfile::tempdir().expect("a temporary folder");
+    let out = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"])
+        .args(["--disable-background-networking", "--disable-component-update"])
+        .args(["--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=5000"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("http://{}/", edge.admin))
+        .output()
+        .expect("chromium is on the PATH");
+    let (page, log) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let console: Vec<_> = log.lines().filter(|line| line.contains("CONSOLE")).collect();
+    assert!(console.is_empty(), "{console:?}");
+    assert!(page.contains(r#"class="badge good" role="status">ready<"#), "{page}");
+    assert!(page.contains("tag &lt;b&gt;bold&lt;/b&gt;"), "{page}");
+    assert!(page.contains("requests/s"), "{page}");
+}

@@ -354,6 +354,11 @@ impl Bus {
         self.inner.ledger().since(at_ms, limit)
     }
 
+    /// This node's own name.
+    pub fn name(&self) -> &str {
+        &self.inner.identity.name
+    }
+
     /// The nodes of the fleet, this one among them.
     pub fn members(&self) -> BTreeMap<String, Member> {
         let mut members = self.inner.members().clone();
