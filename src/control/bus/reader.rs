@@ -100,7 +100,8 @@ impl Reader {
         let beat = link.beat(name, &says.to_string(), inner.settings.member_kept).await?;
         self.note_twin(&beat.before);
         let found = reconcile(self.position.as_ref(), &beat.head);
-        if found.is_err() {
+        // Redis has lost what it knew. A new node has known nobody.
+        if matches!(found, Err(Gap::Backwards | Gap::Replaced)) {
             let now = self.inner.clock.instant();
             self.members_kept_until = Some(now + self.kept_after_loss());
         }
