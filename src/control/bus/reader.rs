@@ -24,7 +24,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         head: None,
         members_kept_until: None,
         has_beaten: false,
-        has_twin: false,
+        twin_until: None,
         inner,
     };
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
@@ -50,8 +50,8 @@ struct Reader {
     members_kept_until: Option<Instant>,
     /// Whether this process has beaten before; what it finds under its name is its own since.
     has_beaten: bool,
-    /// Whether another node uses this one's name.
-    has_twin: bool,
+    /// Another node uses this one's name. It is not met at every heartbeat, and counts until then.
+    twin_until: Option<Instant>,
 }
 
 impl Reader {
@@ -88,17 +88,11 @@ impl Reader {
 
     /// Says that this node is there, and looks whether the stream still is what it was.
     async fn beat(&mut self, link: &mut Link) -> RedisResult<()> {
-        let inner = &self.inner;
-        let says = json!({
-            "region": inner.identity.region,
-            "instance": inner.instance,
-            "epoch": self.position.as_ref().map(|position| &position.epoch),
-            "number": self.position.as_ref().and_then(|position| position.number),
-            "twin": self.has_twin,
-        });
-        let name = &inner.identity.name;
-        let beat = link.beat(name, &says.to_string(), inner.settings.member_kept).await?;
-        self.note_twin(&beat.before);
+        let mut beat = self.say(link).await?;
+        if self.note_twin(&beat.before) {
+            // At once: until it is said, the fleet takes two nodes for one.
+            beat = self.say(link).await?;
+        }
         let found = reconcile(self.position.as_ref(), &beat.head);
         // Redis has lost what it knew. A new node has known nobody.
         if matches!(found, Err(Gap::Backwards | Gap::Replaced)) {
@@ -116,6 +110,18 @@ impl Reader {
         Ok(())
     }
 
+    async fn say(&self, link: &mut Link) -> RedisResult<Beat> {
+        let inner = &self.inner;
+        let says = json!({
+            "region": inner.identity.region,
+            "instance": inner.instance,
+            "epoch": self.position.as_ref().map(|position| &position.epoch),
+            "number": self.position.as_ref().and_then(|position| position.number),
+            "twin": self.twin_until.is_some(),
+        });
+        link.beat(&inner.identity.name, &says.to_string(), inner.settings.member_kept).await
+    }
+
     /// A node that has not come back to Redis within `silence_max` mistrusts its own cache by
     /// then; until then no purge is complete without it.
     fn kept_after_loss(&self) -> Duration {
@@ -124,18 +130,24 @@ impl Reader {
     }
 
     /// Two nodes of one name have one receipt between them: the fleet must not take it for both.
-    fn note_twin(&mut self, before: &str) {
+    /// True when this is news.
+    fn note_twin(&mut self, before: &str) -> bool {
         let before: Value = serde_json::from_str(before).unwrap_or_default();
         let other = before["instance"].as_str().unwrap_or_default();
         let is_new = !std::mem::replace(&mut self.has_beaten, true);
-        let has_twin = !is_new && !other.is_empty() && other != self.inner.instance;
-        if has_twin && !self.has_twin {
+        let had_twin = self.twin_until.is_some();
+        let now = self.inner.clock.instant();
+        if !is_new && !other.is_empty() && other != self.inner.instance {
+            self.twin_until = Some(now + BEATS_OF_A_TWIN * self.inner.settings.heartbeat);
+        }
+        self.twin_until = self.twin_until.filter(|until| now < *until);
+        if !had_twin && self.twin_until.is_some() {
             tracing::error!(
                 name = self.inner.identity.name,
                 "purge bus: another node has this one's name (node.name, --name): wait=all can't be complete"
             );
         }
-        self.has_twin = has_twin;
+        had_twin != self.twin_until.is_some()
     }
 
     fn note_members(&self, beat: &Beat) {
@@ -302,6 +314,8 @@ impl Inner {
 
 /// In the order of [`crate::metrics::BUS_CONNECTIONS`].
 const READ: usize = 0;
+/// Both beat once in one to two heartbeats, so that each meets the other within three.
+const BEATS_OF_A_TWIN: u32 = 4;
 /// What a second node of one name is called.
 const TWIN: &str = " (another of this name)";
 /// Before the purge log is tried again.
