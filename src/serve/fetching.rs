@@ -299,6 +299,12 @@ impl Visit {
         let Ok(job) = self.job(&found) else { return };
         let joined = self.worker.fills.join(found.hash, self.worker.store.sequence(), |_, _| false);
         if let Join::Lead(lead) = joined {
+            // Whoever did may have ended since the lookup.
+            if let Ok(again) = self.look_in_memory(Target { key: found.key.clone() })
+                && matches!(self.decide(&again), Decision::Serve { .. })
+            {
+                return lead.stored();
+            }
             let request = self.fill_request(found.validated().map(Arc::as_ref));
             let (report, _) = oneshot::channel();
             spawn_local(job.lead(request, lead.to_the_end(), report));
