@@ -210,10 +210,10 @@ impl Admin {
     }
 
     fn caller(&self, headers: &http::HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
-        match (&self.tokens, &self.tls) {
-            (Some(tokens), _) => tokens.caller(headers, peer),
-            (None, Some(tls)) if tls.knows_callers() => Caller::certified(peer),
-            (None, _) => Ok(Caller::local(peer.address)),
+        match &self.tokens {
+            Some(tokens) => tokens.caller(headers, peer),
+            None if self.is_open() => Ok(Caller::local(peer.address)),
+            None => Caller::certified(peer),
         }
     }
 

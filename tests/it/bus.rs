@@ -14,7 +14,7 @@ use serde_json::Value;
 use skerry::clock::Clock;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, LongLink, Origin};
+use crate::harness::{Answer, LongLink, Origin, Random};
 
 /// Purges that were acknowledged hold, whatever is killed, cut or trimmed. `SKERRY_CHAOS_PURGES`
 /// sets how many (10,000 for the long form), `SKERRY_CHAOS_SEED` repeats a run.
@@ -599,18 +599,6 @@ impl RedisProcess {
 impl Drop for RedisProcess {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-/// SplitMix64: the same run for the same seed, as far as the threads allow.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::victim::Victim;
-use crate::harness::{Answer, Client, Gate, Origin};
+use crate::harness::{Answer, Client, Gate, Origin, Random};
 
 const SLICE: u64 = 256 << 10;
 const MIB: u64 = 1 << 20;
@@ -100,18 +100,6 @@ fn read(client: &mut Client, version: u64, range: Range<u64>) -> crate::harness:
     assert_eq!(response.status, 206, "{range:?}: {:?}", response.headers);
     assert_bytes(&response.body, version, range);
     response
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
 }
 
 fn seek_at_random(length: u64, reads: usize, memory: &str, disk: &str) {
