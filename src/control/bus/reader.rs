@@ -76,7 +76,8 @@ impl Reader {
                 backoff.reset();
             }
             let Some(position) = &self.position else { continue };
-            let entries = link.read(position.id, block).await?;
+            let until_beat = beat_at.saturating_duration_since(tokio::time::Instant::now());
+            let entries = link.read(position.id, until_beat).await?;
             self.inner.heard();
             match entries.is_empty() {
                 true => self.found_nothing().await,
@@ -314,7 +315,7 @@ impl Inner {
 
 /// In the order of [`crate::metrics::BUS_CONNECTIONS`].
 const READ: usize = 0;
-/// Both beat once in one to two heartbeats, so that each meets the other within three.
+/// Each meets the other once a heartbeat, or misses it where one beats late.
 const BEATS_OF_A_TWIN: u32 = 4;
 /// What a second node of one name is called.
 const TWIN: &str = " (another of this name)";
