@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use super::date::parse_date;
 use super::freshness::single_date;
 use super::range::{Multipart, RangeLimits, Requested, missing, parse_specs, requested};
+use super::section::Fields;
 use super::stored::StoredResponse;
 
 /// What to send of a stored response.
@@ -119,7 +120,7 @@ fn if_range_holds(stored: &StoredResponse, request: &HeaderMap) -> bool {
     let Some(condition) = request.get(IF_RANGE) else { return true };
     let condition = condition.as_bytes();
     if is_tag(condition) {
-        let ours = stored.headers.get(ETAG).map(HeaderValue::as_bytes);
+        let ours = stored.headers.get(&ETAG).map(HeaderValue::as_bytes);
         return ours.is_some_and(|ours| tags_match(ours, condition, Comparison::Strong));
     }
     let came = stored.freshness.response_time;
@@ -130,7 +131,7 @@ fn if_range_holds(stored: &StoredResponse, request: &HeaderMap) -> bool {
 }
 
 /// Whether `Last-Modified` is strong: a second or more before `Date` (RFC 9110 §8.8.2.2).
-pub(super) fn has_strong_date(headers: &HeaderMap, response_time: SystemTime) -> bool {
+pub(super) fn has_strong_date(headers: &impl Fields, response_time: SystemTime) -> bool {
     let modified = single_date(headers, &LAST_MODIFIED, response_time);
     let date = single_date(headers, &DATE, response_time);
     let apart = modified.zip(date).and_then(|(modified, date)| date.duration_since(modified).ok());
@@ -159,7 +160,7 @@ fn select_ranges(
     if let [bytes] = &ranges[..] {
         return Selected::Range { bytes: bytes.clone(), complete_length: length };
     }
-    let content_type = stored.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let content_type = stored.headers.get(&CONTENT_TYPE).map(HeaderValue::as_bytes);
     let boundary = boundary(stored, range);
     Selected::Multipart(Box::new(Multipart::new(&ranges, length, content_type, boundary)))
 }
@@ -219,10 +220,10 @@ fn is_tag(text: &[u8]) -> bool {
 fn any_tag_matches(
     request: &HeaderMap,
     name: &HeaderName,
-    headers: &HeaderMap,
+    headers: &impl Fields,
     how: Comparison,
 ) -> bool {
-    let ours = headers.get(ETAG).map(HeaderValue::as_bytes);
+    let ours = headers.get(&ETAG).map(HeaderValue::as_bytes);
     request.get_all(name).iter().any(|line| {
         entity_tags(line.as_bytes())
             .any(|tag| tag == b"*" || ours.is_some_and(|ours| tags_match(ours, tag, how)))

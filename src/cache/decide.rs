@@ -188,7 +188,7 @@ fn stale_use(
 
 fn can_be_validated(stored: &StoredResponse, reason: Reason) -> bool {
     let gone = matches!(reason, Reason::HardPurged | Reason::TooOld | Reason::RequestNoStore);
-    !gone && (stored.headers.contains_key(ETAG) || stored.headers.contains_key(LAST_MODIFIED))
+    !gone && (stored.headers.contains(&ETAG) || stored.headers.contains(&LAST_MODIFIED))
 }
 
 /// Whether `stored` may be sent when upstream failed: no connection, no answer in time, or a

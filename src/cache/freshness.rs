@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::date::parse_date;
 use super::directives::{ResponseDirectives, Seconds, digits};
+use super::section::Fields;
 use super::settings::Lifetimes;
 
 /// A freshness lifetime and what it comes from.
@@ -163,8 +164,12 @@ pub fn date_value(headers: &HeaderMap, response_time: SystemTime) -> SystemTime 
 }
 
 /// The date of a field; `None` when absent, invalid, or said twice differently.
-pub fn single_date(headers: &HeaderMap, name: &HeaderName, now: SystemTime) -> Option<SystemTime> {
-    let mut lines = headers.get_all(name).iter();
+pub fn single_date(
+    headers: &impl Fields,
+    name: &HeaderName,
+    now: SystemTime,
+) -> Option<SystemTime> {
+    let mut lines = headers.lines(name);
     let first = lines.next()?;
     if lines.any(|line| line != first) {
         return None;

@@ -27,6 +27,7 @@ pub mod range;
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod scenarios;
+pub mod section;
 pub mod settings;
 pub mod status;
 pub mod stored;
@@ -46,6 +47,7 @@ pub use invalidate::{Invalidation, invalidates};
 pub use key::{CacheKey, KeyHash};
 pub use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 pub use range::{Multipart, RangeLimits};
+pub use section::{FieldSection, Fields};
 pub use settings::Settings;
 pub use status::{CacheStatus, Fwd, Reason};
 pub use stored::{Freshness, StoredResponse};

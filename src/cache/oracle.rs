@@ -272,7 +272,7 @@ proptest! {
             examine(&exchange, &key, &Settings::default());
         }
         let mut stored = super::stored::tests::stored(&[("cache-control", "max-age=9")]);
-        stored.headers = headers.clone();
+        stored.headers = headers.clone().into();
         super::select(&stored, &Method::GET, &headers, Some(length), &Default::default());
     }
 

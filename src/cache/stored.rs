@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::key::KeyHash;
 use super::purge::{PurgeSequence, PurgeTarget};
+use super::section::FieldSection;
 use super::vary::variant_hash;
 
 /// A response as the store keeps it and as the rules see it. Nothing in here is of the
@@ -23,8 +24,8 @@ pub struct StoredResponse {
     pub status: StatusCode,
     /// The fields to reuse, as received: repeats, order, bytes. Hop-by-hop fields and what
     /// `no-cache="…"`/`private="…"` name are not in it; `Age` is a placeholder, so that a hit
-    /// sets it in place.
-    pub headers: HeaderMap,
+    /// sets it in its place.
+    pub headers: FieldSection,
     /// How long it may be reused, computed once.
     pub freshness: Freshness,
     /// Hashes of its tags, see [`super::purge::tag_hash`].
@@ -95,7 +96,7 @@ impl StoredResponse {
 pub(super) mod tests {
     use super::*;
     use crate::cache::{CacheKey, Exchange, Place, Settings, Storing, may_store};
-    use http::{HeaderName, Method};
+    use http::{HeaderMap, HeaderName, Method};
 
     /// 2026-11-18T11:06:40Z.
     pub fn now() -> SystemTime {

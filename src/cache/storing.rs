@@ -20,6 +20,7 @@ use super::key::CacheKey;
 use super::policy;
 use super::purge::PurgeSequence;
 use super::range::ContentRange;
+use super::section::Fields;
 use super::settings::{SetCookie, Settings};
 use super::status::Reason;
 use super::stored::{Freshness, StoredResponse};
@@ -289,8 +290,8 @@ fn stored_part(exchange: &Exchange<'_>) -> Option<ContentRange> {
     (lines.next().is_none() && kept && range.complete_length.is_some()).then_some(range)
 }
 
-pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+pub(super) fn content_length(headers: &impl Fields) -> Option<u64> {
+    headers.get(&CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 pub(super) fn freshness_of(
@@ -362,7 +363,7 @@ fn stored_response(
         },
         site: place.site.into(),
         status: exchange.status,
-        headers,
+        headers: headers.into(),
         freshness: freshness_of(exchange, findings, settings),
         tags: tags(exchange.response, origin_of(place.key.url())),
         stored_at_sequence: place.sequence,

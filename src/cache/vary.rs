@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::directives::Members;
 use super::key::{CacheKey, KeyHash, push_bytes};
+use super::section::Fields;
 use super::stored::StoredResponse;
 
 /// What a response's `Vary` says.
@@ -32,9 +33,9 @@ pub enum Vary {
 
 impl Vary {
     /// From all lines of `Vary`.
-    pub fn of(headers: &HeaderMap) -> Self {
+    pub fn of(headers: &impl Fields) -> Self {
         let mut fields = Vec::new();
-        for line in headers.get_all(VARY) {
+        for line in headers.lines(&VARY) {
             for part in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 match HeaderName::from_bytes(part) {
                     _ if part.is_empty() => {}
@@ -200,7 +201,7 @@ impl Variant {
         hash: KeyHash,
         fields: &[HeaderName],
         request: &HeaderMap,
-        response: &HeaderMap,
+        response: &impl Fields,
         codings: &[&str],
     ) -> Self {
         let by_language = fields.contains(&ACCEPT_LANGUAGE);
@@ -220,8 +221,8 @@ fn others_hash(fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) -> 
 }
 
 /// `Content-Language` in lower case when it is one tag.
-fn content_language(headers: &HeaderMap) -> Option<Box<str>> {
-    let mut lines = headers.get_all(CONTENT_LANGUAGE).iter();
+fn content_language(headers: &impl Fields) -> Option<Box<str>> {
+    let mut lines = headers.lines(&CONTENT_LANGUAGE);
     let tag = lines.next()?.to_str().ok()?.trim();
     let single = lines.next().is_none() && !tag.is_empty() && !tag.contains(',');
     single.then(|| tag.to_ascii_lowercase().into())

@@ -19,7 +19,8 @@ use super::fill::{Filling, Settings};
 use super::{FetchError, FillEnd, FillReader, Filled};
 use crate::body::{Body, BodyError};
 use crate::cache::{
-    CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse,
+    CacheKey, FieldSection, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget,
+    StoredResponse,
 };
 use crate::clock::Clock;
 use crate::metrics::{Metric, Metrics};
@@ -122,7 +123,7 @@ pub(super) fn response(length: Option<u64>) -> Arc<StoredResponse> {
         variant: "".into(),
         site: "example".into(),
         status: StatusCode::OK,
-        headers: HeaderMap::new(),
+        headers: FieldSection::default(),
         freshness: Freshness {
             response_time: SystemTime::UNIX_EPOCH,
             initial_age: Duration::ZERO,

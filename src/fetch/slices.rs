@@ -21,6 +21,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::cache::Fields;
+
 /// Sizes that sub-requests are cut to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
@@ -82,12 +84,12 @@ impl Validator {
     /// The strong validator among a response's fields, if there is one. A date is strong when
     /// the response was made at least a minute later (RFC 9110 §8.8.2.2 asks that two changes
     /// in one second be excluded; a minute also covers clocks that differ a little).
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        if let Some(tag) = headers.get(ETAG) {
+    pub fn of(headers: &impl Fields) -> Option<Self> {
+        if let Some(tag) = headers.get(&ETAG) {
             return is_strong_tag(tag.as_bytes()).then(|| Self::Tag(tag.clone()));
         }
-        let modified = headers.get(LAST_MODIFIED)?;
-        let age = date(headers.get(DATE)?)?.duration_since(date(modified)?).ok()?;
+        let modified = headers.get(&LAST_MODIFIED)?;
+        let age = date(headers.get(&DATE)?)?.duration_since(date(modified)?).ok()?;
         (age >= STRONG_AFTER).then(|| Self::Modified(modified.clone()))
     }
 

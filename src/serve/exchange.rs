@@ -14,8 +14,8 @@ use super::worker::{Plan, Worker};
 use crate::body::Body;
 use crate::cache::vary::Variant;
 use crate::cache::{
-    self, CacheKey, Exchange, Freshened, Place, PurgeSequence, Reason, StoredResponse, Storing,
-    Vary, VaryList,
+    self, CacheKey, Exchange, FieldSection, Freshened, Place, PurgeSequence, Reason,
+    StoredResponse, Storing, Vary, VaryList,
 };
 use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
@@ -246,7 +246,7 @@ impl Job {
     /// Puts this node's `Via` and a place for its `Cache-Status` into fields that are stored, so
     /// that a hit adds none. `update` is what a validation answered: where it has such lines,
     /// they took the place of ours.
-    pub fn sign(&self, headers: &mut HeaderMap, update: Option<&HeaderMap>) {
+    pub fn sign(&self, headers: &mut FieldSection, update: Option<&HeaderMap>) {
         let gone = |name| update.is_none_or(|update| update.contains_key(name));
         let identity = &self.plan.identity;
         if gone(VIA) {

@@ -30,11 +30,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use foyer::{Code, Error, Result};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::record::{Head, ObjectId, Piece, PieceKey, Record, place};
 use crate::cache::vary::{Variant, VarySet};
-use crate::cache::{Freshness, KeyHash, PurgeSequence, StoredResponse, VaryList};
+use crate::cache::{FieldSection, Freshness, KeyHash, PurgeSequence, StoredResponse, VaryList};
 
 impl Code for PieceKey {
     fn encode(&self, writer: &mut impl Write) -> Result<()> {
@@ -171,7 +171,7 @@ fn encode_head(head: &Head) -> Vec<u8> {
         out.extend_from_slice(&part.end.to_le_bytes());
     }
     put_count(&mut out, response.headers.len());
-    for (name, value) in &response.headers {
+    for (name, value) in response.headers.iter() {
         put_text(&mut out, name.as_str().as_bytes());
         put_text(&mut out, value.as_bytes());
     }
@@ -234,14 +234,13 @@ fn decode_head(from: &mut From) -> Option<Head> {
 }
 
 /// The values share the record's one allocation with the body.
-fn decode_headers(from: &mut From) -> Option<HeaderMap> {
+fn decode_headers(from: &mut From) -> Option<FieldSection> {
     let count = from.count(8)?;
-    let mut headers = HeaderMap::try_with_capacity(count).ok()?;
-    for _ in 0..count {
+    let line = |_| {
         let name = HeaderName::from_bytes(&from.text()?).ok()?;
-        headers.try_append(name, HeaderValue::from_maybe_shared(from.text()?).ok()?).ok()?;
-    }
-    Some(headers)
+        Some((name, HeaderValue::from_maybe_shared(from.text()?).ok()?))
+    };
+    (0..count).map(line).collect()
 }
 
 fn encode_variants(list: &VaryList) -> Vec<u8> {
@@ -363,6 +362,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cache::Fields;
     use crate::store::tests;
 
     fn encode(piece: &Piece) -> Vec<u8> {
@@ -389,7 +389,8 @@ mod tests {
     #[test]
     fn a_head_comes_back_with_repeated_fields_and_odd_bytes() {
         let mut head = tests::head("https://a/ü", PurgeSequence(7), 9);
-        head.response.headers.append("x-odd", HeaderValue::from_bytes(b"\xff\xfe \t").unwrap());
+        let odd = HeaderName::from_static("x-odd");
+        head.response.headers.append(odd.clone(), HeaderValue::from_bytes(b"\xff\xfe \t").unwrap());
         head.response.parts = Some(Box::new([1..2, 5..9]));
         head.response.complete_length = Some(4);
         let encoded = encode(&piece(head));
@@ -398,9 +399,10 @@ mod tests {
         let again = tests::head("https://a/ü", PurgeSequence(7), 9);
         assert_eq!(back.response.key, again.response.key);
         assert_eq!(back.response.freshness, again.response.freshness);
-        let repeated: Vec<_> = back.response.headers.get_all("x-repeated").iter().collect();
+        let repeated: Vec<_> =
+            back.response.headers.lines(&HeaderName::from_static("x-repeated")).collect();
         assert_eq!(repeated, ["one", "two"]);
-        assert_eq!(back.response.headers["x-odd"].as_bytes(), b"\xff\xfe \t");
+        assert_eq!(back.response.headers.get(&odd).unwrap().as_bytes(), b"\xff\xfe \t");
         assert_eq!(back.response.parts.as_deref(), Some(&[1..2, 5..9][..]));
         assert_eq!((back.lineage, back.object, back.hash), (9, again.object, again.hash));
         assert_eq!(back.inline, again.inline);

@@ -51,7 +51,7 @@ use self::disk::{Disk, Disks};
 use self::leaving::Leaving;
 use self::loads::{Found, Loads};
 use self::purge::Purges;
-use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, compact, place};
+use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
 use self::sites::{Site, Sites};
 use self::stat::Gauges;
 use crate::cache::range::with_part;
@@ -516,7 +516,7 @@ impl Store {
         object: ObjectId,
         inline: Option<Bytes>,
     ) -> Head {
-        response.headers = compact(&response.headers);
+        response.headers = response.headers.compact();
         Head {
             response,
             object,

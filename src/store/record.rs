@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
 
 use super::sites::Site;
 use crate::cache::vary::Variant;
@@ -107,7 +106,7 @@ impl Head {
             + response.site.len()
             + size_of_val(&*response.tags)
             + response.parts.as_ref().map_or(0, |parts| size_of_val(&**parts))
-            + headers_weight(&response.headers)
+            + response.headers.weight()
             + self.inline.as_ref().map_or(0, Bytes::len)
     }
 }
@@ -240,28 +239,6 @@ impl Piece {
     }
 }
 
-/// The same fields in exactly the room that they need, their values in one allocation. As they
-/// came, each holds on to the buffer that its connection was read into, 8 KiB and more.
-pub(super) fn compact(headers: &HeaderMap) -> HeaderMap {
-    let bytes: Vec<u8> = headers.values().flat_map(HeaderValue::as_bytes).copied().collect();
-    let mut rest = Bytes::from(bytes.into_boxed_slice());
-    let mut compact = HeaderMap::with_capacity(headers.keys_len());
-    for (name, value) in headers {
-        let bytes = rest.split_to(value.len());
-        let copy = HeaderValue::from_maybe_shared(bytes);
-        compact.append(name, copy.unwrap_or_else(|_| value.clone()));
-    }
-    compact
-}
-
-/// A `HeaderMap` keeps a hash index (4 bytes, twice the entries) and a bucket an entry; each
-/// value is a `Bytes` with its own bytes.
-fn headers_weight(headers: &HeaderMap) -> usize {
-    const BUCKET: usize = 2 * 4 + size_of::<HeaderValue>() + 32 + 24;
-    let values: usize = headers.iter().map(|(_, value)| value.len()).sum();
-    headers.capacity().max(headers.len()) * BUCKET + values
-}
-
 /// No purge log has this lineage.
 const DISTRUSTED: u64 = 0;
 /// foyer's record, its hash table slot and the `Arc`s: an estimate, to be set by
@@ -308,28 +285,5 @@ impl std::hash::Hasher for FoldingHasher {
     fn write_u128(&mut self, word: u128) {
         self.feed(word as u64);
         self.feed((word >> 64) as u64);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn compact_fields_are_the_same_and_let_go_of_the_buffer_they_were_read_into() {
-        let buffer = Bytes::from(b"one, two three".repeat(600));
-        let mut headers = HeaderMap::new();
-        for (name, range) in [("x-a", 0..3), ("x-b", 5..8), ("x-a", 9..14), ("x-empty", 0..0)] {
-            let value = HeaderValue::from_maybe_shared(buffer.slice(range)).unwrap();
-            headers.append(name, value);
-        }
-        let compact = compact(&headers);
-        assert_eq!(compact, headers);
-        let fields = |headers: &HeaderMap| {
-            headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect::<Vec<_>>()
-        };
-        assert_eq!(fields(&compact), fields(&headers), "in the order in which they came");
-        drop(headers);
-        assert!(buffer.is_unique(), "nothing holds on to it");
     }
 }

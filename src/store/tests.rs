@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 
 use super::*;
@@ -23,7 +23,7 @@ pub(super) fn response(url: &str, stored_at_sequence: PurgeSequence) -> StoredRe
         variant: "".into(),
         site: "site".into(),
         status: StatusCode::OK,
-        headers,
+        headers: headers.into(),
         freshness: Freshness {
             response_time: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
             initial_age: Duration::from_secs(3),
@@ -221,11 +221,11 @@ async fn a_replaced_head_keeps_its_body() {
     here.purge(PurgeBatch { purges: vec![purge], ..PurgeBatch::default() }).await.unwrap();
     assert_eq!(here.purge_verdict(&old), Some(PurgeKind::Soft));
     let mut fields = response(&key.text, here.sequence());
-    fields.headers.insert("x-new", "1".parse().unwrap());
+    fields.headers.append(HeaderName::from_static("x-new"), "1".parse().unwrap());
     here.replace(&old, fields);
     let new = found(here.in_memory(key.hash));
     assert_eq!(here.purge_verdict(&new), None);
-    assert_eq!(new.response.headers["x-new"], "1");
+    assert_eq!(new.response.headers.to_map(0)["x-new"], "1");
     assert_eq!(read(&here, &new, 0..10_000).await, bytes(10_000));
 }
 
