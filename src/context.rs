@@ -1,7 +1,7 @@
 //! The facts of one connection and of one request. Facts only, never services.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,6 +20,8 @@ pub struct Connection {
     pub local: SocketAddr,
     /// Present when the client speaks TLS to us.
     pub tls: Option<TlsFacts>,
+    /// Present when there is no other end, and the node asks itself: the scheme it asks with.
+    pub own: Option<&'static str>,
 }
 
 /// What the handshake agreed on.
@@ -36,9 +38,15 @@ pub struct TlsFacts {
 }
 
 impl Connection {
+    /// The node asking itself with this scheme.
+    pub fn own(scheme: &'static str) -> Self {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self { peer: here, local: here, tls: None, own: Some(scheme) }
+    }
+
     /// `http` or `https`, as the client spoke to us.
     pub fn scheme(&self) -> &'static str {
-        if self.tls.is_some() { "https" } else { "http" }
+        self.own.unwrap_or(if self.tls.is_some() { "https" } else { "http" })
     }
 }
 

@@ -36,6 +36,8 @@ enum Command {
     },
     /// Make a running node forget: by URL, tag, prefix, site, or everything.
     Purge(PurgeArguments),
+    /// Make a running node fetch URLs before anybody asks for them.
+    Prefetch(PrefetchArguments),
     /// Say which site, rule and key a URL has, and whether it would be a hit and why.
     Explain(ExplainArguments),
     /// What a running node's store holds: memory, directories, sites.
@@ -85,6 +87,9 @@ struct PurgeArguments {
     /// Keep what is purged as stale: it is validated before it is used again.
     #[arg(long)]
     soft: bool,
+    /// Each node fetches so many of the most popular of what is purged again.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    refresh: u32,
     /// For the audit log.
     #[arg(long)]
     reason: Option<String>,
@@ -94,6 +99,18 @@ struct PurgeArguments {
     /// How long to wait for the others; not having all of them by then is an error.
     #[arg(long, default_value = "2s")]
     timeout: String,
+    #[command(flatten)]
+    admin: AdminArgument,
+}
+
+#[derive(Debug, Args)]
+struct PrefetchArguments {
+    /// URLs, with scheme and host.
+    #[arg(required_unless_present = "sitemap")]
+    urls: Vec<String>,
+    /// A sitemap's URL, of a site of this node: what it lists.
+    #[arg(long)]
+    sitemap: Option<String>,
     #[command(flatten)]
     admin: AdminArgument,
 }
@@ -137,6 +154,7 @@ fn main() -> ExitCode {
         Some(Command::Run(flags)) => run(flags),
         Some(Command::Check { file }) => check(file),
         Some(Command::Purge(purge)) => order_purge(purge),
+        Some(Command::Prefetch(prefetch)) => order_prefetch(prefetch),
         Some(Command::Explain(explain)) => ask_why(explain),
         Some(Command::Store(StoreCommand::Stat { json, admin })) => show_store(json, &admin),
         Some(Command::Token(token)) => {
@@ -254,7 +272,7 @@ fn check(file: PathBuf) -> Result<(), String> {
 }
 
 fn order_purge(arguments: PurgeArguments) -> Result<(), String> {
-    let mut order = json!({ "urls": arguments.urls, "tags": arguments.tags, "all": arguments.all, "soft": arguments.soft });
+    let mut order = json!({ "urls": arguments.urls, "tags": arguments.tags, "all": arguments.all, "soft": arguments.soft, "refresh": arguments.refresh });
     for (name, value) in
         [("prefix", arguments.prefix), ("site", arguments.site), ("reason", arguments.reason)]
     {
@@ -285,6 +303,24 @@ fn order_purge(arguments: PurgeArguments) -> Result<(), String> {
         )),
         _ => Ok(()),
     }
+}
+
+fn order_prefetch(arguments: PrefetchArguments) -> Result<(), String> {
+    let mut order = json!({ "urls": arguments.urls });
+    if let Some(sitemap) = arguments.sitemap {
+        order["sitemap"] = json!(sitemap);
+    }
+    let answer = call(&arguments.admin, "POST", "/prefetch", &[], &order.to_string())?;
+    println!("{} queued", answer["queued"]);
+    for (name, words) in [
+        ("dropped", "found no place in the queue (admin.prefetch_queue_max)"),
+        ("not_of_this_node", "listed in the sitemap, but of no site of this node"),
+    ] {
+        if answer[name] != 0 {
+            println!("{} {words}", answer[name]);
+        }
+    }
+    Ok(())
 }
 
 fn make_token(arguments: &TokenArguments) {

@@ -175,6 +175,9 @@ pub const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
 /// Statuses of refused calls of the admin API, for [`Metric::AdminRefused`].
 pub const ADMIN_REFUSALS: &[&str] = &["401", "403", "429"];
 
+/// What became of fetches ahead, for [`Metric::Prefetches`].
+pub const PREFETCH_OUTCOMES: &[&str] = &["fetched", "failed", "dropped"];
+
 /// Why a node can't know which purges it missed, for [`Metric::BusGaps`];
 /// `control::bus::Gap` says what each means.
 pub const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
@@ -258,6 +261,7 @@ table! {
     PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
     PurgePropagation, Histogram, "purge_propagation_seconds", "From the order of a purge on another node until it is in force on this one, by both nodes' clocks.";
     AdminRefused, Counter, "admin_refused", "Calls of the admin API refused, by status.", "status" = ADMIN_REFUSALS;
+    Prefetches, Counter, "prefetches", "URLs fetched ahead, or again after a purge, by outcome; dropped: the queue was full.", "outcome" = PREFETCH_OUTCOMES;
     BusGaps, Counter, "bus_gaps", "Times that everything was purged softly because purges may have been missed.", "reason" = BUS_GAPS;
     BusDisconnects, Counter, "bus_disconnects", "Connections to the purge bus that broke or could not be made.", "connection" = BUS_CONNECTIONS;
     BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-ups dropped because too many waited; the stream has them.";

@@ -9,25 +9,28 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use geo::Geo;
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, StatusCode, Uri};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
+use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::control::admin::{self, Admin, Coming, NodeActions};
 use crate::control::audit::Audit;
-use crate::control::bus::{self, Bus};
+use crate::control::bus::{self, Bus, Refresh};
+use crate::control::prefetch::Prefetcher;
 use crate::control::purges::Rate;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::Tokens;
@@ -39,7 +42,9 @@ use crate::metrics::Metrics;
 use crate::respond::Identity;
 use crate::respond::log::AccessLog;
 use crate::route::Routes;
-use crate::serve::{self, Explainer, Plan, PurgeByMethod, Worker, WorkerParts};
+use crate::serve::{
+    self, Errand, Explainer, Plan, Popular, PurgeByMethod, Worker, WorkerParts, run_errands,
+};
 use crate::store::{self, Store};
 
 /// A running node. Dropped, it is cut off; [`Node::drain`] and [`Node::wait`] end it well.
@@ -102,6 +107,10 @@ struct Shared {
     store: Store,
     bus: Bus,
     purges: mpsc::Sender<PurgeByMethod>,
+    popular: Arc<Popular>,
+    /// One a worker.
+    errands: Vec<mpsc::Sender<Errand>>,
+    next_errand: AtomicUsize,
     geo: Arc<Geo>,
     door: Arc<Door>,
     tls: Option<Arc<TlsState>>,
@@ -166,6 +175,8 @@ impl Node {
             ))
             .map_err(system("purge bus"))?;
         let (purges, purges_by_method) = mpsc::channel(PURGES_MAX);
+        let (errands, errands_to_run): (Vec<_>, Vec<_>) =
+            (0..config.node.workers).map(|_| mpsc::channel(ERRANDS_MAX)).unzip();
         let (switch, drain) = listen::drain();
         let listening = sockets.first().map(listening).unwrap_or_default();
         let shared = Arc::new(Shared {
@@ -176,6 +187,9 @@ impl Node {
             store,
             bus,
             purges,
+            popular: Popular::new(config.node.workers),
+            errands,
+            next_errand: AtomicUsize::new(0),
             geo,
             tls,
             admin_tls,
@@ -185,10 +199,10 @@ impl Node {
             config: Mutex::new(config),
         });
         let workers = shared
-            .start_workers(sockets, &metrics, &log, background.handle(), &drain)
+            .start_workers(sockets, errands_to_run, &metrics, &log, background.handle(), &drain)
             .map_err(system("worker thread"))?;
         let admin = admin_listener.local_addr().map_err(system("admin address"))?;
-        let api = shared.admin(&metrics, tokens);
+        let api = shared.admin(&metrics, tokens, background.handle());
         background.spawn(take_purges(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
         background.spawn(shared.clone().keep_house());
@@ -235,6 +249,7 @@ impl Shared {
     fn start_workers(
         self: &Arc<Self>,
         sockets: Vec<WorkerSockets>,
+        errands: Vec<mpsc::Receiver<Errand>>,
         metrics: &Arc<Metrics>,
         log: &AccessLog,
         background: &Handle,
@@ -248,7 +263,7 @@ impl Shared {
         let fills = Fills::new(config.fills, slice_bytes, self.clock.clone(), background_recorder);
         let listing = Arc::<tokio::sync::Mutex<()>>::default();
         let mut workers = Vec::new();
-        for (number, sockets) in sockets.into_iter().enumerate() {
+        for (number, (sockets, errands)) in sockets.into_iter().zip(errands).enumerate() {
             let (shared, fills, resolver) = (self.clone(), fills.clone(), resolver.clone());
             let listing = listing.clone();
             let recorder = metrics.worker(number);
@@ -273,6 +288,8 @@ impl Shared {
                         listing,
                         upstreams,
                         purges: shared.purges.clone(),
+                        popular: shared.popular.clone(),
+                        number,
                         bus_silent: shared.bus.silent_flag(),
                         geo: shared.geo.clone(),
                         clock: shared.clock.clone(),
@@ -287,6 +304,7 @@ impl Shared {
                             flusher.flush_log();
                         }
                     });
+                    tokio::task::spawn_local(run_errands(worker.clone(), errands));
                     let answering = worker.clone();
                     let service =
                         move |connection, request| serve::serve(&answering, connection, request);
@@ -304,13 +322,22 @@ impl Shared {
         Ok(workers)
     }
 
-    fn admin(self: &Arc<Self>, metrics: &Arc<Metrics>, tokens: Option<Tokens>) -> Arc<Admin> {
-        let admin::Settings { audit_log, purges_per_second_max, .. } = self.config().admin.clone();
+    fn admin(
+        self: &Arc<Self>,
+        metrics: &Arc<Metrics>,
+        tokens: Option<Tokens>,
+        background: &Handle,
+    ) -> Arc<Admin> {
+        let admin::Settings { audit_log, purges_per_second_max, prefetch, .. } =
+            self.config().admin.clone();
+        let refreshes = self.bus.refreshes();
+        let prefetcher = Prefetcher::start(prefetch, self.clone(), metrics, refreshes, background);
         Arc::new(Admin {
             bus: self.bus.clone(),
             tls: self.admin_tls.clone(),
             tokens,
             audit: Audit::new(audit_log, metrics.background(), self.clock.instant()),
+            prefetcher,
             rate: Rate::new(purges_per_second_max, self.clock.instant()),
             store: self.store.clone(),
             metrics: metrics.clone(),
@@ -428,6 +455,42 @@ impl NodeActions for Shared {
         plan.routes.site(normal.authority.host()).map(|site| site.name.to_string())
     }
 
+    fn fetch<'a>(
+        &'a self,
+        url: &'a str,
+        content_bytes_max: Option<usize>,
+    ) -> Coming<'a, Result<(StatusCode, Bytes), String>> {
+        Box::pin(async move {
+            let url: Uri = url.parse().map_err(|error| format!("{error}"))?;
+            let (answer, answered) = oneshot::channel();
+            let worker = self.next_errand.fetch_add(1, Ordering::Relaxed) % self.errands.len();
+            let errand = Errand { url, content_bytes_max, answer };
+            let ending = || "the node is ending".to_owned();
+            self.errands[worker].send(errand).await.map_err(|_| ending())?;
+            answered.await.unwrap_or_else(|_| Err(ending()))
+        })
+    }
+
+    fn to_refresh(&self, refresh: Refresh) -> Coming<'_, Vec<Box<str>>> {
+        Box::pin(async move {
+            let mut urls = self.popular.purged(&self.store);
+            if let Some(only) = refresh.urls {
+                urls.retain(|url| only.contains(url));
+                for url in only {
+                    // What is stored under another key than its URL alone is not found here.
+                    if urls.len() < refresh.count
+                        && !urls.contains(&url)
+                        && self.store.peek(KeyHash::of(url.as_bytes())).await.is_some()
+                    {
+                        urls.push(url);
+                    }
+                }
+            }
+            urls.truncate(refresh.count);
+            urls
+        })
+    }
+
     fn explain<'a>(
         &'a self,
         uri: &'a Uri,
@@ -481,6 +544,8 @@ fn random_u64() -> u64 {
     RandomState::new().hash_one(0_u8)
 }
 
+/// Errands that wait for a worker.
+const ERRANDS_MAX: usize = 64;
 /// `PURGE` requests that wait to be ordered; beyond, they are refused with 503.
 const PURGES_MAX: usize = 256;
 const BACKGROUND_THREADS: usize = 2;

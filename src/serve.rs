@@ -12,12 +12,14 @@
 //! error becomes a response in [`crate::respond::failure`].
 
 mod answer;
+mod errands;
 mod exchange;
 mod explain;
 mod failures;
 mod fetching;
 mod lookup;
 mod pass;
+mod popular;
 mod purging;
 mod ranges; // of long objects, in slices
 mod worker;
@@ -42,8 +44,10 @@ use crate::respond::{self, Failure};
 use crate::route::{Action, Facts, Question, Rule, Site};
 use crate::transform;
 
+pub use errands::{Errand, run_errands};
 pub use explain::Explainer;
 pub use lookup::canonical_url;
+pub use popular::Popular;
 pub use purging::PurgeByMethod;
 pub use worker::{Plan, Worker, WorkerParts};
 
@@ -178,7 +182,7 @@ fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> Reques
     }
 }
 
-/// normalise → route → admit; the first refusal wins.
+/// normalise → route → admit; the first refusal wins. Who may ask is not for the node itself.
 fn admit(
     worker: &Worker,
     plan: &Plan,
@@ -200,6 +204,9 @@ fn admit(
     let (site, rule) = plan.routes.find(&question).ok_or_else(failures::no_site)?;
     context.site = Some(site.name.clone());
 
+    if context.connection.own.is_some() {
+        return Ok((asked, site.clone(), rule.clone()));
+    }
     let (client, country) = (asked.client, context.place.country);
     let access = &rule.settings.access;
     guard::access::admit(access, client, country, &request.method, &request.headers)

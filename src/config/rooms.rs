@@ -95,6 +95,8 @@ pub(super) fn admin(section: &Section<'_>, admin: &mut control::admin::Settings)
         _ => certificates.mistake("", "TLS needs both a \"certificate\" and its \"key\""),
     }
     section.read("audit_log", &mut admin.audit_log);
+    section.read_within("prefetch_per_second", &mut admin.prefetch.per_second, 1..=10_000);
+    section.read_within("prefetch_queue_max", &mut admin.prefetch.queue_max, 1..=10_000_000);
     section.read_within("purges_per_second_max", &mut admin.purges_per_second_max, 1..);
 }
 

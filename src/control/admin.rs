@@ -26,8 +26,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::audit::{Audit, Refused};
-use super::bus::Bus;
+use super::bus::{Bus, Refresh};
 use super::dashboard;
+use super::prefetch::{self, Prefetcher};
 use super::problem::Problem;
 use super::purges::{Rate, advise};
 use super::tls::{self, AdminTls};
@@ -48,6 +49,8 @@ pub struct Settings {
     pub tokens: Option<PathBuf>,
     /// Where purges are written down, a JSON line each. `None`: the error log.
     pub audit_log: Option<PathBuf>,
+    /// How fast is fetched ahead.
+    pub prefetch: prefetch::Settings,
     /// Calls of `POST /purge` a second, from all callers together; as many may come at once.
     pub purges_per_second_max: u32,
 }
@@ -59,6 +62,7 @@ impl Default for Settings {
             tls: None,
             tokens: None,
             audit_log: None,
+            prefetch: prefetch::Settings::default(),
             purges_per_second_max: 1000,
         }
     }
@@ -79,6 +83,15 @@ pub trait NodeActions: Send + Sync + 'static {
     fn canonical_url(&self, uri: &Uri) -> Result<String, String>;
     /// The site that a URL belongs to.
     fn site_of(&self, uri: &Uri) -> Option<String>;
+    /// Asks for a URL as a client would, and reads the whole answer: status and content. Without a
+    /// bound for the content that is dropped.
+    fn fetch<'a>(
+        &'a self,
+        url: &'a str,
+        content_bytes_max: Option<usize>,
+    ) -> Coming<'a, Result<(StatusCode, Bytes), String>>;
+    /// The most popular URLs of what a purge has covered.
+    fn to_refresh(&self, refresh: Refresh) -> Coming<'_, Vec<Box<str>>>;
     /// Why a request for this URL would be a hit or a miss.
     fn explain<'a>(
         &'a self,
@@ -101,6 +114,8 @@ pub struct Admin {
     pub audit: Audit,
     /// How many purges may be ordered.
     pub rate: Rate,
+    /// What is fetched ahead.
+    pub prefetcher: Arc<Prefetcher>,
     /// What `/store` shows.
     pub store: Store,
     /// What `/metrics` shows.
@@ -245,7 +260,8 @@ impl Admin {
         if request.method() != *method {
             return Ok(method_not_allowed(path, method));
         }
-        if caller.leave != Leave::All && *method != Method::GET && path != "/purge" {
+        let is_scoped = path == "/purge" || path == "/prefetch";
+        if caller.leave != Leave::All && *method != Method::GET && !is_scoped {
             return Err(caller.refused(path));
         }
         match path {
@@ -254,6 +270,10 @@ impl Admin {
                 let query = request.uri().query().unwrap_or_default().to_owned();
                 let body = read_body(request.into_body()).await?;
                 self.purge(caller, &query, &body).await
+            }
+            "/prefetch" => {
+                let body = read_body(request.into_body()).await?;
+                self.prefetch(caller, &body).await
             }
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
             "/nodes" => Ok(self.nodes()),
@@ -359,6 +379,7 @@ const CALLS: &[(&str, Method)] = &[
     ("/readyz", Method::GET),
     ("/metrics", Method::GET),
     ("/purge", Method::POST),
+    ("/prefetch", Method::POST),
     ("/purges", Method::GET),
     ("/nodes", Method::GET),
     ("/store", Method::GET),

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod audit;
 pub mod bus;
 mod dashboard;
+pub mod prefetch;
 pub mod problem;
 pub mod purge;
 pub mod purges;

@@ -17,12 +17,16 @@ pub struct PurgeOrder {
     pub kind: PurgeKind,
     /// For the audit log, at most [`REASON_BYTES_MAX`].
     pub reason: Option<String>,
+    /// How many of the most popular of what is purged each node fetches again.
+    pub refresh: usize,
 }
 
 /// The most URLs or tags of one call.
 pub const SCOPES_MAX: usize = 10_000;
 /// The longest reason, in bytes.
 pub const REASON_BYTES_MAX: usize = 1024;
+/// The most that is fetched again.
+pub const REFRESH_MAX: usize = 10_000;
 /// The longest tag, prefix or URL, in bytes.
 pub const SCOPE_BYTES_MAX: usize = 8192;
 
@@ -42,6 +46,8 @@ struct Written {
     #[serde(default)]
     soft: bool,
     reason: Option<String>,
+    #[serde(default)]
+    refresh: usize,
 }
 
 /// How a URL is written in keys: the routing's own normalisation, given by the node.
@@ -85,8 +91,12 @@ impl PurgeOrder {
             let detail = format!("the reason is longer than {REASON_BYTES_MAX} bytes");
             return Err(Problem::bad_request(detail));
         }
+        if written.refresh > REFRESH_MAX {
+            let detail = format!("refresh {}: at most {REFRESH_MAX}", written.refresh);
+            return Err(Problem::bad_request(detail));
+        }
         let kind = if written.soft { PurgeKind::Soft } else { PurgeKind::Hard };
-        Ok(Self { scopes, kind, reason: written.reason })
+        Ok(Self { scopes, kind, reason: written.reason, refresh: written.refresh })
     }
 }
 

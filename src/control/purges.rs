@@ -62,7 +62,8 @@ impl Admin {
         wait: Wait,
         timeout: Duration,
     ) -> Result<(String, Option<PurgeSequence>, Status), OrderError> {
-        let issued = self.bus.purge(&order.scopes, order.kind, order.reason.clone())?;
+        let issued =
+            self.bus.purge(&order.scopes, order.kind, order.reason.clone(), order.refresh)?;
         self.bus.wait(issued, wait, timeout).await
     }
 
@@ -270,6 +271,7 @@ fn audit_line(
         "scopes": order.scopes.len(),
         "first_scopes": scopes,
         "reason": order.reason,
+        "refresh": order.refresh,
     })
 }
 

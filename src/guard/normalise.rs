@@ -322,6 +322,7 @@ mod tests {
             peer: "192.0.2.7:4711".parse().unwrap(),
             local: "198.51.100.1:8080".parse().unwrap(),
             tls,
+            own: None,
         }
     }
 

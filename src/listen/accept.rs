@@ -231,7 +231,7 @@ where
             Err(overdue) => return record::overdue(&self.recorder, overdue),
         }
         let Arrival { stream, peer, listener, mut places, .. } = arrival;
-        let facts = Connection { peer, local: local(&stream, &listener), tls: None };
+        let facts = Connection { peer, local: local(&stream, &listener), tls: None, own: None };
         let Some(tls) = self.door.tls.as_ref().filter(|_| listener.tls) else {
             return self.converse(stream, facts, None, session).await;
         };

@@ -371,6 +371,7 @@ mod tests {
             peer: "192.0.2.7:4711".parse().unwrap(),
             local: "198.51.100.1:8080".parse().unwrap(),
             tls: None,
+            own: None,
         };
         let gate = crate::guard::Gate::new(Default::default());
         let routes = routes();

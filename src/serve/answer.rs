@@ -97,6 +97,7 @@ impl Visit {
             return None;
         }
         let response = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()))?;
+        self.worker.note_hit(found.hash, head);
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
         let detail = why.or_else(silent);
         self.context.cache_status = CacheStatus { detail, ..CacheStatus::hit(ttl) };

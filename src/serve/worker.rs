@@ -11,7 +11,9 @@ use geo::Geo;
 
 use tokio::sync::mpsc;
 
+use super::popular::Popular;
 use super::purging::PurgeByMethod;
+use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::context::RequestId;
 use crate::fetch::collapse::Fills;
@@ -21,7 +23,7 @@ use crate::metrics::Recorder;
 use crate::respond::Identity;
 use crate::respond::log::LogBuffer;
 use crate::route::Routes;
-use crate::store::Store;
+use crate::store::{Head, Store};
 
 /// What the configuration means for requests. Immutable; a reload puts another in its place,
 /// and each request keeps the one that it began with.
@@ -62,6 +64,10 @@ pub struct WorkerParts {
     pub upstreams: Upstreams,
     /// Where purges go that come as requests.
     pub purges: mpsc::Sender<PurgeByMethod>,
+    /// What is asked for most, on all cores.
+    pub popular: Arc<Popular>,
+    /// Which core this is, counted from zero.
+    pub number: usize,
     /// Set while the purge bus is silent.
     pub bus_silent: Arc<AtomicBool>,
     /// Where addresses are.
@@ -84,6 +90,9 @@ pub struct Worker {
     pub(super) upstreams: Upstreams,
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) bus_silent: Arc<AtomicBool>,
+    popular: Arc<Popular>,
+    number: usize,
+    sample: Cell<u64>,
     pub(super) geo: Arc<Geo>,
     pub(super) clock: Clock,
     pub(super) recorder: Recorder,
@@ -113,6 +122,9 @@ impl Worker {
             upstreams: parts.upstreams,
             purges: parts.purges,
             bus_silent: parts.bus_silent,
+            popular: parts.popular,
+            number: parts.number,
+            sample: Cell::new(parts.first_id),
             geo: parts.geo,
             clock: parts.clock,
             recorder: parts.recorder,
@@ -125,6 +137,15 @@ impl Worker {
     /// Hands this core's access lines to the writer.
     pub fn flush_log(&self) {
         self.log.flush();
+    }
+
+    /// One hit of sixteen is looked at, in no order that requests could have too.
+    pub(super) fn note_hit(&self, hash: KeyHash, head: &Arc<Head>) {
+        let next = self.sample.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.sample.set(next);
+        if next >> 60 == 0 {
+            self.popular.note(self.number, hash, head);
+        }
     }
 
     pub(super) fn plan(&self) -> Rc<Plan> {

@@ -131,6 +131,71 @@ fn order_at_all(fleet: &Fleet, number: u64) -> [f64; 3] {
 }
 
 #[test]
+fn every_node_fetches_again_what_a_purge_has_covered_there() {
+    let Some(fleet) = Fleet::start(2) else { return };
+    for node in &fleet.nodes {
+        node.get("/1").unwrap();
+    }
+    let order = format!(r#"{{"url": "http://{HOST}/1", "refresh": 1}}"#);
+    let (status, answer) = fleet.nodes[0].admin("POST", "/purge?wait=all", &order).unwrap();
+    assert_eq!(status, 200, "{answer}");
+    for node in &fleet.nodes {
+        let fetched = || node.metric("skerry_prefetches_total{outcome=\"fetched\"}");
+        until("it has fetched it again", || fetched() == Some(1.0));
+        let (_, head, _) = node.get("/1").unwrap();
+        assert!(head.contains("; hit"), "{head}");
+    }
+}
+
+#[test]
+fn while_the_bus_is_silent_each_site_does_as_it_has_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(redis) = RedisProcess::start(folder.path()) else { return };
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(3600).header("etag", "\"1\""));
+    let more = "silence_max = \"1s\"\n\
+                [sites.serving]\nhosts = \"serving.test\"\nsilence = \"serve\"\n\
+                [sites.validating]\nhosts = \"validating.test\"\nsilence = \"validate\"\n";
+    let node = NodeProcess::new(&folder, 0, Some(redis.port), &origin, more);
+    node.run();
+    node.wait_until_ready();
+    let get =
+        |host: &str| crate::harness::exchange(node.http, host, "/", &[]).header("cache-status");
+    for host in ["serving.test", "validating.test"] {
+        get(host);
+        let status = get(host);
+        assert!(status.contains("; hit") && !status.contains("detail"), "{host}: {status}");
+    }
+    redis.kill();
+    until("the node knows", || node.metric("skerry_bus_silent") == Some(1.0));
+    let status = get("serving.test");
+    assert!(status.contains("; hit") && status.contains("detail=bus-silent"), "{status}");
+    let status = get("validating.test");
+    assert!(status.contains("fwd=stale") && status.contains("detail=soft-purged"), "{status}");
+    redis.run();
+    until("it hears again", || node.metric("skerry_bus_silent") == Some(0.0));
+    let status = get("validating.test");
+    assert!(status.contains("; hit") && !status.contains("detail"), "{status}");
+}
+
+#[test]
+fn a_site_that_wants_no_clients_in_silence_takes_the_node_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(redis) = RedisProcess::start(folder.path()) else { return };
+    let origin = Origin::start(|_| Answer::ok("x"));
+    let more = "silence_max = \"1s\"\n[sites.shop]\nhosts = \"shop.test\"\nsilence = \"drain\"\n";
+    let node = NodeProcess::new(&folder, 0, Some(redis.port), &origin, more);
+    node.run();
+    node.wait_until_ready();
+    redis.kill();
+    let ready = || node.admin("GET", "/readyz", "").unwrap();
+    until("it is not ready", || ready().0 == 503);
+    assert!(ready().1.contains("purge bus silent"), "{}", ready().1);
+    assert_eq!(node.get("/").unwrap().0, 200, "who comes is served");
+    redis.run();
+    node.wait_until_ready();
+}
+
+#[test]
 fn bad_purges_are_refused_with_a_problem_that_says_why() {
     let tokens = "ops all sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n\
                   web purge:other sha256:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752\n\

@@ -13,6 +13,7 @@ mod harness;
 mod hostile;
 mod http2;
 mod operations;
+mod prefetch;
 mod protocol;
 mod ranges;
 mod routing;

@@ -35,7 +35,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use self::ledger::{Known, Receipt};
-pub use self::record::{Gap, Kind, Record, Scope};
+pub use self::record::{Gap, Kind, Record, Refresh, Scope};
 pub use self::settings::{RedisUrl, Settings, Silence};
 
 use self::ledger::Ledger;
@@ -83,6 +83,8 @@ struct Inner {
     outgoing: Notify,
     receipts: mpsc::Sender<ReceiptMessage>,
     caught_up: watch::Sender<bool>,
+    refreshes: mpsc::Sender<Refresh>,
+    refreshes_to_do: Mutex<Option<mpsc::Receiver<Refresh>>>,
     /// When the bus was last heard, in milliseconds since `started`.
     heard_ms: AtomicU64,
     is_silent: Arc<AtomicBool>,
@@ -187,6 +189,7 @@ impl Bus {
         let connector =
             settings.redis.as_ref().map(|url| Connector::new(&settings, url)).transpose()?;
         let (receipts, receipts_to_send) = mpsc::channel(RECEIPTS_MAX);
+        let (refreshes, refreshes_to_do) = mpsc::channel(REFRESHES_MAX);
         let bus = Self {
             inner: Arc::new(Inner {
                 identity,
@@ -205,6 +208,8 @@ impl Bus {
                 outgoing: Notify::new(),
                 receipts,
                 caught_up: watch::Sender::new(false),
+                refreshes,
+                refreshes_to_do: Mutex::new(Some(refreshes_to_do)),
                 heard_ms: AtomicU64::new(0),
                 is_silent: Arc::default(),
                 policy: Mutex::new(Policy::new(
@@ -233,11 +238,13 @@ impl Bus {
         scopes: &[PurgeScope],
         kind: PurgeKind,
         reason: Option<String>,
+        refresh: usize,
     ) -> Result<Issued, OrderError> {
         let inner = self.inner.clone();
         let id = inner.next_id();
         let (name, at_ms) = (inner.identity.name.clone(), inner.now_ms());
         let record = Record::new(id.clone(), name, at_ms, scopes, kind, reason);
+        let record = record.refreshing(refresh);
         let message = inner.connector.is_some().then(|| record.to_bytes());
         let (length, limit) =
             (message.as_ref().map_or(0, Bytes::len), inner.settings.record_bytes_max);
@@ -377,6 +384,12 @@ impl Bus {
         (is_silent && self.inner.policy().drains()).then_some("purge bus silent")
     }
 
+    /// What purges want fetched again, whoever ordered them. Given once.
+    pub fn refreshes(&self) -> Option<mpsc::Receiver<Refresh>> {
+        let refreshes = self.inner.refreshes_to_do.lock();
+        refreshes.unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Whether the bus is silent: set for as long as that lasts.
     pub fn silent_flag(&self) -> Arc<AtomicBool> {
         self.inner.is_silent.clone()
@@ -427,6 +440,7 @@ impl Inner {
             }
         };
         self.ledger().in_force(&record.id, self.since_ms(record.at_ms));
+        self.ask_for_refresh(record);
         // The fleet need not wait for the disk of this node.
         self.outgoing.notify_one();
         let _ = is_in_force.send(());
@@ -471,10 +485,21 @@ impl Inner {
         for record in records {
             let after_ms = self.since_ms(record.at_ms);
             let is_news = self.ledger().in_force(&record.id, after_ms);
+            if is_news {
+                self.ask_for_refresh(record);
+            }
             if is_news && record.node != self.identity.name {
                 let elapsed = Duration::from_secs_f64(after_ms / 1e3);
                 self.recorder.observe(Metric::PurgePropagation, elapsed);
             }
+        }
+    }
+
+    fn ask_for_refresh(&self, record: &Record) {
+        let Some(refresh) = record.refresh() else { return };
+        // Clients fetch what they miss anyway.
+        if self.refreshes.try_send(refresh).is_err() {
+            self.recorder.count_labelled(Metric::Prefetches, super::prefetch::DROPPED);
         }
     }
 
@@ -657,6 +682,8 @@ fn random_u64() -> u64 {
 
 /// Receipts that wait for the connection.
 const RECEIPTS_MAX: usize = 20_000;
+/// Purges whose refresh has not begun.
+const REFRESHES_MAX: usize = 256;
 /// How often who waits for receipts looks into Redis.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const SILENCE_CHECK_MIN: Duration = Duration::from_millis(20);

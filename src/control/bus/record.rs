@@ -32,6 +32,18 @@ pub struct Record {
     /// The caller's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How many of the most popular of what is purged each node fetches again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refresh: usize,
+}
+
+/// What is to be fetched again after a purge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    /// The most URLs.
+    pub count: usize,
+    /// Only these. `None`: whatever the purge has covered.
+    pub urls: Option<Vec<Box<str>>>,
 }
 
 /// [`PurgeKind`] as it is written.
@@ -75,7 +87,22 @@ impl Record {
             PurgeKind::Hard => Kind::Hard,
         };
         let scopes = scopes.iter().cloned().map(Scope::from).collect();
-        Self { v: VERSION, id, node, at_ms, kind, scopes, reason }
+        Self { v: VERSION, id, node, at_ms, kind, scopes, reason, refresh: 0 }
+    }
+
+    /// The same, with so many URLs to be fetched again.
+    pub fn refreshing(self, refresh: usize) -> Self {
+        Self { refresh, ..self }
+    }
+
+    /// What is to be fetched again, if anything.
+    pub fn refresh(&self) -> Option<Refresh> {
+        let url = |scope: &Scope| match scope {
+            Scope::Url(url) => Some(url.clone()),
+            _ => None,
+        };
+        let count = self.refresh;
+        (count > 0).then(|| Refresh { count, urls: self.scopes.iter().map(url).collect() })
     }
 
     /// As it is published.
@@ -268,6 +295,10 @@ pub fn resume(position: Option<&Position>, head: &Head) -> Position {
         // Nothing that a new node has stored is older than its start.
         None => Position { epoch: head.epoch.clone(), number: Some(head.number), id: head.id },
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 const VERSION: u32 = 1;

@@ -161,7 +161,7 @@ impl Node {
     ) -> Result<(String, Status), OrderError> {
         self.runtime.block_on(async {
             let scopes = [PurgeScope::Url(url.into())];
-            let issued = self.bus.purge(&scopes, Hard, None)?;
+            let issued = self.bus.purge(&scopes, Hard, None, 0)?;
             let (id, _, status) = self.bus.wait(issued, wait, timeout).await?;
             Ok((id, status))
         })
@@ -608,7 +608,8 @@ fn soft_and_hard_travel_as_they_are() {
     let (_kept, nodes) = fleet(&redis, &["a", "b"]);
     nodes[0].runtime.block_on(async {
         let bus = &nodes[0].bus;
-        let issued = bus.purge(&[PurgeScope::Tag("t".into())], Soft, Some("why".into())).unwrap();
+        let issued =
+            bus.purge(&[PurgeScope::Tag("t".into())], Soft, Some("why".into()), 0).unwrap();
         bus.wait(issued, Wait::All, LONG).await.unwrap();
     });
     let met = nodes[1].bus.since(0.0, 1);

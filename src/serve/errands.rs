@@ -1,0 +1,69 @@
+//! Requests that the node makes of itself: what is fetched ahead of anybody asking, or again after a
+//! purge. They go the whole path, as if a client on this machine had asked.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, HOST, USER_AGENT};
+use http::{Request, StatusCode, Uri};
+use http_body_util::BodyExt;
+use tokio::sync::{mpsc, oneshot};
+
+use super::worker::Worker;
+use crate::body::Body;
+use crate::context::Connection;
+
+/// One such request.
+pub struct Errand {
+    /// With scheme and host.
+    pub url: Uri,
+    /// The most content to hand back. `None`: it is read, stored by the usual rules, and dropped.
+    pub content_bytes_max: Option<usize>,
+    /// Status and content, or why there is none.
+    pub answer: oneshot::Sender<Result<(StatusCode, Bytes), String>>,
+}
+
+/// Runs errands on this core until nobody sends them any more.
+pub async fn run_errands(worker: Rc<Worker>, mut errands: mpsc::Receiver<Errand>) {
+    while let Some(errand) = errands.recv().await {
+        let worker = worker.clone();
+        tokio::task::spawn_local(async move {
+            let done = fetch(&worker, &errand.url, errand.content_bytes_max).await;
+            // Who sent it may be gone; what was fetched is stored.
+            let _ = errand.answer.send(done);
+        });
+    }
+}
+
+async fn fetch(
+    worker: &Rc<Worker>,
+    url: &Uri,
+    content_bytes_max: Option<usize>,
+) -> Result<(StatusCode, Bytes), String> {
+    let authority = url.authority().ok_or("expected a URL with a host")?;
+    let target = url.path_and_query().map_or("/", |target| target.as_str());
+    let mut request = Request::builder().uri(target).header(HOST, authority.as_str());
+    request = request.header(USER_AGENT, AGENT);
+    if content_bytes_max.is_none() {
+        // The variant that browsers ask for.
+        request = request.header(ACCEPT_ENCODING, "gzip, br, zstd");
+    }
+    let request = request.body(Body::Empty).map_err(|error| error.to_string())?;
+    let scheme = if url.scheme_str() == Some("https") { "https" } else { "http" };
+    let connection = Rc::new(Connection::own(scheme));
+    let response = super::serve(worker, connection, request).await;
+    let status = response.status();
+    let mut body = response.into_body();
+    let mut content = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| error.to_string())?;
+        let (Ok(data), Some(limit)) = (frame.into_data(), content_bytes_max) else { continue };
+        if content.len() + data.len() > limit {
+            return Err(format!("longer than {limit} bytes"));
+        }
+        content.extend_from_slice(&data);
+    }
+    Ok((status, content.into()))
+}
+
+const AGENT: &str = concat!("skerry/", env!("CARGO_PKG_VERSION"), " (prefetch)");
