@@ -345,7 +345,7 @@ impl Break {
 }
 
 /// The scenarios that come with the lab.
-pub const BUILT_IN: [(&str, &str); 11] = [
+pub const BUILT_IN: [(&str, &str); 12] = [
     ("steady", include_str!("../scenarios/steady.toml")),
     ("purge-storm", include_str!("../scenarios/purge-storm.toml")),
     ("bus-loss", include_str!("../scenarios/bus-loss.toml")),
@@ -356,6 +356,7 @@ pub const BUILT_IN: [(&str, &str); 11] = [
     ("rolling-upgrade", include_str!("../scenarios/rolling-upgrade.toml")),
     ("cert-rotation", include_str!("../scenarios/cert-rotation.toml")),
     ("geo", include_str!("../scenarios/geo.toml")),
+    ("changing-objects", include_str!("../scenarios/changing-objects.toml")),
     ("everything", include_str!("../scenarios/everything.toml")),
 ];
 

@@ -80,14 +80,15 @@ impl Parts {
         First { bytes, body, claim }
     }
 
-    /// Sees to it that the first byte of `wanted` can be had, before an answer promises it.
-    /// `None` when the store has it.
+    /// Sees to it that the first byte of `wanted` that is not stored can be had, before an answer
+    /// promises it: if the object has changed, nothing of it was sent. `None` when the store has
+    /// all.
     ///
     /// # Errors
     /// Why it can't be had; nothing was promised yet.
     pub async fn begin(&self, wanted: Range<u64>) -> Result<Option<First>, Refused> {
         for _ in 0..TURNS_MAX {
-            let Step::Ask(range) = self.step(&wanted) else { return Ok(None) };
+            let Some(range) = self.first_gap(&wanted) else { return Ok(None) };
             match self.join(range.start) {
                 Join::Lead(lead) => return self.begin_asking(range, Some(lead)).await.map(Some),
                 Join::Uncollapsed(_) => return self.begin_asking(range, None).await.map(Some),
@@ -98,8 +99,20 @@ impl Parts {
                 }
             }
         }
-        let Step::Ask(range) = self.step(&wanted) else { return Ok(None) };
+        let Some(range) = self.first_gap(&wanted) else { return Ok(None) };
         self.begin_asking(range, None).await.map(Some)
+    }
+
+    /// What to ask for first.
+    fn first_gap(&self, wanted: &Range<u64>) -> Option<Range<u64>> {
+        let mut rest = wanted.clone();
+        loop {
+            match self.step(&rest) {
+                Step::Ask(range) => return Some(range),
+                Step::Stored(range) => rest.start = range.end,
+                Step::Done => return None,
+            }
+        }
     }
 
     async fn begin_asking(&self, range: Range<u64>, claim: Option<Lead>) -> Result<First, Refused> {
@@ -114,13 +127,21 @@ impl Parts {
         }
     }
 
-    /// Reads `range`, with the help of an answer that is in already, if it begins there.
+    /// Reads `range`, with the help of an answer that is in already. If what is stored comes
+    /// before it, it goes to the store meanwhile, and is read from there.
     pub fn read(self, range: Range<u64>, first: Option<First>) -> PartsReader {
         let end = range.end.min(self.head.complete_length());
         let rest = range.start.min(end)..end;
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let left = rest.end - rest.start;
-        let first = first.filter(|first| first.bytes.contains(&rest.start));
+        let (first, ahead) = match first {
+            Some(first) if first.bytes.contains(&rest.start) => (Some(first), None),
+            Some(first) if rest.contains(&first.bytes.start) => (None, Some(first)),
+            _ => (None, None),
+        };
+        if let Some(ahead) = ahead {
+            spawn_local(Walk::for_nobody(self.clone()).store_part(ahead));
+        }
         spawn_local(Walk { parts: self, rest, sender }.run(first));
         PartsReader { pieces, left }
     }
@@ -260,9 +281,20 @@ impl Walk {
         }
     }
 
+    /// For what goes to the store alone.
+    fn for_nobody(parts: Parts) -> Self {
+        Self { parts, rest: 0..0, sender: mpsc::channel(1).0 }
+    }
+
+    async fn store_part(mut self, First { bytes, body, claim }: First) {
+        let giving = Giving::Behind { until: bytes.end };
+        let taken = self.take_part(bytes, body, giving).await;
+        tell(claim, &taken);
+    }
+
     async fn walk(&mut self, first: Option<First>) -> Result<(), Stop> {
         if let Some(First { bytes, body, claim }) = first {
-            let taken = self.take_part(bytes, body).await;
+            let taken = self.take_part(bytes, body, Giving::On).await;
             tell(claim, &taken);
             taken?;
         }
@@ -320,7 +352,7 @@ impl Walk {
     async fn ask(&mut self, range: Range<u64>) -> Result<(), Stop> {
         let start = range.start;
         match self.parts.ask(range).await {
-            Ok((bytes, body)) => self.take_part(bytes, body).await,
+            Ok((bytes, body)) => self.take_part(bytes, body, Giving::On).await,
             Err(Refused::Changed) => {
                 let why = format!("the object changed at the origin before byte {start}");
                 Err(BodyError::new(why).into())
@@ -335,10 +367,14 @@ impl Walk {
     /// Gives the reader what it wants of a part, as it arrives; stores the whole slices of it.
     /// When the reader has enough, or leaves, the slice that has begun is still finished. When
     /// it is slow, the rest of one request's worth goes to the store without it.
-    async fn take_part(&mut self, bytes: Range<u64>, mut body: Body) -> Result<(), Stop> {
+    async fn take_part(
+        &mut self,
+        bytes: Range<u64>,
+        mut body: Body,
+        mut giving: Giving,
+    ) -> Result<(), Stop> {
         let before = self.rest.start;
         let mut slice = SliceBuffer::new(bytes.start);
-        let mut giving = Giving::On;
         let mut at = bytes.start;
         while at < bytes.end && !(self.has_enough(&giving, at) && slice.is_empty()) {
             let Some(frame) = body.frame().await else {

@@ -51,35 +51,44 @@ impl Source<'_> {
         }
     }
 
-    fn whole(&self) -> Body {
+    /// `None` when bytes are missing, here and below.
+    fn whole(&self) -> Option<Body> {
         match self {
-            Self::Filling(filling) => Body::stream(filling.read_all()),
+            Self::Filling(filling) => Some(Body::stream(filling.read_all())),
             Self::Stored(..) | Self::Parts(..) => {
                 self.bytes(0..self.complete_length().unwrap_or_default())
             }
         }
     }
 
-    fn bytes(&self, range: Range<u64>) -> Body {
+    fn bytes(&self, range: Range<u64>) -> Option<Body> {
         match self {
             Self::Stored(store, head, mend) => stored_bytes(store, head, *mend, range),
-            Self::Filling(filling) => Body::stream(filling.read(range)),
+            Self::Filling(filling) => Some(Body::stream(filling.read(range))),
             Self::Parts(parts, first) => {
-                Body::stream((*parts).clone().read(range, first.borrow_mut().take()))
+                Some(Body::stream((*parts).clone().read(range, first.borrow_mut().take())))
             }
         }
     }
 }
 
-fn stored_bytes(store: &Store, head: &Arc<Head>, mend: Option<&Parts>, range: Range<u64>) -> Body {
-    match (&head.inline, mend) {
-        (Some(body), _) => body.slice(range.start as usize..range.end as usize).into(),
-        (None, None) => Body::stream(store.body(head, range)),
-        (None, Some(parts)) => {
-            let stored = store.body(head, range.clone());
-            Body::stream(Mended::new(stored, range, parts.clone()))
-        }
+fn stored_bytes(
+    store: &Store,
+    head: &Arc<Head>,
+    mend: Option<&Parts>,
+    range: Range<u64>,
+) -> Option<Body> {
+    if let Some(body) = &head.inline {
+        return Some(body.slice(range.start as usize..range.end as usize).into());
     }
+    if !store.missing(head, range.clone()).is_empty() {
+        return None;
+    }
+    let stored = store.body(head, range.clone());
+    Some(match mend {
+        None => Body::stream(stored),
+        Some(parts) => Body::stream(Mended::new(stored, range, parts.clone())),
+    })
 }
 
 impl Visit {
@@ -93,9 +102,6 @@ impl Visit {
         let now = self.context.received_at;
         let ttl = head.response.freshness.ttl(now);
         let mend = self.parts(found, head);
-        if head.inline.is_none() && !self.can_begin(head, mend.is_some()) {
-            return None;
-        }
         let response = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()))?;
         self.worker.note_hit(found.hash, head);
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
@@ -124,9 +130,9 @@ impl Visit {
         };
         let (status, headers) = cache::answer(stored, &selected, length, age)?;
         let body = match selected {
-            Selected::Full if !is_head => source.whole(),
-            Selected::Range { bytes, .. } => source.bytes(bytes),
-            Selected::Multipart(plan) => multipart(source, *plan),
+            Selected::Full if !is_head => source.whole()?,
+            Selected::Range { bytes, .. } => source.bytes(bytes)?,
+            Selected::Multipart(plan) => multipart(source, *plan)?,
             _ => Body::Empty,
         };
         let mut response = Response::new(body);
@@ -163,7 +169,7 @@ pub(super) fn fixed(fixed: &Fixed) -> Response<Body> {
 
 /// The parts one after the other, each with its own head. A fill's readers are all made now,
 /// so that none is given up for lack of one; what is asked of upstream is asked in its turn.
-fn multipart(source: Source<'_>, plan: Multipart) -> Body {
+fn multipart(source: Source<'_>, plan: Multipart) -> Option<Body> {
     let length = plan.content_length();
     let mut rest = VecDeque::with_capacity(2 * plan.parts.len() + 1);
     for (head, range) in plan.parts {
@@ -172,11 +178,11 @@ fn multipart(source: Source<'_>, plan: Multipart) -> Body {
             Source::Parts(parts, first) => {
                 Link::Later(Box::new((parts.clone(), range, first.borrow_mut().take())))
             }
-            Source::Stored(..) | Source::Filling(_) => Link::Ready(source.bytes(range)),
+            Source::Stored(..) | Source::Filling(_) => Link::Ready(source.bytes(range)?),
         });
     }
     rest.push_back(Link::Ready(Body::from(plan.tail)));
-    Body::stream(Chain { rest, length })
+    Some(Body::stream(Chain { rest, length }))
 }
 
 enum Link {

@@ -90,13 +90,6 @@ impl Visit {
         job.parts(head.clone(), self.sought())
     }
 
-    /// Whether a hit can begin: its first byte is stored, and all others are or can be had.
-    pub(super) fn can_begin(&self, head: &Arc<Head>, mended: bool) -> bool {
-        let start = self.first_wanted(head).start;
-        let wanted = start..if mended { start + 1 } else { head.complete_length() };
-        self.worker.store.missing(head, wanted).is_empty()
-    }
-
     /// Answers with what is stored and, for what is not, by way of upstream. `None` when the
     /// object has changed at the origin, or can't be had in parts.
     pub(super) async fn answer_in_parts(
@@ -109,7 +102,11 @@ impl Visit {
         let status = CacheStatus::forwarded(Reason::BytesMissing);
         self.context.cache_status = CacheStatus { ttl: Some(ttl), stored: true, ..status };
         match parts.begin(self.first_wanted(head)).await {
-            Ok(first) => Ok(self.select(Source::Parts(&parts, &RefCell::new(first)))),
+            Ok(first) => {
+                // What it waited for came by another request.
+                self.context.cache_status.collapsed = first.is_none();
+                Ok(self.select(Source::Parts(&parts, &RefCell::new(first))))
+            }
             Err(Refused::Changed) => Ok(None),
             Err(Refused::Failed(why)) => {
                 self.without_upstream(found, &FillFailure::Upstream(why)).map(Some)
