@@ -297,10 +297,17 @@ fn order_purge(arguments: PurgeArguments) -> Result<(), String> {
         }
     }
     match wait.as_str() {
-        "all" if !pending.is_empty() => Err(format!(
-            "not all within {timeout}: {} will have it before serving again, or when heard again",
-            pending.join(", ")
-        )),
+        "all" if !pending.is_empty() => {
+            let pending = pending.join(", ");
+            Err(match answer["published"] == false {
+                true => format!(
+                    "not all within {timeout}: Redis is away; the purge is kept, and reaches {pending} when it is back"
+                ),
+                false => format!(
+                    "not all within {timeout}: {pending} will have it before serving again, or when heard again"
+                ),
+            })
+        }
         _ => Ok(()),
     }
 }

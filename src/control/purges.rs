@@ -217,6 +217,9 @@ fn told(id: &str, sequence: Option<PurgeSequence>, status: &Status) -> Value {
     told["sequence"] = json!(sequence.map(|sequence| sequence.0));
     told["complete"] = json!(status.is_enough(Wait::All));
     told["nodes"] = json!(nodes);
+    if let Some(published) = status.published {
+        told["published"] = json!(published);
+    }
     told
 }
 

@@ -171,6 +171,8 @@ fn while_the_bus_is_silent_each_site_does_as_it_has_chosen() {
     assert!(status.contains("; hit") && status.contains("detail=bus-silent"), "{status}");
     let status = get("validating.test");
     assert!(status.contains("fwd=stale") && status.contains("detail=soft-purged"), "{status}");
+    let purge = node.admin("POST", "/purge", r#"{"tag": "t"}"#).unwrap().1;
+    assert!(purge.contains("\"published\": false"), "{purge}");
     redis.run();
     until("it hears again", || node.metric("skerry_bus_silent") == Some(0.0));
     let status = get("validating.test");

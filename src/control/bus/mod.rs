@@ -148,6 +148,8 @@ pub struct Status {
     pub known: Option<Known>,
     /// Each node of the fleet.
     pub nodes: BTreeMap<String, NodeState>,
+    /// Whether the stream has it; if not, it waits here for Redis. `None`: there is no fleet.
+    pub published: Option<bool>,
 }
 
 /// Why a purge was refused, or is not durable.
@@ -353,7 +355,9 @@ impl Bus {
         for (name, receipt) in known.iter().flat_map(|known| &known.receipts) {
             nodes.entry(name.clone()).or_insert(NodeState::Applied(Some(*receipt)));
         }
-        Status { known, nodes }
+        let has_place = || known.as_ref().is_some_and(|known| known.place.is_some());
+        let published = self.inner.connector.is_some().then(has_place);
+        Status { known, nodes, published }
     }
 
     /// The purges that this node has met since `at_ms`, newest first.
