@@ -214,7 +214,8 @@ table! {
         "end" = &["stored", "unstored", "broken", "abandoned"];
     FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that had to do with the least window because all windows together reached their limit.";
     FillReadsBehind, Counter, "fill_reads_behind", "Slices read from the store by readers that fell behind their fill.";
-    FillReadersCut, Counter, "fill_readers_cut", "Readers cut off because what they needed next was neither in memory nor stored.";
+    FillReadersLost, Counter, "fill_readers_lost", "Readers of a fill so far behind that what they needed next was neither in memory nor stored.";
+    FillReadersResumed, Counter, "fill_readers_resumed", "Those of them that went on with a range from upstream; the others were cut off.";
     RangeRequests, Counter, "range_requests", "Sub-requests to upstream for slices that were not stored.";
     RangeObjectsChanged, Counter, "range_objects_changed", "Objects found to have changed at the origin while ranges of them were being fetched.";
     FillReaders, Gauge, "fill_readers", "Clients that read a body as it comes from upstream.";

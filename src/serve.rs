@@ -22,6 +22,7 @@ mod pass;
 mod popular;
 mod purging;
 mod ranges; // of long objects, in slices
+mod resumed;
 mod worker;
 
 use std::future::Future;

@@ -548,7 +548,7 @@ fn unstored_slow_readers_are_waited_for_and_then_cut_off() {
         assert_bytes(&fast.await.expect("no panic").expect("whole"), 0..20 * SLICE);
         let error = slow.frame().await.expect("not a clean end").expect_err("cut off");
         assert!(error.to_string().contains("no longer in memory"), "{error}");
-        assert_eq!(node.gauge(Metric::FillReadersCut), 1);
+        assert_eq!(node.gauge(Metric::FillReadersLost), 1);
         assert!(matches!(done.await.expect("no panic").end, FillEnd::Unstored));
     });
 }
@@ -633,7 +633,7 @@ fn a_slow_reader_whose_slices_the_store_dropped_has_an_error_not_other_bytes() {
             }
         };
         assert!(error.to_string().contains("no longer in memory"), "{error}");
-        assert_eq!(node.gauge(Metric::FillReadersCut), 1);
+        assert_eq!(node.gauge(Metric::FillReadersLost), 1);
     });
 }
 

@@ -17,6 +17,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use super::Visit;
 use super::lookup::Found;
 use super::ranges::Mended;
+use super::resumed::Resume;
 use crate::body::{Body, BodyError};
 use crate::cache::{self, CacheStatus, Multipart, Reason, Selected, StoredResponse};
 use crate::fetch::fill::Filling;
@@ -29,7 +30,8 @@ use crate::store::{Head, Store};
 pub(super) enum Source<'a> {
     /// The third: where slices come from that the store loses meanwhile.
     Stored(&'a Store, &'a Arc<Head>, Option<&'a Parts>),
-    Filling(&'a Filling),
+    /// And how to go on when this client falls far behind.
+    Filling(&'a Filling, Option<&'a Resume>),
     /// Not all of it is stored; some may be coming.
     Parts(&'a Parts, &'a RefCell<Option<First>>),
 }
@@ -38,7 +40,7 @@ impl Source<'_> {
     fn response(&self) -> &StoredResponse {
         match self {
             Self::Stored(_, head, _) => &head.response,
-            Self::Filling(filling) => filling.response(),
+            Self::Filling(filling, _) => filling.response(),
             Self::Parts(parts, _) => &parts.head.response,
         }
     }
@@ -47,14 +49,17 @@ impl Source<'_> {
         match self {
             Self::Stored(_, head, _) => Some(head.complete_length()),
             Self::Parts(parts, _) => Some(parts.head.complete_length()),
-            Self::Filling(filling) => filling.response().complete_length,
+            Self::Filling(filling, _) => filling.response().complete_length,
         }
     }
 
     /// `None` when bytes are missing, here and below.
     fn whole(&self) -> Option<Body> {
         match self {
-            Self::Filling(filling) => Some(Body::stream(filling.read_all())),
+            Self::Filling(filling, None) => Some(Body::stream(filling.read_all())),
+            Self::Filling(filling, Some(resume)) => {
+                Some((*resume).clone().after(filling.read_all(), 0..u64::MAX))
+            }
             Self::Stored(..) | Self::Parts(..) => {
                 self.bytes(0..self.complete_length().unwrap_or_default())
             }
@@ -64,7 +69,10 @@ impl Source<'_> {
     fn bytes(&self, range: Range<u64>) -> Option<Body> {
         match self {
             Self::Stored(store, head, mend) => stored_bytes(store, head, *mend, range),
-            Self::Filling(filling) => Some(Body::stream(filling.read(range))),
+            Self::Filling(filling, None) => Some(Body::stream(filling.read(range))),
+            Self::Filling(filling, Some(resume)) => {
+                Some((*resume).clone().after(filling.read(range.clone()), range))
+            }
             Self::Parts(parts, first) => {
                 Some(Body::stream((*parts).clone().read(range, first.borrow_mut().take())))
             }
@@ -178,7 +186,7 @@ fn multipart(source: Source<'_>, plan: Multipart) -> Option<Body> {
             Source::Parts(parts, first) => {
                 Link::Later(Box::new((parts.clone(), range, first.borrow_mut().take())))
             }
-            Source::Stored(..) | Source::Filling(_) => Link::Ready(source.bytes(range)?),
+            Source::Stored(..) | Source::Filling(..) => Link::Ready(source.bytes(range)?),
         });
     }
     rest.push_back(Link::Ready(Body::from(plan.tail)));

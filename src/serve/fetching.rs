@@ -187,7 +187,8 @@ impl Visit {
 
     /// `own` are the fields that nobody else gets.
     pub(super) fn first_hand(&self, filling: &Filling, own: HeaderMap) -> Response<Body> {
-        let selected = self.select(Source::Filling(filling));
+        let resume = self.resume(filling);
+        let selected = self.select(Source::Filling(filling, resume.as_ref()));
         let mut response = selected.expect("a fill is of a whole response");
         first_hand(&mut response);
         response.headers_mut().extend(own);
@@ -235,7 +236,9 @@ impl Visit {
             Decision::Serve { .. } => {}
             _ => return Joined::Unusable,
         }
-        let Some(answer) = self.select(Source::Filling(filling)) else { return Joined::Unusable };
+        let resume = self.resume(filling);
+        let source = Source::Filling(filling, resume.as_ref());
+        let Some(answer) = self.select(source) else { return Joined::Unusable };
         self.context.cache_status.ttl = Some(response.freshness.ttl(now));
         Joined::Answer(answer)
     }

@@ -46,7 +46,11 @@ pub(super) struct Sought {
 }
 
 impl Sought {
-    fn request(&self, range: Option<&Range<u64>>, bound: Option<&Validator>) -> Request<Body> {
+    pub(super) fn request(
+        &self,
+        range: Option<&Range<u64>>,
+        bound: Option<&Validator>,
+    ) -> Request<Body> {
         let mut request = Request::new(Body::Empty);
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();

@@ -501,6 +501,11 @@ impl Store {
         self.inner.recovering.send_modify(|left| *left -= 1);
     }
 
+    /// The length that bodies are cut to; a shorter one lies in one piece with its head.
+    pub fn slice_bytes(&self) -> u64 {
+        self.inner.settings.slice_bytes as u64
+    }
+
     fn site(&self, name: &str) -> Arc<Site> {
         self.inner.sites.of(name)
     }

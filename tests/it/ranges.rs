@@ -228,6 +228,21 @@ fn a_change_before_the_first_byte_is_no_error() {
 }
 
 #[test]
+fn a_client_that_the_store_has_left_behind_goes_on_from_the_origin() {
+    let length = 96 * MIB;
+    let object = object(length, Manner::Ranges);
+    let (_directory, process) = node(&object, "16MiB", "none");
+    let mut slow = Client::connect(process.address);
+    slow.send(b"GET /long HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    assert_eq!(slow.read_line(), "HTTP/1.1 200 OK");
+    let whole = Client::connect(process.address).get("a.test", "/long", &[]);
+    assert_bytes(&whole.body, 1, 0..length);
+    while !slow.read_line().is_empty() {}
+    assert_bytes(&slow.read_bytes(length as usize), 1, 0..length);
+    assert_eq!(object.origin.requests(), 2, "the whole, and the rest of it for the slow one");
+}
+
+#[test]
 fn an_origin_without_ranges_is_asked_once_for_the_whole() {
     for manner in [Manner::WholeOnly, Manner::NoValidator] {
         let object = object(4 * MIB, manner);
