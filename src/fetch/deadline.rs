@@ -73,10 +73,12 @@ impl Timers {
 }
 
 impl Deadline {
-    /// Moves it to `after` from now; never early, late by up to two ticks.
+    /// Moves it to `after` from now; never early, late by up to a tick and what the core is busy.
     pub(super) fn set(&self, after: Duration) {
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(NEVER);
-        self.set_at(self.wheel.now_ms.get().saturating_add(after_ms).saturating_add(TICK_MS));
+        // Not the wheel's time, which stands still while the core is busy. A begun millisecond is
+        // not counted.
+        self.set_at(monotonic_ms().saturating_add(after_ms).saturating_add(1));
     }
 
     /// Moves it forward to a time of [`Timers::now_ms`], if it is later than that.
