@@ -149,7 +149,7 @@ struct AdminArgument {
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
+    let done = match cli::arguments::<Arguments>().command {
         None => run_demo(),
         Some(Command::Run(flags)) => run(flags),
         Some(Command::Check { file }) => check(file),

@@ -62,6 +62,13 @@ fn what_keeps_a_node_from_starting_is_one_line_and_exit_code_2() {
             .map(str::to_owned)
             .to_vec()
     };
+    check_refused(
+        &["run", "--orgin", "http://a"],
+        &["--orgin", "a similar argument exists: '--origin'"],
+    );
+    check_refused(&["run", "--http", "8080"], &["--http", "address and port"]);
+    check_refused(&["explain"], &["required", "<URL>"]);
+    check_refused(&["pruge", "--all"], &["pruge", "purge"]);
     check(on_taken("--http", "--admin"), &[&taken, "in use"]);
     check(on_taken("--admin", "--http"), &[&taken, "in use"]);
 }
