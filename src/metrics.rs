@@ -197,7 +197,7 @@ table! {
     RequestsByProtocol, Counter, "requests_by_protocol", "Requests whose head was read, by protocol.",
         "protocol" = &["http/1.0", "http/1.1", "h2"];
     RequestsUnread, Counter, "requests_unread", "Requests refused for their form, before any room saw them.",
-        "reason" = &["malformed", "too_large", "uri_too_long", "framing"];
+        "reason" = &["malformed", "head-too-large", "target-too-long", "framing", "timed-out"];
     RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that came more slowly than the limits allow.";
     ResponseBodiesTimedOut, Counter, "response_bodies_timed_out", "HTTP/2 responses whose client opened its window too slowly.";
     Http2Resets, Counter, "http2_resets", "HTTP/2 requests that the client cancelled before their end.";
@@ -215,7 +215,7 @@ table! {
     FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that had to do with the least window because all windows together reached their limit.";
     FillReadsBehind, Counter, "fill_reads_behind", "Slices read from the store by readers that fell behind their fill.";
     FillReadersLost, Counter, "fill_readers_lost", "Readers of a fill so far behind that what they needed next was neither in memory nor stored.";
-    FillReadersResumed, Counter, "fill_readers_resumed", "Those of them that went on with a range from upstream; the others were cut off.";
+    BodiesMended, Counter, "bodies_mended", "Bodies that went on with ranges from upstream: the fill had left their reader behind or had broken off, or the store had lost a slice.";
     RangeRequests, Counter, "range_requests", "Sub-requests to upstream for slices that were not stored.";
     RangeObjectsChanged, Counter, "range_objects_changed", "Objects found to have changed at the origin while ranges of them were being fetched.";
     FillReaders, Gauge, "fill_readers", "Clients that read a body as it comes from upstream.";

@@ -37,7 +37,7 @@ use crate::control::tokens::Tokens;
 use crate::fetch::collapse::Fills;
 use crate::fetch::{Pools, Resolver, Upstreams};
 use crate::guard::{Gate, rate};
-use crate::listen::{self, Door, Drain, DrainSwitch, TlsState, WorkerSockets};
+use crate::listen::{self, Door, Drain, DrainSwitch, TlsState, Unread, WorkerSockets};
 use crate::metrics::Metrics;
 use crate::respond::Identity;
 use crate::respond::log::AccessLog;
@@ -309,8 +309,8 @@ impl Shared {
                     let service =
                         move |connection, request| serve::serve(&answering, connection, request);
                     let logging = worker.clone();
-                    let on_refused = Rc::new(move |connection, status| {
-                        serve::log_refused(&logging, connection, status);
+                    let on_refused = Rc::new(move |connection, why: Unread| {
+                        serve::log_refused(&logging, connection, why.status(), why.word());
                     });
                     let (door, clock) = (shared.door.clone(), shared.clock.clone());
                     listen::serve(sockets, door, service, on_refused, recorder, clock, drain).await;

@@ -18,11 +18,11 @@ mod explain;
 mod failures;
 mod fetching;
 mod lookup;
+mod mended;
 mod pass;
 mod popular;
 mod purging;
 mod ranges; // of long objects, in slices
-mod resumed;
 mod worker;
 
 use std::future::Future;
@@ -140,18 +140,18 @@ pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<B
 }
 
 /// Counts and logs what was refused for its form, before there was a request: nothing but the
-/// connection is known of it.
-pub fn log_refused(worker: &Worker, connection: Rc<Connection>, status: StatusCode) {
+/// connection, what it was answered and why are known of it.
+pub fn log_refused(
+    worker: &Worker,
+    connection: Rc<Connection>,
+    status: StatusCode,
+    why: &'static str,
+) {
     let mut request = Request::new(()).into_parts().0;
     request.method = Method::from_bytes(b"-").expect("a token");
     request.uri = Uri::from_static("*");
     let mut context = begin(worker, connection, &request);
-    context.failure = Some(match status {
-        StatusCode::REQUEST_TIMEOUT => "timed-out",
-        StatusCode::URI_TOO_LONG => "target-too-long",
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "head-too-large",
-        _ => "malformed",
-    });
+    context.failure = Some(why);
     let mut response = Response::new(Body::Empty);
     *response.status_mut() = status;
     // The listener has answered already.

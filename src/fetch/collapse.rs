@@ -151,7 +151,8 @@ impl Fills {
         }
     }
 
-    pub(super) fn recorder(&self) -> &Recorder {
+    /// What counts for the node.
+    pub fn recorder(&self) -> &Recorder {
         &self.0.shared.recorder
     }
 

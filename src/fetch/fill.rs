@@ -32,7 +32,7 @@ use super::window::Window;
 use crate::body::{Body, BodyError};
 use crate::cache::{PurgeSequence, StoredResponse};
 use crate::metrics::{Metric, Recorder};
-use crate::store::{ObjectId, Store};
+use crate::store::{Head, ObjectId, Store};
 
 /// Limits of fills.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -391,6 +391,20 @@ impl Filling {
     /// The response's head, as it will be stored.
     pub fn response(&self) -> &Arc<StoredResponse> {
         &self.response
+    }
+
+    /// The head that its object will have, by which its slices can be read, and others than the
+    /// next ones be stored. `None` when it is not stored by slices, or its length is not known.
+    pub fn head(&self) -> Option<Arc<Head>> {
+        let (store, object) = self.interest.fill().lock().slices.clone()?;
+        store.head_to_be(&self.response, object)
+    }
+
+    /// Whether this byte is more than a sub-request's worth away from what has come.
+    pub fn is_far_from(&self, offset: u64) -> bool {
+        let fill = self.interest.fill();
+        let come = fill.lock().window.end();
+        offset > come.saturating_add(fill.shared.settings.range_request_bytes_max)
     }
 
     /// Reads the whole body from its first byte, with trailers.

@@ -23,8 +23,6 @@ pub struct FillReader {
     known: bool,
     trailers: bool,
     finished: bool,
-    /// Its next byte is gone.
-    lost: bool,
     /// The slice that is being read from the store, because this reader fell behind.
     slice: Option<ReadingSlice>,
 }
@@ -75,13 +73,7 @@ impl FillReader {
         fill.unlock_and_nudge(state);
         let known = length.is_some();
         let rest = Rest { slot, cursor, end };
-        Self { fill, rest, known, trailers, finished: false, lost: false, slice: None }
-    }
-
-    /// Whether it ended with an error because it fell so far behind that its next byte is neither
-    /// in memory nor stored.
-    pub fn has_lost_its_place(&self) -> bool {
-        self.lost
+        Self { fill, rest, known, trailers, finished: false, slice: None }
     }
 
     fn step(&mut self, cx: &Context<'_>) -> Step {
@@ -118,7 +110,7 @@ impl FillReader {
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
             None => {
-                (self.finished, self.lost) = (true, true);
+                self.finished = true;
                 self.fill.shared.recorder.count(Metric::FillReadersLost);
                 let why =
                     format!("byte {} is no longer in memory and not stored", self.rest.cursor);

@@ -24,13 +24,13 @@ use crate::context::Connection;
 use crate::interim::Answer;
 use crate::metrics::Recorder;
 
-use super::OnRefused;
 use super::framing::BodyFraming;
 use super::io::{FirstBytes, Transport};
 use super::pace::Paced;
 use super::record;
 use super::session::{Exchange, Order, Overdue, Phase, Session};
 use super::settings::Limits;
+use super::{OnRefused, Unread};
 
 /// What the requests of one connection share.
 struct Client<S> {
@@ -39,6 +39,14 @@ struct Client<S> {
     facts: Rc<Connection>,
     session: Rc<Session>,
     recorder: Recorder,
+}
+
+impl<S> Client<S> {
+    /// Counts and logs a request that no other room sees.
+    fn refuse(&self, why: Unread) {
+        record::unread(&self.recorder, why);
+        (self.on_refused)(self.facts.clone(), why);
+    }
 }
 
 /// Serves a connection that speaks HTTP/1 until it ends.
@@ -128,9 +136,8 @@ where
     match end.await {
         End::Closed(Ok(())) => None,
         End::Closed(Err(error)) => {
-            let refused = session.wire.is_refused();
-            if let Some(status) = record::http1_error(&client.recorder, &error, refused) {
-                (client.on_refused)(client.facts.clone(), status);
+            if let Some(why) = record::http1_error(&error, session.wire.is_refused()) {
+                client.refuse(why);
             }
             None
         }
@@ -141,7 +148,7 @@ where
             // (RFC 9110 §15.5.9).
             let is_slow = overdue == Overdue::Header && session.wire.head_begun();
             if is_slow {
-                (client.on_refused)(client.facts.clone(), StatusCode::REQUEST_TIMEOUT);
+                client.refuse(Unread::TimedOut);
             }
             if is_slow || overdue == Overdue::Idle {
                 let words = is_slow.then_some(REQUEST_TIMEOUT);
@@ -203,9 +210,8 @@ where
         let session = &client.session;
         let is_connect = request.method() == Method::CONNECT;
         let mut response = if super::uri_bytes(&request) > session.limits.uri_bytes_max {
-            record::uri_too_long(&client.recorder);
-            (client.on_refused)(client.facts.clone(), StatusCode::URI_TOO_LONG);
-            closing(StatusCode::URI_TOO_LONG)
+            client.refuse(Unread::TargetTooLong);
+            closing(Unread::TargetTooLong.status())
         } else {
             // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
             let interim = request.version() == Version::HTTP_11;

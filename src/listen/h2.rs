@@ -31,13 +31,13 @@ use crate::context::Connection;
 use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
 
-use super::OnRefused;
 use super::gather::Gather;
 use super::io::Transport;
 use super::pace::{Pace, Paced};
 use super::record::{self, H2End};
 use super::session::{Exchange, Order, Overdue, Session};
 use super::settings::{H2Limits, Limits};
+use super::{OnRefused, Unread};
 
 /// What the requests of one connection share.
 struct Client<S> {
@@ -49,6 +49,14 @@ struct Client<S> {
     date: Rc<RefCell<HeaderValue>>,
     /// Requests that the client cancelled, since the driver last looked.
     resets: Rc<Cell<u32>>,
+}
+
+impl<S> Client<S> {
+    /// Counts and logs a request that no other room sees.
+    fn refuse(&self, why: Unread) {
+        record::unread(&self.recorder, why);
+        (self.on_refused)(self.facts.clone(), why);
+    }
 }
 
 /// Serves a connection that speaks HTTP/2 until it ends. `date` is kept current by the worker.
@@ -232,9 +240,9 @@ fn take_up<S, F>(
     let exchange = client.session.begin();
     record::request(&client.recorder, request.version());
     let limits = &client.session.limits;
-    let refusal = refusal(&request, limits, &client.recorder);
-    if let Some(refusal) = &refusal {
-        (client.on_refused)(client.facts.clone(), refusal.status());
+    let refused = unread(&request, limits);
+    if let Some(why) = refused {
+        client.refuse(why);
     }
     let is_head = request.method() == Method::HEAD;
     if !request.body().is_end_stream() && request.headers().contains_key(EXPECT) {
@@ -250,8 +258,8 @@ fn take_up<S, F>(
         recorder: client.recorder.clone(),
         _exchange: exchange,
     };
-    if let Some(refusal) = refusal {
-        return reply.send_or_spawn(refusal, &client.date);
+    if let Some(why) = refused {
+        return reply.send_or_spawn(super::refusal(why.status()), &client.date);
     }
     let length = content_length(request.headers());
     let mut request = request;
@@ -273,17 +281,11 @@ fn take_up<S, F>(
     });
 }
 
-fn refusal(
-    request: &Request<RecvStream>,
-    limits: &Limits,
-    recorder: &Recorder,
-) -> Option<Response<Body>> {
+fn unread(request: &Request<RecvStream>, limits: &Limits) -> Option<Unread> {
     if request.headers().len() > limits.headers_max {
-        record::headers_too_many(recorder);
-        Some(super::refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
+        Some(Unread::HeadTooLarge)
     } else if super::uri_bytes(request) > limits.uri_bytes_max {
-        record::uri_too_long(recorder);
-        Some(super::refusal(StatusCode::URI_TOO_LONG))
+        Some(Unread::TargetTooLong)
     } else {
         None
     }

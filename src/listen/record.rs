@@ -1,10 +1,11 @@
 //! What this room counts, and under which label: the one place that knows the positions.
 
-use http::{StatusCode, Version};
+use http::Version;
 use rustls::HandshakeKind;
 
 use crate::metrics::{Metric, Recorder};
 
+use super::Unread;
 use super::session::{Overdue, Traffic};
 
 /// Why a connection was closed as it came.
@@ -65,30 +66,18 @@ pub(super) fn handshake_failed(recorder: &Recorder, error: &std::io::Error) {
 
 /// What hyper has answered, if that was for the request's form. `refused`: the bytes never
 /// reached hyper, whose error is only the consequence.
-pub(super) fn http1_error(
-    recorder: &Recorder,
-    error: &hyper::Error,
-    refused: bool,
-) -> Option<StatusCode> {
-    let (label, status) = if refused {
-        (3, StatusCode::BAD_REQUEST)
+pub(super) fn http1_error(error: &hyper::Error, refused: bool) -> Option<Unread> {
+    if refused {
+        Some(Unread::Framing)
     } else if error.is_parse_too_large() {
-        (1, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
-    } else if error.is_parse() {
-        (0, StatusCode::BAD_REQUEST)
+        Some(Unread::HeadTooLarge)
     } else {
-        return None;
-    };
-    recorder.count_labelled(Metric::RequestsUnread, label);
-    Some(status)
+        error.is_parse().then_some(Unread::Malformed)
+    }
 }
 
-pub(super) fn headers_too_many(recorder: &Recorder) {
-    recorder.count_labelled(Metric::RequestsUnread, 1);
-}
-
-pub(super) fn uri_too_long(recorder: &Recorder) {
-    recorder.count_labelled(Metric::RequestsUnread, 2);
+pub(super) fn unread(recorder: &Recorder, why: Unread) {
+    recorder.count_labelled(Metric::RequestsUnread, why as usize);
 }
 
 /// Why an HTTP/2 connection was ended.

@@ -420,10 +420,10 @@ fn a_head_that_is_too_large_or_has_too_many_fields_gets_431() {
         assert!(edge.exchange(large.as_bytes()).await.starts_with("HTTP/1.1 431 "));
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(200));
         assert!(edge.exchange(many.as_bytes()).await.starts_with("HTTP/1.1 431 "));
-        edge.reaches(Metric::RequestsUnread, "too_large", 2).await;
+        edge.reaches(Metric::RequestsUnread, "head-too-large", 2).await;
         let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(17 << 10));
         assert!(edge.exchange(long.as_bytes()).await.starts_with("HTTP/1.1 414 "));
-        edge.reaches(Metric::RequestsUnread, "uri_too_long", 1).await;
+        edge.reaches(Metric::RequestsUnread, "target-too-long", 1).await;
         let url = edge.url(&format!("/{}", "x".repeat(17 << 10)));
         let said = edge.curl(&["--http2-prior-knowledge", "-w", "%{http_code}", &url]).await;
         assert_eq!(said, "414");
@@ -447,7 +447,7 @@ fn a_header_flood_ends_the_connection() {
         };
         timeout(PATIENCE, flood).await.expect("the flood is stopped");
         edge.reaches(Metric::Connections, "", 0).await;
-        edge.reaches(Metric::RequestsUnread, "too_large", 1).await;
+        edge.reaches(Metric::RequestsUnread, "head-too-large", 1).await;
     });
 }
 

@@ -16,8 +16,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Visit;
 use super::lookup::Found;
-use super::ranges::Mended;
-use super::resumed::Resume;
+use super::mended::Mended;
 use crate::body::{Body, BodyError};
 use crate::cache::{self, CacheStatus, Multipart, Reason, Selected, StoredResponse};
 use crate::fetch::fill::Filling;
@@ -30,8 +29,8 @@ use crate::store::{Head, Store};
 pub(super) enum Source<'a> {
     /// The third: where slices come from that the store loses meanwhile.
     Stored(&'a Store, &'a Arc<Head>, Option<&'a Parts>),
-    /// And how to go on when this client falls far behind.
-    Filling(&'a Filling, Option<&'a Resume>),
+    /// And how to go on where the fill is of no use.
+    Filling(&'a Filling, Option<&'a Parts>),
     /// Not all of it is stored; some may be coming.
     Parts(&'a Parts, &'a RefCell<Option<First>>),
 }
@@ -56,9 +55,8 @@ impl Source<'_> {
     /// `None` when bytes are missing, here and below.
     fn whole(&self) -> Option<Body> {
         match self {
-            Self::Filling(filling, None) => Some(Body::stream(filling.read_all())),
-            Self::Filling(filling, Some(resume)) => {
-                Some((*resume).clone().after(filling.read_all(), 0..u64::MAX))
+            Self::Filling(filling, mend) => {
+                Some(Mended::body(filling.read_all(), 0..u64::MAX, *mend))
             }
             Self::Stored(..) | Self::Parts(..) => {
                 self.bytes(0..self.complete_length().unwrap_or_default())
@@ -69,9 +67,8 @@ impl Source<'_> {
     fn bytes(&self, range: Range<u64>) -> Option<Body> {
         match self {
             Self::Stored(store, head, mend) => stored_bytes(store, head, *mend, range),
-            Self::Filling(filling, None) => Some(Body::stream(filling.read(range))),
-            Self::Filling(filling, Some(resume)) => {
-                Some((*resume).clone().after(filling.read(range.clone()), range))
+            Self::Filling(filling, mend) => {
+                Some(Mended::body(filling.read(range.clone()), range, *mend))
             }
             Self::Parts(parts, first) => {
                 Some(Body::stream((*parts).clone().read(range, first.borrow_mut().take())))
@@ -92,11 +89,7 @@ fn stored_bytes(
     if !store.missing(head, range.clone()).is_empty() {
         return None;
     }
-    let stored = store.body(head, range.clone());
-    Some(match mend {
-        None => Body::stream(stored),
-        Some(parts) => Body::stream(Mended::new(stored, range, parts.clone())),
-    })
+    Some(Mended::body(store.body(head, range.clone()), range, mend))
 }
 
 impl Visit {

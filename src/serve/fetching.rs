@@ -75,12 +75,17 @@ impl Visit {
             };
             self.context.cache_status.collapsed = true;
             match follower.outcome().await {
-                Outcome::Filling(filling) => match self.join_filling(&found, &filling) {
-                    Joined::Answer(response) => return Ok(response),
-                    Joined::Elsewhere(hash) => {
+                Outcome::Filling(filling) => match self.look_at_filling(&found, &filling) {
+                    Followed::Usable => {
+                        return match self.answer_from(&filling).await {
+                            Some(response) => Ok(response),
+                            None => self.pass(reason, Some(found)).await,
+                        };
+                    }
+                    Followed::Elsewhere(hash) => {
                         found = Found { hash, head: None, ..found };
                     }
-                    Joined::Unusable => return self.pass(reason, Some(found)).await,
+                    Followed::Unusable => return self.pass(reason, Some(found)).await,
                 },
                 Outcome::Stored => {
                     let again = self.look_everywhere(Target { key: found.key.clone() }).await;
@@ -187,8 +192,8 @@ impl Visit {
 
     /// `own` are the fields that nobody else gets.
     pub(super) fn first_hand(&self, filling: &Filling, own: HeaderMap) -> Response<Body> {
-        let resume = self.resume(filling);
-        let selected = self.select(Source::Filling(filling, resume.as_ref()));
+        let parts = self.parts_of(filling);
+        let selected = self.select(Source::Filling(filling, parts.as_ref()));
         let mut response = selected.expect("a fill is of a whole response");
         first_hand(&mut response);
         response.headers_mut().extend(own);
@@ -215,32 +220,41 @@ impl Visit {
     }
 
     /// A follower's look at what it followed.
-    fn join_filling(&mut self, found: &Found, filling: &Filling) -> Joined {
+    fn look_at_filling(&self, found: &Found, filling: &Filling) -> Followed {
         let response = filling.response();
         if response.key != found.key.text {
-            return Joined::Unusable;
+            return Followed::Unusable;
         }
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
             let codings = &self.plan.codings;
             let (hash, variant) = cache::variant_key(&found.key, &fields, &self.fields, codings);
             if variant != response.variant {
                 return match hash == found.hash {
-                    true => Joined::Unusable,
-                    false => Joined::Elsewhere(hash),
+                    true => Followed::Unusable,
+                    false => Followed::Elsewhere(hash),
                 };
             }
         }
         let now = self.worker.clock.now();
         let settings = &self.rule.settings.cache;
         match cache::decide(response, None, &self.directives, settings, now) {
-            Decision::Serve { .. } => {}
-            _ => return Joined::Unusable,
+            Decision::Serve { .. } => Followed::Usable,
+            _ => Followed::Unusable,
         }
-        let resume = self.resume(filling);
-        let source = Source::Filling(filling, resume.as_ref());
-        let Some(answer) = self.select(source) else { return Joined::Unusable };
-        self.context.cache_status.ttl = Some(response.freshness.ttl(now));
-        Joined::Answer(answer)
+    }
+
+    /// A follower's answer. `None` when its part can't be cut from what comes.
+    async fn answer_from(&mut self, filling: &Filling) -> Option<Response<Body>> {
+        let parts = self.parts_of(filling);
+        if let Some(parts) = &parts
+            && let Some(response) = self.answer_ahead(filling, parts).await
+        {
+            return Some(response);
+        }
+        let response = self.select(Source::Filling(filling, parts.as_ref()))?;
+        let ttl = filling.response().freshness.ttl(self.worker.clock.now());
+        self.context.cache_status.ttl = Some(ttl);
+        Some(response)
     }
 
     /// No response from upstream: a stale one, if it is permitted, or the failure.
@@ -345,8 +359,8 @@ fn uncollapsed(why: Uncollapsed, reason: Reason) -> Reason {
     }
 }
 
-enum Joined {
-    Answer(Response<Body>),
+enum Followed {
+    Usable,
     /// It is of another variant: this is where ours is.
     Elsewhere(cache::KeyHash),
     Unusable,

@@ -8,35 +8,34 @@
 //!                                             └ 200, others    ─▶ as without ranges
 //! stored, bytes missing ─▶ begin ─┬ the first byte can be had ─▶ parts
 //!                                 └ changed at the origin     ─▶ fetched like nothing stored
+//! being filled, far behind ─▶ begin, of the same object ─▶ parts
 //! ```
 //!
 //! What is planned, and which answer is good for what, is decided in [`crate::fetch::slices`].
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Visit;
 use super::answer::{Source, first_hand};
 use super::exchange::Job;
 use super::lookup::Found;
-use crate::body::{Body, BodyError};
+use crate::body::Body;
 use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
+use crate::cache::section::Fields;
 use crate::cache::{CacheStatus, Reason, StoredResponse};
 use crate::fetch::collapse::Failure as FillFailure;
-use crate::fetch::parts::{Ask, First, Parts, PartsReader, Refused};
+use crate::fetch::fill::Filling;
+use crate::fetch::parts::{Ask, First, Parts, Refused};
 use crate::fetch::slices::{Answer, Validator, ask_for, judge};
 use crate::fetch::{FetchError, UpstreamResponse};
 use crate::respond::Failure;
-use crate::store::{Head, StoredBody};
+use crate::store::Head;
 
 /// What all sub-requests for parts of an object have in common.
 #[derive(Clone)]
@@ -102,20 +101,47 @@ impl Visit {
         head: &Arc<Head>,
     ) -> Result<Option<Response<Body>>, Failure> {
         let Some(parts) = self.parts(found, head) else { return Ok(None) };
-        let ttl = head.response.freshness.ttl(self.context.received_at);
-        let status = CacheStatus::forwarded(Reason::BytesMissing);
-        self.context.cache_status = CacheStatus { ttl: Some(ttl), stored: true, ..status };
         match parts.begin(self.first_wanted(head)).await {
-            Ok(first) => {
-                // What it waited for came by another request.
-                self.context.cache_status.collapsed = first.is_none();
-                Ok(self.select(Source::Parts(&parts, &RefCell::new(first))))
-            }
+            Ok(first) => Ok(self.parts_answer(&parts, first)),
             Err(Refused::Changed) => Ok(None),
             Err(Refused::Failed(why)) => {
+                self.context.cache_status = CacheStatus::forwarded(Reason::BytesMissing);
                 self.without_upstream(found, &FillFailure::Upstream(why)).map(Some)
             }
         }
+    }
+
+    /// How the bytes can be had for which the fill is of no use to this client.
+    pub(super) fn parts_of(&self, filling: &Filling) -> Option<Parts> {
+        self.parts(&Found::unknown(self.target()), &filling.head()?)
+    }
+
+    /// Answers with a range that begins so far ahead of what the fill has that its client would
+    /// wait for long. `None` when it had better wait: the range is near, or can't be had.
+    pub(super) async fn answer_ahead(
+        &mut self,
+        filling: &Filling,
+        parts: &Parts,
+    ) -> Option<Response<Body>> {
+        let wanted = self.first_wanted(&parts.head);
+        let ranges = parts.head.response.headers.get(&ACCEPT_RANGES);
+        if !filling.is_far_from(wanted.start) || ranges.is_none_or(|unit| unit != "bytes") {
+            return None;
+        }
+        let first = parts.begin(wanted).await.ok()?;
+        self.parts_answer(parts, first)
+    }
+
+    fn parts_answer(&mut self, parts: &Parts, first: Option<First>) -> Option<Response<Body>> {
+        let ttl = parts.head.response.freshness.ttl(self.context.received_at);
+        self.context.cache_status = CacheStatus {
+            ttl: Some(ttl),
+            stored: true,
+            // What it waited for came by another request.
+            collapsed: first.is_none(),
+            ..CacheStatus::forwarded(Reason::BytesMissing)
+        };
+        self.select(Source::Parts(parts, &RefCell::new(first)))
     }
 
     /// The answer to the request that made an object known in part.
@@ -209,61 +235,6 @@ fn as_whole(response: &mut Response<Body>, length: u64) {
     *response.status_mut() = StatusCode::OK;
     response.headers_mut().remove(CONTENT_RANGE);
     response.headers_mut().insert(CONTENT_LENGTH, length.into());
-}
-
-/// A stored body that goes on from upstream where the store has lost a slice of it.
-pub(super) struct Mended {
-    stored: StoredBody,
-    rest: Range<u64>,
-    parts: Option<Parts>,
-    mending: Option<PartsReader>,
-}
-
-impl Mended {
-    pub fn new(stored: StoredBody, range: Range<u64>, parts: Parts) -> Self {
-        let rest = range.start..range.end.min(parts.head.complete_length());
-        Self { stored, rest, parts: Some(parts), mending: None }
-    }
-}
-
-impl HttpBody for Mended {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        loop {
-            if let Some(mending) = &mut this.mending {
-                return Pin::new(mending).poll_frame(cx);
-            }
-            let frame = ready!(Pin::new(&mut this.stored).poll_frame(cx));
-            match (&frame, this.parts.take()) {
-                (Some(Err(_)), Some(parts)) => {
-                    this.mending = Some(parts.read(this.rest.clone(), None));
-                }
-                (_, parts) => {
-                    this.parts = parts;
-                    let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
-                    this.rest.start += data.map_or(0, |data| data.len() as u64);
-                    return Poll::Ready(frame);
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.mending {
-            Some(mending) => mending.size_hint(),
-            None => SizeHint::with_exact(self.rest.end - self.rest.start),
-        }
-    }
 }
 
 #[cfg(test)]

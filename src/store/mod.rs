@@ -201,7 +201,7 @@ impl Store {
         if !self.inner.disks.may_contain(&key) {
             return None;
         }
-        let loading = self.inner.background.spawn(self.clone().load(key, None));
+        let loading = tokio::spawn(self.clone().load(key, None));
         match loading.await.ok().flatten()? {
             Found::Record(record) => Some(record),
             Found::Slice(_) => None,
@@ -309,19 +309,31 @@ impl Store {
     /// Makes an object visible of which no byte is stored yet, for range fills. Its length must
     /// be known and be more than one slice.
     pub fn partial(&self, mut response: StoredResponse) -> Result<Arc<Head>, WriteError> {
-        let length = response.complete_length.unwrap_or_default();
-        if length <= self.inner.settings.slice_bytes as u64 {
-            return Err(WriteError::NotByParts { length });
-        }
-        let limit = self.inner.settings.object_bytes_max;
-        if length > limit {
-            return Err(WriteError::TooLarge { limit });
-        }
+        self.check_for_parts(&response)?;
         response.parts = Some(Box::default());
         let hash = response.hash();
         let object = self.next_object(hash);
         let head = self.new_head(response, hash, object, None);
         Ok(self.put_head(head, self.wants_on_disk(hash, 0)))
+    }
+
+    /// The head that an object will have that is being written, for [`Store::put_slice`] and
+    /// [`Store::slice`]. Nobody finds it. `None` when it is not stored by parts.
+    pub fn head_to_be(&self, response: &StoredResponse, object: ObjectId) -> Option<Arc<Head>> {
+        self.check_for_parts(response).ok()?;
+        Some(Arc::new(self.new_head(response.clone(), response.hash(), object, None)))
+    }
+
+    fn check_for_parts(&self, response: &StoredResponse) -> Result<(), WriteError> {
+        let length = response.complete_length.unwrap_or_default();
+        let limit = self.inner.settings.object_bytes_max;
+        if length <= self.inner.settings.slice_bytes as u64 {
+            return Err(WriteError::NotByParts { length });
+        }
+        if length > limit {
+            return Err(WriteError::TooLarge { limit });
+        }
+        Ok(())
     }
 
     /// Stores slice `number` of an object that was begun by [`Store::partial`], or repairs one.
@@ -633,7 +645,8 @@ impl Store {
 
     fn spawn_slice(&self, key: PieceKey, site: Option<Arc<Site>>) -> JoinHandle<Option<Bytes>> {
         let store = self.clone();
-        self.inner.background.spawn(async move {
+        // On the reader's own core: fewer changes of thread.
+        tokio::spawn(async move {
             match store.load(key, site).await? {
                 Found::Slice(bytes) => Some(bytes),
                 Found::Record(_) => None,

@@ -231,7 +231,7 @@ fn a_flood_of_header_bytes_is_a_431() {
     check_status(&edge, &format!("GET / HTTP/1.1\r\n{}", many.repeat(50)), &[431]);
     assert_eq!(origin.requests(), 0);
     until("all are counted", || {
-        edge.metric("skerry_requests_unread_total{reason=\"too_large\"") == 4.0
+        edge.metric("skerry_requests_unread_total{reason=\"head-too-large\"") == 4.0
     });
 }
 
@@ -261,18 +261,20 @@ fn refusals_below_the_path_are_in_the_access_log() {
     let origin = Origin::start(|_| Answer::ok("never"));
     let edge = Edge::before(&origin.url());
     raw(edge.http, b"GET / HTTP/1.1\r\nHost: edge.test\r\nX-A: b\nX-B: c\r\n\r\n");
+    raw(edge.http, b"GET / HTTP/1.1\r\nHost: edge.test\r\nX A: b\r\n\r\n");
     let flood = format!("GET /flood HTTP/1.1\r\nX-Long: {}\r\n\r\n", "a".repeat(100_000));
     raw(edge.http, flood.as_bytes());
     let long = format!("GET /{} HTTP/1.1\r\nHost: edge.test\r\n\r\n", "a".repeat(20_000));
     raw(edge.http, long.as_bytes());
-    let lines = edge.log(3);
+    let lines = edge.log(4);
     let mut told: Vec<_> = lines
         .iter()
         .map(|line| (line["status"].as_u64(), line["failure"].as_str(), line["client"].as_str()))
         .collect();
     told.sort();
     let from = Some("127.0.0.1");
-    let expected = [(400, "malformed"), (414, "target-too-long"), (431, "head-too-large")];
+    let expected =
+        [(400, "framing"), (400, "malformed"), (414, "target-too-long"), (431, "head-too-large")];
     assert_eq!(told, expected.map(|(status, why)| (Some(status), Some(why), from)));
 }
 

@@ -38,6 +38,10 @@ enum Manner {
     /// Ranges, and nothing that binds them together.
     NoValidator,
     WholeOnly,
+    /// Ranges; the whole stands still after a mebibyte until it is let go on.
+    Halting,
+    /// Ranges; the whole breaks off after a mebibyte and a half.
+    BreakingOff,
 }
 
 struct Object {
@@ -46,6 +50,7 @@ struct Object {
     /// Who asks for bytes from here on finds it changed.
     changes_at: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
+    going_on: Gate,
 }
 
 /// An origin of one object whose bytes are a function of their offset and its version.
@@ -53,6 +58,8 @@ fn object(length: u64, manner: Manner) -> Object {
     let (version, sent) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(0)));
     let changes_at = Arc::new(AtomicU64::new(u64::MAX));
     let (current, count, change) = (version.clone(), sent.clone(), changes_at.clone());
+    let going_on = Gate::default();
+    let gate = going_on.clone();
     let origin = Origin::start(move |seen| {
         let range = seen.header("range").and_then(|text| {
             let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
@@ -77,13 +84,22 @@ fn object(length: u64, manner: Manner) -> Object {
             }
             None => {
                 count.fetch_add(length, Ordering::SeqCst);
-                Answer::ok(bytes_of(version, 0..length))
+                let whole = Answer::ok(bytes_of(version, 0..length));
+                match manner {
+                    Manner::Halting => whole.pause_at(MIB as usize, &gate),
+                    Manner::BreakingOff => whole.cut_after((MIB + MIB / 2) as usize),
+                    _ => whole,
+                }
             }
         };
         let answer = answer.fresh_for(3600);
+        let answer = match manner {
+            Manner::WholeOnly => answer,
+            _ => answer.header("Accept-Ranges", "bytes"),
+        };
         if manner == Manner::NoValidator { answer } else { answer.header("ETag", &tag) }
     });
-    Object { origin, version, changes_at, sent }
+    Object { origin, version, changes_at, sent, going_on }
 }
 
 fn node(object: &Object, memory: &str, disk: &str) -> (tempfile::TempDir, Victim) {
@@ -239,7 +255,45 @@ fn a_client_that_the_store_has_left_behind_goes_on_from_the_origin() {
     assert_bytes(&whole.body, 1, 0..length);
     while !slow.read_line().is_empty() {}
     assert_bytes(&slow.read_bytes(length as usize), 1, 0..length);
-    assert_eq!(object.origin.requests(), 2, "the whole, and the rest of it for the slow one");
+    let requests = object.origin.requests() as u64;
+    let rest = length.div_ceil(8 * MIB);
+    assert!(
+        (2..=1 + rest).contains(&requests),
+        "the whole, and the rest for the slow one: {requests}"
+    );
+}
+
+#[test]
+fn a_range_far_ahead_of_a_fill_does_not_wait_for_it() {
+    let length = 32 * MIB;
+    let object = object(length, Manner::Halting);
+    let (_directory, process) = node(&object, "128MiB", "none");
+    let mut first = Client::connect(process.address);
+    first.send(b"GET /long HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    assert_eq!(first.read_line(), "HTTP/1.1 200 OK");
+    let mut client = Client::connect(process.address);
+    for requests in [2, 2] {
+        let seek = read(&mut client, 1, 30 * MIB + 5..30 * MIB + 500);
+        assert!(seek.header("cache-status").contains("fwd=partial"), "{seek:?}");
+        assert_eq!(object.origin.requests(), requests);
+    }
+    read(&mut client, 1, 20 * MIB..20 * MIB + 500);
+    assert_eq!(object.origin.requests(), 3);
+    object.going_on.open();
+    while !first.read_line().is_empty() {}
+    assert_bytes(&first.read_bytes(length as usize), 1, 0..length);
+    assert_bytes(&client.get("a.test", "/long", &[]).body, 1, 0..length);
+    assert_eq!(object.origin.requests(), 3);
+}
+
+#[test]
+fn a_fill_that_breaks_off_goes_on_with_ranges() {
+    let length = 4 * MIB;
+    let object = object(length, Manner::BreakingOff);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let whole = Client::connect(process.address).get("a.test", "/long", &[]);
+    assert_bytes(&whole.body, 1, 0..length);
+    assert_eq!(object.origin.requests(), 2);
 }
 
 #[test]
@@ -320,7 +374,13 @@ fn ask_at_once(clients: usize) {
         Origin::start(move |_| Answer::ok(bytes_of(1, 0..length)).fresh_for(3600).behind(&gate))
     };
     let sent = Arc::default();
-    let object = Object { origin, version: Arc::default(), changes_at: Arc::default(), sent };
+    let object = Object {
+        origin,
+        version: Arc::default(),
+        changes_at: Arc::default(),
+        sent,
+        going_on: Gate::default(),
+    };
     let (_directory, process) = node(&object, "64MiB", "none");
     let expected = Arc::new(bytes_of(1, 0..length));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
