@@ -93,7 +93,7 @@ pub fn account(
         }
         Body::Incoming(_) | Body::Stream(_) => response.map(|body| {
             let (recorder, log) = (recorder.clone(), log.clone());
-            let ended = body.is_end_stream();
+            let ended = is_over(&body);
             Body::stream(Accounted { body, context, recorder, log, status, bytes: 0, ended })
         }),
     }
@@ -102,6 +102,12 @@ pub fn account(
 /// The place in [`crate::metrics::CACHE_RESULTS`].
 fn cache_result(context: &RequestContext) -> usize {
     context.cache_status.reason().map_or(0, |reason| 1 + reason as usize)
+}
+
+/// Whether the client has, with what it was given, all the bytes that it was promised. After the
+/// last one nobody may ask for the end, or for trailers that do not come.
+fn is_over(body: &Body) -> bool {
+    body.is_end_stream() || body.size_hint().exact() == Some(0)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -139,7 +145,7 @@ impl HttpBody for Accounted {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 this.bytes += bytes;
                 this.recorder.add(Metric::ResponseBytes, bytes);
-                this.ended = this.body.is_end_stream();
+                this.ended = is_over(&this.body);
             }
             Some(Err(error)) => {
                 tracing::warn!(request = %this.context.id, %error, "a response broke off");

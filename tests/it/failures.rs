@@ -115,6 +115,30 @@ fn half_a_body_is_never_whole_and_never_stored() {
 }
 
 #[test]
+fn a_whole_body_is_logged_as_whole() {
+    let origin = Origin::start(|seen| {
+        let long = Answer::ok(vec![b'x'; 1_000_000]);
+        match seen.target.as_str() {
+            "/stored" => long.fresh_for(60),
+            "/chunked" => long.fresh_for(60).chunked(),
+            "/short" => Answer::ok("short").fresh_for(60),
+            "/passed" => long.header("Cache-Control", "no-store"),
+            _ => Answer::raw(
+                "HTTP/1.0 200 OK\r\nContent-Length: 4\r\nCache-Control: max-age=60\r\n\r\nfour",
+            ),
+        }
+    });
+    let edge = Edge::before(&origin.url());
+    let targets = ["/stored", "/chunked", "/short", "/passed", "/http10"];
+    for target in targets {
+        assert!(edge.get(target).is_complete, "{target}");
+        assert!(edge.get(target).is_complete, "{target}");
+    }
+    let lines = edge.log(2 * targets.len());
+    assert!(lines.iter().all(|line| line["ended"].is_null()), "{lines:?}");
+}
+
+#[test]
 fn half_a_body_over_http_10_is_never_stored_as_whole_when_its_length_was_told() {
     let head = "HTTP/1.0 200 OK\r\nContent-Length: 10\r\nCache-Control: max-age=60\r\n\r\nhalf";
     let origin = Origin::start(move |_| Answer::raw(head));
