@@ -270,21 +270,24 @@ impl Visit {
         }
     }
 
-    async fn wait(mut self, wait: Wait) -> Response<Body> {
-        let outcome = match wait {
-            Wait::Purge => self.purge().await,
-            Wait::Pass(reason) => self.pass(reason, None).await,
-            Wait::LookUp(target) => {
-                let found = self.look_everywhere(target).await;
-                self.act(found).await
-            }
-            Wait::Act(found) => self.act(found).await,
-        };
-        match outcome {
-            Ok(response) => self.finish(response),
-            Err(failure) => {
-                let response = fail(&self.plan, &mut self.context, &failure);
-                send(&self.worker, self.context, response)
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` would hold `self` twice")]
+    fn wait(mut self, wait: Wait) -> impl Future<Output = Response<Body>> {
+        async move {
+            let outcome = match wait {
+                Wait::Purge => self.purge().await,
+                Wait::Pass(reason) => self.pass(reason, None).await,
+                Wait::LookUp(target) => {
+                    let found = self.look_everywhere(target).await;
+                    self.act(found).await
+                }
+                Wait::Act(found) => self.act(found).await,
+            };
+            match outcome {
+                Ok(response) => self.finish(response),
+                Err(failure) => {
+                    let response = fail(&self.plan, &mut self.context, &failure);
+                    send(&self.worker, self.context, response)
+                }
             }
         }
     }

@@ -2,6 +2,8 @@
 //! protocol, and GETs that would only wait for each other. What comes back may still be
 //! storable, freshen what is stored, or make it invalid.
 
+use std::pin::Pin;
+
 use http::header::{HOST, VIA};
 use http::uri::Parts as UriParts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
@@ -20,9 +22,17 @@ use crate::respond::Failure;
 use crate::route::Action;
 use crate::store::Head;
 
+/// A request on its way upstream and back.
+pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + 'a>>;
+
 impl Visit {
-    /// Sends this one request upstream and hands back what comes.
-    pub(super) async fn pass(
+    /// Sends this one request upstream and hands back what comes. Boxed, so that those who only
+    /// wait for another's answer don't carry the room for an exchange of their own.
+    pub(super) fn pass(&mut self, reason: Reason, found: Option<Found>) -> Passing<'_> {
+        Box::pin(self.exchange_alone(reason, found))
+    }
+
+    async fn exchange_alone(
         &mut self,
         reason: Reason,
         found: Option<Found>,
