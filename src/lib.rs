@@ -9,11 +9,11 @@ pub mod context; // the facts of one request
 pub mod fetch; // upstream bytes: collapse, fill, pool, deadlines
 pub mod guard; // may this request come in at all
 pub mod listen; // bytes → requests: accept, TLS, HTTP/1.1 and HTTP/2, connection limits
-pub mod respond;
+pub mod respond; // the last room before the wire, and the access log
 pub mod route; // which site, which rule
 pub mod serve; // THE request path, one line a stage
 pub mod store; // memory and disk as one cache, and the purge table
-pub mod transform; // content coding // the last room before the wire, and the access log
+pub mod transform; // content coding
 
 // Beside the path.
 pub mod cli; // the commands that talk to a running node
@@ -28,3 +28,4 @@ pub mod clock;
 pub mod interim; // 1xx responses between upstream and one client
 pub mod metrics;
 pub mod planted; // bugs for the lab to find; a constant false without its cargo feature
+pub mod stamp; // whether a file was replaced

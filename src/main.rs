@@ -157,10 +157,7 @@ fn main() -> ExitCode {
         Some(Command::Prefetch(prefetch)) => order_prefetch(prefetch),
         Some(Command::Explain(explain)) => ask_why(explain),
         Some(Command::Store(StoreCommand::Stat { json, admin })) => show_store(json, &admin),
-        Some(Command::Token(token)) => {
-            make_token(&token);
-            Ok(())
-        }
+        Some(Command::Token(token)) => make_token(&token),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -330,10 +327,12 @@ fn order_prefetch(arguments: PrefetchArguments) -> Result<(), String> {
     Ok(())
 }
 
-fn make_token(arguments: &TokenArguments) {
+fn make_token(arguments: &TokenArguments) -> Result<(), String> {
     let secret = cli::new_secret();
+    let line = tokens::line(&arguments.name, &arguments.may, &secret)?;
     println!("token  {secret}");
-    println!("line   {}", tokens::line(&arguments.name, &arguments.may, &secret));
+    println!("line   {line}");
+    Ok(())
 }
 
 fn ask_why(arguments: ExplainArguments) -> Result<(), String> {

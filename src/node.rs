@@ -31,9 +31,10 @@ use crate::control::admin::{self, Admin, Coming, NodeActions};
 use crate::control::audit::Audit;
 use crate::control::bus::{self, Bus, Refresh};
 use crate::control::prefetch::Prefetcher;
+use crate::control::purge::Names;
 use crate::control::purges::Rate;
 use crate::control::tls::AdminTls;
-use crate::control::tokens::Tokens;
+use crate::control::tokens::TokenFile;
 use crate::fetch::collapse::Fills;
 use crate::fetch::{Pools, Resolver, Upstreams};
 use crate::guard::{Gate, rate};
@@ -115,6 +116,7 @@ struct Shared {
     door: Arc<Door>,
     tls: Option<Arc<TlsState>>,
     admin_tls: Option<Arc<AdminTls>>,
+    tokens: Option<Arc<TokenFile>>,
     drain: DrainSwitch,
     draining: AtomicBool,
     clock: Clock,
@@ -157,8 +159,8 @@ impl Node {
             &metrics,
             background.handle().clone(),
         ))?;
-        let tokens = config.admin.tokens.as_deref().map(Tokens::load).transpose();
-        let tokens = tokens.map_err(StartError::AdminFiles)?;
+        let tokens = config.admin.tokens.as_deref().map(TokenFile::load).transpose();
+        let tokens = tokens.map_err(StartError::AdminFiles)?.map(Arc::new);
         let admin_tls = config.admin.tls.as_ref().map(AdminTls::load).transpose();
         let admin_tls = admin_tls.map_err(StartError::AdminFiles)?.map(Arc::new);
         let identity =
@@ -193,6 +195,7 @@ impl Node {
             geo,
             tls,
             admin_tls,
+            tokens,
             drain: switch,
             draining: AtomicBool::new(false),
             clock,
@@ -202,7 +205,7 @@ impl Node {
             .start_workers(sockets, errands_to_run, &metrics, &log, background.handle(), &drain)
             .map_err(system("worker thread"))?;
         let admin = admin_listener.local_addr().map_err(system("admin address"))?;
-        let api = shared.admin(&metrics, tokens, background.handle());
+        let api = shared.admin(&metrics, background.handle());
         background.spawn(take_purges(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
         background.spawn(shared.clone().keep_house());
@@ -322,12 +325,7 @@ impl Shared {
         Ok(workers)
     }
 
-    fn admin(
-        self: &Arc<Self>,
-        metrics: &Arc<Metrics>,
-        tokens: Option<Tokens>,
-        background: &Handle,
-    ) -> Arc<Admin> {
+    fn admin(self: &Arc<Self>, metrics: &Arc<Metrics>, background: &Handle) -> Arc<Admin> {
         let admin::Settings { audit_log, purges_per_second_max, prefetch, .. } =
             self.config().admin.clone();
         let refreshes = self.bus.refreshes();
@@ -335,7 +333,7 @@ impl Shared {
         Arc::new(Admin {
             bus: self.bus.clone(),
             tls: self.admin_tls.clone(),
-            tokens,
+            tokens: self.tokens.clone(),
             audit: Audit::new(audit_log, metrics.background(), self.clock.instant()),
             prefetcher,
             rate: Rate::new(purges_per_second_max, self.clock.instant()),
@@ -371,6 +369,13 @@ impl Shared {
                 Ok(true) => tracing::info!("admin: certificates loaded anew"),
                 Ok(false) => {}
                 Err(error) => tracing::error!(%error, "admin: the old certificates stay"),
+            }
+        }
+        if let Some(tokens) = &self.tokens {
+            match tokens.keep_current() {
+                Ok(true) => tracing::info!("admin: tokens loaded anew"),
+                Ok(false) => {}
+                Err(error) => tracing::error!(%error, "admin: the old tokens stay"),
             }
         }
         if self.geo.is_outdated() {
@@ -424,6 +429,22 @@ impl Shared {
     }
 }
 
+impl Names for Shared {
+    fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
+        let plan = self.plan.load();
+        serve::canonical_url(&plan.routes, &plan.gate, uri)
+    }
+
+    fn check_site(&self, name: &str) -> Result<(), String> {
+        let plan = self.plan.load();
+        if plan.routes.sites().any(|site| &*site.name == name) {
+            return Ok(());
+        }
+        let near = config::suggestion(name, plan.routes.sites().map(|site| &*site.name));
+        Err(format!("there is no such site on this node{near}"))
+    }
+}
+
 impl NodeActions for Shared {
     fn not_ready(&self) -> Option<&'static str> {
         let drains = self.draining.load(Ordering::Relaxed);
@@ -442,11 +463,6 @@ impl NodeActions for Shared {
         tokio::spawn(async move {
             switch.start_after(settings.drain_notice, settings.drain_timeout).await;
         });
-    }
-
-    fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
-        let plan = self.plan.load();
-        serve::canonical_url(&plan.routes, &plan.gate, uri)
     }
 
     fn site_of(&self, uri: &Uri) -> Option<String> {

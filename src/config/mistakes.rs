@@ -57,7 +57,7 @@ pub(super) fn place(text: &str, span: &Range<usize>) -> (usize, usize) {
 }
 
 /// `; did you mean "…"?` when one of `names` is near, else nothing.
-pub(super) fn suggestion<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+pub fn suggestion<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     let bound = (name.chars().count() / 3).max(1);
     let near = names.into_iter().map(|other| (distance(name, other), other)).min();
     match near {

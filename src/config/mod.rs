@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use flags::Flags;
-pub use mistakes::{Mistake, Mistakes};
+pub use mistakes::{Mistake, Mistakes, suggestion};
 
 use crate::listen::Listener;
 use crate::{control, fetch, guard, listen, respond, route, store};

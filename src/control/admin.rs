@@ -30,9 +30,10 @@ use super::bus::{Bus, Refresh};
 use super::dashboard;
 use super::prefetch::{self, Prefetcher};
 use super::problem::Problem;
+use super::purge::{Names, absolute_url};
 use super::purges::{Rate, advise};
 use super::tls::{self, AdminTls};
-use super::tokens::{Caller, Leave, Peer, Tokens};
+use super::tokens::{Caller, Leave, Peer, TokenFile};
 use crate::clock::{Clock, unix_ms};
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -72,15 +73,13 @@ impl Default for Settings {
 pub type Coming<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a caller may ask of the node as a whole.
-pub trait NodeActions: Send + Sync + 'static {
+pub trait NodeActions: Names + Send + Sync + 'static {
     /// `None` while the node serves; otherwise why it doesn't.
     fn not_ready(&self) -> Option<&'static str>;
     /// Reads the configuration anew; the lines say what changed, or what was wrong.
     fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>>;
     /// Begins to drain.
     fn drain(&self);
-    /// A URL as this node writes it into keys.
-    fn canonical_url(&self, uri: &Uri) -> Result<String, String>;
     /// The site that a URL belongs to.
     fn site_of(&self, uri: &Uri) -> Option<String>;
     /// Asks for a URL as a client would, and reads the whole answer: status and content. Without a
@@ -109,7 +108,7 @@ pub struct Admin {
     pub tls: Option<Arc<AdminTls>>,
     /// Who may call. `None`: everyone who can connect, or, where certificates are asked for,
     /// has one.
-    pub tokens: Option<Tokens>,
+    pub tokens: Option<Arc<TokenFile>>,
     /// Where purges are written down.
     pub audit: Audit,
     /// How many purges may be ordered.
@@ -226,7 +225,7 @@ impl Admin {
 
     fn caller(&self, headers: &http::HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
         match &self.tokens {
-            Some(tokens) => tokens.caller(headers, peer),
+            Some(file) => file.tokens().caller(headers, peer),
             None if self.is_open() => Ok(Caller::local(peer.address)),
             None => Caller::certified(peer),
         }
@@ -347,12 +346,7 @@ impl Admin {
     async fn explain(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
         let query = request.uri().query().unwrap_or_default();
         let url = parameter(query, "url")?.unwrap_or_default();
-        let uri: Uri =
-            url.parse().map_err(|error| Problem::bad_request(format!("url {url:?}: {error}")))?;
-        if uri.authority().is_none() {
-            let detail = "expected /explain?url=https://host/path";
-            return Err(Problem::bad_request(detail));
-        }
+        let uri = absolute_url(&url)?;
         let client = parameter(query, "client")?
             .map(|client| client.parse())
             .transpose()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
-use http::{Response, StatusCode, Uri};
+use http::{Response, StatusCode};
 use http_body_util::Full;
 use prometheus_client::metrics::gauge::Gauge;
 use quick_xml::Reader;
@@ -24,6 +24,7 @@ use super::admin::{Admin, NodeActions, json_response};
 use super::bus::Refresh;
 use super::problem::Problem;
 use super::purge::SCOPES_MAX;
+use super::purge::absolute_url;
 use super::tokens::{Caller, Leave};
 use crate::metrics::{Metric, Metrics, Recorder};
 
@@ -210,12 +211,7 @@ impl Admin {
     /// Whether the URL is of a site here that the caller's token reaches.
     fn may_fetch(&self, caller: &Caller, url: &str) -> Result<(), Problem> {
         let bad = |why: String| Problem::bad_request(format!("url {url:?}: {why}"));
-        let uri: Uri = url.parse().map_err(|error| bad(format!("{error}")))?;
-        if uri.scheme().is_none() || uri.authority().is_none() {
-            return Err(
-                bad("expected an absolute URL such as https://example.org/page".to_owned()),
-            );
-        }
+        let uri = absolute_url(url)?;
         let site = self.node.site_of(&uri);
         let site = site.ok_or_else(|| bad("no site here has this host".to_owned()))?;
         match &caller.leave {

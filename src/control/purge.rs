@@ -50,29 +50,41 @@ struct Written {
     refresh: usize,
 }
 
-/// How a URL is written in keys: the routing's own normalisation, given by the node.
-pub type CanonicalUrl<'a> = &'a dyn Fn(&Uri) -> Result<String, String>;
+/// What the node knows of the names in a purge.
+pub trait Names {
+    /// A URL as it is written in keys: the routing's own normalisation.
+    ///
+    /// # Errors
+    /// Why no key is written like this.
+    fn canonical_url(&self, uri: &Uri) -> Result<String, String>;
+    /// Whether a site is called this.
+    ///
+    /// # Errors
+    /// That there is none, and which may be meant.
+    fn check_site(&self, name: &str) -> Result<(), String>;
+}
 
 impl PurgeOrder {
     /// Reads the body of a call.
     ///
     /// # Errors
-    /// Not JSON, unknown fields, nothing to purge, too much of it, URLs that aren't absolute
-    /// or aren't of this node: a [`Problem`] that says which.
-    pub fn parse(body: &[u8], canonical: CanonicalUrl<'_>) -> Result<Self, Problem> {
+    /// Not JSON, unknown fields, nothing to purge, too much of it, URLs that aren't absolute,
+    /// or aren't of this node, sites that it doesn't have: a [`Problem`] that says which.
+    pub fn parse(body: &[u8], names: &dyn Names) -> Result<Self, Problem> {
         let written: Written = serde_json::from_slice(body)
             .map_err(|error| Problem::bad_request(format!("the body is not a purge: {error}")))?;
         let mut scopes = Vec::new();
         for url in written.url.iter().chain(&written.urls) {
-            scopes.extend(url_scopes(url, canonical)?);
+            scopes.extend(url_scopes(url, names)?);
         }
         for tag in written.tag.iter().chain(&written.tags) {
             scopes.push(PurgeScope::Tag(checked("tag", tag)?));
         }
         if let Some(prefix) = &written.prefix {
-            scopes.extend(prefix_scopes(prefix)?);
+            scopes.extend(prefix_scopes(prefix, names)?);
         }
         if let Some(site) = &written.site {
+            names.check_site(site).map_err(|why| bad("site", site, &why))?;
             scopes.push(PurgeScope::Site(checked("site", site)?));
         }
         if written.all {
@@ -101,17 +113,27 @@ impl PurgeOrder {
 }
 
 /// A URL is purged for both schemes: who purges the https page wants the http one gone too.
-fn url_scopes(url: &str, canonical: CanonicalUrl<'_>) -> Result<[PurgeScope; 2], Problem> {
-    let text = checked("url", url)?;
-    let uri: Uri = text.parse().map_err(|error| bad("url", url, &error))?;
-    if uri.scheme().is_none() || uri.authority().is_none() {
-        return Err(bad("url", url, &"expected an absolute URL such as https://example.org/page"));
-    }
-    let url_key = canonical(&uri).map_err(|error| bad("url", url, &error))?;
+fn url_scopes(url: &str, names: &dyn Names) -> Result<[PurgeScope; 2], Problem> {
+    let uri = absolute_url(&checked("url", url)?)?;
+    let url_key = names.canonical_url(&uri).map_err(|error| bad("url", url, &error))?;
     Ok(both_schemes(&url_key).map(PurgeScope::Url))
 }
 
-fn prefix_scopes(prefix: &str) -> Result<[PurgeScope; 2], Problem> {
+/// A URL with scheme and host, as callers must write them.
+///
+/// # Errors
+/// A [`Problem`] that names it.
+pub(super) fn absolute_url(url: &str) -> Result<Uri, Problem> {
+    let uri: Uri = url.parse().map_err(|error| bad("url", url, &error))?;
+    if uri.scheme().is_none() || uri.authority().is_none() {
+        return Err(bad("url", url, &"expected an absolute URL such as https://example.org/page"));
+    }
+    Ok(uri)
+}
+
+/// Host and path as in keys, so that no spelling of them misses; of a query, what is there is taken
+/// as it stands.
+fn prefix_scopes(prefix: &str, names: &dyn Names) -> Result<[PurgeScope; 2], Problem> {
     let text = checked("prefix", prefix)?;
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let is_whole = rest.is_some_and(|rest| rest.contains('/') && !rest.starts_with('/'));
@@ -119,10 +141,10 @@ fn prefix_scopes(prefix: &str) -> Result<[PurgeScope; 2], Problem> {
         let expected = "expected scheme, host and at least one slash of the path, such as https://example.org/blog/";
         return Err(bad("prefix", prefix, &expected));
     }
-    let (host, path) = rest.and_then(|rest| rest.split_once('/')).unwrap_or_default();
-    let scheme = &text[..text.len() - host.len() - path.len() - 1];
-    let normal = format!("{scheme}{}/{path}", host.to_ascii_lowercase());
-    Ok(both_schemes(&normal).map(PurgeScope::Prefix))
+    let (path, query) = text.split_at(text.find('?').unwrap_or(text.len()));
+    let uri: Uri = path.parse().map_err(|error| bad("prefix", prefix, &error))?;
+    let path = names.canonical_url(&uri).map_err(|error| bad("prefix", prefix, &error))?;
+    Ok(both_schemes(&(path + query)).map(PurgeScope::Prefix))
 }
 
 fn both_schemes(url: &str) -> [Box<str>; 2] {
@@ -151,8 +173,24 @@ fn bad(what: &str, value: &str, why: &dyn Display) -> Problem {
 mod tests {
     use super::*;
 
+    struct Example;
+
+    impl Names for Example {
+        fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
+            Ok(format!(
+                "https://{}{uri}",
+                uri.host().unwrap_or_default().to_lowercase(),
+                uri = uri.path()
+            ))
+        }
+
+        fn check_site(&self, name: &str) -> Result<(), String> {
+            if name == "www" { Ok(()) } else { Err("there is no such site".to_owned()) }
+        }
+    }
+
     fn parse(body: &str) -> Result<PurgeOrder, Problem> {
-        PurgeOrder::parse(body.as_bytes(), &|uri| Ok(uri.to_string()))
+        PurgeOrder::parse(body.as_bytes(), &Example)
     }
 
     fn check_refused(body: &str, expected: &str) {
@@ -171,8 +209,9 @@ mod tests {
 
     #[test]
     fn a_prefix_keeps_its_path_and_lowers_its_host() {
-        let order = parse(r#"{"prefix": "https://Example.org/Blog/", "soft": true}"#).expect("ok");
-        assert_eq!(order.scopes[0], PurgeScope::Prefix("https://example.org/Blog/".into()));
+        let order =
+            parse(r#"{"prefix": "https://Example.org:443/Blog/?a=", "soft": true}"#).expect("ok");
+        assert_eq!(order.scopes[0], PurgeScope::Prefix("https://example.org/Blog/?a=".into()));
         assert_eq!(order.kind, PurgeKind::Soft);
     }
 
@@ -184,6 +223,7 @@ mod tests {
         check_refused(r#"{"url": "/a"}"#, "expected an absolute URL");
         check_refused(r#"{"prefix": "https://example.org"}"#, "at least one slash");
         check_refused(r#"{"tag": ""}"#, "an empty tag");
+        check_refused(r#"{"site": "wwww"}"#, "site \"wwww\": there is no such site");
         let many = vec!["\"t\""; SCOPES_MAX + 1].join(",");
         check_refused(&format!(r#"{{"tags": [{many}]}}"#), "at most 10000");
     }

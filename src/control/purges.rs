@@ -28,7 +28,7 @@ impl Admin {
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (wait, timeout) = wait_of(query)?;
         self.rate.admit(self.clock.instant())?;
-        let order = PurgeOrder::parse(body, &|uri| self.node.canonical_url(uri))?;
+        let order = PurgeOrder::parse(body, &*self.node)?;
         self.may_purge(caller, &order.scopes)?;
         let ordered = self.order(&order, wait, timeout).await;
         self.audit.write(audit_line(caller, &order, &ordered, self.now_ms())).await;
@@ -50,7 +50,7 @@ impl Admin {
             return Err(problem);
         }
         let body = json!({ "url": url, "reason": "PURGE request" }).to_string();
-        let order = PurgeOrder::parse(body.as_bytes(), &|uri| self.node.canonical_url(uri))?;
+        let order = PurgeOrder::parse(body.as_bytes(), &*self.node)?;
         let ordered = self.order(&order, Wait::Local, TIMEOUT).await;
         self.audit.write(audit_line(&caller, &order, &ordered, self.now_ms())).await;
         ordered.map(|(id, ..)| id).map_err(problem)
@@ -242,7 +242,7 @@ fn known_as_json(id: &str, known: &Known) -> Value {
     json!({
         "id": id,
         "node": known.node,
-        "at_ms": known.at_ms.floor(),
+        "at_ms": known.at_ms as u64,
         "kind": known.kind,
         "scopes": known.scopes,
         "first_scopes": known.first_scopes,

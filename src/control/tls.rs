@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -15,6 +14,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
+
+use crate::stamp::Stamp;
 
 /// Where the certificates are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +33,6 @@ pub struct AdminTls {
     settings: Settings,
     current: Mutex<(Arc<ServerConfig>, Vec<Option<Stamp>>)>,
 }
-
-/// A file's modification time and length: enough to see that it was replaced.
-type Stamp = (SystemTime, u64);
 
 impl AdminTls {
     /// Reads the files.
@@ -107,11 +105,8 @@ impl Settings {
     }
 
     fn stamps(&self) -> Vec<Option<Stamp>> {
-        let stamp = |path: &PathBuf| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len()))
-        };
-        [&self.certificate, &self.key].into_iter().chain(&self.client_ca).map(stamp).collect()
+        let files = [&self.certificate, &self.key].into_iter().chain(&self.client_ca);
+        files.map(|path| Stamp::of(path)).collect()
     }
 }
 

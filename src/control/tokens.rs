@@ -9,13 +9,15 @@
 //! ```
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use http::{HeaderMap, StatusCode, header};
 
 use super::problem::Problem;
+use crate::stamp::Stamp;
 
 /// What a caller may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +69,51 @@ enum Shows {
     Certificate(String),
 }
 
-impl Tokens {
+/// The tokens that a file has now.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    current: Mutex<(Arc<Tokens>, Option<Stamp>)>,
+}
+
+impl TokenFile {
     /// Reads the file.
+    ///
+    /// # Errors
+    /// As for [`Tokens::load`].
+    pub fn load(path: &Path) -> Result<Self, String> {
+        let stamp = Stamp::of(path);
+        let current = Mutex::new((Arc::new(Tokens::load(path)?), stamp));
+        Ok(Self { path: path.to_owned(), current })
+    }
+
+    /// Reads the file again when it has changed; says whether it had.
+    ///
+    /// # Errors
+    /// The old tokens stay. A bad file is tried again when it changes.
+    pub fn keep_current(&self) -> Result<bool, String> {
+        let stamp = Stamp::of(&self.path);
+        let mut current = self.lock();
+        if current.1 == stamp {
+            return Ok(false);
+        }
+        current.1 = stamp;
+        current.0 = Arc::new(Tokens::load(&self.path)?);
+        Ok(true)
+    }
+
+    /// The tokens of now.
+    pub fn tokens(&self) -> Arc<Tokens> {
+        self.lock().0.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Arc<Tokens>, Option<Stamp>)> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tokens {
+    /// Reads a file.
     ///
     /// # Errors
     /// It can't be read, or a line is not a token: `FILE:LINE: why`.
@@ -136,8 +181,7 @@ impl Tokens {
             }
             _ => found,
         });
-        let hint = "nobody has this token: it must be in the file that admin.tokens names, \
-                    which is read at the start";
+        let hint = "nobody has this token: it must be in the file that admin.tokens names";
         found.ok_or_else(|| unauthorised(hint))
     }
 }
@@ -171,10 +215,14 @@ impl Caller {
 }
 
 /// A line of the token file for a new secret.
-pub fn line(name: &str, leave: &str, secret: &str) -> String {
+///
+/// # Errors
+/// What the name or the leave should be.
+pub fn line(name: &str, leave: &str, secret: &str) -> Result<String, &'static str> {
     let hash = digest(&SHA256, secret.as_bytes());
     let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{name} {leave} sha256:{hex}")
+    let line = format!("{name} {leave} sha256:{hex}");
+    token(&line).map(|_| line)
 }
 
 fn token(line: &str) -> Result<Token, &'static str> {
@@ -241,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_certificate_is_known_by_its_name() {
-        let secret = line("ops", "all", "one");
+        let secret = line("ops", "all", "one").unwrap();
         let text = format!("grafana read certificate:Grafana.example\n{secret}");
         let tokens = Tokens::parse(&text).unwrap();
         assert!(tokens.name_certificates());
@@ -257,8 +305,8 @@ mod tests {
     fn a_token_is_known_by_its_hash() {
         let text = format!(
             "# ours\n\n{}\n{}\n",
-            line("ops", "all", "one"),
-            line("ci", "purge:a,b", "two")
+            line("ops", "all", "one").unwrap(),
+            line("ci", "purge:a,b", "two").unwrap()
         );
         let tokens = Tokens::parse(&text).unwrap();
         assert_eq!(asked(&tokens, "Bearer one").unwrap().name, "ops");
@@ -273,7 +321,30 @@ mod tests {
     #[test]
     fn the_hash_is_the_one_that_sha256sum_prints() {
         let known = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-        assert_eq!(line("a", "all", "test"), format!("a all sha256:{known}"));
+        assert_eq!(line("a", "all", "test"), Ok(format!("a all sha256:{known}")));
+        assert_eq!(
+            line("a", "al", "test"),
+            Err("expected all, read, or purge: with names of sites")
+        );
+        assert!(line("a b", "all", "test").is_err());
+    }
+
+    #[test]
+    fn tokens_follow_their_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        let write = |secret| std::fs::write(&path, line("a", "all", secret).unwrap() + "\n# 1");
+        write("one").unwrap();
+        let file = TokenFile::load(&path).unwrap();
+        assert_eq!(file.keep_current(), Ok(false));
+        std::fs::write(&path, "no token").unwrap();
+        assert!(file.keep_current().unwrap_err().contains("tokens:1: expected NAME"));
+        assert_eq!(file.keep_current(), Ok(false), "said once");
+        assert!(asked(&file.tokens(), "Bearer one").is_ok());
+        write("two").unwrap();
+        assert_eq!(file.keep_current(), Ok(true));
+        assert!(asked(&file.tokens(), "Bearer two").is_ok());
+        assert!(asked(&file.tokens(), "Bearer one").is_err(), "it may be that it was stolen");
     }
 
     #[test]

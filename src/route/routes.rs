@@ -112,6 +112,11 @@ impl Routes {
         Some((site, rule))
     }
 
+    /// All sites; one with several hosts comes several times.
+    pub fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.exact.values().chain(self.below.values()).chain(&self.any)
+    }
+
     /// The site of a host: exact, then the longest name that it is below, then the default.
     pub fn site(&self, host: &str) -> Option<&Arc<Site>> {
         if let Some(site) = self.exact.get(host) {

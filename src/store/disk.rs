@@ -456,7 +456,7 @@ impl Disk {
         let service = match (self.out.load(Ordering::Acquire), self.is_writable()) {
             _ if self.is_recovering() => Service::Recovering,
             (true, _) => Service::Out,
-            (false, true) => Service::Full,
+            (false, true) => Service::Serving,
             (false, false) => Service::ReadOnly,
         };
         DirectoryStat {

@@ -70,7 +70,7 @@ pub struct DirectoryStat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     /// Read and written.
-    Full,
+    Serving,
     /// Its index is being read back: nothing is read from it yet, writes wait.
     Recovering,
     /// Writes failed: it is only read until they work again.
@@ -83,7 +83,7 @@ impl Service {
     /// For logs and the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Full => "full",
+            Self::Serving => "serving",
             Self::Recovering => "recovering",
             Self::ReadOnly => "read-only",
             Self::Out => "out",
@@ -121,7 +121,7 @@ impl Collector for Gauges {
             (
                 "store_directory_in_service",
                 "1: read and written; 0: in trouble, or being read back after a start.",
-                |directory| u64::from(directory.service == Service::Full),
+                |directory| u64::from(directory.service == Service::Serving),
             ),
             ("store_directory_bytes_max", "Bytes that the directory may hold.", |it| it.bytes),
             ("store_directory_written_bytes", "Written since the start.", |it| it.written_bytes),

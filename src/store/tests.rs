@@ -391,7 +391,7 @@ fn a_store_serves_while_it_recovers_and_what_came_meanwhile_stays_the_newest() {
     });
     background.block_on(async {
         here.recovered().await;
-        assert_eq!(here.stat().directories[0].service, Service::Full);
+        assert_eq!(here.stat().directories[0].service, Service::Serving);
         assert_eq!(found(here.find(keys[0].hash).await).complete_length(), 100);
         written(&found(here.find(keys[1].hash).await)).await;
         here.inner.memory.evict_all();
@@ -434,7 +434,7 @@ async fn a_disk_in_trouble_is_left_out_and_comes_back() {
     assert!((1..64).contains(&found_now), "{found_now} are on the other disk");
     assert_eq!(here.stat().directories[0].service, Service::Out);
     here.inner.disks.try_again(0).await;
-    assert_eq!(here.stat().directories[0].service, Service::Full);
+    assert_eq!(here.stat().directories[0].service, Service::Serving);
     for key in &keys {
         let head = found(here.find(key.hash).await);
         let verdict = here.purge_verdict(&head);
@@ -457,7 +457,7 @@ async fn a_directory_that_cannot_be_opened_leaves_the_node_serving() {
     assert!(here.find(key.hash).await.is_some());
     assert_eq!(here.stat().directories[0].service, Service::Out);
     std::fs::remove_file(path.join("blocks")).unwrap();
-    while here.stat().directories[0].service != Service::Full {
+    while here.stat().directories[0].service != Service::Serving {
         tokio::task::yield_now().await;
     }
 }
@@ -659,7 +659,7 @@ async fn a_full_disk_is_told_and_the_node_serves_on() {
     assert!(whole > 20, "{whole} were written before the disk was full");
     std::fs::remove_file(filler).unwrap();
     here.inner.disks.try_again(0).await;
-    assert_eq!(here.stat().directories[0].service, Service::Full);
+    assert_eq!(here.stat().directories[0].service, Service::Serving);
     written(&store(&here, "https://a/later", &bytes(60_000)).await).await;
 }
 

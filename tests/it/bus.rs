@@ -205,7 +205,14 @@ fn bad_purges_are_refused_with_a_problem_that_says_why() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("tokens"), tokens).unwrap();
     let origin = Origin::start(|_| Answer::ok("x"));
-    let node = NodeProcess::new(&folder, 0, None, &origin, "[admin]\ntokens = \"tokens\"\n");
+    let node = NodeProcess::new(
+        &folder,
+        0,
+        None,
+        &origin,
+        "[admin]\ntokens = \"tokens\"\n\
+         [sites.other]\nhosts = \"other.test\"\nrespond.content = \"x\"\n",
+    );
     node.run();
     node.wait_until_ready();
     // The tokens are "test", "test2" and "test3".
@@ -220,6 +227,7 @@ fn bad_purges_are_refused_with_a_problem_that_says_why() {
     check("test", r#"{"uri": "x"}"#, 400, "unknown field `uri`");
     check("test", r#"{"url": "/relative"}"#, 400, "expected an absolute URL");
     check("test", r#"{"url": "http://["}"#, 400, "url");
+    check("test", r#"{"site": "al"}"#, 400, "no such site on this node; did you mean \"all\"?");
     check("wrong", r#"{"all": true}"#, 401, "nobody has this token");
     check("test3", r#"{"all": true}"#, 403, "may read");
     check("test2", r#"{"all": true}"#, 403, "may purge other");

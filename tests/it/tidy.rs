@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("interim", &["body"]),
     // planted: bugs for the lab to find, a constant false without the cargo feature.
     ("planted", &[]),
+    ("stamp", &[]),
     ("cache", &["planted"]),
     ("context", &["cache", "clock"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
@@ -24,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // clock: a line in the access log tells how long its response took.
     ("respond", &["cache", "context", "body", "clock", "metrics"]),
     ("route", &["guard", "cache", "fetch", "transform"]),
-    ("control", &["store", "fetch", "cache", "clock", "metrics", "planted"]),
+    ("control", &["store", "fetch", "cache", "clock", "metrics", "planted", "stamp"]),
     (
         "serve",
         &[
@@ -42,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "metrics",
         ],
     ),
-    ("listen", &["serve", "context", "body", "clock", "interim", "metrics"]),
+    ("listen", &["serve", "context", "body", "clock", "interim", "metrics", "stamp"]),
     // They stand outside the house: an origin for the demo, and callers of the admin API.
     ("demo", &[]),
     ("cli", &[]),

@@ -154,8 +154,9 @@ function showFleet({ node: own, nodes }) {
 }
 
 function scope(it) {
+  if (it === "all") return "everything";
   const [[kind, what]] = Object.entries(it);
-  return kind === "url" ? what : kind === "all" ? "everything" : `${kind} ${what}`;
+  return kind === "url" ? what : `${kind} ${what}`;
 }
 
 function showPurges(purges) {

@@ -19,6 +19,7 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 
 use crate::clock::Clock;
+use crate::stamp::Stamp;
 
 use super::settings::{TicketKeys, TlsSettings, TlsVersion};
 use certificates::{Certificates, CertificatesBySni};
@@ -42,9 +43,6 @@ struct Sources {
     seen: Vec<Option<Stamp>>,
     rotated: SystemTime,
 }
-
-/// A file's modification time and length: enough to see that it was replaced.
-type Stamp = (SystemTime, u64);
 
 /// Why certificates or ticket keys can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -220,10 +218,5 @@ fn stamps(settings: &TlsSettings) -> Vec<Option<Stamp>> {
         TicketKeys::Generated { .. } => None,
     };
     let pairs = settings.certificates.iter().flat_map(|files| [&files.certificate, &files.key]);
-    pairs.chain(tickets).map(|path| stamp(path)).collect()
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    pairs.chain(tickets).map(|path| Stamp::of(path)).collect()
 }
