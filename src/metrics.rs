@@ -254,6 +254,7 @@ table! {
         "reason" = &["malformed", "decode_limit"];
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
     Purges, Counter, "purges", "Purges put in force.";
+    PurgesRefused, Counter, "purges_refused", "Purges refused because the outbox was full.";
     PurgesWidened, Counter, "purges_widened", "Purges that became part of a soft purge of everything because the table was full.";
     PurgesPruned, Counter, "purges_pruned", "Purges forgotten because nothing stored can be older.";
     PurgeLogSyncs, Counter, "purge_log_syncs", "Writes of the purge log, each with one fsync for all purges that waited.";
@@ -261,11 +262,13 @@ table! {
     PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of a write cut short that were found at the purge log's end at start.";
     PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
     PurgePropagation, Histogram, "purge_propagation_seconds", "From the order of a purge on another node until it is in force on this one, by both nodes' clocks.";
+    AuditLost, Counter, "audit_lines_lost", "Lines that the audit log's file did not take.";
     AdminRefused, Counter, "admin_refused", "Calls of the admin API refused, by status.", "status" = ADMIN_REFUSALS;
     Prefetches, Counter, "prefetches", "URLs fetched ahead, or again after a purge, by outcome; dropped: the queue was full.", "outcome" = PREFETCH_OUTCOMES;
     BusGaps, Counter, "bus_gaps", "Times that everything was purged softly because purges may have been missed.", "reason" = BUS_GAPS;
     BusDisconnects, Counter, "bus_disconnects", "Connections to the purge bus that broke or could not be made.", "connection" = BUS_CONNECTIONS;
     BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-ups dropped because too many waited; the stream has them.";
+    BusWaitsRefused, Counter, "bus_waits_refused", "Purges answered at once, with what was known, because 512 callers waited for other nodes already.";
     BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because too many waited; the fleet sees the node's place in the stream.";
     StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";
     StoreForgotten, Counter, "store_forgotten", "Pieces that left memory and are on no disk.";

@@ -552,7 +552,8 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     section.read_within("purge_entries_max", &mut store.purge_entries_max, 1..);
     read_size_usize(section, "purge_scope_max", &mut store.purge_scope_bytes_max, 256..=1 << 20);
     read_size(section, "purge_log", &mut store.purge_log_bytes);
-    section.read("outbox_entries_max", &mut store.outbox_entries_max);
+    section.read_within("outbox_entries_max", &mut store.outbox_entries_max, 1..);
+    read_size_usize(section, "outbox_max", &mut store.outbox_bytes_max, 1 << 20..=1 << 30);
     for mistake in store.mistakes() {
         section.mistake("", mistake);
     }

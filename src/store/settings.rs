@@ -44,8 +44,10 @@ pub struct Settings {
     pub purge_scope_bytes_max: usize,
     /// The purge log is rewritten as a snapshot when it has grown by this much.
     pub purge_log_bytes: u64,
-    /// Messages kept for the purge bus while it cannot be reached.
+    /// Messages kept for the purge bus while it cannot be reached. Beyond, purges are refused.
     pub outbox_entries_max: usize,
+    /// Their bytes together, in memory and on disk. 1 MiB to 1 GiB; one message may be longer.
+    pub outbox_bytes_max: usize,
 }
 
 /// One place on disk.
@@ -98,6 +100,7 @@ impl Default for Settings {
             purge_scope_bytes_max: 8 << 10,
             purge_log_bytes: 16 << 20,
             outbox_entries_max: 100_000,
+            outbox_bytes_max: 64 << 20,
         }
     }
 }

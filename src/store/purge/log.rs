@@ -206,7 +206,7 @@ fn first_entries(purges: &Purges) -> Vec<Entry> {
     }
     let desk = purges.desk();
     entries.extend(desk.cursor.clone().map(Entry::Cursor));
-    let messages = desk.outbox.iter();
+    let messages = desk.outbox.messages.iter();
     entries.extend(messages.map(|(number, message)| Entry::Outbox(*number, message.clone())));
     entries
 }

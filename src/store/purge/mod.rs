@@ -72,10 +72,14 @@ pub enum PurgeError {
         limit: usize,
     },
     /// Nothing was purged.
-    #[error("{limit} messages wait for the bus already")]
+    #[error(
+        "nothing was purged: the outbox is full, {messages} purges of {bytes} bytes wait for the bus (store.outbox_entries_max, store.outbox_max)"
+    )]
     OutboxFull {
-        /// `outbox_entries_max`.
-        limit: usize,
+        /// How many are there.
+        messages: usize,
+        /// How long they are together.
+        bytes: usize,
     },
     /// In force until the node stops, and perhaps not afterwards.
     #[error("purge {} is in force but could not be written: {reason}", sequence.0)]
@@ -114,6 +118,7 @@ struct Limits {
     entries_max: usize,
     scope_bytes_max: usize,
     outbox_entries_max: usize,
+    outbox_bytes_max: usize,
     object_age_max: Duration,
 }
 
@@ -121,8 +126,39 @@ struct Limits {
 #[derive(Debug, Default)]
 struct Desk {
     cursor: Option<Bytes>,
-    outbox: BTreeMap<u64, Bytes>,
+    outbox: Outbox,
+}
+
+/// Messages that the bus has not taken yet, by their numbers.
+#[derive(Debug, Default)]
+struct Outbox {
+    messages: BTreeMap<u64, Bytes>,
+    bytes: usize,
     next: u64,
+}
+
+impl Outbox {
+    fn insert(&mut self, number: u64, message: Bytes) {
+        self.next = self.next.max(number + 1);
+        self.bytes += message.len();
+        if let Some(old) = self.messages.insert(number, message) {
+            self.bytes -= old.len();
+        }
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, number: u64) -> bool {
+        let removed = self.messages.remove(&number);
+        self.bytes -= removed.as_ref().map_or(0, Bytes::len);
+        removed.is_some()
+    }
+
+    /// Whether there is room for one more; for one alone there always is.
+    fn has_room(&self, message: &Bytes, limits: &Limits) -> bool {
+        self.messages.is_empty()
+            || self.messages.len() < limits.outbox_entries_max
+                && self.bytes + message.len() <= limits.outbox_bytes_max
+    }
 }
 
 /// A batch for the log, and who waits for it.
@@ -180,6 +216,7 @@ impl Purges {
                 entries_max: settings.purge_entries_max,
                 scope_bytes_max: settings.purge_scope_bytes_max,
                 outbox_entries_max: settings.outbox_entries_max,
+                outbox_bytes_max: settings.outbox_bytes_max,
                 object_age_max: settings.object_age_max,
             },
         });
@@ -311,6 +348,28 @@ impl Purges {
     ) -> Result<(Purged, Vec<Entry>), PurgeError> {
         let mut entries = Vec::with_capacity(batch.purges.len() + 2);
         let message = self.apply_desk(batch.cursor, batch.message, &mut entries)?;
+        let count = batch.purges.len();
+        let scope = |(scope, kind): &(PurgeScope, PurgeKind)| (Scope::of(scope), *kind);
+        let purges: Vec<(Scope, PurgeKind)> = batch.purges.iter().map(scope).collect();
+        drop(batch.purges);
+        let (first, rest) = purges.split_at(count.min(APPLIED_AT_ONCE));
+        let mut sequence = self.apply_some(first, &mut entries, cause);
+        for some in rest.chunks(APPLIED_AT_ONCE) {
+            // Hits that look at the table come between.
+            std::thread::yield_now();
+            sequence = self.apply_some(some, &mut entries, None);
+        }
+        self.recorder.add(Metric::Purges, count as u64);
+        Ok((Purged { sequence, message }, entries))
+    }
+
+    /// Under one lock.
+    fn apply_some(
+        &self,
+        purges: &[(Scope, PurgeKind)],
+        entries: &mut Vec<Entry>,
+        cause: Option<&mut StoredResponse>,
+    ) -> PurgeSequence {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         // Under the lock that the purges come by: a look before would leave room for another's.
         let uncovered = |cause: &&mut StoredResponse| {
@@ -318,16 +377,15 @@ impl Purges {
         };
         let cause = cause.filter(uncovered);
         let mut sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
-        for (scope, kind) in &batch.purges {
+        for (scope, kind) in purges {
             sequence = self.next_sequence();
-            let scope = Scope::of(scope);
-            table.apply(&scope, *kind, sequence);
+            table.apply(scope, *kind, sequence);
             let mut marks = Marks::default();
             match kind {
                 PurgeKind::Hard => marks.hard = sequence.0,
                 PurgeKind::Soft => marks.soft = sequence.0,
             }
-            entries.push(Entry::Marks(scope, marks));
+            entries.push(Entry::Marks(scope.clone(), marks));
         }
         let widened = match table.len() > self.limits.entries_max {
             true => table.widen_oldest(self.limits.entries_max.div_ceil(16)),
@@ -339,7 +397,6 @@ impl Purges {
         if let Some(cause) = cause {
             cause.stored_at_sequence = sequence;
         }
-        self.recorder.add(Metric::Purges, batch.purges.len() as u64);
         if widened > 0 {
             self.recorder.add(Metric::PurgesWidened, widened as u64);
             tracing::warn!(
@@ -347,7 +404,7 @@ impl Purges {
                 "the purge table is full: old purges became a soft purge of all"
             );
         }
-        Ok((Purged { sequence, message }, entries))
+        sequence
     }
 
     fn apply_desk(
@@ -357,17 +414,18 @@ impl Purges {
         entries: &mut Vec<Entry>,
     ) -> Result<Option<u64>, PurgeError> {
         let mut desk = self.desk();
-        let limit = self.limits.outbox_entries_max;
-        if message.is_some() && desk.outbox.len() >= limit {
-            return Err(PurgeError::OutboxFull { limit });
+        let outbox = &desk.outbox;
+        if message.as_ref().is_some_and(|message| !outbox.has_room(message, &self.limits)) {
+            self.recorder.count(Metric::PurgesRefused);
+            let (messages, bytes) = (outbox.messages.len(), outbox.bytes);
+            return Err(PurgeError::OutboxFull { messages, bytes });
         }
         if let Some(cursor) = cursor {
             desk.cursor = Some(cursor.clone());
             entries.push(Entry::Cursor(cursor));
         }
         Ok(message.map(|message| {
-            let number = desk.next;
-            desk.next += 1;
+            let number = desk.outbox.next;
             desk.outbox.insert(number, message.clone());
             entries.push(Entry::Outbox(number, message));
             number
@@ -395,24 +453,26 @@ impl Purges {
     }
 
     pub(super) fn outbox(&self) -> Vec<(u64, Bytes)> {
-        self.desk().outbox.iter().map(|(number, message)| (*number, message.clone())).collect()
+        let desk = self.desk();
+        let messages = desk.outbox.messages.iter();
+        messages.map(|(number, message)| (*number, message.clone())).collect()
     }
 
     pub(super) fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
         let desk = self.desk();
-        let messages = desk.outbox.range(number..).take(limit);
+        let messages = desk.outbox.messages.range(number..).take(limit);
         messages.map(|(number, message)| (*number, message.clone())).collect()
     }
 
     pub(super) fn outbox_len(&self) -> usize {
-        self.desk().outbox.len()
+        self.desk().outbox.messages.len()
     }
 
     /// Forgets messages that the bus has taken. Durable when it returns.
     pub(super) async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
         let entries: Vec<Entry> = {
             let mut desk = self.desk();
-            let known = numbers.iter().filter(|number| desk.outbox.remove(number).is_some());
+            let known = numbers.iter().filter(|number| desk.outbox.remove(**number));
             known.map(|number| Entry::Sent(*number)).collect()
         };
         let sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
@@ -472,11 +532,8 @@ fn replay(table: &mut Table, desk: &mut Desk, issued: &mut u64, entry: Entry) {
         }
         Entry::Sequence(ceiling) => *issued = (*issued).max(ceiling + UNLOGGED_MAX),
         Entry::Cursor(cursor) => desk.cursor = Some(cursor),
-        Entry::Outbox(number, message) => {
-            desk.next = desk.next.max(number + 1);
-            desk.outbox.insert(number, message);
-        }
-        Entry::Sent(number) => drop(desk.outbox.remove(&number)),
+        Entry::Outbox(number, message) => desk.outbox.insert(number, message),
+        Entry::Sent(number) => drop(desk.outbox.remove(number)),
         Entry::Horizon(horizon) => {
             table.prune(horizon, 0);
         }
@@ -505,6 +562,8 @@ const COMMITS_MAX: usize = 1024;
 const UNLOGGED_MAX: u64 = 1 << 20;
 /// How far the ceiling is moved ahead of the clock, in microseconds: two minutes.
 const CEILING_AHEAD: u64 = 120_000_000;
+/// Purges of a batch put in force under one lock: a fraction of a millisecond.
+const APPLIED_AT_ONCE: usize = 512;
 /// Entries pruned under one lock.
 const PRUNE_AT_ONCE: usize = 4096;
 

@@ -274,7 +274,53 @@ async fn limits_refuse_before_anything_is_purged() {
     assert!(matches!(purges.purge(long).await, Err(PurgeError::ScopeTooLong { limit: 20, .. })));
     let message = PurgeBatch { message: Some("m".into()), ..batch(url("https://a/1"), Hard) };
     purges.purge(message.clone()).await.unwrap();
-    let full = purges.purge(message).await;
-    assert!(matches!(full, Err(PurgeError::OutboxFull { limit: 1 })), "{full:?}");
+    let full = purges.purge(message.clone()).await;
+    assert!(matches!(full, Err(PurgeError::OutboxFull { messages: 1, .. })), "{full:?}");
     assert_eq!(purges.entries(), 1);
+    assert_eq!(node.total(Metric::PurgesRefused), 1);
+    purges.sent(&[0]).await.unwrap();
+    purges.purge(message).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_outbox_holds_so_many_bytes_and_one_long_message() {
+    let node = Node::new();
+    let settings = Settings { outbox_bytes_max: 10, ..node.settings.clone() };
+    let node = Node { settings, ..node };
+    let check = |purges: &Arc<Purges>, length: usize| {
+        let purges = purges.clone();
+        let message = Some(vec![b'm'; length].into());
+        let batch = PurgeBatch { message, ..batch(url("https://a/1"), Hard) };
+        async move { purges.purge(batch).await.map(drop).map_err(|error| error.to_string()) }
+    };
+    let purges = node.open();
+    assert_eq!(check(&purges, 100).await, Ok(()), "it could never go out");
+    assert!(check(&purges, 1).await.unwrap_err().contains("1 purges of 100 bytes wait"));
+    purges.sent(&[0]).await.unwrap();
+    for length in [4, 6] {
+        assert_eq!(check(&purges, length).await, Ok(()));
+    }
+    assert!(check(&purges, 1).await.is_err());
+    // After a restart too.
+    drop(purges);
+    let purges = node.open();
+    assert!(check(&purges, 1).await.unwrap_err().contains("2 purges of 10 bytes wait"));
+    purges.sent(&[1, 1]).await.unwrap();
+    assert_eq!(check(&purges, 4).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_long_batch_is_in_force_and_durable_as_a_whole() {
+    let node = Node::new();
+    let purges = node.open();
+    let target = |number: usize| format!("https://a/{number}");
+    let before: Vec<Head> = (0..2000).map(|number| head(&purges, &target(number))).collect();
+    let scopes = (0..2000).map(|number| (url(&target(number)), Hard)).collect();
+    let purged = purges.purge(PurgeBatch { purges: scopes, ..PurgeBatch::default() }).await;
+    assert!(purged.unwrap().sequence > before[1999].response.stored_at_sequence);
+    assert!(before.iter().all(|head| purges.verdict(head) == Some(Hard)));
+    drop(purges);
+    let purges = node.open();
+    assert!(before.iter().all(|head| purges.verdict(head) == Some(Hard)));
+    assert_eq!(purges.entries(), 2000);
 }
