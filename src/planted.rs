@@ -7,6 +7,7 @@
 compile_error!("planted-bugs breaks promises on purpose: it is for debug builds alone");
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A promise to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,17 +24,29 @@ pub enum Bug {
     NeverStale,
     /// Each fifth entry of the purge stream is skipped, and wake-ups are not heard.
     StreamEntryDropped,
+    /// Each twentieth upstream request fails by itself.
+    AnswersFail,
+    /// `Cache-Status` gives hits a longer `ttl` than they have.
+    TtlMadeUp,
+    /// Clients of every country are served by the usual pool.
+    CountryIgnored,
+    /// Each upstream request leaves a few megabytes behind.
+    MemoryHeld,
 }
 
 impl Bug {
     /// Every bug.
-    pub const ALL: [Bug; 6] = [
+    pub const ALL: [Bug; 10] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
         Bug::DoubleFill,
         Bug::NeverStale,
         Bug::StreamEntryDropped,
+        Bug::AnswersFail,
+        Bug::TtlMadeUp,
+        Bug::CountryIgnored,
+        Bug::MemoryHeld,
     ];
 
     /// As `SKERRY_PLANTED_BUG` names it.
@@ -45,6 +58,10 @@ impl Bug {
             Bug::DoubleFill => "double-fill",
             Bug::NeverStale => "never-stale",
             Bug::StreamEntryDropped => "stream-entry-dropped",
+            Bug::AnswersFail => "answers-fail",
+            Bug::TtlMadeUp => "ttl-made-up",
+            Bug::CountryIgnored => "country-ignored",
+            Bug::MemoryHeld => "memory-held",
         }
     }
 }
@@ -53,6 +70,19 @@ impl Bug {
 #[inline]
 pub fn has(bug: Bug) -> bool {
     cfg!(feature = "planted-bugs") && planted() == Some(bug)
+}
+
+/// Whether this bug is planted, and this is each `nth` time that it is asked for.
+pub fn each(bug: Bug, nth: u64) -> bool {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    has(bug) && ASKED.fetch_add(1, Ordering::Relaxed) % nth == nth - 1
+}
+
+/// Loses two megabytes, where that bug is planted.
+pub fn hold_memory() {
+    if has(Bug::MemoryHeld) {
+        std::mem::forget(vec![1_u8; 2 << 20]);
+    }
 }
 
 fn planted() -> Option<Bug> {

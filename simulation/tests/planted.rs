@@ -38,6 +38,13 @@ async fn run_with(bug: &str) -> Record {
         "purges-ignored" | "stream-entry-dropped" => 3.0,
         _ => 0.0,
     };
+    if bug == "memory-held" {
+        scenario.limits.memory_mib = 256;
+    }
+    if bug == "country-ignored" {
+        scenario.fleet.origins = ["frankfurt", "virginia"].map(str::to_owned).to_vec();
+        scenario.load.mix.world = 30;
+    }
     if bug == "stream-entry-dropped" {
         // A purge must travel to be lost.
         scenario.fleet.nodes = 2;
@@ -66,6 +73,10 @@ async fn each_bug_planted_in_the_edge_is_found_by_its_own_checker() {
         ("double-fill", "one fill"),
         ("never-stale", "never too old"),
         ("stream-entry-dropped", "every receipt"),
+        ("answers-fail", "no client errors"),
+        ("ttl-made-up", "truthful status"),
+        ("country-ignored", "right origin"),
+        ("memory-held", "bounded"),
     ] {
         let record = run_with(bug).await;
         println!("{}", record.summary());

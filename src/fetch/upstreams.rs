@@ -33,6 +33,7 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
+use crate::planted::{self, Bug};
 
 /// One core's way to all origins. Clones are the same one. Everything it starts lives in the
 /// core's `LocalSet`.
@@ -109,6 +110,10 @@ impl Upstreams {
         let core = &self.0;
         let state = core.state(pool);
         core.recorder.count(Metric::UpstreamRequests);
+        planted::hold_memory();
+        if planted::each(Bug::AnswersFail, 20) {
+            return Err(FetchError::AllDown { pool: pool.name().clone() });
+        }
         state.earn_retry();
         if let Some(protocol) = &intent.upgrade {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));

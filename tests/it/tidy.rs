@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("guard", &["context", "clock", "metrics"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["cache", "context", "body", "clock", "metrics"]),
-    ("route", &["guard", "cache", "fetch", "transform"]),
+    ("route", &["guard", "cache", "fetch", "transform", "planted"]),
     ("control", &["store", "fetch", "cache", "clock", "metrics", "planted", "stamp"]),
     (
         "serve",
