@@ -6,7 +6,7 @@
 use crate::check::{Excuse, Limits};
 use crate::object::Mix;
 use crate::place::region_named;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -366,8 +366,12 @@ impl Scenario {
         if let Some((_, text)) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
             return Scenario::read(text).with_context(|| format!("scenario {name}"));
         }
-        let known = || format!("no scenario and no file {name}; `list` shows the scenarios");
-        let text = std::fs::read_to_string(Path::new(name)).with_context(known)?;
+        let path = Path::new(name);
+        if !path.exists() {
+            let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+            bail!("no scenario and no file {name:?}; scenarios are {}", names.join(", "));
+        }
+        let text = std::fs::read_to_string(path).with_context(|| name.to_owned())?;
         Scenario::read(&text).with_context(|| format!("scenario file {name}"))
     }
 

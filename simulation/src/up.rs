@@ -64,7 +64,8 @@ fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
          -H 'X-Forwarded-For: {address}' https://world.test{world}\n\n\
          \x20 # purge it everywhere, with a receipt from every node; then ask Tokyo again\n\
          \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n\n\
-         \x20 # what one node counts\n\
+         \x20 # one node's dashboard, in a browser; and what it counts\n\
+         \x20 http://127.0.0.1:{admin}/\n\
          \x20 curl -s 127.0.0.1:{admin}/metrics\n\n\
          Next, break things and read the report (more in docs/how-to):\n\n\
          \x20 cargo run --release -p simulation -- list\n\
