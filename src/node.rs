@@ -27,7 +27,7 @@ use tokio::task::LocalSet;
 use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
-use crate::control::admin::{self, Admin, Coming, NodeActions};
+use crate::control::admin::{self, Admin, Coming, NodeActions, Room};
 use crate::control::audit::Audit;
 use crate::control::bus::{self, Bus, Refresh};
 use crate::control::prefetch::Prefetcher;
@@ -334,9 +334,10 @@ impl Shared {
             bus: self.bus.clone(),
             tls: self.admin_tls.clone(),
             tokens: self.tokens.clone(),
-            audit: Audit::new(audit_log, metrics.background(), self.clock.instant()),
+            audit: Audit::new(audit_log, metrics.background(), self.clock.clone()),
             prefetcher,
             rate: Rate::new(purges_per_second_max, self.clock.instant()),
+            room: Room::default(),
             store: self.store.clone(),
             metrics: metrics.clone(),
             clock: self.clock.clone(),

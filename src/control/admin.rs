@@ -16,14 +16,14 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::audit::{Audit, Refused};
 use super::bus::{Bus, Refresh};
@@ -113,6 +113,8 @@ pub struct Admin {
     pub audit: Audit,
     /// How many purges may be ordered.
     pub rate: Rate,
+    /// For the bodies of calls.
+    pub room: Room,
     /// What is fetched ahead.
     pub prefetcher: Arc<Prefetcher>,
     /// What `/store` shows.
@@ -239,7 +241,7 @@ impl Admin {
         problem: &Problem,
     ) {
         let refused = Refused { call, who, from: from.to_string(), problem };
-        self.audit.refused(refused, self.now_ms(), self.clock.instant()).await;
+        self.audit.refused(refused, self.now_ms()).await;
     }
 
     async fn answer_to(
@@ -267,11 +269,12 @@ impl Admin {
             "/metrics" => Ok(self.metrics_text()),
             "/purge" => {
                 let query = request.uri().query().unwrap_or_default().to_owned();
-                let body = read_body(request.into_body()).await?;
-                self.purge(caller, &query, &body).await
+                let (body, room) = self.room.read(request.into_body()).await?;
+                self.purge(caller, &query, body, room).await
             }
             "/prefetch" => {
-                let body = read_body(request.into_body()).await?;
+                let _place = self.prefetcher.place()?;
+                let (body, _room) = self.room.read(request.into_body()).await?;
                 self.prefetch(caller, &body).await
             }
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
@@ -345,6 +348,7 @@ impl Admin {
     /// for the fields of the request that is explained.
     async fn explain(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
         let query = request.uri().query().unwrap_or_default();
+        only(query, &["url", "client"])?;
         let url = parameter(query, "url")?.unwrap_or_default();
         let uri = absolute_url(&url)?;
         let client = parameter(query, "client")?
@@ -382,16 +386,43 @@ const CALLS: &[(&str, Method)] = &[
     ("/drain", Method::POST),
 ];
 
-async fn read_body(body: Incoming) -> Result<Bytes, Problem> {
-    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect());
-    match read.await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+/// What the bodies of calls may take up together, in KiB: a call of 4 MiB takes ten times that
+/// until what it orders is on disk.
+#[derive(Debug)]
+pub struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(BODIES_KIB_MAX)))
+    }
+}
+
+impl Room {
+    /// The body, once there is room for it, and the room that it takes.
+    async fn read(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Problem> {
+        let too_long = || {
             let detail = format!("the body is longer than {BODY_BYTES_MAX} bytes");
-            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+        };
+        // As announced, before any of it is read.
+        let length = body.size_hint().exact();
+        if length.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+            return Err(too_long());
         }
-        Ok(Err(error)) => Err(Problem::bad_request(format!("the body broke off: {error}"))),
-        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+        let length = length.map_or(BODY_BYTES_MAX, |length| length as usize);
+        let kib = length.div_ceil(1024).max(1) as u32;
+        let taking = self.0.clone().acquire_many_owned(kib);
+        let Ok(Ok(room)) = tokio::time::timeout(BODY_TIMEOUT, taking).await else {
+            let detail = "too many long calls at once: order one after the other";
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail));
+        };
+        let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect());
+        match read.await {
+            Ok(Ok(body)) => Ok((body.to_bytes(), room)),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_long()),
+            Ok(Err(error)) => Err(Problem::bad_request(format!("the body broke off: {error}"))),
+            Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+        }
     }
 }
 
@@ -406,6 +437,25 @@ fn explained_fields(headers: &http::HeaderMap) -> http::HeaderMap {
         fields.append(name, value);
     }
     fields
+}
+
+/// Refuses parameters of other names than these, and any that is given twice: who writes `wiat=all`
+/// wants to wait.
+pub(super) fn only(query: &str, names: &[&str]) -> Result<(), Problem> {
+    let mut found = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let expected = names.join(", ");
+        if !names.contains(&name) {
+            let detail = format!("unknown parameter {name:?}; there are {expected}");
+            return Err(Problem::bad_request(detail));
+        }
+        if found.contains(&name) {
+            return Err(Problem::bad_request(format!("{name} is given twice")));
+        }
+        found.push(name);
+    }
+    Ok(())
 }
 
 /// A parameter of a query, decoded.
@@ -457,6 +507,7 @@ pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Full<
 
 /// 10,000 URLs of 400 bytes.
 const BODY_BYTES_MAX: usize = 4 << 20;
+const BODIES_KIB_MAX: usize = 16 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Beyond, connections wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;

@@ -5,20 +5,22 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::problem::Problem;
 use super::purges::Rate;
+use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 
 /// Where audit lines go.
 pub struct Audit {
     path: Option<PathBuf>,
     refusals: Rate,
+    complaints: Rate,
     recorder: Recorder,
+    clock: Clock,
 }
 
 /// A call that was refused.
@@ -35,8 +37,10 @@ pub(super) struct Refused<'a> {
 
 impl Audit {
     /// Into a file, or, without one, into the error log.
-    pub fn new(path: Option<PathBuf>, recorder: Recorder, now: Instant) -> Self {
-        Self { path, refusals: Rate::new(REFUSALS_PER_SECOND, now), recorder }
+    pub fn new(path: Option<PathBuf>, recorder: Recorder, clock: Clock) -> Self {
+        let now = clock.instant();
+        let (refusals, complaints) = (Rate::new(REFUSALS_PER_SECOND, now), Rate::new(1, now));
+        Self { path, refusals, complaints, recorder, clock }
     }
 
     /// Writes a line. A purge is not undone because it can't be written; that is said loudly.
@@ -51,19 +55,22 @@ impl Audit {
             // One write: lines of two purges don't mix.
             file.write_all(format!("{line}\n").as_bytes())
         });
-        if let Err(error) = written.await.unwrap_or_else(|_| Err(std::io::Error::other("panicked")))
-        {
+        let written = written.await.unwrap_or_else(|_| Err(std::io::Error::other("panicked")));
+        let Err(error) = written else { return };
+        self.recorder.count(Metric::AuditLost);
+        // A line a second; each that is missing is counted.
+        if self.complaints.take(self.clock.instant()) {
             tracing::error!(%error, path = shown, "the audit log can't be written");
         }
     }
 
     /// Writes a line where somebody was refused; a few a second, the others are only counted, so
     /// that who guesses tokens doesn't fill the disk.
-    pub(super) async fn refused(&self, refused: Refused<'_>, at_ms: u64, now: Instant) {
+    pub(super) async fn refused(&self, refused: Refused<'_>, at_ms: u64) {
         let status = refused.problem.status;
         let Some(at) = REFUSED.iter().position(|known| *known == status) else { return };
         self.recorder.count_labelled(Metric::AdminRefused, at);
-        if !self.refusals.take(now) {
+        if !self.refusals.take(self.clock.instant()) {
             return;
         }
         self.write(json!({

@@ -17,20 +17,21 @@ use quick_xml::events::Event;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use super::admin::{Admin, NodeActions, json_response};
 use super::bus::Refresh;
 use super::problem::Problem;
-use super::purge::SCOPES_MAX;
-use super::purge::absolute_url;
+use super::purge::{SCOPES_MAX, absolute_url, from_object};
 use super::tokens::{Caller, Leave};
 use crate::metrics::{Metric, Metrics, Recorder};
 
 /// The queue of what is to be fetched.
 pub struct Prefetcher {
     queue: mpsc::Sender<Box<str>>,
+    queue_max: usize,
+    calls: Semaphore,
     queued: Gauge,
     recorder: Recorder,
 }
@@ -71,12 +72,26 @@ impl Prefetcher {
         let (queue, waiting) = mpsc::channel(settings.queue_max);
         let queued = Gauge::default();
         metrics.register("prefetch_queue", "URLs that wait to be fetched ahead", queued.clone());
-        let prefetcher = Arc::new(Self { queue, queued, recorder: metrics.background() });
+        let prefetcher = Arc::new(Self {
+            queue,
+            queue_max: settings.queue_max,
+            calls: Semaphore::new(CALLS_MAX),
+            queued,
+            recorder: metrics.background(),
+        });
         background.spawn(prefetcher.clone().work(settings.per_second, node.clone(), waiting));
         if let Some(refreshes) = refreshes {
             background.spawn(prefetcher.clone().refresh(node, refreshes));
         }
         prefetcher
+    }
+
+    /// For a call; each may read sitemaps of many megabytes.
+    pub(super) fn place(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.calls.try_acquire().map_err(|_| {
+            let detail = format!("{CALLS_MAX} calls of /prefetch are under way: try again later");
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail)
+        })
     }
 
     /// Whether there was a place for it.
@@ -136,9 +151,8 @@ impl Admin {
         caller: &Caller,
         body: &[u8],
     ) -> Result<Response<Full<Bytes>>, Problem> {
-        let written: Written = serde_json::from_slice(body).map_err(|error| {
-            Problem::bad_request(format!("the body is not a prefetch: {error}"))
-        })?;
+        let written: Written = from_object(body)
+            .map_err(|why| Problem::bad_request(format!("the body is not a prefetch: {why}")))?;
         let urls: Vec<String> = written.url.into_iter().chain(written.urls).collect();
         if urls.len() > SCOPES_MAX {
             let detail = format!("{} URLs in one call: at most {SCOPES_MAX}", urls.len());
@@ -151,12 +165,13 @@ impl Admin {
         for url in &urls {
             self.may_fetch(caller, url)?;
         }
-        let mut found = Found { urls, ..Found::default() };
+        let urls_max = self.prefetcher.queue_max.max(urls.len());
+        let mut found = Found { urls, urls_max, dropped: 0, others: 0 };
         if let Some(sitemap) = &written.sitemap {
             self.may_fetch(caller, sitemap)?;
             self.read_sitemap(caller, sitemap, &mut found).await?;
         }
-        let wanted = found.urls.len();
+        let wanted = found.urls.len() + found.dropped;
         let queued = found.urls.into_iter().filter(|url| self.prefetcher.push((**url).into()));
         let queued = queued.count();
         if queued == 0 && wanted > 0 {
@@ -223,9 +238,11 @@ impl Admin {
 }
 
 /// What a call asks for.
-#[derive(Default)]
 struct Found {
     urls: Vec<String>,
+    /// More would find no place in the queue.
+    urls_max: usize,
+    dropped: usize,
     /// Those that a sitemap lists, and this node has no site for.
     others: usize,
 }
@@ -234,7 +251,8 @@ impl Found {
     fn add(&mut self, locations: BTreeSet<String>, is_ours: impl Fn(&str) -> bool) {
         for url in locations {
             match is_ours(&url) {
-                true => self.urls.push(url),
+                true if self.urls.len() < self.urls_max => self.urls.push(url),
+                true => self.dropped += 1,
                 false => self.others += 1,
             }
         }
@@ -289,6 +307,8 @@ fn locations(text: &str) -> Result<(BTreeSet<String>, bool), quick_xml::Error> {
 
 /// How a file begins that is compressed with gzip (RFC 1952 §2.3.1).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// Calls of `/prefetch` under way at a time.
+const CALLS_MAX: usize = 4;
 /// Fetches under way at a time.
 const AT_ONCE_MAX: usize = 8;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(60);

@@ -71,8 +71,8 @@ impl PurgeOrder {
     /// Not JSON, unknown fields, nothing to purge, too much of it, URLs that aren't absolute,
     /// or aren't of this node, sites that it doesn't have: a [`Problem`] that says which.
     pub fn parse(body: &[u8], names: &dyn Names) -> Result<Self, Problem> {
-        let written: Written = serde_json::from_slice(body)
-            .map_err(|error| Problem::bad_request(format!("the body is not a purge: {error}")))?;
+        let written: Written = from_object(body)
+            .map_err(|why| Problem::bad_request(format!("the body is not a purge: {why}")))?;
         let mut scopes = Vec::new();
         for url in written.url.iter().chain(&written.urls) {
             scopes.extend(url_scopes(url, names)?);
@@ -112,6 +112,14 @@ impl PurgeOrder {
     }
 }
 
+/// An object by its fields' names. serde takes a list for one too, by their order.
+pub(super) fn from_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err("expected a JSON object, {…}".to_owned());
+    }
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
 /// A URL is purged for both schemes: who purges the https page wants the http one gone too.
 fn url_scopes(url: &str, names: &dyn Names) -> Result<[PurgeScope; 2], Problem> {
     let uri = absolute_url(&checked("url", url)?)?;
@@ -125,8 +133,12 @@ fn url_scopes(url: &str, names: &dyn Names) -> Result<[PurgeScope; 2], Problem> 
 /// A [`Problem`] that names it.
 pub(super) fn absolute_url(url: &str) -> Result<Uri, Problem> {
     let uri: Uri = url.parse().map_err(|error| bad("url", url, &error))?;
-    if uri.scheme().is_none() || uri.authority().is_none() {
+    let has_scheme = matches!(uri.scheme_str(), Some("http" | "https"));
+    let Some(authority) = uri.authority().filter(|_| has_scheme) else {
         return Err(bad("url", url, &"expected an absolute URL such as https://example.org/page"));
+    };
+    if authority.as_str().contains('@') {
+        return Err(bad("url", url, &"user and password are not part of what is stored"));
     }
     Ok(uri)
 }
@@ -218,6 +230,10 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         check_refused("{", "not a purge");
+        check_refused("", "expected a JSON object");
+        check_refused(r#"["https://example.org/", []]"#, "expected a JSON object");
+        check_refused(r#"{"url": "ftp://example.org/a"}"#, "expected an absolute URL");
+        check_refused(r#"{"url": "https://me@example.org/a"}"#, "user and password");
         check_refused("{}", "nothing to purge");
         check_refused(r#"{"uri": "x"}"#, "unknown field `uri`");
         check_refused(r#"{"url": "/a"}"#, "expected an absolute URL");

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::admin::{Admin, json_response, parameter};
+use super::admin::{Admin, json_response, only, parameter};
 use super::bus::{Known, NodeState, OrderError, Status, Wait};
 use super::problem::Problem;
 use super::purge::PurgeOrder;
@@ -24,15 +25,15 @@ impl Admin {
         &self,
         caller: &Caller,
         query: &str,
-        body: &[u8],
+        body: Bytes,
+        room: OwnedSemaphorePermit,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (wait, timeout) = wait_of(query)?;
         self.rate.admit(self.clock.instant())?;
-        let order = PurgeOrder::parse(body, &*self.node)?;
+        let order = PurgeOrder::parse(&body, &*self.node)?;
+        drop(body);
         self.may_purge(caller, &order.scopes)?;
-        let ordered = self.order(&order, wait, timeout).await;
-        self.audit.write(audit_line(caller, &order, &ordered, self.now_ms())).await;
-        let (id, sequence, status) = ordered.map_err(problem)?;
+        let (id, sequence, status) = self.order(caller, order, wait, timeout, Some(room)).await?;
         let is_enough = wait != Wait::None && status.is_enough(wait);
         let code = if is_enough { StatusCode::OK } else { StatusCode::ACCEPTED };
         Ok(json_response(code, &told(&id, sequence, &status)))
@@ -51,20 +52,35 @@ impl Admin {
         }
         let body = json!({ "url": url, "reason": "PURGE request" }).to_string();
         let order = PurgeOrder::parse(body.as_bytes(), &*self.node)?;
-        let ordered = self.order(&order, Wait::Local, TIMEOUT).await;
-        self.audit.write(audit_line(&caller, &order, &ordered, self.now_ms())).await;
-        ordered.map(|(id, ..)| id).map_err(problem)
+        let ordered = self.order(&caller, order, Wait::Local, TIMEOUT, None).await;
+        ordered.map(|(id, ..)| id)
     }
 
+    /// Orders a purge, waits as asked, and writes it down whatever became of it.
     async fn order(
         &self,
-        order: &PurgeOrder,
+        caller: &Caller,
+        order: PurgeOrder,
         wait: Wait,
         timeout: Duration,
-    ) -> Result<(String, Option<PurgeSequence>, Status), OrderError> {
-        let issued =
-            self.bus.purge(&order.scopes, order.kind, order.reason.clone(), order.refresh)?;
-        self.bus.wait(issued, wait, timeout).await
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Ordered, Problem> {
+        let mut line = audit_line(caller, &order);
+        let PurgeOrder { scopes, kind, reason, refresh } = order;
+        let issued = self.bus.purge(&scopes, kind, reason, refresh, room);
+        // Who waits holds none of the ten thousand.
+        drop(scopes);
+        let ordered = match issued {
+            Ok(issued) => self.bus.wait(issued, wait, timeout).await,
+            Err(error) => Err(error),
+        };
+        line["at_ms"] = json!(self.now_ms());
+        line["id"] = json!(ordered.as_ref().ok().map(|(id, ..)| id));
+        let sequence = ordered.as_ref().ok().and_then(|(_, sequence, _)| *sequence);
+        line["sequence"] = json!(sequence.map(|sequence| sequence.0));
+        line["error"] = json!(ordered.as_ref().err().map(ToString::to_string));
+        self.audit.write(line).await;
+        ordered.map_err(problem)
     }
 
     /// `GET /purges/ID`
@@ -79,6 +95,7 @@ impl Admin {
 
     /// `GET /purges?since=MILLISECONDS&limit=100`
     pub(super) fn purges(&self, query: &str) -> Result<Response<Full<Bytes>>, Problem> {
+        only(query, &["since", "limit"])?;
         let since = number(query, "since", 0.0)?;
         let limit = number(query, "limit", 100.0)?.clamp(1.0, LIST_MAX) as usize;
         let purges = self.bus.since(since, limit);
@@ -130,6 +147,9 @@ impl Admin {
     }
 }
 
+/// A purge's id, its sequence if it waited for that, and who has it.
+type Ordered = (String, Option<PurgeSequence>, Status);
+
 /// How many purges may be ordered here in a second; as many may come at once.
 pub struct Rate {
     per_second: f64,
@@ -169,6 +189,7 @@ impl Rate {
 }
 
 fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
+    only(query, &["wait", "timeout"])?;
     let wait = match parameter(query, "wait")?.as_deref() {
         None | Some("local") => Wait::Local,
         Some("none") => Wait::None,
@@ -255,21 +276,13 @@ fn rounded(ms: f64) -> f64 {
     (ms * 1e3).round() / 1e3
 }
 
-fn audit_line(
-    caller: &Caller,
-    order: &PurgeOrder,
-    ordered: &Result<(String, Option<PurgeSequence>, Status), OrderError>,
-    now_ms: u64,
-) -> Value {
+/// What is known before it is known what became of it.
+fn audit_line(caller: &Caller, order: &PurgeOrder) -> Value {
     let scopes: Vec<super::bus::Scope> =
         order.scopes.iter().take(AUDITED_MAX).cloned().map(super::bus::Scope::from).collect();
     json!({
-        "at_ms": now_ms,
         "who": caller.name,
         "from": caller.address.to_string(),
-        "id": ordered.as_ref().ok().map(|(id, ..)| id),
-        "sequence": ordered.as_ref().ok().and_then(|(_, sequence, _)| sequence.map(|at| at.0)),
-        "error": ordered.as_ref().err().map(ToString::to_string),
         "kind": match order.kind { PurgeKind::Soft => "soft", PurgeKind::Hard => "hard" },
         "scopes": order.scopes.len(),
         "first_scopes": scopes,
@@ -282,6 +295,7 @@ fn audit_line(
 pub(super) fn advise(response: &mut Response<Full<Bytes>>) {
     let (name, value) = match response.status() {
         StatusCode::TOO_MANY_REQUESTS => (header::RETRY_AFTER, "1"),
+        StatusCode::SERVICE_UNAVAILABLE => (header::RETRY_AFTER, "5"),
         StatusCode::UNAUTHORIZED => (header::WWW_AUTHENTICATE, "Bearer realm=\"skerry\""),
         _ => return,
     };
@@ -312,7 +326,9 @@ mod tests {
     fn what_to_wait_for_has_words_and_bounds() {
         assert_eq!(wait_of("wait=all&timeout=500ms").unwrap(), (Wait::All, TIMEOUT / 4));
         assert_eq!(wait_of("").unwrap(), (Wait::Local, TIMEOUT));
-        for wrong in ["wait=some", "timeout=x", "timeout=2h", "wait=%zz"] {
+        let wrong =
+            ["wait=some", "timeout=x", "timeout=2h", "wait=%zz", "wiat=all", "wait=all&wait=none"];
+        for wrong in wrong {
             assert_eq!(wait_of(wrong).unwrap_err().status, StatusCode::BAD_REQUEST, "{wrong}");
         }
     }

@@ -29,6 +29,9 @@ impl Receipt {
     }
 }
 
+/// A place in the stream: epoch and number.
+pub type Place = (String, u64);
+
 /// A purge that this node knows of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
@@ -40,14 +43,14 @@ pub struct Known {
     pub kind: Kind,
     /// How much it covers.
     pub scopes: usize,
-    /// The first few of that.
+    /// The first few of that, long ones cut short.
     pub first_scopes: Vec<Scope>,
     /// The caller's words.
     pub reason: Option<String>,
     /// This node's sequence, once it is durable here.
     pub sequence: Option<PurgeSequence>,
-    /// Its place in the stream: epoch and number, once it was read there.
-    pub place: Option<(String, u64)>,
+    /// Its place in the stream, once it was read there.
+    pub place: Option<Place>,
     /// Who has it.
     pub receipts: BTreeMap<String, Receipt>,
     in_force_ms: Option<f64>,
@@ -76,7 +79,7 @@ impl Ledger {
             at_ms: record.at_ms,
             kind: record.kind,
             scopes: record.scopes.len(),
-            first_scopes: record.scopes.iter().take(SHOWN_MAX).cloned().collect(),
+            first_scopes: record.scopes.iter().take(SHOWN_MAX).map(Scope::shortened).collect(),
             reason: record.reason.clone(),
             sequence: None,
             place: None,
@@ -92,10 +95,13 @@ impl Ledger {
         }
     }
 
-    /// Takes it back: it was refused.
+    /// Takes it back: it was refused. It stands near the end; a search from the start would make
+    /// each refusal cost more than the purge would have.
     pub fn forget(&mut self, id: &str) {
         self.known.remove(id);
-        self.order.retain(|other| other != id);
+        if let Some(at) = self.order.iter().rposition(|other| other == id) {
+            self.order.remove(at);
+        }
     }
 
     /// The purge is in force here since `after_ms`. Whether that is news.

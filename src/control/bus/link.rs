@@ -1,5 +1,6 @@
 //! Connections to Redis, and the few things that are said over them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use redis::{
     Value,
 };
 
+use super::ledger::{Place, Receipt};
 use super::record::{EntryId, Head, Record};
 use super::settings::{Kind, RedisUrl, Settings};
 
@@ -61,8 +63,42 @@ pub(super) struct Beat {
     pub head: Head,
     /// What was last said under this node's name: by itself, or by another of that name.
     pub before: String,
-    /// Each node's name, how long ago it was heard in milliseconds, and what it said.
-    pub nodes: Vec<(String, u64, String)>,
+    /// All who are known.
+    pub nodes: Vec<Heard>,
+}
+
+/// A node's last heartbeat.
+pub(super) struct Heard {
+    pub node: String,
+    /// By Redis' clock, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// By the same clock, how long ago that is.
+    pub ago_ms: u64,
+    /// What it said of itself.
+    pub says: String,
+}
+
+/// What Redis has kept of a purge.
+#[derive(Debug, Default)]
+pub(super) struct Receipts {
+    /// Where it stands in the stream.
+    pub place: Option<Place>,
+    /// Of each node.
+    pub receipts: BTreeMap<String, Receipt>,
+}
+
+impl Receipts {
+    pub fn is_empty(&self) -> bool {
+        self.place.is_none() && self.receipts.is_empty()
+    }
+}
+
+/// A purge on its way to Redis.
+pub(super) struct Outgoing {
+    /// `None`: it can't be read, which whoever reads it will find.
+    pub id: Option<String>,
+    /// [`Record`] as it is published.
+    pub record: Bytes,
 }
 
 /// One entry of the stream.
@@ -74,6 +110,8 @@ pub(super) struct Entry {
     pub previous: Option<EntryId>,
     /// `None`: a form that this version doesn't know.
     pub record: Option<Record>,
+    /// Its length in the stream.
+    pub record_bytes: usize,
 }
 
 /// A receipt on its way to Redis.
@@ -243,6 +281,10 @@ impl Keys {
             receipts_to: name("receipts-to:"),
         }
     }
+
+    fn receipts_of(&self, id: &str) -> String {
+        format!("{}{id}", self.receipts)
+    }
 }
 
 impl Link {
@@ -265,29 +307,38 @@ impl Link {
     }
 
     /// Appends records to the stream, in this order, each with a wake-up that carries it.
-    pub async fn publish(&mut self, records: &[Bytes], retention: Duration) -> RedisResult<()> {
+    pub async fn publish(
+        &mut self,
+        purges: &[Outgoing],
+        retention: Duration,
+        receipts_kept: Duration,
+    ) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
-        for record in records {
+        for Outgoing { id, record } in purges {
             let wakes = if record.len() <= WAKE_BYTES_MAX { &**record } else { b"" };
+            let receipts = self.keys.receipts_of(id.as_deref().unwrap_or_default());
             pipeline
                 .cmd("EVALSHA")
                 .arg(sha1(PUBLISH))
-                .arg(2)
+                .arg(3)
                 .arg(&self.keys.state)
                 .arg(&self.keys.stream)
+                .arg(receipts)
                 .arg(new_epoch())
                 .arg(retention.as_millis() as u64)
                 .arg(&self.keys.wake)
                 .arg(&**record)
                 .arg(wakes)
+                .arg(PLACE)
+                .arg(receipts_kept.as_secs().max(1))
                 .ignore();
         }
         pipeline.exec_async(self).await
     }
 
     /// Says that node `name` is there and what it says of itself; learns the stream's head and
-    /// who else is there. Nodes not heard of for `kept` are forgotten.
-    pub async fn beat(&mut self, name: &str, says: &str, kept: Duration) -> RedisResult<Beat> {
+    /// who else is there.
+    pub async fn beat(&mut self, name: &str, says: &str) -> RedisResult<Beat> {
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(sha1(BEAT))
@@ -304,16 +355,11 @@ impl Link {
             let (seen, says) = text.split_once(' ').unwrap_or((text, ""));
             (seen.parse().unwrap_or_default(), says.to_owned())
         };
-        let mut beat = Beat { head, before: parted(&before).1, nodes: Vec::new() };
-        for (node, text) in nodes {
-            let (seen, says): (u64, _) = parted(&text);
-            let ago_ms = now.saturating_sub(seen);
-            match ago_ms > kept.as_millis() as u64 {
-                true => self.leave(&node).await?,
-                false => beat.nodes.push((node, ago_ms, says)),
-            }
-        }
-        Ok(beat)
+        let nodes = nodes.into_iter().map(|(node, text)| {
+            let (at_ms, says): (u64, _) = parted(&text);
+            Heard { node, at_ms, ago_ms: now.saturating_sub(at_ms), says }
+        });
+        Ok(Beat { head, before: parted(&before).1, nodes: nodes.collect() })
     }
 
     /// Takes a node out of the fleet.
@@ -328,10 +374,15 @@ impl Link {
         command.query_async(self).await
     }
 
-    /// The entries after `id`; waits up to `block` for one.
-    pub async fn read(&mut self, id: EntryId, block: Duration) -> RedisResult<Vec<Entry>> {
+    /// Up to `count` entries after `id`; waits up to `block` for one.
+    pub async fn read(
+        &mut self,
+        id: EntryId,
+        count: usize,
+        block: Duration,
+    ) -> RedisResult<Vec<Entry>> {
         let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(READ_COUNT).arg("BLOCK").arg(block.as_millis().max(1) as u64);
+        command.arg("COUNT").arg(count).arg("BLOCK").arg(block.as_millis().max(1) as u64);
         command.arg("STREAMS").arg(&self.keys.stream).arg(id.to_string());
         let reply: Option<redis::streams::StreamReadReply> = command.query_async(self).await?;
         let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
@@ -358,7 +409,7 @@ impl Link {
     ) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
         for receipt in receipts {
-            let key = format!("{}{}", self.keys.receipts, receipt.id);
+            let key = self.keys.receipts_of(&receipt.id);
             let channel = format!("{}{}", self.keys.receipts_to, receipt.to);
             let message = format!("{} {name} {}", receipt.id, receipt.text);
             pipeline.cmd("HSET").arg(&key).arg(name).arg(&receipt.text).ignore();
@@ -368,10 +419,20 @@ impl Link {
         pipeline.exec_async(self).await
     }
 
-    /// The receipts of a purge: node and [`super::Receipt`] as text.
-    pub async fn receipts(&mut self, id: &str) -> RedisResult<Vec<(String, String)>> {
-        let key = format!("{}{id}", self.keys.receipts);
-        redis::cmd("HGETALL").arg(key).query_async(self).await
+    /// What is kept of a purge.
+    pub async fn receipts(&mut self, id: &str) -> RedisResult<Receipts> {
+        let key = self.keys.receipts_of(id);
+        let fields: Vec<(String, String)> =
+            redis::cmd("HGETALL").arg(key).query_async(self).await?;
+        let mut found = Receipts::default();
+        for (name, text) in fields {
+            if name == PLACE {
+                found.place = parse_place(&text);
+            } else if let Some(receipt) = Receipt::parse(&text) {
+                found.receipts.insert(name, receipt);
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -426,8 +487,14 @@ fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<Entry> {
         epoch: epoch.unwrap_or_default(),
         number: number.unwrap_or_default(),
         previous: previous.and_then(|id| id.parse().ok()),
+        record_bytes: record.as_ref().map_or(0, Vec::len),
         record: record.and_then(|record| Record::parse(&record)),
     })
+}
+
+fn parse_place(text: &str) -> Option<Place> {
+    let (epoch, number) = text.split_once(' ')?;
+    Some((epoch.to_owned(), number.parse().ok()?))
 }
 
 fn parse_id(text: &str) -> RedisResult<EntryId> {
@@ -442,6 +509,15 @@ fn timed_out() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
+/// A pipeline's error names each of its hundred commands.
+pub(super) fn brief(error: &RedisError) -> String {
+    let told = error.to_string();
+    match told.char_indices().nth(TOLD_CHARS_MAX) {
+        Some((at, _)) => format!("{}…", &told[..at]),
+        None => told,
+    }
+}
+
 /// A name for a history, in case that there is none yet.
 fn new_epoch() -> String {
     format!("{:016x}", super::random_u64())
@@ -452,9 +528,9 @@ fn sha1(script: &str) -> String {
     redis::Script::new(script).get_hash().to_owned()
 }
 
-/// Appends, numbers, trims and wakes in one step.
+/// Appends, numbers, trims, wakes, and notes the place beside the receipts, in one step.
 const PUBLISH: &str = "\
-local state, stream = KEYS[1], KEYS[2]
+local state, stream, receipts = KEYS[1], KEYS[2], KEYS[3]
 local epoch = redis.call('HGET', state, 'epoch')
 if not epoch then
   epoch = ARGV[1]
@@ -467,6 +543,8 @@ local previous = redis.call('HGET', state, 'id') or '0-0'
 local id = redis.call('XADD', stream, 'MINID', '~', oldest, '*',
   'e', epoch, 'n', number, 'p', previous, 'r', ARGV[4])
 redis.call('HSET', state, 'id', id)
+redis.call('HSET', receipts, ARGV[6], epoch .. ' ' .. string.format('%.0f', number))
+redis.call('EXPIRE', receipts, ARGV[7])
 redis.call('PUBLISH', ARGV[3], ARGV[5])
 return id
 ";
@@ -500,8 +578,9 @@ end
 return epoch
 ";
 
+/// Where a purge stands in the stream, as a field beside the receipts; no node can be called so.
+const PLACE: &str = "@place";
+const TOLD_CHARS_MAX: usize = 200;
 /// A longer record wakes nobody: Redis cuts off subscribers that it has to buffer much for.
 /// The readers of the stream have it at once anyway.
 const WAKE_BYTES_MAX: usize = 64 << 10;
-/// Entries of one read: 256 MiB, if all were as long as a record may be.
-const READ_COUNT: usize = 64;

@@ -21,7 +21,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,17 +31,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use self::ledger::{Known, Receipt};
+pub use self::ledger::{Known, Place, Receipt};
 pub use self::record::{Gap, Kind, Record, Refresh, Scope};
 pub use self::settings::{RedisUrl, Settings, Silence};
 
 use self::ledger::Ledger;
-use self::link::{Connector, Link, ReceiptMessage};
+use self::link::{Connector, Link, ReceiptMessage, Receipts};
 use self::publisher::Publishing;
 use self::settings::Policy;
+use super::purges::Rate;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
 use crate::metrics::{Metric, Metrics, Recorder};
@@ -76,8 +77,10 @@ struct Inner {
     /// The connection for everything that doesn't block, while there is one.
     link: Mutex<Option<Link>>,
     ledger: Mutex<Ledger>,
-    /// Moves whenever a receipt or a heartbeat came.
-    changed: watch::Sender<()>,
+    /// By purge, what moves when a receipt of it came; those that somebody waits for.
+    awaited: Mutex<HashMap<String, watch::Sender<()>>>,
+    /// How many may wait for others.
+    waiting: Semaphore,
     members: Mutex<BTreeMap<String, Member>>,
     publishing: Mutex<Publishing>,
     outgoing: Notify,
@@ -90,6 +93,8 @@ struct Inner {
     is_silent: Arc<AtomicBool>,
     policy: Mutex<Policy>,
     last_id_us: AtomicU64,
+    /// Lines that would come with each purge while the disk fails.
+    complaints: Rate,
 }
 
 /// A node of the fleet, as of the last heartbeat.
@@ -100,7 +105,7 @@ pub struct Member {
     /// When it was heard by Redis.
     pub heard: Instant,
     /// Up to where it has applied the stream: epoch and number.
-    pub place: Option<(String, u64)>,
+    pub place: Option<Place>,
 }
 
 struct Gauges {
@@ -198,13 +203,15 @@ impl Bus {
                 instance: format!("{:08x}", random_u64() as u32),
                 store,
                 started: clock.instant(),
+                complaints: Rate::new(1, clock.instant()),
                 clock,
                 recorder: metrics.background(),
                 gauges: Gauges::register(metrics),
                 connector,
                 link: Mutex::new(None),
                 ledger: Mutex::new(Ledger::new(settings.remembered_max)),
-                changed: watch::Sender::new(()),
+                awaited: Mutex::default(),
+                waiting: Semaphore::new(WAITING_MAX),
                 members: Mutex::default(),
                 publishing: Mutex::default(),
                 outgoing: Notify::new(),
@@ -231,7 +238,8 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Purges here and in the whole fleet. Goes on when the caller doesn't.
+    /// Purges here and in the whole fleet. Goes on when the caller doesn't. `room` is what the
+    /// order takes up of the caller's memory, given back when the disk has it.
     ///
     /// # Errors
     /// The record would be too long.
@@ -241,6 +249,7 @@ impl Bus {
         kind: PurgeKind,
         reason: Option<String>,
         refresh: usize,
+        room: Option<OwnedSemaphorePermit>,
     ) -> Result<Issued, OrderError> {
         let inner = self.inner.clone();
         let id = inner.next_id();
@@ -254,7 +263,10 @@ impl Bus {
             return Err(OrderError::TooLong { length, limit });
         }
         let (is_in_force, in_force) = oneshot::channel();
-        let durable = tokio::spawn(async move { inner.order(&record, message, is_in_force).await });
+        let durable = tokio::spawn(async move {
+            let _room = room;
+            inner.order(&record, message, is_in_force).await
+        });
         Ok(Issued { id, in_force, durable })
     }
 
@@ -279,33 +291,39 @@ impl Bus {
     }
 
     async fn watch(&self, id: &str, wait: Wait, timeout: Duration) -> Status {
-        let mut changed = self.inner.changed.subscribe();
+        let status = self.status_here(id);
+        if status.is_enough(wait) {
+            return status;
+        }
+        let Ok(_place) = self.inner.waiting.try_acquire() else {
+            self.inner.recorder.count(Metric::BusWaitsRefused);
+            return status;
+        };
+        let mut awaiting = self.inner.awaiting(id);
         let watching = async {
             loop {
                 let status = self.status_here(id);
                 if status.is_enough(wait) {
                     return status;
                 }
-                // The sender lives as long as the bus.
-                let _ = changed.changed().await;
+                // The sender lives as long as who waits.
+                let _ = awaiting.changed.changed().await;
             }
         };
-        // A look takes a round trip, which what comes meanwhile does not wait for.
+        // A look takes a round trip, which what comes meanwhile does not wait for; nor does the
+        // caller, when Redis does not answer.
         tokio::select! {
             biased;
             status = watching => status,
-            never = self.keep_looking(id) => match never {},
-            () = tokio::time::sleep(timeout) => {
-                self.inner.look_up(id).await;
-                self.status_here(id)
-            }
+            never = self.keep_looking(id, LOOK_EVERY.min(timeout / 2)) => match never {},
+            () = tokio::time::sleep(timeout) => self.status_here(id),
         }
     }
 
     /// Messages may be lost: the hash is not.
-    async fn keep_looking(&self, id: &str) -> Infallible {
+    async fn keep_looking(&self, id: &str, pause: Duration) -> Infallible {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(pause).await;
             self.inner.look_up(id).await;
         }
     }
@@ -313,50 +331,48 @@ impl Bus {
     /// All that is known of a purge, in Redis too. `None`: nothing.
     pub async fn status(&self, id: &str) -> Option<Status> {
         let found = self.inner.look_up(id).await;
-        let mut status = self.status_here(id);
-        if status.known.is_none() {
-            if found.is_empty() {
-                return None;
-            }
-            for (node, receipt) in found {
-                status.nodes.insert(node, NodeState::Applied(Some(receipt)));
-            }
+        let known = self.inner.ledger().get(id).cloned();
+        match known {
+            Some(known) => Some(self.status_of(Some(known), Receipts::default())),
+            None if found.is_empty() => None,
+            None => Some(self.status_of(None, found)),
         }
-        Some(status)
     }
 
     fn status_here(&self, id: &str) -> Status {
         let known = self.inner.ledger().get(id).cloned();
-        let mut nodes = BTreeMap::new();
-        let state = |name: &str, place: Option<&(String, u64)>, heard| {
-            let known = known.as_ref()?;
-            if let Some(receipt) = known.receipts.get(name) {
-                return Some(NodeState::Applied(Some(*receipt)));
-            }
-            let has_passed = |(epoch, number): &(String, u64)| {
-                let place = known.place.as_ref();
+        self.status_of(known, Receipts::default())
+    }
+
+    /// By what this node knows of the purge, or else by what Redis has `kept`.
+    fn status_of(&self, known: Option<Known>, kept: Receipts) -> Status {
+        let (place, receipts) = match &known {
+            Some(known) => (known.place.as_ref(), &known.receipts),
+            None => (kept.place.as_ref(), &kept.receipts),
+        };
+        let state = |name: &str, its_place: Option<&Place>, heard| {
+            let has_passed = |(epoch, number): &Place| {
                 place.is_some_and(|(its, at)| its == epoch && at <= number)
             };
-            match place.is_some_and(has_passed) {
-                true => Some(NodeState::Applied(None)),
-                false => Some(NodeState::Pending(heard)),
+            match receipts.get(name) {
+                Some(receipt) => NodeState::Applied(Some(*receipt)),
+                None if its_place.is_some_and(has_passed) => NodeState::Applied(None),
+                None => NodeState::Pending(heard),
             }
         };
+        let mut nodes = BTreeMap::new();
         let now = self.inner.clock.instant();
         for (name, member) in &*self.inner.members() {
             let heard = Some(now.saturating_duration_since(member.heard));
-            let state = state(name, member.place.as_ref(), heard);
-            nodes.insert(name.clone(), state.unwrap_or(NodeState::Pending(heard)));
+            nodes.insert(name.clone(), state(name, member.place.as_ref(), heard));
         }
         let own = &self.inner.identity.name;
-        let state = state(own, None, None).unwrap_or(NodeState::Pending(None));
-        nodes.insert(own.clone(), state);
+        nodes.entry(own.clone()).or_insert_with(|| state(own, None, None));
         // A node that has left since may have left a receipt.
-        for (name, receipt) in known.iter().flat_map(|known| &known.receipts) {
+        for (name, receipt) in receipts {
             nodes.entry(name.clone()).or_insert(NodeState::Applied(Some(*receipt)));
         }
-        let has_place = || known.as_ref().is_some_and(|known| known.place.is_some());
-        let published = self.inner.connector.is_some().then(has_place);
+        let published = self.inner.connector.is_some().then_some(place.is_some());
         Status { known, nodes, published }
     }
 
@@ -449,9 +465,8 @@ impl Inner {
         self.outgoing.notify_one();
         let _ = is_in_force.send(());
         let purged = in_force.durable().await?;
-        let after_ms = self.since_ms(record.at_ms);
-        self.ledger().durable(&record.id, &self.identity.name, purged.sequence, after_ms);
-        self.changed.send_replace(());
+        self.give_receipt(record, purged.sequence);
+        self.changed(&record.id);
         Ok(purged)
     }
 
@@ -480,8 +495,8 @@ impl Inner {
         let sequence = in_force.durable().await?.sequence;
         for record in records {
             self.give_receipt(record, sequence);
+            self.changed(&record.id);
         }
-        self.changed.send_replace(());
         Ok(())
     }
 
@@ -513,6 +528,9 @@ impl Inner {
         let Some(receipt) = self.ledger().durable(&record.id, name, sequence, after_ms) else {
             return;
         };
+        if self.connector.is_none() {
+            return;
+        }
         let text = receipt.to_text();
         let message = ReceiptMessage { id: record.id.clone(), to: record.node.clone(), text };
         // Beyond the limit the fleet sees the node's place in the stream instead.
@@ -532,20 +550,36 @@ impl Inner {
     }
 
     /// Asks Redis for a purge's receipts.
-    async fn look_up(&self, id: &str) -> Vec<(String, Receipt)> {
+    async fn look_up(&self, id: &str) -> Receipts {
         let link = self.link().clone();
-        let Some(mut link) = link else { return Vec::new() };
+        let Some(mut link) = link else { return Receipts::default() };
         let found = link.receipts(id).await.unwrap_or_default();
-        let parsed =
-            found.into_iter().filter_map(|(node, text)| Some((node, Receipt::parse(&text)?)));
-        let receipts: Vec<_> = parsed.collect();
         let mut ledger = self.ledger();
-        for (node, receipt) in &receipts {
+        for (node, receipt) in &found.receipts {
             ledger.receipt(id, node, *receipt);
         }
         drop(ledger);
-        self.changed.send_replace(());
-        receipts
+        self.changed(id);
+        found
+    }
+
+    /// To be told when something is heard of a purge.
+    fn awaiting<'a>(&'a self, id: &'a str) -> Awaiting<'a> {
+        let mut awaited = self.awaited();
+        let changed = awaited.entry(id.to_owned()).or_default().subscribe();
+        Awaiting { inner: self, id, changed }
+    }
+
+    /// Something was heard of a purge.
+    fn changed(&self, id: &str) {
+        if let Some(changed) = self.awaited().get(id) {
+            changed.send_replace(());
+        }
+    }
+
+    /// Something was heard that may concern any purge.
+    fn all_changed(&self) {
+        self.awaited().values().for_each(|changed| changed.send_replace(()));
     }
 
     /// Whether this node had all that it missed within `start_wait`.
@@ -591,6 +625,10 @@ impl Inner {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn awaited(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn members(&self) -> MutexGuard<'_, BTreeMap<String, Member>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -621,6 +659,22 @@ impl Gauges {
             silent: gauge("bus_silent", "Whether the bus was not heard for longer than allowed"),
             connected: gauge("bus_connected", "Whether the purge stream is being read"),
             members: gauge("bus_members", "Nodes of the fleet, by their heartbeats"),
+        }
+    }
+}
+
+/// A place among those who wait for a purge.
+struct Awaiting<'a> {
+    inner: &'a Inner,
+    id: &'a str,
+    changed: watch::Receiver<()>,
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        let mut awaited = self.inner.awaited();
+        if awaited.get(self.id).is_some_and(|changed| changed.receiver_count() <= 1) {
+            awaited.remove(self.id);
         }
     }
 }
@@ -690,5 +744,8 @@ const RECEIPTS_MAX: usize = 20_000;
 const REFRESHES_MAX: usize = 256;
 /// How often who waits for receipts looks into Redis.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Callers that wait for other nodes; the next one is told at once what is known. They must not
+/// take up every connection of the admin API.
+const WAITING_MAX: usize = 512;
 const SILENCE_CHECK_MIN: Duration = Duration::from_millis(20);
 const SILENCE_CHECK_MAX: Duration = Duration::from_secs(1);

@@ -16,11 +16,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::ledger::Receipt;
-use super::link::{Link, OnMessage, ReceiptMessage};
+use super::link::{Link, OnMessage, Outgoing, ReceiptMessage, brief};
 use super::record::Record;
 use super::{Backoff, Inner};
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
+use crate::store::PurgeError;
 
 /// Up to where the outbox was published, and since which loss.
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +51,13 @@ impl Publishing {
     }
 
     /// These are about to be published.
-    fn note(&mut self, messages: &[(u64, Bytes)]) {
-        let ids = messages.iter().filter_map(|(number, message)| Some((id_of(message)?, *number)));
-        self.in_flight.extend(ids);
+    fn note(&mut self, messages: Vec<(u64, Bytes)>) -> Vec<Outgoing> {
+        let note = |(number, record): (u64, Bytes)| {
+            let id = id_of(&record);
+            self.in_flight.extend(id.clone().map(|id| (id, number)));
+            Outgoing { id, record }
+        };
+        messages.into_iter().map(note).collect()
     }
 
     /// Redis has everything before `part.next`, unless it has lost it since.
@@ -74,8 +79,16 @@ impl Publishing {
     }
 }
 
+/// Receipts that Redis has not taken yet.
+struct Leaving {
+    incoming: mpsc::Receiver<ReceiptMessage>,
+    /// What was sent and is not answered; it is sent again on the next connection.
+    unanswered: VecDeque<Arc<Vec<ReceiptMessage>>>,
+}
+
 /// Until the runtime ends.
-pub(super) async fn run(inner: Arc<Inner>, mut receipts: mpsc::Receiver<ReceiptMessage>) {
+pub(super) async fn run(inner: Arc<Inner>, incoming: mpsc::Receiver<ReceiptMessage>) {
+    let mut receipts = Leaving { incoming, unanswered: VecDeque::new() };
     let mut backoff = Backoff::new(inner.settings.reconnect_pause_max);
     let mut was_told = false;
     loop {
@@ -83,7 +96,10 @@ pub(super) async fn run(inner: Arc<Inner>, mut receipts: mpsc::Receiver<ReceiptM
         *inner.link() = None;
         inner.recorder.count_labelled(Metric::BusDisconnects, TALK);
         if !std::mem::replace(&mut was_told, true) {
-            tracing::warn!(%error, "purge bus: no connection to publish on");
+            tracing::warn!(
+                error = brief(&error),
+                "purge bus: Redis takes no purges, they wait here"
+            );
         }
         backoff.pause().await;
     }
@@ -91,7 +107,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut receipts: mpsc::Receiver<ReceiptM
 
 async fn session(
     inner: &Arc<Inner>,
-    receipts: &mut mpsc::Receiver<ReceiptMessage>,
+    receipts: &mut Leaving,
     backoff: &mut Backoff,
     was_told: &mut bool,
 ) -> RedisResult<Infallible> {
@@ -109,12 +125,14 @@ async fn session(
     let receipts_to_me = format!("{}{}", connector.keys().receipts_to, inner.identity.name);
     link.subscribe(&[&connector.keys().wake, &receipts_to_me]).await?;
     *inner.link() = Some(link.clone());
-    backoff.reset();
-    *was_told = false;
+    let is_well = || {
+        backoff.reset();
+        *was_told = false;
+    };
     tokio::select! {
         ended = publish(inner, link.clone()) => ended,
         ended = send_receipts(inner, link.clone(), receipts) => ended,
-        ended = ping(inner, link) => ended,
+        ended = ping(inner, link, is_well) => ended,
         () = listen(inner, wakes) => Err(broken_off()),
     }
 }
@@ -135,10 +153,10 @@ async fn publish(inner: &Inner, link: Link) -> RedisResult<Infallible> {
         }
         if let Some((last, _)) = messages.last() {
             part.next = last + 1;
-            inner.publishing().note(&messages);
-            let records: Vec<Bytes> = messages.into_iter().map(|(_, message)| message).collect();
-            let (mut link, retention) = (link.clone(), inner.settings.retention);
-            let sending = async move { link.publish(&records, retention).await };
+            let purges = inner.publishing().note(messages);
+            let mut link = link.clone();
+            let (retention, kept) = (inner.settings.retention, inner.settings.receipts_kept);
+            let sending = async move { link.publish(&purges, retention, kept).await };
             sent.push_back((part, begin(sending).await));
             continue;
         }
@@ -197,32 +215,45 @@ fn id_of(message: &[u8]) -> Option<String> {
 async fn send_receipts(
     inner: &Inner,
     link: Link,
-    receipts: &mut mpsc::Receiver<ReceiptMessage>,
+    receipts: &mut Leaving,
 ) -> RedisResult<Infallible> {
-    let kept = inner.settings.receipts_kept;
+    let send = |batch: Arc<Vec<ReceiptMessage>>| {
+        let (mut link, name) = (link.clone(), inner.identity.name.clone());
+        let kept = inner.settings.receipts_kept;
+        begin(async move { link.leave_receipts(&name, &batch, kept).await })
+    };
     let mut sent = VecDeque::new();
+    for batch in &receipts.unanswered {
+        sent.push_back(((), send(batch.clone()).await));
+    }
     let mut batch = Vec::new();
     loop {
+        let incoming = receipts.incoming.recv_many(&mut batch, RECEIPTS_AT_ONCE);
         tokio::select! {
-            answered = next(&mut sent) => answered?,
-            count = receipts.recv_many(&mut batch, RECEIPTS_AT_ONCE), if sent.len() < SENT_MAX => {
+            answered = next(&mut sent) => {
+                answered?;
+                receipts.unanswered.pop_front();
+            }
+            count = incoming, if sent.len() < SENT_MAX => {
                 if count == 0 {
                     return std::future::pending().await;
                 }
-                let (mut link, name) = (link.clone(), inner.identity.name.clone());
-                let batch = std::mem::take(&mut batch);
-                let sending = async move { link.leave_receipts(&name, &batch, kept).await };
-                sent.push_back(((), begin(sending).await));
+                let batch = Arc::new(std::mem::take(&mut batch));
+                receipts.unanswered.push_back(batch.clone());
+                sent.push_back(((), send(batch).await));
             }
         }
     }
 }
 
-/// A dead link must not look like a quiet one.
-async fn ping(inner: &Inner, mut link: Link) -> RedisResult<Infallible> {
+/// A dead link must not look like a quiet one. What has held for a heartbeat is well: that a
+/// connection came about says little of a Redis that then takes nothing (a replica, or one that is
+/// out of memory).
+async fn ping(inner: &Inner, mut link: Link, mut is_well: impl FnMut()) -> RedisResult<Infallible> {
     loop {
         tokio::time::sleep(inner.settings.heartbeat).await;
         link.ping().await?;
+        is_well();
     }
 }
 
@@ -251,14 +282,13 @@ async fn listen(inner: &Arc<Inner>, mut wakes: mpsc::Receiver<(String, Bytes)>) 
         if records.is_empty() {
             continue;
         }
-        // The stream brings them once more, and waits until they are written.
-        let untold = |error| tracing::warn!(%error, "purge bus: a wake-up could not be applied");
         match inner.put_in_force(&records, None).await {
-            Err(error) => untold(error),
+            Err(error) => inner.complain(&error),
             Ok(in_force) => {
                 let inner = inner.clone();
                 writing.spawn(async move {
-                    inner.make_durable(&records, in_force).await.unwrap_or_else(untold);
+                    let durable = inner.make_durable(&records, in_force).await;
+                    durable.unwrap_or_else(|error| inner.complain(&error));
                 });
             }
         }
@@ -275,7 +305,16 @@ fn note_receipt(inner: &Inner, payload: &[u8]) {
     };
     if let Some(receipt) = Receipt::parse(rest) {
         inner.ledger().receipt(id, node, receipt);
-        inner.changed.send_replace(());
+        inner.changed(id);
+    }
+}
+
+impl Inner {
+    /// The stream brings a wake-up's purge once more, and waits until it is written.
+    fn complain(&self, error: &PurgeError) {
+        if self.complaints.take(self.clock.instant()) {
+            tracing::warn!(%error, "purge bus: a wake-up could not be applied");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reads the stream, in order and without a gap, on a connection of its own.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use redis::RedisResult;
 use serde_json::{Value, json};
 
-use super::link::{Beat, Entry, Link};
+use super::link::{Beat, Entry, Heard, Link, brief};
 use super::record::{Gap, Head, Position, Record, follows, reconcile, resume};
 use super::{Backoff, Inner, Member};
 use crate::cache::PurgeScope;
@@ -23,6 +24,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
         position: kept.and_then(|kept| Position::parse(&kept)),
         head: None,
         members_kept_until: None,
+        absent: Absent::default(),
+        read_count: READ_COUNT_MIN,
         has_beaten: false,
         twin_until: None,
         inner,
@@ -34,7 +37,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         reader.inner.gauges.connected.set(0);
         reader.inner.recorder.count_labelled(Metric::BusDisconnects, READ);
         if !std::mem::replace(&mut was_told, true) {
-            tracing::warn!(%error, "purge bus: the stream can't be read");
+            tracing::warn!(error = brief(&error), "purge bus: the stream can't be read");
         }
         backoff.pause().await;
     }
@@ -48,6 +51,9 @@ struct Reader {
     /// Until then a node that Redis does not name is not gone: Redis has lost what it knew, and
     /// the others have yet to say again that they are there.
     members_kept_until: Option<Instant>,
+    absent: Absent,
+    /// Entries of one read.
+    read_count: usize,
     /// Whether this process has beaten before; what it finds under its name is its own since.
     has_beaten: bool,
     /// Another node uses this one's name. It is not met at every heartbeat, and counts until then.
@@ -70,15 +76,17 @@ impl Reader {
             if tokio::time::Instant::now() >= beat_at {
                 self.beat(&mut link).await?;
                 beat_at = tokio::time::Instant::now() + block;
-                if std::mem::take(was_told) {
-                    tracing::info!("purge bus: the stream is read again");
-                }
-                backoff.reset();
             }
             let Some(position) = &self.position else { continue };
             let until_beat = beat_at.saturating_duration_since(tokio::time::Instant::now());
-            let entries = link.read(position.id, until_beat).await?;
+            let entries = link.read(position.id, self.read_count, until_beat).await?;
             self.inner.heard();
+            self.read_count = next_count(&entries, self.read_count);
+            // Not before: Redis may take heartbeats and refuse this.
+            if std::mem::take(was_told) {
+                tracing::info!("purge bus: the stream is read again");
+            }
+            backoff.reset();
             match entries.is_empty() {
                 true => self.found_nothing().await,
                 false => self.apply(&mut link, entries).await?,
@@ -101,6 +109,11 @@ impl Reader {
             self.members_kept_until = Some(now + self.kept_after_loss());
         }
         self.note_members(&beat);
+        let now = self.inner.clock.instant();
+        let (kept, patience) = (self.inner.settings.member_kept, self.kept_after_loss());
+        for node in self.absent.gone(&beat.nodes, kept, patience, now) {
+            link.leave(&node).await?;
+        }
         self.inner.heard();
         if let Err(gap) = found {
             self.bridge(link, gap, &beat.head).await?;
@@ -120,7 +133,7 @@ impl Reader {
             "number": self.position.as_ref().and_then(|position| position.number),
             "twin": self.twin_until.is_some(),
         });
-        link.beat(&inner.identity.name, &says.to_string(), inner.settings.member_kept).await
+        link.beat(&inner.identity.name, &says.to_string()).await
     }
 
     /// A node that has not come back to Redis within `silence_max` mistrusts its own cache by
@@ -153,7 +166,7 @@ impl Reader {
 
     fn note_members(&self, beat: &Beat) {
         let now = self.inner.clock.instant();
-        let members = beat.nodes.iter().flat_map(|(name, ago_ms, says)| {
+        let members = beat.nodes.iter().flat_map(|Heard { node: name, ago_ms, says, .. }| {
             let says: Value = serde_json::from_str(says).unwrap_or_default();
             let text = |field: &str| says[field].as_str().unwrap_or_default().to_owned();
             let heard = now.checked_sub(Duration::from_millis(*ago_ms)).unwrap_or(now);
@@ -174,7 +187,7 @@ impl Reader {
         known.extend(members);
         self.inner.gauges.members.set(known.len() as i64);
         drop(known);
-        self.inner.changed.send_replace(());
+        self.inner.all_changed();
     }
 
     /// Applies entries in their order; each batch and the place behind it are durable together.
@@ -220,8 +233,12 @@ impl Reader {
             return;
         }
         let cursor = position.to_bytes();
+        let mut tries = 0;
         while let Err(error) = self.make_durable(&records, cursor.clone()).await {
-            tracing::error!(%error, "purge bus: purges are in force, but not durable");
+            if tries % RETRIES_TOLD == 0 {
+                tracing::error!(%error, "purge bus: purges are in force, but not durable");
+            }
+            tries += 1;
             tokio::time::sleep(RETRY).await;
         }
         let own = records.iter().filter(|record| record.node == self.inner.identity.name);
@@ -270,10 +287,6 @@ impl Reader {
         self.position = next;
         self.head = Some(head);
         self.purge_softly(gap).await;
-        if matches!(gap, Gap::Backwards | Gap::Replaced | Gap::New) {
-            self.inner.publishing().again();
-            self.inner.outgoing.notify_one();
-        }
         Ok(())
     }
 
@@ -293,6 +306,11 @@ impl Reader {
             tracing::error!(%error, "purge bus: everything is validated, but not durably so");
             tokio::time::sleep(RETRY).await;
         }
+        if gap.lost_entries() {
+            // What this node has published and not read back may be among them.
+            self.inner.publishing().again();
+            self.inner.outgoing.notify_one();
+        }
     }
 
     fn note_progress(&self) {
@@ -307,6 +325,49 @@ impl Reader {
     }
 }
 
+/// Redis knows how many entries are asked for, not how long they are: as many as should have a few
+/// megabytes together, going by the last ones.
+fn next_count(entries: &[Entry], count: usize) -> usize {
+    let Some(longest) = entries.iter().map(|entry| entry.record_bytes).max() else { return count };
+    let fits = READ_BYTES / longest.max(1);
+    fits.clamp(READ_COUNT_MIN, (2 * count).min(READ_COUNT_MAX))
+}
+
+/// Nodes that Redis has not heard for longer than members are kept.
+#[derive(Debug, Default)]
+struct Absent {
+    /// By name: when Redis heard it last, and since when that is known here.
+    nodes: BTreeMap<String, (u64, Instant)>,
+}
+
+impl Absent {
+    /// The nodes that are members no more: absent for `kept` by Redis' clock, and silent for
+    /// `patience` by this node's own since that was noticed. Redis' clock alone may jump, and then
+    /// everybody seems to be absent.
+    fn gone(
+        &mut self,
+        heard: &[Heard],
+        kept: Duration,
+        patience: Duration,
+        now: Instant,
+    ) -> Vec<String> {
+        let mut gone = Vec::new();
+        let mut nodes = BTreeMap::new();
+        for Heard { node, at_ms, .. } in
+            heard.iter().filter(|heard| u128::from(heard.ago_ms) > kept.as_millis())
+        {
+            let known = self.nodes.get(node).filter(|(known, _)| known == at_ms);
+            let since = known.map_or(now, |(_, since)| *since);
+            match now.saturating_duration_since(since) >= patience {
+                true => gone.push(node.clone()),
+                false => drop(nodes.insert(node.clone(), (*at_ms, since))),
+            }
+        }
+        self.nodes = nodes;
+        gone
+    }
+}
+
 impl Inner {
     pub(super) fn note_outbox(&self) {
         self.gauges.outbox.set(self.store.outbox_len() as i64);
@@ -315,11 +376,64 @@ impl Inner {
 
 /// In the order of [`crate::metrics::BUS_CONNECTIONS`].
 const READ: usize = 0;
+const READ_BYTES: usize = 8 << 20;
+const READ_COUNT_MIN: usize = 8;
+/// With one write of the purge log for each read, this is what a slow disk lets through.
+const READ_COUNT_MAX: usize = 512;
 /// Each meets the other once a heartbeat, or misses it where one beats late.
 const BEATS_OF_A_TWIN: u32 = 4;
 /// What a second node of one name is called.
 const TWIN: &str = " (another of this name)";
 /// Before the purge log is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Of the tries to write the purge log, one so often is told.
+const RETRIES_TOLD: u32 = 60;
 /// Every node beats once a heartbeat; one may be late.
 const BEATS_AFTER_LOSS: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_entries_are_read_in_smaller_parts() {
+        let entries = |record_bytes| {
+            let epoch = String::new();
+            [Entry {
+                id: Default::default(),
+                epoch,
+                number: 1,
+                previous: None,
+                record: None,
+                record_bytes,
+            }]
+        };
+        assert_eq!(next_count(&entries(300), 8), 16, "it grows by and by");
+        assert_eq!(next_count(&entries(300), 512), 512);
+        assert_eq!(next_count(&[], 64), 64);
+        assert_eq!(next_count(&entries(100 << 10), 512), 81);
+        assert_eq!(next_count(&entries(4 << 20), 512), 8);
+    }
+
+    #[test]
+    fn who_is_absent_by_one_look_at_redis_clock_is_not_gone() {
+        let heard = |at_ms, now_ms: u64| {
+            let ago_ms = now_ms.saturating_sub(at_ms);
+            [Heard { node: "b".to_owned(), at_ms, ago_ms, says: String::new() }]
+        };
+        let start = crate::clock::Clock::system().instant();
+        let (kept, patience) = (Duration::from_secs(100), Duration::from_secs(60));
+        let mut absent = Absent::default();
+        let mut gone = |heard: &[Heard], after_s| {
+            absent.gone(heard, kept, patience, start + Duration::from_secs(after_s)).len()
+        };
+        assert_eq!(gone(&heard(1_000, 100_000), 0), 0);
+        // The clock jumps: everybody was heard long ago, and then is heard again.
+        assert_eq!(gone(&heard(1_000, 900_000), 1), 0);
+        assert_eq!(gone(&heard(901_000, 902_000), 2), 0);
+        // This one is not.
+        assert_eq!(gone(&heard(901_000, 2_000_000), 900), 0);
+        assert_eq!(gone(&heard(901_000, 2_059_000), 959), 0);
+        assert_eq!(gone(&heard(901_000, 2_060_000), 960), 1);
+    }
+}

@@ -125,6 +125,23 @@ impl Record {
     }
 }
 
+impl Scope {
+    /// For people to recognise; thousands of these are remembered.
+    pub fn shortened(&self) -> Self {
+        let short = |text: &str| match text.char_indices().nth(SHOWN_CHARS_MAX) {
+            Some((at, _)) => format!("{}…", &text[..at]).into(),
+            None => text.into(),
+        };
+        match self {
+            Self::All => Self::All,
+            Self::Site(text) => Self::Site(short(text)),
+            Self::Url(text) => Self::Url(short(text)),
+            Self::Prefix(text) => Self::Prefix(short(text)),
+            Self::Tag(text) => Self::Tag(short(text)),
+        }
+    }
+}
+
 impl From<PurgeScope> for Scope {
     fn from(scope: PurgeScope) -> Self {
         match scope {
@@ -244,6 +261,11 @@ impl Gap {
         Self::NAMES[self as usize]
     }
 
+    /// Whether entries may be gone that nobody, or not this node, has read.
+    pub fn lost_entries(self) -> bool {
+        self != Self::Unreadable
+    }
+
     /// Whether the whole fleet must be told, by a new epoch.
     pub fn concerns_all(self) -> bool {
         self == Self::Backwards
@@ -302,6 +324,8 @@ fn is_zero(count: &usize) -> bool {
 }
 
 const VERSION: u32 = 1;
+/// Of a scope, in lists of purges.
+const SHOWN_CHARS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

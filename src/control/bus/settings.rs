@@ -145,7 +145,7 @@ impl Default for Settings {
             command_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(3),
             reconnect_pause_max: Duration::from_secs(5),
-            record_bytes_max: 4 << 20,
+            record_bytes_max: 12 << 20,
             remembered_max: 20_000,
         }
     }

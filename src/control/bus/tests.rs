@@ -20,7 +20,7 @@ struct Redis {
 
 impl Redis {
     fn start(options: &[&str]) -> Option<Self> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let directory = tempfile::tempdir().unwrap();
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let mut redis = Self { directory, port, options, process: None };
@@ -34,6 +34,14 @@ impl Redis {
 
     fn durable() -> Option<Self> {
         Self::start(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    /// A node of a cluster that is yet to be made.
+    fn of_cluster() -> Option<Self> {
+        // As shipped it is the port and 10,000, which may be more than there are.
+        let bus = free_port().to_string();
+        let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+        Self::start(&[&cluster[..], &["--cluster-node-timeout", "1000", "--save", ""]].concat())
     }
 
     fn run(&mut self) -> bool {
@@ -80,6 +88,55 @@ impl Drop for Redis {
             self.kill();
         }
     }
+}
+
+/// What watches over a Redis and its replicas; killed at the end.
+struct Sentinel {
+    _directory: tempfile::TempDir,
+    port: u16,
+    process: Child,
+}
+
+impl Sentinel {
+    fn of(redis: &Redis) -> Self {
+        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+        let file = directory.path().join("sentinel.conf");
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n\
+             sentinel down-after-milliseconds main 500\n",
+            redis.port
+        );
+        std::fs::write(&file, text).unwrap();
+        let process = Command::new("redis-server")
+            .arg(&file)
+            .arg("--sentinel")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { _directory: directory, port, process }
+    }
+
+    fn knows(&self, replica: &Redis) -> bool {
+        let port = self.port.to_string();
+        let words = ["-p", &port, "SENTINEL", "REPLICAS", "main"];
+        let output = Command::new("redis-cli").args(words).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains(&replica.port.to_string())
+    }
+
+    fn url(&self) -> RedisUrl {
+        format!("redis+sentinel://127.0.0.1:{}/main", self.port).parse().unwrap()
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A node's store and bus, on a runtime of their own, so that they can be killed.
@@ -161,10 +218,14 @@ impl Node {
     ) -> Result<(String, Status), OrderError> {
         self.runtime.block_on(async {
             let scopes = [PurgeScope::Url(url.into())];
-            let issued = self.bus.purge(&scopes, Hard, None, 0)?;
+            let issued = self.bus.purge(&scopes, Hard, None, 0, None)?;
             let (id, _, status) = self.bus.wait(issued, wait, timeout).await?;
             Ok((id, status))
         })
+    }
+
+    fn status(&self, id: &str) -> Option<Status> {
+        self.runtime.block_on(self.bus.status(id))
     }
 
     fn knows(&self, id: &str) -> bool {
@@ -183,16 +244,21 @@ impl Node {
 
 fn fleet(redis: &Redis, names: &[&str]) -> (tempfile::TempDir, Vec<Node>) {
     let directory = tempfile::tempdir().unwrap();
+    let nodes = fleet_at(&directory, &redis.url(), names);
+    (directory, nodes)
+}
+
+fn fleet_at(directory: &tempfile::TempDir, url: &RedisUrl, names: &[&str]) -> Vec<Node> {
     let node = |name: &&str| {
         let own = directory.path().join(name);
         std::fs::create_dir(&own).unwrap();
-        Node::start(name, own, settings(redis.url()))
+        Node::start(name, own, settings(url.clone()))
     };
     let nodes: Vec<Node> = names.iter().map(node).collect();
     for node in &nodes {
         until("everyone has met", || node.bus.members().len() == names.len());
     }
-    (directory, nodes)
+    nodes
 }
 
 fn until(what: &str, holds: impl Fn() -> bool) {
@@ -432,9 +498,11 @@ fn a_replica_that_took_other_entries_in_place_of_lost_ones_is_noticed() {
 fn a_node_that_lost_its_disk_begins_anew_and_takes_part() {
     let Some(redis) = Redis::forgetful() else { return };
     let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
-    nodes[0].purge("https://x/1", Wait::All);
+    let (first, _) = nodes[0].purge("https://x/1", Wait::None);
     let (name, directory, settings) = nodes.remove(1).kill();
-    nodes[0].purge("https://x/2", Wait::Local);
+    let (second, _) = nodes[0].purge("https://x/2", Wait::Local);
+    until("both are published", || nodes[0].store.outbox_len() == 0);
+    redis.command(&["HDEL", &format!("{{skerry:purge}}:receipts:{first}"), "b"]);
     std::fs::remove_dir_all(&directory).unwrap();
     std::fs::create_dir(&directory).unwrap();
     let back = Node::start(&name, directory, settings);
@@ -444,6 +512,99 @@ fn a_node_that_lost_its_disk_begins_anew_and_takes_part() {
     let (_, status) = nodes[0].purge("https://x/3", Wait::All);
     assert!(status.is_enough(Wait::All), "{status:?}");
     assert!(!nodes[0].purged_softly(), "the others missed nothing");
+    // Of what was purged before it knows by its place in the stream that it has nothing of it.
+    until("its place is known", || {
+        back.status(&first).unwrap().nodes["b"] == NodeState::Applied(None)
+            && back.status(&second).unwrap().is_enough(Wait::All)
+    });
+}
+
+#[test]
+fn the_receipt_of_the_node_that_was_asked_is_kept_too() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    let (id, _) = nodes[0].purge("https://x/1", Wait::All);
+    let back = nodes.remove(0).restart();
+    let all_known = |status: Status| {
+        let has_receipt = |name: &str| matches!(status.nodes[name], NodeState::Applied(Some(_)));
+        has_receipt("a") && has_receipt("b")
+    };
+    until("both have left one", || back.status(&id).is_some_and(all_known));
+    assert!(back.status(&id).unwrap().known.is_none(), "the ledger began anew");
+    assert_eq!(back.status(&id).unwrap().published, Some(true));
+    assert_eq!(back.status("never-ordered"), None);
+}
+
+#[test]
+fn who_waits_is_answered_in_time_though_redis_hangs() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let command_timeout = LONG;
+    let own = directory.path().to_owned();
+    let node = Node::start("a", own, Settings { command_timeout, ..settings(redis.url()) });
+    // A member that will not answer.
+    redis.command(&["HSET", "{skerry:purge}:nodes", "b", "99999999999999 {}"]);
+    until("they have met", || node.bus.members().len() == 2);
+    redis.command(&["CLIENT", "PAUSE", "60000"]);
+    let before = node.clock.instant();
+    let timeout = Duration::from_millis(300);
+    let (_, status) = node.try_purge("https://x/1", Wait::All, timeout).unwrap();
+    assert!(node.clock.instant() - before < command_timeout / 2, "it waited for Redis");
+    assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
+    assert_eq!(status.published, Some(false));
+    assert!(node.bus.inner.awaited().is_empty(), "nobody waits any more");
+}
+
+#[test]
+fn more_who_wait_than_there_are_places_are_told_at_once_what_is_known() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a"]);
+    redis.command(&["HSET", "{skerry:purge}:nodes", "b", "99999999999999 {}"]);
+    until("they have met", || nodes[0].bus.members().len() == 2);
+    let all_places = nodes[0].bus.inner.waiting.try_acquire_many(WAITING_MAX as u32).unwrap();
+    let (_, status) = nodes[0].purge("https://x/1", Wait::All);
+    assert!(!status.is_enough(Wait::All));
+    assert_eq!(nodes[0].metrics.total(Metric::BusWaitsRefused, 0), 1);
+    drop(all_places);
+}
+
+#[test]
+fn what_was_trimmed_before_its_own_node_read_it_is_published_again() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    // It can publish, and can't read.
+    redis.command(&["ACL", "SETUSER", "default", "-xread"]);
+    redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let (id, _) = nodes[0].purge("https://x/2", Wait::Local);
+    until("the stream has it", || redis.command(&["XLEN", "{skerry:purge}:stream"]) == "2");
+    redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "0"]);
+    redis.command(&["ACL", "SETUSER", "default", "+xread"]);
+    until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+    assert_eq!(nodes[0].gaps(Gap::Trimmed), 1);
+    until("all have it", || nodes[0].status(&id).unwrap().is_enough(Wait::All));
+}
+
+#[test]
+fn what_redis_refuses_waits_until_it_takes_it() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    let check = |refuse: &[&str], allow: &[&str]| {
+        redis.command(refuse);
+        let timeout = Duration::from_millis(300);
+        let (id, status) = nodes[0].try_purge("https://x/1", Wait::All, timeout).unwrap();
+        assert_eq!(status.published, Some(false), "{refuse:?}");
+        redis.command(allow);
+        until("all have it", || nodes[0].status(&id).unwrap().is_enough(Wait::All));
+        until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+    };
+    check(&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]);
+    check(&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]);
+    check(
+        &["CONFIG", "SET", "min-replicas-to-write", "1"],
+        &["CONFIG", "SET", "min-replicas-to-write", "0"],
+    );
+    assert!(nodes.iter().all(|node| !node.purged_softly()), "nothing was missed");
 }
 
 #[test]
@@ -501,7 +662,7 @@ fn tls_goes_only_to_a_redis_that_the_ca_file_vouches_for() {
     let certificate = parameters.signed_by(&key, &ours).unwrap();
     std::fs::write(path("redis.pem"), certificate.pem()).unwrap();
     std::fs::write(path("redis-key.pem"), key.serialize_pem()).unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let redis = Redis::start(&[
         "--save",
         "",
@@ -548,20 +709,36 @@ fn without_redis_the_same_calls_serve_one_node() {
 #[test]
 fn a_password_comes_from_a_file() {
     let Some(redis) = Redis::forgetful() else { return };
-    redis.command(&["ACL", "SETUSER", "edge", "on", ">s3cret", "~*", "&*", "+@all"]);
+    // No more than docs/concepts-purge.md says.
+    let told = include_str!("../../../docs/concepts-purge.md");
+    let (_, told) = told.split_once("The user needs `").expect("what the user needs");
+    let (commands, _) = told.split_once('`').expect("an end");
+    let allowed = commands.split(' ').map(|command| format!("+{}", command.to_lowercase()));
+    let allowed: Vec<String> = allowed.collect();
+    let user = ["ACL", "SETUSER", "edge", "on", ">s3cret"];
+    let names = ["~{skerry:purge}:*", "&{skerry:purge}:*"];
+    let allowed: Vec<&str> = allowed.iter().map(String::as_str).collect();
+    assert_eq!(redis.command(&[&user[..], &names, &allowed].concat()), "OK");
     let directory = tempfile::tempdir().unwrap();
     let password_file = directory.path().join("password");
     std::fs::write(&password_file, "s3cret\n").unwrap();
     let url = format!("redis://edge@127.0.0.1:{}", redis.port).parse().unwrap();
     let settings = Settings { password_file: Some(password_file), ..settings(url) };
     let node = Node::start("a", directory.path().to_owned(), settings);
-    until("it takes part", || node.bus.inner.gauges.connected.get() == 1);
+    let (id, _) = node.purge("https://x/1", Wait::All);
+    until("it is read back", || node.store.outbox_len() == 0);
     assert!(redis.command(&["CLIENT", "LIST"]).contains("user=edge"));
+    let receipts = format!("{{skerry:purge}}:receipts:{id}");
+    until("the receipt is kept", || redis.command(&["HLEN", &receipts]) == "2");
+    node.runtime.block_on(node.bus.leave());
+    assert_eq!(redis.command(&["HLEN", "{skerry:purge}:nodes"]), "0");
+    assert_eq!(node.metrics.total(Metric::BusDisconnects, 0), 0);
+    assert_eq!(node.metrics.total(Metric::BusDisconnects, 1), 0);
 }
 
 #[test]
 fn a_cluster_carries_the_bus_too() {
-    let Some(redis) = Redis::start(&["--cluster-enabled", "yes", "--save", ""]) else { return };
+    let Some(redis) = Redis::of_cluster() else { return };
     redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     until("the cluster is up", || redis.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
     let directory = tempfile::tempdir().unwrap();
@@ -579,27 +756,69 @@ fn a_cluster_carries_the_bus_too() {
 
 #[test]
 fn sentinel_says_where_redis_is() {
-    let Some(redis) = Redis::forgetful() else { return };
+    let Some(mut first) = Redis::forgetful() else { return };
+    let primary = format!("127.0.0.1 {}", first.port);
+    let second = Redis::start(&["--save", "", "--replicaof", &primary]).unwrap();
+    let sentinel = Sentinel::of(&first);
+    until("Sentinel knows the replica, which is in step", || {
+        second.command(&["INFO", "replication"]).contains("master_link_status:up")
+            && sentinel.knows(&second)
+    });
     let directory = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let file = directory.path().join("sentinel.conf");
-    let text =
-        format!("port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n", redis.port);
-    std::fs::write(&file, text).unwrap();
-    let mut sentinel = Command::new("redis-server")
-        .arg(&file)
-        .arg("--sentinel")
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let url: RedisUrl = format!("redis+sentinel://127.0.0.1:{port}/main").parse().unwrap();
-    let node = Node::start("a", directory.path().to_owned(), settings(url));
-    let (_, status) = node.purge("https://x/1", Wait::All);
-    let is_read_back = || node.store.outbox_len() == 0;
-    until("the stream has it", is_read_back);
-    sentinel.kill().unwrap();
-    sentinel.wait().unwrap();
-    assert!(status.is_enough(Wait::All));
+    let nodes = fleet_at(&directory, &sentinel.url(), &["a", "b"]);
+    let (_, status) = nodes[0].purge("https://x/1", Wait::All);
+    assert!(status.is_enough(Wait::All), "{status:?}");
+    let entries = || second.command(&["XLEN", "{skerry:purge}:stream"]);
+    until("the replica has it", || entries() == "1");
+    first.kill();
+    let (id, _) = nodes[1].purge("https://x/2", Wait::Local);
+    until("all have it, through the new primary", || {
+        nodes[1].status(&id).unwrap().is_enough(Wait::All)
+    });
+    assert!(second.command(&["ROLE"]).starts_with("master"));
+    assert_eq!(entries(), "2");
+    assert!(nodes.iter().all(|node| !node.purged_softly()), "nothing was missed");
+}
+
+#[test]
+fn a_cluster_whose_primary_dies_carries_the_bus_on() {
+    let Some(first) = Redis::of_cluster() else { return };
+    let mut redis = vec![first];
+    redis.extend((0..3).map(|_| Redis::of_cluster().unwrap()));
+    let address = |redis: &Redis| format!("127.0.0.1:{}", redis.port);
+    let cluster = |words: &[&str]| {
+        let output = Command::new("redis-cli").arg("--cluster").args(words).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    };
+    let [a, b, c, spare] = [0, 1, 2, 3].map(|at| address(&redis[at]));
+    cluster(&["create", &a, &b, &c, "--cluster-yes"]);
+    let slot: u32 = redis[0].command(&["CLUSTER", "KEYSLOT", "{skerry:purge}"]).parse().unwrap();
+    let has_slot = |line: &str| {
+        let ranges = line.split(' ').skip(8).filter_map(|range| range.split_once('-'));
+        let mut ranges =
+            ranges.filter_map(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+        ranges.any(|(from, to): (u32, u32)| (from..=to).contains(&slot))
+    };
+    let known = redis[0].command(&["CLUSTER", "NODES"]);
+    let owner = known.lines().find(|line| has_slot(line)).expect("every slot has an owner");
+    let (id, rest) = owner.split_once(' ').unwrap();
+    cluster(&["add-node", &spare, &a, "--cluster-slave", "--cluster-master-id", id]);
+    until("the replica is in step", || {
+        redis[3].command(&["INFO", "replication"]).contains("master_link_status:up")
+    });
+    let owner = redis.iter().position(|redis| rest.starts_with(&address(redis))).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("redis+cluster://{a},{b},{c}").parse().unwrap();
+    let nodes = fleet_at(&directory, &url, &["a", "b"]);
+    let (_, status) = nodes[0].purge("https://x/1", Wait::All);
+    assert!(status.is_enough(Wait::All), "{status:?}");
+    redis[owner].command(&["WAIT", "1", "10000"]);
+    redis[owner].kill();
+    let (id, _) = nodes[1].purge("https://x/2", Wait::Local);
+    until("all have it, through the new primary", || {
+        nodes[1].status(&id).unwrap().is_enough(Wait::All)
+    });
+    assert!(redis[3].command(&["ROLE"]).starts_with("master"));
 }
 
 #[test]
@@ -609,7 +828,7 @@ fn soft_and_hard_travel_as_they_are() {
     nodes[0].runtime.block_on(async {
         let bus = &nodes[0].bus;
         let issued =
-            bus.purge(&[PurgeScope::Tag("t".into())], Soft, Some("why".into()), 0).unwrap();
+            bus.purge(&[PurgeScope::Tag("t".into())], Soft, Some("why".into()), 0, None).unwrap();
         bus.wait(issued, Wait::All, LONG).await.unwrap();
     });
     let met = nodes[1].bus.since(0.0, 1);
