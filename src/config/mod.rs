@@ -132,7 +132,7 @@ impl Default for Config {
 /// # Errors
 /// All mistakes at once. The file is not changed and nothing is started or bound.
 pub fn load(flags: &Flags) -> Result<Config, Mistakes> {
-    let Some(path) = &flags.config else { return parse("", "skerry", Path::new(""), flags) };
+    let Some(path) = &flags.config else { return parse("", "flags", Path::new(""), flags) };
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
         Mistakes(vec![Mistake::without_place(&name, format!("cannot read it: {error}"))])
