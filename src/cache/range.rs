@@ -164,6 +164,22 @@ impl ContentRange {
         valid.then_some(Self { bytes: first..end, complete_length })
     }
 
+    /// What a body of `length` bytes has of it, where it is said to be of this range. One that is
+    /// shorter has the first of them; where they were to reach the end, the end is where they end.
+    /// `None` when it is empty or longer.
+    pub fn holding(mut self, length: u64) -> Option<Self> {
+        let reaches_the_end = self.complete_length == Some(self.bytes.end);
+        let end = self.bytes.start.checked_add(length)?;
+        if length == 0 || end > self.bytes.end {
+            return None;
+        }
+        self.bytes.end = end;
+        if reaches_the_end {
+            self.complete_length = Some(end);
+        }
+        Some(self)
+    }
+
     /// As a field's value.
     pub fn text(&self) -> String {
         let Range { start, end } = self.bytes;
@@ -354,6 +370,21 @@ mod tests {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
         assert_eq!(parse("bytes 4-9/10").expect("valid").text(), "bytes 4-9/10");
+    }
+
+    #[test]
+    fn a_shorter_body_has_the_first_bytes_of_its_range() {
+        let holding = |text: &str, length| {
+            ContentRange::parse(text.as_bytes()).expect("valid").holding(length)
+        };
+        let of = |bytes, complete_length| Some(ContentRange { bytes, complete_length });
+        assert_eq!(holding("bytes 4-9/10", 6), of(4..10, Some(10)));
+        assert_eq!(holding("bytes 4-9/10", 5), of(4..9, Some(9)));
+        assert_eq!(holding("bytes 4-9/20", 5), of(4..9, Some(20)));
+        assert_eq!(holding("bytes 4-9/*", 5), of(4..9, None));
+        assert_eq!(holding("bytes 4-9/10", 7), None, "longer");
+        assert_eq!(holding("bytes 4-9/10", 0), None);
+        assert_eq!(holding("bytes 4-9/10", u64::MAX), None);
     }
 
     #[test]

@@ -281,13 +281,15 @@ fn refused_by_kernel(
     (!judgement.storable).then_some(Reason::StatusUncacheable)
 }
 
-/// Of a 206: which bytes it has, when it says so and keeps its word.
+/// Of a 206: which bytes it has, when it says so, and does not bring more than it says.
 fn stored_part(exchange: &Exchange<'_>) -> Option<ContentRange> {
     let mut lines = exchange.response.get_all(CONTENT_RANGE).iter();
-    let range = ContentRange::parse(lines.next()?.as_bytes())?;
-    let length = content_length(exchange.response);
-    let kept = length.is_none_or(|length| length == range.bytes.end - range.bytes.start);
-    (lines.next().is_none() && kept && range.complete_length.is_some()).then_some(range)
+    let said = ContentRange::parse(lines.next()?.as_bytes())?;
+    let range = match content_length(exchange.response) {
+        Some(length) => said.holding(length)?,
+        None => said,
+    };
+    (lines.next().is_none() && range.complete_length.is_some()).then_some(range)
 }
 
 pub(super) fn content_length(headers: &impl Fields) -> Option<u64> {

@@ -118,6 +118,29 @@ pub fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &mut Head
     }
 }
 
+/// The same for the last `count` bytes of an object of which nothing is known, not even where
+/// they are.
+pub fn ask_for_last(count: u64, headers: &mut HeaderMap) {
+    for condition in CONDITIONS {
+        headers.remove(condition);
+    }
+    let value = format!("bytes=-{count}");
+    headers.insert(RANGE, HeaderValue::try_from(value).expect("digits are a field value"));
+}
+
+/// Which bytes a 206 to [`ask_for_last`] has, and of how many: all that was asked for, and what
+/// it says of them agrees.
+pub fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
+    let ContentRange { bytes, complete_length } = content_range(headers)?;
+    let (bytes, length) = (bytes?, complete_length?);
+    match judge_part(&bytes, None, headers) {
+        Answer::Part { .. } if bytes == (length.saturating_sub(count)..length) => {
+            Some((bytes, length))
+        }
+        _ => None,
+    }
+}
+
 /// What the answer to a sub-request is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -427,6 +450,27 @@ mod tests {
             first(StatusCode::RANGE_NOT_SATISFIABLE, &[("content-range", "bytes */50")]),
             Answer::PastEnd { complete_length: Some(50) }
         );
+    }
+
+    #[test]
+    fn the_last_bytes_are_believed_when_all_that_is_said_of_them_agrees() {
+        let last = |range: &str, length: &str| {
+            judge_last(7, &fields(&[("content-range", range), ("content-length", length)]))
+        };
+        assert_eq!(last("bytes 93-99/100", "7"), Some((93..100, 100)));
+        assert_eq!(last("bytes 0-4/5", "5"), Some((0..5, 5)), "it has no more");
+        for (range, length) in [
+            ("bytes 92-99/100", "8"),
+            ("bytes 93-99/100", "6"),
+            ("bytes 92-98/100", "7"),
+            ("bytes 93-99/*", "7"),
+            ("bytes */100", "7"),
+        ] {
+            assert_eq!(last(range, length), None, "{range}");
+        }
+        let mut headers = fields(&[("if-range", "\"client's\""), ("range", "bytes=-9, 1-2")]);
+        ask_for_last(7, &mut headers);
+        assert_eq!(headers, fields(&[("range", "bytes=-7")]));
     }
 
     #[test]

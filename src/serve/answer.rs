@@ -83,8 +83,8 @@ fn stored_bytes(
     mend: Option<&Parts>,
     range: Range<u64>,
 ) -> Option<Body> {
-    if let Some(body) = &head.inline {
-        return Some(body.slice(range.start as usize..range.end as usize).into());
+    if head.inline.is_some() {
+        return head.inline_bytes(range).map(Body::from);
     }
     if !store.missing(head, range.clone()).is_empty() {
         return None;

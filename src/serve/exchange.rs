@@ -63,6 +63,8 @@ pub(super) enum Came {
     Filling(HeaderMap),
     /// In part; the bytes that are not stored are to be had like this.
     Parts(Box<(Parts, First)>),
+    /// A part, as upstream sent it, which is stored apart; and for how long it is fresh.
+    Apart(Response<Body>, i64),
     /// What was asked for of it can't be cut from what came, which is not stored: ask alone.
     Released(Option<Reason>),
     /// The stored response holds; this is its new head.
@@ -75,8 +77,14 @@ pub(super) enum Came {
 
 /// What is to be done with a response from upstream.
 pub(super) enum Settled {
-    Pass { response: Response<Body>, reason: Reason, remember: Option<std::time::Duration> },
+    Pass {
+        response: Response<Body>,
+        reason: Reason,
+        remember: Option<std::time::Duration>,
+    },
     Store(Box<StoredResponse>, Response<Body>),
+    /// A part that is to be stored apart.
+    Apart(Box<StoredResponse>, Response<Body>),
     Validated(Arc<Head>),
     Error(StatusCode),
 }
@@ -116,6 +124,20 @@ impl Job {
             Settled::Error(status) => {
                 lead.fail(FillFailure::Status(status));
                 tell(Came::Error(status));
+            }
+            Settled::Apart(stored, response) => {
+                let ttl = stored.freshness.ttl(self.worker.clock.now());
+                let (head, body) = response.into_parts();
+                match self.keep_apart(*stored, body).await {
+                    Some(bytes) => {
+                        lead.stored();
+                        tell(Came::Apart(Response::from_parts(head, bytes.into()), ttl));
+                    }
+                    None => {
+                        lead.release(None);
+                        tell(Came::Released(None));
+                    }
+                }
             }
             Settled::Store(stored, response) => match part {
                 None => {
@@ -196,7 +218,8 @@ impl Job {
         if self.stale_if_error && cache::decide::is_upstream_error(status) {
             return Settled::Error(status);
         }
-        if status == StatusCode::PARTIAL_CONTENT {
+        let apart = status == StatusCode::PARTIAL_CONTENT;
+        if apart && !self.asked.as_ref().is_some_and(|asked| asked.is_for_the_last()) {
             // What is wanted as a part is made a whole of before: see `open`.
             return Settled::Pass { response, reason: Reason::RangeInvalid, remember: None };
         }
@@ -220,9 +243,14 @@ impl Job {
         let (codings, site) = (&*self.plan.codings, &*self.site.name);
         let place = Place { key: &self.key, codings, site, sequence };
         match cache::may_store(&self.exchange(&response, began), &place, settings) {
-            // Asked for the whole, upstream gave a part: it says nothing that a fill could use.
-            Storing::Store(stored) if stored.parts.is_some() => {
-                Settled::Pass { response, reason: Reason::BytesMissing, remember: None }
+            Storing::Store(mut stored) if apart => {
+                // Collected before any of it goes on: no more than goes on in one piece.
+                let length = response.body().exact_length();
+                if length.is_none_or(|length| length > self.worker.store.slice_bytes()) {
+                    return Settled::Pass { response, reason: Reason::TooLarge, remember: None };
+                }
+                self.sign(&mut stored.headers, None);
+                Settled::Apart(stored, response)
             }
             Storing::Store(mut stored) => {
                 self.sign(&mut stored.headers, None);

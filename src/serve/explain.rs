@@ -8,6 +8,7 @@ use geo::Geo;
 use http::{HeaderMap, Method, Uri};
 use serde_json::{Value, json};
 
+use super::ranges::is_enough;
 use super::worker::Plan;
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives};
 use crate::clock::Clock;
@@ -77,6 +78,12 @@ impl Explainer {
         );
         told["key"] = json!(&*key.text);
         let (head, absent) = self.look(&key, headers, settings.select_language, &mut told).await;
+        let (head, absent) = match head {
+            Some(head) if !is_enough(&head, &method, headers, &settings.ranges) => {
+                (None, Reason::BytesMissing)
+            }
+            head => (head, absent),
+        };
         let Some(head) = head else {
             told["decision"] = decision(cache::decide_absent(&directives, absent));
             return Ok(told);

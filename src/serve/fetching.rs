@@ -17,7 +17,6 @@ use crate::body::Body;
 use crate::cache::{self, CacheStatus, Decision, PurgeTarget, Reason, Vary};
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
-use crate::fetch::slices::ask_for;
 use crate::fetch::{FetchError, Pool};
 use crate::respond::Failure;
 use crate::store::Head;
@@ -140,7 +139,7 @@ impl Visit {
         if found.validated().is_none()
             && let Some(asked) = self.asked_range()
         {
-            ask_for(&asked.range, None, request.headers_mut());
+            asked.ask(request.headers_mut());
             job.asked = Some(asked);
         }
         let follower = lead.follower();
@@ -154,6 +153,11 @@ impl Visit {
         match came {
             Came::Alone(response, reason) => {
                 self.context.cache_status.detail = Some(reason);
+                Ok(response)
+            }
+            Came::Apart(response, ttl) => {
+                let status = &mut self.context.cache_status;
+                (status.stored, status.ttl) = (true, Some(ttl));
                 Ok(response)
             }
             Came::Filling(own) => self.read_own(&follower, own).await,

@@ -71,12 +71,13 @@ impl Visit {
         let store = &self.worker.store;
         match store.in_memory(target.key.hash) {
             None => Err(target),
-            Some(Record::Response(head)) => Ok(found(target, head)),
+            Some(Record::Response(head)) => Ok(self.found(target, head)),
             Some(Record::Variants(list)) => {
                 for candidate in self.candidates(&list, &target.key) {
                     match store.in_memory(candidate.hash) {
                         Some(Record::Response(head))
-                            if candidate.fits(&target.key, &head.response) =>
+                            if candidate.fits(&target.key, &head.response)
+                                && self.is_enough(&head) =>
                         {
                             return Ok(self.variant_found(target, &list, head));
                         }
@@ -93,11 +94,12 @@ impl Visit {
         let store = &self.worker.store;
         match store.find(target.key.hash).await {
             None => target.nothing(Reason::Absent),
-            Some(Record::Response(head)) => found(target, head),
+            Some(Record::Response(head)) => self.found(target, head),
             Some(Record::Variants(list)) => {
                 for candidate in self.candidates(&list, &target.key) {
                     if let Some(Record::Response(head)) = store.find(candidate.hash).await
                         && candidate.fits(&target.key, &head.response)
+                        && self.is_enough(&head)
                     {
                         return self.variant_found(target, &list, head);
                     }
@@ -106,6 +108,17 @@ impl Visit {
                 Found { hash, ..target.nothing(Reason::VariantAbsent) }
             }
         }
+    }
+
+    fn found(&self, target: Target, head: Arc<Head>) -> Found {
+        if head.response.key != target.key.text {
+            return target.nothing(Reason::KeyCollision);
+        }
+        if !self.is_enough(&head) {
+            return target.nothing(Reason::BytesMissing);
+        }
+        let hash = target.key.hash;
+        Found { key: target.key, hash, head: Some(head), validate: false, absent: Reason::Absent }
     }
 
     fn candidates(&self, list: &VaryList, key: &CacheKey) -> Vec<crate::cache::vary::Candidate> {
@@ -133,14 +146,6 @@ impl Visit {
             None => key.hash,
         }
     }
-}
-
-fn found(target: Target, head: Arc<Head>) -> Found {
-    if head.response.key != target.key.text {
-        return target.nothing(Reason::KeyCollision);
-    }
-    let hash = target.key.hash;
-    Found { key: target.key, hash, head: Some(head), validate: false, absent: Reason::Absent }
 }
 
 /// A URL as it stands in the keys of its rule, for purges.

@@ -119,7 +119,9 @@ impl Visit {
                 Ok(response)
             }
             // Nothing was being validated, and nothing may stand in.
-            Settled::Validated(_) | Settled::Error(_) => Err(failures::abandoned()),
+            Settled::Apart(..) | Settled::Validated(_) | Settled::Error(_) => {
+                Err(failures::abandoned())
+            }
         }
     }
 

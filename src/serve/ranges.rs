@@ -6,6 +6,8 @@
 //!                                             ├ 206, all of it ─▶ fill, as a 200
 //!                                             ├ 206, unusable  ─▶ asked again in whole ─▶ fill
 //!                                             └ 200, others    ─▶ as without ranges
+//! nothing stored, the last bytes ─▶ asked for as they are ─┬ of a long object, bound ─▶ parts
+//!                                                         └ others ─▶ stored apart, passed on
 //! stored, bytes missing ─▶ begin ─┬ the first byte can be had ─▶ parts
 //!                                 └ changed at the origin     ─▶ fetched like nothing stored
 //! being filled, far behind ─▶ begin, of the same object ─▶ parts
@@ -18,21 +20,23 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use bytes::{Bytes, BytesMut};
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, IF_RANGE, RANGE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::BodyExt;
 
 use super::Visit;
 use super::answer::{Source, first_hand};
 use super::exchange::Job;
 use super::lookup::Found;
 use crate::body::Body;
-use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
+use crate::cache::range::{RangeLimits, RangeSpec, Requested, parse_specs, requested};
 use crate::cache::section::Fields;
-use crate::cache::{CacheStatus, Reason, StoredResponse};
+use crate::cache::{self, CacheStatus, Reason, Selected, StoredResponse};
 use crate::fetch::collapse::Failure as FillFailure;
 use crate::fetch::fill::Filling;
 use crate::fetch::parts::{Ask, First, Parts, Refused};
-use crate::fetch::slices::{Answer, Validator, ask_for, judge};
+use crate::fetch::slices::{Answer, Validator, ask_for, ask_for_last, judge, judge_last};
 use crate::fetch::{FetchError, UpstreamResponse};
 use crate::respond::Failure;
 use crate::store::Head;
@@ -60,11 +64,34 @@ impl Sought {
     }
 }
 
-/// A range of an object of which nothing is stored: the slices to ask for first.
+/// A range of an object of which nothing is stored: what to ask for first.
 #[derive(Clone)]
 pub(super) struct Asked {
-    pub range: Range<u64>,
+    pub begin: Begin,
     pub sought: Rc<Sought>,
+}
+
+/// What a sub-request begins with.
+#[derive(Clone)]
+pub(super) enum Begin {
+    /// Whole slices.
+    Slices(Range<u64>),
+    /// So many bytes at the end: in which slices they are is not known.
+    Last(u64),
+}
+
+impl Asked {
+    pub(super) fn is_for_the_last(&self) -> bool {
+        matches!(self.begin, Begin::Last(_))
+    }
+
+    /// Makes the sub-request of a request for the whole.
+    pub(super) fn ask(&self, headers: &mut HeaderMap) {
+        match &self.begin {
+            Begin::Slices(range) => ask_for(range, None, headers),
+            Begin::Last(count) => ask_for_last(*count, headers),
+        }
+    }
 }
 
 impl Visit {
@@ -73,9 +100,23 @@ impl Visit {
         let text = self.fields.get(RANGE).filter(|_| self.request.method == Method::GET);
         let ranges_max = self.rule.settings.cache.ranges.ranges_max;
         let specs = parse_specs(text?.as_bytes(), ranges_max)?;
-        let (start, end) = specs.into_iter().map(reach).min()?;
-        let range = self.worker.fills.first_asked(start, end);
-        Some(Asked { range, sought: self.sought() })
+        let begin = match *specs {
+            // With a condition it may be the whole that is wanted.
+            [RangeSpec::Last(count)] if count > 0 && !self.fields.contains_key(IF_RANGE) => {
+                Begin::Last(count)
+            }
+            _ => {
+                let (start, end) = specs.into_iter().map(reach).min()?;
+                Begin::Slices(self.worker.fills.first_asked(start, end))
+            }
+        };
+        Some(Asked { begin, sought: self.sought() })
+    }
+
+    /// Whether what is stored is of use: a part that is stored apart answers a range that lies in
+    /// it, and nothing else.
+    pub(super) fn is_enough(&self, head: &Head) -> bool {
+        is_enough(head, &self.request.method, &self.fields, &self.rule.settings.cache.ranges)
     }
 
     pub(super) fn sought(&self) -> Rc<Sought> {
@@ -191,15 +232,49 @@ impl Job {
         if status != StatusCode::PARTIAL_CONTENT {
             return Ok((upstream, None));
         }
-        let answer = judge(&asked.range, None, None, status, headers);
-        if let Answer::Part { bytes, complete_length: Some(length) } = answer {
+        let is_bound = Validator::of(headers).is_some();
+        let part = match &asked.begin {
+            Begin::Slices(range) => match judge(range, None, None, status, headers) {
+                Answer::Part { bytes, complete_length: Some(length) } => Some((bytes, length)),
+                _ => None,
+            },
+            // What is too short for slices is stored apart.
+            Begin::Last(count) => judge_last(*count, headers).filter(|(bytes, length)| {
+                *bytes == (0..*length) || *length > self.worker.store.slice_bytes()
+            }),
+        };
+        if let Some((bytes, length)) = part {
             let is_whole = bytes == (0..length);
-            if is_whole || Validator::of(headers).is_some() {
+            if is_whole || is_bound {
                 as_whole(&mut upstream.response, length);
                 return Ok((upstream, (!is_whole).then_some(bytes)));
             }
         }
-        Ok((self.send(asked.sought.request(None, None)).await?, None))
+        match &asked.begin {
+            Begin::Slices(_) => Ok((self.send(asked.sought.request(None, None)).await?, None)),
+            // It is what the client asked for, whatever else it is good for.
+            Begin::Last(_) => Ok((upstream, None)),
+        }
+    }
+
+    /// Stores a part apart, once all of it has come. `None` when it breaks off.
+    pub(super) async fn keep_apart(&self, stored: StoredResponse, mut body: Body) -> Option<Bytes> {
+        let announced = stored.parts.as_deref()?.first().map(|part| part.end - part.start)?;
+        let mut bytes = BytesMut::with_capacity(announced as usize);
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.ok()?.into_data() else { continue };
+            if (bytes.len() + data.len()) as u64 > announced {
+                return None;
+            }
+            bytes.extend_from_slice(&data);
+        }
+        if bytes.len() as u64 != announced {
+            return None;
+        }
+        let bytes = bytes.freeze();
+        let head = self.worker.store.put_apart(stored, &bytes);
+        self.note_variant(&head.response).await;
+        Some(bytes)
     }
 
     /// Makes an object known of which these bytes are coming. `None` when it can't be stored
@@ -217,6 +292,23 @@ impl Job {
         let first = parts.first(bytes, body);
         Some((parts, first))
     }
+}
+
+/// See [`Visit::is_enough`].
+pub(super) fn is_enough(
+    head: &Head,
+    method: &Method,
+    fields: &HeaderMap,
+    limits: &RangeLimits,
+) -> bool {
+    if !head.is_apart() {
+        return true;
+    }
+    let length = Some(head.complete_length());
+    matches!(
+        cache::select(&head.response, method, fields, length, limits),
+        Selected::Range { .. } | Selected::NotModified
+    )
 }
 
 /// From which byte to which a member of `Range` reaches, of an unknown length: the end of it is

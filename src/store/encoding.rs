@@ -220,7 +220,7 @@ fn decode_head(from: &mut From) -> Option<Head> {
     let sane = from.0.is_empty()
         && slice_bytes > 0
         && (flag(6) || inline.is_empty())
-        && (!flag(6) || inline.len() as u64 == response.complete_length.unwrap_or_default());
+        && (!flag(6) || inline.len() as u64 == inline_length(&response));
     sane.then(|| Head {
         response,
         object,
@@ -231,6 +231,15 @@ fn decode_head(from: &mut From) -> Option<Head> {
         place: AtomicU8::new(place::WRITTEN),
         hash,
     })
+}
+
+/// How long a body must be that lies in one piece: the whole, or the one part of it.
+fn inline_length(response: &StoredResponse) -> u64 {
+    match response.parts.as_deref() {
+        None => response.complete_length.unwrap_or_default(),
+        Some([part]) => part.end.saturating_sub(part.start),
+        Some(_) => u64::MAX,
+    }
 }
 
 /// The values share the record's one allocation with the body.
@@ -391,8 +400,16 @@ mod tests {
         let mut head = tests::head("https://a/ü", PurgeSequence(7), 9);
         let odd = HeaderName::from_static("x-odd");
         head.response.headers.append(odd.clone(), HeaderValue::from_bytes(b"\xff\xfe \t").unwrap());
+        // What lies in one piece may be one part of it, and no more.
+        head.response.complete_length = Some(20);
         head.response.parts = Some(Box::new([1..2, 5..9]));
-        head.response.complete_length = Some(4);
+        let Piece::Record(Record::Response(two)) = piece(head) else { panic!("a response") };
+        assert!(matches!(
+            decode(&encode(&Piece::Record(Record::Response(two.clone())))),
+            Piece::Unknown
+        ));
+        let mut head = Arc::into_inner(two).expect("nobody else has it");
+        head.response.parts = Some(Box::new([5..9]));
         let encoded = encode(&piece(head));
         let back = decode(&encoded);
         let back = head_of(&back);
@@ -403,7 +420,8 @@ mod tests {
             back.response.headers.lines(&HeaderName::from_static("x-repeated")).collect();
         assert_eq!(repeated, ["one", "two"]);
         assert_eq!(back.response.headers.get(&odd).unwrap().as_bytes(), b"\xff\xfe \t");
-        assert_eq!(back.response.parts.as_deref(), Some(&[1..2, 5..9][..]));
+        assert_eq!(back.response.parts.as_deref(), Some(&[5..9][..]));
+        assert_eq!((back.complete_length(), back.is_apart()), (20, true));
         assert_eq!((back.lineage, back.object, back.hash), (9, again.object, again.hash));
         assert_eq!(back.inline, again.inline);
         assert_eq!(encode(&decode(&encoded)), encoded);

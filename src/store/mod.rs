@@ -317,6 +317,17 @@ impl Store {
         Ok(self.put_head(head, self.wants_on_disk(hash, 0)))
     }
 
+    /// Stores one part of an object for itself: nothing binds it to others (RFC 9111 §3.4), or the
+    /// object is too short to be stored by slices. `bytes` are those that the response names.
+    pub fn put_apart(&self, response: StoredResponse, bytes: &Bytes) -> Arc<Head> {
+        let hash = response.hash();
+        let object = self.next_object(hash);
+        // Not the buffer that it was read into.
+        let inline = Some(Bytes::copy_from_slice(bytes));
+        let wanted = self.wants_on_disk(hash, bytes.len() as u64);
+        self.put_head(self.new_head(response, hash, object, inline), wanted)
+    }
+
     /// The head that an object will have that is being written, for [`Store::put_slice`] and
     /// [`Store::slice`]. Nobody finds it. `None` when it is not stored by parts.
     pub fn head_to_be(&self, response: &StoredResponse, object: ObjectId) -> Option<Arc<Head>> {

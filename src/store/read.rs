@@ -82,10 +82,9 @@ impl Body for StoredBody {
         if this.rest.is_empty() {
             return Poll::Ready(None);
         }
-        if let Some(body) = &this.head.inline {
-            let within = this.rest.start as usize..this.rest.end as usize;
+        if let Some(bytes) = this.head.inline_bytes(this.rest.clone()) {
             this.rest.start = this.rest.end;
-            return Poll::Ready(Some(Ok(Frame::data(body.slice(within)))));
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         if this.next.is_none() {
             this.next = this.ask();

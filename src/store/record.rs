@@ -27,7 +27,8 @@ pub struct Head {
     pub response: StoredResponse,
     /// Which slices are its body.
     pub object: ObjectId,
-    /// The whole body, when it fits one slice.
+    /// The whole body, when it fits one slice; or the one part of it that is stored, when it was
+    /// stored apart: see [`Store::put_apart`](super::Store::put_apart).
     pub inline: Option<Bytes>,
     /// The slice size it was cut with.
     pub slice_bytes: u32,
@@ -55,8 +56,24 @@ pub(super) mod place {
 impl Head {
     /// The body's length as stored or promised.
     pub fn complete_length(&self) -> u64 {
-        let inline = self.inline.as_ref().map(|body| body.len() as u64);
+        let inline = self.inline.as_ref().filter(|_| !self.is_apart());
+        let inline = inline.map(|body| body.len() as u64);
         inline.or(self.response.complete_length).unwrap_or_default()
+    }
+
+    /// Whether it is a part of an object that nothing can be added to.
+    pub fn is_apart(&self) -> bool {
+        self.inline.is_some() && self.response.parts.is_some()
+    }
+
+    /// These bytes of what lies in one piece; `None` when it does not, or lacks some.
+    pub fn inline_bytes(&self, range: std::ops::Range<u64>) -> Option<Bytes> {
+        let body = self.inline.as_ref()?;
+        let parts = self.response.parts.as_deref();
+        let first = parts.map_or(0, |parts| parts.first().map_or(0, |part| part.start));
+        let start = usize::try_from(range.start.checked_sub(first)?).ok()?;
+        let end = usize::try_from(range.end.checked_sub(first)?).ok()?;
+        (start <= end && end <= body.len()).then(|| body.slice(start..end))
     }
 
     /// The purge sequence up to which it was last found untouched.

@@ -63,6 +63,9 @@ fn object(length: u64, manner: Manner) -> Object {
     let origin = Origin::start(move |seen| {
         let range = seen.header("range").and_then(|text| {
             let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+            if first.is_empty() {
+                return Some(length.saturating_sub(last.parse().ok()?)..length);
+            }
             let first: u64 = first.parse().ok()?;
             Some(first..last.parse().map_or(length, |last: u64| (last + 1).min(length)))
         });
@@ -183,6 +186,96 @@ fn a_full_request_completes_what_ranges_have_begun() {
     let tail = client.get("a.test", "/long", &["Range: bytes=-7"]);
     assert_bytes(&tail.body, 1, length - 7..length);
     assert_eq!(object.origin.requests(), requests);
+}
+
+#[test]
+fn the_last_bytes_of_a_long_object_are_asked_for_as_they_are() {
+    let length = 8 * MIB + 5;
+    let object = object(length, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    let mut tail = |count: u64| {
+        let field = format!("Range: bytes=-{count}");
+        let response = client.get("a.test", "/long", &[&field]);
+        assert_eq!(response.status, 206);
+        assert_bytes(&response.body, 1, length - count..length);
+        let expected = format!("bytes {}-{}/{length}", length - count, length - 1);
+        assert_eq!(response.header("content-range"), expected);
+        response
+    };
+    assert!(tail(7).header("cache-status").contains("stored"));
+    assert_eq!(object.sent.load(Ordering::SeqCst), 7, "no more than was asked for");
+    // Known by now: from here on by slices.
+    tail(7);
+    assert!(tail(5).is_hit());
+    assert_eq!(object.origin.requests(), 2);
+    // What has slices of its own brings them.
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    let field = format!("Range: bytes=-{}", 2 * SLICE);
+    for _ in 0..2 {
+        let tail = client.get("a.test", "/long", &[&field]);
+        assert_bytes(&tail.body, 1, length - 2 * SLICE..length);
+    }
+    let tail = client.get("a.test", "/long", &["Range: bytes=-9"]);
+    assert!(tail.is_hit(), "{:?}", tail.headers);
+}
+
+#[test]
+fn a_part_that_nothing_binds_answers_what_lies_in_it_and_nothing_else() {
+    let length = 8 * MIB;
+    for (object, name) in
+        [(object(length, Manner::NoValidator), "long"), (object(1000, Manner::Ranges), "short")]
+    {
+        let length = if name == "long" { length } else { 1000 };
+        let (_directory, process) = node(&object, "64MiB", "none");
+        let mut client = Client::connect(process.address);
+        let mut get = |range: &str, bytes: Range<u64>| {
+            let response = client.get("a.test", "/o", &[&format!("Range: bytes={range}")]);
+            assert_eq!(response.status, 206, "{name} {range}");
+            assert_bytes(&response.body, 1, bytes.clone());
+            let expected = format!("bytes {}-{}/{length}", bytes.start, bytes.end - 1);
+            assert_eq!(response.header("content-range"), expected);
+            response
+        };
+        let first = get("-100", length - 100..length);
+        assert!(first.header("cache-status").contains("stored"), "{:?}", first.headers);
+        assert_eq!(object.sent.load(Ordering::SeqCst), 100, "{name}: no more than was asked for");
+        assert!(get("-100", length - 100..length).is_hit());
+        assert!(get("-7", length - 7..length).is_hit());
+        let (from, to) = (length - 90, length - 81);
+        assert!(get(&format!("{from}-{to}"), from..to + 1).is_hit());
+        assert!(get(&format!("{from}-"), from..length).is_hit());
+        assert_eq!(object.origin.requests(), 1, "{name}");
+        // The head of it is not that of the whole.
+        let head = client.request("HEAD", "a.test", "/o", &[], b"");
+        assert_eq!(head.status, 200, "{name}");
+        let both = client.get("a.test", "/o", &["Range: bytes=0-1,-1"]);
+        assert_eq!(both.status, 206, "{name}");
+        assert!(!both.is_hit(), "{name}: {:?}", both.headers);
+        let whole = client.get("a.test", "/o", &[]);
+        assert_eq!(whole.status, 200, "{name}");
+        assert_bytes(&whole.body, 1, 0..length);
+        assert!(client.get("a.test", "/o", &[]).is_hit(), "{name}: it took the place of the part");
+    }
+}
+
+#[test]
+fn a_part_that_breaks_off_is_not_stored_and_asked_for_again() {
+    let asked = AtomicU64::new(0);
+    let origin = Origin::start(move |_| {
+        let part = Answer::part(bytes_of(1, 93..100)).header("Content-Range", "bytes 93-99/100");
+        let part = part.fresh_for(3600);
+        if asked.fetch_add(1, Ordering::SeqCst) == 0 { part.cut_after(3) } else { part }
+    });
+    let directory = tempfile::tempdir().expect("a directory");
+    let process = Victim::start(directory.path(), &origin.url(), "[log]\naccess = \"off\"\n");
+    let mut client = Client::connect(process.address);
+    for (requests, hit) in [(2, false), (3, false), (3, true)] {
+        let tail = client.get("a.test", "/o", &["Range: bytes=-7"]);
+        assert_bytes(&tail.body, 1, 93..100);
+        assert_eq!((origin.requests(), tail.is_hit()), (requests, hit), "{:?}", tail.headers);
+    }
 }
 
 #[test]
