@@ -392,7 +392,11 @@ impl Visit {
     }
 
     fn shown_key(&self) -> Option<Box<str>> {
-        self.rule.settings.cache.show_key.then(|| self.target().key.text)
+        let settings = &self.rule.settings.cache;
+        settings.show_key.then(|| {
+            let target = self.aliased_in_memory(self.target());
+            target.unwrap_or_else(|target| target).key.text
+        })
     }
 
     fn target(&self) -> Target {

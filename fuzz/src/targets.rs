@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::cache::date::parse_date;
 use crate::cache::directives::{RequestDirectives, ResponseDirectives};
 use crate::cache::range::{ContentRange, Multipart, RangeLimits, Requested, requested};
+use crate::cache::search::NoVarySearch;
 use crate::cache::settings::Honoured;
 use crate::cache::vary::{Vary, VaryList, fold_codings, variant_key};
 use crate::cache::{CacheKey, CacheStatus, Reason, Settings, tags, targeted};
@@ -76,13 +77,18 @@ pub fn range(data: &[u8]) {
     }
 }
 
-/// Structured fields: targeted directives, groups and tags.
+/// Structured fields: targeted directives, groups and tags, No-Vary-Search.
 pub fn structured(data: &[u8]) {
     let settings = Settings::default();
     targeted::addressed(&field("cdn-cache-control", data), &settings.targeted);
     targeted::addressed(&field("surrogate-control", data), &settings.targeted);
     for name in ["cache-groups", "surrogate-key", "cache-tag"] {
         tags::tags(&field(name, data), "https://e.org");
+    }
+    if let Some(said) = NoVarySearch::of(&field("no-vary-search", data)) {
+        let query = String::from_utf8_lossy(data);
+        let once = said.canonical(&query);
+        assert_eq!(said.canonical(&once), once);
     }
 }
 

@@ -27,6 +27,7 @@ pub mod range;
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod scenarios;
+pub mod search;
 pub mod section;
 pub mod settings;
 pub mod status;

@@ -29,6 +29,11 @@ pub enum PurgeScope {
     Tag(Box<str>),
 }
 
+/// Among the tags of a record: it was stored by a rule of `No-Vary-Search`, and answers other
+/// URLs of its path than its own. A purge of any URL of the path covers it. A tag whose hash is
+/// this would make it be purged too often: one in 10^19.
+pub const ALIASED: u64 = u64::MAX;
+
 /// The facts of a stored response that purges are matched against.
 #[derive(Clone, Copy, Debug)]
 pub struct PurgeTarget<'a> {
@@ -38,6 +43,18 @@ pub struct PurgeTarget<'a> {
     pub url: &'a str,
     /// [`tag_hash`] of each tag.
     pub tags: &'a [u64],
+}
+
+impl<'a> PurgeTarget<'a> {
+    /// The URL without its query, if purges of other URLs with that path cover it too.
+    pub fn aliased_path(&self) -> Option<&'a str> {
+        self.tags.contains(&ALIASED).then(|| path_of(self.url))
+    }
+}
+
+/// A URL without its query.
+pub fn path_of(url: &str) -> &str {
+    url.split('?').next().unwrap_or_default()
 }
 
 /// A tag as it is kept in records and in the purge table. Two tags with one hash are purged

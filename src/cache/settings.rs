@@ -35,6 +35,8 @@ pub struct Settings {
     /// Whether a request whose most wanted language is a stored variant's `Content-Language`
     /// gets that variant, when its own fields have none.
     pub select_language: bool,
+    /// Whether `No-Vary-Search` of responses is followed.
+    pub no_vary_search: bool,
     /// Whether a response is refused whose type does not go with its path's extension
     /// (`/account/x.css` that is HTML).
     pub deception_guard: bool,
@@ -68,6 +70,7 @@ impl Default for Settings {
             bypass: Bypass::default(),
             variants_max: 64,
             select_language: true,
+            no_vary_search: false,
             deception_guard: true,
             object_age_max: Duration::from_secs(30 * 86_400),
             pass_memory: Duration::from_secs(60),

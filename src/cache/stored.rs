@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use http::StatusCode;
 
 use super::key::KeyHash;
-use super::purge::{PurgeSequence, PurgeTarget};
+use super::purge::{ALIASED, PurgeSequence, PurgeTarget};
 use super::section::FieldSection;
 use super::vary::variant_hash;
 
@@ -83,6 +83,11 @@ impl StoredResponse {
     /// Where the store keeps it: its key's hash, or its variant's.
     pub fn hash(&self) -> KeyHash {
         variant_hash(&self.key, &self.variant)
+    }
+
+    /// Whether it was stored by a rule of `No-Vary-Search`.
+    pub fn is_aliased(&self) -> bool {
+        self.tags.contains(&ALIASED)
     }
 
     /// What purges are matched against.

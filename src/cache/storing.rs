@@ -18,8 +18,9 @@ use super::freshness::{self, Lifetime, LifetimeSource};
 use super::invalidate::resolve;
 use super::key::CacheKey;
 use super::policy;
-use super::purge::PurgeSequence;
+use super::purge::{ALIASED, PurgeSequence};
 use super::range::ContentRange;
+use super::search::NoVarySearch;
 use super::section::Fields;
 use super::settings::{SetCookie, Settings};
 use super::status::Reason;
@@ -49,7 +50,7 @@ pub struct Exchange<'a> {
 /// Where a response would be stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// Its key.
+    /// The key of the request, as it was asked.
     pub key: &'a CacheKey,
     /// The content codings that `Accept-Encoding` is folded to, see [`super::variant_key`].
     pub codings: &'a [&'static str],
@@ -355,19 +356,26 @@ fn stored_response(
         headers.remove(CONTENT_RANGE);
         headers.remove(CONTENT_LENGTH);
     }
+    let rule = settings.no_vary_search.then(|| NoVarySearch::of(exchange.response)).flatten();
+    let mut tags = tags(exchange.response, origin_of(place.key.url()));
+    let key = match &rule {
+        Some(rule) => {
+            tags = tags.iter().copied().chain([ALIASED]).collect();
+            &rule.key(place.key)
+        }
+        None => place.key,
+    };
     StoredResponse {
-        key: place.key.text.clone(),
+        key: key.text.clone(),
         variant: match &findings.vary {
-            Vary::Fields(fields) => {
-                variant_key(place.key, fields, exchange.request, place.codings).1
-            }
+            Vary::Fields(fields) => variant_key(key, fields, exchange.request, place.codings).1,
             Vary::Nothing | Vary::Star => "".into(),
         },
         site: place.site.into(),
         status: exchange.status,
         headers: headers.into(),
         freshness: freshness_of(exchange, findings, settings),
-        tags: tags(exchange.response, origin_of(place.key.url())),
+        tags,
         stored_at_sequence: place.sequence,
         complete_length,
         parts: part.map(|part| [part.bytes].into()),

@@ -7,7 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::conditional::{Comparison, is_strong, tags_match};
 use super::fields::{http_date, remove_hop_by_hop, storable_fields};
-use super::purge::PurgeSequence;
+use super::purge::{ALIASED, PurgeSequence};
+use super::search;
 use super::section::Fields;
 use super::settings::{SetCookie, Settings};
 use super::status::Reason;
@@ -37,6 +38,7 @@ pub fn freshen(
     settings: &Settings,
 ) -> Freshened {
     match is_about(stored, exchange.response) {
+        true if search::contradicts(stored, exchange.response) => Freshened::NotThisOne,
         true => merged(stored, exchange, sequence, settings),
         false => Freshened::NotThisOne,
     }
@@ -63,6 +65,7 @@ pub fn freshen_from_head(
         && same(&ETAG)
         && same(&LAST_MODIFIED)
         && same_length
+        && !search::contradicts(stored, theirs)
     {
         merged(stored, exchange, sequence, settings)
     } else {
@@ -115,6 +118,10 @@ fn merged(
     };
     let findings = examine(&judged, &key, settings);
     let directives = &findings.addressed.directives;
+    let mut retagged = tags(&headers, origin_of(key.url()));
+    if stored.is_aliased() {
+        retagged = retagged.iter().copied().chain([ALIASED]).collect();
+    }
     let updated = StoredResponse {
         headers: storable_fields(
             &headers,
@@ -124,7 +131,7 @@ fn merged(
         )
         .into(),
         freshness: freshness_of(&again, &findings, settings),
-        tags: tags(&headers, origin_of(key.url())),
+        tags: retagged,
         stored_at_sequence: sequence,
         ..stored.clone()
     };

@@ -598,6 +598,7 @@ pub(super) fn cache(section: &Section<'_>, cache: &mut cache::Settings) {
     section.read("bypass_headers", &mut cache.bypass.headers);
     section.read_within("variants_max", &mut cache.variants_max, 1..=10_000);
     section.read("select_language", &mut cache.select_language);
+    section.read("no_vary_search", &mut cache.no_vary_search);
     section.read("deception_guard", &mut cache.deception_guard);
     section.read("pass_memory", &mut cache.pass_memory);
     section.read("show_key", &mut cache.show_key);

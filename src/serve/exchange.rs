@@ -15,7 +15,7 @@ use crate::body::Body;
 use crate::cache::vary::Variant;
 use crate::cache::{
     self, CacheKey, Exchange, FieldSection, Freshened, Place, PurgeSequence, Reason,
-    StoredResponse, Storing, Vary, VaryList,
+    StoredResponse, Storing, Vary, VaryList, search,
 };
 use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
@@ -253,6 +253,7 @@ impl Job {
                 Settled::Apart(stored, response)
             }
             Storing::Store(mut stored) => {
+                self.note_rule(&stored).await;
                 self.sign(&mut stored.headers, None);
                 Settled::Store(stored, response)
             }
@@ -291,23 +292,39 @@ impl Job {
         response.headers_mut().entry(DATE).or_insert_with(|| cache::fields::http_date(now));
     }
 
+    /// Remembers by which rule of `No-Vary-Search` a response is going to be stored.
+    async fn note_rule(&self, stored: &StoredResponse) {
+        let Some(record) = search::rule_record(stored) else { return };
+        let store = &self.worker.store;
+        let known = store.in_memory(record.hash());
+        if let Some(Record::Response(known)) = known
+            && known.response.key == record.key
+            && known.response.headers == record.headers
+        {
+            return;
+        }
+        // Without it other URLs are asked of upstream; the store has counted it.
+        let _ = store.writer(record).finish().await;
+    }
+
     /// Lists a variant just stored under its key.
     pub async fn note_variant(&self, stored: &StoredResponse) {
         let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
         let store = &self.worker.store;
+        let key = CacheKey::new(stored.key.clone());
         // Two fills of one key may end at once; neither may lose the other's variant.
         let _listing = self.worker.listing.lock().await;
-        let mut list = match store.find(self.key.hash).await {
+        let mut list = match store.find(key.hash).await {
             Some(Record::Variants(list)) => VaryList::clone(&list),
             _ => VaryList::default(),
         };
         let codings = &self.plan.codings;
-        let (hash, _) = cache::variant_key(&self.key, &fields, &self.fields, codings);
+        let (hash, _) = cache::variant_key(&key, &fields, &self.fields, codings);
         let variant = Variant::new(hash, &fields, &self.fields, &stored.headers, codings);
         for dropped in list.note(&fields, variant, self.rule.settings.cache.variants_max) {
             store.forget(dropped);
         }
-        store.put_variants(self.key.hash, list);
+        store.put_variants(key.hash, list);
     }
 }
 

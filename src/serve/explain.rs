@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::ranges::is_enough;
 use super::worker::Plan;
-use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives};
+use crate::cache::section::Fields;
+use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, search};
 use crate::clock::Clock;
 use crate::route::{Action, Question};
 use crate::store::{Head, Record, Store};
@@ -76,11 +77,19 @@ impl Explainer {
             asked.query(),
             headers,
         );
+        let exact = key;
+        let key = match settings.no_vary_search {
+            true => self.aliased(&exact, &mut told).await,
+            false => exact.clone(),
+        };
         told["key"] = json!(&*key.text);
         let (head, absent) = self.look(&key, headers, settings.select_language, &mut told).await;
         let (head, absent) = match head {
             Some(head) if !is_enough(&head, &method, headers, &settings.ranges) => {
                 (None, Reason::BytesMissing)
+            }
+            Some(head) if settings.no_vary_search && !search::answers(&head.response, &exact) => {
+                (None, Reason::Absent)
             }
             head => (head, absent),
         };
@@ -95,6 +104,22 @@ impl Explainer {
         told["decision"] =
             decision(cache::decide(&head.response, purged, &directives, settings, now));
         Ok(told)
+    }
+
+    /// Where to look by what is remembered of the path.
+    async fn aliased(&self, exact: &CacheKey, told: &mut Value) -> CacheKey {
+        let Some(rule) = search::rule_key(exact) else { return exact.clone() };
+        let Some(Record::Response(head)) = self.store.peek(rule.hash).await else {
+            return exact.clone();
+        };
+        if head.response.key != rule.text {
+            return exact.clone();
+        }
+        let name = search::NO_VARY_SEARCH;
+        let said = head.response.headers.lines(&name);
+        told["no_vary_search"] =
+            said.map(|line| String::from_utf8_lossy(line.as_bytes()).into_owned()).collect();
+        search::looked_for(exact, &head.response)
     }
 
     async fn look(
@@ -145,7 +170,8 @@ fn stored(head: &Head, now: std::time::SystemTime) -> Value {
         "stale_if_error_s": freshness.stale_if_error.as_secs(),
         "must_revalidate": freshness.must_revalidate,
         "no_cache": freshness.no_cache,
-        "tags": response.tags.len(),
+        "tags": response.tags.len() - usize::from(response.is_aliased()),
+        "aliased": response.is_aliased(),
         "stored_at_sequence": response.stored_at_sequence.0,
     })
 }

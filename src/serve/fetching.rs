@@ -14,6 +14,7 @@ use super::exchange::{Came, Job, Report};
 use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::body::Body;
+use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, PurgeTarget, Reason, Vary};
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
@@ -55,7 +56,9 @@ impl Visit {
         for _ in 0..ROUNDS_MAX {
             let store = &self.worker.store;
             // Its tags are not known before its head.
-            let asked = PurgeTarget { site: &self.site.name, url: found.key.url(), tags: &[] };
+            let aliased: &[u64] =
+                if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
+            let asked = PurgeTarget { site: &self.site.name, url: found.key.url(), tags: aliased };
             let joined = self.worker.fills.join(found.hash, store.sequence(), |response, since| {
                 store.overtaken(&asked, response, since)
             });
@@ -226,7 +229,7 @@ impl Visit {
     /// A follower's look at what it followed.
     fn look_at_filling(&self, found: &Found, filling: &Filling) -> Followed {
         let response = filling.response();
-        if response.key != found.key.text {
+        if response.key != found.key.text || !self.is_answered_by(response) {
             return Followed::Unusable;
         }
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
@@ -340,7 +343,11 @@ impl Visit {
             site: self.site.clone(),
             rule: self.rule.clone(),
             pool: self.pool()?,
-            key: found.key.clone(),
+            // By which rule its response is stored is not known before.
+            key: match self.rule.settings.cache.no_vary_search {
+                true => self.target().key,
+                false => found.key.clone(),
+            },
             method: self.request.method.clone(),
             fields: self.fields.clone(),
             stale: found.validated().cloned(),

@@ -6,7 +6,7 @@ use http::{HeaderMap, Uri};
 
 use super::Visit;
 use crate::cache::key::url_part;
-use crate::cache::{CacheKey, KeyHash, Reason, VaryList, variant_key};
+use crate::cache::{CacheKey, KeyHash, Reason, StoredResponse, VaryList, search, variant_key};
 use crate::guard::Normalised;
 use crate::route::{Question, Routes, Rule};
 use crate::store::{Head, Record};
@@ -69,6 +69,7 @@ impl Visit {
     /// The target back when only the disk knows.
     pub(super) fn look_in_memory(&self, target: Target) -> Result<Found, Target> {
         let store = &self.worker.store;
+        let target = self.aliased_in_memory(target)?;
         match store.in_memory(target.key.hash) {
             None => Err(target),
             Some(Record::Response(head)) => Ok(self.found(target, head)),
@@ -77,7 +78,7 @@ impl Visit {
                     match store.in_memory(candidate.hash) {
                         Some(Record::Response(head))
                             if candidate.fits(&target.key, &head.response)
-                                && self.is_enough(&head) =>
+                                && self.is_usable(&head) =>
                         {
                             return Ok(self.variant_found(target, &list, head));
                         }
@@ -92,6 +93,10 @@ impl Visit {
 
     pub(super) async fn look_everywhere(&self, target: Target) -> Found {
         let store = &self.worker.store;
+        let target = match self.aliased_in_memory(target) {
+            Ok(target) => target,
+            Err(target) => self.aliased(target).await,
+        };
         match store.find(target.key.hash).await {
             None => target.nothing(Reason::Absent),
             Some(Record::Response(head)) => self.found(target, head),
@@ -99,7 +104,7 @@ impl Visit {
                 for candidate in self.candidates(&list, &target.key) {
                     if let Some(Record::Response(head)) = store.find(candidate.hash).await
                         && candidate.fits(&target.key, &head.response)
-                        && self.is_enough(&head)
+                        && self.is_usable(&head)
                     {
                         return self.variant_found(target, &list, head);
                     }
@@ -110,12 +115,44 @@ impl Visit {
         }
     }
 
+    fn is_usable(&self, head: &Head) -> bool {
+        self.is_enough(head) && self.is_answered_by(&head.response)
+    }
+
+    /// Whether what stands where this request's answer is looked for says that it answers its URL.
+    pub(super) fn is_answered_by(&self, stored: &StoredResponse) -> bool {
+        !self.rule.settings.cache.no_vary_search || search::answers(stored, &self.target().key)
+    }
+
+    /// Where to look by what is remembered of the path. The target back when only the disk knows.
+    pub(super) fn aliased_in_memory(&self, target: Target) -> Result<Target, Target> {
+        let Some(rule) = self.rule_of(&target) else { return Ok(target) };
+        let store = &self.worker.store;
+        match store.in_memory(rule.hash) {
+            None if !store.is_absent(rule.hash) => Err(target),
+            remembered => Ok(aliased(target, &rule, remembered)),
+        }
+    }
+
+    async fn aliased(&self, target: Target) -> Target {
+        let Some(rule) = self.rule_of(&target) else { return target };
+        let remembered = self.worker.store.find(rule.hash).await;
+        aliased(target, &rule, remembered)
+    }
+
+    fn rule_of(&self, target: &Target) -> Option<CacheKey> {
+        self.rule.settings.cache.no_vary_search.then(|| search::rule_key(&target.key)).flatten()
+    }
+
     fn found(&self, target: Target, head: Arc<Head>) -> Found {
         if head.response.key != target.key.text {
             return target.nothing(Reason::KeyCollision);
         }
         if !self.is_enough(&head) {
             return target.nothing(Reason::BytesMissing);
+        }
+        if !self.is_answered_by(&head.response) {
+            return target.nothing(Reason::Absent);
         }
         let hash = target.key.hash;
         Found { key: target.key, hash, head: Some(head), validate: false, absent: Reason::Absent }
@@ -145,6 +182,15 @@ impl Visit {
             Some(set) => variant_key(key, &set.fields, &self.fields, &self.plan.codings).0,
             None => key.hash,
         }
+    }
+}
+
+fn aliased(target: Target, rule: &CacheKey, remembered: Option<Record>) -> Target {
+    match remembered {
+        Some(Record::Response(head)) if head.response.key == rule.text => {
+            Target { key: search::looked_for(&target.key, &head.response) }
+        }
+        _ => target,
     }
 }
 

@@ -232,6 +232,12 @@ impl Store {
         self.inner.purges.verdict(head)
     }
 
+    /// Whether neither memory nor a disk's index has a record under this hash.
+    pub fn is_absent(&self, hash: KeyHash) -> bool {
+        let key = PieceKey::head(hash);
+        !self.inner.memory.contains(&key) && !self.inner.disks.may_contain(&key)
+    }
+
     /// What goes into [`StoredResponse::stored_at_sequence`]. To be read **before** the
     /// upstream request is sent: every purge from now on has a higher sequence.
     pub fn sequence(&self) -> PurgeSequence {

@@ -334,3 +334,100 @@ fn conditions_and_ranges_are_answered_from_the_store() {
     check("Range: bytes=10-", 416, "", "bytes */10");
     assert_eq!(origin.requests(), 1);
 }
+
+/// Sites follow `No-Vary-Search`; what is under `/plain` does not.
+fn following(origin: &str) -> Edge {
+    Edge::with(&format!(
+        "[pools.main]\norigins = {origin:?}\n[sites.all]\nhosts = \"*\"\n\
+         [sites.all.cache]\nno_vary_search = true\nshow_key = true\n\
+         [[sites.all.rules]]\npath_prefix = \"/plain\"\ncache.no_vary_search = false\n"
+    ))
+}
+
+#[test]
+fn no_vary_search_is_followed_where_a_site_says_so() {
+    let origin = counting(|n, seen| {
+        let answer = Answer::ok(n.to_string()).fresh_for(60);
+        let answer = match &*seen.target {
+            target if target.contains("lang=") => answer.header("Vary", "Accept-Language"),
+            _ => answer,
+        };
+        match seen.target.starts_with("/other") {
+            true => answer,
+            false => answer.header("No-Vary-Search", "params=(\"utm\"), key-order"),
+        }
+    });
+    let edge = following(&origin.url());
+    let check = |target: &str, expected: (&str, bool)| {
+        let response = edge.get(target);
+        assert_eq!((response.text(), response.is_hit()), expected, "{target}: {response:?}");
+    };
+    check("/p?utm=1&a=1&b=2", ("1", false));
+    check("/p?b=2&utm=2&a=1", ("1", true));
+    check("/p?a=1&b=2", ("1", true));
+    check("/p?a=2", ("2", false));
+    check("/p", ("3", false));
+    check("/p?utm=3", ("3", true));
+    // What says nothing of it answers its own URL alone.
+    check("/other?utm=1", ("4", false));
+    check("/other?utm=2", ("5", false));
+    check("/plain/p?utm=1", ("6", false));
+    check("/plain/p?utm=2", ("7", false));
+    check("/v?lang=de&utm=1", ("8", false));
+    check("/v?lang=de&utm=2", ("8", true));
+    let key = edge.get("/p?utm=9&b=2&a=1").header("cache-status");
+    assert!(key.contains("key=\"http://edge.test/p?a=1&b=2\""), "{key}");
+    let explained = edge.admin("GET", "/explain?url=http://edge.test/p?utm=9%26b=2%26a=1", "");
+    let told: serde_json::Value = serde_json::from_str(explained.text()).expect("JSON");
+    assert_eq!(told["decision"]["act"], "hit", "{told}");
+    assert_eq!(told["key"], "http://edge.test/p?a=1&b=2");
+    assert_eq!(told["no_vary_search"][0], "params=(\"utm\"), key-order");
+    assert_eq!(told["stored"]["aliased"], true);
+}
+
+#[test]
+fn a_purge_of_any_url_covers_what_answers_it_by_no_vary_search() {
+    let origin = counting(|n, seen| {
+        let answer = Answer::ok(n.to_string()).fresh_for(60);
+        match seen.method.as_str() {
+            "GET" => answer.header("No-Vary-Search", "params=(\"utm\")"),
+            _ => answer,
+        }
+    });
+    let edge = following(&origin.url());
+    let change = |what: &str, act: &dyn Fn()| {
+        edge.get("/p?utm=1&a=1");
+        let before = edge.get("/p?utm=2&a=1");
+        assert!(before.is_hit(), "{what}: {before:?}");
+        act();
+        let after = edge.get("/p?utm=3&a=1");
+        assert_ne!(after.text(), before.text(), "{what}: {after:?}");
+    };
+    let purge = |order: &str| assert_eq!(edge.admin("POST", "/purge", order).status, 200);
+    change("an alias nobody has asked for", &|| {
+        edge.purge("/p?utm=77&a=1");
+    });
+    change("the URL as it is stored", &|| {
+        edge.purge("/p?a=1");
+    });
+    change("a prefix of an alias", &|| purge("{\"prefix\": \"http://edge.test/p?utm=77\"}"));
+    change("an unsafe request for an alias", &|| {
+        send(&edge, "POST", "/p?utm=78&a=1", b"x");
+    });
+}
+
+#[test]
+fn a_rule_that_changes_leads_to_nothing_that_was_stored_by_another() {
+    let origin = counting(|n, _| {
+        let rule = if n == 1 { "params=(\"a\")" } else { "params=(\"b\")" };
+        Answer::ok(n.to_string()).fresh_for(60).header("No-Vary-Search", rule)
+    });
+    let edge = following(&origin.url());
+    assert_eq!(edge.get("/p?a=1&b=1").text(), "1");
+    assert_eq!(edge.get("/p?a=2&b=1").text(), "1");
+    // Stored by the second rule, which is what is remembered from now on.
+    assert_eq!(edge.get("/p?a=3&b=2").text(), "2");
+    assert_eq!(edge.get("/p?a=3&b=3").text(), "2");
+    assert_eq!(edge.get("/p?b=1&c=1").text(), "3");
+    assert_eq!(edge.get("/p?a=1&b=1").text(), "4");
+}

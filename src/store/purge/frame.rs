@@ -10,7 +10,7 @@
 //!         4 OUTBOX  number (8)  text                   a message that waits for the bus
 //!         5 SENT    number (8)                         … and no longer does
 //!         6 HORIZON sequence (8)                       what is older counts as purged
-//! scope   0 ALL | 1 SITE text | 2 URL hash (16) | 3 TAG hash (8) | 4 PREFIX text
+//! scope   0 ALL | 1 SITE text | 3 TAG hash (8) | 4 PREFIX text | 5 URL hash (16)
 //! text    length (4)  bytes
 //! ```
 //!
@@ -175,7 +175,7 @@ fn write_scope(out: &mut Vec<u8>, scope: &Scope) {
             write_text(out, site.as_bytes());
         }
         Scope::Url(hash) => {
-            out.push(2);
+            out.push(5);
             out.extend_from_slice(&hash.to_le_bytes());
         }
         Scope::Tag(hash) => {
@@ -236,9 +236,9 @@ impl<'a> Reader<'a> {
         Some(match self.byte()? {
             0 => Scope::All,
             1 => Scope::Site(self.string()?),
-            2 => Scope::Url(u128::from_le_bytes(self.take(16)?.try_into().ok()?)),
             3 => Scope::Tag(self.number()?),
             4 => Scope::Prefix(self.string()?),
+            5 => Scope::Url(u128::from_le_bytes(self.take(16)?.try_into().ok()?)),
             _ => return None,
         })
     }

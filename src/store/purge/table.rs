@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::cache::purge::path_of;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 
 /// A scope as the table keeps it. URLs and tags by hash: two with one hash are purged together.
+/// The upper half of a URL's hash is that of the URL without its query.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
     All,
@@ -33,7 +35,17 @@ impl Scope {
 }
 
 fn url_hash(url: &str) -> u128 {
-    xxhash_rust::xxh3::xxh3_128(url.as_bytes())
+    let whole = xxhash_rust::xxh3::xxh3_64(url.as_bytes());
+    u128::from(path_hash(path_of(url))) << 64 | u128::from(whole)
+}
+
+fn path_hash(path: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(path.as_bytes())
+}
+
+/// The [`path_hash`] in a URL's hash.
+fn path_in(url: u128) -> u64 {
+    (url >> 64) as u64
 }
 
 /// The latest hard and the latest soft purge of one scope; zero is none.
@@ -79,6 +91,8 @@ pub(super) struct Table {
     all: Marks,
     sites: HashMap<Arc<str>, Marks>,
     urls: HashMap<u128, Marks>,
+    /// Of the URLs by path, for what answers several of them. Made of `urls`, no entries of its own.
+    paths: HashMap<u64, Marks>,
     tags: HashMap<u64, Marks>,
     prefixes: BTreeMap<Arc<str>, Marks>,
     /// Of the latest purge of any tag.
@@ -101,6 +115,9 @@ impl Table {
     /// Takes note of marks, as a snapshot has them.
     pub(super) fn merge(&mut self, scope: &Scope, marks: Marks) {
         self.entry(scope).merge(marks);
+        if let Scope::Url(url) = scope {
+            self.paths.entry(path_in(*url)).or_default().merge(marks);
+        }
         if let Scope::Tag(_) = scope {
             self.tag_latest = self.tag_latest.max(marks.latest());
         }
@@ -148,9 +165,17 @@ impl Table {
         match scope {
             Scope::All => {}
             Scope::Site(site) => drop(self.sites.remove(site)),
-            Scope::Url(url) => drop(self.urls.remove(url)),
+            Scope::Url(url) => self.remove_url(*url),
             Scope::Tag(tag) => drop(self.tags.remove(tag)),
             Scope::Prefix(prefix) => drop(self.prefixes.remove(prefix)),
+        }
+    }
+
+    fn remove_url(&mut self, url: u128) {
+        let gone = self.urls.remove(&url).unwrap_or_default();
+        // Another URL of the path was purged later: that counts on.
+        if self.paths.get(&path_in(url)).is_some_and(|path| path.latest() <= gone.latest()) {
+            self.paths.remove(&path_in(url));
         }
     }
 
@@ -172,6 +197,12 @@ impl Table {
             && let Some(url) = self.urls.get(&url_hash(target.url))
         {
             marks.merge(*url);
+        }
+        if let Some(path) = target.aliased_path() {
+            if let Some(path) = self.paths.get(&path_hash(path)) {
+                marks.merge(*path);
+            }
+            self.prefixes_within(path, |prefix| marks.merge(prefix));
         }
         if !self.tags.is_empty() {
             target.tags.iter().filter_map(|tag| self.tags.get(tag)).for_each(|tag| {
@@ -201,6 +232,18 @@ impl Table {
             } else {
                 bound = Bound::Included(&url[..common]);
             }
+        }
+    }
+
+    /// Visits every prefix that reaches into the query of this path.
+    fn prefixes_within(&self, path: &str, mut visit: impl FnMut(Marks)) {
+        let query = format!("{path}?");
+        let from = (Bound::Included(&*query), Bound::Unbounded);
+        for (prefix, marks) in self.prefixes.range::<str, _>(from) {
+            if !prefix.starts_with(&query) {
+                break;
+            }
+            visit(*marks);
         }
     }
 
@@ -288,6 +331,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cache::purge::ALIASED;
     use PurgeKind::{Hard, Soft};
 
     const URL: &str = "https://a.example/x/y?q=1";
@@ -345,6 +389,37 @@ mod tests {
             check(&table, 4, covers.then_some(Hard));
             check(&table, 5, None);
         }
+    }
+
+    #[test]
+    fn what_answers_several_urls_is_covered_by_a_purge_of_any() {
+        let verdict = |scope: PurgeScope, tags: &[u64]| {
+            let target = PurgeTarget { site: "a", url: URL, tags };
+            table(&[(scope, Hard, 5)]).verdict(&target, PurgeSequence(4))
+        };
+        for (scope, covers) in [
+            (PurgeScope::Url("https://a.example/x/y".into()), true),
+            (PurgeScope::Url("https://a.example/x/y?utm=7&q=9".into()), true),
+            (prefix("https://a.example/x/y?utm="), true),
+            (PurgeScope::Url("https://a.example/x/".into()), false),
+            (PurgeScope::Url("https://a.example/x/y/z".into()), false),
+            (prefix("https://a.example/x/y/"), false),
+        ] {
+            assert_eq!(verdict(scope.clone(), &[ALIASED]).is_some(), covers, "{scope:?}");
+            assert_eq!(verdict(scope.clone(), &[]), None, "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_counts_as_long_as_one_of_its_urls() {
+        let url = |query: &str| PurgeScope::Url(format!("https://a.example/x/y?{query}").into());
+        let mut table = table(&[(url("a"), Hard, 5), (url("b"), Hard, 50)]);
+        let target = PurgeTarget { site: "a", url: URL, tags: &[ALIASED] };
+        assert_eq!(table.prune(20, 100), 1);
+        assert_eq!(table.verdict(&target, PurgeSequence(30)), Some(Hard));
+        assert_eq!(table.prune(60, 100), 1);
+        assert!(table.paths.is_empty(), "nothing is left behind");
+        assert_eq!(table.verdict(&target, PurgeSequence(60)), None);
     }
 
     #[test]

@@ -1,0 +1,336 @@
+//! `No-Vary-Search` (draft-ietf-httpbis-no-vary-search): which differences of the query do not
+//! matter to a response.
+//!
+//! A response that says so is stored under the query as it then counts, and answers each URL that
+//! comes to the same: by its own word, not by what another response of the path said. What a
+//! path's responses say is remembered beside them, so that a lookup knows where to look:
+//!
+//! ```text
+//! https://e.org/p?a=1                     the response to /p?utm=x&a=1 that says params=("utm")
+//! https://e.org/p\n(no-vary-search)       what it said: a record without content
+//! ```
+//!
+//! The second is a hint. Without it a URL is looked for as it is, and asked of upstream at worst. A
+//! node that does not know the rule, or not any more, can't tell which stored response a purge of
+//! one URL is about: so it covers all of that path that were stored by a rule ([`ALIASED`]).
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use sfv::{BareItem, Dictionary, ListEntry, Parser};
+
+use super::key::CacheKey;
+use super::purge::ALIASED;
+use super::section::Fields;
+use super::stored::StoredResponse;
+
+/// The field's name.
+pub const NO_VARY_SEARCH: HeaderName = HeaderName::from_static("no-vary-search");
+
+/// What of a query does not count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NoVarySearch {
+    /// Whether the order of parameters does not count.
+    pub any_order: bool,
+    /// Which parameters do not count.
+    pub ignored: Ignored,
+}
+
+/// Parameters that do not count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    /// These.
+    These(Vec<String>),
+    /// All but these.
+    AllBut(Vec<String>),
+}
+
+impl Default for Ignored {
+    fn default() -> Self {
+        Self::These(Vec::new())
+    }
+}
+
+impl NoVarySearch {
+    /// What a response says; `None` when it says nothing, or nothing valid: then all counts.
+    pub fn of(headers: &impl Fields) -> Option<Self> {
+        let lines: Vec<&[u8]> = headers.lines(&NO_VARY_SEARCH).map(HeaderValue::as_bytes).collect();
+        if lines.is_empty() {
+            return None;
+        }
+        let dictionary: Dictionary = Parser::new(&*lines.join(&b", "[..])).parse().ok()?;
+        let any_order = match dictionary.get("key-order") {
+            None => false,
+            Some(member) => flag(member)?,
+        };
+        let excepted = match dictionary.get("except") {
+            None => None,
+            Some(member) => Some(names(member)?),
+        };
+        let ignored = match (dictionary.get("params"), excepted) {
+            (None, None) => Ignored::default(),
+            (None, Some(_)) => return None,
+            (Some(member), excepted) => match (flag(member), names(member), excepted) {
+                (Some(true), _, excepted) => Ignored::AllBut(excepted.unwrap_or_default()),
+                (Some(false), _, None) => Ignored::default(),
+                (None, Some(listed), None) => Ignored::These(listed),
+                _ => return None,
+            },
+        };
+        let found = Self { any_order, ignored };
+        (found != Self::default()).then_some(found)
+    }
+
+    /// The query as it counts, without `?`. Two queries with one canonical form are answered by
+    /// one response; of two that are written differently and mean the same, that is not said.
+    pub fn canonical(&self, query: &str) -> String {
+        let mut kept: Vec<&str> = query
+            .split('&')
+            .filter(|part| !part.is_empty() && self.counts(&decoded(part)))
+            .collect();
+        if self.any_order {
+            kept.sort_by_cached_key(|part| decoded(part));
+        }
+        kept.join("&")
+    }
+
+    /// Where a response that says this is stored, if it came for `exact`.
+    pub fn key(&self, exact: &CacheKey) -> CacheKey {
+        let (path, query, parts) = pieces(exact);
+        let Some(query) = query else { return exact.clone() };
+        let query = self.canonical(query);
+        let mark = if query.is_empty() { "" } else { "?" };
+        CacheKey::new(format!("{path}{mark}{query}{parts}"))
+    }
+
+    fn counts(&self, name: &str) -> bool {
+        match &self.ignored {
+            Ignored::These(names) => !names.iter().any(|listed| listed == name),
+            Ignored::AllBut(names) => names.iter().any(|listed| listed == name),
+        }
+    }
+}
+
+/// Where is remembered what the responses of a path say; `None` for a URL without a query, which
+/// counts as it is.
+pub fn rule_key(exact: &CacheKey) -> Option<CacheKey> {
+    let (path, query, parts) = pieces(exact);
+    query?;
+    // No field has such a name: no other key looks like this.
+    Some(CacheKey::new(format!("{path}\n(no-vary-search){parts}")))
+}
+
+/// What is remembered of a response that was stored by a rule.
+pub fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
+    if !stored.is_aliased() {
+        return None;
+    }
+    let text = format!("{}?", stored.key.split(['?', '\n']).next().unwrap_or_default());
+    let parts = stored.key.find('\n').map_or("", |at| &stored.key[at..]);
+    let key = rule_key(&CacheKey::new(text + parts))?;
+    let mut headers = HeaderMap::new();
+    for line in stored.headers.lines(&NO_VARY_SEARCH) {
+        headers.append(NO_VARY_SEARCH, line.clone());
+    }
+    Some(StoredResponse {
+        key: key.text,
+        variant: "".into(),
+        status: StatusCode::OK,
+        headers: headers.into(),
+        tags: Box::new([ALIASED]),
+        complete_length: Some(0),
+        parts: None,
+        ..stored.clone()
+    })
+}
+
+/// Where to look for an answer to `exact`, by what is remembered of its path.
+pub fn looked_for(exact: &CacheKey, remembered: &StoredResponse) -> CacheKey {
+    match NoVarySearch::of(&remembered.headers) {
+        Some(rule) => rule.key(exact),
+        None => exact.clone(),
+    }
+}
+
+/// Whether a stored response answers `exact`, by its own word.
+pub fn answers(stored: &StoredResponse, exact: &CacheKey) -> bool {
+    if stored.key == exact.text {
+        return true;
+    }
+    let rule = if stored.is_aliased() { NoVarySearch::of(&stored.headers) } else { None };
+    rule.is_some_and(|rule| rule.key(exact).text == stored.key)
+}
+
+/// Whether an update says something else than what `stored` was stored by: then it is of no use
+/// for it, for it stands where the old rule put it.
+pub(super) fn contradicts(stored: &StoredResponse, update: &HeaderMap) -> bool {
+    stored.is_aliased()
+        && update.contains_key(NO_VARY_SEARCH)
+        && NoVarySearch::of(update) != NoVarySearch::of(&stored.headers)
+}
+
+/// A key's URL up to the query, the query, and the parts behind, which begin with their line feed.
+fn pieces(key: &CacheKey) -> (&str, Option<&str>, &str) {
+    let end = key.text.find('\n').unwrap_or(key.text.len());
+    let (url, parts) = key.text.split_at(end);
+    match url.split_once('?') {
+        Some((path, query)) => (path, Some(query), parts),
+        None => (url, None, parts),
+    }
+}
+
+fn flag(member: &ListEntry) -> Option<bool> {
+    match member {
+        ListEntry::Item(item) => item.bare_item.as_boolean(),
+        ListEntry::InnerList(_) => None,
+    }
+}
+
+fn names(member: &ListEntry) -> Option<Vec<String>> {
+    let ListEntry::InnerList(list) = member else { return None };
+    let name = |item: &sfv::Item| match &item.bare_item {
+        BareItem::String(name) => Some(decoded(name.as_str())),
+        _ => None,
+    };
+    list.items.iter().map(name).collect()
+}
+
+/// A parameter's name as a form would decode it.
+fn decoded(part: &str) -> String {
+    let name = part.split('=').next().unwrap_or_default();
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        let hex = |byte: u8| char::from(byte).to_digit(16);
+        match (first, after) {
+            (b'+', _) => bytes.push(b' '),
+            (b'%', [high, low, ..]) => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => {
+                    bytes.push((high * 16 + low) as u8);
+                    rest = &after[2..];
+                }
+                _ => bytes.push(b'%'),
+            },
+            (byte, _) => bytes.push(*byte),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::stored::tests::{headers, now};
+    use crate::cache::{
+        Exchange, Freshened, Place, PurgeSequence, Settings, Storing, freshen, may_store,
+    };
+    use http::Method;
+
+    fn check(field: &str, query: &str, expected: &str) {
+        let said = NoVarySearch::of(&headers(&[("no-vary-search", field)]));
+        assert_eq!(said.expect("valid").canonical(query), expected, "{field}");
+    }
+
+    #[test]
+    fn queries_are_reduced_to_what_counts() {
+        check("key-order", "b=1&a=2&a=1", "a=2&a=1&b=1");
+        check("params=(\"utm\")", "utm=1&a=2", "a=2");
+        check("params=(\"a b\")", "a+b=1&a%20b=2&c", "c");
+        check("params", "a=1&b=2", "");
+        check("params, except=(\"a\")", "a=1&b=2", "a=1");
+    }
+
+    #[test]
+    fn what_is_not_valid_means_that_all_counts() {
+        for field in [
+            "",
+            "params=a",
+            "except=(\"a\")",
+            "params=(a)",
+            "key-order=1",
+            "params=(\"a\"), except=(\"b\")",
+            "params=?0",
+        ] {
+            assert_eq!(NoVarySearch::of(&headers(&[("no-vary-search", field)])), None, "{field}");
+        }
+    }
+
+    /// What is stored of a response for this URL, where rules are followed.
+    fn stored(url: &str, field: &str) -> StoredResponse {
+        let settings = Settings { no_vary_search: true, ..Settings::default() };
+        let key = CacheKey::new(url);
+        let place = Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence(7) };
+        let exchange = Exchange {
+            method: &Method::GET,
+            request: &HeaderMap::new(),
+            status: StatusCode::OK,
+            response: &headers(&[
+                ("cache-control", "max-age=60"),
+                ("etag", "\"a\""),
+                ("no-vary-search", field),
+            ]),
+            request_time: now(),
+            response_time: now(),
+        };
+        match may_store(&exchange, &place, &settings) {
+            Storing::Store(stored) => *stored,
+            Storing::Pass { reason, .. } => panic!("not stored: {reason:?}"),
+        }
+    }
+
+    #[test]
+    fn a_response_answers_by_its_own_word_alone() {
+        let response = stored("https://e.org/p?utm=1&a=2\nx: y", "params=(\"utm\")");
+        assert_eq!(&*response.key, "https://e.org/p?a=2\nx: y");
+        let remembered = rule_record(&response).expect("a rule");
+        assert_eq!(&*remembered.key, "https://e.org/p\n(no-vary-search)\nx: y");
+        for (url, expected) in [
+            ("https://e.org/p?utm=9&a=2\nx: y", true),
+            ("https://e.org/p?a=2\nx: y", true),
+            ("https://e.org/p?a=2&b=3\nx: y", false),
+            ("https://e.org/p\nx: y", false),
+            ("https://e.org/p?a=2\nx: z", false),
+        ] {
+            let exact = CacheKey::new(url);
+            assert_eq!(answers(&response, &exact), expected, "{url}");
+            let found = looked_for(&exact, &remembered).text == response.key;
+            assert_eq!(found, expected, "{url}");
+            if exact.text.contains('?') {
+                let place = rule_key(&exact).expect("a query").text;
+                assert_eq!(place == remembered.key, !url.ends_with('z'), "{url}");
+            }
+        }
+        // Another rule's place: this one never said that it answers there.
+        let other = stored("https://e.org/p", "params=(\"utm\")");
+        assert!(!answers(
+            &StoredResponse { tags: [].into(), ..other },
+            &CacheKey::new("https://e.org/p?utm=1")
+        ));
+        let plain = stored("https://e.org/p?a=2", "");
+        assert!(!plain.is_aliased() && rule_record(&plain).is_none());
+        assert_eq!(&*plain.key, "https://e.org/p?a=2");
+    }
+
+    #[test]
+    fn an_update_that_says_another_rule_is_none() {
+        let response = stored("https://e.org/p?utm=1", "params=(\"utm\")");
+        let settings = Settings { no_vary_search: true, ..Settings::default() };
+        let updated = |fields: &[(&str, &str)]| {
+            let exchange = Exchange {
+                method: &Method::GET,
+                request: &HeaderMap::new(),
+                status: StatusCode::NOT_MODIFIED,
+                response: &headers(fields),
+                request_time: now(),
+                response_time: now(),
+            };
+            match freshen(&response, &exchange, PurgeSequence(8), &settings) {
+                Freshened::Updated(updated) => Some(updated),
+                _ => None,
+            }
+        };
+        let same = updated(&[("no-vary-search", "params=(\"utm\" )")]).expect("updated");
+        assert!(same.is_aliased());
+        assert!(updated(&[("cache-control", "max-age=9")]).expect("updated").is_aliased());
+        assert!(updated(&[("no-vary-search", "params")]).is_none());
+    }
+}
