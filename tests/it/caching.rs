@@ -431,3 +431,206 @@ fn a_rule_that_changes_leads_to_nothing_that_was_stored_by_another() {
     assert_eq!(edge.get("/p?b=1&c=1").text(), "3");
     assert_eq!(edge.get("/p?a=1&b=1").text(), "4");
 }
+
+/// A node before this origin whose only site has these lines in its `[sites.all.cache]`.
+fn with_cache(origin: &Origin, lines: &str) -> Edge {
+    Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n[sites.all.cache]\n{lines}\n",
+        origin.url()
+    ))
+}
+
+#[test]
+fn a_head_that_tells_of_another_response_makes_the_stored_one_invalid() {
+    let origin = counting(|n, seen| {
+        let tag = if seen.method == "HEAD" { "\"new\"" } else { "\"old\"" };
+        Answer::ok(n.to_string()).header("Cache-Control", "max-age=10").header("ETag", tag)
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/a");
+    edge.advance(15);
+    send(&edge, "HEAD", "/a", b"");
+    let again = edge.get("/a");
+    assert_eq!((again.text(), again.is_hit()), ("3", false), "{again:?}");
+    assert_eq!(origin.seen()[2].header("if-none-match"), None, "it is gone, not stale");
+}
+
+#[test]
+fn a_cookie_is_kept_from_all_but_who_caused_it() {
+    for (policy, second) in [("pass", "id=2"), ("strip", ""), ("store", "id=1")] {
+        let origin =
+            counting(|n, _| Answer::ok("x").fresh_for(60).header("Set-Cookie", &format!("id={n}")));
+        let edge = with_cache(&origin, &format!("set_cookie = {policy:?}"));
+        assert_eq!(edge.get("/a").header("set-cookie"), "id=1", "{policy}");
+        let again = edge.get("/a");
+        assert_eq!(again.is_hit(), policy != "pass", "{policy}");
+        assert_eq!(again.header("set-cookie"), second, "{policy}");
+    }
+}
+
+#[test]
+fn errors_are_kept_as_long_as_their_status_is_given() {
+    let origin = Origin::start(|seen| {
+        Answer::status(seen.target[1..].parse().expect("a status")).body(*b"x")
+    });
+    let edge = with_cache(&origin, "lifetimes = { by_status = { 404 = \"5s\", 503 = \"2s\" } }");
+    for (target, lasts) in [("/404", 5), ("/503", 2), ("/500", 0), ("/200", 0)] {
+        edge.get(target);
+        let again = edge.get(target);
+        assert_eq!((again.is_hit(), again.status.to_string()), (lasts > 0, target[1..].into()));
+        edge.advance(lasts + 1);
+        assert!(!edge.get(target).is_hit(), "{target}");
+    }
+}
+
+#[test]
+fn a_group_is_made_invalid_by_who_names_it() {
+    let origin = Origin::start(|seen| match seen.method.as_str() {
+        "GET" => Answer::ok("x").fresh_for(60).header("Cache-Groups", "\"shop\", \"all\""),
+        _ => Answer::ok("done").header("Cache-Group-Invalidation", "\"shop\""),
+    });
+    let edge = Edge::before(&origin.url());
+    for target in ["/a", "/b"] {
+        edge.get(target);
+        assert!(edge.get(target).is_hit());
+    }
+    send(&edge, "POST", "/basket", b"x");
+    for target in ["/a", "/b"] {
+        assert!(!edge.get(target).is_hit(), "{target}");
+    }
+}
+
+#[test]
+fn a_key_has_no_more_variants_than_it_may_have() {
+    let origin = counting(|n, _| Answer::ok(n.to_string()).fresh_for(60).header("Vary", "X-Kind"));
+    let edge = with_cache(&origin, "variants_max = 2");
+    let kind = |kind: &str, expected: (&str, bool)| {
+        let response = edge.get_with("/a", &[&format!("X-Kind: {kind}")]);
+        assert_eq!((response.text(), response.is_hit()), expected, "{kind}");
+    };
+    kind("a", ("1", false));
+    kind("b", ("2", false));
+    kind("c", ("3", false));
+    kind("c", ("3", true));
+    kind("b", ("2", true));
+    kind("a", ("4", false));
+}
+
+#[test]
+fn only_if_cached_is_answered_here_unless_the_site_says_otherwise() {
+    let origin = numbered("max-age=60");
+    for (policy, cold) in [("\"all\"", 504), ("[\"no-cache\"]", 200)] {
+        let edge = with_cache(&origin, &format!("honour = {policy}"));
+        let before = origin.requests();
+        let only = || edge.get_with("/a", &["Cache-Control: only-if-cached"]);
+        assert_eq!(only().status, cold, "{policy}");
+        assert_eq!(origin.requests() == before, cold == 504, "{policy}");
+        edge.get("/a");
+        assert!(only().is_hit(), "{policy}");
+    }
+}
+
+#[test]
+fn a_page_under_a_static_name_is_passed_on_and_not_stored() {
+    let origin = Origin::start(|seen| {
+        let kind = if seen.target.starts_with("/account") { "text/html" } else { "text/css" };
+        Answer::ok("x").fresh_for(60).header("Content-Type", kind)
+    });
+    let edge = Edge::before(&origin.url());
+    for (target, hit) in [("/account/x.css", false), ("/x.css", true)] {
+        edge.get(target);
+        let again = edge.get(target);
+        assert_eq!((again.status, again.is_hit()), (200, hit), "{target}");
+    }
+    let off = with_cache(&origin, "deception_guard = false");
+    off.get("/account/x.css");
+    assert!(off.get("/account/x.css").is_hit());
+}
+
+/// What a live answer comes to in the words of `explain`.
+fn act(response: &Response) -> &'static str {
+    let status = response.header("cache-status");
+    let asked = status.contains("fwd=stale") || status.contains("fwd=request");
+    match response.status {
+        504 => "gateway-timeout",
+        _ if status.contains("; hit") => "hit",
+        // It holds: nothing else is answered so.
+        _ if asked && status.contains("detail=validated") => "validate",
+        _ => "forward",
+    }
+}
+
+#[test]
+fn explain_says_what_then_happens() {
+    let control = |name: &str| match name {
+        "immutable" => "max-age=60, immutable",
+        "stale" => "max-age=5",
+        "error" => "max-age=5, stale-if-error=60",
+        "while" => "max-age=5, stale-while-revalidate=60",
+        "must" => "max-age=5, must-revalidate",
+        "no-cache" => "no-cache",
+        "private" => "private, max-age=60",
+        _ => "max-age=60",
+    };
+    let names =
+        ["fresh", "immutable", "stale", "error", "while", "must", "no-cache", "private", "varies"];
+    let asked = [
+        "x",
+        "no-cache",
+        "no-store",
+        "max-age=1",
+        "max-age=0",
+        "min-fresh=100",
+        "max-stale",
+        "max-stale=1",
+        "only-if-cached",
+        "only-if-cached, max-age=1",
+        "only-if-cached, max-stale",
+    ];
+    let origin = Origin::start(move |seen| {
+        let name = seen.target[1..].split('/').next().unwrap_or_default();
+        let tagged = !matches!(name, "error" | "varies");
+        if tagged && seen.header("if-none-match").is_some() {
+            return Answer::status(304).header("ETag", "\"a\"");
+        }
+        let answer = Answer::ok("x").header("Cache-Control", control(name));
+        let answer = if tagged { answer.header("ETag", "\"a\"") } else { answer };
+        if name == "varies" { answer.header("Vary", "X-Kind") } else { answer }
+    });
+    let edge = Edge::before(&origin.url());
+    // Each question is asked of what no other has touched.
+    let mut questions = Vec::new();
+    for kind in ["a", "b"] {
+        for name in names {
+            for control in asked {
+                let place = control.replace([' ', ',', '='], "-");
+                questions.push((kind, control, format!("/{name}/{kind}/{place}")));
+            }
+        }
+    }
+    for (_, _, target) in &questions {
+        edge.get_with(target, &["X-Kind: a"]);
+    }
+    edge.advance(10);
+    let mut taken = std::collections::BTreeSet::new();
+    for (kind, control, target) in &questions {
+        let fields = [format!("Cache-Control: {control}"), format!("X-Kind: {kind}")];
+        let prefixed = fields.clone().map(|field| format!("X-Explain-{field}"));
+        let url = format!("/explain?url=http://edge.test{target}");
+        let prefixed: Vec<&str> = prefixed.iter().map(String::as_str).collect();
+        let mut admin = crate::harness::Client::connect(edge.admin);
+        let told = admin.request("GET", "admin", &url, &prefixed, b"");
+        let told: serde_json::Value = serde_json::from_str(told.text()).expect("JSON");
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let live = edge.get_with(target, &fields);
+        let (said, status) = (&told["decision"], live.header("cache-status"));
+        assert_eq!(said["act"], act(&live), "{target}: {said} {status}");
+        if let Some(fwd) = said["fwd"].as_str() {
+            // That a key is remembered as uncacheable is no part of the rules.
+            let same = status.contains(&format!("fwd={fwd}")) || target.starts_with("/private");
+            assert!(same, "{target}: {said} {status}");
+        }
+        taken.insert((said["act"].to_string(), said["reason"].to_string()));
+    }
+    assert!(taken.len() >= 12, "too few ways were taken: {taken:?}");
+}
