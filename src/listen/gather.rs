@@ -11,13 +11,17 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A transport that h2 writes to and the driver sends from.
+use super::frames::Frames;
+
+/// A transport that h2 writes to and the driver sends from. What h2 reads has been looked at.
 pub(super) struct Gather<T>(Rc<RefCell<Queue<T>>>);
 
 struct Queue<T> {
     inner: T,
+    frames: Frames,
     bytes: Vec<u8>,
     sent: usize,
 }
@@ -30,13 +34,23 @@ impl<T> Clone for Gather<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
     pub(super) fn new(inner: T) -> Self {
-        Self(Rc::new(RefCell::new(Queue { inner, bytes: Vec::new(), sent: 0 })))
+        Self(Rc::new(RefCell::new(Queue {
+            inner,
+            frames: Frames::new(),
+            bytes: Vec::new(),
+            sent: 0,
+        })))
     }
 
     /// Writes what has gathered. Pending when the client takes no more; the task is woken when
     /// it does.
     pub(super) fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_send(cx)
+    }
+
+    /// What the client did against the protocol. Nothing more is read then: the driver must act.
+    pub(super) fn fault(&self) -> Option<Reason> {
+        self.0.borrow().frames.fault()
     }
 }
 
@@ -46,7 +60,10 @@ impl<T: AsyncWrite + Unpin> Queue<T> {
             let rest = &self.bytes[self.sent..];
             match ready!(Pin::new(&mut self.inner).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.sent += written,
+                written => {
+                    self.sent += written;
+                    self.frames.sent(written);
+                }
             }
         }
         self.sent = 0;
@@ -67,7 +84,9 @@ impl<T: AsyncWrite + Unpin> Queue<T> {
             ready!(self.poll_send(cx))?;
         }
         if length > GATHERED_BYTES_MAX {
-            return Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
+            let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, slices))?;
+            self.frames.sent(written);
+            return Poll::Ready(Ok(written));
         }
         if self.bytes.capacity() == 0 {
             self.bytes.reserve(KEPT_BYTES_MAX);
@@ -83,7 +102,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().inner).poll_read(cx, buffer)
+        let queue = &mut *self.0.borrow_mut();
+        if queue.frames.fault().is_some() {
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut queue.inner).poll_read(cx, buffer))?;
+        let good = queue.frames.look(&buffer.filled()[before..]);
+        buffer.set_filled(before + good);
+        // Nothing would be the end, to h2.
+        if good == 0 && queue.frames.fault().is_some() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

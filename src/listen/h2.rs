@@ -131,7 +131,7 @@ where
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.client.session.register(cx);
-        if self.obey().is_ready() || self.serve(cx).is_ready() {
+        if self.obey().is_ready() || self.serve(cx).is_ready() || self.judge(cx).is_ready() {
             return Poll::Ready(());
         }
         match self.transport.poll_send(cx) {
@@ -170,6 +170,21 @@ where
                 }
                 None => return Poll::Ready(()),
             }
+        }
+    }
+
+    /// Ends a connection whose client broke the protocol where h2 would not have seen it, or not
+    /// said so.
+    fn judge(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.transport.fault() {
+            Some(reason) if !self.closing => {
+                let is_flood = reason == Reason::ENHANCE_YOUR_CALM;
+                let end = if is_flood { H2End::Flood } else { H2End::Protocol };
+                record::http2_ended(&self.client.recorder, end);
+                self.go_away(reason);
+                self.serve(cx)
+            }
+            _ => Poll::Pending,
         }
     }
 
@@ -282,13 +297,21 @@ fn take_up<S, F>(
 }
 
 fn unread(request: &Request<RecvStream>, limits: &Limits) -> Option<Unread> {
-    if request.headers().len() > limits.headers_max {
+    if request.headers().values().any(is_padded) {
+        Some(Unread::Malformed)
+    } else if request.headers().len() > limits.headers_max {
         Some(Unread::HeadTooLarge)
     } else if super::uri_bytes(request) > limits.uri_bytes_max {
         Some(Unread::TargetTooLong)
     } else {
         None
     }
+}
+
+/// Space at its ends, which no field value may have (RFC 9113 §8.2.1).
+fn is_padded(value: &HeaderValue) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
 }
 
 /// The way back to the client for one request.

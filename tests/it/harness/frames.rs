@@ -74,13 +74,18 @@ pub struct Http2 {
 impl Http2 {
     /// Connects and sends the preface with these settings.
     pub fn connect(address: SocketAddr, settings: &[u8]) -> Self {
-        let stream = TcpStream::connect(address).expect("the node listens");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-        stream.set_nodelay(true).expect("no delay");
-        let mut this = Self { stream };
+        let mut this = Self::silent(address);
         this.send(PREFACE);
         this.send(&frame(SETTINGS, 0, 0, settings));
         this
+    }
+
+    /// Connects and says nothing.
+    pub fn silent(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the node listens");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        stream.set_nodelay(true).expect("no delay");
+        Self { stream }
     }
 
     /// Sends bytes as they are. A node that has closed already is no trouble.
