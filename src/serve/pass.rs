@@ -7,6 +7,7 @@ use std::pin::Pin;
 use http::header::{HOST, VIA};
 use http::uri::Parts as UriParts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use tokio::task::spawn_local;
 
@@ -17,7 +18,7 @@ use super::lookup::Found;
 use crate::body::Body;
 use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason};
 use crate::fetch::collapse::Outcome;
-use crate::fetch::{Intent, UpstreamResponse, tunnel};
+use crate::fetch::{FetchError, Intent, UpstreamResponse, tunnel};
 use crate::respond::Failure;
 use crate::route::Action;
 use crate::store::Head;
@@ -49,6 +50,9 @@ impl Visit {
         let client_side =
             upgrade.as_ref().and_then(|_| self.request.extensions.remove::<OnUpgrade>());
         let body = std::mem::take(&mut self.body);
+        // The answer to a GET may depend on its content, which no key has: a stranger's content
+        // would be in what everyone gets.
+        let is_unkeyed = self.request.method == Method::GET && !body.is_end_stream();
         let request = self.upstream_request(body, None);
         let intent =
             Intent { hash: found.key.hash.0 as u64, upgrade, interims: self.interims.clone() };
@@ -56,7 +60,16 @@ impl Visit {
         let mut upstream = match sent {
             Ok(upstream) => upstream,
             Err(error) => {
-                tracing::warn!(request = %self.context.id, site = %self.site.name, pool = %job.pool.name(), %error, "no response from upstream");
+                let (request, site) = (self.context.id, &self.site.name);
+                match &error {
+                    // Anybody can break off, as often as they like.
+                    FetchError::RequestBody { .. } => {
+                        tracing::debug!(%request, %site, %error, "the request was not whole");
+                    }
+                    _ => {
+                        tracing::warn!(%request, %site, pool = %job.pool.name(), %error, "no response from upstream");
+                    }
+                }
                 return match self.stale_on_error(&found) {
                     Some(response) => Ok(response),
                     None => Err(failures::upstream(&error)),
@@ -91,6 +104,7 @@ impl Visit {
             self.worker.store.invalidate(invalid, cause);
         }
         match settled {
+            Settled::Store(_, response) if is_unkeyed => Ok(response),
             Settled::Store(stored, response) => {
                 let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
                 let Some(lead) = self.worker.fills.adopt(hash, sequence) else {

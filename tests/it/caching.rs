@@ -634,3 +634,18 @@ fn explain_says_what_then_happens() {
     }
     assert!(taken.len() >= 12, "too few ways were taken: {taken:?}");
 }
+
+#[test]
+fn what_a_get_with_content_brings_is_for_its_client_alone() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()).fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    let poisoned = send(&edge, "GET", "/a", b"evil");
+    assert_eq!((poisoned.text(), poisoned.is_hit()), ("evil", false));
+    assert!(!poisoned.header("cache-status").contains("stored"), "{poisoned:?}");
+    let clean = edge.get("/a");
+    assert_eq!((clean.text(), clean.is_hit()), ("", false), "{clean:?}");
+    assert!(edge.get("/a").is_hit());
+    // What is stored is no answer to it either.
+    assert_eq!(send(&edge, "GET", "/a", b"evil").text(), "evil");
+    assert!(edge.get("/a").is_hit());
+}
