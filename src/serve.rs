@@ -23,6 +23,7 @@ mod pass;
 mod popular;
 mod purging;
 mod ranges; // of long objects, in slices
+mod told;
 mod worker;
 
 use std::future::Future;
@@ -400,7 +401,8 @@ impl Visit {
     }
 
     fn target(&self) -> Target {
-        Target::of(&self.rule, &self.asked, &self.fields)
+        let selecting = self.selecting(&self.rule.settings.cache.key.headers);
+        Target::of(&self.rule, &self.asked, &selecting)
     }
 }
 

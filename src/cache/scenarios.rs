@@ -67,7 +67,7 @@ impl Scenario<'_> {
             _ => key.hash,
         };
         let sequence = PurgeSequence::default();
-        let place = Place { key: &key, codings: &CODINGS, site: "e", sequence };
+        let place = Place { key: &key, selecting: &first, codings: &CODINGS, site: "e", sequence };
         let Storing::Store(stored) = may_store(&exchange, &place, settings) else {
             return Second::NotCached;
         };
@@ -266,7 +266,8 @@ fn cookies_of_requests_and_responses() {
 
 fn partial(response: &[(&str, &str)]) -> Option<StoredResponse> {
     let key = CacheKey::new("https://e.org/a");
-    let place = Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence::default() };
+    let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence::default());
+    let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
     let exchange = Exchange {
         method: &Method::GET,
         request: &headers(&[("range", "bytes=4-9")]),
@@ -311,8 +312,8 @@ fn partial_responses_are_stored_when_they_keep_their_word() {
 fn what_is_held_against_a_key_and_what_is_not() {
     let remembered = |request: &[(&str, &str)], status, response: &[(&str, &str)]| {
         let key = CacheKey::new("https://e.org/a");
-        let place =
-            Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence::default() };
+        let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence::default());
+        let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
         let exchange = Exchange {
             method: &Method::GET,
             request: &headers(request),

@@ -124,7 +124,8 @@ pub(super) mod tests {
 
     pub fn stored_under(fields: &[(&str, &str)], settings: &Settings) -> StoredResponse {
         let key = CacheKey::new("https://e.org/a");
-        let place = Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence(7) };
+        let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence(7));
+        let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
         let exchange = Exchange {
             method: &Method::GET,
             request: &HeaderMap::new(),

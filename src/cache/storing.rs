@@ -52,6 +52,8 @@ pub struct Exchange<'a> {
 pub struct Place<'a> {
     /// The key of the request, as it was asked.
     pub key: &'a CacheKey,
+    /// The fields that `Vary` selects by: the request's, as the origin got them.
+    pub selecting: &'a HeaderMap,
     /// The content codings that `Accept-Encoding` is folded to, see [`super::variant_key`].
     pub codings: &'a [&'static str],
     /// The site's name.
@@ -368,7 +370,7 @@ fn stored_response(
     StoredResponse {
         key: key.text.clone(),
         variant: match &findings.vary {
-            Vary::Fields(fields) => variant_key(key, fields, exchange.request, place.codings).1,
+            Vary::Fields(fields) => variant_key(key, fields, place.selecting, place.codings).1,
             Vary::Nothing | Vary::Star => "".into(),
         },
         site: place.site.into(),

@@ -164,6 +164,11 @@ impl VaryList {
         dropped
     }
 
+    /// Every field that selects among them.
+    pub fn fields(&self) -> impl Iterator<Item = &HeaderName> {
+        self.sets.iter().flat_map(|set| &set.fields)
+    }
+
     /// Where to look, in order: the exact variant of each set, newest set first; then, if
     /// `select_language`, variants in the language that the request wants most.
     pub fn candidates(

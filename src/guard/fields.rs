@@ -96,9 +96,12 @@ const ALWAYS: &[(&str, Watch)] = &[
     ("trailer", Watch::Drop),
     ("transfer-encoding", Watch::TransferEncoding),
     ("upgrade", Watch::Upgrade),
+    // Ours to say.
+    ("x-client-country", Watch::Drop),
     ("x-forwarded-for", Watch::Forwarding),
     ("x-forwarded-host", Watch::Forwarding),
     ("x-forwarded-proto", Watch::Forwarding),
+    ("x-request-id", Watch::Drop),
 ];
 
 #[cfg(test)]

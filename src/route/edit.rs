@@ -21,6 +21,12 @@ impl FieldEdits {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
     }
 
+    /// Whether fields of this name may be changed.
+    pub fn concern(&self, name: &HeaderName) -> bool {
+        let written = self.set.iter().chain(&self.add).map(|(name, _)| name);
+        self.remove.iter().chain(written).any(|changed| changed == name)
+    }
+
     /// Makes the changes.
     pub fn apply(&self, headers: &mut HeaderMap, facts: &Facts<'_>) {
         for name in &self.remove {

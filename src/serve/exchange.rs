@@ -38,6 +38,8 @@ pub(super) struct Job {
     pub method: Method,
     /// The client's fields, as the gate left them.
     pub fields: Rc<HeaderMap>,
+    /// Those that `Vary` selects by: as the origin gets them.
+    pub selecting: Rc<HeaderMap>,
     /// What is being validated.
     pub stale: Option<Arc<Head>>,
     /// Whether an error of upstream may be answered with `stale`.
@@ -241,7 +243,7 @@ impl Job {
             }
         }
         let (codings, site) = (&*self.plan.codings, &*self.site.name);
-        let place = Place { key: &self.key, codings, site, sequence };
+        let place = Place { key: &self.key, selecting: &self.selecting, codings, site, sequence };
         match cache::may_store(&self.exchange(&response, began), &place, settings) {
             Storing::Store(mut stored) if apart => {
                 // Collected before any of it goes on: no more than goes on in one piece.
@@ -319,8 +321,8 @@ impl Job {
             _ => VaryList::default(),
         };
         let codings = &self.plan.codings;
-        let (hash, _) = cache::variant_key(&key, &fields, &self.fields, codings);
-        let variant = Variant::new(hash, &fields, &self.fields, &stored.headers, codings);
+        let (hash, _) = cache::variant_key(&key, &fields, &self.selecting, codings);
+        let variant = Variant::new(hash, &fields, &self.selecting, &stored.headers, codings);
         for dropped in list.note(&fields, variant, self.rule.settings.cache.variants_max) {
             store.forget(dropped);
         }

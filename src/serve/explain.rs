@@ -1,19 +1,21 @@
 //! "Why would this be a hit or a miss?" The same steps as [`super::serve`], up to *decide*,
 //! without touching anything.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use geo::Geo;
+use geo::{Geo, Place};
 use http::{HeaderMap, Method, Uri};
 use serde_json::{Value, json};
 
 use super::ranges::is_enough;
+use super::told::tell;
 use super::worker::Plan;
 use crate::cache::section::Fields;
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, search};
 use crate::clock::Clock;
-use crate::route::{Action, Question};
+use crate::guard::Normalised;
+use crate::route::{Action, Facts, Question, Rule};
 use crate::store::{Head, Record, Store};
 
 /// What an explanation is made from.
@@ -68,14 +70,14 @@ impl Explainer {
             told["decision"] = forward(reason);
             return Ok(told);
         }
-        let authority = asked.authority.as_str();
+        let selecting = selecting_by_any(headers, &asked, rule, &place, client);
         let key = CacheKey::of(
             &settings.key,
             asked.scheme,
-            authority,
+            asked.authority.as_str(),
             asked.path(),
             asked.query(),
-            headers,
+            &selecting,
         );
         let exact = key;
         let key = match settings.no_vary_search {
@@ -83,7 +85,7 @@ impl Explainer {
             false => exact.clone(),
         };
         told["key"] = json!(&*key.text);
-        let (head, absent) = self.look(&key, headers, settings.select_language, &mut told).await;
+        let (head, absent) = self.look(&key, &selecting, settings.select_language, &mut told).await;
         let (head, absent) = match head {
             Some(head) if !is_enough(&head, &method, headers, &settings.ranges) => {
                 (None, Reason::BytesMissing)
@@ -154,6 +156,28 @@ impl Explainer {
             }
         }
     }
+}
+
+/// The fields as the origin would get them.
+fn selecting_by_any(
+    headers: &HeaderMap,
+    asked: &Normalised,
+    rule: &Rule,
+    place: &Place,
+    client: Option<IpAddr>,
+) -> HeaderMap {
+    let facts = Facts {
+        client: client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        place,
+        request_id: &"0",
+        scheme: asked.scheme,
+        authority: asked.authority.as_str(),
+        path: asked.path(),
+        query: asked.query(),
+    };
+    let mut headers = headers.clone();
+    tell(&mut headers, &rule.settings.request_fields, &facts);
+    headers
 }
 
 fn stored(head: &Head, now: std::time::SystemTime) -> Value {

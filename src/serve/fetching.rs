@@ -234,7 +234,8 @@ impl Visit {
         }
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
             let codings = &self.plan.codings;
-            let (hash, variant) = cache::variant_key(&found.key, &fields, &self.fields, codings);
+            let selecting = self.selecting(&fields);
+            let (hash, variant) = cache::variant_key(&found.key, &fields, &selecting, codings);
             if variant != response.variant {
                 return match hash == found.hash {
                     true => Followed::Unusable,
@@ -350,6 +351,7 @@ impl Visit {
             },
             method: self.request.method.clone(),
             fields: self.fields.clone(),
+            selecting: self.selecting_by_any(),
             stale: found.validated().cloned(),
             stale_if_error,
             asked: None,

@@ -162,7 +162,8 @@ impl Visit {
         let settings = &self.rule.settings;
         let codings = &self.plan.codings;
         let by_language = settings.cache.select_language;
-        list.candidates(key, &self.fields, codings, by_language)
+        let selecting = self.selecting(list.fields());
+        list.candidates(key, &selecting, codings, by_language)
     }
 
     fn variant_found(&self, target: Target, list: &VaryList, head: Arc<Head>) -> Found {
@@ -179,7 +180,10 @@ impl Visit {
     /// Where the response would stand if it named the fields that the newest one named.
     fn newest_variant(&self, list: &VaryList, key: &CacheKey) -> KeyHash {
         match list.sets.first() {
-            Some(set) => variant_key(key, &set.fields, &self.fields, &self.plan.codings).0,
+            Some(set) => {
+                let selecting = self.selecting(&set.fields);
+                variant_key(key, &set.fields, &selecting, &self.plan.codings).0
+            }
             None => key.hash,
         }
     }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use http::header::{HOST, VIA};
 use http::uri::Parts as UriParts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use tokio::task::spawn_local;
@@ -15,6 +15,7 @@ use super::Visit;
 use super::exchange::{Job, Settled, facts};
 use super::failures;
 use super::lookup::Found;
+use super::told;
 use crate::body::Body;
 use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason};
 use crate::fetch::collapse::Outcome;
@@ -203,18 +204,8 @@ impl Visit {
         headers.insert(HOST, self.asked.authority.to_field());
         self.plan.gate.announce(&self.asked, &self.context.connection, &mut headers);
         headers.append(VIA, self.plan.identity.via(self.context.asked.version));
-        if let Some(country) = &self.context.place.country {
-            let value = HeaderValue::from_str(country.as_str()).expect("two letters");
-            headers.insert(CLIENT_COUNTRY, value);
-        } else {
-            headers.remove(CLIENT_COUNTRY);
-        }
-        let id = HeaderValue::from_str(&self.context.id.to_string()).expect("hexadecimal digits");
-        headers.insert(REQUEST_ID, id);
         let settings = &self.rule.settings;
-        if !settings.request_fields.is_empty() {
-            settings.request_fields.apply(&mut headers, &self.facts());
-        }
+        told::tell(&mut headers, &settings.request_fields, &self.facts());
         let target = match &settings.action {
             Action::Pass(pass) => pass.rewrite.apply(&self.asked.target),
             Action::Redirect(_) | Action::Fixed(_) => self.asked.target.clone(),
@@ -228,6 +219,3 @@ impl Visit {
         request
     }
 }
-
-const CLIENT_COUNTRY: HeaderName = HeaderName::from_static("x-client-country");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -36,6 +36,53 @@ fn the_client_s_country_chooses_the_origin() {
 }
 
 #[test]
+fn what_varies_by_what_origins_are_told_is_kept_apart() {
+    let told = |name: &'static str| {
+        Origin::start(move |seen| {
+            let told = seen.header(name).unwrap_or("nobody").to_owned();
+            let vary = if seen.target.starts_with("/vary") { name } else { "Accept" };
+            Answer::ok(told).header("Vary", vary).fresh_for(60)
+        })
+    };
+    let edge = |origin: &Origin| {
+        Edge::with(&format!(
+            "[guard]\ntrusted_proxies = [\"127.0.0.1\"]\n[pools.main]\norigins = {:?}\n\
+             [sites.all]\nhosts = \"*\"\n\
+             request_fields.set = {{ X-Continent = \"${{client.continent}}\" }}\n\
+             [[sites.all.rules]]\npath_prefix = \"/key\"\n\
+             cache.key.headers = [\"X-Client-Country\", \"X-Continent\"]\n",
+            origin.url()
+        ))
+    };
+    let clients = [("80.128.0.1", "DE", "EU"), ("4.4.4.4", "US", "NA")];
+    for name in ["X-Client-Country", "X-Continent"] {
+        let origin = told(name);
+        let edge = edge(&origin);
+        for target in ["/vary", "/key"] {
+            for hit in [false, true] {
+                for (client, country, continent) in clients {
+                    let expected = if name == "X-Continent" { continent } else { country };
+                    // What clients say of themselves counts for nothing.
+                    let fields = [
+                        &*format!("X-Forwarded-For: {client}"),
+                        "X-Client-Country: XX",
+                        "X_Client_Country: XX",
+                        "X-Continent: XX",
+                    ];
+                    let response = edge.get_with(target, &fields);
+                    assert_eq!(
+                        (response.text(), response.is_hit()),
+                        (expected, hit),
+                        "{target} {name}"
+                    );
+                }
+            }
+        }
+        assert_eq!(origin.requests(), 4);
+    }
+}
+
+#[test]
 fn a_rule_denies_countries_methods_networks_and_too_many_requests() {
     let origin = Origin::start(|_| Answer::ok("let in").fresh_for(60));
     let edge = Edge::with(&format!(
