@@ -1,11 +1,14 @@
 //! The `skerry` binary: arguments → config → node → signals.
 
 use std::io::{self, IsTerminal, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
+use skerry::cli::top::{Between, Look};
 use skerry::clock::Clock;
 use skerry::config::{self, Flags};
 use skerry::control::tokens;
@@ -43,6 +46,10 @@ enum Command {
     /// What a running node's store holds: memory, directories, sites.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Watch a running node: requests, hits and why not, origins, store, purges.
+    Top(TopArguments),
+    /// Say where addresses are, by the databases that a node would ask. Needs no node.
+    Geo(GeoArguments),
     /// Make a token for the admin API, and the line for the file that "admin.tokens" names.
     Token(TokenArguments),
 }
@@ -57,6 +64,28 @@ enum StoreCommand {
         #[command(flatten)]
         admin: AdminArgument,
     },
+}
+
+#[derive(Debug, Args)]
+struct TopArguments {
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
+    /// Show it once and end, as when the output is not a terminal.
+    #[arg(long)]
+    once: bool,
+    #[command(flatten)]
+    admin: AdminArgument,
+}
+
+#[derive(Debug, Args)]
+struct GeoArguments {
+    /// IPv4 or IPv6 addresses.
+    #[arg(required = true)]
+    addresses: Vec<std::net::IpAddr>,
+    /// A configuration, whose [geo] is used. Without: the built-in country database.
+    #[arg(long, value_name = "FILE", env = "SKERRY_CONFIG")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -157,6 +186,8 @@ fn main() -> ExitCode {
         Some(Command::Prefetch(prefetch)) => order_prefetch(prefetch),
         Some(Command::Explain(explain)) => ask_why(explain),
         Some(Command::Store(StoreCommand::Stat { json, admin })) => show_store(json, &admin),
+        Some(Command::Top(top)) => watch(&top),
+        Some(Command::Geo(geo)) => show_places(geo),
         Some(Command::Token(token)) => make_token(&token),
     };
     match done {
@@ -228,7 +259,7 @@ fn run_demo() -> Result<(), String> {
     let origin = origins
         .block_on(demo::start())
         .map_err(|error| format!("the demo's origin can't listen: {error}"))?;
-    let flags = Flags { origins: vec![format!("http://{origin}")], ..Flags::default() };
+    let flags = demo_flags(origin);
     let mut config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     config.log.target = Target::Off;
     let data_dir = config.node.data_directory.clone();
@@ -254,6 +285,23 @@ Ctrl-C ends it.",
         data_dir = data_dir.display(),
     );
     until_told_to_stop(node)
+}
+
+/// The usual ports, and others in the place of those that are taken: a first minute has no
+/// configuration to choose them in.
+fn demo_flags(origin: SocketAddr) -> Flags {
+    let usual = |port| {
+        let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let is_free = std::net::TcpListener::bind(usual).is_ok();
+        if is_free { usual } else { SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) }
+    };
+    Flags {
+        origins: vec![format!("http://{origin}")],
+        http: vec![usual(8080)],
+        https: vec![usual(8443)],
+        admin: Some(usual(9180)),
+        ..Flags::default()
+    }
 }
 
 fn check(file: PathBuf) -> Result<(), String> {
@@ -357,6 +405,67 @@ fn show_store(json: bool, admin: &AdminArgument) -> Result<(), String> {
     Ok(())
 }
 
+/// Until Ctrl-C, or once.
+fn watch(arguments: &TopArguments) -> Result<(), String> {
+    let clock = Clock::system();
+    let admin = &arguments.admin;
+    let interval = Duration::from_secs(arguments.interval);
+    let look = || -> Result<(Look, String, Instant), String> {
+        let metrics = ask(admin, "GET", "/metrics", &[], "")?;
+        if metrics.status != 200 {
+            return metrics.json().map(|_| unreachable!("an answer of 200 is none of these"));
+        }
+        let ready = ask(admin, "GET", "/readyz", &[], "")?;
+        let title = format!("skerry at {}   {}", admin.address, ready.body.trim());
+        Ok((Look::parse(&metrics.body), title, clock.instant()))
+    };
+    let is_live = io::stdout().is_terminal() && !arguments.once;
+    let (mut before, _, mut looked) = look()?;
+    loop {
+        wait(interval);
+        let told = look().map(|(now, title, at)| {
+            let between = Between { before: &before, now: &now, elapsed: at - looked };
+            let view = between.view(&title);
+            (before, looked) = (now, at);
+            view
+        });
+        if !is_live {
+            return told.and_then(|view| show(&view));
+        }
+        // Home, what is to be seen, and nothing below it.
+        let view = told.unwrap_or_else(|error| format!("{error}\n"));
+        show(&format!("\x1b[H\x1b[2J{view}\n{}", faint("Ctrl-C ends it.")))?;
+    }
+}
+
+fn faint(text: &str) -> String {
+    format!("\x1b[2m{text}\x1b[0m\n")
+}
+
+/// An error here is a reader that has gone, as `head` does.
+fn show(text: &str) -> Result<(), String> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| format!("standard output: {error}"))
+}
+
+#[allow(clippy::disallowed_methods, reason = "a person looks at this, not a request")]
+fn wait(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+fn show_places(arguments: GeoArguments) -> Result<(), String> {
+    let settings = match arguments.config {
+        None => geo::Settings::default(),
+        Some(file) => {
+            let flags = Flags { config: Some(file), ..Flags::default() };
+            config::load(&flags).map_err(|mistakes| mistakes.to_string())?.geo
+        }
+    };
+    let geo = geo::Geo::open(&settings).map_err(|error| cli::place::reason(&error))?;
+    show(&cli::place::table(&geo, &arguments.addresses))
+}
+
 fn call(
     admin: &AdminArgument,
     method: &str,
@@ -364,6 +473,16 @@ fn call(
     fields: &[String],
     body: &str,
 ) -> Result<Value, String> {
+    ask(admin, method, target, fields, body)?.json()
+}
+
+fn ask(
+    admin: &AdminArgument,
+    method: &str,
+    target: &str,
+    fields: &[String],
+    body: &str,
+) -> Result<cli::Answer, String> {
     let token = admin.token.iter().map(|token| format!("Authorization: Bearer {token}"));
     let fields: Vec<String> = fields.iter().cloned().chain(token).collect();
     let at = cli::Admin {
@@ -371,7 +490,7 @@ fn call(
         ca: admin.ca.clone(),
         certificate: admin.certificate.clone().zip(admin.key.clone()),
     };
-    cli::call(&at, method, target, &fields, body)?.json()
+    cli::call(&at, method, target, &fields, body)
 }
 
 /// Errors go to standard error; `RUST_LOG` chooses how much.
@@ -380,7 +499,9 @@ fn start_error_log() {
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy()
         .add_directive("foyer=warn".parse().expect("a directive"))
-        .add_directive("foyer_storage=warn".parse().expect("a directive"));
+        .add_directive("foyer_storage=warn".parse().expect("a directive"))
+        // It warns of what clients send: anybody could fill the log.
+        .add_directive("h2=error".parse().expect("a directive"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -1,4 +1,7 @@
-//! What the commands other than `run` do: they talk to a running node's admin API.
+//! What the commands other than `run` do: most talk to a running node's admin API.
+
+pub mod place;
+pub mod top;
 
 use std::fmt::Display;
 use std::io::{self, Read, Write};
@@ -275,9 +278,12 @@ pub fn store_table(stat: &Value) -> String {
 
 /// Three digits and a unit; what is not there is a dash.
 fn size(bytes: &Value) -> String {
-    let Some(bytes) = bytes.as_u64() else { return "-".to_owned() };
+    bytes.as_u64().map_or_else(|| "-".to_owned(), |bytes| size_text(bytes as f64))
+}
+
+fn size_text(bytes: f64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
+    let (mut value, mut unit) = (bytes, 0);
     while value >= 1024.0 && unit + 1 < units.len() {
         value /= 1024.0;
         unit += 1;

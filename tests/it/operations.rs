@@ -1,7 +1,9 @@
 //! A node as its operator meets it: mistakes at the start, reloads, drains, certificates.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
@@ -235,4 +237,75 @@ fn the_dashboard_shows_the_node_and_why_there_was_no_hit() {
     assert!(page.contains(r#"class="badge good" role="status">ready<"#), "{page}");
     assert!(page.contains("tag &lt;b&gt;bold&lt;/b&gt;"), "{page}");
     assert!(page.contains("requests/s"), "{page}");
+}
+
+#[test]
+fn top_shows_what_a_node_does_and_why_not_from_cache() {
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    let at = edge.admin.to_string();
+    let look = Command::new(env!("CARGO_BIN_EXE_skerry"))
+        .args(["top", "--admin", &at])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    // Requests until it has looked twice: those between its looks are in what it shows.
+    let asking = AtomicBool::new(true);
+    let output = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0;
+            while asking.load(Ordering::Relaxed) {
+                number += 1;
+                edge.get("/hit");
+                edge.get(&format!("/{number}"));
+            }
+        });
+        let output = look.wait_with_output().expect("it ends by itself");
+        asking.store(false, Ordering::Relaxed);
+        output
+    });
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    assert!(!told.contains('\x1b'), "no colours in a pipe: {told}");
+    for words in ["ready", "requests", "hits", "absent", "origins", "memory", "purges"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    check_refused(&["top", "--admin", "127.0.0.1:1"], &["127.0.0.1:1", "is the node running"]);
+}
+
+#[test]
+fn places_are_told_without_a_node() {
+    let output = skerry(&["geo", "80.128.0.1", "127.0.0.1"]);
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("country       DE Germany"), "{told}");
+    check_refused(&["geo", "nowhere"], &["nowhere", "invalid IP address"]);
+    check_refused(&["geo", "::1", "--config", "/nowhere"], &["/nowhere", "No such file"]);
+}
+
+#[test]
+fn a_demo_starts_where_its_ports_are_taken() {
+    let demo = || {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_skerry"))
+            .current_dir(folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let port = lines.map_while(Result::ok).find_map(|line| {
+            line.split_once("curl -i  http://localhost:")?.1.split('/').next()?.parse::<u16>().ok()
+        });
+        (folder, child, port)
+    };
+    // Whoever has the usual ports: at least one of the two has others.
+    let mut demos = [demo(), demo()];
+    for (_, _, port) in &demos {
+        let at = ([127, 0, 0, 1], port.expect("a line to try")).into();
+        let first = Client::connect(at).get("localhost", "/data.json", &[]);
+        assert_eq!(first.status, 200, "{first:?}");
+    }
+    assert_ne!(demos[0].2, demos[1].2);
+    for (_, child, _) in &mut demos {
+        child.kill().and_then(|()| child.wait()).expect("a child");
+    }
 }
