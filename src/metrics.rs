@@ -5,6 +5,8 @@
 //! into families that a room registers with [`Metrics::register`]. Names follow Prometheus'
 //! conventions; docs/reference/metrics.md is made from [`TABLE`].
 
+mod process;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +17,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, t
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
 /// What a cell means.
@@ -224,6 +227,7 @@ table! {
     RequestsUncollapsed, Counter, "requests_uncollapsed", "Requests that went upstream alone though another might have been followed.",
         "reason" = &["uncacheable", "fills_max", "followers_max"];
     UncacheableForgotten, Counter, "uncacheable_forgotten", "Keys not remembered as uncacheable because the limit was reached.";
+    VariantsDropped, Counter, "variants_dropped", "Variants forgotten because their key had as many as it may.";
     UpstreamRequests, Counter, "upstream_requests", "Requests sent towards origins, retries not counted.";
     InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by what became of them.",
         "outcome" = &["passed_on", "dropped"];
@@ -244,6 +248,7 @@ table! {
     DnsQuestions, Counter, "dns_questions", "Names asked for.";
     DnsFailures, Counter, "dns_failures", "Questions without an address as answer.";
     DnsStale, Counter, "dns_stale", "Times that an address past its TTL was used because DNS failed.";
+    DnsForgotten, Counter, "dns_forgotten", "Names forgotten because as many as may be were remembered.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = REFUSALS;
     RateTableFull, Counter, "rate_table_full", "Clients let through uncounted because the rate table was full.";
     BodiesEncoded, Counter, "bodies_encoded", "Bodies compressed for clients, by coding.", "coding" = CODING_NAMES;
@@ -313,6 +318,8 @@ impl Default for Cells {
 pub struct Metrics {
     slots: Arc<[Cells]>,
     registry: Mutex<Registry>,
+    /// What is not called after us.
+    process: Registry,
 }
 
 impl Metrics {
@@ -321,7 +328,11 @@ impl Metrics {
         let slots: Arc<[Cells]> = (0..=workers).map(|_| Cells::default()).collect();
         let mut registry = Registry::with_prefix("skerry");
         registry.register_collector(Box::new(Sum(slots.clone())));
-        Arc::new(Self { slots, registry: Mutex::new(registry) })
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What this node runs", build);
+        let mut process = Registry::default();
+        process.register_collector(Box::new(process::Process));
+        Arc::new(Self { slots, registry: Mutex::new(registry), process })
     }
 
     /// The recorder of worker `worker`, counted from zero.
@@ -358,7 +369,9 @@ impl Metrics {
     /// The exposition text for a scrape (OpenMetrics 1.0).
     pub fn encode(&self) -> String {
         let mut out = String::with_capacity(16 << 10);
-        text::encode(&mut out, &self.lock()).expect("writing to a String does not fail");
+        text::encode_registry(&mut out, &self.process)
+            .and_then(|()| text::encode(&mut out, &self.lock()))
+            .expect("writing to a String does not fail");
         out
     }
 

@@ -108,6 +108,7 @@ impl Resolver {
         let mut names = self.lock();
         if !names.contains_key(host) && names.len() >= self.settings.names_max {
             forget_one(&mut names);
+            self.recorder.count(Metric::DnsForgotten);
         }
         let name = names.entry(host.clone()).or_default();
         let failed = name.failure.clone().filter(|failure| failure.valid_until > now);

@@ -22,6 +22,7 @@ use crate::fetch::collapse::{Failure as FillFailure, Lead};
 use crate::fetch::parts::{First, Parts};
 use crate::fetch::{FetchError, FillEnd, Intent, Pool, UpstreamResponse};
 use crate::interim::Interims;
+use crate::metrics::Metric;
 use crate::respond;
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
@@ -324,6 +325,7 @@ impl Job {
         let (hash, _) = cache::variant_key(&key, &fields, &self.selecting, codings);
         let variant = Variant::new(hash, &fields, &self.selecting, &stored.headers, codings);
         for dropped in list.note(&fields, variant, self.rule.settings.cache.variants_max) {
+            self.worker.recorder.count(Metric::VariantsDropped);
             store.forget(dropped);
         }
         store.put_variants(key.hash, list);

@@ -649,3 +649,18 @@ fn what_a_get_with_content_brings_is_for_its_client_alone() {
     assert_eq!(send(&edge, "GET", "/a", b"evil").text(), "evil");
     assert!(edge.get("/a").is_hit());
 }
+
+#[test]
+fn variants_beyond_the_limit_are_forgotten_and_counted() {
+    let origin = Origin::start(|seen| {
+        Answer::ok(seen.header("x-kind").unwrap_or("none")).header("Vary", "X-Kind").fresh_for(60)
+    });
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\ncache.variants_max = 2\n",
+        origin.url()
+    ));
+    let ask = |kind: &str| edge.get_with("/a", &[&format!("X-Kind: {kind}")]).is_hit();
+    assert_eq!(["a", "b", "c"].map(ask), [false; 3]);
+    until("it is counted", || edge.metric("skerry_variants_dropped_total") >= 1.0);
+    assert_eq!(["c", "b", "a"].map(ask), [true, true, false]);
+}

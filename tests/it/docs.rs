@@ -27,7 +27,8 @@ fn the_page_of_metrics_is_the_table() {
     let mut page = String::from(
         "# Metrics\n\n\
          `GET /metrics` on the admin address answers in the OpenMetrics text format. Each worker counts for itself; a scrape\n\
-         sums. These are all that workers count; the store's and the bus' families describe themselves in `# HELP`.\n\n\
+         sums. These are all that workers count; the store's and the bus' families describe themselves in `# HELP`. The\n\
+         process has `process_*` (memory, descriptors, processor time, start) and `skerry_build_info`.\n\n\
          | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
     );
     for row in TABLE {
