@@ -371,8 +371,8 @@ impl Admin {
     }
 }
 
-/// Every call and its method.
-const CALLS: &[(&str, Method)] = &[
+/// Every call and its method, but for `/` and `/purges/ID`.
+pub const CALLS: &[(&str, Method)] = &[
     ("/healthz", Method::GET),
     ("/readyz", Method::GET),
     ("/metrics", Method::GET),

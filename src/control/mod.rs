@@ -12,5 +12,5 @@ pub mod purges;
 pub mod tls;
 pub mod tokens;
 
-pub use admin::{Admin, Coming, NodeActions};
+pub use admin::{Admin, CALLS, Coming, NodeActions};
 pub use bus::Bus;

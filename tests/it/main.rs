@@ -5,6 +5,7 @@ mod bus;
 mod caching;
 mod conformance;
 mod crash;
+mod deploy;
 mod docs;
 mod failures;
 mod gate;
