@@ -29,3 +29,4 @@ pub mod interim; // 1xx responses between upstream and one client
 pub mod metrics;
 pub mod planted; // bugs for the lab to find; a constant false without its cargo feature
 pub mod stamp; // whether a file was replaced
+pub mod upgrade; // a client's connection on its way out of HTTP

@@ -9,12 +9,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
 use super::io::Io;
+use crate::upgrade::OnUpgrade;
 
 /// The origin's side of an upgraded connection.
 pub struct UpgradedOrigin {
@@ -44,11 +43,9 @@ pub struct Tunnelled {
 /// it waits for that. Ends when both directions have, on an error of either, or after `idle`
 /// without a byte.
 pub async fn tunnel(client: OnUpgrade, origin: UpgradedOrigin, idle: Duration) -> Tunnelled {
-    let mut client = match client.await {
-        Ok(client) => TokioIo::new(client),
-        Err(error) => {
-            return Tunnelled { to_origin: 0, to_client: 0, end: Err(io::Error::other(error)) };
-        }
+    let mut client = match client.connection().await {
+        Ok(client) => client,
+        Err(error) => return Tunnelled { to_origin: 0, to_client: 0, end: Err(error) },
     };
     let UpgradedOrigin { io: mut origin, early } = origin;
     let mut upward = Direction::new(&[]);
@@ -150,12 +147,7 @@ const BUFFER_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use http::{HeaderValue, Method, Response, StatusCode};
-    use http_body_util::Empty;
-    use hyper::server::conn::http1;
-    use hyper::service::service_fn;
+    use http::{HeaderValue, Method};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
@@ -165,6 +157,7 @@ mod tests {
     use crate::fetch::Intent;
     use crate::fetch::scripted::{Bed, Peer, Scripted, pool, request};
     use crate::fetch::tests::on_core;
+    use crate::upgrade::handover;
 
     /// A client and an origin with a tunnel between them, and how the tunnel ended.
     async fn tunnelled(
@@ -185,29 +178,13 @@ mod tests {
         });
         let upstream = upstream.expect("a response").upgraded.expect("an upgraded connection");
         let (ended, end) = oneshot::channel();
-        let once = std::cell::Cell::new(Some((upstream, ended)));
         let client = TcpStream::connect(front.address).await.expect("a connection");
-        let served = front.accept().await.io;
+        let (handover, client_side) = handover();
+        handover.give(Box::new(front.accept().await.io));
         tokio::task::spawn_local(async move {
-            let service = service_fn(move |mut request| {
-                let client = hyper::upgrade::on(&mut request);
-                let (upstream, ended) = once.take().expect("one request");
-                tokio::task::spawn_local(async move {
-                    let _ = ended.send(tunnel(client, upstream, idle).await);
-                });
-                let mut response = Response::new(Empty::<Bytes>::new());
-                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-                async { Ok::<_, Infallible>(response) }
-            });
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(served), service);
-            connection.with_upgrades().await.expect("an upgrade");
+            let _ = ended.send(tunnel(client_side, upstream, idle).await);
         });
-        let mut client = Peer::new(client);
-        client
-            .say("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n")
-            .await;
-        client.head().await;
-        (client, peer, end)
+        (Peer::new(client), peer, end)
     }
 
     #[tokio::test]

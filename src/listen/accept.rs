@@ -27,7 +27,7 @@ use crate::metrics::{Metric, Recorder};
 use super::bind::WorkerSockets;
 use super::counts::Place;
 use super::drain::Drain;
-use super::io::{FirstBytes, Transport};
+use super::io::{Abort, FirstBytes, Transport};
 use super::proxy::{self, Parsed};
 use super::record::{self, Refused};
 use super::session::{Order, Overdue, Phase, Session, Traffic, tick};
@@ -68,7 +68,7 @@ pub async fn serve<S, F>(
     mut drain: Drain,
 ) where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + 'static,
+    F: Answer + Unpin + 'static,
 {
     let worker = Rc::new(Worker::new(door, service, on_refused, recorder, clock));
     let doors: Vec<_> = sockets
@@ -114,7 +114,7 @@ impl OpenDoor {
 impl<S, F> Worker<S>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + 'static,
+    F: Answer + Unpin + 'static,
 {
     fn new(
         door: Arc<Door>,
@@ -273,13 +273,13 @@ where
         is_h2: Option<bool>,
         session: &Rc<Session>,
     ) where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
     {
         session.wire.enter(Phase::Head);
         let mut transport = Transport::new(stream, session.wire.clone());
         let first = match is_h2 {
             Some(true) => FirstBytes::Http2,
-            // Nothing of hyper's is allocated for a client that says nothing yet.
+            // Little is allocated for a client that says nothing yet.
             _ => match session.watched(transport.first_bytes()).await {
                 Ok(Ok(FirstBytes::Http2)) if is_h2.is_some() => FirstBytes::Http1,
                 Ok(Ok(first)) => first,
@@ -289,14 +289,13 @@ where
         };
         let (facts, session) = (Rc::new(facts), session.clone());
         let (service, on_refused) = (self.service.clone(), self.on_refused.clone());
-        let recorder = self.recorder.clone();
+        let (recorder, date) = (self.recorder.clone(), self.date.clone());
         match first {
             FirstBytes::None => {}
             FirstBytes::Http1 => {
-                h1::serve(transport, service, on_refused, facts, session, recorder).await;
+                h1::serve(transport, service, on_refused, facts, session, recorder, date).await;
             }
             FirstBytes::Http2 => {
-                let date = self.date.clone();
                 Box::pin(h2::serve(transport, service, on_refused, facts, session, recorder, date))
                     .await;
             }
@@ -381,7 +380,7 @@ struct Places {
 struct Entry<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + 'static,
+    F: Answer + Unpin + 'static,
 {
     session: Rc<Session>,
     worker: Rc<Worker<S>>,
@@ -390,7 +389,7 @@ where
 impl<S, F> Drop for Entry<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + 'static,
+    F: Answer + Unpin + 'static,
 {
     fn drop(&mut self) {
         self.worker.leave(&self.session);

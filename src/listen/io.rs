@@ -1,28 +1,45 @@
-//! The transport as hyper and h2 see it: counts bytes, says when a write is blocked, and on
-//! HTTP/1 follows the framing ([`super::framing`]).
+//! The transport as HTTP/1 and h2 see it: counts bytes, says when a write is blocked, holds what
+//! was read too early, and reads on for a moment after it was closed.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
-use super::framing::{Framing, Passed};
 use super::session::{Phase, Wire};
+
+/// What a connection can be ended with besides a close in good order.
+pub(super) trait Abort {
+    /// Has the coming close be a reset.
+    fn abort(&self);
+}
+
+impl Abort for TcpStream {
+    fn abort(&self) {
+        _ = self.set_zero_linger();
+    }
+}
+
+impl Abort for TlsStream<TcpStream> {
+    fn abort(&self) {
+        self.get_ref().0.abort();
+    }
+}
 
 /// A byte stream between us and one client.
 #[derive(Debug)]
 pub(super) struct Transport<T> {
     inner: T,
     wire: Arc<Wire>,
-    /// Read, but not handed on yet: what told the protocol, or stood behind a head.
+    /// Read, but not used yet.
     held: Vec<u8>,
-    /// How many of the held bytes were handed on.
-    held_taken: usize,
-    /// HTTP/1 only.
-    framing: Option<Framing>,
+    /// How many of the held bytes were used.
+    taken: usize,
     /// Bytes dropped after the shutdown.
     lingered: usize,
     is_shut: bool,
@@ -41,117 +58,78 @@ pub(super) enum FirstBytes {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     pub(super) fn new(inner: T, wire: Arc<Wire>) -> Self {
-        Self {
-            inner,
-            wire,
-            held: Vec::new(),
-            held_taken: 0,
-            framing: None,
-            lingered: 0,
-            is_shut: false,
-        }
+        Self { inner, wire, held: Vec::new(), taken: 0, lingered: 0, is_shut: false }
     }
 
     /// Reads until it is clear what the client speaks. Nothing is lost: what was read is held.
     pub(super) async fn first_bytes(&mut self) -> io::Result<FirstBytes> {
-        loop {
-            match protocol(&self.held[self.held_taken..]) {
-                Some(protocol) => return Ok(protocol),
-                None if !self.hold_more().await? => return Ok(FirstBytes::None),
-                None => {}
-            }
-        }
-    }
-
-    /// From here on the bytes are HTTP/1.
-    pub(super) fn follow_framing(&mut self) {
-        self.framing.get_or_insert_default();
-    }
-
-    /// Puts back what hyper had read and not used.
-    pub(super) fn put_back(&mut self, bytes: &[u8]) {
-        self.held.splice(..self.held_taken, bytes.iter().copied());
-        self.held_taken = 0;
-    }
-
-    async fn hold_more(&mut self) -> io::Result<bool> {
-        // On the stack of the poll, not in the task: an idle connection is small.
         std::future::poll_fn(|cx| {
-            let mut space = [MaybeUninit::uninit(); FIRST_READ_BYTES];
-            let mut buffer = ReadBuf::uninit(&mut space);
-            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer))?;
-            self.wire.received(buffer.filled().len());
-            self.held.extend_from_slice(buffer.filled());
-            Poll::Ready(Ok(!buffer.filled().is_empty()))
+            loop {
+                match protocol(self.held()) {
+                    Some(protocol) => return Poll::Ready(Ok(protocol)),
+                    None if ready!(self.poll_more(cx))? == 0 => {
+                        return Poll::Ready(Ok(FirstBytes::None));
+                    }
+                    None => {}
+                }
+            }
         })
         .await
     }
 
-    fn fill(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.held.is_empty() {
-            let before = buffer.filled().len();
-            ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
-            self.wire.received(buffer.filled().len() - before);
-            return Poll::Ready(Ok(()));
-        }
-        let held = &self.held[self.held_taken..];
-        let length = held.len().min(buffer.remaining());
-        buffer.put_slice(&held[..length]);
-        self.held_taken += length;
-        if self.held_taken == self.held.len() {
-            (self.held, self.held_taken) = (Vec::new(), 0);
-        }
-        Poll::Ready(Ok(()))
+    /// What was read and not used.
+    pub(super) fn held(&self) -> &[u8] {
+        &self.held[self.taken..]
     }
 
-    /// Takes what the service has told of the last head. False: it has told nothing.
-    fn learn_framing(&mut self) -> bool {
-        let Some(framing) = self.framing.as_mut().filter(|framing| framing.awaits_framing()) else {
-            return true;
-        };
-        let told = self.wire.take_framing();
-        if let Some(told) = told {
-            framing.tell(told);
-        }
-        told.is_some()
-    }
-
-    /// Lets through what may be parsed now, and holds the rest.
-    fn follow(&mut self, buffer: &mut ReadBuf<'_>, from: usize) {
-        let Some(framing) = &mut self.framing else { return };
-        let passed = framing.follow(&buffer.filled()[from..]);
-        if framing.in_head() || framing.awaits_framing() {
-            self.wire.head_moved();
-        }
-        match passed {
-            Passed::All => {}
-            Passed::UpTo(length) => {
-                let rest = buffer.filled()[from + length..].to_vec();
-                buffer.set_filled(from + length);
-                self.put_back(&rest);
-            }
-            Passed::Refused(place) => {
-                // A NUL can stand nowhere in a head: hyper answers 400 and closes.
-                buffer.set_filled(from + place);
-                buffer.put_slice(b"\0");
-                self.wire.refuse();
-            }
+    /// So many of the held bytes are used.
+    pub(super) fn take(&mut self, length: usize) {
+        self.taken += length;
+        if self.taken == self.held.len() {
+            self.held.clear();
+            self.taken = 0;
         }
     }
 
-    /// Sends the interim responses that wait. What hyper wrote before is out ([`Wire::say`]), and
-    /// what it writes now comes after.
-    fn say(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(mut said) = self.wire.said() else { return Poll::Ready(Ok(())) };
-        while !said.is_empty() {
-            let written = Pin::new(&mut self.inner).poll_write(cx, &said);
-            match ready!(note(&self.wire, written))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                length => drop(said.drain(..length)),
-            }
+    /// Reads what there is and holds it. Zero: the client sends no more.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.taken > 0 {
+            self.held.drain(..self.taken);
+            self.taken = 0;
         }
-        self.wire.all_is_said();
-        Poll::Ready(Ok(()))
+        if self.held.capacity() - self.held.len() < READ_BYTES_MIN / 2 {
+            self.held.reserve(self.held.len().max(READ_BYTES_MIN));
+        }
+        let read = ready!(pin!(self.inner.read_buf(&mut self.held)).poll(cx))?;
+        self.wire.received(read);
+        Poll::Ready(Ok(read))
+    }
+
+    /// Reads into `buffer`, past what is held, which must be nothing.
+    pub(super) fn poll_read_past(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut impl bytes::BufMut,
+    ) -> Poll<io::Result<usize>> {
+        debug_assert!(self.held().is_empty(), "bytes would be overtaken");
+        let read = ready!(pin!(self.inner.read_buf(buffer)).poll(cx))?;
+        self.wire.received(read);
+        Poll::Ready(Ok(read))
+    }
+
+    /// Has the coming close be a reset.
+    pub(super) fn abort(&self)
+    where
+        T: Abort,
+    {
+        self.inner.abort();
+    }
+
+    /// Gives back the memory of an idle connection.
+    pub(super) fn shrink(&mut self) {
+        if self.held().is_empty() {
+            (self.held, self.taken) = (Vec::new(), 0);
+        }
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -165,13 +143,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         }
         Poll::Ready(Ok(()))
     }
-
-    /// Whether the client may still be sending what nobody will read.
-    fn has_unread(&mut self) -> bool {
-        self.learn_framing();
-        let midway = self.framing.as_ref().is_some_and(|framing| !framing.between_messages());
-        self.wire.is_refused() || !self.held.is_empty() || midway
-    }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
@@ -181,16 +152,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.framing.is_none() || this.wire.is(Phase::Upgraded) {
-            return this.fill(cx, buffer);
-        }
-        // A head that hyper would not have, or bytes that it was not given: nothing more is read.
-        if !this.learn_framing() || this.wire.is_refused() {
+        let length = this.held().len().min(buffer.remaining());
+        if length > 0 {
+            buffer.put_slice(&this.held()[..length]);
+            this.take(length);
+            this.shrink();
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        ready!(this.fill(cx, buffer))?;
-        this.follow(buffer, before);
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
+        this.wire.received(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
@@ -202,8 +173,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.say(cx))?;
-        this.wire.set_flushed(false);
         let written = Pin::new(&mut this.inner).poll_write(cx, bytes);
         note(&this.wire, written)
     }
@@ -214,21 +183,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.say(cx))?;
-        this.wire.set_flushed(false);
-        let length: usize = slices.iter().map(|slice| slice.len()).sum();
-        let written = if length <= JOINED_BYTES_MAX {
-            // A small answer is cheaper to copy once more than to describe to the kernel in pieces.
-            let mut joined = [0; JOINED_BYTES_MAX];
-            let mut end = 0;
-            for slice in slices {
-                joined[end..end + slice.len()].copy_from_slice(slice);
-                end += slice.len();
-            }
-            Pin::new(&mut this.inner).poll_write(cx, &joined[..end])
-        } else {
-            Pin::new(&mut this.inner).poll_write_vectored(cx, slices)
-        };
+        let written = Pin::new(&mut this.inner).poll_write_vectored(cx, slices);
         note(&this.wire, written)
     }
 
@@ -238,27 +193,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.say(cx))?;
         let flushed = Pin::new(&mut this.inner).poll_flush(cx);
         match flushed {
-            // hyper comes here with nothing left to write.
-            Poll::Ready(_) => {
-                this.wire.set_flushed(true);
-                this.wire.write_went_on();
-            }
+            Poll::Ready(_) => this.wire.write_went_on(),
             Poll::Pending => this.wire.write_blocked(),
         }
         flushed
     }
 
+    /// In [`Phase::Lingering`], what the client still sends is read and dropped until it ends.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.is_shut {
             ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
             this.is_shut = true;
-            if !this.wire.is(Phase::Upgraded) && this.has_unread() {
-                this.wire.enter(Phase::Lingering);
-            }
         }
         if this.wire.is(Phase::Lingering) { this.poll_linger(cx) } else { Poll::Ready(Ok(())) }
     }
@@ -284,12 +232,10 @@ fn protocol(bytes: &[u8]) -> Option<FirstBytes> {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// A usual request fits; what does not is read by hyper.
-const FIRST_READ_BYTES: usize = 2 << 10;
+/// A usual request fits.
+const READ_BYTES_MIN: usize = 2 << 10;
 /// More than that a client that was refused has to lose.
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// Head and body of a small answer.
-const JOINED_BYTES_MAX: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {

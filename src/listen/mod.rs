@@ -9,7 +9,6 @@ mod bind;
 mod counts;
 mod drain;
 mod frames;
-mod framing;
 mod gather;
 mod h1;
 mod h2;

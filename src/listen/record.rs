@@ -64,18 +64,6 @@ pub(super) fn handshake_failed(recorder: &Recorder, error: &std::io::Error) {
     recorder.count_labelled(Metric::Handshakes, label);
 }
 
-/// What hyper has answered, if that was for the request's form. `refused`: the bytes never
-/// reached hyper, whose error is only the consequence.
-pub(super) fn http1_error(error: &hyper::Error, refused: bool) -> Option<Unread> {
-    if refused {
-        Some(Unread::Framing)
-    } else if error.is_parse_too_large() {
-        Some(Unread::HeadTooLarge)
-    } else {
-        error.is_parse().then_some(Unread::Malformed)
-    }
-}
-
 pub(super) fn unread(recorder: &Recorder, why: Unread) {
     recorder.count_labelled(Metric::RequestsUnread, why as usize);
 }

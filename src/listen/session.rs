@@ -14,12 +14,11 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::framing::BodyFraming;
 use super::settings::Limits;
 
 /// What a connection is doing.
@@ -41,7 +40,7 @@ pub(super) enum Phase {
     Lingering,
 }
 
-/// What the transport below hyper and the service above it tell each other and the sweep.
+/// What the transport and who drives it tell the sweep.
 ///
 /// All of it is used by one thread. The cells are atomic because an upgraded connection
 /// must be `Send`; relaxed loads and stores cost what plain ones do.
@@ -50,39 +49,21 @@ pub(super) struct Wire {
     phase: AtomicU8,
     /// Counts the changes of phase, so that the sweep sees movement.
     serial: AtomicU32,
-    /// The body framing of the request in `Handling`: a length, or one of the marks below.
-    framing: AtomicU64,
-    /// Whether a pipelined head is under way while a request is handled.
+    /// Whether some of the head under way has come.
     head_begun: AtomicBool,
     /// Whether the last write could not go on.
     blocked: AtomicBool,
-    /// Whether the bytes were refused before hyper saw them all.
-    refused: AtomicBool,
-    /// HTTP/1: whether all that hyper has written is out.
-    flushed: AtomicBool,
-    /// HTTP/1: interim responses, to go out before hyper's next byte.
-    said: Mutex<Vec<u8>>,
-    /// Whether `said` has any, so that nobody locks it for nothing.
-    has_said: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
-
-const FRAMING_CHUNKED: u64 = u64::MAX - 1;
-const FRAMING_NOT_TOLD: u64 = u64::MAX;
 
 impl Wire {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             phase: AtomicU8::new(Phase::Opening as u8),
             serial: AtomicU32::new(0),
-            framing: AtomicU64::new(FRAMING_NOT_TOLD),
             head_begun: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
-            refused: AtomicBool::new(false),
-            flushed: AtomicBool::new(true),
-            said: Mutex::default(),
-            has_said: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         })
@@ -112,61 +93,6 @@ impl Wire {
 
     pub(super) fn head_begun(&self) -> bool {
         self.head_begun.load(Relaxed)
-    }
-
-    /// A head was parsed: this is how its body is framed.
-    pub(super) fn tell_framing(&self, framing: BodyFraming) {
-        let told = match framing {
-            BodyFraming::Length(bytes) => bytes.min(FRAMING_CHUNKED - 1),
-            BodyFraming::Chunked => FRAMING_CHUNKED,
-        };
-        self.framing.store(told, Relaxed);
-        self.head_begun.store(false, Relaxed);
-    }
-
-    /// What was told, once.
-    pub(super) fn take_framing(&self) -> Option<BodyFraming> {
-        let told = self.framing.load(Relaxed);
-        self.framing.store(FRAMING_NOT_TOLD, Relaxed);
-        match told {
-            FRAMING_NOT_TOLD => None,
-            FRAMING_CHUNKED => Some(BodyFraming::Chunked),
-            bytes => Some(BodyFraming::Length(bytes)),
-        }
-    }
-
-    /// A bare LF, or a body that is not framed by the book, was met: nothing more is read.
-    pub(super) fn refuse(&self) {
-        self.refused.store(true, Relaxed);
-    }
-
-    pub(super) fn is_refused(&self) -> bool {
-        self.refused.load(Relaxed)
-    }
-
-    pub(super) fn set_flushed(&self, flushed: bool) {
-        self.flushed.store(flushed, Relaxed);
-    }
-
-    pub(super) fn is_flushed(&self) -> bool {
-        self.flushed.load(Relaxed)
-    }
-
-    /// Has the transport send this past hyper, which has no interim responses. Only when all that
-    /// hyper wrote is out.
-    pub(super) fn say(&self, bytes: &[u8]) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        self.has_said.store(true, Relaxed);
-    }
-
-    /// What was said and is not sent yet.
-    pub(super) fn said(&self) -> Option<MutexGuard<'_, Vec<u8>>> {
-        let has_said = self.has_said.load(Relaxed);
-        has_said.then(|| self.said.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn all_is_said(&self) {
-        self.has_said.store(false, Relaxed);
     }
 
     pub(super) fn received(&self, bytes: usize) {
@@ -296,19 +222,6 @@ impl Session {
         self.order.get()
     }
 
-    /// The same, for work that is only waiting: a drain ends it too.
-    pub(super) async fn watched_idle<F: Future>(&self, work: F) -> Result<F::Output, Order> {
-        let mut work = pin!(work);
-        poll_fn(|cx| {
-            self.register(cx);
-            match self.order.get() {
-                Some(order) if order != Order::Park => Poll::Ready(Err(order)),
-                _ => work.as_mut().poll(cx).map(Ok),
-            }
-        })
-        .await
-    }
-
     /// From now on the sweep may order [`Order::Park`].
     pub(super) fn allow_parking(&self) {
         self.can_park.set(true);
@@ -353,6 +266,7 @@ impl Session {
     pub(super) fn begin(self: &Rc<Self>) -> Exchange {
         self.requests.set(self.requests.get() + 1);
         self.in_flight.set(self.in_flight.get() + 1);
+        self.wire.head_begun.store(false, Relaxed);
         self.wire.enter(Phase::Handling);
         Exchange(self.clone())
     }
@@ -365,7 +279,7 @@ impl Session {
     fn end(&self) {
         self.in_flight.set(self.in_flight.get() - 1);
         if self.in_flight.get() == 0 && self.wire.is(Phase::Handling) {
-            self.wire.enter(if self.wire.head_begun() { Phase::Head } else { Phase::Idle });
+            self.wire.enter(Phase::Idle);
         }
     }
 
@@ -461,8 +375,7 @@ pub(super) fn tick(limits: &Limits) -> Duration {
     (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
 }
 
-/// An idle connection gives its buffers back after this; a new hyper connection for the next
-/// request costs a few microseconds.
+/// An idle connection gives its buffers back after this.
 const PARK_AFTER: Duration = Duration::from_secs(5);
 /// Browsers open connections in advance; a drain does not wait for them to speak.
 const SILENT_WHILE_DRAINING: Duration = Duration::from_secs(1);

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -22,6 +21,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::context::Connection;
 use crate::metrics::{Metric, Metrics, TABLE};
+use crate::upgrade::OnUpgrade;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -124,9 +124,9 @@ async fn respond(
             let fields = response.headers_mut();
             fields.insert("connection", http::HeaderValue::from_static("upgrade"));
             fields.insert("upgrade", http::HeaderValue::from_static("shout"));
-            let upgrade = hyper::upgrade::on(&mut request);
+            let upgrade = request.extensions_mut().remove::<OnUpgrade>().expect("asked for");
             spawn_local(async move {
-                let mut stream = TokioIo::new(upgrade.await.expect("upgraded"));
+                let mut stream = upgrade.connection().await.expect("upgraded");
                 let mut said = [0; 4];
                 stream.read_exact(&mut said).await.expect("read");
                 stream.write_all(&said.to_ascii_uppercase()).await.expect("written");

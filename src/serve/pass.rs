@@ -8,7 +8,6 @@ use http::header::{HOST, VIA};
 use http::uri::Parts as UriParts;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body as _;
-use hyper::upgrade::OnUpgrade;
 use tokio::task::spawn_local;
 
 use super::Visit;
@@ -23,6 +22,7 @@ use crate::fetch::{FetchError, Intent, UpstreamResponse, tunnel};
 use crate::respond::Failure;
 use crate::route::Action;
 use crate::store::Head;
+use crate::upgrade::OnUpgrade;
 
 /// A request on its way upstream and back.
 pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + 'a>>;

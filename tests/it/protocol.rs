@@ -34,7 +34,8 @@ fn curl_speaks_http_2_over_tls_and_by_prior_knowledge() {
         ("--http2", &https, "2"),
         ("--http1.1", &https, "1.1"),
         ("--http2-prior-knowledge", &http, "2"),
-        ("--http1.0", &http, "1"),
+        // A server says its own version, whatever the client's (RFC 9110 §6.2).
+        ("--http1.0", &http, "1.1"),
         // An upgrade to h2c may be ignored (RFC 9113 §3.1: it is gone).
         ("--http2", &http, "1.1"),
     ] {

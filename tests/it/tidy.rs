@@ -15,12 +15,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     // planted: bugs for the lab to find, a constant false without the cargo feature.
     ("planted", &[]),
     ("stamp", &[]),
+    ("upgrade", &[]),
     ("cache", &["planted"]),
     ("context", &["cache", "clock"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
     ("store", &["cache", "clock", "metrics", "body", "planted"]),
     ("transform", &["body", "metrics"]),
-    ("fetch", &["store", "cache", "context", "body", "clock", "interim", "metrics", "planted"]),
+    (
+        "fetch",
+        &["store", "cache", "context", "body", "clock", "interim", "metrics", "planted", "upgrade"],
+    ),
     ("guard", &["context", "clock", "metrics"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["cache", "context", "body", "clock", "metrics"]),
@@ -41,9 +45,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
             "interim",
             "metrics",
+            "upgrade",
         ],
     ),
-    ("listen", &["serve", "context", "body", "clock", "interim", "metrics", "stamp"]),
+    ("listen", &["serve", "context", "body", "clock", "interim", "metrics", "stamp", "upgrade"]),
     // They stand outside the house: an origin for the demo, and callers of the admin API.
     ("demo", &[]),
     ("cli", &[]),

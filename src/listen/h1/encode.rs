@@ -1,0 +1,266 @@
+//! Responses → bytes (RFC 9112 §4 to §7).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{Method, Response, StatusCode, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::super::io::Transport;
+
+/// What waits to be sent: bytes, then a piece of a body, then what follows it.
+#[derive(Debug, Default)]
+pub(super) struct Out {
+    bytes: Vec<u8>,
+    sent: usize,
+    piece: Bytes,
+    after: &'static [u8],
+}
+
+impl Out {
+    /// Puts bytes behind those that wait. Not behind a piece of a body.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        debug_assert!(self.piece.is_empty(), "the piece would be overtaken");
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Puts a piece of a body behind them, in a chunk of its own if need be. Small ones are copied: that is
+    /// cheaper than to describe to the kernel where they are.
+    pub(super) fn push_piece(&mut self, piece: Bytes, chunked: bool) {
+        if chunked {
+            self.bytes.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        }
+        let after: &[u8] = if chunked { b"\r\n" } else { b"" };
+        if self.bytes.len() + piece.len() <= JOINED_BYTES_MAX {
+            self.bytes.extend_from_slice(&piece);
+            self.bytes.extend_from_slice(after);
+        } else {
+            (self.piece, self.after) = (piece, after);
+        }
+    }
+
+    /// Whether a piece of a body may be put behind what waits.
+    pub(super) fn has_room(&self) -> bool {
+        self.piece.is_empty() && self.after.is_empty() && self.bytes.len() < JOINED_BYTES_MAX
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.piece.is_empty() && self.after.is_empty()
+    }
+
+    /// Sends all of it. Pending: the client takes no more at present.
+    pub(super) fn poll_send<T: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        transport: &mut Transport<T>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut transport = Pin::new(transport);
+        while !self.is_empty() {
+            let head = &self.bytes[self.sent..];
+            let written = if self.piece.is_empty() && self.after.is_empty() {
+                transport.as_mut().poll_write(cx, head)
+            } else {
+                let slices = [head, &self.piece, self.after].map(io::IoSlice::new);
+                transport.as_mut().poll_write_vectored(cx, &slices)
+            };
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.advance(written),
+            }
+        }
+        transport.poll_flush(cx)
+    }
+
+    fn advance(&mut self, written: usize) {
+        let head = written.min(self.bytes.len() - self.sent);
+        self.sent += head;
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+        }
+        let piece = (written - head).min(self.piece.len());
+        bytes::Buf::advance(&mut self.piece, piece);
+        self.after = &self.after[written - head - piece..];
+    }
+
+    /// Gives back the memory of an idle connection.
+    pub(super) fn shrink(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
+/// What the request says about its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) is_head: bool,
+    pub(super) is_connect: bool,
+    pub(super) version: Version,
+    pub(super) takes_trailers: bool,
+}
+
+impl Asked {
+    pub(super) fn of(method: &Method, version: Version, takes_trailers: bool) -> Self {
+        Self {
+            is_head: *method == Method::HEAD,
+            is_connect: *method == Method::CONNECT,
+            version,
+            takes_trailers,
+        }
+    }
+}
+
+/// How an answer's body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outgoing {
+    /// None is sent.
+    Nothing,
+    /// So many bytes are left of what was promised.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+    /// It ends with the connection: for HTTP/1.0.
+    Close,
+    /// Other bytes than HTTP follow.
+    Upgrade,
+}
+
+/// Writes the head of an answer whose body is `length` bytes long, if that is known. `keep_alive` is
+/// whether the connection is to be used again; what is returned may forbid it.
+pub(super) fn head(
+    out: &mut Out,
+    status: StatusCode,
+    headers: &HeaderMap,
+    length: Option<u64>,
+    asked: Asked,
+    keep_alive: bool,
+    date: &HeaderValue,
+) -> Outgoing {
+    let bytes = &mut out.bytes;
+    // All of a usual head at once.
+    bytes.reserve(HEAD_BYTES_USUAL);
+    status_line(bytes, status);
+    let outgoing = framing(status, headers, length, asked);
+    let mut has_date = false;
+    for (name, value) in headers {
+        match *name {
+            TRANSFER_ENCODING => continue,
+            CONTENT_LENGTH if !says_length(status, outgoing, asked) => continue,
+            CONNECTION | UPGRADE if outgoing != Outgoing::Upgrade => continue,
+            DATE => has_date = true,
+            _ => {}
+        }
+        field(bytes, name, value);
+    }
+    if !has_date {
+        field(bytes, &DATE, date);
+    }
+    match outgoing {
+        Outgoing::Chunked => bytes.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        Outgoing::Length(length) if !headers.contains_key(CONTENT_LENGTH) => {
+            bytes.extend_from_slice(b"content-length: ");
+            bytes.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+        _ => {}
+    }
+    match (outgoing, keep_alive) {
+        (Outgoing::Upgrade, _) => {}
+        (Outgoing::Close, _) | (_, false) => bytes.extend_from_slice(b"connection: close\r\n"),
+        _ if asked.version == Version::HTTP_10 => {
+            bytes.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+        _ => {}
+    }
+    bytes.extend_from_slice(b"\r\n");
+    outgoing
+}
+
+/// An interim response (RFC 9110 §15.2).
+pub(super) fn interim(out: &mut Out, response: &Response<()>) {
+    status_line(&mut out.bytes, response.status());
+    for (name, value) in response.headers() {
+        field(&mut out.bytes, name, value);
+    }
+    out.bytes.extend_from_slice(b"\r\n");
+}
+
+/// What ends a chunked body.
+pub(super) fn last_chunk(out: &mut Out, trailers: Option<&HeaderMap>) {
+    out.bytes.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.into_iter().flatten() {
+        field(&mut out.bytes, name, value);
+    }
+    out.bytes.extend_from_slice(b"\r\n");
+}
+
+fn status_line(bytes: &mut Vec<u8>, status: StatusCode) {
+    if status == StatusCode::OK {
+        return bytes.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    }
+    for part in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason().unwrap_or(""), "\r\n"]
+    {
+        bytes.extend_from_slice(part.as_bytes());
+    }
+}
+
+fn field(bytes: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+    bytes.reserve(name.len() + value.len() + 4);
+    bytes.extend_from_slice(name);
+    bytes.extend_from_slice(b": ");
+    bytes.extend_from_slice(value);
+    bytes.extend_from_slice(b"\r\n");
+}
+
+/// RFC 9112 §6.3.
+fn framing(status: StatusCode, headers: &HeaderMap, length: Option<u64>, asked: Asked) -> Outgoing {
+    if status == StatusCode::SWITCHING_PROTOCOLS || asked.is_connect && status.is_success() {
+        return Outgoing::Upgrade;
+    }
+    if asked.is_head || !has_content(status) {
+        return Outgoing::Nothing;
+    }
+    match stated_length(headers).or(length) {
+        Some(length) => Outgoing::Length(length),
+        None if asked.version == Version::HTTP_11 => Outgoing::Chunked,
+        None => Outgoing::Close,
+    }
+}
+
+/// Whether a `Content-Length` of the answer is true on the wire: HEAD and 304 tell the length of
+/// what they do not send (RFC 9110 §8.6).
+fn says_length(status: StatusCode, outgoing: Outgoing, asked: Asked) -> bool {
+    match outgoing {
+        Outgoing::Length(_) => true,
+        Outgoing::Nothing => {
+            status == StatusCode::NOT_MODIFIED || asked.is_head && has_content(status)
+        }
+        Outgoing::Chunked | Outgoing::Close | Outgoing::Upgrade => false,
+    }
+}
+
+fn has_content(status: StatusCode) -> bool {
+    !status.is_informational()
+        && status != StatusCode::NO_CONTENT
+        && status != StatusCode::NOT_MODIFIED
+}
+
+fn stated_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+const HEAD_BYTES_USUAL: usize = 1 << 10;
+/// Head and body of a small answer.
+const JOINED_BYTES_MAX: usize = 4 << 10;

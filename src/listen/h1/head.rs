@@ -1,0 +1,326 @@
+//! Bytes → the head of a request (RFC 9112 §2 to §6), in one reading or none.
+//!
+//! httparse parses; what it lets through and other parsers on the way read otherwise is refused
+//! before it: lines that end in a bare LF, two fields that say how the body is framed, a coding
+//! that is not `chunked` and nothing else.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+
+use super::super::settings::Limits;
+use super::super::{Unread, uri_bytes};
+
+/// What a head says.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) request: Request<()>,
+    pub(super) framing: Framing,
+    /// Whether the client would use the connection again.
+    pub(super) keep_alive: bool,
+    /// Whether it waits for a word of ours before it sends the body (RFC 9110 §10.1.1).
+    pub(super) expects_continue: bool,
+    /// Whether it takes trailers (RFC 9110 §6.5.1).
+    pub(super) takes_trailers: bool,
+}
+
+/// How the body behind a head is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// So many bytes; zero for no body.
+    Length(u64),
+    /// Chunks (RFC 9112 §7.1).
+    Chunked,
+    /// A coding that we do not know. The gate refuses the request; nothing behind it is read.
+    Unknown,
+}
+
+/// Looks for the end of a head in bytes that come in pieces; at each byte once.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    /// Where the head begins: empty lines before it are passed over (RFC 9112 §2.2).
+    start: usize,
+    /// Where the line under way begins.
+    line: usize,
+    /// How far it has looked.
+    seen: usize,
+}
+
+impl Scanner {
+    /// `bytes` are all since the last head, those of earlier calls again. Returns where the head
+    /// stands once it is whole.
+    ///
+    /// # Errors
+    /// A line ends in a bare LF, or the first byte can begin no request.
+    pub(super) fn find(&mut self, bytes: &[u8]) -> Result<Option<Range<usize>>, Unread> {
+        for lf in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
+            let lf = self.seen + lf;
+            if lf == self.line || bytes[lf - 1] != b'\r' {
+                return Err(Unread::Framing);
+            }
+            let is_empty = lf - 1 == self.line;
+            self.line = lf + 1;
+            match (is_empty, self.start + 2 == self.line) {
+                (true, true) => self.start = self.line,
+                (true, false) => return Ok(Some(self.start..self.line)),
+                (false, _) => {}
+            }
+        }
+        self.seen = bytes.len();
+        // What is no HTTP at all need not wait for its time to be over.
+        match bytes.get(self.start) {
+            Some(first) if !first.is_ascii_graphic() && *first != b'\r' => Err(Unread::Malformed),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether a head has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.seen > self.start
+    }
+}
+
+/// Reads a whole head, as [`Scanner::find`] found it.
+///
+/// # Errors
+/// Says why it is not read; the connection then has to be closed.
+pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_AT_ONCE];
+    let mut more = Vec::new();
+    let room = if limits.headers_max <= FIELDS_AT_ONCE {
+        &mut fields[..limits.headers_max]
+    } else {
+        more.resize_with(limits.headers_max, MaybeUninit::uninit);
+        &mut more[..]
+    };
+    let mut parsed = httparse::Request::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_request_with_uninit_headers(&mut parsed, &head, room) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(Unread::Malformed),
+        Err(httparse::Error::TooManyHeaders) => return Err(Unread::HeadTooLarge),
+        Err(_) => return Err(Unread::Malformed),
+    }
+    let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let method = parsed.method.unwrap_or_default().as_bytes();
+    let target = parsed.path.unwrap_or_default().as_bytes();
+    if target.len() > URI_BYTES_MAX {
+        return Err(Unread::TargetTooLong);
+    }
+    let mut request = Request::new(());
+    *request.version_mut() = version;
+    *request.method_mut() = Method::from_bytes(method).map_err(|_| Unread::Malformed)?;
+    *request.uri_mut() =
+        Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Unread::Malformed)?;
+    if uri_bytes(&request) > limits.uri_bytes_max {
+        return Err(Unread::TargetTooLong);
+    }
+    let mut connection = Wishes { keep_alive: version == Version::HTTP_11, ..Wishes::default() };
+    let headers = request.headers_mut();
+    headers.try_reserve(parsed.headers.len()).map_err(|_| Unread::HeadTooLarge)?;
+    for field in &*parsed.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Unread::Malformed)?;
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
+            .map_err(|_| Unread::Malformed)?;
+        connection.note(&name, &value, version);
+        headers.try_append(name, value).map_err(|_| Unread::HeadTooLarge)?;
+    }
+    let framing = framing(headers, &connection, version)?;
+    Ok(Head {
+        request,
+        framing,
+        keep_alive: connection.keep_alive,
+        expects_continue: connection.expects_continue && framing != Framing::Length(0),
+        takes_trailers: connection.takes_trailers,
+    })
+}
+
+/// What the fields say that are for us.
+#[derive(Default)]
+struct Wishes {
+    keep_alive: bool,
+    expects_continue: bool,
+    takes_trailers: bool,
+    /// Fields that say how the body is framed.
+    framed: u32,
+}
+
+impl Wishes {
+    fn note(&mut self, name: &HeaderName, value: &HeaderValue, version: Version) {
+        let is = |option: &str| {
+            members(value).any(|member| member.eq_ignore_ascii_case(option.as_bytes()))
+        };
+        match *name {
+            CONTENT_LENGTH | TRANSFER_ENCODING => self.framed += 1,
+            CONNECTION if is("close") => self.keep_alive = false,
+            CONNECTION if version == Version::HTTP_10 && is("keep-alive") => self.keep_alive = true,
+            EXPECT if version == Version::HTTP_11 && is("100-continue") => {
+                self.expects_continue = true;
+            }
+            TE if is("trailers") => self.takes_trailers = true,
+            _ => {}
+        }
+    }
+}
+
+fn members(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// RFC 9112 §6.3, in its strictest reading.
+fn framing(headers: &HeaderMap, wishes: &Wishes, version: Version) -> Result<Framing, Unread> {
+    match wishes.framed {
+        0 => return Ok(Framing::Length(0)),
+        1 => {}
+        _ => return Err(Unread::Framing),
+    }
+    if let Some(length) = headers.get(CONTENT_LENGTH) {
+        return length_of(length.as_bytes()).map(Framing::Length).ok_or(Unread::Framing);
+    }
+    let Some(coding) = headers.get(TRANSFER_ENCODING) else { return Err(Unread::Framing) };
+    let last = members(coding).last().unwrap_or_default();
+    if version != Version::HTTP_11 || !last.eq_ignore_ascii_case(b"chunked") {
+        return Err(Unread::Framing);
+    }
+    let is_alone = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    Ok(if is_alone { Framing::Chunked } else { Framing::Unknown })
+}
+
+fn length_of(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Room for so many fields costs nothing but stack; more are allocated for.
+const FIELDS_AT_ONCE: usize = 128;
+/// More than that `Uri` has no room for.
+const URI_BYTES_MAX: usize = u16::MAX as usize - 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    fn found(bytes: &[u8]) -> Result<Option<Range<usize>>, Unread> {
+        Scanner::default().find(bytes)
+    }
+
+    fn read(text: &str) -> Result<Head, Unread> {
+        parse(Bytes::copy_from_slice(text.as_bytes()), &Limits::default())
+    }
+
+    #[test]
+    fn a_head_ends_at_its_empty_line() {
+        assert_eq!(found(GET), Ok(Some(0..GET.len())));
+        assert_eq!(found(&[GET, GET].concat()), Ok(Some(0..GET.len())));
+        assert_eq!(found(&GET[..GET.len() - 1]), Ok(None));
+        assert_eq!(found(&[b"\r\n\r\n", GET].concat()), Ok(Some(4..4 + GET.len())));
+        assert_eq!(found(b"\r\n\r\n"), Ok(None));
+    }
+
+    #[test]
+    fn how_the_bytes_are_cut_changes_nothing() {
+        for whole in [GET.to_vec(), [b"\r\n", GET].concat()] {
+            let expected = found(&whole);
+            for cut in 0..whole.len() {
+                let mut scanner = Scanner::default();
+                assert_eq!(scanner.find(&whole[..cut]), Ok(None), "cut at {cut}");
+                assert_eq!(scanner.find(&whole), expected, "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bare_lf_is_refused_wherever_it_stands() {
+        for head in [
+            b"GET / HTTP/1.1\nHost: a\r\n\r\n".as_slice(),
+            b"GET / HTTP/1.1\r\nHost: a\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\n\n",
+            b"\nGET / HTTP/1.1\r\n",
+            b"\r\n\nGET / HTTP/1.1\r\n",
+        ] {
+            assert_eq!(found(head), Err(Unread::Framing), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_begin_a_request_is_refused_at_once() {
+        assert_eq!(found(b"\x16\x03\x01"), Err(Unread::Malformed));
+        assert_eq!(found(b" GET"), Err(Unread::Malformed));
+        assert_eq!(found(b"\r"), Ok(None));
+    }
+
+    #[track_caller]
+    fn check_framing(fields: &str, expected: Result<Framing, Unread>) {
+        let head = read(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"));
+        assert_eq!(head.map(|head| head.framing), expected, "{fields:?}");
+    }
+
+    #[test]
+    fn one_field_alone_says_how_the_body_is_framed() {
+        check_framing("X: y", Ok(Framing::Length(0)));
+        check_framing("Content-Length: 5", Ok(Framing::Length(5)));
+        check_framing("transfer-encoding: Chunked", Ok(Framing::Chunked));
+        check_framing("Content-Length: 5\r\nContent-Length-Hint: 5", Ok(Framing::Length(5)));
+        check_framing("Transfer-Encoding: gzip, chunked", Ok(Framing::Unknown));
+        for doubtful in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "TRANSFER-ENCODING:chunked\r\nX: y\r\ncontent-length:5",
+            "Content-Length: 5\r\nContent-Length: 5",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked, gzip",
+            "Transfer-Encoding: xchunked",
+            "Transfer-Encoding:",
+            "Content-Length: +5",
+            "Content-Length: 5, 5",
+            "Content-Length: 99999999999999999999",
+            "Content-Length:",
+        ] {
+            check_framing(doubtful, Err(Unread::Framing));
+        }
+    }
+
+    #[test]
+    fn what_the_client_wishes_of_the_connection() {
+        let head = |line: &str, fields: &str| {
+            read(&format!("GET / {line}\r\n{fields}\r\n\r\n")).expect("a head")
+        };
+        assert!(head("HTTP/1.1", "Host: a").keep_alive);
+        assert!(!head("HTTP/1.1", "Connection: x, Close").keep_alive);
+        assert!(!head("HTTP/1.0", "Host: a").keep_alive);
+        assert!(head("HTTP/1.0", "Connection: Keep-Alive").keep_alive);
+        assert!(!head("HTTP/1.1", "Expect: 100-continue").expects_continue);
+        let post = "Content-Length: 1\r\nExpect: 100-Continue";
+        assert!(head("HTTP/1.1", post).expects_continue);
+        assert!(!head("HTTP/1.0", post).expects_continue);
+        assert!(head("HTTP/1.1", "TE: trailers").takes_trailers);
+    }
+
+    #[test]
+    fn fields_keep_their_order_and_their_bytes() {
+        let head = read("GET /a?b HTTP/1.1\r\nHost: a\r\nX-B:\t1 \r\nx-b: \u{e9}\r\n\r\n");
+        let request = head.expect("a head").request;
+        assert_eq!(request.uri(), "/a?b");
+        let values: Vec<_> = request.headers().get_all("x-b").iter().collect();
+        assert_eq!(values[0], "1");
+        assert_eq!(values[1].as_bytes(), "\u{e9}".as_bytes());
+    }
+
+    #[test]
+    fn as_many_fields_as_are_allowed_and_no_more() {
+        let head = |fields: usize| {
+            let lines = "X: y\r\n".repeat(fields);
+            let text = format!("GET / HTTP/1.1\r\n{lines}\r\n");
+            let limits = Limits { headers_max: 200, ..Limits::default() };
+            parse(Bytes::from(text), &limits).map(|head| head.request.headers().len())
+        };
+        assert_eq!(head(200), Ok(200));
+        assert_eq!(head(201), Err(Unread::HeadTooLarge));
+    }
+}

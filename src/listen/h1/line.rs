@@ -1,0 +1,260 @@
+//! The line to one client: what the connection's driver and the body of the request that it is
+//! answering share.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::super::io::Transport;
+use super::super::settings::Limits;
+use super::chunks::{Chunks, Decoded};
+use super::encode::Out;
+use super::head::Framing;
+
+/// The transport, what waits to be sent over it, and what the client still owes of its request.
+pub(super) struct Line<T> {
+    pub(super) transport: Transport<T>,
+    pub(super) out: Out,
+    owed: Owed,
+    /// Whether the client waits for `100 Continue` before it sends the body.
+    expects_continue: bool,
+    /// Counts the requests, so that a body that outlives its own reads no other.
+    number: u64,
+}
+
+/// What is missing of the request's body.
+#[derive(Debug)]
+enum Owed {
+    Nothing,
+    Length(u64),
+    Chunks(Box<Chunks>),
+    /// Nobody can say: the client broke off, or does not frame by the book.
+    Unknown,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
+    pub(super) fn new(transport: Transport<T>) -> Self {
+        Self {
+            transport,
+            out: Out::default(),
+            owed: Owed::Nothing,
+            expects_continue: false,
+            number: 0,
+        }
+    }
+
+    /// A request begins. Returns its number.
+    pub(super) fn begin(&mut self, framing: Framing, expects_continue: bool) -> u64 {
+        self.owed = match framing {
+            Framing::Length(0) => Owed::Nothing,
+            Framing::Length(length) => Owed::Length(length),
+            Framing::Chunked => Owed::Chunks(Box::default()),
+            Framing::Unknown => Owed::Unknown,
+        };
+        self.expects_continue = expects_continue;
+        self.number += 1;
+        self.number
+    }
+
+    /// Whether the request has been read to its end.
+    pub(super) fn is_paid(&self) -> bool {
+        matches!(self.owed, Owed::Nothing)
+    }
+
+    /// Whether the client may never send what it owes: it was not told to go on.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.expects_continue
+    }
+
+    /// While nothing else is to be done: sends what waits, and looks whether the client is still
+    /// there. Ready: it is not.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+            return Poll::Ready(error);
+        }
+        // What is owed is read by whoever holds the body; the next request waits.
+        while self.is_paid() && self.transport.held().is_empty() {
+            match ready!(self.transport.poll_more(cx)) {
+                Ok(0) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Gives back the memory of an idle connection.
+    pub(super) fn shrink(&mut self) {
+        self.transport.shrink();
+        self.out.shrink();
+    }
+
+    /// Sends what waits.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.out.poll_send(cx, &mut self.transport)
+    }
+
+    /// Drops what is left of a body that nobody reads, if it is little and there. False: the
+    /// connection can't be used again.
+    pub(super) fn pay(&mut self, cx: &mut Context<'_>, limits: &Limits) -> bool {
+        let mut dropped = 0;
+        while !self.is_paid() && !self.expects_continue && dropped < DROPPED_BYTES_MAX {
+            match self.poll_piece(cx, limits) {
+                Poll::Ready(Some(Ok(piece))) => dropped += piece.len(),
+                Poll::Ready(None) => {}
+                Poll::Ready(Some(Err(_))) | Poll::Pending => return false,
+            }
+        }
+        self.is_paid()
+    }
+
+    /// The next piece of the request's body.
+    fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &Limits,
+    ) -> Poll<Option<io::Result<Bytes>>> {
+        let piece = match &mut self.owed {
+            Owed::Nothing => return Poll::Ready(None),
+            Owed::Unknown => Err(io::ErrorKind::InvalidData.into()),
+            Owed::Length(left) => {
+                let piece = ready!(poll_bytes(&mut self.transport, cx, *left));
+                if let Ok(piece) = &piece {
+                    *left -= piece.len() as u64;
+                    if *left == 0 {
+                        self.owed = Owed::Nothing;
+                    }
+                }
+                piece
+            }
+            Owed::Chunks(chunks) => {
+                let piece = ready!(poll_content(&mut self.transport, cx, chunks, limits));
+                if let Ok(None) = piece {
+                    self.owed = Owed::Nothing;
+                    return Poll::Ready(None);
+                }
+                piece.map(Option::unwrap_or_default)
+            }
+        };
+        if piece.is_err() {
+            self.owed = Owed::Unknown;
+        }
+        Poll::Ready(Some(piece))
+    }
+}
+
+/// At most `left` bytes, at least one.
+fn poll_bytes<T: AsyncRead + AsyncWrite + Unpin>(
+    transport: &mut Transport<T>,
+    cx: &mut Context<'_>,
+    left: u64,
+) -> Poll<io::Result<Bytes>> {
+    let most = usize::try_from(left).unwrap_or(usize::MAX);
+    let held = transport.held();
+    if !held.is_empty() {
+        let piece = Bytes::copy_from_slice(&held[..held.len().min(most)]);
+        transport.take(piece.len());
+        return Poll::Ready(Ok(piece));
+    }
+    let most = most.min(PIECE_BYTES_MAX);
+    let mut piece = BytesMut::with_capacity(most).limit(most);
+    match ready!(transport.poll_read_past(cx, &mut piece))? {
+        0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+        _ => Poll::Ready(Ok(piece.into_inner().freeze())),
+    }
+}
+
+/// The content of the next chunk, as much of it as is there; `None` at the end.
+fn poll_content<T: AsyncRead + AsyncWrite + Unpin>(
+    transport: &mut Transport<T>,
+    cx: &mut Context<'_>,
+    chunks: &mut Chunks,
+    limits: &Limits,
+) -> Poll<io::Result<Option<Bytes>>> {
+    loop {
+        let held = transport.held();
+        match chunks.decode(held, limits) {
+            Decoded::Data(range) => {
+                let piece = Bytes::copy_from_slice(&held[range.clone()]);
+                transport.take(range.end);
+                return Poll::Ready(Ok(Some(piece)));
+            }
+            Decoded::End(length) => {
+                transport.take(length);
+                return Poll::Ready(Ok(None));
+            }
+            Decoded::Wrong => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            Decoded::More => transport.take(held.len()),
+        }
+        if ready!(transport.poll_more(cx))? == 0 {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}
+
+/// A request's body, read from the line by whoever holds it.
+pub(super) struct RequestBody<T> {
+    line: Rc<RefCell<Line<T>>>,
+    limits: std::sync::Arc<Limits>,
+    number: u64,
+}
+
+impl<T> RequestBody<T> {
+    pub(super) fn new(
+        line: Rc<RefCell<Line<T>>>,
+        limits: std::sync::Arc<Limits>,
+        number: u64,
+    ) -> Self {
+        Self { line, limits, number }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> HttpBody for RequestBody<T> {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        let line = &mut *this.line.borrow_mut();
+        if line.number != this.number {
+            return Poll::Ready(Some(Err(io::ErrorKind::NotConnected.into())));
+        }
+        if std::mem::take(&mut line.expects_continue) {
+            line.out.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        if line.poll_send(cx)?.is_pending() {
+            return Poll::Pending;
+        }
+        line.poll_piece(cx, &this.limits).map_ok(Frame::data)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let line = self.line.borrow();
+        line.number == self.number && line.is_paid()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.line.borrow() {
+            line if line.number != self.number => SizeHint::default(),
+            line => match line.owed {
+                Owed::Nothing => SizeHint::with_exact(0),
+                Owed::Length(left) => SizeHint::with_exact(left),
+                Owed::Chunks(_) | Owed::Unknown => SizeHint::default(),
+            },
+        }
+    }
+}
+
+/// What is read of a body at once.
+const PIECE_BYTES_MAX: usize = 64 << 10;
+/// More than that of a body that nobody wants is not worth a connection.
+const DROPPED_BYTES_MAX: usize = 256 << 10;
