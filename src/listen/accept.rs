@@ -50,7 +50,7 @@ struct Worker<S> {
 }
 
 /// Serves one worker's sockets until `drain` says to stop and the last connection is closed,
-/// or cut when the drain's grace is over. Runs inside the worker's `LocalSet`.
+/// or cut when the drain's grace is over. Runs on the worker's runtime.
 ///
 /// The service can't fail. It is called with the connection's facts and a request whose body,
 /// if it has one, keeps its own deadlines ([`super::Limits::body_idle_timeout`]); dropping the

@@ -119,6 +119,12 @@ async fn respond(
         "/big" => Bytes::from(vec![b'x'; 8 << 20]).into(),
         "/stream" => Body::Pieces((0..64).map(|_| Bytes::from(vec![b'y'; 16 << 10])).collect()),
         "/broken" => Body::stream(Broken(false)),
+        "/lying" => {
+            let length = request.uri().query().and_then(|query| query.parse::<u64>().ok());
+            response.headers_mut().insert("content-length", length.unwrap_or_default().into());
+            let pieces = ["hel", "lo\n"].map(|piece| Bytes::from_static(piece.as_bytes()));
+            Body::Pieces(pieces.into())
+        }
         "/upgrade" => {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             let fields = response.headers_mut();
@@ -306,6 +312,42 @@ fn a_body_that_breaks_off_is_never_taken_for_a_whole_one() {
             let url = edge.url("/broken");
             let said = edge.curl(&[protocol, &url]).await;
             assert!(said.contains("curl: ("), "{said}");
+        }
+    });
+}
+
+/// HTTP/1.0 has only the end of the connection to end a body with.
+#[test]
+fn a_body_that_breaks_off_before_an_old_client_ends_with_a_reset() {
+    running(with(|_| {}), async |edge| {
+        let mut stream = edge.raw().await;
+        stream.write_all(b"GET /broken HTTP/1.0\r\n\r\n").await.expect("written");
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("in time");
+        let error = ended.expect_err("not an end in good order");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        // One that is whole ends well.
+        let said = edge.exchange(b"GET /stream HTTP/1.0\r\n\r\n").await;
+        assert_eq!(said.split("\r\n\r\n").nth(1).map(str::len), Some(1 << 20));
+        assert!(said.starts_with("HTTP/1.1 200 OK\r\n") && said.contains("connection: close\r\n"));
+        assert!(!said.contains("transfer-encoding"));
+    });
+}
+
+/// What is beyond the length would be the next answer; what is short of it would swallow that.
+#[test]
+fn a_body_of_another_length_than_promised_is_not_whole_and_the_last() {
+    running(with(|_| {}), async |edge| {
+        for length in [4, 6, 9] {
+            let head = format!("GET /lying?{length} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let next = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+            let said = edge.exchange(format!("{head}{next}").as_bytes()).await;
+            let body = said.split("\r\n\r\n").nth(1).unwrap_or_default();
+            if length == 6 {
+                assert!(body.starts_with("hello\n"), "{said}");
+                assert_eq!(said.matches("200 OK").count(), 2, "{said}");
+            } else {
+                assert!(body.len() < length && !said.contains("connection: close"), "{said}");
+            }
         }
     });
 }

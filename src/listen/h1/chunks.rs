@@ -129,6 +129,8 @@ const EMPTY_LINE: usize = 2;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The content, and how many bytes the body takes; `None` when it is wrong.
@@ -196,5 +198,45 @@ mod tests {
         assert_eq!(decoded(&[&many]), None);
         let long = [b"0\r\nA: ".as_slice(), &b"b".repeat(40 << 10)].concat();
         assert_eq!(decoded(&[&long]), None);
+    }
+
+    /// The simplest reader there is: of what it takes, ours must take the same content.
+    fn read_simply(mut bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut content = Vec::new();
+        loop {
+            let line = bytes.split(|byte| *byte == b'\n').next()?;
+            let text = std::str::from_utf8(line.strip_suffix(b"\r")?).ok()?;
+            let size = usize::from_str_radix(text.split(';').next()?, 16).ok()?;
+            bytes = bytes.get(line.len() + 1..)?;
+            if size == 0 {
+                return Some(content);
+            }
+            content.extend_from_slice(bytes.get(..size)?);
+            bytes = bytes.get(size..)?.strip_prefix(b"\r\n")?;
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn no_chunks_have_two_readings(
+            words in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "3\r\nabc\r\n", "1\r\n\n\r\n", "0\r\n", "\r\n", "\n", "\r", "0", "3", "a", ";x=y", ";", " ",
+                    "A: b\r\n", "ffffffffffffffff", "\0", "00003\r\nabc\r\n",
+                ]),
+                0..12,
+            ),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let bytes = words.concat().into_bytes();
+            let whole = decoded(&[&bytes]);
+            let (first, second) = bytes.split_at(cut.index(bytes.len() + 1));
+            prop_assert_eq!(&decoded(&[first, second]), &whole);
+            if let Some((content, Some(_))) = whole {
+                prop_assert_eq!(Some(content), read_simply(&bytes));
+            }
+        }
     }
 }

@@ -148,8 +148,8 @@ pub(super) fn head(
     date: &HeaderValue,
 ) -> Outgoing {
     let bytes = &mut out.bytes;
-    // All of a usual head at once.
-    bytes.reserve(HEAD_BYTES_USUAL);
+    let lines = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    bytes.reserve(lines.sum::<usize>() + OWN_BYTES_MAX);
     status_line(bytes, status);
     let outgoing = framing(status, headers, length, asked);
     let mut has_date = false;
@@ -216,11 +216,9 @@ fn status_line(bytes: &mut Vec<u8>, status: StatusCode) {
 }
 
 fn field(bytes: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
-    let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
-    bytes.reserve(name.len() + value.len() + 4);
-    bytes.extend_from_slice(name);
+    bytes.extend_from_slice(name.as_str().as_bytes());
     bytes.extend_from_slice(b": ");
-    bytes.extend_from_slice(value);
+    bytes.extend_from_slice(value.as_bytes());
     bytes.extend_from_slice(b"\r\n");
 }
 
@@ -261,6 +259,7 @@ fn stated_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-const HEAD_BYTES_USUAL: usize = 1 << 10;
+/// Of a head, besides its fields: the longest status line, and those of ours.
+const OWN_BYTES_MAX: usize = 256;
 /// Head and body of a small answer.
 const JOINED_BYTES_MAX: usize = 4 << 10;

@@ -65,15 +65,21 @@ impl Scanner {
             self.line = lf + 1;
             match (is_empty, self.start + 2 == self.line) {
                 (true, true) => self.start = self.line,
-                (true, false) => return Ok(Some(self.start..self.line)),
+                (true, false) => {
+                    return self.begins_well(bytes).map(|()| Some(self.start..self.line));
+                }
                 (false, _) => {}
             }
         }
         self.seen = bytes.len();
         // What is no HTTP at all need not wait for its time to be over.
+        self.begins_well(bytes).map(|()| None)
+    }
+
+    fn begins_well(&self, bytes: &[u8]) -> Result<(), Unread> {
         match bytes.get(self.start) {
             Some(first) if !first.is_ascii_graphic() && *first != b'\r' => Err(Unread::Malformed),
-            _ => Ok(None),
+            _ => Ok(()),
         }
     }
 
@@ -203,6 +209,8 @@ const URI_BYTES_MAX: usize = u16::MAX as usize - 2;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -322,5 +330,73 @@ mod tests {
         };
         assert_eq!(head(200), Ok(200));
         assert_eq!(head(201), Err(Unread::HeadTooLarge));
+    }
+
+    /// What smugglers play with, put together at random.
+    fn nasty() -> impl Strategy<Value = Vec<u8>> {
+        let words = [
+            "\r\n",
+            "\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            "\r\n\r\n",
+            " ",
+            "\t",
+            ":",
+            ": ",
+            ",",
+            "\0",
+            "\x0b",
+            "\u{e9}",
+            "GET / HTTP/1.1\r\n",
+            "POST /a HTTP/1.0\r\n",
+            "GET",
+            "/",
+            "HTTP/1.1",
+            "Host: a\r\n",
+            "Content-Length",
+            "content-length: 5\r\n",
+            "Transfer-Encoding",
+            "transfer-encoding: chunked\r\n",
+            "chunked",
+            "5",
+            "x",
+            "Connection: close\r\n",
+        ];
+        let word = proptest::sample::select(words.to_vec());
+        proptest::collection::vec(word, 0..24).prop_map(|words| words.concat().into_bytes())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn no_bytes_have_two_readings(bytes in nasty(), cut in any::<prop::sample::Index>()) {
+            let whole = found(&bytes);
+            let cut = cut.index(bytes.len() + 1);
+            let mut scanner = Scanner::default();
+            let in_pieces = match scanner.find(&bytes[..cut]) {
+                Ok(None) => scanner.find(&bytes),
+                ended => ended,
+            };
+            // Why it is refused may depend on what has come.
+            prop_assert_eq!(in_pieces.ok(), whole.clone().ok(), "cut at {}", cut);
+            let Ok(Some(place)) = whole else { return Ok(()) };
+            let text = &bytes[place];
+            prop_assert!(text.ends_with(b"\r\n\r\n"));
+            let Ok(head) = parse(Bytes::copy_from_slice(text), &Limits::default()) else { return Ok(()) };
+            // As somebody else would read the fields: line by line, up to the first colon.
+            let text = String::from_utf8_lossy(text);
+            let lines: Vec<&str> = text.trim_end().split('\n').collect();
+            let named = |name: &str| {
+                let names = lines[1..].iter().map(|line| line.split(':').next().unwrap_or_default());
+                names.filter(|theirs| theirs.trim().eq_ignore_ascii_case(name)).count()
+            };
+            let (lengths, codings) = (named("content-length"), named("transfer-encoding"));
+            prop_assert!(lengths + codings <= 1, "{}", text);
+            prop_assert_eq!(head.framing == Framing::Chunked, codings == 1 && head.framing != Framing::Unknown);
+            prop_assert_eq!(head.request.headers().len(), lines.len() - 1, "{}", text);
+        }
     }
 }
