@@ -20,9 +20,8 @@ use geo::Geo;
 use http::{HeaderMap, StatusCode, Uri};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
 
 use crate::cache::KeyHash;
 use crate::clock::Clock;
@@ -274,7 +273,9 @@ impl Shared {
             let drain = drain.clone();
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || {
-                let runtime = match Builder::new_current_thread().enable_all().build() {
+                let mut runtime = Builder::new_current_thread();
+                let runtime = runtime.enable_all().build_local(LocalOptions::default());
+                let runtime = match runtime {
                     Ok(runtime) => runtime,
                     Err(error) => {
                         tracing::error!(%error, worker = number, "no runtime: the worker does not start");
@@ -319,7 +320,7 @@ impl Shared {
                     listen::serve(sockets, door, service, on_refused, recorder, clock, drain).await;
                     worker.flush_log();
                 };
-                LocalSet::new().block_on(&runtime, serving);
+                runtime.block_on(serving);
             })?);
         }
         Ok(workers)

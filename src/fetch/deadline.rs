@@ -42,7 +42,7 @@ pub(super) struct Deadline {
 }
 
 impl Timers {
-    /// Must be called inside a `LocalSet`: the ticker is a task of this core.
+    /// Must be called on a core's own runtime: the ticker is a task of this core.
     pub(super) fn start() -> Self {
         let wheel = Rc::new(Wheel {
             now_ms: Cell::new(monotonic_ms()),

@@ -36,7 +36,7 @@ use crate::metrics::{Metric, Recorder};
 use crate::planted::{self, Bug};
 
 /// One core's way to all origins. Clones are the same one. Everything it starts lives in the
-/// core's `LocalSet`.
+/// core's runtime.
 #[derive(Clone)]
 pub struct Upstreams(Rc<Core>);
 
@@ -82,7 +82,7 @@ impl fmt::Debug for Upstreams {
 }
 
 impl Upstreams {
-    /// Must be called inside the core's `LocalSet`.
+    /// Must be called on the core's runtime.
     pub fn new(resolver: Arc<Resolver>, clock: Clock, recorder: Recorder) -> Self {
         Self(Core::new(resolver, clock, recorder, Timers::start()))
     }
