@@ -4,6 +4,7 @@
 //! [`Clock::advance`] and never sleeps to see something become stale. Deadlines use tokio's
 //! own timers; a `Clock` answers only "what time is it".
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -21,10 +22,25 @@ impl Clock {
     }
 
     /// Wall time, with what tests have added by [`Clock::advance`].
-    #[allow(clippy::disallowed_methods, reason = "this is the one reader of time")]
     pub fn now(&self) -> SystemTime {
-        let ahead_ms = self.ahead_ms.load(Ordering::Relaxed);
-        SystemTime::now() + Duration::from_millis(ahead_ms)
+        system_time() + self.ahead()
+    }
+
+    /// Both at once for the price of one, on one thread again and again: wall time is read anew when
+    /// the last reading is [`ANCHOR_AGE_MAX`] old, and counted on from there by monotonic time.
+    pub fn both(&self) -> (SystemTime, Instant) {
+        let instant = self.instant();
+        let wall = ANCHOR.with(|anchor| match anchor.get() {
+            Some((wall, at)) if instant.duration_since(at) < ANCHOR_AGE_MAX => {
+                wall + instant.duration_since(at)
+            }
+            _ => {
+                let wall = system_time();
+                anchor.set(Some((wall, instant)));
+                wall
+            }
+        });
+        (wall + self.ahead(), instant)
     }
 
     /// Monotonic time, for durations. Never moved by tests.
@@ -33,12 +49,29 @@ impl Clock {
         Instant::now()
     }
 
+    fn ahead(&self) -> Duration {
+        Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
+    }
+
     /// Moves wall time forward for every clone of this clock.
     pub fn advance(&self, by: Duration) {
         let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.ahead_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 }
+
+#[allow(clippy::disallowed_methods, reason = "this is the one reader of time")]
+fn system_time() -> SystemTime {
+    SystemTime::now()
+}
+
+thread_local! {
+    /// A reading of both clocks.
+    static ANCHOR: Cell<Option<(SystemTime, Instant)>> = const { Cell::new(None) };
+}
+
+/// How late a step of wall time may be seen.
+const ANCHOR_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// Milliseconds since 1970-01-01T00:00:00Z; zero for times before it.
 pub fn unix_ms(time: SystemTime) -> u64 {
@@ -63,5 +96,17 @@ mod tests {
         let before = other.now();
         clock.advance(Duration::from_secs(3600));
         assert!(other.now() >= before + Duration::from_secs(3600));
+        assert!(other.both().0 >= before + Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn both_clocks_are_those_that_are_read_alone() {
+        let clock = Clock::system();
+        clock.both();
+        let before = (clock.now(), clock.instant());
+        let both = clock.both();
+        assert!(both.1 >= before.1 && both.1 <= clock.instant());
+        let apart = both.0.duration_since(before.0).unwrap_or_else(|error| error.duration());
+        assert!(apart < ANCHOR_AGE_MAX + both.1.duration_since(before.1), "{apart:?}");
     }
 }

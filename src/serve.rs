@@ -162,12 +162,13 @@ pub fn log_refused(
 fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> RequestContext {
     let field = |name| request.headers.get(name).cloned();
     let shown = worker.log.is_on();
+    let (received_at, started) = worker.clock.both();
     RequestContext {
         id: worker.next_request_id(),
         client: connection.peer.ip(),
         connection,
-        received_at: worker.clock.now(),
-        started: worker.clock.instant(),
+        received_at,
+        started,
         asked: Asked {
             method: request.method.clone(),
             target: request.uri.clone(),

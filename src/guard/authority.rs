@@ -140,15 +140,9 @@ fn split(text: &str) -> Result<(&str, Option<&str>), Refusal> {
         }
         (host, port)
     } else {
-        let (host, port) = match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        };
-        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-        if !host.bytes().all(is_name) || host.starts_with('.') || host.contains("..") {
-            return Err(Refusal::HostInvalid);
-        }
-        (host, port)
+        let end = end_of_name(text.as_bytes()).ok_or(Refusal::HostInvalid)?;
+        let (host, port) = text.split_at(end);
+        (host, port.strip_prefix(':'))
     };
     // `example.org:` is written by some and means the default port (RFC 3986 §6.2.3).
     let port = port.filter(|port| !port.is_empty());
@@ -160,6 +154,21 @@ fn split(text: &str) -> Result<(&str, Option<&str>), Refusal> {
         Some(port) => Ok((host, Some(port.trim_start_matches('0')))),
         None => Ok((host, None)),
     }
+}
+
+/// Where the name ends, by a colon or with the text; `None` if it is none. One look at each byte,
+/// because every request has one.
+fn end_of_name(text: &[u8]) -> Option<usize> {
+    let mut before = b'.';
+    for (place, &byte) in text.iter().enumerate() {
+        match byte {
+            b'.' if before == b'.' => return None,
+            b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => before = byte,
+            b':' => return Some(place),
+            _ => return None,
+        }
+    }
+    Some(text.len())
 }
 
 fn default_port(scheme: &str) -> Option<&'static str> {

@@ -10,7 +10,7 @@ use http::header::{Entry, HeaderName, VIA};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::log::{Line, LogBuffer};
+use super::log::{Line, LogBuffer, key};
 use crate::body::{Body, BodyError};
 use crate::context::RequestContext;
 use crate::metrics::{Metric, Recorder};
@@ -189,48 +189,50 @@ fn write_line(
 ) {
     log.append(context.received_at, |line| {
         request_fields(line, context);
-        line.number("status", u64::from(status.as_u16()));
-        line.number("bytes", bytes);
-        line.millis("duration_ms", elapsed);
+        line.number(key!("status"), u64::from(status.as_u16()));
+        line.number(key!("bytes"), bytes);
+        line.millis(key!("duration_ms"), elapsed);
         cache_fields(line, context);
         if let Some(upstream) = &context.upstream {
-            line.text("upstream", upstream.origin.as_bytes());
-            line.number("upstream_status", u64::from(upstream.status.as_u16()));
-            line.millis("upstream_first_byte_ms", upstream.first_byte);
+            line.text(key!("upstream"), upstream.origin.as_bytes());
+            line.number(key!("upstream_status"), u64::from(upstream.status.as_u16()));
+            line.millis(key!("upstream_first_byte_ms"), upstream.first_byte);
         }
         if let Some(failure) = context.failure {
-            line.text("failure", failure.as_bytes());
+            line.word(key!("failure"), failure);
         }
         match ending {
             Ending::Whole => {}
-            Ending::Broken => line.text("ended", b"broke-off"),
-            Ending::Left => line.text("ended", b"client-left"),
+            Ending::Broken => line.word(key!("ended"), "broke-off"),
+            Ending::Left => line.word(key!("ended"), "client-left"),
         }
     });
 }
 
 fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
     let asked = &context.asked;
-    line.text("id", &context.id.digits());
-    line.address("client", context.client);
+    line.text(key!("id"), &context.id.digits());
+    line.address(key!("client"), context.client);
     if let Some(country) = &context.place.country {
-        line.text("country", country.as_str().as_bytes());
+        line.text(key!("country"), country.as_str().as_bytes());
     }
     if let Some(asn) = context.place.asn() {
-        line.number("asn", u64::from(asn));
+        line.number(key!("asn"), u64::from(asn));
     }
-    line.text("method", asked.method.as_str().as_bytes());
-    line.text("scheme", context.connection.scheme().as_bytes());
+    line.text(key!("method"), asked.method.as_str().as_bytes());
+    line.word(key!("scheme"), context.connection.scheme());
     if let Some(host) = &asked.host {
-        line.text("host", host.as_bytes());
+        line.text(key!("host"), host.as_bytes());
     }
     let target = asked.target.path_and_query().map_or("*", |target| target.as_str());
-    line.text("target", target.as_bytes());
-    line.text("protocol", protocol(asked.version).as_bytes());
+    line.text(key!("target"), target.as_bytes());
+    line.word(key!("protocol"), protocol(asked.version));
     if let Some(site) = &context.site {
-        line.text("site", site.as_bytes());
+        line.text(key!("site"), site.as_bytes());
     }
-    for (name, value) in [("user_agent", &asked.user_agent), ("referer", &asked.referer)] {
+    for (name, value) in
+        [(key!("user_agent"), &asked.user_agent), (key!("referer"), &asked.referer)]
+    {
         if let Some(value) = value {
             line.text(name, value.as_bytes());
         }
@@ -239,15 +241,15 @@ fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
 
 fn cache_fields(line: &mut Line<'_>, context: &RequestContext) {
     let cache = &context.cache_status;
-    line.text("cache", cache.forwarded.map_or("hit", |reason| reason.fwd().as_str()).as_bytes());
+    line.word(key!("cache"), cache.forwarded.map_or("hit", |reason| reason.fwd().as_str()));
     if let Some(reason) = cache.reason() {
-        line.text("reason", reason.as_str().as_bytes());
+        line.word(key!("reason"), reason.as_str());
     }
     if cache.stored {
-        line.flag("stored");
+        line.flag(key!("stored"));
     }
     if cache.collapsed {
-        line.flag("collapsed");
+        line.flag(key!("collapsed"));
     }
 }
 

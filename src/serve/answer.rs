@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_TYPE, LOCATION};
@@ -103,7 +104,7 @@ impl Visit {
         let now = self.context.received_at;
         let ttl = head.response.freshness.ttl(now);
         let mend = self.parts(found, head);
-        let response = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()))?;
+        let response = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()), now)?;
         self.worker.note_hit(found.hash, head);
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
         let detail = why.or_else(silent);
@@ -111,10 +112,10 @@ impl Visit {
         Some(response)
     }
 
-    /// The part of it that this request gets. `None` when bytes are missing.
-    pub(super) fn select(&self, source: Source<'_>) -> Option<Response<Body>> {
+    /// The part of it that this request gets at `now`. `None` when bytes are missing.
+    pub(super) fn select(&self, source: Source<'_>, now: SystemTime) -> Option<Response<Body>> {
         let stored = source.response();
-        let age = stored.freshness.age(self.worker.clock.now());
+        let age = stored.freshness.age(now);
         let (method, fields) = (&self.request.method, &self.fields);
         let limits = &self.rule.settings.cache.ranges;
         let length = source.complete_length();

@@ -200,7 +200,8 @@ impl Visit {
     /// `own` are the fields that nobody else gets.
     pub(super) fn first_hand(&self, filling: &Filling, own: HeaderMap) -> Response<Body> {
         let parts = self.parts_of(filling);
-        let selected = self.select(Source::Filling(filling, parts.as_ref()));
+        let selected =
+            self.select(Source::Filling(filling, parts.as_ref()), self.worker.clock.now());
         let mut response = selected.expect("a fill is of a whole response");
         first_hand(&mut response);
         response.headers_mut().extend(own);
@@ -217,8 +218,10 @@ impl Visit {
         (status.ttl, status.stored, status.detail) = (Some(ttl), true, Some(Reason::Validated));
         let before = *status;
         let mend = self.parts(found, head);
-        if let Some(response) = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()))
-        {
+        if let Some(response) = self.select(
+            Source::Stored(&self.worker.store, head, mend.as_ref()),
+            self.worker.clock.now(),
+        ) {
             return Ok(response);
         }
         let response = self.answer_in_parts(found, head).await?;
@@ -259,7 +262,8 @@ impl Visit {
         {
             return Some(response);
         }
-        let response = self.select(Source::Filling(filling, parts.as_ref()))?;
+        let response =
+            self.select(Source::Filling(filling, parts.as_ref()), self.worker.clock.now())?;
         let ttl = filling.response().freshness.ttl(self.worker.clock.now());
         self.context.cache_status.ttl = Some(ttl);
         Some(response)

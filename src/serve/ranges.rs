@@ -182,7 +182,7 @@ impl Visit {
             collapsed: first.is_none(),
             ..CacheStatus::forwarded(Reason::BytesMissing)
         };
-        self.select(Source::Parts(parts, &RefCell::new(first)))
+        self.select(Source::Parts(parts, &RefCell::new(first)), self.worker.clock.now())
     }
 
     /// The answer to the request that made an object known in part.
@@ -190,7 +190,8 @@ impl Visit {
         let ttl = parts.head.response.freshness.ttl(self.worker.clock.now());
         let status = &mut self.context.cache_status;
         (status.stored, status.ttl) = (true, Some(ttl));
-        let mut response = self.select(Source::Parts(parts, &RefCell::new(Some(first))))?;
+        let mut response =
+            self.select(Source::Parts(parts, &RefCell::new(Some(first))), self.worker.clock.now())?;
         first_hand(&mut response);
         Some(response)
     }

@@ -107,12 +107,15 @@ pub fn transform(
     let is_head = *method == Method::HEAD;
     let length = if is_head { None } else { body.exact_length() };
     let plan = plan(request, head.status, &head.headers, length, settings);
-    let length = content_length(&head.headers).or(length);
     if plan.varies {
         add_vary(&mut head.headers);
     }
+    if let Action::Leave(_) = plan.action {
+        return Response::from_parts(head, body);
+    }
+    let length = content_length(&head.headers).or(length);
     match plan.action {
-        Action::Leave(_) => return Response::from_parts(head, body),
+        Action::Leave(_) => {}
         Action::Weaken => {
             weaken_etag(&mut head.headers);
             return Response::from_parts(head, body);
@@ -174,7 +177,7 @@ fn add_vary(headers: &mut HeaderMap) {
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+    std::str::from_utf8(headers.get(CONTENT_LENGTH)?.as_bytes().trim_ascii()).ok()?.parse().ok()
 }
 
 impl Coding {

@@ -19,6 +19,9 @@ impl Accepted {
     /// decode one, so it means identity here, as everywhere in practice. For the same reason `*`
     /// means gzip and not the others: who can do brotli or zstd says so.
     pub fn from_headers(request: &HeaderMap) -> Self {
+        if !request.contains_key(ACCEPT_ENCODING) {
+            return Self::default();
+        }
         let mut weights = [None; 3];
         let (mut identity, mut rest) = (None, None);
         for member in members(request, &ACCEPT_ENCODING) {

@@ -151,6 +151,9 @@ enum StoredCoding {
 }
 
 fn coding_of(response: &HeaderMap) -> StoredCoding {
+    if !response.contains_key(CONTENT_ENCODING) {
+        return StoredCoding::Identity;
+    }
     if response.get_all(CONTENT_ENCODING).iter().any(|line| line.to_str().is_err()) {
         return StoredCoding::Other;
     }
@@ -200,7 +203,12 @@ fn holds_weak_etag(request: &HeaderMap, response: &HeaderMap) -> bool {
 }
 
 fn has_no_transform(headers: &HeaderMap) -> bool {
-    members(headers, &CACHE_CONTROL).any(|directive| directive.eq_ignore_ascii_case("no-transform"))
+    // Byte by byte, because every answer is looked at.
+    let directives = headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    directives.map(<[u8]>::trim_ascii).any(|one| one.eq_ignore_ascii_case(b"no-transform"))
 }
 
 #[cfg(test)]
