@@ -63,6 +63,10 @@ pub(super) fn copy_if_replayable(request: &Request<Body>) -> Option<Request<Body
 
 /// RFC 9110 §7.6.1. hyper has acted on them.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
+    // Comparing each name once is less than looking for each of these.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     headers.remove(TRANSFER_ENCODING);
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
@@ -167,6 +171,8 @@ pub(super) fn kept_for(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds.parse::<u32>().ok()?.into()))
 }
 
+const HOP_BY_HOP: [HeaderName; 6] =
+    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 

@@ -9,6 +9,7 @@ use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::{ClientField, Normalised, Settings};
+use crate::context::push_address;
 
 /// The client and its scheme by the word of a trusted proxy at `peer`.
 pub(super) fn believe(
@@ -71,7 +72,9 @@ pub(super) fn announce(
 ) {
     let peer = peer.ip().to_canonical();
     if settings.send_x_forwarded {
-        add_to_list(headers, &X_FORWARDED_FOR, &peer.to_string());
+        let mut item = Vec::with_capacity(40);
+        push_address(&mut item, peer);
+        add_to_list(headers, &X_FORWARDED_FOR, item);
         set_if_absent(headers, X_FORWARDED_PROTO, HeaderValue::from_static(request.scheme));
         set_if_absent(headers, X_FORWARDED_HOST, request.authority.to_field());
     }
@@ -84,7 +87,7 @@ pub(super) fn announce(
         .expect("writing to a String does not fail");
         write!(element, ";host=\"{}\";proto={}", request.authority, request.scheme)
             .expect("writing to a String does not fail");
-        add_to_list(headers, &FORWARDED, &element);
+        add_to_list(headers, &FORWARDED, element.into_bytes());
     }
     if let Ok(id) = HeaderValue::from_str(&settings.cdn_id) {
         headers.append(CDN_LOOP, id);
@@ -92,14 +95,16 @@ pub(super) fn announce(
 }
 
 /// Appends to a list field, as one line: origins are known to read only the first.
-fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: &str) {
-    let mut list = String::with_capacity(item.len());
-    for value in headers.get_all(name) {
-        list.push_str(value.to_str().unwrap_or("unknown"));
-        list.push_str(", ");
-    }
-    list.push_str(item);
-    let value = HeaderValue::from_str(&list).expect("made of visible ASCII");
+fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: Vec<u8>) {
+    let list = match headers.get(name) {
+        None => item,
+        Some(_) => {
+            let lines = headers.get_all(name).iter();
+            let lines = lines.map(|line| line.to_str().unwrap_or("unknown").as_bytes());
+            lines.chain([&*item]).collect::<Vec<_>>().join(&b", "[..])
+        }
+    };
+    let value = HeaderValue::try_from(list).expect("made of visible ASCII");
     headers.insert(name, value);
 }
 

@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::clock::Clock;
+use crate::context::push_address;
 use crate::metrics::{Metric, Recorder};
 
 /// Where access lines go, and how many may wait.
@@ -213,22 +214,11 @@ impl Line<'_> {
         self.bytes.extend_from_slice(&[b'.', digit(rest / 100), digit(rest / 10), digit(rest)]);
     }
 
-    /// An address. IPv4 is written by hand: formatting it costs as much as the rest of a line.
+    /// An address.
     pub fn address(&mut self, name: Key, value: IpAddr) {
         self.name(name);
         self.bytes.push(b'"');
-        match value {
-            IpAddr::V4(address) => {
-                for (at, octet) in address.octets().into_iter().enumerate() {
-                    if at > 0 {
-                        self.bytes.push(b'.');
-                    }
-                    self.bytes.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
-                }
-            }
-            // Writing to a Vec does not fail.
-            IpAddr::V6(address) => drop(write!(self.bytes, "{address}")),
-        }
+        push_address(self.bytes, value);
         self.bytes.push(b'"');
     }
 

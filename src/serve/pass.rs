@@ -197,6 +197,7 @@ impl Visit {
     /// The request as the origin gets it.
     fn upstream_request(&self, body: Body, stale: Option<&Head>) -> Request<Body> {
         let mut headers = HeaderMap::clone(&self.fields);
+        headers.reserve(ADDED_FIELDS);
         if let Some(stale) = stale {
             cache::validation_fields(&stale.response, &mut headers);
         }
@@ -219,3 +220,6 @@ impl Visit {
         request
     }
 }
+
+/// How many fields a request gets here, as a rule.
+const ADDED_FIELDS: usize = 8;
