@@ -258,7 +258,9 @@ mod tests {
     fn stored(url: &str, field: &str) -> StoredResponse {
         let settings = Settings { no_vary_search: true, ..Settings::default() };
         let key = CacheKey::new(url);
-        let place = Place { key: &key, codings: &[], site: "e", sequence: PurgeSequence(7) };
+        let selecting = &HeaderMap::new();
+        let place =
+            Place { key: &key, selecting, codings: &[], site: "e", sequence: PurgeSequence(7) };
         let exchange = Exchange {
             method: &Method::GET,
             request: &HeaderMap::new(),

@@ -19,8 +19,8 @@ pub(super) fn tell(headers: &mut HeaderMap, edits: &FieldEdits, facts: &Facts<'_
         }
         None => drop(headers.remove(CLIENT_COUNTRY)),
     }
-    let id = HeaderValue::from_bytes(&facts.request_id.digits()).expect("hexadecimal digits");
-    headers.insert(REQUEST_ID, id);
+    let id = facts.request_id.to_string();
+    headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("hexadecimal digits"));
     if !edits.is_empty() {
         edits.apply(headers, facts);
     }

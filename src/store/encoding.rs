@@ -367,6 +367,7 @@ pub(super) const START_BYTES: usize = 6;
 const PAYLOAD_MAX: u32 = 8 << 20;
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use proptest::prelude::*;
 
