@@ -141,6 +141,12 @@ pub fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> 
     }
 }
 
+/// Whether a request is under a condition: then it may be something else that is wanted than the
+/// bytes that it asks for.
+pub fn is_conditional(headers: &HeaderMap) -> bool {
+    CONDITIONS.iter().any(|condition| headers.contains_key(condition))
+}
+
 /// What the answer to a sub-request is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {

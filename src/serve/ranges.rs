@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, IF_RANGE, RANGE};
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 
@@ -36,7 +36,9 @@ use crate::cache::{self, CacheStatus, Reason, Selected, StoredResponse};
 use crate::fetch::collapse::Failure as FillFailure;
 use crate::fetch::fill::Filling;
 use crate::fetch::parts::{Ask, First, Parts, Refused};
-use crate::fetch::slices::{Answer, Validator, ask_for, ask_for_last, judge, judge_last};
+use crate::fetch::slices::{
+    Answer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
+};
 use crate::fetch::{FetchError, UpstreamResponse};
 use crate::respond::Failure;
 use crate::store::Head;
@@ -101,8 +103,8 @@ impl Visit {
         let ranges_max = self.rule.settings.cache.ranges.ranges_max;
         let specs = parse_specs(text?.as_bytes(), ranges_max)?;
         let begin = match *specs {
-            // With a condition it may be the whole that is wanted.
-            [RangeSpec::Last(count)] if count > 0 && !self.fields.contains_key(IF_RANGE) => {
+            // Conditions are judged here, by a response that is stored.
+            [RangeSpec::Last(count)] if count > 0 && !is_conditional(&self.fields) => {
                 Begin::Last(count)
             }
             _ => {

@@ -261,6 +261,31 @@ fn a_part_that_nothing_binds_answers_what_lies_in_it_and_nothing_else() {
 }
 
 #[test]
+fn the_last_bytes_under_a_condition_are_sent_when_it_holds() {
+    for length in [1000, 3 * MIB] {
+        let object = object(length, Manner::Ranges);
+        for (condition, status) in [
+            ("If-None-Match: \"v1\"", 304),
+            ("If-Match: \"v2\"", 412),
+            ("If-Range: \"v2\"", 200),
+            ("If-Range: \"v1\"", 206),
+            ("If-None-Match: \"v2\"", 206),
+        ] {
+            // Nothing is stored yet.
+            let (_directory, process) = node(&object, "64MiB", "none");
+            let mut client = Client::connect(process.address);
+            let tail = client.get("a.test", "/o", &["Range: bytes=-7", condition]);
+            assert_eq!(tail.status, status, "{condition} {length}");
+            match status {
+                200 => assert_bytes(&tail.body, 1, 0..length),
+                206 => assert_bytes(&tail.body, 1, length - 7..length),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
 fn a_part_that_breaks_off_is_not_stored_and_asked_for_again() {
     let asked = AtomicU64::new(0);
     let origin = Origin::start(move |_| {
