@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use geo::{Geo, Place};
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::ranges::is_enough;
 use super::told::tell;
 use super::worker::Plan;
 use crate::cache::section::Fields;
-use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, search};
+use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
 use crate::clock::Clock;
 use crate::guard::Normalised;
 use crate::route::{Action, Facts, Question, Rule};
@@ -102,6 +102,7 @@ impl Explainer {
         let now = self.clock.now();
         let purged = self.store.purge_verdict(&head);
         told["stored"] = stored(&head, now);
+        told["rules"] = fired(&head.response, headers, settings);
         told["purged"] = json!(purged.map(|kind| format!("{kind:?}").to_lowercase()));
         told["decision"] =
             decision(cache::decide(&head.response, purged, &directives, settings, now));
@@ -197,6 +198,33 @@ fn stored(head: &Head, now: std::time::SystemTime) -> Value {
         "tags": response.tags.len() - usize::from(response.is_aliased()),
         "aliased": response.is_aliased(),
         "stored_at_sequence": response.stored_at_sequence.0,
+    })
+}
+
+/// What the rules make of it by the settings in force, which may not be those it was stored by.
+fn fired(response: &StoredResponse, request: &HeaderMap, settings: &cache::Settings) -> Value {
+    let fields = response.headers.to_map(0);
+    let came = response.freshness.response_time;
+    let exchange = cache::Exchange {
+        method: &Method::GET,
+        request,
+        // A part was judged when it was stored; its Content-Range is not among its fields.
+        status: match response.status {
+            StatusCode::PARTIAL_CONTENT => StatusCode::OK,
+            status => status,
+        },
+        response: &fields,
+        request_time: came,
+        response_time: came,
+    };
+    let key = CacheKey::new(response.key.clone());
+    let findings = cache::storing::examine(&exchange, &key, settings);
+    let by = findings.addressed.by.as_ref().map_or("cache-control", http::HeaderName::as_str);
+    json!({
+        "directives_from": by,
+        "lifetime_from": findings.lifetime.source.as_str(),
+        "lifetime_s": findings.lifetime.lasts.as_secs(),
+        "not_stored_now": findings.refusal.map(Reason::as_str),
     })
 }
 

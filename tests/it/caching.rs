@@ -547,6 +547,47 @@ fn a_page_under_a_static_name_is_passed_on_and_not_stored() {
     assert!(off.get("/account/x.css").is_hit());
 }
 
+#[test]
+fn explain_says_which_words_count_and_which_rules() {
+    let origin = Origin::start(|seen| {
+        let answer = Answer::ok("x").header("Cache-Control", "max-age=60");
+        match &*seen.target {
+            "/cdn" => answer.header("CDN-Cache-Control", "max-age=90"),
+            "/shared" => Answer::ok("x").header("Cache-Control", "max-age=60, s-maxage=30"),
+            "/cookie" => answer.header("Set-Cookie", "a=b"),
+            _ => answer,
+        }
+    });
+    let edge = with_cache(&origin, "set_cookie = \"store\"");
+    let told = |target: &str| {
+        let told = edge.admin("GET", &format!("/explain?url=http://edge.test{target}"), "");
+        let told: serde_json::Value = serde_json::from_str(told.text()).expect("JSON");
+        told["rules"].clone()
+    };
+    let check = |target: &str, by: &str, from: &str, lasts: u64| {
+        edge.get(target);
+        let rules = told(target);
+        assert_eq!(rules["directives_from"], by, "{target}: {rules}");
+        assert_eq!(rules["lifetime_from"], from, "{target}: {rules}");
+        assert_eq!(rules["lifetime_s"], lasts, "{target}: {rules}");
+        assert!(rules["not_stored_now"].is_null(), "{target}: {rules}");
+    };
+    check("/plain", "cache-control", "max-age", 60);
+    check("/cdn", "cdn-cache-control", "max-age", 90);
+    check("/shared", "cache-control", "s-maxage", 30);
+    check("/cookie", "cache-control", "max-age", 60);
+    // What was stored by another policy says so.
+    let other = format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
+         [sites.all.cache]\nlifetimes = {{ fixed = \"10s\" }}\n",
+        origin.url()
+    );
+    edge.reload(&other).expect("a configuration");
+    let rules = told("/cookie");
+    assert_eq!((&rules["lifetime_from"], &rules["lifetime_s"]), (&"rule".into(), &10.into()));
+    assert_eq!(rules["not_stored_now"], "set-cookie");
+}
+
 /// What a live answer comes to in the words of `explain`.
 fn act(response: &Response) -> &'static str {
     let status = response.header("cache-status");
