@@ -506,6 +506,9 @@ fn start_error_log() {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // It would be told by a macro that panics when standard error takes nothing: a full disk
+        // under the log would end the worker that has something to say.
+        .log_internal_errors(false)
         .with_target(false)
         .init();
 }

@@ -269,6 +269,22 @@ fn a_purge_request_purges_where_it_is_allowed() {
     check(1, "\"192.0.2.0/24\"", (403, false));
 }
 
+#[test]
+fn a_full_disk_under_the_logs_stops_neither_purges_nor_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(3600));
+    let node = NodeProcess::new(&folder, 0, None, &origin, "[admin]\naudit_log = \"/dev/full\"\n");
+    let errors = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    node.run_with("trace", errors.into());
+    node.wait_until_ready();
+    for _ in 0..3 {
+        assert_eq!(node.get("/1").unwrap().0, 200);
+        let (status, answer) = node.admin("POST", "/purge", r#"{"all": true}"#).unwrap();
+        assert_eq!(status, 200, "{answer}");
+    }
+    assert_eq!(node.metric("skerry_audit_lines_lost_total"), Some(3.0));
+}
+
 /// A caller that announces a gigabyte is told before it has sent it.
 fn gigabyte(node: &NodeProcess) -> u16 {
     let mut stream = TcpStream::connect(node.admin).unwrap();
@@ -540,12 +556,17 @@ impl NodeProcess {
 
     /// Starts it, unless it runs.
     fn run(&self) {
+        self.run_with("off", Stdio::inherit());
+    }
+
+    fn run_with(&self, level: &str, errors: Stdio) {
         let mut process = self.process.write().unwrap();
         if process.is_none() {
             let started = Command::new(env!("CARGO_BIN_EXE_skerry"))
                 .args(&self.arguments)
-                .env("RUST_LOG", "off")
+                .env("RUST_LOG", level)
                 .stdout(Stdio::null())
+                .stderr(errors)
                 .spawn();
             *process = Some(started.unwrap());
         }
