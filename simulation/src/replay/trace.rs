@@ -90,10 +90,15 @@ fn oracle_general(mut source: impl Read, limit: usize) -> anyhow::Result<Trace> 
     let mut requests = Vec::new();
     let mut record = [0; 24];
     while requests.len() < limit {
-        match source.read_exact(&mut record) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
-            Err(error) => return Err(error.into()),
+        match fill(&mut source, &mut record)? {
+            24 => {}
+            0 => break,
+            // Another format, or a file that was cut short.
+            rest => bail!(
+                "{rest} bytes behind {} requests of 24 bytes: is it {:?} (--format)?",
+                requests.len(),
+                Format::OracleGeneral
+            ),
         }
         let word = |at: usize| {
             u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
@@ -102,6 +107,18 @@ fn oracle_general(mut source: impl Read, limit: usize) -> anyhow::Result<Trace> 
         requests.push(Request { time: word(0).into(), object, bytes: word(12).into() });
     }
     Ok(Trace { requests })
+}
+
+/// Reads until `record` is full or the source has ended; how much there was.
+fn fill(source: &mut impl Read, record: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < record.len() {
+        match source.read(&mut record[filled..])? {
+            0 => break,
+            some => filled += some,
+        }
+    }
+    Ok(filled)
 }
 
 /// Writes a trace in libCacheSim's binary format. The next access is left unknown (-1).
@@ -130,7 +147,10 @@ fn lines(
             continue;
         }
         let request = read(&line);
-        requests.push(request.with_context(|| format!("line {}: {line:?}", number + 1))?);
+        let number = number + 1;
+        let wrong =
+            || format!("line {number}: expected time, object and bytes (--format), found {line:?}");
+        requests.push(request.with_context(wrong)?);
     }
     Ok(Trace { requests })
 }
@@ -275,6 +295,9 @@ mod tests {
         assert_eq!(read, trace);
         let some = Trace::read(file.path(), Format::OracleGeneral, 7).expect("read");
         assert_eq!(some.requests, trace.requests[..7]);
+        file.as_file().set_len(10 * 24 + 1).expect("a shorter file");
+        let error = Trace::read(file.path(), Format::OracleGeneral, usize::MAX).expect_err("cut");
+        assert!(format!("{error:#}").contains("1 bytes behind 10 requests"), "{error:#}");
     }
 
     #[test]
