@@ -241,7 +241,8 @@ pub fn percent_encode(text: &str) -> String {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longer than a purge may wait for the fleet: a minute.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// `GET /store` as a table for people.
 pub fn store_table(stat: &Value) -> String {

@@ -146,6 +146,37 @@ fn refusals_are_audited_and_counted() {
 }
 
 #[test]
+fn more_purges_than_a_second_takes_are_told_when_to_come_again() {
+    let edge = Edge::with(
+        "[admin]\npurges_per_second_max = 1\naudit_log = \"audit.log\"\n\
+         [sites.all]\nhosts = \"*\"\nrespond.content = \"x\"\n",
+    );
+    let answers: Vec<_> =
+        (0..20).map(|_| edge.admin("POST", "/purge", "{\"tag\": \"t\"}")).collect();
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 429).collect();
+    assert_eq!(answers[0].status, 200);
+    let first = refused.first().expect("twenty calls take less than twenty seconds");
+    assert_eq!(first.header("retry-after"), "1");
+    assert!(first.text().contains("put several URLs or tags into one call"), "{}", first.text());
+    let audit = std::fs::read_to_string(edge.path("audit.log")).expect("a file");
+    assert!(audit.contains("\"status\":429"), "{audit}");
+}
+
+#[test]
+fn a_misspelt_parameter_is_refused_by_name() {
+    let edge = Edge::before("http://127.0.0.1:9");
+    let check = |method: &str, target: &str, expected: &str| {
+        let answer = edge.admin(method, target, "{\"tag\": \"t\"}");
+        assert_eq!(answer.status, 400, "{target}");
+        assert!(answer.text().contains(expected), "{}", answer.text());
+    };
+    check("POST", "/purge?wiat=all", "unknown parameter \\\"wiat\\\"; there are wait, timeout");
+    check("POST", "/purge?wait=all&wait=none", "wait is given twice");
+    check("GET", "/purges?sinse=1", "there are since, limit");
+    check("GET", "/explain?ulr=http://a/", "there are url, client");
+}
+
+#[test]
 fn an_address_that_others_reach_needs_tokens_or_certificates() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("edge.toml");
