@@ -133,6 +133,8 @@ impl Admin {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let place = places.clone().acquire_owned().await;
+            // Callers that keep connections must not keep those out who ask for readiness.
+            let keeps = places.available_permits() > CONNECTIONS_MAX / 2;
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -146,14 +148,14 @@ impl Admin {
             tokio::spawn(async move {
                 let _place = place;
                 let Some(tls) = &admin.tls else {
-                    return admin.serve(stream, Peer { address, names: Vec::new() }).await;
+                    return admin.serve(stream, Peer { address, names: Vec::new() }, keeps).await;
                 };
                 let shaking_hands = tls.acceptor().accept(stream);
                 match tokio::time::timeout(HEADER_TIMEOUT, shaking_hands).await {
                     Ok(Ok(stream)) => {
                         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                         let names = shown.map(tls::names).unwrap_or_default();
-                        admin.serve(stream, Peer { address, names }).await;
+                        admin.serve(stream, Peer { address, names }, keeps).await;
                     }
                     Ok(Err(error)) => {
                         tracing::warn!(from = %address, %error, "admin: no TLS connection");
@@ -168,10 +170,11 @@ impl Admin {
         self: &Arc<Self>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
+        keeps: bool,
     ) {
         let service = service_fn(|request| self.clone().answer(request, peer.clone()));
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(keeps);
         // A caller that breaks off is the caller's trouble.
         let _ = http.serve_connection(TokioIo::new(stream), service).await;
     }
@@ -509,6 +512,6 @@ pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Full<
 const BODY_BYTES_MAX: usize = 4 << 20;
 const BODIES_KIB_MAX: usize = 16 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Beyond, connections wait to be accepted.
+/// Beyond, connections wait to be accepted; beyond half of it, each is for one call.
 const CONNECTIONS_MAX: usize = 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

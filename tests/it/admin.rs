@@ -163,6 +163,22 @@ fn more_purges_than_a_second_takes_are_told_when_to_come_again() {
 }
 
 #[test]
+fn connections_that_callers_keep_leave_room_for_others() {
+    let edge = Edge::before("http://127.0.0.1:9");
+    let kept = || {
+        let mut client = crate::harness::Client::connect(edge.admin);
+        let answer = client.request("GET", "admin", "/readyz", &[], b"");
+        let closes = answer.header("connection") == "close";
+        (!closes).then_some(client)
+    };
+    let mut clients = Vec::new();
+    for _ in 0..700 {
+        clients.extend(kept());
+    }
+    assert!((500..600).contains(&clients.len()), "{} of 1024 places are kept", clients.len());
+}
+
+#[test]
 fn a_misspelt_parameter_is_refused_by_name() {
     let edge = Edge::before("http://127.0.0.1:9");
     let check = |method: &str, target: &str, expected: &str| {
