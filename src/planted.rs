@@ -24,6 +24,8 @@ pub enum Bug {
     NeverStale,
     /// Each fifth entry of the purge stream is skipped, and wake-ups are not heard.
     StreamEntryDropped,
+    /// The purge stream is not read, and wake-ups are not heard.
+    StreamUnread,
     /// Each twentieth upstream request fails by itself.
     AnswersFail,
     /// `Cache-Status` gives hits a longer `ttl` than they have.
@@ -36,13 +38,14 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug.
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 11] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
         Bug::DoubleFill,
         Bug::NeverStale,
         Bug::StreamEntryDropped,
+        Bug::StreamUnread,
         Bug::AnswersFail,
         Bug::TtlMadeUp,
         Bug::CountryIgnored,
@@ -58,6 +61,7 @@ impl Bug {
             Bug::DoubleFill => "double-fill",
             Bug::NeverStale => "never-stale",
             Bug::StreamEntryDropped => "stream-entry-dropped",
+            Bug::StreamUnread => "stream-unread",
             Bug::AnswersFail => "answers-fail",
             Bug::TtlMadeUp => "ttl-made-up",
             Bug::CountryIgnored => "country-ignored",

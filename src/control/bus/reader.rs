@@ -77,6 +77,10 @@ impl Reader {
                 self.beat(&mut link).await?;
                 beat_at = tokio::time::Instant::now() + block;
             }
+            if planted::has(Bug::StreamUnread) {
+                tokio::time::sleep(block).await;
+                continue;
+            }
             let Some(position) = &self.position else { continue };
             let until_beat = beat_at.saturating_duration_since(tokio::time::Instant::now());
             let entries = link.read(position.id, self.read_count, until_beat).await?;
