@@ -33,7 +33,9 @@ fn a_dead_origin_leaves_what_may_be_served_stale() {
     edge.advance(11);
     let kept = edge.get("/kept");
     assert_eq!((kept.status, kept.text()), (200, "kept"));
-    assert_eq!(kept.header("age"), "11");
+    // The node's clock goes on by itself too.
+    let age: u64 = kept.header("age").parse().expect("a number");
+    assert!((11..60).contains(&age), "{kept:?}");
     assert!(kept.header("cache-status").contains("fwd=stale"), "{kept:?}");
     assert_eq!(edge.get("/lost").status, 502);
     edge.advance(100);
