@@ -109,7 +109,13 @@ impl Process {
     pub fn must_run(&mut self) -> anyhow::Result<()> {
         match self.ended() {
             None => Ok(()),
-            Some(status) => bail!("{} ended ({status}):\n{}", self.name, self.last_words()),
+            Some(status) => {
+                let mut words = self.last_words();
+                if words.is_empty() {
+                    words = format!("nothing in {}: is the disk full?", self.log.display());
+                }
+                bail!("{} ended ({status}):\n{words}", self.name)
+            }
         }
     }
 }
