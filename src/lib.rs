@@ -30,3 +30,8 @@ pub mod metrics;
 pub mod planted; // bugs for the lab to find; a constant false without its cargo feature
 pub mod stamp; // whether a file was replaced
 pub mod upgrade; // a client's connection on its way out of HTTP
+
+/// The allocator of the node's binary, so that what tests measure is what a node takes.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -101,16 +101,16 @@ fn judge_conditions(stored: &StoredResponse, request: &HeaderMap) -> Option<Sele
 }
 
 fn date_of(request: &HeaderMap, name: &HeaderName, stored: &StoredResponse) -> Option<SystemTime> {
-    single_date(request, name, stored.freshness.response_time)
+    single_date(request, name, stored.freshness.response_time.time())
 }
 
 fn modified(stored: &StoredResponse) -> Option<SystemTime> {
-    single_date(&stored.headers, &LAST_MODIFIED, stored.freshness.response_time)
+    single_date(&stored.headers, &LAST_MODIFIED, stored.freshness.response_time.time())
 }
 
 /// Without `Last-Modified`, the time at which it was made or came counts (RFC 9111 §4.3.2).
 fn modified_or_made(stored: &StoredResponse) -> SystemTime {
-    let came = stored.freshness.response_time;
+    let came = stored.freshness.response_time.time();
     modified(stored).or_else(|| single_date(&stored.headers, &DATE, came)).unwrap_or(came)
 }
 
@@ -120,10 +120,10 @@ fn if_range_holds(stored: &StoredResponse, request: &HeaderMap) -> bool {
     let Some(condition) = request.get(IF_RANGE) else { return true };
     let condition = condition.as_bytes();
     if is_tag(condition) {
-        let ours = stored.headers.get(&ETAG).map(HeaderValue::as_bytes);
+        let ours = stored.headers.get(&ETAG);
         return ours.is_some_and(|ours| tags_match(ours, condition, Comparison::Strong));
     }
-    let came = stored.freshness.response_time;
+    let came = stored.freshness.response_time.time();
     let modified = modified(stored);
     modified.is_some()
         && modified == parse_date(condition, came)
@@ -160,14 +160,14 @@ fn select_ranges(
     if let [bytes] = &ranges[..] {
         return Selected::Range { bytes: bytes.clone(), complete_length: length };
     }
-    let content_type = stored.headers.get(&CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let content_type = stored.headers.get(&CONTENT_TYPE);
     let boundary = boundary(stored, range);
     Selected::Multipart(Box::new(Multipart::new(&ranges, length, content_type, boundary)))
 }
 
 /// From the nanosecond of arrival, which who wrote the body does not know.
 fn boundary(stored: &StoredResponse, range: &HeaderValue) -> String {
-    let came = stored.freshness.response_time.duration_since(SystemTime::UNIX_EPOCH);
+    let came = stored.freshness.response_time.time().duration_since(SystemTime::UNIX_EPOCH);
     let seed = came.unwrap_or_default().as_nanos() as u64;
     let mut text = stored.key.as_bytes().to_vec();
     text.extend_from_slice(range.as_bytes());
@@ -223,7 +223,7 @@ fn any_tag_matches(
     headers: &impl Fields,
     how: Comparison,
 ) -> bool {
-    let ours = headers.get(&ETAG).map(HeaderValue::as_bytes);
+    let ours = headers.get(&ETAG);
     request.get_all(name).iter().any(|line| {
         entity_tags(line.as_bytes())
             .any(|tag| tag == b"*" || ours.is_some_and(|ours| tags_match(ours, tag, how)))

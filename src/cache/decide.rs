@@ -140,7 +140,7 @@ fn against_fresh_use(
     if purged == Some(PurgeKind::Soft) {
         return Some(Reason::SoftPurged);
     }
-    if age >= freshness.lifetime {
+    if age >= freshness.lifetime.span() {
         return Some(Reason::Stale);
     }
     if let Some(max_age) = request.max_age
@@ -150,7 +150,7 @@ fn against_fresh_use(
         return Some(Reason::RequestMaxAge);
     }
     if let Some(min_fresh) = request.min_fresh
-        && freshness.lifetime - age < seconds(min_fresh)
+        && freshness.lifetime.span() - age < seconds(min_fresh)
     {
         return Some(Reason::RequestMinFresh);
     }
@@ -169,7 +169,7 @@ fn stale_use(
     if !matches!(reason, Reason::Stale | Reason::SoftPurged) || freshness.must_revalidate {
         return None;
     }
-    let staleness = age.saturating_sub(freshness.lifetime);
+    let staleness = age.saturating_sub(freshness.lifetime.span());
     // A purge is the origin's word that it has changed: the client's wish does not go over it.
     if let Some(max_stale) = request.max_stale
         && purged.is_none()
@@ -179,8 +179,8 @@ fn stale_use(
         return Some((Reason::MaxStale, false));
     }
     let unasked = request.max_age.is_none() && request.min_fresh.is_none();
-    let revalidates = !freshness.stale_while_revalidate.is_zero();
-    if unasked && revalidates && staleness <= freshness.stale_while_revalidate {
+    let revalidates = !freshness.stale_while_revalidate.span().is_zero();
+    if unasked && revalidates && staleness <= freshness.stale_while_revalidate.span() {
         return Some((Reason::WhileRevalidate, true));
     }
     None
@@ -210,9 +210,9 @@ pub fn may_serve_stale_on_error(
     if forbidden {
         return false;
     }
-    let staleness = freshness.age(now).saturating_sub(freshness.lifetime);
+    let staleness = freshness.age(now).saturating_sub(freshness.lifetime.span());
     let asked = request.stale_if_error.map(seconds);
-    let allowed = asked.unwrap_or(freshness.stale_if_error);
+    let allowed = asked.unwrap_or(freshness.stale_if_error.span());
     !allowed.is_zero() && staleness <= allowed
 }
 

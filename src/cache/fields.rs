@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::conditional::Selected;
 use super::range::ContentRange;
-use super::section::{FieldSection, Fields};
+use super::section::FieldSection;
 use super::settings::SetCookie;
 use super::stored::StoredResponse;
 
@@ -212,11 +212,11 @@ pub const UNKEYED: [&str; 14] = [
 /// stays.
 pub fn validation_fields(stored: &StoredResponse, headers: &mut HeaderMap) {
     remove_conditions(headers);
-    if let Some(tag) = stored.headers.get(&ETAG) {
-        headers.insert(IF_NONE_MATCH, tag.clone());
+    if let Some(tag) = stored.headers.value(&ETAG) {
+        headers.insert(IF_NONE_MATCH, tag);
     }
-    if let Some(modified) = stored.headers.get(&LAST_MODIFIED) {
-        headers.insert(IF_MODIFIED_SINCE, modified.clone());
+    if let Some(modified) = stored.headers.value(&LAST_MODIFIED) {
+        headers.insert(IF_MODIFIED_SINCE, modified);
     }
 }
 
@@ -259,7 +259,7 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("upgrade", "x"),
         ]);
-        let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name).collect();
         names.sort_unstable();
         assert_eq!(names, ["age", "c", "cache-control", "date"]);
     }

@@ -174,7 +174,7 @@ pub fn single_date(
     if lines.any(|line| line != first) {
         return None;
     }
-    parse_date(first.as_bytes(), now)
+    parse_date(first, now)
 }
 
 #[cfg(test)]

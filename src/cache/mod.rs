@@ -21,6 +21,7 @@ pub mod invalidate;
 pub mod key;
 #[cfg(test)]
 mod oracle;
+mod packed;
 mod policy;
 pub mod purge;
 pub mod range;
@@ -46,6 +47,7 @@ pub use directives::RequestDirectives;
 pub use fields::{answer, remove_unkeyed, validation_fields};
 pub use invalidate::{Invalidation, invalidates};
 pub use key::{CacheKey, KeyHash};
+pub use packed::{Nanoseconds, Seconds, SiteName, StoredParts};
 pub use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 pub use range::{Multipart, RangeLimits};
 pub use section::{FieldSection, Fields};

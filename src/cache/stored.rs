@@ -1,11 +1,11 @@
 //! The stored response: what RFC 9111 §3 and §4 need to know of it, apart from its body.
 
-use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
 use super::key::KeyHash;
+use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts};
 use super::purge::{ALIASED, PurgeSequence, PurgeTarget};
 use super::section::FieldSection;
 use super::vary::variant_hash;
@@ -19,7 +19,7 @@ pub struct StoredResponse {
     /// The selecting fields' normalised values (RFC 9111 §4.1), empty without `Vary`.
     pub variant: Box<str>,
     /// The site's name in the configuration.
-    pub site: Box<str>,
+    pub site: SiteName,
     /// The final status, 206 only while the body is incomplete.
     pub status: StatusCode,
     /// The fields to reuse, as received: repeats, order, bytes. Hop-by-hop fields and what
@@ -35,24 +35,25 @@ pub struct StoredResponse {
     /// The whole body's length in bytes, when known.
     pub complete_length: Option<u64>,
     /// Which bytes are stored, when not all are: sorted, disjoint, not touching.
-    pub parts: Option<Box<[Range<u64>]>>,
+    pub parts: Option<Box<StoredParts>>,
 }
 
-/// The freshness record: all that a hit's decision reads.
+/// The freshness record: all that a hit's decision reads. Forty bytes, where plain times would
+/// take 88.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
     /// When the response arrived (`response_time` of RFC 9111 §4.2.3).
-    pub response_time: SystemTime,
+    pub response_time: Nanoseconds,
     /// `corrected_initial_age` of RFC 9111 §4.2.3.
-    pub initial_age: Duration,
+    pub initial_age: Nanoseconds,
     /// `freshness_lifetime` of RFC 9111 §4.2.1 for a shared cache.
-    pub lifetime: Duration,
+    pub lifetime: Nanoseconds,
     /// Whether the lifetime is a guess (RFC 9111 §4.2.2).
     pub heuristic: bool,
     /// RFC 5861 §3, after site defaults.
-    pub stale_while_revalidate: Duration,
+    pub stale_while_revalidate: Seconds,
     /// RFC 5861 §4, after site defaults.
-    pub stale_if_error: Duration,
+    pub stale_if_error: Seconds,
     /// `must-revalidate`, `proxy-revalidate` or `s-maxage`: never served stale.
     pub must_revalidate: bool,
     /// RFC 8246: while fresh, a request's `max-age` does not make it be validated.
@@ -64,18 +65,18 @@ pub struct Freshness {
 impl Freshness {
     /// `current_age` (RFC 9111 §4.2.3).
     pub fn age(&self, now: SystemTime) -> Duration {
-        self.initial_age.saturating_add(self.resident(now))
+        self.initial_age.span().saturating_add(self.resident(now))
     }
 
     /// `resident_time`: how long it has been here since it arrived or was validated.
     pub fn resident(&self, now: SystemTime) -> Duration {
-        now.duration_since(self.response_time).unwrap_or_default()
+        now.duration_since(self.response_time.time()).unwrap_or_default()
     }
 
     /// What is left of its lifetime in seconds, negative when it is stale: `ttl` of RFC 9211.
     pub fn ttl(&self, now: SystemTime) -> i64 {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        seconds(self.lifetime).saturating_sub(seconds(self.age(now)))
+        seconds(self.lifetime.span()).saturating_sub(seconds(self.age(now)))
     }
 }
 

@@ -244,9 +244,9 @@ fn refused_response(
     }
     let freshness = freshness_of(exchange, findings, settings);
     let validator = |name| exchange.response.contains_key(name);
-    let useless = freshness.lifetime <= freshness.initial_age
-        && freshness.stale_while_revalidate.is_zero()
-        && freshness.stale_if_error.is_zero()
+    let useless = freshness.lifetime.span() <= freshness.initial_age.span()
+        && freshness.stale_while_revalidate.span().is_zero()
+        && freshness.stale_if_error.span().is_zero()
         && !validator(ETAG)
         && !validator(LAST_MODIFIED);
     useless.then_some(Reason::NoLifetime)
@@ -296,7 +296,7 @@ fn stored_part(exchange: &Exchange<'_>) -> Option<ContentRange> {
 }
 
 pub(super) fn content_length(headers: &impl Fields) -> Option<u64> {
-    headers.get(&CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+    std::str::from_utf8(headers.get(&CONTENT_LENGTH)?).ok()?.trim().parse().ok()
 }
 
 pub(super) fn freshness_of(
@@ -319,15 +319,16 @@ pub(super) fn freshness_of(
     let usable = !must_revalidate && !directives.no_cache;
     let only = |time: Duration| if usable { time } else { Duration::ZERO };
     Freshness {
-        response_time: exchange.response_time,
-        initial_age: findings.initial_age,
-        lifetime: findings.lifetime.lasts,
+        response_time: exchange.response_time.into(),
+        initial_age: findings.initial_age.into(),
+        lifetime: findings.lifetime.lasts.into(),
         heuristic: findings.lifetime.source == LifetimeSource::Heuristic,
         stale_while_revalidate: only(stale(
             directives.stale_while_revalidate,
             settings.stale.while_revalidate,
-        )),
-        stale_if_error: only(stale(directives.stale_if_error, settings.stale.if_error)),
+        ))
+        .into(),
+        stale_if_error: only(stale(directives.stale_if_error, settings.stale.if_error)).into(),
         must_revalidate,
         immutable: directives.immutable,
         no_cache: directives.no_cache,

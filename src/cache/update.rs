@@ -53,8 +53,9 @@ pub fn freshen_from_head(
 ) -> Freshened {
     let ours = &stored.headers;
     let theirs = exchange.response;
-    let same =
-        |name: &HeaderName| theirs.get(name).is_none_or(|value| ours.get(name) == Some(value));
+    let same = |name: &HeaderName| {
+        theirs.get(name).is_none_or(|value| ours.get(name) == Some(value.as_bytes()))
+    };
     let length = content_length(theirs);
     let same_length = length.is_none_or(|length| {
         stored.complete_length.or_else(|| content_length(ours)).is_none_or(|ours| ours == length)
@@ -76,7 +77,7 @@ pub fn freshen_from_head(
 /// Whether a 304 selects `stored` (RFC 9111 §4.3.4). A 304 without validators answers the one
 /// question that was asked.
 fn is_about(stored: &StoredResponse, not_modified: &HeaderMap) -> bool {
-    let ours = |name: &HeaderName| stored.headers.get(name).map(HeaderValue::as_bytes);
+    let ours = |name: &HeaderName| stored.headers.get(name);
     if let Some(tag) = not_modified.get(ETAG).map(HeaderValue::as_bytes) {
         let how = if is_strong(tag) { Comparison::Strong } else { Comparison::Weak };
         return match ours(&ETAG) {
@@ -238,11 +239,11 @@ mod tests {
         let ours = &[("etag", "\"a\""), ("age", "50"), ("date", "Wed, 18 Nov 2026 11:06:40 GMT")];
         let found = updated(ours, &[("etag", "\"a\""), ("cache-control", "max-age=3600")]);
         assert_eq!(found.freshness.age(now() + LATER), Duration::ZERO);
-        assert_eq!(found.freshness.lifetime, Duration::from_secs(3600));
+        assert_eq!(found.freshness.lifetime.span(), Duration::from_secs(3600));
         assert_eq!(found.stored_at_sequence, PurgeSequence(9));
         let aged = updated(ours, &[("etag", "\"a\""), ("age", "7")]);
         assert_eq!(aged.freshness.age(now() + LATER), Duration::from_secs(7));
-        assert_eq!(aged.freshness.lifetime, Duration::from_secs(2));
+        assert_eq!(aged.freshness.lifetime.span(), Duration::from_secs(2));
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Vary {
     pub fn of(headers: &impl Fields) -> Self {
         let mut fields = Vec::new();
         for line in headers.lines(&VARY) {
-            for part in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            for part in line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                 match HeaderName::from_bytes(part) {
                     _ if part.is_empty() => {}
                     Ok(name) if part != b"*" => fields.push(name),
@@ -228,7 +228,7 @@ fn others_hash(fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) -> 
 /// `Content-Language` in lower case when it is one tag.
 fn content_language(headers: &impl Fields) -> Option<Box<str>> {
     let mut lines = headers.lines(&CONTENT_LANGUAGE);
-    let tag = lines.next()?.to_str().ok()?.trim();
+    let tag = std::str::from_utf8(lines.next()?).ok()?.trim();
     let single = lines.next().is_none() && !tag.is_empty() && !tag.contains(',');
     single.then(|| tag.to_ascii_lowercase().into())
 }

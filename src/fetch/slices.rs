@@ -86,11 +86,13 @@ impl Validator {
     /// in one second be excluded; a minute also covers clocks that differ a little).
     pub fn of(headers: &impl Fields) -> Option<Self> {
         if let Some(tag) = headers.get(&ETAG) {
-            return is_strong_tag(tag.as_bytes()).then(|| Self::Tag(tag.clone()));
+            let strong = is_strong_tag(tag).then(|| HeaderValue::from_bytes(tag));
+            return strong?.ok().map(Self::Tag);
         }
         let modified = headers.get(&LAST_MODIFIED)?;
         let age = date(headers.get(&DATE)?)?.duration_since(date(modified)?).ok()?;
-        (age >= STRONG_AFTER).then(|| Self::Modified(modified.clone()))
+        let strong = (age >= STRONG_AFTER).then(|| HeaderValue::from_bytes(modified));
+        strong?.ok().map(Self::Modified)
     }
 
     /// Whether a response with these fields is of the version that this validator names.
@@ -272,8 +274,8 @@ fn is_strong_tag(tag: &[u8]) -> bool {
     inside.is_some_and(|inside| !inside.contains(&b'"'))
 }
 
-fn date(value: &HeaderValue) -> Option<std::time::SystemTime> {
-    httpdate::parse_http_date(value.to_str().ok()?).ok()
+fn date(value: &[u8]) -> Option<std::time::SystemTime> {
+    httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()
 }
 
 const CONDITIONS: [HeaderName; 5] =

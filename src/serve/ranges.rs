@@ -168,7 +168,7 @@ impl Visit {
     ) -> Option<Response<Body>> {
         let wanted = self.first_wanted(&parts.head);
         let ranges = parts.head.response.headers.get(&ACCEPT_RANGES);
-        if !filling.is_far_from(wanted.start) || ranges.is_none_or(|unit| unit != "bytes") {
+        if !filling.is_far_from(wanted.start) || ranges.is_none_or(|unit| unit != b"bytes") {
             return None;
         }
         let first = parts.begin(wanted).await.ok()?;

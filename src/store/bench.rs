@@ -66,13 +66,17 @@ fn shuffled(limit: u64) -> impl Iterator<Item = u64> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn hits_in_memory() {
-    for objects in [1_000, 100_000, 1_000_000] {
-        let store = open(&settings(objects, None)).await;
+    // The most first: later ones live in what it leaves free.
+    for objects in [1_000_000, 100_000, 1_000] {
         let before = resident_bytes();
+        let store = open(&settings(objects, None)).await;
         fill(&store, objects).await;
-        let bytes = (resident_bytes() - before) / objects;
+        let bytes = resident_bytes().saturating_sub(before) / objects;
         let weight = store.stat().memory_bytes / store.stat().memory_pieces.max(1);
-        println!("{objects} objects of 1 KiB: {bytes} B each resident, {weight} B weighed");
+        println!("{objects} objects of 1 KiB: {weight} B weighed");
+        if objects == 1_000_000 {
+            println!("  {bytes} B each resident");
+        }
         let hashes: Vec<_> = shuffled(objects).take(1 << 16).map(hash).collect();
         for threads in [1, 2] {
             let each = |hashes: &[KeyHash]| {
@@ -149,7 +153,7 @@ async fn purges() {
     let scopes = [
         ("tag", PurgeScope::Tag("everywhere".into())),
         ("prefix", PurgeScope::Prefix("https://www.example.org/".into())),
-        ("site", PurgeScope::Site(heads[0].response.site.clone())),
+        ("site", PurgeScope::Site((*heads[0].response.site).into())),
         ("all", PurgeScope::All),
     ];
     for (what, scope) in scopes {

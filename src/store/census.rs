@@ -104,7 +104,8 @@ impl Sample {
 
     fn to_text(&self) -> String {
         let mut text = format!("{MAGIC} {}\n", self.bits);
-        for (PieceKey { id, number }, Counted { site, bytes }) in &self.pieces {
+        for (key, Counted { site, bytes }) in &self.pieces {
+            let (id, number) = (key.id(), key.number);
             writeln!(text, "{id:x} {number} {bytes} {site}").expect("a string takes all");
         }
         text
@@ -124,7 +125,7 @@ impl Sample {
                 let bytes = word()?.parse().ok()?;
                 let site = word()?;
                 let site = sites.entry(site).or_insert_with(|| site.into()).clone();
-                Some((PieceKey { id, number }, Counted { site, bytes }))
+                Some((PieceKey::new(id, number), Counted { site, bytes }))
             })();
             if let Some((key, counted)) = piece {
                 sample.add(key, counted);
@@ -189,7 +190,7 @@ mod tests {
         let text = "skerry-census 1 0\nff 0 4096 shop\nnonsense\nfe 1 x shop\nfe 2 1 a b\n";
         let sample = Sample::of_text(text).unwrap();
         assert_eq!(sample.pieces.len(), 2);
-        assert_eq!(&*sample.pieces[&PieceKey { id: 0xfe, number: 2 }].site, "a b");
+        assert_eq!(&*sample.pieces[&PieceKey::new(0xfe, 2)].site, "a b");
         assert!(Sample::of_text("skerry-census 2 0\n").is_none());
     }
 }

@@ -23,10 +23,9 @@
 //! Nothing of the requester is in here, but for the selecting fields' values that Vary needs.
 
 use std::io::{Read, Write};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use foyer::{Code, Error, Result};
@@ -34,12 +33,14 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::record::{Head, ObjectId, Piece, PieceKey, Record, place};
 use crate::cache::vary::{Variant, VarySet};
-use crate::cache::{FieldSection, Freshness, KeyHash, PurgeSequence, StoredResponse, VaryList};
+use crate::cache::{
+    FieldSection, Freshness, KeyHash, PurgeSequence, SiteName, StoredResponse, VaryList,
+};
 
 impl Code for PieceKey {
     fn encode(&self, writer: &mut impl Write) -> Result<()> {
         let mut bytes = [0; KEY_BYTES];
-        bytes[..16].copy_from_slice(&self.id.to_le_bytes());
+        bytes[..16].copy_from_slice(&self.id().to_le_bytes());
         bytes[16..].copy_from_slice(&self.number.to_le_bytes());
         writer.write_all(&bytes).map_err(Error::io_error)
     }
@@ -48,10 +49,8 @@ impl Code for PieceKey {
         let mut bytes = [0; KEY_BYTES];
         reader.read_exact(&mut bytes).map_err(Error::io_error)?;
         let (id, number) = bytes.split_at(16);
-        Ok(Self {
-            id: u128::from_le_bytes(id.try_into().expect("sixteen bytes")),
-            number: u32::from_le_bytes(number.try_into().expect("four bytes")),
-        })
+        let id = u128::from_le_bytes(id.try_into().expect("sixteen bytes"));
+        Ok(Self::new(id, u32::from_le_bytes(number.try_into().expect("four bytes"))))
     }
 
     fn estimated_size(&self) -> usize {
@@ -64,7 +63,7 @@ impl Code for Piece {
         let (kind, payload) = match self {
             Self::Record(Record::Response(head)) => (HEAD, &*encode_head(head)),
             Self::Record(Record::Variants(list)) => (VARIANTS, &*encode_variants(list)),
-            Self::Slice { bytes, .. } => (SLICE, &**bytes),
+            Self::Slice(slice) => (SLICE, &*slice.bytes),
             Self::Unknown => (SLICE, &[][..]),
         };
         let length = u32::try_from(payload.len()).expect("pieces are bounded");
@@ -97,7 +96,7 @@ impl Code for Piece {
             Self::Record(Record::Response(head)) => {
                 let headers = &head.response.headers;
                 let fields: usize =
-                    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
+                    headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
                 let response = &head.response;
                 let texts = response.key.len() + response.site.len() + response.variant.len();
                 let parts = response.parts.as_ref().map_or(0, |parts| parts.len() * 16);
@@ -108,7 +107,7 @@ impl Code for Piece {
                 let sets = list.sets.iter();
                 sets.map(|set| 64 * (1 + set.fields.len() + set.variants.len())).sum::<usize>()
             }
-            Self::Slice { bytes, .. } => bytes.len(),
+            Self::Slice(slice) => slice.bytes.len(),
             Self::Unknown => 0,
         };
         START_BYTES + payload
@@ -148,23 +147,22 @@ fn encode_head(head: &Head) -> Vec<u8> {
     out.extend_from_slice(&head.lineage.to_le_bytes());
     out.extend_from_slice(&response.stored_at_sequence.0.to_le_bytes());
     out.extend_from_slice(&head.object.0.to_le_bytes());
-    out.extend_from_slice(&head.hash.0.to_le_bytes());
+    out.extend_from_slice(&head.hash().0.to_le_bytes());
     out.extend_from_slice(&head.slice_bytes.to_le_bytes());
     out.extend_from_slice(&response.status.as_u16().to_le_bytes());
     out.extend_from_slice(&flags.to_le_bytes());
-    let since = freshness.response_time.duration_since(SystemTime::UNIX_EPOCH);
-    put_duration(&mut out, since.unwrap_or_default());
-    put_duration(&mut out, freshness.initial_age);
-    put_duration(&mut out, freshness.lifetime);
-    put_duration(&mut out, freshness.stale_while_revalidate);
-    put_duration(&mut out, freshness.stale_if_error);
+    put_duration(&mut out, freshness.response_time.span());
+    put_duration(&mut out, freshness.initial_age.span());
+    put_duration(&mut out, freshness.lifetime.span());
+    put_duration(&mut out, freshness.stale_while_revalidate.span());
+    put_duration(&mut out, freshness.stale_if_error.span());
     out.extend_from_slice(&response.complete_length.unwrap_or_default().to_le_bytes());
     put_text(&mut out, response.key.as_bytes());
     put_text(&mut out, response.site.as_bytes());
     put_text(&mut out, response.variant.as_bytes());
     put_count(&mut out, response.tags.len());
     response.tags.iter().for_each(|tag| out.extend_from_slice(&tag.to_le_bytes()));
-    let parts = response.parts.as_deref().unwrap_or_default();
+    let parts = response.parts.as_ref().map_or(&[][..], |parts| &***parts);
     put_count(&mut out, parts.len());
     for part in parts {
         out.extend_from_slice(&part.start.to_le_bytes());
@@ -172,8 +170,8 @@ fn encode_head(head: &Head) -> Vec<u8> {
     }
     put_count(&mut out, response.headers.len());
     for (name, value) in response.headers.iter() {
-        put_text(&mut out, name.as_str().as_bytes());
-        put_text(&mut out, value.as_bytes());
+        put_text(&mut out, name.as_bytes());
+        put_text(&mut out, value);
     }
     put_text(&mut out, inline);
     out
@@ -189,11 +187,11 @@ fn decode_head(from: &mut From) -> Option<Head> {
     let flags = from.u16()?;
     let flag = |bit: u16| flags & (1 << bit) != 0;
     let freshness = Freshness {
-        response_time: SystemTime::UNIX_EPOCH.checked_add(from.duration()?)?,
-        initial_age: from.duration()?,
-        lifetime: from.duration()?,
-        stale_while_revalidate: from.duration()?,
-        stale_if_error: from.duration()?,
+        response_time: from.duration()?.into(),
+        initial_age: from.duration()?.into(),
+        lifetime: from.duration()?.into(),
+        stale_while_revalidate: from.duration()?.into(),
+        stale_if_error: from.duration()?.into(),
         heuristic: flag(0),
         must_revalidate: flag(1),
         no_cache: flag(2),
@@ -201,6 +199,7 @@ fn decode_head(from: &mut From) -> Option<Head> {
     };
     let complete_length = from.u64()?;
     let (key, site, variant) = (from.string()?, from.string()?, from.string()?);
+    let site = SiteName::from(&*site);
     let tags = from.list(8, From::u64)?.into();
     let parts = from.list(16, |from| Some(from.u64()?..from.u64()?))?;
     let headers = decode_headers(from)?;
@@ -215,9 +214,10 @@ fn decode_head(from: &mut From) -> Option<Head> {
         tags,
         stored_at_sequence,
         complete_length: flag(4).then_some(complete_length),
-        parts: flag(5).then(|| Box::<[Range<u64>]>::from(parts)),
+        parts: flag(5).then(|| parts.into()),
     };
     let sane = from.0.is_empty()
+        && response.hash() == hash
         && slice_bytes > 0
         && (flag(6) || inline.is_empty())
         && (!flag(6) || inline.len() as u64 == inline_length(&response));
@@ -229,20 +229,18 @@ fn decode_head(from: &mut From) -> Option<Head> {
         lineage,
         checked_up_to: AtomicU64::new(0),
         place: AtomicU8::new(place::WRITTEN),
-        hash,
     })
 }
 
 /// How long a body must be that lies in one piece: the whole, or the one part of it.
 fn inline_length(response: &StoredResponse) -> u64 {
-    match response.parts.as_deref() {
+    match response.parts.as_deref().map(|parts| &parts[..]) {
         None => response.complete_length.unwrap_or_default(),
         Some([part]) => part.end.saturating_sub(part.start),
         Some(_) => u64::MAX,
     }
 }
 
-/// The values share the record's one allocation with the body.
 fn decode_headers(from: &mut From) -> Option<FieldSection> {
     let count = from.count(8)?;
     let line = |_| {
@@ -403,14 +401,14 @@ mod tests {
         head.response.headers.append(odd.clone(), HeaderValue::from_bytes(b"\xff\xfe \t").unwrap());
         // What lies in one piece may be one part of it, and no more.
         head.response.complete_length = Some(20);
-        head.response.parts = Some(Box::new([1..2, 5..9]));
+        head.response.parts = Some([1..2, 5..9].into());
         let Piece::Record(Record::Response(two)) = piece(head) else { panic!("a response") };
         assert!(matches!(
             decode(&encode(&Piece::Record(Record::Response(two.clone())))),
             Piece::Unknown
         ));
         let mut head = Arc::into_inner(two).expect("nobody else has it");
-        head.response.parts = Some(Box::new([5..9]));
+        head.response.parts = Some([5..9].into());
         let encoded = encode(&piece(head));
         let back = decode(&encoded);
         let back = head_of(&back);
@@ -419,11 +417,11 @@ mod tests {
         assert_eq!(back.response.freshness, again.response.freshness);
         let repeated: Vec<_> =
             back.response.headers.lines(&HeaderName::from_static("x-repeated")).collect();
-        assert_eq!(repeated, ["one", "two"]);
-        assert_eq!(back.response.headers.get(&odd).unwrap().as_bytes(), b"\xff\xfe \t");
-        assert_eq!(back.response.parts.as_deref(), Some(&[5..9][..]));
+        assert_eq!(repeated, [b"one", b"two"]);
+        assert_eq!(back.response.headers.get(&odd), Some(&b"\xff\xfe \t"[..]));
+        assert_eq!(back.response.parts, Some([5..9].into()));
         assert_eq!((back.complete_length(), back.is_apart()), (20, true));
-        assert_eq!((back.lineage, back.object, back.hash), (9, again.object, again.hash));
+        assert_eq!((back.lineage, back.object, back.hash()), (9, again.object, again.hash()));
         assert_eq!(back.inline, again.inline);
         assert_eq!(encode(&decode(&encoded)), encoded);
     }
@@ -450,7 +448,7 @@ mod tests {
     #[test]
     fn another_version_or_kind_is_unknown() {
         let mut encoded = encode(&Piece::slice(Bytes::from_static(b"bytes"), true, None));
-        assert!(matches!(decode(&encoded), Piece::Slice { .. }));
+        assert!(matches!(decode(&encoded), Piece::Slice(_)));
         encoded[1] = 77;
         assert!(matches!(decode(&encoded), Piece::Unknown));
         encoded[1] = SLICE;
@@ -484,7 +482,7 @@ mod tests {
         ) {
             let mut head = tests::head(&key, PurgeSequence(7), 9);
             head.response.tags = tags.clone().into();
-            head.response.freshness.lifetime = Duration::from_millis(u64::from(lifetime));
+            head.response.freshness.lifetime = Duration::from_millis(u64::from(lifetime)).into();
             head.response.complete_length = Some(body.len() as u64);
             head.inline = Some(body.clone().into());
             for (name, value) in &fields {
@@ -503,7 +501,7 @@ mod tests {
             prop_assert_eq!(&back.response.headers, &headers);
             prop_assert_eq!(&*back.response.tags, &*tags);
             prop_assert_eq!(back.inline.as_deref(), Some(&*body));
-            prop_assert_eq!(back.response.freshness.lifetime.as_millis(), u128::from(lifetime));
+            prop_assert_eq!(back.response.freshness.lifetime.span().as_millis(), u128::from(lifetime));
         }
 
         #[test]

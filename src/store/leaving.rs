@@ -53,7 +53,7 @@ fn is_on_disk(piece: &Piece) -> bool {
             head.place.load(Ordering::Acquire) == place::WRITTEN
         }
         Piece::Record(Record::Variants(_)) => false,
-        Piece::Slice { .. } | Piece::Unknown => true,
+        Piece::Slice(_) | Piece::Unknown => true,
     }
 }
 
@@ -64,7 +64,7 @@ fn is_wanted(piece: &Piece) -> bool {
             head.place.load(Ordering::Acquire) != place::MEMORY
         }
         Piece::Record(Record::Variants(_)) => true,
-        Piece::Slice { wanted, .. } => wanted.load(Ordering::Relaxed),
+        Piece::Slice(slice) => slice.wanted.load(Ordering::Relaxed),
         Piece::Unknown => false,
     }
 }

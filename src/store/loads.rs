@@ -23,7 +23,7 @@ impl Found {
     pub(super) fn of(piece: &Piece) -> Option<Self> {
         match piece {
             Piece::Record(record) => Some(Self::Record(record.clone())),
-            Piece::Slice { bytes, .. } => Some(Self::Slice(bytes.clone())),
+            Piece::Slice(slice) => Some(Self::Slice(slice.bytes.clone())),
             Piece::Unknown => None,
         }
     }
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn a_load_that_was_superseded_ends_without_effect() {
         let loads = Loads::default();
-        let key = PieceKey { id: 1, number: 0 };
+        let key = PieceKey::new(1, 0);
         let mut memory = Vec::new();
         let load = loads.join(key);
         loads.end(&load, key, || memory.push("read"));

@@ -218,7 +218,7 @@ impl Store {
         let reading = self.inner.background.spawn(async move { disks.read(&key).await });
         match reading.await.ok().flatten()? {
             Piece::Record(record) => Some(record),
-            Piece::Slice { .. } | Piece::Unknown => None,
+            Piece::Slice(_) | Piece::Unknown => None,
         }
     }
 
@@ -319,7 +319,7 @@ impl Store {
         response.parts = Some(Box::default());
         let hash = response.hash();
         let object = self.next_object(hash);
-        let head = self.new_head(response, hash, object, None);
+        let head = self.new_head(response, object, None);
         Ok(self.put_head(head, self.wants_on_disk(hash, 0)))
     }
 
@@ -331,14 +331,14 @@ impl Store {
         // Not the buffer that it was read into.
         let inline = Some(Bytes::copy_from_slice(bytes));
         let wanted = self.wants_on_disk(hash, bytes.len() as u64);
-        self.put_head(self.new_head(response, hash, object, inline), wanted)
+        self.put_head(self.new_head(response, object, inline), wanted)
     }
 
     /// The head that an object will have that is being written, for [`Store::put_slice`] and
     /// [`Store::slice`]. Nobody finds it. `None` when it is not stored by parts.
     pub fn head_to_be(&self, response: &StoredResponse, object: ObjectId) -> Option<Arc<Head>> {
         self.check_for_parts(response).ok()?;
-        Some(Arc::new(self.new_head(response.clone(), response.hash(), object, None)))
+        Some(Arc::new(self.new_head(response.clone(), object, None)))
     }
 
     fn check_for_parts(&self, response: &StoredResponse) -> Result<(), WriteError> {
@@ -367,7 +367,7 @@ impl Store {
         if length != expected {
             return Err(WriteError::SliceLength { number, length, expected });
         }
-        let wanted = self.wants_on_disk(head.hash, 0);
+        let wanted = self.wants_on_disk(head.hash(), 0);
         let bytes = Bytes::copy_from_slice(&bytes);
         let site = self.inner.sites.of(&head.response.site);
         self.put_slice_bytes(head.object, number, bytes, wanted, &site).await;
@@ -388,13 +388,13 @@ impl Store {
         let parts = with_part(parts, part);
         let mut response = current.response.clone();
         let all = 0..current.complete_length();
-        response.parts = (*parts != [all]).then_some(parts);
+        response.parts = (*parts != [all]).then(|| parts.into());
         self.replace(&current, response)
     }
 
     /// What stands in memory now where this head was put.
     fn standing(&self, head: &Head) -> Standing {
-        let Some(entry) = self.inner.memory.get(&PieceKey::head(head.hash)) else {
+        let Some(entry) = self.inner.memory.get(&PieceKey::head(head.hash())) else {
             return Standing::Nothing;
         };
         match entry.value() {
@@ -434,7 +434,7 @@ impl Store {
     pub fn replace(&self, head: &Arc<Head>, mut response: StoredResponse) -> Arc<Head> {
         response.complete_length = Some(head.complete_length());
         let inline = head.inline.clone();
-        let next = self.new_head(response, head.hash, head.object, inline);
+        let next = self.new_head(response, head.object, inline);
         let wanted = head.place.load(Ordering::Relaxed) != place::MEMORY;
         self.put_head(Head { slice_bytes: head.slice_bytes, ..next }, wanted)
     }
@@ -543,14 +543,7 @@ impl Store {
         self.inner.objects.next(hash)
     }
 
-    fn new_head(
-        &self,
-        mut response: StoredResponse,
-        hash: KeyHash,
-        object: ObjectId,
-        inline: Option<Bytes>,
-    ) -> Head {
-        response.headers = response.headers.compact();
+    fn new_head(&self, response: StoredResponse, object: ObjectId, inline: Option<Bytes>) -> Head {
         Head {
             response,
             object,
@@ -559,13 +552,12 @@ impl Store {
             lineage: self.inner.purges.lineage(),
             checked_up_to: AtomicU64::new(0),
             place: AtomicU8::new(place::MEMORY),
-            hash,
         }
     }
 
     fn put_head(&self, head: Head, wanted: bool) -> Arc<Head> {
         let head = Arc::new(head);
-        let key = PieceKey::head(head.hash);
+        let key = PieceKey::head(head.hash());
         self.put(key, Piece::Record(Record::Response(head.clone())));
         // An older one on disk must not outlive it.
         let has_older = self.inner.disks.has_older(&key);
@@ -596,8 +588,8 @@ impl Store {
             let key = PieceKey::slice(object, number);
             let entry = self.inner.memory.get(&key);
             let piece = match entry.as_ref().map(|entry| entry.value()) {
-                Some(piece @ Piece::Slice { wanted, .. })
-                    if !wanted.swap(true, Ordering::Relaxed) =>
+                Some(piece @ Piece::Slice(slice))
+                    if !slice.wanted.swap(true, Ordering::Relaxed) =>
                 {
                     piece.share()
                 }
@@ -632,7 +624,7 @@ impl Store {
             if head.inline.is_none() {
                 store.write_slices(head.object, head.slices(0..u64::MAX)).await;
             }
-            let key = PieceKey::head(head.hash);
+            let key = PieceKey::head(head.hash());
             let piece = Piece::Record(Record::Response(head.clone()));
             let written = store.inner.disks.write(key, piece).await;
             // Otherwise it stays wanted: tried again when it leaves memory, not with every hit.
@@ -650,7 +642,7 @@ impl Store {
 
     fn memory_slice(&self, key: &PieceKey) -> Option<Bytes> {
         match self.inner.memory.get(key)?.value() {
-            Piece::Slice { bytes, .. } => Some(bytes.clone()),
+            Piece::Slice(slice) => Some(slice.bytes.clone()),
             _ => None,
         }
     }

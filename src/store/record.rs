@@ -1,6 +1,6 @@
 //! What the store holds: heads, variant lists and slices, and how foyer is asked for them.
 
-use std::mem::size_of;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
@@ -37,9 +37,10 @@ pub struct Head {
     /// Purges up to here are known not to concern it.
     pub(super) checked_up_to: AtomicU64,
     pub(super) place: AtomicU8,
-    /// What it stands under: its key's hash, or its variant's.
-    pub(super) hash: KeyHash,
 }
+
+/// With the counts of its `Arc` it fills one of the allocator's size classes; the next has 320 bytes.
+const _: () = assert!(size_of::<Head>() + 16 <= 256);
 
 /// How far a head is on its way to disk. Only ever moves as drawn.
 ///
@@ -54,6 +55,11 @@ pub(super) mod place {
 }
 
 impl Head {
+    /// What it stands under: its key's hash, or its variant's.
+    pub fn hash(&self) -> KeyHash {
+        self.response.hash()
+    }
+
     /// The body's length as stored or promised.
     pub fn complete_length(&self) -> u64 {
         let inline = self.inline.as_ref().filter(|_| !self.is_apart());
@@ -109,7 +115,6 @@ impl Head {
             lineage: DISTRUSTED,
             checked_up_to: AtomicU64::new(0),
             place: AtomicU8::new(place::WRITTEN),
-            hash: self.hash,
         }
     }
 
@@ -120,7 +125,6 @@ impl Head {
             + ENTRY_OVERHEAD
             + response.key.len()
             + response.variant.len()
-            + response.site.len()
             + size_of_val(&*response.tags)
             + response.parts.as_ref().map_or(0, |parts| size_of_val(&**parts))
             + response.headers.weight()
@@ -177,20 +181,37 @@ pub(super) fn home_of_hash(hash: KeyHash) -> u32 {
 }
 
 /// What foyer is asked for: a head by its hash, or a slice by object and number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PieceKey {
-    pub id: u128,
+    /// Lower half and upper half: a `u128` would be aligned to sixteen bytes.
+    id: [u64; 2],
     /// The slice's number plus one; zero is a head.
     pub number: u32,
 }
 
+impl Hash for PieceKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(self.id());
+        state.write_u32(self.number);
+    }
+}
+
 impl PieceKey {
+    pub(super) fn new(id: u128, number: u32) -> Self {
+        Self { id: [id as u64, (id >> 64) as u64], number }
+    }
+
     pub(super) fn head(hash: KeyHash) -> Self {
-        Self { id: hash.0, number: 0 }
+        Self::new(hash.0, 0)
     }
 
     pub(super) fn slice(object: ObjectId, number: u32) -> Self {
-        Self { id: object.0, number: number + 1 }
+        Self::new(object.0, number + 1)
+    }
+
+    /// A head's hash, or a slice's object.
+    pub(super) fn id(&self) -> u128 {
+        u128::from(self.id[0]) | u128::from(self.id[1]) << 64
     }
 
     pub(super) fn is_head(&self) -> bool {
@@ -198,7 +219,7 @@ impl PieceKey {
     }
 
     pub(super) fn home(&self) -> u32 {
-        if self.number == 0 { home_of_hash(KeyHash(self.id)) } else { self.id as u32 }
+        if self.number == 0 { home_of_hash(KeyHash(self.id())) } else { self.id[0] as u32 }
     }
 }
 
@@ -206,27 +227,32 @@ impl PieceKey {
 #[derive(Debug)]
 pub(super) enum Piece {
     Record(Record),
-    Slice {
-        bytes: Bytes,
-        /// Whether it is worth a disk write: see [`super::Admission`].
-        wanted: AtomicBool,
-        /// Whose it is; not known of one read from disk for nobody in particular.
-        site: Option<Arc<Site>>,
-    },
+    /// Apart, so that the many heads take no more room for it.
+    Slice(Box<Slice>),
     /// Read from disk in another version, or damaged: a miss.
     Unknown,
 }
 
+#[derive(Debug)]
+pub(super) struct Slice {
+    pub bytes: Bytes,
+    /// Whether it is worth a disk write: see [`super::Admission`].
+    pub wanted: AtomicBool,
+    /// Whose it is; not known of one read from disk for nobody in particular.
+    pub site: Option<Arc<Site>>,
+}
+
 impl Piece {
     pub(super) fn slice(bytes: Bytes, wanted: bool, site: Option<Arc<Site>>) -> Self {
-        Self::Slice { bytes, wanted: AtomicBool::new(wanted), site }
+        Self::Slice(Box::new(Slice { bytes, wanted: AtomicBool::new(wanted), site }))
     }
 
     /// The same piece for foyer to write: bytes are shared.
     pub(super) fn share(&self) -> Self {
         match self {
             Self::Record(record) => Self::Record(record.clone()),
-            Self::Slice { bytes, wanted, site } => {
+            Self::Slice(slice) => {
+                let Slice { bytes, wanted, site } = &**slice;
                 Self::slice(bytes.clone(), wanted.load(Ordering::Relaxed), site.clone())
             }
             Self::Unknown => Self::Unknown,
@@ -235,8 +261,8 @@ impl Piece {
 
     /// The same piece, now known to be of this site.
     pub(super) fn owned_by(mut self, owner: Option<Arc<Site>>) -> Self {
-        if let Self::Slice { site, .. } = &mut self {
-            *site = owner;
+        if let Self::Slice(slice) = &mut self {
+            slice.site = owner;
         }
         self
     }
@@ -250,7 +276,7 @@ impl Piece {
                 let lists = variants.sum::<usize>() * size_of::<Variant>();
                 ENTRY_OVERHEAD + size_of::<VaryList>() + lists
             }
-            Self::Slice { bytes, .. } => ENTRY_OVERHEAD + bytes.len(),
+            Self::Slice(slice) => ENTRY_OVERHEAD + size_of::<Slice>() + slice.bytes.len(),
             Self::Unknown => ENTRY_OVERHEAD,
         }
     }
@@ -258,8 +284,9 @@ impl Piece {
 
 /// No purge log has this lineage.
 const DISTRUSTED: u64 = 0;
-/// foyer's record, its hash table slot and the `Arc`s: an estimate, to be set by
-/// `store::bench::hits_in_memory` (docs/benchmarks-store.md).
+/// foyer's record (128 bytes), its slot in a hash table and the counts of our `Arc` (16 each), and
+/// what the allocator rounds up: `store::bench::hits_in_memory` finds a little less resident
+/// (docs/benchmarks-store.md).
 const ENTRY_OVERHEAD: usize = 192;
 
 /// foyer's hash of a [`PieceKey`]: the same in every build, since it is on disk. The ids are

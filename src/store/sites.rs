@@ -89,7 +89,7 @@ impl Sites {
     pub(super) fn of_piece(&self, piece: &Piece) -> Option<Arc<Site>> {
         match piece {
             Piece::Record(Record::Response(head)) => Some(self.of(&head.response.site)),
-            Piece::Slice { site, .. } => site.clone(),
+            Piece::Slice(slice) => slice.site.clone(),
             Piece::Record(Record::Variants(_)) | Piece::Unknown => None,
         }
     }

@@ -25,12 +25,12 @@ pub(super) fn response(url: &str, stored_at_sequence: PurgeSequence) -> StoredRe
         status: StatusCode::OK,
         headers: headers.into(),
         freshness: Freshness {
-            response_time: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
-            initial_age: Duration::from_secs(3),
-            lifetime: Duration::from_secs(60),
+            response_time: (SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)).into(),
+            initial_age: Duration::from_secs(3).into(),
+            lifetime: Duration::from_secs(60).into(),
             heuristic: false,
-            stale_while_revalidate: Duration::ZERO,
-            stale_if_error: Duration::from_secs(5),
+            stale_while_revalidate: Duration::ZERO.into(),
+            stale_if_error: Duration::from_secs(5).into(),
             must_revalidate: true,
             no_cache: false,
             immutable: true,
@@ -51,7 +51,6 @@ pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> Head {
         lineage,
         checked_up_to: AtomicU64::new(0),
         place: AtomicU8::new(place::MEMORY),
-        hash: KeyHash::of(url.as_bytes()),
     }
 }
 
@@ -386,7 +385,7 @@ fn a_store_serves_while_it_recovers_and_what_came_meanwhile_stays_the_newest() {
         }
         store(&here, &keys[1].text, &bytes(200)).await;
         let new = store(&here, "https://a/new", &bytes(300)).await;
-        assert_eq!(found(here.find(new.hash).await).complete_length(), 300);
+        assert_eq!(found(here.find(new.hash()).await).complete_length(), 300);
         here.forget(keys[2].hash);
     });
     background.block_on(async {
@@ -564,7 +563,7 @@ async fn a_site_over_its_share_loses_its_own_oldest_and_writes_no_more() {
     let greedy = site(&here, "greedy");
     let max = greedy.memory_bytes_max.unwrap();
     assert!(greedy.memory_bytes <= max && greedy.memory_bytes > max / 2, "{greedy:?}");
-    assert!(here.in_memory(modest.hash).is_some(), "the others lose nothing");
+    assert!(here.in_memory(modest.hash()).is_some(), "the others lose nothing");
     assert!(here.in_memory(KeyHash::of(b"https://greedy/1999")).is_some(), "the newest stays");
     let disk_max = greedy.disk_bytes_max.unwrap();
     while total(&here, Metric::StoreDiskOverShare) == 0 {

@@ -116,7 +116,7 @@ impl ObjectWriter {
         }
         self.response.complete_length = Some(length);
         self.response.parts = None;
-        let head = self.store.new_head(self.response, self.hash, self.object, inline);
+        let head = self.store.new_head(self.response, self.object, inline);
         Ok(self.store.put_head(head, self.wanted))
     }
 

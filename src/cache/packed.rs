@@ -1,0 +1,147 @@
+//! What a stored response is packed in: there may be millions of them in memory.
+
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+/// A time span in eight bytes, or a time since 1970. Beyond 584 years it is that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nanoseconds(u64);
+
+impl Nanoseconds {
+    /// As a span.
+    pub fn span(self) -> Duration {
+        Duration::from_nanos(self.0)
+    }
+
+    /// As a time.
+    pub fn time(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + self.span()
+    }
+}
+
+impl From<Duration> for Nanoseconds {
+    fn from(span: Duration) -> Self {
+        Self(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<SystemTime> for Nanoseconds {
+    fn from(time: SystemTime) -> Self {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().into()
+    }
+}
+
+/// A time span in four bytes. A part of a second counts as one; beyond 136 years it is that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(u32);
+
+impl Seconds {
+    /// As a span.
+    pub fn span(self) -> Duration {
+        Duration::from_secs(self.0.into())
+    }
+}
+
+impl From<Duration> for Seconds {
+    fn from(span: Duration) -> Self {
+        let seconds = span.as_secs().saturating_add(u64::from(span.subsec_nanos() > 0));
+        Self(u32::try_from(seconds).unwrap_or(u32::MAX))
+    }
+}
+
+/// The name of a site, once in memory for all that is stored of it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct SiteName(Arc<Text>);
+
+/// Behind one thin pointer.
+#[derive(PartialEq, Eq, Hash)]
+struct Text(Box<str>);
+
+static SITES: LazyLock<RwLock<HashSet<SiteName>>> = LazyLock::new(RwLock::default);
+
+impl From<&str> for SiteName {
+    fn from(name: &str) -> Self {
+        let known = SITES.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        known.unwrap_or_else(|| {
+            let new = Self(Arc::new(Text(name.into())));
+            let mut sites = SITES.write().unwrap_or_else(PoisonError::into_inner);
+            if sites.len() < SITES_MAX {
+                sites.insert(new.clone());
+            }
+            new
+        })
+    }
+}
+
+impl Deref for SiteName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0.0
+    }
+}
+
+impl Borrow<str> for SiteName {
+    fn borrow(&self) -> &str {
+        self
+    }
+}
+
+impl fmt::Debug for SiteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+/// The bytes that are stored of a body, behind one thin pointer: few have such a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredParts(Box<[Range<u64>]>);
+
+impl Deref for StoredParts {
+    type Target = [Range<u64>];
+
+    fn deref(&self) -> &[Range<u64>] {
+        &self.0
+    }
+}
+
+impl<T: Into<Box<[Range<u64>]>>> From<T> for Box<StoredParts> {
+    fn from(parts: T) -> Self {
+        Self::new(StoredParts(parts.into()))
+    }
+}
+
+/// Names of sites kept for good, whatever is configured over time; one beyond is not shared.
+const SITES_MAX: usize = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_come_back_as_they_were_put_and_ends_are_held() {
+        let time = SystemTime::UNIX_EPOCH + Duration::new(1_795_000_000, 123_456_789);
+        assert_eq!(Nanoseconds::from(time).time(), time);
+        let early = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(Nanoseconds::from(early).time(), SystemTime::UNIX_EPOCH);
+        assert_eq!(Nanoseconds::from(Duration::MAX), Nanoseconds(u64::MAX));
+        assert!(Nanoseconds(u64::MAX).time() > time);
+        for (millis, seconds) in [(0, 0), (1, 1), (1000, 1), (1001, 2)] {
+            let span = Seconds::from(Duration::from_millis(millis)).span();
+            assert_eq!(span, Duration::from_secs(seconds));
+        }
+        assert_eq!(Seconds::from(Duration::MAX), Seconds(u32::MAX));
+    }
+
+    #[test]
+    fn a_site_has_its_name_once() {
+        let names = [SiteName::from("of this test"), SiteName::from("of this test")];
+        assert!(Arc::ptr_eq(&names[0].0, &names[1].0));
+        assert_eq!(&*names[0], "of this test");
+        assert_eq!(size_of::<SiteName>() + size_of::<Option<Box<StoredParts>>>(), 16);
+    }
+}
