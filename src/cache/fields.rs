@@ -212,10 +212,10 @@ pub const UNKEYED: [&str; 14] = [
 /// stays.
 pub fn validation_fields(stored: &StoredResponse, headers: &mut HeaderMap) {
     remove_conditions(headers);
-    if let Some(tag) = stored.headers.value(&ETAG) {
+    if let Some(tag) = stored.headers.values(&ETAG).next() {
         headers.insert(IF_NONE_MATCH, tag);
     }
-    if let Some(modified) = stored.headers.value(&LAST_MODIFIED) {
+    if let Some(modified) = stored.headers.values(&LAST_MODIFIED).next() {
         headers.insert(IF_MODIFIED_SINCE, modified);
     }
 }

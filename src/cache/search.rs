@@ -127,8 +127,8 @@ pub fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
     let parts = stored.key.find('\n').map_or("", |at| &stored.key[at..]);
     let key = rule_key(&CacheKey::new(text + parts))?;
     let mut headers = HeaderMap::new();
-    for line in stored.headers.lines(&NO_VARY_SEARCH) {
-        headers.append(NO_VARY_SEARCH, line.clone());
+    for line in stored.headers.values(&NO_VARY_SEARCH) {
+        headers.append(NO_VARY_SEARCH, line);
     }
     Some(StoredResponse {
         key: key.text,

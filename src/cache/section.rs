@@ -65,9 +65,9 @@ impl FieldSection {
         self.walk().map(|line| (line.name.as_str(), line.value))
     }
 
-    /// The first line of this name, without a copy.
-    pub fn value(&self, name: &HeaderName) -> Option<HeaderValue> {
-        self.walk().find(|line| line.name.is(name)).map(|line| self.field_value(line.value))
+    /// All lines of this name, without a copy.
+    pub fn values(&self, name: &HeaderName) -> impl Iterator<Item = HeaderValue> {
+        self.lines(name).map(|value| self.field_value(value))
     }
 
     /// Adds a line at the end.
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(links, [b"<a>", b"<b>"]);
         assert!(section.contains(&http::header::ETAG) && !section.contains(&http::header::AGE));
         assert_eq!(section.get(&http::header::AGE), None);
-        assert_eq!(section.value(&http::header::ETAG).unwrap(), "\"1\"");
+        assert_eq!(section.values(&http::header::ETAG).next().unwrap(), "\"1\"");
     }
 
     #[test]

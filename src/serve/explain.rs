@@ -121,7 +121,7 @@ impl Explainer {
         let name = search::NO_VARY_SEARCH;
         let said = head.response.headers.lines(&name);
         told["no_vary_search"] =
-            said.map(|line| String::from_utf8_lossy(line.as_bytes()).into_owned()).collect();
+            said.map(|line| String::from_utf8_lossy(line).into_owned()).collect();
         search::looked_for(exact, &head.response)
     }
 

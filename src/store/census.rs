@@ -1,7 +1,7 @@
 //! What sites have on a disk, by a sample of its pieces.
 //!
-//! foyer lists nothing and says nothing when it writes over a block. So pieces whose hash begins
-//! with so many zero bits are remembered when they are written, and asked for in foyer's index
+//! The index knows hashes, not sites, and a block is written over as a whole. So pieces whose hash begins
+//! with so many zero bits are remembered when they are written, and asked for in the index
 //! now and then; what is still there stands for all others of its site. Up to [`PIECES_MAX`]
 //! pieces no bit is asked for and the count is exact; a site with a hundredth of a full sample
 //! is known to within some 4 %. The sample outlives the process in a file of its own, a line a piece:

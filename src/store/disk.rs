@@ -1,21 +1,21 @@
-//! The directories: foyer on each, a queue in front of it, and a watchdog.
+//! The directories: foyer on each with [`Blocks`] beneath, a queue in front, and a watchdog.
 //!
 //! ```text
 //! write() / offer() ─▶ queue (bounded in bytes) ─▶ a batch into foyer ─▶ wait until flushed ─▶ is it in
 //!                                                                                the index? counted
 //! ```
 //!
-//! foyer drops silently what does not fit its buffers (it is asked for no more at a time than
-//! fits) and what an I/O error hits (the index then lacks it). A directory whose writes fail or
+//! What an I/O error hits is not in the index afterwards. A directory whose writes fail or
 //! stall is taken out of service and tried again; its pieces have no second home, so that an
 //! older version of a record cannot come back from another disk.
 //!
-//! At the start foyer reads its index back while the node serves. Until then nothing is read from
+//! At the start the index is read back while the node serves. Until then nothing is read from
 //! the directory, what is to be written waits in the queue, and the heads that are put are
 //! remembered: what the disk turns out to have under their keys is older.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
+use std::hash::BuildHasher;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,16 +24,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use foyer::{
-    BlockEngineConfig, Code, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
-    HybridCachePolicy, HybridCacheProperties, Load, Location, PsyncIoEngineConfig, RecoverMode,
-    Spawner,
+    Code, HybridCache, HybridCacheBuilder, HybridCachePolicy, HybridCacheProperties, Load,
+    Location, RecoverMode, Spawner,
 };
-use rustix::fs::{FallocateFlags, FlockOperation};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::blocks::{Blocks, ENTRY_START, SLOT};
 use super::census::Census;
+use super::engine::{self, BlocksConfig};
 use super::purge::Purges;
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
@@ -42,6 +42,12 @@ use super::stat::{DirectoryStat, Service};
 use crate::metrics::{Metric, Recorder};
 
 type Foyer = HybridCache<PieceKey, Piece, PieceHasher>;
+
+/// An open directory: foyer, and the file beneath it.
+struct Open {
+    foyer: Foyer,
+    blocks: Arc<Blocks>,
+}
 
 /// All directories, each piece at home in one.
 #[derive(Clone)]
@@ -56,7 +62,7 @@ pub(super) struct Disk {
     /// Stable over restarts: places pieces.
     seed: u64,
     /// Not there while the directory cannot be opened.
-    foyer: ArcSwapOption<Foyer>,
+    open: ArcSwapOption<Open>,
     /// No reads and no writes: it stalled, or could not be opened.
     out: AtomicBool,
     /// No writes: they failed. Reads go on.
@@ -65,6 +71,7 @@ pub(super) struct Disk {
     distrust_before: AtomicU64,
     /// Not there any more when the index was recovered.
     recovering: Mutex<Option<Recovering>>,
+    is_probing: AtomicBool,
     queue: mpsc::Sender<Job>,
     /// What is left of the queue's bytes.
     room: Arc<Semaphore>,
@@ -118,11 +125,12 @@ impl Disks {
             Arc::new(Disk {
                 directory: directory.clone(),
                 seed: xxhash_rust::xxh3::xxh3_64(directory.path.as_os_str().as_encoded_bytes()),
-                foyer: ArcSwapOption::empty(),
+                open: ArcSwapOption::empty(),
                 out: AtomicBool::new(true),
                 read_only: AtomicBool::new(false),
                 distrust_before: AtomicU64::new(0),
                 recovering: Mutex::new(Some(recovering)),
+                is_probing: AtomicBool::new(false),
                 queue,
                 room: Arc::new(Semaphore::new(queue_bytes as usize)),
                 queue_bytes,
@@ -163,8 +171,8 @@ impl Disks {
 
     /// Whether it is worth asking the disk: an index look-up.
     pub(super) fn may_contain(&self, key: &PieceKey) -> bool {
-        let foyer = self.home(key).and_then(|disk| disk.readable());
-        foyer.is_some_and(|foyer| foyer.storage().may_contains(key))
+        let open = self.home(key).and_then(|disk| disk.readable());
+        open.is_some_and(|open| open.foyer.storage().may_contains(key))
     }
 
     /// Whether the disk has something under the key that must not outlive what is put there now.
@@ -174,12 +182,17 @@ impl Disks {
         if disk.supersede_while_recovering(key) {
             return false;
         }
-        disk.readable().is_some_and(|foyer| foyer.storage().may_contains(key))
+        disk.readable().is_some_and(|open| open.foyer.storage().may_contains(key))
     }
 
     /// Reads a piece; to be called on the background runtime.
     pub(super) async fn read(&self, key: &PieceKey) -> Option<Piece> {
         self.home(key)?.read(key).await
+    }
+
+    /// Reads a piece if that needs no disk, on any thread.
+    pub(super) fn read_cached(&self, key: &PieceKey) -> Option<Piece> {
+        self.home(key)?.read_cached(key)
     }
 
     /// Queues a piece and waits until it is written, or is not. Waits for room for no longer
@@ -244,15 +257,16 @@ impl Disks {
     pub(super) async fn count_sites(&self, save: bool) {
         let mut found = OnDisk::new();
         for disk in self.iter() {
-            let Some(foyer) = disk.readable() else { continue };
-            disk.census.count(|key| foyer.storage().may_contains(key), &mut found);
+            let Some(open) = disk.readable() else { continue };
+            disk.census.count(|key| open.foyer.storage().may_contains(key), &mut found);
         }
         self.sites.set_on_disk(&found);
         for disk in self.iter().filter(|disk| save && disk.is_writable()) {
-            let disk = disk.clone();
-            let saving = tokio::task::spawn_blocking(move || disk.save_census());
-            // A disk that stalls is the watchdog's.
-            let _ = tokio::time::timeout(SAVE_TIMEOUT, saving).await;
+            let saved = disk.clone();
+            let saving = tokio::task::spawn_blocking(move || saved.save_census());
+            if tokio::time::timeout(disk.deadline, saving).await.is_err() {
+                disk.take_out("a small file took longer than the deadline");
+            }
         }
     }
 
@@ -298,10 +312,7 @@ impl Disk {
     /// is to be written.
     pub(super) async fn recover(self: &Arc<Self>) -> Vec<PieceKey> {
         let started = tokio::time::Instant::now();
-        let (disk, runtime) = (self.clone(), self.background.clone());
-        // Sorting a million entries is too long for a runtime's thread.
-        let opening = tokio::task::spawn_blocking(move || runtime.block_on(disk.open_foyer()));
-        let opened = opening.await.map_err(io::Error::other).flatten();
+        let opened = self.open().await;
         self.census.load(&self.directory.path);
         let (superseded, jobs) = self.end_recovery(opened);
         if let Some(jobs) = jobs {
@@ -319,26 +330,26 @@ impl Disk {
     /// From here on the index answers.
     fn end_recovery(
         &self,
-        opened: io::Result<Foyer>,
+        opened: io::Result<Open>,
     ) -> (Vec<PieceKey>, Option<mpsc::Receiver<Job>>) {
         let mut recovering = self.recovering();
         let Some(mut ended) = recovering.take() else { return (Vec::new(), None) };
         let jobs = ended.jobs.take();
-        let foyer = match opened {
-            Ok(foyer) => foyer,
+        let open = match opened {
+            Ok(open) => open,
             Err(error) => {
                 self.take_out(&error.to_string());
                 return (Vec::new(), jobs);
             }
         };
-        let storage = foyer.storage();
+        let storage = open.foyer.storage();
         let has = |key: &PieceKey| storage.may_contains(key);
         let superseded: Vec<_> = ended.superseded.into_iter().filter(has).collect();
         superseded.iter().for_each(|key| storage.delete(key));
         if ended.is_over_limit {
             self.distrust_before.store(self.purges.sequence().0, Ordering::Release);
         }
-        self.put_in_service(foyer);
+        self.put_in_service(open);
         (superseded, jobs)
     }
 
@@ -366,25 +377,12 @@ impl Disk {
     }
 
     /// Takes the lock, reserves the space, recovers the index.
-    async fn open_foyer(&self) -> io::Result<Foyer> {
-        let blocks = self.directory.path.join(BLOCKS);
-        std::fs::create_dir_all(&blocks)?;
-        self.take_lock()?;
-        let block_bytes = self.block_bytes();
-        if self.preallocate {
-            self.preallocate(&blocks, block_bytes);
-        }
-        let capacity = usize::try_from(self.directory.bytes).map_err(io::Error::other)?;
-        let device = FsDeviceBuilder::new(&blocks)
-            .with_capacity(capacity / block_bytes * block_bytes)
-            .build()
-            .map_err(io::Error::other)?;
-        let engine = BlockEngineConfig::new(device)
-            .with_block_size(block_bytes)
-            .with_buffer_pool_size(BUFFER_BYTES)
-            .with_submit_queue_size_threshold(4 * BUFFER_BYTES)
-            .with_recover_concurrency(RECOVER_CONCURRENCY);
-        HybridCacheBuilder::new()
+    async fn open(self: &Arc<Self>) -> io::Result<Open> {
+        let disk = self.clone();
+        // Too long for a runtime's thread.
+        let opening = self.background.spawn_blocking(move || disk.open_blocks());
+        let blocks = opening.await.map_err(io::Error::other)??;
+        let foyer = HybridCacheBuilder::new()
             .with_name("disk")
             .with_policy(HybridCachePolicy::WriteOnInsertion)
             .with_flush_on_close(false)
@@ -393,17 +391,30 @@ impl Disk {
             .with_shards(1)
             .with_hash_builder(PieceHasher)
             .storage()
-            .with_io_engine_config(PsyncIoEngineConfig::new())
-            .with_engine_config(engine)
+            .with_engine_config(BlocksConfig(blocks.clone()))
             .with_recover_mode(RecoverMode::Quiet)
             .with_spawner(Spawner::from(self.background.clone()))
             .build()
             .await
-            .map_err(io::Error::other)
+            .map_err(io::Error::other)?;
+        Ok(Open { foyer, blocks })
     }
 
-    fn put_in_service(&self, foyer: Foyer) {
-        self.foyer.store(Some(Arc::new(foyer)));
+    fn open_blocks(&self) -> io::Result<Arc<Blocks>> {
+        let blocks = self.directory.path.join(BLOCKS);
+        std::fs::create_dir_all(&blocks)?;
+        self.take_lock()?;
+        let block_bytes = self.block_bytes();
+        remove_what_foyer_left(&blocks);
+        let blocks = Blocks::open(&blocks.join(FILE), self.directory.bytes, block_bytes as u64)?;
+        if self.preallocate {
+            self.preallocate(&blocks);
+        }
+        Ok(Arc::new(blocks))
+    }
+
+    fn put_in_service(&self, open: Open) {
+        self.open.store(Some(Arc::new(open)));
         self.out.store(false, Ordering::Release);
     }
 
@@ -415,44 +426,27 @@ impl Disk {
         Ok(())
     }
 
-    /// foyer keeps a file open for each block: few enough, and each big enough for many pieces.
+    /// Big enough for many pieces, and small enough that few are forgotten at a time.
     fn block_bytes(&self) -> usize {
         let bytes = usize::try_from(self.directory.bytes).unwrap_or(usize::MAX);
         let least = (4 * self.slice_bytes).max(1 << 20);
         let wanted = (bytes / BLOCKS_WANTED).min(16 << 20);
-        least.max(wanted).max(bytes / BLOCKS_MAX).next_power_of_two()
+        least.max(wanted).next_power_of_two()
     }
 
-    /// Best effort: a file system that cannot reserve leaves sparse files, which fail later,
-    /// when they are written.
-    fn preallocate(&self, blocks: &Path, block_bytes: usize) {
-        let count = self.directory.bytes / block_bytes as u64;
-        for number in 0..count {
-            let path = blocks.join(format!("foyer-storage-direct-fs-{number:08}"));
-            let reserved = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(path)
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-                .and_then(|file| {
-                    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, block_bytes as u64)
-                });
-            if let Err(errno) = reserved {
-                tracing::warn!(
-                    directory = %self.directory.path.display(),
-                    reason = %errno,
-                    reserved_bytes = number * block_bytes as u64,
-                    "the directory's space could not be reserved"
-                );
-                return;
-            }
+    /// Best effort: a file system that cannot reserve leaves a sparse file, which fails later,
+    /// when it is written.
+    fn preallocate(&self, blocks: &Blocks) {
+        if let Err((reserved_bytes, reason)) = blocks.preallocate() {
+            let directory = self.directory.path.display();
+            let what = "the directory's space could not be reserved";
+            tracing::warn!(%directory, %reason, reserved_bytes, "{what}");
         }
     }
 
     fn stat(&self) -> DirectoryStat {
-        let foyer = self.foyer.load();
-        let statistics = foyer.as_ref().map(|foyer| foyer.statistics().clone());
+        let open = self.open.load();
+        let statistics = open.as_ref().map(|open| open.foyer.statistics().clone());
         let service = match (self.out.load(Ordering::Acquire), self.is_writable()) {
             _ if self.is_recovering() => Service::Recovering,
             (true, _) => Service::Out,
@@ -469,11 +463,11 @@ impl Disk {
         }
     }
 
-    fn readable(&self) -> Option<Arc<Foyer>> {
+    fn readable(&self) -> Option<Arc<Open>> {
         if self.out.load(Ordering::Acquire) {
             return None;
         }
-        self.foyer.load_full()
+        self.open.load_full()
     }
 
     fn is_writable(&self) -> bool {
@@ -510,16 +504,16 @@ impl Disk {
 
     fn forget(&self, key: &PieceKey) {
         if !self.supersede_while_recovering(key)
-            && let Some(foyer) = self.readable()
-            && foyer.storage().may_contains(key)
+            && let Some(open) = self.readable()
         {
-            foyer.storage().delete(key);
+            open.foyer.storage().delete(key);
         }
     }
 
     async fn read(&self, key: &PieceKey) -> Option<Piece> {
-        let foyer = self.readable()?;
-        let loaded = match tokio::time::timeout(self.deadline, foyer.storage().load(key)).await {
+        let open = self.readable()?;
+        let storage = open.foyer.storage();
+        let loaded = match tokio::time::timeout(self.deadline, storage.load(key)).await {
             Ok(loaded) => loaded,
             Err(_) => {
                 self.take_out("a read took longer than the deadline");
@@ -532,17 +526,46 @@ impl Disk {
             Ok(Load::Piece { piece, .. }) => piece.value().share(),
             Ok(Load::Miss | Load::Throttled) => return None,
             Err(error) => {
-                self.recorder.count(Metric::StoreDiskErrors);
-                tracing::warn!(%error, "a piece could not be read");
-                foyer.storage().delete(key);
+                self.not_read(&open, key, &error);
                 return None;
             }
         };
+        self.taken(&open, key, piece)
+    }
+
+    fn not_read(&self, open: &Open, key: &PieceKey, error: &(dyn std::error::Error + 'static)) {
+        self.recorder.count(Metric::StoreDiskErrors);
+        let directory = self.directory.path.display();
+        tracing::warn!(%directory, error, "a piece could not be read");
+        open.foyer.storage().delete(key);
+    }
+
+    /// As [`Disk::read`], without waiting.
+    fn read_cached(&self, key: &PieceKey) -> Option<Piece> {
+        let open = self.readable()?;
+        let hash = PieceHasher.hash_one(key);
+        let place = open.blocks.place(hash)?;
+        let read = open.blocks.read_cached(place);
+        match read.and_then(|read| engine::entry(&open.blocks, hash, place, read)) {
+            Ok(Some((found, piece))) if found == *key => {
+                open.foyer.statistics().record_disk_read(place.bytes());
+                self.taken(&open, key, piece)
+            }
+            Ok(_) => None,
+            Err(error) => {
+                self.not_read(&open, key, &error);
+                None
+            }
+        }
+    }
+
+    /// What was read, as it may be used.
+    fn taken(&self, open: &Open, key: &PieceKey, piece: Piece) -> Option<Piece> {
         self.recorder.count(Metric::StoreDiskReads);
         match piece {
             Piece::Unknown => {
                 self.recorder.count(Metric::StoreDiskErrors);
-                foyer.storage().delete(key);
+                open.foyer.storage().delete(key);
                 None
             }
             Piece::Record(Record::Response(head)) => {
@@ -558,7 +581,7 @@ impl Disk {
     /// Takes the directory out of service.
     fn take_out(&self, reason: &str) {
         self.distrust_before.store(u64::MAX, Ordering::Release);
-        if !self.out.swap(true, Ordering::AcqRel) || self.foyer.load().is_none() {
+        if !self.out.swap(true, Ordering::AcqRel) || self.open.load().is_none() {
             self.recorder.count(Metric::StoreDiskOuts);
             tracing::error!(
                 directory = %self.directory.path.display(),
@@ -583,25 +606,25 @@ impl Disk {
     }
 
     /// Tries a directory in trouble again.
-    async fn try_again(&self) {
+    async fn try_again(self: &Arc<Self>) {
         if self.is_writable() {
             return;
         }
-        let directory = self.directory.path.clone();
-        let probe = tokio::task::spawn_blocking(move || probe(&directory));
-        match tokio::time::timeout(self.deadline, probe).await {
-            Ok(Ok(Ok(()))) => {}
-            _ => return,
+        if !self.answers_probe().await {
+            return;
         }
-        // After a failed write foyer goes on in a block that it had finished, and its next write
-        // there ends in a panic with a lock held: it is opened anew.
+        // A write that hangs still may end at any time.
+        if self.open.load().as_ref().is_some_and(|open| !open.blocks.is_quiet()) {
+            return;
+        }
+        // Where writes failed, the file may be another by now, or gone: it is opened anew.
         if self.read_only.load(Ordering::Acquire) {
             self.out.store(true, Ordering::Release);
-            self.foyer.store(None);
+            self.open.store(None);
         }
-        if self.foyer.load().is_none() {
-            let Ok(foyer) = self.open_foyer().await else { return };
-            self.foyer.store(Some(Arc::new(foyer)));
+        if self.open.load().is_none() {
+            let Ok(open) = self.open().await else { return };
+            self.open.store(Some(Arc::new(open)));
         }
         // What is on it was not kept up to date meanwhile.
         let now = self.purges.sequence().0;
@@ -612,18 +635,32 @@ impl Disk {
         tracing::info!(%directory, "a store directory is back in service");
     }
 
+    /// Whether a file can be written and read. One probe at a time: each that hangs holds a thread.
+    async fn answers_probe(self: &Arc<Self>) -> bool {
+        if self.is_probing.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let disk = self.clone();
+        let probing = tokio::task::spawn_blocking(move || {
+            let works = probe(&disk.directory.path).is_ok();
+            disk.is_probing.store(false, Ordering::Release);
+            works
+        });
+        matches!(tokio::time::timeout(self.deadline, probing).await, Ok(Ok(true)))
+    }
+
     /// Writes one batch and says of each piece whether it is on disk.
     async fn write_batch(&self, mut batch: Vec<Job>) {
-        let foyer = self.readable().filter(|_| !self.read_only.load(Ordering::Acquire));
-        let Some(foyer) = foyer else {
+        let open = self.readable().filter(|_| !self.read_only.load(Ordering::Acquire));
+        let Some(open) = open else {
             batch.drain(..).for_each(|job| self.not_written(job));
             return;
         };
         let on_disk = HybridCacheProperties::default().with_location(Location::OnDisk);
         for job in &batch {
-            foyer.insert_with_properties(job.key, job.piece.share(), on_disk.clone());
+            open.foyer.insert_with_properties(job.key, job.piece.share(), on_disk.clone());
         }
-        if tokio::time::timeout(self.deadline, foyer.storage().wait()).await.is_err() {
+        if tokio::time::timeout(self.deadline, open.foyer.storage().wait()).await.is_err() {
             self.take_out("a write took longer than the deadline");
             batch.drain(..).for_each(|job| self.not_written(job));
             return;
@@ -631,7 +668,7 @@ impl Disk {
         let pieces = batch.len();
         let mut written = 0;
         for job in batch.drain(..) {
-            if foyer.storage().may_contains(&job.key) {
+            if open.foyer.storage().may_contains(&job.key) {
                 written += 1;
                 if let Some(site) = &job.site {
                     let bytes = bytes_on_disk(&job.piece);
@@ -669,8 +706,8 @@ impl Disk {
         self.room.close();
         self.save_census();
         self.out.store(true, Ordering::Release);
-        if let Some(foyer) = self.foyer.swap(None)
-            && let Err(error) = foyer.close().await
+        if let Some(open) = self.open.swap(None)
+            && let Err(error) = open.foyer.close().await
         {
             tracing::warn!(%error, "a store directory did not close cleanly");
         }
@@ -678,7 +715,7 @@ impl Disk {
     }
 }
 
-/// Takes the queue's jobs in batches that fit foyer's buffer, for as long as the disk lives.
+/// Takes the queue's jobs in batches, for as long as the disk lives.
 async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<Job>) {
     while let Some(job) = jobs.recv().await {
         let Some(disk) = disk.upgrade() else { return };
@@ -695,7 +732,7 @@ async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<Job>) {
         let written = tokio::spawn(async move { writing.write_batch(batch).await }).await;
         if written.is_err() {
             disk.take_out("writing panicked");
-            disk.foyer.store(None);
+            disk.open.store(None);
         }
     }
 }
@@ -709,10 +746,22 @@ async fn watch(disk: Weak<Disk>, every: Duration) {
     }
 }
 
-/// foyer puts a header before it, the key behind it, and fills up the page.
+/// With what stands before it, and its slot.
 fn bytes_on_disk(piece: &Piece) -> u32 {
-    let bytes = (piece.estimated_size() + FOYER_BYTES).next_multiple_of(PAGE_BYTES);
+    let bytes = piece.estimated_size() + ENTRY_START + SLOT as usize;
     u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// Files of foyer's own engine, which this node once used.
+fn remove_what_foyer_left(blocks: &Path) {
+    let Ok(files) = std::fs::read_dir(blocks) else { return };
+    for file in files.flatten() {
+        if file.file_name().to_string_lossy().starts_with("foyer-storage-direct-fs-")
+            && let Err(error) = std::fs::remove_file(file.path())
+        {
+            tracing::warn!(file = %file.path().display(), %error, "an old file takes up room");
+        }
+    }
 }
 
 /// One node a directory. The lock goes with the process, however it ends.
@@ -740,24 +789,17 @@ fn probe(directory: &Path) -> io::Result<()> {
     if read == written { Ok(()) } else { Err(io::Error::other("what was written is not read")) }
 }
 
-const FOYER_BYTES: usize = 36 + 20;
-const PAGE_BYTES: usize = 4096;
-const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK: &str = "lock";
 const PROBE: &str = "probe";
 const BLOCKS: &str = "blocks";
-/// foyer's flush buffer. A batch is a quarter of it, page rounding included.
-const BUFFER_BYTES: usize = 16 << 20;
+const FILE: &str = "data";
 const BATCH_BYTES: usize = 4 << 20;
 const BATCH_PIECES: usize = 512;
-/// Rounding to pages and foyer's header, at most.
-const PIECE_OVERHEAD: usize = 4096;
+/// What bounds how many small pieces wait, beyond their bytes.
+const PIECE_OVERHEAD: usize = 512;
 /// Pieces waiting for a directory, whatever their size.
 const JOBS_MAX: usize = 1 << 16;
-/// Files foyer may hold open for a directory, and how many it gets if that is not more.
-const BLOCKS_MAX: usize = 4096;
 const BLOCKS_WANTED: usize = 64;
-const RECOVER_CONCURRENCY: usize = 8;
 /// Keys remembered while the index is recovered, 8 MiB of them. Beyond: all that the directory
 /// has is validated before it is used.
 const SUPERSEDED_MAX: usize = 1 << 18;

@@ -18,7 +18,7 @@
 //!          16 complete_length  32 parts  64 body inline       (language: empty is none)
 //! ```
 //!
-//! All numbers are little-endian. foyer checks a hash of key and value before it decodes. What
+//! All numbers are little-endian. [`super::blocks`] checks a hash of key and value before. What
 //! does not decode to the last byte, or has another version, becomes [`Piece::Unknown`]: a miss.
 //! Nothing of the requester is in here, but for the selecting fields' values that Vary needs.
 
@@ -74,21 +74,10 @@ impl Code for Piece {
     }
 
     fn decode(reader: &mut impl Read) -> Result<Self> {
-        let mut start = [0; START_BYTES];
-        if reader.read_exact(&mut start).is_err() || start[0] != VERSION {
-            return Ok(Self::Unknown);
-        }
-        let length = u32::from_le_bytes(start[2..].try_into().expect("four bytes"));
-        if length > PAYLOAD_MAX {
-            return Ok(Self::Unknown);
-        }
-        // Not zeroed first: a slice is long.
-        let mut payload = Vec::with_capacity(length as usize);
-        let read = reader.take(u64::from(length)).read_to_end(&mut payload);
-        if read.ok() != Some(length as usize) {
-            return Ok(Self::Unknown);
-        }
-        Ok(decode_payload(start[1], payload.into()).unwrap_or(Self::Unknown))
+        let mut value = Vec::new();
+        let limit = START_BYTES as u64 + u64::from(PAYLOAD_MAX) + 1;
+        reader.take(limit).read_to_end(&mut value).map_err(Error::io_error)?;
+        Ok(Self::of_value(value.into()))
     }
 
     fn estimated_size(&self) -> usize {
@@ -111,6 +100,22 @@ impl Code for Piece {
             Self::Unknown => 0,
         };
         START_BYTES + payload
+    }
+}
+
+impl Piece {
+    /// As it was encoded; a slice's bytes are those of `value`, without a copy.
+    pub(super) fn of_value(mut value: Bytes) -> Self {
+        let Some(&[version, kind, ref length @ ..]) = value.first_chunk::<START_BYTES>() else {
+            return Self::Unknown;
+        };
+        let length = u32::from_le_bytes(*length);
+        let whole = value.len() == START_BYTES + length as usize;
+        if version != VERSION || length > PAYLOAD_MAX || !whole {
+            return Self::Unknown;
+        }
+        let payload = value.split_off(START_BYTES);
+        decode_payload(kind, payload).unwrap_or(Self::Unknown)
     }
 }
 
@@ -197,6 +202,7 @@ fn decode_head(from: &mut From) -> Option<Head> {
         no_cache: flag(2),
         immutable: flag(3),
     };
+    let whole = from.0.len();
     let complete_length = from.u64()?;
     let (key, site, variant) = (from.string()?, from.string()?, from.string()?);
     let site = SiteName::from(&*site);
@@ -224,7 +230,7 @@ fn decode_head(from: &mut From) -> Option<Head> {
     sane.then(|| Head {
         response,
         object,
-        inline: flag(6).then_some(inline),
+        inline: flag(6).then(|| alone(inline, whole)),
         slice_bytes,
         lineage,
         checked_up_to: AtomicU64::new(0),
@@ -239,6 +245,11 @@ fn inline_length(response: &StoredResponse) -> u64 {
         Some([part]) => part.end.saturating_sub(part.start),
         Some(_) => u64::MAX,
     }
+}
+
+/// A short body is copied out of the record, or it would hold on to all the rest.
+fn alone(body: Bytes, whole: usize) -> Bytes {
+    if whole > body.len() + body.len() / 8 { Bytes::copy_from_slice(&body) } else { body }
 }
 
 fn decode_headers(from: &mut From) -> Option<FieldSection> {

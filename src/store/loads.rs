@@ -5,6 +5,7 @@
 //! slowly, would replace a new one).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -42,6 +43,14 @@ impl Loads {
     /// The load of this piece, begun by whoever polls it first.
     pub(super) fn join(&self, key: PieceKey) -> Load {
         self.lock().entry(key).or_default().clone()
+    }
+
+    /// Begins a load of this piece, if there is none.
+    pub(super) fn begin(&self, key: PieceKey) -> Option<Load> {
+        match self.lock().entry(key) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(place) => Some(place.insert(Load::default()).clone()),
+        }
     }
 
     /// Ends a load. `with` happens if nothing came in between, and before anything else can.

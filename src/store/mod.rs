@@ -12,9 +12,11 @@
 //! ```
 
 mod admission;
+mod blocks;
 mod census;
 mod disk;
 mod encoding;
+mod engine;
 mod leaving;
 mod loads;
 mod purge;
@@ -200,6 +202,9 @@ impl Store {
         let key = PieceKey::head(hash);
         if !self.inner.disks.may_contain(&key) {
             return None;
+        }
+        if let Some(Found::Record(record)) = self.load_cached(key, None) {
+            return Some(record);
         }
         let loading = tokio::spawn(self.clone().load(key, None));
         match loading.await.ok().flatten()? {
@@ -465,7 +470,7 @@ impl Store {
 
     /// One slice, wherever it is. `None`: it must be fetched anew, see [`Store::put_slice`].
     pub async fn slice(&self, head: &Head, number: u32) -> Option<Bytes> {
-        match self.slice_in_memory(head, number) {
+        match self.slice_now(head, number) {
             Some(bytes) => Some(bytes),
             None => self.read_slice(head, number).await.ok().flatten(),
         }
@@ -640,6 +645,18 @@ impl Store {
         self.memory_slice(&PieceKey::slice(head.object, number))
     }
 
+    /// What needs no disk: the slice is in memory, or the page cache has it.
+    fn slice_now(&self, head: &Head, number: u32) -> Option<Bytes> {
+        if let Some(bytes) = self.slice_in_memory(head, number) {
+            return Some(bytes);
+        }
+        let site = self.inner.sites.of(&head.response.site);
+        match self.load_cached(PieceKey::slice(head.object, number), Some(site))? {
+            Found::Slice(bytes) => Some(bytes),
+            Found::Record(_) => None,
+        }
+    }
+
     fn memory_slice(&self, key: &PieceKey) -> Option<Bytes> {
         match self.inner.memory.get(key)?.value() {
             Piece::Slice(slice) => Some(slice.bytes.clone()),
@@ -661,6 +678,21 @@ impl Store {
                 Found::Record(_) => None,
             }
         })
+    }
+
+    /// As [`Store::load`], of what the page cache has, without a change of thread.
+    fn load_cached(&self, key: PieceKey, site: Option<Arc<Site>>) -> Option<Found> {
+        // Otherwise it is on its way already.
+        let load = self.inner.loads.begin(key)?;
+        let piece = self.inner.disks.read_cached(&key).map(|piece| piece.owned_by(site));
+        let found = piece.as_ref().and_then(Found::of);
+        match piece.filter(|_| found.is_some()) {
+            Some(piece) => {
+                self.take_in(key, piece, |insert| self.inner.loads.end(&load, key, insert));
+            }
+            None => self.inner.loads.end(&load, key, || ()),
+        }
+        found
     }
 
     /// Reads a piece from disk into memory, once for all who ask meanwhile.
@@ -724,7 +756,7 @@ fn take_locks(settings: &Settings) -> Result<BTreeMap<PathBuf, File>, OpenError>
     Ok(locks)
 }
 
-/// foyer keeps a file open for each block.
+/// Connections take most of them.
 fn raise_open_files() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;

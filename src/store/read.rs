@@ -1,7 +1,7 @@
 //! Reading a stored body.
 //!
-//! What is in memory comes out at once, without a copy. What is on disk is read a slice at a
-//! time with the next one on its way. A slice that is missing or has not the length it must
+//! What is in memory comes out at once, without a copy, and so does what the page cache has, with
+//! one. What must be waited for is read a slice at a time with the next one on its way. A slice that is missing or has not the length it must
 //! have ends the body with an error, so that nobody takes a part for the whole.
 
 use std::fmt;
@@ -27,6 +27,8 @@ pub struct StoredBody {
     rest: Range<u64>,
     /// The slice at `rest.start`, when it was asked for ahead.
     next: Option<Slice>,
+    /// The last slice had to be waited for: the next one is asked for ahead.
+    is_cold: bool,
 }
 
 enum Slice {
@@ -37,13 +39,13 @@ enum Slice {
 impl StoredBody {
     pub(super) fn new(store: Store, head: Arc<Head>, range: Range<u64>) -> Self {
         let end = range.end.min(head.complete_length());
-        Self { store, head, rest: range.start.min(end)..end, next: None }
+        Self { store, head, rest: range.start.min(end)..end, next: None, is_cold: false }
     }
 
     /// Asks for the slice at `rest.start`.
     fn ask(&self) -> Option<Slice> {
         let number = self.head.slices(self.rest.clone()).next()?;
-        Some(match self.store.slice_in_memory(&self.head, number) {
+        Some(match self.store.slice_now(&self.head, number) {
             Some(bytes) => Slice::Ready(bytes),
             None => Slice::Reading(self.store.read_slice(&self.head, number)),
         })
@@ -89,6 +91,7 @@ impl Body for StoredBody {
         if this.next.is_none() {
             this.next = this.ask();
         }
+        this.is_cold = matches!(this.next, Some(Slice::Reading(_)));
         let slice = match this.next.as_mut() {
             Some(Slice::Ready(bytes)) => Some(bytes.clone()),
             Some(Slice::Reading(reading)) => ready!(Pin::new(reading).poll(cx)).ok().flatten(),
@@ -101,7 +104,7 @@ impl Body for StoredBody {
             return Poll::Ready(Some(Err(this.fail())));
         };
         let bytes = this.cut(&slice);
-        if !this.rest.is_empty() {
+        if this.is_cold && !this.rest.is_empty() {
             this.next = this.ask();
         }
         Poll::Ready(Some(Ok(Frame::data(bytes))))

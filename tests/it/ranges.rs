@@ -166,6 +166,23 @@ fn random_ranges_of_two_gigabytes_cost_the_slices_that_they_touch() {
 }
 
 #[test]
+fn a_seek_in_ten_gibibytes_costs_what_it_needs() {
+    let length = 10 << 30;
+    let object = object(length, Manner::Ranges);
+    let (_directory, process) = node(&object, "64MiB", "none");
+    let mut client = Client::connect(process.address);
+    for start in [9 << 30, 5 << 30, length - 100] {
+        let range = start..length.min(start + 100_000);
+        let before = object.sent.load(Ordering::SeqCst);
+        read(&mut client, 1, range.clone());
+        let slices = (range.end - 1) / SLICE - range.start / SLICE + 1;
+        let sent = object.sent.load(Ordering::SeqCst) - before;
+        assert!(sent <= slices * SLICE, "{sent} bytes for {range:?}");
+    }
+    assert!(process.memory_bytes_max() <= 256 * MIB);
+}
+
+#[test]
 fn a_full_request_completes_what_ranges_have_begun() {
     let length = 5 * MIB + 1000;
     let object = object(length, Manner::Ranges);
