@@ -31,7 +31,7 @@ pub mod planted; // bugs for the lab to find; a constant false without its cargo
 pub mod stamp; // whether a file was replaced
 pub mod upgrade; // a client's connection on its way out of HTTP
 
-/// The allocator of the node's binary, so that what tests measure is what a node takes.
-#[cfg(test)]
+/// The allocator of the node's binary, so that what is measured is what a node takes.
+#[cfg(all(test, not(debug_assertions)))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -14,7 +14,7 @@
 //! node that does not know the rule, or not any more, can't tell which stored response a purge of
 //! one URL is about: so it covers all of that path that were stored by a rule ([`ALIASED`]).
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use sfv::{BareItem, Dictionary, ListEntry, Parser};
 
 use super::key::CacheKey;
@@ -52,7 +52,7 @@ impl Default for Ignored {
 impl NoVarySearch {
     /// What a response says; `None` when it says nothing, or nothing valid: then all counts.
     pub fn of(headers: &impl Fields) -> Option<Self> {
-        let lines: Vec<&[u8]> = headers.lines(&NO_VARY_SEARCH).map(HeaderValue::as_bytes).collect();
+        let lines: Vec<&[u8]> = headers.lines(&NO_VARY_SEARCH).collect();
         if lines.is_empty() {
             return None;
         }

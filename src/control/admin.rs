@@ -327,6 +327,7 @@ impl Admin {
                 "bytes": stat.memory_bytes,
                 "bytes_max": stat.memory_bytes_max,
                 "pieces": stat.memory_pieces,
+                "held_bytes": stat.held_bytes,
             },
             "purges": stat.purge_entries,
             "outbox": stat.outbox_messages,

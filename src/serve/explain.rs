@@ -204,7 +204,7 @@ fn stored(head: &Head, now: std::time::SystemTime) -> Value {
 /// What the rules make of it by the settings in force, which may not be those it was stored by.
 fn fired(response: &StoredResponse, request: &HeaderMap, settings: &cache::Settings) -> Value {
     let fields = response.headers.to_map(0);
-    let came = response.freshness.response_time;
+    let came = response.freshness.response_time.time();
     let exchange = cache::Exchange {
         method: &Method::GET,
         request,

@@ -26,7 +26,8 @@ use bytes::Bytes;
 use foyer::Code;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::record::{Piece, PieceKey};
 
@@ -75,7 +76,8 @@ impl Blocks {
     /// Opens the file, makes it as long as it is to be, and reads the index back.
     pub(super) fn open(path: &Path, bytes: u64, block_bytes: u64) -> io::Result<Self> {
         let blocks = bytes / block_bytes;
-        if !block_bytes.is_multiple_of(UNIT) || blocks < 2 || bytes / UNIT > UNITS_MAX {
+        let sane = block_bytes.is_multiple_of(UNIT) && block_bytes >= SLOTS_READ as u64;
+        if !sane || blocks < 2 || bytes / UNIT > UNITS_MAX {
             let reason = format!("{bytes} bytes make no blocks of {block_bytes} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
@@ -274,14 +276,7 @@ impl Blocks {
 
     /// Reads the index back: blocks in the order in which they were written, so that the newest wins.
     fn recover(&self) -> io::Result<()> {
-        let mut blocks = Vec::new();
-        let mut start = [0; SLOT as usize];
-        for block in 0..self.blocks {
-            self.file.read_exact_at(&mut start, (block + 1) * self.block_bytes - SLOT)?;
-            if let Some(slot) = Slot::of_bytes(&start, block) {
-                blocks.push((slot.sequence, block));
-            }
-        }
+        let mut blocks = self.begun()?;
         blocks.sort_unstable();
         let mut ring = self.ring();
         for (_, block) in blocks {
@@ -300,6 +295,32 @@ impl Blocks {
         Ok(())
     }
 
+    /// Blocks that have an entry, each with its first one's sequence. Several are asked for at a
+    /// time: a disk does that much faster, and what comes with the first slots are the next.
+    fn begun(&self) -> io::Result<Vec<(u64, u64)>> {
+        let first = |block: u64| {
+            let mut bytes = [0; SLOTS_READ];
+            let end = (block + 1) * self.block_bytes;
+            self.file.read_exact_at(&mut bytes, end - SLOTS_READ as u64)?;
+            let slot = bytes.rchunks_exact(SLOT as usize).next();
+            let slot = slot.and_then(|bytes| Slot::of_bytes(bytes, block));
+            io::Result::Ok(slot.map(|slot| (slot.sequence, block)))
+        };
+        let every = |from: u64| {
+            let blocks = (from..self.blocks).step_by(READERS as usize);
+            blocks.filter_map(|block| first(block).transpose()).collect::<io::Result<Vec<_>>>()
+        };
+        std::thread::scope(|scope| {
+            let readers: Vec<_> =
+                (0..READERS).map(|from| scope.spawn(move || every(from))).collect();
+            let mut blocks = Vec::new();
+            for reader in readers {
+                blocks.extend(reader.join().expect("it does not panic")?);
+            }
+            Ok(blocks)
+        })
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -312,7 +333,7 @@ impl std::fmt::Debug for Blocks {
 }
 
 fn checksum_of(key: &[u8], value: &[u8]) -> u64 {
-    xxh3_64(value) ^ xxh3_64_with_seed(key, CHECKSUM_SEED)
+    XxHash3_64::oneshot(value) ^ xxh3_64_with_seed(key, CHECKSUM_SEED)
 }
 
 /// Entries on their way into one block.
@@ -470,8 +491,10 @@ pub(super) const ENTRY_START: usize = 32;
 pub(super) const SLOT: u64 = 32;
 /// 24 bits of a place.
 const VALUE_MAX: u64 = (1 << 24) - 1;
-/// Slots are read so many bytes at a time.
+/// Slots are read so many bytes at a time; no block is shorter.
 const SLOTS_READ: usize = 4096;
+/// Threads that look for blocks at the start.
+const READERS: u64 = 8;
 const SEQUENCE_GAP: u64 = 1 << 32;
 const SHARDS: usize = 64;
 const SLOT_SEED: u64 = u64::from_le_bytes(*b"skerry 1");

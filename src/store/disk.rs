@@ -34,6 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::blocks::{Blocks, ENTRY_START, SLOT};
 use super::census::Census;
 use super::engine::{self, BlocksConfig};
+use super::held::Held;
 use super::purge::Purges;
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
@@ -78,6 +79,7 @@ pub(super) struct Disk {
     queue_bytes: u32,
     census: Census,
     purges: Arc<Purges>,
+    held: Arc<Held>,
     recorder: Recorder,
     background: Handle,
     preallocate: bool,
@@ -114,6 +116,7 @@ impl Disks {
         locks: &mut BTreeMap<PathBuf, File>,
         purges: &Arc<Purges>,
         sites: &Arc<Sites>,
+        held: &Arc<Held>,
         background: &Handle,
         recorder: &Recorder,
     ) -> Self {
@@ -136,6 +139,7 @@ impl Disks {
                 queue_bytes,
                 census: Census::default(),
                 purges: purges.clone(),
+                held: held.clone(),
                 recorder: recorder.clone(),
                 background: background.clone(),
                 preallocate: settings.preallocate,
@@ -391,7 +395,7 @@ impl Disk {
             .with_shards(1)
             .with_hash_builder(PieceHasher)
             .storage()
-            .with_engine_config(BlocksConfig(blocks.clone()))
+            .with_engine_config(BlocksConfig { blocks: blocks.clone(), held: self.held.clone() })
             .with_recover_mode(RecoverMode::Quiet)
             .with_spawner(Spawner::from(self.background.clone()))
             .build()
@@ -431,7 +435,7 @@ impl Disk {
         let bytes = usize::try_from(self.directory.bytes).unwrap_or(usize::MAX);
         let least = (4 * self.slice_bytes).max(1 << 20);
         let wanted = (bytes / BLOCKS_WANTED).min(16 << 20);
-        least.max(wanted).next_power_of_two()
+        least.max(wanted).max(bytes / BLOCKS_MAX).next_power_of_two()
     }
 
     /// Best effort: a file system that cannot reserve leaves a sparse file, which fails later,
@@ -546,7 +550,7 @@ impl Disk {
         let hash = PieceHasher.hash_one(key);
         let place = open.blocks.place(hash)?;
         let read = open.blocks.read_cached(place);
-        match read.and_then(|read| engine::entry(&open.blocks, hash, place, read)) {
+        match read.and_then(|read| engine::entry(&open.blocks, &self.held, hash, place, read)) {
             Ok(Some((found, piece))) if found == *key => {
                 open.foyer.statistics().record_disk_read(place.bytes());
                 self.taken(&open, key, piece)
@@ -800,6 +804,8 @@ const PIECE_OVERHEAD: usize = 512;
 /// Pieces waiting for a directory, whatever their size.
 const JOBS_MAX: usize = 1 << 16;
 const BLOCKS_WANTED: usize = 64;
+/// A start reads from each.
+const BLOCKS_MAX: usize = 4096;
 /// Keys remembered while the index is recovered, 8 MiB of them. Beyond: all that the directory
 /// has is validated before it is used.
 const SUPERSEDED_MAX: usize = 1 << 18;

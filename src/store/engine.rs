@@ -4,6 +4,7 @@
 //! foyer's own engine keeps 85 bytes and more of every entry in memory, pads each to 4 KiB, and
 //! reads with two changes of thread and a copy (docs/decisions/0013-blocks-of-our-own.md).
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -16,22 +17,37 @@ use foyer::{
 use foyer_storage::Populated;
 
 use super::blocks::{Blocks, Entry, Place, Read};
+use super::held::Held;
 use super::record::{Piece, PieceKey};
 
 type Pieces = Vec<PieceRef<PieceKey, Piece, HybridCacheProperties>>;
 type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What foyer builds the engine from: the file is open already.
-#[derive(Debug)]
-pub(super) struct BlocksConfig(pub Arc<Blocks>);
+pub(super) struct BlocksConfig {
+    pub blocks: Arc<Blocks>,
+    pub held: Arc<Held>,
+}
 
-#[derive(Debug)]
 struct BlocksEngine {
     blocks: Arc<Blocks>,
+    held: Arc<Held>,
     /// Handed over and not yet written: a batch, since [`super::disk`] waits after each.
     pending: Mutex<Pieces>,
     device: Arc<dyn Device>,
     spawner: Spawner,
+}
+
+impl fmt::Debug for BlocksConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlocksConfig({:?})", self.blocks)
+    }
+}
+
+impl fmt::Debug for BlocksEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlocksEngine({:?})", self.blocks)
+    }
 }
 
 impl EngineConfig<PieceKey, Piece, HybridCacheProperties> for BlocksConfig {
@@ -41,7 +57,8 @@ impl EngineConfig<PieceKey, Piece, HybridCacheProperties> for BlocksConfig {
     ) -> Later<Result<Arc<dyn Engine<PieceKey, Piece, HybridCacheProperties>>>> {
         Box::pin(async move {
             let engine = BlocksEngine {
-                blocks: self.0,
+                blocks: self.blocks,
+                held: self.held,
                 pending: Mutex::default(),
                 // foyer counts in it what was read and written.
                 device: NoopDeviceBuilder::default().build()?,
@@ -76,8 +93,8 @@ impl Engine<PieceKey, Piece, HybridCacheProperties> for BlocksEngine {
     }
 
     fn load(&self, hash: u64) -> Later<Result<Load<PieceKey, Piece, HybridCacheProperties>>> {
-        let (blocks, spawner, device) =
-            (self.blocks.clone(), self.spawner.clone(), self.device.clone());
+        let (blocks, held) = (self.blocks.clone(), self.held.clone());
+        let (spawner, device) = (self.spawner.clone(), self.device.clone());
         Box::pin(async move {
             let Some(place) = blocks.place(hash) else { return Ok(Load::Miss) };
             let mut read = blocks.read_cached(place).map_err(Error::io_error)?;
@@ -88,7 +105,7 @@ impl Engine<PieceKey, Piece, HybridCacheProperties> for BlocksEngine {
             }
             device.statistics().record_disk_read(place.bytes());
             let populated = Populated { age: Age::Old };
-            Ok(match entry(&blocks, hash, place, read).map_err(Error::io_error)? {
+            Ok(match entry(&blocks, &held, hash, place, read).map_err(Error::io_error)? {
                 Some((key, value)) => Load::Entry { key, value, populated },
                 None => Load::Miss,
             })
@@ -134,12 +151,13 @@ impl Engine<PieceKey, Piece, HybridCacheProperties> for BlocksEngine {
 /// block was written over while it was read.
 pub(super) fn entry(
     blocks: &Blocks,
+    held: &Held,
     hash: u64,
     place: Place,
     read: Read,
 ) -> io::Result<Option<(PieceKey, Piece)>> {
     match read {
-        Read::Entry(key, value) => Ok(Some((key, Piece::of_value(value)))),
+        Read::Entry(key, value) => Ok(Some((key, held.count_piece(Piece::of_value(value))))),
         Read::Damaged if blocks.forget_at(hash, place) => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "an entry has not its checksum"))
         }

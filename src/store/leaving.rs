@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use foyer::{Cache, Event, EventListener};
 
 use super::disk::Disks;
+use super::held::Held;
 use super::record::{Piece, PieceHasher, PieceKey, Record, place};
 use super::sites::Sites;
 use crate::metrics::{Metric, Recorder};
@@ -18,14 +19,20 @@ use crate::metrics::{Metric, Recorder};
 pub(super) struct Leaving {
     disks: Disks,
     sites: Arc<Sites>,
+    held: Arc<Held>,
     recorder: Recorder,
     /// While memory is emptied for a stop: what came out.
     all: Mutex<Option<Vec<(PieceKey, Piece)>>>,
 }
 
 impl Leaving {
-    pub(super) fn new(disks: Disks, sites: Arc<Sites>, recorder: Recorder) -> Self {
-        Self { disks, sites, recorder, all: Mutex::default() }
+    pub(super) fn new(
+        disks: Disks,
+        sites: Arc<Sites>,
+        held: Arc<Held>,
+        recorder: Recorder,
+    ) -> Self {
+        Self { disks, sites, held, recorder, all: Mutex::default() }
     }
 
     /// Empties memory and returns what the disk does not have of it, heads last.
@@ -75,6 +82,7 @@ impl EventListener for Leaving {
 
     fn on_leave(&self, reason: Event, key: &PieceKey, piece: &Piece) {
         self.sites.left(key, piece);
+        self.held.left(piece);
         if reason != Event::Evict {
             return;
         }

@@ -12,11 +12,13 @@
 //! ```
 
 mod admission;
+mod begun;
 mod blocks;
 mod census;
 mod disk;
 mod encoding;
 mod engine;
+mod held;
 mod leaving;
 mod loads;
 mod purge;
@@ -32,7 +34,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,7 +51,9 @@ pub use self::stat::{DirectoryStat, Service, SiteStat, Stat};
 pub use self::write::{ObjectWriter, WriteError};
 
 use self::admission::Sketch;
+use self::begun::Begun;
 use self::disk::{Disk, Disks};
+use self::held::Held;
 use self::leaving::Leaving;
 use self::loads::{Found, Loads};
 use self::purge::Purges;
@@ -75,13 +79,14 @@ struct Inner {
     memory: Cache<PieceKey, Piece, PieceHasher>,
     disks: Disks,
     sites: Arc<Sites>,
+    held: Arc<Held>,
     purges: Arc<Purges>,
     sketch: Sketch,
     objects: ObjectIds,
     leaving: Arc<Leaving>,
     loads: Loads,
     /// Serialises changes of the parts of partial objects.
-    changes: Mutex<()>,
+    changes: Mutex<Begun>,
     background: Handle,
     recorder: Recorder,
     /// How many directories are still to be read back.
@@ -145,19 +150,23 @@ impl Store {
         let purges = open_purges(settings, &clock, &recorder)?;
         background.spawn(maintain(Arc::downgrade(&purges)));
         let sites = Arc::new(Sites::new(settings));
-        let disks = Disks::new(settings, &mut locks, &purges, &sites, &background, &recorder);
-        let leaving = Arc::new(Leaving::new(disks.clone(), sites.clone(), recorder.clone()));
+        let held = Arc::new(Held::default());
+        let disks =
+            Disks::new(settings, &mut locks, &purges, &sites, &held, &background, &recorder);
+        let leaving = Leaving::new(disks.clone(), sites.clone(), held.clone(), recorder.clone());
+        let leaving = Arc::new(leaving);
         let inner = Inner {
             settings: settings.clone(),
             memory: memory(settings, leaving.clone()),
             disks,
             sites,
+            held,
             leaving,
             loads: Loads::default(),
             purges,
             sketch: Sketch::new(),
             objects: ObjectIds::new(),
-            changes: Mutex::new(()),
+            changes: Mutex::default(),
             background,
             recorder,
             recovering: watch::Sender::new(settings.directories.len()),
@@ -165,6 +174,7 @@ impl Store {
         };
         let inner = Arc::new(inner);
         inner.background.spawn(count_sites(Arc::downgrade(&inner)));
+        inner.background.spawn(make_room(Arc::downgrade(&inner)));
         metrics.register_collector(Box::new(Gauges(Arc::downgrade(&inner))));
         let store = Self { inner };
         for disk in store.inner.disks.iter() {
@@ -325,6 +335,7 @@ impl Store {
         let hash = response.hash();
         let object = self.next_object(hash);
         let head = self.new_head(response, object, None);
+        self.changes().begin(hash, object);
         Ok(self.put_head(head, self.wants_on_disk(hash, 0)))
     }
 
@@ -334,7 +345,7 @@ impl Store {
         let hash = response.hash();
         let object = self.next_object(hash);
         // Not the buffer that it was read into.
-        let inline = Some(Bytes::copy_from_slice(bytes));
+        let inline = Some(self.inner.held.count(Bytes::copy_from_slice(bytes)));
         let wanted = self.wants_on_disk(hash, bytes.len() as u64);
         self.put_head(self.new_head(response, object, inline), wanted)
     }
@@ -382,8 +393,10 @@ impl Store {
     /// Says that `part` of a partial object is stored. The head that it returns is the one to
     /// go on with; it has no `parts` any more when all is there.
     pub fn add_part(&self, head: &Arc<Head>, part: Range<u64>) -> Arc<Head> {
-        let _turn = self.inner.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = self.changes();
         let current = match self.standing(head) {
+            // Memory has let go of the newer one.
+            Standing::Nothing if begun.is_superseded(head) => return head.clone(),
             Standing::Same(current) => current,
             Standing::Nothing => head.clone(),
             // A newer object has taken its place: its parts are nobody's any more.
@@ -395,6 +408,10 @@ impl Store {
         let all = 0..current.complete_length();
         response.parts = (*parts != [all]).then(|| parts.into());
         self.replace(&current, response)
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Begun> {
+        self.inner.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What stands in memory now where this head was put.
@@ -492,6 +509,7 @@ impl Store {
             memory_bytes: memory.usage() as u64,
             memory_bytes_max: self.inner.settings.memory_bytes,
             memory_pieces: memory.entries() as u64,
+            held_bytes: self.inner.held.beyond(),
             purge_entries: self.inner.purges.entries() as u64,
             outbox_messages: self.inner.purges.outbox_len() as u64,
             directories: self.inner.disks.stat(),
@@ -581,6 +599,7 @@ impl Store {
         site: &Arc<Site>,
     ) {
         let key = PieceKey::slice(object, number);
+        let bytes = self.inner.held.count(bytes);
         self.put(key, Piece::slice(bytes.clone(), wanted, Some(site.clone())));
         if wanted {
             self.inner.disks.queue(key, Piece::slice(bytes, true, Some(site.clone()))).await;
@@ -717,7 +736,7 @@ impl Store {
     /// Counts a piece into memory, when `turn` lets it in; a site over its share then loses its
     /// oldest.
     fn take_in(&self, key: PieceKey, piece: Piece, turn: impl FnOnce(&mut dyn FnMut())) {
-        let Inner { sites, memory, leaving, .. } = &*self.inner;
+        let Inner { sites, memory, leaving, held, .. } = &*self.inner;
         let site = sites.of_piece(&piece);
         let mut piece = Some(piece);
         turn(&mut || {
@@ -725,6 +744,7 @@ impl Store {
             if let Some(site) = &site {
                 site.entered(&key, &piece);
             }
+            held.entered(&piece);
             memory.insert(key, piece);
         });
         let Some(site) = site else { return };
@@ -787,6 +807,29 @@ async fn maintain(purges: Weak<Purges>) {
     }
 }
 
+/// Makes the memory tier smaller by what others have of its bodies, for as long as the store lives.
+async fn make_room(store: Weak<Inner>) {
+    let mut ticks = tokio::time::interval(MAKE_ROOM_EVERY);
+    let mut last = None;
+    loop {
+        ticks.tick().await;
+        let Some(store) = store.upgrade() else { return };
+        let all = store.settings.memory_bytes;
+        let bytes = all.saturating_sub(store.held.beyond()).max(all / TIER_LEAST);
+        // Each change asks every shard.
+        if bytes.abs_diff(last.unwrap_or(all)) <= all / 64 {
+            continue;
+        }
+        last = Some(bytes);
+        let memory = store.memory.clone();
+        drop(store);
+        let resizing = tokio::task::spawn_blocking(move || memory.resize(bytes as usize));
+        if let Ok(Err(error)) = resizing.await {
+            tracing::warn!(%error, bytes, "the memory tier could not be resized");
+        }
+    }
+}
+
 /// Looks what sites have on disk for as long as the store lives.
 async fn count_sites(store: Weak<Inner>) {
     let mut ticks = tokio::time::interval(COUNT_EVERY);
@@ -827,6 +870,9 @@ const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
 /// How often the disks are asked what sites have there, and every how many times that is saved.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 const SAVE_EVERY: u32 = 6;
+const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
+/// The tier keeps a quarter of memory, whatever readers have.
+const TIER_LEAST: u64 = 4;
 /// Locks of the memory tier.
 const SHARDS_MAX: usize = 64;
 

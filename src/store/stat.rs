@@ -20,6 +20,8 @@ pub struct Stat {
     pub memory_bytes_max: u64,
     /// Heads, variant lists and slices in memory.
     pub memory_pieces: u64,
+    /// Bytes of bodies that memory has let go of, and somebody still has: who reads them slowly.
+    pub held_bytes: u64,
     /// Entries of the purge table.
     pub purge_entries: u64,
     /// Messages waiting for the bus.
@@ -109,6 +111,11 @@ impl Collector for Gauges {
                 "store_memory_pieces",
                 "Heads, variant lists and slices in memory.",
                 stat.memory_pieces,
+            ),
+            (
+                "store_held_bytes",
+                "Bytes of bodies that memory has let go of and somebody still has.",
+                stat.held_bytes,
             ),
             ("purge_entries", "Entries of the purge table.", stat.purge_entries),
             ("purge_outbox", "Messages waiting for the purge bus.", stat.outbox_messages),

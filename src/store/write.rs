@@ -110,12 +110,13 @@ impl ObjectWriter {
         }
         let mut inline = None;
         if self.slices == 0 {
-            inline = Some(exact(std::mem::take(&mut self.slice)));
+            inline = Some(self.store.inner.held.count(exact(std::mem::take(&mut self.slice))));
         } else if !self.slice.is_empty() {
             self.put().await;
         }
         self.response.complete_length = Some(length);
         self.response.parts = None;
+        self.store.changes().supersede(self.hash, self.object);
         let head = self.store.new_head(self.response, self.object, inline);
         Ok(self.store.put_head(head, self.wanted))
     }
