@@ -402,6 +402,8 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const GET: &[u8] = b"\x82\x84\x86\x41\x01a";
@@ -567,5 +569,39 @@ mod tests {
         assert!(frames.is_blind && frames.block.is_none() && frames.kept.is_empty());
         let end = frame(CONTINUATION, 4, 1, b"\xbe");
         assert_eq!((frames.look(&end), frames.fault()), (end.len(), None));
+    }
+
+    fn looked_at(pieces: &[&[u8]]) -> (usize, Option<Reason>) {
+        let mut frames = Frames::new();
+        frames.look(&[&[0; PREFACE_BYTES][..], &frame(SETTINGS, 0, 0, &[])].concat());
+        let mut seen = 0;
+        for piece in pieces {
+            if frames.fault().is_none() {
+                seen += frames.look(piece);
+            }
+        }
+        (seen, frames.fault())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn frames_are_the_same_in_pieces(
+            kinds in proptest::collection::vec(
+                (0..11_u8, any::<u8>(), 0..8_u32, proptest::collection::vec(any::<u8>(), 0..12)),
+                0..12,
+            ),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let bytes: Vec<u8> =
+                kinds.iter().flat_map(|(kind, flags, stream, payload)| frame(*kind, *flags, *stream, payload)).collect();
+            let (whole, fault) = looked_at(&[&bytes]);
+            let (first, second) = bytes.split_at(cut.index(bytes.len() + 1));
+            let (pieces, fault_in_pieces) = looked_at(&[first, second]);
+            prop_assert_eq!(fault_in_pieces, fault);
+            // Of the frame that is wrong a piece may have gone through before.
+            prop_assert!(pieces == whole || fault.is_some() && pieces == first.len().max(whole));
+        }
     }
 }

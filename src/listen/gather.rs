@@ -190,4 +190,46 @@ mod tests {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(std::pin::pin!(gather.write(&[2])).poll(&mut cx).is_pending());
     }
+
+    /// What a client of h2's own making sends, with names and values that come again and go.
+    #[tokio::test]
+    async fn an_honest_client_is_at_no_fault() {
+        let (ours, theirs) = duplex(1 << 16);
+        let gather = Gather::new(ours);
+        let serve = async move {
+            let mut connection = h2::server::handshake(gather.clone()).await.expect("a preface");
+            let mut answered = 0;
+            let mut next = |cx: &mut Context<'_>| {
+                let accepted = connection.poll_accept(cx);
+                let _ = gather.poll_send(cx);
+                if gather.fault().is_some() { Poll::Ready(None) } else { accepted }
+            };
+            while let Some(request) = poll_fn(&mut next).await {
+                let (_, mut respond) = request.expect("a request");
+                respond.send_response(http::Response::new(()), true).expect("an answer");
+                answered += 1;
+            }
+            (answered, gather.fault())
+        };
+        let ask = async move {
+            let (mut client, connection) = h2::client::handshake(theirs).await?;
+            let asking = async move {
+                for number in 0_usize..500 {
+                    let mut request = http::Request::get(format!("http://a.test/{number}"));
+                    for field in 0..number % 13 {
+                        let (name, value) = (number * field % 29, "v".repeat(number * 7 % 211));
+                        request = request.header(format!("x-{name}"), format!("{value}{field}"));
+                    }
+                    client = client.ready().await?;
+                    let request = request.body(()).expect("a request");
+                    client.send_request(request, true)?.0.await?;
+                }
+                Ok::<_, h2::Error>(())
+            };
+            let (asked, _) = tokio::join!(asking, connection);
+            asked
+        };
+        let (served, asked) = tokio::join!(serve, ask);
+        assert_eq!(served, (500, None), "{asked:?}");
+    }
 }

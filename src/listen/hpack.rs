@@ -230,6 +230,11 @@ const CODES: [(u32, u32); 21] = {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     /// One after the other, as one connection's blocks.
@@ -314,5 +319,49 @@ mod tests {
             (&large, Ok(false)),
             (b"\xbe", Err(Broken)),
         ]);
+    }
+
+    /// Whether h2 takes this block for a request's.
+    fn h2_takes(block: &[u8]) -> bool {
+        let head = (block.len() as u32).to_be_bytes();
+        let frame = [&head[1..], &[1, 5, 0, 0, 0, 1], block].concat();
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+            theirs.write_all(&[&preface[..], &frame].concat()).await.expect("room");
+            let mut connection = h2::server::handshake(ours).await.expect("a preface");
+            // All is there: what is not taken at once never is.
+            let accepted = connection.poll_accept(&mut Context::from_waker(Waker::noop()));
+            matches!(accepted, Poll::Ready(Some(Ok(_))))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+
+        #[test]
+        fn no_block_that_h2_takes_is_broken(
+            words in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    &b"\x20"[..], b"\x3f\xe1\x1f", b"\x30", b"\x90", b"\xbe", b"\xbf", b"\xc0", b"\x80",
+                    b"\x40\x01a\x01b", b"\x40\x82\x1f\xff\x00", b"\x53\x83\x1c\x64\x5f", b"\x7e\x01x", b"\x7f\x00\x01x",
+                    b"\x00\x01a\x00", b"\x00\x01a\x81\x1f", b"\x00\x01a\x81\x1c", b"\x0f\x04\x02ok", b"\x1f\x2f\x01x",
+                    b"\xff\x00", b"\xff\x80\x01", b"\x10\x01b\x7f\x01", b"\x10\x01a\x01b", b"\x1f\x05\x01x", b"\x00\x01a\x85\xff\xff\xff\xff\xff",
+                ]),
+                0..8,
+            ),
+            at in 0..3_usize,
+        ) {
+            // Changes of the table's size stand first, or where they must not.
+            let request = b"\x82\x84\x86\x41\x01a";
+            let (before, behind) = words.split_at(at.min(words.len()));
+            let block = [&before.concat()[..], request, &behind.concat()].concat();
+            let taken = h2_takes(&block);
+            prop_assert!(taken || !words.is_empty(), "h2 takes nothing");
+            if taken {
+                prop_assert_eq!(Table::new().walk(&block), Ok(true));
+            }
+        }
     }
 }
