@@ -1,7 +1,9 @@
 //! No client gets an error that the scenario does not allow.
 //!
 //! An error that the origin itself answered (its `X-Fetch` leads to that answer) is the
-//! origin's, not the edge's.
+//! origin's, not the edge's. A body that was stored in part may break off where its object has
+//! changed at the origin: what is missing of the old version cannot be had, and the new one must
+//! not be mixed in.
 
 use super::{Answer, Checker, Findings, Seen, WAY_TO_ORIGIN, World};
 use crate::client::BODY_BROKE_OFF;
@@ -80,7 +82,8 @@ impl Checker for NoClientErrors {
             Ok(answer) => format!("status {}", answer.status),
             Err(error) => format!("no answer: {error}"),
         };
-        if !self.is_excused(world, seen) && !in_a_pause(world, seen) {
+        let is_excused = self.is_excused(world, seen) || changed_in_between(world, seen);
+        if !is_excused && !in_a_pause(world, seen) {
             let instead = stale_instead(world, seen).map_or(String::new(), |fetch| {
                 let ago = seen.sent.saturating_sub(fetch.began) / 1000;
                 format!(", although it got upstream request {} {ago} ms before", fetch.serial)
@@ -98,6 +101,19 @@ impl Checker for NoClientErrors {
 fn in_a_pause(world: World, seen: &Seen) -> bool {
     let mut pauses = world.facts.faults.iter().filter(|fault| fault.kind == LAB_PAUSED);
     pauses.any(|pause| pause.overlaps(seen.sent, seen.done, 15 * SECOND))
+}
+
+/// Whether the body broke off because, for what was missing of it, the node asked an origin that
+/// had another version by then than the node had got before.
+fn changed_in_between(world: World, seen: &Seen) -> bool {
+    let broke_off = seen.outcome.as_ref().is_err_and(|error| error.starts_with(BODY_BROKE_OFF));
+    let theirs = |fetch: &&Fetch| fetch.node == Some(seen.node) && fetch.object == seen.object;
+    let asked = || world.facts.fetches.iter().filter(theirs);
+    let mut now = asked().filter(|fetch| (seen.sent..=seen.done).contains(&fetch.began));
+    let had_another = |now: &Fetch| {
+        asked().any(|before| before.began < now.began && before.version < now.version)
+    };
+    broke_off && world.object(seen).class == Class::Large && now.any(had_another)
 }
 
 /// The upstream request whose answer could have been served instead: this node, in its present
@@ -218,6 +234,24 @@ mod tests {
         };
         check(fails("the body broke off (status 200)"), None);
         check(fails("connection refused"), Some("no answer: connection refused"));
+    }
+
+    #[test]
+    fn a_large_body_may_break_off_where_its_object_has_changed() {
+        let fetched = |class: Class, versions: [u32; 2], error: &str| {
+            let mut lab = Lab::new();
+            let object = lab.object(class);
+            let first = lab.fetch(&object, versions[0], SECOND);
+            let mut seen = lab.seen(first, 9 * SECOND, "skerry; hit");
+            lab.fetch(&object, versions[1], seen.sent);
+            seen.outcome = Err(error.into());
+            verdict(&mut NoClientErrors::new(Vec::new()), &lab, &seen)
+        };
+        let broke_off = "the body broke off (status 206)";
+        assert_eq!(fetched(Class::Large, [0, 1], broke_off), None);
+        assert!(fetched(Class::Large, [1, 1], broke_off).is_some());
+        assert!(fetched(Class::Large, [0, 1], "connection refused").is_some());
+        assert!(fetched(Class::Static, [0, 1], broke_off).is_some());
     }
 
     #[test]
