@@ -705,3 +705,29 @@ fn variants_beyond_the_limit_are_forgotten_and_counted() {
     until("it is counted", || edge.metric("skerry_variants_dropped_total") >= 1.0);
     assert_eq!(["c", "b", "a"].map(ask), [true, true, false]);
 }
+
+#[test]
+fn a_part_that_is_stored_apart_is_not_validated_for_the_whole() {
+    let origin = Origin::start(|seen| {
+        let answer = match (seen.header("range"), seen.header("if-none-match")) {
+            (_, Some(_)) => Answer::status(304),
+            (Some("bytes=-3"), _) => Answer::part("789").header("Content-Range", "bytes 7-9/10"),
+            _ => Answer::ok("0123456789"),
+        };
+        answer.header("ETag", "W/\"a\"").fresh_for(10)
+    });
+    let edge = Edge::before(&origin.url());
+    let tail = || edge.get_with("/a", &["Range: bytes=-3"]);
+    assert_eq!((tail().status, tail().text(), tail().is_hit()), (206, "789", true));
+    edge.advance(20);
+    // For the part itself it is.
+    assert!(tail().header("cache-status").contains("detail=validated"));
+    assert!(tail().is_hit());
+    edge.advance(20);
+    let whole = edge.get("/a");
+    assert_eq!((whole.status, whole.text()), (200, "0123456789"), "{whole:?}");
+    assert_eq!(
+        origin.seen().last().and_then(|seen| seen.header("if-none-match").map(str::to_owned)),
+        None
+    );
+}
