@@ -25,6 +25,7 @@ use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
 
 use super::bind::WorkerSockets;
+use super::client::Client;
 use super::counts::Place;
 use super::drain::Drain;
 use super::io::{Abort, FirstBytes, Transport};
@@ -287,18 +288,18 @@ where
                 Err(overdue) => return record::overdue(&self.recorder, overdue),
             },
         };
-        let (facts, session) = (Rc::new(facts), session.clone());
-        let (service, on_refused) = (self.service.clone(), self.on_refused.clone());
-        let (recorder, date) = (self.recorder.clone(), self.date.clone());
+        let client = Client {
+            service: self.service.clone(),
+            on_refused: self.on_refused.clone(),
+            facts: Rc::new(facts),
+            session: session.clone(),
+            recorder: self.recorder.clone(),
+            date: self.date.clone(),
+        };
         match first {
             FirstBytes::None => {}
-            FirstBytes::Http1 => {
-                h1::serve(transport, service, on_refused, facts, session, recorder, date).await;
-            }
-            FirstBytes::Http2 => {
-                Box::pin(h2::serve(transport, service, on_refused, facts, session, recorder, date))
-                    .await;
-            }
+            FirstBytes::Http1 => h1::serve(transport, client).await,
+            FirstBytes::Http2 => Box::pin(h2::serve(transport, client)).await,
         }
     }
 

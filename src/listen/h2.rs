@@ -31,62 +31,35 @@ use crate::context::Connection;
 use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
 
+use super::Unread;
+use super::client::Client;
 use super::gather::Gather;
 use super::io::Transport;
 use super::pace::{Pace, Paced};
 use super::record::{self, H2End};
-use super::session::{Exchange, Order, Overdue, Session};
+use super::session::{Exchange, Order, Overdue};
 use super::settings::{H2Limits, Limits};
-use super::{OnRefused, Unread};
 
-/// What the requests of one connection share.
-struct Client<S> {
-    service: S,
-    on_refused: OnRefused,
-    facts: Rc<Connection>,
-    session: Rc<Session>,
-    recorder: Recorder,
-    date: Rc<RefCell<HeaderValue>>,
-    /// Requests that the client cancelled, since the driver last looked.
-    resets: Rc<Cell<u32>>,
-}
-
-impl<S> Client<S> {
-    /// Counts and logs a request that no other room sees.
-    fn refuse(&self, why: Unread) {
-        record::unread(&self.recorder, why);
-        (self.on_refused)(self.facts.clone(), why);
-    }
-}
-
-/// Serves a connection that speaks HTTP/2 until it ends. `date` is kept current by the worker.
-pub(super) async fn serve<T, S, F>(
-    transport: Transport<T>,
-    service: S,
-    on_refused: OnRefused,
-    facts: Rc<Connection>,
-    session: Rc<Session>,
-    recorder: Recorder,
-    date: Rc<RefCell<HeaderValue>>,
-) where
+/// Serves a connection that speaks HTTP/2 until it ends.
+pub(super) async fn serve<T, S, F>(transport: Transport<T>, client: Client<S>)
+where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + 'static,
 {
     let transport = Gather::new(transport);
-    let handshake = builder(&session.limits).handshake::<_, Bytes>(transport.clone());
-    let connection = match session.watched(handshake).await {
+    let handshake = builder(&client.session.limits).handshake::<_, Bytes>(transport.clone());
+    let connection = match client.session.watched(handshake).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return ended(&recorder, &error),
-        Err(overdue) => return record::overdue(&recorder, overdue),
+        Ok(Err(error)) => return ended(&client.recorder, &error),
+        Err(overdue) => return record::overdue(&client.recorder, overdue),
     };
-    let budget = Budget::new(&session.limits.h2);
-    let client =
-        Client { service, on_refused, facts, session, recorder, date, resets: Rc::default() };
+    let budget = Budget::new(&client.session.limits.h2);
     let mut driver = Driver {
         connection,
         transport,
         client,
+        resets: Rc::default(),
         budget,
         batch: Vec::new(),
         sent_before: 0,
@@ -113,6 +86,8 @@ struct Driver<T, S> {
     connection: H2Connection<Gather<Transport<T>>, Bytes>,
     transport: Gather<Transport<T>>,
     client: Client<S>,
+    /// Requests that the client cancelled, since they were last looked at.
+    resets: Rc<Cell<u32>>,
     budget: Budget,
     /// Requests of one read. Kept for its allocation.
     batch: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
@@ -150,7 +125,7 @@ where
                 return end;
             }
             for (request, respond) in self.batch.drain(..) {
-                take_up(&self.client, request, respond, cx);
+                take_up(&self.client, &self.resets, request, respond, cx);
             }
             // The next round gathers the answers and looks for more.
             if self.client.session.is_used_up() {
@@ -227,7 +202,7 @@ where
         if self.closing {
             return self.batch.clear();
         }
-        let Err(end) = self.budget.spend(self.batch.len(), self.client.resets.take()) else {
+        let Err(end) = self.budget.spend(self.batch.len(), self.resets.take()) else {
             return;
         };
         record::http2_ended(&self.client.recorder, end);
@@ -245,6 +220,7 @@ where
 /// Answers at once if the service can, else in a task.
 fn take_up<S, F>(
     client: &Client<S>,
+    resets: &Rc<Cell<u32>>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     cx: &mut Context<'_>,
@@ -268,7 +244,7 @@ fn take_up<S, F>(
     let mut reply = Reply {
         respond,
         is_head,
-        resets: client.resets.clone(),
+        resets: resets.clone(),
         pace: Pace::new(limits),
         recorder: client.recorder.clone(),
         _exchange: exchange,

@@ -6,6 +6,7 @@
 
 mod accept;
 mod bind;
+mod client;
 mod counts;
 mod drain;
 mod frames;

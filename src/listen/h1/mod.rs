@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HeaderMap, UPGRADE};
 use http::{Request, Response, Version};
 use http_body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,37 +32,30 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::body::Body;
 use crate::context::Connection;
 use crate::interim::Answer;
-use crate::metrics::Recorder;
 use crate::upgrade::{Handover, handover};
 
+use super::Unread;
+use super::client::Client;
 use super::io::{Abort, Transport};
 use super::pace::Paced;
 use super::record;
-use super::session::{Exchange, Order, Overdue, Phase, Session};
-use super::{OnRefused, Unread};
+use super::session::{Exchange, Order, Overdue, Phase};
 
 use encode::{Asked, Out, Outgoing};
 use head::{Framing, Head, Scanner};
 use line::{Line, RequestBody};
 
-/// Serves a connection that speaks HTTP/1 until it ends. `date` is kept current by the worker.
-pub(super) async fn serve<T, S, F>(
-    transport: Transport<T>,
-    service: S,
-    on_refused: OnRefused,
-    facts: Rc<Connection>,
-    session: Rc<Session>,
-    recorder: Recorder,
-    date: Rc<RefCell<HeaderValue>>,
-) where
+/// Serves a connection that speaks HTTP/1 until it ends.
+pub(super) async fn serve<T, S, F>(transport: Transport<T>, client: Client<S>)
+where
     T: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + Unpin,
 {
-    session.allow_parking();
+    client.session.allow_parking();
     let mut driver = Driver {
         line: Rc::new(RefCell::new(Line::new(transport))),
-        client: Client { service, on_refused, facts, session, recorder, date },
+        client,
         state: State::Head(Scanner::default()),
         draining: false,
     };
@@ -73,16 +66,6 @@ pub(super) async fn serve<T, S, F>(
     {
         handover.give(Box::new(line.into_inner().transport));
     }
-}
-
-/// What the requests of one connection share.
-struct Client<S> {
-    service: S,
-    on_refused: OnRefused,
-    facts: Rc<Connection>,
-    session: Rc<Session>,
-    recorder: Recorder,
-    date: Rc<RefCell<HeaderValue>>,
 }
 
 /// Drives one connection.
@@ -366,15 +349,13 @@ where
 
     /// Answers what no other room sees, counts and logs it, and closes.
     fn refuse(&mut self, why: Unread) {
-        let Client { on_refused, facts, recorder, date, .. } = &self.client;
-        record::unread(recorder, why);
-        on_refused(facts.clone(), why);
+        self.client.refuse(why);
         let response = super::refusal(why.status());
         let asked = Asked::of(&http::Method::GET, Version::HTTP_11, false);
         let (status, headers) = (response.status(), response.headers());
         {
             let out = &mut self.line.borrow_mut().out;
-            encode::head(out, status, headers, Some(0), asked, false, &date.borrow());
+            encode::head(out, status, headers, Some(0), asked, false, &self.client.date.borrow());
         }
         self.leave();
     }
