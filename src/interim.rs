@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use http::Response;
 
-use crate::body::Body;
+use crate::reply::Reply;
 
 /// The interim responses for one request that wait to be sent.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Interims {
 }
 
 /// A response that interim ones may come before.
-pub trait Answer: Future<Output = Response<Body>> {
+pub trait Answer: Future<Output = Reply> {
     /// The next interim response. To be asked after each look at the answer itself, and to be
     /// sent before it.
     fn poll_interim(self: Pin<&mut Self>, _cx: &Context<'_>) -> Poll<Response<()>> {
@@ -61,7 +61,7 @@ pub trait Answer: Future<Output = Response<Body>> {
 }
 
 /// Nothing comes before what is boxed.
-impl<F: Future<Output = Response<Body>> + ?Sized> Answer for Pin<Box<F>> {}
+impl<F: Future<Output = Reply> + ?Sized> Answer for Pin<Box<F>> {}
 
 /// A client that takes them slower than they come loses those beyond.
 const WAITING_MAX: usize = 8;

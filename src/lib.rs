@@ -25,9 +25,11 @@ pub mod node; // builds every part once, wires them, drains
 // Leaves: they know nothing of ours.
 pub mod body;
 pub mod clock;
+pub mod fields; // field sections, stored and on their way
 pub mod interim; // 1xx responses between upstream and one client
 pub mod metrics;
 pub mod planted; // bugs for the lab to find; a constant false without its cargo feature
+pub mod reply; // an answer on its way to the listener
 pub mod stamp; // whether a file was replaced
 pub mod upgrade; // a client's connection on its way out of HTTP
 

@@ -42,6 +42,7 @@ use crate::context::{Asked, Connection, RequestContext};
 use crate::guard::{self, Normalised, Refusal};
 use crate::interim::{Answer, Interims};
 use crate::metrics::Metric;
+use crate::reply::Reply;
 use crate::respond::{self, Failure};
 use crate::route::{Action, Facts, Question, Rule, Site};
 use crate::transform;
@@ -58,15 +59,15 @@ use lookup::{Found, Target};
 /// A response that is there, or is on its way.
 pub enum Serving {
     /// Answered without waiting. `None` once taken.
-    Ready(Option<Response<Body>>),
+    Ready(Option<Reply>),
     /// Waits for disk or upstream, which may have something to say before.
-    Waiting(Pin<Box<dyn Future<Output = Response<Body>>>>, Arc<Interims>),
+    Waiting(Pin<Box<dyn Future<Output = Reply>>>, Arc<Interims>),
 }
 
 impl Future for Serving {
-    type Output = Response<Body>;
+    type Output = Reply;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
         match self.get_mut() {
             Self::Ready(response) => Poll::Ready(response.take().expect("polled after its end")),
             Self::Waiting(future, _) => future.as_mut().poll(cx),
@@ -153,10 +154,8 @@ pub fn log_refused(
     request.uri = Uri::from_static("*");
     let mut context = begin(worker, connection, &request);
     context.failure = Some(why);
-    let mut response = Response::new(Body::Empty);
-    *response.status_mut() = status;
     // The listener has answered already.
-    drop(send(worker, context, response));
+    drop(send(worker, context, Reply::new(status)));
 }
 
 fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> RequestContext {
@@ -231,7 +230,7 @@ fn admit(
 
 /// What a request has come to without waiting.
 enum Step {
-    Answered(Response<Body>),
+    Answered(Reply),
     Waits(Wait),
 }
 
@@ -273,7 +272,7 @@ impl Visit {
     }
 
     #[expect(clippy::manual_async_fn, reason = "an `async fn` would hold `self` twice")]
-    fn wait(mut self, wait: Wait) -> impl Future<Output = Response<Body>> {
+    fn wait(mut self, wait: Wait) -> impl Future<Output = Reply> {
         async move {
             let outcome = match wait {
                 Wait::Purge => self.purge().await,
@@ -305,7 +304,7 @@ impl Visit {
     }
 
     /// What can be answered without waiting: a hit, fresh or permitted stale.
-    fn act_now(&mut self, found: &Found) -> Option<Response<Body>> {
+    fn act_now(&mut self, found: &Found) -> Option<Reply> {
         let head = found.head.as_ref()?;
         match self.decide(found) {
             Decision::Serve { .. } => self.hit(found, head, None),
@@ -320,7 +319,7 @@ impl Visit {
         }
     }
 
-    async fn act(&mut self, found: Found) -> Result<Response<Body>, Failure> {
+    async fn act(&mut self, found: Found) -> Result<Reply, Failure> {
         if let Some(response) = self.act_now(&found) {
             return Ok(response);
         }
@@ -375,7 +374,7 @@ impl Visit {
     }
 
     /// encode → finish.
-    fn finish(self, response: Response<Body>) -> Response<Body> {
+    fn finish(self, response: Reply) -> Reply {
         let settings = &self.rule.settings;
         let (method, fields) = (&self.request.method, &*self.fields);
         let mut response = transform::transform(
@@ -385,11 +384,11 @@ impl Visit {
             &settings.compression,
             &self.worker.recorder,
         );
-        let headers = response.headers_mut();
         if !settings.response_fields.is_empty() {
-            settings.response_fields.apply(headers, &self.facts());
+            settings.response_fields.apply(&mut response.fields, &self.facts());
         }
-        respond::mark(headers, &self.context, &self.plan.identity, self.shown_key().as_deref());
+        let key = self.shown_key();
+        respond::mark(&mut response.fields, &self.context, &self.plan.identity, key.as_deref());
         send(&self.worker, self.context, response)
     }
 
@@ -407,19 +406,19 @@ impl Visit {
     }
 }
 
-fn fail(plan: &Plan, context: &mut RequestContext, failure: &Failure) -> Response<Body> {
+fn fail(plan: &Plan, context: &mut RequestContext, failure: &Failure) -> Reply {
     context.failure = Some(failure.reason);
     tracing::debug!(request = %context.id, reason = failure.reason, detail = %failure.detail, "refused or failed");
     let id = context.id.to_string();
     let mut response = respond::failure::response(failure, &plan.identity.name, &id);
     if context.site.is_some() {
-        respond::mark(response.headers_mut(), context, &plan.identity, None);
+        respond::mark(&mut response.fields, context, &plan.identity, None);
     }
     response
 }
 
 /// Counts, logs, and lets it go.
-fn send(worker: &Worker, context: RequestContext, response: Response<Body>) -> Response<Body> {
+fn send(worker: &Worker, context: RequestContext, response: Reply) -> Reply {
     let elapsed = worker.clock.instant().duration_since(context.started);
     respond::account(context, &worker.recorder, &worker.log, elapsed, response)
 }

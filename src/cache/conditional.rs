@@ -10,10 +10,11 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
+use crate::fields::Fields;
+
 use super::date::parse_date;
 use super::freshness::single_date;
 use super::range::{Multipart, RangeLimits, Requested, missing, parse_specs, requested};
-use super::section::Fields;
 use super::stored::StoredResponse;
 
 /// What to send of a stored response.

@@ -10,9 +10,10 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::fields::{FieldLines, FieldSection, FieldsMut};
+
 use super::conditional::Selected;
 use super::range::ContentRange;
-use super::section::FieldSection;
 use super::settings::SetCookie;
 use super::stored::StoredResponse;
 
@@ -46,7 +47,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// The fields of a response as they are stored: without this hop's, without `unstored` (named
-/// by `no-cache="…"` and `private="…"`), with a `Date` and a placeholder for `Age`.
+/// by `no-cache="…"` and `private="…"`), with a `Date` and without `Age`.
 pub(super) fn storable_fields(
     response: &HeaderMap,
     unstored: &[HeaderName],
@@ -64,7 +65,7 @@ pub(super) fn storable_fields(
     if !headers.contains_key(DATE) {
         headers.insert(DATE, http_date(response_time));
     }
-    headers.insert(AGE, HeaderValue::from_static("0"));
+    headers.remove(AGE);
     headers
 }
 
@@ -80,19 +81,6 @@ pub fn own_fields(response: &HeaderMap, stored: &FieldSection) -> HeaderMap {
     own
 }
 
-/// The fields for an answer from `stored` at this age, which takes the place of `Age`.
-fn reuse_headers(stored: &StoredResponse, age: Duration) -> HeaderMap {
-    let mut headers = stored.headers.to_map(ADDED);
-    let mut buffer = itoa::Buffer::new();
-    let text = buffer.format(age.as_secs().min(1 << 31));
-    let value = HeaderValue::from_str(text).expect("digits are a field value");
-    headers.insert(AGE, value);
-    headers
-}
-
-/// How many fields of its own an answer gets, as a rule: `Content-Length`, `Vary`.
-const ADDED: usize = 2;
-
 /// The head of the answer that sends `selected` of `stored`, which is `length` bytes long if
 /// that is known: status and fields, with `Content-Length` and `Content-Range` as they must be.
 /// `None` while bytes are missing.
@@ -101,15 +89,16 @@ pub fn answer(
     selected: &Selected,
     length: Option<u64>,
     age: Duration,
-) -> Option<(StatusCode, HeaderMap)> {
-    let mut headers = reuse_headers(stored, age);
+) -> Option<(StatusCode, FieldLines)> {
+    let mut fields = FieldLines::of(&stored.headers);
+    fields.append_number(&AGE, age.as_secs().min(1 << 31));
     let status = match selected {
         Selected::Full => {
             if let Some(length) = length
-                && !headers.contains_key(CONTENT_LENGTH)
+                && !fields.contains(&CONTENT_LENGTH)
                 && allows_content(stored.status)
             {
-                set_length(&mut headers, length);
+                fields.set_number(&CONTENT_LENGTH, length);
             }
             match stored.status {
                 // A partial response whose parts have all come is whole (RFC 9111 §3.4).
@@ -118,62 +107,41 @@ pub fn answer(
             }
         }
         Selected::NotModified => {
-            remove_representation(&mut headers);
+            fields.remove_all(&OF_CONTENT);
             StatusCode::NOT_MODIFIED
         }
         Selected::PreconditionFailed => {
-            remove_representation(&mut headers);
-            set_length(&mut headers, 0);
+            fields.remove_all(&OF_CONTENT);
+            fields.set_number(&CONTENT_LENGTH, 0);
             StatusCode::PRECONDITION_FAILED
         }
         Selected::Range { bytes, complete_length } => {
             let complete_length = Some(*complete_length);
             let range = ContentRange { bytes: bytes.clone(), complete_length };
-            headers.insert(CONTENT_RANGE, text_value(range.text()));
-            set_length(&mut headers, bytes.end - bytes.start);
+            fields.set(&CONTENT_RANGE, &text_value(range.text()));
+            fields.set_number(&CONTENT_LENGTH, bytes.end - bytes.start);
             StatusCode::PARTIAL_CONTENT
         }
         Selected::Multipart(plan) => {
             let content_type = format!("multipart/byteranges; boundary={}", plan.boundary);
-            headers.insert(CONTENT_TYPE, text_value(content_type));
-            set_length(&mut headers, plan.content_length());
+            fields.set(&CONTENT_TYPE, &text_value(content_type));
+            fields.set_number(&CONTENT_LENGTH, plan.content_length());
             StatusCode::PARTIAL_CONTENT
         }
         Selected::RangeNotSatisfiable { complete_length } => {
-            remove_representation(&mut headers);
-            headers.insert(CONTENT_RANGE, text_value(format!("bytes */{complete_length}")));
-            set_length(&mut headers, 0);
+            fields.remove_all(&OF_CONTENT);
+            fields.set(&CONTENT_RANGE, &text_value(format!("bytes */{complete_length}")));
+            fields.set_number(&CONTENT_LENGTH, 0);
             StatusCode::RANGE_NOT_SATISFIABLE
         }
         Selected::Missing(_) => return None,
     };
-    Some((status, headers))
+    Some((status, fields))
 }
 
 /// RFC 9110 §8.6: no `Content-Length` with 204.
 fn allows_content(status: StatusCode) -> bool {
     status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
-}
-
-/// What tells of a body that is not sent (RFC 9110 §15.4.5); `Content-Location` stays.
-fn remove_representation(headers: &mut HeaderMap) {
-    for name in [
-        CONTENT_LENGTH,
-        CONTENT_TYPE,
-        CONTENT_ENCODING,
-        CONTENT_LANGUAGE,
-        CONTENT_RANGE,
-        ACCEPT_RANGES,
-        HeaderName::from_static("content-md5"),
-        HeaderName::from_static("content-digest"),
-        HeaderName::from_static("repr-digest"),
-    ] {
-        headers.remove(name);
-    }
-}
-
-fn set_length(headers: &mut HeaderMap, length: u64) {
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
 }
 
 fn text_value(text: String) -> HeaderValue {
@@ -228,6 +196,19 @@ pub fn remove_conditions(headers: &mut HeaderMap) {
     }
 }
 
+/// What tells of content that is not sent (RFC 9110 §15.4.5); `Content-Location` stays.
+const OF_CONTENT: [HeaderName; 9] = [
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    CONTENT_ENCODING,
+    CONTENT_LANGUAGE,
+    CONTENT_RANGE,
+    ACCEPT_RANGES,
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
 /// IMF-fixdate; times before 1970 are 1970.
 pub fn http_date(time: SystemTime) -> HeaderValue {
     let text = httpdate::fmt_http_date(time.max(SystemTime::UNIX_EPOCH));
@@ -239,6 +220,7 @@ mod tests {
     use super::*;
     use crate::cache::stored::tests::{headers, now, stored, stored_under};
     use crate::cache::{Settings, settings};
+    use crate::fields::Fields;
 
     #[test]
     fn fields_of_one_hop_are_not_stored() {
@@ -261,7 +243,7 @@ mod tests {
         ]);
         let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name).collect();
         names.sort_unstable();
-        assert_eq!(names, ["age", "c", "cache-control", "date"]);
+        assert_eq!(names, ["c", "cache-control", "date"]);
     }
 
     #[test]
@@ -274,7 +256,7 @@ mod tests {
             ("set-cookie", "x=y"),
         ]);
         assert!(!stored.freshness.no_cache);
-        assert_eq!(stored.headers.len(), 4);
+        assert_eq!(stored.headers.len(), 3);
         assert_eq!(stored.headers.to_map(0)["c"], "3");
     }
 
@@ -288,11 +270,12 @@ mod tests {
             ("date", "Wed, 18 Nov 2026 11:06:40 GMT"),
         ]);
         let age = stored.freshness.age(now() + Duration::from_secs(3));
-        let headers = reuse_headers(&stored, age);
-        assert_eq!(headers["age"], "33");
-        let links: Vec<_> = headers.get_all("link").iter().collect();
-        assert_eq!(links, ["<a>", "<b>"]);
-        assert_eq!(headers["date"], "Wed, 18 Nov 2026 11:06:40 GMT");
+        let (_, fields) = answer(&stored, &Selected::Full, None, age).expect("an answer");
+        let ages: Vec<_> = fields.lines(&AGE).collect();
+        assert_eq!(ages, [b"33"], "the origin's own is gone");
+        let links: Vec<_> = fields.lines(&http::header::LINK).collect();
+        assert_eq!(links, [b"<a>", b"<b>"]);
+        assert_eq!(fields.get(&DATE), Some(b"Wed, 18 Nov 2026 11:06:40 GMT".as_slice()));
     }
 
     #[test]
@@ -349,11 +332,11 @@ mod tests {
                      status: u16,
                      length: &str,
                      range: &str| {
-            let (found, headers) =
-                answer(stored, &selected, stored.complete_length, Duration::ZERO)
-                    .expect("an answer");
+            let (found, fields) = answer(stored, &selected, stored.complete_length, Duration::ZERO)
+                .expect("an answer");
+            let fields = fields.to_map();
             let field =
-                |name| headers.get(name).map_or("", |v: &HeaderValue| v.to_str().expect("text"));
+                |name| fields.get(name).map_or("", |v: &HeaderValue| v.to_str().expect("text"));
             assert_eq!(found, status, "{selected:?}");
             assert_eq!(field(CONTENT_LENGTH), length, "{selected:?}");
             assert_eq!(field(CONTENT_RANGE), range, "{selected:?}");
@@ -387,11 +370,11 @@ mod tests {
             ("vary", "foo"),
         ]);
         let found = answer(&stored, &Selected::NotModified, None, Duration::ZERO);
-        let (_, headers) = found.expect("an answer");
+        let fields = found.expect("an answer").1.to_map();
         for name in ["cache-control", "content-location", "date", "etag", "expires", "vary"] {
-            assert!(headers.contains_key(name), "{name}");
+            assert!(fields.contains_key(name), "{name}");
         }
-        assert!(!headers.contains_key(CONTENT_TYPE));
+        assert!(!fields.contains_key(CONTENT_TYPE));
     }
 
     #[test]

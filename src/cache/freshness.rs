@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 use http::header::{AGE, DATE, EXPIRES, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName, StatusCode};
 
+use crate::fields::Fields;
+
 use super::date::parse_date;
 use super::directives::{ResponseDirectives, Seconds, digits};
-use super::section::Fields;
 use super::settings::Lifetimes;
 
 /// A freshness lifetime and what it comes from.

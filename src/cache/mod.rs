@@ -29,7 +29,6 @@ pub mod range;
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod scenarios;
 pub mod search;
-pub mod section;
 pub mod settings;
 pub mod status;
 pub mod stored;
@@ -50,7 +49,6 @@ pub use key::{CacheKey, KeyHash};
 pub use packed::{Nanoseconds, Seconds, SiteName, StoredParts};
 pub use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 pub use range::{Multipart, RangeLimits};
-pub use section::{FieldSection, Fields};
 pub use settings::Settings;
 pub use status::{CacheStatus, Fwd, Reason};
 pub use stored::{Freshness, StoredResponse};

@@ -17,9 +17,10 @@
 use http::{HeaderMap, HeaderName, StatusCode};
 use sfv::{BareItem, Dictionary, ListEntry, Parser};
 
+use crate::fields::Fields;
+
 use super::key::CacheKey;
 use super::purge::ALIASED;
-use super::section::Fields;
 use super::stored::StoredResponse;
 
 /// The field's name.

@@ -4,10 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
+use crate::fields::FieldSection;
+
 use super::key::KeyHash;
 use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts};
 use super::purge::{ALIASED, PurgeSequence, PurgeTarget};
-use super::section::FieldSection;
 use super::vary::variant_hash;
 
 /// A response as the store keeps it and as the rules see it. Nothing in here is of the

@@ -21,13 +21,13 @@ use super::policy;
 use super::purge::{ALIASED, PurgeSequence};
 use super::range::ContentRange;
 use super::search::NoVarySearch;
-use super::section::Fields;
 use super::settings::{SetCookie, Settings};
 use super::status::Reason;
 use super::stored::{Freshness, StoredResponse};
 use super::tags::tags;
 use super::targeted::{Addressed, addressed};
 use super::vary::{Vary, variant_key};
+use crate::fields::Fields;
 use crate::planted::{self, Bug};
 
 /// A request and the head of its response.

@@ -9,12 +9,12 @@ use super::conditional::{Comparison, is_strong, tags_match};
 use super::fields::{http_date, remove_hop_by_hop, storable_fields};
 use super::purge::{ALIASED, PurgeSequence};
 use super::search;
-use super::section::Fields;
 use super::settings::{SetCookie, Settings};
 use super::status::Reason;
 use super::stored::StoredResponse;
 use super::storing::{Exchange, content_length, examine, freshness_of, origin_of};
 use super::tags::tags;
+use crate::fields::Fields;
 
 /// What a validation's answer makes of a stored response.
 #[derive(Clone, Debug)]

@@ -17,8 +17,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::directives::Members;
 use super::key::{CacheKey, KeyHash, push_bytes};
-use super::section::Fields;
 use super::stored::StoredResponse;
+use crate::fields::Fields;
 
 /// What a response's `Vary` says.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,10 +19,10 @@ use super::fill::{Filling, Settings};
 use super::{FetchError, FillEnd, FillReader, Filled};
 use crate::body::{Body, BodyError};
 use crate::cache::{
-    CacheKey, FieldSection, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget,
-    StoredResponse,
+    CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse,
 };
 use crate::clock::Clock;
+use crate::fields::FieldSection;
 use crate::metrics::{Metric, Metrics};
 use crate::store::{self, Head, PurgeBatch, Record, Store};
 

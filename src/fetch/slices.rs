@@ -21,7 +21,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::cache::Fields;
+use crate::fields::Fields;
 
 /// Sizes that sub-requests are cut to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,6 +30,7 @@ use crate::body::Body;
 use crate::context::Connection;
 use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
+use crate::reply::Reply;
 
 use super::Unread;
 use super::client::Client;
@@ -241,7 +242,7 @@ fn take_up<S, F>(
         *go_on.status_mut() = StatusCode::CONTINUE;
         _ = respond.send_informational(go_on);
     }
-    let mut reply = Reply {
+    let mut way_back = WayBack {
         respond,
         is_head,
         resets: resets.clone(),
@@ -250,7 +251,7 @@ fn take_up<S, F>(
         _exchange: exchange,
     };
     if let Some(why) = refused {
-        return reply.send_or_spawn(super::refusal(why.status()), &client.date);
+        return way_back.send_or_spawn(Reply::new(why.status()), &client.date);
     }
     let length = content_length(request.headers());
     let mut request = request;
@@ -258,14 +259,14 @@ fn take_up<S, F>(
     let request = request.map(|body| paced(body, length, limits, &client.recorder));
     let mut answer = Box::pin((client.service)(client.facts.clone(), request));
     if let Poll::Ready(response) = answer.as_mut().poll(cx) {
-        return reply.send_or_spawn(response, &client.date);
+        return way_back.send_or_spawn(response, &client.date);
     }
     let date = client.date.clone();
     spawn_local(async move {
-        if let Some(response) = reply.unless_reset(answer.as_mut()).await {
+        if let Some(response) = way_back.unless_reset(answer.as_mut()).await {
             // Whatever the service held is free before the body is sent.
             drop(answer);
-            if let Some(pump) = reply.send(response, &date) {
+            if let Some(pump) = way_back.send(response, &date) {
                 pump.run().await;
             }
         }
@@ -291,7 +292,7 @@ fn is_padded(value: &HeaderValue) -> bool {
 }
 
 /// The way back to the client for one request.
-struct Reply {
+struct WayBack {
     respond: SendResponse<Bytes>,
     is_head: bool,
     resets: Rc<Cell<u32>>,
@@ -300,7 +301,7 @@ struct Reply {
     _exchange: Exchange,
 }
 
-impl Reply {
+impl WayBack {
     /// The service's answer; `None` if the client cancels first, which the service sees as
     /// its future's drop.
     async fn unless_reset<F: Answer>(&mut self, mut answer: Pin<&mut F>) -> Option<F::Output> {
@@ -324,19 +325,21 @@ impl Reply {
         self.resets.set(self.resets.get() + 1);
     }
 
-    fn send_or_spawn(self, response: Response<Body>, date: &RefCell<HeaderValue>) {
+    fn send_or_spawn(self, response: Reply, date: &RefCell<HeaderValue>) {
         if let Some(pump) = self.send(response, date) {
             spawn_local(pump.run());
         }
     }
 
     /// Sends head and body, if the body is there; otherwise the pump for the body.
-    fn send(mut self, response: Response<Body>, date: &RefCell<HeaderValue>) -> Option<Pump> {
-        let (mut head, body) = response.into_parts();
+    fn send(mut self, response: Reply, date: &RefCell<HeaderValue>) -> Option<Pump> {
+        let Reply { status, fields, body } = response;
         let is_whole = self.is_head || body.is_end_stream();
-        complete(&mut head.headers, if is_whole { None } else { body.exact_length() }, date);
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        *head.headers_mut() = fields.to_map();
+        complete(head.headers_mut(), if is_whole { None } else { body.exact_length() }, date);
         // An error here is a stream that the client has cancelled; nobody waits for it.
-        let head = Response::from_parts(head, ());
         let mut stream = self.respond.send_response(head, is_whole).ok()?;
         match body {
             _ if is_whole => None,
@@ -345,12 +348,12 @@ impl Reply {
                 _ = stream.send_data(bytes, true);
                 None
             }
-            body => Some(Pump { body, stream, reply: self }),
+            body => Some(Pump { body, stream, way_back: self }),
         }
     }
 }
 
-/// What HTTP/2 demands of a head, and what hyper adds on HTTP/1.
+/// What HTTP/2 demands of a head, and what a recipient needs.
 fn complete(headers: &mut HeaderMap, length: Option<u64>, date: &RefCell<HeaderValue>) {
     for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
         headers.remove(name);
@@ -369,7 +372,7 @@ fn complete(headers: &mut HeaderMap, length: Option<u64>, date: &RefCell<HeaderV
 struct Pump {
     body: Body,
     stream: SendStream<Bytes>,
-    reply: Reply,
+    way_back: WayBack,
 }
 
 /// Why a body is not sent to its end.
@@ -386,9 +389,9 @@ impl Pump {
     async fn run(mut self) {
         match self.send_all().await {
             Ok(()) => {}
-            Err(Stopped::ByClient) => self.reply.count_reset(),
+            Err(Stopped::ByClient) => self.way_back.count_reset(),
             Err(Stopped::Stalled) => {
-                self.reply.recorder.count(Metric::ResponseBodiesTimedOut);
+                self.way_back.recorder.count(Metric::ResponseBodiesTimedOut);
                 self.stream.send_reset(Reason::CANCEL);
             }
             Err(Stopped::BySource) => self.stream.send_reset(Reason::INTERNAL_ERROR),
@@ -430,7 +433,7 @@ impl Pump {
             self.stream.reserve_capacity(bytes.len());
             let window = if bytes.is_empty() { 0 } else { self.window().await? };
             let piece = bytes.split_to(bytes.len().min(window));
-            self.reply.pace.moved(piece.len());
+            self.way_back.pace.moved(piece.len());
             let is_end = is_last && bytes.is_empty();
             self.stream.send_data(piece, is_end).map_err(|_| Stopped::ByClient)?;
             if bytes.is_empty() {
@@ -450,7 +453,7 @@ impl Pump {
                     Poll::Ready(Some(Ok(_))) => {}
                     Poll::Ready(_) => return Poll::Ready(Err(Stopped::ByClient)),
                     Poll::Pending => {
-                        let overdue = self.reply.pace.poll_overdue(cx);
+                        let overdue = self.way_back.pace.poll_overdue(cx);
                         return overdue.map(|()| Err(Stopped::Stalled));
                     }
                 }

@@ -26,9 +26,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::{Request, Response, StatusCode};
+use http::{Request, StatusCode};
 
-use crate::body::Body;
 use crate::context::Connection;
 use counts::Counts;
 
@@ -103,13 +102,6 @@ impl Unread {
 /// Path and query as the client wrote them.
 fn uri_bytes<B>(request: &Request<B>) -> usize {
     request.uri().path_and_query().map_or(0, |path| path.as_str().len())
-}
-
-/// The answer to a request that no other room ever sees.
-fn refusal(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::Empty);
-    *response.status_mut() = status;
-    response
 }
 
 #[cfg(test)]

@@ -18,9 +18,11 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use super::*;
+use crate::body::Body;
 use crate::clock::Clock;
 use crate::context::Connection;
 use crate::metrics::{Metric, Metrics, TABLE};
+use crate::reply::Reply;
 use crate::upgrade::OnUpgrade;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,11 +92,7 @@ async fn start(settings: &Settings) -> Running {
     Running { http: addresses[0], https: addresses[1], metrics, tls, switch, served, seen, folder }
 }
 
-async fn respond(
-    seen: Rc<Seen>,
-    facts: Rc<Connection>,
-    mut request: Request<Body>,
-) -> Response<Body> {
+async fn respond(seen: Rc<Seen>, facts: Rc<Connection>, mut request: Request<Body>) -> Reply {
     let path = request.uri().path().to_owned();
     seen.requests.borrow_mut().push(path.clone());
     seen.arrived.notify_one();
@@ -142,7 +140,7 @@ async fn respond(
         }
         _ => "hello\n".into(),
     };
-    response
+    response.into()
 }
 
 /// A body that fails after its first piece.

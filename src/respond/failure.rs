@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, StatusCode};
 
-use crate::body::Body;
+use crate::fields::FieldsMut;
+use crate::reply::Reply;
 
 /// Why the path ended without a response of its own.
 #[derive(Clone, Debug)]
@@ -28,28 +28,27 @@ pub struct Failure {
 }
 
 /// The response that a client gets for a failure. `server` names this node in Proxy-Status.
-pub fn response(failure: &Failure, server: &str, request_id: &str) -> Response<Body> {
+pub fn response(failure: &Failure, server: &str, request_id: &str) -> Reply {
     let reason = failure.status.canonical_reason().unwrap_or("Error");
     let text =
         format!("{} {reason}\n{}\nrequest {request_id}\n", failure.status.as_u16(), failure.detail);
-    let mut response = Response::new(Body::from(Bytes::from(text)));
-    *response.status_mut() = failure.status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let mut response = Reply { body: text.into(), ..Reply::new(failure.status) };
+    let fields = &mut response.fields;
+    fields.append(&CONTENT_TYPE, &HeaderValue::from_static("text/plain; charset=utf-8"));
+    fields.append(&CACHE_CONTROL, &HeaderValue::from_static("no-store"));
     if let Some(error) = failure.proxy_error
         && let Ok(value) = HeaderValue::try_from(format!("{server}; error={error}"))
     {
-        headers.insert(PROXY_STATUS, value);
+        fields.append(&PROXY_STATUS, &value);
     }
     if let Some(seconds) = failure.retry_after_s {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        fields.append(&RETRY_AFTER, &HeaderValue::from(seconds));
     }
     if let Some(methods) = &failure.allow {
-        headers.insert(ALLOW, methods.clone());
+        fields.append(&ALLOW, methods);
     }
     if failure.close {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        fields.append(&CONNECTION, &HeaderValue::from_static("close"));
     }
     response
 }
@@ -72,9 +71,10 @@ mod tests {
             allow: None,
         };
         let response = response(&failure, "skerry", "0f");
-        assert_eq!(response.status(), 502);
-        assert_eq!(response.headers()["proxy-status"], "skerry; error=connection_refused");
-        assert_eq!(response.headers()["cache-control"], "no-store");
-        assert!(!response.headers().contains_key("connection"));
+        assert_eq!(response.status, 502);
+        let fields = response.fields.to_map();
+        assert_eq!(fields["proxy-status"], "skerry; error=connection_refused");
+        assert_eq!(fields["cache-control"], "no-store");
+        assert!(!fields.contains_key("connection"));
     }
 }

@@ -6,14 +6,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{Entry, HeaderName, VIA};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
+use http::header::{HeaderName, VIA};
+use http::{HeaderValue, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::log::{Line, LogBuffer, key};
 use crate::body::{Body, BodyError};
 use crate::context::RequestContext;
+use crate::fields::{FieldLines, FieldsMut};
 use crate::metrics::{Metric, Recorder};
+use crate::reply::Reply;
 
 /// Who this node is on the wire.
 #[derive(Clone, Debug)]
@@ -24,8 +26,6 @@ pub struct Identity {
     pub via: HeaderValue,
     /// `2 name`, for what came over HTTP/2.
     pub via_2: HeaderValue,
-    /// Our member of `Cache-Status` before it is said what happened: the name alone.
-    pub unsaid: HeaderValue,
 }
 
 impl Identity {
@@ -36,7 +36,6 @@ impl Identity {
             name: name.into(),
             via: value(format!("1.1 {name}")),
             via_2: value(format!("2 {name}")),
-            unsaid: value(name.to_owned()),
         }
     }
 
@@ -47,24 +46,15 @@ impl Identity {
 }
 
 /// Says in `Cache-Status` what happened, and in `Via` that it came through here; `key` is given
-/// where the rule shows it. What comes from the store has both lines already, and only the
-/// words are put in.
+/// where the rule shows it.
 pub fn mark(
-    headers: &mut HeaderMap,
+    fields: &mut FieldLines,
     context: &RequestContext,
     identity: &Identity,
     key: Option<&str>,
 ) {
-    let said = context.cache_status.render(&identity.name, key);
-    if let Entry::Occupied(mut lines) = headers.entry(CACHE_STATUS)
-        && let Some(last) = lines.iter_mut().last()
-        && *last == identity.unsaid
-    {
-        *last = said;
-        return;
-    }
-    headers.append(VIA, identity.via.clone());
-    headers.append(CACHE_STATUS, said);
+    fields.append(&VIA, &identity.via);
+    fields.append(&CACHE_STATUS, &context.cache_status.render(&identity.name, key));
 }
 
 /// Counts the response and logs it: at once when its body is in memory, else at its end.
@@ -73,29 +63,31 @@ pub fn account(
     recorder: &Recorder,
     log: &Rc<LogBuffer>,
     elapsed: Duration,
-    response: Response<Body>,
-) -> Response<Body> {
-    let status = response.status();
+    response: Reply,
+) -> Reply {
+    let status = response.status;
     recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
     recorder.observe(Metric::RequestSeconds, elapsed);
     // A refused request never came to the cache.
     if context.site.is_some() {
         recorder.count_labelled(Metric::CacheRequests, cache_result(&context));
     }
-    match response.body() {
+    match response.body {
         Body::Empty | Body::Full(_) | Body::Pieces(_) => {
-            let bytes = response.body().exact_length().unwrap_or_default();
+            let bytes = response.body.exact_length().unwrap_or_default();
             recorder.add(Metric::ResponseBytes, bytes);
             if log.is_on() {
                 write_line(log, &context, status, bytes, elapsed, Ending::Whole);
             }
             response
         }
-        Body::Incoming(_) | Body::Stream(_) => response.map(|body| {
+        Body::Incoming(_) | Body::Stream(_) => {
+            let Reply { fields, body, .. } = response;
             let (recorder, log) = (recorder.clone(), log.clone());
             let ended = is_over(&body);
-            Body::stream(Accounted { body, context, recorder, log, status, bytes: 0, ended })
-        }),
+            let accounted = Accounted { body, context, recorder, log, status, bytes: 0, ended };
+            Reply { status, fields, body: Body::stream(accounted) }
+        }
     }
 }
 

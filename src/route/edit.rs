@@ -1,6 +1,8 @@
 //! Changes to header fields: remove, then set, then add.
 
-use http::header::{HeaderMap, HeaderName};
+use http::HeaderName;
+
+use crate::fields::FieldsMut;
 
 use super::{Facts, Template};
 
@@ -28,19 +30,19 @@ impl FieldEdits {
     }
 
     /// Makes the changes.
-    pub fn apply(&self, headers: &mut HeaderMap, facts: &Facts<'_>) {
+    pub fn apply(&self, fields: &mut impl FieldsMut, facts: &Facts<'_>) {
         for name in &self.remove {
-            headers.remove(name);
+            fields.remove(name);
         }
         for (name, template) in &self.set {
             match template.render_field(facts) {
-                Some(value) => drop(headers.insert(name, value)),
-                None => drop(headers.remove(name)),
+                Some(value) => fields.set(name, &value),
+                None => fields.remove(name),
             }
         }
         for (name, template) in &self.add {
             if let Some(value) = template.render_field(facts) {
-                headers.append(name, value);
+                fields.append(name, &value);
             }
         }
     }
@@ -48,7 +50,7 @@ impl FieldEdits {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderValue};
 
     use super::super::template::tests::with_facts;
     use super::*;

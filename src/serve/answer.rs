@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use http::Method;
 use http::header::{AGE, CONTENT_TYPE, LOCATION};
-use http::{Method, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Visit;
@@ -22,6 +22,8 @@ use crate::body::{Body, BodyError};
 use crate::cache::{self, CacheStatus, Multipart, Reason, Selected, StoredResponse};
 use crate::fetch::fill::Filling;
 use crate::fetch::parts::{First, Parts};
+use crate::fields::{Fields, FieldsMut};
+use crate::reply::Reply;
 use crate::route::{Facts, Fixed, Redirect};
 use crate::store::{Head, Store};
 
@@ -100,7 +102,7 @@ impl Visit {
         found: &Found,
         head: &Arc<Head>,
         why: Option<Reason>,
-    ) -> Option<Response<Body>> {
+    ) -> Option<Reply> {
         let now = self.context.received_at;
         let ttl = head.response.freshness.ttl(now);
         let mend = self.parts(found, head);
@@ -113,7 +115,7 @@ impl Visit {
     }
 
     /// The part of it that this request gets at `now`. `None` when bytes are missing.
-    pub(super) fn select(&self, source: Source<'_>, now: SystemTime) -> Option<Response<Body>> {
+    pub(super) fn select(&self, source: Source<'_>, now: SystemTime) -> Option<Reply> {
         let stored = source.response();
         let age = stored.freshness.age(now);
         let (method, fields) = (&self.request.method, &self.fields);
@@ -130,41 +132,37 @@ impl Visit {
             (Selected::Missing(_), _) => return None,
             (selected, _) => selected,
         };
-        let (status, headers) = cache::answer(stored, &selected, length, age)?;
+        let (status, fields) = cache::answer(stored, &selected, length, age)?;
         let body = match selected {
             Selected::Full if !is_head => source.whole()?,
             Selected::Range { bytes, .. } => source.bytes(bytes)?,
             Selected::Multipart(plan) => multipart(source, *plan)?,
             _ => Body::Empty,
         };
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        Some(response)
+        Some(Reply { status, fields, body })
     }
 }
 
 /// Takes `Age` from an answer that comes straight from the origin.
-pub(super) fn first_hand(response: &mut Response<Body>) {
-    if response.headers().get(AGE).is_some_and(|age| age == "0") {
-        response.headers_mut().remove(AGE);
+pub(super) fn first_hand(response: &mut Reply) {
+    if response.fields.get(&AGE) == Some(b"0") {
+        response.fields.remove(&AGE);
     }
 }
 
-pub(super) fn redirect(redirect: &Redirect, facts: &Facts<'_>) -> Response<Body> {
-    let mut response = Response::new(Body::Empty);
-    *response.status_mut() = redirect.status;
-    if let Some(location) = redirect.location.render_field(facts) {
-        response.headers_mut().insert(LOCATION, location);
+pub(super) fn redirect(redirect: &Redirect, facts: &Facts<'_>) -> Reply {
+    let response = Reply::new(redirect.status);
+    match redirect.location.render_field(facts) {
+        Some(location) => response.with(&LOCATION, &location),
+        None => response,
     }
-    response
 }
 
-pub(super) fn fixed(fixed: &Fixed) -> Response<Body> {
-    let mut response = Response::new(Body::from(fixed.content.clone()));
-    *response.status_mut() = fixed.status;
+pub(super) fn fixed(fixed: &Fixed) -> Reply {
+    let mut response = Reply::new(fixed.status);
     if !fixed.content.is_empty() {
-        response.headers_mut().insert(CONTENT_TYPE, fixed.content_type.clone());
+        response.fields.append(&CONTENT_TYPE, &fixed.content_type);
+        response.body = fixed.content.clone().into();
     }
     response
 }

@@ -52,8 +52,8 @@ async fn fetch(
     let scheme = if url.scheme_str() == Some("https") { "https" } else { "http" };
     let connection = Rc::new(Connection::own(scheme));
     let response = super::serve(worker, connection, request).await;
-    let status = response.status();
-    let mut body = response.into_body();
+    let status = response.status;
+    let mut body = response.body;
     let mut content = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| error.to_string())?;

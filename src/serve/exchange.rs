@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH, VIA};
+use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
@@ -14,8 +14,8 @@ use super::worker::{Plan, Worker};
 use crate::body::Body;
 use crate::cache::vary::Variant;
 use crate::cache::{
-    self, CacheKey, Exchange, FieldSection, Freshened, Place, PurgeSequence, Reason,
-    StoredResponse, Storing, Vary, VaryList, search,
+    self, CacheKey, Exchange, Freshened, Place, PurgeSequence, Reason, StoredResponse, Storing,
+    Vary, VaryList, search,
 };
 use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
@@ -23,7 +23,6 @@ use crate::fetch::parts::{First, Parts};
 use crate::fetch::{FetchError, FillEnd, Intent, Pool, UpstreamResponse};
 use crate::interim::Interims;
 use crate::metrics::Metric;
-use crate::respond;
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
 
@@ -231,13 +230,11 @@ impl Job {
         if let Some(stale) = self.stale.as_ref().filter(|_| is_304(&response)) {
             let exchange = self.exchange(&response, began);
             match cache::freshen(&stale.response, &exchange, sequence, settings) {
-                Freshened::Updated(mut fresh) => {
-                    self.sign(&mut fresh.headers, Some(response.headers()));
+                Freshened::Updated(fresh) => {
                     return Settled::Validated(self.worker.store.replace(stale, *fresh));
                 }
                 // It holds this once: stale from the start, so that nobody else is given it.
-                Freshened::Once(mut once, _) => {
-                    self.sign(&mut once.headers, Some(response.headers()));
+                Freshened::Once(once, _) => {
                     return Settled::Validated(self.worker.store.replace(stale, *once));
                 }
                 Freshened::NotThisOne => {}
@@ -246,18 +243,16 @@ impl Job {
         let (codings, site) = (&*self.plan.codings, &*self.site.name);
         let place = Place { key: &self.key, selecting: &self.selecting, codings, site, sequence };
         match cache::may_store(&self.exchange(&response, began), &place, settings) {
-            Storing::Store(mut stored) if apart => {
+            Storing::Store(stored) if apart => {
                 // Collected before any of it goes on: no more than goes on in one piece.
                 let length = response.body().exact_length();
                 if length.is_none_or(|length| length > self.worker.store.slice_bytes()) {
                     return Settled::Pass { response, reason: Reason::TooLarge, remember: None };
                 }
-                self.sign(&mut stored.headers, None);
                 Settled::Apart(stored, response)
             }
-            Storing::Store(mut stored) => {
+            Storing::Store(stored) => {
                 self.note_rule(&stored).await;
-                self.sign(&mut stored.headers, None);
                 Settled::Store(stored, response)
             }
             Storing::Pass { reason, remember } => Settled::Pass { response, reason, remember },
@@ -272,20 +267,6 @@ impl Job {
             response: response.headers(),
             request_time: began,
             response_time: self.worker.clock.now(),
-        }
-    }
-
-    /// Puts this node's `Via` and a place for its `Cache-Status` into fields that are stored, so
-    /// that a hit adds none. `update` is what a validation answered: where it has such lines,
-    /// they took the place of ours.
-    pub fn sign(&self, headers: &mut FieldSection, update: Option<&HeaderMap>) {
-        let gone = |name| update.is_none_or(|update| update.contains_key(name));
-        let identity = &self.plan.identity;
-        if gone(VIA) {
-            headers.append(VIA, identity.via.clone());
-        }
-        if gone(respond::CACHE_STATUS) {
-            headers.append(respond::CACHE_STATUS, identity.unsaid.clone());
         }
     }
 

@@ -5,7 +5,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Response};
+use http::HeaderMap;
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
@@ -13,22 +13,19 @@ use super::answer::{Source, first_hand};
 use super::exchange::{Came, Job, Report};
 use super::lookup::{Found, Target};
 use super::{Visit, failures};
-use crate::body::Body;
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, PurgeTarget, Reason, Vary};
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
 use crate::fetch::{FetchError, Pool};
+use crate::fields::FieldsMut;
+use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::store::Head;
 
 impl Visit {
     /// Answers by way of upstream; `found.head` is what may be validated.
-    pub(super) async fn fetch(
-        &mut self,
-        found: Found,
-        reason: Reason,
-    ) -> Result<Response<Body>, Failure> {
+    pub(super) async fn fetch(&mut self, found: Found, reason: Reason) -> Result<Reply, Failure> {
         self.context.cache_status = CacheStatus::forwarded(reason);
         if self.request.method == http::Method::HEAD {
             return self.pass(reason, Some(found)).await;
@@ -48,11 +45,7 @@ impl Visit {
     }
 
     /// Once as a leader; as a follower until what was followed has an answer for this request.
-    async fn fetch_in_turn(
-        &mut self,
-        mut found: Found,
-        reason: Reason,
-    ) -> Result<Response<Body>, Failure> {
+    async fn fetch_in_turn(&mut self, mut found: Found, reason: Reason) -> Result<Reply, Failure> {
         for _ in 0..ROUNDS_MAX {
             let store = &self.worker.store;
             // Its tags are not known before its head.
@@ -120,7 +113,7 @@ impl Visit {
 
     /// The fill that would have been followed may have ended between the lookup and the join:
     /// what it stored is in memory.
-    fn stored_meanwhile(&mut self, found: &Found) -> Option<Response<Body>> {
+    fn stored_meanwhile(&mut self, found: &Found) -> Option<Reply> {
         let again = self.look_in_memory(Target { key: found.key.clone() }).ok()?;
         let before = self.context.cache_status;
         let response = self.act_now(&again);
@@ -130,12 +123,7 @@ impl Visit {
         response
     }
 
-    async fn lead(
-        &mut self,
-        lead: Lead,
-        found: Found,
-        reason: Reason,
-    ) -> Result<Response<Body>, Failure> {
+    async fn lead(&mut self, lead: Lead, found: Found, reason: Reason) -> Result<Reply, Failure> {
         let mut job = self.job(&found)?;
         job.interims = self.interims.clone();
         let mut request = self.fill_request(found.validated().map(Arc::as_ref));
@@ -156,12 +144,12 @@ impl Visit {
         match came {
             Came::Alone(response, reason) => {
                 self.context.cache_status.detail = Some(reason);
-                Ok(response)
+                Ok(response.into())
             }
             Came::Apart(response, ttl) => {
                 let status = &mut self.context.cache_status;
                 (status.stored, status.ttl) = (true, Some(ttl));
-                Ok(response)
+                Ok(response.into())
             }
             Came::Filling(own) => self.read_own(&follower, own).await,
             Came::Parts(begun) => {
@@ -183,11 +171,7 @@ impl Visit {
     }
 
     /// The leader's own: it is what the origin said to this very request, fresh or not.
-    async fn read_own(
-        &mut self,
-        follower: &Follower,
-        own: HeaderMap,
-    ) -> Result<Response<Body>, Failure> {
+    async fn read_own(&mut self, follower: &Follower, own: HeaderMap) -> Result<Reply, Failure> {
         let Outcome::Filling(filling) = follower.outcome().await else {
             return Err(failures::abandoned());
         };
@@ -198,21 +182,19 @@ impl Visit {
     }
 
     /// `own` are the fields that nobody else gets.
-    pub(super) fn first_hand(&self, filling: &Filling, own: HeaderMap) -> Response<Body> {
+    pub(super) fn first_hand(&self, filling: &Filling, own: HeaderMap) -> Reply {
         let parts = self.parts_of(filling);
         let selected =
             self.select(Source::Filling(filling, parts.as_ref()), self.worker.clock.now());
         let mut response = selected.expect("a fill is of a whole response");
         first_hand(&mut response);
-        response.headers_mut().extend(own);
+        for (name, value) in &own {
+            response.fields.append(name, value);
+        }
         response
     }
 
-    async fn validated(
-        &mut self,
-        found: &Found,
-        head: &Arc<Head>,
-    ) -> Result<Response<Body>, Failure> {
+    async fn validated(&mut self, found: &Found, head: &Arc<Head>) -> Result<Reply, Failure> {
         let ttl = head.response.freshness.ttl(self.worker.clock.now());
         let status = &mut self.context.cache_status;
         (status.ttl, status.stored, status.detail) = (Some(ttl), true, Some(Reason::Validated));
@@ -255,7 +237,7 @@ impl Visit {
     }
 
     /// A follower's answer. `None` when its part can't be cut from what comes.
-    async fn answer_from(&mut self, filling: &Filling) -> Option<Response<Body>> {
+    async fn answer_from(&mut self, filling: &Filling) -> Option<Reply> {
         let parts = self.parts_of(filling);
         if let Some(parts) = &parts
             && let Some(response) = self.answer_ahead(filling, parts).await
@@ -274,7 +256,7 @@ impl Visit {
         &mut self,
         found: &Found,
         failure: &FillFailure,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> Result<Reply, Failure> {
         if let Some(response) = self.stale_on_error(found) {
             return Ok(response);
         }
@@ -288,7 +270,7 @@ impl Visit {
         })
     }
 
-    pub(super) fn stale_on_error(&mut self, found: &Found) -> Option<Response<Body>> {
+    pub(super) fn stale_on_error(&mut self, found: &Found) -> Option<Reply> {
         let head = found.head.as_ref()?;
         if !self.may_serve_stale(head) {
             return None;
@@ -303,12 +285,7 @@ impl Visit {
     }
 
     /// A stale response in the place of one that upstream has not given.
-    fn stand_in(
-        &mut self,
-        found: &Found,
-        head: &Arc<Head>,
-        why: Reason,
-    ) -> Result<Response<Body>, Failure> {
+    fn stand_in(&mut self, found: &Found, head: &Arc<Head>, why: Reason) -> Result<Reply, Failure> {
         let status = CacheStatus { detail: Some(why), ..self.context.cache_status };
         let response = self.hit(found, head, Some(why)).ok_or_else(failures::abandoned)?;
         let ttl = self.context.cache_status.ttl;

@@ -19,13 +19,14 @@ use crate::body::Body;
 use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason};
 use crate::fetch::collapse::Outcome;
 use crate::fetch::{FetchError, Intent, UpstreamResponse, tunnel};
+use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::route::Action;
 use crate::store::Head;
 use crate::upgrade::OnUpgrade;
 
 /// A request on its way upstream and back.
-pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + 'a>>;
+pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + 'a>>;
 
 impl Visit {
     /// Sends this one request upstream and hands back what comes. Boxed, so that those who only
@@ -38,7 +39,7 @@ impl Visit {
         &mut self,
         reason: Reason,
         found: Option<Found>,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> Result<Reply, Failure> {
         self.context.cache_status.forwarded = Some(reason);
         let found = match found {
             Some(found) => found,
@@ -89,11 +90,11 @@ impl Visit {
         {
             let idle = job.pool.settings().deadlines.tunnel_idle;
             spawn_local(tunnel(client_side, origin_side, idle));
-            return Ok(upstream.response);
+            return Ok(upstream.response.into());
         }
         let invalid = self.invalidated(&job, &upstream.response);
         if self.request.method == Method::HEAD {
-            self.freshen_from_head(&job, &found, &upstream.response, began, sequence);
+            self.freshen_from_head(&found, &upstream.response, began, sequence);
         }
         let mut settled = job.settle(upstream.response, began, sequence).await;
         if !invalid.is_empty() {
@@ -105,11 +106,11 @@ impl Visit {
             self.worker.store.invalidate(invalid, cause);
         }
         match settled {
-            Settled::Store(_, response) if is_unkeyed => Ok(response),
+            Settled::Store(_, response) if is_unkeyed => Ok(response.into()),
             Settled::Store(stored, response) => {
                 let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
                 let Some(lead) = self.worker.fills.adopt(hash, sequence) else {
-                    return Ok(response);
+                    return Ok(response.into());
                 };
                 let follower = lead.follower();
                 let ttl = stored.freshness.ttl(self.worker.clock.now());
@@ -131,7 +132,7 @@ impl Visit {
                 if !expected {
                     self.context.cache_status.detail = Some(why);
                 }
-                Ok(response)
+                Ok(response.into())
             }
             // Nothing was being validated, and nothing may stand in.
             Settled::Apart(..) | Settled::Validated(_) | Settled::Error(_) => {
@@ -155,7 +156,6 @@ impl Visit {
     /// RFC 9111 §4.3.5.
     fn freshen_from_head(
         &self,
-        job: &Job,
         found: &Found,
         response: &Response<Body>,
         began: std::time::SystemTime,
@@ -172,10 +172,7 @@ impl Visit {
         };
         let settings = &self.rule.settings.cache;
         match cache::freshen_from_head(&head.response, &exchange, sequence, settings) {
-            Freshened::Updated(mut fresh) => {
-                job.sign(&mut fresh.headers, Some(response.headers()));
-                self.worker.store.replace(head, *fresh);
-            }
+            Freshened::Updated(fresh) => drop(self.worker.store.replace(head, *fresh)),
             Freshened::Once(..) => {}
             Freshened::NotThisOne if response.status().is_success() => {
                 let url = found.key.url().into();

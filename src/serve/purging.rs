@@ -3,13 +3,13 @@
 
 use std::net::IpAddr;
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 use tokio::sync::oneshot;
 
 use super::Visit;
 use super::failures;
-use crate::body::Body;
 use crate::guard::Refusal;
+use crate::reply::Reply;
 use crate::respond::Failure;
 
 /// A purge that came as a request; node.rs has it ordered.
@@ -29,7 +29,7 @@ impl Visit {
     }
 
     /// Purges the URL that was asked for, on all nodes; answers when it is durable on this one.
-    pub(super) async fn purge(&mut self) -> Result<Response<Body>, Failure> {
+    pub(super) async fn purge(&mut self) -> Result<Reply, Failure> {
         let client = self.asked.client;
         if !self.plan.gate.settings().purge_from.iter().any(|network| network.contains(&client)) {
             return Err(failures::refused(Refusal::AddressDenied, &self.worker.recorder));
@@ -44,7 +44,9 @@ impl Visit {
         }
         let ended = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is ending".to_owned());
         match answered.await.map_err(ended).and_then(|ordered| ordered) {
-            Ok(id) => Ok(Response::new(Body::from(bytes::Bytes::from(format!("purged: {id}\n"))))),
+            Ok(id) => {
+                Ok(Reply { body: format!("purged: {id}\n").into(), ..Reply::new(StatusCode::OK) })
+            }
             Err((status, detail)) => Err(failures::purge(status, detail)),
         }
     }

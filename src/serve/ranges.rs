@@ -31,7 +31,6 @@ use super::exchange::Job;
 use super::lookup::Found;
 use crate::body::Body;
 use crate::cache::range::{RangeLimits, RangeSpec, Requested, parse_specs, requested};
-use crate::cache::section::Fields;
 use crate::cache::{self, CacheStatus, Reason, Selected, StoredResponse};
 use crate::fetch::collapse::Failure as FillFailure;
 use crate::fetch::fill::Filling;
@@ -40,6 +39,8 @@ use crate::fetch::slices::{
     Answer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
 };
 use crate::fetch::{FetchError, UpstreamResponse};
+use crate::fields::Fields;
+use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::store::Head;
 
@@ -142,7 +143,7 @@ impl Visit {
         &mut self,
         found: &Found,
         head: &Arc<Head>,
-    ) -> Result<Option<Response<Body>>, Failure> {
+    ) -> Result<Option<Reply>, Failure> {
         let Some(parts) = self.parts(found, head) else { return Ok(None) };
         match parts.begin(self.first_wanted(head)).await {
             Ok(first) => Ok(self.parts_answer(&parts, first)),
@@ -161,11 +162,7 @@ impl Visit {
 
     /// Answers with a range that begins so far ahead of what the fill has that its client would
     /// wait for long. `None` when it had better wait: the range is near, or can't be had.
-    pub(super) async fn answer_ahead(
-        &mut self,
-        filling: &Filling,
-        parts: &Parts,
-    ) -> Option<Response<Body>> {
+    pub(super) async fn answer_ahead(&mut self, filling: &Filling, parts: &Parts) -> Option<Reply> {
         let wanted = self.first_wanted(&parts.head);
         let ranges = parts.head.response.headers.get(&ACCEPT_RANGES);
         if !filling.is_far_from(wanted.start) || ranges.is_none_or(|unit| unit != b"bytes") {
@@ -175,7 +172,7 @@ impl Visit {
         self.parts_answer(parts, first)
     }
 
-    fn parts_answer(&mut self, parts: &Parts, first: Option<First>) -> Option<Response<Body>> {
+    fn parts_answer(&mut self, parts: &Parts, first: Option<First>) -> Option<Reply> {
         let ttl = parts.head.response.freshness.ttl(self.context.received_at);
         self.context.cache_status = CacheStatus {
             ttl: Some(ttl),
@@ -188,7 +185,7 @@ impl Visit {
     }
 
     /// The answer to the request that made an object known in part.
-    pub(super) fn first_part(&mut self, parts: &Parts, first: First) -> Option<Response<Body>> {
+    pub(super) fn first_part(&mut self, parts: &Parts, first: First) -> Option<Reply> {
         let ttl = parts.head.response.freshness.ttl(self.worker.clock.now());
         let status = &mut self.context.cache_status;
         (status.stored, status.ttl) = (true, Some(ttl));

@@ -227,7 +227,8 @@ async fn a_replaced_head_keeps_its_body() {
     here.purge(PurgeBatch { purges: vec![purge], ..PurgeBatch::default() }).await.unwrap();
     assert_eq!(here.purge_verdict(&old), Some(PurgeKind::Soft));
     let mut fields = response(&key.text, here.sequence());
-    fields.headers.append(HeaderName::from_static("x-new"), "1".parse().unwrap());
+    fields.headers =
+        [(HeaderName::from_static("x-new"), "1".parse().unwrap())].into_iter().collect();
     here.replace(&old, fields);
     let new = found(here.in_memory(key.hash));
     assert_eq!(here.purge_verdict(&new), None);

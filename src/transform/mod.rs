@@ -15,14 +15,15 @@ use std::str::FromStr;
 use http::header::{
     ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderName, HeaderValue, VARY,
 };
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Method};
 
 pub use coder::{BYTES_AT_ONCE_MAX, decode, encode};
 pub use negotiate::Accepted;
-pub use plan::{Action, Plan, Reason, plan};
+pub use plan::{Action, Plan, Reason, Said, plan};
 
-use crate::body::Body;
+use crate::fields::{FieldLines, Fields, FieldsMut};
 use crate::metrics::Recorder;
+use crate::reply::Reply;
 
 /// A content coding that we can produce and undo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,27 +99,25 @@ impl Settings {
 pub fn transform(
     method: &Method,
     request: &HeaderMap,
-    response: Response<Body>,
+    response: Reply,
     settings: &Settings,
     recorder: &Recorder,
-) -> Response<Body> {
-    let (mut head, body) = response.into_parts();
+) -> Reply {
+    let Reply { status, mut fields, body } = response;
     // The answer to HEAD has no body, which says nothing of the length.
     let is_head = *method == Method::HEAD;
     let length = if is_head { None } else { body.exact_length() };
-    let plan = plan(request, head.status, &head.headers, length, settings);
-    if plan.varies {
-        add_vary(&mut head.headers);
+    let said = Said::by(&fields);
+    let plan = plan(request, status, &said, length, settings);
+    let length = said.length.or(length);
+    if plan.varies && !said.varies {
+        fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
-    if let Action::Leave(_) = plan.action {
-        return Response::from_parts(head, body);
-    }
-    let length = content_length(&head.headers).or(length);
     match plan.action {
-        Action::Leave(_) => {}
+        Action::Leave(_) => return Reply { status, fields, body },
         Action::Weaken => {
-            weaken_etag(&mut head.headers);
-            return Response::from_parts(head, body);
+            weaken_etag(&mut fields);
+            return Reply { status, fields, body };
         }
         // Of an answer to HEAD that does not say how long the content is nobody knows whether it
         // would be worth it. The coding may be left out (RFC 9110 §9.3.2), and what holds for
@@ -126,15 +125,13 @@ pub fn transform(
         Action::Encode(_) if is_head && length.is_none() => {}
         Action::Encode(level) => {
             let coding = HeaderValue::from_static(level.coding.as_str());
-            head.headers.insert(CONTENT_ENCODING, coding);
+            fields.set(&CONTENT_ENCODING, &coding);
         }
-        Action::Decode(_) => {
-            head.headers.remove(CONTENT_ENCODING);
-        }
+        Action::Decode(_) => fields.remove(&CONTENT_ENCODING),
     }
-    change_representation(&mut head.headers);
+    change_representation(&mut fields);
     if is_head {
-        return Response::from_parts(head, body);
+        return Reply { status, fields, body };
     }
     let body = match plan.action {
         Action::Encode(level) => encode(body, level, length, recorder),
@@ -142,42 +139,26 @@ pub fn transform(
         Action::Leave(_) | Action::Weaken => body,
     };
     if let Some(length) = body.exact_length() {
-        head.headers.insert(CONTENT_LENGTH, length.into());
+        fields.append_number(&CONTENT_LENGTH, length);
     }
-    Response::from_parts(head, body)
+    Reply { status, fields, body }
 }
 
 /// Takes out what is no longer true of the bytes: their number, ranges of them, digests, and the
 /// strong validator (RFC 9110 §8.8.1).
-fn change_representation(headers: &mut HeaderMap) {
-    headers.remove(CONTENT_LENGTH);
-    headers.remove(ACCEPT_RANGES);
-    DIGESTS.iter().for_each(|name| {
-        headers.remove(name);
-    });
-    weaken_etag(headers);
+fn change_representation(fields: &mut FieldLines) {
+    fields.remove_all(&OF_THE_BYTES);
+    weaken_etag(fields);
 }
 
-fn weaken_etag(headers: &mut HeaderMap) {
-    let weak = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\"")).map(|etag| {
-        HeaderValue::from_bytes(&[b"W/", etag.as_bytes()].concat())
+fn weaken_etag(fields: &mut FieldLines) {
+    let weak = fields.get(&ETAG).filter(|etag| etag.starts_with(b"\"")).map(|etag| {
+        HeaderValue::from_bytes(&[b"W/", etag].concat())
             .expect("a field value with two letters before it is one")
     });
     if let Some(weak) = weak {
-        headers.insert(ETAG, weak);
+        fields.set(&ETAG, &weak);
     }
-}
-
-fn add_vary(headers: &mut HeaderMap) {
-    let named = negotiate::members(headers, &VARY)
-        .any(|member| member == "*" || member.eq_ignore_ascii_case("accept-encoding"));
-    if !named {
-        headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
-    }
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    std::str::from_utf8(headers.get(CONTENT_LENGTH)?.as_bytes().trim_ascii()).ok()?.parse().ok()
 }
 
 impl Coding {
@@ -294,9 +275,10 @@ fn is_token(text: &str) -> bool {
 
 impl MediaRange {
     /// Whether a `Content-Type`, parameters and all, is one of them.
-    pub fn matches(&self, content_type: &str) -> bool {
-        let media_type = content_type.split(';').next().unwrap_or_default().trim();
-        let (media_type, length) = (media_type.as_bytes(), media_type.len());
+    pub fn matches(&self, content_type: &[u8]) -> bool {
+        let end = content_type.iter().position(|byte| *byte == b';');
+        let media_type = content_type[..end.unwrap_or(content_type.len())].trim_ascii();
+        let length = media_type.len();
         match self {
             Self::Type(exact) => media_type.eq_ignore_ascii_case(exact.as_bytes()),
             Self::Kind(start) => {
@@ -311,8 +293,10 @@ impl MediaRange {
     }
 }
 
-/// Fields that speak of the bytes as they were (RFC 9530 and its elders).
-const DIGESTS: [HeaderName; 4] = [
+/// Fields that speak of the bytes as they were: RFC 9110 §8.6 and §14.3, RFC 9530 and its elders.
+const OF_THE_BYTES: [HeaderName; 6] = [
+    CONTENT_LENGTH,
+    ACCEPT_RANGES,
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("repr-digest"),
     HeaderName::from_static("digest"),
@@ -343,19 +327,21 @@ const CONTENT_TYPES: [&str; 17] = [
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use http::Response;
 
     use super::*;
+    use crate::body::Body;
     use crate::metrics::Metrics;
 
-    fn transformed(method: &Method, accept: &str, response: Response<Body>) -> Response<Body> {
+    fn transformed(method: &Method, accept: &str, response: Reply) -> Reply {
         let mut request = HeaderMap::new();
         request.insert(http::header::ACCEPT_ENCODING, accept.parse().unwrap());
         let recorder = Metrics::new(1).worker(0);
         transform(method, &request, response, &Settings::default(), &recorder)
     }
 
-    fn page(body: impl Into<Body>) -> Response<Body> {
-        Response::builder()
+    fn page(body: impl Into<Body>) -> Reply {
+        let response = Response::builder()
             .header("content-type", "text/html")
             .header("content-length", "5000")
             .header("etag", "\"v1\"")
@@ -363,11 +349,13 @@ mod tests {
             .header("repr-digest", "sha-256=:AAAA:")
             .header("vary", "accept-language")
             .body(body.into())
-            .unwrap()
+            .unwrap();
+        response.into()
     }
 
-    fn field<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
-        response.headers().get(name).map(|value| value.to_str().unwrap())
+    fn field<'a>(response: &'a Reply, name: &'static str) -> Option<&'a str> {
+        let value = response.fields.get(&HeaderName::from_static(name));
+        value.map(|value| std::str::from_utf8(value).unwrap())
     }
 
     #[test]
@@ -377,11 +365,11 @@ mod tests {
         assert_eq!(field(&small, "etag"), Some("W/\"v1\""));
         assert_eq!(field(&small, "accept-ranges"), None);
         assert_eq!(field(&small, "repr-digest"), None);
-        let vary: Vec<_> = small.headers().get_all(VARY).iter().collect();
-        assert_eq!(vary, ["accept-language", "Accept-Encoding"]);
+        let vary: Vec<_> = small.fields.lines(&VARY).collect();
+        assert_eq!(vary, [b"accept-language", b"Accept-Encoding"]);
         let length: u64 = field(&small, "content-length").unwrap().parse().unwrap();
         assert!(length < 100);
-        assert_eq!(small.body().exact_length(), Some(length));
+        assert_eq!(small.body.exact_length(), Some(length));
 
         let pieces = [Bytes::from(vec![b'a'; 2500]), Bytes::from(vec![b'b'; 2500])];
         let streamed = transformed(&Method::GET, "br", page(Body::Pieces(pieces.into())));
@@ -391,11 +379,11 @@ mod tests {
     #[test]
     fn head_claims_no_coding_when_the_content_may_be_too_short_for_it() {
         let mut unsaid = page(Body::Empty);
-        unsaid.headers_mut().remove(CONTENT_LENGTH);
+        unsaid.fields.remove(&CONTENT_LENGTH);
         let head = transformed(&Method::HEAD, "br", unsaid);
         assert_eq!(field(&head, "content-encoding"), None);
         assert!(field(&head, "etag").is_some_and(|etag| etag.starts_with("W/")));
-        assert!(head.headers().contains_key(VARY));
+        assert!(head.fields.contains(&VARY));
     }
 
     #[test]
@@ -403,11 +391,11 @@ mod tests {
         for accept in ["br", "identity"] {
             let get = transformed(&Method::GET, accept, page("a".repeat(5000)));
             let head = transformed(&Method::HEAD, accept, page(Body::Empty));
-            let mut fields = get.headers().clone();
+            let mut fields = get.fields.to_map();
             if accept == "br" {
                 fields.remove(CONTENT_LENGTH);
             }
-            assert_eq!(head.headers(), &fields);
+            assert_eq!(head.fields.to_map(), fields);
         }
     }
 
@@ -417,17 +405,17 @@ mod tests {
         assert_eq!(field(&plain, "etag"), Some("\"v1\""));
         assert_eq!(field(&plain, "content-length"), Some("5000"));
         assert_eq!(field(&plain, "repr-digest"), Some("sha-256=:AAAA:"));
-        assert_eq!(plain.headers().get_all(VARY).iter().count(), 2);
+        assert_eq!(plain.fields.lines(&VARY).count(), 2);
     }
 
     #[test]
     fn vary_is_not_said_twice() {
         for line in ["*", "Accept-encoding", "origin, Accept-Encoding"] {
             let mut response = page("a".repeat(5000));
-            response.headers_mut().insert(VARY, line.parse().unwrap());
+            response.fields.set(&VARY, &line.parse().unwrap());
             let coded = transformed(&Method::GET, "gzip", response);
-            let lines: Vec<_> = coded.headers().get_all(VARY).iter().collect();
-            assert_eq!(lines, [line]);
+            let lines: Vec<_> = coded.fields.lines(&VARY).collect();
+            assert_eq!(lines, [line.as_bytes()]);
         }
     }
 
@@ -435,7 +423,11 @@ mod tests {
     fn a_media_range_is_a_type_a_kind_or_a_syntax() {
         let check = |range: &str, content_type: &str, expected| {
             let range: MediaRange = range.parse().unwrap();
-            assert_eq!(range.matches(content_type), expected, "{range:?} {content_type}");
+            assert_eq!(
+                range.matches(content_type.as_bytes()),
+                expected,
+                "{range:?} {content_type}"
+            );
         };
         check("text/*", "Text/HTML; charset=utf-8", true);
         check("text/*", "text/", false);

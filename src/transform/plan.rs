@@ -1,12 +1,13 @@
 //! Whether a response is coded, decoded or left alone. Pure, and by fields alone.
 
 use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    IF_NONE_MATCH, VARY,
 };
 use http::{HeaderMap, StatusCode};
 
-use super::negotiate::members;
-use super::{Accepted, Coding, Level, Settings, content_length};
+use super::{Accepted, Coding, Level, Settings};
+use crate::fields::{FieldLines, Fields, Line};
 
 /// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +69,73 @@ impl Reason {
     }
 }
 
-/// Decides for the response with these fields to the request with those. `body_length` is asked
-/// only when `Content-Length` doesn't say how long the representation is.
+/// What the fields of a response say of its content: every answer is looked at, so once.
+#[derive(Debug, Default)]
+pub struct Said<'a> {
+    /// `Content-Length`, if it is one.
+    pub length: Option<u64>,
+    /// Whether `Vary` names `Accept-Encoding`, or all.
+    pub varies: bool,
+    content_type: Option<&'a [u8]>,
+    coding: StoredCoding,
+    etag: Option<&'a [u8]>,
+    is_part: bool,
+    no_transform: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum StoredCoding {
+    #[default]
+    Identity,
+    Known(Coding),
+    Other,
+}
+
+impl<'a> Said<'a> {
+    /// By these fields.
+    pub fn by(fields: &'a FieldLines) -> Self {
+        let mut said = Self::default();
+        for Line { name, value } in fields.walk() {
+            if name.is(&CONTENT_TYPE) {
+                said.content_type = said.content_type.or(Some(value));
+            } else if name.is(&CONTENT_LENGTH) {
+                said.length = number(value);
+            } else if name.is(&CONTENT_ENCODING) {
+                said.coding = members(value).fold(said.coding, StoredCoding::and);
+            } else if name.is(&ETAG) {
+                said.etag = Some(value);
+            } else if name.is(&CACHE_CONTROL) {
+                said.no_transform |= has_no_transform(value);
+            } else if name.is(&VARY) {
+                said.varies |= members(value).any(|member| {
+                    member == b"*" || member.eq_ignore_ascii_case(b"accept-encoding")
+                });
+            } else if name.is(&CONTENT_RANGE) {
+                said.is_part = true;
+            }
+        }
+        said
+    }
+}
+
+impl StoredCoding {
+    /// With this one on top.
+    fn and(self, name: &[u8]) -> Self {
+        let name = std::str::from_utf8(name).unwrap_or_default();
+        match self {
+            before if name.eq_ignore_ascii_case("identity") => before,
+            Self::Identity => name.parse().map_or(Self::Other, Self::Known),
+            Self::Known(_) | Self::Other => Self::Other,
+        }
+    }
+}
+
+/// Decides for the response that says this to the request with these fields. `body_length` is
+/// asked only when `Content-Length` doesn't say how long the representation is.
 pub fn plan(
     request: &HeaderMap,
     status: StatusCode,
-    response: &HeaderMap,
+    said: &Said<'_>,
     body_length: Option<u64>,
     settings: &Settings,
 ) -> Plan {
@@ -83,24 +145,24 @@ pub fn plan(
     {
         return leave(Reason::Status);
     }
-    if has_no_transform(response) {
+    if said.no_transform {
         return leave(Reason::NoTransform);
     }
-    match coding_of(response) {
+    match said.coding {
         StoredCoding::Other => leave(Reason::Coded),
         StoredCoding::Known(_) if !settings.decode => leave(Reason::Coded),
         StoredCoding::Known(coding) => {
-            Plan { action: action_for_coded(request, status, response, coding), varies: true }
+            Plan { action: action_for_coded(request, status, said, coding), varies: true }
         }
         StoredCoding::Identity if settings.codings.is_empty() => leave(Reason::Off),
-        StoredCoding::Identity if !is_listed(request, status, response, settings) => {
+        StoredCoding::Identity if !is_listed(request, status, said, settings) => {
             leave(Reason::ContentType)
         }
-        StoredCoding::Identity if is_small(status, response, body_length, settings) => {
+        StoredCoding::Identity if is_small(status, said, body_length, settings) => {
             leave(Reason::Small)
         }
         StoredCoding::Identity => {
-            Plan { action: action_for_plain(request, status, response, settings), varies: true }
+            Plan { action: action_for_plain(request, status, said, settings), varies: true }
         }
     }
 }
@@ -108,107 +170,89 @@ pub fn plan(
 fn action_for_coded(
     request: &HeaderMap,
     status: StatusCode,
-    response: &HeaderMap,
+    said: &Said<'_>,
     coding: Coding,
 ) -> Action {
     if Accepted::from_headers(request).allows(coding) {
         Action::Leave(Reason::Coded)
     } else {
-        whole(request, status, response).unwrap_or(Action::Decode(coding))
+        whole(request, status, said).unwrap_or(Action::Decode(coding))
     }
 }
 
 fn action_for_plain(
     request: &HeaderMap,
     status: StatusCode,
-    response: &HeaderMap,
+    said: &Said<'_>,
     settings: &Settings,
 ) -> Action {
     match Accepted::from_headers(request).choose(&settings.codings) {
         None => Action::Leave(Reason::NotAccepted),
-        Some(level) => whole(request, status, response).unwrap_or(Action::Encode(level)),
+        Some(level) => whole(request, status, said).unwrap_or(Action::Encode(level)),
     }
 }
 
 /// What is done instead with a response that is not a whole representation, or may not be touched.
-fn whole(request: &HeaderMap, status: StatusCode, response: &HeaderMap) -> Option<Action> {
+fn whole(request: &HeaderMap, status: StatusCode, said: &Said<'_>) -> Option<Action> {
     if status == StatusCode::NOT_MODIFIED {
-        let weak = holds_weak_etag(request, response);
+        let weak = holds_weak_etag(request, said);
         Some(if weak { Action::Weaken } else { Action::Leave(Reason::Status) })
-    } else if status == StatusCode::PARTIAL_CONTENT || response.contains_key(CONTENT_RANGE) {
+    } else if status == StatusCode::PARTIAL_CONTENT || said.is_part {
         Some(Action::Leave(Reason::Partial))
-    } else if has_no_transform(request) {
+    } else if request.lines(&CACHE_CONTROL).any(has_no_transform) {
         Some(Action::Leave(Reason::NoTransform))
     } else {
         None
     }
 }
 
-enum StoredCoding {
-    Identity,
-    Known(Coding),
-    Other,
-}
-
-fn coding_of(response: &HeaderMap) -> StoredCoding {
-    if !response.contains_key(CONTENT_ENCODING) {
-        return StoredCoding::Identity;
-    }
-    if response.get_all(CONTENT_ENCODING).iter().any(|line| line.to_str().is_err()) {
-        return StoredCoding::Other;
-    }
-    let mut codings = members(response, &CONTENT_ENCODING)
-        .filter(|coding| !coding.eq_ignore_ascii_case("identity"));
-    match (codings.next(), codings.next()) {
-        (None, _) => StoredCoding::Identity,
-        (Some(one), None) => one.parse().map_or(StoredCoding::Other, StoredCoding::Known),
-        (Some(_), Some(_)) => StoredCoding::Other,
-    }
-}
-
 fn is_listed(
     request: &HeaderMap,
     status: StatusCode,
-    response: &HeaderMap,
+    said: &Said<'_>,
     settings: &Settings,
 ) -> bool {
-    match response.get(CONTENT_TYPE) {
+    match said.content_type {
         // A 304 needn't name its type: the client's copy has it.
-        None => status == StatusCode::NOT_MODIFIED && holds_weak_etag(request, response),
-        Some(value) => value
-            .to_str()
-            .is_ok_and(|text| settings.content_types.iter().any(|range| range.matches(text))),
+        None => status == StatusCode::NOT_MODIFIED && holds_weak_etag(request, said),
+        Some(value) => settings.content_types.iter().any(|range| range.matches(value)),
     }
 }
 
 fn is_small(
     status: StatusCode,
-    response: &HeaderMap,
+    said: &Said<'_>,
     body_length: Option<u64>,
     settings: &Settings,
 ) -> bool {
     // Their length is not that of the representation.
     let part = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-    let length = content_length(response).or(body_length);
+    let length = said.length.or(body_length);
     !part && length.is_some_and(|length| length < settings.bytes_min)
 }
 
 /// Whether the client asked about the weak form of this response's strong entity tag: then what
 /// it holds is a response that we coded, and a strong tag would not select it (RFC 9111 §4.3.4).
-fn holds_weak_etag(request: &HeaderMap, response: &HeaderMap) -> bool {
-    let Some(etag) = response.get(ETAG).and_then(|etag| etag.to_str().ok()) else { return false };
+fn holds_weak_etag(request: &HeaderMap, said: &Said<'_>) -> bool {
+    let Some(etag) = said.etag.and_then(|etag| std::str::from_utf8(etag).ok()) else {
+        return false;
+    };
     let weak = format!("W/{etag}");
     let mut lines = request.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
     etag.starts_with('"') && lines.any(|line| line.contains(&weak))
 }
 
-fn has_no_transform(headers: &HeaderMap) -> bool {
-    // Byte by byte, because every answer is looked at.
-    let directives = headers
-        .get_all(CACHE_CONTROL)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    directives.map(<[u8]>::trim_ascii).any(|one| one.eq_ignore_ascii_case(b"no-transform"))
+fn has_no_transform(line: &[u8]) -> bool {
+    members(line).any(|one| one.eq_ignore_ascii_case(b"no-transform"))
+}
+
+/// The members of one line of a list field, without the whitespace around them.
+fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -229,7 +273,8 @@ mod tests {
 
     fn planned(request: &[&str], status: u16, response: &[&str]) -> Plan {
         let status = StatusCode::from_u16(status).unwrap();
-        plan(&fields(request), status, &fields(response), None, &Settings::default())
+        let response = FieldLines::from(&fields(response));
+        plan(&fields(request), status, &Said::by(&response), None, &Settings::default())
     }
 
     /// For a client that takes gzip.

@@ -10,8 +10,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("metrics", &[]),
     ("body", &[]),
-    // body: the trait of an answer is one of a response with a body.
-    ("interim", &["body"]),
+    ("fields", &[]),
+    ("reply", &["body", "fields"]),
+    ("interim", &["reply"]),
     // planted: bugs for the lab to find, a constant false without the cargo feature.
     ("planted", &[]),
     ("stamp", &[]),

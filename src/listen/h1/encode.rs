@@ -6,11 +6,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::fields::{FieldLines, Line};
 
 use super::super::io::Transport;
 
@@ -136,62 +137,113 @@ pub(super) enum Outgoing {
     Upgrade,
 }
 
-/// Writes the head of an answer whose body is `length` bytes long, if that is known. `keep_alive` is
-/// whether the connection is to be used again; what is returned may forbid it.
-pub(super) fn head(
-    out: &mut Out,
+/// The head of a final response, looked through once.
+pub(super) struct ResponseHead<'a> {
     status: StatusCode,
-    headers: &HeaderMap,
+    fields: &'a FieldLines,
+    /// `Content-Length`, if it is one.
     length: Option<u64>,
-    asked: Asked,
-    keep_alive: bool,
-    date: &HeaderValue,
-) -> Outgoing {
-    let bytes = &mut out.bytes;
-    let lines = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-    bytes.reserve(lines.sum::<usize>() + OWN_BYTES_MAX);
-    status_line(bytes, status);
-    let outgoing = framing(status, headers, length, asked);
-    let mut has_date = false;
-    for (name, value) in headers {
-        match *name {
-            TRANSFER_ENCODING => continue,
-            CONTENT_LENGTH if !says_length(status, outgoing, asked) => continue,
-            CONNECTION | UPGRADE if outgoing != Outgoing::Upgrade => continue,
-            DATE => has_date = true,
+    /// Whether it says that the connection is to be closed.
+    pub(super) closes: bool,
+    has_date: bool,
+}
+
+impl<'a> ResponseHead<'a> {
+    pub(super) fn of(status: StatusCode, fields: &'a FieldLines) -> Self {
+        let mut head = Self { status, fields, length: None, closes: false, has_date: false };
+        for Line { name, value } in fields.walk() {
+            if name.is(&CONTENT_LENGTH) {
+                head.length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+            } else if name.is(&DATE) {
+                head.has_date = true;
+            } else if name.is(&CONNECTION) {
+                head.closes |= value.eq_ignore_ascii_case(b"close");
+            }
+        }
+        head
+    }
+
+    /// Writes it, before a body that is `length` bytes long, if that is known. `keep_alive` is
+    /// whether the connection is to be used again; what is returned may forbid it.
+    pub(super) fn write(
+        &self,
+        out: &mut Out,
+        length: Option<u64>,
+        asked: Asked,
+        keep_alive: bool,
+        date: &HeaderValue,
+    ) -> Outgoing {
+        let bytes = &mut out.bytes;
+        bytes.reserve(HEAD_BYTES);
+        status_line(bytes, self.status);
+        let outgoing = self.framing(length, asked);
+        let (says_length, is_upgrade) =
+            (self.says_length(outgoing, asked), outgoing == Outgoing::Upgrade);
+        for line in self.fields.walk() {
+            let is = |name| line.name.is(name);
+            let is_not_sent = is(&TRANSFER_ENCODING)
+                || !says_length && is(&CONTENT_LENGTH)
+                || !is_upgrade && (is(&CONNECTION) || is(&UPGRADE));
+            if !is_not_sent {
+                field(bytes, line.name.as_bytes(), line.value);
+            }
+        }
+        if !self.has_date {
+            field(bytes, b"date", date.as_bytes());
+        }
+        match outgoing {
+            Outgoing::Chunked => bytes.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            Outgoing::Length(length) if self.length.is_none() => {
+                field(bytes, b"content-length", itoa::Buffer::new().format(length).as_bytes());
+            }
             _ => {}
         }
-        field(bytes, name, value);
-    }
-    if !has_date {
-        field(bytes, &DATE, date);
-    }
-    match outgoing {
-        Outgoing::Chunked => bytes.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Outgoing::Length(length) if !headers.contains_key(CONTENT_LENGTH) => {
-            bytes.extend_from_slice(b"content-length: ");
-            bytes.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
-            bytes.extend_from_slice(b"\r\n");
+        match (outgoing, keep_alive) {
+            (Outgoing::Upgrade, _) => {}
+            (Outgoing::Close, _) | (_, false) => bytes.extend_from_slice(b"connection: close\r\n"),
+            _ if asked.version == Version::HTTP_10 => {
+                bytes.extend_from_slice(b"connection: keep-alive\r\n");
+            }
+            _ => {}
         }
-        _ => {}
+        bytes.extend_from_slice(b"\r\n");
+        outgoing
     }
-    match (outgoing, keep_alive) {
-        (Outgoing::Upgrade, _) => {}
-        (Outgoing::Close, _) | (_, false) => bytes.extend_from_slice(b"connection: close\r\n"),
-        _ if asked.version == Version::HTTP_10 => {
-            bytes.extend_from_slice(b"connection: keep-alive\r\n");
+
+    /// RFC 9112 §6.3.
+    fn framing(&self, length: Option<u64>, asked: Asked) -> Outgoing {
+        let status = self.status;
+        if status == StatusCode::SWITCHING_PROTOCOLS || asked.is_connect && status.is_success() {
+            return Outgoing::Upgrade;
         }
-        _ => {}
+        if asked.is_head || !has_content(status) {
+            return Outgoing::Nothing;
+        }
+        match self.length.or(length) {
+            Some(length) => Outgoing::Length(length),
+            None if asked.version == Version::HTTP_11 => Outgoing::Chunked,
+            None => Outgoing::Close,
+        }
     }
-    bytes.extend_from_slice(b"\r\n");
-    outgoing
+
+    /// Whether its `Content-Length` is true on the wire: HEAD and 304 tell the length of what
+    /// they do not send (RFC 9110 §8.6).
+    fn says_length(&self, outgoing: Outgoing, asked: Asked) -> bool {
+        match outgoing {
+            Outgoing::Length(_) => true,
+            Outgoing::Nothing => {
+                self.status == StatusCode::NOT_MODIFIED || asked.is_head && has_content(self.status)
+            }
+            Outgoing::Chunked | Outgoing::Close | Outgoing::Upgrade => false,
+        }
+    }
 }
 
 /// An interim response (RFC 9110 §15.2).
 pub(super) fn interim(out: &mut Out, response: &Response<()>) {
     status_line(&mut out.bytes, response.status());
     for (name, value) in response.headers() {
-        field(&mut out.bytes, name, value);
+        field(&mut out.bytes, name.as_str().as_bytes(), value.as_bytes());
     }
     out.bytes.extend_from_slice(b"\r\n");
 }
@@ -200,7 +252,7 @@ pub(super) fn interim(out: &mut Out, response: &Response<()>) {
 pub(super) fn last_chunk(out: &mut Out, trailers: Option<&HeaderMap>) {
     out.bytes.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
-        field(&mut out.bytes, name, value);
+        field(&mut out.bytes, name.as_str().as_bytes(), value.as_bytes());
     }
     out.bytes.extend_from_slice(b"\r\n");
 }
@@ -215,37 +267,9 @@ fn status_line(bytes: &mut Vec<u8>, status: StatusCode) {
     }
 }
 
-fn field(bytes: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
-    bytes.extend_from_slice(name.as_str().as_bytes());
-    bytes.extend_from_slice(b": ");
-    bytes.extend_from_slice(value.as_bytes());
-    bytes.extend_from_slice(b"\r\n");
-}
-
-/// RFC 9112 §6.3.
-fn framing(status: StatusCode, headers: &HeaderMap, length: Option<u64>, asked: Asked) -> Outgoing {
-    if status == StatusCode::SWITCHING_PROTOCOLS || asked.is_connect && status.is_success() {
-        return Outgoing::Upgrade;
-    }
-    if asked.is_head || !has_content(status) {
-        return Outgoing::Nothing;
-    }
-    match stated_length(headers).or(length) {
-        Some(length) => Outgoing::Length(length),
-        None if asked.version == Version::HTTP_11 => Outgoing::Chunked,
-        None => Outgoing::Close,
-    }
-}
-
-/// Whether a `Content-Length` of the answer is true on the wire: HEAD and 304 tell the length of
-/// what they do not send (RFC 9110 §8.6).
-fn says_length(status: StatusCode, outgoing: Outgoing, asked: Asked) -> bool {
-    match outgoing {
-        Outgoing::Length(_) => true,
-        Outgoing::Nothing => {
-            status == StatusCode::NOT_MODIFIED || asked.is_head && has_content(status)
-        }
-        Outgoing::Chunked | Outgoing::Close | Outgoing::Upgrade => false,
+fn field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    for part in [name, b": ", value, b"\r\n"] {
+        bytes.extend_from_slice(part);
     }
 }
 
@@ -255,11 +279,7 @@ fn has_content(status: StatusCode) -> bool {
         && status != StatusCode::NOT_MODIFIED
 }
 
-fn stated_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Of a head, besides its fields: the longest status line, and those of ours.
-const OWN_BYTES_MAX: usize = 256;
+/// Of a head as a rule.
+const HEAD_BYTES: usize = 1 << 10;
 /// Head and body of a small answer.
 const JOINED_BYTES_MAX: usize = 4 << 10;

@@ -24,14 +24,16 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderMap, UPGRADE};
-use http::{Request, Response, Version};
+use http::header::{HeaderMap, UPGRADE};
+use http::{Request, Version};
 use http_body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::body::Body;
 use crate::context::Connection;
+use crate::fields::FieldLines;
 use crate::interim::Answer;
+use crate::reply::Reply;
 use crate::upgrade::{Handover, handover};
 
 use super::Unread;
@@ -41,7 +43,7 @@ use super::pace::Paced;
 use super::record;
 use super::session::{Exchange, Order, Overdue, Phase};
 
-use encode::{Asked, Out, Outgoing};
+use encode::{Asked, Out, Outgoing, ResponseHead};
 use head::{Framing, Head, Scanner};
 use line::{Line, RequestBody};
 
@@ -262,24 +264,24 @@ where
         }
     }
 
-    fn begin_to_send(&mut self, response: Response<Body>) {
+    fn begin_to_send(&mut self, response: Reply) {
         let before = std::mem::replace(&mut self.state, State::Closing);
         let State::Answering(_, Answering { exchange, asked, keep_alive, handover }) = before
         else {
             return;
         };
-        let (head, mut body) = response.into_parts();
+        let Reply { status, fields, mut body } = response;
+        let head = ResponseHead::of(status, &fields);
         let line = &mut *self.line.borrow_mut();
         let keep_alive = keep_alive
             && !self.draining
             && !self.client.session.is_used_up()
             && !line.is_waited_for()
-            && !says_close(&head.headers);
+            && !head.closes;
         let length = body.exact_length();
         let date = &*self.client.date.borrow();
         let out = &mut line.out;
-        let mut outgoing =
-            encode::head(out, head.status, &head.headers, length, asked, keep_alive, date);
+        let mut outgoing = head.write(out, length, asked, keep_alive, date);
         match (outgoing, &mut body) {
             (Outgoing::Nothing | Outgoing::Upgrade, body) => *body = Body::Empty,
             (Outgoing::Length(length), Body::Full(bytes))
@@ -350,13 +352,11 @@ where
     /// Answers what no other room sees, counts and logs it, and closes.
     fn refuse(&mut self, why: Unread) {
         self.client.refuse(why);
-        let response = super::refusal(why.status());
         let asked = Asked::of(&http::Method::GET, Version::HTTP_11, false);
-        let (status, headers) = (response.status(), response.headers());
-        {
-            let out = &mut self.line.borrow_mut().out;
-            encode::head(out, status, headers, Some(0), asked, false, &self.client.date.borrow());
-        }
+        let fields = FieldLines::default();
+        let head = ResponseHead::of(why.status(), &fields);
+        let date = self.client.date.borrow().clone();
+        head.write(&mut self.line.borrow_mut().out, Some(0), asked, false, &date);
         self.leave();
     }
 
@@ -432,8 +432,4 @@ impl Sending {
         }
         Ok(())
     }
-}
-
-fn says_close(headers: &HeaderMap) -> bool {
-    headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
 }

@@ -1,0 +1,178 @@
+//! Fields as they are stored.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::names::{NAMES, UNLISTED};
+use super::{Fields, START_BYTES, Walk, push_line, push_start};
+
+/// Field lines in the order in which they came. A line takes six bytes and its value, where a
+/// [`HeaderMap`] takes 104 and its value; its values share the block's allocation.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct FieldSection {
+    /// Only ever made by [`FieldSection::of`], of values that are ones.
+    block: Bytes,
+}
+
+impl FieldSection {
+    /// The number of lines.
+    pub fn len(&self) -> usize {
+        self.walk().count()
+    }
+
+    /// Whether there is no line.
+    pub fn is_empty(&self) -> bool {
+        self.block.is_empty()
+    }
+
+    /// Whether there is a line of this name.
+    pub fn contains(&self, name: &HeaderName) -> bool {
+        self.lines(name).next().is_some()
+    }
+
+    /// Every line: name and value.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.walk().map(|line| (line.name.as_str(), line.value))
+    }
+
+    /// All lines of this name, without a copy.
+    pub fn values(&self, name: &HeaderName) -> impl Iterator<Item = HeaderValue> {
+        self.lines(name).map(|value| self.field_value(value))
+    }
+
+    /// As a map with room for `more` names.
+    pub fn to_map(&self, more: usize) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.len() + more);
+        for line in self.walk() {
+            map.append(line.name.to_name(), self.field_value(line.value));
+        }
+        map
+    }
+
+    /// Bytes that it holds in memory, apart from the section itself.
+    pub fn weight(&self) -> usize {
+        if self.block.is_empty() { 0 } else { self.block.len() + SHARED_BYTES }
+    }
+
+    /// In exactly the room that they need. Values are copied: as they came, each holds on to the
+    /// buffer that its connection was read into, 8 KiB and more.
+    fn of(lines: &[(HeaderName, HeaderValue)]) -> Self {
+        let numbers: Vec<u16> = lines.iter().map(|(name, _)| NAMES.number(name)).collect();
+        let room = |(number, (name, value)): (&u16, &(HeaderName, HeaderValue))| {
+            let text = if *number == UNLISTED { 2 + name.as_str().len() } else { 0 };
+            START_BYTES + text + value.len()
+        };
+        let mut block = Vec::with_capacity(numbers.iter().zip(lines).map(room).sum());
+        for (number, (name, value)) in numbers.iter().zip(lines) {
+            match *number {
+                UNLISTED => push_line(&mut block, name.as_str().as_bytes(), value.as_bytes()),
+                number => {
+                    push_start(&mut block, number, value.len());
+                    block.extend_from_slice(value.as_bytes());
+                }
+            }
+        }
+        Self { block: block.into() }
+    }
+
+    pub(super) fn walk(&self) -> Walk<'_> {
+        Walk { rest: &self.block }
+    }
+
+    #[allow(unsafe_code, reason = "looking at each byte again costs a hit 100 ns and more")]
+    pub(super) fn field_value(&self, value: &[u8]) -> HeaderValue {
+        let shared = self.block.slice_ref(value);
+        // SAFETY: `value` is a line's value in our block. A block is only made by `of`,
+        // which copies values of `HeaderValue`s there, and nothing writes to it afterwards.
+        unsafe { HeaderValue::from_maybe_shared_unchecked(shared) }
+    }
+}
+
+impl Fields for FieldSection {
+    fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]> {
+        self.walk().filter(move |line| line.name.is(name)).map(|line| line.value)
+    }
+}
+
+impl From<HeaderMap> for FieldSection {
+    fn from(map: HeaderMap) -> Self {
+        let mut lines: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(map.len());
+        for (name, value) in map {
+            // A map names a field once, before the first of its lines.
+            let name = name.or_else(|| lines.last().map(|(name, _)| name.clone()));
+            lines.extend(name.map(|name| (name, value)));
+        }
+        lines.into_iter().collect()
+    }
+}
+
+impl FromIterator<(HeaderName, HeaderValue)> for FieldSection {
+    fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(lines: I) -> Self {
+        let lines: Vec<_> = lines.into_iter().collect();
+        Self::of(&lines)
+    }
+}
+
+impl std::fmt::Debug for FieldSection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map()
+            .entries(self.iter().map(|(name, value)| (name, value.escape_ascii())))
+            .finish()
+    }
+}
+
+/// `bytes` keeps so much beside a block that is shared.
+const SHARED_BYTES: usize = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(section: &FieldSection) -> Vec<(&str, &[u8])> {
+        section.iter().collect()
+    }
+
+    #[test]
+    fn lines_are_as_they_came_and_let_go_of_the_buffer_they_were_read_into() {
+        let buffer = Bytes::from(b"one, two three".repeat(600));
+        let line = |(name, range)| {
+            let value = HeaderValue::from_maybe_shared(buffer.slice(range)).unwrap();
+            (HeaderName::from_static(name), value)
+        };
+        let lines_of = [("x-a", 0..3), ("x-b", 5..8), ("x-a", 9..14), ("x-empty", 0..0)];
+        let section: FieldSection = lines_of.into_iter().map(line).collect();
+        let expected: [(&str, &[u8]); 4] =
+            [("x-a", b"one"), ("x-b", b"two"), ("x-a", b"three"), ("x-empty", b"")];
+        assert_eq!(lines(&section), expected);
+        assert!(buffer.is_unique(), "nothing holds on to it");
+    }
+
+    #[test]
+    fn repeated_lines_keep_their_order_from_map_to_map() {
+        let mut map = HeaderMap::new();
+        for (name, value) in [("link", "<a>"), ("etag", "\"1\""), ("link", "<b>")] {
+            map.append(name, HeaderValue::from_static(value));
+        }
+        let section = FieldSection::from(map.clone());
+        assert_eq!(section.to_map(0), map);
+        let links: Vec<_> = section.lines(&http::header::LINK).collect();
+        assert_eq!(links, [b"<a>", b"<b>"]);
+        assert!(section.contains(&http::header::ETAG) && !section.contains(&http::header::AGE));
+        assert_eq!(section.get(&http::header::AGE), None);
+        assert_eq!(section.values(&http::header::ETAG).next().unwrap(), "\"1\"");
+    }
+
+    #[test]
+    fn names_that_the_table_does_not_take_stand_in_their_lines() {
+        let long = "x-".to_owned() + &"long-".repeat(30);
+        let odd = HeaderValue::from_bytes(b"\xff\xfe").unwrap();
+        let of = |name: &str| (HeaderName::from_bytes(name.as_bytes()).unwrap(), odd.clone());
+        let section: FieldSection = [of("etag"), of(&long), of("x-b")].into_iter().collect();
+        assert_eq!(section.len(), 3);
+        assert_eq!(section.get(&of(&long).0), Some(odd.as_bytes()));
+        let map = section.to_map(0);
+        assert_eq!(map.len(), 3);
+        assert_eq!((&map[&long], &map["x-b"]), (&odd, &odd));
+        assert!(section.weight() > long.len() + 6);
+    }
+}

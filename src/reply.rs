@@ -1,0 +1,40 @@
+//! An answer as the path hands it to the listener.
+
+use http::header::{HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::body::Body;
+use crate::fields::{FieldLines, FieldsMut};
+
+/// A final response to a client. Each protocol makes of it what it needs: HTTP/1.1 writes its
+/// fields line by line, HTTP/2 a map of them.
+#[derive(Debug, Default)]
+pub struct Reply {
+    /// Not an interim one.
+    pub status: StatusCode,
+    /// Its fields.
+    pub fields: FieldLines,
+    /// Its content, and trailers.
+    pub body: Body,
+}
+
+impl Reply {
+    /// Without fields and content.
+    pub fn new(status: StatusCode) -> Self {
+        Self { status, ..Self::default() }
+    }
+
+    /// With this field.
+    #[must_use]
+    pub fn with(mut self, name: &HeaderName, value: &HeaderValue) -> Self {
+        self.fields.append(name, value);
+        self
+    }
+}
+
+impl From<Response<Body>> for Reply {
+    fn from(response: Response<Body>) -> Self {
+        let (head, body) = response.into_parts();
+        Self { status: head.status, fields: FieldLines::from(&head.headers), body }
+    }
+}
