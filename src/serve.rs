@@ -32,6 +32,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::header::{REFERER, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
@@ -159,9 +160,17 @@ pub fn log_refused(
 }
 
 fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> RequestContext {
-    let field = |name| request.headers.get(name).cloned();
-    let shown = worker.log.is_on();
     let (received_at, started) = worker.clock.both();
+    let (mut user_agent, mut referer) = (None, None);
+    if worker.log.is_on() {
+        for (name, value) in &request.headers {
+            match *name {
+                USER_AGENT => user_agent = Some(value.clone()),
+                REFERER => referer = Some(value.clone()),
+                _ => {}
+            }
+        }
+    }
     RequestContext {
         id: worker.next_request_id(),
         client: connection.peer.ip(),
@@ -173,8 +182,8 @@ fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> Reques
             target: request.uri.clone(),
             host: None,
             version: request.version,
-            user_agent: if shown { field(http::header::USER_AGENT) } else { None },
-            referer: if shown { field(http::header::REFERER) } else { None },
+            user_agent,
+            referer,
         },
         place: geo::Place::default(),
         site: None,

@@ -102,8 +102,10 @@ pub fn cache_status(data: &[u8]) {
     // sf-integers have fifteen digits.
     let ttl = ttl.cast_signed() % 1_000_000_000_000_000;
     let status = CacheStatus { ttl: Some(ttl), ..CacheStatus::forwarded(reason) };
-    let written = status.render("skerry", Some(&key));
-    let list: sfv::List = sfv::Parser::new(written.as_bytes()).parse().expect("a structured list");
+    let mut written = Vec::new();
+    status.write("skerry", Some(&key), &mut written);
+    HeaderValue::from_bytes(&written).expect("a field value");
+    let list: sfv::List = sfv::Parser::new(&written).parse().expect("a structured list");
     assert_eq!(list.len(), 1);
 }
 

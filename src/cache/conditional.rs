@@ -54,7 +54,7 @@ pub fn select(
     limits: &RangeLimits,
 ) -> Selected {
     // RFC 9110 §13.2.1: conditions do not count where the answer without them is no success.
-    if stored.status.is_success() {
+    if request.keys().any(narrows) && stored.status.is_success() {
         if let Some(selected) = judge_conditions(stored, request) {
             return selected;
         }
@@ -69,6 +69,11 @@ pub fn select(
         }
     }
     whole(stored, complete_length)
+}
+
+/// Whether a request field of this name may ask for less than all.
+fn narrows(name: &HeaderName) -> bool {
+    matches!(*name, IF_MATCH | IF_NONE_MATCH | IF_MODIFIED_SINCE | IF_UNMODIFIED_SINCE | RANGE)
 }
 
 fn whole(stored: &StoredResponse, complete_length: Option<u64>) -> Selected {

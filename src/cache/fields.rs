@@ -10,7 +10,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::fields::{FieldLines, FieldSection, FieldsMut};
+use crate::fields::{FieldLines, FieldSection, FieldsMut, Known};
 
 use super::conditional::Selected;
 use super::range::ContentRange;
@@ -95,7 +95,7 @@ pub fn answer(
     let status = match selected {
         Selected::Full => {
             if let Some(length) = length
-                && !fields.contains(&CONTENT_LENGTH)
+                && !fields.has(Known::ContentLength)
                 && allows_content(stored.status)
             {
                 fields.set_number(&CONTENT_LENGTH, length);

@@ -264,7 +264,7 @@ proptest! {
         fields::remove_hop_by_hop(&mut headers.clone());
         freshness::initial_age(&headers, now(), now());
         let key = CacheKey::of(&Default::default(), "https", "e.org", "/", Some(&text), &headers);
-        super::CacheStatus::hit(0).render("skerry", Some(&key.text));
+        super::CacheStatus::hit(0).write("skerry", Some(&key.text), &mut Vec::new());
         for code in [200, 206, 304, 404] {
             let exchange = Exchange {
                 method: &Method::POST,

@@ -1,9 +1,9 @@
 //! Why a request was answered as it was: the closed list of reasons, shared by `Cache-Status`
 //! (RFC 9211), log, metrics, `skerry explain` and docs; and the `Cache-Status` member itself.
 
-use std::fmt::Write;
+use std::io::Write as _;
 
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 
 use crate::planted::{self, Bug};
 
@@ -169,40 +169,39 @@ impl CacheStatus {
         self.detail.or(self.forwarded)
     }
 
-    /// The member for `Cache-Status`. `node` is a token (RFC 9211 §2), `key` is given where the
-    /// rule shows it.
-    pub fn render(&self, node: &str, key: Option<&str>) -> HeaderValue {
-        let mut text = String::with_capacity(96);
-        text.push_str(node);
+    /// Writes the member for `Cache-Status`, printable ASCII. `node` is a token (RFC 9211 §2),
+    /// `key` is given where the rule shows it.
+    pub fn write(&self, node: &str, key: Option<&str>, text: &mut Vec<u8>) {
+        let mut push = |part: &str| text.extend_from_slice(part.as_bytes());
+        push(node);
         match self.forwarded {
-            None => text.push_str("; hit"),
+            None => push("; hit"),
             Some(reason) => {
-                text.push_str("; fwd=");
-                text.push_str(reason.fwd().as_str());
+                push("; fwd=");
+                push(reason.fwd().as_str());
             }
         }
         if let Some(status) = self.fwd_status {
-            text.push_str("; fwd-status=");
-            text.push_str(status.as_str());
+            push("; fwd-status=");
+            push(status.as_str());
         }
         if self.stored {
-            text.push_str("; stored");
+            push("; stored");
         }
         if self.collapsed {
-            text.push_str("; collapsed");
+            push("; collapsed");
         }
         if let Some(ttl) = self.ttl {
-            text.push_str("; ttl=");
-            text.push_str(itoa::Buffer::new().format(ttl));
+            push("; ttl=");
+            push(itoa::Buffer::new().format(ttl));
         }
         if let Some(key) = key {
-            push_key(&mut text, key);
+            push_key(text, key);
         }
         if let Some(detail) = self.detail_shown() {
-            text.push_str("; detail=");
-            text.push_str(detail.as_str());
+            text.extend_from_slice(b"; detail=");
+            text.extend_from_slice(detail.as_str().as_bytes());
         }
-        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
     }
 
     /// `fwd=stale; detail=stale` would say it twice.
@@ -221,20 +220,17 @@ impl CacheStatus {
 }
 
 /// A key as an sf-string: printable ASCII, with `%` for the rest (RFC 8941 §3.3.3).
-fn push_key(text: &mut String, key: &str) {
-    text.push_str("; key=\"");
+fn push_key(text: &mut Vec<u8>, key: &str) {
+    text.extend_from_slice(b"; key=\"");
     for byte in key.bytes() {
         match byte {
-            b'"' | b'\\' => {
-                text.push('\\');
-                text.push(char::from(byte));
-            }
-            b'\n' => text.push(' '),
-            0x20..=0x7e => text.push(char::from(byte)),
-            _ => write!(text, "%{byte:02X}").expect("a String takes all"),
+            b'"' | b'\\' => text.extend_from_slice(&[b'\\', byte]),
+            b'\n' => text.push(b' '),
+            0x20..=0x7e => text.push(byte),
+            _ => write!(text, "%{byte:02X}").expect("a Vec takes all"),
         }
     }
-    text.push('"');
+    text.push(b'"');
 }
 
 #[cfg(test)]
@@ -243,9 +239,10 @@ mod tests {
     use sfv::{BareItem, List, ListEntry, Parser};
 
     fn check(status: CacheStatus, key: Option<&str>, expected: &str) {
-        let rendered = status.render("skerry", key);
-        assert_eq!(rendered, expected);
-        let list: List = Parser::new(rendered.as_bytes()).parse().expect("a structured list");
+        let mut written = Vec::new();
+        status.write("skerry", key, &mut written);
+        assert_eq!(std::str::from_utf8(&written), Ok(expected));
+        let list: List = Parser::new(&written).parse().expect("a structured list");
         assert!(matches!(&list[0], ListEntry::Item(item)
             if matches!(&item.bare_item, BareItem::Token(token) if token.as_str() == "skerry")));
     }

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{FieldSection, Fields, FieldsMut, Line, Walk, push_line};
+use super::{FieldSection, Fields, FieldsMut, Known, Line, Walk, push_line};
 
 /// The fields of an answer, in the order in which they go out: lines of a stored section, which
 /// are not copied, without those that were taken out; and behind them lines of its own. Few
@@ -26,20 +26,32 @@ impl FieldLines {
         self.lines(name).next().is_some()
     }
 
+    /// Whether there is a line of such a name.
+    pub fn has(&self, known: Known) -> bool {
+        self.walk().any(|line| line.known == known)
+    }
+
     /// Every line.
     #[inline]
     pub fn walk(&self) -> impl Iterator<Item = Line<'_>> {
-        let out = self.out;
-        let is_in = move |place: usize| place >= PLACES || out >> place & 1 == 0;
-        let stored = self.stored.walk().enumerate();
-        let stored = stored.filter_map(move |(place, line)| is_in(place).then_some(line));
-        stored.chain(Walk { rest: &self.own })
+        Kept { walk: self.stored.walk(), out: self.out, own: Walk { rest: &self.own } }
     }
 
     /// Adds a line with a number.
     pub fn append_number(&mut self, name: &HeaderName, number: u64) {
         let mut digits = itoa::Buffer::new();
-        push_line(&mut self.own, name.as_str().as_bytes(), digits.format(number).as_bytes());
+        let digits = digits.format(number).as_bytes();
+        push_line(&mut self.own, name, |text| text.extend_from_slice(digits));
+    }
+
+    /// Adds a line with what `write` puts at the end of the bytes it is given, which it knows to
+    /// be a field value.
+    pub fn append_text(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        push_line(&mut self.own, name, |text| {
+            let start = text.len();
+            write(text);
+            debug_assert!(HeaderValue::from_bytes(&text[start..]).is_ok(), "{name}");
+        });
     }
 
     /// Puts a line with a number in the place of all of its name.
@@ -68,9 +80,8 @@ impl FieldLines {
     /// As a map, for who needs one.
     pub fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.walk().count() + 2);
-        let stored = self.stored.walk().enumerate();
-        for (_, line) in stored.filter(|(place, _)| *place >= PLACES || self.out >> place & 1 == 0)
-        {
+        let nothing = Walk { rest: &[] };
+        for line in (Kept { walk: self.stored.walk(), out: self.out, own: nothing }) {
             map.append(line.name.to_name(), self.stored.field_value(line.value));
         }
         for line in (Walk { rest: &self.own }) {
@@ -84,9 +95,39 @@ impl FieldLines {
     fn copy_without(&mut self, names: &[HeaderName]) {
         let mut own = Vec::with_capacity(self.own.len() + OWN_BYTES);
         for line in self.walk().filter(|line| !names.iter().any(|name| line.name.is(name))) {
-            push_line(&mut own, line.name.as_bytes(), line.value);
+            push_line(&mut own, &line.name.to_name(), |text| text.extend_from_slice(line.value));
         }
         *self = Self { own, ..Self::default() };
+    }
+}
+
+/// The lines that were not taken out: of a stored section, then its own.
+struct Kept<'a> {
+    walk: Walk<'a>,
+    out: u64,
+    own: Walk<'a>,
+}
+
+impl<'a> Iterator for Kept<'a> {
+    type Item = Line<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Line<'a>> {
+        loop {
+            let Some(line) = self.walk.next() else {
+                let own = std::mem::replace(&mut self.own, Walk { rest: &[] });
+                if own.rest.is_empty() {
+                    return None;
+                }
+                (self.walk, self.out) = (own, 0);
+                continue;
+            };
+            let is_out = self.out & 1 == 1;
+            self.out >>= 1;
+            if !is_out {
+                return Some(line);
+            }
+        }
     }
 }
 
@@ -102,7 +143,7 @@ impl FieldsMut for FieldLines {
     }
 
     fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
-        push_line(&mut self.own, name.as_str().as_bytes(), value.as_bytes());
+        push_line(&mut self.own, name, |text| text.extend_from_slice(value.as_bytes()));
     }
 }
 
@@ -112,7 +153,7 @@ impl From<&HeaderMap> for FieldLines {
             |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 8;
         let mut own = Vec::with_capacity(map.iter().map(room).sum::<usize>() + OWN_BYTES);
         for (name, value) in map {
-            push_line(&mut own, name.as_str().as_bytes(), value.as_bytes());
+            push_line(&mut own, name, |text| text.extend_from_slice(value.as_bytes()));
         }
         Self { own, ..Self::default() }
     }

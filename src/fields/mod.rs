@@ -3,8 +3,9 @@
 //! after the other:
 //!
 //! ```text
-//! line     number (2)  value's length (4)  [name's length (2)  name]  value
-//! number   the name's place in a table of this process; UNLISTED: its text stands in the line
+//! line     number (2)  name's length (2)  value's length (4)  name  value
+//! number   the name's place in a table of this process, then the line has no name;
+//!          UNLISTED: it has
 //! ```
 //!
 //! Numbers are little-endian, and mean nothing outside of this process.
@@ -71,8 +72,48 @@ impl FieldsMut for HeaderMap {
 pub struct Line<'a> {
     /// Its name.
     pub name: Name<'a>,
+    /// Which of those that every answer is asked about.
+    pub known: Known,
     /// Its value.
     pub value: &'a [u8],
+}
+
+/// The fields that every answer is asked about, so that each line is told in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "they are named as in RFC 9110 and RFC 9111")]
+pub enum Known {
+    CacheControl,
+    Connection,
+    ContentEncoding,
+    ContentLength,
+    ContentRange,
+    ContentType,
+    Date,
+    Etag,
+    TransferEncoding,
+    Upgrade,
+    Vary,
+    /// None of them.
+    Other,
+}
+
+impl Known {
+    fn of(name: &[u8]) -> Self {
+        match name {
+            b"cache-control" => Self::CacheControl,
+            b"connection" => Self::Connection,
+            b"content-encoding" => Self::ContentEncoding,
+            b"content-length" => Self::ContentLength,
+            b"content-range" => Self::ContentRange,
+            b"content-type" => Self::ContentType,
+            b"date" => Self::Date,
+            b"etag" => Self::Etag,
+            b"transfer-encoding" => Self::TransferEncoding,
+            b"upgrade" => Self::Upgrade,
+            b"vary" => Self::Vary,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// The name of a line.
@@ -115,18 +156,10 @@ impl<'a> Name<'a> {
     }
 }
 
-/// What of the lines is still to be read.
-#[derive(Clone)]
+/// Lines that are still to be read.
+#[derive(Clone, Copy)]
 struct Walk<'a> {
     rest: &'a [u8],
-}
-
-impl<'a> Walk<'a> {
-    fn take(&mut self, count: usize) -> &'a [u8] {
-        let (taken, rest) = self.rest.split_at(count);
-        self.rest = rest;
-        taken
-    }
 }
 
 impl<'a> Iterator for Walk<'a> {
@@ -135,35 +168,66 @@ impl<'a> Iterator for Walk<'a> {
     #[inline]
     fn next(&mut self) -> Option<Line<'a>> {
         let (start, rest) = self.rest.split_first_chunk::<START_BYTES>()?;
+        let [a, b, c, d, lengths @ ..] = *start;
+        let (number, name) = (u16::from_le_bytes([a, b]), usize::from(u16::from_le_bytes([c, d])));
+        let (text, rest) = rest.split_at(name + u32::from_le_bytes(lengths) as usize);
         self.rest = rest;
-        let number = u16::from_le_bytes([start[0], start[1]]);
-        let length = u32::from_le_bytes([start[2], start[3], start[4], start[5]]);
-        let name = match NAMES.name(number) {
-            Some(name) => Name::Listed(name),
-            None => {
-                let length = self.take(2);
-                Name::Text(self.take(usize::from(u16::from_le_bytes([length[0], length[1]]))))
+        Some(match NAMES.name(number) {
+            Some(listed) => {
+                Line { name: Name::Listed(&listed.name), known: listed.known, value: text }
             }
-        };
-        Some(Line { name, value: self.take(length as usize) })
+            None => {
+                let (name, value) = text.split_at(name);
+                Line { name: Name::Text(name), known: Known::of(name), value }
+            }
+        })
     }
 }
 
-/// Writes a line whose name stands in it.
-fn push_line(block: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    push_start(block, UNLISTED, value.len());
-    // The http crate bounds a name's length by 65,535.
-    let length = u16::try_from(name.len()).expect("a name is shorter");
-    block.extend_from_slice(&length.to_le_bytes());
+/// Writes a line whose name stands in it; `write` adds the value.
+fn push_line(block: &mut Vec<u8>, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+    let (start, name) = (block.len(), name.as_str().as_bytes());
+    block.extend_from_slice(&start_of(UNLISTED, name.len(), 0));
     block.extend_from_slice(name);
-    block.extend_from_slice(value);
+    let value = block.len();
+    write(block);
+    let length = block.len() - value;
+    block[start..start + START_BYTES].copy_from_slice(&start_of(UNLISTED, name.len(), length));
 }
 
-fn push_start(block: &mut Vec<u8>, number: u16, length: usize) {
-    let length = u32::try_from(length).expect("a section is far shorter");
-    block.extend_from_slice(&number.to_le_bytes());
-    block.extend_from_slice(&length.to_le_bytes());
+fn start_of(number: u16, name: usize, value: usize) -> [u8; START_BYTES] {
+    let [a, b] = number.to_le_bytes();
+    // The http crate bounds a name's length by 65,535.
+    let [c, d] = u16::try_from(name).expect("a name is shorter").to_le_bytes();
+    let [e, f, g, h] = u32::try_from(value).expect("a section is far shorter").to_le_bytes();
+    [a, b, c, d, e, f, g, h]
 }
 
-/// Number and length.
-const START_BYTES: usize = 6;
+/// A number in decimal digits, as `Content-Length` has it.
+pub fn number(digits: &[u8]) -> Option<u64> {
+    let digit = |number: u64, byte: &u8| {
+        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(u64::from(digit))
+    };
+    if digits.is_empty() { None } else { digits.iter().try_fold(0, digit) }
+}
+
+/// Number and lengths.
+const START_BYTES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_digits_and_nothing_else() {
+        let check = |text: &str, expected| assert_eq!(number(text.as_bytes()), expected, "{text}");
+        check("0", Some(0));
+        check("0042", Some(42));
+        check("18446744073709551615", Some(u64::MAX));
+        check("18446744073709551616", None);
+        for none in ["", "+5", "-1", " 5", "5 ", "5, 5", "0x5", "٣"] {
+            check(none, None);
+        }
+    }
+}

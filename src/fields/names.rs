@@ -5,18 +5,26 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 
 use http::HeaderName;
 
+use super::Known;
+
 /// The names of all fields that this process has stored, up to [`LISTED_MAX`]; those that come
 /// later stand in their lines. A listed one is cloned without touching memory that cores share.
 pub(super) struct Names {
-    names: [OnceLock<HeaderName>; LISTED_MAX],
+    names: [OnceLock<Listed>; LISTED_MAX],
     numbers: OnceLock<RwLock<HashMap<HeaderName, u16>>>,
+}
+
+/// A name in the table.
+pub(super) struct Listed {
+    pub(super) name: HeaderName,
+    pub(super) known: Known,
 }
 
 pub(super) static NAMES: Names =
     Names { names: [const { OnceLock::new() }; LISTED_MAX], numbers: OnceLock::new() };
 
 impl Names {
-    pub(super) fn name(&self, number: u16) -> Option<&HeaderName> {
+    pub(super) fn name(&self, number: u16) -> Option<&Listed> {
         self.names.get(usize::from(number))?.get()
     }
 
@@ -32,7 +40,10 @@ impl Names {
             *numbers.entry(name.clone()).or_insert_with_key(|name| {
                 // Never given back: 128 KiB of them at most.
                 let text: &'static str = Box::leak(name.as_str().into());
-                self.names[next].get_or_init(|| HeaderName::from_static(text));
+                self.names[next].get_or_init(|| Listed {
+                    name: HeaderName::from_static(text),
+                    known: Known::of(text.as_bytes()),
+                });
                 next as u16
             })
         })

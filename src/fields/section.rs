@@ -4,9 +4,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::names::{NAMES, UNLISTED};
-use super::{Fields, START_BYTES, Walk, push_line, push_start};
+use super::{Fields, START_BYTES, Walk, start_of};
 
-/// Field lines in the order in which they came. A line takes six bytes and its value, where a
+/// Field lines in the order in which they came. A line takes eight bytes and its value, where a
 /// [`HeaderMap`] takes 104 and its value; its values share the block's allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct FieldSection {
@@ -58,19 +58,19 @@ impl FieldSection {
     /// buffer that its connection was read into, 8 KiB and more.
     fn of(lines: &[(HeaderName, HeaderValue)]) -> Self {
         let numbers: Vec<u16> = lines.iter().map(|(name, _)| NAMES.number(name)).collect();
+        let text = |number: &u16, name: &HeaderName| match *number {
+            UNLISTED => name.as_str().len(),
+            _ => 0,
+        };
         let room = |(number, (name, value)): (&u16, &(HeaderName, HeaderValue))| {
-            let text = if *number == UNLISTED { 2 + name.as_str().len() } else { 0 };
-            START_BYTES + text + value.len()
+            START_BYTES + text(number, name) + value.len()
         };
         let mut block = Vec::with_capacity(numbers.iter().zip(lines).map(room).sum());
         for (number, (name, value)) in numbers.iter().zip(lines) {
-            match *number {
-                UNLISTED => push_line(&mut block, name.as_str().as_bytes(), value.as_bytes()),
-                number => {
-                    push_start(&mut block, number, value.len());
-                    block.extend_from_slice(value.as_bytes());
-                }
-            }
+            let text = text(number, name);
+            block.extend_from_slice(&start_of(*number, text, value.len()));
+            block.extend_from_slice(&name.as_str().as_bytes()[..text]);
+            block.extend_from_slice(value.as_bytes());
         }
         Self { block: block.into() }
     }

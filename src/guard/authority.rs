@@ -27,7 +27,7 @@ enum Source {
 impl Authority {
     /// From a `Host` field.
     pub(super) fn from_field(value: &HeaderValue, scheme: &str) -> Result<Self, Refusal> {
-        let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Refusal::HostInvalid)?;
+        let text = value.to_str().map_err(|_| Refusal::HostInvalid)?;
         let (normal, host_length) = normalise(text, scheme)?;
         let source = match normal {
             Cow::Borrowed(_) => value.clone(),
@@ -60,9 +60,7 @@ impl Authority {
     /// `example.org`, `example.org:8080`, `[2001:db8::1]:8080`.
     pub fn as_str(&self) -> &str {
         match &self.source {
-            Source::Field(value) => {
-                std::str::from_utf8(value.as_bytes()).expect("normalise let only ASCII through")
-            }
+            Source::Field(value) => value.to_str().expect("normalise let only ASCII through"),
             Source::Target(authority) => authority.as_str(),
         }
     }

@@ -54,7 +54,8 @@ pub fn mark(
     key: Option<&str>,
 ) {
     fields.append(&VIA, &identity.via);
-    fields.append(&CACHE_STATUS, &context.cache_status.render(&identity.name, key));
+    let status = &context.cache_status;
+    fields.append_text(&CACHE_STATUS, |text| status.write(&identity.name, key, text));
 }
 
 /// Counts the response and logs it: at once when its body is in memory, else at its end.
@@ -191,34 +192,34 @@ fn write_line(
             line.millis(key!("upstream_first_byte_ms"), upstream.first_byte);
         }
         if let Some(failure) = context.failure {
-            line.word(key!("failure"), failure);
+            line.word(key!("failure"), failure.as_bytes());
         }
         match ending {
             Ending::Whole => {}
-            Ending::Broken => line.word(key!("ended"), "broke-off"),
-            Ending::Left => line.word(key!("ended"), "client-left"),
+            Ending::Broken => line.word(key!("ended"), b"broke-off"),
+            Ending::Left => line.word(key!("ended"), b"client-left"),
         }
     });
 }
 
 fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
     let asked = &context.asked;
-    line.text(key!("id"), &context.id.digits());
+    line.word(key!("id"), &context.id.digits());
     line.address(key!("client"), context.client);
     if let Some(country) = &context.place.country {
-        line.text(key!("country"), country.as_str().as_bytes());
+        line.word(key!("country"), country.as_str().as_bytes());
     }
     if let Some(asn) = context.place.asn() {
         line.number(key!("asn"), u64::from(asn));
     }
-    line.text(key!("method"), asked.method.as_str().as_bytes());
-    line.word(key!("scheme"), context.connection.scheme());
+    line.word(key!("method"), asked.method.as_str().as_bytes());
+    line.word(key!("scheme"), context.connection.scheme().as_bytes());
     if let Some(host) = &asked.host {
         line.text(key!("host"), host.as_bytes());
     }
     let target = asked.target.path_and_query().map_or("*", |target| target.as_str());
     line.text(key!("target"), target.as_bytes());
-    line.word(key!("protocol"), protocol(asked.version));
+    line.word(key!("protocol"), protocol(asked.version).as_bytes());
     if let Some(site) = &context.site {
         line.text(key!("site"), site.as_bytes());
     }
@@ -233,9 +234,12 @@ fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
 
 fn cache_fields(line: &mut Line<'_>, context: &RequestContext) {
     let cache = &context.cache_status;
-    line.word(key!("cache"), cache.forwarded.map_or("hit", |reason| reason.fwd().as_str()));
+    line.word(
+        key!("cache"),
+        cache.forwarded.map_or("hit", |reason| reason.fwd().as_str()).as_bytes(),
+    );
     if let Some(reason) = cache.reason() {
-        line.word(key!("reason"), reason.as_str());
+        line.word(key!("reason"), reason.as_str().as_bytes());
     }
     if cache.stored {
         line.flag(key!("stored"));

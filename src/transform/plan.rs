@@ -1,13 +1,10 @@
 //! Whether a response is coded, decoded or left alone. Pure, and by fields alone.
 
-use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    IF_NONE_MATCH, VARY,
-};
+use http::header::{CACHE_CONTROL, IF_NONE_MATCH};
 use http::{HeaderMap, StatusCode};
 
 use super::{Accepted, Coding, Level, Settings};
-use crate::fields::{FieldLines, Fields, Line};
+use crate::fields::{FieldLines, Fields, Known, Line, number};
 
 /// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,23 +92,18 @@ impl<'a> Said<'a> {
     /// By these fields.
     pub fn by(fields: &'a FieldLines) -> Self {
         let mut said = Self::default();
-        for Line { name, value } in fields.walk() {
-            if name.is(&CONTENT_TYPE) {
-                said.content_type = said.content_type.or(Some(value));
-            } else if name.is(&CONTENT_LENGTH) {
-                said.length = number(value);
-            } else if name.is(&CONTENT_ENCODING) {
-                said.coding = members(value).fold(said.coding, StoredCoding::and);
-            } else if name.is(&ETAG) {
-                said.etag = Some(value);
-            } else if name.is(&CACHE_CONTROL) {
-                said.no_transform |= has_no_transform(value);
-            } else if name.is(&VARY) {
-                said.varies |= members(value).any(|member| {
-                    member == b"*" || member.eq_ignore_ascii_case(b"accept-encoding")
-                });
-            } else if name.is(&CONTENT_RANGE) {
-                said.is_part = true;
+        for Line { known, value, .. } in fields.walk() {
+            match known {
+                Known::ContentType => said.content_type = said.content_type.or(Some(value)),
+                Known::ContentLength => said.length = number(value.trim_ascii()),
+                Known::ContentEncoding => {
+                    said.coding = members(value).fold(said.coding, StoredCoding::and);
+                }
+                Known::ContentRange => said.is_part = true,
+                Known::Etag => said.etag = Some(value),
+                Known::CacheControl => said.no_transform |= has_no_transform(value),
+                Known::Vary => said.varies |= members(value).any(names_the_coding),
+                _ => {}
             }
         }
         said
@@ -242,6 +234,10 @@ fn holds_weak_etag(request: &HeaderMap, said: &Said<'_>) -> bool {
     etag.starts_with('"') && lines.any(|line| line.contains(&weak))
 }
 
+fn names_the_coding(member: &[u8]) -> bool {
+    member == b"*" || member.eq_ignore_ascii_case(b"accept-encoding")
+}
+
 fn has_no_transform(line: &[u8]) -> bool {
     members(line).any(|one| one.eq_ignore_ascii_case(b"no-transform"))
 }
@@ -249,10 +245,6 @@ fn has_no_transform(line: &[u8]) -> bool {
 /// The members of one line of a list field, without the whitespace around them.
 fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
-}
-
-fn number(value: &[u8]) -> Option<u64> {
-    std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -17,19 +17,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("planted", &[]),
     ("stamp", &[]),
     ("upgrade", &[]),
-    ("cache", &["planted"]),
+    ("cache", &["fields", "planted"]),
     ("context", &["cache", "clock"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
-    ("store", &["cache", "clock", "metrics", "body", "planted"]),
-    ("transform", &["body", "metrics"]),
+    ("store", &["cache", "clock", "metrics", "body", "fields", "planted"]),
+    ("transform", &["body", "fields", "metrics", "reply"]),
     (
         "fetch",
-        &["store", "cache", "context", "body", "clock", "interim", "metrics", "planted", "upgrade"],
+        &[
+            "store", "cache", "context", "body", "clock", "fields", "interim", "metrics",
+            "planted", "upgrade",
+        ],
     ),
     ("guard", &["context", "clock", "metrics"]),
     // clock: a line in the access log tells how long its response took.
-    ("respond", &["cache", "context", "body", "clock", "metrics"]),
-    ("route", &["guard", "cache", "fetch", "transform", "planted"]),
+    ("respond", &["cache", "context", "body", "clock", "fields", "metrics", "reply"]),
+    ("route", &["guard", "cache", "fetch", "fields", "transform", "planted"]),
     ("control", &["store", "fetch", "cache", "clock", "metrics", "planted", "stamp"]),
     (
         "serve",
@@ -44,12 +47,20 @@ const ARROWS: &[(&str, &[&str])] = &[
             "context",
             "body",
             "clock",
+            "fields",
             "interim",
             "metrics",
+            "reply",
             "upgrade",
         ],
     ),
-    ("listen", &["serve", "context", "body", "clock", "interim", "metrics", "stamp", "upgrade"]),
+    (
+        "listen",
+        &[
+            "serve", "context", "body", "clock", "fields", "interim", "metrics", "reply", "stamp",
+            "upgrade",
+        ],
+    ),
     // They stand outside the house: an origin for the demo, and callers of the admin API.
     ("demo", &[]),
     ("cli", &[]),

@@ -5,13 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::fields::{FieldLines, Line};
+use crate::fields::{FieldLines, Known, Line, number};
 
 use super::super::io::Transport;
 
@@ -151,13 +149,12 @@ pub(super) struct ResponseHead<'a> {
 impl<'a> ResponseHead<'a> {
     pub(super) fn of(status: StatusCode, fields: &'a FieldLines) -> Self {
         let mut head = Self { status, fields, length: None, closes: false, has_date: false };
-        for Line { name, value } in fields.walk() {
-            if name.is(&CONTENT_LENGTH) {
-                head.length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-            } else if name.is(&DATE) {
-                head.has_date = true;
-            } else if name.is(&CONNECTION) {
-                head.closes |= value.eq_ignore_ascii_case(b"close");
+        for Line { known, value, .. } in fields.walk() {
+            match known {
+                Known::ContentLength => head.length = number(value),
+                Known::Date => head.has_date = true,
+                Known::Connection => head.closes |= value.eq_ignore_ascii_case(b"close"),
+                _ => {}
             }
         }
         head
@@ -177,15 +174,16 @@ impl<'a> ResponseHead<'a> {
         bytes.reserve(HEAD_BYTES);
         status_line(bytes, self.status);
         let outgoing = self.framing(length, asked);
-        let (says_length, is_upgrade) =
-            (self.says_length(outgoing, asked), outgoing == Outgoing::Upgrade);
-        for line in self.fields.walk() {
-            let is = |name| line.name.is(name);
-            let is_not_sent = is(&TRANSFER_ENCODING)
-                || !says_length && is(&CONTENT_LENGTH)
-                || !is_upgrade && (is(&CONNECTION) || is(&UPGRADE));
-            if !is_not_sent {
-                field(bytes, line.name.as_bytes(), line.value);
+        let says_length = self.says_length(outgoing, asked);
+        for Line { name, known, value } in self.fields.walk() {
+            let is_sent = match known {
+                Known::TransferEncoding => false,
+                Known::ContentLength => says_length,
+                Known::Connection | Known::Upgrade => outgoing == Outgoing::Upgrade,
+                _ => true,
+            };
+            if is_sent {
+                field(bytes, name.as_bytes(), value);
             }
         }
         if !self.has_date {

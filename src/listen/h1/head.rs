@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
+use crate::fields::number;
+
 use super::super::settings::Limits;
 use super::super::{Unread, uri_bytes};
 
@@ -184,7 +186,7 @@ fn framing(headers: &HeaderMap, wishes: &Wishes, version: Version) -> Result<Fra
         _ => return Err(Unread::Framing),
     }
     if let Some(length) = headers.get(CONTENT_LENGTH) {
-        return length_of(length.as_bytes()).map(Framing::Length).ok_or(Unread::Framing);
+        return number(length.as_bytes()).map(Framing::Length).ok_or(Unread::Framing);
     }
     let Some(coding) = headers.get(TRANSFER_ENCODING) else { return Err(Unread::Framing) };
     let last = members(coding).last().unwrap_or_default();
@@ -193,13 +195,6 @@ fn framing(headers: &HeaderMap, wishes: &Wishes, version: Version) -> Result<Fra
     }
     let is_alone = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
     Ok(if is_alone { Framing::Chunked } else { Framing::Unknown })
-}
-
-fn length_of(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// Room for so many fields costs nothing but stack; more are allocated for.

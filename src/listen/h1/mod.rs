@@ -178,7 +178,11 @@ where
 
     fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         match ready!(self.poll_head(cx))? {
-            Some(Ok(head)) => self.take_up(head),
+            Some(Ok(head)) => {
+                if self.take_up(head, cx).is_pending() {
+                    return self.line.borrow_mut().poll_gone(cx).map(Err);
+                }
+            }
             Some(Err(why)) => self.refuse(why),
             None => self.state = State::Closing,
         }
@@ -218,8 +222,8 @@ where
         }
     }
 
-    /// Hands the request to the service.
-    fn take_up(&mut self, head: Head) {
+    /// Hands the request to the service. Ready: the answer is there.
+    fn take_up(&mut self, head: Head, cx: &mut Context<'_>) -> Poll<()> {
         let Client { facts, session, recorder, .. } = &self.client;
         let exchange = session.begin();
         let Head { mut request, framing, keep_alive, expects_continue, takes_trailers } = head;
@@ -238,39 +242,54 @@ where
             handover
         });
         let asked = Asked::of(request.method(), request.version(), takes_trailers);
-        let answer = (self.client.service)(facts.clone(), request.map(|()| body));
+        let mut answer = (self.client.service)(facts.clone(), request.map(|()| body));
         let keep_alive = keep_alive && framing != Framing::Unknown;
         let answering = Answering { exchange, asked, keep_alive, handover };
-        self.state = State::Answering(answer, answering);
+        match self.poll_answer(&mut answer, asked, cx) {
+            Poll::Ready(reply) => {
+                self.begin_to_send(answering, reply);
+                Poll::Ready(())
+            }
+            Poll::Pending => {
+                self.state = State::Answering(answer, answering);
+                Poll::Pending
+            }
+        }
     }
 
-    fn answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
-        let State::Answering(answer, answering) = &mut self.state else {
-            return Poll::Ready(Ok(Step::Next));
-        };
-        let done = Pin::new(&mut *answer).poll(cx);
+    /// A look at the answer; what comes before it is put out.
+    fn poll_answer(&self, answer: &mut F, asked: Asked, cx: &mut Context<'_>) -> Poll<Reply> {
+        let mut answer = Pin::new(answer);
+        let done = answer.as_mut().poll(cx);
         // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
-        while answering.asked.version == Version::HTTP_11
-            && let Poll::Ready(interim) = Pin::new(&mut *answer).poll_interim(cx)
+        while asked.version == Version::HTTP_11
+            && let Poll::Ready(interim) = answer.as_mut().poll_interim(cx)
         {
             encode::interim(&mut self.line.borrow_mut().out, &interim);
         }
-        match done {
-            Poll::Ready(response) => {
-                self.begin_to_send(response);
+        done
+    }
+
+    fn answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+        let before = std::mem::replace(&mut self.state, State::Closing);
+        let State::Answering(mut answer, answering) = before else {
+            return Poll::Ready(Ok(Step::Next));
+        };
+        match self.poll_answer(&mut answer, answering.asked, cx) {
+            Poll::Ready(reply) => {
+                self.begin_to_send(answering, reply);
                 Poll::Ready(Ok(Step::Next))
             }
-            Poll::Pending => self.line.borrow_mut().poll_gone(cx).map(Err),
+            Poll::Pending => {
+                self.state = State::Answering(answer, answering);
+                self.line.borrow_mut().poll_gone(cx).map(Err)
+            }
         }
     }
 
-    fn begin_to_send(&mut self, response: Reply) {
-        let before = std::mem::replace(&mut self.state, State::Closing);
-        let State::Answering(_, Answering { exchange, asked, keep_alive, handover }) = before
-        else {
-            return;
-        };
-        let Reply { status, fields, mut body } = response;
+    fn begin_to_send(&mut self, answering: Answering, reply: Reply) {
+        let Answering { exchange, asked, keep_alive, handover } = answering;
+        let Reply { status, fields, mut body } = reply;
         let head = ResponseHead::of(status, &fields);
         let line = &mut *self.line.borrow_mut();
         let keep_alive = keep_alive
