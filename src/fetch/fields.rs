@@ -61,30 +61,60 @@ pub(super) fn copy_if_replayable(request: &Request<Body>) -> Option<Request<Body
     Some(copy)
 }
 
-/// RFC 9110 §7.6.1. hyper has acted on them.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
-    // Comparing each name once is less than looking for each of these.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        return;
+/// What a response says to this hop alone.
+#[derive(Default)]
+pub(super) struct ToUs {
+    /// How long the origin keeps the connection: `Keep-Alive: timeout=5`. Not a standard any
+    /// more, but Apache and Node.js send it, and mean it.
+    pub(super) kept_for: Option<Duration>,
+    lengths: u32,
+    codings: u32,
+    is_chunked: bool,
+}
+
+/// Takes what is for this hop alone (RFC 9110 §7.6.1), which hyper has acted on; one look at
+/// each field. Of a 101, `Upgrade` stays.
+pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
+    let mut to_us = ToUs::default();
+    let mut gone: Vec<HeaderName> = Vec::new();
+    for (name, value) in &*headers {
+        match *name {
+            CONTENT_LENGTH => {
+                to_us.lengths += 1;
+                continue;
+            }
+            CONNECTION => gone.extend(named_by(value)),
+            TRANSFER_ENCODING => {
+                to_us.codings += 1;
+                to_us.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
+            }
+            TE | UPGRADE => {}
+            _ if *name == KEEP_ALIVE => to_us.kept_for = to_us.kept_for.or_else(|| timeout(value)),
+            _ if *name == PROXY_CONNECTION => {}
+            _ => continue,
+        }
+        gone.push(name.clone());
     }
-    headers.remove(TRANSFER_ENCODING);
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .filter(|name| !(upgraded && name == UPGRADE))
-            .collect();
-        headers.remove(CONNECTION);
-        named.into_iter().for_each(|name| drop(headers.remove(name)));
+    for name in gone.into_iter().filter(|name| !(upgraded && name == UPGRADE)) {
+        headers.remove(name);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TE);
-    if !upgraded {
-        headers.remove(UPGRADE);
-    }
+    to_us
+}
+
+/// The fields that a `Connection` names. Its options that are no fields name none.
+fn named_by(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
+    let options = connection.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let fields = options.filter(|option| {
+        !option.eq_ignore_ascii_case(b"close") && !option.eq_ignore_ascii_case(b"keep-alive")
+    });
+    fields.filter_map(|option| HeaderName::from_bytes(option).ok())
+}
+
+fn timeout(keep_alive: &HeaderValue) -> Option<Duration> {
+    let parameters = keep_alive.to_str().ok()?.split(',');
+    let mut named = parameters.filter_map(|parameter| parameter.trim().split_once('='));
+    let (_, seconds) = named.find(|(name, _)| name.eq_ignore_ascii_case("timeout"))?;
+    Some(Duration::from_secs(seconds.parse::<u32>().ok()?.into()))
 }
 
 /// Trailers without what may not stand in them (RFC 9110 §6.5.1): fields about framing,
@@ -124,19 +154,15 @@ pub(super) enum Misframed {
     Twice,
 }
 
-/// Whether the body is framed by `chunked` alone, by one length, or by neither.
-pub(super) fn check_framing(headers: &HeaderMap) -> Result<(), Misframed> {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let has_length = lengths.next().is_some();
-    if lengths.next().is_some() {
-        return Err(Misframed::Twice);
-    }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(_), _) if has_length => Err(Misframed::Twice),
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Misframed::Coding),
+impl ToUs {
+    /// Whether the body is framed by `chunked` alone, by one length, or by neither.
+    pub(super) fn check_framing(&self) -> Result<(), Misframed> {
+        match (self.lengths, self.codings) {
+            (0 | 1, 0) => Ok(()),
+            (0, 1) if self.is_chunked => Ok(()),
+            (0, _) => Err(Misframed::Coding),
+            _ => Err(Misframed::Twice),
+        }
     }
 }
 
@@ -154,7 +180,7 @@ pub(super) fn hear_interims(
         let mut response = Response::new(());
         *response.status_mut() = received.status();
         *response.headers_mut() = received.headers().clone();
-        strip_hop_by_hop(response.headers_mut(), false);
+        take_hop_by_hop(response.headers_mut(), false);
         // It has no content; a length would be that of the next message's to whoever errs.
         response.headers_mut().remove(CONTENT_LENGTH);
         let outcome = if interims.push(response) { 0 } else { 1 };
@@ -162,17 +188,6 @@ pub(super) fn hear_interims(
     });
 }
 
-/// How long the origin says it keeps the connection: `Keep-Alive: timeout=5`. Not a standard
-/// any more, but Apache and Node.js send it, and mean it.
-pub(super) fn kept_for(headers: &HeaderMap) -> Option<Duration> {
-    let parameters = headers.get(KEEP_ALIVE)?.to_str().ok()?.split(',');
-    let mut named = parameters.filter_map(|parameter| parameter.trim().split_once('='));
-    let (_, seconds) = named.find(|(name, _)| name.eq_ignore_ascii_case("timeout"))?;
-    Some(Duration::from_secs(seconds.parse::<u32>().ok()?.into()))
-}
-
-const HOP_BY_HOP: [HeaderName; 6] =
-    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -185,14 +200,15 @@ mod tests {
         let check = |field: &'static str, expected: Option<u64>| {
             let mut headers = HeaderMap::new();
             headers.insert(KEEP_ALIVE, HeaderValue::from_static(field));
-            assert_eq!(kept_for(&headers), expected.map(Duration::from_secs), "{field}");
+            let kept_for = take_hop_by_hop(&mut headers, false).kept_for;
+            assert_eq!(kept_for, expected.map(Duration::from_secs), "{field}");
         };
         check("timeout=5", Some(5));
         check("max=100, Timeout=15", Some(15));
         check("max=100", None);
         check("timeout=-1", None);
         check("timeout=99999999999", None);
-        assert_eq!(kept_for(&HeaderMap::new()), None);
+        assert_eq!(take_hop_by_hop(&mut HeaderMap::new(), false).kept_for, None);
     }
 
     #[test]
@@ -200,6 +216,9 @@ mod tests {
         let received = || {
             let mut headers = HeaderMap::new();
             headers.append(CONNECTION, HeaderValue::from_static("Upgrade, x-hop"));
+            headers.append(CONNECTION, HeaderValue::from_static("x-other-hop,keep-alive"));
+            headers.append(KEEP_ALIVE, HeaderValue::from_static("timeout=5"));
+            headers.append("x-other-hop", HeaderValue::from_static("1"));
             headers.append(UPGRADE, HeaderValue::from_static("chat"));
             headers.append("x-hop", HeaderValue::from_static("1"));
             headers.append("x-end", HeaderValue::from_static("1"));
@@ -207,7 +226,7 @@ mod tests {
         };
         let names = |upgraded| -> Vec<String> {
             let mut headers = received();
-            strip_hop_by_hop(&mut headers, upgraded);
+            take_hop_by_hop(&mut headers, upgraded);
             headers.keys().map(ToString::to_string).collect()
         };
         assert_eq!(names(false), ["x-end"]);
@@ -223,7 +242,8 @@ mod tests {
             for (name, value) in fields {
                 headers.append(name, HeaderValue::from_static(value));
             }
-            assert_eq!(check_framing(&headers), expected, "{fields:?}");
+            let to_us = take_hop_by_hop(&mut headers, false);
+            assert_eq!(to_us.check_framing(), expected, "{fields:?}");
         };
         let (length, coding) = (CONTENT_LENGTH, TRANSFER_ENCODING);
         check(&[], Ok(()));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, EXPECT, UPGRADE};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -402,22 +402,23 @@ impl Attempt<'_> {
     ) -> Result<UpstreamResponse, Failed> {
         let Exchanged { mut link, response, reused, connect } = exchanged;
         let (mut head, incoming) = response.into_parts();
+        let is_upgrade = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let to_us = fields::take_hop_by_hop(&mut head.headers, is_upgrade);
         let address = match &mut link {
             Link::Http1(http1) => {
-                http1.kept_for = fields::kept_for(&head.headers);
+                http1.kept_for = to_us.kept_for;
                 http1.address
             }
             Link::Http2(http2) => http2.address,
         };
         let mut upgraded = None;
-        let body = if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        let body = if is_upgrade {
             upgraded = Some(self.upgraded(link).await?);
             Body::Empty
         } else {
-            self.check_framing(&head.headers)?;
+            to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;
             stream(link, incoming, deadline, self.limits, active)
         };
-        fields::strip_hop_by_hop(&mut head.headers, upgraded.is_some());
         head.extensions.clear();
         // RFC 9110 §6.2: each hop speaks its own version.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
@@ -434,14 +435,13 @@ impl Attempt<'_> {
         })
     }
 
-    fn check_framing(&self, headers: &HeaderMap) -> Result<(), Failed> {
-        let origin = || self.origin().name.clone();
-        let error = match fields::check_framing(headers) {
-            Ok(()) => return Ok(()),
-            Err(Misframed::Coding) => FetchError::TransferCoding { origin: origin() },
-            Err(Misframed::Twice) => FetchError::FramedTwice { origin: origin() },
+    fn misframed(&self, misframed: Misframed) -> Failed {
+        let origin = self.origin().name.clone();
+        let error = match misframed {
+            Misframed::Coding => FetchError::TransferCoding { origin },
+            Misframed::Twice => FetchError::FramedTwice { origin },
         };
-        Err(Failed::new(error, None))
+        Failed::new(error, None)
     }
 
     async fn upgraded(&self, link: Link) -> Result<UpgradedOrigin, Failed> {
