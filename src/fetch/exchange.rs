@@ -92,8 +92,8 @@ impl Drop for Share {
 /// Why no head came.
 pub(super) struct NoHead {
     pub(super) why: NoHeadReason,
-    /// The request, if no part of it was handed to the connection.
-    pub(super) request: Option<Box<Request<Body>>>,
+    /// The request's body, if no part of the request was handed to the connection.
+    pub(super) body: Option<Body>,
     /// Whether bytes of the request went to the system.
     pub(super) sent: bool,
     /// Whether bytes of a response came.
@@ -295,12 +295,12 @@ fn outcome_of(
         Some(Ok(response)) => return Ok(response),
         Some(Err(error)) => error,
         None => {
-            return Err(NoHead { why: NoHeadReason::Deadline, request: None, sent, received });
+            return Err(NoHead { why: NoHeadReason::Deadline, body: None, sent, received });
         }
     };
-    let request = error.take_message().map(Box::new);
-    let sent = sent && request.is_none();
-    Err(NoHead { why: NoHeadReason::Error(error.into_error()), request, sent, received })
+    let body = error.take_message().map(Request::into_body);
+    let sent = sent && body.is_none();
+    Err(NoHead { why: NoHeadReason::Error(error.into_error()), body, sent, received })
 }
 
 /// The deadlines of one exchange.

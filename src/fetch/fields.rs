@@ -43,22 +43,14 @@ pub(super) fn direct(request: &mut Request<Body>, origin: &PoolOrigin, http2: bo
     }
 }
 
-/// A copy to send again, if the request is idempotent (RFC 9110 §9.2.2), its body in memory,
-/// and the connection stays HTTP.
-pub(super) fn copy_if_replayable(request: &Request<Body>) -> Option<Request<Body>> {
-    let body = match request.body() {
-        Body::Empty => Body::Empty,
-        Body::Full(bytes) => Body::Full(bytes.clone()),
-        _ => return None,
-    };
-    if !request.method().is_idempotent() || request.headers().contains_key(UPGRADE) {
-        return None;
+/// The body to send again, if it is in memory and the request idempotent (RFC 9110 §9.2.2).
+pub(super) fn replayable(request: &Request<Body>) -> Option<Body> {
+    match request.body() {
+        _ if !request.method().is_idempotent() => None,
+        Body::Empty => Some(Body::Empty),
+        Body::Full(bytes) => Some(Body::Full(bytes.clone())),
+        _ => None,
     }
-    let mut copy = Request::new(body);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
 }
 
 /// What a response says to this hop alone.

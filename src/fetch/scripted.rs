@@ -109,7 +109,17 @@ impl Bed {
         &self,
         request: Request<Body>,
     ) -> Result<UpstreamResponse, FetchError> {
-        self.upstreams.send(&self.pool, request, Intent::default()).await
+        self.send_with(request, Intent::default()).await
+    }
+
+    pub(super) async fn send_with(
+        &self,
+        request: Request<Body>,
+        intent: Intent,
+    ) -> Result<UpstreamResponse, FetchError> {
+        let (head, body) = request.into_parts();
+        let head = Request::from_parts(head, ());
+        self.upstreams.send(&self.pool, || head.clone(), body, intent).await
     }
 
     pub(super) async fn get(&self) -> Result<UpstreamResponse, FetchError> {

@@ -756,7 +756,7 @@ async fn an_upgrade_hands_over_the_connection_with_what_came_early() {
         let intent =
             Intent { upgrade: Some(HeaderValue::from_static("chat")), ..Intent::default() };
         let (upstream, peer) = tokio::join!(
-            bed.upstreams.send(&bed.pool, request(Method::GET, Body::Empty), intent),
+            bed.send_with(request(Method::GET, Body::Empty), intent),
             async {
                 let mut peer = origin.accept().await;
                 let head = peer.answer("HTTP/1.1 101 Switching Protocols\r\nupgrade: chat\r\nconnection: upgrade\r\n\r\nearly").await;

@@ -412,7 +412,7 @@ async fn an_upgrade_asks_for_http1_even_where_http2_is_spoken() {
         let upgrade = Some("websocket".parse().expect("a value"));
         let intent = Intent { upgrade, ..Intent::default() };
         let get = request(Method::GET, Body::Empty);
-        let (outcome, ()) = tokio::join!(bed.upstreams.send(&bed.pool, get, intent), async {
+        let (outcome, ()) = tokio::join!(bed.send_with(get, intent), async {
             let mut peer = accept(&origin, &acceptor).await.expect("a handshake");
             peer.answer("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
         });

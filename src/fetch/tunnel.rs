@@ -171,7 +171,7 @@ mod tests {
         let get = request(Method::GET, Body::Empty);
         let switch =
             "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n";
-        let (upstream, peer) = tokio::join!(bed.upstreams.send(&bed.pool, get, intent), async {
+        let (upstream, peer) = tokio::join!(bed.send_with(get, intent), async {
             let mut peer = origin.accept().await;
             peer.answer(&format!("{switch}{early}")).await;
             peer

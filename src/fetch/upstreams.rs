@@ -95,16 +95,18 @@ impl Upstreams {
 
     /// Sends a request to one of the pool's origins and waits for the head of the response.
     ///
-    /// Of the URI, path and query are used; of the fields, `Host` is set as the pool says, and
-    /// the others go as they are: hop-by-hop fields must be gone already. The body streams.
-    /// Dropping the future, or the response's body, ends the exchange.
+    /// `request` makes its head, for each try anew; the body streams. Of the URI, path and query
+    /// are used; of the fields, `Host` is set as the pool says, and the others go as they are:
+    /// hop-by-hop fields must be gone already. Dropping the future, or the response's body, ends
+    /// the exchange.
     ///
     /// # Errors
     /// The last try's, when several were made.
     pub async fn send(
         &self,
         pool: &Arc<Pool>,
-        mut request: Request<Body>,
+        request: impl Fn() -> Request<()>,
+        mut body: Body,
         intent: Intent,
     ) -> Result<UpstreamResponse, FetchError> {
         let core = &self.0;
@@ -115,10 +117,6 @@ impl Upstreams {
             return Err(FetchError::AllDown { pool: pool.name().clone() });
         }
         state.earn_retry();
-        if let Some(protocol) = &intent.upgrade {
-            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            request.headers_mut().insert(UPGRADE, protocol.clone());
-        }
         let began = core.clock.instant();
         let limits = core.limits(pool.settings());
         let mut tried = 0_u64;
@@ -131,8 +129,9 @@ impl Upstreams {
                 return Err(error);
             };
             tried |= 1 << number;
-            let attempt = Attempt { core, state: &state, number, limits, intent: &intent };
-            let failed = match attempt.run(request).await {
+            let attempt =
+                Attempt { core, state: &state, number, limits, request: &request, intent: &intent };
+            let failed = match attempt.run(body).await {
                 Ok(mut upstream) => {
                     upstream.attempts = attempts;
                     upstream.first_byte = core.clock.instant() - began;
@@ -141,7 +140,7 @@ impl Upstreams {
                 }
                 Err(failed) => failed,
             };
-            let again = failed.request.filter(|_| {
+            let again = failed.body.filter(|_| {
                 attempts < pool.settings().retry.attempts_max
                     && core.timers.now_ms() < limits.end_ms
             });
@@ -158,7 +157,7 @@ impl Upstreams {
                 return Err(failed.error);
             }
             core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_FAILED);
-            request = *again;
+            body = again;
         }
     }
 }
@@ -169,27 +168,28 @@ struct Attempt<'a> {
     state: &'a Rc<PoolState>,
     number: usize,
     limits: Limits,
+    request: &'a dyn Fn() -> Request<()>,
     intent: &'a Intent,
 }
 
-/// A try that failed, with the request if it may be sent again.
+/// A try that failed, with the request's body if it may be sent again.
 struct Failed {
     error: FetchError,
-    request: Option<Box<Request<Body>>>,
+    body: Option<Body>,
     /// It says something about the origin's health.
     blames_origin: bool,
 }
 
 impl Failed {
-    fn new(error: FetchError, request: Option<Box<Request<Body>>>) -> Self {
+    fn new(error: FetchError, body: Option<Body>) -> Self {
         let blames_origin = error.blames_origin();
-        Self { error, request, blames_origin }
+        Self { error, body, blames_origin }
     }
 }
 
 impl Attempt<'_> {
-    async fn run(&self, request: Request<Body>) -> Result<UpstreamResponse, Failed> {
-        let outcome = self.exchange(request).await;
+    async fn run(&self, body: Body) -> Result<UpstreamResponse, Failed> {
+        let outcome = self.exchange(body).await;
         let health = &self.origin().health;
         match &outcome {
             Ok(_) => health.succeeded(),
@@ -205,11 +205,11 @@ impl Attempt<'_> {
         outcome
     }
 
-    async fn exchange(&self, mut request: Request<Body>) -> Result<UpstreamResponse, Failed> {
+    async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
         let active = Active::begin(self.core, self.state, self.number);
         let deadline = self.core.timers.deadline();
         if let Some(mut link) = self.kept() {
-            match self.over(&mut link, request, &deadline).await {
+            match self.over(&mut link, body, &deadline).await {
                 Ok(response) => {
                     self.core.recorder.count(Metric::UpstreamReuses);
                     let exchanged =
@@ -219,11 +219,11 @@ impl Attempt<'_> {
                 // The origin closed it as we were about to use it: that says nothing about
                 // the origin, and so costs neither health nor budget. Once only.
                 Err(failed @ Failed { error: FetchError::Terminated { .. }, .. }) => {
-                    let Some(again) = failed.request else {
+                    let Some(again) = failed.body else {
                         return Err(Failed { blames_origin: false, ..failed });
                     };
                     self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
-                    request = *again;
+                    body = again;
                 }
                 Err(failed) => return Err(failed),
             }
@@ -231,10 +231,10 @@ impl Attempt<'_> {
         let began = self.core.clock.instant();
         let mut link = match self.open().await {
             Ok(link) => link,
-            Err(error) => return Err(Failed::new(error, Some(Box::new(request)))),
+            Err(error) => return Err(Failed::new(error, Some(body))),
         };
         let connect = self.core.clock.instant() - began;
-        let response = self.over(&mut link, request, &deadline).await?;
+        let response = self.over(&mut link, body, &deadline).await?;
         let exchanged = Exchanged { link, response, reused: false, connect };
         self.respond(exchanged, deadline, active).await
     }
@@ -333,11 +333,16 @@ impl Attempt<'_> {
     async fn over(
         &self,
         link: &mut Link,
-        mut request: Request<Body>,
+        body: Body,
         deadline: &Deadline,
     ) -> Result<Response<Incoming>, Failed> {
+        let mut request = (self.request)().map(|()| body);
+        if let Some(protocol) = &self.intent.upgrade {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            request.headers_mut().insert(UPGRADE, protocol.clone());
+        }
         fields::direct(&mut request, self.origin(), matches!(link, Link::Http2(_)));
-        let copy = fields::copy_if_replayable(&request);
+        let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
         let outcome = match link {
             Link::Http1(http1) => {
                 if let Some(interims) = &self.intent.interims {
@@ -347,7 +352,8 @@ impl Attempt<'_> {
                         self.core.recorder.clone(),
                     );
                 }
-                let request = if request.headers().contains_key(EXPECT) {
+                let sends_body = !request.body().is_end_stream();
+                let request = if sends_body && request.headers().contains_key(EXPECT) {
                     let patience = self.state.pool.settings().deadlines.expect_continue;
                     hold_for_continue(request, patience)
                 } else {
@@ -357,11 +363,11 @@ impl Attempt<'_> {
             }
             Link::Http2(http2) => http2.head(request, &self.limits, deadline).await,
         };
-        outcome.map_err(|no_head| self.failed(no_head, copy, deadline))
+        outcome.map_err(|no_head| self.failed(no_head, again, deadline))
     }
 
     /// What a failure means, and whether the request may be sent again.
-    fn failed(&self, no_head: NoHead, copy: Option<Request<Body>>, deadline: &Deadline) -> Failed {
+    fn failed(&self, no_head: NoHead, again: Option<Body>, deadline: &Deadline) -> Failed {
         let origin = self.origin().name.clone();
         let settings = self.state.pool.settings();
         let source = match no_head.why {
@@ -379,7 +385,7 @@ impl Attempt<'_> {
             let (bytes_max, count_max) = (header_bytes_max, header_count_max);
             return Failed::new(FetchError::HeaderSize { origin, bytes_max, count_max }, None);
         }
-        let error = if source.is_user() && no_head.request.is_none() {
+        let error = if source.is_user() && no_head.body.is_none() {
             FetchError::RequestBody { source }
         } else if source.is_parse() {
             FetchError::Protocol { origin, source }
@@ -389,8 +395,7 @@ impl Attempt<'_> {
             FetchError::Terminated { origin, sent: no_head.sent, source }
         };
         let terminated = matches!(error, FetchError::Terminated { .. });
-        let request = no_head.request.or_else(|| copy.filter(|_| terminated).map(Box::new));
-        Failed::new(error, request)
+        Failed::new(error, no_head.body.or_else(|| again.filter(|_| terminated)))
     }
 
     /// The head has come: what becomes of the body and of the connection.

@@ -93,7 +93,7 @@ pub(super) enum Settled {
 
 impl Job {
     /// Leads: asks upstream for all who follow.
-    pub async fn lead(self, request: Request<Body>, lead: Lead, report: oneshot::Sender<Report>) {
+    pub async fn lead(self, request: Request<()>, lead: Lead, report: oneshot::Sender<Report>) {
         let began = self.worker.clock.now();
         let sent = match self.send_validating(request, began).await {
             Ok(upstream) => self.open(upstream).await,
@@ -175,14 +175,10 @@ impl Job {
     /// Sends the request; a 304 that is not about what we have is asked again for the whole.
     async fn send_validating(
         &self,
-        request: Request<Body>,
+        mut request: Request<()>,
         began: SystemTime,
     ) -> Result<UpstreamResponse, FetchError> {
-        let mut again = Request::new(Body::Empty);
-        *again.method_mut() = request.method().clone();
-        *again.uri_mut() = request.uri().clone();
-        *again.headers_mut() = request.headers().clone();
-        let upstream = self.send(request).await?;
+        let upstream = self.send(|| request.clone()).await?;
         let Some(stale) = self.stale.as_ref().filter(|_| is_304(&upstream.response)) else {
             return Ok(upstream);
         };
@@ -190,19 +186,22 @@ impl Job {
         let settings = &self.rule.settings.cache;
         match cache::freshen(&stale.response, &exchange, PurgeSequence::default(), settings) {
             Freshened::NotThisOne => {
-                again.headers_mut().remove(IF_NONE_MATCH);
-                again.headers_mut().remove(IF_MODIFIED_SINCE);
-                self.send(again).await
+                request.headers_mut().remove(IF_NONE_MATCH);
+                request.headers_mut().remove(IF_MODIFIED_SINCE);
+                self.send(|| request.clone()).await
             }
             Freshened::Updated(_) | Freshened::Once(..) => Ok(upstream),
         }
     }
 
     /// Sends the request upstream and waits for the head of the response.
-    pub async fn send(&self, request: Request<Body>) -> Result<UpstreamResponse, FetchError> {
+    pub async fn send(
+        &self,
+        request: impl Fn() -> Request<()>,
+    ) -> Result<UpstreamResponse, FetchError> {
         let intent =
             Intent { hash: self.key.hash.0 as u64, upgrade: None, interims: self.interims.clone() };
-        let sent = self.worker.upstreams.send(&self.pool, request, intent).await;
+        let sent = self.worker.upstreams.send(&self.pool, request, Body::Empty, intent).await;
         if let Err(error) = &sent {
             tracing::warn!(site = %self.site.name, pool = %self.pool.name(), %error, "no response from upstream");
         }

@@ -55,10 +55,10 @@ impl Visit {
         // The answer to a GET may depend on its content, which no key has: a stranger's content
         // would be in what everyone gets.
         let is_unkeyed = self.request.method == Method::GET && !body.is_end_stream();
-        let request = self.upstream_request(body, None);
         let intent =
             Intent { hash: found.key.hash.0 as u64, upgrade, interims: self.interims.clone() };
-        let sent = self.worker.upstreams.send(&job.pool, request, intent).await;
+        let request = || self.upstream_request(None);
+        let sent = self.worker.upstreams.send(&job.pool, request, body, intent).await;
         let mut upstream = match sent {
             Ok(upstream) => upstream,
             Err(error) => {
@@ -183,8 +183,8 @@ impl Visit {
     }
 
     /// The request for a fill: the whole, or a validation of `stale`, as GET.
-    pub(super) fn fill_request(&self, stale: Option<&Head>) -> Request<Body> {
-        let mut request = self.upstream_request(Body::Empty, stale);
+    pub(super) fn fill_request(&self, stale: Option<&Head>) -> Request<()> {
+        let mut request = self.upstream_request(stale);
         if stale.is_none() {
             cache::fields::remove_conditions(request.headers_mut());
         }
@@ -192,7 +192,7 @@ impl Visit {
     }
 
     /// The request as the origin gets it.
-    fn upstream_request(&self, body: Body, stale: Option<&Head>) -> Request<Body> {
+    fn upstream_request(&self, stale: Option<&Head>) -> Request<()> {
         let mut headers = HeaderMap::clone(&self.fields);
         headers.reserve(ADDED_FIELDS);
         if let Some(stale) = stale {
@@ -210,7 +210,7 @@ impl Visit {
         };
         let mut uri = UriParts::default();
         uri.path_and_query = Some(target);
-        let mut request = Request::new(body);
+        let mut request = Request::new(());
         *request.method_mut() = self.request.method.clone();
         *request.uri_mut() = Uri::from_parts(uri).expect("a target alone is a URI");
         *request.headers_mut() = headers;

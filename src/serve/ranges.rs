@@ -56,8 +56,8 @@ impl Sought {
         &self,
         range: Option<&Range<u64>>,
         bound: Option<&Validator>,
-    ) -> Request<Body> {
-        let mut request = Request::new(Body::Empty);
+    ) -> Request<()> {
+        let mut request = Request::new(());
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
         if let Some(range) = range {
@@ -214,7 +214,8 @@ impl Job {
         let (store, fills) = (self.worker.store.clone(), self.worker.fills.clone());
         let job = Rc::new(self);
         let ask: Ask = Rc::new(move |range| {
-            let (job, request) = (job.clone(), sought.request(Some(&range), Some(&bound)));
+            let (job, sought, bound) = (job.clone(), sought.clone(), bound.clone());
+            let request = move || sought.request(Some(&range), Some(&bound));
             Box::pin(async move { Ok(job.send(request).await?.response) })
         });
         Parts::new(&store, &fills, head, ask)
@@ -251,7 +252,7 @@ impl Job {
             }
         }
         match &asked.begin {
-            Begin::Slices(_) => Ok((self.send(asked.sought.request(None, None)).await?, None)),
+            Begin::Slices(_) => Ok((self.send(|| asked.sought.request(None, None)).await?, None)),
             // It is what the client asked for, whatever else it is good for.
             Begin::Last(_) => Ok((upstream, None)),
         }
