@@ -182,9 +182,8 @@ impl Http1 {
         deadline: &Deadline,
     ) -> Result<Response<Incoming>, NoHead> {
         let before = (self.traffic.read.get(), self.traffic.written.get());
-        let mut written = before.1;
+        let mut armed_at = None;
         self.traffic.head_end.set(Some(before.0 + BEFORE_HEAD_BYTES_MAX));
-        limits.arm(deadline, limits.first_byte);
         let mut response = pin!(unconstrained(self.sender.try_send_request(request)));
         let outcome = poll_fn(|cx| {
             let answer = self.poll_for(cx, |this| {
@@ -201,8 +200,9 @@ impl Http1 {
             if answer.is_ready() {
                 return answer.map(Some);
             }
-            if self.traffic.written.get() != written {
-                written = self.traffic.written.get();
+            let written = Some(self.traffic.written.get());
+            if written != armed_at {
+                armed_at = written;
                 limits.arm(deadline, limits.first_byte);
             }
             deadline.poll(cx).map(|()| None)
