@@ -2,8 +2,8 @@
 //!
 //! An HTTP/1.1 connection has no task of its own: whoever waits for the response drives it,
 //! so that a wake-up from the socket goes straight to the task that wants the bytes, with no
-//! hop between tasks. While it is kept nobody drives it; taking it looks once whether the
-//! origin has closed it. An HTTP/2 connection is shared and has a task.
+//! hop between tasks. While it is kept nobody drives it; what the origin does meanwhile wakes
+//! its gate, and is looked at when it is taken. An HTTP/2 connection is shared and has a task.
 //!
 //! ```text
 //!  kept ──take──▶ sending ──head──▶ body ──end──▶ kept
@@ -132,7 +132,13 @@ impl Http1 {
 
     /// Whether another request can go over it, as far as can be seen without asking.
     pub(super) fn is_reusable(&mut self) -> bool {
-        self.step() && self.sender.is_ready()
+        self.is_at_rest() || self.step() && self.sender.is_ready()
+    }
+
+    /// hyper waits for the next request, and nothing has happened since it was driven: what the
+    /// origin does would have woken it.
+    fn is_at_rest(&self) -> bool {
+        !self.ended && self.sender.is_ready() && !self.gate.was_woken()
     }
 
     /// Drives the connection as far as it goes without waiting. False once it has ended.
@@ -221,6 +227,7 @@ impl Http1 {
         if incoming.size_hint().exact().is_none_or(|length| length > AT_ONCE_BYTES_MAX) {
             return AtOnce::Streams(incoming);
         }
+        let was_at_rest = self.is_at_rest();
         let mut first = Pin::new(&mut incoming).poll_frame(&mut noop());
         if first.is_pending() {
             self.step();
@@ -228,6 +235,10 @@ impl Http1 {
         }
         match first {
             Poll::Ready(Some(Ok(frame))) if incoming.is_end_stream() && frame.is_data() => {
+                if was_at_rest {
+                    // It was woken by our taking the body.
+                    self.gate.run();
+                }
                 AtOnce::Whole(frame.into_data().unwrap_or_default().into())
             }
             Poll::Ready(first) => AtOnce::Begun(first, incoming),

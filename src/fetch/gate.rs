@@ -30,6 +30,11 @@ impl Gate {
         self.state.store(RUNNING, Ordering::Release);
     }
 
+    /// Whether there was a wake-up since [`Gate::run`].
+    pub(super) fn was_woken(&self) -> bool {
+        self.state.load(Ordering::Acquire) == WOKEN
+    }
+
     /// Passes the next wake-up on to the task. False when there was one since [`Gate::run`].
     pub(super) fn park(&self, cx: &Context<'_>) -> bool {
         *self.lock() = Some(cx.waker().clone());
@@ -84,7 +89,9 @@ mod tests {
         let waker = Waker::from(gate.clone());
 
         gate.run();
+        assert!(!gate.was_woken());
         waker.wake_by_ref();
+        assert!(gate.was_woken());
         assert!(!gate.park(&cx), "it would be lost");
         assert_eq!(count.0.load(Ordering::SeqCst), 0);
 
