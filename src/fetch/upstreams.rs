@@ -131,7 +131,9 @@ impl Upstreams {
             tried |= 1 << number;
             let attempt =
                 Attempt { core, state: &state, number, limits, request: &request, intent: &intent };
-            let failed = match attempt.run(body).await {
+            let outcome = attempt.exchange(body).await;
+            attempt.note_health(&outcome);
+            let failed = match outcome {
                 Ok(mut upstream) => {
                     upstream.attempts = attempts;
                     upstream.first_byte = core.clock.instant() - began;
@@ -188,10 +190,43 @@ impl Failed {
 }
 
 impl Attempt<'_> {
-    async fn run(&self, body: Body) -> Result<UpstreamResponse, Failed> {
-        let outcome = self.exchange(body).await;
+    async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
+        let active = Active::begin(self.core, self.state, self.number);
+        let deadline = self.core.timers.deadline();
+        let mut kept = self.kept();
+        loop {
+            let reused = kept.is_some();
+            let (mut link, connect) = match kept.take() {
+                Some(link) => (link, Duration::ZERO),
+                // On the heap: most exchanges don't need the room.
+                None => match Box::pin(self.open()).await {
+                    Ok(opened) => opened,
+                    Err(error) => return Err(Failed::new(error, Some(body))),
+                },
+            };
+            match self.over(&mut link, body, &deadline).await {
+                Ok(response) => {
+                    let exchanged = Exchanged { link, response, reused, connect };
+                    return self.respond(exchanged, deadline, active).await;
+                }
+                // The origin closed it as we were about to use it: that says nothing about
+                // the origin, and so costs neither health nor budget. Once only.
+                Err(failed @ Failed { error: FetchError::Terminated { .. }, .. }) if reused => {
+                    let Some(again) = failed.body else {
+                        return Err(Failed { blames_origin: false, ..failed });
+                    };
+                    self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
+                    body = again;
+                }
+                Err(failed) => return Err(failed),
+            }
+        }
+    }
+
+    /// What the outcome says of the origin.
+    fn note_health(&self, outcome: &Result<UpstreamResponse, Failed>) {
         let health = &self.origin().health;
-        match &outcome {
+        match outcome {
             Ok(_) => health.succeeded(),
             Err(Failed { error, blames_origin, .. }) => {
                 self.core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
@@ -202,41 +237,6 @@ impl Attempt<'_> {
                 }
             }
         }
-        outcome
-    }
-
-    async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
-        let active = Active::begin(self.core, self.state, self.number);
-        let deadline = self.core.timers.deadline();
-        if let Some(mut link) = self.kept() {
-            match self.over(&mut link, body, &deadline).await {
-                Ok(response) => {
-                    self.core.recorder.count(Metric::UpstreamReuses);
-                    let exchanged =
-                        Exchanged { link, response, reused: true, connect: Duration::ZERO };
-                    return self.respond(exchanged, deadline, active).await;
-                }
-                // The origin closed it as we were about to use it: that says nothing about
-                // the origin, and so costs neither health nor budget. Once only.
-                Err(failed @ Failed { error: FetchError::Terminated { .. }, .. }) => {
-                    let Some(again) = failed.body else {
-                        return Err(Failed { blames_origin: false, ..failed });
-                    };
-                    self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
-                    body = again;
-                }
-                Err(failed) => return Err(failed),
-            }
-        }
-        let began = self.core.clock.instant();
-        let mut link = match self.open().await {
-            Ok(link) => link,
-            Err(error) => return Err(Failed::new(error, Some(body))),
-        };
-        let connect = self.core.clock.instant() - began;
-        let response = self.over(&mut link, body, &deadline).await?;
-        let exchanged = Exchanged { link, response, reused: false, connect };
-        self.respond(exchanged, deadline, active).await
     }
 
     /// A connection that is open already.
@@ -252,8 +252,15 @@ impl Attempt<'_> {
         possible.then(share).flatten().map(Link::Http2)
     }
 
-    /// A new connection, or a share of one that somebody else was opening just now.
-    async fn open(&self) -> Result<Link, FetchError> {
+    /// A new connection, or a share of one that somebody else was opening just now, and what
+    /// that took.
+    async fn open(&self) -> Result<(Link, Duration), FetchError> {
+        let began = self.core.clock.instant();
+        let link = self.open_or_share().await?;
+        Ok((link, self.core.clock.instant() - began))
+    }
+
+    async fn open_or_share(&self) -> Result<Link, FetchError> {
         let here = self.here();
         let may_share = || self.intent.upgrade.is_none() && here.speaks_http2.get() != Some(false);
         while may_share()
@@ -406,6 +413,9 @@ impl Attempt<'_> {
         active: Active,
     ) -> Result<UpstreamResponse, Failed> {
         let Exchanged { mut link, response, reused, connect } = exchanged;
+        if reused {
+            self.core.recorder.count(Metric::UpstreamReuses);
+        }
         let (mut head, incoming) = response.into_parts();
         let is_upgrade = head.status == StatusCode::SWITCHING_PROTOCOLS;
         let to_us = fields::take_hop_by_hop(&mut head.headers, is_upgrade);
@@ -418,7 +428,7 @@ impl Attempt<'_> {
         };
         let mut upgraded = None;
         let body = if is_upgrade {
-            upgraded = Some(self.upgraded(link).await?);
+            upgraded = Some(Box::pin(self.upgraded(link)).await?);
             Body::Empty
         } else {
             to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;

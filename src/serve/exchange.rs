@@ -251,7 +251,11 @@ impl Job {
                 Settled::Apart(stored, response)
             }
             Storing::Store(stored) => {
-                self.note_rule(&stored).await;
+                if let Some(record) = self.unknown_rule(&stored) {
+                    // Without it other URLs are asked of upstream; the store has counted it. On the
+                    // heap: nearly no response has one.
+                    _ = Box::pin(self.worker.store.writer(record).finish()).await;
+                }
                 Settled::Store(stored, response)
             }
             Storing::Pass { reason, remember } => Settled::Pass { response, reason, remember },
@@ -271,23 +275,22 @@ impl Job {
 
     /// What upstream left out and a recipient may add: `Date` (RFC 9110 §6.6.1).
     fn complete(&self, response: &mut Response<Body>) {
-        let now = self.worker.clock.now();
-        response.headers_mut().entry(DATE).or_insert_with(|| cache::fields::http_date(now));
+        let now = || cache::fields::http_date(self.worker.clock.now());
+        response.headers_mut().entry(DATE).or_insert_with(now);
     }
 
-    /// Remembers by which rule of `No-Vary-Search` a response is going to be stored.
-    async fn note_rule(&self, stored: &StoredResponse) {
-        let Some(record) = search::rule_record(stored) else { return };
-        let store = &self.worker.store;
-        let known = store.in_memory(record.hash());
-        if let Some(Record::Response(known)) = known
-            && known.response.key == record.key
-            && known.response.headers == record.headers
-        {
-            return;
+    /// The rule of `No-Vary-Search` by which a response is going to be stored, if it is not
+    /// remembered yet.
+    fn unknown_rule(&self, stored: &StoredResponse) -> Option<StoredResponse> {
+        let record = search::rule_record(stored)?;
+        match self.worker.store.in_memory(record.hash()) {
+            Some(Record::Response(known))
+                if known.response.key == record.key && known.response.headers == record.headers =>
+            {
+                None
+            }
+            _ => Some(record),
         }
-        // Without it other URLs are asked of upstream; the store has counted it.
-        let _ = store.writer(record).finish().await;
     }
 
     /// Lists a variant just stored under its key.
