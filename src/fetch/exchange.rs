@@ -180,17 +180,28 @@ impl Http1 {
     }
 
     /// Sends the request and waits for the head of the response. The deadline moves on with
-    /// every piece of the request that goes out.
-    pub(super) async fn head(
+    /// every piece of the request that goes out. The future has no room for the request: it is
+    /// hyper's at once.
+    pub(super) fn head(
         &mut self,
         request: Request<Body>,
+        limits: &Limits,
+        deadline: &Deadline,
+    ) -> impl Future<Output = Result<Response<Incoming>, NoHead>> {
+        let response = self.sender.try_send_request(request);
+        self.await_head(response, limits, deadline)
+    }
+
+    async fn await_head(
+        &mut self,
+        response: impl Future<Output = Outcome>,
         limits: &Limits,
         deadline: &Deadline,
     ) -> Result<Response<Incoming>, NoHead> {
         let before = (self.traffic.read.get(), self.traffic.written.get());
         let mut armed_at = None;
         self.traffic.head_end.set(Some(before.0 + BEFORE_HEAD_BYTES_MAX));
-        let mut response = pin!(unconstrained(self.sender.try_send_request(request)));
+        let mut response = pin!(unconstrained(response));
         let outcome = poll_fn(|cx| {
             let answer = self.poll_for(cx, |this| {
                 // Only the connection, driven just before, can make it ready: nobody needs
@@ -296,9 +307,12 @@ impl Http2 {
     }
 }
 
+/// What hyper makes of a request.
+type Outcome = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+
 /// What a wait for a head came to; `None`: the deadline passed.
 fn outcome_of(
-    outcome: Option<Result<Response<Incoming>, TrySendError<Request<Body>>>>,
+    outcome: Option<Outcome>,
     sent: bool,
     received: bool,
 ) -> Result<Response<Incoming>, NoHead> {
