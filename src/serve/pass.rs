@@ -45,7 +45,8 @@ impl Visit {
             Some(found) => found,
             None => Found::unknown(self.target()),
         };
-        let job = self.job(&Found { head: None, ..found.clone() })?;
+        // What is stored is not validated by this, and stands in by what is found here.
+        let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
         let began = self.worker.clock.now();
         let sequence = self.worker.store.sequence();
         let upgrade = self.asked.upgrade.clone();
