@@ -83,19 +83,20 @@ impl Fills {
 
     /// Joins the fill of `key`, or starts it.
     ///
-    /// `sequence` is the purge log's position now; whoever leads stamps the response with it.
+    /// `sequence` reads the purge log's position; whoever leads stamps the response with it.
     /// `overtaken` says whether a purge after a position may cover the response; while its
     /// head has not come (`None`), by all that is known of it, and any purge of a tag may.
     pub fn join(
         &self,
         key: KeyHash,
-        sequence: PurgeSequence,
+        sequence: impl FnOnce() -> PurgeSequence,
         overtaken: impl FnOnce(Option<&StoredResponse>, PurgeSequence) -> bool,
     ) -> Join {
         let mut shard = self.0.shard(key);
         if shard.is_uncacheable(key, &self.0.clock) {
             return Join::Uncollapsed(self.0.alone(Uncollapsed::Uncacheable));
         }
+        let sequence = sequence();
         let Some(fill) = shard.fills.get(&key) else {
             return self.lead(&mut shard, key, sequence);
         };

@@ -75,7 +75,7 @@ impl Node {
 
     /// Without any purge.
     fn join(&self) -> Join {
-        self.fills.join(KEY, PurgeSequence(0), |_, _| unreachable!("nothing was purged"))
+        self.fills.join(KEY, || PurgeSequence(0), |_, _| unreachable!("nothing was purged"))
     }
 
     fn lead(&self) -> Lead {
@@ -435,12 +435,16 @@ fn nobody_follows_a_fill_that_a_purge_has_overtaken() {
         let node = Node::new(small());
         let old = node.lead();
         let before = node.follow();
-        let unrelated = node.fills.join(KEY, PurgeSequence(1), |response, since| {
-            assert!(response.is_none() && since == PurgeSequence(0));
-            false
-        });
+        let unrelated = node.fills.join(
+            KEY,
+            || PurgeSequence(1),
+            |response, since| {
+                assert!(response.is_none() && since == PurgeSequence(0));
+                false
+            },
+        );
         assert!(matches!(unrelated, Join::Follow(_)), "a purge of something else");
-        let Join::Lead(new) = node.fills.join(KEY, PurgeSequence(2), |_, _| true) else {
+        let Join::Lead(new) = node.fills.join(KEY, || PurgeSequence(2), |_, _| true) else {
             panic!("followed a purged fill");
         };
         assert_eq!(new.sequence(), PurgeSequence(2));
@@ -451,7 +455,7 @@ fn nobody_follows_a_fill_that_a_purge_has_overtaken() {
         drop(upstream);
         assert_bytes(&all(reader).await.expect("whole"), 0..4);
         done.await.expect("no panic");
-        let after = node.fills.join(KEY, PurgeSequence(2), |_, _| unreachable!("none since"));
+        let after = node.fills.join(KEY, || PurgeSequence(2), |_, _| unreachable!("none since"));
         assert!(matches!(after, Join::Follow(_)), "the old one's end leaves the new one in place");
     });
 }
@@ -461,9 +465,11 @@ fn a_purge_is_matched_against_the_head_once_it_is_there() {
     on_a_worker(async {
         let Begun { node, own, upstream: _upstream, .. } = begin(Some(4));
         filling(&own).await;
-        let joined = node.fills.join(KEY, PurgeSequence(1), |response, _| {
-            response.expect("the head is known").site.eq_ignore_ascii_case("another")
-        });
+        let joined = node.fills.join(
+            KEY,
+            || PurgeSequence(1),
+            |response, _| response.expect("the head is known").site.eq_ignore_ascii_case("another"),
+        );
         assert!(matches!(joined, Join::Follow(_)));
     });
 }
@@ -478,7 +484,7 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
             let asked = PurgeTarget { site: "example", url, tags: &[] };
             let overtaken =
                 |response: Option<&_>, since| node.store.overtaken(&asked, response, since);
-            node.fills.join(KEY, node.store.sequence(), overtaken)
+            node.fills.join(KEY, || node.store.sequence(), overtaken)
         };
         let purge = async |scope| {
             let purges = vec![(scope, PurgeKind::Hard)];
@@ -736,7 +742,7 @@ fn limits_leave_requests_uncollapsed() {
         let _lead = node.lead();
         let _follower = node.follow();
         assert!(matches!(node.join(), Join::Uncollapsed(Uncollapsed::Followers)));
-        let other = node.fills.join(KeyHash(8), PurgeSequence(0), |_, _| false);
+        let other = node.fills.join(KeyHash(8), || PurgeSequence(0), |_, _| false);
         assert!(matches!(other, Join::Uncollapsed(Uncollapsed::Fills)));
         assert_eq!(node.metrics.total(Metric::RequestsUncollapsed, 1), 1);
         assert_eq!(node.metrics.total(Metric::RequestsUncollapsed, 2), 1);
@@ -747,7 +753,7 @@ fn limits_leave_requests_uncollapsed() {
 fn no_more_keys_are_remembered_than_the_limit() {
     let node = Node::new(Settings { remembered_max: 64, ..small() });
     for key in [64, 128] {
-        match node.fills.join(KeyHash(key), PurgeSequence(0), |_, _| false) {
+        match node.fills.join(KeyHash(key), || PurgeSequence(0), |_, _| false) {
             Join::Lead(lead) => lead.release(Some(Duration::from_secs(1))),
             other => panic!("{other:?}"),
         }

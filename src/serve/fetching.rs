@@ -52,9 +52,11 @@ impl Visit {
             let aliased: &[u64] =
                 if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
             let asked = PurgeTarget { site: &self.site.name, url: found.key.url(), tags: aliased };
-            let joined = self.worker.fills.join(found.hash, store.sequence(), |response, since| {
-                store.overtaken(&asked, response, since)
-            });
+            let joined = self.worker.fills.join(
+                found.hash,
+                || store.sequence(),
+                |response, since| store.overtaken(&asked, response, since),
+            );
             let follower = match joined {
                 Join::Lead(lead) => {
                     if let Some(response) = self.stored_meanwhile(&found) {
@@ -303,7 +305,8 @@ impl Visit {
     /// Validates in the background, unless somebody does already.
     pub(super) fn refresh(&self, found: Found) {
         let Ok(job) = self.job(&found) else { return };
-        let joined = self.worker.fills.join(found.hash, self.worker.store.sequence(), |_, _| false);
+        let sequence = || self.worker.store.sequence();
+        let joined = self.worker.fills.join(found.hash, sequence, |_, _| false);
         if let Join::Lead(lead) = joined {
             // Whoever did may have ended since the lookup.
             if let Ok(again) = self.look_in_memory(Target { key: found.key.clone() })
