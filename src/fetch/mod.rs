@@ -40,7 +40,7 @@ pub use settings::{
     OriginTls, PoolSettings, Protocol, Retry, Scheme, Settings,
 };
 pub use tunnel::{Tunnelled, UpgradedOrigin, tunnel};
-pub use upstreams::{Intent, UpstreamResponse, Upstreams};
+pub use upstreams::{Intent, Times, UpstreamResponse, Upstreams};
 
 #[cfg(test)]
 mod fill_tests;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONNECTION, EXPECT, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
@@ -71,8 +71,20 @@ pub struct UpstreamResponse {
     pub connect: Duration,
     /// From [`Upstreams::send`] to the head, failed tries included.
     pub first_byte: Duration,
+    /// Between which times that was.
+    pub times: Times,
     /// Present on a 101: pass it to [`super::tunnel`].
     pub upgraded: Option<UpgradedOrigin>,
+}
+
+/// When a response was asked for at first, and when its head had come: "request_time" and
+/// "response_time" of RFC 9111 §4.2.3.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Before the first try.
+    pub asked: SystemTime,
+    /// After the head.
+    pub came: SystemTime,
 }
 
 impl fmt::Debug for Upstreams {
@@ -117,7 +129,7 @@ impl Upstreams {
             return Err(FetchError::AllDown { pool: pool.name().clone() });
         }
         state.earn_retry();
-        let began = core.clock.instant();
+        let began = core.clock.both();
         let limits = core.limits(pool.settings());
         let mut tried = 0_u64;
         let mut attempts = 0;
@@ -129,14 +141,20 @@ impl Upstreams {
                 return Err(error);
             };
             tried |= 1 << number;
-            let attempt =
-                Attempt { core, state: &state, number, limits, request: &request, intent: &intent };
+            let attempt = Attempt {
+                core,
+                state: &state,
+                number,
+                attempts,
+                began,
+                limits,
+                request: &request,
+                intent: &intent,
+            };
             let outcome = attempt.exchange(body).await;
             attempt.note_health(&outcome);
             let failed = match outcome {
-                Ok(mut upstream) => {
-                    upstream.attempts = attempts;
-                    upstream.first_byte = core.clock.instant() - began;
+                Ok(upstream) => {
                     core.recorder.observe(Metric::UpstreamFirstByte, upstream.first_byte);
                     return Ok(upstream);
                 }
@@ -169,6 +187,10 @@ struct Attempt<'a> {
     core: &'a Rc<Core>,
     state: &'a Rc<PoolState>,
     number: usize,
+    /// Tries in all, this one included.
+    attempts: u32,
+    /// When the first one began.
+    began: (SystemTime, Instant),
     limits: Limits,
     request: &'a dyn Fn() -> Request<()>,
     intent: &'a Intent,
@@ -435,6 +457,8 @@ impl Attempt<'_> {
             stream(link, incoming, deadline, self.limits, active)
         };
         head.extensions.clear();
+        let (asked, began) = self.began;
+        let (came, now) = self.core.clock.both();
         // RFC 9110 §6.2: each hop speaks its own version.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         Ok(UpstreamResponse {
@@ -443,9 +467,10 @@ impl Attempt<'_> {
             origin: self.origin().name.clone(),
             address,
             reused,
-            attempts: 1,
+            attempts: self.attempts,
             connect,
-            first_byte: Duration::ZERO,
+            first_byte: now - began,
+            times: Times { asked, came },
             upgraded,
         })
     }

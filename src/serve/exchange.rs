@@ -3,7 +3,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -20,7 +19,7 @@ use crate::cache::{
 use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
 use crate::fetch::parts::{First, Parts};
-use crate::fetch::{FetchError, FillEnd, Intent, Pool, UpstreamResponse};
+use crate::fetch::{FetchError, FillEnd, Intent, Pool, Times, UpstreamResponse};
 use crate::interim::Interims;
 use crate::metrics::Metric;
 use crate::route::{Rule, Site};
@@ -94,8 +93,7 @@ pub(super) enum Settled {
 impl Job {
     /// Leads: asks upstream for all who follow.
     pub async fn lead(self, request: Request<()>, lead: Lead, report: oneshot::Sender<Report>) {
-        let began = self.worker.clock.now();
-        let sent = match self.send_validating(request, began).await {
+        let sent = match self.send_validating(request).await {
             Ok(upstream) => self.open(upstream).await,
             Err(error) => Err(error),
         };
@@ -111,7 +109,7 @@ impl Job {
         };
         let upstream_facts = Some(facts(&upstream));
         let tell = |came| drop(report.send(Report { upstream: upstream_facts, came }));
-        match self.settle(upstream.response, began, lead.sequence()).await {
+        match self.settle(upstream.response, upstream.times, lead.sequence()).await {
             Settled::Pass { response, reason, remember } => {
                 lead.release(remember);
                 tell(match part {
@@ -176,13 +174,12 @@ impl Job {
     async fn send_validating(
         &self,
         mut request: Request<()>,
-        began: SystemTime,
     ) -> Result<UpstreamResponse, FetchError> {
         let upstream = self.send(|| request.clone()).await?;
         let Some(stale) = self.stale.as_ref().filter(|_| is_304(&upstream.response)) else {
             return Ok(upstream);
         };
-        let exchange = self.exchange(&upstream.response, began);
+        let exchange = self.exchange(&upstream.response, upstream.times);
         let settings = &self.rule.settings.cache;
         match cache::freshen(&stale.response, &exchange, PurgeSequence::default(), settings) {
             Freshened::NotThisOne => {
@@ -212,7 +209,7 @@ impl Job {
     pub async fn settle(
         &self,
         mut response: Response<Body>,
-        began: SystemTime,
+        times: Times,
         sequence: PurgeSequence,
     ) -> Settled {
         let status = response.status();
@@ -227,7 +224,7 @@ impl Job {
         self.complete(&mut response);
         let settings = &self.rule.settings.cache;
         if let Some(stale) = self.stale.as_ref().filter(|_| is_304(&response)) {
-            let exchange = self.exchange(&response, began);
+            let exchange = self.exchange(&response, times);
             match cache::freshen(&stale.response, &exchange, sequence, settings) {
                 Freshened::Updated(fresh) => {
                     return Settled::Validated(self.worker.store.replace(stale, *fresh));
@@ -241,7 +238,7 @@ impl Job {
         }
         let (codings, site) = (&*self.plan.codings, &*self.site.name);
         let place = Place { key: &self.key, selecting: &self.selecting, codings, site, sequence };
-        match cache::may_store(&self.exchange(&response, began), &place, settings) {
+        match cache::may_store(&self.exchange(&response, times), &place, settings) {
             Storing::Store(stored) if apart => {
                 // Collected before any of it goes on: no more than goes on in one piece.
                 let length = response.body().exact_length();
@@ -262,14 +259,14 @@ impl Job {
         }
     }
 
-    fn exchange<'a>(&'a self, response: &'a Response<Body>, began: SystemTime) -> Exchange<'a> {
+    fn exchange<'a>(&'a self, response: &'a Response<Body>, times: Times) -> Exchange<'a> {
         Exchange {
             method: &self.method,
             request: &self.fields,
             status: response.status(),
             response: response.headers(),
-            request_time: began,
-            response_time: self.worker.clock.now(),
+            request_time: times.asked,
+            response_time: times.came,
         }
     }
 

@@ -18,7 +18,7 @@ use super::told;
 use crate::body::Body;
 use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason};
 use crate::fetch::collapse::Outcome;
-use crate::fetch::{FetchError, Intent, UpstreamResponse, tunnel};
+use crate::fetch::{FetchError, Intent, Times, UpstreamResponse, tunnel};
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::route::Action;
@@ -47,7 +47,6 @@ impl Visit {
         };
         // What is stored is not validated by this, and stands in by what is found here.
         let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
-        let began = self.worker.clock.now();
         let sequence = self.worker.store.sequence();
         let upgrade = self.asked.upgrade.clone();
         let client_side =
@@ -95,9 +94,9 @@ impl Visit {
         }
         let invalid = self.invalidated(&job, &upstream.response);
         if self.request.method == Method::HEAD {
-            self.freshen_from_head(&found, &upstream.response, began, sequence);
+            self.freshen_from_head(&found, &upstream.response, upstream.times, sequence);
         }
-        let mut settled = job.settle(upstream.response, began, sequence).await;
+        let mut settled = job.settle(upstream.response, upstream.times, sequence).await;
         if !invalid.is_empty() {
             // In force before the client has its answer.
             let cause = match &mut settled {
@@ -159,7 +158,7 @@ impl Visit {
         &self,
         found: &Found,
         response: &Response<Body>,
-        began: std::time::SystemTime,
+        times: Times,
         sequence: PurgeSequence,
     ) {
         let Some(head) = &found.head else { return };
@@ -168,8 +167,8 @@ impl Visit {
             request: &self.fields,
             status: response.status(),
             response: response.headers(),
-            request_time: began,
-            response_time: self.worker.clock.now(),
+            request_time: times.asked,
+            response_time: times.came,
         };
         let settings = &self.rule.settings.cache;
         match cache::freshen_from_head(&head.response, &exchange, sequence, settings) {
