@@ -353,6 +353,9 @@ pub enum Failure {
     /// Upstream answered with an error in whose place a stale response may be served.
     #[error("upstream answered {0}")]
     Status(StatusCode),
+    /// What was asked for is of an object that is no longer what the origin has.
+    #[error("the object changed at its origin")]
+    Changed,
     /// The leader's task ended without an answer. Ask upstream.
     #[error("the task that asked upstream ended without an answer")]
     Abandoned,

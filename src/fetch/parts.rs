@@ -54,8 +54,6 @@ pub struct Parts {
     pub fills: Fills,
     /// Its head, with a known length.
     pub head: Arc<Head>,
-    /// The hash under which the store has the head.
-    pub hash: KeyHash,
     /// What its slices are bound to.
     pub validator: Validator,
     /// Asks upstream for more of it.
@@ -66,8 +64,7 @@ impl Parts {
     /// The parts of `head`; `None` when it has no strong validator to bind them to.
     pub fn new(store: &Store, fills: &Fills, head: Arc<Head>, ask: Ask) -> Option<Self> {
         let validator = Validator::of(&head.response.headers)?;
-        let hash = head.response.hash();
-        Some(Self { store: store.clone(), fills: fills.clone(), head, hash, validator, ask })
+        Some(Self { store: store.clone(), fills: fills.clone(), head, validator, ask })
     }
 
     /// An answer that is in already: `body` has these bytes of the object. Who wants them from
@@ -90,13 +87,20 @@ impl Parts {
         for _ in 0..TURNS_MAX {
             let Some(range) = self.first_gap(&wanted) else { return Ok(None) };
             match self.join(range.start) {
-                Join::Lead(lead) => return self.begin_asking(range, Some(lead)).await.map(Some),
-                Join::Uncollapsed(_) => return self.begin_asking(range, None).await.map(Some),
-                Join::Follow(follower) => {
-                    if let Outcome::Failed(Failure::Upstream(why)) = follower.outcome().await {
-                        return Err(Refused::Failed(why));
+                Join::Lead(lead) => {
+                    // Another has asked between the look and the join.
+                    if self.store.is_superseded(&self.head) {
+                        lead.fail(Failure::Changed);
+                        return Err(Refused::Changed);
                     }
+                    return self.begin_asking(range, Some(lead)).await.map(Some);
                 }
+                Join::Uncollapsed(_) => return self.begin_asking(range, None).await.map(Some),
+                Join::Follow(follower) => match follower.outcome().await {
+                    Outcome::Failed(Failure::Changed) => return Err(Refused::Changed),
+                    Outcome::Failed(Failure::Upstream(why)) => return Err(Refused::Failed(why)),
+                    _ => {}
+                },
             }
         }
         let Some(range) = self.first_gap(&wanted) else { return Ok(None) };
@@ -119,8 +123,11 @@ impl Parts {
         match self.ask(range).await {
             Ok((bytes, body)) => Ok(First { bytes, body, claim }),
             Err(refused) => {
-                if let (Some(lead), Refused::Failed(why)) = (claim, &refused) {
-                    lead.fail(Failure::Upstream(why.clone()));
+                if let Some(lead) = claim {
+                    lead.fail(match &refused {
+                        Refused::Changed => Failure::Changed,
+                        Refused::Failed(why) => Failure::Upstream(why.clone()),
+                    });
                 }
                 Err(refused)
             }
@@ -182,7 +189,7 @@ impl Parts {
             Answer::Part { bytes, .. } => Ok((bytes, response.into_body())),
             Answer::Whole => Ok((0..length, response.into_body())),
             Answer::Changed => {
-                self.store.forget(self.hash);
+                self.store.give_up(&self.head);
                 self.fills.recorder().count(Metric::RangeObjectsChanged);
                 Err(Refused::Changed)
             }
@@ -206,7 +213,8 @@ pub struct First {
 /// Why bytes can't be had from upstream.
 #[derive(Clone, Debug)]
 pub enum Refused {
-    /// The object changed at the origin. What was stored of it is dropped.
+    /// The object changed at the origin. What was stored of it is dropped; a newer version that
+    /// has taken its place stays.
     Changed,
     /// Upstream did not answer, or with something else: a [`FetchError`], or why.
     Failed(Arc<dyn std::error::Error + Send + Sync>),
@@ -262,6 +270,8 @@ struct Walk {
 enum Stop {
     /// The reader left.
     Left,
+    /// The object changed at the origin.
+    Changed,
     Broken(Arc<BodyError>),
 }
 
@@ -273,12 +283,17 @@ impl From<BodyError> for Stop {
 
 impl Walk {
     async fn run(mut self, first: Option<First>) {
-        if let Err(Stop::Broken(why)) = self.walk(first).await {
-            let error =
-                BodyError::caused_by(format!("cut off before byte {}", self.rest.start), why);
-            // A reader that has left needs no error.
-            let _ = self.sender.send(Err(error)).await;
-        }
+        let Err(stop) = self.walk(first).await else { return };
+        let at = self.rest.start;
+        let error = match stop {
+            Stop::Left => return,
+            Stop::Changed => {
+                BodyError::new(format!("the object changed at the origin before byte {at}"))
+            }
+            Stop::Broken(why) => BodyError::caused_by(format!("cut off before byte {at}"), why),
+        };
+        // A reader that has left needs no error.
+        let _ = self.sender.send(Err(error)).await;
     }
 
     /// For what goes to the store alone.
@@ -340,6 +355,7 @@ impl Walk {
                 Outcome::Failed(failure @ (Failure::Upstream(_) | Failure::Status(_))) => {
                     Err(BodyError::caused_by("another request's part failed", failure).into())
                 }
+                Outcome::Failed(Failure::Changed) => Err(Stop::Changed),
                 Outcome::Failed(Failure::Abandoned)
                 | Outcome::Stored
                 | Outcome::Released
@@ -353,10 +369,7 @@ impl Walk {
         let start = range.start;
         match self.parts.ask(range).await {
             Ok((bytes, body)) => self.take_part(bytes, body, Giving::On).await,
-            Err(Refused::Changed) => {
-                let why = format!("the object changed at the origin before byte {start}");
-                Err(BodyError::new(why).into())
-            }
+            Err(Refused::Changed) => Err(Stop::Changed),
             Err(Refused::Failed(error)) => {
                 let why = format!("no answer from upstream for bytes from {start}");
                 Err(BodyError::caused_by(why, error).into())
@@ -466,6 +479,7 @@ enum Giving {
 fn tell(claim: Option<Lead>, taken: &Result<(), Stop>) {
     match (claim, taken) {
         (Some(lead), Err(Stop::Broken(why))) => lead.fail(Failure::Upstream(why.clone())),
+        (Some(lead), Err(Stop::Changed)) => lead.fail(Failure::Changed),
         (Some(lead), Ok(()) | Err(Stop::Left)) => lead.stored(),
         (None, _) => {}
     }
@@ -547,7 +561,7 @@ mod tests {
     use http::{HeaderValue, StatusCode};
 
     use super::*;
-    use crate::cache::{CacheKey, StoredResponse};
+    use crate::cache::StoredResponse;
     use crate::fetch::fill::Settings;
     use crate::fetch::fill_tests::{
         Node, Random, SLICE, all, assert_bytes, bytes_of, on_a_worker, response, seed,
@@ -611,7 +625,6 @@ mod tests {
         let parts = Parts {
             store: node.store.clone(),
             fills: node.fills.clone(),
-            hash: CacheKey::new(response.key.clone()).hash,
             head: node.store.partial(response).expect("long enough"),
             validator: Validator::Tag(HeaderValue::from_static("\"v1\"")),
             ask: Rc::new(move |range| {
@@ -658,7 +671,8 @@ mod tests {
             assert_eq!(reader.size_hint().exact(), Some(LENGTH));
             assert_bytes(&all(reader).await.expect("whole"), 0..LENGTH);
             assert_eq!(origin.asked.borrow().len(), 11, "of four slices each, and a rest");
-            let Some(crate::store::Record::Response(head)) = node.store.in_memory(parts.hash)
+            let Some(crate::store::Record::Response(head)) =
+                node.store.in_memory(parts.head.hash())
             else {
                 panic!("not stored");
             };
@@ -704,8 +718,69 @@ mod tests {
             assert_bytes(&stored.expect("data"), 0..SLICE);
             let error = reader.frame().await.expect("not a clean end").expect_err("cut off");
             assert!(error.to_string().contains(&SLICE.to_string()), "{error}");
-            assert!(node.store.in_memory(parts.hash).is_none(), "the old one is dropped");
+            assert!(node.store.in_memory(parts.head.hash()).is_none(), "the old one is dropped");
             assert_eq!(node.gauge(Metric::RangeObjectsChanged), 1);
+        });
+    }
+
+    #[test]
+    fn a_late_reader_of_what_changed_leaves_the_newer_version_alone() {
+        on_a_worker(async {
+            let node = node();
+            let (parts, origin) = object(&node);
+            read(&parts, 0..SLICE).await.expect("whole");
+            let (newer, _) = object(&node);
+            *origin.answer.borrow_mut() = Answering::NewVersion;
+            read(&parts, 0..2 * SLICE).await.expect_err("cut off");
+            let Some(crate::store::Record::Response(head)) =
+                node.store.in_memory(parts.head.hash())
+            else {
+                panic!("the newer one is gone");
+            };
+            assert_eq!(head.object, newer.head.object);
+        });
+    }
+
+    #[test]
+    fn what_still_comes_of_an_object_that_changed_does_not_bring_it_back() {
+        on_a_worker(async {
+            let node = node();
+            let (parts, origin) = object(&node);
+            let first = parts.first(0..SLICE, Body::from(bytes_of(0..SLICE)));
+            *origin.answer.borrow_mut() = Answering::NewVersion;
+            read(&parts, 2 * SLICE..3 * SLICE).await.expect_err("cut off");
+            let bytes = all(parts.clone().read(0..SLICE, Some(first))).await;
+            assert_bytes(&bytes.expect("it was on its way"), 0..SLICE);
+            assert!(node.store.in_memory(parts.head.hash()).is_none());
+        });
+    }
+
+    #[test]
+    fn one_asks_for_all_whether_an_object_has_changed() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            *origin.answer.borrow_mut() = Answering::NewVersion;
+            let begin = |parts: Parts| async move { parts.begin(5..3 * SLICE).await.map(|_| ()) };
+            let readers: Vec<_> = (0..100).map(|_| spawn_local(begin(parts.clone()))).collect();
+            for reader in readers {
+                let begun = reader.await.expect("no panic");
+                assert!(matches!(begun, Err(Refused::Changed)), "{begun:?}");
+            }
+            assert_eq!(origin.asked.take(), [0..3 * SLICE]);
+        });
+    }
+
+    #[test]
+    fn who_waits_for_a_reader_that_finds_a_change_begins_anew() {
+        on_a_worker(async {
+            let (parts, origin) = object(&node());
+            *origin.answer.borrow_mut() = Answering::NewVersion;
+            let reader = spawn_local(all(parts.clone().read(0..SLICE, None)));
+            tokio::task::yield_now().await;
+            let begun = parts.begin(0..SLICE).await.map(|_| ());
+            assert!(matches!(begun, Err(Refused::Changed)), "{begun:?}");
+            assert!(reader.await.expect("no panic").is_err());
+            assert_eq!(origin.asked.borrow().len(), 1);
         });
     }
 

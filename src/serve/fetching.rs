@@ -59,11 +59,20 @@ impl Visit {
             );
             let follower = match joined {
                 Join::Lead(lead) => {
-                    if let Some(response) = self.stored_meanwhile(&found) {
+                    let again = self.look_in_memory(Target { key: found.key.clone() }).ok();
+                    if let Some(response) = self.stored_meanwhile(again.as_ref()) {
                         lead.stored();
                         return Ok(response);
                     }
-                    return self.lead(lead, found, reason).await;
+                    let Some(again) = again.filter(|again| self.is_begun(again)) else {
+                        return self.lead(lead, found, reason).await;
+                    };
+                    lead.stored();
+                    if let Some(response) = self.answer_from_begun(&again, reason).await? {
+                        return Ok(response);
+                    }
+                    found = Found { head: None, ..again };
+                    continue;
                 }
                 Join::Uncollapsed(why) => {
                     return self.pass(uncollapsed(why, reason), Some(found)).await;
@@ -94,12 +103,14 @@ impl Visit {
                             CacheStatus { forwarded, collapsed: true, ..status };
                         return Ok(response);
                     }
-                    if let Some(head) = &again.head
-                        && matches!(self.decide(&again), Decision::Serve { .. })
-                        && let Some(response) = self.answer_in_parts(&again, head).await?
-                    {
-                        self.context.cache_status.collapsed = true;
-                        return Ok(response);
+                    if self.is_begun(&again) {
+                        if let Some(response) = self.answer_from_begun(&again, reason).await? {
+                            self.context.cache_status.collapsed = true;
+                            return Ok(response);
+                        }
+                        // The others find that too: one asks for all.
+                        found = Found { head: None, ..again };
+                        continue;
                     }
                     return self.pass(reason, Some(again)).await;
                 }
@@ -115,14 +126,33 @@ impl Visit {
 
     /// The fill that would have been followed may have ended between the lookup and the join:
     /// what it stored is in memory.
-    fn stored_meanwhile(&mut self, found: &Found) -> Option<Reply> {
-        let again = self.look_in_memory(Target { key: found.key.clone() }).ok()?;
+    fn stored_meanwhile(&mut self, again: Option<&Found>) -> Option<Reply> {
         let before = self.context.cache_status;
-        let response = self.act_now(&again);
+        let response = self.act_now(again?);
         if response.is_none() {
             self.context.cache_status = before;
         }
         response
+    }
+
+    /// Whether it is stored in part, and the rest can be had or is on its way.
+    fn is_begun(&self, found: &Found) -> bool {
+        let Some(head) = &found.head else { return false };
+        matches!(self.decide(found), Decision::Serve { .. }) && self.parts(found, head).is_some()
+    }
+
+    /// `None` when it has changed at the origin.
+    async fn answer_from_begun(
+        &mut self,
+        found: &Found,
+        reason: Reason,
+    ) -> Result<Option<Reply>, Failure> {
+        let Some(head) = &found.head else { return Ok(None) };
+        let response = self.answer_in_parts(found, head).await?;
+        if response.is_none() {
+            self.context.cache_status = CacheStatus::forwarded(reason);
+        }
+        Ok(response)
     }
 
     async fn lead(&mut self, lead: Lead, found: Found, reason: Reason) -> Result<Reply, Failure> {
@@ -263,7 +293,7 @@ impl Visit {
             return Ok(response);
         }
         Err(match failure {
-            FillFailure::Abandoned => failures::abandoned(),
+            FillFailure::Abandoned | FillFailure::Changed => failures::abandoned(),
             FillFailure::Upstream(error) => match error.downcast_ref::<FetchError>() {
                 Some(error) => failures::upstream(error),
                 None => failures::upstream_status(http::StatusCode::BAD_GATEWAY),

@@ -287,10 +287,12 @@ impl Job {
         body: Body,
     ) -> Option<(Parts, First)> {
         let sought = self.asked.as_ref()?.sought.clone();
-        let head = self.worker.store.partial(stored).ok()?;
-        self.note_variant(&head.response).await;
-        let parts = self.parts(head, sought)?;
+        let head = self.worker.store.partial_to_be(stored).ok()?;
+        let parts = self.clone().parts(head.clone(), sought)?;
         let first = parts.first(bytes, body);
+        // Now: who finds it before those bytes are claimed asks for them as well.
+        self.worker.store.show(&head);
+        self.note_variant(&head.response).await;
         Some((parts, first))
     }
 }

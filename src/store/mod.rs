@@ -329,14 +329,25 @@ impl Store {
 
     /// Makes an object visible of which no byte is stored yet, for range fills. Its length must
     /// be known and be more than one slice.
-    pub fn partial(&self, mut response: StoredResponse) -> Result<Arc<Head>, WriteError> {
+    pub fn partial(&self, response: StoredResponse) -> Result<Arc<Head>, WriteError> {
+        let head = self.partial_to_be(response)?;
+        self.show(&head);
+        Ok(head)
+    }
+
+    /// The same, but nobody finds it before [`Store::show`].
+    pub fn partial_to_be(&self, mut response: StoredResponse) -> Result<Arc<Head>, WriteError> {
         self.check_for_parts(&response)?;
         response.parts = Some(Box::default());
-        let hash = response.hash();
-        let object = self.next_object(hash);
-        let head = self.new_head(response, object, None);
-        self.changes().begin(hash, object);
-        Ok(self.put_head(head, self.wants_on_disk(hash, 0)))
+        let object = self.next_object(response.hash());
+        Ok(Arc::new(self.new_head(response, object, None)))
+    }
+
+    /// Makes the object of [`Store::partial_to_be`] visible.
+    pub fn show(&self, head: &Arc<Head>) {
+        let hash = head.hash();
+        self.changes().begin(hash, head.object);
+        self.put_head(head.clone(), self.wants_on_disk(hash, 0));
     }
 
     /// Stores one part of an object for itself: nothing binds it to others (RFC 9111 §3.4), or the
@@ -480,6 +491,25 @@ impl Store {
         self.inner.disks.forget(&key);
     }
 
+    /// Takes an object out that its origin no longer has; what is still coming of it does not
+    /// bring it back. One that has taken its place stays. Not a purge: it may come back from disk.
+    pub fn give_up(&self, head: &Head) {
+        let mut begun = self.changes();
+        match self.standing(head) {
+            Standing::Another => return,
+            Standing::Nothing if begun.is_superseded(head) => return,
+            Standing::Same(_) | Standing::Nothing => {}
+        }
+        let hash = head.hash();
+        begun.begin(hash, self.next_object(hash));
+        self.forget(hash);
+    }
+
+    /// Whether another object is known to have come after this one, or it was given up.
+    pub fn is_superseded(&self, head: &Head) -> bool {
+        self.changes().is_superseded(head)
+    }
+
     /// A range of a stored body. Bytes beyond its end are left out.
     pub fn body(&self, head: &Arc<Head>, range: Range<u64>) -> StoredBody {
         StoredBody::new(self.clone(), head.clone(), range)
@@ -578,8 +608,8 @@ impl Store {
         }
     }
 
-    fn put_head(&self, head: Head, wanted: bool) -> Arc<Head> {
-        let head = Arc::new(head);
+    fn put_head(&self, head: impl Into<Arc<Head>>, wanted: bool) -> Arc<Head> {
+        let head = head.into();
         let key = PieceKey::head(head.hash());
         self.put(key, Piece::Record(Record::Response(head.clone())));
         // An older one on disk must not outlive it.

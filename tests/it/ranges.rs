@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::victim::Victim;
-use crate::harness::{Answer, Client, Gate, Origin, Random};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Random, until};
 
 const SLICE: u64 = 256 << 10;
 const MIB: u64 = 1 << 20;
@@ -376,6 +376,49 @@ fn a_change_before_the_first_byte_is_no_error() {
     object.version.store(2, Ordering::SeqCst);
     read(&mut client, 2, 3 * MIB..3 * MIB + 100);
     read(&mut client, 2, 0..100);
+}
+
+#[test]
+fn who_waits_for_the_part_of_what_has_changed_asks_once_for_all() {
+    let length = 24 * MIB;
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        let asked = AtomicU64::new(0);
+        Origin::start(move |seen| {
+            let (_, range) = seen.header("range").expect("parts").split_once('=').expect("bytes");
+            let (first, last) = range.split_once('-').expect("a range");
+            let range = first.parse().expect("a number")..last.parse::<u64>().expect("one") + 1;
+            let version = if asked.fetch_add(1, Ordering::SeqCst) == 0 { 1 } else { 2 };
+            let tag = format!("\"v{version}\"");
+            let answer = match seen.header("if-range").is_none_or(|bound| bound == tag) {
+                true => {
+                    let content_range = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+                    Answer::part(bytes_of(version, range)).header("Content-Range", &content_range)
+                }
+                false => Answer::ok(bytes_of(version, 0..length)),
+            };
+            let answer = if version == 1 { answer.behind(&gate) } else { answer };
+            answer.fresh_for(3600).header("ETag", &tag).header("Accept-Ranges", "bytes")
+        })
+    };
+    let edge = Edge::before(&origin.url());
+    let get = |range: Range<u64>| edge.get_with("/long", &[&range_field(&range)]);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| get(3 * MIB..3 * MIB + 100));
+        origin.wait_for_requests(1);
+        let others: Vec<_> = (0..20)
+            .map(|number| 5 * MIB + 10 * number..5 * MIB + 10 * number + 100)
+            .map(|range| (range.clone(), scope.spawn(|| get(range))))
+            .collect();
+        until("they wait", || edge.metric("skerry_requests_collapsed_total") >= 20.0);
+        gate.open();
+        assert_bytes(&first.join().expect("an answer").body, 1, 3 * MIB..3 * MIB + 100);
+        for (range, other) in others {
+            assert_bytes(&other.join().expect("an answer").body, 2, range);
+        }
+    });
+    assert_eq!(origin.requests(), 3, "a part, that it has changed, and the other part");
 }
 
 #[test]
