@@ -32,6 +32,8 @@ pub struct Fetch {
     pub version: u32,
     /// The bytes asked for, when it was a range.
     pub range: Option<(u64, u64)>,
+    /// `If-Range`: the version of which the range must be, or the whole is sent.
+    pub bound: Option<String>,
     /// Whether it asked "has it changed".
     pub conditional: bool,
     /// `X-Forwarded-Proto`, when the node said it: http and https are two keys.
@@ -50,6 +52,14 @@ pub struct Fetch {
     pub status: u16,
     /// Bytes of body handed over.
     pub bytes: u64,
+}
+
+impl Fetch {
+    /// The version that a range was asked for of and that its origin no longer had. The answer
+    /// has another, in whole, and is of no use to who asked.
+    pub fn refused(&self) -> Option<&str> {
+        self.bound.as_deref().filter(|_| self.range.is_some() && self.status == 200)
+    }
 }
 
 /// What a purge covers, in the lab's terms.

@@ -138,6 +138,7 @@ impl Origin {
             object: object.id,
             version,
             range: asked.range,
+            bound: asked.if_range.clone(),
             conditional: asked.if_none_match.is_some(),
             scheme: asked.scheme.clone(),
             head: asked.head,

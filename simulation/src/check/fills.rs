@@ -14,8 +14,9 @@ use std::collections::HashMap;
 pub struct OneFill(Findings);
 
 /// What is filled at most once at a time. Ranges of large objects count each for itself, and
-/// so do http and https.
-type Key<'a> = (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>);
+/// so do http and https. A range of a version that is gone fills nothing: the node asks anew at
+/// once, while the origin may still hand over what is thrown away. It counts among its like.
+type Key<'a> = (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>, Option<&'a str>);
 
 impl Checker for OneFill {
     fn name(&self) -> &'static str {
@@ -30,7 +31,8 @@ impl Checker for OneFill {
         let mut by_key: HashMap<Key<'_>, Vec<&Fetch>> = HashMap::new();
         for fetch in world.facts.fetches.iter().filter(|fetch| counts(world, fetch)) {
             let Some(node) = fetch.node else { continue };
-            let key = (node, fetch.object, fetch.range, fetch.scheme.as_deref());
+            let scheme = fetch.scheme.as_deref();
+            let key = (node, fetch.object, fetch.range, scheme, fetch.refused());
             by_key.entry(key).or_default().push(fetch);
         }
         for ((node, ..), fetches) in by_key {
@@ -64,15 +66,20 @@ impl OneFill {
         let object = world.catalog.get(later.object);
         let subject = format!("{} fetching {}", world.nodes[node], object.path());
         let into = (later.began - earlier.began) / 1000;
-        let what = format!(
-            "upstream request {} ({}) began {into} ms into upstream request {} ({}), which went on",
-            later.serial,
-            later.scheme.as_deref().unwrap_or("unknown scheme"),
-            earlier.serial,
-            earlier.scheme.as_deref().unwrap_or("unknown scheme"),
-        );
+        let (first, second) = (describe(earlier), describe(later));
+        let what = format!("{second} began {into} ms into {first}, which went on");
         self.0.break_promise(later.began, subject, what);
     }
+}
+
+/// `upstream request 7 (https, bytes 0-99 of "5-2-0", answered 206 of version 3)`.
+fn describe(fetch: &Fetch) -> String {
+    let scheme = fetch.scheme.as_deref().unwrap_or("unknown scheme");
+    let bound = fetch.bound.as_ref().map(|tag| format!(" of {tag}")).unwrap_or_default();
+    let range = fetch.range.map(|(from, to)| format!("bytes {from}-{to}{bound}, "));
+    let Fetch { serial, status, version, .. } = fetch;
+    let range = range.unwrap_or_default();
+    format!("upstream request {serial} ({scheme}, {range}answered {status} of version {version})")
 }
 
 /// Only whole answers for what a shared cache stores. One that broke off was given up, and
@@ -144,6 +151,26 @@ mod tests {
         };
         check(Class::Large, SECOND + 50_000, ranges((10, 19)), 0);
         check(Class::Large, SECOND + 50_000, ranges((0, 9)), 1);
+    }
+
+    #[test]
+    fn a_range_of_a_version_that_is_gone_is_asked_for_anew_but_not_twice() {
+        let bound = |bounds: [(Option<&'static str>, u16); 2]| {
+            move |lab: &mut Lab| {
+                for (fetch, (bound, status)) in lab.facts.fetches.iter_mut().zip(bounds) {
+                    (fetch.range, fetch.status) = (Some((0, 9)), status);
+                    fetch.bound = bound.map(str::to_owned);
+                }
+            }
+        };
+        let check = |bounds, broken| check(Class::Large, SECOND + 50_000, bound(bounds), broken);
+        check([(Some("old"), 200), (None, 206)], 0);
+        check([(None, 206), (Some("old"), 200)], 0);
+        check([(Some("old"), 200), (Some("older"), 200)], 0);
+        check([(Some("old"), 200), (Some("old"), 200)], 1);
+        check([(None, 206), (Some("new"), 206)], 1);
+        check([(Some("new"), 206), (Some("new"), 206)], 1);
+        check([(None, 200), (None, 200)], 1);
     }
 
     #[test]

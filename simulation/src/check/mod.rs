@@ -322,6 +322,7 @@ pub(crate) mod tests {
                 object: object.id,
                 version,
                 range: None,
+                bound: None,
                 conditional: false,
                 scheme: None,
                 head: false,
