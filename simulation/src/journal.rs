@@ -194,11 +194,16 @@ impl Facts {
     }
 
     /// Whether any fault that touches `node` was in force between `from` and `to` or within
-    /// `grace` before.
+    /// `grace` before, or its process went away or came back. Its first start disturbs nothing:
+    /// nobody had asked it before.
     pub fn disturbed(&self, node: NodeId, from: Micros, to: Micros, grace: Micros) -> bool {
         let touches = |fault: &&Fault| fault.nodes.contains(&node);
+        let mut lives = self.lives.iter().filter(|life| life.node == node).enumerate();
+        let changes = |(number, life): (usize, &LifeEvent)| {
+            (number > 0 || !life.up) && (from..=to).contains(&life.at)
+        };
         self.faults.iter().filter(touches).any(|fault| fault.overlaps(from, to, grace))
-            || self.lives.iter().any(|life| life.node == node && life.at >= from && life.at <= to)
+            || lives.any(changes)
     }
 }
 
@@ -284,6 +289,16 @@ mod tests {
         assert!(Scope::Group(2).covers(object) && !Scope::Group(1).covers(object));
         assert!(Scope::Class(object.class).covers(object) && Scope::All.covers(object));
         assert!(Scope::Site(object.class.host()).covers(object));
+    }
+
+    #[test]
+    fn a_restart_disturbs_and_a_first_start_does_not() {
+        let mut facts = Facts::default();
+        let life = |node, at, up| LifeEvent { node, at, up };
+        facts.lives = vec![life(1, 5, true), life(0, 10, true), life(0, 20, false)];
+        assert!(!facts.disturbed(0, 0, 19, 0) && facts.disturbed(0, 15, 25, 0));
+        facts.lives.push(life(0, 30, true));
+        assert!(facts.disturbed(0, 25, 35, 0) && !facts.disturbed(1, 0, 35, 0));
     }
 
     #[test]
