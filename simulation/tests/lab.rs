@@ -100,6 +100,23 @@ async fn each_planted_bug_is_found_by_its_own_checker() {
     }
 }
 
+#[test]
+fn a_mistake_in_a_command_is_told_in_one_line() {
+    let check = |arguments: &[&str], expected: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_simulation"));
+        let out = command.args(arguments).output().expect("the lab starts");
+        let told = String::from_utf8(out.stderr).expect("text");
+        assert_eq!((out.status.code(), told.lines().count()), (Some(2), 1), "{told}");
+        assert!(told.starts_with("simulation: ") && told.contains(expected), "{told}");
+        assert!(out.stdout.is_empty());
+    };
+    check(&["run"], "<SCENARIOS>...");
+    check(&["run", "steady", "--regions", "11"], "invalid value '11' for '--regions <REGIONS>'");
+    check(&["run", "steady", "--node", "2"], "a similar argument exists: '--nodes'");
+    check(&["walk"], "unrecognized subcommand 'walk'");
+    check(&["run", "no such scenario"], "no scenario and no file");
+}
+
 /// Processes whose parent is `parent`, from /proc.
 fn children_of(parent: u32) -> Vec<u32> {
     let parent_of = |pid: u32| {
