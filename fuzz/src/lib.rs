@@ -2,6 +2,8 @@
 
 #[path = "../../src/cache/mod.rs"]
 pub mod cache;
+#[path = "../../src/fields/mod.rs"]
+pub mod fields;
 #[path = "../../src/planted.rs"]
 mod planted;
 pub mod targets;
