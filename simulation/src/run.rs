@@ -521,6 +521,10 @@ fn pauses(facts: &Facts) -> Vec<String> {
     let length = |fault: &Fault| fault.ended.unwrap_or(fault.began) - fault.began;
     let lengths: Vec<Micros> = pauses.map(length).collect();
     let seconds = lengths.iter().sum::<Micros>() / SECOND;
-    let note = || format!("the lab itself stood still {} times, {seconds} s in all", lengths.len());
+    let times = match lengths.len() {
+        1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
+    let note = || format!("the lab itself stood still {times}, {seconds} s in all");
     (!lengths.is_empty()).then(note).into_iter().collect()
 }

@@ -112,6 +112,12 @@ impl Visit {
                         found = Found { head: None, ..again };
                         continue;
                     }
+                    // Another has found so meanwhile, and dropped it.
+                    if again.head.is_none() && again.absent == Reason::Absent {
+                        self.context.cache_status = CacheStatus::forwarded(reason);
+                        found = again;
+                        continue;
+                    }
                     return self.pass(reason, Some(again)).await;
                 }
                 Outcome::Released => {
