@@ -65,7 +65,12 @@ impl Visit {
                         return Ok(response);
                     }
                     let Some(again) = again.filter(|again| self.is_begun(again)) else {
-                        return self.lead(lead, found, reason).await;
+                        if let Some(response) = self.lead(lead, &found, reason).await? {
+                            return Ok(response);
+                        }
+                        self.context.cache_status = CacheStatus::forwarded(reason);
+                        found = Found { head: None, validate: false, ..found };
+                        continue;
                     };
                     lead.stored();
                     if let Some(response) = self.answer_from_begun(&again, reason).await? {
@@ -161,8 +166,15 @@ impl Visit {
         Ok(response)
     }
 
-    async fn lead(&mut self, lead: Lead, found: Found, reason: Reason) -> Result<Reply, Failure> {
-        let mut job = self.job(&found)?;
+    /// `None` when what was validated has changed since, before the bytes of it that are not
+    /// stored were asked for.
+    async fn lead(
+        &mut self,
+        lead: Lead,
+        found: &Found,
+        reason: Reason,
+    ) -> Result<Option<Reply>, Failure> {
+        let mut job = self.job(found)?;
         job.interims = self.interims.clone();
         let mut request = self.fill_request(found.validated().map(Arc::as_ref));
         if found.validated().is_none()
@@ -179,7 +191,8 @@ impl Visit {
         };
         self.context.cache_status.fwd_status = upstream.as_ref().map(|facts| facts.status);
         self.context.upstream = upstream;
-        match came {
+        let outcome = match came {
+            Came::Validated(head) => return self.validated(found, &head).await,
             Came::Alone(response, reason) => {
                 self.context.cache_status.detail = Some(reason);
                 Ok(response.into())
@@ -195,17 +208,17 @@ impl Visit {
                 self.first_part(&parts, first).ok_or_else(failures::abandoned)
             }
             Came::Released(why) => {
-                let outcome = self.pass(reason, Some(found)).await;
+                let outcome = self.pass(reason, Some(found.clone())).await;
                 self.context.cache_status.detail = why;
                 outcome
             }
-            Came::Validated(head) => self.validated(&found, &head).await,
-            Came::Error(status) => match self.stale_on_error(&found) {
+            Came::Error(status) => match self.stale_on_error(found) {
                 Some(response) => Ok(response),
                 None => Err(failures::upstream_status(status)),
             },
-            Came::Failed(error) => self.without_upstream(&found, &FillFailure::Upstream(error)),
-        }
+            Came::Failed(error) => self.without_upstream(found, &FillFailure::Upstream(error)),
+        };
+        outcome.map(Some)
     }
 
     /// The leader's own: it is what the origin said to this very request, fresh or not.
@@ -232,7 +245,11 @@ impl Visit {
         response
     }
 
-    async fn validated(&mut self, found: &Found, head: &Arc<Head>) -> Result<Reply, Failure> {
+    async fn validated(
+        &mut self,
+        found: &Found,
+        head: &Arc<Head>,
+    ) -> Result<Option<Reply>, Failure> {
         let ttl = head.response.freshness.ttl(self.worker.clock.now());
         let status = &mut self.context.cache_status;
         (status.ttl, status.stored, status.detail) = (Some(ttl), true, Some(Reason::Validated));
@@ -242,11 +259,11 @@ impl Visit {
             Source::Stored(&self.worker.store, head, mend.as_ref()),
             self.worker.clock.now(),
         ) {
-            return Ok(response);
+            return Ok(Some(response));
         }
         let response = self.answer_in_parts(found, head).await?;
         self.context.cache_status = before;
-        response.ok_or_else(failures::abandoned)
+        Ok(response)
     }
 
     /// A follower's look at what it followed.

@@ -379,6 +379,40 @@ fn a_change_before_the_first_byte_is_no_error() {
 }
 
 #[test]
+fn what_changes_right_after_its_validation_is_asked_for_anew() {
+    let length = 4 * MIB;
+    let version = AtomicU64::new(1);
+    let origin = Origin::start(move |seen| {
+        if seen.header("if-none-match") == Some("\"v1\"") {
+            version.store(2, Ordering::SeqCst);
+            return Answer::status(304).fresh_for(60).header("ETag", "\"v1\"");
+        }
+        let version = version.load(Ordering::SeqCst);
+        let tag = format!("\"v{version}\"");
+        let range = seen.header("range").and_then(|text| {
+            let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+            Some(first.parse().ok()?..(last.parse::<u64>().ok()? + 1).min(length))
+        });
+        let bound = seen.header("if-range").is_none_or(|bound| bound == tag);
+        let answer = match range.filter(|_| bound) {
+            Some(range) => {
+                let content_range = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+                Answer::part(bytes_of(version, range)).header("Content-Range", &content_range)
+            }
+            None => Answer::ok(bytes_of(version, 0..length)),
+        };
+        answer.fresh_for(60).header("ETag", &tag).header("Accept-Ranges", "bytes")
+    });
+    let edge = Edge::before(&origin.url());
+    let get = |range: Range<u64>| edge.get_with("/long", &[&range_field(&range)]);
+    assert_bytes(&get(0..100).body, 1, 0..100);
+    edge.advance(61);
+    let other = get(3 * MIB..3 * MIB + 100);
+    assert_eq!(other.status, 206, "{:?}", other.headers);
+    assert_bytes(&other.body, 2, 3 * MIB..3 * MIB + 100);
+}
+
+#[test]
 fn who_waits_for_the_part_of_what_has_changed_asks_once_for_all() {
     let length = 24 * MIB;
     let gate = Gate::default();
