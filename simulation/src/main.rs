@@ -1,8 +1,7 @@
 //! The command line of the lab.
 
 use anyhow::Context as _;
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use simulation::fleet::Fleet;
 use simulation::place::REGIONS;
 use simulation::progress::Progress;
@@ -15,6 +14,11 @@ use simulation::{faults, node, report, up};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use arguments::arguments;
+
+#[path = "../../src/cli/arguments.rs"]
+mod arguments;
 
 /// A whole CDN on one machine: try it, break it, see what holds.
 #[derive(Parser)]
@@ -125,11 +129,7 @@ struct Run {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&error),
-    };
-    match obey(cli.command) {
+    match obey(arguments::<Cli>().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -137,28 +137,6 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-/// Help on standard output, or a mistake as one line and exit code 2: as the edge does it.
-fn refuse(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        error.exit();
-    }
-    let program = Cli::command().get_name().to_owned();
-    // Nobody reads it any more: nothing is left to do.
-    let _ = writeln!(std::io::stderr(), "{program}: {}", one_line(&error.to_string()));
-    ExitCode::from(2)
-}
-
-/// What clap says in several paragraphs: the mistake and its tips, without the usage.
-fn one_line(told: &str) -> String {
-    let told = told.strip_prefix("error: ").unwrap_or(told);
-    let told = told.replace("For more information, try", "try");
-    let paragraphs = told.split("\n\n").filter(|paragraph| !paragraph.starts_with("Usage:"));
-    let lines: Vec<String> = paragraphs
-        .map(|paragraph| paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" "))
-        .collect();
-    lines.join("; ").trim_end_matches(['.', '\n']).to_owned()
 }
 
 /// False when a promise was broken.

@@ -1,5 +1,6 @@
 //! What the commands other than `run` do: most talk to a running node's admin API.
 
+mod arguments;
 pub mod place;
 pub mod top;
 
@@ -10,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
-use clap::error::ErrorKind;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
+
+pub use arguments::arguments;
 
 /// An answer of the admin API.
 #[derive(Debug)]
@@ -37,32 +38,6 @@ impl Answer {
         }
         Err(value["detail"].as_str().unwrap_or(&self.body).to_owned())
     }
-}
-
-/// The arguments, or an end: help on standard output, or a mistake as one line and exit code 2.
-pub fn arguments<A: Parser>() -> A {
-    let error = match A::try_parse() {
-        Ok(arguments) => return arguments,
-        Err(error) => error,
-    };
-    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        error.exit();
-    }
-    let program = A::command().get_name().to_owned();
-    // Nobody reads it any more: nothing is left to do.
-    let _ = writeln!(io::stderr(), "{program}: {}", one_line(&error.to_string()));
-    std::process::exit(2);
-}
-
-/// What clap says in several paragraphs: the mistake and its tips, without the usage.
-fn one_line(told: &str) -> String {
-    let told = told.strip_prefix("error: ").unwrap_or(told);
-    let told = told.replace("For more information, try", "try");
-    let paragraphs = told.split("\n\n").filter(|paragraph| !paragraph.starts_with("Usage:"));
-    let lines: Vec<String> = paragraphs
-        .map(|paragraph| paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" "))
-        .collect();
-    lines.join("; ").trim_end_matches(['.', '\n']).to_owned()
 }
 
 /// `1 site`, `2 sites`.
@@ -302,15 +277,6 @@ mod tests {
         let body = r#"{"title":"Bad Request","detail":"an empty tag"}"#;
         let answer = parse(&format!("HTTP/1.0 400 Bad Request\r\na: b\r\n\r\n{body}")).unwrap();
         assert_eq!(answer.json().unwrap_err(), "an empty tag");
-    }
-
-    #[test]
-    fn what_clap_says_fits_a_line() {
-        let told = "error: the following required arguments were not provided:\n  <URL>\n  <FILE>\n\n\
-                    Usage: skerry explain <URL> <FILE>\n\nFor more information, try '--help'.\n";
-        let line = "the following required arguments were not provided: <URL> <FILE>; \
-                    try '--help'";
-        assert_eq!(one_line(told), line);
     }
 
     #[test]
