@@ -1,10 +1,9 @@
 //! An answer as the path hands it to the listener.
 
-use http::header::{HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::body::Body;
-use crate::fields::{FieldLines, FieldsMut};
+use crate::fields::FieldLines;
 
 /// A final response to a client. Each protocol makes of it what it needs: HTTP/1.1 writes its
 /// fields line by line, HTTP/2 a map of them.
@@ -22,13 +21,6 @@ impl Reply {
     /// Without fields and content.
     pub fn new(status: StatusCode) -> Self {
         Self { status, ..Self::default() }
-    }
-
-    /// With this field.
-    #[must_use]
-    pub fn with(mut self, name: &HeaderName, value: &HeaderValue) -> Self {
-        self.fields.append(name, value);
-        self
     }
 }
 

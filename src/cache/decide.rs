@@ -14,6 +14,7 @@ use super::purge::PurgeKind;
 use super::settings::{Settings, name_matches};
 use super::status::Reason;
 use super::stored::StoredResponse;
+use crate::fields::Fields;
 use crate::planted::{self, Bug};
 
 /// What to do with a request for which something is stored.

@@ -10,7 +10,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::fields::{FieldLines, FieldSection, FieldsMut, Known};
+use crate::fields::{FieldLines, FieldSection, Fields, FieldsMut, Known};
 
 use super::conditional::Selected;
 use super::range::ContentRange;
@@ -98,7 +98,7 @@ pub fn answer(
                 && !fields.has(Known::ContentLength)
                 && allows_content(stored.status)
             {
-                fields.set_number(&CONTENT_LENGTH, length);
+                fields.append_number(&CONTENT_LENGTH, length);
             }
             match stored.status {
                 // A partial response whose parts have all come is whole (RFC 9111 §3.4).
@@ -112,7 +112,7 @@ pub fn answer(
         }
         Selected::PreconditionFailed => {
             fields.remove_all(&OF_CONTENT);
-            fields.set_number(&CONTENT_LENGTH, 0);
+            fields.append_number(&CONTENT_LENGTH, 0);
             StatusCode::PRECONDITION_FAILED
         }
         Selected::Range { bytes, complete_length } => {
@@ -131,7 +131,7 @@ pub fn answer(
         Selected::RangeNotSatisfiable { complete_length } => {
             fields.remove_all(&OF_CONTENT);
             fields.set(&CONTENT_RANGE, &text_value(format!("bytes */{complete_length}")));
-            fields.set_number(&CONTENT_LENGTH, 0);
+            fields.append_number(&CONTENT_LENGTH, 0);
             StatusCode::RANGE_NOT_SATISFIABLE
         }
         Selected::Missing(_) => return None,
@@ -220,7 +220,6 @@ mod tests {
     use super::*;
     use crate::cache::stored::tests::{headers, now, stored, stored_under};
     use crate::cache::{Settings, settings};
-    use crate::fields::Fields;
 
     #[test]
     fn fields_of_one_hop_are_not_stored() {

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::fields::number;
+
 /// Limits on one request's ranges. Beyond them the `Range` field is ignored, as RFC 9110 §14.2
 /// permits, and the whole is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,8 +157,9 @@ impl ContentRange {
         let (unit, rest) = text.split_once(' ')?;
         let (range, complete) = rest.trim().split_once('/')?;
         let (first, last) = range.split_once('-')?;
-        let (first, last) = (exact(first)?, exact(last)?);
-        let complete_length = if complete == "*" { None } else { Some(exact(complete)?) };
+        let (first, last) = (number(first.as_bytes())?, number(last.as_bytes())?);
+        let complete_length =
+            if complete == "*" { None } else { Some(number(complete.as_bytes())?) };
         let valid = unit.eq_ignore_ascii_case("bytes")
             && first <= last
             && complete_length.is_none_or(|complete| last < complete);
@@ -188,11 +191,6 @@ impl ContentRange {
             None => format!("bytes {start}-{}/*", end - 1),
         }
     }
-}
-
-fn exact(text: &str) -> Option<u64> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if digits { text.parse().ok() } else { None }
 }
 
 /// Which of `wanted` is not among `parts` (sorted, disjoint), in pieces.

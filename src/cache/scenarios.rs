@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 
+use crate::fields::Fields;
+
 use super::stored::tests::{headers, now};
 use super::vary::{Variant, VaryList};
 use super::*;

@@ -21,7 +21,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::fields::Fields;
+use crate::fields::{Fields, number};
 
 /// Sizes that sub-requests are cut to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +212,7 @@ fn judge_part(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) -> A
     if bytes.start != asked.start || bytes.end > asked.end {
         return Answer::Unusable("other bytes than those asked for");
     }
-    let announced = headers.get(CONTENT_LENGTH).map(|value| digits(value.as_bytes()));
+    let announced = headers.get(CONTENT_LENGTH).map(|value| number(value.as_bytes()));
     if announced.is_some_and(|announced| announced != Some(bytes.end - bytes.start)) {
         return Answer::Unusable("Content-Length and Content-Range differ");
     }
@@ -250,23 +250,18 @@ fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     }
     let complete_length = match complete {
         "*" => None,
-        digits_of_length => Some(digits(digits_of_length.as_bytes())?),
+        digits => Some(number(digits.as_bytes())?),
     };
     if bytes == "*" {
         return Some(ContentRange { bytes: None, complete_length });
     }
     let (first, last) = bytes.split_once('-')?;
-    let (first, last) = (digits(first.as_bytes())?, digits(last.as_bytes())?);
+    let (first, last) = (number(first.as_bytes())?, number(last.as_bytes())?);
     let end = last.checked_add(1).filter(|end| first < *end)?;
     if complete_length.is_some_and(|complete| end > complete) {
         return None;
     }
     Some(ContentRange { bytes: Some(first..end), complete_length })
-}
-
-fn digits(text: &[u8]) -> Option<u64> {
-    let all_digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(text).ok().filter(|_| all_digits)?.parse().ok()
 }
 
 fn is_strong_tag(tag: &[u8]) -> bool {

@@ -21,11 +21,6 @@ impl FieldLines {
         Self { stored: stored.clone(), out: 0, own: Vec::with_capacity(OWN_BYTES) }
     }
 
-    /// Whether there is a line of this name.
-    pub fn contains(&self, name: &HeaderName) -> bool {
-        self.lines(name).next().is_some()
-    }
-
     /// Whether there is a line of such a name.
     pub fn has(&self, known: Known) -> bool {
         self.walk().any(|line| line.known == known)

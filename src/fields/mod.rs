@@ -28,6 +28,11 @@ pub trait Fields {
         self.lines(name).next()
     }
 
+    /// Whether there is a line of this name.
+    fn contains(&self, name: &HeaderName) -> bool {
+        self.get(name).is_some()
+    }
+
     /// All lines of this name, as received.
     fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]>;
 }

@@ -25,11 +25,6 @@ impl FieldSection {
         self.block.is_empty()
     }
 
-    /// Whether there is a line of this name.
-    pub fn contains(&self, name: &HeaderName) -> bool {
-        self.lines(name).next().is_some()
-    }
-
     /// Every line: name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.walk().map(|line| (line.name.as_str(), line.value))

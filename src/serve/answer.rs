@@ -151,11 +151,11 @@ pub(super) fn first_hand(response: &mut Reply) {
 }
 
 pub(super) fn redirect(redirect: &Redirect, facts: &Facts<'_>) -> Reply {
-    let response = Reply::new(redirect.status);
-    match redirect.location.render_field(facts) {
-        Some(location) => response.with(&LOCATION, &location),
-        None => response,
+    let mut response = Reply::new(redirect.status);
+    if let Some(location) = redirect.location.render_field(facts) {
+        response.fields.append(&LOCATION, &location);
     }
+    response
 }
 
 pub(super) fn fixed(fixed: &Fixed) -> Reply {
