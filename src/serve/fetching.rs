@@ -113,17 +113,13 @@ impl Visit {
                             self.context.cache_status.collapsed = true;
                             return Ok(response);
                         }
-                        // The others find that too: one asks for all.
-                        found = Found { head: None, ..again };
-                        continue;
+                    } else if again.head.is_some() || again.absent != Reason::Absent {
+                        return self.pass(reason, Some(again)).await;
                     }
-                    // Another has found so meanwhile, and dropped it.
-                    if again.head.is_none() && again.absent == Reason::Absent {
-                        self.context.cache_status = CacheStatus::forwarded(reason);
-                        found = again;
-                        continue;
-                    }
-                    return self.pass(reason, Some(again)).await;
+                    // It has changed at its origin, or another has found so and dropped it. All
+                    // who waited find that: one asks for all.
+                    self.context.cache_status = CacheStatus::forwarded(reason);
+                    found = Found { head: None, ..again };
                 }
                 Outcome::Released => {
                     self.context.cache_status.collapsed = false;
