@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::directives::Members;
 use super::key::{CacheKey, KeyHash, push_bytes};
 use super::stored::StoredResponse;
-use crate::fields::Fields;
+use crate::fields::{Fields, members};
 
 /// What a response's `Vary` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +36,8 @@ impl Vary {
     pub fn of(headers: &impl Fields) -> Self {
         let mut fields = Vec::new();
         for line in headers.lines(&VARY) {
-            for part in line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            for part in members(line) {
                 match HeaderName::from_bytes(part) {
-                    _ if part.is_empty() => {}
                     Ok(name) if part != b"*" => fields.push(name),
                     _ => return Self::Star,
                 }
@@ -282,7 +281,7 @@ fn push_folded(text: &mut String, headers: &HeaderMap, codings: &[&str]) {
     let mut weights: [Option<u16>; IDENTITY + 1] = [None; IDENTITY + 1];
     let mut any = None;
     for line in headers.get_all(ACCEPT_ENCODING) {
-        for member in line.as_bytes().split(|byte| *byte == b',') {
+        for member in members(line.as_bytes()) {
             let (name, weight) = name_and_weight(member);
             let place = match codings.iter().position(|coding| is_coding(name, coding)) {
                 Some(at) => &mut weights[at],

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{FieldSection, Fields, FieldsMut, Known, Line, Walk, push_line};
+use super::{FieldSection, Fields, FieldsMut, Known, KnownSet, Line, Walk, push_line};
 
 /// The fields of an answer, in the order in which they go out: lines of a stored section, which
 /// are not copied, without those that were taken out; and behind them lines of its own. Few
@@ -13,17 +13,26 @@ pub struct FieldLines {
     /// A bit for each line of `stored` that was taken out, the first in the lowest.
     out: u64,
     own: Vec<u8>,
+    /// Of all that go out.
+    known: KnownSet,
 }
 
 impl FieldLines {
     /// What was stored, with room for lines of its own.
     pub fn of(stored: &FieldSection) -> Self {
-        Self { stored: stored.clone(), out: 0, own: Vec::with_capacity(OWN_BYTES) }
+        let known = stored.known();
+        Self { stored: stored.clone(), out: 0, own: Vec::with_capacity(OWN_BYTES), known }
     }
 
     /// Whether there is a line of such a name.
     pub fn has(&self, known: Known) -> bool {
-        self.walk().any(|line| line.known == known)
+        self.known.has(known)
+    }
+
+    /// The value of the last line of such a name.
+    pub fn last(&self, known: Known) -> Option<&[u8]> {
+        let lines = self.has(known).then(|| self.walk().filter(|line| line.known() == known));
+        lines?.last().map(|line| line.value())
     }
 
     /// Every line.
@@ -36,17 +45,21 @@ impl FieldLines {
     pub fn append_number(&mut self, name: &HeaderName, number: u64) {
         let mut digits = itoa::Buffer::new();
         let digits = digits.format(number).as_bytes();
-        push_line(&mut self.own, name, |text| text.extend_from_slice(digits));
+        self.push(name, |text| text.extend_from_slice(digits));
     }
 
     /// Adds a line with what `write` puts at the end of the bytes it is given, which it knows to
     /// be a field value.
     pub fn append_text(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
-        push_line(&mut self.own, name, |text| {
+        self.push(name, |text| {
             let start = text.len();
             write(text);
             debug_assert!(HeaderValue::from_bytes(&text[start..]).is_ok(), "{name}");
         });
+    }
+
+    fn push(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        self.known.add(push_line(&mut self.own, name, write));
     }
 
     /// Puts a line with a number in the place of all of its name.
@@ -57,7 +70,7 @@ impl FieldLines {
 
     /// Takes out all lines of these names.
     pub fn remove_all(&mut self, names: &[HeaderName]) {
-        let is_one = |line: &Line<'_>| names.iter().any(|name| line.name.is(name));
+        let is_one = |line: &Line<'_>| names.iter().any(|name| line.name().is(name));
         let found = self.stored.walk().enumerate().filter(|(_, line)| is_one(line));
         let mut out = self.out;
         for (place, _) in found {
@@ -68,8 +81,9 @@ impl FieldLines {
         }
         self.out = out;
         if (Walk { rest: &self.own }).any(|line| is_one(&line)) {
-            self.copy_without(names);
+            return self.copy_without(names);
         }
+        self.known = self.walk().collect();
     }
 
     /// As a map, for who needs one.
@@ -77,11 +91,11 @@ impl FieldLines {
         let mut map = HeaderMap::with_capacity(self.walk().count() + 2);
         let nothing = Walk { rest: &[] };
         for line in (Kept { walk: self.stored.walk(), out: self.out, own: nothing }) {
-            map.append(line.name.to_name(), self.stored.field_value(line.value));
+            map.append(line.name().to_name(), self.stored.field_value(line.value()));
         }
         for line in (Walk { rest: &self.own }) {
-            let value = HeaderValue::from_bytes(line.value).expect("it was a value");
-            map.append(line.name.to_name(), value);
+            let value = HeaderValue::from_bytes(line.value()).expect("it was a value");
+            map.append(line.name().to_name(), value);
         }
         map
     }
@@ -89,10 +103,17 @@ impl FieldLines {
     /// All but lines of these names become its own.
     fn copy_without(&mut self, names: &[HeaderName]) {
         let mut own = Vec::with_capacity(self.own.len() + OWN_BYTES);
-        for line in self.walk().filter(|line| !names.iter().any(|name| line.name.is(name))) {
-            push_line(&mut own, &line.name.to_name(), |text| text.extend_from_slice(line.value));
+        for line in self.walk().filter(|line| !names.iter().any(|name| line.name().is(name))) {
+            push_line(&mut own, &line.name().to_name(), |text| {
+                text.extend_from_slice(line.value())
+            });
         }
-        *self = Self { own, ..Self::default() };
+        *self = Self::own(own);
+    }
+
+    fn own(own: Vec<u8>) -> Self {
+        let known = (Walk { rest: &own }).collect();
+        Self { own, known, ..Self::default() }
     }
 }
 
@@ -124,11 +145,25 @@ impl<'a> Iterator for Kept<'a> {
             }
         }
     }
+
+    /// In two plain loops: a third of what `next` takes for each line.
+    #[inline]
+    fn fold<B, F: FnMut(B, Self::Item) -> B>(self, start: B, mut f: F) -> B {
+        let mut out = self.out;
+        let mut folded = start;
+        for line in self.walk {
+            if out & 1 == 0 {
+                folded = f(folded, line);
+            }
+            out >>= 1;
+        }
+        self.own.fold(folded, f)
+    }
 }
 
 impl Fields for FieldLines {
     fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]> {
-        self.walk().filter(move |line| line.name.is(name)).map(|line| line.value)
+        self.walk().filter(move |line| line.name().is(name)).map(|line| line.value())
     }
 }
 
@@ -138,25 +173,25 @@ impl FieldsMut for FieldLines {
     }
 
     fn append(&mut self, name: &HeaderName, value: &HeaderValue) {
-        push_line(&mut self.own, name, |text| text.extend_from_slice(value.as_bytes()));
+        self.push(name, |text| text.extend_from_slice(value.as_bytes()));
     }
 }
 
 impl From<&HeaderMap> for FieldLines {
     fn from(map: &HeaderMap) -> Self {
         let room =
-            |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 8;
+            |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 12;
         let mut own = Vec::with_capacity(map.iter().map(room).sum::<usize>() + OWN_BYTES);
         for (name, value) in map {
             push_line(&mut own, name, |text| text.extend_from_slice(value.as_bytes()));
         }
-        Self { own, ..Self::default() }
+        Self::own(own)
     }
 }
 
 impl std::fmt::Debug for FieldLines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lines = self.walk().map(|line| (line.name.as_str(), line.value.escape_ascii()));
+        let lines = self.walk().map(|line| (line.name().as_str(), line.value().escape_ascii()));
         f.debug_map().entries(lines).finish()
     }
 }
@@ -182,7 +217,7 @@ mod tests {
 
     fn said(lines: &FieldLines) -> Vec<(String, String)> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        lines.walk().map(|line| (text(line.name.as_bytes()), text(line.value))).collect()
+        lines.walk().map(|line| (text(line.name().as_bytes()), text(line.value()))).collect()
     }
 
     #[test]

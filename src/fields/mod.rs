@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 pub use lines::FieldLines;
 pub use section::FieldSection;
 
-use names::{NAMES, UNLISTED};
+use names::{Listed, Number};
 
 /// What rules read of a field section, be it stored or on its way.
 pub trait Fields {
@@ -75,16 +75,56 @@ impl FieldsMut for HeaderMap {
 /// One line.
 #[derive(Clone, Copy)]
 pub struct Line<'a> {
+    number: Number,
+    /// How long the name is that stands in it.
+    name: usize,
+    /// The value, or the line as HTTP/1.1 writes it, if its name is not listed.
+    text: &'a [u8],
+}
+
+impl<'a> Line<'a> {
     /// Its name.
-    pub name: Name<'a>,
-    /// Which of those that every answer is asked about.
-    pub known: Known,
+    #[inline]
+    pub fn name(&self) -> Name<'a> {
+        match self.number.listed() {
+            Some(listed) => Name::Listed(listed),
+            None => Name::Text(&self.text[..self.name]),
+        }
+    }
+
+    /// Which of those it is that every answer is asked about.
+    #[inline]
+    pub fn known(&self) -> Known {
+        self.number.known()
+    }
+
     /// Its value.
-    pub value: &'a [u8],
+    #[inline]
+    pub fn value(&self) -> &'a [u8] {
+        if self.number.is_listed() {
+            return self.text;
+        }
+        &self.text[self.name + NAME_END.len()..self.text.len() - LINE_END.len()]
+    }
+
+    /// Puts it behind what is there, as HTTP/1.1 writes it (RFC 9112 §5): `name: value` and the end
+    /// of the line.
+    #[inline]
+    pub fn write(&self, bytes: &mut Vec<u8>) {
+        match self.number.listed() {
+            Some(listed) => {
+                bytes.extend_from_slice(&listed.start);
+                bytes.extend_from_slice(self.text);
+                bytes.extend_from_slice(LINE_END);
+            }
+            None => bytes.extend_from_slice(self.text),
+        }
+    }
 }
 
 /// The fields that every answer is asked about, so that each line is told in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 #[allow(missing_docs, reason = "they are named as in RFC 9110 and RFC 9111")]
 pub enum Known {
     CacheControl,
@@ -103,6 +143,21 @@ pub enum Known {
 }
 
 impl Known {
+    const ALL: [Self; 12] = [
+        Self::CacheControl,
+        Self::Connection,
+        Self::ContentEncoding,
+        Self::ContentLength,
+        Self::ContentRange,
+        Self::ContentType,
+        Self::Date,
+        Self::Etag,
+        Self::TransferEncoding,
+        Self::Upgrade,
+        Self::Vary,
+        Self::Other,
+    ];
+
     fn of(name: &[u8]) -> Self {
         match name {
             b"cache-control" => Self::CacheControl,
@@ -121,11 +176,33 @@ impl Known {
     }
 }
 
+/// Which known fields a section has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct KnownSet(u16);
+
+impl KnownSet {
+    fn add(&mut self, known: Known) {
+        self.0 |= 1 << known as u8;
+    }
+
+    fn has(self, known: Known) -> bool {
+        self.0 & 1 << known as u8 != 0
+    }
+}
+
+impl<'a> FromIterator<Line<'a>> for KnownSet {
+    fn from_iter<I: IntoIterator<Item = Line<'a>>>(lines: I) -> Self {
+        let mut set = Self::default();
+        lines.into_iter().for_each(|line| set.add(line.known()));
+        set
+    }
+}
+
 /// The name of a line.
 #[derive(Clone, Copy)]
 pub enum Name<'a> {
     /// One that the table has.
-    Listed(&'static HeaderName),
+    Listed(&'static Listed),
     /// Lower case.
     Text(&'a [u8]),
 }
@@ -135,7 +212,7 @@ impl<'a> Name<'a> {
     #[inline]
     pub fn is(self, name: &HeaderName) -> bool {
         match self {
-            Self::Listed(ours) => *ours == name,
+            Self::Listed(ours) => ours.name == name,
             Self::Text(ours) => *ours == *name.as_str().as_bytes(),
         }
     }
@@ -144,7 +221,7 @@ impl<'a> Name<'a> {
     #[inline]
     pub fn as_bytes(self) -> &'a [u8] {
         match self {
-            Self::Listed(name) => name.as_str().as_bytes(),
+            Self::Listed(listed) => listed.name.as_str().as_bytes(),
             Self::Text(text) => text,
         }
     }
@@ -155,13 +232,14 @@ impl<'a> Name<'a> {
 
     fn to_name(self) -> HeaderName {
         match self {
-            Self::Listed(name) => name.clone(),
+            Self::Listed(listed) => listed.name.clone(),
             Self::Text(text) => HeaderName::from_lowercase(text).expect("it was a name"),
         }
     }
 }
 
-/// Lines that are still to be read.
+/// Lines that are still to be read. Each begins with a number and two lengths. Behind it stands
+/// the value alone, if the number is that of a listed name; else the line as HTTP/1.1 writes it.
 #[derive(Clone, Copy)]
 struct Walk<'a> {
     rest: &'a [u8],
@@ -173,39 +251,48 @@ impl<'a> Iterator for Walk<'a> {
     #[inline]
     fn next(&mut self) -> Option<Line<'a>> {
         let (start, rest) = self.rest.split_first_chunk::<START_BYTES>()?;
-        let [a, b, c, d, lengths @ ..] = *start;
-        let (number, name) = (u16::from_le_bytes([a, b]), usize::from(u16::from_le_bytes([c, d])));
-        let (text, rest) = rest.split_at(name + u32::from_le_bytes(lengths) as usize);
+        let [a, b, c, d, length @ ..] = *start;
+        let (number, name) = (Number::read([a, b]), usize::from(u16::from_le_bytes([c, d])));
+        let (text, rest) = rest.split_at(u32::from_le_bytes(length) as usize);
         self.rest = rest;
-        Some(match NAMES.name(number) {
-            Some(listed) => {
-                Line { name: Name::Listed(&listed.name), known: listed.known, value: text }
-            }
-            None => {
-                let (name, value) = text.split_at(name);
-                Line { name: Name::Text(name), known: Known::of(name), value }
-            }
-        })
+        Some(Line { number, name, text })
     }
 }
 
 /// Writes a line whose name stands in it; `write` adds the value.
-fn push_line(block: &mut Vec<u8>, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+fn push_line(block: &mut Vec<u8>, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) -> Known {
     let (start, name) = (block.len(), name.as_str().as_bytes());
-    block.extend_from_slice(&start_of(UNLISTED, name.len(), 0));
+    let number = Number::unlisted(name);
+    block.extend_from_slice(&start_of(number, name.len(), 0));
     block.extend_from_slice(name);
-    let value = block.len();
+    block.extend_from_slice(NAME_END);
     write(block);
-    let length = block.len() - value;
-    block[start..start + START_BYTES].copy_from_slice(&start_of(UNLISTED, name.len(), length));
+    block.extend_from_slice(LINE_END);
+    let text = start + START_BYTES;
+    let length = block.len() - text;
+    block[start..text].copy_from_slice(&start_of(number, name.len(), length));
+    number.known()
 }
 
-fn start_of(number: u16, name: usize, value: usize) -> [u8; START_BYTES] {
-    let [a, b] = number.to_le_bytes();
+fn start_of(number: Number, name: usize, text: usize) -> [u8; START_BYTES] {
+    let [a, b] = number.bytes();
     // The http crate bounds a name's length by 65,535.
     let [c, d] = u16::try_from(name).expect("a name is shorter").to_le_bytes();
-    let [e, f, g, h] = u32::try_from(value).expect("a section is far shorter").to_le_bytes();
+    let [e, f, g, h] = u32::try_from(text).expect("a section is far shorter").to_le_bytes();
     [a, b, c, d, e, f, g, h]
+}
+
+/// The members of one line of a list field that has no quoted strings, without the whitespace
+/// around them (RFC 9110 §5.6.1).
+pub fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(line);
+    let member = move || {
+        let line = rest?;
+        let comma = memchr::memchr(b',', line);
+        rest = comma.map(|comma| &line[comma + 1..]);
+        Some(line[..comma.unwrap_or(line.len())].trim_ascii())
+    };
+    std::iter::from_fn(member).filter(|member| !member.is_empty())
 }
 
 /// A number in decimal digits, as `Content-Length` has it.
@@ -219,10 +306,20 @@ pub fn number(digits: &[u8]) -> Option<u64> {
 
 /// Number and lengths.
 const START_BYTES: usize = 8;
+const NAME_END: &[u8] = b": ";
+const LINE_END: &[u8] = b"\r\n";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_stand_between_commas() {
+        let of = |line: &'static str| -> Vec<_> { members(line.as_bytes()).collect() };
+        assert_eq!(of("a, b c\t,,d"), [b"a".as_slice(), b"b c", b"d"]);
+        assert_eq!(of("a"), [b"a"]);
+        assert!(of("").is_empty() && of(" , ").is_empty());
+    }
 
     #[test]
     fn a_number_is_digits_and_nothing_else() {

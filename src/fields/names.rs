@@ -5,54 +5,105 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 
 use http::HeaderName;
 
-use super::Known;
+use super::{Known, NAME_END};
 
 /// The names of all fields that this process has stored, up to [`LISTED_MAX`]; those that come
 /// later stand in their lines. A listed one is cloned without touching memory that cores share.
-pub(super) struct Names {
+struct Names {
     names: [OnceLock<Listed>; LISTED_MAX],
-    numbers: OnceLock<RwLock<HashMap<HeaderName, u16>>>,
+    numbers: OnceLock<RwLock<HashMap<HeaderName, Number>>>,
 }
 
 /// A name in the table.
-pub(super) struct Listed {
+pub struct Listed {
     pub(super) name: HeaderName,
-    pub(super) known: Known,
+    /// What HTTP/1.1 writes before the value.
+    pub(super) start: Box<[u8]>,
 }
 
-pub(super) static NAMES: Names =
+static NAMES: Names =
     Names { names: [const { OnceLock::new() }; LISTED_MAX], numbers: OnceLock::new() };
 
-impl Names {
-    pub(super) fn name(&self, number: u16) -> Option<&Listed> {
-        self.names.get(usize::from(number))?.get()
+/// How a line says its name: its place in the table, or that it stands in the line; and in four
+/// bits which known one it is, so that most lines are told without a look at the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Number(u16);
+
+impl Number {
+    /// That of `name`, by the table if it has it.
+    pub(super) fn of(name: &HeaderName) -> Self {
+        NAMES.number(name)
     }
 
-    pub(super) fn number(&self, name: &HeaderName) -> u16 {
+    /// That of a `name` that stands in its line.
+    pub(super) fn unlisted(name: &[u8]) -> Self {
+        Self(UNLISTED | (Known::of(name) as u16) << KNOWN_SHIFT)
+    }
+
+    fn in_table(place: usize, known: Known) -> Self {
+        Self(place as u16 | (known as u16) << KNOWN_SHIFT)
+    }
+
+    /// As [`Number::bytes`] gave it.
+    #[inline]
+    pub(super) fn read(bytes: [u8; 2]) -> Self {
+        Self(u16::from_le_bytes(bytes))
+    }
+
+    pub(super) fn bytes(self) -> [u8; 2] {
+        self.0.to_le_bytes()
+    }
+
+    #[inline]
+    pub(super) fn is_listed(self) -> bool {
+        self.0 & UNLISTED == 0
+    }
+
+    /// What the table has of it.
+    #[inline]
+    pub(super) fn listed(self) -> Option<&'static Listed> {
+        self.is_listed().then(|| NAMES.at(self))
+    }
+
+    #[inline]
+    pub(super) fn known(self) -> Known {
+        Known::ALL[usize::from(self.0 >> KNOWN_SHIFT & 0xF)]
+    }
+}
+
+impl Names {
+    fn at(&self, number: Number) -> &Listed {
+        let place = usize::from(number.0) % LISTED_MAX;
+        self.names[place].get().expect("a number is given once its name is listed")
+    }
+
+    fn number(&self, name: &HeaderName) -> Number {
         let numbers = self.numbers.get_or_init(RwLock::default);
         let known = numbers.read().unwrap_or_else(PoisonError::into_inner).get(name).copied();
         known.unwrap_or_else(|| {
             let mut numbers = numbers.write().unwrap_or_else(PoisonError::into_inner);
             let next = numbers.len();
             if next == LISTED_MAX || name.as_str().len() > LISTED_BYTES_MAX {
-                return UNLISTED;
+                return Number::unlisted(name.as_str().as_bytes());
             }
             *numbers.entry(name.clone()).or_insert_with_key(|name| {
-                // Never given back: 128 KiB of them at most.
+                // Never given back: 256 KiB of them at most.
                 let text: &'static str = Box::leak(name.as_str().into());
                 self.names[next].get_or_init(|| Listed {
                     name: HeaderName::from_static(text),
-                    known: Known::of(text.as_bytes()),
+                    start: [text.as_bytes(), NAME_END].concat().into(),
                 });
-                next as u16
+                Number::in_table(next, Known::of(text.as_bytes()))
             })
         })
     }
 }
 
-const LISTED_MAX: usize = 2048;
+const LISTED_MAX: usize = 1 << KNOWN_SHIFT;
 const LISTED_BYTES_MAX: usize = 64;
-pub(super) const UNLISTED: u16 = u16::MAX;
+/// Which known name it is stands above the place in the table.
+const KNOWN_SHIFT: u32 = 11;
+const UNLISTED: u16 = 1 << 15;
 
 #[cfg(test)]
 mod tests {
@@ -61,12 +112,27 @@ mod tests {
     #[test]
     fn the_table_of_names_is_bounded() {
         let names = Names { names: [const { OnceLock::new() }; _], numbers: OnceLock::new() };
-        for number in 0..LISTED_MAX + 10 {
-            let name = HeaderName::from_bytes(format!("x-{number}").as_bytes()).unwrap();
-            let listed = names.number(&name);
-            let expected = if number < LISTED_MAX { number as u16 } else { UNLISTED };
-            assert_eq!((listed, names.number(&name)), (expected, expected));
-            assert_eq!(names.name(listed).is_some(), number < LISTED_MAX);
+        for place in 0..LISTED_MAX + 10 {
+            let name = HeaderName::from_bytes(format!("x-{place}").as_bytes()).unwrap();
+            let number = names.number(&name);
+            assert_eq!(number, names.number(&name));
+            assert_eq!(number.is_listed(), place < LISTED_MAX);
+            assert!(!number.is_listed() || names.at(number).name == name);
+            assert_eq!(number.known(), Known::Other);
         }
+    }
+
+    #[test]
+    fn a_number_tells_what_is_known_of_its_name() {
+        for known in Known::ALL {
+            for number in [
+                Number::in_table(LISTED_MAX - 1, known),
+                Number(UNLISTED | (known as u16) << KNOWN_SHIFT),
+            ] {
+                assert_eq!(Number::read(number.bytes()).known(), known);
+            }
+        }
+        assert_eq!(Number::of(&http::header::ETAG).known(), Known::Etag);
+        assert_eq!(Number::unlisted(b"etag").known(), Known::Etag);
     }
 }

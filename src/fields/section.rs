@@ -3,14 +3,15 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::names::{NAMES, UNLISTED};
-use super::{Fields, START_BYTES, Walk, start_of};
+use super::names::Number;
+use super::{Fields, KnownSet, LINE_END, NAME_END, START_BYTES, Walk, push_line, start_of};
 
 /// Field lines in the order in which they came. A line takes eight bytes and its value, where a
 /// [`HeaderMap`] takes 104 and its value; its values share the block's allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct FieldSection {
-    /// Only ever made by [`FieldSection::of`], of values that are ones.
+    /// Which known fields there are, in two bytes, then the lines; nothing if there is none. Only
+    /// ever made by [`FieldSection::of`], of values that are ones.
     block: Bytes,
 }
 
@@ -27,7 +28,7 @@ impl FieldSection {
 
     /// Every line: name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.walk().map(|line| (line.name.as_str(), line.value))
+        self.walk().map(|line| (line.name().as_str(), line.value()))
     }
 
     /// All lines of this name, without a copy.
@@ -39,7 +40,7 @@ impl FieldSection {
     pub fn to_map(&self, more: usize) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.len() + more);
         for line in self.walk() {
-            map.append(line.name.to_name(), self.field_value(line.value));
+            map.append(line.name().to_name(), self.field_value(line.value()));
         }
         map
     }
@@ -52,26 +53,39 @@ impl FieldSection {
     /// In exactly the room that they need. Values are copied: as they came, each holds on to the
     /// buffer that its connection was read into, 8 KiB and more.
     fn of(lines: &[(HeaderName, HeaderValue)]) -> Self {
-        let numbers: Vec<u16> = lines.iter().map(|(name, _)| NAMES.number(name)).collect();
-        let text = |number: &u16, name: &HeaderName| match *number {
-            UNLISTED => name.as_str().len(),
-            _ => 0,
-        };
-        let room = |(number, (name, value)): (&u16, &(HeaderName, HeaderValue))| {
-            START_BYTES + text(number, name) + value.len()
-        };
-        let mut block = Vec::with_capacity(numbers.iter().zip(lines).map(room).sum());
-        for (number, (name, value)) in numbers.iter().zip(lines) {
-            let text = text(number, name);
-            block.extend_from_slice(&start_of(*number, text, value.len()));
-            block.extend_from_slice(&name.as_str().as_bytes()[..text]);
-            block.extend_from_slice(value.as_bytes());
+        if lines.is_empty() {
+            return Self::default();
         }
+        let numbers: Vec<Number> = lines.iter().map(|(name, _)| Number::of(name)).collect();
+        let room = |(number, (name, value)): (&Number, &(HeaderName, HeaderValue))| {
+            let name = NAME_END.len() + name.as_str().len() + LINE_END.len();
+            START_BYTES + if number.is_listed() { 0 } else { name } + value.len()
+        };
+        let room = numbers.iter().zip(lines).map(room).sum::<usize>();
+        let mut block = Vec::with_capacity(KNOWN_BYTES + room);
+        block.extend_from_slice(&[0; KNOWN_BYTES]);
+        let mut known = KnownSet::default();
+        for (number, (name, value)) in numbers.iter().zip(lines) {
+            known.add(number.known());
+            if number.is_listed() {
+                block.extend_from_slice(&start_of(*number, 0, value.len()));
+                block.extend_from_slice(value.as_bytes());
+            } else {
+                push_line(&mut block, name, |text| text.extend_from_slice(value.as_bytes()));
+            }
+        }
+        block[..KNOWN_BYTES].copy_from_slice(&known.0.to_le_bytes());
         Self { block: block.into() }
     }
 
+    pub(super) fn known(&self) -> KnownSet {
+        self.block
+            .first_chunk()
+            .map_or_else(KnownSet::default, |bits| KnownSet(u16::from_le_bytes(*bits)))
+    }
+
     pub(super) fn walk(&self) -> Walk<'_> {
-        Walk { rest: &self.block }
+        Walk { rest: self.block.get(KNOWN_BYTES..).unwrap_or_default() }
     }
 
     #[allow(unsafe_code, reason = "looking at each byte again costs a hit 100 ns and more")]
@@ -85,7 +99,7 @@ impl FieldSection {
 
 impl Fields for FieldSection {
     fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]> {
-        self.walk().filter(move |line| line.name.is(name)).map(|line| line.value)
+        self.walk().filter(move |line| line.name().is(name)).map(|line| line.value())
     }
 }
 
@@ -116,6 +130,7 @@ impl std::fmt::Debug for FieldSection {
     }
 }
 
+const KNOWN_BYTES: usize = size_of::<KnownSet>();
 /// `bytes` keeps so much beside a block that is shared.
 const SHARED_BYTES: usize = 24;
 

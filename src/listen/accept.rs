@@ -232,7 +232,7 @@ where
             Err(overdue) => return record::overdue(&self.recorder, overdue),
         }
         let Arrival { stream, peer, listener, mut places, .. } = arrival;
-        let facts = Connection { peer, local: local(&stream, &listener), tls: None, own: None };
+        let facts = Connection::new(peer, local(&stream, &listener));
         let Some(tls) = self.door.tls.as_ref().filter(|_| listener.tls) else {
             return self.converse(stream, facts, None, session).await;
         };

@@ -168,7 +168,6 @@ where
     fn obey(&mut self) -> Poll<()> {
         match self.client.session.order() {
             None => {}
-            Some(Order::Park) => self.client.session.disobey(),
             Some(Order::Drain) => self.drain(),
             Some(Order::Cut(Overdue::Idle)) if self.is_still_sending() => {
                 self.client.session.disobey();

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::session::{Phase, Wire};
+use super::spare;
 
 /// What a connection can be ended with besides a close in good order.
 pub(super) trait Abort {
@@ -36,7 +37,7 @@ impl Abort for TlsStream<TcpStream> {
 pub(super) struct Transport<T> {
     inner: T,
     wire: Arc<Wire>,
-    /// Read, but not used yet.
+    /// Read, but not used yet. A [`spare`] buffer, if there is any.
     held: Vec<u8>,
     /// How many of the held bytes were used.
     taken: usize,
@@ -85,8 +86,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     /// So many of the held bytes are used.
     pub(super) fn take(&mut self, length: usize) {
         self.taken += length;
+        self.give_back();
+    }
+
+    /// Who holds no bytes holds no buffer.
+    fn give_back(&mut self) {
         if self.taken == self.held.len() {
-            self.held.clear();
+            spare::give(std::mem::take(&mut self.held));
             self.taken = 0;
         }
     }
@@ -97,10 +103,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
             self.held.drain(..self.taken);
             self.taken = 0;
         }
-        if self.held.capacity() - self.held.len() < READ_BYTES_MIN / 2 {
+        if self.held.capacity() == 0 {
+            self.held = spare::take();
+        } else if self.held.capacity() - self.held.len() < READ_BYTES_MIN {
             self.held.reserve(self.held.len().max(READ_BYTES_MIN));
         }
-        let read = ready!(pin!(self.inner.read_buf(&mut self.held)).poll(cx))?;
+        let read = pin!(self.inner.read_buf(&mut self.held)).poll(cx);
+        self.give_back();
+        let read = ready!(read)?;
         self.wire.received(read);
         Poll::Ready(Ok(read))
     }
@@ -123,13 +133,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         T: Abort,
     {
         self.inner.abort();
-    }
-
-    /// Gives back the memory of an idle connection.
-    pub(super) fn shrink(&mut self) {
-        if self.held().is_empty() {
-            (self.held, self.taken) = (Vec::new(), 0);
-        }
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -156,7 +159,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
         if length > 0 {
             buffer.put_slice(&this.held()[..length]);
             this.take(length);
-            this.shrink();
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -232,8 +234,8 @@ fn protocol(bytes: &[u8]) -> Option<FirstBytes> {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// A usual request fits.
-const READ_BYTES_MIN: usize = 2 << 10;
+/// There is room for so much whenever more is read.
+const READ_BYTES_MIN: usize = 1 << 10;
 /// More than that a client that was refused has to lose.
 const LINGER_BYTES_MAX: usize = 1 << 20;
 

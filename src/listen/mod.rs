@@ -20,6 +20,7 @@ mod proxy;
 mod record;
 mod session;
 mod settings;
+mod spare;
 pub mod tls;
 
 use std::rc::Rc;

@@ -120,8 +120,6 @@ impl Wire {
 /// What the sweep, or the end of serving, wants of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Give back the memory of an idle HTTP/1 connection.
-    Park,
     /// Finish what is under way, then close.
     Drain,
     /// Close now.
@@ -158,7 +156,6 @@ pub(super) struct Session {
     /// Requests so far, and how many of them are being answered.
     requests: Cell<u64>,
     in_flight: Cell<u32>,
-    can_park: Cell<bool>,
     /// What the last sweep saw: the serial, and since when it has been that.
     seen: Cell<(u32, Duration)>,
     /// Since when writing is blocked, and the bytes sent until then.
@@ -190,7 +187,6 @@ impl Session {
             waker: RefCell::new(None),
             requests: Cell::new(0),
             in_flight: Cell::new(0),
-            can_park: Cell::new(false),
             seen: Cell::new((0, now)),
             blocked_from: Cell::new(None),
             counted: Cell::default(),
@@ -222,18 +218,6 @@ impl Session {
         self.order.get()
     }
 
-    /// From now on the sweep may order [`Order::Park`].
-    pub(super) fn allow_parking(&self) {
-        self.can_park.set(true);
-    }
-
-    /// Takes a `Park` back that came too late, or has been carried out.
-    pub(super) fn unpark(&self) {
-        if self.order.get() == Some(Order::Park) {
-            self.order.set(None);
-        }
-    }
-
     /// Goes on as if no order had been given; the phase counts as new.
     pub(super) fn disobey(&self) {
         self.order.set(None);
@@ -249,7 +233,6 @@ impl Session {
     pub(super) fn give(&self, order: Order) {
         let outranked = match self.order.get() {
             None => false,
-            Some(Order::Park) => order == Order::Park,
             Some(Order::Drain) => !matches!(order, Order::Cut(_)),
             Some(Order::Cut(_)) => true,
         };
@@ -312,11 +295,7 @@ impl Session {
             _ if phase == Phase::Lingering as u8 => (LINGER, Overdue::Linger),
             _ => return None,
         };
-        if age >= limit {
-            return Some(Order::Cut(overdue));
-        }
-        let park = phase == Phase::Idle as u8 && age >= PARK_AFTER && self.can_park.get();
-        park.then_some(Order::Park)
+        (age >= limit).then_some(Order::Cut(overdue))
     }
 
     /// Whether the client has been what holds up a write for the whole grace, and took fewer
@@ -375,8 +354,6 @@ pub(super) fn tick(limits: &Limits) -> Duration {
     (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
 }
 
-/// An idle connection gives its buffers back after this.
-const PARK_AFTER: Duration = Duration::from_secs(5);
 /// Browsers open connections in advance; a drain does not wait for them to speak.
 const SILENT_WHILE_DRAINING: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
@@ -417,7 +394,6 @@ mod tests {
     #[test]
     fn a_request_being_answered_is_never_overdue() {
         let session = session();
-        session.allow_parking();
         let exchange = session.begin();
         session.check(secs(1), false);
         session.check(secs(100_000), false);
@@ -425,7 +401,7 @@ mod tests {
         drop(exchange);
         session.check(secs(100_001), false);
         session.check(secs(100_010), false);
-        assert_eq!(session.order(), Some(Order::Park));
+        assert_eq!(session.order(), None);
         session.check(secs(100_061), false);
         assert_eq!(session.order(), Some(Order::Cut(Overdue::Idle)));
     }

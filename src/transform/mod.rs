@@ -273,11 +273,15 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(ok)
 }
 
+/// The media type of a `Content-Type`, without its parameters.
+fn media_type(content_type: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b';', content_type);
+    content_type[..end.unwrap_or(content_type.len())].trim_ascii()
+}
+
 impl MediaRange {
-    /// Whether a `Content-Type`, parameters and all, is one of them.
-    pub fn matches(&self, content_type: &[u8]) -> bool {
-        let end = content_type.iter().position(|byte| *byte == b';');
-        let media_type = content_type[..end.unwrap_or(content_type.len())].trim_ascii();
+    /// Whether a media type without its parameters is one of them.
+    pub fn matches(&self, media_type: &[u8]) -> bool {
         let length = media_type.len();
         match self {
             Self::Type(exact) => media_type.eq_ignore_ascii_case(exact.as_bytes()),
@@ -424,7 +428,7 @@ mod tests {
         let check = |range: &str, content_type: &str, expected| {
             let range: MediaRange = range.parse().unwrap();
             assert_eq!(
-                range.matches(content_type.as_bytes()),
+                range.matches(media_type(content_type.as_bytes())),
                 expected,
                 "{range:?} {content_type}"
             );

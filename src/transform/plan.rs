@@ -3,8 +3,8 @@
 use http::header::{CACHE_CONTROL, IF_NONE_MATCH};
 use http::{HeaderMap, StatusCode};
 
-use super::{Accepted, Coding, Level, Settings};
-use crate::fields::{FieldLines, Fields, Known, Line, number};
+use super::{Accepted, Coding, Level, Settings, media_type};
+use crate::fields::{FieldLines, Fields, Known, members, number};
 
 /// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +92,9 @@ impl<'a> Said<'a> {
     /// By these fields.
     pub fn by(fields: &'a FieldLines) -> Self {
         let mut said = Self::default();
-        for Line { known, value, .. } in fields.walk() {
-            match known {
+        fields.walk().for_each(|line| {
+            let value = line.value();
+            match line.known() {
                 Known::ContentType => said.content_type = said.content_type.or(Some(value)),
                 Known::ContentLength => said.length = number(value.trim_ascii()),
                 Known::ContentEncoding => {
@@ -105,7 +106,7 @@ impl<'a> Said<'a> {
                 Known::Vary => said.varies |= members(value).any(names_the_coding),
                 _ => {}
             }
-        }
+        });
         said
     }
 }
@@ -207,7 +208,10 @@ fn is_listed(
     match said.content_type {
         // A 304 needn't name its type: the client's copy has it.
         None => status == StatusCode::NOT_MODIFIED && holds_weak_etag(request, said),
-        Some(value) => settings.content_types.iter().any(|range| range.matches(value)),
+        Some(value) => {
+            let media_type = media_type(value);
+            settings.content_types.iter().any(|range| range.matches(media_type))
+        }
     }
 }
 
@@ -240,11 +244,6 @@ fn names_the_coding(member: &[u8]) -> bool {
 
 fn has_no_transform(line: &[u8]) -> bool {
     members(line).any(|one| one.eq_ignore_ascii_case(b"no-transform"))
-}
-
-/// The members of one line of a list field, without the whitespace around them.
-fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 #[cfg(test)]

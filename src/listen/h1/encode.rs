@@ -5,17 +5,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::fields::{FieldLines, Known, Line, number};
+use crate::fields::{FieldLines, Fields, Known, number};
 
 use super::super::io::Transport;
+use super::super::spare;
 
 /// What waits to be sent: bytes, then a piece of a body, then what follows it.
 #[derive(Debug, Default)]
 pub(super) struct Out {
+    /// A [`spare`] buffer, if there are any.
     bytes: Vec<u8>,
     sent: usize,
     piece: Bytes,
@@ -84,19 +86,12 @@ impl Out {
         let head = written.min(self.bytes.len() - self.sent);
         self.sent += head;
         if self.sent == self.bytes.len() {
-            self.bytes.clear();
+            spare::give(std::mem::take(&mut self.bytes));
             self.sent = 0;
         }
         let piece = (written - head).min(self.piece.len());
         bytes::Buf::advance(&mut self.piece, piece);
         self.after = &self.after[written - head - piece..];
-    }
-
-    /// Gives back the memory of an idle connection.
-    pub(super) fn shrink(&mut self) {
-        if self.is_empty() {
-            *self = Self::default();
-        }
     }
 }
 
@@ -135,7 +130,7 @@ pub(super) enum Outgoing {
     Upgrade,
 }
 
-/// The head of a final response, looked through once.
+/// The head of a final response.
 pub(super) struct ResponseHead<'a> {
     status: StatusCode,
     fields: &'a FieldLines,
@@ -143,21 +138,14 @@ pub(super) struct ResponseHead<'a> {
     length: Option<u64>,
     /// Whether it says that the connection is to be closed.
     pub(super) closes: bool,
-    has_date: bool,
 }
 
 impl<'a> ResponseHead<'a> {
     pub(super) fn of(status: StatusCode, fields: &'a FieldLines) -> Self {
-        let mut head = Self { status, fields, length: None, closes: false, has_date: false };
-        for Line { known, value, .. } in fields.walk() {
-            match known {
-                Known::ContentLength => head.length = number(value),
-                Known::Date => head.has_date = true,
-                Known::Connection => head.closes |= value.eq_ignore_ascii_case(b"close"),
-                _ => {}
-            }
-        }
-        head
+        let length = fields.last(Known::ContentLength).and_then(number);
+        let closes = fields.has(Known::Connection)
+            && fields.lines(&CONNECTION).any(|option| option.eq_ignore_ascii_case(b"close"));
+        Self { status, fields, length, closes }
     }
 
     /// Writes it, before a body that is `length` bytes long, if that is known. `keep_alive` is
@@ -170,23 +158,25 @@ impl<'a> ResponseHead<'a> {
         keep_alive: bool,
         date: &HeaderValue,
     ) -> Outgoing {
+        if out.bytes.capacity() == 0 {
+            out.bytes = spare::take();
+        }
         let bytes = &mut out.bytes;
-        bytes.reserve(HEAD_BYTES);
         status_line(bytes, self.status);
         let outgoing = self.framing(length, asked);
         let says_length = self.says_length(outgoing, asked);
-        for Line { name, known, value } in self.fields.walk() {
-            let is_sent = match known {
+        self.fields.walk().for_each(|line| {
+            let is_sent = match line.known() {
                 Known::TransferEncoding => false,
                 Known::ContentLength => says_length,
                 Known::Connection | Known::Upgrade => outgoing == Outgoing::Upgrade,
                 _ => true,
             };
             if is_sent {
-                field(bytes, name.as_bytes(), value);
+                line.write(bytes);
             }
-        }
-        if !self.has_date {
+        });
+        if !self.fields.has(Known::Date) {
             field(bytes, b"date", date.as_bytes());
         }
         match outgoing {
@@ -277,7 +267,5 @@ fn has_content(status: StatusCode) -> bool {
         && status != StatusCode::NOT_MODIFIED
 }
 
-/// Of a head as a rule.
-const HEAD_BYTES: usize = 1 << 10;
 /// Head and body of a small answer.
 const JOINED_BYTES_MAX: usize = 4 << 10;

@@ -8,10 +8,10 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
-use crate::fields::number;
+use crate::fields::{members, number};
 
 use super::super::settings::Limits;
 use super::super::{Unread, uri_bytes};
@@ -27,6 +27,8 @@ pub(super) struct Head {
     pub(super) expects_continue: bool,
     /// Whether it takes trailers (RFC 9110 §6.5.1).
     pub(super) takes_trailers: bool,
+    /// Whether it names protocols that it would change to (RFC 9110 §7.8).
+    pub(super) upgrades: bool,
 }
 
 /// How the body behind a head is framed.
@@ -131,8 +133,7 @@ pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
     headers.try_reserve(parsed.headers.len()).map_err(|_| Unread::HeadTooLarge)?;
     for field in &*parsed.headers {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Unread::Malformed)?;
-        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
-            .map_err(|_| Unread::Malformed)?;
+        let value = field_value(head.slice_ref(field.value));
         connection.note(&name, &value, version);
         headers.try_append(name, value).map_err(|_| Unread::HeadTooLarge)?;
     }
@@ -143,7 +144,16 @@ pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
         keep_alive: connection.keep_alive,
         expects_continue: connection.expects_continue && framing != Framing::Length(0),
         takes_trailers: connection.takes_trailers,
+        upgrades: connection.upgrades,
     })
+}
+
+#[allow(unsafe_code, reason = "each byte of each field was looked at already")]
+fn field_value(parsed: Bytes) -> HeaderValue {
+    debug_assert!(HeaderValue::from_bytes(&parsed).is_ok(), "{parsed:?}");
+    // SAFETY: httparse lets through in a value what `HeaderValue` does: tab, and all from the
+    // space on but DEL; a test holds it for each byte.
+    unsafe { HeaderValue::from_maybe_shared_unchecked(parsed) }
 }
 
 /// What the fields say that are for us.
@@ -152,6 +162,8 @@ struct Wishes {
     keep_alive: bool,
     expects_continue: bool,
     takes_trailers: bool,
+    /// There is an `Upgrade`.
+    upgrades: bool,
     /// Fields that say how the body is framed.
     framed: u32,
 }
@@ -159,7 +171,7 @@ struct Wishes {
 impl Wishes {
     fn note(&mut self, name: &HeaderName, value: &HeaderValue, version: Version) {
         let is = |option: &str| {
-            members(value).any(|member| member.eq_ignore_ascii_case(option.as_bytes()))
+            members(value.as_bytes()).any(|member| member.eq_ignore_ascii_case(option.as_bytes()))
         };
         match *name {
             CONTENT_LENGTH | TRANSFER_ENCODING => self.framed += 1,
@@ -169,13 +181,10 @@ impl Wishes {
                 self.expects_continue = true;
             }
             TE if is("trailers") => self.takes_trailers = true,
+            UPGRADE => self.upgrades = true,
             _ => {}
         }
     }
-}
-
-fn members(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// RFC 9112 §6.3, in its strictest reading.
@@ -189,7 +198,7 @@ fn framing(headers: &HeaderMap, wishes: &Wishes, version: Version) -> Result<Fra
         return number(length.as_bytes()).map(Framing::Length).ok_or(Unread::Framing);
     }
     let Some(coding) = headers.get(TRANSFER_ENCODING) else { return Err(Unread::Framing) };
-    let last = members(coding).last().unwrap_or_default();
+    let last = members(coding.as_bytes()).last().unwrap_or_default();
     if version != Version::HTTP_11 || !last.eq_ignore_ascii_case(b"chunked") {
         return Err(Unread::Framing);
     }
@@ -313,6 +322,16 @@ mod tests {
         let values: Vec<_> = request.headers().get_all("x-b").iter().collect();
         assert_eq!(values[0], "1");
         assert_eq!(values[1].as_bytes(), "\u{e9}".as_bytes());
+    }
+
+    #[test]
+    fn a_value_is_made_of_the_bytes_that_a_field_may_have() {
+        for byte in 0..=u8::MAX {
+            let text = [b"GET / HTTP/1.1\r\nX: a", &[byte][..], b"b\r\n\r\n"].concat();
+            let head = parse(text.into(), &Limits::default());
+            let value = HeaderValue::from_bytes(&[b'a', byte, b'b']);
+            assert_eq!(head.is_ok(), value.is_ok(), "{byte}");
+        }
     }
 
     #[test]

@@ -89,12 +89,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
         Poll::Pending
     }
 
-    /// Gives back the memory of an idle connection.
-    pub(super) fn shrink(&mut self) {
-        self.transport.shrink();
-        self.out.shrink();
-    }
-
     /// Sends what waits.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.out.poll_send(cx, &mut self.transport)

@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{HeaderMap, UPGRADE};
+use http::header::HeaderMap;
 use http::{Request, Version};
 use http_body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -54,7 +54,6 @@ where
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + Unpin,
 {
-    client.session.allow_parking();
     let mut driver = Driver {
         line: Rc::new(RefCell::new(Line::new(transport))),
         client,
@@ -155,12 +154,6 @@ where
         match session.order() {
             None => {}
             Some(Order::Drain) => self.draining = true,
-            Some(Order::Park) => {
-                session.unpark();
-                if session.wire.is(Phase::Idle) {
-                    self.line.borrow_mut().shrink();
-                }
-            }
             Some(Order::Cut(overdue)) => {
                 record::overdue(&self.client.recorder, overdue);
                 match (&self.state, overdue) {
@@ -226,7 +219,8 @@ where
     fn take_up(&mut self, head: Head, cx: &mut Context<'_>) -> Poll<()> {
         let Client { facts, session, recorder, .. } = &self.client;
         let exchange = session.begin();
-        let Head { mut request, framing, keep_alive, expects_continue, takes_trailers } = head;
+        let Head { mut request, framing, keep_alive, expects_continue, takes_trailers, upgrades } =
+            head;
         record::request(recorder, request.version());
         let number = self.line.borrow_mut().begin(framing, expects_continue);
         let body = match framing {
@@ -236,7 +230,7 @@ where
                 Body::stream(Paced::new(body, &session.limits, recorder.clone()))
             }
         };
-        let handover = request.headers().contains_key(UPGRADE).then(|| {
+        let handover = upgrades.then(|| {
             let (handover, on_upgrade) = handover();
             request.extensions_mut().insert(on_upgrade);
             handover

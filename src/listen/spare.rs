@@ -1,0 +1,57 @@
+//! Buffers that no connection holds at present.
+//!
+//! A connection takes one when there are bytes to read or to say, and gives it back when there are
+//! none: who waits holds nothing, and who is served works in memory that the core's cache still has.
+
+use std::cell::RefCell;
+
+/// An empty buffer with room for a usual head.
+pub(super) fn take() -> Vec<u8> {
+    let spare = SPARE.with_borrow_mut(Vec::pop);
+    spare.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
+}
+
+/// Gives one back, whatever is in it. What is larger than others, or too much, is freed.
+pub(super) fn give(mut buffer: Vec<u8>) {
+    buffer.clear();
+    SPARE.with_borrow_mut(|spare| {
+        if (BUFFER_BYTES..=KEPT_BYTES_MAX).contains(&buffer.capacity()) && spare.len() < KEPT_MAX {
+            spare.push(buffer);
+        }
+    });
+}
+
+thread_local! {
+    /// The last one given is the first one taken.
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+const BUFFER_BYTES: usize = 4 << 10;
+const KEPT_BYTES_MAX: usize = 16 << 10;
+const KEPT_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_taken_again_empty() {
+        let mut buffer = take();
+        buffer.extend_from_slice(b"GET");
+        let place = buffer.as_ptr();
+        give(buffer);
+        let again = take();
+        assert!(again.is_empty() && again.as_ptr() == place);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_is_worth_it() {
+        give(Vec::new());
+        give(Vec::with_capacity(KEPT_BYTES_MAX + 1));
+        (0..=KEPT_MAX).for_each(|_| give(Vec::with_capacity(BUFFER_BYTES)));
+        SPARE.with_borrow(|spare| {
+            assert_eq!(spare.len(), KEPT_MAX);
+            assert!(spare.iter().all(|buffer| buffer.capacity() == BUFFER_BYTES));
+        });
+    }
+}
