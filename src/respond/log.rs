@@ -44,7 +44,7 @@ pub enum Target {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { target: Target::Stdout, buffer_bytes: 32 << 10, buffers_max: 256 }
+        Self { target: Target::Stdout, buffer_bytes: 128 << 10, buffers_max: 64 }
     }
 }
 
