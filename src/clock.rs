@@ -30,14 +30,15 @@ impl Clock {
     /// the last reading is [`ANCHOR_AGE_MAX`] old, and counted on from there by monotonic time.
     pub fn both(&self) -> (SystemTime, Instant) {
         let instant = self.instant();
-        let wall = ANCHOR.with(|anchor| match anchor.get() {
-            Some((wall, at)) if instant.duration_since(at) < ANCHOR_AGE_MAX => {
-                wall + instant.duration_since(at)
-            }
-            _ => {
-                let wall = system_time();
-                anchor.set(Some((wall, instant)));
-                wall
+        let wall = ANCHOR.with(|anchor| {
+            let since = anchor.get().map(|(wall, at)| (wall, instant.duration_since(at)));
+            match since {
+                Some((wall, passed)) if passed < ANCHOR_AGE_MAX => wall + passed,
+                _ => {
+                    let wall = system_time();
+                    anchor.set(Some((wall, instant)));
+                    wall
+                }
             }
         });
         (wall + self.ahead(), instant)

@@ -17,6 +17,8 @@ use crate::cache::CacheStatus;
 pub struct Connection {
     /// The other end; what the PROXY protocol said where a listener expects it.
     pub peer: SocketAddr,
+    /// Its address as text, an IPv4 one never as IPv6: each request is logged and passed on with it.
+    pub peer_text: HeaderValue,
     /// Our end.
     pub local: SocketAddr,
     /// Present when the client speaks TLS to us.
@@ -39,10 +41,18 @@ pub struct TlsFacts {
 }
 
 impl Connection {
+    /// Plaintext between these two.
+    pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        let mut text = Vec::with_capacity(40);
+        push_address(&mut text, peer.ip().to_canonical());
+        let peer_text = HeaderValue::try_from(text).expect("an address is visible ASCII");
+        Self { peer, peer_text, local, tls: None, own: None }
+    }
+
     /// The node asking itself with this scheme.
     pub fn own(scheme: &'static str) -> Self {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Self { peer: here, local: here, tls: None, own: Some(scheme) }
+        Self { own: Some(scheme), ..Self::new(here, here) }
     }
 
     /// `http` or `https`, as the client spoke to us.
@@ -93,6 +103,13 @@ pub struct Asked {
     pub user_agent: Option<HeaderValue>,
     /// `Referer`.
     pub referer: Option<HeaderValue>,
+}
+
+impl Asked {
+    /// A request line, with nothing known of the fields.
+    pub fn of(method: Method, target: Uri, version: Version) -> Self {
+        Self { method, target, version, host: None, user_agent: None, referer: None }
+    }
 }
 
 /// The upstream exchange that this request waited for.

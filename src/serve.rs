@@ -34,7 +34,7 @@ use std::task::{Context, Poll};
 
 use http::header::{REFERER, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 
 use crate::body::Body;
@@ -90,9 +90,8 @@ struct Visit {
     worker: Rc<Worker>,
     plan: Rc<Plan>,
     context: RequestContext,
-    /// As the gate left it; its fields have moved into [`Visit::fields`].
-    request: Parts,
-    /// One spelling, no hop-by-hop fields.
+    request: Received,
+    /// As the gate left them: one spelling, no hop-by-hop fields.
     fields: Rc<HeaderMap>,
     body: Body,
     asked: Normalised,
@@ -103,17 +102,25 @@ struct Visit {
     interims: Option<Arc<Interims>>,
 }
 
+/// Of a request what neither its target nor its fields say.
+struct Received {
+    method: Method,
+    extensions: Extensions,
+}
+
 /// Answers one request.
 pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<Body>) -> Serving {
     worker.recorder.count(Metric::Requests);
     let plan = worker.plan();
-    let (mut request, body) = request.into_parts();
-    let mut context = begin(worker, connection, &request);
-    match admit(worker, &plan, &mut context, &mut request) {
+    let (Parts { method, uri, version, mut headers, extensions, .. }, body) = request.into_parts();
+    let asked = Asked::of(method.clone(), uri, version);
+    let mut context = begin(worker, connection, asked, &headers);
+    match admit(worker, &plan, &mut context, &mut headers) {
         Ok((asked, site, rule)) => {
-            let directives = RequestDirectives::of(&request.headers, rule.settings.cache.honoured);
+            let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
             let worker = worker.clone();
-            let fields = Rc::new(std::mem::take(&mut request.headers));
+            let request = Received { method, extensions };
+            let fields = Rc::new(headers);
             let mut visit = Visit {
                 worker,
                 plan,
@@ -150,23 +157,26 @@ pub fn log_refused(
     status: StatusCode,
     why: &'static str,
 ) {
-    let mut request = Request::new(()).into_parts().0;
-    request.method = Method::from_bytes(b"-").expect("a token");
-    request.uri = Uri::from_static("*");
-    let mut context = begin(worker, connection, &request);
+    let method = Method::from_bytes(b"-").expect("a token");
+    let asked = Asked::of(method, Uri::from_static("*"), Version::HTTP_11);
+    let mut context = begin(worker, connection, asked, &HeaderMap::new());
     context.failure = Some(why);
     // The listener has answered already.
     drop(send(worker, context, Reply::new(status)));
 }
 
-fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> RequestContext {
+fn begin(
+    worker: &Worker,
+    connection: Rc<Connection>,
+    mut asked: Asked,
+    headers: &HeaderMap,
+) -> RequestContext {
     let (received_at, started) = worker.clock.both();
-    let (mut user_agent, mut referer) = (None, None);
     if worker.log.is_on() {
-        for (name, value) in &request.headers {
+        for (name, value) in headers {
             match *name {
-                USER_AGENT => user_agent = Some(value.clone()),
-                REFERER => referer = Some(value.clone()),
+                USER_AGENT => asked.user_agent = Some(value.clone()),
+                REFERER => asked.referer = Some(value.clone()),
                 _ => {}
             }
         }
@@ -177,14 +187,7 @@ fn begin(worker: &Worker, connection: Rc<Connection>, request: &Parts) -> Reques
         connection,
         received_at,
         started,
-        asked: Asked {
-            method: request.method.clone(),
-            target: request.uri.clone(),
-            host: None,
-            version: request.version,
-            user_agent,
-            referer,
-        },
+        asked,
         place: geo::Place::default(),
         site: None,
         cache_status: CacheStatus::forwarded(Reason::CachingOff),
@@ -198,10 +201,11 @@ fn admit(
     worker: &Worker,
     plan: &Plan,
     context: &mut RequestContext,
-    request: &mut Parts,
+    headers: &mut HeaderMap,
 ) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Failure> {
     let refused = |refusal| failures::refused(refusal, &worker.recorder);
-    let asked = plan.gate.normalise(request, &context.connection).map_err(refused)?;
+    let asked = plan.gate.normalise(&context.asked, headers, &context.connection);
+    let asked = asked.map_err(refused)?;
     context.client = asked.client;
     context.place = worker.geo.locate(asked.client);
     context.asked.host = Some(asked.authority.to_field());
@@ -209,7 +213,7 @@ fn admit(
     let question = Question {
         host: asked.authority.host(),
         path: asked.path(),
-        method: &request.method,
+        method: &context.asked.method,
         place: &context.place,
     };
     let (site, rule) = plan.routes.find(&question).ok_or_else(failures::no_site)?;
@@ -220,7 +224,7 @@ fn admit(
     }
     let (client, country) = (asked.client, context.place.country);
     let access = &rule.settings.access;
-    guard::access::admit(access, client, country, &request.method, &request.headers)
+    guard::access::admit(access, client, country, &context.asked.method, headers)
         .and_then(|()| match rule.settings.rate {
             Some(limit) => {
                 let number = rule.settings.number;

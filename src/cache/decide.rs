@@ -94,11 +94,13 @@ pub fn decide(
     settings: &Settings,
     now: SystemTime,
 ) -> Decision {
-    let age = stored.freshness.age(now);
+    let resident = stored.freshness.resident(now);
+    let age = stored.freshness.age_after(resident);
     if purged.is_none() && planted::has(Bug::NeverStale) {
         return Decision::Serve { age };
     }
-    let Some(reason) = against_fresh_use(stored, age, purged, request, settings, now) else {
+    let is_too_old = resident > settings.object_age_max;
+    let Some(reason) = against_fresh_use(stored, age, is_too_old, purged, request) else {
         return Decision::Serve { age };
     };
     if let Some((why, refresh)) = stale_use(stored, age, purged, request, reason) {
@@ -117,16 +119,15 @@ pub fn decide(
 fn against_fresh_use(
     stored: &StoredResponse,
     age: Duration,
+    is_too_old: bool,
     purged: Option<PurgeKind>,
     request: &RequestDirectives,
-    settings: &Settings,
-    now: SystemTime,
 ) -> Option<Reason> {
     let freshness = &stored.freshness;
     if purged == Some(PurgeKind::Hard) {
         return Some(Reason::HardPurged);
     }
-    if freshness.resident(now) > settings.object_age_max {
+    if is_too_old {
         return Some(Reason::TooOld);
     }
     if request.no_store {

@@ -66,7 +66,12 @@ pub struct Freshness {
 impl Freshness {
     /// `current_age` (RFC 9111 §4.2.3).
     pub fn age(&self, now: SystemTime) -> Duration {
-        self.initial_age.span().saturating_add(self.resident(now))
+        self.age_after(self.resident(now))
+    }
+
+    /// Its age when it has been here for so long.
+    pub fn age_after(&self, resident: Duration) -> Duration {
+        self.initial_age.span().saturating_add(resident)
     }
 
     /// `resident_time`: how long it has been here since it arrived or was validated.
@@ -76,8 +81,13 @@ impl Freshness {
 
     /// What is left of its lifetime in seconds, negative when it is stale: `ttl` of RFC 9211.
     pub fn ttl(&self, now: SystemTime) -> i64 {
+        self.ttl_at(self.age(now))
+    }
+
+    /// Its `ttl` at this age.
+    pub fn ttl_at(&self, age: Duration) -> i64 {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        seconds(self.lifetime.span()).saturating_sub(seconds(self.age(now)))
+        seconds(self.lifetime.span()).saturating_sub(seconds(age))
     }
 }
 

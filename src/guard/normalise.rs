@@ -12,13 +12,12 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, FORWARDED, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
     UPGRADE,
 };
-use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
 use super::fields::{Watch, Watched};
 use super::{Authority, ClientField, Refusal, Settings, forwarded, path};
-use crate::context::Connection;
+use crate::context::{Asked, Connection};
 
 /// The gate, ready for requests.
 #[derive(Clone, Debug)]
@@ -61,45 +60,44 @@ impl Gate {
         Self { settings, watched }
     }
 
-    /// Says what the request asks, and leaves in `parts` only what may be seen further in:
-    /// `uri` is path and query, hop-by-hop fields, what `Connection` names and what strangers
-    /// may not say are gone.
+    /// Says what the request asks, and leaves of its fields only what may be seen further in:
+    /// hop-by-hop fields, what `Connection` names and what strangers may not say are gone.
     pub fn normalise(
         &self,
-        parts: &mut Parts,
+        asked: &Asked,
+        headers: &mut HeaderMap,
         connection: &Connection,
     ) -> Result<Normalised, Refusal> {
-        check_method(&parts.method, &self.settings)?;
-        let seen = self.look(&parts.headers);
+        check_method(&asked.method, &self.settings)?;
+        let seen = self.look(headers);
         if seen.framing {
-            check_framing(&parts.headers, parts.version)?;
+            check_framing(headers, asked.version)?;
         }
 
         let peer = connection.peer.ip().to_canonical();
         let trusted = forwarded::is_trusted(&self.settings.trusted_proxies, peer);
         let (client, told_scheme) = if trusted && seen.forwarding {
-            forwarded::believe(&self.settings, peer, &parts.headers)
+            forwarded::believe(&self.settings, peer, headers)
         } else {
             (peer, None)
         };
         let scheme = told_scheme.unwrap_or(connection.scheme());
-        if let Some(scheme) = parts.uri.scheme_str()
+        if let Some(scheme) = asked.target.scheme_str()
             && !trusted
             && scheme != connection.scheme()
         {
             return Err(Refusal::SchemeDisagrees);
         }
 
-        let authority = authority(parts, scheme, connection)?;
-        let target = target(parts, self.settings.merge_slashes)?;
+        let authority = authority(asked, headers, scheme, connection)?;
+        let target = target(asked, self.settings.merge_slashes)?;
         if seen.cdn_loop
-            && forwarded::loop_hops(&parts.headers, &self.settings.cdn_id)
-                >= self.settings.loop_hops_max
+            && forwarded::loop_hops(headers, &self.settings.cdn_id) >= self.settings.loop_hops_max
         {
             return Err(Refusal::Loop);
         }
-        let upgrade = if seen.connection { upgrade(parts) } else { None };
-        self.clean(&mut parts.headers, seen, trusted);
+        let upgrade = if seen.connection { upgrade(asked.version, headers) } else { None };
+        self.clean(headers, seen, trusted);
         Ok(Normalised { scheme, authority, target, client, upgrade })
     }
 
@@ -218,39 +216,36 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
 
 /// The one authority that target and `Host` agree on (RFC 9112 §3.2, RFC 9113 §8.3.1).
 fn authority(
-    parts: &Parts,
+    asked: &Asked,
+    headers: &HeaderMap,
     scheme: &'static str,
     connection: &Connection,
 ) -> Result<Authority, Refusal> {
-    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    let mut hosts = headers.get_all(http::header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
         return Err(Refusal::HostRepeated);
     }
     let by_field = host.map(|host| Authority::from_field(host, scheme)).transpose()?;
     let by_target =
-        parts.uri.authority().map(|target| Authority::from_target(target, scheme)).transpose()?;
+        asked.target.authority().map(|it| Authority::from_target(it, scheme)).transpose()?;
     match (by_field, by_target) {
         (Some(host), Some(target)) if host != target => Err(Refusal::HostDisagrees),
-        (None, Some(_)) if parts.version == Version::HTTP_11 => Err(Refusal::HostMissing),
+        (None, Some(_)) if asked.version == Version::HTTP_11 => Err(Refusal::HostMissing),
         (Some(authority), _) | (None, Some(authority)) => Ok(authority),
-        (None, None) if parts.version < Version::HTTP_11 => {
+        (None, None) if asked.version < Version::HTTP_11 => {
             Ok(Authority::from_address(connection.local, scheme))
         }
         (None, None) => Err(Refusal::HostMissing),
     }
 }
 
-/// The normalised target, also left in `parts.uri`.
-fn target(parts: &mut Parts, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
-    let is_origin_form = parts.uri.authority().is_none();
-    let target = match parts.uri.path_and_query() {
-        Some(target) => target.clone(),
-        None => return Err(Refusal::TargetInvalid),
-    };
+/// The normalised target.
+fn target(asked: &Asked, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
+    let target = asked.target.path_and_query().ok_or(Refusal::TargetInvalid)?;
     if target.as_str() == "*" {
-        return if parts.method == Method::OPTIONS {
-            Ok(target)
+        return if asked.method == Method::OPTIONS {
+            Ok(target.clone())
         } else {
             Err(Refusal::TargetInvalid)
         };
@@ -258,13 +253,10 @@ fn target(parts: &mut Parts, merge_slashes: bool) -> Result<PathAndQuery, Refusa
     if !target.path().starts_with('/') {
         return Err(Refusal::TargetInvalid);
     }
-    let target = match path::normalise(target.path(), merge_slashes)? {
-        Cow::Borrowed(_) if is_origin_form => return Ok(target),
-        Cow::Borrowed(_) => target,
-        Cow::Owned(path) => with_path(path, target.query())?,
-    };
-    parts.uri = Uri::from(target.clone());
-    Ok(target)
+    match path::normalise(target.path(), merge_slashes)? {
+        Cow::Borrowed(_) => Ok(target.clone()),
+        Cow::Owned(path) => with_path(path, target.query()),
+    }
 }
 
 fn with_path(mut path: String, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
@@ -276,13 +268,9 @@ fn with_path(mut path: String, query: Option<&str>) -> Result<PathAndQuery, Refu
 }
 
 /// `Connection: upgrade` with `Upgrade` (RFC 9110 §7.8); HTTP/2 has neither.
-fn upgrade(parts: &Parts) -> Option<HeaderValue> {
-    let wished = connection_options(&parts.headers).any(|o| o.eq_ignore_ascii_case("upgrade"));
-    if parts.version == Version::HTTP_11 && wished {
-        parts.headers.get(UPGRADE).cloned()
-    } else {
-        None
-    }
+fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    let wished = connection_options(headers).any(|o| o.eq_ignore_ascii_case("upgrade"));
+    if version == Version::HTTP_11 && wished { headers.get(UPGRADE).cloned() } else { None }
 }
 
 fn drop_named_by_connection(headers: &mut HeaderMap) {
@@ -318,16 +306,13 @@ mod tests {
             server_name: None,
             resumed: false,
         });
-        Connection {
-            peer: "192.0.2.7:4711".parse().unwrap(),
-            local: "198.51.100.1:8080".parse().unwrap(),
-            tls,
-            own: None,
-        }
+        let address = |text: &str| text.parse().unwrap();
+        let plain = Connection::new(address("192.0.2.7:4711"), address("198.51.100.1:8080"));
+        Connection { tls, ..plain }
     }
 
-    /// `head` is what hyper made of a request: method, target and version, then its fields.
-    fn parts(head: &str) -> Parts {
+    /// `head` is a request: method, target and version, then its fields.
+    fn read(head: &str) -> (Asked, HeaderMap) {
         let mut lines = head.lines().map(str::trim);
         let mut words = lines.next().unwrap().split(' ');
         let mut request = Request::builder().method(words.next().unwrap());
@@ -341,20 +326,20 @@ mod tests {
             let (name, value) = line.split_once(':').unwrap();
             request = request.header(name, value.trim());
         }
-        request.body(()).unwrap().into_parts().0
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        (Asked::of(parts.method, parts.uri, parts.version), parts.headers)
     }
 
-    fn pass(settings: Settings, head: &str) -> (Result<Normalised, Refusal>, Parts) {
-        let mut parts = parts(head);
-        (Gate::new(settings).normalise(&mut parts, &connection(false)), parts)
+    fn pass(settings: Settings, head: &str) -> (Result<Normalised, Refusal>, HeaderMap) {
+        let (asked, mut headers) = read(head);
+        (Gate::new(settings).normalise(&asked, &mut headers, &connection(false)), headers)
     }
 
     #[track_caller]
     fn check(head: &str, expected: &str) {
-        let (normalised, parts) = pass(Settings::default(), head);
+        let (normalised, _) = pass(Settings::default(), head);
         let found = normalised.unwrap();
         assert_eq!(format!("{}{}", found.authority, found.target), expected, "{head}");
-        assert_eq!(parts.uri, Uri::from(found.target), "what is left in the parts is the same");
     }
 
     #[track_caller]
@@ -365,9 +350,9 @@ mod tests {
 
     #[track_caller]
     fn fields_left(settings: Settings, head: &str, expected: &[&str]) {
-        let (normalised, parts) = pass(settings, head);
+        let (normalised, headers) = pass(settings, head);
         normalised.unwrap();
-        let mut left: Vec<&str> = parts.headers.keys().map(HeaderName::as_str).collect();
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, expected, "{head}");
     }
@@ -535,13 +520,13 @@ mod tests {
 
     #[track_caller]
     fn announced(settings: Settings, fields: &str, expected: &str) {
-        let mut parts = parts(&format!("GET / 1.1\nhost: a.example{fields}"));
+        let (asked, mut headers) = read(&format!("GET / 1.1\nhost: a.example{fields}"));
         let gate = Gate::new(settings);
-        let normalised = gate.normalise(&mut parts, &connection(false)).unwrap();
-        parts.headers.remove("host");
-        gate.announce(&normalised, &connection(false), &mut parts.headers);
+        let normalised = gate.normalise(&asked, &mut headers, &connection(false)).unwrap();
+        headers.remove("host");
+        gate.announce(&normalised, &connection(false), &mut headers);
         let mut lines: Vec<String> = Vec::new();
-        for (name, value) in &parts.headers {
+        for (name, value) in &headers {
             lines.push(format!("{name}: {}", value.to_str().unwrap()));
         }
         lines.sort();

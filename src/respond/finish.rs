@@ -205,7 +205,12 @@ fn write_line(
 fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
     let asked = &context.asked;
     line.word(key!("id"), &context.id.digits());
-    line.address(key!("client"), context.client);
+    let connection = &context.connection;
+    if context.client == connection.peer.ip() {
+        line.word(key!("client"), connection.peer_text.as_bytes());
+    } else {
+        line.address(key!("client"), context.client);
+    }
     if let Some(country) = &context.place.country {
         line.word(key!("country"), country.as_str().as_bytes());
     }
@@ -213,9 +218,10 @@ fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
         line.number(key!("asn"), u64::from(asn));
     }
     line.word(key!("method"), asked.method.as_str().as_bytes());
-    line.word(key!("scheme"), context.connection.scheme().as_bytes());
+    line.word(key!("scheme"), connection.scheme().as_bytes());
     if let Some(host) = &asked.host {
-        line.text(key!("host"), host.as_bytes());
+        // The gate let only what a name or an address is made of through.
+        line.word(key!("host"), host.as_bytes());
     }
     let target = asked.target.path_and_query().map_or("*", |target| target.as_str());
     line.text(key!("target"), target.as_bytes());

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::Method;
@@ -103,21 +103,27 @@ impl Visit {
         head: &Arc<Head>,
         why: Option<Reason>,
     ) -> Option<Reply> {
-        let now = self.context.received_at;
-        let ttl = head.response.freshness.ttl(now);
+        let freshness = &head.response.freshness;
+        let age = freshness.age(self.context.received_at);
         let mend = self.parts(found, head);
-        let response = self.select(Source::Stored(&self.worker.store, head, mend.as_ref()), now)?;
+        let source = Source::Stored(&self.worker.store, head, mend.as_ref());
+        let response = self.select_aged(source, age)?;
         self.worker.note_hit(found.hash, head);
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
         let detail = why.or_else(silent);
-        self.context.cache_status = CacheStatus { detail, ..CacheStatus::hit(ttl) };
+        self.context.cache_status =
+            CacheStatus { detail, ..CacheStatus::hit(freshness.ttl_at(age)) };
         Some(response)
     }
 
     /// The part of it that this request gets at `now`. `None` when bytes are missing.
     pub(super) fn select(&self, source: Source<'_>, now: SystemTime) -> Option<Reply> {
+        let age = source.response().freshness.age(now);
+        self.select_aged(source, age)
+    }
+
+    fn select_aged(&self, source: Source<'_>, age: Duration) -> Option<Reply> {
         let stored = source.response();
-        let age = stored.freshness.age(now);
         let (method, fields) = (&self.request.method, &self.fields);
         let limits = &self.rule.settings.cache.ranges;
         let length = source.complete_length();
