@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use http::header::{Entry, FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::{ClientField, Normalised, Settings};
@@ -63,7 +63,8 @@ pub(super) fn loop_hops(headers: &HeaderMap, cdn_id: &str) -> usize {
     items(headers, &CDN_LOOP).filter(is_ours).count()
 }
 
-/// Adds this hop to what an origin is told.
+/// Adds this hop to what an origin is told. Only a trusted proxy's word on the client stays, the
+/// gate has let no other through.
 pub(super) fn announce(
     settings: &Settings,
     request: &Normalised,
@@ -74,9 +75,17 @@ pub(super) fn announce(
     if settings.send_x_forwarded {
         let mut item = Vec::with_capacity(40);
         push_address(&mut item, peer);
-        add_to_list(headers, &X_FORWARDED_FOR, item);
-        set_if_absent(headers, X_FORWARDED_PROTO, HeaderValue::from_static(request.scheme));
-        set_if_absent(headers, X_FORWARDED_HOST, request.authority.to_field());
+        let scheme = HeaderValue::from_static(request.scheme);
+        let host = request.authority.to_field();
+        if is_trusted(&settings.trusted_proxies, peer) {
+            add_to_list(headers, X_FORWARDED_FOR, &item);
+            headers.entry(X_FORWARDED_PROTO).or_insert(scheme);
+            headers.entry(X_FORWARDED_HOST).or_insert(host);
+        } else {
+            headers.insert(X_FORWARDED_FOR, visible(&item));
+            headers.insert(X_FORWARDED_PROTO, scheme);
+            headers.insert(X_FORWARDED_HOST, host);
+        }
     }
     if settings.send_forwarded {
         let mut element = String::with_capacity(96);
@@ -87,7 +96,7 @@ pub(super) fn announce(
         .expect("writing to a String does not fail");
         write!(element, ";host=\"{}\";proto={}", request.authority, request.scheme)
             .expect("writing to a String does not fail");
-        add_to_list(headers, &FORWARDED, element.into_bytes());
+        add_to_list(headers, FORWARDED, element.as_bytes());
     }
     if let Ok(id) = HeaderValue::from_str(&settings.cdn_id) {
         headers.append(CDN_LOOP, id);
@@ -95,21 +104,19 @@ pub(super) fn announce(
 }
 
 /// Appends to a list field, as one line: origins are known to read only the first.
-fn add_to_list(headers: &mut HeaderMap, name: &HeaderName, item: Vec<u8>) {
-    let list = match headers.get(name) {
-        None => item,
-        Some(_) => {
-            let lines = headers.get_all(name).iter();
-            let lines = lines.map(|line| line.to_str().unwrap_or("unknown").as_bytes());
-            lines.chain([&*item]).collect::<Vec<_>>().join(&b", "[..])
+fn add_to_list(headers: &mut HeaderMap, name: HeaderName, item: &[u8]) {
+    match headers.entry(name) {
+        Entry::Vacant(place) => drop(place.insert(visible(item))),
+        Entry::Occupied(mut place) => {
+            let lines = place.iter().map(|line| line.to_str().unwrap_or("unknown").as_bytes());
+            let list = lines.chain([item]).collect::<Vec<_>>().join(&b", "[..]);
+            place.insert(visible(&list));
         }
-    };
-    let value = HeaderValue::try_from(list).expect("made of visible ASCII");
-    headers.insert(name, value);
+    }
 }
 
-fn set_if_absent(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
-    headers.entry(name).or_insert(value);
+fn visible(text: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(text).expect("made of visible ASCII")
 }
 
 /// The items of a list field over all its lines, from the right. An unreadable line is one

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use geo::{Geo, Place};
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::ranges::is_enough;
@@ -177,7 +177,8 @@ fn selecting_by_any(
         query: asked.query(),
     };
     let mut headers = headers.clone();
-    tell(&mut headers, &rule.settings.request_fields, &facts);
+    tell(&mut headers, place, HeaderValue::from_static("0"));
+    rule.settings.request_fields.apply(&mut headers, &facts);
     headers
 }
 

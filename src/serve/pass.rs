@@ -5,8 +5,7 @@
 use std::pin::Pin;
 
 use http::header::{HOST, VIA};
-use http::uri::Parts as UriParts;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Body as _;
 use tokio::task::spawn_local;
 
@@ -14,7 +13,6 @@ use super::Visit;
 use super::exchange::{Job, Settled, facts};
 use super::failures;
 use super::lookup::Found;
-use super::told;
 use crate::body::Body;
 use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason};
 use crate::fetch::collapse::Outcome;
@@ -202,17 +200,14 @@ impl Visit {
         headers.insert(HOST, self.asked.authority.to_field());
         self.plan.gate.announce(&self.asked, &self.context.connection, &mut headers);
         headers.append(VIA, self.plan.identity.via(self.context.asked.version));
-        let settings = &self.rule.settings;
-        told::tell(&mut headers, &settings.request_fields, &self.facts());
-        let target = match &settings.action {
+        self.tell(&mut headers);
+        let target = match &self.rule.settings.action {
             Action::Pass(pass) => pass.rewrite.apply(&self.asked.target),
             Action::Redirect(_) | Action::Fixed(_) => self.asked.target.clone(),
         };
-        let mut uri = UriParts::default();
-        uri.path_and_query = Some(target);
         let mut request = Request::new(());
         *request.method_mut() = self.request.method.clone();
-        *request.uri_mut() = Uri::from_parts(uri).expect("a target alone is a URI");
+        *request.uri_mut() = target.into();
         *request.headers_mut() = headers;
         request
     }

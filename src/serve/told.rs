@@ -5,50 +5,49 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
+use geo::Place;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Visit;
-use crate::route::{Facts, FieldEdits};
 
-/// Puts it into a request's fields.
-pub(super) fn tell(headers: &mut HeaderMap, edits: &FieldEdits, facts: &Facts<'_>) {
-    match &facts.place.country {
+/// Puts country and id into a request's fields.
+pub(super) fn tell(headers: &mut HeaderMap, place: &Place, id: HeaderValue) {
+    match &place.country {
         Some(country) => {
             let value = HeaderValue::from_str(country.as_str()).expect("two letters");
             headers.insert(CLIENT_COUNTRY, value);
         }
         None => drop(headers.remove(CLIENT_COUNTRY)),
     }
-    let id = facts.request_id.to_string();
-    headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("hexadecimal digits"));
-    if !edits.is_empty() {
-        edits.apply(headers, facts);
-    }
-}
-
-/// The fields that `names` select by: the client's own where none of them is told by us.
-pub(super) fn selecting<'a, 'n>(
-    headers: &'a HeaderMap,
-    names: impl IntoIterator<Item = &'n HeaderName>,
-    edits: &FieldEdits,
-    facts: impl FnOnce() -> Facts<'a>,
-) -> Cow<'a, HeaderMap> {
-    let is_told =
-        |name: &HeaderName| *name == CLIENT_COUNTRY || *name == REQUEST_ID || edits.concern(name);
-    if !names.into_iter().any(is_told) {
-        return Cow::Borrowed(headers);
-    }
-    let mut headers = headers.clone();
-    tell(&mut headers, edits, &facts());
-    Cow::Owned(headers)
+    headers.insert(REQUEST_ID, id);
 }
 
 impl Visit {
+    /// Puts all of it into the fields of this request.
+    pub(super) fn tell(&self, headers: &mut HeaderMap) {
+        let id = HeaderValue::from_bytes(&self.context.id.digits()).expect("hexadecimal digits");
+        tell(headers, &self.context.place, id);
+        let edits = &self.rule.settings.request_fields;
+        if !edits.is_empty() {
+            edits.apply(headers, &self.facts());
+        }
+    }
+
+    /// The fields that `names` select by: the client's own where none of them is told by us.
     pub(super) fn selecting<'n>(
         &self,
         names: impl IntoIterator<Item = &'n HeaderName>,
     ) -> Cow<'_, HeaderMap> {
-        selecting(&self.fields, names, &self.rule.settings.request_fields, || self.facts())
+        let edits = &self.rule.settings.request_fields;
+        let is_told = |name: &HeaderName| {
+            *name == CLIENT_COUNTRY || *name == REQUEST_ID || edits.concern(name)
+        };
+        if !names.into_iter().any(is_told) {
+            return Cow::Borrowed(&self.fields);
+        }
+        let mut headers = HeaderMap::clone(&self.fields);
+        self.tell(&mut headers);
+        Cow::Owned(headers)
     }
 
     /// The same for whatever the response will name.
@@ -58,7 +57,7 @@ impl Visit {
             return self.fields.clone();
         }
         let mut headers = HeaderMap::clone(&self.fields);
-        tell(&mut headers, edits, &self.facts());
+        self.tell(&mut headers);
         headers.into()
     }
 }
