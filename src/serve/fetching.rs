@@ -51,11 +51,12 @@ impl Visit {
             // Its tags are not known before its head.
             let aliased: &[u64] =
                 if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
-            let asked = PurgeTarget { site: &self.site.name, url: found.key.url(), tags: aliased };
+            let asked =
+                || PurgeTarget { site: &self.site.name, url: found.key.url(), tags: aliased };
             let joined = self.worker.fills.join(
                 found.hash,
                 || store.sequence(),
-                |response, since| store.overtaken(&asked, response, since),
+                |response, since| store.overtaken(&asked(), response, since),
             );
             let follower = match joined {
                 Join::Lead(lead) => {

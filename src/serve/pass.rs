@@ -146,6 +146,9 @@ impl Visit {
 
     /// What this response makes invalid (RFC 9111 §4.4).
     fn invalidated(&self, job: &Job, response: &Response<Body>) -> Vec<PurgeScope> {
+        if self.request.method.is_safe() {
+            return Vec::new();
+        }
         let policy = &self.rule.settings.cache.key;
         let (status, headers) = (response.status(), response.headers());
         cache::invalidates(&self.request.method, job.key.url(), status, headers, policy).scopes
