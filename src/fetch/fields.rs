@@ -68,6 +68,8 @@ pub(super) struct ToUs {
 /// each field. Of a 101, `Upgrade` stays.
 pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
     let mut to_us = ToUs::default();
+    let mut has_connection = false;
+    // Of most, `Connection` is all there is: the list stays empty.
     let mut gone: Vec<HeaderName> = Vec::new();
     for (name, value) in &*headers {
         match *name {
@@ -75,7 +77,11 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
                 to_us.lengths += 1;
                 continue;
             }
-            CONNECTION => gone.extend(named_by(value)),
+            CONNECTION => {
+                has_connection = true;
+                gone.extend(named_by(value));
+                continue;
+            }
             TRANSFER_ENCODING => {
                 to_us.codings += 1;
                 to_us.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
@@ -86,6 +92,9 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
             _ => continue,
         }
         gone.push(name.clone());
+    }
+    if has_connection {
+        headers.remove(CONNECTION);
     }
     for name in gone.into_iter().filter(|name| !(upgraded && name == UPGRADE)) {
         headers.remove(name);
