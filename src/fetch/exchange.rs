@@ -18,7 +18,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -179,55 +179,58 @@ impl Http1 {
         Poll::Pending
     }
 
-    /// Sends the request and waits for the head of the response. The deadline moves on with
-    /// every piece of the request that goes out. The future has no room for the request: it is
-    /// hyper's at once.
-    pub(super) fn head(
-        &mut self,
-        request: Request<Body>,
-        limits: &Limits,
-        deadline: &Deadline,
-    ) -> impl Future<Output = Result<Response<Incoming>, NoHead>> {
-        let response = self.sender.try_send_request(request);
-        self.await_head(response, limits, deadline)
+    /// What has gone over it before the next request.
+    pub(super) fn before(&self) -> Before {
+        let (read, written) = (self.traffic.read.get(), self.traffic.written.get());
+        Before { read, written, armed_at: None }
     }
 
-    async fn await_head(
+    /// Hands the request to the connection, to which it belongs at once. What comes of it is for
+    /// [`Http1::poll_head`].
+    pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Outcome> + use<> {
+        self.traffic.head_end.set(Some(self.traffic.read.get() + BEFORE_HEAD_BYTES_MAX));
+        unconstrained(self.sender.try_send_request(request))
+    }
+
+    /// Waits for the head of the response. The deadline moves on with every piece of the request
+    /// that goes out.
+    pub(super) fn poll_head(
         &mut self,
-        response: impl Future<Output = Outcome>,
+        cx: &mut Context<'_>,
+        mut response: Pin<&mut impl Future<Output = Outcome>>,
+        before: &mut Before,
         limits: &Limits,
         deadline: &Deadline,
-    ) -> Result<Response<Incoming>, NoHead> {
-        let before = (self.traffic.read.get(), self.traffic.written.get());
-        let mut armed_at = None;
-        self.traffic.head_end.set(Some(before.0 + BEFORE_HEAD_BYTES_MAX));
-        let mut response = pin!(unconstrained(response));
-        let outcome = poll_fn(|cx| {
-            let answer = self.poll_for(cx, |this| {
-                // Only the connection, driven just before, can make it ready: nobody needs
-                // to be woken by it.
-                let answer = response.as_mut().poll(&mut noop());
-                if this.ended && answer.is_pending() {
-                    // Its end is the answer to a request that it has not taken.
-                    this.connection = None;
-                    return response.as_mut().poll(&mut noop());
+    ) -> Poll<Result<Response<Incoming>, NoHead>> {
+        // Only the connection, driven just before, can make it ready: nobody needs to be woken
+        // by it.
+        let mut look = |this: &Self| {
+            let outcome = response.as_mut().poll(&mut noop());
+            outcome.map(|outcome| head_of(outcome, before.is_sent(this), before.is_received(this)))
+        };
+        let head = self.poll_for(cx, |this| {
+            let head = look(this);
+            if this.ended && head.is_pending() {
+                // Its end is the answer to a request that it has not taken.
+                this.connection = None;
+                return look(this);
+            }
+            head
+        });
+        let head = match head {
+            Poll::Ready(head) => head,
+            Poll::Pending => {
+                let written = Some(self.traffic.written.get());
+                if written != before.armed_at {
+                    before.armed_at = written;
+                    limits.arm(deadline, limits.first_byte);
                 }
-                answer
-            });
-            if answer.is_ready() {
-                return answer.map(Some);
+                ready!(deadline.poll(cx));
+                Err(NoHead::late(before.is_sent(self), before.is_received(self)))
             }
-            let written = Some(self.traffic.written.get());
-            if written != armed_at {
-                armed_at = written;
-                limits.arm(deadline, limits.first_byte);
-            }
-            deadline.poll(cx).map(|()| None)
-        })
-        .await;
+        };
         self.traffic.head_end.set(None);
-        let after = (self.traffic.read.get(), self.traffic.written.get());
-        outcome_of(outcome, after.1 > before.1, after.0 > before.0)
+        Poll::Ready(head)
     }
 
     /// The body of a response, taken whole when all of it is here already.
@@ -268,6 +271,24 @@ impl Http1 {
     }
 }
 
+/// What had gone over a connection before a request.
+pub(super) struct Before {
+    read: u64,
+    written: u64,
+    /// How much had been written when the deadline was last moved.
+    armed_at: Option<u64>,
+}
+
+impl Before {
+    fn is_sent(&self, http1: &Http1) -> bool {
+        http1.traffic.written.get() > self.written
+    }
+
+    fn is_received(&self, http1: &Http1) -> bool {
+        http1.traffic.read.get() > self.read
+    }
+}
+
 /// What [`Http1::body_at_once`] found.
 pub(super) enum AtOnce {
     Whole(Body),
@@ -276,7 +297,8 @@ pub(super) enum AtOnce {
 }
 
 impl Http2 {
-    /// As [`Http1::head`]; here the deadline moves on with the pieces of the request's body.
+    /// Sends the request and waits for the head of the response. As [`Http1::poll_head`]; here
+    /// the deadline moves on with the pieces of the request's body.
     pub(super) async fn head(
         &self,
         request: Request<Body>,
@@ -292,40 +314,36 @@ impl Http2 {
         };
         limits.arm(deadline, limits.first_byte);
         let mut response = pin!(self.sender.clone().try_send_request(request));
-        let outcome = poll_fn(|cx| {
-            if let Poll::Ready(result) = response.as_mut().poll(cx) {
-                return Poll::Ready(Some(result));
+        poll_fn(|cx| {
+            if let Poll::Ready(outcome) = response.as_mut().poll(cx) {
+                return Poll::Ready(head_of(outcome, true, false));
             }
             if moved.get() != seen {
                 seen = moved.get();
                 limits.arm(deadline, limits.first_byte);
             }
-            deadline.poll(cx).map(|()| None)
+            deadline.poll(cx).map(|()| Err(NoHead::late(true, false)))
         })
-        .await;
-        outcome_of(outcome, true, false)
+        .await
     }
 }
 
 /// What hyper makes of a request.
-type Outcome = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+pub(super) type Outcome = Result<Response<Incoming>, TrySendError<Request<Body>>>;
 
-/// What a wait for a head came to; `None`: the deadline passed.
-fn outcome_of(
-    outcome: Option<Outcome>,
-    sent: bool,
-    received: bool,
-) -> Result<Response<Incoming>, NoHead> {
-    let mut error = match outcome {
-        Some(Ok(response)) => return Ok(response),
-        Some(Err(error)) => error,
-        None => {
-            return Err(NoHead { why: NoHeadReason::Deadline, body: None, sent, received });
-        }
-    };
-    let body = error.take_message().map(Request::into_body);
-    let sent = sent && body.is_none();
-    Err(NoHead { why: NoHeadReason::Error(error.into_error()), body, sent, received })
+/// The head, or why there is none.
+fn head_of(outcome: Outcome, sent: bool, received: bool) -> Result<Response<Incoming>, NoHead> {
+    outcome.map_err(|mut error| {
+        let body = error.take_message().map(Request::into_body);
+        let sent = sent && body.is_none();
+        NoHead { why: NoHeadReason::Error(error.into_error()), body, sent, received }
+    })
+}
+
+impl NoHead {
+    fn late(sent: bool, received: bool) -> Self {
+        Self { why: NoHeadReason::Deadline, body: None, sent, received }
+    }
 }
 
 /// The deadlines of one exchange.
@@ -355,6 +373,16 @@ impl Limits {
 pub(super) enum Link {
     Http1(Box<Http1>),
     Http2(Share),
+}
+
+impl Link {
+    /// Where its other end is.
+    pub(super) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Http1(http1) => http1.address,
+            Self::Http2(http2) => http2.address,
+        }
+    }
 }
 
 /// A response body that is still coming: it drives its connection, keeps the deadlines, and

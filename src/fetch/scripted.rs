@@ -119,7 +119,7 @@ impl Bed {
     ) -> Result<UpstreamResponse, FetchError> {
         let (head, body) = request.into_parts();
         let head = Request::from_parts(head, ());
-        self.upstreams.send(&self.pool, || head.clone(), body, intent).await
+        self.upstreams.send(&self.pool, || head.clone(), body, &intent).await
     }
 
     pub(super) async fn get(&self) -> Result<UpstreamResponse, FetchError> {

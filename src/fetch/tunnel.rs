@@ -182,7 +182,7 @@ mod tests {
         let (handover, client_side) = handover();
         handover.give(Box::new(front.accept().await.io));
         tokio::task::spawn_local(async move {
-            let _ = ended.send(tunnel(client_side, upstream, idle).await);
+            let _ = ended.send(tunnel(client_side, *upstream, idle).await);
         });
         (Peer::new(client), peer, end)
     }

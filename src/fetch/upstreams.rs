@@ -4,12 +4,15 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONNECTION, EXPECT, UPGRADE};
+use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -67,14 +70,12 @@ pub struct UpstreamResponse {
     pub reused: bool,
     /// Tries in all, this one included.
     pub attempts: u32,
-    /// What opening the connection took, name and TLS included; zero when reused.
-    pub connect: Duration,
     /// From [`Upstreams::send`] to the head, failed tries included.
     pub first_byte: Duration,
     /// Between which times that was.
     pub times: Times,
     /// Present on a 101: pass it to [`super::tunnel`].
-    pub upgraded: Option<UpgradedOrigin>,
+    pub upgraded: Option<Box<UpgradedOrigin>>,
 }
 
 /// When a response was asked for at first, and when its head had come: "request_time" and
@@ -119,7 +120,7 @@ impl Upstreams {
         pool: &Arc<Pool>,
         request: impl Fn() -> Request<()>,
         mut body: Body,
-        intent: Intent,
+        intent: &Intent,
     ) -> Result<UpstreamResponse, FetchError> {
         let core = &self.0;
         let state = core.state(pool);
@@ -129,40 +130,34 @@ impl Upstreams {
             return Err(FetchError::AllDown { pool: pool.name().clone() });
         }
         state.earn_retry();
-        let began = core.clock.both();
-        let limits = core.limits(pool.settings());
+        let mut attempt = Attempt {
+            core,
+            state: &state,
+            number: 0,
+            attempts: 0,
+            began: core.clock.both(),
+            limits: core.limits(pool.settings()),
+            request: &request,
+            intent,
+        };
         let mut tried = 0_u64;
-        let mut attempts = 0;
         loop {
-            attempts += 1;
-            let Some(number) = state.choose(&intent, tried) else {
+            let Some(number) = state.choose(intent, tried) else {
                 let error = FetchError::AllDown { pool: pool.name().clone() };
                 core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
                 return Err(error);
             };
             tried |= 1 << number;
-            let attempt = Attempt {
-                core,
-                state: &state,
-                number,
-                attempts,
-                began,
-                limits,
-                request: &request,
-                intent: &intent,
-            };
-            let outcome = attempt.exchange(body).await;
-            attempt.note_health(&outcome);
-            let failed = match outcome {
-                Ok(upstream) => {
-                    core.recorder.observe(Metric::UpstreamFirstByte, upstream.first_byte);
-                    return Ok(upstream);
-                }
+            attempt.number = number;
+            attempt.attempts += 1;
+            let failed = match attempt.exchange(body).await {
+                Ok(upstream) => return Ok(upstream),
                 Err(failed) => failed,
             };
+            attempt.note_failure(&failed);
             let again = failed.body.filter(|_| {
-                attempts < pool.settings().retry.attempts_max
-                    && core.timers.now_ms() < limits.end_ms
+                attempt.attempts < pool.settings().retry.attempts_max
+                    && core.timers.now_ms() < attempt.limits.end_ms
             });
             let Some(again) = again else { return Err(failed.error) };
             if tried == state.all() {
@@ -218,46 +213,75 @@ impl Attempt<'_> {
         let mut kept = self.kept();
         loop {
             let reused = kept.is_some();
-            let (mut link, connect) = match kept.take() {
-                Some(link) => (link, Duration::ZERO),
+            let mut link = match kept.take() {
+                Some(link) => link,
                 // On the heap: most exchanges don't need the room.
                 None => match Box::pin(self.open()).await {
                     Ok(opened) => opened,
                     Err(error) => return Err(Failed::new(error, Some(body))),
                 },
             };
-            match self.over(&mut link, body, &deadline).await {
-                Ok(response) => {
-                    let exchanged = Exchanged { link, response, reused, connect };
-                    return self.respond(exchanged, deadline, active).await;
+            let again;
+            let head = match &mut link {
+                Link::Http1(http1) => {
+                    let (mut before, limits) = (http1.before(), &self.limits);
+                    // The request has no room in the future: it is gone at the end of the block.
+                    let mut response = pin!({
+                        let (request, body) = self.request(body, false);
+                        again = body;
+                        http1.send(request)
+                    });
+                    poll_fn(|cx| {
+                        http1.poll_head(cx, response.as_mut(), &mut before, limits, &deadline)
+                    })
+                    .await
                 }
+                Link::Http2(http2) => {
+                    let exchange = {
+                        let (request, body) = self.request(body, true);
+                        again = body;
+                        Box::pin(http2.head(request, &self.limits, &deadline))
+                    };
+                    exchange.await
+                }
+            };
+            let no_head = match head {
+                Ok(response) => {
+                    if reused {
+                        self.core.recorder.count(Metric::UpstreamReuses);
+                    }
+                    let exchanged = Exchanged { link, response, reused };
+                    let responded = match exchanged.response.status() {
+                        StatusCode::SWITCHING_PROTOCOLS => Box::pin(self.switch(exchanged)).await,
+                        _ => self.respond(exchanged, deadline, active),
+                    };
+                    return responded.map_err(|error| Failed::new(error, None));
+                }
+                Err(no_head) => no_head,
+            };
+            match self.failed(no_head, again, &deadline) {
                 // The origin closed it as we were about to use it: that says nothing about
                 // the origin, and so costs neither health nor budget. Once only.
-                Err(failed @ Failed { error: FetchError::Terminated { .. }, .. }) if reused => {
+                failed @ Failed { error: FetchError::Terminated { .. }, .. } if reused => {
                     let Some(again) = failed.body else {
                         return Err(Failed { blames_origin: false, ..failed });
                     };
                     self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
                     body = again;
                 }
-                Err(failed) => return Err(failed),
+                failed => return Err(failed),
             }
         }
     }
 
-    /// What the outcome says of the origin.
-    fn note_health(&self, outcome: &Result<UpstreamResponse, Failed>) {
-        let health = &self.origin().health;
-        match outcome {
-            Ok(_) => health.succeeded(),
-            Err(Failed { error, blames_origin, .. }) => {
-                self.core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
-                let settings = &self.state.pool.settings().health;
-                if *blames_origin && health.failed(monotonic_ms(), settings) {
-                    self.core.recorder.count(Metric::UpstreamMarkedDown);
-                    tracing::warn!(origin = %self.origin().name, %error, "origin marked down");
-                }
-            }
+    /// What it says of the origin.
+    fn note_failure(&self, failed: &Failed) {
+        let Failed { error, blames_origin, .. } = failed;
+        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
+        let (health, settings) = (&self.origin().health, &self.state.pool.settings().health);
+        if *blames_origin && health.failed(monotonic_ms(), settings) {
+            self.core.recorder.count(Metric::UpstreamMarkedDown);
+            tracing::warn!(origin = %self.origin().name, %error, "origin marked down");
         }
     }
 
@@ -274,15 +298,8 @@ impl Attempt<'_> {
         possible.then(share).flatten().map(Link::Http2)
     }
 
-    /// A new connection, or a share of one that somebody else was opening just now, and what
-    /// that took.
-    async fn open(&self) -> Result<(Link, Duration), FetchError> {
-        let began = self.core.clock.instant();
-        let link = self.open_or_share().await?;
-        Ok((link, self.core.clock.instant() - began))
-    }
-
-    async fn open_or_share(&self) -> Result<Link, FetchError> {
+    /// A new connection, or a share of one that somebody else was opening just now.
+    async fn open(&self) -> Result<Link, FetchError> {
         let here = self.here();
         let may_share = || self.intent.upgrade.is_none() && here.speaks_http2.get() != Some(false);
         while may_share()
@@ -358,41 +375,26 @@ impl Attempt<'_> {
         Ok(Share::of(&http2))
     }
 
-    /// The exchange of heads over a connection.
-    async fn over(
-        &self,
-        link: &mut Link,
-        body: Body,
-        deadline: &Deadline,
-    ) -> Result<Response<Incoming>, Failed> {
+    /// The request as it goes over a connection, and its body if that may be sent again.
+    fn request(&self, body: Body, is_http2: bool) -> (Request<Body>, Option<Body>) {
         let mut request = (self.request)().map(|()| body);
         if let Some(protocol) = &self.intent.upgrade {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
             request.headers_mut().insert(UPGRADE, protocol.clone());
         }
-        fields::direct(&mut request, self.origin(), matches!(link, Link::Http2(_)));
+        fields::direct(&mut request, self.origin(), is_http2);
         let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
-        let outcome = match link {
-            Link::Http1(http1) => {
-                if let Some(interims) = &self.intent.interims {
-                    fields::hear_interims(
-                        &mut request,
-                        interims.clone(),
-                        self.core.recorder.clone(),
-                    );
-                }
-                let sends_body = !request.body().is_end_stream();
-                let request = if sends_body && request.headers().contains_key(EXPECT) {
-                    let patience = self.state.pool.settings().deadlines.expect_continue;
-                    hold_for_continue(request, patience)
-                } else {
-                    request
-                };
-                http1.head(request, &self.limits, deadline).await
-            }
-            Link::Http2(http2) => http2.head(request, &self.limits, deadline).await,
-        };
-        outcome.map_err(|no_head| self.failed(no_head, again, deadline))
+        if is_http2 {
+            return (request, again);
+        }
+        if let Some(interims) = &self.intent.interims {
+            fields::hear_interims(&mut request, interims.clone(), self.core.recorder.clone());
+        }
+        if !request.body().is_end_stream() && request.headers().contains_key(EXPECT) {
+            let patience = self.state.pool.settings().deadlines.expect_continue;
+            request = hold_for_continue(request, patience);
+        }
+        (request, again)
     }
 
     /// What a failure means, and whether the request may be sent again.
@@ -428,71 +430,79 @@ impl Attempt<'_> {
     }
 
     /// The head has come: what becomes of the body and of the connection.
-    async fn respond(
+    fn respond(
         &self,
         exchanged: Exchanged,
         deadline: Deadline,
         active: Active,
-    ) -> Result<UpstreamResponse, Failed> {
-        let Exchanged { mut link, response, reused, connect } = exchanged;
-        if reused {
-            self.core.recorder.count(Metric::UpstreamReuses);
-        }
+    ) -> Result<UpstreamResponse, FetchError> {
+        let Exchanged { mut link, response, reused } = exchanged;
         let (mut head, incoming) = response.into_parts();
-        let is_upgrade = head.status == StatusCode::SWITCHING_PROTOCOLS;
-        let to_us = fields::take_hop_by_hop(&mut head.headers, is_upgrade);
-        let address = match &mut link {
-            Link::Http1(http1) => {
-                http1.kept_for = to_us.kept_for;
-                http1.address
-            }
-            Link::Http2(http2) => http2.address,
-        };
-        let mut upgraded = None;
-        let body = if is_upgrade {
-            upgraded = Some(Box::pin(self.upgraded(link)).await?);
-            Body::Empty
-        } else {
-            to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;
-            stream(link, incoming, deadline, self.limits, active)
-        };
+        let to_us = fields::take_hop_by_hop(&mut head.headers, false);
+        to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;
+        if let Link::Http1(http1) = &mut link {
+            http1.kept_for = to_us.kept_for;
+        }
+        let address = link.address();
+        let body = stream(link, incoming, deadline, self.limits, active);
+        Ok(self.response(head, body, address, reused))
+    }
+
+    /// The head of a 101 has come: the connection becomes what it says.
+    async fn switch(&self, exchanged: Exchanged) -> Result<UpstreamResponse, FetchError> {
+        let Exchanged { link, response, reused } = exchanged;
+        let (mut head, _) = response.into_parts();
+        fields::take_hop_by_hop(&mut head.headers, true);
+        let address = link.address();
+        let upgraded = Some(Box::new(self.upgraded(link).await?));
+        let response = self.response(head, Body::Empty, address, reused);
+        Ok(UpstreamResponse { upgraded, ..response })
+    }
+
+    fn response(
+        &self,
+        mut head: Parts,
+        body: Body,
+        address: SocketAddr,
+        reused: bool,
+    ) -> UpstreamResponse {
         head.extensions.clear();
         let (asked, began) = self.began;
         let (came, now) = self.core.clock.both();
+        let first_byte = now - began;
+        self.origin().health.succeeded();
+        self.core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
         // RFC 9110 §6.2: each hop speaks its own version.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
-        Ok(UpstreamResponse {
+        UpstreamResponse {
             response: Response::from_parts(head, body),
             version,
             origin: self.origin().name.clone(),
             address,
             reused,
             attempts: self.attempts,
-            connect,
-            first_byte: now - began,
+            first_byte,
             times: Times { asked, came },
-            upgraded,
-        })
+            upgraded: None,
+        }
     }
 
-    fn misframed(&self, misframed: Misframed) -> Failed {
+    fn misframed(&self, misframed: Misframed) -> FetchError {
         let origin = self.origin().name.clone();
-        let error = match misframed {
+        match misframed {
             Misframed::Coding => FetchError::TransferCoding { origin },
             Misframed::Twice => FetchError::FramedTwice { origin },
-        };
-        Failed::new(error, None)
+        }
     }
 
-    async fn upgraded(&self, link: Link) -> Result<UpgradedOrigin, Failed> {
+    async fn upgraded(&self, link: Link) -> Result<UpgradedOrigin, FetchError> {
         let origin = self.origin().name.clone();
         match link {
             Link::Http1(http1) if self.intent.upgrade.is_some() => {
                 let upgraded = http1.into_upgraded().await;
-                upgraded
-                    .map_err(|source| Failed::new(FetchError::Protocol { origin, source }, None))
+                upgraded.map_err(|source| FetchError::Protocol { origin, source })
             }
-            _ => Err(Failed::new(FetchError::UnaskedUpgrade { origin }, None)),
+            _ => Err(FetchError::UnaskedUpgrade { origin }),
         }
     }
 
@@ -505,11 +515,11 @@ impl Attempt<'_> {
     }
 }
 
+/// A connection, and the head of the response that came over it.
 struct Exchanged {
     link: Link,
     response: Response<Incoming>,
     reused: bool,
-    connect: Duration,
 }
 
 fn stream(

@@ -198,7 +198,7 @@ impl Job {
     ) -> Result<UpstreamResponse, FetchError> {
         let intent =
             Intent { hash: self.key.hash.0 as u64, upgrade: None, interims: self.interims.clone() };
-        let sent = self.worker.upstreams.send(&self.pool, request, Body::Empty, intent).await;
+        let sent = self.worker.upstreams.send(&self.pool, request, Body::Empty, &intent).await;
         if let Err(error) = &sent {
             tracing::warn!(site = %self.site.name, pool = %self.pool.name(), %error, "no response from upstream");
         }

@@ -56,7 +56,7 @@ impl Visit {
         let intent =
             Intent { hash: found.key.hash.0 as u64, upgrade, interims: self.interims.clone() };
         let request = || self.upstream_request(None);
-        let sent = self.worker.upstreams.send(&job.pool, request, body, intent).await;
+        let sent = self.worker.upstreams.send(&job.pool, request, body, &intent).await;
         let mut upstream = match sent {
             Ok(upstream) => upstream,
             Err(error) => {
@@ -87,7 +87,7 @@ impl Visit {
             && let Some(client_side) = client_side
         {
             let idle = job.pool.settings().deadlines.tunnel_idle;
-            spawn_local(tunnel(client_side, origin_side, idle));
+            spawn_local(tunnel(client_side, *origin_side, idle));
             return Ok(upstream.response.into());
         }
         let invalid = self.invalidated(&job, &upstream.response);
