@@ -79,13 +79,12 @@ pub(super) enum Came {
 /// What is to be done with a response from upstream.
 pub(super) enum Settled {
     Pass {
-        response: Response<Body>,
         reason: Reason,
         remember: Option<std::time::Duration>,
     },
-    Store(Box<StoredResponse>, Response<Body>),
+    Store(Box<StoredResponse>),
     /// A part that is to be stored apart.
-    Apart(Box<StoredResponse>, Response<Body>),
+    Apart(Box<StoredResponse>),
     Validated(Arc<Head>),
     Error(StatusCode),
 }
@@ -97,7 +96,7 @@ impl Job {
             Ok(upstream) => self.open(upstream).await,
             Err(error) => Err(error),
         };
-        let (upstream, part) = match sent {
+        let (mut upstream, part) = match sent {
             Ok(opened) => opened,
             Err(error) => {
                 let error = Arc::new(error);
@@ -109,8 +108,10 @@ impl Job {
         };
         let upstream_facts = Some(facts(&upstream));
         let tell = |came| drop(report.send(Report { upstream: upstream_facts, came }));
-        match self.settle(upstream.response, upstream.times, lead.sequence()).await {
-            Settled::Pass { response, reason, remember } => {
+        let settled = self.settle(&mut upstream.response, upstream.times, lead.sequence());
+        let response = upstream.response;
+        match settled {
+            Settled::Pass { reason, remember } => {
                 lead.release(remember);
                 tell(match part {
                     None => Came::Alone(response, reason),
@@ -125,7 +126,7 @@ impl Job {
                 lead.fail(FillFailure::Status(status));
                 tell(Came::Error(status));
             }
-            Settled::Apart(stored, response) => {
+            Settled::Apart(stored) => {
                 let ttl = stored.freshness.ttl(self.worker.clock.now());
                 let (head, body) = response.into_parts();
                 match self.keep_apart(*stored, body).await {
@@ -139,15 +140,16 @@ impl Job {
                     }
                 }
             }
-            Settled::Store(stored, response) => match part {
-                None => {
+            Settled::Store(stored) => {
+                self.note_rule(&stored).await;
+                let Some(bytes) = part else {
                     let own = cache::fields::own_fields(response.headers(), &stored.headers);
                     tell(Came::Filling(own));
                     // Who asked for a range leaves early; the next one would begin anew.
                     let lead = if self.asked.is_some() { lead.to_the_end() } else { lead };
-                    self.fill(lead, stored, response).await;
-                }
-                Some(bytes) => match self.begin_parts(*stored, bytes, response.into_body()).await {
+                    return self.fill(lead, stored, response).await;
+                };
+                match self.begin_parts(*stored, bytes, response.into_body()).await {
                     Some(begun) => {
                         lead.stored();
                         tell(Came::Parts(Box::new(begun)));
@@ -156,8 +158,8 @@ impl Job {
                         lead.release(None);
                         tell(Came::Released(None));
                     }
-                },
-            },
+                }
+            }
         }
     }
 
@@ -206,9 +208,9 @@ impl Job {
     }
 
     /// What is to be done with a response whose head is in.
-    pub async fn settle(
+    pub fn settle(
         &self,
-        mut response: Response<Body>,
+        response: &mut Response<Body>,
         times: Times,
         sequence: PurgeSequence,
     ) -> Settled {
@@ -219,12 +221,12 @@ impl Job {
         let apart = status == StatusCode::PARTIAL_CONTENT;
         if apart && !self.asked.as_ref().is_some_and(|asked| asked.is_for_the_last()) {
             // What is wanted as a part is made a whole of before: see `open`.
-            return Settled::Pass { response, reason: Reason::RangeInvalid, remember: None };
+            return Settled::Pass { reason: Reason::RangeInvalid, remember: None };
         }
-        self.complete(&mut response);
+        self.complete(response);
         let settings = &self.rule.settings.cache;
-        if let Some(stale) = self.stale.as_ref().filter(|_| is_304(&response)) {
-            let exchange = self.exchange(&response, times);
+        if let Some(stale) = self.stale.as_ref().filter(|_| is_304(response)) {
+            let exchange = self.exchange(response, times);
             match cache::freshen(&stale.response, &exchange, sequence, settings) {
                 Freshened::Updated(fresh) => {
                     return Settled::Validated(self.worker.store.replace(stale, *fresh));
@@ -238,24 +240,26 @@ impl Job {
         }
         let (codings, site) = (&*self.plan.codings, &*self.site.name);
         let place = Place { key: &self.key, selecting: &self.selecting, codings, site, sequence };
-        match cache::may_store(&self.exchange(&response, times), &place, settings) {
+        match cache::may_store(&self.exchange(response, times), &place, settings) {
             Storing::Store(stored) if apart => {
                 // Collected before any of it goes on: no more than goes on in one piece.
                 let length = response.body().exact_length();
                 if length.is_none_or(|length| length > self.worker.store.slice_bytes()) {
-                    return Settled::Pass { response, reason: Reason::TooLarge, remember: None };
+                    return Settled::Pass { reason: Reason::TooLarge, remember: None };
                 }
-                Settled::Apart(stored, response)
+                Settled::Apart(stored)
             }
-            Storing::Store(stored) => {
-                if let Some(record) = self.unknown_rule(&stored) {
-                    // Without it other URLs are asked of upstream; the store has counted it. On the
-                    // heap: nearly no response has one.
-                    _ = Box::pin(self.worker.store.writer(record).finish()).await;
-                }
-                Settled::Store(stored, response)
-            }
-            Storing::Pass { reason, remember } => Settled::Pass { response, reason, remember },
+            Storing::Store(stored) => Settled::Store(stored),
+            Storing::Pass { reason, remember } => Settled::Pass { reason, remember },
+        }
+    }
+
+    /// Remembers the rule of `No-Vary-Search` by which a response is going to be stored.
+    pub async fn note_rule(&self, stored: &StoredResponse) {
+        if let Some(record) = self.unknown_rule(stored) {
+            // Without it other URLs are asked of upstream; the store has counted it. On the
+            // heap: nearly no response has one.
+            _ = Box::pin(self.worker.store.writer(record).finish()).await;
         }
     }
 

@@ -14,7 +14,7 @@ use super::exchange::{Job, Settled, facts};
 use super::failures;
 use super::lookup::Found;
 use crate::body::Body;
-use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason};
+use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fetch::collapse::Outcome;
 use crate::fetch::{FetchError, Intent, Times, UpstreamResponse, tunnel};
 use crate::reply::Reply;
@@ -30,98 +30,90 @@ impl Visit {
     /// Sends this one request upstream and hands back what comes. Boxed, so that those who only
     /// wait for another's answer don't carry the room for an exchange of their own.
     pub(super) fn pass(&mut self, reason: Reason, found: Option<Found>) -> Passing<'_> {
-        Box::pin(self.exchange_alone(reason, found))
+        self.context.cache_status.forwarded = Some(reason);
+        let found = found.unwrap_or_else(|| Found::unknown(self.target()));
+        Box::pin(self.exchange_alone(found))
     }
 
-    async fn exchange_alone(
-        &mut self,
-        reason: Reason,
-        found: Option<Found>,
-    ) -> Result<Reply, Failure> {
-        self.context.cache_status.forwarded = Some(reason);
-        let found = match found {
-            Some(found) => found,
-            None => Found::unknown(self.target()),
-        };
+    async fn exchange_alone(&mut self, found: Found) -> Result<Reply, Failure> {
         // What is stored is not validated by this, and stands in by what is found here.
         let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
         let sequence = self.worker.store.sequence();
-        let upgrade = self.asked.upgrade.clone();
+        let intent = Intent {
+            hash: found.key.hash.0 as u64,
+            upgrade: self.asked.upgrade.clone(),
+            interims: self.interims.clone(),
+        };
         let client_side =
-            upgrade.as_ref().and_then(|_| self.request.extensions.remove::<OnUpgrade>());
-        let body = std::mem::take(&mut self.body);
+            intent.upgrade.as_ref().and_then(|_| self.request.extensions.remove::<OnUpgrade>());
         // The answer to a GET may depend on its content, which no key has: a stranger's content
         // would be in what everyone gets.
-        let is_unkeyed = self.request.method == Method::GET && !body.is_end_stream();
-        let intent =
-            Intent { hash: found.key.hash.0 as u64, upgrade, interims: self.interims.clone() };
+        let is_unkeyed = self.request.method == Method::GET && !self.body.is_end_stream();
+        let body = std::mem::take(&mut self.body);
         let request = || self.upstream_request(None);
-        let sent = self.worker.upstreams.send(&job.pool, request, body, &intent).await;
-        let mut upstream = match sent {
-            Ok(upstream) => upstream,
-            Err(error) => {
-                let (request, site) = (self.context.id, &self.site.name);
-                match &error {
-                    // Anybody can break off, as often as they like.
-                    FetchError::RequestBody { .. } => {
-                        tracing::debug!(%request, %site, %error, "the request was not whole");
-                    }
-                    _ => {
-                        tracing::warn!(%request, %site, pool = %job.pool.name(), %error, "no response from upstream");
-                    }
-                }
-                return match self.stale_on_error(&found) {
-                    Some(response) => Ok(response),
-                    None => Err(failures::upstream(&error)),
-                };
-            }
+        let passed = match self.worker.upstreams.send(&job.pool, request, body, &intent).await {
+            Ok(upstream) => self.passed(&job, &found, sequence, client_side, upstream)?,
+            Err(error) => return self.failed(&job, &found, &error),
         };
+        match passed {
+            Passed::Through(response) => Ok(response),
+            // On the heap: most exchanges don't need the room.
+            Passed::Storable(storable) => {
+                Box::pin(self.store_alone(job, storable, is_unkeyed)).await
+            }
+        }
+    }
+
+    /// No response has come.
+    fn failed(&mut self, job: &Job, found: &Found, error: &FetchError) -> Result<Reply, Failure> {
+        let (request, site) = (self.context.id, &self.site.name);
+        match error {
+            // Anybody can break off, as often as they like.
+            FetchError::RequestBody { .. } => {
+                tracing::debug!(%request, %site, %error, "the request was not whole");
+            }
+            _ => {
+                tracing::warn!(%request, %site, pool = %job.pool.name(), %error, "no response from upstream");
+            }
+        }
+        self.stale_on_error(found).ok_or_else(|| failures::upstream(error))
+    }
+
+    /// What becomes of the response.
+    fn passed(
+        &mut self,
+        job: &Job,
+        found: &Found,
+        sequence: PurgeSequence,
+        client_side: Option<OnUpgrade>,
+        mut upstream: UpstreamResponse,
+    ) -> Result<Passed, Failure> {
         self.note(&upstream);
         // RFC 5861 §4, for those too who follow nobody.
         if cache::decide::is_upstream_error(upstream.response.status())
-            && let Some(response) = self.stale_on_error(&found)
+            && let Some(response) = self.stale_on_error(found)
         {
-            return Ok(response);
+            return Ok(Passed::Through(response));
         }
         if let Some(origin_side) = upstream.upgraded.take()
             && let Some(client_side) = client_side
         {
             let idle = job.pool.settings().deadlines.tunnel_idle;
             spawn_local(tunnel(client_side, *origin_side, idle));
-            return Ok(upstream.response.into());
+            return Ok(Passed::Through(upstream.response.into()));
         }
-        let invalid = self.invalidated(&job, &upstream.response);
+        let invalid = self.invalidated(job, &upstream.response);
         if self.request.method == Method::HEAD {
-            self.freshen_from_head(&found, &upstream.response, upstream.times, sequence);
+            self.freshen_from_head(found, &upstream.response, upstream.times, sequence);
         }
-        let mut settled = job.settle(upstream.response, upstream.times, sequence).await;
-        if !invalid.is_empty() {
-            // In force before the client has its answer.
-            let cause = match &mut settled {
-                Settled::Store(stored, _) => Some(&mut **stored),
-                _ => None,
-            };
-            self.worker.store.invalidate(invalid, cause);
-        }
+        let settled = job.settle(&mut upstream.response, upstream.times, sequence);
+        let response = upstream.response;
         match settled {
-            Settled::Store(_, response) if is_unkeyed => Ok(response.into()),
-            Settled::Store(stored, response) => {
-                let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
-                let Some(lead) = self.worker.fills.adopt(hash, sequence) else {
-                    return Ok(response.into());
-                };
-                let follower = lead.follower();
-                let ttl = stored.freshness.ttl(self.worker.clock.now());
-                let own = cache::fields::own_fields(response.headers(), &stored.headers);
-                spawn_local(job.fill(lead, stored, response));
-                let Outcome::Filling(filling) = follower.outcome().await else {
-                    return Err(failures::abandoned());
-                };
-                let status = &mut self.context.cache_status;
-                (status.stored, status.ttl) = (true, Some(ttl));
-                Ok(self.first_hand(&filling, own))
+            Settled::Store(stored) => {
+                Ok(Passed::Storable(Box::new(Storable { stored, response, invalid })))
             }
-            Settled::Pass { response, reason: why, .. } => {
+            Settled::Pass { reason: why, .. } => {
+                self.invalidate(invalid, None);
                 // A part is what was asked for.
                 let expected = matches!(
                     why,
@@ -130,12 +122,48 @@ impl Visit {
                 if !expected {
                     self.context.cache_status.detail = Some(why);
                 }
-                Ok(response.into())
+                Ok(Passed::Through(response.into()))
             }
             // Nothing was being validated, and nothing may stand in.
-            Settled::Apart(..) | Settled::Validated(_) | Settled::Error(_) => {
+            Settled::Apart(_) | Settled::Validated(_) | Settled::Error(_) => {
                 Err(failures::abandoned())
             }
+        }
+    }
+
+    /// Stores what this request was answered, and answers from that.
+    async fn store_alone(
+        &mut self,
+        job: Job,
+        storable: Box<Storable>,
+        is_unkeyed: bool,
+    ) -> Result<Reply, Failure> {
+        let Storable { mut stored, response, invalid } = *storable;
+        job.note_rule(&stored).await;
+        self.invalidate(invalid, Some(&mut stored));
+        if is_unkeyed {
+            return Ok(response.into());
+        }
+        let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
+        let Some(lead) = self.worker.fills.adopt(hash, sequence) else {
+            return Ok(response.into());
+        };
+        let follower = lead.follower();
+        let ttl = stored.freshness.ttl(self.worker.clock.now());
+        let own = cache::fields::own_fields(response.headers(), &stored.headers);
+        spawn_local(job.fill(lead, stored, response));
+        let Outcome::Filling(filling) = follower.outcome().await else {
+            return Err(failures::abandoned());
+        };
+        let status = &mut self.context.cache_status;
+        (status.stored, status.ttl) = (true, Some(ttl));
+        Ok(self.first_hand(&filling, own))
+    }
+
+    /// In force before the client has its answer. `cause` is the response that says so.
+    fn invalidate(&self, invalid: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
+        if !invalid.is_empty() {
+            self.worker.store.invalidate(invalid, cause);
         }
     }
 
@@ -214,6 +242,20 @@ impl Visit {
         *request.headers_mut() = headers;
         request
     }
+}
+
+/// What becomes of a response to one request alone.
+enum Passed {
+    Through(Reply),
+    Storable(Box<Storable>),
+}
+
+/// It may be stored after all.
+struct Storable {
+    stored: Box<StoredResponse>,
+    response: Response<Body>,
+    /// What it makes invalid.
+    invalid: Vec<PurgeScope>,
 }
 
 /// How many fields a request gets here, as a rule.
