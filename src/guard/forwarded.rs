@@ -9,7 +9,7 @@ use http::header::{Entry, FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::{ClientField, Normalised, Settings};
-use crate::context::push_address;
+use crate::context::Connection;
 
 /// The client and its scheme by the word of a trusted proxy at `peer`.
 pub(super) fn believe(
@@ -68,21 +68,20 @@ pub(super) fn loop_hops(headers: &HeaderMap, cdn_id: &str) -> usize {
 pub(super) fn announce(
     settings: &Settings,
     request: &Normalised,
-    peer: SocketAddr,
+    connection: &Connection,
     headers: &mut HeaderMap,
 ) {
-    let peer = peer.ip().to_canonical();
+    let peer = connection.peer.ip().to_canonical();
     if settings.send_x_forwarded {
-        let mut item = Vec::with_capacity(40);
-        push_address(&mut item, peer);
+        let address = connection.peer_text.clone();
         let scheme = HeaderValue::from_static(request.scheme);
         let host = request.authority.to_field();
         if is_trusted(&settings.trusted_proxies, peer) {
-            add_to_list(headers, X_FORWARDED_FOR, &item);
+            add_to_list(headers, X_FORWARDED_FOR, address);
             headers.entry(X_FORWARDED_PROTO).or_insert(scheme);
             headers.entry(X_FORWARDED_HOST).or_insert(host);
         } else {
-            headers.insert(X_FORWARDED_FOR, visible(&item));
+            headers.insert(X_FORWARDED_FOR, address);
             headers.insert(X_FORWARDED_PROTO, scheme);
             headers.insert(X_FORWARDED_HOST, host);
         }
@@ -96,7 +95,7 @@ pub(super) fn announce(
         .expect("writing to a String does not fail");
         write!(element, ";host=\"{}\";proto={}", request.authority, request.scheme)
             .expect("writing to a String does not fail");
-        add_to_list(headers, FORWARDED, element.as_bytes());
+        add_to_list(headers, FORWARDED, visible(element.into_bytes()));
     }
     if let Ok(id) = HeaderValue::from_str(&settings.cdn_id) {
         headers.append(CDN_LOOP, id);
@@ -104,19 +103,19 @@ pub(super) fn announce(
 }
 
 /// Appends to a list field, as one line: origins are known to read only the first.
-fn add_to_list(headers: &mut HeaderMap, name: HeaderName, item: &[u8]) {
+fn add_to_list(headers: &mut HeaderMap, name: HeaderName, item: HeaderValue) {
     match headers.entry(name) {
-        Entry::Vacant(place) => drop(place.insert(visible(item))),
+        Entry::Vacant(place) => drop(place.insert(item)),
         Entry::Occupied(mut place) => {
             let lines = place.iter().map(|line| line.to_str().unwrap_or("unknown").as_bytes());
-            let list = lines.chain([item]).collect::<Vec<_>>().join(&b", "[..]);
-            place.insert(visible(&list));
+            let list = lines.chain([item.as_bytes()]).collect::<Vec<_>>().join(&b", "[..]);
+            place.insert(visible(list));
         }
     }
 }
 
-fn visible(text: &[u8]) -> HeaderValue {
-    HeaderValue::from_bytes(text).expect("made of visible ASCII")
+fn visible(text: Vec<u8>) -> HeaderValue {
+    HeaderValue::try_from(text).expect("made of visible ASCII")
 }
 
 /// The items of a list field over all its lines, from the right. An unreadable line is one

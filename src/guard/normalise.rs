@@ -122,7 +122,7 @@ impl Gate {
     /// Adds to a request on its way to an origin what is known of its client, and this hop.
     /// Not done on the way in: a hit has no use for it.
     pub fn announce(&self, request: &Normalised, connection: &Connection, headers: &mut HeaderMap) {
-        forwarded::announce(&self.settings, request, connection.peer, headers);
+        forwarded::announce(&self.settings, request, connection, headers);
     }
 
     /// The settings it was made of.
