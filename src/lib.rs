@@ -23,6 +23,7 @@ pub mod demo; // the origin of the demo
 pub mod node; // builds every part once, wires them, drains
 
 // Leaves: they know nothing of ours.
+pub mod allocator;
 pub mod body;
 pub mod clock;
 pub mod fields; // field sections, stored and on their way
@@ -33,7 +34,7 @@ pub mod reply; // an answer on its way to the listener
 pub mod stamp; // whether a file was replaced
 pub mod upgrade; // a client's connection on its way out of HTTP
 
-/// The allocator of the node's binary, so that what is measured is what a node takes.
+/// As in the node's binary, so that what is measured is what a node takes.
 #[cfg(all(test, not(debug_assertions)))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
+use skerry::allocator::Allocator;
 use skerry::cli::top::{Between, Look};
 use skerry::clock::Clock;
 use skerry::config::{self, Flags};
@@ -18,7 +19,7 @@ use skerry::{cli, demo};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// A CDN edge node. Without a command it starts a demo: a built-in origin with an edge in front.
 #[derive(Debug, Parser)]
