@@ -38,7 +38,18 @@ impl FieldLines {
     /// Every line.
     #[inline]
     pub fn walk(&self) -> impl Iterator<Item = Line<'_>> {
-        Kept { walk: self.stored.walk(), out: self.out, own: Walk { rest: &self.own } }
+        self.kept().chain(Walk { rest: &self.own })
+    }
+
+    /// Of what was stored, what was not taken out.
+    #[inline]
+    fn kept(&self) -> impl Iterator<Item = Line<'_>> {
+        let mut out = self.out;
+        self.stored.walk().filter(move |_| {
+            let is_out = out & 1 == 1;
+            out >>= 1;
+            !is_out
+        })
     }
 
     /// Adds a line with a number.
@@ -89,8 +100,7 @@ impl FieldLines {
     /// As a map, for who needs one.
     pub fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.walk().count() + 2);
-        let nothing = Walk { rest: &[] };
-        for line in (Kept { walk: self.stored.walk(), out: self.out, own: nothing }) {
+        for line in self.kept() {
             map.append(line.name().to_name(), self.stored.field_value(line.value()));
         }
         for line in (Walk { rest: &self.own }) {
@@ -114,50 +124,6 @@ impl FieldLines {
     fn own(own: Vec<u8>) -> Self {
         let known = (Walk { rest: &own }).collect();
         Self { own, known, ..Self::default() }
-    }
-}
-
-/// The lines that were not taken out: of a stored section, then its own.
-struct Kept<'a> {
-    walk: Walk<'a>,
-    out: u64,
-    own: Walk<'a>,
-}
-
-impl<'a> Iterator for Kept<'a> {
-    type Item = Line<'a>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Line<'a>> {
-        loop {
-            let Some(line) = self.walk.next() else {
-                let own = std::mem::replace(&mut self.own, Walk { rest: &[] });
-                if own.rest.is_empty() {
-                    return None;
-                }
-                (self.walk, self.out) = (own, 0);
-                continue;
-            };
-            let is_out = self.out & 1 == 1;
-            self.out >>= 1;
-            if !is_out {
-                return Some(line);
-            }
-        }
-    }
-
-    /// In two plain loops: a third of what `next` takes for each line.
-    #[inline]
-    fn fold<B, F: FnMut(B, Self::Item) -> B>(self, start: B, mut f: F) -> B {
-        let mut out = self.out;
-        let mut folded = start;
-        for line in self.walk {
-            if out & 1 == 0 {
-                folded = f(folded, line);
-            }
-            out >>= 1;
-        }
-        self.own.fold(folded, f)
     }
 }
 

@@ -92,7 +92,7 @@ impl<'a> Said<'a> {
     /// By these fields.
     pub fn by(fields: &'a FieldLines) -> Self {
         let mut said = Self::default();
-        fields.walk().for_each(|line| {
+        for line in fields.walk() {
             let value = line.value();
             match line.known() {
                 Known::ContentType => said.content_type = said.content_type.or(Some(value)),
@@ -106,7 +106,7 @@ impl<'a> Said<'a> {
                 Known::Vary => said.varies |= members(value).any(names_the_coding),
                 _ => {}
             }
-        });
+        }
         said
     }
 }

@@ -165,7 +165,7 @@ impl<'a> ResponseHead<'a> {
         status_line(bytes, self.status);
         let outgoing = self.framing(length, asked);
         let says_length = self.says_length(outgoing, asked);
-        self.fields.walk().for_each(|line| {
+        for line in self.fields.walk() {
             let is_sent = match line.known() {
                 Known::TransferEncoding => false,
                 Known::ContentLength => says_length,
@@ -175,7 +175,7 @@ impl<'a> ResponseHead<'a> {
             if is_sent {
                 line.write(bytes);
             }
-        });
+        }
         if !self.fields.has(Known::Date) {
             field(bytes, b"date", date.as_bytes());
         }
