@@ -97,9 +97,6 @@ pub(super) fn announce(
             .expect("writing to a String does not fail");
         add_to_list(headers, FORWARDED, visible(element.into_bytes()));
     }
-    if let Ok(id) = HeaderValue::from_str(&settings.cdn_id) {
-        headers.append(CDN_LOOP, id);
-    }
 }
 
 /// Appends to a list field, as one line: origins are known to read only the first.
@@ -152,4 +149,4 @@ fn scheme(text: &str) -> Option<&'static str> {
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+pub(super) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");

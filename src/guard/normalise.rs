@@ -24,6 +24,8 @@ use crate::context::{Asked, Connection};
 pub struct Gate {
     settings: Settings,
     watched: Watched,
+    /// What this hop is in `CDN-Loop` (RFC 8586).
+    cdn_id: HeaderValue,
 }
 
 /// What a request asks, in its one spelling. Cheap to clone: the bytes are the request's.
@@ -57,7 +59,9 @@ impl Gate {
     /// A gate with these settings.
     pub fn new(settings: Settings) -> Self {
         let watched = Watched::new(&settings.strip_fields);
-        Self { settings, watched }
+        let cdn_id =
+            HeaderValue::from_str(&settings.cdn_id).expect("config lets only names through");
+        Self { settings, watched, cdn_id }
     }
 
     /// Says what the request asks, and leaves of its fields only what may be seen further in:
@@ -123,6 +127,7 @@ impl Gate {
     /// Not done on the way in: a hit has no use for it.
     pub fn announce(&self, request: &Normalised, connection: &Connection, headers: &mut HeaderMap) {
         forwarded::announce(&self.settings, request, connection, headers);
+        headers.append(forwarded::CDN_LOOP, self.cdn_id.clone());
     }
 
     /// The settings it was made of.
