@@ -153,6 +153,32 @@ fn first_word(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
+/// The rooms that fuzz/src/lib.rs takes in by path are built there with crates of its own list.
+#[test]
+fn the_fuzz_targets_have_the_crates_that_their_rooms_use() {
+    let dependencies = |file: &str| -> BTreeSet<String> {
+        let manifest: toml::Table = read(Path::new(file)).parse().expect("a manifest");
+        let dependencies = manifest["dependencies"].as_table().expect("a table");
+        dependencies.keys().map(|name| name.replace('-', "_")).collect()
+    };
+    let (ours, theirs) = (dependencies("Cargo.toml"), dependencies("fuzz/Cargo.toml"));
+    let taken_in = ["src/cache", "src/fields"].into_iter().flat_map(rust_files);
+    for file in taken_in.chain([PathBuf::from("src/planted.rs")]).filter(|file| !is_test(file)) {
+        let text = without_tests(&read(&file));
+        let words: BTreeSet<&str> = text
+            .split(|letter: char| !letter.is_alphanumeric() && letter != '_' && letter != ':')
+            .collect();
+        let used = words.iter().filter_map(|word| word.split_once("::")).map(|(first, _)| first);
+        let missing: Vec<&str> =
+            used.filter(|name| ours.contains(*name) && !theirs.contains(*name)).collect();
+        assert!(
+            missing.is_empty(),
+            "{} uses {missing:?}, which fuzz/Cargo.toml lacks",
+            file.display()
+        );
+    }
+}
+
 fn is_test(file: &Path) -> bool {
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     name == "tests" || name.ends_with("_tests") || name == "scripted"
