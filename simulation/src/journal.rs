@@ -124,6 +124,8 @@ pub struct Purge {
     pub propagation_ms: Vec<(NodeId, f64)>,
     /// Nodes that the latest answer called pending.
     pub pending: Vec<NodeId>,
+    /// Whether the latest answer said that all nodes have it.
+    pub complete: bool,
     /// Set when the admin API refused or did not answer.
     pub failed: Option<String>,
 }

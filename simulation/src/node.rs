@@ -121,6 +121,8 @@ pub struct Admin {
 pub struct PurgeAnswer {
     /// The purge's id.
     pub id: String,
+    /// Whether all nodes have it, as far as the one knows that answers.
+    pub complete: bool,
     /// What each node says.
     pub nodes: BTreeMap<String, Receipt>,
 }

@@ -276,6 +276,7 @@ fn note_purge(
         acknowledged: Vec::new(),
         propagation_ms: Vec::new(),
         pending: Vec::new(),
+        complete: false,
         failed: None,
     });
     number
@@ -283,6 +284,7 @@ fn note_purge(
 
 fn note_receipts(fleet: &Fleet, purge: &mut Purge, answer: &PurgeAnswer, now: Micros) {
     purge.id = Some(answer.id.clone());
+    purge.complete = answer.complete;
     for (name, receipt) in &answer.nodes {
         let Some(node) = fleet.node_named(name) else { continue };
         match (receipt.is_applied(), purge.acknowledged_by(node)) {
@@ -397,7 +399,7 @@ async fn ask_for_receipts(stage: &Stage) -> usize {
     let fleet = &stage.fleet;
     let open: Vec<(usize, String)> = {
         let facts = fleet.journal.facts();
-        let open = facts.purges.iter().filter(|purge| !purge.pending.is_empty());
+        let open = facts.purges.iter().filter(|purge| !purge.complete);
         open.filter_map(|purge| Some((purge.number, purge.id.clone()?))).collect()
     };
     for (number, id) in &open {

@@ -283,6 +283,7 @@ mod tests {
                         acknowledged: vec![(0, 2 * SECOND)],
                         propagation_ms: Vec::new(),
                         pending: Vec::new(),
+                        complete: true,
                         failed: None,
                     });
                 }

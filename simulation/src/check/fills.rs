@@ -194,6 +194,7 @@ mod tests {
             acknowledged: vec![(0, SECOND + 30_000)],
             propagation_ms: Vec::new(),
             pending: Vec::new(),
+            complete: true,
             failed: None,
         });
     }

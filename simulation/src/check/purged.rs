@@ -83,6 +83,7 @@ mod tests {
             acknowledged: vec![(0, acknowledged)],
             propagation_ms: Vec::new(),
             pending: Vec::new(),
+            complete: true,
             failed: None,
         }
     }

@@ -78,6 +78,7 @@ mod tests {
             acknowledged: vec![(0, 10), (1, 20)],
             propagation_ms: Vec::new(),
             pending: Vec::new(),
+            complete: true,
             failed: None,
         };
         change(&mut purge);
@@ -110,7 +111,7 @@ mod tests {
         let mut lab = Lab::new();
         let (kind, what, nodes) = ("redis-empty".to_owned(), String::new(), vec![0, 1]);
         lab.facts.faults.push(Fault { kind, what, nodes, began: 50, ended: Some(90) });
-        let purge = |issued, pending| Purge {
+        let purge = |issued, pending: Vec<NodeId>| Purge {
             number: 0,
             id: None,
             scope: Scope::All,
@@ -120,6 +121,7 @@ mod tests {
             issued,
             acknowledged: vec![(0, issued)],
             propagation_ms: Vec::new(),
+            complete: pending.is_empty(),
             pending,
             failed: None,
         };

@@ -24,6 +24,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         position: kept.and_then(|kept| Position::parse(&kept)),
         head: None,
         members_kept_until: None,
+        strangers_until: None,
         absent: Absent::default(),
         read_count: READ_COUNT_MIN,
         has_beaten: false,
@@ -51,6 +52,9 @@ struct Reader {
     /// Until then a node that Redis does not name is not gone: Redis has lost what it knew, and
     /// the others have yet to say again that they are there.
     members_kept_until: Option<Instant>,
+    /// Until then there may be members that this node has never heard of: it started when Redis had
+    /// lost what it knew.
+    strangers_until: Option<Instant>,
     absent: Absent,
     /// Entries of one read.
     read_count: usize,
@@ -109,8 +113,11 @@ impl Reader {
         let found = reconcile(self.position.as_ref(), &beat.head);
         // Redis has lost what it knew. A new node has known nobody.
         if matches!(found, Err(Gap::Backwards | Gap::Replaced)) {
-            let now = self.inner.clock.instant();
-            self.members_kept_until = Some(now + self.kept_after_loss());
+            let until = Some(self.inner.clock.instant() + self.kept_after_loss());
+            self.members_kept_until = until;
+            if self.inner.members().is_empty() {
+                self.strangers_until = until;
+            }
         }
         self.note_members(&beat);
         let now = self.inner.clock.instant();
@@ -187,9 +194,13 @@ impl Reader {
         }
         // A heartbeat that a killed node had sent may come after the first of its successor, which
         // then looks like two nodes, for one heartbeat.
-        known.retain(|name, _| !name.ends_with(TWIN));
+        known.retain(|name, _| !name.ends_with(TWIN) && name != STRANGERS);
         known.extend(members);
         self.inner.gauges.members.set(known.len() as i64);
+        if self.strangers_until.is_some_and(|until| now < until) {
+            let strangers = Member { region: String::new(), heard: now, place: None };
+            known.insert(STRANGERS.to_owned(), strangers);
+        }
         drop(known);
         self.inner.all_changed();
     }
@@ -388,6 +399,8 @@ const READ_COUNT_MAX: usize = 512;
 const BEATS_OF_A_TWIN: u32 = 4;
 /// What a second node of one name is called.
 const TWIN: &str = " (another of this name)";
+/// What stands for members that a node can't name.
+pub(super) const STRANGERS: &str = "(members before Redis lost its data)";
 /// Before the purge log is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Of the tries to write the purge log, one so often is told.

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use super::*;
 use crate::store;
 
+use super::reader::STRANGERS;
 use PurgeKind::{Hard, Soft};
 
 /// A Redis of its own; killed at the end.
@@ -366,6 +367,28 @@ fn a_node_that_is_slow_to_find_an_emptied_redis_is_waited_for() {
     // Ten heartbeats.
     let (_, status) = nodes[0].try_purge("https://x/1", Wait::All, Duration::from_secs(1)).unwrap();
     assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
+}
+
+#[test]
+fn a_node_that_starts_into_an_emptied_redis_waits_for_those_whom_it_cannot_know() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b"]);
+    nodes[0].purge("https://x/1", Wait::All);
+    let b = nodes.pop().unwrap().kill();
+    let (name, directory, settings) = nodes.pop().unwrap().kill();
+    redis.command(&["FLUSHALL"]);
+    let settings = Settings { silence_max: Duration::from_secs(2), ..settings };
+    let a = Node::start(&name, directory, settings);
+    until("the new history is noticed", || a.gaps(Gap::Replaced) == 1);
+    // Ten heartbeats.
+    let (id, status) = a.try_purge("https://x/2", Wait::All, Duration::from_secs(1)).unwrap();
+    assert!(matches!(status.nodes[STRANGERS], NodeState::Pending(_)), "{status:?}");
+    assert!(!status.is_enough(Wait::All) && !status.nodes.contains_key("b"), "{status:?}");
+    let _b = Node::start(&b.0, b.1, b.2);
+    until("it has named itself, and is all there is", || {
+        let status = a.status(&id).unwrap();
+        status.is_enough(Wait::All) && status.nodes.keys().eq(["a", "b"])
+    });
 }
 
 #[test]
