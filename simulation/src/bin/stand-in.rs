@@ -92,7 +92,8 @@ impl StandIn {
         } else {
             format!("{{\"{}\": {{\"state\": \"applied\", \"ms\": 0.1}}}}", self.config.name)
         };
-        Response::new(format!("{{\"id\": \"{id}\", \"nodes\": {nodes}}}").into())
+        let text = format!("{{\"id\": \"{id}\", \"complete\": true, \"nodes\": {nodes}}}");
+        Response::new(text.into())
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Response<Bytes> {
