@@ -90,7 +90,8 @@ struct Visit {
     worker: Rc<Worker>,
     plan: Rc<Plan>,
     context: RequestContext,
-    request: Received,
+    /// With the client's connection, where it would change its protocol.
+    extensions: Extensions,
     /// As the gate left them: one spelling, no hop-by-hop fields.
     fields: Rc<HeaderMap>,
     body: Body,
@@ -102,30 +103,23 @@ struct Visit {
     interims: Option<Arc<Interims>>,
 }
 
-/// Of a request what neither its target nor its fields say.
-struct Received {
-    method: Method,
-    extensions: Extensions,
-}
-
 /// Answers one request.
 pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<Body>) -> Serving {
     worker.recorder.count(Metric::Requests);
     let plan = worker.plan();
     let (Parts { method, uri, version, mut headers, extensions, .. }, body) = request.into_parts();
-    let asked = Asked::of(method.clone(), uri, version);
+    let asked = Asked::of(method, uri, version);
     let mut context = begin(worker, connection, asked, &headers);
     match admit(worker, &plan, &mut context, &mut headers) {
         Ok((asked, site, rule)) => {
             let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
             let worker = worker.clone();
-            let request = Received { method, extensions };
             let fields = Rc::new(headers);
             let mut visit = Visit {
                 worker,
                 plan,
                 context,
-                request,
+                extensions,
                 fields,
                 body,
                 asked,
@@ -313,7 +307,7 @@ impl Visit {
             return Some(Reason::Method);
         }
         let settings = &self.rule.settings.cache;
-        cache::skips_cache(&self.request.method, &self.fields, &self.directives, settings)
+        cache::skips_cache(&self.context.asked.method, &self.fields, &self.directives, settings)
     }
 
     /// What can be answered without waiting: a hit, fresh or permitted stale.
@@ -389,7 +383,7 @@ impl Visit {
     /// encode → finish.
     fn finish(self, response: Reply) -> Reply {
         let settings = &self.rule.settings;
-        let (method, fields) = (&self.request.method, &*self.fields);
+        let (method, fields) = (&self.context.asked.method, &*self.fields);
         let mut response = transform::transform(
             method,
             fields,

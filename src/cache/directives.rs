@@ -9,6 +9,7 @@ use http::header::{CACHE_CONTROL, PRAGMA};
 use http::{HeaderMap, HeaderName};
 
 use super::settings::Honoured;
+use crate::fields::members;
 
 /// The largest delta-seconds that counts: RFC 9111 §1.2.2 asks to take more as 2^31.
 pub const DELTA_SECONDS_MAX: u32 = 1 << 31;
@@ -211,7 +212,7 @@ fn field_names(argument: Argument<'_>) -> Option<Vec<HeaderName>> {
     }
     let text = argument.text();
     let mut names = Vec::new();
-    for part in text.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|p| !p.is_empty()) {
+    for part in members(&text) {
         names.push(HeaderName::from_bytes(part).ok()?);
     }
     (!names.is_empty()).then_some(names)

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ur
 
 use super::pool::PoolOrigin;
 use crate::body::Body;
+use crate::fields::members;
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
 
@@ -104,8 +105,7 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
 
 /// The fields that a `Connection` names. Its options that are no fields name none.
 fn named_by(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
-    let options = connection.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    let fields = options.filter(|option| {
+    let fields = members(connection.as_bytes()).filter(|option| {
         !option.eq_ignore_ascii_case(b"close") && !option.eq_ignore_ascii_case(b"keep-alive")
     });
     fields.filter_map(|option| HeaderName::from_bytes(option).ok())

@@ -128,10 +128,6 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // Nearly every request is one piece, which the kernel takes more easily by itself.
-        if let [piece] = pieces {
-            return self.poll_write(cx, piece);
-        }
         let written = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),

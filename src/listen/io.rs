@@ -92,7 +92,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     /// Who holds no bytes holds no buffer.
     fn give_back(&mut self) {
         if self.taken == self.held.len() {
-            spare::give(std::mem::take(&mut self.held));
+            spare::release(&mut self.held);
             self.taken = 0;
         }
     }
@@ -103,12 +103,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
             self.held.drain(..self.taken);
             self.taken = 0;
         }
-        if self.held.capacity() == 0 {
-            self.held = spare::take();
-        } else if self.held.capacity() - self.held.len() < READ_BYTES_MIN {
-            self.held.reserve(self.held.len().max(READ_BYTES_MIN));
+        let held = spare::hold(&mut self.held);
+        if held.capacity() - held.len() < READ_BYTES_MIN {
+            held.reserve(held.len().max(READ_BYTES_MIN));
         }
-        let read = pin!(self.inner.read_buf(&mut self.held)).poll(cx);
+        let read = pin!(self.inner.read_buf(held)).poll(cx);
         self.give_back();
         let read = ready!(read)?;
         self.wire.received(read);

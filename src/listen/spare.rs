@@ -5,14 +5,26 @@
 
 use std::cell::RefCell;
 
-/// An empty buffer with room for a usual head.
-pub(super) fn take() -> Vec<u8> {
+/// `buffer`, which is one with room for a usual head if it was none.
+pub(super) fn hold(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
+    if buffer.capacity() == 0 {
+        *buffer = take();
+    }
+    buffer
+}
+
+/// Gives `buffer` back, whatever is in it.
+pub(super) fn release(buffer: &mut Vec<u8>) {
+    give(std::mem::take(buffer));
+}
+
+fn take() -> Vec<u8> {
     let spare = SPARE.with_borrow_mut(Vec::pop);
     spare.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
 }
 
-/// Gives one back, whatever is in it. What is larger than others, or too much, is freed.
-pub(super) fn give(mut buffer: Vec<u8>) {
+/// What is larger than others, or too much, is freed.
+fn give(mut buffer: Vec<u8>) {
     buffer.clear();
     SPARE.with_borrow_mut(|spare| {
         if (BUFFER_BYTES..=KEPT_BYTES_MAX).contains(&buffer.capacity()) && spare.len() < KEPT_MAX {

@@ -124,7 +124,7 @@ impl Visit {
 
     fn select_aged(&self, source: Source<'_>, age: Duration) -> Option<Reply> {
         let stored = source.response();
-        let (method, fields) = (&self.request.method, &self.fields);
+        let (method, fields) = (&self.context.asked.method, &self.fields);
         let limits = &self.rule.settings.cache.ranges;
         let length = source.complete_length();
         let is_head = *method == Method::HEAD;

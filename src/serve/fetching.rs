@@ -27,7 +27,7 @@ impl Visit {
     /// Answers by way of upstream; `found.head` is what may be validated.
     pub(super) async fn fetch(&mut self, found: Found, reason: Reason) -> Result<Reply, Failure> {
         self.context.cache_status = CacheStatus::forwarded(reason);
-        if self.request.method == http::Method::HEAD {
+        if self.context.asked.method == http::Method::HEAD {
             return self.pass(reason, Some(found)).await;
         }
         match self.stale_deadline(&found) {
@@ -383,7 +383,7 @@ impl Visit {
                 true => self.target().key,
                 false => found.key.clone(),
             },
-            method: self.request.method.clone(),
+            method: self.context.asked.method.clone(),
             fields: self.fields.clone(),
             selecting: self.selecting_by_any(),
             stale: found.validated().cloned(),

@@ -45,10 +45,10 @@ impl Visit {
             interims: self.interims.clone(),
         };
         let client_side =
-            intent.upgrade.as_ref().and_then(|_| self.request.extensions.remove::<OnUpgrade>());
+            intent.upgrade.as_ref().and_then(|_| self.extensions.remove::<OnUpgrade>());
         // The answer to a GET may depend on its content, which no key has: a stranger's content
         // would be in what everyone gets.
-        let is_unkeyed = self.request.method == Method::GET && !self.body.is_end_stream();
+        let is_unkeyed = self.context.asked.method == Method::GET && !self.body.is_end_stream();
         let body = std::mem::take(&mut self.body);
         let request = || self.upstream_request(None);
         let passed = match self.worker.upstreams.send(&job.pool, request, body, &intent).await {
@@ -103,7 +103,7 @@ impl Visit {
             return Ok(Passed::Through(upstream.response.into()));
         }
         let invalid = self.invalidated(job, &upstream.response);
-        if self.request.method == Method::HEAD {
+        if self.context.asked.method == Method::HEAD {
             self.freshen_from_head(found, &upstream.response, upstream.times, sequence);
         }
         let settled = job.settle(&mut upstream.response, upstream.times, sequence);
@@ -174,12 +174,13 @@ impl Visit {
 
     /// What this response makes invalid (RFC 9111 §4.4).
     fn invalidated(&self, job: &Job, response: &Response<Body>) -> Vec<PurgeScope> {
-        if self.request.method.is_safe() {
+        if self.context.asked.method.is_safe() {
             return Vec::new();
         }
         let policy = &self.rule.settings.cache.key;
         let (status, headers) = (response.status(), response.headers());
-        cache::invalidates(&self.request.method, job.key.url(), status, headers, policy).scopes
+        cache::invalidates(&self.context.asked.method, job.key.url(), status, headers, policy)
+            .scopes
     }
 
     /// RFC 9111 §4.3.5.
@@ -192,7 +193,7 @@ impl Visit {
     ) {
         let Some(head) = &found.head else { return };
         let exchange = cache::Exchange {
-            method: &self.request.method,
+            method: &self.context.asked.method,
             request: &self.fields,
             status: response.status(),
             response: response.headers(),
@@ -237,7 +238,7 @@ impl Visit {
             Action::Redirect(_) | Action::Fixed(_) => self.asked.target.clone(),
         };
         let mut request = Request::new(());
-        *request.method_mut() = self.request.method.clone();
+        *request.method_mut() = self.context.asked.method.clone();
         *request.uri_mut() = target.into();
         *request.headers_mut() = headers;
         request

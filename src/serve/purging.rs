@@ -25,7 +25,8 @@ pub struct PurgeByMethod {
 impl Visit {
     /// Whether the request is a purge here, and not something for the origin.
     pub(super) fn is_purge(&self) -> bool {
-        self.request.method.as_str() == "PURGE" && !self.plan.gate.settings().purge_from.is_empty()
+        self.context.asked.method.as_str() == "PURGE"
+            && !self.plan.gate.settings().purge_from.is_empty()
     }
 
     /// Purges the URL that was asked for, on all nodes; answers when it is durable on this one.

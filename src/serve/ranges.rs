@@ -100,7 +100,7 @@ impl Asked {
 impl Visit {
     /// The request asks for a range: what to begin with.
     pub(super) fn asked_range(&self) -> Option<Asked> {
-        let text = self.fields.get(RANGE).filter(|_| self.request.method == Method::GET);
+        let text = self.fields.get(RANGE).filter(|_| self.context.asked.method == Method::GET);
         let ranges_max = self.rule.settings.cache.ranges.ranges_max;
         let specs = parse_specs(text?.as_bytes(), ranges_max)?;
         let begin = match *specs {
@@ -119,7 +119,7 @@ impl Visit {
     /// Whether what is stored is of use: a part that is stored apart answers a range that lies in
     /// it, and nothing else.
     pub(super) fn is_enough(&self, head: &Head) -> bool {
-        is_enough(head, &self.request.method, &self.fields, &self.rule.settings.cache.ranges)
+        is_enough(head, &self.context.asked.method, &self.fields, &self.rule.settings.cache.ranges)
     }
 
     pub(super) fn sought(&self) -> Rc<Sought> {

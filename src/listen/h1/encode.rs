@@ -28,19 +28,19 @@ impl Out {
     /// Puts bytes behind those that wait. Not behind a piece of a body.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         debug_assert!(self.piece.is_empty(), "the piece would be overtaken");
-        self.bytes.extend_from_slice(bytes);
+        spare::hold(&mut self.bytes).extend_from_slice(bytes);
     }
 
     /// Puts a piece of a body behind them, in a chunk of its own if need be. Small ones are copied: that is
     /// cheaper than to describe to the kernel where they are.
     pub(super) fn push_piece(&mut self, piece: Bytes, chunked: bool) {
         if chunked {
-            self.bytes.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            self.push(format!("{:x}\r\n", piece.len()).as_bytes());
         }
         let after: &[u8] = if chunked { b"\r\n" } else { b"" };
         if self.bytes.len() + piece.len() <= JOINED_BYTES_MAX {
-            self.bytes.extend_from_slice(&piece);
-            self.bytes.extend_from_slice(after);
+            self.push(&piece);
+            self.push(after);
         } else {
             (self.piece, self.after) = (piece, after);
         }
@@ -86,7 +86,7 @@ impl Out {
         let head = written.min(self.bytes.len() - self.sent);
         self.sent += head;
         if self.sent == self.bytes.len() {
-            spare::give(std::mem::take(&mut self.bytes));
+            spare::release(&mut self.bytes);
             self.sent = 0;
         }
         let piece = (written - head).min(self.piece.len());
@@ -158,10 +158,7 @@ impl<'a> ResponseHead<'a> {
         keep_alive: bool,
         date: &HeaderValue,
     ) -> Outgoing {
-        if out.bytes.capacity() == 0 {
-            out.bytes = spare::take();
-        }
-        let bytes = &mut out.bytes;
+        let bytes = spare::hold(&mut out.bytes);
         status_line(bytes, self.status);
         let outgoing = self.framing(length, asked);
         let says_length = self.says_length(outgoing, asked);
@@ -229,20 +226,22 @@ impl<'a> ResponseHead<'a> {
 
 /// An interim response (RFC 9110 §15.2).
 pub(super) fn interim(out: &mut Out, response: &Response<()>) {
-    status_line(&mut out.bytes, response.status());
+    let bytes = spare::hold(&mut out.bytes);
+    status_line(bytes, response.status());
     for (name, value) in response.headers() {
-        field(&mut out.bytes, name.as_str().as_bytes(), value.as_bytes());
+        field(bytes, name.as_str().as_bytes(), value.as_bytes());
     }
-    out.bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(b"\r\n");
 }
 
 /// What ends a chunked body.
 pub(super) fn last_chunk(out: &mut Out, trailers: Option<&HeaderMap>) {
-    out.bytes.extend_from_slice(b"0\r\n");
+    let bytes = spare::hold(&mut out.bytes);
+    bytes.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
-        field(&mut out.bytes, name.as_str().as_bytes(), value.as_bytes());
+        field(bytes, name.as_str().as_bytes(), value.as_bytes());
     }
-    out.bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(b"\r\n");
 }
 
 fn status_line(bytes: &mut Vec<u8>, status: StatusCode) {

@@ -198,8 +198,9 @@ fn framing(headers: &HeaderMap, wishes: &Wishes, version: Version) -> Result<Fra
         return number(length.as_bytes()).map(Framing::Length).ok_or(Unread::Framing);
     }
     let Some(coding) = headers.get(TRANSFER_ENCODING) else { return Err(Unread::Framing) };
-    let last = members(coding.as_bytes()).last().unwrap_or_default();
-    if version != Version::HTTP_11 || !last.eq_ignore_ascii_case(b"chunked") {
+    // What stands behind the last comma, be it nothing.
+    let last = coding.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+    if version != Version::HTTP_11 || !last.trim_ascii().eq_ignore_ascii_case(b"chunked") {
         return Err(Unread::Framing);
     }
     let is_alone = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
@@ -287,6 +288,7 @@ mod tests {
             "Content-Length: 5\r\nContent-Length: 5",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
             "Transfer-Encoding: chunked, gzip",
+            "Transfer-Encoding: chunked,",
             "Transfer-Encoding: xchunked",
             "Transfer-Encoding:",
             "Content-Length: +5",
