@@ -70,16 +70,18 @@ pub(super) fn storable_fields(
 }
 
 /// The fields of a response that are for the client alone that caused it: those named by
-/// `no-cache="…"` and `private="…"`, and cookies that are not stored.
+/// `no-cache="…"` and `private="…"`, and cookies that are not stored. Not those that [`answer`]
+/// writes anew: they are in no stored response either.
 pub fn own_fields(response: &HeaderMap, stored: &FieldSection) -> HeaderMap {
-    let is_own = |name: &HeaderName| {
-        !stored.contains(name) && *name != CONTENT_RANGE && *name != CONTENT_LENGTH
-    };
+    let is_own = |name: &HeaderName| !WRITTEN_ANEW.contains(name) && !stored.contains(name);
     let own = response.iter().filter(|(name, _)| is_own(name));
     let mut own: HeaderMap = own.map(|(name, value)| (name.clone(), value.clone())).collect();
     remove_hop_by_hop(&mut own);
     own
 }
+
+/// What [`answer`] says itself of what it sends.
+const WRITTEN_ANEW: [HeaderName; 3] = [AGE, CONTENT_LENGTH, CONTENT_RANGE];
 
 /// The head of the answer that sends `selected` of `stored`, which is `length` bytes long if
 /// that is known: status and fields, with `Content-Length` and `Content-Range` as they must be.
@@ -280,6 +282,23 @@ mod tests {
     #[test]
     fn a_response_without_date_gets_the_time_of_its_arrival() {
         assert!(stored(&[("cache-control", "max-age=60")]).headers.contains(&DATE));
+    }
+
+    #[test]
+    fn what_an_answer_writes_anew_is_not_for_one_client_alone() {
+        let fields = [
+            ("cache-control", "max-age=60, private=\"x-own, age, set-cookie\""),
+            ("age", "30"),
+            ("age", "30"),
+            ("content-length", "5"),
+            ("content-range", "bytes 0-4/5"),
+            ("set-cookie", "a=b"),
+            ("x-own", "1"),
+        ];
+        let own = own_fields(&headers(&fields), &stored(&fields).headers);
+        let mut names: Vec<_> = own.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["set-cookie", "x-own"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 
 use crate::body::BodyError;
 pub use crate::metrics::UPSTREAM_ERRORS as ERROR_TYPES;
@@ -142,6 +142,14 @@ pub enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
     },
+    /// Two lines of a field that may stand once, and say different things (RFC 9110 §5.3).
+    #[error("{origin} sent {field} twice, with different values")]
+    FieldsDiffer {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The field.
+        field: HeaderName,
+    },
     /// What came back is not HTTP.
     #[error("{origin} does not speak HTTP: {source}")]
     Protocol {
@@ -189,9 +197,19 @@ impl FetchError {
             Self::ResponseTimeout { .. } => "http_response_timeout",
             Self::HeaderSize { .. } => "http_response_header_section_size",
             Self::TransferCoding { .. } => "http_response_transfer_coding",
-            Self::Protocol { .. } | Self::FramedTwice { .. } => "http_protocol_error",
+            Self::Protocol { .. } | Self::FramedTwice { .. } | Self::FieldsDiffer { .. } => {
+                "http_protocol_error"
+            }
             Self::UnaskedUpgrade { .. } => "http_upgrade_failed",
             Self::RequestBody { .. } => "http_request_error",
+        }
+    }
+
+    /// The word in the access log: narrower than [`FetchError::proxy_error`] where that says little.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::FieldsDiffer { .. } => "fields_differ",
+            _ => self.proxy_error(),
         }
     }
 
@@ -228,6 +246,7 @@ impl FetchError {
             | Self::HeaderSize { .. }
             | Self::TransferCoding { .. }
             | Self::FramedTwice { .. }
+            | Self::FieldsDiffer { .. }
             | Self::Protocol { .. }
             | Self::UnaskedUpgrade { .. }
             | Self::RequestBody { .. } => true,

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, HOST, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_RANGES, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
+    CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HOST, LAST_MODIFIED,
+    LOCATION, RETRY_AFTER, SERVER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 
 use super::pool::PoolOrigin;
 use crate::body::Body;
-use crate::fields::members;
+use crate::fields::{members, number};
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
 
@@ -54,6 +55,64 @@ pub(super) fn replayable(request: &Request<Body>) -> Option<Body> {
     }
 }
 
+/// Leaves one line of each field that may stand once (RFC 9110 §5.3) and stands several times: what
+/// comes behind would read the one or the other. Of those that say what the content is and where
+/// it is, two that differ are an error.
+///
+/// # Errors
+/// Names the field whose lines differ.
+pub(super) fn keep_one_line(headers: &mut HeaderMap) -> Result<(), HeaderName> {
+    // Most responses repeat no field.
+    if headers.len() == headers.keys_len() {
+        return Ok(());
+    }
+    for (name, difference) in SINGLE {
+        let mut lines = headers.get_all(&name).iter();
+        let Some(first) = lines.next().cloned() else { continue };
+        let (mut is_repeated, mut agree) = (false, true);
+        for line in lines {
+            is_repeated = true;
+            agree &= *line == first;
+        }
+        match (agree, difference) {
+            (false, Difference::Refused) => return Err(name),
+            (true, _) | (false, Difference::FirstCounts) if is_repeated => {
+                headers.insert(name, first);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What becomes of lines that say different things, of a field that may stand once.
+#[derive(Clone, Copy)]
+enum Difference {
+    /// The response is refused.
+    Refused,
+    /// The first line counts.
+    FirstCounts,
+    /// All stay: the field is a list, or the cache takes the response for stale (RFC 9111 §4.2.1).
+    Kept,
+}
+
+const SINGLE: [(HeaderName, Difference); 14] = [
+    (CONTENT_LENGTH, Difference::Refused),
+    (CONTENT_RANGE, Difference::Refused),
+    (CONTENT_TYPE, Difference::Refused),
+    (LOCATION, Difference::Refused),
+    (AGE, Difference::FirstCounts),
+    (ACCEPT_RANGES, Difference::Kept),
+    (CONTENT_LOCATION, Difference::FirstCounts),
+    (DATE, Difference::FirstCounts),
+    (ETAG, Difference::FirstCounts),
+    (EXPIRES, Difference::Kept),
+    (LAST_MODIFIED, Difference::Kept),
+    (RETRY_AFTER, Difference::FirstCounts),
+    (SERVER, Difference::FirstCounts),
+    (VARY, Difference::Kept),
+];
+
 /// What a response says to this hop alone.
 #[derive(Default)]
 pub(super) struct ToUs {
@@ -72,10 +131,14 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
     let mut has_connection = false;
     // Of most, `Connection` is all there is: the list stays empty.
     let mut gone: Vec<HeaderName> = Vec::new();
+    let mut listed_length = None;
     for (name, value) in &*headers {
         match *name {
             CONTENT_LENGTH => {
                 to_us.lengths += 1;
+                if number(value.as_bytes()).is_none() {
+                    listed_length = Some(one_length(value));
+                }
                 continue;
             }
             CONNECTION => {
@@ -100,7 +163,19 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
     for name in gone.into_iter().filter(|name| !(upgraded && name == UPGRADE)) {
         headers.remove(name);
     }
+    match listed_length {
+        None => {}
+        Some(Some(length)) => drop(headers.insert(CONTENT_LENGTH, length)),
+        Some(None) => to_us.lengths += 1,
+    }
     to_us
+}
+
+/// The length that a `Content-Length` of several members says, if they agree (RFC 9110 §8.6).
+fn one_length(value: &HeaderValue) -> Option<HeaderValue> {
+    let mut lengths = members(value.as_bytes()).map(number);
+    let first = lengths.next()??;
+    lengths.all(|length| length == Some(first)).then(|| first.into())
 }
 
 /// The fields that a `Connection` names. Its options that are no fields name none.
@@ -255,6 +330,59 @@ mod tests {
         let twice = (coding.clone(), "chunked");
         check(&[twice.clone(), twice.clone()], Err(Misframed::Coding));
         check(&[twice, (length.clone(), "5")], Err(Misframed::Twice));
-        check(&[(length.clone(), "5"), (length, "5")], Err(Misframed::Twice));
+        check(&[(length.clone(), "5"), (length.clone(), "6")], Err(Misframed::Twice));
+        check(&[(length.clone(), "5, 5")], Ok(()));
+        for bad in ["5, 6", "5,", ",", "+5", "5 5", "18446744073709551616"] {
+            let expected = if bad == "5," { Ok(()) } else { Err(Misframed::Twice) };
+            check(&[(length.clone(), bad)], expected);
+        }
+    }
+
+    fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let line = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines.iter().map(line) {
+            headers.append(name, value);
+        }
+        headers
+    }
+
+    #[test]
+    fn a_field_that_may_stand_once_is_left_once() {
+        let check = |name: &'static str, values: &[&'static str], expected: Option<&[&str]>| {
+            let lines: Vec<_> = values.iter().map(|value| (name, *value)).collect();
+            let mut headers = map(&lines);
+            let kept = keep_one_line(&mut headers);
+            assert_eq!(kept.is_ok(), expected.is_some(), "{name} {values:?}");
+            if let Some(expected) = expected {
+                let left: Vec<_> = headers.get_all(name).iter().collect();
+                assert_eq!(left, expected, "{name}");
+            }
+        };
+        for (name, _) in SINGLE {
+            let name: &'static str = name.to_string().leak();
+            check(name, &["1"], Some(&["1"]));
+            check(name, &["1", "1", "1"], Some(&["1"]));
+        }
+        for name in ["content-length", "content-range", "content-type", "location"] {
+            check(name, &["1", "2"], None);
+            check(name, &["1", "1", "2"], None);
+        }
+        for name in ["age", "content-location", "date", "etag", "retry-after", "server"] {
+            check(name, &["1", "2"], Some(&["1"]));
+        }
+        for list in ["set-cookie", "link", "vary", "content-encoding", "expires"] {
+            check(list, &["1", "2"], Some(&["1", "2"]));
+        }
+        check("content-encoding", &["gzip", "gzip"], Some(&["gzip", "gzip"]));
+    }
+
+    #[test]
+    fn a_length_of_members_that_agree_is_one_length() {
+        let mut headers = map(&[("content-length", "5, 5")]);
+        take_hop_by_hop(&mut headers, false);
+        assert_eq!(headers[CONTENT_LENGTH], "5");
     }
 }

@@ -438,6 +438,10 @@ impl Attempt<'_> {
     ) -> Result<UpstreamResponse, FetchError> {
         let Exchanged { mut link, response, reused } = exchanged;
         let (mut head, incoming) = response.into_parts();
+        fields::keep_one_line(&mut head.headers).map_err(|field| FetchError::FieldsDiffer {
+            origin: self.origin().name.clone(),
+            field,
+        })?;
         let to_us = fields::take_hop_by_hop(&mut head.headers, false);
         to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;
         if let Link::Http1(http1) = &mut link {

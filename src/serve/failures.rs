@@ -31,10 +31,16 @@ pub(super) fn refused(refusal: Refusal, recorder: &Recorder) -> Failure {
 pub(super) fn upstream(error: &FetchError) -> Failure {
     let status = error.status();
     let kind = error.proxy_error();
+    let detail = match error {
+        FetchError::FieldsDiffer { field, .. } => {
+            format!("the origin sent {field} twice, with different values")
+        }
+        _ => format!("the origin gave no response ({})", kind.replace('_', " ")),
+    };
     Failure {
         status,
-        reason: kind,
-        detail: format!("the origin gave no response ({})", kind.replace('_', " ")).into(),
+        reason: error.reason(),
+        detail: detail.into(),
         proxy_error: Some(kind),
         close: false,
         retry_after_s: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5),

@@ -6,6 +6,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
+
+use skerry::clock::Clock;
 
 use crate::harness::origin::Seen;
 use crate::harness::{Answer, Edge, Gate, Origin, Response, raw, until};
@@ -41,6 +44,86 @@ fn a_stored_response_is_served_until_it_is_stale() {
     assert!((50..55).contains(&age), "{age}");
     edge.advance(10);
     assert_eq!(edge.get("/a").text(), "2");
+}
+
+/// What the public suite's newest state asks of `Age` (freshness-*-age, other-age-update-*,
+/// cdn-max-age-age, age-parse-*): seconds stand for dates that far from now.
+#[test]
+fn the_origins_age_counts_and_leaves_once() {
+    let check = |id: &str, dates: &[(&str, i64)], fields: &[(&str, &str)], is_reused: bool| {
+        let now = Clock::system().now();
+        let date = |offset: i64| {
+            let span = Duration::from_secs(offset.unsigned_abs());
+            httpdate::fmt_http_date(if offset < 0 { now - span } else { now + span })
+        };
+        let dates = dates.iter().map(|(name, offset)| (*name, date(*offset)));
+        let fields = fields.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let lines: Vec<(&str, String)> = dates.chain(fields).collect();
+        let ages = lines.iter().filter(|(name, _)| *name == "Age");
+        let first: Vec<String> = ages.map(|(_, value)| value.clone()).collect();
+        let origin = {
+            let lines: Vec<_> =
+                lines.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+            Origin::start(move |_| {
+                let line =
+                    |answer: Answer, (name, value): &(String, String)| answer.header(name, value);
+                lines.iter().fold(Answer::ok("hello"), line)
+            })
+        };
+        let edge = Edge::before(&origin.url());
+        let lines_of = |response: &Response| {
+            let is_age = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("age");
+            response.headers.iter().filter(is_age).count()
+        };
+        let made = edge.get("/");
+        assert!(lines_of(&made) <= 1, "{id}: {made:?}");
+        if let [age] = &first[..]
+            && age.parse::<u32>().is_ok_and(|age| age > 0 && age < 1 << 31)
+        {
+            assert_eq!(made.header("age"), *age, "{id}: {made:?}");
+        }
+        edge.advance(3);
+        let again = edge.get("/");
+        assert_eq!(again.is_hit(), is_reused, "{id}: {again:?}");
+        assert_eq!(origin.requests(), if is_reused { 1 } else { 2 }, "{id}");
+        assert!(lines_of(&again) <= 1, "{id}: {again:?}");
+        if is_reused {
+            let age: u64 = again.header("age").parse().expect("one age");
+            let before = first.first().and_then(|age| age.parse().ok()).unwrap_or(0);
+            assert!((before + 3..before + 30).contains(&age), "{id}: {again:?}");
+        }
+    };
+    let day = 24 * 60 * 60;
+    let hour = ("Cache-Control", "max-age=3600");
+    check("freshness-max-age-age", &[("Date", 0)], &[hour, ("Age", "7200")], false);
+    let cdn = ("CDN-Cache-Control", "max-age=3600");
+    check("cdn-max-age-age", &[("Date", 0)], &[cdn, ("Age", "7200")], false);
+    let slow = [("Date", -10), ("Expires", 10)];
+    check("freshness-expires-age-slow-date", &slow, &[("Age", "25")], false);
+    let fast = [("Date", 10), ("Expires", 20)];
+    check("freshness-expires-age-fast-date", &fast, &[("Age", "15")], false);
+    let month = [("Date", 0), ("Expires", 30 * day)];
+    check("other-age-update-expires", &month, &[("Age", "30")], true);
+    check("other-age-update-max-age", &[], &[hour, ("Age", "30")], true);
+    for (id, ages, is_reused) in [
+        ("age-parse-nonnumeric", &["abc"][..], true),
+        ("age-parse-negative", &["-7200"], true),
+        ("age-parse-float", &["7200.0"], true),
+        ("age-parse-large-minus-one", &["2147483647"], false),
+        ("age-parse-large", &["2147483648"], false),
+        ("age-parse-larger", &["2147483649"], false),
+        ("age-parse-suffix", &["7200, 0"], false),
+        ("age-parse-prefix", &["0, 7200"], true),
+        ("age-parse-suffix-twoline", &["7200", "0"], false),
+        ("age-parse-prefix-twoline", &["0", "7200"], true),
+        ("age-parse-dup-0", &["0, 0"], true),
+        ("age-parse-dup-0-twoline", &["0", "0"], true),
+    ] {
+        let ages = ages.iter().map(|age| ("Age", *age));
+        check(id, &[("Date", 0)], &[hour].into_iter().chain(ages).collect::<Vec<_>>(), is_reused);
+    }
+    let long = ("Cache-Control", "max-age=10000");
+    check("age-parse-dup-old", &[("Date", 0)], &[long, ("Age", "3600"), ("Age", "3600")], true);
 }
 
 #[test]

@@ -351,7 +351,6 @@ fn responses_with_two_readings_are_a_502_and_their_connection_is_used_no_more() 
         ok("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", chunk),
         ok("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", chunk),
         ok("Content-Length: 5\r\nContent-Length: 6\r\n", "hello!"),
-        ok("Content-Length: 5\r\nContent-Length: 5\r\n", "hello"),
         ok("Content-Length: 5, 6\r\n", "hello!"),
         ok("Content-Length: +5\r\n", "hello"),
         ok("Content-Length: 0x5\r\n", "hello"),
