@@ -391,6 +391,9 @@ impl Visit {
             &settings.compression,
             &self.worker.recorder,
         );
+        if response.status == StatusCode::NOT_MODIFIED {
+            cache::fields::leave_content_out(&mut response.fields);
+        }
         if !settings.response_fields.is_empty() {
             settings.response_fields.apply(&mut response.fields, &self.facts());
         }

@@ -148,9 +148,7 @@ pub fn plan(
             Plan { action: action_for_coded(request, status, said, coding), varies: true }
         }
         StoredCoding::Identity if settings.codings.is_empty() => leave(Reason::Off),
-        StoredCoding::Identity if !is_listed(request, status, said, settings) => {
-            leave(Reason::ContentType)
-        }
+        StoredCoding::Identity if !is_listed(status, said, settings) => leave(Reason::ContentType),
         StoredCoding::Identity if is_small(status, said, body_length, settings) => {
             leave(Reason::Small)
         }
@@ -199,15 +197,10 @@ fn whole(request: &HeaderMap, status: StatusCode, said: &Said<'_>) -> Option<Act
     }
 }
 
-fn is_listed(
-    request: &HeaderMap,
-    status: StatusCode,
-    said: &Said<'_>,
-    settings: &Settings,
-) -> bool {
+fn is_listed(status: StatusCode, said: &Said<'_>, settings: &Settings) -> bool {
     match said.content_type {
-        // A 304 needn't name its type: the client's copy has it.
-        None => status == StatusCode::NOT_MODIFIED && holds_weak_etag(request, said),
+        // An origin's 304 needn't name its type: the 200 may be one that is coded.
+        None => status == StatusCode::NOT_MODIFIED,
         Some(value) => {
             let media_type = media_type(value);
             settings.content_types.iter().any(|range| range.matches(media_type))
@@ -221,10 +214,14 @@ fn is_small(
     body_length: Option<u64>,
     settings: &Settings,
 ) -> bool {
-    // Their length is not that of the representation.
-    let part = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-    let length = said.length.or(body_length);
-    !part && length.is_some_and(|length| length < settings.bytes_min)
+    let length = match status {
+        // That of the part, not of the representation.
+        StatusCode::PARTIAL_CONTENT => None,
+        // It has no body. What it says is the length of the 200 (RFC 9110 §8.6).
+        StatusCode::NOT_MODIFIED => said.length,
+        _ => said.length.or(body_length),
+    };
+    length.is_some_and(|length| length < settings.bytes_min)
 }
 
 /// Whether the client asked about the weak form of this response's strong entity tag: then what
@@ -361,5 +358,11 @@ mod tests {
         check("if-none-match: W/\"a\"", &["etag: W/\"a\"", HTML], left, true);
         let image = [("etag: \"a\""), "content-type: image/png"];
         check("if-none-match: W/\"a\"", &image, Action::Leave(Reason::ContentType), false);
+        // Of the 200's type nothing is known.
+        check("if-none-match: \"a\"", &["etag: \"a\""], left, true);
+        let small = ["etag: \"a\"", HTML, "content-length: 255"];
+        check("if-none-match: \"a\"", &small, Action::Leave(Reason::Small), false);
+        let gzip = ["etag: \"a\"", "content-encoding: gzip"];
+        check("if-none-match: \"a\"", &gzip, Action::Leave(Reason::Coded), true);
     }
 }
