@@ -130,6 +130,10 @@ pub const REFUSALS: &[&str] = &[
 /// `cache::Reason::ALL` in its order.
 pub const CACHE_RESULTS: &[&str] = &[
     "hit",
+    "refused",
+    "denied",
+    "rate-limited",
+    "answered-here",
     "caching-off",
     "bypass-cookie",
     "bypass-header",

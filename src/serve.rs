@@ -184,7 +184,7 @@ fn begin(
         asked,
         place: geo::Place::default(),
         site: None,
-        cache_status: CacheStatus::forwarded(Reason::CachingOff),
+        cache_status: CacheStatus::generated(Reason::Refused),
         upstream: None,
         failure: None,
     }
@@ -218,20 +218,20 @@ fn admit(
     }
     let (client, country) = (asked.client, context.place.country);
     let access = &rule.settings.access;
-    guard::access::admit(access, client, country, &context.asked.method, headers)
-        .and_then(|()| match rule.settings.rate {
-            Some(limit) => {
-                let number = rule.settings.number;
-                plan.rates.admit(number, limit, client, context.started, &worker.recorder)
-            }
-            None => Ok(()),
-        })
-        .map_err(|refusal| match refusal {
-            Refusal::MethodDenied => {
-                Failure { allow: Some(access.allow_field()), ..refused(refusal) }
-            }
-            _ => refused(refusal),
+    let admitted = guard::access::admit(access, client, country, &context.asked.method, headers);
+    if let Err(refusal) = admitted {
+        context.cache_status = CacheStatus::generated(Reason::Denied);
+        let allow = (refusal == Refusal::MethodDenied).then(|| access.allow_field());
+        return Err(Failure { allow, ..refused(refusal) });
+    }
+    if let Some(limit) = rule.settings.rate {
+        let number = rule.settings.number;
+        let counted = plan.rates.admit(number, limit, client, context.started, &worker.recorder);
+        counted.map_err(|refusal| {
+            context.cache_status = CacheStatus::generated(Reason::RateLimited);
+            refused(refusal)
         })?;
+    }
     Ok((asked, site.clone(), rule.clone()))
 }
 
@@ -256,6 +256,7 @@ enum Wait {
 impl Visit {
     /// key → lookup → decide, as far as memory goes.
     fn step(&mut self) -> Step {
+        self.context.cache_status = CacheStatus::generated(Reason::AnsweredHere);
         if self.is_purge() {
             return Step::Waits(Wait::Purge);
         }
@@ -332,7 +333,7 @@ impl Visit {
         }
         match self.decide(&found) {
             Decision::GatewayTimeout(reason) => {
-                self.context.cache_status = CacheStatus::forwarded(reason);
+                self.context.cache_status = CacheStatus::generated(reason);
                 Err(failures::only_if_cached())
             }
             Decision::Validate(reason) => {
@@ -404,7 +405,7 @@ impl Visit {
 
     fn shown_key(&self) -> Option<Box<str>> {
         let settings = &self.rule.settings.cache;
-        settings.show_key.then(|| {
+        (settings.show_key && !self.context.cache_status.is_generated()).then(|| {
             let target = self.aliased_in_memory(self.target());
             target.unwrap_or_else(|target| target).key.text
         })

@@ -50,7 +50,7 @@ pub use packed::{Nanoseconds, Seconds, SiteName, StoredParts};
 pub use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 pub use range::{Multipart, RangeLimits};
 pub use settings::Settings;
-pub use status::{CacheStatus, Fwd, Reason};
+pub use status::{CacheStatus, Fwd, Handling, Reason};
 pub use stored::{Freshness, StoredResponse};
 pub use storing::{Exchange, Place, Storing, may_store};
 pub use update::{Freshened, freshen, freshen_from_head};

@@ -8,8 +8,11 @@ use http::StatusCode;
 use crate::planted::{self, Bug};
 
 macro_rules! reasons {
-    ($($name:ident $text:literal $fwd:ident $doc:literal;)*) => {
-        /// Why something was forwarded, not stored, or served though stale. The list is closed.
+    (@fwd -) => { None };
+    (@fwd $fwd:ident) => { Some(Fwd::$fwd) };
+    ($($name:ident $text:literal $fwd:tt $doc:literal;)*) => {
+        /// Why something was forwarded, not stored, served though stale, or answered without cache
+        /// and origin. The list is closed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
         pub enum Reason {
@@ -30,15 +33,21 @@ macro_rules! reasons {
                 match self { $(Self::$name => $doc,)* }
             }
 
-            /// The word of RFC 9211 §2.2 for a request forwarded because of this.
-            pub const fn fwd(self) -> Fwd {
-                match self { $(Self::$name => Fwd::$fwd,)* }
+            /// The word of RFC 9211 §2.2 for a request forwarded because of this. `None`: nothing
+            /// is ever forwarded because of it.
+            pub const fn fwd(self) -> Option<Fwd> {
+                match self { $(Self::$name => reasons!(@fwd $fwd),)* }
             }
         }
     };
 }
 
 reasons! {
+    // Why neither the cache nor an origin was asked.
+    Refused "refused" - "The request was refused for its form, or no site has its host.";
+    Denied "denied" - "The rule's access limits do not let the request in.";
+    RateLimited "rate-limited" - "The client sent more requests than the rule's rate allows.";
+    AnsweredHere "answered-here" - "The rule itself is the answer: a redirect, a fixed response, or a purge by method.";
     // Why the cache was not asked.
     CachingOff "caching-off" Bypass "The rule turns caching off.";
     BypassCookie "bypass-cookie" Bypass "The request has a cookie that the rule sends past the cache.";
@@ -58,7 +67,7 @@ reasons! {
     RequestNoCache "request-no-cache" Request "The request says no-cache.";
     RequestMaxAge "request-max-age" Request "The stored response is older than the request's max-age.";
     RequestMinFresh "request-min-fresh" Request "The stored response is not fresh for the request's min-fresh.";
-    OnlyIfCached "only-if-cached" Request "The request says only-if-cached, and nothing stored can be used.";
+    OnlyIfCached "only-if-cached" - "The request says only-if-cached, and nothing stored can be used.";
     Stale "stale" Stale "The stored response is stale.";
     NoCache "no-cache" Stale "The stored response says no-cache: it is validated each time.";
     SoftPurged "soft-purged" Stale "The stored response was purged softly: it is validated first.";
@@ -130,11 +139,12 @@ impl Fwd {
 /// skerry; hit; ttl=-5; detail=stale-while-revalidate
 /// skerry; fwd=stale; fwd-status=304; ttl=60; detail=validated
 /// skerry; fwd=uri-miss; fwd-status=200; stored; ttl=3600
+/// skerry; detail=denied
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheStatus {
-    /// Why it was forwarded; `None` is a hit.
-    pub forwarded: Option<Reason>,
+    /// Where the answer comes from.
+    pub handling: Handling,
     /// The status that upstream answered with.
     pub fwd_status: Option<StatusCode>,
     /// Whether the answer was stored.
@@ -147,6 +157,17 @@ pub struct CacheStatus {
     pub detail: Option<Reason>,
 }
 
+/// Where an answer comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handling {
+    /// The cache, without an origin.
+    Hit,
+    /// An origin, and why; or an origin was to answer, and did not.
+    Forwarded(Reason),
+    /// The node alone: neither the cache nor an origin, and why.
+    Generated(Reason),
+}
+
 impl CacheStatus {
     /// Answered from the cache.
     pub fn hit(ttl: i64) -> Self {
@@ -156,17 +177,40 @@ impl CacheStatus {
 
     /// Sent on to upstream.
     pub const fn forwarded(reason: Reason) -> Self {
-        Self { forwarded: Some(reason), ..Self::EMPTY }
+        Self { handling: Handling::Forwarded(reason), ..Self::EMPTY }
+    }
+
+    /// Answered without the cache and without an origin. It has neither `hit` nor `fwd`, which is
+    /// for requests that went on (RFC 9211 §2.2).
+    pub const fn generated(reason: Reason) -> Self {
+        Self { handling: Handling::Generated(reason), ..Self::EMPTY }
     }
 
     /// Whether it is a hit in the sense of RFC 9211 §2.1: upstream was not needed.
     pub const fn is_hit(&self) -> bool {
-        self.forwarded.is_none()
+        matches!(self.handling, Handling::Hit)
     }
 
-    /// The reason to log and to count: `detail` where there is one, else why it was forwarded.
+    /// Whether the cache had no part in it.
+    pub const fn is_generated(&self) -> bool {
+        matches!(self.handling, Handling::Generated(_))
+    }
+
+    /// The reason to log and to count: `detail` where there is one, else why it was no hit.
     pub fn reason(&self) -> Option<Reason> {
-        self.detail.or(self.forwarded)
+        self.detail.or(match self.handling {
+            Handling::Hit => None,
+            Handling::Forwarded(reason) | Handling::Generated(reason) => Some(reason),
+        })
+    }
+
+    /// The word in the access log: `hit`, that of `fwd`, or `none`.
+    pub fn word(&self) -> &'static str {
+        match self.handling {
+            Handling::Hit => "hit",
+            Handling::Forwarded(reason) => reason.fwd().map_or("none", Fwd::as_str),
+            Handling::Generated(_) => "none",
+        }
     }
 
     /// Writes the member for `Cache-Status`, printable ASCII. `node` is a token (RFC 9211 §2),
@@ -174,12 +218,15 @@ impl CacheStatus {
     pub fn write(&self, node: &str, key: Option<&str>, text: &mut Vec<u8>) {
         let mut push = |part: &str| text.extend_from_slice(part.as_bytes());
         push(node);
-        match self.forwarded {
-            None => push("; hit"),
-            Some(reason) => {
-                push("; fwd=");
-                push(reason.fwd().as_str());
+        match self.handling {
+            Handling::Hit => push("; hit"),
+            Handling::Forwarded(reason) => {
+                if let Some(fwd) = reason.fwd() {
+                    push("; fwd=");
+                    push(fwd.as_str());
+                }
             }
+            Handling::Generated(_) => {}
         }
         if let Some(status) = self.fwd_status {
             push("; fwd-status=");
@@ -206,11 +253,12 @@ impl CacheStatus {
 
     /// `fwd=stale; detail=stale` would say it twice.
     fn detail_shown(&self) -> Option<Reason> {
-        self.reason().filter(|reason| !matches!(reason, Reason::Stale | Reason::Absent))
+        let is_said = |reason: &Reason| matches!(reason, Reason::Stale | Reason::Absent);
+        self.reason().filter(|reason| self.is_generated() || !is_said(reason))
     }
 
     const EMPTY: Self = Self {
-        forwarded: None,
+        handling: Handling::Hit,
         fwd_status: None,
         stored: false,
         collapsed: false,
@@ -266,6 +314,18 @@ mod tests {
             None,
             "skerry; fwd=bypass; detail=bypass-cookie",
         );
+    }
+
+    #[test]
+    fn what_was_neither_a_hit_nor_forwarded_says_neither() {
+        for reason in [Reason::Denied, Reason::OnlyIfCached, Reason::Stale, Reason::Absent] {
+            let status = CacheStatus::generated(reason);
+            check(status, None, &format!("skerry; detail={}", reason.as_str()));
+            assert!(!status.is_hit() && status.word() == "none");
+        }
+        check(CacheStatus::forwarded(Reason::Denied), None, "skerry; detail=denied");
+        assert_eq!(CacheStatus::forwarded(Reason::Stale).word(), "stale");
+        assert_eq!(CacheStatus::hit(1).word(), "hit");
     }
 
     #[test]

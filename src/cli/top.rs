@@ -114,7 +114,8 @@ impl Between<'_> {
             ),
         );
         let results = self.rates("skerry_cache_requests_total");
-        let asked: f64 = results.iter().map(|(_, rate)| rate).sum();
+        let of_the_cache = results.iter().filter(|(result, _)| !GENERATED.contains(&&**result));
+        let asked: f64 = of_the_cache.map(|(_, rate)| rate).sum();
         let hits =
             results.iter().find(|(result, _)| result == "hit").map_or(0.0, |(_, rate)| *rate);
         line("hits", format!("{} of {}/s", percent(hits, asked), number(asked)));
@@ -259,6 +260,9 @@ fn bytes(value: f64) -> String {
 
 /// Rows of a list: a screen of 24 lines has room for both.
 const ROWS_MAX: usize = 8;
+
+/// Results of requests that neither the cache nor an origin was asked about.
+const GENERATED: [&str; 4] = ["answered-here", "denied", "rate-limited", "refused"];
 
 #[cfg(test)]
 mod tests {

@@ -69,7 +69,7 @@ pub fn account(
     let status = response.status;
     recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
     recorder.observe(Metric::RequestSeconds, elapsed);
-    // A refused request never came to the cache.
+    // What was refused before it had a site is counted in `skerry_refused_total` alone.
     if context.site.is_some() {
         recorder.count_labelled(Metric::CacheRequests, cache_result(&context));
     }
@@ -240,10 +240,7 @@ fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
 
 fn cache_fields(line: &mut Line<'_>, context: &RequestContext) {
     let cache = &context.cache_status;
-    line.word(
-        key!("cache"),
-        cache.forwarded.map_or("hit", |reason| reason.fwd().as_str()).as_bytes(),
-    );
+    line.word(key!("cache"), cache.word().as_bytes());
     if let Some(reason) = cache.reason() {
         line.word(key!("reason"), reason.as_str().as_bytes());
     }

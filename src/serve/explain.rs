@@ -246,5 +246,5 @@ fn decision(decision: Decision) -> Value {
 }
 
 fn forward(reason: Reason) -> Value {
-    json!({"act": "forward", "fwd": reason.fwd().as_str(), "reason": reason.as_str(), "why": reason.sentence()})
+    json!({"act": "forward", "fwd": reason.fwd().map(cache::Fwd::as_str), "reason": reason.as_str(), "why": reason.sentence()})
 }

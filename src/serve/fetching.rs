@@ -14,7 +14,7 @@ use super::exchange::{Came, Job, Report};
 use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::cache::purge::ALIASED;
-use crate::cache::{self, CacheStatus, Decision, PurgeTarget, Reason, Vary};
+use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
 use crate::fetch::{FetchError, Pool};
@@ -103,10 +103,10 @@ impl Visit {
                     let again = self.look_everywhere(Target { key: found.key.clone() }).await;
                     if let Some(response) = self.act_now(&again) {
                         // RFC 9211 §2.1: who waited for an upstream request had no hit.
-                        let forwarded = Some(reason);
+                        let handling = Handling::Forwarded(reason);
                         let status = self.context.cache_status;
                         self.context.cache_status =
-                            CacheStatus { forwarded, collapsed: true, ..status };
+                            CacheStatus { handling, collapsed: true, ..status };
                         return Ok(response);
                     }
                     if self.is_begun(&again) {

@@ -14,7 +14,7 @@ use super::exchange::{Job, Settled, facts};
 use super::failures;
 use super::lookup::Found;
 use crate::body::Body;
-use crate::cache::{self, Freshened, PurgeScope, PurgeSequence, Reason, StoredResponse};
+use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fetch::collapse::Outcome;
 use crate::fetch::{FetchError, Intent, Times, UpstreamResponse, tunnel};
 use crate::reply::Reply;
@@ -30,7 +30,7 @@ impl Visit {
     /// Sends this one request upstream and hands back what comes. Boxed, so that those who only
     /// wait for another's answer don't carry the room for an exchange of their own.
     pub(super) fn pass(&mut self, reason: Reason, found: Option<Found>) -> Passing<'_> {
-        self.context.cache_status.forwarded = Some(reason);
+        self.context.cache_status.handling = Handling::Forwarded(reason);
         let found = found.unwrap_or_else(|| Found::unknown(self.target()));
         Box::pin(self.exchange_alone(found))
     }

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::Visit;
 use super::failures;
+use crate::cache::{CacheStatus, Reason};
 use crate::guard::Refusal;
 use crate::reply::Reply;
 use crate::respond::Failure;
@@ -33,6 +34,7 @@ impl Visit {
     pub(super) async fn purge(&mut self) -> Result<Reply, Failure> {
         let client = self.asked.client;
         if !self.plan.gate.settings().purge_from.iter().any(|network| network.contains(&client)) {
+            self.context.cache_status = CacheStatus::generated(Reason::Denied);
             return Err(failures::refused(Refusal::AddressDenied, &self.worker.recorder));
         }
         let (answer, answered) = oneshot::channel();

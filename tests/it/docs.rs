@@ -11,13 +11,16 @@ use skerry::metrics::{Kind, TABLE};
 fn the_page_of_reasons_is_the_closed_list() {
     let mut page = String::from(
         "# Cache-Status and its reasons\n\n\
-         Every response says in `Cache-Status` (RFC 9211) what the cache did. `detail` is a word of this closed list; the\n\
+         Every response of a site says in `Cache-Status` (RFC 9211) what the cache did. `detail` is a word of this closed list; the\n\
          same words are in the access log (`reason`), in the metric `skerry_cache_requests_total` and in `skerry explain`.\n\n\
+         A response that the node made without the cache and without an origin has neither `hit` nor `fwd`, which is for\n\
+         requests that went on (RFC 9211 §2.2): `skerry; detail=denied`. The access log then says `none`.\n\n\
          | reason | `fwd` | meaning |\n| --- | --- | --- |\n",
     );
     for reason in Reason::ALL {
-        let (word, fwd) = (reason.as_str(), reason.fwd().as_str());
-        writeln!(page, "| `{word}` | `{fwd}` | {} |", reason.sentence()).expect("a String");
+        let fwd = reason.fwd().map_or("none".to_owned(), |fwd| format!("`{}`", fwd.as_str()));
+        let word = reason.as_str();
+        writeln!(page, "| `{word}` | {fwd} | {} |", reason.sentence()).expect("a String");
     }
     check("docs/reference/cache-status.md", &page);
 }

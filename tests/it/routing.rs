@@ -226,6 +226,53 @@ fn a_line_in_the_log_tells_the_whole_story() {
 }
 
 #[test]
+fn what_the_node_answers_alone_is_neither_a_hit_nor_forwarded() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let edge = Edge::with(&format!(
+        "[guard]\npurge_from = [\"127.0.0.0/8\"]\n[pools.main]\norigins = {:?}\n\
+         [sites.all]\nhosts = \"*\"\ncache.show_key = true\n\
+         [[sites.all.rules]]\npath = \"/redirect\"\nredirect.location = \"/page\"\n\
+         [[sites.all.rules]]\npath = \"/fixed\"\nrespond.content = \"fixed\"\n\
+         [[sites.all.rules]]\npath = \"/denied\"\naccess.deny = [\"127.0.0.0/8\"]\n\
+         [[sites.all.rules]]\npath = \"/get-only\"\naccess.methods = [\"GET\"]\n\
+         [[sites.all.rules]]\npath = \"/limited\"\nrate = {{ per_second = 0.01, burst = 1 }}\n",
+        origin.url()
+    ));
+    edge.get("/limited");
+    let only_if_cached = ["Cache-Control: only-if-cached"];
+    let asked: [(&str, &str, &[&str], u16, &str); 8] = [
+        ("GET", "/denied", &[], 403, "denied"),
+        ("DELETE", "/get-only", &[], 405, "denied"),
+        ("GET", "/limited", &[], 429, "rate-limited"),
+        ("GET", "/redirect", &[], 302, "answered-here"),
+        ("GET", "/fixed", &[], 200, "answered-here"),
+        ("PURGE", "/a", &[], 200, "answered-here"),
+        ("GET", "/a", &only_if_cached, 504, "only-if-cached"),
+        ("GET", "/%zz", &[], 400, "refused"),
+    ];
+    for (method, target, fields, status, reason) in asked {
+        let response = edge.connect().request(method, "edge.test", target, fields, b"");
+        assert_eq!(response.status, status, "{target} {response:?}");
+        let expected =
+            if status == 400 { String::new() } else { format!("skerry; detail={reason}") };
+        assert_eq!(response.header("cache-status"), expected, "{target}");
+    }
+    let lines = edge.log(1 + asked.len());
+    for (_, target, _, status, reason) in asked {
+        let is_it =
+            |line: &&serde_json::Value| line["target"] == target && line["status"] == status;
+        let line = lines.iter().find(is_it).expect("a line");
+        assert_eq!((&line["cache"], &line["reason"]), (&"none".into(), &reason.into()), "{line}");
+    }
+    for (reason, count) in [("denied", 2.0), ("rate-limited", 1.0), ("answered-here", 3.0)] {
+        let name = format!("skerry_cache_requests_total{{result=\"{reason}\"");
+        assert_eq!(edge.metric(&name), count, "{reason}");
+    }
+    assert_eq!(edge.metric("skerry_cache_requests_total{result=\"caching-off\""), 0.0);
+    assert_eq!(origin.requests(), 1);
+}
+
+#[test]
 fn metrics_tell_hits_from_misses_by_reason() {
     let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
     let edge = Edge::before(&origin.url());

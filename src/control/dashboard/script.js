@@ -86,12 +86,16 @@ function tile(title, value, isBad) {
   return div;
 }
 
+// Results of requests that neither the cache nor an origin was asked about.
+const GENERATED = ["answered-here", "denied", "rate-limited", "refused"];
+
 function showNow() {
   const now = samples.at(-1), before = samples.at(-6) ?? samples[0];
   const span = Math.max((now.time - before.time) / 1000, 0.001);
   const rate = (key) => grown(before, now, key) / span;
   const hits = rate('skerry_cache_requests_total{result="hit"}');
   const cached = labelled(now.values, "skerry_cache_requests_total")
+    .filter(([result]) => !GENERATED.includes(result))
     .reduce((sum, [result]) => sum + rate(`skerry_cache_requests_total{result="${result}"}`), 0);
   const errors = rate('skerry_responses_total{class="5xx"}');
   const get = (key) => now.values.get(key) ?? 0;
