@@ -82,8 +82,8 @@ pub struct RequestContext {
     pub site: Option<Arc<str>>,
     /// How the cache handled it, for `Cache-Status` and the log.
     pub cache_status: CacheStatus,
-    /// What was fetched for it, if anything.
-    pub upstream: Option<UpstreamFacts>,
+    /// The exchange with upstream that it waited for, if any. Apart: a hit has none.
+    pub upstream: Option<Box<UpstreamFacts>>,
     /// Why it failed, from the closed lists of guard and fetch.
     pub failure: Option<&'static str>,
 }
@@ -115,12 +115,16 @@ impl Asked {
 /// The upstream exchange that this request waited for.
 #[derive(Clone, Debug)]
 pub struct UpstreamFacts {
-    /// `host:port`, as configured, and the address it was reached at.
-    pub origin: Arc<str>,
-    /// From sending the request to the response's head.
-    pub first_byte: Duration,
-    /// The upstream's status.
-    pub status: StatusCode,
+    /// The pool's name.
+    pub pool: Arc<str>,
+    /// `host:port` of the origin that was asked last, as configured. `None`: none was up.
+    pub origin: Option<Arc<str>>,
+    /// The address that it was reached at, or would have been.
+    pub address: Option<SocketAddr>,
+    /// How many tries were made.
+    pub attempts: u32,
+    /// Its status, and how long its head took. `None`: there was no response.
+    pub answered: Option<(StatusCode, Duration)>,
 }
 
 /// A request's id: 64 bits, printed as 16 hexadecimal digits.

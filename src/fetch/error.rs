@@ -13,7 +13,30 @@ use http::{HeaderName, StatusCode};
 use crate::body::BodyError;
 pub use crate::metrics::UPSTREAM_ERRORS as ERROR_TYPES;
 
-/// A failed exchange. The last one, when several were tried.
+/// A request that no origin answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unanswered {
+    /// Why; the last try's, when several were made.
+    pub error: FetchError,
+    /// What was tried.
+    pub tried: Tried,
+}
+
+/// Where a request was sent, as far as it came.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    /// The pool's name.
+    pub pool: Arc<str>,
+    /// `host:port` of the origin that was tried last, as configured. `None`: none was up.
+    pub origin: Option<Arc<str>>,
+    /// Where that was. `None`: it had no address, or no connection was made.
+    pub address: Option<SocketAddr>,
+    /// Tries in all.
+    pub attempts: u32,
+}
+
+/// A failed exchange.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The name servers did not answer in time.
@@ -112,6 +135,22 @@ pub enum FetchError {
         /// The connection's error.
         source: hyper::Error,
     },
+    /// The head announced content, and the connection ended before any of it.
+    #[error("the response of {origin} broke off before its content: {source}")]
+    ContentMissing {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The connection's error.
+        source: hyper::Error,
+    },
+    /// The head announced content, and none of it came in time.
+    #[error("no content from {origin} within {after:?}")]
+    ContentTimeout {
+        /// `host:port`.
+        origin: Arc<str>,
+        /// The deadline that passed.
+        after: Duration,
+    },
     /// No response head in time.
     #[error("no response from {origin} within {after:?}")]
     ResponseTimeout {
@@ -193,7 +232,8 @@ impl FetchError {
             Self::Tls { .. } | Self::NoHttp2 { .. } => "tls_protocol_error",
             Self::Terminated { source, .. } if is_alert(source) => "tls_alert_received",
             Self::Terminated { .. } => "connection_terminated",
-            Self::Incomplete { .. } => "http_response_incomplete",
+            Self::Incomplete { .. } | Self::ContentMissing { .. } => "http_response_incomplete",
+            Self::ContentTimeout { .. } => "connection_read_timeout",
             Self::ResponseTimeout { .. } => "http_response_timeout",
             Self::HeaderSize { .. } => "http_response_header_section_size",
             Self::TransferCoding { .. } => "http_response_transfer_coding",
@@ -220,9 +260,10 @@ impl FetchError {
             "destination_unavailable" | "connection_limit_reached" => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            "dns_timeout" | "connection_timeout" | "http_response_timeout" => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            "dns_timeout"
+            | "connection_timeout"
+            | "connection_read_timeout"
+            | "http_response_timeout" => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         }
     }
@@ -242,6 +283,8 @@ impl FetchError {
             | Self::TlsTimeout { .. } => false,
             Self::Terminated { sent, .. } => *sent,
             Self::Incomplete { .. }
+            | Self::ContentMissing { .. }
+            | Self::ContentTimeout { .. }
             | Self::ResponseTimeout { .. }
             | Self::HeaderSize { .. }
             | Self::TransferCoding { .. }

@@ -411,6 +411,35 @@ impl ResponseBody {
         Self { incoming, begun, under: Some(under), deadline, limits, active }
     }
 
+    /// Whether its first piece is worth waiting for: it was announced, and is not here yet, or an
+    /// error is here in its place.
+    pub(super) fn is_awaited(&self) -> bool {
+        match &self.begun {
+            Some(begun) => matches!(begun, Some(Err(_))),
+            None => self.incoming.size_hint().exact().is_some_and(|length| length > 0),
+        }
+    }
+
+    /// Waits for the first piece, which whoever reads the body then gets. Until then the exchange can
+    /// still fail as a whole: nothing of the response has gone to a client.
+    pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoContent>> {
+        let begun = match self.poll_incoming(cx) {
+            Poll::Ready(Some(Err(error))) => Err(NoContent::BrokeOff(error)),
+            Poll::Ready(frame) => {
+                self.begun = Some(frame);
+                Ok(())
+            }
+            Poll::Pending => {
+                ready!(self.deadline.poll(cx));
+                Err(NoContent::Deadline)
+            }
+        };
+        if begun.is_err() {
+            self.under = None;
+        }
+        Poll::Ready(begun)
+    }
+
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         if let Some(begun) = self.begun.take() {
             return Poll::Ready(begun);
@@ -515,6 +544,12 @@ impl HttpBody for ResponseBody {
         }
         hint
     }
+}
+
+/// Why nothing came of the content that a head announced.
+pub(super) enum NoContent {
+    BrokeOff(hyper::Error),
+    Deadline,
 }
 
 /// A request body whose steps are counted.

@@ -31,7 +31,7 @@ mod upstreams;
 mod window; // the bytes of a fill that are in memory
 
 pub use dns::Resolver;
-pub use error::{ERROR_TYPES, FetchError, PoolError};
+pub use error::{ERROR_TYPES, FetchError, PoolError, Tried, Unanswered};
 pub use pool::{Pool, Pools};
 pub use pump::{FillEnd, Filled};
 pub use reader::FillReader;

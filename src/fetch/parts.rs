@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
 use super::collapse::{Failure, Fills, Join, Lead, Outcome};
-use super::error::FetchError;
+use super::error::Unanswered;
 use super::slices::{Answer, Cut, Step, Validator, judge, next_step};
 use crate::body::{Body, BodyError};
 use crate::cache::KeyHash;
@@ -43,7 +43,7 @@ use crate::store::{Head, Store};
 pub type Ask = Rc<dyn Fn(Range<u64>) -> Asking>;
 
 /// A sub-request on its way.
-pub type Asking = Pin<Box<dyn Future<Output = Result<Response<Body>, FetchError>>>>;
+pub type Asking = Pin<Box<dyn Future<Output = Result<Response<Body>, Box<Unanswered>>>>>;
 
 /// An object that is stored in part.
 #[derive(Clone)]
@@ -181,8 +181,9 @@ impl Parts {
     async fn ask(&self, range: Range<u64>) -> Result<(Range<u64>, Body), Refused> {
         let start = range.start;
         self.fills.recorder().count(Metric::RangeRequests);
+        let asked = (self.ask)(range.clone()).await;
         let response =
-            (self.ask)(range.clone()).await.map_err(|error| Refused::Failed(Arc::new(error)))?;
+            asked.map_err(|unanswered| Refused::Failed(Arc::<Unanswered>::from(unanswered)))?;
         let length = self.head.complete_length();
         let (status, headers) = (response.status(), response.headers());
         match judge(&range, Some(&self.validator), Some(length), status, headers) {
@@ -216,7 +217,7 @@ pub enum Refused {
     /// The object changed at the origin. What was stored of it is dropped; a newer version that
     /// has taken its place stays.
     Changed,
-    /// Upstream did not answer, or with something else: a [`FetchError`], or why.
+    /// Upstream did not answer, or with something else: an [`Unanswered`], or why.
     Failed(Arc<dyn std::error::Error + Send + Sync>),
 }
 

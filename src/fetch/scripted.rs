@@ -119,7 +119,8 @@ impl Bed {
     ) -> Result<UpstreamResponse, FetchError> {
         let (head, body) = request.into_parts();
         let head = Request::from_parts(head, ());
-        self.upstreams.send(&self.pool, || head.clone(), body, &intent).await
+        let sent = self.upstreams.send(&self.pool, || head.clone(), body, &intent).await;
+        sent.map_err(|unanswered| unanswered.error)
     }
 
     pub(super) async fn get(&self) -> Result<UpstreamResponse, FetchError> {

@@ -23,9 +23,9 @@ use super::connect::{Connected, connect};
 use super::core::{Active, Core, OriginState, PoolState};
 use super::deadline::{Deadline, Timers, monotonic_ms};
 use super::dns::Resolver;
-use super::error::FetchError;
+use super::error::{FetchError, Tried, Unanswered};
 use super::exchange::{
-    AtOnce, Http1, Http2, Limits, Link, NoHead, NoHeadReason, ResponseBody, Share,
+    AtOnce, Http1, Http2, Limits, Link, NoContent, NoHead, NoHeadReason, ResponseBody, Share,
     hold_for_continue,
 };
 use super::fields::{self, Misframed};
@@ -113,21 +113,28 @@ impl Upstreams {
     /// hop-by-hop fields must be gone already. Dropping the future, or the response's body, ends
     /// the exchange.
     ///
+    /// Of a response that announces its length the first piece of content is waited for too: an
+    /// origin that breaks off before it has given no response. The head of one of unknown length,
+    /// such as a stream of events, is handed over at once.
+    ///
     /// # Errors
-    /// The last try's, when several were made.
+    /// The last try's, when several were made, and what was tried.
     pub async fn send(
         &self,
         pool: &Arc<Pool>,
         request: impl Fn() -> Request<()>,
         mut body: Body,
         intent: &Intent,
-    ) -> Result<UpstreamResponse, FetchError> {
+    ) -> Result<UpstreamResponse, Box<Unanswered>> {
         let core = &self.0;
         let state = core.state(pool);
         core.recorder.count(Metric::UpstreamRequests);
         planted::hold_memory();
+        let mut last =
+            Tried { pool: pool.name().clone(), origin: None, address: None, attempts: 0 };
+        let unanswered = |error, tried| Err(Box::new(Unanswered { error, tried }));
         if planted::each(Bug::AnswersFail, 20) {
-            return Err(FetchError::AllDown { pool: pool.name().clone() });
+            return unanswered(FetchError::AllDown { pool: pool.name().clone() }, last);
         }
         state.earn_retry();
         let mut attempt = Attempt {
@@ -145,7 +152,7 @@ impl Upstreams {
             let Some(number) = state.choose(intent, tried) else {
                 let error = FetchError::AllDown { pool: pool.name().clone() };
                 core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
-                return Err(error);
+                return unanswered(error, last);
             };
             tried |= 1 << number;
             attempt.number = number;
@@ -155,21 +162,23 @@ impl Upstreams {
                 Err(failed) => failed,
             };
             attempt.note_failure(&failed);
+            last.origin = Some(attempt.origin().name.clone());
+            (last.address, last.attempts) = (failed.address(), attempt.attempts);
             let again = failed.body.filter(|_| {
                 attempt.attempts < pool.settings().retry.attempts_max
                     && core.timers.now_ms() < attempt.limits.end_ms
             });
-            let Some(again) = again else { return Err(failed.error) };
+            let Some(again) = again else { return unanswered(failed.error, last) };
             if tried == state.all() {
                 // Nobody else to ask: the same one again helps only if it was there.
                 if !failed.error.origin_may_have_seen() {
-                    return Err(failed.error);
+                    return unanswered(failed.error, last);
                 }
                 tried = 0;
             }
             if !state.spend_retry() {
                 core.recorder.count(Metric::UpstreamRetriesRefused);
-                return Err(failed.error);
+                return unanswered(failed.error, last);
             }
             core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_FAILED);
             body = again;
@@ -197,12 +206,22 @@ struct Failed {
     body: Option<Body>,
     /// It says something about the origin's health.
     blames_origin: bool,
+    /// Where the connection led, if there was one.
+    connected: Option<SocketAddr>,
 }
 
 impl Failed {
     fn new(error: FetchError, body: Option<Body>) -> Self {
         let blames_origin = error.blames_origin();
-        Self { error, body, blames_origin }
+        Self { error, body, blames_origin, connected: None }
+    }
+
+    /// The origin's address, as far as it is known.
+    fn address(&self) -> Option<SocketAddr> {
+        match self.error {
+            FetchError::Connect { address, .. } => Some(address),
+            _ => self.connected,
+        }
     }
 }
 
@@ -221,6 +240,7 @@ impl Attempt<'_> {
                     Err(error) => return Err(Failed::new(error, Some(body))),
                 },
             };
+            let connected = Some(link.address());
             let again;
             let head = match &mut link {
                 Link::Http1(http1) => {
@@ -253,13 +273,21 @@ impl Attempt<'_> {
                     let exchanged = Exchanged { link, response, reused };
                     let responded = match exchanged.response.status() {
                         StatusCode::SWITCHING_PROTOCOLS => Box::pin(self.switch(exchanged)).await,
-                        _ => self.respond(exchanged, deadline, active),
+                        _ => match self.respond(exchanged, deadline, active) {
+                            Ok((upstream, None)) => Ok(upstream),
+                            Ok((upstream, Some(body))) => {
+                                Box::pin(self.begin(upstream, body)).await
+                            }
+                            Err(error) => Err(error),
+                        },
                     };
-                    return responded.map_err(|error| Failed::new(error, None));
+                    return responded
+                        .map_err(|error| Failed { connected, ..Failed::new(error, None) });
                 }
                 Err(no_head) => no_head,
             };
-            match self.failed(no_head, again, &deadline) {
+            let failed = Failed { connected, ..self.failed(no_head, again, &deadline) };
+            match failed {
                 // The origin closed it as we were about to use it: that says nothing about
                 // the origin, and so costs neither health nor budget. Once only.
                 failed @ Failed { error: FetchError::Terminated { .. }, .. } if reused => {
@@ -429,13 +457,14 @@ impl Attempt<'_> {
         Failed::new(error, no_head.body.or_else(|| again.filter(|_| terminated)))
     }
 
-    /// The head has come: what becomes of the body and of the connection.
+    /// The head has come: what becomes of the body and of the connection. A body beside it is one
+    /// whose first piece is to be waited for.
     fn respond(
         &self,
         exchanged: Exchanged,
         deadline: Deadline,
         active: Active,
-    ) -> Result<UpstreamResponse, FetchError> {
+    ) -> Result<(UpstreamResponse, Option<Box<ResponseBody>>), FetchError> {
         let Exchanged { mut link, response, reused } = exchanged;
         let (mut head, incoming) = response.into_parts();
         fields::keep_one_line(&mut head.headers).map_err(|field| FetchError::FieldsDiffer {
@@ -448,8 +477,31 @@ impl Attempt<'_> {
             http1.kept_for = to_us.kept_for;
         }
         let address = link.address();
-        let body = stream(link, incoming, deadline, self.limits, active);
-        Ok(self.response(head, body, address, reused))
+        let (body, awaited) = match stream(link, incoming, deadline, self.limits, active) {
+            Streamed::Whole(body) => (body, None),
+            Streamed::Coming(body) if body.is_awaited() => (Body::Empty, Some(body)),
+            Streamed::Coming(body) => (Body::Stream(Box::into_pin(body)), None),
+        };
+        Ok((self.response(head, body, address, reused), awaited))
+    }
+
+    /// Waits for the first piece of the content that a head announced.
+    async fn begin(
+        &self,
+        mut upstream: UpstreamResponse,
+        mut body: Box<ResponseBody>,
+    ) -> Result<UpstreamResponse, FetchError> {
+        let begun = poll_fn(|cx| body.poll_begin(cx)).await;
+        let origin = || self.origin().name.clone();
+        begun.map_err(|why| match why {
+            NoContent::BrokeOff(source) => FetchError::ContentMissing { origin: origin(), source },
+            NoContent::Deadline => {
+                let after = self.limits.between_bytes;
+                FetchError::ContentTimeout { origin: origin(), after }
+            }
+        })?;
+        *upstream.response.body_mut() = Body::Stream(Box::into_pin(body));
+        Ok(upstream)
     }
 
     /// The head of a 101 has come: the connection becomes what it says.
@@ -526,26 +578,33 @@ struct Exchanged {
     reused: bool,
 }
 
+/// A response's body once its head has come.
+enum Streamed {
+    Whole(Body),
+    Coming(Box<ResponseBody>),
+}
+
 fn stream(
     link: Link,
     incoming: Incoming,
     deadline: Deadline,
     limits: Limits,
     active: Active,
-) -> Body {
+) -> Streamed {
     let (begun, incoming, link) = match link {
-        Link::Http2(_) if incoming.is_end_stream() => return Body::Empty,
+        Link::Http2(_) if incoming.is_end_stream() => return Streamed::Whole(Body::Empty),
         Link::Http2(_) => (None, incoming, link),
         Link::Http1(mut http1) => match http1.body_at_once(incoming) {
             AtOnce::Whole(body) => {
                 active.give_back(http1);
-                return body;
+                return Streamed::Whole(body);
             }
             AtOnce::Begun(begun, incoming) => (Some(begun), incoming, Link::Http1(http1)),
             AtOnce::Streams(incoming) => (None, incoming, Link::Http1(http1)),
         },
     };
-    Body::stream(ResponseBody::new(incoming, begun, link, deadline, limits, active))
+    let body = ResponseBody::new(incoming, begun, link, deadline, limits, active);
+    Streamed::Coming(Box::new(body))
 }
 
 /// Runs hyper's HTTP/2 tasks on this core.

@@ -12,7 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::log::{Line, LogBuffer, key};
 use crate::body::{Body, BodyError};
-use crate::context::RequestContext;
+use crate::context::{RequestContext, UpstreamFacts};
 use crate::fields::{FieldLines, FieldsMut};
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
@@ -69,7 +69,7 @@ pub fn account(
     let status = response.status;
     recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
     recorder.observe(Metric::RequestSeconds, elapsed);
-    // What was refused before it had a site is counted in `skerry_refused_total` alone.
+    // What was refused before it had a site is counted in `skerry_requests_refused_total` alone.
     if context.site.is_some() {
         recorder.count_labelled(Metric::CacheRequests, cache_result(&context));
     }
@@ -187,9 +187,7 @@ fn write_line(
         line.millis(key!("duration_ms"), elapsed);
         cache_fields(line, context);
         if let Some(upstream) = &context.upstream {
-            line.text(key!("upstream"), upstream.origin.as_bytes());
-            line.number(key!("upstream_status"), u64::from(upstream.status.as_u16()));
-            line.millis(key!("upstream_first_byte_ms"), upstream.first_byte);
+            upstream_fields(line, upstream);
         }
         if let Some(failure) = context.failure {
             line.word(key!("failure"), failure.as_bytes());
@@ -200,6 +198,21 @@ fn write_line(
             Ending::Left => line.word(key!("ended"), b"client-left"),
         }
     });
+}
+
+fn upstream_fields(line: &mut Line<'_>, upstream: &UpstreamFacts) {
+    line.text(key!("pool"), upstream.pool.as_bytes());
+    if let Some(origin) = &upstream.origin {
+        line.text(key!("upstream"), origin.as_bytes());
+    }
+    if let Some(address) = upstream.address {
+        line.socket(key!("upstream_address"), address);
+    }
+    line.number(key!("upstream_attempts"), upstream.attempts.into());
+    if let Some((status, first_byte)) = upstream.answered {
+        line.number(key!("upstream_status"), u64::from(status.as_u16()));
+        line.millis(key!("upstream_first_byte_ms"), first_byte);
+    }
 }
 
 fn request_fields(line: &mut Line<'_>, context: &RequestContext) {

@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -216,6 +216,22 @@ impl Line<'_> {
     pub fn address(&mut self, name: Key, value: IpAddr) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         push_address(self.bytes, value);
+        self.bytes.push(b'"');
+    }
+
+    /// An address and a port, that of IPv6 in brackets.
+    pub fn socket(&mut self, name: Key, value: SocketAddr) {
+        self.bytes.extend_from_slice(name.0.as_bytes());
+        match value.ip() {
+            IpAddr::V4(address) => push_address(self.bytes, address.into()),
+            IpAddr::V6(address) => {
+                self.bytes.push(b'[');
+                push_address(self.bytes, address.into());
+                self.bytes.push(b']');
+            }
+        }
+        self.bytes.push(b':');
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(value.port()).as_bytes());
         self.bytes.push(b'"');
     }
 

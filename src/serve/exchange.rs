@@ -19,7 +19,7 @@ use crate::cache::{
 use crate::context::UpstreamFacts;
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
 use crate::fetch::parts::{First, Parts};
-use crate::fetch::{FetchError, FillEnd, Intent, Pool, Times, UpstreamResponse};
+use crate::fetch::{FillEnd, Intent, Pool, Times, Tried, Unanswered, UpstreamResponse};
 use crate::interim::Interims;
 use crate::metrics::Metric;
 use crate::route::{Rule, Site};
@@ -51,7 +51,7 @@ pub(super) struct Job {
 
 /// What the client that caused an exchange is told of it.
 pub(super) struct Report {
-    pub upstream: Option<UpstreamFacts>,
+    pub upstream: Option<Box<UpstreamFacts>>,
     pub came: Came,
 }
 
@@ -73,7 +73,7 @@ pub(super) enum Came {
     /// Upstream answered with an error, in whose place a stale response may be served.
     Error(StatusCode),
     /// No response at all.
-    Failed(Arc<FetchError>),
+    Failed(Arc<Unanswered>),
 }
 
 /// What is to be done with a response from upstream.
@@ -98,15 +98,15 @@ impl Job {
         };
         let (mut upstream, part) = match sent {
             Ok(opened) => opened,
-            Err(error) => {
-                let error = Arc::new(error);
-                lead.fail(FillFailure::Upstream(error.clone()));
+            Err(unanswered) => {
+                let unanswered = Arc::<Unanswered>::from(unanswered);
+                lead.fail(FillFailure::Upstream(unanswered.clone()));
                 // A client that left needs no report; here and below.
-                let _ = report.send(Report { upstream: None, came: Came::Failed(error) });
+                let _ = report.send(Report { upstream: None, came: Came::Failed(unanswered) });
                 return;
             }
         };
-        let upstream_facts = Some(facts(&upstream));
+        let upstream_facts = Some(Box::new(facts(&upstream, &self.pool)));
         let tell = |came| drop(report.send(Report { upstream: upstream_facts, came }));
         let settled = self.settle(&mut upstream.response, upstream.times, lead.sequence());
         let response = upstream.response;
@@ -176,7 +176,7 @@ impl Job {
     async fn send_validating(
         &self,
         mut request: Request<()>,
-    ) -> Result<UpstreamResponse, FetchError> {
+    ) -> Result<UpstreamResponse, Box<Unanswered>> {
         let upstream = self.send(|| request.clone()).await?;
         let Some(stale) = self.stale.as_ref().filter(|_| is_304(&upstream.response)) else {
             return Ok(upstream);
@@ -197,7 +197,7 @@ impl Job {
     pub async fn send(
         &self,
         request: impl Fn() -> Request<()>,
-    ) -> Result<UpstreamResponse, FetchError> {
+    ) -> Result<UpstreamResponse, Box<Unanswered>> {
         let intent =
             Intent { hash: self.key.hash.0 as u64, upgrade: None, interims: self.interims.clone() };
         let sent = self.worker.upstreams.send(&self.pool, request, Body::Empty, &intent).await;
@@ -320,12 +320,20 @@ impl Job {
 }
 
 /// What the log and `Cache-Status` tell of an exchange.
-pub(super) fn facts(upstream: &UpstreamResponse) -> UpstreamFacts {
+pub(super) fn facts(upstream: &UpstreamResponse, pool: &Pool) -> UpstreamFacts {
     UpstreamFacts {
-        origin: upstream.origin.clone(),
-        first_byte: upstream.first_byte,
-        status: upstream.response.status(),
+        pool: pool.name().clone(),
+        origin: Some(upstream.origin.clone()),
+        address: Some(upstream.address),
+        attempts: upstream.attempts,
+        answered: Some((upstream.response.status(), upstream.first_byte)),
     }
+}
+
+/// The same of one that was not answered.
+pub(super) fn facts_tried(tried: &Tried) -> UpstreamFacts {
+    let Tried { pool, origin, address, attempts } = tried.clone();
+    UpstreamFacts { pool, origin, address, attempts, answered: None }
 }
 
 fn is_304(response: &Response<Body>) -> bool {

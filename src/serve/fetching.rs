@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::answer::{Source, first_hand};
-use super::exchange::{Came, Job, Report};
+use super::exchange::{Came, Job, Report, facts_tried};
 use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
 use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::fetch::fill::Filling;
-use crate::fetch::{FetchError, Pool};
+use crate::fetch::{Pool, Unanswered};
 use crate::fields::FieldsMut;
 use crate::reply::Reply;
 use crate::respond::Failure;
@@ -186,7 +186,8 @@ impl Visit {
         let Ok(Report { upstream, came }) = reported.await else {
             return Err(failures::abandoned());
         };
-        self.context.cache_status.fwd_status = upstream.as_ref().map(|facts| facts.status);
+        let answered = upstream.as_ref().and_then(|facts| facts.answered);
+        self.context.cache_status.fwd_status = answered.map(|(status, _)| status);
         self.context.upstream = upstream;
         let outcome = match came {
             Came::Validated(head) => return self.validated(found, &head).await,
@@ -309,13 +310,20 @@ impl Visit {
         found: &Found,
         failure: &FillFailure,
     ) -> Result<Reply, Failure> {
+        let unanswered = match failure {
+            FillFailure::Upstream(error) => error.downcast_ref::<Unanswered>(),
+            _ => None,
+        };
+        if let Some(Unanswered { tried, .. }) = unanswered {
+            self.context.upstream = Some(Box::new(facts_tried(tried)));
+        }
         if let Some(response) = self.stale_on_error(found) {
             return Ok(response);
         }
         Err(match failure {
             FillFailure::Abandoned | FillFailure::Changed => failures::abandoned(),
-            FillFailure::Upstream(error) => match error.downcast_ref::<FetchError>() {
-                Some(error) => failures::upstream(error),
+            FillFailure::Upstream(_) => match unanswered {
+                Some(unanswered) => failures::upstream(&unanswered.error),
                 None => failures::upstream_status(http::StatusCode::BAD_GATEWAY),
             },
             FillFailure::Status(status) => failures::upstream_status(*status),

@@ -10,13 +10,13 @@ use http_body::Body as _;
 use tokio::task::spawn_local;
 
 use super::Visit;
-use super::exchange::{Job, Settled, facts};
+use super::exchange::{Job, Settled, facts, facts_tried};
 use super::failures;
 use super::lookup::Found;
 use crate::body::Body;
 use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fetch::collapse::Outcome;
-use crate::fetch::{FetchError, Intent, Times, UpstreamResponse, tunnel};
+use crate::fetch::{FetchError, Intent, Pool, Times, Unanswered, UpstreamResponse, tunnel};
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::route::Action;
@@ -53,7 +53,7 @@ impl Visit {
         let request = || self.upstream_request(None);
         let passed = match self.worker.upstreams.send(&job.pool, request, body, &intent).await {
             Ok(upstream) => self.passed(&job, &found, sequence, client_side, upstream)?,
-            Err(error) => return self.failed(&job, &found, &error),
+            Err(unanswered) => return self.failed(&job, &found, &unanswered),
         };
         match passed {
             Passed::Through(response) => Ok(response),
@@ -65,7 +65,13 @@ impl Visit {
     }
 
     /// No response has come.
-    fn failed(&mut self, job: &Job, found: &Found, error: &FetchError) -> Result<Reply, Failure> {
+    fn failed(
+        &mut self,
+        job: &Job,
+        found: &Found,
+        Unanswered { error, tried }: &Unanswered,
+    ) -> Result<Reply, Failure> {
+        self.context.upstream = Some(Box::new(facts_tried(tried)));
         let (request, site) = (self.context.id, &self.site.name);
         match error {
             // Anybody can break off, as often as they like.
@@ -88,7 +94,7 @@ impl Visit {
         client_side: Option<OnUpgrade>,
         mut upstream: UpstreamResponse,
     ) -> Result<Passed, Failure> {
-        self.note(&upstream);
+        self.note(&upstream, &job.pool);
         // RFC 5861 §4, for those too who follow nobody.
         if cache::decide::is_upstream_error(upstream.response.status())
             && let Some(response) = self.stale_on_error(found)
@@ -167,9 +173,9 @@ impl Visit {
         }
     }
 
-    fn note(&mut self, upstream: &UpstreamResponse) {
+    fn note(&mut self, upstream: &UpstreamResponse, pool: &Pool) {
         self.context.cache_status.fwd_status = Some(upstream.response.status());
-        self.context.upstream = Some(facts(upstream));
+        self.context.upstream = Some(Box::new(facts(upstream, pool)));
     }
 
     /// What this response makes invalid (RFC 9111 §4.4).

@@ -38,7 +38,7 @@ use crate::fetch::parts::{Ask, First, Parts, Refused};
 use crate::fetch::slices::{
     Answer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
 };
-use crate::fetch::{FetchError, UpstreamResponse};
+use crate::fetch::{Unanswered, UpstreamResponse};
 use crate::fields::Fields;
 use crate::reply::Reply;
 use crate::respond::Failure;
@@ -227,7 +227,7 @@ impl Job {
     pub(super) async fn open(
         &self,
         mut upstream: UpstreamResponse,
-    ) -> Result<(UpstreamResponse, Option<Range<u64>>), FetchError> {
+    ) -> Result<(UpstreamResponse, Option<Range<u64>>), Box<Unanswered>> {
         let Some(asked) = &self.asked else { return Ok((upstream, None)) };
         let (status, headers) = (upstream.response.status(), upstream.response.headers());
         if status != StatusCode::PARTIAL_CONTENT {

@@ -234,3 +234,113 @@ fn a_client_that_leaves_before_the_head_does_not_hurt_who_waits_with_it() {
     assert_eq!(staying.read(false).text(), "for all");
     assert_eq!(origin.requests(), 1);
 }
+
+#[test]
+fn a_body_that_breaks_off_before_its_first_byte_is_a_502() {
+    let origin = Origin::start(|seen| {
+        let answer = Answer::ok(vec![b'x'; 100_000]).cut_after(0);
+        match seen.target.as_str() {
+            "/stored" => answer.fresh_for(60),
+            "/short" => Answer::ok("short").cut_after(0).fresh_for(60),
+            _ => answer.header("Cache-Control", "no-store"),
+        }
+    });
+    let edge = Edge::before(&origin.url());
+    for target in ["/stored", "/short", "/passed"] {
+        for _ in 0..2 {
+            let response = edge.get(target);
+            assert_eq!((response.status, response.is_complete), (502, true), "{target}");
+            let expected = "skerry; error=http_response_incomplete";
+            assert_eq!(response.header("proxy-status"), expected, "{target}");
+        }
+    }
+    let post = edge.connect().request("POST", "edge.test", "/passed", &[], b"x");
+    assert_eq!(post.status, 502, "{post:?}");
+    let lines = edge.log(7);
+    for line in lines {
+        assert_eq!(line["failure"], "http_response_incomplete", "{line}");
+        assert_eq!(line["upstream"], origin.address.to_string(), "{line}");
+        assert!(line["ended"].is_null() && line["upstream_status"].is_null(), "{line}");
+    }
+}
+
+#[test]
+fn a_body_that_breaks_off_at_once_leaves_what_may_be_served_stale() {
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let origin = Origin::start(move |_| {
+        let answer = Answer::ok("hello").header("Cache-Control", "max-age=10, stale-if-error=100");
+        match first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => answer,
+            false => answer.cut_after(0),
+        }
+    });
+    let edge = Edge::before(&origin.url());
+    assert_eq!(edge.get("/").status, 200);
+    edge.advance(11);
+    let stale = edge.get("/");
+    assert_eq!((stale.status, stale.text()), (200, "hello"), "{stale:?}");
+    assert!(stale.header("cache-status").contains("detail=stale-if-error"), "{stale:?}");
+}
+
+#[test]
+fn a_body_that_does_not_begin_in_time_is_a_504() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |_| Answer::ok("late").pause_at(0, &behind));
+    let edge = Edge::with(&config(&origin, "[pools.main.deadlines]\nbetween_bytes = \"100ms\""));
+    let response = edge.get("/");
+    assert_eq!(response.status, 504, "{response:?}");
+    assert_eq!(response.header("proxy-status"), "skerry; error=connection_read_timeout");
+    gate.open();
+}
+
+#[test]
+fn the_head_of_a_stream_does_not_wait_for_its_first_event() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |_| {
+        let events = Answer::ok("data: 1\n\n").header("Content-Type", "text/event-stream");
+        events.header("Cache-Control", "no-store").chunked().pause_at(0, &behind)
+    });
+    let edge = Edge::before(&origin.url());
+    let mut client = edge.connect();
+    client.send(b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    assert_eq!(client.read_line(), "HTTP/1.1 200 OK");
+    gate.open();
+}
+
+#[test]
+fn the_log_names_the_origin_that_gave_no_response() {
+    let refusing = Origin::start(|_| Answer::ok("x"));
+    refusing.kill();
+    let closing = Origin::start(|_| Answer::raw(""));
+    let name = "no-such-host.invalid:80";
+    let text = format!(
+        "[pools.refusing]\norigins = {:?}\n[pools.two]\norigins = [{:?}, {:?}]\n\
+         [pools.unknown]\norigins = \"http://{name}\"\n[sites.all]\nhosts = \"*\"\npool = \"two\"\n\
+         [[sites.all.rules]]\npath = \"/refusing\"\npool = \"refusing\"\n\
+         [[sites.all.rules]]\npath = \"/unknown\"\npool = \"unknown\"\n",
+        refusing.url(),
+        closing.url(),
+        closing.url()
+    );
+    let edge = Edge::with(&text);
+    for method in ["GET", "POST"] {
+        let ask = |target| edge.connect().request(method, "edge.test", target, &[], b"").status;
+        assert_eq!((ask("/refusing"), ask("/two"), ask("/unknown")), (502, 502, 502));
+    }
+    let (refusing, closing) = (refusing.address.to_string(), closing.address.to_string());
+    for line in edge.log(6) {
+        let (pool, origin, address) = match line["target"].as_str() {
+            Some("/refusing") => ("refusing", &*refusing, Some(&*refusing)),
+            Some("/two") => ("two", &*closing, Some(&*closing)),
+            _ => ("unknown", name, None),
+        };
+        assert_eq!((&line["pool"], &line["upstream"]), (&pool.into(), &origin.into()), "{line}");
+        assert_eq!(line["upstream_address"].as_str(), address, "{line}");
+        let again = pool == "two" && line["method"] == "GET";
+        assert_eq!(line["upstream_attempts"], if again { 3 } else { 1 }, "{line}");
+        assert!(line["upstream_status"].is_null(), "{line}");
+        assert_ne!(line["cache"], "hit", "{line}");
+    }
+}
