@@ -152,9 +152,12 @@ struct ExplainArguments {
     /// A field of the request, `Name: value`; may be given several times.
     #[arg(short = 'H', long = "header")]
     headers: Vec<String>,
-    /// The client's address, for rules by country.
+    /// The client's address, for rules by network and country and for rates.
     #[arg(long)]
     client: Option<std::net::IpAddr>,
+    /// The client's country, where it is not to be found by the address: two letters.
+    #[arg(long)]
+    country: Option<geo::Country>,
     #[command(flatten)]
     admin: AdminArgument,
 }
@@ -390,6 +393,9 @@ fn ask_why(arguments: ExplainArguments) -> Result<(), String> {
     let mut target = format!("/explain?url={}", cli::percent_encode(&arguments.url));
     if let Some(client) = arguments.client {
         target.push_str(&format!("&client={client}"));
+    }
+    if let Some(country) = arguments.country {
+        target.push_str(&format!("&country={}", country.as_str()));
     }
     let answer = call(&arguments.admin, "GET", &target, &fields, "")?;
     println!("{answer:#}");

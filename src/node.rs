@@ -514,6 +514,7 @@ impl NodeActions for Shared {
         uri: &'a Uri,
         headers: &'a HeaderMap,
         client: Option<IpAddr>,
+        country: Option<geo::Country>,
     ) -> Coming<'a, Result<Value, String>> {
         let explainer = Explainer {
             plan: self.plan.load_full(),
@@ -521,7 +522,7 @@ impl NodeActions for Shared {
             geo: self.geo.clone(),
             clock: self.clock.clone(),
         };
-        Box::pin(async move { explainer.explain(uri, headers, client).await })
+        Box::pin(async move { explainer.explain(uri, headers, client, country).await })
     }
 }
 

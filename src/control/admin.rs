@@ -97,6 +97,7 @@ pub trait NodeActions: Names + Send + Sync + 'static {
         uri: &'a Uri,
         headers: &'a http::HeaderMap,
         client: Option<IpAddr>,
+        country: Option<geo::Country>,
     ) -> Coming<'a, Result<Value, String>>;
 }
 
@@ -348,19 +349,23 @@ impl Admin {
         unix_ms(self.clock.now())
     }
 
-    /// `GET /explain?url=…&client=…`; the call's own fields that begin with `x-explain-` stand
+    /// `GET /explain?url=…&client=…&country=…`; the call's own fields that begin with `x-explain-` stand
     /// for the fields of the request that is explained.
     async fn explain(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
         let query = request.uri().query().unwrap_or_default();
-        only(query, &["url", "client"])?;
+        only(query, &["url", "client", "country"])?;
         let url = parameter(query, "url")?.unwrap_or_default();
         let uri = absolute_url(&url)?;
         let client = parameter(query, "client")?
             .map(|client| client.parse())
             .transpose()
             .map_err(|_| Problem::bad_request("client: expected an IP address"))?;
+        let country =
+            parameter(query, "country")?.map(|country| country.parse()).transpose().map_err(
+                |error: geo::UnknownCountry| Problem::bad_request(format!("country: {error}")),
+            )?;
         let headers = explained_fields(request.headers());
-        let explained = self.node.explain(&uri, &headers, client).await;
+        let explained = self.node.explain(&uri, &headers, client, country).await;
         Ok(json_response(StatusCode::OK, &explained.map_err(Problem::bad_request)?))
     }
 

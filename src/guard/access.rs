@@ -58,6 +58,33 @@ pub fn admit(
     }
 }
 
+/// Which option of a rule a refusal of [`admit`] comes from, and which entry of its list. No entry:
+/// none of them matches.
+pub fn cause(
+    settings: &Settings,
+    refusal: Refusal,
+    client: Option<IpAddr>,
+    country: Option<Country>,
+) -> (&'static str, Option<String>) {
+    let network = || {
+        let denied = |network: &&IpNet| client.is_some_and(|client| network.contains(&client));
+        settings.deny_addresses.iter().find(denied)
+    };
+    let country = || country.filter(|country| settings.deny_countries.contains(country));
+    match refusal {
+        Refusal::AddressDenied => match network() {
+            Some(network) => ("access.deny", Some(network.to_string())),
+            None => ("access.allow", None),
+        },
+        Refusal::CountryDenied => match country() {
+            Some(country) => ("access.deny_countries", Some(country.as_str().to_owned())),
+            None => ("access.allow_countries", None),
+        },
+        Refusal::MethodDenied => ("access.methods", None),
+        _ => ("access.content_max", None),
+    }
+}
+
 impl Settings {
     /// The `Allow` field that a 405 must have (RFC 9110 §15.5.6).
     pub fn allow_field(&self) -> HeaderValue {
@@ -109,6 +136,27 @@ mod tests {
         let never = Settings { deny_countries: vec!["DE".parse().unwrap()], ..Settings::default() };
         check(&never, "192.0.2.1", Some("DE"), Err(Refusal::CountryDenied));
         check(&never, "192.0.2.1", None, Ok(()));
+    }
+
+    #[test]
+    fn a_refusal_has_an_option_and_an_entry() {
+        let settings = Settings {
+            allow_addresses: vec!["192.0.2.0/24".parse().unwrap()],
+            deny_addresses: vec!["192.0.2.128/25".parse().unwrap()],
+            allow_countries: vec!["DE".parse().unwrap(), "FR".parse().unwrap()],
+            deny_countries: vec!["FR".parse().unwrap()],
+            ..Settings::default()
+        };
+        let check = |client: &str, country: &str, option: &str, entry: Option<&str>| {
+            let (client, country) = (client.parse().unwrap(), country.parse().ok());
+            let refusal = admit(&settings, client, country, &Method::GET, &HeaderMap::new());
+            let found = cause(&settings, refusal.unwrap_err(), Some(client), country);
+            assert_eq!((found.0, found.1.as_deref()), (option, entry), "{client} {country:?}");
+        };
+        check("192.0.2.200", "DE", "access.deny", Some("192.0.2.128/25"));
+        check("198.51.100.1", "DE", "access.allow", None);
+        check("192.0.2.1", "FR", "access.deny_countries", Some("FR"));
+        check("192.0.2.1", "US", "access.allow_countries", None);
     }
 
     #[test]

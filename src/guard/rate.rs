@@ -77,6 +77,17 @@ impl Table {
         *paid_at = next;
         verdict.map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
+
+    /// Whether a request of `client` would be let in now. Counts nothing.
+    pub fn would_admit(&self, rule: u64, limit: Limit, client: IpAddr, now: Instant) -> bool {
+        let now = now.saturating_duration_since(self.start);
+        let interval = Duration::from_secs_f64(1.0 / limit.per_second.max(RATE_MIN));
+        let key = (rule, network_of(client));
+        let shard = self.hasher.hash_one(key) as usize % SHARDS;
+        let entries = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let paid_at = entries.get(&key).copied().unwrap_or(now);
+        gcra(paid_at, interval, limit.burst, now).1.is_ok()
+    }
 }
 
 /// The new `TAT`, and whether the request conforms; if not, how long until one would.
@@ -146,6 +157,21 @@ mod tests {
         assert!(admit(1, "2001:db8::1") && admit(1, "2001:db8::2") && admit(1, "2001:db8::3"));
         assert!(!admit(1, "2001:db8::4"));
         assert!(admit(1, "2001:db8:0:1::4"));
+    }
+
+    #[test]
+    fn a_question_counts_nothing() {
+        let now = Clock::system().instant();
+        let table = Table::new(1000, now);
+        let recorder = Metrics::new(1).background();
+        let client: IpAddr = "192.0.2.1".parse().unwrap();
+        for _ in 0..3 {
+            assert!(table.would_admit(1, TEN_A_SECOND, client, now));
+            assert!(table.would_admit(1, TEN_A_SECOND, client, now));
+            assert!(table.admit(1, TEN_A_SECOND, client, now, &recorder).is_ok());
+        }
+        assert!(!table.would_admit(1, TEN_A_SECOND, client, now));
+        assert!(table.would_admit(1, TEN_A_SECOND, client, now + Duration::from_millis(100)));
     }
 
     #[test]

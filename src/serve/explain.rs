@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use geo::{Geo, Place};
+use geo::{Country, Geo, Place};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use super::worker::Plan;
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
 use crate::clock::Clock;
 use crate::fields::Fields;
-use crate::guard::Normalised;
+use crate::guard::{Normalised, access};
 use crate::route::{Action, Facts, Question, Rule};
 use crate::store::{Head, Record, Store};
 
@@ -32,7 +32,8 @@ pub struct Explainer {
 }
 
 impl Explainer {
-    /// Explains a GET for `uri` with these fields, from `client` where it is given.
+    /// Explains a GET for `uri` with these fields, from `client` where it is given, in `country`
+    /// where that is given, else in the client's. Nothing is counted against a rate.
     ///
     /// # Errors
     /// The gate refuses the URL, or no site has its host: says which.
@@ -41,10 +42,19 @@ impl Explainer {
         uri: &Uri,
         headers: &HeaderMap,
         client: Option<IpAddr>,
+        country: Option<Country>,
     ) -> Result<Value, String> {
         let plan = &self.plan;
         let asked = plan.gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
-        let place = client.map(|client| self.geo.locate(client)).unwrap_or_default();
+        let located = || client.map(|client| self.geo.locate(client)).unwrap_or_default();
+        let place = match country {
+            Some(country) => Place {
+                country: Some(country),
+                continent: Some(country.continent()),
+                ..Place::default()
+            },
+            None => located(),
+        };
         let method = Method::GET;
         let question = Question {
             host: asked.authority.host(),
@@ -60,8 +70,15 @@ impl Explainer {
             "rule": &*rule.settings.name,
             "country": place.country.map(|country| country.as_str().to_owned()),
         });
+        let client_at = Client { address: client, country: place.country };
+        let admitted = self.admit(rule, client_at, &method, headers, &mut told);
+        if let Err((reason, status)) = admitted {
+            told["decision"] = answered_here("refuse", reason);
+            told["decision"]["status"] = json!(status.as_u16());
+            return Ok(told);
+        }
         if !matches!(rule.settings.action, Action::Pass(_)) {
-            told["decision"] = json!("answered by the rule itself");
+            told["decision"] = answered_here("answer", Reason::AnsweredHere);
             return Ok(told);
         }
         told["pool"] = json!(rule.pool(&place).map(|pool| pool.name().to_string()));
@@ -107,6 +124,49 @@ impl Explainer {
         told["decision"] =
             decision(cache::decide(&head.response, purged, &directives, settings, now));
         Ok(told)
+    }
+
+    /// Whether the rule's access limits and its rate let the request in: the reason and the status
+    /// if not. What depends on a client that is not given is not judged, and named.
+    fn admit(
+        &self,
+        rule: &Rule,
+        client: Client,
+        method: &Method,
+        headers: &HeaderMap,
+        told: &mut Value,
+    ) -> Result<(), (Reason, StatusCode)> {
+        let settings = &rule.settings;
+        let (judged, skipped) = judged(&settings.access, client);
+        let address = client.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let admitted = access::admit(&judged, address, client.country, method, headers);
+        told["access"] = json!({"admitted": admitted.is_ok()});
+        if !skipped.is_empty() {
+            told["access"]["not_judged"] = json!(skipped);
+        }
+        if let Err(refusal) = admitted {
+            let (option, entry) = access::cause(&judged, refusal, client.address, client.country);
+            told["access"]["reason"] = json!(refusal.as_str());
+            told["access"]["option"] = json!(option);
+            told["access"]["entry"] = json!(entry);
+            return Err((Reason::Denied, refusal.status()));
+        }
+        let Some(limit) = settings.rate else { return Ok(()) };
+        let admits = |client| {
+            let now = self.clock.instant();
+            self.plan.rates.would_admit(settings.number, limit, client, now)
+        };
+        let admitted = client.address.map(admits);
+        told["rate"] = json!({
+            "rule": &*settings.name,
+            "per_second": limit.per_second,
+            "burst": limit.burst,
+            "admitted": admitted,
+        });
+        match admitted {
+            Some(false) => Err((Reason::RateLimited, StatusCode::TOO_MANY_REQUESTS)),
+            Some(true) | None => Ok(()),
+        }
     }
 
     /// Where to look by what is remembered of the path.
@@ -157,6 +217,41 @@ impl Explainer {
             }
         }
     }
+}
+
+/// What is known of the client that a question is about.
+#[derive(Clone, Copy)]
+struct Client {
+    address: Option<IpAddr>,
+    country: Option<Country>,
+}
+
+/// The access limits that can be judged by what is known of the client, and the options that
+/// can't be.
+fn judged(settings: &access::Settings, client: Client) -> (access::Settings, Vec<&'static str>) {
+    let mut judged = settings.clone();
+    let mut skipped = Vec::new();
+    if client.address.is_none() {
+        for (option, networks) in [
+            ("access.allow", &mut judged.allow_addresses),
+            ("access.deny", &mut judged.deny_addresses),
+        ] {
+            if !std::mem::take(networks).is_empty() {
+                skipped.push(option);
+            }
+        }
+    }
+    if client.address.is_none() && client.country.is_none() {
+        for (option, countries) in [
+            ("access.allow_countries", &mut judged.allow_countries),
+            ("access.deny_countries", &mut judged.deny_countries),
+        ] {
+            if !std::mem::take(countries).is_empty() {
+                skipped.push(option);
+            }
+        }
+    }
+    (judged, skipped)
 }
 
 /// The fields as the origin would get them.
@@ -243,6 +338,10 @@ fn decision(decision: Decision) -> Value {
             json!({"act": "gateway-timeout", "reason": reason.as_str(), "why": reason.sentence()})
         }
     }
+}
+
+fn answered_here(act: &str, reason: Reason) -> Value {
+    json!({"act": act, "reason": reason.as_str(), "why": reason.sentence()})
 }
 
 fn forward(reason: Reason) -> Value {

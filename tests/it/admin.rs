@@ -189,7 +189,7 @@ fn a_misspelt_parameter_is_refused_by_name() {
     check("POST", "/purge?wiat=all", "unknown parameter \\\"wiat\\\"; there are wait, timeout");
     check("POST", "/purge?wait=all&wait=none", "wait is given twice");
     check("GET", "/purges?sinse=1", "there are since, limit");
-    check("GET", "/explain?ulr=http://a/", "there are url, client");
+    check("GET", "/explain?ulr=http://a/", "there are url, client, country");
 }
 
 #[test]

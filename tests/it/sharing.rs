@@ -199,6 +199,69 @@ fn a_response_for_one_client_is_given_to_no_other() {
 }
 
 #[test]
+fn explain_says_who_is_not_let_in_and_which_rate_counts() {
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(60));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
+         [[sites.all.rules]]\npath = \"/inside\"\n\
+         access = {{ allow = [\"10.0.0.0/8\"], deny = [\"10.9.0.0/16\"] }}\n\
+         [[sites.all.rules]]\npath = \"/de\"\naccess.allow_countries = [\"DE\"]\n\
+         [[sites.all.rules]]\npath = \"/post\"\naccess.methods = [\"POST\"]\n\
+         [[sites.all.rules]]\nname = \"slow\"\npath = \"/limited\"\n\
+         rate = {{ per_second = 0.001, burst = 2 }}\n\
+         [[sites.all.rules]]\npath = \"/moved\"\nredirect.location = \"/a\"\n",
+        origin.url()
+    ));
+    let told = |target: &str| -> serde_json::Value {
+        let answer = edge.admin("GET", &format!("/explain?url=http://edge.test{target}"), "");
+        serde_json::from_str(answer.text()).expect("JSON")
+    };
+    let refused = |target: &str, status: u16, option: &str, entry: Option<&str>| {
+        let told = told(target);
+        let (access, decision) = (&told["access"], &told["decision"]);
+        assert_eq!((&decision["act"], &decision["reason"]), (&"refuse".into(), &"denied".into()));
+        assert_eq!(decision["status"], status, "{told}");
+        assert_eq!((&access["admitted"], &access["option"]), (&false.into(), &option.into()));
+        assert_eq!(access["entry"].as_str(), entry, "{told}");
+    };
+    refused("/inside&client=192.0.2.1", 403, "access.allow", None);
+    refused("/inside&client=10.9.1.1", 403, "access.deny", Some("10.9.0.0/16"));
+    refused("/de&country=FR", 403, "access.allow_countries", None);
+    refused("/post", 405, "access.methods", None);
+    let open = told("/inside");
+    assert_eq!(open["access"]["not_judged"], serde_json::json!(["access.allow", "access.deny"]));
+    assert_eq!(told("/de")["access"]["not_judged"][0], "access.allow_countries");
+    for admitted in ["/inside&client=10.1.1.1", "/de&country=DE", "/inside"] {
+        let told = told(admitted);
+        assert_eq!(
+            (&told["access"]["admitted"], &told["decision"]["act"]),
+            (&true.into(), &"forward".into())
+        );
+    }
+    let limited = "/limited&client=127.0.0.1";
+    for _ in 0..5 {
+        let told = told(limited);
+        let rate = &told["rate"];
+        assert_eq!((&rate["rule"], &rate["burst"]), (&"slow".into(), &2.into()), "{told}");
+        assert_eq!((&rate["admitted"], &rate["per_second"]), (&true.into(), &0.001.into()));
+    }
+    assert_eq!((edge.get("/limited").status, edge.get("/limited").status), (200, 200));
+    let over = told(limited);
+    assert_eq!(over["decision"]["reason"], "rate-limited", "{over}");
+    assert_eq!(
+        (&over["decision"]["status"], &over["rate"]["admitted"]),
+        (&429.into(), &false.into())
+    );
+    assert_eq!(told("/limited&client=192.0.2.1")["decision"]["act"], "hit");
+    assert!(told("/limited")["rate"]["admitted"].is_null());
+    let moved = told("/moved");
+    assert_eq!(
+        (&moved["decision"]["act"], &moved["decision"]["reason"]),
+        (&"answer".into(), &"answered-here".into())
+    );
+}
+
+#[test]
 fn explain_says_whether_it_would_be_a_hit_and_touches_nothing() {
     let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
     let edge = Edge::before(&origin.url());
