@@ -102,7 +102,9 @@ impl Sites<'_> {
         };
         let own = own.or_else(|| inherited.clone().map(Action::Pass));
         let mut rules = Vec::new();
-        for (at, section) in section.list("rules").iter().enumerate() {
+        let listed = section.list("rules");
+        refuse_ignored(section, own.as_ref(), !listed.is_empty());
+        for (at, section) in listed.iter().enumerate() {
             let rule = self.rule(&name, at, section, scope.clone(), inherited.clone());
             rules.extend(rule);
         }
@@ -159,6 +161,7 @@ impl Sites<'_> {
         let matches = read_matches(section);
         read_scope(section, &mut scope);
         let action = self.action(section, inherited.as_ref());
+        refuse_ignored(section, action.as_ref(), false);
         if action.is_none() {
             let message =
                 "a rule needs a \"pool\" (its site's or its own), a \"redirect\" or a \"respond\"";
@@ -258,6 +261,26 @@ impl Sites<'_> {
     }
 }
 
+/// Notes options that have no effect beside what the site or rule does. `passes_on`: its rules
+/// inherit those that rules have.
+fn refuse_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
+    const OF_ORIGINS: [&str; 4] =
+        ["strip_prefix", "add_prefix", "pools_by_country", "pools_by_continent"];
+    let (does, inherited): (_, &[&str]) = match action {
+        Some(Action::Redirect(_)) => ("redirect", &["cache", "compression", "request_fields"]),
+        Some(Action::Fixed(_)) => ("respond", &["cache", "request_fields"]),
+        Some(Action::Pass(_)) | None => return,
+    };
+    let inherited = inherited.iter().copied().filter(|_| !passes_on);
+    for name in OF_ORIGINS.into_iter().chain(inherited).filter(|name| section.has(name)) {
+        let message = format!(
+            "{name:?} has no effect beside {does:?}, which asks no origin: take {name:?} out, or \
+             name a \"pool\" in the place of {does:?}"
+        );
+        section.mistake(name, message);
+    }
+}
+
 fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scope) -> RuleSettings {
     let number = xxhash_rust::xxh3::xxh3_64(format!("{site}\n{name}").as_bytes());
     let Scope { access, rate, cache, compression, request_fields, response_fields } = scope;
@@ -293,6 +316,9 @@ fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     if per_second.is_some_and(|per_second| per_second <= 0.0) {
         rate.mistake("per_second", "expected a rate above 0, or \"none\"");
     }
+    if rate.has("burst") && !rate.has("per_second") && scope.rate.is_none() {
+        rate.mistake("burst", "\"burst\" has no effect without \"per_second\": set both");
+    }
     let mut burst =
         scope.rate.map_or(per_second.map_or(1, |rate| rate as u32), |limit| limit.burst);
     rate.read_within("burst", &mut burst, 0..=1_000_000);
@@ -301,16 +327,16 @@ fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     rooms::cache(&section.section("cache"), Arc::make_mut(&mut scope.cache));
     let compression = section.section("compression");
     rooms::compression(&compression, Arc::make_mut(&mut scope.compression));
-    read_fields(&section.section("request_fields"), &mut scope.request_fields, REQUEST_FIELDS_OURS);
-    read_fields(
-        &section.section("response_fields"),
-        &mut scope.response_fields,
-        RESPONSE_FIELDS_OURS,
-    );
+    let request = section.section("request_fields");
+    read_fields(&request, &mut scope.request_fields, REQUEST_FIELDS_OURS, &[]);
+    let response = section.section("response_fields");
+    let once = RESPONSE_FIELDS_ONCE;
+    read_fields(&response, &mut scope.response_fields, RESPONSE_FIELDS_OURS, once);
 }
 
-/// What a rule changes comes after what its site changes.
-fn read_fields(section: &Section<'_>, edits: &mut FieldEdits, ours: &[&str]) {
+/// What a rule changes comes after what its site changes. Fields of `ours` can't be changed, and
+/// those of `once` can't be added to what is there.
+fn read_fields(section: &Section<'_>, edits: &mut FieldEdits, ours: &[&str], once: &[&str]) {
     let mut remove: Vec<HeaderName> = Vec::new();
     section.read("remove", &mut remove);
     for name in remove {
@@ -322,7 +348,14 @@ fn read_fields(section: &Section<'_>, edits: &mut FieldEdits, ours: &[&str]) {
         edits.set.retain(|(other, _)| *other != name);
         edits.set.push((name, template));
     }
-    edits.add.extend(read_templates(&section.section("add"), ours));
+    let add = section.section("add");
+    for (key, span, _) in add.entries() {
+        if once.iter().any(|name| key.eq_ignore_ascii_case(name)) {
+            let message = format!("the field {key:?} can stand once in a response: use \"set\"");
+            section.reader.mistake(&span, message);
+        }
+    }
+    edits.add.extend(read_templates(&add, ours));
 }
 
 fn read_templates(section: &Section<'_>, ours: &[&str]) -> Vec<(HeaderName, Template)> {
@@ -401,6 +434,10 @@ fn read_fixed(section: &Section<'_>) -> Option<Fixed> {
         }
     }
     section.read("content_type", &mut content_type);
+    if !content.is_empty() && [204, 205, 304].contains(&status.as_u16()) {
+        let message = format!("a response of status {} has no content", status.as_u16());
+        section.mistake("status", message);
+    }
     section.is_written().then_some(Fixed { status, content, content_type })
 }
 
@@ -517,4 +554,18 @@ const RESPONSE_FIELDS_OURS: &[&str] = &[
     "content-range",
     "transfer-encoding",
     "upgrade",
+];
+
+/// One line of each (RFC 9110 §5.3).
+const RESPONSE_FIELDS_ONCE: &[&str] = &[
+    "accept-ranges",
+    "content-location",
+    "content-type",
+    "date",
+    "etag",
+    "expires",
+    "last-modified",
+    "location",
+    "retry-after",
+    "server",
 ];

@@ -261,6 +261,52 @@ fn rules_can_match_and_do_one_thing() {
 }
 
 #[test]
+fn options_without_an_effect_are_mistakes() {
+    let beside = |line: usize, at: usize, name: &str, does: &str| {
+        format!(
+            "{line}:{at}: \"{name}\" has no effect beside \"{does}\", which asks no origin: take \
+             \"{name}\" out, or name a \"pool\" in the place of \"{does}\""
+        )
+    };
+    let rule = "[[sites.www.rules]]\npath = \"/a\"\n";
+    let redirect = format!("{rule}redirect.location = \"/b\"\n");
+    for (option, name, at) in [
+        ("strip_prefix = \"/a\"", "strip_prefix", 16),
+        ("add_prefix = \"/a\"", "add_prefix", 14),
+        ("pools_by_country = { DE = \"main\" }", "pools_by_country", 20),
+        ("pools_by_continent = { EU = \"main\" }", "pools_by_continent", 22),
+        ("cache = { enabled = false }", "cache", 9),
+        ("compression = { codings = [] }", "compression", 15),
+        ("request_fields = { set = { a = \"b\" } }", "request_fields", 18),
+    ] {
+        check(&format!("{redirect}{option}\n"), &[&beside(4, at, name, "redirect")]);
+    }
+    let respond = format!("{rule}respond.content = \"b\"\n");
+    check(
+        &format!("{respond}strip_prefix = \"/a\"\n"),
+        &[&beside(4, 16, "strip_prefix", "respond")],
+    );
+    check(&format!("{respond}compression.codings = []\naccess.methods = [\"GET\"]\n"), &[]);
+    // The rules of a site inherit what they have an effect on.
+    let site = "[sites.b]\nhosts = \"b\"\nredirect.location = \"/b\"\ncache.enabled = false\n";
+    check(site, &[&beside(4, 1, "cache", "redirect")]);
+    let rules = "[[sites.b.rules]]\npath = \"/a\"\npool = \"main\"\n";
+    check(&format!("{site}{rules}"), &[]);
+    check(
+        &format!("{rule}rate.burst = 5\n"),
+        &["3:14: \"burst\" has no effect without \"per_second\": set both"],
+    );
+    check(
+        &format!("{rule}respond = {{ status = 204, content = \"b\" }}\n"),
+        &["3:22: a response of status 204 has no content"],
+    );
+    check(
+        "[sites.www.response_fields]\nadd = { Content-Type = \"a/b\", Link = \"</b>\" }\n",
+        &["2:9: the field \"Content-Type\" can stand once in a response: use \"set\""],
+    );
+}
+
+#[test]
 fn caching_has_words_and_ranges_of_statuses() {
     check(
         "[sites.www.cache]\nhonour = [\"no-store\", \"no-cash\"]\nset_cookie = \"eat\"\nlifetimes = { by_status = { 404 = \"1s\", 99 = \"1s\" } }\nkey = { query = \"none\", query_only = \"a\" }\n",
