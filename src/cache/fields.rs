@@ -284,11 +284,6 @@ mod tests {
     }
 
     #[test]
-    fn a_response_without_date_gets_the_time_of_its_arrival() {
-        assert!(stored(&[("cache-control", "max-age=60")]).headers.contains(&DATE));
-    }
-
-    #[test]
     fn what_an_answer_writes_anew_is_not_for_one_client_alone() {
         let fields = [
             ("cache-control", "max-age=60, private=\"x-own, age, set-cookie\""),
@@ -303,6 +298,11 @@ mod tests {
         let mut names: Vec<_> = own.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["set-cookie", "x-own"]);
+    }
+
+    #[test]
+    fn a_response_without_date_gets_the_time_of_its_arrival() {
+        assert!(stored(&[("cache-control", "max-age=60")]).headers.contains(&DATE));
     }
 
     #[test]

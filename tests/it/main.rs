@@ -8,6 +8,7 @@ mod crash;
 mod deploy;
 mod docs;
 mod failures;
+mod fields;
 mod gate;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
