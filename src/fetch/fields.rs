@@ -10,7 +10,10 @@ use http::header::{
     LOCATION, RETRY_AFTER, SERVER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+};
+use http_body::Body as _;
 
 use super::pool::PoolOrigin;
 use crate::body::Body;
@@ -42,6 +45,22 @@ pub(super) fn direct(request: &mut Request<Body>, origin: &PoolOrigin, http2: bo
             *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
         }
         *request.version_mut() = Version::HTTP_11;
+    }
+}
+
+/// Says how the content of a request over HTTP/1.1 is framed, where the client's fields do not.
+/// hyper frames nothing of unknown length on GET and HEAD: it would drop the content.
+pub(super) fn frame_content(request: &mut Request<Body>) {
+    if request.headers().contains_key(CONTENT_LENGTH) {
+        return;
+    }
+    if request.body().exact_length().is_none() {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if request.body().is_end_stream()
+        && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH)
+    {
+        // RFC 9110 §8.6: where the method gives content a meaning, its absence is told too.
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
 }
 
@@ -285,6 +304,31 @@ mod tests {
         check("timeout=-1", None);
         check("timeout=99999999999", None);
         assert_eq!(take_hop_by_hop(&mut HeaderMap::new(), false).kept_for, None);
+    }
+
+    #[test]
+    fn content_is_framed_once() {
+        let check = |method: Method, length: Option<&'static str>, body: Body, expected| {
+            let mut request = Request::new(body);
+            *request.method_mut() = method.clone();
+            if let Some(length) = length {
+                request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static(length));
+            }
+            frame_content(&mut request);
+            let of = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!((of(CONTENT_LENGTH), of(TRANSFER_ENCODING)), expected, "{method}");
+        };
+        let unknown = || crate::fetch::tests::channel().1;
+        for method in [Method::GET, Method::HEAD, Method::DELETE, Method::POST] {
+            check(method.clone(), None, unknown(), (None, Some("chunked")));
+            check(method.clone(), Some("5"), unknown(), (Some("5"), None));
+            check(method, Some("0"), Body::Empty, (Some("0"), None));
+        }
+        check(Method::GET, None, Body::Empty, (None, None));
+        check(Method::DELETE, None, Body::Empty, (None, None));
+        for method in [Method::POST, Method::PUT, Method::PATCH] {
+            check(method, None, Body::Empty, (Some("0"), None));
+        }
     }
 
     #[test]

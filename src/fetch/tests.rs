@@ -778,7 +778,7 @@ async fn an_upgrade_hands_over_the_connection_with_what_came_early() {
 }
 
 /// A body that a test feeds, one piece in store.
-fn channel() -> (mpsc::Sender<Bytes>, Body) {
+pub(super) fn channel() -> (mpsc::Sender<Bytes>, Body) {
     let (sender, receiver) = mpsc::channel(1);
     (sender, Body::stream(Channel(receiver)))
 }

@@ -415,6 +415,7 @@ impl Attempt<'_> {
         if is_http2 {
             return (request, again);
         }
+        fields::frame_content(&mut request);
         if let Some(interims) = &self.intent.interims {
             fields::hear_interims(&mut request, interims.clone(), self.core.recorder.clone());
         }

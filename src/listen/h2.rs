@@ -255,7 +255,7 @@ fn take_up<S, F>(
     let length = content_length(request.headers());
     let mut request = request;
     join_cookies(request.headers_mut());
-    let request = request.map(|body| paced(body, length, limits, &client.recorder));
+    let request = request.map(|body| content(body, length, client, cx));
     let mut answer = Box::pin((client.service)(client.facts.clone(), request));
     if let Poll::Ready(response) = answer.as_mut().poll(cx) {
         return way_back.send_or_spawn(response, &client.date);
@@ -462,12 +462,28 @@ impl Pump {
     }
 }
 
-fn paced(body: RecvStream, length: Option<u64>, limits: &Limits, recorder: &Recorder) -> Body {
+/// The content of a request. Some clients end every request by an empty DATA frame: where it has
+/// come with the head, the request has no content, and is answered and forwarded as one without.
+fn content<S>(
+    mut body: RecvStream,
+    length: Option<u64>,
+    client: &Client<S>,
+    cx: &mut Context<'_>,
+) -> Body {
     if body.is_end_stream() {
         return Body::Empty;
     }
-    let received = Received { body, left: length, data_ended: false };
-    Body::stream(Paced::new(received, limits, recorder.clone()))
+    let first = match body.poll_data(cx) {
+        // Trailers are dropped in any case.
+        Poll::Ready(None) => return Body::Empty,
+        Poll::Ready(Some(Ok(piece))) if piece.is_empty() && body.is_end_stream() => {
+            return Body::Empty;
+        }
+        Poll::Ready(first) => first,
+        Poll::Pending => None,
+    };
+    let received = Received { body, first, left: length, data_ended: false };
+    Body::stream(Paced::new(received, &client.session.limits, client.recorder.clone()))
 }
 
 /// HTTP/2 may split the cookies into several fields, and nobody else understands that
@@ -492,6 +508,8 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 /// A request body. Its window is given back as it is read, so a slow reader slows the client.
 struct Received {
     body: RecvStream,
+    /// What had come with the head.
+    first: Option<Result<Bytes, h2::Error>>,
     /// By Content-Length, to which h2 holds the client.
     left: Option<u64>,
     data_ended: bool,
@@ -507,7 +525,11 @@ impl HttpBody for Received {
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let this = self.get_mut();
         if !this.data_ended {
-            match ready!(this.body.poll_data(cx)) {
+            let piece = match this.first.take() {
+                None => ready!(this.body.poll_data(cx)),
+                first => first,
+            };
+            match piece {
                 Some(Ok(bytes)) => {
                     _ = this.body.flow_control().release_capacity(bytes.len());
                     this.left = this.left.map(|left| left.saturating_sub(bytes.len() as u64));
@@ -522,7 +544,7 @@ impl HttpBody for Received {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.first.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -2,7 +2,7 @@
 //! its case here, in the order of the RFC, as conformance suites have them.
 
 use crate::harness::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, Http2, PADDED, PING,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Http2, PADDED, PING,
     PREFACE, PRIORITISED, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block,
     frame, headers, setting,
 };
@@ -73,7 +73,9 @@ fn observe(edge: &Edge, bytes: &[u8]) -> String {
             RST_STREAM if came.stream == 1 && seen.is_none() => {
                 seen = Some(format!("Reset({})", came.code()));
             }
-            HEADERS if came.stream == 1 => seen = Some(format!("Status({})", status(&came))),
+            HEADERS if came.stream == 1 => {
+                seen = Some(format!("Status({})", status(&came.payload)))
+            }
             PING if came.payload == b"the end." => {
                 // What the first overtook has come before the second.
                 pings += 1;
@@ -102,12 +104,12 @@ fn awaits_answer(bytes: &[u8]) -> bool {
 }
 
 /// `:status` in a block that begins with it, indexed or as a literal with an indexed name.
-fn status(frame: &Frame) -> u16 {
-    match frame.payload[0] {
+pub fn status(block: &[u8]) -> u16 {
+    match block[0] {
         at @ 0x88..=0x8e => [200, 204, 206, 304, 400, 404, 500][usize::from(at - 0x88)],
         // A literal of three digits, Huffman-coded or not: 5 or 6 bits a digit.
         _ => {
-            let (length, text) = (frame.payload[1], &frame.payload[2..]);
+            let (length, text) = (block[1], &block[2..]);
             if length & 0x80 == 0 {
                 return String::from_utf8_lossy(&text[..3]).parse().expect("digits");
             }

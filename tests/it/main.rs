@@ -4,6 +4,7 @@ mod admin;
 mod bus;
 mod caching;
 mod conformance;
+mod content;
 mod crash;
 mod deploy;
 mod docs;

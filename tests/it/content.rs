@@ -1,0 +1,234 @@
+//! Request content on its way to the origin: whatever the method, the framing and the two
+//! versions of HTTP, it arrives whole and framed once (RFC 9110 §8.6, §9.3, RFC 9112 §6).
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use tokio::net::TcpListener;
+
+use crate::harness::frames::{
+    DATA, END_STREAM, Frame, GOAWAY, HEADERS, Http2, RST_STREAM, frame, headers,
+};
+use crate::harness::{Answer, Edge, Origin, raw};
+
+const METHODS: [&str; 7] = ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PATCH", "REPORT"];
+
+/// How the client frames its content.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Framing {
+    Http1Length,
+    Http1Chunked,
+    Http2Length,
+    Http2Unknown,
+    /// HEADERS do not end the stream, an empty DATA frame does: no content.
+    Http2EmptyData,
+}
+
+const FRAMINGS: [Framing; 5] = [
+    Framing::Http1Length,
+    Framing::Http1Chunked,
+    Framing::Http2Length,
+    Framing::Http2Unknown,
+    Framing::Http2EmptyData,
+];
+
+impl Framing {
+    fn content(self) -> &'static str {
+        if self == Self::Http2EmptyData { "" } else { "hello" }
+    }
+
+    /// Sends `hello` to `/`. The status of the answer.
+    fn send(self, edge: &Edge, method: &str) -> u16 {
+        let http1 = |framing: &str| {
+            let head = format!("{method} / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n");
+            let said = raw(edge.http, format!("{head}{framing}").as_bytes());
+            said.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default()
+        };
+        let http2 = |more: &[(&str, &str)]| {
+            let content = frame(DATA, END_STREAM, 1, self.content().as_bytes());
+            http2_status(edge.http, &[http2_head(method, more), content].concat())
+        };
+        match self {
+            Self::Http1Length => http1("Content-Length: 5\r\n\r\nhello"),
+            Self::Http1Chunked => {
+                http1("Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n")
+            }
+            Self::Http2Length => http2(&[("content-length", "5")]),
+            Self::Http2Unknown | Self::Http2EmptyData => http2(&[]),
+        }
+    }
+}
+
+/// The head of a request to `/` on stream 1, which goes on.
+fn http2_head(method: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo =
+        [(":method", method), (":scheme", "http"), (":path", "/"), (":authority", "edge.test")];
+    headers(0, 1, &[&pseudo, more].concat())
+}
+
+/// The status that stream 1 is answered with; 0 when it is reset or the connection ends.
+fn http2_status(address: SocketAddr, bytes: &[u8]) -> u16 {
+    let mut client = Http2::connect(address, &[]);
+    client.send(bytes);
+    loop {
+        match client.next() {
+            Some(Frame { kind: HEADERS, stream: 1, payload, .. }) => {
+                return crate::http2::status(&payload);
+            }
+            Some(Frame { kind: RST_STREAM | GOAWAY, .. }) | None => return 0,
+            Some(_) => {}
+        }
+    }
+}
+
+/// A request as an origin that speaks HTTP/2 saw it: method, `content-length`, content.
+type Seen = (String, Option<String>, Vec<u8>);
+
+/// An origin that speaks HTTP/2 by prior knowledge and answers 200 to everything.
+fn http2_origin() -> (String, Arc<Mutex<Vec<Seen>>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = seen.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            listener.set_nonblocking(true).expect("a socket that does not block");
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(converse(stream, record.clone()));
+            }
+        });
+    });
+    (url, seen)
+}
+
+async fn converse(stream: tokio::net::TcpStream, record: Arc<Mutex<Vec<Seen>>>) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let record = record.clone();
+        tokio::spawn(async move {
+            let (head, mut body) = request.into_parts();
+            let mut content = Vec::new();
+            while let Some(Ok(piece)) = body.data().await {
+                content.extend_from_slice(&piece);
+            }
+            let length = head.headers.get("content-length").and_then(|value| value.to_str().ok());
+            let seen = (head.method.to_string(), length.map(str::to_owned), content);
+            record.lock().unwrap().push(seen);
+            let response = Response::builder().status(StatusCode::OK).body(()).unwrap();
+            if let Ok(mut stream) = respond.send_response(response, false) {
+                let _ = stream.send_data(Bytes::new(), true);
+            }
+        });
+    }
+}
+
+#[test]
+fn content_reaches_an_http1_origin_whole_and_framed_once() {
+    let origin = Origin::start(|_| Answer::ok("fine"));
+    let edge = Edge::before(&origin.url());
+    let mut wrong = Vec::new();
+    for method in METHODS {
+        for framing in FRAMINGS {
+            let before = origin.requests();
+            let status = framing.send(&edge, method);
+            let seen = origin.seen().split_off(before);
+            let [seen] = &seen[..] else {
+                wrong.push(format!("{method} {framing:?}: {status}, the origin saw {seen:?}"));
+                continue;
+            };
+            let framed = (seen.header("content-length"), seen.header("transfer-encoding"));
+            let is_framed = match framing {
+                Framing::Http1Length | Framing::Http2Length => framed == (Some("5"), None),
+                Framing::Http1Chunked | Framing::Http2Unknown => framed == (None, Some("chunked")),
+                // RFC 9110 §8.6: a length of zero where the method gives content a meaning.
+                Framing::Http2EmptyData if matches!(method, "POST" | "PATCH") => {
+                    framed == (Some("0"), None)
+                }
+                Framing::Http2EmptyData => framed == (None, None),
+            };
+            let is_whole = seen.method == method && seen.body == framing.content().as_bytes();
+            if status != 200 || !is_framed || !is_whole {
+                wrong.push(format!("{method} {framing:?}: {status}, {seen:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn content_reaches_an_http2_origin_whole() {
+    let (url, seen) = http2_origin();
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {url:?}\nprotocol = \"http2\"\n[sites.all]\nhosts = \"*\"\n"
+    ));
+    let mut wrong = Vec::new();
+    for method in METHODS {
+        for framing in FRAMINGS {
+            let status = framing.send(&edge, method);
+            let seen = std::mem::take(&mut *seen.lock().unwrap());
+            let length = match framing {
+                Framing::Http1Length | Framing::Http2Length => Some("5".to_owned()),
+                Framing::Http2EmptyData if !matches!(method, "GET" | "HEAD" | "DELETE") => {
+                    Some("0".to_owned())
+                }
+                _ => None,
+            };
+            let expected = (method.to_owned(), length, framing.content().as_bytes().to_vec());
+            if status != 200 || seen != [expected] {
+                wrong.push(format!("{method} {framing:?}: {status}, the origin saw {seen:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_chunk_that_is_none_is_a_400_whatever_the_method() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let edge = Edge::before(&origin.url());
+    for method in METHODS {
+        let head = format!("{method} / HTTP/1.1\r\nHost: edge.test\r\n");
+        let request = format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX\r\n");
+        let said = raw(edge.http, request.as_bytes());
+        assert!(said.starts_with("HTTP/1.1 400 "), "{method}: {said:?}");
+    }
+    assert_eq!(origin.requests(), 0, "none was whole: {:?}", origin.seen());
+}
+
+#[test]
+fn a_get_with_content_is_neither_stored_nor_answered_from_the_store() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()).fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    let chunked = |content: &str| {
+        let mut client = edge.connect();
+        client.send(b"GET /page HTTP/1.1\r\nHost: edge.test\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send(format!("1\r\n{content}\r\n0\r\n\r\n").as_bytes());
+        client.read(false)
+    };
+    assert_eq!(chunked("a").text(), "a");
+    assert_eq!(chunked("b").text(), "b");
+    let plain = edge.get("/page");
+    assert_eq!((plain.text(), plain.is_hit()), ("", false), "nothing of the others was stored");
+    assert_eq!(chunked("c").text(), "c");
+    assert!(edge.get("/page").is_hit());
+    assert_eq!(origin.requests(), 4);
+}
+
+#[test]
+fn a_head_with_content_says_nothing_about_what_is_stored() {
+    let origin = Origin::start(|seen| match seen.method.as_str() {
+        "HEAD" => Answer::ok("another").header("ETag", "\"2\"").fresh_for(60),
+        _ => Answer::ok("stored").header("ETag", "\"1\"").fresh_for(60),
+    });
+    let edge = Edge::before(&origin.url());
+    edge.get("/page");
+    let mut client = edge.connect();
+    client.send(b"HEAD /page HTTP/1.1\r\nHost: edge.test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send(b"1\r\na\r\n0\r\n\r\n");
+    assert_eq!(client.read(true).header("etag"), "\"2\"");
+    assert!(edge.get("/page").is_hit(), "its ETag is of a response to other content");
+}
