@@ -48,9 +48,25 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
         self.0.borrow_mut().poll_send(cx)
     }
 
+    /// How many header blocks were malformed since the last call. h2 resets their streams.
+    pub(super) fn take_malformed(&self) -> u32 {
+        self.0.borrow_mut().frames.take_malformed()
+    }
+
     /// What the client did against the protocol. Nothing more is read then: the driver must act.
     pub(super) fn fault(&self) -> Option<Reason> {
         self.0.borrow().frames.fault()
+    }
+}
+
+impl<T> Queue<T> {
+    /// Hands on what h2 may see but could not be left where it was read.
+    fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) {
+        let behind = self.frames.behind();
+        if !behind.is_empty() {
+            let length = behind.len().min(buffer.remaining());
+            buffer.put_slice(&behind.split_to(length));
+        }
     }
 }
 
@@ -103,18 +119,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let queue = &mut *self.0.borrow_mut();
-        if queue.frames.fault().is_some() {
-            return Poll::Pending;
-        }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut queue.inner).poll_read(cx, buffer))?;
-        let good = queue.frames.look(&buffer.filled()[before..]);
-        buffer.set_filled(before + good);
-        // Nothing would be the end, to h2.
-        if good == 0 && queue.frames.fault().is_some() {
-            return Poll::Pending;
+        loop {
+            queue.hand_on(buffer);
+            if buffer.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+            // Nothing would be the end, to h2.
+            if queue.frames.fault().is_some() {
+                return Poll::Pending;
+            }
+            ready!(Pin::new(&mut queue.inner).poll_read(cx, buffer))?;
+            if buffer.filled().len() == before {
+                return Poll::Ready(Ok(()));
+            }
+            let in_place = queue.frames.look(&buffer.filled()[before..]);
+            buffer.set_filled(before + in_place);
         }
-        Poll::Ready(Ok(()))
     }
 }
 

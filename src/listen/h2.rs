@@ -121,6 +121,9 @@ where
     fn serve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let end = self.accept(cx);
+            for _ in 0..self.transport.take_malformed() {
+                record::unread(&self.client.recorder, Unread::Malformed);
+            }
             self.keep_budget();
             if self.batch.is_empty() || end.is_ready() {
                 return end;

@@ -51,6 +51,13 @@ fn of(fields: &[(&str, &str)]) -> Vec<u8> {
     headers(END_STREAM, 1, fields)
 }
 
+/// A GET whose path need not be text.
+fn raw_path(path: &[u8]) -> Vec<u8> {
+    let literal = [&[4, path.len() as u8], path].concat();
+    let others: Vec<_> = GET.into_iter().filter(|(name, _)| *name != ":path").collect();
+    frame(HEADERS, END_STREAM | END_HEADERS, 1, &[literal, block(&others)].concat())
+}
+
 /// A block in the four fields of a GET by the static table, authority `edge.test`.
 fn get_block() -> Vec<u8> {
     block(&GET)
@@ -329,15 +336,15 @@ fn malformed_requests_are_answered_by_a_reset_or_a_400() {
     let body = |bytes: &[u8]| frame(DATA, END_STREAM, 1, bytes);
     let trailers = |fields: &[(&str, &str)]| headers(END_STREAM, 1, fields);
     check(&[
-        // §8.2: names and values.
-        ("upper-case name", with(&[("X-A", "b")]), Refused(PROTOCOL)),
-        ("empty name", with(&[("", "b")]), Refused(PROTOCOL)),
-        ("name with a space", with(&[("x a", "b")]), Refused(PROTOCOL)),
-        ("name with a colon", with(&[("x:a", "b")]), Refused(PROTOCOL)),
-        ("name with a line", with(&[("x\r\ny", "b")]), Refused(PROTOCOL)),
-        ("value with CR LF", with(&[("x-a", "b\r\nhost: bad")]), Refused(PROTOCOL)),
-        ("value with LF", with(&[("x-a", "b\nc")]), Refused(PROTOCOL)),
-        ("value with NUL", with(&[("x-a", "b\0")]), Refused(PROTOCOL)),
+        // §8.2: names and values. §8.1.1: what is malformed is an error of its stream.
+        ("upper-case name", with(&[("X-A", "b")]), Reset(PROTOCOL)),
+        ("empty name", with(&[("", "b")]), Reset(PROTOCOL)),
+        ("name with a space", with(&[("x a", "b")]), Reset(PROTOCOL)),
+        ("name with a colon", with(&[("x:a", "b")]), Reset(PROTOCOL)),
+        ("name with a line", with(&[("x\r\ny", "b")]), Reset(PROTOCOL)),
+        ("value with CR LF", with(&[("x-a", "b\r\nhost: bad")]), Reset(PROTOCOL)),
+        ("value with LF", with(&[("x-a", "b\nc")]), Reset(PROTOCOL)),
+        ("value with NUL", with(&[("x-a", "b\0")]), Reset(PROTOCOL)),
         ("value that begins with a space", with(&[("x-a", " b")]), Status(400)),
         ("value that ends with a tab", with(&[("x-a", "b\t")]), Status(400)),
         // §8.2.2: fields of the connection.
@@ -349,7 +356,7 @@ fn malformed_requests_are_answered_by_a_reset_or_a_400() {
         ("te: gzip", with(&[("te", "gzip")]), Reset(PROTOCOL)),
         ("te: trailers", with(&[("te", "trailers")]), Status(200)),
         // §8.3: pseudo-fields.
-        ("unknown pseudo-field", with(&[(":test", "x")]), Refused(PROTOCOL)),
+        ("unknown pseudo-field", with(&[(":test", "x")]), Reset(PROTOCOL)),
         ("pseudo-field of responses", with(&[(":status", "200")]), Reset(PROTOCOL)),
         (
             "pseudo-field behind others",
@@ -368,7 +375,8 @@ fn malformed_requests_are_answered_by_a_reset_or_a_400() {
         ("path with a space", instead(":path", "/bad b"), Reset(PROTOCOL)),
         ("path with lines", instead(":path", "/bad HTTP/1.1\r\nx: y"), Reset(PROTOCOL)),
         ("path with a broken escape", instead(":path", "/bad%zz"), Status(400)),
-        ("method with a space", instead(":method", "GET /bad"), Refused(PROTOCOL)),
+        ("path that is no UTF-8", raw_path(b"/bad\xff"), Reset(PROTOCOL)),
+        ("method with a space", instead(":method", "GET /bad"), Reset(PROTOCOL)),
         ("no authority", without(":authority"), Status(400)),
         ("authority with a user", instead(":authority", "user@edge.test"), Status(400)),
         ("authority with a path", instead(":authority", "edge.test/bad"), Reset(PROTOCOL)),
@@ -411,11 +419,48 @@ fn malformed_requests_are_answered_by_a_reset_or_a_400() {
         (
             "pseudo-field in trailers",
             then(post(&[]), trailers(&[(":path", "/bad")])),
-            Refused(PROTOCOL),
+            Reset(PROTOCOL),
         ),
-        ("upper case in trailers", then(post(&[]), trailers(&[("X-A", "b")])), Refused(PROTOCOL)),
+        ("upper case in trailers", then(post(&[]), trailers(&[("X-A", "b")])), Reset(PROTOCOL)),
         ("trailers", then(post(&[]), trailers(&[("x-a", "b")])), Status(200)),
     ]);
+}
+
+/// What a client has put into its table is what the node has in its own, whatever was wrong.
+#[test]
+fn a_malformed_request_leaves_the_others_of_its_connection_alone() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let edge = Edge::before(&origin.url());
+    let mut client = Http2::connect(edge.http, &[]);
+    let field = |wire: &[u8]| [&get_block()[..], wire].concat();
+    let send = |client: &mut Http2, stream: u32, block: &[u8]| {
+        client.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, block));
+        loop {
+            match client.next().expect("the connection lives") {
+                came if came.stream == stream && came.kind == RST_STREAM => return came.code(),
+                came if came.stream == stream && came.kind == HEADERS => {
+                    return status(&came.payload).into();
+                }
+                came => assert_ne!(came.kind, GOAWAY, "{came:?}"),
+            }
+        }
+    };
+    client.send(&post(&[]));
+    // Three fields for the table, two of which may not be.
+    let three = b"\x40\x03X-A\x01a\x40\x03x-b\x02\r\n\x40\x03x-c\x05right";
+    assert_eq!(send(&mut client, 3, &field(three)), 1);
+    // What is in the table is as bad as it was, and what was right is there.
+    assert_eq!(send(&mut client, 5, &field(b"\xc0")), 1);
+    assert_eq!(send(&mut client, 7, &field(b"\xbf")), 1);
+    assert_eq!(send(&mut client, 9, &field(b"\xbe\x0f\x30\x05right")), 200);
+    let seen = origin.seen();
+    let [seen] = &seen[..] else { panic!("one was a request: {seen:?}") };
+    assert_eq!((seen.header("x-c"), seen.header("x-b")), (Some("right"), Some("right")));
+    // The first request is still under way.
+    client.send(&frame(DATA, END_STREAM, 1, b"hello"));
+    assert_eq!(client.next_of(DATA).expect("its answer").payload, b"hello");
+    assert!(client.is_alive());
+    assert_eq!(edge.metric("skerry_requests_unread_total{reason=\"malformed\""), 3.0);
 }
 
 #[test]
