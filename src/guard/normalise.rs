@@ -115,10 +115,7 @@ impl Gate {
         let authority = url.authority().ok_or(Refusal::HostMissing)?;
         let authority = Authority::from_target(authority, scheme)?;
         let target = url.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-        let target = match path::normalise(target.path(), self.settings.merge_slashes)? {
-            Cow::Borrowed(_) => target,
-            Cow::Owned(path) => with_path(path, target.query())?,
-        };
+        let target = with_one_spelling(&target, self.settings.merge_slashes)?;
         let client = IpAddr::from([0, 0, 0, 0]);
         Ok(Normalised { scheme, authority, target, client, upgrade: None })
     }
@@ -258,18 +255,21 @@ fn target(asked: &Asked, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
     if !target.path().starts_with('/') {
         return Err(Refusal::TargetInvalid);
     }
-    match path::normalise(target.path(), merge_slashes)? {
-        Cow::Borrowed(_) => Ok(target.clone()),
-        Cow::Owned(path) => with_path(path, target.query()),
-    }
+    with_one_spelling(target, merge_slashes)
 }
 
-fn with_path(mut path: String, query: Option<&str>) -> Result<PathAndQuery, Refusal> {
-    if let Some(query) = query {
-        path.push('?');
-        path.push_str(query);
+fn with_one_spelling(target: &PathAndQuery, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
+    let path = path::normalise(target.path(), merge_slashes)?;
+    let query = target.query().map(path::normalise_query);
+    if matches!((&path, &query), (Cow::Borrowed(_), None | Some(Cow::Borrowed(_)))) {
+        return Ok(target.clone());
     }
-    PathAndQuery::from_maybe_shared(path).map_err(|_| Refusal::TargetInvalid)
+    let mut spelled = path.into_owned();
+    if let Some(query) = query {
+        spelled.push('?');
+        spelled.push_str(&query);
+    }
+    PathAndQuery::from_maybe_shared(spelled).map_err(|_| Refusal::TargetInvalid)
 }
 
 /// `Connection: upgrade` with `Upgrade` (RFC 9110 §7.8); HTTP/2 has neither.
@@ -372,6 +372,7 @@ mod tests {
         check("GET http://example.org/a 2\nhost: example.org", "example.org/a");
         check("GET /a 1.0", "198.51.100.1:8080/a");
         check("GET /a 1.0\nhost: example.org", "example.org/a");
+        check("GET /é?q=é 1.1\nhost: example.org", "example.org/%C3%A9?q=%C3%A9");
         check("OPTIONS * 1.1\nhost: example.org", "example.org*");
         check("POST /a 1.1\nhost: example.org\ncontent-length: 5", "example.org/a");
         check("POST /a 1.1\nhost: example.org\ntransfer-encoding: Chunked", "example.org/a");

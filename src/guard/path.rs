@@ -1,6 +1,12 @@
 //! One spelling for each path (RFC 3986 §6.2.2), decided once and used everywhere after:
 //! `%41` is `A`, `%2f` is `%2F` and stays encoded, `/a/../b` is `/b`, and what no URI may
-//! hold raw is encoded. The query is the application's and stays as it came.
+//! hold raw is encoded. The query is the application's and stays as it came, but for what is not
+//! ASCII: that is encoded, as in the path.
+//!
+//! Text that is not ASCII has no place in a URI (RFC 3986 §2), but browsers of old, scripts and
+//! links written by hand send it, and nginx, Varnish and Apache take it. As UTF-8 it has one meaning
+//! (RFC 3987 §3.1), which is sent on and kept under the spelling that a URI has for it. Bytes that
+//! are no UTF-8 are refused before the gate: a 400 over HTTP/1, a reset of the stream over HTTP/2.
 
 use std::borrow::Cow;
 
@@ -14,6 +20,18 @@ pub(super) fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>,
     let recoded = recode(path.as_bytes())?;
     let walked = remove_dot_segments(&recoded, merge_slashes);
     if walked == path { Ok(Cow::Borrowed(path)) } else { Ok(Cow::Owned(walked)) }
+}
+
+/// The query with what is not ASCII encoded. Borrowed when there is nothing of it.
+pub(super) fn normalise_query(query: &str) -> Cow<'_, str> {
+    if query.is_ascii() {
+        return Cow::Borrowed(query);
+    }
+    let mut out = String::with_capacity(query.len() + 16);
+    for byte in query.bytes() {
+        if byte.is_ascii() { out.push(char::from(byte)) } else { push_encoded(&mut out, byte) }
+    }
+    Cow::Owned(out)
 }
 
 /// Whether nothing in `path` needs a closer look: one pass, most requests end here.
@@ -47,15 +65,17 @@ fn recode(path: &[u8]) -> Result<String, Refusal> {
         match value {
             0..0x20 | 0x7F => return Err(Refusal::PathControl),
             _ if stays_raw => out.push(char::from(value)),
-            _ => {
-                out.push('%');
-                out.push(char::from(HEX[usize::from(value >> 4)]));
-                out.push(char::from(HEX[usize::from(value & 15)]));
-            }
+            _ => push_encoded(&mut out, value),
         }
         rest = after;
     }
     Ok(out)
+}
+
+fn push_encoded(out: &mut String, byte: u8) {
+    out.push('%');
+    out.push(char::from(HEX[usize::from(byte >> 4)]));
+    out.push(char::from(HEX[usize::from(byte & 15)]));
 }
 
 /// RFC 3986 §5.2.4. `..` above the root stays at the root.
@@ -166,6 +186,12 @@ mod tests {
         check("/{a}|\"", "/%7Ba%7D%7C%22");
         check("/a;v=1/@b:c", "/a;v=1/@b:c");
         check("/%3B%3b", "/%3B%3B");
+    }
+
+    #[test]
+    fn a_query_stays_but_for_what_is_not_ascii() {
+        assert!(matches!(normalise_query("a=%zz&b=/../%c3"), Cow::Borrowed("a=%zz&b=/../%c3")));
+        assert_eq!(normalise_query("q=é&p=%41"), "q=%C3%A9&p=%41");
     }
 
     #[test]

@@ -464,6 +464,34 @@ fn a_malformed_request_leaves_the_others_of_its_connection_alone() {
 }
 
 #[test]
+fn text_in_a_target_is_read_alike_over_both_versions() {
+    let origin = Origin::start(|seen| Answer::ok(seen.target.clone()));
+    let edge = Edge::before(&origin.url());
+    for (target, expected) in [
+        ("/é?q=é".as_bytes(), Some("/%C3%A9?q=%C3%A9")),
+        ("/日本語/%c3%a9".as_bytes(), Some("/%E6%97%A5%E6%9C%AC%E8%AA%9E/%C3%A9")),
+        (b"/\xe9", None),
+        (b"/?q=\xe9", None),
+        (b"/\xc3", None),
+        (b"/\xed\xa0\x80", None),
+    ] {
+        let line = [b"GET ", target, b" HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n"];
+        let mut client = edge.connect();
+        client.send(&line.concat());
+        let status = client.read(false).status;
+        assert_eq!(status, if expected.is_some() { 200 } else { 400 }, "{target:?}");
+        let seen = observe(&edge, &raw_path(target));
+        assert_eq!(seen, if expected.is_some() { "Status(200)" } else { "Reset(1)" }, "{target:?}");
+        if let Some(expected) = expected {
+            let all = origin.seen();
+            let targets: Vec<_> = all.iter().rev().take(2).map(|seen| &*seen.target).collect();
+            assert_eq!(targets, [expected; 2]);
+        }
+    }
+    assert_eq!(origin.requests(), 4);
+}
+
+#[test]
 fn the_first_frame_is_settings() {
     let origin = Origin::start(|_| Answer::ok("never"));
     let edge = Edge::before(&origin.url());
