@@ -85,40 +85,103 @@ impl Default for Settings {
     }
 }
 
-/// [`Settings::strip_fields`] as shipped: method overrides, other names for the URL, the host
-/// or the client (the list of "Web Cache Entanglement", PortSwigger 2020, and what
-/// frameworks have read since), and `Proxy` (httpoxy, CVE-2016-5385).
+/// [`Settings::strip_fields`] as shipped, by what they would change, with those that obey them: the
+/// list of "Web Cache Entanglement" (PortSwigger 2020), of Param Miner (2025) what a known
+/// framework or server reads, and what frameworks have been found to obey since.
 pub const STRIP_FIELDS: &[&str] = &[
-    "cf-connecting-ip",
-    "client-ip",
-    "fastly-client-ip",
-    "forwarded-for",
-    "forwarded-host",
-    "forwarded-proto",
-    "front-end-https",
-    "proxy",
-    "true-client-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-forwarded",
-    "x-forwarded-by",
-    "x-forwarded-path",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-forwarded-uri",
-    "x-host",
-    "x-http-host-override",
+    // Method overrides: Rails, Symfony, Laravel, Express's method-override, ASP.NET.
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
-    "x-original-host",
+    // The URL: IIS Rewrite, Zend and Symfony of old, Gunicorn (SCRIPT_NAME, PATH_INFO), Apache NiFi
+    // (X-Forwarded-Context), Flask behind a prefix (X-Script-Name), Envoy, Sun's and Oracle's proxies.
+    "base-url",
+    "path-info",
+    "script-name",
+    "x-envoy-original-path",
+    "x-forwarded-context",
+    "x-forwarded-path",
+    "x-forwarded-prefix",
+    "x-forwarded-uri",
+    "x-http-destinationurl",
     "x-original-uri",
     "x-original-url",
     "x-override-url",
-    "x-real-ip",
     "x-rewrite-url",
+    "x-script-name",
+    // The host and the port: Rails, Django, Symfony, Spring, Envoy, WebSphere and Liberty, which believe
+    // their plug-in's `$WS…` from everybody as shipped.
+    "$wssn",
+    "$wssp",
+    "forwarded-host",
+    "http-host",
+    "x-backend-host",
+    "x-envoy-original-host",
+    "x-forwarded-port",
+    "x-forwarded-server",
+    "x-host",
+    "x-http-host-override",
+    "x-original-host",
+    // The scheme: Tornado (X-Scheme), Gunicorn (X-Forwarded-Protocol), Rack (X-Forwarded-Scheme), IIS
+    // (X-ARR-SSL), WordPress (CF-Visitor), WebLogic (WL-Proxy-SSL), WebSphere.
+    "$wsis",
+    "$wspr",
+    "cf-visitor",
+    "forwarded-proto",
+    "front-end-https",
+    "wl-proxy-ssl",
+    "x-arr-ssl",
+    "x-forwarded-protocol",
+    "x-forwarded-scheme",
+    "x-forwarded-ssl",
+    "x-proto",
+    "x-scheme",
     "x-url-scheme",
+    // The client: Rails (Client-IP), request-ip for Node.js, django-ipware, WebLogic, WebSphere, Envoy,
+    // and what else CDNs and clouds call it.
+    "$wsra",
+    "$wsrh",
+    "$wsru",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-pseudo-ipv4",
+    "client-ip",
+    "fastly-client-ip",
+    "forwarded-for",
+    "proxy-client-ip",
+    "true-client-ip",
+    "wl-proxy-client-ip",
+    "x-appengine-user-ip",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-envoy-external-address",
+    "x-forwarded",
+    "x-forwarded-by",
+    "x-proxyuser-ip",
+    "x-real-ip",
+    // The client's country: WooCommerce.
+    "cf-ipcountry",
+    "x-country-code",
+    // What frameworks say to themselves: Next.js (X-Middleware-Subrequest: CVE-2025-29927), React Router
+    // (CVE-2025-43864, CVE-2025-43865), Astro on Vercel.
+    "x-astro-path",
+    "x-invoke-error",
+    "x-invoke-output",
+    "x-invoke-path",
+    "x-invoke-query",
+    "x-invoke-status",
+    "x-matched-path",
+    "x-middleware-subrequest",
+    "x-now-route-matches",
+    "x-react-router-prerender-data",
+    "x-react-router-spa-mode",
+    // What a server in front can do: Rack::Sendfile (CVE-2025-61780); Symfony and Drupal, which leave ESI
+    // in what they send (Surrogate-Capability).
+    "surrogate-capability",
+    "x-accel-mapping",
+    "x-sendfile-type",
+    // CGI's proxy for outgoing requests (httpoxy, CVE-2016-5385).
+    "proxy",
 ];

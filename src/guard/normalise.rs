@@ -465,6 +465,14 @@ mod tests {
     }
 
     #[test]
+    fn every_field_that_is_to_be_stripped_is() {
+        for name in super::super::STRIP_FIELDS {
+            let head = format!("GET / 1.1\nhost: a\n{name}: 1\n{}: 1", name.replace('-', "_"));
+            fields_left(Settings::default(), &head, &["host"]);
+        }
+    }
+
+    #[test]
     fn an_upgrade_is_kept_aside() {
         let websocket = "GET / 1.1\nhost: a\nconnection: Upgrade\nupgrade: websocket";
         let (found, _) = pass(Settings::default(), websocket);
