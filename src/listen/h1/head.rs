@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
 use crate::fields::{members, number};
@@ -112,6 +113,10 @@ pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(Unread::Malformed),
         Err(httparse::Error::TooManyHeaders) => return Err(Unread::HeadTooLarge),
+        Err(httparse::Error::Version) => {
+            let known = as_http_1_1(&head).ok_or(Unread::Malformed)?;
+            return parse(known, limits);
+        }
         Err(_) => return Err(Unread::Malformed),
     }
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
@@ -125,6 +130,12 @@ pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
     *request.method_mut() = Method::from_bytes(method).map_err(|_| Unread::Malformed)?;
     *request.uri_mut() =
         Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Unread::Malformed)?;
+    if *request.method() == Method::OPTIONS
+        && request.uri().scheme().is_some()
+        && names_no_path(target)
+    {
+        ask_for_the_server(&mut request);
+    }
     if uri_bytes(&request) > limits.uri_bytes_max {
         return Err(Unread::TargetTooLong);
     }
@@ -146,6 +157,33 @@ pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
         takes_trailers: connection.takes_trailers,
         upgrades: connection.upgrades,
     })
+}
+
+/// The same head with version 1.1 in place of a higher minor version: a message of a version that is
+/// not known is processed as one of the highest that is (RFC 9110 §2.5). `None` if its version is
+/// no such one.
+fn as_http_1_1(head: &[u8]) -> Option<Bytes> {
+    let line = head.iter().position(|byte| *byte == b'\r')?;
+    let minor = line.checked_sub(1)?;
+    let is_higher = matches!(head[minor], b'2'..=b'9') && head[..minor].ends_with(b" HTTP/1.");
+    is_higher.then(|| {
+        let mut known = head.to_vec();
+        known[minor] = b'1';
+        known.into()
+    })
+}
+
+/// Whether a URL ends with its authority.
+fn names_no_path(url: &[u8]) -> bool {
+    let authority = url.windows(3).position(|bytes| bytes == b"://").map(|at| at + 3);
+    authority.is_some_and(|at| !url[at..].iter().any(|byte| b"/?#".contains(byte)))
+}
+
+/// `OPTIONS http://host` asks for the server as a whole, as `OPTIONS *` does (RFC 9112 §3.2.4).
+fn ask_for_the_server(request: &mut Request<()>) {
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static("*"));
+    *request.uri_mut() = Uri::from_parts(parts).expect("a URL has all three parts");
 }
 
 #[allow(unsafe_code, reason = "each byte of each field was looked at already")]
@@ -314,6 +352,38 @@ mod tests {
         assert!(head("HTTP/1.1", post).expects_continue);
         assert!(!head("HTTP/1.0", post).expects_continue);
         assert!(head("HTTP/1.1", "TE: trailers").takes_trailers);
+    }
+
+    #[test]
+    fn a_higher_minor_version_is_read_as_the_highest_known_one() {
+        let version = |version: &str| {
+            read(&format!("GET / {version}\r\nHost: a\r\n\r\n")).map(|head| head.request.version())
+        };
+        assert_eq!(version("HTTP/1.2"), Ok(Version::HTTP_11));
+        assert_eq!(version("HTTP/1.9"), Ok(Version::HTTP_11));
+        let head = read("GET / HTTP/1.2\r\nHost: a\r\nConnection: close\r\n\r\n").expect("a head");
+        assert!(!head.keep_alive);
+        for other in
+            ["HTTP/2.0", "HTTP/0.9", "HTTP/1.10", "HTTP/1.", "http/1.2", "HTTP/1.2 ", "HTTP/1.a"]
+        {
+            assert_eq!(version(other), Err(Unread::Malformed), "{other}");
+        }
+    }
+
+    #[test]
+    fn options_of_a_url_without_a_path_asks_for_the_server() {
+        let target = |line: &str| {
+            let head = read(&format!("{line} HTTP/1.1\r\nHost: a.test\r\n\r\n")).expect("a head");
+            let uri = head.request.uri().clone();
+            (uri.authority().is_some(), uri.path_and_query().expect("a path").to_string())
+        };
+        assert_eq!(target("OPTIONS http://a.test"), (true, "*".to_owned()));
+        assert_eq!(target("OPTIONS http://a.test:80"), (true, "*".to_owned()));
+        assert_eq!(target("OPTIONS http://a.test/"), (true, "/".to_owned()));
+        assert_eq!(target("OPTIONS http://a.test?b"), (true, "/?b".to_owned()));
+        assert_eq!(target("OPTIONS *"), (false, "*".to_owned()));
+        assert_eq!(target("OPTIONS /b://c"), (false, "/b://c".to_owned()));
+        assert_eq!(target("GET http://a.test"), (true, "/".to_owned()));
     }
 
     #[test]
