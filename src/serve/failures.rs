@@ -108,5 +108,6 @@ pub(super) fn upstream_status(status: StatusCode) -> Failure {
     }
 }
 
-const ALL_BUT_TRACE: HeaderValue =
+/// For `Allow`, where nobody has said which methods there are.
+pub(super) const ALL_BUT_TRACE: HeaderValue =
     HeaderValue::from_static("DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT");

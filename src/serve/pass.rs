@@ -4,8 +4,8 @@
 
 use std::pin::Pin;
 
-use http::header::{HOST, VIA};
-use http::{HeaderMap, Method, Request, Response};
+use http::header::{HOST, MAX_FORWARDS, VIA};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use tokio::task::spawn_local;
 
@@ -238,6 +238,9 @@ impl Visit {
         headers.insert(HOST, self.asked.authority.to_field());
         self.plan.gate.announce(&self.asked, &self.context.connection, &mut headers);
         headers.append(VIA, self.plan.identity.via(self.context.asked.version));
+        if let Some(left) = self.forwards_left() {
+            headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+        }
         self.tell(&mut headers);
         let target = match &self.rule.settings.action {
             Action::Pass(pass) => pass.rewrite.apply(&self.asked.target),
