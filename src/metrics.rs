@@ -124,6 +124,7 @@ pub const REFUSALS: &[&str] = &[
     "timed-out",
     "target-too-long",
     "head-too-large",
+    "expectation-unknown",
 ];
 
 /// How the cache handled requests, for [`Metric::CacheRequests`]: `hit`, then

@@ -17,6 +17,7 @@ mod exchange;
 mod explain;
 mod failures;
 mod fetching;
+mod hops;
 mod lookup;
 mod mended;
 mod pass;
@@ -266,6 +267,9 @@ impl Visit {
             }
             Action::Fixed(fixed) => return Step::Answered(answer::fixed(fixed)),
             Action::Pass(_) => {}
+        }
+        if let Some(reply) = self.last_recipient() {
+            return Step::Answered(reply);
         }
         if let Some(reason) = self.skips_cache() {
             return Step::Waits(Wait::Pass(reason));

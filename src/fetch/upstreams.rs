@@ -411,6 +411,10 @@ impl Attempt<'_> {
             request.headers_mut().insert(UPGRADE, protocol.clone());
         }
         fields::direct(&mut request, self.origin(), is_http2);
+        if request.body().is_end_stream() {
+            // RFC 9110 §10.1.1: what would be continued is not there.
+            request.headers_mut().remove(EXPECT);
+        }
         let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
         if is_http2 {
             return (request, again);
@@ -419,7 +423,7 @@ impl Attempt<'_> {
         if let Some(interims) = &self.intent.interims {
             fields::hear_interims(&mut request, interims.clone(), self.core.recorder.clone());
         }
-        if !request.body().is_end_stream() && request.headers().contains_key(EXPECT) {
+        if request.headers().contains_key(EXPECT) {
             let patience = self.state.pool.settings().deadlines.expect_continue;
             request = hold_for_continue(request, patience);
         }

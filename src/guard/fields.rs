@@ -23,6 +23,8 @@ pub(super) enum Watch {
     Forwarding,
     /// Looked into, passed on.
     CdnLoop,
+    /// An expectation that is met, or refused.
+    Expect,
 }
 
 /// The watched names behind a bit set of their hashes.
@@ -84,6 +86,7 @@ const ALWAYS: &[(&str, Watch)] = &[
     ("cdn-loop", Watch::CdnLoop),
     ("connection", Watch::Connection),
     ("content-length", Watch::ContentLength),
+    ("expect", Watch::Expect),
     ("forwarded", Watch::Forwarding),
     ("host", Watch::Host),
     ("http2-settings", Watch::Drop),

@@ -9,8 +9,8 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, FORWARDED, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
@@ -76,6 +76,9 @@ impl Gate {
         let seen = self.look(headers);
         if seen.framing {
             check_framing(headers, asked.version)?;
+        }
+        if seen.expect {
+            check_expect(headers, asked.version)?;
         }
 
         let peer = connection.peer.ip().to_canonical();
@@ -143,6 +146,7 @@ impl Gate {
                 Some(Watch::Upgrade | Watch::Drop) => seen.drop.push(name.clone()),
                 Some(Watch::Forwarding) => seen.forwarding = true,
                 Some(Watch::CdnLoop) => seen.cdn_loop = true,
+                Some(Watch::Expect) => seen.expect = true,
             }
         }
         seen
@@ -156,6 +160,7 @@ impl Gate {
         if seen.framing {
             // The body has been unwrapped; the next hop gets a framing of its own.
             headers.remove(TRANSFER_ENCODING);
+            shorten_length(headers);
         }
         for name in seen.drop {
             headers.remove(name);
@@ -182,6 +187,7 @@ struct Seen {
     framing: bool,
     forwarding: bool,
     cdn_loop: bool,
+    expect: bool,
     drop: Vec<HeaderName>,
 }
 
@@ -214,6 +220,33 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// A length without zeros in front: one number has one spelling.
+fn shorten_length(headers: &mut HeaderMap) {
+    let Some(length) = headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes) else { return };
+    let zeros = length.iter().take_while(|digit| **digit == b'0').count();
+    let zeros = zeros.min(length.len() - 1);
+    if zeros > 0 {
+        let short = HeaderValue::from_bytes(&length[zeros..]).expect("digits are a value");
+        headers.insert(CONTENT_LENGTH, short);
+    }
+}
+
+/// RFC 9110 §10.1.1: only `100-continue` is defined. HTTP/1.0 has no interim responses, so that
+/// from there it is to be ignored.
+fn check_expect(headers: &mut HeaderMap, version: Version) -> Result<(), Refusal> {
+    if version < Version::HTTP_11 {
+        headers.remove(EXPECT);
+        return Ok(());
+    }
+    let mut members = headers
+        .get_all(EXPECT)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+    let is_known =
+        |member: &[u8]| member.is_empty() || member.eq_ignore_ascii_case(b"100-continue");
+    if members.all(is_known) { Ok(()) } else { Err(Refusal::ExpectationUnknown) }
 }
 
 /// The one authority that target and `Host` agree on (RFC 9112 §3.2, RFC 9113 §8.3.1).
@@ -373,6 +406,7 @@ mod tests {
         check("GET /a 1.0", "198.51.100.1:8080/a");
         check("GET /a 1.0\nhost: example.org", "example.org/a");
         check("GET /é?q=é 1.1\nhost: example.org", "example.org/%C3%A9?q=%C3%A9");
+        check("OPTIONS http://example.org/ 1.1\nhost: example.org", "example.org/");
         check("OPTIONS * 1.1\nhost: example.org", "example.org*");
         check("POST /a 1.1\nhost: example.org\ncontent-length: 5", "example.org/a");
         check("POST /a 1.1\nhost: example.org\ntransfer-encoding: Chunked", "example.org/a");
@@ -422,6 +456,32 @@ mod tests {
         let chunked = "host: a.example\ntransfer-encoding: chunked";
         refuse(&format!("POST / 1.0\n{chunked}"), Refusal::TransferCoding);
         refuse(&format!("POST http://a.example/ 2\n{chunked}"), Refusal::TransferCoding);
+    }
+
+    #[test]
+    fn a_length_has_one_spelling() {
+        for (length, expected) in [("0200", "200"), ("000", "0"), ("0", "0"), ("10", "10")] {
+            let head = format!("POST / 1.1\nhost: a\ncontent-length: {length}");
+            let (found, headers) = pass(Settings::default(), &head);
+            assert!(found.is_ok());
+            assert_eq!(headers[CONTENT_LENGTH], expected);
+        }
+    }
+
+    #[test]
+    fn an_expectation_is_known_or_refused_and_from_http_1_0_ignored() {
+        let post = "POST / 1.1\nhost: a\ncontent-length: 3\nexpect: ";
+        for known in ["100-continue", "100-Continue", "100-continue, 100-continue", ""] {
+            let (found, headers) = pass(Settings::default(), &format!("{post}{known}"));
+            assert!(found.is_ok() && headers.contains_key(EXPECT), "{known}");
+        }
+        for unknown in ["200-ok", "100-continue, x", "100-continue\nexpect: x", "100-continue;a"] {
+            refuse(&format!("{post}{unknown}"), Refusal::ExpectationUnknown);
+        }
+        for any in ["100-continue", "x"] {
+            let old = format!("{post}{any}").replace("1.1", "1.0");
+            fields_left(Settings::default(), &old, &["content-length", "host"]);
+        }
     }
 
     #[test]
@@ -585,7 +645,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_name_of_its_own() {
-        assert_eq!(Refusal::HeadTooLarge.index() + 1, crate::metrics::REFUSALS.len());
+        assert_eq!(Refusal::ExpectationUnknown.index() + 1, crate::metrics::REFUSALS.len());
         assert_eq!(
             Refusal::RateLimited { retry_after: Default::default() }.as_str(),
             "rate-limited"

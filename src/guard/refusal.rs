@@ -76,6 +76,9 @@ pub enum Refusal {
     /// The head is longer, or has more fields, than the listener allows.
     #[error("the request's head is too large")]
     HeadTooLarge,
+    /// An `Expect` other than `100-continue` (RFC 9110 §10.1.1).
+    #[error("the request expects what is not known here")]
+    ExpectationUnknown,
 }
 
 impl Refusal {
@@ -109,6 +112,7 @@ impl Refusal {
             Self::TimedOut => 19,
             Self::TargetTooLong => 20,
             Self::HeadTooLarge => 21,
+            Self::ExpectationUnknown => 22,
         }
     }
 
@@ -132,6 +136,7 @@ impl Refusal {
             Self::SchemeDisagrees => StatusCode::MISDIRECTED_REQUEST,
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::ExpectationUnknown => StatusCode::EXPECTATION_FAILED,
             Self::TransferCoding | Self::MethodConnect => StatusCode::NOT_IMPLEMENTED,
             Self::Loop => StatusCode::LOOP_DETECTED,
         }

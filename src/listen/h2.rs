@@ -239,7 +239,7 @@ fn take_up<S, F>(
         client.refuse(why);
     }
     let is_head = request.method() == Method::HEAD;
-    if !request.body().is_end_stream() && request.headers().contains_key(EXPECT) {
+    if !request.body().is_end_stream() && expects_continue(request.headers()) {
         let mut go_on = Response::new(());
         *go_on.status_mut() = StatusCode::CONTINUE;
         _ = respond.send_informational(go_on);
@@ -285,6 +285,12 @@ fn unread(request: &Request<RecvStream>, limits: &Limits) -> Option<Unread> {
     } else {
         None
     }
+}
+
+/// Whether the client waits for a word of ours before it sends the content (RFC 9110 §10.1.1).
+fn expects_continue(headers: &HeaderMap) -> bool {
+    let is_it = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    headers.get(EXPECT).is_some_and(is_it)
 }
 
 /// Space at its ends, which no field value may have (RFC 9113 §8.2.1).

@@ -69,7 +69,7 @@ fn http2_head(method: &str, more: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// The status that stream 1 is answered with; 0 when it is reset or the connection ends.
-fn http2_status(address: SocketAddr, bytes: &[u8]) -> u16 {
+pub fn http2_status(address: SocketAddr, bytes: &[u8]) -> u16 {
     let mut client = Http2::connect(address, &[]);
     client.send(bytes);
     loop {

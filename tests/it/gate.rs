@@ -138,7 +138,6 @@ fn a_head_that_others_read_otherwise_is_refused_and_what_is_behind_it_is_not_rea
         get(400, "GET\t/ HTTP/1.1", host),
         get(400, " GET / HTTP/1.1", host),
         get(400, "GET /", host),
-        get(400, "GET / HTTP/1.2", host),
         get(400, "GET / HTTP/2.0", host),
         get(400, "GET / http/1.1", host),
         get(400, "GET / HTTP/1.1 ", host),
@@ -208,12 +207,100 @@ fn what_has_one_reading_is_let_in() {
         ("GET http://edge.test/abs HTTP/1.1\r\nHost: edge.test\r\n", "/abs"),
         ("\r\nGET /crlf HTTP/1.1\r\nHost: edge.test\r\n", "/crlf"),
         ("POST /none HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 000\r\n", "/none"),
+        ("POST /len HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 00\r\n", "/len"),
+        ("GET /minor HTTP/1.2\r\nHost: edge.test\r\n", "/minor"),
+        ("OPTIONS http://edge.test HTTP/1.1\r\nHost: edge.test\r\n", "*"),
+        ("OPTIONS http://edge.test/ HTTP/1.1\r\nHost: edge.test\r\n", "/"),
         ("GET /tab HTTP/1.1\r\nHost:\tedge.test \t\r\n", "/tab"),
         ("GET /port HTTP/1.1\r\nHost: EDGE.test:80\r\n", "/port"),
     ] {
         let said = raw(edge.http, format!("{request}Connection: close\r\n\r\n").as_bytes());
         assert!(said.ends_with(&format!("\r\n\r\n{target}")), "{request:?} got {said:?}");
     }
+}
+
+#[test]
+fn max_forwards_counts_options_and_trace_and_nothing_else() {
+    let origin = Origin::start(|_| Answer::ok("forwarded"));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n[guard]\ntrace = true\n",
+        origin.url()
+    ));
+    let ask = |method: &str, fields: &[&str]| {
+        edge.connect().request(method, "edge.test", "/a?b", fields, b"")
+    };
+    let options = ask("OPTIONS", &["Max-Forwards: 0"]);
+    assert_eq!((options.status, options.text()), (200, ""));
+    assert_eq!(options.header("content-length"), "0");
+    assert!(options.header("allow").contains("GET, HEAD"), "{options:?}");
+    let trace = ask("TRACE", &["Max-Forwards: 0", "X-Mine: 1", "Cookie: a=b", "Authorization: x"]);
+    assert_eq!((trace.status, &*trace.header("content-type")), (200, "message/http"));
+    let text = trace.text().to_ascii_lowercase();
+    assert!(text.starts_with("trace /a?b http/1.1\r\nhost: edge.test\r\n"), "{text:?}");
+    assert!(text.contains("x-mine: 1\r\n") && text.ends_with("\r\n\r\n"), "{text:?}");
+    assert!(!text.contains("cookie") && !text.contains("authorization"), "{text:?}");
+    assert_eq!(origin.requests(), 0);
+    for (method, said, forwarded) in [
+        ("OPTIONS", "5", "4"),
+        ("TRACE", "1", "0"),
+        ("OPTIONS", "many", "many"),
+        ("OPTIONS", "-1", "-1"),
+        ("OPTIONS", "99999999999999999999", "99999999999999999999"),
+        ("GET", "0", "0"),
+        ("POST", "3", "3"),
+    ] {
+        let field = format!("Max-Forwards: {said}");
+        assert_eq!(ask(method, &[&field]).text(), "forwarded", "{method} {said}");
+        let seen = origin.seen();
+        let seen = seen.last().and_then(|seen| seen.header("max-forwards"));
+        assert_eq!(seen, Some(forwarded), "{method} {said}");
+    }
+}
+
+#[test]
+fn an_expectation_goes_on_where_there_is_content_and_no_other_is_met() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\ndeadlines.expect_continue = \"10ms\"\n\
+         [sites.all]\nhosts = \"*\"\n",
+        origin.url()
+    ));
+    let post = |line: &str, expect: &str| {
+        format!(
+            "POST / {line}\r\nHost: edge.test\r\nContent-Length: 5\r\nExpect: {expect}\r\n\r\nhello"
+        )
+    };
+    let last_expect = || {
+        let seen = origin.seen().pop().expect("a request");
+        (seen.header("expect").map(str::to_owned), seen.body.len())
+    };
+    for (request, forwarded) in [
+        (post("HTTP/1.1", "100-continue"), (Some("100-continue".to_owned()), 5)),
+        (post("HTTP/1.0", "100-continue"), (None, 5)),
+        (post("HTTP/1.0", "anything"), (None, 5)),
+    ] {
+        let request = request.replace("Content-Length", "Connection: close\r\nContent-Length");
+        let said = raw(edge.http, request.as_bytes());
+        assert!(said.contains(" 200 "), "{request:?} got {said:?}");
+        assert_eq!(last_expect(), forwarded, "{request:?}");
+    }
+    let get =
+        "GET / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n";
+    check_status(&edge, get, &[200]);
+    assert_eq!(last_expect(), (None, 0));
+    let before = origin.requests();
+    let unknown = post("HTTP/1.1", "200-ok").replace("Expect", "Connection: close\r\nExpect");
+    check_status(&edge, &unknown, &[417]);
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/"),
+        (":authority", "edge.test"),
+        ("expect", "200-ok"),
+    ];
+    let status =
+        crate::content::http2_status(edge.http, &crate::harness::frames::headers(0, 1, &fields));
+    assert_eq!((status, origin.requests()), (417, before));
 }
 
 #[test]
