@@ -34,6 +34,7 @@ pub enum Body {
 #[error("{reason}")]
 pub struct BodyError {
     reason: Box<str>,
+    is_late: bool,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -41,7 +42,12 @@ pub struct BodyError {
 impl BodyError {
     /// An error that says only why, in lower case and without a full stop.
     pub fn new(reason: impl Into<Box<str>>) -> Self {
-        Self { reason: reason.into(), source: None }
+        Self { reason: reason.into(), is_late: false, source: None }
+    }
+
+    /// As [`BodyError::new`], where the sender took too long.
+    pub fn late(reason: impl Into<Box<str>>) -> Self {
+        Self { is_late: true, ..Self::new(reason) }
     }
 
     /// An error with the one that caused it.
@@ -49,7 +55,12 @@ impl BodyError {
         reason: impl Into<Box<str>>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { reason: reason.into(), source: Some(source.into()) }
+        Self { reason: reason.into(), is_late: false, source: Some(source.into()) }
+    }
+
+    /// Whether the sender took too long.
+    pub fn is_late(&self) -> bool {
+        self.is_late
     }
 }
 

@@ -206,7 +206,9 @@ pub enum FetchError {
     /// The client's request body broke off. Not the origin's fault.
     #[error("the request body broke off: {source}")]
     RequestBody {
-        /// The error of the body, as hyper wraps it.
+        /// Whether it came too slowly (RFC 9110 §15.5.9).
+        is_late: bool,
+        /// What hyper makes of it.
         source: hyper::Error,
     },
 }
@@ -253,8 +255,11 @@ impl FetchError {
         }
     }
 
-    /// 400 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
+    /// 400 or 408 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
     pub fn status(&self) -> StatusCode {
+        if let Self::RequestBody { is_late: true, .. } = self {
+            return StatusCode::REQUEST_TIMEOUT;
+        }
         match self.proxy_error() {
             "http_request_error" => StatusCode::BAD_REQUEST,
             "destination_unavailable" | "connection_limit_reached" => {

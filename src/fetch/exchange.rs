@@ -302,24 +302,19 @@ impl Http2 {
     pub(super) async fn head(
         &self,
         request: Request<Body>,
+        content: &Content,
         limits: &Limits,
         deadline: &Deadline,
     ) -> Result<Response<Incoming>, NoHead> {
-        let moved = Rc::new(Cell::new(0));
         let mut seen = 0;
-        let request = if request.body().is_end_stream() {
-            request
-        } else {
-            request.map(|body| Body::stream(Watched { body, moved: moved.clone() }))
-        };
         limits.arm(deadline, limits.first_byte);
         let mut response = pin!(self.sender.clone().try_send_request(request));
         poll_fn(|cx| {
             if let Poll::Ready(outcome) = response.as_mut().poll(cx) {
                 return Poll::Ready(head_of(outcome, true, false));
             }
-            if moved.get() != seen {
-                seen = moved.get();
+            if content.moved.get() != seen {
+                seen = content.moved.get();
                 limits.arm(deadline, limits.first_byte);
             }
             deadline.poll(cx).map(|()| Err(NoHead::late(true, false)))
@@ -552,10 +547,35 @@ pub(super) enum NoContent {
     Deadline,
 }
 
+/// What has become of a request's content so far. A body that fails is the client's fault, which
+/// hyper's errors don't always tell: over HTTP/2 it is a stream that was reset.
+#[derive(Default)]
+pub(super) struct Content {
+    /// Pieces that were taken.
+    moved: Cell<u64>,
+    /// Whether it came too slowly, where it failed.
+    failed: Cell<Option<bool>>,
+}
+
+impl Content {
+    /// Keeps an eye on the request's body.
+    pub(super) fn watch(self: &Rc<Self>, request: Request<Body>) -> Request<Body> {
+        if request.body().is_end_stream() {
+            return request;
+        }
+        request.map(|body| Body::stream(Watched { body, content: self.clone() }))
+    }
+
+    /// Present when the body failed: whether it came too slowly.
+    pub(super) fn failed_late(&self) -> Option<bool> {
+        self.failed.get()
+    }
+}
+
 /// A request body whose steps are counted.
 struct Watched {
     body: Body,
-    moved: Rc<Cell<u64>>,
+    content: Rc<Content>,
 }
 
 impl HttpBody for Watched {
@@ -567,8 +587,11 @@ impl HttpBody for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_ready() {
-            self.moved.set(self.moved.get() + 1);
+        if let Poll::Ready(frame) = &frame {
+            self.content.moved.set(self.content.moved.get() + 1);
+            if let Some(Err(error)) = frame {
+                self.content.failed.set(Some(error.is_late()));
+            }
         }
         frame
     }

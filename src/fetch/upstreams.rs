@@ -25,7 +25,7 @@ use super::deadline::{Deadline, Timers, monotonic_ms};
 use super::dns::Resolver;
 use super::error::{FetchError, Tried, Unanswered};
 use super::exchange::{
-    AtOnce, Http1, Http2, Limits, Link, NoContent, NoHead, NoHeadReason, ResponseBody, Share,
+    AtOnce, Content, Http1, Http2, Limits, Link, NoContent, NoHead, NoHeadReason, ResponseBody, Share,
     hold_for_continue,
 };
 use super::fields::{self, Misframed};
@@ -242,12 +242,13 @@ impl Attempt<'_> {
             };
             let connected = Some(link.address());
             let again;
+            let content = Rc::new(Content::default());
             let head = match &mut link {
                 Link::Http1(http1) => {
                     let (mut before, limits) = (http1.before(), &self.limits);
                     // The request has no room in the future: it is gone at the end of the block.
                     let mut response = pin!({
-                        let (request, body) = self.request(body, false);
+                        let (request, body) = self.request(body, &content, false);
                         again = body;
                         http1.send(request)
                     });
@@ -258,9 +259,9 @@ impl Attempt<'_> {
                 }
                 Link::Http2(http2) => {
                     let exchange = {
-                        let (request, body) = self.request(body, true);
+                        let (request, body) = self.request(body, &content, true);
                         again = body;
-                        Box::pin(http2.head(request, &self.limits, &deadline))
+                        Box::pin(http2.head(request, &content, &self.limits, &deadline))
                     };
                     exchange.await
                 }
@@ -286,7 +287,7 @@ impl Attempt<'_> {
                 }
                 Err(no_head) => no_head,
             };
-            let failed = Failed { connected, ..self.failed(no_head, again, &deadline) };
+            let failed = Failed { connected, ..self.failed(no_head, again, &content, &deadline) };
             match failed {
                 // The origin closed it as we were about to use it: that says nothing about
                 // the origin, and so costs neither health nor budget. Once only.
@@ -404,7 +405,12 @@ impl Attempt<'_> {
     }
 
     /// The request as it goes over a connection, and its body if that may be sent again.
-    fn request(&self, body: Body, is_http2: bool) -> (Request<Body>, Option<Body>) {
+    fn request(
+        &self,
+        body: Body,
+        content: &Rc<Content>,
+        is_http2: bool,
+    ) -> (Request<Body>, Option<Body>) {
         let mut request = (self.request)().map(|()| body);
         if let Some(protocol) = &self.intent.upgrade {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -416,6 +422,7 @@ impl Attempt<'_> {
             request.headers_mut().remove(EXPECT);
         }
         let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
+        request = content.watch(request);
         if is_http2 {
             return (request, again);
         }
@@ -431,7 +438,13 @@ impl Attempt<'_> {
     }
 
     /// What a failure means, and whether the request may be sent again.
-    fn failed(&self, no_head: NoHead, again: Option<Body>, deadline: &Deadline) -> Failed {
+    fn failed(
+        &self,
+        no_head: NoHead,
+        again: Option<Body>,
+        content: &Content,
+        deadline: &Deadline,
+    ) -> Failed {
         let origin = self.origin().name.clone();
         let settings = self.state.pool.settings();
         let source = match no_head.why {
@@ -449,8 +462,10 @@ impl Attempt<'_> {
             let (bytes_max, count_max) = (header_bytes_max, header_count_max);
             return Failed::new(FetchError::HeaderSize { origin, bytes_max, count_max }, None);
         }
-        let error = if source.is_user() && no_head.body.is_none() {
-            FetchError::RequestBody { source }
+        let error = if let Some(is_late) = content.failed_late() {
+            FetchError::RequestBody { is_late, source }
+        } else if source.is_user() && no_head.body.is_none() {
+            FetchError::RequestBody { is_late: false, source }
         } else if source.is_parse() {
             FetchError::Protocol { origin, source }
         } else if no_head.received {

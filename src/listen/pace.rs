@@ -111,7 +111,7 @@ where
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
             return this.pace.poll_overdue(cx).map(|()| {
                 this.recorder.count(Metric::RequestBodiesTimedOut);
-                Some(Err(BodyError::new("the client's body came too slowly")))
+                Some(Err(BodyError::late("the client's body came too slowly")))
             });
         };
         let bytes = match &frame {

@@ -17,6 +17,7 @@ use crate::body::Body;
 use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fetch::collapse::Outcome;
 use crate::fetch::{FetchError, Intent, Pool, Times, Unanswered, UpstreamResponse, tunnel};
+use crate::guard::Refusal;
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::route::Action;
@@ -82,7 +83,12 @@ impl Visit {
                 tracing::warn!(%request, %site, pool = %job.pool.name(), %error, "no response from upstream");
             }
         }
-        self.stale_on_error(found).ok_or_else(|| failures::upstream(error))
+        self.stale_on_error(found).ok_or_else(|| match error {
+            FetchError::RequestBody { is_late: true, .. } => {
+                failures::refused(Refusal::TimedOut, &self.worker.recorder)
+            }
+            _ => failures::upstream(error),
+        })
     }
 
     /// What becomes of the response.

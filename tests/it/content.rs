@@ -232,3 +232,46 @@ fn a_head_with_content_says_nothing_about_what_is_stored() {
     assert_eq!(client.read(true).header("etag"), "\"2\"");
     assert!(edge.get("/page").is_hit(), "its ETag is of a response to other content");
 }
+
+/// The origin that sees no end of the request must not be blamed for it.
+#[test]
+fn content_that_comes_too_slowly_is_a_408_and_broken_content_a_400() {
+    let http1 = Origin::start(|_| Answer::ok("never"));
+    let (http2, _) = http2_origin();
+    let mut wrong = Vec::new();
+    for (origin, protocol) in [(http1.url(), "http1"), (http2, "http2")] {
+        let edge = Edge::with(&format!(
+            "[pools.main]\norigins = {origin:?}\nprotocol = {protocol:?}\n[sites.all]\nhosts = \"*\"\n\
+             [limits]\nbody_idle_timeout = \"100ms\"\n"
+        ));
+        let mut check = |what: &str, status: u16, expected: u16| {
+            if status != expected {
+                wrong.push(format!("{what} before {protocol}: {status}, not {expected}"));
+            }
+        };
+        for (method, framing) in [
+            ("POST", "Content-Length: 9\r\n\r\nhello"),
+            ("POST", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"),
+            ("GET", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"),
+        ] {
+            let head = format!("{method} / HTTP/1.1\r\nHost: edge.test\r\n");
+            let said = raw(edge.http, format!("{head}{framing}").as_bytes());
+            let status = said.get(9..12).and_then(|code| code.parse().ok()).unwrap_or_default();
+            check(&format!("{method} {framing:?}"), status, 408);
+        }
+        let chunk =
+            "POST / HTTP/1.1\r\nHost: edge.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX";
+        let said = raw(edge.http, chunk.as_bytes());
+        check("a broken chunk", said.get(9..12).unwrap_or("0").parse().unwrap_or_default(), 400);
+        for (method, more) in
+            [("POST", &[("content-length", "9")][..]), ("POST", &[]), ("GET", &[])]
+        {
+            let head = http2_head(method, more);
+            let bytes = [head, frame(DATA, 0, 1, b"hello")].concat();
+            check(&format!("{method} over HTTP/2"), http2_status(edge.http, &bytes), 408);
+        }
+        assert_eq!(edge.metric("skerry_request_bodies_timed_out_total"), 6.0);
+        assert_eq!(edge.metric("skerry_upstream_marked_down_total"), 0.0);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
