@@ -1,5 +1,6 @@
 //! The facts of one connection and of one request. Facts only, never services.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,6 +39,59 @@ pub struct TlsFacts {
     pub server_name: Option<Arc<str>>,
     /// Whether the session was resumed.
     pub resumed: bool,
+    /// Present when a request must not ask for a host that only another certificate is for.
+    pub certificates: Option<Arc<CertificateNames>>,
+}
+
+/// Which host names the certificates of a node are for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CertificateNames {
+    /// The positions of the certificates that have a name, in order; `*.example.org` under
+    /// `.example.org`.
+    by_name: HashMap<Box<str>, Vec<usize>>,
+    default: usize,
+}
+
+impl CertificateNames {
+    /// Of no certificates; a client that asks for no name is shown the one at `default`.
+    pub fn new(default: usize) -> Self {
+        Self { by_name: HashMap::new(), default }
+    }
+
+    /// Adds a name of the certificate at this position: exact or `*.example.org`, in any case.
+    pub fn add(&mut self, name: &str, certificate: usize) {
+        let name = name.to_ascii_lowercase();
+        let name = name.strip_prefix('*').map_or(&*name, |suffix| suffix);
+        let certificates = self.by_name.entry(name.into()).or_default();
+        if !certificates.contains(&certificate) {
+            certificates.push(certificate);
+        }
+    }
+
+    /// The position of the certificate for a client that asks for this name, in lower case. Exact
+    /// names win over wildcards, and the first certificate over others.
+    pub fn shown(&self, server_name: Option<&str>) -> usize {
+        let first = server_name.and_then(|name| self.covering(name).next());
+        first.unwrap_or(self.default)
+    }
+
+    /// Whether the certificate for `server_name` is not for `host`, and another one is. Both in
+    /// lower case.
+    pub fn is_misdirected(&self, server_name: &str, host: &str) -> bool {
+        if server_name == host {
+            return false;
+        }
+        let shown = self.shown(Some(server_name));
+        let mut covering = self.covering(host).peekable();
+        covering.peek().is_some() && !covering.any(|certificate| certificate == shown)
+    }
+
+    /// A wildcard covers one label (RFC 9525 §6.3): its name here is what follows the first one.
+    fn covering(&self, name: &str) -> impl Iterator<Item = usize> {
+        let exact = self.by_name.get(name);
+        let wildcard = name.find('.').and_then(|dot| self.by_name.get(&name[dot..]));
+        exact.into_iter().chain(wildcard).flatten().copied()
+    }
 }
 
 impl Connection {
@@ -53,6 +107,16 @@ impl Connection {
     pub fn own(scheme: &'static str) -> Self {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self { own: Some(scheme), ..Self::new(here, here) }
+    }
+
+    /// Whether the client was shown a certificate that is not for this host, while the node has
+    /// one that is. Never for a client that asked for no name.
+    pub fn is_misdirected(&self, host: &str) -> bool {
+        let Some(TlsFacts { server_name: Some(asked), certificates: Some(names), .. }) = &self.tls
+        else {
+            return false;
+        };
+        names.is_misdirected(asked, host)
     }
 
     /// `http` or `https`, as the client spoke to us.
@@ -171,6 +235,36 @@ mod tests {
             let mut bytes = Vec::new();
             push_address(&mut bytes, text.parse().unwrap());
             assert_eq!(bytes, text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_host_is_misdirected_when_only_another_certificate_is_for_it() {
+        let mut names = CertificateNames::new(0);
+        for (name, certificate) in
+            [("a.test", 0), ("Both.test", 0), ("both.test", 1), ("b.test", 1), ("*.w.test", 2)]
+        {
+            names.add(name, certificate);
+        }
+        names.add("x.w.test", 1);
+        for (server_name, host, expected) in [
+            ("a.test", "a.test", false),
+            ("a.test", "b.test", true),
+            ("a.test", "both.test", false),
+            ("b.test", "both.test", false),
+            ("b.test", "a.test", true),
+            ("y.w.test", "z.w.test", false),
+            // The wildcard is for it as well, though it is not what is shown for it.
+            ("y.w.test", "x.w.test", false),
+            ("x.w.test", "y.w.test", true),
+            ("a.test", "x.y.w.test", false),
+            ("nobody.test", "a.test", false),
+            ("nobody.test", "b.test", true),
+            ("a.test", "nobody.test", false),
+            ("a.test", "[::1]", false),
+        ] {
+            let found = names.is_misdirected(server_name, host);
+            assert_eq!(found, expected, "{host} on a connection to {server_name}");
         }
     }
 

@@ -125,6 +125,7 @@ pub const REFUSALS: &[&str] = &[
     "target-too-long",
     "head-too-large",
     "expectation-unknown",
+    "misdirected",
 ];
 
 /// How the cache handled requests, for [`Metric::CacheRequests`]: `hit`, then

@@ -216,6 +216,7 @@ pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
             format!("there are only {count} certificates, counted from 0"),
         );
     }
+    section.read("refuse_misdirected", &mut tls.refuse_misdirected);
     let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
     section.choice("version_min", &mut tls.version_min, &versions);
     let mut rotation = Duration::from_secs(12 * 3600);

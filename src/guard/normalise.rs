@@ -97,6 +97,9 @@ impl Gate {
         }
 
         let authority = authority(asked, headers, scheme, connection)?;
+        if !trusted && connection.is_misdirected(authority.host()) {
+            return Err(Refusal::Misdirected);
+        }
         let target = target(asked, self.settings.merge_slashes)?;
         if seen.cdn_loop
             && forwarded::loop_hops(headers, &self.settings.cdn_id) >= self.settings.loop_hops_max
@@ -343,6 +346,7 @@ mod tests {
             cipher: "TLS13_AES_128_GCM_SHA256",
             server_name: None,
             resumed: false,
+            certificates: None,
         });
         let address = |text: &str| text.parse().unwrap();
         let plain = Connection::new(address("192.0.2.7:4711"), address("198.51.100.1:8080"));
@@ -645,7 +649,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_name_of_its_own() {
-        assert_eq!(Refusal::ExpectationUnknown.index() + 1, crate::metrics::REFUSALS.len());
+        assert_eq!(Refusal::Misdirected.index() + 1, crate::metrics::REFUSALS.len());
         assert_eq!(
             Refusal::RateLimited { retry_after: Default::default() }.as_str(),
             "rate-limited"

@@ -79,6 +79,9 @@ pub enum Refusal {
     /// An `Expect` other than `100-continue` (RFC 9110 §10.1.1).
     #[error("the request expects what is not known here")]
     ExpectationUnknown,
+    /// The client was shown a certificate for other hosts, and we have one for this host.
+    #[error("the connection's certificate is not for the request's host")]
+    Misdirected,
 }
 
 impl Refusal {
@@ -113,6 +116,7 @@ impl Refusal {
             Self::TargetTooLong => 20,
             Self::HeadTooLarge => 21,
             Self::ExpectationUnknown => 22,
+            Self::Misdirected => 23,
         }
     }
 
@@ -133,7 +137,7 @@ impl Refusal {
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
             Self::ContentTooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Self::SchemeDisagrees => StatusCode::MISDIRECTED_REQUEST,
+            Self::SchemeDisagrees | Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ExpectationUnknown => StatusCode::EXPECTATION_FAILED,

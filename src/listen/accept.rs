@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::context::{Connection, TlsFacts};
+use crate::context::{CertificateNames, Connection, TlsFacts};
 use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
 
@@ -243,7 +243,7 @@ where
                 let connection = stream.get_ref().1;
                 record::handshake(&self.recorder, connection.handshake_kind());
                 let is_h2 = connection.alpn_protocol().map(|protocol| protocol == b"h2");
-                let facts = Connection { tls: Some(tls_facts(&stream)), ..facts };
+                let facts = Connection { tls: Some(tls_facts(&stream, tls.names())), ..facts };
                 // On the heap: a plaintext connection's task need not have room for it.
                 Box::pin(self.converse(stream, facts, is_h2, session)).await;
             }
@@ -430,7 +430,10 @@ fn local(stream: &TcpStream, listener: &Listener) -> SocketAddr {
     }
 }
 
-fn tls_facts(stream: &TlsStream<TcpStream>) -> TlsFacts {
+fn tls_facts(
+    stream: &TlsStream<TcpStream>,
+    certificates: Option<Arc<CertificateNames>>,
+) -> TlsFacts {
     let connection = stream.get_ref().1;
     let version = match connection.protocol_version() {
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
@@ -442,6 +445,7 @@ fn tls_facts(stream: &TlsStream<TcpStream>) -> TlsFacts {
         cipher: suite.and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
         server_name: connection.server_name().map(Arc::from),
         resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+        certificates,
     }
 }
 

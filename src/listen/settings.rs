@@ -57,6 +57,9 @@ pub struct TlsSettings {
     /// The position in `certificates` of the one for clients that ask for no name, or for a
     /// name that no certificate has.
     pub default_certificate: usize,
+    /// Whether a request is refused (421) whose host only another certificate is for than the one
+    /// that the client was shown for its SNI.
+    pub refuse_misdirected: bool,
     /// The oldest version that is spoken.
     pub version_min: TlsVersion,
     /// Where the keys of session tickets come from.
@@ -70,6 +73,7 @@ impl Default for TlsSettings {
         Self {
             certificates: Vec::new(),
             default_certificate: 0,
+            refuse_misdirected: true,
             version_min: TlsVersion::V1_2,
             ticket_keys: TicketKeys::Generated { rotate_every: Duration::from_secs(12 * 3600) },
             reload_interval: Duration::from_secs(5),

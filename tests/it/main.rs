@@ -15,6 +15,7 @@ mod gate;
 mod harness;
 mod hostile;
 mod http2;
+mod misdirected;
 mod operations;
 mod prefetch;
 mod protocol;

@@ -4,7 +4,6 @@
 //! ask for no name, or for one that nobody has, get the default certificate: they then see
 //! for themselves that it is not for them, which tells an operator more than an alert.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,40 +16,40 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::TlsError;
+use crate::context::CertificateNames;
 use crate::listen::settings::{CertificateFiles, TlsSettings};
 
 /// All certificates of a node by name.
 #[derive(Debug)]
 pub(super) struct Certificates {
-    /// Lower case, `*.example.org` under `.example.org`.
-    by_name: HashMap<String, Arc<CertifiedKey>>,
-    default: Arc<CertifiedKey>,
+    /// As in the settings.
+    all: Vec<Arc<CertifiedKey>>,
+    names: Arc<CertificateNames>,
+    refuse_misdirected: bool,
 }
 
 impl Certificates {
     /// Reads all files. Where two certificates have a name, the first in the settings wins.
     pub(super) fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
-        let mut by_name = HashMap::new();
+        let wanted = settings.default_certificate;
+        let mut names = CertificateNames::new(wanted);
         let mut all = Vec::new();
         for files in &settings.certificates {
-            let certified = Arc::new(load_pair(files)?);
-            for name in names(files, &certified)? {
-                by_name.entry(name).or_insert_with(|| certified.clone());
+            let certified = load_pair(files)?;
+            for name in names_of(files, &certified)? {
+                names.add(&name, all.len());
             }
-            all.push(certified);
+            all.push(Arc::new(certified));
         }
-        let wanted = settings.default_certificate;
-        let default = all.get(wanted).cloned();
-        let default = default.ok_or(TlsError::Default { wanted, there: all.len() })?;
-        Ok(Self { by_name, default })
+        if wanted >= all.len() {
+            return Err(TlsError::Default { wanted, there: all.len() });
+        }
+        let refuse_misdirected = settings.refuse_misdirected;
+        Ok(Self { all, names: Arc::new(names), refuse_misdirected })
     }
 
     fn choose(&self, server_name: Option<&str>) -> Arc<CertifiedKey> {
-        let Some(name) = server_name else { return self.default.clone() };
-        let exact = self.by_name.get(name);
-        // The key of a wildcard is what follows the first label, dot included.
-        let wildcard = || name.find('.').and_then(|dot| self.by_name.get(&name[dot..]));
-        exact.or_else(wildcard).unwrap_or(&self.default).clone()
+        self.all[self.names.shown(server_name)].clone()
     }
 }
 
@@ -61,6 +60,12 @@ pub(super) struct CertificatesBySni(ArcSwap<Certificates>);
 impl CertificatesBySni {
     pub(super) fn new(certificates: Certificates) -> Self {
         Self(ArcSwap::from_pointee(certificates))
+    }
+
+    /// The names that requests are held to; `None` where they are not.
+    pub(super) fn names(&self) -> Option<Arc<CertificateNames>> {
+        let certificates = self.0.load();
+        certificates.refuse_misdirected.then(|| certificates.names.clone())
     }
 
     pub(super) fn swap(&self, certificates: Certificates) {
@@ -92,21 +97,13 @@ fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
     })
 }
 
-fn names(files: &CertificateFiles, certified: &CertifiedKey) -> Result<Vec<String>, TlsError> {
-    let names = match &files.names {
-        Some(names) => names.clone(),
-        None => {
-            let certificate = webpki::EndEntityCert::try_from(&certified.cert[0])
-                .map_err(|error| file_error(&files.certificate, error.to_string()))?;
-            certificate.valid_dns_names().map(str::to_owned).collect()
-        }
-    };
-    Ok(names.into_iter().map(|name| map_key(&name)).collect())
-}
-
-fn map_key(name: &str) -> String {
-    let name = name.to_ascii_lowercase();
-    name.strip_prefix('*').map_or(name.clone(), str::to_owned)
+fn names_of(files: &CertificateFiles, certified: &CertifiedKey) -> Result<Vec<String>, TlsError> {
+    if let Some(names) = &files.names {
+        return Ok(names.clone());
+    }
+    let certificate = webpki::EndEntityCert::try_from(&certified.cert[0])
+        .map_err(|error| file_error(&files.certificate, error.to_string()))?;
+    Ok(certificate.valid_dns_names().map(str::to_owned).collect())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {

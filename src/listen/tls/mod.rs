@@ -19,6 +19,7 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 
 use crate::clock::Clock;
+use crate::context::CertificateNames;
 use crate::stamp::Stamp;
 
 use super::settings::{TicketKeys, TlsSettings, TlsVersion};
@@ -162,6 +163,11 @@ impl TlsState {
                 Err(_) => return,
             }
         }
+    }
+
+    /// The names of the certificates that requests are held to; `None` where they are not.
+    pub(super) fn names(&self) -> Option<Arc<CertificateNames>> {
+        self.certificates.names()
     }
 
     /// The configuration for handshakes.
