@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -66,6 +67,10 @@ impl<T> Queue<T> {
         if !behind.is_empty() {
             let length = behind.len().min(buffer.remaining());
             buffer.put_slice(&behind.split_to(length));
+            if behind.is_empty() {
+                // An idle connection keeps none of it.
+                *behind = BytesMut::new();
+            }
         }
     }
 }

@@ -275,3 +275,23 @@ fn content_that_comes_too_slowly_is_a_408_and_broken_content_a_400() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn a_get_that_an_empty_frame_ends_is_answered_from_the_store() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let edge = Edge::before(&origin.url());
+    edge.get("/");
+    // Both frames come in one write, and so in one read.
+    assert_eq!(Framing::Http2EmptyData.send(&edge, "GET"), 200);
+    assert_eq!(origin.requests(), 1);
+}
+
+#[test]
+fn a_length_goes_on_without_its_zeros() {
+    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let edge = Edge::before(&origin.url());
+    let head = "POST / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n";
+    let said = raw(edge.http, format!("{head}Content-Length: 0005\r\n\r\nhello").as_bytes());
+    assert!(said.ends_with("\r\n\r\nhello"), "{said:?}");
+    assert_eq!(origin.seen()[0].header("content-length"), Some("5"));
+}
