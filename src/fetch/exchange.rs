@@ -302,7 +302,7 @@ impl Http2 {
     pub(super) async fn head(
         &self,
         request: Request<Body>,
-        content: &Content,
+        content: &ContentProgress,
         limits: &Limits,
         deadline: &Deadline,
     ) -> Result<Response<Incoming>, NoHead> {
@@ -550,14 +550,14 @@ pub(super) enum NoContent {
 /// What has become of a request's content so far. A body that fails is the client's fault, which
 /// hyper's errors don't always tell: over HTTP/2 it is a stream that was reset.
 #[derive(Default)]
-pub(super) struct Content {
+pub(super) struct ContentProgress {
     /// Pieces that were taken.
     moved: Cell<u64>,
     /// Whether it came too slowly, where it failed.
     failed: Cell<Option<bool>>,
 }
 
-impl Content {
+impl ContentProgress {
     /// Keeps an eye on the request's body.
     pub(super) fn watch(self: &Rc<Self>, request: Request<Body>) -> Request<Body> {
         if request.body().is_end_stream() {
@@ -575,7 +575,7 @@ impl Content {
 /// A request body whose steps are counted.
 struct Watched {
     body: Body,
-    content: Rc<Content>,
+    content: Rc<ContentProgress>,
 }
 
 impl HttpBody for Watched {

@@ -25,8 +25,8 @@ use super::deadline::{Deadline, Timers, monotonic_ms};
 use super::dns::Resolver;
 use super::error::{FetchError, Tried, Unanswered};
 use super::exchange::{
-    AtOnce, Content, Http1, Http2, Limits, Link, NoContent, NoHead, NoHeadReason, ResponseBody, Share,
-    hold_for_continue,
+    AtOnce, ContentProgress, Http1, Http2, Limits, Link, NoContent, NoHead, NoHeadReason,
+    ResponseBody, Share, hold_for_continue,
 };
 use super::fields::{self, Misframed};
 use super::pool::{Pool, PoolOrigin};
@@ -242,7 +242,7 @@ impl Attempt<'_> {
             };
             let connected = Some(link.address());
             let again;
-            let content = Rc::new(Content::default());
+            let content = Rc::new(ContentProgress::default());
             let head = match &mut link {
                 Link::Http1(http1) => {
                     let (mut before, limits) = (http1.before(), &self.limits);
@@ -408,7 +408,7 @@ impl Attempt<'_> {
     fn request(
         &self,
         body: Body,
-        content: &Rc<Content>,
+        content: &Rc<ContentProgress>,
         is_http2: bool,
     ) -> (Request<Body>, Option<Body>) {
         let mut request = (self.request)().map(|()| body);
@@ -442,7 +442,7 @@ impl Attempt<'_> {
         &self,
         no_head: NoHead,
         again: Option<Body>,
-        content: &Content,
+        content: &ContentProgress,
         deadline: &Deadline,
     ) -> Failed {
         let origin = self.origin().name.clone();

@@ -67,11 +67,11 @@ struct Block {
 /// What becomes of the bytes that h2 has not seen, once another piece of them has come.
 enum Verdict {
     /// h2 may see them.
-    Good,
-    /// They are judged later.
-    Held,
-    /// h2 gets these instead.
-    Replaced(Vec<u8>),
+    Pass,
+    /// More of the frame, or of its header block, must come first.
+    Hold,
+    /// h2 gets these bytes instead.
+    Replace(Vec<u8>),
 }
 
 impl Frames {
@@ -110,17 +110,17 @@ impl Frames {
         std::mem::take(&mut self.malformed)
     }
 
-    /// What h2 is to see before anything more is looked at.
+    /// Bytes that h2 must read before anything more is looked at.
     pub(super) fn behind(&mut self) -> &mut BytesMut {
         &mut self.behind
     }
 
-    /// Looks at what has come, once nothing is left [behind](Self::behind). How much of it h2 may
-    /// see where it is.
+    /// Looks at bytes from the client. Returns how many of them h2 may read in place; what it may read
+    /// after them is in [`Frames::behind`], which must be empty at the call.
     pub(super) fn look(&mut self, bytes: &[u8]) -> usize {
         let mut at = bytes.len().min(self.preface_left);
         self.preface_left -= at;
-        // What h2 has not seen is in `held`, or begins here: never both.
+        // The bytes that h2 has not seen are in `held`, or begin here; never both.
         let (mut in_place, mut begin) = (at, at);
         while at < bytes.len() && self.fault.is_none() {
             let wanted = match self.frame {
@@ -135,17 +135,17 @@ impl Frames {
             let verdict = self.go_on(&bytes[begin..end], end - at);
             at = end;
             match verdict {
-                Ok(Verdict::Held) => {}
-                Ok(Verdict::Good) if self.held.is_empty() && self.behind.is_empty() => {
+                Ok(Verdict::Hold) => {}
+                Ok(Verdict::Pass) if self.held.is_empty() && self.behind.is_empty() => {
                     (in_place, begin, self.frame_at) = (at, at, 0);
                 }
-                Ok(Verdict::Good) => {
+                Ok(Verdict::Pass) => {
                     self.behind.extend_from_slice(&self.held);
                     self.behind.extend_from_slice(&bytes[begin..at]);
                     (begin, self.frame_at) = (at, 0);
                     self.held.clear();
                 }
-                Ok(Verdict::Replaced(frames)) => {
+                Ok(Verdict::Replace(frames)) => {
                     self.behind.extend_from_slice(&frames);
                     (begin, self.frame_at) = (at, 0);
                     self.held.clear();
@@ -157,7 +157,7 @@ impl Frames {
             self.held.extend_from_slice(&bytes[begin..]);
         }
         if self.held.is_empty() {
-            // Few connections need it, and those seldom.
+            // Most frames come whole: an empty buffer is not worth keeping.
             self.held = Vec::new();
         }
         in_place
@@ -168,12 +168,13 @@ impl Frames {
         if self.held.is_empty() { read } else { &self.held }
     }
 
-    /// So many bytes more of a frame's head, or of its payload, have come.
+    /// Takes `more` bytes of a frame's head or of its payload. `read` are the bytes that h2 has not
+    /// seen, unless they are in `held`.
     fn go_on(&mut self, read: &[u8], more: usize) -> Result<Verdict, Reason> {
         let Some(frame) = self.frame else {
             let unseen = self.unseen(read);
             let Some(head) = unseen[self.frame_at..].first_chunk() else {
-                return Ok(Verdict::Held);
+                return Ok(Verdict::Hold);
             };
             let frame = Frame::of(head);
             (self.frame, self.left) = (Some(frame), frame.length);
@@ -190,8 +191,8 @@ impl Frames {
             self.frame = None;
         }
         match frame.is_looked_into() {
-            false => Ok(Verdict::Good),
-            true if !is_whole => Ok(Verdict::Held),
+            false => Ok(Verdict::Pass),
+            true if !is_whole => Ok(Verdict::Hold),
             true if self.held.is_empty() => self.judge(frame, read),
             true => {
                 let held = std::mem::take(&mut self.held);
@@ -252,7 +253,7 @@ impl Frames {
     fn judge(&mut self, frame: Frame, unseen: &[u8]) -> Result<Verdict, Reason> {
         let payload = &unseen[self.frame_at + HEAD_BYTES..];
         if frame.kind == SETTINGS {
-            return settings(payload).map(|()| Verdict::Good);
+            return settings(payload).map(|()| Verdict::Pass);
         }
         let fragment = if frame.kind == HEADERS { frame.fragment(payload) } else { Some(payload) };
         match (fragment, self.block.take()) {
@@ -264,7 +265,7 @@ impl Frames {
             // long: h2 knows what to do.
             _ => {
                 (self.is_blind, self.table) = (true, Table::new());
-                Ok(Verdict::Good)
+                Ok(Verdict::Pass)
             }
         }
     }
@@ -285,7 +286,7 @@ impl Frames {
             return self.walk(frame.stream, &block, &block.bytes);
         }
         self.block = Some(block);
-        Ok(Verdict::Held)
+        Ok(Verdict::Hold)
     }
 
     fn walk(&mut self, stream: u32, block: &Block, bytes: &[u8]) -> Result<Verdict, Reason> {
@@ -296,10 +297,10 @@ impl Frames {
             stand_in => stand_in,
         };
         Ok(match stand_in {
-            None => Verdict::Good,
+            None => Verdict::Pass,
             Some(stand_in) => {
                 self.malformed += 1;
-                Verdict::Replaced(frames_of(&stand_in, stream, block.ends_stream))
+                Verdict::Replace(frames_of(&stand_in, stream, block.ends_stream))
             }
         })
     }

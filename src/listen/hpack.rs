@@ -15,9 +15,9 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Broken;
 
-/// What a whole block comes to.
+/// What is known of a whole block.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Walked {
+pub(super) struct Summary {
     /// The name of a field in it begins with a colon.
     pub(super) has_pseudo: bool,
     /// Present when a field in it may not be: the block for h2 in its place.
@@ -68,12 +68,12 @@ impl Table {
     }
 
     /// Follows a whole block.
-    pub(super) fn walk(&mut self, block: &[u8]) -> Result<Walked, Broken> {
+    pub(super) fn walk(&mut self, block: &[u8]) -> Result<Summary, Broken> {
         let mut rest = block;
         while rest.first().is_some_and(|first| first >> 5 == 1) {
             self.resize(integer(&mut rest, 5)?)?;
         }
-        let mut walked = Walked::default();
+        let mut summary = Summary::default();
         // Up to where the block is in its stand-in.
         let mut done = 0;
         while let Some(first) = rest.first() {
@@ -85,10 +85,10 @@ impl Table {
                 0x20.. => return Err(Broken),
                 _ => self.literal(&mut rest, 4)?,
             };
-            walked.has_pseudo |= field.is_pseudo();
+            summary.has_pseudo |= field.is_pseudo();
             let is_inserted = (0x40..0x80).contains(first);
             if field.is_bad {
-                let stand_in = walked.stand_in.get_or_insert_default();
+                let stand_in = summary.stand_in.get_or_insert_default();
                 stand_in.extend_from_slice(&block[done..begin]);
                 done = block.len() - rest.len();
                 if is_inserted {
@@ -99,11 +99,11 @@ impl Table {
                 self.insert(field);
             }
         }
-        if let Some(stand_in) = &mut walked.stand_in {
+        if let Some(stand_in) = &mut summary.stand_in {
             stand_in.extend_from_slice(&block[done..]);
             stand_in.extend_from_slice(MALFORMED);
         }
-        Ok(walked)
+        Ok(summary)
     }
 
     fn indexed(&self, rest: &mut &[u8]) -> Result<Field, Broken> {
@@ -135,7 +135,7 @@ impl Table {
             8..=14 => Kind::Status,
             _ => Kind::Field,
         };
-        // The lengths of values in the static table are nobody's business.
+        // The length of a value counts only in the dynamic table.
         let name = Name { bytes: usize::from(*bytes), kind };
         Ok(Entry { name, value_bytes: 0, is_bad: false })
     }
@@ -256,7 +256,7 @@ struct Text<'a> {
     is_coded: bool,
     /// How long it is when decoded.
     bytes: usize,
-    /// Of what all its bytes are.
+    /// The classes that all its bytes are in.
     classes: u8,
 }
 
@@ -284,10 +284,10 @@ impl<'a> Text<'a> {
         Ok(())
     }
 
-    /// For what is rare.
+    /// The text itself, for the few that must be compared or read as UTF-8.
     fn decoded(&self) -> Vec<u8> {
         let mut decoded = Vec::with_capacity(self.bytes);
-        // It was read before.
+        // No error is possible: `Text::take` has decoded it once.
         let _ = self.each(|byte| decoded.push(byte));
         decoded
     }
@@ -361,7 +361,7 @@ const MALFORMED: &[u8] = b"\x00\x0aconnection\x01x";
 /// `:authority`.
 const LONGEST_PSEUDO_BYTES: usize = 10;
 
-/// What a byte may stand in.
+/// The classes of each byte: what it may be a part of.
 const CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
     let mut byte = 0;
@@ -478,20 +478,20 @@ mod tests {
     fn check(blocks: &[(&[u8], Result<bool, Broken>)]) {
         let mut table = Table::new();
         for (at, (block, expected)) in blocks.iter().enumerate() {
-            let walked = table.walk(block).map(|walked| {
-                assert_eq!(walked.stand_in, None, "block {at}");
-                walked.has_pseudo
+            let summary = table.walk(block).map(|summary| {
+                assert_eq!(summary.stand_in, None, "block {at}");
+                summary.has_pseudo
             });
-            assert_eq!(walked, *expected, "block {at}");
+            assert_eq!(summary, *expected, "block {at}");
         }
     }
 
     /// What stands for this block, as the first of its connection.
     #[track_caller]
     fn check_stand_in(block: &[u8], expected: Option<&[u8]>) {
-        let walked = Table::new().walk(block).expect("a block");
+        let summary = Table::new().walk(block).expect("a block");
         let expected = expected.map(|fields| [fields, MALFORMED].concat());
-        assert_eq!(walked.stand_in, expected, "{block:?}");
+        assert_eq!(summary.stand_in, expected, "{block:?}");
     }
 
     #[test]
@@ -632,7 +632,7 @@ mod tests {
         ]);
     }
 
-    const GOOD: Result<Walked, Broken> = Ok(Walked { has_pseudo: true, stand_in: None });
+    const GOOD: Result<Summary, Broken> = Ok(Summary { has_pseudo: true, stand_in: None });
 
     /// What h2 makes of these blocks, as requests of one connection: how many it takes, and
     /// whether the connection lives.
@@ -711,8 +711,8 @@ mod tests {
             let mut seen = Vec::new();
             for words in &blocks {
                 let block = [&request[..], &words.concat()].concat();
-                let Ok(walked) = table.walk(&block) else { return Ok(()) };
-                seen.push(walked.stand_in.unwrap_or(block));
+                let Ok(summary) = table.walk(&block) else { return Ok(()) };
+                seen.push(summary.stand_in.unwrap_or(block));
             }
             // One request behind them all, with everything that is in the table.
             let all = (0..table.entries.len()).filter(|at| !table.entries[*at].is_bad);
