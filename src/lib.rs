@@ -29,6 +29,7 @@ pub mod clock;
 pub mod fields; // field sections, stored and on their way
 pub mod interim; // 1xx responses between upstream and one client
 pub mod metrics;
+pub mod notices; // log lines that anybody can cause, told once an interval
 pub mod planted; // bugs for the lab to find; a constant false without its cargo feature
 pub mod reply; // an answer on its way to the listener
 pub mod stamp; // whether a file was replaced

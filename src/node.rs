@@ -39,6 +39,7 @@ use crate::fetch::{Pools, Resolver, Upstreams};
 use crate::guard::{Gate, rate};
 use crate::listen::{self, Door, Drain, DrainSwitch, TlsState, Unread, WorkerSockets};
 use crate::metrics::Metrics;
+use crate::notices::{self, Notice, SuppressedLines};
 use crate::respond::Identity;
 use crate::respond::log::AccessLog;
 use crate::route::Routes;
@@ -134,6 +135,7 @@ impl Node {
         std::fs::create_dir_all(&config.node.data_directory)
             .map_err(system(&format!("data directory {}", config.node.data_directory.display())))?;
         let metrics = Metrics::new(config.node.workers);
+        metrics.register_collector(Box::new(SuppressedLines));
         let background = Builder::new_multi_thread()
             .worker_threads(BACKGROUND_THREADS)
             .thread_name("background")
@@ -208,6 +210,7 @@ impl Node {
         background.spawn(take_purges(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
         background.spawn(shared.clone().keep_house());
+        background.spawn(notices::sweep_forever());
         Ok(Self { listening, admin, shared, workers, background, log })
     }
 
@@ -363,7 +366,12 @@ impl Shared {
             match tls.keep_current(self.clock.now()) {
                 Ok(true) => tracing::info!("certificates and ticket keys loaded anew"),
                 Ok(false) => {}
-                Err(error) => tracing::error!(%error, "certificates: the old ones stay"),
+                Err(error) => {
+                    // Tried again every few seconds where it is about a certificate to be renewed.
+                    let message = "certificates cannot be loaded anew, the old ones stay";
+                    let notice = Notice { is_error: true, ..Notice::warning(message, "", "") };
+                    notices::note(&notice, format_args!("{error}"));
+                }
             }
         }
         if let Some(tls) = &self.admin_tls {

@@ -36,6 +36,7 @@ use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Leave, Peer, TokenFile};
 use crate::clock::{Clock, unix_ms};
 use crate::metrics::Metrics;
+use crate::notices::{self, Notice};
 use crate::store::Store;
 
 /// What the operator may choose about the admin API.
@@ -140,7 +141,8 @@ impl Admin {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: they come back.
-                    tracing::warn!(%error, "admin: can't accept a connection");
+                    let message = "the admin API cannot accept connections";
+                    notices::note(&Notice::warning(message, "", ""), format_args!("{error}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -159,7 +161,9 @@ impl Admin {
                         admin.serve(stream, Peer { address, names }, keeps).await;
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(from = %address, %error, "admin: no TLS connection");
+                        let message = "a TLS handshake with the admin API failed";
+                        let notice = Notice::warning(message, "", "");
+                        notices::note(&notice, format_args!("{error}; from {address}"));
                     }
                     Err(_) => {}
                 }

@@ -13,12 +13,12 @@ use super::problem::Problem;
 use super::purges::Rate;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
+use crate::notices::{self, Notice};
 
 /// Where audit lines go.
 pub struct Audit {
     path: Option<PathBuf>,
     refusals: Rate,
-    complaints: Rate,
     recorder: Recorder,
     clock: Clock,
 }
@@ -39,8 +39,7 @@ impl Audit {
     /// Into a file, or, without one, into the error log.
     pub fn new(path: Option<PathBuf>, recorder: Recorder, clock: Clock) -> Self {
         let now = clock.instant();
-        let (refusals, complaints) = (Rate::new(REFUSALS_PER_SECOND, now), Rate::new(1, now));
-        Self { path, refusals, complaints, recorder, clock }
+        Self { path, refusals: Rate::new(REFUSALS_PER_SECOND, now), recorder, clock }
     }
 
     /// Writes a line. A purge is not undone because it can't be written; that is said loudly.
@@ -58,10 +57,9 @@ impl Audit {
         let written = written.await.unwrap_or_else(|_| Err(std::io::Error::other("panicked")));
         let Err(error) = written else { return };
         self.recorder.count(Metric::AuditLost);
-        // A line a second; each that is missing is counted.
-        if self.complaints.take(self.clock.instant()) {
-            tracing::error!(%error, path = shown, "the audit log can't be written");
-        }
+        let message = "the audit log cannot be written";
+        let notice = Notice { is_error: true, ..Notice::warning(message, "", &shown) };
+        notices::note(&notice, format_args!("{error}"));
     }
 
     /// Writes a line where somebody was refused; a few a second, the others are only counted, so

@@ -255,6 +255,33 @@ impl FetchError {
         }
     }
 
+    /// `host:port` of the origin that gave no response; for DNS its host alone. `None`: it is not
+    /// about one origin.
+    pub fn origin(&self) -> Option<&str> {
+        match self {
+            Self::AllDown { .. } | Self::RequestBody { .. } => None,
+            Self::DnsTimeout { host, .. } | Self::Dns { host, .. } => Some(host),
+            Self::ConnectionLimit { origin, .. }
+            | Self::Connect { origin, .. }
+            | Self::ConnectTimeout { origin, .. }
+            | Self::Certificate { origin, .. }
+            | Self::Tls { origin, .. }
+            | Self::NoHttp2 { origin }
+            | Self::TlsTimeout { origin, .. }
+            | Self::Terminated { origin, .. }
+            | Self::Incomplete { origin, .. }
+            | Self::ContentMissing { origin, .. }
+            | Self::ContentTimeout { origin, .. }
+            | Self::FieldsDiffer { origin, .. }
+            | Self::ResponseTimeout { origin, .. }
+            | Self::HeaderSize { origin, .. }
+            | Self::TransferCoding { origin }
+            | Self::FramedTwice { origin }
+            | Self::Protocol { origin, .. }
+            | Self::UnaskedUpgrade { origin } => Some(origin),
+        }
+    }
+
     /// 400 or 408 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
     pub fn status(&self) -> StatusCode {
         if let Self::RequestBody { is_late: true, .. } = self {

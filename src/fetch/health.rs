@@ -48,11 +48,14 @@ impl OriginHealth {
                 .is_ok()
     }
 
-    pub(super) fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
+    /// True when the last exchange before was a failure.
+    pub(super) fn succeeded(&self) -> bool {
+        let had_failed = self.failures.load(Ordering::Relaxed) != 0;
+        if had_failed {
             self.failures.store(0, Ordering::Relaxed);
             self.down_until_ms.store(0, Ordering::Relaxed);
         }
+        had_failed
     }
 
     /// Counts one failure. True when it is the one that marks the origin down.

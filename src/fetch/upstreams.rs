@@ -36,6 +36,7 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
+use crate::notices::{self, Notice};
 use crate::planted::{self, Bug};
 
 /// One core's way to all origins. Clones are the same one. Everything it starts lives in the
@@ -310,7 +311,15 @@ impl Attempt<'_> {
         let (health, settings) = (&self.origin().health, &self.state.pool.settings().health);
         if *blames_origin && health.failed(monotonic_ms(), settings) {
             self.core.recorder.count(Metric::UpstreamMarkedDown);
-            tracing::warn!(origin = %self.origin().name, %error, "origin marked down");
+            let (pool, origin) = (self.state.pool.name(), &self.origin().name);
+            let notice = Notice {
+                is_error: false,
+                message: "an origin is marked down",
+                reason: error.proxy_error(),
+                pool,
+                origin,
+            };
+            notices::note(&notice, format_args!("{error}"));
         }
     }
 
@@ -546,7 +555,9 @@ impl Attempt<'_> {
         let (asked, began) = self.began;
         let (came, now) = self.core.clock.both();
         let first_byte = now - began;
-        self.origin().health.succeeded();
+        if self.origin().health.succeeded() {
+            notices::recovered(self.state.pool.name(), &self.origin().name);
+        }
         self.core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
         // RFC 9110 §6.2: each hop speaks its own version.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);

@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::context::{CertificateNames, Connection, TlsFacts};
 use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
+use crate::notices::{self, Notice};
 
 use super::bind::WorkerSockets;
 use super::client::Client;
@@ -180,7 +181,9 @@ where
                 Err(error) => {
                     // Out of descriptors or memory: what is open has to close first.
                     self.recorder.count(Metric::AcceptErrors);
-                    tracing::warn!(%error, listener = listener.name, "cannot accept");
+                    let name = &listener.name;
+                    let notice = Notice::warning("a listener cannot accept connections", "", name);
+                    notices::note(&notice, format_args!("{error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -15,6 +15,7 @@ use crate::body::{Body, BodyError};
 use crate::context::{RequestContext, UpstreamFacts};
 use crate::fields::{FieldLines, FieldsMut};
 use crate::metrics::{Metric, Recorder};
+use crate::notices::{self, Notice};
 use crate::reply::Reply;
 
 /// Who this node is on the wire.
@@ -123,6 +124,21 @@ struct Accounted {
     ended: bool,
 }
 
+fn note_broken(context: &RequestContext, error: &BodyError) {
+    let upstream = context.upstream.as_deref();
+    let origin = upstream.and_then(|upstream| upstream.origin.as_deref()).unwrap_or_default();
+    let pool = upstream.map_or("", |upstream| &*upstream.pool);
+    let warning = Notice::warning("a response broke off", "body-broke-off", origin);
+    let notice = Notice { pool, ..warning };
+    let (asked, request) = (&context.asked, context.id);
+    let (method, target) = (&asked.method, &asked.target);
+    let host = asked.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("-");
+    notices::note(
+        &notice,
+        format_args!("{error}; {method} {target} of host {host}, request {request}"),
+    );
+}
+
 impl HttpBody for Accounted {
     type Data = Bytes;
     type Error = BodyError;
@@ -141,7 +157,7 @@ impl HttpBody for Accounted {
                 this.ended = is_over(&this.body);
             }
             Some(Err(error)) => {
-                tracing::warn!(request = %this.context.id, %error, "a response broke off");
+                note_broken(&this.context, error);
                 this.context.failure = Some("body-broke-off");
             }
             None => this.ended = true,

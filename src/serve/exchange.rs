@@ -16,18 +16,21 @@ use crate::cache::{
     self, CacheKey, Exchange, Freshened, Place, PurgeSequence, Reason, StoredResponse, Storing,
     Vary, VaryList, search,
 };
-use crate::context::UpstreamFacts;
+use crate::context::{RequestId, UpstreamFacts};
 use crate::fetch::collapse::{Failure as FillFailure, Lead};
 use crate::fetch::parts::{First, Parts};
-use crate::fetch::{FillEnd, Intent, Pool, Times, Tried, Unanswered, UpstreamResponse};
+use crate::fetch::{FetchError, FillEnd, Intent, Pool, Times, Tried, Unanswered, UpstreamResponse};
 use crate::interim::Interims;
 use crate::metrics::Metric;
+use crate::notices::{self, Notice};
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
 
 /// All that an exchange needs to know of the request, so that it can go on without it.
 #[derive(Clone)]
 pub(super) struct Job {
+    /// The request that caused it.
+    pub request: RequestId,
     pub worker: Rc<Worker>,
     pub plan: Rc<Plan>,
     pub site: Arc<Site>,
@@ -201,10 +204,23 @@ impl Job {
         let intent =
             Intent { hash: self.key.hash.0 as u64, upgrade: None, interims: self.interims.clone() };
         let sent = self.worker.upstreams.send(&self.pool, request, Body::Empty, &intent).await;
-        if let Err(error) = &sent {
-            tracing::warn!(site = %self.site.name, pool = %self.pool.name(), %error, "no response from upstream");
+        if let Err(unanswered) = &sent {
+            self.note_no_response(&unanswered.error);
         }
         sent
+    }
+
+    /// Says in the log that upstream gave no response; a cause that repeats is told as a number.
+    pub fn note_no_response(&self, error: &FetchError) {
+        let notice = Notice {
+            is_error: false,
+            message: "no response from upstream",
+            reason: error.reason(),
+            pool: self.pool.name(),
+            origin: error.origin().unwrap_or_default(),
+        };
+        let (method, url, request) = (&self.method, self.key.url(), self.request);
+        notices::note(&notice, format_args!("{error}; {method} {url}, request {request}"));
     }
 
     /// What is to be done with a response whose head is in.

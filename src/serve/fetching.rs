@@ -381,6 +381,7 @@ impl Visit {
     pub(super) fn job(&self, found: &Found) -> Result<Job, Failure> {
         let stale_if_error = found.head.as_ref().is_some_and(|head| self.may_serve_stale(head));
         Ok(Job {
+            request: self.context.id,
             worker: self.worker.clone(),
             plan: self.plan.clone(),
             site: self.site.clone(),

@@ -80,7 +80,7 @@ impl Visit {
                 tracing::debug!(%request, %site, %error, "the request was not whole");
             }
             _ => {
-                tracing::warn!(%request, %site, pool = %job.pool.name(), %error, "no response from upstream");
+                job.note_no_response(error);
             }
         }
         self.stale_on_error(found).ok_or_else(|| match error {

@@ -41,6 +41,7 @@ use super::settings::{Directory, Settings};
 use super::sites::{OnDisk, Site, Sites};
 use super::stat::{DirectoryStat, Service};
 use crate::metrics::{Metric, Recorder};
+use crate::notices::{self, Notice};
 
 type Foyer = HybridCache<PieceKey, Piece, PieceHasher>;
 
@@ -539,8 +540,9 @@ impl Disk {
 
     fn not_read(&self, open: &Open, key: &PieceKey, error: &(dyn std::error::Error + 'static)) {
         self.recorder.count(Metric::StoreDiskErrors);
-        let directory = self.directory.path.display();
-        tracing::warn!(%directory, error, "a piece could not be read");
+        let directory = self.directory.path.to_string_lossy();
+        let notice = Notice::warning("a stored piece cannot be read", "", &directory);
+        notices::note(&notice, format_args!("{error}"));
         open.foyer.storage().delete(key);
     }
 

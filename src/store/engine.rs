@@ -19,6 +19,7 @@ use foyer_storage::Populated;
 use super::blocks::{Blocks, Entry, Place, Read};
 use super::held::Held;
 use super::record::{Piece, PieceKey};
+use crate::notices::{self, Notice};
 
 type Pieces = Vec<PieceRef<PieceKey, Piece, HybridCacheProperties>>;
 type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -130,7 +131,10 @@ impl Engine<PieceKey, Piece, HybridCacheProperties> for BlocksEngine {
         let (blocks, device) = (self.blocks.clone(), self.device.clone());
         let writing = self.spawner.spawn_blocking(move || match write(&blocks, &pieces) {
             Ok(bytes) => device.statistics().record_disk_write(bytes as usize),
-            Err(error) => tracing::warn!(%error, pieces = pieces.len(), "a batch was not written"),
+            Err(error) => {
+                let notice = Notice::warning("a batch of stored pieces was not written", "", "");
+                notices::note(&notice, format_args!("{error}; {} pieces", pieces.len()));
+            }
         });
         Box::pin(async {
             // What was not written is not in the index, whyever.

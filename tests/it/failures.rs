@@ -1,6 +1,9 @@
 //! Origins that die, stall or break off, and clients that leave: each has its answer.
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, raw, until};
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, raw, until};
 
 /// One pool with these lines more, for every host.
 fn config(origin: &Origin, more: &str) -> String {
@@ -343,4 +346,56 @@ fn the_log_names_the_origin_that_gave_no_response() {
         assert!(line["upstream_status"].is_null(), "{line}");
         assert_ne!(line["cache"], "hit", "{line}");
     }
+}
+
+#[test]
+fn a_dead_origin_is_told_once_and_so_is_its_return() {
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let process = Process::start(&format!(
+        "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\
+         [pools.main]\norigins = [\"http://{port}\"]\nhealth.skip = \"50ms\"\n\
+         [sites.all]\nhosts = \"*\"\n"
+    ));
+    let mut client = Client::connect(process.http);
+    for number in 0..2000 {
+        let (method, target) = if number % 2 == 0 { ("GET", "/a") } else { ("POST", "/b?secret") };
+        assert!(client.request(method, "a.test", target, &[], b"").status >= 500);
+    }
+    let lines = process.lines_with("WARN");
+    let first = &process.lines_with("no response from upstream")[0];
+    for words in [
+        "connecting to",
+        "GET http://a.test/a, request ",
+        "pool=\"main\"",
+        &format!("origin=\"{port}\""),
+        "reason=\"connection_refused\"",
+    ] {
+        assert!(first.contains(words), "{words}: {first}");
+    }
+    assert!(lines.len() <= 5, "{} lines for 2000 requests: {lines:#?}", lines.len());
+    let metrics = Client::connect(process.admin).get("localhost", "/metrics", &[]);
+    let suppressed = metrics.text().lines().find_map(|line| {
+        line.strip_prefix("skerry_log_lines_suppressed_total ")?.parse::<u64>().ok()
+    });
+    assert!(suppressed >= Some(1900), "{suppressed:?}");
+
+    let listener = TcpListener::bind(port).expect("the port again");
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+        }
+    });
+    until("the origin is asked again", || {
+        client.request("GET", "a.test", "/a", &[], b"").status == 200
+    });
+    process.wait_for("origin answers again after ");
+    let recovery = process.lines_with("origin answers again after ");
+    assert!(
+        recovery[0].contains("pool=\"main\"") && recovery[0].contains("failures in"),
+        "{recovery:?}"
+    );
+    assert_eq!(recovery.len(), 1);
 }

@@ -18,23 +18,24 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("planted", &[]),
     ("stamp", &[]),
     ("upgrade", &[]),
+    ("notices", &["clock"]),
     ("cache", &["fields", "planted"]),
     ("context", &["cache", "clock"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
-    ("store", &["cache", "clock", "metrics", "body", "fields", "planted"]),
+    ("store", &["cache", "clock", "metrics", "notices", "body", "fields", "planted"]),
     ("transform", &["body", "fields", "metrics", "reply"]),
     (
         "fetch",
         &[
             "store", "cache", "context", "body", "clock", "fields", "interim", "metrics",
-            "planted", "upgrade",
+            "notices", "planted", "upgrade",
         ],
     ),
     ("guard", &["context", "clock", "metrics"]),
     // clock: a line in the access log tells how long its response took.
-    ("respond", &["cache", "context", "body", "clock", "fields", "metrics", "reply"]),
+    ("respond", &["cache", "context", "body", "clock", "fields", "metrics", "notices", "reply"]),
     ("route", &["guard", "cache", "fetch", "fields", "transform", "planted"]),
-    ("control", &["store", "fetch", "cache", "clock", "metrics", "planted", "stamp"]),
+    ("control", &["store", "fetch", "cache", "clock", "metrics", "notices", "planted", "stamp"]),
     (
         "serve",
         &[
@@ -51,6 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "fields",
             "interim",
             "metrics",
+            "notices",
             "reply",
             "upgrade",
         ],
@@ -58,8 +60,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "listen",
         &[
-            "serve", "context", "body", "clock", "fields", "interim", "metrics", "reply", "stamp",
-            "upgrade",
+            "serve", "context", "body", "clock", "fields", "interim", "metrics", "notices",
+            "reply", "stamp", "upgrade",
         ],
     ),
     // They stand outside the house: an origin for the demo, and callers of the admin API.

@@ -32,6 +32,7 @@ use super::settings::Settings;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse};
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
+use crate::notices::{self, Notice};
 
 /// Purges that take effect together, with what the bus wants to be durable with them.
 #[derive(Clone, Debug, Default)]
@@ -304,7 +305,10 @@ impl Purges {
         let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, cause));
         let entries = match applied {
             Ok((_, entries)) => entries,
-            Err(error) => return tracing::warn!(%error, "an invalidation was not possible"),
+            Err(error) => {
+                let notice = Notice::warning("an invalidation was not possible", "", "");
+                return notices::note(&notice, format_args!("{error}"));
+            }
         };
         if let Some(log) = self.log.clone().filter(|_| !entries.is_empty()) {
             background.spawn(async move {
@@ -399,10 +403,9 @@ impl Purges {
         }
         if widened > 0 {
             self.recorder.add(Metric::PurgesWidened, widened as u64);
-            tracing::warn!(
-                widened,
-                "the purge table is full: old purges became a soft purge of all"
-            );
+            let message = "the purge table is full (store.purge_entries_max): old purges became a soft purge of all";
+            let notice = Notice::warning(message, "", "");
+            notices::note(&notice, format_args!("{widened} purges"));
         }
         sequence
     }

@@ -89,6 +89,12 @@ impl Process {
         self.errors.lock().unwrap().contains(words)
     }
 
+    /// Lines on standard error that have these words.
+    pub fn lines_with(&self, words: &str) -> Vec<String> {
+        let told = self.errors.lock().unwrap();
+        told.lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
+    }
+
     /// Another configuration in the place of the one that it began with.
     pub fn rewrite(&self, text: &str) {
         std::fs::write(self.path("edge.toml"), text).expect("a file");

@@ -1,0 +1,427 @@
+//! Log lines that clients and origins can cause as often as they like, told once an interval.
+//!
+//! A cause is a message with its reason, pool and origin. Its first occurrence is told at once; those
+//! of the next [`INTERVAL`] are counted and told together, with the first of them as the example. An
+//! origin that answers again is told once. The table of causes is bounded, and every line that is
+//! left out is counted (`skerry_log_lines_suppressed_total`).
+//!
+//! ```text
+//!  note() ──▶ told at once                  the cause is new, or was told an interval ago
+//!         └─▶ counted ── sweep() ──▶ "N more within T s"
+//!  recovered() ───────── sweep() ──▶ "origin answers again after N failures in T"
+//! ```
+//!
+//! Nothing here is called where all goes well: successes come here only after a failure.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+
+use crate::clock::Clock;
+
+/// Something that went wrong, and may again at any rate.
+#[derive(Clone, Copy, Debug)]
+pub struct Notice<'a> {
+    /// Whether it is an error; otherwise a warning.
+    pub is_error: bool,
+    /// What happened, in the operator's words.
+    pub message: &'static str,
+    /// A word of a closed list, or nothing.
+    pub reason: &'static str,
+    /// The pool, or nothing.
+    pub pool: &'a str,
+    /// The origin (or the directory, or the listener), or nothing.
+    pub origin: &'a str,
+}
+
+impl<'a> Notice<'a> {
+    /// A warning without a pool.
+    pub fn warning(message: &'static str, reason: &'static str, origin: &'a str) -> Self {
+        Self { is_error: false, message, reason, pool: "", origin }
+    }
+}
+
+/// Tells it, or counts it. `example` is what only this occurrence has: error, URL, request id.
+pub fn note(notice: &Notice<'_>, example: fmt::Arguments<'_>) {
+    let line = LOG.table().note(notice, example, CLOCK.instant());
+    line.into_iter().for_each(|line| line.write());
+}
+
+/// An origin has answered, whose last answer was a failure.
+pub fn recovered(pool: &str, origin: &str) {
+    LOG.table().recovered(pool, origin, CLOCK.instant());
+}
+
+/// Tells what has been counted, for as long as it is polled.
+pub async fn sweep_forever() {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let lines = LOG.table().sweep(CLOCK.instant());
+        lines.iter().for_each(Line::write);
+    }
+}
+
+/// `skerry_log_lines_suppressed_total`, of the whole process as the log is.
+#[derive(Debug)]
+pub struct SuppressedLines;
+
+impl Collector for SuppressedLines {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let (name, kind) = ("log_lines_suppressed", MetricType::Counter);
+        let help = "Lines not written to the error log because their cause was told already; they are told as a number";
+        let encoder = encoder.encode_descriptor(name, help, None, kind)?;
+        ConstCounter::new(SUPPRESSED.load(Ordering::Relaxed)).encode(encoder)
+    }
+}
+
+/// The log is one for the process, and so is this.
+struct Log(LazyLock<Mutex<Table>>);
+
+impl Log {
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+static LOG: Log = Log(LazyLock::new(Mutex::default));
+static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::system);
+static SUPPRESSED: AtomicU64 = AtomicU64::new(0);
+
+/// The causes of the last minutes, by the hash of their words.
+#[derive(Default)]
+struct Table {
+    causes: HashMap<u64, Cause>,
+    hasher: RandomState,
+}
+
+struct Cause {
+    is_error: bool,
+    message: &'static str,
+    reason: &'static str,
+    pool: String,
+    origin: String,
+    /// The first occurrence since the last recovery.
+    since: Instant,
+    last: Instant,
+    told: Instant,
+    /// Since the last recovery.
+    occurrences: u64,
+    /// Not told yet.
+    untold: u64,
+    /// Of the first that is not told yet.
+    example: String,
+    recovered: Option<Instant>,
+}
+
+/// What is to be written.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Trouble {
+        is_error: bool,
+        message: &'static str,
+        reason: &'static str,
+        pool: String,
+        origin: String,
+        example: String,
+        /// Occurrences besides the example, and within how long.
+        more: Option<(u64, Duration)>,
+    },
+    Recovery {
+        pool: String,
+        origin: String,
+        failures: u64,
+        after: Duration,
+    },
+}
+
+impl Table {
+    fn note(
+        &mut self,
+        notice: &Notice<'_>,
+        example: fmt::Arguments<'_>,
+        now: Instant,
+    ) -> Option<Line> {
+        let Notice { is_error, message, reason, pool, origin } = *notice;
+        let key = self.hasher.hash_one((message, reason, pool, origin));
+        if let Some(cause) = self.causes.get_mut(&key) {
+            return cause.again(example, now);
+        }
+        if self.causes.len() >= CAUSES_MAX {
+            SUPPRESSED.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let cause = Cause {
+            is_error,
+            message,
+            reason,
+            pool: pool.to_owned(),
+            origin: origin.to_owned(),
+            since: now,
+            last: now,
+            told: now,
+            occurrences: 1,
+            untold: 0,
+            example: String::new(),
+            recovered: None,
+        };
+        let line = cause.line(example.to_string(), None);
+        self.causes.insert(key, cause);
+        Some(line)
+    }
+
+    fn recovered(&mut self, pool: &str, origin: &str, now: Instant) {
+        // DNS has failed for a host, and a pool for all of its origins.
+        let host = origin.rsplit_once(':').map_or(origin, |(host, _)| host);
+        let is_of =
+            |cause: &&mut Cause| cause.pool == pool && ["", host, origin].contains(&&*cause.origin);
+        self.causes.values_mut().filter(is_of).for_each(|cause| cause.recovered = Some(now));
+    }
+
+    fn sweep(&mut self, now: Instant) -> Vec<Line> {
+        let mut lines = Vec::new();
+        let is_due = |cause: &&mut Cause| cause.untold > 0 && now - cause.told >= INTERVAL;
+        lines.extend(self.causes.values_mut().filter(is_due).map(|cause| cause.summary(now)));
+        lines.extend(self.recoveries(now));
+        self.causes.retain(|_, cause| cause.untold > 0 || now - cause.last < FORGET);
+        lines
+    }
+
+    /// Origins whose last failure, for whatever reason, is [`QUIET`] behind a success.
+    fn recoveries(&mut self, now: Instant) -> Vec<Line> {
+        let mut groups: HashMap<(String, String), Vec<&mut Cause>> = HashMap::new();
+        for cause in self.causes.values_mut().filter(|cause| cause.occurrences > 0) {
+            groups.entry((cause.pool.clone(), cause.origin.clone())).or_default().push(cause);
+        }
+        let mut lines = Vec::new();
+        for ((pool, origin), causes) in groups {
+            let last = causes.iter().map(|cause| cause.last).max();
+            let recovered = causes.iter().filter_map(|cause| cause.recovered).max();
+            let Some((last, recovered)) = last.zip(recovered) else { continue };
+            if recovered < last || now - last < QUIET {
+                continue;
+            }
+            let since = causes.iter().map(|cause| cause.since).min().unwrap_or(last);
+            let failures = causes.iter().map(|cause| cause.occurrences).sum();
+            lines.push(Line::Recovery { pool, origin, failures, after: recovered - since });
+            for cause in causes {
+                (cause.occurrences, cause.untold, cause.recovered) = (0, 0, None);
+            }
+        }
+        lines
+    }
+}
+
+impl Cause {
+    fn again(&mut self, example: fmt::Arguments<'_>, now: Instant) -> Option<Line> {
+        if self.occurrences == 0 {
+            self.since = now;
+        }
+        self.last = now;
+        self.occurrences += 1;
+        if self.untold == 0 {
+            if now - self.told >= INTERVAL {
+                self.told = now;
+                return Some(self.line(example.to_string(), None));
+            }
+            self.example = example.to_string();
+        }
+        self.untold += 1;
+        SUPPRESSED.fetch_add(1, Ordering::Relaxed);
+        (now - self.told >= INTERVAL).then(|| self.summary(now))
+    }
+
+    fn summary(&mut self, now: Instant) -> Line {
+        let within = now - std::mem::replace(&mut self.told, now);
+        let (more, example) =
+            (std::mem::take(&mut self.untold) - 1, std::mem::take(&mut self.example));
+        self.line(example, Some((more, within)))
+    }
+
+    fn line(&self, example: String, more: Option<(u64, Duration)>) -> Line {
+        let (pool, origin) = (self.pool.clone(), self.origin.clone());
+        let (is_error, message, reason) = (self.is_error, self.message, self.reason);
+        Line::Trouble { is_error, message, reason, pool, origin, example, more }
+    }
+}
+
+impl Line {
+    fn write(&self) {
+        let some = |text: &'static str| (!text.is_empty()).then_some(text);
+        match self {
+            Self::Trouble { is_error, message, reason, pool, origin, example, more } => {
+                let more = match more {
+                    Some((0, _)) | None => String::new(),
+                    Some((more, within)) => {
+                        format!(" ({more} more like it within {:.0} s)", within.as_secs_f64())
+                    }
+                };
+                let reason = some(reason);
+                let (pool, origin) = (words(pool), words(origin));
+                if *is_error {
+                    tracing::error!(pool, origin, reason, "{message}: {example}{more}");
+                } else {
+                    tracing::warn!(pool, origin, reason, "{message}: {example}{more}");
+                }
+            }
+            Self::Recovery { pool, origin, failures, after } => {
+                let (pool, what) = (words(pool), words(origin).map_or("pool", |_| "origin"));
+                let origin = words(origin);
+                let failures = match failures {
+                    1 => "1 failure".to_owned(),
+                    several => format!("{several} failures"),
+                };
+                let seconds = after.as_secs_f64();
+                tracing::info!(
+                    pool,
+                    origin,
+                    "{what} answers again after {failures} in {seconds:.1} s"
+                );
+            }
+        }
+    }
+}
+
+/// A field is left out where there is nothing to say.
+fn words(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// Causes that are told apart: pools times origins times reasons. Beyond, they are counted only.
+const CAUSES_MAX: usize = 1024;
+/// A cause is told once in so long.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// An origin that has not failed for so long answers again.
+const QUIET: Duration = Duration::from_secs(1);
+/// A cause that was not seen for so long is forgotten.
+const FORGET: Duration = Duration::from_secs(3600);
+const SWEEP: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEAD: Notice<'_> = Notice {
+        is_error: false,
+        message: "an origin does not answer",
+        reason: "connection_refused",
+        pool: "main",
+        origin: "a:80",
+    };
+
+    fn start() -> Instant {
+        Clock::system().instant()
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_cause_is_told_at_once_and_then_once_an_interval_with_its_number() {
+        let (mut table, start) = (Table::default(), start());
+        let first = table.note(&DEAD, format_args!("/0"), start);
+        let trouble = |example: &str, more| Line::Trouble {
+            is_error: false,
+            message: DEAD.message,
+            reason: DEAD.reason,
+            pool: "main".into(),
+            origin: "a:80".into(),
+            example: example.into(),
+            more,
+        };
+        assert_eq!(first, Some(trouble("/0", None)));
+        for number in 1..=90_000_u32 {
+            let at = start + number * (seconds(3) / 90_000);
+            assert_eq!(table.note(&DEAD, format_args!("/{number}"), at), None);
+        }
+        assert_eq!(table.sweep(start + seconds(9)), []);
+        let summary = trouble("/1", Some((89_999, seconds(11))));
+        assert_eq!(table.sweep(start + seconds(11)), [summary]);
+        assert_eq!(table.sweep(start + seconds(30)), []);
+        let later = table.note(&DEAD, format_args!("/later"), start + seconds(31));
+        assert_eq!(later, Some(trouble("/later", None)), "it is told at once again");
+    }
+
+    #[test]
+    fn without_a_sweep_the_next_occurrence_tells_the_number() {
+        let (mut table, start) = (Table::default(), start());
+        table.note(&DEAD, format_args!("/0"), start);
+        assert_eq!(table.note(&DEAD, format_args!("/1"), start + seconds(1)), None);
+        let told = table.note(&DEAD, format_args!("/2"), start + seconds(12));
+        let Some(Line::Trouble { example, more, .. }) = told else { panic!("{told:?}") };
+        assert_eq!((example.as_str(), more), ("/1", Some((1, seconds(12)))));
+    }
+
+    #[test]
+    fn causes_differ_by_reason_pool_and_origin() {
+        let (mut table, start) = (Table::default(), start());
+        for notice in [
+            DEAD,
+            Notice { reason: "dns_error", ..DEAD },
+            Notice { pool: "other", ..DEAD },
+            Notice { origin: "b:80", ..DEAD },
+        ] {
+            assert!(table.note(&notice, format_args!(""), start).is_some(), "{notice:?}");
+            assert!(table.note(&notice, format_args!(""), start).is_none(), "{notice:?}");
+        }
+    }
+
+    #[test]
+    fn a_recovery_is_told_once_when_no_failure_follows() {
+        let (mut table, start) = (Table::default(), start());
+        let reasons = ["connection_refused", "connection_timeout"];
+        for number in 0..500 {
+            let notice = Notice { reason: reasons[number % 2], ..DEAD };
+            table.note(&notice, format_args!(""), start + seconds(1));
+        }
+        table.recovered("main", "a:80", start + seconds(4));
+        table.note(&DEAD, format_args!(""), start + seconds(5));
+        assert_eq!(table.sweep(start + seconds(7)), [], "it has failed since");
+        table.recovered("other", "a:80", start + seconds(8));
+        assert_eq!(table.sweep(start + seconds(8)), [], "that is another pool's");
+        table.recovered("main", "a:80", start + seconds(8));
+        let line = Line::Recovery {
+            pool: "main".into(),
+            origin: "a:80".into(),
+            failures: 501,
+            after: seconds(7),
+        };
+        assert_eq!(table.sweep(start + seconds(9)), [line]);
+        assert_eq!(table.sweep(start + seconds(20)), []);
+    }
+
+    #[test]
+    fn an_origin_that_comes_and_goes_is_told_of_no_more_than_twice_an_interval() {
+        let (mut table, start) = (Table::default(), start());
+        let mut lines = 0;
+        for tenths in 0..600_u32 {
+            let now = start + tenths * Duration::from_millis(100);
+            lines += usize::from(table.note(&DEAD, format_args!(""), now).is_some());
+            table.recovered("main", "a:80", now);
+            if tenths.is_multiple_of(20) {
+                lines += table.sweep(now).len();
+            }
+        }
+        assert!(lines <= 14, "{lines} lines in a minute");
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_forgets() {
+        let (mut table, start) = (Table::default(), start());
+        for number in 0..2 * CAUSES_MAX {
+            let origin = format!("{number}:80");
+            table.note(&Notice { origin: &origin, ..DEAD }, format_args!(""), start);
+        }
+        assert_eq!(table.causes.len(), CAUSES_MAX);
+        table.sweep(start + FORGET);
+        assert_eq!(table.causes.len(), 0);
+    }
+}
