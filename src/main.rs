@@ -37,6 +37,9 @@ enum Command {
     Check {
         /// The configuration file.
         file: PathBuf,
+        /// Where the node will keep its cache: its file system must have room for it.
+        #[arg(long, value_name = "DIR", env = "SKERRY_DATA_DIR")]
+        data_dir: Option<PathBuf>,
     },
     /// Make a running node forget: by URL, tag, prefix, site, or everything.
     Purge(PurgeArguments),
@@ -185,7 +188,7 @@ fn main() -> ExitCode {
     let done = match cli::arguments::<Arguments>().command {
         None => run_demo(),
         Some(Command::Run(flags)) => run(flags),
-        Some(Command::Check { file }) => check(file),
+        Some(Command::Check { file, data_dir }) => check(file, data_dir),
         Some(Command::Purge(purge)) => order_purge(purge),
         Some(Command::Prefetch(prefetch)) => order_prefetch(prefetch),
         Some(Command::Explain(explain)) => ask_why(explain),
@@ -207,6 +210,9 @@ fn main() -> ExitCode {
 fn run(flags: Flags) -> Result<(), String> {
     start_error_log();
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let admin_tls = config.admin.tls.is_some();
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     for (address, tls) in &node.listening {
@@ -266,7 +272,11 @@ fn run_demo() -> Result<(), String> {
     let flags = demo_flags(origin);
     let mut config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     config.log.target = Target::Off;
+    for directory in &mut config.store.directories {
+        directory.bytes = DEMO_DISK_BYTES;
+    }
     let data_dir = config.node.data_directory.clone();
+    let disk_max = cli::size_text(DEMO_DISK_BYTES as f64);
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     let at = |tls| node.listening.iter().find(|(_, with)| *with == tls).map(|(at, _)| at.port());
     let (http, https) = (at(false).unwrap_or_default(), at(true).unwrap_or_default());
@@ -277,7 +287,7 @@ Skerry demo: a built-in origin with an edge in front of it.
   page    http://localhost:{http}/
   TLS     https://localhost:{https}/   (self-signed)
   admin   http://{admin}/   (dashboard; /readyz, /metrics, /explain, POST /purge)
-  cache   {data_dir}
+  cache   {data_dir}   (up to {disk_max} of disk, taken as it fills; remove it when you are done)
 
 Try:
   curl -i  http://localhost:{http}/data.json      # twice: the second is a hit
@@ -290,6 +300,9 @@ Ctrl-C ends it.",
     );
     until_told_to_stop(node)
 }
+
+/// Enough for a first look at what is on disk, and little enough for any machine.
+const DEMO_DISK_BYTES: u64 = 256 << 20;
 
 /// The usual ports, and others in the place of those that are taken: a first minute has no
 /// configuration to choose them in.
@@ -308,8 +321,8 @@ fn demo_flags(origin: SocketAddr) -> Flags {
     }
 }
 
-fn check(file: PathBuf) -> Result<(), String> {
-    let flags = Flags { config: Some(file.clone()), ..Flags::default() };
+fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
+    let flags = Flags { config: Some(file.clone()), data_dir, ..Flags::default() };
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     println!(
         "{}: fine: {}, {}",
@@ -317,6 +330,9 @@ fn check(file: PathBuf) -> Result<(), String> {
         cli::count(config.routes.sites.len(), "site"),
         cli::count(config.fetch.pools.len(), "pool")
     );
+    for warning in &config.warnings {
+        println!("warning: {warning}");
+    }
     Ok(())
 }
 

@@ -289,6 +289,7 @@ table! {
     StoreDiskOverShare, Counter, "store_disk_over_share", "Pieces not written to disk: their site has its share there.";
     StoreDiskErrors, Counter, "store_disk_errors", "Pieces on disk that could not be read or understood.";
     StoreDiskOuts, Counter, "store_disk_outs", "Times that a store directory went out of service.";
+    StoreDiskShort, Counter, "store_disk_short_of_space", "Times that a store directory stopped to grow because its file system had no room beyond the reserve.";
 }
 
 const fn cells_of(row: &Row) -> usize {

@@ -398,11 +398,14 @@ impl Shared {
     }
 
     fn reload(&self) -> Result<Vec<String>, Vec<String>> {
-        let loaded = config::load(&self.flags);
+        let loaded = config::load_again(&self.flags);
         let next = loaded.map_err(|mistakes| {
             mistakes.to_string().lines().map(str::to_owned).collect::<Vec<_>>()
         });
-        let applied = next.and_then(|next| self.apply(next));
+        let applied = next.and_then(|next| {
+            next.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            self.apply(next)
+        });
         match &applied {
             Ok(changes) => tracing::info!(?changes, "configuration loaded anew"),
             Err(mistakes) => tracing::error!(?mistakes, "configuration: the old one stays"),

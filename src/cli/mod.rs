@@ -222,32 +222,38 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
 /// `GET /store` as a table for people.
 pub fn store_table(stat: &Value) -> String {
     let mut table = String::new();
-    let mut line = |words: [&str; 6]| {
+    let mut line = |words: [&str; 7]| {
         let [name, rest @ ..] = words;
         let rest: Vec<_> = rest.iter().map(|word| format!("{word:>12}")).collect();
         table.push_str(format!("{name:<24}{}", rest.join("")).trim_end());
         table.push('\n');
     };
     let memory = &stat["memory"];
-    line(["", "bytes", "of", "pieces", "", ""]);
+    line(["", "bytes", "of", "pieces", "", "", ""]);
     let (bytes, max) = (size(&memory["bytes"]), size(&memory["bytes_max"]));
-    line(["memory", &bytes, &max, &memory["pieces"].to_string(), "", ""]);
-    line([""; 6]);
-    line(["directory", "service", "of", "written", "read", "queued"]);
-    for it in stat["directories"].as_array().into_iter().flatten() {
-        let sizes = ["bytes_max", "written_bytes", "read_bytes", "queued_bytes"];
-        let [max, written, read, queued] = sizes.map(|name| size(&it[name]));
+    line(["memory", &bytes, &max, &memory["pieces"].to_string(), "", "", ""]);
+    line([""; 7]);
+    line(["directory", "service", "has", "of", "written", "read", "queued"]);
+    let directories = || stat["directories"].as_array().into_iter().flatten();
+    for it in directories() {
+        let sizes = ["bytes", "bytes_max", "written_bytes", "read_bytes", "queued_bytes"];
+        let [has, max, written, read, queued] = sizes.map(|name| size(&it[name]));
         let word = |name: &str| it[name].as_str().unwrap_or("?").to_owned();
-        line([&word("path"), &word("service"), &max, &written, &read, &queued]);
+        line([&word("path"), &word("service"), &has, &max, &written, &read, &queued]);
     }
-    line([""; 6]);
-    line(["site", "in memory", "objects", "on disk", "objects", "of"]);
+    for it in directories().filter(|it| it["short_of_space"] == true) {
+        let path = it["path"].as_str().unwrap_or("?");
+        let why = "cannot grow: its file system has no room beyond store.disk_reserve";
+        line([&format!("{path} {why}"), "", "", "", "", "", ""]);
+    }
+    line([""; 7]);
+    line(["site", "in memory", "objects", "on disk", "objects", "of", ""]);
     for it in stat["sites"].as_array().into_iter().flatten() {
         let sizes = ["memory_bytes", "disk_bytes", "disk_bytes_max"];
         let [memory, disk, max] = sizes.map(|name| size(&it[name]));
         let [objects, on_disk] =
             ["memory_objects", "disk_objects"].map(|name| it[name].to_string());
-        line([it["site"].as_str().unwrap_or("?"), &memory, &objects, &disk, &on_disk, &max]);
+        line([it["site"].as_str().unwrap_or("?"), &memory, &objects, &disk, &on_disk, &max, ""]);
     }
     table
 }
@@ -257,7 +263,8 @@ fn size(bytes: &Value) -> String {
     bytes.as_u64().map_or_else(|| "-".to_owned(), |bytes| size_text(bytes as f64))
 }
 
-fn size_text(bytes: f64) -> String {
+/// `1.5 GiB`: three digits and a unit.
+pub fn size_text(bytes: f64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (bytes, 0);
     while value >= 1024.0 && unit + 1 < units.len() {
@@ -286,6 +293,17 @@ mod tests {
         assert_eq!(applied, "in force after 0.5 ms, durable after 3.1 ms");
         let pending = told(r#"{"state":"pending","heard_ms_ago":1500}"#);
         assert_eq!(pending, "pending, last heard 1.5 s ago");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_grow_says_so_in_the_table() {
+        let stat = serde_json::json!({"memory": {}, "sites": [], "directories": [{
+            "path": "/cache", "service": "serving", "bytes": 3 << 20, "bytes_max": 1 << 30,
+            "short_of_space": true, "written_bytes": 0, "read_bytes": 0, "queued_bytes": 0,
+        }]});
+        let table = store_table(&stat);
+        assert!(table.contains("serving     3.0 MiB     1.0 GiB"), "{table}");
+        assert!(table.contains("/cache cannot grow: its file system has no room"), "{table}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use mistakes::{Mistake, Mistakes, suggestion};
 
 use crate::listen::Listener;
 use crate::{control, fetch, guard, listen, respond, route, store};
-use reader::{Reader, Section, Setting};
+use reader::{Purpose, Reader, Section, Setting};
 
 /// All that a node is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +56,8 @@ pub struct Config {
     pub fills: fetch::fill::Settings,
     /// Sites and rules.
     pub routes: route::Settings,
+    /// What the operator should know of it, though a node can start with it.
+    pub warnings: Vec<Mistake>,
     /// Every option and what it is set to, for [`Config::changes`].
     options: BTreeMap<String, Setting>,
 }
@@ -122,6 +124,7 @@ impl Default for Config {
             store: store::Settings::default(),
             fills: fetch::fill::Settings::default(),
             routes: route::Settings::default(),
+            warnings: Vec::new(),
             options: BTreeMap::new(),
         }
     }
@@ -132,13 +135,27 @@ impl Default for Config {
 /// # Errors
 /// All mistakes at once. The file is not changed and nothing is started or bound.
 pub fn load(flags: &Flags) -> Result<Config, Mistakes> {
-    let Some(path) = &flags.config else { return parse("", "flags", Path::new(""), flags) };
+    load_for(flags, Purpose::Start)
+}
+
+/// The same for a node that runs. That others have filled a disk since it started is a warning then.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_again(flags: &Flags) -> Result<Config, Mistakes> {
+    load_for(flags, Purpose::Reload)
+}
+
+fn load_for(flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
+    let Some(path) = &flags.config else {
+        return parse_for("", "flags", Path::new(""), flags, purpose);
+    };
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
         Mistakes(vec![Mistake::without_place(&name, format!("cannot read it: {error}"))])
     })?;
     let text = environment::fill_in(&text, &name, |name| std::env::var(name).ok())?;
-    parse(&text, &name, path.parent().unwrap_or(Path::new("")), flags)
+    parse_for(&text, &name, path.parent().unwrap_or(Path::new("")), flags, purpose)
 }
 
 /// The configuration in `text`. `name` is said in mistakes; relative paths start at `base`.
@@ -146,10 +163,22 @@ pub fn load(flags: &Flags) -> Result<Config, Mistakes> {
 /// # Errors
 /// All mistakes at once.
 pub fn parse(text: &str, name: &str, base: &Path, flags: &Flags) -> Result<Config, Mistakes> {
-    let reader = Reader::new(name, base, text);
+    parse_for(text, name, base, flags, Purpose::Start)
+}
+
+fn parse_for(
+    text: &str,
+    name: &str,
+    base: &Path,
+    flags: &Flags,
+    purpose: Purpose,
+) -> Result<Config, Mistakes> {
+    let mut reader = Reader::new(name, base, text);
+    reader.purpose = purpose;
     let mut config = read(&reader, flags);
     let mut notes = reader.into_notes();
     config.options = std::mem::take(&mut notes.options);
+    config.warnings = std::mem::take(&mut notes.warnings);
     match notes.mistakes() {
         mistakes if mistakes.is_empty() => Ok(config),
         mistakes => Err(Mistakes(mistakes)),

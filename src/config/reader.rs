@@ -15,8 +15,18 @@ use toml::de::{DeTable, DeValue};
 use super::mistakes::{self, Mistake};
 use super::values::{Value, found};
 
+/// What a configuration is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A node is to start with it.
+    Start,
+    /// A node that runs is to go on with it.
+    Reload,
+}
+
 /// One file and what was noticed while reading it.
 pub(super) struct Reader<'a> {
+    pub purpose: Purpose,
     name: String,
     base: PathBuf,
     text: &'a str,
@@ -27,6 +37,8 @@ pub(super) struct Reader<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     mistakes: Vec<(Option<usize>, Mistake)>,
+    /// What need not keep a node from starting, in the order in which it was noticed.
+    pub warnings: Vec<Mistake>,
     /// Said only when nothing else is wrong: mostly it comes of something else.
     lack_of_all: Option<Mistake>,
     /// Each option's path and what it is set to, by the file or by default.
@@ -75,7 +87,7 @@ impl<'a> Reader<'a> {
     /// A reader of `text`, which came from the file `name`. Relative paths start at `base`.
     pub fn new(name: &str, base: &Path, text: &'a str) -> Self {
         let (name, base) = (name.to_owned(), base.to_owned());
-        Self { name, base, text, notes: RefCell::default() }
+        Self { purpose: Purpose::Start, name, base, text, notes: RefCell::default() }
     }
 
     /// Parses the text; mistakes of syntax are noted.
@@ -96,6 +108,12 @@ impl<'a> Reader<'a> {
         let place = Some(mistakes::place(self.text, span));
         let mistake = Mistake { source: self.name.clone(), place, message: message.into() };
         self.notes.borrow_mut().mistakes.push((Some(span.start), mistake));
+    }
+
+    fn warn(&self, span: &Range<usize>, message: String) {
+        let place = Some(mistakes::place(self.text, span)).filter(|_| !self.text.is_empty());
+        let warning = Mistake { source: self.name.clone(), place, message };
+        self.notes.borrow_mut().warnings.push(warning);
     }
 
     /// Notes a mistake that has no place: something is missing.
@@ -311,6 +329,13 @@ impl<'a> Section<'a> {
         let value = self.table.and_then(|table| table.get(name));
         let span = value.map_or(self.span(), Spanned::span);
         self.reader.mistake(&span, message);
+    }
+
+    /// Notes what the operator should know of the value of option `name`, though a node can start
+    /// with it.
+    pub fn warn(&self, name: &str, message: impl Into<String>) {
+        let value = self.table.and_then(|table| table.get(name));
+        self.reader.warn(&value.map_or(self.span(), Spanned::span), message.into());
     }
 
     /// The value of an option that is read in a way of its own.

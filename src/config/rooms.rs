@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::NodeSettings;
-use super::reader::{Reader, Section};
+use super::reader::{Purpose, Reader, Section};
 use super::values::{Size, Value, text};
 use crate::cache::settings::{Honoured, KeyPolicy, QueryPolicy, SetCookie, TargetedField};
 use crate::control::bus::{RedisUrl, Silence};
@@ -21,7 +21,7 @@ use crate::fetch::{
 use crate::guard::{self, ClientField};
 use crate::listen::{CertificateFiles, Limits, Listener, TicketKeys, TlsSettings, TlsVersion};
 use crate::respond::log;
-use crate::store::{Admission, Directory, SiteShare};
+use crate::store::{Admission, Directory, DiskReserve, SiteShare};
 use crate::{cache, control, fetch, store, transform};
 
 pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
@@ -504,14 +504,20 @@ pub(super) fn origin(url: &str) -> Option<Origin> {
 /// `disk` alone means one directory below the data directory.
 pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &std::path::Path) {
     read_size(section, "memory", &mut store.memory_bytes);
+    if let Some(there) = store::memory_bytes().filter(|there| store.memory_bytes > *there) {
+        let (wanted, there) = (store::bytes_text(store.memory_bytes), store::bytes_text(there));
+        let advice = "choose less, connections and origins need memory too";
+        section.warn("memory", format!("{wanted} of memory where there are {there}: {advice}"));
+    }
     let mut disk = Some(Size(DISK_BYTES));
     let disk_written = section.read("disk", &mut disk);
-    for section in section.list("directories") {
+    let directories = section.list("directories");
+    for section in &directories {
         let mut directory = Directory { path: PathBuf::new(), bytes: 0 };
         if !section.read("path", &mut directory.path) {
             section.mistake("path", "a directory needs a \"path\"");
         }
-        read_size(&section, "size", &mut directory.bytes);
+        read_size(section, "size", &mut directory.bytes);
         if !section.has("size") {
             section.mistake("size", "a directory needs a \"size\", such as \"100GiB\"");
         }
@@ -527,6 +533,10 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     {
         store.directories.push(Directory { path: data.join("cache"), bytes });
     }
+    let mut reserve = Reserve(store.disk_reserve);
+    section.read("disk_reserve", &mut reserve);
+    store.disk_reserve = reserve.0;
+    section.read("preallocate", &mut store.preallocate);
     store.log_directory = Some(data.join("purges"));
     read_size_usize(section, "slice", &mut store.slice_bytes, 4 << 10..=1 << 20);
     read_size(section, "object_max", &mut store.object_bytes_max);
@@ -546,7 +556,6 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     }
     let admission = [("frequent", Admission::Frequent), ("all", Admission::All)];
     section.choice("admission", &mut store.admission, &admission);
-    section.read("preallocate", &mut store.preallocate);
     read_size_usize(section, "write_queue", &mut store.write_queue_bytes, 1 << 20..=1 << 40);
     section.read("disk_deadline", &mut store.disk_deadline);
     section.read("disk_retry", &mut store.disk_retry);
@@ -555,12 +564,47 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     read_size(section, "purge_log", &mut store.purge_log_bytes);
     section.read_within("outbox_entries_max", &mut store.outbox_entries_max, 1..);
     read_size_usize(section, "outbox_max", &mut store.outbox_bytes_max, 1 << 20..=1 << 30);
-    for mistake in store.mistakes() {
+    let mistakes = store.mistakes();
+    if mistakes.is_empty() {
+        for misfit in store::misfits(store) {
+            let place = directories.get(misfit.directories[0]);
+            let (section, name) = place.map_or((section, "disk"), |section| (section, "size"));
+            let starts = section.reader.purpose == Purpose::Start;
+            match starts && section.has(name) && !misfit.is_in_use {
+                true => section.mistake(name, misfit.advice()),
+                // A size that nobody chose, or one that the files were made for: the directory
+                // grows as far as there is room. One that is new counts after a restart.
+                false => section.warn(name, misfit.advice()),
+            }
+        }
+    }
+    for mistake in mistakes {
         section.mistake("", mistake);
     }
 }
 
-/// The disk that a node takes when nobody says how much.
+/// `"auto"`, or a size.
+struct Reserve(DiskReserve);
+
+impl std::fmt::Debug for Reserve {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            DiskReserve::Auto => f.write_str("\"auto\""),
+            DiskReserve::Bytes(bytes) => Size(bytes).fmt(f),
+        }
+    }
+}
+
+impl Value for Reserve {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        if matches!(value.get_ref(), DeValue::String(text) if text == "auto") {
+            return Some(Self(DiskReserve::Auto));
+        }
+        Size::read(value, reader).map(|size| Self(DiskReserve::Bytes(size.0)))
+    }
+}
+
+/// How far the disk cache may grow when nobody says how much.
 const DISK_BYTES: u64 = 2 << 30;
 
 pub(super) fn cache(section: &Section<'_>, cache: &mut cache::Settings) {

@@ -310,7 +310,9 @@ impl Admin {
             json!({
                 "path": directory.path,
                 "service": directory.service.as_str(),
-                "bytes_max": directory.bytes,
+                "bytes": directory.bytes,
+                "bytes_max": directory.bytes_max,
+                "short_of_space": directory.is_short_of_space,
                 "written_bytes": directory.written_bytes,
                 "read_bytes": directory.read_bytes,
                 "queued_bytes": directory.queued_bytes,

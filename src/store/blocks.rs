@@ -13,13 +13,18 @@
 //!
 //! Nothing is synced: what the power took is told by its checksum, and is a miss. A failed write
 //! leaves the index without its pieces and the block as it was. All numbers are little-endian.
+//!
+//! A block's space is taken (`fallocate`) before anything is written into it, one block after the
+//! other. Where the file system has no room for one more beyond the reserve, the ring has as many
+//! blocks as it has, and asks again when it is through with them.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{self, IoSliceMut, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -30,12 +35,19 @@ use twox_hash::XxHash3_64;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::record::{Piece, PieceKey};
+use super::space::{DiskReserve, Space};
 
 /// One file of blocks.
 pub(super) struct Blocks {
     file: File,
     block_bytes: u64,
+    /// As many as there may be.
     blocks: u64,
+    /// The first so many have their space.
+    usable: AtomicU64,
+    reserve: DiskReserve,
+    /// There was no room for one more block when it was asked for last.
+    short: AtomicBool,
     index: Index,
     /// Held for as long as a batch is being written.
     ring: Mutex<Ring>,
@@ -74,7 +86,15 @@ pub(super) enum Read {
 
 impl Blocks {
     /// Opens the file, makes it as long as it is to be, and reads the index back.
-    pub(super) fn open(path: &Path, bytes: u64, block_bytes: u64) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Besides the system's: [`io::ErrorKind::StorageFull`] where there is no room for one block.
+    pub(super) fn open(
+        path: &Path,
+        bytes: u64,
+        block_bytes: u64,
+        reserve: DiskReserve,
+    ) -> io::Result<Self> {
         let blocks = bytes / block_bytes;
         let sane = block_bytes.is_multiple_of(UNIT) && block_bytes >= SLOTS_READ as u64;
         if !sane || blocks < 2 || bytes / UNIT > UNITS_MAX {
@@ -88,19 +108,65 @@ impl Blocks {
         }
         let ring = Mutex::new(Ring { block: 0, units: 0, slots: 0, sequence: 1 });
         let index = Index::new();
-        let this = Self { file, block_bytes, blocks, index, ring };
+        let taken = file.metadata()?.blocks() * 512 / block_bytes;
+        let (usable, short) = (AtomicU64::new(taken.min(blocks)), AtomicBool::new(false));
+        let this = Self { file, block_bytes, blocks, usable, reserve, short, index, ring };
         this.recover()?;
+        this.grow(1)?;
+        if taken < this.usable() {
+            // Somebody punched holes, or the file is of a time when blocks were written unreserved.
+            let _ = (0..this.usable()).try_for_each(|block| this.take_space(block));
+        }
         Ok(this)
     }
 
-    /// Reserves the file's space, block by block. Says how much could be.
-    pub(super) fn preallocate(&self) -> Result<(), (u64, Errno)> {
-        for block in 0..self.blocks {
-            let start = block * self.block_bytes;
-            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), start, self.block_bytes)
-                .map_err(|errno| (start, errno))?;
+    /// Takes the space of more blocks, until the first `wanted` have theirs.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`] where the file system has no more than its reserve left.
+    pub(super) fn grow(&self, wanted: u64) -> io::Result<()> {
+        for block in self.usable.load(Ordering::Acquire)..wanted.min(self.blocks) {
+            if let Err(error) = self.take_space(block) {
+                self.short.store(true, Ordering::Release);
+                return Err(error);
+            }
+            self.usable.fetch_max(block + 1, Ordering::AcqRel);
         }
+        self.short.store(false, Ordering::Release);
         Ok(())
+    }
+
+    fn take_space(&self, block: u64) -> io::Result<()> {
+        let room = Space::around(&self.file)?.beyond(self.reserve);
+        if room < self.block_bytes {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the file system is full"));
+        }
+        let (start, length) = (block * self.block_bytes, self.block_bytes);
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), start, length) {
+            // A file system that cannot: what is written takes the space.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    /// Whether there was no room to grow when that was wanted last.
+    pub(super) fn is_short(&self) -> bool {
+        self.short.load(Ordering::Acquire)
+    }
+
+    /// Blocks that there may be.
+    pub(super) fn count(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Blocks that have their space.
+    pub(super) fn usable(&self) -> u64 {
+        self.usable.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the blocks that have their space.
+    pub(super) fn usable_bytes(&self) -> u64 {
+        self.usable() * self.block_bytes
     }
 
     pub(super) fn place(&self, hash: u64) -> Option<Place> {
@@ -230,7 +296,9 @@ impl Blocks {
 
     /// Goes on with the next block, and forgets what is in it.
     fn next_block(&self, ring: &mut Ring) {
-        ring.block = (ring.block + 1) % self.blocks;
+        let next = ring.block + 1;
+        let has_space = next < self.usable() || (next < self.blocks && self.grow(next + 1).is_ok());
+        ring.block = if has_space { next } else { 0 };
         (ring.units, ring.slots) = (0, 0);
         let units =
             ring.block * self.block_bytes / UNIT..(ring.block + 1) * self.block_bytes / UNIT;
@@ -286,7 +354,10 @@ impl Blocks {
                 self.index.insert(slot.hash, place);
             });
             match read {
-                Ok(last) => *ring = last,
+                Ok(last) => {
+                    self.usable.fetch_max(block + 1, Ordering::AcqRel);
+                    *ring = last;
+                }
                 Err(error) => tracing::warn!(block, %error, "a block could not be read back"),
             }
         }
@@ -557,7 +628,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Blocks {
-        Blocks::open(path, FILE, BLOCK).unwrap()
+        Blocks::open(path, FILE, BLOCK, DiskReserve::Bytes(0)).unwrap()
     }
 
     #[test]
@@ -699,6 +770,9 @@ mod tests {
         let long = (1, bytes(1, 0, BLOCK as usize));
         write(&blocks, &[long, (2, bytes(2, 0, 100))]).unwrap();
         assert_eq!((read(&blocks, 1), read(&blocks, 2)), (None, Some(bytes(2, 0, 100))));
-        assert!(Blocks::open(&path, BLOCK, BLOCK).is_err(), "one block is no ring");
+        assert!(
+            Blocks::open(&path, BLOCK, BLOCK, DiskReserve::Bytes(0)).is_err(),
+            "one block is no ring"
+        );
     }
 }

@@ -39,6 +39,7 @@ use super::purge::Purges;
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
 use super::sites::{OnDisk, Site, Sites};
+use super::space::{DiskReserve, bytes_text};
 use super::stat::{DirectoryStat, Service};
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
@@ -69,6 +70,8 @@ pub(super) struct Disk {
     out: AtomicBool,
     /// No writes: they failed. Reads go on.
     read_only: AtomicBool,
+    /// It has said that it cannot grow.
+    said_short: AtomicBool,
     /// Heads stored before this may have been superseded while it was not written to.
     distrust_before: AtomicU64,
     /// Not there any more when the index was recovered.
@@ -84,6 +87,7 @@ pub(super) struct Disk {
     recorder: Recorder,
     background: Handle,
     preallocate: bool,
+    reserve: DiskReserve,
     slice_bytes: usize,
     deadline: Duration,
     retry: Duration,
@@ -132,6 +136,7 @@ impl Disks {
                 open: ArcSwapOption::empty(),
                 out: AtomicBool::new(true),
                 read_only: AtomicBool::new(false),
+                said_short: AtomicBool::new(false),
                 distrust_before: AtomicU64::new(0),
                 recovering: Mutex::new(Some(recovering)),
                 is_probing: AtomicBool::new(false),
@@ -144,6 +149,7 @@ impl Disks {
                 recorder: recorder.clone(),
                 background: background.clone(),
                 preallocate: settings.preallocate,
+                reserve: settings.disk_reserve,
                 slice_bytes: settings.slice_bytes,
                 deadline: settings.disk_deadline,
                 retry: settings.disk_retry,
@@ -327,7 +333,10 @@ impl Disk {
         if self.is_writable() {
             let directory = self.directory.path.display();
             let milliseconds = started.elapsed().as_millis() as u64;
-            tracing::info!(%directory, milliseconds, "a store directory is recovered");
+            let max = bytes_text(self.directory.bytes);
+            let now =
+                bytes_text(self.open.load().as_ref().map_or(0, |it| it.blocks.usable_bytes()));
+            tracing::info!(%directory, milliseconds, "a store directory is open: it has {now} of disk and may grow to {max}");
         }
         superseded
     }
@@ -411,11 +420,49 @@ impl Disk {
         self.take_lock()?;
         let block_bytes = self.block_bytes();
         remove_what_foyer_left(&blocks);
-        let blocks = Blocks::open(&blocks.join(FILE), self.directory.bytes, block_bytes as u64)?;
+        let file = data_file(&self.directory.path);
+        let blocks = Blocks::open(&file, self.directory.bytes, block_bytes as u64, self.reserve)?;
         if self.preallocate {
-            self.preallocate(&blocks);
+            // It grows as far as there is room; what is said of it is said below.
+            let _ = blocks.grow(blocks.count());
         }
+        self.note_space(&blocks);
         Ok(Arc::new(blocks))
+    }
+
+    /// Says, once, that the directory cannot grow, and once that it can again.
+    fn note_space(&self, blocks: &Blocks) {
+        let is_short = blocks.is_short();
+        if self.said_short.swap(is_short, Ordering::AcqRel) == is_short {
+            return;
+        }
+        let directory = self.directory.path.display();
+        let (now, max) = (bytes_text(blocks.usable_bytes()), bytes_text(self.directory.bytes));
+        if is_short {
+            self.recorder.count(Metric::StoreDiskShort);
+            tracing::warn!(
+                %directory,
+                "a store directory stays at {now} of its {max}: its file system has no room beyond the reserve (store.disk_reserve); \
+                 the cache serves on and grows when there is room"
+            );
+        } else {
+            tracing::info!(%directory, "a store directory grows again: it has {now} of its {max}");
+        }
+    }
+
+    /// Lets a directory that could not grow try again.
+    async fn look_for_room(self: &Arc<Self>) {
+        let Some(open) = self.readable().filter(|open| open.blocks.is_short()) else { return };
+        let disk = self.clone();
+        let looking = tokio::task::spawn_blocking(move || {
+            let blocks = &open.blocks;
+            let wanted = if disk.preallocate { blocks.count() } else { blocks.usable() + 1 };
+            if blocks.grow(wanted).is_ok() {
+                disk.note_space(blocks);
+            }
+        });
+        // One that hangs is told of by the reads and writes that hang with it.
+        let _ = tokio::time::timeout(self.deadline, looking).await;
     }
 
     fn put_in_service(&self, open: Open) {
@@ -431,22 +478,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Big enough for many pieces, and small enough that few are forgotten at a time.
     fn block_bytes(&self) -> usize {
-        let bytes = usize::try_from(self.directory.bytes).unwrap_or(usize::MAX);
-        let least = (4 * self.slice_bytes).max(1 << 20);
-        let wanted = (bytes / BLOCKS_WANTED).min(16 << 20);
-        least.max(wanted).max(bytes / BLOCKS_MAX).next_power_of_two()
-    }
-
-    /// Best effort: a file system that cannot reserve leaves a sparse file, which fails later,
-    /// when it is written.
-    fn preallocate(&self, blocks: &Blocks) {
-        if let Err((reserved_bytes, reason)) = blocks.preallocate() {
-            let directory = self.directory.path.display();
-            let what = "the directory's space could not be reserved";
-            tracing::warn!(%directory, %reason, reserved_bytes, "{what}");
-        }
+        block_bytes(&self.directory, self.slice_bytes)
     }
 
     fn stat(&self) -> DirectoryStat {
@@ -461,7 +494,9 @@ impl Disk {
         DirectoryStat {
             path: self.directory.path.clone(),
             service,
-            bytes: self.directory.bytes,
+            bytes_max: self.directory.bytes,
+            bytes: open.as_ref().map_or(0, |open| open.blocks.usable_bytes()),
+            is_short_of_space: open.as_ref().is_some_and(|open| open.blocks.is_short()),
             written_bytes: statistics.as_ref().map_or(0, |it| it.disk_write_bytes() as u64),
             read_bytes: statistics.as_ref().map_or(0, |it| it.disk_read_bytes() as u64),
             queued_bytes: (self.queue_bytes as usize - self.room.available_permits()) as u64,
@@ -687,6 +722,7 @@ impl Disk {
             }
         }
         self.recorder.add(Metric::StoreDiskWrites, written as u64);
+        self.note_space(&open.blocks);
         if written < pieces {
             self.stop_writing();
         }
@@ -749,7 +785,27 @@ async fn watch(disk: Weak<Disk>, every: Duration) {
         ticks.tick().await;
         let Some(disk) = disk.upgrade() else { return };
         disk.try_again().await;
+        disk.look_for_room().await;
     }
+}
+
+/// Big enough for many pieces, and small enough that few are forgotten at a time.
+fn block_bytes(directory: &Directory, slice_bytes: usize) -> usize {
+    let bytes = usize::try_from(directory.bytes).unwrap_or(usize::MAX);
+    let least = (4 * slice_bytes).max(1 << 20);
+    let wanted = (bytes / BLOCKS_WANTED).min(16 << 20);
+    least.max(wanted).max(bytes / BLOCKS_MAX).next_power_of_two()
+}
+
+/// How long the directory's file is: whole blocks.
+pub(super) fn file_bytes(directory: &Directory, slice_bytes: usize) -> u64 {
+    let block_bytes = block_bytes(directory, slice_bytes) as u64;
+    directory.bytes / block_bytes * block_bytes
+}
+
+/// The directory's one file.
+pub(super) fn data_file(directory: &Path) -> PathBuf {
+    directory.join(BLOCKS).join(FILE)
 }
 
 /// With what stands before it, and its slot.

@@ -26,6 +26,7 @@ mod read;
 mod record;
 mod settings;
 mod sites;
+mod space;
 mod stat;
 mod write;
 
@@ -47,6 +48,7 @@ pub use self::purge::{InForce, PurgeBatch, PurgeError, Purged};
 pub use self::read::StoredBody;
 pub use self::record::{Head, ObjectId, Record};
 pub use self::settings::{Admission, Directory, Settings, SiteShare};
+pub use self::space::{DiskReserve, Misfit, bytes_text, memory_bytes, misfits};
 pub use self::stat::{DirectoryStat, Service, SiteStat, Stat};
 pub use self::write::{ObjectWriter, WriteError};
 

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::space::DiskReserve;
+
 /// The store's settings, as shipped by `Default`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -29,8 +31,11 @@ pub struct Settings {
     pub sites_max: usize,
     /// What is worth a disk write.
     pub admission: Admission,
-    /// Reserve the disk files' space when they are made (`fallocate`), so that a disk that
-    /// others fill cannot take it away.
+    /// What the directories leave free of the file systems that hold them. A directory stops to
+    /// grow where its file system has no more than this.
+    pub disk_reserve: DiskReserve,
+    /// Take the directories' whole space when they are opened (`fallocate`), so that nobody else
+    /// can. Otherwise a directory takes it block by block, as it is filled.
     pub preallocate: bool,
     /// Bytes waiting to be written, per directory. Beyond: the piece stays in memory only, counted.
     pub write_queue_bytes: usize,
@@ -92,7 +97,8 @@ impl Default for Settings {
             site_shares: Vec::new(),
             sites_max: 1000,
             admission: Admission::Frequent,
-            preallocate: true,
+            disk_reserve: DiskReserve::Auto,
+            preallocate: false,
             write_queue_bytes: 64 << 20,
             disk_deadline: Duration::from_secs(5),
             disk_retry: Duration::from_secs(10),

@@ -59,7 +59,11 @@ pub struct DirectoryStat {
     /// Whether it is used.
     pub service: Service,
     /// How much it may hold.
+    pub bytes_max: u64,
+    /// How much of its file system it has: with this it makes do until it grows.
     pub bytes: u64,
+    /// It cannot grow: its file system has no room beyond the reserve.
+    pub is_short_of_space: bool,
     /// Written since the start.
     pub written_bytes: u64,
     /// Read since the start.
@@ -124,13 +128,23 @@ impl Collector for Gauges {
             ConstGauge::new(value as i64).encode(encoder)?;
         }
         type OfDirectory = fn(&DirectoryStat) -> u64;
-        let families: [(&str, &str, OfDirectory); 4] = [
+        let families: [(&str, &str, OfDirectory); 6] = [
             (
                 "store_directory_in_service",
                 "1: read and written; 0: in trouble, or being read back after a start.",
                 |directory| u64::from(directory.service == Service::Serving),
             ),
-            ("store_directory_bytes_max", "Bytes that the directory may hold.", |it| it.bytes),
+            ("store_directory_bytes_max", "Bytes that the directory may hold.", |it| it.bytes_max),
+            (
+                "store_directory_bytes",
+                "Bytes of its file system that the directory has; it makes do with them until it grows.",
+                |it| it.bytes,
+            ),
+            (
+                "store_directory_short_of_space",
+                "1: the directory cannot grow, its file system has no room beyond the reserve.",
+                |it| u64::from(it.is_short_of_space),
+            ),
             ("store_directory_written_bytes", "Written since the start.", |it| it.written_bytes),
             ("store_directory_queued_bytes", "Waiting to be written.", |it| it.queued_bytes),
         ];

@@ -7,6 +7,8 @@ use std::time::SystemTime;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 
+use rustix::fs::FallocateFlags;
+
 use super::*;
 use crate::cache::vary::{Variant, variant_key};
 use crate::cache::{CacheKey, Freshness};
@@ -828,11 +830,149 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Stores bodies of 60,000 bytes under numbered keys until each is on disk or was dropped.
+async fn store_many(here: &Store, numbers: Range<u32>) -> Vec<Arc<Head>> {
+    let mut heads = Vec::new();
+    let dropped = total(here, Metric::StoreDiskDropped);
+    for number in numbers {
+        let head = store(here, &format!("https://a/{number}"), &bytes(60_000)).await;
+        // What could not be written stays wanted.
+        while head.place.load(Ordering::Acquire) == place::WANTED
+            && total(here, Metric::StoreDiskDropped) == dropped
+        {
+            tokio::task::yield_now().await;
+        }
+        heads.push(head);
+    }
+    heads
+}
+
+/// How many of them come back whole, from disk alone; no byte is wrong.
+async fn whole(here: &Store, heads: &[Arc<Head>]) -> usize {
+    here.inner.memory.evict_all();
+    let mut whole = 0;
+    for head in heads {
+        let Some(Record::Response(head)) = here.find(head.hash()).await else { continue };
+        // What leaves memory and is not on disk any more is written, over something else.
+        if let Ok(body) = here.body(&head, 0..head.complete_length()).collect().await {
+            assert_eq!(body.to_bytes(), bytes(60_000));
+            whole += 1;
+        }
+    }
+    whole
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_told_and_the_node_serves_on() {
-    let Some(disk) = SmallDisk::mount(24 << 20) else { return };
+async fn a_directory_that_others_leave_no_room_makes_do_and_grows_again() {
+    let Some(disk) = SmallDisk::mount(32 << 20) else { return };
     let filler = disk.0.path().join("filler");
-    std::fs::write(&filler, vec![1; 16 << 20]).unwrap();
+    std::fs::write(&filler, vec![1; 12 << 20]).unwrap();
+    let log = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        // Less than the disk has, so that what memory has is there too.
+        memory_bytes: 1 << 20,
+        log_directory: Some(log.path().to_owned()),
+        disk_reserve: DiskReserve::Bytes(8 << 20),
+        disk_retry: Duration::from_millis(20),
+        ..on_disk(disk.0.path())
+    };
+    let here = open(&settings).await;
+    let directory = || here.stat().directories[0].clone();
+    assert!(!directory().is_short_of_space);
+    let free = || {
+        let stat = rustix::fs::statvfs(disk.0.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    store_many(&here, 0..400).await;
+    assert_eq!(directory().service, Service::Serving, "a ring that cannot grow still turns");
+    assert!(directory().is_short_of_space);
+    let bytes_then = directory().bytes;
+    assert!((10 << 20..=12 << 20).contains(&bytes_then), "{bytes_then}");
+    assert!(free() >= 8 << 20, "the reserve stays free: {}", free());
+    let counts = [Metric::StoreDiskDropped, Metric::StoreDiskOuts, Metric::StoreDiskShort];
+    assert_eq!(counts.map(|metric| total(&here, metric)), [0, 0, 1], "told once");
+    let text = here.recorder().metrics().encode();
+    let gauge =
+        format!("skerry_store_directory_bytes{{directory={:?}}} {bytes_then}", disk.0.path());
+    assert!(text.contains(&gauge), "{text}");
+
+    std::fs::remove_file(filler).unwrap();
+    while directory().is_short_of_space {
+        tokio::task::yield_now().await;
+    }
+    let more = store_many(&here, 1000..1400).await;
+    assert!(directory().bytes > bytes_then, "it has grown");
+    assert!(free() >= 8 << 20, "the reserve stays free: {}", free());
+    let kept = directory().bytes;
+    here.close().await;
+    drop(here);
+    let here = open(&settings).await;
+    assert_eq!(here.stat().directories[0].bytes, kept, "what it had is its own after a start");
+    let came = whole(&here, &more).await;
+    assert!(came > 250, "{came} of 400 are there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_without_room_for_one_block_waits_for_it() {
+    let Some(disk) = SmallDisk::mount(16 << 20) else { return };
+    let filler = disk.0.path().join("filler");
+    std::fs::write(&filler, vec![1; 14 << 20]).unwrap();
+    let log = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        log_directory: Some(log.path().to_owned()),
+        disk_retry: Duration::from_millis(20),
+        preallocate: true,
+        ..on_disk(disk.0.path())
+    };
+    let here = open(&settings).await;
+    assert_eq!(here.stat().directories[0].service, Service::Out);
+    let head = store(&here, "https://a/1", &bytes(100)).await;
+    assert!(here.find(head.hash()).await.is_some(), "the node serves on");
+    std::fs::remove_file(filler).unwrap();
+    while here.stat().directories[0].service != Service::Serving {
+        tokio::task::yield_now().await;
+    }
+    written(&store(&here, "https://a/2", &bytes(100)).await).await;
+    assert!(here.stat().directories[0].is_short_of_space, "16 MiB are no 64");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preallocation_takes_all_at_the_start_and_nobody_takes_it_away() {
+    let Some(disk) = SmallDisk::mount(100 << 20) else { return };
+    let settings = Settings {
+        disk_reserve: DiskReserve::Bytes(1 << 20),
+        preallocate: true,
+        ..on_disk(disk.0.path())
+    };
+    let here = open(&settings).await;
+    let directory = here.stat().directories[0].clone();
+    assert_eq!((directory.bytes, directory.bytes_max), (64 << 20, 64 << 20));
+    assert!(!directory.is_short_of_space);
+    assert_eq!(misfits(&settings), [], "what it has is its own");
+    let larger = Directory { path: disk.0.path().to_owned(), bytes: 128 << 20 };
+    let misfit = misfits(&Settings { directories: vec![larger], ..settings }).remove(0);
+    assert_eq!((misfit.directories, misfit.is_in_use), (vec![0], false));
+    assert!((95 << 20..100 << 20).contains(&misfit.fits_bytes), "{}", misfit.fits_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_directories_of_one_file_system_must_fit_together() {
+    let Some(disk) = SmallDisk::mount(100 << 20) else { return };
+    let directory = |name: &str, bytes| Directory { path: disk.0.path().join(name), bytes };
+    let fits = |one: u64, other: u64| {
+        let directories = vec![directory("a/b", one << 20), directory("c", other << 20)];
+        misfits(&Settings { directories, ..small() })
+    };
+    assert_eq!(fits(45, 40), []);
+    let misfit = fits(85, 85).remove(0);
+    assert_eq!(misfit.directories, [0, 1]);
+    assert!(misfit.advice().contains("170.0 MiB of disk cache in 2 directories do not fit"));
+    assert!(misfit.advice().contains("10.0 MiB stay free (store.disk_reserve); at most 90.0 MiB"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_fail_are_told_and_the_node_serves_on() {
+    let Some(disk) = SmallDisk::mount(24 << 20) else { return };
     let log = tempfile::tempdir().unwrap();
     let settings = Settings {
         log_directory: Some(log.path().to_owned()),
@@ -840,33 +980,22 @@ async fn a_full_disk_is_told_and_the_node_serves_on() {
         ..on_disk(disk.0.path())
     };
     let here = open(&settings).await;
-    let keys: Vec<_> =
-        (0..400).map(|number| CacheKey::new(format!("https://a/{number}"))).collect();
-    for key in &keys {
-        let head = store(&here, &key.text, &bytes(60_000)).await;
-        // What could not be written stays wanted.
-        while head.place.load(Ordering::Acquire) == place::WANTED
-            && total(&here, Metric::StoreDiskDropped) == 0
-        {
-            tokio::task::yield_now().await;
-        }
-    }
+    let mut heads = store_many(&here, 0..100).await;
+    // Somebody takes away the space of a block that comes next, and all that is free.
+    let data = File::options().write(true).open(disk::data_file(disk.0.path())).unwrap();
+    let hole = here.stat().directories[0].bytes - (1 << 20);
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&data, punch, hole, 1 << 20).unwrap();
+    let filler = disk.0.path().join("filler");
+    assert!(std::fs::write(&filler, vec![1; 24 << 20]).is_err(), "it is full");
+    heads.extend(store_many(&here, 100..200).await);
     assert!(total(&here, Metric::StoreDiskDropped) > 0);
     assert_eq!(total(&here, Metric::StoreDiskOuts), 1);
     assert_eq!(here.stat().directories[0].service, Service::ReadOnly);
     let text = here.recorder().metrics().encode();
     assert!(text.contains("skerry_store_directory_in_service{directory="), "{text}");
-    here.inner.memory.evict_all();
-    let mut whole = 0;
-    for key in &keys {
-        let Some(Record::Response(head)) = here.find(key.hash).await else { continue };
-        let length = head.complete_length();
-        if here.missing(&head, 0..length).is_empty() {
-            assert_eq!(read(&here, &head, 0..length).await, bytes(60_000));
-            whole += 1;
-        }
-    }
-    assert!(whole > 20, "{whole} were written before the disk was full");
+    let came = whole(&here, &heads).await;
+    assert!(came > 20, "{came} were written before the disk was full");
     std::fs::remove_file(filler).unwrap();
     here.inner.disks.try_again(0).await;
     assert_eq!(here.stat().directories[0].service, Service::Serving);
