@@ -80,7 +80,7 @@ impl ResolvesServerCert for CertificatesBySni {
     }
 }
 
-fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
+pub(super) fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(&files.certificate)?)
         .collect::<Result<_, _>>()
         .map_err(|error| file_error(&files.certificate, error.to_string()))?;
@@ -97,7 +97,10 @@ fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
     })
 }
 
-fn names_of(files: &CertificateFiles, certified: &CertifiedKey) -> Result<Vec<String>, TlsError> {
+pub(super) fn names_of(
+    files: &CertificateFiles,
+    certified: &CertifiedKey,
+) -> Result<Vec<String>, TlsError> {
     if let Some(names) = &files.names {
         return Ok(names.clone());
     }

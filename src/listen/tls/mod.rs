@@ -9,6 +9,7 @@
 mod certificates;
 mod self_signed;
 mod tickets;
+mod validity;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,8 +23,8 @@ use crate::clock::Clock;
 use crate::context::CertificateNames;
 use crate::stamp::Stamp;
 
-use super::settings::{TicketKeys, TlsSettings, TlsVersion};
-use certificates::{Certificates, CertificatesBySni};
+use super::settings::{CertificateFiles, TicketKeys, TlsSettings, TlsVersion};
+use certificates::{Certificates, CertificatesBySni, load_pair, names_of};
 use tickets::Tickets;
 
 pub use self_signed::{PemPair, self_signed, self_signed_in};
@@ -35,6 +36,7 @@ pub struct TlsState {
     certificates: Arc<CertificatesBySni>,
     tickets: Arc<Tickets>,
     sources: Mutex<Sources>,
+    clock: Clock,
 }
 
 /// What was loaded, and from what state of the files.
@@ -43,6 +45,8 @@ struct Sources {
     settings: TlsSettings,
     seen: Vec<Option<Stamp>>,
     rotated: SystemTime,
+    /// Where the self-signed certificate is, when it is used: it is renewed there.
+    self_signed: Option<PathBuf>,
 }
 
 /// Why certificates or ticket keys can't be used.
@@ -87,14 +91,15 @@ impl TlsState {
         data_dir: &Path,
         clock: &Clock,
     ) -> Result<Arc<Self>, TlsError> {
-        let settings = with_a_certificate(settings, data_dir)?;
+        let (settings, self_signed) = with_a_certificate(settings, data_dir, clock.now())?;
         let seen = stamps(&settings);
         let certificates = Arc::new(CertificatesBySni::new(Certificates::load(&settings)?));
         let tickets = Arc::new(Tickets::load(&settings.ticket_keys)?);
         let config = server_config(&settings, certificates.clone(), tickets.clone());
         let config = ArcSwap::from_pointee(config);
-        let sources = Mutex::new(Sources { settings, seen, rotated: clock.now() });
-        Ok(Arc::new(Self { config, certificates, tickets, sources }))
+        let sources = Sources { settings, seen, rotated: clock.now(), self_signed };
+        let (sources, clock) = (Mutex::new(sources), clock.clone());
+        Ok(Arc::new(Self { config, certificates, tickets, sources, clock }))
     }
 
     /// Reads all files again, changed or not. On an error everything stays as it was.
@@ -110,7 +115,7 @@ impl TlsState {
     /// Takes other certificates, ticket keys and oldest version, for a reloaded config.
     /// Connections that are open go on as they are.
     pub fn replace(&self, settings: &TlsSettings, data_dir: &Path) -> Result<(), TlsError> {
-        let settings = with_a_certificate(settings, data_dir)?;
+        let (settings, self_signed) = with_a_certificate(settings, data_dir, self.clock.now())?;
         let mut sources = self.lock();
         let seen = stamps(&settings);
         if settings.ticket_keys != sources.settings.ticket_keys {
@@ -124,12 +129,12 @@ impl TlsState {
             let (certificates, tickets) = (self.certificates.clone(), self.tickets.clone());
             self.config.store(Arc::new(server_config(&settings, certificates, tickets)));
         }
-        (sources.settings, sources.seen) = (settings, seen);
+        (sources.settings, sources.seen, sources.self_signed) = (settings, seen, self_signed);
         Ok(())
     }
 
-    /// Reloads if a file has changed, and rotates generated ticket keys when their time has
-    /// come. `Ok(true)`: something was loaded. Reads files: not for a worker's thread.
+    /// Reloads if a file has changed, renews the self-signed certificate before it ends, and rotates
+    /// generated ticket keys when their time has come. `Ok(true)`: something was loaded. Reads files: not for a worker's thread.
     pub fn keep_current(&self, now: SystemTime) -> Result<bool, TlsError> {
         let changed = {
             let mut sources = self.lock();
@@ -138,6 +143,9 @@ impl TlsState {
             {
                 self.tickets.rotate();
                 sources.rotated = now;
+            }
+            if let Some(folder) = &sources.self_signed {
+                self_signed_in(folder, SELF_SIGNED_NAMES, now)?;
             }
             stamps(&sources.settings) != sources.seen
         };
@@ -209,13 +217,40 @@ fn server_config(
     config
 }
 
-fn with_a_certificate(settings: &TlsSettings, data_dir: &Path) -> Result<TlsSettings, TlsError> {
+/// The settings with a self-signed certificate where they have none, and the folder that it is in.
+fn with_a_certificate(
+    settings: &TlsSettings,
+    data_dir: &Path,
+    now: SystemTime,
+) -> Result<(TlsSettings, Option<PathBuf>), TlsError> {
     let mut settings = settings.clone();
-    if settings.certificates.is_empty() {
-        settings.certificates.push(self_signed_in(&data_dir.join("tls"), &["localhost"])?);
-        settings.default_certificate = 0;
+    if !settings.certificates.is_empty() {
+        return Ok((settings, None));
     }
-    Ok(settings)
+    let folder = data_dir.join("tls");
+    settings.certificates.push(self_signed_in(&folder, SELF_SIGNED_NAMES, now)?);
+    settings.default_certificate = 0;
+    Ok((settings, Some(folder)))
+}
+
+/// Reads a certificate and its key as [`TlsState::load`] does, and tells when it ends, where that can
+/// be told.
+///
+/// # Errors
+/// The file that cannot be used, or that the two are no pair.
+pub fn check_certificate(files: &CertificateFiles) -> Result<Option<SystemTime>, TlsError> {
+    let certified = load_pair(files)?;
+    names_of(files, &certified)?;
+    let chain = certified.cert.first();
+    Ok(chain.and_then(|first| validity::validity(first)).map(|(_, until)| until))
+}
+
+/// Reads a file of ticket keys as [`TlsState::load`] does.
+///
+/// # Errors
+/// Why it cannot be used, with the line.
+pub fn check_ticket_keys(keys: &TicketKeys) -> Result<(), TlsError> {
+    Tickets::load(keys).map(drop)
 }
 
 fn stamps(settings: &TlsSettings) -> Vec<Option<Stamp>> {
@@ -226,3 +261,5 @@ fn stamps(settings: &TlsSettings) -> Vec<Option<Stamp>> {
     let pairs = settings.certificates.iter().flat_map(|files| [&files.certificate, &files.key]);
     pairs.chain(tickets).map(|path| Stamp::of(path)).collect()
 }
+
+const SELF_SIGNED_NAMES: &[&str] = &["localhost"];
