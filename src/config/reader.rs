@@ -331,6 +331,17 @@ impl<'a> Section<'a> {
         self.reader.mistake(&span, message);
     }
 
+    /// Notes that the file that option `name` names cannot be used, unless it could not be read,
+    /// which has been noted.
+    pub fn mistake_in_file(&self, name: &str, message: impl Into<String>) {
+        let value = self.table.and_then(|table| table.get(name));
+        let at = value.map_or(self.span(), Spanned::span);
+        let is_noted = |start: &Option<usize>| *start == Some(at.start);
+        if !self.reader.notes.borrow().mistakes.iter().any(|(start, _)| is_noted(start)) {
+            self.reader.mistake(&at, message);
+        }
+    }
+
     /// Notes what the operator should know of the value of option `name`, though a node can start
     /// with it.
     pub fn warn(&self, name: &str, message: impl Into<String>) {

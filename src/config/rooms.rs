@@ -14,12 +14,15 @@ use super::NodeSettings;
 use super::reader::{Purpose, Reader, Section};
 use super::values::{Size, Value, text};
 use crate::cache::settings::{Honoured, KeyPolicy, QueryPolicy, SetCookie, TargetedField};
+use crate::clock::Clock;
 use crate::control::bus::{RedisUrl, Silence};
 use crate::fetch::{
-    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, OriginTls, PoolSettings, Protocol,
+    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol,
 };
 use crate::guard::{self, ClientField};
-use crate::listen::{CertificateFiles, Limits, Listener, TicketKeys, TlsSettings, TlsVersion};
+use crate::listen::{
+    self, CertificateFiles, Limits, Listener, TicketKeys, TlsError, TlsSettings, TlsVersion,
+};
 use crate::respond::log;
 use crate::store::{Admission, Directory, DiskReserve, SiteShare};
 use crate::{cache, control, fetch, store, transform};
@@ -90,11 +93,18 @@ pub(super) fn admin(section: &Section<'_>, admin: &mut control::admin::Settings)
         tls.client_ca = Some(client_ca);
     }
     match (has_certificate, has_key) {
-        (true, true) => admin.tls = Some(tls),
+        (true, true) => {
+            let mistakes = tls.file_mistakes();
+            mistakes.into_iter().for_each(|(name, why)| certificates.mistake_in_file(name, why));
+            admin.tls = Some(tls);
+        }
         (false, false) if tls.client_ca.is_none() => {}
         _ => certificates.mistake("", "TLS needs both a \"certificate\" and its \"key\""),
     }
     section.read("audit_log", &mut admin.audit_log);
+    if let Some(path) = &admin.audit_log {
+        written_below(section, "audit_log", path);
+    }
     section.read_within("prefetch_per_second", &mut admin.prefetch.per_second, 1..=10_000);
     section.read_within("prefetch_queue_max", &mut admin.prefetch.queue_max, 1..=10_000_000);
     section.read_within("purges_per_second_max", &mut admin.purges_per_second_max, 1..);
@@ -111,6 +121,9 @@ pub(super) fn bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
         if section.read_file(name, &mut path) {
             *file = Some(path);
         }
+    }
+    for (name, why) in bus.file_mistakes() {
+        section.mistake_in_file(name, why);
     }
     section.read("prefix", &mut bus.prefix);
     let is_prefix = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
@@ -152,6 +165,9 @@ pub(super) fn access_log(section: &Section<'_>, log: &mut log::Settings, level: 
     let mut target = Access(log.target.clone());
     section.read("access", &mut target);
     log.target = target.0;
+    if let log::Target::File(path) = &log.target {
+        written_below(section, "access", path);
+    }
     read_size_usize(section, "access_buffer", &mut log.buffer_bytes, 4 << 10..=1 << 20);
     section.read_within("access_buffers_max", &mut log.buffers_max, 1..=65_536);
 }
@@ -171,6 +187,16 @@ impl Value for Access {
             "stdout" => log::Target::Stdout,
             path => log::Target::File(reader.resolve(path)),
         }))
+    }
+}
+
+/// A log is made when it is first written to; its folder must be there.
+fn written_below(section: &Section<'_>, name: &str, path: &std::path::Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if path.is_dir() {
+        section.mistake(name, format!("{} is a folder, expected a file", path.display()));
+    } else if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        section.mistake(name, format!("there is no folder {}", folder.display()));
     }
 }
 
@@ -206,6 +232,9 @@ pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
             }
         }
         section.read("names", &mut files.names);
+        if section.has("certificate") && section.has("key") {
+            certificate(&section, &files);
+        }
         tls.certificates.push(files);
     }
     section.read("default_certificate", &mut tls.default_certificate);
@@ -239,7 +268,27 @@ pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
     } else {
         TicketKeys::Generated { rotate_every: rotation }
     };
+    if let Err(error) = listen::check_ticket_keys(&tls.ticket_keys) {
+        section.mistake_in_file("ticket_key_file", error.to_string());
+    }
     section.read("reload_interval", &mut tls.reload_interval);
+}
+
+/// Reads the files of a certificate as the listeners will.
+fn certificate(section: &Section<'_>, files: &CertificateFiles) {
+    let (error, name) = match listen::check_certificate(files) {
+        Ok(Some(until)) if until <= Clock::system().now() => {
+            let (file, until) = (files.certificate.display(), httpdate::fmt_http_date(until));
+            return section.warn("certificate", format!("{file} has ended on {until}"));
+        }
+        Ok(_) => return,
+        Err(error @ TlsError::Pair { .. }) => (error, "key"),
+        Err(error) => match &error {
+            TlsError::File { path, .. } if *path == files.key => (error, "key"),
+            _ => (error, "certificate"),
+        },
+    };
+    section.mistake_in_file(name, error.to_string());
 }
 
 pub(super) fn limits(section: &Section<'_>, limits: &mut Limits) {
@@ -314,10 +363,18 @@ impl Value for Database {
             return Some(Self(geo::Source::BuiltIn));
         }
         let path = PathBuf::read(value, reader)?;
+        let source = geo::Source::File(path.clone());
         if let Err(error) = std::fs::File::open(&path) {
             reader.mistake(&value.span(), format!("cannot read {}: {error}", path.display()));
+        } else {
+            let alone = geo::Settings { databases: vec![source.clone()], ..Default::default() };
+            if let Err(error) = geo::Geo::open(&alone) {
+                let because = std::error::Error::source(&error);
+                let because = because.map(|why| format!(": {why}")).unwrap_or_default();
+                reader.mistake(&value.span(), format!("{error}{because}"));
+            }
         }
-        Some(Self(geo::Source::File(path)))
+        Some(Self(source))
     }
 }
 
@@ -384,7 +441,7 @@ fn pool(name: &str, section: &Section<'_>) -> PoolSettings {
     read_size_usize(section, "header_bytes_max", &mut pool.header_bytes_max, 8 << 10..=1 << 20);
     section.read_within("header_count_max", &mut pool.header_count_max, 8..=1000);
     section.read_within("streams_max", &mut pool.streams_max, 1..=10_000);
-    origin_tls(&section.section("tls"), &mut pool.tls);
+    origin_tls(&section.section("tls"), &mut pool);
 
     let deadlines = section.section("deadlines");
     deadlines.read("connect", &mut pool.deadlines.connect);
@@ -412,15 +469,11 @@ fn pool(name: &str, section: &Section<'_>) -> PoolSettings {
     pool
 }
 
-fn origin_tls(section: &Section<'_>, tls: &mut OriginTls) {
+fn origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
+    let tls = &mut pool.tls;
     section.read("verify", &mut tls.verify);
     section.read("system_roots", &mut tls.system_roots);
     section.read("ca_files", &mut tls.ca_files);
-    for path in &tls.ca_files {
-        if let Err(error) = std::fs::File::open(path) {
-            section.mistake("ca_files", format!("cannot read {}: {error}", path.display()));
-        }
-    }
     section.read("server_name", &mut tls.server_name);
     let mut client = ClientCertificate { chain: PathBuf::new(), key: PathBuf::new() };
     let chain = section.read_file("client_certificate", &mut client.chain);
@@ -430,6 +483,9 @@ fn origin_tls(section: &Section<'_>, tls: &mut OriginTls) {
         (false, false) => {}
         _ => section
             .mistake("client_certificate", "\"client_certificate\" and \"client_key\" go together"),
+    }
+    for (name, error) in fetch::file_mistakes(pool) {
+        section.mistake_in_file(name, error.to_string());
     }
 }
 

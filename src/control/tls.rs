@@ -104,6 +104,27 @@ impl Settings {
         Ok(config.into())
     }
 
+    /// What is wrong with the files: the option, and why. All of it at once.
+    pub fn file_mistakes(&self) -> Vec<(&'static str, String)> {
+        let mut mistakes = Vec::new();
+        if let Some(Err(why)) = self.client_ca.as_deref().map(certificates) {
+            mistakes.push(("client_ca", why));
+        }
+        if let Err(why) = certificates(&self.certificate) {
+            mistakes.push(("certificate", why));
+        }
+        if let Err(error) = PrivateKeyDer::from_pem_file(&self.key) {
+            let why = format!("no private key: {error}");
+            mistakes.push(("key", in_file(&self.key, &why)));
+        }
+        if mistakes.is_empty()
+            && let Err(why) = self.server_config()
+        {
+            mistakes.push(("certificate", why));
+        }
+        mistakes
+    }
+
     fn stamps(&self) -> Vec<Option<Stamp>> {
         let files = [&self.certificate, &self.key].into_iter().chain(&self.client_ca);
         files.map(|path| Stamp::of(path)).collect()

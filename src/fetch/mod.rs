@@ -39,6 +39,7 @@ pub use settings::{
     Balance, ClientCertificate, Deadlines, DnsSettings, Health, HostHeader, KeepAlive, Origin,
     OriginTls, PoolSettings, Protocol, Retry, Scheme, Settings,
 };
+pub use tls::file_mistakes;
 pub use tunnel::{Tunnelled, UpgradedOrigin, tunnel};
 pub use upstreams::{Intent, Times, UpstreamResponse, Upstreams};
 

@@ -40,6 +40,32 @@ pub(super) fn client_config(pool: &PoolSettings) -> Result<Arc<ClientConfig>, Po
     Ok(Arc::new(config))
 }
 
+/// What is wrong with the files that a pool names for TLS: the option, and why. All of it at once.
+pub fn file_mistakes(pool: &PoolSettings) -> Vec<(&'static str, PoolError)> {
+    let mut mistakes = Vec::new();
+    for file in &pool.tls.ca_files {
+        let read = certificates(pool, file).and_then(|all| {
+            let mut roots = RootCertStore::empty();
+            let mut added = all.into_iter().map(|certificate| roots.add(certificate));
+            let added = added.try_for_each(|added| added);
+            added.map_err(|error| unusable(pool, file, error.to_string()))
+        });
+        mistakes.extend(read.err().map(|error| ("ca_files", error)));
+    }
+    if let Some(files) = &pool.tls.client_certificate {
+        let chain = certificates(pool, &files.chain).err();
+        mistakes.extend(chain.map(|error| ("client_certificate", error)));
+        mistakes.extend(key(pool, &files.key).err().map(|error| ("client_key", error)));
+    }
+    if mistakes.is_empty()
+        && pool.tls.client_certificate.is_some()
+        && let Err(error) = client_config(pool)
+    {
+        mistakes.push(("client_key", error));
+    }
+    mistakes
+}
+
 fn roots(pool: &PoolSettings) -> Result<Arc<RootCertStore>, PoolError> {
     let OriginTls { system_roots, ca_files, .. } = &pool.tls;
     if *system_roots && ca_files.is_empty() {

@@ -38,7 +38,7 @@ pub use drain::{Drain, DrainSwitch, drain};
 pub use settings::{
     CertificateFiles, H2Limits, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion,
 };
-pub use tls::{TlsError, TlsState};
+pub use tls::{TlsError, TlsState, check_certificate, check_ticket_keys};
 
 /// What all workers share: limits, TLS, and the counts that limits are held against.
 #[derive(Debug)]

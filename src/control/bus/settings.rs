@@ -6,6 +6,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
 use crate::cache::PurgeScope;
 
 /// The bus' settings, as shipped by `Default`: no Redis, this node alone.
@@ -124,6 +127,28 @@ impl fmt::Display for Policy {
             Some((_, all)) => f.write_str(all.as_str()),
             None => f.write_str(self.otherwise.as_str()),
         }
+    }
+}
+
+impl Settings {
+    /// What is wrong with the files: the option, and why.
+    pub fn file_mistakes(&self) -> Vec<(&'static str, String)> {
+        let mut mistakes = Vec::new();
+        if let Some(path) = &self.password_file
+            && let Err(error) = std::fs::read_to_string(path)
+        {
+            mistakes.push(("password_file", format!("cannot read {}: {error}", path.display())));
+        }
+        if let Some(path) = &self.ca_file {
+            let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+            let why = match read.map(|all: Vec<_>| all.is_empty()) {
+                Ok(false) => return mistakes,
+                Ok(true) => "no certificate in it".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            mistakes.push(("ca_file", format!("{}: {why}", path.display())));
+        }
+        mistakes
     }
 }
 
