@@ -182,7 +182,7 @@ pub const CACHE_RESULTS: &[&str] = &[
 pub const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
 
 /// Statuses of refused calls of the admin API, for [`Metric::AdminRefused`].
-pub const ADMIN_REFUSALS: &[&str] = &["401", "403", "429"];
+pub const ADMIN_REFUSALS: &[&str] = &["401", "403", "421", "429"];
 
 /// What became of fetches ahead, for [`Metric::Prefetches`].
 pub const PREFETCH_OUTCOMES: &[&str] = &["fetched", "failed", "dropped"];

@@ -330,7 +330,7 @@ impl Shared {
     }
 
     fn admin(self: &Arc<Self>, metrics: &Arc<Metrics>, background: &Handle) -> Arc<Admin> {
-        let admin::Settings { audit_log, purges_per_second_max, prefetch, .. } =
+        let admin::Settings { hosts, audit_log, purges_per_second_max, prefetch, .. } =
             self.config().admin.clone();
         let refreshes = self.bus.refreshes();
         let prefetcher = Prefetcher::start(prefetch, self.clone(), metrics, refreshes, background);
@@ -338,6 +338,7 @@ impl Shared {
             bus: self.bus.clone(),
             tls: self.admin_tls.clone(),
             tokens: self.tokens.clone(),
+            hosts,
             audit: Audit::new(audit_log, metrics.background(), self.clock.clone()),
             prefetcher,
             rate: Rate::new(purges_per_second_max, self.clock.instant()),

@@ -101,6 +101,13 @@ pub(super) fn admin(section: &Section<'_>, admin: &mut control::admin::Settings)
         (false, false) if tls.client_ca.is_none() => {}
         _ => certificates.mistake("", "TLS needs both a \"certificate\" and its \"key\""),
     }
+    section.read("hosts", &mut admin.hosts);
+    for host in &admin.hosts {
+        let is_host = host.parse::<http::uri::Authority>().is_ok_and(|it| it.host() == host);
+        if !is_host {
+            section.mistake("hosts", format!("expected names without port, found {host:?}"));
+        }
+    }
     section.read("audit_log", &mut admin.audit_log);
     if let Some(path) = &admin.audit_log {
         written_below(section, "audit_log", path);

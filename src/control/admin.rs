@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::audit::{Audit, Refused};
 use super::bus::{Bus, Refresh};
 use super::dashboard;
+use super::host;
 use super::prefetch::{self, Prefetcher};
 use super::problem::Problem;
 use super::purge::{Names, absolute_url};
@@ -49,6 +50,9 @@ pub struct Settings {
     pub tls: Option<tls::Settings>,
     /// The file of tokens; see [`super::tokens`]. `None`: whoever reaches it may do everything.
     pub tokens: Option<PathBuf>,
+    /// Names, without port, under which it answers though nobody needs a token; see
+    /// [`super::host`]. Addresses and `localhost` need not be listed.
+    pub hosts: Vec<String>,
     /// Where purges are written down, a JSON line each. `None`: the error log.
     pub audit_log: Option<PathBuf>,
     /// How fast is fetched ahead.
@@ -63,6 +67,7 @@ impl Default for Settings {
             address: SocketAddr::from(([127, 0, 0, 1], 9180)),
             tls: None,
             tokens: None,
+            hosts: Vec::new(),
             audit_log: None,
             prefetch: prefetch::Settings::default(),
             purges_per_second_max: 1000,
@@ -111,6 +116,8 @@ pub struct Admin {
     /// Who may call. `None`: everyone who can connect, or, where certificates are asked for,
     /// has one.
     pub tokens: Option<Arc<TokenFile>>,
+    /// Names under which it answers where nobody needs a token.
+    pub hosts: Vec<String>,
     /// Where purges are written down.
     pub audit: Audit,
     /// How many purges may be ordered.
@@ -207,15 +214,30 @@ impl Admin {
         request: Request<Incoming>,
         peer: &Peer,
     ) -> Result<Response<Full<Bytes>>, Problem> {
+        let authority = host::authority(&request)?;
         let path = request.uri().path().to_owned();
         if path == "/healthz" || path == "/readyz" {
-            return Ok(self.health(&path));
-        }
-        if let Some(file) = dashboard::file(&path).filter(|_| request.method() == Method::GET) {
-            return Ok(file);
+            // Probes come under any name, and are told nothing else.
+            return Ok(match is_read(request.method()) {
+                true => self.health(&path),
+                false => method_not_allowed(&path, &Method::GET),
+            });
         }
         let call = format!("{} {path}", request.method());
-        let caller = dashboard::admit(&request, self.is_open())
+        let here = match self.is_open() {
+            true => host::admit(authority.as_ref(), &self.hosts),
+            false => Ok(()),
+        };
+        if here.is_ok()
+            && let Some(file) = dashboard::file(&path)
+        {
+            return Ok(match is_read(request.method()) {
+                true => file,
+                false => method_not_allowed(&path, &Method::GET),
+            });
+        }
+        let caller = here
+            .and_then(|()| dashboard::admit(&request))
             .and_then(|()| self.caller(request.headers(), peer));
         let who = caller.as_ref().ok().map(|caller| caller.name.clone());
         let answer = match &caller {
@@ -258,15 +280,19 @@ impl Admin {
         path: &str,
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, Problem> {
-        if let (Some(id), &Method::GET) = (path.strip_prefix("/purges/"), request.method()) {
-            return self.purge_status(id).await;
+        if let Some(id) = path.strip_prefix("/purges/") {
+            return match is_read(request.method()) {
+                true => self.purge_status(id).await,
+                false => Ok(method_not_allowed(path, &Method::GET)),
+            };
         }
         let Some((_, method)) = CALLS.iter().find(|(call, _)| *call == path) else {
             let calls: Vec<_> = CALLS.iter().map(|(call, _)| *call).collect();
             let detail = format!("no call {path:?}; there are / and {}", calls.join(", "));
             return Err(Problem::new(StatusCode::NOT_FOUND, detail));
         };
-        if request.method() != *method {
+        let asked = request.method();
+        if asked != method && !(*method == Method::GET && is_read(asked)) {
             return Ok(method_not_allowed(path, method));
         }
         let is_scoped = path == "/purge" || path == "/prefetch";
@@ -497,10 +523,17 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Whether a call that only reads may be made with it. The content of the answer to HEAD is left
+/// out by the connection.
+fn is_read(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
+
 fn method_not_allowed(path: &str, method: &Method) -> Response<Full<Bytes>> {
-    let detail = format!("{path} takes {method}");
+    let methods = if method == Method::GET { "GET, HEAD" } else { method.as_str() };
+    let detail = format!("{path} takes {methods}");
     let mut response = Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).response();
-    let allow = HeaderValue::from_str(method.as_str()).expect("a method is a token");
+    let allow = HeaderValue::from_str(methods).expect("methods are a field value");
     response.headers_mut().insert(ALLOW, allow);
     response
 }

@@ -84,6 +84,10 @@ impl Audit {
 }
 
 /// In the order of [`crate::metrics::ADMIN_REFUSALS`].
-const REFUSED: [StatusCode; 3] =
-    [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS];
+const REFUSED: [StatusCode; 4] = [
+    StatusCode::UNAUTHORIZED,
+    StatusCode::FORBIDDEN,
+    StatusCode::MISDIRECTED_REQUEST,
+    StatusCode::TOO_MANY_REQUESTS,
+];
 const REFUSALS_PER_SECOND: u32 = 10;

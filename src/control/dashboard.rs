@@ -6,7 +6,6 @@ use bytes::Bytes;
 use http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS,
 };
-use http::uri::Authority;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 
@@ -25,9 +24,9 @@ pub(super) fn file(path: &str) -> Option<Response<Full<Bytes>>> {
 }
 
 /// Refuses what a page of another site made an operator's browser send: a call with another
-/// origin than this one, and, where everyone may call, one under a name that anybody could have
-/// pointed at a loopback address. What is no browser sends no `Origin`.
-pub(super) fn admit<B>(request: &Request<B>, is_open: bool) -> Result<(), Problem> {
+/// origin than this one. What is no browser sends no `Origin`. [`super::host`] refuses borrowed
+/// names.
+pub(super) fn admit<B>(request: &Request<B>) -> Result<(), Problem> {
     let field =
         |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let Some(origin) = field(ORIGIN) else { return Ok(()) };
@@ -36,18 +35,7 @@ pub(super) fn admit<B>(request: &Request<B>, is_open: bool) -> Result<(), Proble
         let detail = format!("a page of {origin} may not call this");
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
-    if is_open && !is_local(host) {
-        let detail = format!("{host}: without tokens, a page may call this by its address only");
-        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
-    }
     Ok(())
-}
-
-/// An IP address, or a name that is always this machine (RFC 6761 §6.3).
-fn is_local(host: &str) -> bool {
-    let Ok(authority) = host.parse::<Authority>() else { return false };
-    let name = authority.host().trim_matches(['[', ']']);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
 }
 
 const FILES: [(&str, &str, &str); 3] = [
@@ -64,39 +52,23 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \
 mod tests {
     use super::*;
 
-    fn admitted(fields: &[(&str, &str)], is_open: bool) -> bool {
+    fn admitted(fields: &[(&str, &str)]) -> bool {
         let mut request = Request::new(());
         for (name, value) in fields {
             let name: http::HeaderName = name.parse().expect("a name");
             request.headers_mut().append(name, value.parse().expect("a value"));
         }
-        admit(&request, is_open).is_ok()
+        admit(&request).is_ok()
     }
 
     #[test]
     fn pages_of_other_sites_may_not_call() {
         let host = ("host", "127.0.0.1:9180");
-        assert!(admitted(&[host], true));
-        assert!(admitted(&[host, ("origin", "http://127.0.0.1:9180")], true));
+        assert!(admitted(&[host]));
+        assert!(admitted(&[host, ("origin", "http://127.0.0.1:9180")]));
         for origin in ["https://evil.example", "http://127.0.0.1:8080", "null"] {
-            assert!(!admitted(&[host, ("origin", origin)], true), "{origin}");
-            assert!(!admitted(&[host, ("origin", origin)], false), "{origin}");
+            assert!(!admitted(&[host, ("origin", origin)]), "{origin}");
         }
-    }
-
-    #[test]
-    fn without_tokens_a_borrowed_name_is_refused() {
-        let page_of = |host: &str, is_open| {
-            admitted(&[("host", host), ("origin", &format!("http://{host}"))], is_open)
-        };
-        for host in ["localhost", "LOCALHOST:9180", "127.0.0.1:9180", "[::1]:9180"] {
-            assert!(page_of(host, true), "{host}");
-        }
-        for host in ["evil.example:9180", "localhost.evil.example", "a@b@c"] {
-            assert!(!page_of(host, true), "{host}");
-        }
-        assert!(page_of("edge-1.example.org:9180", false));
-        assert!(admitted(&[("host", "edge-1.example.org")], true), "no browser");
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod audit;
 pub mod bus;
 mod dashboard;
+mod host;
 pub mod prefetch;
 pub mod problem;
 pub mod purge;

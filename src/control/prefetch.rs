@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use super::admin::{Admin, NodeActions, json_response};
 use super::bus::Refresh;
 use super::problem::Problem;
-use super::purge::{SCOPES_MAX, absolute_url, from_object};
+use super::purge::{SCOPES_MAX, absolute_url, from_object, no_null};
 use super::tokens::{Caller, Leave};
 use crate::metrics::{Metric, Metrics, Recorder};
 
@@ -54,9 +54,11 @@ impl Default for Settings {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
+    #[serde(default, deserialize_with = "no_null")]
     url: Option<String>,
     #[serde(default)]
     urls: Vec<String>,
+    #[serde(default, deserialize_with = "no_null")]
     sitemap: Option<String>,
 }
 

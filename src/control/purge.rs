@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use http::Uri;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::problem::Problem;
 use crate::cache::{PurgeKind, PurgeScope};
@@ -15,7 +15,7 @@ pub struct PurgeOrder {
     pub scopes: Vec<PurgeScope>,
     /// Soft marks stale, hard removes.
     pub kind: PurgeKind,
-    /// For the audit log, at most [`REASON_BYTES_MAX`].
+    /// For the audit log, at most [`REASON_CHARS_MAX`].
     pub reason: Option<String>,
     /// How many of the most popular of what is purged each node fetches again.
     pub refresh: usize,
@@ -23,8 +23,8 @@ pub struct PurgeOrder {
 
 /// The most URLs or tags of one call.
 pub const SCOPES_MAX: usize = 10_000;
-/// The longest reason, in bytes.
-pub const REASON_BYTES_MAX: usize = 1024;
+/// The longest reason, in characters.
+pub const REASON_CHARS_MAX: usize = 1024;
 /// The most that is fetched again.
 pub const REFRESH_MAX: usize = 10_000;
 /// The longest tag, prefix or URL, in bytes.
@@ -33,13 +33,17 @@ pub const SCOPE_BYTES_MAX: usize = 8192;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
+    #[serde(default, deserialize_with = "no_null")]
     url: Option<String>,
     #[serde(default)]
     urls: Vec<String>,
+    #[serde(default, deserialize_with = "no_null")]
     prefix: Option<String>,
+    #[serde(default, deserialize_with = "no_null")]
     tag: Option<String>,
     #[serde(default)]
     tags: Vec<String>,
+    #[serde(default, deserialize_with = "no_null")]
     site: Option<String>,
     #[serde(default)]
     all: bool,
@@ -99,8 +103,8 @@ impl PurgeOrder {
             let detail = "nothing to purge: give one of url, urls, prefix, tag, tags, site, all";
             return Err(Problem::bad_request(detail));
         }
-        if written.reason.as_ref().is_some_and(|reason| reason.len() > REASON_BYTES_MAX) {
-            let detail = format!("the reason is longer than {REASON_BYTES_MAX} bytes");
+        if written.reason.as_ref().is_some_and(|reason| reason.chars().count() > REASON_CHARS_MAX) {
+            let detail = format!("the reason is longer than {REASON_CHARS_MAX} characters");
             return Err(Problem::bad_request(detail));
         }
         if written.refresh > REFRESH_MAX {
@@ -110,6 +114,11 @@ impl PurgeOrder {
         let kind = if written.soft { PurgeKind::Soft } else { PurgeKind::Hard };
         Ok(Self { scopes, kind, reason: written.reason, refresh: written.refresh })
     }
+}
+
+/// What is written; serde takes `null` for nothing, and who writes that means something else.
+pub(super) fn no_null<'a, D: Deserializer<'a>>(value: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(value).map(Some)
 }
 
 /// An object by its fields' names. serde takes a list for one too, by their order.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -97,7 +98,14 @@ impl Admin {
     pub(super) fn purges(&self, query: &str) -> Result<Response<Full<Bytes>>, Problem> {
         only(query, &["since", "limit"])?;
         let since = number(query, "since", 0.0)?;
-        let limit = number(query, "limit", 100.0)?.clamp(1.0, LIST_MAX) as usize;
+        if !(0.0..f64::INFINITY).contains(&since) {
+            let detail = format!("since {since}: expected milliseconds since 1970");
+            return Err(Problem::bad_request(detail));
+        }
+        let limit: usize = number(query, "limit", 100)?;
+        if !(1..=LIST_MAX).contains(&limit) {
+            return Err(Problem::bad_request(format!("limit {limit}: expected 1 to {LIST_MAX}")));
+        }
         let purges = self.bus.since(since, limit);
         let purges: Vec<Value> =
             purges.iter().map(|(id, known)| known_as_json(id, known)).collect();
@@ -214,7 +222,7 @@ fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
     Ok((wait, timeout))
 }
 
-fn number(query: &str, name: &str, default: f64) -> Result<f64, Problem> {
+fn number<T: FromStr>(query: &str, name: &str, default: T) -> Result<T, Problem> {
     let Some(text) = parameter(query, name)? else { return Ok(default) };
     text.parse().map_err(|_| Problem::bad_request(format!("{name} {text:?}: expected a number")))
 }
@@ -304,7 +312,7 @@ pub(super) fn advise(response: &mut Response<Full<Bytes>>) {
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
-const LIST_MAX: f64 = 1000.0;
+const LIST_MAX: usize = 1000;
 /// Scopes that an audit line shows; of the others only how many they were.
 const AUDITED_MAX: usize = 20;
 

@@ -123,7 +123,7 @@ fn refusals_are_audited_and_counted() {
         let fields = [format!("Authorization: Bearer {token}")];
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         let mut client = crate::harness::Client::connect(edge.admin);
-        client.request("POST", "admin", "/purge", &fields, b"{\"all\": true}").status
+        client.request("POST", "localhost", "/purge", &fields, b"{\"all\": true}").status
     };
     assert_eq!((call("guess"), call("test")), (401, 403));
     for _ in 0..40 {
@@ -167,7 +167,7 @@ fn connections_that_callers_keep_leave_room_for_others() {
     let edge = Edge::before("http://127.0.0.1:9");
     let kept = || {
         let mut client = crate::harness::Client::connect(edge.admin);
-        let answer = client.request("GET", "admin", "/readyz", &[], b"");
+        let answer = client.request("GET", "localhost", "/readyz", &[], b"");
         let closes = answer.header("connection") == "close";
         (!closes).then_some(client)
     };
@@ -190,6 +190,111 @@ fn a_misspelt_parameter_is_refused_by_name() {
     check("POST", "/purge?wait=all&wait=none", "wait is given twice");
     check("GET", "/purges?sinse=1", "there are since, limit");
     check("GET", "/explain?ulr=http://a/", "there are url, client, country");
+}
+
+/// The status, the fields and the body of a request that is written as it stands.
+fn written(edge: &Edge, head: &str) -> String {
+    crate::harness::raw(edge.admin, format!("{head}\r\n\r\n").as_bytes())
+}
+
+#[test]
+fn without_tokens_a_borrowed_name_reads_nothing() {
+    let edge = Edge::before("http://127.0.0.1:9");
+    let get = |path: &str, host: &str| {
+        written(&edge, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close"))
+    };
+    for path in
+        ["/store", "/purges", "/purges/1", "/nodes", "/explain", "/metrics", "/", "/nowhere"]
+    {
+        let answer = get(path, "evil.example:9180");
+        assert!(answer.starts_with("HTTP/1.1 421 "), "{path}: {answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        assert!(answer.contains("admin.hosts"), "{answer}");
+        let absolute = format!("http://evil.example{path}");
+        let answer = get(&absolute, "localhost");
+        assert!(answer.starts_with("HTTP/1.1 421 "), "{absolute}: {answer}");
+    }
+    for host in ["localhost:1", "127.0.0.1", "[::1]:9180", "10.1.2.3:9180"] {
+        assert!(get("/metrics", host).starts_with("HTTP/1.1 200 "), "{host}");
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert!(get(path, "pod.example").starts_with("HTTP/1.1 200 "), "{path}");
+    }
+    assert!(edge.metric("skerry_admin_refused_total{status=\"421\"") >= 16.0);
+
+    let named = Edge::with(
+        "[admin]\nhosts = [\"edge-1.example\"]\n[sites.all]\nhosts = \"*\"\nrespond.content = \"x\"\n",
+    );
+    let metrics = "GET /metrics HTTP/1.1\r\nHost: edge-1.example:9180\r\nConnection: close";
+    assert!(written(&named, metrics).starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_request_without_one_host_is_refused() {
+    let edge = Edge::before("http://127.0.0.1:9");
+    for fields in ["Host: localhost\r\nHost: localhost", "Host: a b", "Host:", "X: y"] {
+        for path in ["/healthz", "/store"] {
+            let answer =
+                written(&edge, &format!("GET {path} HTTP/1.1\r\n{fields}\r\nConnection: close"));
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{fields}: {answer}");
+        }
+    }
+    assert!(written(&edge, "GET /healthz HTTP/1.0").starts_with("HTTP/1.0 200 "));
+}
+
+#[test]
+fn every_call_takes_its_methods_and_names_them() {
+    let edge = Edge::before("http://127.0.0.1:9");
+    let reads = skerry::control::CALLS.iter().filter(|(_, method)| method == "GET");
+    let reads = reads.map(|(path, _)| *path).filter(|path| *path != "/explain");
+    for path in reads.chain(["/", "/dashboard.js"]) {
+        let (get, head) = (edge.admin("GET", path, ""), edge.admin("HEAD", path, ""));
+        assert_eq!((get.status, head.status), (200, 200), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+        assert!(head.text().is_empty(), "{path}");
+        for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+            let answer = edge.admin(method, path, "");
+            assert_eq!((answer.status, &*answer.header("allow")), (405, "GET, HEAD"), "{path}");
+        }
+    }
+    assert_eq!(edge.admin("HEAD", "/purges/none", "").status, 404);
+    assert_eq!(edge.admin("POST", "/purges/none", "").status, 405);
+    for path in ["/purge", "/prefetch", "/reload", "/drain"] {
+        let answer = edge.admin("GET", path, "");
+        assert_eq!((answer.status, &*answer.header("allow")), (405, "POST"), "{path}");
+    }
+}
+
+#[test]
+fn parameters_and_bodies_are_what_the_description_says() {
+    let edge = Edge::before("http://127.0.0.1:9");
+    for query in [
+        "limit=0",
+        "limit=1001",
+        "limit=1.5",
+        "limit=-1",
+        "limit=",
+        "since=-1",
+        "since=nan",
+        "since=inf",
+    ] {
+        assert_eq!(edge.admin("GET", &format!("/purges?{query}"), "").status, 400, "{query}");
+    }
+    for query in ["limit=1", "limit=1000", "since=0", "since=1.5", ""] {
+        assert_eq!(edge.admin("GET", &format!("/purges?{query}"), "").status, 200, "{query}");
+    }
+    for body in
+        ["{\"tag\": null}", "{\"all\": true, \"url\": null}", "{\"tag\": \"t\", \"site\": null}"]
+    {
+        assert_eq!(edge.admin("POST", "/purge", body).status, 400, "{body}");
+    }
+    assert_eq!(edge.admin("POST", "/purge", "{\"tag\": \"t\", \"reason\": null}").status, 200);
+    let url = "\"url\": \"http://edge.test/\"";
+    assert_eq!(
+        edge.admin("POST", "/prefetch", &format!("{{{url}, \"sitemap\": null}}")).status,
+        400
+    );
+    assert_eq!(edge.admin("POST", "/prefetch", &format!("{{{url}}}")).status, 202);
 }
 
 #[test]

@@ -261,7 +261,7 @@ fn a_purge_request_purges_where_it_is_allowed() {
         node.wait_until_ready();
         node.get("/1?a=b").unwrap();
         assert!(node.get("/1?a=b").unwrap().1.contains("; hit"));
-        let (status, ..) = exchange(node.http, "PURGE", "/1?a=b", "", &[]).unwrap();
+        let (status, ..) = exchange(node.http, HOST, "PURGE", "/1?a=b", "", &[]).unwrap();
         let is_gone = !node.get("/1?a=b").unwrap().1.contains("; hit");
         assert_eq!((status, is_gone), expected, "{from}");
     };
@@ -290,7 +290,7 @@ fn gigabyte(node: &NodeProcess) -> u16 {
     let mut stream = TcpStream::connect(node.admin).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let head = format!(
-        "POST /purge HTTP/1.1\r\nHost: a\r\n{}\r\nContent-Length: 1073741824\r\n\r\n",
+        "POST /purge HTTP/1.1\r\nHost: localhost\r\n{}\r\nContent-Length: 1073741824\r\n\r\n",
         bearer("test")
     );
     stream.write_all(head.as_bytes()).unwrap();
@@ -598,7 +598,7 @@ impl NodeProcess {
     }
 
     fn get(&self, target: &str) -> io::Result<(u16, String, String)> {
-        exchange(self.http, "GET", target, "", &[])
+        exchange(self.http, HOST, "GET", target, "", &[])
     }
 
     fn admin(&self, method: &str, target: &str, body: &str) -> io::Result<(u16, String)> {
@@ -612,7 +612,8 @@ impl NodeProcess {
         body: &str,
         fields: &[&str],
     ) -> io::Result<(u16, String)> {
-        exchange(self.admin, method, target, body, fields).map(|(status, _, body)| (status, body))
+        exchange(self.admin, "localhost", method, target, body, fields)
+            .map(|(status, _, body)| (status, body))
     }
 }
 
@@ -626,6 +627,7 @@ impl Drop for NodeProcess {
 /// it takes a peer that dies for an answer.
 fn exchange(
     address: SocketAddr,
+    host: &str,
     method: &str,
     target: &str,
     body: &str,
@@ -633,7 +635,7 @@ fn exchange(
 ) -> io::Result<(u16, String, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(LONG))?;
-    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n");
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
     for field in fields {
         head.push_str(&format!("{field}\r\n"));
     }

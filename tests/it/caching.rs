@@ -743,7 +743,7 @@ fn explain_says_what_then_happens() {
         let url = format!("/explain?url=http://edge.test{target}");
         let prefixed: Vec<&str> = prefixed.iter().map(String::as_str).collect();
         let mut admin = crate::harness::Client::connect(edge.admin);
-        let told = admin.request("GET", "admin", &url, &prefixed, b"");
+        let told = admin.request("GET", "localhost", &url, &prefixed, b"");
         let told: serde_json::Value = serde_json::from_str(told.text()).expect("JSON");
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         let live = edge.get_with(target, &fields);

@@ -80,7 +80,7 @@ fn purge(admin: SocketAddr, key: usize) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect(admin)?;
     write!(
         stream,
-        "POST /purge HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Type: \
+        "POST /purge HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: \
          application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
@@ -98,7 +98,7 @@ fn random(state: &mut u64) -> u64 {
 
 /// A gauge of the node's one directory.
 fn of_directory(admin: SocketAddr, gauge: &str) -> u64 {
-    let metrics = exchange(admin, "admin", "/metrics", &[]);
+    let metrics = exchange(admin, "localhost", "/metrics", &[]);
     let name = format!("skerry_store_directory_{gauge}{{");
     let line = metrics.text().lines().find(|line| line.starts_with(&name)).expect("a gauge");
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")

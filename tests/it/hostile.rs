@@ -15,7 +15,7 @@ fn alone(origin: &Origin, more: &str) -> String {
 }
 
 fn metric(node: &Process, name: &str) -> f64 {
-    let text = Client::connect(node.admin).get("admin", "/metrics", &[]);
+    let text = Client::connect(node.admin).get("localhost", "/metrics", &[]);
     let lines = text.text().lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
@@ -90,7 +90,7 @@ fn a_drain_says_goodbye_on_every_kind_of_connection() {
     node.signal(Signal::TERM);
     let goodbye = http2.next_of(GOAWAY).expect("a GOAWAY");
     assert_eq!(goodbye.code(), 0);
-    assert_eq!(Client::connect(node.admin).get("admin", "/readyz", &[]).status, 503);
+    assert_eq!(Client::connect(node.admin).get("localhost", "/readyz", &[]).status, 503);
     until("nobody is let in", || std::net::TcpStream::connect(node.http).is_err());
     gate.open();
     assert!(http2.next_of(HEADERS).is_some_and(|frame| frame.stream == 1));
@@ -106,11 +106,11 @@ fn a_drain_says_goodbye_on_every_kind_of_connection() {
 fn a_drain_with_notice_serves_on_while_it_says_that_it_is_not_ready() {
     let origin = Origin::start(|_| Answer::ok("hello"));
     let node = Process::start(&alone(&origin, "[node]\ndrain_notice = \"2s\"\n"));
-    let ready = || Client::connect(node.admin).get("admin", "/readyz", &[]).status;
+    let ready = || Client::connect(node.admin).get("localhost", "/readyz", &[]).status;
     let mut kept = Client::connect(node.http);
     assert_eq!(kept.get("edge.test", "/", &[]).status, 200);
     assert_eq!(ready(), 200);
-    let drained = Client::connect(node.admin).request("POST", "admin", "/drain", &[], b"");
+    let drained = Client::connect(node.admin).request("POST", "localhost", "/drain", &[], b"");
     assert!(drained.status < 300, "{drained:?}");
     assert_eq!(ready(), 503);
     assert_eq!(kept.get("edge.test", "/", &[]).status, 200, "kept connections are served");

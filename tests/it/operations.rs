@@ -105,7 +105,7 @@ fn a_drained_node_answers_what_is_under_way_and_ends_well() {
         _ => Answer::ok("hello"),
     });
     let mut node = Process::start(&passing(&origin));
-    let ready = || Client::connect(node.admin).get("admin", "/readyz", &[]).status;
+    let ready = || Client::connect(node.admin).get("localhost", "/readyz", &[]).status;
     assert_eq!(ready(), 200);
     let mut idle = Client::connect(node.http);
     assert_eq!(idle.get("edge.test", "/", &[]).status, 200);

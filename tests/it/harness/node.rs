@@ -82,7 +82,7 @@ impl Edge {
 
     /// Asks the admin API.
     pub fn admin(&self, method: &str, target: &str, body: &str) -> Response {
-        Client::connect(self.admin).request(method, "admin", target, &[], body.as_bytes())
+        Client::connect(self.admin).request(method, "localhost", target, &[], body.as_bytes())
     }
 
     /// Purges one URL of `http://edge.test`.
