@@ -419,7 +419,7 @@ impl Shared {
         let plan = plan(&next, &self.plan.load().pools, &self.rates)?;
         let one = |error: String| vec![error];
         if let Some(tls) = &self.tls {
-            tls.replace(&next.listen.tls, &next.node.data_directory)
+            tls.replace(&next.listen.tls, &config.node.data_directory)
                 .map_err(|error| one(error.to_string()))?;
         }
         if next.geo != config.geo {
@@ -429,7 +429,8 @@ impl Shared {
         self.door.set_limits(next.listen.limits.clone());
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config).iter().map(ToString::to_string).collect();
-        *config = next;
+        // The next reload is compared with what runs, not with the file that was read last.
+        *config = next.reloaded_over(&config);
         Ok(changes)
     }
 

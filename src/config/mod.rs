@@ -204,6 +204,32 @@ impl Config {
         names.into_iter().filter_map(change).collect()
     }
 
+    /// This configuration as a node has it that runs with `running` and has read this one anew: what
+    /// counts only after a restart stays as it was.
+    pub fn reloaded_over(mut self, running: &Self) -> Self {
+        self.options.retain(|option, _| !needs_restart(option));
+        let stays = running.options.iter().filter(|(option, _)| needs_restart(option));
+        self.options.extend(stays.map(|(option, setting)| (option.clone(), setting.clone())));
+        let node = running.node.clone();
+        let NodeSettings { drain_timeout, drain_notice, .. } = self.node;
+        Self {
+            node: NodeSettings { drain_timeout, drain_notice, ..node },
+            admin: running.admin.clone(),
+            bus: control::bus::Settings {
+                silence_of_sites: self.bus.silence_of_sites,
+                ..running.bus.clone()
+            },
+            log: running.log.clone(),
+            log_level: running.log_level.clone(),
+            listen: listen::Settings { listeners: running.listen.listeners.clone(), ..self.listen },
+            rate_clients_max: running.rate_clients_max,
+            fetch: fetch::Settings { dns: running.fetch.dns.clone(), ..self.fetch },
+            store: running.store.clone(),
+            fills: running.fills.clone(),
+            ..self
+        }
+    }
+
     /// The options that differ from `before` but count only after a restart.
     pub fn restart_needed(&self, before: &Self) -> Vec<String> {
         let changes = self.changes(before).into_iter();

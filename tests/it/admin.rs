@@ -309,6 +309,29 @@ fn an_address_that_others_reach_needs_tokens_or_certificates() {
 }
 
 #[test]
+fn a_reload_is_compared_with_what_runs() {
+    let text = |level: &str, more: &str| {
+        format!(
+            "[log]\naccess = \"off\"\nlevel = {level:?}\n[sites.all]\nhosts = \"*\"\n\
+             respond.content = \"x\"\n{more}"
+        )
+    };
+    let edge = Edge::with(&text("info", ""));
+    let needed = "log.level: \"info\" → \"warn\" (after a restart)";
+    assert_eq!(edge.reload(&text("warn", "")), Ok(vec![needed.to_owned()]));
+    // It still is needed, and said again, for it still is not so.
+    assert_eq!(edge.reload(&text("warn", "")), Ok(vec![needed.to_owned()]));
+    assert!(edge.reload(&text("warn", "nonsense = 1\n")).is_err());
+    let changes = edge.reload(&text("warn", "silence = \"serve\"\n")).expect("a good file");
+    assert_eq!(changes, [needed, "sites.all.silence: \"serve\" (new)"]);
+    assert!(edge.reload("nonsense").is_err());
+    let changes = edge.reload(&text("error", "")).expect("a good file");
+    let gone = "sites.all.silence: gone (was \"serve\")";
+    assert_eq!(changes, ["log.level: \"info\" → \"error\" (after a restart)", gone]);
+    assert_eq!(edge.reload(&text("info", "")), Ok(vec![]), "as it runs");
+}
+
+#[test]
 fn a_reload_tells_changes_in_words() {
     let origin = Origin::start(|_| Answer::ok("x"));
     let text = |more: &str| {
