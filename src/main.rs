@@ -208,8 +208,8 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: Flags) -> Result<(), String> {
-    start_error_log();
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    start_error_log(&config.log_level);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -260,7 +260,7 @@ fn until_told_to_stop(node: Node) -> Result<(), String> {
 
 /// The first minute: an origin and an edge in front of it, and what to try.
 fn run_demo() -> Result<(), String> {
-    start_error_log();
+    start_error_log("info");
     let origins = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -516,10 +516,12 @@ fn ask(
     cli::call(&at, method, target, &fields, body)
 }
 
-/// Errors go to standard error; `RUST_LOG` chooses how much.
-fn start_error_log() {
+/// Errors go to standard error; `log.level` says how much, and `RUST_LOG` is stronger.
+fn start_error_log(level: &str) {
+    let level: tracing::level_filters::LevelFilter =
+        level.parse().expect("config knows the levels");
     let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .with_default_directive(level.into())
         .from_env_lossy()
         .add_directive("foyer=warn".parse().expect("a directive"))
         .add_directive("foyer_storage=warn".parse().expect("a directive"))

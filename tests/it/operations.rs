@@ -76,6 +76,31 @@ fn what_keeps_a_node_from_starting_is_one_line_and_exit_code_2() {
 }
 
 #[test]
+fn a_disk_cache_that_does_not_fit_is_refused_before_anything_is_taken() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("edge.toml");
+    let text = "[store]\ndisk = \"900TiB\"\n[sites.all]\nhosts = \"*\"\nrespond.content = \"x\"\n";
+    std::fs::write(&file, text).expect("a file");
+    let file = file.to_str().expect("a plain name");
+    let words =
+        ["edge.toml:2:8: 900.0 TiB of disk cache does not fit the file system of ", "at most "];
+    check_refused(&["check", file], &words);
+    let data = folder.path().join("data").display().to_string();
+    check_refused(&["run", "--config", file, "--data-dir", &data], &words);
+    assert!(!folder.path().join("data").exists(), "nothing was made");
+}
+
+#[test]
+fn the_level_of_the_error_log_is_the_configurations() {
+    let quiet = Process::start(&fixed("x").replace("[log]\n", "[log]\nlevel = \"debug\"\n"));
+    quiet.signal(Signal::HUP);
+    quiet.wait_for("configuration loaded anew");
+    let mut client = Client::connect(quiet.http);
+    client.request("GET", "", "/", &[], b"");
+    quiet.wait_for("DEBUG");
+}
+
+#[test]
 fn check_tells_every_mistake_with_its_place() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("edge.toml");
