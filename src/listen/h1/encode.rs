@@ -22,6 +22,8 @@ pub(super) struct Out {
     sent: usize,
     piece: Bytes,
     after: &'static [u8],
+    /// Whether the transport may hold some of what was sent: TLS records that the client's socket did not take.
+    unflushed: bool,
 }
 
 impl Out {
@@ -62,11 +64,12 @@ impl Out {
         cx: &mut Context<'_>,
         transport: &mut Transport<T>,
     ) -> Poll<io::Result<()>> {
-        if self.is_empty() {
+        if self.is_empty() && !self.unflushed {
             return Poll::Ready(Ok(()));
         }
         let mut transport = Pin::new(transport);
         while !self.is_empty() {
+            self.unflushed = true;
             let head = &self.bytes[self.sent..];
             let written = if self.piece.is_empty() && self.after.is_empty() {
                 transport.as_mut().poll_write(cx, head)
@@ -79,7 +82,9 @@ impl Out {
                 written => self.advance(written),
             }
         }
-        transport.poll_flush(cx)
+        ready!(transport.poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn advance(&mut self, written: usize) {
