@@ -142,7 +142,7 @@ impl Node {
             .enable_all()
             .build()
             .map_err(system("background threads"))?;
-        let sockets = listen::bind(&config.listen.listeners, config.node.workers)?;
+        let sockets = listen::bind(&config.listen, config.node.workers)?;
         let admin_listener = background.block_on(TcpListener::bind(config.admin.address));
         let admin_listener = admin_listener
             .map_err(|source| StartError::Admin { address: config.admin.address, source })?;

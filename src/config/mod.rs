@@ -412,6 +412,7 @@ const RESTART: &[&str] = &[
     "admin",
     "bus",
     "listeners",
+    "limits.unsent_bytes_max",
     "log",
     "guard.rate_clients_max",
     "dns",

@@ -316,6 +316,9 @@ pub(super) fn limits(section: &Section<'_>, limits: &mut Limits) {
     section.read("body_idle_timeout", &mut limits.body_idle_timeout);
     read_size(section, "body_rate_min", &mut limits.body_rate_min);
     section.read("body_rate_grace", &mut limits.body_rate_grace);
+    let mut unsent = Size(limits.unsent_bytes_max.into());
+    section.read_within("unsent_bytes_max", &mut unsent, Size(16 << 10)..=Size(4 << 20));
+    limits.unsent_bytes_max = unsent.0 as u32;
     let section = section.section("http2");
     section.read_within("streams_max", &mut limits.h2.streams_max, 1..=10_000);
     section.read("requests_per_second_max", &mut limits.h2.requests_per_second_max);

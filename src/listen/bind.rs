@@ -2,16 +2,17 @@
 //!
 //! Each worker has a listening socket of its own on every address (`SO_REUSEPORT`): the kernel
 //! spreads connections over them and no worker wakes for another's. What accepted sockets
-//! inherit from the listening one (no delay, keep-alive probes) is set here once.
+//! inherit from the listening one (no delay, keep-alive probes, how much may wait unsent) is
+//! set here once.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::settings::Listener;
+use super::settings::{Limits, Listener, Settings};
 
 /// The listening sockets of one worker.
 #[derive(Debug)]
@@ -69,14 +70,15 @@ pub enum BindError {
 
 /// Opens every listener once for each worker. From here on the kernel queues connections,
 /// so nobody is refused while the rest of the node starts.
-pub fn bind(listeners: &[Listener], workers: usize) -> Result<Vec<WorkerSockets>, BindError> {
+pub fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSockets>, BindError> {
     let mut all: Vec<_> = (0..workers).map(|_| WorkerSockets { sockets: Vec::new() }).collect();
-    for wanted in listeners {
+    for wanted in &settings.listeners {
         let failed = |error| bind_error(wanted, error);
         let address = claim(wanted.address).map_err(failed)?;
         let listener = Arc::new(Listener { address, ..wanted.clone() });
         for worker in &mut all {
             let socket = listening(address, true).map_err(failed)?;
+            limit_unsent(&socket, &settings.limits).map_err(failed)?;
             worker.sockets.push((socket, listener.clone()));
         }
     }
@@ -106,6 +108,12 @@ fn listening(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Bounds what the kernel takes for a client that reads slowly or not at all. Bytes under way
+/// do not count: unlike `SO_SNDBUF`, it leaves the kernel to size the buffer by the path.
+fn limit_unsent(socket: &TcpListener, limits: &Limits) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_notsent_lowat(limits.unsent_bytes_max)
+}
+
 fn bind_error(listener: &Listener, source: io::Error) -> BindError {
     let (address, name) = (listener.address, listener.name.clone());
     match source.kind() {
@@ -124,13 +132,17 @@ const KEEPALIVE: TcpKeepalive =
 mod tests {
     use super::*;
 
-    fn any() -> Listener {
-        Listener::plain("127.0.0.1:0".parse().expect("an address"))
+    fn plain(address: SocketAddr) -> Settings {
+        Settings { listeners: vec![Listener::plain(address)], ..Settings::default() }
+    }
+
+    fn any() -> Settings {
+        plain("127.0.0.1:0".parse().expect("an address"))
     }
 
     #[test]
     fn port_zero_is_the_same_real_port_for_every_worker() {
-        let workers = bind(&[any()], 3).expect("a free port");
+        let workers = bind(&any(), 3).expect("a free port");
         let ports: Vec<u16> = workers
             .iter()
             .map(|worker| worker.sockets[0].0.local_addr().expect("bound").port())
@@ -141,19 +153,19 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_named_in_one_line_even_when_it_is_shared() {
-        let first = bind(&[any()], 2).expect("a free port");
+        let first = bind(&any(), 2).expect("a free port");
         let address = first[0].addresses().next().expect("one");
-        let error = bind(&[Listener::plain(address)], 2).expect_err("it is taken").to_string();
+        let error = bind(&plain(address), 2).expect_err("it is taken").to_string();
         assert!(error.starts_with(&format!("address in use: {address}")), "{error}");
         assert!(!error.contains('\n'));
     }
 
     #[test]
     fn ipv4_and_ipv6_wildcards_stand_side_by_side_on_one_port() {
-        let v4 = bind(&[Listener::plain("0.0.0.0:0".parse().expect("v4"))], 1).expect("v4");
+        let v4 = bind(&plain("0.0.0.0:0".parse().expect("v4")), 1).expect("v4");
         let port = v4[0].addresses().next().expect("one").port();
         let v6 = SocketAddr::new("::".parse().expect("v6"), port);
-        match bind(&[Listener::plain(v6)], 1) {
+        match bind(&plain(v6), 1) {
             Ok(_) => {}
             // A machine without IPv6.
             Err(BindError::Other { .. }) => {}

@@ -153,6 +153,9 @@ pub struct Limits {
     pub body_rate_min: u64,
     /// For how long a body may be slower than that.
     pub body_rate_grace: Duration,
+    /// Bytes written to a connection that the kernel may hold before they are on their way
+    /// (`TCP_NOTSENT_LOWAT`); a write of more waits. Counts from the start of the node.
+    pub unsent_bytes_max: u32,
     /// HTTP/2.
     pub h2: H2Limits,
 }
@@ -173,6 +176,7 @@ impl Default for Limits {
             body_idle_timeout: Duration::from_secs(30),
             body_rate_min: 256,
             body_rate_grace: Duration::from_secs(20),
+            unsent_bytes_max: 64 << 10,
             h2: H2Limits::default(),
         }
     }

@@ -71,7 +71,7 @@ async fn start(settings: &Settings) -> Running {
     let clock = Clock::system();
     let tls = TlsState::load(&settings.tls, folder.path(), &clock).expect("certificates");
     let door = Door::new(settings.limits.clone(), Some(tls.clone()));
-    let sockets = bind(&settings.listeners, 1).expect("free ports").remove(0);
+    let sockets = bind(settings, 1).expect("free ports").remove(0);
     let addresses: Vec<_> = sockets.addresses().collect();
     let metrics = Metrics::new(1);
     let (switch, drain) = drain();
