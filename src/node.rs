@@ -182,6 +182,8 @@ impl Node {
             (0..config.node.workers).map(|_| mpsc::channel(ERRANDS_MAX)).unzip();
         let (switch, drain) = listen::drain();
         let listening = sockets.first().map(listening).unwrap_or_default();
+        let addresses = listening.iter().map(|(address, _)| *address).collect();
+        metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
         let shared = Arc::new(Shared {
             plan: Arc::new(ArcSwap::from_pointee(plan)),
             door: Door::new(config.listen.limits.clone(), tls.clone()),

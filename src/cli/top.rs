@@ -134,8 +134,9 @@ impl Between<'_> {
         line(
             "clients",
             format!(
-                "{} connections   {}/s new   {}/s turned away   TLS {}/s, {} resumed",
+                "{} connections   {} in the kernel   {}/s new   {}/s turned away   TLS {}/s, {} resumed",
                 number(self.now.get("skerry_connections")),
+                bytes(self.now.sum("skerry_connections_kernel_memory_bytes")),
                 number(self.rate("skerry_connections_accepted_total")),
                 number(self.sum("skerry_connections_refused_total")),
                 number(done("full") + done("resumed")),

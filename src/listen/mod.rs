@@ -15,6 +15,7 @@ mod h1;
 mod h2;
 mod hpack;
 mod io;
+mod kernel;
 mod pace;
 mod proxy;
 mod record;
@@ -35,6 +36,7 @@ use counts::Counts;
 pub use accept::serve;
 pub use bind::{BindError, WorkerSockets, bind};
 pub use drain::{Drain, DrainSwitch, drain};
+pub use kernel::KernelMemory;
 pub use settings::{
     CertificateFiles, H2Limits, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion,
 };

@@ -32,6 +32,11 @@ fn the_page_of_metrics_is_the_table() {
          `GET /metrics` on the admin address answers in the OpenMetrics text format. Each worker counts for itself; a scrape\n\
          sums. These are all that workers count; the store's and the bus' families describe themselves in `# HELP`. The\n\
          process has `process_*` (memory, descriptors, processor time, start) and `skerry_build_info`.\n\n\
+         The kernel is asked at each scrape, over `sock_diag(7)`, for the sockets at the listeners' addresses in the node's own\n\
+         network namespace: `skerry_connections_kernel_memory_bytes` with `queue` send or receive is the memory in their queues,\n\
+         in bytes, the kernel's bookkeeping included (`SK_MEMINFO_WMEM_QUEUED`, `SK_MEMINFO_RMEM_ALLOC`), and\n\
+         `skerry_connections_orphaned` counts those that are closed here and not yet in the kernel. Two nodes that share an\n\
+         address see each other's. Where a sandbox does not allow netlink sockets the two are missing.\n\n\
          | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
     );
     for row in TABLE {
