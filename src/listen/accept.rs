@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http::Request;
 use http::header::HeaderValue;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
@@ -29,11 +29,12 @@ use super::bind::WorkerSockets;
 use super::client::Client;
 use super::counts::Place;
 use super::drain::Drain;
-use super::io::{Abort, FirstBytes, Transport};
+use super::io::{FirstBytes, Transport};
 use super::proxy::{self, Parsed};
 use super::record::{self, Refused};
 use super::session::{Order, Overdue, Phase, Session, Traffic, tick};
 use super::settings::Listener;
+use super::socket::ClientSocket;
 use super::{Door, OnRefused, h1, h2};
 
 /// What the connections of one worker share.
@@ -277,7 +278,7 @@ where
         is_h2: Option<bool>,
         session: &Rc<Session>,
     ) where
-        T: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
+        T: ClientSocket + Send + 'static,
     {
         session.wire.enter(Phase::Head);
         let mut transport = Transport::new(stream, session.wire.clone());

@@ -54,6 +54,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
         self.0.borrow_mut().frames.take_malformed()
     }
 
+    /// Looks at the transport.
+    pub(super) fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        look(&self.0.borrow().inner)
+    }
+
     /// What the client did against the protocol. Nothing more is read then: the driver must act.
     pub(super) fn fault(&self) -> Option<Reason> {
         self.0.borrow().frames.fault()

@@ -22,7 +22,6 @@ use http::header::{
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 
@@ -40,11 +39,12 @@ use super::pace::{Pace, Paced};
 use super::record::{self, H2End};
 use super::session::{Exchange, Order, Overdue};
 use super::settings::{H2Limits, Limits};
+use super::socket::ClientSocket;
 
 /// Serves a connection that speaks HTTP/2 until it ends.
 pub(super) async fn serve<T, S, F>(transport: Transport<T>, client: Client<S>)
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: ClientSocket,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + 'static,
 {
@@ -83,7 +83,7 @@ fn builder(limits: &Limits) -> h2::server::Builder {
 }
 
 /// Drives one connection.
-struct Driver<T, S> {
+struct Driver<T: ClientSocket, S> {
     connection: H2Connection<Gather<Transport<T>>, Bytes>,
     transport: Gather<Transport<T>>,
     client: Client<S>,
@@ -101,7 +101,7 @@ struct Driver<T, S> {
 
 impl<T, S, F> Driver<T, S>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: ClientSocket,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + 'static,
 {
@@ -175,8 +175,12 @@ where
             Some(Order::Cut(Overdue::Idle)) if self.is_still_sending() => {
                 self.client.session.disobey();
             }
+            Some(Order::Cut(Overdue::Linger)) if self.lingers_on() => {}
             Some(Order::Cut(overdue)) => {
                 record::overdue(&self.client.recorder, overdue);
+                if overdue == Overdue::Send {
+                    self.transport.with(Transport::abort);
+                }
                 if self.closing || !matches!(overdue, Overdue::Idle | Overdue::Header) {
                     return Poll::Ready(());
                 }
@@ -191,6 +195,10 @@ where
         let sent = self.client.session.wire.bytes_out();
         let before = std::mem::replace(&mut self.sent_before, sent);
         self.connection.has_streams() && sent != before
+    }
+
+    fn lingers_on(&self) -> bool {
+        self.client.session.lingers_on(self.transport.with(Transport::unacknowledged))
     }
 
     fn drain(&mut self) {

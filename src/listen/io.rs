@@ -1,40 +1,22 @@
-//! The transport as HTTP/1 and h2 see it: counts bytes, says when a write is blocked, holds what
-//! was read too early, and reads on for a moment after it was closed.
+//! The transport as HTTP/1 and h2 see it: counts bytes, says when a write is blocked, lets other
+//! connections have their turn, holds what was read too early, and reads on for a moment after it was closed.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::session::{Phase, Wire};
+use super::socket::{ClientSocket, LEFT_BYTES_MAX};
 use super::spare;
-
-/// What a connection can be ended with besides a close in good order.
-pub(super) trait Abort {
-    /// Has the coming close be a reset.
-    fn abort(&self);
-}
-
-impl Abort for TcpStream {
-    fn abort(&self) {
-        _ = self.set_zero_linger();
-    }
-}
-
-impl Abort for TlsStream<TcpStream> {
-    fn abort(&self) {
-        self.get_ref().0.abort();
-    }
-}
 
 /// A byte stream between us and one client.
 #[derive(Debug)]
-pub(super) struct Transport<T> {
+pub(super) struct Transport<T: ClientSocket> {
     inner: T,
     wire: Arc<Wire>,
     /// Read, but not used yet. A [`spare`] buffer, if there is any.
@@ -44,6 +26,8 @@ pub(super) struct Transport<T> {
     /// Bytes dropped after the shutdown.
     lingered: usize,
     is_shut: bool,
+    /// Bytes written since another connection could have had its turn.
+    turn_bytes: usize,
 }
 
 /// What a connection begins with.
@@ -57,9 +41,9 @@ pub(super) enum FirstBytes {
     Http1,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
+impl<T: ClientSocket> Transport<T> {
     pub(super) fn new(inner: T, wire: Arc<Wire>) -> Self {
-        Self { inner, wire, held: Vec::new(), taken: 0, lingered: 0, is_shut: false }
+        Self { inner, wire, held: Vec::new(), taken: 0, lingered: 0, is_shut: false, turn_bytes: 0 }
     }
 
     /// Reads until it is clear what the client speaks. Nothing is lost: what was read is held.
@@ -126,20 +110,52 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         Poll::Ready(Ok(read))
     }
 
-    /// Has the coming close be a reset.
-    pub(super) fn abort(&self)
-    where
-        T: Abort,
-    {
+    /// Makes the coming close a reset.
+    pub(super) fn abort(&self) {
         self.inner.abort();
     }
 
+    /// Bytes that the client's system has not acknowledged.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.inner.unacknowledged()
+    }
+
+    /// Writes, unless it is the turn of other connections.
+    fn poll_in_turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.turn_bytes >= TURN_BYTES_MAX {
+            self.turn_bytes = 0;
+            // Wakes this task once the worker has looked for what has come on other sockets.
+            _ = pin!(tokio::task::yield_now()).poll(cx);
+            return Poll::Pending;
+        }
+        let written = write(Pin::new(&mut self.inner), cx);
+        match &written {
+            Poll::Ready(Ok(bytes)) => {
+                self.turn_bytes += bytes;
+                self.wire.sent(*bytes);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                self.turn_bytes = 0;
+                self.wire.write_blocked();
+            }
+        }
+        written
+    }
+
+    /// Drops what the client still sends. An end of that is no end for a client that has much to take yet:
+    /// the sweep looks at it again.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.lingered < LINGER_BYTES_MAX {
             let mut space = [MaybeUninit::uninit(); 8 << 10];
             let mut buffer = ReadBuf::uninit(&mut space);
             match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => self.lingered += buffer.filled().len(),
+                Ok(()) if self.inner.unacknowledged() > LEFT_BYTES_MAX => return Poll::Pending,
                 _ => break,
             }
         }
@@ -147,7 +163,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
+impl<T: ClientSocket> AsyncRead for Transport<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -167,15 +183,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
+impl<T: ClientSocket> AsyncWrite for Transport<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.inner).poll_write(cx, bytes);
-        note(&this.wire, written)
+        self.get_mut().poll_in_turn(cx, |inner, cx| inner.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -183,9 +197,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.inner).poll_write_vectored(cx, slices);
-        note(&this.wire, written)
+        self.get_mut().poll_in_turn(cx, |inner, cx| inner.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -202,24 +214,34 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
         flushed
     }
 
-    /// In [`Phase::Lingering`], what the client still sends is read and dropped until it ends.
+    /// In [`Phase::Lingering`], what the client still sends is read and dropped until it ends. A client that
+    /// has much to take yet enters that phase here. After an upgrade, the client's bytes are not ours to drop.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.is_shut {
             ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
             this.is_shut = true;
+            let is_http = !this.wire.is(Phase::Upgraded) && !this.wire.is(Phase::Lingering);
+            if is_http && this.inner.unacknowledged() > LEFT_BYTES_MAX {
+                this.wire.enter(Phase::Lingering);
+            }
         }
         if this.wire.is(Phase::Lingering) { this.poll_linger(cx) } else { Poll::Ready(Ok(())) }
     }
 }
 
-fn note(wire: &Wire, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-    match &written {
-        Poll::Ready(Ok(bytes)) => wire.sent(*bytes),
-        Poll::Ready(Err(_)) => {}
-        Poll::Pending => wire.write_blocked(),
+impl<T: ClientSocket> Drop for Transport<T> {
+    /// Leaves little to the kernel, or nothing.
+    fn drop(&mut self) {
+        if self.inner.unacknowledged() <= LEFT_BYTES_MAX {
+            return;
+        }
+        // Whether the end of other protocols has been said in full, only the client can tell.
+        match self.wire.is(Phase::Upgraded) {
+            true => self.inner.limit_delivery(DELIVERY_PATIENCE),
+            false => self.inner.abort(),
+        }
     }
-    written
 }
 
 /// Told as soon as it can be: `PRI` is a method of nobody else (RFC 9113 §3.4).
@@ -237,6 +259,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 const READ_BYTES_MIN: usize = 1 << 10;
 /// More than that a client that was refused has to lose.
 const LINGER_BYTES_MAX: usize = 1 << 20;
+/// What one connection may write before others have their turn: some 50 µs of copying.
+const TURN_BYTES_MAX: usize = 256 << 10;
+/// For how long the rest of an upgraded connection may wait for a client that takes nothing.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@ mod proxy;
 mod record;
 mod session;
 mod settings;
+mod socket;
 mod spare;
 pub mod tls;
 

@@ -20,6 +20,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::settings::Limits;
+use super::socket::LEFT_BYTES_MAX;
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,8 @@ pub(super) enum Phase {
     /// No longer HTTP; whoever asked for the upgrade watches it.
     Upgraded,
     /// Closed by us; what the client still sends is read and dropped for a moment, for a
-    /// reset would destroy the answer on its way (RFC 9112 §9.6).
+    /// reset would destroy the answer on its way (RFC 9112 §9.6). As long as the client takes
+    /// what was sent, at the least pace of a body, this goes on.
     Lingering,
 }
 
@@ -55,6 +57,9 @@ pub(super) struct Wire {
     blocked: AtomicBool,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    /// Of those sent, how many the client of a closed connection had not acknowledged when the kernel was
+    /// last asked.
+    undelivered: AtomicU64,
 }
 
 impl Wire {
@@ -66,6 +71,7 @@ impl Wire {
             blocked: AtomicBool::new(false),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
+            undelivered: AtomicU64::new(0),
         })
     }
 
@@ -115,6 +121,16 @@ impl Wire {
     pub(super) fn write_blocked(&self) {
         self.blocked.store(true, Relaxed);
     }
+
+    /// Whether a write, or what the kernel has been given before the close, waits for the client.
+    fn waits_for_reader(&self) -> bool {
+        self.blocked.load(Relaxed) || self.undelivered.load(Relaxed) > 0
+    }
+
+    /// Bytes that were sent and, as far as is known, taken.
+    fn delivered(&self) -> u64 {
+        self.bytes_out().saturating_sub(self.undelivered.load(Relaxed))
+    }
 }
 
 /// What the sweep, or the end of serving, wants of a connection.
@@ -158,7 +174,7 @@ pub(super) struct Session {
     in_flight: Cell<u32>,
     /// What the last sweep saw: the serial, and since when it has been that.
     seen: Cell<(u32, Duration)>,
-    /// Since when writing is blocked, and the bytes sent until then.
+    /// Since when writing is blocked, and the bytes that the client had taken by then.
     blocked_from: Cell<Option<(Duration, u64)>>,
     counted: Cell<Traffic>,
 }
@@ -224,6 +240,16 @@ impl Session {
         self.wire.renew();
     }
 
+    /// Whether a closed connection goes on, because its client has so many bytes to take yet.
+    pub(super) fn lingers_on(&self, unacknowledged: usize) -> bool {
+        let goes_on = unacknowledged > LEFT_BYTES_MAX;
+        if goes_on {
+            self.wire.undelivered.store(unacknowledged as u64, Relaxed);
+            self.disobey();
+        }
+        goes_on
+    }
+
     /// The end was said to the client; it has a moment to take it.
     pub(super) fn linger(&self) {
         self.order.set(None);
@@ -269,15 +295,15 @@ impl Session {
     /// Looks for movement and gives an order if something is overdue. `now` is the time since
     /// the worker's start.
     pub(super) fn check(&self, now: Duration, draining: bool) {
+        if self.is_too_slow_a_reader(now) {
+            self.give(Order::Cut(Overdue::Send));
+        }
         let serial = self.wire.serial.load(Relaxed);
         let (seen, since) = self.seen.get();
         if serial != seen {
             self.seen.set((serial, now));
         } else if let Some(order) = self.overdue(now.saturating_sub(since), draining) {
             self.give(order);
-        }
-        if self.is_too_slow_a_reader(now) {
-            self.give(Order::Cut(Overdue::Send));
         }
     }
 
@@ -301,21 +327,22 @@ impl Session {
     /// Whether the client has been what holds up a write for the whole grace, and took fewer
     /// bytes in it than it must.
     fn is_too_slow_a_reader(&self, now: Duration) -> bool {
-        if !self.wire.blocked.load(Relaxed) || self.wire.is(Phase::Upgraded) {
+        if !self.wire.waits_for_reader() || self.wire.is(Phase::Upgraded) {
             self.blocked_from.set(None);
             return false;
         }
-        let sent = self.wire.bytes_out.load(Relaxed);
-        let Some((from, sent_before)) = self.blocked_from.get() else {
-            self.blocked_from.set(Some((now, sent)));
+        let taken = self.wire.delivered();
+        let Some((from, taken_before)) = self.blocked_from.get() else {
+            self.blocked_from.set(Some((now, taken)));
             return false;
         };
         let waited = now.saturating_sub(from);
         if waited < self.limits.body_rate_grace {
             return false;
         }
-        self.blocked_from.set(Some((now, sent)));
-        ((sent - sent_before) as f64) < self.limits.body_rate_min as f64 * waited.as_secs_f64()
+        self.blocked_from.set(Some((now, taken)));
+        (taken.saturating_sub(taken_before) as f64)
+            < self.limits.body_rate_min as f64 * waited.as_secs_f64()
     }
 
     /// What went over the wire since the last call.

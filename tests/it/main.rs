@@ -23,5 +23,6 @@ mod ranges;
 mod routing;
 mod sharing;
 mod size;
+mod slow_readers;
 mod tidy;
 mod tls;

@@ -7,11 +7,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use crate::fields::{FieldLines, Fields, Known, number};
 
 use super::super::io::Transport;
+use super::super::socket::ClientSocket;
 use super::super::spare;
 
 /// What waits to be sent: bytes, then a piece of a body, then what follows it.
@@ -59,7 +60,7 @@ impl Out {
     }
 
     /// Sends all of it. Pending: the client takes no more at present.
-    pub(super) fn poll_send<T: AsyncRead + AsyncWrite + Unpin>(
+    pub(super) fn poll_send<T: ClientSocket>(
         &mut self,
         cx: &mut Context<'_>,
         transport: &mut Transport<T>,

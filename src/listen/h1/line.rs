@@ -9,16 +9,16 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::super::io::Transport;
 use super::super::settings::Limits;
+use super::super::socket::ClientSocket;
 use super::chunks::{Chunks, Decoded};
 use super::encode::Out;
 use super::head::Framing;
 
 /// The transport, what waits to be sent over it, and what the client still owes of its request.
-pub(super) struct Line<T> {
+pub(super) struct Line<T: ClientSocket> {
     pub(super) transport: Transport<T>,
     pub(super) out: Out,
     owed: Owed,
@@ -38,7 +38,7 @@ enum Owed {
     Unknown,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
+impl<T: ClientSocket> Line<T> {
     pub(super) fn new(transport: Transport<T>) -> Self {
         Self {
             transport,
@@ -144,7 +144,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Line<T> {
 }
 
 /// At most `left` bytes, at least one.
-fn poll_bytes<T: AsyncRead + AsyncWrite + Unpin>(
+fn poll_bytes<T: ClientSocket>(
     transport: &mut Transport<T>,
     cx: &mut Context<'_>,
     left: u64,
@@ -165,7 +165,7 @@ fn poll_bytes<T: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The content of the next chunk, as much of it as is there; `None` at the end.
-fn poll_content<T: AsyncRead + AsyncWrite + Unpin>(
+fn poll_content<T: ClientSocket>(
     transport: &mut Transport<T>,
     cx: &mut Context<'_>,
     chunks: &mut Chunks,
@@ -193,13 +193,13 @@ fn poll_content<T: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// A request's body, read from the line by whoever holds it.
-pub(super) struct RequestBody<T> {
+pub(super) struct RequestBody<T: ClientSocket> {
     line: Rc<RefCell<Line<T>>>,
     limits: std::sync::Arc<Limits>,
     number: u64,
 }
 
-impl<T> RequestBody<T> {
+impl<T: ClientSocket> RequestBody<T> {
     pub(super) fn new(
         line: Rc<RefCell<Line<T>>>,
         limits: std::sync::Arc<Limits>,
@@ -209,7 +209,7 @@ impl<T> RequestBody<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> HttpBody for RequestBody<T> {
+impl<T: ClientSocket> HttpBody for RequestBody<T> {
     type Data = Bytes;
     type Error = io::Error;
 

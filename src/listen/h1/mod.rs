@@ -27,7 +27,7 @@ use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Request, Version};
 use http_body::Body as HttpBody;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use crate::body::Body;
 use crate::context::Connection;
@@ -38,10 +38,11 @@ use crate::upgrade::{Handover, handover};
 
 use super::Unread;
 use super::client::Client;
-use super::io::{Abort, Transport};
+use super::io::Transport;
 use super::pace::Paced;
 use super::record;
 use super::session::{Exchange, Order, Overdue, Phase};
+use super::socket::ClientSocket;
 
 use encode::{Asked, Out, Outgoing, ResponseHead};
 use head::{Framing, Head, Scanner};
@@ -50,7 +51,7 @@ use line::{Line, RequestBody};
 /// Serves a connection that speaks HTTP/1 until it ends.
 pub(super) async fn serve<T, S, F>(transport: Transport<T>, client: Client<S>)
 where
-    T: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
+    T: ClientSocket + Send + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + Unpin,
 {
@@ -70,7 +71,7 @@ where
 }
 
 /// Drives one connection.
-struct Driver<T, S, F> {
+struct Driver<T: ClientSocket, S, F> {
     line: Rc<RefCell<Line<T>>>,
     client: Client<S>,
     state: State<F>,
@@ -117,7 +118,7 @@ enum Step {
 
 impl<T, S, F> Driver<T, S, F>
 where
-    T: AsyncRead + AsyncWrite + Abort + Unpin + 'static,
+    T: ClientSocket + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + Unpin,
 {
@@ -154,6 +155,8 @@ where
         match session.order() {
             None => {}
             Some(Order::Drain) => self.draining = true,
+            Some(Order::Cut(Overdue::Linger))
+                if session.lingers_on(self.line.borrow().transport.unacknowledged()) => {}
             Some(Order::Cut(overdue)) => {
                 record::overdue(&self.client.recorder, overdue);
                 match (&self.state, overdue) {
@@ -162,6 +165,10 @@ where
                         self.refuse(Unread::TimedOut);
                     }
                     (State::Head(_), Overdue::Idle) => self.leave(),
+                    (_, Overdue::Send) => {
+                        self.line.borrow().transport.abort();
+                        return Poll::Ready(());
+                    }
                     _ => return Poll::Ready(()),
                 }
             }
@@ -397,7 +404,7 @@ impl Sending {
 
     /// Takes pieces of the body as long as they are there and there is room for them. False: the
     /// body has to be waited for.
-    fn gather<T: AsyncRead + AsyncWrite + Unpin>(
+    fn gather<T: ClientSocket>(
         &mut self,
         cx: &mut Context<'_>,
         line: &RefCell<Line<T>>,

@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod client;
 pub mod frames;
+pub mod kernel;
 pub mod link;
 pub mod node;
 pub mod origin;
