@@ -266,7 +266,76 @@ const DELIVERY_PATIENCE: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::future::poll_fn;
+    use std::rc::Rc;
+
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::super::session::Session;
+    use super::super::settings::Limits;
     use super::*;
+
+    /// Takes whatever it is given, and sends nothing.
+    struct Endless;
+
+    impl AsyncRead for Endless {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl ClientSocket for Endless {
+        fn abort(&self) {}
+
+        fn unacknowledged(&self) -> usize {
+            0
+        }
+
+        fn limit_delivery(&self, _: Duration) {}
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_all_does_not_keep_others_from_their_turn() {
+        let test = async {
+            let session = Session::new(Arc::new(Limits::default()), Duration::ZERO);
+            let mut transport = Transport::new(Endless, session.wire.clone());
+            let written = Rc::new(Cell::new(0));
+            let other = spawn_local({
+                let written = written.clone();
+                async move { written.get() }
+            });
+            let piece = [0; 64 << 10];
+            while written.get() < 4 * TURN_BYTES_MAX {
+                let now = poll_fn(|cx| Pin::new(&mut transport).poll_write(cx, &piece));
+                written.set(written.get() + now.await.expect("it takes all"));
+            }
+            other.await.expect("it ran")
+        };
+        assert_eq!(LocalSet::new().run_until(test).await, TURN_BYTES_MAX);
+    }
 
     #[test]
     fn the_protocol_is_told_by_the_first_bytes_that_differ() {
