@@ -134,7 +134,7 @@ fn stalled(address: SocketAddr, clients: usize, least: usize) -> Vec<usize> {
         let now: Vec<usize> = open.map(|socket| socket.send_queue).collect();
         looks_alike = if now == before { looks_alike + 1 } else { 0 };
         before = now;
-        looks_alike == 10 && before.len() == clients && before.iter().all(|bytes| *bytes >= least)
+        looks_alike == 5 && before.len() == clients && before.iter().all(|bytes| *bytes >= least)
     });
     before
 }
@@ -159,21 +159,21 @@ fn check(edge: &Edge, address: SocketAddr, connect: impl Fn() -> TcpStream) {
 #[test]
 fn who_does_not_read_http1_pins_little_kernel_memory_and_is_reset() {
     let origin = origin();
-    let Node { edge, .. } = &node(&origin, "2s");
+    let Node { edge, .. } = &node(&origin, "6s");
     check(edge, edge.http, || over_http1(edge.http));
 }
 
 #[test]
 fn who_does_not_read_http2_pins_little_kernel_memory_and_is_reset() {
     let origin = origin();
-    let Node { edge, .. } = &node(&origin, "2s");
+    let Node { edge, .. } = &node(&origin, "6s");
     check(edge, edge.http, || over_http2(edge.http));
 }
 
 #[test]
 fn who_does_not_read_tls_pins_little_kernel_memory_and_is_reset() {
     let origin = origin();
-    let Node { edge, certificate, .. } = &node(&origin, "2s");
+    let Node { edge, certificate, .. } = &node(&origin, "6s");
     let https = edge.https.expect("TLS");
     check(edge, https, || {
         let socket = TcpStream::connect(https).expect("the node listens");
