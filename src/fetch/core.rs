@@ -13,7 +13,8 @@ use super::balance::{self, Choice};
 use super::deadline::{NEVER, Timers, monotonic_ms};
 use super::dns::Resolver;
 use super::error::error_label;
-use super::exchange::{Http1, Http2, Limits, Share};
+use super::exchange::{Http1, Limits};
+use super::http2::{Http2, Share};
 use super::pool::Pool;
 use super::settings::{PoolSettings, Protocol, Retry, Scheme};
 use super::upstreams::Intent;
@@ -249,12 +250,14 @@ impl Core {
         pools.entry(pool.id).or_insert_with(|| Rc::new(PoolState::new(pool))).clone()
     }
 
-    pub(super) fn limits(&self, settings: &PoolSettings) -> Limits {
+    /// The deadlines of an exchange; see [`Intent::is_call`].
+    pub(super) fn limits(&self, settings: &PoolSettings, is_call: bool) -> Limits {
         let deadlines = &settings.deadlines;
+        let least = if is_call { deadlines.tunnel_idle } else { Duration::ZERO };
         let end = |total| self.timers.now_ms().saturating_add(millis(total));
         Limits {
-            first_byte: deadlines.first_byte,
-            between_bytes: deadlines.between_bytes,
+            first_byte: deadlines.first_byte.max(least),
+            between_bytes: deadlines.between_bytes.max(least),
             end_ms: deadlines.total.map_or(NEVER, end),
         }
     }
@@ -283,12 +286,13 @@ impl Core {
         if connections.is_empty() {
             return None;
         }
-        connections.retain(|http2| !http2.sender.is_closed());
+        connections.retain(|http2| !http2.is_closed());
         let now_ms = self.timers.now_ms();
         let young =
             |opened_ms| now_ms.saturating_sub(opened_ms) < millis(settings.keep_alive.age_max);
         let room = |http2: &&Rc<Http2>| {
-            http2.streams.get() < settings.streams_max && young(http2.opened_ms)
+            let most = settings.streams_max.min(http2.streams_max());
+            http2.streams.get() < most && young(http2.opened_ms)
         };
         connections.iter().find(room).map(Share::of)
     }
@@ -326,7 +330,7 @@ impl Core {
                 origin.http2.borrow_mut().retain(|http2| {
                     let aged = now_ms.saturating_sub(http2.opened_ms) >= millis(keep_alive.age_max);
                     let over = aged && http2.streams.get() == 0;
-                    !over && !http2.sender.is_closed()
+                    !over && !http2.is_closed()
                 });
             }
             state.in_use() || Rc::strong_count(state) > 1

@@ -125,7 +125,7 @@ pub enum FetchError {
         /// Whether any byte of the request had been handed to the system.
         sent: bool,
         /// The connection's error.
-        source: hyper::Error,
+        source: LinkError,
     },
     /// The response's head broke off.
     #[error("the response head of {origin} is incomplete: {source}")]
@@ -133,7 +133,7 @@ pub enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
         /// The connection's error.
-        source: hyper::Error,
+        source: LinkError,
     },
     /// The head announced content, and the connection ended before any of it.
     #[error("the response of {origin} broke off before its content: {source}")]
@@ -141,7 +141,7 @@ pub enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
         /// The connection's error.
-        source: hyper::Error,
+        source: LinkError,
     },
     /// The head announced content, and none of it came in time.
     #[error("no content from {origin} within {after:?}")]
@@ -195,10 +195,10 @@ pub enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
         /// What the parser or the HTTP/2 layer said.
-        source: hyper::Error,
+        source: LinkError,
     },
-    /// The origin switched protocols without being asked to.
-    #[error("{origin} switched protocols unasked")]
+    /// The origin switched to a protocol that it was not asked for, or did not say to which.
+    #[error("{origin} switched to a protocol that it was not asked for")]
     UnaskedUpgrade {
         /// `host:port`.
         origin: Arc<str>,
@@ -208,8 +208,8 @@ pub enum FetchError {
     RequestBody {
         /// Whether it came too slowly (RFC 9110 §15.5.9).
         is_late: bool,
-        /// What hyper makes of it.
-        source: hyper::Error,
+        /// The error of the body, as it is wrapped on the way.
+        source: LinkError,
     },
 }
 
@@ -360,6 +360,62 @@ fn is_alert(error: &(dyn Error + 'static)) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// Why a connection to an origin gave no whole response, in the words of the protocol on it.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// HTTP/1.1.
+    #[error(transparent)]
+    Http1(#[from] hyper::Error),
+    /// HTTP/2.
+    #[error(transparent)]
+    Http2(h2::Error),
+    /// The bytes underneath HTTP/2.
+    #[error("{0}")]
+    Io(#[source] io::Error),
+    /// The client's body broke off, over HTTP/2.
+    #[error("{0}")]
+    RequestBody(#[source] BodyError),
+}
+
+impl From<h2::Error> for LinkError {
+    fn from(error: h2::Error) -> Self {
+        if error.is_io()
+            && let Some(error) = error.get_io()
+        {
+            // h2 keeps the kind and the text.
+            return Self::Io(io::Error::new(error.kind(), error.to_string()));
+        }
+        Self::Http2(error)
+    }
+}
+
+impl From<h2::Reason> for LinkError {
+    fn from(reason: h2::Reason) -> Self {
+        Self::Http2(reason.into())
+    }
+}
+
+impl LinkError {
+    /// Whether the client's body broke off. `taken`: the connection had the request.
+    pub(super) fn is_request_body(&self, taken: bool) -> bool {
+        match self {
+            Self::Http1(error) => error.is_user() && taken,
+            Self::RequestBody(_) => true,
+            Self::Http2(_) | Self::Io(_) => false,
+        }
+    }
+
+    /// Whether what came is not HTTP/1.1.
+    pub(super) fn is_parse(&self) -> bool {
+        matches!(self, Self::Http1(error) if error.is_parse())
+    }
+
+    /// Whether the head of an HTTP/1.1 response is over the limits.
+    pub(super) fn is_too_large(&self) -> bool {
+        matches!(self, Self::Http1(error) if error.is_parse_too_large())
+    }
 }
 
 /// Why a response body stopped: the error that a reader of it gets.

@@ -11,9 +11,8 @@
 //! ```
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::net::SocketAddr;
-use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,16 +23,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::body::Incoming as Http1Incoming;
+use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use tokio::task::coop::unconstrained;
 
 use super::core::Active;
 use super::deadline::{Deadline, NEVER};
-use super::error::body_timeout;
+use super::error::{LinkError, body_timeout};
 use super::fields;
 use super::gate::Gate;
+use super::http2::{Received, Share};
 use super::io::{Io, Traffic};
 use super::tunnel::UpgradedOrigin;
 
@@ -56,39 +56,6 @@ pub(super) struct Http1 {
     pub(super) opened_ms: u64,
 }
 
-/// An HTTP/2 connection, driven by a task of its own.
-pub(super) struct Http2 {
-    pub(super) sender: http2::SendRequest<Body>,
-    pub(super) address: SocketAddr,
-    pub(super) opened_ms: u64,
-    /// [`Share`]s of it.
-    pub(super) streams: Cell<usize>,
-}
-
-/// One exchange's part of an HTTP/2 connection; its stream is counted until it is dropped.
-pub(super) struct Share(Rc<Http2>);
-
-impl Share {
-    pub(super) fn of(http2: &Rc<Http2>) -> Self {
-        http2.streams.set(http2.streams.get() + 1);
-        Self(http2.clone())
-    }
-}
-
-impl Deref for Share {
-    type Target = Http2;
-
-    fn deref(&self) -> &Http2 {
-        &self.0
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-    }
-}
-
 /// Why no head came.
 pub(super) struct NoHead {
     pub(super) why: NoHeadReason,
@@ -101,7 +68,9 @@ pub(super) struct NoHead {
 }
 
 pub(super) enum NoHeadReason {
-    Error(hyper::Error),
+    Error(LinkError),
+    /// HTTP/2 has no 101 (RFC 9113 §8.6).
+    Switched,
     /// The deadline for the first byte, or the total one.
     Deadline,
 }
@@ -201,7 +170,7 @@ impl Http1 {
         before: &mut Before,
         limits: &Limits,
         deadline: &Deadline,
-    ) -> Poll<Result<Response<Incoming>, NoHead>> {
+    ) -> Poll<Result<Response<Http1Incoming>, NoHead>> {
         // Only the connection, driven just before, can make it ready: nobody needs to be woken
         // by it.
         let mut look = |this: &Self| {
@@ -234,7 +203,7 @@ impl Http1 {
     }
 
     /// The body of a response, taken whole when all of it is here already.
-    pub(super) fn body_at_once(&mut self, mut incoming: Incoming) -> AtOnce {
+    pub(super) fn body_at_once(&mut self, mut incoming: Http1Incoming) -> AtOnce {
         if incoming.is_end_stream() {
             return AtOnce::Whole(Body::Empty);
         }
@@ -292,46 +261,23 @@ impl Before {
 /// What [`Http1::body_at_once`] found.
 pub(super) enum AtOnce {
     Whole(Body),
-    Begun(Option<hyper::Result<Frame<Bytes>>>, Incoming),
-    Streams(Incoming),
-}
-
-impl Http2 {
-    /// Sends the request and waits for the head of the response. As [`Http1::poll_head`]; here
-    /// the deadline moves on with the pieces of the request's body.
-    pub(super) async fn head(
-        &self,
-        request: Request<Body>,
-        content: &ContentProgress,
-        limits: &Limits,
-        deadline: &Deadline,
-    ) -> Result<Response<Incoming>, NoHead> {
-        let mut seen = 0;
-        limits.arm(deadline, limits.first_byte);
-        let mut response = pin!(self.sender.clone().try_send_request(request));
-        poll_fn(|cx| {
-            if let Poll::Ready(outcome) = response.as_mut().poll(cx) {
-                return Poll::Ready(head_of(outcome, true, false));
-            }
-            if content.moved.get() != seen {
-                seen = content.moved.get();
-                limits.arm(deadline, limits.first_byte);
-            }
-            deadline.poll(cx).map(|()| Err(NoHead::late(true, false)))
-        })
-        .await
-    }
+    Begun(Option<hyper::Result<Frame<Bytes>>>, Http1Incoming),
+    Streams(Http1Incoming),
 }
 
 /// What hyper makes of a request.
-pub(super) type Outcome = Result<Response<Incoming>, TrySendError<Request<Body>>>;
+pub(super) type Outcome = Result<Response<Http1Incoming>, TrySendError<Request<Body>>>;
 
 /// The head, or why there is none.
-fn head_of(outcome: Outcome, sent: bool, received: bool) -> Result<Response<Incoming>, NoHead> {
+fn head_of(
+    outcome: Outcome,
+    sent: bool,
+    received: bool,
+) -> Result<Response<Http1Incoming>, NoHead> {
     outcome.map_err(|mut error| {
         let body = error.take_message().map(Request::into_body);
         let sent = sent && body.is_none();
-        NoHead { why: NoHeadReason::Error(error.into_error()), body, sent, received }
+        NoHead { why: NoHeadReason::Error(error.into_error().into()), body, sent, received }
     })
 }
 
@@ -351,7 +297,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    fn arm(&self, deadline: &Deadline, after: Duration) {
+    pub(super) fn arm(&self, deadline: &Deadline, after: Duration) {
         deadline.set(after);
         if self.end_ms != NEVER {
             deadline.cap(self.end_ms);
@@ -380,12 +326,34 @@ impl Link {
     }
 }
 
+/// A response's body as its connection gives it.
+pub(super) enum Incoming {
+    Http1(Http1Incoming),
+    Http2(Received),
+}
+
+impl Incoming {
+    pub(super) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2(received) => received.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(incoming) => incoming.size_hint(),
+            Self::Http2(received) => received.size_hint(),
+        }
+    }
+}
+
 /// A response body that is still coming: it drives its connection, keeps the deadlines, and
 /// gives the connection back at its end.
 pub(super) struct ResponseBody {
     incoming: Incoming,
     /// What [`Http1::body_at_once`] has read already.
-    begun: Option<Option<hyper::Result<Frame<Bytes>>>>,
+    begun: Option<Option<Result<Frame<Bytes>, LinkError>>>,
     /// `None` once given back or closed.
     under: Option<Link>,
     deadline: Deadline,
@@ -396,7 +364,7 @@ pub(super) struct ResponseBody {
 impl ResponseBody {
     pub(super) fn new(
         incoming: Incoming,
-        begun: Option<Option<hyper::Result<Frame<Bytes>>>>,
+        begun: Option<Option<Result<Frame<Bytes>, LinkError>>>,
         under: Link,
         deadline: Deadline,
         limits: Limits,
@@ -425,7 +393,7 @@ impl ResponseBody {
                 Ok(())
             }
             Poll::Pending => {
-                ready!(self.deadline.poll(cx));
+                ready!(self.poll_late(cx));
                 Err(NoContent::Deadline)
             }
         };
@@ -435,17 +403,23 @@ impl ResponseBody {
         Poll::Ready(begun)
     }
 
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+    fn poll_incoming(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
         if let Some(begun) = self.begun.take() {
             return Poll::Ready(begun);
         }
-        match &mut self.under {
+        let incoming = match &mut self.incoming {
+            Incoming::Http1(incoming) => incoming,
+            Incoming::Http2(received) => return received.poll_frame(cx),
+        };
+        let frame = match &mut self.under {
             Some(Link::Http1(http1)) => {
                 // The first look asks for more: only then the connection reads it.
-                let incoming = &mut self.incoming;
                 let frame = Pin::new(&mut *incoming).poll_frame(&mut noop());
                 if frame.is_ready() {
-                    return frame;
+                    return frame.map(|frame| frame.map(|frame| frame.map_err(LinkError::from)));
                 }
                 http1.poll_for(cx, |this| {
                     let frame = Pin::new(&mut *incoming).poll_frame(&mut noop());
@@ -457,8 +431,19 @@ impl ResponseBody {
                     frame
                 })
             }
-            _ => Pin::new(&mut self.incoming).poll_frame(cx),
+            _ => Pin::new(incoming).poll_frame(cx),
+        };
+        frame.map(|frame| frame.map(|frame| frame.map_err(LinkError::from)))
+    }
+
+    /// Ready once it is late. It is not while the request's body goes on beside it.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Incoming::Http2(received) = &mut self.incoming
+            && received.has_upload_moved()
+        {
+            self.limits.arm(&self.deadline, self.limits.between_bytes);
         }
+        self.deadline.poll(cx)
     }
 
     /// The end was reached: what is under it is free again.
@@ -510,6 +495,11 @@ impl HttpBody for ResponseBody {
                 this.finish();
                 Poll::Ready(None)
             }
+            // The client's, not the origin's fault.
+            Poll::Ready(Some(Err(LinkError::RequestBody(error)))) => {
+                this.under = None;
+                Poll::Ready(Some(Err(error)))
+            }
             Poll::Ready(Some(Err(error))) => {
                 this.fail("http_response_incomplete");
                 let reason =
@@ -518,7 +508,7 @@ impl HttpBody for ResponseBody {
             }
             // A body that ended has no deadline.
             Poll::Pending if this.under.is_none() => Poll::Pending,
-            Poll::Pending => this.deadline.poll(cx).map(|()| Some(Err(this.late()))),
+            Poll::Pending => this.poll_late(cx).map(|()| Some(Err(this.late()))),
         }
     }
 
@@ -543,16 +533,14 @@ impl HttpBody for ResponseBody {
 
 /// Why nothing came of the content that a head announced.
 pub(super) enum NoContent {
-    BrokeOff(hyper::Error),
+    BrokeOff(LinkError),
     Deadline,
 }
 
-/// What has become of a request's content so far. A body that fails is the client's fault, which
-/// hyper's errors don't always tell: over HTTP/2 it is a stream that was reset.
+/// Whether a request's content has failed so far: the client's fault, and hyper's error does not say
+/// why.
 #[derive(Default)]
 pub(super) struct ContentProgress {
-    /// Pieces that were taken.
-    moved: Cell<u64>,
     /// Whether it came too slowly, where it failed.
     failed: Cell<Option<bool>>,
 }
@@ -572,7 +560,7 @@ impl ContentProgress {
     }
 }
 
-/// A request body whose steps are counted.
+/// A request body whose failure is noted.
 struct Watched {
     body: Body,
     content: Rc<ContentProgress>,
@@ -587,11 +575,8 @@ impl HttpBody for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(frame) = &frame {
-            self.content.moved.set(self.content.moved.get() + 1);
-            if let Some(Err(error)) = frame {
-                self.content.failed.set(Some(error.is_late()));
-            }
+        if let Poll::Ready(Some(Err(error))) = &frame {
+            self.content.failed.set(Some(error.is_late()));
         }
         frame
     }
@@ -608,7 +593,7 @@ impl HttpBody for Watched {
 /// Holds a request's body back until the origin says 100 (Continue), or `after` has passed
 /// (RFC 9110 §10.1.1). Asking for the client's body is what makes our server send its own
 /// 100, so the client too waits for the origin's word, and a 417 reaches it with no byte of
-/// body sent. HTTP/1.1 only: hyper does not show 1xx over HTTP/2.
+/// body sent. HTTP/1.1 only.
 pub(super) fn hold_for_continue(request: Request<Body>, after: Duration) -> Request<Body> {
     let permit = Arc::new(Permit::default());
     let seen = permit.clone();

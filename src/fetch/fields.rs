@@ -1,7 +1,6 @@
 //! What changes on a message between here and an origin: `Host` and target of the request,
 //! the hop-by-hop fields of the response. Pure.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
@@ -261,26 +260,25 @@ impl ToUs {
     }
 }
 
-/// Has the origin's interim responses put there. Not 100, which is between it and hyper, and
-/// says nothing to our client (RFC 9110 §10.1.1).
-pub(super) fn hear_interims(
-    request: &mut Request<Body>,
-    interims: Arc<Interims>,
-    recorder: Recorder,
+/// Passes an origin's interim response on to the client. Not 100, which is between the origin and
+/// us, and says nothing to our client (RFC 9110 §10.1.1).
+pub(super) fn pass_on(
+    interims: &Interims,
+    recorder: &Recorder,
+    status: StatusCode,
+    headers: &HeaderMap,
 ) {
-    hyper::ext::on_informational(request, move |received| {
-        if received.status() == StatusCode::CONTINUE {
-            return;
-        }
-        let mut response = Response::new(());
-        *response.status_mut() = received.status();
-        *response.headers_mut() = received.headers().clone();
-        take_hop_by_hop(response.headers_mut(), false);
-        // It has no content; a length would be that of the next message's to whoever errs.
-        response.headers_mut().remove(CONTENT_LENGTH);
-        let outcome = if interims.push(response) { 0 } else { 1 };
-        recorder.count_labelled(Metric::InterimResponses, outcome);
-    });
+    if status == StatusCode::CONTINUE {
+        return;
+    }
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers.clone();
+    take_hop_by_hop(response.headers_mut(), false);
+    // It has no content; a length would be that of the next message's to whoever errs.
+    response.headers_mut().remove(CONTENT_LENGTH);
+    let outcome = if interims.push(response) { 0 } else { 1 };
+    recorder.count_labelled(Metric::InterimResponses, outcome);
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

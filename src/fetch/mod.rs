@@ -18,6 +18,7 @@ mod fields; // what changes on a message on this hop
 pub mod fill;
 mod gate;
 mod health;
+mod http2;
 mod io;
 pub mod parts; // a range of what is stored in part
 mod pool;
@@ -45,6 +46,8 @@ pub use upstreams::{Intent, Times, UpstreamResponse, Upstreams};
 
 #[cfg(test)]
 mod fill_tests;
+#[cfg(test)]
+mod http2_tests;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]

@@ -281,6 +281,18 @@ impl Http2Origin {
     }
 }
 
+/// Runs hyper's HTTP/2 tasks on this core.
+#[derive(Clone)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
 async fn serve(io: impl hyper::rt::Read + hyper::rt::Write + Unpin + 'static) {
     let service = service_fn(|request: Request<Incoming>| async move {
         let (head, body) = request.into_parts();
@@ -292,9 +304,8 @@ async fn serve(io: impl hyper::rt::Read + hyper::rt::Write + Unpin + 'static) {
         };
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
     });
-    let _ = hyper::server::conn::http2::Builder::new(upstreams::LocalExecutor)
-        .serve_connection(io, service)
-        .await;
+    let _ =
+        hyper::server::conn::http2::Builder::new(LocalExecutor).serve_connection(io, service).await;
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 //! choose an origin, take a kept connection or open one, exchange, and try again where that
 //! is safe.
 
-use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -11,24 +10,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONNECTION, EXPECT, UPGRADE};
+use http::header::{CONNECTION, EXPECT, TE, UPGRADE};
 use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 
 use super::connect::{Connected, connect};
 use super::core::{Active, Core, OriginState, PoolState};
 use super::deadline::{Deadline, Timers, monotonic_ms};
 use super::dns::Resolver;
-use super::error::{FetchError, Tried, Unanswered};
+use super::error::{FetchError, LinkError, Tried, Unanswered};
 use super::exchange::{
-    AtOnce, ContentProgress, Http1, Http2, Limits, Link, NoContent, NoHead, NoHeadReason,
-    ResponseBody, Share, hold_for_continue,
+    AtOnce, ContentProgress, Http1, Incoming, Limits, Link, NoContent, NoHead, NoHeadReason,
+    ResponseBody, hold_for_continue,
 };
 use super::fields::{self, Misframed};
+use super::http2::{Http2, Share};
 use super::pool::{Pool, PoolOrigin};
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
@@ -51,7 +50,13 @@ pub struct Intent {
     pub hash: u64,
     /// Ask for another protocol on the connection (RFC 9110 §7.8): the `Upgrade` field.
     pub upgrade: Option<HeaderValue>,
-    /// Where interim responses go; an origin that speaks HTTP/2 has none for us.
+    /// The client takes trailers: an origin that speaks HTTP/2 is told so (`TE: trailers`, RFC
+    /// 9110 §10.1.4). One of HTTP/1.1 is not: there it would need a `Connection` of its own.
+    pub takes_trailers: bool,
+    /// Messages go both ways for as long as the client likes, and there may be none for a while:
+    /// [`super::Deadlines::tunnel_idle`] stands in for the deadlines of head and body.
+    pub is_call: bool,
+    /// Where interim responses go.
     pub interims: Option<Arc<Interims>>,
 }
 
@@ -144,7 +149,7 @@ impl Upstreams {
             number: 0,
             attempts: 0,
             began: core.clock.both(),
-            limits: core.limits(pool.settings()),
+            limits: core.limits(pool.settings(), intent.is_call),
             request: &request,
             intent,
         };
@@ -257,14 +262,16 @@ impl Attempt<'_> {
                         http1.poll_head(cx, response.as_mut(), &mut before, limits, &deadline)
                     })
                     .await
+                    .map(|response| response.map(Incoming::Http1))
                 }
                 Link::Http2(http2) => {
                     let exchange = {
                         let (request, body) = self.request(body, &content, true);
                         again = body;
-                        Box::pin(http2.head(request, &content, &self.limits, &deadline))
+                        let hear = |interim: &Response<()>| self.hear(interim);
+                        Box::pin(http2.head(request, hear, &self.limits, &deadline))
                     };
-                    exchange.await
+                    exchange.await.map(|response| response.map(Incoming::Http2))
                 }
             };
             let no_head = match head {
@@ -377,7 +384,7 @@ impl Attempt<'_> {
         opened.map_err(|source| FetchError::Protocol { origin: self.origin().name.clone(), source })
     }
 
-    async fn open_http1(&self, connected: Connected) -> hyper::Result<Box<Http1>> {
+    async fn open_http1(&self, connected: Connected) -> Result<Box<Http1>, LinkError> {
         let settings = self.state.pool.settings();
         let mut builder = http1::Builder::new();
         builder.max_header_size(settings.header_bytes_max);
@@ -390,25 +397,11 @@ impl Attempt<'_> {
         Ok(Box::new(Http1::new(sender, connection, traffic, connected.address, now_ms)))
     }
 
-    async fn open_http2(&self, connected: Connected) -> hyper::Result<Share> {
-        let settings = self.state.pool.settings();
-        let (sender, connection) = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .handshake(TokioIo::new(connected.io))
-            .await?;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP/2 connection to an origin ended");
-            }
-        });
-        let opened_ms = self.core.timers.now_ms();
-        let streams = Cell::new(0);
-        let http2 = Rc::new(Http2 { sender, address: connected.address, opened_ms, streams });
+    async fn open_http2(&self, connected: Connected) -> Result<Share, LinkError> {
+        let Connected { io, address, .. } = connected;
+        let header_bytes_max = self.state.pool.settings().header_bytes_max;
+        let now_ms = self.core.timers.now_ms();
+        let http2 = Http2::open(io, address, now_ms, header_bytes_max).await?;
         self.here().add_http2(&http2);
         Ok(Share::of(&http2))
     }
@@ -433,17 +426,30 @@ impl Attempt<'_> {
         let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
         request = content.watch(request);
         if is_http2 {
+            if self.intent.takes_trailers {
+                request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+            }
             return (request, again);
         }
         fields::frame_content(&mut request);
         if let Some(interims) = &self.intent.interims {
-            fields::hear_interims(&mut request, interims.clone(), self.core.recorder.clone());
+            let (interims, recorder) = (interims.clone(), self.core.recorder.clone());
+            hyper::ext::on_informational(&mut request, move |received| {
+                fields::pass_on(&interims, &recorder, received.status(), received.headers());
+            });
         }
         if request.headers().contains_key(EXPECT) {
             let patience = self.state.pool.settings().deadlines.expect_continue;
             request = hold_for_continue(request, patience);
         }
         (request, again)
+    }
+
+    /// Passes on an interim response of HTTP/2.
+    fn hear(&self, interim: &Response<()>) {
+        if let Some(interims) = &self.intent.interims {
+            fields::pass_on(interims, &self.core.recorder, interim.status(), interim.headers());
+        }
     }
 
     /// What a failure means, and whether the request may be sent again.
@@ -458,6 +464,9 @@ impl Attempt<'_> {
         let settings = self.state.pool.settings();
         let source = match no_head.why {
             NoHeadReason::Error(source) => source,
+            NoHeadReason::Switched => {
+                return Failed::new(FetchError::UnaskedUpgrade { origin }, None);
+            }
             NoHeadReason::Deadline => {
                 let total = self.limits.total_passed(deadline);
                 let after = settings.deadlines.total.filter(|_| total);
@@ -466,14 +475,14 @@ impl Attempt<'_> {
                 return Failed::new(error, None);
             }
         };
-        if source.is_parse_too_large() {
+        if source.is_too_large() {
             let PoolSettings { header_bytes_max, header_count_max, .. } = *settings;
             let (bytes_max, count_max) = (header_bytes_max, header_count_max);
             return Failed::new(FetchError::HeaderSize { origin, bytes_max, count_max }, None);
         }
         let error = if let Some(is_late) = content.failed_late() {
             FetchError::RequestBody { is_late, source }
-        } else if source.is_user() && no_head.body.is_none() {
+        } else if source.is_request_body(no_head.body.is_none()) {
             FetchError::RequestBody { is_late: false, source }
         } else if source.is_parse() {
             FetchError::Protocol { origin, source }
@@ -523,6 +532,10 @@ impl Attempt<'_> {
         let begun = poll_fn(|cx| body.poll_begin(cx)).await;
         let origin = || self.origin().name.clone();
         begun.map_err(|why| match why {
+            NoContent::BrokeOff(LinkError::RequestBody(error)) => {
+                let (is_late, source) = (error.is_late(), LinkError::RequestBody(error));
+                FetchError::RequestBody { is_late, source }
+            }
             NoContent::BrokeOff(source) => FetchError::ContentMissing { origin: origin(), source },
             NoContent::Deadline => {
                 let after = self.limits.between_bytes;
@@ -587,7 +600,7 @@ impl Attempt<'_> {
         match link {
             Link::Http1(http1) if self.intent.upgrade.is_some() => {
                 let upgraded = http1.into_upgraded().await;
-                upgraded.map_err(|source| FetchError::Protocol { origin, source })
+                upgraded.map_err(|source| FetchError::Protocol { origin, source: source.into() })
             }
             _ => Err(FetchError::UnaskedUpgrade { origin }),
         }
@@ -622,40 +635,27 @@ fn stream(
     limits: Limits,
     active: Active,
 ) -> Streamed {
-    let (begun, incoming, link) = match link {
-        Link::Http2(_) if incoming.is_end_stream() => return Streamed::Whole(Body::Empty),
-        Link::Http2(_) => (None, incoming, link),
-        Link::Http1(mut http1) => match http1.body_at_once(incoming) {
+    let (begun, incoming, link) = match (link, incoming) {
+        (Link::Http1(mut http1), Incoming::Http1(incoming)) => match http1.body_at_once(incoming) {
             AtOnce::Whole(body) => {
                 active.give_back(http1);
                 return Streamed::Whole(body);
             }
-            AtOnce::Begun(begun, incoming) => (Some(begun), incoming, Link::Http1(http1)),
-            AtOnce::Streams(incoming) => (None, incoming, Link::Http1(http1)),
+            AtOnce::Begun(begun, incoming) => {
+                let begun = begun.map(|frame| frame.map_err(LinkError::from));
+                (Some(begun), Incoming::Http1(incoming), Link::Http1(http1))
+            }
+            AtOnce::Streams(incoming) => (None, Incoming::Http1(incoming), Link::Http1(http1)),
         },
+        (_, incoming) if incoming.is_end_stream() => return Streamed::Whole(Body::Empty),
+        (link, incoming) => (None, incoming, link),
     };
     let body = ResponseBody::new(incoming, begun, link, deadline, limits, active);
     Streamed::Coming(Box::new(body))
 }
 
-/// Runs hyper's HTTP/2 tasks on this core.
-#[derive(Clone)]
-pub(super) struct LocalExecutor;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
-
 /// hyper parses this many fields without an allocation.
 const HEADERS_ON_STACK: usize = 100;
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Labels of [`Metric::UpstreamRetries`].
 const RETRY_CLOSED: usize = 0;

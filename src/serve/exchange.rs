@@ -201,8 +201,12 @@ impl Job {
         &self,
         request: impl Fn() -> Request<()>,
     ) -> Result<UpstreamResponse, Box<Unanswered>> {
-        let intent =
-            Intent { hash: self.key.hash.0 as u64, upgrade: None, interims: self.interims.clone() };
+        // Whoever is answered from what is stored may take no trailers.
+        let intent = Intent {
+            hash: self.key.hash.0 as u64,
+            interims: self.interims.clone(),
+            ..Intent::default()
+        };
         let sent = self.worker.upstreams.send(&self.pool, request, Body::Empty, &intent).await;
         if let Err(unanswered) = &sent {
             self.note_no_response(&unanswered.error);

@@ -44,6 +44,7 @@ impl Visit {
             hash: found.key.hash.0 as u64,
             upgrade: self.asked.upgrade.clone(),
             interims: self.interims.clone(),
+            ..Intent::default()
         };
         let client_side =
             intent.upgrade.as_ref().and_then(|_| self.extensions.remove::<OnUpgrade>());

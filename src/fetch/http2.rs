@@ -1,0 +1,413 @@
+//! One request and its response on a shared HTTP/2 connection, straight on the `h2` crate.
+//!
+//! hyper's client shows no interim responses, and takes a stream that the origin cancels for a
+//! body that ended. The connection has a task; so has each request body, because the origin's
+//! window for it opens whether or not anybody reads the response.
+//!
+//! ```text
+//!  head ──▶ Received ──end, error, dropped──▶ stream closed
+//!    └─ Upload (if there is a body) ── aborted when the exchange ends
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::deadline::Deadline;
+use super::error::LinkError;
+use super::exchange::{Limits, NoHead, NoHeadReason};
+use super::io::{Io, Traffic};
+use crate::body::{Body, BodyError};
+use crate::fields::number;
+
+/// An HTTP/2 connection, driven by a task of its own.
+pub(super) struct Http2 {
+    /// Never sends itself: a clone does, for each request.
+    sender: RefCell<SendRequest<Bytes>>,
+    pub(super) address: SocketAddr,
+    pub(super) opened_ms: u64,
+    /// [`Share`]s of it.
+    pub(super) streams: Cell<usize>,
+}
+
+/// One exchange's part of an HTTP/2 connection; its stream is counted until it is dropped.
+pub(super) struct Share(Rc<Http2>);
+
+impl Share {
+    pub(super) fn of(http2: &Rc<Http2>) -> Self {
+        http2.streams.set(http2.streams.get() + 1);
+        Self(http2.clone())
+    }
+}
+
+impl Deref for Share {
+    type Target = Http2;
+
+    fn deref(&self) -> &Http2 {
+        &self.0
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+    }
+}
+
+impl Http2 {
+    /// Begins to speak HTTP/2 on `io`. A response's fields may have `header_bytes_max` bytes.
+    pub(super) async fn open(
+        io: Io,
+        address: SocketAddr,
+        opened_ms: u64,
+        header_bytes_max: usize,
+    ) -> Result<Rc<Self>, LinkError> {
+        let traffic = io.traffic();
+        let (sender, connection) = Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(header_bytes_max).unwrap_or(u32::MAX))
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .handshake::<_, Bytes>(io)
+            .await?;
+        let (sender, streams) = (RefCell::new(sender), Cell::new(0));
+        let http2 = Rc::new(Self { sender, address, opened_ms, streams });
+        spawn_local(drive(connection, traffic, Rc::downgrade(&http2)));
+        Ok(http2)
+    }
+
+    /// Streams that the origin lets be open at once. More would wait for the others' end, which
+    /// calls may keep open for long.
+    pub(super) fn streams_max(&self) -> usize {
+        self.sender.borrow().current_max_send_streams().max(1)
+    }
+
+    /// Whether it takes no more requests: it has ended, or the origin is about to end it.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut noop = Context::from_waker(Waker::noop());
+        matches!(self.sender.borrow_mut().poll_ready(&mut noop), Poll::Ready(Err(_)))
+    }
+
+    /// Sends the request and waits for the head of the response. The deadline moves on with the
+    /// pieces of the request's body. `hear` is given each interim response.
+    pub(super) async fn head(
+        &self,
+        request: Request<Body>,
+        hear: impl Fn(&Response<()>),
+        limits: &Limits,
+        deadline: &Deadline,
+    ) -> Result<Response<Received>, NoHead> {
+        let (mut parts, body) = request.into_parts();
+        if !parts.headers.contains_key(CONTENT_LENGTH)
+            && let Some(length) = body.size_hint().exact()
+            && (length > 0 || !matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE))
+        {
+            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let is_whole = body.is_end_stream();
+        let mut sender = self.sender.borrow().clone();
+        let (mut response, stream) =
+            match sender.send_request(Request::from_parts(parts, ()), is_whole) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    let (why, body) = (NoHeadReason::Error(error.into()), Some(body));
+                    return Err(NoHead { why, body, sent: false, received: false });
+                }
+            };
+        let mut upload = (!is_whole).then(|| Upload::start(body, stream));
+        limits.arm(deadline, limits.first_byte);
+        let mut interims = 0;
+        let head = poll_fn(|cx| {
+            if let Poll::Ready(stop) = hear_interims(&mut response, &hear, &mut interims, cx) {
+                return Poll::Ready(Err(stop));
+            }
+            if let Poll::Ready(head) = pin!(&mut response).poll(cx) {
+                return Poll::Ready(head.map_err(|error| NoHeadReason::Error(error.into())));
+            }
+            if upload.as_mut().is_some_and(Upload::has_moved) {
+                limits.arm(deadline, limits.first_byte);
+            }
+            deadline.poll(cx).map(|()| Err(NoHeadReason::Deadline))
+        })
+        .await;
+        let failure = || upload.as_ref().and_then(Upload::failure);
+        match head {
+            Ok(head) => {
+                let length = head.headers().get(CONTENT_LENGTH);
+                let left = length.and_then(|length| number(length.as_bytes()));
+                Ok(head.map(|stream| Received { stream, left, data_ended: false, upload }))
+            }
+            Err(why) => {
+                let why = failure().map(LinkError::RequestBody).map_or(why, NoHeadReason::Error);
+                Err(NoHead { why, body: None, sent: true, received: false })
+            }
+        }
+    }
+}
+
+/// Takes the interim responses that are there. Ready: there are too many, or one that HTTP/2 has
+/// not.
+fn hear_interims(
+    response: &mut ResponseFuture,
+    hear: &impl Fn(&Response<()>),
+    count: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<NoHeadReason> {
+    // An error is told by the response itself.
+    while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+        if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Poll::Ready(NoHeadReason::Switched);
+        }
+        *count += 1;
+        if *count > INTERIMS_MAX {
+            return Poll::Ready(NoHeadReason::Error(Reason::ENHANCE_YOUR_CALM.into()));
+        }
+        hear(&interim);
+    }
+    Poll::Pending
+}
+
+/// Drives a connection until it ends, or its origin does not answer a PING.
+async fn drive(mut connection: Connection<Io, Bytes>, traffic: Rc<Traffic>, shared: Weak<Http2>) {
+    let mut keep_alive = connection.ping_pong().map(|ping| KeepAlive::new(ping, traffic));
+    poll_fn(|cx| {
+        if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
+            if let Err(error) = end {
+                tracing::debug!(%error, "an HTTP/2 connection to an origin ended");
+            }
+            return Poll::Ready(());
+        }
+        let is_in_use = || shared.upgrade().is_some_and(|http2| http2.streams.get() > 0);
+        let Some(keep_alive) = &mut keep_alive else { return Poll::Pending };
+        keep_alive.poll_silent(cx, is_in_use).map(|()| {
+            tracing::debug!("an origin did not answer a PING in time; its connection is closed");
+        })
+    })
+    .await;
+}
+
+/// Asks whether the origin is still there when nothing has come from it for a while.
+struct KeepAlive {
+    ping: PingPong,
+    traffic: Rc<Traffic>,
+    /// What had come when it was last looked at.
+    read_before: u64,
+    timer: Pin<Box<Sleep>>,
+    awaits_pong: bool,
+}
+
+impl KeepAlive {
+    fn new(ping: PingPong, traffic: Rc<Traffic>) -> Self {
+        let timer = Box::pin(sleep(PING_INTERVAL));
+        Self { ping, read_before: traffic.read.get(), traffic, timer, awaits_pong: false }
+    }
+
+    /// Ready once a PING was not answered in time.
+    fn poll_silent(&mut self, cx: &mut Context<'_>, is_in_use: impl Fn() -> bool) -> Poll<()> {
+        if self.awaits_pong && self.ping.poll_pong(cx).is_ready() {
+            self.awaits_pong = false;
+            self.timer.as_mut().reset(Instant::now() + PING_INTERVAL);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if self.awaits_pong {
+                return Poll::Ready(());
+            }
+            let read = self.traffic.read.get();
+            let is_silent = std::mem::replace(&mut self.read_before, read) == read;
+            // An error is a PING on its way already, or the connection's end.
+            self.awaits_pong =
+                is_silent && is_in_use() && self.ping.send_ping(Ping::opaque()).is_ok();
+            let next = if self.awaits_pong { PING_TIMEOUT } else { PING_INTERVAL };
+            self.timer.as_mut().reset(Instant::now() + next);
+        }
+    }
+}
+
+/// A request's body on its way, in a task that ends with the exchange.
+struct Upload {
+    task: AbortHandle,
+    progress: Rc<Progress>,
+    /// How far it was when it was last looked at.
+    seen: u64,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// Pieces taken, and pieces sent.
+    moved: Cell<u64>,
+    /// Why the body broke off.
+    failure: RefCell<Option<BodyError>>,
+}
+
+impl Progress {
+    fn step(&self) {
+        self.moved.set(self.moved.get() + 1);
+    }
+}
+
+impl Upload {
+    fn start(body: Body, stream: SendStream<Bytes>) -> Self {
+        let progress = Rc::<Progress>::default();
+        let task = spawn_local(upload(body, stream, progress.clone())).abort_handle();
+        Self { task, progress, seen: 0 }
+    }
+
+    /// Whether it has gone on since the last call.
+    fn has_moved(&mut self) -> bool {
+        let moved = self.progress.moved.get();
+        std::mem::replace(&mut self.seen, moved) != moved
+    }
+
+    /// Why the body broke off, once.
+    fn failure(&self) -> Option<BodyError> {
+        self.progress.failure.borrow_mut().take()
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Sends a request's body until its end, or until the origin wants no more of it. Trailers are not
+/// sent: no room but the listener's has looked at them.
+async fn upload(mut body: Body, mut stream: SendStream<Bytes>, progress: Rc<Progress>) {
+    loop {
+        let frame = poll_fn(|cx| {
+            if stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(()));
+            }
+            Pin::new(&mut body).poll_frame(cx).map(Ok)
+        });
+        let Ok(frame) = frame.await else { return };
+        progress.step();
+        let sent = match frame {
+            Some(Ok(frame)) => {
+                let bytes = frame.into_data().unwrap_or_default();
+                let is_last = body.is_end_stream();
+                send(&mut stream, bytes, is_last, &progress).await.filter(|()| !is_last)
+            }
+            Some(Err(error)) => {
+                *progress.failure.borrow_mut() = Some(error);
+                stream.send_reset(Reason::CANCEL);
+                None
+            }
+            None => send(&mut stream, Bytes::new(), true, &progress).await.and(None),
+        };
+        if sent.is_none() {
+            return;
+        }
+    }
+}
+
+/// Sends a piece as the origin's window lets it. `None`: the origin takes no more.
+async fn send(
+    stream: &mut SendStream<Bytes>,
+    mut bytes: Bytes,
+    is_last: bool,
+    progress: &Progress,
+) -> Option<()> {
+    loop {
+        stream.reserve_capacity(bytes.len());
+        let window = if bytes.is_empty() { 0 } else { window(stream).await? };
+        let piece = bytes.split_to(bytes.len().min(window));
+        progress.step();
+        stream.send_data(piece, is_last && bytes.is_empty()).ok()?;
+        if bytes.is_empty() {
+            return Some(());
+        }
+    }
+}
+
+/// Bytes that the origin takes now; waits until it takes any.
+async fn window(stream: &mut SendStream<Bytes>) -> Option<usize> {
+    poll_fn(|cx| {
+        while stream.capacity() == 0 {
+            match ready!(stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(None),
+            }
+        }
+        Poll::Ready(Some(stream.capacity()))
+    })
+    .await
+}
+
+/// A response's body as it comes. Its window is given back as it is read, so a slow reader slows
+/// the origin.
+pub(super) struct Received {
+    stream: RecvStream,
+    /// By `Content-Length`, to which h2 holds the origin.
+    left: Option<u64>,
+    data_ended: bool,
+    /// Goes on beside it.
+    upload: Option<Upload>,
+}
+
+impl Received {
+    /// Whether the request's body has gone on since the last call.
+    pub(super) fn has_upload_moved(&mut self) -> bool {
+        self.upload.as_mut().is_some_and(Upload::has_moved)
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
+        while !self.data_ended {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(bytes)) if bytes.is_empty() => {}
+                Some(Ok(bytes)) => {
+                    // An error here is a stream that is closed: there is no window to give back.
+                    _ = self.stream.flow_control().release_capacity(bytes.len());
+                    self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(self.broken(error)))),
+                None => self.data_ended = true,
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| self.broken(error));
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+    }
+
+    /// Why it broke off: the client's body may have been first.
+    fn broken(&self, error: h2::Error) -> LinkError {
+        let failure = self.upload.as_ref().and_then(Upload::failure);
+        failure.map_or_else(|| error.into(), LinkError::RequestBody)
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// What an upload may have queued ahead of the socket.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interim responses before the final one; more is a flood.
+const INTERIMS_MAX: usize = 64;
