@@ -295,6 +295,15 @@ pub fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(member).filter(|member| !member.is_empty())
 }
 
+/// Whether a `Content-Type` is that of a gRPC call, with whatever its messages are coded in
+/// (`application/grpc+proto`).
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let media_type = content_type.get(..GRPC.len());
+    media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case(GRPC))
+        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
+}
+
 /// A number in decimal digits, as `Content-Length` has it.
 pub fn number(digits: &[u8]) -> Option<u64> {
     let digit = |number: u64, byte: &u8| {

@@ -17,6 +17,8 @@ pub(super) enum Watch {
     ContentLength,
     /// Kept aside where the connection is to be upgraded, and dropped.
     Upgrade,
+    /// Kept aside where it says that trailers are taken, and dropped.
+    Te,
     /// Dropped: for one hop only, or dangerous.
     Drop,
     /// Dropped unless a trusted proxy sent it.
@@ -94,7 +96,7 @@ const ALWAYS: &[(&str, Watch)] = &[
     ("proxy-authenticate", Watch::Drop),
     ("proxy-authorization", Watch::Drop),
     ("proxy-connection", Watch::Drop),
-    ("te", Watch::Drop),
+    ("te", Watch::Te),
     // Request trailers end at the listener.
     ("trailer", Watch::Drop),
     ("transfer-encoding", Watch::TransferEncoding),

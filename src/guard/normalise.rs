@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue,
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::PathAndQuery;
@@ -41,6 +41,8 @@ pub struct Normalised {
     pub client: IpAddr,
     /// The protocols that the client wishes to change to, when it does.
     pub upgrade: Option<HeaderValue>,
+    /// Whether the client takes trailers: its `TE` has `trailers`.
+    pub takes_trailers: bool,
 }
 
 impl Normalised {
@@ -107,8 +109,9 @@ impl Gate {
             return Err(Refusal::Loop);
         }
         let upgrade = if seen.connection { upgrade(asked.version, headers) } else { None };
+        let takes_trailers = seen.te && takes_trailers(headers);
         self.clean(headers, seen, trusted);
-        Ok(Normalised { scheme, authority, target, client, upgrade })
+        Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })
     }
 
     /// A URL that nobody requests now, for purges and explanations, spelled as requests are.
@@ -123,7 +126,8 @@ impl Gate {
         let target = url.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         let target = with_one_spelling(&target, self.settings.merge_slashes)?;
         let client = IpAddr::from([0, 0, 0, 0]);
-        Ok(Normalised { scheme, authority, target, client, upgrade: None })
+        let (upgrade, takes_trailers) = (None, false);
+        Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })
     }
 
     /// Adds to a request on its way to an origin what is known of its client, and this hop.
@@ -146,6 +150,10 @@ impl Gate {
                 None | Some(Watch::Host) => {}
                 Some(Watch::Connection) => seen.connection = true,
                 Some(Watch::TransferEncoding | Watch::ContentLength) => seen.framing = true,
+                Some(Watch::Te) => {
+                    seen.te = true;
+                    seen.drop.push(name.clone());
+                }
                 Some(Watch::Upgrade | Watch::Drop) => seen.drop.push(name.clone()),
                 Some(Watch::Forwarding) => seen.forwarding = true,
                 Some(Watch::CdnLoop) => seen.cdn_loop = true,
@@ -191,6 +199,7 @@ struct Seen {
     forwarding: bool,
     cdn_loop: bool,
     expect: bool,
+    te: bool,
     drop: Vec<HeaderName>,
 }
 
@@ -314,6 +323,11 @@ fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     if version == Version::HTTP_11 && wished { headers.get(UPGRADE).cloned() } else { None }
 }
 
+/// RFC 9110 §10.1.4. A weight, or a transfer coding beside it, is not for the next hop.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    members(headers, TE).any(|member| member.eq_ignore_ascii_case("trailers"))
+}
+
 fn drop_named_by_connection(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = connection_options(headers)
         .filter(|option| !["keep-alive", "close", "upgrade"].contains(option))
@@ -327,7 +341,12 @@ fn drop_named_by_connection(headers: &mut HeaderMap) {
 }
 
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let lines = headers.get_all(CONNECTION).iter();
+    members(headers, CONNECTION)
+}
+
+/// The members of a field that is a list of tokens.
+fn members(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).iter();
     lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',').map(str::trim))
 }
 
@@ -545,6 +564,23 @@ mod tests {
         assert_eq!(found.unwrap().upgrade, None);
         let (found, _) = pass(Settings::default(), &websocket.replace("1.1", "1.0"));
         assert_eq!(found.unwrap().upgrade, None);
+    }
+
+    #[test]
+    fn of_te_only_the_word_on_trailers_is_kept_aside() {
+        let check = |te: &str, expected| {
+            let (found, headers) =
+                pass(Settings::default(), &format!("GET / 1.1\nhost: a\nte: {te}"));
+            assert_eq!(found.unwrap().takes_trailers, expected, "{te}");
+            assert!(!headers.contains_key("te"), "{te}");
+        };
+        check("trailers", true);
+        check("deflate;q=0.5, Trailers", true);
+        check("deflate\nte: trailers", true);
+        check("deflate", false);
+        check("trailers;q=0.5", false);
+        check("xtrailers", false);
+        check("", false);
     }
 
     #[track_caller]

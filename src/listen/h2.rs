@@ -17,8 +17,8 @@ use bytes::Bytes;
 use h2::server::{Connection as H2Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, DATE, EXPECT, HeaderMap, HeaderName,
+    HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use crate::body::Body;
 use crate::context::Connection;
+use crate::fields::is_grpc;
 use crate::interim::Answer;
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
@@ -266,7 +267,8 @@ fn take_up<S, F>(
     let length = content_length(request.headers());
     let mut request = request;
     join_cookies(request.headers_mut());
-    let request = request.map(|body| content(body, length, client, cx));
+    let is_call = request.headers().get(CONTENT_TYPE).is_some_and(|it| is_grpc(it.as_bytes()));
+    let request = request.map(|body| content(body, length, is_call, client, cx));
     let mut answer = Box::pin((client.service)(client.facts.clone(), request));
     if let Poll::Ready(response) = answer.as_mut().poll(cx) {
         return way_back.send_or_spawn(response, &client.date);
@@ -481,9 +483,11 @@ impl Pump {
 
 /// The content of a request. Some clients end every request by an empty DATA frame: where it has
 /// come with the head, the request has no content, and is answered and forwarded as one without.
+/// That of a gRPC call may take its time.
 fn content<S>(
     mut body: RecvStream,
     length: Option<u64>,
+    is_call: bool,
     client: &Client<S>,
     cx: &mut Context<'_>,
 ) -> Body {
@@ -500,7 +504,12 @@ fn content<S>(
         Poll::Pending => None,
     };
     let received = Received { body, first, left: length, data_ended: false };
-    Body::stream(Paced::new(received, &client.session.limits, client.recorder.clone()))
+    let recorder = client.recorder.clone();
+    Body::stream(if is_call {
+        Paced::unhurried(received, recorder)
+    } else {
+        Paced::new(received, &client.session.limits, recorder)
+    })
 }
 
 /// HTTP/2 may split the cookies into several fields, and nobody else understands that

@@ -85,13 +85,20 @@ impl Rules {
 /// believe a stranger's `X-Forwarded-For` or `Authorization`.
 pub(super) struct Paced<B> {
     body: B,
-    pace: Pace,
+    /// `None` where the client may be silent for as long as it likes.
+    pace: Option<Pace>,
     recorder: Recorder,
 }
 
 impl<B> Paced<B> {
     pub(super) fn new(body: B, limits: &Limits, recorder: Recorder) -> Self {
-        Self { body, pace: Pace::new(limits), recorder }
+        Self { body, pace: Some(Pace::new(limits)), recorder }
+    }
+
+    /// A body of messages that come when there is something to say, as those of a gRPC call.
+    /// The exchange with the origin has its own limit on silence.
+    pub(super) fn unhurried(body: B, recorder: Recorder) -> Self {
+        Self { body, pace: None, recorder }
     }
 }
 
@@ -109,7 +116,8 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            return this.pace.poll_overdue(cx).map(|()| {
+            let Some(pace) = &mut this.pace else { return Poll::Pending };
+            return pace.poll_overdue(cx).map(|()| {
                 this.recorder.count(Metric::RequestBodiesTimedOut);
                 Some(Err(BodyError::late("the client's body came too slowly")))
             });
@@ -119,7 +127,9 @@ where
             Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
         };
-        this.pace.moved(bytes);
+        if let Some(pace) = &mut this.pace {
+            pace.moved(bytes);
+        }
         let broken = |error| BodyError::caused_by("the client's body broke off", error);
         Poll::Ready(frame.map(|frame| frame.map_err(broken)))
     }

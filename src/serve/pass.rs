@@ -4,7 +4,7 @@
 
 use std::pin::Pin;
 
-use http::header::{HOST, MAX_FORWARDS, VIA};
+use http::header::{CONTENT_TYPE, HOST, MAX_FORWARDS, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use tokio::task::spawn_local;
@@ -17,6 +17,7 @@ use crate::body::Body;
 use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fetch::collapse::Outcome;
 use crate::fetch::{FetchError, Intent, Pool, Times, Unanswered, UpstreamResponse, tunnel};
+use crate::fields::is_grpc;
 use crate::guard::Refusal;
 use crate::reply::Reply;
 use crate::respond::Failure;
@@ -43,8 +44,9 @@ impl Visit {
         let intent = Intent {
             hash: found.key.hash.0 as u64,
             upgrade: self.asked.upgrade.clone(),
+            takes_trailers: self.asked.takes_trailers,
+            is_call: self.is_call(),
             interims: self.interims.clone(),
-            ..Intent::default()
         };
         let client_side =
             intent.upgrade.as_ref().and_then(|_| self.extensions.remove::<OnUpgrade>());
@@ -64,6 +66,11 @@ impl Visit {
                 Box::pin(self.store_alone(job, storable, is_unkeyed)).await
             }
         }
+    }
+
+    /// A gRPC call: a stream of messages each way, which only its client understands.
+    fn is_call(&self) -> bool {
+        self.fields.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
     }
 
     /// No response has come.
@@ -92,7 +99,7 @@ impl Visit {
         })
     }
 
-    /// What becomes of the response.
+    /// What becomes of the response. One to a gRPC call is for its client alone.
     fn passed(
         &mut self,
         job: &Job,
@@ -116,6 +123,10 @@ impl Visit {
             return Ok(Passed::Through(upstream.response.into()));
         }
         let invalid = self.invalidated(job, &upstream.response);
+        if self.is_call() {
+            self.invalidate(invalid, None);
+            return Ok(Passed::Through(upstream.response.into()));
+        }
         if self.context.asked.method == Method::HEAD {
             self.freshen_from_head(found, &upstream.response, upstream.times, sequence);
         }

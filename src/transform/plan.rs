@@ -4,7 +4,7 @@ use http::header::{CACHE_CONTROL, IF_NONE_MATCH};
 use http::{HeaderMap, StatusCode};
 
 use super::{Accepted, Coding, Level, Settings, media_type};
-use crate::fields::{FieldLines, Fields, Known, members, number};
+use crate::fields::{FieldLines, Fields, Known, is_grpc, members, number};
 
 /// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +203,8 @@ fn is_listed(status: StatusCode, said: &Said<'_>, settings: &Settings) -> bool {
         None => status == StatusCode::NOT_MODIFIED,
         Some(value) => {
             let media_type = media_type(value);
-            settings.content_types.iter().any(|range| range.matches(media_type))
+            // Each message is coded by itself, and read as it comes.
+            !is_grpc(value) && settings.content_types.iter().any(|range| range.matches(media_type))
         }
     }
 }
@@ -295,6 +296,23 @@ mod tests {
         check(200, &["content-type: font/woff2"], "content-type", false);
         check(200, &["content-type: application/zip"], "content-type", false);
         check(200, &[], "content-type", false);
+    }
+
+    #[test]
+    fn a_grpc_call_is_left_whatever_the_list_says() {
+        let range = "application/*".parse().expect("a media range");
+        let settings = Settings { content_types: vec![range], ..Settings::default() };
+        let check = |content_type: &str, expected: bool| {
+            let fields = FieldLines::from(&fields(&[&format!("content-type: {content_type}")]));
+            let said = Said::by(&fields);
+            let found = is_listed(StatusCode::OK, &said, &settings);
+            assert_eq!(found, expected, "{content_type}");
+        };
+        check("application/json", true);
+        check("application/grpc-web", true);
+        check("application/grpc", false);
+        check("application/GRPC+proto", false);
+        check("application/grpc;charset=x", false);
     }
 
     #[test]

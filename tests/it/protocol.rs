@@ -61,6 +61,71 @@ fn interim_responses_reach_an_http_2_client() {
     assert!(rest.starts_with("HTTP/2 200") && rest.ends_with("\r\n\r\nok"), "{said}");
 }
 
+/// An origin of HTTP/2 by prior knowledge that hints before each answer, which is its request's `TE`.
+fn hinting_origin_of_http_2() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    listener.set_nonblocking(true).expect("a socket");
+    let serve = async move |io| {
+        let mut connection = h2::server::handshake(io).await.expect("HTTP/2");
+        while let Some(Ok((asked, mut respond))) = connection.accept().await {
+            let head = |status: u16| http::Response::builder().status(status);
+            let hints = head(103).header("link", "</a.css>; rel=preload");
+            respond.send_informational(hints.body(()).expect("a head")).expect("sent");
+            let te = asked.headers().get("te").map_or("none", |te| te.to_str().expect("text"));
+            let answer = head(200).header("cache-control", "max-age=60").header("x-te", te);
+            respond.send_response(answer.body(()).expect("a head"), true).expect("sent");
+        }
+    };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            while let Ok((io, _)) = listener.accept().await {
+                tokio::task::spawn_local(serve(io));
+            }
+        });
+    });
+    url
+}
+
+#[test]
+fn interim_responses_of_an_http_2_origin_reach_the_client() {
+    let origin = hinting_origin_of_http_2();
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {origin:?}\nprotocol = \"http2\"\n[sites.all]\nhosts = \"*\"\n"
+    ));
+    for (version, path) in [("--http1.1", "/1"), ("--http2-prior-knowledge", "/2")] {
+        let said = run("curl", &["-si", version, &format!("http://{}{path}", edge.http)]);
+        let (interim, rest) = said.split_once("\r\n\r\n").expect("two heads");
+        assert!(interim.contains(" 103") && interim.contains("link: </a.css>"), "{said}");
+        assert!(rest.starts_with("HTTP/") && rest.contains(" 200"), "{said}");
+    }
+    // What is stored is for clients that take no trailers too, and under one key.
+    let with = edge.get_with("/3", &["TE: trailers", "Connection: TE"]);
+    assert_eq!((with.header("x-te").as_str(), with.is_hit()), ("none", false));
+    assert!(edge.get("/3").is_hit());
+    let alone = edge.connect().request("HEAD", "edge.test", "/4", &["TE: trailers, deflate"], b"");
+    assert_eq!(alone.header("x-te"), "trailers");
+}
+
+/// A POST may be, when it says so (RFC 9110 §9.3.3).
+#[test]
+fn what_answers_a_grpc_call_is_never_stored() {
+    let origin = Origin::start(|_| {
+        Answer::ok("a message").header("Content-Location", "/call").fresh_for(60)
+    });
+    let edge = Edge::before(&origin.url());
+    let check = |content_type: &str, is_stored| {
+        let fields = [&*format!("Content-Type: {content_type}")];
+        edge.connect().request("POST", "edge.test", "/call", &fields, b"x");
+        assert_eq!(edge.get("/call").is_hit(), is_stored, "{content_type}");
+        edge.purge("/call");
+    };
+    check("text/plain", true);
+    check("application/grpc+proto", false);
+}
+
 #[test]
 fn the_origin_is_told_the_host_that_an_http_2_client_asked_for() {
     let origin = Origin::start(|seen| Answer::ok(seen.header("host").unwrap_or("none")));
