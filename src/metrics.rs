@@ -256,6 +256,7 @@ table! {
     DnsStale, Counter, "dns_stale", "Times that an address past its TTL was used because DNS failed.";
     DnsForgotten, Counter, "dns_forgotten", "Names forgotten because as many as may be were remembered.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = REFUSALS;
+    UpgradesIgnored, Counter, "upgrades_ignored", "Requests to switch protocols that were answered as if they had not asked, because no protocol in them is allowed or they have content.";
     RateTableFull, Counter, "rate_table_full", "Clients let through uncounted because the rate table was full.";
     BodiesEncoded, Counter, "bodies_encoded", "Bodies compressed for clients, by coding.", "coding" = CODING_NAMES;
     BodiesDecoded, Counter, "bodies_decoded", "Bodies decompressed for clients that lack the coding.", "coding" = CODING_NAMES;

@@ -35,7 +35,9 @@ use std::task::{Context, Poll};
 
 use http::header::{REFERER, USER_AGENT};
 use http::request::Parts;
-use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{
+    Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+};
 use http_body::Body as _;
 
 use crate::body::Body;
@@ -43,11 +45,12 @@ use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
 use crate::context::{Asked, Connection, RequestContext};
 use crate::guard::{self, Normalised, Refusal};
 use crate::interim::{Answer, Interims};
-use crate::metrics::Metric;
+use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 use crate::respond::{self, Failure};
 use crate::route::{Action, Facts, Question, Rule, Site};
 use crate::transform;
+use crate::upgrade::OnUpgrade;
 
 pub use errands::{Errand, run_errands};
 pub use explain::Explainer;
@@ -91,8 +94,8 @@ struct Visit {
     worker: Rc<Worker>,
     plan: Rc<Plan>,
     context: RequestContext,
-    /// With the client's connection, where it would change its protocol.
-    extensions: Extensions,
+    /// Present when the request asks for another protocol and the rule allows it.
+    switch: Option<Box<Switch>>,
     /// As the gate left them: one spelling, no hop-by-hop fields.
     fields: Rc<HeaderMap>,
     body: Body,
@@ -104,23 +107,33 @@ struct Visit {
     interims: Option<Arc<Interims>>,
 }
 
+/// A switch of protocol that is passed on (RFC 9110 §7.8).
+struct Switch {
+    /// What the origin is asked for.
+    protocols: HeaderValue,
+    /// The client's connection, once the 101 is out.
+    client: OnUpgrade,
+}
+
 /// Answers one request.
 pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<Body>) -> Serving {
     worker.recorder.count(Metric::Requests);
     let plan = worker.plan();
-    let (Parts { method, uri, version, mut headers, extensions, .. }, body) = request.into_parts();
+    let (Parts { method, uri, version, mut headers, mut extensions, .. }, body) =
+        request.into_parts();
     let asked = Asked::of(method, uri, version);
     let mut context = begin(worker, connection, asked, &headers);
     match admit(worker, &plan, &mut context, &mut headers) {
         Ok((asked, site, rule)) => {
             let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
+            let switch = switch(&asked, &rule, &body, &mut extensions, &worker.recorder);
             let worker = worker.clone();
             let fields = Rc::new(headers);
             let mut visit = Visit {
                 worker,
                 plan,
                 context,
-                extensions,
+                switch,
                 fields,
                 body,
                 asked,
@@ -236,6 +249,29 @@ fn admit(
     Ok((asked, site.clone(), rule.clone()))
 }
 
+/// The switch of protocol that the request asks for, as far as it is passed on: to the protocols
+/// that the rule allows, and not behind content, of which none may be left on a connection that
+/// becomes a tunnel. A server may ignore `Upgrade` (RFC 9110 §7.8).
+fn switch(
+    asked: &Normalised,
+    rule: &Rule,
+    body: &Body,
+    extensions: &mut Extensions,
+    recorder: &Recorder,
+) -> Option<Box<Switch>> {
+    let wish = asked.upgrade.as_ref()?;
+    let protocols = guard::upgrade::allowed(wish, &rule.settings.access.upgrade);
+    match (protocols, extensions.remove()) {
+        (Some(protocols), Some(client)) if body.is_end_stream() => {
+            Some(Box::new(Switch { protocols, client }))
+        }
+        _ => {
+            recorder.count(Metric::UpgradesIgnored);
+            None
+        }
+    }
+}
+
 /// What a request has come to without waiting.
 enum Step {
     Answered(Reply),
@@ -306,9 +342,9 @@ impl Visit {
     }
 
     /// What never looks into the cache: other methods, configured bypasses, requests with
-    /// content, and changes of protocol.
+    /// content, and switches of protocol.
     fn skips_cache(&self) -> Option<Reason> {
-        if self.asked.upgrade.is_some() || !self.body.is_end_stream() {
+        if self.switch.is_some() || !self.body.is_end_stream() {
             return Some(Reason::Method);
         }
         let settings = &self.rule.settings.cache;

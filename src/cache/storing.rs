@@ -252,7 +252,8 @@ fn refused_response(
     useless.then_some(Reason::NoLifetime)
 }
 
-/// Interim responses, answers to conditions and ranges, and 101.
+/// Interim responses, answers to conditions and ranges, and what is about the connection (101 and
+/// 426, which means nothing without its hop-by-hop `Upgrade`).
 fn is_never_stored(status: StatusCode) -> bool {
     status.is_informational()
         || matches!(
@@ -260,6 +261,7 @@ fn is_never_stored(status: StatusCode) -> bool {
             StatusCode::NOT_MODIFIED
                 | StatusCode::PRECONDITION_FAILED
                 | StatusCode::RANGE_NOT_SATISFIABLE
+                | StatusCode::UPGRADE_REQUIRED
         )
 }
 

@@ -309,6 +309,7 @@ fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     let mut content_max = scope.access.content_bytes_max.map(Size);
     access.read("content_max", &mut content_max);
     scope.access.content_bytes_max = content_max.map(|size| size.0);
+    access.read("upgrade", &mut scope.access.upgrade);
 
     let rate = section.section("rate");
     let mut per_second = scope.rate.map(|limit| limit.per_second);

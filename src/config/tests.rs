@@ -530,6 +530,43 @@ fn a_rule_inherits_from_its_site_and_the_site_from_the_defaults() {
 }
 
 #[test]
+fn protocols_to_switch_to_are_inherited_and_none_of_them_carries_http() {
+    let config = read_text(
+        r#"
+        [pools.a]
+        origins = "http://127.0.0.1:1"
+        [sites.shipped]
+        hosts = "*"
+        [sites.own]
+        hosts = "a.example"
+        access.upgrade = ["websocket", "irc/6.9"]
+        [[sites.own.rules]]
+        path_prefix = "/same"
+        [[sites.own.rules]]
+        path_prefix = "/none"
+        access.upgrade = []
+        "#,
+    )
+    .unwrap();
+    let lists: Vec<Vec<String>> = (config.routes.sites.iter().flat_map(|site| &site.rules))
+        .map(|rule| rule.access.upgrade.iter().map(ToString::to_string).collect())
+        .collect();
+    let (shipped, own) = (vec!["websocket"], vec!["websocket", "irc/6.9"]);
+    assert_eq!(lists, [shipped, own.clone(), vec![], own]);
+    check(
+        "[sites.x]\nhosts = \"*\"\naccess.upgrade = [\"h2c\", \"TLS/1.0\", \"a b\", 1]\n",
+        &[
+            "3:19: \"h2c\" carries HTTP requests that would pass by every rule, limit and log line; \
+             list only protocols that carry none, such as \"websocket\"",
+            "3:26: \"TLS/1.0\" carries HTTP requests that would pass by every rule, limit and log line; \
+             list only protocols that carry none, such as \"websocket\"",
+            "3:37: expected a protocol's name as in an Upgrade field, such as \"websocket\"",
+            "3:44: expected a protocol's name, found 1",
+        ],
+    );
+}
+
+#[test]
 fn a_reload_knows_what_changed_and_what_waits_for_a_restart() {
     let before = read_text(MINIMAL).unwrap();
     let text = format!(

@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::reader::Reader;
+use crate::guard::upgrade::{UpgradeProtocol, UpgradeProtocolError};
 use crate::route::Template;
 
 /// A value that can stand behind an option.
@@ -158,6 +159,16 @@ impl Value for PathBuf {
         let path =
             text(value, reader, "a path", |text| (!text.is_empty()).then(|| text.to_owned()));
         path.map(|path| reader.resolve(&path))
+    }
+}
+
+impl Value for UpgradeProtocol {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let written = text(value, reader, "a protocol's name", |text| Some(text.to_owned()))?;
+        let protocol = written.parse();
+        protocol
+            .map_err(|error: UpgradeProtocolError| reader.mistake(&value.span(), error.to_string()))
+            .ok()
     }
 }
 

@@ -142,9 +142,33 @@ pub(super) struct ToUs {
     is_chunked: bool,
 }
 
+/// Whether `Upgrade` is dropped with the fields of the hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upgrade {
+    /// As a rule: what the origin offers on its connection says nothing of the client's.
+    Dropped,
+    /// Of a 101, and of a 426, which means nothing without it (RFC 9110 §15.5.22).
+    Kept,
+}
+
+impl Upgrade {
+    pub(super) fn of(status: StatusCode) -> Self {
+        if status == StatusCode::UPGRADE_REQUIRED { Self::Kept } else { Self::Dropped }
+    }
+}
+
+/// Whether a 101 with these fields switches to what was asked for, and to nothing else. One that
+/// does not say to what (RFC 9110 §15.2.2) doesn't.
+pub(super) fn is_asked_for(asked: &HeaderValue, headers: &HeaderMap) -> bool {
+    let mut switched = headers.get_all(UPGRADE).iter().flat_map(|line| members(line.as_bytes()));
+    let is_asked =
+        |protocol: &[u8]| members(asked.as_bytes()).any(|one| one.eq_ignore_ascii_case(protocol));
+    switched.next().is_some_and(is_asked) && switched.all(is_asked)
+}
+
 /// Takes what is for this hop alone (RFC 9110 §7.6.1), which hyper has acted on; one look at
-/// each field. Of a 101, `Upgrade` stays.
-pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
+/// each field.
+pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> ToUs {
     let mut to_us = ToUs::default();
     let mut has_connection = false;
     // Of most, `Connection` is all there is: the list stays empty.
@@ -178,8 +202,10 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) -> ToUs {
     if has_connection {
         headers.remove(CONNECTION);
     }
-    for name in gone.into_iter().filter(|name| !(upgraded && name == UPGRADE)) {
-        headers.remove(name);
+    for name in gone {
+        if name != UPGRADE || upgrade == Upgrade::Dropped {
+            headers.remove(name);
+        }
     }
     match listed_length {
         None => {}
@@ -274,7 +300,7 @@ pub(super) fn pass_on(
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.headers_mut() = headers.clone();
-    take_hop_by_hop(response.headers_mut(), false);
+    take_hop_by_hop(response.headers_mut(), Upgrade::Dropped);
     // It has no content; a length would be that of the next message's to whoever errs.
     response.headers_mut().remove(CONTENT_LENGTH);
     let outcome = if interims.push(response) { 0 } else { 1 };
@@ -293,7 +319,7 @@ mod tests {
         let check = |field: &'static str, expected: Option<u64>| {
             let mut headers = HeaderMap::new();
             headers.insert(KEEP_ALIVE, HeaderValue::from_static(field));
-            let kept_for = take_hop_by_hop(&mut headers, false).kept_for;
+            let kept_for = take_hop_by_hop(&mut headers, Upgrade::Dropped).kept_for;
             assert_eq!(kept_for, expected.map(Duration::from_secs), "{field}");
         };
         check("timeout=5", Some(5));
@@ -301,7 +327,7 @@ mod tests {
         check("max=100", None);
         check("timeout=-1", None);
         check("timeout=99999999999", None);
-        assert_eq!(take_hop_by_hop(&mut HeaderMap::new(), false).kept_for, None);
+        assert_eq!(take_hop_by_hop(&mut HeaderMap::new(), Upgrade::Dropped).kept_for, None);
     }
 
     #[test]
@@ -330,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_is_dropped_and_of_a_101_upgrade_stays() {
+    fn what_connection_names_is_dropped_and_of_a_101_and_a_426_upgrade_stays() {
         let received = || {
             let mut headers = HeaderMap::new();
             headers.append(CONNECTION, HeaderValue::from_static("Upgrade, x-hop"));
@@ -342,15 +368,36 @@ mod tests {
             headers.append("x-end", HeaderValue::from_static("1"));
             headers
         };
-        let names = |upgraded| -> Vec<String> {
+        let names = |upgrade| -> Vec<String> {
             let mut headers = received();
-            take_hop_by_hop(&mut headers, upgraded);
+            take_hop_by_hop(&mut headers, upgrade);
             headers.keys().map(ToString::to_string).collect()
         };
-        assert_eq!(names(false), ["x-end"]);
-        let mut left = names(true);
+        assert_eq!(names(Upgrade::of(StatusCode::OK)), ["x-end"]);
+        assert_eq!(Upgrade::of(StatusCode::UPGRADE_REQUIRED), Upgrade::Kept);
+        let mut left = names(Upgrade::Kept);
         left.sort();
         assert_eq!(left, ["upgrade", "x-end"]);
+    }
+
+    #[test]
+    fn a_101_switches_to_what_was_asked_for_alone() {
+        let check = |asked: &'static str, switched: &[&'static str], expected| {
+            let mut headers = HeaderMap::new();
+            for line in switched {
+                headers.append(UPGRADE, HeaderValue::from_static(line));
+            }
+            let found = is_asked_for(&HeaderValue::from_static(asked), &headers);
+            assert_eq!(found, expected, "{asked:?} {switched:?}");
+        };
+        check("websocket", &["WebSocket"], true);
+        check("a, b", &["b"], true);
+        check("a, b", &["b", "a"], true);
+        check("websocket", &["h2c"], false);
+        check("websocket", &["websocket, h2c"], false);
+        check("websocket", &["websocket", "h2c"], false);
+        check("websocket", &[""], false);
+        check("websocket", &[], false);
     }
 
     #[test]
@@ -360,7 +407,7 @@ mod tests {
             for (name, value) in fields {
                 headers.append(name, HeaderValue::from_static(value));
             }
-            let to_us = take_hop_by_hop(&mut headers, false);
+            let to_us = take_hop_by_hop(&mut headers, Upgrade::Dropped);
             assert_eq!(to_us.check_framing(), expected, "{fields:?}");
         };
         let (length, coding) = (CONTENT_LENGTH, TRANSFER_ENCODING);
@@ -424,7 +471,7 @@ mod tests {
     #[test]
     fn a_length_of_members_that_agree_is_one_length() {
         let mut headers = map(&[("content-length", "5, 5")]);
-        take_hop_by_hop(&mut headers, false);
+        take_hop_by_hop(&mut headers, Upgrade::Dropped);
         assert_eq!(headers[CONTENT_LENGTH], "5");
     }
 }

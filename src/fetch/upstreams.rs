@@ -26,7 +26,7 @@ use super::exchange::{
     AtOnce, ContentProgress, Http1, Incoming, Limits, Link, NoContent, NoHead, NoHeadReason,
     ResponseBody, hold_for_continue,
 };
-use super::fields::{self, Misframed};
+use super::fields::{self, Misframed, Upgrade};
 use super::http2::{Http2, Share};
 use super::pool::{Pool, PoolOrigin};
 use super::settings::PoolSettings;
@@ -63,7 +63,7 @@ pub struct Intent {
 /// The head of a response, and how it was come by.
 #[derive(Debug)]
 pub struct UpstreamResponse {
-    /// Without hop-by-hop fields (RFC 9110 §7.6.1; of a 101, `Upgrade` stays). Its body keeps
+    /// Without hop-by-hop fields (RFC 9110 §7.6.1; of a 101 and a 426, `Upgrade` stays). Its body keeps
     /// the deadlines, and ends in an error if it is cut short.
     pub response: Response<Body>,
     /// The version that the origin spoke, for `Via`.
@@ -509,7 +509,8 @@ impl Attempt<'_> {
             origin: self.origin().name.clone(),
             field,
         })?;
-        let to_us = fields::take_hop_by_hop(&mut head.headers, false);
+        let upgrade = Upgrade::of(head.status);
+        let to_us = fields::take_hop_by_hop(&mut head.headers, upgrade);
         to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;
         if let Link::Http1(http1) = &mut link {
             http1.kept_for = to_us.kept_for;
@@ -550,7 +551,11 @@ impl Attempt<'_> {
     async fn switch(&self, exchanged: Exchanged) -> Result<UpstreamResponse, FetchError> {
         let Exchanged { link, response, reused } = exchanged;
         let (mut head, _) = response.into_parts();
-        fields::take_hop_by_hop(&mut head.headers, true);
+        let asked = self.intent.upgrade.as_ref();
+        if !asked.is_some_and(|asked| fields::is_asked_for(asked, &head.headers)) {
+            return Err(FetchError::UnaskedUpgrade { origin: self.origin().name.clone() });
+        }
+        fields::take_hop_by_hop(&mut head.headers, Upgrade::Kept);
         let address = link.address();
         let upgraded = Some(Box::new(self.upgraded(link).await?));
         let response = self.response(head, Body::Empty, address, reused);
@@ -598,11 +603,12 @@ impl Attempt<'_> {
     async fn upgraded(&self, link: Link) -> Result<UpgradedOrigin, FetchError> {
         let origin = self.origin().name.clone();
         match link {
-            Link::Http1(http1) if self.intent.upgrade.is_some() => {
+            Link::Http1(http1) => {
                 let upgraded = http1.into_upgraded().await;
                 upgraded.map_err(|source| FetchError::Protocol { origin, source: source.into() })
             }
-            _ => Err(FetchError::UnaskedUpgrade { origin }),
+            // HTTP/2 has no 101 (RFC 9113 §8.6).
+            Link::Http2(_) => Err(FetchError::UnaskedUpgrade { origin }),
         }
     }
 

@@ -1,4 +1,5 @@
-//! Who may ask what: networks, countries, methods, and how long content may be. Pure; each
+//! Who may ask what: networks, countries, methods, how long content may be, and which protocols
+//! may be switched to. Pure; each
 //! rule has its own [`Settings`].
 
 use std::net::IpAddr;
@@ -9,9 +10,10 @@ use http::{HeaderValue, Method};
 use ipnet::IpNet;
 
 use super::Refusal;
+use super::upgrade::UpgradeProtocol;
 
-/// A rule's limits on who and what. Empty lists allow everything.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// A rule's limits on who and what. Empty lists allow everything, but for `upgrade`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Only these networks, when not empty.
     pub allow_addresses: Vec<IpNet>,
@@ -25,6 +27,23 @@ pub struct Settings {
     pub methods: Vec<Method>,
     /// Longest request content in bytes. `None`: as long as the origin takes.
     pub content_bytes_max: Option<u64>,
+    /// Protocols that a connection may switch to (RFC 9110 §7.8). Empty: none. Others are not
+    /// passed on, and the request is answered as if it had not asked.
+    pub upgrade: Vec<UpgradeProtocol>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            allow_addresses: Vec::new(),
+            deny_addresses: Vec::new(),
+            allow_countries: Vec::new(),
+            deny_countries: Vec::new(),
+            methods: Vec::new(),
+            content_bytes_max: None,
+            upgrade: vec![UpgradeProtocol::websocket()],
+        }
+    }
 }
 
 /// Lets the request in or says why not.

@@ -1,8 +1,8 @@
 //! May this request come in at all, and what exactly does it ask for?
 //!
 //! [`Gate::normalise`] stands before routing: it refuses what two HTTP implementations could
-//! read in two ways (RFC 9112 §11.2) and leaves one spelling of everything else. [`access`]
-//! and [`rate`] stand behind it, with the rule's own limits. The first refusal wins. Sizes and
+//! read in two ways (RFC 9112 §11.2) and leaves one spelling of everything else. [`access`],
+//! [`rate`] and [`upgrade`] stand behind it, with the rule's own limits. The first refusal wins. Sizes and
 //! times of request heads are the listeners' business.
 
 pub mod access;
@@ -13,6 +13,7 @@ mod normalise;
 mod path;
 pub mod rate;
 mod refusal;
+pub mod upgrade;
 
 pub use authority::Authority;
 pub use normalise::{Gate, Normalised};

@@ -39,7 +39,7 @@ pub struct Normalised {
     pub target: PathAndQuery,
     /// The client: the connection's other end, or whom a trusted proxy names.
     pub client: IpAddr,
-    /// The protocols that the client wishes to change to, when it does.
+    /// The protocols that the client asks to switch to: its `Upgrade` fields in one.
     pub upgrade: Option<HeaderValue>,
     /// Whether the client takes trailers: its `TE` has `trailers`.
     pub takes_trailers: bool,
@@ -320,7 +320,16 @@ fn with_one_spelling(target: &PathAndQuery, merge_slashes: bool) -> Result<PathA
 /// `Connection: upgrade` with `Upgrade` (RFC 9110 §7.8); HTTP/2 has neither.
 fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     let wished = connection_options(headers).any(|o| o.eq_ignore_ascii_case("upgrade"));
-    if version == Version::HTTP_11 && wished { headers.get(UPGRADE).cloned() } else { None }
+    if version != Version::HTTP_11 || !wished {
+        return None;
+    }
+    let mut lines = headers.get_all(UPGRADE).iter();
+    let first = lines.next()?;
+    if lines.next().is_none() {
+        return Some(first.clone());
+    }
+    let lines: Vec<&[u8]> = headers.get_all(UPGRADE).iter().map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&lines.join(&b", "[..])).ok()
 }
 
 /// RFC 9110 §10.1.4. A weight, or a transfer coding beside it, is not for the next hop.
@@ -564,6 +573,19 @@ mod tests {
         assert_eq!(found.unwrap().upgrade, None);
         let (found, _) = pass(Settings::default(), &websocket.replace("1.1", "1.0"));
         assert_eq!(found.unwrap().upgrade, None);
+        let several = format!("{websocket}, a\nupgrade: b");
+        let (found, headers) = pass(Settings::default(), &several);
+        assert_eq!(found.unwrap().upgrade.unwrap(), "websocket, a, b");
+        assert!(!headers.contains_key("upgrade"));
+    }
+
+    /// Where the next hop would read them, they switch its end of the connection to HTTP/2.
+    #[test]
+    fn the_settings_of_an_h2c_upgrade_stay_behind_whether_named_or_not() {
+        let h2c = "GET / 1.1\nhost: a\nhttp2-settings: AAMAAABk\nHTTP2_Settings: AAMAAABk";
+        for more in ["", "\nconnection: Upgrade, HTTP2-Settings\nupgrade: h2c"] {
+            fields_left(Settings::default(), &format!("{h2c}{more}"), &["host"]);
+        }
     }
 
     #[test]

@@ -676,6 +676,8 @@ fn an_upgraded_connection_carries_any_bytes() {
         stream.write_all(head.as_bytes()).await.expect("written");
         let said = read_until(&mut stream, "\r\n\r\n").await;
         assert!(said.starts_with("HTTP/1.1 101 "), "{said}");
+        assert_eq!(said.matches("\r\nconnection: upgrade\r\n").count(), 1, "{said}");
+        assert_eq!(said.matches("\r\nupgrade: shout\r\n").count(), 1, "{said}");
         // Bare LF and all; and the tunnel outlives the timeouts of HTTP.
         stream.write_all(b"a\n").await.expect("written");
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -1,4 +1,4 @@
-//! Requests that go upstream for themselves alone: unsafe methods, bypasses, HEAD, changes of
+//! Requests that go upstream for themselves alone: unsafe methods, bypasses, HEAD, switches of
 //! protocol, and GETs that would only wait for each other. What comes back may still be
 //! storable, freshen what is stored, or make it invalid.
 
@@ -9,10 +9,10 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use tokio::task::spawn_local;
 
-use super::Visit;
 use super::exchange::{Job, Settled, facts, facts_tried};
 use super::failures;
 use super::lookup::Found;
+use super::{Switch, Visit};
 use crate::body::Body;
 use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fetch::collapse::Outcome;
@@ -23,7 +23,6 @@ use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::route::Action;
 use crate::store::Head;
-use crate::upgrade::OnUpgrade;
 
 /// A request on its way upstream and back.
 pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + 'a>>;
@@ -41,22 +40,21 @@ impl Visit {
         // What is stored is not validated by this, and stands in by what is found here.
         let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
         let sequence = self.worker.store.sequence();
+        let switch = self.switch.take();
         let intent = Intent {
             hash: found.key.hash.0 as u64,
-            upgrade: self.asked.upgrade.clone(),
+            upgrade: switch.as_ref().map(|switch| switch.protocols.clone()),
             takes_trailers: self.asked.takes_trailers,
             is_call: self.is_call(),
             interims: self.interims.clone(),
         };
-        let client_side =
-            intent.upgrade.as_ref().and_then(|_| self.extensions.remove::<OnUpgrade>());
         // The answer to a GET may depend on its content, which no key has: a stranger's content
         // would be in what everyone gets.
         let is_unkeyed = self.context.asked.method == Method::GET && !self.body.is_end_stream();
         let body = std::mem::take(&mut self.body);
         let request = || self.upstream_request(None);
         let passed = match self.worker.upstreams.send(&job.pool, request, body, &intent).await {
-            Ok(upstream) => self.passed(&job, &found, sequence, client_side, upstream)?,
+            Ok(upstream) => self.passed(&job, &found, sequence, switch, upstream)?,
             Err(unanswered) => return self.failed(&job, &found, &unanswered),
         };
         match passed {
@@ -99,13 +97,14 @@ impl Visit {
         })
     }
 
-    /// What becomes of the response. One to a gRPC call is for its client alone.
+    /// What becomes of the response. One to a request that asked for another protocol, or to a
+    /// gRPC call, is for its client alone: no key has what it answers.
     fn passed(
         &mut self,
         job: &Job,
         found: &Found,
         sequence: PurgeSequence,
-        client_side: Option<OnUpgrade>,
+        switch: Option<Box<Switch>>,
         mut upstream: UpstreamResponse,
     ) -> Result<Passed, Failure> {
         self.note(&upstream, &job.pool);
@@ -115,16 +114,15 @@ impl Visit {
         {
             return Ok(Passed::Through(response));
         }
-        if let Some(origin_side) = upstream.upgraded.take()
-            && let Some(client_side) = client_side
-        {
-            let idle = job.pool.settings().deadlines.tunnel_idle;
-            spawn_local(tunnel(client_side, *origin_side, idle));
-            return Ok(Passed::Through(upstream.response.into()));
-        }
         let invalid = self.invalidated(job, &upstream.response);
-        if self.is_call() {
+        if switch.is_some() || self.is_call() {
             self.invalidate(invalid, None);
+            if let Some(Switch { client, .. }) = switch.map(|switch| *switch)
+                && let Some(origin) = upstream.upgraded.take()
+            {
+                let idle = job.pool.settings().deadlines.tunnel_idle;
+                spawn_local(tunnel(client, *origin, idle));
+            }
             return Ok(Passed::Through(upstream.response.into()));
         }
         if self.context.asked.method == Method::HEAD {

@@ -26,3 +26,4 @@ mod size;
 mod slow_readers;
 mod tidy;
 mod tls;
+mod upgrade;

@@ -168,11 +168,15 @@ impl<'a> ResponseHead<'a> {
         status_line(bytes, self.status);
         let outgoing = self.framing(length, asked);
         let says_length = self.says_length(outgoing, asked);
+        let says_upgrade =
+            outgoing == Outgoing::Upgrade || self.status == StatusCode::UPGRADE_REQUIRED;
+        let has_upgrade = says_upgrade && self.fields.has(Known::Upgrade);
         for line in self.fields.walk() {
             let is_sent = match line.known() {
                 Known::TransferEncoding => false,
                 Known::ContentLength => says_length,
-                Known::Connection | Known::Upgrade => outgoing == Outgoing::Upgrade,
+                Known::Connection => false,
+                Known::Upgrade => says_upgrade,
                 _ => true,
             };
             if is_sent {
@@ -190,7 +194,12 @@ impl<'a> ResponseHead<'a> {
             _ => {}
         }
         match (outgoing, keep_alive) {
-            (Outgoing::Upgrade, _) => {}
+            // Whoever sends `Upgrade` names it here (RFC 9110 §7.8).
+            (Outgoing::Upgrade, _) => field(bytes, b"connection", b"upgrade"),
+            (Outgoing::Close, _) | (_, false) if has_upgrade => {
+                field(bytes, b"connection", b"close, upgrade");
+            }
+            _ if has_upgrade => field(bytes, b"connection", b"upgrade"),
             (Outgoing::Close, _) | (_, false) => bytes.extend_from_slice(b"connection: close\r\n"),
             _ if asked.version == Version::HTTP_10 => {
                 bytes.extend_from_slice(b"connection: keep-alive\r\n");
