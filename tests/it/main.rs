@@ -3,6 +3,7 @@
 mod admin;
 mod bus;
 mod caching;
+mod clients;
 mod conformance;
 mod content;
 mod crash;
