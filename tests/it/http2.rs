@@ -579,7 +579,8 @@ fn a_flood_of_frames_that_bring_nothing_is_ended() {
     for flood in &floods {
         let mut client = Http2::connect(edge.http, &[]);
         let flood = flood.repeat(1_000);
-        // Nothing is read here: answers to it, if it has any, fill the sockets.
+        // A client that does not read is held up by its own full socket instead.
+        client.forget_answers();
         while client.send(&flood) {}
         assert_eq!(edge.get("/").status, 200, "others are served");
     }

@@ -72,6 +72,15 @@ pub struct Http2 {
 }
 
 impl Http2 {
+    /// Reads and forgets all that comes, on a thread of its own, until the connection ends.
+    pub fn forget_answers(&self) {
+        let mut stream = self.stream.try_clone().expect("a second handle");
+        std::thread::spawn(move || {
+            let mut bytes = [0; 16 << 10];
+            while matches!(stream.read(&mut bytes), Ok(read) if read > 0) {}
+        });
+    }
+
     /// Connects and sends the preface with these settings.
     pub fn connect(address: SocketAddr, settings: &[u8]) -> Self {
         let mut this = Self::silent(address);
