@@ -3,7 +3,7 @@
 //! It does what a browser's connection pool does and no more: a request on a kept connection
 //! that turns out to be closed before any byte of an answer goes once more on a new one.
 
-use crate::object::Object;
+use crate::plan::object::Object;
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};

@@ -3,7 +3,7 @@
 //! The journal knows upstream requests because the origins write them down themselves, and
 //! purges because the load generator issued them. Nothing here is taken from a node's word.
 
-use crate::object::{Class, ObjectId};
+use crate::plan::object::{Class, ObjectId};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -79,7 +79,7 @@ pub enum Scope {
 
 impl Scope {
     /// Whether it covers this object.
-    pub fn covers(&self, object: &crate::object::Object) -> bool {
+    pub fn covers(&self, object: &crate::plan::object::Object) -> bool {
         match self {
             Scope::Object(id) => *id == object.id,
             Scope::Group(group) => *group == object.group,
@@ -285,7 +285,8 @@ mod tests {
 
     #[test]
     fn scopes_cover_what_they_name() {
-        let catalog = crate::object::Catalog::new(1, 100, &crate::object::Mix::default());
+        let catalog =
+            crate::plan::object::Catalog::new(1, 100, &crate::plan::object::Mix::default());
         let object = catalog.get(42);
         assert!(Scope::Object(42).covers(object) && !Scope::Object(41).covers(object));
         assert!(Scope::Group(2).covers(object) && !Scope::Group(1).covers(object));

@@ -6,36 +6,20 @@
 //!
 //! Nothing here uses the edge's own code: what is checked must not check itself.
 
-// What there is: content, distance, chance, and the notebook of what happened.
+// What is to happen, made from a scenario and a seed; the facts of what did.
 pub mod journal;
-pub mod object;
-pub mod place;
-pub mod seed;
-
-// What stands around the nodes, and the nodes.
-pub mod certificates;
-pub mod client;
-pub mod disk;
-pub mod edge_config;
-pub mod fleet;
-pub mod node;
-pub mod origin;
-pub mod process;
-pub mod redis;
-pub mod wan;
-
-// What is done to them.
-pub mod faults;
 pub mod plan;
+
+// The processes and links of a run, and what is done to them.
+pub mod client;
+pub mod faults;
+pub mod fleet;
 pub mod run;
-pub mod scenario;
+pub mod up;
 
 // What must always hold, and what is said about it.
 pub mod check;
-pub mod progress;
-pub mod record;
 pub mod report;
-pub mod up;
 
 // Beside the fleet: eviction and admission on traces.
 pub mod replay;

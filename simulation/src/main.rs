@@ -3,14 +3,15 @@
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use simulation::fleet::Fleet;
-use simulation::place::REGIONS;
-use simulation::progress::Progress;
+use simulation::fleet::node;
+use simulation::plan::place::REGIONS;
+use simulation::plan::scenario::{BUILT_IN, Scenario};
 use simulation::replay::{
     self, Format, Made, PolicyName, Trace, make, read_size, write_oracle_general,
 };
+use simulation::report::progress::Progress;
 use simulation::run::{Order, run};
-use simulation::scenario::{BUILT_IN, Scenario};
-use simulation::{faults, node, report, up};
+use simulation::{faults, report, up};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,11 +1,11 @@
 //! `up`: a fleet that stays, and a page of hints on what to do with it.
 
 use crate::fleet::Fleet;
-use crate::object::Class;
-use crate::place::{COUNTRIES, REGIONS, address_of};
+use crate::plan::object::Class;
+use crate::plan::place::{COUNTRIES, REGIONS, address_of};
+use crate::plan::scenario::Scenario;
 use crate::plan::{Plan, Step};
 use crate::run::ask;
-use crate::scenario::Scenario;
 use std::fmt::Write as _;
 use tokio::sync::Semaphore;
 use tokio::time::sleep_until;

@@ -2,10 +2,10 @@
 //! keeps every promise, or breaks one on demand. The checker of that promise must say so and
 //! name the request; the others must stay silent.
 
-use simulation::progress::Progress;
-use simulation::record::Record;
+use simulation::plan::scenario::Scenario;
+use simulation::report::progress::Progress;
+use simulation::report::record::Record;
 use simulation::run::{Order, run};
-use simulation::scenario::Scenario;
 
 const SCENARIO: &str = "
 about = 'the lab under test'

@@ -6,11 +6,11 @@
 //! SKERRY_BINARY=target/planted/debug/skerry cargo test -p simulation --test planted -- --ignored
 //! ```
 
-use simulation::node::find_binary;
-use simulation::progress::Progress;
-use simulation::record::Record;
+use simulation::fleet::node::find_binary;
+use simulation::plan::scenario::Scenario;
+use simulation::report::progress::Progress;
+use simulation::report::record::Record;
 use simulation::run::{Order, run};
-use simulation::scenario::Scenario;
 
 const SCENARIO: &str = "
 about = 'bugs planted in the edge'

@@ -1,9 +1,9 @@
 //! Invariant 2: the bytes of a body are those that one upstream response had.
 
 use super::{Answer, Checker, Findings, Seen, World};
+use crate::fleet::origin::entity_tag;
 use crate::journal::Fetch;
-use crate::object::Identity;
-use crate::origin::entity_tag;
+use crate::plan::object::Identity;
 
 /// See the module's text.
 #[derive(Default)]
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::check::tests::{Lab, answer, verdict};
     use crate::journal::SECOND;
-    use crate::object::{BodyFault, Class};
+    use crate::plan::object::{BodyFault, Class};
 
     fn check(change: impl FnOnce(&mut Seen), expected: &str) {
         let mut lab = Lab::new();

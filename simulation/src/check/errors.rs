@@ -8,7 +8,7 @@
 use super::{Answer, Checker, Findings, Seen, WAY_TO_ORIGIN, World};
 use crate::client::BODY_BROKE_OFF;
 use crate::journal::{Fetch, LAB_PAUSED, LifeEvent, Micros, Purge, SECOND};
-use crate::object::Class;
+use crate::plan::object::Class;
 use serde::Deserialize;
 
 /// Errors that a scenario allows while one of its faults is in force.
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::check::tests::{Lab, answer, verdict};
     use crate::journal::{Fault, Scope};
-    use crate::object::Class;
+    use crate::plan::object::Class;
 
     fn check(change: impl FnOnce(&mut Lab, &mut Seen), expected: Option<&str>) {
         check_with(false, change, expected);

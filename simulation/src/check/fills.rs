@@ -6,7 +6,7 @@
 
 use super::{Checker, Findings, World};
 use crate::journal::{Fetch, Micros, NodeId, SECOND, Scope};
-use crate::object::ObjectId;
+use crate::plan::object::ObjectId;
 use std::collections::HashMap;
 
 /// See the module's text.
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::check::tests::Lab;
     use crate::journal::{LifeEvent, Purge};
-    use crate::object::Class;
+    use crate::plan::object::Class;
 
     fn check(class: Class, second_at: Micros, change: impl FnOnce(&mut Lab), broken: u64) {
         let mut lab = Lab::new();

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
     use crate::check::tests::{Lab, verdict};
     use crate::journal::Fault;
-    use crate::object::Class;
+    use crate::plan::object::Class;
 
     fn check(after_s: u64, fault: bool, expected: Option<&str>) {
         let mut lab = Lab::new();

@@ -2,7 +2,7 @@
 
 use super::{Checker, Findings, Seen, World};
 use crate::journal::SECOND;
-use crate::object::Class;
+use crate::plan::object::Class;
 
 /// See the module's text.
 #[derive(Default)]

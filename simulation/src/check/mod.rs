@@ -19,8 +19,8 @@ pub use errors::Excuse;
 pub use resources::{Limits, Sample};
 
 use crate::journal::{Facts, Fault, Fetch, Micros, NodeId, SECOND};
-use crate::object::{BodyFault, Catalog, Identity, Object, ObjectId};
-use crate::place::Country;
+use crate::plan::object::{BodyFault, Catalog, Identity, Object, ObjectId};
+use crate::plan::place::Country;
 use serde::Serialize;
 
 /// One answer, or the lack of one, as a client saw it.
@@ -282,8 +282,8 @@ pub fn all(excuses: Vec<Excuse>, limits: Limits) -> Vec<Box<dyn Checker>> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::object::{Class, Mix};
-    use crate::place::COUNTRIES;
+    use crate::plan::object::{Class, Mix};
+    use crate::plan::place::COUNTRIES;
 
     /// A small world to make observations in.
     pub(crate) struct Lab {
@@ -358,7 +358,7 @@ pub(crate) mod tests {
                     fetch: Some(fetch.serial),
                     version: Some(fetch.version),
                     origin: Some("origin-frankfurt".into()),
-                    etag: Some(crate::origin::entity_tag(&body)),
+                    etag: Some(crate::fleet::origin::entity_tag(&body)),
                     age: Some(age),
                     cache_status: Some(cache_status.to_owned()),
                     content_range: None,

@@ -1,7 +1,7 @@
 //! Invariant 3: a response for one client is never given to another.
 
 use super::{Checker, Findings, Seen, World};
-use crate::object::Class;
+use crate::plan::object::Class;
 
 /// See the module's text.
 #[derive(Default)]

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::check::tests::{Lab, verdict};
     use crate::journal::{SECOND, Scope};
-    use crate::object::Class;
+    use crate::plan::object::Class;
 
     fn purge(issued: u64, acknowledged: u64, soft: bool) -> Purge {
         Purge {

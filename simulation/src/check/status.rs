@@ -2,7 +2,7 @@
 
 use super::{Answer, CacheStatus, Checker, Findings, Seen, World};
 use crate::journal::{Fetch, Micros, NodeId, SECOND};
-use crate::object::ObjectId;
+use crate::plan::object::ObjectId;
 use std::collections::HashMap;
 
 /// See the module's text.
@@ -153,7 +153,7 @@ const TTL_SLACK_S: i64 = 3;
 mod tests {
     use super::*;
     use crate::check::tests::{Lab, answer, verdict};
-    use crate::object::Class;
+    use crate::plan::object::Class;
 
     fn check(sent: Micros, status: &str, age: Option<u64>, expected: Option<&str>) {
         let mut lab = Lab::new();

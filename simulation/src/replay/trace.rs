@@ -1,6 +1,6 @@
 //! Traces: readers for three formats, and a maker of synthetic ones.
 
-use crate::seed::{Random, Zipf};
+use crate::plan::seed::{Random, Zipf};
 use anyhow::{Context as _, bail};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -6,8 +6,8 @@
 //! refusing link resets every connection at once. A new connection waits one round trip
 //! before its first byte passes, which is what its handshake would have cost.
 
-use crate::journal::NodeId;
-use crate::seed::Random;
+use crate::plan::names::End;
+use crate::plan::seed::Random;
 use anyhow::Context as _;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -18,17 +18,6 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
-
-/// One end of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// A node.
-    Node(NodeId),
-    /// An origin.
-    Origin(usize),
-    /// The Redis server.
-    Redis,
-}
 
 /// What a link is like at the moment.
 #[derive(Clone, Debug, PartialEq)]

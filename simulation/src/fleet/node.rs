@@ -1,10 +1,10 @@
 //! A real `skerry` process: its files, its ports, its admin API.
 
 use crate::client::{Ask, Client};
+pub use crate::fleet::process::Ended;
+use crate::fleet::process::Process;
 use crate::journal::Scope;
-use crate::object::Catalog;
-pub use crate::process::Ended;
-use crate::process::Process;
+use crate::plan::object::Catalog;
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::Method;
@@ -88,7 +88,7 @@ pub fn find_binary() -> anyhow::Result<PathBuf> {
 /// Starts a node's process. It is ready when [`Admin::wait_until_ready`] says so.
 pub fn start(binary: &Path, spec: &NodeSpec) -> anyhow::Result<Process> {
     let mut command = if spec.has_small_disk {
-        let mut command = crate::disk::with_small_disk();
+        let mut command = crate::fleet::disk::with_small_disk();
         command.arg(spec.data());
         command
     } else {

@@ -10,7 +10,7 @@
 //! So any mix of versions, shift, truncation or mix-up between clients shows in the bytes
 //! alone, whatever the headers claim.
 
-use crate::seed::Random;
+use crate::plan::seed::Random;
 
 /// Position in the [`Catalog`].
 pub type ObjectId = u32;

@@ -61,7 +61,7 @@ const SMALL_DISK_MIB: usize = 320;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::Process;
+    use crate::fleet::process::Process;
     use std::time::Duration;
 
     #[tokio::test]

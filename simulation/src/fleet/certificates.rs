@@ -1,7 +1,7 @@
 //! A certificate authority for one run, and certificates for its nodes.
 
-use crate::node::NodeSpec;
-use crate::object::HOSTS;
+use crate::fleet::node::NodeSpec;
+use crate::plan::object::HOSTS;
 use anyhow::Context as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;

@@ -3,8 +3,8 @@
 //! A user's own `edge.toml` may take its place: `${name}` in it is replaced by what only the
 //! lab knows (see [`EdgeConfig::replacements`]).
 
-use crate::node::NodeSpec;
-use crate::place::{COUNTRIES, REGIONS, nearest};
+use crate::fleet::node::NodeSpec;
+use crate::plan::place::{COUNTRIES, REGIONS, nearest};
 use anyhow::Context as _;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -155,7 +155,7 @@ connections_per_address_max = 10000
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::Ports;
+    use crate::fleet::node::Ports;
 
     fn config(edge_toml: Option<&str>) -> String {
         let folder = tempfile::tempdir().expect("folder");

@@ -1,12 +1,19 @@
 //! The plan of a run: every request, change, purge and fault with its time, made from the
 //! scenario and the seed before anything starts. One seed gives one plan.
 
+pub mod fault;
+pub mod names;
+pub mod object;
+pub mod place;
+pub mod scenario;
+pub mod seed;
+
 use crate::client::Protocol;
 use crate::journal::{Micros, SECOND, Scope};
-use crate::object::{Catalog, Class, HOSTS, Object, ObjectId};
-use crate::place::COUNTRIES;
-use crate::scenario::{Load, Scenario, Scopes};
-use crate::seed::{Random, Zipf};
+use crate::plan::object::{Catalog, Class, HOSTS, Object, ObjectId};
+use crate::plan::place::COUNTRIES;
+use crate::plan::scenario::{Load, Scenario, Scopes};
+use crate::plan::seed::{Random, Zipf};
 
 /// One request of a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -241,7 +248,7 @@ fn arrivals(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scenario::BUILT_IN;
+    use crate::plan::scenario::BUILT_IN;
 
     fn plan(text: &str, seed: u64) -> Plan {
         let scenario = Scenario::read(text).expect("built in");

@@ -4,7 +4,10 @@
 //! for each cell whose middle is land. Made from Natural Earth 4.1's 1:110m land polygons
 //! (public domain, by way of the npm package world-atlas 2.0.2).
 
-use crate::record::Record;
+pub mod progress;
+pub mod record;
+
+use crate::report::record::Record;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +39,7 @@ const LAND: &str = include_str!("land.js");
 mod tests {
     use super::*;
     use crate::check::Findings;
-    use crate::record::{FaultRow, NodeRow, PlaceRow, PurgeRow, Second, Totals, Verdict};
+    use crate::report::record::{FaultRow, NodeRow, PlaceRow, PurgeRow, Second, Totals, Verdict};
 
     /// A record with everything in it that the page can show, made of sines.
     pub(crate) fn sample() -> Record {
@@ -56,7 +59,7 @@ mod tests {
         };
         let node = |name: &str, region: usize, down: Vec<[f64; 2]>| NodeRow {
             place: PlaceRow::in_region(name.into(), region),
-            region: crate::place::REGIONS[region].label.into(),
+            region: crate::plan::place::REGIONS[region].label.into(),
             requests: 1800,
             hits: 1300,
             memory_mib: 96,
@@ -110,9 +113,9 @@ mod tests {
         }
     }
 
-    fn clients() -> Vec<crate::record::ClientRow> {
-        let mut rows = crate::record::client_rows(&[]);
-        let weights = crate::place::COUNTRIES.map(|country| u64::from(country.weight) * 54);
+    fn clients() -> Vec<crate::report::record::ClientRow> {
+        let mut rows = crate::report::record::client_rows(&[]);
+        let weights = crate::plan::place::COUNTRIES.map(|country| u64::from(country.weight) * 54);
         rows.iter_mut().zip(weights).for_each(|(row, requests)| row.requests = requests);
         rows
     }
@@ -145,7 +148,8 @@ mod tests {
     #[test]
     fn a_browser_draws_the_page_without_an_error() {
         let browsers = ["chromium", "chromium-browser", "google-chrome"];
-        let Some(browser) = browsers.iter().find_map(|name| crate::redis::on_path(name)) else {
+        let Some(browser) = browsers.iter().find_map(|name| crate::fleet::redis::on_path(name))
+        else {
             eprintln!("skipped: no chromium on the PATH");
             return;
         };

@@ -6,7 +6,7 @@
 //! client gets can be led back to the upstream request it came from.
 
 use crate::journal::{Fetch, Journal, NodeId};
-use crate::object::{Catalog, Class, Identity, Object};
+use crate::plan::object::{Catalog, Class, Identity, Object};
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -408,7 +408,7 @@ impl Body for Answer {
 mod tests {
     use super::*;
     use crate::client::{Ask, Client};
-    use crate::object::{Mix, identify};
+    use crate::plan::object::{Mix, identify};
 
     async fn started() -> (Arc<Content>, Journal, Origin, u16) {
         let journal = Journal::new();

@@ -3,7 +3,7 @@
 
 use crate::check::{Checker, Findings, Sample, Seen};
 use crate::journal::{Facts, Micros, NodeId, SECOND};
-use crate::place::REGIONS;
+use crate::plan::place::REGIONS;
 use serde::Serialize;
 
 /// A whole run.
@@ -359,7 +359,7 @@ fn down_times(node: NodeId, facts: &Facts, end: Micros) -> Vec<[f64; 2]> {
 
 /// Requests of each country.
 pub fn client_rows(briefs: &[Brief]) -> Vec<ClientRow> {
-    let row = |(number, country): (usize, &crate::place::Country)| ClientRow {
+    let row = |(number, country): (usize, &crate::plan::place::Country)| ClientRow {
         place: PlaceRow {
             name: format!("{} ({})", country.city, country.code),
             latitude: country.latitude,
@@ -367,7 +367,7 @@ pub fn client_rows(briefs: &[Brief]) -> Vec<ClientRow> {
         },
         requests: briefs.iter().filter(|brief| brief.country == number).count() as u64,
     };
-    crate::place::COUNTRIES.iter().enumerate().map(row).collect()
+    crate::plan::place::COUNTRIES.iter().enumerate().map(row).collect()
 }
 
 /// Faults, purges.

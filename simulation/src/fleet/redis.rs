@@ -1,6 +1,6 @@
 //! A real redis-server, which may be killed, paused, and lose its data.
 
-use crate::process::{Process, free_port};
+use crate::fleet::process::{Process, free_port};
 use anyhow::{Context as _, bail};
 use std::path::PathBuf;
 use std::time::Duration;

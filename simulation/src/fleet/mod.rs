@@ -1,19 +1,29 @@
 //! The fleet: origins, WAN, Redis and nodes of one run, built once and wired.
 
-use crate::certificates::Authority;
+pub mod certificates;
+pub mod conditions;
+pub mod disk;
+pub mod edge_config;
+pub mod node;
+pub mod origin;
+pub mod process;
+pub mod redis;
+pub mod wan;
+
 use crate::client::Client;
-use crate::disk;
-use crate::edge_config::{EdgeConfig, Upstream};
-use crate::faults::{Names, origin_name};
+use crate::fleet::certificates::Authority;
+use crate::fleet::edge_config::{EdgeConfig, Upstream};
+use crate::fleet::node::{Admin, NodeSpec, Ports};
+use crate::fleet::origin::{Content, Origin};
+use crate::fleet::process::{Process, free_port, work_folder};
+use crate::fleet::redis::Redis;
+use crate::fleet::wan::{Conditions, Link};
 use crate::journal::{Journal, NodeId};
-use crate::node::{self, Admin, NodeSpec, Ports};
-use crate::object::Catalog;
-use crate::origin::{Content, Origin};
-use crate::place::{COUNTRIES, nearest, region_named, round_trip};
-use crate::process::{Process, free_port, work_folder};
-use crate::redis::Redis;
-use crate::scenario::{Break, Scenario};
-use crate::wan::{Conditions, End, Link};
+use crate::plan::fault::Break;
+use crate::plan::names::{End, Names, origin_name};
+use crate::plan::object::Catalog;
+use crate::plan::place::{COUNTRIES, nearest, region_named, round_trip};
+use crate::plan::scenario::Scenario;
 use anyhow::{Context as _, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -292,7 +302,7 @@ impl Fleet {
         self.redis.is_some()
     }
 
-    /// A fault of the scenario begins or ends: the weather on the links is made anew.
+    /// A fault of the scenario begins or ends: the conditions of the links are made anew.
     pub fn set_in_force(&self, faults: &[Break], fault: usize, on: bool) {
         let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         if on {
@@ -302,7 +312,7 @@ impl Fleet {
         };
         for link in &self.links {
             let active = in_force.iter().map(|at| &faults[*at]);
-            let conditions = self.names.weather(link, active);
+            let conditions = conditions::under_faults(&self.names, link, active);
             link.change(|now| *now = conditions);
         }
     }
