@@ -6,7 +6,7 @@
 // The path, from the socket inwards.
 pub mod cache; // the rules of RFC 9111, pure
 pub mod context; // the facts of one request
-pub mod fetch; // upstream bytes: collapse, fill, pool, deadlines
+pub mod fill; // one upstream response on its way into the store, with any number of readers
 pub mod guard; // may this request come in at all
 pub mod listen; // bytes → requests: accept, TLS, HTTP/1.1 and HTTP/2, connection limits
 pub mod respond; // the last room before the wire, and the access log
@@ -14,6 +14,7 @@ pub mod route; // which site, which rule
 pub mod serve; // THE request path, one line a stage
 pub mod store; // memory and disk as one cache, and the purge table
 pub mod transform; // content coding
+pub mod upstream; // who answers a miss: pools, connections, one exchange
 
 // Beside the path.
 pub mod cli; // the commands that talk to a running node

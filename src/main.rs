@@ -328,7 +328,7 @@ fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
         "{}: fine: {}, {}",
         file.display(),
         cli::count(config.routes.sites.len(), "site"),
-        cli::count(config.fetch.pools.len(), "pool")
+        cli::count(config.upstream.pools.len(), "pool")
     );
     for warning in &config.warnings {
         println!("warning: {warning}");

@@ -34,8 +34,7 @@ use crate::control::purge::Names;
 use crate::control::purges::Rate;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
-use crate::fetch::collapse::Fills;
-use crate::fetch::{Pools, Resolver, Upstreams};
+use crate::fill::collapse::Fills;
 use crate::guard::{Gate, rate};
 use crate::listen::{self, Door, Drain, DrainSwitch, TlsState, Unread, WorkerSockets};
 use crate::metrics::Metrics;
@@ -47,6 +46,7 @@ use crate::serve::{
     self, Errand, Explainer, Plan, Popular, PurgeByMethod, Worker, WorkerParts, run_errands,
 };
 use crate::store::{self, Store};
+use crate::upstream::{Pools, Resolver, Upstreams};
 
 /// A running node. Dropped, it is cut off; [`Node::drain`] and [`Node::wait`] end it well.
 pub struct Node {
@@ -265,7 +265,7 @@ impl Shared {
         let config = self.config().clone();
         let background_recorder = metrics.background();
         let resolver =
-            Resolver::new(config.fetch.dns, background.clone(), background_recorder.clone());
+            Resolver::new(config.upstream.dns, background.clone(), background_recorder.clone());
         let slice_bytes = config.store.slice_bytes as u64;
         let fills = Fills::new(config.fills, slice_bytes, self.clock.clone(), background_recorder);
         let listing = Arc::<tokio::sync::Mutex<()>>::default();
@@ -554,7 +554,7 @@ async fn take_purges(api: Arc<Admin>, mut purges: mpsc::Receiver<PurgeByMethod>)
 }
 
 fn plan(config: &Config, before: &Pools, rates: &Arc<rate::Table>) -> Result<Plan, Vec<String>> {
-    let pools = Pools::build(&config.fetch.pools, before)
+    let pools = Pools::build(&config.upstream.pools, before)
         .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     let routes =
         Routes::new(&config.routes, &pools).map_err(|unknown| vec![unknown.to_string()])?;

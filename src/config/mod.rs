@@ -24,7 +24,7 @@ pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
 
 use crate::listen::Listener;
-use crate::{control, fetch, guard, listen, respond, route, store};
+use crate::{control, fill, guard, listen, respond, route, store, upstream};
 use reader::{Purpose, Reader, Section, Setting};
 
 /// All that a node is told.
@@ -49,11 +49,11 @@ pub struct Config {
     /// Places.
     pub geo: geo::Settings,
     /// Origins.
-    pub fetch: fetch::Settings,
+    pub upstream: upstream::Settings,
     /// Memory and disk.
     pub store: store::Settings,
     /// Fills.
-    pub fills: fetch::fill::Settings,
+    pub fills: fill::Settings,
     /// Sites and rules.
     pub routes: route::Settings,
     /// What the operator should know of it, though a node can start with it.
@@ -120,9 +120,9 @@ impl Default for Config {
             guard: guard::Settings::default(),
             rate_clients_max: 100_000,
             geo: geo::Settings::default(),
-            fetch: fetch::Settings::default(),
+            upstream: upstream::Settings::default(),
             store: store::Settings::default(),
-            fills: fetch::fill::Settings::default(),
+            fills: fill::Settings::default(),
             routes: route::Settings::default(),
             warnings: Vec::new(),
             options: BTreeMap::new(),
@@ -223,7 +223,7 @@ impl Config {
             log_level: running.log_level.clone(),
             listen: listen::Settings { listeners: running.listen.listeners.clone(), ..self.listen },
             rate_clients_max: running.rate_clients_max,
-            fetch: fetch::Settings { dns: running.fetch.dns.clone(), ..self.fetch },
+            upstream: upstream::Settings { dns: running.upstream.dns.clone(), ..self.upstream },
             store: running.store.clone(),
             fills: running.fills.clone(),
             ..self
@@ -281,13 +281,13 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::gate(&guard, &mut config.guard);
     guard.read_within("rate_clients_max", &mut config.rate_clients_max, 1..);
     rooms::geo(&root.section("geo"), &mut config.geo);
-    rooms::dns(&root.section("dns"), &mut config.fetch.dns);
+    rooms::dns(&root.section("dns"), &mut config.upstream.dns);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);
     rooms::store(&root.section("store"), &mut config.store, data);
     rooms::fills(&root.section("fills"), &mut config.fills);
-    config.fetch.pools = rooms::pools(&root);
-    flag_origins(reader, flags, &mut config.fetch.pools);
-    let pools: Vec<Arc<str>> = config.fetch.pools.iter().map(|pool| pool.name.clone()).collect();
+    config.upstream.pools = rooms::pools(&root);
+    flag_origins(reader, flags, &mut config.upstream.pools);
+    let pools: Vec<Arc<str>> = config.upstream.pools.iter().map(|pool| pool.name.clone()).collect();
     let age_max = config.store.object_age_max;
     let (routes, silences) = sites::sites(&root, &pools, age_max);
     config.routes = routes;
@@ -299,7 +299,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
 }
 
 /// The pool of `--origin`, beside those of the file.
-fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<fetch::PoolSettings>) {
+fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::PoolSettings>) {
     let mut origins = Vec::new();
     for url in &flags.origins {
         match rooms::origin(url) {
@@ -317,15 +317,17 @@ fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<fetch::PoolS
             "--origin makes a pool {FLAG_POOL:?}, and the file has one of that name"
         ));
     }
-    let mut pool = fetch::PoolSettings::new(FLAG_POOL, origins);
+    let mut pool = upstream::PoolSettings::new(FLAG_POOL, origins);
     // Who names just a URL expects that host to be asked, not the one of this node.
-    pool.host_header = fetch::HostHeader::Origin;
+    pool.host_header = upstream::HostHeader::Origin;
     reader.record("--origin", &flags.origins);
     pools.push(pool);
 }
 
 fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
-    if !flags.origins.is_empty() && config.fetch.pools.iter().any(|pool| &*pool.name == FLAG_POOL) {
+    if !flags.origins.is_empty()
+        && config.upstream.pools.iter().any(|pool| &*pool.name == FLAG_POOL)
+    {
         config.routes.sites.retain(|site| !site.hosts.contains(&route::HostPattern::Any));
         config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));
     }

@@ -16,16 +16,16 @@ use super::values::{Size, Value, text};
 use crate::cache::settings::{Honoured, KeyPolicy, QueryPolicy, SetCookie, TargetedField};
 use crate::clock::Clock;
 use crate::control::bus::{RedisUrl, Silence};
-use crate::fetch::{
-    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol,
-};
 use crate::guard::{self, ClientField};
 use crate::listen::{
     self, CertificateFiles, Limits, Listener, TicketKeys, TlsError, TlsSettings, TlsVersion,
 };
 use crate::respond::log;
 use crate::store::{Admission, Directory, DiskReserve, SiteShare};
-use crate::{cache, control, fetch, store, transform};
+use crate::upstream::{
+    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol,
+};
+use crate::{cache, control, fill, store, transform, upstream};
 
 pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("name", &mut node.name);
@@ -388,7 +388,7 @@ impl Value for Database {
     }
 }
 
-pub(super) fn fills(section: &Section<'_>, fills: &mut fetch::fill::Settings) {
+pub(super) fn fills(section: &Section<'_>, fills: &mut fill::Settings) {
     read_size(section, "window", &mut fills.window_bytes);
     read_size(section, "windows_total", &mut fills.windows_bytes_total);
     read_size(section, "range_request_max", &mut fills.range_request_bytes_max);
@@ -494,7 +494,7 @@ fn origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
         _ => section
             .mistake("client_certificate", "\"client_certificate\" and \"client_key\" go together"),
     }
-    for (name, error) in fetch::file_mistakes(pool) {
+    for (name, error) in upstream::file_mistakes(pool) {
         section.mistake_in_file(name, error.to_string());
     }
 }

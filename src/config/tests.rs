@@ -53,7 +53,7 @@ fn a_flag_is_enough() {
         ..Flags::default()
     };
     let config = load(&flags).unwrap();
-    assert_eq!(config.fetch.pools[0].origins, [fetch::Origin::https("example.org", 443)]);
+    assert_eq!(config.upstream.pools[0].origins, [upstream::Origin::https("example.org", 443)]);
     assert_eq!(config.routes.sites[0].hosts, [route::HostPattern::Any]);
     assert_eq!(config.listen.listeners, [Listener::plain(flags.http[0])]);
     assert_eq!((config.node.workers, &*config.node.name), (3, "edge-1"));

@@ -7,8 +7,8 @@ use geo::Place;
 use http::Method;
 
 use super::{Action, HostPattern, Pass, RuleSettings, Settings, SiteSettings};
-use crate::fetch::{Pool, Pools};
 use crate::planted::{self, Bug};
+use crate::upstream::{Pool, Pools};
 
 /// What is asked, normalised.
 #[derive(Clone, Copy, Debug)]
@@ -215,7 +215,7 @@ mod tests {
 
     use super::super::{Fixed, Matches, PathPattern};
     use super::*;
-    use crate::fetch::{Origin, PoolSettings};
+    use crate::upstream::{Origin, PoolSettings};
 
     fn fixed(name: &str, matches: Matches) -> RuleSettings {
         let action = Action::Fixed(Fixed {

@@ -17,14 +17,15 @@ use crate::cache::{
     Vary, VaryList, search,
 };
 use crate::context::{RequestId, UpstreamFacts};
-use crate::fetch::collapse::{Failure as FillFailure, Lead};
-use crate::fetch::parts::{First, Parts};
-use crate::fetch::{FetchError, FillEnd, Intent, Pool, Times, Tried, Unanswered, UpstreamResponse};
+use crate::fill::FillEnd;
+use crate::fill::collapse::{Failure as FillFailure, Lead};
+use crate::fill::parts::{First, Parts};
 use crate::interim::Interims;
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
+use crate::upstream::{FetchError, Intent, Pool, Times, Tried, Unanswered, UpstreamResponse};
 
 /// All that an exchange needs to know of the request, so that it can go on without it.
 #[derive(Clone)]

@@ -2,10 +2,10 @@
 
 use http::{HeaderValue, StatusCode};
 
-use crate::fetch::FetchError;
 use crate::guard::Refusal;
 use crate::metrics::{Metric, Recorder};
 use crate::respond::Failure;
+use crate::upstream::FetchError;
 
 /// Counts it besides.
 pub(super) fn refused(refusal: Refusal, recorder: &Recorder) -> Failure {

@@ -15,13 +15,13 @@ use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
-use crate::fetch::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
-use crate::fetch::fill::Filling;
-use crate::fetch::{Pool, Unanswered};
 use crate::fields::FieldsMut;
+use crate::fill::Filling;
+use crate::fill::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::store::Head;
+use crate::upstream::{Pool, Unanswered};
 
 impl Visit {
     /// Answers by way of upstream; `found.head` is what may be validated.

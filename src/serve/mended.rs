@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::body::{Body, BodyError};
-use crate::fetch::parts::{Parts, PartsReader};
+use crate::fill::parts::{Parts, PartsReader};
 use crate::metrics::Metric;
 
 /// `range` of an object, from `B` for as long as that has it, and then by `parts`: once.

@@ -15,14 +15,14 @@ use super::lookup::Found;
 use super::{Switch, Visit};
 use crate::body::Body;
 use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
-use crate::fetch::collapse::Outcome;
-use crate::fetch::{FetchError, Intent, Pool, Times, Unanswered, UpstreamResponse, tunnel};
 use crate::fields::is_grpc;
+use crate::fill::collapse::Outcome;
 use crate::guard::Refusal;
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::route::Action;
 use crate::store::Head;
+use crate::upstream::{FetchError, Intent, Pool, Times, Unanswered, UpstreamResponse, tunnel};
 
 /// A request on its way upstream and back.
 pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + 'a>>;

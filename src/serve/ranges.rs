@@ -13,7 +13,7 @@
 //! being filled, far behind ─▶ begin, of the same object ─▶ parts
 //! ```
 //!
-//! What is planned, and which answer is good for what, is decided in [`crate::fetch::slices`].
+//! What is planned, and which answer is good for what, is decided in [`crate::fill::slices`].
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -32,17 +32,17 @@ use super::lookup::Found;
 use crate::body::Body;
 use crate::cache::range::{RangeLimits, RangeSpec, Requested, parse_specs, requested};
 use crate::cache::{self, CacheStatus, Reason, Selected, StoredResponse};
-use crate::fetch::collapse::Failure as FillFailure;
-use crate::fetch::fill::Filling;
-use crate::fetch::parts::{Ask, First, Parts, Refused};
-use crate::fetch::slices::{
+use crate::fields::Fields;
+use crate::fill::Filling;
+use crate::fill::collapse::Failure as FillFailure;
+use crate::fill::parts::{Ask, First, Parts, Refused};
+use crate::fill::slices::{
     Answer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
 };
-use crate::fetch::{Unanswered, UpstreamResponse};
-use crate::fields::Fields;
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::store::Head;
+use crate::upstream::{Unanswered, UpstreamResponse};
 
 /// What all sub-requests for parts of an object have in common.
 #[derive(Clone)]

@@ -16,14 +16,14 @@ use super::purging::PurgeByMethod;
 use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::context::RequestId;
-use crate::fetch::collapse::Fills;
-use crate::fetch::{Pools, Upstreams};
+use crate::fill::collapse::Fills;
 use crate::guard::{Gate, rate};
 use crate::metrics::Recorder;
 use crate::respond::Identity;
 use crate::respond::log::LogBuffer;
 use crate::route::Routes;
 use crate::store::{Head, Store};
+use crate::upstream::{Pools, Upstreams};
 
 /// What the configuration means for requests. Immutable; a reload puts another in its place,
 /// and each request keeps the one that it began with.

@@ -12,10 +12,10 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::dns::Resolver;
 use super::error::FetchError;
 use super::io::{Io, Place};
 use super::pool::{Pool, PoolOrigin};
+use super::resolve::Resolver;
 use super::settings::Protocol;
 use crate::metrics::{Metric, Recorder};
 

@@ -15,8 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::collapse::{Failure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
-use super::fill::{Filling, Settings};
-use super::{FetchError, FillEnd, FillReader, Filled};
+use super::{FillEnd, FillReader, Filled, Filling, Settings};
 use crate::body::{Body, BodyError};
 use crate::cache::{
     CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse,
@@ -25,6 +24,7 @@ use crate::clock::Clock;
 use crate::fields::FieldSection;
 use crate::metrics::{Metric, Metrics};
 use crate::store::{self, Head, PurgeBatch, Record, Store};
+use crate::upstream::FetchError;
 
 /// Small, so that few bytes are many slices; frames of half a slice are not merged.
 pub(super) const SLICE: u64 = 16 << 10;

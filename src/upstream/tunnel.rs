@@ -154,10 +154,10 @@ mod tests {
 
     use super::*;
     use crate::body::Body;
-    use crate::fetch::Intent;
-    use crate::fetch::scripted::{Bed, Peer, Scripted, pool, request};
-    use crate::fetch::tests::on_core;
     use crate::upgrade::handover;
+    use crate::upstream::Intent;
+    use crate::upstream::scripted::{Bed, Peer, Scripted, pool, request};
+    use crate::upstream::tests::on_core;
 
     /// A client and an origin with a tunnel between them, and how the tunnel ended.
     async fn tunnelled(

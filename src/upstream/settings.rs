@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-/// All of fetch.
+/// Everything that can be set about upstreams.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// The named pools that rules refer to.

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::fill::{End, Fill, State};
+use super::{End, Fill, State};
 use crate::body::{Body, BodyError};
 use crate::metrics::{Metric, TABLE};
 use crate::store::{ObjectWriter, WriteError};

@@ -17,9 +17,9 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
-use super::fill::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
 use super::pump::Filled;
 use super::slices::{Cut, Step, next_step};
+use super::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
 use crate::body::Body;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
@@ -347,7 +347,7 @@ pub enum Outcome {
 /// Why there is no response; shared by all who followed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// The exchange with upstream failed: a [`super::Unanswered`], or why its response is none.
+    /// The exchange with upstream failed: a [`crate::upstream::Unanswered`], or why its response is none.
     #[error("the collapsed upstream request failed")]
     Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// Upstream answered with an error in whose place a stale response may be served.

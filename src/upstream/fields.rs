@@ -342,7 +342,7 @@ mod tests {
             let of = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
             assert_eq!((of(CONTENT_LENGTH), of(TRANSFER_ENCODING)), expected, "{method}");
         };
-        let unknown = || crate::fetch::tests::channel().1;
+        let unknown = || crate::upstream::tests::channel().1;
         for method in [Method::GET, Method::HEAD, Method::DELETE, Method::POST] {
             check(method.clone(), None, unknown(), (None, Some("chunked")));
             check(method.clone(), Some("5"), unknown(), (Some("5"), None));

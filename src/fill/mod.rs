@@ -17,6 +17,13 @@
 //! A `Lead` or a pump that is dropped takes the arrow to `Failed` or `Broken`: nobody waits
 //! for a task that is gone.
 
+pub mod collapse;
+pub mod parts; // a range of what is stored in part
+mod pump; // moves an upstream body into its fill
+mod reader; // one client's reading of a fill
+pub mod slices; // ranges of what is not stored, pure
+mod window; // the bytes of a fill that are in memory
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,14 +32,17 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::sync::Notify;
 
-use super::collapse::{Failure, Outcome};
-use super::pump::{Filled, Pump};
-use super::reader::{FillReader, Readers};
-use super::window::Window;
+use self::collapse::{Failure, Outcome};
+use self::pump::Pump;
+use self::reader::Readers;
+use self::window::Window;
 use crate::body::{Body, BodyError};
 use crate::cache::{PurgeSequence, StoredResponse};
 use crate::metrics::{Metric, Recorder};
 use crate::store::{Head, ObjectId, Store};
+
+pub use self::pump::{FillEnd, Filled};
+pub use self::reader::FillReader;
 
 /// Limits of fills.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +90,7 @@ impl Default for Settings {
 
 /// What all fills of a node share.
 #[derive(Debug)]
-pub(super) struct Shared {
+struct Shared {
     pub settings: Settings,
     /// The store's.
     pub slice_bytes: u64,
@@ -116,7 +126,7 @@ impl Shared {
 
 /// One exchange with upstream that others may join.
 #[derive(Debug)]
-pub(super) struct Fill {
+struct Fill {
     pub shared: Arc<Shared>,
     /// The purge-log position read before the upstream request was sent.
     pub sequence: PurgeSequence,
@@ -130,7 +140,7 @@ pub(super) struct Fill {
 /// What is changed under the fill's lock, which is held for no longer than it takes to move a
 /// few pointers.
 #[derive(Debug)]
-pub(super) struct State {
+struct State {
     outcome: Option<Decided>,
     /// How many wait for the outcome, or have it and do not read yet.
     pub expected: usize,
@@ -155,7 +165,7 @@ enum Decided {
 
 /// How a body ended.
 #[derive(Clone, Debug)]
-pub(super) enum End {
+enum End {
     Whole { trailers: Option<Arc<HeaderMap>> },
     Broken(Arc<BodyError>),
 }
@@ -338,7 +348,7 @@ impl Drop for Fill {
 
 /// Why a newcomer cannot follow a fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NotJoinable {
+enum NotJoinable {
     /// It has nothing to give: it was released, has failed, or broke off.
     Over,
     /// It has all the followers it may have.
@@ -347,7 +357,7 @@ pub(super) enum NotJoinable {
 
 /// Counts as one who will read, until it ends.
 #[derive(Debug)]
-pub(super) struct Interest {
+struct Interest {
     fill: Arc<Fill>,
     counts: AtomicBool,
 }
@@ -425,3 +435,6 @@ impl Filling {
         reader
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 
 use super::balance::{self, Choice};
 use super::deadline::{NEVER, Timers, monotonic_ms};
-use super::dns::Resolver;
 use super::error::error_label;
 use super::exchange::{Http1, Limits};
 use super::http2::{Http2, Share};
 use super::pool::Pool;
+use super::resolve::Resolver;
 use super::settings::{PoolSettings, Protocol, Retry, Scheme};
 use super::upstreams::Intent;
 use crate::clock::Clock;

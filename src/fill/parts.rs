@@ -31,12 +31,12 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
 use super::collapse::{Failure, Fills, Join, Lead, Outcome};
-use super::error::Unanswered;
 use super::slices::{Answer, Cut, Step, Validator, judge, next_step};
 use crate::body::{Body, BodyError};
 use crate::cache::KeyHash;
 use crate::metrics::Metric;
 use crate::store::{Head, Store};
+use crate::upstream::Unanswered;
 
 /// Sends a sub-request for these bytes, bound to the object's validator with
 /// [`ask_for`](super::slices::ask_for).
@@ -563,8 +563,8 @@ mod tests {
 
     use super::*;
     use crate::cache::StoredResponse;
-    use crate::fetch::fill::Settings;
-    use crate::fetch::fill_tests::{
+    use crate::fill::Settings;
+    use crate::fill::tests::{
         Node, Random, SLICE, all, assert_bytes, bytes_of, on_a_worker, response, seed,
     };
 

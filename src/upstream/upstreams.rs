@@ -20,7 +20,6 @@ use hyper_util::rt::TokioIo;
 use super::connect::{Connected, connect};
 use super::core::{Active, Core, OriginState, PoolState};
 use super::deadline::{Deadline, Timers, monotonic_ms};
-use super::dns::Resolver;
 use super::error::{FetchError, LinkError, Tried, Unanswered};
 use super::exchange::{
     AtOnce, ContentProgress, Http1, Incoming, Limits, Link, NoContent, NoHead, NoHeadReason,
@@ -29,6 +28,7 @@ use super::exchange::{
 use super::fields::{self, Misframed, Upgrade};
 use super::http2::{Http2, Share};
 use super::pool::{Pool, PoolOrigin};
+use super::resolve::Resolver;
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::fill::{End, Fill, State};
+use super::{End, Fill, State};
 use crate::body::BodyError;
 use crate::metrics::Metric;
 use crate::store::{ObjectId, Store};
