@@ -1,13 +1,13 @@
 //! Which of a pool's origins is next. Pure: what is up, tried and busy comes in.
 
-use super::settings::{Balance, Origin};
+use super::settings::{Balance, Origin, PoolSettings};
 
 /// What the choice is made from.
 pub(super) struct Choice<'a> {
     pub(super) balance: Balance,
     pub(super) origins: usize,
     /// [`turns`] of the pool.
-    pub(super) turns: &'a [u8],
+    pub(super) turns: &'a [u16],
     /// Counts up by one a request on this core.
     pub(super) turn: usize,
     /// The request's hash, for [`Balance::Hash`].
@@ -15,11 +15,12 @@ pub(super) struct Choice<'a> {
 }
 
 /// The first origin in the balance's order of preference that `admits` lets through.
-/// `weight` and `active` are asked by number.
+/// `weight`, `active` (exchanges in flight) and `identity` (a hash) are asked by position.
 pub(super) fn choose(
     choice: &Choice<'_>,
     weight: impl Fn(usize) -> u16,
     active: impl Fn(usize) -> usize,
+    identity: impl Fn(usize) -> u64,
     mut admits: impl FnMut(usize) -> bool,
 ) -> Option<usize> {
     if choice.origins == 1 {
@@ -35,26 +36,31 @@ pub(super) fn choose(
         }
         Balance::Hash => {
             let scores: Vec<f64> = (0..choice.origins)
-                .map(|origin| score(choice.hash, origin, weight(origin)))
+                .map(|origin| score(choice.hash, identity(origin), weight(origin)))
                 .collect();
             by_preference((0..choice.origins).collect(), |a, b| scores[*a] > scores[*b], admits)
         }
     }
 }
 
-/// All origins once, beginning with whose turn it is.
+/// All origins once, beginning with the one whose turn it is.
 fn in_turn<'a>(choice: &'a Choice<'_>) -> impl Iterator<Item = usize> + 'a {
     let turns = choice.turns;
-    let mut seen = 0_u64;
     let from = choice.turn % turns.len();
-    let scheduled = turns[from..].iter().chain(&turns[..from]).map(|turn| usize::from(*turn));
+    let first = usize::from(turns[from]);
+    let scheduled = turns[from + 1..].iter().chain(&turns[..from]).map(|turn| usize::from(*turn));
     // Those of weight 0 have no turn: they come last.
-    scheduled.chain(0..choice.origins).filter(move |origin| {
-        let bit = 1 << origin;
-        let first = seen & bit == 0;
-        seen |= bit;
-        first
-    })
+    let mut others = scheduled.chain(0..choice.origins);
+    let mut seen = Vec::new();
+    let others = std::iter::from_fn(move || {
+        // Only when the first one is not admitted: most requests allocate nothing here.
+        if seen.is_empty() {
+            seen = vec![false; choice.origins];
+            seen[first] = true;
+        }
+        others.find(|origin| !std::mem::replace(&mut seen[*origin], true))
+    });
+    std::iter::once(first).chain(others)
 }
 
 /// The best first; the next best only if that is not admitted. `admits` may claim a trial,
@@ -82,8 +88,8 @@ fn by_preference(
 
 /// Weighted rendezvous (highest random weight): -w / ln(u), u uniform in (0, 1) from the
 /// hash of request and origin.
-fn score(hash: u64, origin: usize, weight: u16) -> f64 {
-    let mixed = mix(hash ^ mix(origin as u64 + 1));
+fn score(hash: u64, identity: u64, weight: u16) -> f64 {
+    let mixed = mix(hash ^ mix(identity));
     let uniform = ((mixed >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
     -f64::from(weight) / uniform.ln()
 }
@@ -98,10 +104,10 @@ fn mix(value: u64) -> u64 {
 
 /// The order of turns: each origin as often as its weight says, spread evenly (the smooth
 /// weighted round robin of nginx), scaled down to at most [`TURNS_MAX`]. Never empty.
-pub(super) fn turns(origins: &[Origin]) -> Box<[u8]> {
+pub(super) fn turns(origins: &[Origin]) -> Box<[u16]> {
     let total: usize = origins.iter().map(|origin| usize::from(origin.weight)).sum();
     if total == 0 {
-        return (0..origins.len()).map(|at| at as u8).collect();
+        return (0..origins.len()).map(|at| at as u16).collect();
     }
     let shortest = origins.iter().map(|origin| origin.weight).filter(|weight| *weight > 0);
     let divisor = shortest.reduce(gcd).map_or(1, usize::from);
@@ -117,17 +123,27 @@ pub(super) fn turns(origins: &[Origin]) -> Box<[u8]> {
                 .max_by_key(|at| (credit[*at], std::cmp::Reverse(*at)))
                 .expect("the total weight is above zero");
             credit[next] -= total as i64;
-            next as u8
+            next as u16
         })
         .collect()
+}
+
+/// A hash of an origin's name that is the same on each node and after each restart: FNV-1a,
+/// finished by [`mix`].
+pub(super) fn hash(name: &str) -> u64 {
+    let fnv = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    mix(fnv)
 }
 
 fn gcd(a: u16, b: u16) -> u16 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Beyond this the schedule is cut: shares are then right to about a tenth of a percent.
-const TURNS_MAX: usize = 1024;
+/// Beyond this the schedule is cut: shares are then right to about a tenth of a percent. No
+/// pool has more origins, so that each can have a turn.
+const TURNS_MAX: usize = PoolSettings::ORIGINS_MAX;
 
 #[cfg(test)]
 mod tests {
@@ -148,7 +164,13 @@ mod tests {
         let turns = turns(&origins(weights));
         let (turn, hash) = request;
         let choice = Choice { balance, origins: weights.len(), turns: &turns, turn, hash };
-        choose(&choice, |at| weights[at], |at| active.get(at).copied().unwrap_or(0), admits)
+        choose(
+            &choice,
+            |at| weights[at],
+            |at| active.get(at).copied().unwrap_or(0),
+            |at| at as u64,
+            admits,
+        )
     }
 
     #[test]
@@ -192,5 +214,17 @@ mod tests {
             }
         }
         assert!(shares.iter().all(|share| (900..1100).contains(share)), "{shares:?}");
+    }
+
+    #[test]
+    fn each_of_a_thousand_origins_has_its_turn() {
+        let weights = vec![1; PoolSettings::ORIGINS_MAX];
+        let chosen: std::collections::BTreeSet<_> = (0..weights.len())
+            .map(|turn| check(Balance::RoundRobin, &weights, (turn, 0), &[], |_| true))
+            .collect();
+        assert_eq!(chosen.len(), weights.len());
+        let last = weights.len() - 1;
+        let only = |at| at == last;
+        assert_eq!(check(Balance::RoundRobin, &weights, (5, 0), &[], only), Some(last));
     }
 }

@@ -14,7 +14,8 @@ use tokio_rustls::TlsConnector;
 
 use super::error::FetchError;
 use super::io::{Io, Place};
-use super::pool::{Pool, PoolOrigin};
+use super::members::Member;
+use super::pool::Pool;
 use super::resolve::Resolver;
 use super::settings::Protocol;
 use crate::metrics::{Metric, Recorder};
@@ -30,7 +31,7 @@ pub(super) struct Connected {
 /// HTTP/1.1, because only there a connection can be handed over.
 pub(super) async fn connect(
     pool: &Pool,
-    origin: &PoolOrigin,
+    origin: &Member,
     resolver: &Arc<Resolver>,
     turn: usize,
     upgrade: bool,
@@ -44,8 +45,8 @@ pub(super) async fn connect(
     recorder.count(Metric::UpstreamConnects);
     let after = settings.deadlines.connect;
     let (stream, address) = timeout(after, async {
-        let addresses = resolver.addresses(&origin.origin.host).await?;
-        connect_any(origin, in_order(&addresses, origin.origin.port, turn)).await
+        let addresses = resolver.addresses(&origin.host_name).await?;
+        connect_any(origin, in_order(&addresses, origin.port, turn)).await
     })
     .await
     .unwrap_or_else(|_| Err(FetchError::ConnectTimeout { origin: origin.name.clone(), after }))?;
@@ -68,7 +69,7 @@ pub(super) async fn connect(
     Ok(Connected { io: Io::tls(stream, place), http2, address })
 }
 
-fn tls_error(origin: &PoolOrigin, source: io::Error) -> FetchError {
+fn tls_error(origin: &Member, source: io::Error) -> FetchError {
     let origin = origin.name.clone();
     let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
@@ -107,7 +108,7 @@ type Attempt<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + 'a>>;
 /// The first address that accepts. The next one is tried when one fails, or when it has not
 /// answered within [`ATTEMPT_DELAY`]; those already begun go on.
 async fn connect_any(
-    origin: &PoolOrigin,
+    origin: &Member,
     addresses: Vec<SocketAddr>,
 ) -> Result<(TcpStream, SocketAddr), FetchError> {
     if let [address] = addresses[..] {

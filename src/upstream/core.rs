@@ -14,6 +14,7 @@ use super::deadline::{NEVER, Timers, monotonic_ms};
 use super::error::error_label;
 use super::exchange::{Http1, Limits};
 use super::http2::{Http2, Share};
+use super::members::Member;
 use super::pool::Pool;
 use super::resolve::Resolver;
 use super::settings::{PoolSettings, Protocol, Retry, Scheme};
@@ -28,19 +29,23 @@ pub(super) struct Core {
     pub(super) recorder: Recorder,
     pub(super) timers: Timers,
     pools: RefCell<BTreeMap<u64, Rc<PoolState>>>,
+    /// By the ids of members. Two versions of a pool share the members that both have.
+    members: RefCell<BTreeMap<u64, Rc<MemberState>>>,
 }
 
 /// One core's part of a pool.
 pub(super) struct PoolState {
     pub(super) pool: Arc<Pool>,
-    pub(super) origins: Box<[OriginState]>,
+    /// In the order of the pool's members.
+    pub(super) members: Box<[Rc<MemberState>]>,
     pub(super) turn: Cell<usize>,
     /// Hundredths of a retry.
     budget: Cell<u32>,
 }
 
-/// One core's part of an origin.
-pub(super) struct OriginState {
+/// One core's part of a member.
+pub(super) struct MemberState {
+    pub(super) member: Arc<Member>,
     /// The last one used is on top: what is needed no more grows old at the bottom.
     idle: RefCell<Vec<Idle>>,
     http2: RefCell<Vec<Rc<Http2>>>,
@@ -51,6 +56,7 @@ pub(super) struct OriginState {
     active: Cell<usize>,
 }
 
+/// A connection of HTTP/1.1 that waits for its next request.
 struct Idle {
     http1: Box<Http1>,
     until_ms: u64,
@@ -64,36 +70,35 @@ pub(super) struct Opening {
 
 /// Ends the waiting, however the opening ends.
 pub(super) struct OpeningGuard<'a> {
-    here: &'a OriginState,
+    here: &'a MemberState,
     pub(super) opening: Rc<Opening>,
 }
 
 /// An exchange in flight: counted where it is, until dropped.
 pub(super) struct Active {
     core: Rc<Core>,
-    state: Rc<PoolState>,
-    number: usize,
+    pool: Arc<Pool>,
+    here: Rc<MemberState>,
 }
 
 impl Active {
-    pub(super) fn begin(core: &Rc<Core>, state: &Rc<PoolState>, number: usize) -> Self {
-        let active = &state.origins[number].active;
-        active.set(active.get() + 1);
+    pub(super) fn begin(core: &Rc<Core>, pool: &Arc<Pool>, here: &Rc<MemberState>) -> Self {
+        here.active.set(here.active.get() + 1);
         core.recorder.add(Metric::UpstreamActive, 1);
-        Self { core: core.clone(), state: state.clone(), number }
+        Self { core: core.clone(), pool: pool.clone(), here: here.clone() }
     }
 
     /// Keeps a connection whose exchange is over, if it may be used again.
     pub(super) fn give_back(&self, mut http1: Box<Http1>) {
         let now_ms = self.core.timers.now_ms();
-        let keep_alive = &self.state.pool.settings().keep_alive;
+        let keep_alive = &self.pool.settings().keep_alive;
         let said = http1.kept_for.unwrap_or(Duration::MAX).saturating_sub(CLOSE_MARGIN);
         let usable = millis(keep_alive.idle.min(said));
         let aged = now_ms.saturating_sub(http1.opened_ms) >= millis(keep_alive.age_max);
         if aged || usable == 0 || keep_alive.idle_max == 0 || !http1.is_reusable() {
             return;
         }
-        let mut idle = self.state.origins[self.number].idle.borrow_mut();
+        let mut idle = self.here.idle.borrow_mut();
         if idle.len() >= keep_alive.idle_max {
             // The oldest has the least life left.
             self.core.close_idle(idle.remove(0), IDLE_LIMIT);
@@ -105,29 +110,32 @@ impl Active {
     /// Counts a response that did not come whole.
     pub(super) fn body_failed(&self, error: &'static str) {
         self.core.recorder.count_labelled(Metric::UpstreamFailures, error_label(error));
-        let pool = &self.state.pool;
-        let health = &pool.origins[self.number].health;
-        if health.failed(monotonic_ms(), &pool.settings().health) {
+        if self.here.member.health.failed(monotonic_ms(), &self.pool.settings().health) {
             self.core.recorder.count(Metric::UpstreamMarkedDown);
         }
     }
 
     pub(super) fn origin_name(&self) -> &str {
-        &self.state.pool.origins[self.number].name
+        &self.here.member.name
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        let active = &self.state.origins[self.number].active;
-        active.set(active.get() - 1);
+        self.here.active.set(self.here.active.get() - 1);
         self.core.recorder.subtract(Metric::UpstreamActive, 1);
     }
 }
 
-impl OriginState {
-    fn new(speaks_http2: Option<bool>) -> Self {
+impl MemberState {
+    fn new(member: &Arc<Member>, protocol: Protocol) -> Self {
+        let speaks_http2 = match (protocol, member.scheme) {
+            (Protocol::Http2, _) => Some(true),
+            (Protocol::Auto, Scheme::Https) => None,
+            _ => Some(false),
+        };
         Self {
+            member: member.clone(),
             idle: RefCell::default(),
             http2: RefCell::default(),
             opening: RefCell::default(),
@@ -151,6 +159,10 @@ impl OriginState {
     pub(super) fn add_http2(&self, http2: &Rc<Http2>) {
         self.http2.borrow_mut().push(http2.clone());
     }
+
+    fn in_use(&self) -> bool {
+        self.active.get() > 0 || !self.idle.borrow().is_empty() || !self.http2.borrow().is_empty()
+    }
 }
 
 impl Drop for OpeningGuard<'_> {
@@ -164,47 +176,35 @@ impl Drop for OpeningGuard<'_> {
 }
 
 impl PoolState {
-    fn new(pool: &Arc<Pool>) -> Self {
-        Self {
-            pool: pool.clone(),
-            origins: pool
-                .origins
-                .iter()
-                .map(|origin| match (pool.settings().protocol, origin.origin.scheme) {
-                    (Protocol::Http2, _) => OriginState::new(Some(true)),
-                    (Protocol::Auto, Scheme::Https) => OriginState::new(None),
-                    _ => OriginState::new(Some(false)),
-                })
-                .collect(),
-            turn: Cell::new(0),
-            budget: Cell::new(pool.settings().retry.budget_reserve.saturating_mul(RETRY)),
-        }
+    fn new(pool: &Arc<Pool>, members: Box<[Rc<MemberState>]>) -> Self {
+        let budget = pool.settings().retry.budget_reserve.saturating_mul(RETRY);
+        let budget = Cell::new(budget);
+        Self { pool: pool.clone(), members, turn: Cell::new(0), budget }
     }
 
-    /// The origins' numbers as a set.
-    pub(super) fn all(&self) -> u64 {
-        u64::MAX >> (PoolSettings::ORIGINS_MAX - self.origins.len())
-    }
-
-    pub(super) fn choose(&self, intent: &Intent, tried: u64) -> Option<usize> {
+    /// The next member to ask, by its position; none of those in `tried`.
+    pub(super) fn choose(&self, intent: &Intent, tried: &[usize]) -> Option<usize> {
         let pool = &self.pool;
         let settings = pool.settings();
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
         let choice = Choice {
             balance: settings.balance,
-            origins: self.origins.len(),
-            turns: &pool.turns,
+            origins: pool.members.len(),
+            turns: pool.members.turns(),
             turn,
             hash: intent.hash,
         };
-        let weight = |at: usize| pool.origins[at].origin.weight;
-        let active = |at: usize| self.origins[at].active.get();
-        let untried = |at: usize| tried & (1 << at) == 0;
-        let up = |at: usize| pool.origins[at].health.admits(monotonic_ms, &settings.health);
-        balance::choose(&choice, weight, active, |at| untried(at) && up(at)).or_else(|| {
+        let member = |at: usize| pool.members.at(at);
+        let weight = |at: usize| pool.members.weight(at);
+        let active = |at: usize| self.members[at].active.get();
+        let identity = |at: usize| member(at).hash;
+        let untried = |at: usize| !tried.contains(&at);
+        let up = |at: usize| member(at).health.admits(monotonic_ms, &settings.health);
+        let usable = |at| untried(at) && up(at);
+        balance::choose(&choice, weight, active, identity, usable).or_else(|| {
             let anyway = settings.health.try_when_all_down;
-            balance::choose(&choice, weight, active, |at| anyway && untried(at))
+            balance::choose(&choice, weight, active, identity, |at| anyway && untried(at))
         })
     }
 
@@ -219,14 +219,6 @@ impl PoolState {
         let left = self.budget.get().checked_sub(RETRY);
         left.inspect(|left| self.budget.set(*left)).is_some()
     }
-
-    fn in_use(&self) -> bool {
-        self.origins.iter().any(|origin| {
-            origin.active.get() > 0
-                || !origin.idle.borrow().is_empty()
-                || !origin.http2.borrow().is_empty()
-        })
-    }
 }
 
 impl Core {
@@ -236,7 +228,8 @@ impl Core {
         recorder: Recorder,
         timers: Timers,
     ) -> Rc<Self> {
-        let core = Rc::new(Self { resolver, clock, recorder, timers, pools: RefCell::default() });
+        let (pools, members) = Default::default();
+        let core = Rc::new(Self { resolver, clock, recorder, timers, pools, members });
         tokio::task::spawn_local(sweep(Rc::downgrade(&core)));
         core
     }
@@ -247,7 +240,18 @@ impl Core {
 
     pub(super) fn state(&self, pool: &Arc<Pool>) -> Rc<PoolState> {
         let mut pools = self.pools.borrow_mut();
-        pools.entry(pool.id).or_insert_with(|| Rc::new(PoolState::new(pool))).clone()
+        pools.entry(pool.id).or_insert_with(|| Rc::new(self.new_state(pool))).clone()
+    }
+
+    #[cold]
+    fn new_state(&self, pool: &Arc<Pool>) -> PoolState {
+        let protocol = pool.settings().protocol;
+        let mut members = self.members.borrow_mut();
+        let mut state = |member: &Arc<Member>| {
+            let new = || Rc::new(MemberState::new(member, protocol));
+            members.entry(member.id).or_insert_with(new).clone()
+        };
+        PoolState::new(pool, pool.members.iter().map(&mut state).collect())
     }
 
     /// The deadlines of an exchange; see [`Intent::is_call`].
@@ -263,7 +267,7 @@ impl Core {
     }
 
     /// The most recently used connection that is still good.
-    pub(super) fn take_idle(&self, here: &OriginState) -> Option<Box<Http1>> {
+    pub(super) fn take_idle(&self, here: &MemberState) -> Option<Box<Http1>> {
         let now_ms = self.timers.now_ms();
         let mut idle = here.idle.borrow_mut();
         while let Some(mut kept) = idle.pop() {
@@ -280,7 +284,7 @@ impl Core {
     }
 
     /// A stream on a connection that has room.
-    pub(super) fn share_http2(&self, pool: &Pool, here: &OriginState) -> Option<Share> {
+    pub(super) fn share_http2(&self, pool: &Pool, here: &MemberState) -> Option<Share> {
         let settings = pool.settings();
         let mut connections = here.http2.borrow_mut();
         if connections.is_empty() {
@@ -299,9 +303,8 @@ impl Core {
 
     #[cfg(test)]
     pub(super) fn streams(&self) -> usize {
-        let pools = self.pools.borrow();
-        let origins = pools.values().flat_map(|state| &state.origins);
-        origins.flat_map(|origin| origin.http2.borrow().clone()).map(|h| h.streams.get()).sum()
+        let members = self.members.borrow();
+        members.values().flat_map(|here| here.http2.borrow().clone()).map(|h| h.streams.get()).sum()
     }
 
     fn close_idle(&self, idle: Idle, reason: usize) {
@@ -310,38 +313,48 @@ impl Core {
         drop(idle);
     }
 
-    /// Closes what is unused for too long or was closed by the origin, and forgets pools that
-    /// have nothing left.
+    /// Closes what is unused for too long or was closed by the origin. Forgets pools that no
+    /// plan has any more, and then members that no pool has and that have no connection.
     fn sweep(&self) {
         let now_ms = self.timers.now_ms();
         self.pools.borrow_mut().retain(|_, state| {
-            let keep_alive = &state.pool.settings().keep_alive;
-            for origin in &state.origins {
-                let kept = std::mem::take(&mut *origin.idle.borrow_mut());
-                for mut idle in kept {
-                    if idle.until_ms <= now_ms {
-                        self.close_idle(idle, IDLE_EXPIRED);
-                    } else if !idle.http1.is_reusable() {
-                        self.close_idle(idle, IDLE_ORIGIN);
-                    } else {
-                        origin.idle.borrow_mut().push(idle);
-                    }
-                }
-                origin.http2.borrow_mut().retain(|http2| {
-                    let aged = now_ms.saturating_sub(http2.opened_ms) >= millis(keep_alive.age_max);
-                    let over = aged && http2.streams.get() == 0;
-                    !over && !http2.is_closed()
-                });
+            let age_max_ms = millis(state.pool.settings().keep_alive.age_max);
+            for here in &state.members {
+                self.sweep_member(here, now_ms, age_max_ms);
             }
-            state.in_use() || Rc::strong_count(state) > 1
+            Rc::strong_count(state) > 1 || Arc::strong_count(&state.pool) > 1
+        });
+        self.members.borrow_mut().retain(|_, here| {
+            if Rc::strong_count(here) == 1 {
+                // Its last exchange may still bring a connection back.
+                self.sweep_member(here, now_ms, 0);
+            }
+            Rc::strong_count(here) > 1 || here.in_use()
+        });
+    }
+
+    fn sweep_member(&self, here: &MemberState, now_ms: u64, age_max_ms: u64) {
+        let kept = std::mem::take(&mut *here.idle.borrow_mut());
+        for mut idle in kept {
+            if idle.until_ms <= now_ms {
+                self.close_idle(idle, IDLE_EXPIRED);
+            } else if !idle.http1.is_reusable() {
+                self.close_idle(idle, IDLE_ORIGIN);
+            } else {
+                here.idle.borrow_mut().push(idle);
+            }
+        }
+        here.http2.borrow_mut().retain(|http2| {
+            let aged = now_ms.saturating_sub(http2.opened_ms) >= age_max_ms;
+            let over = aged && http2.streams.get() == 0;
+            !over && !http2.is_closed()
         });
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        let pools = self.pools.get_mut().values();
-        let idle = pools.flat_map(|state| &state.origins).map(|origin| origin.idle.borrow().len());
+        let idle = self.members.get_mut().values().map(|here| here.idle.borrow().len());
         self.recorder.subtract(Metric::UpstreamIdle, idle.sum::<usize>() as u64);
     }
 }

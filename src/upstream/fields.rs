@@ -14,14 +14,14 @@ use http::{
 };
 use http_body::Body as _;
 
-use super::pool::PoolOrigin;
+use super::members::Member;
 use crate::body::Body;
 use crate::fields::{members, number};
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
 
 /// Sets `Host` and the URI as the protocol and the pool want them, and the version.
-pub(super) fn direct(request: &mut Request<Body>, origin: &PoolOrigin, http2: bool) {
+pub(super) fn direct(request: &mut Request<Body>, origin: &Member, http2: bool) {
     if let Some(host) = &origin.host {
         request.headers_mut().insert(HOST, host.clone());
     } else if !request.headers().contains_key(HOST) {
@@ -33,7 +33,7 @@ pub(super) fn direct(request: &mut Request<Body>, origin: &PoolOrigin, http2: bo
         let host = request.headers_mut().remove(HOST);
         let authority = host.and_then(|host| host.as_bytes().try_into().ok());
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.scheme = Some(origin.origin.scheme.as_str().parse().expect("http or https"));
+        parts.scheme = Some(origin.scheme.as_str().parse().expect("http or https"));
         parts.authority = Some(authority.unwrap_or_else(|| origin.authority.clone()));
         parts.path_and_query.get_or_insert_with(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from_parts(parts).expect("all three parts are there");

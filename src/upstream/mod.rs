@@ -18,6 +18,7 @@ mod gate;
 mod health;
 mod http2;
 mod io;
+mod members;
 mod pool;
 mod resolve;
 mod settings;

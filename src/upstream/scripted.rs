@@ -101,7 +101,7 @@ impl Bed {
         let background = tokio::runtime::Handle::current();
         let resolver = Resolver::new(dns, background, metrics.background());
         let upstreams = Upstreams::new(resolver, Clock::system(), metrics.worker(0));
-        let pool = Pool::new(settings).expect("a good pool");
+        let pool = Pool::new(settings, None).expect("a good pool");
         Self { upstreams, pool, metrics }
     }
 

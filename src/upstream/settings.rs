@@ -52,8 +52,8 @@ pub struct PoolSettings {
 }
 
 impl PoolSettings {
-    /// Origins in one pool: a set of those tried fits one machine word.
-    pub const ORIGINS_MAX: usize = 64;
+    /// Origins in one pool.
+    pub const ORIGINS_MAX: usize = 1024;
 
     /// A pool with the defaults that ship.
     pub fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {

@@ -251,7 +251,7 @@ async fn a_post_whose_kept_connection_closes_is_not_sent_again() {
             assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 0);
             // It was the origin's right to close an idle connection.
             assert_eq!(bed.failures("connection_terminated"), 1);
-            assert!(bed.pool.origins[0].health.is_untouched());
+            assert!(bed.pool.members.at(0).health.is_untouched());
         }
     })
     .await;
@@ -354,6 +354,44 @@ async fn an_origin_that_fails_again_and_again_is_left_alone_while_another_is_up(
         assert_eq!(bed.total(Metric::UpstreamMarkedDown), 1);
         let up: Vec<bool> = bed.pool.health().map(|(_, up)| up).collect();
         assert_eq!(up, [false, true]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_origin_that_stays_in_a_changed_pool_keeps_its_connection_and_its_health() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let down = closed_port().await;
+        let mut settings = pool(vec![down.clone(), origin.origin()]);
+        settings.health.failures_max = 1;
+        let mut bed = Bed::new(settings.clone());
+        let serve = async {
+            let mut peer = origin.accept().await;
+            loop {
+                peer.answer(OK).await;
+            }
+        };
+        let ask = async {
+            for _ in 0..2 {
+                bed.fetch().await;
+            }
+            settings.origins.insert(0, Origin { weight: 0, ..closed_port().await });
+            settings.retry.attempts_max = 7;
+            bed.pool = Pool::new(settings.clone(), Some(&bed.pool)).expect("a good pool");
+            for _ in 0..4 {
+                bed.fetch().await;
+            }
+        };
+        tokio::select! { () = ask => {}, () = serve => {} }
+        // `serve` accepts one connection: a second one would wait without an answer.
+        let up: Vec<bool> = bed.pool.health().map(|(_, up)| up).collect();
+        assert_eq!(up, [true, false, true]);
+        assert_eq!(bed.total(Metric::UpstreamMarkedDown), 1);
+
+        settings.host_header = HostHeader::Origin;
+        let other = Pool::new(settings, Some(&bed.pool)).expect("a good pool");
+        assert!(other.health().all(|(_, up)| up), "other ways to speak make other members");
     })
     .await;
 }

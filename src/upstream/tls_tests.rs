@@ -237,7 +237,7 @@ async fn files_that_cannot_be_used_are_named() {
     let empty = folder.path().join("empty.pem");
     std::fs::write(&empty, "nothing").expect("a file");
     for path in [&missing, &empty] {
-        let error = Pool::new(settings(path)).expect_err("no certificate").to_string();
+        let error = Pool::new(settings(path), None).expect_err("no certificate").to_string();
         assert!(error.contains(path.to_str().expect("a name")), "{error}");
     }
 }

@@ -18,7 +18,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use super::connect::{Connected, connect};
-use super::core::{Active, Core, OriginState, PoolState};
+use super::core::{Active, Core, MemberState, PoolState};
 use super::deadline::{Deadline, Timers, monotonic_ms};
 use super::error::{FetchError, LinkError, Tried, Unanswered};
 use super::exchange::{
@@ -27,7 +27,8 @@ use super::exchange::{
 };
 use super::fields::{self, Misframed, Upgrade};
 use super::http2::{Http2, Share};
-use super::pool::{Pool, PoolOrigin};
+use super::members::Member;
+use super::pool::Pool;
 use super::resolve::Resolver;
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
@@ -153,14 +154,13 @@ impl Upstreams {
             request: &request,
             intent,
         };
-        let mut tried = 0_u64;
+        let mut tried = Vec::new();
         loop {
-            let Some(number) = state.choose(intent, tried) else {
+            let Some(number) = state.choose(intent, &tried) else {
                 let error = FetchError::AllDown { pool: pool.name().clone() };
                 core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
                 return unanswered(error, last);
             };
-            tried |= 1 << number;
             attempt.number = number;
             attempt.attempts += 1;
             let failed = match attempt.exchange(body).await {
@@ -175,12 +175,13 @@ impl Upstreams {
                     && core.timers.now_ms() < attempt.limits.end_ms
             });
             let Some(again) = again else { return unanswered(failed.error, last) };
-            if tried == state.all() {
+            tried.push(number);
+            if tried.len() == state.members.len() {
                 // Nobody else to ask: the same one again helps only if it was there.
                 if !failed.error.origin_may_have_seen() {
                     return unanswered(failed.error, last);
                 }
-                tried = 0;
+                tried.clear();
             }
             if !state.spend_retry() {
                 core.recorder.count(Metric::UpstreamRetriesRefused);
@@ -233,7 +234,7 @@ impl Failed {
 
 impl Attempt<'_> {
     async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
-        let active = Active::begin(self.core, self.state, self.number);
+        let active = Active::begin(self.core, &self.state.pool, self.here());
         let deadline = self.core.timers.deadline();
         let mut kept = self.kept();
         loop {
@@ -612,12 +613,12 @@ impl Attempt<'_> {
         }
     }
 
-    fn origin(&self) -> &PoolOrigin {
-        &self.state.pool.origins[self.number]
+    fn origin(&self) -> &Member {
+        &self.here().member
     }
 
-    fn here(&self) -> &OriginState {
-        &self.state.origins[self.number]
+    fn here(&self) -> &Rc<MemberState> {
+        &self.state.members[self.number]
     }
 }
 
