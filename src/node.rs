@@ -39,6 +39,8 @@ use crate::guard::{Gate, rate};
 use crate::listen::{self, Door, Drain, DrainSwitch, TlsState, Unread, WorkerSockets};
 use crate::metrics::Metrics;
 use crate::notices::{self, Notice, SuppressedLines};
+use crate::purge::{self, Purges};
+use crate::random::random_u64;
 use crate::respond::Identity;
 use crate::respond::log::AccessLog;
 use crate::route::Routes;
@@ -72,6 +74,9 @@ pub enum StartError {
     /// A GeoIP database can't be used.
     #[error(transparent)]
     Geo(#[from] geo::LoadError),
+    /// The purge log can't be opened.
+    #[error(transparent)]
+    Purge(#[from] purge::OpenError),
     /// The store can't be opened.
     #[error(transparent)]
     Store(#[from] store::OpenError),
@@ -154,9 +159,11 @@ impl Node {
         let rates = Arc::new(rate::Table::new(config.rate_clients_max, clock.instant()));
         let plan = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
         let log = AccessLog::start(&config.log).map_err(system("access log"))?;
+        let purge_log =
+            Purges::open(&config.purge, &clock, &metrics.background(), background.handle())?;
         let store = background.block_on(Store::open(
             &config.store,
-            clock.clone(),
+            purge_log.clone(),
             &metrics,
             background.handle().clone(),
         ))?;
@@ -171,7 +178,7 @@ impl Node {
             .block_on(Bus::start(
                 config.bus.clone(),
                 identity,
-                store.clone(),
+                purge_log,
                 clock.clone(),
                 &metrics,
                 background.handle(),
@@ -247,6 +254,7 @@ impl Node {
         }
         self.background.block_on(self.shared.bus.leave());
         self.background.block_on(self.shared.store.close());
+        self.shared.store.purges().close();
         self.log.close();
         self.background.shutdown_timeout(Duration::from_secs(1));
     }
@@ -570,12 +578,6 @@ fn plan(config: &Config, before: &Pools, rates: &Arc<rate::Table>) -> Result<Pla
 
 fn listening(sockets: &WorkerSockets) -> Vec<(SocketAddr, bool)> {
     sockets.listeners().map(|listener| (listener.address, listener.tls)).collect()
-}
-
-/// Seeded by the system, once a thread.
-fn random_u64() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0_u8)
 }
 
 /// Errands that wait for a worker.

@@ -24,7 +24,7 @@ pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
 
 use crate::listen::Listener;
-use crate::{control, fill, guard, listen, respond, route, store, upstream};
+use crate::{control, fill, guard, listen, purge, respond, route, store, upstream};
 use reader::{Purpose, Reader, Section, Setting};
 
 /// All that a node is told.
@@ -52,6 +52,8 @@ pub struct Config {
     pub upstream: upstream::Settings,
     /// Memory and disk.
     pub store: store::Settings,
+    /// The purge table and its log.
+    pub purge: purge::Settings,
     /// Fills.
     pub fills: fill::Settings,
     /// Sites and rules.
@@ -122,6 +124,7 @@ impl Default for Config {
             geo: geo::Settings::default(),
             upstream: upstream::Settings::default(),
             store: store::Settings::default(),
+            purge: purge::Settings::default(),
             fills: fill::Settings::default(),
             routes: route::Settings::default(),
             warnings: Vec::new(),
@@ -283,7 +286,11 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::geo(&root.section("geo"), &mut config.geo);
     rooms::dns(&root.section("dns"), &mut config.upstream.dns);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);
-    rooms::store(&root.section("store"), &mut config.store, data);
+    let store = root.section("store");
+    rooms::store(&store, &mut config.store, data);
+    rooms::purge(&store, &mut config.purge, data);
+    drop(store);
+    config.purge.object_age_max = config.store.object_age_max;
     rooms::fills(&root.section("fills"), &mut config.fills);
     config.upstream.pools = rooms::pools(&root);
     flag_origins(reader, flags, &mut config.upstream.pools);

@@ -25,7 +25,7 @@ use crate::store::{Admission, Directory, DiskReserve, SiteShare};
 use crate::upstream::{
     Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol,
 };
-use crate::{cache, control, fill, store, transform, upstream};
+use crate::{cache, control, fill, purge, store, transform, upstream};
 
 pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("name", &mut node.name);
@@ -603,7 +603,6 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     section.read("disk_reserve", &mut reserve);
     store.disk_reserve = reserve.0;
     section.read("preallocate", &mut store.preallocate);
-    store.log_directory = Some(data.join("purges"));
     read_size_usize(section, "slice", &mut store.slice_bytes, 4 << 10..=1 << 20);
     read_size(section, "object_max", &mut store.object_bytes_max);
     section.read("object_age_max", &mut store.object_age_max);
@@ -625,11 +624,6 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     read_size_usize(section, "write_queue", &mut store.write_queue_bytes, 1 << 20..=1 << 40);
     section.read("disk_deadline", &mut store.disk_deadline);
     section.read("disk_retry", &mut store.disk_retry);
-    section.read_within("purge_entries_max", &mut store.purge_entries_max, 1..);
-    read_size_usize(section, "purge_scope_max", &mut store.purge_scope_bytes_max, 256..=1 << 20);
-    read_size(section, "purge_log", &mut store.purge_log_bytes);
-    section.read_within("outbox_entries_max", &mut store.outbox_entries_max, 1..);
-    read_size_usize(section, "outbox_max", &mut store.outbox_bytes_max, 1 << 20..=1 << 30);
     let mistakes = store.mistakes();
     if mistakes.is_empty() {
         for misfit in store::misfits(store) {
@@ -668,6 +662,16 @@ impl Value for Reserve {
         }
         Size::read(value, reader).map(|size| Self(DiskReserve::Bytes(size.0)))
     }
+}
+
+/// The options of purges stand beside those of the store.
+pub(super) fn purge(section: &Section<'_>, purge: &mut purge::Settings, data: &std::path::Path) {
+    purge.directory = Some(data.join("purges"));
+    section.read_within("purge_entries_max", &mut purge.entries_max, 1..);
+    read_size_usize(section, "purge_scope_max", &mut purge.scope_bytes_max, 256..=1 << 20);
+    read_size(section, "purge_log", &mut purge.log_bytes);
+    section.read_within("outbox_entries_max", &mut purge.outbox_entries_max, 1..);
+    read_size_usize(section, "outbox_max", &mut purge.outbox_bytes_max, 1 << 20..=1 << 30);
 }
 
 /// How far the disk cache may grow when nobody says how much.

@@ -18,7 +18,7 @@ use super::problem::Problem;
 use super::purge::PurgeOrder;
 use super::tokens::{Caller, Leave};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
-use crate::store::PurgeError;
+use crate::purge::PurgeError;
 
 impl Admin {
     /// `POST /purge?wait=none|local|quorum|all&timeout=2s`

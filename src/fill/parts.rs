@@ -174,7 +174,7 @@ impl Parts {
     fn join(&self, start: u64) -> Join {
         // The version does not change under an object's id: no purge concerns its slices.
         let run = run_of_slices(&self.head, start);
-        self.fills.join(run, || self.store.sequence(), |_, _| false)
+        self.fills.join(run, || self.store.purges().sequence(), |_, _| false)
     }
 
     /// Asks upstream, and hands back the body that comes with what it holds of the object.

@@ -23,7 +23,8 @@ use crate::cache::{
 use crate::clock::Clock;
 use crate::fields::FieldSection;
 use crate::metrics::{Metric, Metrics};
-use crate::store::{self, Head, PurgeBatch, Record, Store};
+use crate::purge::{self, PurgeBatch, Purges};
+use crate::store::{self, Head, Record, Store};
 use crate::upstream::FetchError;
 
 /// Small, so that few bytes are many slices; frames of half a slice are not merged.
@@ -58,7 +59,10 @@ impl Node {
         let handle = background().handle().clone();
         let (their_clock, their_metrics) = (clock.clone(), metrics.clone());
         let opening = std::thread::spawn(move || {
-            let opening = Store::open(&store, their_clock, &their_metrics, handle.clone());
+            let recorder = their_metrics.background();
+            let purges = purge::Settings::default();
+            let purges = Purges::open(&purges, &their_clock, &recorder, &handle).expect("no file");
+            let opening = Store::open(&store, purges, &their_metrics, handle.clone());
             handle.block_on(opening)
         });
         let store = opening.join().expect("no panic").expect("the store opens");
@@ -482,14 +486,15 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
         let join = || {
             let url = "https://www.example.org/a";
             let asked = PurgeTarget { site: "example", url, tags: &[] };
-            let overtaken =
-                |response: Option<&_>, since| node.store.overtaken(&asked, response, since);
-            node.fills.join(KEY, || node.store.sequence(), overtaken)
+            let overtaken = |response: Option<&_>, since| {
+                node.store.purges().overtaken(&asked, response, since)
+            };
+            node.fills.join(KEY, || node.store.purges().sequence(), overtaken)
         };
         let purge = async |scope| {
             let purges = vec![(scope, PurgeKind::Hard)];
             let batch = PurgeBatch { purges, ..PurgeBatch::default() };
-            node.store.purge(batch).await.expect("purged");
+            node.store.purges().purge(batch).await.expect("purged");
         };
         let Join::Lead(mut lead) = join() else { panic!("the first one leads") };
         assert!(matches!(join(), Join::Follow(_)), "nothing was purged");

@@ -55,8 +55,8 @@ impl Visit {
                 || PurgeTarget { site: &self.site.name, url: found.key.url(), tags: aliased };
             let joined = self.worker.fills.join(
                 found.hash,
-                || store.sequence(),
-                |response, since| store.overtaken(&asked(), response, since),
+                || store.purges().sequence(),
+                |response, since| store.purges().overtaken(&asked(), response, since),
             );
             let follower = match joined {
                 Join::Lead(lead) => {
@@ -363,7 +363,7 @@ impl Visit {
     /// Validates in the background, unless somebody does already.
     pub(super) fn refresh(&self, found: Found) {
         let Ok(job) = self.job(&found) else { return };
-        let sequence = || self.worker.store.sequence();
+        let sequence = || self.worker.store.purges().sequence();
         let joined = self.worker.fills.join(found.hash, sequence, |_, _| false);
         if let Join::Lead(lead) = joined {
             // Whoever did may have ended since the lookup.

@@ -39,7 +39,7 @@ impl Visit {
     async fn exchange_alone(&mut self, found: Found) -> Result<Reply, Failure> {
         // What is stored is not validated by this, and stands in by what is found here.
         let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
-        let sequence = self.worker.store.sequence();
+        let sequence = self.worker.store.purges().sequence();
         let switch = self.switch.take();
         let intent = Intent {
             hash: found.key.hash.0 as u64,
@@ -185,7 +185,7 @@ impl Visit {
     /// In force before the client has its answer. `cause` is the response that says so.
     fn invalidate(&self, invalid: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
         if !invalid.is_empty() {
-            self.worker.store.invalidate(invalid, cause);
+            self.worker.store.purges().invalidate(invalid, cause);
         }
     }
 
@@ -228,7 +228,7 @@ impl Visit {
             Freshened::Once(..) => {}
             Freshened::NotThisOne if response.status().is_success() => {
                 let url = found.key.url().into();
-                self.worker.store.invalidate(vec![PurgeScope::Url(url)], None);
+                self.worker.store.purges().invalidate(vec![PurgeScope::Url(url)], None);
             }
             Freshened::NotThisOne => {}
         }

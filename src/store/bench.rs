@@ -3,8 +3,10 @@
 
 use std::time::Instant;
 
-use super::tests::response;
+use super::tests::{open, open_with_log, response};
 use super::*;
+use crate::cache::PurgeScope;
+use crate::purge::PurgeBatch;
 
 fn settings(objects: u64, directory: Option<&std::path::Path>) -> Settings {
     let directories = directory
@@ -27,14 +29,9 @@ fn hash(number: u64) -> KeyHash {
     KeyHash::of(url(number).as_bytes())
 }
 
-async fn open(settings: &Settings) -> Store {
-    let metrics = Metrics::new(2);
-    Store::open(settings, Clock::system(), &metrics, Handle::current()).await.unwrap()
-}
-
 async fn fill(store: &Store, objects: u64) {
     for number in 0..objects {
-        let mut response = response(&url(number), store.sequence());
+        let mut response = response(&url(number), store.purges().sequence());
         response.complete_length = Some(1024);
         let mut writer = store.writer(response);
         writer.push(Bytes::from(vec![number as u8; 1024])).await.unwrap();
@@ -114,7 +111,7 @@ async fn hits_in_memory() {
                 PurgeScope::Tag(format!("tag-{number}").into()),
             ];
             let purges = scopes.map(|scope| (scope, PurgeKind::Hard)).into();
-            store.purge(PurgeBatch { purges, ..PurgeBatch::default() }).await.unwrap();
+            store.purges().purge(PurgeBatch { purges, ..PurgeBatch::default() }).await.unwrap();
         }
         verdicts("after 30,000 purges of other things");
     }
@@ -127,8 +124,7 @@ async fn hits_in_memory() {
 async fn purges() {
     const OBJECTS: u64 = 1_000_000;
     let directory = tempfile::tempdir_in(std::env::current_dir().unwrap().join("target")).unwrap();
-    let log_directory = Some(directory.path().to_owned());
-    let store = open(&Settings { log_directory, ..settings(OBJECTS, None) }).await;
+    let store = open_with_log(&settings(OBJECTS, None), Some(directory.path())).await;
     for number in 0..OBJECTS {
         store_tagged(&store, &url(number), &["everywhere"]).await;
     }
@@ -161,7 +157,7 @@ async fn purges() {
         for _ in 0..200 {
             let purges = vec![(scope.clone(), PurgeKind::Soft)];
             let started = now();
-            let purge = store.put_in_force(PurgeBatch { purges, ..PurgeBatch::default() });
+            let purge = store.purges().put_in_force(PurgeBatch { purges, ..PurgeBatch::default() });
             let purge = purge.await.unwrap();
             in_force.push(started.elapsed());
             purge.durable().await.unwrap();
@@ -197,7 +193,7 @@ async fn a_thousand_tags() {
         for number in 0..10_000 {
             let tag = PurgeScope::Tag(format!("other-{number}").into());
             let purges = vec![(tag, PurgeKind::Hard)];
-            store.purge(PurgeBatch { purges, ..PurgeBatch::default() }).await.unwrap();
+            store.purges().purge(PurgeBatch { purges, ..PurgeBatch::default() }).await.unwrap();
         }
         let first = each_ns(&heads, verdict);
         let then = each_ns(&heads, verdict);
@@ -210,7 +206,7 @@ async fn a_thousand_tags() {
 
 /// Stores a body of 100 bytes, with tags as they come in a field.
 async fn store_tagged(store: &Store, url: &str, tags: &[&str]) {
-    let mut response = response(url, store.sequence());
+    let mut response = response(url, store.purges().sequence());
     response.tags = tags.iter().map(|tag| crate::cache::purge::tag_hash(tag)).collect();
     response.complete_length = Some(100);
     let mut writer = store.writer(response);
@@ -243,6 +239,7 @@ async fn hits_on_disk() {
         let started = now();
         fill(&store, objects).await;
         store.close().await;
+        store.purges().close();
         println!("{objects} objects of 1 KiB: written in {:.1} s", started.elapsed().as_secs_f64());
         drop(store);
         let before = resident_bytes();
@@ -283,6 +280,7 @@ async fn hits_on_disk() {
             times[times.len() * 99 / 100].as_nanos()
         );
         store.close().await;
+        store.purges().close();
     }
 }
 
@@ -321,7 +319,7 @@ async fn admission_over_a_replay() {
                 popular_hits += u64::from(is_hit && is_popular);
             }
             if !is_hit {
-                let mut writer = store.writer(response(&url(number), store.sequence()));
+                let mut writer = store.writer(response(&url(number), store.purges().sequence()));
                 writer.push(Bytes::from(vec![number as u8; 8000])).await.unwrap();
                 writer.finish().await.unwrap();
             }
@@ -336,5 +334,6 @@ async fn admission_over_a_replay() {
             popular_hits as f64 * 100.0 / popular as f64
         );
         store.close().await;
+        store.purges().close();
     }
 }

@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 
 use http_body_util::BodyExt;
 
-use super::tests::response;
+use super::tests::{open, response};
 use super::*;
+use crate::cache::PurgeScope;
+use crate::purge::PurgeBatch;
 
 const DIRECTORY: &str = "SKERRY_CRASH_DIRECTORY";
 const VERSION: &str = "SKERRY_CRASH_VERSION";
@@ -23,7 +25,6 @@ fn settings(directory: &Path) -> Settings {
         slice_bytes: 4096,
         admission: Admission::All,
         preallocate: false,
-        purge_log_bytes: 8 << 10,
         ..Settings::default()
     }
 }
@@ -48,15 +49,6 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
-async fn open(directory: &Path) -> Store {
-    let metrics = Metrics::new(1);
-    let clock = Clock::system();
-    let settings = settings(directory);
-    let here = Store::open(&settings, clock, &metrics, Handle::current()).await.unwrap();
-    here.recovered().await;
-    here
-}
-
 /// Not a test: the process that is killed. Says what it did after it was done.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by a_killed_node_comes_back_warm_and_serves_nothing_purged"]
@@ -64,7 +56,7 @@ async fn child() {
     let Some(directory) = std::env::var_os(DIRECTORY) else { return };
     let mut version: u64 = std::env::var(VERSION).unwrap().parse().unwrap();
     let mut state = version * 2 + 1;
-    let store = open(Path::new(&directory)).await;
+    let store = open(&settings(Path::new(&directory))).await;
     let mut out = std::io::stdout();
     loop {
         version += 1;
@@ -72,10 +64,10 @@ async fn child() {
         if random(&mut state).is_multiple_of(8) {
             let purge = (PurgeScope::Url(url(key).into()), PurgeKind::Hard);
             let batch = PurgeBatch { purges: vec![purge], ..PurgeBatch::default() };
-            store.purge(batch).await.unwrap();
+            store.purges().purge(batch).await.unwrap();
             writeln!(out, "\npurged {key} {version}").unwrap();
         } else {
-            let mut writer = store.writer(response(&url(key), store.sequence()));
+            let mut writer = store.writer(response(&url(key), store.purges().sequence()));
             writer.push(body(key, version)).await.unwrap();
             let head = writer.finish().await.unwrap();
             while random(&mut state).is_multiple_of(2)
@@ -121,7 +113,7 @@ fn run_and_kill(directory: &Path, version: u64, deeds: u64, purged: &mut HashMap
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_node_comes_back_warm_and_serves_nothing_purged() {
     let rounds = std::env::var(ROUNDS).map_or(6, |rounds| rounds.parse().unwrap());
-    let mut state = super::record::random_u64() | 1;
+    let mut state = crate::random::random_u64() | 1;
     println!("seed {state}");
     let directory = tempfile::tempdir().unwrap();
     let mut purged = HashMap::new();
@@ -129,7 +121,7 @@ async fn a_killed_node_comes_back_warm_and_serves_nothing_purged() {
     for round in 0..rounds {
         let deeds = 20 + random(&mut state) % 300;
         run_and_kill(directory.path(), round * 1_000_000, deeds, &mut purged);
-        let store = open(directory.path()).await;
+        let store = open(&settings(directory.path())).await;
         for key in 0..KEYS {
             let Some(Record::Response(head)) = store.find(KeyHash::of(url(key).as_bytes())).await
             else {
@@ -152,6 +144,7 @@ async fn a_killed_node_comes_back_warm_and_serves_nothing_purged() {
             served += 1;
         }
         store.close().await;
+        store.purges().close();
     }
     println!("{rounds} kills: {served} served, {hidden} purged, {missing} not there");
     assert!(served > KEYS * rounds / 4, "{served} of {} came back", KEYS * rounds);

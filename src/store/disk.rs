@@ -27,7 +27,6 @@ use foyer::{
     Code, HybridCache, HybridCacheBuilder, HybridCachePolicy, HybridCacheProperties, Load,
     Location, RecoverMode, Spawner,
 };
-use rustix::fs::FlockOperation;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -35,14 +34,15 @@ use super::blocks::{Blocks, ENTRY_START, SLOT};
 use super::census::Census;
 use super::engine::{self, BlocksConfig};
 use super::held::Held;
-use super::purge::Purges;
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
 use super::sites::{OnDisk, Site, Sites};
 use super::space::{DiskReserve, bytes_text};
 use super::stat::{DirectoryStat, Service};
+use crate::lock::lock;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
+use crate::purge::Purges;
 
 type Foyer = HybridCache<PieceKey, Piece, PieceHasher>;
 
@@ -473,7 +473,7 @@ impl Disk {
     fn take_lock(&self) -> io::Result<()> {
         let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
-            *held = Some(lock_directory(&self.directory.path)?);
+            *held = Some(lock(&self.directory.path, LOCK)?);
         }
         Ok(())
     }
@@ -826,15 +826,6 @@ fn remove_what_foyer_left(blocks: &Path) {
     }
 }
 
-/// One node a directory. The lock goes with the process, however it ends.
-pub(super) fn lock_directory(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 /// Whether a directory can be written to and read from.
 fn probe(directory: &Path) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
@@ -851,7 +842,7 @@ fn probe(directory: &Path) -> io::Result<()> {
     if read == written { Ok(()) } else { Err(io::Error::other("what was written is not read")) }
 }
 
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 const PROBE: &str = "probe";
 const BLOCKS: &str = "blocks";
 const FILE: &str = "data";

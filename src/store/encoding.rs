@@ -24,7 +24,7 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::AtomicU8;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +35,7 @@ use super::record::{Head, ObjectId, Piece, PieceKey, Record, place};
 use crate::cache::vary::{Variant, VarySet};
 use crate::cache::{Freshness, KeyHash, PurgeSequence, SiteName, StoredResponse, VaryList};
 use crate::fields::FieldSection;
+use crate::purge::Checkpoint;
 
 impl Code for PieceKey {
     fn encode(&self, writer: &mut impl Write) -> Result<()> {
@@ -148,7 +149,7 @@ fn encode_head(head: &Head) -> Vec<u8> {
     let flags = flags.iter().enumerate().fold(0, |all, (bit, set)| all | (u16::from(*set) << bit));
     let inline = head.inline.as_deref().unwrap_or_default();
     let mut out = Vec::with_capacity(1024 + inline.len());
-    out.extend_from_slice(&head.lineage.to_le_bytes());
+    out.extend_from_slice(&head.checkpoint.lineage().to_le_bytes());
     out.extend_from_slice(&response.stored_at_sequence.0.to_le_bytes());
     out.extend_from_slice(&head.object.0.to_le_bytes());
     out.extend_from_slice(&head.hash().0.to_le_bytes());
@@ -231,8 +232,7 @@ fn decode_head(from: &mut From) -> Option<Head> {
         object,
         inline: flag(6).then(|| alone(inline, whole)),
         slice_bytes,
-        lineage,
-        checked_up_to: AtomicU64::new(0),
+        checkpoint: Checkpoint::of(lineage),
         place: AtomicU8::new(place::WRITTEN),
     })
 }
@@ -433,7 +433,10 @@ mod tests {
         assert_eq!(back.response.headers.get(&odd), Some(&b"\xff\xfe \t"[..]));
         assert_eq!(back.response.parts, Some([5..9].into()));
         assert_eq!((back.complete_length(), back.is_apart()), (20, true));
-        assert_eq!((back.lineage, back.object, back.hash()), (9, again.object, again.hash()));
+        assert_eq!(
+            (back.checkpoint.lineage(), back.object, back.hash()),
+            (9, again.object, again.hash())
+        );
         assert_eq!(back.inline, again.inline);
         assert_eq!(encode(&decode(&encoded)), encoded);
     }

@@ -2,13 +2,12 @@
 //!
 //! Heads (stored responses), variant lists and slices of bodies, each under a key of its own, in a
 //! memory tier over any number of directories. foyer holds bytes that *may* exist: whether a
-//! stored response may be used is decided by the purge table here ([`Store::purge_verdict`])
+//! stored response may be used is decided by the purge table ([`Store::purge_verdict`])
 //! and by the rules in cache/ (RFC 9111). Trouble here reads as a miss, with a metric.
 //!
 //! ```text
 //! in_memory() ─ find() ──▶ Record ─ purge_verdict() ─ body()           the hit
-//! sequence() … writer() ─ push()* ─ finish()                           the fill
-//! purge() … cursor(), outbox(), sent()                                 the purge
+//! purges().sequence() … writer() ─ push()* ─ finish()                  the fill
 //! ```
 
 mod admission;
@@ -21,7 +20,6 @@ mod engine;
 mod held;
 mod leaving;
 mod loads;
-mod purge;
 mod read;
 mod record;
 mod settings;
@@ -34,7 +32,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -44,7 +42,6 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use self::purge::{InForce, PurgeBatch, PurgeError, Purged};
 pub use self::read::StoredBody;
 pub use self::record::{Head, ObjectId, Record};
 pub use self::settings::{Admission, Directory, Settings, SiteShare};
@@ -58,17 +55,15 @@ use self::disk::{Disk, Disks};
 use self::held::Held;
 use self::leaving::Leaving;
 use self::loads::{Found, Loads};
-use self::purge::Purges;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
 use self::sites::{Site, Sites};
 use self::stat::Gauges;
 use crate::cache::range::with_part;
-use crate::cache::{
-    KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse, VaryList,
-};
-use crate::clock::Clock;
+use crate::cache::{KeyHash, PurgeKind, StoredResponse, VaryList};
+use crate::lock::lock;
 use crate::metrics::{Metrics, Recorder};
 use crate::planted::{self, Bug};
+use crate::purge::{Checkpoint, Purges};
 
 /// The store of a node. Clones share it; any thread may use it.
 #[derive(Clone)]
@@ -93,8 +88,6 @@ struct Inner {
     recorder: Recorder,
     /// How many directories are still to be read back.
     recovering: watch::Sender<usize>,
-    /// Where the log is in none of the store's directories.
-    _log_lock: Option<File>,
 }
 
 /// What stands in memory in a head's place.
@@ -120,25 +113,18 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
-    /// The purge log could not be read or written. Without it nothing that is on disk could be
-    /// proven not to be purged.
-    #[error("the purge log in {} cannot be used", path.display())]
-    Log {
-        /// Its directory.
-        path: PathBuf,
-        /// What the file system said.
-        source: std::io::Error,
-    },
 }
 
 impl Store {
-    /// Opens the store: takes the directories' locks and reads the purge log. What is on disk is
-    /// recovered on `background` while the store is used already, see [`Store::recovered`]. A
-    /// directory that fails is out of service until it works again; only a purge log that cannot
-    /// be used is an error.
+    /// Opens the store: takes the directories' locks. What is on disk is recovered on `background`
+    /// while the store is used already, see [`Store::recovered`]. A directory that fails is out of
+    /// service until it works again. `purges` decides whether what is stored may be used.
+    ///
+    /// # Errors
+    /// The settings make no sense, or another process uses a directory.
     pub async fn open(
         settings: &Settings,
-        clock: Clock,
+        purges: Arc<Purges>,
         metrics: &Arc<Metrics>,
         background: Handle,
     ) -> Result<Self, OpenError> {
@@ -149,8 +135,6 @@ impl Store {
         let recorder = metrics.background();
         raise_open_files();
         let mut locks = take_locks(settings)?;
-        let purges = open_purges(settings, &clock, &recorder)?;
-        background.spawn(maintain(Arc::downgrade(&purges)));
         let sites = Arc::new(Sites::new(settings));
         let held = Arc::new(Held::default());
         let disks =
@@ -172,7 +156,6 @@ impl Store {
             background,
             recorder,
             recovering: watch::Sender::new(settings.directories.len()),
-            _log_lock: locks.into_values().next(),
         };
         let inner = Arc::new(inner);
         inner.background.spawn(count_sites(Arc::downgrade(&inner)));
@@ -246,7 +229,7 @@ impl Store {
         if planted::has(Bug::PurgesIgnored) {
             return None;
         }
-        self.inner.purges.verdict(head)
+        self.inner.purges.verdict(&head.response, &head.checkpoint)
     }
 
     /// Whether neither memory nor a disk's index has a record under this hash.
@@ -255,72 +238,9 @@ impl Store {
         !self.inner.memory.contains(&key) && !self.inner.disks.may_contain(&key)
     }
 
-    /// What goes into [`StoredResponse::stored_at_sequence`]. To be read **before** the
-    /// upstream request is sent: every purge from now on has a higher sequence.
-    pub fn sequence(&self) -> PurgeSequence {
-        self.inner.purges.sequence()
-    }
-
-    /// Purges. In force for all cores before it waits for the log, durable when it returns.
-    pub async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
-        self.inner.purges.purge(batch).await
-    }
-
-    /// Purges without waiting for the disk: in force when this returns. [`InForce::durable`]
-    /// waits for the rest.
-    ///
-    /// # Errors
-    /// It was refused; nothing is in force.
-    pub async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
-        self.inner.purges.put_in_force(batch).await
-    }
-
-    /// Makes URLs and tags invalid, hard: in force when this returns, durable soon after.
-    ///
-    /// `cause` is the response that makes them so, when it is to be stored itself. Then it is
-    /// newer than what it makes invalid, and gets the position after it; unless another purge
-    /// covers it already.
-    pub fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
-        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
-        let batch = PurgeBatch { purges, ..PurgeBatch::default() };
-        self.inner.purges.purge_soon(batch, cause, &self.inner.background);
-    }
-
-    /// Whether a purge later than `since` may cover a response that was `asked` for at `since`,
-    /// by what is known of it.
-    pub fn overtaken(
-        &self,
-        asked: &PurgeTarget<'_>,
-        response: Option<&StoredResponse>,
-        since: PurgeSequence,
-    ) -> bool {
-        self.inner.purges.overtaken(asked, response, since)
-    }
-
-    /// The bus' position that was last made durable with a purge; not there in a new or
-    /// damaged log.
-    pub fn cursor(&self) -> Option<Bytes> {
-        self.inner.purges.cursor()
-    }
-
-    /// The messages that wait for the bus, oldest first, by number.
-    pub fn outbox(&self) -> Vec<(u64, Bytes)> {
-        self.inner.purges.outbox()
-    }
-
-    /// The first `limit` of them whose number is at least `number`.
-    pub fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
-        self.inner.purges.outbox_from(number, limit)
-    }
-
-    /// How many messages wait for the bus.
-    pub fn outbox_len(&self) -> usize {
-        self.inner.purges.outbox_len()
-    }
-
-    /// Forgets messages that the bus has taken. Durable when it returns.
-    pub async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
-        self.inner.purges.sent(numbers).await
+    /// The purge log that this store's responses are stamped by.
+    pub fn purges(&self) -> &Arc<Purges> {
+        &self.inner.purges
     }
 
     /// Begins to store a response whose body is about to come, under its key's hash or, if it
@@ -604,8 +524,7 @@ impl Store {
             object,
             inline,
             slice_bytes: self.inner.settings.slice_bytes as u32,
-            lineage: self.inner.purges.lineage(),
-            checked_up_to: AtomicU64::new(0),
+            checkpoint: Checkpoint::of(self.inner.purges.lineage()),
             place: AtomicU8::new(place::MEMORY),
         }
     }
@@ -792,12 +711,8 @@ impl Store {
 /// made is tried again later.
 fn take_locks(settings: &Settings) -> Result<BTreeMap<PathBuf, File>, OpenError> {
     let mut locks = BTreeMap::new();
-    let directories = settings.directories.iter().map(|directory| &directory.path);
-    for path in directories.chain(&settings.log_directory) {
-        if locks.contains_key(path) {
-            continue;
-        }
-        match std::fs::create_dir_all(path).and_then(|()| disk::lock_directory(path)) {
+    for path in settings.directories.iter().map(|directory| &directory.path) {
+        match lock(path, disk::LOCK) {
             Ok(lock) => drop(locks.insert(path.clone(), lock)),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 return Err(OpenError::InUse { path: path.clone() });
@@ -814,28 +729,6 @@ fn raise_open_files() {
     limit.current = limit.maximum;
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files could not be raised");
-    }
-}
-
-fn open_purges(
-    settings: &Settings,
-    clock: &Clock,
-    recorder: &Recorder,
-) -> Result<Arc<Purges>, OpenError> {
-    let first = settings.directories.first().map(|directory| &directory.path);
-    let directory = settings.log_directory.as_ref().or(first);
-    let made = directory.map_or(Ok(()), std::fs::create_dir_all);
-    made.and_then(|()| Purges::open(directory.map(|path| &**path), settings, clock, recorder))
-        .map_err(|source| OpenError::Log { path: directory.cloned().unwrap_or_default(), source })
-}
-
-/// Looks after the purge table for as long as the store lives.
-async fn maintain(purges: Weak<Purges>) {
-    let mut ticks = tokio::time::interval(MAINTAIN_EVERY);
-    loop {
-        ticks.tick().await;
-        let Some(purges) = purges.upgrade() else { return };
-        purges.maintain().await;
     }
 }
 
@@ -898,7 +791,6 @@ const UNREAD_SHARE: u64 = 32;
 /// Requests within the sketch's memory that make a key worth a disk write.
 const FREQUENT: u8 = 2;
 /// The ceiling of purge sequences is moved every half minute; this is well within.
-const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
 /// How often the disks are asked what sites have there, and every how many times that is saved.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 const SAVE_EVERY: u32 = 6;

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use super::sites::Site;
 use crate::cache::vary::Variant;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse, VaryList};
+use crate::purge::Checkpoint;
+use crate::random::random_u64;
 
 /// What stands under a key's or a variant's hash. Two keys may have one hash: the texts in it
 /// tell. Cloning clones one `Arc`.
@@ -32,10 +34,8 @@ pub struct Head {
     pub inline: Option<Bytes>,
     /// The slice size it was cut with.
     pub slice_bytes: u32,
-    /// The purge log that `stored_at_sequence` counts in.
-    pub(super) lineage: u64,
-    /// Purges up to here are known not to concern it.
-    pub(super) checked_up_to: AtomicU64,
+    /// What it remembers of the purge log.
+    pub(super) checkpoint: Checkpoint,
     pub(super) place: AtomicU8,
 }
 
@@ -84,7 +84,7 @@ impl Head {
 
     /// The purge sequence up to which it was last found untouched.
     pub fn checked_up_to(&self) -> PurgeSequence {
-        PurgeSequence(self.checked_up_to.load(Ordering::Relaxed))
+        self.checkpoint.checked_up_to()
     }
 
     /// The numbers of the slices that hold these bytes.
@@ -112,8 +112,7 @@ impl Head {
             object: self.object,
             inline: self.inline.clone(),
             slice_bytes: self.slice_bytes,
-            lineage: DISTRUSTED,
-            checked_up_to: AtomicU64::new(0),
+            checkpoint: Checkpoint::distrusted(),
             place: AtomicU8::new(place::WRITTEN),
         }
     }
@@ -166,13 +165,6 @@ impl ObjectIds {
         let unique = ((u128::from(self.random) << 32) + u128::from(number)) << 32;
         ObjectId(unique | u128::from(home_of_hash(hash)))
     }
-}
-
-/// Random bits from the operating system's generator.
-pub(super) fn random_u64() -> u64 {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random generator works");
-    u64::from_le_bytes(bytes)
 }
 
 /// Which disk: a head and its slices have one home.
@@ -282,8 +274,6 @@ impl Piece {
     }
 }
 
-/// No purge log has this lineage.
-const DISTRUSTED: u64 = 0;
 /// foyer's record (128 bytes), its slot in a hash table and the counts of our `Arc` (16 each), and
 /// what the allocator rounds up: `store::bench::hits_in_memory` finds a little less resident
 /// (docs/benchmarks-store.md).

@@ -12,9 +12,6 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// Where bodies and heads are kept on disk. Empty: memory only.
     pub directories: Vec<Directory>,
-    /// Where the purge log lives. `None`: in the first of `directories`; without those the log
-    /// is kept in memory only, as is everything that it could concern.
-    pub log_directory: Option<PathBuf>,
     /// The size of a slice. Bodies up to one slice live inside their head record. 4 KiB to
     /// 1 MiB; changing it makes stored bodies of several slices unreadable (they are fetched anew).
     pub slice_bytes: usize,
@@ -43,16 +40,6 @@ pub struct Settings {
     pub disk_deadline: Duration,
     /// How often a directory that is out of service is tried again.
     pub disk_retry: Duration,
-    /// Entries of the purge table. Beyond: the oldest are widened to a soft purge of everything.
-    pub purge_entries_max: usize,
-    /// A purge's URL, prefix, tag or site name may be this long.
-    pub purge_scope_bytes_max: usize,
-    /// The purge log is rewritten as a snapshot when it has grown by this much.
-    pub purge_log_bytes: u64,
-    /// Messages kept for the purge bus while it cannot be reached. Beyond, purges are refused.
-    pub outbox_entries_max: usize,
-    /// Their bytes together, in memory and on disk. 1 MiB to 1 GiB; one message may be longer.
-    pub outbox_bytes_max: usize,
 }
 
 /// One place on disk.
@@ -89,7 +76,6 @@ impl Default for Settings {
         Self {
             memory_bytes: 1 << 30,
             directories: Vec::new(),
-            log_directory: None,
             slice_bytes: 256 << 10,
             object_bytes_max: 16 << 30,
             object_age_max: Duration::from_secs(30 * 24 * 3600),
@@ -102,11 +88,6 @@ impl Default for Settings {
             write_queue_bytes: 64 << 20,
             disk_deadline: Duration::from_secs(5),
             disk_retry: Duration::from_secs(10),
-            purge_entries_max: 1_000_000,
-            purge_scope_bytes_max: 8 << 10,
-            purge_log_bytes: 16 << 20,
-            outbox_entries_max: 100_000,
-            outbox_bytes_max: 64 << 20,
         }
     }
 }

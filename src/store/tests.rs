@@ -1,7 +1,7 @@
 //! The store from outside: what is put in comes out, survives restarts, and full or failing disks.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::AtomicU8;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -11,8 +11,10 @@ use rustix::fs::FallocateFlags;
 
 use super::*;
 use crate::cache::vary::{Variant, variant_key};
-use crate::cache::{CacheKey, Freshness};
+use crate::cache::{CacheKey, Freshness, PurgeScope, PurgeSequence};
+use crate::clock::Clock;
 use crate::metrics::Metric;
+use crate::purge::{self, PurgeBatch};
 
 /// A stored response under this URL.
 pub(super) fn response(url: &str, stored_at_sequence: PurgeSequence) -> StoredResponse {
@@ -50,8 +52,7 @@ pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> Head {
         object: ObjectId(1),
         inline: Some(Bytes::from_static(b"body")),
         slice_bytes: 4096,
-        lineage,
-        checked_up_to: AtomicU64::new(0),
+        checkpoint: Checkpoint::of(lineage),
         place: AtomicU8::new(place::MEMORY),
     }
 }
@@ -70,11 +71,34 @@ fn small() -> Settings {
     }
 }
 
-async fn open(settings: &Settings) -> Store {
-    let metrics = Metrics::new(1);
+/// A purge log in a folder of the first directory; without directories in memory only.
+fn purges(
+    settings: &Settings,
+    log: Option<&Path>,
+    handle: &Handle,
+) -> Result<Arc<Purges>, purge::OpenError> {
+    let first = settings.directories.first().map(|directory| directory.path.join("purges"));
+    let directory = log.map(Path::to_owned).or(first);
+    let settings = purge::Settings { directory, log_bytes: 8 << 10, ..purge::Settings::default() };
+    Purges::open(&settings, &Clock::system(), &Metrics::new(1).background(), handle)
+}
+
+pub(super) async fn open(settings: &Settings) -> Store {
+    open_with_log(settings, None).await
+}
+
+/// As [`open`], with the purge log in a directory of its own.
+pub(super) async fn open_with_log(settings: &Settings, log: Option<&Path>) -> Store {
+    let (metrics, handle) = (Metrics::new(1), Handle::current());
+    // A command that another test starts has the last process' locks until it is executed.
+    let purges = loop {
+        match purges(settings, log, &handle) {
+            Err(purge::OpenError::InUse { .. }) => tokio::task::yield_now().await,
+            opened => break opened.unwrap(),
+        }
+    };
     loop {
-        match Store::open(settings, Clock::system(), &metrics, Handle::current()).await {
-            // A command that another test starts has the last process' lock until it is executed.
+        match Store::open(settings, purges.clone(), &metrics, handle.clone()).await {
             Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
             opened => {
                 let here = opened.unwrap();
@@ -85,8 +109,13 @@ async fn open(settings: &Settings) -> Store {
     }
 }
 
+async fn close(here: &Store) {
+    here.close().await;
+    here.purges().close();
+}
+
 async fn store(store: &Store, url: &str, body: &Bytes) -> Arc<Head> {
-    let mut writer = store.writer(response(url, store.sequence()));
+    let mut writer = store.writer(response(url, store.purges().sequence()));
     for piece in body.chunks(1000) {
         writer.push(Bytes::copy_from_slice(piece)).await.unwrap();
     }
@@ -131,12 +160,12 @@ async fn what_was_written_is_found_and_read_for_every_length_and_range() {
 async fn a_writer_that_is_dropped_or_cut_short_leaves_nothing_visible() {
     let here = open(&small()).await;
     let key = CacheKey::new("https://a/1");
-    let mut writer = here.writer(response(&key.text, here.sequence()));
+    let mut writer = here.writer(response(&key.text, here.purges().sequence()));
     writer.push(bytes(10_000)).await.unwrap();
     drop(writer);
     assert!(here.find(key.hash).await.is_none());
 
-    let mut promised = response(&key.text, here.sequence());
+    let mut promised = response(&key.text, here.purges().sequence());
     promised.complete_length = Some(10_001);
     let mut writer = here.writer(promised);
     writer.push(bytes(10_000)).await.unwrap();
@@ -148,7 +177,7 @@ async fn a_writer_that_is_dropped_or_cut_short_leaves_nothing_visible() {
 #[tokio::test]
 async fn too_long_a_body_is_refused() {
     let here = open(&Settings { object_bytes_max: 9_999, ..small() }).await;
-    let mut writer = here.writer(response("https://a/1", here.sequence()));
+    let mut writer = here.writer(response("https://a/1", here.purges().sequence()));
     writer.push(bytes(9_999)).await.unwrap();
     let error = writer.push(bytes(1)).await.unwrap_err();
     assert_eq!(error, WriteError::TooLarge { limit: 9_999 });
@@ -165,7 +194,7 @@ async fn variants_stand_beside_each_other_under_the_list() {
     let mut list = VaryList::default();
     for coding in ["br", "gzip"] {
         let (hash, values) = variant_key(&key, &fields, &request(coding), &["br", "gzip"]);
-        let mut response = response(&key.text, here.sequence());
+        let mut response = response(&key.text, here.purges().sequence());
         response.variant = values;
         let variant =
             Variant::new(hash, &fields, &request(coding), &response.headers, &["br", "gzip"]);
@@ -189,7 +218,7 @@ async fn an_object_is_whole_when_its_last_part_has_come() {
     let here = open(&small()).await;
     let key = CacheKey::new("https://a/1");
     let body = bytes(10_000);
-    let mut whole = response(&key.text, here.sequence());
+    let mut whole = response(&key.text, here.purges().sequence());
     whole.complete_length = Some(10_000);
     let head = here.partial(whole).unwrap();
     assert!(here.missing(&head, 5_000..6_000).iter().eq([&(4096..8192)]));
@@ -226,9 +255,9 @@ async fn a_replaced_head_keeps_its_body() {
     let key = CacheKey::new("https://a/1");
     let old = store(&here, &key.text, &bytes(10_000)).await;
     let purge = (PurgeScope::All, PurgeKind::Soft);
-    here.purge(PurgeBatch { purges: vec![purge], ..PurgeBatch::default() }).await.unwrap();
+    here.purges().purge(PurgeBatch { purges: vec![purge], ..PurgeBatch::default() }).await.unwrap();
     assert_eq!(here.purge_verdict(&old), Some(PurgeKind::Soft));
-    let mut fields = response(&key.text, here.sequence());
+    let mut fields = response(&key.text, here.purges().sequence());
     fields.headers =
         [(HeaderName::from_static("x-new"), "1".parse().unwrap())].into_iter().collect();
     here.replace(&old, fields);
@@ -297,7 +326,7 @@ async fn a_clean_stop_brings_everything_back() {
         store(&here, &format!("https://a/{number}"), &bytes(number * 40)).await;
     }
     assert_eq!(total(&here, Metric::StoreDiskWrites), 0, "one-hit wonders don't wear the disk");
-    here.close().await;
+    close(&here).await;
     let here = open(&settings).await;
     for number in 0..500 {
         let key = CacheKey::new(format!("https://a/{number}"));
@@ -325,6 +354,7 @@ async fn a_second_request_brings_an_object_to_disk() {
     written(&hot).await;
     // As a crash would: nothing is flushed.
     here.inner.disks.close().await;
+    here.purges().close();
     let here = open(&settings).await;
     let head = found(here.find(keys[0].hash).await);
     assert_eq!(read(&here, &head, 0..20_000).await, bytes(20_000));
@@ -341,8 +371,8 @@ async fn what_was_purged_does_not_come_back_from_disk() {
         store(&here, &key.text, &bytes(100)).await;
     }
     let purge = (PurgeScope::Url(keys[0].text.clone()), PurgeKind::Hard);
-    here.purge(PurgeBatch { purges: vec![purge], ..PurgeBatch::default() }).await.unwrap();
-    here.close().await;
+    here.purges().purge(PurgeBatch { purges: vec![purge], ..PurgeBatch::default() }).await.unwrap();
+    close(&here).await;
     drop(here);
     let here = open(&settings).await;
     let verdicts = [
@@ -350,9 +380,9 @@ async fn what_was_purged_does_not_come_back_from_disk() {
         here.purge_verdict(&found(here.find(keys[1].hash).await)),
     ];
     assert_eq!(verdicts, [Some(PurgeKind::Hard), None]);
-    here.close().await;
+    close(&here).await;
     drop(here);
-    std::fs::remove_file(directory.path().join("purge.log")).unwrap();
+    std::fs::remove_file(directory.path().join("purges/purge.log")).unwrap();
     let here = open(&settings).await;
     let head = found(here.find(keys[1].hash).await);
     assert_eq!(here.purge_verdict(&head), Some(PurgeKind::Soft), "without its log");
@@ -366,7 +396,7 @@ async fn flipped_bits_on_disk_are_misses_and_never_wrong_bytes() {
     for number in 0..200 {
         store(&here, &format!("https://a/{number}"), &bytes(10_000 + number)).await;
     }
-    here.close().await;
+    close(&here).await;
     for block in std::fs::read_dir(directory.path().join("blocks")).unwrap() {
         let path = block.unwrap().path();
         let mut content = std::fs::read(&path).unwrap();
@@ -402,9 +432,9 @@ fn a_store_serves_while_it_recovers_and_what_came_meanwhile_stays_the_newest() {
     let front = runtime();
     let keys = ["old", "replaced", "forgotten"].map(|it| CacheKey::new(format!("https://a/{it}")));
     let open = |background: &tokio::runtime::Runtime| {
-        let (clock, metrics) = (Clock::system(), Metrics::new(1));
-        let handle = background.handle().clone();
-        front.block_on(Store::open(&settings, clock, &metrics, handle)).unwrap()
+        let (metrics, handle) = (Metrics::new(1), background.handle().clone());
+        let purges = purges(&settings, None, &handle).unwrap();
+        front.block_on(Store::open(&settings, purges, &metrics, handle)).unwrap()
     };
     let background = runtime();
     let before = open(&background);
@@ -413,7 +443,7 @@ fn a_store_serves_while_it_recovers_and_what_came_meanwhile_stays_the_newest() {
             store(&before, &key.text, &bytes(100)).await;
         }
     });
-    background.block_on(before.close());
+    background.block_on(close(&before));
     drop(before);
 
     let background = runtime();
@@ -445,12 +475,13 @@ async fn two_nodes_on_one_directory_are_refused() {
     let settings = on_disk(directory.path());
     let here = open(&settings).await;
     let metrics = Metrics::new(1);
-    let second = Store::open(&settings, Clock::system(), &metrics, Handle::current()).await;
+    let purges = here.purges().clone();
+    let again = async || Store::open(&settings, purges.clone(), &metrics, Handle::current()).await;
+    let second = again().await;
     assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
-    here.close().await;
+    close(&here).await;
     drop(here);
     // A process that another test is starting has a copy of the lock until it is another program.
-    let again = async || Store::open(&settings, Clock::system(), &metrics, Handle::current()).await;
     while let Err(OpenError::InUse { .. }) = again().await {
         tokio::task::yield_now().await;
     }
@@ -511,7 +542,9 @@ fn a_disk_hit_works_from_a_thread_of_its_own() {
     let directory = tempfile::tempdir().unwrap();
     let settings = on_disk(directory.path());
     let metrics = Metrics::new(1);
-    let opening = Store::open(&settings, Clock::system(), &metrics, background.handle().clone());
+    let handle = background.handle().clone();
+    let purges = purges(&settings, None, &handle).unwrap();
+    let opening = Store::open(&settings, purges, &metrics, handle);
     let here = background.block_on(opening).unwrap();
     background.block_on(here.recovered());
     let worker = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -526,7 +559,7 @@ fn a_disk_hit_works_from_a_thread_of_its_own() {
             async move { read(&here, &head, 10..49_990).await }
         });
         assert_eq!(body.await.unwrap(), bytes(50_000).slice(10..49_990));
-        here.close().await;
+        close(&here).await;
     });
 }
 
@@ -548,7 +581,7 @@ async fn an_object_larger_than_memory_is_read_from_disk() {
 }
 
 async fn store_for(here: &Store, site: &str, url: &str, body: &Bytes) -> Arc<Head> {
-    let of_site = StoredResponse { site: site.into(), ..response(url, here.sequence()) };
+    let of_site = StoredResponse { site: site.into(), ..response(url, here.purges().sequence()) };
     let mut writer = here.writer(of_site);
     writer.push(body.clone()).await.unwrap();
     writer.finish().await.unwrap()
@@ -579,7 +612,7 @@ async fn sites_are_counted_in_memory_and_on_disk_and_after_a_restart() {
     assert_eq!(total, here.stat().memory_bytes, "nothing is counted twice, or not at all");
     here.forget(KeyHash::of(b"https://large/0"));
     assert_eq!(site(&here, "large").memory_objects, 9);
-    here.close().await;
+    close(&here).await;
     assert_eq!(site(&here, "large").memory_bytes, 0, "a stop empties memory");
     drop(here);
     let here = open(&settings).await;
@@ -625,7 +658,7 @@ async fn a_site_over_its_share_loses_its_own_oldest_and_writes_no_more() {
 async fn a_late_part_does_not_bring_an_old_object_back() {
     let here = open(&small()).await;
     let key = CacheKey::new("https://a/1");
-    let mut whole = response(&key.text, here.sequence());
+    let mut whole = response(&key.text, here.purges().sequence());
     whole.complete_length = Some(10_000);
     let old = here.partial(whole).unwrap();
     let new = store(&here, &key.text, &bytes(100)).await;
@@ -716,12 +749,11 @@ async fn a_disk_that_stalls_is_left_out_and_comes_back() {
     let Some(disk) = LoopDisk::mount(96 << 20) else { return };
     let log = tempfile::tempdir().unwrap();
     let settings = Settings {
-        log_directory: Some(log.path().to_owned()),
         disk_deadline: Duration::from_millis(500),
         disk_retry: Duration::from_millis(20),
         ..on_disk(disk.mounted.path())
     };
-    let here = open(&settings).await;
+    let here = open_with_log(&settings, Some(log.path())).await;
     let before = store(&here, "https://a/before", &bytes(10_000)).await;
     written(&before).await;
     assert!(disk.freeze(true));
@@ -754,9 +786,8 @@ async fn a_disk_that_stalls_is_left_out_and_comes_back() {
 async fn reads_that_the_disk_fails_are_misses_and_are_told() {
     let Some(disk) = LoopDisk::mount(96 << 20) else { return };
     let log = tempfile::tempdir().unwrap();
-    let settings =
-        Settings { log_directory: Some(log.path().to_owned()), ..on_disk(disk.mounted.path()) };
-    let here = open(&settings).await;
+    let settings = on_disk(disk.mounted.path());
+    let here = open_with_log(&settings, Some(log.path())).await;
     for number in 0..100 {
         written(&store(&here, &format!("https://a/{number}"), &bytes(3_000)).await).await;
     }
@@ -787,12 +818,8 @@ async fn a_directory_that_is_read_only_at_the_start_leaves_the_node_serving() {
     };
     remount("ro");
     let log = tempfile::tempdir().unwrap();
-    let settings = Settings {
-        log_directory: Some(log.path().to_owned()),
-        disk_retry: Duration::from_millis(20),
-        ..on_disk(disk.0.path())
-    };
-    let here = open(&settings).await;
+    let settings = Settings { disk_retry: Duration::from_millis(20), ..on_disk(disk.0.path()) };
+    let here = open_with_log(&settings, Some(log.path())).await;
     let head = store(&here, "https://a/1", &bytes(100)).await;
     assert!(here.find(head.hash()).await.is_some());
     assert_eq!(here.stat().directories[0].service, Service::Out);
@@ -871,12 +898,11 @@ async fn a_directory_that_others_leave_no_room_makes_do_and_grows_again() {
     let settings = Settings {
         // Less than the disk has, so that what memory has is there too.
         memory_bytes: 1 << 20,
-        log_directory: Some(log.path().to_owned()),
         disk_reserve: DiskReserve::Bytes(8 << 20),
         disk_retry: Duration::from_millis(20),
         ..on_disk(disk.0.path())
     };
-    let here = open(&settings).await;
+    let here = open_with_log(&settings, Some(log.path())).await;
     let directory = || here.stat().directories[0].clone();
     assert!(!directory().is_short_of_space);
     let free = || {
@@ -904,9 +930,9 @@ async fn a_directory_that_others_leave_no_room_makes_do_and_grows_again() {
     assert!(directory().bytes > bytes_then, "it has grown");
     assert!(free() >= 8 << 20, "the reserve stays free: {}", free());
     let kept = directory().bytes;
-    here.close().await;
+    close(&here).await;
     drop(here);
-    let here = open(&settings).await;
+    let here = open_with_log(&settings, Some(log.path())).await;
     assert_eq!(here.stat().directories[0].bytes, kept, "what it had is its own after a start");
     let came = whole(&here, &more).await;
     assert!(came > 250, "{came} of 400 are there");
@@ -919,12 +945,11 @@ async fn a_directory_without_room_for_one_block_waits_for_it() {
     std::fs::write(&filler, vec![1; 14 << 20]).unwrap();
     let log = tempfile::tempdir().unwrap();
     let settings = Settings {
-        log_directory: Some(log.path().to_owned()),
         disk_retry: Duration::from_millis(20),
         preallocate: true,
         ..on_disk(disk.0.path())
     };
-    let here = open(&settings).await;
+    let here = open_with_log(&settings, Some(log.path())).await;
     assert_eq!(here.stat().directories[0].service, Service::Out);
     let head = store(&here, "https://a/1", &bytes(100)).await;
     assert!(here.find(head.hash()).await.is_some(), "the node serves on");
@@ -974,12 +999,8 @@ async fn two_directories_of_one_file_system_must_fit_together() {
 async fn writes_that_fail_are_told_and_the_node_serves_on() {
     let Some(disk) = SmallDisk::mount(24 << 20) else { return };
     let log = tempfile::tempdir().unwrap();
-    let settings = Settings {
-        log_directory: Some(log.path().to_owned()),
-        disk_retry: Duration::from_secs(3600),
-        ..on_disk(disk.0.path())
-    };
-    let here = open(&settings).await;
+    let settings = Settings { disk_retry: Duration::from_secs(3600), ..on_disk(disk.0.path()) };
+    let here = open_with_log(&settings, Some(log.path())).await;
     let mut heads = store_many(&here, 0..100).await;
     // Somebody takes away the space of a block that comes next, and all that is free.
     let data = File::options().write(true).open(disk::data_file(disk.0.path())).unwrap();

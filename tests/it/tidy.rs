@@ -16,13 +16,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("interim", &["reply"]),
     // planted: bugs for the lab to find, a constant false without the cargo feature.
     ("planted", &[]),
+    ("lock", &[]),
+    ("random", &[]),
     ("stamp", &[]),
     ("upgrade", &[]),
     ("notices", &["clock"]),
     ("cache", &["fields", "planted"]),
     ("context", &["cache"]),
+    ("purge", &["cache", "clock", "lock", "metrics", "notices", "random"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
-    ("store", &["cache", "clock", "metrics", "notices", "body", "fields", "planted"]),
+    (
+        "store",
+        &["purge", "cache", "lock", "metrics", "notices", "body", "fields", "planted", "random"],
+    ),
     ("transform", &["body", "fields", "metrics", "reply"]),
     (
         "upstream",
@@ -34,7 +40,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     // clock: a line in the access log tells how long its response took.
     ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
     ("route", &["guard", "cache", "upstream", "fields", "transform", "planted"]),
-    ("control", &["store", "cache", "clock", "metrics", "notices", "planted", "stamp"]),
+    (
+        "control",
+        &["purge", "store", "cache", "clock", "metrics", "notices", "planted", "random", "stamp"],
+    ),
     (
         "serve",
         &[

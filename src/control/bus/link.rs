@@ -19,6 +19,7 @@ use redis::{
 use super::ledger::{Place, Receipt};
 use super::record::{EntryId, Head, Record};
 use super::settings::{Kind, RedisUrl, Settings};
+use crate::random::random_u64;
 
 /// How connections are made.
 pub(super) struct Connector {
@@ -520,7 +521,7 @@ pub(super) fn brief(error: &RedisError) -> String {
 
 /// A name for a history, in case that there is none yet.
 fn new_epoch() -> String {
-    format!("{:016x}", super::random_u64())
+    format!("{:016x}", random_u64())
 }
 
 /// The name that Redis gives a script.

@@ -46,7 +46,8 @@ use super::purges::Rate;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
 use crate::metrics::{Metric, Metrics, Recorder};
-use crate::store::{InForce, PurgeBatch, PurgeError, Purged, Store};
+use crate::purge::{InForce, PurgeBatch, PurgeError, Purged, Purges};
+use crate::random::random_u64;
 
 /// The bus, as the rest of the node sees it. Clones share it.
 #[derive(Clone)]
@@ -68,7 +69,7 @@ struct Inner {
     identity: Identity,
     /// Different at each start, so that two nodes of one name notice each other.
     instance: String,
-    store: Store,
+    purges: Arc<Purges>,
     clock: Clock,
     started: Instant,
     recorder: Recorder,
@@ -188,7 +189,7 @@ impl Bus {
     pub async fn start(
         settings: Settings,
         identity: Identity,
-        store: Store,
+        purges: Arc<Purges>,
         clock: Clock,
         metrics: &Arc<Metrics>,
         background: &Handle,
@@ -201,7 +202,7 @@ impl Bus {
             inner: Arc::new(Inner {
                 identity,
                 instance: format!("{:08x}", random_u64() as u32),
-                store,
+                purges,
                 started: clock.instant(),
                 complaints: Rate::new(1, clock.instant()),
                 clock,
@@ -452,7 +453,7 @@ impl Inner {
     ) -> Result<Purged, PurgeError> {
         self.ledger().note(record);
         let batch = PurgeBatch { purges: record.purges().collect(), message, cursor: None };
-        let in_force = match self.store.put_in_force(batch).await {
+        let in_force = match self.purges.put_in_force(batch).await {
             Ok(in_force) => in_force,
             Err(error) => {
                 self.ledger().forget(&record.id);
@@ -484,7 +485,7 @@ impl Inner {
         };
         let purges = fresh.iter().flat_map(|record| record.purges()).collect();
         let in_force =
-            self.store.put_in_force(PurgeBatch { purges, cursor, message: None }).await?;
+            self.purges.put_in_force(PurgeBatch { purges, cursor, message: None }).await?;
         self.note_in_force(&fresh);
         Ok(in_force)
     }
@@ -546,7 +547,7 @@ impl Inner {
         cursor: Option<Bytes>,
     ) -> Result<(), PurgeError> {
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Soft)).collect();
-        self.store.purge(PurgeBatch { purges, cursor, message: None }).await.map(drop)
+        self.purges.purge(PurgeBatch { purges, cursor, message: None }).await.map(drop)
     }
 
     /// Asks Redis for a purge's receipts.
@@ -730,12 +731,6 @@ impl Backoff {
         let part = 0.5 + (random_u64() % 1024) as f64 / 2048.0;
         tokio::time::sleep(whole.mul_f64(part)).await;
     }
-}
-
-/// Seeded by the system, anew each time.
-fn random_u64() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0_u8)
 }
 
 /// Receipts that wait for the connection.

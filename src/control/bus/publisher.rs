@@ -21,7 +21,7 @@ use super::record::Record;
 use super::{Backoff, Inner};
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
-use crate::store::PurgeError;
+use crate::purge::PurgeError;
 
 /// Up to where the outbox was published, and since which loss.
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +149,7 @@ async fn publish(inner: &Inner, link: Link) -> RedisResult<Infallible> {
         }
         let mut messages = Vec::new();
         if sent.len() < SENT_MAX {
-            messages = bounded(inner.store.outbox_from(part.next, PUBLISH_AT_ONCE));
+            messages = bounded(inner.purges.outbox_from(part.next, PUBLISH_AT_ONCE));
         }
         if let Some((last, _)) = messages.last() {
             part.next = last + 1;

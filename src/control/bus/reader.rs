@@ -15,11 +15,11 @@ use super::{Backoff, Inner, Member};
 use crate::cache::PurgeScope;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
-use crate::store::PurgeError;
+use crate::purge::PurgeError;
 
 /// Until the runtime ends.
 pub(super) async fn run(inner: Arc<Inner>) {
-    let kept = inner.store.cursor();
+    let kept = inner.purges.cursor();
     let mut reader = Reader {
         position: kept.and_then(|kept| Position::parse(&kept)),
         head: None,
@@ -262,7 +262,7 @@ impl Reader {
             let inner = self.inner.clone();
             tokio::spawn(async move {
                 // What stays in the outbox is published once more after a restart.
-                let _ = inner.store.sent(&sent).await;
+                let _ = inner.purges.sent(&sent).await;
                 inner.note_outbox();
             });
         }
@@ -385,7 +385,7 @@ impl Absent {
 
 impl Inner {
     pub(super) fn note_outbox(&self) {
-        self.gauges.outbox.set(self.store.outbox_len() as i64);
+        self.gauges.outbox.set(self.purges.outbox_len() as i64);
     }
 }
 

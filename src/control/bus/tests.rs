@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::purge::{self, Purges};
 use crate::store;
+use crate::store::Store;
 
 use super::reader::STRANGERS;
 use PurgeKind::{Hard, Soft};
@@ -171,23 +173,18 @@ impl Node {
             .unwrap();
         let metrics = Metrics::new(1);
         let clock = Clock::system();
-        let store_settings = store::Settings {
-            log_directory: Some(directory.clone()),
-            ..store::Settings::default()
-        };
+        let purge_settings =
+            purge::Settings { directory: Some(directory.clone()), ..purge::Settings::default() };
         let handle = runtime.handle().clone();
         let (store, bus) = runtime.block_on(async {
-            let store = Store::open(&store_settings, clock.clone(), &metrics, handle.clone());
+            let background = metrics.background();
+            let purges = Purges::open(&purge_settings, &clock, &background, &handle).unwrap();
+            let store_settings = store::Settings::default();
+            let store = Store::open(&store_settings, purges.clone(), &metrics, handle.clone());
             let store = store.await.unwrap();
             let identity = Identity { name: name.to_owned(), region: "here".to_owned() };
-            let bus = Bus::start(
-                settings.clone(),
-                identity,
-                store.clone(),
-                clock.clone(),
-                &metrics,
-                &handle,
-            );
+            let bus =
+                Bus::start(settings.clone(), identity, purges, clock.clone(), &metrics, &handle);
             (store.clone(), bus.await.unwrap())
         });
         let name = name.to_owned();
@@ -280,7 +277,7 @@ fn a_purge_reaches_every_node_and_brings_a_receipt_of_each() {
     assert!(nodes.iter().all(|node| node.knows(&id)));
     // Anyone can be asked later, and a node that met none of it too.
     let told = nodes[2].runtime.block_on(nodes[2].bus.status(&id)).unwrap();
-    until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+    until("the outbox is empty", || nodes[0].store.purges().outbox_len() == 0);
     assert!(told.known.is_some());
     assert!(!nodes.iter().any(Node::purged_softly));
 }
@@ -294,10 +291,10 @@ fn what_is_purged_while_redis_is_away_is_delivered_when_it_is_back() {
     let (id, status) = nodes[0].try_purge("https://x/1", Wait::All, timeout).unwrap();
     assert!(matches!(status.nodes["a"], NodeState::Applied(_)));
     assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
-    assert_eq!(nodes[0].store.outbox_len(), 1);
+    assert_eq!(nodes[0].store.purges().outbox_len(), 1);
     redis.run();
     until("the other node has it", || nodes[1].knows(&id));
-    until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+    until("the outbox is empty", || nodes[0].store.purges().outbox_len() == 0);
     assert!(!nodes.iter().any(Node::purged_softly), "nothing was lost");
 }
 
@@ -323,7 +320,7 @@ fn a_node_that_was_away_has_caught_up_before_it_serves() {
     let (name, directory, settings) = away.kill();
     let ids: Vec<String> =
         (0..300).map(|n| nodes[0].purge(&format!("https://x/{n}"), Wait::Local).0).collect();
-    until("all are published", || nodes[0].store.outbox_len() == 0);
+    until("all are published", || nodes[0].store.purges().outbox_len() == 0);
     let back = Node::start(&name, directory, settings);
     assert!(ids.iter().all(|id| back.knows(id)), "start() returns when it has caught up");
     assert!(!back.purged_softly());
@@ -415,7 +412,7 @@ fn a_stream_trimmed_past_a_nodes_place_makes_that_node_validate() {
     let (name, directory, settings) = away.kill();
     let ids: Vec<String> =
         (0..5).map(|n| nodes[0].purge(&format!("https://x/{n}"), Wait::Local).0).collect();
-    until("all are published", || nodes[0].store.outbox_len() == 0);
+    until("all are published", || nodes[0].store.purges().outbox_len() == 0);
     redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "2"]);
     let back = Node::start(&name, directory, settings);
     assert_eq!(back.gaps(Gap::Trimmed), 1);
@@ -423,7 +420,7 @@ fn a_stream_trimmed_past_a_nodes_place_makes_that_node_validate() {
     assert_eq!(nodes[0].gaps(Gap::Trimmed), 0, "the others missed nothing");
     let (name, directory, settings) = back.kill();
     nodes[0].purge("https://x/9", Wait::Local);
-    until("all are published", || nodes[0].store.outbox_len() == 0);
+    until("all are published", || nodes[0].store.purges().outbox_len() == 0);
     redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "0"]);
     let back = Node::start(&name, directory, settings);
     assert_eq!(back.gaps(Gap::Trimmed), 1, "nothing left to read is noticed too");
@@ -471,13 +468,13 @@ fn a_silent_bus_makes_a_node_validate_or_leave() {
     };
     let (validates, drains) = (start("a", Silence::Validate), start("b", Silence::Drain));
     assert_eq!(drains.bus.not_ready(), None);
-    let before = validates.store.sequence();
+    let before = validates.store.purges().sequence();
     let purges = |node: &Node| node.metrics.total(Metric::Purges, 0);
     let (first, of_drains) = (purges(&validates), purges(&drains));
     redis.kill();
     until("it is not ready", || drains.bus.not_ready().is_some());
     until("it purges everything, and once more", || purges(&validates) >= first + 2);
-    assert!(validates.store.sequence() > before);
+    assert!(validates.store.purges().sequence() > before);
     assert_eq!(validates.bus.not_ready(), None);
     redis.run();
     until("it is ready again", || drains.bus.not_ready().is_none());
@@ -524,7 +521,7 @@ fn a_node_that_lost_its_disk_begins_anew_and_takes_part() {
     let (first, _) = nodes[0].purge("https://x/1", Wait::None);
     let (name, directory, settings) = nodes.remove(1).kill();
     let (second, _) = nodes[0].purge("https://x/2", Wait::Local);
-    until("both are published", || nodes[0].store.outbox_len() == 0);
+    until("both are published", || nodes[0].store.purges().outbox_len() == 0);
     redis.command(&["HDEL", &format!("{{skerry:purge}}:receipts:{first}"), "b"]);
     std::fs::remove_dir_all(&directory).unwrap();
     std::fs::create_dir(&directory).unwrap();
@@ -606,7 +603,7 @@ fn what_was_trimmed_before_its_own_node_read_it_is_published_again() {
     until("the stream has it", || redis.command(&["XLEN", "{skerry:purge}:stream"]) == "2");
     redis.command(&["XTRIM", "{skerry:purge}:stream", "MAXLEN", "0"]);
     redis.command(&["ACL", "SETUSER", "default", "+xread"]);
-    until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+    until("the outbox is empty", || nodes[0].store.purges().outbox_len() == 0);
     assert_eq!(nodes[0].gaps(Gap::Trimmed), 1);
     until("all have it", || nodes[0].status(&id).unwrap().is_enough(Wait::All));
 }
@@ -622,7 +619,7 @@ fn what_redis_refuses_waits_until_it_takes_it() {
         assert_eq!(status.published, Some(false), "{refuse:?}");
         redis.command(allow);
         until("all have it", || nodes[0].status(&id).unwrap().is_enough(Wait::All));
-        until("the outbox is empty", || nodes[0].store.outbox_len() == 0);
+        until("the outbox is empty", || nodes[0].store.purges().outbox_len() == 0);
     };
     check(&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]);
     check(&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]);
@@ -662,10 +659,10 @@ fn a_clock_that_is_set_back_neither_loses_purges_nor_doubles_ids() {
     let node = Node::start("alone", directory.path().to_owned(), Settings::default());
     node.clock.advance(Duration::from_secs(3600));
     let (first, _) = node.purge("https://x/1", Wait::All);
-    let before = node.store.sequence();
+    let before = node.store.purges().sequence();
     // The next process reads a clock that is an hour behind.
     let node = node.restart();
-    assert!(node.store.sequence() > before, "what is stored now is newer than the purge");
+    assert!(node.store.purges().sequence() > before, "what is stored now is newer than the purge");
     let (second, _) = node.purge("https://x/1", Wait::All);
     assert_ne!(first, second);
     assert!(node.knows(&second));
@@ -728,7 +725,7 @@ fn without_redis_the_same_calls_serve_one_node() {
     let (id, status) = node.purge("https://x/1", Wait::All);
     assert_eq!(status.nodes.len(), 1);
     assert!(node.knows(&id));
-    assert_eq!(node.store.outbox_len(), 0);
+    assert_eq!(node.store.purges().outbox_len(), 0);
     assert_eq!(node.bus.since(0.0, 10).len(), 1);
 }
 
@@ -752,7 +749,7 @@ fn a_password_comes_from_a_file() {
     let settings = Settings { password_file: Some(password_file), ..settings(url) };
     let node = Node::start("a", directory.path().to_owned(), settings);
     let (id, _) = node.purge("https://x/1", Wait::All);
-    until("it is read back", || node.store.outbox_len() == 0);
+    until("it is read back", || node.store.purges().outbox_len() == 0);
     assert!(redis.command(&["CLIENT", "LIST"]).contains("user=edge"));
     let receipts = format!("{{skerry:purge}}:receipts:{id}");
     until("the receipt is kept", || redis.command(&["HLEN", &receipts]) == "2");

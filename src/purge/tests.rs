@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::cache::Freshness;
 use crate::metrics::Metrics;
 
 use PurgeKind::{Hard, Soft};
@@ -25,11 +26,23 @@ impl Node {
     }
 
     fn open(&self) -> Arc<Purges> {
-        let path = Some(self.directory.path());
-        Purges::open(path, &self.settings, &self.clock, &self.recorder).unwrap()
+        let directory = Some(self.directory.path().to_owned());
+        let settings = Settings { directory, ..self.settings.clone() };
+        loop {
+            match Purges::open(&settings, &self.clock, &self.recorder, &Handle::current()) {
+                // A command that another test starts has a lock until it is executed.
+                Err(OpenError::InUse { .. }) => std::thread::yield_now(),
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
-    fn log(&self) -> std::path::PathBuf {
+    fn open_in_memory(&self) -> Arc<Purges> {
+        let (clock, recorder) = (&self.clock, &self.recorder);
+        Purges::open(&self.settings, clock, recorder, &Handle::current()).unwrap()
+    }
+
+    fn log(&self) -> PathBuf {
         self.directory.path().join("purge.log")
     }
 
@@ -38,8 +51,40 @@ impl Node {
     }
 }
 
-fn head(purges: &Purges, url: &str) -> Head {
-    super::super::tests::head(url, purges.sequence(), purges.lineage())
+/// A stored response with its checkpoint.
+struct Stored {
+    response: StoredResponse,
+    checkpoint: Checkpoint,
+}
+
+fn stored_at(purges: &Purges, url: &str) -> Stored {
+    let response = StoredResponse {
+        key: url.into(),
+        variant: "".into(),
+        site: "site".into(),
+        status: http::StatusCode::OK,
+        headers: http::HeaderMap::new().into(),
+        freshness: Freshness {
+            response_time: std::time::SystemTime::UNIX_EPOCH.into(),
+            initial_age: Duration::ZERO.into(),
+            lifetime: Duration::from_secs(60).into(),
+            heuristic: false,
+            stale_while_revalidate: Duration::ZERO.into(),
+            stale_if_error: Duration::ZERO.into(),
+            must_revalidate: false,
+            no_cache: false,
+            immutable: false,
+        },
+        tags: [1, 2].into(),
+        stored_at_sequence: purges.sequence(),
+        complete_length: None,
+        parts: None,
+    };
+    Stored { response, checkpoint: Checkpoint::of(purges.lineage()) }
+}
+
+fn verdict(purges: &Purges, stored: &Stored) -> Option<PurgeKind> {
+    purges.verdict(&stored.response, &stored.checkpoint)
 }
 
 fn batch(scope: PurgeScope, kind: PurgeKind) -> PurgeBatch {
@@ -54,54 +99,51 @@ fn url(text: &str) -> PurgeScope {
 async fn a_purge_covers_what_was_stored_before_and_not_what_comes_after() {
     let node = Node::new();
     let purges = node.open();
-    let before = head(&purges, "https://a/1");
-    assert_eq!(purges.verdict(&before), None);
+    let before = stored_at(&purges, "https://a/1");
+    assert_eq!(verdict(&purges, &before), None);
     let purged = purges.purge(batch(url("https://a/1"), Soft)).await.unwrap();
     assert!(purged.sequence > before.response.stored_at_sequence);
-    assert_eq!(purges.verdict(&before), Some(Soft));
-    let after = head(&purges, "https://a/1");
-    assert_eq!(purges.verdict(&after), None);
-    assert_eq!(purges.verdict(&head(&purges, "https://a/2")), None);
+    assert_eq!(verdict(&purges, &before), Some(Soft));
+    let after = stored_at(&purges, "https://a/1");
+    assert_eq!(verdict(&purges, &after), None);
+    assert_eq!(verdict(&purges, &stored_at(&purges, "https://a/2")), None);
 }
 
 #[tokio::test]
 async fn a_response_outlives_what_it_makes_invalid_whatever_else_is_purged_meanwhile() {
     let node = Node::new();
-    let purges = Purges::open(None, &node.settings, &node.clock, &node.recorder).unwrap();
-    let background = Handle::current();
+    let purges = node.open_in_memory();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                purges.purge_soon(batch(url("https://a/other"), Hard), None, &background);
+                purges.invalidate(vec![url("https://a/other")], None);
             }
         });
         for _ in 0..2000 {
-            let mut cause = head(&purges, "https://a/1");
-            let scope = batch(url("https://a/1"), Hard);
-            purges.purge_soon(scope, Some(&mut cause.response), &background);
-            assert_eq!(purges.verdict(&cause), None);
+            let mut cause = stored_at(&purges, "https://a/1");
+            purges.invalidate(vec![url("https://a/1")], Some(&mut cause.response));
+            assert_eq!(verdict(&purges, &cause), None);
         }
         done.store(true, Ordering::Relaxed);
     });
     // Unless it was purged itself while it was on its way.
-    let mut cause = head(&purges, "https://a/1");
+    let mut cause = stored_at(&purges, "https://a/1");
     purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
-    let scope = batch(url("https://a/1"), Hard);
-    purges.purge_soon(scope, Some(&mut cause.response), &background);
-    assert_eq!(purges.verdict(&cause), Some(Hard));
+    purges.invalidate(vec![url("https://a/1")], Some(&mut cause.response));
+    assert_eq!(verdict(&purges, &cause), Some(Hard));
 }
 
 #[tokio::test]
 async fn an_acknowledged_purge_survives_a_restart() {
     let node = Node::new();
     let purges = node.open();
-    let (one, two) = (head(&purges, "https://a/1"), head(&purges, "https://a/2"));
+    let (one, two) = (stored_at(&purges, "https://a/1"), stored_at(&purges, "https://a/2"));
     purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
     drop(purges);
     let purges = node.open();
-    assert_eq!(purges.verdict(&one), Some(Hard));
-    assert_eq!(purges.verdict(&two), None);
+    assert_eq!(verdict(&purges, &one), Some(Hard));
+    assert_eq!(verdict(&purges, &two), None);
 }
 
 #[tokio::test]
@@ -110,32 +152,32 @@ async fn sequences_never_fall_when_the_clock_does_over_a_restart() {
     let purges = node.open();
     // As far ahead as the log has promised, and no further.
     node.clock.advance(Duration::from_secs(3600));
-    let stored = head(&purges, "https://a/1");
+    let stored = stored_at(&purges, "https://a/1");
     drop(purges);
     let earlier = Node { clock: Clock::system(), ..node };
     let purges = earlier.open();
     let purged = purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
     assert!(purged.sequence > stored.response.stored_at_sequence);
-    assert_eq!(purges.verdict(&stored), Some(Hard));
+    assert_eq!(verdict(&purges, &stored), Some(Hard));
 }
 
 #[tokio::test]
 async fn without_its_log_everything_stored_must_be_validated() {
     let node = Node::new();
     let purges = node.open();
-    let stored = head(&purges, "https://a/1");
+    let stored = stored_at(&purges, "https://a/1");
     drop(purges);
     std::fs::remove_file(node.log()).unwrap();
     let purges = node.open();
-    assert_eq!(purges.verdict(&stored), Some(Soft));
-    assert_eq!(purges.verdict(&head(&purges, "https://a/1")), None);
+    assert_eq!(verdict(&purges, &stored), Some(Soft));
+    assert_eq!(verdict(&purges, &stored_at(&purges, "https://a/1")), None);
 }
 
 #[tokio::test]
 async fn a_damaged_log_means_validating_everything_and_is_said() {
     let node = Node::new();
     let purges = node.open();
-    let (one, two) = (head(&purges, "https://a/1"), head(&purges, "https://a/2"));
+    let (one, two) = (stored_at(&purges, "https://a/1"), stored_at(&purges, "https://a/2"));
     for number in 1..=9 {
         purges.purge(batch(url(&format!("https://a/{number}9")), Hard)).await.unwrap();
         purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
@@ -146,12 +188,12 @@ async fn a_damaged_log_means_validating_everything_and_is_said() {
     bytes[middle] ^= 0x10;
     std::fs::write(node.log(), bytes).unwrap();
     let purges = node.open();
-    assert_eq!(purges.verdict(&one), Some(Hard), "what stands before the damage still counts");
-    assert_eq!(purges.verdict(&two), Some(Soft));
+    assert_eq!(verdict(&purges, &one), Some(Hard), "what stands before the damage still counts");
+    assert_eq!(verdict(&purges, &two), Some(Soft));
     assert_eq!(node.total(Metric::PurgeLogDamaged), 1);
     drop(purges);
     let purges = node.open();
-    assert_eq!(purges.verdict(&two), Some(Soft), "after the next restart too");
+    assert_eq!(verdict(&purges, &two), Some(Soft), "after the next restart too");
     assert_eq!(node.total(Metric::PurgeLogDamaged), 1);
 }
 
@@ -159,7 +201,7 @@ async fn a_damaged_log_means_validating_everything_and_is_said() {
 async fn a_torn_tail_is_cut_off_and_counted() {
     let node = Node::new();
     let purges = node.open();
-    let stored = head(&purges, "https://a/1");
+    let stored = stored_at(&purges, "https://a/1");
     purges.purge(batch(url("https://a/2"), Hard)).await.unwrap();
     drop(purges);
     let mut bytes = std::fs::read(node.log()).unwrap();
@@ -167,11 +209,11 @@ async fn a_torn_tail_is_cut_off_and_counted() {
     bytes.extend_from_within(whole - 10..);
     std::fs::write(node.log(), bytes).unwrap();
     let purges = node.open();
-    assert_eq!(purges.verdict(&stored), None);
+    assert_eq!(verdict(&purges, &stored), None);
     assert_eq!(node.total(Metric::PurgeLogTornBytes), 10);
     purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
     drop(purges);
-    assert_eq!(node.open().verdict(&stored), Some(Hard));
+    assert_eq!(verdict(&node.open(), &stored), Some(Hard));
 }
 
 #[tokio::test]
@@ -193,11 +235,10 @@ async fn purges_that_wait_together_share_one_fsync() {
 #[tokio::test]
 async fn a_grown_log_becomes_a_snapshot_that_knows_as_much() {
     let node = Node::new();
-    let node =
-        Node { settings: Settings { purge_log_bytes: 4096, ..node.settings.clone() }, ..node };
+    let node = Node { settings: Settings { log_bytes: 4096, ..node.settings.clone() }, ..node };
     let purges = node.open();
     let stored: Vec<_> =
-        (0..300).map(|number| head(&purges, &format!("https://a/{number}"))).collect();
+        (0..300).map(|number| stored_at(&purges, &format!("https://a/{number}"))).collect();
     for number in 0..200 {
         let mut next = batch(url(&format!("https://a/{number}")), Hard);
         next.cursor = Some(format!("cursor {number}").into());
@@ -209,7 +250,7 @@ async fn a_grown_log_becomes_a_snapshot_that_knows_as_much() {
     drop(purges);
     let purges = node.open();
     for (number, head) in stored.iter().enumerate() {
-        assert_eq!(purges.verdict(head), (number < 200).then_some(Hard), "{number}");
+        assert_eq!(verdict(&purges, head), (number < 200).then_some(Hard), "{number}");
     }
     assert_eq!(purges.cursor().unwrap(), "cursor 199");
     assert_eq!(purges.outbox(), outbox);
@@ -224,7 +265,7 @@ async fn a_grown_log_becomes_a_snapshot_that_knows_as_much() {
 async fn purges_older_than_anything_stored_are_pruned() {
     let node = Node::new();
     let purges = node.open();
-    let old = head(&purges, "https://a/1");
+    let old = stored_at(&purges, "https://a/1");
     purges.purge(batch(url("https://a/1"), Soft)).await.unwrap();
     assert_eq!(purges.entries(), 1);
     node.clock.advance(node.settings.object_age_max + Duration::from_secs(600));
@@ -232,42 +273,41 @@ async fn purges_older_than_anything_stored_are_pruned() {
     purges.maintain().await;
     purges.maintain().await;
     assert_eq!(purges.entries(), 0);
-    assert_eq!(purges.verdict(&old), Some(Hard));
-    assert_eq!(purges.verdict(&head(&purges, "https://a/1")), None);
+    assert_eq!(verdict(&purges, &old), Some(Hard));
+    assert_eq!(verdict(&purges, &stored_at(&purges, "https://a/1")), None);
 }
 
 #[tokio::test]
 async fn a_log_that_cannot_be_written_says_so_and_the_purge_is_in_force() {
     let node = Node::new();
-    let node = Node { settings: Settings { purge_log_bytes: 0, ..node.settings.clone() }, ..node };
+    let node = Node { settings: Settings { log_bytes: 0, ..node.settings.clone() }, ..node };
     let purges = node.open();
-    let stored = head(&purges, "https://a/1");
+    let stored = stored_at(&purges, "https://a/1");
     for number in 0..20 {
         // Grown beyond twice the snapshot, so that the next write is a snapshot.
         purges.purge(batch(url(&format!("https://b/{number}")), Hard)).await.unwrap();
     }
     std::fs::remove_file(node.log()).unwrap();
-    std::fs::remove_dir(node.directory.path()).unwrap();
+    std::fs::remove_dir_all(node.directory.path()).unwrap();
     let mut failed = None;
     for number in 0..40 {
         let url = format!("https://a/{number}");
         failed = purges.purge(batch(PurgeScope::Url(url.into()), Hard)).await.err().or(failed);
     }
     assert!(matches!(failed, Some(PurgeError::NotDurable { .. })), "{failed:?}");
-    assert_eq!(purges.verdict(&stored), Some(Hard));
+    assert_eq!(verdict(&purges, &stored), Some(Hard));
     assert!(node.total(Metric::PurgeLogErrors) > 0);
     // The log heals when the directory is back, with all that happened meanwhile.
     std::fs::create_dir(node.directory.path()).unwrap();
     purges.purge(batch(url("https://c/"), Hard)).await.unwrap();
     drop(purges);
-    assert_eq!(node.open().verdict(&stored), Some(Hard));
+    assert_eq!(verdict(&node.open(), &stored), Some(Hard));
 }
 
 #[tokio::test]
 async fn limits_refuse_before_anything_is_purged() {
     let node = Node::new();
-    let settings =
-        Settings { purge_scope_bytes_max: 20, outbox_entries_max: 1, ..node.settings.clone() };
+    let settings = Settings { scope_bytes_max: 20, outbox_entries_max: 1, ..node.settings.clone() };
     let node = Node { settings, ..node };
     let purges = node.open();
     let long = batch(url("https://a/0123456789abcdef"), Hard);
@@ -314,13 +354,13 @@ async fn a_long_batch_is_in_force_and_durable_as_a_whole() {
     let node = Node::new();
     let purges = node.open();
     let target = |number: usize| format!("https://a/{number}");
-    let before: Vec<Head> = (0..2000).map(|number| head(&purges, &target(number))).collect();
+    let before: Vec<Stored> = (0..2000).map(|number| stored_at(&purges, &target(number))).collect();
     let scopes = (0..2000).map(|number| (url(&target(number)), Hard)).collect();
     let purged = purges.purge(PurgeBatch { purges: scopes, ..PurgeBatch::default() }).await;
     assert!(purged.unwrap().sequence > before[1999].response.stored_at_sequence);
-    assert!(before.iter().all(|head| purges.verdict(head) == Some(Hard)));
+    assert!(before.iter().all(|head| verdict(&purges, head) == Some(Hard)));
     drop(purges);
     let purges = node.open();
-    assert!(before.iter().all(|head| purges.verdict(head) == Some(Hard)));
+    assert!(before.iter().all(|head| verdict(&purges, head) == Some(Hard)));
     assert_eq!(purges.entries(), 2000);
 }

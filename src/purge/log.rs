@@ -204,10 +204,9 @@ fn first_entries(purges: &Purges) -> Vec<Entry> {
         entries.push(Entry::Horizon(table.horizon()));
         entries.extend(table.marks(&Scope::All).map(|marks| Entry::Marks(Scope::All, marks)));
     }
-    let desk = purges.desk();
-    entries.extend(desk.cursor.clone().map(Entry::Cursor));
-    let messages = desk.outbox.messages.iter();
-    entries.extend(messages.map(|(number, message)| Entry::Outbox(*number, message.clone())));
+    let bus = purges.bus();
+    entries.extend(bus.cursor.clone().map(Entry::Cursor));
+    entries.extend(bus.outbox.iter().map(|(number, message)| Entry::Outbox(number, message)));
     entries
 }
 

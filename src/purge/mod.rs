@@ -12,36 +12,41 @@
 
 mod frame;
 mod log;
+mod outbox;
+mod settings;
 mod table;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::settings::Settings;
+
 use self::frame::Entry;
 use self::log::{Found, Log};
+use self::outbox::BusState;
 use self::table::{Marks, Scope, Table};
-use super::record::{Head, random_u64};
-use super::settings::Settings;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse};
-use crate::clock::Clock;
+use crate::clock::{Clock, unix_us};
+use crate::lock;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
+use crate::random::random_u64;
 
 /// Purges that take effect together, with what the bus wants to be durable with them.
 #[derive(Clone, Debug, Default)]
 pub struct PurgeBatch {
     /// What is purged, and how.
     pub purges: Vec<(PurgeScope, PurgeKind)>,
-    /// The bus' position after these purges; see [`super::Store::cursor`].
+    /// The bus' position after these purges; see [`Purges::cursor`].
     pub cursor: Option<Bytes>,
-    /// A message to be kept until the bus has taken it; see [`super::Store::outbox`].
+    /// A message to be kept until the bus has taken it; see [`Purges::outbox`].
     pub message: Option<Bytes>,
 }
 
@@ -92,73 +97,78 @@ pub enum PurgeError {
     },
 }
 
-/// The table, its log and the sequence. One a store.
-pub(super) struct Purges {
-    hot: Hot,
+/// Why the purge log could not be opened. Without it nothing that is on disk could be proven not
+/// to be purged.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds the directory.
+    #[error("{} is in use by another node", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It could not be read or written.
+    #[error("the purge log in {} cannot be used", path.display())]
+    Log {
+        /// Its directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: std::io::Error,
+    },
+}
+
+/// The purge table, its log and the sequence. One a node.
+pub struct Purges {
+    applied: Applied,
     lineage: u64,
     /// The highest sequence given to a purge or to a fill.
     issued: AtomicU64,
     /// What `issued` follows the clock up to. Durable.
     ceiling: AtomicU64,
     table: RwLock<Table>,
-    desk: Mutex<Desk>,
+    bus: Mutex<BusState>,
     log: Option<mpsc::Sender<Commit>>,
     clock: Clock,
     recorder: Recorder,
-    limits: Limits,
+    settings: Settings,
+    background: Handle,
+    /// Of the directory, where there is one, until it is closed.
+    lock: Mutex<Option<File>>,
 }
 
 /// The latest purge in force, on a cache line of its own: each hit reads it.
 #[repr(align(128))]
-struct Hot {
-    applied: AtomicU64,
+struct Applied(AtomicU64);
+
+/// What a stored response remembers of the purge log, beside
+/// [`StoredResponse::stored_at_sequence`].
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The log that the response's sequence counts in.
+    lineage: u64,
+    /// Purges up to here are known not to cover it.
+    checked_up_to: AtomicU64,
 }
 
-#[derive(Clone, Debug)]
-struct Limits {
-    entries_max: usize,
-    scope_bytes_max: usize,
-    outbox_entries_max: usize,
-    outbox_bytes_max: usize,
-    object_age_max: Duration,
-}
-
-/// What the bus keeps here.
-#[derive(Debug, Default)]
-struct Desk {
-    cursor: Option<Bytes>,
-    outbox: Outbox,
-}
-
-/// Messages that the bus has not taken yet, by their numbers.
-#[derive(Debug, Default)]
-struct Outbox {
-    messages: BTreeMap<u64, Bytes>,
-    bytes: usize,
-    next: u64,
-}
-
-impl Outbox {
-    fn insert(&mut self, number: u64, message: Bytes) {
-        self.next = self.next.max(number + 1);
-        self.bytes += message.len();
-        if let Some(old) = self.messages.insert(number, message) {
-            self.bytes -= old.len();
-        }
+impl Checkpoint {
+    /// For a response that was stored under the log with this lineage.
+    pub fn of(lineage: u64) -> Self {
+        Self { lineage, checked_up_to: AtomicU64::new(0) }
     }
 
-    /// Whether it was there.
-    fn remove(&mut self, number: u64) -> bool {
-        let removed = self.messages.remove(&number);
-        self.bytes -= removed.as_ref().map_or(0, Bytes::len);
-        removed.is_some()
+    /// Of no log at all: the response must be validated before it is used.
+    pub fn distrusted() -> Self {
+        Self::of(NO_LINEAGE)
     }
 
-    /// Whether there is room for one more; for one alone there always is.
-    fn has_room(&self, message: &Bytes, limits: &Limits) -> bool {
-        self.messages.is_empty()
-            || self.messages.len() < limits.outbox_entries_max
-                && self.bytes + message.len() <= limits.outbox_bytes_max
+    /// The purge log that the response was stored under.
+    pub fn lineage(&self) -> u64 {
+        self.lineage
+    }
+
+    /// The purge sequence up to which the response was last found untouched.
+    pub fn checked_up_to(&self) -> PurgeSequence {
+        PurgeSequence(self.checked_up_to.load(Ordering::Relaxed))
     }
 }
 
@@ -183,78 +193,105 @@ impl InForce {
 }
 
 impl Purges {
-    /// Reads the log in `directory`, or starts one. `None`: no log.
-    pub(super) fn open(
-        directory: Option<&Path>,
+    /// Reads the log, or starts one, and looks after the table for as long as it lives.
+    ///
+    /// # Errors
+    /// The directory is in use, or the log cannot be read or written.
+    pub fn open(
         settings: &Settings,
         clock: &Clock,
         recorder: &Recorder,
-    ) -> std::io::Result<Arc<Self>> {
-        let found = match directory {
-            Some(directory) => Log::read(directory)?,
-            None => Found::default(),
+        background: &Handle,
+    ) -> Result<Arc<Self>, OpenError> {
+        let Some(directory) = &settings.directory else {
+            let found = Found::default();
+            return Ok(Self::replayed(settings, None, found, clock, recorder, background).0);
         };
+        let unusable = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::WouldBlock => OpenError::InUse { path: directory.clone() },
+            _ => OpenError::Log { path: directory.clone(), source },
+        };
+        let lock = lock::lock(directory, LOCK).map_err(unusable)?;
+        let found = Log::read(directory).map_err(unusable)?;
         found.tell(recorder);
-        let mut table = Table::default();
-        let mut desk = Desk::default();
-        let mut issued = micros(clock.now());
-        for entry in found.entries {
-            replay(&mut table, &mut desk, &mut issued, entry);
-        }
-        let lineage = found.lineage.unwrap_or_else(|| random_u64().max(1));
-        let (sender, receiver) = mpsc::channel(COMMITS_MAX);
-        let purges = Arc::new(Self {
-            hot: Hot { applied: AtomicU64::new(issued) },
-            lineage,
-            issued: AtomicU64::new(issued),
-            ceiling: AtomicU64::new(issued + CEILING_AHEAD),
-            table: RwLock::new(table),
-            desk: Mutex::new(desk),
-            log: directory.is_some().then_some(sender),
-            clock: clock.clone(),
-            recorder: recorder.clone(),
-            limits: Limits {
-                entries_max: settings.purge_entries_max,
-                scope_bytes_max: settings.purge_scope_bytes_max,
-                outbox_entries_max: settings.outbox_entries_max,
-                outbox_bytes_max: settings.outbox_bytes_max,
-                object_age_max: settings.object_age_max,
-            },
-        });
-        if let Some(directory) = directory {
-            let log = Log::open(directory, found.whole_bytes, &purges, settings.purge_log_bytes)?;
-            std::thread::Builder::new()
-                .name("purge-log".to_owned())
-                .spawn(move || log.run(receiver))?;
-        }
+        let whole_bytes = found.whole_bytes;
+        let (purges, commits) =
+            Self::replayed(settings, Some(lock), found, clock, recorder, background);
+        let log = Log::open(directory, whole_bytes, &purges, settings.log_bytes);
+        let log = log.map_err(unusable)?;
+        std::thread::Builder::new()
+            .name("purge-log".to_owned())
+            .spawn(move || log.run(commits))
+            .map_err(unusable)?;
         Ok(purges)
     }
 
-    /// What a fill that starts now is stamped with. Later purges have a higher sequence.
-    pub(super) fn sequence(&self) -> PurgeSequence {
+    /// What a log comes to, and the queue of the thread that goes on with it.
+    fn replayed(
+        settings: &Settings,
+        lock: Option<File>,
+        found: Found,
+        clock: &Clock,
+        recorder: &Recorder,
+        background: &Handle,
+    ) -> (Arc<Self>, mpsc::Receiver<Commit>) {
+        let mut table = Table::default();
+        let mut bus = BusState::default();
+        let mut issued = unix_us(clock.now());
+        for entry in found.entries {
+            replay(&mut table, &mut bus, &mut issued, entry);
+        }
+        let (sender, commits) = mpsc::channel(COMMITS_MAX);
+        let purges = Arc::new(Self {
+            applied: Applied(AtomicU64::new(issued)),
+            lineage: found.lineage.unwrap_or_else(|| random_u64().max(1)),
+            issued: AtomicU64::new(issued),
+            ceiling: AtomicU64::new(issued + CEILING_AHEAD),
+            table: RwLock::new(table),
+            bus: Mutex::new(bus),
+            log: settings.directory.is_some().then_some(sender),
+            clock: clock.clone(),
+            recorder: recorder.clone(),
+            settings: settings.clone(),
+            background: background.clone(),
+            lock: Mutex::new(lock),
+        });
+        background.spawn(maintain(Arc::downgrade(&purges)));
+        (purges, commits)
+    }
+
+    /// What goes into [`StoredResponse::stored_at_sequence`]. To be read **before** the upstream
+    /// request is sent: every purge from now on has a higher sequence.
+    pub fn sequence(&self) -> PurgeSequence {
         let now = self.bounded_now();
         PurgeSequence(self.issued.fetch_max(now, Ordering::AcqRel).max(now))
     }
 
-    pub(super) fn lineage(&self) -> u64 {
+    /// Tells this log from others: what was stored under another one must be validated.
+    pub fn lineage(&self) -> u64 {
         self.lineage
     }
 
-    /// Whether a purge covers the head. On the hit path: one load and compare, as long as
-    /// nothing was purged since the head was last found untouched.
-    pub(super) fn verdict(&self, head: &Head) -> Option<PurgeKind> {
-        let applied = self.hot.applied.load(Ordering::Acquire);
-        if head.checked_up_to.load(Ordering::Relaxed) == applied {
+    /// Whether a purge covers a stored response, and how. On the hit path: one load and compare,
+    /// as long as nothing was purged since the response was last found untouched.
+    #[inline]
+    pub fn verdict(&self, response: &StoredResponse, checkpoint: &Checkpoint) -> Option<PurgeKind> {
+        let applied = self.applied.0.load(Ordering::Acquire);
+        if checkpoint.checked_up_to.load(Ordering::Relaxed) == applied {
             return None;
         }
-        self.check(head, applied)
+        self.check(response, checkpoint, applied)
     }
 
     #[cold]
-    fn check(&self, head: &Head, applied: u64) -> Option<PurgeKind> {
-        let response = &head.response;
+    fn check(
+        &self,
+        response: &StoredResponse,
+        checkpoint: &Checkpoint,
+        applied: u64,
+    ) -> Option<PurgeKind> {
         let stored_at = response.stored_at_sequence;
-        let unknown = head.lineage != self.lineage
+        let unknown = checkpoint.lineage != self.lineage
             || stored_at.0 > self.issued.load(Ordering::Acquire).max(self.bounded_now());
         let covered = self
             .table
@@ -263,14 +300,17 @@ impl Purges {
             .verdict(&response.purge_target(), stored_at);
         let verdict = covered.max(unknown.then_some(PurgeKind::Soft));
         if verdict.is_none() {
-            head.checked_up_to.fetch_max(applied, Ordering::Relaxed);
+            checkpoint.checked_up_to.fetch_max(applied, Ordering::Relaxed);
         }
         verdict
     }
 
     /// Purges. In force when this returns; durable when what it returns says so. Waits for nothing
     /// but a place in the log's queue, and beyond that takes nothing back when it is dropped.
-    pub(super) async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
+    ///
+    /// # Errors
+    /// It was refused; nothing is in force.
+    pub async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
         self.check_lengths(&batch)?;
         let place = match &self.log {
             Some(log) => log.reserve().await.ok(),
@@ -286,22 +326,23 @@ impl Purges {
         Ok(InForce { purged, written })
     }
 
-    /// Purges, and waits until that is durable.
-    pub(super) async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
+    /// Purges, and waits until that is durable. In force for all cores before it waits.
+    ///
+    /// # Errors
+    /// It was refused, or could not be written.
+    pub async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
         self.put_in_force(batch).await?.durable().await
     }
 
-    /// Purges without waiting for the log, which has it soon: in force when this returns, and lost
-    /// only by a crash within milliseconds. For invalidations (RFC 9111 §4.4), which nobody is
-    /// promised the durability of.
+    /// Makes URLs and tags invalid, hard (RFC 9111 §4.4): in force when this returns, in the log
+    /// soon after, and lost only by a crash within milliseconds.
     ///
-    /// `cause` is as [`Store::invalidate`](super::Store::invalidate) has it.
-    pub(super) fn purge_soon(
-        &self,
-        batch: PurgeBatch,
-        cause: Option<&mut StoredResponse>,
-        background: &Handle,
-    ) {
+    /// `cause` is the response that makes them so, when it is to be stored itself. Then it is
+    /// newer than what it makes invalid, and gets the position after it; unless another purge
+    /// covers it already.
+    pub fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
+        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
+        let batch = PurgeBatch { purges, ..PurgeBatch::default() };
         let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, cause));
         let entries = match applied {
             Ok((_, entries)) => entries,
@@ -311,7 +352,7 @@ impl Purges {
             }
         };
         if let Some(log) = self.log.clone().filter(|_| !entries.is_empty()) {
-            background.spawn(async move {
+            self.background.spawn(async move {
                 let (done, _) = oneshot::channel();
                 // An ended log has said so.
                 let _ = log.send(Commit { entries, done }).await;
@@ -321,7 +362,7 @@ impl Purges {
 
     /// Whether a purge later than `since` may cover a response to what was `asked` for; while
     /// its head is not known, every purge of a tag may.
-    pub(super) fn overtaken(
+    pub fn overtaken(
         &self,
         asked: &PurgeTarget<'_>,
         response: Option<&StoredResponse>,
@@ -335,7 +376,7 @@ impl Purges {
     }
 
     fn check_lengths(&self, batch: &PurgeBatch) -> Result<(), PurgeError> {
-        let limit = self.limits.scope_bytes_max;
+        let limit = self.settings.scope_bytes_max;
         let too_long = batch.purges.iter().map(|(scope, _)| scope_length(scope)).max();
         match too_long {
             Some(length) if length > limit => Err(PurgeError::ScopeTooLong { length, limit }),
@@ -351,7 +392,7 @@ impl Purges {
         cause: Option<&mut StoredResponse>,
     ) -> Result<(Purged, Vec<Entry>), PurgeError> {
         let mut entries = Vec::with_capacity(batch.purges.len() + 2);
-        let message = self.apply_desk(batch.cursor, batch.message, &mut entries)?;
+        let message = self.apply_bus_state(batch.cursor, batch.message, &mut entries)?;
         let count = batch.purges.len();
         let scope = |(scope, kind): &(PurgeScope, PurgeKind)| (Scope::of(scope), *kind);
         let purges: Vec<(Scope, PurgeKind)> = batch.purges.iter().map(scope).collect();
@@ -380,7 +421,7 @@ impl Purges {
             table.verdict(&cause.purge_target(), cause.stored_at_sequence).is_none()
         };
         let cause = cause.filter(uncovered);
-        let mut sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
+        let mut sequence = PurgeSequence(self.applied.0.load(Ordering::Acquire));
         for (scope, kind) in purges {
             sequence = self.next_sequence();
             table.apply(scope, *kind, sequence);
@@ -391,12 +432,12 @@ impl Purges {
             }
             entries.push(Entry::Marks(scope.clone(), marks));
         }
-        let widened = match table.len() > self.limits.entries_max {
-            true => table.widen_oldest(self.limits.entries_max.div_ceil(16)),
+        let widened = match table.len() > self.settings.entries_max {
+            true => table.widen_oldest(self.settings.entries_max.div_ceil(16)),
             false => 0,
         };
         // Before the lock is released: who sees the table's next state sees its sequence too.
-        self.hot.applied.store(sequence.0, Ordering::Release);
+        self.applied.0.store(sequence.0, Ordering::Release);
         drop(table);
         if let Some(cause) = cause {
             cause.stored_at_sequence = sequence;
@@ -410,26 +451,25 @@ impl Purges {
         sequence
     }
 
-    fn apply_desk(
+    fn apply_bus_state(
         &self,
         cursor: Option<Bytes>,
         message: Option<Bytes>,
         entries: &mut Vec<Entry>,
     ) -> Result<Option<u64>, PurgeError> {
-        let mut desk = self.desk();
-        let outbox = &desk.outbox;
-        if message.as_ref().is_some_and(|message| !outbox.has_room(message, &self.limits)) {
+        let mut bus = self.bus();
+        let outbox = &bus.outbox;
+        if message.as_ref().is_some_and(|message| !outbox.has_room(message, &self.settings)) {
             self.recorder.count(Metric::PurgesRefused);
-            let (messages, bytes) = (outbox.messages.len(), outbox.bytes);
+            let (messages, bytes) = (outbox.len(), outbox.bytes());
             return Err(PurgeError::OutboxFull { messages, bytes });
         }
         if let Some(cursor) = cursor {
-            desk.cursor = Some(cursor.clone());
+            bus.cursor = Some(cursor.clone());
             entries.push(Entry::Cursor(cursor));
         }
         Ok(message.map(|message| {
-            let number = desk.outbox.next;
-            desk.outbox.insert(number, message.clone());
+            let number = bus.outbox.push(message.clone());
             entries.push(Entry::Outbox(number, message));
             number
         }))
@@ -448,37 +488,40 @@ impl Purges {
     /// Wall time, as far as the log has promised: beyond, a crash and a clock set back could
     /// give a sequence twice.
     fn bounded_now(&self) -> u64 {
-        micros(self.clock.now()).min(self.ceiling.load(Ordering::Acquire))
+        unix_us(self.clock.now()).min(self.ceiling.load(Ordering::Acquire))
     }
 
-    pub(super) fn cursor(&self) -> Option<Bytes> {
-        self.desk().cursor.clone()
+    /// The bus' position that was last made durable with a purge. `None` in a new or damaged log.
+    pub fn cursor(&self) -> Option<Bytes> {
+        self.bus().cursor.clone()
     }
 
-    pub(super) fn outbox(&self) -> Vec<(u64, Bytes)> {
-        let desk = self.desk();
-        let messages = desk.outbox.messages.iter();
-        messages.map(|(number, message)| (*number, message.clone())).collect()
+    /// The messages that wait for the bus, oldest first, by number.
+    pub fn outbox(&self) -> Vec<(u64, Bytes)> {
+        self.bus().outbox.iter().collect()
     }
 
-    pub(super) fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
-        let desk = self.desk();
-        let messages = desk.outbox.messages.range(number..).take(limit);
-        messages.map(|(number, message)| (*number, message.clone())).collect()
+    /// The first `limit` of them whose number is at least `number`.
+    pub fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
+        self.bus().outbox.from(number, limit)
     }
 
-    pub(super) fn outbox_len(&self) -> usize {
-        self.desk().outbox.messages.len()
+    /// How many messages wait for the bus.
+    pub fn outbox_len(&self) -> usize {
+        self.bus().outbox.len()
     }
 
     /// Forgets messages that the bus has taken. Durable when it returns.
-    pub(super) async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
         let entries: Vec<Entry> = {
-            let mut desk = self.desk();
-            let known = numbers.iter().filter(|number| desk.outbox.remove(**number));
+            let mut bus = self.bus();
+            let known = numbers.iter().filter(|number| bus.outbox.remove(**number));
             known.map(|number| Entry::Sent(*number)).collect()
         };
-        let sequence = PurgeSequence(self.hot.applied.load(Ordering::Acquire));
+        let sequence = PurgeSequence(self.applied.0.load(Ordering::Acquire));
         self.commit(entries).await.map_err(|reason| PurgeError::NotDurable { sequence, reason })
     }
 
@@ -489,11 +532,16 @@ impl Purges {
         written.await.unwrap_or_else(|_| Err(ENDED.into()))
     }
 
-    /// To be called every few seconds: prunes what nothing stored can be older than, and
-    /// moves the ceiling ahead of the clock.
-    pub(super) async fn maintain(&self) {
-        let now = micros(self.clock.now());
-        let horizon = now.saturating_sub(self.limits.object_age_max.as_micros() as u64);
+    /// Lets go of the directory, for another process. To be called when nothing is purged any more.
+    pub fn close(&self) {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Every few seconds: prunes what nothing stored can be older than, and moves the ceiling
+    /// ahead of the clock.
+    async fn maintain(&self) {
+        let now = unix_us(self.clock.now());
+        let horizon = now.saturating_sub(self.settings.object_age_max.as_micros() as u64);
         let mut pruned = 0;
         loop {
             let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
@@ -516,17 +564,27 @@ impl Purges {
     }
 
     /// How many entries the table has.
-    pub(super) fn entries(&self) -> usize {
+    pub fn entries(&self) -> usize {
         self.table.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    fn desk(&self) -> std::sync::MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn bus(&self) -> MutexGuard<'_, BusState> {
+        self.bus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after the purge table for as long as it lives.
+async fn maintain(purges: Weak<Purges>) {
+    let mut ticks = tokio::time::interval(MAINTAIN_EVERY);
+    loop {
+        ticks.tick().await;
+        let Some(purges) = purges.upgrade() else { return };
+        purges.maintain().await;
     }
 }
 
 /// Applies one entry of a log that is being read.
-fn replay(table: &mut Table, desk: &mut Desk, issued: &mut u64, entry: Entry) {
+fn replay(table: &mut Table, bus: &mut BusState, issued: &mut u64, entry: Entry) {
     match entry {
         Entry::Marks(scope, marks) => {
             // Purges that were never acknowledged may have taken sequences beyond the last one.
@@ -534,9 +592,9 @@ fn replay(table: &mut Table, desk: &mut Desk, issued: &mut u64, entry: Entry) {
             table.merge(&scope, marks);
         }
         Entry::Sequence(ceiling) => *issued = (*issued).max(ceiling + UNLOGGED_MAX),
-        Entry::Cursor(cursor) => desk.cursor = Some(cursor),
-        Entry::Outbox(number, message) => desk.outbox.insert(number, message),
-        Entry::Sent(number) => drop(desk.outbox.remove(number)),
+        Entry::Cursor(cursor) => bus.cursor = Some(cursor),
+        Entry::Outbox(number, message) => bus.outbox.insert(number, message),
+        Entry::Sent(number) => drop(bus.outbox.remove(number)),
         Entry::Horizon(horizon) => {
             table.prune(horizon, 0);
         }
@@ -553,11 +611,6 @@ fn scope_length(scope: &PurgeScope) -> usize {
     }
 }
 
-fn micros(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
 const ENDED: &str = "the purge log has ended";
 /// Batches that wait for the log thread. Beyond, callers wait before their purge is in force.
 const COMMITS_MAX: usize = 1024;
@@ -567,6 +620,10 @@ const UNLOGGED_MAX: u64 = 1 << 20;
 const CEILING_AHEAD: u64 = 120_000_000;
 /// Purges of a batch put in force under one lock: a fraction of a millisecond.
 const APPLIED_AT_ONCE: usize = 512;
+const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
+const LOCK: &str = "lock";
+/// No purge log has this lineage.
+const NO_LINEAGE: u64 = 0;
 /// Entries pruned under one lock.
 const PRUNE_AT_ONCE: usize = 4096;
 
