@@ -8,10 +8,13 @@ use std::path::Path;
 fn every_test_named_in_the_conformance_table_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = BTreeSet::new();
-    for folder in ["src/cache", "tests/it"] {
-        for entry in fs::read_dir(root.join(folder)).expect("the folder is there") {
+    let mut folders = vec![root.join("src"), root.join("tests/it")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("the folder is there") {
             let path = entry.expect("an entry").path();
-            if path.is_file() {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 tests.extend(tests_in(&fs::read_to_string(path).expect("text")));
             }
         }
@@ -32,7 +35,10 @@ fn every_test_named_in_the_conformance_table_exists() {
 
 /// The names of its test functions; proptest's stand there in the same form.
 fn tests_in(text: &str) -> Vec<String> {
-    let after_mark = text.split("#[test]").skip(1);
-    let names = after_mark.filter_map(|rest| rest.split_once("fn ")?.1.split('(').next());
-    names.map(str::to_owned).collect()
+    let after = |mark: &str| {
+        let rest = text.split(mark).skip(1);
+        let names = rest.filter_map(|rest| rest.split_once("fn ")?.1.split('(').next());
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    [after("#[test]"), after("#[tokio::test")].concat()
 }
