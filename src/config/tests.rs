@@ -326,7 +326,9 @@ fn listeners_have_addresses_of_their_own() {
 fn pools_have_origins() {
     check(
         "pool = \"main\"\n[pools.b]\n",
-        &["2:8: pool \"b\" needs 1 to 1024 origins, such as origins = [\"https://origin.example\"]"],
+        &[
+            "2:8: pool \"b\" needs 1 to 1024 origins, such as origins = [\"https://origin.example\"]",
+        ],
     );
     check(
         "pool = \"main\"\n[pools.b]\norigins = [\"a.example\", \"https://b.example/x\", { url = \"http://[::1]:80\", wieght = 2 }]\n",

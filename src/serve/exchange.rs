@@ -25,7 +25,7 @@ use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
-use crate::upstream::{FetchError, Intent, Pool, Times, Tried, Unanswered, UpstreamResponse};
+use crate::upstream::{FetchError, Intent, Times, Tried, Unanswered, Upstream, UpstreamResponse};
 
 /// All that an exchange needs to know of the request, so that it can go on without it.
 #[derive(Clone)]
@@ -36,7 +36,7 @@ pub(super) struct Job {
     pub plan: Rc<Plan>,
     pub site: Arc<Site>,
     pub rule: Arc<Rule>,
-    pub pool: Arc<Pool>,
+    pub upstream: Upstream,
     pub key: CacheKey,
     pub method: Method,
     /// The client's fields, as the gate left them.
@@ -110,7 +110,7 @@ impl Job {
                 return;
             }
         };
-        let upstream_facts = Some(Box::new(facts(&upstream, &self.pool)));
+        let upstream_facts = Some(Box::new(facts(&upstream, &self.upstream)));
         let tell = |came| drop(report.send(Report { upstream: upstream_facts, came }));
         let settled = self.settle(&mut upstream.response, upstream.times, lead.sequence());
         let response = upstream.response;
@@ -208,7 +208,7 @@ impl Job {
             interims: self.interims.clone(),
             ..Intent::default()
         };
-        let sent = self.worker.upstreams.send(&self.pool, request, Body::Empty, &intent).await;
+        let sent = self.worker.upstreams.send(&self.upstream, request, Body::Empty, &intent).await;
         if let Err(unanswered) = &sent {
             self.note_no_response(&unanswered.error);
         }
@@ -221,7 +221,7 @@ impl Job {
             is_error: false,
             message: "no response from upstream",
             reason: error.reason(),
-            pool: self.pool.name(),
+            pool: self.upstream.name(),
             origin: error.origin().unwrap_or_default(),
         };
         let (method, url, request) = (&self.method, self.key.url(), self.request);
@@ -341,13 +341,13 @@ impl Job {
 }
 
 /// What the log and `Cache-Status` tell of an exchange.
-pub(super) fn facts(upstream: &UpstreamResponse, pool: &Pool) -> UpstreamFacts {
+pub(super) fn facts(response: &UpstreamResponse, upstream: &Upstream) -> UpstreamFacts {
     UpstreamFacts {
-        pool: pool.name().clone(),
-        origin: Some(upstream.origin.clone()),
-        address: Some(upstream.address),
-        attempts: upstream.attempts,
-        answered: Some((upstream.response.status(), upstream.first_byte)),
+        pool: upstream.name().clone(),
+        origin: Some(response.origin.clone()),
+        address: Some(response.address),
+        attempts: response.attempts,
+        answered: Some((response.response.status(), response.first_byte)),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::fill::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcom
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::store::Head;
-use crate::upstream::{Pool, Unanswered};
+use crate::upstream::{Unanswered, Upstream};
 
 impl Visit {
     /// Answers by way of upstream; `found.head` is what may be validated.
@@ -386,7 +386,7 @@ impl Visit {
             plan: self.plan.clone(),
             site: self.site.clone(),
             rule: self.rule.clone(),
-            pool: self.pool()?,
+            upstream: self.upstream()?,
             // By which rule its response is stored is not known before.
             key: match self.rule.settings.cache.no_vary_search {
                 true => self.target().key,
@@ -402,8 +402,9 @@ impl Visit {
         })
     }
 
-    pub(super) fn pool(&self) -> Result<Arc<Pool>, Failure> {
-        self.rule.pool(&self.context.place).cloned().ok_or_else(failures::no_site)
+    fn upstream(&self) -> Result<Upstream, Failure> {
+        let pool = self.rule.pool(&self.context.place).cloned();
+        pool.map(Upstream::Pool).ok_or_else(failures::no_site)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::route::Action;
 use crate::store::Head;
-use crate::upstream::{FetchError, Intent, Pool, Times, Unanswered, UpstreamResponse, tunnel};
+use crate::upstream::{FetchError, Intent, Times, Unanswered, Upstream, UpstreamResponse, tunnel};
 
 /// A request on its way upstream and back.
 pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + 'a>>;
@@ -53,7 +53,7 @@ impl Visit {
         let is_unkeyed = self.context.asked.method == Method::GET && !self.body.is_end_stream();
         let body = std::mem::take(&mut self.body);
         let request = || self.upstream_request(None);
-        let passed = match self.worker.upstreams.send(&job.pool, request, body, &intent).await {
+        let passed = match self.worker.upstreams.send(&job.upstream, request, body, &intent).await {
             Ok(upstream) => self.passed(&job, &found, sequence, switch, upstream)?,
             Err(unanswered) => return self.failed(&job, &found, &unanswered),
         };
@@ -107,7 +107,7 @@ impl Visit {
         switch: Option<Box<Switch>>,
         mut upstream: UpstreamResponse,
     ) -> Result<Passed, Failure> {
-        self.note(&upstream, &job.pool);
+        self.note(&upstream, &job.upstream);
         // RFC 5861 §4, for those too who follow nobody.
         if cache::decide::is_upstream_error(upstream.response.status())
             && let Some(response) = self.stale_on_error(found)
@@ -120,7 +120,7 @@ impl Visit {
             if let Some(Switch { client, .. }) = switch.map(|switch| *switch)
                 && let Some(origin) = upstream.upgraded.take()
             {
-                let idle = job.pool.settings().deadlines.tunnel_idle;
+                let idle = job.upstream.tunnel_idle();
                 spawn_local(tunnel(client, *origin, idle));
             }
             return Ok(Passed::Through(upstream.response.into()));
@@ -189,9 +189,9 @@ impl Visit {
         }
     }
 
-    fn note(&mut self, upstream: &UpstreamResponse, pool: &Pool) {
-        self.context.cache_status.fwd_status = Some(upstream.response.status());
-        self.context.upstream = Some(Box::new(facts(upstream, pool)));
+    fn note(&mut self, response: &UpstreamResponse, upstream: &Upstream) {
+        self.context.cache_status.fwd_status = Some(response.response.status());
+        self.context.upstream = Some(Box::new(facts(response, upstream)));
     }
 
     /// What this response makes invalid (RFC 9111 §4.4).

@@ -35,7 +35,7 @@ pub use settings::{
 };
 pub use tls::file_mistakes;
 pub use tunnel::{Tunnelled, UpgradedOrigin, tunnel};
-pub use upstreams::{Intent, Times, UpstreamResponse, Upstreams};
+pub use upstreams::{Intent, Times, Upstream, UpstreamResponse, Upstreams};
 
 #[cfg(test)]
 mod http2_tests;

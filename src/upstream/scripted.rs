@@ -119,7 +119,10 @@ impl Bed {
     ) -> Result<UpstreamResponse, FetchError> {
         let (head, body) = request.into_parts();
         let head = Request::from_parts(head, ());
-        let sent = self.upstreams.send(&self.pool, || head.clone(), body, &intent).await;
+        let sent = self
+            .upstreams
+            .send(&Upstream::Pool(self.pool.clone()), || head.clone(), body, &intent)
+            .await;
         sent.map_err(|unanswered| unanswered.error)
     }
 

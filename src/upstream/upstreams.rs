@@ -39,6 +39,27 @@ use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::planted::{self, Bug};
 
+/// Who answers a miss.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    /// One of the origins of a pool.
+    Pool(Arc<Pool>),
+}
+
+impl Upstream {
+    /// What logs and metrics call it: the pool's name.
+    pub fn name(&self) -> &Arc<str> {
+        let Self::Pool(pool) = self;
+        pool.name()
+    }
+
+    /// How long an upgraded connection may carry nothing.
+    pub fn tunnel_idle(&self) -> Duration {
+        let Self::Pool(pool) = self;
+        pool.settings().deadlines.tunnel_idle
+    }
+}
+
 /// One core's way to all origins. Clones are the same one. Everything it starts lives in the
 /// core's runtime.
 #[derive(Clone)]
@@ -113,7 +134,7 @@ impl Upstreams {
         self.0.streams()
     }
 
-    /// Sends a request to one of the pool's origins and waits for the head of the response.
+    /// Sends a request upstream, to one of a pool's origins, and waits for the head of the response.
     ///
     /// `request` makes its head, for each try anew; the body streams. Of the URI, path and query
     /// are used; of the fields, `Host` is set as the pool says, and the others go as they are:
@@ -128,11 +149,12 @@ impl Upstreams {
     /// The last try's, when several were made, and what was tried.
     pub async fn send(
         &self,
-        pool: &Arc<Pool>,
+        upstream: &Upstream,
         request: impl Fn() -> Request<()>,
         mut body: Body,
         intent: &Intent,
     ) -> Result<UpstreamResponse, Box<Unanswered>> {
+        let Upstream::Pool(pool) = upstream;
         let core = &self.0;
         let state = core.state(pool);
         core.recorder.count(Metric::UpstreamRequests);
