@@ -157,7 +157,7 @@ impl Http1 {
     /// Hands the request to the connection, to which it belongs at once. What comes of it is for
     /// [`Http1::poll_head`].
     pub(super) fn send(&mut self, request: Request<Body>) -> impl Future<Output = Outcome> + use<> {
-        self.traffic.head_end.set(Some(self.traffic.read.get() + BEFORE_HEAD_BYTES_MAX));
+        self.traffic.await_head(BEFORE_HEAD_BYTES_MAX);
         unconstrained(self.sender.try_send_request(request))
     }
 

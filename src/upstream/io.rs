@@ -36,6 +36,32 @@ pub(super) struct Traffic {
     /// Present while a head is awaited: how far `read` may go until it is there. hyper passes
     /// over interim responses for as long as they come, without a pause.
     pub(super) head_end: Cell<Option<u64>>,
+    /// Present while a response's first bytes are awaited: where its minor version stands.
+    minor_version_at: Cell<Option<u64>>,
+}
+
+impl Traffic {
+    /// A request is about to be sent: the next byte that comes begins its response, whose head is
+    /// at most `bytes_max` long, interim responses before it included.
+    pub(super) fn await_head(&self, bytes_max: u64) {
+        let read = self.read.get();
+        self.head_end.set(Some(read + bytes_max));
+        self.minor_version_at.set(Some(read + HTTP_1.len() as u64));
+    }
+
+    /// Reads a response of a higher minor version as HTTP/1.1, the highest that is known (RFC 9110
+    /// §2.5); hyper refuses it. `bytes` have just come, the last of them is byte `total`. Only the
+    /// first response to a request is looked at, be it an interim one.
+    fn lower_minor_version(&self, bytes: &mut [u8], total: u64) {
+        let Some(at) = self.minor_version_at.get().filter(|at| *at < total) else { return };
+        self.minor_version_at.set(None);
+        let at = (at + bytes.len() as u64 - total) as usize;
+        // The bytes before it may have come earlier.
+        let before = &bytes[at.saturating_sub(HTTP_1.len())..at];
+        if HTTP_1.ends_with(before) && matches!(bytes[at], b'2'..=b'9') {
+            bytes[at] = b'1';
+        }
+    }
 }
 
 /// One connection's place in its origin's limit, given back on drop.
@@ -100,9 +126,10 @@ impl AsyncRead for Io {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         };
-        let bytes = buffer.filled().len() - before;
-        let total = self.traffic.read.get() + bytes as u64;
+        let bytes = &mut buffer.filled_mut()[before..];
+        let total = self.traffic.read.get() + bytes.len() as u64;
         self.traffic.read.set(total);
+        self.traffic.lower_minor_version(bytes, total);
         if self.traffic.head_end.get().is_some_and(|end| total > end) {
             return Poll::Ready(Err(io::Error::other("interim responses without end")));
         }
@@ -154,5 +181,36 @@ impl AsyncWrite for Io {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+/// What a response begins with, up to its minor version.
+const HTTP_1: &[u8] = b"HTTP/1.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_higher_minor_version_is_lowered_however_it_comes_and_nothing_else_is() {
+        let check = |pieces: &[&str], expected: &str| {
+            let traffic = Traffic::default();
+            traffic.read.set(100);
+            traffic.await_head(1000);
+            let mut all = Vec::new();
+            for piece in pieces {
+                let mut bytes = piece.as_bytes().to_vec();
+                traffic.read.set(traffic.read.get() + bytes.len() as u64);
+                traffic.lower_minor_version(&mut bytes, traffic.read.get());
+                all.extend(bytes);
+            }
+            assert_eq!(String::from_utf8_lossy(&all), expected);
+        };
+        check(&["HTTP/1.2 200 OK"], "HTTP/1.1 200 OK");
+        check(&["HTTP/1.", "9 200 OK"], "HTTP/1.1 200 OK");
+        check(&["H", "TTP/1.2 200", " OK HTTP/1.2"], "HTTP/1.1 200 OK HTTP/1.2");
+        check(&["HTTP/1.0 200 OK HTTP/1.2"], "HTTP/1.0 200 OK HTTP/1.2");
+        check(&["ICY 2002 OK"], "ICY 2002 OK");
+        check(&["short"], "short");
     }
 }

@@ -137,6 +137,7 @@ async fn a_connection_that_the_origin_closes_is_not_kept() {
             "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
             "HTTP/1.0 200 OK\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nok",
+            "HTTP/1.2 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
         ];
         for response in responses {
             let (origin, bed) = bed().await;
