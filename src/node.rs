@@ -45,7 +45,8 @@ use crate::respond::Identity;
 use crate::respond::log::AccessLog;
 use crate::route::Routes;
 use crate::serve::{
-    self, Errand, Explainer, Plan, Popular, PurgeByMethod, Worker, WorkerParts, run_errands,
+    self, Explainer, InternalRequest, Plan, Popular, PurgeByMethod, Worker, WorkerParts,
+    run_internal_requests,
 };
 use crate::store::{self, Store};
 use crate::upstream::{Pools, Resolver, Upstreams};
@@ -115,8 +116,8 @@ struct Shared {
     purges: mpsc::Sender<PurgeByMethod>,
     popular: Arc<Popular>,
     /// One a worker.
-    errands: Vec<mpsc::Sender<Errand>>,
-    next_errand: AtomicUsize,
+    internal_requests: Vec<mpsc::Sender<InternalRequest>>,
+    next_internal_request: AtomicUsize,
     geo: Arc<Geo>,
     door: Arc<Door>,
     tls: Option<Arc<TlsState>>,
@@ -185,8 +186,8 @@ impl Node {
             ))
             .map_err(system("purge bus"))?;
         let (purges, purges_by_method) = mpsc::channel(PURGES_MAX);
-        let (errands, errands_to_run): (Vec<_>, Vec<_>) =
-            (0..config.node.workers).map(|_| mpsc::channel(ERRANDS_MAX)).unzip();
+        let (internal_requests, to_run): (Vec<_>, Vec<_>) =
+            (0..config.node.workers).map(|_| mpsc::channel(INTERNAL_REQUESTS_MAX)).unzip();
         let (switch, drain) = listen::drain();
         let listening = sockets.first().map(listening).unwrap_or_default();
         let addresses = listening.iter().map(|(address, _)| *address).collect();
@@ -200,8 +201,8 @@ impl Node {
             bus,
             purges,
             popular: Popular::new(config.node.workers),
-            errands,
-            next_errand: AtomicUsize::new(0),
+            internal_requests,
+            next_internal_request: AtomicUsize::new(0),
             geo,
             tls,
             admin_tls,
@@ -212,7 +213,7 @@ impl Node {
             config: Mutex::new(config),
         });
         let workers = shared
-            .start_workers(sockets, errands_to_run, &metrics, &log, background.handle(), &drain)
+            .start_workers(sockets, to_run, &metrics, &log, background.handle(), &drain)
             .map_err(system("worker thread"))?;
         let admin = admin_listener.local_addr().map_err(system("admin address"))?;
         let api = shared.admin(&metrics, background.handle());
@@ -264,7 +265,7 @@ impl Shared {
     fn start_workers(
         self: &Arc<Self>,
         sockets: Vec<WorkerSockets>,
-        errands: Vec<mpsc::Receiver<Errand>>,
+        internal_requests: Vec<mpsc::Receiver<InternalRequest>>,
         metrics: &Arc<Metrics>,
         log: &AccessLog,
         background: &Handle,
@@ -278,7 +279,9 @@ impl Shared {
         let fills = Fills::new(config.fills, slice_bytes, self.clock.clone(), background_recorder);
         let listing = Arc::<tokio::sync::Mutex<()>>::default();
         let mut workers = Vec::new();
-        for (number, (sockets, errands)) in sockets.into_iter().zip(errands).enumerate() {
+        for (number, (sockets, internal_requests)) in
+            sockets.into_iter().zip(internal_requests).enumerate()
+        {
             let (shared, fills, resolver) = (self.clone(), fills.clone(), resolver.clone());
             let listing = listing.clone();
             let recorder = metrics.worker(number);
@@ -321,7 +324,7 @@ impl Shared {
                             flusher.flush_log();
                         }
                     });
-                    tokio::task::spawn_local(run_errands(worker.clone(), errands));
+                    tokio::task::spawn_local(run_internal_requests(worker.clone(), internal_requests));
                     let answering = worker.clone();
                     let service =
                         move |connection, request| serve::serve(&answering, connection, request);
@@ -504,10 +507,11 @@ impl NodeActions for Shared {
         Box::pin(async move {
             let url: Uri = url.parse().map_err(|error| format!("{error}"))?;
             let (answer, answered) = oneshot::channel();
-            let worker = self.next_errand.fetch_add(1, Ordering::Relaxed) % self.errands.len();
-            let errand = Errand { url, content_bytes_max, answer };
+            let worker = self.next_internal_request.fetch_add(1, Ordering::Relaxed)
+                % self.internal_requests.len();
+            let request = InternalRequest { url, content_bytes_max, answer };
             let ending = || "the node is ending".to_owned();
-            self.errands[worker].send(errand).await.map_err(|_| ending())?;
+            self.internal_requests[worker].send(request).await.map_err(|_| ending())?;
             answered.await.unwrap_or_else(|_| Err(ending()))
         })
     }
@@ -581,7 +585,7 @@ fn listening(sockets: &WorkerSockets) -> Vec<(SocketAddr, bool)> {
 }
 
 /// Errands that wait for a worker.
-const ERRANDS_MAX: usize = 64;
+const INTERNAL_REQUESTS_MAX: usize = 64;
 /// `PURGE` requests that wait to be ordered; beyond, they are refused with 503.
 const PURGES_MAX: usize = 256;
 const BACKGROUND_THREADS: usize = 2;

@@ -11,20 +11,20 @@
 //! that is ready, and only what must wait for disk or upstream is boxed. It never fails: an
 //! error becomes a response in [`crate::respond::failure`].
 
+mod added_fields;
 mod answer;
-mod errands;
 mod exchange;
 mod explain;
 mod failures;
 mod fetching;
 mod hops;
+mod internal_requests;
 mod lookup;
-mod mended;
 mod pass;
 mod popular;
 mod purging;
 mod ranges; // of long objects, in slices
-mod told;
+mod repaired_body;
 mod worker;
 
 use std::future::Future;
@@ -52,8 +52,8 @@ use crate::route::{Action, Facts, Question, Rule, Site};
 use crate::transform;
 use crate::upgrade::OnUpgrade;
 
-pub use errands::{Errand, run_errands};
 pub use explain::Explainer;
+pub use internal_requests::{InternalRequest, run_internal_requests};
 pub use lookup::canonical_url;
 pub use popular::Popular;
 pub use purging::PurgeByMethod;

@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::buffers;
 use super::session::{Phase, Wire};
 use super::socket::{ClientSocket, LEFT_BYTES_MAX};
-use super::spare;
 
 /// A byte stream between us and one client.
 #[derive(Debug)]
 pub(super) struct Transport<T: ClientSocket> {
     inner: T,
     wire: Arc<Wire>,
-    /// Read, but not used yet. A [`spare`] buffer, if there is any.
+    /// Read, but not used yet. One of [`buffers`], if there is any.
     held: Vec<u8>,
     /// How many of the held bytes were used.
     taken: usize,
@@ -76,7 +76,7 @@ impl<T: ClientSocket> Transport<T> {
     /// Who holds no bytes holds no buffer.
     fn give_back(&mut self) {
         if self.taken == self.held.len() {
-            spare::release(&mut self.held);
+            buffers::release(&mut self.held);
             self.taken = 0;
         }
     }
@@ -87,7 +87,7 @@ impl<T: ClientSocket> Transport<T> {
             self.held.drain(..self.taken);
             self.taken = 0;
         }
-        let held = spare::hold(&mut self.held);
+        let held = buffers::hold(&mut self.held);
         if held.capacity() - held.len() < READ_BYTES_MIN {
             held.reserve(held.len().max(READ_BYTES_MIN));
         }

@@ -6,6 +6,7 @@
 
 mod accept;
 mod bind;
+mod buffers;
 mod client;
 mod counts;
 mod drain;
@@ -22,7 +23,6 @@ mod record;
 mod session;
 mod settings;
 mod socket;
-mod spare;
 pub mod tls;
 
 use std::rc::Rc;

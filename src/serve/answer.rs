@@ -17,7 +17,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Visit;
 use super::lookup::Found;
-use super::mended::Mended;
+use super::repaired_body::RepairedBody;
 use crate::body::{Body, BodyError};
 use crate::cache::{self, CacheStatus, Multipart, Reason, Selected, StoredResponse};
 use crate::fields::{Fields, FieldsMut};
@@ -59,7 +59,7 @@ impl Source<'_> {
     fn whole(&self) -> Option<Body> {
         match self {
             Self::Filling(filling, mend) => {
-                Some(Mended::body(filling.read_all(), 0..u64::MAX, *mend))
+                Some(RepairedBody::body(filling.read_all(), 0..u64::MAX, *mend))
             }
             Self::Stored(..) | Self::Parts(..) => {
                 self.bytes(0..self.complete_length().unwrap_or_default())
@@ -71,7 +71,7 @@ impl Source<'_> {
         match self {
             Self::Stored(store, head, mend) => stored_bytes(store, head, *mend, range),
             Self::Filling(filling, mend) => {
-                Some(Mended::body(filling.read(range.clone()), range, *mend))
+                Some(RepairedBody::body(filling.read(range.clone()), range, *mend))
             }
             Self::Parts(parts, first) => {
                 Some(Body::stream((*parts).clone().read(range, first.borrow_mut().take())))
@@ -92,7 +92,7 @@ fn stored_bytes(
     if !store.missing(head, range.clone()).is_empty() {
         return None;
     }
-    Some(Mended::body(store.body(head, range.clone()), range, mend))
+    Some(RepairedBody::body(store.body(head, range.clone()), range, mend))
 }
 
 impl Visit {

@@ -8,8 +8,8 @@ use geo::{Country, Geo, Place};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
+use super::added_fields::tell;
 use super::ranges::is_enough;
-use super::told::tell;
 use super::worker::Plan;
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
 use crate::clock::Clock;

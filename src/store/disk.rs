@@ -31,9 +31,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::blocks::{Blocks, ENTRY_START, SLOT};
+use super::body_bytes::BodyBytes;
 use super::census::Census;
 use super::engine::{self, BlocksConfig};
-use super::held::Held;
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
 use super::sites::{OnDisk, Site, Sites};
@@ -83,7 +83,7 @@ pub(super) struct Disk {
     queue_bytes: u32,
     census: Census,
     purges: Arc<Purges>,
-    held: Arc<Held>,
+    held: Arc<BodyBytes>,
     recorder: Recorder,
     background: Handle,
     preallocate: bool,
@@ -121,7 +121,7 @@ impl Disks {
         locks: &mut BTreeMap<PathBuf, File>,
         purges: &Arc<Purges>,
         sites: &Arc<Sites>,
-        held: &Arc<Held>,
+        held: &Arc<BodyBytes>,
         background: &Handle,
         recorder: &Recorder,
     ) -> Self {

@@ -17,7 +17,7 @@ use foyer::{
 use foyer_storage::Populated;
 
 use super::blocks::{Blocks, Entry, Place, Read};
-use super::held::Held;
+use super::body_bytes::BodyBytes;
 use super::record::{Piece, PieceKey};
 use crate::notices::{self, Notice};
 
@@ -27,12 +27,12 @@ type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// What foyer builds the engine from: the file is open already.
 pub(super) struct BlocksConfig {
     pub blocks: Arc<Blocks>,
-    pub held: Arc<Held>,
+    pub held: Arc<BodyBytes>,
 }
 
 struct BlocksEngine {
     blocks: Arc<Blocks>,
-    held: Arc<Held>,
+    held: Arc<BodyBytes>,
     /// Handed over and not yet written: a batch, since [`super::disk`] waits after each.
     pending: Mutex<Pieces>,
     device: Arc<dyn Device>,
@@ -155,7 +155,7 @@ impl Engine<PieceKey, Piece, HybridCacheProperties> for BlocksEngine {
 /// block was written over while it was read.
 pub(super) fn entry(
     blocks: &Blocks,
-    held: &Held,
+    held: &BodyBytes,
     hash: u64,
     place: Place,
     read: Read,

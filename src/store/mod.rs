@@ -11,15 +11,15 @@
 //! ```
 
 mod admission;
-mod begun;
 mod blocks;
+mod body_bytes;
 mod census;
 mod disk;
 mod encoding;
 mod engine;
-mod held;
-mod leaving;
+mod evictions;
 mod loads;
+mod newest_objects;
 mod read;
 mod record;
 mod settings;
@@ -50,11 +50,11 @@ pub use self::stat::{DirectoryStat, Service, SiteStat, Stat};
 pub use self::write::{ObjectWriter, WriteError};
 
 use self::admission::Sketch;
-use self::begun::Begun;
+use self::body_bytes::BodyBytes;
 use self::disk::{Disk, Disks};
-use self::held::Held;
-use self::leaving::Leaving;
+use self::evictions::Evictions;
 use self::loads::{Found, Loads};
+use self::newest_objects::NewestObjects;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
 use self::sites::{Site, Sites};
 use self::stat::Gauges;
@@ -76,14 +76,14 @@ struct Inner {
     memory: Cache<PieceKey, Piece, PieceHasher>,
     disks: Disks,
     sites: Arc<Sites>,
-    held: Arc<Held>,
+    held: Arc<BodyBytes>,
     purges: Arc<Purges>,
     sketch: Sketch,
     objects: ObjectIds,
-    leaving: Arc<Leaving>,
+    evictions: Arc<Evictions>,
     loads: Loads,
     /// Serialises changes of the parts of partial objects.
-    changes: Mutex<Begun>,
+    changes: Mutex<NewestObjects>,
     background: Handle,
     recorder: Recorder,
     /// How many directories are still to be read back.
@@ -136,18 +136,19 @@ impl Store {
         raise_open_files();
         let mut locks = take_locks(settings)?;
         let sites = Arc::new(Sites::new(settings));
-        let held = Arc::new(Held::default());
+        let held = Arc::new(BodyBytes::default());
         let disks =
             Disks::new(settings, &mut locks, &purges, &sites, &held, &background, &recorder);
-        let leaving = Leaving::new(disks.clone(), sites.clone(), held.clone(), recorder.clone());
-        let leaving = Arc::new(leaving);
+        let evictions =
+            Evictions::new(disks.clone(), sites.clone(), held.clone(), recorder.clone());
+        let evictions = Arc::new(evictions);
         let inner = Inner {
             settings: settings.clone(),
-            memory: memory(settings, leaving.clone()),
+            memory: memory(settings, evictions.clone()),
             disks,
             sites,
             held,
-            leaving,
+            evictions,
             loads: Loads::default(),
             purges,
             sketch: Sketch::new(),
@@ -343,7 +344,7 @@ impl Store {
         self.replace(&current, response)
     }
 
-    fn changes(&self) -> MutexGuard<'_, Begun> {
+    fn changes(&self) -> MutexGuard<'_, NewestObjects> {
         self.inner.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -473,7 +474,7 @@ impl Store {
     /// store afterwards stays in memory.
     pub async fn close(&self) {
         self.recovered().await;
-        for (key, piece) in self.inner.leaving.take_all(&self.inner.memory) {
+        for (key, piece) in self.inner.evictions.take_all(&self.inner.memory) {
             self.inner.disks.queue(key, piece).await;
         }
         self.inner.disks.close().await;
@@ -687,7 +688,7 @@ impl Store {
     /// Counts a piece into memory, when `turn` lets it in; a site over its share then loses its
     /// oldest.
     fn take_in(&self, key: PieceKey, piece: Piece, turn: impl FnOnce(&mut dyn FnMut())) {
-        let Inner { sites, memory, leaving, held, .. } = &*self.inner;
+        let Inner { sites, memory, evictions, held, .. } = &*self.inner;
         let site = sites.of_piece(&piece);
         let mut piece = Some(piece);
         turn(&mut || {
@@ -701,7 +702,7 @@ impl Store {
         let Some(site) = site else { return };
         while let Some(surplus) = site.surplus(|key| memory.contains(key)) {
             if let Some(entry) = memory.remove(&surplus) {
-                leaving.make_room(&surplus, entry.value());
+                evictions.make_room(&surplus, entry.value());
             }
         }
     }
@@ -765,7 +766,7 @@ async fn count_sites(store: Weak<Inner>) {
     }
 }
 
-fn memory(settings: &Settings, leaving: Arc<Leaving>) -> Cache<PieceKey, Piece, PieceHasher> {
+fn memory(settings: &Settings, evictions: Arc<Evictions>) -> Cache<PieceKey, Piece, PieceHasher> {
     let bytes = usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX);
     // A shard must hold a good many slices, or one object empties it.
     let shards = (bytes / (64 * settings.slice_bytes)).clamp(1, SHARDS_MAX);
@@ -775,7 +776,7 @@ fn memory(settings: &Settings, leaving: Arc<Leaving>) -> Cache<PieceKey, Piece, 
         .with_eviction_config(S3FifoConfig::default())
         .with_hash_builder(PieceHasher)
         .with_weighter(|_: &PieceKey, piece: &Piece| piece.weight())
-        .with_event_listener(leaving)
+        .with_event_listener(evictions)
         .build()
 }
 

@@ -11,14 +11,14 @@ use tokio::io::AsyncWrite;
 
 use crate::fields::{FieldLines, Fields, Known, number};
 
+use super::super::buffers;
 use super::super::io::Transport;
 use super::super::socket::ClientSocket;
-use super::super::spare;
 
 /// What waits to be sent: bytes, then a piece of a body, then what follows it.
 #[derive(Debug, Default)]
 pub(super) struct Out {
-    /// A [`spare`] buffer, if there are any.
+    /// One of [`buffers`], if there are any.
     bytes: Vec<u8>,
     sent: usize,
     piece: Bytes,
@@ -31,7 +31,7 @@ impl Out {
     /// Puts bytes behind those that wait. Not behind a piece of a body.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         debug_assert!(self.piece.is_empty(), "the piece would be overtaken");
-        spare::hold(&mut self.bytes).extend_from_slice(bytes);
+        buffers::hold(&mut self.bytes).extend_from_slice(bytes);
     }
 
     /// Puts a piece of a body behind them, in a chunk of its own if need be. Small ones are copied: that is
@@ -92,7 +92,7 @@ impl Out {
         let head = written.min(self.bytes.len() - self.sent);
         self.sent += head;
         if self.sent == self.bytes.len() {
-            spare::release(&mut self.bytes);
+            buffers::release(&mut self.bytes);
             self.sent = 0;
         }
         let piece = (written - head).min(self.piece.len());
@@ -164,7 +164,7 @@ impl<'a> ResponseHead<'a> {
         keep_alive: bool,
         date: &HeaderValue,
     ) -> Outgoing {
-        let bytes = spare::hold(&mut out.bytes);
+        let bytes = buffers::hold(&mut out.bytes);
         status_line(bytes, self.status);
         let outgoing = self.framing(length, asked);
         let says_length = self.says_length(outgoing, asked);
@@ -241,7 +241,7 @@ impl<'a> ResponseHead<'a> {
 
 /// An interim response (RFC 9110 §15.2).
 pub(super) fn interim(out: &mut Out, response: &Response<()>) {
-    let bytes = spare::hold(&mut out.bytes);
+    let bytes = buffers::hold(&mut out.bytes);
     status_line(bytes, response.status());
     for (name, value) in response.headers() {
         field(bytes, name.as_str().as_bytes(), value.as_bytes());
@@ -251,7 +251,7 @@ pub(super) fn interim(out: &mut Out, response: &Response<()>) {
 
 /// What ends a chunked body.
 pub(super) fn last_chunk(out: &mut Out, trailers: Option<&HeaderMap>) {
-    let bytes = spare::hold(&mut out.bytes);
+    let bytes = buffers::hold(&mut out.bytes);
     bytes.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
         field(bytes, name.as_str().as_bytes(), value.as_bytes());

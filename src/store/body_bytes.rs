@@ -1,6 +1,6 @@
-//! Bytes of bodies that are alive, in the memory tier or not: who reads slowly has a slice for long
-//! after the tier has let go of it. The tier makes room for them, so that both together stay within
-//! what memory may hold.
+//! Counts the body bytes that are referenced, in the memory tier or by readers: a slow reader holds a
+//! slice long after the tier has evicted it. The tier shrinks by what only readers hold, so that both
+//! together stay within the memory limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use super::record::{Piece, Record};
 
 /// What is alive, and what of it the tier has.
 #[derive(Default)]
-pub(super) struct Held {
+pub(super) struct BodyBytes {
     alive: Arc<AtomicU64>,
     in_tier: AtomicU64,
 }
@@ -34,7 +34,7 @@ impl Drop for Counted {
     }
 }
 
-impl Held {
+impl BodyBytes {
     /// The same bytes, counted from now on. To be asked once for a body or slice.
     pub(super) fn count(&self, bytes: Bytes) -> Bytes {
         if bytes.len() < LEAST {

@@ -1,7 +1,7 @@
-//! Which object is the newest under the keys of which parts are being filled.
+//! The newest object of each key whose parts are being filled.
 //!
-//! A part may end after a newer object has taken its place, and after memory has let go of that
-//! one: what stands in memory does not tell then.
+//! A part may finish after a newer object has replaced its object, and after memory has evicted the
+//! newer one. Memory alone cannot tell then that the part is outdated.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,12 +11,12 @@ use crate::cache::KeyHash;
 /// The newest objects, for as many keys as [`KEYS_MAX`]; beyond, the oldest key is forgotten, and
 /// only memory tells.
 #[derive(Default)]
-pub(super) struct Begun {
+pub(super) struct NewestObjects {
     newest: HashMap<KeyHash, ObjectId>,
     order: VecDeque<KeyHash>,
 }
 
-impl Begun {
+impl NewestObjects {
     /// An object begins by parts.
     pub(super) fn begin(&mut self, hash: KeyHash, object: ObjectId) {
         if self.newest.insert(hash, object).is_some() {
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn keys_are_bounded_and_the_oldest_goes() {
-        let mut begun = Begun::default();
+        let mut begun = NewestObjects::default();
         for number in 0..KEYS_MAX as u128 + 5 {
             begun.begin(KeyHash(number), ObjectId(number));
             begun.begin(KeyHash(number), ObjectId(number + 1));

@@ -1,5 +1,6 @@
-//! A body that goes on by parts where what it reads gives out: a stored body of which the store
-//! has lost a slice, a fill that is too far ahead of this client, or one that broke off.
+//! A response body whose source may fail on the way: a stored body of which the store has lost a slice, a
+//! fill that has moved too far ahead of this client, or a fill that broke off. The missing bytes are then
+//! requested from the origin by range.
 
 use std::ops::Range;
 use std::pin::Pin;
@@ -13,15 +14,15 @@ use crate::fill::parts::{Parts, PartsReader};
 use crate::metrics::Metric;
 
 /// `range` of an object, from `B` for as long as that has it, and then by `parts`: once.
-pub(super) struct Mended<B> {
+pub(super) struct RepairedBody<B> {
     body: B,
     /// What the client does not have yet.
     rest: Range<u64>,
     parts: Option<Parts>,
-    mending: Option<PartsReader>,
+    rest_by_parts: Option<PartsReader>,
 }
 
-impl<B> Mended<B>
+impl<B> RepairedBody<B>
 where
     B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
 {
@@ -29,11 +30,11 @@ where
     pub fn body(body: B, range: Range<u64>, parts: Option<&Parts>) -> Body {
         let Some(parts) = parts else { return Body::stream(body) };
         let rest = range.start..range.end.min(parts.head.complete_length());
-        Body::stream(Self { body, rest, parts: Some(parts.clone()), mending: None })
+        Body::stream(Self { body, rest, parts: Some(parts.clone()), rest_by_parts: None })
     }
 }
 
-impl<B> HttpBody for Mended<B>
+impl<B> HttpBody for RepairedBody<B>
 where
     B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
@@ -46,15 +47,15 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         loop {
-            if let Some(mending) = &mut this.mending {
-                return Pin::new(mending).poll_frame(cx);
+            if let Some(rest_by_parts) = &mut this.rest_by_parts {
+                return Pin::new(rest_by_parts).poll_frame(cx);
             }
             let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
             if frame.as_ref().is_some_and(Result::is_err)
                 && let Some(parts) = this.parts.take()
             {
                 parts.fills.recorder().count(Metric::BodiesMended);
-                this.mending = Some(parts.read(this.rest.clone(), None));
+                this.rest_by_parts = Some(parts.read(this.rest.clone(), None));
                 continue;
             }
             let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
@@ -64,15 +65,15 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.mending {
-            Some(mending) => mending.is_end_stream(),
+        match &self.rest_by_parts {
+            Some(rest_by_parts) => rest_by_parts.is_end_stream(),
             None => self.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.mending {
-            Some(mending) => mending.size_hint(),
+        match &self.rest_by_parts {
+            Some(rest_by_parts) => rest_by_parts.size_hint(),
             None => self.body.size_hint(),
         }
     }

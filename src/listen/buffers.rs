@@ -1,7 +1,7 @@
-//! Buffers that no connection holds at present.
+//! Buffers that no connection uses at present.
 //!
-//! A connection takes one when there are bytes to read or to say, and gives it back when there are
-//! none: who waits holds nothing, and who is served works in memory that the core's cache still has.
+//! A connection takes a buffer when it has bytes to read or write and returns it when it has none. An
+//! idle connection holds no buffer, and a busy one works in memory that the core's cache still has.
 
 use std::cell::RefCell;
 

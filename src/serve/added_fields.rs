@@ -1,5 +1,5 @@
-//! What an origin is told beside what the client sent: its country, the request's id, and what the
-//! rule changes. A key, and an origin's `Vary`, may name such a field; then what the origin gets
+//! Request fields that the node adds for the origin: the client's country, the request's id, and the
+//! rule's `request_fields`. Where a cache key or an origin's `Vary` names such a field, the added value
 //! counts, not what the client may have sent under that name.
 
 use std::borrow::Cow;

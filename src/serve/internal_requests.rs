@@ -1,5 +1,5 @@
-//! Requests that the node makes of itself: what is fetched ahead of anybody asking, or again after a
-//! purge. They go the whole path, as if a client on this machine had asked.
+//! Requests that the node sends itself: prefetches, and refreshes after a purge. They take the whole
+//! request path, as if a client on this machine had sent them.
 
 use std::rc::Rc;
 
@@ -13,8 +13,8 @@ use super::worker::Worker;
 use crate::body::Body;
 use crate::context::Connection;
 
-/// One such request.
-pub struct Errand {
+/// A request that the node sends itself.
+pub struct InternalRequest {
     /// With scheme and host.
     pub url: Uri,
     /// The most content to hand back. `None`: it is read, stored by the usual rules, and dropped.
@@ -23,14 +23,17 @@ pub struct Errand {
     pub answer: oneshot::Sender<Result<(StatusCode, Bytes), String>>,
 }
 
-/// Runs errands on this core until nobody sends them any more.
-pub async fn run_errands(worker: Rc<Worker>, mut errands: mpsc::Receiver<Errand>) {
-    while let Some(errand) = errands.recv().await {
+/// Runs the node's own requests on this core until their channel closes.
+pub async fn run_internal_requests(
+    worker: Rc<Worker>,
+    mut internal_requests: mpsc::Receiver<InternalRequest>,
+) {
+    while let Some(request) = internal_requests.recv().await {
         let worker = worker.clone();
         tokio::task::spawn_local(async move {
-            let done = fetch(&worker, &errand.url, errand.content_bytes_max).await;
-            // Who sent it may be gone; what was fetched is stored.
-            let _ = errand.answer.send(done);
+            let done = fetch(&worker, &request.url, request.content_bytes_max).await;
+            // The sender may be gone; the response is stored all the same.
+            let _ = request.answer.send(done);
         });
     }
 }

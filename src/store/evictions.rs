@@ -1,4 +1,4 @@
-//! What leaves memory: who is worth it gets a last chance to be written to disk.
+//! What happens to pieces that memory evicts: those worth keeping get a last chance to be written to disk.
 //!
 //! Most that is worth it was written long before. What was wanted and is not in the disk's index
 //! (the queue was full, or the disk has since reused its block) is offered once more. At a clean
@@ -9,27 +9,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use foyer::{Cache, Event, EventListener};
 
+use super::body_bytes::BodyBytes;
 use super::disk::Disks;
-use super::held::Held;
 use super::record::{Piece, PieceHasher, PieceKey, Record, place};
 use super::sites::Sites;
 use crate::metrics::{Metric, Recorder};
 
 /// foyer's listener on the memory tier.
-pub(super) struct Leaving {
+pub(super) struct Evictions {
     disks: Disks,
     sites: Arc<Sites>,
-    held: Arc<Held>,
+    held: Arc<BodyBytes>,
     recorder: Recorder,
     /// While memory is emptied for a stop: what came out.
     all: Mutex<Option<Vec<(PieceKey, Piece)>>>,
 }
 
-impl Leaving {
+impl Evictions {
     pub(super) fn new(
         disks: Disks,
         sites: Arc<Sites>,
-        held: Arc<Held>,
+        held: Arc<BodyBytes>,
         recorder: Recorder,
     ) -> Self {
         Self { disks, sites, held, recorder, all: Mutex::default() }
@@ -76,7 +76,7 @@ fn is_wanted(piece: &Piece) -> bool {
     }
 }
 
-impl EventListener for Leaving {
+impl EventListener for Evictions {
     type Key = PieceKey;
     type Value = Piece;
 
@@ -94,7 +94,7 @@ impl EventListener for Leaving {
     }
 }
 
-impl Leaving {
+impl Evictions {
     /// A piece leaves memory for others: its last chance.
     pub(super) fn make_room(&self, key: &PieceKey, piece: &Piece) {
         if self.disks.may_contain(key) {
