@@ -77,7 +77,7 @@ pub enum StartError {
     Geo(#[from] geo::LoadError),
     /// The purge log can't be opened.
     #[error(transparent)]
-    Purge(#[from] purge::OpenError),
+    Purge(#[from] purge::PurgeLogError),
     /// The store can't be opened.
     #[error(transparent)]
     Store(#[from] store::OpenError),

@@ -236,7 +236,7 @@ impl Shard {
 }
 
 /// The right and the duty to ask upstream for all who follow. Dropped undecided, the
-/// followers have [`Failure::Abandoned`].
+/// followers have [`FillFailure::Abandoned`].
 #[derive(Debug)]
 pub struct Lead {
     table: Arc<Table>,
@@ -275,7 +275,7 @@ impl Lead {
     }
 
     /// Every follower has the same failure.
-    pub fn fail(mut self, failure: Failure) {
+    pub fn fail(mut self, failure: FillFailure) {
         self.leave_table();
         self.decided = true;
         self.fill.fail(failure);
@@ -312,7 +312,7 @@ impl Drop for Lead {
     fn drop(&mut self) {
         self.leave_table();
         if !self.decided {
-            self.fill.fail(Failure::Abandoned);
+            self.fill.fail(FillFailure::Abandoned);
         }
     }
 }
@@ -341,12 +341,12 @@ pub enum Outcome {
     /// There is a response in the store that may be served: look again.
     Stored,
     /// There is no response.
-    Failed(Failure),
+    Failed(FillFailure),
 }
 
 /// Why there is no response; shared by all who followed.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Failure {
+pub enum FillFailure {
     /// The exchange with upstream failed: a [`crate::upstream::Unanswered`], or why its response is none.
     #[error("the collapsed upstream request failed")]
     Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),

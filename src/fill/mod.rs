@@ -32,7 +32,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::sync::Notify;
 
-use self::collapse::{Failure, Outcome};
+use self::collapse::{FillFailure, Outcome};
 use self::pump::Pump;
 use self::reader::Readers;
 use self::window::Window;
@@ -158,7 +158,7 @@ struct State {
 #[derive(Clone, Debug)]
 enum Decided {
     Released,
-    Failed(Failure),
+    Failed(FillFailure),
     Stored,
     Filling(Arc<StoredResponse>),
 }
@@ -303,7 +303,7 @@ impl Fill {
         self.decide(Decided::Released);
     }
 
-    pub fn fail(&self, failure: Failure) {
+    pub fn fail(&self, failure: FillFailure) {
         self.decide(Decided::Failed(failure));
     }
 

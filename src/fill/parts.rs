@@ -30,8 +30,8 @@ use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
-use super::collapse::{Failure, Fills, Join, Lead, Outcome};
-use super::slices::{Answer, Cut, Step, Validator, judge, next_step};
+use super::collapse::{FillFailure, Fills, Join, Lead, Outcome};
+use super::slices::{Cut, PartAnswer, Step, Validator, judge, next_step};
 use crate::body::{Body, BodyError};
 use crate::cache::KeyHash;
 use crate::metrics::Metric;
@@ -90,15 +90,17 @@ impl Parts {
                 Join::Lead(lead) => {
                     // Another has asked between the look and the join.
                     if self.store.is_superseded(&self.head) {
-                        lead.fail(Failure::Changed);
+                        lead.fail(FillFailure::Changed);
                         return Err(Refused::Changed);
                     }
                     return self.begin_asking(range, Some(lead)).await.map(Some);
                 }
                 Join::Uncollapsed(_) => return self.begin_asking(range, None).await.map(Some),
                 Join::Follow(follower) => match follower.outcome().await {
-                    Outcome::Failed(Failure::Changed) => return Err(Refused::Changed),
-                    Outcome::Failed(Failure::Upstream(why)) => return Err(Refused::Failed(why)),
+                    Outcome::Failed(FillFailure::Changed) => return Err(Refused::Changed),
+                    Outcome::Failed(FillFailure::Upstream(why)) => {
+                        return Err(Refused::Failed(why));
+                    }
                     _ => {}
                 },
             }
@@ -125,8 +127,8 @@ impl Parts {
             Err(refused) => {
                 if let Some(lead) = claim {
                     lead.fail(match &refused {
-                        Refused::Changed => Failure::Changed,
-                        Refused::Failed(why) => Failure::Upstream(why.clone()),
+                        Refused::Changed => FillFailure::Changed,
+                        Refused::Failed(why) => FillFailure::Upstream(why.clone()),
                     });
                 }
                 Err(refused)
@@ -187,15 +189,15 @@ impl Parts {
         let length = self.head.complete_length();
         let (status, headers) = (response.status(), response.headers());
         match judge(&range, Some(&self.validator), Some(length), status, headers) {
-            Answer::Part { bytes, .. } => Ok((bytes, response.into_body())),
-            Answer::Whole => Ok((0..length, response.into_body())),
-            Answer::Changed => {
+            PartAnswer::Part { bytes, .. } => Ok((bytes, response.into_body())),
+            PartAnswer::Whole => Ok((0..length, response.into_body())),
+            PartAnswer::Changed => {
                 self.store.give_up(&self.head);
                 self.fills.recorder().count(Metric::RangeObjectsChanged);
                 Err(Refused::Changed)
             }
-            Answer::Unusable(why) => Err(Refused::Failed(Arc::new(BodyError::new(why)))),
-            Answer::PastEnd { .. } | Answer::Other => {
+            PartAnswer::Unusable(why) => Err(Refused::Failed(Arc::new(BodyError::new(why)))),
+            PartAnswer::PastEnd { .. } | PartAnswer::Other => {
                 let why = format!("upstream answered {status} for bytes from {start}");
                 Err(Refused::Failed(Arc::new(BodyError::new(why))))
             }
@@ -353,11 +355,11 @@ impl Walk {
                 asked
             }
             Join::Follow(follower) => match follower.outcome().await {
-                Outcome::Failed(failure @ (Failure::Upstream(_) | Failure::Status(_))) => {
+                Outcome::Failed(failure @ (FillFailure::Upstream(_) | FillFailure::Status(_))) => {
                     Err(BodyError::caused_by("another request's part failed", failure).into())
                 }
-                Outcome::Failed(Failure::Changed) => Err(Stop::Changed),
-                Outcome::Failed(Failure::Abandoned)
+                Outcome::Failed(FillFailure::Changed) => Err(Stop::Changed),
+                Outcome::Failed(FillFailure::Abandoned)
                 | Outcome::Stored
                 | Outcome::Released
                 | Outcome::Filling(_) => Ok(()),
@@ -479,8 +481,8 @@ enum Giving {
 /// Tells those who wait for a run of slices how it went.
 fn tell(claim: Option<Lead>, taken: &Result<(), Stop>) {
     match (claim, taken) {
-        (Some(lead), Err(Stop::Broken(why))) => lead.fail(Failure::Upstream(why.clone())),
-        (Some(lead), Err(Stop::Changed)) => lead.fail(Failure::Changed),
+        (Some(lead), Err(Stop::Broken(why))) => lead.fail(FillFailure::Upstream(why.clone())),
+        (Some(lead), Err(Stop::Changed)) => lead.fail(FillFailure::Changed),
         (Some(lead), Ok(()) | Err(Stop::Left)) => lead.stored(),
         (None, _) => {}
     }

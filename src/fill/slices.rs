@@ -136,7 +136,7 @@ pub fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> 
     let ContentRange { bytes, complete_length } = content_range(headers)?;
     let (bytes, length) = (bytes?, complete_length?);
     match judge_part(&bytes, None, headers) {
-        Answer::Part { .. } if bytes == (length.saturating_sub(count)..length) => {
+        PartAnswer::Part { .. } if bytes == (length.saturating_sub(count)..length) => {
             Some((bytes, length))
         }
         _ => None,
@@ -151,7 +151,7 @@ pub fn is_conditional(headers: &HeaderMap) -> bool {
 
 /// What the answer to a sub-request is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum PartAnswer {
     /// A part of the version asked for, from the first byte asked for on. It may be shorter
     /// than asked. Not to be stored unless its fields have a [`Validator`].
     Part {
@@ -184,51 +184,51 @@ pub fn judge(
     length: Option<u64>,
     status: StatusCode,
     headers: &HeaderMap,
-) -> Answer {
+) -> PartAnswer {
     let same_version = bound.is_none_or(|bound| bound.matches(headers));
     match status {
         StatusCode::PARTIAL_CONTENT if same_version => judge_part(asked, length, headers),
-        StatusCode::OK if same_version => Answer::Whole,
+        StatusCode::OK if same_version => PartAnswer::Whole,
         StatusCode::PARTIAL_CONTENT | StatusCode::OK | StatusCode::PRECONDITION_FAILED => {
-            Answer::Changed
+            PartAnswer::Changed
         }
         StatusCode::RANGE_NOT_SATISFIABLE => judge_past_end(asked, length, headers),
-        _ => Answer::Other,
+        _ => PartAnswer::Other,
     }
 }
 
-fn judge_part(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) -> Answer {
+fn judge_part(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) -> PartAnswer {
     let multipart = headers.get(CONTENT_TYPE).is_some_and(|value| {
         let value = value.as_bytes();
         let prefix = value.get(..MULTIPART.len());
         prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(MULTIPART))
     });
     if multipart {
-        return Answer::Unusable("several parts where one was asked for");
+        return PartAnswer::Unusable("several parts where one was asked for");
     }
     let Some(ContentRange { bytes: Some(bytes), complete_length }) = content_range(headers) else {
-        return Answer::Unusable("no Content-Range, or a wrong one");
+        return PartAnswer::Unusable("no Content-Range, or a wrong one");
     };
     if bytes.start != asked.start || bytes.end > asked.end {
-        return Answer::Unusable("other bytes than those asked for");
+        return PartAnswer::Unusable("other bytes than those asked for");
     }
     let announced = headers.get(CONTENT_LENGTH).map(|value| number(value.as_bytes()));
     if announced.is_some_and(|announced| announced != Some(bytes.end - bytes.start)) {
-        return Answer::Unusable("Content-Length and Content-Range differ");
+        return PartAnswer::Unusable("Content-Length and Content-Range differ");
     }
     if length.is_some() && complete_length.is_some() && length != complete_length {
-        return Answer::Changed;
+        return PartAnswer::Changed;
     }
-    Answer::Part { bytes, complete_length }
+    PartAnswer::Part { bytes, complete_length }
 }
 
-fn judge_past_end(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) -> Answer {
+fn judge_past_end(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) -> PartAnswer {
     let complete_length = content_range(headers).and_then(|range| range.complete_length);
     let was_inside = length.is_some_and(|length| asked.start < length);
     if was_inside || length.is_some() && complete_length.is_some() && length != complete_length {
-        return Answer::Changed;
+        return PartAnswer::Changed;
     }
-    Answer::PastEnd { complete_length }
+    PartAnswer::PastEnd { complete_length }
 }
 
 /// `Content-Range` (RFC 9110 §14.4) in bytes.
@@ -374,7 +374,7 @@ mod tests {
         }
     }
 
-    fn judged(status: u16, list: &[(&'static str, &str)]) -> Answer {
+    fn judged(status: u16, list: &[(&'static str, &str)]) -> PartAnswer {
         let bound = Validator::Tag(HeaderValue::from_static("\"v1\""));
         let status = StatusCode::from_u16(status).expect("a status");
         judge(&(100..200), Some(&bound), Some(1000), status, &fields(list))
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_part_of_the_same_version_is_used() {
-        let part = |bytes| Answer::Part { bytes, complete_length: Some(1000) };
+        let part = |bytes| PartAnswer::Part { bytes, complete_length: Some(1000) };
         let whole = [("etag", "\"v1\""), ("content-range", "bytes 100-199/1000")];
         assert_eq!(judged(206, &whole), part(100..200));
         let shorter = [("etag", "\"v1\""), ("content-range", "bytes 100-149/1000")];
@@ -392,27 +392,27 @@ mod tests {
     #[test]
     fn another_version_is_never_mixed_in() {
         let range = ("content-range", "bytes 100-199/1000");
-        assert_eq!(judged(206, &[("etag", "\"v2\""), range]), Answer::Changed);
-        assert_eq!(judged(206, &[("etag", "W/\"v1\""), range]), Answer::Changed);
-        assert_eq!(judged(206, &[range]), Answer::Changed);
-        assert_eq!(judged(200, &[("etag", "\"v2\"")]), Answer::Changed);
-        assert_eq!(judged(412, &[]), Answer::Changed);
+        assert_eq!(judged(206, &[("etag", "\"v2\""), range]), PartAnswer::Changed);
+        assert_eq!(judged(206, &[("etag", "W/\"v1\""), range]), PartAnswer::Changed);
+        assert_eq!(judged(206, &[range]), PartAnswer::Changed);
+        assert_eq!(judged(200, &[("etag", "\"v2\"")]), PartAnswer::Changed);
+        assert_eq!(judged(412, &[]), PartAnswer::Changed);
         let longer = [("etag", "\"v1\""), ("content-range", "bytes 100-199/1001")];
-        assert_eq!(judged(206, &longer), Answer::Changed);
-        assert_eq!(judged(416, &[("content-range", "bytes */50")]), Answer::Changed);
-        assert_eq!(judged(416, &[]), Answer::Changed, "the range was inside of what we know");
+        assert_eq!(judged(206, &longer), PartAnswer::Changed);
+        assert_eq!(judged(416, &[("content-range", "bytes */50")]), PartAnswer::Changed);
+        assert_eq!(judged(416, &[]), PartAnswer::Changed, "the range was inside of what we know");
     }
 
     #[test]
     fn an_origin_without_ranges_gives_the_whole() {
-        assert_eq!(judged(200, &[("etag", "\"v1\"")]), Answer::Whole);
+        assert_eq!(judged(200, &[("etag", "\"v1\"")]), PartAnswer::Whole);
     }
 
     #[test]
     fn a_206_must_say_what_it_holds() {
         let unusable = |list: &[(&'static str, &str)]| {
             let list: Vec<_> = list.iter().copied().chain([("etag", "\"v1\"")]).collect();
-            assert!(matches!(judged(206, &list), Answer::Unusable(_)), "{list:?}");
+            assert!(matches!(judged(206, &list), PartAnswer::Unusable(_)), "{list:?}");
         };
         unusable(&[]);
         for range in [
@@ -438,8 +438,8 @@ mod tests {
 
     #[test]
     fn what_is_not_about_the_bytes_is_left_to_others() {
-        assert_eq!(judged(503, &[]), Answer::Other);
-        assert_eq!(judged(302, &[]), Answer::Other);
+        assert_eq!(judged(503, &[]), PartAnswer::Other);
+        assert_eq!(judged(302, &[]), PartAnswer::Other);
     }
 
     #[test]
@@ -447,11 +447,11 @@ mod tests {
         let first = |status, list: &[_]| judge(&(100..200), None, None, status, &fields(list));
         assert_eq!(
             first(StatusCode::PARTIAL_CONTENT, &[("content-range", "bytes 100-119/120")]),
-            Answer::Part { bytes: 100..120, complete_length: Some(120) }
+            PartAnswer::Part { bytes: 100..120, complete_length: Some(120) }
         );
         assert_eq!(
             first(StatusCode::RANGE_NOT_SATISFIABLE, &[("content-range", "bytes */50")]),
-            Answer::PastEnd { complete_length: Some(50) }
+            PartAnswer::PastEnd { complete_length: Some(50) }
         );
     }
 

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-use super::collapse::{Failure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
+use super::collapse::{FillFailure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
 use super::{FillEnd, FillReader, Filled, Filling, Settings};
 use crate::body::{Body, BodyError};
 use crate::cache::{
@@ -376,7 +376,7 @@ fn a_lead_that_is_dropped_leaves_no_follower_waiting() {
         let lead = node.lead();
         let follower = node.follow();
         drop(lead);
-        assert!(matches!(follower.outcome().await, Outcome::Failed(Failure::Abandoned)));
+        assert!(matches!(follower.outcome().await, Outcome::Failed(FillFailure::Abandoned)));
         assert!(matches!(node.join(), Join::Lead(_)));
     });
 }
@@ -387,9 +387,9 @@ fn followers_of_a_failure_have_the_same_failure() {
         let node = Node::new(small());
         let lead = node.lead();
         let (own, other) = (lead.follower(), node.follow());
-        lead.fail(Failure::Upstream(Arc::new(FetchError::AllDown { pool: "origins".into() })));
+        lead.fail(FillFailure::Upstream(Arc::new(FetchError::AllDown { pool: "origins".into() })));
         let failures = [own.outcome().await, other.outcome().await].map(|outcome| match outcome {
-            Outcome::Failed(Failure::Upstream(error)) => error,
+            Outcome::Failed(FillFailure::Upstream(error)) => error,
             other => panic!("{other:?}"),
         });
         assert!(Arc::ptr_eq(&failures[0], &failures[1]));

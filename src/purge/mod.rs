@@ -100,7 +100,7 @@ pub enum PurgeError {
 /// Why the purge log could not be opened. Without it nothing that is on disk could be proven not
 /// to be purged.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum PurgeLogError {
     /// Another process holds the directory.
     #[error("{} is in use by another node", path.display())]
     InUse {
@@ -202,14 +202,14 @@ impl Purges {
         clock: &Clock,
         recorder: &Recorder,
         background: &Handle,
-    ) -> Result<Arc<Self>, OpenError> {
+    ) -> Result<Arc<Self>, PurgeLogError> {
         let Some(directory) = &settings.directory else {
             let found = Found::default();
             return Ok(Self::replayed(settings, None, found, clock, recorder, background).0);
         };
         let unusable = |source: std::io::Error| match source.kind() {
-            std::io::ErrorKind::WouldBlock => OpenError::InUse { path: directory.clone() },
-            _ => OpenError::Log { path: directory.clone(), source },
+            std::io::ErrorKind::WouldBlock => PurgeLogError::InUse { path: directory.clone() },
+            _ => PurgeLogError::Log { path: directory.clone(), source },
         };
         let lock = lock::lock(directory, LOCK).map_err(unusable)?;
         let found = Log::read(directory).map_err(unusable)?;

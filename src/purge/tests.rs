@@ -31,7 +31,7 @@ impl Node {
         loop {
             match Purges::open(&settings, &self.clock, &self.recorder, &Handle::current()) {
                 // A command that another test starts has a lock until it is executed.
-                Err(OpenError::InUse { .. }) => std::thread::yield_now(),
+                Err(PurgeLogError::InUse { .. }) => std::thread::yield_now(),
                 opened => return opened.unwrap(),
             }
         }

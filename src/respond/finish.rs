@@ -10,7 +10,7 @@ use http::header::{HeaderName, VIA};
 use http::{HeaderValue, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::log::{Line, LogBuffer, key};
+use super::log::{LogBuffer, LogLine, key};
 use crate::body::{Body, BodyError};
 use crate::context::{RequestContext, UpstreamFacts};
 use crate::fields::{FieldLines, FieldsMut};
@@ -216,7 +216,7 @@ fn write_line(
     });
 }
 
-fn upstream_fields(line: &mut Line<'_>, upstream: &UpstreamFacts) {
+fn upstream_fields(line: &mut LogLine<'_>, upstream: &UpstreamFacts) {
     line.text(key!("pool"), upstream.pool.as_bytes());
     if let Some(origin) = &upstream.origin {
         line.text(key!("upstream"), origin.as_bytes());
@@ -231,7 +231,7 @@ fn upstream_fields(line: &mut Line<'_>, upstream: &UpstreamFacts) {
     }
 }
 
-fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
+fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
     let asked = &context.asked;
     line.word(key!("id"), &context.id.digits());
     let connection = &context.connection;
@@ -267,7 +267,7 @@ fn request_fields(line: &mut Line<'_>, context: &RequestContext) {
     }
 }
 
-fn cache_fields(line: &mut Line<'_>, context: &RequestContext) {
+fn cache_fields(line: &mut LogLine<'_>, context: &RequestContext) {
     let cache = &context.cache_status;
     line.word(key!("cache"), cache.word().as_bytes());
     if let Some(reason) = cache.reason() {

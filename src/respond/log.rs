@@ -125,12 +125,12 @@ impl LogBuffer {
     }
 
     /// Appends a line: `fields` writes what follows the time.
-    pub fn append(&self, time: SystemTime, fields: impl FnOnce(&mut Line<'_>)) {
+    pub fn append(&self, time: SystemTime, fields: impl FnOnce(&mut LogLine<'_>)) {
         let mut bytes = self.bytes.borrow_mut();
         bytes.extend_from_slice(b"{\"time\":\"");
         self.second.borrow_mut().write(time, &mut bytes);
         bytes.push(b'"');
-        fields(&mut Line { bytes: &mut bytes });
+        fields(&mut LogLine { bytes: &mut bytes });
         bytes.extend_from_slice(b"}\n");
         self.lines.set(self.lines.get() + 1);
         let is_full = bytes.len() >= self.buffer_bytes;
@@ -178,11 +178,11 @@ pub(super) use key;
 
 /// A line being written. Names are constants and need no escaping: see [`key!`].
 #[derive(Debug)]
-pub struct Line<'a> {
+pub struct LogLine<'a> {
     bytes: &'a mut Vec<u8>,
 }
 
-impl Line<'_> {
+impl LogLine<'_> {
     /// A string; bytes that are not UTF-8 become U+FFFD.
     pub fn text(&mut self, name: Key, value: &[u8]) {
         self.bytes.extend_from_slice(name.0.as_bytes());
@@ -364,7 +364,7 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    fn lines_of(fields: impl FnOnce(&mut Line<'_>)) -> String {
+    fn lines_of(fields: impl FnOnce(&mut LogLine<'_>)) -> String {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("access.log");
         let settings = Settings { target: Target::File(path.clone()), ..Settings::default() };

@@ -18,7 +18,7 @@ use crate::cache::{
 };
 use crate::context::{RequestId, UpstreamFacts};
 use crate::fill::FillEnd;
-use crate::fill::collapse::{Failure as FillFailure, Lead};
+use crate::fill::collapse::{FillFailure, Lead};
 use crate::fill::parts::{First, Parts};
 use crate::interim::Interims;
 use crate::metrics::Metric;
@@ -56,11 +56,11 @@ pub(super) struct Job {
 /// What the client that caused an exchange is told of it.
 pub(super) struct Report {
     pub upstream: Option<Box<UpstreamFacts>>,
-    pub came: Came,
+    pub came: ExchangeOutcome,
 }
 
 /// What an exchange came to.
-pub(super) enum Came {
+pub(super) enum ExchangeOutcome {
     /// A response for the client that caused it, and why it is not stored.
     Alone(Response<Body>, Reason),
     /// On its way into the store; whoever follows the fill reads it. The fields are for the
@@ -106,7 +106,8 @@ impl Job {
                 let unanswered = Arc::<Unanswered>::from(unanswered);
                 lead.fail(FillFailure::Upstream(unanswered.clone()));
                 // A client that left needs no report; here and below.
-                let _ = report.send(Report { upstream: None, came: Came::Failed(unanswered) });
+                let _ = report
+                    .send(Report { upstream: None, came: ExchangeOutcome::Failed(unanswered) });
                 return;
             }
         };
@@ -118,17 +119,17 @@ impl Job {
             Settled::Pass { reason, remember } => {
                 lead.release(remember);
                 tell(match part {
-                    None => Came::Alone(response, reason),
-                    Some(_) => Came::Released(Some(reason)),
+                    None => ExchangeOutcome::Alone(response, reason),
+                    Some(_) => ExchangeOutcome::Released(Some(reason)),
                 });
             }
             Settled::Validated(head) => {
                 lead.stored();
-                tell(Came::Validated(head));
+                tell(ExchangeOutcome::Validated(head));
             }
             Settled::Error(status) => {
                 lead.fail(FillFailure::Status(status));
-                tell(Came::Error(status));
+                tell(ExchangeOutcome::Error(status));
             }
             Settled::Apart(stored) => {
                 let ttl = stored.freshness.ttl(self.worker.clock.now());
@@ -136,11 +137,11 @@ impl Job {
                 match self.keep_apart(*stored, body).await {
                     Some(bytes) => {
                         lead.stored();
-                        tell(Came::Apart(Response::from_parts(head, bytes.into()), ttl));
+                        tell(ExchangeOutcome::Apart(Response::from_parts(head, bytes.into()), ttl));
                     }
                     None => {
                         lead.release(None);
-                        tell(Came::Released(None));
+                        tell(ExchangeOutcome::Released(None));
                     }
                 }
             }
@@ -148,7 +149,7 @@ impl Job {
                 self.note_rule(&stored).await;
                 let Some(bytes) = part else {
                     let own = cache::fields::own_fields(response.headers(), &stored.headers);
-                    tell(Came::Filling(own));
+                    tell(ExchangeOutcome::Filling(own));
                     // Who asked for a range leaves early; the next one would begin anew.
                     let lead = if self.asked.is_some() { lead.to_the_end() } else { lead };
                     return self.fill(lead, stored, response).await;
@@ -156,11 +157,11 @@ impl Job {
                 match self.begin_parts(*stored, bytes, response.into_body()).await {
                     Some(begun) => {
                         lead.stored();
-                        tell(Came::Parts(Box::new(begun)));
+                        tell(ExchangeOutcome::Parts(Box::new(begun)));
                     }
                     None => {
                         lead.release(None);
-                        tell(Came::Released(None));
+                        tell(ExchangeOutcome::Released(None));
                     }
                 }
             }

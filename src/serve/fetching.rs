@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::answer::{Source, first_hand};
-use super::exchange::{Came, Job, Report, facts_tried};
+use super::exchange::{ExchangeOutcome, Job, Report, facts_tried};
 use super::lookup::{Found, Target};
 use super::{Visit, failures};
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
 use crate::fields::FieldsMut;
 use crate::fill::Filling;
-use crate::fill::collapse::{Failure as FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
+use crate::fill::collapse::{FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::reply::Reply;
 use crate::respond::Failure;
 use crate::store::Head;
@@ -190,31 +190,33 @@ impl Visit {
         self.context.cache_status.fwd_status = answered.map(|(status, _)| status);
         self.context.upstream = upstream;
         let outcome = match came {
-            Came::Validated(head) => return self.validated(found, &head).await,
-            Came::Alone(response, reason) => {
+            ExchangeOutcome::Validated(head) => return self.validated(found, &head).await,
+            ExchangeOutcome::Alone(response, reason) => {
                 self.context.cache_status.detail = Some(reason);
                 Ok(response.into())
             }
-            Came::Apart(response, ttl) => {
+            ExchangeOutcome::Apart(response, ttl) => {
                 let status = &mut self.context.cache_status;
                 (status.stored, status.ttl) = (true, Some(ttl));
                 Ok(response.into())
             }
-            Came::Filling(own) => self.read_own(&follower, own).await,
-            Came::Parts(begun) => {
+            ExchangeOutcome::Filling(own) => self.read_own(&follower, own).await,
+            ExchangeOutcome::Parts(begun) => {
                 let (parts, first) = *begun;
                 self.first_part(&parts, first).ok_or_else(failures::abandoned)
             }
-            Came::Released(why) => {
+            ExchangeOutcome::Released(why) => {
                 let outcome = self.pass(reason, Some(found.clone())).await;
                 self.context.cache_status.detail = why;
                 outcome
             }
-            Came::Error(status) => match self.stale_on_error(found) {
+            ExchangeOutcome::Error(status) => match self.stale_on_error(found) {
                 Some(response) => Ok(response),
                 None => Err(failures::upstream_status(status)),
             },
-            Came::Failed(error) => self.without_upstream(found, &FillFailure::Upstream(error)),
+            ExchangeOutcome::Failed(error) => {
+                self.without_upstream(found, &FillFailure::Upstream(error))
+            }
         };
         outcome.map(Some)
     }

@@ -34,10 +34,10 @@ use crate::cache::range::{RangeLimits, RangeSpec, Requested, parse_specs, reques
 use crate::cache::{self, CacheStatus, Reason, Selected, StoredResponse};
 use crate::fields::Fields;
 use crate::fill::Filling;
-use crate::fill::collapse::Failure as FillFailure;
+use crate::fill::collapse::FillFailure;
 use crate::fill::parts::{Ask, First, Parts, Refused};
 use crate::fill::slices::{
-    Answer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
+    PartAnswer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
 };
 use crate::reply::Reply;
 use crate::respond::Failure;
@@ -236,7 +236,7 @@ impl Job {
         let is_bound = Validator::of(headers).is_some();
         let part = match &asked.begin {
             Begin::Slices(range) => match judge(range, None, None, status, headers) {
-                Answer::Part { bytes, complete_length: Some(length) } => Some((bytes, length)),
+                PartAnswer::Part { bytes, complete_length: Some(length) } => Some((bytes, length)),
                 _ => None,
             },
             // What is too short for slices is stored apart.

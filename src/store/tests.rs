@@ -76,7 +76,7 @@ fn purges(
     settings: &Settings,
     log: Option<&Path>,
     handle: &Handle,
-) -> Result<Arc<Purges>, purge::OpenError> {
+) -> Result<Arc<Purges>, purge::PurgeLogError> {
     let first = settings.directories.first().map(|directory| directory.path.join("purges"));
     let directory = log.map(Path::to_owned).or(first);
     let settings = purge::Settings { directory, log_bytes: 8 << 10, ..purge::Settings::default() };
@@ -93,7 +93,7 @@ pub(super) async fn open_with_log(settings: &Settings, log: Option<&Path>) -> St
     // A command that another test starts has the last process' locks until it is executed.
     let purges = loop {
         match purges(settings, log, &handle) {
-            Err(purge::OpenError::InUse { .. }) => tokio::task::yield_now().await,
+            Err(purge::PurgeLogError::InUse { .. }) => tokio::task::yield_now().await,
             opened => break opened.unwrap(),
         }
     };

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::error::FetchError;
-use super::io::{Io, Place};
+use super::io::{ConnectionSlot, Io};
 use super::members::Member;
 use super::pool::Pool;
 use super::resolve::Resolver;
@@ -39,7 +39,7 @@ pub(super) async fn connect(
 ) -> Result<Connected, FetchError> {
     let settings = pool.settings();
     let limit = settings.connections_max;
-    let Some(place) = Place::take(&origin.connections, limit, recorder) else {
+    let Some(slot) = ConnectionSlot::take(&origin.connections, limit, recorder) else {
         return Err(FetchError::ConnectionLimit { origin: origin.name.clone(), limit });
     };
     recorder.count(Metric::UpstreamConnects);
@@ -53,7 +53,7 @@ pub(super) async fn connect(
     let _ = stream.set_nodelay(true);
     let Some(tls) = &origin.tls else {
         let http2 = settings.protocol == Protocol::Http2 && !upgrade;
-        return Ok(Connected { io: Io::plain(stream, place), http2, address });
+        return Ok(Connected { io: Io::plain(stream, slot), http2, address });
     };
     let config = if upgrade { &tls.config_http1 } else { &tls.config };
     let handshake = TlsConnector::from(config.clone()).connect(tls.server_name.clone(), stream);
@@ -66,7 +66,7 @@ pub(super) async fn connect(
     if settings.protocol == Protocol::Http2 && !http2 && !upgrade {
         return Err(FetchError::NoHttp2 { origin: origin.name.clone() });
     }
-    Ok(Connected { io: Io::tls(stream, place), http2, address })
+    Ok(Connected { io: Io::tls(stream, slot), http2, address })
 }
 
 fn tls_error(origin: &Member, source: io::Error) -> FetchError {

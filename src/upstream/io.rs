@@ -19,7 +19,7 @@ use crate::metrics::{Metric, Recorder};
 pub(super) struct Io {
     stream: Stream,
     traffic: Rc<Traffic>,
-    _place: Place,
+    _slot: ConnectionSlot,
 }
 
 enum Stream {
@@ -65,12 +65,12 @@ impl Traffic {
 }
 
 /// One connection's place in its origin's limit, given back on drop.
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     taken: Arc<AtomicUsize>,
     recorder: Recorder,
 }
 
-impl Place {
+impl ConnectionSlot {
     /// `None` when `limit` connections are open.
     pub(super) fn take(
         taken: &Arc<AtomicUsize>,
@@ -87,7 +87,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
         self.recorder.subtract(Metric::UpstreamConnections, 1);
@@ -95,12 +95,12 @@ impl Drop for Place {
 }
 
 impl Io {
-    pub(super) fn plain(stream: TcpStream, place: Place) -> Self {
-        Self { stream: Stream::Plain(stream), traffic: Rc::default(), _place: place }
+    pub(super) fn plain(stream: TcpStream, slot: ConnectionSlot) -> Self {
+        Self { stream: Stream::Plain(stream), traffic: Rc::default(), _slot: slot }
     }
 
-    pub(super) fn tls(stream: TlsStream<TcpStream>, place: Place) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), traffic: Rc::default(), _place: place }
+    pub(super) fn tls(stream: TlsStream<TcpStream>, slot: ConnectionSlot) -> Self {
+        Self { stream: Stream::Tls(Box::new(stream)), traffic: Rc::default(), _slot: slot }
     }
 
     pub(super) fn traffic(&self) -> Rc<Traffic> {
