@@ -38,7 +38,7 @@ use crate::fill::collapse::Fills;
 use crate::guard::{Gate, rate};
 use crate::listen::{self, Door, Drain, DrainSwitch, TlsState, Unread, WorkerSockets};
 use crate::metrics::Metrics;
-use crate::notices::{self, Notice, SuppressedLines};
+use crate::notices::{self, SuppressedLines};
 use crate::purge::{self, Purges};
 use crate::random::random_u64;
 use crate::respond::Identity;
@@ -220,6 +220,9 @@ impl Node {
         background.spawn(take_purges(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
         background.spawn(shared.clone().keep_house());
+        if let Some(tls) = &shared.tls {
+            background.spawn(tls.clone().watch());
+        }
         background.spawn(notices::sweep_forever());
         Ok(Self { listening, admin, shared, workers, background, log })
     }
@@ -363,7 +366,7 @@ impl Shared {
         })
     }
 
-    /// Certificates, ticket keys and databases follow their files.
+    /// The admin API's certificates and tokens and the GeoIP databases follow their files.
     async fn keep_house(self: Arc<Self>) {
         loop {
             tokio::time::sleep(HOUSEKEEPING).await;
@@ -376,18 +379,6 @@ impl Shared {
     }
 
     fn keep_current(&self) {
-        if let Some(tls) = &self.tls {
-            match tls.keep_current(self.clock.now()) {
-                Ok(true) => tracing::info!("certificates and ticket keys loaded anew"),
-                Ok(false) => {}
-                Err(error) => {
-                    // Tried again every few seconds where it is about a certificate to be renewed.
-                    let message = "certificates cannot be loaded anew, the old ones stay";
-                    let notice = Notice { is_error: true, ..Notice::warning(message, "", "") };
-                    notices::note(&notice, format_args!("{error}"));
-                }
-            }
-        }
         if let Some(tls) = &self.admin_tls {
             match tls.keep_current() {
                 Ok(true) => tracing::info!("admin: certificates loaded anew"),

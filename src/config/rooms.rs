@@ -278,7 +278,9 @@ pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
     if let Err(error) = listen::check_ticket_keys(&tls.ticket_keys) {
         section.mistake_in_file("ticket_key_file", error.to_string());
     }
-    section.read("reload_interval", &mut tls.reload_interval);
+    if section.read("reload_interval", &mut tls.reload_interval) && tls.reload_interval.is_zero() {
+        section.mistake("reload_interval", "expected more than \"0s\", such as \"5s\"");
+    }
 }
 
 /// Reads the files of a certificate as the listeners will.

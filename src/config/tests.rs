@@ -119,6 +119,10 @@ fn syntax_is_reported_with_its_place() {
 #[test]
 fn values_have_kinds_and_bounds() {
     check("[limits]\nheader_bytes_max = \"1KiB\"\n", &["2:20: expected 8KiB to 1MiB, found 1KiB"]);
+    check(
+        "[tls]\nreload_interval = \"0s\"\n",
+        &["2:19: expected more than \"0s\", such as \"5s\""],
+    );
     check("[limits.http2]\nstreams_max = 0\n", &["2:15: expected 1 to 10000, found 0"]);
     check(
         "[node]\nworkers = 0\n",

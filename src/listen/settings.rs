@@ -64,7 +64,8 @@ pub struct TlsSettings {
     pub version_min: TlsVersion,
     /// Where the keys of session tickets come from.
     pub ticket_keys: TicketKeys,
-    /// How often files are looked at for a change.
+    /// How often the files of certificates and ticket keys are looked at for a change, and whether the
+    /// self-signed certificate or a made ticket key is due. A reload puts another interval in force at once.
     pub reload_interval: Duration,
 }
 

@@ -895,6 +895,33 @@ fn the_certificate_is_chosen_by_name_and_reloaded_without_dropping_a_connection(
     });
 }
 
+#[tokio::test]
+async fn changed_files_are_looked_at_by_the_interval_that_the_last_reload_set() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut settings = TlsSettings {
+        certificates: vec![pair_in(folder.path(), "a", &["first.example"])],
+        reload_interval: Duration::from_secs(3600),
+        ..TlsSettings::default()
+    };
+    let tls = TlsState::load(&settings, folder.path(), &Clock::system()).expect("certificates");
+    let watch = tls.clone().watch();
+    let reload = async {
+        // The watch has begun its hour by now.
+        settings.reload_interval = Duration::from_millis(10);
+        tls.replace(&settings, folder.path()).expect("good files");
+        let replaced = tls.names().expect("names");
+        pair_in(folder.path(), "a", &["second.example", "another.example"]);
+        while Arc::ptr_eq(&replaced, &tls.names().expect("names")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Shorter than any period that is not from the settings.
+    let found = async {
+        tokio::select! { biased; () = watch => {}, () = reload => {} }
+    };
+    timeout(Duration::from_secs(3), found).await.expect("the new certificate is found");
+}
+
 async fn session_file(edge: &Running, version: &str, how: &str, file: &std::path::Path) -> String {
     let script = format!(
         "printf 'GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n' | \

@@ -18,9 +18,11 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
+use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::context::CertificateNames;
+use crate::notices::{self, Notice};
 use crate::stamp::Stamp;
 
 use super::settings::{CertificateFiles, TicketKeys, TlsSettings, TlsVersion};
@@ -36,6 +38,8 @@ pub struct TlsState {
     certificates: Arc<CertificatesBySni>,
     tickets: Arc<Tickets>,
     sources: Mutex<Sources>,
+    /// The settings are others: the interval may be too.
+    replaced: Notify,
     clock: Clock,
 }
 
@@ -99,7 +103,8 @@ impl TlsState {
         let config = ArcSwap::from_pointee(config);
         let sources = Sources { settings, seen, rotated: clock.now(), self_signed };
         let (sources, clock) = (Mutex::new(sources), clock.clone());
-        Ok(Arc::new(Self { config, certificates, tickets, sources, clock }))
+        let replaced = Notify::new();
+        Ok(Arc::new(Self { config, certificates, tickets, sources, replaced, clock }))
     }
 
     /// Reads all files again, changed or not. On an error everything stays as it was.
@@ -130,6 +135,7 @@ impl TlsState {
             self.config.store(Arc::new(server_config(&settings, certificates, tickets)));
         }
         (sources.settings, sources.seen, sources.self_signed) = (settings, seen, self_signed);
+        self.replaced.notify_one();
         Ok(())
     }
 
@@ -155,20 +161,32 @@ impl TlsState {
         Ok(changed)
     }
 
-    /// Keeps certificates and keys current for as long as it is polled; mistakes are logged
-    /// once per change. For the background runtime.
-    pub async fn watch(self: Arc<Self>, clock: Clock) {
+    /// Keeps certificates and keys current for as long as it is polled: the files are looked at once in
+    /// each [`TlsSettings::reload_interval`]. For the background runtime.
+    pub async fn watch(self: Arc<Self>) {
         loop {
             let interval = self.lock().settings.reload_interval;
-            tokio::time::sleep(interval).await;
-            let (state, now) = (self.clone(), clock.now());
-            match tokio::task::spawn_blocking(move || state.keep_current(now)).await {
-                Ok(Ok(true)) => tracing::info!("certificates and ticket keys loaded again"),
-                Ok(Ok(false)) => {}
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "certificates stay as they were");
-                }
-                Err(_) => return,
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                () = self.replaced.notified() => continue,
+            }
+            let state = self.clone();
+            let looked = tokio::task::spawn_blocking(move || state.look_at_files()).await;
+            if looked.is_err() {
+                tracing::error!("the check of the certificate files panicked");
+            }
+        }
+    }
+
+    fn look_at_files(&self) {
+        match self.keep_current(self.clock.now()) {
+            Ok(true) => tracing::info!("certificates and ticket keys loaded anew"),
+            Ok(false) => {}
+            Err(error) => {
+                // A self-signed certificate that cannot be renewed fails in each interval.
+                let message = "certificates cannot be loaded anew, the old ones stay";
+                let notice = Notice { is_error: true, ..Notice::warning(message, "", "") };
+                notices::note(&notice, format_args!("{error}"));
             }
         }
     }
