@@ -174,7 +174,6 @@ pub const CACHE_RESULTS: &[&str] = &[
     "deceptive",
     "method-unstorable",
     "too-large",
-    "incomplete",
     "fill-limit",
 ];
 

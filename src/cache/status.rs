@@ -91,8 +91,7 @@ reasons! {
     Deceptive "deceptive" Miss "Not stored: the content type does not go with the path's extension.";
     MethodUnstorable "method-unstorable" Miss "Not stored: a response to this method is not reusable.";
     TooLarge "too-large" Miss "Not stored: the body is larger than the store takes.";
-    Incomplete "incomplete" Miss "Not stored: the body ended early.";
-    FillLimit "fill-limit" Miss "Not stored: as many fills are in flight as the node allows.";
+    FillLimit "fill-limit" Miss "Not stored: as many fills are in flight as the node allows (`[fills] fills_max`).";
 }
 
 /// Why a request went on to upstream, in the words of RFC 9211 §2.2.

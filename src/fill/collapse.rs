@@ -70,6 +70,15 @@ pub enum Uncollapsed {
     Followers,
 }
 
+/// Why the response to one request alone is not stored though it is storable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAdopted {
+    /// Another fill of the key is on its way.
+    InFlight,
+    /// [`Settings::fills_max`] is reached.
+    Limit,
+}
+
 impl Fills {
     /// No fills yet. `slice_bytes` is the store's.
     pub fn new(settings: Settings, slice_bytes: u64, clock: Clock, recorder: Recorder) -> Self {
@@ -118,18 +127,17 @@ impl Fills {
     }
 
     /// Makes a fill of a response that was asked for by one request alone and turned out to be
-    /// storable. `sequence` was read before that request was sent. `None` when another fill of
-    /// `key` is on its way, or the limit is reached.
-    pub fn adopt(&self, key: KeyHash, sequence: PurgeSequence) -> Option<Lead> {
+    /// storable. `sequence` was read before that request was sent.
+    ///
+    /// # Errors
+    /// Why it cannot be stored.
+    pub fn adopt(&self, key: KeyHash, sequence: PurgeSequence) -> Result<Lead, NotAdopted> {
         let mut shard = self.0.shard(key);
         if shard.fills.contains_key(&key) {
-            return None;
+            return Err(NotAdopted::InFlight);
         }
         shard.uncacheable.remove(&key);
-        match self.lead(&mut shard, key, sequence) {
-            Join::Lead(lead) => Some(lead),
-            Join::Follow(_) | Join::Uncollapsed(_) => None,
-        }
+        self.begin(&mut shard, key, sequence).ok_or(NotAdopted::Limit)
     }
 
     /// [`Settings::range_request_bytes_max`] in whole slices.
@@ -157,8 +165,16 @@ impl Fills {
         &self.0.shared.recorder
     }
 
-    /// Takes the place of any fill of `key` that nobody can join any more.
     fn lead(&self, shard: &mut Shard, key: KeyHash, sequence: PurgeSequence) -> Join {
+        match self.begin(shard, key, sequence) {
+            Some(lead) => Join::Lead(lead),
+            None => Join::Uncollapsed(self.0.alone(Uncollapsed::Fills)),
+        }
+    }
+
+    /// Begins a fill, in the place of any fill of `key` that nobody can join any more. `None`:
+    /// [`Settings::fills_max`] is reached.
+    fn begin(&self, shard: &mut Shard, key: KeyHash, sequence: PurgeSequence) -> Option<Lead> {
         let table = &self.0;
         let fill = match shard.fills.entry(key) {
             Entry::Occupied(mut old) => {
@@ -167,13 +183,13 @@ impl Fills {
             }
             Entry::Vacant(place) => {
                 if table.count.load(Ordering::Relaxed) >= table.shared.settings.fills_max {
-                    return Join::Uncollapsed(table.alone(Uncollapsed::Fills));
+                    return None;
                 }
                 table.count.fetch_add(1, Ordering::Relaxed);
                 place.insert(Fill::new(table.shared.clone(), sequence)).clone()
             }
         };
-        Join::Lead(Lead { table: table.clone(), key, fill, to_the_end: false, decided: false })
+        Some(Lead { table: table.clone(), key, fill, to_the_end: false, decided: false })
     }
 }
 

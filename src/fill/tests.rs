@@ -417,7 +417,10 @@ fn what_turned_cacheable_is_adopted_and_forgotten_as_uncacheable() {
         node.lead().release(Some(Duration::from_secs(60)));
         let lead = node.fills.adopt(KEY, PurgeSequence(3)).expect("nobody else fills");
         assert_eq!(lead.sequence(), PurgeSequence(3));
-        assert!(node.fills.adopt(KEY, PurgeSequence(3)).is_none());
+        assert_eq!(
+            node.fills.adopt(KEY, PurgeSequence(3)).expect_err("one is on its way"),
+            super::collapse::NotAdopted::InFlight
+        );
         assert!(matches!(node.join(), Join::Follow(_)));
     });
 }
@@ -750,6 +753,9 @@ fn limits_leave_requests_uncollapsed() {
         let other = node.fills.join(KeyHash(8), || PurgeSequence(0), |_, _| false);
         assert!(matches!(other, Join::Uncollapsed(Uncollapsed::Fills)));
         assert_eq!(node.metrics.total(Metric::RequestsUncollapsed, 1), 1);
+        let alone = node.fills.adopt(KeyHash(8), PurgeSequence(0));
+        assert_eq!(alone.expect_err("no room"), super::collapse::NotAdopted::Limit);
+        assert_eq!(node.metrics.total(Metric::RequestsUncollapsed, 1), 1, "a request counts once");
         assert_eq!(node.metrics.total(Metric::RequestsUncollapsed, 2), 1);
     });
 }

@@ -9,7 +9,7 @@ use crate::cache::key::url_part;
 use crate::cache::{CacheKey, KeyHash, Reason, StoredResponse, VaryList, search, variant_key};
 use crate::guard::Normalised;
 use crate::route::{Question, Routes, Rule};
-use crate::store::{Head, Record};
+use crate::store::{Head, ReadFailed, Record};
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -97,20 +97,26 @@ impl Visit {
             Ok(target) => target,
             Err(target) => self.aliased(target).await,
         };
-        match store.find(target.key.hash).await {
-            None => target.nothing(Reason::Absent),
-            Some(Record::Response(head)) => self.found(target, head),
-            Some(Record::Variants(list)) => {
+        match store.look_up(target.key.hash).await {
+            Err(ReadFailed) => target.nothing(Reason::StoreFailed),
+            Ok(None) => target.nothing(Reason::Absent),
+            Ok(Some(Record::Response(head))) => self.found(target, head),
+            Ok(Some(Record::Variants(list))) => {
+                let mut absent = Reason::VariantAbsent;
                 for candidate in self.candidates(&list, &target.key) {
-                    if let Some(Record::Response(head)) = store.find(candidate.hash).await
-                        && candidate.fits(&target.key, &head.response)
-                        && self.is_usable(&head)
-                    {
-                        return self.variant_found(target, &list, head);
+                    match store.look_up(candidate.hash).await {
+                        Ok(Some(Record::Response(head)))
+                            if candidate.fits(&target.key, &head.response)
+                                && self.is_usable(&head) =>
+                        {
+                            return self.variant_found(target, &list, head);
+                        }
+                        Ok(_) => {}
+                        Err(ReadFailed) => absent = Reason::StoreFailed,
                     }
                 }
                 let hash = self.newest_variant(&list, &target.key);
-                Found { hash, ..target.nothing(Reason::VariantAbsent) }
+                Found { hash, ..target.nothing(absent) }
             }
         }
     }

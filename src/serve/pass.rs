@@ -16,7 +16,7 @@ use super::{Switch, Visit};
 use crate::body::Body;
 use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fields::is_grpc;
-use crate::fill::collapse::Outcome;
+use crate::fill::collapse::{NotAdopted, Outcome};
 use crate::guard::Refusal;
 use crate::reply::Reply;
 use crate::respond::Failure;
@@ -167,8 +167,14 @@ impl Visit {
             return Ok(response.into());
         }
         let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
-        let Some(lead) = self.worker.fills.adopt(hash, sequence) else {
-            return Ok(response.into());
+        let lead = match self.worker.fills.adopt(hash, sequence) {
+            Ok(lead) => lead,
+            Err(why) => {
+                if why == NotAdopted::Limit {
+                    self.context.cache_status.detail = Some(Reason::FillLimit);
+                }
+                return Ok(response.into());
+            }
         };
         let follower = lead.follower();
         let ttl = stored.freshness.ttl(self.worker.clock.now());

@@ -34,6 +34,7 @@ use super::blocks::{Blocks, ENTRY_START, SLOT};
 use super::body_bytes::BodyBytes;
 use super::census::Census;
 use super::engine::{self, BlocksConfig};
+use super::loads::{Loaded, ReadFailed};
 use super::record::{Piece, PieceHasher, PieceKey, Record};
 use super::settings::{Directory, Settings};
 use super::sites::{OnDisk, Site, Sites};
@@ -197,13 +198,15 @@ impl Disks {
     }
 
     /// Reads a piece; to be called on the background runtime.
-    pub(super) async fn read(&self, key: &PieceKey) -> Option<Piece> {
-        self.home(key)?.read(key).await
+    pub(super) async fn read(&self, key: &PieceKey) -> Loaded<Piece> {
+        let Some(disk) = self.home(key) else { return Ok(None) };
+        disk.read(key).await
     }
 
     /// Reads a piece if that needs no disk, on any thread.
-    pub(super) fn read_cached(&self, key: &PieceKey) -> Option<Piece> {
-        self.home(key)?.read_cached(key)
+    pub(super) fn read_cached(&self, key: &PieceKey) -> Loaded<Piece> {
+        let Some(disk) = self.home(key) else { return Ok(None) };
+        disk.read_cached(key)
     }
 
     /// Queues a piece and waits until it is written, or is not. Waits for room for no longer
@@ -550,24 +553,24 @@ impl Disk {
         }
     }
 
-    async fn read(&self, key: &PieceKey) -> Option<Piece> {
-        let open = self.readable()?;
+    async fn read(&self, key: &PieceKey) -> Loaded<Piece> {
+        let Some(open) = self.readable() else { return Ok(None) };
         let storage = open.foyer.storage();
         let loaded = match tokio::time::timeout(self.deadline, storage.load(key)).await {
             Ok(loaded) => loaded,
             Err(_) => {
                 self.take_out("a read took longer than the deadline");
-                return None;
+                return Err(ReadFailed);
             }
         };
         let piece = match loaded {
             Ok(Load::Entry { value, .. }) => value,
             // Still in the queue: the piece itself.
             Ok(Load::Piece { piece, .. }) => piece.value().share(),
-            Ok(Load::Miss | Load::Throttled) => return None,
+            Ok(Load::Miss | Load::Throttled) => return Ok(None),
             Err(error) => {
                 self.not_read(&open, key, &error);
-                return None;
+                return Err(ReadFailed);
             }
         };
         self.taken(&open, key, piece)
@@ -582,40 +585,40 @@ impl Disk {
     }
 
     /// As [`Disk::read`], without waiting.
-    fn read_cached(&self, key: &PieceKey) -> Option<Piece> {
-        let open = self.readable()?;
+    fn read_cached(&self, key: &PieceKey) -> Loaded<Piece> {
+        let Some(open) = self.readable() else { return Ok(None) };
         let hash = PieceHasher.hash_one(key);
-        let place = open.blocks.place(hash)?;
+        let Some(place) = open.blocks.place(hash) else { return Ok(None) };
         let read = open.blocks.read_cached(place);
         match read.and_then(|read| engine::entry(&open.blocks, &self.held, hash, place, read)) {
             Ok(Some((found, piece))) if found == *key => {
                 open.foyer.statistics().record_disk_read(place.bytes());
                 self.taken(&open, key, piece)
             }
-            Ok(_) => None,
+            Ok(_) => Ok(None),
             Err(error) => {
                 self.not_read(&open, key, &error);
-                None
+                Err(ReadFailed)
             }
         }
     }
 
     /// What was read, as it may be used.
-    fn taken(&self, open: &Open, key: &PieceKey, piece: Piece) -> Option<Piece> {
+    fn taken(&self, open: &Open, key: &PieceKey, piece: Piece) -> Loaded<Piece> {
         self.recorder.count(Metric::StoreDiskReads);
         match piece {
             Piece::Unknown => {
                 self.recorder.count(Metric::StoreDiskErrors);
                 open.foyer.storage().delete(key);
-                None
+                Err(ReadFailed)
             }
             Piece::Record(Record::Response(head)) => {
                 let stored_at = head.response.stored_at_sequence.0;
                 let trusted = stored_at >= self.distrust_before.load(Ordering::Acquire);
                 let head = if trusted { head } else { Arc::new(head.distrusted()) };
-                Some(Piece::Record(Record::Response(head)))
+                Ok(Some(Piece::Record(Record::Response(head))))
             }
-            other => Some(other),
+            other => Ok(Some(other)),
         }
     }
 

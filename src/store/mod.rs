@@ -42,6 +42,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::loads::ReadFailed;
 pub use self::read::StoredBody;
 pub use self::record::{Head, ObjectId, Record};
 pub use self::settings::{Admission, Directory, Settings, SiteShare};
@@ -53,7 +54,7 @@ use self::admission::Sketch;
 use self::body_bytes::BodyBytes;
 use self::disk::{Disk, Disks};
 use self::evictions::Evictions;
-use self::loads::{Found, Loads};
+use self::loads::{Found, Loaded, Loads};
 use self::newest_objects::NewestObjects;
 use self::record::{ObjectIds, Piece, PieceHasher, PieceKey, place};
 use self::sites::{Site, Sites};
@@ -189,24 +190,33 @@ impl Store {
         Some(record.clone())
     }
 
-    /// What memory has, or else the disk, which it then comes into memory from.
+    /// What memory has, or else the disk, which it then comes into memory from. What cannot be read
+    /// is a miss.
     pub async fn find(&self, hash: KeyHash) -> Option<Record> {
+        self.look_up(hash).await.ok().flatten()
+    }
+
+    /// As [`Store::find`], and tells a record that cannot be read from one that is not there.
+    ///
+    /// # Errors
+    /// A disk has failed to give the record.
+    pub async fn look_up(&self, hash: KeyHash) -> Result<Option<Record>, ReadFailed> {
         if let Some(record) = self.in_memory(hash) {
-            return Some(record);
+            return Ok(Some(record));
         }
         self.inner.sketch.add(hash);
         let key = PieceKey::head(hash);
         if !self.inner.disks.may_contain(&key) {
-            return None;
+            return Ok(None);
         }
-        if let Some(Found::Record(record)) = self.load_cached(key, None) {
-            return Some(record);
+        if let Some(Found::Record(record)) = self.load_cached(key, None)? {
+            return Ok(Some(record));
         }
         let loading = tokio::spawn(self.clone().load(key, None));
-        match loading.await.ok().flatten()? {
-            Found::Record(record) => Some(record),
-            Found::Slice(_) => None,
-        }
+        Ok(match loading.await.map_err(|_| ReadFailed)?? {
+            Some(Found::Record(record)) => Some(record),
+            Some(Found::Slice(_)) | None => None,
+        })
     }
 
     /// As [`Store::find`], and leaves no trace: what is on disk stays there.
@@ -217,7 +227,7 @@ impl Store {
         }
         let disks = self.inner.disks.clone();
         let reading = self.inner.background.spawn(async move { disks.read(&key).await });
-        match reading.await.ok().flatten()? {
+        match reading.await.ok()?.ok().flatten()? {
             Piece::Record(record) => Some(record),
             Piece::Slice(_) | Piece::Unknown => None,
         }
@@ -622,7 +632,7 @@ impl Store {
             return Some(bytes);
         }
         let site = self.inner.sites.of(&head.response.site);
-        match self.load_cached(PieceKey::slice(head.object, number), Some(site))? {
+        match self.load_cached(PieceKey::slice(head.object, number), Some(site)).ok().flatten()? {
             Found::Slice(bytes) => Some(bytes),
             Found::Record(_) => None,
         }
@@ -644,7 +654,7 @@ impl Store {
         let store = self.clone();
         // On the reader's own core: fewer changes of thread.
         tokio::spawn(async move {
-            match store.load(key, site).await? {
+            match store.load(key, site).await.ok().flatten()? {
                 Found::Slice(bytes) => Some(bytes),
                 Found::Record(_) => None,
             }
@@ -652,10 +662,12 @@ impl Store {
     }
 
     /// As [`Store::load`], of what the page cache has, without a change of thread.
-    fn load_cached(&self, key: PieceKey, site: Option<Arc<Site>>) -> Option<Found> {
+    fn load_cached(&self, key: PieceKey, site: Option<Arc<Site>>) -> Loaded<Found> {
         // Otherwise it is on its way already.
-        let load = self.inner.loads.begin(key)?;
-        let piece = self.inner.disks.read_cached(&key).map(|piece| piece.owned_by(site));
+        let Some(load) = self.inner.loads.begin(key) else { return Ok(None) };
+        let read = self.inner.disks.read_cached(&key);
+        let failed = read.is_err();
+        let piece = read.ok().flatten().map(|piece| piece.owned_by(site));
         let found = piece.as_ref().and_then(Found::of);
         match piece.filter(|_| found.is_some()) {
             Some(piece) => {
@@ -663,17 +675,18 @@ impl Store {
             }
             None => self.inner.loads.end(&load, key, || ()),
         }
-        found
+        if failed { Err(ReadFailed) } else { Ok(found) }
     }
 
     /// Reads a piece from disk into memory, once for all who ask meanwhile.
-    async fn load(self, key: PieceKey, site: Option<Arc<Site>>) -> Option<Found> {
+    async fn load(self, key: PieceKey, site: Option<Arc<Site>>) -> Loaded<Found> {
         let load = self.inner.loads.join(key);
         let read = async || {
-            let piece = self.inner.disks.read(&key).await?.owned_by(site);
-            let found = Found::of(&piece)?;
+            let Some(piece) = self.inner.disks.read(&key).await? else { return Ok(None) };
+            let piece = piece.owned_by(site);
+            let Some(found) = Found::of(&piece) else { return Ok(None) };
             self.take_in(key, piece, |insert| self.inner.loads.end(&load, key, insert));
-            Some(found)
+            Ok(Some(found))
         };
         let found = load.get_or_init(read).await.clone();
         self.inner.loads.end(&load, key, || ());

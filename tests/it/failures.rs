@@ -180,6 +180,50 @@ fn pausing(bytes: usize, cache_control: &'static str, gate: &Gate) -> Origin {
 }
 
 #[test]
+fn a_response_beyond_the_limit_of_fills_says_that_it_is_not_stored() {
+    let gate = Gate::default();
+    let behind = gate.clone();
+    let origin = Origin::start(move |seen| match seen.target.as_str() {
+        "/slow" => Answer::ok("slow").fresh_for(60).behind(&behind),
+        _ => Answer::ok("quick").fresh_for(60),
+    });
+    let edge = Edge::with(&config(&origin, "[fills]\nfills_max = 1"));
+    let mut slow = edge.connect();
+    slow.send(b"GET /slow HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    origin.wait_for_requests(1);
+    for _ in 0..2 {
+        let quick = edge.get("/quick");
+        assert_eq!(quick.text(), "quick");
+        let said = quick.header("cache-status");
+        assert!(said.contains("fwd=uri-miss") && said.contains("detail=fill-limit"), "{said}");
+        assert!(!said.contains("stored"), "{said}");
+    }
+    gate.open();
+    assert_eq!(slow.read(false).text(), "slow");
+    assert!(edge.get("/quick").header("cache-status").contains("; stored"));
+    assert_eq!(edge.metric("skerry_requests_uncollapsed_total{reason=\"fills_max\""), 2.0);
+}
+
+#[test]
+fn a_record_that_the_disk_fails_to_give_is_a_miss_that_says_so() {
+    let body = vec![b'x'; 500_000];
+    let origin = Origin::start(move |_| Answer::ok(body.clone()).fresh_for(600));
+    let store = "[store]\nmemory = \"32MiB\"\ndisk = \"256MiB\"\nadmission = \"all\"";
+    let edge = Edge::with(&config(&origin, store));
+    let ask = |number: usize| edge.get(&format!("/{number}"));
+    (0..150).for_each(|number| assert!(ask(number).is_complete));
+    until("all is on disk", || edge.metric("skerry_store_disk_writes_total") >= 300.0);
+    let data = edge.path("data/cache/blocks/data");
+    let file = std::fs::OpenOptions::new().write(true).open(&data).expect("the store's file");
+    file.set_len(1 << 20).expect("cut off");
+    let said: Vec<String> = (0..150).map(|number| ask(number).header("cache-status")).collect();
+    let failed = said.iter().find(|said| said.ends_with("; detail=store-failed"));
+    let failed = failed.unwrap_or_else(|| panic!("{said:?}"));
+    assert!(failed.contains("; fwd=miss; fwd-status=200; stored; "), "{failed}");
+    assert!(edge.metric("skerry_store_disk_errors_total") > 0.0);
+}
+
+#[test]
 fn a_fill_whose_client_left_goes_on_when_most_is_there() {
     let gate = Gate::default();
     // The window is four megabytes: nobody waits for a reader that is gone.

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use skerry::cache::Reason;
+
 /// Room → what it may import. A new arrow changes this list in the same commit, with its
 /// reason; `design` is docs/ARCHITECTURE.md.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -146,6 +148,26 @@ fn every_file_says_what_it_is_for_and_leaves_nothing_undone() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// What the documentation lists is said by the code.
+#[test]
+fn every_reason_is_made_outside_its_definition() {
+    let code: Vec<String> = rust_files("src")
+        .into_iter()
+        .filter(|file| !is_test(file) && !file.ends_with("cache/status.rs"))
+        .map(|file| without_tests(&read(&file)))
+        .collect();
+    let is_made = |path: &str| {
+        code.iter().flat_map(|text| text.split(path).skip(1)).any(|after| {
+            // Neither a longer name, nor a pattern.
+            !after.starts_with(|next: char| next.is_alphanumeric())
+                && !["=>", "|"].iter().any(|pattern| after.trim_start().starts_with(pattern))
+        })
+    };
+    let never: Vec<&Reason> =
+        Reason::ALL.iter().filter(|reason| !is_made(&format!("Reason::{reason:?}"))).collect();
+    assert!(never.is_empty(), "these reasons are never the case: {never:?}");
 }
 
 /// `crate::room` in code, with its line, comments and test modules left out.
