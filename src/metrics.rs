@@ -122,8 +122,6 @@ pub const REFUSALS: &[&str] = &[
     "rate-limited",
     "content-too-long",
     "timed-out",
-    "target-too-long",
-    "head-too-large",
     "expectation-unknown",
     "misdirected",
 ];

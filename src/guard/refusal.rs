@@ -1,4 +1,5 @@
-//! Why a request was refused, and what that means for the answer and the connection.
+//! Why a request was refused, and what that means for the answer and the connection. A request
+//! whose head cannot be read is refused before by the listener (`listen::Unread`).
 
 use std::time::Duration;
 
@@ -70,12 +71,6 @@ pub enum Refusal {
     /// The request's content did not come in time.
     #[error("the request's content did not come in time")]
     TimedOut,
-    /// The target is longer than the listener allows.
-    #[error("the request target is too long")]
-    TargetTooLong,
-    /// The head is longer, or has more fields, than the listener allows.
-    #[error("the request's head is too large")]
-    HeadTooLarge,
     /// An `Expect` other than `100-continue` (RFC 9110 §10.1.1).
     #[error("the request expects what is not known here")]
     ExpectationUnknown,
@@ -113,10 +108,8 @@ impl Refusal {
             Self::RateLimited { .. } => 17,
             Self::ContentTooLong => 18,
             Self::TimedOut => 19,
-            Self::TargetTooLong => 20,
-            Self::HeadTooLarge => 21,
-            Self::ExpectationUnknown => 22,
-            Self::Misdirected => 23,
+            Self::ExpectationUnknown => 20,
+            Self::Misdirected => 21,
         }
     }
 
@@ -136,10 +129,8 @@ impl Refusal {
             Self::MethodTrace | Self::MethodDenied => StatusCode::METHOD_NOT_ALLOWED,
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
             Self::ContentTooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::SchemeDisagrees | Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::ExpectationUnknown => StatusCode::EXPECTATION_FAILED,
             Self::TransferCoding | Self::MethodConnect => StatusCode::NOT_IMPLEMENTED,
             Self::Loop => StatusCode::LOOP_DETECTED,
@@ -153,12 +144,7 @@ impl Refusal {
         self.status() == StatusCode::BAD_REQUEST
             || matches!(
                 self,
-                Self::TransferCoding
-                    | Self::MethodConnect
-                    | Self::ContentTooLong
-                    | Self::TimedOut
-                    | Self::TargetTooLong
-                    | Self::HeadTooLarge
+                Self::TransferCoding | Self::MethodConnect | Self::ContentTooLong | Self::TimedOut
             )
     }
 }
