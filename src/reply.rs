@@ -1,6 +1,6 @@
 //! An answer as the path hands it to the listener.
 
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Version};
 
 use crate::body::Body;
 use crate::fields::FieldLines;
@@ -11,6 +11,9 @@ use crate::fields::FieldLines;
 pub struct Reply {
     /// Not an interim one.
     pub status: StatusCode,
+    /// The version that it was received over, for `Via`; HTTP/1.1 where the node itself made it. The
+    /// client is answered in the version that it speaks.
+    pub received: Version,
     /// Its fields.
     pub fields: FieldLines,
     /// Its content, and trailers.
@@ -27,6 +30,11 @@ impl Reply {
 impl From<Response<Body>> for Reply {
     fn from(response: Response<Body>) -> Self {
         let (head, body) = response.into_parts();
-        Self { status: head.status, fields: FieldLines::from(&head.headers), body }
+        Self {
+            status: head.status,
+            received: head.version,
+            fields: FieldLines::from(&head.headers),
+            body,
+        }
     }
 }

@@ -439,7 +439,7 @@ impl Visit {
             settings.response_fields.apply(&mut response.fields, &self.facts());
         }
         let key = self.shown_key();
-        respond::mark(&mut response.fields, &self.context, &self.plan.identity, key.as_deref());
+        respond::mark(&mut response, &self.context, &self.plan.identity, key.as_deref());
         send(&self.worker, self.context, response)
     }
 
@@ -463,7 +463,7 @@ fn fail(plan: &Plan, context: &mut RequestContext, failure: &Failure) -> Reply {
     let id = context.id.to_string();
     let mut response = respond::failure::response(failure, &plan.identity.name, &id);
     if context.site.is_some() {
-        respond::mark(&mut response.fields, context, &plan.identity, None);
+        respond::mark(&mut response, context, &plan.identity, None);
     }
     response
 }

@@ -175,6 +175,7 @@ fn request_headers(case: &Case) -> HeaderMap {
 fn ours(case: &Case) -> (bool, super::storing::Findings) {
     let (request, response) = (request_headers(case), case.headers());
     let exchange = Exchange {
+        version: http::Version::HTTP_11,
         method: &Method::GET,
         request: &request,
         status: StatusCode::from_u16(case.status).expect("a status"),
@@ -210,6 +211,7 @@ proptest! {
     fn both_agree_on_canonical_fields(case in case()) {
         let (request, response) = (request_headers(&case), case.headers());
         let exchange = Exchange {
+            version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &request,
             status: StatusCode::from_u16(case.status).expect("a status"),
@@ -267,6 +269,7 @@ proptest! {
         super::CacheStatus::hit(0).write("skerry", Some(&key.text), &mut Vec::new());
         for code in [200, 206, 304, 404] {
             let exchange = Exchange {
+                version: http::Version::HTTP_11,
                 method: &Method::POST,
                 request: &headers,
                 status: StatusCode::from_u16(code).expect("a status"),

@@ -51,6 +51,7 @@ impl Scenario<'_> {
         let settings = &self.settings;
         let key = CacheKey::of(&settings.key, "https", "e.org", "/a", Some("b"), &first);
         let exchange = Exchange {
+            version: http::Version::HTTP_11,
             method: &method,
             request: &first,
             status: StatusCode::from_u16(self.status).expect("a status"),
@@ -271,6 +272,7 @@ fn partial(response: &[(&str, &str)]) -> Option<StoredResponse> {
     let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence::default());
     let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
     let exchange = Exchange {
+        version: http::Version::HTTP_11,
         method: &Method::GET,
         request: &headers(&[("range", "bytes=4-9")]),
         status: StatusCode::PARTIAL_CONTENT,
@@ -317,6 +319,7 @@ fn what_is_held_against_a_key_and_what_is_not() {
         let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence::default());
         let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
         let exchange = Exchange {
+            version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &headers(request),
             status: StatusCode::from_u16(status).expect("a status"),

@@ -263,6 +263,7 @@ mod tests {
         let place =
             Place { key: &key, selecting, codings: &[], site: "e", sequence: PurgeSequence(7) };
         let exchange = Exchange {
+            version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &HeaderMap::new(),
             status: StatusCode::OK,
@@ -319,6 +320,7 @@ mod tests {
         let settings = Settings { no_vary_search: true, ..Settings::default() };
         let updated = |fields: &[(&str, &str)]| {
             let exchange = Exchange {
+                version: http::Version::HTTP_11,
                 method: &Method::GET,
                 request: &HeaderMap::new(),
                 status: StatusCode::NOT_MODIFIED,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
+use http::{StatusCode, Version};
 
 use crate::fields::FieldSection;
 
@@ -37,6 +37,8 @@ pub struct StoredResponse {
     pub complete_length: Option<u64>,
     /// Which bytes are stored, when not all are: sorted, disjoint, not touching.
     pub parts: Option<Box<StoredParts>>,
+    /// The version that it was received over, for `Via` (RFC 9110 §7.6.3). A validation leaves it.
+    pub version: Version,
 }
 
 /// The freshness record: all that a hit's decision reads. Forty bytes, where plain times would
@@ -139,6 +141,7 @@ pub(super) mod tests {
         let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence(7));
         let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
         let exchange = Exchange {
+            version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &HeaderMap::new(),
             status: StatusCode::OK,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, ETAG, LAST_MODIFIED, SET_COOKIE,
 };
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Version};
 
 use super::deception::is_deceptive;
 use super::decide::bypasses;
@@ -37,6 +37,8 @@ pub struct Exchange<'a> {
     pub method: &'a Method,
     /// The client's fields.
     pub request: &'a HeaderMap,
+    /// The version that upstream answered over.
+    pub version: Version,
     /// Upstream's status.
     pub status: StatusCode,
     /// Upstream's fields.
@@ -384,6 +386,7 @@ fn stored_response(
         stored_at_sequence: place.sequence,
         complete_length,
         parts: part.map(|part| [part.bytes].into()),
+        version: exchange.version,
     }
 }
 

@@ -184,6 +184,7 @@ mod tests {
         then: impl FnOnce(&Exchange<'_>) -> T,
     ) -> T {
         let exchange = Exchange {
+            version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &HeaderMap::new(),
             status: StatusCode::from_u16(status).expect("a status"),

@@ -143,6 +143,7 @@ pub(super) fn response(length: Option<u64>) -> Arc<StoredResponse> {
         stored_at_sequence: PurgeSequence(0),
         complete_length: length,
         parts: None,
+        version: http::Version::HTTP_11,
     })
 }
 

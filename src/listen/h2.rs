@@ -351,7 +351,7 @@ impl WayBack {
 
     /// Sends head and body, if the body is there; otherwise the pump for the body.
     fn send(mut self, response: Reply, date: &RefCell<HeaderValue>) -> Option<Pump> {
-        let Reply { status, fields, body } = response;
+        let Reply { status, fields, body, .. } = response;
         let is_whole = self.is_head || body.is_end_stream();
         let mut head = Response::new(());
         *head.status_mut() = status;

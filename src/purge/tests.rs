@@ -79,6 +79,7 @@ fn stored_at(purges: &Purges, url: &str) -> Stored {
         stored_at_sequence: purges.sequence(),
         complete_length: None,
         parts: None,
+        version: http::Version::HTTP_11,
     };
     Stored { response, checkpoint: Checkpoint::of(purges.lineage()) }
 }

@@ -13,7 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use super::log::{LogBuffer, LogLine, key};
 use crate::body::{Body, BodyError};
 use crate::context::{RequestContext, UpstreamFacts};
-use crate::fields::{FieldLines, FieldsMut};
+use crate::fields::FieldsMut;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::reply::Reply;
@@ -24,9 +24,11 @@ pub struct Identity {
     /// The token in `Cache-Status` and `Proxy-Status`.
     pub name: Box<str>,
     /// `1.1 name`, for `Via` (RFC 9110 §7.6.3).
-    pub via: HeaderValue,
+    via_1_1: HeaderValue,
+    /// `1.0 name`, for what came over HTTP/1.0.
+    via_1_0: HeaderValue,
     /// `2 name`, for what came over HTTP/2.
-    pub via_2: HeaderValue,
+    via_2: HeaderValue,
 }
 
 impl Identity {
@@ -35,26 +37,31 @@ impl Identity {
         let value = |text: String| HeaderValue::try_from(text).expect("a token is a field value");
         Self {
             name: name.into(),
-            via: value(format!("1.1 {name}")),
+            via_1_1: value(format!("1.1 {name}")),
+            via_1_0: value(format!("1.0 {name}")),
             via_2: value(format!("2 {name}")),
         }
     }
 
     /// The member of `Via` for a message received over `version`.
-    pub fn via(&self, version: Version) -> HeaderValue {
-        if version == Version::HTTP_2 { self.via_2.clone() } else { self.via.clone() }
+    pub fn via(&self, version: Version) -> &HeaderValue {
+        match version {
+            Version::HTTP_2 => &self.via_2,
+            Version::HTTP_10 => &self.via_1_0,
+            _ => &self.via_1_1,
+        }
     }
 }
 
-/// Says in `Cache-Status` what happened, and in `Via` that it came through here; `key` is given
-/// where the rule shows it.
+/// Says in `Cache-Status` what happened, and in `Via` that it came through here, and over which
+/// version; `key` is given where the rule shows it.
 pub fn mark(
-    fields: &mut FieldLines,
+    Reply { received, fields, .. }: &mut Reply,
     context: &RequestContext,
     identity: &Identity,
     key: Option<&str>,
 ) {
-    fields.append(&VIA, &identity.via);
+    fields.append(&VIA, identity.via(*received));
     let status = &context.cache_status;
     fields.append_text(&CACHE_STATUS, |text| status.write(&identity.name, key, text));
 }
@@ -84,11 +91,11 @@ pub fn account(
             response
         }
         Body::Incoming(_) | Body::Stream(_) => {
-            let Reply { fields, body, .. } = response;
+            let Reply { received, fields, body, .. } = response;
             let (recorder, log) = (recorder.clone(), log.clone());
             let ended = is_over(&body);
             let accounted = Accounted { body, context, recorder, log, status, bytes: 0, ended };
-            Reply { status, fields, body: Body::stream(accounted) }
+            Reply { status, received, fields, body: Body::stream(accounted) }
         }
     }
 }

@@ -145,7 +145,7 @@ impl Visit {
             Selected::Multipart(plan) => multipart(source, *plan)?,
             _ => Body::Empty,
         };
-        Some(Reply { status, fields, body })
+        Some(Reply { status, received: stored.version, fields, body })
     }
 }
 

@@ -289,6 +289,7 @@ impl Job {
         Exchange {
             method: &self.method,
             request: &self.fields,
+            version: response.version(),
             status: response.status(),
             response: response.headers(),
             request_time: times.asked,

@@ -304,6 +304,7 @@ fn fired(response: &StoredResponse, request: &HeaderMap, settings: &cache::Setti
     let exchange = cache::Exchange {
         method: &Method::GET,
         request,
+        version: response.version,
         // A part was judged when it was stored; its Content-Range is not among its fields.
         status: match response.status {
             StatusCode::PARTIAL_CONTENT => StatusCode::OK,

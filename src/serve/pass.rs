@@ -223,6 +223,7 @@ impl Visit {
         let exchange = cache::Exchange {
             method: &self.context.asked.method,
             request: &self.fields,
+            version: response.version(),
             status: response.status(),
             response: response.headers(),
             request_time: times.asked,
@@ -259,7 +260,7 @@ impl Visit {
         // As it is in the key: HTTP/2 has none, and HTTP/1.0 need not.
         headers.insert(HOST, self.asked.authority.to_field());
         self.plan.gate.announce(&self.asked, &self.context.connection, &mut headers);
-        headers.append(VIA, self.plan.identity.via(self.context.asked.version));
+        headers.append(VIA, self.plan.identity.via(self.context.asked.version).clone());
         if let Some(left) = self.forwards_left() {
             headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
         }

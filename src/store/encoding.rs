@@ -16,6 +16,7 @@
 //! text     length (4)  bytes
 //! flags    1 heuristic  2 must_revalidate  4 no_cache  8 immutable
 //!          16 complete_length  32 parts  64 body inline       (language: empty is none)
+//!          128 received over HTTP/2  256 over HTTP/1.0        (neither: over HTTP/1.1)
 //! ```
 //!
 //! All numbers are little-endian. [`super::blocks`] checks a hash of key and value before. What
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foyer::{Code, Error, Result};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode, Version};
 
 use super::record::{Head, ObjectId, Piece, PieceKey, Record, place};
 use crate::cache::vary::{Variant, VarySet};
@@ -145,6 +146,8 @@ fn encode_head(head: &Head) -> Vec<u8> {
         response.complete_length.is_some(),
         response.parts.is_some(),
         head.inline.is_some(),
+        response.version == Version::HTTP_2,
+        response.version == Version::HTTP_10,
     ];
     let flags = flags.iter().enumerate().fold(0, |all, (bit, set)| all | (u16::from(*set) << bit));
     let inline = head.inline.as_deref().unwrap_or_default();
@@ -221,6 +224,11 @@ fn decode_head(from: &mut From) -> Option<Head> {
         stored_at_sequence,
         complete_length: flag(4).then_some(complete_length),
         parts: flag(5).then(|| parts.into()),
+        version: match (flag(7), flag(8)) {
+            (true, _) => Version::HTTP_2,
+            (false, true) => Version::HTTP_10,
+            (false, false) => Version::HTTP_11,
+        },
     };
     let sane = from.0.is_empty()
         && response.hash() == hash
@@ -439,6 +447,16 @@ mod tests {
         );
         assert_eq!(back.inline, again.inline);
         assert_eq!(encode(&decode(&encoded)), encoded);
+    }
+
+    #[test]
+    fn the_version_that_a_response_was_received_over_comes_back() {
+        for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+            let mut head = tests::head("https://a/", PurgeSequence(7), 9);
+            head.response.version = version;
+            head.response.complete_length = Some(4);
+            assert_eq!(head_of(&decode(&encode(&piece(head)))).response.version, version);
+        }
     }
 
     #[test]

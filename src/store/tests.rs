@@ -43,6 +43,7 @@ pub(super) fn response(url: &str, stored_at_sequence: PurgeSequence) -> StoredRe
         stored_at_sequence,
         complete_length: None,
         parts: None,
+        version: http::Version::HTTP_11,
     }
 }
 

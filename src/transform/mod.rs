@@ -103,7 +103,7 @@ pub fn transform(
     settings: &Settings,
     recorder: &Recorder,
 ) -> Reply {
-    let Reply { status, mut fields, body } = response;
+    let Reply { status, received, mut fields, body } = response;
     // The answer to HEAD has no body, which says nothing of the length.
     let is_head = *method == Method::HEAD;
     let length = if is_head { None } else { body.exact_length() };
@@ -114,10 +114,10 @@ pub fn transform(
         fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
     match plan.action {
-        Action::Leave(_) => return Reply { status, fields, body },
+        Action::Leave(_) => return Reply { status, received, fields, body },
         Action::Weaken => {
             weaken_etag(&mut fields);
-            return Reply { status, fields, body };
+            return Reply { status, received, fields, body };
         }
         // Of an answer to HEAD that does not say how long the content is nobody knows whether it
         // would be worth it. The coding may be left out (RFC 9110 §9.3.2), and what holds for
@@ -131,7 +131,7 @@ pub fn transform(
     }
     change_representation(&mut fields);
     if is_head {
-        return Reply { status, fields, body };
+        return Reply { status, received, fields, body };
     }
     let body = match plan.action {
         Action::Encode(level) => encode(body, level, length, recorder),
@@ -141,7 +141,7 @@ pub fn transform(
     if let Some(length) = body.exact_length() {
         fields.append_number(&CONTENT_LENGTH, length);
     }
-    Reply { status, fields, body }
+    Reply { status, received, fields, body }
 }
 
 /// Takes out what is no longer true of the bytes: their number, ranges of them, digests, and the

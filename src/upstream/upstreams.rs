@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONNECTION, EXPECT, TE, UPGRADE};
 use http::response::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -86,10 +86,9 @@ pub struct Intent {
 #[derive(Debug)]
 pub struct UpstreamResponse {
     /// Without hop-by-hop fields (RFC 9110 §7.6.1; of a 101 and a 426, `Upgrade` stays). Its body keeps
-    /// the deadlines, and ends in an error if it is cut short.
+    /// the deadlines, and ends in an error if it is cut short. Its version is the one that the origin
+    /// spoke, for `Via`.
     pub response: Response<Body>,
-    /// The version that the origin spoke, for `Via`.
-    pub version: Version,
     /// `host:port` as configured.
     pub origin: Arc<str>,
     /// Where that was.
@@ -600,11 +599,8 @@ impl Attempt<'_> {
             notices::recovered(self.state.pool.name(), &self.origin().name);
         }
         self.core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
-        // RFC 9110 §6.2: each hop speaks its own version.
-        let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         UpstreamResponse {
             response: Response::from_parts(head, body),
-            version,
             origin: self.origin().name.clone(),
             address,
             reused,

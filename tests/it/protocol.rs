@@ -109,6 +109,26 @@ fn interim_responses_of_an_http_2_origin_reach_the_client() {
     assert_eq!(alone.header("x-te"), "trailers");
 }
 
+/// RFC 9110 §7.6.3: the version of the message that was received, from the store too.
+#[test]
+fn via_names_the_version_that_the_origin_spoke() {
+    let check = |origin: &str, protocol: &str, expected: &str| {
+        let edge = Edge::with(&format!(
+            "[pools.main]\norigins = {origin:?}\nprotocol = {protocol:?}\n[sites.all]\nhosts = \"*\"\n"
+        ));
+        let (first, again) = (edge.get("/"), edge.get("/"));
+        assert!(!first.is_hit() && again.is_hit(), "{first:?} {again:?}");
+        let passed = edge.connect().request("PUT", "edge.test", "/", &[], b"");
+        let vias = [first, again, passed].map(|response| response.header("via"));
+        assert_eq!(vias, [expected; 3], "{protocol}");
+    };
+    check(&hinting_origin_of_http_2(), "http2", "2 skerry");
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(60));
+    check(&origin.url(), "http1", "1.1 skerry");
+    let old = "HTTP/1.0 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 1\r\n\r\nx";
+    check(&Origin::start(move |_| Answer::raw(old)).url(), "http1", "1.0 skerry");
+}
+
 /// A POST may be, when it says so (RFC 9110 §9.3.3).
 #[test]
 fn what_answers_a_grpc_call_is_never_stored() {

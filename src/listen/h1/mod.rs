@@ -290,7 +290,7 @@ where
 
     fn begin_to_send(&mut self, answering: Answering, reply: Reply) {
         let Answering { exchange, asked, keep_alive, handover } = answering;
-        let Reply { status, fields, mut body } = reply;
+        let Reply { status, fields, mut body, .. } = reply;
         let head = ResponseHead::of(status, &fields);
         let line = &mut *self.line.borrow_mut();
         let keep_alive = keep_alive
