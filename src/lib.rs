@@ -30,6 +30,7 @@ pub mod body;
 pub mod clock;
 pub mod fields; // field sections, stored and on their way
 pub mod interim; // 1xx responses between upstream and one client
+pub mod labels; // closed lists of words for logs, metrics and fields
 pub mod lock; // a directory that one process at a time may use
 pub mod metrics;
 pub mod notices; // log lines that anybody can cause, told once an interval

@@ -20,6 +20,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
+use crate::labels::{CACHE_RESULTS, ProxyError, Refusal};
+
 /// What a cell means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -75,105 +77,6 @@ pub const CODING_NAMES: &[&str] = &["zstd", "br", "gzip"];
 
 /// Classes of status codes, for [`Metric::Responses`].
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
-
-/// Why an upstream gave no whole response: the error types of RFC 9209 §2.3 that we use, for
-/// [`Metric::UpstreamFailures`] and `error=` in Proxy-Status.
-pub const UPSTREAM_ERRORS: &[&str] = &[
-    "dns_timeout",
-    "dns_error",
-    "destination_unavailable",
-    "destination_ip_unroutable",
-    "connection_refused",
-    "connection_terminated",
-    "connection_timeout",
-    "connection_read_timeout",
-    "connection_limit_reached",
-    "tls_protocol_error",
-    "tls_certificate_error",
-    "tls_alert_received",
-    "http_request_error",
-    "http_response_incomplete",
-    "http_response_header_section_size",
-    "http_response_timeout",
-    "http_response_transfer_coding",
-    "http_upgrade_failed",
-    "http_protocol_error",
-];
-
-/// Why requests are refused, for [`Metric::Refused`]; `guard::Refusal` says what each means.
-pub const REFUSALS: &[&str] = &[
-    "host-missing",
-    "host-repeated",
-    "host-invalid",
-    "host-disagrees",
-    "scheme-disagrees",
-    "target-invalid",
-    "percent-invalid",
-    "path-control",
-    "framing-double",
-    "transfer-coding",
-    "length-invalid",
-    "method-connect",
-    "method-trace",
-    "method-denied",
-    "loop",
-    "address-denied",
-    "country-denied",
-    "rate-limited",
-    "content-too-long",
-    "timed-out",
-    "expectation-unknown",
-    "misdirected",
-];
-
-/// How the cache handled requests, for [`Metric::CacheRequests`]: `hit`, then
-/// `cache::Reason::ALL` in its order.
-pub const CACHE_RESULTS: &[&str] = &[
-    "hit",
-    "refused",
-    "denied",
-    "rate-limited",
-    "answered-here",
-    "caching-off",
-    "bypass-cookie",
-    "bypass-header",
-    "method",
-    "absent",
-    "variant-absent",
-    "key-collision",
-    "purged",
-    "too-old",
-    "remembered-pass",
-    "store-failed",
-    "bytes-missing",
-    "request-no-store",
-    "request-no-cache",
-    "request-max-age",
-    "request-min-fresh",
-    "only-if-cached",
-    "stale",
-    "no-cache",
-    "soft-purged",
-    "stale-while-revalidate",
-    "stale-if-error",
-    "stale-when-slow",
-    "max-stale",
-    "validated",
-    "bus-silent",
-    "no-store",
-    "private",
-    "authorization",
-    "set-cookie",
-    "vary-star",
-    "status",
-    "must-understand",
-    "no-lifetime",
-    "content-range",
-    "deceptive",
-    "method-unstorable",
-    "too-large",
-    "fill-limit",
-];
 
 /// The purge bus' connections, for [`Metric::BusDisconnects`].
 pub const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
@@ -245,14 +148,14 @@ table! {
         "reason" = &["closed", "failed"];
     UpstreamRetriesRefused, Counter, "upstream_retries_refused", "Retries not made because the budget was spent.";
     UpstreamFailures, Counter, "upstream_failures", "Tries that gave no whole response, by error type of RFC 9209.",
-        "error" = UPSTREAM_ERRORS;
+        "error" = ProxyError::WORDS;
     UpstreamMarkedDown, Counter, "upstream_marked_down", "Times that an origin was marked down.";
     UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "From sending a request to the head of its response.";
     DnsQuestions, Counter, "dns_questions", "Names asked for.";
     DnsFailures, Counter, "dns_failures", "Questions without an address as answer.";
     DnsStale, Counter, "dns_stale", "Times that an address past its TTL was used because DNS failed.";
     DnsForgotten, Counter, "dns_forgotten", "Names forgotten because as many as may be were remembered.";
-    Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = REFUSALS;
+    Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
     UpgradesIgnored, Counter, "upgrades_ignored", "Requests to switch protocols that were answered as if they had not asked, because no protocol in them is allowed or they have content.";
     RateTableFull, Counter, "rate_table_full", "Clients let through uncounted because the rate table was full.";
     BodiesEncoded, Counter, "bodies_encoded", "Bodies compressed for clients, by coding.", "coding" = CODING_NAMES;

@@ -4,6 +4,8 @@
 pub mod cache;
 #[path = "../../src/fields/mod.rs"]
 pub mod fields;
+#[path = "../../src/labels.rs"]
+mod labels;
 #[path = "../../src/planted.rs"]
 mod planted;
 pub mod targets;

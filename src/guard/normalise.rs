@@ -707,7 +707,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_name_of_its_own() {
-        assert_eq!(Refusal::Misdirected.index() + 1, crate::metrics::REFUSALS.len());
+        assert_eq!(Refusal::Misdirected.index() + 1, Refusal::WORDS.len());
         assert_eq!(
             Refusal::RateLimited { retry_after: Default::default() }.as_str(),
             "rate-limited"

@@ -11,7 +11,6 @@ use tokio::sync::Notify;
 
 use super::balance::{self, Choice};
 use super::deadline::{NEVER, Timers, monotonic_ms};
-use super::error::error_label;
 use super::exchange::{Http1, Limits};
 use super::http2::{Http2, Share};
 use super::members::Member;
@@ -20,6 +19,7 @@ use super::resolve::Resolver;
 use super::settings::{PoolSettings, Protocol, Retry, Scheme};
 use super::upstreams::Intent;
 use crate::clock::Clock;
+use crate::labels::ProxyError;
 use crate::metrics::{Metric, Recorder};
 
 /// What the exchanges of one core share.
@@ -108,8 +108,8 @@ impl Active {
     }
 
     /// Counts a response that did not come whole.
-    pub(super) fn body_failed(&self, error: &'static str) {
-        self.core.recorder.count_labelled(Metric::UpstreamFailures, error_label(error));
+    pub(super) fn body_failed(&self, error: ProxyError) {
+        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.index());
         if self.here.member.health.failed(monotonic_ms(), &self.pool.settings().health) {
             self.core.recorder.count(Metric::UpstreamMarkedDown);
         }

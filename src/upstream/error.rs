@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 
 use crate::body::BodyError;
-pub use crate::metrics::UPSTREAM_ERRORS as ERROR_TYPES;
+use crate::labels::ProxyError;
 
 /// A request that no origin answered.
 #[derive(Debug, thiserror::Error)]
@@ -214,37 +214,44 @@ pub enum FetchError {
 }
 
 impl FetchError {
-    /// The Proxy-Status error type (RFC 9209 §2.3), one of [`ERROR_TYPES`].
-    pub fn proxy_error(&self) -> &'static str {
+    /// The error type in Proxy-Status (RFC 9209 §2.3).
+    pub fn error_type(&self) -> ProxyError {
         match self {
-            Self::DnsTimeout { .. } => "dns_timeout",
-            Self::Dns { .. } => "dns_error",
-            Self::AllDown { .. } => "destination_unavailable",
-            Self::ConnectionLimit { .. } => "connection_limit_reached",
+            Self::DnsTimeout { .. } => ProxyError::DnsTimeout,
+            Self::Dns { .. } => ProxyError::DnsError,
+            Self::AllDown { .. } => ProxyError::DestinationUnavailable,
+            Self::ConnectionLimit { .. } => ProxyError::ConnectionLimitReached,
             Self::Connect { source, .. } => match source.kind() {
                 io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
-                    "destination_ip_unroutable"
+                    ProxyError::DestinationIpUnroutable
                 }
-                io::ErrorKind::TimedOut => "connection_timeout",
-                _ => "connection_refused",
+                io::ErrorKind::TimedOut => ProxyError::ConnectionTimeout,
+                _ => ProxyError::ConnectionRefused,
             },
-            Self::ConnectTimeout { .. } | Self::TlsTimeout { .. } => "connection_timeout",
-            Self::Certificate { .. } => "tls_certificate_error",
-            Self::Tls { source, .. } if is_alert(source) => "tls_alert_received",
-            Self::Tls { .. } | Self::NoHttp2 { .. } => "tls_protocol_error",
-            Self::Terminated { source, .. } if is_alert(source) => "tls_alert_received",
-            Self::Terminated { .. } => "connection_terminated",
-            Self::Incomplete { .. } | Self::ContentMissing { .. } => "http_response_incomplete",
-            Self::ContentTimeout { .. } => "connection_read_timeout",
-            Self::ResponseTimeout { .. } => "http_response_timeout",
-            Self::HeaderSize { .. } => "http_response_header_section_size",
-            Self::TransferCoding { .. } => "http_response_transfer_coding",
-            Self::Protocol { .. } | Self::FramedTwice { .. } | Self::FieldsDiffer { .. } => {
-                "http_protocol_error"
+            Self::ConnectTimeout { .. } | Self::TlsTimeout { .. } => ProxyError::ConnectionTimeout,
+            Self::Certificate { .. } => ProxyError::TlsCertificateError,
+            Self::Tls { source, .. } if is_alert(source) => ProxyError::TlsAlertReceived,
+            Self::Tls { .. } | Self::NoHttp2 { .. } => ProxyError::TlsProtocolError,
+            Self::Terminated { source, .. } if is_alert(source) => ProxyError::TlsAlertReceived,
+            Self::Terminated { .. } => ProxyError::ConnectionTerminated,
+            Self::Incomplete { .. } | Self::ContentMissing { .. } => {
+                ProxyError::HttpResponseIncomplete
             }
-            Self::UnaskedUpgrade { .. } => "http_upgrade_failed",
-            Self::RequestBody { .. } => "http_request_error",
+            Self::ContentTimeout { .. } => ProxyError::ConnectionReadTimeout,
+            Self::ResponseTimeout { .. } => ProxyError::HttpResponseTimeout,
+            Self::HeaderSize { .. } => ProxyError::HttpResponseHeaderSectionSize,
+            Self::TransferCoding { .. } => ProxyError::HttpResponseTransferCoding,
+            Self::Protocol { .. } | Self::FramedTwice { .. } | Self::FieldsDiffer { .. } => {
+                ProxyError::HttpProtocolError
+            }
+            Self::UnaskedUpgrade { .. } => ProxyError::HttpUpgradeFailed,
+            Self::RequestBody { .. } => ProxyError::HttpRequestError,
         }
+    }
+
+    /// The word of [`FetchError::error_type`].
+    pub fn proxy_error(&self) -> &'static str {
+        self.error_type().as_str()
     }
 
     /// The word in the access log: narrower than [`FetchError::proxy_error`] where that says little.
@@ -287,15 +294,15 @@ impl FetchError {
         if let Self::RequestBody { is_late: true, .. } = self {
             return StatusCode::REQUEST_TIMEOUT;
         }
-        match self.proxy_error() {
-            "http_request_error" => StatusCode::BAD_REQUEST,
-            "destination_unavailable" | "connection_limit_reached" => {
+        match self.error_type() {
+            ProxyError::HttpRequestError => StatusCode::BAD_REQUEST,
+            ProxyError::DestinationUnavailable | ProxyError::ConnectionLimitReached => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            "dns_timeout"
-            | "connection_timeout"
-            | "connection_read_timeout"
-            | "http_response_timeout" => StatusCode::GATEWAY_TIMEOUT,
+            ProxyError::DnsTimeout
+            | ProxyError::ConnectionTimeout
+            | ProxyError::ConnectionReadTimeout
+            | ProxyError::HttpResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         }
     }
@@ -335,16 +342,6 @@ impl FetchError {
             Self::RequestBody { .. } | Self::ConnectionLimit { .. } | Self::AllDown { .. }
         )
     }
-
-    /// The label's number in [`ERROR_TYPES`].
-    pub(super) fn label(&self) -> usize {
-        error_label(self.proxy_error())
-    }
-}
-
-/// The number of an error type in [`ERROR_TYPES`].
-pub(super) fn error_label(error: &str) -> usize {
-    ERROR_TYPES.iter().position(|known| *known == error).expect("every error type is in the list")
 }
 
 /// Whether the other end said by an alert of TLS what it did not like. That of a client

@@ -38,6 +38,7 @@ use super::io::{Io, Traffic};
 use super::tunnel::UpgradedOrigin;
 
 use crate::body::{Body, BodyError};
+use crate::labels::ProxyError;
 
 /// An HTTP/1.1 connection with nobody else to drive it.
 pub(super) struct Http1 {
@@ -453,14 +454,17 @@ impl ResponseBody {
         }
     }
 
-    fn fail(&mut self, why: &'static str) {
+    fn fail(&mut self, why: ProxyError) {
         self.under = None;
         self.active.body_failed(why);
     }
 
     fn late(&mut self) -> BodyError {
         let total = self.limits.total_passed(&self.deadline);
-        self.fail(if total { "http_response_timeout" } else { "connection_read_timeout" });
+        self.fail(match total {
+            true => ProxyError::HttpResponseTimeout,
+            false => ProxyError::ConnectionReadTimeout,
+        });
         let origin = self.active.origin_name();
         if total {
             return BodyError::new(format!("{origin} took longer than the whole may take"));
@@ -501,7 +505,7 @@ impl HttpBody for ResponseBody {
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Err(error))) => {
-                this.fail("http_response_incomplete");
+                this.fail(ProxyError::HttpResponseIncomplete);
                 let reason =
                     format!("the response body of {} broke off", this.active.origin_name());
                 Poll::Ready(Some(Err(BodyError::caused_by(reason, error))))

@@ -26,7 +26,7 @@ mod tls;
 mod tunnel;
 mod upstreams;
 
-pub use error::{ERROR_TYPES, FetchError, PoolError, Tried, Unanswered};
+pub use error::{FetchError, PoolError, Tried, Unanswered};
 pub use pool::{Pool, Pools};
 pub use resolve::Resolver;
 pub use settings::{

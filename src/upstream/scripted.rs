@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::body::{Body, BodyError};
 use crate::clock::Clock;
+use crate::labels::ProxyError;
 use crate::metrics::{Metric, Metrics};
 
 /// A listening origin.
@@ -141,7 +142,8 @@ impl Bed {
 
     /// Failures counted under this error type.
     pub(super) fn failures(&self, error: &str) -> u64 {
-        self.metrics.total(Metric::UpstreamFailures, error::error_label(error))
+        let label = ProxyError::WORDS.iter().position(|word| *word == error);
+        self.metrics.total(Metric::UpstreamFailures, label.expect("an error type"))
     }
 }
 

@@ -179,7 +179,7 @@ impl Upstreams {
         loop {
             let Some(number) = state.choose(intent, &tried) else {
                 let error = FetchError::AllDown { pool: pool.name().clone() };
-                core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
+                core.recorder.count_labelled(Metric::UpstreamFailures, error.error_type().index());
                 return unanswered(error, last);
             };
             attempt.number = number;
@@ -336,7 +336,7 @@ impl Attempt<'_> {
     /// What it says of the origin.
     fn note_failure(&self, failed: &Failed) {
         let Failed { error, blames_origin, .. } = failed;
-        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.label());
+        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.error_type().index());
         let (health, settings) = (&self.origin().health, &self.state.pool.settings().health);
         if *blames_origin && health.failed(monotonic_ms(), settings) {
             self.core.recorder.count(Metric::UpstreamMarkedDown);

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::fs;
 
-use skerry::cache::Reason;
+use skerry::labels::Reason;
 use skerry::metrics::{Kind, TABLE};
 
 #[test]

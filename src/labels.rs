@@ -1,0 +1,266 @@
+//! The closed lists whose words stand in logs, metrics and fields: why a request was refused, how
+//! the cache handled it, why an origin gave no response.
+//!
+//! Each list is one enum, so that a word, its number in a metric and its meaning cannot differ. They
+//! are here, below [`crate::metrics`], because a metric's series are these words; what follows from a
+//! refusal or a reason is for the rooms that make them.
+
+use std::time::Duration;
+
+/// An enum with a word for each variant.
+macro_rules! labels {
+    ($(#[$meta:meta])* $name:ident;
+     $($(#[$about:meta])* $variant:ident $({ $($field:tt)* })? $word:literal;)*) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$about])* $variant $({ $($field)* })?,)*
+        }
+
+        impl $name {
+            /// The words, in the order of the variants.
+            pub const WORDS: &'static [&'static str] = &[$($word,)*];
+
+            /// The position in [`Self::WORDS`]: the number of the series in a metric.
+            #[inline]
+            pub const fn index(self) -> usize {
+                enum Place {
+                    $($variant,)*
+                }
+                match self {
+                    $(Self::$variant { .. } => Place::$variant as usize,)*
+                }
+            }
+
+            /// The word in logs, metrics and fields.
+            pub const fn as_str(self) -> &'static str {
+                Self::WORDS[self.index()]
+            }
+        }
+    };
+}
+
+labels! {
+    /// Why the gate or a rule's limits refuse a request. The first one found is the answer.
+    #[derive(thiserror::Error)]
+    Refusal;
+    /// No `Host` and no authority in the target.
+    #[error("the request names no host")]
+    HostMissing "host-missing";
+    /// More than one `Host` field (RFC 9112 §3.2).
+    #[error("the request has more than one Host field")]
+    HostRepeated "host-repeated";
+    /// Not a host and port; user information counts as such.
+    #[error("the request's host is not a host")]
+    HostInvalid "host-invalid";
+    /// `Host` and the target name two hosts.
+    #[error("Host and the request target disagree")]
+    HostDisagrees "host-disagrees";
+    /// The target says `http` on a TLS connection, or the other way round (RFC 9110 §7.4).
+    #[error("the target's scheme is not the connection's")]
+    SchemeDisagrees "scheme-disagrees";
+    /// Neither a path, a URL nor `OPTIONS *`.
+    #[error("the request target has no path")]
+    TargetInvalid "target-invalid";
+    /// `%` without two hexadecimal digits in the path.
+    #[error("the path has a broken percent-encoding")]
+    PercentInvalid "percent-invalid";
+    /// A control character in the path, encoded or not.
+    #[error("the path has a control character")]
+    PathControl "path-control";
+    /// Both `Transfer-Encoding` and `Content-Length` (RFC 9112 §6.1).
+    #[error("the request has both Transfer-Encoding and Content-Length")]
+    FramingDouble "framing-double";
+    /// `Transfer-Encoding` other than exactly `chunked`, or not in HTTP/1.1.
+    #[error("the request's Transfer-Encoding is not exactly chunked")]
+    TransferCoding "transfer-coding";
+    /// `Content-Length` is repeated or not a number.
+    #[error("the request's Content-Length is not one number")]
+    LengthInvalid "length-invalid";
+    /// CONNECT: this is not a forward proxy.
+    #[error("CONNECT is not offered")]
+    MethodConnect "method-connect";
+    /// TRACE, where it is not let through.
+    #[error("TRACE is not allowed")]
+    MethodTrace "method-trace";
+    /// A method that the rule does not have.
+    #[error("the method is not allowed here")]
+    MethodDenied "method-denied";
+    /// Our name stands too often in `CDN-Loop` (RFC 8586).
+    #[error("the request came round in a loop")]
+    Loop "loop";
+    /// The client's address is on the rule's deny list, or not on its allow list.
+    #[error("the client's address is not allowed")]
+    AddressDenied "address-denied";
+    /// The client's country is on the rule's deny list, or not on its allow list.
+    #[error("the client's country is not allowed")]
+    CountryDenied "country-denied";
+    /// Too many requests from this client.
+    #[error("the client sent too many requests")]
+    RateLimited {
+        /// When the next one is welcome, for `Retry-After`.
+        retry_after: Duration,
+    } "rate-limited";
+    /// The request's content is longer than the rule allows.
+    #[error("the request's content is too long")]
+    ContentTooLong "content-too-long";
+    /// The request's content did not come in time.
+    #[error("the request's content did not come in time")]
+    TimedOut "timed-out";
+    /// An `Expect` other than `100-continue` (RFC 9110 §10.1.1).
+    #[error("the request expects what is not known here")]
+    ExpectationUnknown "expectation-unknown";
+    /// The client was shown a certificate for other hosts, and we have one for this host.
+    #[error("the connection's certificate is not for the request's host")]
+    Misdirected "misdirected";
+}
+
+macro_rules! reasons {
+    (@fwd -) => { None };
+    (@fwd $fwd:ident) => { Some(Fwd::$fwd) };
+    ($($name:ident $text:literal $fwd:tt $doc:literal;)*) => {
+        labels! {
+            /// Why something was forwarded, not stored, served though stale, or answered without cache
+            /// and origin. The list is closed.
+            #[derive(PartialOrd, Ord, Hash)]
+            Reason;
+            $(#[doc = $doc] $name $text;)*
+        }
+
+        impl Reason {
+            /// All of them, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// One sentence for the documentation and for `skerry explain`.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$name => $doc,)* }
+            }
+
+            /// The word of RFC 9211 §2.2 for a request forwarded because of this. `None`: nothing
+            /// is ever forwarded because of it.
+            pub const fn fwd(self) -> Option<Fwd> {
+                match self { $(Self::$name => reasons!(@fwd $fwd),)* }
+            }
+        }
+
+        /// How the cache handled a request: `hit`, then [`Reason::WORDS`].
+        pub const CACHE_RESULTS: &[&str] = &["hit", $($text,)*];
+    };
+}
+
+reasons! {
+    // Why neither the cache nor an origin was asked.
+    Refused "refused" - "The request was refused for its form, or no site has its host.";
+    Denied "denied" - "The rule's access limits do not let the request in.";
+    RateLimited "rate-limited" - "The client sent more requests than the rule's rate allows.";
+    AnsweredHere "answered-here" - "The rule itself is the answer: a redirect, a fixed response, or a purge by method.";
+    // Why the cache was not asked.
+    CachingOff "caching-off" Bypass "The rule turns caching off.";
+    BypassCookie "bypass-cookie" Bypass "The request has a cookie that the rule sends past the cache.";
+    BypassHeader "bypass-header" Bypass "The request has a field that the rule sends past the cache.";
+    Method "method" Method "The request's method is not answered from the cache.";
+    // Why there was nothing to use.
+    Absent "absent" UriMiss "Nothing is stored under the key.";
+    VariantAbsent "variant-absent" VaryMiss "No stored variant was selected by fields like this request's.";
+    KeyCollision "key-collision" UriMiss "What is stored under the key's hash is of another key.";
+    HardPurged "purged" UriMiss "What was stored has been purged.";
+    TooOld "too-old" UriMiss "What was stored is older than the longest age that the site allows.";
+    RememberedPass "remembered-pass" Miss "The key's last response could not be stored, so requests for it do not wait for each other.";
+    StoreFailed "store-failed" Miss "The store could not be read.";
+    BytesMissing "bytes-missing" Partial "Not all bytes that the request asks for are stored.";
+    // Why what was stored could not be used as it is.
+    RequestNoStore "request-no-store" Request "The request says no-store.";
+    RequestNoCache "request-no-cache" Request "The request says no-cache.";
+    RequestMaxAge "request-max-age" Request "The stored response is older than the request's max-age.";
+    RequestMinFresh "request-min-fresh" Request "The stored response is not fresh for the request's min-fresh.";
+    OnlyIfCached "only-if-cached" - "The request says only-if-cached, and nothing stored can be used.";
+    Stale "stale" Stale "The stored response is stale.";
+    NoCache "no-cache" Stale "The stored response says no-cache: it is validated each time.";
+    SoftPurged "soft-purged" Stale "The stored response was purged softly: it is validated first.";
+    // Why a stale response was served.
+    WhileRevalidate "stale-while-revalidate" Stale "Served stale while it is validated in the background.";
+    IfError "stale-if-error" Stale "Served stale because upstream failed.";
+    WhenSlow "stale-when-slow" Stale "Served stale because upstream did not answer within the soft deadline.";
+    MaxStale "max-stale" Stale "Served stale because the request's max-stale allows it.";
+    Validated "validated" Stale "Served after upstream said that it has not changed.";
+    BusSilent "bus-silent" Stale "Served fresh, but the purge bus is silent: purges that others made meanwhile may be missing.";
+    // Why a response was not stored.
+    ResponseNoStore "no-store" Miss "Not stored: the response says no-store.";
+    Private "private" Miss "Not stored: the response is private.";
+    Authorized "authorization" Miss "Not stored: the request had Authorization and the response does not say that it may be shared.";
+    SetsCookie "set-cookie" Miss "Not stored: the response sets a cookie.";
+    VaryStar "vary-star" Miss "Not stored: Vary: * matches no other request.";
+    StatusUncacheable "status" Miss "Not stored: a response of this status is never stored, or only with explicit freshness, which it lacks.";
+    MustUnderstand "must-understand" Miss "Not stored: must-understand with a status that this cache does not understand.";
+    NoLifetime "no-lifetime" Miss "Not stored: it is never fresh, has no validator, and may not be served stale.";
+    RangeInvalid "content-range" Miss "Not stored: the Content-Range of a partial response is missing, of several parts, or contradicts its length.";
+    Deceptive "deceptive" Miss "Not stored: the content type does not go with the path's extension.";
+    MethodUnstorable "method-unstorable" Miss "Not stored: a response to this method is not reusable.";
+    TooLarge "too-large" Miss "Not stored: the body is larger than the store takes.";
+    FillLimit "fill-limit" Miss "Not stored: as many fills are in flight as the node allows (`[fills] fills_max`).";
+}
+
+labels! {
+    /// Why a request went on to upstream (RFC 9211 §2.2).
+    Fwd;
+    /// Configured not to be handled.
+    Bypass "bypass";
+    /// Its method's semantics ask for it.
+    Method "method";
+    /// Nothing for this URL.
+    UriMiss "uri-miss";
+    /// Something for this URL, nothing for these fields.
+    VaryMiss "vary-miss";
+    /// Nothing that could be used.
+    Miss "miss";
+    /// The request's own directives ask for it.
+    Request "request";
+    /// Stale.
+    Stale "stale";
+    /// Not all of the bytes.
+    Partial "partial";
+}
+
+labels! {
+    /// Why an origin gave no whole response: the error types of RFC 9209 §2.3 that an exchange can
+    /// have, for `error` in `Proxy-Status`.
+    ProxyError;
+    /// The name servers did not answer in time.
+    DnsTimeout "dns_timeout";
+    /// The name has no address, or the name servers failed.
+    DnsError "dns_error";
+    /// No origin of the pool is up.
+    DestinationUnavailable "destination_unavailable";
+    /// There is no route to the origin's address.
+    DestinationIpUnroutable "destination_ip_unroutable";
+    /// The origin's address refused the connection.
+    ConnectionRefused "connection_refused";
+    /// The connection ended before a response began, or a body broke off.
+    ConnectionTerminated "connection_terminated";
+    /// No connection, or no TLS handshake, in time.
+    ConnectionTimeout "connection_timeout";
+    /// A body stood still for too long.
+    ConnectionReadTimeout "connection_read_timeout";
+    /// As many connections to the origin are open as the pool allows.
+    ConnectionLimitReached "connection_limit_reached";
+    /// The TLS handshake failed, or did not agree on a protocol that the pool wants.
+    TlsProtocolError "tls_protocol_error";
+    /// The origin's certificate is not trusted for it.
+    TlsCertificateError "tls_certificate_error";
+    /// The origin refused by a TLS alert.
+    TlsAlertReceived "tls_alert_received";
+    /// The client's request broke off: not the origin's fault.
+    HttpRequestError "http_request_error";
+    /// The response broke off before its end.
+    HttpResponseIncomplete "http_response_incomplete";
+    /// The response's head is over the limits.
+    HttpResponseHeaderSectionSize "http_response_header_section_size";
+    /// No response head in time.
+    HttpResponseTimeout "http_response_timeout";
+    /// The response has a transfer coding other than chunked.
+    HttpResponseTransferCoding "http_response_transfer_coding";
+    /// The origin switched to a protocol that it was not asked for.
+    HttpUpgradeFailed "http_upgrade_failed";
+    /// The response is not HTTP, or contradicts itself.
+    HttpProtocolError "http_protocol_error";
+}
