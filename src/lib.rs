@@ -1,7 +1,8 @@
 //! Skerry, a CDN edge node.
 //!
-//! The modules stand in the order in which a request meets them. [`serve`] is the request
-//! path; read it first. docs/ARCHITECTURE.md has the map, the arrows and the invariants.
+//! [`serve`] is the request path; read it first. The modules below stand in three groups, each in
+//! alphabetical order. docs/ARCHITECTURE.md has the map, the invariants, and the order in which a request
+//! meets the rooms.
 
 // The path, from the socket inwards.
 pub mod cache; // the rules of RFC 9111, pure
@@ -24,7 +25,7 @@ pub mod control; // admin API, purge bus
 pub mod demo; // the origin of the demo
 pub mod node; // builds every part once, wires them, drains
 
-// Leaves: they know nothing of ours.
+// Leaves: they know none of the rooms above.
 pub mod allocator;
 pub mod body;
 pub mod clock;
