@@ -640,7 +640,9 @@ fn ended(recorder: &Recorder, error: &h2::Error) {
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// One slice of a stored body. More is sent as the window opens.
+/// A body in memory up to this length is handed to h2 in one piece, which holds what the window does
+/// not take yet: it bounds what a stream adds to a connection's memory. A longer one is sent as the window
+/// opens. It has nothing to do with the store's slices.
 const QUEUED_WHOLE_BYTES_MAX: usize = 256 << 10;
 /// What a pump may have queued ahead of the socket.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
