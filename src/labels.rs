@@ -1,5 +1,5 @@
 //! The closed lists whose words stand in logs, metrics and fields: why a request was refused, how
-//! the cache handled it, why an origin gave no response.
+//! the cache handled it, why an origin gave no response, the content codings.
 //!
 //! Each list is one enum, so that a word, its number in a metric and its meaning cannot differ. They
 //! are here, below [`crate::metrics`], because a metric's series are these words; what follows from a
@@ -263,4 +263,30 @@ labels! {
     HttpUpgradeFailed "http_upgrade_failed";
     /// The response is not HTTP, or contradicts itself.
     HttpProtocolError "http_protocol_error";
+}
+
+labels! {
+    /// Why a request was refused before it was read.
+    Unread;
+    /// It is not HTTP.
+    Malformed "malformed";
+    /// `head_bytes_max`, `headers_max`.
+    HeadTooLarge "head-too-large";
+    /// `uri_bytes_max`.
+    TargetTooLong "target-too-long";
+    /// A bare LF, or a second field that says how the body is framed: where it ends is in doubt.
+    Framing "framing";
+    /// `header_timeout`.
+    TimedOut "timed-out";
+}
+
+labels! {
+    /// A content coding that we can produce and undo.
+    Coding;
+    /// RFC 8878, with a window of at most 8 MiB (RFC 9659).
+    Zstd "zstd";
+    /// RFC 7932.
+    Brotli "br";
+    /// RFC 1952.
+    Gzip "gzip";
 }

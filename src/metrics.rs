@@ -20,7 +20,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
-use crate::labels::{CACHE_RESULTS, ProxyError, Refusal};
+use crate::labels::{CACHE_RESULTS, Coding, ProxyError, Refusal, Unread};
 
 /// What a cell means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +72,6 @@ macro_rules! table {
     (@label $label:literal = $values:expr) => { ($label, $values) };
 }
 
-/// Content codings, for [`Metric::BodiesEncoded`] and its like.
-pub const CODING_NAMES: &[&str] = &["zstd", "br", "gzip"];
-
 /// Classes of status codes, for [`Metric::Responses`].
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -106,7 +103,7 @@ table! {
     RequestsByProtocol, Counter, "requests_by_protocol", "Requests whose head was read, by protocol.",
         "protocol" = &["http/1.0", "http/1.1", "h2"];
     RequestsUnread, Counter, "requests_unread", "Requests refused for their form, before any room saw them.",
-        "reason" = &["malformed", "head-too-large", "target-too-long", "framing", "timed-out"];
+        "reason" = Unread::WORDS;
     RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that came more slowly than the limits allow.";
     ResponseBodiesTimedOut, Counter, "response_bodies_timed_out", "HTTP/2 responses whose client opened its window too slowly.";
     Http2Resets, Counter, "http2_resets", "HTTP/2 requests that the client cancelled before their end.";
@@ -158,8 +155,8 @@ table! {
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
     UpgradesIgnored, Counter, "upgrades_ignored", "Requests to switch protocols that were answered as if they had not asked, because no protocol in them is allowed or they have content.";
     RateTableFull, Counter, "rate_table_full", "Clients let through uncounted because the rate table was full.";
-    BodiesEncoded, Counter, "bodies_encoded", "Bodies compressed for clients, by coding.", "coding" = CODING_NAMES;
-    BodiesDecoded, Counter, "bodies_decoded", "Bodies decompressed for clients that lack the coding.", "coding" = CODING_NAMES;
+    BodiesEncoded, Counter, "bodies_encoded", "Bodies compressed for clients, by coding.", "coding" = Coding::WORDS;
+    BodiesDecoded, Counter, "bodies_decoded", "Bodies decompressed for clients that lack the coding.", "coding" = Coding::WORDS;
     CoderBytesIn, Counter, "coder_input_bytes", "Bytes that went into encoders and decoders.";
     CoderBytesOut, Counter, "coder_output_bytes", "Bytes that came out of encoders and decoders.";
     CoderFailures, Counter, "coder_failures", "Bodies that broke off in an encoder or decoder, by reason.",

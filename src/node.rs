@@ -333,7 +333,7 @@ impl Shared {
                         move |connection, request| serve::serve(&answering, connection, request);
                     let logging = worker.clone();
                     let on_refused = Rc::new(move |connection, why: Unread| {
-                        serve::log_refused(&logging, connection, why.status(), why.word());
+                        serve::log_refused(&logging, connection, why.status(), why.as_str());
                     });
                     let (door, clock) = (shared.door.clone(), shared.clock.clone());
                     listen::serve(sockets, door, service, on_refused, recorder, clock, drain).await;
@@ -567,7 +567,6 @@ fn plan(config: &Config, before: &Pools, rates: &Arc<rate::Table>) -> Result<Pla
         pools,
         identity: Identity::new(&config.guard.cdn_id),
         rates: rates.clone(),
-        codings: vec!["zstd", "br", "gzip"],
     })
 }
 

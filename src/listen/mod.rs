@@ -34,6 +34,7 @@ use http::{Request, StatusCode};
 use crate::context::Connection;
 use counts::Counts;
 
+pub use crate::labels::Unread;
 pub use accept::serve;
 pub use bind::{BindError, WorkerSockets, bind};
 pub use drain::{Drain, DrainSwitch, drain};
@@ -66,32 +67,7 @@ impl Door {
 /// Told of each request that is refused here, which no other room sees.
 pub type OnRefused = Rc<dyn Fn(Rc<Connection>, Unread)>;
 
-/// Why a request was refused before it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Unread {
-    /// It is not HTTP.
-    Malformed,
-    /// `head_bytes_max`, `headers_max`.
-    HeadTooLarge,
-    /// `uri_bytes_max`.
-    TargetTooLong,
-    /// A bare LF, or a second field that says how the body is framed: where it ends is in doubt.
-    Framing,
-    /// `header_timeout`.
-    TimedOut,
-}
-
 impl Unread {
-    /// As logs and metrics have it.
-    pub const WORDS: [&str; 5] =
-        ["malformed", "head-too-large", "target-too-long", "framing", "timed-out"];
-
-    /// Its word.
-    pub fn word(self) -> &'static str {
-        Self::WORDS[self as usize]
-    }
-
     /// What the client is answered.
     pub fn status(self) -> StatusCode {
         match self {

@@ -65,7 +65,7 @@ pub(super) fn handshake_failed(recorder: &Recorder, error: &std::io::Error) {
 }
 
 pub(super) fn unread(recorder: &Recorder, why: Unread) {
-    recorder.count_labelled(Metric::RequestsUnread, why as usize);
+    recorder.count_labelled(Metric::RequestsUnread, why.index());
 }
 
 /// Why an HTTP/2 connection was ended.

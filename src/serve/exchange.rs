@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
 use super::ranges::Asked;
-use super::worker::{Plan, Worker};
+use super::worker::{CODINGS, Worker};
 use crate::body::Body;
 use crate::cache::vary::Variant;
 use crate::cache::{
@@ -33,7 +33,6 @@ pub(super) struct Job {
     /// The request that caused it.
     pub request: RequestId,
     pub worker: Rc<Worker>,
-    pub plan: Rc<Plan>,
     pub site: Arc<Site>,
     pub rule: Arc<Rule>,
     pub upstream: Upstream,
@@ -260,8 +259,9 @@ impl Job {
                 Freshened::NotThisOne => {}
             }
         }
-        let (codings, site) = (&*self.plan.codings, &*self.site.name);
-        let place = Place { key: &self.key, selecting: &self.selecting, codings, site, sequence };
+        let site = &*self.site.name;
+        let place =
+            Place { key: &self.key, selecting: &self.selecting, codings: CODINGS, site, sequence };
         match cache::may_store(&self.exchange(response, times), &place, settings) {
             Storing::Store(stored) if apart => {
                 // Collected before any of it goes on: no more than goes on in one piece.
@@ -331,9 +331,8 @@ impl Job {
             Some(Record::Variants(list)) => VaryList::clone(&list),
             _ => VaryList::default(),
         };
-        let codings = &self.plan.codings;
-        let (hash, _) = cache::variant_key(&key, &fields, &self.selecting, codings);
-        let variant = Variant::new(hash, &fields, &self.selecting, &stored.headers, codings);
+        let (hash, _) = cache::variant_key(&key, &fields, &self.selecting, CODINGS);
+        let variant = Variant::new(hash, &fields, &self.selecting, &stored.headers, CODINGS);
         for dropped in list.note(&fields, variant, self.rule.settings.cache.variants_max) {
             self.worker.recorder.count(Metric::VariantsDropped);
             store.forget(dropped);

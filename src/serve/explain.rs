@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::added_fields::tell;
 use super::ranges::is_enough;
-use super::worker::Plan;
+use super::worker::{CODINGS, Plan};
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
 use crate::clock::Clock;
 use crate::fields::Fields;
@@ -204,8 +204,7 @@ impl Explainer {
                     .iter()
                     .map(|set| set.fields.iter().map(http::HeaderName::as_str).collect::<Vec<_>>())
                     .collect();
-                for candidate in list.candidates(key, headers, &self.plan.codings, select_language)
-                {
+                for candidate in list.candidates(key, headers, CODINGS, select_language) {
                     if let Some(Record::Response(head)) = self.store.peek(candidate.hash).await
                         && candidate.fits(key, &head.response)
                     {

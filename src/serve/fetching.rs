@@ -12,6 +12,7 @@ use tokio::task::spawn_local;
 use super::answer::{Source, first_hand};
 use super::exchange::{ExchangeOutcome, Job, Report, facts_tried};
 use super::lookup::{Found, Target};
+use super::worker::CODINGS;
 use super::{Visit, failures};
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
@@ -273,9 +274,8 @@ impl Visit {
             return Followed::Unusable;
         }
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
-            let codings = &self.plan.codings;
             let selecting = self.selecting(&fields);
-            let (hash, variant) = cache::variant_key(&found.key, &fields, &selecting, codings);
+            let (hash, variant) = cache::variant_key(&found.key, &fields, &selecting, CODINGS);
             if variant != response.variant {
                 return match hash == found.hash {
                     true => Followed::Unusable,
@@ -385,7 +385,6 @@ impl Visit {
         Ok(Job {
             request: self.context.id,
             worker: self.worker.clone(),
-            plan: self.plan.clone(),
             site: self.site.clone(),
             rule: self.rule.clone(),
             upstream: self.upstream()?,

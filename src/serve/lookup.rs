@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Uri};
 
 use super::Visit;
+use super::worker::CODINGS;
 use crate::cache::key::url_part;
 use crate::cache::{CacheKey, KeyHash, Reason, StoredResponse, VaryList, search, variant_key};
 use crate::guard::Normalised;
@@ -166,10 +167,9 @@ impl Visit {
 
     fn candidates(&self, list: &VaryList, key: &CacheKey) -> Vec<crate::cache::vary::Candidate> {
         let settings = &self.rule.settings;
-        let codings = &self.plan.codings;
         let by_language = settings.cache.select_language;
         let selecting = self.selecting(list.fields());
-        list.candidates(key, &selecting, codings, by_language)
+        list.candidates(key, &selecting, CODINGS, by_language)
     }
 
     fn variant_found(&self, target: Target, list: &VaryList, head: Arc<Head>) -> Found {
@@ -188,7 +188,7 @@ impl Visit {
         match list.sets.first() {
             Some(set) => {
                 let selecting = self.selecting(&set.fields);
-                variant_key(key, &set.fields, &selecting, &self.plan.codings).0
+                variant_key(key, &set.fields, &selecting, CODINGS).0
             }
             None => key.hash,
         }

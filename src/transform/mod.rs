@@ -22,19 +22,9 @@ pub use negotiate::Accepted;
 pub use plan::{Action, Plan, Reason, Said, plan};
 
 use crate::fields::{FieldLines, Fields, FieldsMut};
+pub use crate::labels::Coding;
 use crate::metrics::Recorder;
 use crate::reply::Reply;
-
-/// A content coding that we can produce and undo.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
-    /// RFC 8878, with a window of at most 8 MiB (RFC 9659).
-    Zstd,
-    /// RFC 7932.
-    Brotli,
-    /// RFC 1952.
-    Gzip,
-}
 
 /// A coding and how hard to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,11 +152,6 @@ fn weaken_etag(fields: &mut FieldLines) {
 }
 
 impl Coding {
-    /// The name in `Content-Encoding`.
-    pub fn as_str(self) -> &'static str {
-        CODING_NAMES[self as usize]
-    }
-
     fn levels(self) -> std::ops::RangeInclusive<i32> {
         match self {
             Self::Zstd => 1..=19,
@@ -175,9 +160,6 @@ impl Coding {
         }
     }
 }
-
-/// Names of codings by [`Coding`]'s number: the metrics' labels, too.
-pub use crate::metrics::CODING_NAMES;
 
 /// Not a coding that we know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
