@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -29,10 +29,13 @@ use super::audit::{Audit, Refused};
 use super::bus::{Bus, Refresh};
 use super::dashboard;
 use super::host;
+use super::http::{
+    Problem, absolute_url, add_advice, check_parameters, is_read, json_response,
+    method_not_allowed, parameter, text_response,
+};
 use super::prefetch::{self, Prefetcher};
-use super::problem::Problem;
-use super::purge::{Names, absolute_url};
-use super::purges::{Rate, advise};
+use super::purge::Names;
+use super::purges::Rate;
 use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Leave, Peer, TokenFile};
 use crate::clock::{Clock, unix_ms};
@@ -205,7 +208,7 @@ impl Admin {
         };
         let answer = answering.await.unwrap_or_else(failed);
         let mut response = answer.unwrap_or_else(|problem| problem.response());
-        advise(&mut response);
+        add_advice(&mut response);
         Ok(response)
     }
 
@@ -324,7 +327,7 @@ impl Admin {
     }
 
     fn metrics_text(&self) -> Response<Full<Bytes>> {
-        let mut response = text(StatusCode::OK, self.metrics.encode());
+        let mut response = text_response(StatusCode::OK, self.metrics.encode());
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         response
@@ -372,8 +375,10 @@ impl Admin {
 
     fn health(&self, path: &str) -> Response<Full<Bytes>> {
         match self.node.not_ready().filter(|_| path == "/readyz") {
-            Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-            None => text(StatusCode::OK, if path == "/readyz" { "ready\n" } else { "ok\n" }),
+            Some(why) => text_response(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            None => {
+                text_response(StatusCode::OK, if path == "/readyz" { "ready\n" } else { "ok\n" })
+            }
         }
     }
 
@@ -385,7 +390,7 @@ impl Admin {
     /// for the fields of the request that is explained.
     async fn explain(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
         let query = request.uri().query().unwrap_or_default();
-        only(query, &["url", "client", "country"])?;
+        check_parameters(query, &["url", "client", "country"])?;
         let url = parameter(query, "url")?.unwrap_or_default();
         let uri = absolute_url(&url)?;
         let client = parameter(query, "client")?
@@ -478,79 +483,6 @@ fn explained_fields(headers: &http::HeaderMap) -> http::HeaderMap {
         fields.append(name, value);
     }
     fields
-}
-
-/// Refuses parameters of other names than these, and any that is given twice: who writes `wiat=all`
-/// wants to wait.
-pub(super) fn only(query: &str, names: &[&str]) -> Result<(), Problem> {
-    let mut found = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
-        let expected = names.join(", ");
-        if !names.contains(&name) {
-            let detail = format!("unknown parameter {name:?}; there are {expected}");
-            return Err(Problem::bad_request(detail));
-        }
-        if found.contains(&name) {
-            return Err(Problem::bad_request(format!("{name} is given twice")));
-        }
-        found.push(name);
-    }
-    Ok(())
-}
-
-/// A parameter of a query, decoded.
-pub(super) fn parameter(query: &str, name: &str) -> Result<Option<String>, Problem> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-    let broken = || Problem::bad_request(format!("{name}: not valid percent-encoding"));
-    value.map(|value| percent_decode(value).ok_or_else(broken)).transpose()
-}
-
-/// `None` where a percent sign is not followed by two hex digits, or the bytes aren't UTF-8.
-pub(super) fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        if first != b'%' {
-            bytes.push(first);
-            rest = tail;
-            continue;
-        }
-        let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = &tail[2..];
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// Whether a call that only reads may be made with it. The content of the answer to HEAD is left
-/// out by the connection.
-fn is_read(method: &Method) -> bool {
-    method == Method::GET || method == Method::HEAD
-}
-
-fn method_not_allowed(path: &str, method: &Method) -> Response<Full<Bytes>> {
-    let methods = if method == Method::GET { "GET, HEAD" } else { method.as_str() };
-    let detail = format!("{path} takes {methods}");
-    let mut response = Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).response();
-    let allow = HeaderValue::from_str(methods).expect("methods are a field value");
-    response.headers_mut().insert(ALLOW, allow);
-    response
-}
-
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
-}
-
-pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
-    let mut response = text(status, format!("{value:#}\n"));
-    let kind = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
 }
 
 /// 10,000 URLs of 400 bytes.

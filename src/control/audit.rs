@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::problem::Problem;
+use super::http::Problem;
 use super::purges::Rate;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};

@@ -9,7 +9,7 @@ use http::header::{
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::problem::Problem;
+use super::http::Problem;
 
 /// The file of this path. `None`: it is not of the dashboard.
 pub(super) fn file(path: &str) -> Option<Response<Full<Bytes>>> {

@@ -9,7 +9,7 @@ use http::header::HOST;
 use http::uri::Authority;
 use http::{HeaderValue, Request, StatusCode, Version};
 
-use super::problem::Problem;
+use super::http::Problem;
 
 /// The authority that a request is for, as RFC 9112 §3.2 wants it: one `Host`, which HTTP/1.0 alone
 /// may leave out; the authority of a target in absolute form counts in its place (§3.2.2).

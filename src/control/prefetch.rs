@@ -20,10 +20,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::MissedTickBehavior;
 
-use super::admin::{Admin, NodeActions, json_response};
+use super::admin::{Admin, NodeActions};
 use super::bus::Refresh;
-use super::problem::Problem;
-use super::purge::{SCOPES_MAX, absolute_url, from_object, no_null};
+use super::http::{Problem, absolute_url, from_json_object, json_response, non_null_string};
+use super::purge::SCOPES_MAX;
 use super::tokens::{Caller, Leave};
 use crate::metrics::{Metric, Metrics, Recorder};
 
@@ -54,11 +54,11 @@ impl Default for Settings {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    #[serde(default, deserialize_with = "no_null")]
+    #[serde(default, deserialize_with = "non_null_string")]
     url: Option<String>,
     #[serde(default)]
     urls: Vec<String>,
-    #[serde(default, deserialize_with = "no_null")]
+    #[serde(default, deserialize_with = "non_null_string")]
     sitemap: Option<String>,
 }
 
@@ -153,7 +153,7 @@ impl Admin {
         caller: &Caller,
         body: &[u8],
     ) -> Result<Response<Full<Bytes>>, Problem> {
-        let written: Written = from_object(body)
+        let written: Written = from_json_object(body)
             .map_err(|why| Problem::bad_request(format!("the body is not a prefetch: {why}")))?;
         let urls: Vec<String> = written.url.into_iter().chain(written.urls).collect();
         if urls.len() > SCOPES_MAX {

@@ -1,11 +1,9 @@
 //! What `POST /purge` was asked: from JSON to scopes, every mistake named.
 
-use std::fmt::Display;
-
 use http::Uri;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-use super::problem::Problem;
+use super::http::{Problem, absolute_url, from_json_object, non_null_string};
 use crate::cache::{PurgeKind, PurgeScope};
 
 /// A purge as the caller ordered it, checked.
@@ -33,17 +31,17 @@ pub const SCOPE_BYTES_MAX: usize = 8192;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    #[serde(default, deserialize_with = "no_null")]
+    #[serde(default, deserialize_with = "non_null_string")]
     url: Option<String>,
     #[serde(default)]
     urls: Vec<String>,
-    #[serde(default, deserialize_with = "no_null")]
+    #[serde(default, deserialize_with = "non_null_string")]
     prefix: Option<String>,
-    #[serde(default, deserialize_with = "no_null")]
+    #[serde(default, deserialize_with = "non_null_string")]
     tag: Option<String>,
     #[serde(default)]
     tags: Vec<String>,
-    #[serde(default, deserialize_with = "no_null")]
+    #[serde(default, deserialize_with = "non_null_string")]
     site: Option<String>,
     #[serde(default)]
     all: bool,
@@ -75,7 +73,7 @@ impl PurgeOrder {
     /// Not JSON, unknown fields, nothing to purge, too much of it, URLs that aren't absolute,
     /// or aren't of this node, sites that it doesn't have: a [`Problem`] that says which.
     pub fn parse(body: &[u8], names: &dyn Names) -> Result<Self, Problem> {
-        let written: Written = from_object(body)
+        let written: Written = from_json_object(body)
             .map_err(|why| Problem::bad_request(format!("the body is not a purge: {why}")))?;
         let mut scopes = Vec::new();
         for url in written.url.iter().chain(&written.urls) {
@@ -88,7 +86,7 @@ impl PurgeOrder {
             scopes.extend(prefix_scopes(prefix, names)?);
         }
         if let Some(site) = &written.site {
-            names.check_site(site).map_err(|why| bad("site", site, &why))?;
+            names.check_site(site).map_err(|why| Problem::bad_value("site", site, &why))?;
             scopes.push(PurgeScope::Site(checked("site", site)?));
         }
         if written.all {
@@ -116,40 +114,12 @@ impl PurgeOrder {
     }
 }
 
-/// What is written; serde takes `null` for nothing, and who writes that means something else.
-pub(super) fn no_null<'a, D: Deserializer<'a>>(value: D) -> Result<Option<String>, D::Error> {
-    String::deserialize(value).map(Some)
-}
-
-/// An object by its fields' names. serde takes a list for one too, by their order.
-pub(super) fn from_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err("expected a JSON object, {…}".to_owned());
-    }
-    serde_json::from_slice(body).map_err(|error| error.to_string())
-}
-
 /// A URL is purged for both schemes: who purges the https page wants the http one gone too.
 fn url_scopes(url: &str, names: &dyn Names) -> Result<[PurgeScope; 2], Problem> {
     let uri = absolute_url(&checked("url", url)?)?;
-    let url_key = names.canonical_url(&uri).map_err(|error| bad("url", url, &error))?;
+    let url_key =
+        names.canonical_url(&uri).map_err(|error| Problem::bad_value("url", url, &error))?;
     Ok(both_schemes(&url_key).map(PurgeScope::Url))
-}
-
-/// A URL with scheme and host, as callers must write them.
-///
-/// # Errors
-/// A [`Problem`] that names it.
-pub(super) fn absolute_url(url: &str) -> Result<Uri, Problem> {
-    let uri: Uri = url.parse().map_err(|error| bad("url", url, &error))?;
-    let has_scheme = matches!(uri.scheme_str(), Some("http" | "https"));
-    let Some(authority) = uri.authority().filter(|_| has_scheme) else {
-        return Err(bad("url", url, &"expected an absolute URL such as https://example.org/page"));
-    };
-    if authority.as_str().contains('@') {
-        return Err(bad("url", url, &"user and password are not part of what is stored"));
-    }
-    Ok(uri)
 }
 
 /// Host and path as in keys, so that no spelling of them misses; of a query, what is there is taken
@@ -160,11 +130,12 @@ fn prefix_scopes(prefix: &str, names: &dyn Names) -> Result<[PurgeScope; 2], Pro
     let is_whole = rest.is_some_and(|rest| rest.contains('/') && !rest.starts_with('/'));
     if !is_whole {
         let expected = "expected scheme, host and at least one slash of the path, such as https://example.org/blog/";
-        return Err(bad("prefix", prefix, &expected));
+        return Err(Problem::bad_value("prefix", prefix, &expected));
     }
     let (path, query) = text.split_at(text.find('?').unwrap_or(text.len()));
-    let uri: Uri = path.parse().map_err(|error| bad("prefix", prefix, &error))?;
-    let path = names.canonical_url(&uri).map_err(|error| bad("prefix", prefix, &error))?;
+    let uri: Uri = path.parse().map_err(|error| Problem::bad_value("prefix", prefix, &error))?;
+    let path =
+        names.canonical_url(&uri).map_err(|error| Problem::bad_value("prefix", prefix, &error))?;
     Ok(both_schemes(&(path + query)).map(PurgeScope::Prefix))
 }
 
@@ -184,10 +155,6 @@ fn checked(what: &str, value: &str) -> Result<Box<str>, Problem> {
         )));
     }
     Ok(value.into())
-}
-
-fn bad(what: &str, value: &str, why: &dyn Display) -> Problem {
-    Problem::bad_request(format!("{what} {value:?}: {why}"))
 }
 
 #[cfg(test)]

@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, Uri, header};
+use http::{Response, StatusCode, Uri};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::admin::{Admin, json_response, only, parameter};
+use super::admin::Admin;
 use super::bus::{Known, NodeState, OrderError, Status, Wait};
-use super::problem::Problem;
+use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
 use super::purge::PurgeOrder;
 use super::tokens::{Caller, Leave};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
@@ -96,13 +95,13 @@ impl Admin {
 
     /// `GET /purges?since=MILLISECONDS&limit=100`
     pub(super) fn purges(&self, query: &str) -> Result<Response<Full<Bytes>>, Problem> {
-        only(query, &["since", "limit"])?;
-        let since = number(query, "since", 0.0)?;
+        check_parameters(query, &["since", "limit"])?;
+        let since = number_parameter(query, "since", 0.0)?;
         if !(0.0..f64::INFINITY).contains(&since) {
             let detail = format!("since {since}: expected milliseconds since 1970");
             return Err(Problem::bad_request(detail));
         }
-        let limit: usize = number(query, "limit", 100)?;
+        let limit: usize = number_parameter(query, "limit", 100)?;
         if !(1..=LIST_MAX).contains(&limit) {
             return Err(Problem::bad_request(format!("limit {limit}: expected 1 to {LIST_MAX}")));
         }
@@ -197,7 +196,7 @@ impl Rate {
 }
 
 fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
-    only(query, &["wait", "timeout"])?;
+    check_parameters(query, &["wait", "timeout"])?;
     let wait = match parameter(query, "wait")?.as_deref() {
         None | Some("local") => Wait::Local,
         Some("none") => Wait::None,
@@ -220,11 +219,6 @@ fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
         return Err(Problem::bad_request(detail));
     }
     Ok((wait, timeout))
-}
-
-fn number<T: FromStr>(query: &str, name: &str, default: T) -> Result<T, Problem> {
-    let Some(text) = parameter(query, name)? else { return Ok(default) };
-    text.parse().map_err(|_| Problem::bad_request(format!("{name} {text:?}: expected a number")))
 }
 
 fn problem(error: OrderError) -> Problem {
@@ -297,17 +291,6 @@ fn audit_line(caller: &Caller, order: &PurgeOrder) -> Value {
         "reason": order.reason,
         "refresh": order.refresh,
     })
-}
-
-/// What a caller who must wait is told, as fields of the response.
-pub(super) fn advise(response: &mut Response<Full<Bytes>>) {
-    let (name, value) = match response.status() {
-        StatusCode::TOO_MANY_REQUESTS => (header::RETRY_AFTER, "1"),
-        StatusCode::SERVICE_UNAVAILABLE => (header::RETRY_AFTER, "5"),
-        StatusCode::UNAUTHORIZED => (header::WWW_AUTHENTICATE, "Bearer realm=\"skerry\""),
-        _ => return,
-    };
-    response.headers_mut().insert(name, HeaderValue::from_static(value));
 }
 
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use http::{HeaderMap, StatusCode, header};
 
-use super::problem::Problem;
+use super::http::Problem;
 use crate::stamp::Stamp;
 
 /// What a caller may do.

@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::cache::PurgeScope;
+use crate::control::http::percent_decode;
 
 /// The bus' settings, as shipped by `Default`: no Redis, this node alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -266,9 +267,7 @@ fn decoded(text: &str) -> Result<Option<String>, &'static str> {
     if text.is_empty() {
         return Ok(None);
     }
-    crate::control::admin::percent_decode(text)
-        .map(Some)
-        .ok_or("user and password are percent-encoded in a URL")
+    percent_decode(text).map(Some).ok_or("user and password are percent-encoded in a URL")
 }
 
 impl fmt::Debug for RedisUrl {
