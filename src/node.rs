@@ -31,7 +31,7 @@ use crate::control::audit::Audit;
 use crate::control::bus::{self, Bus, Refresh};
 use crate::control::prefetch::Prefetcher;
 use crate::control::purge::Names;
-use crate::control::purges::Rate;
+use crate::control::rate::Rate;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::fill::collapse::Fills;

@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::audit::{Audit, Refused};
+use super::audit::{Audit, RefusedCall};
 use super::bus::{Bus, Refresh};
 use super::dashboard;
 use super::host;
@@ -35,7 +35,7 @@ use super::http::{
 };
 use super::prefetch::{self, Prefetcher};
 use super::purge::Names;
-use super::purges::Rate;
+use super::rate::Rate;
 use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Leave, Peer, TokenFile};
 use crate::clock::{Clock, unix_ms};
@@ -273,7 +273,7 @@ impl Admin {
         from: SocketAddr,
         problem: &Problem,
     ) {
-        let refused = Refused { call, who, from: from.to_string(), problem };
+        let refused = RefusedCall { call, who, from: from.to_string(), problem };
         self.audit.refused(refused, self.now_ms()).await;
     }
 

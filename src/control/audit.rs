@@ -10,7 +10,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::http::Problem;
-use super::purges::Rate;
+use super::rate::Rate;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
@@ -24,7 +24,7 @@ pub struct Audit {
 }
 
 /// A call that was refused.
-pub(super) struct Refused<'a> {
+pub(super) struct RefusedCall<'a> {
     /// `POST /purge`.
     pub call: &'a str,
     /// The caller's name, where that much is known.
@@ -64,7 +64,7 @@ impl Audit {
 
     /// Writes a line where somebody was refused; a few a second, the others are only counted, so
     /// that who guesses tokens doesn't fill the disk.
-    pub(super) async fn refused(&self, refused: Refused<'_>, at_ms: u64) {
+    pub(super) async fn refused(&self, refused: RefusedCall<'_>, at_ms: u64) {
         let status = refused.problem.status;
         let Some(at) = REFUSED.iter().position(|known| *known == status) else { return };
         self.recorder.count_labelled(Metric::AdminRefused, at);

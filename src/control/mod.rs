@@ -9,7 +9,8 @@ mod host;
 pub mod http;
 pub mod prefetch;
 pub mod purge;
-pub mod purges;
+mod purges;
+pub mod rate;
 pub mod tls;
 pub mod tokens;
 

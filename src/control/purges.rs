@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode, Uri};
@@ -29,7 +28,7 @@ impl Admin {
         room: OwnedSemaphorePermit,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (wait, timeout) = wait_of(query)?;
-        self.rate.admit(self.clock.instant())?;
+        self.take_from_rate()?;
         let order = PurgeOrder::parse(&body, &*self.node)?;
         drop(body);
         self.may_purge(caller, &order.scopes)?;
@@ -46,7 +45,7 @@ impl Admin {
     pub async fn purge_url(&self, url: &str, client: IpAddr) -> Result<String, Problem> {
         let mut caller = Caller::local(SocketAddr::new(client, 0));
         caller.name = "PURGE request".to_owned();
-        if let Err(problem) = self.rate.admit(self.clock.instant()) {
+        if let Err(problem) = self.take_from_rate() {
             self.audit_refusal("PURGE", Some(&caller.name), caller.address, &problem).await;
             return Err(problem);
         }
@@ -54,6 +53,18 @@ impl Admin {
         let order = PurgeOrder::parse(body.as_bytes(), &*self.node)?;
         let ordered = self.order(&caller, order, Wait::Local, TIMEOUT, None).await;
         ordered.map(|(id, ..)| id)
+    }
+
+    /// Counts a purge against the rate.
+    fn take_from_rate(&self) -> Result<(), Problem> {
+        if self.rate.take(self.clock.instant()) {
+            return Ok(());
+        }
+        let detail = format!(
+            "more than {} purges a second (admin.purges_per_second_max): put several URLs or tags into one call",
+            self.rate.per_second()
+        );
+        Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail))
     }
 
     /// Orders a purge, waits as asked, and writes it down whatever became of it.
@@ -156,44 +167,6 @@ impl Admin {
 
 /// A purge's id, its sequence if it waited for that, and who has it.
 type Ordered = (String, Option<PurgeSequence>, Status);
-
-/// How many purges may be ordered here in a second; as many may come at once.
-pub struct Rate {
-    per_second: f64,
-    left: Mutex<(f64, Instant)>,
-}
-
-impl Rate {
-    /// A full measure.
-    pub fn new(per_second: u32, now: Instant) -> Self {
-        Self { per_second: per_second.into(), left: Mutex::new((per_second.into(), now)) }
-    }
-
-    fn admit(&self, now: Instant) -> Result<(), Problem> {
-        if self.take(now) {
-            return Ok(());
-        }
-        let detail = format!(
-            "more than {} purges a second (admin.purges_per_second_max): put several URLs or tags into one call",
-            self.per_second
-        );
-        Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail))
-    }
-
-    /// Whether there is one left.
-    pub(super) fn take(&self, now: Instant) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let (tokens, at) = *left;
-        let gained = now.saturating_duration_since(at).as_secs_f64() * self.per_second;
-        let tokens = (tokens + gained).min(self.per_second);
-        *left = (tokens, now);
-        if tokens < 1.0 {
-            return false;
-        }
-        left.0 -= 1.0;
-        true
-    }
-}
 
 fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
     check_parameters(query, &["wait", "timeout"])?;
@@ -302,16 +275,6 @@ const AUDITED_MAX: usize = 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_rate_lets_bursts_through_and_no_more() {
-        let start = crate::clock::Clock::system().instant();
-        let rate = Rate::new(3, start);
-        let admitted = (0..5).filter(|_| rate.admit(start).is_ok()).count();
-        assert_eq!(admitted, 3);
-        let later = start + Duration::from_secs(1);
-        assert_eq!((0..5).filter(|_| rate.admit(later).is_ok()).count(), 3);
-    }
 
     #[test]
     fn what_to_wait_for_has_words_and_bounds() {

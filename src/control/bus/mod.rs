@@ -42,7 +42,7 @@ use self::ledger::Ledger;
 use self::link::{Connector, Link, ReceiptMessage, Receipts};
 use self::publisher::Publishing;
 use self::settings::Policy;
-use super::purges::Rate;
+use super::rate::Rate;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
 use crate::metrics::{Metric, Metrics, Recorder};
