@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::audit::{Audit, RefusedCall};
-use super::bus::{Bus, Refresh};
+use super::bus::Bus;
 use super::dashboard;
 use super::host;
 use super::http::{
@@ -36,6 +36,7 @@ use super::http::{
 use super::prefetch::{self, Prefetcher};
 use super::purge::Names;
 use super::rate::Rate;
+use super::refresh::Refresh;
 use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Leave, Peer, TokenFile};
 use crate::clock::{Clock, unix_ms};

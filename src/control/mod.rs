@@ -11,6 +11,7 @@ pub mod prefetch;
 pub mod purge;
 mod purges;
 pub mod rate;
+pub mod refresh;
 pub mod tls;
 pub mod tokens;
 

@@ -21,9 +21,9 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use super::admin::{Admin, NodeActions};
-use super::bus::Refresh;
 use super::http::{Problem, absolute_url, from_json_object, json_response, non_null_string};
 use super::purge::SCOPES_MAX;
+use super::refresh::{PrefetchOutcome, Refresh};
 use super::tokens::{Caller, Leave};
 use crate::metrics::{Metric, Metrics, Recorder};
 
@@ -102,7 +102,7 @@ impl Prefetcher {
         if is_queued {
             self.queued.inc();
         } else {
-            self.recorder.count_labelled(Metric::Prefetches, DROPPED);
+            self.recorder.count_labelled(Metric::Prefetches, PrefetchOutcome::Dropped as usize);
         }
         is_queued
     }
@@ -125,10 +125,10 @@ impl Prefetcher {
                 let _place = place;
                 let fetched = tokio::time::timeout(FETCH_TIMEOUT, node.fetch(&url, None)).await;
                 let outcome = match fetched {
-                    Ok(Ok((status, _))) if status.as_u16() < 400 => FETCHED,
-                    _ => FAILED,
+                    Ok(Ok((status, _))) if status.as_u16() < 400 => PrefetchOutcome::Fetched,
+                    _ => PrefetchOutcome::Failed,
                 };
-                recorder.count_labelled(Metric::Prefetches, outcome);
+                recorder.count_labelled(Metric::Prefetches, outcome as usize);
             });
         }
     }
@@ -318,10 +318,6 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 const SITEMAPS_MAX: usize = 100;
 /// As sitemaps.org allows.
 const SITEMAP_BYTES_MAX: usize = 50 << 20;
-/// In the order of [`crate::metrics::PREFETCH_OUTCOMES`].
-const FETCHED: usize = 0;
-const FAILED: usize = 1;
-pub(super) const DROPPED: usize = 2;
 
 #[cfg(test)]
 mod tests {

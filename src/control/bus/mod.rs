@@ -35,7 +35,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch}
 use tokio::task::JoinHandle;
 
 pub use self::ledger::{Known, Place, Receipt};
-pub use self::record::{Gap, Kind, Record, Refresh, Scope};
+pub use self::record::{Gap, Kind, Record, Scope};
 pub use self::settings::{RedisUrl, Settings, Silence};
 
 use self::ledger::Ledger;
@@ -43,6 +43,7 @@ use self::link::{Connector, Link, ReceiptMessage, Receipts};
 use self::publisher::Publishing;
 use self::settings::Policy;
 use super::rate::Rate;
+use super::refresh::{PrefetchOutcome, Refresh};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
 use crate::metrics::{Metric, Metrics, Recorder};
@@ -519,7 +520,7 @@ impl Inner {
         let Some(refresh) = record.refresh() else { return };
         // Clients fetch what they miss anyway.
         if self.refreshes.try_send(refresh).is_err() {
-            self.recorder.count_labelled(Metric::Prefetches, super::prefetch::DROPPED);
+            self.recorder.count_labelled(Metric::Prefetches, PrefetchOutcome::Dropped as usize);
         }
     }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{PurgeKind, PurgeScope};
+use crate::control::refresh::Refresh;
 
 /// One purge, as every node of the fleet reads it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,15 +36,6 @@ pub struct Record {
     /// How many of the most popular of what is purged each node fetches again.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub refresh: usize,
-}
-
-/// What is to be fetched again after a purge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refresh {
-    /// The most URLs.
-    pub count: usize,
-    /// Only these. `None`: whatever the purge has covered.
-    pub urls: Option<Vec<Box<str>>>,
 }
 
 /// [`PurgeKind`] as it is written.
