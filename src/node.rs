@@ -28,7 +28,8 @@ use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::control::admin::{self, Admin, Coming, NodeActions, Room};
 use crate::control::audit::Audit;
-use crate::control::bus::{self, Bus};
+use crate::control::bus::Bus;
+use crate::control::fleet::NodeIdentity;
 use crate::control::prefetch::Prefetcher;
 use crate::control::purge::Names;
 use crate::control::rate::Rate;
@@ -174,7 +175,7 @@ impl Node {
         let admin_tls = config.admin.tls.as_ref().map(AdminTls::load).transpose();
         let admin_tls = admin_tls.map_err(StartError::AdminFiles)?.map(Arc::new);
         let identity =
-            bus::Identity { name: config.node.name.clone(), region: config.node.region.clone() };
+            NodeIdentity { name: config.node.name.clone(), region: config.node.region.clone() };
         // The first byte is served when the purges that were missed are known.
         let bus = background
             .block_on(Bus::start(

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod audit;
 pub mod bus;
 mod dashboard;
+pub mod fleet;
 mod host;
 pub mod http;
 pub mod prefetch;

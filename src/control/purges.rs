@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::admin::Admin;
 use super::bus::{Known, NodeState, OrderError, Status, Wait};
+use super::fleet::FleetMember;
 use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
 use super::purge::PurgeOrder;
 use super::tokens::{Caller, Leave};
@@ -125,7 +126,7 @@ impl Admin {
     /// `GET /nodes`
     pub(super) fn nodes(&self) -> Response<Full<Bytes>> {
         let now = self.clock.instant();
-        let node = |(name, member): (String, super::bus::Member)| {
+        let node = |(name, member): (String, FleetMember)| {
             let heard = now.saturating_duration_since(member.heard);
             let told = json!({
                 "region": member.region,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::record::{Kind, Record, Scope};
 use crate::cache::PurgeSequence;
+use crate::control::fleet::StreamPlace;
 
 /// How long a node took, since the purge was ordered. Clocks of two nodes are compared here:
 /// it is as exact as they are.
@@ -29,9 +30,6 @@ impl Receipt {
     }
 }
 
-/// A place in the stream: epoch and number.
-pub type Place = (String, u64);
-
 /// A purge that this node knows of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
@@ -50,7 +48,7 @@ pub struct Known {
     /// This node's sequence, once it is durable here.
     pub sequence: Option<PurgeSequence>,
     /// Its place in the stream, once it was read there.
-    pub place: Option<Place>,
+    pub place: Option<StreamPlace>,
     /// Who has it.
     pub receipts: BTreeMap<String, Receipt>,
     in_force_ms: Option<f64>,

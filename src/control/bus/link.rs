@@ -16,9 +16,10 @@ use redis::{
     Value,
 };
 
-use super::ledger::{Place, Receipt};
+use super::ledger::Receipt;
 use super::record::{EntryId, Head, Record};
 use super::settings::{Kind, RedisUrl, Settings};
+use crate::control::fleet::{HeardNode, Heartbeat, StreamPlace};
 use crate::random::random_u64;
 
 /// How connections are made.
@@ -63,27 +64,16 @@ enum Connection {
 pub(super) struct Beat {
     pub head: Head,
     /// What was last said under this node's name: by itself, or by another of that name.
-    pub before: String,
-    /// All who are known.
-    pub nodes: Vec<Heard>,
-}
-
-/// A node's last heartbeat.
-pub(super) struct Heard {
-    pub node: String,
-    /// By Redis' clock, in milliseconds since 1970.
-    pub at_ms: u64,
-    /// By the same clock, how long ago that is.
-    pub ago_ms: u64,
-    /// What it said of itself.
-    pub says: String,
+    pub before: Heartbeat,
+    /// All nodes that Redis knows.
+    pub nodes: Vec<HeardNode>,
 }
 
 /// What Redis has kept of a purge.
 #[derive(Debug, Default)]
 pub(super) struct Receipts {
     /// Where it stands in the stream.
-    pub place: Option<Place>,
+    pub place: Option<StreamPlace>,
     /// Of each node.
     pub receipts: BTreeMap<String, Receipt>,
 }
@@ -337,9 +327,9 @@ impl Link {
         pipeline.exec_async(self).await
     }
 
-    /// Says that node `name` is there and what it says of itself; learns the stream's head and
-    /// who else is there.
-    pub async fn beat(&mut self, name: &str, says: &str) -> RedisResult<Beat> {
+    /// Leaves the heartbeat of node `name`; learns the stream's head and the other nodes'
+    /// heartbeats.
+    pub async fn beat(&mut self, name: &str, heartbeat: &Heartbeat) -> RedisResult<Beat> {
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(sha1(BEAT))
@@ -348,19 +338,20 @@ impl Link {
             .arg(&self.keys.nodes)
             .arg(new_epoch())
             .arg(name)
-            .arg(says);
+            .arg(heartbeat.to_text());
         type Answer = (String, u64, String, u64, String, Vec<(String, String)>);
         let (epoch, number, id, now, before, nodes): Answer = command.query_async(self).await?;
         let head = Head { epoch, number, id: parse_id(&id)? };
-        let parted = |text: &str| {
-            let (seen, says) = text.split_once(' ').unwrap_or((text, ""));
-            (seen.parse().unwrap_or_default(), says.to_owned())
+        // Milliseconds since 1970, and the heartbeat.
+        let parse = |text: &str| {
+            let (at_ms, heartbeat) = text.split_once(' ').unwrap_or((text, ""));
+            (at_ms.parse().unwrap_or_default(), Heartbeat::parse(heartbeat))
         };
         let nodes = nodes.into_iter().map(|(node, text)| {
-            let (at_ms, says): (u64, _) = parted(&text);
-            Heard { node, at_ms, ago_ms: now.saturating_sub(at_ms), says }
+            let (at_ms, heartbeat): (u64, _) = parse(&text);
+            HeardNode { node, at_ms, ago_ms: now.saturating_sub(at_ms), heartbeat }
         });
-        Ok(Beat { head, before: parted(&before).1, nodes: nodes.collect() })
+        Ok(Beat { head, before: parse(&before).1, nodes: nodes.collect() })
     }
 
     /// Takes a node out of the fleet.
@@ -493,7 +484,7 @@ fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<Entry> {
     })
 }
 
-fn parse_place(text: &str) -> Option<Place> {
+fn parse_place(text: &str) -> Option<StreamPlace> {
     let (epoch, number) = text.split_once(' ')?;
     Some((epoch.to_owned(), number.parse().ok()?))
 }

@@ -34,7 +34,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use self::ledger::{Known, Place, Receipt};
+pub use self::ledger::{Known, Receipt};
 pub use self::record::{Gap, Kind, Record, Scope};
 pub use self::settings::{RedisUrl, Settings, Silence};
 
@@ -42,6 +42,7 @@ use self::ledger::Ledger;
 use self::link::{Connector, Link, ReceiptMessage, Receipts};
 use self::publisher::Publishing;
 use self::settings::Policy;
+use super::fleet::{FleetMember, NodeIdentity, StreamPlace};
 use super::rate::Rate;
 use super::refresh::{PrefetchOutcome, Refresh};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
@@ -56,18 +57,9 @@ pub struct Bus {
     inner: Arc<Inner>,
 }
 
-/// What a node calls itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Its name, in receipts; no two nodes of a fleet may share one.
-    pub name: String,
-    /// Where it is.
-    pub region: String,
-}
-
 struct Inner {
     settings: Settings,
-    identity: Identity,
+    identity: NodeIdentity,
     /// Different at each start, so that two nodes of one name notice each other.
     instance: String,
     purges: Arc<Purges>,
@@ -83,7 +75,7 @@ struct Inner {
     awaited: Mutex<HashMap<String, watch::Sender<()>>>,
     /// How many may wait for others.
     waiting: Semaphore,
-    members: Mutex<BTreeMap<String, Member>>,
+    members: Mutex<BTreeMap<String, FleetMember>>,
     publishing: Mutex<Publishing>,
     outgoing: Notify,
     receipts: mpsc::Sender<ReceiptMessage>,
@@ -97,17 +89,6 @@ struct Inner {
     last_id_us: AtomicU64,
     /// Lines that would come with each purge while the disk fails.
     complaints: Rate,
-}
-
-/// A node of the fleet, as of the last heartbeat.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Where it is.
-    pub region: String,
-    /// When it was heard by Redis.
-    pub heard: Instant,
-    /// Up to where it has applied the stream: epoch and number.
-    pub place: Option<Place>,
 }
 
 struct Gauges {
@@ -189,7 +170,7 @@ impl Bus {
     /// node starts as silent.
     pub async fn start(
         settings: Settings,
-        identity: Identity,
+        identity: NodeIdentity,
         purges: Arc<Purges>,
         clock: Clock,
         metrics: &Arc<Metrics>,
@@ -352,8 +333,8 @@ impl Bus {
             Some(known) => (known.place.as_ref(), &known.receipts),
             None => (kept.place.as_ref(), &kept.receipts),
         };
-        let state = |name: &str, its_place: Option<&Place>, heard| {
-            let has_passed = |(epoch, number): &Place| {
+        let state = |name: &str, its_place: Option<&StreamPlace>, heard| {
+            let has_passed = |(epoch, number): &StreamPlace| {
                 place.is_some_and(|(its, at)| its == epoch && at <= number)
             };
             match receipts.get(name) {
@@ -389,10 +370,10 @@ impl Bus {
     }
 
     /// The nodes of the fleet, this one among them.
-    pub fn members(&self) -> BTreeMap<String, Member> {
+    pub fn members(&self) -> BTreeMap<String, FleetMember> {
         let mut members = self.inner.members().clone();
         let own = &self.inner.identity;
-        members.entry(own.name.clone()).or_insert_with(|| Member {
+        members.entry(own.name.clone()).or_insert_with(|| FleetMember {
             region: own.region.clone(),
             heard: self.inner.clock.instant(),
             place: None,
@@ -631,7 +612,7 @@ impl Inner {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn members(&self) -> MutexGuard<'_, BTreeMap<String, Member>> {
+    fn members(&self) -> MutexGuard<'_, BTreeMap<String, FleetMember>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

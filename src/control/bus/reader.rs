@@ -1,18 +1,19 @@
 //! Reads the stream, in order and without a gap, on a connection of its own.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redis::RedisResult;
-use serde_json::{Value, json};
 
-use super::link::{Beat, Entry, Heard, Link, brief};
+use super::link::{Beat, Entry, Link, brief};
 use super::record::{Gap, Head, Position, Record, follows, reconcile, resume};
-use super::{Backoff, Inner, Member};
+use super::{Backoff, Inner};
 use crate::cache::PurgeScope;
+use crate::control::fleet::{
+    self, AbsentNodes, FleetMember, Heartbeat, TwinWatch, UNNAMED_MEMBERS,
+};
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
 use crate::purge::PurgeError;
@@ -24,11 +25,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
         position: kept.and_then(|kept| Position::parse(&kept)),
         head: None,
         members_kept_until: None,
-        strangers_until: None,
-        absent: Absent::default(),
+        unnamed_until: None,
+        absent: AbsentNodes::default(),
         read_count: READ_COUNT_MIN,
-        has_beaten: false,
-        twin_until: None,
+        twin: TwinWatch::default(),
         inner,
     };
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
@@ -54,14 +54,11 @@ struct Reader {
     members_kept_until: Option<Instant>,
     /// Until then there may be members that this node has never heard of: it started when Redis had
     /// lost what it knew.
-    strangers_until: Option<Instant>,
-    absent: Absent,
+    unnamed_until: Option<Instant>,
+    absent: AbsentNodes,
     /// Entries of one read.
     read_count: usize,
-    /// Whether this process has beaten before; what it finds under its name is its own since.
-    has_beaten: bool,
-    /// Another node uses this one's name. It is not met at every heartbeat, and counts until then.
-    twin_until: Option<Instant>,
+    twin: TwinWatch,
 }
 
 impl Reader {
@@ -116,7 +113,7 @@ impl Reader {
             let until = Some(self.inner.clock.instant() + self.kept_after_loss());
             self.members_kept_until = until;
             if self.inner.members().is_empty() {
-                self.strangers_until = until;
+                self.unnamed_until = until;
             }
         }
         self.note_members(&beat);
@@ -137,14 +134,14 @@ impl Reader {
 
     async fn say(&self, link: &mut Link) -> RedisResult<Beat> {
         let inner = &self.inner;
-        let says = json!({
-            "region": inner.identity.region,
-            "instance": inner.instance,
-            "epoch": self.position.as_ref().map(|position| &position.epoch),
-            "number": self.position.as_ref().and_then(|position| position.number),
-            "twin": self.twin_until.is_some(),
-        });
-        link.beat(&inner.identity.name, &says.to_string()).await
+        let heartbeat = Heartbeat {
+            region: inner.identity.region.clone(),
+            instance: inner.instance.clone(),
+            epoch: self.position.as_ref().map(|position| position.epoch.clone()),
+            number: self.position.as_ref().and_then(|position| position.number),
+            has_twin: self.twin.is_there(),
+        };
+        link.beat(&inner.identity.name, &heartbeat).await
     }
 
     /// A node that has not come back to Redis within `silence_max` mistrusts its own cache by
@@ -154,54 +151,33 @@ impl Reader {
         settings.silence_max.max(BEATS_AFTER_LOSS * settings.heartbeat)
     }
 
-    /// Two nodes of one name have one receipt between them: the fleet must not take it for both.
-    /// True when this is news.
-    fn note_twin(&mut self, before: &str) -> bool {
-        let before: Value = serde_json::from_str(before).unwrap_or_default();
-        let other = before["instance"].as_str().unwrap_or_default();
-        let is_new = !std::mem::replace(&mut self.has_beaten, true);
-        let had_twin = self.twin_until.is_some();
-        let now = self.inner.clock.instant();
-        if !is_new && !other.is_empty() && other != self.inner.instance {
-            self.twin_until = Some(now + BEATS_OF_A_TWIN * self.inner.settings.heartbeat);
-        }
-        self.twin_until = self.twin_until.filter(|until| now < *until);
-        if !had_twin && self.twin_until.is_some() {
+    /// Two nodes of one name leave one receipt between them, which the fleet must not take for both.
+    /// True when the node has got a twin or has lost it.
+    fn note_twin(&mut self, before: &Heartbeat) -> bool {
+        let inner = &self.inner;
+        let kept = BEATS_OF_A_TWIN * inner.settings.heartbeat;
+        let has_changed = self.twin.note(before, &inner.instance, kept, inner.clock.instant());
+        if has_changed && self.twin.is_there() {
             tracing::error!(
-                name = self.inner.identity.name,
+                name = inner.identity.name,
                 "purge bus: another node has this one's name (node.name, --name): wait=all can't be complete"
             );
         }
-        had_twin != self.twin_until.is_some()
+        has_changed
     }
 
     fn note_members(&self, beat: &Beat) {
         let now = self.inner.clock.instant();
-        let members = beat.nodes.iter().flat_map(|Heard { node: name, ago_ms, says, .. }| {
-            let says: Value = serde_json::from_str(says).unwrap_or_default();
-            let text = |field: &str| says[field].as_str().unwrap_or_default().to_owned();
-            let heard = now.checked_sub(Duration::from_millis(*ago_ms)).unwrap_or(now);
-            let place = says["number"].as_u64().map(|number| (text("epoch"), number));
-            let member = Member { region: text("region"), heard, place };
-            let twin = says["twin"].as_bool().unwrap_or_default();
-            let twin =
-                twin.then(|| (format!("{name}{TWIN}"), Member { place: None, ..member.clone() }));
-            std::iter::once((name.clone(), member)).chain(twin)
-        });
-        let mut known = self.inner.members();
+        let mut members = self.inner.members();
         if self.members_kept_until.is_none_or(|until| until < now) {
-            known.clear();
+            members.clear();
         }
-        // A heartbeat that a killed node had sent may come after the first of its successor, which
-        // then looks like two nodes, for one heartbeat.
-        known.retain(|name, _| !name.ends_with(TWIN) && name != STRANGERS);
-        known.extend(members);
-        self.inner.gauges.members.set(known.len() as i64);
-        if self.strangers_until.is_some_and(|until| now < until) {
-            let strangers = Member { region: String::new(), heard: now, place: None };
-            known.insert(STRANGERS.to_owned(), strangers);
+        fleet::note_heartbeats(&mut members, &beat.nodes, now);
+        self.inner.gauges.members.set(members.len() as i64);
+        if self.unnamed_until.is_some_and(|until| now < until) {
+            members.insert(UNNAMED_MEMBERS.to_owned(), FleetMember::unnamed(now));
         }
-        drop(known);
+        drop(members);
         self.inner.all_changed();
     }
 
@@ -348,41 +324,6 @@ fn next_count(entries: &[Entry], count: usize) -> usize {
     fits.clamp(READ_COUNT_MIN, (2 * count).min(READ_COUNT_MAX))
 }
 
-/// Nodes that Redis has not heard for longer than members are kept.
-#[derive(Debug, Default)]
-struct Absent {
-    /// By name: when Redis heard it last, and since when that is known here.
-    nodes: BTreeMap<String, (u64, Instant)>,
-}
-
-impl Absent {
-    /// The nodes that are members no more: absent for `kept` by Redis' clock, and silent for
-    /// `patience` by this node's own since that was noticed. Redis' clock alone may jump, and then
-    /// everybody seems to be absent.
-    fn gone(
-        &mut self,
-        heard: &[Heard],
-        kept: Duration,
-        patience: Duration,
-        now: Instant,
-    ) -> Vec<String> {
-        let mut gone = Vec::new();
-        let mut nodes = BTreeMap::new();
-        for Heard { node, at_ms, .. } in
-            heard.iter().filter(|heard| u128::from(heard.ago_ms) > kept.as_millis())
-        {
-            let known = self.nodes.get(node).filter(|(known, _)| known == at_ms);
-            let since = known.map_or(now, |(_, since)| *since);
-            match now.saturating_duration_since(since) >= patience {
-                true => gone.push(node.clone()),
-                false => drop(nodes.insert(node.clone(), (*at_ms, since))),
-            }
-        }
-        self.nodes = nodes;
-        gone
-    }
-}
-
 impl Inner {
     pub(super) fn note_outbox(&self) {
         self.gauges.outbox.set(self.purges.outbox_len() as i64);
@@ -397,10 +338,6 @@ const READ_COUNT_MIN: usize = 8;
 const READ_COUNT_MAX: usize = 512;
 /// Each meets the other once a heartbeat, or misses it where one beats late.
 const BEATS_OF_A_TWIN: u32 = 4;
-/// What a second node of one name is called.
-const TWIN: &str = " (another of this name)";
-/// What stands for members that a node can't name.
-pub(super) const STRANGERS: &str = "(members before Redis lost its data)";
 /// Before the purge log is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Of the tries to write the purge log, one so often is told.
@@ -430,27 +367,5 @@ mod tests {
         assert_eq!(next_count(&[], 64), 64);
         assert_eq!(next_count(&entries(100 << 10), 512), 81);
         assert_eq!(next_count(&entries(4 << 20), 512), 8);
-    }
-
-    #[test]
-    fn who_is_absent_by_one_look_at_redis_clock_is_not_gone() {
-        let heard = |at_ms, now_ms: u64| {
-            let ago_ms = now_ms.saturating_sub(at_ms);
-            [Heard { node: "b".to_owned(), at_ms, ago_ms, says: String::new() }]
-        };
-        let start = crate::clock::Clock::system().instant();
-        let (kept, patience) = (Duration::from_secs(100), Duration::from_secs(60));
-        let mut absent = Absent::default();
-        let mut gone = |heard: &[Heard], after_s| {
-            absent.gone(heard, kept, patience, start + Duration::from_secs(after_s)).len()
-        };
-        assert_eq!(gone(&heard(1_000, 100_000), 0), 0);
-        // The clock jumps: everybody was heard long ago, and then is heard again.
-        assert_eq!(gone(&heard(1_000, 900_000), 1), 0);
-        assert_eq!(gone(&heard(901_000, 902_000), 2), 0);
-        // This one is not.
-        assert_eq!(gone(&heard(901_000, 2_000_000), 900), 0);
-        assert_eq!(gone(&heard(901_000, 2_059_000), 959), 0);
-        assert_eq!(gone(&heard(901_000, 2_060_000), 960), 1);
     }
 }

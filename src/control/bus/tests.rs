@@ -10,7 +10,7 @@ use crate::purge::{self, Purges};
 use crate::store;
 use crate::store::Store;
 
-use super::reader::STRANGERS;
+use crate::control::fleet::UNNAMED_MEMBERS;
 use PurgeKind::{Hard, Soft};
 
 /// A Redis of its own; killed at the end.
@@ -182,7 +182,7 @@ impl Node {
             let store_settings = store::Settings::default();
             let store = Store::open(&store_settings, purges.clone(), &metrics, handle.clone());
             let store = store.await.unwrap();
-            let identity = Identity { name: name.to_owned(), region: "here".to_owned() };
+            let identity = NodeIdentity { name: name.to_owned(), region: "here".to_owned() };
             let bus =
                 Bus::start(settings.clone(), identity, purges, clock.clone(), &metrics, &handle);
             (store.clone(), bus.await.unwrap())
@@ -379,7 +379,7 @@ fn a_node_that_starts_into_an_emptied_redis_waits_for_those_whom_it_cannot_know(
     until("the new history is noticed", || a.gaps(Gap::Replaced) == 1);
     // Ten heartbeats.
     let (id, status) = a.try_purge("https://x/2", Wait::All, Duration::from_secs(1)).unwrap();
-    assert!(matches!(status.nodes[STRANGERS], NodeState::Pending(_)), "{status:?}");
+    assert!(matches!(status.nodes[UNNAMED_MEMBERS], NodeState::Pending(_)), "{status:?}");
     assert!(!status.is_enough(Wait::All) && !status.nodes.contains_key("b"), "{status:?}");
     let _b = Node::start(&b.0, b.1, b.2);
     until("it has named itself, and is all there is", || {
