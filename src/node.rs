@@ -31,7 +31,7 @@ use crate::control::audit::Audit;
 use crate::control::bus::Bus;
 use crate::control::fleet::NodeIdentity;
 use crate::control::prefetch::Prefetcher;
-use crate::control::purge::Names;
+use crate::control::purge::{Names, PurgeOrder};
 use crate::control::rate::Rate;
 use crate::control::refresh::Refresh;
 use crate::control::tls::AdminTls;
@@ -548,10 +548,13 @@ impl NodeActions for Shared {
 
 /// `PURGE` requests are ordered as if at the admin API.
 async fn take_purges(api: Arc<Admin>, mut purges: mpsc::Receiver<PurgeByMethod>) {
-    while let Some(PurgeByMethod { url, client, answer }) = purges.recv().await {
+    while let Some(PurgeByMethod { url_key, client, answer }) = purges.recv().await {
         let api = api.clone();
         tokio::spawn(async move {
-            let ordered = api.purge_url(&url, client).await;
+            let ordered = match PurgeOrder::by_method(&url_key) {
+                Ok(order) => api.purge_by_method(order, client).await,
+                Err(problem) => Err(problem),
+            };
             // Who asked may have left; the purge is made.
             let _ = answer.send(ordered.map_err(|problem| (problem.status, problem.detail)));
         });

@@ -1,4 +1,5 @@
-//! What `POST /purge` was asked: from JSON to scopes, every mistake named.
+//! The order of a purge: read from the JSON of `POST /purge`, every mistake named, or made of a
+//! `PURGE` request's URL.
 
 use http::Uri;
 use serde::Deserialize;
@@ -67,6 +68,20 @@ pub trait Names {
 }
 
 impl PurgeOrder {
+    /// A hard purge of one URL, for both schemes, that came as a `PURGE` request. `url_key` is the
+    /// URL as it stands in keys.
+    ///
+    /// # Errors
+    /// 400: it is longer than [`SCOPE_BYTES_MAX`].
+    pub fn by_method(url_key: &str) -> Result<Self, Problem> {
+        Ok(Self {
+            scopes: both_schemes(&checked("url", url_key)?).map(PurgeScope::Url).into(),
+            kind: PurgeKind::Hard,
+            reason: Some("PURGE request".to_owned()),
+            refresh: 0,
+        })
+    }
+
     /// Reads the body of a call.
     ///
     /// # Errors
@@ -193,6 +208,15 @@ mod tests {
         let urls = ["https://example.org/a", "http://example.org/a"];
         assert_eq!(order.scopes, urls.map(|url| PurgeScope::Url(url.into())));
         assert_eq!(order.kind, PurgeKind::Hard);
+    }
+
+    #[test]
+    fn the_purge_method_orders_what_a_call_would() {
+        let order = parse(r#"{"url": "https://example.org/a", "reason": "PURGE request"}"#);
+        assert_eq!(PurgeOrder::by_method("https://example.org/a"), order);
+        let long = "https://example.org/".repeat(SCOPE_BYTES_MAX / 20 + 1);
+        let problem = PurgeOrder::by_method(&long).expect_err("refused");
+        assert_eq!(problem.status, http::StatusCode::BAD_REQUEST);
     }
 
     #[test]

@@ -39,19 +39,21 @@ impl Admin {
         Ok(json_response(code, &told(&id, sequence, &status)))
     }
 
-    /// A purge of one URL that came as a `PURGE` request; its id.
+    /// Orders a purge that came as a `PURGE` request, and waits until it is durable here; its id.
     ///
     /// # Errors
     /// As for `POST /purge`.
-    pub async fn purge_url(&self, url: &str, client: IpAddr) -> Result<String, Problem> {
+    pub async fn purge_by_method(
+        &self,
+        order: PurgeOrder,
+        client: IpAddr,
+    ) -> Result<String, Problem> {
         let mut caller = Caller::local(SocketAddr::new(client, 0));
         caller.name = "PURGE request".to_owned();
         if let Err(problem) = self.take_from_rate() {
             self.audit_refusal("PURGE", Some(&caller.name), caller.address, &problem).await;
             return Err(problem);
         }
-        let body = json!({ "url": url, "reason": "PURGE request" }).to_string();
-        let order = PurgeOrder::parse(body.as_bytes(), &*self.node)?;
         let ordered = self.order(&caller, order, Wait::Local, TIMEOUT, None).await;
         ordered.map(|(id, ..)| id)
     }

@@ -214,15 +214,23 @@ pub fn canonical_url(
     uri: &Uri,
 ) -> Result<String, String> {
     let normal = gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
+    url_in_keys(routes, &normal)
+}
+
+/// The URL that was asked for, as it stands in the keys of the rule that answers a GET of it.
+///
+/// # Errors
+/// No rule answers it.
+pub(super) fn url_in_keys(routes: &Routes, asked: &Normalised) -> Result<String, String> {
     let place = geo::Place::default();
     let question = Question {
-        host: normal.authority.host(),
-        path: normal.path(),
+        host: asked.authority.host(),
+        path: asked.path(),
         method: &http::Method::GET,
         place: &place,
     };
     let (_, rule) = routes.find(&question).ok_or("no site here has this host")?;
     let policy = &rule.settings.cache.key;
-    let authority = normal.authority.as_str();
-    Ok(url_part(policy, normal.scheme, authority, normal.path(), normal.query()))
+    let authority = asked.authority.as_str();
+    Ok(url_part(policy, asked.scheme, authority, asked.path(), asked.query()))
 }

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::Visit;
 use super::failures;
+use super::lookup::url_in_keys;
 use crate::cache::{CacheStatus, Reason};
 use crate::guard::Refusal;
 use crate::reply::Reply;
@@ -15,8 +16,8 @@ use crate::respond::Failure;
 
 /// A purge that came as a request; node.rs has it ordered.
 pub struct PurgeByMethod {
-    /// The URL, as a client would ask for it.
-    pub url: String,
+    /// The URL as it stands in keys.
+    pub url_key: String,
     /// Who asks.
     pub client: IpAddr,
     /// The purge's id, or the status and the reason.
@@ -38,7 +39,9 @@ impl Visit {
             return Err(failures::refused(Refusal::AddressDenied, &self.worker.recorder));
         }
         let (answer, answered) = oneshot::channel();
-        let purge = PurgeByMethod { url: self.url(), client, answer };
+        let url_key = url_in_keys(&self.plan.routes, &self.asked)
+            .map_err(|why| failures::purge(StatusCode::BAD_REQUEST, why))?;
+        let purge = PurgeByMethod { url_key, client, answer };
         if self.worker.purges.try_send(purge).is_err() {
             return Err(failures::purge(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -52,11 +55,5 @@ impl Visit {
             }
             Err((status, detail)) => Err(failures::purge(status, detail)),
         }
-    }
-
-    fn url(&self) -> String {
-        let (scheme, authority) = (self.asked.scheme, self.asked.authority.as_str());
-        let query = self.asked.query().map_or_else(String::new, |query| format!("?{query}"));
-        format!("{scheme}://{authority}{}{query}", self.asked.path())
     }
 }
