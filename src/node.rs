@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
-use crate::control::admin::{self, Admin, Coming, NodeActions, Room};
+use crate::control::admin::{self, Admin, BodyBudget, Coming, NodeActions};
 use crate::control::audit::Audit;
 use crate::control::bus::Bus;
 use crate::control::fleet::NodeIdentity;
@@ -360,7 +360,7 @@ impl Shared {
             audit: Audit::new(audit_log, metrics.background(), self.clock.clone()),
             prefetcher,
             rate: Rate::new(purges_per_second_max, self.clock.instant()),
-            room: Room::default(),
+            body_budget: BodyBudget::default(),
             store: self.store.clone(),
             metrics: metrics.clone(),
             clock: self.clock.clone(),

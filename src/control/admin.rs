@@ -126,8 +126,8 @@ pub struct Admin {
     pub audit: Audit,
     /// How many purges may be ordered.
     pub rate: Rate,
-    /// For the bodies of calls.
-    pub room: Room,
+    /// Bounds the memory of calls whose bodies are being read or carried out.
+    pub body_budget: BodyBudget,
     /// What is fetched ahead.
     pub prefetcher: Arc<Prefetcher>,
     /// What `/store` shows.
@@ -307,12 +307,12 @@ impl Admin {
             "/metrics" => Ok(self.metrics_text()),
             "/purge" => {
                 let query = request.uri().query().unwrap_or_default().to_owned();
-                let (body, room) = self.room.read(request.into_body()).await?;
+                let (body, room) = self.body_budget.read(request.into_body()).await?;
                 self.purge(caller, &query, body, room).await
             }
             "/prefetch" => {
                 let _place = self.prefetcher.place()?;
-                let (body, _room) = self.room.read(request.into_body()).await?;
+                let (body, _room) = self.body_budget.read(request.into_body()).await?;
                 self.prefetch(caller, &body).await
             }
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
@@ -436,15 +436,15 @@ pub const CALLS: &[(&str, Method)] = &[
 /// What the bodies of calls may take up together, in KiB: a call of 4 MiB takes ten times that
 /// until what it orders is on disk.
 #[derive(Debug)]
-pub struct Room(Arc<Semaphore>);
+pub struct BodyBudget(Arc<Semaphore>);
 
-impl Default for Room {
+impl Default for BodyBudget {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(BODIES_KIB_MAX)))
     }
 }
 
-impl Room {
+impl BodyBudget {
     /// The body, once there is room for it, and the room that it takes.
     async fn read(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Problem> {
         let too_long = || {

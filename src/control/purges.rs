@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::admin::Admin;
-use super::bus::{Known, NodeState, OrderError, Status, Wait};
+use super::bus::{KnownPurge, NodeState, OrderError, PurgeStatus, RecordScope, Wait};
 use super::fleet::FleetMember;
 use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
 use super::purge::PurgeOrder;
@@ -36,7 +36,7 @@ impl Admin {
         let (id, sequence, status) = self.order(caller, order, wait, timeout, Some(room)).await?;
         let is_enough = wait != Wait::None && status.is_enough(wait);
         let code = if is_enough { StatusCode::OK } else { StatusCode::ACCEPTED };
-        Ok(json_response(code, &told(&id, sequence, &status)))
+        Ok(json_response(code, &purge_as_json(&id, sequence, &status)))
     }
 
     /// Orders a purge that came as a `PURGE` request, and waits until it is durable here; its id.
@@ -104,7 +104,7 @@ impl Admin {
             Problem::new(StatusCode::NOT_FOUND, format!("no purge {id:?} is remembered"))
         })?;
         let sequence = status.known.as_ref().and_then(|known| known.sequence);
-        Ok(json_response(StatusCode::OK, &told(id, sequence, &status)))
+        Ok(json_response(StatusCode::OK, &purge_as_json(id, sequence, &status)))
     }
 
     /// `GET /purges?since=MILLISECONDS&limit=100`
@@ -169,7 +169,7 @@ impl Admin {
 }
 
 /// A purge's id, its sequence if it waited for that, and who has it.
-type Ordered = (String, Option<PurgeSequence>, Status);
+type Ordered = (String, Option<PurgeSequence>, PurgeStatus);
 
 fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
     check_parameters(query, &["wait", "timeout"])?;
@@ -206,7 +206,7 @@ fn problem(error: OrderError) -> Problem {
     Problem::new(status, error.to_string())
 }
 
-fn told(id: &str, sequence: Option<PurgeSequence>, status: &Status) -> Value {
+fn purge_as_json(id: &str, sequence: Option<PurgeSequence>, status: &PurgeStatus) -> Value {
     let nodes: BTreeMap<&String, Value> =
         status.nodes.iter().map(|(name, state)| (name, state_as_json(state))).collect();
     let mut told = match &status.known {
@@ -237,7 +237,7 @@ fn state_as_json(state: &NodeState) -> Value {
     }
 }
 
-fn known_as_json(id: &str, known: &Known) -> Value {
+fn known_as_json(id: &str, known: &KnownPurge) -> Value {
     json!({
         "id": id,
         "node": known.node,
@@ -256,8 +256,8 @@ fn rounded(ms: f64) -> f64 {
 
 /// What is known before it is known what became of it.
 fn audit_line(caller: &Caller, order: &PurgeOrder) -> Value {
-    let scopes: Vec<super::bus::Scope> =
-        order.scopes.iter().take(AUDITED_MAX).cloned().map(super::bus::Scope::from).collect();
+    let scopes: Vec<RecordScope> =
+        order.scopes.iter().take(AUDITED_MAX).cloned().map(RecordScope::from).collect();
     json!({
         "who": caller.name,
         "from": caller.address.to_string(),

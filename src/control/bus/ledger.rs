@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::record::{Kind, Record, Scope};
+use super::record::{Record, RecordKind, RecordScope};
 use crate::cache::PurgeSequence;
 use crate::control::fleet::StreamPlace;
 
@@ -32,17 +32,17 @@ impl Receipt {
 
 /// A purge that this node knows of.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Known {
+pub struct KnownPurge {
     /// The node that was asked for it.
     pub node: String,
     /// When, in milliseconds since 1970.
     pub at_ms: f64,
     /// Soft or hard.
-    pub kind: Kind,
+    pub kind: RecordKind,
     /// How much it covers.
     pub scopes: usize,
     /// The first few of that, long ones cut short.
-    pub first_scopes: Vec<Scope>,
+    pub first_scopes: Vec<RecordScope>,
     /// The caller's words.
     pub reason: Option<String>,
     /// This node's sequence, once it is durable here.
@@ -57,7 +57,7 @@ pub struct Known {
 /// A bounded memory, oldest out first.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    known: HashMap<String, Known>,
+    known: HashMap<String, KnownPurge>,
     order: VecDeque<String>,
     entries_max: usize,
 }
@@ -72,12 +72,17 @@ impl Ledger {
         if self.known.contains_key(&record.id) {
             return;
         }
-        let known = Known {
+        let known = KnownPurge {
             node: record.node.clone(),
             at_ms: record.at_ms,
             kind: record.kind,
             scopes: record.scopes.len(),
-            first_scopes: record.scopes.iter().take(SHOWN_MAX).map(Scope::shortened).collect(),
+            first_scopes: record
+                .scopes
+                .iter()
+                .take(SHOWN_MAX)
+                .map(RecordScope::shortened)
+                .collect(),
             reason: record.reason.clone(),
             sequence: None,
             place: None,
@@ -154,12 +159,12 @@ impl Ledger {
         }
     }
 
-    pub fn get(&self, id: &str) -> Option<&Known> {
+    pub fn get(&self, id: &str) -> Option<&KnownPurge> {
         self.known.get(id)
     }
 
     /// The latest, ordered since `at_ms`, newest first.
-    pub fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, Known)> {
+    pub fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
         let newest = self.order.iter().rev();
         let known = newest.filter_map(|id| Some((id.clone(), self.known.get(id)?.clone())));
         known.filter(|(_, known)| known.at_ms >= at_ms).take(limit).collect()

@@ -18,7 +18,7 @@ use redis::{
 
 use super::ledger::Receipt;
 use super::record::{EntryId, Head, Record};
-use super::settings::{Kind, RedisUrl, Settings};
+use super::settings::{RedisUrl, Settings, Topology};
 use crate::control::fleet::{HeardNode, Heartbeat, StreamPlace};
 use crate::random::random_u64;
 
@@ -166,7 +166,7 @@ impl Connector {
                 Ok::<(), ()>(())
             }
         });
-        if self.url.kind == Kind::Cluster {
+        if self.url.topology == Topology::Cluster {
             let mut client = ClusterClient::builder(self.addresses())
                 .use_protocol(ProtocolVersion::RESP3)
                 .connection_timeout(self.connect_timeout)
@@ -195,8 +195,8 @@ impl Connector {
         if let Some(push) = push {
             config = config.set_push_sender(push);
         }
-        let client = match &self.url.kind {
-            Kind::Sentinel { service } => self.sentinel(service)?.async_get_client().await?,
+        let client = match &self.url.topology {
+            Topology::Sentinel { service } => self.sentinel(service)?.async_get_client().await?,
             _ => self.single()?,
         };
         client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)

@@ -34,8 +34,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use self::ledger::{Known, Receipt};
-pub use self::record::{Gap, Kind, Record, Scope};
+pub use self::ledger::{KnownPurge, Receipt};
+pub use self::record::{Gap, Record, RecordKind, RecordScope};
 pub use self::settings::{RedisUrl, Settings, Silence};
 
 use self::ledger::Ledger;
@@ -131,9 +131,9 @@ pub enum NodeState {
 
 /// All that is known of one purge.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Status {
+pub struct PurgeStatus {
     /// What was purged. `None`: too long ago, only receipts are left.
-    pub known: Option<Known>,
+    pub known: Option<KnownPurge>,
     /// Each node of the fleet.
     pub nodes: BTreeMap<String, NodeState>,
     /// Whether the stream has it; if not, it waits here for Redis. `None`: there is no fleet.
@@ -263,7 +263,7 @@ impl Bus {
         issued: Issued,
         wait: Wait,
         timeout: Duration,
-    ) -> Result<(String, Option<PurgeSequence>, Status), OrderError> {
+    ) -> Result<(String, Option<PurgeSequence>, PurgeStatus), OrderError> {
         let Issued { id, in_force, durable } = issued;
         if wait == Wait::None && in_force.await.is_ok() {
             return Ok((id.clone(), None, self.status_here(&id)));
@@ -273,7 +273,7 @@ impl Bus {
         Ok((id, Some(purged.sequence), status))
     }
 
-    async fn watch(&self, id: &str, wait: Wait, timeout: Duration) -> Status {
+    async fn watch(&self, id: &str, wait: Wait, timeout: Duration) -> PurgeStatus {
         let status = self.status_here(id);
         if status.is_enough(wait) {
             return status;
@@ -312,7 +312,7 @@ impl Bus {
     }
 
     /// All that is known of a purge, in Redis too. `None`: nothing.
-    pub async fn status(&self, id: &str) -> Option<Status> {
+    pub async fn status(&self, id: &str) -> Option<PurgeStatus> {
         let found = self.inner.look_up(id).await;
         let known = self.inner.ledger().get(id).cloned();
         match known {
@@ -322,13 +322,13 @@ impl Bus {
         }
     }
 
-    fn status_here(&self, id: &str) -> Status {
+    fn status_here(&self, id: &str) -> PurgeStatus {
         let known = self.inner.ledger().get(id).cloned();
         self.status_of(known, Receipts::default())
     }
 
     /// By what this node knows of the purge, or else by what Redis has `kept`.
-    fn status_of(&self, known: Option<Known>, kept: Receipts) -> Status {
+    fn status_of(&self, known: Option<KnownPurge>, kept: Receipts) -> PurgeStatus {
         let (place, receipts) = match &known {
             Some(known) => (known.place.as_ref(), &known.receipts),
             None => (kept.place.as_ref(), &kept.receipts),
@@ -356,11 +356,11 @@ impl Bus {
             nodes.entry(name.clone()).or_insert(NodeState::Applied(Some(*receipt)));
         }
         let published = self.inner.connector.is_some().then_some(place.is_some());
-        Status { known, nodes, published }
+        PurgeStatus { known, nodes, published }
     }
 
     /// The purges that this node has met since `at_ms`, newest first.
-    pub fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, Known)> {
+    pub fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
         self.inner.ledger().since(at_ms, limit)
     }
 
@@ -413,7 +413,7 @@ impl Bus {
     }
 }
 
-impl Status {
+impl PurgeStatus {
     /// Whether as many nodes as asked for have it.
     pub fn is_enough(&self, wait: Wait) -> bool {
         let applied = self.nodes.values().filter(|state| matches!(state, NodeState::Applied(_)));

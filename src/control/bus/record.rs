@@ -27,9 +27,9 @@ pub struct Record {
     /// When, in milliseconds since 1970 by that node's clock.
     pub at_ms: f64,
     /// Soft or hard.
-    pub kind: Kind,
+    pub kind: RecordKind,
     /// What it covers.
-    pub scopes: Vec<Scope>,
+    pub scopes: Vec<RecordScope>,
     /// The caller's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -41,7 +41,7 @@ pub struct Record {
 /// [`PurgeKind`] as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum RecordKind {
     /// See [`PurgeKind::Soft`].
     Soft,
     /// See [`PurgeKind::Hard`].
@@ -51,7 +51,7 @@ pub enum Kind {
 /// [`PurgeScope`] as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Scope {
+pub enum RecordScope {
     /// Everything.
     All,
     /// See [`PurgeScope::Site`].
@@ -75,10 +75,10 @@ impl Record {
         reason: Option<String>,
     ) -> Self {
         let kind = match kind {
-            PurgeKind::Soft => Kind::Soft,
-            PurgeKind::Hard => Kind::Hard,
+            PurgeKind::Soft => RecordKind::Soft,
+            PurgeKind::Hard => RecordKind::Hard,
         };
-        let scopes = scopes.iter().cloned().map(Scope::from).collect();
+        let scopes = scopes.iter().cloned().map(RecordScope::from).collect();
         Self { v: VERSION, id, node, at_ms, kind, scopes, reason, refresh: 0 }
     }
 
@@ -89,8 +89,8 @@ impl Record {
 
     /// What is to be fetched again, if anything.
     pub fn refresh(&self) -> Option<Refresh> {
-        let url = |scope: &Scope| match scope {
-            Scope::Url(url) => Some(url.clone()),
+        let url = |scope: &RecordScope| match scope {
+            RecordScope::Url(url) => Some(url.clone()),
             _ => None,
         };
         let count = self.refresh;
@@ -110,14 +110,14 @@ impl Record {
     /// What the store is told.
     pub fn purges(&self) -> impl Iterator<Item = (PurgeScope, PurgeKind)> + '_ {
         let kind = match self.kind {
-            Kind::Soft => PurgeKind::Soft,
-            Kind::Hard => PurgeKind::Hard,
+            RecordKind::Soft => PurgeKind::Soft,
+            RecordKind::Hard => PurgeKind::Hard,
         };
         self.scopes.iter().cloned().map(move |scope| (scope.into(), kind))
     }
 }
 
-impl Scope {
+impl RecordScope {
     /// For people to recognise; thousands of these are remembered.
     pub fn shortened(&self) -> Self {
         let short = |text: &str| match text.char_indices().nth(SHOWN_CHARS_MAX) {
@@ -134,7 +134,7 @@ impl Scope {
     }
 }
 
-impl From<PurgeScope> for Scope {
+impl From<PurgeScope> for RecordScope {
     fn from(scope: PurgeScope) -> Self {
         match scope {
             PurgeScope::All => Self::All,
@@ -146,14 +146,14 @@ impl From<PurgeScope> for Scope {
     }
 }
 
-impl From<Scope> for PurgeScope {
-    fn from(scope: Scope) -> Self {
+impl From<RecordScope> for PurgeScope {
+    fn from(scope: RecordScope) -> Self {
         match scope {
-            Scope::All => Self::All,
-            Scope::Site(text) => Self::Site(text),
-            Scope::Url(text) => Self::Url(text),
-            Scope::Prefix(text) => Self::Prefix(text),
-            Scope::Tag(text) => Self::Tag(text),
+            RecordScope::All => Self::All,
+            RecordScope::Site(text) => Self::Site(text),
+            RecordScope::Url(text) => Self::Url(text),
+            RecordScope::Prefix(text) => Self::Prefix(text),
+            RecordScope::Tag(text) => Self::Tag(text),
         }
     }
 }

@@ -188,7 +188,7 @@ impl Default for Settings {
 /// `rediss+sentinel` and `rediss+cluster` use TLS. `valkey` may be written for `redis`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
-    pub(super) kind: Kind,
+    pub(super) topology: Topology,
     pub(super) tls: bool,
     pub(super) hosts: Vec<(String, u16)>,
     pub(super) user: Option<String>,
@@ -196,8 +196,9 @@ pub struct RedisUrl {
     pub(super) database: i64,
 }
 
+/// How the Redis servers that a URL names belong together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Topology {
     Single,
     Sentinel { service: String },
     Cluster,
@@ -208,40 +209,40 @@ impl FromStr for RedisUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (scheme, rest) = text.split_once("://").ok_or(EXPECTED)?;
-        let (tls, kind) = match scheme.replacen("valkey", "redis", 1).as_str() {
-            "redis" => (false, Kind::Single),
-            "rediss" => (true, Kind::Single),
-            "redis+sentinel" => (false, Kind::Sentinel { service: String::new() }),
-            "rediss+sentinel" => (true, Kind::Sentinel { service: String::new() }),
-            "redis+cluster" => (false, Kind::Cluster),
-            "rediss+cluster" => (true, Kind::Cluster),
+        let (tls, topology) = match scheme.replacen("valkey", "redis", 1).as_str() {
+            "redis" => (false, Topology::Single),
+            "rediss" => (true, Topology::Single),
+            "redis+sentinel" => (false, Topology::Sentinel { service: String::new() }),
+            "rediss+sentinel" => (true, Topology::Sentinel { service: String::new() }),
+            "redis+cluster" => (false, Topology::Cluster),
+            "rediss+cluster" => (true, Topology::Cluster),
             _ => return Err(EXPECTED),
         };
         let (credentials, rest) = rest.rsplit_once('@').map_or(("", rest), |parts| parts);
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
-        let port = if matches!(kind, Kind::Sentinel { .. }) { 26_379 } else { 6379 };
+        let port = if matches!(topology, Topology::Sentinel { .. }) { 26_379 } else { 6379 };
         let hosts: Option<Vec<_>> = hosts.split(',').map(|host| host_port(host, port)).collect();
         let mut url = Self {
-            kind,
+            topology,
             tls,
             hosts: hosts.ok_or(EXPECTED)?,
             user: decoded(user)?,
             password: decoded(password)?,
             database: 0,
         };
-        match &mut url.kind {
-            Kind::Sentinel { service } => {
+        match &mut url.topology {
+            Topology::Sentinel { service } => {
                 path.clone_into(service);
                 if path.is_empty() {
                     return Err("a Sentinel URL ends with the name of the service");
                 }
             }
             _ if path.is_empty() => {}
-            Kind::Single => url.database = path.parse().map_err(|_| EXPECTED)?,
-            Kind::Cluster => return Err("a cluster has no numbered databases"),
+            Topology::Single => url.database = path.parse().map_err(|_| EXPECTED)?,
+            Topology::Cluster => return Err("a cluster has no numbered databases"),
         }
-        if url.kind == Kind::Single && url.hosts.len() > 1 {
+        if url.topology == Topology::Single && url.hosts.len() > 1 {
             return Err("several hosts need redis+sentinel:// or redis+cluster://");
         }
         Ok(url)
@@ -274,11 +275,11 @@ impl fmt::Debug for RedisUrl {
     /// As written, but for the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tls = if self.tls { "s" } else { "" };
-        let (kind, path) = match &self.kind {
-            Kind::Single if self.database == 0 => ("", String::new()),
-            Kind::Single => ("", format!("/{}", self.database)),
-            Kind::Sentinel { service } => ("+sentinel", format!("/{service}")),
-            Kind::Cluster => ("+cluster", String::new()),
+        let (kind, path) = match &self.topology {
+            Topology::Single if self.database == 0 => ("", String::new()),
+            Topology::Single => ("", format!("/{}", self.database)),
+            Topology::Sentinel { service } => ("+sentinel", format!("/{service}")),
+            Topology::Cluster => ("+cluster", String::new()),
         };
         let user = self.user.as_deref().unwrap_or_default();
         let credentials = match (user, &self.password) {

@@ -204,7 +204,7 @@ impl Node {
         (name, directory, settings)
     }
 
-    fn purge(&self, url: &str, wait: Wait) -> (String, Status) {
+    fn purge(&self, url: &str, wait: Wait) -> (String, PurgeStatus) {
         self.try_purge(url, wait, LONG).unwrap()
     }
 
@@ -213,7 +213,7 @@ impl Node {
         url: &str,
         wait: Wait,
         timeout: Duration,
-    ) -> Result<(String, Status), OrderError> {
+    ) -> Result<(String, PurgeStatus), OrderError> {
         self.runtime.block_on(async {
             let scopes = [PurgeScope::Url(url.into())];
             let issued = self.bus.purge(&scopes, Hard, None, 0, None)?;
@@ -222,7 +222,7 @@ impl Node {
         })
     }
 
-    fn status(&self, id: &str) -> Option<Status> {
+    fn status(&self, id: &str) -> Option<PurgeStatus> {
         self.runtime.block_on(self.bus.status(id))
     }
 
@@ -548,7 +548,7 @@ fn the_receipt_of_the_node_that_was_asked_is_kept_too() {
     let kept = format!("{{skerry:purge}}:receipts:{id}");
     until("both have left one", || redis.command(&["HLEN", &kept]) == "3");
     let back = nodes.remove(0).restart();
-    let all_known = |status: Status| {
+    let all_known = |status: PurgeStatus| {
         let has_receipt = |name: &str| matches!(status.nodes[name], NodeState::Applied(Some(_)));
         has_receipt("a") && has_receipt("b")
     };
@@ -855,8 +855,8 @@ fn soft_and_hard_travel_as_they_are() {
         bus.wait(issued, Wait::All, LONG).await.unwrap();
     });
     let met = nodes[1].bus.since(0.0, 1);
-    assert_eq!(met[0].1.kind, Kind::Soft);
-    assert_eq!(met[0].1.first_scopes, [Scope::Tag("t".into())]);
+    assert_eq!(met[0].1.kind, RecordKind::Soft);
+    assert_eq!(met[0].1.first_scopes, [RecordScope::Tag("t".into())]);
     assert_eq!(met[0].1.reason.as_deref(), Some("why"));
 }
 
