@@ -1,7 +1,7 @@
 //! The connection for everything that doesn't block: the outbox on its way out, wake-ups on
 //! their way in, receipts both ways.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -11,73 +11,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{RedisError, RedisResult};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::inner::{Backoff, Inner};
 use super::ledger::Receipt;
-use super::link::{Link, OnMessage, Outgoing, ReceiptMessage, brief};
+use super::link::{Link, OnMessage, ReceiptMessage, brief};
+use super::publishing::OutboxPart;
 use super::record::Record;
-use super::{Backoff, Inner};
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
 use crate::purge::PurgeError;
 
-/// Up to where the outbox was published, and since which loss.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    next: u64,
-    generation: u64,
-}
-
 /// The answer to something that was sent.
 type Answered = JoinHandle<RedisResult<()>>;
-
-/// What of the outbox was published. It leaves the outbox when it was read back from the
-/// stream, not before.
-#[derive(Debug, Default)]
-pub(super) struct Publishing {
-    /// The first message that was not published.
-    next: u64,
-    /// Moves when all of the outbox must be published anew.
-    generation: u64,
-    /// Ids of published messages, and their numbers in the outbox.
-    in_flight: HashMap<String, u64>,
-}
-
-impl Publishing {
-    fn part(&self) -> Part {
-        Part { next: self.next, generation: self.generation }
-    }
-
-    /// These are about to be published.
-    fn note(&mut self, messages: Vec<(u64, Bytes)>) -> Vec<Outgoing> {
-        let note = |(number, record): (u64, Bytes)| {
-            let id = id_of(&record);
-            self.in_flight.extend(id.clone().map(|id| (id, number)));
-            Outgoing { id, record }
-        };
-        messages.into_iter().map(note).collect()
-    }
-
-    /// Redis has everything before `part.next`, unless it has lost it since.
-    fn sent(&mut self, part: Part) {
-        if part.generation == self.generation {
-            self.next = part.next;
-        }
-    }
-
-    /// Redis has lost what it was given: all that is still in the outbox goes out once more.
-    pub fn again(&mut self) {
-        self.next = 0;
-        self.generation += 1;
-    }
-
-    /// The outbox numbers of these purges, which were read from the stream.
-    pub fn read_back<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<u64> {
-        ids.filter_map(|id| self.in_flight.remove(id)).collect()
-    }
-}
 
 /// Receipts that Redis has not taken yet.
 struct Leaving {
@@ -140,7 +87,7 @@ async fn session(
 /// Publishes the outbox in its order. The next batch does not wait for the answer to the one
 /// before: over a long link a purge would take one more round trip.
 async fn publish(inner: &Inner, link: Link) -> RedisResult<Infallible> {
-    let mut sent: VecDeque<(Part, Answered)> = VecDeque::new();
+    let mut sent: VecDeque<(OutboxPart, Answered)> = VecDeque::new();
     let mut part = inner.publishing().part();
     loop {
         let current = inner.publishing().part();
@@ -202,14 +149,6 @@ fn bounded(mut messages: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
     let count = fits.count().max(1);
     messages.truncate(count);
     messages
-}
-
-fn id_of(message: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Named {
-        id: String,
-    }
-    serde_json::from_slice::<Named>(message).ok().map(|named| named.id)
 }
 
 async fn send_receipts(

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use redis::RedisResult;
 
+use super::inner::{Backoff, Inner};
 use super::link::{Beat, Entry, Link, brief};
 use super::record::{Gap, Head, Position, Record, follows, reconcile, resume};
-use super::{Backoff, Inner};
 use crate::cache::PurgeScope;
 use crate::control::fleet::{
     self, AbsentNodes, FleetMember, Heartbeat, TwinWatch, UNNAMED_MEMBERS,
