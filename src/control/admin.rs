@@ -5,22 +5,20 @@
 //! comes in as [`NodeActions`], made in node.rs. Who may do what: [`super::tokens`].
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -33,10 +31,9 @@ use super::http::{
     Problem, absolute_url, add_advice, check_parameters, is_read, json_response,
     method_not_allowed, parameter, text_response,
 };
+use super::node_actions::NodeActions;
 use super::prefetch::{self, Prefetcher};
-use super::purge::Names;
 use super::rate::Rate;
-use super::refresh::Refresh;
 use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Leave, Peer, TokenFile};
 use crate::clock::{Clock, unix_ms};
@@ -77,38 +74,6 @@ impl Default for Settings {
             purges_per_second_max: 1000,
         }
     }
-}
-
-/// What a [`NodeActions`] method promises.
-pub type Coming<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// What a caller may ask of the node as a whole.
-pub trait NodeActions: Names + Send + Sync + 'static {
-    /// `None` while the node serves; otherwise why it doesn't.
-    fn not_ready(&self) -> Option<&'static str>;
-    /// Reads the configuration anew; the lines say what changed, or what was wrong.
-    fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>>;
-    /// Begins to drain.
-    fn drain(&self);
-    /// The site that a URL belongs to.
-    fn site_of(&self, uri: &Uri) -> Option<String>;
-    /// Asks for a URL as a client would, and reads the whole answer: status and content. Without a
-    /// bound for the content that is dropped.
-    fn fetch<'a>(
-        &'a self,
-        url: &'a str,
-        content_bytes_max: Option<usize>,
-    ) -> Coming<'a, Result<(StatusCode, Bytes), String>>;
-    /// The most popular URLs of what a purge has covered.
-    fn to_refresh(&self, refresh: Refresh) -> Coming<'_, Vec<Box<str>>>;
-    /// Why a request for this URL would be a hit or a miss.
-    fn explain<'a>(
-        &'a self,
-        uri: &'a Uri,
-        headers: &'a http::HeaderMap,
-        client: Option<IpAddr>,
-        country: Option<geo::Country>,
-    ) -> Coming<'a, Result<Value, String>>;
 }
 
 /// What the API answers from.

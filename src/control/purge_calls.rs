@@ -14,7 +14,7 @@ use super::admin::Admin;
 use super::bus::{KnownPurge, NodeState, OrderError, PurgeStatus, RecordScope, Wait};
 use super::fleet::FleetMember;
 use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
-use super::purge::PurgeOrder;
+use super::purge_order::PurgeOrder;
 use super::tokens::{Caller, Leave};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::purge::PurgeError;
