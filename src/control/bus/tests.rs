@@ -178,7 +178,14 @@ impl Node {
         let handle = runtime.handle().clone();
         let (store, bus) = runtime.block_on(async {
             let background = metrics.background();
-            let purges = Purges::open(&purge_settings, &clock, &background, &handle).unwrap();
+            // The thread that writes a killed node's log may have its lock for a moment yet, and a
+            // command that another test starts has it until it is executed.
+            let purges = loop {
+                match Purges::open(&purge_settings, &clock, &background, &handle) {
+                    Err(purge::PurgeLogError::InUse { .. }) => std::thread::yield_now(),
+                    opened => break opened.unwrap(),
+                }
+            };
             let store_settings = store::Settings::default();
             let store = Store::open(&store_settings, purges.clone(), &metrics, handle.clone());
             let store = store.await.unwrap();
