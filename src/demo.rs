@@ -1,7 +1,7 @@
-//! The origin that `skerry` without arguments puts behind its edge.
+//! The built-in origin of the demo, which `skerry` without arguments starts.
 //!
-//! A small page with its style, script, picture and data, one slow and one private
-//! resource, so that a newcomer sees hits, misses and bypasses in the first minute.
+//! It serves a small page with a stylesheet, script, picture and data, one slow and one private
+//! resource, so that a newcomer can see hits, misses and responses that are not stored.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,8 +18,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// Starts the origin on a free loopback port of the current runtime and says which. It runs
-/// until the runtime ends.
+/// Starts the origin on a free loopback port in the current runtime and returns its address. It
+/// runs until the runtime ends.
 pub async fn start() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
@@ -75,7 +75,7 @@ impl Page {
 }
 
 fn not_found() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from("the demo origin has no such page\n"));
+    let mut response = Response::new(Full::from("the demo origin has no such page; start at /\n"));
     *response.status_mut() = StatusCode::NOT_FOUND;
     response
 }
@@ -116,11 +116,11 @@ const LATE: Page = Page {
     content_type: "text/plain",
     cache_control: "public, max-age=30",
     etag: "\"slow-1\"",
-    body: "the origin thought about this for two seconds\n",
+    body: "the origin waited two seconds before this response\n",
 };
 const PRIVATE: Page = Page {
     content_type: "text/plain",
     cache_control: "private, no-store",
     etag: "\"private-1\"",
-    body: "never stored, always asked of the origin\n",
+    body: "this response is private: it is never stored and comes from the origin each time\n",
 };

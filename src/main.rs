@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// A CDN edge node. Without a command it starts a demo: a built-in origin with an edge in front.
+/// A CDN edge node. Without a command it starts a demo: a built-in origin with a node in front.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Arguments {
@@ -31,38 +31,38 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Put a node in front of origins.
+    /// Run a node in front of one or more origins.
     Run(Flags),
-    /// Say everything that is wrong with a configuration, with file and line.
+    /// Check a configuration file and report every mistake with its file and line.
     Check {
-        /// The configuration file.
+        /// The configuration file to check.
         file: PathBuf,
-        /// Where the node will keep its cache: its file system must have room for it.
+        /// The node's data directory: checks that the disk cache fits its file system.
         #[arg(long, value_name = "DIR", env = "SKERRY_DATA_DIR")]
         data_dir: Option<PathBuf>,
     },
-    /// Make a running node forget: by URL, tag, prefix, site, or everything.
+    /// Purge cached content by URL, tag, prefix or site, or purge everything.
     Purge(PurgeArguments),
-    /// Make a running node fetch URLs before anybody asks for them.
+    /// Fetch URLs into the cache of a running node before clients request them.
     Prefetch(PrefetchArguments),
-    /// Say which site, rule and key a URL has, and whether it would be a hit and why.
+    /// Show which site, rule and cache key a URL maps to, and whether it would be a hit and why.
     Explain(ExplainArguments),
-    /// What a running node's store holds: memory, directories, sites.
+    /// Inspect the cache store of a running node: memory, disk directories, sites.
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Watch a running node: requests, hits and why not, origins, store, purges.
+    /// Show live statistics of a running node: requests, hits, miss reasons, origins, store, purges.
     Top(TopArguments),
-    /// Say where addresses are, by the databases that a node would ask. Needs no node.
+    /// Look up the location of IP addresses in the GeoIP databases. Works without a running node.
     Geo(GeoArguments),
-    /// Make a token for the admin API, and the line for the file that "admin.tokens" names.
+    /// Generate an admin API token and its line for the `admin.tokens` file.
     Token(TokenArguments),
 }
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    /// Print how much each directory and each site holds, and may hold.
+    /// Print the used and the maximum bytes of memory, each directory and each site.
     Stat {
-        /// As the admin API has it.
+        /// Print the JSON response of the admin API instead of tables.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -72,10 +72,10 @@ enum StoreCommand {
 
 #[derive(Debug, Args)]
 struct TopArguments {
-    /// Seconds between two looks.
+    /// Refresh interval in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
-    /// Show it once and end, as when the output is not a terminal.
+    /// Print the statistics of one interval and exit (implied if the output is not a terminal).
     #[arg(long)]
     once: bool,
     #[command(flatten)]
@@ -84,52 +84,54 @@ struct TopArguments {
 
 #[derive(Debug, Args)]
 struct GeoArguments {
-    /// IPv4 or IPv6 addresses.
+    /// IPv4 or IPv6 addresses to look up.
     #[arg(required = true)]
     addresses: Vec<std::net::IpAddr>,
-    /// A configuration, whose [geo] is used. Without: the built-in country database.
+    /// Use the databases in the [geo] table of this configuration file [default: the built-in
+    /// country database].
     #[arg(long, value_name = "FILE", env = "SKERRY_CONFIG")]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct TokenArguments {
-    /// Whose it is, for the audit log.
+    /// Name of the token's owner, shown in the audit log.
     name: String,
-    /// all, read, or purge:SITE,SITE
+    /// Permission: `all`, `read` (no changes), or `purge:SITE,SITE` (read, and purge these sites).
     #[arg(long, default_value = "all")]
     may: String,
 }
 
 #[derive(Debug, Args)]
 struct PurgeArguments {
-    /// URLs, with scheme and host.
+    /// URLs to purge, with scheme and host.
     urls: Vec<String>,
-    /// A tag; may be given several times.
+    /// Purge responses with this tag (Surrogate-Key, Cache-Tag); repeatable.
     #[arg(long = "tag")]
     tags: Vec<String>,
-    /// The beginning of URLs, with scheme, host and at least one slash.
+    /// Purge all URLs with this prefix: scheme, host and at least `/`.
     #[arg(long)]
     prefix: Option<String>,
-    /// A site's name.
+    /// Purge everything of the site with this name.
     #[arg(long)]
     site: Option<String>,
-    /// Everything.
+    /// Purge everything.
     #[arg(long)]
     all: bool,
-    /// Keep what is purged as stale: it is validated before it is used again.
+    /// Mark the content stale instead of removing it: it is revalidated before the next use.
     #[arg(long)]
     soft: bool,
-    /// Each node fetches so many of the most popular of what is purged again.
+    /// Let each node refetch the N most requested of the purged objects.
     #[arg(long, value_name = "N", default_value_t = 0)]
     refresh: u32,
-    /// For the audit log.
+    /// A note for the audit log.
     #[arg(long)]
     reason: Option<String>,
-    /// Who must have it before the answer: none, local, quorum or all.
+    /// Which nodes must have applied the purge before the command returns: none, local, quorum or
+    /// all.
     #[arg(long, default_value = "local")]
     wait: String,
-    /// How long to wait for the others; not having all of them by then is an error.
+    /// How long to wait for other nodes; with `--wait all`, a missing node is an error.
     #[arg(long, default_value = "2s")]
     timeout: String,
     #[command(flatten)]
@@ -138,10 +140,10 @@ struct PurgeArguments {
 
 #[derive(Debug, Args)]
 struct PrefetchArguments {
-    /// URLs, with scheme and host.
+    /// URLs to fetch, with scheme and host.
     #[arg(required_unless_present = "sitemap")]
     urls: Vec<String>,
-    /// A sitemap's URL, of a site of this node: what it lists.
+    /// Fetch all URLs listed in the sitemap at this URL, which must belong to a site of the node.
     #[arg(long)]
     sitemap: Option<String>,
     #[command(flatten)]
@@ -150,15 +152,15 @@ struct PrefetchArguments {
 
 #[derive(Debug, Args)]
 struct ExplainArguments {
-    /// A URL, with scheme and host.
+    /// The URL to explain, with scheme and host.
     url: String,
-    /// A field of the request, `Name: value`; may be given several times.
+    /// Add a request header field, `Name: value`; repeatable.
     #[arg(short = 'H', long = "header")]
     headers: Vec<String>,
-    /// The client's address, for rules by network and country and for rates.
+    /// Assume this client address (for access rules, country rules and rate limits).
     #[arg(long)]
     client: Option<std::net::IpAddr>,
-    /// The client's country, where it is not to be found by the address: two letters.
+    /// Assume this client country, a two-letter code, instead of the one found for the address.
     #[arg(long)]
     country: Option<geo::Country>,
     #[command(flatten)]
@@ -167,19 +169,19 @@ struct ExplainArguments {
 
 #[derive(Debug, Args)]
 struct AdminArgument {
-    /// The node's admin address, HOST:PORT.
+    /// Admin API address of the node, HOST:PORT.
     #[arg(long = "admin", default_value = "127.0.0.1:9180", env = "SKERRY_ADMIN")]
     address: String,
-    /// The token to show, where the node asks for one.
+    /// Admin API token, if the node requires one.
     #[arg(long, env = "SKERRY_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Speak TLS, and trust a node whose certificate this file's authority has signed (PEM).
+    /// Use TLS and verify the node's certificate against this CA certificate (PEM).
     #[arg(long, value_name = "FILE", env = "SKERRY_CA")]
     ca: Option<PathBuf>,
-    /// The certificate to show, where the node asks for one (PEM).
+    /// Client certificate (PEM), if the node requires one.
     #[arg(long, value_name = "FILE", env = "SKERRY_CERTIFICATE", requires_all = ["ca", "key"])]
     certificate: Option<PathBuf>,
-    /// The certificate's key (PEM).
+    /// Private key of the client certificate (PEM).
     #[arg(long, value_name = "FILE", env = "SKERRY_KEY", requires = "certificate")]
     key: Option<PathBuf>,
 }
@@ -200,7 +202,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            // Nobody reads it any more: nothing is left to do.
+            // If standard error is closed, the message cannot be reported anywhere.
             let _ = writeln!(io::stderr(), "skerry: {message}");
             ExitCode::from(2)
         }
@@ -224,7 +226,7 @@ fn run(flags: Flags) -> Result<(), String> {
     until_told_to_stop(node)
 }
 
-/// SIGHUP reloads, SIGTERM and SIGINT drain; a second one cuts.
+/// SIGHUP reloads; SIGTERM and SIGINT drain; a second SIGTERM or SIGINT exits at once.
 fn until_told_to_stop(node: Node) -> Result<(), String> {
     let told = node.background().block_on(async {
         let mut hangup = signal(SignalKind::hangup())?;
@@ -234,7 +236,7 @@ fn until_told_to_stop(node: Node) -> Result<(), String> {
             tokio::select! {
                 _ = hangup.recv() => {
                     node.reopen_log();
-                    // What was wrong has been logged.
+                    // `reload` has logged the mistakes.
                     let _ = node.reload();
                 }
                 _ = terminate.recv() => return io::Result::Ok(()),
@@ -242,8 +244,10 @@ fn until_told_to_stop(node: Node) -> Result<(), String> {
             }
         }
     });
-    told.map_err(|error| format!("signals: {error}"))?;
-    tracing::info!("draining; once more to cut");
+    told.map_err(|error| format!("cannot install signal handlers: {error}"))?;
+    tracing::info!(
+        "shutting down: waiting for requests in flight; press Ctrl-C or send SIGTERM again to force"
+    );
     node.drain();
     node.background().spawn(async {
         let (Ok(mut terminate), Ok(mut interrupt)) =
@@ -258,17 +262,17 @@ fn until_told_to_stop(node: Node) -> Result<(), String> {
     Ok(())
 }
 
-/// The first minute: an origin and an edge in front of it, and what to try.
+/// The demo: starts an origin and a node in front of it, and prints commands to try.
 fn run_demo() -> Result<(), String> {
     start_error_log("info");
     let origins = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
-        .map_err(|error| format!("threads for the demo's origin: {error}"))?;
+        .map_err(|error| format!("cannot start threads for the demo origin: {error}"))?;
     let origin = origins
         .block_on(demo::start())
-        .map_err(|error| format!("the demo's origin can't listen: {error}"))?;
+        .map_err(|error| format!("the demo origin cannot listen on loopback: {error}"))?;
     let flags = demo_flags(origin);
     let mut config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     config.log.target = Target::Off;
@@ -282,30 +286,30 @@ fn run_demo() -> Result<(), String> {
     let (http, https) = (at(false).unwrap_or_default(), at(true).unwrap_or_default());
     println!(
         "\
-Skerry demo: a built-in origin with an edge in front of it.
+Skerry demo: a built-in origin with a node in front of it.
 
   page    http://localhost:{http}/
   TLS     https://localhost:{https}/   (self-signed)
   admin   http://{admin}/   (dashboard; /readyz, /metrics, /explain, POST /purge)
-  cache   {data_dir}   (up to {disk_max} of disk, taken as it fills; remove it when you are done)
+  cache   {data_dir}   (uses up to {disk_max} of disk; delete it when you are done)
 
 Try:
-  curl -i  http://localhost:{http}/data.json      # twice: the second is a hit
+  curl -i  http://localhost:{http}/data.json      # run it twice: the second response is a hit
   curl -ik https://localhost:{https}/logo.svg
   curl -d '{{\"url\": \"http://localhost:{http}/data.json\"}}' http://{admin}/purge
 
-Ctrl-C ends it.",
+Press Ctrl-C to stop.",
         admin = node.admin,
         data_dir = data_dir.display(),
     );
     until_told_to_stop(node)
 }
 
-/// Enough for a first look at what is on disk, and little enough for any machine.
+/// Size of the demo's disk cache: small enough for any machine.
 const DEMO_DISK_BYTES: u64 = 256 << 20;
 
-/// The usual ports, and others in the place of those that are taken: a first minute has no
-/// configuration to choose them in.
+/// The default ports; a free port replaces each one that is in use, because the demo has no
+/// configuration to change them in.
 fn demo_flags(origin: SocketAddr) -> Flags {
     let usual = |port| {
         let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -325,7 +329,7 @@ fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
     let flags = Flags { config: Some(file.clone()), data_dir, ..Flags::default() };
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     println!(
-        "{}: fine: {}, {}",
+        "{}: configuration is valid ({}, {})",
         file.display(),
         cli::count(config.routes.sites.len(), "site"),
         cli::count(config.upstream.pools.len(), "pool")
@@ -366,10 +370,10 @@ fn order_purge(arguments: PurgeArguments) -> Result<(), String> {
             let pending = pending.join(", ");
             Err(match answer["published"] == false {
                 true => format!(
-                    "not all within {timeout}: Redis is away; the purge is kept, and reaches {pending} when it is back"
+                    "not applied by all nodes within {timeout}: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back"
                 ),
                 false => format!(
-                    "not all within {timeout}: {pending} will have it before serving again, or when heard again"
+                    "not applied by all nodes within {timeout}: waiting for {pending}; a node that reconnects or restarts applies the purge from the bus"
                 ),
             })
         }
@@ -385,8 +389,8 @@ fn order_prefetch(arguments: PrefetchArguments) -> Result<(), String> {
     let answer = call(&arguments.admin, "POST", "/prefetch", &[], &order.to_string())?;
     println!("{} queued", answer["queued"]);
     for (name, words) in [
-        ("dropped", "found no place in the queue (admin.prefetch_queue_max)"),
-        ("not_of_this_node", "listed in the sitemap, but of no site of this node"),
+        ("dropped", "dropped: the prefetch queue is full (admin.prefetch_queue_max)"),
+        ("not_of_this_node", "skipped: in the sitemap, but of no site of this node"),
     ] {
         if answer[name] != 0 {
             println!("{} {words}", answer[name]);
@@ -398,8 +402,8 @@ fn order_prefetch(arguments: PrefetchArguments) -> Result<(), String> {
 fn make_token(arguments: &TokenArguments) -> Result<(), String> {
     let secret = cli::new_secret();
     let line = tokens::line(&arguments.name, &arguments.may, &secret)?;
-    println!("token  {secret}");
-    println!("line   {line}");
+    println!("token (shown once, give it to the caller): {secret}");
+    println!("line for the admin.tokens file:           {line}");
     Ok(())
 }
 
@@ -428,7 +432,7 @@ fn show_store(json: bool, admin: &AdminArgument) -> Result<(), String> {
     Ok(())
 }
 
-/// Until Ctrl-C, or once.
+/// Prints the statistics until Ctrl-C, or once.
 fn watch(arguments: &TopArguments) -> Result<(), String> {
     let clock = Clock::system();
     let admin = &arguments.admin;
@@ -455,9 +459,9 @@ fn watch(arguments: &TopArguments) -> Result<(), String> {
         if !is_live {
             return told.and_then(|view| show(&view));
         }
-        // Home, what is to be seen, and nothing below it.
+        // Cursor to the top left, clear the screen, print the view.
         let view = told.unwrap_or_else(|error| format!("{error}\n"));
-        show(&format!("\x1b[H\x1b[2J{view}\n{}", faint("Ctrl-C ends it.")))?;
+        show(&format!("\x1b[H\x1b[2J{view}\n{}", faint("Press Ctrl-C to stop.")))?;
     }
 }
 
@@ -465,11 +469,11 @@ fn faint(text: &str) -> String {
     format!("\x1b[2m{text}\x1b[0m\n")
 }
 
-/// An error here is a reader that has gone, as `head` does.
+/// Fails if the reader of a pipe has closed it, as `head` does.
 fn show(text: &str) -> Result<(), String> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| format!("standard output: {error}"))
+    written.map_err(|error| format!("cannot write to standard output: {error}"))
 }
 
 #[allow(clippy::disallowed_methods, reason = "a person looks at this, not a request")]
@@ -516,7 +520,7 @@ fn ask(
     cli::call(&at, method, target, &fields, body)
 }
 
-/// Errors go to standard error; `log.level` says how much, and `RUST_LOG` is stronger.
+/// Sends the error log to standard error. `RUST_LOG` overrides `log.level`.
 fn start_error_log(level: &str) {
     let level: tracing::level_filters::LevelFilter =
         level.parse().expect("config knows the levels");
@@ -525,14 +529,14 @@ fn start_error_log(level: &str) {
         .from_env_lossy()
         .add_directive("foyer=warn".parse().expect("a directive"))
         .add_directive("foyer_storage=warn".parse().expect("a directive"))
-        // It warns of what clients send: anybody could fill the log.
+        // h2 warns about malformed client input, so that any client could fill the log.
         .add_directive("h2=error".parse().expect("a directive"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        // It would be told by a macro that panics when standard error takes nothing: a full disk
-        // under the log would end the worker that has something to say.
+        // Internal errors are printed with a macro that panics if standard error cannot be written:
+        // a full disk under the log would end the worker that logs.
         .log_internal_errors(false)
         .with_target(false)
         .init();

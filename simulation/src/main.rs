@@ -1,4 +1,4 @@
-//! The command line of the lab.
+//! The command line of the simulation.
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -21,7 +21,7 @@ use arguments::arguments;
 #[path = "../../src/cli/arguments.rs"]
 mod arguments;
 
-/// A whole CDN on one machine: try it, break it, see what holds.
+/// Runs a whole CDN on one machine: start a fleet, inject faults, check what it promises.
 #[derive(Parser)]
 #[command(name = "simulation", version)]
 struct Cli {
@@ -31,52 +31,52 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Starts a fleet and keeps it until Ctrl-C.
+    /// Start a fleet and keep it running until Ctrl-C.
     Up(Up),
-    /// Runs scenarios and reports; fails when a promise is broken.
+    /// Run scenarios and write reports; exits with 1 if a promise was broken.
     Run(Run),
-    /// Shows the scenarios.
+    /// List the built-in scenarios.
     List,
-    /// Replays a trace of requests through the cache's policies, in virtual time.
+    /// Replay a request trace through the cache policies in virtual time and compare hit ratios.
     Replay(Replay),
-    /// Makes a CDN-like trace (oracleGeneral).
+    /// Generate a CDN-like request trace in the oracleGeneral format.
     Trace(MakeTrace),
 }
 
 #[derive(Args)]
 struct Replay {
-    /// The trace; `-` is stdin. Without one, a made one is replayed.
+    /// Trace file, `-` for standard input [default: a generated trace].
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// How it is written.
+    /// Format of the trace file.
     #[arg(long, value_enum, default_value = "oracleGeneral")]
     format: Format,
-    /// Of the memory tier.
+    /// Size of the memory tier.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = read_size)]
     memory: u64,
-    /// Of the disk tier; 0 for none.
+    /// Size of the disk tier; 0 for none.
     #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = read_size)]
     disk: u64,
-    /// Only this policy; all of them otherwise.
+    /// Replay this policy only [default: all].
     #[arg(long, value_enum)]
     policy: Option<PolicyName>,
-    /// At most so many requests of it.
+    /// Read at most this many requests from the trace file.
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
     limit: usize,
-    /// Of a made trace.
+    /// Random seed of the generated trace.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the page is written.
+    /// Output file for the HTML report.
     #[arg(long, value_name = "FILE", default_value = "target/simulation/replay.html")]
     out: PathBuf,
 }
 
 #[derive(Args)]
 struct MakeTrace {
-    /// Where to.
+    /// Output file.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// The same seed gives the same trace.
+    /// Random seed; the same seed gives the same trace.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -85,19 +85,19 @@ struct MakeTrace {
 
 #[derive(Args)]
 struct Shape {
-    /// How many regions, instead of the scenario's.
+    /// Number of regions [default: the scenario's].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=10))]
     regions: Option<u8>,
-    /// How many nodes in each region, instead of the scenario's.
+    /// Number of nodes per region [default: the scenario's].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     nodes: Option<u8>,
-    /// Your own edge.toml for every node (see docs/how-to/try-your-config.md).
+    /// Configuration file for every node (see docs/how-to/try-your-config.md).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Without Redis: purges go to each node.
+    /// Run without Redis: purges are sent to each node directly.
     #[arg(long)]
     no_redis: bool,
-    /// Gives the same load, faults and chances again.
+    /// Random seed; the same seed repeats the same load and faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -106,25 +106,25 @@ struct Shape {
 struct Up {
     #[command(flatten)]
     shape: Shape,
-    /// The scenario whose fleet it is.
+    /// Scenario that defines the fleet.
     #[arg(long, default_value = "steady")]
     scenario: String,
-    /// Puts the scenario's load on it.
+    /// Also run the scenario's load against the fleet.
     #[arg(long)]
     load: bool,
 }
 
 #[derive(Args)]
 struct Run {
-    /// Names from `list`, or files.
+    /// Scenario names from `list`, or scenario files.
     #[arg(required = true)]
     scenarios: Vec<String>,
     #[command(flatten)]
     shape: Shape,
-    /// Seconds of load, instead of the scenario's.
+    /// Seconds of load [default: the scenario's].
     #[arg(long, value_name = "S")]
     duration: Option<u64>,
-    /// Where reports are written.
+    /// Output directory for reports.
     #[arg(long, value_name = "FOLDER", default_value = "target/simulation")]
     out: PathBuf,
 }
@@ -140,14 +140,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// False when a promise was broken.
+/// Returns false if a promise was broken.
 fn obey(command: Command) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match command {
         Command::List => {
             let mut out = std::io::stdout();
             for (name, text) in BUILT_IN {
-                // Who reads no further has seen enough.
+                // The reader has closed the pipe, as `head` does.
                 if writeln!(out, "{name:<18}{}", Scenario::read(text)?.about).is_err() {
                     break;
                 }
@@ -208,7 +208,7 @@ fn replay_trace(order: &Replay) -> anyhow::Result<()> {
             let trace = Trace::read(path, order.format, order.limit)?;
             (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), trace)
         }
-        None => (format!("made, seed {}", order.seed), make(&Made::default(), order.seed)),
+        None => (format!("generated, seed {}", order.seed), make(&Made::default(), order.seed)),
     };
     let shapes = replay::shapes(order.policy, order.memory, order.disk);
     let results: Vec<_> =
@@ -219,7 +219,7 @@ fn replay_trace(order: &Replay) -> anyhow::Result<()> {
     }
     let page = replay::html(&title, &trace, &results);
     std::fs::write(&order.out, page).with_context(|| order.out.display().to_string())?;
-    println!("\nplot: {}", order.out.display());
+    println!("\nreport: {}", order.out.display());
     Ok(())
 }
 

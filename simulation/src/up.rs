@@ -1,4 +1,4 @@
-//! `up`: a fleet that stays, and a page of hints on what to do with it.
+//! `up`: describes a running fleet and prints commands to try; runs load against it.
 
 use crate::fleet::Fleet;
 use crate::plan::object::Class;
@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use tokio::sync::Semaphore;
 use tokio::time::sleep_until;
 
-/// What there is, where it is, and what to try.
+/// The nodes, ports, origins and files of the fleet, and commands to try.
 pub async fn describe(fleet: &Fleet) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -19,7 +19,7 @@ pub async fn describe(fleet: &Fleet) -> String {
 }
 
 async fn write_fleet(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
-    writeln!(text, "\nA CDN of {} nodes is up. Ctrl-C ends all of it.\n", fleet.nodes.len())?;
+    writeln!(text, "\nA CDN of {} nodes is up. Press Ctrl-C to stop it.\n", fleet.nodes.len())?;
     writeln!(text, "  {:<16}{:<14}{:>7}{:>7}{:>7}", "node", "region", "http", "https", "admin")?;
     for node in &fleet.nodes {
         let (spec, ports) = (&node.spec, node.spec.ports);
@@ -56,24 +56,24 @@ fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
         (last.spec.ports.https, first.spec.ports.https, first.spec.ports.admin);
     writeln!(
         text,
-        "\nTry it, from another terminal:\n\n\
-         \x20 # in Tokyo, twice: a miss, then a hit (see Cache-Status)\n\
+        "\nTry these commands in another terminal:\n\n\
+         \x20 # request a page from a node in Tokyo, twice: a miss, then a hit (see Cache-Status)\n\
          \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{near} https://shop.test{page}\n\n\
-         \x20 # in Frankfurt, as a client from Japan: X-Origin says which origin serves that country\n\
+         \x20 # ask Frankfurt as a client from Japan: X-Origin names the origin chosen for that country\n\
          \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{far} \
          -H 'X-Forwarded-For: {address}' https://world.test{world}\n\n\
-         \x20 # purge it everywhere, with a receipt from every node; then ask Tokyo again\n\
+         \x20 # purge the page on all nodes, with a receipt from each; then request it in Tokyo again\n\
          \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n\n\
-         \x20 # one node's dashboard, in a browser; and what it counts\n\
+         \x20 # a node's dashboard (open it in a browser) and its metrics\n\
          \x20 http://127.0.0.1:{admin}/\n\
          \x20 curl -s 127.0.0.1:{admin}/metrics\n\n\
-         Next, break things and read the report (more in docs/how-to):\n\n\
+         Then run a scenario with faults and read its report (see docs/how-to):\n\n\
          \x20 cargo run --release -p simulation -- list\n\
          \x20 cargo run --release -p simulation -- run everything\n"
     )
 }
 
-/// Load for people to watch: a minute's plan after the other, until the task is dropped.
+/// Runs the scenario's load, one minute's plan after the other, until the task is dropped.
 pub async fn keep_busy(fleet: std::sync::Arc<Fleet>, scenario: Scenario, seed: u64) {
     let permits = std::sync::Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     for minute in 0.. {
@@ -94,7 +94,7 @@ pub async fn keep_busy(fleet: std::sync::Arc<Fleet>, scenario: Scenario, seed: u
                 _ => {}
             }
         }
-        // Nobody reads it here, and it would grow for as long as the fleet stands.
+        // `up` does not evaluate the journal, which would grow for as long as the fleet runs.
         *fleet.journal.facts() = crate::journal::Facts::default();
     }
 }

@@ -1,12 +1,13 @@
-//! How a command line is read, the lab's too, which takes this file in by path: help goes to
-//! standard output, a mistake is one line.
+//! Reads the command line: help goes to standard output, a mistake is reported on one line. The
+//! `simulation` crate includes this file by path.
 
 use std::io::{self, Write};
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
-/// The arguments, or an end: help on standard output, or a mistake as one line and exit code 2.
+/// The parsed arguments. Exits after printing help to standard output (code 0), or a mistake as
+/// one line to standard error (code 2).
 pub fn arguments<A: Parser>() -> A {
     let error = match A::try_parse() {
         Ok(arguments) => return arguments,
@@ -16,12 +17,12 @@ pub fn arguments<A: Parser>() -> A {
         error.exit();
     }
     let program = A::command().get_name().to_owned();
-    // Nobody reads it any more: nothing is left to do.
+    // If standard error is closed, the message cannot be reported anywhere.
     let _ = writeln!(io::stderr(), "{program}: {}", one_line(&error.to_string()));
     std::process::exit(2);
 }
 
-/// What clap says in several paragraphs: the mistake and its tips, without the usage.
+/// Joins clap's paragraphs (the mistake and its tips) into one line, without the usage.
 fn one_line(told: &str) -> String {
     let told = told.strip_prefix("error: ").unwrap_or(told);
     let told = told.replace("For more information, try", "try");

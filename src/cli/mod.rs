@@ -1,4 +1,4 @@
-//! What the commands other than `run` do: most talk to a running node's admin API.
+//! The commands other than `run`. Most of them call the admin API of a running node.
 
 mod arguments;
 pub mod place;
@@ -45,21 +45,21 @@ pub fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-/// Where a node's admin API is, and how it is spoken to.
+/// The address of a node's admin API, and the TLS files for it.
 #[derive(Clone, Debug)]
 pub struct Admin {
     /// `host:port`.
     pub address: String,
-    /// Who must have signed the node's certificate. `None`: plain HTTP.
+    /// The CA certificate that must have signed the node's certificate. `None`: plain HTTP.
     pub ca: Option<PathBuf>,
-    /// The certificate and the key to show.
+    /// The client certificate and its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
 /// One call of the admin API.
 ///
 /// # Errors
-/// One line: what is in the way, and what to do about it.
+/// One line: why the call failed, and what to do about it.
 pub fn call(
     admin: &Admin,
     method: &str,
@@ -75,21 +75,21 @@ pub fn call(
     }
     head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
     let trouble =
-        |why: &dyn Display, advice: &str| format!("the admin API at {address}: {why}; {advice}");
+        |why: &dyn Display, advice: &str| format!("admin API at {address}: {why}; {advice}");
     let stream = connect(address).map_err(|error| {
-        trouble(&error, "is the node running, and is that its admin.address (--admin)?")
+        trouble(&error, "is the node running, and does --admin match its admin.address?")
     })?;
     let answer = match &admin.ca {
         None => exchange(stream, &head).map_err(|error| {
-            trouble(&error, "does it speak TLS? then name its authority with --ca")
+            trouble(&error, "if the admin API uses TLS, give its CA certificate with --ca")
         })?,
         Some(ca) => {
             let stream = tls(stream, ca, admin)?;
             exchange(stream, &head).map_err(|error| trouble(&error, tls_advice(&error)))?
         }
     };
-    let advice = "is that the admin address, and if it speaks TLS, is --ca given?";
-    parse(&answer).ok_or_else(|| trouble(&"the answer is not HTTP", advice))
+    let advice = "check that --admin is the admin address, and give --ca if it uses TLS";
+    parse(&answer).ok_or_else(|| trouble(&"the response is not HTTP", advice))
 }
 
 fn connect(address: &str) -> io::Result<TcpStream> {
@@ -110,7 +110,7 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<String> 
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
-        // Who closes without TLS' own goodbye has said all the same what it had to say.
+        // A peer that closes without TLS close_notify has still sent its whole response.
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
         _ => {}
     }
@@ -143,7 +143,7 @@ fn tls(
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(host).map_err(|error| format!("--admin: {error}"))?;
     let connection = ClientConnection::new(Arc::new(config), name)
-        .map_err(|error| format!("TLS towards {}: {error}", admin.address))?;
+        .map_err(|error| format!("TLS connection to {}: {error}", admin.address))?;
     Ok(StreamOwned::new(connection, stream))
 }
 
@@ -152,15 +152,17 @@ fn tls_advice(error: &io::Error) -> &'static str {
     match reason {
         Some(rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        )) => "the file of --ca has not signed the node's certificate (admin.tls.certificate)",
+        )) => "the CA in --ca has not signed the node's certificate (admin.tls.certificate)",
         Some(rustls::Error::InvalidCertificate(_)) => {
-            "the node's certificate (admin.tls.certificate) must name the host of --admin and be valid now"
+            "the node's certificate (admin.tls.certificate) must be valid now and include the host of --admin"
         }
-        Some(rustls::Error::InvalidMessage(_)) => "does it speak plain HTTP? then leave out --ca",
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "if the admin API uses plain HTTP, leave out --ca"
+        }
         Some(rustls::Error::AlertReceived(_)) => {
-            "the node takes certificates (--certificate) that its admin.tls.client_ca has signed"
+            "the node requires a client certificate (--certificate) signed by its admin.tls.client_ca"
         }
-        _ => "is that its admin.address (--admin)?",
+        _ => "check that --admin is the node's admin.address",
     }
 }
 
@@ -174,7 +176,7 @@ fn in_file(file: &Path, why: &dyn Display) -> String {
     format!("{}: {why}", file.display())
 }
 
-/// What a node says of a purge, in words.
+/// A node's receipt of a purge, as text.
 pub fn receipt(receipt: &Value) -> String {
     let ms = |name: &str| receipt[name].as_f64();
     match (receipt["state"].as_str(), ms("ms"), ms("durable_ms")) {
@@ -183,13 +185,13 @@ pub fn receipt(receipt: &Value) -> String {
         }
         (Some("applied"), ..) => "applied".to_owned(),
         _ => match ms("heard_ms_ago") {
-            Some(ago) => format!("pending, last heard {:.1} s ago", ago / 1e3),
+            Some(ago) => format!("pending, last heartbeat {:.1} s ago", ago / 1e3),
             None => "pending".to_owned(),
         },
     }
 }
 
-/// 256 random bits, to be shown as a token.
+/// A new token: 256 random bits in hex.
 pub fn new_secret() -> String {
     let mut bytes = [0; 32];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system has random numbers");
@@ -216,7 +218,7 @@ pub fn percent_encode(text: &str) -> String {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longer than a purge may wait for the fleet: a minute.
+/// Longer than the longest `--timeout` of a purge (one minute).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// `GET /store` as a table for people.
@@ -229,11 +231,11 @@ pub fn store_table(stat: &Value) -> String {
         table.push('\n');
     };
     let memory = &stat["memory"];
-    line(["", "bytes", "of", "pieces", "", "", ""]);
+    line(["", "used", "max", "pieces", "", "", ""]);
     let (bytes, max) = (size(&memory["bytes"]), size(&memory["bytes_max"]));
     line(["memory", &bytes, &max, &memory["pieces"].to_string(), "", "", ""]);
     line([""; 7]);
-    line(["directory", "service", "has", "of", "written", "read", "queued"]);
+    line(["directory", "state", "used", "max", "written", "read", "queued"]);
     let directories = || stat["directories"].as_array().into_iter().flatten();
     for it in directories() {
         let sizes = ["bytes", "bytes_max", "written_bytes", "read_bytes", "queued_bytes"];
@@ -243,11 +245,11 @@ pub fn store_table(stat: &Value) -> String {
     }
     for it in directories().filter(|it| it["short_of_space"] == true) {
         let path = it["path"].as_str().unwrap_or("?");
-        let why = "cannot grow: its file system has no room beyond store.disk_reserve";
+        let why = "cannot grow: its file system has no free space beyond store.disk_reserve";
         line([&format!("{path} {why}"), "", "", "", "", "", ""]);
     }
     line([""; 7]);
-    line(["site", "in memory", "objects", "on disk", "objects", "of", ""]);
+    line(["site", "memory", "objects", "disk", "objects", "disk max", ""]);
     for it in stat["sites"].as_array().into_iter().flatten() {
         let sizes = ["memory_bytes", "disk_bytes", "disk_bytes_max"];
         let [memory, disk, max] = sizes.map(|name| size(&it[name]));
@@ -258,7 +260,7 @@ pub fn store_table(stat: &Value) -> String {
     table
 }
 
-/// Three digits and a unit; what is not there is a dash.
+/// Three digits and a unit; `-` for a missing value.
 fn size(bytes: &Value) -> String {
     bytes.as_u64().map_or_else(|| "-".to_owned(), |bytes| size_text(bytes as f64))
 }
@@ -280,19 +282,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_the_api_is_told_in_its_own_words() {
+    fn an_api_error_is_reported_with_its_detail() {
         let body = r#"{"title":"Bad Request","detail":"an empty tag"}"#;
         let answer = parse(&format!("HTTP/1.0 400 Bad Request\r\na: b\r\n\r\n{body}")).unwrap();
         assert_eq!(answer.json().unwrap_err(), "an empty tag");
     }
 
     #[test]
-    fn a_receipt_is_told_in_words() {
+    fn a_receipt_is_formatted_as_text() {
         let told = |text| receipt(&serde_json::from_str(text).unwrap());
         let applied = told(r#"{"state":"applied","ms":0.52,"durable_ms":3.08}"#);
         assert_eq!(applied, "in force after 0.5 ms, durable after 3.1 ms");
         let pending = told(r#"{"state":"pending","heard_ms_ago":1500}"#);
-        assert_eq!(pending, "pending, last heard 1.5 s ago");
+        assert_eq!(pending, "pending, last heartbeat 1.5 s ago");
     }
 
     #[test]
@@ -303,7 +305,7 @@ mod tests {
         }]});
         let table = store_table(&stat);
         assert!(table.contains("serving     3.0 MiB     1.0 GiB"), "{table}");
-        assert!(table.contains("/cache cannot grow: its file system has no room"), "{table}");
+        assert!(table.contains("/cache cannot grow: its file system has no free space"), "{table}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `skerry geo`: where addresses are, by the databases that a node would ask.
+//! `skerry geo`: looks up the location of addresses in a node's GeoIP databases.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -6,14 +6,14 @@ use std::net::IpAddr;
 
 use geo::{Facts, Geo, LoadError, Place, Source};
 
-/// Each address with what is known of it, then the databases that know it.
+/// Each address with its known facts, then the databases that were asked.
 pub fn table(geo: &Geo, addresses: &[IpAddr]) -> String {
     let mut table = String::new();
     for address in addresses {
         writeln!(table, "{address}").expect("a String");
         let known = facts(&geo.locate(*address));
         if known.is_empty() {
-            table.push_str("  unknown to these databases, or not a public address\n");
+            table.push_str("  not found in these databases, or not a public address\n");
         }
         for (name, value) in known {
             writeln!(table, "  {name:<14}{value}").expect("a String");
@@ -21,12 +21,12 @@ pub fn table(geo: &Geo, addresses: &[IpAddr]) -> String {
     }
     table.push('\n');
     for database in geo.facts() {
-        writeln!(table, "by {}", described(&database)).expect("a String");
+        writeln!(table, "database: {}", described(&database)).expect("a String");
     }
     table
 }
 
-/// Why databases are not there, in one line with its causes.
+/// Why a database cannot be opened: one line with the error's causes.
 pub fn reason(error: &LoadError) -> String {
     let mut told = error.to_string();
     let mut cause = error.source();
@@ -63,7 +63,7 @@ fn facts(place: &Place) -> Vec<(&'static str, String)> {
 
 fn described(facts: &Facts) -> String {
     let source = match &facts.source {
-        Source::BuiltIn => "the built-in database".to_owned(),
+        Source::BuiltIn => "built-in".to_owned(),
         Source::File(path) => path.display().to_string(),
     };
     let built = facts.built.map(|built| {
@@ -78,12 +78,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_known_is_told_and_what_is_not_said_so() {
+    fn known_facts_are_listed_and_unknown_addresses_marked() {
         let geo = Geo::open(&geo::Settings::default()).expect("built in");
         let addresses = ["8.8.8.8", "127.0.0.1"].map(|address| address.parse().unwrap());
         let table = table(&geo, &addresses);
         assert!(table.contains("8.8.8.8\n  country       US United States"), "{table}");
-        assert!(table.contains("127.0.0.1\n  unknown"), "{table}");
-        assert!(table.contains("by the built-in database (") && table.contains(", 20"), "{table}");
+        assert!(table.contains("127.0.0.1\n  not found"), "{table}");
+        assert!(table.contains("database: built-in (") && table.contains(", 20"), "{table}");
     }
 }

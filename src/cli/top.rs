@@ -1,19 +1,18 @@
-//! `skerry top`: what a running node does, from two looks at its `/metrics`.
+//! `skerry top`: live statistics of a running node, from two scrapes of its `/metrics`.
 //!
-//! A look is parsed into plain numbers and everything shown is the growth between two of them,
-//! so that a node's restart or a counter's age don't matter. Plain text; who shows it clears the
-//! screen.
+//! Every figure is the growth of a counter between two scrapes, so that a restart of the node or
+//! the age of a counter does not matter. The view is plain text; the caller clears the screen.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// The numbers of one scrape, by name and labels as they stand there.
+/// The numbers of one scrape, by metric name with labels.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Look(BTreeMap<String, f64>);
 
 impl Look {
-    /// Lines of the OpenMetrics format; what is none is passed over.
+    /// Parses the OpenMetrics text format; lines that are not samples are skipped.
     pub fn parse(text: &str) -> Self {
         let numbers = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
             let (name, value) = line.rsplit_once(' ')?;
@@ -26,7 +25,7 @@ impl Look {
         self.0.get(name).copied().unwrap_or_default()
     }
 
-    /// All that a family has, with its label's value.
+    /// The samples of a metric family: full name, value of the first label, number.
     fn family<'a>(&'a self, name: &str) -> impl Iterator<Item = (&'a str, &'a str, f64)> + use<'a> {
         let begin = format!("{name}{{");
         self.0.iter().filter_map(move |(key, value)| {
@@ -40,19 +39,19 @@ impl Look {
     }
 }
 
-/// Two looks and the time between them.
+/// Two scrapes and the time between them.
 #[derive(Clone, Copy, Debug)]
 pub struct Between<'a> {
-    /// The earlier one.
+    /// The earlier scrape.
     pub before: &'a Look,
-    /// The later one.
+    /// The later scrape.
     pub now: &'a Look,
-    /// From one to the other.
+    /// The time between the two.
     pub elapsed: Duration,
 }
 
 impl Between<'_> {
-    /// Growth a second. A node that has restarted begins anew.
+    /// Growth per second. After a restart of the node the counter has grown from zero.
     fn rate(&self, name: &str) -> f64 {
         self.grown(name) / self.elapsed.as_secs_f64().max(1e-3)
     }
@@ -62,7 +61,7 @@ impl Between<'_> {
         if now >= before { now - before } else { now }
     }
 
-    /// Growth a second of each member of a family that has grown, most first.
+    /// Growth per second of each sample of a family that has grown, largest first.
     fn rates(&self, name: &str) -> Vec<(String, f64)> {
         let members = self.now.family(name);
         let rates = members.map(|(key, label, _)| (label.to_owned(), self.rate(key)));
@@ -75,7 +74,7 @@ impl Between<'_> {
         self.rates(name).iter().map(|(_, rate)| rate).sum()
     }
 
-    /// The bound of the bucket in which this share of what was observed lies.
+    /// The upper bound of the histogram bucket that holds this quantile (`share`, 0 to 1).
     fn quantile(&self, name: &str, share: f64) -> String {
         let buckets = self.now.family(&format!("{name}_bucket"));
         let mut buckets: Vec<_> = buckets.map(|(key, bound, _)| (bound, self.grown(key))).collect();
@@ -91,7 +90,7 @@ impl Between<'_> {
         }
     }
 
-    /// The whole view. `title`: which node, and whether it is ready.
+    /// The whole view. `title`: the node's address and whether it is ready.
     pub fn view(&self, title: &str) -> String {
         let mut view = format!("{title}\n\n");
         let mut line = |name: &str, told: String| {
@@ -106,7 +105,7 @@ impl Between<'_> {
         line(
             "requests",
             format!(
-                "{}/s   to the head: half {}, 99 % {}   {}",
+                "{}/s   time to first byte: p50 {}, p99 {}   {}",
                 number(self.rate("skerry_requests_total")),
                 self.quantile(duration, 0.5),
                 self.quantile(duration, 0.99),
@@ -118,7 +117,7 @@ impl Between<'_> {
         let asked: f64 = of_the_cache.map(|(_, rate)| rate).sum();
         let hits =
             results.iter().find(|(result, _)| result == "hit").map_or(0.0, |(_, rate)| *rate);
-        line("hits", format!("{} of {}/s", percent(hits, asked), number(asked)));
+        line("hits", format!("{} of {} lookups/s", percent(hits, asked), number(asked)));
         line(
             "bytes",
             format!(
@@ -134,7 +133,7 @@ impl Between<'_> {
         line(
             "clients",
             format!(
-                "{} connections   {} in the kernel   {}/s new   {}/s turned away   TLS {}/s, {} resumed",
+                "{} connections   {} kernel memory   {}/s new   {}/s refused   TLS handshakes {}/s, {} resumed",
                 number(self.now.get("skerry_connections")),
                 bytes(self.now.sum("skerry_connections_kernel_memory_bytes")),
                 number(self.rate("skerry_connections_accepted_total")),
@@ -146,7 +145,7 @@ impl Between<'_> {
         line(
             "origins",
             format!(
-                "{}/s   first byte: half {}, 99 % {}   {} connections   {}/s retries   {}/s failures",
+                "{}/s   time to first byte: p50 {}, p99 {}   {} connections   {}/s retries   {}/s failures",
                 number(self.rate("skerry_upstream_requests_total")),
                 self.quantile(first_byte, 0.5),
                 self.quantile(first_byte, 0.99),
@@ -158,7 +157,7 @@ impl Between<'_> {
         line(
             "process",
             format!(
-                "{} of a core   {} resident   {} of {} descriptors",
+                "{} of one core   {} resident   {} of {} file descriptors",
                 percent(self.rate("process_cpu_seconds_total"), 1.0),
                 bytes(self.now.get("process_resident_memory_bytes")),
                 number(self.now.get("process_open_fds")),
@@ -178,7 +177,7 @@ impl Between<'_> {
         line(
             "purges",
             format!(
-                "{}/s   {} in the table   bus: {}",
+                "{}/s   {} in the purge table   bus: {}",
                 number(self.rate("skerry_purges_total")),
                 number(self.now.get("skerry_purge_entries")),
                 self.bus()
@@ -186,13 +185,19 @@ impl Between<'_> {
         );
         view.push('\n');
         let reasons: Vec<_> = results.iter().filter(|(result, _)| result != "hit").collect();
-        self.list(&mut view, "not a hit, because", "/s", &reasons, asked);
+        self.list(&mut view, "not a hit, by reason", "/s", &reasons, asked);
         let refused = [
             self.rates("skerry_requests_refused_total"),
             self.rates("skerry_requests_unread_total"),
         ]
         .concat();
-        self.list(&mut view, "refused, because", "/s", &refused.iter().collect::<Vec<_>>(), asked);
+        self.list(
+            &mut view,
+            "refused, by reason",
+            "/s",
+            &refused.iter().collect::<Vec<_>>(),
+            asked,
+        );
         view
     }
 
@@ -204,7 +209,7 @@ impl Between<'_> {
         let out = self.now.family("skerry_store_directory_in_service");
         let out = out.filter(|(_, _, in_service)| *in_service == 0.0).count();
         format!(
-            "{} of {}   {}/s read   {}/s written   {} waiting{}",
+            "{} of {}   {}/s read   {}/s written   {} queued{}",
             bytes(self.now.sum("skerry_store_site_disk_bytes")),
             bytes(of),
             number(self.rate("skerry_store_disk_reads_total")),
@@ -221,7 +226,7 @@ impl Between<'_> {
         }
         match get("skerry_bus_connected") > 0.0 {
             true => format!(
-                "{} nodes, {} behind, {} waiting to go out",
+                "{} nodes, {} entries behind, {} in the outbox",
                 number(get("skerry_bus_members")),
                 number(get("skerry_bus_lag")),
                 number(get("skerry_bus_outbox"))
@@ -246,9 +251,9 @@ fn percent(part: f64, of: f64) -> String {
     if of > 0.0 { format!("{:.1} %", 100.0 * part / of) } else { "-".to_owned() }
 }
 
-/// Three digits, or all that stand before the point.
+/// Three significant digits, or all digits before the decimal point.
 fn number(value: f64) -> String {
-    // The sum of nothing is -0.
+    // The sum of an empty iterator is -0.0, which would print as "-0".
     let value = value + 0.0;
     let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
     let text = format!("{value:.digits$}");
@@ -259,10 +264,10 @@ fn bytes(value: f64) -> String {
     super::size_text(value)
 }
 
-/// Rows of a list: a screen of 24 lines has room for both.
+/// Rows of a list: both lists fit a terminal of 24 lines.
 const ROWS_MAX: usize = 8;
 
-/// Results of requests that neither the cache nor an origin was asked about.
+/// Results of requests that the node answered without the cache and without an origin.
 const GENERATED: [&str; 4] = ["answered-here", "denied", "rate-limited", "refused"];
 
 #[cfg(test)]
@@ -294,8 +299,8 @@ mod tests {
     #[test]
     fn rates_are_what_has_grown() {
         let view = view(BEFORE, NOW);
-        assert!(view.contains("100/s   to the head: half <1 ms, 99 % <10 ms"), "{view}");
-        assert!(view.contains("75.0 % of 100/s"), "{view}");
+        assert!(view.contains("100/s   time to first byte: p50 <1 ms, p99 <10 ms"), "{view}");
+        assert!(view.contains("75.0 % of 100 lookups/s"), "{view}");
         assert!(view.contains("absent"), "{view}");
         assert!(!view.contains("stale"), "what has not grown is not shown: {view}");
     }
@@ -303,7 +308,7 @@ mod tests {
     #[test]
     fn a_restart_begins_anew_and_nothing_is_not_divided() {
         assert!(view(NOW, BEFORE).contains("50/s"), "{}", view(NOW, BEFORE));
-        assert!(view("", "").contains("hits        - of 0/s"), "{}", view("", ""));
+        assert!(view("", "").contains("hits        - of 0 lookups/s"), "{}", view("", ""));
     }
 
     #[test]

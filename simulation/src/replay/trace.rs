@@ -213,19 +213,19 @@ fn columns(line: &str) -> anyhow::Result<Option<[usize; 3]>> {
 /// What a synthetic trace is like.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct Made {
-    /// Requests in it.
+    /// Number of requests.
     #[arg(long, default_value_t = 1_000_000)]
     pub requests: usize,
-    /// Objects that are popular at any one time.
+    /// Number of popular objects at any one time.
     #[arg(long, default_value_t = 100_000)]
     pub objects: usize,
-    /// Zipf's exponent.
+    /// Exponent of the Zipf distribution.
     #[arg(long, default_value_t = 0.9)]
     pub skew: f64,
-    /// The share of requests for objects that nobody asks for again.
+    /// Share of requests for objects that are requested only once, 0 to 1.
     #[arg(long, default_value_t = 0.15)]
     pub wonders: f64,
-    /// The share of popular objects that are replaced by new ones over the whole trace.
+    /// Share of popular objects that are replaced by new ones over the whole trace, 0 to 1.
     #[arg(long, default_value_t = 0.5)]
     pub churn: f64,
 }
