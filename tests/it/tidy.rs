@@ -255,7 +255,7 @@ impl Made {
         let files = files.filter(|file| {
             !is_test(file) && !definitions.iter().any(|definition| file.ends_with(definition))
         });
-        Self(files.map(|file| without_tests(&read(&file))).collect())
+        Self(files.map(|file| without_tests(&read(&file)).to_owned()).collect())
     }
 
     /// Whether the variant stands where it is neither part of a longer name nor a pattern.
