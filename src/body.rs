@@ -116,7 +116,7 @@ impl HttpBody for Body {
             }
             Self::Incoming(incoming) => Pin::new(incoming)
                 .poll_frame(cx)
-                .map_err(|error| BodyError::caused_by("the sender's body broke off", error)),
+                .map_err(|error| BodyError::caused_by("the body ended early", error)),
             Self::Stream(stream) => stream.as_mut().poll_frame(cx),
         }
     }

@@ -45,28 +45,28 @@ labels! {
     #[derive(thiserror::Error)]
     Refusal;
     /// No `Host` and no authority in the target.
-    #[error("the request names no host")]
+    #[error("the request has no host")]
     HostMissing "host-missing";
     /// More than one `Host` field (RFC 9112 §3.2).
     #[error("the request has more than one Host field")]
     HostRepeated "host-repeated";
     /// Not a host and port; user information counts as such.
-    #[error("the request's host is not a host")]
+    #[error("the request's host is not a valid host name")]
     HostInvalid "host-invalid";
     /// `Host` and the target name two hosts.
-    #[error("Host and the request target disagree")]
+    #[error("the Host field and the request target name different hosts")]
     HostDisagrees "host-disagrees";
     /// The target says `http` on a TLS connection, or the other way round (RFC 9110 §7.4).
-    #[error("the target's scheme is not the connection's")]
+    #[error("the scheme of the request target does not match the connection")]
     SchemeDisagrees "scheme-disagrees";
     /// Neither a path, a URL nor `OPTIONS *`.
     #[error("the request target has no path")]
     TargetInvalid "target-invalid";
     /// `%` without two hexadecimal digits in the path.
-    #[error("the path has a broken percent-encoding")]
+    #[error("the path has an invalid percent-encoding")]
     PercentInvalid "percent-invalid";
     /// A control character in the path, encoded or not.
-    #[error("the path has a control character")]
+    #[error("the path contains a control character")]
     PathControl "path-control";
     /// Both `Transfer-Encoding` and `Content-Length` (RFC 9112 §6.1).
     #[error("the request has both Transfer-Encoding and Content-Length")]
@@ -75,10 +75,10 @@ labels! {
     #[error("the request's Transfer-Encoding is not exactly chunked")]
     TransferCoding "transfer-coding";
     /// `Content-Length` is repeated or not a number.
-    #[error("the request's Content-Length is not one number")]
+    #[error("the request's Content-Length is not a single number")]
     LengthInvalid "length-invalid";
     /// CONNECT: this is not a forward proxy.
-    #[error("CONNECT is not offered")]
+    #[error("CONNECT is not supported")]
     MethodConnect "method-connect";
     /// TRACE, where it is not let through.
     #[error("TRACE is not allowed")]
@@ -87,7 +87,7 @@ labels! {
     #[error("the method is not allowed here")]
     MethodDenied "method-denied";
     /// Our name stands too often in `CDN-Loop` (RFC 8586).
-    #[error("the request came round in a loop")]
+    #[error("the request is looping between CDN nodes")]
     Loop "loop";
     /// The client's address is on the rule's deny list, or not on its allow list.
     #[error("the client's address is not allowed")]
@@ -105,13 +105,13 @@ labels! {
     #[error("the request's content is too long")]
     ContentTooLong "content-too-long";
     /// The request's content did not come in time.
-    #[error("the request's content did not come in time")]
+    #[error("the request's content did not arrive in time")]
     TimedOut "timed-out";
     /// An `Expect` other than `100-continue` (RFC 9110 §10.1.1).
-    #[error("the request expects what is not known here")]
+    #[error("the request's Expect field is not supported")]
     ExpectationUnknown "expectation-unknown";
     /// The client was shown a certificate for other hosts, and we have one for this host.
-    #[error("the connection's certificate is not for the request's host")]
+    #[error("the certificate of this connection is not valid for the request's host")]
     Misdirected "misdirected";
 }
 

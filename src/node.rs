@@ -91,7 +91,7 @@ pub enum StartError {
     #[error("{0}")]
     AdminFiles(String),
     /// The admin API can't listen.
-    #[error("admin address {address}: {source}")]
+    #[error("cannot listen on admin.address {address}: {source}")]
     Admin {
         /// The address asked for.
         address: SocketAddr,
@@ -300,7 +300,7 @@ impl Shared {
                 let runtime = match runtime {
                     Ok(runtime) => runtime,
                     Err(error) => {
-                        tracing::error!(%error, worker = number, "no runtime: the worker does not start");
+                        tracing::error!(%error, worker = number, "cannot create the worker's runtime; the worker does not start");
                         return;
                     }
                 };
@@ -376,7 +376,9 @@ impl Shared {
             let shared = self.clone();
             let kept = tokio::task::spawn_blocking(move || shared.keep_current()).await;
             if kept.is_err() {
-                tracing::error!("housekeeping panicked");
+                tracing::error!(
+                    "reloading of certificates, tokens and databases panicked; it is tried again"
+                );
             }
         }
     }
@@ -384,23 +386,29 @@ impl Shared {
     fn keep_current(&self) {
         if let Some(tls) = &self.admin_tls {
             match tls.keep_current() {
-                Ok(true) => tracing::info!("admin: certificates loaded anew"),
+                Ok(true) => tracing::info!("admin API: certificates reloaded"),
                 Ok(false) => {}
-                Err(error) => tracing::error!(%error, "admin: the old certificates stay"),
+                Err(error) => {
+                    tracing::error!(%error, "admin API: certificates cannot be reloaded, the old ones stay in use")
+                }
             }
         }
         if let Some(tokens) = &self.tokens {
             match tokens.keep_current() {
-                Ok(true) => tracing::info!("admin: tokens loaded anew"),
+                Ok(true) => tracing::info!("admin API: tokens reloaded"),
                 Ok(false) => {}
-                Err(error) => tracing::error!(%error, "admin: the old tokens stay"),
+                Err(error) => {
+                    tracing::error!(%error, "admin API: tokens cannot be reloaded, the old ones stay in use")
+                }
             }
         }
         if self.geo.is_outdated() {
             let settings = self.config().geo.clone();
             match self.geo.reload(&settings) {
-                Ok(()) => tracing::info!("GeoIP databases loaded anew"),
-                Err(error) => tracing::error!(%error, "GeoIP: the old databases stay"),
+                Ok(()) => tracing::info!("GeoIP databases reloaded"),
+                Err(error) => {
+                    tracing::error!(%error, "GeoIP databases cannot be reloaded, the old ones stay in use")
+                }
             }
         }
     }
@@ -415,8 +423,11 @@ impl Shared {
             self.apply(next)
         });
         match &applied {
-            Ok(changes) => tracing::info!(?changes, "configuration loaded anew"),
-            Err(mistakes) => tracing::error!(?mistakes, "configuration: the old one stays"),
+            Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
+            Err(mistakes) => tracing::error!(
+                ?mistakes,
+                "configuration not reloaded: fix the mistakes; the old configuration stays in use"
+            ),
         }
         applied
     }
@@ -463,7 +474,7 @@ impl Names for Shared {
             return Ok(());
         }
         let near = config::suggestion(name, plan.routes.sites().map(|site| &*site.name));
-        Err(format!("there is no such site on this node{near}"))
+        Err(format!("this node has no site of that name{near}"))
     }
 }
 
@@ -504,7 +515,7 @@ impl NodeActions for Shared {
             let worker = self.next_internal_request.fetch_add(1, Ordering::Relaxed)
                 % self.internal_requests.len();
             let request = InternalRequest { url, content_bytes_max, answer };
-            let ending = || "the node is ending".to_owned();
+            let ending = || "the node is shutting down".to_owned();
             self.internal_requests[worker].send(request).await.map_err(|_| ending())?;
             answered.await.unwrap_or_else(|_| Err(ending()))
         })

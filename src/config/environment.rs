@@ -1,14 +1,15 @@
-//! `${env.NAME}` in a file: what the environment has, put in before the file is read as TOML.
+//! Replaces `${env.NAME}` in a configuration file by environment variables, before TOML parsing.
 //!
-//! So a variable can be any value, in quotes or without. What it holds stays within the value
-//! where it stands: what could end a string or a line is refused. Lines keep their numbers.
+//! A variable can stand for any value, with or without quotes. Quotes, backslashes and control
+//! characters in a variable are refused, so that it cannot end its string or line. Line numbers
+//! do not change.
 
 use super::mistakes::{self, Mistake, Mistakes};
 
-/// The text with every variable filled in. `name` is the file's, for mistakes.
+/// Replaces every variable in the text. `name`: the file's name, for mistakes.
 ///
 /// # Errors
-/// Every variable that is missing, misspelled or unfit, with its place.
+/// Every variable that is not set, malformed or has a refused value, with its place.
 pub(super) fn fill_in(
     text: &str,
     name: &str,
@@ -41,7 +42,7 @@ pub(super) fn fill_in(
     if wrong.is_empty() { Ok(filled) } else { Err(Mistakes(wrong)) }
 }
 
-/// What stands for `NAME` or `NAME:-default`.
+/// The value of `NAME` or `NAME:-default`.
 fn value(
     written: Option<&str>,
     variable: &impl Fn(&str) -> Option<String>,
@@ -56,15 +57,19 @@ fn value(
         return Err("expected ${env.NAME} or ${env.NAME:-default}".to_owned());
     }
     let Some(value) = variable(name).or_else(|| default.map(str::to_owned)) else {
-        return Err(format!("the environment has no {name}; ${{env.{name}:-default}} needs none"));
+        return Err(format!(
+            "environment variable {name} is not set; set it, or give a default: ${{env.{name}:-default}}"
+        ));
     };
     match value.chars().find(|c| c.is_control() || ['"', '\'', '\\'].contains(c)) {
-        Some(c) => Err(format!("{name} has {c:?} in it, which can't stand in a value")),
+        Some(c) => Err(format!(
+            "the value of environment variable {name} contains {c:?}, which is not allowed here"
+        )),
         None => Ok(value),
     }
 }
 
-/// Whether the line of this place is a comment.
+/// Whether this offset is in a comment.
 fn is_comment(text: &str, at: usize) -> bool {
     let line = text[..at].rfind('\n').map_or(0, |end| end + 1);
     text[line..at].trim_start().starts_with('#')
@@ -107,8 +112,8 @@ mod tests {
     fn what_cannot_be_filled_in_is_told_with_its_place() {
         let all = "a = 1\nb = \"${env.NONE}\"\nc = ${env.QUOTED}\nd = ${env.N\ne = ${env.A-B}";
         let expected = [
-            "edge.toml:2:6: the environment has no NONE; ${env.NONE:-default} needs none",
-            "edge.toml:3:5: QUOTED has '\"' in it, which can't stand in a value",
+            "edge.toml:2:6: environment variable NONE is not set; set it, or give a default: ${env.NONE:-default}",
+            "edge.toml:3:5: the value of environment variable QUOTED contains '\"', which is not allowed here",
             "edge.toml:4:5: expected ${env.NAME} or ${env.NAME:-default}",
             "edge.toml:5:5: expected ${env.NAME} or ${env.NAME:-default}",
         ];

@@ -1,20 +1,20 @@
-//! What is wrong with a configuration: all of it at once, each with its place.
+//! Mistakes of a configuration, reported all at once, each with its file, line and column.
 
 use std::fmt;
 use std::ops::Range;
 
-/// One mistake, printed like a compiler does.
+/// One mistake, printed as `FILE:LINE:COLUMN: message`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The file, as it was named; or the flag.
+    /// The file as named by the caller, or the flag.
     pub source: String,
     /// Line and column in the file, counted from one.
     pub place: Option<(usize, usize)>,
-    /// What was expected and what was found.
+    /// What is wrong: what was expected and found, and what to do.
     pub message: String,
 }
 
-/// All that is wrong, in the order of the file. Never empty.
+/// All mistakes, in the order of the file. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<Mistake>);
 

@@ -1,8 +1,8 @@
-//! From what was written to what is meant.
+//! Reads the configuration.
 //!
-//! A TOML file, the environment and flags (each stronger than the one before) become the
-//! `Settings` of every room. Options that don't exist are refused, all mistakes are reported
-//! at once with file, line and what was expected. `config/edge.toml` documents every option.
+//! A TOML file, environment variables and flags (each overrides the one before) become the
+//! `Settings` of every room. Unknown options are refused, and all mistakes are reported at once
+//! with file, line and the expected value. `config/edge.toml` documents every option.
 
 mod environment;
 mod flags;
@@ -27,7 +27,7 @@ use crate::listen::Listener;
 use crate::{control, fill, guard, listen, purge, respond, route, store, upstream};
 use reader::{Purpose, Reader, Section, Setting};
 
-/// All that a node is told.
+/// The whole configuration of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The node itself.
@@ -38,60 +38,60 @@ pub struct Config {
     pub bus: control::bus::Settings,
     /// The access log.
     pub log: respond::log::Settings,
-    /// How much is told on standard error: error, warn, info, debug or trace.
+    /// Level of the error log: error, warn, info, debug or trace.
     pub log_level: String,
-    /// Where and how clients connect.
+    /// Listeners, TLS and limits of client connections.
     pub listen: listen::Settings,
-    /// The gate.
+    /// The checks on requests before routing.
     pub guard: guard::Settings,
-    /// Clients that the rate limits remember.
+    /// Number of clients that the rate limiter tracks.
     pub rate_clients_max: usize,
-    /// Places.
+    /// The GeoIP databases.
     pub geo: geo::Settings,
-    /// Origins.
+    /// Pools of origins, and DNS.
     pub upstream: upstream::Settings,
-    /// Memory and disk.
+    /// The cache store: memory and disk.
     pub store: store::Settings,
     /// The purge table and its log.
     pub purge: purge::Settings,
-    /// Fills.
+    /// Fills: upstream responses on their way into the store.
     pub fills: fill::Settings,
     /// Sites and rules.
     pub routes: route::Settings,
-    /// What the operator should know of it, though a node can start with it.
+    /// Problems that do not keep a node from starting.
     pub warnings: Vec<Mistake>,
-    /// Every option and what it is set to, for [`Config::changes`].
+    /// Every option and its value, for [`Config::changes`].
     options: BTreeMap<String, Setting>,
 }
 
 /// The node as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSettings {
-    /// What receipts and logs call it; the machine's name as shipped.
+    /// Name in receipts, logs and metrics. Default: the host name.
     pub name: String,
-    /// Where it is; free text.
+    /// Region, free text.
     pub region: String,
-    /// Threads of the data path.
+    /// Number of worker threads.
     pub workers: usize,
-    /// Where cache, purge log and made certificates live.
+    /// Directory for the disk cache, the purge log and generated certificates.
     pub data_directory: PathBuf,
-    /// How long requests may take to end when the node stops.
+    /// How long requests in flight may take to finish after SIGTERM.
     pub drain_timeout: Duration,
-    /// How long a node that is drained by the admin API takes new connections still, so that
-    /// balancers see it is not ready before its door closes.
+    /// How long the node still accepts connections after POST /drain, so that load balancers see
+    /// that it is not ready before it refuses them.
     pub drain_notice: Duration,
 }
 
-/// An option that a reload finds changed.
+/// An option that a reload has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// `limits.idle_timeout`.
     pub option: String,
-    /// What it was; `None` when it is new.
+    /// The value before; `None` if the option was added.
     pub before: Option<String>,
-    /// What it is; `None` when it is gone.
+    /// The value now; `None` if the option was removed.
     pub after: Option<String>,
-    /// Whether it counts only after a restart.
+    /// Whether it takes effect only after a restart.
     pub needs_restart: bool,
 }
 
@@ -110,7 +110,7 @@ impl Default for NodeSettings {
 }
 
 impl Default for Config {
-    /// What counts where nothing is written. It has no listener, no pool and no site yet.
+    /// The defaults. It has no listener, no pool and no site yet.
     fn default() -> Self {
         Self {
             node: NodeSettings::default(),
@@ -133,15 +133,16 @@ impl Default for Config {
     }
 }
 
-/// Reads the file that the flags name, if any, and puts the flags over it.
+/// Reads the file named by the flags, if any, and applies the flags over it.
 ///
 /// # Errors
-/// All mistakes at once. The file is not changed and nothing is started or bound.
+/// All mistakes at once. Nothing is started or bound.
 pub fn load(flags: &Flags) -> Result<Config, Mistakes> {
     load_for(flags, Purpose::Start)
 }
 
-/// The same for a node that runs. That others have filled a disk since it started is a warning then.
+/// As [`load`], for a running node: a disk that other programs have filled since it started is a
+/// warning, not a mistake.
 ///
 /// # Errors
 /// As [`load`].
@@ -161,7 +162,7 @@ fn load_for(flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
     parse_for(&text, &name, path.parent().unwrap_or(Path::new("")), flags, purpose)
 }
 
-/// The configuration in `text`. `name` is said in mistakes; relative paths start at `base`.
+/// Reads the configuration in `text`. Mistakes name it `name`; relative paths start at `base`.
 ///
 /// # Errors
 /// All mistakes at once.
@@ -189,7 +190,7 @@ fn parse_for(
 }
 
 impl Config {
-    /// What differs from `before`, option by option, in the order of their names.
+    /// The options that differ from `before`, in the order of their names.
     pub fn changes(&self, before: &Self) -> Vec<Change> {
         let names = self.options.keys().chain(before.options.keys());
         let names: std::collections::BTreeSet<&String> = names.collect();
@@ -207,8 +208,8 @@ impl Config {
         names.into_iter().filter_map(change).collect()
     }
 
-    /// This configuration as a node has it that runs with `running` and has read this one anew: what
-    /// counts only after a restart stays as it was.
+    /// This configuration as it takes effect on a node that runs with `running` and reloads: options
+    /// that need a restart keep their old values.
     pub fn reloaded_over(mut self, running: &Self) -> Self {
         self.options.retain(|option, _| !needs_restart(option));
         let stays = running.options.iter().filter(|(option, _)| needs_restart(option));
@@ -233,7 +234,7 @@ impl Config {
         }
     }
 
-    /// The options that differ from `before` but count only after a restart.
+    /// The options that differ from `before` and need a restart.
     pub fn restart_needed(&self, before: &Self) -> Vec<String> {
         let changes = self.changes(before).into_iter();
         changes.filter(|change| change.needs_restart).map(|change| change.option).collect()
@@ -244,16 +245,16 @@ impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.before, &self.after) {
             (Some(before), Some(after)) => write!(f, "{}: {before} → {after}", self.option)?,
-            (None, Some(after)) => write!(f, "{}: {after} (new)", self.option)?,
-            (Some(before), None) => write!(f, "{}: gone (was {before})", self.option)?,
-            (None, None) => write!(f, "{}: gone", self.option)?,
+            (None, Some(after)) => write!(f, "{}: {after} (added)", self.option)?,
+            (Some(before), None) => write!(f, "{}: removed (was {before})", self.option)?,
+            (None, None) => write!(f, "{}: removed", self.option)?,
         }
         if self.needs_restart { f.write_str(" (after a restart)") } else { Ok(()) }
     }
 }
 
 fn needs_restart(option: &str) -> bool {
-    // Sites have it anew with each reload.
+    // Read by sites, which every reload rebuilds.
     if option == "bus.silence" {
         return false;
     }
@@ -264,7 +265,7 @@ fn needs_restart(option: &str) -> bool {
     })
 }
 
-/// As many workers as the process may use cores.
+/// One worker per core that the process may use.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
 }
@@ -305,7 +306,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     config
 }
 
-/// The pool of `--origin`, beside those of the file.
+/// Adds the pool of `--origin` to those of the file.
 fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::PoolSettings>) {
     let mut origins = Vec::new();
     for url in &flags.origins {
@@ -321,11 +322,11 @@ fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::Po
     }
     if pools.iter().any(|pool| &*pool.name == FLAG_POOL) {
         reader.lack(format!(
-            "--origin makes a pool {FLAG_POOL:?}, and the file has one of that name"
+            "--origin adds a pool named {FLAG_POOL:?}, but the file already has one: rename it, or leave out --origin"
         ));
     }
     let mut pool = upstream::PoolSettings::new(FLAG_POOL, origins);
-    // Who names just a URL expects that host to be asked, not the one of this node.
+    // A user who gives just a URL expects requests to carry that host, not this node's.
     pool.host_header = upstream::HostHeader::Origin;
     reader.record("--origin", &flags.origins);
     pools.push(pool);
@@ -340,7 +341,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     }
     if config.routes.sites.is_empty() && flags.origins.is_empty() {
         reader.lack_of_all(
-            "nothing to serve: give --origin URL, or a file with [pools.NAME] and [sites.NAME]",
+            "nothing to serve: give --origin URL, or a configuration file with [pools.NAME] and [sites.NAME]",
         );
     }
     let listeners = &mut config.listen.listeners;
@@ -362,7 +363,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     let knows_callers = config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
         reader.lack(format!(
-            "admin.address: {} is not loopback, so that \"admin.tokens\" or \"admin.tls.client_ca\" is needed",
+            "admin.address: {} is not a loopback address: set \"admin.tokens\" or \"admin.tls.client_ca\"",
             config.admin.address
         ));
     }
@@ -401,18 +402,19 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     }
 }
 
-/// Where a node listens when nothing says otherwise: this machine alone can reach it.
+/// Default listen addresses: loopback, reachable from this machine only.
 const HTTP: SocketAddr = SocketAddr::new(LOOPBACK, 8080);
 const HTTPS: SocketAddr = SocketAddr::new(LOOPBACK, 8443);
 const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-/// The pool that `--origin` makes.
+/// The name of the pool that `--origin` adds.
 const FLAG_POOL: &str = "origin";
 
-/// Metrics are kept for each worker; no machine that this runs on has more cores.
+/// Maximum number of workers. Metrics are kept per worker.
 const WORKERS_MAX: usize = 1024;
 
-/// Options that threads, sockets or files were made of. All others count after a reload.
+/// Options that need a restart, because threads, sockets or files depend on them. All others take
+/// effect with a reload.
 const RESTART: &[&str] = &[
     "node.name",
     "node.region",

@@ -1,6 +1,6 @@
-//! What was written: a TOML file, read option by option. Each option is asked for once, by
-//! its name and with its default; what nobody asked for is a mistake, and so is what does not
-//! parse. Mistakes are collected, reading goes on.
+//! Reads a TOML file option by option. Each room reads its options by name, with their defaults;
+//! an option that no room reads is a mistake, and so is a value that does not parse. Mistakes are
+//! collected and reading continues.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,16 +15,16 @@ use toml::de::{DeTable, DeValue};
 use super::mistakes::{self, Mistake};
 use super::values::{Value, found};
 
-/// What a configuration is read for.
+/// The purpose of reading a configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A node is to start with it.
+    /// To start a node.
     Start,
-    /// A node that runs is to go on with it.
+    /// To reload a running node.
     Reload,
 }
 
-/// One file and what was noticed while reading it.
+/// One file and the notes made while reading it.
 pub(super) struct Reader<'a> {
     pub purpose: Purpose,
     name: String,
@@ -33,33 +33,33 @@ pub(super) struct Reader<'a> {
     notes: RefCell<Notes>,
 }
 
-/// What was noticed.
+/// The notes made while reading.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     mistakes: Vec<(Option<usize>, Mistake)>,
-    /// What need not keep a node from starting, in the order in which it was noticed.
+    /// Warnings, in the order in which they were noted. A node can start despite them.
     pub warnings: Vec<Mistake>,
-    /// Said only when nothing else is wrong: mostly it comes of something else.
+    /// Reported only if there is no other mistake, because it usually follows from one.
     lack_of_all: Option<Mistake>,
-    /// Each option's path and what it is set to, by the file or by default.
+    /// Path and value of each option, from the file or by default.
     pub options: BTreeMap<String, Setting>,
-    /// The options that exist, `*` for names.
+    /// All known options, with `*` for names.
     pub known: BTreeSet<String>,
-    /// Those of them that the file has.
+    /// The known options that the file sets.
     pub written: BTreeSet<String>,
 }
 
-/// What an option is set to.
+/// The value of an option.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Setting {
-    /// What is meant: two that are the same here are the same, however they are written.
+    /// The parsed value, for comparison: equal values are equal however they are written.
     pub meant: String,
-    /// For who reads of a change: as written, or the default.
+    /// For display: as written in the file, or the default.
     pub shown: String,
 }
 
 impl Setting {
-    /// A value that does not stand in the file.
+    /// A value that is not in the file.
     fn unwritten(value: &impl Debug) -> Self {
         let meant = format!("{value:?}");
         let bare = meant.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')'));
@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
         self.notes.borrow_mut().mistakes.push((None, mistake));
     }
 
-    /// Notes that there is nothing to do, in case that nothing else is wrong.
+    /// Notes that there is nothing to serve; reported only if there is no other mistake.
     pub fn lack_of_all(&self, message: &str) {
         self.notes.borrow_mut().lack_of_all = Some(Mistake::without_place(&self.name, message));
     }
@@ -138,12 +138,12 @@ impl<'a> Reader<'a> {
         self.base.join(path)
     }
 
-    /// The notes, at the end.
+    /// The notes, when reading is done.
     pub fn into_notes(self) -> Notes {
         self.notes.into_inner()
     }
 
-    /// Sets what an option that is not read from the file is set to.
+    /// Records the value of an option that does not come from the file.
     pub fn record(&self, option: &str, value: &impl Debug) {
         self.set(option, Setting::unwritten(value));
     }
@@ -152,14 +152,14 @@ impl<'a> Reader<'a> {
         self.notes.borrow_mut().options.insert(option.to_owned(), setting);
     }
 
-    /// What stands there, in one line.
+    /// The source text of a span, in one line.
     fn words_at(&self, span: &Range<usize>) -> String {
         let text = self.text.get(span.clone()).unwrap_or_default();
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
 
-/// One table of the file, or the lack of it.
+/// One table of the file, present or not.
 pub(super) struct Section<'a> {
     pub reader: &'a Reader<'a>,
     /// `sites.www.cache`; empty for the whole file.
@@ -253,8 +253,8 @@ impl<'a> Section<'a> {
         entries
     }
 
-    /// Reads the option `name` into `target`, which holds its default. Says whether it stands
-    /// in the file.
+    /// Reads the option `name` into `target`, which holds its default. Returns whether the file sets
+    /// it.
     pub fn read<T: Value + Debug>(&self, name: &'static str, target: &mut T) -> bool {
         let value = self.ask(name);
         self.note(name, value.is_some());
@@ -319,7 +319,7 @@ impl<'a> Section<'a> {
         written
     }
 
-    /// Whether the option stands in the file. Counts as asking for it.
+    /// Whether the file sets the option. Marks it as known.
     pub fn has(&self, name: &'static str) -> bool {
         self.ask(name).is_some()
     }
@@ -342,24 +342,23 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Notes what the operator should know of the value of option `name`, though a node can start
-    /// with it.
+    /// Notes a warning about the value of option `name`; a node can start despite it.
     pub fn warn(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         self.reader.warn(&value.map_or(self.span(), Spanned::span), message.into());
     }
 
-    /// The value of an option that is read in a way of its own.
+    /// The raw value of an option that the caller parses itself.
     pub fn raw(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         let value = self.ask(name);
         self.note(name, value.is_some());
         value
     }
 
-    /// Records what an option that is read in a way of its own is set to.
+    /// Records the value of an option that the caller parses itself.
     pub fn record(&self, name: &str, value: &impl Debug) {
         let mut setting = Setting::unwritten(value);
-        // What Debug hides is a secret.
+        // A value that `Debug` hides is a secret and must not be shown.
         if let Some(written) = self.written_words(name).filter(|_| !setting.meant.contains("***")) {
             setting.shown = written;
         }
@@ -417,7 +416,7 @@ impl<'a> Section<'a> {
 }
 
 impl Drop for Section<'_> {
-    /// What nobody asked for is a mistake.
+    /// Notes every option that no room has read as unknown.
     fn drop(&mut self) {
         let asked = self.asked.borrow();
         if asked.contains(&ANY) {
@@ -426,9 +425,12 @@ impl Drop for Section<'_> {
         for key in self.table.into_iter().flat_map(DeTable::keys) {
             if !asked.contains(&&**key.get_ref()) {
                 let near = mistakes::suggestion(key.get_ref(), asked.iter().copied());
-                let place =
-                    if self.path.is_empty() { "here" } else { &format!("in [{}]", self.path) };
-                let message = format!("there is no option {:?} {place}{near}", key.get_ref());
+                let place = if self.path.is_empty() {
+                    "at the top level"
+                } else {
+                    &format!("in [{}]", self.path)
+                };
+                let message = format!("unknown option {:?} {place}{near}", key.get_ref());
                 self.reader.mistake(&key.span(), message);
             }
         }
@@ -447,5 +449,5 @@ fn words<T: Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
     }
 }
 
-/// Stands for the keys of a table whose keys are free.
+/// Stands for any key of a table with user-chosen keys, such as a site name.
 const ANY: &str = "*";

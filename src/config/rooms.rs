@@ -99,13 +99,13 @@ pub(super) fn admin(section: &Section<'_>, admin: &mut control::admin::Settings)
             admin.tls = Some(tls);
         }
         (false, false) if tls.client_ca.is_none() => {}
-        _ => certificates.mistake("", "TLS needs both a \"certificate\" and its \"key\""),
+        _ => certificates.mistake("", "set both \"certificate\" and \"key\", or neither"),
     }
     section.read("hosts", &mut admin.hosts);
     for host in &admin.hosts {
         let is_host = host.parse::<http::uri::Authority>().is_ok_and(|it| it.host() == host);
         if !is_host {
-            section.mistake("hosts", format!("expected names without port, found {host:?}"));
+            section.mistake("hosts", format!("expected host names without port, found {host:?}"));
         }
     }
     section.read("audit_log", &mut admin.audit_log);
@@ -154,7 +154,7 @@ pub(super) fn bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
     if bus.heartbeat.is_zero() || too_short(bus.silence_max) || too_short(bus.member_kept) {
         section.mistake(
             "heartbeat",
-            "expected a time above zero, and no more than a third of \"silence_max\" and \"member_kept\"",
+            "expected a time above zero and at most a third of \"silence_max\" and \"member_kept\"",
         );
     }
 }
@@ -201,9 +201,9 @@ impl Value for Access {
 fn written_below(section: &Section<'_>, name: &str, path: &std::path::Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {
-        section.mistake(name, format!("{} is a folder, expected a file", path.display()));
+        section.mistake(name, format!("{} is a directory, expected a file", path.display()));
     } else if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        section.mistake(name, format!("there is no folder {}", folder.display()));
+        section.mistake(name, format!("directory {} does not exist", folder.display()));
     }
 }
 
@@ -212,7 +212,7 @@ pub(super) fn listeners(root: &Section<'_>) -> Vec<Listener> {
     for section in root.list("listeners") {
         let mut listener = Listener::plain(SocketAddr::from(([0, 0, 0, 0], 0)));
         if !section.read("address", &mut listener.address) && section.is_written() {
-            section.mistake("address", "a listener needs an address, such as \"0.0.0.0:443\"");
+            section.mistake("address", "the listener has no \"address\", such as \"0.0.0.0:443\"");
         }
         listener.name = listener.address.to_string();
         section.read("name", &mut listener.name);
@@ -221,7 +221,8 @@ pub(super) fn listeners(root: &Section<'_>) -> Vec<Listener> {
         let taken =
             |other: &Listener| other.address == listener.address && listener.address.port() != 0;
         if listeners.iter().any(taken) {
-            section.mistake("address", format!("{} is listened on twice", listener.address));
+            section
+                .mistake("address", format!("two listeners have the address {}", listener.address));
         }
         listeners.push(listener);
     }
@@ -234,8 +235,10 @@ pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
             CertificateFiles { certificate: PathBuf::new(), key: PathBuf::new(), names: None };
         for (name, path) in [("certificate", &mut files.certificate), ("key", &mut files.key)] {
             if !section.read_file(name, path) {
-                section
-                    .mistake(name, format!("a certificate needs {name:?}, the path of a PEM file"));
+                section.mistake(
+                    name,
+                    format!("the certificate has no {name:?}: expected the path of a PEM file"),
+                );
             }
         }
         section.read("names", &mut files.names);
@@ -262,12 +265,12 @@ pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
     let from_file = section.read_file("ticket_key_file", &mut path);
     let lives = section.read("ticket_lifetime", &mut lifetime);
     if from_file && rotates {
-        section.mistake("ticket_rotation", "keys from a file are rotated by changing the file");
+        section.mistake("ticket_rotation", "\"ticket_rotation\" has no effect with \"ticket_key_file\": rotate keys by changing the file");
     }
     if lives && !from_file {
         section.mistake(
             "ticket_lifetime",
-            "this is for keys from \"ticket_key_file\"; made keys live for two rotations",
+            "\"ticket_lifetime\" has no effect without \"ticket_key_file\": tickets of generated keys are valid for two rotations",
         );
     }
     tls.ticket_keys = if from_file {
@@ -288,7 +291,7 @@ fn certificate(section: &Section<'_>, files: &CertificateFiles) {
     let (error, name) = match listen::check_certificate(files) {
         Ok(Some(until)) if until <= Clock::system().now() => {
             let (file, until) = (files.certificate.display(), httpdate::fmt_http_date(until));
-            return section.warn("certificate", format!("{file} has ended on {until}"));
+            return section.warn("certificate", format!("{file} has expired on {until}"));
         }
         Ok(_) => return,
         Err(error @ TlsError::Pair { .. }) => (error, "key"),
@@ -409,7 +412,7 @@ pub(super) fn dns(section: &Section<'_>, dns: &mut DnsSettings) {
     section.read("ttl_min", &mut dns.ttl_min);
     section.read("ttl_max", &mut dns.ttl_max);
     if dns.ttl_min > dns.ttl_max {
-        section.mistake("ttl_min", "\"ttl_min\" is above \"ttl_max\"");
+        section.mistake("ttl_min", "\"ttl_min\" must not be greater than \"ttl_max\"");
     }
     section.read("negative_ttl", &mut dns.negative_ttl);
     section.read("stale_max", &mut dns.stale_max);
@@ -493,8 +496,10 @@ fn origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
     match (chain, key) {
         (true, true) => tls.client_certificate = Some(client),
         (false, false) => {}
-        _ => section
-            .mistake("client_certificate", "\"client_certificate\" and \"client_key\" go together"),
+        _ => section.mistake(
+            "client_certificate",
+            "set both \"client_certificate\" and \"client_key\", or neither",
+        ),
     }
     for (name, error) in upstream::file_mistakes(pool) {
         section.mistake_in_file(name, error.to_string());
@@ -532,11 +537,13 @@ impl Value for OriginUrl {
         let known = ["url", "weight"];
         for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
             let near = super::mistakes::suggestion(key.get_ref(), known);
-            reader
-                .mistake(&key.span(), format!("an origin has no option {:?}{near}", key.get_ref()));
+            reader.mistake(
+                &key.span(),
+                format!("unknown option {:?} of an origin{near}", key.get_ref()),
+            );
         }
         let Some(url) = table.get("url") else {
-            reader.mistake(&value.span(), "an origin needs a \"url\"");
+            reader.mistake(&value.span(), "the origin has no \"url\"");
             return None;
         };
         let mut origin = text(url, reader, ORIGIN_EXPECTED, origin)?;
@@ -574,8 +581,11 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     read_size(section, "memory", &mut store.memory_bytes);
     if let Some(there) = store::memory_bytes().filter(|there| store.memory_bytes > *there) {
         let (wanted, there) = (store::bytes_text(store.memory_bytes), store::bytes_text(there));
-        let advice = "choose less, connections and origins need memory too";
-        section.warn("memory", format!("{wanted} of memory where there are {there}: {advice}"));
+        let advice = "choose less, because connections need memory too";
+        section.warn(
+            "memory",
+            format!("{wanted} of memory is too much for this machine, which has {there}: {advice}"),
+        );
     }
     let mut disk = Some(Size(DISK_BYTES));
     let disk_written = section.read("disk", &mut disk);
@@ -583,19 +593,19 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     for section in &directories {
         let mut directory = Directory { path: PathBuf::new(), bytes: 0 };
         if !section.read("path", &mut directory.path) {
-            section.mistake("path", "a directory needs a \"path\"");
+            section.mistake("path", "the directory has no \"path\"");
         }
         read_size(section, "size", &mut directory.bytes);
         if !section.has("size") {
-            section.mistake("size", "a directory needs a \"size\", such as \"100GiB\"");
+            section.mistake("size", "the directory has no \"size\", such as \"100GiB\"");
         }
         if store.directories.iter().any(|other| other.path == directory.path) {
-            section.mistake("path", format!("{} is named twice", directory.path.display()));
+            section.mistake("path", format!("{} is listed twice", directory.path.display()));
         }
         store.directories.push(directory);
     }
     if disk_written && !store.directories.is_empty() {
-        section.mistake("disk", "\"disk\" is for one directory in the data directory; the sizes of [[store.directories]] count");
+        section.mistake("disk", "\"disk\" has no effect with [[store.directories]]: set the size of each directory there");
     } else if store.directories.is_empty()
         && let Some(Size(bytes)) = disk
     {
@@ -613,11 +623,11 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
     for section in section.list("sites") {
         let mut share = SiteShare { site: String::new(), percent_max: store.site_percent_max };
         if !section.read("name", &mut share.site) {
-            section.mistake("name", "a share needs the \"name\" of its site");
+            section.mistake("name", "the share has no \"name\": expected the name of a site");
         }
         section.read_within("percent_max", &mut share.percent_max, 1..=100);
         if store.site_shares.iter().any(|other| other.site == share.site) {
-            section.mistake("name", format!("{:?} is named twice", share.site));
+            section.mistake("name", format!("{:?} is listed twice", share.site));
         }
         store.site_shares.push(share);
     }
@@ -741,7 +751,8 @@ fn cache_key(section: &Section<'_>, key: &mut KeyPolicy) {
     }
     let written = [section.has("query"), named[0], named[1]];
     if written.into_iter().filter(|written| *written).count() > 1 {
-        section.mistake("", "only one of \"query\", \"query_only\" and \"query_except\" can count");
+        section
+            .mistake("", "only one of \"query\", \"query_only\" and \"query_except\" can be set");
     }
     section.read("sort_query", &mut key.sort_query);
     section.read("headers", &mut key.headers);

@@ -1,7 +1,7 @@
-//! Sites and rules: who inherits what from whom, and whether the whole makes sense.
+//! Sites and rules: inheritance of their settings, and checks across them.
 //!
 //! A rule has its site's settings unless it says otherwise, a site has those of `[defaults]`.
-//! What a site itself does with a request is its last rule, named `default`.
+//! The action of the site itself becomes its last rule, named `default`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -25,7 +25,7 @@ use crate::route::{
 };
 use crate::{cache, transform};
 
-/// What rules inherit.
+/// The settings that a rule inherits from its site, and a site from `[defaults]`.
 #[derive(Clone, Debug, Default)]
 struct Scope {
     access: access::Settings,
@@ -36,10 +36,10 @@ struct Scope {
     response_fields: FieldEdits,
 }
 
-/// Reads `[defaults]` and `[sites.NAME]`. `pools` are the names that there are, and nothing
-/// that is stored is used beyond `object_age_max`, for purges are forgotten then.
+/// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools.
+/// `object_age_max` bounds every lifetime, because purges are forgotten after it.
 ///
-/// Beside them, the sites that say themselves what they do while the purge bus is silent.
+/// Also returns the sites that set `silence` themselves.
 pub(super) fn sites(
     root: &Section<'_>,
     pools: &[Arc<str>],
@@ -56,7 +56,7 @@ pub(super) fn sites(
     for (site, rule, cover) in settings.hidden_rules() {
         let span = &sites.rules[&(site.name.clone(), rule.name.clone())];
         let message = format!(
-            "rule {:?} never applies: rule {:?} before it matches all that it does",
+            "rule {:?} never applies: the earlier rule {:?} matches every request it matches",
             rule.name, cover.name
         );
         root.reader.mistake(span, message);
@@ -110,12 +110,13 @@ impl Sites<'_> {
         }
         if let Some(action) = own {
             self.rules.insert((name.clone(), DEFAULT.into()), section.span());
-            // A rule for everything at the end is the site's own answer.
+            // A last rule that matches every request replaces the site's own action.
             if !rules.last().is_some_and(|rule| rule.matches.is_everything()) {
                 rules.push(rule_of(&name, DEFAULT, Matches::default(), action, scope));
             }
         } else if rules.is_empty() {
-            let message = "a site needs a \"pool\", a \"redirect\", a \"respond\" or rules";
+            let message =
+                "the site has no action: set \"pool\", \"redirect\" or \"respond\", or add rules";
             section.mistake("", message);
         }
         SiteSettings { name, hosts, rules }
@@ -125,7 +126,7 @@ impl Sites<'_> {
         let mut hosts: Vec<Host> = Vec::new();
         let written = section.read("hosts", &mut hosts);
         if !written {
-            let message = format!("site {site:?} needs hosts, such as hosts = [\"example.org\"]");
+            let message = format!("site {site:?} has no hosts, such as hosts = [\"example.org\"]");
             section.mistake("hosts", message);
         }
         let hosts: Vec<HostPattern> = hosts.into_iter().map(|host| host.0).collect();
@@ -133,9 +134,9 @@ impl Sites<'_> {
             if let Some(other) = self.hosts.insert(host.clone(), site.to_owned()) {
                 let host = host_text(host);
                 let message = if other == site {
-                    format!("host {host:?} is named twice")
+                    format!("host {host:?} is listed twice")
                 } else {
-                    format!("host {host:?} belongs to site {other:?} already")
+                    format!("host {host:?} already belongs to site {other:?}")
                 };
                 section.mistake("hosts", message);
             }
@@ -155,7 +156,7 @@ impl Sites<'_> {
         section.read("name", &mut name);
         let taken = self.rules.insert((site.clone(), name.clone()), section.span());
         if taken.is_some() || &*name == DEFAULT {
-            let message = format!("rule name {name:?} is taken in site {site:?}");
+            let message = format!("site {site:?} has another rule named {name:?}");
             section.mistake("name", message);
         }
         let matches = read_matches(section);
@@ -163,21 +164,20 @@ impl Sites<'_> {
         let action = self.action(section, inherited.as_ref());
         refuse_ignored(section, action.as_ref(), false);
         if action.is_none() {
-            let message =
-                "a rule needs a \"pool\" (its site's or its own), a \"redirect\" or a \"respond\"";
+            let message = "the rule has no action: set \"pool\" (in the rule or its site), \"redirect\" or \"respond\"";
             section.mistake("", message);
         }
         Some(rule_of(site, &name, matches, action?, scope))
     }
 
-    /// What a site or rule does; `None` when it says nothing and inherits nothing.
+    /// The action of a site or rule; `None` if it sets none and inherits none.
     fn action(&self, section: &Section<'_>, inherited: Option<&Pass>) -> Option<Action> {
         let pass = self.pass(section, inherited);
         let redirect = read_redirect(&section.section("redirect"));
         let fixed = read_fixed(&section.section("respond"));
         let own = [section.has("pool"), section.has("redirect"), section.has("respond")];
         if own.into_iter().filter(|own| *own).count() > 1 {
-            section.mistake("", "only one of \"pool\", \"redirect\" and \"respond\" can be done");
+            section.mistake("", "only one of \"pool\", \"redirect\" and \"respond\" can be set");
         }
         redirect.map(Action::Redirect).or(fixed.map(Action::Fixed)).or(pass.map(Action::Pass))
     }
@@ -212,7 +212,7 @@ impl Sites<'_> {
         }
         if pass.pool.is_empty() {
             if countries.is_written() || continents.is_written() {
-                section.mistake("", "pools for places need a \"pool\" for everywhere else");
+                section.mistake("", "\"pools_by_country\" and \"pools_by_continent\" need a \"pool\" for all other places");
             }
             return None;
         }
@@ -245,11 +245,11 @@ impl Sites<'_> {
     fn check_name(&self, reader: &Reader<'_>, span: &Range<usize>, pool: &str) {
         if !self.pools.iter().any(|known| **known == *pool) {
             let near = suggestion(pool, self.pools.iter().map(|name| &**name));
-            reader.mistake(span, format!("there is no pool {pool:?}{near}"));
+            reader.mistake(span, format!("unknown pool {pool:?}{near}"));
         }
     }
 
-    /// When there is but one pool, nobody needs to name it.
+    /// The only pool, which sites use without naming it.
     fn only_pool(&self) -> Option<Pass> {
         let [pool] = self.pools else { return None };
         Some(Pass {
@@ -261,8 +261,8 @@ impl Sites<'_> {
     }
 }
 
-/// Notes options that have no effect beside what the site or rule does. `passes_on`: its rules
-/// inherit those that rules have.
+/// Reports options that have no effect with the site's or rule's action. `passes_on`: the site has
+/// rules that inherit them.
 fn refuse_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
     const OF_ORIGINS: [&str; 4] =
         ["strip_prefix", "add_prefix", "pools_by_country", "pools_by_continent"];
@@ -274,8 +274,8 @@ fn refuse_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: boo
     let inherited = inherited.iter().copied().filter(|_| !passes_on);
     for name in OF_ORIGINS.into_iter().chain(inherited).filter(|name| section.has(name)) {
         let message = format!(
-            "{name:?} has no effect beside {does:?}, which asks no origin: take {name:?} out, or \
-             name a \"pool\" in the place of {does:?}"
+            "{name:?} has no effect with {does:?}, which sends no request to an origin: remove \
+             {name:?}, or set \"pool\" instead of {does:?}"
         );
         section.mistake(name, message);
     }
@@ -335,8 +335,8 @@ fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     read_fields(&response, &mut scope.response_fields, RESPONSE_FIELDS_OURS, once);
 }
 
-/// What a rule changes comes after what its site changes. Fields of `ours` can't be changed, and
-/// those of `once` can't be added to what is there.
+/// The edits of a rule are applied after those of its site. Fields in `ours` cannot be changed;
+/// fields in `once` cannot be added, only set.
 fn read_fields(section: &Section<'_>, edits: &mut FieldEdits, ours: &[&str], once: &[&str]) {
     let mut remove: Vec<HeaderName> = Vec::new();
     section.read("remove", &mut remove);
@@ -352,7 +352,8 @@ fn read_fields(section: &Section<'_>, edits: &mut FieldEdits, ours: &[&str], onc
     let add = section.section("add");
     for (key, span, _) in add.entries() {
         if once.iter().any(|name| key.eq_ignore_ascii_case(name)) {
-            let message = format!("the field {key:?} can stand once in a response: use \"set\"");
+            let message =
+                format!("the field {key:?} may occur only once in a response: use \"set\"");
             section.reader.mistake(&span, message);
         }
     }
@@ -364,9 +365,10 @@ fn read_templates(section: &Section<'_>, ours: &[&str]) -> Vec<(HeaderName, Temp
     for (key, span, value) in section.entries() {
         let name = match key.parse::<HeaderName>() {
             Ok(name) if ours.contains(&name.as_str()) => {
-                section
-                    .reader
-                    .mistake(&span, format!("the field {key:?} is the node's own to set"));
+                section.reader.mistake(
+                    &span,
+                    format!("the field {key:?} is set by the node and cannot be changed"),
+                );
                 continue;
             }
             Ok(name) => name,
@@ -408,7 +410,7 @@ fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
     }
     let located = section.read("location", &mut redirect.location);
     if section.is_written() && !located {
-        section.mistake("", "a redirect needs a \"location\"");
+        section.mistake("", "the redirect has no \"location\"");
     }
     section.is_written().then_some(redirect)
 }
@@ -423,11 +425,14 @@ fn read_fixed(section: &Section<'_>) -> Option<Fixed> {
     let mut content = bytes::Bytes::from(content);
     if section.read("content_file", &mut path) {
         if section.has("content") {
-            section.mistake("content_file", "only one of \"content\" and \"content_file\"");
+            section
+                .mistake("content_file", "only one of \"content\" and \"content_file\" can be set");
         }
         match std::fs::read(&path) {
             Ok(bytes) if bytes.len() <= CONTENT_BYTES_MAX => content = bytes.into(),
-            Ok(_) => section.mistake("content_file", "expected at most 1 MiB"),
+            Ok(_) => {
+                section.mistake("content_file", "the file is too large: expected at most 1 MiB")
+            }
             Err(error) => {
                 let path = path.display();
                 section.mistake("content_file", format!("cannot read {path}: {error}"));
@@ -484,7 +489,7 @@ fn host_text(host: &HostPattern) -> String {
     }
 }
 
-/// A path as requests have it after the gate.
+/// A path as requests have it after normalisation.
 #[derive(Debug)]
 struct NormalPath(Box<str>);
 
@@ -497,7 +502,7 @@ impl Value for NormalPath {
             Ok(normal) if normal == path => return Some(Self(path.into())),
             Ok(normal) => {
                 let message =
-                    format!("no request has this path: {path:?} is normalised to {normal:?}");
+                    format!("no request can have this path: {path:?} is normalised to {normal:?}");
                 reader.mistake(&value.span(), message);
             }
             Err(refusal) => reader.mistake(&value.span(), refusal.to_string()),
@@ -527,7 +532,7 @@ impl Value for Prefix {
         if matches!(value.get_ref(), DeValue::String(text) if text == "none") {
             return Some(Self(None));
         }
-        let expected = "a path that begins with \"/\" and ends without, or \"none\"";
+        let expected = "a path that begins with \"/\" and does not end with \"/\", or \"none\"";
         text(value, reader, expected, |text| {
             let right = text.len() > 1 && text.starts_with('/') && !text.ends_with('/');
             let normal = right && normal_path(text).is_ok_and(|normal| normal == text);
@@ -536,13 +541,13 @@ impl Value for Prefix {
     }
 }
 
-/// The name of the rule that a site itself is.
+/// The name of the rule made from the site's own action.
 const DEFAULT: &str = "default";
 
-/// A fixed response is meant for a page, not for a site.
+/// Maximum size of a fixed response: it is for a page, not for a site.
 const CONTENT_BYTES_MAX: usize = 1 << 20;
 
-/// Framing, the hop and the authority are decided elsewhere.
+/// Request fields that rules cannot change: framing, hop-by-hop fields and authority.
 const REQUEST_FIELDS_OURS: &[&str] =
     &["cdn-loop", "connection", "content-length", "host", "te", "transfer-encoding", "upgrade"];
 
@@ -557,7 +562,7 @@ const RESPONSE_FIELDS_OURS: &[&str] = &[
     "upgrade",
 ];
 
-/// One line of each (RFC 9110 §5.3).
+/// Fields that may occur only once in a response (RFC 9110 §5.3).
 const RESPONSE_FIELDS_ONCE: &[&str] = &[
     "accept-ranges",
     "content-location",

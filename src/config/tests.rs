@@ -100,9 +100,9 @@ fn all_mistakes_come_at_once_with_their_places() {
         "[limits]\nidle_timeout = \"30 parsecs\"\nhandshake_timout = \"1s\"\nheaders_max = true\n[gard]\n",
         &[
             "2:16: expected a duration such as \"30s\", \"250ms\" or \"12h\", found \"30 parsecs\"",
-            "3:1: there is no option \"handshake_timout\" in [limits]; did you mean \"handshake_timeout\"?",
+            "3:1: unknown option \"handshake_timout\" in [limits]; did you mean \"handshake_timeout\"?",
             "4:15: expected a whole number from 0 to 18446744073709551615, found true",
-            "5:2: there is no option \"gard\" here; did you mean \"guard\"?",
+            "5:2: unknown option \"gard\" at the top level; did you mean \"guard\"?",
         ],
     );
 }
@@ -144,7 +144,7 @@ fn values_have_kinds_and_bounds() {
             "2:12: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"",
         ],
     );
-    check("[dns]\nttl_min = \"2h\"\n", &["2:11: \"ttl_min\" is above \"ttl_max\""]);
+    check("[dns]\nttl_min = \"2h\"\n", &["2:11: \"ttl_min\" must not be greater than \"ttl_max\""]);
     check(
         "[guard]\nclient_field = \"X-Real-IP\"\n",
         &["2:16: expected \"X-Forwarded-For\" or \"Forwarded\", found \"X-Real-IP\""],
@@ -156,7 +156,7 @@ fn files_must_be_readable() {
     check(
         "[[tls.certificates]]\ncertificate = \"no.pem\"\n",
         &[
-            "1:1: a certificate needs \"key\", the path of a PEM file",
+            "1:1: the certificate has no \"key\": expected the path of a PEM file",
             "2:15: cannot read /nowhere/no.pem: No such file or directory (os error 2)",
         ],
     );
@@ -219,19 +219,19 @@ fn every_file_is_opened_and_parsed_and_all_mistakes_come_at_once() {
         .map(|told| told.replace(&folder.path().display().to_string(), ""))
         .collect();
     let expected = [
-        "key: /one.pem and /other.key do not belong together",
+        "key: /one.pem and /other.key do not match",
         "certificate: /junk: ",
         "key: /junk: no private key",
         "ticket_key_file: /junk: line 1: expected 32 bytes",
         "tokens: /junk",
-        "audit_log: there is no folder /nowhere",
+        "audit_log: directory /nowhere does not exist",
         "certificate: /one.pem: does not go with /other.key",
         "password_file: cannot read /none",
-        "ca_file: /junk: no certificate in it",
+        "ca_file: /junk: the file has no certificate",
         "databases: /junk: not an mmdb database: ",
-        "ca_files: pool main: /junk: no certificate in it",
+        "ca_files: pool main: /junk: the file has no certificate",
         "client_key: pool b: ",
-        "access: there is no folder /nowhere",
+        "access: directory /nowhere does not exist",
     ];
     assert_eq!(told.len(), expected.len(), "{told:#?}");
     for (told, expected) in told.iter().zip(expected) {
@@ -250,8 +250,8 @@ fn a_certificate_that_has_ended_is_told_and_does_not_keep_a_node_from_starting()
     std::fs::write(&pem, text).unwrap();
     let text = format!("{MINIMAL}[[tls.certificates]]\ncertificate = {pem:?}\nkey = {pem:?}\n");
     let warnings = read_text(&text).unwrap().warnings;
-    let warning = warnings.iter().find(|warning| warning.message.contains("has ended")).unwrap();
-    assert!(warning.message.ends_with("has ended on Wed, 01 Jan 2020 00:00:00 GMT"), "{warning}");
+    let warning = warnings.iter().find(|warning| warning.message.contains("has expired")).unwrap();
+    assert!(warning.message.ends_with("has expired on Wed, 01 Jan 2020 00:00:00 GMT"), "{warning}");
     assert_eq!(warning.place, Some((MINIMAL.lines().count() + 2, 15)));
 }
 
@@ -280,7 +280,7 @@ fn a_disk_cache_must_fit_its_file_system() {
                [[store.directories]]\npath = \"/nowhere/b\"\nsize = \"400TiB\"\n";
     check(two, &format!("{second}:8"), "900.0 TiB of disk cache in 2 directories do not fit");
     let reserved = "[store]\ndisk = \"64MiB\"\ndisk_reserve = \"900TiB\"\n";
-    check(reserved, &format!("{first}:8"), "900.0 TiB stay free");
+    check(reserved, &format!("{first}:8"), "900.0 TiB are reserved");
     assert!(found("[store]\ndisk = \"64MiB\"\ndisk_reserve = \"0B\"\n").is_empty());
     let unwritten = found("[store]\ndisk_reserve = \"900TiB\"\n");
     assert!(
@@ -305,7 +305,10 @@ fn more_memory_than_there_is_is_told() {
             .warnings
     };
     let told = warnings("900TiB");
-    assert!(told[0].message.starts_with("900.0 TiB of memory where there are "), "{told:?}");
+    assert!(
+        told[0].message.starts_with("900.0 TiB of memory is too much for this machine"),
+        "{told:?}"
+    );
     assert_eq!(warnings("16MiB"), []);
 }
 
@@ -314,14 +317,14 @@ fn listeners_have_addresses_of_their_own() {
     check(
         "[[listeners]]\naddress = \"127.0.0.1:80\"\n[[listeners]]\naddress = \"127.0.0.1:80\"\n[[listeners]]\ntls = true\n",
         &[
-            "4:11: 127.0.0.1:80 is listened on twice",
-            "5:1: a listener needs an address, such as \"0.0.0.0:443\"",
+            "4:11: two listeners have the address 127.0.0.1:80",
+            "5:1: the listener has no \"address\", such as \"0.0.0.0:443\"",
         ],
     );
     check(
         "[admin]\naddress = \"0.0.0.0:9180\"\n",
         &[
-            " admin.address: 0.0.0.0:9180 is not loopback, so that \"admin.tokens\" or \"admin.tls.client_ca\" is needed",
+            " admin.address: 0.0.0.0:9180 is not a loopback address: set \"admin.tokens\" or \"admin.tls.client_ca\"",
         ],
     );
 }
@@ -339,7 +342,7 @@ fn pools_have_origins() {
         &[
             "3:12: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"a.example\"",
             "3:25: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"https://b.example/x\"",
-            "3:75: an origin has no option \"wieght\"; did you mean \"weight\"?",
+            "3:75: unknown option \"wieght\" of an origin; did you mean \"weight\"?",
         ],
     );
     // With two pools, a site has to say which.
@@ -347,17 +350,17 @@ fn pools_have_origins() {
     let mistakes = read_text(two).unwrap_err().to_string();
     assert_eq!(
         mistakes,
-        "edge.toml:5:8: a site needs a \"pool\", a \"redirect\", a \"respond\" or rules"
+        "edge.toml:5:8: the site has no action: set \"pool\", \"redirect\" or \"respond\", or add rules"
     );
 }
 
 #[test]
 fn sites_name_pools_that_exist() {
-    check("pool = \"mian\"\n", &["1:8: there is no pool \"mian\"; did you mean \"main\"?"]);
+    check("pool = \"mian\"\n", &["1:8: unknown pool \"mian\"; did you mean \"main\"?"]);
     check(
         "[sites.www.pools_by_country]\nDE = \"mainn\"\nXX = \"main\"\n",
         &[
-            "2:6: there is no pool \"mainn\"; did you mean \"main\"?",
+            "2:6: unknown pool \"mainn\"; did you mean \"main\"?",
             "3:1: expected a country's two-letter code (ISO 3166-1), found \"XX\"",
         ],
     );
@@ -368,30 +371,32 @@ fn a_host_belongs_to_one_site() {
     check(
         "[sites.b]\nhosts = [\"WWW.example.org\", \"*\"]\n[sites.c]\nhosts = [\"*\", \"b.example:80\"]\n",
         &[
-            "2:9: host \"www.example.org\" belongs to site \"www\" already",
-            "4:9: host \"*\" belongs to site \"b\" already",
+            "2:9: host \"www.example.org\" already belongs to site \"www\"",
+            "4:9: host \"*\" already belongs to site \"b\"",
             "4:15: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"b.example:80\"",
         ],
     );
-    check("[sites.b]\n", &["1:8: site \"b\" needs hosts, such as hosts = [\"example.org\"]"]);
+    check("[sites.b]\n", &["1:8: site \"b\" has no hosts, such as hosts = [\"example.org\"]"]);
 }
 
 #[test]
 fn rules_can_match_and_do_one_thing() {
     check(
         "[[sites.www.rules]]\npath_prefix = \"/a/\"\n[[sites.www.rules]]\npath = \"/a/b\"\nname = \"b\"\n",
-        &["3:1: rule \"b\" never applies: rule \"rule-1\" before it matches all that it does"],
+        &[
+            "3:1: rule \"b\" never applies: the earlier rule \"rule-1\" matches every request it matches",
+        ],
     );
     check(
         "[[sites.www.rules]]\npath = \"/a/../b\"\nredirect = {}\n",
         &[
-            "2:8: no request has this path: \"/a/../b\" is normalised to \"/b\"",
-            "3:12: a redirect needs a \"location\"",
+            "2:8: no request can have this path: \"/a/../b\" is normalised to \"/b\"",
+            "3:12: the redirect has no \"location\"",
         ],
     );
     check(
         "[[sites.www.rules]]\npath = \"/a\"\npool = \"main\"\nrespond = { status = 204 }\n",
-        &["1:1: only one of \"pool\", \"redirect\" and \"respond\" can be done"],
+        &["1:1: only one of \"pool\", \"redirect\" and \"respond\" can be set"],
     );
     check(
         "[[sites.www.rules]]\npath = \"/a\"\nredirect = { location = \"${request.pth}\", status = 304 }\n",
@@ -403,7 +408,7 @@ fn rules_can_match_and_do_one_thing() {
     check(
         "[sites.www.request_fields]\nset = { Host = \"x\", \"a b\" = \"y\" }\n",
         &[
-            "2:9: the field \"Host\" is the node's own to set",
+            "2:9: the field \"Host\" is set by the node and cannot be changed",
             "2:21: expected a header field's name, found \"a b\"",
         ],
     );
@@ -413,8 +418,8 @@ fn rules_can_match_and_do_one_thing() {
 fn options_without_an_effect_are_mistakes() {
     let beside = |line: usize, at: usize, name: &str, does: &str| {
         format!(
-            "{line}:{at}: \"{name}\" has no effect beside \"{does}\", which asks no origin: take \
-             \"{name}\" out, or name a \"pool\" in the place of \"{does}\""
+            "{line}:{at}: \"{name}\" has no effect with \"{does}\", which sends no request to an origin: remove \
+             \"{name}\", or set \"pool\" instead of \"{does}\""
         )
     };
     let rule = "[[sites.www.rules]]\npath = \"/a\"\n";
@@ -451,7 +456,7 @@ fn options_without_an_effect_are_mistakes() {
     );
     check(
         "[sites.www.response_fields]\nadd = { Content-Type = \"a/b\", Link = \"</b>\" }\n",
-        &["2:9: the field \"Content-Type\" can stand once in a response: use \"set\""],
+        &["2:9: the field \"Content-Type\" may occur only once in a response: use \"set\""],
     );
 }
 
@@ -463,12 +468,14 @@ fn caching_has_words_and_ranges_of_statuses() {
             "2:23: expected \"all\", \"none\" or some of no-store, no-cache, max-age, min-fresh, max-stale, only-if-cached, stale-if-error, found \"no-cash\"",
             "3:14: expected \"pass\" or \"strip\" or \"store\", found \"eat\"",
             "4:41: expected a status such as 404 or a range such as \"500-599\", found \"99\"",
-            "5:7: only one of \"query\", \"query_only\" and \"query_except\" can count",
+            "5:7: only one of \"query\", \"query_only\" and \"query_except\" can be set",
         ],
     );
     check(
         "[store]\nmemory = \"1MiB\"\ndisk = \"none\"\n",
-        &["1:1: memory of 1048576 bytes holds fewer than 64 slices of 262144 bytes"],
+        &[
+            "1:1: store.memory of 1048576 bytes is too small: expected at least 64 slices of 262144 bytes",
+        ],
     );
 }
 
@@ -562,9 +569,9 @@ fn protocols_to_switch_to_are_inherited_and_none_of_them_carries_http() {
     check(
         "[sites.x]\nhosts = \"*\"\naccess.upgrade = [\"h2c\", \"TLS/1.0\", \"a b\", 1]\n",
         &[
-            "3:19: \"h2c\" carries HTTP requests that would pass by every rule, limit and log line; \
+            "3:19: \"h2c\" carries HTTP requests that would bypass every rule, limit and log line; \
              list only protocols that carry none, such as \"websocket\"",
-            "3:26: \"TLS/1.0\" carries HTTP requests that would pass by every rule, limit and log line; \
+            "3:26: \"TLS/1.0\" carries HTTP requests that would bypass every rule, limit and log line; \
              list only protocols that carry none, such as \"websocket\"",
             "3:37: expected a protocol's name as in an Upgrade field, such as \"websocket\"",
             "3:44: expected a protocol's name, found 1",
@@ -639,11 +646,11 @@ fn edge_toml_has_every_option_there_is() {
         let expected = [
             "cannot read",
             "No such file",
-            "there is no folder",
+            "does not exist",
             "of disk cache does not fit",
             "only one of",
-            "are rotated by",
-            "is for one directory",
+            "rotate keys by",
+            "has no effect with [[store.directories]]",
         ];
         assert!(expected.iter().any(|part| mistake.message.contains(part)), "{mistake}");
     }

@@ -153,7 +153,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         .and_then(Iterator::collect)
         .map_err(|error| in_file(file, &error))?;
     match certificates.is_empty() {
-        true => Err(in_file(file, &"no certificate in it")),
+        true => Err(in_file(file, &"the file has no certificate")),
         false => Ok(certificates),
     }
 }

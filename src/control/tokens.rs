@@ -123,7 +123,9 @@ impl Tokens {
             .map_err(|error| format!("cannot read {shown}: {error}"))?;
         let tokens = Self::parse(&text).map_err(|(line, why)| format!("{shown}:{line}: {why}"))?;
         match tokens.0.is_empty() {
-            true => Err(format!("{shown}: has no token")),
+            true => Err(format!(
+                "{shown}: the file has no tokens; generate one with `skerry token NAME`"
+            )),
             false => Ok(tokens),
         }
     }
@@ -167,11 +169,11 @@ impl Tokens {
     fn by_secret(&self, headers: &HeaderMap) -> Result<&Token, Problem> {
         let field = headers.get(header::AUTHORIZATION);
         let field =
-            field.ok_or_else(|| unauthorised("a token is needed: Authorization: Bearer …"))?;
+            field.ok_or_else(|| unauthorised("missing token: send Authorization: Bearer TOKEN"))?;
         let (scheme, secret) =
             field.to_str().ok().and_then(|text| text.split_once(' ')).unwrap_or_default();
         if !scheme.eq_ignore_ascii_case("bearer") || secret.is_empty() {
-            return Err(unauthorised("expected Authorization: Bearer …"));
+            return Err(unauthorised("expected Authorization: Bearer TOKEN"));
         }
         let hash = digest(&SHA256, secret.trim().as_bytes());
         // Every token is compared, so that time tells nothing of which one was near.
@@ -181,7 +183,7 @@ impl Tokens {
             }
             _ => found,
         });
-        let hint = "nobody has this token: it must be in the file that admin.tokens names";
+        let hint = "unknown token: its hash must be in the admin.tokens file";
         found.ok_or_else(|| unauthorised(hint))
     }
 }
@@ -198,7 +200,7 @@ impl Caller {
     /// 401: it has shown none.
     pub fn certified(peer: &Peer) -> Result<Self, Problem> {
         let name = peer.names.first().ok_or_else(|| {
-            unauthorised("a client certificate is needed, signed by what admin.tls.client_ca names")
+            unauthorised("a client certificate signed by admin.tls.client_ca is required")
         })?;
         Ok(Self { name: name.clone(), address: peer.address, leave: Leave::All })
     }
@@ -241,13 +243,13 @@ fn token(line: &str) -> Result<Token, &'static str> {
         }
     };
     if matches!(&leave, Leave::Purge(sites) if sites.iter().any(String::is_empty)) {
-        return Err("expected all, read, or purge: with names of sites");
+        return Err("expected all, read, or purge: and site names separated by commas");
     }
     let shows = match shows.strip_prefix("certificate:") {
         Some(name) if !name.is_empty() => Shows::Certificate(name.to_ascii_lowercase()),
         _ => {
             let hash = shows.strip_prefix("sha256:").and_then(unhex);
-            let expected = "expected sha256: and 64 hex digits, not the token itself, or \
+            let expected = "expected sha256: and 64 hex digits (the hash, not the token), or \
                             certificate: and a DNS name";
             Shows::Secret(hash.ok_or(expected)?)
         }
@@ -324,7 +326,7 @@ mod tests {
         assert_eq!(line("a", "all", "test"), Ok(format!("a all sha256:{known}")));
         assert_eq!(
             line("a", "al", "test"),
-            Err("expected all, read, or purge: with names of sites")
+            Err("expected all, read, or purge: and site names separated by commas")
         );
         assert!(line("a b", "all", "test").is_err());
     }

@@ -397,7 +397,10 @@ impl Walk {
                 return Err(BodyError::new(format!("a part ended early, at byte {at}")).into());
             };
             let frame = frame.map_err(|error| {
-                BodyError::caused_by(format!("a part broke off at byte {at}"), error)
+                BodyError::caused_by(
+                    format!("the response to a range request ended early at byte {at}"),
+                    error,
+                )
             })?;
             let Ok(data) = frame.into_data() else { continue };
             if data.len() as u64 > bytes.end - at {

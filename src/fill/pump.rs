@@ -229,7 +229,10 @@ impl Pump {
             return self.clean_end(come, None);
         };
         let frame = frame.map_err(|error| {
-            BodyError::caused_by(format!("upstream's body broke off after {come} bytes"), error)
+            BodyError::caused_by(
+                format!("the upstream response body ended early, after {come} bytes"),
+                error,
+            )
         })?;
         match frame.into_data() {
             Ok(data) => {

@@ -127,7 +127,7 @@ impl FillReader {
             }
             End::Whole { .. } => Poll::Ready(None),
             End::Broken(why) => Poll::Ready(Some(Err(BodyError::caused_by(
-                format!("the fill broke off before byte {}", self.rest.cursor),
+                format!("the upstream response ended before byte {}", self.rest.cursor),
                 why,
             )))),
         }

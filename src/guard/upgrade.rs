@@ -21,7 +21,7 @@ pub enum UpgradeProtocolError {
     NotAName,
     /// It carries HTTP.
     #[error(
-        "{0:?} carries HTTP requests that would pass by every rule, limit and log line; \
+        "{0:?} carries HTTP requests that would bypass every rule, limit and log line; \
          list only protocols that carry none, such as \"websocket\""
     )]
     CarriesHttp(Box<str>),

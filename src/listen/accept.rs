@@ -149,13 +149,13 @@ where
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
             Err(error) => {
-                tracing::error!(%error, listener = listener.name, "this worker can't listen");
+                tracing::error!(%error, listener = listener.name, "a worker cannot listen");
                 return None;
             }
         };
         assert!(
             self.door.tls.is_some() || !listener.tls,
-            "{} has TLS and the door has none",
+            "listener {} uses TLS, but no TLS settings were given",
             listener.name
         );
         let closing = Rc::new(Notify::new());

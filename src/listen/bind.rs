@@ -37,7 +37,7 @@ impl WorkerSockets {
 pub enum BindError {
     /// Another process, or another listener, has it.
     #[error(
-        "address in use: {address} (listener {name}): stop what listens there, or choose another port"
+        "address in use: {address} (listener {name}): stop the process that listens there, or choose another port"
     )]
     InUse {
         /// The address asked for.

@@ -119,7 +119,7 @@ where
             let Some(pace) = &mut this.pace else { return Poll::Pending };
             return pace.poll_overdue(cx).map(|()| {
                 this.recorder.count(Metric::RequestBodiesTimedOut);
-                Some(Err(BodyError::late("the client's body came too slowly")))
+                Some(Err(BodyError::late("the client sent the request body too slowly")))
             });
         };
         let bytes = match &frame {
@@ -130,7 +130,7 @@ where
         if let Some(pace) = &mut this.pace {
             pace.moved(bytes);
         }
-        let broken = |error| BodyError::caused_by("the client's body broke off", error);
+        let broken = |error| BodyError::caused_by("the request body ended early", error);
         Poll::Ready(frame.map(|frame| frame.map_err(broken)))
     }
 

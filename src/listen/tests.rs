@@ -882,7 +882,7 @@ fn the_certificate_is_chosen_by_name_and_reloaded_without_dropping_a_connection(
         let good = std::fs::read(&key).expect("read");
         std::fs::copy(folder.path().join("wild.key"), &key).expect("copied");
         let error = edge.tls.reload().expect_err("not a pair").to_string();
-        assert!(error.contains("do not belong together"), "{error}");
+        assert!(error.contains("do not match"), "{error}");
         assert!(shown(&edge, Some("www.example.org")).await.contains("DNS:www.example.org"));
         std::fs::write(&key, good).expect("written");
         pair_in(folder.path(), "exact", &["www.example.org", "new.example"]);

@@ -102,7 +102,7 @@ pub enum PurgeError {
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeLogError {
     /// Another process holds the directory.
-    #[error("{} is in use by another node", path.display())]
+    #[error("store directory {} is in use by another skerry process", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,

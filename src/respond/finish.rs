@@ -135,7 +135,7 @@ fn note_broken(context: &RequestContext, error: &BodyError) {
     let upstream = context.upstream.as_deref();
     let origin = upstream.and_then(|upstream| upstream.origin.as_deref()).unwrap_or_default();
     let pool = upstream.map_or("", |upstream| &*upstream.pool);
-    let warning = Notice::warning("a response broke off", "body-broke-off", origin);
+    let warning = Notice::warning("a response ended early", "body-broke-off", origin);
     let notice = Notice { pool, ..warning };
     let (asked, request) = (&context.asked, context.id);
     let (method, target) = (&asked.method, &asked.target);

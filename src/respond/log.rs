@@ -324,7 +324,7 @@ impl Output {
         match append_to(path) {
             Ok(new) => *file = new,
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "access log: can't open the file anew, the old one stays");
+                tracing::error!(path = %path.display(), %error, "access log: cannot reopen the file, the old one stays in use");
             }
         }
     }

@@ -83,7 +83,7 @@ impl Visit {
         match error {
             // Anybody can break off, as often as they like.
             FetchError::RequestBody { .. } => {
-                tracing::debug!(%request, %site, %error, "the request was not whole");
+                tracing::debug!(%request, %site, %error, "the request body was incomplete");
             }
             _ => {
                 job.note_no_response(error);

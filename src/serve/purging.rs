@@ -48,7 +48,7 @@ impl Visit {
                 "too many purges wait".into(),
             ));
         }
-        let ended = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is ending".to_owned());
+        let ended = |_| (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down".to_owned());
         match answered.await.map_err(ended).and_then(|ordered| ordered) {
             Ok(id) => {
                 Ok(Reply { body: format!("purged: {id}\n").into(), ..Reply::new(StatusCode::OK) })

@@ -98,7 +98,9 @@ impl Blocks {
         let blocks = bytes / block_bytes;
         let sane = block_bytes.is_multiple_of(UNIT) && block_bytes >= SLOTS_READ as u64;
         if !sane || blocks < 2 || bytes / UNIT > UNITS_MAX {
-            let reason = format!("{bytes} bytes make no blocks of {block_bytes} bytes");
+            let reason = format!(
+                "a size of {bytes} bytes cannot be divided into blocks of {block_bytes} bytes"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let mut options = OpenOptions::new();
@@ -358,7 +360,9 @@ impl Blocks {
                     self.usable.fetch_max(block + 1, Ordering::AcqRel);
                     *ring = last;
                 }
-                Err(error) => tracing::warn!(block, %error, "a block could not be read back"),
+                Err(error) => {
+                    tracing::warn!(block, %error, "cannot read a block during recovery; its entries are lost")
+                }
             }
         }
         // Beyond every slot that a crash may have left unreached behind a torn one.

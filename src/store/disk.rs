@@ -311,7 +311,7 @@ impl Disks {
 
     #[cfg(test)]
     pub(super) fn fail(&self, number: usize) {
-        self.disks[number].take_out("a test says so");
+        self.disks[number].take_out("taken out by a test");
     }
 
     #[cfg(test)]
@@ -339,7 +339,7 @@ impl Disk {
             let max = bytes_text(self.directory.bytes);
             let now =
                 bytes_text(self.open.load().as_ref().map_or(0, |it| it.blocks.usable_bytes()));
-            tracing::info!(%directory, milliseconds, "a store directory is open: it has {now} of disk and may grow to {max}");
+            tracing::info!(%directory, milliseconds, "store directory opened: {now} allocated, may grow to {max}");
         }
         superseded
     }
@@ -445,11 +445,11 @@ impl Disk {
             self.recorder.count(Metric::StoreDiskShort);
             tracing::warn!(
                 %directory,
-                "a store directory stays at {now} of its {max}: its file system has no room beyond the reserve (store.disk_reserve); \
-                 the cache serves on and grows when there is room"
+                "a store directory cannot grow: {now} of {max} allocated, its file system has no free space beyond store.disk_reserve; \
+                 the cache keeps serving and grows when there is space"
             );
         } else {
-            tracing::info!(%directory, "a store directory grows again: it has {now} of its {max}");
+            tracing::info!(%directory, "a store directory grows again: {now} of {max} allocated");
         }
     }
 
@@ -644,7 +644,7 @@ impl Disk {
             tracing::error!(
                 directory = %self.directory.path.display(),
                 retry_seconds = self.retry.as_secs_f32(),
-                "writes to a store directory fail: it is only read from"
+                "cannot write to a store directory: it is read-only until a retry succeeds"
             );
         }
     }
@@ -741,7 +741,7 @@ impl Disk {
             && let Err(error) = self.census.save(&self.directory.path)
         {
             let directory = self.directory.path.display();
-            tracing::warn!(%directory, %error, "the census of sites could not be saved");
+            tracing::warn!(%directory, %error, "cannot save the per-site statistics of a store directory");
         }
     }
 
@@ -776,7 +776,7 @@ async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<Job>) {
         let writing = disk.clone();
         let written = tokio::spawn(async move { writing.write_batch(batch).await }).await;
         if written.is_err() {
-            disk.take_out("writing panicked");
+            disk.take_out("the writer task panicked");
             disk.open.store(None);
         }
     }
@@ -824,7 +824,7 @@ fn remove_what_foyer_left(blocks: &Path) {
         if file.file_name().to_string_lossy().starts_with("foyer-storage-direct-fs-")
             && let Err(error) = std::fs::remove_file(file.path())
         {
-            tracing::warn!(file = %file.path().display(), %error, "an old file takes up room");
+            tracing::warn!(file = %file.path().display(), %error, "cannot delete an obsolete cache file; delete it by hand");
         }
     }
 }
@@ -842,7 +842,11 @@ fn probe(directory: &Path) -> io::Result<()> {
     file.rewind()?;
     file.read_exact(&mut read)?;
     std::fs::remove_file(&path)?;
-    if read == written { Ok(()) } else { Err(io::Error::other("what was written is not read")) }
+    if read == written {
+        Ok(())
+    } else {
+        Err(io::Error::other("the probe file does not read back as written"))
+    }
 }
 
 pub(super) const LOCK: &str = "lock";

@@ -122,7 +122,9 @@ impl Engine<PieceKey, Piece, HybridCacheProperties> for BlocksEngine {
     }
 
     fn destroy(&self) -> Later<Result<()>> {
-        Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "nothing is ever destroyed")) })
+        Box::pin(async {
+            Err(Error::new(ErrorKind::Unsupported, "destroying the store is not supported"))
+        })
     }
 
     fn wait(&self) -> Later<()> {
@@ -163,7 +165,7 @@ pub(super) fn entry(
     match read {
         Read::Entry(key, value) => Ok(Some((key, held.count_piece(Piece::of_value(value))))),
         Read::Damaged if blocks.forget_at(hash, place) => {
-            Err(io::Error::new(io::ErrorKind::InvalidData, "an entry has not its checksum"))
+            Err(io::Error::new(io::ErrorKind::InvalidData, "checksum mismatch in a stored entry"))
         }
         Read::Damaged | Read::NotCached => Ok(None),
     }

@@ -109,7 +109,7 @@ pub enum OpenError {
         mistakes: Vec<String>,
     },
     /// Another process holds the directory.
-    #[error("{} is in use by another node", path.display())]
+    #[error("store directory {} is in use by another skerry process", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -731,7 +731,9 @@ fn take_locks(settings: &Settings) -> Result<BTreeMap<PathBuf, File>, OpenError>
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 return Err(OpenError::InUse { path: path.clone() });
             }
-            Err(error) => tracing::error!(directory = %path.display(), %error, "no lock"),
+            Err(error) => {
+                tracing::error!(directory = %path.display(), %error, "cannot lock a store directory")
+            }
         }
     }
     Ok(locks)
@@ -742,7 +744,7 @@ fn raise_open_files() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
-        tracing::warn!(%error, "the limit of open files could not be raised");
+        tracing::warn!(%error, "cannot raise the limit of open files (RLIMIT_NOFILE)");
     }
 }
 
@@ -764,7 +766,7 @@ async fn make_room(store: Weak<Inner>) {
         drop(store);
         let resizing = tokio::task::spawn_blocking(move || memory.resize(bytes as usize));
         if let Ok(Err(error)) = resizing.await {
-            tracing::warn!(%error, bytes, "the memory tier could not be resized");
+            tracing::warn!(%error, bytes, "cannot resize the memory tier");
         }
     }
 }

@@ -97,18 +97,21 @@ impl Settings {
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if !(4 << 10..=1 << 20).contains(&self.slice_bytes) {
-            mistakes.push(format!("slice size {} is not within 4 KiB and 1 MiB", self.slice_bytes));
+            mistakes.push(format!(
+                "store.slice is {} bytes: expected 4 KiB to 1 MiB",
+                self.slice_bytes
+            ));
         }
         if self.memory_bytes < 64 * self.slice_bytes as u64 {
             mistakes.push(format!(
-                "memory of {} bytes holds fewer than 64 slices of {} bytes",
+                "store.memory of {} bytes is too small: expected at least 64 slices of {} bytes",
                 self.memory_bytes, self.slice_bytes
             ));
         }
         for directory in &self.directories {
             if directory.bytes < 64 * self.slice_bytes as u64 {
                 mistakes.push(format!(
-                    "{} with {} bytes holds fewer than 64 slices of {} bytes",
+                    "store directory {} of {} bytes is too small: expected at least 64 slices of {} bytes",
                     directory.path.display(),
                     directory.bytes,
                     self.slice_bytes
@@ -118,7 +121,7 @@ impl Settings {
         let paths: std::collections::BTreeSet<_> =
             self.directories.iter().map(|directory| &directory.path).collect();
         if paths.len() < self.directories.len() {
-            mistakes.push("a store directory is named twice".to_owned());
+            mistakes.push("a store directory is listed twice".to_owned());
         }
         mistakes
     }

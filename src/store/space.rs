@@ -108,9 +108,9 @@ impl Misfit {
             several => format!("{wanted} of disk cache in {several} directories do"),
         };
         format!(
-            "{together} not fit the file system of {}: {free} are free, {own} belong to the cache \
-             already, {reserve} stay free (store.disk_reserve); at most {fits} fit: choose a smaller \
-             size, another file system or a smaller reserve",
+            "{together} not fit the file system of {}: {free} are free, the cache already uses {own}, {reserve} are reserved \
+             (store.disk_reserve); at most {fits} fit: choose a smaller size, another file system or a \
+             smaller reserve",
             self.path.display()
         )
     }
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(
             misfit.advice(),
             "300.0 GiB of disk cache does not fit the file system of /var: 47.0 GiB are free, \
-             0 B belong to the cache already, 12.5 GiB stay free (store.disk_reserve); at most \
+             the cache already uses 0 B, 12.5 GiB are reserved (store.disk_reserve); at most \
              34.4 GiB fit: choose a smaller size, another file system or a smaller reserve"
         );
     }

@@ -1002,7 +1002,9 @@ async fn two_directories_of_one_file_system_must_fit_together() {
     let misfit = fits(85, 85).remove(0);
     assert_eq!(misfit.directories, [0, 1]);
     assert!(misfit.advice().contains("170.0 MiB of disk cache in 2 directories do not fit"));
-    assert!(misfit.advice().contains("10.0 MiB stay free (store.disk_reserve); at most 90.0 MiB"));
+    assert!(
+        misfit.advice().contains("10.0 MiB are reserved (store.disk_reserve); at most 90.0 MiB")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,7 +25,7 @@ pub enum WriteError {
         limit: u64,
     },
     /// The body ended early, or went on for too long.
-    #[error("the body has {length} bytes where {promised} were promised")]
+    #[error("the body has {length} bytes, but {promised} were announced")]
     Length {
         /// What was pushed.
         length: u64,
@@ -43,7 +43,7 @@ pub enum WriteError {
         expected: u64,
     },
     /// A partial object needs a known length beyond one slice.
-    #[error("an object of {length} bytes is not stored by parts")]
+    #[error("an object of {length} bytes cannot be stored in parts")]
     NotByParts {
         /// `complete_length`, zero when it is not known.
         length: u64,

@@ -210,7 +210,7 @@ impl<C: Codec> Coded<C> {
 
     fn failed(&self, error: CodecError) -> BodyError {
         self.recorder.count_labelled(Metric::CoderFailures, error.label());
-        BodyError::caused_by("the content coding broke off", error)
+        BodyError::caused_by("decoding or encoding the body failed", error)
     }
 }
 

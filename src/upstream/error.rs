@@ -40,7 +40,7 @@ pub struct Tried {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The name servers did not answer in time.
-    #[error("no answer from DNS for {host} within {after:?}")]
+    #[error("DNS did not answer for {host} within {after:?}")]
     DnsTimeout {
         /// The name that was asked for.
         host: Arc<str>,
@@ -48,7 +48,7 @@ pub enum FetchError {
         after: Duration,
     },
     /// The name has no address, or the servers failed, and no earlier answer is left.
-    #[error("DNS for {host}: {reason}")]
+    #[error("cannot resolve {host}: {reason}")]
     Dns {
         /// The name that was asked for.
         host: Arc<str>,
@@ -56,13 +56,13 @@ pub enum FetchError {
         reason: Arc<str>,
     },
     /// Every origin is marked down, and the pool is not to try one anyway.
-    #[error("every origin of pool {pool} is down")]
+    #[error("all origins of pool {pool} are marked down")]
     AllDown {
         /// The pool's name.
         pool: Arc<str>,
     },
     /// The pool's limit of connections to this origin is reached.
-    #[error("{origin} has {limit} connections, its limit")]
+    #[error("{origin} has reached its limit of {limit} connections")]
     ConnectionLimit {
         /// `host:port`.
         origin: Arc<str>,
@@ -70,7 +70,7 @@ pub enum FetchError {
         limit: usize,
     },
     /// No address of the origin let us connect; this is the last one's answer.
-    #[error("connecting to {origin} at {address}: {source}")]
+    #[error("cannot connect to {origin} at {address}: {source}")]
     Connect {
         /// `host:port`.
         origin: Arc<str>,
@@ -80,7 +80,7 @@ pub enum FetchError {
         source: io::Error,
     },
     /// No connection in time.
-    #[error("no connection to {origin} within {after:?}")]
+    #[error("could not connect to {origin} within {after:?}")]
     ConnectTimeout {
         /// `host:port`.
         origin: Arc<str>,
@@ -88,7 +88,7 @@ pub enum FetchError {
         after: Duration,
     },
     /// The origin's certificate is not one that we trust for it.
-    #[error("certificate of {origin}: {source}")]
+    #[error("the certificate of {origin} is not valid: {source}")]
     Certificate {
         /// `host:port`.
         origin: Arc<str>,
@@ -96,7 +96,7 @@ pub enum FetchError {
         source: rustls::Error,
     },
     /// The handshake failed otherwise.
-    #[error("TLS with {origin}: {source}")]
+    #[error("TLS handshake with {origin} failed: {source}")]
     Tls {
         /// `host:port`.
         origin: Arc<str>,
@@ -110,7 +110,7 @@ pub enum FetchError {
         origin: Arc<str>,
     },
     /// The handshake took too long.
-    #[error("no TLS handshake with {origin} within {after:?}")]
+    #[error("TLS handshake with {origin} not finished within {after:?}")]
     TlsTimeout {
         /// `host:port`.
         origin: Arc<str>,
@@ -128,7 +128,7 @@ pub enum FetchError {
         source: LinkError,
     },
     /// The response's head broke off.
-    #[error("the response head of {origin} is incomplete: {source}")]
+    #[error("the response header section of {origin} is incomplete: {source}")]
     Incomplete {
         /// `host:port`.
         origin: Arc<str>,
@@ -136,7 +136,7 @@ pub enum FetchError {
         source: LinkError,
     },
     /// The head announced content, and the connection ended before any of it.
-    #[error("the response of {origin} broke off before its content: {source}")]
+    #[error("the response of {origin} ended before its content: {source}")]
     ContentMissing {
         /// `host:port`.
         origin: Arc<str>,
@@ -160,7 +160,9 @@ pub enum FetchError {
         after: Duration,
     },
     /// The response's head is over the limits.
-    #[error("the response head of {origin} is over {bytes_max} bytes or {count_max} fields")]
+    #[error(
+        "the response header section of {origin} is larger than {bytes_max} bytes or {count_max} fields"
+    )]
     HeaderSize {
         /// `host:port`.
         origin: Arc<str>,
@@ -182,7 +184,7 @@ pub enum FetchError {
         origin: Arc<str>,
     },
     /// Two lines of a field that may stand once, and say different things (RFC 9110 §5.3).
-    #[error("{origin} sent {field} twice, with different values")]
+    #[error("{origin} sent {field} more than once with different values")]
     FieldsDiffer {
         /// `host:port`.
         origin: Arc<str>,
@@ -190,7 +192,7 @@ pub enum FetchError {
         field: HeaderName,
     },
     /// What came back is not HTTP.
-    #[error("{origin} does not speak HTTP: {source}")]
+    #[error("the response of {origin} is not valid HTTP: {source}")]
     Protocol {
         /// `host:port`.
         origin: Arc<str>,
@@ -198,13 +200,13 @@ pub enum FetchError {
         source: LinkError,
     },
     /// The origin switched to a protocol that it was not asked for, or did not say to which.
-    #[error("{origin} switched to a protocol that it was not asked for")]
+    #[error("{origin} switched to a protocol that was not requested")]
     UnaskedUpgrade {
         /// `host:port`.
         origin: Arc<str>,
     },
     /// The client's request body broke off. Not the origin's fault.
-    #[error("the request body broke off: {source}")]
+    #[error("the request body ended early: {source}")]
     RequestBody {
         /// Whether it came too slowly (RFC 9110 §15.5.9).
         is_late: bool,
@@ -424,7 +426,7 @@ pub(super) fn body_timeout(origin: &str, after: Duration) -> BodyError {
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
     /// None, or more than [`super::PoolSettings::ORIGINS_MAX`].
-    #[error("pool {pool} has {count} origins; 1 to {max} are possible")]
+    #[error("pool {pool} has {count} origins: expected 1 to {max}")]
     Origins {
         /// The pool's name.
         pool: Arc<str>,

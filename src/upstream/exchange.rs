@@ -507,7 +507,7 @@ impl HttpBody for ResponseBody {
             Poll::Ready(Some(Err(error))) => {
                 this.fail(ProxyError::HttpResponseIncomplete);
                 let reason =
-                    format!("the response body of {} broke off", this.active.origin_name());
+                    format!("the response body of {} ended early", this.active.origin_name());
                 Poll::Ready(Some(Err(BodyError::caused_by(reason, error))))
             }
             // A body that ended has no deadline.

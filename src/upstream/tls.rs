@@ -88,12 +88,12 @@ fn native_roots() -> Arc<RootCertStore> {
         .get_or_init(|| {
             let loaded = rustls_native_certs::load_native_certs();
             for error in &loaded.errors {
-                tracing::warn!(%error, "some of the system's certificate authorities are unreadable");
+                tracing::warn!(%error, "cannot read some of the system's CA certificates");
             }
             let mut roots = RootCertStore::empty();
             let (_, refused) = roots.add_parsable_certificates(loaded.certs);
             if refused > 0 {
-                tracing::debug!(refused, "certificate authorities that rustls cannot use");
+                tracing::debug!(refused, "ignored CA certificates that rustls cannot use");
             }
             Arc::new(roots)
         })
@@ -108,7 +108,7 @@ fn certificates(
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| unusable(pool, file, error.to_string()))?;
     if certificates.is_empty() {
-        return Err(unusable(pool, file, "no certificate in it".to_owned()));
+        return Err(unusable(pool, file, "the file has no certificate".to_owned()));
     }
     Ok(certificates)
 }

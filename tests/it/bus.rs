@@ -227,8 +227,13 @@ fn bad_purges_are_refused_with_a_problem_that_says_why() {
     check("test", r#"{"uri": "x"}"#, 400, "unknown field `uri`");
     check("test", r#"{"url": "/relative"}"#, 400, "expected an absolute URL");
     check("test", r#"{"url": "http://["}"#, 400, "url");
-    check("test", r#"{"site": "al"}"#, 400, "no such site on this node; did you mean \"all\"?");
-    check("wrong", r#"{"all": true}"#, 401, "nobody has this token");
+    check(
+        "test",
+        r#"{"site": "al"}"#,
+        400,
+        "this node has no site of that name; did you mean \"all\"?",
+    );
+    check("wrong", r#"{"all": true}"#, 401, "unknown token");
     check("test3", r#"{"all": true}"#, 403, "may read");
     check("test2", r#"{"all": true}"#, 403, "may purge other");
     check("test2", r#"{"site": "all"}"#, 403, "may purge other");

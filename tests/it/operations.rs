@@ -94,7 +94,7 @@ fn a_disk_cache_that_does_not_fit_is_refused_before_anything_is_taken() {
 fn the_level_of_the_error_log_is_the_configurations() {
     let quiet = Process::start(&fixed("x").replace("[log]\n", "[log]\nlevel = \"debug\"\n"));
     quiet.signal(Signal::HUP);
-    quiet.wait_for("configuration loaded anew");
+    quiet.wait_for("configuration reloaded");
     let mut client = Client::connect(quiet.http);
     client.request("GET", "", "/", &[], b"");
     quiet.wait_for("DEBUG");
@@ -118,7 +118,10 @@ fn check_tells_every_mistake_with_its_place() {
     let output = skerry(&["check", &path]);
     assert!(output.status.success(), "{output:?}");
     std::fs::write(&file, fixed("${env.NOWHERE}")).expect("a file");
-    check_refused(&["check", &path], &[&format!("{path}:8:"), "the environment has no NOWHERE"]);
+    check_refused(
+        &["check", &path],
+        &[&format!("{path}:8:"), "environment variable NOWHERE is not set"],
+    );
 }
 
 #[test]
@@ -154,12 +157,12 @@ fn a_bad_file_leaves_the_old_configuration_and_is_logged() {
     assert_eq!(client.get("edge.test", "/", &[]).text(), "first");
     node.rewrite("[sites.all]\nhosts = \"*\"\nrespnd.content = \"second\"\n");
     node.signal(Signal::HUP);
-    node.wait_for("the old one stays");
+    node.wait_for("the old configuration stays in use");
     node.wait_for("edge.toml:3");
     assert_eq!(client.get("edge.test", "/", &[]).text(), "first");
     node.rewrite(&fixed("third"));
     node.signal(Signal::HUP);
-    node.wait_for("configuration loaded anew");
+    node.wait_for("configuration reloaded");
     assert_eq!(client.get("edge.test", "/", &[]).text(), "third");
 }
 

@@ -116,7 +116,7 @@ pub enum OrderError {
     #[error(transparent)]
     Store(#[from] PurgeError),
     /// The node is ending.
-    #[error("the node is ending")]
+    #[error("the node is shutting down")]
     Ending,
 }
 

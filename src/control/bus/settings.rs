@@ -144,7 +144,7 @@ impl Settings {
             let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
             let why = match read.map(|all: Vec<_>| all.is_empty()) {
                 Ok(false) => return mistakes,
-                Ok(true) => "no certificate in it".to_owned(),
+                Ok(true) => "the file has no certificate".to_owned(),
                 Err(error) => error.to_string(),
             };
             mistakes.push(("ca_file", format!("{}: {why}", path.display())));

@@ -85,7 +85,7 @@ pub(super) fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsErr
         .collect::<Result<_, _>>()
         .map_err(|error| file_error(&files.certificate, error.to_string()))?;
     if chain.is_empty() {
-        return Err(file_error(&files.certificate, "no certificate in it".into()));
+        return Err(file_error(&files.certificate, "the file has no certificate".into()));
     }
     let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
         .map_err(|error| file_error(&files.key, format!("no private key: {error}")))?;

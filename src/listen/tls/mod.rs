@@ -65,7 +65,7 @@ pub enum TlsError {
         reason: String,
     },
     /// The certificate and the key are not a pair.
-    #[error("{certificate} and {key} do not belong together: {reason}")]
+    #[error("{certificate} and {key} do not match: {reason}")]
     Pair {
         /// The certificate's file.
         certificate: PathBuf,
@@ -75,7 +75,9 @@ pub enum TlsError {
         reason: rustls::Error,
     },
     /// The default certificate's position is beyond the list.
-    #[error("default certificate number {wanted} of {there}")]
+    #[error(
+        "tls.default_certificate is {wanted}, but there are {there} certificates, counted from 0"
+    )]
     Default {
         /// The position in the settings, from zero.
         wanted: usize,
@@ -83,7 +85,7 @@ pub enum TlsError {
         there: usize,
     },
     /// No self-signed certificate could be made.
-    #[error("cannot make a self-signed certificate: {0}")]
+    #[error("cannot generate a self-signed certificate: {0}")]
     SelfSigned(String),
 }
 
@@ -180,11 +182,11 @@ impl TlsState {
 
     fn look_at_files(&self) {
         match self.keep_current(self.clock.now()) {
-            Ok(true) => tracing::info!("certificates and ticket keys loaded anew"),
+            Ok(true) => tracing::info!("certificates and ticket keys reloaded"),
             Ok(false) => {}
             Err(error) => {
                 // A self-signed certificate that cannot be renewed fails in each interval.
-                let message = "certificates cannot be loaded anew, the old ones stay";
+                let message = "certificates cannot be reloaded, the old ones stay in use";
                 let notice = Notice { is_error: true, ..Notice::warning(message, "", "") };
                 notices::note(&notice, format_args!("{error}"));
             }

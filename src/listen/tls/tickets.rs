@@ -141,7 +141,7 @@ fn parse_keys(text: &str) -> Result<Vec<Arc<Key>>, String> {
             .ok_or_else(|| format!("line {}: expected 32 bytes in base64 or hex", at + 1))?;
         keys.push(Key::new(&secret));
     }
-    if keys.is_empty() { Err("no ticket key in it".into()) } else { Ok(keys) }
+    if keys.is_empty() { Err("the file has no ticket key".into()) } else { Ok(keys) }
 }
 
 fn decode(text: &str) -> Option<[u8; SECRET_BYTES]> {
