@@ -284,7 +284,8 @@ fn run_demo() -> Result<(), String> {
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     let at = |tls| node.listening.iter().find(|(_, with)| *with == tls).map(|(at, _)| at.port());
     let (http, https) = (at(false).unwrap_or_default(), at(true).unwrap_or_default());
-    println!(
+    // A single write, so that a reader that closes the pipe after one line does not end the demo.
+    show(&format!(
         "\
 Skerry demo: a built-in origin with a node in front of it.
 
@@ -298,10 +299,11 @@ Try:
   curl -ik https://localhost:{https}/logo.svg
   curl -d '{{\"url\": \"http://localhost:{http}/data.json\"}}' http://{admin}/purge
 
-Press Ctrl-C to stop.",
+Press Ctrl-C to stop.
+",
         admin = node.admin,
         data_dir = data_dir.display(),
-    );
+    ))?;
     until_told_to_stop(node)
 }
 

@@ -305,7 +305,7 @@ fn an_address_that_others_reach_needs_tokens_or_certificates() {
     std::fs::write(&file, text).expect("a file");
     let output = skerry(&["check", file.to_str().expect("a plain name")]);
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("\"admin.tokens\" or \"admin.tls.client_ca\" is needed"), "{told}");
+    assert!(told.contains("set \"admin.tokens\" or \"admin.tls.client_ca\""), "{told}");
 }
 
 #[test]
@@ -319,14 +319,14 @@ fn a_reload_is_compared_with_what_runs() {
     let edge = Edge::with(&text("info", ""));
     let needed = "log.level: \"info\" → \"warn\" (after a restart)";
     assert_eq!(edge.reload(&text("warn", "")), Ok(vec![needed.to_owned()]));
-    // It still is needed, and said again, for it still is not so.
+    // The restart is still needed, so each reload reports it again.
     assert_eq!(edge.reload(&text("warn", "")), Ok(vec![needed.to_owned()]));
     assert!(edge.reload(&text("warn", "nonsense = 1\n")).is_err());
     let changes = edge.reload(&text("warn", "silence = \"serve\"\n")).expect("a good file");
-    assert_eq!(changes, [needed, "sites.all.silence: \"serve\" (new)"]);
+    assert_eq!(changes, [needed, "sites.all.silence: \"serve\" (added)"]);
     assert!(edge.reload("nonsense").is_err());
     let changes = edge.reload(&text("error", "")).expect("a good file");
-    let gone = "sites.all.silence: gone (was \"serve\")";
+    let gone = "sites.all.silence: removed (was \"serve\")";
     assert_eq!(changes, ["log.level: \"info\" → \"error\" (after a restart)", gone]);
     assert_eq!(edge.reload(&text("info", "")), Ok(vec![]), "as it runs");
 }
@@ -343,7 +343,7 @@ fn a_reload_tells_changes_in_words() {
     let changes = edge.reload(&text(more)).expect("a good file").join("\n");
     for expected in [
         "sites.all.rate.per_second: none → 5",
-        "sites.all.silence: \"serve\" (new)",
+        "sites.all.silence: \"serve\" (added)",
         "sites.all.response_fields.set: none → { x-served-by = \"us\" }",
     ] {
         assert!(changes.contains(expected), "{expected}:\n{changes}");

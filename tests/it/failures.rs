@@ -408,7 +408,7 @@ fn a_dead_origin_is_told_once_and_so_is_its_return() {
     let lines = process.lines_with("WARN");
     let first = &process.lines_with("no response from upstream")[0];
     for words in [
-        "connecting to",
+        "cannot connect to",
         "GET http://a.test/a, request ",
         "pool=\"main\"",
         &format!("origin=\"{port}\""),

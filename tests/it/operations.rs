@@ -141,7 +141,7 @@ fn a_drained_node_answers_what_is_under_way_and_ends_well() {
     busy.send(b"GET /slow HTTP/1.1\r\nHost: edge.test\r\n\r\n");
     origin.wait_for_requests(2);
     node.signal(Signal::TERM);
-    node.wait_for("draining");
+    node.wait_for("shutting down");
     until("it says that it is not ready", || ready() == 503);
     gate.open();
     let response = busy.read(false);
