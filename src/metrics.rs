@@ -95,99 +95,99 @@ table! {
         "limit" = &["total", "address", "handshakes", "proxy_header"];
     ConnectionsTimedOut, Counter, "connections_timed_out", "Client connections closed because the client took too long.",
         "waited_for" = &["handshake", "header", "idle", "send", "drain"];
-    AcceptErrors, Counter, "accept_errors", "Connections that the system could not hand over, for want of descriptors or memory.";
-    Handshakes, Counter, "tls_handshakes", "TLS handshakes, by how they ended.",
+    AcceptErrors, Counter, "accept_errors", "Connections that the system could not accept because file descriptors or memory ran out.";
+    Handshakes, Counter, "tls_handshakes", "TLS handshakes, by outcome.",
         "outcome" = &["full", "resumed", "nothing_in_common", "alert", "not_tls", "other", "broken_off"];
     BytesReceived, Counter, "received_bytes", "Bytes read from client connections, inside TLS.";
     BytesSent, Counter, "sent_bytes", "Bytes written to client connections, inside TLS.";
-    RequestsByProtocol, Counter, "requests_by_protocol", "Requests whose head was read, by protocol.",
+    RequestsByProtocol, Counter, "requests_by_protocol", "Requests whose header section was read, by protocol.",
         "protocol" = &["http/1.0", "http/1.1", "h2"];
-    RequestsUnread, Counter, "requests_unread", "Requests refused for their form, before any room saw them.",
+    RequestsUnread, Counter, "requests_unread", "Requests refused because they could not be parsed.",
         "reason" = Unread::WORDS;
-    RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that came more slowly than the limits allow.";
+    RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that arrived more slowly than the limits allow.";
     ResponseBodiesTimedOut, Counter, "response_bodies_timed_out", "HTTP/2 responses whose client opened its window too slowly.";
     Http2Resets, Counter, "http2_resets", "HTTP/2 requests that the client cancelled before their end.";
-    Http2Ended, Counter, "http2_connections_ended", "HTTP/2 connections that we ended for what the client did.",
+    Http2Ended, Counter, "http2_connections_ended", "HTTP/2 connections closed by the node because of the client's behaviour.",
         "reason" = &["protocol", "flood", "resets", "requests"];
     Requests, Counter, "requests", "Requests received.";
     Responses, Counter, "responses", "Responses sent, by class of status.", "class" = STATUS_CLASSES;
-    ResponseBytes, Counter, "response_body_bytes", "Body bytes handed to client connections.";
-    CacheRequests, Counter, "cache_requests", "Requests by how the cache handled them: hit, or the reason why not, as in the access log.",
+    ResponseBytes, Counter, "response_body_bytes", "Body bytes passed to client connections.";
+    CacheRequests, Counter, "cache_requests", "Requests, by how the cache handled them: hit, or the reason for not being a hit, as in the access log.",
         "result" = CACHE_RESULTS;
-    RequestSeconds, Histogram, "request_duration_seconds", "From the request's head to the response's head.";
+    RequestSeconds, Histogram, "request_duration_seconds", "Time from the request's header section to the response's (time to first byte).";
     Fills, Gauge, "fills", "Upstream responses on their way to their readers and into the store.";
-    FillsEnded, Counter, "fills_ended", "Fills that ended, by how.",
+    FillsEnded, Counter, "fills_ended", "Fills that ended, by outcome.",
         "end" = &["stored", "unstored", "broken", "abandoned"];
-    FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that had to do with the least window because all windows together reached their limit.";
+    FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that got the minimum window because all windows together reached their limit.";
     FillReadsBehind, Counter, "fill_reads_behind", "Slices read from the store by readers that fell behind their fill.";
-    FillReadersLost, Counter, "fill_readers_lost", "Readers of a fill so far behind that what they needed next was neither in memory nor stored.";
-    BodiesMended, Counter, "bodies_mended", "Bodies that went on with ranges from upstream: the fill had left their reader behind or had broken off, or the store had lost a slice.";
+    FillReadersLost, Counter, "fill_readers_lost", "Readers of a fill that fell so far behind that their next bytes were neither in memory nor stored.";
+    BodiesMended, Counter, "bodies_mended", "Bodies continued with range requests to upstream, because their reader had fallen behind the fill, the fill had failed, or the store had lost a slice.";
     RangeRequests, Counter, "range_requests", "Sub-requests to upstream for slices that were not stored.";
     RangeObjectsChanged, Counter, "range_objects_changed", "Objects found to have changed at the origin while ranges of them were being fetched.";
     FillReaders, Gauge, "fill_readers", "Clients that read a body as it comes from upstream.";
     FillWindowBytes, Gauge, "fill_window_bytes", "Body bytes held in memory for readers of fills.";
-    RequestsCollapsed, Counter, "requests_collapsed", "Requests that followed another one's upstream request.";
-    RequestsUncollapsed, Counter, "requests_uncollapsed", "Requests that went upstream alone though another might have been followed.",
+    RequestsCollapsed, Counter, "requests_collapsed", "Requests collapsed into another request's upstream request.";
+    RequestsUncollapsed, Counter, "requests_uncollapsed", "Requests forwarded without collapsing although they might have been collapsed.",
         "reason" = &["uncacheable", "fills_max", "followers_max"];
     UncacheableForgotten, Counter, "uncacheable_forgotten", "Keys not remembered as uncacheable because the limit was reached.";
-    VariantsDropped, Counter, "variants_dropped", "Variants forgotten because their key had as many as it may.";
-    UpstreamRequests, Counter, "upstream_requests", "Requests sent towards origins, retries not counted.";
-    InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by what became of them.",
+    VariantsDropped, Counter, "variants_dropped", "Variants removed because their key reached the limit of variants.";
+    UpstreamRequests, Counter, "upstream_requests", "Requests sent to origins, not counting retries.";
+    InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by outcome.",
         "outcome" = &["passed_on", "dropped"];
     UpstreamConnections, Gauge, "upstream_connections", "Open connections to origins.";
-    UpstreamIdle, Gauge, "upstream_connections_idle", "Connections to origins that wait for a request.";
+    UpstreamIdle, Gauge, "upstream_connections_idle", "Idle connections to origins.";
     UpstreamActive, Gauge, "upstream_active", "Exchanges with origins in flight.";
-    UpstreamConnects, Counter, "upstream_connects", "Connections to origins begun.";
-    UpstreamReuses, Counter, "upstream_reuses", "Requests sent over a connection that was open already.";
-    UpstreamIdleClosed, Counter, "upstream_idle_closed", "Kept connections closed unused, by reason.",
+    UpstreamConnects, Counter, "upstream_connects", "Connection attempts to origins.";
+    UpstreamReuses, Counter, "upstream_reuses", "Requests sent over a reused connection.";
+    UpstreamIdleClosed, Counter, "upstream_idle_closed", "Idle connections to origins that were closed, by reason.",
         "reason" = &["expired", "limit", "origin"];
-    UpstreamRetries, Counter, "upstream_retries", "Requests tried again, by reason.",
+    UpstreamRetries, Counter, "upstream_retries", "Retries of requests to origins, by reason.",
         "reason" = &["closed", "failed"];
-    UpstreamRetriesRefused, Counter, "upstream_retries_refused", "Retries not made because the budget was spent.";
-    UpstreamFailures, Counter, "upstream_failures", "Tries that gave no whole response, by error type of RFC 9209.",
+    UpstreamRetriesRefused, Counter, "upstream_retries_refused", "Retries not made because the retry budget was used up.";
+    UpstreamFailures, Counter, "upstream_failures", "Attempts without a complete response, by error type of RFC 9209.",
         "error" = ProxyError::WORDS;
     UpstreamMarkedDown, Counter, "upstream_marked_down", "Times that an origin was marked down.";
-    UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "From sending a request to the head of its response.";
-    DnsQuestions, Counter, "dns_questions", "Names asked for.";
-    DnsFailures, Counter, "dns_failures", "Questions without an address as answer.";
-    DnsStale, Counter, "dns_stale", "Times that an address past its TTL was used because DNS failed.";
-    DnsForgotten, Counter, "dns_forgotten", "Names forgotten because as many as may be were remembered.";
+    UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "Time from sending a request to an origin to the header section of its response.";
+    DnsQuestions, Counter, "dns_questions", "DNS lookups of origin names.";
+    DnsFailures, Counter, "dns_failures", "DNS lookups that returned no address.";
+    DnsStale, Counter, "dns_stale", "DNS lookups answered with an expired address because DNS failed.";
+    DnsForgotten, Counter, "dns_forgotten", "Names removed from the DNS cache because it was full.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
-    UpgradesIgnored, Counter, "upgrades_ignored", "Requests to switch protocols that were answered as if they had not asked, because no protocol in them is allowed or they have content.";
-    RateTableFull, Counter, "rate_table_full", "Clients let through uncounted because the rate table was full.";
+    UpgradesIgnored, Counter, "upgrades_ignored", "Upgrade fields ignored because no protocol in them is allowed or the request has content.";
+    RateTableFull, Counter, "rate_table_full", "Clients not rate-limited because the table of clients was full.";
     BodiesEncoded, Counter, "bodies_encoded", "Bodies compressed for clients, by coding.", "coding" = Coding::WORDS;
     BodiesDecoded, Counter, "bodies_decoded", "Bodies decompressed for clients that lack the coding.", "coding" = Coding::WORDS;
     CoderBytesIn, Counter, "coder_input_bytes", "Bytes that went into encoders and decoders.";
     CoderBytesOut, Counter, "coder_output_bytes", "Bytes that came out of encoders and decoders.";
-    CoderFailures, Counter, "coder_failures", "Bodies that broke off in an encoder or decoder, by reason.",
+    CoderFailures, Counter, "coder_failures", "Bodies that failed in an encoder or decoder, by reason.",
         "reason" = &["malformed", "decode_limit"];
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
-    Purges, Counter, "purges", "Purges put in force.";
+    Purges, Counter, "purges", "Purges applied.";
     PurgesRefused, Counter, "purges_refused", "Purges refused because the outbox was full.";
-    PurgesWidened, Counter, "purges_widened", "Purges that became part of a soft purge of everything because the table was full.";
-    PurgesPruned, Counter, "purges_pruned", "Purges forgotten because nothing stored can be older.";
+    PurgesWidened, Counter, "purges_widened", "Purges merged into a soft purge of everything because the purge table was full.";
+    PurgesPruned, Counter, "purges_pruned", "Purges removed from the table because no stored response can be older.";
     PurgeLogSyncs, Counter, "purge_log_syncs", "Writes of the purge log, each with one fsync for all purges that waited.";
     PurgeLogErrors, Counter, "purge_log_errors", "Writes of the purge log that failed.";
-    PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of a write cut short that were found at the purge log's end at start.";
+    PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of an incomplete write found at the end of the purge log at start.";
     PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
-    PurgePropagation, Histogram, "purge_propagation_seconds", "From the order of a purge on another node until it is in force on this one, by both nodes' clocks.";
-    AuditLost, Counter, "audit_lines_lost", "Lines that the audit log's file did not take.";
+    PurgePropagation, Histogram, "purge_propagation_seconds", "Time from the order of a purge on another node until it is applied on this one, by both nodes' clocks.";
+    AuditLost, Counter, "audit_lines_lost", "Audit log lines that could not be written.";
     AdminRefused, Counter, "admin_refused", "Calls of the admin API refused, by status.", "status" = ADMIN_REFUSALS;
     Prefetches, Counter, "prefetches", "URLs fetched ahead, or again after a purge, by outcome; dropped: the queue was full.", "outcome" = PREFETCH_OUTCOMES;
     BusGaps, Counter, "bus_gaps", "Times that everything was purged softly because purges may have been missed.", "reason" = BUS_GAPS;
     BusDisconnects, Counter, "bus_disconnects", "Connections to the purge bus that broke or could not be made.", "connection" = BUS_CONNECTIONS;
-    BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-ups dropped because too many waited; the stream has them.";
-    BusWaitsRefused, Counter, "bus_waits_refused", "Purges answered at once, with what was known, because 512 callers waited for other nodes already.";
-    BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because too many waited; the fleet sees the node's place in the stream.";
+    BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-up messages dropped because their queue was full; the stream has their content.";
+    BusWaitsRefused, Counter, "bus_waits_refused", "Purge calls that returned without waiting for other nodes because 512 callers were waiting.";
+    BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because their queue was full; the fleet sees the node's position in the stream instead.";
     StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";
-    StoreForgotten, Counter, "store_forgotten", "Pieces that left memory and are on no disk.";
+    StoreForgotten, Counter, "store_forgotten", "Pieces evicted from memory that are not on disk.";
     StoreDiskReads, Counter, "store_disk_reads", "Pieces read from disk.";
     StoreDiskWrites, Counter, "store_disk_writes", "Pieces written to disk.";
-    StoreDiskDropped, Counter, "store_disk_dropped", "Pieces not written to disk: its queue was full, or it was out of service or failed.";
-    StoreDiskOverShare, Counter, "store_disk_over_share", "Pieces not written to disk: their site has its share there.";
-    StoreDiskErrors, Counter, "store_disk_errors", "Pieces on disk that could not be read or understood.";
+    StoreDiskDropped, Counter, "store_disk_dropped", "Pieces not written to disk because the queue was full, or the directory was out of service or failed.";
+    StoreDiskOverShare, Counter, "store_disk_over_share", "Pieces not written to disk because their site has reached its share.";
+    StoreDiskErrors, Counter, "store_disk_errors", "Pieces on disk that could not be read or decoded.";
     StoreDiskOuts, Counter, "store_disk_outs", "Times that a store directory went out of service.";
-    StoreDiskShort, Counter, "store_disk_short_of_space", "Times that a store directory stopped to grow because its file system had no room beyond the reserve.";
+    StoreDiskShort, Counter, "store_disk_short_of_space", "Times that a store directory stopped growing because its file system had no free space beyond the reserve.";
 }
 
 const fn cells_of(row: &Row) -> usize {

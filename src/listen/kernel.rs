@@ -33,14 +33,14 @@ impl KernelMemory {
 impl Collector for KernelMemory {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Ok(usage) = ask(&self.addresses) else { return Ok(()) };
-        let help = "Memory of the kernel in the queues of client connections, bookkeeping included";
+        let help = "Kernel memory in the queues of client connections, including bookkeeping";
         let name = "connections_kernel_memory_bytes";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (queue, bytes) in [("send", usage.send_bytes), ("receive", usage.receive_bytes)] {
             let gauge = ConstGauge::new(bytes as i64);
             gauge.encode(family.encode_family(&[("queue", queue)])?)?;
         }
-        let help = "Client connections that are closed here and still held by the kernel";
+        let help = "Client connections that the node has closed and the kernel still holds";
         let orphans = ConstGauge::new(usage.orphans as i64);
         let name = "connections_orphaned";
         orphans.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)

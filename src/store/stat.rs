@@ -18,7 +18,7 @@ pub struct Stat {
     pub memory_bytes: u64,
     /// How many there may be.
     pub memory_bytes_max: u64,
-    /// Heads, variant lists and slices in memory.
+    /// Head records, variant lists and slices in memory.
     pub memory_pieces: u64,
     /// Bytes of bodies that memory has let go of, and somebody still has: who reads them slowly.
     pub held_bytes: u64,
@@ -106,19 +106,15 @@ impl Collector for Gauges {
         let stat = Store { inner }.stat();
         for (name, help, value) in [
             ("store_memory_bytes", "Bytes in the memory tier.", stat.memory_bytes),
-            (
-                "store_memory_bytes_max",
-                "Bytes that the memory tier may hold.",
-                stat.memory_bytes_max,
-            ),
+            ("store_memory_bytes_max", "Maximum bytes in the memory tier.", stat.memory_bytes_max),
             (
                 "store_memory_pieces",
-                "Heads, variant lists and slices in memory.",
+                "Head records, variant lists and slices in memory.",
                 stat.memory_pieces,
             ),
             (
                 "store_held_bytes",
-                "Bytes of bodies that memory has let go of and somebody still has.",
+                "Bytes of bodies evicted from the memory tier that are still in use.",
                 stat.held_bytes,
             ),
             ("purge_entries", "Entries of the purge table.", stat.purge_entries),
@@ -131,22 +127,24 @@ impl Collector for Gauges {
         let families: [(&str, &str, OfDirectory); 6] = [
             (
                 "store_directory_in_service",
-                "1: read and written; 0: in trouble, or being read back after a start.",
+                "1: in service; 0: out of service, or recovering after a start.",
                 |directory| u64::from(directory.service == Service::Serving),
             ),
-            ("store_directory_bytes_max", "Bytes that the directory may hold.", |it| it.bytes_max),
+            ("store_directory_bytes_max", "Maximum bytes of the directory.", |it| it.bytes_max),
             (
                 "store_directory_bytes",
-                "Bytes of its file system that the directory has; it makes do with them until it grows.",
+                "Bytes that the directory has allocated on its file system.",
                 |it| it.bytes,
             ),
             (
                 "store_directory_short_of_space",
-                "1: the directory cannot grow, its file system has no room beyond the reserve.",
+                "1: the directory cannot grow because its file system has no free space beyond the reserve.",
                 |it| u64::from(it.is_short_of_space),
             ),
-            ("store_directory_written_bytes", "Written since the start.", |it| it.written_bytes),
-            ("store_directory_queued_bytes", "Waiting to be written.", |it| it.queued_bytes),
+            ("store_directory_written_bytes", "Bytes written since the start.", |it| {
+                it.written_bytes
+            }),
+            ("store_directory_queued_bytes", "Bytes waiting to be written.", |it| it.queued_bytes),
         ];
         for (name, help, value) in families {
             let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -162,10 +160,14 @@ impl Collector for Gauges {
             ("store_site_memory_objects", "Stored responses of a site in memory.", |site| {
                 site.memory_objects
             }),
-            ("store_site_disk_bytes", "Bytes of a site on disk, by a sample.", |it| it.disk_bytes),
-            ("store_site_disk_objects", "Stored responses of a site on disk, by a sample.", |it| {
-                it.disk_objects
+            ("store_site_disk_bytes", "Bytes of a site on disk, estimated from a sample.", |it| {
+                it.disk_bytes
             }),
+            (
+                "store_site_disk_objects",
+                "Stored responses of a site on disk, estimated from a sample.",
+                |it| it.disk_objects,
+            ),
         ];
         for (name, help, value) in families {
             let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -11,10 +11,10 @@ use skerry::metrics::{Kind, TABLE};
 fn the_page_of_reasons_is_the_closed_list() {
     let mut page = String::from(
         "# Cache-Status and its reasons\n\n\
-         Every response of a site says in `Cache-Status` (RFC 9211) what the cache did. `detail` is a word of this closed list; the\n\
-         same words are in the access log (`reason`), in the metric `skerry_cache_requests_total` and in `skerry explain`.\n\n\
-         A response that the node made without the cache and without an origin has neither `hit` nor `fwd`, which is for\n\
-         requests that went on (RFC 9211 §2.2): `skerry; detail=denied`. The access log then says `none`.\n\n\
+         Every response of a site has a `Cache-Status` field (RFC 9211) that says what the cache did. Its `detail` is one of the reasons\n\
+         below; the access log (`reason`), the metric `skerry_cache_requests_total` and `skerry explain` use the same reasons.\n\n\
+         A response that the node generates without the cache and without an origin has neither `hit` nor `fwd`, because `fwd` is for\n\
+         forwarded requests (RFC 9211 §2.2): `skerry; detail=denied`. The field `cache` of the access log is then `none`.\n\n\
          | reason | `fwd` | meaning |\n| --- | --- | --- |\n",
     );
     for reason in Reason::ALL {
@@ -29,14 +29,14 @@ fn the_page_of_reasons_is_the_closed_list() {
 fn the_page_of_metrics_is_the_table() {
     let mut page = String::from(
         "# Metrics\n\n\
-         `GET /metrics` on the admin address answers in the OpenMetrics text format. Each worker counts for itself; a scrape\n\
-         sums. These are all that workers count; the store's and the bus' families describe themselves in `# HELP`. The\n\
-         process has `process_*` (memory, descriptors, processor time, start) and `skerry_build_info`.\n\n\
-         The kernel is asked at each scrape, over `sock_diag(7)`, for the sockets at the listeners' addresses in the node's own\n\
-         network namespace: `skerry_connections_kernel_memory_bytes` with `queue` send or receive is the memory in their queues,\n\
-         in bytes, the kernel's bookkeeping included (`SK_MEMINFO_WMEM_QUEUED`, `SK_MEMINFO_RMEM_ALLOC`), and\n\
-         `skerry_connections_orphaned` counts those that are closed here and not yet in the kernel. Two nodes that share an\n\
-         address see each other's. Where a sandbox does not allow netlink sockets the two are missing.\n\n\
+         `GET /metrics` on the admin address answers in the OpenMetrics text format. Each worker has its own counters; a scrape\n\
+         adds them up. The table lists the metrics of the workers; those of the store and the purge bus have their descriptions in `# HELP`.\n\
+         The process has `process_*` (memory, file descriptors, CPU time, start time) and `skerry_build_info`.\n\n\
+         Each scrape asks the kernel, through `sock_diag(7)`, for the sockets on the listeners' addresses in the node's own\n\
+         network namespace. `skerry_connections_kernel_memory_bytes` with `queue` send or receive is the memory in their queues\n\
+         in bytes, including the kernel's bookkeeping (`SK_MEMINFO_WMEM_QUEUED`, `SK_MEMINFO_RMEM_ALLOC`).\n\
+         `skerry_connections_orphaned` counts connections that the node has closed and the kernel still holds. Two nodes that share an\n\
+         address count each other's sockets. In a sandbox without netlink sockets both metrics are missing.\n\n\
          | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
     );
     for row in TABLE {
