@@ -1,4 +1,4 @@
-//! THE request path, one line a stage. Read it from the top.
+//! The request path, one line per stage. Read it from the top.
 //!
 //! ```text
 //! normalise → route → admit → key → lookup → decide ─ Serve ───────────────────────────┐
@@ -7,9 +7,9 @@
 //!                                          └ Forward(reason) → fetch (collapse, fill) ──┘
 //! ```
 //!
-//! Up to *decide* nothing waits when the answer is in memory: [`serve`] returns a response
-//! that is ready, and only what must wait for disk or upstream is boxed. It never fails: an
-//! error becomes a response in [`crate::respond::failure`].
+//! If the response is in memory, no stage up to *decide* waits: [`serve`] returns a response
+//! that is ready, and only stages that wait for disk or upstream run in a boxed future. It never
+//! fails: [`crate::respond::failure`] turns an error into a response.
 
 mod added_fields;
 mod answer;
@@ -61,11 +61,11 @@ pub use worker::{Plan, Worker, WorkerParts};
 
 use lookup::{Found, Target};
 
-/// A response that is there, or is on its way.
+/// A response that is ready, or a future of one.
 pub enum Serving {
-    /// Answered without waiting. `None` once taken.
+    /// A response that was ready at once. `None` once taken.
     Ready(Option<Reply>),
-    /// Waits for disk or upstream, which may have something to say before.
+    /// Waits for disk or upstream; interim responses (1xx) may come first.
     Waiting(Pin<Box<dyn Future<Output = Reply>>>, Arc<Interims>),
 }
 
@@ -89,14 +89,14 @@ impl Answer for Serving {
     }
 }
 
-/// One request on its way through the house, from the moment that it was let in.
+/// One admitted request on its way through the stages.
 struct Visit {
     worker: Rc<Worker>,
     plan: Rc<Plan>,
     context: RequestContext,
-    /// Present when the request asks for another protocol and the rule allows it.
+    /// Present if the request asks to switch protocols and the rule allows it.
     switch: Option<Box<Switch>>,
-    /// As the gate left them: one spelling, no hop-by-hop fields.
+    /// The request fields after `guard`: normalised, without hop-by-hop fields.
     fields: Rc<HeaderMap>,
     body: Body,
     asked: Normalised,
@@ -107,15 +107,15 @@ struct Visit {
     interims: Option<Arc<Interims>>,
 }
 
-/// A switch of protocol that is passed on (RFC 9110 §7.8).
+/// A switch of protocols that is forwarded (RFC 9110 §7.8).
 struct Switch {
-    /// What the origin is asked for.
+    /// The `Upgrade` value sent to the origin.
     protocols: HeaderValue,
     /// The client's connection, once the 101 is out.
     client: OnUpgrade,
 }
 
-/// Answers one request.
+/// Serves one request.
 pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<Body>) -> Serving {
     worker.recorder.count(Metric::Requests);
     let plan = worker.plan();
@@ -157,8 +157,8 @@ pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<B
     }
 }
 
-/// Counts and logs what was refused for its form, before there was a request: nothing but the
-/// connection, what it was answered and why are known of it.
+/// Counts and logs a request that the listener refused because it could not be parsed. Only its
+/// connection, the status and the reason are known.
 pub fn log_refused(
     worker: &Worker,
     connection: Rc<Connection>,
@@ -204,7 +204,8 @@ fn begin(
     }
 }
 
-/// normalise → route → admit; the first refusal wins. Who may ask is not for the node itself.
+/// normalise → route → admit; the first refusal wins. Access rules do not apply to the node's own
+/// requests.
 fn admit(
     worker: &Worker,
     plan: &Plan,
@@ -249,9 +250,9 @@ fn admit(
     Ok((asked, site.clone(), rule.clone()))
 }
 
-/// The switch of protocol that the request asks for, as far as it is passed on: to the protocols
-/// that the rule allows, and not behind content, of which none may be left on a connection that
-/// becomes a tunnel. A server may ignore `Upgrade` (RFC 9110 §7.8).
+/// The protocol switch to forward: only to protocols that the rule allows, and only for a request
+/// without content, because no content may be left on a connection that becomes a tunnel. A server
+/// may ignore `Upgrade` (RFC 9110 §7.8).
 fn switch(
     asked: &Normalised,
     rule: &Rule,
@@ -272,13 +273,13 @@ fn switch(
     }
 }
 
-/// What a request has come to without waiting.
+/// The result of the stages that do not wait.
 enum Step {
     Answered(Reply),
     Waits(Wait),
 }
 
-/// What a request has to wait for.
+/// Why a request has to wait.
 enum Wait {
     /// The purge log.
     Purge,
@@ -286,12 +287,12 @@ enum Wait {
     Pass(Reason),
     /// The disk.
     LookUp(Target),
-    /// What was found does not do.
+    /// The stored response that was found cannot be used as it is.
     Act(Found),
 }
 
 impl Visit {
-    /// key → lookup → decide, as far as memory goes.
+    /// key → lookup → decide, using memory only.
     fn step(&mut self) -> Step {
         self.context.cache_status = CacheStatus::generated(Reason::AnsweredHere);
         if self.is_purge() {
@@ -341,8 +342,8 @@ impl Visit {
         }
     }
 
-    /// What never looks into the cache: other methods, configured bypasses, requests with
-    /// content, and switches of protocol.
+    /// Requests that bypass the cache: methods other than GET and HEAD, configured bypasses,
+    /// requests with content, and protocol switches.
     fn skips_cache(&self) -> Option<Reason> {
         if self.switch.is_some() || !self.body.is_end_stream() {
             return Some(Reason::Method);
@@ -351,7 +352,7 @@ impl Visit {
         cache::skips_cache(&self.context.asked.method, &self.fields, &self.directives, settings)
     }
 
-    /// What can be answered without waiting: a hit, fresh or permitted stale.
+    /// A response that needs no waiting: a hit, fresh or permitted stale.
     fn act_now(&mut self, found: &Found) -> Option<Reply> {
         let head = found.head.as_ref()?;
         match self.decide(found) {
@@ -468,7 +469,7 @@ fn fail(plan: &Plan, context: &mut RequestContext, failure: &Failure) -> Reply {
     response
 }
 
-/// Counts, logs, and lets it go.
+/// Counts and logs the response and returns it.
 fn send(worker: &Worker, context: RequestContext, response: Reply) -> Reply {
     let elapsed = worker.clock.instant().duration_since(context.started);
     respond::account(context, &worker.recorder, &worker.log, elapsed, response)

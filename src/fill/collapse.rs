@@ -1,12 +1,12 @@
 //! Request collapsing: many requests for one key, one upstream request (RFC 9111 §4).
 //!
-//! The first to ask leads; the others follow. The leader's task lives apart from its client,
-//! so that a client that leaves takes nobody with it. What turns out uncacheable releases the
-//! followers at header time and is remembered for a while, so that the next requests are not
-//! put in a queue for nothing ("hit-for-miss").
+//! The first request leads, the others follow. The leader's task is independent of its client, so
+//! that a client that leaves does not affect the followers. If the response turns out to be
+//! uncacheable, the followers are released as soon as its header section arrives, and the key is
+//! remembered for a while, so that its next requests do not wait for each other ("hit-for-miss").
 //!
-//! A newcomer never follows a fill that a purge has overtaken: it leads a new one, which takes
-//! the old one's place. The old one goes on for those who came before the purge.
+//! A request never follows a fill that a later purge may cover: it leads a new fill, which
+//! replaces the old one. The old fill continues for requests from before the purge.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -43,17 +43,17 @@ struct Table {
 struct Shard {
     fills: HashMap<KeyHash, Arc<Fill>>,
     uncacheable: HashMap<KeyHash, SystemTime>,
-    /// No remembered key is forgotten before this.
+    /// No remembered key expires before this time.
     sweep_at: Option<SystemTime>,
 }
 
-/// What a request that needs upstream is to do.
+/// What a request that needs upstream must do.
 #[derive(Debug)]
 pub enum Join {
-    /// Ask upstream, for all. Look into the store once more before: the fill that would have
-    /// been followed may have ended between the lookup and this.
+    /// Ask upstream, for all followers. Look into the store again first: a fill may have ended
+    /// between the lookup and this call.
     Lead(Lead),
-    /// Wait for what another request is bringing.
+    /// Wait for the outcome of another request.
     Follow(Follower),
     /// Ask upstream for this request alone.
     Uncollapsed(Uncollapsed),
@@ -62,7 +62,7 @@ pub enum Join {
 /// Why a request is not collapsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uncollapsed {
-    /// The key was uncacheable a short while ago.
+    /// The key's last response could not be stored (hit-for-miss).
     Uncacheable,
     /// [`Settings::fills_max`] is reached.
     Fills,
@@ -92,9 +92,9 @@ impl Fills {
 
     /// Joins the fill of `key`, or starts it.
     ///
-    /// `sequence` reads the purge log's position; whoever leads stamps the response with it.
-    /// `overtaken` says whether a purge after a position may cover the response; while its
-    /// head has not come (`None`), by all that is known of it, and any purge of a tag may.
+    /// `sequence` reads the purge log's position, which the leader records in the response.
+    /// `overtaken` says whether a purge after a position may cover the response. While its header
+    /// section is unknown (`None`), any purge of a tag may.
     pub fn join(
         &self,
         key: KeyHash,
@@ -126,11 +126,11 @@ impl Fills {
         }
     }
 
-    /// Makes a fill of a response that was asked for by one request alone and turned out to be
-    /// storable. `sequence` was read before that request was sent.
+    /// Starts a fill for the response to an uncollapsed request that turned out to be storable.
+    /// `sequence` was read before that request was sent.
     ///
     /// # Errors
-    /// Why it cannot be stored.
+    /// Why the response cannot be stored.
     pub fn adopt(&self, key: KeyHash, sequence: PurgeSequence) -> Result<Lead, NotAdopted> {
         let mut shard = self.0.shard(key);
         if shard.fills.contains_key(&key) {
@@ -146,8 +146,8 @@ impl Fills {
         (bytes_max - bytes_max % slice_bytes).max(slice_bytes)
     }
 
-    /// What to ask upstream for at first, when bytes from `start` to `end` are wanted of an
-    /// object of which nothing is known: whole slices.
+    /// The first range to request from upstream, in whole slices, if bytes from `start` to `end` of
+    /// an unknown object are wanted.
     pub fn first_asked(&self, start: u64, end: u64) -> Range<u64> {
         let Shared { settings, slice_bytes, .. } = &*self.0.shared;
         let start = if start < settings.whole_bytes_max { 0 } else { start };
@@ -160,7 +160,7 @@ impl Fills {
         }
     }
 
-    /// What counts for the node.
+    /// The node's settings for fills.
     pub fn recorder(&self) -> &Recorder {
         &self.0.shared.recorder
     }
@@ -172,7 +172,7 @@ impl Fills {
         }
     }
 
-    /// Begins a fill, in the place of any fill of `key` that nobody can join any more. `None`:
+    /// Begins a fill and replaces any fill of `key` that requests cannot join any more. `None`:
     /// [`Settings::fills_max`] is reached.
     fn begin(&self, shard: &mut Shard, key: KeyHash, sequence: PurgeSequence) -> Option<Lead> {
         let table = &self.0;
@@ -242,7 +242,7 @@ impl Shard {
         remembered
     }
 
-    /// Looks through all keys only when one of them is due.
+    /// Scans all keys only when one of them has expired.
     fn sweep(&mut self, now: SystemTime) {
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.uncacheable.retain(|_, until| *until > now);
@@ -251,8 +251,8 @@ impl Shard {
     }
 }
 
-/// The right and the duty to ask upstream for all who follow. Dropped undecided, the
-/// followers have [`FillFailure::Abandoned`].
+/// The leader of a fill, which asks upstream for all followers. If it is dropped without a
+/// decision, the followers get [`FillFailure::Abandoned`].
 #[derive(Debug)]
 pub struct Lead {
     table: Arc<Table>,
@@ -268,19 +268,19 @@ impl Lead {
         self.fill.sequence
     }
 
-    /// The leader's own client, as one who follows. While it lives, the fill goes on.
+    /// The leader's own client as a follower. While it exists, the fill continues.
     pub fn follower(&self) -> Follower {
         Follower(self.fill.interest_of_leader())
     }
 
-    /// The fill goes on to its end though nobody reads it: for refreshes in the background.
+    /// Lets the fill continue to its end without readers: for background refreshes.
     pub fn to_the_end(mut self) -> Self {
         self.to_the_end = true;
         self
     }
 
-    /// Not for all: each follower asks upstream on its own, and so do the next requests, for
-    /// as long as the key is to be remembered.
+    /// The response cannot be shared: each follower asks upstream on its own, and so do later
+    /// requests, for as long as the key is remembered.
     pub fn release(mut self, remember_for: Option<Duration>) {
         if let Some(remember_for) = remember_for {
             self.table.remember(self.key, remember_for);
@@ -290,24 +290,24 @@ impl Lead {
         self.fill.release();
     }
 
-    /// Every follower has the same failure.
+    /// Gives every follower the same failure.
     pub fn fail(mut self, failure: FillFailure) {
         self.leave_table();
         self.decided = true;
         self.fill.fail(failure);
     }
 
-    /// What is in the store may be served: it was validated, or was there already. The store
-    /// must have it in place by now.
+    /// The stored response may be served: it was validated, or was already there. The store must
+    /// have it before this call.
     pub fn stored(mut self) {
         self.leave_table();
         self.decided = true;
         self.fill.stored();
     }
 
-    /// Hands `response` to the followers at once and moves `body` to them and into `store`,
-    /// until its end. Await it on a task of its own. Until the lead is dropped, newcomers find
-    /// the fill: time to list a variant where they will look for it.
+    /// Gives `response` to the followers at once, and moves `body` to them and into `store` until
+    /// its end. Await it in its own task. New requests find the fill until the lead is dropped,
+    /// which leaves time to add the variant to its list.
     pub async fn fill(
         &mut self,
         store: &Store,
@@ -318,7 +318,7 @@ impl Lead {
         self.fill.run(store, response, body, self.to_the_end).await
     }
 
-    /// Newcomers lead anew.
+    /// New requests lead their own fill from now on.
     fn leave_table(&self) {
         self.table.remove(self.key, &self.fill);
     }
@@ -333,12 +333,12 @@ impl Drop for Lead {
     }
 }
 
-/// One who waits for what a [`Lead`] brings. The fill goes on for it until it has the outcome.
+/// A request that waits for the outcome of a [`Lead`]. It keeps the fill alive until then.
 #[derive(Debug)]
 pub struct Follower(Interest);
 
 impl Follower {
-    /// What came of it. Cancel-safe: the caller sets the deadline and may ask again.
+    /// Waits for the outcome. Cancel-safe: the caller sets the deadline and may call it again.
     pub async fn outcome(&self) -> Outcome {
         let outcome = self.0.fill().outcome().await;
         self.0.end();
@@ -346,30 +346,30 @@ impl Follower {
     }
 }
 
-/// What a leader's exchange with upstream came to.
+/// The outcome of a leader's exchange with upstream.
 #[derive(Debug)]
 pub enum Outcome {
-    /// A response for all; its body is on its way. The caller checks that it fits its own
-    /// request (`Vary`, freshness) as it does with what the store has.
+    /// A response for all followers, whose body is being fetched. The caller checks that it matches
+    /// its own request (`Vary`, freshness), as with a stored response.
     Filling(Filling),
-    /// A response for the leader alone: ask upstream.
+    /// The response is for the leader only: ask upstream.
     Released,
-    /// There is a response in the store that may be served: look again.
+    /// The store has a response that may be served: look it up again.
     Stored,
     /// There is no response.
     Failed(FillFailure),
 }
 
-/// Why there is no response; shared by all who followed.
+/// Why there is no response; shared by all followers.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FillFailure {
     /// The exchange with upstream failed: a [`crate::upstream::Unanswered`], or why its response is none.
     #[error("the collapsed upstream request failed")]
     Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Upstream answered with an error in whose place a stale response may be served.
+    /// Upstream answered with an error; a stale response may be served instead.
     #[error("upstream answered {0}")]
     Status(StatusCode),
-    /// What was asked for is of an object that is no longer what the origin has.
+    /// The requested bytes belong to an object that has changed at the origin.
     #[error("the object changed at its origin")]
     Changed,
     /// The leader's task ended without an answer. Ask upstream.

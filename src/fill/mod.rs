@@ -1,21 +1,21 @@
 //! A fill: one upstream response on its way into the store, with any number of readers.
 //!
-//! The fill keeps the newest bytes in a [`Window`] and wakes its readers as bytes come. It is
-//! paced by its fastest reader, of which it may be ahead by one window, and never by a slow
-//! one: a reader that falls out of the window reads complete slices from the store.
+//! The fill keeps the newest bytes in a [`Window`] and wakes its readers as bytes arrive. Its
+//! fastest reader sets the pace: the fill may be one window ahead of it. A slow reader that falls
+//! behind the window reads complete slices from the store.
 //!
 //! ```text
 //!            ┌ release ─► Released                 followers forward on their own
-//!            ├ fail ────► Failed                   followers have the same failure
+//!            ├ fail ────► Failed                   followers get the same failure
 //!  Asking ───┤
-//!            ├ validated ► Stored                  followers serve what is in the store
-//!            └ fill ────► Filling ──┬─► Whole      the last byte came, the length is right
-//!                                   └─► Broken     upstream broke off, or nobody was left
+//!            ├ validated ► Stored                  followers serve the stored response
+//!            └ fill ────► Filling ──┬─► Whole      the last byte arrived, the length is right
+//!                                   └─► Broken     upstream ended early, or no reader was left
 //! ```
 //!
-//! Each arrow is taken once, under the fill's lock, and wakes whoever waits, outside of it.
-//! A `Lead` or a pump that is dropped takes the arrow to `Failed` or `Broken`: nobody waits
-//! for a task that is gone.
+//! Each transition happens once, under the fill's lock, and wakes all waiters after the lock is
+//! released. Dropping a `Lead` or a pump makes the transition to `Failed` or `Broken`, so that no
+//! follower waits for a task that is gone.
 
 pub mod collapse;
 pub mod parts; // a range of what is stored in part
@@ -47,28 +47,29 @@ pub use self::reader::FillReader;
 /// Limits of fills.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How far a fill may run ahead of its fastest reader, and how many bytes it keeps for the
-    /// others. Never less than two slices.
+    /// How far a fill may run ahead of its fastest reader, and how many bytes it keeps in memory
+    /// for slower readers. At least two slices.
     pub window_bytes: u64,
-    /// Bytes in all windows; while there are more, every fill makes do with two slices.
+    /// Maximum bytes of all windows together; above it, every fill gets two slices.
     pub windows_bytes_total: u64,
-    /// A fill that all readers have left goes on when at least this share of it is here, in
-    /// percent, or when no more than a slice is missing.
+    /// A fill without readers continues if at least this percentage of it has arrived, or if at
+    /// most a slice is missing.
     pub keep_percent: u8,
-    /// How long in all a fill that is *not* being stored waits for readers that would
-    /// otherwise fall out of its window; then they are cut off.
+    /// How long in total a fill that is *not* stored waits for readers that would otherwise fall
+    /// behind its window; then it disconnects them.
     pub patience: Duration,
-    /// The most that one sub-request for missing slices asks for. Cut to whole slices, one at
-    /// least.
+    /// Maximum bytes of one sub-request for missing slices, rounded down to whole slices, at least
+    /// one.
     pub range_request_bytes_max: u64,
-    /// A range that begins before this offset is asked for from the first byte to here at
-    /// least: an object no longer than this comes in whole.
+    /// A range that begins before this offset is fetched from the first byte up to at least this
+    /// offset, so that an object of at most this length is fetched completely.
     pub whole_bytes_max: u64,
-    /// Fills at one time; beyond, requests are not collapsed and responses not stored.
+    /// Maximum number of concurrent fills; above it, requests are not collapsed and responses not
+    /// stored.
     pub fills_max: usize,
-    /// Followers and readers of one fill; beyond, requests are not collapsed.
+    /// Maximum number of followers and readers of one fill; above it, requests are not collapsed.
     pub followers_max: usize,
-    /// Keys remembered as uncacheable; beyond, no more are remembered.
+    /// Maximum number of keys remembered as uncacheable; above it, no further key is remembered.
     pub remembered_max: usize,
 }
 
@@ -88,7 +89,7 @@ impl Default for Settings {
     }
 }
 
-/// What all fills of a node share.
+/// The state shared by all fills of a node.
 #[derive(Debug)]
 struct Shared {
     pub settings: Settings,
@@ -104,7 +105,7 @@ impl Shared {
         Self { settings, slice_bytes, recorder, held: AtomicU64::new(0) }
     }
 
-    /// The window that a fill may have now.
+    /// The current maximum window of a fill.
     pub fn window_bytes(&self) -> u64 {
         let least = 2 * self.slice_bytes;
         if self.held.load(Ordering::Relaxed) >= self.settings.windows_bytes_total {
@@ -124,7 +125,7 @@ impl Shared {
     }
 }
 
-/// One exchange with upstream that others may join.
+/// One exchange with upstream that other requests may join.
 #[derive(Debug)]
 struct Fill {
     pub shared: Arc<Shared>,
@@ -133,28 +134,27 @@ struct Fill {
     state: Mutex<State>,
     /// Followers wait here for the outcome.
     decided: Notify,
-    /// The pump waits here for room, and for the last reader to leave.
+    /// The pump waits here for space in the window, and for the last reader to leave.
     pub pump: Notify,
 }
 
-/// What is changed under the fill's lock, which is held for no longer than it takes to move a
-/// few pointers.
+/// The state under the fill's lock, which is held only to move a few pointers.
 #[derive(Debug)]
 struct State {
     outcome: Option<Decided>,
-    /// How many wait for the outcome, or have it and do not read yet.
+    /// Number of followers that wait for the outcome, or have it and do not read yet.
     pub expected: usize,
     pub window: Window,
     pub readers: Readers,
-    /// Whether all that comes goes to the store as well.
+    /// Whether the body is also written to the store.
     pub storing: bool,
-    /// Where readers that fell out of the window find the slices that were stored.
+    /// Where readers that fell behind the window find the stored slices.
     pub slices: Option<(Store, ObjectId)>,
     pub pump_waits: bool,
     pub end: Option<End>,
 }
 
-/// [`Outcome`], without the interest in the fill that a follower's copy of it holds.
+/// [`Outcome`] without the reference that keeps the fill alive for a follower.
 #[derive(Clone, Debug)]
 enum Decided {
     Released,
@@ -171,7 +171,7 @@ enum End {
 }
 
 impl State {
-    /// Whether every byte that came can still be had.
+    /// Whether every byte that arrived is still available.
     fn has_all(&self) -> bool {
         self.storing || self.window.start() == 0
     }
@@ -180,12 +180,12 @@ impl State {
         matches!(self.end, Some(End::Broken(_)))
     }
 
-    /// How many wait for bytes, or will.
+    /// Number of readers, present and expected.
     pub fn interested(&self) -> usize {
         self.expected + self.readers.count()
     }
 
-    /// Where the slowest reader is that has not fallen out of the window.
+    /// Offset of the slowest reader that has not fallen behind the window.
     pub fn slowest(&self) -> Option<u64> {
         if self.expected > 0 && self.window.start() == 0 {
             return Some(0);
@@ -193,7 +193,7 @@ impl State {
         self.readers.cursors().filter(|cursor| *cursor >= self.window.start()).min()
     }
 
-    /// The offset from which bytes are held for readers whatever the window says.
+    /// Bytes from this offset on are kept for readers, whatever the size of the window.
     pub fn held_back_at(&self) -> u64 {
         let not_reading_yet = if self.expected > 0 { 0 } else { u64::MAX };
         self.readers.fastest.unwrap_or(not_reading_yet)
@@ -226,7 +226,7 @@ impl Fill {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends a change of `state` by which one less reads, or will.
+    /// Finishes a change of `state` that removed a reader.
     pub fn unlock_after_leaving(&self, state: MutexGuard<'_, State>) {
         let nobody_left = state.interested() == 0;
         self.unlock_and_nudge(state);
@@ -235,7 +235,7 @@ impl Fill {
         }
     }
 
-    /// Ends a change of `state` that may have made room: wakes the pump, if it waits.
+    /// Finishes a change of `state` that may have freed space: wakes the pump if it waits.
     pub fn unlock_and_nudge(&self, mut state: MutexGuard<'_, State>) {
         let pump_waits = std::mem::take(&mut state.pump_waits);
         drop(state);
@@ -244,7 +244,7 @@ impl Fill {
         }
     }
 
-    /// The response, once upstream sent its head and it is being stored.
+    /// The response, once upstream has sent its header section and it is being stored.
     pub fn response(&self) -> Option<Arc<StoredResponse>> {
         match &self.lock().outcome {
             Some(Decided::Filling(response)) => Some(response.clone()),
@@ -252,7 +252,7 @@ impl Fill {
         }
     }
 
-    /// One more who waits or reads. `None` when the fill has nothing to give to a newcomer.
+    /// Adds a follower. `None` if the fill has no response for a new follower.
     pub fn interest(self: &Arc<Self>) -> Result<Interest, NotJoinable> {
         let mut state = self.lock();
         let open = match state.outcome {
@@ -269,12 +269,12 @@ impl Fill {
         Ok(Interest::new(self, &mut state))
     }
 
-    /// The leader's own client may always follow.
+    /// The leader's own client may always follow, whatever the limits.
     pub fn interest_of_leader(self: &Arc<Self>) -> Interest {
         Interest::new(self, &mut self.lock())
     }
 
-    /// Waits for the arrow out of `Asking`. Cancel-safe.
+    /// Waits until the fill leaves `Asking`. Cancel-safe.
     pub async fn outcome(self: &Arc<Self>) -> Outcome {
         loop {
             let decided = self.decided.notified();
@@ -319,7 +319,7 @@ impl Fill {
         self.decided.notify_waiters();
     }
 
-    /// Moves `body` into the window, and whole slices on into the store, until its end.
+    /// Moves `body` into the window, and complete slices into the store, until its end.
     pub async fn run(
         self: &Arc<Self>,
         store: &Store,
@@ -346,16 +346,16 @@ impl Drop for Fill {
     }
 }
 
-/// Why a newcomer cannot follow a fill.
+/// Why a request cannot follow a fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NotJoinable {
-    /// It has nothing to give: it was released, has failed, or broke off.
+    /// It has no response: it was released, has failed, or ended early.
     Over,
-    /// It has all the followers it may have.
+    /// It has reached the limit of followers.
     Full,
 }
 
-/// Counts as one who will read, until it ends.
+/// Counts as an expected reader until it is dropped.
 #[derive(Debug)]
 struct Interest {
     fill: Arc<Fill>,
@@ -372,7 +372,7 @@ impl Interest {
         &self.fill
     }
 
-    /// Someone else counts in its place, or nobody does.
+    /// Stops counting, because a reader counts instead, or none does.
     pub fn end(&self) {
         if !self.counts.swap(false, Ordering::Relaxed) {
             return;
@@ -389,8 +389,8 @@ impl Drop for Interest {
     }
 }
 
-/// A response whose body is on its way. The fill goes on for it until it is read or dropped,
-/// and then for its reader. To read several ranges, make all the readers before one is dropped.
+/// A response whose body is being fetched. It keeps the fill alive until it is read or dropped,
+/// then its reader does. To read several ranges, create all readers before one is dropped.
 #[derive(Debug)]
 pub struct Filling {
     response: Arc<StoredResponse>,
@@ -398,19 +398,19 @@ pub struct Filling {
 }
 
 impl Filling {
-    /// The response's head, as it will be stored.
+    /// The head record of the response, as it will be stored.
     pub fn response(&self) -> &Arc<StoredResponse> {
         &self.response
     }
 
-    /// The head that its object will have, by which its slices can be read, and others than the
-    /// next ones be stored. `None` when it is not stored by slices, or its length is not known.
+    /// The head record of its object, with which its slices can be read, and slices other than the
+    /// next ones be stored. `None` if it is not stored in slices, or its length is unknown.
     pub fn head(&self) -> Option<Arc<Head>> {
         let (store, object) = self.interest.fill().lock().slices.clone()?;
         store.head_to_be(&self.response, object)
     }
 
-    /// Whether this byte is more than a sub-request's worth away from what has come.
+    /// Whether this byte is further than one sub-request beyond the bytes that have arrived.
     pub fn is_far_from(&self, offset: u64) -> bool {
         let fill = self.interest.fill();
         let come = fill.lock().window.end();
@@ -422,8 +422,8 @@ impl Filling {
         self.reader(0..u64::MAX, true)
     }
 
-    /// Reads the bytes of `range` only; what lies beyond the end is left out. Of an unknown
-    /// length, the end shows only when it is there.
+    /// Reads only the bytes of `range`, cut at the end of the body. If the length is unknown, the
+    /// end is known only when it arrives.
     pub fn read(&self, range: Range<u64>) -> FillReader {
         self.reader(range, false)
     }

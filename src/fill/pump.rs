@@ -1,4 +1,4 @@
-//! The one task that moves an upstream body into its fill: at which pace, and until when.
+//! The task that moves an upstream body into its fill, and decides its pace and its end.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -14,17 +14,17 @@ use crate::body::{Body, BodyError};
 use crate::metrics::{Metric, TABLE};
 use crate::store::{ObjectWriter, WriteError};
 
-/// What became of a fill.
+/// The result of a fill.
 #[derive(Clone, Debug)]
 pub struct Filled {
-    /// Bytes of body that came from upstream.
+    /// Body bytes received from upstream.
     pub bytes: u64,
     /// How it ended.
     pub end: FillEnd,
 }
 
 impl Filled {
-    /// Whether the response is in the store, in whole.
+    /// Whether the complete response is stored.
     pub fn is_stored(&self) -> bool {
         matches!(self.end, FillEnd::Stored)
     }
@@ -33,18 +33,18 @@ impl Filled {
 /// How a fill ended.
 #[derive(Clone, Debug)]
 pub enum FillEnd {
-    /// Whole, and in the store.
+    /// Complete and stored.
     Stored,
-    /// Whole, but the store did not take it, or not all of it.
+    /// Complete, but not stored, or not completely.
     Unstored,
-    /// The body broke off, for this reason. Nothing of it is stored.
+    /// The body ended early, for this reason. Nothing of it is stored.
     Broken(Arc<BodyError>),
-    /// All readers had left, and too little of it was here to go on.
+    /// All readers had left, and too little of it had arrived to continue.
     Abandoned,
 }
 
 impl FillEnd {
-    /// A word for logs; the metric `fills_ended` has the same.
+    /// The label in logs and in the metric `fills_ended`.
     pub fn as_str(&self) -> &'static str {
         TABLE[Metric::FillsEnded as usize].label.1[self.label()]
     }
@@ -63,17 +63,17 @@ impl FillEnd {
 pub(super) struct Pump {
     fill: Arc<Fill>,
     body: Body,
-    /// What is left of the last frame.
+    /// The rest of the last frame.
     rest: Bytes,
     length: Option<u64>,
     /// `None` once the store has refused a byte.
     writer: Option<ObjectWriter>,
     to_the_end: bool,
-    /// How much longer readers may hold back a fill that is not being stored.
+    /// How much longer slow readers may hold back a fill that is not stored.
     patience: Duration,
-    /// Whether it was counted that the window is not as large as it should be.
+    /// Whether the reduced window has been counted.
     reduced: bool,
-    /// Empty between uses; kept for its memory.
+    /// Empty between uses; kept to reuse its allocation.
     wakers: Vec<Waker>,
 }
 
@@ -81,9 +81,9 @@ pub(super) struct Pump {
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Take,
-    /// The fastest reader is a window behind.
+    /// Wait: the fastest reader is a window behind.
     Wait,
-    /// A slow one would fall out, and the store does not have what it needs.
+    /// Wait: a slow reader would fall behind the window, and the store does not have its bytes.
     WaitForSlow,
     GiveUp,
 }
@@ -110,7 +110,7 @@ impl Pump {
         }
     }
 
-    /// Moves the body until its end, or until nobody wants it.
+    /// Moves the body until its end, or until no reader wants it.
     pub async fn run(mut self) -> Filled {
         let end = match self.move_all().await {
             Moved::Whole => self.finish().await,
@@ -121,7 +121,7 @@ impl Pump {
         Filled { bytes: self.fill.lock().window.end(), end }
     }
 
-    /// The readers have their end already.
+    /// The readers already have the end of the body.
     async fn finish(&mut self) -> FillEnd {
         let Some(writer) = self.writer.take() else {
             return FillEnd::Unstored;
@@ -189,13 +189,13 @@ impl Pump {
         next
     }
 
-    /// The offset that paces the fill.
+    /// The offset of the fastest reader, which sets the fill's pace.
     fn fastest(&self, state: &State) -> u64 {
         let unattended = self.to_the_end && state.readers.fastest.is_none();
         if unattended { u64::MAX } else { state.held_back_at() }
     }
 
-    /// The offset of those who are waited for because no store has what they need.
+    /// The offset of the readers that the fill waits for because the store does not have their bytes.
     fn slowest(&self, state: &State) -> u64 {
         let waited_for = !state.storing && !self.patience.is_zero();
         state.slowest().filter(|_| waited_for).unwrap_or(u64::MAX)
@@ -211,8 +211,8 @@ impl Pump {
         };
     }
 
-    /// Moves the next piece, at most to the end of its slice; waits for it, but not when the
-    /// last reader leaves meanwhile.
+    /// Moves the next piece, at most to the end of its slice. Waits for it unless the last reader
+    /// leaves meanwhile.
     async fn take(&mut self) -> Result<Option<CleanEnd>, BodyError> {
         if !self.rest.is_empty() {
             self.push().await;
@@ -248,7 +248,7 @@ impl Pump {
         }
     }
 
-    /// An end is clean when nothing is missing.
+    /// Whether the body is complete.
     fn clean_end(
         &self,
         come: u64,
@@ -263,7 +263,7 @@ impl Pump {
         }
     }
 
-    /// Readers first, then the store.
+    /// Gives the piece to the readers first, then to the store.
     async fn push(&mut self) {
         let shared = &self.fill.shared;
         let piece = self.rest.split_to(self.rest.len().min(shared.slice_bytes as usize));
@@ -296,7 +296,7 @@ impl Pump {
         self.wakers.drain(..).for_each(Waker::wake);
     }
 
-    /// What comes before can be read from the store, slice by slice.
+    /// Bytes before this offset can be read from the store, slice by slice.
     fn stored_up_to(&self) -> u64 {
         let slice_bytes = self.fill.shared.slice_bytes;
         let stored = self.writer.as_ref().map(|writer| u64::from(writer.slices_stored()));
@@ -319,7 +319,7 @@ impl Drop for Pump {
     }
 }
 
-/// What [`Pump::move_all`] came to.
+/// The result of [`Pump::move_all`].
 enum Moved {
     Whole,
     Broken(Arc<BodyError>),
@@ -330,8 +330,8 @@ struct CleanEnd {
     trailers: Option<Arc<HeaderMap>>,
 }
 
-/// Whether a fill that nobody reads any more goes on: enough of it is here, or little is
-/// missing; of unknown length, while it may turn out to be one slice.
+/// Whether a fill without readers continues: enough of it has arrived, or little is missing. A body
+/// of unknown length continues while it may still fit into one slice.
 fn worth_going_on(come: u64, length: Option<u64>, slice_bytes: u64, keep_percent: u8) -> bool {
     match length {
         Some(length) => {

@@ -1,4 +1,4 @@
-//! One client's reading of a fill, on any core, and the table of all who read it.
+//! A reader of a fill, on any core, and the table of all its readers.
 
 use std::fmt;
 use std::ops::Range;
@@ -27,7 +27,7 @@ pub struct FillReader {
     slice: Option<ReadingSlice>,
 }
 
-/// What is still to be read, and the reader's slot in [`Readers`].
+/// The bytes still to be read, and the reader's slot in [`Readers`].
 #[derive(Debug)]
 struct Rest {
     slot: usize,
@@ -36,7 +36,7 @@ struct Rest {
 }
 
 impl Rest {
-    /// What is wanted of a piece that begins at the cursor.
+    /// The part of a piece at the cursor that this reader wants.
     fn cut(&mut self, fill: &Fill, mut piece: Bytes, mut state: MutexGuard<'_, State>) -> Bytes {
         piece.truncate(usize::try_from(self.end - self.cursor).unwrap_or(usize::MAX));
         self.cursor += piece.len() as u64;
@@ -49,10 +49,10 @@ impl Rest {
 
 type ReadingSlice = Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>;
 
-/// What the fill's lock had for a reader.
+/// What a reader found under the fill's lock.
 enum Step {
     Piece(Bytes),
-    /// The byte is no longer in memory; the slices that may have it.
+    /// The byte is no longer in memory; the stored slices may have it.
     FellBehind(Option<(Store, ObjectId)>),
     Waiting,
     End(End),
@@ -192,12 +192,12 @@ impl Drop for FillReader {
     }
 }
 
-/// Where the readers are, and the wakers of those that wait.
+/// The cursors of all readers, and the wakers of those that wait.
 #[derive(Debug, Default)]
 pub(super) struct Readers {
     slots: Vec<Option<Place>>,
     free: Vec<usize>,
-    /// The furthest cursor, while the body is coming.
+    /// The furthest cursor, while the body is arriving.
     pub fastest: Option<u64>,
     waiting: usize,
 }
@@ -245,7 +245,7 @@ impl Readers {
         self.slots.len() - self.free.len()
     }
 
-    /// True when the reader may be the one that paces the fill.
+    /// True if the reader may be the fastest one, which sets the fill's pace.
     fn advance(&mut self, slot: usize, cursor: u64) -> bool {
         let place = self.slots[slot].as_mut().expect("the reader is there");
         place.cursor = cursor;
@@ -254,7 +254,7 @@ impl Readers {
         cursor >= fastest
     }
 
-    /// Moves out the wakers of all who wait; to be called under the lock, woken outside.
+    /// Takes the wakers of all waiting readers. Call it under the lock; wake them after releasing it.
     pub fn take_wakers(&mut self, into: &mut Vec<Waker>) {
         if self.waiting == 0 {
             return;

@@ -1,9 +1,9 @@
-//! Ranges of objects that are not stored, or only in part: what to ask upstream for, and what
-//! an answer is good for (RFC 9110 §14, §15.3.7; RFC 9111 §3.3, §3.4).
+//! Ranges of objects that are not stored, or only partly: which sub-requests to send, and how to
+//! judge their responses (RFC 9110 §14, §15.3.7; RFC 9111 §3.3, §3.4).
 //!
-//! Pure: values in, value out. What is asked for is whole slices, so that range requests and
-//! full responses share them. Slices of one object are bound to a strong validator: an answer
-//! that does not carry it, byte for byte, is of another version, and never mixed in.
+//! Pure functions. Sub-requests ask for whole slices, so that range requests and full responses
+//! share them. The slices of an object are bound to a strong validator: a response without exactly
+//! this validator is another version and is never mixed in.
 //!
 //! ```text
 //!  slices      |    0    |    1    |    2    |    3    |    4    |
@@ -23,29 +23,29 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::fields::{Fields, number};
 
-/// Sizes that sub-requests are cut to.
+/// Sizes of sub-requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The store's.
     pub slice_bytes: u64,
-    /// The most that one sub-request asks for; a multiple of `slice_bytes`.
+    /// Maximum bytes of one sub-request; a multiple of `slice_bytes`.
     pub request_bytes_max: u64,
 }
 
-/// What comes next on the way through a wanted range.
+/// The next step of reading a wanted range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// These bytes are in the store.
     Stored(Range<u64>),
-    /// Ask upstream for these, which are whole slices (the object's last one may be short).
-    /// They hold the first wanted byte.
+    /// Ask upstream for these bytes: whole slices (the object's last one may be shorter) that
+    /// include the first wanted byte.
     Ask(Range<u64>),
-    /// All that was wanted was given.
+    /// The wanted range is complete.
     Done,
 }
 
-/// The next step for `wanted`, of which everything before its start was given. `parts` are
-/// the stored ranges, sorted and disjoint; `length` the whole object's, when known.
+/// The next step for the remaining range `wanted`. `parts`: the stored ranges, sorted and disjoint;
+/// `length`: that of the complete object, if known.
 pub fn next_step(wanted: &Range<u64>, length: Option<u64>, parts: &[Range<u64>], cut: Cut) -> Step {
     let end = length.map_or(wanted.end, |length| wanted.end.min(length));
     if wanted.start >= end {
@@ -63,7 +63,7 @@ pub fn next_step(wanted: &Range<u64>, length: Option<u64>, parts: &[Range<u64>],
     Step::Ask(start..length.map_or(asked, |length| asked.min(length)))
 }
 
-/// The slices that `part` has in full, as a range of bytes.
+/// The slices that `part` covers completely, as a range of bytes.
 pub fn whole_slices(part: &Range<u64>, length: Option<u64>, slice_bytes: u64) -> Range<u64> {
     let start = part.start.div_ceil(slice_bytes) * slice_bytes;
     let reaches_the_end = length == Some(part.end);
@@ -71,7 +71,7 @@ pub fn whole_slices(part: &Range<u64>, length: Option<u64>, slice_bytes: u64) ->
     start..end.max(start)
 }
 
-/// What binds slices to one version of an object (RFC 9110 §8.8.1: a strong validator).
+/// The strong validator that binds slices to one version of an object (RFC 9110 §8.8.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Validator {
     /// A strong entity tag, with its quotes.
@@ -81,9 +81,9 @@ pub enum Validator {
 }
 
 impl Validator {
-    /// The strong validator among a response's fields, if there is one. A date is strong when
-    /// the response was made at least a minute later (RFC 9110 §8.8.2.2 asks that two changes
-    /// in one second be excluded; a minute also covers clocks that differ a little).
+    /// The strong validator of a response, if it has one. A date is strong if
+    /// the response was made at least a minute later (RFC 9110 §8.8.2.2 requires that two changes
+    /// within one second are excluded; a minute also covers small clock differences).
     pub fn of(headers: &impl Fields) -> Option<Self> {
         if let Some(tag) = headers.get(&ETAG) {
             let strong = is_strong_tag(tag).then(|| HeaderValue::from_bytes(tag));
@@ -95,7 +95,7 @@ impl Validator {
         strong?.ok().map(Self::Modified)
     }
 
-    /// Whether a response with these fields is of the version that this validator names.
+    /// Whether a response with these fields is the version with this validator.
     pub fn matches(&self, headers: &HeaderMap) -> bool {
         match self {
             Self::Tag(tag) => headers.get(ETAG) == Some(tag),
@@ -106,9 +106,9 @@ impl Validator {
     }
 }
 
-/// Makes a sub-request of a request's fields: the asked range, and only of this version; the
-/// client's own conditions are answered here, not upstream. With `If-Range` a changed object
-/// is answered in whole, which [`judge`] tells from a part.
+/// Turns a request's fields into a sub-request for a range of this version. The client's own
+/// conditions are removed, because the node evaluates them itself. With `If-Range`, the origin
+/// sends the complete object if it has changed, which [`judge`] distinguishes from a part.
 pub fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &mut HeaderMap) {
     for condition in CONDITIONS {
         headers.remove(condition);
@@ -120,8 +120,7 @@ pub fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &mut Head
     }
 }
 
-/// The same for the last `count` bytes of an object of which nothing is known, not even where
-/// they are.
+/// As [`ask_for`], for the last `count` bytes of an object of unknown length.
 pub fn ask_for_last(count: u64, headers: &mut HeaderMap) {
     for condition in CONDITIONS {
         headers.remove(condition);
@@ -130,8 +129,8 @@ pub fn ask_for_last(count: u64, headers: &mut HeaderMap) {
     headers.insert(RANGE, HeaderValue::try_from(value).expect("digits are a field value"));
 }
 
-/// Which bytes a 206 to [`ask_for_last`] has, and of how many: all that was asked for, and what
-/// it says of them agrees.
+/// The bytes that a 206 to [`ask_for_last`] has, and the length of the object. `None` unless it has
+/// all requested bytes and its fields are consistent.
 pub fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
     let ContentRange { bytes, complete_length } = content_range(headers)?;
     let (bytes, length) = (bytes?, complete_length?);
@@ -143,41 +142,42 @@ pub fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> 
     }
 }
 
-/// Whether a request is under a condition: then it may be something else that is wanted than the
-/// bytes that it asks for.
+/// Whether a request is conditional: then its response may be something other than the requested
+/// bytes.
 pub fn is_conditional(headers: &HeaderMap) -> bool {
     CONDITIONS.iter().any(|condition| headers.contains_key(condition))
 }
 
-/// What the answer to a sub-request is good for.
+/// How the response to a sub-request can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartAnswer {
-    /// A part of the version asked for, from the first byte asked for on. It may be shorter
-    /// than asked. Not to be stored unless its fields have a [`Validator`].
+    /// A part of the requested version, from the first requested byte on. It may be shorter than
+    /// requested. Must not be stored unless its fields have a [`Validator`].
     Part {
         /// Which bytes the body has.
         bytes: Range<u64>,
         /// The whole object's length, when the origin says it.
         complete_length: Option<u64>,
     },
-    /// The whole object, of the version asked for: the origin does not do ranges, or not this
-    /// time. To be filled in whole, once.
+    /// The complete object of the requested version: the origin ignored the range. Fill it
+    /// completely, once.
     Whole,
-    /// Another version. What is stored of the old one must not be used any more; a body that
-    /// was begun with it must be cut off.
+    /// Another version. Stored slices of the old one must not be used any more; a body that was
+    /// begun with them must be cut off.
     Changed,
     /// The range begins after the object's end.
     PastEnd {
         /// The whole object's length, when the origin says it.
         complete_length: Option<u64>,
     },
-    /// A 206 that does not say what it holds, or holds what was not asked for.
+    /// A 206 without a valid `Content-Range`, or with bytes that were not requested.
     Unusable(&'static str),
-    /// Not about these bytes: an error, a redirect. To be forwarded, or served stale over.
+    /// A response without these bytes, such as an error or a redirect: forward it, or serve stale.
     Other,
 }
 
-/// Judges an answer by its head. `bound` and `length` are of what is stored, if anything is.
+/// Judges a response by its status and fields. `bound` and `length` are those of the stored object,
+/// if any.
 pub fn judge(
     asked: &Range<u64>,
     bound: Option<&Validator>,
@@ -234,12 +234,12 @@ fn judge_past_end(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) 
 /// `Content-Range` (RFC 9110 §14.4) in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ContentRange {
-    /// `None` for `*`, as a 416 has it.
+    /// `None` for `*`, as in a 416.
     bytes: Option<Range<u64>>,
     complete_length: Option<u64>,
 }
 
-/// The one `Content-Range` of a response; `None` when it is missing, repeated or not valid.
+/// The `Content-Range` of a response; `None` if it is missing, repeated or invalid.
 fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     let mut values = headers.get_all(CONTENT_RANGE).iter();
     let (value, another) = (values.next()?.to_str().ok()?, values.next());

@@ -1,8 +1,8 @@
 //! The bytes of a fill that are in memory: the newest part of a body, in pieces.
 //!
-//! Pure: no lock, no waker. A piece is what came from upstream in one frame. Small frames are
-//! merged as they come, so that an upstream which sends byte by byte costs no more memory
-//! than one which does not.
+//! Pure: no lock, no waker. A piece is the content of one frame from upstream. Small frames are
+//! merged on arrival, so that an upstream that sends byte by byte costs no more memory than any
+//! other.
 //!
 //! ```text
 //!  0            start                                            end
@@ -36,22 +36,22 @@ impl Piece {
 }
 
 impl Window {
-    /// The offset of the first byte that is held.
+    /// Offset of the first byte in memory.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// How many bytes of the body have come; the offset of the next one.
+    /// Number of bytes of the body that have arrived; the offset of the next one.
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// How many bytes are held.
+    /// Number of bytes in memory.
     pub fn held(&self) -> u64 {
         self.end - self.start
     }
 
-    /// Appends what came next.
+    /// Appends the next bytes of the body.
     pub fn push(&mut self, bytes: Bytes) {
         if bytes.is_empty() {
             return;
@@ -66,8 +66,8 @@ impl Window {
         }
     }
 
-    /// Sizes double from the newest piece backwards, up to the bound: each byte is copied at
-    /// most once a doubling. Frames of usual size are never copied here.
+    /// Merges so that sizes double from the newest piece backwards, up to the bound: each byte is
+    /// copied at most once per doubling. Frames of usual size are never copied.
     fn last_two_are_small(&self) -> bool {
         let count = self.pieces.len();
         if count < 2 {
@@ -100,7 +100,7 @@ fn concatenate(first: &Bytes, second: &Bytes) -> Bytes {
     whole.freeze()
 }
 
-/// Frames of this size and above are kept as they came.
+/// Frames of at least this size are never merged.
 const MERGE_BYTES_MAX: usize = 8 << 10;
 
 #[cfg(test)]

@@ -14,20 +14,20 @@ use super::table::Scope;
 use super::{Commit, Purges};
 use crate::metrics::{Metric, Recorder};
 
-/// What stood in a log when the node started.
+/// The content of a log at the start of the node.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// `None`: a new log is started, which knows nothing of what was stored before.
+    /// `None`: a new log is created, without knowledge of responses stored before.
     pub lineage: Option<u64>,
     pub entries: Vec<Entry>,
-    /// Up to where the file is good.
+    /// The length of the valid part of the file.
     pub whole_bytes: u64,
     torn_bytes: u64,
     damaged: Option<PathBuf>,
 }
 
 impl Found {
-    /// Says aloud what was wrong.
+    /// Logs what was wrong.
     pub(super) fn tell(&self, recorder: &Recorder) {
         if self.torn_bytes > 0 {
             recorder.add(Metric::PurgeLogTornBytes, self.torn_bytes);
@@ -43,21 +43,21 @@ impl Found {
     }
 }
 
-/// Writes what it is sent, one fsync for all that wait.
+/// Writes batches, with one fsync for all that are waiting.
 pub(super) struct Log {
     directory: PathBuf,
     file: File,
-    /// Where the next frame goes.
+    /// The position of the next frame.
     place: u64,
     snapshot_bytes: u64,
     grow_bytes: u64,
-    /// A write failed: nobody knows what the file holds beyond `place`.
+    /// A write failed: the content of the file after `place` is unknown.
     suspect: bool,
     purges: Weak<Purges>,
 }
 
 impl Log {
-    /// Reads the log in `directory`. A damaged one is put aside.
+    /// Reads the log in `directory`. A damaged one is renamed and kept.
     pub(super) fn read(directory: &Path) -> io::Result<Found> {
         let path = directory.join(NAME);
         let mut bytes = Vec::new();
@@ -85,8 +85,8 @@ impl Log {
         })
     }
 
-    /// Opens the log for writing behind its good part, or makes a new one, and promises the
-    /// ceiling. What `purges` knows is durable when this returns.
+    /// Opens the log for writing after its valid part, or creates a new one, and writes the
+    /// ceiling. The content of `purges` is durable when this returns.
     pub(super) fn open(
         directory: &Path,
         whole_bytes: u64,
@@ -115,7 +115,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Until every sender is gone.
+    /// Runs until every sender is dropped.
     pub(super) fn run(mut self, mut commits: mpsc::Receiver<Commit>) {
         let mut group = Vec::new();
         while let Some(first) = commits.blocking_recv() {
@@ -163,7 +163,7 @@ impl Log {
         Ok(())
     }
 
-    /// Writes all that is in force into a new file and puts it in the log's place.
+    /// Writes the whole table into a new file, and replaces the log with it.
     fn write_snapshot(&mut self, purges: &Purges) -> io::Result<()> {
         let path = self.directory.join(NEW);
         let file = File::create(&path)?;
@@ -196,7 +196,7 @@ impl Log {
     }
 }
 
-/// What a snapshot has before the table's entries.
+/// The entries of a snapshot before those of the table.
 fn first_entries(purges: &Purges) -> Vec<Entry> {
     let mut entries = vec![Entry::Sequence(purges.ceiling.load(Ordering::Acquire))];
     {

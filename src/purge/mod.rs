@@ -1,14 +1,14 @@
-//! Purges: in force at once, durable when acknowledged, cheap to check on every hit.
+//! Purges: applied at once, durable when acknowledged, cheap to check on every hit.
 //!
 //! ```text
 //! purge() ─▶ table (in force) ─▶ log thread ─▶ write, one fsync for all that wait ─▶ answer
-//! verdict(head): one load and compare, unless a purge came since it was last checked
+//! verdict(head): one load and compare, unless there was a purge since the last check
 //! ```
 //!
-//! A sequence is microseconds of wall time, pushed upwards where it must be: it never falls,
-//! not when the clock does, not over a restart (the log promises a ceiling that no sequence
-//! exceeds before it is moved), not when the log is lost: a log has a lineage, and a response that
-//! was stored under another one must be validated before use.
+//! A sequence is wall time in microseconds, increased where necessary so that it never goes
+//! backwards: not if the clock does, not across a restart (the log stores a ceiling in advance, and
+//! no sequence exceeds it), and not if the log is lost (each log has a lineage id, and a response
+//! stored under another one must be validated before use).
 
 mod frame;
 mod log;
@@ -39,27 +39,27 @@ use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::random::random_u64;
 
-/// Purges that take effect together, with what the bus wants to be durable with them.
+/// Purges that take effect together, with data of the bus that becomes durable with them.
 #[derive(Clone, Debug, Default)]
 pub struct PurgeBatch {
-    /// What is purged, and how.
+    /// The purged scopes, and how they are purged.
     pub purges: Vec<(PurgeScope, PurgeKind)>,
     /// The bus' position after these purges; see [`Purges::cursor`].
     pub cursor: Option<Bytes>,
-    /// A message to be kept until the bus has taken it; see [`Purges::outbox`].
+    /// A message to keep until the bus has sent it; see [`Purges::outbox`].
     pub message: Option<Bytes>,
 }
 
-/// What a purge batch became.
+/// The result of a purge batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// The last purge's sequence; the current one when the batch had no purges.
+    /// The sequence of the last purge; the current sequence if the batch had no purges.
     pub sequence: PurgeSequence,
     /// The message's number in the outbox.
     pub message: Option<u64>,
 }
 
-/// A batch that is in force, and on its way to the disk.
+/// A batch that is applied and is being written to disk.
 #[derive(Debug)]
 pub struct InForce {
     purged: Purged,
@@ -82,23 +82,22 @@ pub enum PurgeError {
         "nothing was purged: the outbox is full, {messages} purges of {bytes} bytes wait for the bus (store.outbox_entries_max, store.outbox_max)"
     )]
     OutboxFull {
-        /// How many are there.
+        /// Number of messages in the outbox.
         messages: usize,
-        /// How long they are together.
+        /// Their total length in bytes.
         bytes: usize,
     },
-    /// In force until the node stops, and perhaps not afterwards.
+    /// The purge is applied until the node stops, but may be lost afterwards.
     #[error("purge {} is in force but could not be written: {reason}", sequence.0)]
     NotDurable {
         /// The last purge's sequence.
         sequence: PurgeSequence,
-        /// What the file system said.
+        /// The error of the file system.
         reason: Arc<str>,
     },
 }
 
-/// Why the purge log could not be opened. Without it nothing that is on disk could be proven not
-/// to be purged.
+/// Why the purge log could not be opened. Without it, any response on disk might have been purged.
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeLogError {
     /// Another process holds the directory.
@@ -107,23 +106,23 @@ pub enum PurgeLogError {
         /// The directory.
         path: PathBuf,
     },
-    /// It could not be read or written.
+    /// The log could not be read or written.
     #[error("the purge log in {} cannot be used", path.display())]
     Log {
         /// Its directory.
         path: PathBuf,
-        /// What the file system said.
+        /// The error of the file system.
         source: std::io::Error,
     },
 }
 
-/// The purge table, its log and the sequence. One a node.
+/// The purge table, its log and the sequence. One per node.
 pub struct Purges {
     applied: Applied,
     lineage: u64,
-    /// The highest sequence given to a purge or to a fill.
+    /// The highest sequence given to a purge or a fill.
     issued: AtomicU64,
-    /// What `issued` follows the clock up to. Durable.
+    /// The ceiling of `issued`. Durable.
     ceiling: AtomicU64,
     table: RwLock<Table>,
     bus: Mutex<BusState>,
@@ -136,27 +135,27 @@ pub struct Purges {
     lock: Mutex<Option<File>>,
 }
 
-/// The latest purge in force, on a cache line of its own: each hit reads it.
+/// The latest applied purge, on its own cache line because each hit reads it.
 #[repr(align(128))]
 struct Applied(AtomicU64);
 
-/// What a stored response remembers of the purge log, beside
+/// The state of the purge log that a stored response records, in addition to
 /// [`StoredResponse::stored_at_sequence`].
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// The log that the response's sequence counts in.
+    /// The lineage of the log that the response's sequence belongs to.
     lineage: u64,
-    /// Purges up to here are known not to cover it.
+    /// Purges up to this sequence are known not to cover the response.
     checked_up_to: AtomicU64,
 }
 
 impl Checkpoint {
-    /// For a response that was stored under the log with this lineage.
+    /// For a response stored under the log with this lineage.
     pub fn of(lineage: u64) -> Self {
         Self { lineage, checked_up_to: AtomicU64::new(0) }
     }
 
-    /// Of no log at all: the response must be validated before it is used.
+    /// Of no log: the response must be validated before it is used.
     pub fn distrusted() -> Self {
         Self::of(NO_LINEAGE)
     }
@@ -166,21 +165,21 @@ impl Checkpoint {
         self.lineage
     }
 
-    /// The purge sequence up to which the response was last found untouched.
+    /// The purge sequence up to which the response is known not to be purged.
     pub fn checked_up_to(&self) -> PurgeSequence {
         PurgeSequence(self.checked_up_to.load(Ordering::Relaxed))
     }
 }
 
-/// A batch for the log, and who waits for it.
+/// A batch for the log, and its waiting caller.
 struct Commit {
     entries: Vec<Entry>,
     done: oneshot::Sender<Result<(), Arc<str>>>,
 }
 
 impl InForce {
-    /// Waits until it would survive a crash. What was put in force before it would then, too: the
-    /// log is written in order, and after an error anew from all that is in force.
+    /// Waits until the batch would survive a crash. Then all earlier batches do, too: the log is
+    /// written in order, and after an error it is rewritten from the whole table.
     ///
     /// # Errors
     /// It could not be written.
@@ -193,7 +192,7 @@ impl InForce {
 }
 
 impl Purges {
-    /// Reads the log, or starts one, and looks after the table for as long as it lives.
+    /// Reads the log or creates one, and starts the maintenance of the table.
     ///
     /// # Errors
     /// The directory is in use, or the log cannot be read or written.
@@ -226,7 +225,7 @@ impl Purges {
         Ok(purges)
     }
 
-    /// What a log comes to, and the queue of the thread that goes on with it.
+    /// The purges of a log, and the queue of the thread that writes it.
     fn replayed(
         settings: &Settings,
         lock: Option<File>,
@@ -260,20 +259,20 @@ impl Purges {
         (purges, commits)
     }
 
-    /// What goes into [`StoredResponse::stored_at_sequence`]. To be read **before** the upstream
-    /// request is sent: every purge from now on has a higher sequence.
+    /// The value for [`StoredResponse::stored_at_sequence`]. Read it **before** the upstream
+    /// request is sent: every later purge has a higher sequence.
     pub fn sequence(&self) -> PurgeSequence {
         let now = self.bounded_now();
         PurgeSequence(self.issued.fetch_max(now, Ordering::AcqRel).max(now))
     }
 
-    /// Tells this log from others: what was stored under another one must be validated.
+    /// The id of this log. Responses stored under another one must be validated.
     pub fn lineage(&self) -> u64 {
         self.lineage
     }
 
     /// Whether a purge covers a stored response, and how. On the hit path: one load and compare,
-    /// as long as nothing was purged since the response was last found untouched.
+    /// unless there was a purge since the response was last checked.
     #[inline]
     pub fn verdict(&self, response: &StoredResponse, checkpoint: &Checkpoint) -> Option<PurgeKind> {
         let applied = self.applied.0.load(Ordering::Acquire);
@@ -305,11 +304,11 @@ impl Purges {
         verdict
     }
 
-    /// Purges. In force when this returns; durable when what it returns says so. Waits for nothing
-    /// but a place in the log's queue, and beyond that takes nothing back when it is dropped.
+    /// Purges. The purge is applied when this returns, and durable when the returned value says so.
+    /// Waits only for a place in the log's queue; dropping the future after that undoes nothing.
     ///
     /// # Errors
-    /// It was refused; nothing is in force.
+    /// The purge was refused; nothing was purged.
     pub async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
         self.check_lengths(&batch)?;
         let place = match &self.log {
@@ -326,20 +325,20 @@ impl Purges {
         Ok(InForce { purged, written })
     }
 
-    /// Purges, and waits until that is durable. In force for all cores before it waits.
+    /// Purges, and waits until the purge is durable. It is applied on all cores before the wait.
     ///
     /// # Errors
-    /// It was refused, or could not be written.
+    /// The purge was refused, or could not be written.
     pub async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
         self.put_in_force(batch).await?.durable().await
     }
 
-    /// Makes URLs and tags invalid, hard (RFC 9111 §4.4): in force when this returns, in the log
-    /// soon after, and lost only by a crash within milliseconds.
+    /// Invalidates URLs and tags, hard (RFC 9111 §4.4). Applied when this returns, in the log soon
+    /// after; only a crash within these milliseconds loses it.
     ///
-    /// `cause` is the response that makes them so, when it is to be stored itself. Then it is
-    /// newer than what it makes invalid, and gets the position after it; unless another purge
-    /// covers it already.
+    /// `cause` is the response that invalidates them, if it is stored itself. It is newer than
+    /// the invalidated responses, so it gets the position after the invalidation, unless another
+    /// purge already covers it.
     pub fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
         let batch = PurgeBatch { purges, ..PurgeBatch::default() };
@@ -360,8 +359,8 @@ impl Purges {
         }
     }
 
-    /// Whether a purge later than `since` may cover a response to what was `asked` for; while
-    /// its head is not known, every purge of a tag may.
+    /// Whether a purge later than `since` may cover a response to the request `asked`. While its
+    /// tags are unknown, every purge of a tag may.
     pub fn overtaken(
         &self,
         asked: &PurgeTarget<'_>,
@@ -384,8 +383,8 @@ impl Purges {
         }
     }
 
-    /// Puts a batch in force and says what the log must know of it. `cause` gets its position,
-    /// unless an earlier purge covers that response.
+    /// Applies a batch and returns the entries for the log. `cause` gets its position, unless an
+    /// earlier purge covers that response.
     fn apply(
         &self,
         batch: PurgeBatch,
@@ -485,8 +484,8 @@ impl Purges {
         PurgeSequence(next(before))
     }
 
-    /// Wall time, as far as the log has promised: beyond, a crash and a clock set back could
-    /// give a sequence twice.
+    /// Wall time, limited by the ceiling in the log: above it, a crash and a clock that was set
+    /// back could give a sequence twice.
     fn bounded_now(&self) -> u64 {
         unix_us(self.clock.now()).min(self.ceiling.load(Ordering::Acquire))
     }
@@ -496,7 +495,7 @@ impl Purges {
         self.bus().cursor.clone()
     }
 
-    /// The messages that wait for the bus, oldest first, by number.
+    /// The messages waiting for the bus, oldest first, by number.
     pub fn outbox(&self) -> Vec<(u64, Bytes)> {
         self.bus().outbox.iter().collect()
     }
@@ -506,12 +505,12 @@ impl Purges {
         self.bus().outbox.from(number, limit)
     }
 
-    /// How many messages wait for the bus.
+    /// Number of messages waiting for the bus.
     pub fn outbox_len(&self) -> usize {
         self.bus().outbox.len()
     }
 
-    /// Forgets messages that the bus has taken. Durable when it returns.
+    /// Removes messages that the bus has sent. Durable when this returns.
     ///
     /// # Errors
     /// It could not be written.
@@ -532,13 +531,13 @@ impl Purges {
         written.await.unwrap_or_else(|_| Err(ENDED.into()))
     }
 
-    /// Lets go of the directory, for another process. To be called when nothing is purged any more.
+    /// Releases the directory for another process. Call it after the last purge.
     pub fn close(&self) {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Every few seconds: prunes what nothing stored can be older than, and moves the ceiling
-    /// ahead of the clock.
+    /// Called every few seconds: removes purges that are older than every stored response can be,
+    /// and moves the ceiling ahead of the clock.
     async fn maintain(&self) {
         let now = unix_us(self.clock.now());
         let horizon = now.saturating_sub(self.settings.object_age_max.as_micros() as u64);
@@ -563,7 +562,7 @@ impl Purges {
         }
     }
 
-    /// How many entries the table has.
+    /// Number of entries in the table.
     pub fn entries(&self) -> usize {
         self.table.read().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -573,7 +572,7 @@ impl Purges {
     }
 }
 
-/// Looks after the purge table for as long as it lives.
+/// Maintains the purge table until it is dropped.
 async fn maintain(purges: Weak<Purges>) {
     let mut ticks = tokio::time::interval(MAINTAIN_EVERY);
     loop {
@@ -612,19 +611,20 @@ fn scope_length(scope: &PurgeScope) -> usize {
 }
 
 const ENDED: &str = "the purge log has ended";
-/// Batches that wait for the log thread. Beyond, callers wait before their purge is in force.
+/// Maximum number of batches waiting for the log thread. Above it, callers wait before their purge
+/// is applied.
 const COMMITS_MAX: usize = 1024;
-/// More purges than can be in force without being in the log: over a million.
+/// More than the number of purges that can be applied without being in the log: over a million.
 const UNLOGGED_MAX: u64 = 1 << 20;
-/// How far the ceiling is moved ahead of the clock, in microseconds: two minutes.
+/// How far the ceiling is ahead of the clock, in microseconds: two minutes.
 const CEILING_AHEAD: u64 = 120_000_000;
-/// Purges of a batch put in force under one lock: a fraction of a millisecond.
+/// Purges of a batch applied under one lock: a fraction of a millisecond.
 const APPLIED_AT_ONCE: usize = 512;
 const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
 const LOCK: &str = "lock";
 /// No purge log has this lineage.
 const NO_LINEAGE: u64 = 0;
-/// Entries pruned under one lock.
+/// Entries removed under one lock.
 const PRUNE_AT_ONCE: usize = 4096;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the purge bus keeps in the purge log: its cursor, and the messages that it has not taken.
+//! The purge bus' data in the purge log: its cursor, and the messages that it has not sent yet.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub(super) struct BusState {
     pub(super) outbox: Outbox,
 }
 
-/// Messages that the bus has not taken yet, by their numbers.
+/// Messages that the bus has not sent yet, by their numbers.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     messages: BTreeMap<u64, Bytes>,
@@ -22,7 +22,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Adds a message behind the others and says its number.
+    /// Appends a message and returns its number.
     pub(super) fn push(&mut self, message: Bytes) -> u64 {
         let number = self.next;
         self.insert(number, message);
@@ -37,14 +37,14 @@ impl Outbox {
         }
     }
 
-    /// Whether it was there.
+    /// Removes a message. Returns whether it was there.
     pub(super) fn remove(&mut self, number: u64) -> bool {
         let removed = self.messages.remove(&number);
         self.bytes -= removed.as_ref().map_or(0, Bytes::len);
         removed.is_some()
     }
 
-    /// Whether there is room for one more; for one alone there always is.
+    /// Whether there is space for another message; an empty outbox always has space.
     pub(super) fn has_room(&self, message: &Bytes, settings: &Settings) -> bool {
         self.messages.is_empty()
             || self.messages.len() < settings.outbox_entries_max
@@ -66,7 +66,7 @@ impl Outbox {
         self.messages.len()
     }
 
-    /// How long the messages are together.
+    /// Total length of the messages.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

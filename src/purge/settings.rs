@@ -1,26 +1,29 @@
-//! What the operator may choose about purges.
+//! The settings of purges.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The purge log's settings, as shipped by `Default`.
+/// The settings of purge table, log and outbox.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Where the log lives; made when it is missing. `None`: purges are kept in memory only, which
-    /// is enough where stored responses are too.
+    /// Directory of the log; created if missing. `None`: purges are kept in memory only, which is
+    /// enough if stored responses are, too.
     pub directory: Option<PathBuf>,
-    /// Entries of the purge table. Beyond: the oldest are widened to a soft purge of everything.
+    /// Maximum entries of the purge table. Above it, the oldest are merged into a soft purge of
+    /// everything.
     pub entries_max: usize,
-    /// A purge's URL, prefix, tag or site name may be this long.
+    /// Maximum length of a purge's URL, prefix, tag or site name.
     pub scope_bytes_max: usize,
     /// The log is rewritten as a snapshot when it has grown by this much.
     pub log_bytes: u64,
-    /// Messages kept for the purge bus while it cannot be reached. Beyond, purges are refused.
+    /// Maximum messages kept for the purge bus while it is not reachable. Above it, purges are
+    /// refused.
     pub outbox_entries_max: usize,
-    /// Their bytes together, in memory and on disk. 1 MiB to 1 GiB; one message may be longer.
+    /// Their maximum total bytes, in memory and on disk. 1 MiB to 1 GiB; a single message may be
+    /// longer.
     pub outbox_bytes_max: usize,
-    /// Nothing that was fetched longer ago than this is used; purges older than this are
-    /// forgotten. The store's setting of the same name.
+    /// Stored responses fetched longer ago than this are not used, and purges older than this are
+    /// removed. The same value as the store's setting of this name.
     pub object_age_max: Duration,
 }
 

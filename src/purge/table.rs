@@ -73,7 +73,7 @@ impl Marks {
         self.hard.max(self.soft)
     }
 
-    /// What it says of something stored at `stored_at`.
+    /// The verdict for a response stored at `stored_at`.
     fn verdict(self, stored_at: u64) -> Option<PurgeKind> {
         if stored_at < self.hard {
             Some(PurgeKind::Hard)
@@ -95,24 +95,24 @@ pub(super) struct Table {
     paths: HashMap<u64, Marks>,
     tags: HashMap<u64, Marks>,
     prefixes: BTreeMap<Arc<str>, Marks>,
-    /// Of the latest purge of any tag.
+    /// The sequence of the latest purge of any tag.
     tag_latest: u64,
     /// Every entry but `all` by its latest sequence, oldest first. An entry that was purged
     /// again has left stale places behind, which are skipped.
     order: VecDeque<(u64, Scope)>,
-    /// What was stored before this may be older than any entry: it counts as purged.
+    /// Responses stored before this may be older than any entry: they count as purged.
     horizon: u64,
 }
 
 impl Table {
-    /// Takes note of one purge.
+    /// Adds one purge.
     pub(super) fn apply(&mut self, scope: &Scope, kind: PurgeKind, sequence: PurgeSequence) {
         let mut marks = Marks::default();
         marks.add(kind, sequence.0);
         self.merge(scope, marks);
     }
 
-    /// Takes note of marks, as a snapshot has them.
+    /// Adds marks from a snapshot.
     pub(super) fn merge(&mut self, scope: &Scope, marks: Marks) {
         self.entry(scope).merge(marks);
         if let Scope::Url(url) = scope {
@@ -247,13 +247,13 @@ impl Table {
         }
     }
 
-    /// How many entries there are, `all` apart.
+    /// Number of entries, not counting `all`.
     pub(super) fn len(&self) -> usize {
         self.sites.len() + self.urls.len() + self.tags.len() + self.prefixes.len()
     }
 
-    /// Forgets entries whose purges are all older than `horizon`, at most `count_max` of
-    /// them; what was stored before the horizon counts as purged from now on.
+    /// Removes entries whose purges are all older than `horizon`, at most `count_max` of
+    /// them. Responses stored before the horizon count as purged from now on.
     pub(super) fn prune(&mut self, horizon: u64, count_max: usize) -> usize {
         self.horizon = self.horizon.max(horizon);
         let mut pruned = 0;
