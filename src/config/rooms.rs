@@ -1,5 +1,5 @@
-//! What is meant, room by room: each function starts from the room's own defaults and reads
-//! what was written over them.
+//! Reads the options of each room: a function per room starts from the room's defaults and applies
+//! the values in the file.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -41,7 +41,7 @@ pub(super) fn node(section: &Section<'_>, node: &mut NodeSettings) {
     section.read("drain_notice", &mut node.drain_notice);
 }
 
-/// A name that needs no quotes in a field, a label or a path.
+/// Whether a name needs no quotes in a field, a label or a path.
 pub(super) fn is_plain_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     !name.is_empty() && name.bytes().all(is_plain)
@@ -49,7 +49,7 @@ pub(super) fn is_plain_name(name: &str) -> bool {
 
 pub(super) const PLAIN_NAME: &str = "a name of letters, digits, \"-\", \".\" and \"_\"";
 
-/// `"auto"`: as many as there are cores.
+/// `"auto"` (one per core), or a number.
 #[derive(Clone, Copy)]
 struct Workers(usize);
 
@@ -117,7 +117,7 @@ pub(super) fn admin(section: &Section<'_>, admin: &mut control::admin::Settings)
     section.read_within("purges_per_second_max", &mut admin.purges_per_second_max, 1..);
 }
 
-/// What is done while the purge bus is silent.
+/// The values of `silence`: what a node does while the purge bus is silent.
 pub(super) const SILENCES: [(&str, Silence); 3] =
     [("serve", Silence::Serve), ("validate", Silence::Validate), ("drain", Silence::Drain)];
 
@@ -179,7 +179,7 @@ pub(super) fn access_log(section: &Section<'_>, log: &mut log::Settings, level: 
     section.read_within("access_buffers_max", &mut log.buffers_max, 1..=65_536);
 }
 
-/// How much of what happens is told on standard error.
+/// The levels of the error log.
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 #[derive(Debug)]
@@ -197,7 +197,7 @@ impl Value for Access {
     }
 }
 
-/// A log is made when it is first written to; its folder must be there.
+/// A log file is created at its first line; its directory must exist.
 fn written_below(section: &Section<'_>, name: &str, path: &std::path::Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {
@@ -286,7 +286,7 @@ pub(super) fn tls(section: &Section<'_>, tls: &mut TlsSettings) {
     }
 }
 
-/// Reads the files of a certificate as the listeners will.
+/// Reads the files of a certificate in the same way as the listeners.
 fn certificate(section: &Section<'_>, files: &CertificateFiles) {
     let (error, name) = match listen::check_certificate(files) {
         Ok(Some(until)) if until <= Clock::system().now() => {
@@ -576,7 +576,7 @@ pub(super) fn origin(url: &str) -> Option<Origin> {
     }
 }
 
-/// `disk` alone means one directory below the data directory.
+/// `disk` without `[[store.directories]]` means one directory below the data directory.
 pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &std::path::Path) {
     read_size(section, "memory", &mut store.memory_bytes);
     if let Some(there) = store::memory_bytes().filter(|there| store.memory_bytes > *there) {
@@ -644,8 +644,8 @@ pub(super) fn store(section: &Section<'_>, store: &mut store::Settings, data: &s
             let starts = section.reader.purpose == Purpose::Start;
             match starts && section.has(name) && !misfit.is_in_use {
                 true => section.mistake(name, misfit.advice()),
-                // A size that nobody chose, or one that the files were made for: the directory
-                // grows as far as there is room. One that is new counts after a restart.
+                // A default size, or one for which the files already exist: the directory grows
+                // as far as there is space. A new size takes effect after a restart.
                 false => section.warn(name, misfit.advice()),
             }
         }
@@ -676,7 +676,7 @@ impl Value for Reserve {
     }
 }
 
-/// The options of purges stand beside those of the store.
+/// Reads the options of purges, which are in the `[store]` table.
 pub(super) fn purge(section: &Section<'_>, purge: &mut purge::Settings, data: &std::path::Path) {
     purge.directory = Some(data.join("purges"));
     section.read_within("purge_entries_max", &mut purge.entries_max, 1..);
@@ -686,7 +686,7 @@ pub(super) fn purge(section: &Section<'_>, purge: &mut purge::Settings, data: &s
     read_size_usize(section, "outbox_max", &mut purge.outbox_bytes_max, 1 << 20..=1 << 30);
 }
 
-/// How far the disk cache may grow when nobody says how much.
+/// Default maximum size of the disk cache.
 const DISK_BYTES: u64 = 2 << 30;
 
 pub(super) fn cache(section: &Section<'_>, cache: &mut cache::Settings) {
@@ -810,7 +810,7 @@ impl Value for HonouredList {
     }
 }
 
-/// A request directive that a cache may follow.
+/// A cache directive of requests.
 #[derive(Debug)]
 struct Directive(&'static str);
 
@@ -832,7 +832,7 @@ impl Value for Directive {
     }
 }
 
-/// A targeted field's name; `Surrogate-Control` has a syntax of its own.
+/// The name of a targeted field (RFC 9213); `Surrogate-Control` has its own syntax.
 #[derive(Debug)]
 struct Targeted(TargetedField);
 

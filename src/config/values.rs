@@ -1,4 +1,4 @@
-//! How single values are written: `"30s"`, `"64KiB"`, `"192.0.2.0/24"`.
+//! Parses single values: `"30s"`, `"64KiB"`, `"192.0.2.0/24"`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -17,9 +17,9 @@ use super::reader::Reader;
 use crate::guard::upgrade::{UpgradeProtocol, UpgradeProtocolError};
 use crate::route::Template;
 
-/// A value that can stand behind an option.
+/// A type of option values.
 pub(super) trait Value: Sized {
-    /// Reads it; if it is something else, that is noted and `None`.
+    /// Parses the value. If it has another form, notes the mistake and returns `None`.
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self>;
 }
 
@@ -39,7 +39,7 @@ impl fmt::Debug for Size {
     }
 }
 
-/// What stands there, for messages.
+/// The value as shown in messages.
 pub(super) fn found(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("{text:?}"),
@@ -210,7 +210,7 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// A list; one value alone is a list of one. What is wrong in it is noted, the rest is read.
+/// A list; a single value is a list of one. Invalid items are noted, the others are read.
 impl<T: Value> Value for Vec<T> {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         match value.get_ref() {
@@ -237,7 +237,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     };
     let ns = u128::from(number) * u128::from(unit_ns);
     let seconds = u64::try_from(ns / 1_000_000_000).ok()?;
-    // A century is beyond any meaning, and far from any overflow in arithmetic with times.
+    // A century is longer than any sensible duration, and cannot overflow in time arithmetic.
     (seconds <= DURATION_SECONDS_MAX).then(|| Duration::new(seconds, (ns % 1_000_000_000) as u32))
 }
 
