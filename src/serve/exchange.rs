@@ -8,8 +8,9 @@ use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
+use super::lookup::CODINGS;
 use super::ranges::Asked;
-use super::worker::{CODINGS, Worker};
+use super::worker::Worker;
 use crate::body::Body;
 use crate::cache::vary::Variant;
 use crate::cache::{

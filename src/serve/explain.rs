@@ -9,8 +9,9 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::added_fields::tell;
+use super::lookup::CODINGS;
 use super::ranges::is_enough;
-use super::worker::{CODINGS, Plan};
+use super::worker::Plan;
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
 use crate::clock::Clock;
 use crate::fields::Fields;

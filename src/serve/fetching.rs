@@ -11,8 +11,7 @@ use tokio::task::spawn_local;
 
 use super::answer::{Source, first_hand};
 use super::exchange::{ExchangeOutcome, Job, Report, facts_tried};
-use super::lookup::{Found, Target};
-use super::worker::CODINGS;
+use super::lookup::{CODINGS, Found, Target};
 use super::{Visit, failures};
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};

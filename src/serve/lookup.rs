@@ -5,12 +5,17 @@ use std::sync::Arc;
 use http::{HeaderMap, Uri};
 
 use super::Visit;
-use super::worker::CODINGS;
 use crate::cache::key::url_part;
 use crate::cache::{CacheKey, KeyHash, Reason, StoredResponse, VaryList, search, variant_key};
 use crate::guard::Normalised;
 use crate::route::{Question, Routes, Rule};
 use crate::store::{Head, ReadFailed, Record};
+use crate::transform::Coding;
+
+/// The content codings that `Accept-Encoding` is folded to in variants' keys. All that are known,
+/// whatever the sites compress with: an origin codes as it likes, and another setting must not put
+/// what is stored out of reach.
+pub(super) const CODINGS: &[&str] = Coding::WORDS;
 
 /// Where to look.
 #[derive(Clone, Debug)]

@@ -23,7 +23,6 @@ use crate::respond::Identity;
 use crate::respond::log::LogBuffer;
 use crate::route::Routes;
 use crate::store::{Head, Store};
-use crate::transform::Coding;
 use crate::upstream::{Pools, Upstreams};
 
 /// What the configuration means for requests. Immutable; a reload puts another in its place,
@@ -41,11 +40,6 @@ pub struct Plan {
     /// What clients of limited rules have used up; the same table in every plan.
     pub rates: Arc<rate::Table>,
 }
-
-/// The content codings that `Accept-Encoding` is folded to in variants' keys. All that are known,
-/// whatever the sites compress with: an origin codes as it likes, and another setting must not put
-/// what is stored out of reach.
-pub(super) const CODINGS: &[&str] = Coding::WORDS;
 
 impl Plan {
     /// The same plan with sites and rules of its own.
