@@ -511,10 +511,10 @@ fn ask(
     target: &str,
     fields: &[String],
     body: &str,
-) -> Result<cli::Answer, String> {
+) -> Result<cli::AdminReply, String> {
     let token = admin.token.iter().map(|token| format!("Authorization: Bearer {token}"));
     let fields: Vec<String> = fields.iter().cloned().chain(token).collect();
-    let at = cli::Admin {
+    let at = cli::AdminClient {
         address: admin.address.clone(),
         ca: admin.ca.clone(),
         certificate: admin.certificate.clone().zip(admin.key.clone()),

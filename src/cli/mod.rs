@@ -21,14 +21,14 @@ pub use arguments::arguments;
 
 /// An answer of the admin API.
 #[derive(Debug)]
-pub struct Answer {
+pub struct AdminReply {
     /// The status code.
     pub status: u16,
     /// The body, as text.
     pub body: String,
 }
 
-impl Answer {
+impl AdminReply {
     /// The body as JSON, or why the call failed, in one line.
     pub fn json(self) -> Result<Value, String> {
         let value: Value = serde_json::from_str(&self.body)
@@ -47,7 +47,7 @@ pub fn count(number: usize, noun: &str) -> String {
 
 /// The address of a node's admin API, and the TLS files for it.
 #[derive(Clone, Debug)]
-pub struct Admin {
+pub struct AdminClient {
     /// `host:port`.
     pub address: String,
     /// The CA certificate that must have signed the node's certificate. `None`: plain HTTP.
@@ -61,12 +61,12 @@ pub struct Admin {
 /// # Errors
 /// One line: why the call failed, and what to do about it.
 pub fn call(
-    admin: &Admin,
+    admin: &AdminClient,
     method: &str,
     target: &str,
     fields: &[String],
     body: &str,
-) -> Result<Answer, String> {
+) -> Result<AdminReply, String> {
     let address = &admin.address;
     let mut head = format!("{method} {target} HTTP/1.0\r\nHost: {address}\r\n");
     for field in fields {
@@ -120,7 +120,7 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<String> 
 fn tls(
     stream: TcpStream,
     ca: &Path,
-    admin: &Admin,
+    admin: &AdminClient,
 ) -> Result<StreamOwned<ClientConnection, TcpStream>, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca)? {
@@ -198,10 +198,10 @@ pub fn new_secret() -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn parse(answer: &str) -> Option<Answer> {
+fn parse(answer: &str) -> Option<AdminReply> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    Some(Answer { status, body: body.to_owned() })
+    Some(AdminReply { status, body: body.to_owned() })
 }
 
 /// Text for a query parameter: everything but unreserved characters percent-encoded.

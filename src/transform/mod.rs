@@ -19,7 +19,7 @@ use http::{HeaderMap, Method};
 
 pub use coder::{BYTES_AT_ONCE_MAX, decode, encode};
 pub use negotiate::Accepted;
-pub use plan::{Action, Plan, Reason, Said, plan};
+pub use plan::{CodingAction, CodingPlan, Reason, Said, plan};
 
 use crate::fields::{FieldLines, Fields, FieldsMut};
 pub use crate::labels::Coding;
@@ -104,29 +104,29 @@ pub fn transform(
         fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
     match plan.action {
-        Action::Leave(_) => return Reply { status, received, fields, body },
-        Action::Weaken => {
+        CodingAction::Leave(_) => return Reply { status, received, fields, body },
+        CodingAction::Weaken => {
             weaken_etag(&mut fields);
             return Reply { status, received, fields, body };
         }
         // Of an answer to HEAD that does not say how long the content is nobody knows whether it
         // would be worth it. The coding may be left out (RFC 9110 §9.3.2), and what holds for
         // one form alone is.
-        Action::Encode(_) if is_head && length.is_none() => {}
-        Action::Encode(level) => {
+        CodingAction::Encode(_) if is_head && length.is_none() => {}
+        CodingAction::Encode(level) => {
             let coding = HeaderValue::from_static(level.coding.as_str());
             fields.set(&CONTENT_ENCODING, &coding);
         }
-        Action::Decode(_) => fields.remove(&CONTENT_ENCODING),
+        CodingAction::Decode(_) => fields.remove(&CONTENT_ENCODING),
     }
     change_representation(&mut fields);
     if is_head {
         return Reply { status, received, fields, body };
     }
     let body = match plan.action {
-        Action::Encode(level) => encode(body, level, length, recorder),
-        Action::Decode(coding) => decode(body, coding, settings.decode_limit, recorder),
-        Action::Leave(_) | Action::Weaken => body,
+        CodingAction::Encode(level) => encode(body, level, length, recorder),
+        CodingAction::Decode(coding) => decode(body, coding, settings.decode_limit, recorder),
+        CodingAction::Leave(_) | CodingAction::Weaken => body,
     };
     if let Some(length) = body.exact_length() {
         fields.append_number(&CONTENT_LENGTH, length);

@@ -8,9 +8,9 @@ use crate::fields::{FieldLines, Fields, Known, is_grpc, members, number};
 
 /// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct CodingPlan {
     /// What to do.
-    pub action: Action,
+    pub action: CodingAction,
     /// Whether another `Accept-Encoding` would have led to another response: `Vary` names it,
     /// on this variant too (RFC 9110 §12.5.5).
     pub varies: bool,
@@ -18,7 +18,7 @@ pub struct Plan {
 
 /// What to do with a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum CodingAction {
     /// Nothing, and why.
     Leave(Reason),
     /// Make the entity tag of a 304 the weak one that the client holds from a coded response.
@@ -131,8 +131,8 @@ pub fn plan(
     said: &Said<'_>,
     body_length: Option<u64>,
     settings: &Settings,
-) -> Plan {
-    let leave = |reason| Plan { action: Action::Leave(reason), varies: false };
+) -> CodingPlan {
+    let leave = |reason| CodingPlan { action: CodingAction::Leave(reason), varies: false };
     if status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
     {
@@ -145,7 +145,7 @@ pub fn plan(
         StoredCoding::Other => leave(Reason::Coded),
         StoredCoding::Known(_) if !settings.decode => leave(Reason::Coded),
         StoredCoding::Known(coding) => {
-            Plan { action: action_for_coded(request, status, said, coding), varies: true }
+            CodingPlan { action: action_for_coded(request, status, said, coding), varies: true }
         }
         StoredCoding::Identity if settings.codings.is_empty() => leave(Reason::Off),
         StoredCoding::Identity if !is_listed(status, said, settings) => leave(Reason::ContentType),
@@ -153,7 +153,7 @@ pub fn plan(
             leave(Reason::Small)
         }
         StoredCoding::Identity => {
-            Plan { action: action_for_plain(request, status, said, settings), varies: true }
+            CodingPlan { action: action_for_plain(request, status, said, settings), varies: true }
         }
     }
 }
@@ -163,11 +163,11 @@ fn action_for_coded(
     status: StatusCode,
     said: &Said<'_>,
     coding: Coding,
-) -> Action {
+) -> CodingAction {
     if Accepted::from_headers(request).allows(coding) {
-        Action::Leave(Reason::Coded)
+        CodingAction::Leave(Reason::Coded)
     } else {
-        whole(request, status, said).unwrap_or(Action::Decode(coding))
+        whole(request, status, said).unwrap_or(CodingAction::Decode(coding))
     }
 }
 
@@ -176,22 +176,22 @@ fn action_for_plain(
     status: StatusCode,
     said: &Said<'_>,
     settings: &Settings,
-) -> Action {
+) -> CodingAction {
     match Accepted::from_headers(request).choose(&settings.codings) {
-        None => Action::Leave(Reason::NotAccepted),
-        Some(level) => whole(request, status, said).unwrap_or(Action::Encode(level)),
+        None => CodingAction::Leave(Reason::NotAccepted),
+        Some(level) => whole(request, status, said).unwrap_or(CodingAction::Encode(level)),
     }
 }
 
 /// What is done instead with a response that is not a whole representation, or may not be touched.
-fn whole(request: &HeaderMap, status: StatusCode, said: &Said<'_>) -> Option<Action> {
+fn whole(request: &HeaderMap, status: StatusCode, said: &Said<'_>) -> Option<CodingAction> {
     if status == StatusCode::NOT_MODIFIED {
         let weak = holds_weak_etag(request, said);
-        Some(if weak { Action::Weaken } else { Action::Leave(Reason::Status) })
+        Some(if weak { CodingAction::Weaken } else { CodingAction::Leave(Reason::Status) })
     } else if status == StatusCode::PARTIAL_CONTENT || said.is_part {
-        Some(Action::Leave(Reason::Partial))
+        Some(CodingAction::Leave(Reason::Partial))
     } else if request.lines(&CACHE_CONTROL).any(has_no_transform) {
-        Some(Action::Leave(Reason::NoTransform))
+        Some(CodingAction::Leave(Reason::NoTransform))
     } else {
         None
     }
@@ -260,7 +260,7 @@ mod tests {
 
     const HTML: &str = "content-type: text/html; charset=utf-8";
 
-    fn planned(request: &[&str], status: u16, response: &[&str]) -> Plan {
+    fn planned(request: &[&str], status: u16, response: &[&str]) -> CodingPlan {
         let status = StatusCode::from_u16(status).unwrap();
         let response = FieldLines::from(&fields(response));
         plan(&fields(request), status, &Said::by(&response), None, &Settings::default())
@@ -270,10 +270,10 @@ mod tests {
     fn check(status: u16, response: &[&str], expected: &str, varies: bool) {
         let plan = planned(&["accept-encoding: gzip"], status, response);
         let word = match plan.action {
-            Action::Leave(reason) => reason.as_str(),
-            Action::Weaken => "weaken",
-            Action::Encode(_) => "encode",
-            Action::Decode(_) => "decode",
+            CodingAction::Leave(reason) => reason.as_str(),
+            CodingAction::Weaken => "weaken",
+            CodingAction::Encode(_) => "encode",
+            CodingAction::Decode(_) => "decode",
         };
         assert_eq!((word, plan.varies), (expected, varies), "{status} {response:?}");
     }
@@ -337,7 +337,10 @@ mod tests {
         );
         let request = ["accept-encoding: gzip", "cache-control: no-transform"];
         let plan = planned(&request, 200, &[HTML]);
-        assert_eq!(plan, Plan { action: Action::Leave(Reason::NoTransform), varies: true });
+        assert_eq!(
+            plan,
+            CodingPlan { action: CodingAction::Leave(Reason::NoTransform), varies: true }
+        );
     }
 
     #[test]
@@ -360,27 +363,35 @@ mod tests {
     #[test]
     fn the_plain_variant_varies_too() {
         let plan = planned(&[], 200, &[HTML]);
-        assert_eq!(plan, Plan { action: Action::Leave(Reason::NotAccepted), varies: true });
+        assert_eq!(
+            plan,
+            CodingPlan { action: CodingAction::Leave(Reason::NotAccepted), varies: true }
+        );
     }
 
     #[test]
     fn a_304_speaks_of_the_variant_that_the_client_holds() {
         let check = |if_none_match: &str, response: &[&str], expected, varies| {
             let request = ["accept-encoding: gzip", if_none_match];
-            assert_eq!(planned(&request, 304, response), Plan { action: expected, varies });
+            assert_eq!(planned(&request, 304, response), CodingPlan { action: expected, varies });
         };
-        let left = Action::Leave(Reason::Status);
-        check("if-none-match: \"x\", W/\"a,b\"", &["etag: \"a,b\"", HTML], Action::Weaken, true);
-        check("if-none-match: W/\"a\"", &["etag: \"a\""], Action::Weaken, true);
+        let left = CodingAction::Leave(Reason::Status);
+        check(
+            "if-none-match: \"x\", W/\"a,b\"",
+            &["etag: \"a,b\"", HTML],
+            CodingAction::Weaken,
+            true,
+        );
+        check("if-none-match: W/\"a\"", &["etag: \"a\""], CodingAction::Weaken, true);
         check("if-none-match: \"a\"", &["etag: \"a\"", HTML], left, true);
         check("if-none-match: W/\"a\"", &["etag: W/\"a\"", HTML], left, true);
         let image = [("etag: \"a\""), "content-type: image/png"];
-        check("if-none-match: W/\"a\"", &image, Action::Leave(Reason::ContentType), false);
+        check("if-none-match: W/\"a\"", &image, CodingAction::Leave(Reason::ContentType), false);
         // Of the 200's type nothing is known.
         check("if-none-match: \"a\"", &["etag: \"a\""], left, true);
         let small = ["etag: \"a\"", HTML, "content-length: 255"];
-        check("if-none-match: \"a\"", &small, Action::Leave(Reason::Small), false);
+        check("if-none-match: \"a\"", &small, CodingAction::Leave(Reason::Small), false);
         let gzip = ["etag: \"a\"", "content-encoding: gzip"];
-        check("if-none-match: \"a\"", &gzip, Action::Leave(Reason::Coded), true);
+        check("if-none-match: \"a\"", &gzip, CodingAction::Leave(Reason::Coded), true);
     }
 }

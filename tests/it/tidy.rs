@@ -173,6 +173,26 @@ fn files_of_a_room_import_each_other_in_no_other_large_circle() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// One name, one thing: a reader of `Head` need not ask whose.
+#[test]
+fn a_public_type_name_stands_in_one_room() {
+    let mut rooms: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in rust_files("src").into_iter().filter(|file| !is_test(file)) {
+        let text = read(&file);
+        for line in without_tests(&text).lines().map(str::trim_start) {
+            let kinds = ["pub struct ", "pub enum ", "pub trait ", "pub type "];
+            let Some(rest) = kinds.iter().find_map(|kind| line.strip_prefix(kind)) else {
+                continue;
+            };
+            rooms.entry(first_word(rest)).or_default().insert(room_of(&file));
+        }
+    }
+    // Each room owns what may be set about it.
+    rooms.remove("Settings");
+    rooms.retain(|_, rooms| rooms.len() > 1);
+    assert!(rooms.is_empty(), "{rooms:?}");
+}
+
 #[test]
 fn a_use_tree_is_taken_apart() {
     let check = |tree: &str, expected: &[&str]| {

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use super::ledger::Ledger;
 use super::link::{Connector, Link, ReceiptMessage, Receipts};
 use super::publishing::Publishing;
-use super::record::Record;
+use super::record::PurgeRecord;
 use super::settings::{Policy, Settings};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
@@ -71,7 +71,7 @@ impl Inner {
     /// Purges here, and puts the record into the outbox.
     pub async fn order(
         &self,
-        record: &Record,
+        record: &PurgeRecord,
         message: Option<Bytes>,
         is_in_force: oneshot::Sender<()>,
     ) -> Result<Purged, PurgeError> {
@@ -99,10 +99,10 @@ impl Inner {
     /// place in the stream becomes durable with them.
     pub async fn put_in_force(
         &self,
-        records: &[Record],
+        records: &[PurgeRecord],
         cursor: Option<Bytes>,
     ) -> Result<InForce, PurgeError> {
-        let fresh: Vec<&Record> = {
+        let fresh: Vec<&PurgeRecord> = {
             let mut ledger = self.ledger();
             records.iter().for_each(|record| ledger.note(record));
             records.iter().filter(|record| !ledger.is_in_force(&record.id)).collect()
@@ -118,7 +118,7 @@ impl Inner {
     /// is durable too by then.
     pub async fn make_durable(
         &self,
-        records: &[Record],
+        records: &[PurgeRecord],
         in_force: InForce,
     ) -> Result<(), PurgeError> {
         let sequence = in_force.durable().await?.sequence;
@@ -129,7 +129,7 @@ impl Inner {
         Ok(())
     }
 
-    pub fn note_in_force(&self, records: &[&Record]) {
+    pub fn note_in_force(&self, records: &[&PurgeRecord]) {
         for record in records {
             let after_ms = self.since_ms(record.at_ms);
             let is_news = self.ledger().in_force(&record.id, after_ms);
@@ -143,7 +143,7 @@ impl Inner {
         }
     }
 
-    pub fn ask_for_refresh(&self, record: &Record) {
+    pub fn ask_for_refresh(&self, record: &PurgeRecord) {
         let Some(refresh) = record.refresh() else { return };
         // Clients fetch what they miss anyway.
         if self.refreshes.try_send(refresh).is_err() {
@@ -151,7 +151,7 @@ impl Inner {
         }
     }
 
-    pub fn give_receipt(&self, record: &Record, sequence: PurgeSequence) {
+    pub fn give_receipt(&self, record: &PurgeRecord, sequence: PurgeSequence) {
         let after_ms = self.since_ms(record.at_ms);
         let name = &self.identity.name;
         let Some(receipt) = self.ledger().durable(&record.id, name, sequence, after_ms) else {

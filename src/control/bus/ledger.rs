@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::record::{Record, RecordKind, RecordScope};
+use super::record::{PurgeRecord, RecordKind, RecordScope};
 use crate::cache::PurgeSequence;
 use crate::control::fleet::StreamPlace;
 
@@ -68,7 +68,7 @@ impl Ledger {
     }
 
     /// Takes note of a purge, unless it is known.
-    pub fn note(&mut self, record: &Record) {
+    pub fn note(&mut self, record: &PurgeRecord) {
         if self.known.contains_key(&record.id) {
             return;
         }
@@ -179,8 +179,8 @@ mod tests {
     use super::*;
     use crate::cache::{PurgeKind, PurgeScope};
 
-    fn record(id: &str, at_ms: f64) -> Record {
-        Record::new(id.into(), "n".into(), at_ms, &[PurgeScope::All], PurgeKind::Hard, None)
+    fn record(id: &str, at_ms: f64) -> PurgeRecord {
+        PurgeRecord::new(id.into(), "n".into(), at_ms, &[PurgeScope::All], PurgeKind::Hard, None)
     }
 
     #[test]

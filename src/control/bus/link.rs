@@ -17,7 +17,7 @@ use redis::{
 };
 
 use super::ledger::Receipt;
-use super::record::{EntryId, Head, Record};
+use super::record::{EntryId, PurgeRecord, StreamHead};
 use super::settings::{RedisUrl, Settings, Topology};
 use crate::control::fleet::{HeardNode, Heartbeat, StreamPlace};
 use crate::random::random_u64;
@@ -62,7 +62,7 @@ enum Connection {
 
 /// What Redis says at a heartbeat.
 pub(super) struct Beat {
-    pub head: Head,
+    pub head: StreamHead,
     /// What was last said under this node's name: by itself, or by another of that name.
     pub before: Heartbeat,
     /// All nodes that Redis knows.
@@ -88,7 +88,7 @@ impl Receipts {
 pub(super) struct Outgoing {
     /// `None`: it can't be read, which whoever reads it will find.
     pub id: Option<String>,
-    /// [`Record`] as it is published.
+    /// [`PurgeRecord`] as it is published.
     pub record: Bytes,
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Entry {
     /// The id of the entry before it, when it was appended.
     pub previous: Option<EntryId>,
     /// `None`: a form that this version doesn't know.
-    pub record: Option<Record>,
+    pub record: Option<PurgeRecord>,
     /// Its length in the stream.
     pub record_bytes: usize,
 }
@@ -341,7 +341,7 @@ impl Link {
             .arg(heartbeat.to_text());
         type Answer = (String, u64, String, u64, String, Vec<(String, String)>);
         let (epoch, number, id, now, before, nodes): Answer = command.query_async(self).await?;
-        let head = Head { epoch, number, id: parse_id(&id)? };
+        let head = StreamHead { epoch, number, id: parse_id(&id)? };
         // Milliseconds since 1970, and the heartbeat.
         let parse = |text: &str| {
             let (at_ms, heartbeat) = text.split_once(' ').unwrap_or((text, ""));
@@ -480,7 +480,7 @@ fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<Entry> {
         number: number.unwrap_or_default(),
         previous: previous.and_then(|id| id.parse().ok()),
         record_bytes: record.as_ref().map_or(0, Vec::len),
-        record: record.and_then(|record| Record::parse(&record)),
+        record: record.and_then(|record| PurgeRecord::parse(&record)),
     })
 }
 

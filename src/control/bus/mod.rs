@@ -36,7 +36,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch}
 use tokio::task::JoinHandle;
 
 pub use self::ledger::{KnownPurge, Receipt};
-pub use self::record::{Gap, Record, RecordKind, RecordScope};
+pub use self::record::{Gap, PurgeRecord, RecordKind, RecordScope};
 pub use self::settings::{RedisUrl, Settings, Silence};
 
 use self::inner::{Gauges, Inner};
@@ -196,7 +196,7 @@ impl Bus {
         let inner = self.inner.clone();
         let id = inner.next_id();
         let (name, at_ms) = (inner.identity.name.clone(), inner.now_ms());
-        let record = Record::new(id.clone(), name, at_ms, scopes, kind, reason);
+        let record = PurgeRecord::new(id.clone(), name, at_ms, scopes, kind, reason);
         let record = record.refreshing(refresh);
         let message = inner.connector.is_some().then(|| record.to_bytes());
         let (length, limit) =

@@ -18,7 +18,7 @@ use super::inner::{Backoff, Inner};
 use super::ledger::Receipt;
 use super::link::{Link, OnMessage, ReceiptMessage, brief};
 use super::publishing::OutboxPart;
-use super::record::Record;
+use super::record::PurgeRecord;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
 use crate::purge::PurgeError;
@@ -209,7 +209,7 @@ async fn listen(inner: &Arc<Inner>, mut wakes: mpsc::Receiver<(String, Bytes)>) 
                 if planted::has(Bug::StreamEntryDropped) || planted::has(Bug::StreamUnread) {
                     continue;
                 }
-                records.extend(Record::parse(&payload));
+                records.extend(PurgeRecord::parse(&payload));
             } else {
                 note_receipt(inner, &payload);
             }

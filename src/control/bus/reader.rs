@@ -9,7 +9,7 @@ use redis::RedisResult;
 
 use super::inner::{Backoff, Inner};
 use super::link::{Beat, Entry, Link, brief};
-use super::record::{Gap, Head, Position, Record, follows, reconcile, resume};
+use super::record::{Gap, Position, PurgeRecord, StreamHead, follows, reconcile, resume};
 use crate::cache::PurgeScope;
 use crate::control::fleet::{
     self, AbsentNodes, FleetMember, Heartbeat, TwinWatch, UNNAMED_MEMBERS,
@@ -48,7 +48,7 @@ struct Reader {
     inner: Arc<Inner>,
     position: Option<Position>,
     /// As of the last heartbeat.
-    head: Option<Head>,
+    head: Option<StreamHead>,
     /// Until then a node that Redis does not name is not gone: Redis has lost what it knew, and
     /// the others have yet to say again that they are there.
     members_kept_until: Option<Instant>,
@@ -189,7 +189,8 @@ impl Reader {
             if let Err(gap) = follows(position, &entry.epoch, entry.number, entry.previous) {
                 self.apply_all(std::mem::take(&mut records)).await;
                 let before = entry.number.saturating_sub(1);
-                let head = Head { epoch: entry.epoch.clone(), number: before, id: position.id };
+                let head =
+                    StreamHead { epoch: entry.epoch.clone(), number: before, id: position.id };
                 self.bridge(link, gap, &head).await?;
             }
             let at =
@@ -218,7 +219,7 @@ impl Reader {
     }
 
     /// Until it is durable: the place must not go beyond what would be lost by a crash.
-    async fn apply_all(&self, records: Vec<Record>) {
+    async fn apply_all(&self, records: Vec<PurgeRecord>) {
         let Some(position) = &self.position else { return };
         if records.is_empty() {
             return;
@@ -244,7 +245,7 @@ impl Reader {
         }
     }
 
-    async fn make_durable(&self, records: &[Record], cursor: Bytes) -> Result<(), PurgeError> {
+    async fn make_durable(&self, records: &[PurgeRecord], cursor: Bytes) -> Result<(), PurgeError> {
         let in_force = self.inner.put_in_force(records, Some(cursor)).await?;
         self.inner.make_durable(records, in_force).await
     }
@@ -263,7 +264,7 @@ impl Reader {
     }
 
     /// Over a gap: everything is purged softly, what can still be read is read.
-    async fn bridge(&mut self, link: &mut Link, gap: Gap, head: &Head) -> RedisResult<()> {
+    async fn bridge(&mut self, link: &mut Link, gap: Gap, head: &StreamHead) -> RedisResult<()> {
         let mut head = head.clone();
         if gap.concerns_all() {
             head.epoch = link.rename_epoch(&head.epoch).await?;

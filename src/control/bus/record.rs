@@ -17,7 +17,7 @@ use crate::control::refresh::Refresh;
 
 /// One purge, as every node of the fleet reads it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct PurgeRecord {
     /// The version of this form. A node that meets a later one validates everything.
     v: u32,
     /// Names the purge in the whole fleet.
@@ -64,7 +64,7 @@ pub enum RecordScope {
     Tag(Box<str>),
 }
 
-impl Record {
+impl PurgeRecord {
     /// A record in this version's form.
     pub fn new(
         id: String,
@@ -219,7 +219,7 @@ impl std::fmt::Display for EntryId {
 
 /// What Redis says of the stream as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct StreamHead {
     /// The name of its history.
     pub epoch: String,
     /// The last entry's number; zero without any.
@@ -265,7 +265,7 @@ impl Gap {
 }
 
 /// Whether a node at `position` can go on reading a stream with this head.
-pub fn reconcile(position: Option<&Position>, head: &Head) -> Result<(), Gap> {
+pub fn reconcile(position: Option<&Position>, head: &StreamHead) -> Result<(), Gap> {
     let Some(position) = position else { return Err(Gap::New) };
     if position.epoch != head.epoch {
         return Err(Gap::Replaced);
@@ -299,7 +299,7 @@ pub fn follows(
 }
 
 /// Where to read on after a gap: what is still there and not yet read is applied all the same.
-pub fn resume(position: Option<&Position>, head: &Head) -> Position {
+pub fn resume(position: Option<&Position>, head: &StreamHead) -> Position {
     match position {
         Some(position) if position.id <= head.id => {
             Position { epoch: head.epoch.clone(), number: None, id: position.id }
@@ -327,16 +327,22 @@ mod tests {
         Position { epoch: epoch.into(), number: Some(number), id: EntryId(ms, 0) }
     }
 
-    fn head(epoch: &str, number: u64, ms: u64) -> Head {
-        Head { epoch: epoch.into(), number, id: EntryId(ms, 0) }
+    fn head(epoch: &str, number: u64, ms: u64) -> StreamHead {
+        StreamHead { epoch: epoch.into(), number, id: EntryId(ms, 0) }
     }
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let scopes = [PurgeScope::All, PurgeScope::Tag("é\"".into())];
-        let record =
-            Record::new("i".into(), "n".into(), 1.25, &scopes, PurgeKind::Soft, Some("r".into()));
-        let read = Record::parse(&record.to_bytes()).expect("a record");
+        let record = PurgeRecord::new(
+            "i".into(),
+            "n".into(),
+            1.25,
+            &scopes,
+            PurgeKind::Soft,
+            Some("r".into()),
+        );
+        let read = PurgeRecord::parse(&record.to_bytes()).expect("a record");
         assert_eq!(read, record);
         assert_eq!(read.purges().collect::<Vec<_>>(), scopes.map(|scope| (scope, PurgeKind::Soft)));
     }
@@ -344,9 +350,9 @@ mod tests {
     #[test]
     fn a_record_of_a_later_version_is_not_guessed_at() {
         let text = br#"{"v":2,"id":"i","node":"n","at_ms":1,"kind":"hard","scopes":["all"]}"#;
-        assert_eq!(Record::parse(text), None);
+        assert_eq!(PurgeRecord::parse(text), None);
         let known = String::from_utf8_lossy(text).replace("\"v\":2", "\"v\":1");
-        assert!(Record::parse(known.as_bytes()).is_some());
+        assert!(PurgeRecord::parse(known.as_bytes()).is_some());
     }
 
     #[test]
@@ -357,7 +363,7 @@ mod tests {
 
     #[test]
     fn every_way_of_losing_history_is_noticed_at_a_connect() {
-        let check = |position: Option<Position>, head: Head, expected| {
+        let check = |position: Option<Position>, head: StreamHead, expected| {
             assert_eq!(reconcile(position.as_ref(), &head), expected);
         };
         check(Some(position("e", 5, 50)), head("e", 5, 50), Ok(()));
