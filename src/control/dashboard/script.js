@@ -103,20 +103,20 @@ function showNow() {
   at("tiles").replaceChildren(
     tile("requests/s", number.format(rate("skerry_requests_total"))),
     tile("hits", cached > 0 ? `${number.format((100 * hits) / cached)} %` : "–"),
-    tile("median to the head", seconds(quantile(before, now, duration, 0.5))),
-    tile("99 % to the head", seconds(quantile(before, now, duration, 0.99))),
+    tile("p50 time to first byte", seconds(quantile(before, now, duration, 0.5))),
+    tile("p99 time to first byte", seconds(quantile(before, now, duration, 0.99))),
     tile("5xx/s", number.format(errors), errors > 0),
     tile("to origins/s", number.format(rate("skerry_upstream_requests_total"))),
     tile("sent/s", bytes(rate("skerry_sent_bytes_total"))),
     tile("connections", number.format(get("skerry_connections"))),
-    tile(`memory tier of ${bytes(get("skerry_store_memory_bytes_max"))}`, bytes(get("skerry_store_memory_bytes"))),
+    tile(`memory used of ${bytes(get("skerry_store_memory_bytes_max"))}`, bytes(get("skerry_store_memory_bytes"))),
     tile("purge bus", busState(get), get("skerry_bus_silent") > 0),
   );
 }
 
 function busState(get) {
   if (get("skerry_bus_silent") > 0) return "silent";
-  return get("skerry_bus_connected") > 0 ? `${get("skerry_bus_lag")} behind` : "alone";
+  return get("skerry_bus_connected") > 0 ? `${get("skerry_bus_lag")} behind` : "none";
 }
 
 function showChart() {
@@ -136,7 +136,7 @@ function showChart() {
     return path;
   };
   at("chart").replaceChildren(...(steps.length ? [area((s) => s.all, "other"), area((s) => s.hits, "hit")] : []));
-  at("peak").textContent = `· at most ${number.format(peak)}/s`;
+  at("peak").textContent = `· peak ${number.format(peak)}/s`;
 }
 
 function showReasons() {
@@ -154,7 +154,7 @@ function showFleet({ node: own, nodes }) {
   at("node").textContent = own;
   const rows = Object.entries(nodes).map(([name, node]) =>
     row([[name], [node.region || "–"], [node.heard_ms_ago < 1000 ? "now" : `${Math.round(node.heard_ms_ago / 1000)} s ago`, "number"]]));
-  fill("nodes", rows, "This node is alone.");
+  fill("nodes", rows, "This node has no purge bus.");
 }
 
 function scope(it) {
