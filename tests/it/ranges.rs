@@ -472,11 +472,15 @@ fn a_client_that_the_store_has_left_behind_goes_on_from_the_origin() {
     while !slow.read_line().is_empty() {}
     assert_bytes(&slow.read_bytes(length as usize), 1, 0..length);
     let requests = object.origin.requests() as u64;
+    let seen = object.origin.seen();
+    let ranges: Vec<_> = seen.iter().map(|request| request.header("range")).collect();
+    let sent = object.sent.load(Ordering::SeqCst);
+    assert!(sent <= 2 * length, "no byte is fetched twice for one client: {sent} {ranges:?}");
     let rest = length.div_ceil(8 * MIB);
     // A request ends where the next stored slice begins: what memory has kept can split one in two.
     assert!(
         (2..=2 + rest).contains(&requests),
-        "the whole, and the rest for the slow one: {requests}"
+        "the whole, and the rest for the slow one: {requests} {ranges:?}"
     );
 }
 
