@@ -6,7 +6,7 @@
 //!
 //! Nothing here uses the edge's own code: what is checked must not check itself.
 
-// What is to happen, made from a scenario and a seed; the facts of what did.
+// The plan, made from a scenario and a seed, and the journal of the run.
 pub mod journal;
 pub mod plan;
 

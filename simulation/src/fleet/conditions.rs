@@ -1,12 +1,12 @@
-//! What a link is like while faults are in force: each change makes it anew from all of them,
-//! so that faults may overlap and end in any order.
+//! The conditions of a link while faults are in force. Each change computes them again from all
+//! faults, so that faults may overlap and end in any order.
 
 use crate::fleet::wan::{Conditions, Link};
 use crate::plan::fault::{Break, CutDirection};
 use crate::plan::names::Names;
 use std::time::Duration;
 
-/// What a link is like under these faults.
+/// The conditions of a link under these faults.
 pub fn under_faults<'a>(
     names: &Names,
     link: &Link,

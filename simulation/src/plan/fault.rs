@@ -1,8 +1,8 @@
-//! What a scenario can break, as its file writes it.
+//! The faults of a scenario, as its file writes them.
 
 use serde::Deserialize;
 
-/// What can be broken. `from` and `to` name a region, a node (`tokyo-1`), an origin
+/// A fault. `from` and `to` name a region, a node (`tokyo-1`), an origin
 /// (`origin-tokyo`), `origins`, `redis` or `*`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]

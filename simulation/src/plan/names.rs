@@ -1,4 +1,4 @@
-//! What a scenario's fleet is made of, by the names that its faults use.
+//! The names by which a scenario's faults refer to nodes, origins and Redis.
 
 use crate::journal::NodeId;
 use crate::plan::fault::Break;

@@ -1,4 +1,4 @@
-//! What the tasks of the purge bus share, and the steps that both a caller's purge and one from the
+//! The state that the tasks of the purge bus share, and the steps that both a caller's purge and one from the
 //! stream take here: in force, durable, a receipt, a refresh.
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +24,7 @@ use crate::metrics::{Metric, Metrics, Recorder};
 use crate::purge::{InForce, PurgeBatch, PurgeError, Purged, Purges};
 use crate::random::random_u64;
 
-/// What the tasks of the bus share.
+/// The state that the tasks of the bus share.
 pub(super) struct Inner {
     pub settings: Settings,
     pub identity: NodeIdentity,
