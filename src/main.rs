@@ -8,14 +8,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
-use skerry::allocator::Allocator;
 use skerry::cli::top::{Between, Look};
-use skerry::clock::Clock;
 use skerry::config::{self, Flags};
-use skerry::control::tokens;
-use skerry::node::Node;
-use skerry::respond::log::Target;
-use skerry::{cli, demo};
+use skerry::{Allocator, Clock, Node, cli, demo, token_line};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -215,13 +210,12 @@ fn run(flags: Flags) -> Result<(), String> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let admin_tls = config.admin.tls.is_some();
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     for (address, tls) in &node.listening {
         let scheme = if *tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");
     }
-    let scheme = if admin_tls { "https" } else { "http" };
+    let scheme = if node.admin_tls { "https" } else { "http" };
     tracing::info!("admin {scheme}://{}", node.admin);
     until_told_to_stop(node)
 }
@@ -274,11 +268,8 @@ fn run_demo() -> Result<(), String> {
         .block_on(demo::start())
         .map_err(|error| format!("the demo origin cannot listen on loopback: {error}"))?;
     let flags = demo_flags(origin);
-    let mut config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
-    config.log.target = Target::Off;
-    for directory in &mut config.store.directories {
-        directory.bytes = DEMO_DISK_BYTES;
-    }
+    let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    let config = config.with_small_disk(DEMO_DISK_BYTES);
     let data_dir = config.node.data_directory.clone();
     let disk_max = cli::size_text(DEMO_DISK_BYTES as f64);
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
@@ -330,11 +321,12 @@ fn demo_flags(origin: SocketAddr) -> Flags {
 fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
     let flags = Flags { config: Some(file.clone()), data_dir, ..Flags::default() };
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
+    let (sites, pools) = config.counts();
     println!(
         "{}: configuration is valid ({}, {})",
         file.display(),
-        cli::count(config.routes.sites.len(), "site"),
-        cli::count(config.upstream.pools.len(), "pool")
+        cli::count(sites, "site"),
+        cli::count(pools, "pool")
     );
     for warning in &config.warnings {
         println!("warning: {warning}");
@@ -403,7 +395,7 @@ fn order_prefetch(arguments: PrefetchArguments) -> Result<(), String> {
 
 fn make_token(arguments: &TokenArguments) -> Result<(), String> {
     let secret = cli::new_secret();
-    let line = tokens::line(&arguments.name, &arguments.may, &secret)?;
+    let line = token_line(&arguments.name, &arguments.may, &secret)?;
     println!("token (shown once, give it to the caller): {secret}");
     println!("line for the admin.tokens file:           {line}");
     Ok(())

@@ -60,6 +60,8 @@ pub struct Node {
     pub listening: Vec<(SocketAddr, bool)>,
     /// Where the admin API is.
     pub admin: SocketAddr,
+    /// Whether the admin API speaks TLS.
+    pub admin_tls: bool,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     background: Runtime,
@@ -227,7 +229,8 @@ impl Node {
             background.spawn(tls.clone().watch());
         }
         background.spawn(notices::sweep_forever());
-        Ok(Self { listening, admin, shared, workers, background, log })
+        let admin_tls = shared.admin_tls.is_some();
+        Ok(Self { listening, admin, admin_tls, shared, workers, background, log })
     }
 
     /// The runtime of everything beside the path: for signals.

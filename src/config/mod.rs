@@ -33,31 +33,31 @@ pub struct Config {
     /// The node itself.
     pub node: NodeSettings,
     /// The admin API.
-    pub admin: control::admin::Settings,
+    pub(crate) admin: control::admin::Settings,
     /// The purge bus.
-    pub bus: control::bus::Settings,
+    pub(crate) bus: control::bus::Settings,
     /// The access log.
-    pub log: respond::log::Settings,
+    pub(crate) log: respond::log::Settings,
     /// Level of the error log: error, warn, info, debug or trace.
     pub log_level: String,
     /// Listeners, TLS and limits of client connections.
-    pub listen: listen::Settings,
+    pub(crate) listen: listen::Settings,
     /// The checks on requests before routing.
-    pub guard: guard::Settings,
+    pub(crate) guard: guard::Settings,
     /// Number of clients that the rate limiter tracks.
-    pub rate_clients_max: usize,
+    pub(crate) rate_clients_max: usize,
     /// The GeoIP databases.
     pub geo: geo::Settings,
     /// Pools of origins, and DNS.
-    pub upstream: upstream::Settings,
+    pub(crate) upstream: upstream::Settings,
     /// The cache store: memory and disk.
-    pub store: store::Settings,
+    pub(crate) store: store::Settings,
     /// The purge table and its log.
-    pub purge: purge::Settings,
+    pub(crate) purge: purge::Settings,
     /// Fills: upstream responses on their way into the store.
-    pub fills: fill::Settings,
+    pub(crate) fills: fill::Settings,
     /// Sites and rules.
-    pub routes: route::Settings,
+    pub(crate) routes: route::Settings,
     /// Problems that do not keep a node from starting.
     pub warnings: Vec<Mistake>,
     /// Every option and its value, for [`Config::changes`].
@@ -84,7 +84,7 @@ pub struct NodeSettings {
 
 /// An option that a reload has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub(crate) struct Change {
     /// `limits.idle_timeout`.
     pub option: String,
     /// The value before; `None` if the option was added.
@@ -146,7 +146,7 @@ pub fn load(flags: &Flags) -> Result<Config, Mistakes> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_again(flags: &Flags) -> Result<Config, Mistakes> {
+pub(crate) fn load_again(flags: &Flags) -> Result<Config, Mistakes> {
     load_for(flags, Purpose::Reload)
 }
 
@@ -190,8 +190,22 @@ fn parse_for(
 }
 
 impl Config {
+    /// For the demo: at most `disk_max` bytes in each disk directory, and no access log.
+    pub fn with_small_disk(mut self, disk_max: u64) -> Self {
+        self.log.target = respond::log::Target::Off;
+        for directory in &mut self.store.directories {
+            directory.bytes = disk_max;
+        }
+        self
+    }
+
+    /// The number of sites and the number of pools.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.routes.sites.len(), self.upstream.pools.len())
+    }
+
     /// The options that differ from `before`, in the order of their names.
-    pub fn changes(&self, before: &Self) -> Vec<Change> {
+    pub(crate) fn changes(&self, before: &Self) -> Vec<Change> {
         let names = self.options.keys().chain(before.options.keys());
         let names: std::collections::BTreeSet<&String> = names.collect();
         let change = |option: &String| {
@@ -210,7 +224,7 @@ impl Config {
 
     /// This configuration as it takes effect on a node that runs with `running` and reloads: options
     /// that need a restart keep their old values.
-    pub fn reloaded_over(mut self, running: &Self) -> Self {
+    pub(crate) fn reloaded_over(mut self, running: &Self) -> Self {
         self.options.retain(|option, _| !needs_restart(option));
         let stays = running.options.iter().filter(|(option, _)| needs_restart(option));
         self.options.extend(stays.map(|(option, setting)| (option.clone(), setting.clone())));
@@ -235,7 +249,7 @@ impl Config {
     }
 
     /// The options that differ from `before` and need a restart.
-    pub fn restart_needed(&self, before: &Self) -> Vec<String> {
+    pub(crate) fn restart_needed(&self, before: &Self) -> Vec<String> {
         let changes = self.changes(before).into_iter();
         changes.filter(|change| change.needs_restart).map(|change| change.option).collect()
     }

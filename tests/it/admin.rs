@@ -245,7 +245,7 @@ fn a_request_without_one_host_is_refused() {
 #[test]
 fn every_call_takes_its_methods_and_names_them() {
     let edge = Edge::before("http://127.0.0.1:9");
-    let reads = skerry::control::CALLS.iter().filter(|(_, method)| method == "GET");
+    let reads = skerry::ADMIN_CALLS.iter().filter(|(_, method)| method == "GET");
     let reads = reads.map(|(path, _)| *path).filter(|path| *path != "/explain");
     for path in reads.chain(["/", "/dashboard.js"]) {
         let (get, head) = (edge.admin("GET", path, ""), edge.admin("HEAD", path, ""));

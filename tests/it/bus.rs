@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use serde_json::Value;
-use skerry::clock::Clock;
+use skerry::Clock;
 use tempfile::TempDir;
 
 use crate::harness::{Answer, LongLink, Origin, Random};
@@ -722,7 +722,7 @@ fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn now_us(clock: &Clock) -> u64 {
-    skerry::clock::unix_us(clock.now())
+    skerry::unix_us(clock.now())
 }
 
 fn from_environment(name: &str) -> Option<u64> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use skerry::clock::Clock;
+use skerry::Clock;
 
 use crate::harness::origin::Seen;
 use crate::harness::{Answer, Edge, Gate, Origin, Response, raw, until};

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use skerry::config::{self, Flags};
-use skerry::control::CALLS;
+use skerry::ADMIN_CALLS;
 
 use crate::harness::{Answer, Edge, Origin, skerry, until};
 
@@ -122,7 +122,7 @@ fn described() -> BTreeSet<String> {
 #[test]
 fn the_api_s_description_has_every_call_and_no_other() {
     let mut calls: BTreeSet<String> =
-        CALLS.iter().map(|(path, method)| format!("{method} {path}")).collect();
+        ADMIN_CALLS.iter().map(|(path, method)| format!("{method} {path}")).collect();
     calls.extend(["GET /", "GET /purges/{id}"].map(str::to_owned));
     assert_eq!(described(), calls);
     let origin = Origin::start(|_| Answer::ok("x").fresh_for(60));

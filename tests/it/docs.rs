@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::fs;
 
-use skerry::labels::Reason;
-use skerry::metrics::{Kind, TABLE};
+use skerry::Reason;
+use skerry::{METRICS, MetricKind};
 
 #[test]
 fn the_page_of_reasons_is_the_closed_list() {
@@ -39,13 +39,13 @@ fn the_page_of_metrics_is_the_table() {
          address count each other's sockets. In a sandbox without netlink sockets both metrics are missing.\n\n\
          | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
     );
-    for row in TABLE {
+    for row in METRICS {
         let kind = match row.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
         };
-        let suffix = if row.kind == Kind::Counter { "_total" } else { "" };
+        let suffix = if row.kind == MetricKind::Counter { "_total" } else { "" };
         let (label, values) = row.label;
         let label = if label.is_empty() {
             String::new()

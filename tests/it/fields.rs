@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use skerry::clock::Clock;
+use skerry::Clock;
 
 use crate::harness::{Answer, Client, Edge, Origin};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use skerry::labels::{ProxyError, Reason, Refusal, Unread};
+use skerry::{ProxyError, Reason, Refusal, Unread};
 
 /// Room → what it may import. A new arrow changes this list in the same commit, with its
 /// reason; `design` is docs/ARCHITECTURE.md.

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use skerry::clock::Clock;
 use skerry::config::{self, Flags};
-use skerry::node::Node;
+use skerry::{Clock, Node};
 use tempfile::TempDir;
 
 use super::client::{Client, Response, exchange};
