@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 /// A message body: request bodies on their way to an origin, response bodies to a client.
 #[derive(Default)]
-pub enum Body {
+pub(crate) enum Body {
     /// No content.
     #[default]
     Empty,
@@ -32,7 +32,7 @@ pub enum Body {
 /// takes a truncated body for a whole one (RFC 9112 §8).
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
-pub struct BodyError {
+pub(crate) struct BodyError {
     reason: Box<str>,
     is_late: bool,
     #[source]
@@ -41,17 +41,17 @@ pub struct BodyError {
 
 impl BodyError {
     /// An error that says only why, in lower case and without a full stop.
-    pub fn new(reason: impl Into<Box<str>>) -> Self {
+    pub(crate) fn new(reason: impl Into<Box<str>>) -> Self {
         Self { reason: reason.into(), is_late: false, source: None }
     }
 
     /// As [`BodyError::new`], where the sender took too long.
-    pub fn late(reason: impl Into<Box<str>>) -> Self {
+    pub(crate) fn late(reason: impl Into<Box<str>>) -> Self {
         Self { is_late: true, ..Self::new(reason) }
     }
 
     /// An error with the one that caused it.
-    pub fn caused_by(
+    pub(crate) fn caused_by(
         reason: impl Into<Box<str>>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
@@ -59,19 +59,19 @@ impl BodyError {
     }
 
     /// Whether the sender took too long.
-    pub fn is_late(&self) -> bool {
+    pub(crate) fn is_late(&self) -> bool {
         self.is_late
     }
 }
 
 impl Body {
     /// Wraps any other body.
-    pub fn stream(body: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Self {
+    pub(crate) fn stream(body: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Self {
         Self::Stream(Box::pin(body))
     }
 
     /// The length in bytes, when it is known before the last frame.
-    pub fn exact_length(&self) -> Option<u64> {
+    pub(crate) fn exact_length(&self) -> Option<u64> {
         self.size_hint().exact()
     }
 }

@@ -75,7 +75,7 @@ thread_local! {
 const ANCHOR_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// Milliseconds since 1970-01-01T00:00:00Z; zero for times before it.
-pub fn unix_ms(time: SystemTime) -> u64 {
+pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }

@@ -15,7 +15,7 @@ use crate::cache::CacheStatus;
 
 /// What is known of a client connection once it is open; shared by its requests.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     /// The other end; what the PROXY protocol said where a listener expects it.
     pub peer: SocketAddr,
     /// Its address as text, an IPv4 one never as IPv6: each request is logged and passed on with it.
@@ -30,7 +30,7 @@ pub struct Connection {
 
 /// What the handshake agreed on.
 #[derive(Clone, Debug)]
-pub struct TlsFacts {
+pub(crate) struct TlsFacts {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// The cipher suite's IANA name.
@@ -45,7 +45,7 @@ pub struct TlsFacts {
 
 /// Which host names the certificates of a node are for.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct CertificateNames {
+pub(crate) struct CertificateNames {
     /// The positions of the certificates that have a name, in order; `*.example.org` under
     /// `.example.org`.
     by_name: HashMap<Box<str>, Vec<usize>>,
@@ -54,12 +54,12 @@ pub struct CertificateNames {
 
 impl CertificateNames {
     /// Of no certificates; a client that asks for no name is shown the one at `default`.
-    pub fn new(default: usize) -> Self {
+    pub(crate) fn new(default: usize) -> Self {
         Self { by_name: HashMap::new(), default }
     }
 
     /// Adds a name of the certificate at this position: exact or `*.example.org`, in any case.
-    pub fn add(&mut self, name: &str, certificate: usize) {
+    pub(crate) fn add(&mut self, name: &str, certificate: usize) {
         let name = name.to_ascii_lowercase();
         let name = name.strip_prefix('*').map_or(&*name, |suffix| suffix);
         let certificates = self.by_name.entry(name.into()).or_default();
@@ -70,14 +70,14 @@ impl CertificateNames {
 
     /// The position of the certificate for a client that asks for this name, in lower case. Exact
     /// names win over wildcards, and the first certificate over others.
-    pub fn shown(&self, server_name: Option<&str>) -> usize {
+    pub(crate) fn shown(&self, server_name: Option<&str>) -> usize {
         let first = server_name.and_then(|name| self.covering(name).next());
         first.unwrap_or(self.default)
     }
 
     /// Whether the certificate for `server_name` is not for `host`, and another one is. Both in
     /// lower case.
-    pub fn is_misdirected(&self, server_name: &str, host: &str) -> bool {
+    pub(crate) fn is_misdirected(&self, server_name: &str, host: &str) -> bool {
         if server_name == host {
             return false;
         }
@@ -96,7 +96,7 @@ impl CertificateNames {
 
 impl Connection {
     /// Plaintext between these two.
-    pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+    pub(crate) fn new(peer: SocketAddr, local: SocketAddr) -> Self {
         let mut text = Vec::with_capacity(40);
         push_address(&mut text, peer.ip().to_canonical());
         let peer_text = HeaderValue::try_from(text).expect("an address is visible ASCII");
@@ -104,14 +104,14 @@ impl Connection {
     }
 
     /// The node asking itself with this scheme.
-    pub fn own(scheme: &'static str) -> Self {
+    pub(crate) fn own(scheme: &'static str) -> Self {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self { own: Some(scheme), ..Self::new(here, here) }
     }
 
     /// Whether the client was shown a certificate that is not for this host, while the node has
     /// one that is. Never for a client that asked for no name.
-    pub fn is_misdirected(&self, host: &str) -> bool {
+    pub(crate) fn is_misdirected(&self, host: &str) -> bool {
         let Some(TlsFacts { server_name: Some(asked), certificates: Some(names), .. }) = &self.tls
         else {
             return false;
@@ -120,14 +120,14 @@ impl Connection {
     }
 
     /// `http` or `https`, as the client spoke to us.
-    pub fn scheme(&self) -> &'static str {
+    pub(crate) fn scheme(&self) -> &'static str {
         self.own.unwrap_or(if self.tls.is_some() { "https" } else { "http" })
     }
 }
 
 /// What is known of one request, filled in along the path.
 #[derive(Debug)]
-pub struct RequestContext {
+pub(crate) struct RequestContext {
     /// Unique on this node, told to client, origin and log.
     pub id: RequestId,
     /// The connection it came on.
@@ -154,7 +154,7 @@ pub struct RequestContext {
 
 /// The request as the client asked it.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// Any method.
     pub method: Method,
     /// The target as received.
@@ -171,14 +171,14 @@ pub struct Asked {
 
 impl Asked {
     /// A request line, with nothing known of the fields.
-    pub fn of(method: Method, target: Uri, version: Version) -> Self {
+    pub(crate) fn of(method: Method, target: Uri, version: Version) -> Self {
         Self { method, target, version, host: None, user_agent: None, referer: None }
     }
 }
 
 /// The upstream exchange that this request waited for.
 #[derive(Clone, Debug)]
-pub struct UpstreamFacts {
+pub(crate) struct UpstreamFacts {
     /// The pool's name.
     pub pool: Arc<str>,
     /// `host:port` of the origin that was asked last, as configured. `None`: none was up.
@@ -193,11 +193,11 @@ pub struct UpstreamFacts {
 
 /// A request's id: 64 bits, printed as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestId(pub u64);
+pub(crate) struct RequestId(pub u64);
 
 impl RequestId {
     /// The sixteen digits, as ASCII.
-    pub fn digits(self) -> [u8; 16] {
+    pub(crate) fn digits(self) -> [u8; 16] {
         std::array::from_fn(|at| b"0123456789abcdef"[(self.0 >> (60 - 4 * at)) as usize & 15])
     }
 }
@@ -210,7 +210,7 @@ impl fmt::Display for RequestId {
 
 /// Puts an address behind what is there, as text. IPv4 by hand: formatting it costs as much as the
 /// rest of a log line.
-pub fn push_address(bytes: &mut Vec<u8>, address: IpAddr) {
+pub(crate) fn push_address(bytes: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
             for (at, octet) in address.octets().into_iter().enumerate() {

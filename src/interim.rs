@@ -13,7 +13,7 @@ use crate::reply::Reply;
 
 /// The interim responses for one request that wait to be sent.
 #[derive(Debug, Default)]
-pub struct Interims(Mutex<Waiting>);
+pub(crate) struct Interims(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -23,7 +23,7 @@ struct Waiting {
 
 impl Interims {
     /// Puts one behind the others. False if too many wait: then it is dropped.
-    pub fn push(&self, response: Response<()>) -> bool {
+    pub(crate) fn push(&self, response: Response<()>) -> bool {
         let mut waiting = self.lock();
         if waiting.responses.len() >= WAITING_MAX {
             return false;
@@ -37,7 +37,7 @@ impl Interims {
     }
 
     /// The next one. Pending: the task is woken when there is one.
-    pub fn poll_next(&self, cx: &Context<'_>) -> Poll<Response<()>> {
+    pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Response<()>> {
         let mut waiting = self.lock();
         if let Some(response) = waiting.responses.pop_front() {
             return Poll::Ready(response);
@@ -52,7 +52,7 @@ impl Interims {
 }
 
 /// A response that interim ones may come before.
-pub trait Answer: Future<Output = Reply> {
+pub(crate) trait Answer: Future<Output = Reply> {
     /// The next interim response. To be asked after each look at the answer itself, and to be
     /// sent before it.
     fn poll_interim(self: Pin<&mut Self>, _cx: &Context<'_>) -> Poll<Response<()>> {

@@ -9,21 +9,21 @@ use std::time::Duration;
 
 /// An enum with a word for each variant.
 macro_rules! labels {
-    ($(#[$meta:meta])* $name:ident;
+    ($(#[$meta:meta])* $seen:vis $name:ident;
      $($(#[$about:meta])* $variant:ident $({ $($field:tt)* })? $word:literal;)*) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name {
+        $seen enum $name {
             $($(#[$about])* $variant $({ $($field)* })?,)*
         }
 
         impl $name {
             /// The words, in the order of the variants.
-            pub const WORDS: &'static [&'static str] = &[$($word,)*];
+            $seen const WORDS: &'static [&'static str] = &[$($word,)*];
 
             /// The position in [`Self::WORDS`]: the number of the series in a metric.
             #[inline]
-            pub const fn index(self) -> usize {
+            $seen const fn index(self) -> usize {
                 enum Place {
                     $($variant,)*
                 }
@@ -33,7 +33,7 @@ macro_rules! labels {
             }
 
             /// The word in logs, metrics and fields.
-            pub const fn as_str(self) -> &'static str {
+            $seen const fn as_str(self) -> &'static str {
                 Self::WORDS[self.index()]
             }
         }
@@ -43,7 +43,7 @@ macro_rules! labels {
 labels! {
     /// Why the gate or a rule's limits refuse a request. The first one found is the answer.
     #[derive(thiserror::Error)]
-    Refusal;
+    pub Refusal;
     /// No `Host` and no authority in the target.
     #[error("the request has no host")]
     HostMissing "host-missing";
@@ -123,7 +123,7 @@ macro_rules! reasons {
             /// Why something was forwarded, not stored, served though stale, or answered without cache
             /// and origin. The list is closed.
             #[derive(PartialOrd, Ord, Hash)]
-            Reason;
+            pub Reason;
             $(#[doc = $doc] $name $text;)*
         }
 
@@ -144,7 +144,7 @@ macro_rules! reasons {
         }
 
         /// How the cache handled a request: `hit`, then [`Reason::WORDS`].
-        pub const CACHE_RESULTS: &[&str] = &["hit", $($text,)*];
+        pub(crate) const CACHE_RESULTS: &[&str] = &["hit", $($text,)*];
     };
 }
 
@@ -202,7 +202,7 @@ reasons! {
 
 labels! {
     /// Why a request went on to upstream (RFC 9211 §2.2).
-    Fwd;
+    pub Fwd;
     /// Configured not to be handled.
     Bypass "bypass";
     /// Its method's semantics ask for it.
@@ -224,7 +224,7 @@ labels! {
 labels! {
     /// Why an origin gave no whole response: the error types of RFC 9209 §2.3 that an exchange can
     /// have, for `error` in `Proxy-Status`.
-    ProxyError;
+    pub ProxyError;
     /// The name servers did not answer in time.
     DnsTimeout "dns_timeout";
     /// The name has no address, or the name servers failed.
@@ -267,7 +267,7 @@ labels! {
 
 labels! {
     /// Why a request was refused before it was read.
-    Unread;
+    pub Unread;
     /// It is not HTTP.
     Malformed "malformed";
     /// `head_bytes_max`, `headers_max`.
@@ -282,7 +282,7 @@ labels! {
 
 labels! {
     /// A content coding that we can produce and undo.
-    Coding;
+    pub(crate) Coding;
     /// RFC 8878, with a window of at most 8 MiB (RFC 9659).
     Zstd "zstd";
     /// RFC 7932.

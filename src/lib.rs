@@ -4,6 +4,8 @@
 //! alphabetical order. docs/ARCHITECTURE.md has the map, the invariants, and the order in which a request
 //! meets the rooms. Only the binary and the tests use this crate: a change of its items is no breaking change.
 
+#![warn(unreachable_pub)]
+
 // The path, from the socket inwards.
 mod cache; // the rules of RFC 9111, pure
 mod context; // the facts of one request

@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 ///
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`]: another process has it. Otherwise what the file system said.
-pub fn lock(directory: &Path, name: &str) -> io::Result<File> {
+pub(crate) fn lock(directory: &Path, name: &str) -> io::Result<File> {
     std::fs::create_dir_all(directory)?;
     let path = directory.join(name);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;

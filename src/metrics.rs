@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 /// Upper bounds of the histogram buckets, in microseconds.
-pub const BUCKETS_US: [u64; 16] = [
+pub(crate) const BUCKETS_US: [u64; 16] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 5_000_000, 30_000_000,
 ];
@@ -60,7 +60,7 @@ macro_rules! table {
     ($($variant:ident, $kind:ident, $name:literal, $help:literal $(, $label:literal = $values:expr)?;)*) => {
         /// Every metric that is kept in cells.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Metric { $(#[doc = $help] $variant,)* }
+        pub(crate) enum Metric { $(#[doc = $help] $variant,)* }
 
         /// The rows in the order of [`Metric`].
         pub const TABLE: &[Row] = &[$(Row {
@@ -73,20 +73,20 @@ macro_rules! table {
 }
 
 /// Classes of status codes, for [`Metric::Responses`].
-pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
+pub(crate) const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// The purge bus' connections, for [`Metric::BusDisconnects`].
-pub const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
+pub(crate) const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
 
 /// Statuses of refused calls of the admin API, for [`Metric::AdminRefused`].
-pub const ADMIN_REFUSALS: &[&str] = &["401", "403", "421", "429"];
+pub(crate) const ADMIN_REFUSALS: &[&str] = &["401", "403", "421", "429"];
 
 /// What became of fetches ahead, for [`Metric::Prefetches`].
-pub const PREFETCH_OUTCOMES: &[&str] = &["fetched", "failed", "dropped"];
+pub(crate) const PREFETCH_OUTCOMES: &[&str] = &["fetched", "failed", "dropped"];
 
 /// Why a node can't know which purges it missed, for [`Metric::BusGaps`];
 /// `control::bus::Gap` says what each means.
-pub const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
+pub(crate) const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
 
 table! {
     Connections, Gauge, "connections", "Open client connections.";
@@ -220,7 +220,7 @@ impl Default for Cells {
 }
 
 /// All metrics of a node.
-pub struct Metrics {
+pub(crate) struct Metrics {
     slots: Arc<[Cells]>,
     registry: Mutex<Registry>,
     /// What is not called after us.
@@ -229,7 +229,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Cells for `workers` threads and one more slot, shared by everything off the path.
-    pub fn new(workers: usize) -> Arc<Self> {
+    pub(crate) fn new(workers: usize) -> Arc<Self> {
         let slots: Arc<[Cells]> = (0..=workers).map(|_| Cells::default()).collect();
         let mut registry = Registry::with_prefix("skerry");
         registry.register_collector(Box::new(Sum(slots.clone())));
@@ -241,28 +241,28 @@ impl Metrics {
     }
 
     /// The recorder of worker `worker`, counted from zero.
-    pub fn worker(self: &Arc<Self>, worker: usize) -> Recorder {
+    pub(crate) fn worker(self: &Arc<Self>, worker: usize) -> Recorder {
         assert!(worker + 1 < self.slots.len(), "worker {worker} has no cells");
         Recorder { metrics: self.clone(), slot: worker + 1 }
     }
 
     /// The recorder for everything that is not a worker.
-    pub fn background(self: &Arc<Self>) -> Recorder {
+    pub(crate) fn background(self: &Arc<Self>) -> Recorder {
         Recorder { metrics: self.clone(), slot: 0 }
     }
 
     /// Adds a family that a room keeps itself (per site, per origin; not on the hit path).
-    pub fn register(&self, name: &str, help: &str, metric: impl RegistryMetric) {
+    pub(crate) fn register(&self, name: &str, help: &str, metric: impl RegistryMetric) {
         self.lock().register(name, help, metric);
     }
 
     /// Adds a collector that is asked at each scrape.
-    pub fn register_collector(&self, collector: Box<dyn Collector>) {
+    pub(crate) fn register_collector(&self, collector: Box<dyn Collector>) {
         self.lock().register_collector(collector);
     }
 
     /// The sum over all workers; for a histogram, the number of observations.
-    pub fn total(&self, metric: Metric, label: usize) -> u64 {
+    pub(crate) fn total(&self, metric: Metric, label: usize) -> u64 {
         let row = &TABLE[metric as usize];
         let first = OFFSETS[metric as usize];
         match row.kind {
@@ -272,7 +272,7 @@ impl Metrics {
     }
 
     /// The exposition text for a scrape (OpenMetrics 1.0).
-    pub fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         let mut out = String::with_capacity(16 << 10);
         text::encode_registry(&mut out, &self.process)
             .and_then(|()| text::encode(&mut out, &self.lock()))
@@ -287,34 +287,34 @@ impl Metrics {
 
 /// A handle that adds to one slot of cells. Cheap to clone.
 #[derive(Clone)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     metrics: Arc<Metrics>,
     slot: usize,
 }
 
 impl Recorder {
     /// Adds one.
-    pub fn count(&self, metric: Metric) {
+    pub(crate) fn count(&self, metric: Metric) {
         self.add(metric, 1);
     }
 
     /// Adds `amount`.
-    pub fn add(&self, metric: Metric, amount: u64) {
+    pub(crate) fn add(&self, metric: Metric, amount: u64) {
         self.cell(metric, 0).fetch_add(amount, Ordering::Relaxed);
     }
 
     /// Adds one to the series of the label's value number `label`.
-    pub fn count_labelled(&self, metric: Metric, label: usize) {
+    pub(crate) fn count_labelled(&self, metric: Metric, label: usize) {
         self.cell(metric, label).fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes `amount` from a gauge. A gauge may go up on one worker and down on another.
-    pub fn subtract(&self, metric: Metric, amount: u64) {
+    pub(crate) fn subtract(&self, metric: Metric, amount: u64) {
         self.cell(metric, 0).fetch_sub(amount, Ordering::Relaxed);
     }
 
     /// Adds one observation to a histogram.
-    pub fn observe(&self, metric: Metric, elapsed: Duration) {
+    pub(crate) fn observe(&self, metric: Metric, elapsed: Duration) {
         let us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS_US.iter().position(|bound| us <= *bound).unwrap_or(OVERFLOW);
         let cells = &self.metrics.slots[self.slot].0[OFFSETS[metric as usize]..];
@@ -323,7 +323,7 @@ impl Recorder {
     }
 
     /// The metrics that this recorder adds to.
-    pub fn metrics(&self) -> &Arc<Metrics> {
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 

@@ -29,7 +29,7 @@ use crate::clock::Clock;
 
 /// Something that went wrong, and may again at any rate.
 #[derive(Clone, Copy, Debug)]
-pub struct Notice<'a> {
+pub(crate) struct Notice<'a> {
     /// Whether it is an error; otherwise a warning.
     pub is_error: bool,
     /// What happened, in the operator's words.
@@ -44,24 +44,24 @@ pub struct Notice<'a> {
 
 impl<'a> Notice<'a> {
     /// A warning without a pool.
-    pub fn warning(message: &'static str, reason: &'static str, origin: &'a str) -> Self {
+    pub(crate) fn warning(message: &'static str, reason: &'static str, origin: &'a str) -> Self {
         Self { is_error: false, message, reason, pool: "", origin }
     }
 }
 
 /// Tells it, or counts it. `example` is what only this occurrence has: error, URL, request id.
-pub fn note(notice: &Notice<'_>, example: fmt::Arguments<'_>) {
+pub(crate) fn note(notice: &Notice<'_>, example: fmt::Arguments<'_>) {
     let line = LOG.table().note(notice, example, CLOCK.instant());
     line.into_iter().for_each(|line| line.write());
 }
 
 /// An origin has answered, whose last answer was a failure.
-pub fn recovered(pool: &str, origin: &str) {
+pub(crate) fn recovered(pool: &str, origin: &str) {
     LOG.table().recovered(pool, origin, CLOCK.instant());
 }
 
 /// Tells what has been counted, for as long as it is polled.
-pub async fn sweep_forever() {
+pub(crate) async fn sweep_forever() {
     loop {
         tokio::time::sleep(SWEEP).await;
         let lines = LOG.table().sweep(CLOCK.instant());
@@ -71,7 +71,7 @@ pub async fn sweep_forever() {
 
 /// `skerry_log_lines_suppressed_total`, of the whole process as the log is.
 #[derive(Debug)]
-pub struct SuppressedLines;
+pub(crate) struct SuppressedLines;
 
 impl Collector for SuppressedLines {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A promise to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
+pub(crate) enum Bug {
     /// Stored responses are used although they were purged.
     PurgesIgnored,
     /// The first slice of a body is served in the second's place.
@@ -38,7 +38,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug.
-    pub const ALL: [Bug; 11] = [
+    pub(crate) const ALL: [Bug; 11] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
@@ -53,7 +53,7 @@ impl Bug {
     ];
 
     /// As `SKERRY_PLANTED_BUG` names it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Bug::PurgesIgnored => "purges-ignored",
             Bug::SlicesMixed => "slices-mixed",
@@ -72,18 +72,18 @@ impl Bug {
 
 /// Whether this bug is planted.
 #[inline]
-pub fn has(bug: Bug) -> bool {
+pub(crate) fn has(bug: Bug) -> bool {
     cfg!(feature = "planted-bugs") && planted() == Some(bug)
 }
 
 /// Whether this bug is planted, and this is each `nth` time that it is asked for.
-pub fn each(bug: Bug, nth: u64) -> bool {
+pub(crate) fn each(bug: Bug, nth: u64) -> bool {
     static ASKED: AtomicU64 = AtomicU64::new(0);
     has(bug) && ASKED.fetch_add(1, Ordering::Relaxed) % nth == nth - 1
 }
 
 /// Loses two megabytes, where that bug is planted.
-pub fn hold_memory() {
+pub(crate) fn hold_memory() {
     if has(Bug::MemoryHeld) {
         std::mem::forget(vec![1_u8; 2 << 20]);
     }

@@ -8,7 +8,7 @@ use crate::fields::FieldLines;
 /// A final response to a client. Each protocol makes of it what it needs: HTTP/1.1 writes its
 /// fields line by line, HTTP/2 a map of them.
 #[derive(Debug, Default)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// Not an interim one.
     pub status: StatusCode,
     /// The version that it was received over, for `Via`; HTTP/1.1 where the node itself made it. The
@@ -22,7 +22,7 @@ pub struct Reply {
 
 impl Reply {
     /// Without fields and content.
-    pub fn new(status: StatusCode) -> Self {
+    pub(crate) fn new(status: StatusCode) -> Self {
         Self { status, ..Self::default() }
     }
 }

@@ -52,17 +52,17 @@ use crate::route::{Action, Facts, Question, Rule, Site};
 use crate::transform;
 use crate::upgrade::OnUpgrade;
 
-pub use explain::Explainer;
-pub use internal_requests::{InternalRequest, run_internal_requests};
-pub use lookup::canonical_url;
-pub use popular::Popular;
-pub use purging::PurgeByMethod;
-pub use worker::{Plan, Worker, WorkerParts};
+pub(crate) use explain::Explainer;
+pub(crate) use internal_requests::{InternalRequest, run_internal_requests};
+pub(crate) use lookup::canonical_url;
+pub(crate) use popular::Popular;
+pub(crate) use purging::PurgeByMethod;
+pub(crate) use worker::{Plan, Worker, WorkerParts};
 
 use lookup::{Found, Target};
 
 /// A response that is ready, or a future of one.
-pub enum Serving {
+pub(crate) enum Serving {
     /// A response that was ready at once. `None` once taken.
     Ready(Option<Reply>),
     /// Waits for disk or upstream; interim responses (1xx) may come first.
@@ -116,7 +116,11 @@ struct Switch {
 }
 
 /// Serves one request.
-pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<Body>) -> Serving {
+pub(crate) fn serve(
+    worker: &Rc<Worker>,
+    connection: Rc<Connection>,
+    request: Request<Body>,
+) -> Serving {
     worker.recorder.count(Metric::Requests);
     let plan = worker.plan();
     let (Parts { method, uri, version, mut headers, mut extensions, .. }, body) =
@@ -159,7 +163,7 @@ pub fn serve(worker: &Rc<Worker>, connection: Rc<Connection>, request: Request<B
 
 /// Counts and logs a request that the listener refused because it could not be parsed. Only its
 /// connection, the status and the reason are known.
-pub fn log_refused(
+pub(crate) fn log_refused(
     worker: &Worker,
     connection: Rc<Connection>,
     status: StatusCode,

@@ -5,14 +5,14 @@ use std::time::SystemTime;
 
 /// A file's modification time and length: enough to see that it was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub(crate) struct Stamp {
     modified: SystemTime,
     bytes: u64,
 }
 
 impl Stamp {
     /// `None`: there is no such file, or it can't be asked.
-    pub fn of(path: &Path) -> Option<Self> {
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self { modified: metadata.modified().ok()?, bytes: metadata.len() })
     }

@@ -9,29 +9,29 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 /// Bytes both ways.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// The connection after HTTP, what came behind the request's head included.
-pub type Upgraded = Box<dyn Stream>;
+pub(crate) type Upgraded = Box<dyn Stream>;
 
 /// The listener's end: hands the connection over.
-pub struct Handover(oneshot::Sender<Upgraded>);
+pub(crate) struct Handover(oneshot::Sender<Upgraded>);
 
 /// The other end. Stands in the extensions of a request that asks for another protocol.
 #[derive(Clone)]
-pub struct OnUpgrade(Arc<Mutex<Option<oneshot::Receiver<Upgraded>>>>);
+pub(crate) struct OnUpgrade(Arc<Mutex<Option<oneshot::Receiver<Upgraded>>>>);
 
 /// Both ends.
-pub fn handover() -> (Handover, OnUpgrade) {
+pub(crate) fn handover() -> (Handover, OnUpgrade) {
     let (sender, receiver) = oneshot::channel();
     (Handover(sender), OnUpgrade(Arc::new(Mutex::new(Some(receiver)))))
 }
 
 impl Handover {
     /// Hands it over. If nobody wants it any more, it is closed.
-    pub fn give(self, connection: Upgraded) {
+    pub(crate) fn give(self, connection: Upgraded) {
         drop(self.0.send(connection));
     }
 }
@@ -41,7 +41,7 @@ impl OnUpgrade {
     ///
     /// # Errors
     /// It was closed before, or another clone of this has it.
-    pub async fn connection(self) -> io::Result<Upgraded> {
+    pub(crate) async fn connection(self) -> io::Result<Upgraded> {
         let receiver = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         match receiver {
             Some(receiver) => receiver.await.map_err(io::Error::other),

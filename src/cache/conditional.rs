@@ -19,7 +19,7 @@ use super::stored::StoredResponse;
 
 /// What to send of a stored response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Selected {
+pub(crate) enum Selected {
     /// All of it.
     Full,
     /// 304.
@@ -46,7 +46,7 @@ pub enum Selected {
 
 /// What answers this request. `complete_length` is the body's length where it is known. Free of
 /// allocation for a request without conditions and ranges.
-pub fn select(
+pub(crate) fn select(
     stored: &StoredResponse,
     method: &Method,
     request: &HeaderMap,
@@ -186,7 +186,7 @@ fn boundary(stored: &StoredResponse, range: &HeaderValue) -> String {
 
 /// Whether the request's ranges alone, its conditions aside, could be asked of upstream as they
 /// stand: for a fill of parts.
-pub fn asks_for_ranges(method: &Method, request: &HeaderMap, limits: &RangeLimits) -> bool {
+pub(crate) fn asks_for_ranges(method: &Method, request: &HeaderMap, limits: &RangeLimits) -> bool {
     let range = request.get(RANGE).filter(|_| *method == Method::GET);
     range.is_some_and(|range| parse_specs(range.as_bytes(), limits.ranges_max).is_some())
 }

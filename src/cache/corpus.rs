@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 #[path = "../../fuzz/src/targets.rs"]
+#[expect(unreachable_pub, reason = "the fuzz crate calls them")]
 mod targets;
 
 fn check(target: &str, holds: fn(&[u8])) {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 /// The time that `text` names. A two-digit year that would be more than fifty years ahead of
 /// `now` is of the last century.
-pub fn parse_date(text: &[u8], now: SystemTime) -> Option<SystemTime> {
+pub(crate) fn parse_date(text: &[u8], now: SystemTime) -> Option<SystemTime> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.is_ascii())?.trim_ascii();
     match text.find(',') {
         Some(3) => imf_fixdate(text),

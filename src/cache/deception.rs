@@ -5,7 +5,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 
 /// Whether a successful response's type does not go with its path's extension.
-pub fn is_deceptive(url: &str, status: StatusCode, headers: &HeaderMap) -> bool {
+pub(crate) fn is_deceptive(url: &str, status: StatusCode, headers: &HeaderMap) -> bool {
     if !status.is_success() {
         return false;
     }

@@ -19,7 +19,7 @@ use crate::planted::{self, Bug};
 
 /// What to do with a request for which something is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Send it: it is fresh.
     Serve {
         /// `current_age`.
@@ -44,7 +44,7 @@ pub enum Decision {
 
 /// Why a request is not looked up at all; `None` when it is. HEAD is answered from what GET
 /// stored.
-pub fn skips_cache(
+pub(crate) fn skips_cache(
     method: &Method,
     headers: &HeaderMap,
     request: &RequestDirectives,
@@ -78,7 +78,7 @@ pub(super) fn bypasses(headers: &HeaderMap, settings: &Settings) -> Option<Reaso
 
 /// What to do when nothing is stored that goes with the request; `why` is
 /// [`Reason::Absent`], [`Reason::VariantAbsent`] or another kind of miss.
-pub fn decide_absent(request: &RequestDirectives, why: Reason) -> Decision {
+pub(crate) fn decide_absent(request: &RequestDirectives, why: Reason) -> Decision {
     match request.only_if_cached {
         true => Decision::GatewayTimeout(Reason::OnlyIfCached),
         false => Decision::Forward(why),
@@ -87,7 +87,7 @@ pub fn decide_absent(request: &RequestDirectives, why: Reason) -> Decision {
 
 /// What to do with `stored`, which was selected by key and variant. `purged` is what the purge
 /// table says of it.
-pub fn decide(
+pub(crate) fn decide(
     stored: &StoredResponse,
     purged: Option<PurgeKind>,
     request: &RequestDirectives,
@@ -195,7 +195,7 @@ fn can_be_validated(stored: &StoredResponse, reason: Reason) -> bool {
 
 /// Whether `stored` may be sent when upstream failed: no connection, no answer in time, or a
 /// 500, 502, 503 or 504 (RFC 5861 §4, RFC 9111 §4.2.4).
-pub fn may_serve_stale_on_error(
+pub(crate) fn may_serve_stale_on_error(
     stored: &StoredResponse,
     purged: Option<PurgeKind>,
     request: &RequestDirectives,
@@ -219,7 +219,7 @@ pub fn may_serve_stale_on_error(
 }
 
 /// How long to wait for upstream before `stored` is sent stale, when that is allowed at all.
-pub fn stale_when_slow(
+pub(crate) fn stale_when_slow(
     stored: &StoredResponse,
     purged: Option<PurgeKind>,
     request: &RequestDirectives,
@@ -231,7 +231,7 @@ pub fn stale_when_slow(
 }
 
 /// Whether an answer with this status counts as upstream's failure (RFC 5861 §4).
-pub fn is_upstream_error(status: http::StatusCode) -> bool {
+pub(crate) fn is_upstream_error(status: http::StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 

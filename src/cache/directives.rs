@@ -12,11 +12,11 @@ use super::settings::Honoured;
 use crate::fields::members;
 
 /// The largest delta-seconds that counts: RFC 9111 §1.2.2 asks to take more as 2^31.
-pub const DELTA_SECONDS_MAX: u32 = 1 << 31;
+pub(crate) const DELTA_SECONDS_MAX: u32 = 1 << 31;
 
 /// Of a request. Parsed once; only what the rule honours is in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RequestDirectives {
+pub(crate) struct RequestDirectives {
     /// `no-store`.
     pub no_store: bool,
     /// `no-cache`, or `Pragma: no-cache` without `Cache-Control`.
@@ -35,7 +35,7 @@ pub struct RequestDirectives {
 
 impl RequestDirectives {
     /// Those of a request that `honoured` lets count. One look at its names when there are none.
-    pub fn of(headers: &HeaderMap, honoured: Honoured) -> Self {
+    pub(crate) fn of(headers: &HeaderMap, honoured: Honoured) -> Self {
         if !headers.keys().any(|name| matches!(*name, CACHE_CONTROL | PRAGMA)) {
             Self::default()
         } else if headers.contains_key(CACHE_CONTROL) {
@@ -89,7 +89,7 @@ fn pragma_no_cache(headers: &HeaderMap) -> bool {
 
 /// Of a response, from the field that speaks to us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResponseDirectives {
+pub(crate) struct ResponseDirectives {
     /// `no-store`.
     pub no_store: bool,
     /// `no-cache` without field names.
@@ -122,7 +122,7 @@ pub struct ResponseDirectives {
 
 /// A delta-seconds argument. Said twice with different values it is invalid (RFC 9111 §4.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Seconds {
+pub(crate) enum Seconds {
     /// Not there.
     #[default]
     Absent,
@@ -134,7 +134,7 @@ pub enum Seconds {
 
 impl Seconds {
     /// The value, 0 for an invalid one.
-    pub fn or_zero(self) -> Option<u32> {
+    pub(crate) fn or_zero(self) -> Option<u32> {
         match self {
             Self::Absent => None,
             Self::Invalid => Some(0),
@@ -153,7 +153,7 @@ impl Seconds {
 
 impl ResponseDirectives {
     /// From the lines of `name`, in the grammar of `Cache-Control`.
-    pub fn of(headers: &HeaderMap, name: &HeaderName) -> Self {
+    pub(crate) fn of(headers: &HeaderMap, name: &HeaderName) -> Self {
         let mut found = Self::default();
         for line in headers.get_all(name) {
             for Member { name, argument, .. } in Members::of(line.as_bytes()) {
@@ -199,7 +199,7 @@ impl ResponseDirectives {
     }
 
     /// Whether the lifetime is said in so many words.
-    pub fn has_lifetime(&self) -> bool {
+    pub(crate) fn has_lifetime(&self) -> bool {
         self.max_age != Seconds::Absent || self.s_maxage != Seconds::Absent
     }
 }
@@ -267,7 +267,7 @@ pub(super) struct Argument<'a>(&'a [u8]);
 
 impl<'a> Argument<'a> {
     /// Without its quotes and escapes. Not trimmed: `max-age= 1` is not valid.
-    pub fn text(self) -> Cow<'a, [u8]> {
+    pub(super) fn text(self) -> Cow<'a, [u8]> {
         let Some(inner) = self.0.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""))
         else {
             return Cow::Borrowed(self.0);
@@ -291,7 +291,7 @@ pub(super) struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    pub fn of(line: &'a [u8]) -> Self {
+    pub(super) fn of(line: &'a [u8]) -> Self {
         Self { rest: line }
     }
 }

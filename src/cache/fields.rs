@@ -19,7 +19,7 @@ use super::stored::StoredResponse;
 
 /// Fields that belong to one connection or one hop (RFC 9110 §7.6.1, RFC 9111 §3.1), besides
 /// those that `Connection` names.
-pub const HOP_BY_HOP: [HeaderName; 11] = [
+pub(crate) const HOP_BY_HOP: [HeaderName; 11] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -34,7 +34,7 @@ pub const HOP_BY_HOP: [HeaderName; 11] = [
 ];
 
 /// Takes the fields of this hop out, those that `Connection` names too.
-pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -72,7 +72,7 @@ pub(super) fn storable_fields(
 /// The fields of a response that are for the client alone that caused it: those named by
 /// `no-cache="…"` and `private="…"`, and cookies that are not stored. Not those that [`answer`]
 /// writes anew: they are in no stored response either.
-pub fn own_fields(response: &HeaderMap, stored: &FieldSection) -> HeaderMap {
+pub(crate) fn own_fields(response: &HeaderMap, stored: &FieldSection) -> HeaderMap {
     let is_own = |name: &HeaderName| !WRITTEN_ANEW.contains(name) && !stored.contains(name);
     let own = response.iter().filter(|(name, _)| is_own(name));
     let mut own: HeaderMap = own.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -86,7 +86,7 @@ const WRITTEN_ANEW: [HeaderName; 3] = [AGE, CONTENT_LENGTH, CONTENT_RANGE];
 /// The head of the answer that sends `selected` of `stored`, which is `length` bytes long if
 /// that is known: status and fields, with `Content-Length` and `Content-Range` as they must be.
 /// `None` while bytes are missing.
-pub fn answer(
+pub(crate) fn answer(
     stored: &StoredResponse,
     selected: &Selected,
     length: Option<u64>,
@@ -141,7 +141,7 @@ pub fn answer(
 
 /// Takes out of a 304 what tells of content that is not sent (RFC 9110 §15.4.5). To be called once
 /// `Vary` names what the 200 varies by, which depends on these fields.
-pub fn leave_content_out(fields: &mut FieldLines) {
+pub(crate) fn leave_content_out(fields: &mut FieldLines) {
     fields.remove_all(&OF_CONTENT);
 }
 
@@ -156,7 +156,11 @@ fn text_value(text: String) -> HeaderValue {
 
 /// Takes fields out of a request that many frameworks believe and no key covers, so that a
 /// stranger cannot choose what is stored for everyone; `keyed` are those that the key covers.
-pub fn remove_unkeyed(headers: &mut HeaderMap, unkeyed: &[HeaderName], keyed: &[HeaderName]) {
+pub(crate) fn remove_unkeyed(
+    headers: &mut HeaderMap,
+    unkeyed: &[HeaderName],
+    keyed: &[HeaderName],
+) {
     for name in unkeyed.iter().filter(|name| !keyed.contains(name)) {
         headers.remove(name);
     }
@@ -164,7 +168,7 @@ pub fn remove_unkeyed(headers: &mut HeaderMap, unkeyed: &[HeaderName], keyed: &[
 
 /// The fields that [`remove_unkeyed`] takes out unless a rule says otherwise: other hosts and
 /// URLs than the request's own, and other methods.
-pub const UNKEYED: [&str; 14] = [
+pub(crate) const UNKEYED: [&str; 14] = [
     "x-forwarded-host",
     "x-forwarded-server",
     "x-forwarded-scheme",
@@ -184,7 +188,7 @@ pub const UNKEYED: [&str; 14] = [
 /// Makes a request's fields ask whether `stored` still holds: our validators in, the client's
 /// own conditions and ranges out (RFC 9111 §4.3.1). The rest, the selecting fields above all,
 /// stays.
-pub fn validation_fields(stored: &StoredResponse, headers: &mut HeaderMap) {
+pub(crate) fn validation_fields(stored: &StoredResponse, headers: &mut HeaderMap) {
     remove_conditions(headers);
     if let Some(tag) = stored.headers.values(&ETAG).next() {
         headers.insert(IF_NONE_MATCH, tag);
@@ -196,7 +200,7 @@ pub fn validation_fields(stored: &StoredResponse, headers: &mut HeaderMap) {
 
 /// Takes the client's conditions and ranges out, so that upstream's answer is the whole and can
 /// be stored; the client's own are judged on what comes.
-pub fn remove_conditions(headers: &mut HeaderMap) {
+pub(crate) fn remove_conditions(headers: &mut HeaderMap) {
     for name in [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE, IF_RANGE, RANGE] {
         headers.remove(name);
     }
@@ -216,7 +220,7 @@ const OF_CONTENT: [HeaderName; 9] = [
 ];
 
 /// IMF-fixdate; times before 1970 are 1970.
-pub fn http_date(time: SystemTime) -> HeaderValue {
+pub(crate) fn http_date(time: SystemTime) -> HeaderValue {
     let text = httpdate::fmt_http_date(time.max(SystemTime::UNIX_EPOCH));
     HeaderValue::try_from(text).expect("a date is a field value")
 }

@@ -13,7 +13,7 @@ use super::settings::Lifetimes;
 
 /// A freshness lifetime and what it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lifetime {
+pub(crate) struct Lifetime {
     /// How long it is fresh, counted in age.
     pub lasts: Duration,
     /// Who says so.
@@ -22,7 +22,7 @@ pub struct Lifetime {
 
 /// What a freshness lifetime comes from (RFC 9111 §4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LifetimeSource {
+pub(crate) enum LifetimeSource {
     /// The rule's fixed lifetime.
     Rule,
     /// `s-maxage`.
@@ -41,7 +41,7 @@ pub enum LifetimeSource {
 
 impl LifetimeSource {
     /// As `skerry explain` shows it.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Rule => "rule",
             Self::SharedMaxAge => "s-maxage",
@@ -54,14 +54,14 @@ impl LifetimeSource {
     }
 
     /// Whether the origin said it in so many words.
-    pub const fn is_explicit(self) -> bool {
+    pub(crate) const fn is_explicit(self) -> bool {
         matches!(self, Self::SharedMaxAge | Self::MaxAge | Self::Expires)
     }
 }
 
 /// `freshness_lifetime` of a response for a shared cache. `targeted` tells that `directives`
 /// come from a targeted field, which silences `Expires` (RFC 9213 §2.2).
-pub fn lifetime(
+pub(crate) fn lifetime(
     status: StatusCode,
     headers: &HeaderMap,
     directives: &ResponseDirectives,
@@ -128,19 +128,19 @@ fn heuristic(
 
 /// Statuses that may be cached without explicit freshness (RFC 9110 §15.1). 206 is left out:
 /// a part is worth keeping only when its origin says for how long.
-pub fn is_heuristically_cacheable(status: StatusCode) -> bool {
+pub(crate) fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
 /// Statuses whose caching requirements this cache knows and meets: what `must-understand` asks
 /// for (RFC 9111 §5.2.2.3).
-pub fn is_understood(status: StatusCode) -> bool {
+pub(crate) fn is_understood(status: StatusCode) -> bool {
     is_heuristically_cacheable(status) || matches!(status.as_u16(), 206 | 302 | 303 | 307)
 }
 
 /// `corrected_initial_age` (RFC 9111 §4.2.3): the larger of what `Date` and what `Age` plus the
 /// time on the way tell.
-pub fn initial_age(
+pub(crate) fn initial_age(
     headers: &HeaderMap,
     request_time: SystemTime,
     response_time: SystemTime,
@@ -160,12 +160,12 @@ fn age_value(headers: &HeaderMap) -> Duration {
 }
 
 /// `Date`, or the time of arrival without a valid one (RFC 9110 §6.6.1).
-pub fn date_value(headers: &HeaderMap, response_time: SystemTime) -> SystemTime {
+pub(crate) fn date_value(headers: &HeaderMap, response_time: SystemTime) -> SystemTime {
     single_date(headers, &DATE, response_time).unwrap_or(response_time)
 }
 
 /// The date of a field; `None` when absent, invalid, or said twice differently.
-pub fn single_date(
+pub(crate) fn single_date(
     headers: &impl Fields,
     name: &HeaderName,
     now: SystemTime,

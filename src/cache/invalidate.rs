@@ -10,13 +10,13 @@ use super::storing::origin_of;
 use super::tags::{group_tag, groups};
 
 /// `Cache-Group-Invalidation` (RFC 9875 §3).
-pub const CACHE_GROUP_INVALIDATION: HeaderName =
+pub(crate) const CACHE_GROUP_INVALIDATION: HeaderName =
     HeaderName::from_static("cache-group-invalidation");
 
 /// What is to be purged, hard: a response that RFC 9111 §4.4 invalidates may not be sent without
 /// validation, not even stale.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Invalidation {
+pub(crate) struct Invalidation {
     /// URLs and groups, each once.
     pub scopes: Vec<PurgeScope>,
 }
@@ -24,7 +24,7 @@ pub struct Invalidation {
 /// What the response to this request makes invalid: the target and, on the same origin only,
 /// what `Location` and `Content-Location` name, and the groups that it says. Nothing for a safe
 /// method or an error. `url` is the request's, `scheme://authority/path?query`.
-pub fn invalidates(
+pub(crate) fn invalidates(
     method: &Method,
     url: &str,
     status: StatusCode,
@@ -59,7 +59,7 @@ impl Invalidation {
 }
 
 /// Methods that ask for no change (RFC 9110 §9.2.1 and the registry); an unknown one may.
-pub fn is_safe(method: &Method) -> bool {
+pub(crate) fn is_safe(method: &Method) -> bool {
     matches!(
         method.as_str(),
         "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PROPFIND" | "REPORT" | "SEARCH" | "QUERY" | "PRI"
@@ -67,7 +67,7 @@ pub fn is_safe(method: &Method) -> bool {
 }
 
 /// An absolute URL as it stands in keys under `policy`.
-pub fn under_policy(url: &str, policy: &KeyPolicy) -> String {
+pub(crate) fn under_policy(url: &str, policy: &KeyPolicy) -> String {
     let origin = origin_of(url);
     let (scheme, authority) = origin.split_once("://").unwrap_or(("https", origin));
     let (path, query) = match url[origin.len()..].split_once('?') {

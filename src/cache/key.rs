@@ -10,11 +10,11 @@ use super::settings::{KeyPolicy, QueryPolicy, name_matches};
 /// The 128-bit XXH3 of a key's text: where the store looks. Stable across builds, since it
 /// is on disk. Two texts with one hash are told apart by the text in the record.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyHash(pub u128);
+pub(crate) struct KeyHash(pub u128);
 
 impl KeyHash {
     /// The hash of `text`.
-    pub fn of(text: &[u8]) -> Self {
+    pub(crate) fn of(text: &[u8]) -> Self {
         Self(xxhash_rust::xxh3::xxh3_128(text))
     }
 }
@@ -32,7 +32,7 @@ impl fmt::Debug for KeyHash {
 /// https://www.example.org/a/b?q=1\nfield: v  and the configured parts, one a line
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheKey {
+pub(crate) struct CacheKey {
     /// Never without scheme and authority.
     pub text: Box<str>,
     /// `KeyHash::of(text)`.
@@ -41,14 +41,14 @@ pub struct CacheKey {
 
 impl CacheKey {
     /// The key with this text.
-    pub fn new(text: impl Into<Box<str>>) -> Self {
+    pub(crate) fn new(text: impl Into<Box<str>>) -> Self {
         let text = text.into();
         Self { hash: KeyHash::of(text.as_bytes()), text }
     }
 
     /// The key of a request under `policy`. `path` and `query` are as the gate left them,
     /// `query` without its `?`; the authority's case and default port do not count.
-    pub fn of(
+    pub(crate) fn of(
         policy: &KeyPolicy,
         scheme: &str,
         authority: &str,
@@ -74,13 +74,13 @@ impl CacheKey {
     }
 
     /// The URL part: what purges by URL and prefix are matched against.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         self.text.split('\n').next().unwrap_or_default()
     }
 }
 
 /// `scheme://authority/path?query` as it stands in a key.
-pub fn url_part(
+pub(crate) fn url_part(
     policy: &KeyPolicy,
     scheme: &str,
     authority: &str,

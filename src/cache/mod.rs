@@ -8,50 +8,50 @@
 //! upstream's answer goes through [`storing`] or, to a conditional request, [`update`];
 //! [`invalidate`] follows unsafe methods, and [`status`] says what happened.
 
-pub mod conditional;
+pub(crate) mod conditional;
 #[cfg(test)]
 mod corpus;
-pub mod date;
-pub mod deception;
-pub mod decide;
-pub mod directives;
-pub mod fields;
-pub mod freshness;
-pub mod invalidate;
-pub mod key;
+pub(crate) mod date;
+pub(crate) mod deception;
+pub(crate) mod decide;
+pub(crate) mod directives;
+pub(crate) mod fields;
+pub(crate) mod freshness;
+pub(crate) mod invalidate;
+pub(crate) mod key;
 #[cfg(test)]
 mod oracle;
 mod packed;
 mod policy;
-pub mod purge;
-pub mod range;
+pub(crate) mod purge;
+pub(crate) mod range;
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod scenarios;
-pub mod search;
-pub mod settings;
-pub mod status;
-pub mod stored;
-pub mod storing;
-pub mod tags;
-pub mod targeted;
-pub mod update;
-pub mod vary;
+pub(crate) mod search;
+pub(crate) mod settings;
+pub(crate) mod status;
+pub(crate) mod stored;
+pub(crate) mod storing;
+pub(crate) mod tags;
+pub(crate) mod targeted;
+pub(crate) mod update;
+pub(crate) mod vary;
 
-pub use conditional::{Selected, select};
-pub use decide::{
+pub(crate) use conditional::{Selected, select};
+pub(crate) use decide::{
     Decision, decide, decide_absent, may_serve_stale_on_error, skips_cache, stale_when_slow,
 };
-pub use directives::RequestDirectives;
-pub use fields::{answer, remove_unkeyed, validation_fields};
-pub use invalidate::{Invalidation, invalidates};
-pub use key::{CacheKey, KeyHash};
-pub use packed::{Nanoseconds, Seconds, SiteName, StoredParts};
-pub use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
-pub use range::{Multipart, RangeLimits};
-pub use settings::Settings;
-pub use status::{CacheStatus, Fwd, Handling, Reason};
-pub use stored::{Freshness, StoredResponse};
-pub use storing::{Exchange, Place, Storing, may_store};
-pub use update::{Freshened, freshen, freshen_from_head};
-pub use vary::{Vary, VaryList, variant_key};
+pub(crate) use directives::RequestDirectives;
+pub(crate) use fields::{answer, validation_fields};
+pub(crate) use invalidate::invalidates;
+pub(crate) use key::{CacheKey, KeyHash};
+pub(crate) use packed::SiteName;
+pub(crate) use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
+pub(crate) use range::Multipart;
+pub(crate) use settings::Settings;
+pub(crate) use status::{CacheStatus, Fwd, Handling, Reason};
+pub(crate) use stored::{Freshness, StoredResponse};
+pub(crate) use storing::{Exchange, Place, Storing, may_store};
+pub(crate) use update::{Freshened, freshen, freshen_from_head};
+pub(crate) use vary::{Vary, VaryList, variant_key};

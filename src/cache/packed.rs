@@ -9,16 +9,16 @@ use std::time::{Duration, SystemTime};
 
 /// A time span in eight bytes, or a time since 1970. Beyond 584 years it is that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Nanoseconds(u64);
+pub(crate) struct Nanoseconds(u64);
 
 impl Nanoseconds {
     /// As a span.
-    pub fn span(self) -> Duration {
+    pub(crate) fn span(self) -> Duration {
         Duration::from_nanos(self.0)
     }
 
     /// As a time.
-    pub fn time(self) -> SystemTime {
+    pub(crate) fn time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + self.span()
     }
 }
@@ -37,11 +37,11 @@ impl From<SystemTime> for Nanoseconds {
 
 /// A time span in four bytes. A part of a second counts as one; beyond 136 years it is that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seconds(u32);
+pub(crate) struct Seconds(u32);
 
 impl Seconds {
     /// As a span.
-    pub fn span(self) -> Duration {
+    pub(crate) fn span(self) -> Duration {
         Duration::from_secs(self.0.into())
     }
 }
@@ -55,7 +55,7 @@ impl From<Duration> for Seconds {
 
 /// The name of a site, once in memory for all that is stored of it.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct SiteName(Arc<Text>);
+pub(crate) struct SiteName(Arc<Text>);
 
 /// Behind one thin pointer.
 #[derive(PartialEq, Eq, Hash)]

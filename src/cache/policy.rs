@@ -21,7 +21,7 @@ use crate::planted::{self, Bug};
 
 /// What http-cache-semantics says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judgement {
+pub(super) struct Judgement {
     /// Whether it may be stored.
     pub storable: bool,
     /// Its freshness lifetime, age not taken off.
@@ -29,7 +29,7 @@ pub struct Judgement {
 }
 
 /// Asks it about a response that our own rules would store.
-pub fn judge(exchange: &Exchange<'_>, addressed: &Addressed) -> Judgement {
+pub(super) fn judge(exchange: &Exchange<'_>, addressed: &Addressed) -> Judgement {
     let request = Canonical::request(exchange);
     let response = Canonical::response(exchange, addressed);
     let options = CacheOptions { shared: true, ..CacheOptions::default() };

@@ -3,11 +3,11 @@
 /// A position in this node's purge log. Grows with each purge applied, never falls, not
 /// over a restart either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PurgeSequence(pub u64);
+pub(crate) struct PurgeSequence(pub u64);
 
 /// What becomes of what a purge covers. `Hard` beats `Soft`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PurgeKind {
+pub(crate) enum PurgeKind {
     /// Stale at once: may be validated, and served where a stale response is allowed.
     Soft,
     /// Gone.
@@ -16,7 +16,7 @@ pub enum PurgeKind {
 
 /// What a purge covers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PurgeScope {
+pub(crate) enum PurgeScope {
     /// Everything.
     All,
     /// All of one site, by its name in the configuration.
@@ -32,11 +32,11 @@ pub enum PurgeScope {
 /// Among the tags of a record: it was stored by a rule of `No-Vary-Search`, and answers other
 /// URLs of its path than its own. A purge of any URL of the path covers it. A tag whose hash is
 /// this would make it be purged too often: one in 10^19.
-pub const ALIASED: u64 = u64::MAX;
+pub(crate) const ALIASED: u64 = u64::MAX;
 
 /// The facts of a stored response that purges are matched against.
 #[derive(Clone, Copy, Debug)]
-pub struct PurgeTarget<'a> {
+pub(crate) struct PurgeTarget<'a> {
     /// The site's name.
     pub site: &'a str,
     /// The URL part of the key: `https://host/path?query`.
@@ -47,18 +47,18 @@ pub struct PurgeTarget<'a> {
 
 impl<'a> PurgeTarget<'a> {
     /// The URL without its query, if purges of other URLs with that path cover it too.
-    pub fn aliased_path(&self) -> Option<&'a str> {
+    pub(crate) fn aliased_path(&self) -> Option<&'a str> {
         self.tags.contains(&ALIASED).then(|| path_of(self.url))
     }
 }
 
 /// A URL without its query.
-pub fn path_of(url: &str) -> &str {
+pub(crate) fn path_of(url: &str) -> &str {
     url.split('?').next().unwrap_or_default()
 }
 
 /// A tag as it is kept in records and in the purge table. Two tags with one hash are purged
 /// together: harmless, and one in 10^19.
-pub fn tag_hash(tag: &str) -> u64 {
+pub(crate) fn tag_hash(tag: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(tag.as_bytes())
 }

@@ -10,7 +10,7 @@ use crate::fields::number;
 /// Limits on one request's ranges. Beyond them the `Range` field is ignored, as RFC 9110 §14.2
 /// permits, and the whole is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RangeLimits {
+pub(crate) struct RangeLimits {
     /// How many ranges one request may ask for.
     pub ranges_max: usize,
     /// How many of them may overlap an earlier one.
@@ -28,7 +28,7 @@ impl Default for RangeLimits {
 
 /// What `Range` comes to for a representation of known length.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Requested {
+pub(crate) enum Requested {
     /// There is none, it is not in bytes, not valid, or beyond the limits: the whole.
     Whole,
     /// These, in the order asked for, disjoint; at least one.
@@ -38,7 +38,7 @@ pub enum Requested {
 }
 
 /// The bytes that `Range: text` asks for.
-pub fn requested(text: &[u8], length: u64, limits: &RangeLimits) -> Requested {
+pub(crate) fn requested(text: &[u8], length: u64, limits: &RangeLimits) -> Requested {
     let Some(specs) = parse_specs(text, limits.ranges_max) else { return Requested::Whole };
     let ranges: Vec<_> = specs.into_iter().filter_map(|spec| spec.within(length)).collect();
     if ranges.is_empty() {
@@ -52,7 +52,7 @@ pub fn requested(text: &[u8], length: u64, limits: &RangeLimits) -> Requested {
 
 /// One member of a ranges-specifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RangeSpec {
+pub(crate) enum RangeSpec {
     /// `first-last`, both included, or `first-` to the end.
     From(u64, Option<u64>),
     /// `-n`: the last n bytes.
@@ -61,7 +61,7 @@ pub enum RangeSpec {
 
 impl RangeSpec {
     /// The bytes it means; `None` when there are none.
-    pub fn within(self, length: u64) -> Option<Range<u64>> {
+    pub(crate) fn within(self, length: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From(first, last) => {
                 first..last.map_or(length, |last| last.saturating_add(1).min(length))
@@ -74,7 +74,7 @@ impl RangeSpec {
 
 /// `bytes=…`, at most `ranges_max` of them; `None` for another unit, what is not valid, or
 /// more.
-pub fn parse_specs(text: &[u8], ranges_max: usize) -> Option<Vec<RangeSpec>> {
+pub(crate) fn parse_specs(text: &[u8], ranges_max: usize) -> Option<Vec<RangeSpec>> {
     let text = std::str::from_utf8(text).ok()?;
     let (unit, set) = text.split_once('=')?;
     if !unit.trim().eq_ignore_ascii_case("bytes") {
@@ -143,7 +143,7 @@ fn coalesce(ranges: Vec<Range<u64>>, limits: &RangeLimits) -> Option<Vec<Range<u
 
 /// `Content-Range: bytes first-last/complete` (RFC 9110 §14.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ContentRange {
+pub(crate) struct ContentRange {
     /// Which bytes; never none.
     pub bytes: Range<u64>,
     /// Of how many, `None` for `*`.
@@ -152,7 +152,7 @@ pub struct ContentRange {
 
 impl ContentRange {
     /// From a field's value; `None` when it is not valid, or says that nothing was satisfied.
-    pub fn parse(text: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?.trim();
         let (unit, rest) = text.split_once(' ')?;
         let (range, complete) = rest.trim().split_once('/')?;
@@ -170,7 +170,7 @@ impl ContentRange {
     /// What a body of `length` bytes has of it, where it is said to be of this range. One that is
     /// shorter has the first of them; where they were to reach the end, the end is where they end.
     /// `None` when it is empty or longer.
-    pub fn holding(mut self, length: u64) -> Option<Self> {
+    pub(crate) fn holding(mut self, length: u64) -> Option<Self> {
         let reaches_the_end = self.complete_length == Some(self.bytes.end);
         let end = self.bytes.start.checked_add(length)?;
         if length == 0 || end > self.bytes.end {
@@ -184,7 +184,7 @@ impl ContentRange {
     }
 
     /// As a field's value.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let Range { start, end } = self.bytes;
         match self.complete_length {
             Some(complete) => format!("bytes {start}-{}/{complete}", end - 1),
@@ -194,7 +194,7 @@ impl ContentRange {
 }
 
 /// Which of `wanted` is not among `parts` (sorted, disjoint), in pieces.
-pub fn missing(wanted: &Range<u64>, parts: &[Range<u64>]) -> Vec<Range<u64>> {
+pub(crate) fn missing(wanted: &Range<u64>, parts: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut missing = Vec::new();
     let mut from = wanted.start;
     for part in parts {
@@ -216,7 +216,7 @@ pub fn missing(wanted: &Range<u64>, parts: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 /// `parts` with `added`: sorted, disjoint, not touching.
-pub fn with_part(parts: &[Range<u64>], added: Range<u64>) -> Box<[Range<u64>]> {
+pub(crate) fn with_part(parts: &[Range<u64>], added: Range<u64>) -> Box<[Range<u64>]> {
     let mut all: Vec<_> = parts.iter().cloned().chain([added]).filter(|p| !p.is_empty()).collect();
     all.sort_by_key(|part| part.start);
     let mut joined: Vec<Range<u64>> = Vec::with_capacity(all.len());
@@ -237,7 +237,7 @@ pub fn with_part(parts: &[Range<u64>], added: Range<u64>) -> Box<[Range<u64>]> {
 /// tail:  \r\n--boundary--\r\n
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Multipart {
+pub(crate) struct Multipart {
     /// The head of each part and its bytes.
     pub parts: Vec<(Bytes, Range<u64>)>,
     /// What ends the body.
@@ -249,7 +249,7 @@ pub struct Multipart {
 impl Multipart {
     /// The plan for these ranges. `content_type` is the representation's own; `boundary` must be
     /// one that the body's author could not foresee.
-    pub fn new(
+    pub(crate) fn new(
         ranges: &[Range<u64>],
         complete_length: u64,
         content_type: Option<&[u8]>,
@@ -279,7 +279,7 @@ impl Multipart {
     }
 
     /// The length of the whole body.
-    pub fn content_length(&self) -> u64 {
+    pub(crate) fn content_length(&self) -> u64 {
         let part =
             |(head, range): &(Bytes, Range<u64>)| head.len() as u64 + range.end - range.start;
         self.parts.iter().map(part).sum::<u64>() + self.tail.len() as u64

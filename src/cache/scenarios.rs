@@ -7,6 +7,7 @@ use http::{HeaderMap, Method, StatusCode};
 
 use crate::fields::Fields;
 
+use super::range::RangeLimits;
 use super::stored::tests::{headers, now};
 use super::vary::{Variant, VaryList};
 use super::*;

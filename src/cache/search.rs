@@ -24,11 +24,11 @@ use super::purge::ALIASED;
 use super::stored::StoredResponse;
 
 /// The field's name.
-pub const NO_VARY_SEARCH: HeaderName = HeaderName::from_static("no-vary-search");
+pub(crate) const NO_VARY_SEARCH: HeaderName = HeaderName::from_static("no-vary-search");
 
 /// What of a query does not count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NoVarySearch {
+pub(crate) struct NoVarySearch {
     /// Whether the order of parameters does not count.
     pub any_order: bool,
     /// Which parameters do not count.
@@ -37,7 +37,7 @@ pub struct NoVarySearch {
 
 /// Parameters that do not count.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ignored {
+pub(crate) enum Ignored {
     /// These.
     These(Vec<String>),
     /// All but these.
@@ -52,7 +52,7 @@ impl Default for Ignored {
 
 impl NoVarySearch {
     /// What a response says; `None` when it says nothing, or nothing valid: then all counts.
-    pub fn of(headers: &impl Fields) -> Option<Self> {
+    pub(crate) fn of(headers: &impl Fields) -> Option<Self> {
         let lines: Vec<&[u8]> = headers.lines(&NO_VARY_SEARCH).collect();
         if lines.is_empty() {
             return None;
@@ -82,7 +82,7 @@ impl NoVarySearch {
 
     /// The query as it counts, without `?`. Two queries with one canonical form are answered by
     /// one response; of two that are written differently and mean the same, that is not said.
-    pub fn canonical(&self, query: &str) -> String {
+    pub(crate) fn canonical(&self, query: &str) -> String {
         let mut kept: Vec<&str> = query
             .split('&')
             .filter(|part| !part.is_empty() && self.counts(&decoded(part)))
@@ -94,7 +94,7 @@ impl NoVarySearch {
     }
 
     /// Where a response that says this is stored, if it came for `exact`.
-    pub fn key(&self, exact: &CacheKey) -> CacheKey {
+    pub(crate) fn key(&self, exact: &CacheKey) -> CacheKey {
         let (path, query, parts) = pieces(exact);
         let Some(query) = query else { return exact.clone() };
         let query = self.canonical(query);
@@ -112,7 +112,7 @@ impl NoVarySearch {
 
 /// Where is remembered what the responses of a path say; `None` for a URL without a query, which
 /// counts as it is.
-pub fn rule_key(exact: &CacheKey) -> Option<CacheKey> {
+pub(crate) fn rule_key(exact: &CacheKey) -> Option<CacheKey> {
     let (path, query, parts) = pieces(exact);
     query?;
     // No field has such a name: no other key looks like this.
@@ -120,7 +120,7 @@ pub fn rule_key(exact: &CacheKey) -> Option<CacheKey> {
 }
 
 /// What is remembered of a response that was stored by a rule.
-pub fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
+pub(crate) fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
     if !stored.is_aliased() {
         return None;
     }
@@ -144,7 +144,7 @@ pub fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
 }
 
 /// Where to look for an answer to `exact`, by what is remembered of its path.
-pub fn looked_for(exact: &CacheKey, remembered: &StoredResponse) -> CacheKey {
+pub(crate) fn looked_for(exact: &CacheKey, remembered: &StoredResponse) -> CacheKey {
     match NoVarySearch::of(&remembered.headers) {
         Some(rule) => rule.key(exact),
         None => exact.clone(),
@@ -152,7 +152,7 @@ pub fn looked_for(exact: &CacheKey, remembered: &StoredResponse) -> CacheKey {
 }
 
 /// Whether a stored response answers `exact`, by its own word.
-pub fn answers(stored: &StoredResponse, exact: &CacheKey) -> bool {
+pub(crate) fn answers(stored: &StoredResponse, exact: &CacheKey) -> bool {
     if stored.key == exact.text {
         return true;
     }

@@ -13,7 +13,7 @@ use super::range::RangeLimits;
 
 /// The caching rules of one rule of a site.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// `false`: nothing is looked up and nothing is stored.
     pub enabled: bool,
     /// What makes two requests ask for the same thing.
@@ -83,7 +83,7 @@ impl Default for Settings {
 
 /// Which parts of a request are in its key, besides scheme, authority and path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyPolicy {
+pub(crate) struct KeyPolicy {
     /// Which query parameters count.
     pub query: QueryPolicy,
     /// Whether the parameters that count are put in order, so that `?a&b` is `?b&a`.
@@ -96,7 +96,7 @@ pub struct KeyPolicy {
 
 /// Which query parameters are part of the key. A name may end in `*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum QueryPolicy {
+pub(crate) enum QueryPolicy {
     /// All of them, as they came.
     #[default]
     All,
@@ -110,7 +110,7 @@ pub enum QueryPolicy {
 
 /// How long a response may be reused (RFC 9111 §4.2).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Lifetimes {
+pub(crate) struct Lifetimes {
     /// Whether the origin's own words on freshness count. `private`, `no-store` and `no-cache`
     /// count in any case.
     pub respect_origin: bool,
@@ -143,7 +143,7 @@ impl Default for Lifetimes {
 
 impl Lifetimes {
     /// The configured lifetime of `status` when the origin gives none.
-    pub fn of_status(&self, status: StatusCode) -> Option<Duration> {
+    pub(crate) fn of_status(&self, status: StatusCode) -> Option<Duration> {
         let code = status.as_u16();
         self.by_status
             .iter()
@@ -155,7 +155,7 @@ impl Lifetimes {
 /// When a stale response may be served (RFC 9111 §4.2.4, RFC 5861). What an origin says in
 /// its own `stale-…` directive wins, and what it forbids stays forbidden.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StalePolicy {
+pub(crate) struct StalePolicy {
     /// `stale-while-revalidate` of responses that do not say.
     pub while_revalidate: Duration,
     /// `stale-if-error` of responses that do not say.
@@ -170,7 +170,7 @@ pub struct StalePolicy {
 
 /// Which directives of requests count. RFC 9111 §5.2.1 leaves it to the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Honoured {
+pub(crate) struct Honoured {
     /// `no-store`: neither looked up nor stored.
     pub no_store: bool,
     /// `no-cache`, and `Pragma: no-cache` without `Cache-Control`: validate first.
@@ -189,7 +189,7 @@ pub struct Honoured {
 
 impl Honoured {
     /// Requests have no say.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         no_store: false,
         no_cache: false,
         max_age: false,
@@ -199,7 +199,7 @@ impl Honoured {
         stale_if_error: false,
     };
     /// All of them count.
-    pub const ALL: Self = Self {
+    pub(crate) const ALL: Self = Self {
         no_store: true,
         no_cache: true,
         max_age: true,
@@ -218,7 +218,7 @@ impl Default for Honoured {
 
 /// What becomes of a response with `Set-Cookie`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SetCookie {
+pub(crate) enum SetCookie {
     /// It is passed on and not stored.
     #[default]
     Pass,
@@ -230,7 +230,7 @@ pub enum SetCookie {
 
 /// A field that addresses caches like this one before `Cache-Control` (RFC 9213).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetedField {
+pub(crate) struct TargetedField {
     /// The field's name.
     pub name: HeaderName,
     /// Whether it is a structured field, ignored in whole when it is not valid (RFC 9213 §2.1).
@@ -240,19 +240,19 @@ pub struct TargetedField {
 
 impl TargetedField {
     /// A field defined by RFC 9213.
-    pub fn structured(name: HeaderName) -> Self {
+    pub(crate) fn structured(name: HeaderName) -> Self {
         Self { name, structured: true }
     }
 
     /// A field of the time before RFC 9213, `Surrogate-Control` above all.
-    pub fn loose(name: HeaderName) -> Self {
+    pub(crate) fn loose(name: HeaderName) -> Self {
         Self { name, structured: false }
     }
 }
 
 /// Requests that go past the cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bypass {
+pub(crate) struct Bypass {
     /// With a cookie of such a name; it may end in `*`.
     pub cookies: Vec<Box<str>>,
     /// With such a field.

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use http::StatusCode;
 
-pub use crate::labels::{Fwd, Reason};
+pub(crate) use crate::labels::{Fwd, Reason};
 use crate::planted::{self, Bug};
 
 /// How the cache handled a request: one member of `Cache-Status`, built along the path.
@@ -18,7 +18,7 @@ use crate::planted::{self, Bug};
 /// skerry; detail=denied
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheStatus {
+pub(crate) struct CacheStatus {
     /// Where the answer comes from.
     pub handling: Handling,
     /// The status that upstream answered with.
@@ -35,7 +35,7 @@ pub struct CacheStatus {
 
 /// Where an answer comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handling {
+pub(crate) enum Handling {
     /// The cache, without an origin.
     Hit,
     /// An origin, and why; or an origin was to answer, and did not.
@@ -46,34 +46,34 @@ pub enum Handling {
 
 impl CacheStatus {
     /// Answered from the cache.
-    pub fn hit(ttl: i64) -> Self {
+    pub(crate) fn hit(ttl: i64) -> Self {
         let made_up = if planted::has(Bug::TtlMadeUp) { 1000 } else { 0 };
         Self { ttl: Some(ttl + made_up), ..Self::EMPTY }
     }
 
     /// Sent on to upstream.
-    pub const fn forwarded(reason: Reason) -> Self {
+    pub(crate) const fn forwarded(reason: Reason) -> Self {
         Self { handling: Handling::Forwarded(reason), ..Self::EMPTY }
     }
 
     /// Answered without the cache and without an origin. It has neither `hit` nor `fwd`, which is
     /// for requests that went on (RFC 9211 §2.2).
-    pub const fn generated(reason: Reason) -> Self {
+    pub(crate) const fn generated(reason: Reason) -> Self {
         Self { handling: Handling::Generated(reason), ..Self::EMPTY }
     }
 
     /// Whether it is a hit in the sense of RFC 9211 §2.1: upstream was not needed.
-    pub const fn is_hit(&self) -> bool {
+    pub(crate) const fn is_hit(&self) -> bool {
         matches!(self.handling, Handling::Hit)
     }
 
     /// Whether the cache had no part in it.
-    pub const fn is_generated(&self) -> bool {
+    pub(crate) const fn is_generated(&self) -> bool {
         matches!(self.handling, Handling::Generated(_))
     }
 
     /// The reason to log and to count: `detail` where there is one, else why it was no hit.
-    pub fn reason(&self) -> Option<Reason> {
+    pub(crate) fn reason(&self) -> Option<Reason> {
         self.detail.or(match self.handling {
             Handling::Hit => None,
             Handling::Forwarded(reason) | Handling::Generated(reason) => Some(reason),
@@ -81,7 +81,7 @@ impl CacheStatus {
     }
 
     /// The word in the access log: `hit`, that of `fwd`, or `none`.
-    pub fn word(&self) -> &'static str {
+    pub(crate) fn word(&self) -> &'static str {
         match self.handling {
             Handling::Hit => "hit",
             Handling::Forwarded(reason) => reason.fwd().map_or("none", Fwd::as_str),
@@ -91,7 +91,7 @@ impl CacheStatus {
 
     /// Writes the member for `Cache-Status`, printable ASCII. `node` is a token (RFC 9211 §2),
     /// `key` is given where the rule shows it.
-    pub fn write(&self, node: &str, key: Option<&str>, text: &mut Vec<u8>) {
+    pub(crate) fn write(&self, node: &str, key: Option<&str>, text: &mut Vec<u8>) {
         let mut push = |part: &str| text.extend_from_slice(part.as_bytes());
         push(node);
         match self.handling {

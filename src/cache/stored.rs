@@ -14,7 +14,7 @@ use super::vary::variant_hash;
 /// A response as the store keeps it and as the rules see it. Nothing in here is of the
 /// requester, except the values of the selecting fields (`variant`).
 #[derive(Clone, Debug)]
-pub struct StoredResponse {
+pub(crate) struct StoredResponse {
     /// The key's text, compared on every lookup.
     pub key: Box<str>,
     /// The selecting fields' normalised values (RFC 9111 §4.1), empty without `Vary`.
@@ -44,7 +44,7 @@ pub struct StoredResponse {
 /// The freshness record: all that a hit's decision reads. Forty bytes, where plain times would
 /// take 88.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Freshness {
+pub(crate) struct Freshness {
     /// When the response arrived (`response_time` of RFC 9111 §4.2.3).
     pub response_time: Nanoseconds,
     /// `corrected_initial_age` of RFC 9111 §4.2.3.
@@ -67,27 +67,27 @@ pub struct Freshness {
 
 impl Freshness {
     /// `current_age` (RFC 9111 §4.2.3).
-    pub fn age(&self, now: SystemTime) -> Duration {
+    pub(crate) fn age(&self, now: SystemTime) -> Duration {
         self.age_after(self.resident(now))
     }
 
     /// Its age when it has been here for so long.
-    pub fn age_after(&self, resident: Duration) -> Duration {
+    pub(crate) fn age_after(&self, resident: Duration) -> Duration {
         self.initial_age.span().saturating_add(resident)
     }
 
     /// `resident_time`: how long it has been here since it arrived or was validated.
-    pub fn resident(&self, now: SystemTime) -> Duration {
+    pub(crate) fn resident(&self, now: SystemTime) -> Duration {
         now.duration_since(self.response_time.time()).unwrap_or_default()
     }
 
     /// What is left of its lifetime in seconds, negative when it is stale: `ttl` of RFC 9211.
-    pub fn ttl(&self, now: SystemTime) -> i64 {
+    pub(crate) fn ttl(&self, now: SystemTime) -> i64 {
         self.ttl_at(self.age(now))
     }
 
     /// Its `ttl` at this age.
-    pub fn ttl_at(&self, age: Duration) -> i64 {
+    pub(crate) fn ttl_at(&self, age: Duration) -> i64 {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         seconds(self.lifetime.span()).saturating_sub(seconds(age))
     }
@@ -95,17 +95,17 @@ impl Freshness {
 
 impl StoredResponse {
     /// Where the store keeps it: its key's hash, or its variant's.
-    pub fn hash(&self) -> KeyHash {
+    pub(crate) fn hash(&self) -> KeyHash {
         variant_hash(&self.key, &self.variant)
     }
 
     /// Whether it was stored by a rule of `No-Vary-Search`.
-    pub fn is_aliased(&self) -> bool {
+    pub(crate) fn is_aliased(&self) -> bool {
         self.tags.contains(&ALIASED)
     }
 
     /// What purges are matched against.
-    pub fn purge_target(&self) -> PurgeTarget<'_> {
+    pub(crate) fn purge_target(&self) -> PurgeTarget<'_> {
         let url = self.key.split('\n').next().unwrap_or_default();
         PurgeTarget { site: &self.site, url, tags: &self.tags }
     }
@@ -118,11 +118,11 @@ pub(super) mod tests {
     use http::{HeaderMap, HeaderName, Method};
 
     /// 2026-11-18T11:06:40Z.
-    pub fn now() -> SystemTime {
+    pub(crate) fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000)
     }
 
-    pub fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+    pub(crate) fn headers(fields: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             let name: HeaderName = name.parse().expect("a name");
@@ -132,11 +132,11 @@ pub(super) mod tests {
     }
 
     /// A 200 with these fields that was stored just `now`.
-    pub fn stored(fields: &[(&str, &str)]) -> StoredResponse {
+    pub(crate) fn stored(fields: &[(&str, &str)]) -> StoredResponse {
         stored_under(fields, &Settings::default())
     }
 
-    pub fn stored_under(fields: &[(&str, &str)], settings: &Settings) -> StoredResponse {
+    pub(crate) fn stored_under(fields: &[(&str, &str)], settings: &Settings) -> StoredResponse {
         let key = CacheKey::new("https://e.org/a");
         let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence(7));
         let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };

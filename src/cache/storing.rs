@@ -32,7 +32,7 @@ use crate::planted::{self, Bug};
 
 /// A request and the head of its response.
 #[derive(Clone, Copy, Debug)]
-pub struct Exchange<'a> {
+pub(crate) struct Exchange<'a> {
     /// As the client sent it.
     pub method: &'a Method,
     /// The client's fields.
@@ -51,7 +51,7 @@ pub struct Exchange<'a> {
 
 /// Where a response would be stored.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub(crate) struct Place<'a> {
     /// The key of the request, as it was asked.
     pub key: &'a CacheKey,
     /// The fields that `Vary` selects by: the request's, as the origin got them.
@@ -66,7 +66,7 @@ pub struct Place<'a> {
 
 /// Whether a response may be stored.
 #[derive(Clone, Debug)]
-pub enum Storing {
+pub(crate) enum Storing {
     /// As this.
     Store(Box<StoredResponse>),
     /// No.
@@ -81,7 +81,7 @@ pub enum Storing {
 
 /// What the rules found out about a response, rule by rule: for `skerry explain`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Findings {
+pub(crate) struct Findings {
     /// Its directives, and the field they come from.
     pub addressed: Addressed,
     /// Its lifetime, and where that comes from.
@@ -95,7 +95,11 @@ pub struct Findings {
 }
 
 /// Whether this response may be stored, and as what.
-pub fn may_store(exchange: &Exchange<'_>, place: &Place<'_>, settings: &Settings) -> Storing {
+pub(crate) fn may_store(
+    exchange: &Exchange<'_>,
+    place: &Place<'_>,
+    settings: &Settings,
+) -> Storing {
     let findings = match refused_outright(exchange, place.key, settings) {
         Ok(addressed) => weigh(exchange, place.key, settings, addressed),
         // Most of what passes has said so: nothing else needs to be known of it.
@@ -112,7 +116,7 @@ fn pass(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Storing
 }
 
 /// Applies every rule of RFC 9111 §3 and of the settings.
-pub fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Findings {
+pub(crate) fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Findings {
     match refused_outright(exchange, key, settings) {
         Ok(addressed) => weigh(exchange, key, settings, addressed),
         Err((addressed, reason)) => {

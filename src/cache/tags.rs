@@ -9,15 +9,15 @@ use sfv::{BareItem, List, ListEntry, Parser};
 use super::purge::tag_hash;
 
 /// `Surrogate-Key`: tags parted by white space.
-pub const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
+pub(crate) const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
 /// `Cache-Tag`: tags parted by commas.
-pub const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
+pub(crate) const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 /// `Cache-Groups` (RFC 9875 §2).
-pub const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
+pub(crate) const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
 
 /// The hashes of a response's tags, sorted, each once. Groups are per origin (RFC 9875 §2), so
 /// they are hashed with `origin`, `scheme://authority`.
-pub fn tags(headers: &HeaderMap, origin: &str) -> Box<[u64]> {
+pub(crate) fn tags(headers: &HeaderMap, origin: &str) -> Box<[u64]> {
     let mut hashes: Vec<u64> = Vec::new();
     let words = |line: &HeaderValue| line.to_str().unwrap_or_default().to_owned();
     for line in headers.get_all(SURROGATE_KEY).iter().map(words) {
@@ -34,7 +34,7 @@ pub fn tags(headers: &HeaderMap, origin: &str) -> Box<[u64]> {
 }
 
 /// A group of RFC 9875 as a tag, to be purged as [`super::PurgeScope::Tag`].
-pub fn group_tag(origin: &str, group: &str) -> String {
+pub(crate) fn group_tag(origin: &str, group: &str) -> String {
     format!("{origin} {group}")
 }
 

@@ -12,7 +12,7 @@ use super::settings::TargetedField;
 
 /// Response directives and where they come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Addressed {
+pub(crate) struct Addressed {
     /// What is said.
     pub directives: ResponseDirectives,
     /// The targeted field that says it; `None` is `Cache-Control`.
@@ -20,7 +20,7 @@ pub struct Addressed {
 }
 
 /// The directives of a response for a cache that listens to `list`.
-pub fn addressed(headers: &HeaderMap, list: &[TargetedField]) -> Addressed {
+pub(crate) fn addressed(headers: &HeaderMap, list: &[TargetedField]) -> Addressed {
     for field in list {
         let found = if field.structured {
             structured(headers, &field.name)
@@ -88,7 +88,7 @@ fn add_flag(found: &mut ResponseDirectives, name: &str, value: &BareItem) {
 
 /// This cache's name as a target in `Surrogate-Control`, and in the `Surrogate-Capability` that
 /// goes with requests to origins.
-pub const SURROGATE: &str = "skerry";
+pub(crate) const SURROGATE: &str = "skerry";
 
 /// `Surrogate-Control` in the grammar of `Cache-Control`; a directive with a target
 /// (`max-age=60;other-cdn`) is for that one.

@@ -18,7 +18,7 @@ use crate::fields::Fields;
 
 /// What a validation's answer makes of a stored response.
 #[derive(Clone, Debug)]
-pub enum Freshened {
+pub(crate) enum Freshened {
     /// It holds: store this in its place.
     Updated(Box<StoredResponse>),
     /// It holds for this request, and may no longer be stored.
@@ -31,7 +31,7 @@ pub enum Freshened {
 /// What a 304 makes of `stored`, which was being validated. `exchange.request` are the client's
 /// fields, `exchange.response` those of the 304; `sequence` was read before the request went
 /// out.
-pub fn freshen(
+pub(crate) fn freshen(
     stored: &StoredResponse,
     exchange: &Exchange<'_>,
     sequence: PurgeSequence,
@@ -45,7 +45,7 @@ pub fn freshen(
 }
 
 /// What the 200 answer to a HEAD makes of the stored GET response (RFC 9111 §4.3.5).
-pub fn freshen_from_head(
+pub(crate) fn freshen_from_head(
     stored: &StoredResponse,
     exchange: &Exchange<'_>,
     sequence: PurgeSequence,

@@ -22,7 +22,7 @@ use crate::fields::{Fields, members};
 
 /// What a response's `Vary` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Vary {
+pub(crate) enum Vary {
     /// Nothing: any request for the key is answered by it.
     Nothing,
     /// These fields select it: sorted, each once.
@@ -33,7 +33,7 @@ pub enum Vary {
 
 impl Vary {
     /// From all lines of `Vary`.
-    pub fn of(headers: &impl Fields) -> Self {
+    pub(crate) fn of(headers: &impl Fields) -> Self {
         let mut fields = Vec::new();
         for line in headers.lines(&VARY) {
             for part in members(line) {
@@ -54,14 +54,14 @@ impl Vary {
 
 /// The variants under one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VaryList {
+pub(crate) struct VaryList {
     /// Newest first. Few: an origin seldom names more than one set for one URL.
     pub sets: Vec<VarySet>,
 }
 
 /// One set of selecting fields and the variants that were stored for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VarySet {
+pub(crate) struct VarySet {
     /// Sorted, each once.
     pub fields: Box<[HeaderName]>,
     /// Newest first, at most `variants_max` over all sets.
@@ -70,7 +70,7 @@ pub struct VarySet {
 
 /// One stored variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Variant {
+pub(crate) struct Variant {
     /// Where it is stored.
     pub hash: KeyHash,
     /// Its `Content-Language`, lower case, when that is one tag and language is selected by.
@@ -81,7 +81,7 @@ pub struct Variant {
 
 /// A place to look for a response that goes with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Where.
     pub hash: KeyHash,
     /// What must stand there.
@@ -96,7 +96,7 @@ enum Expected {
 
 impl Candidate {
     /// Whether what was found there is what was looked for: two keys may have one hash.
-    pub fn fits(&self, key: &CacheKey, stored: &StoredResponse) -> bool {
+    pub(crate) fn fits(&self, key: &CacheKey, stored: &StoredResponse) -> bool {
         stored.key == key.text
             && match &self.expected {
                 Expected::Values(values) => stored.variant == *values,
@@ -109,7 +109,7 @@ impl Candidate {
 
 /// Where the variant for these request fields is, and the canonical values themselves.
 /// `codings` are the content codings that can be produced, most wanted first.
-pub fn variant_key(
+pub(crate) fn variant_key(
     key: &CacheKey,
     fields: &[HeaderName],
     headers: &HeaderMap,
@@ -130,7 +130,7 @@ pub fn variant_key(
 }
 
 /// Where the response with these canonical values stands; the key itself when there are none.
-pub fn variant_hash(key: &str, values: &str) -> KeyHash {
+pub(crate) fn variant_hash(key: &str, values: &str) -> KeyHash {
     match values.is_empty() {
         true => KeyHash::of(key.as_bytes()),
         false => KeyHash::of(format!("{key}\n\n{values}").as_bytes()),
@@ -139,7 +139,7 @@ pub fn variant_hash(key: &str, values: &str) -> KeyHash {
 
 impl VaryList {
     /// Notes a variant just stored. Returns the places that the list now has no room for.
-    pub fn note(
+    pub(crate) fn note(
         &mut self,
         fields: &[HeaderName],
         variant: Variant,
@@ -164,13 +164,13 @@ impl VaryList {
     }
 
     /// Every field that selects among them.
-    pub fn fields(&self) -> impl Iterator<Item = &HeaderName> {
+    pub(crate) fn fields(&self) -> impl Iterator<Item = &HeaderName> {
         self.sets.iter().flat_map(|set| &set.fields)
     }
 
     /// Where to look, in order: the exact variant of each set, newest set first; then, if
     /// `select_language`, variants in the language that the request wants most.
-    pub fn candidates(
+    pub(crate) fn candidates(
         &self,
         key: &CacheKey,
         headers: &HeaderMap,
@@ -201,7 +201,7 @@ impl VaryList {
 
 impl Variant {
     /// The variant at `hash` of a response selected by `fields` of this request.
-    pub fn new(
+    pub(crate) fn new(
         hash: KeyHash,
         fields: &[HeaderName],
         request: &HeaderMap,
@@ -267,7 +267,7 @@ fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, co
 /// `Accept-Encoding` folded to what matters: which of `codings` the client takes, in their
 /// order, and whether it refuses the plain body. Two requests with one folding are content with
 /// each other's responses (RFC 9110 §12.5.3).
-pub fn fold_codings(headers: &HeaderMap, codings: &[&str]) -> String {
+pub(crate) fn fold_codings(headers: &HeaderMap, codings: &[&str]) -> String {
     let mut folded = String::new();
     push_folded(&mut folded, headers, codings);
     folded

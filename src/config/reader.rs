@@ -73,7 +73,7 @@ impl Setting {
 
 impl Notes {
     /// The mistakes in the order of the file.
-    pub fn mistakes(mut self) -> Vec<Mistake> {
+    pub(super) fn mistakes(mut self) -> Vec<Mistake> {
         self.mistakes.sort_by_key(|(at, _)| *at);
         self.mistakes.dedup();
         if self.mistakes.is_empty() {
@@ -85,13 +85,13 @@ impl Notes {
 
 impl<'a> Reader<'a> {
     /// A reader of `text`, which came from the file `name`. Relative paths start at `base`.
-    pub fn new(name: &str, base: &Path, text: &'a str) -> Self {
+    pub(super) fn new(name: &str, base: &Path, text: &'a str) -> Self {
         let (name, base) = (name.to_owned(), base.to_owned());
         Self { purpose: Purpose::Start, name, base, text, notes: RefCell::default() }
     }
 
     /// Parses the text; mistakes of syntax are noted.
-    pub fn parse(&self) -> DeTable<'a> {
+    pub(super) fn parse(&self) -> DeTable<'a> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in errors {
             let message = error.message().replace('\n', " ");
@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes a mistake at a place in the text.
-    pub fn mistake(&self, span: &Range<usize>, message: impl Into<String>) {
+    pub(super) fn mistake(&self, span: &Range<usize>, message: impl Into<String>) {
         let place = Some(mistakes::place(self.text, span));
         let mistake = Mistake { source: self.name.clone(), place, message: message.into() };
         self.notes.borrow_mut().mistakes.push((Some(span.start), mistake));
@@ -117,34 +117,34 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes a mistake that has no place: something is missing.
-    pub fn lack(&self, message: impl Into<String>) {
+    pub(super) fn lack(&self, message: impl Into<String>) {
         let mistake = Mistake::without_place(&self.name, message);
         self.notes.borrow_mut().mistakes.push((None, mistake));
     }
 
     /// Notes that there is nothing to serve; reported only if there is no other mistake.
-    pub fn lack_of_all(&self, message: &str) {
+    pub(super) fn lack_of_all(&self, message: &str) {
         self.notes.borrow_mut().lack_of_all = Some(Mistake::without_place(&self.name, message));
     }
 
     /// Notes that `value` is not what was expected.
-    pub fn unexpected(&self, value: &Spanned<DeValue<'_>>, expected: &str) {
+    pub(super) fn unexpected(&self, value: &Spanned<DeValue<'_>>, expected: &str) {
         let found = found(value.get_ref());
         self.mistake(&value.span(), format!("expected {expected}, found {found}"));
     }
 
     /// A path, from where relative paths start.
-    pub fn resolve(&self, path: &str) -> PathBuf {
+    pub(super) fn resolve(&self, path: &str) -> PathBuf {
         self.base.join(path)
     }
 
     /// The notes, when reading is done.
-    pub fn into_notes(self) -> Notes {
+    pub(super) fn into_notes(self) -> Notes {
         self.notes.into_inner()
     }
 
     /// Records the value of an option that does not come from the file.
-    pub fn record(&self, option: &str, value: &impl Debug) {
+    pub(super) fn record(&self, option: &str, value: &impl Debug) {
         self.set(option, Setting::unwritten(value));
     }
 
@@ -173,7 +173,7 @@ pub(super) struct Section<'a> {
 
 impl<'a> Section<'a> {
     /// The whole file.
-    pub fn root(reader: &'a Reader<'a>, table: &'a DeTable<'a>) -> Self {
+    pub(super) fn root(reader: &'a Reader<'a>, table: &'a DeTable<'a>) -> Self {
         Self::new(reader, String::new(), String::new(), Some(table), 0..0)
     }
 
@@ -188,17 +188,17 @@ impl<'a> Section<'a> {
     }
 
     /// Whether the file has this table.
-    pub fn is_written(&self) -> bool {
+    pub(super) fn is_written(&self) -> bool {
         self.table.is_some()
     }
 
     /// Where the table begins.
-    pub fn span(&self) -> Range<usize> {
+    pub(super) fn span(&self) -> Range<usize> {
         self.span.clone()
     }
 
     /// The table `name` in this one.
-    pub fn section(&self, name: &'static str) -> Section<'a> {
+    pub(super) fn section(&self, name: &'static str) -> Section<'a> {
         let (path, pattern) = self.below(name, name);
         match self.ask(name) {
             None => Section::new(self.reader, path, pattern, None, self.span()),
@@ -210,7 +210,7 @@ impl<'a> Section<'a> {
     }
 
     /// The tables in the table `name`, each with its own name.
-    pub fn named(&self, name: &'static str) -> Vec<(String, Section<'a>)> {
+    pub(super) fn named(&self, name: &'static str) -> Vec<(String, Section<'a>)> {
         let Some(value) = self.ask(name) else { return Vec::new() };
         let Some(tables) = self.table_of(value, &format!("tables [{name}.NAME]")) else {
             return Vec::new();
@@ -228,7 +228,7 @@ impl<'a> Section<'a> {
     }
 
     /// The tables of the array `name`.
-    pub fn list(&self, name: &'static str) -> Vec<Section<'a>> {
+    pub(super) fn list(&self, name: &'static str) -> Vec<Section<'a>> {
         let Some(value) = self.ask(name) else { return Vec::new() };
         let DeValue::Array(items) = value.get_ref() else {
             self.reader.unexpected(value, &format!("an array of tables [[{name}]]"));
@@ -243,7 +243,7 @@ impl<'a> Section<'a> {
     }
 
     /// The keys of a table whose keys are free, with their values.
-    pub fn entries(&self) -> Vec<(&'a str, Range<usize>, &'a Spanned<DeValue<'a>>)> {
+    pub(super) fn entries(&self) -> Vec<(&'a str, Range<usize>, &'a Spanned<DeValue<'a>>)> {
         let entries = self.table.into_iter().flatten();
         let mut entries: Vec<_> =
             entries.map(|(key, value)| (&**key.get_ref(), key.span(), value)).collect();
@@ -255,7 +255,7 @@ impl<'a> Section<'a> {
 
     /// Reads the option `name` into `target`, which holds its default. Returns whether the file sets
     /// it.
-    pub fn read<T: Value + Debug>(&self, name: &'static str, target: &mut T) -> bool {
+    pub(super) fn read<T: Value + Debug>(&self, name: &'static str, target: &mut T) -> bool {
         let value = self.ask(name);
         self.note(name, value.is_some());
         if let Some(value) = value
@@ -268,7 +268,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads a number that has bounds.
-    pub fn read_within<T>(
+    pub(super) fn read_within<T>(
         &self,
         name: &'static str,
         target: &mut T,
@@ -285,7 +285,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads an option that takes one of a few words.
-    pub fn choice<T>(&self, name: &'static str, target: &mut T, words: &[(&str, T)])
+    pub(super) fn choice<T>(&self, name: &'static str, target: &mut T, words: &[(&str, T)])
     where
         T: Clone + PartialEq,
     {
@@ -311,7 +311,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads the path of a file that can be opened.
-    pub fn read_file(&self, name: &'static str, target: &mut PathBuf) -> bool {
+    pub(super) fn read_file(&self, name: &'static str, target: &mut PathBuf) -> bool {
         let written = self.read(name, target);
         if written && let Err(error) = File::open(&*target) {
             self.mistake(name, format!("cannot read {}: {error}", target.display()));
@@ -320,12 +320,12 @@ impl<'a> Section<'a> {
     }
 
     /// Whether the file sets the option. Marks it as known.
-    pub fn has(&self, name: &'static str) -> bool {
+    pub(super) fn has(&self, name: &'static str) -> bool {
         self.ask(name).is_some()
     }
 
     /// Notes a mistake at the value of option `name`, or at the table if it isn't written.
-    pub fn mistake(&self, name: &str, message: impl Into<String>) {
+    pub(super) fn mistake(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         let span = value.map_or(self.span(), Spanned::span);
         self.reader.mistake(&span, message);
@@ -333,7 +333,7 @@ impl<'a> Section<'a> {
 
     /// Notes that the file that option `name` names cannot be used, unless it could not be read,
     /// which has been noted.
-    pub fn mistake_in_file(&self, name: &str, message: impl Into<String>) {
+    pub(super) fn mistake_in_file(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         let at = value.map_or(self.span(), Spanned::span);
         let is_noted = |start: &Option<usize>| *start == Some(at.start);
@@ -343,20 +343,20 @@ impl<'a> Section<'a> {
     }
 
     /// Notes a warning about the value of option `name`; a node can start despite it.
-    pub fn warn(&self, name: &str, message: impl Into<String>) {
+    pub(super) fn warn(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         self.reader.warn(&value.map_or(self.span(), Spanned::span), message.into());
     }
 
     /// The raw value of an option that the caller parses itself.
-    pub fn raw(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+    pub(super) fn raw(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         let value = self.ask(name);
         self.note(name, value.is_some());
         value
     }
 
     /// Records the value of an option that the caller parses itself.
-    pub fn record(&self, name: &str, value: &impl Debug) {
+    pub(super) fn record(&self, name: &str, value: &impl Debug) {
         let mut setting = Setting::unwritten(value);
         // A value that `Debug` hides is a secret and must not be shown.
         if let Some(written) = self.written_words(name).filter(|_| !setting.meant.contains("***")) {

@@ -43,7 +43,7 @@ use crate::store::Store;
 
 /// What the operator may choose about the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where it listens. Elsewhere than on loopback it needs `tokens`, or callers with
     /// certificates.
     pub address: SocketAddr,
@@ -77,7 +77,7 @@ impl Default for Settings {
 }
 
 /// What the API answers from.
-pub struct Admin {
+pub(crate) struct Admin {
     /// Where purges go.
     pub bus: Bus,
     /// `None`: plain HTTP.
@@ -107,7 +107,7 @@ pub struct Admin {
 
 impl Admin {
     /// Answers connections until the runtime ends.
-    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let place = places.clone().acquire_owned().await;
@@ -401,7 +401,7 @@ pub const CALLS: &[(&str, Method)] = &[
 /// What the bodies of calls may take up together, in KiB: a call of 4 MiB takes ten times that
 /// until what it orders is on disk.
 #[derive(Debug)]
-pub struct BodyBudget(Arc<Semaphore>);
+pub(crate) struct BodyBudget(Arc<Semaphore>);
 
 impl Default for BodyBudget {
     fn default() -> Self {

@@ -16,7 +16,7 @@ use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 
 /// Where audit lines go.
-pub struct Audit {
+pub(crate) struct Audit {
     path: Option<PathBuf>,
     refusals: Rate,
     recorder: Recorder,
@@ -37,13 +37,13 @@ pub(super) struct RefusedCall<'a> {
 
 impl Audit {
     /// Into a file, or, without one, into the error log.
-    pub fn new(path: Option<PathBuf>, recorder: Recorder, clock: Clock) -> Self {
+    pub(crate) fn new(path: Option<PathBuf>, recorder: Recorder, clock: Clock) -> Self {
         let now = clock.instant();
         Self { path, refusals: Rate::new(REFUSALS_PER_SECOND, now), recorder, clock }
     }
 
     /// Writes a line. A purge is not undone because it can't be written; that is said loudly.
-    pub async fn write(&self, line: Value) {
+    pub(crate) async fn write(&self, line: Value) {
         let Some(path) = self.path.clone() else {
             tracing::info!(target: "audit", "{line}");
             return;

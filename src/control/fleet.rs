@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 /// What a node calls itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeIdentity {
+pub(crate) struct NodeIdentity {
     /// Its name, in receipts; no two nodes of a fleet may share one.
     pub name: String,
     /// Where it is.
@@ -17,11 +17,11 @@ pub struct NodeIdentity {
 }
 
 /// A place in the purge stream: epoch and number.
-pub type StreamPlace = (String, u64);
+pub(crate) type StreamPlace = (String, u64);
 
 /// A node of the fleet, as of the last heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FleetMember {
+pub(crate) struct FleetMember {
     /// Where it is.
     pub region: String,
     /// When it was heard by Redis.
@@ -54,7 +54,7 @@ pub(super) struct Heartbeat {
 
 impl Heartbeat {
     /// As it is kept in Redis: a JSON object.
-    pub fn to_text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         json!({
             "region": self.region,
             "instance": self.instance,
@@ -67,7 +67,7 @@ impl Heartbeat {
 
     /// What was kept. A field that is missing or of another type, as another version may write it,
     /// reads as its default.
-    pub fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let fields: Value = serde_json::from_str(text).unwrap_or_default();
         let string = |field: &str| fields[field].as_str().map(str::to_owned);
         Self {
@@ -129,13 +129,13 @@ pub(super) struct TwinWatch {
 
 impl TwinWatch {
     /// Whether there is a twin.
-    pub fn is_there(&self) -> bool {
+    pub(super) fn is_there(&self) -> bool {
         self.until.is_some()
     }
 
     /// Takes in the heartbeat that stood under this node's name before its own. A twin counts for
     /// `kept`. True when the answer of [`Self::is_there`] has changed.
-    pub fn note(
+    pub(super) fn note(
         &mut self,
         before: &Heartbeat,
         instance: &str,
@@ -163,7 +163,7 @@ impl AbsentNodes {
     /// The nodes that are no longer members: not heard for `kept` by Redis' clock, and not for
     /// `patience` by this node's own clock since it noticed that. Redis' clock alone may jump, and
     /// then all nodes look absent.
-    pub fn gone(
+    pub(super) fn gone(
         &mut self,
         heard: &[HeardNode],
         kept: Duration,

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// What a caller did wrong, or what the node can't do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// The status to answer with.
     pub status: StatusCode,
     /// What was wrong, with the value and what was expected.
@@ -22,12 +22,12 @@ pub struct Problem {
 
 impl Problem {
     /// A problem with the caller's input: 400.
-    pub fn bad_request(detail: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, detail: detail.into() }
     }
 
     /// A problem with any status.
-    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into() }
     }
 
@@ -37,7 +37,7 @@ impl Problem {
     }
 
     /// The response, `application/problem+json`.
-    pub fn response(&self) -> Response<Full<Bytes>> {
+    pub(crate) fn response(&self) -> Response<Full<Bytes>> {
         let body = serde_json::json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("Error"),

@@ -1,23 +1,22 @@
 //! Beside the path, never on it: the admin API and the purge bus. A hit never waits for
 //! anything in here.
 
-pub mod admin;
-pub mod audit;
-pub mod bus;
+pub(crate) mod admin;
+pub(crate) mod audit;
+pub(crate) mod bus;
 mod dashboard;
-pub mod fleet;
+pub(crate) mod fleet;
 mod host;
-pub mod http;
-pub mod node_actions;
-pub mod prefetch;
+pub(crate) mod http;
+pub(crate) mod node_actions;
+pub(crate) mod prefetch;
 mod prefetch_calls;
 mod purge_calls;
-pub mod purge_order;
-pub mod rate;
-pub mod refresh;
+pub(crate) mod purge_order;
+pub(crate) mod rate;
+pub(crate) mod refresh;
 mod sitemap;
-pub mod tls;
-pub mod tokens;
+pub(crate) mod tls;
+pub(crate) mod tokens;
 
-pub use admin::{Admin, CALLS};
-pub use bus::Bus;
+pub use admin::CALLS;

@@ -12,10 +12,10 @@ use super::purge_order::Names;
 use super::refresh::Refresh;
 
 /// What a [`NodeActions`] method promises.
-pub type Coming<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(crate) type Coming<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a caller may ask of the node as a whole.
-pub trait NodeActions: Names + Send + Sync + 'static {
+pub(crate) trait NodeActions: Names + Send + Sync + 'static {
     /// `None` while the node serves; otherwise why it doesn't.
     fn not_ready(&self) -> Option<&'static str>;
     /// Reads the configuration anew; the lines say what changed, or what was wrong.

@@ -16,7 +16,7 @@ use super::refresh::{PrefetchOutcome, Refresh};
 use crate::metrics::{Metric, Metrics, Recorder};
 
 /// The queue of what is to be fetched.
-pub struct Prefetcher {
+pub(crate) struct Prefetcher {
     queue: mpsc::Sender<Box<str>>,
     pub(super) queue_max: usize,
     calls: Semaphore,
@@ -26,7 +26,7 @@ pub struct Prefetcher {
 
 /// How fast, and how much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Requests begun a second.
     pub per_second: u32,
     /// URLs that may wait. Beyond, they are refused, and counted.
@@ -41,7 +41,7 @@ impl Default for Settings {
 
 impl Prefetcher {
     /// Fetches on `background` what is queued, and what `refreshes` ask for.
-    pub fn start(
+    pub(crate) fn start(
         settings: Settings,
         node: Arc<dyn NodeActions>,
         metrics: &Arc<Metrics>,

@@ -43,7 +43,7 @@ impl Admin {
     ///
     /// # Errors
     /// As for `POST /purge`.
-    pub async fn purge_by_method(
+    pub(crate) async fn purge_by_method(
         &self,
         order: PurgeOrder,
         client: IpAddr,

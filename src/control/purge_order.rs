@@ -9,7 +9,7 @@ use crate::cache::{PurgeKind, PurgeScope};
 
 /// A purge as the caller ordered it, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PurgeOrder {
+pub(crate) struct PurgeOrder {
     /// What it covers; at least one, at most [`SCOPES_MAX`].
     pub scopes: Vec<PurgeScope>,
     /// Soft marks stale, hard removes.
@@ -21,13 +21,13 @@ pub struct PurgeOrder {
 }
 
 /// The most URLs or tags of one call.
-pub const SCOPES_MAX: usize = 10_000;
+pub(crate) const SCOPES_MAX: usize = 10_000;
 /// The longest reason, in characters.
-pub const REASON_CHARS_MAX: usize = 1024;
+pub(crate) const REASON_CHARS_MAX: usize = 1024;
 /// The most that is fetched again.
-pub const REFRESH_MAX: usize = 10_000;
+pub(crate) const REFRESH_MAX: usize = 10_000;
 /// The longest tag, prefix or URL, in bytes.
-pub const SCOPE_BYTES_MAX: usize = 8192;
+pub(crate) const SCOPE_BYTES_MAX: usize = 8192;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,7 +54,7 @@ struct Written {
 }
 
 /// What the node knows of the names in a purge.
-pub trait Names {
+pub(crate) trait Names {
     /// A URL as it is written in keys: the routing's own normalisation.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl PurgeOrder {
     ///
     /// # Errors
     /// 400: it is longer than [`SCOPE_BYTES_MAX`].
-    pub fn by_method(url_key: &str) -> Result<Self, Problem> {
+    pub(crate) fn by_method(url_key: &str) -> Result<Self, Problem> {
         Ok(Self {
             scopes: both_schemes(&checked("url", url_key)?).map(PurgeScope::Url).into(),
             kind: PurgeKind::Hard,
@@ -87,7 +87,7 @@ impl PurgeOrder {
     /// # Errors
     /// Not JSON, unknown fields, nothing to purge, too much of it, URLs that aren't absolute,
     /// or aren't of this node, sites that it doesn't have: a [`Problem`] that says which.
-    pub fn parse(body: &[u8], names: &dyn Names) -> Result<Self, Problem> {
+    pub(crate) fn parse(body: &[u8], names: &dyn Names) -> Result<Self, Problem> {
         let written: Written = from_json_object(body)
             .map_err(|why| Problem::bad_request(format!("the body is not a purge: {why}")))?;
         let mut scopes = Vec::new();

@@ -6,7 +6,7 @@ use std::time::Instant;
 /// A token bucket that holds the tokens of one second, and is full at the start: as many calls may
 /// come at once.
 #[derive(Debug)]
-pub struct Rate {
+pub(crate) struct Rate {
     per_second: u32,
     bucket: Mutex<Bucket>,
 }
@@ -19,7 +19,7 @@ struct Bucket {
 
 impl Rate {
     /// A full bucket.
-    pub fn new(per_second: u32, now: Instant) -> Self {
+    pub(crate) fn new(per_second: u32, now: Instant) -> Self {
         let bucket = Bucket { tokens: per_second.into(), filled_at: now };
         Self { per_second, bucket: Mutex::new(bucket) }
     }

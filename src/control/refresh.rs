@@ -3,7 +3,7 @@
 
 /// What is to be fetched again after a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refresh {
+pub(crate) struct Refresh {
     /// The most URLs.
     pub count: usize,
     /// Only these. `None`: whatever the purge has covered.

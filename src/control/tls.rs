@@ -19,7 +19,7 @@ use crate::stamp::Stamp;
 
 /// Where the certificates are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The node's certificate, PEM, with its chain.
     pub certificate: PathBuf,
     /// Its key, PEM.
@@ -29,7 +29,7 @@ pub struct Settings {
 }
 
 /// What handshakes are made with; follows its files.
-pub struct AdminTls {
+pub(crate) struct AdminTls {
     settings: Settings,
     current: Mutex<(Arc<ServerConfig>, Vec<Option<Stamp>>)>,
 }
@@ -39,7 +39,7 @@ impl AdminTls {
     ///
     /// # Errors
     /// `FILE: why`.
-    pub fn load(settings: &Settings) -> Result<Self, String> {
+    pub(crate) fn load(settings: &Settings) -> Result<Self, String> {
         let current = Mutex::new((settings.server_config()?, settings.stamps()));
         Ok(Self { settings: settings.clone(), current })
     }
@@ -48,7 +48,7 @@ impl AdminTls {
     ///
     /// # Errors
     /// The old ones stay. A bad file is tried again when it changes.
-    pub fn keep_current(&self) -> Result<bool, String> {
+    pub(crate) fn keep_current(&self) -> Result<bool, String> {
         let stamps = self.settings.stamps();
         let mut current = self.lock();
         if current.1 == stamps {
@@ -60,7 +60,7 @@ impl AdminTls {
     }
 
     /// Whether callers are asked for certificates.
-    pub fn knows_callers(&self) -> bool {
+    pub(crate) fn knows_callers(&self) -> bool {
         self.settings.client_ca.is_some()
     }
 
@@ -105,7 +105,7 @@ impl Settings {
     }
 
     /// What is wrong with the files: the option, and why. All of it at once.
-    pub fn file_mistakes(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn file_mistakes(&self) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
         if let Some(Err(why)) = self.client_ca.as_deref().map(certificates) {
             mistakes.push(("client_ca", why));

@@ -21,7 +21,7 @@ use crate::stamp::Stamp;
 
 /// What a caller may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub(crate) enum Leave {
     /// Everything.
     All,
     /// Look, not touch.
@@ -32,7 +32,7 @@ pub enum Leave {
 
 /// What the connection says of a caller.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// The other end.
     pub address: SocketAddr,
     /// The names in its certificate, if it has shown one that is to be believed.
@@ -41,7 +41,7 @@ pub struct Peer {
 
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// The token's name; `local` without tokens.
     pub name: String,
     /// Where from.
@@ -52,7 +52,7 @@ pub struct Caller {
 
 /// The tokens of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tokens(Vec<Token>);
+pub(crate) struct Tokens(Vec<Token>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Token {
@@ -71,7 +71,7 @@ enum Shows {
 
 /// The tokens that a file has now.
 #[derive(Debug)]
-pub struct TokenFile {
+pub(crate) struct TokenFile {
     path: PathBuf,
     current: Mutex<(Arc<Tokens>, Option<Stamp>)>,
 }
@@ -81,7 +81,7 @@ impl TokenFile {
     ///
     /// # Errors
     /// As for [`Tokens::load`].
-    pub fn load(path: &Path) -> Result<Self, String> {
+    pub(crate) fn load(path: &Path) -> Result<Self, String> {
         let stamp = Stamp::of(path);
         let current = Mutex::new((Arc::new(Tokens::load(path)?), stamp));
         Ok(Self { path: path.to_owned(), current })
@@ -91,7 +91,7 @@ impl TokenFile {
     ///
     /// # Errors
     /// The old tokens stay. A bad file is tried again when it changes.
-    pub fn keep_current(&self) -> Result<bool, String> {
+    pub(crate) fn keep_current(&self) -> Result<bool, String> {
         let stamp = Stamp::of(&self.path);
         let mut current = self.lock();
         if current.1 == stamp {
@@ -103,7 +103,7 @@ impl TokenFile {
     }
 
     /// The tokens of now.
-    pub fn tokens(&self) -> Arc<Tokens> {
+    pub(crate) fn tokens(&self) -> Arc<Tokens> {
         self.lock().0.clone()
     }
 
@@ -117,7 +117,7 @@ impl Tokens {
     ///
     /// # Errors
     /// It can't be read, or a line is not a token: `FILE:LINE: why`.
-    pub fn load(path: &Path) -> Result<Self, String> {
+    pub(crate) fn load(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         let text = std::fs::read_to_string(path)
             .map_err(|error| format!("cannot read {shown}: {error}"))?;
@@ -143,7 +143,7 @@ impl Tokens {
     }
 
     /// Whether a certificate is enough for somebody.
-    pub fn name_certificates(&self) -> bool {
+    pub(crate) fn name_certificates(&self) -> bool {
         self.0.iter().any(|token| matches!(token.shows, Shows::Certificate(_)))
     }
 
@@ -151,7 +151,7 @@ impl Tokens {
     ///
     /// # Errors
     /// 401 with what was expected.
-    pub fn caller(&self, headers: &HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
+    pub(crate) fn caller(&self, headers: &HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
         let token = match self.by_certificate(&peer.names) {
             Some(token) => token,
             None => self.by_secret(headers)?,
@@ -190,7 +190,7 @@ impl Tokens {
 
 impl Caller {
     /// A caller where no tokens are asked for: everything is allowed, on loopback alone.
-    pub fn local(address: SocketAddr) -> Self {
+    pub(crate) fn local(address: SocketAddr) -> Self {
         Self { name: "local".to_owned(), address, leave: Leave::All }
     }
 
@@ -198,7 +198,7 @@ impl Caller {
     ///
     /// # Errors
     /// 401: it has shown none.
-    pub fn certified(peer: &Peer) -> Result<Self, Problem> {
+    pub(crate) fn certified(peer: &Peer) -> Result<Self, Problem> {
         let name = peer.names.first().ok_or_else(|| {
             unauthorised("a client certificate signed by admin.tls.client_ca is required")
         })?;
@@ -206,7 +206,7 @@ impl Caller {
     }
 
     /// 403 with the reason in `what`.
-    pub fn refused(&self, what: &str) -> Problem {
+    pub(crate) fn refused(&self, what: &str) -> Problem {
         let may = match &self.leave {
             Leave::All => "everything".to_owned(),
             Leave::Read => "read".to_owned(),

@@ -8,7 +8,7 @@ use super::{FieldSection, Fields, FieldsMut, Known, KnownSet, Line, Walk, push_l
 /// are not copied, without those that were taken out; and behind them lines of its own. Few
 /// lines are walked through faster than a map is made and thrown away.
 #[derive(Clone, Default)]
-pub struct FieldLines {
+pub(crate) struct FieldLines {
     stored: FieldSection,
     /// A bit for each line of `stored` that was taken out, the first in the lowest.
     out: u64,
@@ -19,25 +19,25 @@ pub struct FieldLines {
 
 impl FieldLines {
     /// What was stored, with room for lines of its own.
-    pub fn of(stored: &FieldSection) -> Self {
+    pub(crate) fn of(stored: &FieldSection) -> Self {
         let known = stored.known();
         Self { stored: stored.clone(), out: 0, own: Vec::with_capacity(OWN_BYTES), known }
     }
 
     /// Whether there is a line of such a name.
-    pub fn has(&self, known: Known) -> bool {
+    pub(crate) fn has(&self, known: Known) -> bool {
         self.known.has(known)
     }
 
     /// The value of the last line of such a name.
-    pub fn last(&self, known: Known) -> Option<&[u8]> {
+    pub(crate) fn last(&self, known: Known) -> Option<&[u8]> {
         let lines = self.has(known).then(|| self.walk().filter(|line| line.known() == known));
         lines?.last().map(|line| line.value())
     }
 
     /// Every line.
     #[inline]
-    pub fn walk(&self) -> impl Iterator<Item = Line<'_>> {
+    pub(crate) fn walk(&self) -> impl Iterator<Item = Line<'_>> {
         self.kept().chain(Walk { rest: &self.own })
     }
 
@@ -53,7 +53,7 @@ impl FieldLines {
     }
 
     /// Adds a line with a number.
-    pub fn append_number(&mut self, name: &HeaderName, number: u64) {
+    pub(crate) fn append_number(&mut self, name: &HeaderName, number: u64) {
         let mut digits = itoa::Buffer::new();
         let digits = digits.format(number).as_bytes();
         self.push(name, |text| text.extend_from_slice(digits));
@@ -61,7 +61,7 @@ impl FieldLines {
 
     /// Adds a line with what `write` puts at the end of the bytes it is given, which it knows to
     /// be a field value.
-    pub fn append_text(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn append_text(&mut self, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
         self.push(name, |text| {
             let start = text.len();
             write(text);
@@ -74,13 +74,13 @@ impl FieldLines {
     }
 
     /// Puts a line with a number in the place of all of its name.
-    pub fn set_number(&mut self, name: &HeaderName, number: u64) {
+    pub(crate) fn set_number(&mut self, name: &HeaderName, number: u64) {
         self.remove(name);
         self.append_number(name, number);
     }
 
     /// Takes out all lines of these names.
-    pub fn remove_all(&mut self, names: &[HeaderName]) {
+    pub(crate) fn remove_all(&mut self, names: &[HeaderName]) {
         let is_one = |line: &Line<'_>| names.iter().any(|name| line.name().is(name));
         let found = self.stored.walk().enumerate().filter(|(_, line)| is_one(line));
         let mut out = self.out;
@@ -98,7 +98,7 @@ impl FieldLines {
     }
 
     /// As a map, for who needs one.
-    pub fn to_map(&self) -> HeaderMap {
+    pub(crate) fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.walk().count() + 2);
         for line in self.kept() {
             map.append(line.name().to_name(), self.stored.field_value(line.value()));

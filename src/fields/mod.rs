@@ -16,13 +16,13 @@ mod section;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use lines::FieldLines;
-pub use section::FieldSection;
+pub(crate) use lines::FieldLines;
+pub(crate) use section::FieldSection;
 
 use names::{Listed, Number};
 
 /// What rules read of a field section, be it stored or on its way.
-pub trait Fields {
+pub(crate) trait Fields {
     /// The first line of this name.
     fn get(&self, name: &HeaderName) -> Option<&[u8]> {
         self.lines(name).next()
@@ -38,7 +38,7 @@ pub trait Fields {
 }
 
 /// What rules change in a field section on its way.
-pub trait FieldsMut: Fields {
+pub(crate) trait FieldsMut: Fields {
     /// Takes out all lines of this name.
     fn remove(&mut self, name: &HeaderName);
 
@@ -74,7 +74,7 @@ impl FieldsMut for HeaderMap {
 
 /// One line.
 #[derive(Clone, Copy)]
-pub struct Line<'a> {
+pub(crate) struct Line<'a> {
     number: Number,
     /// How long the name is that stands in it.
     name: usize,
@@ -85,7 +85,7 @@ pub struct Line<'a> {
 impl<'a> Line<'a> {
     /// Its name.
     #[inline]
-    pub fn name(&self) -> Name<'a> {
+    pub(crate) fn name(&self) -> Name<'a> {
         match self.number.listed() {
             Some(listed) => Name::Listed(listed),
             None => Name::Text(&self.text[..self.name]),
@@ -94,13 +94,13 @@ impl<'a> Line<'a> {
 
     /// Which of those it is that every answer is asked about.
     #[inline]
-    pub fn known(&self) -> Known {
+    pub(crate) fn known(&self) -> Known {
         self.number.known()
     }
 
     /// Its value.
     #[inline]
-    pub fn value(&self) -> &'a [u8] {
+    pub(crate) fn value(&self) -> &'a [u8] {
         if self.number.is_listed() {
             return self.text;
         }
@@ -110,7 +110,7 @@ impl<'a> Line<'a> {
     /// Puts it behind what is there, as HTTP/1.1 writes it (RFC 9112 §5): `name: value` and the end
     /// of the line.
     #[inline]
-    pub fn write(&self, bytes: &mut Vec<u8>) {
+    pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
         match self.number.listed() {
             Some(listed) => {
                 bytes.extend_from_slice(&listed.start);
@@ -126,7 +126,7 @@ impl<'a> Line<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(missing_docs, reason = "they are named as in RFC 9110 and RFC 9111")]
-pub enum Known {
+pub(crate) enum Known {
     CacheControl,
     Connection,
     ContentEncoding,
@@ -200,7 +200,7 @@ impl<'a> FromIterator<Line<'a>> for KnownSet {
 
 /// The name of a line.
 #[derive(Clone, Copy)]
-pub enum Name<'a> {
+pub(crate) enum Name<'a> {
     /// One that the table has.
     Listed(&'static Listed),
     /// Lower case.
@@ -210,7 +210,7 @@ pub enum Name<'a> {
 impl<'a> Name<'a> {
     /// Whether it is this one.
     #[inline]
-    pub fn is(self, name: &HeaderName) -> bool {
+    pub(crate) fn is(self, name: &HeaderName) -> bool {
         match self {
             Self::Listed(ours) => ours.name == name,
             Self::Text(ours) => *ours == *name.as_str().as_bytes(),
@@ -219,7 +219,7 @@ impl<'a> Name<'a> {
 
     /// Lower case.
     #[inline]
-    pub fn as_bytes(self) -> &'a [u8] {
+    pub(crate) fn as_bytes(self) -> &'a [u8] {
         match self {
             Self::Listed(listed) => listed.name.as_str().as_bytes(),
             Self::Text(text) => text,
@@ -284,7 +284,7 @@ fn start_of(number: Number, name: usize, text: usize) -> [u8; START_BYTES] {
 
 /// The members of one line of a list field that has no quoted strings, without the whitespace
 /// around them (RFC 9110 §5.6.1).
-pub fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     let member = move || {
         let line = rest?;
@@ -297,7 +297,7 @@ pub fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Whether a `Content-Type` is that of a gRPC call, with whatever its messages are coded in
 /// (`application/grpc+proto`).
-pub fn is_grpc(content_type: &[u8]) -> bool {
+pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     let media_type = content_type.get(..GRPC.len());
     media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case(GRPC))
@@ -305,7 +305,7 @@ pub fn is_grpc(content_type: &[u8]) -> bool {
 }
 
 /// A number in decimal digits, as `Content-Length` has it.
-pub fn number(digits: &[u8]) -> Option<u64> {
+pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     let digit = |number: u64, byte: &u8| {
         let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
         number.checked_mul(10)?.checked_add(u64::from(digit))

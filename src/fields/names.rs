@@ -15,7 +15,7 @@ struct Names {
 }
 
 /// A name in the table.
-pub struct Listed {
+pub(crate) struct Listed {
     pub(super) name: HeaderName,
     /// What HTTP/1.1 writes before the value.
     pub(super) start: Box<[u8]>,

@@ -9,7 +9,7 @@ use super::{Fields, KnownSet, LINE_END, NAME_END, START_BYTES, Walk, push_line, 
 /// Field lines in the order in which they came. A line takes eight bytes and its value, where a
 /// [`HeaderMap`] takes 104 and its value; its values share the block's allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct FieldSection {
+pub(crate) struct FieldSection {
     /// Which known fields there are, in two bytes, then the lines; nothing if there is none. Only
     /// ever made by [`FieldSection::of`], of values that are ones.
     block: Bytes,
@@ -17,27 +17,27 @@ pub struct FieldSection {
 
 impl FieldSection {
     /// The number of lines.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.walk().count()
     }
 
     /// Whether there is no line.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.block.is_empty()
     }
 
     /// Every line: name and value.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.walk().map(|line| (line.name().as_str(), line.value()))
     }
 
     /// All lines of this name, without a copy.
-    pub fn values(&self, name: &HeaderName) -> impl Iterator<Item = HeaderValue> {
+    pub(crate) fn values(&self, name: &HeaderName) -> impl Iterator<Item = HeaderValue> {
         self.lines(name).map(|value| self.field_value(value))
     }
 
     /// As a map with room for `more` names.
-    pub fn to_map(&self, more: usize) -> HeaderMap {
+    pub(crate) fn to_map(&self, more: usize) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.len() + more);
         for line in self.walk() {
             map.append(line.name().to_name(), self.field_value(line.value()));
@@ -46,7 +46,7 @@ impl FieldSection {
     }
 
     /// Bytes that it holds in memory, apart from the section itself.
-    pub fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         if self.block.is_empty() { 0 } else { self.block.len() + SHARED_BYTES }
     }
 

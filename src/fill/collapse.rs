@@ -29,7 +29,7 @@ use crate::store::Store;
 
 /// All fills of a node. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Fills(Arc<Table>);
+pub(crate) struct Fills(Arc<Table>);
 
 #[derive(Debug)]
 struct Table {
@@ -49,7 +49,7 @@ struct Shard {
 
 /// What a request that needs upstream must do.
 #[derive(Debug)]
-pub enum Join {
+pub(crate) enum Join {
     /// Ask upstream, for all followers. Look into the store again first: a fill may have ended
     /// between the lookup and this call.
     Lead(Lead),
@@ -61,7 +61,7 @@ pub enum Join {
 
 /// Why a request is not collapsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Uncollapsed {
+pub(crate) enum Uncollapsed {
     /// The key's last response could not be stored (hit-for-miss).
     Uncacheable,
     /// [`Settings::fills_max`] is reached.
@@ -72,7 +72,7 @@ pub enum Uncollapsed {
 
 /// Why the response to one request alone is not stored though it is storable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotAdopted {
+pub(crate) enum NotAdopted {
     /// Another fill of the key is on its way.
     InFlight,
     /// [`Settings::fills_max`] is reached.
@@ -81,7 +81,12 @@ pub enum NotAdopted {
 
 impl Fills {
     /// No fills yet. `slice_bytes` is the store's.
-    pub fn new(settings: Settings, slice_bytes: u64, clock: Clock, recorder: Recorder) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        slice_bytes: u64,
+        clock: Clock,
+        recorder: Recorder,
+    ) -> Self {
         Self(Arc::new(Table {
             shards: std::array::from_fn(|_| Mutex::default()),
             count: AtomicUsize::new(0),
@@ -95,7 +100,7 @@ impl Fills {
     /// `sequence` reads the purge log's position, which the leader records in the response.
     /// `overtaken` says whether a purge after a position may cover the response. While its header
     /// section is unknown (`None`), any purge of a tag may.
-    pub fn join(
+    pub(crate) fn join(
         &self,
         key: KeyHash,
         sequence: impl FnOnce() -> PurgeSequence,
@@ -131,7 +136,7 @@ impl Fills {
     ///
     /// # Errors
     /// Why the response cannot be stored.
-    pub fn adopt(&self, key: KeyHash, sequence: PurgeSequence) -> Result<Lead, NotAdopted> {
+    pub(crate) fn adopt(&self, key: KeyHash, sequence: PurgeSequence) -> Result<Lead, NotAdopted> {
         let mut shard = self.0.shard(key);
         if shard.fills.contains_key(&key) {
             return Err(NotAdopted::InFlight);
@@ -148,7 +153,7 @@ impl Fills {
 
     /// The first range to request from upstream, in whole slices, if bytes from `start` to `end` of
     /// an unknown object are wanted.
-    pub fn first_asked(&self, start: u64, end: u64) -> Range<u64> {
+    pub(crate) fn first_asked(&self, start: u64, end: u64) -> Range<u64> {
         let Shared { settings, slice_bytes, .. } = &*self.0.shared;
         let start = if start < settings.whole_bytes_max { 0 } else { start };
         let wanted = start..end.max(settings.whole_bytes_max);
@@ -161,7 +166,7 @@ impl Fills {
     }
 
     /// The node's settings for fills.
-    pub fn recorder(&self) -> &Recorder {
+    pub(crate) fn recorder(&self) -> &Recorder {
         &self.0.shared.recorder
     }
 
@@ -254,7 +259,7 @@ impl Shard {
 /// The leader of a fill, which asks upstream for all followers. If it is dropped without a
 /// decision, the followers get [`FillFailure::Abandoned`].
 #[derive(Debug)]
-pub struct Lead {
+pub(crate) struct Lead {
     table: Arc<Table>,
     key: KeyHash,
     fill: Arc<Fill>,
@@ -264,24 +269,24 @@ pub struct Lead {
 
 impl Lead {
     /// The purge-log position for [`StoredResponse::stored_at_sequence`].
-    pub fn sequence(&self) -> PurgeSequence {
+    pub(crate) fn sequence(&self) -> PurgeSequence {
         self.fill.sequence
     }
 
     /// The leader's own client as a follower. While it exists, the fill continues.
-    pub fn follower(&self) -> Follower {
+    pub(crate) fn follower(&self) -> Follower {
         Follower(self.fill.interest_of_leader())
     }
 
     /// Lets the fill continue to its end without readers: for background refreshes.
-    pub fn to_the_end(mut self) -> Self {
+    pub(crate) fn to_the_end(mut self) -> Self {
         self.to_the_end = true;
         self
     }
 
     /// The response cannot be shared: each follower asks upstream on its own, and so do later
     /// requests, for as long as the key is remembered.
-    pub fn release(mut self, remember_for: Option<Duration>) {
+    pub(crate) fn release(mut self, remember_for: Option<Duration>) {
         if let Some(remember_for) = remember_for {
             self.table.remember(self.key, remember_for);
         }
@@ -291,7 +296,7 @@ impl Lead {
     }
 
     /// Gives every follower the same failure.
-    pub fn fail(mut self, failure: FillFailure) {
+    pub(crate) fn fail(mut self, failure: FillFailure) {
         self.leave_table();
         self.decided = true;
         self.fill.fail(failure);
@@ -299,7 +304,7 @@ impl Lead {
 
     /// The stored response may be served: it was validated, or was already there. The store must
     /// have it before this call.
-    pub fn stored(mut self) {
+    pub(crate) fn stored(mut self) {
         self.leave_table();
         self.decided = true;
         self.fill.stored();
@@ -308,7 +313,7 @@ impl Lead {
     /// Gives `response` to the followers at once, and moves `body` to them and into `store` until
     /// its end. Await it in its own task. New requests find the fill until the lead is dropped,
     /// which leaves time to add the variant to its list.
-    pub async fn fill(
+    pub(crate) async fn fill(
         &mut self,
         store: &Store,
         response: Arc<StoredResponse>,
@@ -335,11 +340,11 @@ impl Drop for Lead {
 
 /// A request that waits for the outcome of a [`Lead`]. It keeps the fill alive until then.
 #[derive(Debug)]
-pub struct Follower(Interest);
+pub(crate) struct Follower(Interest);
 
 impl Follower {
     /// Waits for the outcome. Cancel-safe: the caller sets the deadline and may call it again.
-    pub async fn outcome(&self) -> Outcome {
+    pub(crate) async fn outcome(&self) -> Outcome {
         let outcome = self.0.fill().outcome().await;
         self.0.end();
         outcome
@@ -348,7 +353,7 @@ impl Follower {
 
 /// The outcome of a leader's exchange with upstream.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// A response for all followers, whose body is being fetched. The caller checks that it matches
     /// its own request (`Vary`, freshness), as with a stored response.
     Filling(Filling),
@@ -362,7 +367,7 @@ pub enum Outcome {
 
 /// Why there is no response; shared by all followers.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum FillFailure {
+pub(crate) enum FillFailure {
     /// The exchange with upstream failed: a [`crate::upstream::Unanswered`], or why its response is none.
     #[error("the collapsed upstream request failed")]
     Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),

@@ -17,11 +17,11 @@
 //! released. Dropping a `Lead` or a pump makes the transition to `Failed` or `Broken`, so that no
 //! follower waits for a task that is gone.
 
-pub mod collapse;
-pub mod parts; // a range of what is stored in part
+pub(crate) mod collapse;
+pub(crate) mod parts; // a range of what is stored in part
 mod pump; // moves an upstream body into its fill
 mod reader; // one client's reading of a fill
-pub mod slices; // ranges of what is not stored, pure
+pub(crate) mod slices; // ranges of what is not stored, pure
 mod window; // the bytes of a fill that are in memory
 
 use std::ops::Range;
@@ -41,12 +41,12 @@ use crate::cache::{PurgeSequence, StoredResponse};
 use crate::metrics::{Metric, Recorder};
 use crate::store::{Head, ObjectId, Store};
 
-pub use self::pump::{FillEnd, Filled};
-pub use self::reader::FillReader;
+pub(crate) use self::pump::{FillEnd, Filled};
+pub(crate) use self::reader::FillReader;
 
 /// Limits of fills.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// How far a fill may run ahead of its fastest reader, and how many bytes it keeps in memory
     /// for slower readers. At least two slices.
     pub window_bytes: u64,
@@ -101,12 +101,12 @@ struct Shared {
 }
 
 impl Shared {
-    pub fn new(settings: Settings, slice_bytes: u64, recorder: Recorder) -> Self {
+    pub(crate) fn new(settings: Settings, slice_bytes: u64, recorder: Recorder) -> Self {
         Self { settings, slice_bytes, recorder, held: AtomicU64::new(0) }
     }
 
     /// The current maximum window of a fill.
-    pub fn window_bytes(&self) -> u64 {
+    pub(crate) fn window_bytes(&self) -> u64 {
         let least = 2 * self.slice_bytes;
         if self.held.load(Ordering::Relaxed) >= self.settings.windows_bytes_total {
             return least;
@@ -114,12 +114,12 @@ impl Shared {
         self.settings.window_bytes.max(least)
     }
 
-    pub fn hold(&self, bytes: u64) {
+    pub(crate) fn hold(&self, bytes: u64) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
         self.recorder.add(Metric::FillWindowBytes, bytes);
     }
 
-    pub fn let_go(&self, bytes: u64) {
+    pub(crate) fn let_go(&self, bytes: u64) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
         self.recorder.subtract(Metric::FillWindowBytes, bytes);
     }
@@ -181,12 +181,12 @@ impl State {
     }
 
     /// Number of readers, present and expected.
-    pub fn interested(&self) -> usize {
+    pub(crate) fn interested(&self) -> usize {
         self.expected + self.readers.count()
     }
 
     /// Offset of the slowest reader that has not fallen behind the window.
-    pub fn slowest(&self) -> Option<u64> {
+    pub(crate) fn slowest(&self) -> Option<u64> {
         if self.expected > 0 && self.window.start() == 0 {
             return Some(0);
         }
@@ -194,14 +194,14 @@ impl State {
     }
 
     /// Bytes from this offset on are kept for readers, whatever the size of the window.
-    pub fn held_back_at(&self) -> u64 {
+    pub(crate) fn held_back_at(&self) -> u64 {
         let not_reading_yet = if self.expected > 0 { 0 } else { u64::MAX };
         self.readers.fastest.unwrap_or(not_reading_yet)
     }
 }
 
 impl Fill {
-    pub fn new(shared: Arc<Shared>, sequence: PurgeSequence) -> Arc<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, sequence: PurgeSequence) -> Arc<Self> {
         shared.recorder.add(Metric::Fills, 1);
         let state = State {
             outcome: None,
@@ -222,12 +222,12 @@ impl Fill {
         })
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finishes a change of `state` that removed a reader.
-    pub fn unlock_after_leaving(&self, state: MutexGuard<'_, State>) {
+    pub(crate) fn unlock_after_leaving(&self, state: MutexGuard<'_, State>) {
         let nobody_left = state.interested() == 0;
         self.unlock_and_nudge(state);
         if nobody_left {
@@ -236,7 +236,7 @@ impl Fill {
     }
 
     /// Finishes a change of `state` that may have freed space: wakes the pump if it waits.
-    pub fn unlock_and_nudge(&self, mut state: MutexGuard<'_, State>) {
+    pub(crate) fn unlock_and_nudge(&self, mut state: MutexGuard<'_, State>) {
         let pump_waits = std::mem::take(&mut state.pump_waits);
         drop(state);
         if pump_waits {
@@ -245,7 +245,7 @@ impl Fill {
     }
 
     /// The response, once upstream has sent its header section and it is being stored.
-    pub fn response(&self) -> Option<Arc<StoredResponse>> {
+    pub(crate) fn response(&self) -> Option<Arc<StoredResponse>> {
         match &self.lock().outcome {
             Some(Decided::Filling(response)) => Some(response.clone()),
             _ => None,
@@ -253,7 +253,7 @@ impl Fill {
     }
 
     /// Adds a follower. `None` if the fill has no response for a new follower.
-    pub fn interest(self: &Arc<Self>) -> Result<Interest, NotJoinable> {
+    pub(crate) fn interest(self: &Arc<Self>) -> Result<Interest, NotJoinable> {
         let mut state = self.lock();
         let open = match state.outcome {
             None => true,
@@ -270,12 +270,12 @@ impl Fill {
     }
 
     /// The leader's own client may always follow, whatever the limits.
-    pub fn interest_of_leader(self: &Arc<Self>) -> Interest {
+    pub(crate) fn interest_of_leader(self: &Arc<Self>) -> Interest {
         Interest::new(self, &mut self.lock())
     }
 
     /// Waits until the fill leaves `Asking`. Cancel-safe.
-    pub async fn outcome(self: &Arc<Self>) -> Outcome {
+    pub(crate) async fn outcome(self: &Arc<Self>) -> Outcome {
         loop {
             let decided = self.decided.notified();
             tokio::pin!(decided);
@@ -299,15 +299,15 @@ impl Fill {
         })
     }
 
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.decide(Decided::Released);
     }
 
-    pub fn fail(&self, failure: FillFailure) {
+    pub(crate) fn fail(&self, failure: FillFailure) {
         self.decide(Decided::Failed(failure));
     }
 
-    pub fn stored(&self) {
+    pub(crate) fn stored(&self) {
         self.decide(Decided::Stored);
     }
 
@@ -320,7 +320,7 @@ impl Fill {
     }
 
     /// Moves `body` into the window, and complete slices into the store, until its end.
-    pub async fn run(
+    pub(crate) async fn run(
         self: &Arc<Self>,
         store: &Store,
         response: Arc<StoredResponse>,
@@ -368,12 +368,12 @@ impl Interest {
         Self { fill: fill.clone(), counts: AtomicBool::new(true) }
     }
 
-    pub fn fill(&self) -> &Arc<Fill> {
+    pub(crate) fn fill(&self) -> &Arc<Fill> {
         &self.fill
     }
 
     /// Stops counting, because a reader counts instead, or none does.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         if !self.counts.swap(false, Ordering::Relaxed) {
             return;
         }
@@ -392,39 +392,39 @@ impl Drop for Interest {
 /// A response whose body is being fetched. It keeps the fill alive until it is read or dropped,
 /// then its reader does. To read several ranges, create all readers before one is dropped.
 #[derive(Debug)]
-pub struct Filling {
+pub(crate) struct Filling {
     response: Arc<StoredResponse>,
     interest: Interest,
 }
 
 impl Filling {
     /// The head record of the response, as it will be stored.
-    pub fn response(&self) -> &Arc<StoredResponse> {
+    pub(crate) fn response(&self) -> &Arc<StoredResponse> {
         &self.response
     }
 
     /// The head record of its object, with which its slices can be read, and slices other than the
     /// next ones be stored. `None` if it is not stored in slices, or its length is unknown.
-    pub fn head(&self) -> Option<Arc<Head>> {
+    pub(crate) fn head(&self) -> Option<Arc<Head>> {
         let (store, object) = self.interest.fill().lock().slices.clone()?;
         store.head_to_be(&self.response, object)
     }
 
     /// Whether this byte is further than one sub-request beyond the bytes that have arrived.
-    pub fn is_far_from(&self, offset: u64) -> bool {
+    pub(crate) fn is_far_from(&self, offset: u64) -> bool {
         let fill = self.interest.fill();
         let come = fill.lock().window.end();
         offset > come.saturating_add(fill.shared.settings.range_request_bytes_max)
     }
 
     /// Reads the whole body from its first byte, with trailers.
-    pub fn read_all(&self) -> FillReader {
+    pub(crate) fn read_all(&self) -> FillReader {
         self.reader(0..u64::MAX, true)
     }
 
     /// Reads only the bytes of `range`, cut at the end of the body. If the length is unknown, the
     /// end is known only when it arrives.
-    pub fn read(&self, range: Range<u64>) -> FillReader {
+    pub(crate) fn read(&self, range: Range<u64>) -> FillReader {
         self.reader(range, false)
     }
 

@@ -40,14 +40,14 @@ use crate::upstream::Unanswered;
 
 /// Sends a sub-request for these bytes, bound to the object's validator with
 /// [`ask_for`](super::slices::ask_for).
-pub type Ask = Rc<dyn Fn(Range<u64>) -> Asking>;
+pub(crate) type Ask = Rc<dyn Fn(Range<u64>) -> Asking>;
 
 /// A sub-request on its way.
-pub type Asking = Pin<Box<dyn Future<Output = Result<Response<Body>, Box<Unanswered>>>>>;
+pub(crate) type Asking = Pin<Box<dyn Future<Output = Result<Response<Body>, Box<Unanswered>>>>>;
 
 /// An object that is stored in part.
 #[derive(Clone)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// Where its slices are and will be.
     pub store: Store,
     /// All fills of the node.
@@ -62,14 +62,14 @@ pub struct Parts {
 
 impl Parts {
     /// The parts of `head`; `None` when it has no strong validator to bind them to.
-    pub fn new(store: &Store, fills: &Fills, head: Arc<Head>, ask: Ask) -> Option<Self> {
+    pub(crate) fn new(store: &Store, fills: &Fills, head: Arc<Head>, ask: Ask) -> Option<Self> {
         let validator = Validator::of(&head.response.headers)?;
         Some(Self { store: store.clone(), fills: fills.clone(), head, validator, ask })
     }
 
     /// An answer that is in already: `body` has these bytes of the object. Who wants them from
     /// now on waits until it is read.
-    pub fn first(&self, bytes: Range<u64>, body: Body) -> First {
+    pub(crate) fn first(&self, bytes: Range<u64>, body: Body) -> First {
         let claim = match self.join(bytes.start) {
             Join::Lead(lead) => Some(lead),
             Join::Follow(_) | Join::Uncollapsed(_) => None,
@@ -83,7 +83,7 @@ impl Parts {
     ///
     /// # Errors
     /// Why it can't be had; nothing was promised yet.
-    pub async fn begin(&self, wanted: Range<u64>) -> Result<Option<First>, Refused> {
+    pub(crate) async fn begin(&self, wanted: Range<u64>) -> Result<Option<First>, Refused> {
         for _ in 0..TURNS_MAX {
             let Some(range) = self.first_gap(&wanted) else { return Ok(None) };
             match self.join(range.start) {
@@ -138,7 +138,7 @@ impl Parts {
 
     /// Reads `range`, with the help of an answer that is in already. If what is stored comes
     /// before it, it goes to the store meanwhile, and is read from there.
-    pub fn read(self, range: Range<u64>, first: Option<First>) -> PartsReader {
+    pub(crate) fn read(self, range: Range<u64>, first: Option<First>) -> PartsReader {
         let end = range.end.min(self.head.complete_length());
         let rest = range.start.min(end)..end;
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
@@ -206,7 +206,7 @@ impl Parts {
 }
 
 /// A part of an object that upstream is sending.
-pub struct First {
+pub(crate) struct First {
     bytes: Range<u64>,
     body: Body,
     /// Dropped with it, the others ask for themselves.
@@ -215,7 +215,7 @@ pub struct First {
 
 /// Why bytes can't be had from upstream.
 #[derive(Clone, Debug)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// The object changed at the origin. What was stored of it is dropped; a newer version that
     /// has taken its place stays.
     Changed,
@@ -225,7 +225,7 @@ pub enum Refused {
 
 /// A range of a [`Parts`] as one client reads it.
 #[derive(Debug)]
-pub struct PartsReader {
+pub(crate) struct PartsReader {
     pieces: mpsc::Receiver<Result<Bytes, BodyError>>,
     left: u64,
 }

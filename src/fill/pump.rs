@@ -16,7 +16,7 @@ use crate::store::{ObjectWriter, WriteError};
 
 /// The result of a fill.
 #[derive(Clone, Debug)]
-pub struct Filled {
+pub(crate) struct Filled {
     /// Body bytes received from upstream.
     pub bytes: u64,
     /// How it ended.
@@ -25,14 +25,14 @@ pub struct Filled {
 
 impl Filled {
     /// Whether the complete response is stored.
-    pub fn is_stored(&self) -> bool {
+    pub(crate) fn is_stored(&self) -> bool {
         matches!(self.end, FillEnd::Stored)
     }
 }
 
 /// How a fill ended.
 #[derive(Clone, Debug)]
-pub enum FillEnd {
+pub(crate) enum FillEnd {
     /// Complete and stored.
     Stored,
     /// Complete, but not stored, or not completely.
@@ -45,7 +45,7 @@ pub enum FillEnd {
 
 impl FillEnd {
     /// The label in logs and in the metric `fills_ended`.
-    pub fn as_str(&self) -> &'static str {
+    pub(crate) fn as_str(&self) -> &'static str {
         TABLE[Metric::FillsEnded as usize].label.1[self.label()]
     }
 
@@ -89,7 +89,7 @@ enum Next {
 }
 
 impl Pump {
-    pub fn new(
+    pub(super) fn new(
         fill: Arc<Fill>,
         body: Body,
         length: Option<u64>,
@@ -111,7 +111,7 @@ impl Pump {
     }
 
     /// Moves the body until its end, or until no reader wants it.
-    pub async fn run(mut self) -> Filled {
+    pub(super) async fn run(mut self) -> Filled {
         let end = match self.move_all().await {
             Moved::Whole => self.finish().await,
             Moved::Broken(why) => FillEnd::Broken(why),

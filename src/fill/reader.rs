@@ -16,7 +16,7 @@ use crate::metrics::Metric;
 use crate::store::{ObjectId, Store};
 
 /// The body of a fill as one client reads it, on any core.
-pub struct FillReader {
+pub(crate) struct FillReader {
     fill: Arc<Fill>,
     rest: Rest,
     /// Whether `rest.end` is the end, or only a bound.
@@ -241,7 +241,7 @@ impl Readers {
         }
     }
 
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
@@ -255,7 +255,7 @@ impl Readers {
     }
 
     /// Takes the wakers of all waiting readers. Call it under the lock; wake them after releasing it.
-    pub fn take_wakers(&mut self, into: &mut Vec<Waker>) {
+    pub(super) fn take_wakers(&mut self, into: &mut Vec<Waker>) {
         if self.waiting == 0 {
             return;
         }
@@ -263,7 +263,7 @@ impl Readers {
         into.extend(self.slots.iter_mut().flatten().filter_map(|place| place.waker.take()));
     }
 
-    pub fn cursors(&self) -> impl Iterator<Item = u64> {
+    pub(super) fn cursors(&self) -> impl Iterator<Item = u64> {
         self.slots.iter().flatten().map(|place| place.cursor)
     }
 }

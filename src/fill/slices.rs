@@ -25,7 +25,7 @@ use crate::fields::{Fields, number};
 
 /// Sizes of sub-requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// The store's.
     pub slice_bytes: u64,
     /// Maximum bytes of one sub-request; a multiple of `slice_bytes`.
@@ -34,7 +34,7 @@ pub struct Cut {
 
 /// The next step of reading a wanted range.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// These bytes are in the store.
     Stored(Range<u64>),
     /// Ask upstream for these bytes: whole slices (the object's last one may be shorter) that
@@ -46,7 +46,12 @@ pub enum Step {
 
 /// The next step for the remaining range `wanted`. `parts`: the stored ranges, sorted and disjoint;
 /// `length`: that of the complete object, if known.
-pub fn next_step(wanted: &Range<u64>, length: Option<u64>, parts: &[Range<u64>], cut: Cut) -> Step {
+pub(crate) fn next_step(
+    wanted: &Range<u64>,
+    length: Option<u64>,
+    parts: &[Range<u64>],
+    cut: Cut,
+) -> Step {
     let end = length.map_or(wanted.end, |length| wanted.end.min(length));
     if wanted.start >= end {
         return Step::Done;
@@ -64,7 +69,7 @@ pub fn next_step(wanted: &Range<u64>, length: Option<u64>, parts: &[Range<u64>],
 }
 
 /// The slices that `part` covers completely, as a range of bytes.
-pub fn whole_slices(part: &Range<u64>, length: Option<u64>, slice_bytes: u64) -> Range<u64> {
+pub(crate) fn whole_slices(part: &Range<u64>, length: Option<u64>, slice_bytes: u64) -> Range<u64> {
     let start = part.start.div_ceil(slice_bytes) * slice_bytes;
     let reaches_the_end = length == Some(part.end);
     let end = if reaches_the_end { part.end } else { part.end - part.end % slice_bytes };
@@ -73,7 +78,7 @@ pub fn whole_slices(part: &Range<u64>, length: Option<u64>, slice_bytes: u64) ->
 
 /// The strong validator that binds slices to one version of an object (RFC 9110 §8.8.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Validator {
+pub(crate) enum Validator {
     /// A strong entity tag, with its quotes.
     Tag(HeaderValue),
     /// A `Last-Modified` that was old enough when it was sent.
@@ -84,7 +89,7 @@ impl Validator {
     /// The strong validator of a response, if it has one. A date is strong if
     /// the response was made at least a minute later (RFC 9110 §8.8.2.2 requires that two changes
     /// within one second are excluded; a minute also covers small clock differences).
-    pub fn of(headers: &impl Fields) -> Option<Self> {
+    pub(crate) fn of(headers: &impl Fields) -> Option<Self> {
         if let Some(tag) = headers.get(&ETAG) {
             let strong = is_strong_tag(tag).then(|| HeaderValue::from_bytes(tag));
             return strong?.ok().map(Self::Tag);
@@ -96,7 +101,7 @@ impl Validator {
     }
 
     /// Whether a response with these fields is the version with this validator.
-    pub fn matches(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn matches(&self, headers: &HeaderMap) -> bool {
         match self {
             Self::Tag(tag) => headers.get(ETAG) == Some(tag),
             Self::Modified(date) => {
@@ -109,7 +114,7 @@ impl Validator {
 /// Turns a request's fields into a sub-request for a range of this version. The client's own
 /// conditions are removed, because the node evaluates them itself. With `If-Range`, the origin
 /// sends the complete object if it has changed, which [`judge`] distinguishes from a part.
-pub fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &mut HeaderMap) {
+pub(crate) fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &mut HeaderMap) {
     for condition in CONDITIONS {
         headers.remove(condition);
     }
@@ -121,7 +126,7 @@ pub fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &mut Head
 }
 
 /// As [`ask_for`], for the last `count` bytes of an object of unknown length.
-pub fn ask_for_last(count: u64, headers: &mut HeaderMap) {
+pub(crate) fn ask_for_last(count: u64, headers: &mut HeaderMap) {
     for condition in CONDITIONS {
         headers.remove(condition);
     }
@@ -131,7 +136,7 @@ pub fn ask_for_last(count: u64, headers: &mut HeaderMap) {
 
 /// The bytes that a 206 to [`ask_for_last`] has, and the length of the object. `None` unless it has
 /// all requested bytes and its fields are consistent.
-pub fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
+pub(crate) fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
     let ContentRange { bytes, complete_length } = content_range(headers)?;
     let (bytes, length) = (bytes?, complete_length?);
     match judge_part(&bytes, None, headers) {
@@ -144,13 +149,13 @@ pub fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> 
 
 /// Whether a request is conditional: then its response may be something other than the requested
 /// bytes.
-pub fn is_conditional(headers: &HeaderMap) -> bool {
+pub(crate) fn is_conditional(headers: &HeaderMap) -> bool {
     CONDITIONS.iter().any(|condition| headers.contains_key(condition))
 }
 
 /// How the response to a sub-request can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PartAnswer {
+pub(crate) enum PartAnswer {
     /// A part of the requested version, from the first requested byte on. It may be shorter than
     /// requested. Must not be stored unless its fields have a [`Validator`].
     Part {
@@ -178,7 +183,7 @@ pub enum PartAnswer {
 
 /// Judges a response by its status and fields. `bound` and `length` are those of the stored object,
 /// if any.
-pub fn judge(
+pub(crate) fn judge(
     asked: &Range<u64>,
     bound: Option<&Validator>,
     length: Option<u64>,

@@ -37,22 +37,22 @@ impl Piece {
 
 impl Window {
     /// Offset of the first byte in memory.
-    pub fn start(&self) -> u64 {
+    pub(super) fn start(&self) -> u64 {
         self.start
     }
 
     /// Number of bytes of the body that have arrived; the offset of the next one.
-    pub fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.end
     }
 
     /// Number of bytes in memory.
-    pub fn held(&self) -> u64 {
+    pub(super) fn held(&self) -> u64 {
         self.end - self.start
     }
 
     /// Appends the next bytes of the body.
-    pub fn push(&mut self, bytes: Bytes) {
+    pub(super) fn push(&mut self, bytes: Bytes) {
         if bytes.is_empty() {
             return;
         }
@@ -78,14 +78,14 @@ impl Window {
     }
 
     /// The bytes from `offset` to the end of the piece that holds it.
-    pub fn at(&self, offset: u64) -> Option<Bytes> {
+    pub(super) fn at(&self, offset: u64) -> Option<Bytes> {
         let index = self.pieces.partition_point(|piece| piece.end() <= offset);
         let piece = self.pieces.get(index).filter(|piece| piece.offset <= offset)?;
         Some(piece.bytes.slice((offset - piece.offset) as usize..))
     }
 
     /// Drops the pieces that end at or before `offset`.
-    pub fn drop_before(&mut self, offset: u64) {
+    pub(super) fn drop_before(&mut self, offset: u64) {
         while self.pieces.front().is_some_and(|piece| piece.end() <= offset) {
             self.pieces.pop_front();
         }

@@ -14,7 +14,7 @@ use super::upgrade::UpgradeProtocol;
 
 /// A rule's limits on who and what. Empty lists allow everything, but for `upgrade`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Only these networks, when not empty.
     pub allow_addresses: Vec<IpNet>,
     /// Never these networks; stronger than `allow_addresses`.
@@ -47,7 +47,7 @@ impl Default for Settings {
 }
 
 /// Lets the request in or says why not.
-pub fn admit(
+pub(crate) fn admit(
     settings: &Settings,
     client: IpAddr,
     country: Option<Country>,
@@ -79,7 +79,7 @@ pub fn admit(
 
 /// Which option of a rule a refusal of [`admit`] comes from, and which entry of its list. No entry:
 /// none of them matches.
-pub fn cause(
+pub(crate) fn cause(
     settings: &Settings,
     refusal: Refusal,
     client: Option<IpAddr>,
@@ -106,7 +106,7 @@ pub fn cause(
 
 impl Settings {
     /// The `Allow` field that a 405 must have (RFC 9110 §15.5.6).
-    pub fn allow_field(&self) -> HeaderValue {
+    pub(crate) fn allow_field(&self) -> HeaderValue {
         let names: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
         HeaderValue::from_str(&names.join(", ")).expect("methods are tokens")
     }

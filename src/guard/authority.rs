@@ -12,7 +12,7 @@ use super::Refusal;
 /// A normalised authority. It shares the bytes that came off the wire when they were normal,
 /// so a clone copies nothing.
 #[derive(Clone)]
-pub struct Authority {
+pub(crate) struct Authority {
     source: Source,
     /// Where the host ends and `:port` begins.
     host_length: u16,
@@ -59,7 +59,7 @@ impl Authority {
 
     /// `example.org`, `example.org:8080`, `[2001:db8::1]:8080`.
     #[allow(unsafe_code, reason = "each request asks for it several times")]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         match &self.source {
             // SAFETY: `normalise` lets nothing but ASCII through, and all that is here came out of it.
             Source::Field(value) => unsafe { std::str::from_utf8_unchecked(value.as_bytes()) },
@@ -68,12 +68,12 @@ impl Authority {
     }
 
     /// Without the port.
-    pub fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.as_str()[..usize::from(self.host_length)]
     }
 
     /// For a `Host` field.
-    pub fn to_field(&self) -> HeaderValue {
+    pub(crate) fn to_field(&self) -> HeaderValue {
         match &self.source {
             Source::Field(value) => value.clone(),
             Source::Target(authority) => field(authority.as_str()),

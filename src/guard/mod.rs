@@ -5,19 +5,19 @@
 //! [`rate`] and [`upgrade`] stand behind it, with the rule's own limits. The first refusal wins. Sizes and
 //! times of request heads are the listeners' business.
 
-pub mod access;
+pub(crate) mod access;
 mod authority;
 mod fields;
 mod forwarded;
 mod normalise;
 mod path;
-pub mod rate;
+pub(crate) mod rate;
 mod refusal;
-pub mod upgrade;
+pub(crate) mod upgrade;
 
-pub use authority::Authority;
-pub use normalise::{Gate, Normalised};
-pub use refusal::Refusal;
+pub(crate) use authority::Authority;
+pub(crate) use normalise::{Gate, Normalised};
+pub(crate) use refusal::Refusal;
 
 use std::borrow::Cow;
 
@@ -29,13 +29,13 @@ use ipnet::IpNet;
 ///
 /// # Errors
 /// The gate would refuse a request for it.
-pub fn normal_path(path: &str) -> Result<Cow<'_, str>, Refusal> {
+pub(crate) fn normal_path(path: &str) -> Result<Cow<'_, str>, Refusal> {
     if path.starts_with('/') { path::normalise(path, false) } else { Err(Refusal::TargetInvalid) }
 }
 
 /// What the gate does where the RFCs leave a choice.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// `//` becomes `/` in paths. Off as shipped: an origin may tell them apart.
     pub merge_slashes: bool,
     /// Lets TRACE through to the origin. Off as shipped: it echoes credentials.
@@ -62,7 +62,7 @@ pub struct Settings {
 
 /// How trusted proxies name the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientField {
+pub(crate) enum ClientField {
     /// `X-Forwarded-For`.
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
@@ -89,7 +89,7 @@ impl Default for Settings {
 /// [`Settings::strip_fields`] as shipped, by what they would change, with those that obey them: the
 /// list of "Web Cache Entanglement" (PortSwigger 2020), of Param Miner (2025) what a known
 /// framework or server reads, and what frameworks have been found to obey since.
-pub const STRIP_FIELDS: &[&str] = &[
+pub(crate) const STRIP_FIELDS: &[&str] = &[
     // Method overrides: Rails, Symfony, Laravel, Express's method-override, ASP.NET.
     "x-http-method",
     "x-http-method-override",

@@ -21,7 +21,7 @@ use crate::context::{Asked, Connection};
 
 /// The gate, ready for requests.
 #[derive(Clone, Debug)]
-pub struct Gate {
+pub(crate) struct Gate {
     settings: Settings,
     watched: Watched,
     /// What this hop is in `CDN-Loop` (RFC 8586).
@@ -30,7 +30,7 @@ pub struct Gate {
 
 /// What a request asks, in its one spelling. Cheap to clone: the bytes are the request's.
 #[derive(Clone, Debug)]
-pub struct Normalised {
+pub(crate) struct Normalised {
     /// `http` or `https`: the connection's, or what a trusted proxy in front of us says.
     pub scheme: &'static str,
     /// Host and port.
@@ -47,19 +47,19 @@ pub struct Normalised {
 
 impl Normalised {
     /// The path, normalised.
-    pub fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.target.path()
     }
 
     /// The query without `?`, as the client wrote it.
-    pub fn query(&self) -> Option<&str> {
+    pub(crate) fn query(&self) -> Option<&str> {
         self.target.query()
     }
 }
 
 impl Gate {
     /// A gate with these settings.
-    pub fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         let watched = Watched::new(&settings.strip_fields);
         let cdn_id =
             HeaderValue::from_str(&settings.cdn_id).expect("config lets only names through");
@@ -68,7 +68,7 @@ impl Gate {
 
     /// Says what the request asks, and leaves of its fields only what may be seen further in:
     /// hop-by-hop fields, what `Connection` names and what strangers may not say are gone.
-    pub fn normalise(
+    pub(crate) fn normalise(
         &self,
         asked: &Asked,
         headers: &mut HeaderMap,
@@ -115,7 +115,7 @@ impl Gate {
     }
 
     /// A URL that nobody requests now, for purges and explanations, spelled as requests are.
-    pub fn normalise_url(&self, url: &Uri) -> Result<Normalised, Refusal> {
+    pub(crate) fn normalise_url(&self, url: &Uri) -> Result<Normalised, Refusal> {
         let scheme = match url.scheme_str() {
             Some("http") => "http",
             Some("https") => "https",
@@ -132,13 +132,18 @@ impl Gate {
 
     /// Adds to a request on its way to an origin what is known of its client, and this hop.
     /// Not done on the way in: a hit has no use for it.
-    pub fn announce(&self, request: &Normalised, connection: &Connection, headers: &mut HeaderMap) {
+    pub(crate) fn announce(
+        &self,
+        request: &Normalised,
+        connection: &Connection,
+        headers: &mut HeaderMap,
+    ) {
         forwarded::announce(&self.settings, request, connection, headers);
         headers.append(forwarded::CDN_LOOP, self.cdn_id.clone());
     }
 
     /// The settings it was made of.
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 

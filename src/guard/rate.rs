@@ -19,7 +19,7 @@ use crate::metrics::{Metric, Recorder};
 
 /// A rule's limit for each client address (IPv6: each /64).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limit {
+pub(crate) struct Limit {
     /// The steady rate, requests a second. Above zero.
     pub per_second: f64,
     /// Requests that may come at once. At least one.
@@ -29,7 +29,7 @@ pub struct Limit {
 /// The clients of all limited rules. Bounded: a client that finds no room is let through and
 /// counted in `skerry_rate_table_full`, since refusing strangers would be the attack.
 #[derive(Debug)]
-pub struct Table {
+pub(crate) struct Table {
     start: Instant,
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
@@ -42,7 +42,7 @@ type Shard = HashMap<(u64, u128), Duration>;
 impl Table {
     /// An empty table for about `clients_max` clients. `start` is any time before the first
     /// request.
-    pub fn new(clients_max: usize, start: Instant) -> Self {
+    pub(crate) fn new(clients_max: usize, start: Instant) -> Self {
         Self {
             start,
             hasher: RandomState::new(),
@@ -52,7 +52,7 @@ impl Table {
     }
 
     /// Counts one request of `client` against the limit of the rule with the number `rule`.
-    pub fn admit(
+    pub(crate) fn admit(
         &self,
         rule: u64,
         limit: Limit,
@@ -79,7 +79,13 @@ impl Table {
     }
 
     /// Whether a request of `client` would be let in now. Counts nothing.
-    pub fn would_admit(&self, rule: u64, limit: Limit, client: IpAddr, now: Instant) -> bool {
+    pub(crate) fn would_admit(
+        &self,
+        rule: u64,
+        limit: Limit,
+        client: IpAddr,
+        now: Instant,
+    ) -> bool {
         let now = now.saturating_duration_since(self.start);
         let interval = Duration::from_secs_f64(1.0 / limit.per_second.max(RATE_MIN));
         let key = (rule, network_of(client));

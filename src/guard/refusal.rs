@@ -3,7 +3,7 @@
 
 use http::StatusCode;
 
-pub use crate::labels::Refusal;
+pub(crate) use crate::labels::Refusal;
 
 impl Refusal {
     /// The status to answer with.

@@ -11,11 +11,11 @@ use http::HeaderValue;
 
 /// A protocol as `Upgrade` names it, such as `websocket` or `irc/6.9`. Compared without case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpgradeProtocol(Box<str>);
+pub(crate) struct UpgradeProtocol(Box<str>);
 
 /// Why a text names no protocol that may be switched to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UpgradeProtocolError {
+pub(crate) enum UpgradeProtocolError {
     /// It is not a token with or without a version.
     #[error("expected a protocol's name as in an Upgrade field, such as \"websocket\"")]
     NotAName,
@@ -29,7 +29,7 @@ pub enum UpgradeProtocolError {
 
 impl UpgradeProtocol {
     /// The protocol that RFC 6455 registers, allowed as shipped.
-    pub fn websocket() -> Self {
+    pub(crate) fn websocket() -> Self {
         Self("websocket".into())
     }
 }
@@ -60,7 +60,7 @@ impl FromStr for UpgradeProtocol {
 
 /// Those of the protocols in `asked` that are in `allowed`, in the client's order and spelling.
 /// `None` when none is.
-pub fn allowed(asked: &HeaderValue, allowed: &[UpgradeProtocol]) -> Option<HeaderValue> {
+pub(crate) fn allowed(asked: &HeaderValue, allowed: &[UpgradeProtocol]) -> Option<HeaderValue> {
     let members = || asked.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     let is_allowed = |member: &&[u8]| {
         allowed.iter().any(|protocol| protocol.0.as_bytes().eq_ignore_ascii_case(member))

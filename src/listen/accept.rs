@@ -61,7 +61,7 @@ struct Worker<S> {
 ///
 /// # Panics
 /// When a listener has TLS and the door was made without.
-pub async fn serve<S, F>(
+pub(crate) async fn serve<S, F>(
     sockets: WorkerSockets,
     door: Arc<Door>,
     service: S,

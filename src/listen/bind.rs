@@ -16,18 +16,18 @@ use super::settings::{Limits, Listener, Settings};
 
 /// The listening sockets of one worker.
 #[derive(Debug)]
-pub struct WorkerSockets {
+pub(crate) struct WorkerSockets {
     pub(super) sockets: Vec<(TcpListener, Arc<Listener>)>,
 }
 
 impl WorkerSockets {
     /// The listeners in the order of the settings, port 0 replaced by the real one.
-    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
         self.sockets.iter().map(|(_, listener)| &**listener)
     }
 
     /// The bound addresses in the order of the settings, port 0 replaced by the real one.
-    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.sockets.iter().map(|(_, listener)| listener.address)
     }
 }
@@ -70,7 +70,7 @@ pub enum BindError {
 
 /// Opens every listener once for each worker. From here on the kernel queues connections,
 /// so nobody is refused while the rest of the node starts.
-pub fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSockets>, BindError> {
+pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSockets>, BindError> {
     let mut all: Vec<_> = (0..workers).map(|_| WorkerSockets { sockets: Vec::new() }).collect();
     for wanted in &settings.listeners {
         let failed = |error| bind_error(wanted, error);

@@ -6,14 +6,14 @@ use tokio::sync::watch;
 
 /// Tells every holder of the [`Drain`] to finish.
 #[derive(Clone, Debug)]
-pub struct DrainSwitch(watch::Sender<Option<Duration>>);
+pub(crate) struct DrainSwitch(watch::Sender<Option<Duration>>);
 
 /// Waits for the word to finish. Cloned to every worker.
 #[derive(Clone, Debug)]
-pub struct Drain(watch::Receiver<Option<Duration>>);
+pub(crate) struct Drain(watch::Receiver<Option<Duration>>);
 
 /// A switch and what it switches.
-pub fn drain() -> (DrainSwitch, Drain) {
+pub(crate) fn drain() -> (DrainSwitch, Drain) {
     let (sender, receiver) = watch::channel(None);
     (DrainSwitch(sender), Drain(receiver))
 }
@@ -21,12 +21,12 @@ pub fn drain() -> (DrainSwitch, Drain) {
 impl DrainSwitch {
     /// No new connections from now on; requests under way have `grace` to finish, then
     /// they are cut. Saying it again with less hurries.
-    pub fn start(&self, grace: Duration) {
+    pub(crate) fn start(&self, grace: Duration) {
         self.0.send_replace(Some(grace));
     }
 
     /// As [`DrainSwitch::start`] after `notice`, unless the word is given before.
-    pub async fn start_after(&self, notice: Duration, grace: Duration) {
+    pub(crate) async fn start_after(&self, notice: Duration, grace: Duration) {
         tokio::time::sleep(notice).await;
         self.0.send_if_modified(|said| {
             let first = said.is_none();
@@ -38,12 +38,12 @@ impl DrainSwitch {
 
 impl Drain {
     /// Whether the word was given.
-    pub fn started(&self) -> bool {
+    pub(crate) fn started(&self) -> bool {
         self.0.borrow().is_some()
     }
 
     /// Resolves when the word is given or changed, to the grace. Never, if the switch is gone.
-    pub async fn told(&mut self) -> Duration {
+    pub(crate) async fn told(&mut self) -> Duration {
         loop {
             if self.0.changed().await.is_err() {
                 std::future::pending::<()>().await;

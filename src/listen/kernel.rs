@@ -19,13 +19,13 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// The families about the sockets at some addresses.
 #[derive(Debug)]
-pub struct KernelMemory {
+pub(crate) struct KernelMemory {
     addresses: Vec<SocketAddr>,
 }
 
 impl KernelMemory {
     /// For the listeners at these addresses. Another process that shares them is counted as well.
-    pub fn new(addresses: Vec<SocketAddr>) -> Self {
+    pub(crate) fn new(addresses: Vec<SocketAddr>) -> Self {
         Self { addresses }
     }
 }

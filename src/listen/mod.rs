@@ -23,7 +23,7 @@ mod record;
 mod session;
 mod settings;
 mod socket;
-pub mod tls;
+pub(crate) mod tls;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,19 +34,19 @@ use http::{Request, StatusCode};
 use crate::context::Connection;
 use counts::Counts;
 
-pub use crate::labels::Unread;
-pub use accept::serve;
-pub use bind::{BindError, WorkerSockets, bind};
-pub use drain::{Drain, DrainSwitch, drain};
-pub use kernel::KernelMemory;
-pub use settings::{
-    CertificateFiles, H2Limits, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion,
+pub(crate) use crate::labels::Unread;
+pub(crate) use accept::serve;
+pub(crate) use bind::{BindError, WorkerSockets, bind};
+pub(crate) use drain::{Drain, DrainSwitch, drain};
+pub(crate) use kernel::KernelMemory;
+pub(crate) use settings::{
+    CertificateFiles, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion,
 };
-pub use tls::{TlsError, TlsState, check_certificate, check_ticket_keys};
+pub(crate) use tls::{TlsError, TlsState, check_certificate, check_ticket_keys};
 
 /// What all workers share: limits, TLS, and the counts that limits are held against.
 #[derive(Debug)]
-pub struct Door {
+pub(crate) struct Door {
     limits: ArcSwap<Limits>,
     tls: Option<Arc<TlsState>>,
     counts: Arc<Counts>,
@@ -54,18 +54,18 @@ pub struct Door {
 
 impl Door {
     /// A door with nobody in it. `tls` must be there if any listener has TLS.
-    pub fn new(limits: Limits, tls: Option<Arc<TlsState>>) -> Arc<Self> {
+    pub(crate) fn new(limits: Limits, tls: Option<Arc<TlsState>>) -> Arc<Self> {
         Arc::new(Self { limits: ArcSwap::from_pointee(limits), tls, counts: Arc::default() })
     }
 
     /// Other limits, for connections that come from now on.
-    pub fn set_limits(&self, limits: Limits) {
+    pub(crate) fn set_limits(&self, limits: Limits) {
         self.limits.store(Arc::new(limits));
     }
 }
 
 /// Told of each request that is refused here, which no other room sees.
-pub type OnRefused = Rc<dyn Fn(Rc<Connection>, Unread)>;
+pub(crate) type OnRefused = Rc<dyn Fn(Rc<Connection>, Unread)>;
 
 impl Unread {
     /// What the client is answered.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 /// Everything that this room can be told.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where to listen. Several are usual: plaintext and TLS, IPv4 and IPv6.
     pub listeners: Vec<Listener>,
     /// Certificates and session tickets; used by the listeners with `tls`.
@@ -22,7 +22,7 @@ pub struct Settings {
 
 /// One address to accept connections on.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// IPv6 addresses take IPv6 only, so that `0.0.0.0:80` and `[::]:80` stand side by side.
     /// Port 0 takes any free one, the same for all workers.
     pub address: SocketAddr,
@@ -38,19 +38,19 @@ pub struct Listener {
 
 impl Listener {
     /// A plaintext listener that is named after its address.
-    pub fn plain(address: SocketAddr) -> Self {
+    pub(crate) fn plain(address: SocketAddr) -> Self {
         Self { address, tls: false, proxy_protocol: Vec::new(), name: address.to_string() }
     }
 
     /// The same with TLS.
-    pub fn tls(address: SocketAddr) -> Self {
+    pub(crate) fn tls(address: SocketAddr) -> Self {
         Self { tls: true, ..Self::plain(address) }
     }
 }
 
 /// Certificates, versions and tickets.
 #[derive(Clone, Debug, PartialEq)]
-pub struct TlsSettings {
+pub(crate) struct TlsSettings {
     /// Files of certificates. None at all: a self-signed one is made and kept in the data
     /// directory.
     pub certificates: Vec<CertificateFiles>,
@@ -84,7 +84,7 @@ impl Default for TlsSettings {
 
 /// One certificate chain with its key, both PEM.
 #[derive(Clone, Debug, PartialEq)]
-pub struct CertificateFiles {
+pub(crate) struct CertificateFiles {
     /// The chain, the site's own certificate first.
     pub certificate: PathBuf,
     /// The private key: PKCS#8, PKCS#1 or SEC1.
@@ -95,7 +95,7 @@ pub struct CertificateFiles {
 
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TlsVersion {
+pub(crate) enum TlsVersion {
     /// TLS 1.2, with forward secrecy and AEAD suites only.
     V1_2,
     /// TLS 1.3.
@@ -104,7 +104,7 @@ pub enum TlsVersion {
 
 /// Where the keys of session tickets come from.
 #[derive(Clone, Debug, PartialEq)]
-pub enum TicketKeys {
+pub(crate) enum TicketKeys {
     /// Random keys, shared by this node's workers only. A ticket is taken with the current
     /// and with the previous key, so it lives for at most twice `rotate_every`.
     Generated {
@@ -124,7 +124,7 @@ pub enum TicketKeys {
 
 /// What one client, and all of them, may take.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Open connections of the node. More are closed as they come.
     pub connections_max: usize,
     /// Open connections of one client: an IPv4 address or an IPv6 /64.
@@ -185,7 +185,7 @@ impl Default for Limits {
 
 /// What one HTTP/2 connection may take.
 #[derive(Clone, Debug, PartialEq)]
-pub struct H2Limits {
+pub(crate) struct H2Limits {
     /// Requests under way at once (`SETTINGS_MAX_CONCURRENT_STREAMS`).
     pub streams_max: u32,
     /// Requests in one second; more end the connection with ENHANCE_YOUR_CALM. `None`: no

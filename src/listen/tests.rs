@@ -837,7 +837,7 @@ fn resident_kib() -> u64 {
 }
 
 fn pair_in(folder: &std::path::Path, file: &str, names: &[&str]) -> CertificateFiles {
-    let pair = tls::self_signed(names, Clock::system().now()).expect("a pair");
+    let pair = tls::self_signed::self_signed(names, Clock::system().now()).expect("a pair");
     let certificate = folder.join(format!("{file}.pem"));
     let key = folder.join(format!("{file}.key"));
     std::fs::write(&certificate, pair.certificate).expect("written");

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::settings::Settings;
+pub(crate) use self::settings::Settings;
 
 use self::frame::Entry;
 use self::log::{Found, Log};
@@ -41,7 +41,7 @@ use crate::random::random_u64;
 
 /// Purges that take effect together, with data of the bus that becomes durable with them.
 #[derive(Clone, Debug, Default)]
-pub struct PurgeBatch {
+pub(crate) struct PurgeBatch {
     /// The purged scopes, and how they are purged.
     pub purges: Vec<(PurgeScope, PurgeKind)>,
     /// The bus' position after these purges; see [`Purges::cursor`].
@@ -52,7 +52,7 @@ pub struct PurgeBatch {
 
 /// The result of a purge batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Purged {
+pub(crate) struct Purged {
     /// The sequence of the last purge; the current sequence if the batch had no purges.
     pub sequence: PurgeSequence,
     /// The message's number in the outbox.
@@ -61,14 +61,14 @@ pub struct Purged {
 
 /// A batch that is applied and is being written to disk.
 #[derive(Debug)]
-pub struct InForce {
+pub(crate) struct InForce {
     purged: Purged,
     written: oneshot::Receiver<Result<(), Arc<str>>>,
 }
 
 /// Why a purge was refused, or is not durable.
 #[derive(Debug, thiserror::Error)]
-pub enum PurgeError {
+pub(crate) enum PurgeError {
     /// Nothing was purged.
     #[error("a purge's scope has {length} bytes, {limit} are allowed")]
     ScopeTooLong {
@@ -117,7 +117,7 @@ pub enum PurgeLogError {
 }
 
 /// The purge table, its log and the sequence. One per node.
-pub struct Purges {
+pub(crate) struct Purges {
     applied: Applied,
     lineage: u64,
     /// The highest sequence given to a purge or a fill.
@@ -142,7 +142,7 @@ struct Applied(AtomicU64);
 /// The state of the purge log that a stored response records, in addition to
 /// [`StoredResponse::stored_at_sequence`].
 #[derive(Debug)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// The lineage of the log that the response's sequence belongs to.
     lineage: u64,
     /// Purges up to this sequence are known not to cover the response.
@@ -151,22 +151,22 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// For a response stored under the log with this lineage.
-    pub fn of(lineage: u64) -> Self {
+    pub(crate) fn of(lineage: u64) -> Self {
         Self { lineage, checked_up_to: AtomicU64::new(0) }
     }
 
     /// Of no log: the response must be validated before it is used.
-    pub fn distrusted() -> Self {
+    pub(crate) fn distrusted() -> Self {
         Self::of(NO_LINEAGE)
     }
 
     /// The purge log that the response was stored under.
-    pub fn lineage(&self) -> u64 {
+    pub(crate) fn lineage(&self) -> u64 {
         self.lineage
     }
 
     /// The purge sequence up to which the response is known not to be purged.
-    pub fn checked_up_to(&self) -> PurgeSequence {
+    pub(crate) fn checked_up_to(&self) -> PurgeSequence {
         PurgeSequence(self.checked_up_to.load(Ordering::Relaxed))
     }
 }
@@ -183,7 +183,7 @@ impl InForce {
     ///
     /// # Errors
     /// It could not be written.
-    pub async fn durable(self) -> Result<Purged, PurgeError> {
+    pub(crate) async fn durable(self) -> Result<Purged, PurgeError> {
         let Self { purged, written } = self;
         let sequence = purged.sequence;
         let written = written.await.unwrap_or_else(|_| Err(ENDED.into()));
@@ -196,7 +196,7 @@ impl Purges {
     ///
     /// # Errors
     /// The directory is in use, or the log cannot be read or written.
-    pub fn open(
+    pub(crate) fn open(
         settings: &Settings,
         clock: &Clock,
         recorder: &Recorder,
@@ -261,20 +261,24 @@ impl Purges {
 
     /// The value for [`StoredResponse::stored_at_sequence`]. Read it **before** the upstream
     /// request is sent: every later purge has a higher sequence.
-    pub fn sequence(&self) -> PurgeSequence {
+    pub(crate) fn sequence(&self) -> PurgeSequence {
         let now = self.bounded_now();
         PurgeSequence(self.issued.fetch_max(now, Ordering::AcqRel).max(now))
     }
 
     /// The id of this log. Responses stored under another one must be validated.
-    pub fn lineage(&self) -> u64 {
+    pub(crate) fn lineage(&self) -> u64 {
         self.lineage
     }
 
     /// Whether a purge covers a stored response, and how. On the hit path: one load and compare,
     /// unless there was a purge since the response was last checked.
     #[inline]
-    pub fn verdict(&self, response: &StoredResponse, checkpoint: &Checkpoint) -> Option<PurgeKind> {
+    pub(crate) fn verdict(
+        &self,
+        response: &StoredResponse,
+        checkpoint: &Checkpoint,
+    ) -> Option<PurgeKind> {
         let applied = self.applied.0.load(Ordering::Acquire);
         if checkpoint.checked_up_to.load(Ordering::Relaxed) == applied {
             return None;
@@ -309,7 +313,7 @@ impl Purges {
     ///
     /// # Errors
     /// The purge was refused; nothing was purged.
-    pub async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
+    pub(crate) async fn put_in_force(&self, batch: PurgeBatch) -> Result<InForce, PurgeError> {
         self.check_lengths(&batch)?;
         let place = match &self.log {
             Some(log) => log.reserve().await.ok(),
@@ -329,7 +333,7 @@ impl Purges {
     ///
     /// # Errors
     /// The purge was refused, or could not be written.
-    pub async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
+    pub(crate) async fn purge(&self, batch: PurgeBatch) -> Result<Purged, PurgeError> {
         self.put_in_force(batch).await?.durable().await
     }
 
@@ -339,7 +343,7 @@ impl Purges {
     /// `cause` is the response that invalidates them, if it is stored itself. It is newer than
     /// the invalidated responses, so it gets the position after the invalidation, unless another
     /// purge already covers it.
-    pub fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
+    pub(crate) fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
         let batch = PurgeBatch { purges, ..PurgeBatch::default() };
         let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, cause));
@@ -361,7 +365,7 @@ impl Purges {
 
     /// Whether a purge later than `since` may cover a response to the request `asked`. While its
     /// tags are unknown, every purge of a tag may.
-    pub fn overtaken(
+    pub(crate) fn overtaken(
         &self,
         asked: &PurgeTarget<'_>,
         response: Option<&StoredResponse>,
@@ -491,22 +495,22 @@ impl Purges {
     }
 
     /// The bus' position that was last made durable with a purge. `None` in a new or damaged log.
-    pub fn cursor(&self) -> Option<Bytes> {
+    pub(crate) fn cursor(&self) -> Option<Bytes> {
         self.bus().cursor.clone()
     }
 
     /// The messages waiting for the bus, oldest first, by number.
-    pub fn outbox(&self) -> Vec<(u64, Bytes)> {
+    pub(crate) fn outbox(&self) -> Vec<(u64, Bytes)> {
         self.bus().outbox.iter().collect()
     }
 
     /// The first `limit` of them whose number is at least `number`.
-    pub fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
+    pub(crate) fn outbox_from(&self, number: u64, limit: usize) -> Vec<(u64, Bytes)> {
         self.bus().outbox.from(number, limit)
     }
 
     /// Number of messages waiting for the bus.
-    pub fn outbox_len(&self) -> usize {
+    pub(crate) fn outbox_len(&self) -> usize {
         self.bus().outbox.len()
     }
 
@@ -514,7 +518,7 @@ impl Purges {
     ///
     /// # Errors
     /// It could not be written.
-    pub async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
+    pub(crate) async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
         let entries: Vec<Entry> = {
             let mut bus = self.bus();
             let known = numbers.iter().filter(|number| bus.outbox.remove(**number));
@@ -532,7 +536,7 @@ impl Purges {
     }
 
     /// Releases the directory for another process. Call it after the last purge.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -563,7 +567,7 @@ impl Purges {
     }
 
     /// Number of entries in the table.
-    pub fn entries(&self) -> usize {
+    pub(crate) fn entries(&self) -> usize {
         self.table.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The settings of purge table, log and outbox.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Directory of the log; created if missing. `None`: purges are kept in memory only, which is
     /// enough if stored responses are, too.
     pub directory: Option<PathBuf>,

@@ -10,7 +10,7 @@ use crate::reply::Reply;
 
 /// Why the path ended without a response of its own.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What the client gets.
     pub status: StatusCode,
     /// A word from a closed list, for log and metric.
@@ -28,7 +28,7 @@ pub struct Failure {
 }
 
 /// The response that a client gets for a failure. `server` names this node in Proxy-Status.
-pub fn response(failure: &Failure, server: &str, request_id: &str) -> Reply {
+pub(crate) fn response(failure: &Failure, server: &str, request_id: &str) -> Reply {
     let reason = failure.status.canonical_reason().unwrap_or("Error");
     let text =
         format!("{} {reason}\n{}\nrequest {request_id}\n", failure.status.as_u16(), failure.detail);

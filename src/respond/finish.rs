@@ -20,7 +20,7 @@ use crate::reply::Reply;
 
 /// Who this node is on the wire.
 #[derive(Clone, Debug)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The token in `Cache-Status` and `Proxy-Status`.
     pub name: Box<str>,
     /// `1.1 name`, for `Via` (RFC 9110 §7.6.3).
@@ -33,7 +33,7 @@ pub struct Identity {
 
 impl Identity {
     /// `name` is a token (RFC 9110 §5.6.2); config has checked it.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let value = |text: String| HeaderValue::try_from(text).expect("a token is a field value");
         Self {
             name: name.into(),
@@ -44,7 +44,7 @@ impl Identity {
     }
 
     /// The member of `Via` for a message received over `version`.
-    pub fn via(&self, version: Version) -> &HeaderValue {
+    pub(crate) fn via(&self, version: Version) -> &HeaderValue {
         match version {
             Version::HTTP_2 => &self.via_2,
             Version::HTTP_10 => &self.via_1_0,
@@ -55,7 +55,7 @@ impl Identity {
 
 /// Says in `Cache-Status` what happened, and in `Via` that it came through here, and over which
 /// version; `key` is given where the rule shows it.
-pub fn mark(
+pub(crate) fn mark(
     Reply { received, fields, .. }: &mut Reply,
     context: &RequestContext,
     identity: &Identity,
@@ -67,7 +67,7 @@ pub fn mark(
 }
 
 /// Counts the response and logs it: at once when its body is in memory, else at its end.
-pub fn account(
+pub(crate) fn account(
     context: RequestContext,
     recorder: &Recorder,
     log: &Rc<LogBuffer>,
@@ -298,4 +298,4 @@ fn protocol(version: Version) -> &'static str {
 }
 
 /// RFC 9211.
-pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

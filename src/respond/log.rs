@@ -22,7 +22,7 @@ use crate::metrics::{Metric, Recorder};
 
 /// Where access lines go, and how many may wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Off, standard output or a file.
     pub target: Target,
     /// A worker hands its lines over when it has this many bytes of them. 4 KiB to 1 MiB.
@@ -33,7 +33,7 @@ pub struct Settings {
 
 /// Where access lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// Nowhere.
     Off,
     /// Standard output.
@@ -50,7 +50,7 @@ impl Default for Settings {
 
 /// The node's access log: owns the writer thread.
 #[derive(Debug)]
-pub struct AccessLog {
+pub(crate) struct AccessLog {
     settings: Settings,
     sender: Option<SyncSender<Vec<u8>>>,
     reopen: Arc<AtomicBool>,
@@ -62,7 +62,7 @@ impl AccessLog {
     ///
     /// # Errors
     /// The file can't be opened for appending, or no thread can be had.
-    pub fn start(settings: &Settings) -> io::Result<Self> {
+    pub(crate) fn start(settings: &Settings) -> io::Result<Self> {
         let reopen = Arc::new(AtomicBool::new(false));
         let mut log =
             Self { settings: settings.clone(), sender: None, reopen: reopen.clone(), writer: None };
@@ -75,7 +75,7 @@ impl AccessLog {
     }
 
     /// A buffer for one worker.
-    pub fn buffer(&self, recorder: Recorder, clock: Clock) -> LogBuffer {
+    pub(crate) fn buffer(&self, recorder: Recorder, clock: Clock) -> LogBuffer {
         LogBuffer {
             sender: self.sender.clone(),
             buffer_bytes: self.settings.buffer_bytes,
@@ -88,12 +88,12 @@ impl AccessLog {
     }
 
     /// Opens the file anew before the next write, for log rotation.
-    pub fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         self.reopen.store(true, Ordering::Relaxed);
     }
 
     /// Waits until all that was handed over is written. Every buffer must be gone by then.
-    pub fn close(mut self) {
+    pub(crate) fn close(mut self) {
         self.sender = None;
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
@@ -103,7 +103,7 @@ impl AccessLog {
 
 /// One worker's lines.
 #[derive(Debug)]
-pub struct LogBuffer {
+pub(crate) struct LogBuffer {
     sender: Option<SyncSender<Vec<u8>>>,
     buffer_bytes: usize,
     bytes: RefCell<Vec<u8>>,
@@ -115,17 +115,17 @@ pub struct LogBuffer {
 
 impl LogBuffer {
     /// Now, for the durations in a line.
-    pub fn instant(&self) -> Instant {
+    pub(crate) fn instant(&self) -> Instant {
         self.clock.instant()
     }
 
     /// Whether lines go anywhere.
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.sender.is_some()
     }
 
     /// Appends a line: `fields` writes what follows the time.
-    pub fn append(&self, time: SystemTime, fields: impl FnOnce(&mut LogLine<'_>)) {
+    pub(crate) fn append(&self, time: SystemTime, fields: impl FnOnce(&mut LogLine<'_>)) {
         let mut bytes = self.bytes.borrow_mut();
         bytes.extend_from_slice(b"{\"time\":\"");
         self.second.borrow_mut().write(time, &mut bytes);
@@ -141,7 +141,7 @@ impl LogBuffer {
     }
 
     /// Hands over what there is. A worker calls it a few times a second.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         let Some(sender) = &self.sender else { return };
         let mut bytes = self.bytes.borrow_mut();
         if bytes.is_empty() {
@@ -166,7 +166,7 @@ impl Drop for LogBuffer {
 
 /// The name of a field in a line, with what stands around it, a string's first quote too.
 #[derive(Clone, Copy, Debug)]
-pub struct Key(pub &'static str);
+pub(crate) struct Key(pub &'static str);
 
 /// `key!("status")`: a field's name as a line has it, put together when it is compiled.
 macro_rules! key {
@@ -178,33 +178,33 @@ pub(super) use key;
 
 /// A line being written. Names are constants and need no escaping: see [`key!`].
 #[derive(Debug)]
-pub struct LogLine<'a> {
+pub(crate) struct LogLine<'a> {
     bytes: &'a mut Vec<u8>,
 }
 
 impl LogLine<'_> {
     /// A string; bytes that are not UTF-8 become U+FFFD.
-    pub fn text(&mut self, name: Key, value: &[u8]) {
+    pub(crate) fn text(&mut self, name: Key, value: &[u8]) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         escape(value, self.bytes);
         self.bytes.push(b'"');
     }
 
     /// A word of ours, a method or a number: a token (RFC 9110 §5.6.2), which needs no look.
-    pub fn word(&mut self, name: Key, token: &[u8]) {
+    pub(crate) fn word(&mut self, name: Key, token: &[u8]) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         self.bytes.extend_from_slice(token);
         self.bytes.push(b'"');
     }
 
     /// A whole number.
-    pub fn number(&mut self, name: Key, value: u64) {
+    pub(crate) fn number(&mut self, name: Key, value: u64) {
         self.bare(name);
         self.bytes.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     /// A duration in milliseconds with three decimals.
-    pub fn millis(&mut self, name: Key, value: Duration) {
+    pub(crate) fn millis(&mut self, name: Key, value: Duration) {
         let us = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
         self.number(name, us / 1000);
         let rest = (us % 1000) as u16;
@@ -213,14 +213,14 @@ impl LogLine<'_> {
     }
 
     /// An address.
-    pub fn address(&mut self, name: Key, value: IpAddr) {
+    pub(crate) fn address(&mut self, name: Key, value: IpAddr) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         push_address(self.bytes, value);
         self.bytes.push(b'"');
     }
 
     /// An address and a port, that of IPv6 in brackets.
-    pub fn socket(&mut self, name: Key, value: SocketAddr) {
+    pub(crate) fn socket(&mut self, name: Key, value: SocketAddr) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         match value.ip() {
             IpAddr::V4(address) => push_address(self.bytes, address.into()),
@@ -236,7 +236,7 @@ impl LogLine<'_> {
     }
 
     /// `name: true`.
-    pub fn flag(&mut self, name: Key) {
+    pub(crate) fn flag(&mut self, name: Key) {
         self.bare(name);
         self.bytes.extend_from_slice(b"true");
     }

@@ -1,9 +1,9 @@
 //! The last room before the wire: failures become responses, every response gets its last
 //! fields, and one line goes to the access log.
 
-pub mod failure;
+pub(crate) mod failure;
 mod finish;
-pub mod log;
+pub(crate) mod log;
 
-pub use failure::Failure;
-pub use finish::{CACHE_STATUS, Identity, account, mark};
+pub(crate) use failure::Failure;
+pub(crate) use finish::{Identity, account, mark};

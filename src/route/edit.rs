@@ -8,7 +8,7 @@ use super::{Facts, Template};
 
 /// What a rule changes in a message's fields.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FieldEdits {
+pub(crate) struct FieldEdits {
     /// All fields of these names go.
     pub remove: Vec<HeaderName>,
     /// These take the place of all fields of their names.
@@ -19,18 +19,18 @@ pub struct FieldEdits {
 
 impl FieldEdits {
     /// Whether nothing is changed: the facts need not be gathered.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
     }
 
     /// Whether fields of this name may be changed.
-    pub fn concern(&self, name: &HeaderName) -> bool {
+    pub(crate) fn concern(&self, name: &HeaderName) -> bool {
         let written = self.set.iter().chain(&self.add).map(|(name, _)| name);
         self.remove.iter().chain(written).any(|changed| changed == name)
     }
 
     /// Makes the changes.
-    pub fn apply(&self, fields: &mut impl FieldsMut, facts: &Facts<'_>) {
+    pub(crate) fn apply(&self, fields: &mut impl FieldsMut, facts: &Facts<'_>) {
         for name in &self.remove {
             fields.remove(name);
         }

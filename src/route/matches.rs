@@ -9,7 +9,7 @@ use super::Question;
 
 /// The conditions of one rule. An empty list is no condition.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Matches {
+pub(crate) struct Matches {
     /// One of these.
     pub paths: Vec<PathPattern>,
     /// One of these. GET implies HEAD (RFC 9110 §9.3.2).
@@ -22,7 +22,7 @@ pub struct Matches {
 
 /// A set of paths. They are compared with the normalised path, byte by byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PathPattern {
+pub(crate) enum PathPattern {
     /// Just this path.
     Exact(Box<str>),
     /// This path and all below it: `/a` has `/a` and `/a/b` but not `/ab`; `/a/` has what
@@ -34,7 +34,7 @@ pub enum PathPattern {
 
 /// `*` is any run of bytes within a segment, `**` any run at all, `?` one byte but `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathGlob(Box<[Token]>);
+pub(crate) struct PathGlob(Box<[Token]>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
@@ -46,20 +46,20 @@ enum Token {
 
 impl Matches {
     /// Whether this rule applies to the request.
-    pub fn matches(&self, question: &Question<'_>) -> bool {
+    pub(crate) fn matches(&self, question: &Question<'_>) -> bool {
         (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(question.path)))
             && (self.methods.is_empty() || self.has_method(question.method))
             && self.has_place(question.place)
     }
 
     /// Whether it has no condition at all.
-    pub fn is_everything(&self) -> bool {
+    pub(crate) fn is_everything(&self) -> bool {
         *self == Self::default()
     }
 
     /// Whether everything that `other` matches is surely matched by this. Globs count as
     /// matching only themselves and paths without wildcards.
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         let paths = self.paths.is_empty()
             || (!other.paths.is_empty()
                 && other.paths.iter().all(|path| self.paths.iter().any(|mine| mine.covers(path))));
@@ -96,7 +96,7 @@ impl Matches {
 
 impl PathPattern {
     /// Whether `path` is one of the set.
-    pub fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == &**exact,
             Self::Prefix(prefix) => match path.strip_prefix(&**prefix) {
@@ -119,7 +119,7 @@ impl PathPattern {
 
 impl PathGlob {
     /// Reads a pattern. Every text is one.
-    pub fn new(pattern: &str) -> Self {
+    pub(crate) fn new(pattern: &str) -> Self {
         let mut tokens = Vec::with_capacity(pattern.len());
         for byte in pattern.bytes() {
             match (byte, tokens.last()) {
@@ -137,7 +137,7 @@ impl PathGlob {
 
     /// Whether the whole of `path` fits. Time is bounded by pattern × path: no exponential
     /// pattern exists, since only the last `*` and the last `**` are ever tried again.
-    pub fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         let (tokens, path) = (&*self.0, path.as_bytes());
         let (mut at, mut token) = (0, 0);
         let (mut segment, mut any) = (None, None);

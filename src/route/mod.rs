@@ -21,22 +21,22 @@ use http::{HeaderValue, StatusCode};
 use crate::guard::{access, rate};
 use crate::{cache, transform};
 
-pub use edit::FieldEdits;
-pub use matches::{Matches, PathGlob, PathPattern};
-pub use rewrite::Rewrite;
-pub use routes::{Question, Routes, Rule, Site, UnknownPool};
-pub use template::{Facts, Template, TemplateError, VARIABLES};
+pub(crate) use edit::FieldEdits;
+pub(crate) use matches::{Matches, PathGlob, PathPattern};
+pub(crate) use rewrite::Rewrite;
+pub(crate) use routes::{Question, Routes, Rule, Site};
+pub(crate) use template::{Facts, Template, VARIABLES};
 
 /// All sites. Rules are complete: what they inherit has been filled in.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// In any order.
     pub sites: Vec<SiteSettings>,
 }
 
 /// One site.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SiteSettings {
+pub(crate) struct SiteSettings {
     /// What purges, logs and metrics call it.
     pub name: Arc<str>,
     /// Who asks for it.
@@ -47,7 +47,7 @@ pub struct SiteSettings {
 
 /// A host that a site answers to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum HostPattern {
+pub(crate) enum HostPattern {
     /// This host, lower case, without port.
     Exact(Box<str>),
     /// Any name below this one, which is written without `*.`.
@@ -58,7 +58,7 @@ pub enum HostPattern {
 
 /// One rule: when it applies and what is done.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RuleSettings {
+pub(crate) struct RuleSettings {
     /// For logs and `skerry explain`; unique within its site.
     pub name: Arc<str>,
     /// A number of its own for [`rate::Table`], stable over reloads.
@@ -83,7 +83,7 @@ pub struct RuleSettings {
 
 /// What is done with a request.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Answered from the cache or by an origin.
     Pass(Pass),
     /// Sent elsewhere.
@@ -94,7 +94,7 @@ pub enum Action {
 
 /// Which origins answer, and the path they are asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Pass {
+pub(crate) struct Pass {
     /// The pool, unless a place below has its own.
     pub pool: Arc<str>,
     /// Pools for clients of a country.
@@ -107,7 +107,7 @@ pub struct Pass {
 
 /// A redirect.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Redirect {
+pub(crate) struct Redirect {
     /// 301, 302, 303, 307 or 308.
     pub status: StatusCode,
     /// `Location`.
@@ -116,7 +116,7 @@ pub struct Redirect {
 
 /// A response from the configuration.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Fixed {
+pub(crate) struct Fixed {
     /// Any final status.
     pub status: StatusCode,
     /// May be empty.

@@ -4,7 +4,7 @@ use http::uri::PathAndQuery;
 
 /// Changes to the path on its way to an origin. The cache key has the client's path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rewrite {
+pub(crate) struct Rewrite {
     /// Taken off, when the path has it as whole segments. Starts with `/`, ends without.
     pub strip_prefix: Option<Box<str>>,
     /// Put on. Starts with `/`, ends without.
@@ -13,7 +13,7 @@ pub struct Rewrite {
 
 impl Rewrite {
     /// The target to ask an origin for. Nothing is copied when nothing changes.
-    pub fn apply(&self, target: &PathAndQuery) -> PathAndQuery {
+    pub(crate) fn apply(&self, target: &PathAndQuery) -> PathAndQuery {
         let stripped = match &self.strip_prefix {
             Some(prefix) => strip(target.path(), prefix),
             None => target.path(),

@@ -12,7 +12,7 @@ use crate::upstream::{Pool, Pools};
 
 /// What is asked, normalised.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
+pub(crate) struct Question<'a> {
     /// Without port.
     pub host: &'a str,
     /// Without query.
@@ -25,7 +25,7 @@ pub struct Question<'a> {
 
 /// All sites by host.
 #[derive(Clone, Debug, Default)]
-pub struct Routes {
+pub(crate) struct Routes {
     exact: HashMap<Box<str>, Arc<Site>, foldhash::fast::RandomState>,
     below: HashMap<Box<str>, Arc<Site>, foldhash::fast::RandomState>,
     any: Option<Arc<Site>>,
@@ -33,7 +33,7 @@ pub struct Routes {
 
 /// One site with its rules.
 #[derive(Debug)]
-pub struct Site {
+pub(crate) struct Site {
     /// As in the configuration.
     pub name: Arc<str>,
     /// First match wins.
@@ -42,7 +42,7 @@ pub struct Site {
 
 /// One rule with the pools that it names.
 #[derive(Clone, Debug)]
-pub struct Rule {
+pub(crate) struct Rule {
     /// What is done when.
     pub settings: RuleSettings,
     pools: RulePools,
@@ -58,7 +58,7 @@ struct RulePools {
 /// A rule names a pool that there isn't.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rule {rule:?} of site {site:?} names an unknown pool {pool:?}")]
-pub struct UnknownPool {
+pub(crate) struct UnknownPool {
     /// The site's name.
     pub site: Arc<str>,
     /// The rule's name.
@@ -69,7 +69,7 @@ pub struct UnknownPool {
 
 impl Routes {
     /// The routes of `settings`, over `pools`.
-    pub fn new(settings: &Settings, pools: &Pools) -> Result<Self, UnknownPool> {
+    pub(crate) fn new(settings: &Settings, pools: &Pools) -> Result<Self, UnknownPool> {
         let mut routes = Self::default();
         for settings in &settings.sites {
             let site = Arc::new(Site::new(settings, pools)?);
@@ -89,7 +89,7 @@ impl Routes {
     }
 
     /// The same routes with sites and rules of their own, to be counted by one core alone.
-    pub fn copied(&self) -> Self {
+    pub(crate) fn copied(&self) -> Self {
         let mut copies: Vec<(*const Site, Arc<Site>)> = Vec::new();
         let mut copy = |site: &Arc<Site>| {
             let known = copies.iter().find(|(from, _)| *from == Arc::as_ptr(site));
@@ -107,19 +107,19 @@ impl Routes {
 
     /// The site and the rule of a request; `None` when no site has its host, or no rule of
     /// the site applies. Allocates nothing.
-    pub fn find(&self, question: &Question<'_>) -> Option<(&Arc<Site>, &Arc<Rule>)> {
+    pub(crate) fn find(&self, question: &Question<'_>) -> Option<(&Arc<Site>, &Arc<Rule>)> {
         let site = self.site(question.host)?;
         let rule = site.rules.iter().find(|rule| rule.settings.matches.matches(question))?;
         Some((site, rule))
     }
 
     /// All sites; one with several hosts comes several times.
-    pub fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+    pub(crate) fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
         self.exact.values().chain(self.below.values()).chain(&self.any)
     }
 
     /// The site of a host: exact, then the longest name that it is below, then the default.
-    pub fn site(&self, host: &str) -> Option<&Arc<Site>> {
+    pub(crate) fn site(&self, host: &str) -> Option<&Arc<Site>> {
         if let Some(site) = self.exact.get(host) {
             return Some(site);
         }
@@ -159,7 +159,7 @@ impl Site {
 impl Rule {
     /// The pool for a client at `place`: its country's, its continent's, or the usual one.
     /// `None` when the rule passes nothing on.
-    pub fn pool(&self, place: &Place) -> Option<&Arc<Pool>> {
+    pub(crate) fn pool(&self, place: &Place) -> Option<&Arc<Pool>> {
         let pools = &self.pools;
         if planted::has(Bug::CountryIgnored) {
             return pools.usual.as_ref();
@@ -195,7 +195,7 @@ impl RulePools {
 
 impl Settings {
     /// Rules that can never apply, each with the earlier one of its site that hides it.
-    pub fn hidden_rules(&self) -> Vec<(&SiteSettings, &RuleSettings, &RuleSettings)> {
+    pub(crate) fn hidden_rules(&self) -> Vec<(&SiteSettings, &RuleSettings, &RuleSettings)> {
         let mut hidden = Vec::new();
         for site in &self.sites {
             for (at, rule) in site.rules.iter().enumerate() {

@@ -8,7 +8,7 @@ use http::HeaderValue;
 
 /// Text in which variables are filled in for each request. `$$` is a dollar sign.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Template {
+pub(crate) struct Template {
     pieces: Vec<Piece>,
 }
 
@@ -20,7 +20,7 @@ enum Piece {
 
 /// What variables stand for.
 #[derive(Clone, Copy)]
-pub struct Facts<'a> {
+pub(crate) struct Facts<'a> {
     /// `client.address`.
     pub client: IpAddr,
     /// `client.country`, `client.continent`; empty when unknown.
@@ -43,7 +43,7 @@ macro_rules! variables {
         enum Variable { $($variant,)* }
 
         /// The names that may stand in `${…}`.
-        pub const VARIABLES: &[&str] = &[$($name,)*];
+        pub(crate) const VARIABLES: &[&str] = &[$($name,)*];
 
         fn variable(name: &str) -> Option<Variable> {
             match name { $($name => Some(Variable::$variant),)* _ => None }
@@ -65,7 +65,7 @@ variables! {
 
 /// Why a text is no template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TemplateError {
+pub(crate) enum TemplateError {
     /// `$` is followed by neither `{` nor `$`.
     #[error("a $ that begins no variable is written $$")]
     LoneDollar,
@@ -82,7 +82,7 @@ pub enum TemplateError {
 
 impl Template {
     /// Reads `text`.
-    pub fn parse(text: &str) -> Result<Self, TemplateError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, TemplateError> {
         if HeaderValue::from_str(text).is_err() {
             return Err(TemplateError::NotFieldText);
         }
@@ -114,7 +114,7 @@ impl Template {
     }
 
     /// The text for this request.
-    pub fn render(&self, facts: &Facts<'_>) -> String {
+    pub(crate) fn render(&self, facts: &Facts<'_>) -> String {
         let mut out = String::with_capacity(64);
         for piece in &self.pieces {
             match piece {
@@ -129,7 +129,7 @@ impl Template {
 
     /// The text as a field's value. Variables are normalised, so only a request's query can
     /// hold what no field may; then there is none.
-    pub fn render_field(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
+    pub(crate) fn render_field(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
         match self.pieces.as_slice() {
             [Piece::Text(text)] => HeaderValue::from_str(text).ok(),
             _ => HeaderValue::try_from(self.render(facts)).ok(),

@@ -95,7 +95,12 @@ pub(super) enum Settled {
 
 impl Job {
     /// Leads: asks upstream for all who follow.
-    pub async fn lead(self, request: Request<()>, lead: Lead, report: oneshot::Sender<Report>) {
+    pub(super) async fn lead(
+        self,
+        request: Request<()>,
+        lead: Lead,
+        report: oneshot::Sender<Report>,
+    ) {
         let sent = match self.send_validating(request).await {
             Ok(upstream) => self.open(upstream).await,
             Err(error) => Err(error),
@@ -169,7 +174,12 @@ impl Job {
     }
 
     /// Moves a response's body into the store, and to whoever reads it, until its end.
-    pub async fn fill(self, mut lead: Lead, stored: Box<StoredResponse>, response: Response<Body>) {
+    pub(super) async fn fill(
+        self,
+        mut lead: Lead,
+        stored: Box<StoredResponse>,
+        response: Response<Body>,
+    ) {
         let stored = Arc::new(*stored);
         let filled = lead.fill(&self.worker.store, stored.clone(), response.into_body()).await;
         if matches!(filled.end, FillEnd::Stored) {
@@ -199,7 +209,7 @@ impl Job {
     }
 
     /// Sends the request upstream and waits for the head of the response.
-    pub async fn send(
+    pub(super) async fn send(
         &self,
         request: impl Fn() -> Request<()>,
     ) -> Result<UpstreamResponse, Box<Unanswered>> {
@@ -217,7 +227,7 @@ impl Job {
     }
 
     /// Says in the log that upstream gave no response; a cause that repeats is told as a number.
-    pub fn note_no_response(&self, error: &FetchError) {
+    pub(super) fn note_no_response(&self, error: &FetchError) {
         let notice = Notice {
             is_error: false,
             message: "no response from upstream",
@@ -230,7 +240,7 @@ impl Job {
     }
 
     /// What is to be done with a response whose head is in.
-    pub fn settle(
+    pub(super) fn settle(
         &self,
         response: &mut Response<Body>,
         times: Times,
@@ -278,7 +288,7 @@ impl Job {
     }
 
     /// Remembers the rule of `No-Vary-Search` by which a response is going to be stored.
-    pub async fn note_rule(&self, stored: &StoredResponse) {
+    pub(super) async fn note_rule(&self, stored: &StoredResponse) {
         if let Some(record) = self.unknown_rule(stored) {
             // Without it other URLs are asked of upstream; the store has counted it. On the
             // heap: nearly no response has one.
@@ -322,7 +332,7 @@ impl Job {
     }
 
     /// Lists a variant just stored under its key.
-    pub async fn note_variant(&self, stored: &StoredResponse) {
+    pub(super) async fn note_variant(&self, stored: &StoredResponse) {
         let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
         let store = &self.worker.store;
         let key = CacheKey::new(stored.key.clone());

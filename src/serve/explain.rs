@@ -21,7 +21,7 @@ use crate::store::{Head, Record, Store};
 
 /// What an explanation is made from.
 #[derive(Clone)]
-pub struct Explainer {
+pub(crate) struct Explainer {
     /// The plan in force.
     pub plan: Arc<Plan>,
     /// Memory and disk.
@@ -38,7 +38,7 @@ impl Explainer {
     ///
     /// # Errors
     /// The gate refuses the URL, or no site has its host: says which.
-    pub async fn explain(
+    pub(crate) async fn explain(
         &self,
         uri: &Uri,
         headers: &HeaderMap,

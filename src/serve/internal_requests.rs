@@ -14,7 +14,7 @@ use crate::body::Body;
 use crate::context::Connection;
 
 /// A request that the node sends itself.
-pub struct InternalRequest {
+pub(crate) struct InternalRequest {
     /// With scheme and host.
     pub url: Uri,
     /// The most content to hand back. `None`: it is read, stored by the usual rules, and dropped.
@@ -24,7 +24,7 @@ pub struct InternalRequest {
 }
 
 /// Runs the node's own requests on this core until their channel closes.
-pub async fn run_internal_requests(
+pub(crate) async fn run_internal_requests(
     worker: Rc<Worker>,
     mut internal_requests: mpsc::Receiver<InternalRequest>,
 ) {

@@ -39,18 +39,18 @@ pub(super) struct Found {
 
 impl Found {
     /// What upstream is asked about.
-    pub fn validated(&self) -> Option<&Arc<Head>> {
+    pub(super) fn validated(&self) -> Option<&Arc<Head>> {
         self.head.as_ref().filter(|_| self.validate)
     }
 
     /// Nobody has looked.
-    pub fn unknown(target: Target) -> Self {
+    pub(super) fn unknown(target: Target) -> Self {
         target.nothing(Reason::Absent)
     }
 }
 
 impl Target {
-    pub fn of(rule: &Rule, asked: &Normalised, headers: &HeaderMap) -> Self {
+    pub(super) fn of(rule: &Rule, asked: &Normalised, headers: &HeaderMap) -> Self {
         let policy = &rule.settings.cache.key;
         let authority = asked.authority.as_str();
         Self {
@@ -213,7 +213,7 @@ fn aliased(target: Target, rule: &CacheKey, remembered: Option<Record>) -> Targe
 ///
 /// # Errors
 /// Says why there is no such URL here, for who asked.
-pub fn canonical_url(
+pub(crate) fn canonical_url(
     routes: &Routes,
     gate: &crate::guard::Gate,
     uri: &Uri,

@@ -12,7 +12,7 @@ use crate::cache::KeyHash;
 use crate::store::{Head, Store};
 
 /// The tables of all cores.
-pub struct Popular {
+pub(crate) struct Popular {
     cores: Box<[Mutex<Table>]>,
 }
 
@@ -28,7 +28,7 @@ struct Table(Box<[[Place; WAYS]]>);
 
 impl Popular {
     /// Tables for so many cores.
-    pub fn new(cores: usize) -> Arc<Self> {
+    pub(crate) fn new(cores: usize) -> Arc<Self> {
         let table = || Mutex::new(Table((0..SETS).map(|_| Default::default()).collect()));
         Arc::new(Self { cores: (0..cores).map(|_| table()).collect() })
     }
@@ -39,7 +39,7 @@ impl Popular {
     }
 
     /// The URLs of what is popular and has been purged, the most popular first.
-    pub fn purged(&self, store: &Store) -> Vec<Box<str>> {
+    pub(crate) fn purged(&self, store: &Store) -> Vec<Box<str>> {
         let mut counts: HashMap<Box<str>, u32> = HashMap::new();
         for core in 0..self.cores.len() {
             // Verdicts are not asked for under the lock.

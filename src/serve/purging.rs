@@ -15,7 +15,7 @@ use crate::reply::Reply;
 use crate::respond::Failure;
 
 /// A purge that came as a request; node.rs has it ordered.
-pub struct PurgeByMethod {
+pub(crate) struct PurgeByMethod {
     /// The URL as it stands in keys.
     pub url_key: String,
     /// Who asks.

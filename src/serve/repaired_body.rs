@@ -27,7 +27,7 @@ where
     B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
 {
     /// As it is, if there is no other way to its bytes.
-    pub fn body(body: B, range: Range<u64>, parts: Option<&Parts>) -> Body {
+    pub(super) fn body(body: B, range: Range<u64>, parts: Option<&Parts>) -> Body {
         let Some(parts) = parts else { return Body::stream(body) };
         let rest = range.start..range.end.min(parts.head.complete_length());
         Body::stream(Self { body, rest, parts: Some(parts.clone()), rest_by_parts: None })

@@ -28,7 +28,7 @@ use crate::upstream::{Pools, Upstreams};
 /// What the configuration means for requests. Immutable; a reload puts another in its place,
 /// and each request keeps the one that it began with.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The gate.
     pub gate: Gate,
     /// Sites and rules.
@@ -49,7 +49,7 @@ impl Plan {
 }
 
 /// The parts that a worker is built of.
-pub struct WorkerParts {
+pub(crate) struct WorkerParts {
     /// The plan in force, for all workers.
     pub plan: Arc<ArcSwap<Plan>>,
     /// Memory and disk.
@@ -81,7 +81,7 @@ pub struct WorkerParts {
 }
 
 /// One core of the data path.
-pub struct Worker {
+pub(crate) struct Worker {
     pub(super) store: Store,
     pub(super) fills: Fills,
     pub(super) listing: Arc<tokio::sync::Mutex<()>>,
@@ -109,7 +109,7 @@ struct LocalPlan {
 
 impl Worker {
     /// A worker of these parts.
-    pub fn new(parts: WorkerParts) -> Rc<Self> {
+    pub(crate) fn new(parts: WorkerParts) -> Rc<Self> {
         let mut source = Cache::new(parts.plan);
         let copied = source.load().clone();
         let local = Rc::new(copied.for_core());
@@ -133,7 +133,7 @@ impl Worker {
     }
 
     /// Hands this core's access lines to the writer.
-    pub fn flush_log(&self) {
+    pub(crate) fn flush_log(&self) {
         self.log.flush();
     }
 

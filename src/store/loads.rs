@@ -39,7 +39,7 @@ pub(super) type Load = Arc<OnceCell<Loaded<Found>>>;
 /// A piece that a disk should have could not be read in time, or is damaged. It is gone, so that it
 /// reads as a miss from then on; the metrics have counted it, and the log tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadFailed;
+pub(crate) struct ReadFailed;
 
 /// The loads under way. As many as there are requests that wait for a disk.
 #[derive(Default)]

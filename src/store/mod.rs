@@ -42,13 +42,13 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use self::loads::ReadFailed;
-pub use self::read::StoredBody;
-pub use self::record::{Head, ObjectId, Record};
-pub use self::settings::{Admission, Directory, Settings, SiteShare};
-pub use self::space::{DiskReserve, Misfit, bytes_text, memory_bytes, misfits};
-pub use self::stat::{DirectoryStat, Service, SiteStat, Stat};
-pub use self::write::{ObjectWriter, WriteError};
+pub(crate) use self::loads::ReadFailed;
+pub(crate) use self::read::StoredBody;
+pub(crate) use self::record::{Head, ObjectId, Record};
+pub(crate) use self::settings::{Admission, Directory, Settings, SiteShare};
+pub(crate) use self::space::{DiskReserve, bytes_text, memory_bytes, misfits};
+pub(crate) use self::stat::Stat;
+pub(crate) use self::write::{ObjectWriter, WriteError};
 
 use self::admission::Sketch;
 use self::body_bytes::BodyBytes;
@@ -68,7 +68,7 @@ use crate::purge::{Checkpoint, Purges};
 
 /// The store of a node. Clones share it; any thread may use it.
 #[derive(Clone)]
-pub struct Store {
+pub(crate) struct Store {
     inner: Arc<Inner>,
 }
 
@@ -123,7 +123,7 @@ impl Store {
     ///
     /// # Errors
     /// The settings make no sense, or another process uses a directory.
-    pub async fn open(
+    pub(crate) async fn open(
         settings: &Settings,
         purges: Arc<Purges>,
         metrics: &Arc<Metrics>,
@@ -172,14 +172,14 @@ impl Store {
 
     /// Waits until every directory was read back, or found not to work. Until then what a
     /// directory has is a miss.
-    pub async fn recovered(&self) {
+    pub(crate) async fn recovered(&self) {
         let mut recovering = self.inner.recovering.subscribe();
         recovering.wait_for(|left| *left == 0).await.expect("the store keeps the sender");
     }
 
     /// What memory has under a key's or a variant's hash. The hit path: no await, no allocation.
     /// Whether it is of the key looked for is to be asked of its texts.
-    pub fn in_memory(&self, hash: KeyHash) -> Option<Record> {
+    pub(crate) fn in_memory(&self, hash: KeyHash) -> Option<Record> {
         let entry = self.inner.memory.get(&PieceKey::head(hash))?;
         let Piece::Record(record) = entry.value() else { return None };
         if let Record::Response(head) = record
@@ -192,7 +192,7 @@ impl Store {
 
     /// What memory has, or else the disk, which it then comes into memory from. What cannot be read
     /// is a miss.
-    pub async fn find(&self, hash: KeyHash) -> Option<Record> {
+    pub(crate) async fn find(&self, hash: KeyHash) -> Option<Record> {
         self.look_up(hash).await.ok().flatten()
     }
 
@@ -200,7 +200,7 @@ impl Store {
     ///
     /// # Errors
     /// A disk has failed to give the record.
-    pub async fn look_up(&self, hash: KeyHash) -> Result<Option<Record>, ReadFailed> {
+    pub(crate) async fn look_up(&self, hash: KeyHash) -> Result<Option<Record>, ReadFailed> {
         if let Some(record) = self.in_memory(hash) {
             return Ok(Some(record));
         }
@@ -220,7 +220,7 @@ impl Store {
     }
 
     /// As [`Store::find`], and leaves no trace: what is on disk stays there.
-    pub async fn peek(&self, hash: KeyHash) -> Option<Record> {
+    pub(crate) async fn peek(&self, hash: KeyHash) -> Option<Record> {
         let key = PieceKey::head(hash);
         if let Some(Piece::Record(record)) = self.inner.memory.get(&key).as_deref() {
             return Some(record.clone());
@@ -236,7 +236,7 @@ impl Store {
     /// Whether a purge covers this stored response, and how. `None`: it may be used, as far as
     /// purges go. One load and compare, unless a purge came since it was last asked.
     #[inline]
-    pub fn purge_verdict(&self, head: &Head) -> Option<PurgeKind> {
+    pub(crate) fn purge_verdict(&self, head: &Head) -> Option<PurgeKind> {
         if planted::has(Bug::PurgesIgnored) {
             return None;
         }
@@ -244,32 +244,35 @@ impl Store {
     }
 
     /// Whether neither memory nor a disk's index has a record under this hash.
-    pub fn is_absent(&self, hash: KeyHash) -> bool {
+    pub(crate) fn is_absent(&self, hash: KeyHash) -> bool {
         let key = PieceKey::head(hash);
         !self.inner.memory.contains(&key) && !self.inner.disks.may_contain(&key)
     }
 
     /// The purge log that this store's responses are stamped by.
-    pub fn purges(&self) -> &Arc<Purges> {
+    pub(crate) fn purges(&self) -> &Arc<Purges> {
         &self.inner.purges
     }
 
     /// Begins to store a response whose body is about to come, under its key's hash or, if it
     /// varies, its variant's.
-    pub fn writer(&self, response: StoredResponse) -> ObjectWriter {
+    pub(crate) fn writer(&self, response: StoredResponse) -> ObjectWriter {
         ObjectWriter::new(self.clone(), response)
     }
 
     /// Makes an object visible of which no byte is stored yet, for range fills. Its length must
     /// be known and be more than one slice.
-    pub fn partial(&self, response: StoredResponse) -> Result<Arc<Head>, WriteError> {
+    pub(crate) fn partial(&self, response: StoredResponse) -> Result<Arc<Head>, WriteError> {
         let head = self.partial_to_be(response)?;
         self.show(&head);
         Ok(head)
     }
 
     /// The same, but nobody finds it before [`Store::show`].
-    pub fn partial_to_be(&self, mut response: StoredResponse) -> Result<Arc<Head>, WriteError> {
+    pub(crate) fn partial_to_be(
+        &self,
+        mut response: StoredResponse,
+    ) -> Result<Arc<Head>, WriteError> {
         self.check_for_parts(&response)?;
         response.parts = Some(Box::default());
         let object = self.next_object(response.hash());
@@ -277,7 +280,7 @@ impl Store {
     }
 
     /// Makes the object of [`Store::partial_to_be`] visible.
-    pub fn show(&self, head: &Arc<Head>) {
+    pub(crate) fn show(&self, head: &Arc<Head>) {
         let hash = head.hash();
         self.changes().begin(hash, head.object);
         self.put_head(head.clone(), self.wants_on_disk(hash, 0));
@@ -285,7 +288,7 @@ impl Store {
 
     /// Stores one part of an object for itself: nothing binds it to others (RFC 9111 §3.4), or the
     /// object is too short to be stored by slices. `bytes` are those that the response names.
-    pub fn put_apart(&self, response: StoredResponse, bytes: &Bytes) -> Arc<Head> {
+    pub(crate) fn put_apart(&self, response: StoredResponse, bytes: &Bytes) -> Arc<Head> {
         let hash = response.hash();
         let object = self.next_object(hash);
         // Not the buffer that it was read into.
@@ -296,7 +299,11 @@ impl Store {
 
     /// The head that an object will have that is being written, for [`Store::put_slice`] and
     /// [`Store::slice`]. Nobody finds it. `None` when it is not stored by parts.
-    pub fn head_to_be(&self, response: &StoredResponse, object: ObjectId) -> Option<Arc<Head>> {
+    pub(crate) fn head_to_be(
+        &self,
+        response: &StoredResponse,
+        object: ObjectId,
+    ) -> Option<Arc<Head>> {
         self.check_for_parts(response).ok()?;
         Some(Arc::new(self.new_head(response.clone(), object, None)))
     }
@@ -315,7 +322,7 @@ impl Store {
 
     /// Stores slice `number` of an object that was begun by [`Store::partial`], or repairs one.
     /// The bytes must be all that [`Head::slice_range`] says.
-    pub async fn put_slice(
+    pub(crate) async fn put_slice(
         &self,
         head: &Head,
         number: u32,
@@ -336,7 +343,7 @@ impl Store {
 
     /// Says that `part` of a partial object is stored. The head that it returns is the one to
     /// go on with; it has no `parts` any more when all is there.
-    pub fn add_part(&self, head: &Arc<Head>, part: Range<u64>) -> Arc<Head> {
+    pub(crate) fn add_part(&self, head: &Arc<Head>, part: Range<u64>) -> Arc<Head> {
         let begun = self.changes();
         let current = match self.standing(head) {
             // Memory has let go of the newer one.
@@ -374,7 +381,7 @@ impl Store {
     /// Which bytes of `range` are not stored, in whole slices: what a range fill must fetch
     /// before [`Store::body`] can give the range. Looks at memory and at the disk's index, not
     /// at the disk.
-    pub fn missing(&self, head: &Head, range: Range<u64>) -> Vec<Range<u64>> {
+    pub(crate) fn missing(&self, head: &Head, range: Range<u64>) -> Vec<Range<u64>> {
         if head.inline.is_some() {
             return Vec::new();
         }
@@ -397,7 +404,7 @@ impl Store {
 
     /// Puts another response in the head's place over the same body: after a 304 (RFC 9111
     /// §4.3.4), with its fields, freshness and `stored_at_sequence`.
-    pub fn replace(&self, head: &Arc<Head>, mut response: StoredResponse) -> Arc<Head> {
+    pub(crate) fn replace(&self, head: &Arc<Head>, mut response: StoredResponse) -> Arc<Head> {
         response.complete_length = Some(head.complete_length());
         let inline = head.inline.clone();
         let next = self.new_head(response, head.object, inline);
@@ -406,7 +413,7 @@ impl Store {
     }
 
     /// Says that a key's responses vary: its primary record lists the selecting fields.
-    pub fn put_variants(&self, hash: KeyHash, list: VaryList) {
+    pub(crate) fn put_variants(&self, hash: KeyHash, list: VaryList) {
         let key = PieceKey::head(hash);
         let record = Record::Variants(Arc::new(list));
         // An older list on disk must not outlive it.
@@ -418,7 +425,7 @@ impl Store {
     }
 
     /// Takes a record out to make room. Not a purge: it may come back from disk.
-    pub fn forget(&self, hash: KeyHash) {
+    pub(crate) fn forget(&self, hash: KeyHash) {
         let key = PieceKey::head(hash);
         self.inner.loads.supersede(key, || drop(self.inner.memory.remove(&key)));
         self.inner.disks.forget(&key);
@@ -426,7 +433,7 @@ impl Store {
 
     /// Takes an object out that its origin no longer has; what is still coming of it does not
     /// bring it back. One that has taken its place stays. Not a purge: it may come back from disk.
-    pub fn give_up(&self, head: &Head) {
+    pub(crate) fn give_up(&self, head: &Head) {
         let mut begun = self.changes();
         match self.standing(head) {
             Standing::Another => return,
@@ -439,17 +446,17 @@ impl Store {
     }
 
     /// Whether another object is known to have come after this one, or it was given up.
-    pub fn is_superseded(&self, head: &Head) -> bool {
+    pub(crate) fn is_superseded(&self, head: &Head) -> bool {
         self.changes().is_superseded(head)
     }
 
     /// A range of a stored body. Bytes beyond its end are left out.
-    pub fn body(&self, head: &Arc<Head>, range: Range<u64>) -> StoredBody {
+    pub(crate) fn body(&self, head: &Arc<Head>, range: Range<u64>) -> StoredBody {
         StoredBody::new(self.clone(), head.clone(), range)
     }
 
     /// One slice, wherever it is. `None`: it must be fetched anew, see [`Store::put_slice`].
-    pub async fn slice(&self, head: &Head, number: u32) -> Option<Bytes> {
+    pub(crate) async fn slice(&self, head: &Head, number: u32) -> Option<Bytes> {
         match self.slice_now(head, number) {
             Some(bytes) => Some(bytes),
             None => self.read_slice(head, number).await.ok().flatten(),
@@ -457,7 +464,7 @@ impl Store {
     }
 
     /// One slice of an object that is still being written.
-    pub async fn slice_of(&self, object: ObjectId, number: u32) -> Option<Bytes> {
+    pub(crate) async fn slice_of(&self, object: ObjectId, number: u32) -> Option<Bytes> {
         let key = PieceKey::slice(object, number);
         match self.memory_slice(&key) {
             Some(bytes) => Some(bytes),
@@ -466,7 +473,7 @@ impl Store {
     }
 
     /// What it holds now.
-    pub fn stat(&self) -> Stat {
+    pub(crate) fn stat(&self) -> Stat {
         let memory = &self.inner.memory;
         Stat {
             memory_bytes: memory.usage() as u64,
@@ -482,7 +489,7 @@ impl Store {
 
     /// Writes what is worth it to disk and lets go of the directories. What is put into the
     /// store afterwards stays in memory.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.recovered().await;
         for (key, piece) in self.inner.evictions.take_all(&self.inner.memory) {
             self.inner.disks.queue(key, piece).await;
@@ -517,7 +524,7 @@ impl Store {
     }
 
     /// The length that bodies are cut to; a shorter one lies in one piece with its head.
-    pub fn slice_bytes(&self) -> u64 {
+    pub(crate) fn slice_bytes(&self) -> u64 {
         self.inner.settings.slice_bytes as u64
     }
 

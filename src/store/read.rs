@@ -20,7 +20,7 @@ use crate::body::BodyError;
 use crate::metrics::Metric;
 
 /// The bytes of one range of one stored response.
-pub struct StoredBody {
+pub(crate) struct StoredBody {
     store: Store,
     head: Arc<Head>,
     /// What is still to come out.

@@ -15,7 +15,7 @@ use crate::random::random_u64;
 /// What stands under a key's or a variant's hash. Two keys may have one hash: the texts in it
 /// tell. Cloning clones one `Arc`.
 #[derive(Clone, Debug)]
-pub enum Record {
+pub(crate) enum Record {
     /// A stored response.
     Response(Arc<Head>),
     /// The key's responses vary; each variant stands under a hash of its own.
@@ -24,7 +24,7 @@ pub enum Record {
 
 /// A stored response with what the store knows of it. Immutable, apart from marks.
 #[derive(Debug)]
-pub struct Head {
+pub(crate) struct Head {
     /// What the rules read.
     pub response: StoredResponse,
     /// Which slices are its body.
@@ -49,31 +49,31 @@ const _: () = assert!(size_of::<Head>() + 16 <= 256);
 ///                                  │ not written: offered again when it leaves memory
 /// ```
 pub(super) mod place {
-    pub const MEMORY: u8 = 0;
-    pub const WANTED: u8 = 1;
-    pub const WRITTEN: u8 = 2;
+    pub(crate) const MEMORY: u8 = 0;
+    pub(crate) const WANTED: u8 = 1;
+    pub(crate) const WRITTEN: u8 = 2;
 }
 
 impl Head {
     /// What it stands under: its key's hash, or its variant's.
-    pub fn hash(&self) -> KeyHash {
+    pub(crate) fn hash(&self) -> KeyHash {
         self.response.hash()
     }
 
     /// The body's length as stored or promised.
-    pub fn complete_length(&self) -> u64 {
+    pub(crate) fn complete_length(&self) -> u64 {
         let inline = self.inline.as_ref().filter(|_| !self.is_apart());
         let inline = inline.map(|body| body.len() as u64);
         inline.or(self.response.complete_length).unwrap_or_default()
     }
 
     /// Whether it is a part of an object that nothing can be added to.
-    pub fn is_apart(&self) -> bool {
+    pub(crate) fn is_apart(&self) -> bool {
         self.inline.is_some() && self.response.parts.is_some()
     }
 
     /// These bytes of what lies in one piece; `None` when it does not, or lacks some.
-    pub fn inline_bytes(&self, range: std::ops::Range<u64>) -> Option<Bytes> {
+    pub(crate) fn inline_bytes(&self, range: std::ops::Range<u64>) -> Option<Bytes> {
         let body = self.inline.as_ref()?;
         let parts = self.response.parts.as_deref();
         let first = parts.map_or(0, |parts| parts.first().map_or(0, |part| part.start));
@@ -83,12 +83,12 @@ impl Head {
     }
 
     /// The purge sequence up to which it was last found untouched.
-    pub fn checked_up_to(&self) -> PurgeSequence {
+    pub(crate) fn checked_up_to(&self) -> PurgeSequence {
         self.checkpoint.checked_up_to()
     }
 
     /// The numbers of the slices that hold these bytes.
-    pub fn slices(&self, bytes: std::ops::Range<u64>) -> std::ops::Range<u32> {
+    pub(crate) fn slices(&self, bytes: std::ops::Range<u64>) -> std::ops::Range<u32> {
         let size = u64::from(self.slice_bytes);
         let end = bytes.end.min(self.complete_length());
         if bytes.start >= end {
@@ -99,7 +99,7 @@ impl Head {
     }
 
     /// Which bytes slice `number` holds.
-    pub fn slice_range(&self, number: u32) -> std::ops::Range<u64> {
+    pub(crate) fn slice_range(&self, number: u32) -> std::ops::Range<u64> {
         let size = u64::from(self.slice_bytes);
         let start = u64::from(number) * size;
         start..(start + size).min(self.complete_length())
@@ -139,7 +139,7 @@ impl Head {
 ///
 /// The lower part puts an object's slices on the same disk as its head.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ObjectId(pub(super) u128);
+pub(crate) struct ObjectId(pub(super) u128);
 
 impl std::fmt::Debug for ObjectId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

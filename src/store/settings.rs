@@ -7,7 +7,7 @@ use super::space::DiskReserve;
 
 /// The store's settings, as shipped by `Default`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Bytes that the memory tier may hold: bodies, fields, keys and bookkeeping.
     pub memory_bytes: u64,
     /// Where bodies and heads are kept on disk. Empty: memory only.
@@ -44,7 +44,7 @@ pub struct Settings {
 
 /// One place on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Directory {
+pub(crate) struct Directory {
     /// A directory of its own; made when it is missing.
     pub path: PathBuf,
     /// How much it may hold. At least 64 MiB is sensible, a slice's hundredfold needed.
@@ -53,7 +53,7 @@ pub struct Directory {
 
 /// How much of the store a site may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SiteShare {
+pub(crate) struct SiteShare {
     /// The site's name.
     pub site: String,
     /// In place of [`Settings::site_percent_max`].
@@ -62,7 +62,7 @@ pub struct SiteShare {
 
 /// What is worth a disk write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
+pub(crate) enum Admission {
     /// Everything that is stored.
     All,
     /// What was asked for at least twice within the memory of a frequency sketch: one-hit
@@ -94,7 +94,7 @@ impl Default for Settings {
 
 impl Settings {
     /// What stands in the way of opening a store, in words for the operator.
-    pub fn mistakes(&self) -> Vec<String> {
+    pub(crate) fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if !(4 << 10..=1 << 20).contains(&self.slice_bytes) {
             mistakes.push(format!(

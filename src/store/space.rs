@@ -16,7 +16,7 @@ use super::settings::Settings;
 
 /// How much of a file system the disk cache leaves free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskReserve {
+pub(crate) enum DiskReserve {
     /// A twentieth of the file system, but no less than 1 GiB or, where that is more than a tenth
     /// of the file system, a tenth.
     Auto,
@@ -26,7 +26,7 @@ pub enum DiskReserve {
 
 /// Directories of one file system that cannot have the sizes that they are given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Misfit {
+pub(crate) struct Misfit {
     /// Their positions in [`Settings::directories`]. Never empty.
     pub directories: Vec<usize>,
     /// The first one's path, or what exists above it.
@@ -63,7 +63,7 @@ struct Claim {
 
 impl DiskReserve {
     /// For a file system of `total` bytes.
-    pub fn bytes(self, total: u64) -> u64 {
+    pub(crate) fn bytes(self, total: u64) -> u64 {
         match self {
             Self::Auto => (total / 20).max(AUTO_LEAST.min(total / 10)),
             Self::Bytes(bytes) => bytes,
@@ -94,7 +94,7 @@ impl Space {
 
 impl Misfit {
     /// What is wrong and what to do, for the operator.
-    pub fn advice(&self) -> String {
+    pub(crate) fn advice(&self) -> String {
         let [wanted, fits, free, reserve, own] = [
             self.wanted_bytes,
             self.fits_bytes,
@@ -119,7 +119,7 @@ impl Misfit {
 /// Directories whose sizes their file systems have no room for. Those of one file system count
 /// together. A directory whose file system cannot be asked is left out: the node says so when it
 /// opens it.
-pub fn misfits(settings: &Settings) -> Vec<Misfit> {
+pub(crate) fn misfits(settings: &Settings) -> Vec<Misfit> {
     let mut by_device: BTreeMap<u64, Vec<(usize, Claim, PathBuf)>> = BTreeMap::new();
     for (number, directory) in settings.directories.iter().enumerate() {
         let above = existing(&directory.path);
@@ -147,7 +147,7 @@ pub fn misfits(settings: &Settings) -> Vec<Misfit> {
 
 /// How much memory this process can have, in bytes: the machine's, or less where its control group
 /// has a limit. `None`: the system does not say.
-pub fn memory_bytes() -> Option<u64> {
+pub(crate) fn memory_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let total = total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024);
@@ -181,7 +181,7 @@ fn existing(path: &Path) -> PathBuf {
 }
 
 /// `44.8 GiB`; no more digits than an operator needs.
-pub fn bytes_text(bytes: u64) -> String {
+pub(crate) fn bytes_text(bytes: u64) -> String {
     let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
         // Rounded down: what is said to fit must fit.

@@ -13,7 +13,7 @@ use super::{Inner, Store};
 
 /// A look at the store.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stat {
+pub(crate) struct Stat {
     /// Bytes in memory, as weighed.
     pub memory_bytes: u64,
     /// How many there may be.
@@ -34,7 +34,7 @@ pub struct Stat {
 
 /// What a site has of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SiteStat {
+pub(crate) struct SiteStat {
     /// Its name.
     pub site: Arc<str>,
     /// Bytes in memory.
@@ -53,7 +53,7 @@ pub struct SiteStat {
 
 /// A look at one directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DirectoryStat {
+pub(crate) struct DirectoryStat {
     /// Where it is.
     pub path: PathBuf,
     /// Whether it is used.
@@ -74,7 +74,7 @@ pub struct DirectoryStat {
 
 /// Whether a directory is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
+pub(crate) enum Service {
     /// Read and written.
     Serving,
     /// Its index is being read back: nothing is read from it yet, writes wait.
@@ -87,7 +87,7 @@ pub enum Service {
 
 impl Service {
     /// For logs and the admin API.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Serving => "serving",
             Self::Recovering => "recovering",

@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 
 use rustix::fs::FallocateFlags;
 
+use super::stat::{Service, SiteStat};
 use super::*;
 use crate::cache::vary::{Variant, variant_key};
 use crate::cache::{CacheKey, Freshness, PurgeScope, PurgeSequence};

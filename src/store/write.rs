@@ -17,7 +17,7 @@ use crate::cache::{KeyHash, StoredResponse};
 
 /// Why an object was not stored. The response itself is none the worse for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WriteError {
+pub(crate) enum WriteError {
     /// `object_bytes_max` is exceeded.
     #[error("the body is longer than {limit} bytes")]
     TooLarge {
@@ -52,7 +52,7 @@ pub enum WriteError {
 
 /// One response on its way into the store.
 #[derive(Debug)]
-pub struct ObjectWriter {
+pub(crate) struct ObjectWriter {
     store: Store,
     response: StoredResponse,
     site: Arc<Site>,
@@ -79,7 +79,7 @@ impl ObjectWriter {
 
     /// Appends to the body, in pieces of any size; the writer cuts the slices. Waits while the
     /// disk's queue is full, never for longer than the disk's deadline.
-    pub async fn push(&mut self, mut bytes: Bytes) -> Result<(), WriteError> {
+    pub(crate) async fn push(&mut self, mut bytes: Bytes) -> Result<(), WriteError> {
         let limit = self.store.settings().object_bytes_max;
         if self.length + bytes.len() as u64 > limit {
             return Err(WriteError::TooLarge { limit });
@@ -103,7 +103,7 @@ impl ObjectWriter {
     }
 
     /// The whole body was pushed: makes the object visible.
-    pub async fn finish(mut self) -> Result<Arc<Head>, WriteError> {
+    pub(crate) async fn finish(mut self) -> Result<Arc<Head>, WriteError> {
         let length = self.length;
         if let Some(promised) = self.response.complete_length.filter(|&it| it != length) {
             return Err(WriteError::Length { length, promised });
@@ -122,17 +122,17 @@ impl ObjectWriter {
     }
 
     /// The object's id, by which slices can be read before it is finished.
-    pub fn object(&self) -> ObjectId {
+    pub(crate) fn object(&self) -> ObjectId {
         self.object
     }
 
     /// How many slices can be read by number already.
-    pub fn slices_stored(&self) -> u32 {
+    pub(crate) fn slices_stored(&self) -> u32 {
         self.slices
     }
 
     /// How many bytes were pushed.
-    pub fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         self.length
     }
 

@@ -31,7 +31,7 @@ use crate::body::{Body, BodyError};
 use crate::metrics::{Metric, Recorder};
 
 /// Compresses a body. `length` is its length when known; it makes windows no larger than needed.
-pub fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder) -> Body {
+pub(crate) fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder) -> Body {
     recorder.count_labelled(Metric::BodiesEncoded, level.coding as usize);
     let encoder = Encoder::new(level, length);
     match body {
@@ -47,7 +47,7 @@ pub fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder
 
 /// Decompresses a body. One that is malformed, ends early, or reaches the limit breaks off with
 /// an error.
-pub fn decode(body: Body, coding: Coding, limit: DecodeLimit, recorder: &Recorder) -> Body {
+pub(crate) fn decode(body: Body, coding: Coding, limit: DecodeLimit, recorder: &Recorder) -> Body {
     recorder.count_labelled(Metric::BodiesDecoded, coding as usize);
     Body::stream(Coded::new(body, Decoder::new(coding, limit), recorder))
 }
@@ -432,7 +432,7 @@ impl Codec for Decoder {
 }
 
 /// A body in memory up to this length is coded in one go, and its coded length is known.
-pub const BYTES_AT_ONCE_MAX: usize = 64 << 10;
+pub(crate) const BYTES_AT_ONCE_MAX: usize = 64 << 10;
 
 /// The longest frame that comes out.
 const SCRATCH_BYTES: usize = 16 << 10;

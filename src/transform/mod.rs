@@ -17,25 +17,25 @@ use http::header::{
 };
 use http::{HeaderMap, Method};
 
-pub use coder::{BYTES_AT_ONCE_MAX, decode, encode};
-pub use negotiate::Accepted;
-pub use plan::{CodingAction, CodingPlan, Reason, Said, plan};
+pub(crate) use coder::{decode, encode};
+pub(crate) use negotiate::Accepted;
+pub(crate) use plan::{CodingAction, Said, plan};
 
 use crate::fields::{FieldLines, Fields, FieldsMut};
-pub use crate::labels::Coding;
+pub(crate) use crate::labels::Coding;
 use crate::metrics::Recorder;
 use crate::reply::Reply;
 
 /// A coding and how hard to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Level {
+pub(crate) struct Level {
     coding: Coding,
     level: i32,
 }
 
 /// What is coded, and how.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// In order of preference among those that the client likes equally. Empty: nothing is
     /// compressed.
     pub codings: Vec<Level>,
@@ -51,7 +51,7 @@ pub struct Settings {
 
 /// Keeps a small coded body from becoming a flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecodeLimit {
+pub(crate) struct DecodeLimit {
     /// Decoded bytes of one response.
     pub bytes_max: u64,
     /// Decoded bytes per coded byte, once a response is over 1 MiB.
@@ -78,7 +78,7 @@ impl Default for Settings {
 
 impl Settings {
     /// The codings that may be chosen: what a cache key distinguishes in `Accept-Encoding`.
-    pub fn codings_we_produce(&self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn codings_we_produce(&self) -> impl Iterator<Item = &'static str> {
         self.codings.iter().map(|level| level.coding.as_str())
     }
 }
@@ -86,7 +86,7 @@ impl Settings {
 /// Codes, decodes or leaves the response to a request with this method and these fields, and
 /// makes its fields say so. The body is only touched when it is read. To be called with the
 /// response that was selected (200, 206, 304, …), before hop-by-hop fields are added.
-pub fn transform(
+pub(crate) fn transform(
     method: &Method,
     request: &HeaderMap,
     response: Reply,
@@ -164,7 +164,7 @@ impl Coding {
 /// Not a coding that we know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a known coding: expected zstd, br or gzip")]
-pub struct UnknownCoding(Box<str>);
+pub(crate) struct UnknownCoding(Box<str>);
 
 impl FromStr for Coding {
     type Err = UnknownCoding;
@@ -188,14 +188,14 @@ impl fmt::Display for Coding {
 /// A level that the coding doesn't have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{coding} has no level {level}: expected {} to {}", .coding.levels().start(), .coding.levels().end())]
-pub struct UnknownLevel {
+pub(crate) struct UnknownLevel {
     coding: Coding,
     level: i32,
 }
 
 impl Level {
     /// zstd: 1 to 19; br: 0 to 11; gzip: 1 to 9.
-    pub fn new(coding: Coding, level: i32) -> Result<Self, UnknownLevel> {
+    pub(crate) fn new(coding: Coding, level: i32) -> Result<Self, UnknownLevel> {
         if coding.levels().contains(&level) {
             Ok(Self { coding, level })
         } else {
@@ -204,12 +204,12 @@ impl Level {
     }
 
     /// The coding.
-    pub fn coding(self) -> Coding {
+    pub(crate) fn coding(self) -> Coding {
         self.coding
     }
 
     /// How hard to try.
-    pub fn level(self) -> i32 {
+    pub(crate) fn level(self) -> i32 {
         self.level
     }
 }
@@ -217,7 +217,7 @@ impl Level {
 /// Media types: one (`application/json`), all of a kind (`text/*`), or all of a syntax
 /// (`*/*+json`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MediaRange {
+pub(crate) enum MediaRange {
     /// Exactly this type, lower case.
     Type(Box<str>),
     /// What begins with this, slash included, lower case.
@@ -229,7 +229,7 @@ pub enum MediaRange {
 /// Not a media range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a media range: expected `application/json`, `text/*` or `*/*+json`")]
-pub struct BadMediaRange(Box<str>);
+pub(crate) struct BadMediaRange(Box<str>);
 
 impl FromStr for MediaRange {
     type Err = BadMediaRange;
@@ -263,7 +263,7 @@ fn media_type(content_type: &[u8]) -> &[u8] {
 
 impl MediaRange {
     /// Whether a media type without its parameters is one of them.
-    pub fn matches(&self, media_type: &[u8]) -> bool {
+    pub(crate) fn matches(&self, media_type: &[u8]) -> bool {
         let length = media_type.len();
         match self {
             Self::Type(exact) => media_type.eq_ignore_ascii_case(exact.as_bytes()),

@@ -7,7 +7,7 @@ use super::{Coding, Level};
 
 /// The weights of the codings that we know, in thousandths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     weights: [u16; 3],
     identity: Option<u16>,
 }
@@ -18,7 +18,7 @@ impl Accepted {
     /// Without the field RFC 9110 allows any coding; clients that leave it out mostly cannot
     /// decode one, so it means identity here, as everywhere in practice. For the same reason `*`
     /// means gzip and not the others: who can do brotli or zstd says so.
-    pub fn from_headers(request: &HeaderMap) -> Self {
+    pub(crate) fn from_headers(request: &HeaderMap) -> Self {
         if !request.contains_key(ACCEPT_ENCODING) {
             return Self::default();
         }
@@ -41,14 +41,14 @@ impl Accepted {
     }
 
     /// Whether the client takes this coding.
-    pub fn allows(self, coding: Coding) -> bool {
+    pub(crate) fn allows(self, coding: Coding) -> bool {
         self.weights[coding as usize] > 0
     }
 
     /// The coding that the client likes best; of several, the first of `order`. `None` means
     /// identity: the client prefers it, takes none of these, or refuses everything, in which
     /// case a response that it may refuse is kinder than none (RFC 9110 §12.5.3 allows it).
-    pub fn choose(self, order: &[Level]) -> Option<Level> {
+    pub(crate) fn choose(self, order: &[Level]) -> Option<Level> {
         let weight = |level: &Level| self.weights[level.coding as usize];
         let best = order.iter().map(weight).max().filter(|best| *best > 0)?;
         if self.identity.is_some_and(|identity| identity > best) {

@@ -8,7 +8,7 @@ use crate::fields::{FieldLines, Fields, Known, is_grpc, members, number};
 
 /// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CodingPlan {
+pub(crate) struct CodingPlan {
     /// What to do.
     pub action: CodingAction,
     /// Whether another `Accept-Encoding` would have led to another response: `Vary` names it,
@@ -18,7 +18,7 @@ pub struct CodingPlan {
 
 /// What to do with a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CodingAction {
+pub(crate) enum CodingAction {
     /// Nothing, and why.
     Leave(Reason),
     /// Make the entity tag of a 304 the weak one that the client holds from a coded response.
@@ -31,7 +31,7 @@ pub enum CodingAction {
 
 /// Why a response is left as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// No coding is configured.
     Off,
     /// `no-transform` (RFC 9111 §5.2.2.6).
@@ -52,7 +52,7 @@ pub enum Reason {
 
 impl Reason {
     /// The word for logs.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::NoTransform => "no-transform",
@@ -68,7 +68,7 @@ impl Reason {
 
 /// What the fields of a response say of its content: every answer is looked at, so once.
 #[derive(Debug, Default)]
-pub struct Said<'a> {
+pub(crate) struct Said<'a> {
     /// `Content-Length`, if it is one.
     pub length: Option<u64>,
     /// Whether `Vary` names `Accept-Encoding`, or all.
@@ -90,7 +90,7 @@ enum StoredCoding {
 
 impl<'a> Said<'a> {
     /// By these fields.
-    pub fn by(fields: &'a FieldLines) -> Self {
+    pub(crate) fn by(fields: &'a FieldLines) -> Self {
         let mut said = Self::default();
         for line in fields.walk() {
             let value = line.value();
@@ -125,7 +125,7 @@ impl StoredCoding {
 
 /// Decides for the response that says this to the request with these fields. `body_length` is
 /// asked only when `Content-Length` doesn't say how long the representation is.
-pub fn plan(
+pub(crate) fn plan(
     request: &HeaderMap,
     status: StatusCode,
     said: &Said<'_>,

@@ -16,7 +16,7 @@ use crate::labels::ProxyError;
 /// A request that no origin answered.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
-pub struct Unanswered {
+pub(crate) struct Unanswered {
     /// Why; the last try's, when several were made.
     pub error: FetchError,
     /// What was tried.
@@ -25,7 +25,7 @@ pub struct Unanswered {
 
 /// Where a request was sent, as far as it came.
 #[derive(Clone, Debug)]
-pub struct Tried {
+pub(crate) struct Tried {
     /// The pool's name.
     pub pool: Arc<str>,
     /// `host:port` of the origin that was tried last, as configured. `None`: none was up.
@@ -38,7 +38,7 @@ pub struct Tried {
 
 /// A failed exchange.
 #[derive(Debug, thiserror::Error)]
-pub enum FetchError {
+pub(crate) enum FetchError {
     /// The name servers did not answer in time.
     #[error("DNS did not answer for {host} within {after:?}")]
     DnsTimeout {
@@ -217,7 +217,7 @@ pub enum FetchError {
 
 impl FetchError {
     /// The error type in Proxy-Status (RFC 9209 §2.3).
-    pub fn error_type(&self) -> ProxyError {
+    pub(crate) fn error_type(&self) -> ProxyError {
         match self {
             Self::DnsTimeout { .. } => ProxyError::DnsTimeout,
             Self::Dns { .. } => ProxyError::DnsError,
@@ -252,12 +252,12 @@ impl FetchError {
     }
 
     /// The word of [`FetchError::error_type`].
-    pub fn proxy_error(&self) -> &'static str {
+    pub(crate) fn proxy_error(&self) -> &'static str {
         self.error_type().as_str()
     }
 
     /// The word in the access log: narrower than [`FetchError::proxy_error`] where that says little.
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::FieldsDiffer { .. } => "fields_differ",
             _ => self.proxy_error(),
@@ -266,7 +266,7 @@ impl FetchError {
 
     /// `host:port` of the origin that gave no response; for DNS its host alone. `None`: it is not
     /// about one origin.
-    pub fn origin(&self) -> Option<&str> {
+    pub(crate) fn origin(&self) -> Option<&str> {
         match self {
             Self::AllDown { .. } | Self::RequestBody { .. } => None,
             Self::DnsTimeout { host, .. } | Self::Dns { host, .. } => Some(host),
@@ -292,7 +292,7 @@ impl FetchError {
     }
 
     /// 400 or 408 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         if let Self::RequestBody { is_late: true, .. } = self {
             return StatusCode::REQUEST_TIMEOUT;
         }
@@ -310,7 +310,7 @@ impl FetchError {
     }
 
     /// Whether the origin may have seen any of the request, and so may have acted on it.
-    pub fn origin_may_have_seen(&self) -> bool {
+    pub(crate) fn origin_may_have_seen(&self) -> bool {
         match self {
             Self::DnsTimeout { .. }
             | Self::Dns { .. }
@@ -363,7 +363,7 @@ fn is_alert(error: &(dyn Error + 'static)) -> bool {
 
 /// Why a connection to an origin gave no whole response, in the words of the protocol on it.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub(crate) enum LinkError {
     /// HTTP/1.1.
     #[error(transparent)]
     Http1(#[from] hyper::Error),
@@ -424,7 +424,7 @@ pub(super) fn body_timeout(origin: &str, after: Duration) -> BodyError {
 
 /// Why a pool cannot be built from its settings.
 #[derive(Debug, thiserror::Error)]
-pub enum PoolError {
+pub(crate) enum PoolError {
     /// None, or more than [`super::PoolSettings::ORIGINS_MAX`].
     #[error("pool {pool} has {count} origins: expected 1 to {max}")]
     Origins {

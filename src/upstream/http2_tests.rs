@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::scripted::*;
+use super::settings::Retry;
 use super::tests::on_core;
 use super::*;
 use crate::body::{Body, BodyError};

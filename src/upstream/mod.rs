@@ -26,16 +26,15 @@ mod tls;
 mod tunnel;
 mod upstreams;
 
-pub use error::{FetchError, PoolError, Tried, Unanswered};
-pub use pool::{Pool, Pools};
-pub use resolve::Resolver;
-pub use settings::{
-    Balance, ClientCertificate, Deadlines, DnsSettings, Health, HostHeader, KeepAlive, Origin,
-    OriginTls, PoolSettings, Protocol, Retry, Scheme, Settings,
+pub(crate) use error::{FetchError, Tried, Unanswered};
+pub(crate) use pool::{Pool, Pools};
+pub(crate) use resolve::Resolver;
+pub(crate) use settings::{
+    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol, Settings,
 };
-pub use tls::file_mistakes;
-pub use tunnel::{Tunnelled, UpgradedOrigin, tunnel};
-pub use upstreams::{Intent, Times, Upstream, UpstreamResponse, Upstreams};
+pub(crate) use tls::file_mistakes;
+pub(crate) use tunnel::tunnel;
+pub(crate) use upstreams::{Intent, Times, Upstream, UpstreamResponse, Upstreams};
 
 #[cfg(test)]
 mod http2_tests;

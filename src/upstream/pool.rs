@@ -13,7 +13,7 @@ use super::tls;
 /// One pool. Build it once; a reload keeps it while its settings stay the same
 /// ([`Pools::build`]).
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     settings: PoolSettings,
     /// Which pool this is to the cores' own tables. Never used twice in a process.
     pub(super) id: u64,
@@ -26,7 +26,10 @@ impl Pool {
     ///
     /// # Errors
     /// The settings cannot be used.
-    pub fn new(settings: PoolSettings, previous: Option<&Self>) -> Result<Arc<Self>, PoolError> {
+    pub(crate) fn new(
+        settings: PoolSettings,
+        previous: Option<&Self>,
+    ) -> Result<Arc<Self>, PoolError> {
         let count = settings.origins.len();
         let max = PoolSettings::ORIGINS_MAX;
         if count == 0 || count > max {
@@ -41,30 +44,33 @@ impl Pool {
     }
 
     /// What it was built from.
-    pub fn settings(&self) -> &PoolSettings {
+    pub(crate) fn settings(&self) -> &PoolSettings {
         &self.settings
     }
 
     /// What rules, logs and metrics call it.
-    pub fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Arc<str> {
         &self.settings.name
     }
 
     /// `host:port` of each origin and whether it is up at present, in the order of settings.
-    pub fn health(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
+    pub(crate) fn health(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
         self.members.iter().map(|member| (&member.name, !member.health.is_down()))
     }
 }
 
 /// The pools of one configuration, by name.
 #[derive(Clone, Debug, Default)]
-pub struct Pools(Arc<HashMap<Arc<str>, Arc<Pool>>>);
+pub(crate) struct Pools(Arc<HashMap<Arc<str>, Arc<Pool>>>);
 
 impl Pools {
     /// Builds what changed and keeps what did not: an origin that stays in its pool goes on with
     /// its connections and its health, unless the way to speak with it changed. All mistakes come
     /// at once.
-    pub fn build(settings: &[PoolSettings], previous: &Self) -> Result<Self, Vec<PoolError>> {
+    pub(crate) fn build(
+        settings: &[PoolSettings],
+        previous: &Self,
+    ) -> Result<Self, Vec<PoolError>> {
         let mut pools = HashMap::with_capacity(settings.len());
         let mut mistakes = Vec::new();
         for pool in settings {
@@ -80,12 +86,12 @@ impl Pools {
     }
 
     /// The pool with this name.
-    pub fn named(&self, name: &str) -> Option<&Arc<Pool>> {
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Pool>> {
         self.0.get(name)
     }
 
     /// All of them, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.0.values()
     }
 }

@@ -25,7 +25,7 @@ use super::settings::DnsSettings;
 use crate::metrics::{Metric, Recorder};
 
 /// What all cores ask for addresses.
-pub struct Resolver {
+pub(crate) struct Resolver {
     settings: DnsSettings,
     names: Mutex<HashMap<Arc<str>, Name>>,
     servers: TokioResolver,
@@ -67,7 +67,7 @@ impl fmt::Debug for Resolver {
 impl Resolver {
     /// With the system's name servers and hosts file, or the servers that the settings name.
     /// Without any, addresses and the hosts file still work.
-    pub fn new(settings: DnsSettings, background: Handle, recorder: Recorder) -> Arc<Self> {
+    pub(crate) fn new(settings: DnsSettings, background: Handle, recorder: Recorder) -> Arc<Self> {
         let _runtime = background.enter();
         let servers = servers(&settings);
         Arc::new(Self { settings, names: Mutex::default(), servers, background, recorder })
@@ -75,7 +75,10 @@ impl Resolver {
 
     /// The addresses of a name, or of a literal. Waits only when nothing usable is known; the
     /// caller sets the deadline. Never empty.
-    pub async fn addresses(self: &Arc<Self>, host: &Arc<str>) -> Result<Arc<[IpAddr]>, FetchError> {
+    pub(crate) async fn addresses(
+        self: &Arc<Self>,
+        host: &Arc<str>,
+    ) -> Result<Arc<[IpAddr]>, FetchError> {
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok([address].into());
         }

@@ -10,7 +10,7 @@ use http::HeaderValue;
 
 /// Everything that can be set about upstreams.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The named pools that rules refer to.
     pub pools: Vec<PoolSettings>,
     /// How names become addresses.
@@ -19,7 +19,7 @@ pub struct Settings {
 
 /// Origins that can answer for each other, and how to speak with them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PoolSettings {
+pub(crate) struct PoolSettings {
     /// What rules, logs and metrics call it.
     pub name: Arc<str>,
     /// At least one; at most [`PoolSettings::ORIGINS_MAX`].
@@ -53,10 +53,10 @@ pub struct PoolSettings {
 
 impl PoolSettings {
     /// Origins in one pool.
-    pub const ORIGINS_MAX: usize = 1024;
+    pub(crate) const ORIGINS_MAX: usize = 1024;
 
     /// A pool with the defaults that ship.
-    pub fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {
+    pub(crate) fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {
         Self {
             name: name.into(),
             origins,
@@ -78,7 +78,7 @@ impl PoolSettings {
 
 /// One upstream server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// Whether to speak TLS.
     pub scheme: Scheme,
     /// A name, or an address (IPv6 without brackets).
@@ -91,17 +91,17 @@ pub struct Origin {
 
 impl Origin {
     /// `http://HOST:PORT` with weight 1.
-    pub fn http(host: impl Into<Arc<str>>, port: u16) -> Self {
+    pub(crate) fn http(host: impl Into<Arc<str>>, port: u16) -> Self {
         Self { scheme: Scheme::Http, host: host.into(), port, weight: 1 }
     }
 
     /// `https://HOST:PORT` with weight 1.
-    pub fn https(host: impl Into<Arc<str>>, port: u16) -> Self {
+    pub(crate) fn https(host: impl Into<Arc<str>>, port: u16) -> Self {
         Self { scheme: Scheme::Https, host: host.into(), port, weight: 1 }
     }
 
     /// `HOST`, or `HOST:PORT` when the port is not the scheme's, as in a `Host` field.
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         let host = if self.host.contains(':') {
             format!("[{}]", self.host)
         } else {
@@ -113,7 +113,7 @@ impl Origin {
 
 /// Plain text or TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
+pub(crate) enum Scheme {
     /// HTTP over TCP.
     Http,
     /// HTTP over TLS over TCP.
@@ -122,7 +122,7 @@ pub enum Scheme {
 
 impl Scheme {
     /// As in a URL.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",
@@ -130,7 +130,7 @@ impl Scheme {
     }
 
     /// The port when none is written.
-    pub fn port(self) -> u16 {
+    pub(crate) fn port(self) -> u16 {
         match self {
             Self::Http => 80,
             Self::Https => 443,
@@ -140,7 +140,7 @@ impl Scheme {
 
 /// How one of a pool's origins is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Balance {
+pub(crate) enum Balance {
     /// In turn, by weight.
     #[default]
     RoundRobin,
@@ -153,7 +153,7 @@ pub enum Balance {
 
 /// TLS to origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OriginTls {
+pub(crate) struct OriginTls {
     /// Check the certificate and its name. Off: anyone in between can read and change all.
     pub verify: bool,
     /// Trust the system's certificate authorities.
@@ -180,7 +180,7 @@ impl Default for OriginTls {
 
 /// A certificate chain and its key, as PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
+pub(crate) struct ClientCertificate {
     /// Leaf first.
     pub chain: PathBuf,
     /// PKCS#8, PKCS#1 or SEC1.
@@ -189,7 +189,7 @@ pub struct ClientCertificate {
 
 /// The `Host` that an origin is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum HostHeader {
+pub(crate) enum HostHeader {
     /// The client's.
     #[default]
     Preserve,
@@ -201,7 +201,7 @@ pub enum HostHeader {
 
 /// Which HTTP is spoken to an origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// HTTP/2 where TLS agrees on it (ALPN), HTTP/1.1 otherwise.
     #[default]
     Auto,
@@ -213,7 +213,7 @@ pub enum Protocol {
 
 /// How long each step may take. They are kept to about 25 ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deadlines {
+pub(crate) struct Deadlines {
     /// Name and TCP connection, over all addresses.
     pub connect: Duration,
     /// The TLS handshake.
@@ -248,7 +248,7 @@ impl Default for Deadlines {
 
 /// How long connections are kept for the next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeepAlive {
+pub(crate) struct KeepAlive {
     /// Unused for this long: closed. Keep it below the origin's own.
     pub idle: Duration,
     /// Older than this: not used again, so that a change of address is followed.
@@ -266,7 +266,7 @@ impl Default for KeepAlive {
 /// What is tried again. Only a request that the origin cannot have acted on, or an idempotent
 /// one (RFC 9110 §9.2.2) that can be sent again whole and got no byte back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retry {
+pub(crate) struct Retry {
     /// Tries in all; 1 means no second. A kept connection that turns out to be closed is
     /// replaced once besides.
     pub attempts_max: u32,
@@ -284,7 +284,7 @@ impl Default for Retry {
 
 /// When an origin is left alone (passive checks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Health {
+pub(crate) struct Health {
     /// Failures in a row until it is skipped; 0: never skipped.
     pub failures_max: u32,
     /// How long it is skipped; then one request tries it.
@@ -301,7 +301,7 @@ impl Default for Health {
 
 /// How names become addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DnsSettings {
+pub(crate) struct DnsSettings {
     /// Name servers (UDP and TCP); empty: the system's (resolv.conf).
     pub servers: Vec<SocketAddr>,
     /// One question to one server.

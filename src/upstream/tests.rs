@@ -16,6 +16,7 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use super::scripted::*;
+use super::settings::Retry;
 use super::*;
 use crate::body::{Body, BodyError};
 use crate::metrics::Metric;

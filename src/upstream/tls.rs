@@ -41,7 +41,7 @@ pub(super) fn client_config(pool: &PoolSettings) -> Result<Arc<ClientConfig>, Po
 }
 
 /// What is wrong with the files that a pool names for TLS: the option, and why. All of it at once.
-pub fn file_mistakes(pool: &PoolSettings) -> Vec<(&'static str, PoolError)> {
+pub(crate) fn file_mistakes(pool: &PoolSettings) -> Vec<(&'static str, PoolError)> {
     let mut mistakes = Vec::new();
     for file in &pool.tls.ca_files {
         let read = certificates(pool, file).and_then(|all| {

@@ -16,7 +16,7 @@ use super::io::Io;
 use crate::upgrade::OnUpgrade;
 
 /// The origin's side of an upgraded connection.
-pub struct UpgradedOrigin {
+pub(crate) struct UpgradedOrigin {
     pub(super) io: Io,
     /// What the origin sent right behind its 101.
     pub(super) early: Bytes,
@@ -30,7 +30,7 @@ impl fmt::Debug for UpgradedOrigin {
 
 /// What went through a tunnel, and why it ended.
 #[derive(Debug)]
-pub struct Tunnelled {
+pub(crate) struct Tunnelled {
     /// Bytes from the client to the origin.
     pub to_origin: u64,
     /// Bytes from the origin to the client.
@@ -42,7 +42,7 @@ pub struct Tunnelled {
 /// Copies both ways. Call it in a task of its own once the 101 is on its way to the client:
 /// it waits for that. Ends when both directions have, on an error of either, or after `idle`
 /// without a byte.
-pub async fn tunnel(client: OnUpgrade, origin: UpgradedOrigin, idle: Duration) -> Tunnelled {
+pub(crate) async fn tunnel(client: OnUpgrade, origin: UpgradedOrigin, idle: Duration) -> Tunnelled {
     let mut client = match client.connection().await {
         Ok(client) => client,
         Err(error) => return Tunnelled { to_origin: 0, to_client: 0, end: Err(error) },

@@ -41,20 +41,20 @@ use crate::planted::{self, Bug};
 
 /// Who answers a miss.
 #[derive(Clone, Debug)]
-pub enum Upstream {
+pub(crate) enum Upstream {
     /// One of the origins of a pool.
     Pool(Arc<Pool>),
 }
 
 impl Upstream {
     /// What logs and metrics call it: the pool's name.
-    pub fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Arc<str> {
         let Self::Pool(pool) = self;
         pool.name()
     }
 
     /// How long an upgraded connection may carry nothing.
-    pub fn tunnel_idle(&self) -> Duration {
+    pub(crate) fn tunnel_idle(&self) -> Duration {
         let Self::Pool(pool) = self;
         pool.settings().deadlines.tunnel_idle
     }
@@ -63,11 +63,11 @@ impl Upstream {
 /// One core's way to all origins. Clones are the same one. Everything it starts lives in the
 /// core's runtime.
 #[derive(Clone)]
-pub struct Upstreams(Rc<Core>);
+pub(crate) struct Upstreams(Rc<Core>);
 
 /// What is wanted of an exchange, besides the request.
 #[derive(Clone, Debug, Default)]
-pub struct Intent {
+pub(crate) struct Intent {
     /// What [`super::Balance::Hash`] chooses by.
     pub hash: u64,
     /// Ask for another protocol on the connection (RFC 9110 §7.8): the `Upgrade` field.
@@ -84,7 +84,7 @@ pub struct Intent {
 
 /// The head of a response, and how it was come by.
 #[derive(Debug)]
-pub struct UpstreamResponse {
+pub(crate) struct UpstreamResponse {
     /// Without hop-by-hop fields (RFC 9110 §7.6.1; of a 101 and a 426, `Upgrade` stays). Its body keeps
     /// the deadlines, and ends in an error if it is cut short. Its version is the one that the origin
     /// spoke, for `Via`.
@@ -108,7 +108,7 @@ pub struct UpstreamResponse {
 /// When a response was asked for at first, and when its head had come: "request_time" and
 /// "response_time" of RFC 9111 §4.2.3.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
+pub(crate) struct Times {
     /// Before the first try.
     pub asked: SystemTime,
     /// After the head.
@@ -123,7 +123,7 @@ impl fmt::Debug for Upstreams {
 
 impl Upstreams {
     /// Must be called on the core's runtime.
-    pub fn new(resolver: Arc<Resolver>, clock: Clock, recorder: Recorder) -> Self {
+    pub(crate) fn new(resolver: Arc<Resolver>, clock: Clock, recorder: Recorder) -> Self {
         Self(Core::new(resolver, clock, recorder, Timers::start()))
     }
 
@@ -146,7 +146,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// The last try's, when several were made, and what was tried.
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         upstream: &Upstream,
         request: impl Fn() -> Request<()>,

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use skerry::config::{self, Flags};
 use skerry::ADMIN_CALLS;
+use skerry::config::{self, Flags};
 
 use crate::harness::{Answer, Edge, Origin, skerry, until};
 

@@ -69,7 +69,7 @@ pub(super) struct Gauges {
 
 impl Inner {
     /// Purges here, and puts the record into the outbox.
-    pub async fn order(
+    pub(super) async fn order(
         &self,
         record: &PurgeRecord,
         message: Option<Bytes>,
@@ -97,7 +97,7 @@ impl Inner {
 
     /// Puts records of other nodes in force, as far as they aren't yet. With `cursor`, this node's
     /// place in the stream becomes durable with them.
-    pub async fn put_in_force(
+    pub(super) async fn put_in_force(
         &self,
         records: &[PurgeRecord],
         cursor: Option<Bytes>,
@@ -116,7 +116,7 @@ impl Inner {
 
     /// Waits for the disk, then leaves receipts: of all `records`, for what was in force before
     /// is durable too by then.
-    pub async fn make_durable(
+    pub(super) async fn make_durable(
         &self,
         records: &[PurgeRecord],
         in_force: InForce,
@@ -129,7 +129,7 @@ impl Inner {
         Ok(())
     }
 
-    pub fn note_in_force(&self, records: &[&PurgeRecord]) {
+    pub(super) fn note_in_force(&self, records: &[&PurgeRecord]) {
         for record in records {
             let after_ms = self.since_ms(record.at_ms);
             let is_news = self.ledger().in_force(&record.id, after_ms);
@@ -143,7 +143,7 @@ impl Inner {
         }
     }
 
-    pub fn ask_for_refresh(&self, record: &PurgeRecord) {
+    pub(super) fn ask_for_refresh(&self, record: &PurgeRecord) {
         let Some(refresh) = record.refresh() else { return };
         // Clients fetch what they miss anyway.
         if self.refreshes.try_send(refresh).is_err() {
@@ -151,7 +151,7 @@ impl Inner {
         }
     }
 
-    pub fn give_receipt(&self, record: &PurgeRecord, sequence: PurgeSequence) {
+    pub(super) fn give_receipt(&self, record: &PurgeRecord, sequence: PurgeSequence) {
         let after_ms = self.since_ms(record.at_ms);
         let name = &self.identity.name;
         let Some(receipt) = self.ledger().durable(&record.id, name, sequence, after_ms) else {
@@ -169,7 +169,7 @@ impl Inner {
     }
 
     /// This must be validated: nobody knows what was missed.
-    pub async fn purge_softly(
+    pub(super) async fn purge_softly(
         &self,
         scopes: Vec<PurgeScope>,
         cursor: Option<Bytes>,
@@ -179,7 +179,7 @@ impl Inner {
     }
 
     /// Asks Redis for a purge's receipts.
-    pub async fn look_up(&self, id: &str) -> Receipts {
+    pub(super) async fn look_up(&self, id: &str) -> Receipts {
         let link = self.link().clone();
         let Some(mut link) = link else { return Receipts::default() };
         let found = link.receipts(id).await.unwrap_or_default();
@@ -193,26 +193,26 @@ impl Inner {
     }
 
     /// To be told when something is heard of a purge.
-    pub fn awaiting<'a>(&'a self, id: &'a str) -> Awaiting<'a> {
+    pub(super) fn awaiting<'a>(&'a self, id: &'a str) -> Awaiting<'a> {
         let mut awaited = self.awaited();
         let changed = awaited.entry(id.to_owned()).or_default().subscribe();
         Awaiting { inner: self, id, changed }
     }
 
     /// Something was heard of a purge.
-    pub fn changed(&self, id: &str) {
+    pub(super) fn changed(&self, id: &str) {
         if let Some(changed) = self.awaited().get(id) {
             changed.send_replace(());
         }
     }
 
     /// Something was heard that may concern any purge.
-    pub fn all_changed(&self) {
+    pub(super) fn all_changed(&self) {
         self.awaited().values().for_each(|changed| changed.send_replace(()));
     }
 
     /// Whether this node had all that it missed within `start_wait`.
-    pub async fn catch_up(&self) -> bool {
+    pub(super) async fn catch_up(&self) -> bool {
         let mut caught_up = self.caught_up.subscribe();
         let waiting = caught_up.wait_for(|is_up| *is_up);
         let is_up = tokio::time::timeout(self.settings.start_wait, waiting).await.is_ok();
@@ -223,18 +223,18 @@ impl Inner {
     }
 
     /// The bus was heard: nothing is missing up to now.
-    pub fn heard(&self) {
+    pub(super) fn heard(&self) {
         let elapsed = self.clock.instant().saturating_duration_since(self.started);
         self.heard_ms.store(elapsed.as_millis() as u64, Ordering::Relaxed);
     }
 
-    pub fn silent_for(&self) -> Duration {
+    pub(super) fn silent_for(&self) -> Duration {
         let elapsed = self.clock.instant().saturating_duration_since(self.started);
         elapsed.saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
     }
 
     /// `NAME-MICROSECONDS-INSTANCE`: unique though clocks are set back.
-    pub fn next_id(&self) -> String {
+    pub(super) fn next_id(&self) -> String {
         let now = unix_us(self.clock.now());
         let next = |last: u64| Some((last + 1).max(now));
         let before = self.last_id_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
@@ -242,41 +242,41 @@ impl Inner {
         format!("{}-{us:x}-{}", self.identity.name, self.instance)
     }
 
-    pub fn now_ms(&self) -> f64 {
+    pub(super) fn now_ms(&self) -> f64 {
         unix_us(self.clock.now()) as f64 / 1e3
     }
 
-    pub fn since_ms(&self, at_ms: f64) -> f64 {
+    pub(super) fn since_ms(&self, at_ms: f64) -> f64 {
         (self.now_ms() - at_ms).max(0.0)
     }
 
-    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn awaited(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+    pub(super) fn awaited(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn members(&self) -> MutexGuard<'_, BTreeMap<String, FleetMember>> {
+    pub(super) fn members(&self) -> MutexGuard<'_, BTreeMap<String, FleetMember>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn publishing(&self) -> MutexGuard<'_, Publishing> {
+    pub(super) fn publishing(&self) -> MutexGuard<'_, Publishing> {
         self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn policy(&self) -> MutexGuard<'_, Policy> {
+    pub(super) fn policy(&self) -> MutexGuard<'_, Policy> {
         self.policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn link(&self) -> MutexGuard<'_, Option<Link>> {
+    pub(super) fn link(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Gauges {
-    pub fn register(metrics: &Metrics) -> Self {
+    pub(super) fn register(metrics: &Metrics) -> Self {
         let gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             metrics.register(name, help, gauge.clone());
@@ -345,15 +345,15 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub fn new(pause_max: Duration) -> Self {
+    pub(super) fn new(pause_max: Duration) -> Self {
         Self { tries: 0, pause_max }
     }
 
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.tries = 0;
     }
 
-    pub async fn pause(&mut self) {
+    pub(super) async fn pause(&mut self) {
         let whole = (self.pause_max / 50 * (1 << self.tries.min(6))).min(self.pause_max);
         self.tries += 1;
         let part = 0.5 + (random_u64() % 1024) as f64 / 2048.0;

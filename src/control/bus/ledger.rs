@@ -10,7 +10,7 @@ use crate::control::fleet::StreamPlace;
 /// How long a node took, since the purge was ordered. Clocks of two nodes are compared here:
 /// it is as exact as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Receipt {
+pub(crate) struct Receipt {
     /// Until no request could be answered with what is purged, in milliseconds.
     pub in_force_ms: f64,
     /// Until it would have survived a crash.
@@ -19,12 +19,12 @@ pub struct Receipt {
 
 impl Receipt {
     /// As it is kept in Redis: two numbers.
-    pub fn to_text(self) -> String {
+    pub(crate) fn to_text(self) -> String {
         format!("{:.3} {:.3}", self.in_force_ms, self.durable_ms)
     }
 
     /// What was kept.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (in_force, durable) = text.split_once(' ')?;
         Some(Self { in_force_ms: in_force.parse().ok()?, durable_ms: durable.parse().ok()? })
     }
@@ -32,7 +32,7 @@ impl Receipt {
 
 /// A purge that this node knows of.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KnownPurge {
+pub(crate) struct KnownPurge {
     /// The node that was asked for it.
     pub node: String,
     /// When, in milliseconds since 1970.
@@ -63,12 +63,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub fn new(entries_max: usize) -> Self {
+    pub(super) fn new(entries_max: usize) -> Self {
         Self { known: HashMap::new(), order: VecDeque::new(), entries_max: entries_max.max(1) }
     }
 
     /// Takes note of a purge, unless it is known.
-    pub fn note(&mut self, record: &PurgeRecord) {
+    pub(super) fn note(&mut self, record: &PurgeRecord) {
         if self.known.contains_key(&record.id) {
             return;
         }
@@ -100,7 +100,7 @@ impl Ledger {
 
     /// Takes it back: it was refused. It stands near the end; a search from the start would make
     /// each refusal cost more than the purge would have.
-    pub fn forget(&mut self, id: &str) {
+    pub(super) fn forget(&mut self, id: &str) {
         self.known.remove(id);
         if let Some(at) = self.order.iter().rposition(|other| other == id) {
             self.order.remove(at);
@@ -108,7 +108,7 @@ impl Ledger {
     }
 
     /// The purge is in force here since `after_ms`. Whether that is news.
-    pub fn in_force(&mut self, id: &str, after_ms: f64) -> bool {
+    pub(super) fn in_force(&mut self, id: &str, after_ms: f64) -> bool {
         let Some(known) = self.known.get_mut(id) else { return false };
         let is_news = known.in_force_ms.is_none();
         known.in_force_ms.get_or_insert(after_ms);
@@ -116,7 +116,7 @@ impl Ledger {
     }
 
     /// Whether it is in force here.
-    pub fn is_in_force(&self, id: &str) -> bool {
+    pub(super) fn is_in_force(&self, id: &str) -> bool {
         self.known.get(id).is_some_and(|known| known.in_force_ms.is_some())
     }
 
@@ -127,7 +127,7 @@ impl Ledger {
     }
 
     /// It is durable here, on node `name`. The receipt, if that is news.
-    pub fn durable(
+    pub(super) fn durable(
         &mut self,
         id: &str,
         name: &str,
@@ -146,25 +146,25 @@ impl Ledger {
     }
 
     /// It stands in the stream at this place.
-    pub fn placed(&mut self, id: &str, epoch: &str, number: u64) {
+    pub(super) fn placed(&mut self, id: &str, epoch: &str, number: u64) {
         if let Some(known) = self.known.get_mut(id) {
             known.place = Some((epoch.to_owned(), number));
         }
     }
 
     /// Another node has it.
-    pub fn receipt(&mut self, id: &str, node: &str, receipt: Receipt) {
+    pub(super) fn receipt(&mut self, id: &str, node: &str, receipt: Receipt) {
         if let Some(known) = self.known.get_mut(id) {
             known.receipts.entry(node.to_owned()).or_insert(receipt);
         }
     }
 
-    pub fn get(&self, id: &str) -> Option<&KnownPurge> {
+    pub(super) fn get(&self, id: &str) -> Option<&KnownPurge> {
         self.known.get(id)
     }
 
     /// The latest, ordered since `at_ms`, newest first.
-    pub fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
+    pub(super) fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
         let newest = self.order.iter().rev();
         let known = newest.filter_map(|id| Some((id.clone(), self.known.get(id)?.clone())));
         known.filter(|(_, known)| known.at_ms >= at_ms).take(limit).collect()

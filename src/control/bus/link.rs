@@ -79,7 +79,7 @@ pub(super) struct Receipts {
 }
 
 impl Receipts {
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.place.is_none() && self.receipts.is_empty()
     }
 }
@@ -117,7 +117,7 @@ pub(super) struct ReceiptMessage {
 
 impl Connector {
     /// Reads the files that the settings name.
-    pub fn new(settings: &Settings, url: &RedisUrl) -> std::io::Result<Self> {
+    pub(super) fn new(settings: &Settings, url: &RedisUrl) -> std::io::Result<Self> {
         let password = match &settings.password_file {
             Some(path) => Some(std::fs::read_to_string(path)?.trim_end().to_owned()),
             None => url.password.clone(),
@@ -135,12 +135,12 @@ impl Connector {
         })
     }
 
-    pub fn keys(&self) -> &Keys {
+    pub(super) fn keys(&self) -> &Keys {
         &self.keys
     }
 
     /// A connection on which a command may take `block` longer than usual.
-    pub async fn connect(
+    pub(super) async fn connect(
         &self,
         block: Duration,
         on_message: Option<OnMessage>,
@@ -280,7 +280,7 @@ impl Keys {
 
 impl Link {
     /// Teaches Redis the scripts, so that they can be called by their names.
-    pub async fn load_scripts(&mut self) -> RedisResult<()> {
+    pub(super) async fn load_scripts(&mut self) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
         for script in [PUBLISH, BEAT, RENAME] {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(script).ignore();
@@ -298,7 +298,7 @@ impl Link {
     }
 
     /// Appends records to the stream, in this order, each with a wake-up that carries it.
-    pub async fn publish(
+    pub(super) async fn publish(
         &mut self,
         purges: &[Outgoing],
         retention: Duration,
@@ -329,7 +329,7 @@ impl Link {
 
     /// Leaves the heartbeat of node `name`; learns the stream's head and the other nodes'
     /// heartbeats.
-    pub async fn beat(&mut self, name: &str, heartbeat: &Heartbeat) -> RedisResult<Beat> {
+    pub(super) async fn beat(&mut self, name: &str, heartbeat: &Heartbeat) -> RedisResult<Beat> {
         let mut command = redis::cmd("EVALSHA");
         command
             .arg(sha1(BEAT))
@@ -355,19 +355,19 @@ impl Link {
     }
 
     /// Takes a node out of the fleet.
-    pub async fn leave(&mut self, node: &str) -> RedisResult<()> {
+    pub(super) async fn leave(&mut self, node: &str) -> RedisResult<()> {
         redis::cmd("HDEL").arg(&self.keys.nodes).arg(node).exec_async(self).await
     }
 
     /// Gives the history another name, unless somebody has just done so.
-    pub async fn rename_epoch(&mut self, known: &str) -> RedisResult<String> {
+    pub(super) async fn rename_epoch(&mut self, known: &str) -> RedisResult<String> {
         let mut command = redis::cmd("EVALSHA");
         command.arg(sha1(RENAME)).arg(1).arg(&self.keys.state).arg(known).arg(new_epoch());
         command.query_async(self).await
     }
 
     /// Up to `count` entries after `id`; waits up to `block` for one.
-    pub async fn read(
+    pub(super) async fn read(
         &mut self,
         id: EntryId,
         count: usize,
@@ -381,19 +381,19 @@ impl Link {
         entries.map(|entry| parse_entry(&entry)).collect()
     }
 
-    pub async fn subscribe(&mut self, channels: &[&str]) -> RedisResult<()> {
+    pub(super) async fn subscribe(&mut self, channels: &[&str]) -> RedisResult<()> {
         match &mut self.connection {
             Connection::Single(connection) => connection.subscribe(channels).await,
             Connection::Cluster(connection) => connection.subscribe(channels).await,
         }
     }
 
-    pub async fn ping(&mut self) -> RedisResult<()> {
+    pub(super) async fn ping(&mut self) -> RedisResult<()> {
         redis::cmd("PING").exec_async(self).await
     }
 
     /// Leaves receipts of node `name`, and tells those who wait for them.
-    pub async fn leave_receipts(
+    pub(super) async fn leave_receipts(
         &mut self,
         name: &str,
         receipts: &[ReceiptMessage],
@@ -412,7 +412,7 @@ impl Link {
     }
 
     /// What is kept of a purge.
-    pub async fn receipts(&mut self, id: &str) -> RedisResult<Receipts> {
+    pub(super) async fn receipts(&mut self, id: &str) -> RedisResult<Receipts> {
         let key = self.keys.receipts_of(id);
         let fields: Vec<(String, String)> =
             redis::cmd("HGETALL").arg(key).query_async(self).await?;

@@ -35,9 +35,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use self::ledger::{KnownPurge, Receipt};
-pub use self::record::{Gap, PurgeRecord, RecordKind, RecordScope};
-pub use self::settings::{RedisUrl, Settings, Silence};
+pub(crate) use self::ledger::{KnownPurge, Receipt};
+pub(crate) use self::record::{PurgeRecord, RecordScope};
+pub(crate) use self::settings::{RedisUrl, Settings, Silence};
 
 use self::inner::{Gauges, Inner};
 use self::ledger::Ledger;
@@ -54,12 +54,12 @@ use crate::random::random_u64;
 
 /// The bus, as the rest of the node sees it. Clones share it.
 #[derive(Clone)]
-pub struct Bus {
+pub(crate) struct Bus {
     inner: Arc<Inner>,
 }
 
 /// A purge under way.
-pub struct Issued {
+pub(crate) struct Issued {
     /// Its name in the whole fleet.
     pub id: String,
     in_force: oneshot::Receiver<()>,
@@ -68,7 +68,7 @@ pub struct Issued {
 
 /// How many nodes must have a purge before the caller is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// None but this one, which need not have it on disk.
     None,
     /// This one, on disk.
@@ -81,7 +81,7 @@ pub enum Wait {
 
 /// What a node says, or doesn't, of a purge.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum NodeState {
+pub(crate) enum NodeState {
     /// It has it on disk. Without a receipt, that follows from its place in the stream.
     Applied(Option<Receipt>),
     /// Nothing is known of it yet; when the node was last heard.
@@ -90,7 +90,7 @@ pub enum NodeState {
 
 /// All that is known of one purge.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PurgeStatus {
+pub(crate) struct PurgeStatus {
     /// What was purged. `None`: too long ago, only receipts are left.
     pub known: Option<KnownPurge>,
     /// Each node of the fleet.
@@ -101,7 +101,7 @@ pub struct PurgeStatus {
 
 /// Why a purge was refused, or is not durable.
 #[derive(Debug, thiserror::Error)]
-pub enum OrderError {
+pub(crate) enum OrderError {
     /// Nothing was purged.
     #[error(
         "a purge of {length} bytes is too long for the bus, {limit} are allowed: order it in parts"
@@ -127,7 +127,7 @@ impl Bus {
     /// # Errors
     /// A file that the settings name can't be read. A Redis that doesn't answer is none: the
     /// node starts as silent.
-    pub async fn start(
+    pub(crate) async fn start(
         settings: Settings,
         identity: NodeIdentity,
         purges: Arc<Purges>,
@@ -185,7 +185,7 @@ impl Bus {
     ///
     /// # Errors
     /// The record would be too long.
-    pub fn purge(
+    pub(crate) fn purge(
         &self,
         scopes: &[PurgeScope],
         kind: PurgeKind,
@@ -217,7 +217,7 @@ impl Bus {
     ///
     /// # Errors
     /// What the store said.
-    pub async fn wait(
+    pub(crate) async fn wait(
         &self,
         issued: Issued,
         wait: Wait,
@@ -271,7 +271,7 @@ impl Bus {
     }
 
     /// All that is known of a purge, in Redis too. `None`: nothing.
-    pub async fn status(&self, id: &str) -> Option<PurgeStatus> {
+    pub(crate) async fn status(&self, id: &str) -> Option<PurgeStatus> {
         let found = self.inner.look_up(id).await;
         let known = self.inner.ledger().get(id).cloned();
         match known {
@@ -319,17 +319,17 @@ impl Bus {
     }
 
     /// The purges that this node has met since `at_ms`, newest first.
-    pub fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
+    pub(crate) fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
         self.inner.ledger().since(at_ms, limit)
     }
 
     /// This node's own name.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.inner.identity.name
     }
 
     /// The nodes of the fleet, this one among them.
-    pub fn members(&self) -> BTreeMap<String, FleetMember> {
+    pub(crate) fn members(&self) -> BTreeMap<String, FleetMember> {
         let mut members = self.inner.members().clone();
         let own = &self.inner.identity;
         members.entry(own.name.clone()).or_insert_with(|| FleetMember {
@@ -341,29 +341,29 @@ impl Bus {
     }
 
     /// Why this node should get no requests, as far as the bus goes.
-    pub fn not_ready(&self) -> Option<&'static str> {
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
         let is_silent = self.inner.is_silent.load(Ordering::Relaxed);
         (is_silent && self.inner.policy().drains()).then_some("purge bus silent")
     }
 
     /// What purges want fetched again, whoever ordered them. Given once.
-    pub fn refreshes(&self) -> Option<mpsc::Receiver<Refresh>> {
+    pub(crate) fn refreshes(&self) -> Option<mpsc::Receiver<Refresh>> {
         let refreshes = self.inner.refreshes_to_do.lock();
         refreshes.unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether the bus is silent: set for as long as that lasts.
-    pub fn silent_flag(&self) -> Arc<AtomicBool> {
+    pub(crate) fn silent_flag(&self) -> Arc<AtomicBool> {
         self.inner.is_silent.clone()
     }
 
     /// What sites want done during a silence, from now on.
-    pub fn set_silence_of_sites(&self, sites: Vec<(Arc<str>, Silence)>) {
+    pub(crate) fn set_silence_of_sites(&self, sites: Vec<(Arc<str>, Silence)>) {
         *self.inner.policy() = Policy::new(self.inner.settings.silence, sites);
     }
 
     /// Tells the fleet that this node ends, so that nobody waits for its receipts.
-    pub async fn leave(&self) {
+    pub(crate) async fn leave(&self) {
         let link = self.inner.link().clone();
         if let Some(mut link) = link {
             // Without it the fleet forgets the node after `member_kept`.
@@ -374,7 +374,7 @@ impl Bus {
 
 impl PurgeStatus {
     /// Whether as many nodes as asked for have it.
-    pub fn is_enough(&self, wait: Wait) -> bool {
+    pub(crate) fn is_enough(&self, wait: Wait) -> bool {
         let applied = self.nodes.values().filter(|state| matches!(state, NodeState::Applied(_)));
         match wait {
             Wait::None | Wait::Local => true,

@@ -20,12 +20,12 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
-    pub fn part(&self) -> OutboxPart {
+    pub(super) fn part(&self) -> OutboxPart {
         OutboxPart { next: self.next, generation: self.generation }
     }
 
     /// These are about to be published.
-    pub fn note(&mut self, messages: Vec<(u64, Bytes)>) -> Vec<Outgoing> {
+    pub(super) fn note(&mut self, messages: Vec<(u64, Bytes)>) -> Vec<Outgoing> {
         let note = |(number, record): (u64, Bytes)| {
             let id = id_of(&record);
             self.in_flight.extend(id.clone().map(|id| (id, number)));
@@ -35,20 +35,20 @@ impl Publishing {
     }
 
     /// Redis has everything before `part.next`, unless it has lost it since.
-    pub fn sent(&mut self, part: OutboxPart) {
+    pub(super) fn sent(&mut self, part: OutboxPart) {
         if part.generation == self.generation {
             self.next = part.next;
         }
     }
 
     /// Redis has lost what it was given: all that is still in the outbox goes out once more.
-    pub fn again(&mut self) {
+    pub(super) fn again(&mut self) {
         self.next = 0;
         self.generation += 1;
     }
 
     /// The outbox numbers of these purges, which were read from the stream.
-    pub fn read_back<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<u64> {
+    pub(super) fn read_back<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<u64> {
         ids.filter_map(|id| self.in_flight.remove(id)).collect()
     }
 }

@@ -17,7 +17,7 @@ use crate::control::refresh::Refresh;
 
 /// One purge, as every node of the fleet reads it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PurgeRecord {
+pub(crate) struct PurgeRecord {
     /// The version of this form. A node that meets a later one validates everything.
     v: u32,
     /// Names the purge in the whole fleet.
@@ -41,7 +41,7 @@ pub struct PurgeRecord {
 /// [`PurgeKind`] as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RecordKind {
+pub(crate) enum RecordKind {
     /// See [`PurgeKind::Soft`].
     Soft,
     /// See [`PurgeKind::Hard`].
@@ -51,7 +51,7 @@ pub enum RecordKind {
 /// [`PurgeScope`] as it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RecordScope {
+pub(crate) enum RecordScope {
     /// Everything.
     All,
     /// See [`PurgeScope::Site`].
@@ -66,7 +66,7 @@ pub enum RecordScope {
 
 impl PurgeRecord {
     /// A record in this version's form.
-    pub fn new(
+    pub(crate) fn new(
         id: String,
         node: String,
         at_ms: f64,
@@ -83,12 +83,12 @@ impl PurgeRecord {
     }
 
     /// The same, with so many URLs to be fetched again.
-    pub fn refreshing(self, refresh: usize) -> Self {
+    pub(crate) fn refreshing(self, refresh: usize) -> Self {
         Self { refresh, ..self }
     }
 
     /// What is to be fetched again, if anything.
-    pub fn refresh(&self) -> Option<Refresh> {
+    pub(crate) fn refresh(&self) -> Option<Refresh> {
         let url = |scope: &RecordScope| match scope {
             RecordScope::Url(url) => Some(url.clone()),
             _ => None,
@@ -98,17 +98,17 @@ impl PurgeRecord {
     }
 
     /// As it is published.
-    pub fn to_bytes(&self) -> Bytes {
+    pub(crate) fn to_bytes(&self) -> Bytes {
         serde_json::to_vec(self).expect("strings and numbers are JSON").into()
     }
 
     /// What was published. `None`: not a record, or one of a later version.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok().filter(|record: &Self| record.v == VERSION)
     }
 
     /// What the store is told.
-    pub fn purges(&self) -> impl Iterator<Item = (PurgeScope, PurgeKind)> + '_ {
+    pub(crate) fn purges(&self) -> impl Iterator<Item = (PurgeScope, PurgeKind)> + '_ {
         let kind = match self.kind {
             RecordKind::Soft => PurgeKind::Soft,
             RecordKind::Hard => PurgeKind::Hard,
@@ -119,7 +119,7 @@ impl PurgeRecord {
 
 impl RecordScope {
     /// For people to recognise; thousands of these are remembered.
-    pub fn shortened(&self) -> Self {
+    pub(crate) fn shortened(&self) -> Self {
         let short = |text: &str| match text.char_indices().nth(SHOWN_CHARS_MAX) {
             Some((at, _)) => format!("{}…", &text[..at]).into(),
             None => text.into(),
@@ -160,7 +160,7 @@ impl From<RecordScope> for PurgeScope {
 
 /// Up to where a node has applied the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
+pub(super) struct Position {
     /// The history that it belongs to.
     pub epoch: String,
     /// The last entry's number. `None` after a gap: the next entry's number is taken as it is.
@@ -171,12 +171,12 @@ pub struct Position {
 
 impl Position {
     /// As it is kept in the purge log.
-    pub fn to_bytes(&self) -> Bytes {
+    pub(super) fn to_bytes(&self) -> Bytes {
         serde_json::to_vec(self).expect("strings and numbers are JSON").into()
     }
 
     /// What was kept.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 }
@@ -219,7 +219,7 @@ impl std::fmt::Display for EntryId {
 
 /// What Redis says of the stream as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamHead {
+pub(super) struct StreamHead {
     /// The name of its history.
     pub epoch: String,
     /// The last entry's number; zero without any.
@@ -230,7 +230,7 @@ pub struct StreamHead {
 
 /// Why a node can't know what it has missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gap {
+pub(crate) enum Gap {
     /// It has no place in the stream yet.
     New,
     /// What it had not read yet is not there any more.
@@ -246,26 +246,26 @@ pub enum Gap {
 
 impl Gap {
     /// The values of the metric's label, in the order of the variants.
-    pub const NAMES: &'static [&'static str] = crate::metrics::BUS_GAPS;
+    pub(crate) const NAMES: &'static [&'static str] = crate::metrics::BUS_GAPS;
 
     /// The word for logs and metrics.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 
     /// Whether entries may be gone that nobody, or not this node, has read.
-    pub fn lost_entries(self) -> bool {
+    pub(crate) fn lost_entries(self) -> bool {
         self != Self::Unreadable
     }
 
     /// Whether the whole fleet must be told, by a new epoch.
-    pub fn concerns_all(self) -> bool {
+    pub(crate) fn concerns_all(self) -> bool {
         self == Self::Backwards
     }
 }
 
 /// Whether a node at `position` can go on reading a stream with this head.
-pub fn reconcile(position: Option<&Position>, head: &StreamHead) -> Result<(), Gap> {
+pub(super) fn reconcile(position: Option<&Position>, head: &StreamHead) -> Result<(), Gap> {
     let Some(position) = position else { return Err(Gap::New) };
     if position.epoch != head.epoch {
         return Err(Gap::Replaced);
@@ -282,7 +282,7 @@ pub fn reconcile(position: Option<&Position>, head: &StreamHead) -> Result<(), G
 /// Whether an entry of this epoch and number, appended behind `previous`, may follow `position`. A
 /// number alone would not do: a replica that lost entries and took others in their place, while its
 /// clock was behind, has the numbers that are expected.
-pub fn follows(
+pub(super) fn follows(
     position: &Position,
     epoch: &str,
     number: u64,
@@ -299,7 +299,7 @@ pub fn follows(
 }
 
 /// Where to read on after a gap: what is still there and not yet read is applied all the same.
-pub fn resume(position: Option<&Position>, head: &StreamHead) -> Position {
+pub(super) fn resume(position: Option<&Position>, head: &StreamHead) -> Position {
     match position {
         Some(position) if position.id <= head.id => {
             Position { epoch: head.epoch.clone(), number: None, id: position.id }

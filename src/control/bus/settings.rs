@@ -14,7 +14,7 @@ use crate::control::http::percent_decode;
 
 /// The bus' settings, as shipped by `Default`: no Redis, this node alone.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where Redis (7 or later) or Valkey is. `None`: a node on its own.
     pub redis: Option<RedisUrl>,
     /// A file with the password, in place of one in the URL.
@@ -57,7 +57,7 @@ pub struct Settings {
 
 /// What a node does that has not heard from the bus for `silence_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
+pub(crate) enum Silence {
     /// It serves on. What is purged elsewhere is served until the bus is back.
     Serve,
     /// It purges everything softly, at once and every `silence_max` while the silence lasts: nothing
@@ -70,7 +70,7 @@ pub enum Silence {
 
 impl Silence {
     /// As it stands in the configuration.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Serve => "serve",
             Self::Validate => "validate",
@@ -87,12 +87,12 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    pub fn new(otherwise: Silence, sites: Vec<(Arc<str>, Silence)>) -> Self {
+    pub(super) fn new(otherwise: Silence, sites: Vec<(Arc<str>, Silence)>) -> Self {
         Self { otherwise, sites }
     }
 
     /// What must be validated.
-    pub fn validated(&self) -> Vec<PurgeScope> {
+    pub(super) fn validated(&self) -> Vec<PurgeScope> {
         if self.all(Silence::Validate) {
             return vec![PurgeScope::All];
         }
@@ -100,7 +100,7 @@ impl Policy {
         sites.map(|(name, _)| PurgeScope::Site((**name).into())).collect()
     }
 
-    pub fn drains(&self) -> bool {
+    pub(super) fn drains(&self) -> bool {
         match self.sites.is_empty() {
             true => self.otherwise == Silence::Drain,
             false => self.sites.iter().any(|(_, silence)| *silence == Silence::Drain),
@@ -133,7 +133,7 @@ impl fmt::Display for Policy {
 
 impl Settings {
     /// What is wrong with the files: the option, and why.
-    pub fn file_mistakes(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn file_mistakes(&self) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
         if let Some(path) = &self.password_file
             && let Err(error) = std::fs::read_to_string(path)
@@ -187,7 +187,7 @@ impl Default for Settings {
 ///
 /// `rediss+sentinel` and `rediss+cluster` use TLS. `valkey` may be written for `redis`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl {
+pub(crate) struct RedisUrl {
     pub(super) topology: Topology,
     pub(super) tls: bool,
     pub(super) hosts: Vec<(String, u16)>,

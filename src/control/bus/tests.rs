@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use super::record::{Gap, RecordKind};
 use super::*;
 use crate::purge::{self, Purges};
 use crate::store;

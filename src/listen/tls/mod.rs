@@ -7,7 +7,7 @@
 //! would pass our gate.
 
 mod certificates;
-mod self_signed;
+pub(super) mod self_signed;
 mod tickets;
 mod validity;
 
@@ -29,11 +29,11 @@ use super::settings::{CertificateFiles, TicketKeys, TlsSettings, TlsVersion};
 use certificates::{Certificates, CertificatesBySni, load_pair, names_of};
 use tickets::Tickets;
 
-pub use self_signed::{PemPair, self_signed, self_signed_in};
+pub(crate) use self_signed::self_signed_in;
 
 /// Certificates, tickets and the configuration made of them.
 #[derive(Debug)]
-pub struct TlsState {
+pub(crate) struct TlsState {
     config: ArcSwap<ServerConfig>,
     certificates: Arc<CertificatesBySni>,
     tickets: Arc<Tickets>,
@@ -92,7 +92,7 @@ pub enum TlsError {
 impl TlsState {
     /// Loads everything that the settings name. Without certificates, a self-signed one for
     /// `localhost` is made in `data_dir`, or found there.
-    pub fn load(
+    pub(crate) fn load(
         settings: &TlsSettings,
         data_dir: &Path,
         clock: &Clock,
@@ -110,7 +110,7 @@ impl TlsState {
     }
 
     /// Reads all files again, changed or not. On an error everything stays as it was.
-    pub fn reload(&self) -> Result<(), TlsError> {
+    pub(crate) fn reload(&self) -> Result<(), TlsError> {
         let mut sources = self.lock();
         let seen = stamps(&sources.settings);
         let result = self.load_again(&sources.settings);
@@ -121,7 +121,7 @@ impl TlsState {
 
     /// Takes other certificates, ticket keys and oldest version, for a reloaded config.
     /// Connections that are open go on as they are.
-    pub fn replace(&self, settings: &TlsSettings, data_dir: &Path) -> Result<(), TlsError> {
+    pub(crate) fn replace(&self, settings: &TlsSettings, data_dir: &Path) -> Result<(), TlsError> {
         let (settings, self_signed) = with_a_certificate(settings, data_dir, self.clock.now())?;
         let mut sources = self.lock();
         let seen = stamps(&settings);
@@ -143,7 +143,7 @@ impl TlsState {
 
     /// Reloads if a file has changed, renews the self-signed certificate before it ends, and rotates
     /// generated ticket keys when their time has come. `Ok(true)`: something was loaded. Reads files: not for a worker's thread.
-    pub fn keep_current(&self, now: SystemTime) -> Result<bool, TlsError> {
+    pub(crate) fn keep_current(&self, now: SystemTime) -> Result<bool, TlsError> {
         let changed = {
             let mut sources = self.lock();
             if let TicketKeys::Generated { rotate_every } = sources.settings.ticket_keys
@@ -165,7 +165,7 @@ impl TlsState {
 
     /// Keeps certificates and keys current for as long as it is polled: the files are looked at once in
     /// each [`TlsSettings::reload_interval`]. For the background runtime.
-    pub async fn watch(self: Arc<Self>) {
+    pub(crate) async fn watch(self: Arc<Self>) {
         loop {
             let interval = self.lock().settings.reload_interval;
             tokio::select! {
@@ -258,7 +258,7 @@ fn with_a_certificate(
 ///
 /// # Errors
 /// The file that cannot be used, or that the two are no pair.
-pub fn check_certificate(files: &CertificateFiles) -> Result<Option<SystemTime>, TlsError> {
+pub(crate) fn check_certificate(files: &CertificateFiles) -> Result<Option<SystemTime>, TlsError> {
     let certified = load_pair(files)?;
     names_of(files, &certified)?;
     let chain = certified.cert.first();
@@ -269,7 +269,7 @@ pub fn check_certificate(files: &CertificateFiles) -> Result<Option<SystemTime>,
 ///
 /// # Errors
 /// Why it cannot be used, with the line.
-pub fn check_ticket_keys(keys: &TicketKeys) -> Result<(), TlsError> {
+pub(crate) fn check_ticket_keys(keys: &TicketKeys) -> Result<(), TlsError> {
     Tickets::load(keys).map(drop)
 }
 

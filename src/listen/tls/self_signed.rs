@@ -14,7 +14,7 @@ use super::validity::validity;
 use crate::listen::settings::CertificateFiles;
 
 /// A certificate and its key, PEM.
-pub struct PemPair {
+pub(crate) struct PemPair {
     /// The certificate.
     pub certificate: String,
     /// The private key.
@@ -29,7 +29,7 @@ impl std::fmt::Debug for PemPair {
 
 /// A self-signed ECDSA P-256 certificate for host names and addresses, valid for [`LIFETIME`] from
 /// the day before `now`, for clocks that are behind.
-pub fn self_signed(names: &[&str], now: SystemTime) -> Result<PemPair, TlsError> {
+pub(crate) fn self_signed(names: &[&str], now: SystemTime) -> Result<PemPair, TlsError> {
     let failed = |error: rcgen::Error| TlsError::SelfSigned(error.to_string());
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).map_err(failed)?;
@@ -44,7 +44,7 @@ pub fn self_signed(names: &[&str], now: SystemTime) -> Result<PemPair, TlsError>
 /// The files of the self-signed certificate in `folder`. They are kept over restarts, so that a
 /// browser's exception holds, and made anew when they are not there, are not what this makes, or end
 /// within [`RENEWED_BEFORE`].
-pub fn self_signed_in(
+pub(crate) fn self_signed_in(
     folder: &Path,
     names: &[&str],
     now: SystemTime,

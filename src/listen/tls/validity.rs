@@ -117,7 +117,7 @@ mod tests {
         use rustls::pki_types::CertificateDer;
         use rustls::pki_types::pem::PemObject;
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_000_000);
-        let pair = super::super::self_signed(&["a.test"], now).expect("a certificate");
+        let pair = super::super::self_signed::self_signed(&["a.test"], now).expect("a certificate");
         let certificate = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).expect("PEM");
         let (from, until) = validity(&certificate).expect("times");
         assert_eq!(now.duration_since(from).expect("before"), Duration::from_secs(86_400));
