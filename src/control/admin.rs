@@ -2,7 +2,7 @@
 //! describes every call.
 //!
 //! It knows the bus and the metrics. What only the node can do (reload, explain, drain)
-//! comes in as [`NodeActions`], made in node.rs. Who may do what: [`super::tokens`].
+//! comes in as [`NodeActions`], made in node/actions.rs. Who may do what: [`super::tokens`].
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

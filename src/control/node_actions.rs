@@ -1,4 +1,4 @@
-//! What the admin API asks of the node as a whole; node.rs answers.
+//! What the admin API asks of the node as a whole; node/actions.rs answers.
 
 use std::future::Future;
 use std::net::IpAddr;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::admin::Admin;
-use super::bus::{KnownPurge, NodeState, OrderError, PurgeStatus, RecordScope, Wait};
+use super::bus::{KnownPurge, NodeState, OrderError, PurgeStatus, RecordScope, Wait, WaitLimit};
 use super::fleet::FleetMember;
 use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
 use super::purge_order::PurgeOrder;
@@ -28,13 +28,13 @@ impl Admin {
         body: Bytes,
         room: OwnedSemaphorePermit,
     ) -> Result<Response<Full<Bytes>>, Problem> {
-        let (wait, timeout) = wait_of(query)?;
+        let limit = wait_limit(query)?;
         self.take_from_rate()?;
         let order = PurgeOrder::parse(&body, &*self.node)?;
         drop(body);
         self.may_purge(caller, &order.scopes)?;
-        let (id, sequence, status) = self.order(caller, order, wait, timeout, Some(room)).await?;
-        let is_enough = wait != Wait::None && status.is_enough(wait);
+        let (id, sequence, status) = self.order(caller, order, limit, Some(room)).await?;
+        let is_enough = limit.nodes != Wait::None && status.is_enough(limit.nodes);
         let code = if is_enough { StatusCode::OK } else { StatusCode::ACCEPTED };
         Ok(json_response(code, &purge_as_json(&id, sequence, &status)))
     }
@@ -54,7 +54,8 @@ impl Admin {
             self.audit_refusal("PURGE", Some(&caller.name), caller.address, &problem).await;
             return Err(problem);
         }
-        let ordered = self.order(&caller, order, Wait::Local, TIMEOUT, None).await;
+        let limit = WaitLimit { nodes: Wait::Local, timeout: TIMEOUT };
+        let ordered = self.order(&caller, order, limit, None).await;
         ordered.map(|(id, ..)| id)
     }
 
@@ -70,22 +71,17 @@ impl Admin {
         Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail))
     }
 
-    /// Orders a purge, waits as asked, and writes it down whatever became of it.
+    /// Orders a purge, waits as `limit` says, and writes the outcome to the audit log.
     async fn order(
         &self,
         caller: &Caller,
         order: PurgeOrder,
-        wait: Wait,
-        timeout: Duration,
+        limit: WaitLimit,
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<Ordered, Problem> {
         let mut line = audit_line(caller, &order);
-        let PurgeOrder { scopes, kind, reason, refresh } = order;
-        let issued = self.bus.purge(&scopes, kind, reason, refresh, room);
-        // Who waits holds none of the ten thousand.
-        drop(scopes);
-        let ordered = match issued {
-            Ok(issued) => self.bus.wait(issued, wait, timeout).await,
+        let ordered = match self.bus.purge(order, room) {
+            Ok(issued) => self.bus.wait(issued, limit).await,
             Err(error) => Err(error),
         };
         line["at_ms"] = json!(self.now_ms());
@@ -171,7 +167,7 @@ impl Admin {
 /// A purge's id, its sequence if it waited for that, and who has it.
 type Ordered = (String, Option<PurgeSequence>, PurgeStatus);
 
-fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
+fn wait_limit(query: &str) -> Result<WaitLimit, Problem> {
     check_parameters(query, &["wait", "timeout"])?;
     let wait = match parameter(query, "wait")?.as_deref() {
         None | Some("local") => Wait::Local,
@@ -194,7 +190,7 @@ fn wait_of(query: &str) -> Result<(Wait, Duration), Problem> {
             format!("timeout {timeout:?}: at most {TIMEOUT_MAX:?}; GET /purges/ID tells later");
         return Err(Problem::bad_request(detail));
     }
-    Ok((wait, timeout))
+    Ok(WaitLimit { nodes: wait, timeout })
 }
 
 fn problem(error: OrderError) -> Problem {
@@ -281,12 +277,14 @@ mod tests {
 
     #[test]
     fn what_to_wait_for_has_words_and_bounds() {
-        assert_eq!(wait_of("wait=all&timeout=500ms").unwrap(), (Wait::All, TIMEOUT / 4));
-        assert_eq!(wait_of("").unwrap(), (Wait::Local, TIMEOUT));
+        let all = WaitLimit { nodes: Wait::All, timeout: TIMEOUT / 4 };
+        assert_eq!(wait_limit("wait=all&timeout=500ms").unwrap(), all);
+        let local = WaitLimit { nodes: Wait::Local, timeout: TIMEOUT };
+        assert_eq!(wait_limit("").unwrap(), local);
         let wrong =
             ["wait=some", "timeout=x", "timeout=2h", "wait=%zz", "wiat=all", "wait=all&wait=none"];
         for wrong in wrong {
-            assert_eq!(wait_of(wrong).unwrap_err().status, StatusCode::BAD_REQUEST, "{wrong}");
+            assert_eq!(wait_limit(wrong).unwrap_err().status, StatusCode::BAD_REQUEST, "{wrong}");
         }
     }
 }

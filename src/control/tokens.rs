@@ -142,11 +142,6 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
-    /// Whether a certificate is enough for somebody.
-    pub(crate) fn name_certificates(&self) -> bool {
-        self.0.iter().any(|token| matches!(token.shows, Shows::Certificate(_)))
-    }
-
     /// Who calls: by the certificate, or, where that says nothing, by the `Authorization` field.
     ///
     /// # Errors
@@ -294,7 +289,6 @@ mod tests {
         let secret = line("ops", "all", "one").unwrap();
         let text = format!("grafana read certificate:Grafana.example\n{secret}");
         let tokens = Tokens::parse(&text).unwrap();
-        assert!(tokens.name_certificates());
         let caller = |names: &[&str]| tokens.caller(&HeaderMap::new(), &peer(names));
         assert_eq!(caller(&["a.example", "grafana.example"]).unwrap().leave, Leave::Read);
         // Signed by the same authority, but nobody has said what it may do: it needs a token.

@@ -14,7 +14,7 @@ use crate::guard::Refusal;
 use crate::reply::Reply;
 use crate::respond::Failure;
 
-/// A purge that came as a request; node.rs has it ordered.
+/// A purge that came as a request; node/ has it ordered.
 pub(crate) struct PurgeByMethod {
     /// The URL as it stands in keys.
     pub url_key: String,

@@ -180,10 +180,10 @@ fn a_public_type_name_stands_in_one_room() {
     for file in rust_files("src").into_iter().filter(|file| !is_test(file)) {
         let text = read(&file);
         for line in without_tests(&text).lines().map(str::trim_start) {
-            let kinds = ["pub struct ", "pub enum ", "pub trait ", "pub type "];
-            let Some(rest) = kinds.iter().find_map(|kind| line.strip_prefix(kind)) else {
-                continue;
-            };
+            let item = line.strip_prefix("pub(crate) ").or_else(|| line.strip_prefix("pub "));
+            let kinds = ["struct ", "enum ", "trait ", "type "];
+            let name = item.and_then(|item| kinds.iter().find_map(|kind| item.strip_prefix(kind)));
+            let Some(rest) = name else { continue };
             rooms.entry(first_word(rest)).or_default().insert(room_of(&file));
         }
     }

@@ -122,7 +122,7 @@ impl Ledger {
 
     /// Whether it would survive a crash of this node.
     #[cfg(test)]
-    pub fn is_durable(&self, id: &str) -> bool {
+    pub(super) fn is_durable(&self, id: &str) -> bool {
         self.known.get(id).is_some_and(|known| known.sequence.is_some())
     }
 
@@ -178,9 +178,12 @@ const SHOWN_MAX: usize = 3;
 mod tests {
     use super::*;
     use crate::cache::{PurgeKind, PurgeScope};
+    use crate::control::purge_order::PurgeOrder;
 
     fn record(id: &str, at_ms: f64) -> PurgeRecord {
-        PurgeRecord::new(id.into(), "n".into(), at_ms, &[PurgeScope::All], PurgeKind::Hard, None)
+        let (scopes, kind) = (vec![PurgeScope::All], PurgeKind::Hard);
+        let order = PurgeOrder { scopes, kind, reason: None, refresh: 0 };
+        PurgeRecord::new(id.into(), "n".into(), at_ms, order)
     }
 
     #[test]

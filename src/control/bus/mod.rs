@@ -44,9 +44,10 @@ use self::ledger::Ledger;
 use self::link::{Connector, Receipts};
 use self::settings::Policy;
 use super::fleet::{FleetMember, NodeIdentity, StreamPlace};
+use super::purge_order::PurgeOrder;
 use super::rate::Rate;
 use super::refresh::Refresh;
-use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
+use crate::cache::PurgeSequence;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Metrics};
 use crate::purge::{PurgeError, Purged, Purges};
@@ -64,6 +65,27 @@ pub(crate) struct Issued {
     pub id: String,
     in_force: oneshot::Receiver<()>,
     durable: JoinHandle<Result<Purged, PurgeError>>,
+}
+
+/// The parts of the node that the bus works with.
+pub(crate) struct BusParts {
+    /// The name under which this node appears in the fleet.
+    pub identity: NodeIdentity,
+    /// The purge table and its log.
+    pub purges: Arc<Purges>,
+    /// The clock of receipts and heartbeats.
+    pub clock: Clock,
+    /// Where the bus registers its gauges and counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// How long `POST /purge` waits before it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WaitLimit {
+    /// The nodes that must have the purge.
+    pub nodes: Wait,
+    /// The longest wait; after it the answer tells which nodes are pending.
+    pub timeout: Duration,
 }
 
 /// How many nodes must have a purge before the caller is answered.
@@ -129,12 +151,10 @@ impl Bus {
     /// node starts as silent.
     pub(crate) async fn start(
         settings: Settings,
-        identity: NodeIdentity,
-        purges: Arc<Purges>,
-        clock: Clock,
-        metrics: &Arc<Metrics>,
+        parts: BusParts,
         background: &Handle,
     ) -> io::Result<Self> {
+        let BusParts { identity, purges, clock, metrics } = parts;
         let connector =
             settings.redis.as_ref().map(|url| Connector::new(&settings, url)).transpose()?;
         let (receipts, receipts_to_send) = mpsc::channel(RECEIPTS_MAX);
@@ -148,7 +168,7 @@ impl Bus {
                 complaints: Rate::new(1, clock.instant()),
                 clock,
                 recorder: metrics.background(),
-                gauges: Gauges::register(metrics),
+                gauges: Gauges::register(&metrics),
                 connector,
                 link: Mutex::new(None),
                 ledger: Mutex::new(Ledger::new(settings.remembered_max)),
@@ -180,24 +200,20 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Purges here and in the whole fleet. Goes on when the caller doesn't. `room` is what the
-    /// order takes up of the caller's memory, given back when the disk has it.
+    /// Purges here and in the whole fleet. The purge goes on when the caller drops the result.
+    /// `room`: the order's share of the admin API's memory, returned once the purge is on disk.
     ///
     /// # Errors
     /// The record would be too long.
     pub(crate) fn purge(
         &self,
-        scopes: &[PurgeScope],
-        kind: PurgeKind,
-        reason: Option<String>,
-        refresh: usize,
+        order: PurgeOrder,
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<Issued, OrderError> {
         let inner = self.inner.clone();
         let id = inner.next_id();
         let (name, at_ms) = (inner.identity.name.clone(), inner.now_ms());
-        let record = PurgeRecord::new(id.clone(), name, at_ms, scopes, kind, reason);
-        let record = record.refreshing(refresh);
+        let record = PurgeRecord::new(id.clone(), name, at_ms, order);
         let message = inner.connector.is_some().then(|| record.to_bytes());
         let (length, limit) =
             (message.as_ref().map_or(0, Bytes::len), inner.settings.record_bytes_max);
@@ -220,21 +236,21 @@ impl Bus {
     pub(crate) async fn wait(
         &self,
         issued: Issued,
-        wait: Wait,
-        timeout: Duration,
+        limit: WaitLimit,
     ) -> Result<(String, Option<PurgeSequence>, PurgeStatus), OrderError> {
         let Issued { id, in_force, durable } = issued;
-        if wait == Wait::None && in_force.await.is_ok() {
+        if limit.nodes == Wait::None && in_force.await.is_ok() {
             return Ok((id.clone(), None, self.status_here(&id)));
         }
         let purged = durable.await.map_err(|_| OrderError::Ending)??;
-        let status = self.watch(&id, wait, timeout).await;
+        let status = self.watch(&id, limit).await;
         Ok((id, Some(purged.sequence), status))
     }
 
-    async fn watch(&self, id: &str, wait: Wait, timeout: Duration) -> PurgeStatus {
+    async fn watch(&self, id: &str, limit: WaitLimit) -> PurgeStatus {
+        let WaitLimit { nodes, timeout } = limit;
         let status = self.status_here(id);
-        if status.is_enough(wait) {
+        if status.is_enough(nodes) {
             return status;
         }
         let Ok(_place) = self.inner.waiting.try_acquire() else {
@@ -245,7 +261,7 @@ impl Bus {
         let watching = async {
             loop {
                 let status = self.status_here(id);
-                if status.is_enough(wait) {
+                if status.is_enough(nodes) {
                     return status;
                 }
                 // The sender lives as long as who waits.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{PurgeKind, PurgeScope};
+use crate::control::purge_order::PurgeOrder;
 use crate::control::refresh::Refresh;
 
 /// One purge, as every node of the fleet reads it.
@@ -66,25 +67,14 @@ pub(crate) enum RecordScope {
 
 impl PurgeRecord {
     /// A record in this version's form.
-    pub(crate) fn new(
-        id: String,
-        node: String,
-        at_ms: f64,
-        scopes: &[PurgeScope],
-        kind: PurgeKind,
-        reason: Option<String>,
-    ) -> Self {
+    pub(crate) fn new(id: String, node: String, at_ms: f64, order: PurgeOrder) -> Self {
+        let PurgeOrder { scopes, kind, reason, refresh } = order;
         let kind = match kind {
             PurgeKind::Soft => RecordKind::Soft,
             PurgeKind::Hard => RecordKind::Hard,
         };
-        let scopes = scopes.iter().cloned().map(RecordScope::from).collect();
-        Self { v: VERSION, id, node, at_ms, kind, scopes, reason, refresh: 0 }
-    }
-
-    /// The same, with so many URLs to be fetched again.
-    pub(crate) fn refreshing(self, refresh: usize) -> Self {
-        Self { refresh, ..self }
+        let scopes = scopes.into_iter().map(RecordScope::from).collect();
+        Self { v: VERSION, id, node, at_ms, kind, scopes, reason, refresh }
     }
 
     /// What is to be fetched again, if anything.
@@ -334,14 +324,13 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let scopes = [PurgeScope::All, PurgeScope::Tag("é\"".into())];
-        let record = PurgeRecord::new(
-            "i".into(),
-            "n".into(),
-            1.25,
-            &scopes,
-            PurgeKind::Soft,
-            Some("r".into()),
-        );
+        let order = PurgeOrder {
+            scopes: scopes.to_vec(),
+            kind: PurgeKind::Soft,
+            reason: Some("r".into()),
+            refresh: 3,
+        };
+        let record = PurgeRecord::new("i".into(), "n".into(), 1.25, order);
         let read = PurgeRecord::parse(&record.to_bytes()).expect("a record");
         assert_eq!(read, record);
         assert_eq!(read.purges().collect::<Vec<_>>(), scopes.map(|scope| (scope, PurgeKind::Soft)));

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::record::{Gap, RecordKind};
 use super::*;
+use crate::cache::{PurgeKind, PurgeScope};
 use crate::purge::{self, Purges};
 use crate::store;
 use crate::store::Store;
@@ -191,8 +192,9 @@ impl Node {
             let store = Store::open(&store_settings, purges.clone(), &metrics, handle.clone());
             let store = store.await.unwrap();
             let identity = NodeIdentity { name: name.to_owned(), region: "here".to_owned() };
-            let bus =
-                Bus::start(settings.clone(), identity, purges, clock.clone(), &metrics, &handle);
+            let (clock, metrics) = (clock.clone(), metrics.clone());
+            let parts = BusParts { identity, purges, clock, metrics };
+            let bus = Bus::start(settings.clone(), parts, &handle);
             (store.clone(), bus.await.unwrap())
         });
         let name = name.to_owned();
@@ -223,9 +225,9 @@ impl Node {
         timeout: Duration,
     ) -> Result<(String, PurgeStatus), OrderError> {
         self.runtime.block_on(async {
-            let scopes = [PurgeScope::Url(url.into())];
-            let issued = self.bus.purge(&scopes, Hard, None, 0, None)?;
-            let (id, _, status) = self.bus.wait(issued, wait, timeout).await?;
+            let issued = self.bus.purge(order_of(url), None)?;
+            let limit = WaitLimit { nodes: wait, timeout };
+            let (id, _, status) = self.bus.wait(issued, limit).await?;
             Ok((id, status))
         })
     }
@@ -858,14 +860,21 @@ fn soft_and_hard_travel_as_they_are() {
     let (_kept, nodes) = fleet(&redis, &["a", "b"]);
     nodes[0].runtime.block_on(async {
         let bus = &nodes[0].bus;
-        let issued =
-            bus.purge(&[PurgeScope::Tag("t".into())], Soft, Some("why".into()), 0, None).unwrap();
-        bus.wait(issued, Wait::All, LONG).await.unwrap();
+        let scopes = vec![PurgeScope::Tag("t".into())];
+        let order = PurgeOrder { scopes, kind: Soft, reason: Some("why".into()), refresh: 0 };
+        let issued = bus.purge(order, None).unwrap();
+        let all = WaitLimit { nodes: Wait::All, timeout: LONG };
+        bus.wait(issued, all).await.unwrap();
     });
     let met = nodes[1].bus.since(0.0, 1);
     assert_eq!(met[0].1.kind, RecordKind::Soft);
     assert_eq!(met[0].1.first_scopes, [RecordScope::Tag("t".into())]);
     assert_eq!(met[0].1.reason.as_deref(), Some("why"));
+}
+
+fn order_of(url: &str) -> PurgeOrder {
+    let scopes = vec![PurgeScope::Url(url.into())];
+    PurgeOrder { scopes, kind: Hard, reason: None, refresh: 0 }
 }
 
 const LONG: Duration = Duration::from_secs(30);

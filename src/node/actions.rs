@@ -1,0 +1,164 @@
+//! What the admin API can do with the node as a whole: reload, drain, fetch, explain; and `PURGE`
+//! requests on their way to it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Uri};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use super::shared::Shared;
+use crate::cache::KeyHash;
+use crate::config;
+use crate::control::admin::{self, Admin, BodyBudget};
+use crate::control::audit::Audit;
+use crate::control::node_actions::{Coming, NodeActions};
+use crate::control::prefetch::Prefetcher;
+use crate::control::purge_order::{Names, PurgeOrder};
+use crate::control::rate::Rate;
+use crate::control::refresh::Refresh;
+use crate::metrics::Metrics;
+use crate::serve::{self, Explainer, InternalRequest, PurgeByMethod};
+
+impl Shared {
+    /// The admin API, ready to run.
+    pub(super) fn admin_api(
+        self: &Arc<Self>,
+        metrics: &Arc<Metrics>,
+        background: &Handle,
+    ) -> Arc<Admin> {
+        let admin::Settings { hosts, audit_log, purges_per_second_max, prefetch, .. } =
+            self.config().admin.clone();
+        let refreshes = self.bus.refreshes();
+        let prefetcher = Prefetcher::start(prefetch, self.clone(), metrics, refreshes, background);
+        Arc::new(Admin {
+            bus: self.bus.clone(),
+            tls: self.admin_tls.clone(),
+            tokens: self.tokens.clone(),
+            hosts,
+            audit: Audit::new(audit_log, metrics.background(), self.clock.clone()),
+            prefetcher,
+            rate: Rate::new(purges_per_second_max, self.clock.instant()),
+            body_budget: BodyBudget::default(),
+            store: self.store.clone(),
+            metrics: metrics.clone(),
+            clock: self.clock.clone(),
+            node: self.clone(),
+        })
+    }
+}
+
+impl Names for Shared {
+    fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
+        let plan = self.plan.load();
+        serve::canonical_url(&plan.routes, &plan.gate, uri)
+    }
+
+    fn check_site(&self, name: &str) -> Result<(), String> {
+        let plan = self.plan.load();
+        if plan.routes.sites().any(|site| &*site.name == name) {
+            return Ok(());
+        }
+        let near = config::suggestion(name, plan.routes.sites().map(|site| &*site.name));
+        Err(format!("this node has no site of that name{near}"))
+    }
+}
+
+impl NodeActions for Shared {
+    fn not_ready(&self) -> Option<&'static str> {
+        let drains = self.draining.load(Ordering::Relaxed);
+        drains.then_some("draining").or_else(|| self.bus.not_ready())
+    }
+
+    fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>> {
+        Box::pin(async { Shared::reload(self) })
+    }
+
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        let settings = self.config().node.clone();
+        let switch = self.drain.clone();
+        // Balancers must see that this node is not ready before its door closes.
+        tokio::spawn(async move {
+            switch.start_after(settings.drain_notice, settings.drain_timeout).await;
+        });
+    }
+
+    fn site_of(&self, uri: &Uri) -> Option<String> {
+        let plan = self.plan.load();
+        let normal = plan.gate.normalise_url(uri).ok()?;
+        plan.routes.site(normal.authority.host()).map(|site| site.name.to_string())
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        url: &'a str,
+        content_bytes_max: Option<usize>,
+    ) -> Coming<'a, Result<(StatusCode, Bytes), String>> {
+        Box::pin(async move {
+            let url: Uri = url.parse().map_err(|error| format!("{error}"))?;
+            let (answer, answered) = oneshot::channel();
+            let worker = self.next_internal_request.fetch_add(1, Ordering::Relaxed)
+                % self.internal_requests.len();
+            let request = InternalRequest { url, content_bytes_max, answer };
+            let ending = || "the node is shutting down".to_owned();
+            self.internal_requests[worker].send(request).await.map_err(|_| ending())?;
+            answered.await.unwrap_or_else(|_| Err(ending()))
+        })
+    }
+
+    fn to_refresh(&self, refresh: Refresh) -> Coming<'_, Vec<Box<str>>> {
+        Box::pin(async move {
+            let mut urls = self.popular.purged(&self.store);
+            if let Some(only) = refresh.urls {
+                urls.retain(|url| only.contains(url));
+                for url in only {
+                    // What is stored under another key than its URL alone is not found here.
+                    if urls.len() < refresh.count
+                        && !urls.contains(&url)
+                        && self.store.peek(KeyHash::of(url.as_bytes())).await.is_some()
+                    {
+                        urls.push(url);
+                    }
+                }
+            }
+            urls.truncate(refresh.count);
+            urls
+        })
+    }
+
+    fn explain<'a>(
+        &'a self,
+        uri: &'a Uri,
+        headers: &'a HeaderMap,
+        client: Option<IpAddr>,
+        country: Option<geo::Country>,
+    ) -> Coming<'a, Result<Value, String>> {
+        let explainer = Explainer {
+            plan: self.plan.load_full(),
+            store: self.store.clone(),
+            geo: self.geo.clone(),
+            clock: self.clock.clone(),
+        };
+        Box::pin(async move { explainer.explain(uri, headers, client, country).await })
+    }
+}
+
+/// Orders the purges of `PURGE` requests through the admin API, as if they had been called there.
+pub(super) async fn take_purges(api: Arc<Admin>, mut purges: mpsc::Receiver<PurgeByMethod>) {
+    while let Some(PurgeByMethod { url_key, client, answer }) = purges.recv().await {
+        let api = api.clone();
+        tokio::spawn(async move {
+            let ordered = match PurgeOrder::by_method(&url_key) {
+                Ok(order) => api.purge_by_method(order, client).await,
+                Err(problem) => Err(problem),
+            };
+            // The client may have left; the purge stands.
+            let _ = answer.send(ordered.map_err(|problem| (problem.status, problem.detail)));
+        });
+    }
+}

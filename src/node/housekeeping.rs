@@ -1,0 +1,50 @@
+//! Files that are read again when they change: the admin API's certificates and tokens, and the GeoIP
+//! databases. The listeners' certificates are watched in `listen/tls`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::shared::Shared;
+
+impl Shared {
+    /// Looks for changed files every [`PERIOD`], for as long as the node runs.
+    pub(super) async fn keep_house(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PERIOD).await;
+            let shared = self.clone();
+            if tokio::task::spawn_blocking(move || shared.reload_changed_files()).await.is_err() {
+                tracing::error!(
+                    "reloading certificates, tokens and databases panicked; the node tries again in {} s",
+                    PERIOD.as_secs()
+                );
+            }
+        }
+    }
+
+    fn reload_changed_files(&self) {
+        if let Some(tls) = &self.admin_tls {
+            log_reload("the certificates of the admin API", tls.keep_current());
+        }
+        if let Some(tokens) = &self.tokens {
+            log_reload("the tokens of the admin API", tokens.keep_current());
+        }
+        if self.geo.is_outdated() {
+            let settings = self.config().geo.clone();
+            let reloaded = self.geo.reload(&settings).map(|()| true);
+            log_reload("the GeoIP databases", reloaded.map_err(|error| error.to_string()));
+        }
+    }
+}
+
+/// `outcome`: whether the files had changed, or why they cannot be used.
+fn log_reload(files: &str, outcome: Result<bool, String>) {
+    match outcome {
+        Ok(true) => tracing::info!("reloaded {files}"),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::error!("cannot reload {files}, the node keeps using the old ones: {error}")
+        }
+    }
+}
+
+const PERIOD: Duration = Duration::from_secs(5);

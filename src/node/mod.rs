@@ -1,0 +1,251 @@
+//! The composition root: builds every part once, wires them, reloads, drains.
+//!
+//! ```text
+//! config ─▶ Plan (gate, routes, pools) ─ArcSwap─▶ workers ◀─ sockets, store, fills, geo, log
+//!                                                   ▲
+//! admin API, housekeeping ── background runtime ────┘ (store, drain, reload)
+//! ```
+
+mod actions;
+mod housekeeping;
+mod shared;
+mod workers;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use geo::Geo;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::{Config, Flags};
+use crate::control::admin;
+use crate::control::bus::{Bus, BusParts};
+use crate::control::fleet::NodeIdentity;
+use crate::control::tls::AdminTls;
+use crate::control::tokens::TokenFile;
+use crate::guard::rate;
+use crate::listen::{self, Door, TlsState, WorkerSockets};
+use crate::metrics::Metrics;
+use crate::notices::{self, SuppressedLines};
+use crate::purge::{self, Purges};
+use crate::respond::log::AccessLog;
+use crate::serve::Popular;
+use crate::store::{self, Store};
+use crate::upstream::Pools;
+
+use actions::take_purges;
+use shared::{Shared, plan};
+use workers::WorkerThreads;
+
+/// A running node. Dropping it cuts all connections; [`Node::drain`] and then [`Node::wait`] shut it
+/// down gracefully.
+pub struct Node {
+    /// The addresses of the listeners, and whether each has TLS.
+    pub listening: Vec<(SocketAddr, bool)>,
+    /// The address of the admin API.
+    pub admin: SocketAddr,
+    /// Whether the admin API speaks TLS.
+    pub admin_tls: bool,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    background: Runtime,
+    log: AccessLog,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address cannot be bound.
+    #[error(transparent)]
+    Bind(#[from] listen::BindError),
+    /// The listeners' certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] listen::TlsError),
+    /// A GeoIP database cannot be used.
+    #[error(transparent)]
+    Geo(#[from] geo::LoadError),
+    /// The purge log cannot be opened.
+    #[error(transparent)]
+    Purge(#[from] purge::PurgeLogError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
+    /// A pool or a route cannot be built.
+    #[error("{}", .0.join("; "))]
+    Plan(Vec<String>),
+    /// The admin API's tokens or certificates cannot be used.
+    #[error("{0}")]
+    AdminFiles(String),
+    /// The admin API's address cannot be bound.
+    #[error("cannot listen on admin.address {address}: {source}")]
+    Admin {
+        /// The configured address.
+        address: SocketAddr,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// A directory, a file or a thread cannot be created.
+    #[error("{what}: {source}")]
+    System {
+        /// What was to be created.
+        what: String,
+        /// The operating system's error.
+        source: io::Error,
+    },
+}
+
+impl Node {
+    /// Starts a node; when this returns, the node serves requests.
+    ///
+    /// # Errors
+    /// The first part that cannot be started, and why, in one line.
+    pub fn start(config: Config, flags: Flags, clock: Clock) -> Result<Self, StartError> {
+        let directory = &config.node.data_directory;
+        std::fs::create_dir_all(directory)
+            .map_err(system(format!("data directory {}", directory.display())))?;
+        let metrics = Metrics::new(config.node.workers);
+        metrics.register_collector(Box::new(SuppressedLines));
+        let background = background_runtime().map_err(system("background threads"))?;
+        let handle = background.handle();
+        let sockets = listen::bind(&config.listen, config.node.workers)?;
+        let admin_listener = background
+            .block_on(TcpListener::bind(config.admin.address))
+            .map_err(|source| StartError::Admin { address: config.admin.address, source })?;
+        let tls = match config.listen.listeners.iter().any(|listener| listener.tls) {
+            true => Some(TlsState::load(&config.listen.tls, directory, &clock)?),
+            false => None,
+        };
+        let geo = Arc::new(Geo::open(&config.geo)?);
+        let rates = Arc::new(rate::Table::new(config.rate_clients_max, clock.instant()));
+        let plan = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
+        let log = AccessLog::start(&config.log).map_err(system("access log"))?;
+        let purge_log = Purges::open(&config.purge, &clock, &metrics.background(), handle)?;
+        let store =
+            Store::open(&config.store, purge_log.clone(), &metrics, background.handle().clone());
+        let store = background.block_on(store)?;
+        let (tokens, admin_tls) = admin_files(&config.admin).map_err(StartError::AdminFiles)?;
+        // Before the first request is served, the purges that this node missed must be in force.
+        let identity =
+            NodeIdentity { name: config.node.name.clone(), region: config.node.region.clone() };
+        let (clock_of_bus, metrics_of_bus) = (clock.clone(), metrics.clone());
+        let parts =
+            BusParts { identity, purges: purge_log, clock: clock_of_bus, metrics: metrics_of_bus };
+        let bus = background
+            .block_on(Bus::start(config.bus.clone(), parts, handle))
+            .map_err(system("purge bus"))?;
+        let (purges, purges_by_method) = mpsc::channel(PURGES_MAX);
+        let (internal_requests, to_run): (Vec<_>, Vec<_>) =
+            (0..config.node.workers).map(|_| mpsc::channel(INTERNAL_REQUESTS_MAX)).unzip();
+        let (switch, drain) = listen::drain();
+        let listening = sockets.first().map(listening).unwrap_or_default();
+        let addresses = listening.iter().map(|(address, _)| *address).collect();
+        metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
+        let shared = Arc::new(Shared {
+            plan: Arc::new(ArcSwap::from_pointee(plan)),
+            door: Door::new(config.listen.limits.clone(), tls.clone()),
+            flags,
+            rates,
+            store,
+            bus,
+            purges,
+            popular: Popular::new(config.node.workers),
+            internal_requests,
+            next_internal_request: AtomicUsize::new(0),
+            geo,
+            tls,
+            admin_tls,
+            tokens,
+            drain: switch,
+            draining: AtomicBool::new(false),
+            clock,
+            config: Mutex::new(config),
+        });
+        let workers = WorkerThreads::new(&shared, &metrics, &log, drain, handle)
+            .start(sockets, to_run)
+            .map_err(system("worker thread"))?;
+        let admin = admin_listener.local_addr().map_err(system("admin address"))?;
+        let api = shared.admin_api(&metrics, handle);
+        background.spawn(take_purges(api.clone(), purges_by_method));
+        background.spawn(api.run(admin_listener));
+        background.spawn(shared.clone().keep_house());
+        if let Some(tls) = &shared.tls {
+            background.spawn(tls.clone().watch());
+        }
+        background.spawn(notices::sweep_forever());
+        let admin_tls = shared.admin_tls.is_some();
+        Ok(Self { listening, admin, admin_tls, shared, workers, background, log })
+    }
+
+    /// The runtime for everything but requests: disk, purge bus, admin API, signals.
+    pub fn background(&self) -> &Handle {
+        self.background.handle()
+    }
+
+    /// Reads the configuration again and applies it. A configuration with mistakes changes nothing.
+    ///
+    /// # Errors
+    /// One line per mistake.
+    pub fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        self.shared.reload()
+    }
+
+    /// Closes the access log's file and opens it again, after it was renamed (logrotate).
+    pub fn reopen_log(&self) {
+        self.log.reopen();
+    }
+
+    /// Stops accepting connections; requests in flight may take `node.drain_timeout` to finish.
+    pub fn drain(&self) {
+        self.shared.drain();
+    }
+
+    /// Waits until the last connection is closed, then closes the store and the log.
+    pub fn wait(self) {
+        for worker in self.workers {
+            // The panic of a worker is already in the error log.
+            let _ = worker.join();
+        }
+        self.background.block_on(self.shared.bus.leave());
+        self.background.block_on(self.shared.store.close());
+        self.shared.store.purges().close();
+        self.log.close();
+        self.background.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    let what = what.into();
+    move |source| StartError::System { what, source }
+}
+
+fn background_runtime() -> io::Result<Runtime> {
+    let mut threads = Builder::new_multi_thread();
+    threads.worker_threads(BACKGROUND_THREADS).thread_name("background").enable_all().build()
+}
+
+/// The tokens and the certificates of the admin API, as far as they are configured.
+fn admin_files(settings: &admin::Settings) -> Result<AdminFiles, String> {
+    let tokens = settings.tokens.as_deref().map(TokenFile::load).transpose()?;
+    let tls = settings.tls.as_ref().map(AdminTls::load).transpose()?;
+    Ok((tokens.map(Arc::new), tls.map(Arc::new)))
+}
+
+type AdminFiles = (Option<Arc<TokenFile>>, Option<Arc<AdminTls>>);
+
+fn listening(sockets: &WorkerSockets) -> Vec<(SocketAddr, bool)> {
+    sockets.listeners().map(|listener| (listener.address, listener.tls)).collect()
+}
+
+/// The node's own requests (prefetch, refresh) that may wait for one worker.
+const INTERNAL_REQUESTS_MAX: usize = 64;
+/// `PURGE` requests that may wait for the admin API; the next ones are refused with 503.
+const PURGES_MAX: usize = 256;
+const BACKGROUND_THREADS: usize = 2;

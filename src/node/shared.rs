@@ -1,0 +1,125 @@
+//! What a node's threads share, and what changes it while the node runs: reloads and drains.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use geo::Geo;
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::{self, Config, Flags};
+use crate::control::bus::Bus;
+use crate::control::tls::AdminTls;
+use crate::control::tokens::TokenFile;
+use crate::guard::{Gate, rate};
+use crate::listen::{Door, DrainSwitch, TlsState};
+use crate::respond::Identity;
+use crate::route::Routes;
+use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
+use crate::store::Store;
+use crate::upstream::Pools;
+
+/// What the workers, the admin API and the background tasks of one node share.
+pub(super) struct Shared {
+    pub(super) flags: Flags,
+    pub(super) config: Mutex<Config>,
+    pub(super) plan: Arc<ArcSwap<Plan>>,
+    pub(super) rates: Arc<rate::Table>,
+    pub(super) store: Store,
+    pub(super) bus: Bus,
+    /// `PURGE` requests, on their way to the admin API.
+    pub(super) purges: mpsc::Sender<PurgeByMethod>,
+    pub(super) popular: Arc<Popular>,
+    /// The node's own requests (prefetch, refresh), one queue per worker.
+    pub(super) internal_requests: Vec<mpsc::Sender<InternalRequest>>,
+    /// The worker that gets the next of them.
+    pub(super) next_internal_request: AtomicUsize,
+    pub(super) geo: Arc<Geo>,
+    pub(super) door: Arc<Door>,
+    pub(super) tls: Option<Arc<TlsState>>,
+    pub(super) admin_tls: Option<Arc<AdminTls>>,
+    pub(super) tokens: Option<Arc<TokenFile>>,
+    pub(super) drain: DrainSwitch,
+    pub(super) draining: AtomicBool,
+    pub(super) clock: Clock,
+}
+
+impl Shared {
+    /// Reads the configuration again and applies it. A configuration with mistakes changes nothing.
+    ///
+    /// # Errors
+    /// One line per mistake.
+    pub(super) fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        let loaded = config::load_again(&self.flags);
+        let next = loaded.map_err(|mistakes| {
+            mistakes.to_string().lines().map(str::to_owned).collect::<Vec<_>>()
+        });
+        let applied = next.and_then(|next| {
+            next.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            self.apply(next)
+        });
+        match &applied {
+            Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
+            Err(mistakes) => tracing::error!(
+                ?mistakes,
+                "configuration not reloaded: fix the mistakes; the old configuration stays in use"
+            ),
+        }
+        applied
+    }
+
+    fn apply(&self, next: Config) -> Result<Vec<String>, Vec<String>> {
+        let mut config = self.config();
+        let plan = plan(&next, &self.plan.load().pools, &self.rates)?;
+        let one = |error: String| vec![error];
+        if let Some(tls) = &self.tls {
+            tls.replace(&next.listen.tls, &config.node.data_directory)
+                .map_err(|error| one(error.to_string()))?;
+        }
+        if next.geo != config.geo {
+            self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
+        }
+        self.plan.store(Arc::new(plan));
+        self.door.set_limits(next.listen.limits.clone());
+        self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
+        let changes = next.changes(&config).iter().map(ToString::to_string).collect();
+        // The next reload is compared with the running configuration, not with the last file.
+        *config = next.reloaded_over(&config);
+        Ok(changes)
+    }
+
+    /// Stops accepting connections; requests in flight may take `node.drain_timeout` to finish.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.drain.start(self.config().node.drain_timeout);
+    }
+
+    /// The configuration that is in use.
+    pub(super) fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Builds what requests are served by. Pools of `before` that are still configured keep their
+/// connections and health.
+///
+/// # Errors
+/// One line per mistake.
+pub(super) fn plan(
+    config: &Config,
+    before: &Pools,
+    rates: &Arc<rate::Table>,
+) -> Result<Plan, Vec<String>> {
+    let pools = Pools::build(&config.upstream.pools, before)
+        .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let routes =
+        Routes::new(&config.routes, &pools).map_err(|unknown| vec![unknown.to_string()])?;
+    Ok(Plan {
+        gate: Gate::new(config.guard.clone()),
+        routes,
+        pools,
+        identity: Identity::new(&config.guard.cdn_id),
+        rates: rates.clone(),
+    })
+}

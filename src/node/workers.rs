@@ -1,0 +1,161 @@
+//! The worker threads: one per core, each with a single-threaded runtime, its own sockets and its own
+//! connections to origins.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, LocalOptions};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::spawn_local;
+
+use super::shared::Shared;
+use crate::fill::collapse::Fills;
+use crate::listen::{self, Drain, Unread, WorkerSockets};
+use crate::metrics::{Metrics, Recorder};
+use crate::random::random_u64;
+use crate::respond::log::{AccessLog, LogBuffer};
+use crate::serve::{self, InternalRequest, Worker, WorkerParts, run_internal_requests};
+use crate::upstream::{Resolver, Upstreams};
+
+/// What every worker gets when its thread starts.
+pub(super) struct WorkerThreads<'a> {
+    shared: &'a Arc<Shared>,
+    metrics: &'a Arc<Metrics>,
+    log: &'a AccessLog,
+    drain: Drain,
+    fills: Fills,
+    resolver: Arc<Resolver>,
+    /// Held while a list of variants is read, changed and written.
+    listing: Arc<Mutex<()>>,
+}
+
+impl<'a> WorkerThreads<'a> {
+    /// Makes what the workers share among themselves: the fills in progress and the DNS cache.
+    pub(super) fn new(
+        shared: &'a Arc<Shared>,
+        metrics: &'a Arc<Metrics>,
+        log: &'a AccessLog,
+        drain: Drain,
+        background: &Handle,
+    ) -> Self {
+        let config = shared.config().clone();
+        let recorder = metrics.background();
+        let slice_bytes = config.store.slice_bytes as u64;
+        let fills = Fills::new(config.fills, slice_bytes, shared.clock.clone(), recorder.clone());
+        let resolver = Resolver::new(config.upstream.dns, background.clone(), recorder);
+        Self { shared, metrics, log, drain, fills, resolver, listing: Arc::default() }
+    }
+
+    /// Starts one thread per element of `sockets`.
+    ///
+    /// # Errors
+    /// The system refuses a thread. Workers that are already running keep running.
+    pub(super) fn start(
+        &self,
+        sockets: Vec<WorkerSockets>,
+        internal_requests: Vec<mpsc::Receiver<InternalRequest>>,
+    ) -> io::Result<Vec<JoinHandle<()>>> {
+        let queues = sockets.into_iter().zip(internal_requests).enumerate();
+        let threads = queues.map(|(number, (sockets, internal_requests))| {
+            let start = self.worker(number);
+            let thread = thread::Builder::new().name(format!("worker-{number}"));
+            thread.spawn(move || start.run(sockets, internal_requests))
+        });
+        threads.collect()
+    }
+
+    fn worker(&self, number: usize) -> WorkerStart {
+        let recorder = self.metrics.worker(number);
+        let shared = self.shared.clone();
+        WorkerStart {
+            number,
+            log: self.log.buffer(recorder.clone(), shared.clock.clone()),
+            recorder,
+            drain: self.drain.clone(),
+            fills: self.fills.clone(),
+            resolver: self.resolver.clone(),
+            listing: self.listing.clone(),
+            shared,
+        }
+    }
+}
+
+/// What one worker needs to start, on its way to its thread.
+struct WorkerStart {
+    number: usize,
+    shared: Arc<Shared>,
+    recorder: Recorder,
+    log: LogBuffer,
+    drain: Drain,
+    fills: Fills,
+    resolver: Arc<Resolver>,
+    listing: Arc<Mutex<()>>,
+}
+
+impl WorkerStart {
+    /// Runs the worker until the node has drained.
+    fn run(self, sockets: WorkerSockets, internal_requests: mpsc::Receiver<InternalRequest>) {
+        let runtime =
+            Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(self.serve(sockets, internal_requests)),
+            Err(error) => {
+                let worker = self.number;
+                tracing::error!(%error, worker, "cannot create the worker's runtime; the worker does not start");
+            }
+        }
+    }
+
+    async fn serve(
+        self,
+        sockets: WorkerSockets,
+        internal_requests: mpsc::Receiver<InternalRequest>,
+    ) {
+        let (recorder, drain) = (self.recorder.clone(), self.drain.clone());
+        let (door, clock) = (self.shared.door.clone(), self.shared.clock.clone());
+        let worker = self.into_worker();
+        spawn_local(flush_log_regularly(worker.clone()));
+        spawn_local(run_internal_requests(worker.clone(), internal_requests));
+        let serving = worker.clone();
+        let service = move |connection, request| serve::serve(&serving, connection, request);
+        let logging = worker.clone();
+        let on_refused = Rc::new(move |connection, why: Unread| {
+            serve::log_refused(&logging, connection, why.status(), why.as_str());
+        });
+        listen::serve(sockets, door, service, on_refused, recorder, clock, drain).await;
+        worker.flush_log();
+    }
+
+    fn into_worker(self) -> Rc<Worker> {
+        let shared = self.shared;
+        let upstreams = Upstreams::new(self.resolver, shared.clock.clone(), self.recorder.clone());
+        Worker::new(WorkerParts {
+            plan: shared.plan.clone(),
+            store: shared.store.clone(),
+            fills: self.fills,
+            listing: self.listing,
+            upstreams,
+            purges: shared.purges.clone(),
+            popular: shared.popular.clone(),
+            number: self.number,
+            bus_silent: shared.bus.silent_flag(),
+            geo: shared.geo.clone(),
+            clock: shared.clock.clone(),
+            recorder: self.recorder,
+            log: self.log,
+            first_id: random_u64(),
+        })
+    }
+}
+
+async fn flush_log_regularly(worker: Rc<Worker>) {
+    loop {
+        tokio::time::sleep(LOG_FLUSH).await;
+        worker.flush_log();
+    }
+}
+
+const LOG_FLUSH: Duration = Duration::from_millis(200);
