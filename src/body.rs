@@ -1,9 +1,11 @@
-//! The one body type that travels through the path.
+//! The body type of the request path, and the trait of the sources that produce its frames.
 //!
-//! A body is nothing, bytes already in memory (a hit), or a stream. It is not `Send`: a
-//! request lives on one core. Nothing here collects a stream; backpressure is the poll.
+//! A body is empty, bytes in memory (a hit), or a stream. It is not `Send`: a request stays on one
+//! worker. A stream is never collected; a source is polled only when the reader can take a frame.
+//!
+//! Every streamed body implements [`BodySource`]; [`Body`] alone implements `http_body::Body`, for the
+//! libraries that expect it.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,24 +14,41 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-/// A message body: request bodies on their way to an origin, response bodies to a client.
+/// A message body: of a request to an origin, or of a response to a client.
 #[derive(Default)]
 pub(crate) enum Body {
     /// No content.
     #[default]
     Empty,
-    /// One piece in memory. `None` once it was handed out.
+    /// One piece in memory. `None` after it was read.
     Full(Option<Bytes>),
-    /// Several pieces in memory, in order.
-    Pieces(VecDeque<Bytes>),
-    /// What hyper reads from a connection, frame by frame, trailers included.
+    /// A body that hyper reads from a connection.
     Incoming(Incoming),
-    /// Anything else: a fill being read, a coder, slices from disk.
-    Stream(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>),
+    /// Any other source: a fill, a coder, stored slices.
+    Stream(Box<dyn BodySource>),
 }
 
-/// Why a body ended before its end. The connection is then cut, so that a client never
-/// takes a truncated body for a whole one (RFC 9112 §8).
+/// Produces the frames of a body: data, then at most one frame of trailers.
+pub(crate) trait BodySource {
+    /// The next frame, or `None` after the last. After an error no more frames may be polled.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame;
+
+    /// Whether it is known that no frame follows. `false` if that takes a poll to find out.
+    fn is_end_stream(&self) -> bool {
+        false
+    }
+
+    /// The bytes of data that are still to come, if known.
+    fn exact_length(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// What polling a body yields.
+pub(crate) type PollFrame = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+/// Why a body broke off. The client's connection or stream is then reset, so that the client never
+/// takes a truncated body for a complete one (RFC 9112 §8).
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct BodyError {
@@ -40,17 +59,17 @@ pub(crate) struct BodyError {
 }
 
 impl BodyError {
-    /// An error that says only why, in lower case and without a full stop.
+    /// An error with a reason, in lower case and without a full stop.
     pub(crate) fn new(reason: impl Into<Box<str>>) -> Self {
         Self { reason: reason.into(), is_late: false, source: None }
     }
 
-    /// As [`BodyError::new`], where the sender took too long.
+    /// As [`BodyError::new`], for a sender that was too slow.
     pub(crate) fn late(reason: impl Into<Box<str>>) -> Self {
         Self { is_late: true, ..Self::new(reason) }
     }
 
-    /// An error with the one that caused it.
+    /// An error with its cause.
     pub(crate) fn caused_by(
         reason: impl Into<Box<str>>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -58,21 +77,16 @@ impl BodyError {
         Self { reason: reason.into(), is_late: false, source: Some(source.into()) }
     }
 
-    /// Whether the sender took too long.
+    /// Whether the sender was too slow.
     pub(crate) fn is_late(&self) -> bool {
         self.is_late
     }
 }
 
 impl Body {
-    /// Wraps any other body.
-    pub(crate) fn stream(body: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Self {
-        Self::Stream(Box::pin(body))
-    }
-
-    /// The length in bytes, when it is known before the last frame.
-    pub(crate) fn exact_length(&self) -> Option<u64> {
-        self.size_hint().exact()
+    /// A body whose frames `source` produces.
+    pub(crate) fn stream(source: impl BodySource + 'static) -> Self {
+        Self::Stream(Box::new(source))
     }
 }
 
@@ -100,24 +114,15 @@ impl From<Incoming> for Body {
     }
 }
 
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
+impl BodySource for Body {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        match self {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Pieces(pieces) => {
-                Poll::Ready(pieces.pop_front().map(|bytes| Ok(Frame::data(bytes))))
-            }
             Self::Incoming(incoming) => Pin::new(incoming)
                 .poll_frame(cx)
                 .map_err(|error| BodyError::caused_by("the body ended early", error)),
-            Self::Stream(stream) => stream.as_mut().poll_frame(cx),
+            Self::Stream(source) => source.poll_frame(cx),
         }
     }
 
@@ -125,24 +130,35 @@ impl HttpBody for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_none(),
-            Self::Pieces(pieces) => pieces.is_empty(),
             Self::Incoming(incoming) => incoming.is_end_stream(),
-            Self::Stream(stream) => stream.is_end_stream(),
+            Self::Stream(source) => source.is_end_stream(),
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    fn exact_length(&self) -> Option<u64> {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Self::Pieces(pieces) => {
-                SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum())
-            }
-            Self::Incoming(incoming) => incoming.size_hint(),
-            Self::Stream(stream) => stream.size_hint(),
+            Self::Empty => Some(0),
+            Self::Full(bytes) => Some(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Incoming(incoming) => incoming.size_hint().exact(),
+            Self::Stream(source) => source.exact_length(),
         }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> PollFrame {
+        BodySource::poll_frame(self.get_mut(), cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        BodySource::is_end_stream(self)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.exact_length().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -151,10 +167,39 @@ impl fmt::Debug for Body {
         let kind = match self {
             Self::Empty => "Empty",
             Self::Full(_) => "Full",
-            Self::Pieces(_) => "Pieces",
             Self::Incoming(_) => "Incoming",
             Self::Stream(_) => "Stream",
         };
         write!(f, "Body::{kind}")
     }
+}
+
+/// The next frame of a source.
+#[cfg(test)]
+pub(crate) async fn next_frame(
+    source: &mut impl BodySource,
+) -> Option<Result<Frame<Bytes>, BodyError>> {
+    std::future::poll_fn(|cx| source.poll_frame(cx)).await
+}
+
+/// A body of several pieces, of known length.
+#[cfg(test)]
+pub(crate) fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Body {
+    struct Pieces(std::collections::VecDeque<Bytes>);
+
+    impl BodySource for Pieces {
+        fn poll_frame(&mut self, _: &mut Context<'_>) -> PollFrame {
+            Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_empty()
+        }
+
+        fn exact_length(&self) -> Option<u64> {
+            Some(self.0.iter().map(|piece| piece.len() as u64).sum())
+        }
+    }
+
+    Body::stream(Pieces(pieces.into_iter().collect()))
 }

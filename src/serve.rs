@@ -38,9 +38,8 @@ use http::request::Parts;
 use http::{
     Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
 };
-use http_body::Body as _;
 
-use crate::body::Body;
+use crate::body::{Body, BodySource};
 use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
 use crate::context::{Asked, Connection, RequestContext};
 use crate::guard::{self, Normalised, Refusal};

@@ -25,14 +25,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Response;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
 use super::collapse::{FillFailure, Fills, Join, Lead, Outcome};
 use super::slices::{Cut, PartAnswer, Step, Validator, judge, next_step};
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::cache::KeyHash;
 use crate::metrics::Metric;
 use crate::store::{Head, Store};
@@ -230,14 +230,8 @@ pub(crate) struct PartsReader {
     left: u64,
 }
 
-impl HttpBody for PartsReader {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl BodySource for PartsReader {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         if self.left == 0 {
             return Poll::Ready(None);
         }
@@ -256,8 +250,8 @@ impl HttpBody for PartsReader {
         self.left == 0
     }
 
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+    fn exact_length(&self) -> Option<u64> {
+        Some(self.left)
     }
 }
 
@@ -567,6 +561,7 @@ mod tests {
     use http::{HeaderValue, StatusCode};
 
     use super::*;
+    use crate::body::next_frame;
     use crate::cache::StoredResponse;
     use crate::fill::Settings;
     use crate::fill::tests::{
@@ -674,7 +669,7 @@ mod tests {
             let node = node();
             let (parts, origin) = object(&node);
             let reader = parts.clone().read(0..u64::MAX, None);
-            assert_eq!(reader.size_hint().exact(), Some(LENGTH));
+            assert_eq!(reader.exact_length(), Some(LENGTH));
             assert_bytes(&all(reader).await.expect("whole"), 0..LENGTH);
             assert_eq!(origin.asked.borrow().len(), 11, "of four slices each, and a rest");
             let Some(crate::store::Record::Response(head)) =
@@ -720,9 +715,10 @@ mod tests {
             read(&parts, 0..SLICE).await.expect("whole");
             *origin.answer.borrow_mut() = Answering::NewVersion;
             let mut reader = parts.clone().read(0..2 * SLICE, None);
-            let stored = reader.frame().await.expect("more").expect("stored").into_data();
+            let stored = next_frame(&mut reader).await.expect("more").expect("stored").into_data();
             assert_bytes(&stored.expect("data"), 0..SLICE);
-            let error = reader.frame().await.expect("not a clean end").expect_err("cut off");
+            let error =
+                next_frame(&mut reader).await.expect("not a clean end").expect_err("cut off");
             assert!(error.to_string().contains(&SLICE.to_string()), "{error}");
             assert!(node.store.in_memory(parts.head.hash()).is_none(), "the old one is dropped");
             assert_eq!(node.gauge(Metric::RangeObjectsChanged), 1);

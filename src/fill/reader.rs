@@ -8,10 +8,10 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
 
 use super::{End, Fill, State};
-use crate::body::BodyError;
+use crate::body::{BodyError, BodySource, PollFrame};
 use crate::metrics::Metric;
 use crate::store::{ObjectId, Store};
 
@@ -98,10 +98,7 @@ impl FillReader {
         Box::pin(async move { store.slice_of(object, number).await })
     }
 
-    fn fell_behind(
-        &mut self,
-        slice: Option<Bytes>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn fell_behind(&mut self, slice: Option<Bytes>) -> PollFrame {
         let within = (self.rest.cursor % self.fill.shared.slice_bytes) as usize;
         match slice.filter(|slice| within < slice.len()) {
             Some(slice) => {
@@ -119,7 +116,7 @@ impl FillReader {
         }
     }
 
-    fn finish(&mut self, end: End) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn finish(&mut self, end: End) -> PollFrame {
         self.finished = true;
         match end {
             End::Whole { trailers: Some(trailers) } if self.trailers => {
@@ -134,45 +131,34 @@ impl FillReader {
     }
 }
 
-impl HttpBody for FillReader {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let reader = self.get_mut();
-        if reader.finished || (reader.rest.cursor == reader.rest.end && !reader.trailers) {
+impl BodySource for FillReader {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        if self.finished || (self.rest.cursor == self.rest.end && !self.trailers) {
             return Poll::Ready(None);
         }
-        if reader.slice.is_none() {
-            match reader.step(cx) {
+        if self.slice.is_none() {
+            match self.step(cx) {
                 Step::Piece(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
                 Step::Waiting => return Poll::Pending,
-                Step::End(end) => return reader.finish(end),
-                Step::FellBehind(None) => return reader.fell_behind(None),
+                Step::End(end) => return self.finish(end),
+                Step::FellBehind(None) => return self.fell_behind(None),
                 Step::FellBehind(Some((store, object))) => {
-                    reader.slice = Some(reader.read_slice(store, object));
+                    self.slice = Some(self.read_slice(store, object));
                 }
             }
         }
-        let reading = reader.slice.as_mut().expect("set above");
+        let reading = self.slice.as_mut().expect("set above");
         let slice = ready!(reading.as_mut().poll(cx));
-        reader.slice = None;
-        reader.fell_behind(slice)
+        self.slice = None;
+        self.fell_behind(slice)
     }
 
     fn is_end_stream(&self) -> bool {
         self.finished || (self.rest.cursor == self.rest.end && !self.trailers)
     }
 
-    fn size_hint(&self) -> SizeHint {
-        if self.known {
-            SizeHint::with_exact(self.rest.end - self.rest.cursor)
-        } else {
-            SizeHint::default()
-        }
+    fn exact_length(&self) -> Option<u64> {
+        self.known.then(|| self.rest.end - self.rest.cursor)
     }
 }
 

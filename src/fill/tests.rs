@@ -1,14 +1,13 @@
 //! Fills from end to end, without sockets: scripted upstream bodies, readers on any thread.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use http_body::{Body as HttpBody, Frame};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -16,7 +15,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::collapse::{FillFailure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
 use super::{FillEnd, FillReader, Filled, Filling, Settings};
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource, PollFrame, next_frame};
 use crate::cache::{
     CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse,
 };
@@ -73,7 +72,7 @@ impl Node {
     /// What the store has, and its body.
     async fn stored(&self) -> Option<(Arc<Head>, Bytes)> {
         let head = head(&self.store)?;
-        let body = self.store.body(&head, 0..u64::MAX).collect().await;
+        let body = Body::stream(self.store.body(&head, 0..u64::MAX)).collect().await;
         Some((head, body.expect("the body is whole").to_bytes()))
     }
 
@@ -177,11 +176,8 @@ struct Upstream {
 
 struct Scripted(mpsc::Receiver<Sent>);
 
-impl HttpBody for Scripted {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Sent>> {
+impl BodySource for Scripted {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         self.0.poll_recv(cx)
     }
 }
@@ -238,14 +234,12 @@ fn begin_on(node: Node, length: Option<u64>) -> Begun {
 }
 
 async fn next(reader: &mut FillReader) -> Bytes {
-    let frame = reader.frame().await.expect("there is more").expect("no error");
+    let frame = next_frame(reader).await.expect("there is more").expect("no error");
     frame.into_data().expect("data")
 }
 
-pub(super) async fn all(
-    reader: impl HttpBody<Data = Bytes, Error = BodyError>,
-) -> Result<Bytes, BodyError> {
-    reader.collect().await.map(http_body_util::Collected::to_bytes)
+pub(super) async fn all(reader: impl BodySource + 'static) -> Result<Bytes, BodyError> {
+    Body::stream(reader).collect().await.map(http_body_util::Collected::to_bytes)
 }
 
 /// Runs a test as a worker runs requests.
@@ -263,7 +257,7 @@ fn the_first_byte_is_read_before_the_second_is_sent() {
         let other = node.follow();
         let (mut first, mut second) =
             (filling(&own).await.read_all(), filling(&other).await.read_all());
-        assert_eq!(first.size_hint().exact(), Some(10));
+        assert_eq!(first.exact_length(), Some(10));
         upstream.send(1).await;
         assert_bytes(&next(&mut first).await, 0..1);
         assert_bytes(&next(&mut second).await, 0..1);
@@ -286,7 +280,7 @@ fn a_newcomer_reads_from_the_first_byte() {
         upstream.send(500).await;
         upstream.send(500).await;
         let late = filling(&node.follow()).await.read_all();
-        assert_eq!(late.size_hint().exact(), None);
+        assert_eq!(late.exact_length(), None);
         drop(upstream);
         assert_bytes(&all(late).await.expect("whole"), 0..1000);
     });
@@ -298,8 +292,8 @@ fn a_range_is_read_without_the_rest() {
         let Begun { own, mut upstream, .. } = begin(Some(1000));
         let filling = filling(&own).await;
         let (middle, end) = (filling.read(100..200), filling.read(900..5000));
-        assert_eq!(middle.size_hint().exact(), Some(100));
-        assert_eq!(end.size_hint().exact(), Some(100));
+        assert_eq!(middle.exact_length(), Some(100));
+        assert_eq!(end.exact_length(), Some(100));
         upstream.send(400).await;
         assert_bytes(&all(middle).await.expect("whole"), 100..200);
         upstream.send(600).await;
@@ -316,7 +310,7 @@ fn trailers_reach_those_who_read_all() {
         let trailers =
             HeaderMap::from_iter([(http::header::ETAG, "\"a\"".parse().expect("value"))]);
         upstream.frames.send(Ok(Frame::trailers(trailers.clone()))).await.expect("taken");
-        let collected = reader.collect().await.expect("whole");
+        let collected = Body::stream(reader).collect().await.expect("whole");
         assert_eq!(collected.trailers(), Some(&trailers));
     });
 }
@@ -333,7 +327,7 @@ fn breaks_off(length: Option<u64>, sent: u64, last: Option<Sent>) {
         }
         drop(upstream);
         assert_bytes(&next(&mut reader).await, 0..sent);
-        let error = reader.frame().await.expect("not a clean end").expect_err("an error");
+        let error = next_frame(&mut reader).await.expect("not a clean end").expect_err("an error");
         assert!(error.to_string().contains(&sent.to_string()), "{error}");
         assert!(waiting.await.expect("no panic").is_err());
         assert!(matches!(done.await.expect("no panic").end, FillEnd::Broken(_)));
@@ -365,7 +359,7 @@ fn a_pump_that_is_dropped_leaves_no_reader_waiting() {
         upstream.send(5).await;
         next(&mut reader).await;
         task.abort();
-        assert!(reader.frame().await.expect("not a clean end").is_err());
+        assert!(next_frame(&mut reader).await.expect("not a clean end").is_err());
         assert!(matches!(node.join(), Join::Lead(_)));
     });
 }
@@ -561,7 +555,7 @@ fn unstored_slow_readers_are_waited_for_and_then_cut_off() {
         }
         drop(upstream);
         assert_bytes(&fast.await.expect("no panic").expect("whole"), 0..20 * SLICE);
-        let error = slow.frame().await.expect("not a clean end").expect_err("cut off");
+        let error = next_frame(&mut slow).await.expect("not a clean end").expect_err("cut off");
         assert!(error.to_string().contains("no longer in memory"), "{error}");
         assert_eq!(node.gauge(Metric::FillReadersLost), 1);
         assert!(matches!(done.await.expect("no panic").end, FillEnd::Unstored));
@@ -638,7 +632,7 @@ fn a_slow_reader_whose_slices_the_store_dropped_has_an_error_not_other_bytes() {
         drop(upstream);
         let mut at = 0;
         let error = loop {
-            match slow.frame().await.expect("not a clean end") {
+            match next_frame(&mut slow).await.expect("not a clean end") {
                 Ok(frame) => {
                     let bytes = frame.into_data().expect("data");
                     assert_bytes(&bytes, at..at + bytes.len() as u64);
@@ -863,7 +857,7 @@ async fn read_at_random(followers: Vec<Follower>, length: u64, mut random: Rando
                     for _ in 0..pace.below(4) {
                         tokio::task::yield_now().await;
                     }
-                    let Some(frame) = reader.frame().await else {
+                    let Some(frame) = next_frame(&mut reader).await else {
                         assert_eq!(at, to);
                         return;
                     };
@@ -924,7 +918,7 @@ fn ten_thousand_requests_for_one_cold_object_are_one_upstream_request() {
                                 other => panic!("{other:?}"),
                             };
                             let mut at = 0;
-                            while let Some(frame) = reader.frame().await {
+                            while let Some(frame) = next_frame(&mut reader).await {
                                 let bytes = frame.expect("no error").into_data().expect("data");
                                 assert_bytes(&bytes, at..at + bytes.len() as u64);
                                 at += bytes.len() as u64;

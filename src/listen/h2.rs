@@ -21,11 +21,11 @@ use http::header::{
     HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, Request, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 
-use crate::body::Body;
+use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::context::Connection;
 use crate::fields::is_grpc;
 use crate::interim::Answer;
@@ -440,7 +440,7 @@ impl Pump {
             if self.stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Stopped::ByClient));
             }
-            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            let frame = ready!(self.body.poll_frame(cx));
             Poll::Ready(frame.transpose().map_err(|_| Stopped::BySource))
         })
         .await
@@ -541,31 +541,25 @@ struct Received {
     data_ended: bool,
 }
 
-impl HttpBody for Received {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let this = self.get_mut();
-        if !this.data_ended {
-            let piece = match this.first.take() {
-                None => ready!(this.body.poll_data(cx)),
+impl BodySource for Received {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        let broken = |error| BodyError::caused_by("the request body ended early", error);
+        if !self.data_ended {
+            let piece = match self.first.take() {
+                None => ready!(self.body.poll_data(cx)),
                 first => first,
             };
             match piece {
                 Some(Ok(bytes)) => {
-                    _ = this.body.flow_control().release_capacity(bytes.len());
-                    this.left = this.left.map(|left| left.saturating_sub(bytes.len() as u64));
+                    _ = self.body.flow_control().release_capacity(bytes.len());
+                    self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => this.data_ended = true,
+                Some(Err(error)) => return Poll::Ready(Some(Err(broken(error)))),
+                None => self.data_ended = true,
             }
         }
-        let trailers = ready!(this.body.poll_trailers(cx));
+        let trailers = ready!(self.body.poll_trailers(cx)).map_err(broken);
         Poll::Ready(trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
     }
 
@@ -573,8 +567,8 @@ impl HttpBody for Received {
         self.first.is_none() && self.body.is_end_stream()
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    fn exact_length(&self) -> Option<u64> {
+        self.left
     }
 }
 

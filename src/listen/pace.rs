@@ -8,10 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::body::BodyError;
+use crate::body::{BodyError, BodySource, PollFrame};
 use crate::metrics::{Metric, Recorder};
 
 use super::settings::Limits;
@@ -102,23 +101,12 @@ impl<B> Paced<B> {
     }
 }
 
-impl<B> HttpBody for Paced<B>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            let Some(pace) = &mut this.pace else { return Poll::Pending };
+impl<B: BodySource> BodySource for Paced<B> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        let Poll::Ready(frame) = self.body.poll_frame(cx) else {
+            let Some(pace) = &mut self.pace else { return Poll::Pending };
             return pace.poll_overdue(cx).map(|()| {
-                this.recorder.count(Metric::RequestBodiesTimedOut);
+                self.recorder.count(Metric::RequestBodiesTimedOut);
                 Some(Err(BodyError::late("the client sent the request body too slowly")))
             });
         };
@@ -127,19 +115,18 @@ where
             Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
         };
-        if let Some(pace) = &mut this.pace {
+        if let Some(pace) = &mut self.pace {
             pace.moved(bytes);
         }
-        let broken = |error| BodyError::caused_by("the request body ended early", error);
-        Poll::Ready(frame.map(|frame| frame.map_err(broken)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn exact_length(&self) -> Option<u64> {
+        self.body.exact_length()
     }
 }
 

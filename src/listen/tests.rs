@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use super::*;
-use crate::body::Body;
+use crate::body::{Body, BodyError, BodySource, PollFrame, pieces};
 use crate::clock::Clock;
 use crate::context::Connection;
 use crate::metrics::{Metric, Metrics, TABLE};
@@ -115,13 +115,12 @@ async fn respond(seen: Rc<Seen>, facts: Rc<Connection>, mut request: Request<Bod
             "slow\n".into()
         }
         "/big" => Bytes::from(vec![b'x'; 8 << 20]).into(),
-        "/stream" => Body::Pieces((0..64).map(|_| Bytes::from(vec![b'y'; 16 << 10])).collect()),
+        "/stream" => pieces((0..64).map(|_| Bytes::from(vec![b'y'; 16 << 10]))),
         "/broken" => Body::stream(Broken(false)),
         "/lying" => {
             let length = request.uri().query().and_then(|query| query.parse::<u64>().ok());
             response.headers_mut().insert("content-length", length.unwrap_or_default().into());
-            let pieces = ["hel", "lo\n"].map(|piece| Bytes::from_static(piece.as_bytes()));
-            Body::Pieces(pieces.into())
+            pieces(["hel", "lo\n"].map(|piece| Bytes::from_static(piece.as_bytes())))
         }
         "/upgrade" => {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -146,16 +145,10 @@ async fn respond(seen: Rc<Seen>, facts: Rc<Connection>, mut request: Request<Bod
 /// A body that fails after its first piece.
 struct Broken(bool);
 
-impl http_body::Body for Broken {
-    type Data = Bytes;
-    type Error = crate::body::BodyError;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+impl BodySource for Broken {
+    fn poll_frame(&mut self, _: &mut std::task::Context<'_>) -> PollFrame {
         let frame = if self.0 {
-            Err(crate::body::BodyError::new("broken"))
+            Err(BodyError::new("broken"))
         } else {
             Ok(http_body::Frame::data(Bytes::from_static(b"half")))
         };

@@ -1,17 +1,14 @@
 //! The last fields of every response, and its line in the access log.
 
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{HeaderName, VIA};
 use http::{HeaderValue, StatusCode, Version};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::log::{LogBuffer, LogLine, key};
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::context::{RequestContext, UpstreamFacts};
 use crate::fields::FieldsMut;
 use crate::metrics::{Metric, Recorder};
@@ -82,7 +79,7 @@ pub(crate) fn account(
         recorder.count_labelled(Metric::CacheRequests, cache_result(&context));
     }
     match response.body {
-        Body::Empty | Body::Full(_) | Body::Pieces(_) => {
+        Body::Empty | Body::Full(_) => {
             let bytes = response.body.exact_length().unwrap_or_default();
             recorder.add(Metric::ResponseBytes, bytes);
             if log.is_on() {
@@ -108,7 +105,7 @@ fn cache_result(context: &RequestContext) -> usize {
 /// Whether the client has, with what it was given, all the bytes that it was promised. After the
 /// last one nobody may ask for the end, or for trailers that do not come.
 fn is_over(body: &Body) -> bool {
-    body.is_end_stream() || body.size_hint().exact() == Some(0)
+    body.is_end_stream() || body.exact_length() == Some(0)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,28 +143,21 @@ fn note_broken(context: &RequestContext, error: &BodyError) {
     );
 }
 
-impl HttpBody for Accounted {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+impl BodySource for Accounted {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        let frame = std::task::ready!(self.body.poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-                this.bytes += bytes;
-                this.recorder.add(Metric::ResponseBytes, bytes);
-                this.ended = is_over(&this.body);
+                self.bytes += bytes;
+                self.recorder.add(Metric::ResponseBytes, bytes);
+                self.ended = is_over(&self.body);
             }
             Some(Err(error)) => {
-                note_broken(&this.context, error);
-                this.context.failure = Some("body-broke-off");
+                note_broken(&self.context, error);
+                self.context.failure = Some("body-broke-off");
             }
-            None => this.ended = true,
+            None => self.ended = true,
         }
         Poll::Ready(frame)
     }
@@ -176,8 +166,8 @@ impl HttpBody for Accounted {
         self.body.is_end_stream()
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn exact_length(&self) -> Option<u64> {
+        self.body.exact_length()
     }
 }
 

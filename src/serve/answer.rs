@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -13,12 +12,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::Method;
 use http::header::{AGE, CONTENT_TYPE, LOCATION};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
 
 use super::Visit;
 use super::lookup::Found;
 use super::repaired_body::RepairedBody;
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodySource, PollFrame};
 use crate::cache::{self, CacheStatus, Multipart, Reason, Selected, StoredResponse};
 use crate::fields::{Fields, FieldsMut};
 use crate::fill::Filling;
@@ -201,32 +200,25 @@ struct Chain {
     length: u64,
 }
 
-impl HttpBody for Chain {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        while let Some(link) = this.rest.front_mut() {
+impl BodySource for Chain {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        while let Some(link) = self.rest.front_mut() {
             let body = match link {
                 Link::Ready(body) => body,
                 Link::Later(_) => {
-                    if let Some(Link::Later(later)) = this.rest.pop_front() {
+                    if let Some(Link::Later(later)) = self.rest.pop_front() {
                         let (parts, range, first) = *later;
                         let body = Body::stream(parts.read(range, first));
-                        this.rest.push_front(Link::Ready(body));
+                        self.rest.push_front(Link::Ready(body));
                     }
                     continue;
                 }
             };
-            match std::task::ready!(Pin::new(body).poll_frame(cx)) {
-                None => drop(this.rest.pop_front()),
+            match std::task::ready!(body.poll_frame(cx)) {
+                None => drop(self.rest.pop_front()),
                 Some(frame) => {
                     let bytes = frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
-                    this.length = this.length.saturating_sub(bytes as u64);
+                    self.length = self.length.saturating_sub(bytes as u64);
                     return Poll::Ready(Some(frame));
                 }
             }
@@ -234,7 +226,7 @@ impl HttpBody for Chain {
         Poll::Ready(None)
     }
 
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.length)
+    fn exact_length(&self) -> Option<u64> {
+        Some(self.length)
     }
 }

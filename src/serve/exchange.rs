@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::lookup::CODINGS;
 use super::ranges::Asked;
 use super::worker::Worker;
-use crate::body::Body;
+use crate::body::{Body, BodySource};
 use crate::cache::vary::Variant;
 use crate::cache::{
     self, CacheKey, Exchange, Freshened, Place, PurgeSequence, Reason, StoredResponse, Storing,

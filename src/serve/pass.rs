@@ -6,14 +6,13 @@ use std::pin::Pin;
 
 use http::header::{CONTENT_TYPE, HOST, MAX_FORWARDS, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use http_body::Body as _;
 use tokio::task::spawn_local;
 
 use super::exchange::{Job, Settled, facts, facts_tried};
 use super::failures;
 use super::lookup::Found;
 use super::{Switch, Visit};
-use crate::body::Body;
+use crate::body::{Body, BodySource};
 use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
 use crate::fields::is_grpc;
 use crate::fill::collapse::{NotAdopted, Outcome};

@@ -3,13 +3,9 @@
 //! requested from the origin by range.
 
 use std::ops::Range;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
-
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodySource, PollFrame};
 use crate::fill::parts::{Parts, PartsReader};
 use crate::metrics::Metric;
 
@@ -24,7 +20,7 @@ pub(super) struct RepairedBody<B> {
 
 impl<B> RepairedBody<B>
 where
-    B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+    B: BodySource + 'static,
 {
     /// As it is, if there is no other way to its bytes.
     pub(super) fn body(body: B, range: Range<u64>, parts: Option<&Parts>) -> Body {
@@ -34,32 +30,25 @@ where
     }
 }
 
-impl<B> HttpBody for RepairedBody<B>
+impl<B> BodySource for RepairedBody<B>
 where
-    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+    B: BodySource,
 {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         loop {
-            if let Some(rest_by_parts) = &mut this.rest_by_parts {
-                return Pin::new(rest_by_parts).poll_frame(cx);
+            if let Some(rest_by_parts) = &mut self.rest_by_parts {
+                return rest_by_parts.poll_frame(cx);
             }
-            let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+            let frame = ready!(self.body.poll_frame(cx));
             if frame.as_ref().is_some_and(Result::is_err)
-                && let Some(parts) = this.parts.take()
+                && let Some(parts) = self.parts.take()
             {
                 parts.fills.recorder().count(Metric::BodiesMended);
-                this.rest_by_parts = Some(parts.read(this.rest.clone(), None));
+                self.rest_by_parts = Some(parts.read(self.rest.clone(), None));
                 continue;
             }
             let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
-            this.rest.start += data.map_or(0, |data| data.len() as u64);
+            self.rest.start += data.map_or(0, |data| data.len() as u64);
             return Poll::Ready(frame);
         }
     }
@@ -71,10 +60,10 @@ where
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    fn exact_length(&self) -> Option<u64> {
         match &self.rest_by_parts {
-            Some(rest_by_parts) => rest_by_parts.size_hint(),
-            None => self.body.size_hint(),
+            Some(rest_by_parts) => rest_by_parts.exact_length(),
+            None => self.body.exact_length(),
         }
     }
 }

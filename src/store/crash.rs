@@ -132,7 +132,9 @@ async fn a_killed_node_comes_back_warm_and_serves_nothing_purged() {
                 hidden += 1;
                 continue;
             }
-            let Ok(bytes) = store.body(&head, 0..u64::MAX).collect().await else {
+            let Ok(bytes) =
+                crate::body::Body::stream(store.body(&head, 0..u64::MAX)).collect().await
+            else {
                 missing += 1;
                 continue;
             };

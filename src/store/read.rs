@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::Frame;
 use tokio::task::JoinHandle;
 
 use super::Store;
 use super::record::Head;
-use crate::body::BodyError;
+use crate::body::{BodyError, BodySource, PollFrame};
 use crate::metrics::Metric;
 
 /// The bytes of one range of one stored response.
@@ -72,40 +72,33 @@ impl StoredBody {
     }
 }
 
-impl Body for StoredBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        if this.rest.is_empty() {
+impl BodySource for StoredBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        if self.rest.is_empty() {
             return Poll::Ready(None);
         }
-        if let Some(bytes) = this.head.inline_bytes(this.rest.clone()) {
-            this.rest.start = this.rest.end;
+        if let Some(bytes) = self.head.inline_bytes(self.rest.clone()) {
+            self.rest.start = self.rest.end;
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        if this.next.is_none() {
-            this.next = this.ask();
+        if self.next.is_none() {
+            self.next = self.ask();
         }
-        this.is_cold = matches!(this.next, Some(Slice::Reading(_)));
-        let slice = match this.next.as_mut() {
+        self.is_cold = matches!(self.next, Some(Slice::Reading(_)));
+        let slice = match self.next.as_mut() {
             Some(Slice::Ready(bytes)) => Some(bytes.clone()),
             Some(Slice::Reading(reading)) => ready!(Pin::new(reading).poll(cx)).ok().flatten(),
             None => None,
         };
-        this.next = None;
-        let holds = this.head.slice_range(this.current());
+        self.next = None;
+        let holds = self.head.slice_range(self.current());
         let Some(slice) = slice.filter(|slice| slice.len() as u64 == holds.end - holds.start)
         else {
-            return Poll::Ready(Some(Err(this.fail())));
+            return Poll::Ready(Some(Err(self.fail())));
         };
-        let bytes = this.cut(&slice);
-        if this.is_cold && !this.rest.is_empty() {
-            this.next = this.ask();
+        let bytes = self.cut(&slice);
+        if self.is_cold && !self.rest.is_empty() {
+            self.next = self.ask();
         }
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
@@ -114,8 +107,8 @@ impl Body for StoredBody {
         self.rest.is_empty()
     }
 
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.end - self.rest.start)
+    fn exact_length(&self) -> Option<u64> {
+        Some(self.rest.end - self.rest.start)
     }
 }
 

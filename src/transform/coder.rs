@@ -10,7 +10,6 @@
 //! codecs work on this thread, so after every 64 KiB the others get their turn.
 
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use async_compression::codecs::brotli::params::EncoderParams;
@@ -24,10 +23,10 @@ use async_compression::core::Level as Quality;
 use async_compression::core::util::{PartialBuffer, WriteBuffer};
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
-use http_body::{Body as HttpBody, Frame};
+use http_body::Frame;
 
 use super::{Coding, DecodeLimit, Level};
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::metrics::{Metric, Recorder};
 
 /// Compresses a body. `length` is its length when known; it makes windows no larger than needed.
@@ -76,15 +75,9 @@ fn at_once(piece: &[u8], mut encoder: Encoder, recorder: &Recorder) -> Result<Bo
 /// A body of which nothing can be had.
 struct Failed(Option<BodyError>);
 
-impl HttpBody for Failed {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(self.get_mut().0.take().map(Err))
+impl BodySource for Failed {
+    fn poll_frame(&mut self, _: &mut Context<'_>) -> PollFrame {
+        Poll::Ready(self.0.take().map(Err))
     }
 }
 
@@ -175,7 +168,7 @@ impl<C: Codec> Coded<C> {
 
     /// Gets the next piece, or moves to the state in which there is none.
     fn take_piece(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, BodyError> {
-        match Pin::new(&mut self.sender).poll_frame(cx) {
+        match self.sender.poll_frame(cx) {
             Poll::Pending if self.holds => self.state = State::Flushing,
             Poll::Pending => {
                 self.worked = 0;
@@ -214,36 +207,29 @@ impl<C: Codec> Coded<C> {
     }
 }
 
-impl<C: Codec> HttpBody for Coded<C> {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let mut scratch = std::mem::take(&mut this.scratch);
+impl<C: Codec> BodySource for Coded<C> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        let mut scratch = std::mem::take(&mut self.scratch);
         let mut output = WriteBuffer::new_initialized(&mut scratch);
-        let filled = this.fill(&mut output, cx);
+        let filled = self.fill(&mut output, cx);
         let frame = match filled {
             Err(error) => {
-                this.state = State::Ended;
-                this.sender = Body::Empty;
+                self.state = State::Ended;
+                self.sender = Body::Empty;
                 Poll::Ready(Some(Err(error)))
             }
             // A copy, so that a small event doesn't hold 16 KiB while the client reads it.
             Ok(_) if output.written_len() > 0 => {
-                this.recorder.add(Metric::CoderBytesOut, output.written_len() as u64);
+                self.recorder.add(Metric::CoderBytesOut, output.written_len() as u64);
                 let coded = Bytes::copy_from_slice(output.written());
                 Poll::Ready(Some(Ok(Frame::data(coded))))
             }
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(())) => {
-                Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+                Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
             }
         };
-        this.scratch = scratch;
+        self.scratch = scratch;
         frame
     }
 }
@@ -476,15 +462,9 @@ mod tests {
 
     struct Script(VecDeque<Step>);
 
-    impl HttpBody for Script {
-        type Data = Bytes;
-        type Error = BodyError;
-
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-            match self.get_mut().0.pop_front() {
+    impl BodySource for Script {
+        fn poll_frame(&mut self, _: &mut Context<'_>) -> PollFrame {
+            match self.0.pop_front() {
                 None => Poll::Ready(None),
                 Some(Step::Pause) => Poll::Pending,
                 Some(Step::Data(data)) => Poll::Ready(Some(Ok(Frame::data(data)))),
@@ -527,7 +507,7 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         let mut read = Read::default();
         while read.waits.len() < waits_max {
-            match Pin::new(&mut *body).poll_frame(&mut cx) {
+            match body.poll_frame(&mut cx) {
                 Poll::Pending => read.waits.push(read.bytes.len()),
                 Poll::Ready(None) => {
                     read.ended = true;

@@ -21,6 +21,7 @@ pub(crate) use coder::{decode, encode};
 pub(crate) use negotiate::Accepted;
 pub(crate) use plan::{CodingAction, Said, plan};
 
+use crate::body::BodySource;
 use crate::fields::{FieldLines, Fields, FieldsMut};
 pub(crate) use crate::labels::Coding;
 use crate::metrics::Recorder;
@@ -316,7 +317,7 @@ mod tests {
     use http::Response;
 
     use super::*;
-    use crate::body::Body;
+    use crate::body::{Body, pieces};
     use crate::metrics::Metrics;
 
     fn transformed(method: &Method, accept: &str, response: Reply) -> Reply {
@@ -357,8 +358,8 @@ mod tests {
         assert!(length < 100);
         assert_eq!(small.body.exact_length(), Some(length));
 
-        let pieces = [Bytes::from(vec![b'a'; 2500]), Bytes::from(vec![b'b'; 2500])];
-        let streamed = transformed(&Method::GET, "br", page(Body::Pieces(pieces.into())));
+        let two = pieces([Bytes::from(vec![b'a'; 2500]), Bytes::from(vec![b'b'; 2500])]);
+        let streamed = transformed(&Method::GET, "br", page(two));
         assert_eq!(field(&streamed, "content-length"), None);
     }
 

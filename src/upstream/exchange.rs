@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming as Http1Incoming;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
@@ -37,7 +37,7 @@ use super::http2::{Received, Share};
 use super::io::{Io, Traffic};
 use super::tunnel::UpgradedOrigin;
 
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::labels::ProxyError;
 
 /// An HTTP/1.1 connection with nobody else to drive it.
@@ -341,10 +341,10 @@ impl Incoming {
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    fn exact_length(&self) -> Option<u64> {
         match self {
-            Self::Http1(incoming) => incoming.size_hint(),
-            Self::Http2(received) => received.size_hint(),
+            Self::Http1(incoming) => incoming.size_hint().exact(),
+            Self::Http2(received) => received.exact_length(),
         }
     }
 }
@@ -380,7 +380,7 @@ impl ResponseBody {
     pub(super) fn is_awaited(&self) -> bool {
         match &self.begun {
             Some(begun) => matches!(begun, Some(Err(_))),
-            None => self.incoming.size_hint().exact().is_some_and(|length| length > 0),
+            None => self.incoming.exact_length().is_some_and(|length| length > 0),
         }
     }
 
@@ -473,21 +473,14 @@ impl ResponseBody {
     }
 }
 
-impl HttpBody for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        match this.poll_incoming(cx) {
+impl BodySource for ResponseBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        match self.poll_incoming(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if this.incoming.is_end_stream() {
-                    this.finish();
+                if self.incoming.is_end_stream() {
+                    self.finish();
                 } else {
-                    this.limits.arm(&this.deadline, this.limits.between_bytes);
+                    self.limits.arm(&self.deadline, self.limits.between_bytes);
                 }
                 let frame = match frame.into_trailers() {
                     Ok(trailers) => Frame::trailers(fields::forwardable(trailers)),
@@ -496,23 +489,23 @@ impl HttpBody for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
-                this.finish();
+                self.finish();
                 Poll::Ready(None)
             }
             // The client's, not the origin's fault.
             Poll::Ready(Some(Err(LinkError::RequestBody(error)))) => {
-                this.under = None;
+                self.under = None;
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Err(error))) => {
-                this.fail(ProxyError::HttpResponseIncomplete);
+                self.fail(ProxyError::HttpResponseIncomplete);
                 let reason =
-                    format!("the response body of {} ended early", this.active.origin_name());
+                    format!("the response body of {} ended early", self.active.origin_name());
                 Poll::Ready(Some(Err(BodyError::caused_by(reason, error))))
             }
             // A body that ended has no deadline.
-            Poll::Pending if this.under.is_none() => Poll::Pending,
-            Poll::Pending => this.poll_late(cx).map(|()| Some(Err(this.late()))),
+            Poll::Pending if self.under.is_none() => Poll::Pending,
+            Poll::Pending => self.poll_late(cx).map(|()| Some(Err(self.late()))),
         }
     }
 
@@ -520,18 +513,13 @@ impl HttpBody for ResponseBody {
         self.begun.is_none() && self.incoming.is_end_stream()
     }
 
-    fn size_hint(&self) -> SizeHint {
-        let mut hint = self.incoming.size_hint();
+    fn exact_length(&self) -> Option<u64> {
         let begun = self.begun.as_ref().and_then(Option::as_ref);
-        if let Some(Ok(frame)) = begun {
-            let more = frame.data_ref().map_or(0, |data| data.len() as u64);
-            let (lower, upper) = (hint.lower(), hint.upper());
-            if let Some(upper) = upper {
-                hint.set_upper(upper + more);
-            }
-            hint.set_lower(lower + more);
-        }
-        hint
+        let read = match begun {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, |data| data.len() as u64),
+            _ => 0,
+        };
+        Some(self.incoming.exact_length()? + read)
     }
 }
 
@@ -552,7 +540,7 @@ pub(super) struct ContentProgress {
 impl ContentProgress {
     /// Keeps an eye on the request's body.
     pub(super) fn watch(self: &Rc<Self>, request: Request<Body>) -> Request<Body> {
-        if request.body().is_end_stream() {
+        if BodySource::is_end_stream(request.body()) {
             return request;
         }
         request.map(|body| Body::stream(Watched { body, content: self.clone() }))
@@ -570,15 +558,9 @@ struct Watched {
     content: Rc<ContentProgress>,
 }
 
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+impl BodySource for Watched {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        let frame = self.body.poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = &frame {
             self.content.failed.set(Some(error.is_late()));
         }
@@ -586,11 +568,11 @@ impl HttpBody for Watched {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        BodySource::is_end_stream(&self.body)
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn exact_length(&self) -> Option<u64> {
+        self.body.exact_length()
     }
 }
 
@@ -635,14 +617,8 @@ struct Held {
     patience: Pin<Box<tokio::time::Sleep>>,
 }
 
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl BodySource for Held {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         if !self.permit.given.load(Ordering::Acquire) {
             if self.patience.as_mut().poll(cx).is_pending() {
                 let waker = Some(cx.waker().clone());
@@ -651,15 +627,15 @@ impl HttpBody for Held {
             }
             self.permit.given.store(true, Ordering::Release);
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        self.body.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        BodySource::is_end_stream(&self.body)
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn exact_length(&self) -> Option<u64> {
+        self.body.exact_length()
     }
 }
 

@@ -12,10 +12,9 @@ use http::uri::PathAndQuery;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
 };
-use http_body::Body as _;
 
 use super::members::Member;
-use crate::body::Body;
+use crate::body::{Body, BodySource};
 use crate::fields::{members, number};
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};

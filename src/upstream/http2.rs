@@ -23,7 +23,7 @@ use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -31,7 +31,7 @@ use super::deadline::Deadline;
 use super::error::LinkError;
 use super::exchange::{Limits, NoHead, NoHeadReason};
 use super::io::{Io, Traffic};
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource};
 use crate::fields::number;
 
 /// An HTTP/2 connection, driven by a task of its own.
@@ -114,7 +114,7 @@ impl Http2 {
     ) -> Result<Response<Received>, NoHead> {
         let (mut parts, body) = request.into_parts();
         if !parts.headers.contains_key(CONTENT_LENGTH)
-            && let Some(length) = body.size_hint().exact()
+            && let Some(length) = body.exact_length()
             && (length > 0 || !matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE))
         {
             parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -294,7 +294,7 @@ async fn upload(mut body: Body, mut stream: SendStream<Bytes>, progress: Rc<Prog
             if stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(()));
             }
-            Pin::new(&mut body).poll_frame(cx).map(Ok)
+            body.poll_frame(cx).map(Ok)
         });
         let Ok(frame) = frame.await else { return };
         progress.step();
@@ -398,8 +398,8 @@ impl Received {
         self.stream.is_end_stream()
     }
 
-    pub(super) fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    pub(super) fn exact_length(&self) -> Option<u64> {
+        self.left
     }
 }
 

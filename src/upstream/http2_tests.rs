@@ -1,6 +1,5 @@
 //! HTTP/2 to origins, as the `h2` crate's server speaks it, frame for frame.
 
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +14,7 @@ use super::scripted::*;
 use super::settings::Retry;
 use super::tests::on_core;
 use super::*;
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::interim::Interims;
 use crate::metrics::Metric;
 
@@ -72,14 +71,8 @@ fn fed() -> (mpsc::Sender<Result<&'static str, ()>>, Body) {
 
 struct Fed(mpsc::Receiver<Result<&'static str, ()>>);
 
-impl http_body::Body for Fed {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
+impl BodySource for Fed {
+    fn poll_frame(&mut self, cx: &mut std::task::Context<'_>) -> PollFrame {
         self.0.poll_recv(cx).map(|piece| {
             piece.map(|piece| match piece {
                 Ok(text) => Ok(http_body::Frame::data(Bytes::from_static(text.as_bytes()))),

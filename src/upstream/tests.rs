@@ -1,7 +1,6 @@
 //! The exchange over real sockets: what origins do, and what becomes of it.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use tokio::time::timeout;
 use super::scripted::*;
 use super::settings::Retry;
 use super::*;
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::metrics::Metric;
 
 /// Runs a test on a core of its own, with an end to all waiting.
@@ -825,28 +824,16 @@ pub(super) fn channel() -> (mpsc::Sender<Bytes>, Body) {
 
 struct Channel(mpsc::Receiver<Bytes>);
 
-impl http_body::Body for Channel {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl BodySource for Channel {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 }
 
 struct Broken;
 
-impl http_body::Body for Broken {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl BodySource for Broken {
+    fn poll_frame(&mut self, _: &mut Context<'_>) -> PollFrame {
         Poll::Ready(Some(Err(BodyError::new("the client left"))))
     }
 }

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{CONNECTION, EXPECT, TE, UPGRADE};
 use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body::Body as _;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
@@ -32,7 +31,7 @@ use super::pool::Pool;
 use super::resolve::Resolver;
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
-use crate::body::Body;
+use crate::body::{Body, BodySource};
 use crate::clock::Clock;
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
@@ -541,7 +540,7 @@ impl Attempt<'_> {
         let (body, awaited) = match stream(link, incoming, deadline, self.limits, active) {
             Streamed::Whole(body) => (body, None),
             Streamed::Coming(body) if body.is_awaited() => (Body::Empty, Some(body)),
-            Streamed::Coming(body) => (Body::Stream(Box::into_pin(body)), None),
+            Streamed::Coming(body) => (Body::Stream(body), None),
         };
         Ok((self.response(head, body, address, reused), awaited))
     }
@@ -565,7 +564,7 @@ impl Attempt<'_> {
                 FetchError::ContentTimeout { origin: origin(), after }
             }
         })?;
-        *upstream.response.body_mut() = Body::Stream(Box::into_pin(body));
+        *upstream.response.body_mut() = Body::Stream(body);
         Ok(upstream)
     }
 

@@ -3,12 +3,11 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
 
 use super::super::io::Transport;
 use super::super::settings::Limits;
@@ -16,6 +15,7 @@ use super::super::socket::ClientSocket;
 use super::chunks::{Chunks, Decoded};
 use super::encode::Out;
 use super::head::Framing;
+use crate::body::{BodyError, BodySource, PollFrame};
 
 /// The transport, what waits to be sent over it, and what the client still owes of its request.
 pub(super) struct Line<T: ClientSocket> {
@@ -209,26 +209,20 @@ impl<T: ClientSocket> RequestBody<T> {
     }
 }
 
-impl<T: ClientSocket> HttpBody for RequestBody<T> {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let this = self.get_mut();
-        let line = &mut *this.line.borrow_mut();
-        if line.number != this.number {
-            return Poll::Ready(Some(Err(io::ErrorKind::NotConnected.into())));
+impl<T: ClientSocket> BodySource for RequestBody<T> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        let line = &mut *self.line.borrow_mut();
+        if line.number != self.number {
+            return Poll::Ready(Some(Err(broken(io::ErrorKind::NotConnected.into()))));
         }
         if std::mem::take(&mut line.expects_continue) {
             line.out.push(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        if line.poll_send(cx)?.is_pending() {
-            return Poll::Pending;
+        if let Err(error) = ready!(line.poll_send(cx)) {
+            return Poll::Ready(Some(Err(broken(error))));
         }
-        line.poll_piece(cx, &this.limits).map_ok(Frame::data)
+        let piece = line.poll_piece(cx, &self.limits);
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(broken)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -236,16 +230,20 @@ impl<T: ClientSocket> HttpBody for RequestBody<T> {
         line.number == self.number && line.is_paid()
     }
 
-    fn size_hint(&self) -> SizeHint {
+    fn exact_length(&self) -> Option<u64> {
         match self.line.borrow() {
-            line if line.number != self.number => SizeHint::default(),
+            line if line.number != self.number => None,
             line => match line.owed {
-                Owed::Nothing => SizeHint::with_exact(0),
-                Owed::Length(left) => SizeHint::with_exact(left),
-                Owed::Chunks(_) | Owed::Unknown => SizeHint::default(),
+                Owed::Nothing => Some(0),
+                Owed::Length(left) => Some(left),
+                Owed::Chunks(_) | Owed::Unknown => None,
             },
         }
     }
+}
+
+fn broken(error: io::Error) -> BodyError {
+    BodyError::caused_by("the request body ended early", error)
 }
 
 /// What is read of a body at once.

@@ -26,10 +26,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http::{Request, Version};
-use http_body::Body as HttpBody;
 use tokio::io::AsyncWrite;
 
-use crate::body::Body;
+use crate::body::{Body, BodySource};
 use crate::context::Connection;
 use crate::fields::FieldLines;
 use crate::interim::Answer;
@@ -411,7 +410,7 @@ impl Sending {
     ) -> io::Result<bool> {
         while !self.is_done() && line.borrow().out.has_room() {
             // The line is free meanwhile: a body may be made of the request's own.
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            let Poll::Ready(frame) = self.body.poll_frame(cx) else {
                 return Ok(false);
             };
             let frame = frame.transpose().map_err(io::Error::other)?;
