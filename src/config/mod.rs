@@ -23,7 +23,7 @@ use std::time::Duration;
 pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
 
-use crate::listen::Listener;
+use crate::listen::{Listener, Transport};
 use crate::{control, fill, guard, listen, purge, respond, route, store, upstream};
 use reader::{Purpose, Reader, Section, Setting};
 
@@ -362,13 +362,8 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if listeners.is_empty() && flags.http.is_empty() && flags.https.is_empty() {
         listeners.extend([Listener::plain(HTTP), Listener::tls(HTTPS)]);
     }
-    for (addresses, tls) in [(&flags.http, false), (&flags.https, true)] {
-        if !addresses.is_empty() {
-            listeners.retain(|listener| listener.tls != tls);
-            let listener = if tls { Listener::tls } else { Listener::plain };
-            listeners.extend(addresses.iter().map(|address| listener(*address)));
-        }
-    }
+    replace_listeners(listeners, Transport::Plain, &flags.http);
+    replace_listeners(listeners, Transport::Tls, &flags.https);
     reader.record("listeners", listeners);
     if let Some(admin) = flags.admin {
         config.admin.address = admin;
@@ -414,6 +409,20 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
             reader.record(option, value);
         }
     }
+}
+
+/// Listens on the flags' addresses of a transport instead of those of the file, if there are any.
+fn replace_listeners(
+    listeners: &mut Vec<Listener>,
+    transport: Transport,
+    addresses: &[SocketAddr],
+) {
+    if addresses.is_empty() {
+        return;
+    }
+    listeners.retain(|listener| listener.transport != transport);
+    let of = |address| Listener { transport, ..Listener::plain(address) };
+    listeners.extend(addresses.iter().copied().map(of));
 }
 
 /// Default listen addresses: loopback, reachable from this machine only.

@@ -19,6 +19,7 @@ use crate::control::bus::{RedisUrl, Silence};
 use crate::guard::{self, ClientField};
 use crate::listen::{
     self, CertificateFiles, Limits, Listener, TicketKeys, TlsError, TlsSettings, TlsVersion,
+    Transport,
 };
 use crate::respond::log;
 use crate::store::{Admission, Directory, DiskReserve, SiteShare};
@@ -216,7 +217,9 @@ pub(super) fn listeners(root: &Section<'_>) -> Vec<Listener> {
         }
         listener.name = listener.address.to_string();
         section.read("name", &mut listener.name);
-        section.read("tls", &mut listener.tls);
+        let mut has_tls = false;
+        section.read("tls", &mut has_tls);
+        listener.transport = if has_tls { Transport::Tls } else { Transport::Plain };
         section.read("proxy_protocol", &mut listener.proxy_protocol);
         let taken =
             |other: &Listener| other.address == listener.address && listener.address.port() != 0;

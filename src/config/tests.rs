@@ -1,6 +1,7 @@
 //! Each mistake is one line here: what is written, and what is said of it.
 
 use super::*;
+use crate::listen::Transport;
 use crate::route::{Action, Pass};
 
 const MINIMAL: &str = r#"
@@ -89,9 +90,9 @@ fn flags_are_stronger_than_the_file() {
     };
     let config = parse(&text, "edge.toml", Path::new(""), &flags).unwrap();
     assert_eq!(config.admin.address.port(), 4);
-    let ports: Vec<(u16, bool)> =
-        config.listen.listeners.iter().map(|l| (l.address.port(), l.tls)).collect();
-    assert_eq!(ports, [(3, true), (5, false)]);
+    let ports: Vec<(u16, Transport)> =
+        config.listen.listeners.iter().map(|l| (l.address.port(), l.transport)).collect();
+    assert_eq!(ports, [(3, Transport::Tls), (5, Transport::Plain)]);
 }
 
 #[test]

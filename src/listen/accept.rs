@@ -27,13 +27,13 @@ use crate::notices::{self, Notice};
 
 use super::bind::WorkerSockets;
 use super::client::Client;
+use super::client_stream::{ClientStream, FirstBytes};
 use super::counts::Place;
 use super::drain::Drain;
-use super::io::{FirstBytes, Transport};
 use super::proxy::{self, Parsed};
 use super::record::{self, Refused};
 use super::session::{Order, Overdue, Phase, Session, Traffic, tick};
-use super::settings::Listener;
+use super::settings::{Listener, Transport};
 use super::socket::ClientSocket;
 use super::{Door, OnRefused, h1, h2};
 
@@ -154,7 +154,7 @@ where
             }
         };
         assert!(
-            self.door.tls.is_some() || !listener.tls,
+            self.door.tls.is_some() || listener.transport == Transport::Plain,
             "listener {} uses TLS, but no TLS settings were given",
             listener.name
         );
@@ -214,10 +214,12 @@ where
         let (counts, limits) = (&self.door.counts, self.door.limits.load());
         let connection = counts.connection(limits.connections_max).ok_or(Refused::Total)?;
         let address = client.map(|client| self.place_of(client)).transpose()?;
-        let handshake = listener
-            .tls
-            .then(|| counts.handshake(limits.handshakes_max).ok_or(Refused::Handshakes))
-            .transpose()?;
+        let handshake = match listener.transport {
+            Transport::Plain => None,
+            Transport::Tls => {
+                Some(counts.handshake(limits.handshakes_max).ok_or(Refused::Handshakes)?)
+            }
+        };
         Ok(Places { _connection: connection, address, handshake })
     }
 
@@ -237,8 +239,11 @@ where
         }
         let Arrival { stream, peer, listener, mut places, .. } = arrival;
         let facts = Connection::new(peer, local(&stream, &listener));
-        let Some(tls) = self.door.tls.as_ref().filter(|_| listener.tls) else {
-            return self.converse(stream, facts, None, session).await;
+        let tls = match (listener.transport, &self.door.tls) {
+            (Transport::Tls, Some(tls)) => tls,
+            (Transport::Plain, _) | (_, None) => {
+                return self.converse(stream, facts, None, session).await;
+            }
         };
         let handshake = TlsAcceptor::from(tls.config()).accept(stream);
         match session.watched(handshake).await {
@@ -281,7 +286,7 @@ where
         T: ClientSocket + Send + 'static,
     {
         session.wire.enter(Phase::Head);
-        let mut transport = Transport::new(stream, session.wire.clone());
+        let mut transport = ClientStream::new(stream, session.wire.clone());
         let first = match is_h2 {
             Some(true) => FirstBytes::Http2,
             // Little is allocated for a client that says nothing yet.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::Frames;
 
-/// A transport that h2 writes to and the driver sends from. What h2 reads has been looked at.
+/// A stream that h2 writes to and the driver sends from. What h2 reads has been looked at.
 pub(super) struct Gather<T>(Rc<RefCell<Queue<T>>>);
 
 struct Queue<T> {
@@ -54,7 +54,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Gather<T> {
         self.0.borrow_mut().frames.take_malformed()
     }
 
-    /// Looks at the transport.
+    /// Looks at the stream.
     pub(super) fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         look(&self.0.borrow().inner)
     }

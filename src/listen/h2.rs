@@ -34,8 +34,8 @@ use crate::reply::Reply;
 
 use super::Unread;
 use super::client::Client;
+use super::client_stream::ClientStream;
 use super::gather::Gather;
-use super::io::Transport;
 use super::pace::{Pace, Paced};
 use super::record::{self, H2End};
 use super::session::{Exchange, Order, Overdue};
@@ -43,14 +43,14 @@ use super::settings::{H2Limits, Limits};
 use super::socket::ClientSocket;
 
 /// Serves a connection that speaks HTTP/2 until it ends.
-pub(super) async fn serve<T, S, F>(transport: Transport<T>, client: Client<S>)
+pub(super) async fn serve<T, S, F>(stream: ClientStream<T>, client: Client<S>)
 where
     T: ClientSocket,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + 'static,
 {
-    let transport = Gather::new(transport);
-    let handshake = builder(&client.session.limits).handshake::<_, Bytes>(transport.clone());
+    let stream = Gather::new(stream);
+    let handshake = builder(&client.session.limits).handshake::<_, Bytes>(stream.clone());
     let connection = match client.session.watched(handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return ended(&client.recorder, &error),
@@ -59,7 +59,7 @@ where
     let budget = Budget::new(&client.session.limits.h2);
     let mut driver = Driver {
         connection,
-        transport,
+        stream,
         client,
         resets: Rc::default(),
         budget,
@@ -85,8 +85,8 @@ fn builder(limits: &Limits) -> h2::server::Builder {
 
 /// Drives one connection.
 struct Driver<T: ClientSocket, S> {
-    connection: H2Connection<Gather<Transport<T>>, Bytes>,
-    transport: Gather<Transport<T>>,
+    connection: H2Connection<Gather<ClientStream<T>>, Bytes>,
+    stream: Gather<ClientStream<T>>,
     client: Client<S>,
     /// Requests that the client cancelled, since they were last looked at.
     resets: Rc<Cell<u32>>,
@@ -111,7 +111,7 @@ where
         if self.obey().is_ready() || self.serve(cx).is_ready() || self.judge(cx).is_ready() {
             return Poll::Ready(());
         }
-        match self.transport.poll_send(cx) {
+        match self.stream.poll_send(cx) {
             // An error here is a client that has gone.
             Poll::Ready(Err(_)) => Poll::Ready(()),
             _ => Poll::Pending,
@@ -122,7 +122,7 @@ where
     fn serve(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let end = self.accept(cx);
-            for _ in 0..self.transport.take_malformed() {
+            for _ in 0..self.stream.take_malformed() {
                 record::unread(&self.client.recorder, Unread::Malformed);
             }
             self.keep_budget();
@@ -156,7 +156,7 @@ where
     /// Ends a connection whose client broke the protocol where h2 would not have seen it, or not
     /// said so.
     fn judge(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.transport.fault() {
+        match self.stream.fault() {
             Some(reason) if !self.closing => {
                 let is_flood = reason == Reason::ENHANCE_YOUR_CALM;
                 let end = if is_flood { H2End::Flood } else { H2End::Protocol };
@@ -180,7 +180,7 @@ where
             Some(Order::Cut(overdue)) => {
                 record::overdue(&self.client.recorder, overdue);
                 if overdue == Overdue::Send {
-                    self.transport.with(Transport::abort);
+                    self.stream.with(ClientStream::abort);
                 }
                 if self.closing || !matches!(overdue, Overdue::Idle | Overdue::Header) {
                     return Poll::Ready(());
@@ -199,7 +199,7 @@ where
     }
 
     fn lingers_on(&self) -> bool {
-        self.client.session.lingers_on(self.transport.with(Transport::unacknowledged))
+        self.client.session.lingers_on(self.stream.with(ClientStream::unacknowledged))
     }
 
     fn drain(&mut self) {

@@ -8,6 +8,7 @@ mod accept;
 mod bind;
 mod buffers;
 mod client;
+mod client_stream;
 mod counts;
 mod drain;
 mod frames;
@@ -15,7 +16,6 @@ mod gather;
 mod h1;
 mod h2;
 mod hpack;
-mod io;
 mod kernel;
 mod pace;
 mod proxy;
@@ -40,7 +40,7 @@ pub(crate) use bind::{BindError, WorkerSockets, bind};
 pub(crate) use drain::{Drain, DrainSwitch, drain};
 pub(crate) use kernel::KernelMemory;
 pub(crate) use settings::{
-    CertificateFiles, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion,
+    CertificateFiles, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion, Transport,
 };
 pub(crate) use tls::{TlsError, TlsState, check_certificate, check_ticket_keys};
 

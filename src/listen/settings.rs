@@ -26,8 +26,8 @@ pub(crate) struct Listener {
     /// IPv6 addresses take IPv6 only, so that `0.0.0.0:80` and `[::]:80` stand side by side.
     /// Port 0 takes any free one, the same for all workers.
     pub address: SocketAddr,
-    /// Whether clients speak TLS here. Without TLS, HTTP/2 is taken by prior knowledge.
-    pub tls: bool,
+    /// What carries the bytes of HTTP here.
+    pub transport: Transport,
     /// Networks of load balancers that open each connection with a PROXY protocol header
     /// (version 1 or 2). From them it is demanded, from everyone else it is refused as the
     /// garbage that it is in HTTP or TLS. Empty: nobody.
@@ -39,13 +39,27 @@ pub(crate) struct Listener {
 impl Listener {
     /// A plaintext listener that is named after its address.
     pub(crate) fn plain(address: SocketAddr) -> Self {
-        Self { address, tls: false, proxy_protocol: Vec::new(), name: address.to_string() }
+        Self {
+            address,
+            transport: Transport::Plain,
+            proxy_protocol: Vec::new(),
+            name: address.to_string(),
+        }
     }
 
     /// The same with TLS.
     pub(crate) fn tls(address: SocketAddr) -> Self {
-        Self { tls: true, ..Self::plain(address) }
+        Self { transport: Transport::Tls, ..Self::plain(address) }
     }
+}
+
+/// What carries HTTP between a client and a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// TCP. HTTP/2 is accepted with prior knowledge (RFC 9113 §3.3).
+    Plain,
+    /// TLS over TCP. ALPN chooses the version of HTTP.
+    Tls,
 }
 
 /// Certificates, versions and tickets.

@@ -32,7 +32,7 @@ use crate::control::fleet::NodeIdentity;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::guard::rate;
-use crate::listen::{self, Door, TlsState, WorkerSockets};
+use crate::listen::{self, Door, TlsState, Transport, WorkerSockets};
 use crate::metrics::Metrics;
 use crate::notices::{self, SuppressedLines};
 use crate::purge::{self, Purges};
@@ -119,7 +119,12 @@ impl Node {
         let admin_listener = background
             .block_on(TcpListener::bind(config.admin.address))
             .map_err(|source| StartError::Admin { address: config.admin.address, source })?;
-        let tls = match config.listen.listeners.iter().any(|listener| listener.tls) {
+        let tls = match config
+            .listen
+            .listeners
+            .iter()
+            .any(|listener| listener.transport == Transport::Tls)
+        {
             true => Some(TlsState::load(&config.listen.tls, directory, &clock)?),
             false => None,
         };
@@ -241,7 +246,10 @@ fn admin_files(settings: &admin::Settings) -> Result<AdminFiles, String> {
 type AdminFiles = (Option<Arc<TokenFile>>, Option<Arc<AdminTls>>);
 
 fn listening(sockets: &WorkerSockets) -> Vec<(SocketAddr, bool)> {
-    sockets.listeners().map(|listener| (listener.address, listener.tls)).collect()
+    sockets
+        .listeners()
+        .map(|listener| (listener.address, listener.transport == Transport::Tls))
+        .collect()
 }
 
 /// The node's own requests (prefetch, refresh) that may wait for one worker.

@@ -12,7 +12,7 @@ use tokio::io::AsyncWrite;
 use crate::fields::{FieldLines, Fields, Known, number};
 
 use super::super::buffers;
-use super::super::io::Transport;
+use super::super::client_stream::ClientStream;
 use super::super::socket::ClientSocket;
 
 /// What waits to be sent: bytes, then a piece of a body, then what follows it.
@@ -23,7 +23,7 @@ pub(super) struct Out {
     sent: usize,
     piece: Bytes,
     after: &'static [u8],
-    /// Whether the transport may hold some of what was sent: TLS records that the client's socket did not take.
+    /// Whether the stream may hold some of what was sent: TLS records that the client's socket did not take.
     unflushed: bool,
 }
 
@@ -63,27 +63,27 @@ impl Out {
     pub(super) fn poll_send<T: ClientSocket>(
         &mut self,
         cx: &mut Context<'_>,
-        transport: &mut Transport<T>,
+        stream: &mut ClientStream<T>,
     ) -> Poll<io::Result<()>> {
         if self.is_empty() && !self.unflushed {
             return Poll::Ready(Ok(()));
         }
-        let mut transport = Pin::new(transport);
+        let mut stream = Pin::new(stream);
         while !self.is_empty() {
             self.unflushed = true;
             let head = &self.bytes[self.sent..];
             let written = if self.piece.is_empty() && self.after.is_empty() {
-                transport.as_mut().poll_write(cx, head)
+                stream.as_mut().poll_write(cx, head)
             } else {
                 let slices = [head, &self.piece, self.after].map(io::IoSlice::new);
-                transport.as_mut().poll_write_vectored(cx, &slices)
+                stream.as_mut().poll_write_vectored(cx, &slices)
             };
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.advance(written),
             }
         }
-        ready!(transport.poll_flush(cx))?;
+        ready!(stream.poll_flush(cx))?;
         self.unflushed = false;
         Poll::Ready(Ok(()))
     }

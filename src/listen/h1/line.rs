@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::Frame;
 
-use super::super::io::Transport;
+use super::super::client_stream::ClientStream;
 use super::super::settings::Limits;
 use super::super::socket::ClientSocket;
 use super::chunks::{Chunks, Decoded};
@@ -17,9 +17,9 @@ use super::encode::Out;
 use super::head::Framing;
 use crate::body::{BodyError, BodySource, PollFrame};
 
-/// The transport, what waits to be sent over it, and what the client still owes of its request.
+/// The stream, what waits to be sent over it, and what the client still owes of its request.
 pub(super) struct Line<T: ClientSocket> {
-    pub(super) transport: Transport<T>,
+    pub(super) stream: ClientStream<T>,
     pub(super) out: Out,
     owed: Owed,
     /// Whether the client waits for `100 Continue` before it sends the body.
@@ -39,9 +39,9 @@ enum Owed {
 }
 
 impl<T: ClientSocket> Line<T> {
-    pub(super) fn new(transport: Transport<T>) -> Self {
+    pub(super) fn new(stream: ClientStream<T>) -> Self {
         Self {
-            transport,
+            stream,
             out: Out::default(),
             owed: Owed::Nothing,
             expects_continue: false,
@@ -79,8 +79,8 @@ impl<T: ClientSocket> Line<T> {
             return Poll::Ready(error);
         }
         // What is owed is read by whoever holds the body; the next request waits.
-        while self.is_paid() && self.transport.held().is_empty() {
-            match ready!(self.transport.poll_more(cx)) {
+        while self.is_paid() && self.stream.held().is_empty() {
+            match ready!(self.stream.poll_more(cx)) {
                 Ok(0) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(error),
@@ -91,7 +91,7 @@ impl<T: ClientSocket> Line<T> {
 
     /// Sends what waits.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.out.poll_send(cx, &mut self.transport)
+        self.out.poll_send(cx, &mut self.stream)
     }
 
     /// Drops what is left of a body that nobody reads, if it is little and there. False: the
@@ -118,7 +118,7 @@ impl<T: ClientSocket> Line<T> {
             Owed::Nothing => return Poll::Ready(None),
             Owed::Unknown => Err(io::ErrorKind::InvalidData.into()),
             Owed::Length(left) => {
-                let piece = ready!(poll_bytes(&mut self.transport, cx, *left));
+                let piece = ready!(poll_bytes(&mut self.stream, cx, *left));
                 if let Ok(piece) = &piece {
                     *left -= piece.len() as u64;
                     if *left == 0 {
@@ -128,7 +128,7 @@ impl<T: ClientSocket> Line<T> {
                 piece
             }
             Owed::Chunks(chunks) => {
-                let piece = ready!(poll_content(&mut self.transport, cx, chunks, limits));
+                let piece = ready!(poll_content(&mut self.stream, cx, chunks, limits));
                 if let Ok(None) = piece {
                     self.owed = Owed::Nothing;
                     return Poll::Ready(None);
@@ -145,20 +145,20 @@ impl<T: ClientSocket> Line<T> {
 
 /// At most `left` bytes, at least one.
 fn poll_bytes<T: ClientSocket>(
-    transport: &mut Transport<T>,
+    stream: &mut ClientStream<T>,
     cx: &mut Context<'_>,
     left: u64,
 ) -> Poll<io::Result<Bytes>> {
     let most = usize::try_from(left).unwrap_or(usize::MAX);
-    let held = transport.held();
+    let held = stream.held();
     if !held.is_empty() {
         let piece = Bytes::copy_from_slice(&held[..held.len().min(most)]);
-        transport.take(piece.len());
+        stream.take(piece.len());
         return Poll::Ready(Ok(piece));
     }
     let most = most.min(PIECE_BYTES_MAX);
     let mut piece = BytesMut::with_capacity(most).limit(most);
-    match ready!(transport.poll_read_past(cx, &mut piece))? {
+    match ready!(stream.poll_read_past(cx, &mut piece))? {
         0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
         _ => Poll::Ready(Ok(piece.into_inner().freeze())),
     }
@@ -166,27 +166,27 @@ fn poll_bytes<T: ClientSocket>(
 
 /// The content of the next chunk, as much of it as is there; `None` at the end.
 fn poll_content<T: ClientSocket>(
-    transport: &mut Transport<T>,
+    stream: &mut ClientStream<T>,
     cx: &mut Context<'_>,
     chunks: &mut Chunks,
     limits: &Limits,
 ) -> Poll<io::Result<Option<Bytes>>> {
     loop {
-        let held = transport.held();
+        let held = stream.held();
         match chunks.decode(held, limits) {
             Decoded::Data(range) => {
                 let piece = Bytes::copy_from_slice(&held[range.clone()]);
-                transport.take(range.end);
+                stream.take(range.end);
                 return Poll::Ready(Ok(Some(piece)));
             }
             Decoded::End(length) => {
-                transport.take(length);
+                stream.take(length);
                 return Poll::Ready(Ok(None));
             }
             Decoded::Wrong => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
-            Decoded::More => transport.take(held.len()),
+            Decoded::More => stream.take(held.len()),
         }
-        if ready!(transport.poll_more(cx))? == 0 {
+        if ready!(stream.poll_more(cx))? == 0 {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
     }

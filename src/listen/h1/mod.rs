@@ -37,7 +37,7 @@ use crate::upgrade::{Handover, handover};
 
 use super::Unread;
 use super::client::Client;
-use super::io::Transport;
+use super::client_stream::ClientStream;
 use super::pace::Paced;
 use super::record;
 use super::session::{Exchange, Order, Overdue, Phase};
@@ -48,14 +48,14 @@ use head::{Framing, Head, Scanner};
 use line::{Line, RequestBody};
 
 /// Serves a connection that speaks HTTP/1 until it ends.
-pub(super) async fn serve<T, S, F>(transport: Transport<T>, client: Client<S>)
+pub(super) async fn serve<T, S, F>(stream: ClientStream<T>, client: Client<S>)
 where
     T: ClientSocket + Send + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + Unpin,
 {
     let mut driver = Driver {
-        line: Rc::new(RefCell::new(Line::new(transport))),
+        line: Rc::new(RefCell::new(Line::new(stream))),
         client,
         state: State::Head(Scanner::default()),
         draining: false,
@@ -65,7 +65,7 @@ where
     if let Some(handover) = handover
         && let Some(line) = Rc::into_inner(driver.line)
     {
-        handover.give(Box::new(line.into_inner().transport));
+        handover.give(Box::new(line.into_inner().stream));
     }
 }
 
@@ -155,7 +155,7 @@ where
             None => {}
             Some(Order::Drain) => self.draining = true,
             Some(Order::Cut(Overdue::Linger))
-                if session.lingers_on(self.line.borrow().transport.unacknowledged()) => {}
+                if session.lingers_on(self.line.borrow().stream.unacknowledged()) => {}
             Some(Order::Cut(overdue)) => {
                 record::overdue(&self.client.recorder, overdue);
                 match (&self.state, overdue) {
@@ -165,7 +165,7 @@ where
                     }
                     (State::Head(_), Overdue::Idle) => self.leave(),
                     (_, Overdue::Send) => {
-                        self.line.borrow().transport.abort();
+                        self.line.borrow().stream.abort();
                         return Poll::Ready(());
                     }
                     _ => return Poll::Ready(()),
@@ -195,15 +195,15 @@ where
     ) -> Poll<io::Result<Option<Result<Head, Unread>>>> {
         let State::Head(scanner) = &mut self.state else { return Poll::Ready(Ok(None)) };
         let session = &self.client.session;
-        let transport = &mut self.line.borrow_mut().transport;
+        let stream = &mut self.line.borrow_mut().stream;
         loop {
-            let held = transport.held();
+            let held = stream.held();
             let found = scanner.find(held);
             let is_large = held.len() > session.limits.header_bytes_max;
             match found {
                 Ok(Some(place)) if place.len() <= session.limits.header_bytes_max => {
                     let head = Bytes::copy_from_slice(&held[place.clone()]);
-                    transport.take(place.end);
+                    stream.take(place.end);
                     return Poll::Ready(Ok(Some(head::parse(head, &session.limits))));
                 }
                 Ok(None) if !is_large => {}
@@ -215,7 +215,7 @@ where
             } else if self.draining {
                 return Poll::Ready(Ok(None));
             }
-            if ready!(transport.poll_more(cx))? == 0 {
+            if ready!(stream.poll_more(cx))? == 0 {
                 return Poll::Ready(Ok(None));
             }
         }
@@ -354,7 +354,7 @@ where
         let is_paid = self.line.borrow_mut().pay(cx, &session.limits);
         if !is_paid || !keep_alive {
             self.state = State::Closing;
-            if !is_paid || !self.line.borrow().transport.held().is_empty() {
+            if !is_paid || !self.line.borrow().stream.held().is_empty() {
                 self.leave();
             }
         }
@@ -364,8 +364,8 @@ where
     fn close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         let line = &mut *self.line.borrow_mut();
         ready!(line.poll_send(cx))?;
-        let transport = Pin::new(&mut line.transport);
-        transport.poll_shutdown(cx).map_ok(|()| Step::End(None))
+        let stream = Pin::new(&mut line.stream);
+        stream.poll_shutdown(cx).map_ok(|()| Step::End(None))
     }
 
     /// Answers what no other room sees, counts and logs it, and closes.
@@ -390,7 +390,7 @@ where
     /// body, the client must not take it for that.
     fn cut(&self) {
         if let State::Sending(Sending { outgoing: Outgoing::Close, .. }) = &self.state {
-            self.line.borrow().transport.abort();
+            self.line.borrow().stream.abort();
         }
     }
 }

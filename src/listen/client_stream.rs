@@ -1,4 +1,4 @@
-//! The transport as HTTP/1 and h2 see it: counts bytes, says when a write is blocked, lets other
+//! The stream as HTTP/1 and h2 see it: counts bytes, says when a write is blocked, lets other
 //! connections have their turn, holds what was read too early, and reads on for a moment after it was closed.
 
 use std::io;
@@ -16,7 +16,7 @@ use super::socket::{ClientSocket, LEFT_BYTES_MAX};
 
 /// A byte stream between us and one client.
 #[derive(Debug)]
-pub(super) struct Transport<T: ClientSocket> {
+pub(super) struct ClientStream<T: ClientSocket> {
     inner: T,
     wire: Arc<Wire>,
     /// Read, but not used yet. One of [`buffers`], if there is any.
@@ -41,7 +41,7 @@ pub(super) enum FirstBytes {
     Http1,
 }
 
-impl<T: ClientSocket> Transport<T> {
+impl<T: ClientSocket> ClientStream<T> {
     pub(super) fn new(inner: T, wire: Arc<Wire>) -> Self {
         Self { inner, wire, held: Vec::new(), taken: 0, lingered: 0, is_shut: false, turn_bytes: 0 }
     }
@@ -163,7 +163,7 @@ impl<T: ClientSocket> Transport<T> {
     }
 }
 
-impl<T: ClientSocket> AsyncRead for Transport<T> {
+impl<T: ClientSocket> AsyncRead for ClientStream<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -183,7 +183,7 @@ impl<T: ClientSocket> AsyncRead for Transport<T> {
     }
 }
 
-impl<T: ClientSocket> AsyncWrite for Transport<T> {
+impl<T: ClientSocket> AsyncWrite for ClientStream<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -230,7 +230,7 @@ impl<T: ClientSocket> AsyncWrite for Transport<T> {
     }
 }
 
-impl<T: ClientSocket> Drop for Transport<T> {
+impl<T: ClientSocket> Drop for ClientStream<T> {
     /// Leaves little to the kernel, or nothing.
     fn drop(&mut self) {
         if self.inner.unacknowledged() <= LEFT_BYTES_MAX {
@@ -321,7 +321,7 @@ mod tests {
     async fn a_client_that_takes_all_does_not_keep_others_from_their_turn() {
         let test = async {
             let session = Session::new(Arc::new(Limits::default()), Duration::ZERO);
-            let mut transport = Transport::new(Endless, session.wire.clone());
+            let mut stream = ClientStream::new(Endless, session.wire.clone());
             let written = Rc::new(Cell::new(0));
             let other = spawn_local({
                 let written = written.clone();
@@ -329,7 +329,7 @@ mod tests {
             });
             let piece = [0; 64 << 10];
             while written.get() < 4 * TURN_BYTES_MAX {
-                let now = poll_fn(|cx| Pin::new(&mut transport).poll_write(cx, &piece));
+                let now = poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, &piece));
                 written.set(written.get() + now.await.expect("it takes all"));
             }
             other.await.expect("it ran")
