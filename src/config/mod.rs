@@ -4,11 +4,14 @@
 //! `Settings` of every room. Unknown options are refused, and all mistakes are reported at once
 //! with file, line and the expected value. `config/edge.toml` documents every option.
 
+mod actions;
 mod environment;
 mod flags;
+mod matches;
 mod mistakes;
 mod reader;
 mod rooms;
+mod scope;
 mod sites;
 #[cfg(test)]
 mod tests;
@@ -16,12 +19,12 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
+pub use rooms::NodeSettings;
 
 use crate::listen::{Listener, Transport};
 use crate::{control, fill, guard, listen, purge, respond, route, store, upstream};
@@ -64,24 +67,6 @@ pub struct Config {
     options: BTreeMap<String, Setting>,
 }
 
-/// The node as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeSettings {
-    /// Name in receipts, logs and metrics. Default: the host name.
-    pub name: String,
-    /// Region, free text.
-    pub region: String,
-    /// Number of worker threads.
-    pub workers: usize,
-    /// Directory for the disk cache, the purge log and generated certificates.
-    pub data_directory: PathBuf,
-    /// How long requests in flight may take to finish after SIGTERM.
-    pub drain_timeout: Duration,
-    /// How long the node still accepts connections after POST /drain, so that load balancers see
-    /// that it is not ready before it refuses them.
-    pub drain_notice: Duration,
-}
-
 /// An option that a reload has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -93,20 +78,6 @@ pub(crate) struct Change {
     pub after: Option<String>,
     /// Whether it takes effect only after a restart.
     pub needs_restart: bool,
-}
-
-impl Default for NodeSettings {
-    fn default() -> Self {
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self {
-            name: if rooms::is_plain_name(&name) { name } else { "edge".to_owned() },
-            region: String::new(),
-            workers: cores(),
-            data_directory: PathBuf::from("skerry-data"),
-            drain_timeout: Duration::from_secs(30),
-            drain_notice: Duration::from_secs(10),
-        }
-    }
 }
 
 impl Default for Config {
@@ -247,12 +218,6 @@ impl Config {
             ..self
         }
     }
-
-    /// The options that differ from `before` and need a restart.
-    pub(crate) fn restart_needed(&self, before: &Self) -> Vec<String> {
-        let changes = self.changes(before).into_iter();
-        changes.filter(|change| change.needs_restart).map(|change| change.option).collect()
-    }
 }
 
 impl std::fmt::Display for Change {
@@ -279,39 +244,34 @@ fn needs_restart(option: &str) -> bool {
     })
 }
 
-/// One worker per core that the process may use.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
-}
-
 fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     let mut config = Config::default();
     let table = reader.parse();
     let root = Section::root(reader, &table);
-    rooms::node(&root.section("node"), &mut config.node);
-    rooms::admin(&root.section("admin"), &mut config.admin);
-    rooms::bus(&root.section("bus"), &mut config.bus);
-    rooms::access_log(&root.section("log"), &mut config.log, &mut config.log_level);
-    config.listen.listeners = rooms::listeners(&root);
-    rooms::tls(&root.section("tls"), &mut config.listen.tls);
-    rooms::limits(&root.section("limits"), &mut config.listen.limits);
+    rooms::read_node(&root.section("node"), &mut config.node);
+    rooms::read_admin(&root.section("admin"), &mut config.admin);
+    rooms::read_bus(&root.section("bus"), &mut config.bus);
+    rooms::read_log(&root.section("log"), &mut config.log, &mut config.log_level);
+    config.listen.listeners = rooms::read_listeners(&root);
+    rooms::read_tls(&root.section("tls"), &mut config.listen.tls);
+    rooms::read_limits(&root.section("limits"), &mut config.listen.limits);
     let guard = root.section("guard");
-    rooms::gate(&guard, &mut config.guard);
+    rooms::read_guard(&guard, &mut config.guard);
     guard.read_within("rate_clients_max", &mut config.rate_clients_max, 1..);
-    rooms::geo(&root.section("geo"), &mut config.geo);
-    rooms::dns(&root.section("dns"), &mut config.upstream.dns);
+    rooms::read_geo(&root.section("geo"), &mut config.geo);
+    rooms::read_dns(&root.section("dns"), &mut config.upstream.dns);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);
     let store = root.section("store");
-    rooms::store(&store, &mut config.store, data);
-    rooms::purge(&store, &mut config.purge, data);
+    rooms::read_store(&store, &mut config.store, data);
+    rooms::read_purge(&store, &mut config.purge, data);
     drop(store);
     config.purge.object_age_max = config.store.object_age_max;
-    rooms::fills(&root.section("fills"), &mut config.fills);
-    config.upstream.pools = rooms::pools(&root);
+    rooms::read_fills(&root.section("fills"), &mut config.fills);
+    config.upstream.pools = rooms::read_pools(&root);
     flag_origins(reader, flags, &mut config.upstream.pools);
     let pools: Vec<Arc<str>> = config.upstream.pools.iter().map(|pool| pool.name.clone()).collect();
     let age_max = config.store.object_age_max;
-    let (routes, silences) = sites::sites(&root, &pools, age_max);
+    let (routes, silences) = sites::read_sites(&root, &pools, age_max);
     config.routes = routes;
     apply(reader, flags, &mut config);
     let own = |site: &Arc<str>| silences.get(site).copied().unwrap_or(config.bus.silence);
@@ -324,7 +284,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
 fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::PoolSettings>) {
     let mut origins = Vec::new();
     for url in &flags.origins {
-        match rooms::origin(url) {
+        match rooms::parse_origin(url) {
             Some(origin) => origins.push(origin),
             None => {
                 reader.lack(format!("--origin: expected {}, found {url:?}", rooms::ORIGIN_EXPECTED))
@@ -389,8 +349,9 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         reader.record("node.data_directory", directory);
     }
     if let Some(workers) = flags.workers {
-        if !(1..=WORKERS_MAX).contains(&workers) {
-            reader.lack(format!("--workers: expected 1 to {WORKERS_MAX}, found {workers}"));
+        let max = rooms::WORKERS_MAX;
+        if !(1..=max).contains(&workers) {
+            reader.lack(format!("--workers: expected 1 to {max}, found {workers}"));
         }
         node.workers = workers;
         reader.record("node.workers", &workers);
@@ -434,7 +395,6 @@ const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCA
 const FLAG_POOL: &str = "origin";
 
 /// Maximum number of workers. Metrics are kept per worker.
-const WORKERS_MAX: usize = 1024;
 
 /// Options that need a restart, because threads, sockets or files depend on them. All others take
 /// effect with a reload.

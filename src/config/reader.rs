@@ -6,14 +6,14 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs::File;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistakes::{self, Mistake};
-use super::values::{Value, found};
+use super::values::{Size, Value, found};
 
 /// The purpose of reading a configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,6 +282,26 @@ impl<'a> Section<'a> {
             self.mistake(name, format!("expected {}, found {target:?}", words(&bounds)));
             *target = before;
         }
+    }
+
+    /// Reads a size in bytes.
+    pub(super) fn read_size(&self, name: &'static str, target: &mut u64) {
+        let mut size = Size(*target);
+        self.read(name, &mut size);
+        *target = size.0;
+    }
+
+    /// Reads a size in bytes that has bounds.
+    pub(super) fn read_size_within(
+        &self,
+        name: &'static str,
+        target: &mut usize,
+        bounds: RangeInclusive<usize>,
+    ) {
+        let mut size = Size(*target as u64);
+        let bounds = Size(*bounds.start() as u64)..=Size(*bounds.end() as u64);
+        self.read_within(name, &mut size, bounds);
+        *target = size.0 as usize;
     }
 
     /// Reads an option that takes one of a few words.

@@ -1,0 +1,200 @@
+//! Reads the action of a site or rule: forward to a pool, redirect, or a fixed response.
+//!
+//! To add an action, add its table to [`Actions::read`] and to [`check_ignored`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::StatusCode;
+use http::header::HeaderValue;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::mistakes::suggestion;
+use super::reader::{Reader, Section};
+use super::values::{Value, text};
+use crate::guard::normal_path;
+use crate::route::{Action, Fixed, Pass, Redirect, Rewrite, Template};
+
+/// Reads actions, which may name these pools.
+pub(super) struct Actions<'a> {
+    pub pools: &'a [Arc<str>],
+}
+
+impl Actions<'_> {
+    /// The action of a site or rule; `None` if it sets none and inherits none.
+    pub(super) fn read(&self, section: &Section<'_>, inherited: Option<&Pass>) -> Option<Action> {
+        let pass = self.pass(section, inherited);
+        let redirect = read_redirect(&section.section("redirect"));
+        let fixed = read_fixed(&section.section("respond"));
+        let own = [section.has("pool"), section.has("redirect"), section.has("respond")];
+        if own.into_iter().filter(|own| *own).count() > 1 {
+            section.mistake("", "only one of \"pool\", \"redirect\" and \"respond\" can be set");
+        }
+        redirect.map(Action::Redirect).or(fixed.map(Action::Fixed)).or(pass.map(Action::Pass))
+    }
+
+    fn pass(&self, section: &Section<'_>, inherited: Option<&Pass>) -> Option<Pass> {
+        let only = self.only_pool();
+        let mut pass = inherited.or(only.as_ref()).cloned().unwrap_or_else(|| Pass {
+            pool: "".into(),
+            by_country: Vec::new(),
+            by_continent: Vec::new(),
+            rewrite: Rewrite::default(),
+        });
+        if section.read("pool", &mut pass.pool) {
+            self.check_pool(section, "pool", &pass.pool);
+        }
+        let countries = section.section("pools_by_country");
+        self.read_places(
+            &countries,
+            &mut pass.by_country,
+            "a country's two-letter code (ISO 3166-1)",
+        );
+        let continents = section.section("pools_by_continent");
+        let expected = "a continent: AF, AN, AS, EU, NA, OC or SA";
+        self.read_places(&continents, &mut pass.by_continent, expected);
+        for (name, prefix) in [
+            ("strip_prefix", &mut pass.rewrite.strip_prefix),
+            ("add_prefix", &mut pass.rewrite.add_prefix),
+        ] {
+            let mut written = Prefix(prefix.clone());
+            section.read(name, &mut written);
+            *prefix = written.0;
+        }
+        if pass.pool.is_empty() {
+            if countries.is_written() || continents.is_written() {
+                section.mistake("", "\"pools_by_country\" and \"pools_by_continent\" need a \"pool\" for all other places");
+            }
+            return None;
+        }
+        Some(pass)
+    }
+
+    fn read_places<P>(&self, section: &Section<'_>, places: &mut Vec<(P, Arc<str>)>, expected: &str)
+    where
+        P: std::str::FromStr + PartialEq + std::fmt::Debug,
+    {
+        for (key, span, value) in section.entries() {
+            let Ok(place) = key.parse::<P>() else {
+                section.reader.mistake(&span, format!("expected {expected}, found {key:?}"));
+                continue;
+            };
+            let Some(pool) = Arc::<str>::read(value, section.reader) else { continue };
+            self.check_name(section.reader, &value.span(), &pool);
+            places.retain(|(other, _)| *other != place);
+            places.push((place, pool));
+        }
+        section.record("", places);
+    }
+
+    fn check_pool(&self, section: &Section<'_>, name: &'static str, pool: &str) {
+        if let Some(value) = section.raw(name) {
+            self.check_name(section.reader, &value.span(), pool);
+        }
+    }
+
+    fn check_name(&self, reader: &Reader<'_>, span: &Range<usize>, pool: &str) {
+        if !self.pools.iter().any(|known| **known == *pool) {
+            let near = suggestion(pool, self.pools.iter().map(|name| &**name));
+            reader.mistake(span, format!("unknown pool {pool:?}{near}"));
+        }
+    }
+
+    /// The only pool, which sites use without naming it.
+    pub(super) fn only_pool(&self) -> Option<Pass> {
+        let [pool] = self.pools else { return None };
+        Some(Pass {
+            pool: pool.clone(),
+            by_country: Vec::new(),
+            by_continent: Vec::new(),
+            rewrite: Rewrite::default(),
+        })
+    }
+}
+
+/// Reports options that have no effect with the site's or rule's action. `passes_on`: the site has
+/// rules that inherit them.
+pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
+    const OF_ORIGINS: [&str; 4] =
+        ["strip_prefix", "add_prefix", "pools_by_country", "pools_by_continent"];
+    let (does, inherited): (_, &[&str]) = match action {
+        Some(Action::Redirect(_)) => ("redirect", &["cache", "compression", "request_fields"]),
+        Some(Action::Fixed(_)) => ("respond", &["cache", "request_fields"]),
+        Some(Action::Pass(_)) | None => return,
+    };
+    let inherited = inherited.iter().copied().filter(|_| !passes_on);
+    for name in OF_ORIGINS.into_iter().chain(inherited).filter(|name| section.has(name)) {
+        let message = format!(
+            "{name:?} has no effect with {does:?}, which sends no request to an origin: remove \
+             {name:?}, or set \"pool\" instead of {does:?}"
+        );
+        section.mistake(name, message);
+    }
+}
+
+fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
+    let mut redirect = Redirect { status: StatusCode::FOUND, location: Template::default() };
+    section.read("status", &mut redirect.status);
+    if ![301, 302, 303, 307, 308].contains(&redirect.status.as_u16()) {
+        section.mistake("status", "expected 301, 302, 303, 307 or 308");
+    }
+    let located = section.read("location", &mut redirect.location);
+    if section.is_written() && !located {
+        section.mistake("", "the redirect has no \"location\"");
+    }
+    section.is_written().then_some(redirect)
+}
+
+fn read_fixed(section: &Section<'_>) -> Option<Fixed> {
+    let mut content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+    let mut status = StatusCode::OK;
+    let mut content = String::new();
+    let mut path = std::path::PathBuf::new();
+    section.read("status", &mut status);
+    section.read("content", &mut content);
+    let mut content = bytes::Bytes::from(content);
+    if section.read("content_file", &mut path) {
+        if section.has("content") {
+            section
+                .mistake("content_file", "only one of \"content\" and \"content_file\" can be set");
+        }
+        match std::fs::read(&path) {
+            Ok(bytes) if bytes.len() <= CONTENT_BYTES_MAX => content = bytes.into(),
+            Ok(_) => {
+                section.mistake("content_file", "the file is too large: expected at most 1 MiB")
+            }
+            Err(error) => {
+                let path = path.display();
+                section.mistake("content_file", format!("cannot read {path}: {error}"));
+            }
+        }
+    }
+    section.read("content_type", &mut content_type);
+    if !content.is_empty() && [204, 205, 304].contains(&status.as_u16()) {
+        let message = format!("a response of status {} has no content", status.as_u16());
+        section.mistake("status", message);
+    }
+    section.is_written().then_some(Fixed { status, content, content_type })
+}
+
+/// `"/api"`: begins with a slash, ends without; `"none"` for none.
+#[derive(Debug)]
+struct Prefix(Option<Box<str>>);
+
+impl Value for Prefix {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        if matches!(value.get_ref(), DeValue::String(text) if text == "none") {
+            return Some(Self(None));
+        }
+        let expected = "a path that begins with \"/\" and does not end with \"/\", or \"none\"";
+        text(value, reader, expected, |text| {
+            let right = text.len() > 1 && text.starts_with('/') && !text.ends_with('/');
+            let normal = right && normal_path(text).is_ok_and(|normal| normal == text);
+            normal.then(|| Self(Some(text.into())))
+        })
+    }
+}
+
+/// Maximum size of a fixed response: it is for a page, not for a site.
+const CONTENT_BYTES_MAX: usize = 1 << 20;

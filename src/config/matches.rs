@@ -1,0 +1,60 @@
+//! Reads the conditions of a rule.
+
+use http::Method;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::reader::{Reader, Section};
+use super::values::{Value, text};
+use crate::guard::normal_path;
+use crate::route::{Matches, PathGlob, PathPattern};
+
+/// The conditions of a rule; none if the table sets none.
+pub(super) fn read_matches(section: &Section<'_>) -> Matches {
+    let mut matches = Matches::default();
+    let (mut exact, mut prefixes, mut globs) = (Vec::new(), Vec::new(), Vec::new());
+    section.read("path", &mut exact);
+    section.read("path_prefix", &mut prefixes);
+    section.read("path_glob", &mut globs);
+    matches.paths.extend(exact.into_iter().map(|NormalPath(path)| PathPattern::Exact(path)));
+    matches.paths.extend(prefixes.into_iter().map(|NormalPath(path)| PathPattern::Prefix(path)));
+    matches.paths.extend(globs.into_iter().map(|Glob(glob)| PathPattern::Glob(glob)));
+    section.read::<Vec<Method>>("methods", &mut matches.methods);
+    section.read("countries", &mut matches.countries);
+    section.read("continents", &mut matches.continents);
+    matches
+}
+
+/// A path as requests have it after normalisation.
+#[derive(Debug)]
+struct NormalPath(Box<str>);
+
+impl Value for NormalPath {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let is_path = |text: &str| text.starts_with('/') && !text.contains(['?', '#']);
+        let expected = "a path that begins with \"/\"";
+        let path = text(value, reader, expected, |text| is_path(text).then(|| text.to_owned()))?;
+        match normal_path(&path) {
+            Ok(normal) if normal == path => return Some(Self(path.into())),
+            Ok(normal) => {
+                let message =
+                    format!("no request can have this path: {path:?} is normalised to {normal:?}");
+                reader.mistake(&value.span(), message);
+            }
+            Err(refusal) => reader.mistake(&value.span(), refusal.to_string()),
+        }
+        None
+    }
+}
+
+#[derive(Debug)]
+struct Glob(PathGlob);
+
+impl Value for Glob {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "a path pattern that begins with \"/\", such as \"/**.css\"";
+        text(value, reader, expected, |text| {
+            text.starts_with('/').then(|| Self(PathGlob::new(text)))
+        })
+    }
+}

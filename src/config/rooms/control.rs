@@ -1,0 +1,106 @@
+//! Reads `[admin]` and `[bus]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::super::reader::{Reader, Section};
+use super::super::values::{Value, text};
+use super::log::check_log_path;
+use crate::control;
+use crate::control::bus::{RedisUrl, Silence};
+
+pub(crate) fn read_admin(section: &Section<'_>, admin: &mut control::admin::Settings) {
+    section.read("address", &mut admin.address);
+    section.read("tokens", &mut admin.tokens);
+    if let Some(Err(why)) = admin.tokens.as_deref().map(control::tokens::Tokens::load) {
+        section.mistake("tokens", why);
+    }
+    let certificates = section.section("tls");
+    let mut tls = control::tls::Settings {
+        certificate: PathBuf::new(),
+        key: PathBuf::new(),
+        client_ca: None,
+    };
+    let has_certificate = certificates.read_file("certificate", &mut tls.certificate);
+    let has_key = certificates.read_file("key", &mut tls.key);
+    let mut client_ca = PathBuf::new();
+    if certificates.read_file("client_ca", &mut client_ca) {
+        tls.client_ca = Some(client_ca);
+    }
+    match (has_certificate, has_key) {
+        (true, true) => {
+            let mistakes = tls.file_mistakes();
+            mistakes.into_iter().for_each(|(name, why)| certificates.mistake_in_file(name, why));
+            admin.tls = Some(tls);
+        }
+        (false, false) if tls.client_ca.is_none() => {}
+        _ => certificates.mistake("", "set both \"certificate\" and \"key\", or neither"),
+    }
+    section.read("hosts", &mut admin.hosts);
+    for host in &admin.hosts {
+        let is_host = host.parse::<http::uri::Authority>().is_ok_and(|it| it.host() == host);
+        if !is_host {
+            section.mistake("hosts", format!("expected host names without port, found {host:?}"));
+        }
+    }
+    section.read("audit_log", &mut admin.audit_log);
+    if let Some(path) = &admin.audit_log {
+        check_log_path(section, "audit_log", path);
+    }
+    section.read_within("prefetch_per_second", &mut admin.prefetch.per_second, 1..=10_000);
+    section.read_within("prefetch_queue_max", &mut admin.prefetch.queue_max, 1..=10_000_000);
+    section.read_within("purges_per_second_max", &mut admin.purges_per_second_max, 1..);
+}
+
+/// The values of `silence`: what a node does while the purge bus is silent.
+pub(crate) const SILENCES: [(&str, Silence); 3] =
+    [("serve", Silence::Serve), ("validate", Silence::Validate), ("drain", Silence::Drain)];
+
+pub(crate) fn read_bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
+    section.read("redis", &mut bus.redis);
+    for (name, file) in [("password_file", &mut bus.password_file), ("ca_file", &mut bus.ca_file)] {
+        let mut path = PathBuf::new();
+        if section.read_file(name, &mut path) {
+            *file = Some(path);
+        }
+    }
+    for (name, why) in bus.file_mistakes() {
+        section.mistake_in_file(name, why);
+    }
+    section.read("prefix", &mut bus.prefix);
+    let is_prefix = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    if !(1..=64).contains(&bus.prefix.len()) || !bus.prefix.bytes().all(is_prefix) {
+        section
+            .mistake("prefix", "expected 1 to 64 letters, digits, \"-\", \".\", \"_\" and \":\"");
+    }
+    section.read("retention", &mut bus.retention);
+    section.read("receipts_kept", &mut bus.receipts_kept);
+    section.read("heartbeat", &mut bus.heartbeat);
+    section.read("member_kept", &mut bus.member_kept);
+    section.read("silence_max", &mut bus.silence_max);
+    section.choice("silence", &mut bus.silence, &SILENCES);
+    section.read("start_wait", &mut bus.start_wait);
+    section.read("command_timeout", &mut bus.command_timeout);
+    section.read("connect_timeout", &mut bus.connect_timeout);
+    section.read("reconnect_pause_max", &mut bus.reconnect_pause_max);
+    section.read_size_within("record_bytes_max", &mut bus.record_bytes_max, 64 << 10..=64 << 20);
+    section.read_within("remembered_max", &mut bus.remembered_max, 1000..=10_000_000);
+    let too_short = |limit: Duration| limit < 3 * bus.heartbeat;
+    if bus.heartbeat.is_zero() || too_short(bus.silence_max) || too_short(bus.member_kept) {
+        section.mistake(
+            "heartbeat",
+            "expected a time above zero and at most a third of \"silence_max\" and \"member_kept\"",
+        );
+    }
+}
+
+impl Value for RedisUrl {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "a URL such as redis://host:6379, rediss://user@host:6380/0, \
+                        redis+sentinel://host:26379/service or redis+cluster://host:6379";
+        text(value, reader, expected, |text| text.parse().ok())
+    }
+}

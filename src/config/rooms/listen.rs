@@ -1,0 +1,141 @@
+//! Reads `[[listeners]]`, `[tls]` and `[limits]`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::reader::Section;
+use super::super::values::Size;
+use crate::clock::Clock;
+use crate::listen::{
+    self, CertificateFiles, Limits, Listener, TicketKeys, TlsError, TlsSettings, TlsVersion,
+    Transport,
+};
+
+pub(crate) fn read_listeners(root: &Section<'_>) -> Vec<Listener> {
+    let mut listeners: Vec<Listener> = Vec::new();
+    for section in root.list("listeners") {
+        let mut listener = Listener::plain(SocketAddr::from(([0, 0, 0, 0], 0)));
+        if !section.read("address", &mut listener.address) && section.is_written() {
+            section.mistake("address", "the listener has no \"address\", such as \"0.0.0.0:443\"");
+        }
+        listener.name = listener.address.to_string();
+        section.read("name", &mut listener.name);
+        let mut has_tls = false;
+        section.read("tls", &mut has_tls);
+        listener.transport = if has_tls { Transport::Tls } else { Transport::Plain };
+        section.read("proxy_protocol", &mut listener.proxy_protocol);
+        let taken =
+            |other: &Listener| other.address == listener.address && listener.address.port() != 0;
+        if listeners.iter().any(taken) {
+            section
+                .mistake("address", format!("two listeners have the address {}", listener.address));
+        }
+        listeners.push(listener);
+    }
+    listeners
+}
+
+pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
+    for section in section.list("certificates") {
+        let mut files =
+            CertificateFiles { certificate: PathBuf::new(), key: PathBuf::new(), names: None };
+        for (name, path) in [("certificate", &mut files.certificate), ("key", &mut files.key)] {
+            if !section.read_file(name, path) {
+                section.mistake(
+                    name,
+                    format!("the certificate has no {name:?}: expected the path of a PEM file"),
+                );
+            }
+        }
+        section.read("names", &mut files.names);
+        if section.has("certificate") && section.has("key") {
+            check_certificate(&section, &files);
+        }
+        tls.certificates.push(files);
+    }
+    section.read("default_certificate", &mut tls.default_certificate);
+    if tls.default_certificate > 0 && tls.default_certificate >= tls.certificates.len() {
+        let count = tls.certificates.len();
+        section.mistake(
+            "default_certificate",
+            format!("there are only {count} certificates, counted from 0"),
+        );
+    }
+    section.read("refuse_misdirected", &mut tls.refuse_misdirected);
+    let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+    section.choice("version_min", &mut tls.version_min, &versions);
+    let mut rotation = Duration::from_secs(12 * 3600);
+    let rotates = section.read("ticket_rotation", &mut rotation);
+    let mut path = PathBuf::new();
+    let mut lifetime = Duration::from_secs(24 * 3600);
+    let from_file = section.read_file("ticket_key_file", &mut path);
+    let lives = section.read("ticket_lifetime", &mut lifetime);
+    if from_file && rotates {
+        section.mistake("ticket_rotation", "\"ticket_rotation\" has no effect with \"ticket_key_file\": rotate keys by changing the file");
+    }
+    if lives && !from_file {
+        section.mistake(
+            "ticket_lifetime",
+            "\"ticket_lifetime\" has no effect without \"ticket_key_file\": tickets of generated keys are valid for two rotations",
+        );
+    }
+    tls.ticket_keys = if from_file {
+        TicketKeys::File { path, lifetime }
+    } else {
+        TicketKeys::Generated { rotate_every: rotation }
+    };
+    if let Err(error) = listen::check_ticket_keys(&tls.ticket_keys) {
+        section.mistake_in_file("ticket_key_file", error.to_string());
+    }
+    if section.read("reload_interval", &mut tls.reload_interval) && tls.reload_interval.is_zero() {
+        section.mistake("reload_interval", "expected more than \"0s\", such as \"5s\"");
+    }
+}
+
+/// Reads the files of a certificate in the same way as the listeners.
+fn check_certificate(section: &Section<'_>, files: &CertificateFiles) {
+    let (error, name) = match listen::check_certificate(files) {
+        Ok(Some(until)) if until <= Clock::system().now() => {
+            let (file, until) = (files.certificate.display(), httpdate::fmt_http_date(until));
+            return section.warn("certificate", format!("{file} has expired on {until}"));
+        }
+        Ok(_) => return,
+        Err(error @ TlsError::Pair { .. }) => (error, "key"),
+        Err(error) => match &error {
+            TlsError::File { path, .. } if *path == files.key => (error, "key"),
+            _ => (error, "certificate"),
+        },
+    };
+    section.mistake_in_file(name, error.to_string());
+}
+
+pub(crate) fn read_limits(section: &Section<'_>, limits: &mut Limits) {
+    section.read_within("connections_max", &mut limits.connections_max, 1..);
+    section.read_within(
+        "connections_per_address_max",
+        &mut limits.connections_per_address_max,
+        1..,
+    );
+    section.read_within("handshakes_max", &mut limits.handshakes_max, 1..);
+    section.read("requests_per_connection_max", &mut limits.requests_per_connection_max);
+    section.read_size_within("header_bytes_max", &mut limits.header_bytes_max, 8 << 10..=1 << 20);
+    section.read_within("headers_max", &mut limits.headers_max, 8..=1000);
+    section.read_size_within("uri_bytes_max", &mut limits.uri_bytes_max, 256..=65_534);
+    section.read("handshake_timeout", &mut limits.handshake_timeout);
+    section.read("header_timeout", &mut limits.header_timeout);
+    section.read("idle_timeout", &mut limits.idle_timeout);
+    section.read("body_idle_timeout", &mut limits.body_idle_timeout);
+    section.read_size("body_rate_min", &mut limits.body_rate_min);
+    section.read("body_rate_grace", &mut limits.body_rate_grace);
+    let mut unsent = Size(limits.unsent_bytes_max.into());
+    section.read_within("unsent_bytes_max", &mut unsent, Size(16 << 10)..=Size(4 << 20));
+    limits.unsent_bytes_max = unsent.0 as u32;
+    let section = section.section("http2");
+    section.read_within("streams_max", &mut limits.h2.streams_max, 1..=10_000);
+    section.read("requests_per_second_max", &mut limits.h2.requests_per_second_max);
+    section.read("resets_per_10s_max", &mut limits.h2.resets_per_10s_max);
+    let mut window = Size(limits.h2.window_bytes.into());
+    section.read_within("window", &mut window, Size(64 << 10)..=Size(64 << 20));
+    limits.h2.window_bytes = window.0 as u32;
+}

@@ -1,0 +1,50 @@
+//! Reads `[log]`: the access log and the level of the error log.
+
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::super::reader::{Reader, Section};
+use super::super::values::{Value, text};
+use crate::respond::log;
+
+pub(crate) fn read_log(section: &Section<'_>, log: &mut log::Settings, level: &mut String) {
+    section.choice("level", level, &LEVELS.map(|level| (level, level.to_owned())));
+    let mut target = Access(log.target.clone());
+    section.read("access", &mut target);
+    log.target = target.0;
+    if let log::Target::File(path) = &log.target {
+        check_log_path(section, "access", path);
+    }
+    section.read_size_within("access_buffer", &mut log.buffer_bytes, 4 << 10..=1 << 20);
+    section.read_within("access_buffers_max", &mut log.buffers_max, 1..=65_536);
+}
+
+/// The levels of the error log.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+#[derive(Debug)]
+struct Access(log::Target);
+
+impl Value for Access {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "\"off\", \"stdout\" or a path";
+        let text = text(value, reader, expected, |text| Some(text.to_owned()))?;
+        Some(Self(match &*text {
+            "off" => log::Target::Off,
+            "stdout" => log::Target::Stdout,
+            path => log::Target::File(reader.resolve(path)),
+        }))
+    }
+}
+
+/// A log file is created at its first line; its directory must exist.
+pub(super) fn check_log_path(section: &Section<'_>, name: &str, path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if path.is_dir() {
+        section.mistake(name, format!("{} is a directory, expected a file", path.display()));
+    } else if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        section.mistake(name, format!("directory {} does not exist", folder.display()));
+    }
+}

@@ -1,0 +1,23 @@
+//! Reads the tables of the file into the `Settings` of the rooms, a file for related tables. Each
+//! function starts from the room's defaults and applies the values that the file sets.
+
+mod cache;
+mod compression;
+mod control;
+mod guard;
+mod listen;
+mod log;
+mod node;
+mod store;
+mod upstream;
+
+pub(super) use cache::read_cache;
+pub(super) use compression::read_compression;
+pub(super) use control::{SILENCES, read_admin, read_bus};
+pub(super) use guard::{read_geo, read_guard};
+pub(super) use listen::{read_limits, read_listeners, read_tls};
+pub(super) use log::read_log;
+pub use node::NodeSettings;
+pub(super) use node::{PLAIN_NAME, WORKERS_MAX, is_plain_name, read_node};
+pub(super) use store::{read_fills, read_purge, read_store};
+pub(super) use upstream::{ORIGIN_EXPECTED, parse_origin, read_dns, read_pools};

@@ -1,0 +1,97 @@
+//! Reads `[node]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::super::reader::{Reader, Section};
+use super::super::values::Value;
+
+/// The node as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// Name in receipts, logs and metrics. Default: the host name.
+    pub name: String,
+    /// Region, free text.
+    pub region: String,
+    /// Number of worker threads.
+    pub workers: usize,
+    /// Directory for the disk cache, the purge log and generated certificates.
+    pub data_directory: PathBuf,
+    /// How long requests in flight may take to finish after SIGTERM.
+    pub drain_timeout: Duration,
+    /// How long the node still accepts connections after POST /drain, so that load balancers see
+    /// that it is not ready before it refuses them.
+    pub drain_notice: Duration,
+}
+
+impl Default for NodeSettings {
+    fn default() -> Self {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self {
+            name: if is_plain_name(&name) { name } else { "edge".to_owned() },
+            region: String::new(),
+            workers: cores(),
+            data_directory: PathBuf::from("skerry-data"),
+            drain_timeout: Duration::from_secs(30),
+            drain_notice: Duration::from_secs(10),
+        }
+    }
+}
+
+pub(crate) fn read_node(section: &Section<'_>, node: &mut NodeSettings) {
+    section.read("name", &mut node.name);
+    if !is_plain_name(&node.name) {
+        section.mistake("name", format!("expected {PLAIN_NAME}, found {:?}", node.name));
+    }
+    section.read("region", &mut node.region);
+    let mut workers = Workers(node.workers);
+    section.read("workers", &mut workers);
+    node.workers = workers.0;
+    section.read("data_directory", &mut node.data_directory);
+    section.read("drain_timeout", &mut node.drain_timeout);
+    section.read("drain_notice", &mut node.drain_notice);
+}
+
+/// Whether a name needs no quotes in a field, a label or a path.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_plain)
+}
+
+pub(crate) const PLAIN_NAME: &str = "a name of letters, digits, \"-\", \".\" and \"_\"";
+
+/// `"auto"` (one per core), or a number.
+#[derive(Clone, Copy)]
+struct Workers(usize);
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Value for Workers {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        if matches!(value.get_ref(), DeValue::String(text) if text == "auto") {
+            return Some(Self(cores()));
+        }
+        let number = usize::read(value, reader)?;
+        if !(1..=WORKERS_MAX).contains(&number) {
+            let max = WORKERS_MAX;
+            reader.unexpected(value, &format!("\"auto\" or a number from 1 to {max}"));
+            return None;
+        }
+        Some(Self(number))
+    }
+}
+
+/// One worker per core that the process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
+}
+
+/// Maximum number of worker threads.
+pub(crate) const WORKERS_MAX: usize = 1024;

@@ -1,0 +1,185 @@
+//! Reads `[dns]` and `[pools.NAME]`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::super::mistakes::suggestion;
+use super::super::reader::{Reader, Section};
+use super::super::values::{Value, text};
+use crate::upstream::{
+    self, Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol,
+};
+
+pub(crate) fn read_dns(section: &Section<'_>, dns: &mut DnsSettings) {
+    section.read("servers", &mut dns.servers);
+    section.read("timeout", &mut dns.timeout);
+    section.read_within("attempts", &mut dns.attempts, 1..=10);
+    section.read("ttl_min", &mut dns.ttl_min);
+    section.read("ttl_max", &mut dns.ttl_max);
+    if dns.ttl_min > dns.ttl_max {
+        section.mistake("ttl_min", "\"ttl_min\" must not be greater than \"ttl_max\"");
+    }
+    section.read("negative_ttl", &mut dns.negative_ttl);
+    section.read("stale_max", &mut dns.stale_max);
+    section.read_within("names_max", &mut dns.names_max, 1..);
+}
+
+pub(crate) fn read_pools(root: &Section<'_>) -> Vec<PoolSettings> {
+    root.named("pools").into_iter().map(|(name, section)| read_pool(&name, &section)).collect()
+}
+
+fn read_pool(name: &str, section: &Section<'_>) -> PoolSettings {
+    let mut pool = PoolSettings::new(name, Vec::new());
+    let mut origins: Vec<OriginUrl> = Vec::new();
+    section.read("origins", &mut origins);
+    pool.origins = origins.into_iter().map(|origin| origin.0).collect();
+    if !section.has("origins") || pool.origins.len() > PoolSettings::ORIGINS_MAX {
+        let max = PoolSettings::ORIGINS_MAX;
+        section.mistake(
+            "origins",
+            format!("pool {name:?} needs 1 to {max} origins, such as origins = [\"https://origin.example\"]"),
+        );
+    }
+    section.choice(
+        "balance",
+        &mut pool.balance,
+        &[
+            ("round-robin", Balance::RoundRobin),
+            ("least-connections", Balance::LeastConnections),
+            ("hash", Balance::Hash),
+        ],
+    );
+    let mut host = Host(pool.host_header.clone());
+    section.read("host", &mut host);
+    pool.host_header = host.0;
+    section.choice(
+        "protocol",
+        &mut pool.protocol,
+        &[("auto", Protocol::Auto), ("http1", Protocol::Http1), ("http2", Protocol::Http2)],
+    );
+    section.read_within("connections_max", &mut pool.connections_max, 1..);
+    section.read_size_within("header_bytes_max", &mut pool.header_bytes_max, 8 << 10..=1 << 20);
+    section.read_within("header_count_max", &mut pool.header_count_max, 8..=1000);
+    section.read_within("streams_max", &mut pool.streams_max, 1..=10_000);
+    read_origin_tls(&section.section("tls"), &mut pool);
+
+    let deadlines = section.section("deadlines");
+    deadlines.read("connect", &mut pool.deadlines.connect);
+    deadlines.read("tls", &mut pool.deadlines.tls);
+    deadlines.read("first_byte", &mut pool.deadlines.first_byte);
+    deadlines.read("between_bytes", &mut pool.deadlines.between_bytes);
+    deadlines.read("total", &mut pool.deadlines.total);
+    deadlines.read("expect_continue", &mut pool.deadlines.expect_continue);
+    deadlines.read("tunnel_idle", &mut pool.deadlines.tunnel_idle);
+
+    let keep_alive = section.section("keep_alive");
+    keep_alive.read("idle", &mut pool.keep_alive.idle);
+    keep_alive.read("age_max", &mut pool.keep_alive.age_max);
+    keep_alive.read("idle_max", &mut pool.keep_alive.idle_max);
+
+    let retry = section.section("retry");
+    retry.read_within("attempts_max", &mut pool.retry.attempts_max, 1..=10);
+    retry.read_within("budget_percent", &mut pool.retry.budget_percent, 0..=100);
+    retry.read("budget_reserve", &mut pool.retry.budget_reserve);
+
+    let health = section.section("health");
+    health.read("failures_max", &mut pool.health.failures_max);
+    health.read("skip", &mut pool.health.skip);
+    health.read("try_when_all_down", &mut pool.health.try_when_all_down);
+    pool
+}
+
+fn read_origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
+    let tls = &mut pool.tls;
+    section.read("verify", &mut tls.verify);
+    section.read("system_roots", &mut tls.system_roots);
+    section.read("ca_files", &mut tls.ca_files);
+    section.read("server_name", &mut tls.server_name);
+    let mut client = ClientCertificate { chain: PathBuf::new(), key: PathBuf::new() };
+    let chain = section.read_file("client_certificate", &mut client.chain);
+    let key = section.read_file("client_key", &mut client.key);
+    match (chain, key) {
+        (true, true) => tls.client_certificate = Some(client),
+        (false, false) => {}
+        _ => section.mistake(
+            "client_certificate",
+            "set both \"client_certificate\" and \"client_key\", or neither",
+        ),
+    }
+    for (name, error) in upstream::file_mistakes(pool) {
+        section.mistake_in_file(name, error.to_string());
+    }
+}
+
+/// `"preserve"`, `"origin"` or a host.
+#[derive(Debug)]
+struct Host(HostHeader);
+
+impl Value for Host {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "\"preserve\", \"origin\" or a host";
+        text(value, reader, expected, |text| match text {
+            "preserve" => Some(Self(HostHeader::Preserve)),
+            "origin" => Some(Self(HostHeader::Origin)),
+            host => {
+                let authority: http::uri::Authority = host.parse().ok()?;
+                let field = authority.as_str().parse().ok()?;
+                (!host.contains('@')).then_some(Self(HostHeader::Fixed(field)))
+            }
+        })
+    }
+}
+
+/// `"https://origin.example:8443"`, or `{ url = "…", weight = 3 }`.
+#[derive(Debug)]
+struct OriginUrl(Origin);
+
+impl Value for OriginUrl {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let DeValue::Table(table) = value.get_ref() else {
+            return text(value, reader, ORIGIN_EXPECTED, |url| parse_origin(url).map(Self));
+        };
+        let known = ["url", "weight"];
+        for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
+            let near = suggestion(key.get_ref(), known);
+            reader.mistake(
+                &key.span(),
+                format!("unknown option {:?} of an origin{near}", key.get_ref()),
+            );
+        }
+        let Some(url) = table.get("url") else {
+            reader.mistake(&value.span(), "the origin has no \"url\"");
+            return None;
+        };
+        let mut origin = text(url, reader, ORIGIN_EXPECTED, parse_origin)?;
+        if let Some(weight) = table.get("weight") {
+            origin.weight = u16::read(weight, reader)?;
+        }
+        Some(Self(origin))
+    }
+}
+
+pub(crate) const ORIGIN_EXPECTED: &str =
+    "an origin's URL without path, such as \"https://origin.example:8443\"";
+
+/// An origin from its URL.
+pub(crate) fn parse_origin(url: &str) -> Option<Origin> {
+    let uri: http::Uri = url.parse().ok()?;
+    let authority = uri.authority()?;
+    if uri.path_and_query().is_some_and(|path| path != "/") || authority.as_str().contains('@') {
+        return None;
+    }
+    let host: Arc<str> = authority.host().trim_matches(['[', ']']).to_ascii_lowercase().into();
+    let port = match authority.as_str().strip_prefix(authority.host())? {
+        "" => None,
+        port => Some(port.strip_prefix(':')?.parse().ok().filter(|port| *port > 0)?),
+    };
+    match uri.scheme_str()? {
+        "http" => Some(Origin::http(host, port.unwrap_or(80))),
+        "https" => Some(Origin::https(host, port.unwrap_or(443))),
+        _ => None,
+    }
+}
