@@ -1,7 +1,7 @@
 //! What must hold for any bytes: one function a fuzz target.
 //!
 //! The package skerry-fuzz hands them random bytes; `cargo test` runs them on what fuzzing has
-//! kept in fuzz/corpus (src/cache/corpus.rs).
+//! kept in fuzz/corpus (src/cache/tests/corpus.rs).
 
 use std::time::{Duration, SystemTime};
 

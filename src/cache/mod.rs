@@ -9,8 +9,6 @@
 //! [`invalidate`] follows unsafe methods, and [`status`] says what happened.
 
 pub(crate) mod conditional;
-#[cfg(test)]
-mod corpus;
 pub(crate) mod date;
 pub(crate) mod deception;
 pub(crate) mod decide;
@@ -19,15 +17,10 @@ pub(crate) mod fields;
 pub(crate) mod freshness;
 pub(crate) mod invalidate;
 pub(crate) mod key;
-#[cfg(test)]
-mod oracle;
 mod packed;
 mod policy;
 pub(crate) mod purge;
 pub(crate) mod range;
-#[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
-mod scenarios;
 pub(crate) mod search;
 pub(crate) mod settings;
 pub(crate) mod status;
@@ -55,3 +48,6 @@ pub(crate) use stored::{Freshness, StoredResponse};
 pub(crate) use storing::{Exchange, Place, Storing, may_store};
 pub(crate) use update::{Freshened, freshen, freshen_from_head};
 pub(crate) use vary::{Vary, VaryList, variant_key};
+
+#[cfg(test)]
+mod tests;

@@ -824,8 +824,4 @@ const TIER_LEAST: u64 = 4;
 const SHARDS_MAX: usize = 64;
 
 #[cfg(test)]
-mod bench;
-#[cfg(test)]
-mod crash;
-#[cfg(test)]
 mod tests;

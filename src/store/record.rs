@@ -275,7 +275,7 @@ impl Piece {
 }
 
 /// foyer's record (128 bytes), its slot in a hash table and the counts of our `Arc` (16 each), and
-/// what the allocator rounds up: `store::bench::hits_in_memory` finds a little less resident
+/// what the allocator rounds up: `store::tests::bench::hits_in_memory` finds a little less resident
 /// (docs/benchmarks-store.md).
 const ENTRY_OVERHEAD: usize = 192;
 

@@ -37,10 +37,4 @@ pub(crate) use tunnel::tunnel;
 pub(crate) use upstreams::{Intent, Times, Upstream, UpstreamResponse, Upstreams};
 
 #[cfg(test)]
-mod http2_tests;
-#[cfg(test)]
-mod scripted;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tls_tests;

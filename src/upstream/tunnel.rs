@@ -156,8 +156,8 @@ mod tests {
     use crate::body::Body;
     use crate::upgrade::handover;
     use crate::upstream::Intent;
-    use crate::upstream::scripted::{Bed, Peer, Scripted, pool, request};
     use crate::upstream::tests::on_core;
+    use crate::upstream::tests::scripted::{Bed, Peer, Scripted, pool, request};
 
     /// A client and an origin with a tunnel between them, and how the tunnel ended.
     async fn tunnelled(

@@ -508,9 +508,9 @@ const CIRCLE_FILES_MAX: usize = 3;
 /// `pub use` of what another module has by `pub use`, and so on.
 const REEXPORTS_MAX: usize = 8;
 
+/// What only tests need stands in the folder `tests` of its room.
 fn is_test(file: &Path) -> bool {
-    let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    name == "tests" || name.ends_with("_tests") || name == "scripted"
+    file.components().any(|part| part.as_os_str() == "tests")
 }
 
 /// The text up to the first test module whose code stands in it.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-#[path = "../../fuzz/src/targets.rs"]
+#[path = "../../../fuzz/src/targets.rs"]
 #[expect(unreachable_pub, reason = "the fuzz crate calls them")]
 mod targets;
 

@@ -10,10 +10,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_cache_semantics::CachePolicy;
 use proptest::prelude::*;
 
-use super::directives::{Members, RequestDirectives, ResponseDirectives, Seconds};
-use super::settings::{Honoured, Settings};
-use super::storing::{Exchange, examine};
-use super::{CacheKey, date, fields, freshness, invalidate, policy, range, tags, targeted, vary};
+use super::super::directives::{Members, RequestDirectives, ResponseDirectives, Seconds};
+use super::super::settings::{Honoured, Settings};
+use super::super::storing::{Exchange, examine};
+use super::super::{
+    CacheKey, date, fields, freshness, invalidate, policy, range, tags, targeted, vary,
+};
 
 /// Where the two may differ, and by which clause. The function tells whether a case is of it.
 type Difference = (&'static str, fn(&Case) -> bool);
@@ -93,7 +95,7 @@ impl Case {
 }
 
 fn now() -> SystemTime {
-    super::stored::tests::now()
+    super::super::stored::tests::now()
 }
 
 fn written(offset: i64, form: u8) -> String {
@@ -172,7 +174,7 @@ fn request_headers(case: &Case) -> HeaderMap {
 }
 
 /// Whether ours would serve it at once without validation, with what it found.
-fn ours(case: &Case) -> (bool, super::storing::Findings) {
+fn ours(case: &Case) -> (bool, super::super::storing::Findings) {
     let (request, response) = (request_headers(case), case.headers());
     let exchange = Exchange {
         version: http::Version::HTTP_11,
@@ -266,7 +268,7 @@ proptest! {
         fields::remove_hop_by_hop(&mut headers.clone());
         freshness::initial_age(&headers, now(), now());
         let key = CacheKey::of(&Default::default(), "https", "e.org", "/", Some(&text), &headers);
-        super::CacheStatus::hit(0).write("skerry", Some(&key.text), &mut Vec::new());
+        super::super::CacheStatus::hit(0).write("skerry", Some(&key.text), &mut Vec::new());
         for code in [200, 206, 304, 404] {
             let exchange = Exchange {
                 version: http::Version::HTTP_11,
@@ -279,9 +281,9 @@ proptest! {
             };
             examine(&exchange, &key, &Settings::default());
         }
-        let mut stored = super::stored::tests::stored(&[("cache-control", "max-age=9")]);
+        let mut stored = super::super::stored::tests::stored(&[("cache-control", "max-age=9")]);
         stored.headers = headers.clone().into();
-        super::select(&stored, &Method::GET, &headers, Some(length), &Default::default());
+        super::super::select(&stored, &Method::GET, &headers, Some(length), &Default::default());
     }
 
     #[test]

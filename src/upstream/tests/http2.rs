@@ -10,10 +10,10 @@ use http_body_util::BodyExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use super::super::settings::Retry;
+use super::super::*;
+use super::on_core;
 use super::scripted::*;
-use super::settings::Retry;
-use super::tests::on_core;
-use super::*;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::interim::Interims;
 use crate::metrics::Metric;

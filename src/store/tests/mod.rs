@@ -1,5 +1,8 @@
 //! The store from outside: what is put in comes out, survives restarts, and full or failing disks.
 
+mod bench;
+mod crash;
+
 use std::path::Path;
 use std::sync::atomic::AtomicU8;
 use std::time::SystemTime;

@@ -1,5 +1,9 @@
 //! The exchange over real sockets: what origins do, and what becomes of it.
 
+mod http2;
+pub(super) mod scripted;
+mod tls;
+
 use std::future::Future;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-use super::scripted::*;
+use self::scripted::*;
 use super::settings::Retry;
 use super::*;
 use crate::body::{Body, BodyError, BodySource, PollFrame};

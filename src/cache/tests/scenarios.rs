@@ -7,10 +7,10 @@ use http::{HeaderMap, Method, StatusCode};
 
 use crate::fields::Fields;
 
-use super::range::RangeLimits;
-use super::stored::tests::{headers, now};
-use super::vary::{Variant, VaryList};
-use super::*;
+use super::super::range::RangeLimits;
+use super::super::stored::tests::{headers, now};
+use super::super::vary::{Variant, VaryList};
+use super::super::*;
 
 /// What the second request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

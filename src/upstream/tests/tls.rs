@@ -22,9 +22,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::super::*;
 use super::scripted::*;
-use super::tests::{OK, on_core};
-use super::*;
+use super::{OK, on_core};
 use crate::body::Body;
 use crate::metrics::Metric;
 

@@ -1,10 +1,10 @@
-//! Measurements, not tests: `cargo test --release --lib store::bench -- --ignored --nocapture
+//! Measurements, not tests: `cargo test --release --lib store::tests::bench -- --ignored --nocapture
 //! --test-threads 1`. The figures are in docs/benchmarks-store.md.
 
 use std::time::Instant;
 
-use super::tests::{open, open_with_log, response};
-use super::*;
+use super::super::*;
+use super::{open, open_with_log, response};
 use crate::cache::PurgeScope;
 use crate::purge::PurgeBatch;
 

@@ -604,10 +604,10 @@ fn a_reload_knows_what_changed_and_what_waits_for_a_restart() {
 
 /// The samples' text, by their names.
 const SAMPLES: [(&str, &str); 4] = [
-    ("edge.toml", include_str!("../../config/edge.toml")),
-    ("simple.toml", include_str!("../../config/simple.toml")),
-    ("conformance.toml", include_str!("../../config/conformance.toml")),
-    ("geo.toml", include_str!("../../config/geo.toml")),
+    ("edge.toml", include_str!("../../../config/edge.toml")),
+    ("simple.toml", include_str!("../../../config/simple.toml")),
+    ("conformance.toml", include_str!("../../../config/conformance.toml")),
+    ("geo.toml", include_str!("../../../config/geo.toml")),
 ];
 
 #[test]

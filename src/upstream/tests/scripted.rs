@@ -11,52 +11,52 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::*;
+use super::super::*;
 use crate::body::{Body, BodyError};
 use crate::clock::Clock;
 use crate::labels::ProxyError;
 use crate::metrics::{Metric, Metrics};
 
 /// A listening origin.
-pub(super) struct Scripted {
-    pub(super) listener: TcpListener,
-    pub(super) address: SocketAddr,
+pub(crate) struct Scripted {
+    pub(crate) listener: TcpListener,
+    pub(crate) address: SocketAddr,
 }
 
 /// One connection, seen from the origin.
-pub(super) struct Peer<T = TcpStream> {
-    pub(super) io: T,
+pub(crate) struct Peer<T = TcpStream> {
+    pub(crate) io: T,
     buffer: BytesMut,
 }
 
 impl Scripted {
-    pub(super) async fn bind() -> Self {
+    pub(crate) async fn bind() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("its address");
         Self { listener, address }
     }
 
-    pub(super) async fn accept(&self) -> Peer {
+    pub(crate) async fn accept(&self) -> Peer {
         Peer::new(self.listener.accept().await.expect("a connection").0)
     }
 
-    pub(super) fn origin(&self) -> Origin {
+    pub(crate) fn origin(&self) -> Origin {
         Origin::http("127.0.0.1", self.address.port())
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
-    pub(super) fn new(io: T) -> Self {
+    pub(crate) fn new(io: T) -> Self {
         Self { io, buffer: BytesMut::new() }
     }
 
     /// Reads up to and with the end of a head.
-    pub(super) async fn head(&mut self) -> String {
+    pub(crate) async fn head(&mut self) -> String {
         self.through(b"\r\n\r\n").await
     }
 
     /// Reads up to and with `end`.
-    pub(super) async fn through(&mut self, end: &[u8]) -> String {
+    pub(crate) async fn through(&mut self, end: &[u8]) -> String {
         loop {
             if let Some(at) = self.buffer.windows(end.len()).position(|window| window == end) {
                 let read = self.buffer.split_to(at + end.len());
@@ -67,37 +67,37 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         }
     }
 
-    pub(super) async fn say(&mut self, text: &str) {
+    pub(crate) async fn say(&mut self, text: &str) {
         self.io.write_all(text.as_bytes()).await.expect("a write");
         self.io.flush().await.expect("a flush");
     }
 
     /// A request's head, answered.
-    pub(super) async fn answer(&mut self, response: &str) -> String {
+    pub(crate) async fn answer(&mut self, response: &str) -> String {
         let head = self.head().await;
         self.say(response).await;
         head
     }
 
     /// Waits until the other end has closed.
-    pub(super) async fn closed(&mut self) {
+    pub(crate) async fn closed(&mut self) {
         while !matches!(self.io.read_buf(&mut self.buffer).await, Ok(0) | Err(_)) {}
     }
 }
 
 /// One core and the pool that it talks to.
-pub(super) struct Bed {
-    pub(super) upstreams: Upstreams,
-    pub(super) pool: Arc<Pool>,
-    pub(super) metrics: Arc<Metrics>,
+pub(crate) struct Bed {
+    pub(crate) upstreams: Upstreams,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Bed {
-    pub(super) fn new(settings: PoolSettings) -> Self {
+    pub(crate) fn new(settings: PoolSettings) -> Self {
         Self::with_dns(settings, DnsSettings::default())
     }
 
-    pub(super) fn with_dns(settings: PoolSettings, dns: DnsSettings) -> Self {
+    pub(crate) fn with_dns(settings: PoolSettings, dns: DnsSettings) -> Self {
         let metrics = Metrics::new(1);
         let background = tokio::runtime::Handle::current();
         let resolver = Resolver::new(dns, background, metrics.background());
@@ -106,14 +106,14 @@ impl Bed {
         Self { upstreams, pool, metrics }
     }
 
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         request: Request<Body>,
     ) -> Result<UpstreamResponse, FetchError> {
         self.send_with(request, Intent::default()).await
     }
 
-    pub(super) async fn send_with(
+    pub(crate) async fn send_with(
         &self,
         request: Request<Body>,
         intent: Intent,
@@ -127,27 +127,27 @@ impl Bed {
         sent.map_err(|unanswered| unanswered.error)
     }
 
-    pub(super) async fn get(&self) -> Result<UpstreamResponse, FetchError> {
+    pub(crate) async fn get(&self) -> Result<UpstreamResponse, FetchError> {
         self.send(request(Method::GET, Body::Empty)).await
     }
 
     /// The body's bytes of a GET.
-    pub(super) async fn fetch(&self) -> Bytes {
+    pub(crate) async fn fetch(&self) -> Bytes {
         read(self.get().await.expect("a response")).await.expect("a whole body")
     }
 
-    pub(super) fn total(&self, metric: Metric) -> u64 {
+    pub(crate) fn total(&self, metric: Metric) -> u64 {
         self.metrics.total(metric, 0)
     }
 
     /// Failures counted under this error type.
-    pub(super) fn failures(&self, error: &str) -> u64 {
+    pub(crate) fn failures(&self, error: &str) -> u64 {
         let label = ProxyError::WORDS.iter().position(|word| *word == error);
         self.metrics.total(Metric::UpstreamFailures, label.expect("an error type"))
     }
 }
 
-pub(super) fn request(method: Method, body: Body) -> Request<Body> {
+pub(crate) fn request(method: Method, body: Body) -> Request<Body> {
     Request::builder()
         .method(method)
         .uri("/path?query")
@@ -157,12 +157,12 @@ pub(super) fn request(method: Method, body: Body) -> Request<Body> {
 }
 
 /// The whole body.
-pub(super) async fn read(upstream: UpstreamResponse) -> Result<Bytes, BodyError> {
+pub(crate) async fn read(upstream: UpstreamResponse) -> Result<Bytes, BodyError> {
     Ok(upstream.response.into_body().collect().await?.to_bytes())
 }
 
 /// A pool of these origins with deadlines that no busy machine misses.
-pub(super) fn pool(origins: Vec<Origin>) -> PoolSettings {
+pub(crate) fn pool(origins: Vec<Origin>) -> PoolSettings {
     let mut pool = PoolSettings::new("test", origins);
     pool.deadlines.connect = Duration::from_secs(10);
     pool.deadlines.tls = Duration::from_secs(10);
@@ -170,7 +170,7 @@ pub(super) fn pool(origins: Vec<Origin>) -> PoolSettings {
 }
 
 /// A pool of this origin with deadlines that a test can wait for.
-pub(super) fn impatient(origin: &Scripted) -> PoolSettings {
+pub(crate) fn impatient(origin: &Scripted) -> PoolSettings {
     let mut pool = pool(vec![origin.origin()]);
     pool.deadlines.first_byte = Duration::from_millis(200);
     pool.deadlines.between_bytes = Duration::from_millis(200);
@@ -178,6 +178,6 @@ pub(super) fn impatient(origin: &Scripted) -> PoolSettings {
 }
 
 /// A port on which nothing listens.
-pub(super) async fn closed_port() -> Origin {
+pub(crate) async fn closed_port() -> Origin {
     Scripted::bind().await.origin()
 }

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use http_body_util::BodyExt;
 
-use super::tests::{open, response};
-use super::*;
+use super::super::*;
+use super::{open, response};
 use crate::cache::PurgeScope;
 use crate::purge::PurgeBatch;
 
@@ -83,7 +83,7 @@ async fn child() {
 /// Lets the child do `deeds` things, kills it, and adds what it managed to say to `purged`.
 fn run_and_kill(directory: &Path, version: u64, deeds: u64, purged: &mut HashMap<u64, u64>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "store::crash::child", "--nocapture"])
+        .args(["--ignored", "--exact", "store::tests::crash::child", "--nocapture"])
         .env(DIRECTORY, directory)
         .env(VERSION, version.to_string())
         .stdout(Stdio::piped())
