@@ -1,4 +1,4 @@
-//! The facts of one connection and of one request. Facts only, never services.
+//! The facts of one connection, of one request, and of its response. Facts only, never services.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,52 +13,68 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::cache::CacheStatus;
 
-/// What is known of a client connection once it is open; shared by its requests.
+/// The facts of one open connection, shared by its requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    /// The other end; what the PROXY protocol said where a listener expects it.
+    /// The remote address, or the one from the PROXY protocol if the listener expects it.
     pub peer: SocketAddr,
-    /// Its address as text, an IPv4 one never as IPv6: each request is logged and passed on with it.
+    /// `peer`'s IP address as text, IPv4-mapped addresses as IPv4. Kept because every log line and
+    /// every forwarded request contains it.
     pub peer_text: HeaderValue,
-    /// Our end.
+    /// The address of this node's end.
     pub local: SocketAddr,
-    /// Present when the client speaks TLS to us.
+    /// Present if the client uses TLS.
     pub tls: Option<TlsFacts>,
-    /// Present when there is no other end, and the node asks itself: the scheme it asks with.
-    pub own: Option<&'static str>,
+    /// Who sends requests on this connection. Decides which access control applies, see
+    /// [`crate::guard::admit`].
+    pub requester: Requester,
 }
 
-/// What the handshake agreed on.
+/// Who sends the requests of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Requester {
+    /// A client, over a listener.
+    Client,
+    /// This node itself: prefetches and refreshes after a purge. There is no socket.
+    Node {
+        /// `http` or `https`.
+        scheme: &'static str,
+    },
+}
+
+/// The result of a TLS handshake.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsFacts {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// The cipher suite's IANA name.
     pub cipher: &'static str,
-    /// The name that the client asked for (SNI), lower case.
+    /// The server name that the client sent (SNI), in lower case.
     pub server_name: Option<Arc<str>>,
     /// Whether the session was resumed.
     pub resumed: bool,
-    /// Present when a request must not ask for a host that only another certificate is for.
+    /// The names of all certificates. Present if a request for a host that only another certificate
+    /// covers must be refused with 421.
     pub certificates: Option<Arc<CertificateNames>>,
 }
 
-/// Which host names the certificates of a node are for.
+/// The host names that each of a node's certificates covers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct CertificateNames {
-    /// The positions of the certificates that have a name, in order; `*.example.org` under
-    /// `.example.org`.
+    /// For each name the certificates that cover it, as positions in ascending order.
+    /// `*.example.org` is stored as `.example.org`.
     by_name: HashMap<Box<str>, Vec<usize>>,
     default: usize,
 }
 
 impl CertificateNames {
-    /// Of no certificates; a client that asks for no name is shown the one at `default`.
+    /// An empty table. `default` is the position of the certificate for clients without SNI.
     pub(crate) fn new(default: usize) -> Self {
         Self { by_name: HashMap::new(), default }
     }
 
-    /// Adds a name of the certificate at this position: exact or `*.example.org`, in any case.
+    /// Adds a name of the certificate at position `certificate`: exact or `*.example.org`, in any
+    /// case.
     pub(crate) fn add(&mut self, name: &str, certificate: usize) {
         let name = name.to_ascii_lowercase();
         let name = name.strip_prefix('*').map_or(&*name, |suffix| suffix);
@@ -68,15 +84,15 @@ impl CertificateNames {
         }
     }
 
-    /// The position of the certificate for a client that asks for this name, in lower case. Exact
-    /// names win over wildcards, and the first certificate over others.
+    /// The position of the certificate that a client with this server name (lower case) gets. Exact
+    /// names take precedence over wildcards, earlier certificates over later ones.
     pub(crate) fn shown(&self, server_name: Option<&str>) -> usize {
         let first = server_name.and_then(|name| self.covering(name).next());
         first.unwrap_or(self.default)
     }
 
-    /// Whether the certificate for `server_name` is not for `host`, and another one is. Both in
-    /// lower case.
+    /// Whether the certificate for `server_name` does not cover `host` and another one does. Both
+    /// names in lower case.
     pub(crate) fn is_misdirected(&self, server_name: &str, host: &str) -> bool {
         if server_name == host {
             return false;
@@ -86,7 +102,8 @@ impl CertificateNames {
         covering.peek().is_some() && !covering.any(|certificate| certificate == shown)
     }
 
-    /// A wildcard covers one label (RFC 9525 §6.3): its name here is what follows the first one.
+    /// The certificates that cover `name`. A wildcard covers exactly one label (RFC 9525 §6.3), so it
+    /// is looked up by what follows the first label.
     fn covering(&self, name: &str) -> impl Iterator<Item = usize> {
         let exact = self.by_name.get(name);
         let wildcard = name.find('.').and_then(|dot| self.by_name.get(&name[dot..]));
@@ -95,22 +112,22 @@ impl CertificateNames {
 }
 
 impl Connection {
-    /// Plaintext between these two.
+    /// A client's connection without TLS between these two addresses.
     pub(crate) fn new(peer: SocketAddr, local: SocketAddr) -> Self {
         let mut text = Vec::with_capacity(40);
         push_address(&mut text, peer.ip().to_canonical());
         let peer_text = HeaderValue::try_from(text).expect("an address is visible ASCII");
-        Self { peer, peer_text, local, tls: None, own: None }
+        Self { peer, peer_text, local, tls: None, requester: Requester::Client }
     }
 
-    /// The node asking itself with this scheme.
-    pub(crate) fn own(scheme: &'static str) -> Self {
+    /// The virtual connection for the node's own requests with this scheme.
+    pub(crate) fn of_node(scheme: &'static str) -> Self {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Self { own: Some(scheme), ..Self::new(here, here) }
+        Self { requester: Requester::Node { scheme }, ..Self::new(here, here) }
     }
 
-    /// Whether the client was shown a certificate that is not for this host, while the node has
-    /// one that is. Never for a client that asked for no name.
+    /// Whether the connection's certificate does not cover `host` and another one of the node does.
+    /// Always false for a client without SNI.
     pub(crate) fn is_misdirected(&self, host: &str) -> bool {
         let Some(TlsFacts { server_name: Some(asked), certificates: Some(names), .. }) = &self.tls
         else {
@@ -119,47 +136,57 @@ impl Connection {
         names.is_misdirected(asked, host)
     }
 
-    /// `http` or `https`, as the client spoke to us.
+    /// `http` or `https`.
     pub(crate) fn scheme(&self) -> &'static str {
-        self.own.unwrap_or(if self.tls.is_some() { "https" } else { "http" })
+        match self.requester {
+            Requester::Node { scheme } => scheme,
+            Requester::Client if self.tls.is_some() => "https",
+            Requester::Client => "http",
+        }
     }
 }
 
-/// What is known of one request, filled in along the path.
-#[derive(Debug)]
+/// The facts of one request. Complete once guard has admitted it; what becomes of the request is in
+/// [`ResponseFacts`].
+#[derive(Clone, Debug)]
 pub(crate) struct RequestContext {
-    /// Unique on this node, told to client, origin and log.
+    /// Unique on this node. Sent to the origin, logged, and shown in error responses.
     pub id: RequestId,
-    /// The connection it came on.
+    /// The connection that the request arrived on.
     pub connection: Rc<Connection>,
-    /// Wall time when its head was complete.
+    /// Wall-clock time at which the request's header section was complete.
     pub received_at: SystemTime,
-    /// The same moment, for durations.
+    /// The same moment on the monotonic clock, for durations.
     pub started: Instant,
     /// The request line and the fields that the log shows.
-    pub asked: Asked,
-    /// The client: the connection's peer, or what a trusted proxy says.
+    pub request: RequestHead,
+    /// The client's address: the connection's peer, or the address that a trusted proxy states.
     pub client: IpAddr,
-    /// Where the client is.
+    /// The location of `client`.
     pub place: Place,
-    /// The site's name, once routed.
+    /// The name of the site that answers. `None` until the request is routed.
     pub site: Option<Arc<str>>,
-    /// How the cache handled it, for `Cache-Status` and the log.
+}
+
+/// How a request was answered, for `Cache-Status`, the access log and the metrics.
+#[derive(Debug)]
+pub(crate) struct ResponseFacts {
+    /// How the cache handled the request.
     pub cache_status: CacheStatus,
-    /// The exchange with upstream that it waited for, if any. Apart: a hit has none.
+    /// The upstream exchange that the request waited for, if any. Boxed because a hit has none.
     pub upstream: Option<Box<UpstreamFacts>>,
-    /// Why it failed, from the closed lists of guard and fetch.
+    /// Why the request failed: a word from the closed lists of guard, upstream and serve.
     pub failure: Option<&'static str>,
 }
 
-/// The request as the client asked it.
+/// The request line as received, and the fields that the log shows.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct RequestHead {
     /// Any method.
     pub method: Method,
     /// The target as received.
     pub target: Uri,
-    /// The host, normalised, once the gate has let it in.
+    /// The normalised host. `None` until the gate has accepted the request.
     pub host: Option<HeaderValue>,
     /// HTTP/1.0, HTTP/1.1 or HTTP/2.
     pub version: Version,
@@ -169,25 +196,25 @@ pub(crate) struct Asked {
     pub referer: Option<HeaderValue>,
 }
 
-impl Asked {
-    /// A request line, with nothing known of the fields.
-    pub(crate) fn of(method: Method, target: Uri, version: Version) -> Self {
+impl RequestHead {
+    /// A request line without any fields.
+    pub(crate) fn new(method: Method, target: Uri, version: Version) -> Self {
         Self { method, target, version, host: None, user_agent: None, referer: None }
     }
 }
 
-/// The upstream exchange that this request waited for.
+/// The upstream exchange that a request waited for.
 #[derive(Clone, Debug)]
 pub(crate) struct UpstreamFacts {
     /// The pool's name.
     pub pool: Arc<str>,
-    /// `host:port` of the origin that was asked last, as configured. `None`: none was up.
+    /// `host:port` of the last origin tried, as configured. `None` if no origin was up.
     pub origin: Option<Arc<str>>,
-    /// The address that it was reached at, or would have been.
+    /// The address of that origin that was tried last.
     pub address: Option<SocketAddr>,
-    /// How many tries were made.
+    /// The number of tries.
     pub attempts: u32,
-    /// Its status, and how long its head took. `None`: there was no response.
+    /// The response's status, and the time to its header section. `None` if there was no response.
     pub answered: Option<(StatusCode, Duration)>,
 }
 
@@ -196,7 +223,7 @@ pub(crate) struct UpstreamFacts {
 pub(crate) struct RequestId(pub u64);
 
 impl RequestId {
-    /// The sixteen digits, as ASCII.
+    /// The 16 hexadecimal digits as ASCII.
     pub(crate) fn digits(self) -> [u8; 16] {
         std::array::from_fn(|at| b"0123456789abcdef"[(self.0 >> (60 - 4 * at)) as usize & 15])
     }
@@ -208,8 +235,8 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// Puts an address behind what is there, as text. IPv4 by hand: formatting it costs as much as the
-/// rest of a log line.
+/// Appends an address as text. IPv4 is formatted by hand because `Display` costs as much as the rest
+/// of a log line.
 pub(crate) fn push_address(bytes: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
@@ -254,7 +281,7 @@ mod tests {
             ("b.test", "both.test", false),
             ("b.test", "a.test", true),
             ("y.w.test", "z.w.test", false),
-            // The wildcard is for it as well, though it is not what is shown for it.
+            // The wildcard covers the host too, although another certificate takes precedence for it.
             ("y.w.test", "x.w.test", false),
             ("x.w.test", "y.w.test", true),
             ("a.test", "x.y.w.test", false),

@@ -7,24 +7,27 @@
 //!                                          └ Forward(reason) → fetch (collapse, fill) ──┘
 //! ```
 //!
-//! If the response is in memory, no stage up to *decide* waits: [`serve`] returns a response
-//! that is ready, and only stages that wait for disk or upstream run in a boxed future. It never
-//! fails: [`crate::respond::failure`] turns an error into a response.
+//! Stages return their outcome as a value, [`Answered`] or [`PathError`]; only *finish* writes
+//! `Cache-Status`, metrics and the log. If the response is in memory, no stage waits: [`serve`] returns
+//! a reply that is ready. Only stages that wait for disk or upstream run in a boxed future. [`serve`]
+//! never fails: [`respond::ErrorReply`] turns an error into a reply.
 
 mod added_fields;
 mod answer;
+mod errors;
 mod exchange;
 mod explain;
-mod failures;
 mod fetching;
-mod hops;
 mod internal_requests;
 mod lookup;
+mod max_forwards;
+mod outcome;
 mod pass;
 mod popular;
 mod purging;
-mod ranges; // of long objects, in slices
+mod ranges;
 mod repaired_body;
+mod routing;
 mod worker;
 
 use std::future::Future;
@@ -41,30 +44,32 @@ use http::{
 
 use crate::body::{Body, BodySource};
 use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
-use crate::context::{Asked, Connection, RequestContext};
-use crate::guard::{self, Normalised, Refusal};
+use crate::context::{Connection, RequestContext, RequestHead, ResponseFacts};
+use crate::guard::{self, Applicant, Normalised, Rates};
 use crate::interim::{Answer, Interims};
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
-use crate::respond::{self, Failure};
-use crate::route::{Action, Facts, Question, Rule, Site};
+use crate::respond::{self, Transaction};
+use crate::route::{Action, Rule, Site};
 use crate::transform;
 use crate::upgrade::OnUpgrade;
 
 pub(crate) use explain::Explainer;
 pub(crate) use internal_requests::{InternalRequest, run_internal_requests};
-pub(crate) use lookup::canonical_url;
 pub(crate) use popular::Popular;
 pub(crate) use purging::PurgeByMethod;
+pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
-use lookup::{Found, Target};
+use lookup::{CacheQuery, LookupResult, Search};
+use outcome::{Answered, PathError};
+use routing::route;
 
-/// A response that is ready, or a future of one.
+/// A reply that is ready, or a future of one.
 pub(crate) enum Serving {
-    /// A response that was ready at once. `None` once taken.
+    /// The reply, which was ready at once. `None` after it has been taken.
     Ready(Option<Reply>),
-    /// Waits for disk or upstream; interim responses (1xx) may come first.
+    /// Waits for disk or upstream. Interim responses (1xx) may precede the reply.
     Waiting(Pin<Box<dyn Future<Output = Reply>>>, Arc<Interims>),
 }
 
@@ -73,7 +78,7 @@ impl Future for Serving {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
         match self.get_mut() {
-            Self::Ready(response) => Poll::Ready(response.take().expect("polled after its end")),
+            Self::Ready(reply) => Poll::Ready(reply.take().expect("not polled after completion")),
             Self::Waiting(future, _) => future.as_mut().poll(cx),
         }
     }
@@ -88,29 +93,37 @@ impl Answer for Serving {
     }
 }
 
-/// One admitted request on its way through the stages.
+/// One admitted request on its way through the stages: facts, and the services of its worker.
+///
+/// A clone shares everything and allocates nothing.
+#[derive(Clone)]
 struct Visit {
     worker: Rc<Worker>,
     plan: Rc<Plan>,
     context: RequestContext,
-    /// Present if the request asks to switch protocols and the rule allows it.
-    switch: Option<Box<Switch>>,
-    /// The request fields after `guard`: normalised, without hop-by-hop fields.
+    /// The request fields after the gate: normalised, without hop-by-hop fields.
     fields: Rc<HeaderMap>,
-    body: Body,
-    asked: Normalised,
+    request: Normalised,
     site: Arc<Site>,
     rule: Arc<Rule>,
     directives: RequestDirectives,
-    /// There once it waits.
+    /// Interim responses for the client. `None` on the stages that do not wait.
     interims: Option<Arc<Interims>>,
 }
 
+/// The parts of a request that can be sent upstream only once.
+#[derive(Default)]
+struct Payload {
+    body: Body,
+    /// Present if the client wants to switch protocols and the rule allows it.
+    switch: Option<Box<ProtocolSwitch>>,
+}
+
 /// A switch of protocols that is forwarded (RFC 9110 §7.8).
-struct Switch {
-    /// The `Upgrade` value sent to the origin.
+struct ProtocolSwitch {
+    /// The `Upgrade` value for the origin.
     protocols: HeaderValue,
-    /// The client's connection, once the 101 is out.
+    /// The client's connection, available after the 101.
     client: OnUpgrade,
 }
 
@@ -124,38 +137,23 @@ pub(crate) fn serve(
     let plan = worker.plan();
     let (Parts { method, uri, version, mut headers, mut extensions, .. }, body) =
         request.into_parts();
-    let asked = Asked::of(method, uri, version);
-    let mut context = begin(worker, connection, asked, &headers);
-    match admit(worker, &plan, &mut context, &mut headers) {
-        Ok((asked, site, rule)) => {
-            let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
-            let switch = switch(&asked, &rule, &body, &mut extensions, &worker.recorder);
-            let worker = worker.clone();
-            let fields = Rc::new(headers);
-            let mut visit = Visit {
-                worker,
-                plan,
-                context,
-                switch,
-                fields,
-                body,
-                asked,
-                site,
-                rule,
-                directives,
-                interims: None,
-            };
-            match visit.step() {
-                Step::Answered(response) => Serving::Ready(Some(visit.finish(response))),
-                Step::Waits(wait) => {
-                    let interims = visit.interims.insert(Arc::default()).clone();
-                    Serving::Waiting(Box::pin(visit.wait(wait)), interims)
-                }
-            }
-        }
-        Err(failure) => {
-            let response = fail(&plan, &mut context, &failure);
-            Serving::Ready(Some(send(worker, context, response)))
+    let head = RequestHead::new(method, uri, version);
+    let mut context = begin(worker, connection, head, &headers);
+    let (request, site, rule) = match admit(worker, &plan, &mut context, &mut headers) {
+        Ok(admitted) => admitted,
+        Err(error) => return Serving::Ready(Some(finish_error(worker, &plan, context, *error))),
+    };
+    let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
+    let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
+    let payload = Payload { body, switch };
+    let (worker, fields) = (worker.clone(), Rc::new(headers));
+    let mut visit =
+        Visit { worker, plan, context, fields, request, site, rule, directives, interims: None };
+    match visit.answer_at_once(&payload) {
+        Ok(answered) => Serving::Ready(Some(visit.finish(answered))),
+        Err(wait) => {
+            let interims = visit.interims.insert(Arc::default()).clone();
+            Serving::Waiting(Box::pin(visit.wait(wait, payload)), interims)
         }
     }
 }
@@ -169,25 +167,26 @@ pub(crate) fn log_refused(
     why: &'static str,
 ) {
     let method = Method::from_bytes(b"-").expect("a token");
-    let asked = Asked::of(method, Uri::from_static("*"), Version::HTTP_11);
-    let mut context = begin(worker, connection, asked, &HeaderMap::new());
-    context.failure = Some(why);
-    // The listener has answered already.
-    drop(send(worker, context, Reply::new(status)));
+    let head = RequestHead::new(method, Uri::from_static("*"), Version::HTTP_11);
+    let context = begin(worker, connection, head, &HeaderMap::new());
+    let cache_status = CacheStatus::generated(Reason::Refused);
+    let facts = ResponseFacts { cache_status, upstream: None, failure: Some(why) };
+    // The listener has already sent the response.
+    drop(account(worker, context, facts, Reply::new(status)));
 }
 
 fn begin(
     worker: &Worker,
     connection: Rc<Connection>,
-    mut asked: Asked,
+    mut request: RequestHead,
     headers: &HeaderMap,
 ) -> RequestContext {
     let (received_at, started) = worker.clock.both();
     if worker.log.is_on() {
         for (name, value) in headers {
             match *name {
-                USER_AGENT => asked.user_agent = Some(value.clone()),
-                REFERER => asked.referer = Some(value.clone()),
+                USER_AGENT => request.user_agent = Some(value.clone()),
+                REFERER => request.referer = Some(value.clone()),
                 _ => {}
             }
         }
@@ -198,76 +197,60 @@ fn begin(
         connection,
         received_at,
         started,
-        asked,
+        request,
         place: geo::Place::default(),
         site: None,
-        cache_status: CacheStatus::generated(Reason::Refused),
-        upstream: None,
-        failure: None,
     }
 }
 
-/// normalise → route → admit; the first refusal wins. Access rules do not apply to the node's own
-/// requests.
+/// normalise → route → admit. The first refusal wins.
 fn admit(
     worker: &Worker,
     plan: &Plan,
     context: &mut RequestContext,
     headers: &mut HeaderMap,
-) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Failure> {
-    let refused = |refusal| failures::refused(refusal, &worker.recorder);
-    let asked = plan.gate.normalise(&context.asked, headers, &context.connection);
-    let asked = asked.map_err(refused)?;
-    context.client = asked.client;
-    context.place = worker.geo.locate(asked.client);
-    context.asked.host = Some(asked.authority.to_field());
+) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Box<PathError>> {
+    let request = plan
+        .gate
+        .normalise(&context.request, headers, &context.connection)
+        .map_err(|refusal| errors::refused(refusal.into(), &worker.recorder))?;
+    context.client = request.client;
+    context.place = worker.geo.locate(request.client);
+    context.request.host = Some(request.authority.to_field());
 
-    let question = Question {
-        host: asked.authority.host(),
-        path: asked.path(),
-        method: &context.asked.method,
-        place: &context.place,
-    };
-    let (site, rule) = plan.routes.find(&question).ok_or_else(failures::no_site)?;
+    let method = &context.request.method;
+    let (site, rule) =
+        route(&plan.routes, &request, method, &context.place).ok_or_else(errors::no_site)?;
     context.site = Some(site.name.clone());
 
-    if context.connection.own.is_some() {
-        return Ok((asked, site.clone(), rule.clone()));
-    }
-    let (client, country) = (asked.client, context.place.country);
-    let access = &rule.settings.access;
-    let admitted = guard::access::admit(access, client, country, &context.asked.method, headers);
-    if let Err(refusal) = admitted {
-        context.cache_status = CacheStatus::generated(Reason::Denied);
-        let allow = (refusal == Refusal::MethodDenied).then(|| access.allow_field());
-        return Err(Failure { allow, ..refused(refusal) });
-    }
-    if let Some(limit) = rule.settings.rate {
-        let number = rule.settings.number;
-        let counted = plan.rates.admit(number, limit, client, context.started, &worker.recorder);
-        counted.map_err(|refusal| {
-            context.cache_status = CacheStatus::generated(Reason::RateLimited);
-            refused(refusal)
-        })?;
-    }
-    Ok((asked, site.clone(), rule.clone()))
+    let applicant = Applicant {
+        requester: context.connection.requester,
+        client: request.client,
+        country: context.place.country,
+        method,
+        headers,
+        now: context.started,
+    };
+    guard::admit(&rule.settings.guard, &applicant, Rates::Take(&plan.rates, &worker.recorder))
+        .map_err(|rejection| errors::refused(*rejection, &worker.recorder))?;
+    Ok((request, site.clone(), rule.clone()))
 }
 
 /// The protocol switch to forward: only to protocols that the rule allows, and only for a request
 /// without content, because no content may be left on a connection that becomes a tunnel. A server
 /// may ignore `Upgrade` (RFC 9110 §7.8).
-fn switch(
-    asked: &Normalised,
+fn protocol_switch(
+    request: &Normalised,
     rule: &Rule,
     body: &Body,
     extensions: &mut Extensions,
     recorder: &Recorder,
-) -> Option<Box<Switch>> {
-    let wish = asked.upgrade.as_ref()?;
-    let protocols = guard::upgrade::allowed(wish, &rule.settings.access.upgrade);
+) -> Option<Box<ProtocolSwitch>> {
+    let requested = request.upgrade.as_ref()?;
+    let protocols = guard::upgrade::allowed(requested, &rule.settings.guard.access.upgrade);
     match (protocols, extensions.remove()) {
         (Some(protocols), Some(client)) if body.is_end_stream() => {
-            Some(Box::new(Switch { protocols, client }))
+            Some(Box::new(ProtocolSwitch { protocols, client }))
         }
         _ => {
             recorder.count(Metric::UpgradesIgnored);
@@ -276,204 +259,194 @@ fn switch(
     }
 }
 
-/// The result of the stages that do not wait.
-enum Step {
-    Answered(Reply),
-    Waits(Wait),
+/// Why a request cannot be answered at once.
+enum Wait {
+    /// It is a purge, which must first be durable.
+    Purge,
+    /// It bypasses the cache.
+    Pass(Reason),
+    /// Its lookup must continue on disk.
+    LookUp(Box<Search>),
+    /// The lookup is complete, and the stored response cannot be sent as it is.
+    Act(NextStage),
 }
 
-/// Why a request has to wait.
-enum Wait {
-    /// The purge log.
-    Purge,
-    /// Upstream, for this request alone.
-    Pass(Reason),
-    /// The disk.
-    LookUp(Target),
-    /// The stored response that was found cannot be used as it is.
-    Act(Found),
+/// The stage after *decide* for a request that the store cannot answer alone.
+enum NextStage {
+    /// Validate the stored response, or fetch a new one.
+    Fetch(LookupResult, Reason),
+    /// The stored response is fresh, but some of the requested bytes are not stored.
+    FillGaps(LookupResult),
+    /// 504: the request says only-if-cached.
+    GatewayTimeout(Reason),
 }
 
 impl Visit {
-    /// key → lookup → decide, using memory only.
-    fn step(&mut self) -> Step {
-        self.context.cache_status = CacheStatus::generated(Reason::AnsweredHere);
+    /// key → lookup → decide, from memory only.
+    fn answer_at_once(&self, payload: &Payload) -> Result<Answered, Wait> {
         if self.is_purge() {
-            return Step::Waits(Wait::Purge);
+            return Err(Wait::Purge);
         }
+        let answered_here =
+            |reply| Ok(Answered::new(reply, CacheStatus::generated(Reason::AnsweredHere)));
         match &self.rule.settings.action {
             Action::Redirect(redirect) => {
-                return Step::Answered(answer::redirect(redirect, &self.facts()));
+                return answered_here(answer::redirect(redirect, &self.query().facts()));
             }
-            Action::Fixed(fixed) => return Step::Answered(answer::fixed(fixed)),
+            Action::Fixed(fixed) => return answered_here(answer::fixed(fixed)),
             Action::Pass(_) => {}
         }
-        if let Some(reply) = self.last_recipient() {
-            return Step::Answered(reply);
+        if let Some(reply) = self.reply_of_last_recipient() {
+            return answered_here(reply);
         }
-        if let Some(reason) = self.skips_cache() {
-            return Step::Waits(Wait::Pass(reason));
+        if let Some(reason) = self.bypasses_cache(payload) {
+            return Err(Wait::Pass(reason));
         }
-        match self.look_in_memory(self.target()) {
-            Err(target) => Step::Waits(Wait::LookUp(target)),
-            Ok(found) => match self.act_now(&found) {
-                Some(response) => Step::Answered(response),
-                None => Step::Waits(Wait::Act(found)),
-            },
-        }
+        let query = self.query();
+        let found = query.look_up_in_memory(query.search()).map_err(Wait::LookUp)?;
+        self.use_stored(found).map_err(Wait::Act)
     }
 
     #[expect(clippy::manual_async_fn, reason = "an `async fn` would hold `self` twice")]
-    fn wait(mut self, wait: Wait) -> impl Future<Output = Reply> {
+    fn wait(self, wait: Wait, payload: Payload) -> impl Future<Output = Reply> {
         async move {
             let outcome = match wait {
                 Wait::Purge => self.purge().await,
-                Wait::Pass(reason) => self.pass(reason, None).await,
-                Wait::LookUp(target) => {
-                    let found = self.look_everywhere(target).await;
-                    self.act(found).await
+                Wait::Pass(reason) => self.pass(reason, None, payload).await,
+                Wait::LookUp(search) => {
+                    let found = self.query().look_up(*search, lookup::Lookup::Find).await;
+                    match self.use_stored(found) {
+                        Ok(answered) => Ok(answered),
+                        Err(next) => self.act(next).await,
+                    }
                 }
-                Wait::Act(found) => self.act(found).await,
+                Wait::Act(next) => self.act(next).await,
             };
             match outcome {
-                Ok(response) => self.finish(response),
-                Err(failure) => {
-                    let response = fail(&self.plan, &mut self.context, &failure);
-                    send(&self.worker, self.context, response)
-                }
+                Ok(answered) => self.finish(answered),
+                Err(error) => finish_error(&self.worker, &self.plan, self.context, *error),
             }
         }
     }
 
-    /// Requests that bypass the cache: methods other than GET and HEAD, configured bypasses,
-    /// requests with content, and protocol switches.
-    fn skips_cache(&self) -> Option<Reason> {
-        if self.switch.is_some() || !self.body.is_end_stream() {
+    /// Whether the request bypasses the cache, and why: methods other than GET and HEAD, configured
+    /// bypasses, requests with content, and protocol switches.
+    fn bypasses_cache(&self, payload: &Payload) -> Option<Reason> {
+        if payload.switch.is_some() || !payload.body.is_end_stream() {
             return Some(Reason::Method);
         }
-        let settings = &self.rule.settings.cache;
-        cache::skips_cache(&self.context.asked.method, &self.fields, &self.directives, settings)
+        self.query().skips_cache()
     }
 
-    /// A response that needs no waiting: a hit, fresh or permitted stale.
-    fn act_now(&mut self, found: &Found) -> Option<Reply> {
-        let head = found.head.as_ref()?;
-        match self.decide(found) {
-            Decision::Serve { .. } => self.hit(found, head, None),
-            Decision::ServeStale { why, refresh, .. } => {
-                let response = self.hit(found, head, Some(why))?;
+    /// decide: the answer if the stored response can be sent as it is, fresh or stale; otherwise the
+    /// next stage.
+    fn use_stored(&self, found: LookupResult) -> Result<Answered, NextStage> {
+        let decision = self.query().decide(&found, self.context.received_at);
+        let bytes_missing =
+            |found| NextStage::Fetch(LookupResult { head: None, ..found }, Reason::BytesMissing);
+        match (decision, &found.head) {
+            (Decision::Serve { .. }, Some(head)) => match self.hit(found.hash, head, None) {
+                Some(answered) => Ok(answered),
+                None => Err(NextStage::FillGaps(found)),
+            },
+            (Decision::ServeStale { why, refresh, .. }, Some(head)) => {
+                let Some(answered) = self.hit(found.hash, head, Some(why)) else {
+                    return Err(bytes_missing(found));
+                };
                 if refresh {
-                    self.refresh(Found { validate: true, ..found.clone() });
+                    self.refresh(LookupResult { validate: true, ..found });
                 }
-                Some(response)
+                Ok(answered)
             }
-            Decision::Validate(_) | Decision::Forward(_) | Decision::GatewayTimeout(_) => None,
-        }
-    }
-
-    async fn act(&mut self, found: Found) -> Result<Reply, Failure> {
-        if let Some(response) = self.act_now(&found) {
-            return Ok(response);
-        }
-        match self.decide(&found) {
-            Decision::GatewayTimeout(reason) => {
-                self.context.cache_status = CacheStatus::generated(reason);
-                Err(failures::only_if_cached())
+            (Decision::Serve { .. } | Decision::ServeStale { .. }, None) => {
+                Err(bytes_missing(found))
             }
-            Decision::Validate(reason) => {
-                self.fetch(Found { validate: true, ..found }, reason).await
+            (Decision::Validate(reason), _) => {
+                Err(NextStage::Fetch(LookupResult { validate: true, ..found }, reason))
             }
-            Decision::Forward(reason) => {
-                // What has no validator may still stand in for an error, or be freshened by HEAD.
+            (Decision::Forward(reason), _) => {
+                // A response without a validator may still be served if upstream fails, or be
+                // updated by a HEAD response.
                 let gone = matches!(reason, Reason::HardPurged | Reason::TooOld);
                 let head = found.head.filter(|_| !gone);
-                self.fetch(Found { head, ..found }, reason).await
+                Err(NextStage::Fetch(LookupResult { head, ..found }, reason))
             }
-            // Not all the bytes that are asked for are stored.
-            Decision::Serve { .. } => {
-                if let Some(head) = &found.head
-                    && let Some(response) = self.answer_in_parts(&found, head).await?
-                {
-                    return Ok(response);
-                }
-                self.fetch(Found { head: None, ..found }, Reason::BytesMissing).await
-            }
-            Decision::ServeStale { .. } => {
-                self.fetch(Found { head: None, ..found }, Reason::BytesMissing).await
-            }
+            (Decision::GatewayTimeout(reason), _) => Err(NextStage::GatewayTimeout(reason)),
         }
     }
 
-    fn decide(&self, found: &Found) -> Decision {
-        let Some(head) = &found.head else {
-            return cache::decide_absent(&self.directives, found.absent);
-        };
-        let purged = self.worker.store.purge_verdict(head);
-        let settings = &self.rule.settings.cache;
-        cache::decide(&head.response, purged, &self.directives, settings, self.context.received_at)
+    async fn act(&self, next: NextStage) -> Result<Answered, Box<PathError>> {
+        match next {
+            NextStage::Fetch(found, reason) => self.fetch(found, reason).await,
+            NextStage::FillGaps(found) => match self.fill_gaps(&found).await? {
+                Some(answered) => Ok(answered),
+                None => {
+                    let found = LookupResult { head: None, ..found };
+                    self.fetch(found, Reason::BytesMissing).await
+                }
+            },
+            NextStage::GatewayTimeout(reason) => Err(errors::only_if_cached(reason)),
+        }
     }
 
-    fn facts(&self) -> Facts<'_> {
-        Facts {
-            client: self.asked.client,
+    /// The facts that lookup and decision depend on.
+    fn query(&self) -> CacheQuery<'_> {
+        CacheQuery {
+            store: &self.worker.store,
+            rule: &self.rule,
+            request: &self.request,
+            method: &self.context.request.method,
+            fields: &self.fields,
+            directives: &self.directives,
             place: &self.context.place,
-            request_id: &self.context.id,
-            scheme: self.asked.scheme,
-            authority: self.asked.authority.as_str(),
-            path: self.asked.path(),
-            query: self.asked.query(),
+            id: &self.context.id,
         }
     }
 
     /// encode → finish.
-    fn finish(self, response: Reply) -> Reply {
+    fn finish(self, Answered { reply, facts }: Answered) -> Reply {
         let settings = &self.rule.settings;
-        let (method, fields) = (&self.context.asked.method, &*self.fields);
-        let mut response = transform::transform(
-            method,
-            fields,
-            response,
-            &settings.compression,
-            &self.worker.recorder,
-        );
-        if response.status == StatusCode::NOT_MODIFIED {
-            cache::fields::leave_content_out(&mut response.fields);
+        let (method, fields) = (&self.context.request.method, &*self.fields);
+        let recorder = &self.worker.recorder;
+        let mut reply =
+            transform::transform(method, fields, reply, &settings.compression, recorder);
+        if reply.status == StatusCode::NOT_MODIFIED {
+            cache::fields::leave_content_out(&mut reply.fields);
         }
         if !settings.response_fields.is_empty() {
-            settings.response_fields.apply(&mut response.fields, &self.facts());
+            settings.response_fields.apply(&mut reply.fields, &self.query().facts());
         }
-        let key = self.shown_key();
-        respond::mark(&mut response, &self.context, &self.plan.identity, key.as_deref());
-        send(&self.worker, self.context, response)
-    }
-
-    fn shown_key(&self) -> Option<Box<str>> {
-        let settings = &self.rule.settings.cache;
-        (settings.show_key && !self.context.cache_status.is_generated()).then(|| {
-            let target = self.aliased_in_memory(self.target());
-            target.unwrap_or_else(|target| target).key.text
-        })
-    }
-
-    fn target(&self) -> Target {
-        let selecting = self.selecting(&self.rule.settings.cache.key.headers);
-        Target::of(&self.rule, &self.asked, &selecting)
+        let shows_key = settings.cache.show_key && !facts.cache_status.is_generated();
+        let key = shows_key.then(|| self.query().key_in_memory().text);
+        respond::mark(&mut reply, &facts, &self.plan.identity, key.as_deref());
+        account(&self.worker, self.context, facts, reply)
     }
 }
 
-fn fail(plan: &Plan, context: &mut RequestContext, failure: &Failure) -> Reply {
-    context.failure = Some(failure.reason);
-    tracing::debug!(request = %context.id, reason = failure.reason, detail = %failure.detail, "refused or failed");
-    let id = context.id.to_string();
-    let mut response = respond::failure::response(failure, &plan.identity.name, &id);
+/// finish for a request that was refused or failed.
+fn finish_error(
+    worker: &Worker,
+    plan: &Plan,
+    context: RequestContext,
+    PathError { error, mut facts }: PathError,
+) -> Reply {
+    facts.failure = Some(error.reason);
+    tracing::debug!(request = %context.id, reason = error.reason, detail = %error.detail, "refused or failed");
+    let mut reply = error.complete(&plan.identity.name, &context.id.to_string());
     if context.site.is_some() {
-        respond::mark(&mut response, context, &plan.identity, None);
+        respond::mark(&mut reply, &facts, &plan.identity, None);
     }
-    response
+    account(worker, context, facts, reply)
 }
 
-/// Counts and logs the response and returns it.
-fn send(worker: &Worker, context: RequestContext, response: Reply) -> Reply {
-    let elapsed = worker.clock.instant().duration_since(context.started);
-    respond::account(context, &worker.recorder, &worker.log, elapsed, response)
+/// Counts and logs the reply, and returns it.
+fn account(
+    worker: &Worker,
+    request: RequestContext,
+    response: ResponseFacts,
+    reply: Reply,
+) -> Reply {
+    let elapsed = worker.clock.instant().duration_since(request.started);
+    let transaction = Transaction { request, response };
+    respond::account(transaction, &worker.recorder, &worker.log, elapsed, reply)
 }

@@ -18,6 +18,7 @@ use super::rooms;
 use super::scope::{Scope, read_scope};
 use super::values::{Value, text};
 use crate::control::bus::Silence;
+use crate::guard;
 use crate::route::{
     Action, HostPattern, Matches, Pass, Rewrite, RuleSettings, Settings, SiteSettings,
 };
@@ -162,16 +163,14 @@ impl Sites<'_> {
 }
 
 fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scope) -> RuleSettings {
-    let number = xxhash_rust::xxh3::xxh3_64(format!("{site}\n{name}").as_bytes());
+    let rule_number = xxhash_rust::xxh3::xxh3_64(format!("{site}\n{name}").as_bytes());
     let Scope { access, rate, cache, compression, request_fields, response_fields } = scope;
     let name = name.into();
     RuleSettings {
         name,
-        number,
         matches,
         action,
-        access,
-        rate,
+        guard: guard::Limits { access, rate, rule_number },
         cache,
         compression,
         request_fields,

@@ -1,6 +1,5 @@
-//! Who may ask what: networks, countries, methods, how long content may be, and which protocols
-//! may be switched to. Pure; each
-//! rule has its own [`Settings`].
+//! Access limits of a rule: networks, countries, methods, length of the request content, and the
+//! protocols that a client may switch to. Pure functions over the rule's [`Settings`].
 
 use std::net::IpAddr;
 
@@ -12,23 +11,25 @@ use ipnet::IpNet;
 use super::Refusal;
 use super::upgrade::UpgradeProtocol;
 
-/// A rule's limits on who and what. Empty lists allow everything, but for `upgrade`.
+/// A rule's access limits. An empty list allows everything, except `upgrade`, where it allows
+/// nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// Only these networks, when not empty.
+    /// If not empty, only clients in these networks are allowed.
     pub allow_addresses: Vec<IpNet>,
-    /// Never these networks; stronger than `allow_addresses`.
+    /// Clients in these networks are refused. Takes precedence over `allow_addresses`.
     pub deny_addresses: Vec<IpNet>,
-    /// Only these countries, when not empty. A client whose country is unknown is in none.
+    /// If not empty, only clients in these countries are allowed. A client of unknown country is in
+    /// none.
     pub allow_countries: Vec<Country>,
-    /// Never these countries.
+    /// Clients in these countries are refused.
     pub deny_countries: Vec<Country>,
-    /// Only these methods, when not empty.
+    /// If not empty, only these methods are allowed.
     pub methods: Vec<Method>,
-    /// Longest request content in bytes. `None`: as long as the origin takes.
+    /// Longest request content in bytes. `None`: no limit.
     pub content_bytes_max: Option<u64>,
-    /// Protocols that a connection may switch to (RFC 9110 §7.8). Empty: none. Others are not
-    /// passed on, and the request is answered as if it had not asked.
+    /// Protocols that a client may switch to with `Upgrade` (RFC 9110 §7.8). Requests for other
+    /// protocols are answered as if they had no `Upgrade` field.
     pub upgrade: Vec<UpgradeProtocol>,
 }
 
@@ -46,7 +47,7 @@ impl Default for Settings {
     }
 }
 
-/// Lets the request in or says why not.
+/// Whether the limits allow a request; if not, the first limit that refuses it.
 pub(crate) fn admit(
     settings: &Settings,
     client: IpAddr,
@@ -77,8 +78,8 @@ pub(crate) fn admit(
     }
 }
 
-/// Which option of a rule a refusal of [`admit`] comes from, and which entry of its list. No entry:
-/// none of them matches.
+/// The option that caused a refusal of [`admit`], and the entry of its list that matched. No entry:
+/// the list allows only others.
 pub(crate) fn cause(
     settings: &Settings,
     refusal: Refusal,
@@ -105,7 +106,7 @@ pub(crate) fn cause(
 }
 
 impl Settings {
-    /// The `Allow` field that a 405 must have (RFC 9110 §15.5.6).
+    /// The value of the `Allow` field that a 405 must have (RFC 9110 §15.5.6).
     pub(crate) fn allow_field(&self) -> HeaderValue {
         let names: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
         HeaderValue::from_str(&names.join(", ")).expect("methods are tokens")

@@ -1,11 +1,13 @@
-//! May this request come in at all, and what exactly does it ask for?
+//! Decides whether a request may come in, and normalises it.
 //!
-//! [`Gate::normalise`] stands before routing: it refuses what two HTTP implementations could
-//! read in two ways (RFC 9112 §11.2) and leaves one spelling of everything else. [`access`],
-//! [`rate`] and [`upgrade`] stand behind it, with the rule's own limits. The first refusal wins. Sizes and
-//! times of request heads are the listeners' business.
+//! [`Gate::normalise`] runs before routing: it refuses requests that two HTTP implementations could
+//! read differently (RFC 9112 §11.2) and normalises all others. [`admit`] runs after routing and
+//! applies the rule's own [`Limits`]: [`access`], then [`rate`]. The first refusal wins. [`upgrade`]
+//! selects the protocols that a client may switch to. Limits on the size and duration of request heads
+//! belong to the listeners.
 
 pub(crate) mod access;
+mod admission;
 mod authority;
 mod fields;
 mod forwarded;
@@ -15,6 +17,7 @@ pub(crate) mod rate;
 mod refusal;
 pub(crate) mod upgrade;
 
+pub(crate) use admission::{ALL_BUT_TRACE, Applicant, Limits, Rates, Rejection, admit};
 pub(crate) use authority::Authority;
 pub(crate) use normalise::{Gate, Normalised};
 pub(crate) use refusal::Refusal;
@@ -24,43 +27,44 @@ use std::borrow::Cow;
 use http::HeaderName;
 use ipnet::IpNet;
 
-/// The spelling of `path` that requests have behind the gate. For what configuration and admin
-/// API name; `//` is left as it is.
+/// Normalises a path from the configuration or the admin API as the gate normalises request paths,
+/// except that `//` stays.
 ///
 /// # Errors
-/// The gate would refuse a request for it.
+/// The gate would refuse a request for this path.
 pub(crate) fn normal_path(path: &str) -> Result<Cow<'_, str>, Refusal> {
     if path.starts_with('/') { path::normalise(path, false) } else { Err(Refusal::TargetInvalid) }
 }
 
-/// What the gate does where the RFCs leave a choice.
+/// What the gate does where the RFCs leave a choice, and whom it trusts.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// `//` becomes `/` in paths. Off as shipped: an origin may tell them apart.
+    /// Replaces `//` by `/` in paths. Off by default, because an origin may distinguish them.
     pub merge_slashes: bool,
-    /// Lets TRACE through to the origin. Off as shipped: it echoes credentials.
+    /// Forwards TRACE to the origin. Off by default, because its response echoes credentials.
     pub trace: bool,
-    /// Networks of the proxies in front of us, whose word on the client is believed.
+    /// Networks of the proxies in front of this node. Only their statements about the client are
+    /// used.
     pub trusted_proxies: Vec<IpNet>,
-    /// The field by which trusted proxies name the client; the other one is dropped.
+    /// The field in which trusted proxies state the client's address. The other one is dropped.
     pub client_field: ClientField,
     /// Sends `Forwarded` (RFC 7239) to origins.
     pub send_forwarded: bool,
     /// Sends `X-Forwarded-For`, `-Proto` and `-Host` to origins.
     pub send_x_forwarded: bool,
-    /// Our name in `CDN-Loop` (RFC 8586); one for all nodes of a fleet.
+    /// The CDN's name in `CDN-Loop` (RFC 8586), the same on all nodes of a fleet.
     pub cdn_id: String,
-    /// How often our name may stand in `CDN-Loop` before the request is refused with 508.
-    /// Owner, shield and the node itself each add one.
+    /// A request whose `CDN-Loop` contains `cdn_id` this many times is refused with 508. Each node
+    /// on the way adds one.
     pub loop_hops_max: usize,
-    /// Networks from where `PURGE` requests purge. Empty as shipped: they go to the origin like
-    /// any method that we don't know.
+    /// Networks that may purge with the method `PURGE`. Empty by default: `PURGE` is then forwarded to
+    /// the origin like any unknown method.
     pub purge_from: Vec<IpNet>,
-    /// Fields that are dropped since origins obey them though no cache key has them.
+    /// Request fields that are dropped because origins obey them although they are in no cache key.
     pub strip_fields: Vec<HeaderName>,
 }
 
-/// How trusted proxies name the client.
+/// The field in which trusted proxies state the client's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientField {
     /// `X-Forwarded-For`.
@@ -86,9 +90,9 @@ impl Default for Settings {
     }
 }
 
-/// [`Settings::strip_fields`] as shipped, by what they would change, with those that obey them: the
-/// list of "Web Cache Entanglement" (PortSwigger 2020), of Param Miner (2025) what a known
-/// framework or server reads, and what frameworks have been found to obey since.
+/// The default of [`Settings::strip_fields`], grouped by what a field would change, with the software
+/// that obeys it. Sources: "Web Cache Entanglement" (PortSwigger 2020), the header list of Param Miner
+/// (2025) as far as a known framework or server reads the field, and later advisories.
 pub(crate) const STRIP_FIELDS: &[&str] = &[
     // Method overrides: Rails, Symfony, Laravel, Express's method-override, ASP.NET.
     "x-http-method",
@@ -110,8 +114,8 @@ pub(crate) const STRIP_FIELDS: &[&str] = &[
     "x-override-url",
     "x-rewrite-url",
     "x-script-name",
-    // The host and the port: Rails, Django, Symfony, Spring, Envoy, WebSphere and Liberty, which believe
-    // their plug-in's `$WS…` from everybody as shipped.
+    // The host and the port: Rails, Django, Symfony, Spring, Envoy, WebSphere and Liberty, which by
+    // default accept their plug-in's `$WS…` fields from any client.
     "$wssn",
     "$wssp",
     "forwarded-host",
@@ -139,7 +143,7 @@ pub(crate) const STRIP_FIELDS: &[&str] = &[
     "x-scheme",
     "x-url-scheme",
     // The client: Rails (Client-IP), request-ip for Node.js, django-ipware, WebLogic, WebSphere, Envoy,
-    // and what else CDNs and clouds call it.
+    // and the fields of other CDNs and clouds.
     "$wsra",
     "$wsrh",
     "$wsru",
@@ -165,7 +169,7 @@ pub(crate) const STRIP_FIELDS: &[&str] = &[
     // The client's country: WooCommerce.
     "cf-ipcountry",
     "x-country-code",
-    // What frameworks say to themselves: Next.js (X-Middleware-Subrequest: CVE-2025-29927), React Router
+    // Internal fields of frameworks: Next.js (X-Middleware-Subrequest: CVE-2025-29927), React Router
     // (CVE-2025-43864, CVE-2025-43865), Astro on Vercel.
     "x-astro-path",
     "x-invoke-error",
@@ -178,8 +182,8 @@ pub(crate) const STRIP_FIELDS: &[&str] = &[
     "x-now-route-matches",
     "x-react-router-prerender-data",
     "x-react-router-spa-mode",
-    // What a server in front can do: Rack::Sendfile (CVE-2025-61780); Symfony and Drupal, which leave ESI
-    // in what they send (Surrogate-Capability).
+    // Capabilities of a server in front: Rack::Sendfile (CVE-2025-61780); Symfony and Drupal, which then
+    // send unprocessed ESI (Surrogate-Capability).
     "surrogate-capability",
     "x-accel-mapping",
     "x-sendfile-type",

@@ -17,7 +17,7 @@ use http::{Method, Uri, Version};
 
 use super::fields::{Watch, Watched};
 use super::{Authority, ClientField, Refusal, Settings, forwarded, path};
-use crate::context::{Asked, Connection};
+use crate::context::{Connection, RequestHead};
 
 /// The gate, ready for requests.
 #[derive(Clone, Debug)]
@@ -66,51 +66,51 @@ impl Gate {
         Self { settings, watched, cdn_id }
     }
 
-    /// Says what the request asks, and leaves of its fields only what may be seen further in:
+    /// Says what the request asks, and leaves of its fields only what may be present further in:
     /// hop-by-hop fields, what `Connection` names and what strangers may not say are gone.
     pub(crate) fn normalise(
         &self,
-        asked: &Asked,
+        request: &RequestHead,
         headers: &mut HeaderMap,
         connection: &Connection,
     ) -> Result<Normalised, Refusal> {
-        check_method(&asked.method, &self.settings)?;
-        let seen = self.look(headers);
-        if seen.framing {
-            check_framing(headers, asked.version)?;
+        check_method(&request.method, &self.settings)?;
+        let present = self.look(headers);
+        if present.framing {
+            check_framing(headers, request.version)?;
         }
-        if seen.expect {
-            check_expect(headers, asked.version)?;
+        if present.expect {
+            check_expect(headers, request.version)?;
         }
 
         let peer = connection.peer.ip().to_canonical();
         let trusted = forwarded::is_trusted(&self.settings.trusted_proxies, peer);
-        let (client, told_scheme) = if trusted && seen.forwarding {
+        let (client, stated_scheme) = if trusted && present.forwarding {
             forwarded::believe(&self.settings, peer, headers)
         } else {
             (peer, None)
         };
-        let scheme = told_scheme.unwrap_or(connection.scheme());
-        if let Some(scheme) = asked.target.scheme_str()
+        let scheme = stated_scheme.unwrap_or(connection.scheme());
+        if let Some(scheme) = request.target.scheme_str()
             && !trusted
             && scheme != connection.scheme()
         {
             return Err(Refusal::SchemeDisagrees);
         }
 
-        let authority = authority(asked, headers, scheme, connection)?;
+        let authority = authority(request, headers, scheme, connection)?;
         if !trusted && connection.is_misdirected(authority.host()) {
             return Err(Refusal::Misdirected);
         }
-        let target = target(asked, self.settings.merge_slashes)?;
-        if seen.cdn_loop
+        let target = target(request, self.settings.merge_slashes)?;
+        if present.cdn_loop
             && forwarded::loop_hops(headers, &self.settings.cdn_id) >= self.settings.loop_hops_max
         {
             return Err(Refusal::Loop);
         }
-        let upgrade = if seen.connection { upgrade(asked.version, headers) } else { None };
-        let takes_trailers = seen.te && takes_trailers(headers);
-        self.clean(headers, seen, trusted);
+        let upgrade = if present.connection { upgrade(request.version, headers) } else { None };
+        let takes_trailers = present.te && takes_trailers(headers);
+        self.clean(headers, present, trusted);
         Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })
     }
 
@@ -148,40 +148,40 @@ impl Gate {
     }
 
     /// One pass over the fields.
-    fn look(&self, headers: &HeaderMap) -> Seen {
-        let mut seen = Seen::default();
+    fn look(&self, headers: &HeaderMap) -> WatchedPresent {
+        let mut present = WatchedPresent::default();
         for name in headers.keys() {
             match self.watched.look(name) {
                 None | Some(Watch::Host) => {}
-                Some(Watch::Connection) => seen.connection = true,
-                Some(Watch::TransferEncoding | Watch::ContentLength) => seen.framing = true,
+                Some(Watch::Connection) => present.connection = true,
+                Some(Watch::TransferEncoding | Watch::ContentLength) => present.framing = true,
                 Some(Watch::Te) => {
-                    seen.te = true;
-                    seen.drop.push(name.clone());
+                    present.te = true;
+                    present.drop.push(name.clone());
                 }
-                Some(Watch::Upgrade | Watch::Drop) => seen.drop.push(name.clone()),
-                Some(Watch::Forwarding) => seen.forwarding = true,
-                Some(Watch::CdnLoop) => seen.cdn_loop = true,
-                Some(Watch::Expect) => seen.expect = true,
+                Some(Watch::Upgrade | Watch::Drop) => present.drop.push(name.clone()),
+                Some(Watch::Forwarding) => present.forwarding = true,
+                Some(Watch::CdnLoop) => present.cdn_loop = true,
+                Some(Watch::Expect) => present.expect = true,
             }
         }
-        seen
+        present
     }
 
-    fn clean(&self, headers: &mut HeaderMap, seen: Seen, trusted: bool) {
-        if seen.connection {
+    fn clean(&self, headers: &mut HeaderMap, present: WatchedPresent, trusted: bool) {
+        if present.connection {
             drop_named_by_connection(headers);
             headers.remove(CONNECTION);
         }
-        if seen.framing {
+        if present.framing {
             // The body has been unwrapped; the next hop gets a framing of its own.
             headers.remove(TRANSFER_ENCODING);
             shorten_length(headers);
         }
-        for name in seen.drop {
+        for name in present.drop {
             headers.remove(name);
         }
-        if seen.forwarding {
+        if present.forwarding {
             let keep_x = trusted && self.settings.client_field == ClientField::XForwardedFor;
             let keep_forwarded = trusted && self.settings.client_field == ClientField::Forwarded;
             if !keep_x {
@@ -198,7 +198,7 @@ impl Gate {
 
 /// What a pass over the fields found.
 #[derive(Default)]
-struct Seen {
+struct WatchedPresent {
     connection: bool,
     framing: bool,
     forwarding: bool,
@@ -268,7 +268,7 @@ fn check_expect(headers: &mut HeaderMap, version: Version) -> Result<(), Refusal
 
 /// The one authority that target and `Host` agree on (RFC 9112 §3.2, RFC 9113 §8.3.1).
 fn authority(
-    asked: &Asked,
+    request: &RequestHead,
     headers: &HeaderMap,
     scheme: &'static str,
     connection: &Connection,
@@ -280,12 +280,12 @@ fn authority(
     }
     let by_field = host.map(|host| Authority::from_field(host, scheme)).transpose()?;
     let by_target =
-        asked.target.authority().map(|it| Authority::from_target(it, scheme)).transpose()?;
+        request.target.authority().map(|it| Authority::from_target(it, scheme)).transpose()?;
     match (by_field, by_target) {
         (Some(host), Some(target)) if host != target => Err(Refusal::HostDisagrees),
-        (None, Some(_)) if asked.version == Version::HTTP_11 => Err(Refusal::HostMissing),
+        (None, Some(_)) if request.version == Version::HTTP_11 => Err(Refusal::HostMissing),
         (Some(authority), _) | (None, Some(authority)) => Ok(authority),
-        (None, None) if asked.version < Version::HTTP_11 => {
+        (None, None) if request.version < Version::HTTP_11 => {
             Ok(Authority::from_address(connection.local, scheme))
         }
         (None, None) => Err(Refusal::HostMissing),
@@ -293,10 +293,10 @@ fn authority(
 }
 
 /// The normalised target.
-fn target(asked: &Asked, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
-    let target = asked.target.path_and_query().ok_or(Refusal::TargetInvalid)?;
+fn target(request: &RequestHead, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
+    let target = request.target.path_and_query().ok_or(Refusal::TargetInvalid)?;
     if target.as_str() == "*" {
-        return if asked.method == Method::OPTIONS {
+        return if request.method == Method::OPTIONS {
             Ok(target.clone())
         } else {
             Err(Refusal::TargetInvalid)
@@ -387,7 +387,7 @@ mod tests {
     }
 
     /// `head` is a request: method, target and version, then its fields.
-    fn read(head: &str) -> (Asked, HeaderMap) {
+    fn read(head: &str) -> (RequestHead, HeaderMap) {
         let mut lines = head.lines().map(str::trim);
         let mut words = lines.next().unwrap().split(' ');
         let mut request = Request::builder().method(words.next().unwrap());
@@ -402,12 +402,12 @@ mod tests {
             request = request.header(name, value.trim());
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        (Asked::of(parts.method, parts.uri, parts.version), parts.headers)
+        (RequestHead::new(parts.method, parts.uri, parts.version), parts.headers)
     }
 
     fn pass(settings: Settings, head: &str) -> (Result<Normalised, Refusal>, HeaderMap) {
-        let (asked, mut headers) = read(head);
-        (Gate::new(settings).normalise(&asked, &mut headers, &connection(false)), headers)
+        let (request, mut headers) = read(head);
+        (Gate::new(settings).normalise(&request, &mut headers, &connection(false)), headers)
     }
 
     #[track_caller]
@@ -661,9 +661,9 @@ mod tests {
 
     #[track_caller]
     fn announced(settings: Settings, fields: &str, expected: &str) {
-        let (asked, mut headers) = read(&format!("GET / 1.1\nhost: a.example{fields}"));
+        let (request, mut headers) = read(&format!("GET / 1.1\nhost: a.example{fields}"));
         let gate = Gate::new(settings);
-        let normalised = gate.normalise(&asked, &mut headers, &connection(false)).unwrap();
+        let normalised = gate.normalise(&request, &mut headers, &connection(false)).unwrap();
         headers.remove("host");
         gate.announce(&normalised, &connection(false), &mut headers);
         let mut lines: Vec<String> = Vec::new();

@@ -1,47 +1,47 @@
-//! How many requests a client may send: GCRA, one timestamp a client.
+//! The request rate of each client: GCRA, with one timestamp per client.
 //!
 //! ```text
 //!              |<- burst * interval ->|
 //!   ----------[now]-----------------[TAT limit]-----> time
 //! ```
-//! `TAT`, the theoretical arrival time, is when the client's past requests would be paid for
-//! at the steady rate. A request comes in while `TAT` is less than a burst ahead of now. The
-//! table is shared by all cores, since one client's connections land on several.
+//! `TAT`, the theoretical arrival time, is the time at which the client's past requests would have
+//! arrived at exactly the steady rate. A request conforms while `TAT` is less than a burst ahead of
+//! now. All cores share the table, because one client's connections are spread over them.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Refusal;
 use crate::metrics::{Metric, Recorder};
 
-/// A rule's limit for each client address (IPv6: each /64).
+/// A rule's rate limit for each client address (IPv6: each /64).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Limit {
-    /// The steady rate, requests a second. Above zero.
+    /// The steady rate in requests per second. Above zero.
     pub per_second: f64,
-    /// Requests that may come at once. At least one.
+    /// How many requests may arrive at once. At least one.
     pub burst: u32,
 }
 
-/// The clients of all limited rules. Bounded: a client that finds no room is let through and
-/// counted in `skerry_rate_table_full`, since refusing strangers would be the attack.
+/// The clients of all limited rules. Bounded: a client for whom there is no room is let in and
+/// counted in `skerry_rate_table_full`. Refusing new clients instead would let an attacker who fills
+/// the table deny service.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct RateTable {
     start: Instant,
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     shard_entries_max: usize,
 }
 
-/// `TAT` since `start`, by rule and network.
+/// Maps rule and network to `TAT`, as time since `start`.
 type Shard = HashMap<(u64, u128), Duration>;
 
-impl Table {
-    /// An empty table for about `clients_max` clients. `start` is any time before the first
-    /// request.
+impl RateTable {
+    /// An empty table for about `clients_max` clients. `start` must be before the first request.
     pub(crate) fn new(clients_max: usize, start: Instant) -> Self {
         Self {
             start,
@@ -51,8 +51,9 @@ impl Table {
         }
     }
 
-    /// Counts one request of `client` against the limit of the rule with the number `rule`.
-    pub(crate) fn admit(
+    /// Counts one request of `client` against the limit of the rule with the number `rule`. A
+    /// request over the limit is refused and not counted.
+    pub(crate) fn take(
         &self,
         rule: u64,
         limit: Limit,
@@ -61,10 +62,8 @@ impl Table {
         recorder: &Recorder,
     ) -> Result<(), Refusal> {
         let now = now.saturating_duration_since(self.start);
-        let interval = Duration::from_secs_f64(1.0 / limit.per_second.max(RATE_MIN));
         let key = (rule, network_of(client));
-        let shard = self.hasher.hash_one(key) as usize % SHARDS;
-        let mut entries = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.shard(key);
         if !entries.contains_key(&key) && entries.len() >= self.shard_entries_max {
             entries.retain(|_, paid_at| *paid_at > now);
             if entries.len() >= self.shard_entries_max {
@@ -73,30 +72,40 @@ impl Table {
             }
         }
         let paid_at = entries.entry(key).or_insert(now);
-        let (next, verdict) = gcra(*paid_at, interval, limit.burst, now);
+        let (next, verdict) = gcra(*paid_at, limit.interval(), limit.burst, now);
         *paid_at = next;
         verdict.map_err(|retry_after| Refusal::RateLimited { retry_after })
     }
 
-    /// Whether a request of `client` would be let in now. Counts nothing.
-    pub(crate) fn would_admit(
+    /// Tells whether [`RateTable::take`] would let a request of `client` in now. Counts nothing.
+    pub(crate) fn peek(
         &self,
         rule: u64,
         limit: Limit,
         client: IpAddr,
         now: Instant,
-    ) -> bool {
+    ) -> Result<(), Refusal> {
         let now = now.saturating_duration_since(self.start);
-        let interval = Duration::from_secs_f64(1.0 / limit.per_second.max(RATE_MIN));
         let key = (rule, network_of(client));
+        let paid_at = self.shard(key).get(&key).copied().unwrap_or(now);
+        let (_, verdict) = gcra(paid_at, limit.interval(), limit.burst, now);
+        verdict.map_err(|retry_after| Refusal::RateLimited { retry_after })
+    }
+
+    fn shard(&self, key: (u64, u128)) -> MutexGuard<'_, Shard> {
         let shard = self.hasher.hash_one(key) as usize % SHARDS;
-        let entries = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
-        let paid_at = entries.get(&key).copied().unwrap_or(now);
-        gcra(paid_at, interval, limit.burst, now).1.is_ok()
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The new `TAT`, and whether the request conforms; if not, how long until one would.
+impl Limit {
+    /// The time between requests at the steady rate.
+    fn interval(self) -> Duration {
+        Duration::from_secs_f64(1.0 / self.per_second.max(RATE_MIN))
+    }
+}
+
+/// Returns the new `TAT` and whether the request conforms; if not, the time until one would.
 fn gcra(
     paid_at: Duration,
     interval: Duration,
@@ -109,7 +118,7 @@ fn gcra(
     if ahead > ahead_max { (paid_at, Err(ahead - ahead_max)) } else { (paid_at + interval, Ok(())) }
 }
 
-/// One customer's network: the address, or the /64 of IPv6.
+/// The network that counts as one client: the IPv4 address, or the /64 of an IPv6 address.
 fn network_of(client: IpAddr) -> u128 {
     match client.to_canonical() {
         IpAddr::V4(client) => u128::from(client.to_bits()),
@@ -119,7 +128,7 @@ fn network_of(client: IpAddr) -> u128 {
 
 const SHARDS: usize = 64;
 
-/// One request in about eleven days; keeps the interval finite.
+/// The lowest rate, about one request in eleven days. Keeps the interval finite.
 const RATE_MIN: f64 = 1e-6;
 
 #[cfg(test)]
@@ -151,10 +160,10 @@ mod tests {
     fn clients_and_rules_are_counted_apart_and_an_ipv6_network_as_one() {
         let clock = Clock::system();
         let now = clock.instant();
-        let table = Table::new(1000, now);
+        let table = RateTable::new(1000, now);
         let recorder = Metrics::new(1).background();
         let admit = |rule, client: &str| {
-            table.admit(rule, TEN_A_SECOND, client.parse().unwrap(), now, &recorder).is_ok()
+            table.take(rule, TEN_A_SECOND, client.parse().unwrap(), now, &recorder).is_ok()
         };
         assert!((0..3).all(|_| admit(1, "192.0.2.1")));
         assert!(!admit(1, "192.0.2.1"));
@@ -166,28 +175,28 @@ mod tests {
     }
 
     #[test]
-    fn a_question_counts_nothing() {
+    fn a_peek_counts_nothing() {
         let now = Clock::system().instant();
-        let table = Table::new(1000, now);
+        let table = RateTable::new(1000, now);
         let recorder = Metrics::new(1).background();
         let client: IpAddr = "192.0.2.1".parse().unwrap();
         for _ in 0..3 {
-            assert!(table.would_admit(1, TEN_A_SECOND, client, now));
-            assert!(table.would_admit(1, TEN_A_SECOND, client, now));
-            assert!(table.admit(1, TEN_A_SECOND, client, now, &recorder).is_ok());
+            assert!(table.peek(1, TEN_A_SECOND, client, now).is_ok());
+            assert!(table.peek(1, TEN_A_SECOND, client, now).is_ok());
+            assert!(table.take(1, TEN_A_SECOND, client, now, &recorder).is_ok());
         }
-        assert!(!table.would_admit(1, TEN_A_SECOND, client, now));
-        assert!(table.would_admit(1, TEN_A_SECOND, client, now + Duration::from_millis(100)));
+        assert!(table.peek(1, TEN_A_SECOND, client, now).is_err());
+        assert!(table.peek(1, TEN_A_SECOND, client, now + Duration::from_millis(100)).is_ok());
     }
 
     #[test]
-    fn a_full_table_lets_strangers_through_and_counts_them() {
+    fn a_full_table_lets_new_clients_in_and_counts_them() {
         let now = Clock::system().instant();
-        let table = Table::new(SHARDS, now);
+        let table = RateTable::new(SHARDS, now);
         let recorder = Metrics::new(1).background();
         for client in 0..2000_u32 {
             let client = IpAddr::V4(client.into());
-            assert!(table.admit(0, TEN_A_SECOND, client, now, &recorder).is_ok());
+            assert!(table.take(0, TEN_A_SECOND, client, now, &recorder).is_ok());
         }
         let held: usize = table.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(held <= SHARDS, "{held} clients in a table of {SHARDS}");

@@ -1,13 +1,15 @@
-//! Why a request was refused, and what that means for the answer and the connection. A request
-//! whose head cannot be read is refused before by the listener (`listen::Unread`).
+//! What follows from a [`Refusal`]: the status, the reason in `Cache-Status`, and whether the
+//! connection closes. A request whose head cannot be parsed is refused earlier, by the listener
+//! (`listen::Unread`).
 
 use http::StatusCode;
 
+use crate::labels::Reason;
 pub(crate) use crate::labels::Refusal;
 
 impl Refusal {
-    /// The status to answer with.
-    pub fn status(self) -> StatusCode {
+    /// The status of the response.
+    pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::HostMissing
             | Self::HostRepeated
@@ -30,10 +32,22 @@ impl Refusal {
         }
     }
 
-    /// Whether the connection ends with the answer: it does where the end of this request,
-    /// and so the start of the next, is in doubt, where its content won't be read, and where
-    /// its form is wrong, for then what comes next may be no request either.
-    pub fn closes(self) -> bool {
+    /// The reason that `Cache-Status`, log and metrics give for the response.
+    pub(crate) fn reason(self) -> Reason {
+        match self {
+            Self::AddressDenied
+            | Self::CountryDenied
+            | Self::MethodDenied
+            | Self::ContentTooLong => Reason::Denied,
+            Self::RateLimited { .. } => Reason::RateLimited,
+            _ => Reason::Refused,
+        }
+    }
+
+    /// Whether the connection closes after the response: if the end of this request, and so the
+    /// start of the next, is in doubt; if its content will not be read; and if its syntax is
+    /// invalid, because what follows may then not be a request either.
+    pub(crate) fn closes(self) -> bool {
         self.status() == StatusCode::BAD_REQUEST
             || matches!(
                 self,

@@ -129,7 +129,7 @@ impl Node {
             false => None,
         };
         let geo = Arc::new(Geo::open(&config.geo)?);
-        let rates = Arc::new(rate::Table::new(config.rate_clients_max, clock.instant()));
+        let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
         let plan = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
         let log = AccessLog::start(&config.log).map_err(system("access log"))?;
         let purge_log = Purges::open(&config.purge, &clock, &metrics.background(), handle)?;

@@ -25,7 +25,7 @@ pub(super) struct Shared {
     pub(super) flags: Flags,
     pub(super) config: Mutex<Config>,
     pub(super) plan: Arc<ArcSwap<Plan>>,
-    pub(super) rates: Arc<rate::Table>,
+    pub(super) rates: Arc<rate::RateTable>,
     pub(super) store: Store,
     pub(super) bus: Bus,
     /// `PURGE` requests, on their way to the admin API.
@@ -109,7 +109,7 @@ impl Shared {
 pub(super) fn plan(
     config: &Config,
     before: &Pools,
-    rates: &Arc<rate::Table>,
+    rates: &Arc<rate::RateTable>,
 ) -> Result<Plan, Vec<String>> {
     let pools = Pools::build(&config.upstream.pools, before)
         .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;

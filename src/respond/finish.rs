@@ -1,4 +1,4 @@
-//! The last fields of every response, and its line in the access log.
+//! The last fields of every response, its metrics, and its line in the access log.
 
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -9,27 +9,27 @@ use http::{HeaderValue, StatusCode, Version};
 
 use super::log::{LogBuffer, LogLine, key};
 use crate::body::{Body, BodyError, BodySource, PollFrame};
-use crate::context::{RequestContext, UpstreamFacts};
+use crate::context::{RequestContext, ResponseFacts, UpstreamFacts};
 use crate::fields::FieldsMut;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::reply::Reply;
 
-/// Who this node is on the wire.
+/// How this node names itself in response fields.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     /// The token in `Cache-Status` and `Proxy-Status`.
     pub name: Box<str>,
     /// `1.1 name`, for `Via` (RFC 9110 §7.6.3).
     via_1_1: HeaderValue,
-    /// `1.0 name`, for what came over HTTP/1.0.
+    /// `1.0 name`, for messages received over HTTP/1.0.
     via_1_0: HeaderValue,
-    /// `2 name`, for what came over HTTP/2.
+    /// `2 name`, for messages received over HTTP/2.
     via_2: HeaderValue,
 }
 
 impl Identity {
-    /// `name` is a token (RFC 9110 §5.6.2); config has checked it.
+    /// `name` must be a token (RFC 9110 §5.6.2), which config checks.
     pub(crate) fn new(name: &str) -> Self {
         let value = |text: String| HeaderValue::try_from(text).expect("a token is a field value");
         Self {
@@ -50,22 +50,31 @@ impl Identity {
     }
 }
 
-/// Says in `Cache-Status` what happened, and in `Via` that it came through here, and over which
-/// version; `key` is given where the rule shows it.
+/// One request and how it was answered.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    /// The request.
+    pub request: RequestContext,
+    /// Its answer.
+    pub response: ResponseFacts,
+}
+
+/// Adds `Via`, with the version over which the reply was received, and `Cache-Status`. `key` is the
+/// cache key if the rule shows it.
 pub(crate) fn mark(
     Reply { received, fields, .. }: &mut Reply,
-    context: &RequestContext,
+    facts: &ResponseFacts,
     identity: &Identity,
     key: Option<&str>,
 ) {
     fields.append(&VIA, identity.via(*received));
-    let status = &context.cache_status;
-    fields.append_text(&CACHE_STATUS, |text| status.write(&identity.name, key, text));
+    fields.append_text(&CACHE_STATUS, |text| facts.cache_status.write(&identity.name, key, text));
 }
 
-/// Counts the response and logs it: at once when its body is in memory, else at its end.
+/// Counts the response and logs it: immediately if its body is in memory, otherwise when the body
+/// ends.
 pub(crate) fn account(
-    context: RequestContext,
+    transaction: Transaction,
     recorder: &Recorder,
     log: &Rc<LogBuffer>,
     elapsed: Duration,
@@ -74,76 +83,71 @@ pub(crate) fn account(
     let status = response.status;
     recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
     recorder.observe(Metric::RequestSeconds, elapsed);
-    // What was refused before it had a site is counted in `skerry_requests_refused_total` alone.
-    if context.site.is_some() {
-        recorder.count_labelled(Metric::CacheRequests, cache_result(&context));
+    // Requests refused before routing are counted in `skerry_requests_refused_total` only.
+    if transaction.request.site.is_some() {
+        recorder.count_labelled(Metric::CacheRequests, cache_result(&transaction.response));
     }
     match response.body {
         Body::Empty | Body::Full(_) => {
             let bytes = response.body.exact_length().unwrap_or_default();
             recorder.add(Metric::ResponseBytes, bytes);
             if log.is_on() {
-                write_line(log, &context, status, bytes, elapsed, Ending::Whole);
+                write_line(log, &transaction, status, bytes, elapsed);
             }
             response
         }
         Body::Incoming(_) | Body::Stream(_) => {
             let Reply { received, fields, body, .. } = response;
             let (recorder, log) = (recorder.clone(), log.clone());
-            let ended = is_over(&body);
-            let accounted = Accounted { body, context, recorder, log, status, bytes: 0, ended };
-            Reply { status, received, fields, body: Body::stream(accounted) }
+            let is_complete = is_complete(&body);
+            let body =
+                LoggedBody { body, transaction, recorder, log, status, bytes: 0, is_complete };
+            Reply { status, received, fields, body: Body::stream(body) }
         }
     }
 }
 
-/// The place in [`crate::labels::CACHE_RESULTS`].
-fn cache_result(context: &RequestContext) -> usize {
-    context.cache_status.reason().map_or(0, |reason| 1 + reason.index())
+/// The position in [`crate::labels::CACHE_RESULTS`].
+fn cache_result(facts: &ResponseFacts) -> usize {
+    facts.cache_status.reason().map_or(0, |reason| 1 + reason.index())
 }
 
-/// Whether the client has, with what it was given, all the bytes that it was promised. After the
-/// last one nobody may ask for the end, or for trailers that do not come.
-fn is_over(body: &Body) -> bool {
+/// Whether all announced bytes have been handed out. The listener may never poll for the end of the
+/// body, or for trailers, after the last byte.
+fn is_complete(body: &Body) -> bool {
     body.is_end_stream() || body.exact_length() == Some(0)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    Whole,
-    /// The body broke off on our side or upstream.
-    Broken,
-    /// The client left before the end.
-    Left,
-}
-
-/// A body that is logged when it ends, or when nobody wants it any more.
-struct Accounted {
+/// A response body that writes the log line when it is dropped: at its end, or when the client has
+/// disconnected.
+struct LoggedBody {
     body: Body,
-    context: RequestContext,
+    transaction: Transaction,
     recorder: Recorder,
     log: Rc<LogBuffer>,
     status: StatusCode,
     bytes: u64,
-    ended: bool,
+    /// Whether the body has been handed out to its end.
+    is_complete: bool,
 }
 
-fn note_broken(context: &RequestContext, error: &BodyError) {
-    let upstream = context.upstream.as_deref();
+fn note_broken(transaction: &Transaction, error: &BodyError) {
+    let Transaction { request: context, response } = transaction;
+    let upstream = response.upstream.as_deref();
     let origin = upstream.and_then(|upstream| upstream.origin.as_deref()).unwrap_or_default();
     let pool = upstream.map_or("", |upstream| &*upstream.pool);
     let warning = Notice::warning("a response ended early", "body-broke-off", origin);
     let notice = Notice { pool, ..warning };
-    let (asked, request) = (&context.asked, context.id);
-    let (method, target) = (&asked.method, &asked.target);
-    let host = asked.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("-");
+    let (head, request) = (&context.request, context.id);
+    let (method, target) = (&head.method, &head.target);
+    let host = head.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("-");
     notices::note(
         &notice,
         format_args!("{error}; {method} {target} of host {host}, request {request}"),
     );
 }
 
-impl BodySource for Accounted {
+impl BodySource for LoggedBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         let frame = std::task::ready!(self.body.poll_frame(cx));
         match &frame {
@@ -151,13 +155,13 @@ impl BodySource for Accounted {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.bytes += bytes;
                 self.recorder.add(Metric::ResponseBytes, bytes);
-                self.ended = is_over(&self.body);
+                self.is_complete = is_complete(&self.body);
             }
             Some(Err(error)) => {
-                note_broken(&self.context, error);
-                self.context.failure = Some("body-broke-off");
+                note_broken(&self.transaction, error);
+                self.transaction.response.failure = Some("body-broke-off");
             }
-            None => self.ended = true,
+            None => self.is_complete = true,
         }
         Poll::Ready(frame)
     }
@@ -171,46 +175,56 @@ impl BodySource for Accounted {
     }
 }
 
-impl Drop for Accounted {
+impl Drop for LoggedBody {
     fn drop(&mut self) {
-        let ending = match (self.ended, self.context.failure) {
-            (true, _) => Ending::Whole,
-            (false, Some(_)) => Ending::Broken,
-            (false, None) => Ending::Left,
-        };
-        if self.log.is_on() {
-            let elapsed = self.log.instant().duration_since(self.context.started);
-            write_line(&self.log, &self.context, self.status, self.bytes, elapsed, ending);
+        if !self.log.is_on() {
+            return;
         }
+        let Self { transaction, status, bytes, .. } = self;
+        let elapsed = self.log.instant().duration_since(transaction.request.started);
+        let early_end = (!self.is_complete).then_some(match transaction.response.failure {
+            Some(_) => &b"broke-off"[..],
+            None => b"client-left",
+        });
+        self.log.append(transaction.request.received_at, |line| {
+            write_fields(line, transaction, *status, *bytes, elapsed);
+            if let Some(early_end) = early_end {
+                line.word(key!("ended"), early_end);
+            }
+        });
     }
 }
 
 fn write_line(
     log: &LogBuffer,
-    context: &RequestContext,
+    transaction: &Transaction,
     status: StatusCode,
     bytes: u64,
     elapsed: Duration,
-    ending: Ending,
 ) {
-    log.append(context.received_at, |line| {
-        request_fields(line, context);
-        line.number(key!("status"), u64::from(status.as_u16()));
-        line.number(key!("bytes"), bytes);
-        line.millis(key!("duration_ms"), elapsed);
-        cache_fields(line, context);
-        if let Some(upstream) = &context.upstream {
-            upstream_fields(line, upstream);
-        }
-        if let Some(failure) = context.failure {
-            line.word(key!("failure"), failure.as_bytes());
-        }
-        match ending {
-            Ending::Whole => {}
-            Ending::Broken => line.word(key!("ended"), b"broke-off"),
-            Ending::Left => line.word(key!("ended"), b"client-left"),
-        }
+    log.append(transaction.request.received_at, |line| {
+        write_fields(line, transaction, status, bytes, elapsed);
     });
+}
+
+fn write_fields(
+    line: &mut LogLine<'_>,
+    Transaction { request, response }: &Transaction,
+    status: StatusCode,
+    bytes: u64,
+    elapsed: Duration,
+) {
+    request_fields(line, request);
+    line.number(key!("status"), u64::from(status.as_u16()));
+    line.number(key!("bytes"), bytes);
+    line.millis(key!("duration_ms"), elapsed);
+    cache_fields(line, response);
+    if let Some(upstream) = &response.upstream {
+        upstream_fields(line, upstream);
+    }
+    if let Some(failure) = response.failure {
+        line.word(key!("failure"), failure.as_bytes());
+    }
 }
 
 fn upstream_fields(line: &mut LogLine<'_>, upstream: &UpstreamFacts) {
@@ -229,7 +243,7 @@ fn upstream_fields(line: &mut LogLine<'_>, upstream: &UpstreamFacts) {
 }
 
 fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
-    let asked = &context.asked;
+    let head = &context.request;
     line.word(key!("id"), &context.id.digits());
     let connection = &context.connection;
     if context.client == connection.peer.ip() {
@@ -243,20 +257,19 @@ fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
     if let Some(asn) = context.place.asn() {
         line.number(key!("asn"), u64::from(asn));
     }
-    line.word(key!("method"), asked.method.as_str().as_bytes());
+    line.word(key!("method"), head.method.as_str().as_bytes());
     line.word(key!("scheme"), connection.scheme().as_bytes());
-    if let Some(host) = &asked.host {
-        // The gate let only what a name or an address is made of through.
+    if let Some(host) = &head.host {
+        // A normalised host has only characters of names and addresses.
         line.word(key!("host"), host.as_bytes());
     }
-    let target = asked.target.path_and_query().map_or("*", |target| target.as_str());
+    let target = head.target.path_and_query().map_or("*", |target| target.as_str());
     line.text(key!("target"), target.as_bytes());
-    line.word(key!("protocol"), protocol(asked.version).as_bytes());
+    line.word(key!("protocol"), protocol(head.version).as_bytes());
     if let Some(site) = &context.site {
         line.text(key!("site"), site.as_bytes());
     }
-    for (name, value) in
-        [(key!("user_agent"), &asked.user_agent), (key!("referer"), &asked.referer)]
+    for (name, value) in [(key!("user_agent"), &head.user_agent), (key!("referer"), &head.referer)]
     {
         if let Some(value) = value {
             line.text(name, value.as_bytes());
@@ -264,8 +277,8 @@ fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
     }
 }
 
-fn cache_fields(line: &mut LogLine<'_>, context: &RequestContext) {
-    let cache = &context.cache_status;
+fn cache_fields(line: &mut LogLine<'_>, facts: &ResponseFacts) {
+    let cache = &facts.cache_status;
     line.word(key!("cache"), cache.word().as_bytes());
     if let Some(reason) = cache.reason() {
         line.word(key!("reason"), reason.as_str().as_bytes());

@@ -1,9 +1,9 @@
-//! The last room before the wire: failures become responses, every response gets its last
-//! fields, and one line goes to the access log.
+//! The last stage before the listener: turns errors into replies, adds the final fields to every reply,
+//! counts it, and writes its line to the access log.
 
-pub(crate) mod failure;
+mod error_reply;
 mod finish;
 pub(crate) mod log;
 
-pub(crate) use failure::Failure;
-pub(crate) use finish::{Identity, account, mark};
+pub(crate) use error_reply::ErrorReply;
+pub(crate) use finish::{Identity, Transaction, account, mark};

@@ -18,8 +18,7 @@ use bytes::Bytes;
 use geo::{Continent, Country};
 use http::{HeaderValue, StatusCode};
 
-use crate::guard::{access, rate};
-use crate::{cache, transform};
+use crate::{cache, guard, transform};
 
 pub(crate) use edit::FieldEdits;
 pub(crate) use matches::{Matches, PathGlob, PathPattern};
@@ -61,16 +60,12 @@ pub(crate) enum HostPattern {
 pub(crate) struct RuleSettings {
     /// For logs and `skerry explain`; unique within its site.
     pub name: Arc<str>,
-    /// A number of its own for [`rate::Table`], stable over reloads.
-    pub number: u64,
     /// When it applies.
     pub matches: Matches,
     /// What is done.
     pub action: Action,
-    /// Who may ask.
-    pub access: access::Settings,
-    /// How often one client may ask.
-    pub rate: Option<rate::Limit>,
+    /// Which requests are let in.
+    pub guard: guard::Limits,
     /// What may be stored and reused.
     pub cache: Arc<cache::Settings>,
     /// Content coding on the way to the client.

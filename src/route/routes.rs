@@ -225,11 +225,9 @@ mod tests {
         });
         RuleSettings {
             name: name.into(),
-            number: 0,
             matches,
             action,
-            access: Default::default(),
-            rate: None,
+            guard: Default::default(),
             cache: Default::default(),
             compression: Default::default(),
             request_fields: Default::default(),
@@ -376,7 +374,7 @@ mod tests {
             .body(())
             .unwrap();
         let (mut parts, ()) = request.into_parts();
-        let asked = crate::context::Asked::of(parts.method, parts.uri, parts.version);
+        let asked = crate::context::RequestHead::new(parts.method, parts.uri, parts.version);
         let address = |text: &str| text.parse().unwrap();
         let connection = crate::context::Connection::new(
             address("192.0.2.7:4711"),

@@ -1,5 +1,5 @@
-//! select: from a stored response, or one that is being filled, to what this request gets of it
-//! (RFC 9110 §13, §14, §15).
+//! select: what a request gets of a stored response, or of one that is being filled: 200, 206, 304, 412
+//! or 416 (RFC 9110 §13, §14, §15).
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,32 +15,34 @@ use http::header::{AGE, CONTENT_TYPE, LOCATION};
 use http_body::Frame;
 
 use super::Visit;
-use super::lookup::Found;
-use super::repaired_body::RepairedBody;
+use super::outcome::Answered;
+use super::repaired_body::{Repair, RepairedBody};
 use crate::body::{Body, BodySource, PollFrame};
-use crate::cache::{self, CacheStatus, Multipart, Reason, Selected, StoredResponse};
+use crate::cache::{self, CacheStatus, KeyHash, Multipart, Reason, Selected, StoredResponse};
 use crate::fields::{Fields, FieldsMut};
 use crate::fill::Filling;
 use crate::fill::parts::{First, Parts};
 use crate::reply::Reply;
 use crate::route::{Facts, Fixed, Redirect};
-use crate::store::{Head, Store};
+use crate::store::Head;
 
-/// Where the bytes of an answer come from.
+/// The source of an answer's bytes.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
-    /// The third: where slices come from that the store loses meanwhile.
-    Stored(&'a Store, &'a Arc<Head>, Option<&'a Parts>),
-    /// And how to go on where the fill is of no use.
-    Filling(&'a Filling, Option<&'a Parts>),
-    /// Not all of it is stored; some may be coming.
+    /// The store has all of them. Slices that it loses meanwhile are requested from upstream.
+    Stored(&'a Arc<Head>),
+    /// A fill. The head record, if there is one, tells how to continue when the fill fails or has moved
+    /// too far ahead of this client.
+    Filling(&'a Filling, Option<&'a Arc<Head>>),
+    /// The store has some of them; the others are requested from upstream, beginning with the response
+    /// in the cell.
     Parts(&'a Parts, &'a RefCell<Option<First>>),
 }
 
 impl Source<'_> {
     fn response(&self) -> &StoredResponse {
         match self {
-            Self::Stored(_, head, _) => &head.response,
+            Self::Stored(head) => &head.response,
             Self::Filling(filling, _) => filling.response(),
             Self::Parts(parts, _) => &parts.head.response,
         }
@@ -48,74 +50,32 @@ impl Source<'_> {
 
     fn complete_length(&self) -> Option<u64> {
         match self {
-            Self::Stored(_, head, _) => Some(head.complete_length()),
+            Self::Stored(head) => Some(head.complete_length()),
             Self::Parts(parts, _) => Some(parts.head.complete_length()),
             Self::Filling(filling, _) => filling.response().complete_length,
         }
     }
-
-    /// `None` when bytes are missing, here and below.
-    fn whole(&self) -> Option<Body> {
-        match self {
-            Self::Filling(filling, mend) => {
-                Some(RepairedBody::body(filling.read_all(), 0..u64::MAX, *mend))
-            }
-            Self::Stored(..) | Self::Parts(..) => {
-                self.bytes(0..self.complete_length().unwrap_or_default())
-            }
-        }
-    }
-
-    fn bytes(&self, range: Range<u64>) -> Option<Body> {
-        match self {
-            Self::Stored(store, head, mend) => stored_bytes(store, head, *mend, range),
-            Self::Filling(filling, mend) => {
-                Some(RepairedBody::body(filling.read(range.clone()), range, *mend))
-            }
-            Self::Parts(parts, first) => {
-                Some(Body::stream((*parts).clone().read(range, first.borrow_mut().take())))
-            }
-        }
-    }
-}
-
-fn stored_bytes(
-    store: &Store,
-    head: &Arc<Head>,
-    mend: Option<&Parts>,
-    range: Range<u64>,
-) -> Option<Body> {
-    if head.inline.is_some() {
-        return head.inline_bytes(range).map(Body::from);
-    }
-    if !store.missing(head, range.clone()).is_empty() {
-        return None;
-    }
-    Some(RepairedBody::body(store.body(head, range.clone()), range, mend))
 }
 
 impl Visit {
-    /// A hit; `why` when it is served stale. `None` when bytes are missing.
+    /// A hit; `stale` is the reason if it is served stale. `None` if bytes are missing.
     pub(super) fn hit(
-        &mut self,
-        found: &Found,
+        &self,
+        hash: KeyHash,
         head: &Arc<Head>,
-        why: Option<Reason>,
-    ) -> Option<Reply> {
+        stale: Option<Reason>,
+    ) -> Option<Answered> {
         let freshness = &head.response.freshness;
         let age = freshness.age(self.context.received_at);
-        let mend = self.parts(found, head);
-        let source = Source::Stored(&self.worker.store, head, mend.as_ref());
-        let response = self.select_aged(source, age)?;
-        self.worker.note_hit(found.hash, head);
+        let reply = self.select_aged(Source::Stored(head), age)?;
+        self.worker.note_hit(hash, head);
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
-        let detail = why.or_else(silent);
-        self.context.cache_status =
-            CacheStatus { detail, ..CacheStatus::hit(freshness.ttl_at(age)) };
-        Some(response)
+        let detail = stale.or_else(silent);
+        let status = CacheStatus { detail, ..CacheStatus::hit(freshness.ttl_at(age)) };
+        Some(Answered::new(reply, status))
     }
 
-    /// The part of it that this request gets at `now`. `None` when bytes are missing.
+    /// What this request gets of the response at the time `now`. `None` if bytes are missing.
     pub(super) fn select(&self, source: Source<'_>, now: SystemTime) -> Option<Reply> {
         let age = source.response().freshness.age(now);
         self.select_aged(source, age)
@@ -123,13 +83,13 @@ impl Visit {
 
     fn select_aged(&self, source: Source<'_>, age: Duration) -> Option<Reply> {
         let stored = source.response();
-        let (method, fields) = (&self.context.asked.method, &self.fields);
+        let (method, fields) = (&self.context.request.method, &self.fields);
         let limits = &self.rule.settings.cache.ranges;
         let length = source.complete_length();
         let is_head = *method == Method::HEAD;
         let selected = match (cache::select(stored, method, fields, length, limits), source) {
             (Selected::Missing(_), _) if is_head => Selected::Full,
-            // What is missing comes.
+            // Upstream will provide the missing bytes: select as if all were stored.
             (Selected::Missing(_), Source::Parts(..)) => {
                 let whole = StoredResponse { parts: None, ..stored.clone() };
                 cache::select(&whole, method, fields, length, limits)
@@ -139,64 +99,109 @@ impl Visit {
         };
         let (status, fields) = cache::answer(stored, &selected, length, age)?;
         let body = match selected {
-            Selected::Full if !is_head => source.whole()?,
-            Selected::Range { bytes, .. } => source.bytes(bytes)?,
-            Selected::Multipart(plan) => multipart(source, *plan)?,
+            Selected::Full if !is_head => self.whole_body(source)?,
+            Selected::Range { bytes, .. } => self.body_bytes(source, bytes)?,
+            Selected::Multipart(plan) => self.multipart(source, *plan)?,
             _ => Body::Empty,
         };
         Some(Reply { status, received: stored.version, fields, body })
     }
-}
 
-/// Takes `Age` from an answer that comes straight from the origin.
-pub(super) fn first_hand(response: &mut Reply) {
-    if response.fields.get(&AGE) == Some(b"0") {
-        response.fields.remove(&AGE);
-    }
-}
-
-pub(super) fn redirect(redirect: &Redirect, facts: &Facts<'_>) -> Reply {
-    let mut response = Reply::new(redirect.status);
-    if let Some(location) = redirect.location.render_field(facts) {
-        response.fields.append(&LOCATION, &location);
-    }
-    response
-}
-
-pub(super) fn fixed(fixed: &Fixed) -> Reply {
-    let mut response = Reply::new(fixed.status);
-    if !fixed.content.is_empty() {
-        response.fields.append(&CONTENT_TYPE, &fixed.content_type);
-        response.body = fixed.content.clone().into();
-    }
-    response
-}
-
-/// The parts one after the other, each with its own head. A fill's readers are all made now,
-/// so that none is given up for lack of one; what is asked of upstream is asked in its turn.
-fn multipart(source: Source<'_>, plan: Multipart) -> Option<Body> {
-    let length = plan.content_length();
-    let mut rest = VecDeque::with_capacity(2 * plan.parts.len() + 1);
-    for (head, range) in plan.parts {
-        rest.push_back(Link::Ready(Body::from(head)));
-        rest.push_back(match source {
-            Source::Parts(parts, first) => {
-                Link::Later(Box::new((parts.clone(), range, first.borrow_mut().take())))
+    /// The whole body. `None` if bytes are missing, here and below.
+    fn whole_body(&self, source: Source<'_>) -> Option<Body> {
+        match source {
+            Source::Filling(filling, head) => {
+                let repair = head.map(|head| Repair::new(self, head));
+                Some(RepairedBody::body(filling.read_all(), 0..u64::MAX, repair))
             }
-            Source::Stored(..) | Source::Filling(..) => Link::Ready(source.bytes(range)?),
-        });
+            Source::Stored(head) => self.stored_bytes(head, 0..head.complete_length()),
+            Source::Parts(parts, _) => self.body_bytes(source, 0..parts.head.complete_length()),
+        }
     }
-    rest.push_back(Link::Ready(Body::from(plan.tail)));
-    Some(Body::stream(Chain { rest, length }))
+
+    fn body_bytes(&self, source: Source<'_>, range: Range<u64>) -> Option<Body> {
+        match source {
+            Source::Stored(head) => self.stored_bytes(head, range),
+            Source::Filling(filling, head) => {
+                let repair = head.map(|head| Repair::new(self, head));
+                Some(RepairedBody::body(filling.read(range.clone()), range, repair))
+            }
+            Source::Parts(parts, first) => {
+                Some(Body::stream(parts.clone().read(range, first.borrow_mut().take())))
+            }
+        }
+    }
+
+    fn stored_bytes(&self, head: &Arc<Head>, range: Range<u64>) -> Option<Body> {
+        if head.inline.is_some() {
+            return head.inline_bytes(range).map(Body::from);
+        }
+        let store = &self.worker.store;
+        if !store.missing(head, range.clone()).is_empty() {
+            return None;
+        }
+        let repair = Some(Repair::new(self, head));
+        Some(RepairedBody::body(store.body(head, range.clone()), range, repair))
+    }
+
+    /// A multipart body. All readers of a fill are opened now, so that none comes too late for its
+    /// bytes; requests to upstream are sent one after the other.
+    fn multipart(&self, source: Source<'_>, plan: Multipart) -> Option<Body> {
+        let length = plan.content_length();
+        let mut rest = VecDeque::with_capacity(2 * plan.parts.len() + 1);
+        for (head, range) in plan.parts {
+            rest.push_back(Link::Ready(Body::from(head)));
+            rest.push_back(match source {
+                Source::Parts(parts, first) => {
+                    Link::Later(Box::new((parts.clone(), range, first.borrow_mut().take())))
+                }
+                Source::Stored(..) | Source::Filling(..) => {
+                    Link::Ready(self.body_bytes(source, range)?)
+                }
+            });
+        }
+        rest.push_back(Link::Ready(Body::from(plan.tail)));
+        Some(Body::stream(Chain { rest, length }))
+    }
 }
 
+/// Removes `Age` from an answer that comes directly from the origin.
+pub(super) fn remove_zero_age(reply: &mut Reply) {
+    if reply.fields.get(&AGE) == Some(b"0") {
+        reply.fields.remove(&AGE);
+    }
+}
+
+/// The reply of a rule that redirects.
+pub(super) fn redirect(redirect: &Redirect, facts: &Facts<'_>) -> Reply {
+    let mut reply = Reply::new(redirect.status);
+    if let Some(location) = redirect.location.render_field(facts) {
+        reply.fields.append(&LOCATION, &location);
+    }
+    reply
+}
+
+/// The reply of a rule with a fixed response.
+pub(super) fn fixed(fixed: &Fixed) -> Reply {
+    let mut reply = Reply::new(fixed.status);
+    if !fixed.content.is_empty() {
+        reply.fields.append(&CONTENT_TYPE, &fixed.content_type);
+        reply.body = fixed.content.clone().into();
+    }
+    reply
+}
+
+/// A piece of a [`Chain`].
 enum Link {
     Ready(Body),
+    /// A range that is opened when its turn comes.
     Later(Box<(Parts, Range<u64>, Option<First>)>),
 }
 
+/// Bodies one after the other.
 struct Chain {
     rest: VecDeque<Link>,
+    /// The bytes that are still to come.
     length: u64,
 }
 

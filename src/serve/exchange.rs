@@ -1,6 +1,7 @@
-//! An exchange with upstream on behalf of one or many requests, and what becomes of its
-//! response. It may outlive the client that caused it.
+//! An exchange with upstream on behalf of one or many requests, and what is done with its response. It
+//! may outlive the client that caused it.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
 use super::lookup::CODINGS;
-use super::ranges::Asked;
+use super::outcome::upstream_facts;
+use super::ranges::FirstRange;
 use super::worker::Worker;
 use crate::body::{Body, BodySource};
 use crate::cache::vary::Variant;
@@ -26,9 +28,9 @@ use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 use crate::route::{Rule, Site};
 use crate::store::{Head, Record};
-use crate::upstream::{FetchError, Intent, Times, Tried, Unanswered, Upstream, UpstreamResponse};
+use crate::upstream::{FetchError, Intent, Times, Unanswered, Upstream, UpstreamResponse};
 
-/// All that an exchange needs to know of the request, so that it can go on without it.
+/// The facts that an exchange needs of the request that caused it, so that it can outlive it.
 #[derive(Clone)]
 pub(super) struct Job {
     /// The request that caused it.
@@ -39,141 +41,177 @@ pub(super) struct Job {
     pub upstream: Upstream,
     pub key: CacheKey,
     pub method: Method,
-    /// The client's fields, as the gate left them.
+    /// The request fields after the gate.
     pub fields: Rc<HeaderMap>,
-    /// Those that `Vary` selects by: as the origin gets them.
+    /// The request fields by which `Vary` selects, as the origin gets them.
     pub selecting: Rc<HeaderMap>,
-    /// What is being validated.
+    /// The stored response that is being validated.
     pub stale: Option<Arc<Head>>,
-    /// Whether an error of upstream may be answered with `stale`.
+    /// Whether a stale response may be served in place of an upstream error.
     pub stale_if_error: bool,
-    /// The range to begin with, when nothing is stored and a range is all that is asked for.
-    pub asked: Option<Asked>,
-    /// Where interim responses go: to the client that caused the exchange.
+    /// The range request to begin with, if nothing is stored and the client wants a range.
+    pub first_range: Option<FirstRange>,
+    /// Receives interim responses for the client that caused the exchange.
     pub interims: Option<Arc<Interims>>,
 }
 
-/// What the client that caused an exchange is told of it.
+/// What the client that caused an exchange learns of it.
 pub(super) struct Report {
     pub upstream: Option<Box<UpstreamFacts>>,
-    pub came: ExchangeOutcome,
+    pub outcome: ExchangeOutcome,
 }
 
-/// What an exchange came to.
+/// The outcome of an exchange for the client that caused it.
 pub(super) enum ExchangeOutcome {
-    /// A response for the client that caused it, and why it is not stored.
-    Alone(Response<Body>, Reason),
-    /// On its way into the store; whoever follows the fill reads it. The fields are for the
-    /// client that caused it alone.
+    /// The response is for this client only, and the reason why it is not stored.
+    NotStored(Response<Body>, Reason),
+    /// The response is being stored; followers of the fill read it. The fields go to this client only.
     Filling(HeaderMap),
-    /// In part; the bytes that are not stored are to be had like this.
-    Parts(Box<(Parts, First)>),
-    /// A part, as upstream sent it, which is stored apart; and for how long it is fresh.
-    Apart(Response<Body>, i64),
-    /// What was asked for of it can't be cut from what came, which is not stored: ask alone.
-    Released(Option<Reason>),
-    /// The stored response holds; this is its new head.
+    /// A part of a long object is being stored; the other bytes are fetched on demand.
+    StoringSlices(Box<(Parts, First)>),
+    /// A part, as upstream sent it, which is stored on its own, and its remaining freshness in
+    /// seconds.
+    StoredPart(Response<Body>, i64),
+    /// The response cannot answer this request and is not stored: send the request again, uncollapsed.
+    /// The reason is shown in `Cache-Status`.
+    Retry(Option<Reason>),
+    /// Upstream confirmed the stored response; this is its updated head record.
     Validated(Arc<Head>),
-    /// Upstream answered with an error, in whose place a stale response may be served.
-    Error(StatusCode),
-    /// No response at all.
-    Failed(Arc<Unanswered>),
+    /// Upstream answered with an error, in place of which a stale response may be served.
+    UpstreamError(StatusCode),
+    /// Upstream gave no response.
+    NoResponse(Arc<Unanswered>),
 }
 
-/// What is to be done with a response from upstream.
-pub(super) enum Settled {
-    Pass {
-        reason: Reason,
-        remember: Option<std::time::Duration>,
-    },
+/// What to do with a response from upstream.
+pub(super) enum Disposition {
+    /// Pass it on without storing it. `remember`: how long requests for the key are not collapsed.
+    Pass { reason: Reason, remember: Option<std::time::Duration> },
+    /// Store it.
     Store(Box<StoredResponse>),
-    /// A part that is to be stored apart.
-    Apart(Box<StoredResponse>),
+    /// Store it on its own: it is a part of an object.
+    StorePart(Box<StoredResponse>),
+    /// It confirms the stored response, whose updated head record this is.
     Validated(Arc<Head>),
-    Error(StatusCode),
+    /// It is an error, in place of which a stale response may be served.
+    UpstreamError(StatusCode),
 }
 
 impl Job {
-    /// Leads: asks upstream for all who follow.
+    /// Carries out the exchange for the leader's client and all followers, and reports to the
+    /// leader's client.
     pub(super) async fn lead(
         self,
         request: Request<()>,
         lead: Lead,
         report: oneshot::Sender<Report>,
     ) {
-        let sent = match self.send_validating(request).await {
+        let response = match self.send_validating(request).await {
             Ok(upstream) => self.open(upstream).await,
-            Err(error) => Err(error),
+            Err(unanswered) => Err(unanswered),
         };
-        let (mut upstream, part) = match sent {
+        // A client that has disconnected takes no report; here and below.
+        let (mut upstream, part) = match response {
             Ok(opened) => opened,
             Err(unanswered) => {
                 let unanswered = Arc::<Unanswered>::from(unanswered);
                 lead.fail(FillFailure::Upstream(unanswered.clone()));
-                // A client that left needs no report; here and below.
-                let _ = report
-                    .send(Report { upstream: None, came: ExchangeOutcome::Failed(unanswered) });
+                let outcome = ExchangeOutcome::NoResponse(unanswered);
+                drop(report.send(Report { upstream: None, outcome }));
                 return;
             }
         };
-        let upstream_facts = Some(Box::new(facts(&upstream, &self.upstream)));
-        let tell = |came| drop(report.send(Report { upstream: upstream_facts, came }));
-        let settled = self.settle(&mut upstream.response, upstream.times, lead.sequence());
+        let facts = Some(upstream_facts(&upstream, &self.upstream));
+        let report = |outcome| drop(report.send(Report { upstream: facts, outcome }));
+        let disposition = self.judge(&mut upstream.response, upstream.times, lead.sequence());
         let response = upstream.response;
-        match settled {
-            Settled::Pass { reason, remember } => {
+        match disposition {
+            Disposition::Pass { reason, remember } => {
                 lead.release(remember);
-                tell(match part {
-                    None => ExchangeOutcome::Alone(response, reason),
-                    Some(_) => ExchangeOutcome::Released(Some(reason)),
+                report(match part {
+                    None => ExchangeOutcome::NotStored(response, reason),
+                    Some(_) => ExchangeOutcome::Retry(Some(reason)),
                 });
             }
-            Settled::Validated(head) => {
+            Disposition::Validated(head) => {
                 lead.stored();
-                tell(ExchangeOutcome::Validated(head));
+                report(ExchangeOutcome::Validated(head));
             }
-            Settled::Error(status) => {
+            Disposition::UpstreamError(status) => {
                 lead.fail(FillFailure::Status(status));
-                tell(ExchangeOutcome::Error(status));
+                report(ExchangeOutcome::UpstreamError(status));
             }
-            Settled::Apart(stored) => {
-                let ttl = stored.freshness.ttl(self.worker.clock.now());
-                let (head, body) = response.into_parts();
-                match self.keep_apart(*stored, body).await {
-                    Some(bytes) => {
-                        lead.stored();
-                        tell(ExchangeOutcome::Apart(Response::from_parts(head, bytes.into()), ttl));
-                    }
-                    None => {
-                        lead.release(None);
-                        tell(ExchangeOutcome::Released(None));
-                    }
-                }
-            }
-            Settled::Store(stored) => {
+            Disposition::StorePart(stored) => report(self.lead_part(lead, stored, response).await),
+            Disposition::Store(stored) => {
                 self.note_rule(&stored).await;
-                let Some(bytes) = part else {
-                    let own = cache::fields::own_fields(response.headers(), &stored.headers);
-                    tell(ExchangeOutcome::Filling(own));
-                    // Who asked for a range leaves early; the next one would begin anew.
-                    let lead = if self.asked.is_some() { lead.to_the_end() } else { lead };
-                    return self.fill(lead, stored, response).await;
-                };
-                match self.begin_parts(*stored, bytes, response.into_body()).await {
-                    Some(begun) => {
-                        lead.stored();
-                        tell(ExchangeOutcome::Parts(Box::new(begun)));
-                    }
-                    None => {
-                        lead.release(None);
-                        tell(ExchangeOutcome::Released(None));
+                match part {
+                    None => self.lead_fill(lead, stored, response, report).await,
+                    Some(bytes) => {
+                        report(self.lead_slices(lead, stored, bytes, response).await);
                     }
                 }
             }
         }
     }
 
-    /// Moves a response's body into the store, and to whoever reads it, until its end.
+    /// Stores the whole response, which followers read meanwhile.
+    async fn lead_fill(
+        self,
+        lead: Lead,
+        stored: Box<StoredResponse>,
+        response: Response<Body>,
+        report: impl FnOnce(ExchangeOutcome),
+    ) {
+        let own = cache::fields::own_fields(response.headers(), &stored.headers);
+        report(ExchangeOutcome::Filling(own));
+        // A client that wants a range disconnects before the end. If the fill ended with it, the next
+        // range would start it again.
+        let lead = if self.first_range.is_some() { lead.to_the_end() } else { lead };
+        self.fill(lead, stored, response).await;
+    }
+
+    /// Stores a part on its own, which is complete before it is passed on.
+    async fn lead_part(
+        self,
+        lead: Lead,
+        stored: Box<StoredResponse>,
+        response: Response<Body>,
+    ) -> ExchangeOutcome {
+        let ttl = stored.freshness.ttl(self.worker.clock.now());
+        let (head, body) = response.into_parts();
+        match self.store_part(*stored, body).await {
+            Some(bytes) => {
+                lead.stored();
+                ExchangeOutcome::StoredPart(Response::from_parts(head, bytes.into()), ttl)
+            }
+            None => {
+                lead.release(None);
+                ExchangeOutcome::Retry(None)
+            }
+        }
+    }
+
+    /// Begins a partial object with these bytes of it.
+    async fn lead_slices(
+        self,
+        lead: Lead,
+        stored: Box<StoredResponse>,
+        bytes: Range<u64>,
+        response: Response<Body>,
+    ) -> ExchangeOutcome {
+        match self.create_partial_object(*stored, bytes, response.into_body()).await {
+            Some(begun) => {
+                lead.stored();
+                ExchangeOutcome::StoringSlices(Box::new(begun))
+            }
+            None => {
+                lead.release(None);
+                ExchangeOutcome::Retry(None)
+            }
+        }
+    }
+
+    /// Moves a response's body into the store and to the readers of the fill, until its end.
     pub(super) async fn fill(
         self,
         mut lead: Lead,
@@ -187,7 +225,8 @@ impl Job {
         }
     }
 
-    /// Sends the request; a 304 that is not about what we have is asked again for the whole.
+    /// Sends the request. After a 304 that does not match the stored response, sends it again without
+    /// conditions.
     async fn send_validating(
         &self,
         mut request: Request<()>,
@@ -213,7 +252,7 @@ impl Job {
         &self,
         request: impl Fn() -> Request<()>,
     ) -> Result<UpstreamResponse, Box<Unanswered>> {
-        // Whoever is answered from what is stored may take no trailers.
+        // Stored trailers would also go to clients that do not accept them, so none are requested.
         let intent = Intent {
             hash: self.key.hash.0 as u64,
             interims: self.interims.clone(),
@@ -226,7 +265,7 @@ impl Job {
         sent
     }
 
-    /// Says in the log that upstream gave no response; a cause that repeats is told as a number.
+    /// Logs that upstream gave no response. A repeated cause is logged as a count.
     pub(super) fn note_no_response(&self, error: &FetchError) {
         let notice = Notice {
             is_error: false,
@@ -239,21 +278,21 @@ impl Job {
         notices::note(&notice, format_args!("{error}; {method} {url}, request {request}"));
     }
 
-    /// What is to be done with a response whose head is in.
-    pub(super) fn settle(
+    /// Decides what to do with a response whose header section has arrived.
+    pub(super) fn judge(
         &self,
         response: &mut Response<Body>,
         times: Times,
         sequence: PurgeSequence,
-    ) -> Settled {
+    ) -> Disposition {
         let status = response.status();
         if self.stale_if_error && cache::decide::is_upstream_error(status) {
-            return Settled::Error(status);
+            return Disposition::UpstreamError(status);
         }
-        let apart = status == StatusCode::PARTIAL_CONTENT;
-        if apart && !self.asked.as_ref().is_some_and(|asked| asked.is_for_the_last()) {
-            // What is wanted as a part is made a whole of before: see `open`.
-            return Settled::Pass { reason: Reason::RangeInvalid, remember: None };
+        let is_part = status == StatusCode::PARTIAL_CONTENT;
+        if is_part && !self.first_range.as_ref().is_some_and(FirstRange::is_suffix) {
+            // A part that was requested is turned into a whole before: see `open`.
+            return Disposition::Pass { reason: Reason::RangeInvalid, remember: None };
         }
         self.complete(response);
         let settings = &self.rule.settings.cache;
@@ -261,11 +300,11 @@ impl Job {
             let exchange = self.exchange(response, times);
             match cache::freshen(&stale.response, &exchange, sequence, settings) {
                 Freshened::Updated(fresh) => {
-                    return Settled::Validated(self.worker.store.replace(stale, *fresh));
+                    return Disposition::Validated(self.worker.store.replace(stale, *fresh));
                 }
-                // It holds this once: stale from the start, so that nobody else is given it.
+                // Confirmed for this request only: stored as stale, so that no other request gets it.
                 Freshened::Once(once, _) => {
-                    return Settled::Validated(self.worker.store.replace(stale, *once));
+                    return Disposition::Validated(self.worker.store.replace(stale, *once));
                 }
                 Freshened::NotThisOne => {}
             }
@@ -274,24 +313,24 @@ impl Job {
         let place =
             Place { key: &self.key, selecting: &self.selecting, codings: CODINGS, site, sequence };
         match cache::may_store(&self.exchange(response, times), &place, settings) {
-            Storing::Store(stored) if apart => {
-                // Collected before any of it goes on: no more than goes on in one piece.
+            Storing::Store(stored) if is_part => {
+                // The part is collected in memory before it is passed on: at most one slice.
                 let length = response.body().exact_length();
                 if length.is_none_or(|length| length > self.worker.store.slice_bytes()) {
-                    return Settled::Pass { reason: Reason::TooLarge, remember: None };
+                    return Disposition::Pass { reason: Reason::TooLarge, remember: None };
                 }
-                Settled::Apart(stored)
+                Disposition::StorePart(stored)
             }
-            Storing::Store(stored) => Settled::Store(stored),
-            Storing::Pass { reason, remember } => Settled::Pass { reason, remember },
+            Storing::Store(stored) => Disposition::Store(stored),
+            Storing::Pass { reason, remember } => Disposition::Pass { reason, remember },
         }
     }
 
-    /// Remembers the rule of `No-Vary-Search` by which a response is going to be stored.
+    /// Remembers the `No-Vary-Search` rule by which a response will be stored.
     pub(super) async fn note_rule(&self, stored: &StoredResponse) {
         if let Some(record) = self.unknown_rule(stored) {
-            // Without it other URLs are asked of upstream; the store has counted it. On the
-            // heap: nearly no response has one.
+            // Without the rule, requests for equivalent URLs go upstream. The store counts the
+            // failure. On the heap, because nearly no response has a rule.
             _ = Box::pin(self.worker.store.writer(record).finish()).await;
         }
     }
@@ -308,17 +347,16 @@ impl Job {
         }
     }
 
-    /// What upstream left out and a recipient may add: `Date` (RFC 9110 §6.6.1).
+    /// Adds `Date` if upstream left it out (RFC 9110 §6.6.1).
     fn complete(&self, response: &mut Response<Body>) {
-        // Nearly all have it: a look at each name costs less than to hash one.
+        // Nearly all responses have it: comparing each name costs less than hashing one.
         if !response.headers().keys().any(|name| *name == DATE) {
             let now = cache::fields::http_date(self.worker.clock.now());
             response.headers_mut().insert(DATE, now);
         }
     }
 
-    /// The rule of `No-Vary-Search` by which a response is going to be stored, if it is not
-    /// remembered yet.
+    /// The `No-Vary-Search` rule by which a response will be stored, if it is not remembered yet.
     fn unknown_rule(&self, stored: &StoredResponse) -> Option<StoredResponse> {
         let record = search::rule_record(stored)?;
         match self.worker.store.in_memory(record.hash()) {
@@ -331,12 +369,12 @@ impl Job {
         }
     }
 
-    /// Lists a variant just stored under its key.
+    /// Adds a stored variant to the list under its key.
     pub(super) async fn note_variant(&self, stored: &StoredResponse) {
         let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
         let store = &self.worker.store;
         let key = CacheKey::new(stored.key.clone());
-        // Two fills of one key may end at once; neither may lose the other's variant.
+        // Two fills of one key may end at the same time; both variants must be listed.
         let _listing = self.worker.listing.lock().await;
         let mut list = match store.find(key.hash).await {
             Some(Record::Variants(list)) => VaryList::clone(&list),
@@ -350,23 +388,6 @@ impl Job {
         }
         store.put_variants(key.hash, list);
     }
-}
-
-/// What the log and `Cache-Status` tell of an exchange.
-pub(super) fn facts(response: &UpstreamResponse, upstream: &Upstream) -> UpstreamFacts {
-    UpstreamFacts {
-        pool: upstream.name().clone(),
-        origin: Some(response.origin.clone()),
-        address: Some(response.address),
-        attempts: response.attempts,
-        answered: Some((response.response.status(), response.first_byte)),
-    }
-}
-
-/// The same of one that was not answered.
-pub(super) fn facts_tried(tried: &Tried) -> UpstreamFacts {
-    let Tried { pool, origin, address, attempts } = tried.clone();
-    UpstreamFacts { pool, origin, address, attempts, answered: None }
 }
 
 fn is_304(response: &Response<Body>) -> bool {

@@ -1,43 +1,50 @@
-//! "Why would this be a hit or a miss?" The same steps as [`super::serve`], up to *decide*,
-//! without touching anything.
+//! "Why would this be a hit or a miss?" Runs the stages of [`super::serve`] up to *decide* for a request
+//! that is only described, through the same functions and in the same order, without any effect.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use geo::{Country, Geo, Place};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
-use super::added_fields::tell;
-use super::lookup::CODINGS;
-use super::ranges::is_enough;
+use super::lookup::{CacheQuery, Lookup, LookupResult};
+use super::routing::{NO_SITE, route};
 use super::worker::Plan;
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
 use crate::clock::Clock;
+use crate::context::{RequestId, Requester};
 use crate::fields::Fields;
-use crate::guard::{Normalised, access};
-use crate::route::{Action, Facts, Question, Rule};
+use crate::guard::{self, Applicant, Limits, Rates, access};
+use crate::route::{Action, Rule};
 use crate::store::{Head, Record, Store};
 
-/// What an explanation is made from.
+/// Explains requests.
 #[derive(Clone)]
 pub(crate) struct Explainer {
     /// The plan in force.
     pub plan: Arc<Plan>,
-    /// Memory and disk.
+    /// The node's store.
     pub store: Store,
-    /// Where addresses are.
+    /// Locates clients.
     pub geo: Arc<Geo>,
-    /// Time.
+    /// The node's clock.
     pub clock: Clock,
 }
 
+/// What a question states about the client.
+#[derive(Clone, Copy)]
+struct Client {
+    address: Option<IpAddr>,
+    country: Option<Country>,
+}
+
 impl Explainer {
-    /// Explains a GET for `uri` with these fields, from `client` where it is given, in `country`
-    /// where that is given, else in the client's. Nothing is counted against a rate.
+    /// Explains a GET for `uri` with these fields, from `client` if it is given, in `country` if that
+    /// is given, otherwise in the client's country. Nothing is counted against a rate.
     ///
     /// # Errors
-    /// The gate refuses the URL, or no site has its host: says which.
+    /// The gate refuses the URL, or no site has its host; the text says which.
     pub(crate) async fn explain(
         &self,
         uri: &Uri,
@@ -46,195 +53,128 @@ impl Explainer {
         country: Option<Country>,
     ) -> Result<Value, String> {
         let plan = &self.plan;
-        let asked = plan.gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
-        let located = || client.map(|client| self.geo.locate(client)).unwrap_or_default();
-        let place = match country {
-            Some(country) => Place {
-                country: Some(country),
-                continent: Some(country.continent()),
-                ..Place::default()
-            },
-            None => located(),
-        };
+        let mut request = plan.gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
+        request.client = client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let place = self.place(client, country);
         let method = Method::GET;
-        let question = Question {
-            host: asked.authority.host(),
-            path: asked.path(),
-            method: &method,
-            place: &place,
-        };
-        let (site, rule) = plan.routes.find(&question).ok_or("no site here has this host")?;
-        let settings = &rule.settings.cache;
-        let mut told = json!({
-            "url": format!("{}://{}{}", asked.scheme, asked.authority.as_str(), asked.target),
+        let (site, rule) = route(&plan.routes, &request, &method, &place).ok_or(NO_SITE)?;
+        let mut explanation = json!({
+            "url": format!("{}://{}{}", request.scheme, request.authority.as_str(), request.target),
             "site": &*site.name,
             "rule": &*rule.settings.name,
             "country": place.country.map(|country| country.as_str().to_owned()),
         });
-        let client_at = Client { address: client, country: place.country };
-        let admitted = self.admit(rule, client_at, &method, headers, &mut told);
-        if let Err((reason, status)) = admitted {
-            told["decision"] = answered_here("refuse", reason);
-            told["decision"]["status"] = json!(status.as_u16());
-            return Ok(told);
+        let known = Client { address: client, country: place.country };
+        if let Err((reason, status)) = self.admit(rule, known, headers, &mut explanation) {
+            explanation["decision"] = answered_here("refuse", reason);
+            explanation["decision"]["status"] = json!(status.as_u16());
+            return Ok(explanation);
         }
         if !matches!(rule.settings.action, Action::Pass(_)) {
-            told["decision"] = answered_here("answer", Reason::AnsweredHere);
-            return Ok(told);
+            explanation["decision"] = answered_here("answer", Reason::AnsweredHere);
+            return Ok(explanation);
         }
-        told["pool"] = json!(rule.pool(&place).map(|pool| pool.name().to_string()));
-        let directives = RequestDirectives::of(headers, settings.honoured);
-        if let Some(reason) = cache::skips_cache(&method, headers, &directives, settings) {
-            told["decision"] = forward(reason);
-            return Ok(told);
-        }
-        let selecting = selecting_by_any(headers, &asked, rule, &place, client);
-        let key = CacheKey::of(
-            &settings.key,
-            asked.scheme,
-            asked.authority.as_str(),
-            asked.path(),
-            asked.query(),
-            &selecting,
-        );
-        let exact = key;
-        let key = match settings.no_vary_search {
-            true => self.aliased(&exact, &mut told).await,
-            false => exact.clone(),
+        explanation["pool"] = json!(rule.pool(&place).map(|pool| pool.name().to_string()));
+        let directives = RequestDirectives::of(headers, rule.settings.cache.honoured);
+        let query = CacheQuery {
+            store: &self.store,
+            rule,
+            request: &request,
+            method: &method,
+            fields: headers,
+            directives: &directives,
+            place: &place,
+            id: &RequestId(0),
         };
-        told["key"] = json!(&*key.text);
-        let (head, absent) = self.look(&key, &selecting, settings.select_language, &mut told).await;
-        let (head, absent) = match head {
-            Some(head) if !is_enough(&head, &method, headers, &settings.ranges) => {
-                (None, Reason::BytesMissing)
-            }
-            Some(head) if settings.no_vary_search && !search::answers(&head.response, &exact) => {
-                (None, Reason::Absent)
-            }
-            head => (head, absent),
-        };
-        let Some(head) = head else {
-            told["decision"] = decision(cache::decide_absent(&directives, absent));
-            return Ok(told);
-        };
-        let now = self.clock.now();
-        let purged = self.store.purge_verdict(&head);
-        told["stored"] = stored(&head, now);
-        told["rules"] = fired(&head.response, headers, settings);
-        told["purged"] = json!(purged.map(|kind| format!("{kind:?}").to_lowercase()));
-        told["decision"] =
-            decision(cache::decide(&head.response, purged, &directives, settings, now));
-        Ok(told)
+        self.explain_lookup(query, &mut explanation).await;
+        Ok(explanation)
     }
 
-    /// Whether the rule's access limits and its rate let the request in: the reason and the status
-    /// if not. What depends on a client that is not given is not judged, and named.
+    /// key → lookup → decide.
+    async fn explain_lookup(&self, query: CacheQuery<'_>, explanation: &mut Value) {
+        if let Some(reason) = query.skips_cache() {
+            explanation["decision"] = forward(reason);
+            return;
+        }
+        let mut records = Vec::new();
+        let found = query.look_up(query.search(), Lookup::Peek(&mut records)).await;
+        explanation["key"] = json!(&*found.key.text);
+        explain_records(&records, &found, explanation);
+        let now = self.clock.now();
+        if let Some(head) = &found.head {
+            let purged = self.store.purge_verdict(head);
+            let settings = &query.rule.settings.cache;
+            explanation["stored"] = stored(head, now);
+            explanation["rules"] = applied_rules(&head.response, query.fields, settings);
+            explanation["purged"] = json!(purged.map(|kind| format!("{kind:?}").to_lowercase()));
+        }
+        explanation["decision"] = decision(query.decide(&found, now));
+    }
+
+    fn place(&self, client: Option<IpAddr>, country: Option<Country>) -> Place {
+        match (country, client) {
+            (Some(country), _) => Place {
+                country: Some(country),
+                continent: Some(country.continent()),
+                ..Place::default()
+            },
+            (None, Some(client)) => self.geo.locate(client),
+            (None, None) => Place::default(),
+        }
+    }
+
+    /// Whether the rule lets the request in: the reason and the status if not. Limits on a client that
+    /// is not given are not judged, and listed.
     fn admit(
         &self,
         rule: &Rule,
         client: Client,
-        method: &Method,
         headers: &HeaderMap,
-        told: &mut Value,
+        explanation: &mut Value,
     ) -> Result<(), (Reason, StatusCode)> {
-        let settings = &rule.settings;
-        let (judged, skipped) = judged(&settings.access, client);
-        let address = client.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let admitted = access::admit(&judged, address, client.country, method, headers);
-        told["access"] = json!({"admitted": admitted.is_ok()});
+        let (limits, skipped) = judged(&rule.settings.guard, client);
+        let applicant = Applicant {
+            requester: Requester::Client,
+            client: client.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            country: client.country,
+            method: &Method::GET,
+            headers,
+            now: self.clock.instant(),
+        };
+        let admitted = guard::admit(&limits, &applicant, Rates::Peek(&self.plan.rates));
+        let refusal = admitted.err().map(|rejection| rejection.refusal);
+        let denied = refusal.filter(|refusal| refusal.reason() == Reason::Denied);
+        explanation["access"] = json!({"admitted": denied.is_none()});
         if !skipped.is_empty() {
-            told["access"]["not_judged"] = json!(skipped);
+            explanation["access"]["not_judged"] = json!(skipped);
         }
-        if let Err(refusal) = admitted {
-            let (option, entry) = access::cause(&judged, refusal, client.address, client.country);
-            told["access"]["reason"] = json!(refusal.as_str());
-            told["access"]["option"] = json!(option);
-            told["access"]["entry"] = json!(entry);
-            return Err((Reason::Denied, refusal.status()));
+        if let Some(refusal) = denied {
+            let Client { address, country } = client;
+            let (option, entry) = access::cause(&limits.access, refusal, address, country);
+            explanation["access"]["reason"] = json!(refusal.as_str());
+            explanation["access"]["option"] = json!(option);
+            explanation["access"]["entry"] = json!(entry);
+        } else if let Some(limit) = rule.settings.guard.rate {
+            explanation["rate"] = json!({
+                "rule": &*rule.settings.name,
+                "per_second": limit.per_second,
+                "burst": limit.burst,
+                "admitted": client.address.map(|_| refusal.is_none()),
+            });
         }
-        let Some(limit) = settings.rate else { return Ok(()) };
-        let admits = |client| {
-            let now = self.clock.instant();
-            self.plan.rates.would_admit(settings.number, limit, client, now)
-        };
-        let admitted = client.address.map(admits);
-        told["rate"] = json!({
-            "rule": &*settings.name,
-            "per_second": limit.per_second,
-            "burst": limit.burst,
-            "admitted": admitted,
-        });
-        match admitted {
-            Some(false) => Err((Reason::RateLimited, StatusCode::TOO_MANY_REQUESTS)),
-            Some(true) | None => Ok(()),
-        }
-    }
-
-    /// Where to look by what is remembered of the path.
-    async fn aliased(&self, exact: &CacheKey, told: &mut Value) -> CacheKey {
-        let Some(rule) = search::rule_key(exact) else { return exact.clone() };
-        let Some(Record::Response(head)) = self.store.peek(rule.hash).await else {
-            return exact.clone();
-        };
-        if head.response.key != rule.text {
-            return exact.clone();
-        }
-        let name = search::NO_VARY_SEARCH;
-        let said = head.response.headers.lines(&name);
-        told["no_vary_search"] =
-            said.map(|line| String::from_utf8_lossy(line).into_owned()).collect();
-        search::looked_for(exact, &head.response)
-    }
-
-    async fn look(
-        &self,
-        key: &CacheKey,
-        headers: &HeaderMap,
-        select_language: bool,
-        told: &mut Value,
-    ) -> (Option<Arc<Head>>, Reason) {
-        match self.store.peek(key.hash).await {
-            None => (None, Reason::Absent),
-            Some(Record::Response(head)) if head.response.key == key.text => {
-                (Some(head), Reason::Absent)
-            }
-            Some(Record::Response(_)) => (None, Reason::KeyCollision),
-            Some(Record::Variants(list)) => {
-                told["varies_by"] = list
-                    .sets
-                    .iter()
-                    .map(|set| set.fields.iter().map(http::HeaderName::as_str).collect::<Vec<_>>())
-                    .collect();
-                for candidate in list.candidates(key, headers, CODINGS, select_language) {
-                    if let Some(Record::Response(head)) = self.store.peek(candidate.hash).await
-                        && candidate.fits(key, &head.response)
-                    {
-                        told["variant"] = json!(&*head.response.variant);
-                        return (Some(head), Reason::VariantAbsent);
-                    }
-                }
-                (None, Reason::VariantAbsent)
-            }
-        }
+        refusal.map_or(Ok(()), |refusal| Err((refusal.reason(), refusal.status())))
     }
 }
 
-/// What is known of the client that a question is about.
-#[derive(Clone, Copy)]
-struct Client {
-    address: Option<IpAddr>,
-    country: Option<Country>,
-}
-
-/// The access limits that can be judged by what is known of the client, and the options that
-/// can't be.
-fn judged(settings: &access::Settings, client: Client) -> (access::Settings, Vec<&'static str>) {
-    let mut judged = settings.clone();
+/// The limits that can be judged with what is known of the client, and the access options that cannot.
+fn judged(limits: &Limits, client: Client) -> (Limits, Vec<&'static str>) {
+    let mut judged = limits.clone();
     let mut skipped = Vec::new();
     if client.address.is_none() {
+        judged.rate = None;
         for (option, networks) in [
-            ("access.allow", &mut judged.allow_addresses),
-            ("access.deny", &mut judged.deny_addresses),
+            ("access.allow", &mut judged.access.allow_addresses),
+            ("access.deny", &mut judged.access.deny_addresses),
         ] {
             if !std::mem::take(networks).is_empty() {
                 skipped.push(option);
@@ -243,8 +183,8 @@ fn judged(settings: &access::Settings, client: Client) -> (access::Settings, Vec
     }
     if client.address.is_none() && client.country.is_none() {
         for (option, countries) in [
-            ("access.allow_countries", &mut judged.allow_countries),
-            ("access.deny_countries", &mut judged.deny_countries),
+            ("access.allow_countries", &mut judged.access.allow_countries),
+            ("access.deny_countries", &mut judged.access.deny_countries),
         ] {
             if !std::mem::take(countries).is_empty() {
                 skipped.push(option);
@@ -254,27 +194,32 @@ fn judged(settings: &access::Settings, client: Client) -> (access::Settings, Vec
     (judged, skipped)
 }
 
-/// The fields as the origin would get them.
-fn selecting_by_any(
-    headers: &HeaderMap,
-    asked: &Normalised,
-    rule: &Rule,
-    place: &Place,
-    client: Option<IpAddr>,
-) -> HeaderMap {
-    let facts = Facts {
-        client: client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        place,
-        request_id: &"0",
-        scheme: asked.scheme,
-        authority: asked.authority.as_str(),
-        path: asked.path(),
-        query: asked.query(),
-    };
-    let mut headers = headers.clone();
-    tell(&mut headers, place, HeaderValue::from_static("0"));
-    rule.settings.request_fields.apply(&mut headers, &facts);
-    headers
+/// The rule of the path, the fields that the key's variants differ by, and the selected variant.
+fn explain_records(records: &[Record], found: &LookupResult, explanation: &mut Value) {
+    for record in records {
+        match record {
+            // A record other than the response is that of the path's `No-Vary-Search` rule.
+            Record::Response(head) if head.response.key != found.key.text => {
+                let name = search::NO_VARY_SEARCH;
+                let lines = head.response.headers.lines(&name);
+                let lines: Vec<_> =
+                    lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+                if !lines.is_empty() {
+                    explanation["no_vary_search"] = json!(lines);
+                }
+            }
+            Record::Response(_) => {}
+            Record::Variants(list) => {
+                let names = |fields: &[http::HeaderName]| -> Vec<String> {
+                    fields.iter().map(ToString::to_string).collect()
+                };
+                explanation["varies_by"] = list.sets.iter().map(|set| names(&set.fields)).collect();
+                if let Some(head) = &found.head {
+                    explanation["variant"] = json!(&*head.response.variant);
+                }
+            }
+        }
+    }
 }
 
 fn stored(head: &Head, now: std::time::SystemTime) -> Value {
@@ -297,15 +242,20 @@ fn stored(head: &Head, now: std::time::SystemTime) -> Value {
     })
 }
 
-/// What the rules make of it by the settings in force, which may not be those it was stored by.
-fn fired(response: &StoredResponse, request: &HeaderMap, settings: &cache::Settings) -> Value {
+/// How the caching rules judge the stored response by the settings in force, which may differ from
+/// those it was stored by.
+fn applied_rules(
+    response: &StoredResponse,
+    request: &HeaderMap,
+    settings: &cache::Settings,
+) -> Value {
     let fields = response.headers.to_map(0);
     let came = response.freshness.response_time.time();
     let exchange = cache::Exchange {
         method: &Method::GET,
         request,
         version: response.version,
-        // A part was judged when it was stored; its Content-Range is not among its fields.
+        // A stored part no longer has the Content-Range by which it was judged.
         status: match response.status {
             StatusCode::PARTIAL_CONTENT => StatusCode::OK,
             status => status,

@@ -1,414 +1,488 @@
-//! fetch: a request that what is stored can't answer. It leads an exchange with upstream, or
-//! follows another's; meanwhile and in the end a permitted stale response may stand in.
+//! fetch: answers a request by way of upstream. The request leads an exchange or follows another
+//! request's; meanwhile, and if it fails, a permitted stale response may be served.
 
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
-use super::answer::{Source, first_hand};
-use super::exchange::{ExchangeOutcome, Job, Report, facts_tried};
-use super::lookup::{CODINGS, Found, Target};
-use super::{Visit, failures};
+use super::answer::{Source, remove_zero_age};
+use super::exchange::{ExchangeOutcome, Job, Report};
+use super::lookup::{CODINGS, Lookup, LookupResult};
+use super::outcome::{Answered, PathError, facts_of, unanswered_facts};
+use super::ranges::{Gaps, can_be_fetched_in_parts};
+use super::{NextStage, Payload, Visit, errors};
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
+use crate::context::ResponseFacts;
 use crate::fields::FieldsMut;
 use crate::fill::Filling;
 use crate::fill::collapse::{FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
 use crate::reply::Reply;
-use crate::respond::Failure;
 use crate::store::Head;
 use crate::upstream::{Unanswered, Upstream};
 
+/// The outcome of one attempt to lead or to follow.
+enum Turn {
+    Done(Answered),
+    /// Try again, with this as the result of the lookup.
+    Again(LookupResult),
+}
+
 impl Visit {
-    /// Answers by way of upstream; `found.head` is what may be validated.
-    pub(super) async fn fetch(&mut self, found: Found, reason: Reason) -> Result<Reply, Failure> {
-        self.context.cache_status = CacheStatus::forwarded(reason);
-        if self.context.asked.method == http::Method::HEAD {
-            return self.pass(reason, Some(found)).await;
+    /// Answers by way of upstream, because of `reason`.
+    pub(super) async fn fetch(
+        &self,
+        found: LookupResult,
+        reason: Reason,
+    ) -> Result<Answered, Box<PathError>> {
+        if self.context.request.method == http::Method::HEAD {
+            return self.pass(reason, Some(found), Payload::default()).await;
         }
-        match self.stale_deadline(&found) {
-            None => self.fetch_in_turn(found, reason).await,
-            Some(soft) => {
-                let (place, stale) = (found.clone(), found.head.clone());
-                let arrived = tokio::time::timeout(soft, self.fetch_in_turn(found, reason)).await;
-                match (arrived, stale) {
-                    (Ok(outcome), _) => outcome,
-                    (Err(_), Some(head)) => self.stand_in(&place, &head, Reason::WhenSlow),
-                    (Err(_), None) => pending().await,
-                }
+        let Some(soft_deadline) = self.stale_deadline(&found) else {
+            return self.take_turns(found, reason).await;
+        };
+        let stale = found.clone();
+        match tokio::time::timeout(soft_deadline, self.take_turns(found, reason)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let facts = facts_of(CacheStatus::forwarded(reason));
+                let answered = self.serve_stale(&stale, Reason::WhenSlow, facts);
+                answered.map_err(|facts| facts.fail(errors::abandoned()))
             }
         }
     }
 
-    /// Once as a leader; as a follower until what was followed has an answer for this request.
-    async fn fetch_in_turn(&mut self, mut found: Found, reason: Reason) -> Result<Reply, Failure> {
-        for _ in 0..ROUNDS_MAX {
-            let store = &self.worker.store;
-            // Its tags are not known before its head.
-            let aliased: &[u64] =
-                if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
-            let asked =
-                || PurgeTarget { site: &self.site.name, url: found.key.url(), tags: aliased };
-            let joined = self.worker.fills.join(
-                found.hash,
-                || store.purges().sequence(),
-                |response, since| store.purges().overtaken(&asked(), response, since),
-            );
-            let follower = match joined {
-                Join::Lead(lead) => {
-                    let again = self.look_in_memory(Target { key: found.key.clone() }).ok();
-                    if let Some(response) = self.stored_meanwhile(again.as_ref()) {
-                        lead.stored();
-                        return Ok(response);
-                    }
-                    let Some(again) = again.filter(|again| self.is_begun(again)) else {
-                        if let Some(response) = self.lead(lead, &found, reason).await? {
-                            return Ok(response);
-                        }
-                        self.context.cache_status = CacheStatus::forwarded(reason);
-                        found = Found { head: None, validate: false, ..found };
-                        continue;
-                    };
-                    lead.stored();
-                    if let Some(response) = self.answer_from_begun(&again, reason).await? {
-                        return Ok(response);
-                    }
-                    found = Found { head: None, ..again };
-                    continue;
-                }
+    /// Leads or follows up to [`TURNS_MAX`] exchanges until one has an answer for this request.
+    async fn take_turns(
+        &self,
+        mut found: LookupResult,
+        reason: Reason,
+    ) -> Result<Answered, Box<PathError>> {
+        for _ in 0..TURNS_MAX {
+            let turn = match self.join(&found) {
+                Join::Lead(lead) => self.lead_turn(lead, found, reason).await?,
+                Join::Follow(follower) => self.follow_turn(follower, found, reason).await?,
                 Join::Uncollapsed(why) => {
-                    return self.pass(uncollapsed(why, reason), Some(found)).await;
+                    let reason = uncollapsed(why, reason);
+                    return self.pass(reason, Some(found), Payload::default()).await;
                 }
-                Join::Follow(follower) => follower,
             };
-            self.context.cache_status.collapsed = true;
-            match follower.outcome().await {
-                Outcome::Filling(filling) => match self.look_at_filling(&found, &filling) {
-                    Followed::Usable => {
-                        return match self.answer_from(&filling).await {
-                            Some(response) => Ok(response),
-                            None => self.pass(reason, Some(found)).await,
-                        };
-                    }
-                    Followed::Elsewhere(hash) => {
-                        found = Found { hash, head: None, ..found };
-                    }
-                    Followed::Unusable => return self.pass(reason, Some(found)).await,
-                },
-                Outcome::Stored => {
-                    let again = self.look_everywhere(Target { key: found.key.clone() }).await;
-                    if let Some(response) = self.act_now(&again) {
-                        // RFC 9211 §2.1: who waited for an upstream request had no hit.
-                        let handling = Handling::Forwarded(reason);
-                        let status = self.context.cache_status;
-                        self.context.cache_status =
-                            CacheStatus { handling, collapsed: true, ..status };
-                        return Ok(response);
-                    }
-                    if self.is_begun(&again) {
-                        if let Some(response) = self.answer_from_begun(&again, reason).await? {
-                            self.context.cache_status.collapsed = true;
-                            return Ok(response);
-                        }
-                    } else if again.head.is_some() || again.absent != Reason::Absent {
-                        return self.pass(reason, Some(again)).await;
-                    }
-                    // It has changed at its origin, or another has found so and dropped it. All
-                    // who waited find that: one asks for all.
-                    self.context.cache_status = CacheStatus::forwarded(reason);
-                    found = Found { head: None, ..again };
-                }
-                Outcome::Released => {
-                    self.context.cache_status.collapsed = false;
-                    return self.pass(reason, Some(found)).await;
-                }
-                Outcome::Failed(failure) => return self.without_upstream(&found, &failure),
+            match turn {
+                Turn::Done(answered) => return Ok(answered),
+                Turn::Again(next) => found = next,
             }
         }
-        self.pass(reason, Some(found)).await
+        self.pass(reason, Some(found), Payload::default()).await
     }
 
-    /// The fill that would have been followed may have ended between the lookup and the join:
-    /// what it stored is in memory.
-    fn stored_meanwhile(&mut self, again: Option<&Found>) -> Option<Reply> {
-        let before = self.context.cache_status;
-        let response = self.act_now(again?);
-        if response.is_none() {
-            self.context.cache_status = before;
-        }
-        response
+    fn join(&self, found: &LookupResult) -> Join {
+        let store = &self.worker.store;
+        // Whether a `No-Vary-Search` rule will apply is unknown until the response's header section
+        // has arrived, so that it must be assumed for the purge verdict.
+        let tags: &[u64] = if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
+        let target = || PurgeTarget { site: &self.site.name, url: found.key.url(), tags };
+        self.worker.fills.join(
+            found.hash,
+            || store.purges().sequence(),
+            |response, since| store.purges().overtaken(&target(), response, since),
+        )
     }
 
-    /// Whether it is stored in part, and the rest can be had or is on its way.
-    fn is_begun(&self, found: &Found) -> bool {
-        let Some(head) = &found.head else { return false };
-        matches!(self.decide(found), Decision::Serve { .. }) && self.parts(found, head).is_some()
-    }
-
-    /// `None` when it has changed at the origin.
-    async fn answer_from_begun(
-        &mut self,
-        found: &Found,
-        reason: Reason,
-    ) -> Result<Option<Reply>, Failure> {
-        let Some(head) = &found.head else { return Ok(None) };
-        let response = self.answer_in_parts(found, head).await?;
-        if response.is_none() {
-            self.context.cache_status = CacheStatus::forwarded(reason);
-        }
-        Ok(response)
-    }
-
-    /// `None` when what was validated has changed since, before the bytes of it that are not
-    /// stored were asked for.
-    async fn lead(
-        &mut self,
+    /// Leads an exchange, unless a fill that ended between lookup and join has stored the response.
+    async fn lead_turn(
+        &self,
         lead: Lead,
-        found: &Found,
+        found: LookupResult,
         reason: Reason,
-    ) -> Result<Option<Reply>, Failure> {
+    ) -> Result<Turn, Box<PathError>> {
+        let query = self.query();
+        if let Ok(again) = query.look_up_in_memory(query.search_for(found.key.clone())) {
+            match self.use_stored(again) {
+                Ok(answered) => {
+                    lead.stored();
+                    return Ok(Turn::Done(answered));
+                }
+                Err(NextStage::FillGaps(again)) if has_gaps_to_fill(&again) => {
+                    lead.stored();
+                    return self.gaps_turn(again).await;
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(match self.lead(lead, &found, reason).await? {
+            Some(answered) => Turn::Done(answered),
+            None => Turn::Again(LookupResult { head: None, validate: false, ..found }),
+        })
+    }
+
+    /// Answers with the stored bytes and fetches the others, unless the object has changed.
+    async fn gaps_turn(&self, found: LookupResult) -> Result<Turn, Box<PathError>> {
+        Ok(match self.fill_gaps(&found).await? {
+            Some(answered) => Turn::Done(answered),
+            None => Turn::Again(LookupResult { head: None, ..found }),
+        })
+    }
+
+    /// Waits for another request's exchange and answers from its outcome, if it fits.
+    async fn follow_turn(
+        &self,
+        follower: Follower,
+        found: LookupResult,
+        reason: Reason,
+    ) -> Result<Turn, Box<PathError>> {
+        let answered = match follower.outcome().await {
+            Outcome::Filling(filling) => match self.match_filling(&found, &filling) {
+                FillingMatch::Usable => match self.answer_from(&filling, reason).await {
+                    Some(answered) => answered,
+                    None => self.pass(reason, Some(found), Payload::default()).await?,
+                },
+                FillingMatch::OtherVariant(hash) => {
+                    return Ok(Turn::Again(LookupResult { hash, head: None, ..found }));
+                }
+                FillingMatch::Unusable => {
+                    self.pass(reason, Some(found), Payload::default()).await?
+                }
+            },
+            Outcome::Stored => return self.follow_stored(found, reason).await,
+            Outcome::Released => self.pass(reason, Some(found), Payload::default()).await?,
+            Outcome::Failed(failure) => {
+                self.without_upstream(&found, &failure, facts_of(collapsed(reason)))?
+            }
+        };
+        Ok(Turn::Done(answered))
+    }
+
+    /// Answers from the store after another request has stored or validated the response.
+    async fn follow_stored(
+        &self,
+        found: LookupResult,
+        reason: Reason,
+    ) -> Result<Turn, Box<PathError>> {
+        let query = self.query();
+        let again = query.look_up(query.search_for(found.key), Lookup::Find).await;
+        let is_absent = again.head.is_none() && again.absent == Reason::Absent;
+        match self.use_stored(again) {
+            Ok(Answered { reply, facts }) => {
+                // RFC 9211 §2.1: a request that waited for upstream is not a hit.
+                let handling = Handling::Forwarded(reason);
+                let facts =
+                    facts.with_status(|status| CacheStatus { handling, collapsed: true, ..status });
+                Ok(Turn::Done(facts.answer(reply)))
+            }
+            Err(NextStage::FillGaps(again)) if has_gaps_to_fill(&again) => {
+                Ok(match self.gaps_turn(again).await? {
+                    Turn::Done(Answered { reply, facts }) => {
+                        let collapsed = |status| CacheStatus { collapsed: true, ..status };
+                        Turn::Done(facts.with_status(collapsed).answer(reply))
+                    }
+                    again => again,
+                })
+            }
+            // The object has changed at its origin, and another request has dropped it. All followers
+            // find that; one of them fetches it for all.
+            Err(NextStage::Fetch(again, _) | NextStage::FillGaps(again)) if is_absent => {
+                Ok(Turn::Again(LookupResult { head: None, ..again }))
+            }
+            Err(NextStage::Fetch(again, _) | NextStage::FillGaps(again)) => {
+                self.pass(reason, Some(again), Payload::default()).await.map(Turn::Done)
+            }
+            Err(NextStage::GatewayTimeout(reason)) => Err(errors::only_if_cached(reason)),
+        }
+    }
+
+    /// Carries out an exchange for this request and its followers. `None` if the validated object
+    /// changed before its missing bytes could be requested.
+    async fn lead(
+        &self,
+        lead: Lead,
+        found: &LookupResult,
+        reason: Reason,
+    ) -> Result<Option<Answered>, Box<PathError>> {
         let mut job = self.job(found)?;
         job.interims = self.interims.clone();
         let mut request = self.fill_request(found.validated().map(Arc::as_ref));
         if found.validated().is_none()
-            && let Some(asked) = self.asked_range()
+            && let Some(first_range) = self.first_range()
         {
-            asked.ask(request.headers_mut());
-            job.asked = Some(asked);
+            first_range.set_range(request.headers_mut());
+            job.first_range = Some(first_range);
         }
         let follower = lead.follower();
         let (report, reported) = oneshot::channel();
         spawn_local(job.lead(request, lead, report));
-        let Ok(Report { upstream, came }) = reported.await else {
-            return Err(failures::abandoned());
+        let facts = facts_of(CacheStatus::forwarded(reason));
+        let Ok(Report { upstream, outcome }) = reported.await else {
+            return Err(facts.fail(errors::abandoned()));
         };
-        let answered = upstream.as_ref().and_then(|facts| facts.answered);
-        self.context.cache_status.fwd_status = answered.map(|(status, _)| status);
-        self.context.upstream = upstream;
-        let outcome = match came {
-            ExchangeOutcome::Validated(head) => return self.validated(found, &head).await,
-            ExchangeOutcome::Alone(response, reason) => {
-                self.context.cache_status.detail = Some(reason);
-                Ok(response.into())
+        let facts = facts.after(upstream);
+        let answered = match outcome {
+            ExchangeOutcome::Validated(head) => {
+                return self.answer_validated(found, &head, facts).await;
             }
-            ExchangeOutcome::Apart(response, ttl) => {
-                let status = &mut self.context.cache_status;
-                (status.stored, status.ttl) = (true, Some(ttl));
-                Ok(response.into())
+            ExchangeOutcome::NotStored(response, reason) => {
+                let detail = Some(reason);
+                facts.with_status(|status| CacheStatus { detail, ..status }).answer(response)
             }
-            ExchangeOutcome::Filling(own) => self.read_own(&follower, own).await,
-            ExchangeOutcome::Parts(begun) => {
+            ExchangeOutcome::StoredPart(response, ttl) => {
+                let ttl = Some(ttl);
+                let stored = |status| CacheStatus { stored: true, ttl, ..status };
+                facts.with_status(stored).answer(response)
+            }
+            ExchangeOutcome::Filling(own) => {
+                self.answer_from_own_fill(&follower, &own, facts).await?
+            }
+            ExchangeOutcome::StoringSlices(begun) => {
                 let (parts, first) = *begun;
-                self.first_part(&parts, first).ok_or_else(failures::abandoned)
+                let answered = self.answer_with_first_part(&parts, first, facts);
+                answered.map_err(|facts| facts.fail(errors::abandoned()))?
             }
-            ExchangeOutcome::Released(why) => {
-                let outcome = self.pass(reason, Some(found.clone())).await;
-                self.context.cache_status.detail = why;
-                outcome
-            }
-            ExchangeOutcome::Error(status) => match self.stale_on_error(found) {
-                Some(response) => Ok(response),
-                None => Err(failures::upstream_status(status)),
-            },
-            ExchangeOutcome::Failed(error) => {
-                self.without_upstream(found, &FillFailure::Upstream(error))
+            ExchangeOutcome::Retry(why) => self.retry(found, reason, why).await?,
+            ExchangeOutcome::UpstreamError(status) => self
+                .serve_stale_on_error(found, facts)
+                .map_err(|facts| facts.fail(errors::upstream_status(status)))?,
+            ExchangeOutcome::NoResponse(unanswered) => {
+                self.without_upstream(found, &FillFailure::Upstream(unanswered), facts)?
             }
         };
-        outcome.map(Some)
+        Ok(Some(answered))
     }
 
-    /// The leader's own: it is what the origin said to this very request, fresh or not.
-    async fn read_own(&mut self, follower: &Follower, own: HeaderMap) -> Result<Reply, Failure> {
+    /// Sends the request again uncollapsed. `Cache-Status` says why the first response was not stored.
+    async fn retry(
+        &self,
+        found: &LookupResult,
+        reason: Reason,
+        why: Option<Reason>,
+    ) -> Result<Answered, Box<PathError>> {
+        let detailed = |facts: ResponseFacts| {
+            facts.with_status(|status| CacheStatus { detail: why, ..status })
+        };
+        match self.pass(reason, Some(found.clone()), Payload::default()).await {
+            Ok(Answered { reply, facts }) => Ok(detailed(facts).answer(reply)),
+            Err(error) => Err(detailed(error.facts).fail(error.error)),
+        }
+    }
+
+    /// Answers from the fill of this request's own response, whether that is fresh or not.
+    pub(super) async fn answer_from_own_fill(
+        &self,
+        follower: &Follower,
+        own: &HeaderMap,
+        facts: ResponseFacts,
+    ) -> Result<Answered, Box<PathError>> {
         let Outcome::Filling(filling) = follower.outcome().await else {
-            return Err(failures::abandoned());
+            return Err(facts.fail(errors::abandoned()));
         };
-        let ttl = filling.response().freshness.ttl(self.worker.clock.now());
-        let status = &mut self.context.cache_status;
-        (status.stored, status.ttl) = (true, Some(ttl));
-        Ok(self.first_hand(&filling, own))
+        let ttl = Some(filling.response().freshness.ttl(self.worker.clock.now()));
+        let facts = facts.with_status(|status| CacheStatus { stored: true, ttl, ..status });
+        Ok(facts.answer(self.first_hand_reply(&filling, own)))
     }
 
-    /// `own` are the fields that nobody else gets.
-    pub(super) fn first_hand(&self, filling: &Filling, own: HeaderMap) -> Reply {
-        let parts = self.parts_of(filling);
-        let selected =
-            self.select(Source::Filling(filling, parts.as_ref()), self.worker.clock.now());
-        let mut response = selected.expect("a fill is of a whole response");
-        first_hand(&mut response);
-        for (name, value) in &own {
-            response.fields.append(name, value);
+    /// The reply from a fill to the request that caused it. `own` are the fields that no other client
+    /// gets.
+    fn first_hand_reply(&self, filling: &Filling, own: &HeaderMap) -> Reply {
+        let head = filling.head();
+        let source = Source::Filling(filling, head.as_ref());
+        let reply = self.select(source, self.worker.clock.now());
+        let mut reply = reply.expect("a fill is of a whole response");
+        remove_zero_age(&mut reply);
+        for (name, value) in own {
+            reply.fields.append(name, value);
         }
-        response
+        reply
     }
 
-    async fn validated(
-        &mut self,
-        found: &Found,
+    /// Answers with a stored response that upstream has confirmed. `None` if bytes are missing and
+    /// the object has changed since.
+    async fn answer_validated(
+        &self,
+        found: &LookupResult,
         head: &Arc<Head>,
-    ) -> Result<Option<Reply>, Failure> {
-        let ttl = head.response.freshness.ttl(self.worker.clock.now());
-        let status = &mut self.context.cache_status;
-        (status.ttl, status.stored, status.detail) = (Some(ttl), true, Some(Reason::Validated));
-        let before = *status;
-        let mend = self.parts(found, head);
-        if let Some(response) = self.select(
-            Source::Stored(&self.worker.store, head, mend.as_ref()),
-            self.worker.clock.now(),
-        ) {
-            return Ok(Some(response));
+        facts: ResponseFacts,
+    ) -> Result<Option<Answered>, Box<PathError>> {
+        let ttl = Some(head.response.freshness.ttl(self.worker.clock.now()));
+        let detail = Some(Reason::Validated);
+        let facts = facts.with_status(|status| CacheStatus { ttl, stored: true, detail, ..status });
+        if let Some(reply) = self.select(Source::Stored(head), self.worker.clock.now()) {
+            return Ok(Some(facts.answer(reply)));
         }
-        let response = self.answer_in_parts(found, head).await?;
-        self.context.cache_status = before;
-        Ok(response)
+        match self.open_gaps(head).await {
+            Gaps::Open(parts, first) => {
+                let answered = self.answer_in_parts(&parts, *first);
+                Ok(answered.map(|answered| facts.answer(answered.reply)))
+            }
+            Gaps::Changed => Ok(None),
+            Gaps::Failed(failure) => {
+                let status = CacheStatus::forwarded(Reason::BytesMissing);
+                let facts = facts.with_status(|_| status);
+                self.without_upstream(found, &failure, facts).map(Some)
+            }
+        }
     }
 
-    /// A follower's look at what it followed.
-    fn look_at_filling(&self, found: &Found, filling: &Filling) -> Followed {
+    /// Whether a follower can be answered from what it followed.
+    fn match_filling(&self, found: &LookupResult, filling: &Filling) -> FillingMatch {
+        let query = self.query();
         let response = filling.response();
-        if response.key != found.key.text || !self.is_answered_by(response) {
-            return Followed::Unusable;
+        if response.key != found.key.text || !query.is_answered_by(response) {
+            return FillingMatch::Unusable;
         }
         if let Vary::Fields(fields) = Vary::of(&response.headers) {
-            let selecting = self.selecting(&fields);
+            let selecting = query.selecting_fields(&fields);
             let (hash, variant) = cache::variant_key(&found.key, &fields, &selecting, CODINGS);
             if variant != response.variant {
                 return match hash == found.hash {
-                    true => Followed::Unusable,
-                    false => Followed::Elsewhere(hash),
+                    true => FillingMatch::Unusable,
+                    false => FillingMatch::OtherVariant(hash),
                 };
             }
         }
         let now = self.worker.clock.now();
         let settings = &self.rule.settings.cache;
         match cache::decide(response, None, &self.directives, settings, now) {
-            Decision::Serve { .. } => Followed::Usable,
-            _ => Followed::Unusable,
+            Decision::Serve { .. } => FillingMatch::Usable,
+            _ => FillingMatch::Unusable,
         }
     }
 
-    /// A follower's answer. `None` when its part can't be cut from what comes.
-    async fn answer_from(&mut self, filling: &Filling) -> Option<Reply> {
-        let parts = self.parts_of(filling);
-        if let Some(parts) = &parts
-            && let Some(response) = self.answer_ahead(filling, parts).await
+    /// A follower's answer. `None` if the fill does not have the bytes that it needs.
+    async fn answer_from(&self, filling: &Filling, reason: Reason) -> Option<Answered> {
+        let head = filling.head();
+        if let Some(head) = &head
+            && let Some(answered) = self.answer_ahead(filling, head).await
         {
-            return Some(response);
+            return Some(answered);
         }
-        let response =
-            self.select(Source::Filling(filling, parts.as_ref()), self.worker.clock.now())?;
-        let ttl = filling.response().freshness.ttl(self.worker.clock.now());
-        self.context.cache_status.ttl = Some(ttl);
-        Some(response)
+        let now = self.worker.clock.now();
+        let reply = self.select(Source::Filling(filling, head.as_ref()), now)?;
+        let ttl = Some(filling.response().freshness.ttl(now));
+        Some(Answered::new(reply, CacheStatus { ttl, ..collapsed(reason) }))
     }
 
-    /// No response from upstream: a stale one, if it is permitted, or the failure.
+    /// Upstream gave no response: a stale one if it is permitted, or the error.
     pub(super) fn without_upstream(
-        &mut self,
-        found: &Found,
+        &self,
+        found: &LookupResult,
         failure: &FillFailure,
-    ) -> Result<Reply, Failure> {
+        mut facts: ResponseFacts,
+    ) -> Result<Answered, Box<PathError>> {
         let unanswered = match failure {
             FillFailure::Upstream(error) => error.downcast_ref::<Unanswered>(),
             _ => None,
         };
         if let Some(Unanswered { tried, .. }) = unanswered {
-            self.context.upstream = Some(Box::new(facts_tried(tried)));
+            facts.upstream = Some(unanswered_facts(tried));
         }
-        if let Some(response) = self.stale_on_error(found) {
-            return Ok(response);
-        }
-        Err(match failure {
-            FillFailure::Abandoned | FillFailure::Changed => failures::abandoned(),
-            FillFailure::Upstream(_) => match unanswered {
-                Some(unanswered) => failures::upstream(&unanswered.error),
-                None => failures::upstream_status(http::StatusCode::BAD_GATEWAY),
-            },
-            FillFailure::Status(status) => failures::upstream_status(*status),
+        self.serve_stale_on_error(found, facts).map_err(|facts| {
+            facts.fail(match failure {
+                FillFailure::Abandoned | FillFailure::Changed => errors::abandoned(),
+                FillFailure::Upstream(_) => match unanswered {
+                    Some(unanswered) => errors::upstream(&unanswered.error),
+                    None => errors::upstream_status(StatusCode::BAD_GATEWAY),
+                },
+                FillFailure::Status(status) => errors::upstream_status(*status),
+            })
         })
     }
 
-    pub(super) fn stale_on_error(&mut self, found: &Found) -> Option<Reply> {
-        let head = found.head.as_ref()?;
-        if !self.may_serve_stale(head) {
-            return None;
+    /// A stale response in place of an upstream error. Gives the facts back if none is permitted.
+    pub(super) fn serve_stale_on_error(
+        &self,
+        found: &LookupResult,
+        facts: ResponseFacts,
+    ) -> Result<Answered, ResponseFacts> {
+        match found.head.as_ref().is_some_and(|head| self.may_serve_stale(head)) {
+            true => self.serve_stale(found, Reason::IfError, facts),
+            false => Err(facts),
         }
-        self.stand_in(found, head, Reason::IfError).ok()
     }
 
-    pub(super) fn may_serve_stale(&self, head: &Head) -> bool {
+    fn may_serve_stale(&self, head: &Head) -> bool {
         let purged = self.worker.store.purge_verdict(head);
         let (settings, now) = (&self.rule.settings.cache, self.worker.clock.now());
         cache::may_serve_stale_on_error(&head.response, purged, &self.directives, settings, now)
     }
 
-    /// A stale response in the place of one that upstream has not given.
-    fn stand_in(&mut self, found: &Found, head: &Arc<Head>, why: Reason) -> Result<Reply, Failure> {
-        let status = CacheStatus { detail: Some(why), ..self.context.cache_status };
-        let response = self.hit(found, head, Some(why)).ok_or_else(failures::abandoned)?;
-        let ttl = self.context.cache_status.ttl;
-        self.context.cache_status = CacheStatus { ttl, ..status };
-        Ok(response)
+    /// A stale response in place of one that upstream has not given. Gives the facts back if bytes of
+    /// it are missing.
+    fn serve_stale(
+        &self,
+        found: &LookupResult,
+        why: Reason,
+        facts: ResponseFacts,
+    ) -> Result<Answered, ResponseFacts> {
+        let hit = found.head.as_ref().and_then(|head| self.hit(found.hash, head, Some(why)));
+        let Some(Answered { reply, facts: ResponseFacts { cache_status: hit, .. } }) = hit else {
+            return Err(facts);
+        };
+        let (ttl, detail) = (hit.ttl, Some(why));
+        Ok(facts.with_status(|status| CacheStatus { ttl, detail, ..status }).answer(reply))
     }
 
-    fn stale_deadline(&self, found: &Found) -> Option<Duration> {
+    /// How long to wait for upstream before a stale response is served. `None`: to the end.
+    fn stale_deadline(&self, found: &LookupResult) -> Option<Duration> {
         let head = found.head.as_ref().filter(|head| head.response.parts.is_none())?;
         let purged = self.worker.store.purge_verdict(head);
         let (settings, now) = (&self.rule.settings.cache, self.worker.clock.now());
         cache::stale_when_slow(&head.response, purged, &self.directives, settings, now)
     }
 
-    /// Validates in the background, unless somebody does already.
-    pub(super) fn refresh(&self, found: Found) {
+    /// Validates in the background, unless another request does so already.
+    pub(super) fn refresh(&self, found: LookupResult) {
         let Ok(job) = self.job(&found) else { return };
         let sequence = || self.worker.store.purges().sequence();
         let joined = self.worker.fills.join(found.hash, sequence, |_, _| false);
-        if let Join::Lead(lead) = joined {
-            // Whoever did may have ended since the lookup.
-            if let Ok(again) = self.look_in_memory(Target { key: found.key.clone() })
-                && matches!(self.decide(&again), Decision::Serve { .. })
-            {
-                return lead.stored();
-            }
-            let request = self.fill_request(found.validated().map(Arc::as_ref));
-            let (report, _) = oneshot::channel();
-            spawn_local(job.lead(request, lead.to_the_end(), report));
+        let Join::Lead(lead) = joined else { return };
+        // A refresh may have ended between lookup and join.
+        let query = self.query();
+        if let Ok(again) = query.look_up_in_memory(query.search_for(found.key.clone()))
+            && matches!(query.decide(&again, self.context.received_at), Decision::Serve { .. })
+        {
+            return lead.stored();
         }
+        let request = self.fill_request(found.validated().map(Arc::as_ref));
+        let (report, _) = oneshot::channel();
+        spawn_local(job.lead(request, lead.to_the_end(), report));
     }
 
-    pub(super) fn job(&self, found: &Found) -> Result<Job, Failure> {
+    /// The job of an exchange for this request.
+    ///
+    /// # Errors
+    /// The rule has no pool.
+    pub(super) fn job(&self, found: &LookupResult) -> Result<Job, Box<PathError>> {
         let stale_if_error = found.head.as_ref().is_some_and(|head| self.may_serve_stale(head));
+        let pool = self.rule.pool(&self.context.place).cloned().ok_or_else(errors::no_site)?;
         Ok(Job {
             request: self.context.id,
             worker: self.worker.clone(),
             site: self.site.clone(),
             rule: self.rule.clone(),
-            upstream: self.upstream()?,
-            // By which rule its response is stored is not known before.
+            upstream: Upstream::Pool(pool),
+            // The `No-Vary-Search` rule by which the response will be stored is not known yet.
             key: match self.rule.settings.cache.no_vary_search {
-                true => self.target().key,
+                true => self.query().key(),
                 false => found.key.clone(),
             },
-            method: self.context.asked.method.clone(),
+            method: self.context.request.method.clone(),
             fields: self.fields.clone(),
-            selecting: self.selecting_by_any(),
+            selecting: self.selecting_fields_of_any_vary(),
             stale: found.validated().cloned(),
             stale_if_error,
-            asked: None,
+            first_range: None,
             interims: None,
         })
     }
-
-    fn upstream(&self) -> Result<Upstream, Failure> {
-        let pool = self.rule.pool(&self.context.place).cloned();
-        pool.map(Upstream::Pool).ok_or_else(failures::no_site)
-    }
 }
 
-/// Why it goes upstream alone, in the words of `Cache-Status`.
+/// The status of an answer that came by another request's exchange.
+fn collapsed(reason: Reason) -> CacheStatus {
+    CacheStatus { collapsed: true, ..CacheStatus::forwarded(reason) }
+}
+
+/// The reason that `Cache-Status` gives for a request that is not collapsed.
 fn uncollapsed(why: Uncollapsed, reason: Reason) -> Reason {
     match why {
         Uncollapsed::Uncacheable => Reason::RememberedPass,
@@ -416,13 +490,19 @@ fn uncollapsed(why: Uncollapsed, reason: Reason) -> Reason {
     }
 }
 
-enum Followed {
+/// Whether the missing bytes of a fresh stored response can be fetched by range.
+fn has_gaps_to_fill(found: &LookupResult) -> bool {
+    found.head.as_ref().is_some_and(|head| can_be_fetched_in_parts(head))
+}
+
+/// Whether a follower can be answered from a fill.
+enum FillingMatch {
     Usable,
-    /// It is of another variant: this is where ours is.
-    Elsewhere(cache::KeyHash),
+    /// It is of another variant; this request's variant is stored under this hash.
+    OtherVariant(cache::KeyHash),
     Unusable,
 }
 
-/// A follower may find another variant, and then follow that one's fill. Bounded, so that an
-/// origin that varies without end is asked instead.
-const ROUNDS_MAX: usize = 4;
+/// How many exchanges a request leads or follows. Each may turn out to be of another variant; the limit
+/// is for origins that vary without end.
+const TURNS_MAX: usize = 4;

@@ -17,9 +17,10 @@ use crate::context::Connection;
 pub(crate) struct InternalRequest {
     /// With scheme and host.
     pub url: Uri,
-    /// The most content to hand back. `None`: it is read, stored by the usual rules, and dropped.
+    /// The most content to return, in bytes. `None`: the content is stored by the usual rules and not
+    /// returned.
     pub content_bytes_max: Option<usize>,
-    /// Status and content, or why there is none.
+    /// Receives status and content, or an error text.
     pub answer: oneshot::Sender<Result<(StatusCode, Bytes), String>>,
 }
 
@@ -32,7 +33,7 @@ pub(crate) async fn run_internal_requests(
         let worker = worker.clone();
         tokio::task::spawn_local(async move {
             let done = fetch(&worker, &request.url, request.content_bytes_max).await;
-            // The sender may be gone; the response is stored all the same.
+            // The receiver may be gone; the response is stored anyway.
             let _ = request.answer.send(done);
         });
     }
@@ -48,12 +49,12 @@ async fn fetch(
     let mut request = Request::builder().uri(target).header(HOST, authority.as_str());
     request = request.header(USER_AGENT, AGENT);
     if content_bytes_max.is_none() {
-        // The variant that browsers ask for.
+        // The variant that browsers request.
         request = request.header(ACCEPT_ENCODING, "gzip, br, zstd");
     }
     let request = request.body(Body::Empty).map_err(|error| error.to_string())?;
     let scheme = if url.scheme_str() == Some("https") { "https" } else { "http" };
-    let connection = Rc::new(Connection::own(scheme));
+    let connection = Rc::new(Connection::of_node(scheme));
     let response = super::serve(worker, connection, request).await;
     let status = response.status;
     let mut body = response.body;

@@ -1,198 +1,321 @@
-//! key → lookup: where a request's answer would be stored, and what is there.
+//! key → lookup → decide: where a response to a request is stored, what is stored there, and whether it
+//! may be used. Serving and explaining run the same steps.
+//!
+//! A [`Search`] decides which record to read next; its callers read it: from memory only, from memory
+//! and disk ([`Lookup::Find`]), or without effects on the store ([`Lookup::Peek`]).
+//!
+//! ```text
+//! rule of the path (No-Vary-Search) ─▶ key ─┬ response ──────────────────────▶ LookupResult
+//!                                           └ list of variants ─▶ variant* ──▶ LookupResult
+//! ```
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use http::{HeaderMap, Uri};
+use geo::Place;
+use http::{HeaderMap, Method};
 
-use super::Visit;
-use crate::cache::key::url_part;
-use crate::cache::{CacheKey, KeyHash, Reason, StoredResponse, VaryList, search, variant_key};
+use crate::cache::range::RangeLimits;
+use crate::cache::vary::Candidate;
+use crate::cache::{
+    self, CacheKey, Decision, KeyHash, Reason, RequestDirectives, Selected, StoredResponse,
+    VaryList, search, variant_key,
+};
+use crate::context::RequestId;
 use crate::guard::Normalised;
-use crate::route::{Question, Routes, Rule};
-use crate::store::{Head, ReadFailed, Record};
+use crate::route::Rule;
+use crate::store::{Head, ReadFailed, Record, Store};
 use crate::transform::Coding;
 
-/// The content codings that `Accept-Encoding` is folded to in variants' keys. All that are known,
-/// whatever the sites compress with: an origin codes as it likes, and another setting must not put
-/// what is stored out of reach.
+/// The content codings that `Accept-Encoding` is reduced to in the keys of variants. All known ones,
+/// whatever a site compresses with: an origin uses any coding, and a changed setting must not make
+/// stored variants unreachable.
 pub(super) const CODINGS: &[&str] = Coding::WORDS;
 
-/// Where to look.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub key: CacheKey,
+/// The facts of a request that lookup and decision depend on.
+#[derive(Clone, Copy)]
+pub(super) struct CacheQuery<'a> {
+    pub store: &'a Store,
+    pub rule: &'a Rule,
+    pub request: &'a Normalised,
+    pub method: &'a Method,
+    /// The request fields after the gate.
+    pub fields: &'a HeaderMap,
+    pub directives: &'a RequestDirectives,
+    /// The client's location.
+    pub place: &'a Place,
+    /// The request's id, which is sent to the origin and may select a variant.
+    pub id: &'a RequestId,
 }
 
-/// What was found.
+/// How a lookup reads the store.
+pub(super) enum Lookup<'a> {
+    /// As requests do: records on disk are moved to memory, and misses are counted for admission.
+    Find,
+    /// Without any effect on the store. Collects the records that were read.
+    Peek(&'a mut Vec<Record>),
+}
+
+/// The result of a lookup.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct LookupResult {
     pub key: CacheKey,
-    /// Where a response for this request would stand: the key's hash, or its variant's.
+    /// Where the response to this request is or will be stored: the hash of the key, or of its
+    /// variant.
     pub hash: KeyHash,
+    /// The stored response that the request selects.
     pub head: Option<Arc<Head>>,
-    /// Whether upstream is asked if `head` still holds. If not, it may still stand in for an
-    /// answer that upstream does not give, as far as the rules permit.
+    /// Whether upstream is asked to validate `head`. If false, `head` is only served stale, as far as
+    /// the rules permit.
     pub validate: bool,
-    /// Why there is none.
+    /// If `head` is `None`, why.
     pub absent: Reason,
 }
 
-impl Found {
-    /// What upstream is asked about.
+impl LookupResult {
+    /// The response that upstream is asked to validate.
     pub(super) fn validated(&self) -> Option<&Arc<Head>> {
         self.head.as_ref().filter(|_| self.validate)
     }
 
-    /// Nobody has looked.
-    pub(super) fn unknown(target: Target) -> Self {
-        target.nothing(Reason::Absent)
+    /// No stored response for this key.
+    pub(super) fn none(key: CacheKey, absent: Reason) -> Self {
+        Self { hash: key.hash, key, head: None, validate: false, absent }
     }
 }
 
-impl Target {
-    pub(super) fn of(rule: &Rule, asked: &Normalised, headers: &HeaderMap) -> Self {
-        let policy = &rule.settings.cache.key;
-        let authority = asked.authority.as_str();
-        Self {
-            key: CacheKey::of(
-                policy,
-                asked.scheme,
-                authority,
-                asked.path(),
-                asked.query(),
-                headers,
-            ),
+/// A lookup in progress: knows which record is read next.
+pub(super) struct Search {
+    key: CacheKey,
+    next: NextRead,
+}
+
+enum NextRead {
+    /// The `No-Vary-Search` rule of the path, under this key.
+    PathRule(CacheKey),
+    /// The record under the request's key.
+    Key,
+    /// The next variant of a list.
+    Variant(Variants),
+}
+
+struct Variants {
+    list: Arc<VaryList>,
+    current: Candidate,
+    others: std::vec::IntoIter<Candidate>,
+    /// The reason if no candidate fits.
+    absent: Reason,
+}
+
+impl Search {
+    /// The hash of the record to read next.
+    pub(super) fn hash(&self) -> KeyHash {
+        match &self.next {
+            NextRead::PathRule(rule) => rule.hash,
+            NextRead::Key => self.key.hash,
+            NextRead::Variant(variants) => variants.current.hash,
         }
     }
 
-    fn nothing(self, absent: Reason) -> Found {
-        let hash = self.key.hash;
-        Found { key: self.key, hash, head: None, validate: false, absent }
-    }
-}
-
-impl Visit {
-    /// The target back when only the disk knows.
-    pub(super) fn look_in_memory(&self, target: Target) -> Result<Found, Target> {
-        let store = &self.worker.store;
-        let target = self.aliased_in_memory(target)?;
-        match store.in_memory(target.key.hash) {
-            None => Err(target),
-            Some(Record::Response(head)) => Ok(self.found(target, head)),
-            Some(Record::Variants(list)) => {
-                for candidate in self.candidates(&list, &target.key) {
-                    match store.in_memory(candidate.hash) {
-                        Some(Record::Response(head))
-                            if candidate.fits(&target.key, &head.response)
-                                && self.is_usable(&head) =>
-                        {
-                            return Ok(self.variant_found(target, &list, head));
-                        }
-                        Some(_) => {}
-                        None => return Err(target),
-                    }
+    /// Takes the record with [`Search::hash`]. Returns the result when the lookup is complete.
+    fn advance(
+        &mut self,
+        query: &CacheQuery<'_>,
+        record: Result<Option<Record>, ReadFailed>,
+    ) -> Option<LookupResult> {
+        match &mut self.next {
+            NextRead::PathRule(rule) => {
+                if let Ok(Some(Record::Response(head))) = record
+                    && head.response.key == rule.text
+                {
+                    self.key = search::looked_for(&self.key, &head.response);
                 }
-                Err(target)
+                self.next = NextRead::Key;
+                None
+            }
+            NextRead::Key => match record {
+                Err(ReadFailed) => Some(self.none(Reason::StoreFailed)),
+                Ok(None) => Some(self.none(Reason::Absent)),
+                Ok(Some(Record::Response(head))) => Some(match query.unusable(&self.key, &head) {
+                    None => self.found(self.key.hash, head, Reason::Absent),
+                    Some(reason) => self.none(reason),
+                }),
+                Ok(Some(Record::Variants(list))) => {
+                    let candidates = query.candidates(&list, &self.key);
+                    self.next_variant(query, list, candidates.into_iter(), Reason::VariantAbsent)
+                }
+            },
+            NextRead::Variant(variants) => {
+                let Variants { list, current, absent, .. } = variants;
+                match record {
+                    Ok(Some(Record::Response(head)))
+                        if current.fits(&self.key, &head.response) && query.is_usable(&head) =>
+                    {
+                        let hash = query.newest_variant(list, &self.key);
+                        return Some(self.found(hash, head, Reason::VariantAbsent));
+                    }
+                    Ok(_) => {}
+                    Err(ReadFailed) => *absent = Reason::StoreFailed,
+                }
+                let (list, absent) = (list.clone(), *absent);
+                let others = std::mem::take(&mut variants.others);
+                self.next_variant(query, list, others, absent)
             }
         }
     }
 
-    pub(super) async fn look_everywhere(&self, target: Target) -> Found {
-        let store = &self.worker.store;
-        let target = match self.aliased_in_memory(target) {
-            Ok(target) => target,
-            Err(target) => self.aliased(target).await,
+    fn next_variant(
+        &mut self,
+        query: &CacheQuery<'_>,
+        list: Arc<VaryList>,
+        mut candidates: std::vec::IntoIter<Candidate>,
+        absent: Reason,
+    ) -> Option<LookupResult> {
+        let Some(current) = candidates.next() else {
+            let hash = query.newest_variant(&list, &self.key);
+            return Some(LookupResult { hash, ..self.none(absent) });
         };
-        match store.look_up(target.key.hash).await {
-            Err(ReadFailed) => target.nothing(Reason::StoreFailed),
-            Ok(None) => target.nothing(Reason::Absent),
-            Ok(Some(Record::Response(head))) => self.found(target, head),
-            Ok(Some(Record::Variants(list))) => {
-                let mut absent = Reason::VariantAbsent;
-                for candidate in self.candidates(&list, &target.key) {
-                    match store.look_up(candidate.hash).await {
-                        Ok(Some(Record::Response(head)))
-                            if candidate.fits(&target.key, &head.response)
-                                && self.is_usable(&head) =>
-                        {
-                            return self.variant_found(target, &list, head);
-                        }
-                        Ok(_) => {}
-                        Err(ReadFailed) => absent = Reason::StoreFailed,
-                    }
-                }
-                let hash = self.newest_variant(&list, &target.key);
-                Found { hash, ..target.nothing(absent) }
+        let variants = Variants { list, current, others: candidates, absent };
+        self.next = NextRead::Variant(variants);
+        None
+    }
+
+    fn found(&mut self, hash: KeyHash, head: Arc<Head>, absent: Reason) -> LookupResult {
+        LookupResult { head: Some(head), hash, ..self.none(absent) }
+    }
+
+    fn none(&mut self, absent: Reason) -> LookupResult {
+        let text = std::mem::take(&mut self.key.text);
+        LookupResult::none(CacheKey { text, hash: self.key.hash }, absent)
+    }
+}
+
+impl<'a> CacheQuery<'a> {
+    /// Why the request bypasses the cache; `None` if it does not.
+    pub(super) fn skips_cache(&self) -> Option<Reason> {
+        let settings = &self.rule.settings.cache;
+        cache::skips_cache(self.method, self.fields, self.directives, settings)
+    }
+
+    /// The key of the request's URL, before any `No-Vary-Search` rule.
+    pub(super) fn key(&self) -> CacheKey {
+        let policy = &self.rule.settings.cache.key;
+        let request = self.request;
+        CacheKey::of(
+            policy,
+            request.scheme,
+            request.authority.as_str(),
+            request.path(),
+            request.query(),
+            &self.selecting_fields(&policy.headers),
+        )
+    }
+
+    /// A lookup of the response to this request.
+    pub(super) fn search(&self) -> Search {
+        self.search_for(self.key())
+    }
+
+    /// A lookup under this key.
+    pub(super) fn search_for(&self, key: CacheKey) -> Search {
+        let has_rules = self.rule.settings.cache.no_vary_search;
+        let rule = has_rules.then(|| search::rule_key(&key)).flatten();
+        Search { key, next: rule.map_or(NextRead::Key, NextRead::PathRule) }
+    }
+
+    /// Looks up in memory. Gives the search back where only the disk can tell how to go on.
+    pub(super) fn look_up_in_memory(
+        &self,
+        mut search: Search,
+    ) -> Result<LookupResult, Box<Search>> {
+        loop {
+            let hash = search.hash();
+            let record = self.store.in_memory(hash);
+            // That a path has no rule is usual, and must not need a read of the disk.
+            let is_known = record.is_some()
+                || matches!(search.next, NextRead::PathRule(_)) && self.store.is_absent(hash);
+            if !is_known {
+                return Err(Box::new(search));
+            }
+            if let Some(found) = search.advance(self, Ok(record)) {
+                return Ok(found);
             }
         }
+    }
+
+    /// Looks up in memory and on disk.
+    pub(super) async fn look_up(self, mut search: Search, mut lookup: Lookup<'_>) -> LookupResult {
+        loop {
+            let record = match &mut lookup {
+                Lookup::Find => self.store.look_up(search.hash()).await,
+                Lookup::Peek(read) => {
+                    let record = self.store.peek(search.hash()).await;
+                    read.extend(record.clone());
+                    Ok(record)
+                }
+            };
+            if let Some(found) = search.advance(&self, record) {
+                return found;
+            }
+        }
+    }
+
+    /// The key under which the request is looked up, by the rules in memory.
+    pub(super) fn key_in_memory(&self) -> CacheKey {
+        let mut search = self.search();
+        if matches!(search.next, NextRead::PathRule(_)) {
+            search.advance(self, Ok(self.store.in_memory(search.hash())));
+        }
+        search.key
+    }
+
+    /// decide: what to do with the result of a lookup at the time `now`.
+    pub(super) fn decide(&self, found: &LookupResult, now: SystemTime) -> Decision {
+        let Some(head) = &found.head else {
+            return cache::decide_absent(self.directives, found.absent);
+        };
+        let purged = self.store.purge_verdict(head);
+        let settings = &self.rule.settings.cache;
+        cache::decide(&head.response, purged, self.directives, settings, now)
+    }
+
+    /// Why the response under the request's key cannot answer it; `None` if it can.
+    fn unusable(&self, key: &CacheKey, head: &Head) -> Option<Reason> {
+        if head.response.key != key.text {
+            return Some(Reason::KeyCollision);
+        }
+        if !self.has_wanted_bytes(head) {
+            return Some(Reason::BytesMissing);
+        }
+        (!self.is_answered_by(&head.response)).then_some(Reason::Absent)
     }
 
     fn is_usable(&self, head: &Head) -> bool {
-        self.is_enough(head) && self.is_answered_by(&head.response)
+        self.has_wanted_bytes(head) && self.is_answered_by(&head.response)
     }
 
-    /// Whether what stands where this request's answer is looked for says that it answers its URL.
+    /// False for a part that is stored on its own if it lacks bytes of the requested range.
+    fn has_wanted_bytes(&self, head: &Head) -> bool {
+        !head.is_apart()
+            || answers_range(head, self.method, self.fields, &self.rule.settings.cache.ranges)
+    }
+
+    /// Whether the `No-Vary-Search` of a response stored under the request's key covers its URL.
     pub(super) fn is_answered_by(&self, stored: &StoredResponse) -> bool {
-        !self.rule.settings.cache.no_vary_search || search::answers(stored, &self.target().key)
+        !self.rule.settings.cache.no_vary_search || search::answers(stored, &self.key())
     }
 
-    /// Where to look by what is remembered of the path. The target back when only the disk knows.
-    pub(super) fn aliased_in_memory(&self, target: Target) -> Result<Target, Target> {
-        let Some(rule) = self.rule_of(&target) else { return Ok(target) };
-        let store = &self.worker.store;
-        match store.in_memory(rule.hash) {
-            None if !store.is_absent(rule.hash) => Err(target),
-            remembered => Ok(aliased(target, &rule, remembered)),
-        }
-    }
-
-    async fn aliased(&self, target: Target) -> Target {
-        let Some(rule) = self.rule_of(&target) else { return target };
-        let remembered = self.worker.store.find(rule.hash).await;
-        aliased(target, &rule, remembered)
-    }
-
-    fn rule_of(&self, target: &Target) -> Option<CacheKey> {
-        self.rule.settings.cache.no_vary_search.then(|| search::rule_key(&target.key)).flatten()
-    }
-
-    fn found(&self, target: Target, head: Arc<Head>) -> Found {
-        if head.response.key != target.key.text {
-            return target.nothing(Reason::KeyCollision);
-        }
-        if !self.is_enough(&head) {
-            return target.nothing(Reason::BytesMissing);
-        }
-        if !self.is_answered_by(&head.response) {
-            return target.nothing(Reason::Absent);
-        }
-        let hash = target.key.hash;
-        Found { key: target.key, hash, head: Some(head), validate: false, absent: Reason::Absent }
-    }
-
-    fn candidates(&self, list: &VaryList, key: &CacheKey) -> Vec<crate::cache::vary::Candidate> {
-        let settings = &self.rule.settings;
-        let by_language = settings.cache.select_language;
-        let selecting = self.selecting(list.fields());
+    fn candidates(&self, list: &VaryList, key: &CacheKey) -> Vec<Candidate> {
+        let by_language = self.rule.settings.cache.select_language;
+        let selecting = self.selecting_fields(list.fields());
         list.candidates(key, &selecting, CODINGS, by_language)
     }
 
-    fn variant_found(&self, target: Target, list: &VaryList, head: Arc<Head>) -> Found {
-        let hash = self.newest_variant(list, &target.key);
-        Found {
-            key: target.key,
-            hash,
-            head: Some(head),
-            validate: false,
-            absent: Reason::VariantAbsent,
-        }
-    }
-
-    /// Where the response would stand if it named the fields that the newest one named.
+    /// Where the response will be stored if its `Vary` is that of the newest variant.
     fn newest_variant(&self, list: &VaryList, key: &CacheKey) -> KeyHash {
         match list.sets.first() {
             Some(set) => {
-                let selecting = self.selecting(&set.fields);
+                let selecting = self.selecting_fields(&set.fields);
                 variant_key(key, &set.fields, &selecting, CODINGS).0
             }
             None => key.hash,
@@ -200,42 +323,11 @@ impl Visit {
     }
 }
 
-fn aliased(target: Target, rule: &CacheKey, remembered: Option<Record>) -> Target {
-    match remembered {
-        Some(Record::Response(head)) if head.response.key == rule.text => {
-            Target { key: search::looked_for(&target.key, &head.response) }
-        }
-        _ => target,
-    }
-}
-
-/// A URL as it stands in the keys of its rule, for purges.
-///
-/// # Errors
-/// Says why there is no such URL here, for who asked.
-pub(crate) fn canonical_url(
-    routes: &Routes,
-    gate: &crate::guard::Gate,
-    uri: &Uri,
-) -> Result<String, String> {
-    let normal = gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
-    url_in_keys(routes, &normal)
-}
-
-/// The URL that was asked for, as it stands in the keys of the rule that answers a GET of it.
-///
-/// # Errors
-/// No rule answers it.
-pub(super) fn url_in_keys(routes: &Routes, asked: &Normalised) -> Result<String, String> {
-    let place = geo::Place::default();
-    let question = Question {
-        host: asked.authority.host(),
-        path: asked.path(),
-        method: &http::Method::GET,
-        place: &place,
-    };
-    let (_, rule) = routes.find(&question).ok_or("no site here has this host")?;
-    let policy = &rule.settings.cache.key;
-    let authority = asked.authority.as_str();
-    Ok(url_part(policy, asked.scheme, authority, asked.path(), asked.query()))
+/// Whether a part that is stored on its own has all bytes that a request asks for.
+fn answers_range(head: &Head, method: &Method, fields: &HeaderMap, limits: &RangeLimits) -> bool {
+    let length = Some(head.complete_length());
+    matches!(
+        cache::select(&head.response, method, fields, length, limits),
+        Selected::Range { .. } | Selected::NotModified
+    )
 }

@@ -1,6 +1,6 @@
-//! Requests that go upstream for themselves alone: unsafe methods, bypasses, HEAD, switches of
-//! protocol, and GETs that would only wait for each other. What comes back may still be
-//! storable, freshen what is stored, or make it invalid.
+//! pass: forwards one request uncollapsed: unsafe methods, bypasses, HEAD, protocol switches, and GETs
+//! that cannot share a response. The response may still be stored, update a stored response, or
+//! invalidate one.
 
 use std::pin::Pin;
 
@@ -8,219 +8,216 @@ use http::header::{CONTENT_TYPE, HOST, MAX_FORWARDS, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use tokio::task::spawn_local;
 
-use super::exchange::{Job, Settled, facts, facts_tried};
-use super::failures;
-use super::lookup::Found;
-use super::{Switch, Visit};
+use super::exchange::{Disposition, Job};
+use super::lookup::LookupResult;
+use super::outcome::{Answered, PathError, facts_of, unanswered_facts, upstream_facts};
+use super::{Payload, ProtocolSwitch, Visit, errors};
 use crate::body::{Body, BodySource};
-use crate::cache::{self, Freshened, Handling, PurgeScope, PurgeSequence, Reason, StoredResponse};
+use crate::cache::{
+    self, CacheStatus, Freshened, PurgeScope, PurgeSequence, Reason, StoredResponse,
+};
+use crate::context::ResponseFacts;
 use crate::fields::is_grpc;
-use crate::fill::collapse::{NotAdopted, Outcome};
-use crate::guard::Refusal;
-use crate::reply::Reply;
-use crate::respond::Failure;
+use crate::fill::collapse::NotAdopted;
 use crate::route::Action;
 use crate::store::Head;
-use crate::upstream::{FetchError, Intent, Times, Unanswered, Upstream, UpstreamResponse, tunnel};
+use crate::upstream::{FetchError, Intent, Times, Unanswered, UpstreamResponse, tunnel};
 
-/// A request on its way upstream and back.
-pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + 'a>>;
+/// The future of a request that is forwarded uncollapsed.
+pub(super) type Passing<'a> = Pin<Box<dyn Future<Output = Result<Answered, Box<PathError>>> + 'a>>;
 
 impl Visit {
-    /// Sends this one request upstream and hands back what comes. Boxed, so that those who only
-    /// wait for another's answer don't carry the room for an exchange of their own.
-    pub(super) fn pass(&mut self, reason: Reason, found: Option<Found>) -> Passing<'_> {
-        self.context.cache_status.handling = Handling::Forwarded(reason);
-        let found = found.unwrap_or_else(|| Found::unknown(self.target()));
-        Box::pin(self.exchange_alone(found))
+    /// Forwards this request uncollapsed, because of `reason`. `found` is the result of the lookup, if
+    /// there was one. Boxed, so that the future of a collapsed request does not contain an exchange.
+    pub(super) fn pass(
+        &self,
+        reason: Reason,
+        found: Option<LookupResult>,
+        payload: Payload,
+    ) -> Passing<'_> {
+        let facts = facts_of(CacheStatus::forwarded(reason));
+        let found = found.unwrap_or_else(|| LookupResult::none(self.query().key(), Reason::Absent));
+        Box::pin(self.forward(facts, found, payload))
     }
 
-    async fn exchange_alone(&mut self, found: Found) -> Result<Reply, Failure> {
-        // What is stored is not validated by this, and stands in by what is found here.
+    async fn forward(
+        &self,
+        facts: ResponseFacts,
+        found: LookupResult,
+        Payload { body, switch }: Payload,
+    ) -> Result<Answered, Box<PathError>> {
+        // This exchange validates nothing; `found` is what may be served stale.
         let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
         let sequence = self.worker.store.purges().sequence();
-        let switch = self.switch.take();
         let intent = Intent {
             hash: found.key.hash.0 as u64,
             upgrade: switch.as_ref().map(|switch| switch.protocols.clone()),
-            takes_trailers: self.asked.takes_trailers,
+            takes_trailers: self.request.takes_trailers,
             is_call: self.is_call(),
             interims: self.interims.clone(),
         };
-        // The answer to a GET may depend on its content, which no key has: a stranger's content
-        // would be in what everyone gets.
-        let is_unkeyed = self.context.asked.method == Method::GET && !self.body.is_end_stream();
-        let body = std::mem::take(&mut self.body);
+        // The answer to a GET may depend on its content, which no key contains. If it were stored, one
+        // client's content would affect the response to others.
+        let is_unkeyed = self.context.request.method == Method::GET && !body.is_end_stream();
         let request = || self.upstream_request(None);
-        let passed = match self.worker.upstreams.send(&job.upstream, request, body, &intent).await {
-            Ok(upstream) => self.passed(&job, &found, sequence, switch, upstream)?,
-            Err(unanswered) => return self.failed(&job, &found, &unanswered),
+        let response = match self.worker.upstreams.send(&job.upstream, request, body, &intent).await
+        {
+            Ok(response) => response,
+            Err(unanswered) => return self.without_response(&job, &found, &unanswered, facts),
         };
-        match passed {
-            Passed::Through(response) => Ok(response),
-            // On the heap: most exchanges don't need the room.
-            Passed::Storable(storable) => {
-                Box::pin(self.store_alone(job, storable, is_unkeyed)).await
-            }
+        let facts = facts.after(Some(upstream_facts(&response, &job.upstream)));
+        match self.pass_response(&job, &found, sequence, switch, Received { response, facts })? {
+            Passed::Through(answered) => Ok(answered),
+            // On the heap: most exchanges do not need the room.
+            Passed::Storable(storable) => Box::pin(self.store(job, storable, is_unkeyed)).await,
         }
     }
 
-    /// A gRPC call: a stream of messages each way, which only its client understands.
+    /// Whether the request is a gRPC call: a stream of messages in each direction, of which only its
+    /// client can make sense.
     fn is_call(&self) -> bool {
         self.fields.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
     }
 
-    /// No response has come.
-    fn failed(
-        &mut self,
+    /// Upstream gave no response: a stale one, or the error.
+    fn without_response(
+        &self,
         job: &Job,
-        found: &Found,
+        found: &LookupResult,
         Unanswered { error, tried }: &Unanswered,
-    ) -> Result<Reply, Failure> {
-        self.context.upstream = Some(Box::new(facts_tried(tried)));
+        facts: ResponseFacts,
+    ) -> Result<Answered, Box<PathError>> {
         let (request, site) = (self.context.id, &self.site.name);
         match error {
-            // Anybody can break off, as often as they like.
+            // Any client can break off as often as it likes: not a line in the error log.
             FetchError::RequestBody { .. } => {
                 tracing::debug!(%request, %site, %error, "the request body was incomplete");
             }
-            _ => {
-                job.note_no_response(error);
-            }
+            _ => job.note_no_response(error),
         }
-        self.stale_on_error(found).ok_or_else(|| match error {
-            FetchError::RequestBody { is_late: true, .. } => {
-                failures::refused(Refusal::TimedOut, &self.worker.recorder)
-            }
-            _ => failures::upstream(error),
+        let facts = facts.after(Some(unanswered_facts(tried)));
+        self.serve_stale_on_error(found, facts).map_err(|facts| {
+            facts.fail(match error {
+                FetchError::RequestBody { is_late: true, .. } => {
+                    errors::content_timed_out(&self.worker.recorder)
+                }
+                _ => errors::upstream(error),
+            })
         })
     }
 
-    /// What becomes of the response. One to a request that asked for another protocol, or to a
-    /// gRPC call, is for its client alone: no key has what it answers.
-    fn passed(
-        &mut self,
+    /// Decides what to do with the response. A response to a protocol switch or a gRPC call is for its
+    /// client only, because no key contains what it depends on.
+    fn pass_response(
+        &self,
         job: &Job,
-        found: &Found,
+        found: &LookupResult,
         sequence: PurgeSequence,
-        switch: Option<Box<Switch>>,
-        mut upstream: UpstreamResponse,
-    ) -> Result<Passed, Failure> {
-        self.note(&upstream, &job.upstream);
-        // RFC 5861 §4, for those too who follow nobody.
-        if cache::decide::is_upstream_error(upstream.response.status())
-            && let Some(response) = self.stale_on_error(found)
-        {
-            return Ok(Passed::Through(response));
+        switch: Option<Box<ProtocolSwitch>>,
+        Received { mut response, mut facts }: Received,
+    ) -> Result<Passed, Box<PathError>> {
+        // RFC 5861 §4, also for uncollapsed requests.
+        if cache::decide::is_upstream_error(response.response.status()) {
+            match self.serve_stale_on_error(found, facts) {
+                Ok(answered) => return Ok(Passed::Through(answered)),
+                Err(unchanged) => facts = unchanged,
+            }
         }
-        let invalid = self.invalidated(job, &upstream.response);
+        let invalid = self.invalidated(job, &response.response);
         if switch.is_some() || self.is_call() {
             self.invalidate(invalid, None);
-            if let Some(Switch { client, .. }) = switch.map(|switch| *switch)
-                && let Some(origin) = upstream.upgraded.take()
+            if let Some(ProtocolSwitch { client, .. }) = switch.map(|switch| *switch)
+                && let Some(origin) = response.upgraded.take()
             {
-                let idle = job.upstream.tunnel_idle();
-                spawn_local(tunnel(client, *origin, idle));
+                spawn_local(tunnel(client, *origin, job.upstream.tunnel_idle()));
             }
-            return Ok(Passed::Through(upstream.response.into()));
+            return Ok(Passed::Through(facts.answer(response.response)));
         }
-        if self.context.asked.method == Method::HEAD {
-            self.freshen_from_head(found, &upstream.response, upstream.times, sequence);
+        if self.context.request.method == Method::HEAD {
+            self.freshen_from_head(found, &response.response, response.times, sequence);
         }
-        let settled = job.settle(&mut upstream.response, upstream.times, sequence);
-        let response = upstream.response;
-        match settled {
-            Settled::Store(stored) => {
-                Ok(Passed::Storable(Box::new(Storable { stored, response, invalid })))
+        let disposition = job.judge(&mut response.response, response.times, sequence);
+        let response = response.response;
+        match disposition {
+            Disposition::Store(stored) => {
+                Ok(Passed::Storable(Box::new(Storable { stored, response, invalid, facts })))
             }
-            Settled::Pass { reason: why, .. } => {
+            Disposition::Pass { reason, .. } => {
                 self.invalidate(invalid, None);
-                // A part is what was asked for.
+                // A 206 was requested as such; the others follow from method and rule.
                 let expected = matches!(
-                    why,
+                    reason,
                     Reason::MethodUnstorable | Reason::CachingOff | Reason::RangeInvalid
                 );
-                if !expected {
-                    self.context.cache_status.detail = Some(why);
-                }
-                Ok(Passed::Through(response.into()))
+                let detail = (!expected).then_some(reason);
+                let facts = facts.with_status(|status| CacheStatus { detail, ..status });
+                Ok(Passed::Through(facts.answer(response)))
             }
-            // Nothing was being validated, and nothing may stand in.
-            Settled::Apart(_) | Settled::Validated(_) | Settled::Error(_) => {
-                Err(failures::abandoned())
-            }
+            // Nothing was being validated, no part requested, and no stale response permitted.
+            Disposition::StorePart(_)
+            | Disposition::Validated(_)
+            | Disposition::UpstreamError(_) => Err(facts.fail(errors::abandoned())),
         }
     }
 
-    /// Stores what this request was answered, and answers from that.
-    async fn store_alone(
-        &mut self,
+    /// Stores the response and answers from the fill.
+    async fn store(
+        &self,
         job: Job,
         storable: Box<Storable>,
         is_unkeyed: bool,
-    ) -> Result<Reply, Failure> {
-        let Storable { mut stored, response, invalid } = *storable;
+    ) -> Result<Answered, Box<PathError>> {
+        let Storable { mut stored, response, invalid, facts } = *storable;
         job.note_rule(&stored).await;
         self.invalidate(invalid, Some(&mut stored));
         if is_unkeyed {
-            return Ok(response.into());
+            return Ok(facts.answer(response));
         }
         let (hash, sequence) = (stored.hash(), stored.stored_at_sequence);
         let lead = match self.worker.fills.adopt(hash, sequence) {
             Ok(lead) => lead,
             Err(why) => {
-                if why == NotAdopted::Limit {
-                    self.context.cache_status.detail = Some(Reason::FillLimit);
-                }
-                return Ok(response.into());
+                let detail = (why == NotAdopted::Limit).then_some(Reason::FillLimit);
+                let facts = facts.with_status(|status| CacheStatus { detail, ..status });
+                return Ok(facts.answer(response));
             }
         };
         let follower = lead.follower();
-        let ttl = stored.freshness.ttl(self.worker.clock.now());
         let own = cache::fields::own_fields(response.headers(), &stored.headers);
         spawn_local(job.fill(lead, stored, response));
-        let Outcome::Filling(filling) = follower.outcome().await else {
-            return Err(failures::abandoned());
-        };
-        let status = &mut self.context.cache_status;
-        (status.stored, status.ttl) = (true, Some(ttl));
-        Ok(self.first_hand(&filling, own))
+        self.answer_from_own_fill(&follower, &own, facts).await
     }
 
-    /// In force before the client has its answer. `cause` is the response that says so.
+    /// Invalidates these scopes before the client has its answer. `cause` is the response to the
+    /// request that invalidates them, if it will be stored.
     fn invalidate(&self, invalid: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
         if !invalid.is_empty() {
             self.worker.store.purges().invalidate(invalid, cause);
         }
     }
 
-    fn note(&mut self, response: &UpstreamResponse, upstream: &Upstream) {
-        self.context.cache_status.fwd_status = Some(response.response.status());
-        self.context.upstream = Some(Box::new(facts(response, upstream)));
-    }
-
-    /// What this response makes invalid (RFC 9111 §4.4).
+    /// The stored responses that this one invalidates (RFC 9111 §4.4).
     fn invalidated(&self, job: &Job, response: &Response<Body>) -> Vec<PurgeScope> {
-        if self.context.asked.method.is_safe() {
+        if self.context.request.method.is_safe() {
             return Vec::new();
         }
         let policy = &self.rule.settings.cache.key;
         let (status, headers) = (response.status(), response.headers());
-        cache::invalidates(&self.context.asked.method, job.key.url(), status, headers, policy)
+        cache::invalidates(&self.context.request.method, job.key.url(), status, headers, policy)
             .scopes
     }
 
-    /// RFC 9111 §4.3.5.
+    /// Updates or invalidates the stored response by that to a HEAD request (RFC 9111 §4.3.5).
     fn freshen_from_head(
         &self,
-        found: &Found,
+        found: &LookupResult,
         response: &Response<Body>,
         times: Times,
         sequence: PurgeSequence,
     ) {
         let Some(head) = &found.head else { return };
         let exchange = cache::Exchange {
-            method: &self.context.asked.method,
+            method: &self.context.request.method,
             request: &self.fields,
             version: response.version(),
             status: response.status(),
@@ -240,7 +237,7 @@ impl Visit {
         }
     }
 
-    /// The request for a fill: the whole, or a validation of `stale`, as GET.
+    /// The request for a fill: for the whole object, or to validate `stale`.
     pub(super) fn fill_request(&self, stale: Option<&Head>) -> Request<()> {
         let mut request = self.upstream_request(stale);
         if stale.is_none() {
@@ -249,46 +246,55 @@ impl Visit {
         request
     }
 
-    /// The request as the origin gets it.
+    /// The request as it is sent to the origin.
     fn upstream_request(&self, stale: Option<&Head>) -> Request<()> {
         let mut headers = HeaderMap::clone(&self.fields);
         headers.reserve(ADDED_FIELDS);
         if let Some(stale) = stale {
             cache::validation_fields(&stale.response, &mut headers);
         }
-        // As it is in the key: HTTP/2 has none, and HTTP/1.0 need not.
-        headers.insert(HOST, self.asked.authority.to_field());
-        self.plan.gate.announce(&self.asked, &self.context.connection, &mut headers);
-        headers.append(VIA, self.plan.identity.via(self.context.asked.version).clone());
+        // The authority of the key. HTTP/2 requests have no Host, and HTTP/1.0 requests need none.
+        headers.insert(HOST, self.request.authority.to_field());
+        self.plan.gate.announce(&self.request, &self.context.connection, &mut headers);
+        headers.append(VIA, self.plan.identity.via(self.context.request.version).clone());
         if let Some(left) = self.forwards_left() {
             headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
         }
-        self.tell(&mut headers);
+        self.query().add_fields(&mut headers);
         let target = match &self.rule.settings.action {
-            Action::Pass(pass) => pass.rewrite.apply(&self.asked.target),
-            Action::Redirect(_) | Action::Fixed(_) => self.asked.target.clone(),
+            Action::Pass(pass) => pass.rewrite.apply(&self.request.target),
+            Action::Redirect(_) | Action::Fixed(_) => self.request.target.clone(),
         };
         let mut request = Request::new(());
-        *request.method_mut() = self.context.asked.method.clone();
+        *request.method_mut() = self.context.request.method.clone();
         *request.uri_mut() = target.into();
         *request.headers_mut() = headers;
         request
     }
 }
 
-/// What becomes of a response to one request alone.
+/// A response, and what is known of its exchange.
+struct Received {
+    response: UpstreamResponse,
+    facts: ResponseFacts,
+}
+
+/// What is done with the response to an uncollapsed request.
 enum Passed {
-    Through(Reply),
+    /// It is passed on.
+    Through(Answered),
+    /// It may be stored.
     Storable(Box<Storable>),
 }
 
-/// It may be stored after all.
+/// A response that may be stored.
 struct Storable {
     stored: Box<StoredResponse>,
     response: Response<Body>,
-    /// What it makes invalid.
+    /// The stored responses that it invalidates.
     invalid: Vec<PurgeScope>,
+    facts: ResponseFacts,
 }
 
-/// How many fields a request gets here, as a rule.
+/// The number of fields that are usually added to a request.
 const ADDED_FIELDS: usize = 8;

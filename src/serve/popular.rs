@@ -1,9 +1,9 @@
-//! What is asked for most, by a sample of the hits: so that it can be fetched again after a purge
-//! before clients miss it.
+//! The most requested stored responses, estimated from a sample of the hits, so that they can be fetched
+//! again after a purge before clients miss them.
 //!
-//! A table of fixed size for each core, in sets of a few places. Who is seen again gains, a newcomer
-//! wears down the weakest of its set until the place is free: what is popular stays, whatever else
-//! passes by.
+//! Each core has a set-associative table of counters. A hit increments its entry; a hit without an entry
+//! decrements the weakest entry of its set and replaces it at zero. So popular responses keep their
+//! entries, however many others are requested once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,40 +11,42 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::cache::KeyHash;
 use crate::store::{Head, Store};
 
-/// The tables of all cores.
+/// The counters of all cores.
 pub(crate) struct Popular {
-    cores: Box<[Mutex<Table>]>,
+    cores: Box<[Mutex<Counters>]>,
 }
 
 #[derive(Clone, Default)]
-struct Place {
+struct Counter {
     hash: u128,
+    /// Zero: the entry is free.
     count: u32,
-    /// Weak: to be popular keeps nothing in memory.
+    /// Weak, so that a counter keeps no response in memory.
     head: Weak<Head>,
 }
 
-struct Table(Box<[[Place; WAYS]]>);
+/// The counters of one core, by set.
+struct Counters(Box<[[Counter; WAYS]]>);
 
 impl Popular {
-    /// Tables for so many cores.
+    /// Counters for this many cores.
     pub(crate) fn new(cores: usize) -> Arc<Self> {
-        let table = || Mutex::new(Table((0..SETS).map(|_| Default::default()).collect()));
-        Arc::new(Self { cores: (0..cores).map(|_| table()).collect() })
+        let counters = || Mutex::new(Counters((0..SETS).map(|_| Default::default()).collect()));
+        Arc::new(Self { cores: (0..cores).map(|_| counters()).collect() })
     }
 
-    /// A hit that is part of core `core`'s sample.
+    /// Counts a hit of the sample that core `core` takes.
     pub(super) fn note(&self, core: usize, hash: KeyHash, head: &Arc<Head>) {
-        self.table(core).note(hash.0, head);
+        self.counters(core).note(hash.0, head);
     }
 
-    /// The URLs of what is popular and has been purged, the most popular first.
+    /// The URLs of popular responses that have been purged, the most popular first.
     pub(crate) fn purged(&self, store: &Store) -> Vec<Box<str>> {
         let mut counts: HashMap<Box<str>, u32> = HashMap::new();
         for core in 0..self.cores.len() {
-            // Verdicts are not asked for under the lock.
-            let seen: Vec<(u32, Arc<Head>)> = self.table(core).seen();
-            for (count, head) in seen {
+            // The lock is released before the purge table is asked.
+            let counted: Vec<(u32, Arc<Head>)> = self.counters(core).all();
+            for (count, head) in counted {
                 if store.purge_verdict(&head).is_some() {
                     *counts.entry(head.response.purge_target().url.into()).or_default() += count;
                 }
@@ -55,33 +57,35 @@ impl Popular {
         urls.into_iter().map(|(url, _)| url).collect()
     }
 
-    fn table(&self, core: usize) -> MutexGuard<'_, Table> {
+    fn counters(&self, core: usize) -> MutexGuard<'_, Counters> {
         self.cores[core].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl Counters {
     fn note(&mut self, hash: u128, head: &Arc<Head>) {
         let set = &mut self.0[hash as usize % SETS];
-        if let Some(place) = set.iter_mut().find(|place| place.hash == hash && place.count > 0) {
-            place.count = place.count.saturating_add(1);
-            if place.head.as_ptr() != Arc::as_ptr(head) {
-                place.head = Arc::downgrade(head);
+        if let Some(counter) = set.iter_mut().find(|entry| entry.hash == hash && entry.count > 0) {
+            counter.count = counter.count.saturating_add(1);
+            if counter.head.as_ptr() != Arc::as_ptr(head) {
+                counter.head = Arc::downgrade(head);
             }
             return;
         }
-        let weakest = set.iter_mut().min_by_key(|place| place.count).expect("a set has places");
+        let weakest = set.iter_mut().min_by_key(|entry| entry.count).expect("a set is not empty");
         weakest.count = weakest.count.saturating_sub(1);
         if weakest.count == 0 {
-            *weakest = Place { hash, count: 1, head: Arc::downgrade(head) };
+            *weakest = Counter { hash, count: 1, head: Arc::downgrade(head) };
         }
     }
 
-    fn seen(&self) -> Vec<(u32, Arc<Head>)> {
-        let places = self.0.iter().flatten().filter(|place| place.count > 0);
-        places.filter_map(|place| Some((place.count, place.head.upgrade()?))).collect()
+    fn all(&self) -> Vec<(u32, Arc<Head>)> {
+        let counters = self.0.iter().flatten().filter(|counter| counter.count > 0);
+        counters.filter_map(|counter| Some((counter.count, counter.head.upgrade()?))).collect()
     }
 }
 
+/// Entries of a set.
 const WAYS: usize = 8;
+/// Sets of a core.
 const SETS: usize = 128;

@@ -1,19 +1,19 @@
-//! Ranges of long objects: what is not stored is fetched in whole slices, and no more of it
-//! than what is asked for (RFC 9110 §14; RFC 9111 §3.3, §3.4).
+//! Ranges of long objects: missing bytes are fetched in whole slices, and only those slices that the
+//! request needs (RFC 9110 §14; RFC 9111 §3.3, §3.4).
 //!
 //! ```text
-//! nothing stored, Range ─▶ lead: sub-request ─┬ 206, a part   ─▶ partial object ─▶ parts
-//!                                             ├ 206, all of it ─▶ fill, as a 200
-//!                                             ├ 206, unusable  ─▶ asked again in whole ─▶ fill
-//!                                             └ 200, others    ─▶ as without ranges
-//! nothing stored, the last bytes ─▶ asked for as they are ─┬ of a long object, bound ─▶ parts
-//!                                                         └ others ─▶ stored apart, passed on
-//! stored, bytes missing ─▶ begin ─┬ the first byte can be had ─▶ parts
-//!                                 └ changed at the origin     ─▶ fetched like nothing stored
-//! being filled, far behind ─▶ begin, of the same object ─▶ parts
+//! nothing stored, Range ─▶ lead: range request ─┬ 206, a part      ─▶ partial object ─▶ parts
+//!                                               ├ 206, the whole   ─▶ fill, as a 200
+//!                                               ├ 206, unusable    ─▶ request without Range ─▶ fill
+//!                                               └ 200, others      ─▶ as without Range
+//! nothing stored, suffix range ─▶ sent as it is ─┬ long object, strong validator ─▶ parts
+//!                                                └ others ─▶ the part stored on its own
+//! stored, bytes missing ─▶ range request ─┬ 206, same version ─▶ parts
+//!                                         └ changed           ─▶ fetch as if nothing were stored
+//! being filled, far behind ─▶ range request for the same version ─▶ parts
 //! ```
 //!
-//! What is planned, and which answer is good for what, is decided in [`crate::fill::slices`].
+//! [`crate::fill::slices`] plans the range requests and judges their responses.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -26,12 +26,14 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 
 use super::Visit;
-use super::answer::{Source, first_hand};
+use super::answer::{Source, remove_zero_age};
 use super::exchange::Job;
-use super::lookup::Found;
+use super::lookup::LookupResult;
+use super::outcome::{Answered, PathError, facts_of};
 use crate::body::Body;
-use crate::cache::range::{RangeLimits, RangeSpec, Requested, parse_specs, requested};
-use crate::cache::{self, CacheStatus, Reason, Selected, StoredResponse};
+use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
+use crate::cache::{CacheKey, CacheStatus, Reason, StoredResponse};
+use crate::context::ResponseFacts;
 use crate::fields::Fields;
 use crate::fill::Filling;
 use crate::fill::collapse::FillFailure;
@@ -39,19 +41,18 @@ use crate::fill::parts::{Ask, First, Parts, Refused};
 use crate::fill::slices::{
     PartAnswer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
 };
-use crate::reply::Reply;
-use crate::respond::Failure;
 use crate::store::Head;
 use crate::upstream::{Unanswered, UpstreamResponse};
 
-/// What all sub-requests for parts of an object have in common.
+/// The target and fields that all range requests for an object have in common.
 #[derive(Clone)]
-pub(super) struct Sought {
+pub(super) struct RangeRequestBase {
     uri: Uri,
     headers: HeaderMap,
 }
 
-impl Sought {
+impl RangeRequestBase {
+    /// The request for `range`, or for the whole object. `bound` makes it conditional on the version.
     pub(super) fn request(
         &self,
         range: Option<&Range<u64>>,
@@ -67,135 +68,154 @@ impl Sought {
     }
 }
 
-/// A range of an object of which nothing is stored: what to ask for first.
+/// The first range request for an object of which nothing is stored.
 #[derive(Clone)]
-pub(super) struct Asked {
-    pub begin: Begin,
-    pub sought: Rc<Sought>,
+pub(super) struct FirstRange {
+    pub bytes: FirstBytes,
+    pub base: Rc<RangeRequestBase>,
 }
 
-/// What a sub-request begins with.
+/// The bytes of a [`FirstRange`].
 #[derive(Clone)]
-pub(super) enum Begin {
-    /// Whole slices.
+pub(super) enum FirstBytes {
+    /// These bytes, in whole slices.
     Slices(Range<u64>),
-    /// So many bytes at the end: in which slices they are is not known.
-    Last(u64),
+    /// The last bytes, this many. The slices that contain them are not known.
+    Suffix(u64),
 }
 
-impl Asked {
-    pub(super) fn is_for_the_last(&self) -> bool {
-        matches!(self.begin, Begin::Last(_))
+impl FirstRange {
+    pub(super) fn is_suffix(&self) -> bool {
+        matches!(self.bytes, FirstBytes::Suffix(_))
     }
 
-    /// Makes the sub-request of a request for the whole.
-    pub(super) fn ask(&self, headers: &mut HeaderMap) {
-        match &self.begin {
-            Begin::Slices(range) => ask_for(range, None, headers),
-            Begin::Last(count) => ask_for_last(*count, headers),
+    /// Turns a request for the whole object into this range request.
+    pub(super) fn set_range(&self, headers: &mut HeaderMap) {
+        match &self.bytes {
+            FirstBytes::Slices(range) => ask_for(range, None, headers),
+            FirstBytes::Suffix(count) => ask_for_last(*count, headers),
         }
     }
 }
 
 impl Visit {
-    /// The request asks for a range: what to begin with.
-    pub(super) fn asked_range(&self) -> Option<Asked> {
-        let text = self.fields.get(RANGE).filter(|_| self.context.asked.method == Method::GET);
+    /// The first range request to send if nothing is stored. `None` if the request has no usable
+    /// `Range`.
+    pub(super) fn first_range(&self) -> Option<FirstRange> {
+        let is_get = self.context.request.method == Method::GET;
+        let text = self.fields.get(RANGE).filter(|_| is_get);
         let ranges_max = self.rule.settings.cache.ranges.ranges_max;
         let specs = parse_specs(text?.as_bytes(), ranges_max)?;
-        let begin = match *specs {
-            // Conditions are judged here, by a response that is stored.
+        let bytes = match *specs {
+            // A condition is evaluated here, against a stored response.
             [RangeSpec::Last(count)] if count > 0 && !is_conditional(&self.fields) => {
-                Begin::Last(count)
+                FirstBytes::Suffix(count)
             }
             _ => {
                 let (start, end) = specs.into_iter().map(reach).min()?;
-                Begin::Slices(self.worker.fills.first_asked(start, end))
+                FirstBytes::Slices(self.worker.fills.first_asked(start, end))
             }
         };
-        Some(Asked { begin, sought: self.sought() })
+        Some(FirstRange { bytes, base: self.range_request_base() })
     }
 
-    /// Whether what is stored is of use: a part that is stored apart answers a range that lies in
-    /// it, and nothing else.
-    pub(super) fn is_enough(&self, head: &Head) -> bool {
-        is_enough(head, &self.context.asked.method, &self.fields, &self.rule.settings.cache.ranges)
-    }
-
-    pub(super) fn sought(&self) -> Rc<Sought> {
+    fn range_request_base(&self) -> Rc<RangeRequestBase> {
         let (parts, _) = self.fill_request(None).into_parts();
-        Rc::new(Sought { uri: parts.uri, headers: parts.headers })
+        Rc::new(RangeRequestBase { uri: parts.uri, headers: parts.headers })
     }
 
-    /// How the bytes of `head` that are not stored can be had. `None` when it lies in one
-    /// piece, or has no strong validator.
-    pub(super) fn parts(&self, found: &Found, head: &Arc<Head>) -> Option<Parts> {
-        if head.inline.is_some() {
+    /// Access to all bytes of `head`, stored or not. `None` if they cannot be fetched in parts: see
+    /// [`can_be_fetched_in_parts`].
+    pub(super) fn parts(&self, head: &Arc<Head>) -> Option<Parts> {
+        if !can_be_fetched_in_parts(head) {
             return None;
         }
-        let job = self.job(&Found { head: None, ..found.clone() }).ok()?;
-        job.parts(head.clone(), self.sought())
+        let key = CacheKey::new(head.response.key.clone());
+        let job = self.job(&LookupResult::none(key, Reason::BytesMissing)).ok()?;
+        job.parts(head.clone(), self.range_request_base())
     }
 
-    /// Answers with what is stored and, for what is not, by way of upstream. `None` when the
-    /// object has changed at the origin, or can't be had in parts.
-    pub(super) async fn answer_in_parts(
-        &mut self,
-        found: &Found,
-        head: &Arc<Head>,
-    ) -> Result<Option<Reply>, Failure> {
-        let Some(parts) = self.parts(found, head) else { return Ok(None) };
-        match parts.begin(self.first_wanted(head)).await {
-            Ok(first) => Ok(self.parts_answer(&parts, first)),
-            Err(Refused::Changed) => Ok(None),
-            Err(Refused::Failed(why)) => {
-                self.context.cache_status = CacheStatus::forwarded(Reason::BytesMissing);
-                self.without_upstream(found, &FillFailure::Upstream(why)).map(Some)
+    /// Answers with the stored bytes of `found.head`, and fetches the others. `None` if the object has
+    /// changed at the origin or cannot be fetched in parts.
+    pub(super) async fn fill_gaps(
+        &self,
+        found: &LookupResult,
+    ) -> Result<Option<Answered>, Box<PathError>> {
+        let Some(head) = &found.head else { return Ok(None) };
+        match self.open_gaps(head).await {
+            Gaps::Open(parts, first) => Ok(self.answer_in_parts(&parts, *first)),
+            Gaps::Changed => Ok(None),
+            Gaps::Failed(failure) => {
+                let facts = facts_of(CacheStatus::forwarded(Reason::BytesMissing));
+                self.without_upstream(found, &failure, facts).map(Some)
             }
         }
     }
 
-    /// How the bytes can be had for which the fill is of no use to this client.
-    pub(super) fn parts_of(&self, filling: &Filling) -> Option<Parts> {
-        self.parts(&Found::unknown(self.target()), &filling.head()?)
+    /// Requests the first missing bytes that this request needs of `head`, before anything is
+    /// promised to the client.
+    pub(super) async fn open_gaps(&self, head: &Arc<Head>) -> Gaps {
+        let Some(parts) = self.parts(head) else { return Gaps::Changed };
+        match parts.begin(self.first_wanted(head)).await {
+            Ok(first) => Gaps::Open(parts, Box::new(first)),
+            Err(Refused::Changed) => Gaps::Changed,
+            Err(Refused::Failed(why)) => Gaps::Failed(FillFailure::Upstream(why)),
+        }
     }
 
-    /// Answers with a range that begins so far ahead of what the fill has that its client would
-    /// wait for long. `None` when it had better wait: the range is near, or can't be had.
-    pub(super) async fn answer_ahead(&mut self, filling: &Filling, parts: &Parts) -> Option<Reply> {
-        let wanted = self.first_wanted(&parts.head);
-        let ranges = parts.head.response.headers.get(&ACCEPT_RANGES);
+    /// Answers a range that begins so far ahead of the fill that its client would wait for long, with a
+    /// range request of its own. `None` if waiting is better: the range is near, or the origin does not
+    /// support ranges.
+    pub(super) async fn answer_ahead(
+        &self,
+        filling: &Filling,
+        head: &Arc<Head>,
+    ) -> Option<Answered> {
+        let wanted = self.first_wanted(head);
+        let ranges = head.response.headers.get(&ACCEPT_RANGES);
         if !filling.is_far_from(wanted.start) || ranges.is_none_or(|unit| unit != b"bytes") {
             return None;
         }
+        let parts = self.parts(head)?;
         let first = parts.begin(wanted).await.ok()?;
-        self.parts_answer(parts, first)
+        self.answer_in_parts(&parts, first)
     }
 
-    fn parts_answer(&mut self, parts: &Parts, first: Option<First>) -> Option<Reply> {
+    /// Answers from the store and from upstream, beginning with the response `first`.
+    pub(super) fn answer_in_parts(&self, parts: &Parts, first: Option<First>) -> Option<Answered> {
         let ttl = parts.head.response.freshness.ttl(self.context.received_at);
-        self.context.cache_status = CacheStatus {
+        let status = CacheStatus {
             ttl: Some(ttl),
             stored: true,
-            // What it waited for came by another request.
+            // Without a response of its own the request waited for another one's.
             collapsed: first.is_none(),
             ..CacheStatus::forwarded(Reason::BytesMissing)
         };
-        self.select(Source::Parts(parts, &RefCell::new(first)), self.worker.clock.now())
+        let source = Source::Parts(parts, &RefCell::new(first));
+        let reply = self.select(source, self.worker.clock.now())?;
+        Some(Answered::new(reply, status))
     }
 
-    /// The answer to the request that made an object known in part.
-    pub(super) fn first_part(&mut self, parts: &Parts, first: First) -> Option<Reply> {
-        let ttl = parts.head.response.freshness.ttl(self.worker.clock.now());
-        let status = &mut self.context.cache_status;
-        (status.stored, status.ttl) = (true, Some(ttl));
-        let mut response =
-            self.select(Source::Parts(parts, &RefCell::new(Some(first))), self.worker.clock.now())?;
-        first_hand(&mut response);
-        Some(response)
+    /// The answer to the request whose range request created a partial object.
+    pub(super) fn answer_with_first_part(
+        &self,
+        parts: &Parts,
+        first: First,
+        facts: ResponseFacts,
+    ) -> Result<Answered, ResponseFacts> {
+        let now = self.worker.clock.now();
+        let ttl = Some(parts.head.response.freshness.ttl(now));
+        let facts = facts.with_status(|status| CacheStatus { stored: true, ttl, ..status });
+        match self.select(Source::Parts(parts, &RefCell::new(Some(first))), now) {
+            Some(mut reply) => {
+                remove_zero_age(&mut reply);
+                Ok(facts.answer(reply))
+            }
+            None => Err(facts),
+        }
     }
 
-    /// The first bytes of `head` that this request wants, conditions aside.
+    /// The first bytes of `head` that this request needs, if its conditions hold.
     fn first_wanted(&self, head: &Head) -> Range<u64> {
         let whole = 0..head.complete_length();
         let Some(text) = self.fields.get(RANGE) else { return whole };
@@ -207,40 +227,51 @@ impl Visit {
     }
 }
 
+/// The outcome of [`Visit::open_gaps`].
+pub(super) enum Gaps {
+    /// The missing bytes can be fetched, beginning with this response. `None`: another request has
+    /// fetched them meanwhile.
+    Open(Parts, Box<Option<First>>),
+    /// The object has changed at the origin or cannot be fetched in parts.
+    Changed,
+    /// Upstream did not provide the bytes.
+    Failed(FillFailure),
+}
+
 impl Job {
-    /// What of `head` is not stored is asked for with this job.
-    pub(super) fn parts(self, head: Arc<Head>, sought: Rc<Sought>) -> Option<Parts> {
+    /// Access to all bytes of `head`; this job requests those that are not stored.
+    fn parts(self, head: Arc<Head>, base: Rc<RangeRequestBase>) -> Option<Parts> {
         let bound = Validator::of(&head.response.headers)?;
         let (store, fills) = (self.worker.store.clone(), self.worker.fills.clone());
         let job = Rc::new(self);
         let ask: Ask = Rc::new(move |range| {
-            let (job, sought, bound) = (job.clone(), sought.clone(), bound.clone());
-            let request = move || sought.request(Some(&range), Some(&bound));
+            let (job, base, bound) = (job.clone(), base.clone(), bound.clone());
+            let request = move || base.request(Some(&range), Some(&bound));
             Box::pin(async move { Ok(job.send(request).await?.response) })
         });
         Parts::new(&store, &fills, head, ask)
     }
 
-    /// Judges the answer to a first sub-request. A part of an object that can be stored in
-    /// parts comes back as the head of the whole, with the bytes that its body has; what can't
-    /// is asked for again in whole.
+    /// Judges the response to a [`FirstRange`]. For a part of an object that can be stored in parts,
+    /// returns the header section of the whole and the range of bytes that the body has. Sends a
+    /// request for the whole object if the part cannot be used.
     pub(super) async fn open(
         &self,
         mut upstream: UpstreamResponse,
     ) -> Result<(UpstreamResponse, Option<Range<u64>>), Box<Unanswered>> {
-        let Some(asked) = &self.asked else { return Ok((upstream, None)) };
+        let Some(first_range) = &self.first_range else { return Ok((upstream, None)) };
         let (status, headers) = (upstream.response.status(), upstream.response.headers());
         if status != StatusCode::PARTIAL_CONTENT {
             return Ok((upstream, None));
         }
         let is_bound = Validator::of(headers).is_some();
-        let part = match &asked.begin {
-            Begin::Slices(range) => match judge(range, None, None, status, headers) {
+        let part = match &first_range.bytes {
+            FirstBytes::Slices(range) => match judge(range, None, None, status, headers) {
                 PartAnswer::Part { bytes, complete_length: Some(length) } => Some((bytes, length)),
                 _ => None,
             },
-            // What is too short for slices is stored apart.
-            Begin::Last(count) => judge_last(*count, headers).filter(|(bytes, length)| {
+            // A part of an object too short for slices is stored on its own.
+            FirstBytes::Suffix(count) => judge_last(*count, headers).filter(|(bytes, length)| {
                 *bytes == (0..*length) || *length > self.worker.store.slice_bytes()
             }),
         };
@@ -251,15 +282,17 @@ impl Job {
                 return Ok((upstream, (!is_whole).then_some(bytes)));
             }
         }
-        match &asked.begin {
-            Begin::Slices(_) => Ok((self.send(|| asked.sought.request(None, None)).await?, None)),
-            // It is what the client asked for, whatever else it is good for.
-            Begin::Last(_) => Ok((upstream, None)),
+        match &first_range.bytes {
+            FirstBytes::Slices(_) => {
+                Ok((self.send(|| first_range.base.request(None, None)).await?, None))
+            }
+            // It answers the client's request, whether or not it can be stored.
+            FirstBytes::Suffix(_) => Ok((upstream, None)),
         }
     }
 
-    /// Stores a part apart, once all of it has come. `None` when it breaks off.
-    pub(super) async fn keep_apart(&self, stored: StoredResponse, mut body: Body) -> Option<Bytes> {
+    /// Reads a part to its end and stores it on its own. `None` if its body is incomplete.
+    pub(super) async fn store_part(&self, stored: StoredResponse, mut body: Body) -> Option<Bytes> {
         let announced = stored.parts.as_deref()?.first().map(|part| part.end - part.start)?;
         let mut bytes = BytesMut::with_capacity(announced as usize);
         while let Some(frame) = body.frame().await {
@@ -278,44 +311,33 @@ impl Job {
         Some(bytes)
     }
 
-    /// Makes an object known of which these bytes are coming. `None` when it can't be stored
-    /// in parts.
-    pub(super) async fn begin_parts(
+    /// Creates a partial object, of which `body` has these bytes. `None` if the response cannot be
+    /// stored in parts.
+    pub(super) async fn create_partial_object(
         self,
         stored: StoredResponse,
         bytes: Range<u64>,
         body: Body,
     ) -> Option<(Parts, First)> {
-        let sought = self.asked.as_ref()?.sought.clone();
+        let base = self.first_range.as_ref()?.base.clone();
         let head = self.worker.store.partial_to_be(stored).ok()?;
-        let parts = self.clone().parts(head.clone(), sought)?;
+        let parts = self.clone().parts(head.clone(), base)?;
         let first = parts.first(bytes, body);
-        // Now: who finds it before those bytes are claimed asks for them as well.
+        // Only now: a request that finds the object before these bytes are claimed requests them too.
         self.worker.store.show(&head);
         self.note_variant(&head.response).await;
         Some((parts, first))
     }
 }
 
-/// See [`Visit::is_enough`].
-pub(super) fn is_enough(
-    head: &Head,
-    method: &Method,
-    fields: &HeaderMap,
-    limits: &RangeLimits,
-) -> bool {
-    if !head.is_apart() {
-        return true;
-    }
-    let length = Some(head.complete_length());
-    matches!(
-        cache::select(&head.response, method, fields, length, limits),
-        Selected::Range { .. } | Selected::NotModified
-    )
+/// Whether missing bytes of a stored response can be fetched by range: it is stored in slices and has a
+/// strong validator that proves that they are of the same version.
+pub(super) fn can_be_fetched_in_parts(head: &Head) -> bool {
+    head.inline.is_none() && Validator::of(&head.response.headers).is_some()
 }
 
-/// From which byte to which a member of `Range` reaches, of an unknown length: the end of it is
-/// known when its beginning is.
+/// The first byte of a member of `Range` and the one after its last, for an object of unknown length.
+/// For a suffix range the first byte, whose response states the length.
 fn reach(spec: RangeSpec) -> (u64, u64) {
     match spec {
         RangeSpec::From(first, last) => {
@@ -325,7 +347,7 @@ fn reach(spec: RangeSpec) -> (u64, u64) {
     }
 }
 
-/// The head of the whole, from that of a part of it.
+/// Turns the header section of a part into that of the whole.
 fn as_whole(response: &mut Response<Body>, length: u64) {
     *response.status_mut() = StatusCode::OK;
     response.headers_mut().remove(CONTENT_RANGE);
@@ -337,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_sub_request_begins_with_the_first_range() {
+    fn the_first_range_request_begins_with_the_first_range() {
         let first = |text: &str| {
             parse_specs(text.as_bytes(), 10).and_then(|specs| specs.into_iter().map(reach).min())
         };

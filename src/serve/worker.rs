@@ -1,4 +1,4 @@
-//! What a request finds on its core: the parts of the house, and the plan in force.
+//! The services that a request uses on its core, and the configuration in force.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -25,58 +25,58 @@ use crate::route::Routes;
 use crate::store::{Head, Store};
 use crate::upstream::{Pools, Upstreams};
 
-/// What the configuration means for requests. Immutable; a reload puts another in its place,
-/// and each request keeps the one that it began with.
+/// The configuration as requests use it. Immutable; a reload replaces it, and each request keeps the
+/// one that it began with.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// The gate.
+    /// Normalises requests.
     pub gate: Gate,
     /// Sites and rules.
     pub routes: Routes,
     /// The pools that rules name.
     pub pools: Pools,
-    /// Who we are on the wire.
+    /// The node's names in response fields.
     pub identity: Identity,
-    /// What clients of limited rules have used up; the same table in every plan.
-    pub rates: Arc<rate::Table>,
+    /// The request rates of clients; the same table in every plan.
+    pub rates: Arc<rate::RateTable>,
 }
 
 impl Plan {
-    /// The same plan with sites and rules of its own.
+    /// A copy for one core, with its own reference counts of sites and rules.
     fn for_core(&self) -> Self {
         Self { routes: self.routes.copied(), ..self.clone() }
     }
 }
 
-/// The parts that a worker is built of.
+/// The arguments of [`Worker::new`].
 pub(crate) struct WorkerParts {
     /// The plan in force, for all workers.
     pub plan: Arc<ArcSwap<Plan>>,
-    /// Memory and disk.
+    /// The node's store.
     pub store: Store,
-    /// Fills in flight on the node.
+    /// The fills in flight on the node.
     pub fills: Fills,
-    /// Held while a variant is listed under its key; one for all workers.
+    /// Serialises changes of variant lists; one for all workers.
     pub listing: Arc<tokio::sync::Mutex<()>>,
-    /// This core's way to origins.
+    /// This core's connections to origins.
     pub upstreams: Upstreams,
-    /// Where purges go that come as requests.
+    /// Takes purges that arrive as requests with the method PURGE.
     pub purges: mpsc::Sender<PurgeByMethod>,
-    /// What is asked for most, on all cores.
+    /// Counts the most requested responses of all cores.
     pub popular: Arc<Popular>,
-    /// Which core this is, counted from zero.
+    /// The core's number, counted from zero.
     pub number: usize,
-    /// Set while the purge bus is silent.
+    /// True while the purge bus is silent.
     pub bus_silent: Arc<AtomicBool>,
-    /// Where addresses are.
+    /// Locates clients.
     pub geo: Arc<Geo>,
-    /// Time.
+    /// The node's clock.
     pub clock: Clock,
     /// This core's counters.
     pub recorder: Recorder,
-    /// This core's access lines.
+    /// This core's access-log lines.
     pub log: LogBuffer,
-    /// Where this core's request ids begin; random.
+    /// The first request id of this core; random.
     pub first_id: u64,
 }
 
@@ -99,8 +99,8 @@ pub(crate) struct Worker {
     next_id: Cell<u64>,
 }
 
-/// The plan in force and this core's own copy of it: sites and rules are counted by each
-/// request, and a count that all cores share is a cache line that they fight over.
+/// The plan in force and this core's copy of it. Each request changes the reference counts of its site
+/// and rule; counts shared by all cores would be a contended cache line.
 struct LocalPlan {
     source: Cache<Arc<ArcSwap<Plan>>, Arc<Plan>>,
     copied: Arc<Plan>,
@@ -108,7 +108,7 @@ struct LocalPlan {
 }
 
 impl Worker {
-    /// A worker of these parts.
+    /// A worker that uses these services.
     pub(crate) fn new(parts: WorkerParts) -> Rc<Self> {
         let mut source = Cache::new(parts.plan);
         let copied = source.load().clone();
@@ -132,12 +132,13 @@ impl Worker {
         })
     }
 
-    /// Hands this core's access lines to the writer.
+    /// Hands this core's access-log lines to the writer.
     pub(crate) fn flush_log(&self) {
         self.log.flush();
     }
 
-    /// One hit of sixteen is looked at, in no order that requests could have too.
+    /// Counts one of sixteen hits for [`Popular`]. The sample is random, so that no pattern of requests
+    /// coincides with it.
     pub(super) fn note_hit(&self, hash: KeyHash, head: &Arc<Head>) {
         let next = self.sample.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         self.sample.set(next);
@@ -157,7 +158,7 @@ impl Worker {
         local.clone()
     }
 
-    /// Ids of a core are far apart in their bits, so that they look like what they are: names.
+    /// The next request id. Consecutive ids differ in many bits, so that they are easy to tell apart.
     pub(super) fn next_request_id(&self) -> RequestId {
         let next = self.next_id.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.next_id.set(next);

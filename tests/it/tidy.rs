@@ -43,7 +43,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // upstream: a part that is missing is asked for here, and its failure is upstream's.
     ("fill", &["upstream", "store", "cache", "body", "clock", "fields", "metrics", "planted"]),
-    ("guard", &["context", "labels", "metrics"]),
+    // reply: a refusal carries its reply, such as a 405 with `Allow`.
+    ("guard", &["context", "fields", "labels", "metrics", "reply"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
     ("route", &["guard", "cache", "upstream", "fields", "transform", "planted"]),

@@ -529,10 +529,13 @@ fn a_rule_inherits_from_its_site_and_the_site_from_the_defaults() {
     };
     assert_eq!(edits(site), "a=1 b=2");
     assert_eq!(edits(own), "b=2 c=3");
-    assert_eq!(site.rate, Some(guard::rate::Limit { per_second: 10.0, burst: 10 }));
-    assert_eq!(own.rate, None);
-    assert_eq!(own.access.deny_addresses, site.access.deny_addresses);
-    assert_eq!((own.access.allow_addresses.len(), site.access.allow_addresses.len()), (1, 0));
+    assert_eq!(site.guard.rate, Some(guard::rate::Limit { per_second: 10.0, burst: 10 }));
+    assert_eq!(own.guard.rate, None);
+    assert_eq!(own.guard.access.deny_addresses, site.guard.access.deny_addresses);
+    assert_eq!(
+        (own.guard.access.allow_addresses.len(), site.guard.access.allow_addresses.len()),
+        (1, 0)
+    );
     let pass = |rule: &route::RuleSettings| match &rule.action {
         Action::Pass(pass) => {
             (pass.pool.to_string(), pass.by_country.len(), pass.rewrite.add_prefix.clone())
@@ -563,7 +566,7 @@ fn protocols_to_switch_to_are_inherited_and_none_of_them_carries_http() {
     )
     .unwrap();
     let lists: Vec<Vec<String>> = (config.routes.sites.iter().flat_map(|site| &site.rules))
-        .map(|rule| rule.access.upgrade.iter().map(ToString::to_string).collect())
+        .map(|rule| rule.guard.access.upgrade.iter().map(ToString::to_string).collect())
         .collect();
     let (shipped, own) = (vec!["websocket"], vec!["websocket", "irc/6.9"]);
     assert_eq!(lists, [shipped, own.clone(), vec![], own]);

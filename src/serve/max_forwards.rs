@@ -1,19 +1,20 @@
-//! Max-Forwards (RFC 9110 §7.6.2): how many more times OPTIONS and TRACE may be forwarded, and the
-//! answer of the last recipient. Other methods carry the field through.
+//! Max-Forwards (RFC 9110 §7.6.2): limits how often OPTIONS and TRACE are forwarded. The last recipient
+//! answers itself. For other methods the field is forwarded unchanged.
 
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, MAX_FORWARDS};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
-use super::{Visit, failures};
+use super::Visit;
 use crate::body::Body;
 use crate::fields::{FieldsMut, number};
+use crate::guard::ALL_BUT_TRACE;
 use crate::reply::Reply;
 
 impl Visit {
-    /// How many more times the request may be forwarded. `None`: as often as need be, for the field
-    /// is not there, is no number, or is of no concern for this method.
+    /// How many more times the request may be forwarded. `None`: no limit, because the field is
+    /// absent, is not a number, or does not apply to this method.
     pub(super) fn forwards_left(&self) -> Option<u64> {
-        if !matches!(self.context.asked.method, Method::OPTIONS | Method::TRACE) {
+        if !matches!(self.context.request.method, Method::OPTIONS | Method::TRACE) {
             return None;
         }
         let mut values = self.fields.get_all(MAX_FORWARDS).iter();
@@ -21,19 +22,19 @@ impl Visit {
         only.and_then(|value| number(value.as_bytes()))
     }
 
-    /// The answer, where the request must not be forwarded.
-    pub(super) fn last_recipient(&self) -> Option<Reply> {
+    /// The reply to a request that must not be forwarded any further; `None` for other requests.
+    pub(super) fn reply_of_last_recipient(&self) -> Option<Reply> {
         let is_last = self.forwards_left() == Some(0);
-        is_last.then(|| match self.context.asked.method {
+        is_last.then(|| match self.context.request.method {
             Method::TRACE => self.reflect(),
             _ => self.methods(),
         })
     }
 
     fn methods(&self) -> Reply {
-        let access = &self.rule.settings.access;
+        let access = &self.rule.settings.guard.access;
         let allow = match access.methods.is_empty() {
-            true => failures::ALL_BUT_TRACE,
+            true => ALL_BUT_TRACE,
             false => access.allow_field(),
         };
         let mut reply = Reply::new(StatusCode::OK);
@@ -41,15 +42,15 @@ impl Visit {
         reply
     }
 
-    /// The request as the gate left it, without credentials (RFC 9110 §9.3.8).
+    /// The request after the gate, without credentials (RFC 9110 §9.3.8).
     fn reflect(&self) -> Reply {
-        let mut text = format!("TRACE {} HTTP/1.1\r\n", self.asked.target).into_bytes();
+        let mut text = format!("TRACE {} HTTP/1.1\r\n", self.request.target).into_bytes();
         let mut push = |name: &HeaderName, value: &HeaderValue| {
             for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
                 text.extend_from_slice(piece);
             }
         };
-        push(&HOST, &self.asked.authority.to_field());
+        push(&HOST, &self.request.authority.to_field());
         let shown =
             self.fields.iter().filter(|(name, _)| ![HOST, AUTHORIZATION, COOKIE].contains(name));
         shown.for_each(|(name, value)| push(name, value));

@@ -1,0 +1,44 @@
+//! route: the site and the rule that answer a request or a URL.
+
+use std::sync::Arc;
+
+use geo::Place;
+use http::{Method, Uri};
+
+use crate::cache::key::url_part;
+use crate::guard::{Gate, Normalised};
+use crate::route::{Question, Routes, Rule, Site};
+
+/// The site and the rule that answer a request; `None` if no site has its host.
+pub(super) fn route<'r>(
+    routes: &'r Routes,
+    request: &Normalised,
+    method: &Method,
+    place: &Place,
+) -> Option<(&'r Arc<Site>, &'r Arc<Rule>)> {
+    let (host, path) = (request.authority.host(), request.path());
+    routes.find(&Question { host, path, method, place })
+}
+
+/// A URL as it stands in the keys of its rule, for purges.
+///
+/// # Errors
+/// The gate refuses the URL, or no site has its host; the text says which.
+pub(crate) fn canonical_url(routes: &Routes, gate: &Gate, uri: &Uri) -> Result<String, String> {
+    let request = gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
+    url_in_keys(routes, &request)
+}
+
+/// The URL of a request as it stands in the keys of the rule that answers a GET of it.
+///
+/// # Errors
+/// No site has its host.
+pub(super) fn url_in_keys(routes: &Routes, request: &Normalised) -> Result<String, String> {
+    let (_, rule) = route(routes, request, &Method::GET, &Place::default()).ok_or(NO_SITE)?;
+    let policy = &rule.settings.cache.key;
+    let authority = request.authority.as_str();
+    Ok(url_part(policy, request.scheme, authority, request.path(), request.query()))
+}
+
+/// What clients and the admin API are told if no site has a host.
+pub(super) const NO_SITE: &str = "no site here has this host";
