@@ -48,7 +48,7 @@ pub use allocator::Allocator;
 pub use clock::{Clock, unix_us};
 pub use control::CALLS as ADMIN_CALLS;
 pub use control::tokens::line as token_line;
-pub use labels::{ProxyError, Reason, Refusal, Unread};
+pub use labels::{HeadError, ProxyError, Reason, Refusal};
 pub use metrics::{Kind as MetricKind, TABLE as METRICS};
 pub use node::{Node, StartError};
 

@@ -20,7 +20,10 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
-use crate::labels::{CACHE_RESULTS, Coding, ProxyError, Refusal, Unread};
+use crate::labels::{
+    CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, HandshakeOutcome,
+    HeadError, Http2End, ProxyError, Refusal, RequestProtocol,
+};
 
 /// What a cell means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,23 +95,23 @@ table! {
     Connections, Gauge, "connections", "Open client connections.";
     ConnectionsAccepted, Counter, "connections_accepted", "Client connections accepted.";
     ConnectionsRefused, Counter, "connections_refused", "Client connections closed at once because a limit was reached.",
-        "limit" = &["total", "address", "handshakes", "proxy_header"];
+        "limit" = ConnectionRefusal::WORDS;
     ConnectionsTimedOut, Counter, "connections_timed_out", "Client connections closed because the client took too long.",
-        "waited_for" = &["handshake", "header", "idle", "send", "drain"];
+        "waited_for" = ConnectionTimeout::WORDS;
     AcceptErrors, Counter, "accept_errors", "Connections that the system could not accept because file descriptors or memory ran out.";
     Handshakes, Counter, "tls_handshakes", "TLS handshakes, by outcome.",
-        "outcome" = &["full", "resumed", "nothing_in_common", "alert", "not_tls", "other", "broken_off"];
+        "outcome" = HandshakeOutcome::WORDS;
     BytesReceived, Counter, "received_bytes", "Bytes read from client connections, inside TLS.";
     BytesSent, Counter, "sent_bytes", "Bytes written to client connections, inside TLS.";
     RequestsByProtocol, Counter, "requests_by_protocol", "Requests whose header section was read, by protocol.",
-        "protocol" = &["http/1.0", "http/1.1", "h2"];
+        "protocol" = RequestProtocol::WORDS;
     RequestsUnread, Counter, "requests_unread", "Requests refused because they could not be parsed.",
-        "reason" = Unread::WORDS;
+        "reason" = HeadError::WORDS;
     RequestBodiesTimedOut, Counter, "request_bodies_timed_out", "Request bodies that arrived more slowly than the limits allow.";
     ResponseBodiesTimedOut, Counter, "response_bodies_timed_out", "HTTP/2 responses whose client opened its window too slowly.";
     Http2Resets, Counter, "http2_resets", "HTTP/2 requests that the client cancelled before their end.";
     Http2Ended, Counter, "http2_connections_ended", "HTTP/2 connections closed by the node because of the client's behaviour.",
-        "reason" = &["protocol", "flood", "resets", "requests"];
+        "reason" = Http2End::WORDS;
     Requests, Counter, "requests", "Requests received.";
     Responses, Counter, "responses", "Responses sent, by class of status.", "class" = STATUS_CLASSES;
     ResponseBytes, Counter, "response_body_bytes", "Body bytes passed to client connections.";
@@ -160,7 +163,7 @@ table! {
     CoderBytesIn, Counter, "coder_input_bytes", "Bytes that went into encoders and decoders.";
     CoderBytesOut, Counter, "coder_output_bytes", "Bytes that came out of encoders and decoders.";
     CoderFailures, Counter, "coder_failures", "Bodies that failed in an encoder or decoder, by reason.",
-        "reason" = &["malformed", "decode_limit"];
+        "reason" = CoderFailure::WORDS;
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
     Purges, Counter, "purges", "Purges applied.";
     PurgesRefused, Counter, "purges_refused", "Purges refused because the outbox was full.";

@@ -1,6 +1,6 @@
 //! What follows from a [`Refusal`]: the status, the reason in `Cache-Status`, and whether the
 //! connection closes. A request whose head cannot be parsed is refused earlier, by the listener
-//! (`listen::Unread`).
+//! (`listen::HeadError`).
 
 use http::StatusCode;
 

@@ -1,5 +1,5 @@
-//! One worker: accepts connections, opens them (PROXY header, TLS, which protocol), hands them
-//! to HTTP/1 or HTTP/2, sweeps them, and drains.
+//! One worker's connections: accepts them, reads the PROXY protocol header, does the TLS handshake, chooses
+//! the HTTP driver, checks time limits, and drains.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::Request;
 use http::header::HeaderValue;
+use rustls::HandshakeKind;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -22,92 +23,87 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::context::{CertificateNames, Connection, TlsFacts};
 use crate::interim::Answer;
+use crate::labels::{ConnectionRefusal, ConnectionTimeout, HandshakeOutcome};
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 
 use super::bind::WorkerSockets;
-use super::client::Client;
 use super::client_stream::{ClientStream, FirstBytes};
-use super::counts::Place;
+use super::connection::HttpConnection;
+use super::connection_counts::Permit;
 use super::drain::Drain;
 use super::proxy::{self, Parsed};
-use super::record::{self, Refused};
-use super::session::{Order, Overdue, Phase, Session, Traffic, tick};
 use super::settings::{Listener, Transport};
 use super::socket::ClientSocket;
-use super::{Door, OnRefused, h1, h2};
+use super::state::{ConnectionState, Phase, Shutdown, Traffic, tick};
+use super::{ListenerState, RequestHandler, TlsState, h1, h2};
 
 /// What the connections of one worker share.
 struct Worker<S> {
-    door: Arc<Door>,
-    service: S,
-    on_refused: OnRefused,
+    shared: Arc<ListenerState>,
+    handler: RequestHandler<S>,
     recorder: Recorder,
-    clock: Clock,
     started: Instant,
-    sessions: RefCell<Vec<Rc<Session>>>,
+    connections: RefCell<Vec<Rc<ConnectionState>>>,
     draining: Cell<bool>,
-    /// Woken when the last session is gone.
-    empty: Notify,
+    /// Notified when the last connection has closed.
+    last_closed: Notify,
     date: Rc<RefCell<HeaderValue>>,
 }
 
-/// Serves one worker's sockets until `drain` says to stop and the last connection is closed,
-/// or cut when the drain's grace is over. Runs on the worker's runtime.
+/// Serves one worker's sockets until `drain` starts and the last connection has closed, or was closed at
+/// the end of the drain's grace. Runs on the worker's runtime.
 ///
-/// The service can't fail. It is called with the connection's facts and a request whose body,
-/// if it has one, keeps its own deadlines ([`super::Limits::body_idle_timeout`]); dropping the
-/// service's future is how it learns that the client has gone.
+/// The service gets the connection's facts and a request. The request's body, if there is one, has time
+/// limits of its own ([`super::Limits::body_idle_timeout`]).
 ///
 /// # Panics
-/// When a listener has TLS and the door was made without.
+/// If a listener has TLS and the shared state does not.
 pub(crate) async fn serve<S, F>(
     sockets: WorkerSockets,
-    door: Arc<Door>,
-    service: S,
-    on_refused: OnRefused,
+    shared: Arc<ListenerState>,
+    handler: RequestHandler<S>,
     recorder: Recorder,
-    clock: Clock,
     mut drain: Drain,
 ) where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Answer + Unpin + 'static,
 {
-    let worker = Rc::new(Worker::new(door, service, on_refused, recorder, clock));
-    let doors: Vec<_> = sockets
+    let worker = Rc::new(Worker::new(shared, handler, recorder));
+    let listeners: Vec<_> = sockets
         .sockets
         .into_iter()
         .filter_map(|(socket, listener)| worker.open(socket, listener))
         .collect();
-    let sweeping = spawn_local(worker.clone().sweep());
-    let mut grace = drain.told().await;
+    let checking = spawn_local(worker.clone().check_connections());
+    let mut grace = drain.grace().await;
     worker.draining.set(true);
-    for door in doors {
-        door.close().await;
+    for listener in listeners {
+        listener.close().await;
     }
-    worker.order_all(Order::Drain);
+    worker.shut_down_all(Shutdown::Graceful);
     let began = Instant::now();
     loop {
-        let all_gone = worker.all_gone();
+        let all_closed = worker.all_closed();
         tokio::select! {
-            () = all_gone => break,
+            () = all_closed => break,
             () = tokio::time::sleep_until(began + grace) => break,
-            shorter = drain.told() => grace = shorter,
+            shorter = drain.grace() => grace = shorter,
         }
     }
-    worker.order_all(Order::Cut(Overdue::Drain));
-    worker.all_gone().await;
-    sweeping.abort();
+    worker.shut_down_all(Shutdown::Now(ConnectionTimeout::Drain));
+    worker.all_closed().await;
+    checking.abort();
 }
 
-/// A listener that is open for connections.
-struct OpenDoor {
+/// A listener that accepts connections.
+struct OpenListener {
     accepting: JoinHandle<()>,
     closing: Rc<Notify>,
 }
 
-impl OpenDoor {
-    /// Takes what the kernel has queued, then listens no more.
+impl OpenListener {
+    /// Accepts the connections that the kernel has queued, then stops listening.
     async fn close(self) {
         self.closing.notify_one();
         _ = self.accepting.await;
@@ -119,24 +115,16 @@ where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Answer + Unpin + 'static,
 {
-    fn new(
-        door: Arc<Door>,
-        service: S,
-        on_refused: OnRefused,
-        recorder: Recorder,
-        clock: Clock,
-    ) -> Self {
-        let date = Rc::new(RefCell::new(date(&clock)));
+    fn new(shared: Arc<ListenerState>, handler: RequestHandler<S>, recorder: Recorder) -> Self {
+        let date = Rc::new(RefCell::new(date(&shared.clock)));
         Self {
-            door,
-            service,
-            on_refused,
+            shared,
+            handler,
             recorder,
-            clock,
             started: Instant::now(),
-            sessions: RefCell::default(),
+            connections: RefCell::default(),
             draining: Cell::new(false),
-            empty: Notify::new(),
+            last_closed: Notify::new(),
             date,
         }
     }
@@ -145,7 +133,7 @@ where
         self: &Rc<Self>,
         socket: std::net::TcpListener,
         listener: Arc<Listener>,
-    ) -> Option<OpenDoor> {
+    ) -> Option<OpenListener> {
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
             Err(error) => {
@@ -154,13 +142,13 @@ where
             }
         };
         assert!(
-            self.door.tls.is_some() || listener.transport == Transport::Plain,
+            self.shared.tls.is_some() || listener.transport == Transport::Plain,
             "listener {} uses TLS, but no TLS settings were given",
             listener.name
         );
         let closing = Rc::new(Notify::new());
         let accepting = spawn_local(self.clone().accept(socket, listener, closing.clone()));
-        Some(OpenDoor { accepting, closing })
+        Some(OpenListener { accepting, closing })
     }
 
     async fn accept(
@@ -177,10 +165,10 @@ where
             };
             match accepted {
                 Ok((stream, peer)) => self.admit(stream, peer, &listener),
-                // The client left the queue again.
+                // The client has closed before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    // Out of descriptors or memory: what is open has to close first.
+                    // Out of descriptors or memory: wait until other connections close.
                     self.recorder.count(Metric::AcceptErrors);
                     let name = &listener.name;
                     let notice = Notice::warning("a listener cannot accept connections", "", name);
@@ -191,222 +179,273 @@ where
         }
     }
 
-    /// Lets a connection in, or closes it if there are too many.
+    /// Serves a connection, or closes it if a limit is reached.
     fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, listener: &Arc<Listener>) {
         self.recorder.count(Metric::ConnectionsAccepted);
         let is_proxy = listener.proxy_protocol.iter().any(|network| network.contains(&peer.ip()));
-        match self.places(listener, (!is_proxy).then_some(peer.ip())) {
-            Ok(places) => {
+        match self.permits(listener, (!is_proxy).then_some(peer.ip())) {
+            Ok(permits) => {
                 let worker = self.clone();
-                let arrival =
-                    Arrival { stream, peer, listener: listener.clone(), is_proxy, places };
-                spawn_local(async move { worker.live(arrival).await });
+                let accepted =
+                    Accepted { stream, peer, listener: listener.clone(), is_proxy, permits };
+                spawn_local(async move { worker.run(accepted).await });
             }
-            Err(refused) => {
-                record::refused(&self.recorder, refused);
-                // A reset: no TIME_WAIT for what we never wanted.
+            Err(refusal) => {
+                self.count_refusal(refusal);
+                // A reset leaves no TIME_WAIT.
                 _ = stream.set_zero_linger();
             }
         }
     }
 
-    fn places(&self, listener: &Listener, client: Option<IpAddr>) -> Result<Places, Refused> {
-        let (counts, limits) = (&self.door.counts, self.door.limits.load());
-        let connection = counts.connection(limits.connections_max).ok_or(Refused::Total)?;
-        let address = client.map(|client| self.place_of(client)).transpose()?;
+    fn permits(
+        &self,
+        listener: &Listener,
+        client: Option<IpAddr>,
+    ) -> Result<Permits, ConnectionRefusal> {
+        let (counts, limits) = (&self.shared.counts, self.shared.limits.load());
+        let connection =
+            counts.connection(limits.connections_max).ok_or(ConnectionRefusal::Total)?;
+        let address = client.map(|client| self.client_permit(client)).transpose()?;
         let handshake = match listener.transport {
             Transport::Plain => None,
             Transport::Tls => {
-                Some(counts.handshake(limits.handshakes_max).ok_or(Refused::Handshakes)?)
+                let permit = counts.handshake(limits.handshakes_max);
+                Some(permit.ok_or(ConnectionRefusal::Handshakes)?)
             }
         };
-        Ok(Places { _connection: connection, address, handshake })
+        Ok(Permits { _connection: connection, address, handshake })
     }
 
-    fn place_of(&self, client: IpAddr) -> Result<Place, Refused> {
-        let max = self.door.limits.load().connections_per_address_max;
-        self.door.counts.address(client, max).ok_or(Refused::Address)
+    fn client_permit(&self, client: IpAddr) -> Result<Permit, ConnectionRefusal> {
+        let max = self.shared.limits.load().connections_per_address_max;
+        self.shared.counts.address(client, max).ok_or(ConnectionRefusal::Address)
     }
 
-    /// A connection's whole life.
-    async fn live(self: Rc<Self>, mut arrival: Arrival) {
-        let entry = self.enter();
-        let session = &entry.session;
-        match session.watched(self.unwrap_proxy(&mut arrival)).await {
+    fn count_refusal(&self, refusal: ConnectionRefusal) {
+        self.recorder.count_labelled(Metric::ConnectionsRefused, refusal.index());
+    }
+
+    fn count_timeout(&self, timeout: ConnectionTimeout) {
+        self.recorder.count_labelled(Metric::ConnectionsTimedOut, timeout.index());
+    }
+
+    fn count_handshake(&self, outcome: HandshakeOutcome) {
+        self.recorder.count_labelled(Metric::Handshakes, outcome.index());
+    }
+
+    fn count_traffic(&self, traffic: Traffic) {
+        self.recorder.add(Metric::BytesReceived, traffic.bytes_received);
+        self.recorder.add(Metric::BytesSent, traffic.bytes_sent);
+    }
+
+    /// Runs a connection from its first byte to its last.
+    async fn run(self: Rc<Self>, mut accepted: Accepted) {
+        let tracked = self.track();
+        let state = &tracked.state;
+        match state.run(self.read_proxy_header(&mut accepted)).await {
             Ok(Ok(())) => {}
-            Ok(Err(refused)) => return record::refused(&self.recorder, refused),
-            Err(overdue) => return record::overdue(&self.recorder, overdue),
+            Ok(Err(refusal)) => return self.count_refusal(refusal),
+            Err(timeout) => return self.count_timeout(timeout),
         }
-        let Arrival { stream, peer, listener, mut places, .. } = arrival;
+        let Accepted { stream, peer, listener, permits, .. } = accepted;
         let facts = Connection::new(peer, local(&stream, &listener));
-        let tls = match (listener.transport, &self.door.tls) {
-            (Transport::Tls, Some(tls)) => tls,
-            (Transport::Plain, _) | (_, None) => {
-                return self.converse(stream, facts, None, session).await;
+        match (listener.transport, &self.shared.tls) {
+            (Transport::Tls, Some(tls)) => self.run_tls(stream, facts, tls, permits, state).await,
+            (Transport::Plain, _) | (Transport::Tls, None) => {
+                self.run_http(stream, facts, None, state).await;
             }
-        };
-        let handshake = TlsAcceptor::from(tls.config()).accept(stream);
-        match session.watched(handshake).await {
+        }
+    }
+
+    async fn run_tls(
+        &self,
+        stream: TcpStream,
+        facts: Connection,
+        tls: &TlsState,
+        mut permits: Permits,
+        state: &Rc<ConnectionState>,
+    ) {
+        match state.run(TlsAcceptor::from(tls.config()).accept(stream)).await {
             Ok(Ok(stream)) => {
-                drop(places.handshake.take());
+                drop(permits.handshake.take());
                 let connection = stream.get_ref().1;
-                record::handshake(&self.recorder, connection.handshake_kind());
+                self.count_handshake(match connection.handshake_kind() {
+                    Some(HandshakeKind::Resumed) => HandshakeOutcome::Resumed,
+                    _ => HandshakeOutcome::Full,
+                });
                 let is_h2 = connection.alpn_protocol().map(|protocol| protocol == b"h2");
                 let facts = Connection { tls: Some(tls_facts(&stream, tls.names())), ..facts };
-                // On the heap: a plaintext connection's task need not have room for it.
-                Box::pin(self.converse(stream, facts, is_h2, session)).await;
+                // Boxed, so that the task of a plaintext connection needs no room for it.
+                Box::pin(self.run_http(stream, facts, is_h2, state)).await;
             }
-            Ok(Err(error)) => record::handshake_failed(&self.recorder, &error),
-            Err(overdue) => record::overdue(&self.recorder, overdue),
+            Ok(Err(error)) => self.count_handshake(handshake_failure(&error)),
+            Err(timeout) => self.count_timeout(timeout),
         }
     }
 
-    /// Takes the PROXY header off, and counts the client it names.
-    async fn unwrap_proxy(&self, arrival: &mut Arrival) -> Result<(), Refused> {
-        if !arrival.is_proxy {
+    /// Reads the PROXY protocol header, and counts the client that it names.
+    async fn read_proxy_header(&self, accepted: &mut Accepted) -> Result<(), ConnectionRefusal> {
+        if !accepted.is_proxy {
             return Ok(());
         }
-        let addresses = proxy_header(&mut arrival.stream).await;
-        let addresses = addresses.map_err(|_| Refused::ProxyHeader)?;
+        let addresses = proxy_header(&mut accepted.stream).await;
+        let addresses = addresses.map_err(|_| ConnectionRefusal::ProxyHeader)?;
         if let Some((client, _)) = addresses {
-            arrival.peer = client;
+            accepted.peer = client;
         }
-        arrival.places.address = Some(self.place_of(arrival.peer.ip())?);
+        accepted.permits.address = Some(self.client_permit(accepted.peer.ip())?);
         Ok(())
     }
 
-    /// Speaks HTTP until the connection ends. `is_h2` is what ALPN said, if it was asked.
-    async fn converse<T>(
+    /// Serves HTTP until the connection ends. `is_h2` is the result of ALPN, if there was one.
+    async fn run_http<T>(
         &self,
         stream: T,
         facts: Connection,
         is_h2: Option<bool>,
-        session: &Rc<Session>,
+        state: &Rc<ConnectionState>,
     ) where
         T: ClientSocket + Send + 'static,
     {
-        session.wire.enter(Phase::Head);
-        let mut transport = ClientStream::new(stream, session.wire.clone());
+        state.activity.enter(Phase::Head);
+        let mut stream = ClientStream::new(stream, state.activity.clone());
         let first = match is_h2 {
             Some(true) => FirstBytes::Http2,
-            // Little is allocated for a client that says nothing yet.
-            _ => match session.watched(transport.first_bytes()).await {
+            // The driver is allocated when the client has sent its first bytes.
+            _ => match state.run(stream.first_bytes()).await {
                 Ok(Ok(FirstBytes::Http2)) if is_h2.is_some() => FirstBytes::Http1,
                 Ok(Ok(first)) => first,
                 Ok(Err(_)) => return,
-                Err(overdue) => return record::overdue(&self.recorder, overdue),
+                Err(timeout) => return self.count_timeout(timeout),
             },
         };
-        let client = Client {
-            service: self.service.clone(),
-            on_refused: self.on_refused.clone(),
+        let connection = HttpConnection {
+            handler: self.handler.clone(),
             facts: Rc::new(facts),
-            session: session.clone(),
+            state: state.clone(),
             recorder: self.recorder.clone(),
             date: self.date.clone(),
         };
         match first {
             FirstBytes::None => {}
-            FirstBytes::Http1 => h1::serve(transport, client).await,
-            FirstBytes::Http2 => Box::pin(h2::serve(transport, client)).await,
+            FirstBytes::Http1 => h1::serve(stream, connection).await,
+            FirstBytes::Http2 => Box::pin(h2::serve(stream, connection)).await,
         }
     }
 
-    fn enter(self: &Rc<Self>) -> Entry<S, F> {
-        let limits = self.door.limits.load_full();
-        let session = Session::new(limits, self.started.elapsed());
-        let mut sessions = self.sessions.borrow_mut();
-        session.slot.set(sessions.len());
+    /// Adds a connection to the worker's list.
+    fn track(self: &Rc<Self>) -> TrackedConnection<S, F> {
+        let limits = self.shared.limits.load_full();
+        let state = ConnectionState::new(limits, self.started.elapsed());
+        let mut connections = self.connections.borrow_mut();
+        state.slot.set(connections.len());
         if self.draining.get() {
-            session.give(Order::Drain);
+            state.shut_down(Shutdown::Graceful);
         }
-        sessions.push(session.clone());
+        connections.push(state.clone());
         self.recorder.count(Metric::Connections);
-        Entry { session, worker: self.clone() }
+        TrackedConnection { state, worker: self.clone() }
     }
 
-    fn leave(&self, session: &Rc<Session>) {
-        record::traffic(&self.recorder, session.traffic());
+    /// Removes a connection from the worker's list.
+    fn untrack(&self, state: &ConnectionState) {
+        self.count_traffic(state.take_traffic());
         self.recorder.subtract(Metric::Connections, 1);
-        let mut sessions = self.sessions.borrow_mut();
-        let slot = session.slot.get();
-        sessions.swap_remove(slot);
-        if let Some(moved) = sessions.get(slot) {
+        let mut connections = self.connections.borrow_mut();
+        let slot = state.slot.get();
+        connections.swap_remove(slot);
+        if let Some(moved) = connections.get(slot) {
             moved.slot.set(slot);
         }
-        if sessions.is_empty() {
-            self.empty.notify_waiters();
+        if connections.is_empty() {
+            self.last_closed.notify_waiters();
         }
     }
 
-    async fn sweep(self: Rc<Self>) {
+    /// Once a tick: updates the date, closes connections that take too long, and counts traffic.
+    async fn check_connections(self: Rc<Self>) {
         loop {
-            tokio::time::sleep(tick(&self.door.limits.load())).await;
-            *self.date.borrow_mut() = date(&self.clock);
+            tokio::time::sleep(tick(&self.shared.limits.load())).await;
+            *self.date.borrow_mut() = date(&self.shared.clock);
             let (now, draining) = (self.started.elapsed(), self.draining.get());
             let mut traffic = Traffic::default();
-            for session in &*self.sessions.borrow() {
-                session.check(now, draining);
-                traffic += session.traffic();
+            for connection in &*self.connections.borrow() {
+                connection.check(now, draining);
+                traffic += connection.take_traffic();
             }
-            record::traffic(&self.recorder, traffic);
+            self.count_traffic(traffic);
         }
     }
 
-    fn order_all(&self, order: Order) {
-        for session in &*self.sessions.borrow() {
-            session.give(order);
+    fn shut_down_all(&self, shutdown: Shutdown) {
+        for connection in &*self.connections.borrow() {
+            connection.shut_down(shutdown);
         }
     }
 
-    async fn all_gone(&self) {
+    async fn all_closed(&self) {
         loop {
-            let empty = self.empty.notified();
-            if self.sessions.borrow().is_empty() {
+            let last_closed = self.last_closed.notified();
+            if self.connections.borrow().is_empty() {
                 return;
             }
-            empty.await;
+            last_closed.await;
         }
     }
 }
 
 /// A connection that was accepted.
-struct Arrival {
+struct Accepted {
     stream: TcpStream,
     peer: SocketAddr,
     listener: Arc<Listener>,
     is_proxy: bool,
-    places: Places,
+    permits: Permits,
 }
 
-/// The places that a connection takes until it closes.
-struct Places {
-    _connection: Place,
-    address: Option<Place>,
-    handshake: Option<Place>,
+/// The counts that a connection is part of until it closes, or until its handshake is done.
+struct Permits {
+    _connection: Permit,
+    address: Option<Permit>,
+    handshake: Option<Permit>,
 }
 
-/// A session in its worker's list; its drop takes it out.
-struct Entry<S, F>
+/// A connection in its worker's list; dropping this removes it.
+struct TrackedConnection<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Answer + Unpin + 'static,
 {
-    session: Rc<Session>,
+    state: Rc<ConnectionState>,
     worker: Rc<Worker<S>>,
 }
 
-impl<S, F> Drop for Entry<S, F>
+impl<S, F> Drop for TrackedConnection<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Answer + Unpin + 'static,
 {
     fn drop(&mut self) {
-        self.worker.leave(&self.session);
+        self.worker.untrack(&self.state);
     }
 }
 
-/// The addresses in the PROXY header, which is read to its last byte and no further.
+fn handshake_failure(error: &io::Error) -> HandshakeOutcome {
+    use rustls::Error;
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => {
+            HandshakeOutcome::NothingInCommon
+        }
+        Some(Error::AlertReceived(_)) => HandshakeOutcome::Alert,
+        Some(Error::InvalidMessage(_)) => HandshakeOutcome::NotTls,
+        Some(_) => HandshakeOutcome::Other,
+        None => HandshakeOutcome::BrokenOff,
+    }
+}
+
+/// Reads the PROXY protocol header and not a byte more. Returns the client's address and the address that
+/// it connected to, if the header has them.
 async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     let mut header = Vec::new();
     loop {
@@ -417,20 +456,20 @@ async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<(SocketAddr, 
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         header.extend_from_slice(&peeked[..length]);
-        let (parsed, ours) = match proxy::parse(&header) {
-            // All of it so far is the header's.
+        let (parsed, header_bytes) = match proxy::parse(&header) {
+            // All bytes so far belong to the header.
             Parsed::Incomplete => (None, length),
             Parsed::Header { addresses, bytes } => (Some(addresses), bytes - before),
             Parsed::Invalid => return Err(io::ErrorKind::InvalidData.into()),
         };
-        stream.read_exact(&mut peeked[..ours]).await?;
+        stream.read_exact(&mut peeked[..header_bytes]).await?;
         if let Some(addresses) = parsed {
             return Ok(addresses);
         }
     }
 }
 
-/// Our end. The system is asked only where the listener does not know it.
+/// The node's address of a connection. Takes a system call only if the listener has a wildcard address.
 fn local(stream: &TcpStream, listener: &Listener) -> SocketAddr {
     if listener.address.ip().is_unspecified() {
         stream.local_addr().unwrap_or(listener.address)
@@ -453,7 +492,7 @@ fn tls_facts(
         version,
         cipher: suite.and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
         server_name: connection.server_name().map(Arc::from),
-        resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+        resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
         certificates,
     }
 }
@@ -462,5 +501,5 @@ fn date(clock: &Clock) -> HeaderValue {
     HeaderValue::try_from(httpdate::fmt_http_date(clock.now())).expect("a date is ASCII")
 }
 
-/// How long accepting rests when the system is out of something.
+/// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

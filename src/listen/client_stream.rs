@@ -1,5 +1,8 @@
-//! The stream as HTTP/1 and h2 see it: counts bytes, says when a write is blocked, lets other
-//! connections have their turn, holds what was read too early, and reads on for a moment after it was closed.
+//! The byte stream to one client, for HTTP/1 and HTTP/2.
+//!
+//! It counts bytes and notices blocked writes (see [`super::state`]), holds bytes that were read ahead,
+//! yields to other connections while it writes much, and after its shutdown reads and drops for a moment
+//! what the client still sends.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,42 +14,50 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::buffers;
-use super::session::{Phase, Wire};
 use super::socket::{ClientSocket, LEFT_BYTES_MAX};
+use super::state::{Activity, Phase};
 
-/// A byte stream between us and one client.
+/// The byte stream to one client.
 #[derive(Debug)]
 pub(super) struct ClientStream<T: ClientSocket> {
     inner: T,
-    wire: Arc<Wire>,
-    /// Read, but not used yet. One of [`buffers`], if there is any.
+    activity: Arc<Activity>,
+    /// Bytes that were read ahead. A buffer of [`buffers`], unless it is empty.
     held: Vec<u8>,
-    /// How many of the held bytes were used.
+    /// How many of the held bytes are used.
     taken: usize,
-    /// Bytes dropped after the shutdown.
-    lingered: usize,
+    /// Bytes read and dropped after the shutdown.
+    dropped: usize,
     is_shut: bool,
-    /// Bytes written since another connection could have had its turn.
+    /// Bytes written since the stream last yielded to other connections.
     turn_bytes: usize,
 }
 
-/// What a connection begins with.
+/// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FirstBytes {
-    /// Nothing: the client went away.
+    /// There are none: the client has closed.
     None,
-    /// The preface of HTTP/2, or as much of it as makes anything else impossible.
+    /// The first line of HTTP/2's connection preface.
     Http2,
-    /// Anything else is for the HTTP/1 parser.
+    /// Anything else, for the HTTP/1 parser.
     Http1,
 }
 
 impl<T: ClientSocket> ClientStream<T> {
-    pub(super) fn new(inner: T, wire: Arc<Wire>) -> Self {
-        Self { inner, wire, held: Vec::new(), taken: 0, lingered: 0, is_shut: false, turn_bytes: 0 }
+    pub(super) fn new(inner: T, activity: Arc<Activity>) -> Self {
+        Self {
+            inner,
+            activity,
+            held: Vec::new(),
+            taken: 0,
+            dropped: 0,
+            is_shut: false,
+            turn_bytes: 0,
+        }
     }
 
-    /// Reads until it is clear what the client speaks. Nothing is lost: what was read is held.
+    /// Reads until the bytes tell which version of HTTP the client speaks, and holds them.
     pub(super) async fn first_bytes(&mut self) -> io::Result<FirstBytes> {
         std::future::poll_fn(|cx| {
             loop {
@@ -62,26 +73,26 @@ impl<T: ClientSocket> ClientStream<T> {
         .await
     }
 
-    /// What was read and not used.
+    /// The bytes that were read ahead and not used.
     pub(super) fn held(&self) -> &[u8] {
         &self.held[self.taken..]
     }
 
-    /// So many of the held bytes are used.
+    /// Marks `length` of the held bytes as used.
     pub(super) fn take(&mut self, length: usize) {
         self.taken += length;
-        self.give_back();
+        self.release_if_empty();
     }
 
-    /// Who holds no bytes holds no buffer.
-    fn give_back(&mut self) {
+    /// Returns the buffer if it holds no bytes.
+    fn release_if_empty(&mut self) {
         if self.taken == self.held.len() {
             buffers::release(&mut self.held);
             self.taken = 0;
         }
     }
 
-    /// Reads what there is and holds it. Zero: the client sends no more.
+    /// Reads ahead: the bytes are held. Zero at the end of the client's bytes.
     pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.taken > 0 {
             self.held.drain(..self.taken);
@@ -92,35 +103,35 @@ impl<T: ClientSocket> ClientStream<T> {
             held.reserve(held.len().max(READ_BYTES_MIN));
         }
         let read = pin!(self.inner.read_buf(held)).poll(cx);
-        self.give_back();
+        self.release_if_empty();
         let read = ready!(read)?;
-        self.wire.received(read);
+        self.activity.add_received(read);
         Poll::Ready(Ok(read))
     }
 
-    /// Reads into `buffer`, past what is held, which must be nothing.
-    pub(super) fn poll_read_past(
+    /// Reads into `buffer`. No bytes may be held.
+    pub(super) fn poll_read_into(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut impl bytes::BufMut,
     ) -> Poll<io::Result<usize>> {
-        debug_assert!(self.held().is_empty(), "bytes would be overtaken");
+        debug_assert!(self.held().is_empty(), "held bytes come first");
         let read = ready!(pin!(self.inner.read_buf(buffer)).poll(cx))?;
-        self.wire.received(read);
+        self.activity.add_received(read);
         Poll::Ready(Ok(read))
     }
 
-    /// Makes the coming close a reset.
+    /// Makes the close, which follows, a reset.
     pub(super) fn abort(&self) {
         self.inner.abort();
     }
 
-    /// Bytes that the client's system has not acknowledged.
+    /// Bytes sent that the client has not acknowledged. A system call.
     pub(super) fn unacknowledged(&self) -> usize {
         self.inner.unacknowledged()
     }
 
-    /// Writes, unless it is the turn of other connections.
+    /// Writes, but yields to other connections after [`TURN_BYTES_MAX`].
     fn poll_in_turn(
         &mut self,
         cx: &mut Context<'_>,
@@ -128,7 +139,7 @@ impl<T: ClientSocket> ClientStream<T> {
     ) -> Poll<io::Result<usize>> {
         if self.turn_bytes >= TURN_BYTES_MAX {
             self.turn_bytes = 0;
-            // Wakes this task once the worker has looked for what has come on other sockets.
+            // Wakes this task after the worker has polled the other sockets.
             _ = pin!(tokio::task::yield_now()).poll(cx);
             return Poll::Pending;
         }
@@ -136,25 +147,25 @@ impl<T: ClientSocket> ClientStream<T> {
         match &written {
             Poll::Ready(Ok(bytes)) => {
                 self.turn_bytes += bytes;
-                self.wire.sent(*bytes);
+                self.activity.add_sent(*bytes);
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 self.turn_bytes = 0;
-                self.wire.write_blocked();
+                self.activity.set_write_blocked(true);
             }
         }
         written
     }
 
-    /// Drops what the client still sends. An end of that is no end for a client that has much to take yet:
-    /// the sweep looks at it again.
+    /// Reads and drops what the client still sends. At the end of that, a client that has many bytes to
+    /// take yet keeps the connection open; the worker's check ends it.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.lingered < LINGER_BYTES_MAX {
+        while self.dropped < DROPPED_BYTES_MAX {
             let mut space = [MaybeUninit::uninit(); 8 << 10];
             let mut buffer = ReadBuf::uninit(&mut space);
             match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => self.lingered += buffer.filled().len(),
+                Ok(()) if !buffer.filled().is_empty() => self.dropped += buffer.filled().len(),
                 Ok(()) if self.inner.unacknowledged() > LEFT_BYTES_MAX => return Poll::Pending,
                 _ => break,
             }
@@ -178,7 +189,7 @@ impl<T: ClientSocket> AsyncRead for ClientStream<T> {
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
-        this.wire.received(buffer.filled().len() - before);
+        this.activity.add_received(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
@@ -208,43 +219,44 @@ impl<T: ClientSocket> AsyncWrite for ClientStream<T> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.inner).poll_flush(cx);
         match flushed {
-            Poll::Ready(_) => this.wire.write_went_on(),
-            Poll::Pending => this.wire.write_blocked(),
+            Poll::Ready(_) => this.activity.set_write_blocked(false),
+            Poll::Pending => this.activity.set_write_blocked(true),
         }
         flushed
     }
 
-    /// In [`Phase::Lingering`], what the client still sends is read and dropped until it ends. A client that
-    /// has much to take yet enters that phase here. After an upgrade, the client's bytes are not ours to drop.
+    /// In [`Phase::Lingering`], reads and drops what the client still sends, up to its end. A connection
+    /// whose client has many bytes to take enters that phase here, except after an upgrade: the bytes
+    /// that follow are not HTTP.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.is_shut {
             ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
             this.is_shut = true;
-            let is_http = !this.wire.is(Phase::Upgraded) && !this.wire.is(Phase::Lingering);
+            let is_http = !this.activity.is(Phase::Upgraded) && !this.activity.is(Phase::Lingering);
             if is_http && this.inner.unacknowledged() > LEFT_BYTES_MAX {
-                this.wire.enter(Phase::Lingering);
+                this.activity.enter(Phase::Lingering);
             }
         }
-        if this.wire.is(Phase::Lingering) { this.poll_linger(cx) } else { Poll::Ready(Ok(())) }
+        if this.activity.is(Phase::Lingering) { this.poll_linger(cx) } else { Poll::Ready(Ok(())) }
     }
 }
 
 impl<T: ClientSocket> Drop for ClientStream<T> {
-    /// Leaves little to the kernel, or nothing.
+    /// Leaves at most [`LEFT_BYTES_MAX`] bytes in the kernel.
     fn drop(&mut self) {
         if self.inner.unacknowledged() <= LEFT_BYTES_MAX {
             return;
         }
-        // Whether the end of other protocols has been said in full, only the client can tell.
-        match self.wire.is(Phase::Upgraded) {
-            true => self.inner.limit_delivery(DELIVERY_PATIENCE),
+        // Whether a message of another protocol is complete, only the client knows.
+        match self.activity.is(Phase::Upgraded) {
+            true => self.inner.limit_delivery(DELIVERY_TIMEOUT),
             false => self.inner.abort(),
         }
     }
 }
 
-/// Told as soon as it can be: `PRI` is a method of nobody else (RFC 9113 §3.4).
+/// Decides at the first byte that differs. No other protocol has a method `PRI` (RFC 9113 §3.4).
 fn protocol(bytes: &[u8]) -> Option<FirstBytes> {
     let alike = bytes.iter().zip(PREFACE).take_while(|(one, other)| one == other).count();
     match bytes.len() {
@@ -255,14 +267,14 @@ fn protocol(bytes: &[u8]) -> Option<FirstBytes> {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// There is room for so much whenever more is read.
+/// Room in the buffer at each read.
 const READ_BYTES_MIN: usize = 1 << 10;
-/// More than that a client that was refused has to lose.
-const LINGER_BYTES_MAX: usize = 1 << 20;
-/// What one connection may write before others have their turn: some 50 µs of copying.
+/// At this many dropped bytes, the connection is closed while the client still sends.
+const DROPPED_BYTES_MAX: usize = 1 << 20;
+/// Bytes that a connection writes before it yields: about 50 µs of copying.
 const TURN_BYTES_MAX: usize = 256 << 10;
-/// For how long the rest of an upgraded connection may wait for a client that takes nothing.
-const DELIVERY_PATIENCE: Duration = Duration::from_secs(20);
+/// After the end of an upgraded connection: how long the kernel waits for a client that takes nothing.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
 mod tests {
@@ -272,8 +284,8 @@ mod tests {
 
     use tokio::task::{LocalSet, spawn_local};
 
-    use super::super::session::Session;
     use super::super::settings::Limits;
+    use super::super::state::ConnectionState;
     use super::*;
 
     /// Takes whatever it is given, and sends nothing.
@@ -320,8 +332,8 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_takes_all_does_not_keep_others_from_their_turn() {
         let test = async {
-            let session = Session::new(Arc::new(Limits::default()), Duration::ZERO);
-            let mut stream = ClientStream::new(Endless, session.wire.clone());
+            let state = ConnectionState::new(Arc::new(Limits::default()), Duration::ZERO);
+            let mut stream = ClientStream::new(Endless, state.activity.clone());
             let written = Rc::new(Cell::new(0));
             let other = spawn_local({
                 let written = written.clone();

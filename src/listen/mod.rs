@@ -1,28 +1,24 @@
-//! Bytes → requests: accepting, TLS, HTTP/1.1 and HTTP/2, and the limits of a connection.
+//! Client connections: accepting, TLS, HTTP/1.1 and HTTP/2, and the limits of a connection.
 //!
-//! [`bind`] opens the sockets, [`serve`] runs on each worker until it is told to drain. A
-//! request is handed to the service as it came; nothing here looks inside it beyond its size
-//! and its framing (RFC 9112 §6, RFC 9113 §8). What a request means is for the rooms behind.
+//! [`bind`] opens the sockets; [`serve`] runs on each worker until it is told to drain. A request is passed
+//! on as it was received: this room looks at its size and its framing (RFC 9112 §6, RFC 9113 §8) and at
+//! nothing else. [`connection`] has the interface between the room and its HTTP drivers.
 
 mod accept;
 mod bind;
 mod buffers;
-mod client;
 mod client_stream;
-mod counts;
+mod connection;
+mod connection_counts;
 mod drain;
-mod frames;
-mod gather;
 mod h1;
 mod h2;
-mod hpack;
 mod kernel;
-mod pace;
+mod min_rate;
 mod proxy;
-mod record;
-mod session;
 mod settings;
 mod socket;
+mod state;
 pub(crate) mod tls;
 
 use std::rc::Rc;
@@ -31,10 +27,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::{Request, StatusCode};
 
+use crate::clock::Clock;
 use crate::context::Connection;
-use counts::Counts;
+use connection_counts::ConnectionCounts;
 
-pub(crate) use crate::labels::Unread;
+pub(crate) use crate::labels::HeadError;
 pub(crate) use accept::serve;
 pub(crate) use bind::{BindError, WorkerSockets, bind};
 pub(crate) use drain::{Drain, DrainSwitch, drain};
@@ -44,31 +41,44 @@ pub(crate) use settings::{
 };
 pub(crate) use tls::{TlsError, TlsState, check_certificate, check_ticket_keys};
 
-/// What all workers share: limits, TLS, and the counts that limits are held against.
+/// What the listeners of all workers share: the limits, the counts that they are checked against, and TLS.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct ListenerState {
     limits: ArcSwap<Limits>,
+    counts: Arc<ConnectionCounts>,
     tls: Option<Arc<TlsState>>,
-    counts: Arc<Counts>,
+    clock: Clock,
 }
 
-impl Door {
-    /// A door with nobody in it. `tls` must be there if any listener has TLS.
-    pub(crate) fn new(limits: Limits, tls: Option<Arc<TlsState>>) -> Arc<Self> {
-        Arc::new(Self { limits: ArcSwap::from_pointee(limits), tls, counts: Arc::default() })
+impl ListenerState {
+    /// The state of a node without connections. `tls` must be present if any listener has
+    /// [`Transport::Tls`].
+    pub(crate) fn new(limits: Limits, tls: Option<Arc<TlsState>>, clock: Clock) -> Arc<Self> {
+        let limits = ArcSwap::from_pointee(limits);
+        Arc::new(Self { limits, counts: Arc::default(), tls, clock })
     }
 
-    /// Other limits, for connections that come from now on.
+    /// Replaces the limits, for connections that are accepted from now on.
     pub(crate) fn set_limits(&self, limits: Limits) {
         self.limits.store(Arc::new(limits));
     }
 }
 
-/// Told of each request that is refused here, which no other room sees.
-pub(crate) type OnRefused = Rc<dyn Fn(Rc<Connection>, Unread)>;
+/// What the rest of the node does with a connection's requests.
+#[derive(Clone)]
+pub(crate) struct RequestHandler<S> {
+    /// Answers a request. It cannot fail. Dropping its future says that the client has cancelled the
+    /// request.
+    pub service: S,
+    /// Called for each request that this room refuses, and the service therefore does not see.
+    pub on_refused: OnRefused,
+}
 
-impl Unread {
-    /// What the client is answered.
+/// Called with a refused request's connection and the reason.
+pub(crate) type OnRefused = Rc<dyn Fn(Rc<Connection>, HeadError)>;
+
+impl HeadError {
+    /// The status of the response to the client.
     pub fn status(self) -> StatusCode {
         match self {
             Self::Malformed | Self::Framing => StatusCode::BAD_REQUEST,
@@ -79,7 +89,7 @@ impl Unread {
     }
 }
 
-/// Path and query as the client wrote them.
+/// The length of path and query as the client sent them.
 fn uri_bytes<B>(request: &Request<B>) -> usize {
     request.uri().path_and_query().map_or(0, |path| path.as_str().len())
 }

@@ -32,7 +32,7 @@ use crate::control::fleet::NodeIdentity;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::guard::rate;
-use crate::listen::{self, Door, TlsState, Transport, WorkerSockets};
+use crate::listen::{self, ListenerState, TlsState, Transport, WorkerSockets};
 use crate::metrics::Metrics;
 use crate::notices::{self, SuppressedLines};
 use crate::purge::{self, Purges};
@@ -155,7 +155,7 @@ impl Node {
         metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
         let shared = Arc::new(Shared {
             plan: Arc::new(ArcSwap::from_pointee(plan)),
-            door: Door::new(config.listen.limits.clone(), tls.clone()),
+            listeners: ListenerState::new(config.listen.limits.clone(), tls.clone(), clock.clone()),
             flags,
             rates,
             store,

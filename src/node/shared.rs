@@ -13,7 +13,7 @@ use crate::control::bus::Bus;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::guard::{Gate, rate};
-use crate::listen::{Door, DrainSwitch, TlsState};
+use crate::listen::{DrainSwitch, ListenerState, TlsState};
 use crate::respond::Identity;
 use crate::route::Routes;
 use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
@@ -36,7 +36,7 @@ pub(super) struct Shared {
     /// The worker that gets the next of them.
     pub(super) next_internal_request: AtomicUsize,
     pub(super) geo: Arc<Geo>,
-    pub(super) door: Arc<Door>,
+    pub(super) listeners: Arc<ListenerState>,
     pub(super) tls: Option<Arc<TlsState>>,
     pub(super) admin_tls: Option<Arc<AdminTls>>,
     pub(super) tokens: Option<Arc<TokenFile>>,
@@ -81,7 +81,7 @@ impl Shared {
             self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
         }
         self.plan.store(Arc::new(plan));
-        self.door.set_limits(next.listen.limits.clone());
+        self.listeners.set_limits(next.listen.limits.clone());
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config).iter().map(ToString::to_string).collect();
         // The next reload is compared with the running configuration, not with the last file.

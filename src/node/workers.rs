@@ -13,7 +13,7 @@ use tokio::task::spawn_local;
 
 use super::shared::Shared;
 use crate::fill::collapse::Fills;
-use crate::listen::{self, Drain, Unread, WorkerSockets};
+use crate::listen::{self, Drain, HeadError, RequestHandler, WorkerSockets};
 use crate::metrics::{Metrics, Recorder};
 use crate::random::random_u64;
 use crate::respond::log::{AccessLog, LogBuffer};
@@ -115,17 +115,18 @@ impl WorkerStart {
         internal_requests: mpsc::Receiver<InternalRequest>,
     ) {
         let (recorder, drain) = (self.recorder.clone(), self.drain.clone());
-        let (door, clock) = (self.shared.door.clone(), self.shared.clock.clone());
+        let listeners = self.shared.listeners.clone();
         let worker = self.into_worker();
         spawn_local(flush_log_regularly(worker.clone()));
         spawn_local(run_internal_requests(worker.clone(), internal_requests));
         let serving = worker.clone();
         let service = move |connection, request| serve::serve(&serving, connection, request);
         let logging = worker.clone();
-        let on_refused = Rc::new(move |connection, why: Unread| {
+        let on_refused = Rc::new(move |connection, why: HeadError| {
             serve::log_refused(&logging, connection, why.status(), why.as_str());
         });
-        listen::serve(sockets, door, service, on_refused, recorder, clock, drain).await;
+        let handler = RequestHandler { service, on_refused };
+        listen::serve(sockets, listeners, handler, recorder, drain).await;
         worker.flush_log();
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use skerry::{ProxyError, Reason, Refusal, Unread};
+use skerry::{HeadError, ProxyError, Reason, Refusal};
 
 /// Room → what it may import. A new arrow changes this list in the same commit, with its
 /// reason; `design` is docs/ARCHITECTURE.md.
@@ -261,8 +261,9 @@ fn every_word_of_the_closed_lists_is_made_outside_its_definition() {
     let reasons = Reason::ALL.iter().map(|reason| format!("Reason::{reason:?}"));
     let refusals = Refusal::WORDS.iter().map(|word| format!("Refusal::{}", camel_case(word)));
     let errors = ProxyError::WORDS.iter().map(|word| format!("ProxyError::{}", camel_case(word)));
-    let unread = Unread::WORDS.iter().map(|word| format!("Unread::{}", camel_case(word)));
-    let paths = reasons.chain(refusals).chain(errors).chain(unread);
+    let head_errors =
+        HeadError::WORDS.iter().map(|word| format!("HeadError::{}", camel_case(word)));
+    let paths = reasons.chain(refusals).chain(errors).chain(head_errors);
     let never: Vec<String> = paths.filter(|path| !made.has(path)).collect();
     assert!(never.is_empty(), "these are never the case: {never:?}");
 }

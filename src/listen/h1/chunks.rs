@@ -1,25 +1,25 @@
-//! The chunked coding of a request's body (RFC 9112 §7.1), read strictly.
+//! Decodes the chunked transfer coding of a request's body (RFC 9112 §7.1), strictly.
 
 use std::ops::Range;
 
 use super::super::settings::Limits;
 
-/// Where in a chunked body the next byte stands.
+/// The state of the decoder between two bytes.
 #[derive(Debug, Default)]
-pub(super) struct Chunks {
-    at: At,
-    /// The size read so far, then the bytes left of the data.
+pub(super) struct ChunkDecoder {
+    at: Position,
+    /// The chunk size read so far, then the bytes left of the chunk's data.
     size: u64,
-    /// Digits of the size.
+    /// Digits of the chunk size.
     digits: u32,
-    /// Bytes of extensions, which mean nothing to us, in the whole body.
+    /// Bytes of chunk extensions, which are ignored, in the whole body.
     extensions: usize,
-    /// The trailer section, until it is whole. Its fields are dropped, but they must be fields.
+    /// The trailer section. It is checked when it is complete, and dropped.
     trailers: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum At {
+enum Position {
     #[default]
     FirstDigit,
     Size,
@@ -28,40 +28,40 @@ enum At {
     Data,
     DataCr,
     DataLf,
-    /// At the beginning of a trailer line.
+    /// At the start of a trailer line.
     Trailer,
     TrailerLine,
     TrailerLf,
     EndLf,
 }
 
-/// What some bytes hold.
+/// The next part of the body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decoded {
-    /// Content. What stands before it is used too.
+    /// Content in this range. All bytes before its end are used.
     Data(Range<usize>),
-    /// Nothing yet; all the bytes are used.
+    /// No content; all bytes are used.
     More,
-    /// The body's end, after so many bytes.
+    /// The body's end, after this many bytes.
     End(usize),
-    /// This is not the chunked coding.
-    Wrong,
+    /// The bytes are not valid.
+    Invalid,
 }
 
-impl Chunks {
-    /// Looks at the bytes that come next, until there is content.
+impl ChunkDecoder {
+    /// Decodes the next bytes, up to the first content.
     pub(super) fn decode(&mut self, bytes: &[u8], limits: &Limits) -> Decoded {
         for (place, &byte) in bytes.iter().enumerate() {
-            if self.at == At::Data {
+            if self.at == Position::Data {
                 let length = self.size.min((bytes.len() - place) as u64);
                 self.size -= length;
                 if self.size == 0 {
-                    self.at = At::DataCr;
+                    self.at = Position::DataCr;
                 }
                 return Decoded::Data(place..place + length as usize);
             }
-            let Some(next) = self.next(byte) else { return Decoded::Wrong };
-            if matches!(next, At::Extension) {
+            let Some(next) = self.next(byte) else { return Decoded::Invalid };
+            if matches!(next, Position::Extension) {
                 self.extensions += 1;
             }
             if self.in_trailers() {
@@ -70,11 +70,11 @@ impl Chunks {
             if self.extensions > EXTENSION_BYTES_MAX
                 || self.trailers.len() > limits.header_bytes_max
             {
-                return Decoded::Wrong;
+                return Decoded::Invalid;
             }
-            if self.at == At::EndLf {
+            if self.at == Position::EndLf {
                 let are_fields = self.trailers_are_fields(limits);
-                return if are_fields { Decoded::End(place + 1) } else { Decoded::Wrong };
+                return if are_fields { Decoded::End(place + 1) } else { Decoded::Invalid };
             }
             self.at = next;
         }
@@ -82,7 +82,10 @@ impl Chunks {
     }
 
     fn in_trailers(&self) -> bool {
-        matches!(self.at, At::Trailer | At::TrailerLine | At::TrailerLf | At::EndLf)
+        matches!(
+            self.at,
+            Position::Trailer | Position::TrailerLine | Position::TrailerLf | Position::EndLf
+        )
     }
 
     fn trailers_are_fields(&self, limits: &Limits) -> bool {
@@ -94,35 +97,39 @@ impl Chunks {
             .is_ok_and(|parsed| parsed.is_complete())
     }
 
-    fn next(&mut self, byte: u8) -> Option<At> {
+    fn next(&mut self, byte: u8) -> Option<Position> {
         Some(match (self.at, byte) {
-            (At::FirstDigit | At::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+            (Position::FirstDigit | Position::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 let digit = char::from(byte).to_digit(16).expect("matched as a hex digit");
                 self.size = self.size.checked_mul(16)?.checked_add(digit.into())?;
-                self.digits = if self.at == At::FirstDigit { 1 } else { self.digits + 1 };
-                // Zeros in front add nothing, and would never end.
-                return (self.digits <= SIZE_DIGITS_MAX).then_some(At::Size);
+                self.digits = if self.at == Position::FirstDigit { 1 } else { self.digits + 1 };
+                // Leading zeros count: they could go on without end.
+                return (self.digits <= SIZE_DIGITS_MAX).then_some(Position::Size);
             }
-            (At::Size | At::Extension, b'\r') => At::SizeLf,
-            (At::Size, b';') => At::Extension,
-            (At::Extension, byte) if byte == b'\t' || !byte.is_ascii_control() => At::Extension,
-            (At::SizeLf, b'\n') if self.size == 0 => At::Trailer,
-            (At::SizeLf, b'\n') => At::Data,
-            (At::DataCr, b'\r') => At::DataLf,
-            (At::DataLf, b'\n') => At::FirstDigit,
-            (At::Trailer, b'\r') => At::EndLf,
-            (At::TrailerLine, b'\r') => At::TrailerLf,
-            (At::Trailer | At::TrailerLine, byte) if byte != b'\n' => At::TrailerLine,
-            (At::TrailerLf, b'\n') => At::Trailer,
-            (At::EndLf, b'\n') => At::EndLf,
+            (Position::Size | Position::Extension, b'\r') => Position::SizeLf,
+            (Position::Size, b';') => Position::Extension,
+            (Position::Extension, byte) if byte == b'\t' || !byte.is_ascii_control() => {
+                Position::Extension
+            }
+            (Position::SizeLf, b'\n') if self.size == 0 => Position::Trailer,
+            (Position::SizeLf, b'\n') => Position::Data,
+            (Position::DataCr, b'\r') => Position::DataLf,
+            (Position::DataLf, b'\n') => Position::FirstDigit,
+            (Position::Trailer, b'\r') => Position::EndLf,
+            (Position::TrailerLine, b'\r') => Position::TrailerLf,
+            (Position::Trailer | Position::TrailerLine, byte) if byte != b'\n' => {
+                Position::TrailerLine
+            }
+            (Position::TrailerLf, b'\n') => Position::Trailer,
+            (Position::EndLf, b'\n') => Position::EndLf,
             _ => return None,
         })
     }
 }
 
-/// Those of the largest number.
+/// The digits of the largest size.
 const SIZE_DIGITS_MAX: u32 = 16;
-/// Nobody sends them; who sends many means no good.
+/// Extensions are hardly used; a client that sends many is attacking.
 const EXTENSION_BYTES_MAX: usize = 16 << 10;
 /// The trailer section without trailers.
 const EMPTY_LINE: usize = 2;
@@ -133,9 +140,9 @@ mod tests {
 
     use super::*;
 
-    /// The content, and how many bytes the body takes; `None` when it is wrong.
+    /// The content, and how many bytes the body takes; `None` when it is invalid.
     fn decoded(pieces: &[&[u8]]) -> Option<(Vec<u8>, Option<usize>)> {
-        let (mut chunks, limits) = (Chunks::default(), Limits::default());
+        let (mut chunks, limits) = (ChunkDecoder::default(), Limits::default());
         let (mut content, mut before) = (Vec::new(), 0);
         for piece in pieces {
             let mut used = 0;
@@ -147,7 +154,7 @@ mod tests {
                     }
                     Decoded::More => used = piece.len(),
                     Decoded::End(length) => return Some((content, Some(before + used + length))),
-                    Decoded::Wrong => return None,
+                    Decoded::Invalid => return None,
                 }
             }
             before += piece.len();
@@ -200,7 +207,7 @@ mod tests {
         assert_eq!(decoded(&[&long]), None);
     }
 
-    /// The simplest reader there is: of what it takes, ours must take the same content.
+    /// A simple decoder. Whatever both accept must have the same content.
     fn read_simply(mut bytes: &[u8]) -> Option<Vec<u8>> {
         let mut content = Vec::new();
         loop {

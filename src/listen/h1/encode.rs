@@ -1,4 +1,4 @@
-//! Responses → bytes (RFC 9112 §4 to §7).
+//! Writes responses as bytes (RFC 9112 §4 to §7), into the queue of bytes to send.
 
 use std::io;
 use std::pin::Pin;
@@ -15,27 +15,27 @@ use super::super::buffers;
 use super::super::client_stream::ClientStream;
 use super::super::socket::ClientSocket;
 
-/// What waits to be sent: bytes, then a piece of a body, then what follows it.
+/// Bytes to send: a buffer, then a piece of a body, then the end of its chunk.
 #[derive(Debug, Default)]
-pub(super) struct Out {
-    /// One of [`buffers`], if there are any.
+pub(super) struct SendQueue {
+    /// A buffer of [`buffers`], unless it is empty.
     bytes: Vec<u8>,
     sent: usize,
     piece: Bytes,
     after: &'static [u8],
-    /// Whether the stream may hold some of what was sent: TLS records that the client's socket did not take.
+    /// Whether the stream may still hold sent bytes: TLS records for which the socket had no room.
     unflushed: bool,
 }
 
-impl Out {
-    /// Puts bytes behind those that wait. Not behind a piece of a body.
+impl SendQueue {
+    /// Appends bytes. The queue must not have a piece of a body.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        debug_assert!(self.piece.is_empty(), "the piece would be overtaken");
+        debug_assert!(self.piece.is_empty(), "the piece comes first");
         buffers::hold(&mut self.bytes).extend_from_slice(bytes);
     }
 
-    /// Puts a piece of a body behind them, in a chunk of its own if need be. Small ones are copied: that is
-    /// cheaper than to describe to the kernel where they are.
+    /// Appends a piece of a body, as a chunk of its own if `chunked`. A small piece is copied into the
+    /// buffer, which is cheaper than a vectored write.
     pub(super) fn push_piece(&mut self, piece: Bytes, chunked: bool) {
         if chunked {
             self.push(format!("{:x}\r\n", piece.len()).as_bytes());
@@ -49,17 +49,17 @@ impl Out {
         }
     }
 
-    /// Whether a piece of a body may be put behind what waits.
+    /// Whether a piece of a body may be appended.
     pub(super) fn has_room(&self) -> bool {
         self.piece.is_empty() && self.after.is_empty() && self.bytes.len() < JOINED_BYTES_MAX
     }
 
-    /// Whether nothing waits.
+    /// Whether there is nothing to send.
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty() && self.piece.is_empty() && self.after.is_empty()
     }
 
-    /// Sends all of it. Pending: the client takes no more at present.
+    /// Sends everything. Pending: the socket has no room.
     pub(super) fn poll_send<T: ClientSocket>(
         &mut self,
         cx: &mut Context<'_>,
@@ -101,16 +101,16 @@ impl Out {
     }
 }
 
-/// What the request says about its answer.
+/// The facts of a request that decide how its response is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct RequestFacts {
     pub(super) is_head: bool,
     pub(super) is_connect: bool,
     pub(super) version: Version,
     pub(super) takes_trailers: bool,
 }
 
-impl Asked {
+impl RequestFacts {
     pub(super) fn of(method: &Method, version: Version, takes_trailers: bool) -> Self {
         Self {
             is_head: *method == Method::HEAD,
@@ -121,18 +121,18 @@ impl Asked {
     }
 }
 
-/// How an answer's body is framed.
+/// How a response's body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outgoing {
-    /// None is sent.
+pub(super) enum ResponseFraming {
+    /// No body is sent.
     Nothing,
-    /// So many bytes are left of what was promised.
+    /// This many bytes of the announced length are still to be sent.
     Length(u64),
     /// Chunks.
     Chunked,
-    /// It ends with the connection: for HTTP/1.0.
+    /// The end of the connection ends the body: for HTTP/1.0.
     Close,
-    /// Other bytes than HTTP follow.
+    /// The bytes that follow are not HTTP.
     Upgrade,
 }
 
@@ -140,9 +140,9 @@ pub(super) enum Outgoing {
 pub(super) struct ResponseHead<'a> {
     status: StatusCode,
     fields: &'a FieldLines,
-    /// `Content-Length`, if it is one.
+    /// `Content-Length`, if it is valid.
     length: Option<u64>,
-    /// Whether it says that the connection is to be closed.
+    /// Whether it has `Connection: close`.
     pub(super) closes: bool,
 }
 
@@ -154,29 +154,29 @@ impl<'a> ResponseHead<'a> {
         Self { status, fields, length, closes }
     }
 
-    /// Writes it, before a body that is `length` bytes long, if that is known. `keep_alive` is
-    /// whether the connection is to be used again; what is returned may forbid it.
+    /// Writes the head of a response whose body has `length` bytes, if that is known. `keep_alive` says
+    /// whether the connection may be used again; [`ResponseFraming::Close`] overrides it.
     pub(super) fn write(
         &self,
-        out: &mut Out,
+        queue: &mut SendQueue,
         length: Option<u64>,
-        asked: Asked,
+        request: RequestFacts,
         keep_alive: bool,
         date: &HeaderValue,
-    ) -> Outgoing {
-        let bytes = buffers::hold(&mut out.bytes);
+    ) -> ResponseFraming {
+        let bytes = buffers::hold(&mut queue.bytes);
         status_line(bytes, self.status);
-        let outgoing = self.framing(length, asked);
-        let says_length = self.says_length(outgoing, asked);
-        let says_upgrade =
-            outgoing == Outgoing::Upgrade || self.status == StatusCode::UPGRADE_REQUIRED;
-        let has_upgrade = says_upgrade && self.fields.has(Known::Upgrade);
+        let framing = self.framing(length, request);
+        let has_length = self.has_length(framing, request);
+        let sends_upgrade =
+            framing == ResponseFraming::Upgrade || self.status == StatusCode::UPGRADE_REQUIRED;
+        let has_upgrade = sends_upgrade && self.fields.has(Known::Upgrade);
         for line in self.fields.walk() {
             let is_sent = match line.known() {
                 Known::TransferEncoding => false,
-                Known::ContentLength => says_length,
+                Known::ContentLength => has_length,
                 Known::Connection => false,
-                Known::Upgrade => says_upgrade,
+                Known::Upgrade => sends_upgrade,
                 _ => true,
             };
             if is_sent {
@@ -186,62 +186,65 @@ impl<'a> ResponseHead<'a> {
         if !self.fields.has(Known::Date) {
             field(bytes, b"date", date.as_bytes());
         }
-        match outgoing {
-            Outgoing::Chunked => bytes.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-            Outgoing::Length(length) if self.length.is_none() => {
+        match framing {
+            ResponseFraming::Chunked => bytes.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            ResponseFraming::Length(length) if self.length.is_none() => {
                 field(bytes, b"content-length", itoa::Buffer::new().format(length).as_bytes());
             }
             _ => {}
         }
-        match (outgoing, keep_alive) {
-            // Whoever sends `Upgrade` names it here (RFC 9110 §7.8).
-            (Outgoing::Upgrade, _) => field(bytes, b"connection", b"upgrade"),
-            (Outgoing::Close, _) | (_, false) if has_upgrade => {
+        match (framing, keep_alive) {
+            // A sender of `Upgrade` must list it in `Connection` (RFC 9110 §7.8).
+            (ResponseFraming::Upgrade, _) => field(bytes, b"connection", b"upgrade"),
+            (ResponseFraming::Close, _) | (_, false) if has_upgrade => {
                 field(bytes, b"connection", b"close, upgrade");
             }
             _ if has_upgrade => field(bytes, b"connection", b"upgrade"),
-            (Outgoing::Close, _) | (_, false) => bytes.extend_from_slice(b"connection: close\r\n"),
-            _ if asked.version == Version::HTTP_10 => {
+            (ResponseFraming::Close, _) | (_, false) => {
+                bytes.extend_from_slice(b"connection: close\r\n")
+            }
+            _ if request.version == Version::HTTP_10 => {
                 bytes.extend_from_slice(b"connection: keep-alive\r\n");
             }
             _ => {}
         }
         bytes.extend_from_slice(b"\r\n");
-        outgoing
+        framing
     }
 
     /// RFC 9112 §6.3.
-    fn framing(&self, length: Option<u64>, asked: Asked) -> Outgoing {
+    fn framing(&self, length: Option<u64>, request: RequestFacts) -> ResponseFraming {
         let status = self.status;
-        if status == StatusCode::SWITCHING_PROTOCOLS || asked.is_connect && status.is_success() {
-            return Outgoing::Upgrade;
+        if status == StatusCode::SWITCHING_PROTOCOLS || request.is_connect && status.is_success() {
+            return ResponseFraming::Upgrade;
         }
-        if asked.is_head || !has_content(status) {
-            return Outgoing::Nothing;
+        if request.is_head || !has_content(status) {
+            return ResponseFraming::Nothing;
         }
         match self.length.or(length) {
-            Some(length) => Outgoing::Length(length),
-            None if asked.version == Version::HTTP_11 => Outgoing::Chunked,
-            None => Outgoing::Close,
+            Some(length) => ResponseFraming::Length(length),
+            None if request.version == Version::HTTP_11 => ResponseFraming::Chunked,
+            None => ResponseFraming::Close,
         }
     }
 
-    /// Whether its `Content-Length` is true on the wire: HEAD and 304 tell the length of what
-    /// they do not send (RFC 9110 §8.6).
-    fn says_length(&self, outgoing: Outgoing, asked: Asked) -> bool {
-        match outgoing {
-            Outgoing::Length(_) => true,
-            Outgoing::Nothing => {
-                self.status == StatusCode::NOT_MODIFIED || asked.is_head && has_content(self.status)
+    /// Whether `Content-Length` is sent. Responses to HEAD and 304 have the length of a body that is not
+    /// sent (RFC 9110 §8.6).
+    fn has_length(&self, framing: ResponseFraming, request: RequestFacts) -> bool {
+        match framing {
+            ResponseFraming::Length(_) => true,
+            ResponseFraming::Nothing => {
+                self.status == StatusCode::NOT_MODIFIED
+                    || request.is_head && has_content(self.status)
             }
-            Outgoing::Chunked | Outgoing::Close | Outgoing::Upgrade => false,
+            ResponseFraming::Chunked | ResponseFraming::Close | ResponseFraming::Upgrade => false,
         }
     }
 }
 
 /// An interim response (RFC 9110 §15.2).
-pub(super) fn interim(out: &mut Out, response: &Response<()>) {
-    let bytes = buffers::hold(&mut out.bytes);
+pub(super) fn interim(queue: &mut SendQueue, response: &Response<()>) {
+    let bytes = buffers::hold(&mut queue.bytes);
     status_line(bytes, response.status());
     for (name, value) in response.headers() {
         field(bytes, name.as_str().as_bytes(), value.as_bytes());
@@ -249,9 +252,9 @@ pub(super) fn interim(out: &mut Out, response: &Response<()>) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// What ends a chunked body.
-pub(super) fn last_chunk(out: &mut Out, trailers: Option<&HeaderMap>) {
-    let bytes = buffers::hold(&mut out.bytes);
+/// Writes the last chunk and the trailers.
+pub(super) fn last_chunk(queue: &mut SendQueue, trailers: Option<&HeaderMap>) {
+    let bytes = buffers::hold(&mut queue.bytes);
     bytes.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
         field(bytes, name.as_str().as_bytes(), value.as_bytes());
@@ -281,5 +284,5 @@ fn has_content(status: StatusCode) -> bool {
         && status != StatusCode::NOT_MODIFIED
 }
 
-/// Head and body of a small answer.
+/// Up to this length, head and body are sent from one buffer.
 const JOINED_BYTES_MAX: usize = 4 << 10;

@@ -1,8 +1,8 @@
-//! Bytes → the head of a request (RFC 9112 §2 to §6), in one reading or none.
+//! Parses the head of a request (RFC 9112 §2 to §6), strictly: a head that two parsers could read
+//! differently is refused.
 //!
-//! httparse parses; what it lets through and other parsers on the way read otherwise is refused
-//! before it: lines that end in a bare LF, two fields that say how the body is framed, a coding
-//! that is not `chunked` and nothing else.
+//! httparse does the parsing. It accepts lines that end in a bare LF, more than one field that frames the
+//! body, and transfer codings other than `chunked`; they are refused here.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -15,93 +15,95 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use crate::fields::{members, number};
 
 use super::super::settings::Limits;
-use super::super::{Unread, uri_bytes};
+use super::super::{HeadError, uri_bytes};
 
-/// What a head says.
+/// A parsed head.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct RequestHead {
     pub(super) request: Request<()>,
-    pub(super) framing: Framing,
-    /// Whether the client would use the connection again.
+    pub(super) framing: RequestFraming,
+    /// Whether the client may use the connection again.
     pub(super) keep_alive: bool,
-    /// Whether it waits for a word of ours before it sends the body (RFC 9110 §10.1.1).
+    /// Whether the client waits for `100 Continue` before it sends the body (RFC 9110 §10.1.1).
     pub(super) expects_continue: bool,
-    /// Whether it takes trailers (RFC 9110 §6.5.1).
+    /// Whether the client accepts trailers (RFC 9110 §6.5.1).
     pub(super) takes_trailers: bool,
-    /// Whether it names protocols that it would change to (RFC 9110 §7.8).
+    /// Whether the request has `Upgrade` (RFC 9110 §7.8).
     pub(super) upgrades: bool,
 }
 
-/// How the body behind a head is framed.
+/// How a request's body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Framing {
-    /// So many bytes; zero for no body.
+pub(super) enum RequestFraming {
+    /// This many bytes; zero for no body.
     Length(u64),
     /// Chunks (RFC 9112 §7.1).
     Chunked,
-    /// A coding that we do not know. The gate refuses the request; nothing behind it is read.
+    /// An unknown transfer coding. The request is refused later, and its body is not read.
     Unknown,
 }
 
-/// Looks for the end of a head in bytes that come in pieces; at each byte once.
+/// Finds the end of a head that arrives in pieces. Each byte is looked at once.
 #[derive(Debug, Default)]
-pub(super) struct Scanner {
-    /// Where the head begins: empty lines before it are passed over (RFC 9112 §2.2).
+pub(super) struct HeadScanner {
+    /// Where the head starts: empty lines before it are skipped (RFC 9112 §2.2).
     start: usize,
-    /// Where the line under way begins.
+    /// Where the current line starts.
     line: usize,
-    /// How far it has looked.
-    seen: usize,
+    /// How many bytes were looked at.
+    scanned: usize,
 }
 
-impl Scanner {
-    /// `bytes` are all since the last head, those of earlier calls again. Returns where the head
-    /// stands once it is whole.
+impl HeadScanner {
+    /// `bytes` are all bytes after the previous head, including those of earlier calls. Returns the range
+    /// of the head once it is complete.
     ///
     /// # Errors
-    /// A line ends in a bare LF, or the first byte can begin no request.
-    pub(super) fn find(&mut self, bytes: &[u8]) -> Result<Option<Range<usize>>, Unread> {
-        for lf in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
-            let lf = self.seen + lf;
+    /// A line ends in a bare LF, or no request can start with the first byte.
+    pub(super) fn find(&mut self, bytes: &[u8]) -> Result<Option<Range<usize>>, HeadError> {
+        for lf in memchr::memchr_iter(b'\n', &bytes[self.scanned..]) {
+            let lf = self.scanned + lf;
             if lf == self.line || bytes[lf - 1] != b'\r' {
-                return Err(Unread::Framing);
+                return Err(HeadError::Framing);
             }
             let is_empty = lf - 1 == self.line;
             self.line = lf + 1;
             match (is_empty, self.start + 2 == self.line) {
                 (true, true) => self.start = self.line,
                 (true, false) => {
-                    return self.begins_well(bytes).map(|()| Some(self.start..self.line));
+                    return self.check_first_byte(bytes).map(|()| Some(self.start..self.line));
                 }
                 (false, _) => {}
             }
         }
-        self.seen = bytes.len();
-        // What is no HTTP at all need not wait for its time to be over.
-        self.begins_well(bytes).map(|()| None)
+        self.scanned = bytes.len();
+        // Bytes that are not HTTP are refused before a timeout.
+        self.check_first_byte(bytes).map(|()| None)
     }
 
-    fn begins_well(&self, bytes: &[u8]) -> Result<(), Unread> {
+    fn check_first_byte(&self, bytes: &[u8]) -> Result<(), HeadError> {
         match bytes.get(self.start) {
-            Some(first) if !first.is_ascii_graphic() && *first != b'\r' => Err(Unread::Malformed),
+            Some(first) if !first.is_ascii_graphic() && *first != b'\r' => {
+                Err(HeadError::Malformed)
+            }
             _ => Ok(()),
         }
     }
 
-    /// Whether a head has begun.
-    pub(super) fn has_begun(&self) -> bool {
-        self.seen > self.start
+    /// Whether a part of a head has arrived.
+    pub(super) fn has_partial_head(&self) -> bool {
+        self.scanned > self.start
     }
 }
 
-/// Reads a whole head, as [`Scanner::find`] found it.
+/// Parses a complete head, as [`HeadScanner::find`] found it.
 ///
 /// # Errors
-/// Says why it is not read; the connection then has to be closed.
-pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
-    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_AT_ONCE];
+/// The head is refused; the connection must then be closed.
+pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<RequestHead, HeadError> {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_ON_STACK];
     let mut more = Vec::new();
-    let room = if limits.headers_max <= FIELDS_AT_ONCE {
+    let room = if limits.headers_max <= FIELDS_ON_STACK {
         &mut fields[..limits.headers_max]
     } else {
         more.resize_with(limits.headers_max, MaybeUninit::uninit);
@@ -111,57 +113,58 @@ pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<Head, Unread> {
     let config = httparse::ParserConfig::default();
     match config.parse_request_with_uninit_headers(&mut parsed, &head, room) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(Unread::Malformed),
-        Err(httparse::Error::TooManyHeaders) => return Err(Unread::HeadTooLarge),
+        Ok(httparse::Status::Partial) => return Err(HeadError::Malformed),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::HeadTooLarge),
         Err(httparse::Error::Version) => {
-            let known = as_http_1_1(&head).ok_or(Unread::Malformed)?;
+            let known = as_http_1_1(&head).ok_or(HeadError::Malformed)?;
             return parse(known, limits);
         }
-        Err(_) => return Err(Unread::Malformed),
+        Err(_) => return Err(HeadError::Malformed),
     }
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let method = parsed.method.unwrap_or_default().as_bytes();
     let target = parsed.path.unwrap_or_default().as_bytes();
     if target.len() > URI_BYTES_MAX {
-        return Err(Unread::TargetTooLong);
+        return Err(HeadError::TargetTooLong);
     }
     let mut request = Request::new(());
     *request.version_mut() = version;
-    *request.method_mut() = Method::from_bytes(method).map_err(|_| Unread::Malformed)?;
+    *request.method_mut() = Method::from_bytes(method).map_err(|_| HeadError::Malformed)?;
     *request.uri_mut() =
-        Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| Unread::Malformed)?;
+        Uri::from_maybe_shared(head.slice_ref(target)).map_err(|_| HeadError::Malformed)?;
     if *request.method() == Method::OPTIONS
         && request.uri().scheme().is_some()
-        && names_no_path(target)
+        && has_no_path(target)
     {
-        ask_for_the_server(&mut request);
+        set_asterisk_target(&mut request);
     }
     if uri_bytes(&request) > limits.uri_bytes_max {
-        return Err(Unread::TargetTooLong);
+        return Err(HeadError::TargetTooLong);
     }
-    let mut connection = Wishes { keep_alive: version == Version::HTTP_11, ..Wishes::default() };
+    let mut options =
+        HopOptions { keep_alive: version == Version::HTTP_11, ..HopOptions::default() };
     let headers = request.headers_mut();
-    headers.try_reserve(parsed.headers.len()).map_err(|_| Unread::HeadTooLarge)?;
+    headers.try_reserve(parsed.headers.len()).map_err(|_| HeadError::HeadTooLarge)?;
     for field in &*parsed.headers {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Unread::Malformed)?;
+        let name =
+            HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = field_value(head.slice_ref(field.value));
-        connection.note(&name, &value, version);
-        headers.try_append(name, value).map_err(|_| Unread::HeadTooLarge)?;
+        options.read(&name, &value, version);
+        headers.try_append(name, value).map_err(|_| HeadError::HeadTooLarge)?;
     }
-    let framing = framing(headers, &connection, version)?;
-    Ok(Head {
+    let framing = framing(headers, &options, version)?;
+    Ok(RequestHead {
         request,
         framing,
-        keep_alive: connection.keep_alive,
-        expects_continue: connection.expects_continue && framing != Framing::Length(0),
-        takes_trailers: connection.takes_trailers,
-        upgrades: connection.upgrades,
+        keep_alive: options.keep_alive,
+        expects_continue: options.expects_continue && framing != RequestFraming::Length(0),
+        takes_trailers: options.takes_trailers,
+        upgrades: options.upgrades,
     })
 }
 
-/// The same head with version 1.1 in place of a higher minor version: a message of a version that is
-/// not known is processed as one of the highest that is (RFC 9110 §2.5). `None` if its version is
-/// no such one.
+/// The same head with version 1.1 in place of a higher minor version: a message of an unknown minor version
+/// is processed as one of the highest known (RFC 9110 §2.5). `None` for any other version.
 fn as_http_1_1(head: &[u8]) -> Option<Bytes> {
     let line = head.iter().position(|byte| *byte == b'\r')?;
     let minor = line.checked_sub(1)?;
@@ -173,46 +176,46 @@ fn as_http_1_1(head: &[u8]) -> Option<Bytes> {
     })
 }
 
-/// Whether a URL ends with its authority.
-fn names_no_path(url: &[u8]) -> bool {
+/// Whether a URL ends after its authority.
+fn has_no_path(url: &[u8]) -> bool {
     let authority = url.windows(3).position(|bytes| bytes == b"://").map(|at| at + 3);
     authority.is_some_and(|at| !url[at..].iter().any(|byte| b"/?#".contains(byte)))
 }
 
-/// `OPTIONS http://host` asks for the server as a whole, as `OPTIONS *` does (RFC 9112 §3.2.4).
-fn ask_for_the_server(request: &mut Request<()>) {
+/// `OPTIONS http://host` is about the whole server, as is `OPTIONS *` (RFC 9112 §3.2.4).
+fn set_asterisk_target(request: &mut Request<()>) {
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     parts.path_and_query = Some(PathAndQuery::from_static("*"));
     *request.uri_mut() = Uri::from_parts(parts).expect("a URL has all three parts");
 }
 
-#[allow(unsafe_code, reason = "each byte of each field was looked at already")]
+#[allow(unsafe_code, reason = "httparse has checked each byte")]
 fn field_value(parsed: Bytes) -> HeaderValue {
     debug_assert!(HeaderValue::from_bytes(&parsed).is_ok(), "{parsed:?}");
-    // SAFETY: httparse lets through in a value what `HeaderValue` does: tab, and all from the
-    // space on but DEL; a test holds it for each byte.
+    // SAFETY: httparse accepts the same bytes in a value as `HeaderValue`: tab, and from space on all but
+    // DEL. A test compares them for each byte.
     unsafe { HeaderValue::from_maybe_shared_unchecked(parsed) }
 }
 
-/// What the fields say that are for us.
+/// What the request's fields say to this hop.
 #[derive(Default)]
-struct Wishes {
+struct HopOptions {
     keep_alive: bool,
     expects_continue: bool,
     takes_trailers: bool,
-    /// There is an `Upgrade`.
+    /// The request has `Upgrade`.
     upgrades: bool,
-    /// Fields that say how the body is framed.
-    framed: u32,
+    /// How many fields frame the body.
+    framing_fields: u32,
 }
 
-impl Wishes {
-    fn note(&mut self, name: &HeaderName, value: &HeaderValue, version: Version) {
+impl HopOptions {
+    fn read(&mut self, name: &HeaderName, value: &HeaderValue, version: Version) {
         let is = |option: &str| {
             members(value.as_bytes()).any(|member| member.eq_ignore_ascii_case(option.as_bytes()))
         };
         match *name {
-            CONTENT_LENGTH | TRANSFER_ENCODING => self.framed += 1,
+            CONTENT_LENGTH | TRANSFER_ENCODING => self.framing_fields += 1,
             CONNECTION if is("close") => self.keep_alive = false,
             CONNECTION if version == Version::HTTP_10 && is("keep-alive") => self.keep_alive = true,
             EXPECT if version == Version::HTTP_11 && is("100-continue") => {
@@ -225,29 +228,33 @@ impl Wishes {
     }
 }
 
-/// RFC 9112 §6.3, in its strictest reading.
-fn framing(headers: &HeaderMap, wishes: &Wishes, version: Version) -> Result<Framing, Unread> {
-    match wishes.framed {
-        0 => return Ok(Framing::Length(0)),
+/// RFC 9112 §6.3, read strictly.
+fn framing(
+    headers: &HeaderMap,
+    options: &HopOptions,
+    version: Version,
+) -> Result<RequestFraming, HeadError> {
+    match options.framing_fields {
+        0 => return Ok(RequestFraming::Length(0)),
         1 => {}
-        _ => return Err(Unread::Framing),
+        _ => return Err(HeadError::Framing),
     }
     if let Some(length) = headers.get(CONTENT_LENGTH) {
-        return number(length.as_bytes()).map(Framing::Length).ok_or(Unread::Framing);
+        return number(length.as_bytes()).map(RequestFraming::Length).ok_or(HeadError::Framing);
     }
-    let Some(coding) = headers.get(TRANSFER_ENCODING) else { return Err(Unread::Framing) };
-    // What stands behind the last comma, be it nothing.
+    let Some(coding) = headers.get(TRANSFER_ENCODING) else { return Err(HeadError::Framing) };
+    // The part after the last comma, even if it is empty.
     let last = coding.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
     if version != Version::HTTP_11 || !last.trim_ascii().eq_ignore_ascii_case(b"chunked") {
-        return Err(Unread::Framing);
+        return Err(HeadError::Framing);
     }
     let is_alone = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    Ok(if is_alone { Framing::Chunked } else { Framing::Unknown })
+    Ok(if is_alone { RequestFraming::Chunked } else { RequestFraming::Unknown })
 }
 
-/// Room for so many fields costs nothing but stack; more are allocated for.
-const FIELDS_AT_ONCE: usize = 128;
-/// More than that `Uri` has no room for.
+/// Room for this many fields is on the stack; room for more is allocated.
+const FIELDS_ON_STACK: usize = 128;
+/// `Uri` has no room for more.
 const URI_BYTES_MAX: usize = u16::MAX as usize - 2;
 
 #[cfg(test)]
@@ -258,11 +265,11 @@ mod tests {
 
     const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-    fn found(bytes: &[u8]) -> Result<Option<Range<usize>>, Unread> {
-        Scanner::default().find(bytes)
+    fn found(bytes: &[u8]) -> Result<Option<Range<usize>>, HeadError> {
+        HeadScanner::default().find(bytes)
     }
 
-    fn read(text: &str) -> Result<Head, Unread> {
+    fn read(text: &str) -> Result<RequestHead, HeadError> {
         parse(Bytes::copy_from_slice(text.as_bytes()), &Limits::default())
     }
 
@@ -280,7 +287,7 @@ mod tests {
         for whole in [GET.to_vec(), [b"\r\n", GET].concat()] {
             let expected = found(&whole);
             for cut in 0..whole.len() {
-                let mut scanner = Scanner::default();
+                let mut scanner = HeadScanner::default();
                 assert_eq!(scanner.find(&whole[..cut]), Ok(None), "cut at {cut}");
                 assert_eq!(scanner.find(&whole), expected, "cut at {cut}");
             }
@@ -296,30 +303,30 @@ mod tests {
             b"\nGET / HTTP/1.1\r\n",
             b"\r\n\nGET / HTTP/1.1\r\n",
         ] {
-            assert_eq!(found(head), Err(Unread::Framing), "{head:?}");
+            assert_eq!(found(head), Err(HeadError::Framing), "{head:?}");
         }
     }
 
     #[test]
     fn what_cannot_begin_a_request_is_refused_at_once() {
-        assert_eq!(found(b"\x16\x03\x01"), Err(Unread::Malformed));
-        assert_eq!(found(b" GET"), Err(Unread::Malformed));
+        assert_eq!(found(b"\x16\x03\x01"), Err(HeadError::Malformed));
+        assert_eq!(found(b" GET"), Err(HeadError::Malformed));
         assert_eq!(found(b"\r"), Ok(None));
     }
 
     #[track_caller]
-    fn check_framing(fields: &str, expected: Result<Framing, Unread>) {
+    fn check_framing(fields: &str, expected: Result<RequestFraming, HeadError>) {
         let head = read(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"));
         assert_eq!(head.map(|head| head.framing), expected, "{fields:?}");
     }
 
     #[test]
     fn one_field_alone_says_how_the_body_is_framed() {
-        check_framing("X: y", Ok(Framing::Length(0)));
-        check_framing("Content-Length: 5", Ok(Framing::Length(5)));
-        check_framing("transfer-encoding: Chunked", Ok(Framing::Chunked));
-        check_framing("Content-Length: 5\r\nContent-Length-Hint: 5", Ok(Framing::Length(5)));
-        check_framing("Transfer-Encoding: gzip, chunked", Ok(Framing::Unknown));
+        check_framing("X: y", Ok(RequestFraming::Length(0)));
+        check_framing("Content-Length: 5", Ok(RequestFraming::Length(5)));
+        check_framing("transfer-encoding: Chunked", Ok(RequestFraming::Chunked));
+        check_framing("Content-Length: 5\r\nContent-Length-Hint: 5", Ok(RequestFraming::Length(5)));
+        check_framing("Transfer-Encoding: gzip, chunked", Ok(RequestFraming::Unknown));
         for doubtful in [
             "Content-Length: 5\r\nTransfer-Encoding: chunked",
             "TRANSFER-ENCODING:chunked\r\nX: y\r\ncontent-length:5",
@@ -334,7 +341,7 @@ mod tests {
             "Content-Length: 99999999999999999999",
             "Content-Length:",
         ] {
-            check_framing(doubtful, Err(Unread::Framing));
+            check_framing(doubtful, Err(HeadError::Framing));
         }
     }
 
@@ -366,7 +373,7 @@ mod tests {
         for other in
             ["HTTP/2.0", "HTTP/0.9", "HTTP/1.10", "HTTP/1.", "http/1.2", "HTTP/1.2 ", "HTTP/1.a"]
         {
-            assert_eq!(version(other), Err(Unread::Malformed), "{other}");
+            assert_eq!(version(other), Err(HeadError::Malformed), "{other}");
         }
     }
 
@@ -415,10 +422,10 @@ mod tests {
             parse(Bytes::from(text), &limits).map(|head| head.request.headers().len())
         };
         assert_eq!(head(200), Ok(200));
-        assert_eq!(head(201), Err(Unread::HeadTooLarge));
+        assert_eq!(head(201), Err(HeadError::HeadTooLarge));
     }
 
-    /// What smugglers play with, put together at random.
+    /// Random sequences of the parts of smuggling attacks.
     fn nasty() -> impl Strategy<Value = Vec<u8>> {
         let words = [
             "\r\n",
@@ -461,18 +468,18 @@ mod tests {
         fn no_bytes_have_two_readings(bytes in nasty(), cut in any::<prop::sample::Index>()) {
             let whole = found(&bytes);
             let cut = cut.index(bytes.len() + 1);
-            let mut scanner = Scanner::default();
+            let mut scanner = HeadScanner::default();
             let in_pieces = match scanner.find(&bytes[..cut]) {
                 Ok(None) => scanner.find(&bytes),
                 ended => ended,
             };
             // Why it is refused may depend on what has come.
             prop_assert_eq!(in_pieces.ok(), whole.clone().ok(), "cut at {}", cut);
-            let Ok(Some(place)) = whole else { return Ok(()) };
-            let text = &bytes[place];
+            let Ok(Some(range)) = whole else { return Ok(()) };
+            let text = &bytes[range];
             prop_assert!(text.ends_with(b"\r\n\r\n"));
             let Ok(head) = parse(Bytes::copy_from_slice(text), &Limits::default()) else { return Ok(()) };
-            // As somebody else would read the fields: line by line, up to the first colon.
+            // As another parser reads the fields: line by line, up to the first colon.
             let text = String::from_utf8_lossy(text);
             let lines: Vec<&str> = text.trim_end().split('\n').collect();
             let named = |name: &str| {
@@ -481,7 +488,7 @@ mod tests {
             };
             let (lengths, codings) = (named("content-length"), named("transfer-encoding"));
             prop_assert!(lengths + codings <= 1, "{}", text);
-            prop_assert_eq!(head.framing == Framing::Chunked, codings == 1 && head.framing != Framing::Unknown);
+            prop_assert_eq!(head.framing == RequestFraming::Chunked, codings == 1 && head.framing != RequestFraming::Unknown);
             prop_assert_eq!(head.request.headers().len(), lines.len() - 1, "{}", text);
         }
     }

@@ -1,21 +1,21 @@
-//! HTTP/1.1 and 1.0 on one connection.
+//! The driver of HTTP/1.1 and HTTP/1.0 connections.
 //!
 //! ```text
-//! Head ──parsed──▶ Answering ──answer──▶ Sending ──all sent──▶ Head …
-//!   │ not HTTP         │ client left         ├─ last request ──▶ Closing
-//!   ▼                  ▼                     └─ 101 ───────────▶ handed over
+//! Head ──parsed──▶ Answering ──reply──▶ Sending ──all sent──▶ Head …
+//!   │ not HTTP         │ client closed      ├─ last request ──▶ Closing
+//!   ▼                  ▼                    └─ 101 ───────────▶ handover
 //! Closing            (dropped)
 //! ```
 //!
-//! One task drives it from end to end: it reads a head, calls the service, and writes what comes
-//! back. A request's body is read by whoever holds it, straight from the line. No timer is
-//! armed: the session keeps the time. For a request without a body whose answer is in memory
-//! nothing is boxed, and there is one read and one write.
+//! One task drives a connection from start to end: it reads a head, calls the service, and writes the
+//! reply. The owner of a request's body reads it directly from the shared stream. No timer is armed: the
+//! worker checks time limits ([`super::state`]). A request without a body whose reply is in memory costs
+//! one read, one write and no allocation here.
 
 mod chunks;
 mod encode;
 mod head;
-mod line;
+mod shared_stream;
 
 use std::cell::RefCell;
 use std::io;
@@ -32,86 +32,84 @@ use crate::body::{Body, BodySource};
 use crate::context::Connection;
 use crate::fields::FieldLines;
 use crate::interim::Answer;
+use crate::labels::{ConnectionTimeout, HeadError};
 use crate::reply::Reply;
 use crate::upgrade::{Handover, handover};
 
-use super::Unread;
-use super::client::Client;
 use super::client_stream::ClientStream;
-use super::pace::Paced;
-use super::record;
-use super::session::{Exchange, Order, Overdue, Phase};
+use super::connection::HttpConnection;
 use super::socket::ClientSocket;
+use super::state::{RequestInFlight, Shutdown};
 
-use encode::{Asked, Out, Outgoing, ResponseHead};
-use head::{Framing, Head, Scanner};
-use line::{Line, RequestBody};
+use encode::{RequestFacts, ResponseFraming, ResponseHead, SendQueue};
+use head::{HeadScanner, RequestFraming, RequestHead};
+use shared_stream::{RequestBody, SharedStream};
 
-/// Serves a connection that speaks HTTP/1 until it ends.
-pub(super) async fn serve<T, S, F>(stream: ClientStream<T>, client: Client<S>)
+/// Serves an HTTP/1 connection until it ends.
+pub(super) async fn serve<T, S, F>(stream: ClientStream<T>, connection: HttpConnection<S>)
 where
     T: ClientSocket + Send + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: Answer + Unpin,
 {
     let mut driver = Driver {
-        line: Rc::new(RefCell::new(Line::new(stream))),
-        client,
-        state: State::Head(Scanner::default()),
+        stream: Rc::new(RefCell::new(SharedStream::new(stream))),
+        connection,
+        state: State::Head(HeadScanner::default()),
         draining: false,
     };
     let handover = std::future::poll_fn(|cx| driver.poll(cx)).await;
-    // A request's body that somebody still holds keeps the line.
+    // A request body that is still owned elsewhere keeps the stream.
     if let Some(handover) = handover
-        && let Some(line) = Rc::into_inner(driver.line)
+        && let Some(stream) = Rc::into_inner(driver.stream)
     {
-        handover.give(Box::new(line.into_inner().stream));
+        handover.give(Box::new(stream.into_inner().inner));
     }
 }
 
-/// Drives one connection.
+/// The state machine of one connection.
 struct Driver<T: ClientSocket, S, F> {
-    line: Rc<RefCell<Line<T>>>,
-    client: Client<S>,
+    stream: Rc<RefCell<SharedStream<T>>>,
+    connection: HttpConnection<S>,
     state: State<F>,
-    /// Told to finish what is under way and close.
+    /// Close after the request in flight.
     draining: bool,
 }
 
 enum State<F> {
-    /// Between two requests, or in a head.
-    Head(Scanner),
-    /// The service has the request.
-    Answering(F, Answering),
-    /// The answer is on its way, its body perhaps still coming.
-    Sending(Sending),
-    /// All is said.
+    /// Waiting for a request, or reading its head.
+    Head(HeadScanner),
+    /// The service is answering the request.
+    Answering(F, AnsweredRequest),
+    /// The reply is being sent; its body may still be arriving.
+    Sending(OutgoingReply),
+    /// Sending the last bytes, then closing.
     Closing,
 }
 
-/// A request that is being answered.
-struct Answering {
-    exchange: Exchange,
-    asked: Asked,
+/// A request that the service is answering.
+struct AnsweredRequest {
+    in_flight: RequestInFlight,
+    facts: RequestFacts,
     keep_alive: bool,
     handover: Option<Handover>,
 }
 
-/// An answer that is being sent.
-struct Sending {
+/// A reply that is being sent.
+struct OutgoingReply {
     body: Body,
-    outgoing: Outgoing,
+    framing: ResponseFraming,
     takes_trailers: bool,
     keep_alive: bool,
     handover: Option<Handover>,
-    _exchange: Exchange,
+    _in_flight: RequestInFlight,
 }
 
-/// Where a step leads.
+/// The result of a step of the driver.
 enum Step {
-    /// To the next one.
+    /// Go on with the next step.
     Next,
-    /// To the end: the connection is closed, or changes hands.
+    /// The connection is closed, or handed over to another protocol.
     End(Option<Handover>),
 }
 
@@ -122,17 +120,17 @@ where
     F: Answer + Unpin,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Handover>> {
-        self.client.session.register(cx);
-        if self.obey().is_ready() {
+        self.connection.register(cx);
+        if self.check_shutdown().is_ready() {
             return Poll::Ready(None);
         }
         loop {
             match ready!(self.step(cx)) {
                 Ok(Step::Next) => {}
                 Ok(Step::End(handover)) => return Poll::Ready(handover),
-                // A client that has gone, or an answer that breaks off.
+                // The client has closed, or the reply's body broke off.
                 Err(_) => {
-                    self.cut();
+                    self.reset_if_truncated();
                     return Poll::Ready(None);
                 }
             }
@@ -142,30 +140,31 @@ where
     fn step(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         match &mut self.state {
             State::Head(_) => self.read(cx),
-            State::Answering(..) => self.answer(cx),
+            State::Answering(..) => self.poll_reply(cx),
             State::Sending(_) => self.send(cx),
             State::Closing => self.close(cx),
         }
     }
 
-    /// Carries out what the sweep or the drain ordered. Ready: the connection is to be dropped.
-    fn obey(&mut self) -> Poll<()> {
-        let session = &self.client.session;
-        match session.order() {
+    /// Acts on an order to close. Ready: the connection must be dropped.
+    fn check_shutdown(&mut self) -> Poll<()> {
+        let unacknowledged = || self.stream.borrow().inner.unacknowledged();
+        match self.connection.shutdown(unacknowledged) {
             None => {}
-            Some(Order::Drain) => self.draining = true,
-            Some(Order::Cut(Overdue::Linger))
-                if session.lingers_on(self.line.borrow().stream.unacknowledged()) => {}
-            Some(Order::Cut(overdue)) => {
-                record::overdue(&self.client.recorder, overdue);
-                match (&self.state, overdue) {
-                    // A client that is only slow should know (RFC 9110 §15.5.9).
-                    (State::Head(_), Overdue::Header) if session.wire.head_begun() => {
-                        self.refuse(Unread::TimedOut);
+            Some(Shutdown::Graceful) => self.draining = true,
+            Some(Shutdown::AfterLinger) => return Poll::Ready(()),
+            Some(Shutdown::Now(timeout)) => {
+                self.connection.count_timeout(timeout);
+                match (&self.state, timeout) {
+                    // Tell a client that is slow but alive (RFC 9110 §15.5.9).
+                    (State::Head(_), ConnectionTimeout::Header)
+                        if self.connection.has_partial_head() =>
+                    {
+                        self.refuse(HeadError::TimedOut);
                     }
-                    (State::Head(_), Overdue::Idle) => self.leave(),
-                    (_, Overdue::Send) => {
-                        self.line.borrow().stream.abort();
+                    (State::Head(_), ConnectionTimeout::Idle) => self.close_gracefully(),
+                    (_, ConnectionTimeout::Send) => {
+                        self.stream.borrow().inner.abort();
                         return Poll::Ready(());
                     }
                     _ => return Poll::Ready(()),
@@ -178,40 +177,40 @@ where
     fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         match ready!(self.poll_head(cx))? {
             Some(Ok(head)) => {
-                if self.take_up(head, cx).is_pending() {
-                    return self.line.borrow_mut().poll_gone(cx).map(Err);
+                if self.start_request(head, cx).is_pending() {
+                    return self.stream.borrow_mut().poll_closed(cx).map(Err);
                 }
             }
-            Some(Err(why)) => self.refuse(why),
+            Some(Err(error)) => self.refuse(error),
             None => self.state = State::Closing,
         }
         Poll::Ready(Ok(Step::Next))
     }
 
-    /// The next head; `None` if none is to come.
+    /// Reads the next head; `None` if no more requests follow.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<Option<Result<Head, Unread>>>> {
+    ) -> Poll<io::Result<Option<Result<RequestHead, HeadError>>>> {
         let State::Head(scanner) = &mut self.state else { return Poll::Ready(Ok(None)) };
-        let session = &self.client.session;
-        let stream = &mut self.line.borrow_mut().stream;
+        let limits = self.connection.limits();
+        let stream = &mut self.stream.borrow_mut().inner;
         loop {
             let held = stream.held();
             let found = scanner.find(held);
-            let is_large = held.len() > session.limits.header_bytes_max;
+            let is_large = held.len() > limits.header_bytes_max;
             match found {
-                Ok(Some(place)) if place.len() <= session.limits.header_bytes_max => {
-                    let head = Bytes::copy_from_slice(&held[place.clone()]);
-                    stream.take(place.end);
-                    return Poll::Ready(Ok(Some(head::parse(head, &session.limits))));
+                Ok(Some(range)) if range.len() <= limits.header_bytes_max => {
+                    let head = Bytes::copy_from_slice(&held[range.clone()]);
+                    stream.take(range.end);
+                    return Poll::Ready(Ok(Some(head::parse(head, limits))));
                 }
                 Ok(None) if !is_large => {}
-                Ok(_) => return Poll::Ready(Ok(Some(Err(Unread::HeadTooLarge)))),
-                Err(why) => return Poll::Ready(Ok(Some(Err(why)))),
+                Ok(_) => return Poll::Ready(Ok(Some(Err(HeadError::HeadTooLarge)))),
+                Err(error) => return Poll::Ready(Ok(Some(Err(error)))),
             }
-            if scanner.has_begun() {
-                session.wire.head_moved();
+            if scanner.has_partial_head() {
+                self.connection.receive_head_bytes();
             } else if self.draining {
                 return Poll::Ready(Ok(None));
             }
@@ -221,19 +220,24 @@ where
         }
     }
 
-    /// Hands the request to the service. Ready: the answer is there.
-    fn take_up(&mut self, head: Head, cx: &mut Context<'_>) -> Poll<()> {
-        let Client { facts, session, recorder, .. } = &self.client;
-        let exchange = session.begin();
-        let Head { mut request, framing, keep_alive, expects_continue, takes_trailers, upgrades } =
-            head;
-        record::request(recorder, request.version());
-        let number = self.line.borrow_mut().begin(framing, expects_continue);
+    /// Passes the request to the service. Ready: the reply is there.
+    fn start_request(&mut self, head: RequestHead, cx: &mut Context<'_>) -> Poll<()> {
+        let RequestHead {
+            mut request,
+            framing,
+            keep_alive,
+            expects_continue,
+            takes_trailers,
+            upgrades,
+        } = head;
+        let in_flight = self.connection.begin_request(request.version());
+        let number = self.stream.borrow_mut().begin_request(framing, expects_continue);
         let body = match framing {
-            Framing::Length(0) | Framing::Unknown => Body::Empty,
-            Framing::Length(_) | Framing::Chunked => {
-                let body = RequestBody::new(self.line.clone(), session.limits.clone(), number);
-                Body::stream(Paced::new(body, &session.limits, recorder.clone()))
+            RequestFraming::Length(0) | RequestFraming::Unknown => Body::Empty,
+            RequestFraming::Length(_) | RequestFraming::Chunked => {
+                let limits = self.connection.limits().clone();
+                let body = RequestBody::new(self.stream.clone(), limits, number);
+                self.connection.request_body(body)
             }
         };
         let handover = upgrades.then(|| {
@@ -241,211 +245,218 @@ where
             request.extensions_mut().insert(on_upgrade);
             handover
         });
-        let asked = Asked::of(request.method(), request.version(), takes_trailers);
-        let mut answer = (self.client.service)(facts.clone(), request.map(|()| body));
-        let keep_alive = keep_alive && framing != Framing::Unknown;
-        let answering = Answering { exchange, asked, keep_alive, handover };
-        match self.poll_answer(&mut answer, asked, cx) {
+        let facts = RequestFacts::of(request.method(), request.version(), takes_trailers);
+        let mut answer = self.connection.respond(request.map(|()| body));
+        let keep_alive = keep_alive && framing != RequestFraming::Unknown;
+        let answered = AnsweredRequest { in_flight, facts, keep_alive, handover };
+        match self.poll_answer(&mut answer, facts, cx) {
             Poll::Ready(reply) => {
-                self.begin_to_send(answering, reply);
+                self.start_reply(answered, reply);
                 Poll::Ready(())
             }
             Poll::Pending => {
-                self.state = State::Answering(answer, answering);
+                self.state = State::Answering(answer, answered);
                 Poll::Pending
             }
         }
     }
 
-    /// A look at the answer; what comes before it is put out.
-    fn poll_answer(&self, answer: &mut F, asked: Asked, cx: &mut Context<'_>) -> Poll<Reply> {
+    /// Polls the service's answer, and queues the interim responses that precede it.
+    fn poll_answer(
+        &self,
+        answer: &mut F,
+        facts: RequestFacts,
+        cx: &mut Context<'_>,
+    ) -> Poll<Reply> {
         let mut answer = Pin::new(answer);
-        let done = answer.as_mut().poll(cx);
-        // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
-        while asked.version == Version::HTTP_11
+        let reply = answer.as_mut().poll(cx);
+        // HTTP/1.0 has no interim responses (RFC 9110 §15.2).
+        while facts.version == Version::HTTP_11
             && let Poll::Ready(interim) = answer.as_mut().poll_interim(cx)
         {
-            encode::interim(&mut self.line.borrow_mut().out, &interim);
+            encode::interim(&mut self.stream.borrow_mut().queue, &interim);
         }
-        done
+        reply
     }
 
-    fn answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+    fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         let before = std::mem::replace(&mut self.state, State::Closing);
-        let State::Answering(mut answer, answering) = before else {
+        let State::Answering(mut answer, answered) = before else {
             return Poll::Ready(Ok(Step::Next));
         };
-        match self.poll_answer(&mut answer, answering.asked, cx) {
+        match self.poll_answer(&mut answer, answered.facts, cx) {
             Poll::Ready(reply) => {
-                self.begin_to_send(answering, reply);
+                self.start_reply(answered, reply);
                 Poll::Ready(Ok(Step::Next))
             }
             Poll::Pending => {
-                self.state = State::Answering(answer, answering);
-                self.line.borrow_mut().poll_gone(cx).map(Err)
+                self.state = State::Answering(answer, answered);
+                self.stream.borrow_mut().poll_closed(cx).map(Err)
             }
         }
     }
 
-    fn begin_to_send(&mut self, answering: Answering, reply: Reply) {
-        let Answering { exchange, asked, keep_alive, handover } = answering;
+    fn start_reply(&mut self, answered: AnsweredRequest, reply: Reply) {
+        let AnsweredRequest { in_flight, facts, keep_alive, handover } = answered;
         let Reply { status, fields, mut body, .. } = reply;
         let head = ResponseHead::of(status, &fields);
-        let line = &mut *self.line.borrow_mut();
+        let stream = &mut *self.stream.borrow_mut();
         let keep_alive = keep_alive
             && !self.draining
-            && !self.client.session.is_used_up()
-            && !line.is_waited_for()
+            && !self.connection.is_used_up()
+            && !stream.expects_continue()
             && !head.closes;
         let length = body.exact_length();
-        let date = &*self.client.date.borrow();
-        let out = &mut line.out;
-        let mut outgoing = head.write(out, length, asked, keep_alive, date);
-        match (outgoing, &mut body) {
-            (Outgoing::Nothing | Outgoing::Upgrade, body) => *body = Body::Empty,
-            (Outgoing::Length(length), Body::Full(bytes))
+        let date = &*self.connection.date().borrow();
+        let queue = &mut stream.queue;
+        let mut framing = head.write(queue, length, facts, keep_alive, date);
+        match (framing, &mut body) {
+            (ResponseFraming::Nothing | ResponseFraming::Upgrade, body) => *body = Body::Empty,
+            (ResponseFraming::Length(length), Body::Full(bytes))
                 if length == bytes.as_ref().map_or(0, Bytes::len) as u64 =>
             {
-                out.push_piece(bytes.take().unwrap_or_default(), false);
-                outgoing = Outgoing::Length(0);
+                queue.push_piece(bytes.take().unwrap_or_default(), false);
+                framing = ResponseFraming::Length(0);
             }
             _ => {}
         }
-        let takes_trailers = asked.takes_trailers;
-        self.state = State::Sending(Sending {
+        self.state = State::Sending(OutgoingReply {
             body,
-            outgoing,
-            takes_trailers,
+            framing,
+            takes_trailers: facts.takes_trailers,
             keep_alive,
             handover,
-            _exchange: exchange,
+            _in_flight: in_flight,
         });
     }
 
     fn send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
-        let State::Sending(sending) = &mut self.state else {
+        let State::Sending(reply) = &mut self.state else {
             return Poll::Ready(Ok(Step::Next));
         };
         loop {
-            let has_more = sending.gather(cx, &self.line)?;
-            let line = &mut *self.line.borrow_mut();
-            ready!(line.poll_send(cx))?;
-            if sending.is_done() {
+            let has_more = reply.queue_body(cx, &self.stream)?;
+            let stream = &mut *self.stream.borrow_mut();
+            ready!(stream.poll_send(cx))?;
+            if reply.is_done() {
                 break;
             }
             if !has_more {
-                return line.poll_gone(cx).map(Err);
+                return stream.poll_closed(cx).map(Err);
             }
         }
-        Poll::Ready(Ok(self.end_exchange(cx)))
+        Poll::Ready(Ok(self.end_reply(cx)))
     }
 
-    /// All of the answer is out.
-    fn end_exchange(&mut self, cx: &mut Context<'_>) -> Step {
-        let before = std::mem::replace(&mut self.state, State::Head(Scanner::default()));
-        let State::Sending(sending) = before else { return Step::Next };
-        let session = &self.client.session;
-        if sending.outgoing == Outgoing::Upgrade {
-            session.wire.enter(Phase::Upgraded);
-            return Step::End(sending.handover);
+    /// The reply is sent: go on with the next request, close, or hand the connection over.
+    fn end_reply(&mut self, cx: &mut Context<'_>) -> Step {
+        let before = std::mem::replace(&mut self.state, State::Head(HeadScanner::default()));
+        let State::Sending(reply) = before else { return Step::Next };
+        if reply.framing == ResponseFraming::Upgrade {
+            self.connection.upgrade();
+            return Step::End(reply.handover);
         }
-        let keep_alive = sending.keep_alive && sending.outgoing != Outgoing::Close;
-        drop(sending);
-        let is_paid = self.line.borrow_mut().pay(cx, &session.limits);
-        if !is_paid || !keep_alive {
+        let keep_alive = reply.keep_alive && reply.framing != ResponseFraming::Close;
+        drop(reply);
+        let is_complete = self.stream.borrow_mut().drop_request_body(cx, self.connection.limits());
+        if !is_complete || !keep_alive {
             self.state = State::Closing;
-            if !is_paid || !self.line.borrow().stream.held().is_empty() {
-                self.leave();
+            if !is_complete || !self.stream.borrow().inner.held().is_empty() {
+                self.close_gracefully();
             }
         }
         Step::Next
     }
 
     fn close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
-        let line = &mut *self.line.borrow_mut();
-        ready!(line.poll_send(cx))?;
-        let stream = Pin::new(&mut line.stream);
-        stream.poll_shutdown(cx).map_ok(|()| Step::End(None))
+        let stream = &mut *self.stream.borrow_mut();
+        ready!(stream.poll_send(cx))?;
+        Pin::new(&mut stream.inner).poll_shutdown(cx).map_ok(|()| Step::End(None))
     }
 
-    /// Answers what no other room sees, counts and logs it, and closes.
-    fn refuse(&mut self, why: Unread) {
-        self.client.refuse(why);
-        let asked = Asked::of(&http::Method::GET, Version::HTTP_11, false);
+    /// Refuses a request that the service does not see, and closes.
+    fn refuse(&mut self, error: HeadError) {
+        self.connection.refuse(error);
+        let facts = RequestFacts::of(&http::Method::GET, Version::HTTP_11, false);
         let fields = FieldLines::default();
-        let head = ResponseHead::of(why.status(), &fields);
-        let date = self.client.date.borrow().clone();
-        head.write(&mut self.line.borrow_mut().out, Some(0), asked, false, &date);
-        self.leave();
+        let head = ResponseHead::of(error.status(), &fields);
+        let date = self.connection.date().borrow().clone();
+        head.write(&mut self.stream.borrow_mut().queue, Some(0), facts, false, &date);
+        self.close_gracefully();
     }
 
-    /// Closes, and for a moment takes what the client still sends: a reset would destroy what we
-    /// have said (RFC 9112 §9.6).
-    fn leave(&mut self) {
-        self.client.session.linger();
+    /// Closes, and for a moment reads what the client still sends: a reset would destroy the response
+    /// (RFC 9112 §9.6).
+    fn close_gracefully(&mut self) {
+        self.connection.linger();
         self.state = State::Closing;
     }
 
-    /// Closes as nobody does who has said all: where the end of the connection would be the end of the
-    /// body, the client must not take it for that.
-    fn cut(&self) {
-        if let State::Sending(Sending { outgoing: Outgoing::Close, .. }) = &self.state {
-            self.line.borrow().stream.abort();
+    /// Resets the connection if a body that is delimited by its end broke off, so that it is not taken as
+    /// complete.
+    fn reset_if_truncated(&self) {
+        if let State::Sending(OutgoingReply { framing: ResponseFraming::Close, .. }) = &self.state {
+            self.stream.borrow().inner.abort();
         }
     }
 }
 
-impl Sending {
+impl OutgoingReply {
     fn is_done(&self) -> bool {
-        matches!(self.outgoing, Outgoing::Nothing | Outgoing::Upgrade | Outgoing::Length(0))
-            || self.outgoing == Outgoing::Close && matches!(self.body, Body::Empty)
+        match self.framing {
+            ResponseFraming::Nothing | ResponseFraming::Upgrade | ResponseFraming::Length(0) => {
+                true
+            }
+            ResponseFraming::Close => matches!(self.body, Body::Empty),
+            ResponseFraming::Length(_) | ResponseFraming::Chunked => false,
+        }
     }
 
-    /// Takes pieces of the body as long as they are there and there is room for them. False: the
-    /// body has to be waited for.
-    fn gather<T: ClientSocket>(
+    /// Queues the pieces of the body that are ready, while there is room. False: the next piece has not
+    /// arrived.
+    fn queue_body<T: ClientSocket>(
         &mut self,
         cx: &mut Context<'_>,
-        line: &RefCell<Line<T>>,
+        stream: &RefCell<SharedStream<T>>,
     ) -> io::Result<bool> {
-        while !self.is_done() && line.borrow().out.has_room() {
-            // The line is free meanwhile: a body may be made of the request's own.
+        while !self.is_done() && stream.borrow().queue.has_room() {
+            // The stream is not borrowed here: the body may read the request's own body.
             let Poll::Ready(frame) = self.body.poll_frame(cx) else {
                 return Ok(false);
             };
             let frame = frame.transpose().map_err(io::Error::other)?;
-            let out = &mut line.borrow_mut().out;
+            let queue = &mut stream.borrow_mut().queue;
             match frame.map(http_body::Frame::into_data) {
-                Some(Ok(piece)) => self.push(out, piece)?,
+                Some(Ok(piece)) => self.push(queue, piece)?,
                 Some(Err(frame)) => {
                     let trailers = frame.into_trailers().unwrap_or_default();
-                    self.finish(out, self.takes_trailers.then_some(&trailers))?;
+                    self.finish(queue, self.takes_trailers.then_some(&trailers))?;
                 }
-                None => self.finish(out, None)?,
+                None => self.finish(queue, None)?,
             }
         }
         Ok(true)
     }
 
-    fn push(&mut self, out: &mut Out, piece: Bytes) -> io::Result<()> {
-        let is_chunked = self.outgoing == Outgoing::Chunked;
-        if let Outgoing::Length(left) = &mut self.outgoing {
-            // More than was promised would be read as the next answer.
+    fn push(&mut self, queue: &mut SendQueue, piece: Bytes) -> io::Result<()> {
+        let is_chunked = self.framing == ResponseFraming::Chunked;
+        if let ResponseFraming::Length(left) = &mut self.framing {
+            // The client would read more bytes than announced as the next response.
             *left = left.checked_sub(piece.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
         }
-        // An empty chunk would be the last one.
+        // An empty chunk would end the body.
         if !piece.is_empty() {
-            out.push_piece(piece, is_chunked);
+            queue.push_piece(piece, is_chunked);
         }
         Ok(())
     }
 
-    fn finish(&mut self, out: &mut Out, trailers: Option<&HeaderMap>) -> io::Result<()> {
-        match self.outgoing {
-            Outgoing::Length(1..) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Outgoing::Chunked => {
-                encode::last_chunk(out, trailers);
-                self.outgoing = Outgoing::Nothing;
+    fn finish(&mut self, queue: &mut SendQueue, trailers: Option<&HeaderMap>) -> io::Result<()> {
+        match self.framing {
+            ResponseFraming::Length(1..) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            ResponseFraming::Chunked => {
+                encode::last_chunk(queue, trailers);
+                self.framing = ResponseFraming::Nothing;
             }
             _ => self.body = Body::Empty,
         }

@@ -70,7 +70,7 @@ async fn start(settings: &Settings) -> Running {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = Clock::system();
     let tls = TlsState::load(&settings.tls, folder.path(), &clock).expect("certificates");
-    let door = Door::new(settings.limits.clone(), Some(tls.clone()));
+    let shared = ListenerState::new(settings.limits.clone(), Some(tls.clone()), clock);
     let sockets = bind(settings, 1).expect("free ports").remove(0);
     let addresses: Vec<_> = sockets.addresses().collect();
     let metrics = Metrics::new(1);
@@ -82,11 +82,9 @@ async fn start(settings: &Settings) -> Running {
     };
     let served = spawn_local(serve(
         sockets,
-        door,
-        service,
-        Rc::new(|_, _| {}),
+        shared,
+        RequestHandler { service, on_refused: Rc::new(|_, _| {}) },
         metrics.worker(0),
-        clock,
         drain,
     ));
     Running { http: addresses[0], https: addresses[1], metrics, tls, switch, served, seen, folder }

@@ -1,6 +1,7 @@
-//! How many are in: connections of the node, of each client, and handshakes under way.
+//! The counts that connection limits are checked against: open connections of the node and of each
+//! client, and TLS handshakes in progress.
 //!
-//! Shared by all workers and touched only when a connection opens or closes.
+//! All workers share them. They are used only when a connection opens or closes.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -10,18 +11,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The counts of one node.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct ConnectionCounts {
     connections: AtomicUsize,
     handshakes: AtomicUsize,
-    addresses: [Mutex<HashMap<Client, u32>>; SHARDS],
+    addresses: [Mutex<HashMap<ClientNetwork, u32>>; SHARDS],
     hasher: std::hash::RandomState,
 }
 
-/// Who is counted as one client: an IPv4 address, or the /64 that a site is given.
+/// What counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Client(IpAddr);
+struct ClientNetwork(IpAddr);
 
-impl Client {
+impl ClientNetwork {
     fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(v6) => Self(IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64)))),
@@ -30,10 +31,10 @@ impl Client {
     }
 }
 
-/// A place taken; given back when dropped.
+/// One unit of a count. Dropping it lowers the count.
 #[derive(Debug)]
-pub(super) struct Place {
-    counts: Arc<Counts>,
+pub(super) struct Permit {
+    counts: Arc<ConnectionCounts>,
     kind: Kind,
 }
 
@@ -41,43 +42,43 @@ pub(super) struct Place {
 enum Kind {
     Connection,
     Handshake,
-    Address(Client),
+    Address(ClientNetwork),
 }
 
-impl Counts {
-    /// A place among all connections, if fewer than `max` are open.
-    pub(super) fn connection(self: &Arc<Self>, max: usize) -> Option<Place> {
-        take(&self.connections, max).then(|| self.place(Kind::Connection))
+impl ConnectionCounts {
+    /// Counts a connection, if fewer than `max` are open.
+    pub(super) fn connection(self: &Arc<Self>, max: usize) -> Option<Permit> {
+        take(&self.connections, max).then(|| self.permit(Kind::Connection))
     }
 
-    /// A place among the handshakes, if fewer than `max` are under way.
-    pub(super) fn handshake(self: &Arc<Self>, max: usize) -> Option<Place> {
-        take(&self.handshakes, max).then(|| self.place(Kind::Handshake))
+    /// Counts a TLS handshake, if fewer than `max` are in progress.
+    pub(super) fn handshake(self: &Arc<Self>, max: usize) -> Option<Permit> {
+        take(&self.handshakes, max).then(|| self.permit(Kind::Handshake))
     }
 
-    /// A place among the connections of this client, if it has fewer than `max`.
-    pub(super) fn address(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<Place> {
-        let client = Client::of(address);
+    /// Counts a connection of the client at `address`, if it has fewer than `max` open.
+    pub(super) fn address(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<Permit> {
+        let client = ClientNetwork::of(address);
         let mut shard = self.shard(client);
         if shard.get(&client).is_some_and(|open| *open as usize >= max) || max == 0 {
             return None;
         }
         *shard.entry(client).or_default() += 1;
         drop(shard);
-        Some(self.place(Kind::Address(client)))
+        Some(self.permit(Kind::Address(client)))
     }
 
-    fn place(self: &Arc<Self>, kind: Kind) -> Place {
-        Place { counts: self.clone(), kind }
+    fn permit(self: &Arc<Self>, kind: Kind) -> Permit {
+        Permit { counts: self.clone(), kind }
     }
 
-    fn shard(&self, client: Client) -> MutexGuard<'_, HashMap<Client, u32>> {
+    fn shard(&self, client: ClientNetwork) -> MutexGuard<'_, HashMap<ClientNetwork, u32>> {
         let shard = self.hasher.hash_one(client) as usize % SHARDS;
         self.addresses[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         match self.kind {
             Kind::Connection => _ = self.counts.connections.fetch_sub(1, Ordering::Relaxed),
@@ -101,7 +102,7 @@ fn take(count: &AtomicUsize, max: usize) -> bool {
     taken
 }
 
-/// So many that two workers rarely meet at one.
+/// Two workers rarely need the same one.
 const SHARDS: usize = 16;
 
 #[cfg(test)]
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_place_is_free_again_when_it_is_dropped() {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(ConnectionCounts::default());
         let first = counts.connection(1).expect("the first");
         assert!(counts.connection(1).is_none());
         drop(first);
@@ -123,7 +124,7 @@ mod tests {
 
     #[test]
     fn ipv6_is_counted_by_network_and_mapped_ipv4_as_ipv4() {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(ConnectionCounts::default());
         let _one = counts.address(address("2001:db8::1"), 1).expect("the first");
         assert!(counts.address(address("2001:db8::2"), 1).is_none());
         assert!(counts.address(address("2001:db8:0:1::2"), 1).is_some());
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn clients_that_left_take_no_memory() {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(ConnectionCounts::default());
         drop(counts.address(address("192.0.2.1"), 9));
         assert!(counts.addresses.iter().all(|shard| shard.lock().expect("whole").is_empty()));
     }
