@@ -80,6 +80,11 @@ pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     since.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The whole milliseconds of a duration, at most `u64::MAX`.
+pub(crate) fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Microseconds since 1970-01-01T00:00:00Z; zero for times before it.
 pub fn unix_us(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);

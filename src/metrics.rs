@@ -143,7 +143,7 @@ table! {
     UpstreamConnects, Counter, "upstream_connects", "Connection attempts to origins.";
     UpstreamReuses, Counter, "upstream_reuses", "Requests sent over a reused connection.";
     UpstreamIdleClosed, Counter, "upstream_idle_closed", "Idle connections to origins that were closed, by reason.",
-        "reason" = &["expired", "limit", "origin"];
+        "reason" = &["expired", "limit", "origin", "removed"];
     UpstreamRetries, Counter, "upstream_retries", "Retries of requests to origins, by reason.",
         "reason" = &["closed", "failed"];
     UpstreamRetriesRefused, Counter, "upstream_retries_refused", "Retries not made because the retry budget was used up.";

@@ -269,7 +269,8 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_fills(&root.section("fills"), &mut config.fills);
     config.upstream.pools = rooms::read_pools(&root);
     flag_origins(reader, flags, &mut config.upstream.pools);
-    let pools: Vec<Arc<str>> = config.upstream.pools.iter().map(|pool| pool.name.clone()).collect();
+    let pools: Vec<Arc<str>> =
+        config.upstream.pools.iter().map(|pool| pool.settings.name.clone()).collect();
     let age_max = config.store.object_age_max;
     let (routes, silences) = sites::read_sites(&root, &pools, age_max);
     config.routes = routes;
@@ -281,7 +282,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
 }
 
 /// Adds the pool of `--origin` to those of the file.
-fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::PoolSettings>) {
+fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::PoolDefinition>) {
     let mut origins = Vec::new();
     for url in &flags.origins {
         match rooms::parse_origin(url) {
@@ -294,21 +295,21 @@ fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::Po
     if origins.is_empty() {
         return;
     }
-    if pools.iter().any(|pool| &*pool.name == FLAG_POOL) {
+    if pools.iter().any(|pool| &*pool.settings.name == FLAG_POOL) {
         reader.lack(format!(
             "--origin adds a pool named {FLAG_POOL:?}, but the file already has one: rename it, or leave out --origin"
         ));
     }
-    let mut pool = upstream::PoolSettings::new(FLAG_POOL, origins);
+    let mut pool = upstream::PoolDefinition::new(FLAG_POOL, origins);
     // A user who gives just a URL expects requests to carry that host, not this node's.
-    pool.host_header = upstream::HostHeader::Origin;
+    pool.settings.host_header = upstream::HostHeader::Origin;
     reader.record("--origin", &flags.origins);
     pools.push(pool);
 }
 
 fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if !flags.origins.is_empty()
-        && config.upstream.pools.iter().any(|pool| &*pool.name == FLAG_POOL)
+        && config.upstream.pools.iter().any(|pool| &*pool.settings.name == FLAG_POOL)
     {
         config.routes.sites.retain(|site| !site.hosts.contains(&route::HostPattern::Any));
         config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));

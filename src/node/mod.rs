@@ -130,7 +130,8 @@ impl Node {
         };
         let geo = Arc::new(Geo::open(&config.geo)?);
         let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
-        let plan = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
+        // No pool is in use yet whose members could change.
+        let (plan, _) = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
         let log = AccessLog::start(&config.log).map_err(system("access log"))?;
         let purge_log = Purges::open(&config.purge, &clock, &metrics.background(), handle)?;
         let store =

@@ -18,7 +18,7 @@ use crate::respond::Identity;
 use crate::route::Routes;
 use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
-use crate::upstream::Pools;
+use crate::upstream::{MemberChanges, Pools};
 
 /// What the workers, the admin API and the background tasks of one node share.
 pub(super) struct Shared {
@@ -71,7 +71,7 @@ impl Shared {
 
     fn apply(&self, next: Config) -> Result<Vec<String>, Vec<String>> {
         let mut config = self.config();
-        let plan = plan(&next, &self.plan.load().pools, &self.rates)?;
+        let (plan, member_changes) = plan(&next, &self.plan.load().pools, &self.rates)?;
         let one = |error: String| vec![error];
         if let Some(tls) = &self.tls {
             tls.replace(&next.listen.tls, &config.node.data_directory)
@@ -81,6 +81,7 @@ impl Shared {
             self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
         }
         self.plan.store(Arc::new(plan));
+        member_changes.apply();
         self.listeners.set_limits(next.listen.limits.clone());
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config).iter().map(ToString::to_string).collect();
@@ -102,7 +103,7 @@ impl Shared {
 }
 
 /// Builds what requests are served by. Pools of `before` that are still configured keep their
-/// connections and health.
+/// connections and health. The changes of their members are to be applied once the plan is in use.
 ///
 /// # Errors
 /// One line per mistake.
@@ -110,16 +111,18 @@ pub(super) fn plan(
     config: &Config,
     before: &Pools,
     rates: &Arc<rate::RateTable>,
-) -> Result<Plan, Vec<String>> {
-    let pools = Pools::build(&config.upstream.pools, before)
+) -> Result<(Plan, MemberChanges), Vec<String>> {
+    let (pools, member_changes) = before
+        .reload(&config.upstream.pools)
         .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     let routes =
         Routes::new(&config.routes, &pools).map_err(|unknown| vec![unknown.to_string()])?;
-    Ok(Plan {
+    let plan = Plan {
         gate: Gate::new(config.guard.clone()),
         routes,
         pools,
         identity: Identity::new(&config.guard.cdn_id),
         rates: rates.clone(),
-    })
+    };
+    Ok((plan, member_changes))
 }

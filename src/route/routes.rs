@@ -215,7 +215,7 @@ mod tests {
 
     use super::super::{Fixed, Matches, PathPattern};
     use super::*;
-    use crate::upstream::{Origin, PoolSettings};
+    use crate::upstream::{Origin, PoolDefinition};
 
     fn fixed(name: &str, matches: Matches) -> RuleSettings {
         let action = Action::Fixed(Fixed {
@@ -329,9 +329,8 @@ mod tests {
 
     #[test]
     fn a_client_gets_the_pool_of_its_place() {
-        let pool = |name: &str| PoolSettings::new(name, vec![Origin::http("127.0.0.1", 9)]);
-        let pools =
-            Pools::build(&[pool("usual"), pool("de"), pool("eu")], &Pools::default()).unwrap();
+        let pool = |name: &str| PoolDefinition::new(name, vec![Origin::http("127.0.0.1", 9)]);
+        let pools = Pools::new(&[pool("usual"), pool("de"), pool("eu")]).unwrap();
         let mut rule = fixed("all", Matches::default());
         rule.action = Action::Pass(Pass {
             pool: "usual".into(),

@@ -1,4 +1,4 @@
-//! A new connection to an origin: name, TCP by happy eyeballs (RFC 8305), TLS.
+//! Opens a connection to an origin: name resolution, TCP with happy eyeballs (RFC 8305), TLS.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -20,23 +20,33 @@ use super::resolve::Resolver;
 use super::settings::Protocol;
 use crate::metrics::{Metric, Recorder};
 
-/// An open connection, and what was agreed on.
+/// The origin to connect to.
+pub(super) struct Target<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) origin: &'a Member,
+    /// Varies which of several addresses is tried first.
+    pub(super) turn: usize,
+    /// The request asks for another protocol: only an HTTP/1.1 connection can be handed over.
+    pub(super) upgrade: bool,
+}
+
+/// An open connection.
 pub(super) struct Connected {
     pub(super) io: Io,
     pub(super) http2: bool,
     pub(super) address: SocketAddr,
 }
 
-/// Opens one. `turn` varies which of several addresses is tried first; `upgrade` asks for
-/// HTTP/1.1, because only there a connection can be handed over.
+/// Opens a connection.
+///
+/// # Errors
+/// No address accepts it in time, the TLS handshake fails, or the origin has too many connections.
 pub(super) async fn connect(
-    pool: &Pool,
-    origin: &Member,
+    target: &Target<'_>,
     resolver: &Arc<Resolver>,
-    turn: usize,
-    upgrade: bool,
     recorder: &Recorder,
 ) -> Result<Connected, FetchError> {
+    let Target { pool, origin, turn, upgrade } = *target;
     let settings = pool.settings();
     let limit = settings.connections_max;
     let Some(slot) = ConnectionSlot::take(&origin.connections, limit, recorder) else {
@@ -83,8 +93,8 @@ fn tls_error(origin: &Member, source: io::Error) -> FetchError {
     }
 }
 
-/// RFC 8305 §4: the families by turns, IPv6 first; within a family beginning at `turn`, so
-/// that many connections spread over the addresses.
+/// RFC 8305 §4: address families alternate, IPv6 first. Within a family the order starts at `turn`,
+/// so that connections are spread over the addresses.
 fn in_order(addresses: &[IpAddr], port: u16, turn: usize) -> Vec<SocketAddr> {
     let family = |wanted: fn(&IpAddr) -> bool| {
         let mut family: Vec<IpAddr> = addresses.iter().copied().filter(wanted).collect();
@@ -103,10 +113,10 @@ fn in_order(addresses: &[IpAddr], port: u16, turn: usize) -> Vec<SocketAddr> {
         .collect()
 }
 
-type Attempt<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + 'a>>;
+type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + 'a>>;
 
-/// The first address that accepts. The next one is tried when one fails, or when it has not
-/// answered within [`ATTEMPT_DELAY`]; those already begun go on.
+/// Connects to the first address that accepts. The next address is tried when one fails, or has not
+/// answered within [`ATTEMPT_DELAY`]; earlier attempts continue.
 async fn connect_any(
     origin: &Member,
     addresses: Vec<SocketAddr>,
@@ -120,7 +130,7 @@ async fn connect_any(
         });
     }
     let mut waiting = addresses.into_iter();
-    let mut attempts: Vec<(SocketAddr, Attempt<'_>)> = Vec::new();
+    let mut attempts: Vec<(SocketAddr, Connecting<'_>)> = Vec::new();
     let mut last = None;
     loop {
         if let Some(address) = waiting.next() {

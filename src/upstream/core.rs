@@ -1,24 +1,20 @@
-//! One core's memory of its origins: kept connections, exchanges in flight, turns and the
-//! retry budget.
+//! The connections of one core: idle and shared ones, by member, and when they are closed.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
-use super::balance::{self, Choice};
-use super::deadline::{NEVER, Timers, monotonic_ms};
-use super::exchange::{Http1, Limits};
+use super::deadline::{Limits, NEVER, Timers, monotonic_ms};
+use super::http1::Http1;
 use super::http2::{Http2, Share};
-use super::members::Member;
+use super::members::{Member, Members};
 use super::pool::Pool;
+use super::pool_state::{Idle, MemberState, MemberStates, PoolState};
 use super::resolve::Resolver;
-use super::settings::{PoolSettings, Protocol, Retry, Scheme};
-use super::upstreams::Intent;
-use crate::clock::Clock;
+use super::settings::PoolSettings;
+use crate::clock::{Clock, whole_ms};
 use crate::labels::ProxyError;
 use crate::metrics::{Metric, Recorder};
 
@@ -28,197 +24,10 @@ pub(super) struct Core {
     pub(super) clock: Clock,
     pub(super) recorder: Recorder,
     pub(super) timers: Timers,
+    /// By [`Pool::id`].
     pools: RefCell<BTreeMap<u64, Rc<PoolState>>>,
-    /// By the ids of members. Two versions of a pool share the members that both have.
+    /// By [`Member::id`]. Two versions of a pool share the members that are in both.
     members: RefCell<BTreeMap<u64, Rc<MemberState>>>,
-}
-
-/// One core's part of a pool.
-pub(super) struct PoolState {
-    pub(super) pool: Arc<Pool>,
-    /// In the order of the pool's members.
-    pub(super) members: Box<[Rc<MemberState>]>,
-    pub(super) turn: Cell<usize>,
-    /// Hundredths of a retry.
-    budget: Cell<u32>,
-}
-
-/// One core's part of a member.
-pub(super) struct MemberState {
-    pub(super) member: Arc<Member>,
-    /// The last one used is on top: what is needed no more grows old at the bottom.
-    idle: RefCell<Vec<Idle>>,
-    http2: RefCell<Vec<Rc<Http2>>>,
-    /// Present while a connection is being opened that can perhaps be shared.
-    opening: RefCell<Option<Rc<Opening>>>,
-    /// `None`: not known yet.
-    pub(super) speaks_http2: Cell<Option<bool>>,
-    active: Cell<usize>,
-}
-
-/// A connection of HTTP/1.1 that waits for its next request.
-struct Idle {
-    http1: Box<Http1>,
-    until_ms: u64,
-}
-
-/// While one request opens what others can perhaps share, they wait for it.
-pub(super) struct Opening {
-    pub(super) done: Notify,
-    pub(super) shared: Cell<bool>,
-}
-
-/// Ends the waiting, however the opening ends.
-pub(super) struct OpeningGuard<'a> {
-    here: &'a MemberState,
-    pub(super) opening: Rc<Opening>,
-}
-
-/// An exchange in flight: counted where it is, until dropped.
-pub(super) struct Active {
-    core: Rc<Core>,
-    pool: Arc<Pool>,
-    here: Rc<MemberState>,
-}
-
-impl Active {
-    pub(super) fn begin(core: &Rc<Core>, pool: &Arc<Pool>, here: &Rc<MemberState>) -> Self {
-        here.active.set(here.active.get() + 1);
-        core.recorder.add(Metric::UpstreamActive, 1);
-        Self { core: core.clone(), pool: pool.clone(), here: here.clone() }
-    }
-
-    /// Keeps a connection whose exchange is over, if it may be used again.
-    pub(super) fn give_back(&self, mut http1: Box<Http1>) {
-        let now_ms = self.core.timers.now_ms();
-        let keep_alive = &self.pool.settings().keep_alive;
-        let said = http1.kept_for.unwrap_or(Duration::MAX).saturating_sub(CLOSE_MARGIN);
-        let usable = millis(keep_alive.idle.min(said));
-        let aged = now_ms.saturating_sub(http1.opened_ms) >= millis(keep_alive.age_max);
-        if aged || usable == 0 || keep_alive.idle_max == 0 || !http1.is_reusable() {
-            return;
-        }
-        let mut idle = self.here.idle.borrow_mut();
-        if idle.len() >= keep_alive.idle_max {
-            // The oldest has the least life left.
-            self.core.close_idle(idle.remove(0), IDLE_LIMIT);
-        }
-        self.core.recorder.add(Metric::UpstreamIdle, 1);
-        idle.push(Idle { http1, until_ms: now_ms + usable });
-    }
-
-    /// Counts a response that did not come whole.
-    pub(super) fn body_failed(&self, error: ProxyError) {
-        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.index());
-        if self.here.member.health.failed(monotonic_ms(), &self.pool.settings().health) {
-            self.core.recorder.count(Metric::UpstreamMarkedDown);
-        }
-    }
-
-    pub(super) fn origin_name(&self) -> &str {
-        &self.here.member.name
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.here.active.set(self.here.active.get() - 1);
-        self.core.recorder.subtract(Metric::UpstreamActive, 1);
-    }
-}
-
-impl MemberState {
-    fn new(member: &Arc<Member>, protocol: Protocol) -> Self {
-        let speaks_http2 = match (protocol, member.scheme) {
-            (Protocol::Http2, _) => Some(true),
-            (Protocol::Auto, Scheme::Https) => None,
-            _ => Some(false),
-        };
-        Self {
-            member: member.clone(),
-            idle: RefCell::default(),
-            http2: RefCell::default(),
-            opening: RefCell::default(),
-            speaks_http2: Cell::new(speaks_http2),
-            active: Cell::new(0),
-        }
-    }
-
-    /// Someone else's opening.
-    pub(super) fn opening(&self) -> Option<Rc<Opening>> {
-        self.opening.borrow().clone()
-    }
-
-    pub(super) fn open(&self) -> OpeningGuard<'_> {
-        let opening = Rc::new(Opening { done: Notify::new(), shared: Cell::new(false) });
-        *self.opening.borrow_mut() = Some(opening.clone());
-        OpeningGuard { here: self, opening }
-    }
-
-    /// Lets others share a connection.
-    pub(super) fn add_http2(&self, http2: &Rc<Http2>) {
-        self.http2.borrow_mut().push(http2.clone());
-    }
-
-    fn in_use(&self) -> bool {
-        self.active.get() > 0 || !self.idle.borrow().is_empty() || !self.http2.borrow().is_empty()
-    }
-}
-
-impl Drop for OpeningGuard<'_> {
-    fn drop(&mut self) {
-        let mut opening = self.here.opening.borrow_mut();
-        if opening.as_ref().is_some_and(|opening| Rc::ptr_eq(opening, &self.opening)) {
-            *opening = None;
-        }
-        self.opening.done.notify_waiters();
-    }
-}
-
-impl PoolState {
-    fn new(pool: &Arc<Pool>, members: Box<[Rc<MemberState>]>) -> Self {
-        let budget = pool.settings().retry.budget_reserve.saturating_mul(RETRY);
-        let budget = Cell::new(budget);
-        Self { pool: pool.clone(), members, turn: Cell::new(0), budget }
-    }
-
-    /// The next member to ask, by its position; none of those in `tried`.
-    pub(super) fn choose(&self, intent: &Intent, tried: &[usize]) -> Option<usize> {
-        let pool = &self.pool;
-        let settings = pool.settings();
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        let choice = Choice {
-            balance: settings.balance,
-            origins: pool.members.len(),
-            turns: pool.members.turns(),
-            turn,
-            hash: intent.hash,
-        };
-        let member = |at: usize| pool.members.at(at);
-        let weight = |at: usize| pool.members.weight(at);
-        let active = |at: usize| self.members[at].active.get();
-        let identity = |at: usize| member(at).hash;
-        let untried = |at: usize| !tried.contains(&at);
-        let up = |at: usize| member(at).health.admits(monotonic_ms, &settings.health);
-        let usable = |at| untried(at) && up(at);
-        balance::choose(&choice, weight, active, identity, usable).or_else(|| {
-            let anyway = settings.health.try_when_all_down;
-            balance::choose(&choice, weight, active, identity, |at| anyway && untried(at))
-        })
-    }
-
-    /// Each request earns a part of a retry, up to a limit.
-    pub(super) fn earn_retry(&self) {
-        let Retry { budget_percent, budget_reserve, .. } = self.pool.settings().retry;
-        let most = budget_reserve.saturating_add(RETRIES_SAVED).saturating_mul(RETRY);
-        self.budget.set(self.budget.get().saturating_add(budget_percent).min(most));
-    }
-
-    pub(super) fn spend_retry(&self) -> bool {
-        let left = self.budget.get().checked_sub(RETRY);
-        left.inspect(|left| self.budget.set(*left)).is_some()
-    }
 }
 
 impl Core {
@@ -238,27 +47,44 @@ impl Core {
         self.pools.borrow().len()
     }
 
+    /// This core's part of a pool.
     pub(super) fn state(&self, pool: &Arc<Pool>) -> Rc<PoolState> {
         let mut pools = self.pools.borrow_mut();
-        pools.entry(pool.id).or_insert_with(|| Rc::new(self.new_state(pool))).clone()
+        let new = || {
+            let members = self.member_states(pool, &pool.members());
+            Rc::new(PoolState::new(pool, members))
+        };
+        pools.entry(pool.id).or_insert_with(new).clone()
+    }
+
+    /// The pool's current members with this core's part of each. The view is rebuilt only after
+    /// the pool's members were replaced.
+    pub(super) fn members(&self, state: &PoolState) -> Rc<MemberStates> {
+        let current = state.pool.members();
+        let mut view = state.members.borrow_mut();
+        if !Arc::ptr_eq(&view.members, &current) {
+            *view = Rc::new(self.member_states(&state.pool, &current));
+        }
+        view.clone()
     }
 
     #[cold]
-    fn new_state(&self, pool: &Arc<Pool>) -> PoolState {
+    fn member_states(&self, pool: &Pool, members: &Arc<Members>) -> MemberStates {
         let protocol = pool.settings().protocol;
-        let mut members = self.members.borrow_mut();
+        let mut known = self.members.borrow_mut();
         let mut state = |member: &Arc<Member>| {
             let new = || Rc::new(MemberState::new(member, protocol));
-            members.entry(member.id).or_insert_with(new).clone()
+            known.entry(member.id).or_insert_with(new).clone()
         };
-        PoolState::new(pool, pool.members.iter().map(&mut state).collect())
+        let states = members.iter().map(&mut state).collect();
+        MemberStates { members: members.clone(), states }
     }
 
-    /// The deadlines of an exchange; see [`Intent::is_call`].
+    /// The deadlines of an exchange; see [`super::Intent::is_call`].
     pub(super) fn limits(&self, settings: &PoolSettings, is_call: bool) -> Limits {
         let deadlines = &settings.deadlines;
         let least = if is_call { deadlines.tunnel_idle } else { Duration::ZERO };
-        let end = |total| self.timers.now_ms().saturating_add(millis(total));
+        let end = |total| self.timers.now_ms().saturating_add(whole_ms(total));
         Limits {
             first_byte: deadlines.first_byte.max(least),
             between_bytes: deadlines.between_bytes.max(least),
@@ -266,34 +92,34 @@ impl Core {
         }
     }
 
-    /// The most recently used connection that is still good.
-    pub(super) fn take_idle(&self, here: &MemberState) -> Option<Box<Http1>> {
+    /// The most recently used idle connection that is still usable.
+    pub(super) fn take_idle(&self, state: &MemberState) -> Option<Box<Http1>> {
         let now_ms = self.timers.now_ms();
-        let mut idle = here.idle.borrow_mut();
-        while let Some(mut kept) = idle.pop() {
-            if kept.until_ms <= now_ms {
-                self.close_idle(kept, IDLE_EXPIRED);
-            } else if !kept.http1.is_reusable() {
-                self.close_idle(kept, IDLE_ORIGIN);
+        let mut idle = state.idle.borrow_mut();
+        while let Some(mut connection) = idle.pop() {
+            if connection.until_ms <= now_ms {
+                self.close_idle(connection, IDLE_EXPIRED);
+            } else if !connection.http1.is_reusable() {
+                self.close_idle(connection, IDLE_ORIGIN);
             } else {
                 self.recorder.subtract(Metric::UpstreamIdle, 1);
-                return Some(kept.http1);
+                return Some(connection.http1);
             }
         }
         None
     }
 
-    /// A stream on a connection that has room.
-    pub(super) fn share_http2(&self, pool: &Pool, here: &MemberState) -> Option<Share> {
+    /// A stream on a shared connection with room for one.
+    pub(super) fn share_http2(&self, pool: &Pool, state: &MemberState) -> Option<Share> {
         let settings = pool.settings();
-        let mut connections = here.http2.borrow_mut();
+        let mut connections = state.http2.borrow_mut();
         if connections.is_empty() {
             return None;
         }
         connections.retain(|http2| !http2.is_closed());
         let now_ms = self.timers.now_ms();
         let young =
-            |opened_ms| now_ms.saturating_sub(opened_ms) < millis(settings.keep_alive.age_max);
+            |opened_ms| now_ms.saturating_sub(opened_ms) < whole_ms(settings.keep_alive.age_max);
         let room = |http2: &&Rc<Http2>| {
             let most = settings.streams_max.min(http2.streams_max());
             http2.streams.get() < most && young(http2.opened_ms)
@@ -304,7 +130,8 @@ impl Core {
     #[cfg(test)]
     pub(super) fn streams(&self) -> usize {
         let members = self.members.borrow();
-        members.values().flat_map(|here| here.http2.borrow().clone()).map(|h| h.streams.get()).sum()
+        let connections = members.values().flat_map(|state| state.http2.borrow().clone());
+        connections.map(|http2| http2.streams.get()).sum()
     }
 
     fn close_idle(&self, idle: Idle, reason: usize) {
@@ -313,48 +140,59 @@ impl Core {
         drop(idle);
     }
 
-    /// Closes what is unused for too long or was closed by the origin. Forgets pools that no
-    /// plan has any more, and then members that no pool has and that have no connection.
+    /// Closes connections that were idle for too long, were closed by the origin, or lead to
+    /// removed members. Forgets pools that no configuration uses any more, and members that no
+    /// pool has and that have no connection.
     fn sweep(&self) {
         let now_ms = self.timers.now_ms();
-        self.pools.borrow_mut().retain(|_, state| {
-            let age_max_ms = millis(state.pool.settings().keep_alive.age_max);
-            for here in &state.members {
-                self.sweep_member(here, now_ms, age_max_ms);
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        for state in &pools {
+            // A core without requests learns here that the members were replaced.
+            let members = self.members(state);
+            let age_max_ms = whole_ms(state.pool.settings().keep_alive.age_max);
+            for member in &members.states {
+                self.sweep_member(member, now_ms, age_max_ms);
             }
+        }
+        drop(pools);
+        let is_used = |state: &Rc<PoolState>| {
             Rc::strong_count(state) > 1 || Arc::strong_count(&state.pool) > 1
-        });
-        self.members.borrow_mut().retain(|_, here| {
-            if Rc::strong_count(here) == 1 {
-                // Its last exchange may still bring a connection back.
-                self.sweep_member(here, now_ms, 0);
+        };
+        self.pools.borrow_mut().retain(|_, state| is_used(state));
+        self.members.borrow_mut().retain(|_, state| {
+            let has_no_pool = Rc::strong_count(state) == 1;
+            if has_no_pool || state.member.is_removed() {
+                self.sweep_member(state, now_ms, 0);
             }
-            Rc::strong_count(here) > 1 || here.in_use()
+            Rc::strong_count(state) > 1 || state.has_connections()
         });
     }
 
-    fn sweep_member(&self, here: &MemberState, now_ms: u64, age_max_ms: u64) {
-        let kept = std::mem::take(&mut *here.idle.borrow_mut());
-        for mut idle in kept {
-            if idle.until_ms <= now_ms {
+    fn sweep_member(&self, state: &MemberState, now_ms: u64, age_max_ms: u64) {
+        let is_removed = state.member.is_removed();
+        let connections = std::mem::take(&mut *state.idle.borrow_mut());
+        for mut idle in connections {
+            if is_removed {
+                self.close_idle(idle, IDLE_REMOVED);
+            } else if idle.until_ms <= now_ms {
                 self.close_idle(idle, IDLE_EXPIRED);
             } else if !idle.http1.is_reusable() {
                 self.close_idle(idle, IDLE_ORIGIN);
             } else {
-                here.idle.borrow_mut().push(idle);
+                state.idle.borrow_mut().push(idle);
             }
         }
-        here.http2.borrow_mut().retain(|http2| {
-            let aged = now_ms.saturating_sub(http2.opened_ms) >= age_max_ms;
-            let over = aged && http2.streams.get() == 0;
-            !over && !http2.is_closed()
+        state.http2.borrow_mut().retain(|http2| {
+            let is_old = now_ms.saturating_sub(http2.opened_ms) >= age_max_ms;
+            let is_over = is_old && http2.streams.get() == 0;
+            !is_over && !http2.is_closed()
         });
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        let idle = self.members.get_mut().values().map(|here| here.idle.borrow().len());
+        let idle = self.members.get_mut().values().map(|state| state.idle.borrow().len());
         self.recorder.subtract(Metric::UpstreamIdle, idle.sum::<usize>() as u64);
     }
 }
@@ -367,20 +205,66 @@ async fn sweep(core: Weak<Core>) {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(NEVER)
+/// An exchange in flight, counted at its member until dropped.
+pub(super) struct Active {
+    core: Rc<Core>,
+    pool: Arc<Pool>,
+    state: Rc<MemberState>,
 }
 
-/// An origin that says how long it keeps a connection is believed up to this before its end.
+impl Active {
+    pub(super) fn begin(core: &Rc<Core>, pool: &Arc<Pool>, state: &Rc<MemberState>) -> Self {
+        state.active.set(state.active.get() + 1);
+        core.recorder.add(Metric::UpstreamActive, 1);
+        Self { core: core.clone(), pool: pool.clone(), state: state.clone() }
+    }
+
+    /// Keeps the connection of a finished exchange, if it can be used again.
+    pub(super) fn give_back(&self, mut http1: Box<Http1>) {
+        let now_ms = self.core.timers.now_ms();
+        let keep_alive = &self.pool.settings().keep_alive;
+        let by_origin = http1.kept_for.unwrap_or(Duration::MAX).saturating_sub(CLOSE_MARGIN);
+        let usable_ms = whole_ms(keep_alive.idle.min(by_origin));
+        let is_old = now_ms.saturating_sub(http1.opened_ms) >= whole_ms(keep_alive.age_max);
+        let is_over = is_old || self.state.member.is_removed();
+        if is_over || usable_ms == 0 || keep_alive.idle_max == 0 || !http1.is_reusable() {
+            return;
+        }
+        let mut idle = self.state.idle.borrow_mut();
+        if idle.len() >= keep_alive.idle_max {
+            // The oldest one expires first.
+            self.core.close_idle(idle.remove(0), IDLE_LIMIT);
+        }
+        self.core.recorder.add(Metric::UpstreamIdle, 1);
+        idle.push(Idle { http1, until_ms: now_ms + usable_ms });
+    }
+
+    /// Counts a response that ended early.
+    pub(super) fn body_failed(&self, error: ProxyError) {
+        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.index());
+        if self.state.member.health.failed(monotonic_ms(), &self.pool.settings().health) {
+            self.core.recorder.count(Metric::UpstreamMarkedDown);
+        }
+    }
+
+    pub(super) fn origin_name(&self) -> &str {
+        &self.state.member.name
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.state.active.set(self.state.active.get() - 1);
+        self.core.recorder.subtract(Metric::UpstreamActive, 1);
+    }
+}
+
+/// A connection is closed this long before the time that the origin's `Keep-Alive` field states.
 const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The budget's unit: percent of a request.
-const RETRY: u32 = 100;
-/// Retries that a core can save up beyond the reserve.
-const RETRIES_SAVED: u32 = 100;
 
 /// Labels of [`Metric::UpstreamIdleClosed`].
 const IDLE_EXPIRED: usize = 0;
 const IDLE_LIMIT: usize = 1;
 const IDLE_ORIGIN: usize = 2;
+const IDLE_REMOVED: usize = 3;

@@ -13,6 +13,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::clock::whole_ms;
+
 /// The core's timers. Clones are the same ones.
 #[derive(Clone)]
 pub(super) struct Timers(Rc<Wheel>);
@@ -75,7 +77,7 @@ impl Timers {
 impl Deadline {
     /// Moves it to `after` from now; never early, late by up to a tick and what the core is busy.
     pub(super) fn set(&self, after: Duration) {
-        let after_ms = u64::try_from(after.as_millis()).unwrap_or(NEVER);
+        let after_ms = whole_ms(after);
         // Not the wheel's time, which stands still while the core is busy. A begun millisecond is
         // not counted.
         self.set_at(monotonic_ms().saturating_add(after_ms).saturating_add(1));
@@ -150,6 +152,30 @@ impl Drop for Wheel {
     }
 }
 
+/// The deadlines of one exchange.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) first_byte: Duration,
+    pub(super) between_bytes: Duration,
+    /// End of the whole exchange, a time of [`Timers::now_ms`]; [`NEVER`] if it has no limit.
+    pub(super) end_ms: u64,
+}
+
+impl Limits {
+    /// Sets the deadline to `after` from now, or to the end of the exchange if that is earlier.
+    pub(super) fn arm(&self, deadline: &Deadline, after: Duration) {
+        deadline.set(after);
+        if self.end_ms != NEVER {
+            deadline.cap(self.end_ms);
+        }
+    }
+
+    /// Whether the end of the whole exchange has passed.
+    pub(super) fn total_passed(&self, deadline: &Deadline) -> bool {
+        deadline.now_ms() >= self.end_ms
+    }
+}
+
 async fn tick(wheel: Weak<Wheel>, ticker: Rc<Notify>) {
     let mut idle_ticks = 0;
     loop {
@@ -170,7 +196,7 @@ async fn tick(wheel: Weak<Wheel>, ticker: Rc<Notify>) {
 /// Monotonic milliseconds since the process first asked; the same for all cores.
 pub(super) fn monotonic_ms() -> u64 {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
-    u64::try_from(EPOCH.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(NEVER)
+    whole_ms(EPOCH.get_or_init(Instant::now).elapsed())
 }
 
 const TICK_MS: u64 = 25;

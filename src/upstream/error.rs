@@ -4,13 +4,12 @@
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 
-use crate::body::BodyError;
+use crate::body::{Body, BodyError};
 use crate::labels::ProxyError;
 
 /// A request that no origin answered.
@@ -422,43 +421,28 @@ pub(super) fn body_timeout(origin: &str, after: Duration) -> BodyError {
     BodyError::new(format!("no bytes from {origin} for {after:?}"))
 }
 
-/// Why a pool cannot be built from its settings.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PoolError {
-    /// None, or more than [`super::PoolSettings::ORIGINS_MAX`].
-    #[error("pool {pool} has {count} origins: expected 1 to {max}")]
-    Origins {
-        /// The pool's name.
-        pool: Arc<str>,
-        /// How many it has.
-        count: usize,
-        /// The most that it can have.
-        max: usize,
-    },
-    /// A host that is no name and no address, or cannot be a certificate's name.
-    #[error("pool {pool}: {host} is not a host name or address")]
-    Host {
-        /// The pool's name.
-        pool: Arc<str>,
-        /// What was written.
-        host: Arc<str>,
-    },
-    /// A PEM file that cannot be used.
-    #[error("pool {pool}: {}: {reason}", path.display())]
-    File {
-        /// The pool's name.
-        pool: Arc<str>,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// TLS that cannot be set up (a key that does not fit, say).
-    #[error("pool {pool}: {source}")]
-    Tls {
-        /// The pool's name.
-        pool: Arc<str>,
-        /// What rustls said.
-        source: rustls::Error,
-    },
+/// Why an exchange ended without the head of a response.
+pub(super) struct NoHead {
+    pub(super) why: NoHeadReason,
+    /// The request's body, if no part of the request was handed to the connection.
+    pub(super) body: Option<Body>,
+    /// Whether bytes of the request were written to the socket.
+    pub(super) sent: bool,
+    /// Whether bytes of a response were read.
+    pub(super) received: bool,
+}
+
+/// See [`NoHead`].
+pub(super) enum NoHeadReason {
+    Error(LinkError),
+    /// An HTTP/2 origin sent 101, which HTTP/2 does not have (RFC 9113 §8.6).
+    Switched,
+    /// The deadline for the first byte, or the total one, has passed.
+    Deadline,
+}
+
+impl NoHead {
+    pub(super) fn late(sent: bool, received: bool) -> Self {
+        Self { why: NoHeadReason::Deadline, body: None, sent, received }
+    }
 }

@@ -8,9 +8,9 @@
 //! ```
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use super::settings::Health;
+use crate::clock::whole_ms;
 
 /// What all cores know of one origin. Written only on failures and on the first success
 /// after one, so that a healthy origin's line stays in every core's cache.
@@ -22,6 +22,7 @@ pub(super) struct OriginHealth {
 }
 
 impl OriginHealth {
+    #[cfg(test)]
     pub(super) fn is_down(&self) -> bool {
         self.down_until_ms.load(Ordering::Relaxed) != 0
     }
@@ -40,7 +41,7 @@ impl OriginHealth {
             return true;
         }
         let now = now_ms();
-        let next = now + millis(settings.skip);
+        let next = now.saturating_add(whole_ms(settings.skip));
         now >= until
             && self
                 .down_until_ms
@@ -64,17 +65,15 @@ impl OriginHealth {
         if settings.failures_max == 0 || failures < settings.failures_max {
             return false;
         }
-        let until = now_ms + millis(settings.skip).max(1);
+        let until = now_ms.saturating_add(whole_ms(settings.skip).max(1));
         self.down_until_ms.swap(until, Ordering::Relaxed) == 0
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const SETTINGS: Health =

@@ -27,9 +27,8 @@ use http_body::Frame;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::deadline::Deadline;
-use super::error::LinkError;
-use super::exchange::{Limits, NoHead, NoHeadReason};
+use super::deadline::{Deadline, Limits};
+use super::error::{LinkError, NoHead, NoHeadReason};
 use super::io::{Io, Traffic};
 use crate::body::{Body, BodyError, BodySource};
 use crate::fields::number;

@@ -1,11 +1,11 @@
-//! The members of a pool: its origins as all cores share them.
+//! The members of a pool: its origins, with the state that all cores share.
 //!
-//! A member is told from others by scheme, host and port. When the set changes, a member that
-//! stays is the same object: its health, its count of connections and, by its id, the
-//! connections that each core keeps to it stay too.
+//! Scheme, host and port identify a member. A set is never changed: it is replaced by a new one
+//! ([`super::Pool`]). A member that is in both sets is the same object, so that its health, its
+//! count of connections and the connections that each core keeps to it survive the change.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use http::HeaderValue;
 use http::uri::Authority;
@@ -13,32 +13,33 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use super::balance;
-use super::error::PoolError;
 use super::health::OriginHealth;
-use super::settings::{HostHeader, Origin, PoolSettings, Scheme};
+use super::settings::{HostHeader, Origin, PoolError, PoolSettings, Scheme};
+use super::tls;
 
-/// The origins of a pool, in the order of its settings.
+/// One set of members, in the order of its origins.
 #[derive(Debug)]
 pub(super) struct Members {
     list: Box<[Arc<Member>]>,
-    weights: Box<[u16]>,
-    /// Positions in `list` in the order of their turns.
+    /// What the set was built from. The weights are those of the members at the same positions.
+    origins: Box<[Origin]>,
+    /// Positions in `list`, in the order of round robin.
     turns: Box<[u16]>,
 }
 
-/// One origin, as all cores share it.
+/// One origin, with the state that all cores share.
 #[derive(Debug)]
 pub(super) struct Member {
-    /// Which member this is to the cores' own tables. Never used twice in a process.
+    /// Identifies the member in the tables of each core. Unique in the process.
     pub(super) id: u64,
     pub(super) scheme: Scheme,
     pub(super) host_name: Arc<str>,
     pub(super) port: u16,
     /// `host:port`, for logs and errors.
     pub(super) name: Arc<str>,
-    /// What requests to it name in their URI (HTTP/2) and, if so set, in `Host`.
+    /// The authority of requests: in the URI (HTTP/2) and, if so configured, in `Host`.
     pub(super) authority: Authority,
-    /// The `Host` to set; `None` leaves the client's.
+    /// The `Host` to set; `None` keeps the client's.
     pub(super) host: Option<HeaderValue>,
     /// For `https` only.
     pub(super) tls: Option<OriginTlsConfig>,
@@ -46,36 +47,58 @@ pub(super) struct Member {
     pub(super) connections: Arc<AtomicUsize>,
     /// A hash of scheme, host and port, the same on each node and after each restart.
     pub(super) hash: u64,
+    removed: AtomicBool,
 }
 
-/// How to shake hands with one origin.
+/// The TLS configuration of connections to one origin.
 #[derive(Clone, Debug)]
 pub(super) struct OriginTlsConfig {
     pub(super) config: Arc<ClientConfig>,
-    /// The same, offering HTTP/1.1 alone: for upgrades.
+    /// The same, but offering HTTP/1.1 alone: for upgrades.
     pub(super) config_http1: Arc<ClientConfig>,
     pub(super) server_name: ServerName<'static>,
 }
 
 impl Members {
-    /// The members that `settings` name. Those that `previous` has too are taken from there,
-    /// unless the way to speak with them has changed. `tls` is for origins with `https`.
+    /// The members for `origins`. One that `previous` also has is taken from there. An origin that
+    /// is listed twice becomes one member with the sum of the weights.
+    ///
+    /// Reads the certificate files of the settings (blocking) if a member with `https` is new.
+    ///
+    /// # Errors
+    /// There are none or too many origins, or a new one cannot be used.
     pub(super) fn build(
         settings: &PoolSettings,
-        tls: Option<&Arc<ClientConfig>>,
-        previous: Option<(&PoolSettings, &Self)>,
+        origins: &[Origin],
+        previous: Option<&Self>,
     ) -> Result<Self, PoolError> {
-        let kept = previous.filter(|(before, _)| speaks_alike(before, settings));
-        let member = |origin: &Origin| {
-            let known = kept.and_then(|(_, members)| members.named(origin));
-            known.cloned().map_or_else(|| Member::new(origin, settings, tls).map(Arc::new), Ok)
+        let origins = merged(origins);
+        let (count, max) = (origins.len(), PoolSettings::ORIGINS_MAX);
+        if count == 0 || count > max {
+            return Err(PoolError::Origins { pool: settings.name.clone(), count, max });
+        }
+        let mut shared_config = None;
+        let mut member = |origin: &Origin| {
+            if let Some(known) = previous.and_then(|members| members.find(origin)) {
+                return Ok(known.clone());
+            }
+            let config = match (origin.scheme, &shared_config) {
+                (Scheme::Http, _) => None,
+                (Scheme::Https, Some(config)) => Some(Arc::clone(config)),
+                (Scheme::Https, None) => {
+                    Some(shared_config.insert(tls::client_config(settings)?).clone())
+                }
+            };
+            Member::new(origin, settings, config).map(Arc::new)
         };
-        let origins = &settings.origins;
-        Ok(Self {
-            list: origins.iter().map(member).collect::<Result<_, _>>()?,
-            weights: origins.iter().map(|origin| origin.weight).collect(),
-            turns: balance::turns(origins),
-        })
+        let list = origins.iter().map(&mut member).collect::<Result<_, _>>()?;
+        let turns = balance::turns(&origins);
+        Ok(Self { list, origins: origins.into(), turns })
+    }
+
+    /// Whether [`Members::build`] would build the same set from `origins`.
+    pub(super) fn is_of(&self, origins: &[Origin]) -> bool {
+        *self.origins == *merged(origins)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -91,32 +114,44 @@ impl Members {
     }
 
     pub(super) fn weight(&self, position: usize) -> u16 {
-        self.weights[position]
+        self.origins[position].weight
     }
 
     pub(super) fn turns(&self) -> &[u16] {
         &self.turns
     }
 
-    fn named(&self, origin: &Origin) -> Option<&Arc<Member>> {
+    /// Marks the members that `next` does not have. Their idle connections are closed, and busy
+    /// ones after their exchange.
+    pub(super) fn retire_all_but(&self, next: Option<&Self>) {
+        let stays = |member| next.is_some_and(|next| next.iter().any(|it| Arc::ptr_eq(it, member)));
+        for member in self.iter().filter(|member| !stays(member)) {
+            member.removed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn find(&self, origin: &Origin) -> Option<&Arc<Member>> {
         self.iter().find(|member| member.is(origin))
     }
 }
 
-/// Whether connections that were opened under one of the settings serve under the other.
-fn speaks_alike(one: &PoolSettings, other: &PoolSettings) -> bool {
-    one.tls == other.tls
-        && one.protocol == other.protocol
-        && one.host_header == other.host_header
-        && one.header_bytes_max == other.header_bytes_max
-        && one.header_count_max == other.header_count_max
+/// One entry for each server. Weights of entries for the same server are added.
+fn merged(origins: &[Origin]) -> Vec<Origin> {
+    let mut merged: Vec<Origin> = Vec::with_capacity(origins.len());
+    for origin in origins {
+        match merged.iter_mut().find(|known| known.is_same_server(origin)) {
+            Some(known) => known.weight = known.weight.saturating_add(origin.weight),
+            None => merged.push(origin.clone()),
+        }
+    }
+    merged
 }
 
 impl Member {
     fn new(
         origin: &Origin,
         settings: &PoolSettings,
-        tls: Option<&Arc<ClientConfig>>,
+        config: Option<Arc<ClientConfig>>,
     ) -> Result<Self, PoolError> {
         let wrong = || PoolError::Host { pool: settings.name.clone(), host: origin.host.clone() };
         let text = origin.authority();
@@ -125,22 +160,8 @@ impl Member {
             HostHeader::Origin => Some(HeaderValue::try_from(&text).map_err(|_| wrong())?),
             HostHeader::Fixed(host) => Some(host.clone()),
         };
-        let tls = match (origin.scheme, tls) {
-            (Scheme::Https, Some(config)) => {
-                let name = settings.tls.server_name.as_ref().unwrap_or(&origin.host);
-                let server_name = ServerName::try_from(name.to_string()).map_err(|_| {
-                    PoolError::Host { pool: settings.name.clone(), host: name.clone() }
-                })?;
-                let mut http1 = ClientConfig::clone(config);
-                http1.alpn_protocols = vec![b"http/1.1".to_vec()];
-                Some(OriginTlsConfig {
-                    config: config.clone(),
-                    config_http1: Arc::new(http1),
-                    server_name,
-                })
-            }
-            _ => None,
-        };
+        let tls =
+            config.map(|config| OriginTlsConfig::new(origin, settings, config)).transpose()?;
         let name: Arc<str> = format!("{}:{}", bracketed(&origin.host), origin.port).into();
         Ok(Self {
             id: MEMBERS_BUILT.fetch_add(1, Ordering::Relaxed),
@@ -154,11 +175,32 @@ impl Member {
             tls,
             health: OriginHealth::default(),
             connections: Arc::default(),
+            removed: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the pool no longer has this member.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
     }
 
     fn is(&self, origin: &Origin) -> bool {
         self.scheme == origin.scheme && self.host_name == origin.host && self.port == origin.port
+    }
+}
+
+impl OriginTlsConfig {
+    fn new(
+        origin: &Origin,
+        settings: &PoolSettings,
+        config: Arc<ClientConfig>,
+    ) -> Result<Self, PoolError> {
+        let name = settings.tls.server_name.as_ref().unwrap_or(&origin.host);
+        let server_name = ServerName::try_from(name.to_string())
+            .map_err(|_| PoolError::Host { pool: settings.name.clone(), host: name.clone() })?;
+        let mut http1 = ClientConfig::clone(&config);
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { config, config_http1: Arc::new(http1), server_name })
     }
 }
 
@@ -167,3 +209,40 @@ fn bracketed(host: &str) -> String {
 }
 
 static MEMBERS_BUILT: AtomicU64 = AtomicU64::new(0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(origins: &[Origin], previous: Option<&Members>) -> Members {
+        Members::build(&PoolSettings::new("test"), origins, previous).expect("good origins")
+    }
+
+    fn origins(ports: std::ops::Range<u16>) -> Vec<Origin> {
+        ports.map(|port| Origin::http("origin.example", port)).collect()
+    }
+
+    #[test]
+    fn a_member_that_stays_is_the_same_object_wherever_it_stands() {
+        let before = build(&origins(1..101), None);
+        let after = build(&origins(51..151), Some(&before));
+        assert_eq!(after.len(), 100);
+        for position in 0..50 {
+            assert!(Arc::ptr_eq(after.at(position), before.at(position + 50)));
+        }
+        before.retire_all_but(Some(&after));
+        let removed: Vec<bool> = before.iter().map(|member| member.is_removed()).collect();
+        assert_eq!(removed, [[true; 50], [false; 50]].concat());
+        assert!(after.iter().all(|member| !member.is_removed()));
+    }
+
+    #[test]
+    fn an_origin_listed_twice_is_one_member_with_both_weights() {
+        let origin = |weight| Origin { weight, ..Origin::http("a.example", 80) };
+        let listed = [origin(1), Origin::https("a.example", 80), origin(3)];
+        let members = build(&listed, None);
+        assert_eq!((members.len(), members.weight(0), members.weight(1)), (2, 4, 1));
+        assert!(members.is_of(&listed));
+        assert!(!members.is_of(&listed[..2]));
+    }
+}

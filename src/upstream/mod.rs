@@ -1,40 +1,48 @@
-//! Who answers a miss: choosing an origin, reaching it, and one exchange with it.
+//! Upstreams: choosing an origin, connecting to it, and exchanging one request and response.
 //!
-//! [`Upstreams`] (one a core) sends a request to a [`Pool`] (shared by all cores) over
-//! connections that it keeps, and hands back the response's head with a body that streams,
-//! keeps the deadlines and gives its connection back at its end. Names come from the
-//! [`Resolver`] (one a process). What is forwarded, and what becomes of the response, is decided
-//! elsewhere: this room knows neither the cache's rules nor the store. RFC 9110 §7, RFC 9112,
-//! RFC 9113.
+//! [`Upstreams`] (one for each core) sends a request to a [`Pool`] (shared by all cores) over its
+//! connections. It returns the head of the response with a body that streams, enforces the
+//! deadlines, and gives its connection back at its end. The [`Resolver`] (one for the process)
+//! turns names into addresses.
+//!
+//! Which requests are forwarded, and what is stored of the responses, is decided in other rooms.
+//! RFC 9110 §7, RFC 9112, RFC 9113.
 
+mod attempt;
 mod balance;
 mod connect;
 mod core;
 mod deadline;
 mod error;
 mod exchange;
-mod fields; // what changes on a message on this hop
+mod fields;
 mod gate;
 mod health;
+mod http1;
 mod http2;
 mod io;
 mod members;
 mod pool;
+mod pool_state;
+mod request_body;
 mod resolve;
+mod response_body;
 mod settings;
 mod tls;
 mod tunnel;
 mod upstreams;
 
 pub(crate) use error::{FetchError, Tried, Unanswered};
-pub(crate) use pool::{Pool, Pools};
+pub(crate) use exchange::{Intent, Times, UpstreamResponse};
+pub(crate) use pool::{MemberChanges, Pool, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
-    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol, Settings,
+    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolDefinition, PoolSettings,
+    Protocol, Settings,
 };
 pub(crate) use tls::file_mistakes;
 pub(crate) use tunnel::tunnel;
-pub(crate) use upstreams::{Intent, Times, Upstream, UpstreamResponse, Upstreams};
+pub(crate) use upstreams::{Upstream, Upstreams};
 
 #[cfg(test)]
 mod tests;

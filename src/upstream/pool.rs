@@ -1,98 +1,170 @@
-//! A pool as all cores share it: its settings and its members. The members know their health
-//! and how many connections each has.
+//! A pool, shared by all cores: its settings, and its members, which can be replaced while
+//! requests use it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::error::PoolError;
-use super::members::Members;
-use super::settings::{PoolSettings, Scheme};
-use super::tls;
+use arc_swap::{ArcSwap, Guard};
 
-/// One pool. Build it once; a reload keeps it while its settings stay the same
-/// ([`Pools::build`]).
+use super::members::Members;
+use super::settings::{Origin, PoolDefinition, PoolError, PoolSettings};
+
+/// One pool. A reload keeps it while its settings stay the same, and replaces its members if its
+/// origins have changed ([`Pools::reload`]).
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: PoolSettings,
-    /// Which pool this is to the cores' own tables. Never used twice in a process.
+    /// Identifies the pool in the tables of each core. Unique in the process.
     pub(super) id: u64,
-    pub(super) members: Members,
+    members: ArcSwap<Members>,
 }
 
 impl Pool {
     /// Checks the settings and reads the certificate files that they name (blocking). Members of
-    /// `previous` that stay keep their health and connections.
+    /// `previous` are kept if connections to them can also be used with the new settings.
     ///
     /// # Errors
     /// The settings cannot be used.
     pub(crate) fn new(
-        settings: PoolSettings,
+        definition: &PoolDefinition,
         previous: Option<&Self>,
     ) -> Result<Arc<Self>, PoolError> {
-        let count = settings.origins.len();
-        let max = PoolSettings::ORIGINS_MAX;
-        if count == 0 || count > max {
-            return Err(PoolError::Origins { pool: settings.name.clone(), count, max });
-        }
-        let tls = settings.origins.iter().any(|origin| origin.scheme == Scheme::Https);
-        let tls = tls.then(|| tls::client_config(&settings)).transpose()?;
-        let before = previous.map(|pool| (&pool.settings, &pool.members));
-        let members = Members::build(&settings, tls.as_ref(), before)?;
+        let settings = definition.settings.clone();
+        let previous = previous.filter(|pool| connects_alike(&pool.settings, &settings));
+        let previous = previous.map(|pool| pool.members.load_full());
+        let members = Members::build(&settings, &definition.origins, previous.as_deref())?;
         let id = POOLS_BUILT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { settings, id, members }))
+        Ok(Arc::new(Self { settings, id, members: ArcSwap::from_pointee(members) }))
     }
 
-    /// What it was built from.
+    /// The settings that it was built from.
     pub(crate) fn settings(&self) -> &PoolSettings {
         &self.settings
     }
 
-    /// What rules, logs and metrics call it.
+    /// The name in rules, logs and metrics.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.settings.name
     }
 
-    /// `host:port` of each origin and whether it is up at present, in the order of settings.
-    pub(crate) fn health(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
-        self.members.iter().map(|member| (&member.name, !member.health.is_down()))
+    /// The current members. Each request reads them anew; that takes no lock.
+    pub(super) fn members(&self) -> Guard<Arc<Members>> {
+        self.members.load()
     }
+
+    /// The members for `origins`, to be put in place by [`Pool::replace_members`]. Those that the
+    /// pool has already keep their connections and health.
+    ///
+    /// # Errors
+    /// An origin cannot be used.
+    pub(super) fn members_for(&self, origins: &[Origin]) -> Result<Arc<Members>, PoolError> {
+        Members::build(&self.settings, origins, Some(&self.members())).map(Arc::new)
+    }
+
+    /// Puts other members in place. Removed ones get no new request: their exchanges finish, and
+    /// their idle connections are closed.
+    ///
+    /// Callers must not overlap between [`Pool::members_for`] and this.
+    pub(super) fn replace_members(&self, next: Arc<Members>) {
+        let before = self.members.swap(next.clone());
+        before.retire_all_but(Some(&next));
+    }
+}
+
+/// Whether connections that were opened with one of the settings can be used with the other.
+fn connects_alike(one: &PoolSettings, other: &PoolSettings) -> bool {
+    one.tls == other.tls
+        && one.protocol == other.protocol
+        && one.host_header == other.host_header
+        && one.header_bytes_max == other.header_bytes_max
+        && one.header_count_max == other.header_count_max
 }
 
 /// The pools of one configuration, by name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pools(Arc<HashMap<Arc<str>, Arc<Pool>>>);
 
+/// What a reload changes in pools that requests already use.
+#[derive(Debug, Default)]
+#[must_use = "a reload takes effect with `apply`"]
+pub(crate) struct MemberChanges {
+    /// Pools that stay, each with its next members.
+    replaced: Vec<(Arc<Pool>, Arc<Members>)>,
+    /// Pools that leave, each with the one that takes its place.
+    left: Vec<(Arc<Pool>, Option<Arc<Pool>>)>,
+}
+
 impl Pools {
-    /// Builds what changed and keeps what did not: an origin that stays in its pool goes on with
-    /// its connections and its health, unless the way to speak with it changed. All mistakes come
-    /// at once.
-    pub(crate) fn build(
-        settings: &[PoolSettings],
-        previous: &Self,
-    ) -> Result<Self, Vec<PoolError>> {
-        let mut pools = HashMap::with_capacity(settings.len());
+    /// The first pools of a process.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    #[cfg(test)]
+    pub(crate) fn new(definitions: &[PoolDefinition]) -> Result<Self, Vec<PoolError>> {
+        Self::default().reload(definitions).map(|(pools, _)| pools)
+    }
+
+    /// The pools of a changed configuration, built over these. A pool whose settings have not
+    /// changed stays. An origin that stays in its pool keeps its connections and health, unless
+    /// the settings of its connections have changed. Nothing changes for requests on these pools
+    /// until [`MemberChanges::apply`].
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub(crate) fn reload(
+        &self,
+        definitions: &[PoolDefinition],
+    ) -> Result<(Self, MemberChanges), Vec<PoolError>> {
+        let mut pools = HashMap::with_capacity(definitions.len());
+        let mut changes = MemberChanges::default();
         let mut mistakes = Vec::new();
-        for pool in settings {
-            let before = previous.named(&pool.name);
-            let unchanged = before.filter(|kept| kept.settings() == pool).cloned();
-            let changed = || Pool::new(pool.clone(), before.map(AsRef::as_ref));
-            match unchanged.map_or_else(changed, Ok) {
-                Ok(built) => drop(pools.insert(pool.name.clone(), built)),
+        for definition in definitions {
+            match self.reload_pool(definition, &mut changes) {
+                Ok(pool) => drop(pools.insert(pool.name().clone(), pool)),
                 Err(mistake) => mistakes.push(mistake),
             }
         }
-        if mistakes.is_empty() { Ok(Self(Arc::new(pools))) } else { Err(mistakes) }
+        for (name, pool) in &*self.0 {
+            let next = pools.get(name);
+            if !next.is_some_and(|next| Arc::ptr_eq(next, pool)) {
+                changes.left.push((pool.clone(), next.cloned()));
+            }
+        }
+        if mistakes.is_empty() { Ok((Self(Arc::new(pools)), changes)) } else { Err(mistakes) }
+    }
+
+    fn reload_pool(
+        &self,
+        definition: &PoolDefinition,
+        changes: &mut MemberChanges,
+    ) -> Result<Arc<Pool>, PoolError> {
+        let before = self.named(&definition.settings.name);
+        let Some(pool) = before.filter(|pool| *pool.settings() == definition.settings) else {
+            return Pool::new(definition, before.map(AsRef::as_ref));
+        };
+        if !pool.members().is_of(&definition.origins) {
+            changes.replaced.push((pool.clone(), pool.members_for(&definition.origins)?));
+        }
+        Ok(pool.clone())
     }
 
     /// The pool with this name.
     pub(crate) fn named(&self, name: &str) -> Option<&Arc<Pool>> {
         self.0.get(name)
     }
+}
 
-    /// All of them, in no order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.0.values()
+impl MemberChanges {
+    /// Puts the changes in place, for all requests from now on.
+    pub(crate) fn apply(self) {
+        for (pool, members) in self.replaced {
+            pool.replace_members(members);
+        }
+        for (pool, next) in self.left {
+            let next = next.map(|next| next.members.load_full());
+            pool.members().retire_all_but(next.as_deref());
+        }
     }
 }
 

@@ -12,54 +12,68 @@ use http::HeaderValue;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Settings {
     /// The named pools that rules refer to.
-    pub pools: Vec<PoolSettings>,
+    pub pools: Vec<PoolDefinition>,
     /// How names become addresses.
     pub dns: DnsSettings,
 }
 
-/// Origins that can answer for each other, and how to speak with them.
+/// A pool as configured.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct PoolSettings {
-    /// What rules, logs and metrics call it.
-    pub name: Arc<str>,
+pub(crate) struct PoolDefinition {
+    /// How to use its origins.
+    pub settings: PoolSettings,
     /// At least one; at most [`PoolSettings::ORIGINS_MAX`].
     pub origins: Vec<Origin>,
-    /// How one of them is chosen.
+}
+
+impl PoolDefinition {
+    /// A pool of these origins with default settings.
+    pub(crate) fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {
+        Self { settings: PoolSettings::new(name), origins }
+    }
+}
+
+/// How to choose among the origins of a pool and how to exchange requests with them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PoolSettings {
+    /// The name in rules, logs and metrics.
+    pub name: Arc<str>,
+    /// How an origin is chosen for a request.
     pub balance: Balance,
-    /// TLS to those with the scheme `https`.
+    /// TLS to origins with the scheme `https`.
     pub tls: OriginTls,
-    /// The `Host` that they are told.
+    /// The `Host` of requests to origins.
     pub host_header: HostHeader,
-    /// Which HTTP they are spoken to.
+    /// The HTTP version of requests to origins.
     pub protocol: Protocol,
-    /// How long each step may take.
+    /// Time limits of each step of an exchange.
     pub deadlines: Deadlines,
     /// How long connections are kept.
     pub keep_alive: KeepAlive,
-    /// What is tried again.
+    /// How often a failed request is sent again.
     pub retry: Retry,
-    /// Open connections to one origin, over all cores. Beyond it: 503, counted.
+    /// Maximum number of open connections to one origin, over all cores. Beyond it: 503, counted.
     pub connections_max: usize,
-    /// A response's status line and fields, in bytes; beyond it: 502.
+    /// Maximum size of a response's status line and fields, in bytes. Beyond it: 502.
     pub header_bytes_max: usize,
-    /// A response's fields; beyond it: 502. Up to 100 costs nothing, more an allocation a
-    /// response.
+    /// Maximum number of fields of a response. Beyond it: 502. A limit above 100 costs an
+    /// allocation for each response.
     pub header_count_max: usize,
-    /// Concurrent streams on one HTTP/2 connection; then another connection is opened.
+    /// Maximum number of concurrent streams on one HTTP/2 connection. Beyond it another connection
+    /// is opened.
     pub streams_max: usize,
-    /// When an origin is left alone.
+    /// When a failing origin is skipped.
     pub health: Health,
 }
 
 impl PoolSettings {
-    /// Origins in one pool.
+    /// Maximum number of origins in one pool.
     pub(crate) const ORIGINS_MAX: usize = 1024;
 
-    /// A pool with the defaults that ship.
-    pub(crate) fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {
+    /// The defaults.
+    pub(crate) fn new(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
-            origins,
             balance: Balance::default(),
             tls: OriginTls::default(),
             host_header: HostHeader::default(),
@@ -98,6 +112,11 @@ impl Origin {
     /// `https://HOST:PORT` with weight 1.
     pub(crate) fn https(host: impl Into<Arc<str>>, port: u16) -> Self {
         Self { scheme: Scheme::Https, host: host.into(), port, weight: 1 }
+    }
+
+    /// Whether the other one is the same server. Their weights may differ.
+    pub(crate) fn is_same_server(&self, other: &Self) -> bool {
+        self.scheme == other.scheme && self.host == other.host && self.port == other.port
     }
 
     /// `HOST`, or `HOST:PORT` when the port is not the scheme's, as in a `Host` field.
@@ -333,4 +352,45 @@ impl Default for DnsSettings {
             names_max: 4096,
         }
     }
+}
+
+/// Why a pool cannot be built from its settings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PoolError {
+    /// None, or more than [`PoolSettings::ORIGINS_MAX`].
+    #[error("pool {pool} has {count} origins: expected 1 to {max}")]
+    Origins {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// How many it has.
+        count: usize,
+        /// The most that it can have.
+        max: usize,
+    },
+    /// A host that is no name and no address, or cannot be a certificate's name.
+    #[error("pool {pool}: {host} is not a host name or address")]
+    Host {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What was written.
+        host: Arc<str>,
+    },
+    /// A PEM file that cannot be used.
+    #[error("pool {pool}: {}: {reason}", path.display())]
+    File {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// TLS that cannot be set up (a key that does not fit, say).
+    #[error("pool {pool}: {source}")]
+    Tls {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What rustls said.
+        source: rustls::Error,
+    },
 }

@@ -9,8 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::error::PoolError;
-use super::settings::{OriginTls, PoolSettings, Protocol};
+use super::settings::{OriginTls, PoolError, PoolSettings, Protocol};
 
 /// One configuration for a pool: its cores share sessions, so that a new connection resumes
 /// what any of them began.

@@ -149,12 +149,6 @@ const KNOWN_CIRCLES: &[&[&str]] = &[
         "src/store/space.rs",
         "src/store/stat.rs",
     ],
-    &[
-        "src/upstream/core.rs",
-        "src/upstream/exchange.rs",
-        "src/upstream/http2.rs",
-        "src/upstream/upstreams.rs",
-    ],
 ];
 
 #[test]

@@ -10,7 +10,8 @@ use super::super::mistakes::suggestion;
 use super::super::reader::{Reader, Section};
 use super::super::values::{Value, text};
 use crate::upstream::{
-    self, Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolSettings, Protocol,
+    self, Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolDefinition,
+    PoolSettings, Protocol,
 };
 
 pub(crate) fn read_dns(section: &Section<'_>, dns: &mut DnsSettings) {
@@ -27,16 +28,16 @@ pub(crate) fn read_dns(section: &Section<'_>, dns: &mut DnsSettings) {
     section.read_within("names_max", &mut dns.names_max, 1..);
 }
 
-pub(crate) fn read_pools(root: &Section<'_>) -> Vec<PoolSettings> {
+pub(crate) fn read_pools(root: &Section<'_>) -> Vec<PoolDefinition> {
     root.named("pools").into_iter().map(|(name, section)| read_pool(&name, &section)).collect()
 }
 
-fn read_pool(name: &str, section: &Section<'_>) -> PoolSettings {
-    let mut pool = PoolSettings::new(name, Vec::new());
+fn read_pool(name: &str, section: &Section<'_>) -> PoolDefinition {
+    let PoolDefinition { settings: mut pool, .. } = PoolDefinition::new(name, Vec::new());
     let mut origins: Vec<OriginUrl> = Vec::new();
     section.read("origins", &mut origins);
-    pool.origins = origins.into_iter().map(|origin| origin.0).collect();
-    if !section.has("origins") || pool.origins.len() > PoolSettings::ORIGINS_MAX {
+    let origins: Vec<Origin> = origins.into_iter().map(|origin| origin.0).collect();
+    if !section.has("origins") || origins.len() > PoolSettings::ORIGINS_MAX {
         let max = PoolSettings::ORIGINS_MAX;
         section.mistake(
             "origins",
@@ -89,7 +90,7 @@ fn read_pool(name: &str, section: &Section<'_>) -> PoolSettings {
     health.read("failures_max", &mut pool.health.failures_max);
     health.read("skip", &mut pool.health.skip);
     health.read("try_when_all_down", &mut pool.health.try_when_all_down);
-    pool
+    PoolDefinition { settings: pool, origins }
 }
 
 fn read_origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {

@@ -10,7 +10,6 @@ use http_body_util::BodyExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::super::settings::Retry;
 use super::super::*;
 use super::on_core;
 use super::scripted::*;
@@ -23,7 +22,7 @@ type Asked = (Request<RecvStream>, SendResponse<Bytes>);
 /// An origin that hands each request to the test, and a pool of it alone.
 struct Origin2 {
     asked: mpsc::Receiver<Asked>,
-    settings: PoolSettings,
+    settings: PoolDefinition,
 }
 
 impl Origin2 {
@@ -35,7 +34,7 @@ impl Origin2 {
     async fn with_streams(most: u32) -> Self {
         let listener = Scripted::bind().await;
         let mut settings = pool(vec![listener.origin()]);
-        settings.protocol = Protocol::Http2;
+        settings.settings.protocol = Protocol::Http2;
         let (ask, asked) = mpsc::channel(8);
         tokio::task::spawn_local(async move {
             loop {
@@ -125,10 +124,9 @@ async fn interim_responses_without_end_and_a_101_are_no_response_over_http2() {
             [(103, 100, "connection_terminated"), (101, 1, "http_upgrade_failed")]
         {
             let mut origin = Origin2::start().await;
-            let bed = Bed::new(PoolSettings {
-                retry: Retry { attempts_max: 1, ..Retry::default() },
-                ..origin.settings.clone()
-            });
+            let mut pool = origin.settings.clone();
+            pool.settings.retry.attempts_max = 1;
+            let bed = Bed::new(pool);
             let asking = bed.send(request(Method::POST, Body::Empty));
             let (upstream, ()) = tokio::join!(asking, async {
                 let (_, mut respond) = origin.next().await;
@@ -319,9 +317,9 @@ async fn a_call_may_be_silent_for_as_long_as_a_tunnel() {
         for is_call in [false, true] {
             let mut origin = Origin2::start().await;
             let mut settings = origin.settings.clone();
-            settings.deadlines.first_byte = Duration::from_millis(100);
-            settings.deadlines.between_bytes = Duration::from_millis(100);
-            settings.deadlines.tunnel_idle = Duration::from_millis(400);
+            settings.settings.deadlines.first_byte = Duration::from_millis(100);
+            settings.settings.deadlines.between_bytes = Duration::from_millis(100);
+            settings.settings.deadlines.tunnel_idle = Duration::from_millis(400);
             let bed = Bed::new(settings);
             let (_feed, body) = fed();
             let intent = Intent { is_call, ..Intent::default() };
@@ -341,7 +339,7 @@ async fn a_response_is_not_late_while_the_requests_body_goes_on() {
     on_core(async {
         let mut origin = Origin2::start().await;
         let mut settings = origin.settings.clone();
-        settings.deadlines.between_bytes = Duration::from_millis(300);
+        settings.settings.deadlines.between_bytes = Duration::from_millis(300);
         let bed = Bed::new(settings);
         let (feed, body) = fed();
         let (upstream, (asked, _stream)) =

@@ -4,7 +4,9 @@ mod http2;
 pub(super) mod scripted;
 mod tls;
 
+use std::cell::Cell;
 use std::future::Future;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,6 +38,11 @@ async fn bed() -> (Scripted, Bed) {
     (origin, bed)
 }
 
+/// Whether each member is up, in the order of the pool's origins.
+fn up(pool: &Pool) -> Vec<bool> {
+    pool.members().iter().map(|member| !member.health.is_down()).collect()
+}
+
 pub(super) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
@@ -53,7 +60,8 @@ async fn a_request_goes_out_as_it_is_and_its_response_comes_back() {
         assert_eq!(head, "GET /path?query HTTP/1.1\r\nhost: site.example\r\n\r\n");
         assert_eq!(upstream.response.status(), StatusCode::NON_AUTHORITATIVE_INFORMATION);
         assert_eq!(upstream.response.headers().get_all("x-a").iter().count(), 2);
-        assert_eq!((upstream.reused, upstream.attempts), (false, 1));
+        assert_eq!(upstream.attempts, 1);
+        assert_eq!(bed.total(Metric::UpstreamReuses), 0);
         assert_eq!(upstream.address, origin.address);
         assert_eq!(read(upstream).await.expect("a body"), "ok");
     })
@@ -80,7 +88,7 @@ async fn a_connection_is_used_again_after_each_kind_of_bodiless_and_whole_respon
                 async {
                     let upstream =
                         bed.send(request(method, Body::Empty)).await.expect("a response");
-                    assert_eq!(upstream.reused, number > 0, "{response}");
+                    assert_eq!(bed.total(Metric::UpstreamReuses), number as u64, "{response}");
                     read(upstream).await.expect("a body")
                 },
                 async {
@@ -238,7 +246,7 @@ async fn a_get_whose_kept_connection_closes_is_sent_again_once() {
     on_core(async {
         let (outcome, bed) = close_race(request(Method::GET, Body::Empty)).await;
         let upstream = outcome.expect("the second connection answers");
-        assert!(!upstream.reused);
+        assert_eq!(bed.total(Metric::UpstreamReuses), 0);
         assert_eq!(read(upstream).await.expect("a body"), "ok");
         assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 1);
     })
@@ -256,7 +264,7 @@ async fn a_post_whose_kept_connection_closes_is_not_sent_again() {
             assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 0);
             // It was the origin's right to close an idle connection.
             assert_eq!(bed.failures("connection_terminated"), 1);
-            assert!(bed.pool.members.at(0).health.is_untouched());
+            assert!(bed.pool.members().at(0).health.is_untouched());
         }
     })
     .await;
@@ -323,8 +331,8 @@ async fn a_refused_connection_is_a_502_that_says_so() {
 async fn retries_stop_when_their_budget_is_spent() {
     on_core(async {
         let mut settings = pool(vec![closed_port().await, closed_port().await]);
-        settings.retry = Retry { attempts_max: 2, budget_percent: 25, budget_reserve: 1 };
-        settings.health.failures_max = 0;
+        settings.settings.retry = Retry { attempts_max: 2, budget_percent: 25, budget_reserve: 1 };
+        settings.settings.health.failures_max = 0;
         let bed = Bed::new(settings);
         for _ in 0..8 {
             bed.get().await.expect_err("both refuse");
@@ -341,7 +349,7 @@ async fn an_origin_that_fails_again_and_again_is_left_alone_while_another_is_up(
     on_core(async {
         let origin = Scripted::bind().await;
         let mut settings = pool(vec![closed_port().await, origin.origin()]);
-        settings.health.failures_max = 2;
+        settings.settings.health.failures_max = 2;
         let bed = Bed::new(settings);
         let serve = async {
             let mut peer = origin.accept().await;
@@ -357,8 +365,7 @@ async fn an_origin_that_fails_again_and_again_is_left_alone_while_another_is_up(
         tokio::select! { () = ask => {}, () = serve => {} }
         assert_eq!(bed.failures("connection_refused"), 2);
         assert_eq!(bed.total(Metric::UpstreamMarkedDown), 1);
-        let up: Vec<bool> = bed.pool.health().map(|(_, up)| up).collect();
-        assert_eq!(up, [false, true]);
+        assert_eq!(up(&bed.pool), [false, true]);
     })
     .await;
 }
@@ -369,7 +376,7 @@ async fn an_origin_that_stays_in_a_changed_pool_keeps_its_connection_and_its_hea
         let origin = Scripted::bind().await;
         let down = closed_port().await;
         let mut settings = pool(vec![down.clone(), origin.origin()]);
-        settings.health.failures_max = 1;
+        settings.settings.health.failures_max = 1;
         let mut bed = Bed::new(settings.clone());
         let serve = async {
             let mut peer = origin.accept().await;
@@ -382,23 +389,182 @@ async fn an_origin_that_stays_in_a_changed_pool_keeps_its_connection_and_its_hea
                 bed.fetch().await;
             }
             settings.origins.insert(0, Origin { weight: 0, ..closed_port().await });
-            settings.retry.attempts_max = 7;
-            bed.pool = Pool::new(settings.clone(), Some(&bed.pool)).expect("a good pool");
+            settings.settings.retry.attempts_max = 7;
+            bed.pool = Pool::new(&settings, Some(&bed.pool)).expect("a good pool");
             for _ in 0..4 {
                 bed.fetch().await;
             }
         };
         tokio::select! { () = ask => {}, () = serve => {} }
         // `serve` accepts one connection: a second one would wait without an answer.
-        let up: Vec<bool> = bed.pool.health().map(|(_, up)| up).collect();
-        assert_eq!(up, [true, false, true]);
+        assert_eq!(up(&bed.pool), [true, false, true]);
         assert_eq!(bed.total(Metric::UpstreamMarkedDown), 1);
 
-        settings.host_header = HostHeader::Origin;
-        let other = Pool::new(settings, Some(&bed.pool)).expect("a good pool");
-        assert!(other.health().all(|(_, up)| up), "other ways to speak make other members");
+        settings.settings.host_header = HostHeader::Origin;
+        let other = Pool::new(&settings, Some(&bed.pool)).expect("a good pool");
+        assert!(up(&other) == [true; 3], "other ways to speak make other members");
     })
     .await;
+}
+
+/// Answers every request on every connection, with the number of connections counted.
+async fn serve(origin: &Scripted, accepted: &Cell<usize>) {
+    let mut peers = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            mut peer = origin.accept() => {
+                accepted.set(accepted.get() + 1);
+                peers.spawn_local(async move { while peer.try_answer(OK).await {} });
+            }
+            Some(_) = peers.join_next() => {}
+        }
+    }
+}
+
+fn replace_members(pool: &Pool, origins: &[Origin]) {
+    pool.replace_members(pool.members_for(origins).expect("good origins"));
+}
+
+#[tokio::test]
+async fn a_set_that_changes_under_load_keeps_the_connections_of_a_member_that_stays() {
+    on_core(async {
+        let (stays, other) = (Scripted::bind().await, Scripted::bind().await);
+        let accepted = [Cell::new(0), Cell::new(0)];
+        let bed = Bed::new(pool(vec![stays.origin()]));
+        let requests = async {
+            let stream = async || {
+                for _ in 0..100 {
+                    assert_eq!(bed.fetch().await, "ok");
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::join!(stream(), stream(), stream(), stream());
+        };
+        let changes = async {
+            let sets = [vec![other.origin(), stays.origin()], vec![stays.origin()]];
+            for origins in sets.iter().cycle() {
+                replace_members(&bed.pool, origins);
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = requests => {}
+            () = changes => {}
+            () = serve(&stays, &accepted[0]) => {}
+            () = serve(&other, &accepted[1]) => {}
+        }
+        assert!(accepted[1].get() > 0, "the set never had both");
+        // Four requests at a time need four connections.
+        assert!((1..=4).contains(&accepted[0].get()), "{} connections", accepted[0].get());
+        assert_eq!(bed.total(Metric::UpstreamRequests), 400);
+        assert_eq!(up(&bed.pool).first(), Some(&true));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_removed_member_finishes_its_exchange_and_gets_no_other() {
+    on_core(async {
+        let (removed, stays) = (Scripted::bind().await, Scripted::bind().await);
+        let bed = Bed::new(pool(vec![removed.origin()]));
+        // One exchange in flight, and one idle connection beside it.
+        let (first, second, (mut busy, mut idle)) = tokio::join!(bed.get(), bed.fetch(), async {
+            let (mut busy, mut idle) = (removed.accept().await, removed.accept().await);
+            busy.answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await;
+            idle.answer(OK).await;
+            (busy, idle)
+        });
+        assert_eq!((second, bed.total(Metric::UpstreamIdle)), ("ok".into(), 1));
+
+        replace_members(&bed.pool, &[stays.origin()]);
+        let (body, ()) = tokio::join!(bed.fetch(), async {
+            stays.accept().await.answer(OK).await;
+        });
+        assert_eq!(body, "ok");
+        idle.closed().await;
+
+        busy.say("cd").await;
+        assert_eq!(read(first.expect("a response")).await.expect("a body"), "abcd");
+        busy.closed().await;
+        assert_eq!(bed.metrics.total(Metric::UpstreamIdleClosed, 3), 1);
+        assert_eq!(bed.total(Metric::UpstreamConnects), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_retry_goes_to_the_members_of_now() {
+    on_core(async {
+        let (removed, added) = (Scripted::bind().await, Scripted::bind().await);
+        let bed = Bed::new(pool(vec![removed.origin()]));
+        let (body, ()) = tokio::join!(bed.fetch(), async {
+            let mut peer = removed.accept().await;
+            peer.head().await;
+            replace_members(&bed.pool, &[added.origin()]);
+            drop(peer);
+            added.accept().await.answer(OK).await;
+        });
+        assert_eq!(body, "ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn health_survives_a_change_of_a_hundred_members() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let unused = |port| Origin { weight: 0, ..Origin::http("unused.example", port) };
+        let with = |range: std::ops::Range<u16>, more: [Origin; 2]| -> Vec<Origin> {
+            range.map(unused).chain(more).collect()
+        };
+        let both = [closed_port().await, origin.origin()];
+        let mut settings = pool(with(1..99, both.clone()));
+        settings.settings.health.failures_max = 1;
+        let bed = Bed::new(settings);
+        let accepted = Cell::new(0);
+        let ask = async {
+            for _ in 0..2 {
+                bed.fetch().await;
+            }
+            assert_eq!(bed.total(Metric::UpstreamMarkedDown), 1);
+            replace_members(&bed.pool, &with(50..148, both));
+            for _ in 0..10 {
+                bed.fetch().await;
+            }
+        };
+        tokio::select! { () = ask => {}, () = serve(&origin, &accepted) => {} }
+        assert_eq!(bed.total(Metric::UpstreamMarkedDown), 1, "it was asked again");
+        assert_eq!(up(&bed.pool), [vec![true; 98], vec![false, true]].concat());
+        assert_eq!(accepted.get(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_of_origins_alone_changes_the_members_of_the_same_pool() {
+    let pool = |name: &str, ports: &[u16]| {
+        let origins = ports.iter().map(|port| Origin::http("127.0.0.1", *port)).collect();
+        PoolDefinition::new(name, origins)
+    };
+    let before = Pools::new(&[pool("a", &[1, 2]), pool("b", &[1])]).expect("good pools");
+    let (a, b) = (before.named("a").expect("a pool"), before.named("b").expect("a pool"));
+    let (a_members, b_members) = (a.members().clone(), b.members().clone());
+
+    let mistaken = before.reload(&[pool("a", &[2, 3]), pool("b", &[])]).expect_err("no origin");
+    assert_eq!(mistaken.len(), 1);
+    let (after, changes) = before.reload(&[pool("a", &[2, 3])]).expect("good pools");
+    assert!(Arc::ptr_eq(a, after.named("a").expect("a pool")));
+    assert!(Arc::ptr_eq(&a.members(), &a_members), "a reload that fails later changes nothing");
+    changes.apply();
+    assert!(Arc::ptr_eq(a.members().at(0), a_members.at(1)));
+    let removed = |members: &Arc<super::members::Members>| -> Vec<bool> {
+        members.iter().map(|member| member.is_removed()).collect()
+    };
+    assert_eq!(removed(&a_members), [true, false]);
+    assert_eq!(removed(&a.members()), [false, false]);
+    assert_eq!(removed(&b_members), [true], "its pool is gone");
 }
 
 #[tokio::test]
@@ -406,8 +572,8 @@ async fn when_all_are_down_the_settings_say_whether_to_try() {
     on_core(async {
         for try_when_all_down in [true, false] {
             let mut settings = pool(vec![closed_port().await]);
-            settings.health.failures_max = 1;
-            settings.health.try_when_all_down = try_when_all_down;
+            settings.settings.health.failures_max = 1;
+            settings.settings.health.try_when_all_down = try_when_all_down;
             let bed = Bed::new(settings);
             bed.get().await.expect_err("nobody listens");
             let error = bed.get().await.expect_err("still nobody");
@@ -460,7 +626,7 @@ async fn the_total_deadline_ends_a_body_that_drips() {
     on_core(async {
         let origin = Scripted::bind().await;
         let mut settings = pool(vec![origin.origin()]);
-        settings.deadlines.total = Some(Duration::from_millis(300));
+        settings.settings.deadlines.total = Some(Duration::from_millis(300));
         let bed = Bed::new(settings);
         let drip = async {
             let mut peer = origin.accept().await;
@@ -578,7 +744,7 @@ async fn a_request_body_that_breaks_off_is_the_clients_fault() {
         });
         let error = outcome.expect_err("no whole request");
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
-        assert!(bed.pool.health().all(|(_, up)| up));
+        assert!(up(&bed.pool) == [true]);
     })
     .await;
 }
@@ -670,7 +836,7 @@ async fn an_origin_that_knows_no_100_gets_the_body_after_a_while() {
     on_core(async {
         let origin = Scripted::bind().await;
         let mut settings = pool(vec![origin.origin()]);
-        settings.deadlines.expect_continue = Duration::from_millis(50);
+        settings.settings.deadlines.expect_continue = Duration::from_millis(50);
         let bed = Bed::new(settings);
         let (outcome, ()) = tokio::join!(bed.send(expecting(Body::from("payload"))), async {
             let mut peer = origin.accept().await;
@@ -695,7 +861,7 @@ async fn host_is_what_the_pool_says() {
         ];
         for (host_header, expected) in cases {
             let mut settings = pool(vec![origin.origin()]);
-            settings.host_header = host_header;
+            settings.settings.host_header = host_header;
             let bed = Bed::new(settings);
             let (_, head) =
                 tokio::join!(bed.fetch(), async { origin.accept().await.answer(OK).await });
@@ -727,7 +893,7 @@ async fn connections_to_one_origin_have_a_limit() {
     on_core(async {
         let origin = Scripted::bind().await;
         let mut settings = pool(vec![origin.origin()]);
-        settings.connections_max = 1;
+        settings.settings.connections_max = 1;
         let bed = Bed::new(settings);
         let (first, (mut peer, second)) = tokio::join!(bed.fetch(), async {
             let mut peer = origin.accept().await;
@@ -752,8 +918,8 @@ async fn idle_connections_have_a_limit_and_an_end() {
     on_core(async {
         let origin = Scripted::bind().await;
         let mut settings = pool(vec![origin.origin()]);
-        settings.keep_alive.idle_max = 1;
-        settings.keep_alive.idle = Duration::from_millis(100);
+        settings.settings.keep_alive.idle_max = 1;
+        settings.settings.keep_alive.idle = Duration::from_millis(100);
         let bed = Bed::new(settings);
         let (_, _, (mut first, mut second)) = tokio::join!(bed.fetch(), bed.fetch(), async {
             let (mut first, mut second) = (origin.accept().await, origin.accept().await);

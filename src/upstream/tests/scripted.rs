@@ -79,6 +79,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         head
     }
 
+    /// As [`Peer::answer`]; false once the other end has closed.
+    pub(crate) async fn try_answer(&mut self, response: &str) -> bool {
+        while !self.buffer.windows(4).any(|end| end == b"\r\n\r\n") {
+            if matches!(self.io.read_buf(&mut self.buffer).await, Ok(0) | Err(_)) {
+                return false;
+            }
+        }
+        self.answer(response).await;
+        true
+    }
+
     /// Waits until the other end has closed.
     pub(crate) async fn closed(&mut self) {
         while !matches!(self.io.read_buf(&mut self.buffer).await, Ok(0) | Err(_)) {}
@@ -93,16 +104,16 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    pub(crate) fn new(settings: PoolSettings) -> Self {
+    pub(crate) fn new(settings: PoolDefinition) -> Self {
         Self::with_dns(settings, DnsSettings::default())
     }
 
-    pub(crate) fn with_dns(settings: PoolSettings, dns: DnsSettings) -> Self {
+    pub(crate) fn with_dns(settings: PoolDefinition, dns: DnsSettings) -> Self {
         let metrics = Metrics::new(1);
         let background = tokio::runtime::Handle::current();
         let resolver = Resolver::new(dns, background, metrics.background());
         let upstreams = Upstreams::new(resolver, Clock::system(), metrics.worker(0));
-        let pool = Pool::new(settings, None).expect("a good pool");
+        let pool = Pool::new(&settings, None).expect("a good pool");
         Self { upstreams, pool, metrics }
     }
 
@@ -162,18 +173,18 @@ pub(crate) async fn read(upstream: UpstreamResponse) -> Result<Bytes, BodyError>
 }
 
 /// A pool of these origins with deadlines that no busy machine misses.
-pub(crate) fn pool(origins: Vec<Origin>) -> PoolSettings {
-    let mut pool = PoolSettings::new("test", origins);
-    pool.deadlines.connect = Duration::from_secs(10);
-    pool.deadlines.tls = Duration::from_secs(10);
+pub(crate) fn pool(origins: Vec<Origin>) -> PoolDefinition {
+    let mut pool = PoolDefinition::new("test", origins);
+    pool.settings.deadlines.connect = Duration::from_secs(10);
+    pool.settings.deadlines.tls = Duration::from_secs(10);
     pool
 }
 
 /// A pool of this origin with deadlines that a test can wait for.
-pub(crate) fn impatient(origin: &Scripted) -> PoolSettings {
+pub(crate) fn impatient(origin: &Scripted) -> PoolDefinition {
     let mut pool = pool(vec![origin.origin()]);
-    pool.deadlines.first_byte = Duration::from_millis(200);
-    pool.deadlines.between_bytes = Duration::from_millis(200);
+    pool.settings.deadlines.first_byte = Duration::from_millis(200);
+    pool.settings.deadlines.between_bytes = Duration::from_millis(200);
     pool
 }
 

@@ -76,10 +76,10 @@ impl Authority {
     }
 
     /// A pool that trusts this authority alone.
-    fn pool(&self, origin: &Scripted) -> PoolSettings {
+    fn pool(&self, origin: &Scripted) -> PoolDefinition {
         let mut settings = pool(vec![Origin::https("127.0.0.1", origin.address.port())]);
-        settings.tls.system_roots = false;
-        settings.tls.ca_files = vec![self.folder.path().join("ca.pem")];
+        settings.settings.tls.system_roots = false;
+        settings.settings.tls.ca_files = vec![self.folder.path().join("ca.pem")];
         settings
     }
 }
@@ -98,12 +98,12 @@ async fn a_certificate_is_checked_by_authority_and_name() {
         let origin = Scripted::bind().await;
         let trusting = authority.pool(&origin);
         let mut stranger = trusting.clone();
-        stranger.tls.ca_files = vec![];
-        stranger.tls.system_roots = true;
+        stranger.settings.tls.ca_files = vec![];
+        stranger.settings.tls.system_roots = true;
         let mut renamed = trusting.clone();
-        renamed.tls.server_name = Some("origin.example".into());
+        renamed.settings.tls.server_name = Some("origin.example".into());
         let mut unverified = stranger.clone();
-        unverified.tls.verify = false;
+        unverified.settings.tls.verify = false;
         let cases = [
             ("127.0.0.1", &trusting, true),
             ("127.0.0.1", &stranger, false),
@@ -122,7 +122,7 @@ async fn a_certificate_is_checked_by_authority_and_name() {
                     }
                     assert_eq!(
                         peer.io.get_ref().1.server_name().is_some(),
-                        settings.tls.server_name.is_some() && good
+                        settings.settings.tls.server_name.is_some() && good
                     );
                 }
                 accepted
@@ -151,7 +151,7 @@ async fn an_origin_that_does_not_speak_tls_is_a_502_and_one_that_says_nothing_a_
         let authority = Authority::new();
         let origin = Scripted::bind().await;
         let mut settings = authority.pool(&origin);
-        settings.deadlines.tls = Duration::from_millis(100);
+        settings.settings.deadlines.tls = Duration::from_millis(100);
         let bed = Bed::new(settings);
         let (outcome, ()) = tokio::join!(bed.get(), async {
             let mut peer = origin.accept().await;
@@ -180,7 +180,7 @@ async fn an_origin_that_asks_is_shown_our_certificate() {
             path
         };
         let mut settings = authority.pool(&origin);
-        settings.tls.client_certificate = Some(ClientCertificate {
+        settings.settings.tls.client_certificate = Some(ClientCertificate {
             chain: file("edge.pem", &certificate),
             key: file("edge.key", &key),
         });
@@ -193,7 +193,7 @@ async fn an_origin_that_asks_is_shown_our_certificate() {
         assert_eq!(body, "ok");
         // Without it the origin sends an alert, after the handshake as we see it.
         let mut settings = authority.pool(&origin);
-        settings.retry.attempts_max = 1;
+        settings.settings.retry.attempts_max = 1;
         let bed = Bed::new(settings);
         let (outcome, _) = tokio::join!(bed.get(), accept(&origin, &acceptor));
         let error = outcome.expect_err("no certificate to show");
@@ -209,7 +209,7 @@ async fn a_second_connection_resumes_the_session() {
         let origin = Scripted::bind().await;
         let acceptor = authority.server("127.0.0.1", &["http/1.1"], false);
         let mut settings = authority.pool(&origin);
-        settings.keep_alive.idle_max = 0;
+        settings.settings.keep_alive.idle_max = 0;
         let bed = Bed::new(settings);
         let mut kinds = Vec::new();
         for _ in 0..2 {
@@ -229,7 +229,7 @@ async fn a_second_connection_resumes_the_session() {
 async fn files_that_cannot_be_used_are_named() {
     let settings = |path: &std::path::Path| {
         let mut settings = pool(vec![Origin::https("origin.example", 443)]);
-        settings.tls.ca_files = vec![path.to_owned()];
+        settings.settings.tls.ca_files = vec![path.to_owned()];
         settings
     };
     let folder = TempDir::new().expect("a folder");
@@ -237,7 +237,7 @@ async fn files_that_cannot_be_used_are_named() {
     let empty = folder.path().join("empty.pem");
     std::fs::write(&empty, "nothing").expect("a file");
     for path in [&missing, &empty] {
-        let error = Pool::new(settings(path), None).expect_err("no certificate").to_string();
+        let error = Pool::new(&settings(path), None).expect_err("no certificate").to_string();
         assert!(error.contains(path.to_str().expect("a name")), "{error}");
     }
 }
@@ -322,12 +322,12 @@ async fn http2_is_spoken_where_alpn_agrees_and_shared() {
         let (one, two) = tokio::join!(post(), post());
         for upstream in [one, two] {
             let upstream = upstream.expect("a response");
-            assert!(upstream.reused);
             assert_eq!(
                 read(upstream).await.expect("a body"),
                 "https://site.example/path?query data"
             );
         }
+        assert_eq!(bed.total(Metric::UpstreamReuses), 2);
         let head = bed.send(request(Method::HEAD, Body::Empty)).await.expect("a response");
         assert_eq!(read(head).await.expect("a body"), "");
         assert_eq!(origin.connections.get(), 1);
@@ -343,7 +343,7 @@ async fn many_who_come_first_open_one_connection_and_leave_nothing_behind() {
         let acceptor = authority.server("127.0.0.1", &["h2"], false);
         let origin = Http2Origin::start(Some(acceptor)).await;
         let mut settings = authority.pool(&origin.listener);
-        settings.streams_max = 8;
+        settings.settings.streams_max = 8;
         let bed = Rc::new(Bed::new(settings));
         let mut asking = tokio::task::JoinSet::new();
         for number in 0..20 {
@@ -370,7 +370,7 @@ async fn http2_over_plain_text_needs_no_agreement_when_it_is_set() {
     on_core(async {
         let origin = Http2Origin::start(None).await;
         let mut settings = pool(vec![origin.listener.origin()]);
-        settings.protocol = Protocol::Http2;
+        settings.settings.protocol = Protocol::Http2;
         let bed = Bed::new(settings);
         assert_eq!(bed.fetch().await, "http://site.example/path?query ");
     })
@@ -382,7 +382,7 @@ async fn an_http2_connection_that_ended_is_replaced_by_one() {
     on_core(async {
         let origin = Http2Origin::start(None).await;
         let mut settings = pool(vec![origin.listener.origin()]);
-        settings.protocol = Protocol::Http2;
+        settings.settings.protocol = Protocol::Http2;
         let bed = Bed::new(settings);
         bed.fetch().await;
         origin.cut();
@@ -404,7 +404,7 @@ async fn an_origin_without_http2_is_refused_when_nothing_else_will_do() {
         let origin = Scripted::bind().await;
         let acceptor = authority.server("127.0.0.1", &[], false);
         let mut settings = authority.pool(&origin);
-        settings.protocol = Protocol::Http2;
+        settings.settings.protocol = Protocol::Http2;
         let bed = Bed::new(settings);
         let (outcome, _) = tokio::join!(bed.get(), accept(&origin, &acceptor));
         assert_eq!(outcome.expect_err("no h2").proxy_error(), "tls_protocol_error");

@@ -1,0 +1,473 @@
+//! One attempt to exchange a request with one origin: take an idle connection or open one, send
+//! the request, and wait for the head of the response.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime};
+
+use http::header::{CONNECTION, EXPECT, TE, UPGRADE};
+use http::response::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+
+use super::connect::{Connected, Target, connect};
+use super::core::{Active, Core};
+use super::deadline::{Deadline, Limits, monotonic_ms};
+use super::error::{FetchError, LinkError, NoHead, NoHeadReason};
+use super::exchange::{Intent, Times, UpstreamResponse};
+use super::fields::{self, Misframed, Upgrade};
+use super::http1::Http1;
+use super::http2::{Http2, Share};
+use super::members::Member;
+use super::pool_state::{MemberState, PoolState};
+use super::request_body::{BodyFailure, hold_for_continue};
+use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
+use super::settings::PoolSettings;
+use super::tunnel::UpgradedOrigin;
+use crate::body::{Body, BodySource};
+use crate::metrics::Metric;
+use crate::notices::{self, Notice};
+
+/// One attempt at one origin.
+pub(super) struct Attempt<'a> {
+    pub(super) core: &'a Rc<Core>,
+    pub(super) state: &'a Rc<PoolState>,
+    pub(super) member: Rc<MemberState>,
+    /// Number of attempts, this one included.
+    pub(super) attempts: u32,
+    /// When the first attempt began.
+    pub(super) began: (SystemTime, Instant),
+    pub(super) limits: Limits,
+    /// Makes the head of the request.
+    pub(super) request: &'a dyn Fn() -> Request<()>,
+    pub(super) intent: &'a Intent,
+}
+
+/// A failed attempt.
+pub(super) struct Failed {
+    pub(super) error: FetchError,
+    /// The request's body, if the request may be sent again.
+    pub(super) body: Option<Body>,
+    /// Whether the failure counts against the origin's health.
+    blames_origin: bool,
+    /// The address of the connection, if there was one.
+    connected: Option<SocketAddr>,
+}
+
+impl Failed {
+    fn new(error: FetchError, body: Option<Body>) -> Self {
+        let blames_origin = error.blames_origin();
+        Self { error, body, blames_origin, connected: None }
+    }
+
+    /// The origin's address, if a connection was attempted.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self.error {
+            FetchError::Connect { address, .. } => Some(address),
+            _ => self.connected,
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// Makes the attempt. An idle connection that turns out to be closed is replaced once.
+    pub(super) async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
+        let active = Active::begin(self.core, &self.state.pool, &self.member);
+        let deadline = self.core.timers.deadline();
+        let mut open = self.open_link();
+        loop {
+            let reused = open.is_some();
+            let mut link = match open.take() {
+                Some(link) => link,
+                // On the heap: most exchanges do not open a connection, and their future stays small.
+                None => match Box::pin(self.open()).await {
+                    Ok(opened) => opened,
+                    Err(error) => return Err(Failed::new(error, Some(body))),
+                },
+            };
+            let connected = Some(link.address());
+            let again;
+            let failure = Rc::new(BodyFailure::default());
+            let head = match &mut link {
+                Link::Http1(http1) => {
+                    let (mut before, limits) = (http1.before(), &self.limits);
+                    // The block ends before the await, so that the future does not hold the request.
+                    let mut response = pin!({
+                        let (request, body) = self.request(body, &failure, false);
+                        again = body;
+                        http1.send(request)
+                    });
+                    poll_fn(|cx| {
+                        http1.poll_head(cx, response.as_mut(), &mut before, limits, &deadline)
+                    })
+                    .await
+                    .map(|response| response.map(Incoming::Http1))
+                }
+                Link::Http2(http2) => {
+                    let exchange = {
+                        let (request, body) = self.request(body, &failure, true);
+                        again = body;
+                        let hear = |interim: &Response<()>| self.pass_on_interim(interim);
+                        Box::pin(http2.head(request, hear, &self.limits, &deadline))
+                    };
+                    exchange.await.map(|response| response.map(Incoming::Http2))
+                }
+            };
+            let no_head = match head {
+                Ok(response) => {
+                    let exchanged = Exchanged { link, response, reused };
+                    let responded = match exchanged.response.status() {
+                        StatusCode::SWITCHING_PROTOCOLS => Box::pin(self.switch(exchanged)).await,
+                        _ => match self.respond(exchanged, deadline, active) {
+                            Ok((upstream, None)) => Ok(upstream),
+                            Ok((upstream, Some(body))) => {
+                                Box::pin(self.first_piece(upstream, body)).await
+                            }
+                            Err(error) => Err(error),
+                        },
+                    };
+                    return responded
+                        .map_err(|error| Failed { connected, ..Failed::new(error, None) });
+                }
+                Err(no_head) => no_head,
+            };
+            let failed = Failed { connected, ..self.failed(no_head, again, &failure, &deadline) };
+            match failed {
+                // The origin closed the idle connection while the request was being sent. That is
+                // no fault of the origin and costs no retry budget. It is replaced once only.
+                failed @ Failed { error: FetchError::Terminated { .. }, .. } if reused => {
+                    let Some(again) = failed.body else {
+                        return Err(Failed { blames_origin: false, ..failed });
+                    };
+                    self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
+                    body = again;
+                }
+                failed => return Err(failed),
+            }
+        }
+    }
+
+    /// Counts the failure, and marks the origin down after too many.
+    pub(super) fn note_failure(&self, failed: &Failed) {
+        let Failed { error, blames_origin, .. } = failed;
+        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.error_type().index());
+        let (health, settings) = (&self.origin().health, &self.state.pool.settings().health);
+        if *blames_origin && health.failed(monotonic_ms(), settings) {
+            self.core.recorder.count(Metric::UpstreamMarkedDown);
+            let (pool, origin) = (self.state.pool.name(), &self.origin().name);
+            let notice = Notice {
+                is_error: false,
+                message: "an origin is marked down",
+                reason: error.proxy_error(),
+                pool,
+                origin,
+            };
+            notices::note(&notice, format_args!("{error}"));
+        }
+    }
+
+    /// A connection that is already open.
+    fn open_link(&self) -> Option<Link> {
+        let http1 = || self.core.take_idle(&self.member).map(Link::Http1);
+        self.shared().or_else(http1)
+    }
+
+    /// A stream on a shared connection.
+    fn shared(&self) -> Option<Link> {
+        let possible = self.intent.upgrade.is_none();
+        let share = || self.core.share_http2(&self.state.pool, &self.member);
+        possible.then(share).flatten().map(Link::Http2)
+    }
+
+    /// A new connection, or a stream on one that another request is just opening.
+    async fn open(&self) -> Result<Link, FetchError> {
+        let may_share =
+            || self.intent.upgrade.is_none() && self.member.speaks_http2.get() != Some(false);
+        while may_share()
+            && let Some(opening) = self.member.opening()
+        {
+            opening.done.notified().await;
+            if let Some(link) = self.shared() {
+                return Ok(link);
+            }
+            if !opening.shared.get() {
+                // It was not opened, or cannot be shared. Waiting for another one could fail one after another.
+                break;
+            }
+        }
+        let guard = may_share().then(|| self.member.begin_opening());
+        let link = self.open_alone().await?;
+        if let Some(guard) = guard {
+            guard.opening.shared.set(matches!(link, Link::Http2(_)));
+        }
+        Ok(link)
+    }
+
+    async fn open_alone(&self) -> Result<Link, FetchError> {
+        let upgrade = self.intent.upgrade.is_some();
+        let Core { resolver, recorder, .. } = &**self.core;
+        let turn = self.state.turn.get();
+        let connected = connect(
+            &Target { pool: &self.state.pool, origin: self.origin(), turn, upgrade },
+            resolver,
+            recorder,
+        )
+        .await?;
+        if !upgrade {
+            self.member.speaks_http2.set(Some(connected.http2));
+        }
+        let opened = if connected.http2 {
+            self.open_http2(connected).await.map(Link::Http2)
+        } else {
+            self.open_http1(connected).await.map(Link::Http1)
+        };
+        opened.map_err(|source| FetchError::Protocol { origin: self.origin().name.clone(), source })
+    }
+
+    async fn open_http1(&self, connected: Connected) -> Result<Box<Http1>, LinkError> {
+        let settings = self.state.pool.settings();
+        let mut builder = http1::Builder::new();
+        builder.max_header_size(settings.header_bytes_max);
+        if settings.header_count_max != HEADERS_ON_STACK {
+            builder.max_headers(settings.header_count_max);
+        }
+        let traffic = connected.io.traffic();
+        let (sender, connection) = builder.handshake(TokioIo::new(connected.io)).await?;
+        let now_ms = self.core.timers.now_ms();
+        Ok(Box::new(Http1::new(sender, connection, traffic, connected.address, now_ms)))
+    }
+
+    async fn open_http2(&self, connected: Connected) -> Result<Share, LinkError> {
+        let Connected { io, address, .. } = connected;
+        let header_bytes_max = self.state.pool.settings().header_bytes_max;
+        let now_ms = self.core.timers.now_ms();
+        let http2 = Http2::open(io, address, now_ms, header_bytes_max).await?;
+        self.member.add_http2(&http2);
+        Ok(Share::of(&http2))
+    }
+
+    /// The request as it is sent on a connection, and its body if it may be sent again.
+    fn request(
+        &self,
+        body: Body,
+        failure: &Rc<BodyFailure>,
+        is_http2: bool,
+    ) -> (Request<Body>, Option<Body>) {
+        let mut request = (self.request)().map(|()| body);
+        if let Some(protocol) = &self.intent.upgrade {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            request.headers_mut().insert(UPGRADE, protocol.clone());
+        }
+        fields::direct(&mut request, self.origin(), is_http2);
+        if request.body().is_end_stream() {
+            // RFC 9110 §10.1.1: a request without content must not expect 100 (Continue).
+            request.headers_mut().remove(EXPECT);
+        }
+        let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
+        request = failure.watch(request);
+        if is_http2 {
+            if self.intent.takes_trailers {
+                request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+            }
+            return (request, again);
+        }
+        fields::frame_content(&mut request);
+        if let Some(interims) = &self.intent.interims {
+            let (interims, recorder) = (interims.clone(), self.core.recorder.clone());
+            hyper::ext::on_informational(&mut request, move |received| {
+                fields::pass_on(&interims, &recorder, received.status(), received.headers());
+            });
+        }
+        if request.headers().contains_key(EXPECT) {
+            let patience = self.state.pool.settings().deadlines.expect_continue;
+            request = hold_for_continue(request, patience);
+        }
+        (request, again)
+    }
+
+    /// Passes on an interim response of HTTP/2.
+    fn pass_on_interim(&self, interim: &Response<()>) {
+        if let Some(interims) = &self.intent.interims {
+            fields::pass_on(interims, &self.core.recorder, interim.status(), interim.headers());
+        }
+    }
+
+    /// The error for an exchange without a head, and whether the request may be sent again.
+    fn failed(
+        &self,
+        no_head: NoHead,
+        again: Option<Body>,
+        failure: &BodyFailure,
+        deadline: &Deadline,
+    ) -> Failed {
+        let origin = self.origin().name.clone();
+        let settings = self.state.pool.settings();
+        let source = match no_head.why {
+            NoHeadReason::Error(source) => source,
+            NoHeadReason::Switched => {
+                return Failed::new(FetchError::UnaskedUpgrade { origin }, None);
+            }
+            NoHeadReason::Deadline => {
+                let total = self.limits.total_passed(deadline);
+                let after = settings.deadlines.total.filter(|_| total);
+                let after = after.unwrap_or(self.limits.first_byte);
+                let error = FetchError::ResponseTimeout { origin, after };
+                return Failed::new(error, None);
+            }
+        };
+        if source.is_too_large() {
+            let PoolSettings { header_bytes_max, header_count_max, .. } = *settings;
+            let (bytes_max, count_max) = (header_bytes_max, header_count_max);
+            return Failed::new(FetchError::HeaderSize { origin, bytes_max, count_max }, None);
+        }
+        let error = if let Some(is_late) = failure.is_late() {
+            FetchError::RequestBody { is_late, source }
+        } else if source.is_request_body(no_head.body.is_none()) {
+            FetchError::RequestBody { is_late: false, source }
+        } else if source.is_parse() {
+            FetchError::Protocol { origin, source }
+        } else if no_head.received {
+            FetchError::Incomplete { origin, source }
+        } else {
+            FetchError::Terminated { origin, sent: no_head.sent, source }
+        };
+        let terminated = matches!(error, FetchError::Terminated { .. });
+        Failed::new(error, no_head.body.or_else(|| again.filter(|_| terminated)))
+    }
+
+    /// Turns the head of a response and its connection into a response. A body is returned beside
+    /// it if its first piece must be waited for.
+    fn respond(
+        &self,
+        exchanged: Exchanged,
+        deadline: Deadline,
+        active: Active,
+    ) -> Result<(UpstreamResponse, Option<Box<ResponseBody>>), FetchError> {
+        let Exchanged { mut link, response, reused } = exchanged;
+        let (mut head, incoming) = response.into_parts();
+        fields::keep_one_line(&mut head.headers).map_err(|field| FetchError::FieldsDiffer {
+            origin: self.origin().name.clone(),
+            field,
+        })?;
+        let upgrade = Upgrade::of(head.status);
+        let to_us = fields::take_hop_by_hop(&mut head.headers, upgrade);
+        to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;
+        if let Link::Http1(http1) = &mut link {
+            http1.kept_for = to_us.kept_for;
+        }
+        let address = link.address();
+        let (body, awaited) = match Content::take(link, incoming, deadline, self.limits, active) {
+            Content::Whole(body) => (body, None),
+            Content::Streaming(body) if body.is_awaited() => (Body::Empty, Some(body)),
+            Content::Streaming(body) => (Body::Stream(body), None),
+        };
+        Ok((self.response(head, body, address, reused), awaited))
+    }
+
+    /// Waits for the first piece of announced content.
+    async fn first_piece(
+        &self,
+        mut upstream: UpstreamResponse,
+        mut body: Box<ResponseBody>,
+    ) -> Result<UpstreamResponse, FetchError> {
+        let first = poll_fn(|cx| body.poll_first(cx)).await;
+        let origin = || self.origin().name.clone();
+        first.map_err(|why| match why {
+            NoContent::BrokeOff(LinkError::RequestBody(error)) => {
+                let (is_late, source) = (error.is_late(), LinkError::RequestBody(error));
+                FetchError::RequestBody { is_late, source }
+            }
+            NoContent::BrokeOff(source) => FetchError::ContentMissing { origin: origin(), source },
+            NoContent::Deadline => {
+                let after = self.limits.between_bytes;
+                FetchError::ContentTimeout { origin: origin(), after }
+            }
+        })?;
+        *upstream.response.body_mut() = Body::Stream(body);
+        Ok(upstream)
+    }
+
+    /// Hands over the connection after a 101.
+    async fn switch(&self, exchanged: Exchanged) -> Result<UpstreamResponse, FetchError> {
+        let Exchanged { link, response, reused } = exchanged;
+        let (mut head, _) = response.into_parts();
+        let asked = self.intent.upgrade.as_ref();
+        if !asked.is_some_and(|asked| fields::is_asked_for(asked, &head.headers)) {
+            return Err(FetchError::UnaskedUpgrade { origin: self.origin().name.clone() });
+        }
+        fields::take_hop_by_hop(&mut head.headers, Upgrade::Kept);
+        let address = link.address();
+        let upgraded = Some(Box::new(self.upgraded(link).await?));
+        let response = self.response(head, Body::Empty, address, reused);
+        Ok(UpstreamResponse { upgraded, ..response })
+    }
+
+    fn response(
+        &self,
+        mut head: Parts,
+        body: Body,
+        address: SocketAddr,
+        reused: bool,
+    ) -> UpstreamResponse {
+        head.extensions.clear();
+        let (asked, began) = self.began;
+        let (came, now) = self.core.clock.both();
+        let first_byte = now - began;
+        if reused {
+            self.core.recorder.count(Metric::UpstreamReuses);
+        }
+        if self.origin().health.succeeded() {
+            notices::recovered(self.state.pool.name(), &self.origin().name);
+        }
+        self.core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
+        UpstreamResponse {
+            response: Response::from_parts(head, body),
+            origin: self.origin().name.clone(),
+            address,
+            attempts: self.attempts,
+            first_byte,
+            times: Times { asked, came },
+            upgraded: None,
+        }
+    }
+
+    fn misframed(&self, misframed: Misframed) -> FetchError {
+        let origin = self.origin().name.clone();
+        match misframed {
+            Misframed::Coding => FetchError::TransferCoding { origin },
+            Misframed::Twice => FetchError::FramedTwice { origin },
+        }
+    }
+
+    async fn upgraded(&self, link: Link) -> Result<UpgradedOrigin, FetchError> {
+        let origin = self.origin().name.clone();
+        match link {
+            Link::Http1(http1) => {
+                let upgraded = http1.into_upgraded().await;
+                upgraded.map_err(|source| FetchError::Protocol { origin, source: source.into() })
+            }
+            // HTTP/2 has no 101 (RFC 9113 §8.6).
+            Link::Http2(_) => Err(FetchError::UnaskedUpgrade { origin }),
+        }
+    }
+
+    fn origin(&self) -> &Member {
+        &self.member.member
+    }
+}
+
+/// The head of a response, and its connection.
+struct Exchanged {
+    link: Link,
+    response: Response<Incoming>,
+    reused: bool,
+}
+
+/// hyper parses this many fields without an allocation.
+const HEADERS_ON_STACK: usize = 100;
+
+/// A label of [`Metric::UpstreamRetries`].
+const RETRY_CLOSED: usize = 0;

@@ -1,0 +1,173 @@
+//! One core's part of a pool: its view of the members, whose turn it is, and the retry budget.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::balance::{self, Choice};
+use super::deadline::monotonic_ms;
+use super::http1::Http1;
+use super::http2::Http2;
+use super::members::{Member, Members};
+use super::pool::Pool;
+use super::settings::{Protocol, Retry, Scheme};
+
+/// One core's part of a pool.
+pub(super) struct PoolState {
+    pub(super) pool: Arc<Pool>,
+    /// This core's view of the pool's members; [`super::core::Core::members`] keeps it current.
+    pub(super) members: RefCell<Rc<MemberStates>>,
+    pub(super) turn: Cell<usize>,
+    /// Hundredths of a retry.
+    budget: Cell<u32>,
+}
+
+/// A set of members, each with this core's part of it, at the same positions.
+pub(super) struct MemberStates {
+    pub(super) members: Arc<Members>,
+    pub(super) states: Box<[Rc<MemberState>]>,
+}
+
+/// One core's part of a member: its connections.
+pub(super) struct MemberState {
+    pub(super) member: Arc<Member>,
+    /// The most recently used connection is last, so that superfluous ones grow old at the front.
+    pub(super) idle: RefCell<Vec<Idle>>,
+    pub(super) http2: RefCell<Vec<Rc<Http2>>>,
+    /// Present while a connection is being opened that others may be able to share.
+    opening: RefCell<Option<Rc<Opening>>>,
+    /// `None`: not known yet.
+    pub(super) speaks_http2: Cell<Option<bool>>,
+    /// Exchanges in flight.
+    pub(super) active: Cell<usize>,
+}
+
+/// An idle HTTP/1.1 connection.
+pub(super) struct Idle {
+    pub(super) http1: Box<Http1>,
+    pub(super) until_ms: u64,
+}
+
+/// A connection that is being opened. Requests that could share it wait for it.
+pub(super) struct Opening {
+    pub(super) done: Notify,
+    pub(super) shared: Cell<bool>,
+}
+
+/// Wakes the waiting requests when dropped, whether or not the connection was opened.
+pub(super) struct OpeningGuard<'a> {
+    state: &'a MemberState,
+    pub(super) opening: Rc<Opening>,
+}
+
+impl PoolState {
+    pub(super) fn new(pool: &Arc<Pool>, members: MemberStates) -> Self {
+        let budget = pool.settings().retry.budget_reserve.saturating_mul(RETRY);
+        Self {
+            pool: pool.clone(),
+            members: RefCell::new(Rc::new(members)),
+            turn: Cell::new(0),
+            budget: Cell::new(budget),
+        }
+    }
+
+    /// The member for the next attempt, none whose id is in `tried`. `hash` is the request's.
+    pub(super) fn choose(
+        &self,
+        among: &MemberStates,
+        hash: u64,
+        tried: &[u64],
+    ) -> Option<Rc<MemberState>> {
+        let MemberStates { members, states } = among;
+        let settings = self.pool.settings();
+        let turn = self.turn.get();
+        self.turn.set(turn.wrapping_add(1));
+        let choice = Choice {
+            balance: settings.balance,
+            origins: members.len(),
+            turns: members.turns(),
+            turn,
+            hash,
+        };
+        let weight = |at: usize| members.weight(at);
+        let active = |at: usize| states[at].active.get();
+        let identity = |at: usize| members.at(at).hash;
+        let untried = |at: usize| !tried.contains(&members.at(at).id);
+        let up = |at: usize| members.at(at).health.admits(monotonic_ms, &settings.health);
+        let usable = |at| untried(at) && up(at);
+        let chosen = balance::choose(&choice, weight, active, identity, usable).or_else(|| {
+            let anyway = settings.health.try_when_all_down;
+            balance::choose(&choice, weight, active, identity, |at| anyway && untried(at))
+        });
+        chosen.map(|at| states[at].clone())
+    }
+
+    /// Adds a request's share of a retry to the budget, up to its limit.
+    pub(super) fn earn_retry(&self) {
+        let Retry { budget_percent, budget_reserve, .. } = self.pool.settings().retry;
+        let most = budget_reserve.saturating_add(RETRIES_SAVED).saturating_mul(RETRY);
+        self.budget.set(self.budget.get().saturating_add(budget_percent).min(most));
+    }
+
+    /// Takes one retry from the budget. False if too little is left.
+    pub(super) fn spend_retry(&self) -> bool {
+        let left = self.budget.get().checked_sub(RETRY);
+        left.inspect(|left| self.budget.set(*left)).is_some()
+    }
+}
+
+impl MemberState {
+    pub(super) fn new(member: &Arc<Member>, protocol: Protocol) -> Self {
+        let speaks_http2 = match (protocol, member.scheme) {
+            (Protocol::Http2, _) => Some(true),
+            (Protocol::Auto, Scheme::Https) => None,
+            _ => Some(false),
+        };
+        Self {
+            member: member.clone(),
+            idle: RefCell::default(),
+            http2: RefCell::default(),
+            opening: RefCell::default(),
+            speaks_http2: Cell::new(speaks_http2),
+            active: Cell::new(0),
+        }
+    }
+
+    /// The connection that another request is opening.
+    pub(super) fn opening(&self) -> Option<Rc<Opening>> {
+        self.opening.borrow().clone()
+    }
+
+    /// Announces that a connection is being opened.
+    pub(super) fn begin_opening(&self) -> OpeningGuard<'_> {
+        let opening = Rc::new(Opening { done: Notify::new(), shared: Cell::new(false) });
+        *self.opening.borrow_mut() = Some(opening.clone());
+        OpeningGuard { state: self, opening }
+    }
+
+    /// Lets other requests share this connection.
+    pub(super) fn add_http2(&self, http2: &Rc<Http2>) {
+        self.http2.borrow_mut().push(http2.clone());
+    }
+
+    pub(super) fn has_connections(&self) -> bool {
+        self.active.get() > 0 || !self.idle.borrow().is_empty() || !self.http2.borrow().is_empty()
+    }
+}
+
+impl Drop for OpeningGuard<'_> {
+    fn drop(&mut self) {
+        let mut opening = self.state.opening.borrow_mut();
+        if opening.as_ref().is_some_and(|opening| Rc::ptr_eq(opening, &self.opening)) {
+            *opening = None;
+        }
+        self.opening.done.notify_waiters();
+    }
+}
+
+/// The budget's unit: percent of a request.
+const RETRY: u32 = 100;
+/// Retries that a core can save up beyond the reserve.
+const RETRIES_SAVED: u32 = 100;

@@ -1,0 +1,249 @@
+//! A response body that is still arriving: it drives its HTTP/1.1 connection, checks the
+//! deadlines, and returns the connection at its end.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+
+use super::core::Active;
+use super::deadline::{Deadline, Limits};
+use super::error::{LinkError, body_timeout};
+use super::fields;
+use super::http1::{Http1, ReadyBody};
+use super::http2::{Received, Share};
+use crate::body::{Body, BodyError, BodySource, PollFrame};
+use crate::labels::ProxyError;
+
+/// A connection that carries an exchange. Dropping it before the end of the response closes an
+/// HTTP/1.1 connection and resets the stream of an HTTP/2 connection.
+pub(super) enum Link {
+    Http1(Box<Http1>),
+    Http2(Share),
+}
+
+impl Link {
+    /// The origin's address.
+    pub(super) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Http1(http1) => http1.address,
+            Self::Http2(http2) => http2.address,
+        }
+    }
+}
+
+/// A response body as its connection delivers it.
+pub(super) enum Incoming {
+    Http1(hyper::body::Incoming),
+    Http2(Received),
+}
+
+impl Incoming {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2(received) => received.is_end_stream(),
+        }
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        match self {
+            Self::Http1(incoming) => incoming.size_hint().exact(),
+            Self::Http2(received) => received.exact_length(),
+        }
+    }
+}
+
+/// A response body, just after the head.
+pub(super) enum Content {
+    /// All of it has been read.
+    Whole(Body),
+    /// More of it must be read.
+    Streaming(Box<ResponseBody>),
+}
+
+impl Content {
+    /// Takes the body from its connection. A connection whose body is whole is kept at once.
+    pub(super) fn take(
+        link: Link,
+        incoming: Incoming,
+        deadline: Deadline,
+        limits: Limits,
+        active: Active,
+    ) -> Self {
+        let (first, incoming, link) = match (link, incoming) {
+            (Link::Http1(mut http1), Incoming::Http1(incoming)) => {
+                let (first, incoming) = match http1.body_at_once(incoming) {
+                    ReadyBody::Whole(body) => {
+                        active.give_back(http1);
+                        return Self::Whole(body);
+                    }
+                    ReadyBody::First(first, incoming) => {
+                        (Some(first.map(|frame| frame.map_err(LinkError::from))), incoming)
+                    }
+                    ReadyBody::Nothing(incoming) => (None, incoming),
+                };
+                (first, Incoming::Http1(incoming), Link::Http1(http1))
+            }
+            (_, incoming) if incoming.is_end_stream() => return Self::Whole(Body::Empty),
+            (link, incoming) => (None, incoming, link),
+        };
+        limits.arm(&deadline, limits.between_bytes);
+        let link = Some(link);
+        Self::Streaming(Box::new(ResponseBody { incoming, first, link, deadline, limits, active }))
+    }
+}
+
+/// See the top of this file.
+pub(super) struct ResponseBody {
+    incoming: Incoming,
+    /// A frame that was read before the body is polled; `Some(None)` is the end of the body.
+    first: Option<Option<Result<Frame<Bytes>, LinkError>>>,
+    /// `None` once returned or closed.
+    link: Option<Link>,
+    deadline: Deadline,
+    limits: Limits,
+    active: Active,
+}
+
+impl ResponseBody {
+    /// Whether to wait for the first piece: the head announced content and none of it has been
+    /// read, or reading it failed already.
+    pub(super) fn is_awaited(&self) -> bool {
+        match &self.first {
+            Some(first) => matches!(first, Some(Err(_))),
+            None => self.incoming.exact_length().is_some_and(|length| length > 0),
+        }
+    }
+
+    /// Waits for the first piece and keeps it for the reader of the body. Until then the whole
+    /// exchange can still fail: nothing of the response has gone to a client.
+    pub(super) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoContent>> {
+        let first = match self.poll_incoming(cx) {
+            Poll::Ready(Some(Err(error))) => Err(NoContent::BrokeOff(error)),
+            Poll::Ready(frame) => {
+                self.first = Some(frame);
+                Ok(())
+            }
+            Poll::Pending => {
+                ready!(self.poll_late(cx));
+                Err(NoContent::Deadline)
+            }
+        };
+        if first.is_err() {
+            self.link = None;
+        }
+        Poll::Ready(first)
+    }
+
+    fn poll_incoming(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(first);
+        }
+        let incoming = match &mut self.incoming {
+            Incoming::Http1(incoming) => incoming,
+            Incoming::Http2(received) => return received.poll_frame(cx),
+        };
+        let frame = match &mut self.link {
+            Some(Link::Http1(http1)) => http1.poll_body(cx, incoming),
+            _ => Pin::new(incoming).poll_frame(cx),
+        };
+        frame.map(|frame| frame.map(|frame| frame.map_err(LinkError::from)))
+    }
+
+    /// Ready once the deadline has passed. Progress of the request's body renews it.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Incoming::Http2(received) = &mut self.incoming
+            && received.has_upload_moved()
+        {
+            self.limits.arm(&self.deadline, self.limits.between_bytes);
+        }
+        self.deadline.poll(cx)
+    }
+
+    /// The body has ended: its connection is free for the next request.
+    fn finish(&mut self) {
+        if let Some(Link::Http1(http1)) = self.link.take() {
+            self.active.give_back(http1);
+        }
+    }
+
+    fn fail(&mut self, why: ProxyError) {
+        self.link = None;
+        self.active.body_failed(why);
+    }
+
+    fn late(&mut self) -> BodyError {
+        let total = self.limits.total_passed(&self.deadline);
+        self.fail(match total {
+            true => ProxyError::HttpResponseTimeout,
+            false => ProxyError::ConnectionReadTimeout,
+        });
+        let origin = self.active.origin_name();
+        if total {
+            return BodyError::new(format!("{origin} took longer than the whole may take"));
+        }
+        body_timeout(origin, self.limits.between_bytes)
+    }
+}
+
+impl BodySource for ResponseBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
+        match self.poll_incoming(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if self.incoming.is_end_stream() {
+                    self.finish();
+                } else {
+                    self.limits.arm(&self.deadline, self.limits.between_bytes);
+                }
+                let frame = match frame.into_trailers() {
+                    Ok(trailers) => Frame::trailers(fields::forwardable(trailers)),
+                    Err(data) => data,
+                };
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                self.finish();
+                Poll::Ready(None)
+            }
+            // The client's fault, not the origin's.
+            Poll::Ready(Some(Err(LinkError::RequestBody(error)))) => {
+                self.link = None;
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.fail(ProxyError::HttpResponseIncomplete);
+                let reason =
+                    format!("the response body of {} ended early", self.active.origin_name());
+                Poll::Ready(Some(Err(BodyError::caused_by(reason, error))))
+            }
+            // The deadline does not apply to a body that has ended.
+            Poll::Pending if self.link.is_none() => Poll::Pending,
+            Poll::Pending => self.poll_late(cx).map(|()| Some(Err(self.late()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.incoming.is_end_stream()
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        let first = self.first.as_ref().and_then(Option::as_ref);
+        let read = match first {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, |data| data.len() as u64),
+            _ => 0,
+        };
+        Some(self.incoming.exact_length()? + read)
+    }
+}
+
+/// Why none of the announced content arrived.
+pub(super) enum NoContent {
+    BrokeOff(LinkError),
+    Deadline,
+}
