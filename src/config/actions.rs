@@ -137,11 +137,15 @@ fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
     let mut redirect = Redirect { status: StatusCode::FOUND, location: Template::default() };
     section.read("status", &mut redirect.status);
     if ![301, 302, 303, 307, 308].contains(&redirect.status.as_u16()) {
-        section.mistake("status", "expected 301, 302, 303, 307 or 308");
+        let found = redirect.status.as_u16();
+        section.mistake("status", format!("expected 301, 302, 303, 307 or 308, found {found}"));
     }
     let located = section.read("location", &mut redirect.location);
     if section.is_written() && !located {
-        section.mistake("", "the redirect has no \"location\"");
+        section.mistake(
+            "",
+            "the redirect has no \"location\", such as location = \"https://${request.host}/\"",
+        );
     }
     section.is_written().then_some(redirect)
 }
@@ -172,7 +176,10 @@ fn read_fixed(section: &Section<'_>) -> Option<Fixed> {
     }
     section.read("content_type", &mut content_type);
     if !content.is_empty() && [204, 205, 304].contains(&status.as_u16()) {
-        let message = format!("a response of status {} has no content", status.as_u16());
+        let message = format!(
+            "a response of status {} cannot have content: remove the content, or choose another status",
+            status.as_u16()
+        );
         section.mistake("status", message);
     }
     section.is_written().then_some(Fixed { status, content, content_type })

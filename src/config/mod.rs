@@ -127,7 +127,7 @@ fn load_for(flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
     };
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
-        Mistakes(vec![Mistake::without_place(&name, format!("cannot read it: {error}"))])
+        Mistakes(vec![Mistake::without_place(&name, format!("cannot read the file: {error}"))])
     })?;
     let text = environment::fill_in(&text, &name, |name| std::env::var(name).ok())?;
     parse_for(&text, &name, path.parent().unwrap_or(Path::new("")), flags, purpose)

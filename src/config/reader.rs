@@ -30,6 +30,8 @@ pub(super) struct Reader<'a> {
     name: String,
     base: PathBuf,
     text: &'a str,
+    /// The option that is being read, for messages.
+    option: RefCell<String>,
     notes: RefCell<Notes>,
 }
 
@@ -39,6 +41,9 @@ pub(super) struct Notes {
     mistakes: Vec<(Option<usize>, Mistake)>,
     /// Warnings, in the order in which they were noted. A node can start despite them.
     pub warnings: Vec<Mistake>,
+    /// The first of `mistakes` are errors of TOML syntax. The others may follow from them alone,
+    /// because the table is incomplete, and are not reported then.
+    syntax_errors: usize,
     /// Reported only if there is no other mistake, because it usually follows from one.
     lack_of_all: Option<Mistake>,
     /// Path and value of each option, from the file or by default.
@@ -74,6 +79,9 @@ impl Setting {
 impl Notes {
     /// The mistakes in the order of the file.
     pub(super) fn mistakes(mut self) -> Vec<Mistake> {
+        if self.syntax_errors > 0 {
+            self.mistakes.truncate(self.syntax_errors);
+        }
         self.mistakes.sort_by_key(|(at, _)| *at);
         self.mistakes.dedup();
         if self.mistakes.is_empty() {
@@ -87,26 +95,35 @@ impl<'a> Reader<'a> {
     /// A reader of `text`, which came from the file `name`. Relative paths start at `base`.
     pub(super) fn new(name: &str, base: &Path, text: &'a str) -> Self {
         let (name, base) = (name.to_owned(), base.to_owned());
-        Self { purpose: Purpose::Start, name, base, text, notes: RefCell::default() }
+        let (option, notes) = Default::default();
+        Self { purpose: Purpose::Start, name, base, text, option, notes }
     }
 
     /// Parses the text; mistakes of syntax are noted.
     pub(super) fn parse(&self) -> DeTable<'a> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
-        for error in errors {
-            let message = error.message().replace('\n', " ");
-            match error.span() {
-                Some(span) => self.mistake(&span, message),
-                None => self.mistake(&(0..0), message),
-            }
+        for error in &errors {
+            let span = error.span().unwrap_or_default();
+            let message = match error.message() {
+                "duplicate key" => format!("{:?} is set twice", self.words_at(&span)),
+                message => message.replace('\n', " "),
+            };
+            self.mistake(&span, message);
         }
+        self.notes.borrow_mut().syntax_errors = errors.len();
         table.into_inner()
     }
 
-    /// Notes a mistake at a place in the text.
+    /// Notes a mistake at a place in the text. A message that begins with "expected" gets the name
+    /// of the option.
     pub(super) fn mistake(&self, span: &Range<usize>, message: impl Into<String>) {
+        let mut message = message.into();
+        let option = self.option.borrow();
+        if message.starts_with("expected ") && !option.is_empty() {
+            message = format!("{option}: {message}");
+        }
         let place = Some(mistakes::place(self.text, span));
-        let mistake = Mistake { source: self.name.clone(), place, message: message.into() };
+        let mistake = Mistake { source: self.name.clone(), place, message };
         self.notes.borrow_mut().mistakes.push((Some(span.start), mistake));
     }
 
@@ -125,6 +142,11 @@ impl<'a> Reader<'a> {
     /// Notes that there is nothing to serve; reported only if there is no other mistake.
     pub(super) fn lack_of_all(&self, message: &str) {
         self.notes.borrow_mut().lack_of_all = Some(Mistake::without_place(&self.name, message));
+    }
+
+    /// Messages are about this option from now on.
+    fn at(&self, option: String) {
+        *self.option.borrow_mut() = option;
     }
 
     /// Notes that `value` is not what was expected.
@@ -219,8 +241,9 @@ impl<'a> Section<'a> {
         for (key, value) in tables {
             let (path, pattern) =
                 self.below(&format!("{name}.{}", key.get_ref()), &format!("{name}.*"));
-            let table = self.table_of(value, "a table");
-            let section = Section::new(self.reader, path, pattern, table, key.span());
+            self.reader.at(path.clone());
+            let Some(table) = self.table_of(value, &format!("a table [{path}]")) else { continue };
+            let section = Section::new(self.reader, path, pattern, Some(table), key.span());
             named.push((key.get_ref().to_string(), section));
         }
         named.sort_by_key(|(_, section)| section.span.start);
@@ -231,7 +254,8 @@ impl<'a> Section<'a> {
     pub(super) fn list(&self, name: &'static str) -> Vec<Section<'a>> {
         let Some(value) = self.ask(name) else { return Vec::new() };
         let DeValue::Array(items) = value.get_ref() else {
-            self.reader.unexpected(value, &format!("an array of tables [[{name}]]"));
+            let (path, _) = self.below(name, name);
+            self.reader.unexpected(value, &format!("an array of tables [[{path}]]"));
             return Vec::new();
         };
         let section = |(at, item): (usize, &'a Spanned<DeValue<'a>>)| {
@@ -249,6 +273,7 @@ impl<'a> Section<'a> {
             entries.map(|(key, value)| (&**key.get_ref(), key.span(), value)).collect();
         entries.sort_by_key(|(_, span, _)| span.start);
         self.asked.borrow_mut().push(ANY);
+        self.reader.at(self.path.clone());
         self.note("", !entries.is_empty());
         entries
     }
@@ -321,7 +346,7 @@ impl<'a> Section<'a> {
                 None => {
                     let known: Vec<String> =
                         words.iter().map(|(known, _)| format!("{known:?}")).collect();
-                    self.reader.unexpected(value, &known.join(" or "));
+                    self.reader.unexpected(value, &alternatives(&known));
                 }
             }
         }
@@ -348,6 +373,7 @@ impl<'a> Section<'a> {
     pub(super) fn mistake(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         let span = value.map_or(self.span(), Spanned::span);
+        self.at(name);
         self.reader.mistake(&span, message);
     }
 
@@ -358,6 +384,7 @@ impl<'a> Section<'a> {
         let at = value.map_or(self.span(), Spanned::span);
         let is_noted = |start: &Option<usize>| *start == Some(at.start);
         if !self.reader.notes.borrow().mistakes.iter().any(|(start, _)| is_noted(start)) {
+            self.at(name);
             self.reader.mistake(&at, message);
         }
     }
@@ -406,7 +433,15 @@ impl<'a> Section<'a> {
 
     fn ask(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.asked.borrow_mut().push(name);
+        if self.table.is_some() {
+            self.at(name);
+        }
         self.table?.get(name)
+    }
+
+    /// Messages are about this option from now on.
+    fn at(&self, name: &str) {
+        self.reader.at(self.below(name, "").0.trim_end_matches('.').to_owned());
     }
 
     fn note(&self, name: &str, written: bool) {
@@ -444,11 +479,17 @@ impl Drop for Section<'_> {
         }
         for key in self.table.into_iter().flat_map(DeTable::keys) {
             if !asked.contains(&&**key.get_ref()) {
-                let near = mistakes::suggestion(key.get_ref(), asked.iter().copied());
                 let place = if self.path.is_empty() {
                     "at the top level"
                 } else {
                     &format!("in [{}]", self.path)
+                };
+                let known = BTreeSet::from_iter(asked.iter().copied());
+                let near = match mistakes::suggestion(key.get_ref(), known.iter().copied()) {
+                    none if none.is_empty() && known.len() <= LISTED_MAX => {
+                        format!("; known are {}", Vec::from_iter(known).join(", "))
+                    }
+                    near => near,
                 };
                 let message = format!("unknown option {:?} {place}{near}", key.get_ref());
                 self.reader.mistake(&key.span(), message);
@@ -468,6 +509,17 @@ fn words<T: Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
         _ => format!("{bounds:?}"),
     }
 }
+
+/// `"a", "b" or "c"`.
+fn alternatives(words: &[String]) -> String {
+    match words {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        _ => words.join(", "),
+    }
+}
+
+/// An unknown option is answered with the known ones if there are no more than these.
+const LISTED_MAX: usize = 16;
 
 /// Stands for any key of a table with user-chosen keys, such as a site name.
 const ANY: &str = "*";

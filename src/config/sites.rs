@@ -146,8 +146,12 @@ impl Sites<'_> {
         let mut name: Arc<str> = format!("rule-{}", at + 1).into();
         section.read("name", &mut name);
         let taken = self.rules.insert((site.clone(), name.clone()), section.span());
-        if taken.is_some() || &*name == DEFAULT {
-            let message = format!("site {site:?} has another rule named {name:?}");
+        if &*name == DEFAULT {
+            let message = "\"default\" is the name of the site's own action: choose another name";
+            section.mistake("name", message);
+        } else if taken.is_some() {
+            let message =
+                format!("site {site:?} has another rule named {name:?}: choose another name");
             section.mistake("name", message);
         }
         let matches = read_matches(section);

@@ -85,12 +85,29 @@ texts! {
     Arc<str>, "a string", |text| Some(text.into());
     Duration, "a duration such as \"30s\", \"250ms\" or \"12h\"", duration;
     SocketAddr, "an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\"", |text| text.parse().ok();
-    IpNet, "a network such as \"192.0.2.0/24\" or an address", network;
     Country, "a country's two-letter code (ISO 3166-1)", |text| text.parse().ok();
     Continent, "a continent: AF, AN, AS, EU, NA, OC or SA", |text| text.parse().ok();
     HeaderName, "a header field's name", |text| text.parse().ok();
     HeaderValue, "a header field's value", |text| text.parse().ok();
-    Method, "a method such as \"GET\"", |text| text.parse().ok().filter(|_| !text.chars().any(char::is_lowercase));
+    Method, "a method in upper case such as \"GET\"", |text| text.parse().ok().filter(|_| !text.chars().any(char::is_lowercase));
+}
+
+impl Value for IpNet {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let written = match value.get_ref() {
+            DeValue::String(text) => text.parse::<Self>().ok(),
+            _ => None,
+        };
+        if let Some(network) = written.filter(|network| network.trunc() != *network) {
+            let base = network.trunc();
+            reader.mistake(
+                &value.span(),
+                format!("expected the first address of the network {base}, found {:?}; write {:?}, or the address without its prefix length", network.to_string(), base.to_string()),
+            );
+            return None;
+        }
+        text(value, reader, "a network such as \"192.0.2.0/24\" or an address", network)
+    }
 }
 
 macro_rules! integers {
@@ -105,7 +122,11 @@ macro_rules! integers {
                 };
                 if number.is_none() {
                     let (low, high) = (<$type>::MIN, <$type>::MAX);
-                    reader.unexpected(value, &format!("a whole number from {low} to {high}"));
+                    let expected = match size_of::<$type>() {
+                        8 => format!("a whole number, {low} or more"),
+                        _ => format!("a whole number from {low} to {high}"),
+                    };
+                    reader.unexpected(value, &expected);
                 }
                 number
             }
@@ -167,7 +188,13 @@ impl Value for UpgradeProtocol {
         let written = text(value, reader, "a protocol's name", |text| Some(text.to_owned()))?;
         let protocol = written.parse();
         protocol
-            .map_err(|error: UpgradeProtocolError| reader.mistake(&value.span(), error.to_string()))
+            .map_err(|error: UpgradeProtocolError| {
+                let found = match error {
+                    UpgradeProtocolError::NotAName => format!(", found {written:?}"),
+                    _ => String::new(),
+                };
+                reader.mistake(&value.span(), format!("{error}{found}"));
+            })
             .ok()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
@@ -105,7 +105,7 @@ fn certificates(
 ) -> Result<Vec<CertificateDer<'static>>, PoolError> {
     let certificates = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable(pool, file, error.to_string()))?;
+        .map_err(|error| unusable(pool, file, pem_text(&error)))?;
     if certificates.is_empty() {
         return Err(unusable(pool, file, "the file has no certificate".to_owned()));
     }
@@ -113,7 +113,14 @@ fn certificates(
 }
 
 fn key(pool: &PoolSettings, file: &Path) -> Result<PrivateKeyDer<'static>, PoolError> {
-    PrivateKeyDer::from_pem_file(file).map_err(|error| unusable(pool, file, error.to_string()))
+    PrivateKeyDer::from_pem_file(file).map_err(|error| unusable(pool, file, pem_text(&error)))
+}
+
+fn pem_text(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => format!("cannot read the file: {error}"),
+        error => error.to_string(),
+    }
 }
 
 fn unusable(pool: &PoolSettings, file: &Path, reason: String) -> PoolError {

@@ -92,7 +92,7 @@ pub(crate) fn read_bus(section: &Section<'_>, bus: &mut control::bus::Settings) 
     if bus.heartbeat.is_zero() || too_short(bus.silence_max) || too_short(bus.member_kept) {
         section.mistake(
             "heartbeat",
-            "expected a time above zero and at most a third of \"silence_max\" and \"member_kept\"",
+            format!("expected a time above zero and at most a third of \"silence_max\" ({:?}) and \"member_kept\" ({:?}), found {:?}", bus.silence_max, bus.member_kept, bus.heartbeat),
         );
     }
 }

@@ -59,7 +59,7 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
         let count = tls.certificates.len();
         section.mistake(
             "default_certificate",
-            format!("there are only {count} certificates, counted from 0"),
+            format!("expected the number of a certificate, counted from 0, found {}: [[tls.certificates]] lists {count}", tls.default_certificate),
         );
     }
     section.read("refuse_misdirected", &mut tls.refuse_misdirected);

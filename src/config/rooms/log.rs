@@ -43,8 +43,17 @@ impl Value for Access {
 pub(super) fn check_log_path(section: &Section<'_>, name: &str, path: &Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {
-        section.mistake(name, format!("{} is a directory, expected a file", path.display()));
+        section.mistake(
+            name,
+            format!("expected the path of a file, found the directory {}", path.display()),
+        );
     } else if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        section.mistake(name, format!("directory {} does not exist", folder.display()));
+        section.mistake(
+            name,
+            format!(
+                "directory {} does not exist: create it, or choose another path",
+                folder.display()
+            ),
+        );
     }
 }

@@ -78,13 +78,16 @@ impl Value for Workers {
         if matches!(value.get_ref(), DeValue::String(text) if text == "auto") {
             return Some(Self(cores()));
         }
-        let number = usize::read(value, reader)?;
-        if !(1..=WORKERS_MAX).contains(&number) {
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| (1..=WORKERS_MAX).contains(number));
+        if number.is_none() {
             let max = WORKERS_MAX;
             reader.unexpected(value, &format!("\"auto\" or a number from 1 to {max}"));
-            return None;
         }
-        Some(Self(number))
+        number.map(Self)
     }
 }
 

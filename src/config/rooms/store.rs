@@ -32,6 +32,7 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
         section.read_size("size", &mut directory.bytes);
         if !section.has("size") {
             section.mistake("size", "the directory has no \"size\", such as \"100GiB\"");
+            continue;
         }
         if store.directories.iter().any(|other| other.path == directory.path) {
             section.mistake("path", format!("{} is listed twice", directory.path.display()));

@@ -37,7 +37,12 @@ fn read_pool(name: &str, section: &Section<'_>) -> PoolDefinition {
     let mut origins: Vec<OriginUrl> = Vec::new();
     section.read("origins", &mut origins);
     let origins: Vec<Origin> = origins.into_iter().map(|origin| origin.0).collect();
-    if !section.has("origins") || origins.len() > PoolSettings::ORIGINS_MAX {
+    // Entries that cannot be read are mistakes of their own.
+    let listed = section.raw("origins").map(|value| match value.get_ref() {
+        DeValue::Array(listed) => listed.len(),
+        _ => 1,
+    });
+    if !listed.is_some_and(|listed| (1..=PoolSettings::ORIGINS_MAX).contains(&listed)) {
         let max = PoolSettings::ORIGINS_MAX;
         section.mistake(
             "origins",
@@ -152,7 +157,10 @@ impl Value for OriginUrl {
             );
         }
         let Some(url) = table.get("url") else {
-            reader.mistake(&value.span(), "the origin has no \"url\"");
+            reader.mistake(
+                &value.span(),
+                "the origin has no \"url\", such as url = \"https://origin.example\"",
+            );
             return None;
         };
         let mut origin = text(url, reader, ORIGIN_EXPECTED, parse_origin)?;

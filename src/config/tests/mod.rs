@@ -74,7 +74,10 @@ fn nothing_at_all_is_a_mistake() {
     assert!(mistakes.contains("--workers: expected 1 to 1024, found 0"), "{mistakes}");
     let flags = Flags { config: Some("/nowhere/edge.toml".into()), ..Flags::default() };
     let mistakes = load(&flags).unwrap_err().to_string();
-    assert!(mistakes.starts_with("/nowhere/edge.toml: cannot read it: No such file"), "{mistakes}");
+    assert!(
+        mistakes.starts_with("/nowhere/edge.toml: cannot read the file: No such file"),
+        "{mistakes}"
+    );
 }
 
 #[test]
@@ -100,9 +103,9 @@ fn all_mistakes_come_at_once_with_their_places() {
     check(
         "[limits]\nidle_timeout = \"30 parsecs\"\nhandshake_timout = \"1s\"\nheaders_max = true\n[gard]\n",
         &[
-            "2:16: expected a duration such as \"30s\", \"250ms\" or \"12h\", found \"30 parsecs\"",
+            "2:16: limits.idle_timeout: expected a duration such as \"30s\", \"250ms\" or \"12h\", found \"30 parsecs\"",
             "3:1: unknown option \"handshake_timout\" in [limits]; did you mean \"handshake_timeout\"?",
-            "4:15: expected a whole number from 0 to 18446744073709551615, found true",
+            "4:15: limits.headers_max: expected a whole number, 0 or more, found true",
             "5:2: unknown option \"gard\" at the top level; did you mean \"guard\"?",
         ],
     );
@@ -114,41 +117,51 @@ fn syntax_is_reported_with_its_place() {
         "[limits]\nidle_timeout = 30 s\n",
         &["2:16: string values must be quoted, expected literal string"],
     );
-    check("[node]\nname = \"a\"\nname = \"b\"\n", &["3:1: duplicate key"]);
+    check("[node]\nname = \"a\"\nname = \"b\"\n", &["3:1: \"name\" is set twice"]);
 }
 
 #[test]
 fn values_have_kinds_and_bounds() {
-    check("[limits]\nheader_bytes_max = \"1KiB\"\n", &["2:20: expected 8KiB to 1MiB, found 1KiB"]);
+    check(
+        "[limits]\nheader_bytes_max = \"1KiB\"\n",
+        &["2:20: limits.header_bytes_max: expected 8KiB to 1MiB, found 1KiB"],
+    );
     check(
         "[tls]\nreload_interval = \"0s\"\n",
-        &["2:19: expected more than \"0s\", such as \"5s\""],
+        &["2:19: tls.reload_interval: expected more than \"0s\", such as \"5s\""],
     );
-    check("[limits.http2]\nstreams_max = 0\n", &["2:15: expected 1 to 10000, found 0"]);
+    check(
+        "[limits.http2]\nstreams_max = 0\n",
+        &["2:15: limits.http2.streams_max: expected 1 to 10000, found 0"],
+    );
     check(
         "[node]\nworkers = 0\n",
-        &["2:11: expected \"auto\" or a number from 1 to 1024, found 0"],
+        &["2:11: node.workers: expected \"auto\" or a number from 1 to 1024, found 0"],
     );
     check(
         "[log]\nlevel = \"loud\"\n",
         &[
-            "2:9: expected \"error\" or \"warn\" or \"info\" or \"debug\" or \"trace\", found \"loud\"",
+            "2:9: log.level: expected \"error\", \"warn\", \"info\", \"debug\" or \"trace\", found \"loud\"",
         ],
     );
     check(
         "[guard]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.1\"]\n",
-        &["2:34: expected a network such as \"192.0.2.0/24\" or an address, found \"10.1\""],
+        &[
+            "2:34: guard.trusted_proxies: expected a network such as \"192.0.2.0/24\" or an address, found \"10.1\"",
+        ],
     );
     check(
         "[dns]\nservers = [\"9.9.9.9\"]\n",
         &[
-            "2:12: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"",
+            "2:12: dns.servers: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"",
         ],
     );
     check("[dns]\nttl_min = \"2h\"\n", &["2:11: \"ttl_min\" must not be greater than \"ttl_max\""]);
     check(
         "[guard]\nclient_field = \"X-Real-IP\"\n",
-        &["2:16: expected \"X-Forwarded-For\" or \"Forwarded\", found \"X-Real-IP\""],
+        &[
+            "2:16: guard.client_field: expected \"X-Forwarded-For\" or \"Forwarded\", found \"X-Real-IP\"",
+        ],
     );
 }
 
@@ -341,8 +354,8 @@ fn pools_have_origins() {
     check(
         "pool = \"main\"\n[pools.b]\norigins = [\"a.example\", \"https://b.example/x\", { url = \"http://[::1]:80\", wieght = 2 }]\n",
         &[
-            "3:12: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"a.example\"",
-            "3:25: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"https://b.example/x\"",
+            "3:12: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"a.example\"",
+            "3:25: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"https://b.example/x\"",
             "3:75: unknown option \"wieght\" of an origin; did you mean \"weight\"?",
         ],
     );
@@ -362,7 +375,7 @@ fn sites_name_pools_that_exist() {
         "[sites.www.pools_by_country]\nDE = \"mainn\"\nXX = \"main\"\n",
         &[
             "2:6: unknown pool \"mainn\"; did you mean \"main\"?",
-            "3:1: expected a country's two-letter code (ISO 3166-1), found \"XX\"",
+            "3:1: sites.www.pools_by_country: expected a country's two-letter code (ISO 3166-1), found \"XX\"",
         ],
     );
 }
@@ -374,7 +387,7 @@ fn a_host_belongs_to_one_site() {
         &[
             "2:9: host \"www.example.org\" already belongs to site \"www\"",
             "4:9: host \"*\" already belongs to site \"b\"",
-            "4:15: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"b.example:80\"",
+            "4:15: sites.c.hosts: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"b.example:80\"",
         ],
     );
     check("[sites.b]\n", &["1:8: site \"b\" has no hosts, such as hosts = [\"example.org\"]"]);
@@ -392,7 +405,7 @@ fn rules_can_match_and_do_one_thing() {
         "[[sites.www.rules]]\npath = \"/a/../b\"\nredirect = {}\n",
         &[
             "2:8: no request can have this path: \"/a/../b\" is normalised to \"/b\"",
-            "3:12: the redirect has no \"location\"",
+            "3:12: the redirect has no \"location\", such as location = \"https://${request.host}/\"",
         ],
     );
     check(
@@ -403,14 +416,14 @@ fn rules_can_match_and_do_one_thing() {
         "[[sites.www.rules]]\npath = \"/a\"\nredirect = { location = \"${request.pth}\", status = 304 }\n",
         &[
             "3:25: there is no variable ${request.pth}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.path, request.query, request.target",
-            "3:52: expected 301, 302, 303, 307 or 308",
+            "3:52: sites.www.rules[0].redirect.status: expected 301, 302, 303, 307 or 308, found 304",
         ],
     );
     check(
         "[sites.www.request_fields]\nset = { Host = \"x\", \"a b\" = \"y\" }\n",
         &[
             "2:9: the field \"Host\" is set by the node and cannot be changed",
-            "2:21: expected a header field's name, found \"a b\"",
+            "2:21: sites.www.request_fields.set: expected a header field's name, found \"a b\"",
         ],
     );
 }
@@ -453,7 +466,9 @@ fn options_without_an_effect_are_mistakes() {
     );
     check(
         &format!("{rule}respond = {{ status = 204, content = \"b\" }}\n"),
-        &["3:22: a response of status 204 has no content"],
+        &[
+            "3:22: a response of status 204 cannot have content: remove the content, or choose another status",
+        ],
     );
     check(
         "[sites.www.response_fields]\nadd = { Content-Type = \"a/b\", Link = \"</b>\" }\n",
@@ -466,9 +481,9 @@ fn caching_has_words_and_ranges_of_statuses() {
     check(
         "[sites.www.cache]\nhonour = [\"no-store\", \"no-cash\"]\nset_cookie = \"eat\"\nlifetimes = { by_status = { 404 = \"1s\", 99 = \"1s\" } }\nkey = { query = \"none\", query_only = \"a\" }\n",
         &[
-            "2:23: expected \"all\", \"none\" or some of no-store, no-cache, max-age, min-fresh, max-stale, only-if-cached, stale-if-error, found \"no-cash\"",
-            "3:14: expected \"pass\" or \"strip\" or \"store\", found \"eat\"",
-            "4:41: expected a status such as 404 or a range such as \"500-599\", found \"99\"",
+            "2:23: sites.www.cache.honour: expected \"all\", \"none\" or some of no-store, no-cache, max-age, min-fresh, max-stale, only-if-cached, stale-if-error, found \"no-cash\"",
+            "3:14: sites.www.cache.set_cookie: expected \"pass\", \"strip\" or \"store\", found \"eat\"",
+            "4:41: sites.www.cache.lifetimes.by_status: expected a status such as 404 or a range such as \"500-599\", found \"99\"",
             "5:7: only one of \"query\", \"query_only\" and \"query_except\" can be set",
         ],
     );
@@ -577,8 +592,8 @@ fn protocols_to_switch_to_are_inherited_and_none_of_them_carries_http() {
              list only protocols that carry none, such as \"websocket\"",
             "3:26: \"TLS/1.0\" carries HTTP requests that would bypass every rule, limit and log line; \
              list only protocols that carry none, such as \"websocket\"",
-            "3:37: expected a protocol's name as in an Upgrade field, such as \"websocket\"",
-            "3:44: expected a protocol's name, found 1",
+            "3:37: sites.x.access.upgrade: expected a protocol's name as in an Upgrade field, such as \"websocket\", found \"a b\"",
+            "3:44: sites.x.access.upgrade: expected a protocol's name, found 1",
         ],
     );
 }
