@@ -521,8 +521,7 @@ fn start_error_log(level: &str) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(level.into())
         .from_env_lossy()
-        .add_directive("foyer=warn".parse().expect("a directive"))
-        .add_directive("foyer_storage=warn".parse().expect("a directive"))
+        .add_directive("foyer_memory=warn".parse().expect("a directive"))
         // h2 warns about malformed client input, so that any client could fill the log.
         .add_directive("h2=error".parse().expect("a directive"));
     tracing_subscriber::fmt()

@@ -623,10 +623,12 @@ mod tests {
         let origin =
             Origin { asked: Rc::default(), answer: Rc::new(RefCell::new(Answering::Part)) };
         let answering = origin.clone();
+        let head = node.store.partial_to_be(response).expect("long enough");
+        node.store.show(&head);
         let parts = Parts {
             store: node.store.clone(),
             fills: node.fills.clone(),
-            head: node.store.partial(response).expect("long enough"),
+            head,
             validator: Validator::Tag(HeaderValue::from_static("\"v1\"")),
             ask: Rc::new(move |range| {
                 let origin = answering.clone();

@@ -1,20 +1,21 @@
-//! The frequency sketch: which keys were asked for lately, and how often, roughly.
+//! The frequency sketch: about how often each key was requested recently.
 //!
-//! A count-min sketch of saturating counters in a fixed space; every so many additions all
-//! counters are halved, so that it forgets. It overestimates, never underestimates (but for
-//! the halving): a one-hit wonder may slip through, a hot key is not held back.
+//! A count-min sketch of saturating counters in fixed memory. All counters are halved after every
+//! [`HALVE_EVERY`] additions, so that old requests lose weight. Estimates may be too high, but
+//! never too low apart from the halving: some keys requested once are admitted to disk, and no
+//! frequent key is kept from it.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use crate::cache::KeyHash;
 
-/// Shared by all cores; races lose a count at most.
-pub(super) struct Sketch {
+/// Shared by all cores. A race loses one count at most.
+pub(super) struct FrequencySketch {
     counters: Box<[AtomicU8]>,
     additions: AtomicU32,
 }
 
-impl Sketch {
+impl FrequencySketch {
     pub(super) fn new() -> Self {
         Self {
             counters: (0..COUNTERS).map(|_| AtomicU8::new(0)).collect(),
@@ -22,7 +23,7 @@ impl Sketch {
         }
     }
 
-    /// Counts one request and returns how many there were, this one included.
+    /// Counts one request and returns the estimate, this request included.
     pub(super) fn add(&self, hash: KeyHash) -> u8 {
         if self.additions.fetch_add(1, Ordering::Relaxed) == HALVE_EVERY {
             self.additions.store(0, Ordering::Relaxed);
@@ -36,14 +37,14 @@ impl Sketch {
         counts.into_iter().min().unwrap_or_default()
     }
 
-    /// How often the key was asked for.
+    /// The estimated number of requests for the key.
     pub(super) fn estimate(&self, hash: KeyHash) -> u8 {
         let counts = self.rows(hash).map(|counter| counter.load(Ordering::Relaxed));
         counts.into_iter().min().unwrap_or_default()
     }
 
     fn rows(&self, hash: KeyHash) -> [&AtomicU8; 4] {
-        // The hash is good: each row takes 22 bits of its own.
+        // Each row uses 22 bits of the hash of its own.
         [0, 24, 48, 72].map(|shift| &self.counters[(hash.0 >> shift) as usize % COUNTERS])
     }
 
@@ -54,9 +55,9 @@ impl Sketch {
     }
 }
 
-/// 4 MiB: at a million keys between two halvings about one stranger in 5 is taken for known.
+/// 4 MiB. With a million keys between two halvings, about one new key in 5 counts as known.
 const COUNTERS: usize = 1 << 22;
-/// A few milliseconds of work every million misses.
+/// Halving takes a few milliseconds.
 const HALVE_EVERY: u32 = 1 << 20;
 
 #[cfg(test)]
@@ -69,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_key_asked_for_twice_is_known_and_a_stranger_is_not() {
-        let sketch = Sketch::new();
+        let sketch = FrequencySketch::new();
         assert_eq!(sketch.add(key(1)), 1);
         assert_eq!(sketch.add(key(1)), 2);
         assert_eq!(sketch.estimate(key(1)), 2);
@@ -78,14 +79,14 @@ mod tests {
 
     #[test]
     fn few_strangers_pass_after_half_a_million_keys() {
-        let sketch = Sketch::new();
+        let sketch = FrequencySketch::new();
         let passed = (0..500_000).filter(|number| sketch.add(key(*number)) > 1).count();
         assert!(passed < 15_000, "{passed} of 500,000");
     }
 
     #[test]
     fn what_is_not_asked_for_any_more_is_forgotten() {
-        let sketch = Sketch::new();
+        let sketch = FrequencySketch::new();
         for _ in 0..8 {
             sketch.add(key(1));
         }

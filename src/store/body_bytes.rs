@@ -7,44 +7,45 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::record::{Piece, Record};
+use super::piece::Piece;
+use super::record::Record;
 
-/// What is alive, and what of it the tier has.
+/// The counts, in bytes.
 #[derive(Default)]
 pub(super) struct BodyBytes {
-    alive: Arc<AtomicU64>,
+    referenced: Arc<AtomicU64>,
     in_tier: AtomicU64,
 }
 
-/// Bytes that are counted until the last who has them lets go.
-struct Counted {
+/// Bytes that are counted until their last reference is dropped.
+struct CountedBytes {
     bytes: Bytes,
-    alive: Arc<AtomicU64>,
+    referenced: Arc<AtomicU64>,
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for CountedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedBytes {
     fn drop(&mut self) {
-        self.alive.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+        self.referenced.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
     }
 }
 
 impl BodyBytes {
-    /// The same bytes, counted from now on. To be asked once for a body or slice.
+    /// The same bytes, counted from now on. Must be called once for each body or slice.
     pub(super) fn count(&self, bytes: Bytes) -> Bytes {
-        if bytes.len() < LEAST {
+        if bytes.len() < COUNTED_MIN {
             return bytes;
         }
-        self.alive.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Bytes::from_owner(Counted { bytes, alive: self.alive.clone() })
+        self.referenced.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Bytes::from_owner(CountedBytes { bytes, referenced: self.referenced.clone() })
     }
 
-    /// What was read from disk just now, counted.
+    /// As [`BodyBytes::count`], for the body bytes of a piece that was just read from disk.
     pub(super) fn count_piece(&self, mut piece: Piece) -> Piece {
         match &mut piece {
             Piece::Slice(slice) => slice.bytes = self.count(std::mem::take(&mut slice.bytes)),
@@ -58,30 +59,27 @@ impl BodyBytes {
         piece
     }
 
+    /// A piece enters the memory tier.
     pub(super) fn entered(&self, piece: &Piece) {
-        self.in_tier.fetch_add(counted_bytes(piece), Ordering::Relaxed);
+        self.in_tier.fetch_add(counted(piece), Ordering::Relaxed);
     }
 
+    /// A piece leaves the memory tier.
     pub(super) fn left(&self, piece: &Piece) {
-        self.in_tier.fetch_sub(counted_bytes(piece), Ordering::Relaxed);
+        self.in_tier.fetch_sub(counted(piece), Ordering::Relaxed);
     }
 
-    /// Bytes that somebody has and the tier has not.
-    pub(super) fn beyond(&self) -> u64 {
+    /// Bytes that only readers reference.
+    pub(super) fn outside_tier(&self) -> u64 {
         let in_tier = self.in_tier.load(Ordering::Relaxed);
-        self.alive.load(Ordering::Relaxed).saturating_sub(in_tier)
+        self.referenced.load(Ordering::Relaxed).saturating_sub(in_tier)
     }
 }
 
-fn counted_bytes(piece: &Piece) -> u64 {
-    let bytes = match piece {
-        Piece::Slice(slice) => slice.bytes.len(),
-        Piece::Record(Record::Response(head)) => head.inline.as_ref().map_or(0, Bytes::len),
-        Piece::Record(Record::Variants(_)) | Piece::Unknown => 0,
-    };
-    if bytes < LEAST { 0 } else { bytes as u64 }
+fn counted(piece: &Piece) -> u64 {
+    let bytes = piece.body_bytes();
+    if bytes < COUNTED_MIN { 0 } else { bytes as u64 }
 }
 
-/// Shorter bodies are not counted: as many as there can be connections are little, and each would
-/// take 64 bytes more.
-const LEAST: usize = 16 << 10;
+/// Shorter bodies are not counted: each reader holds at most one, and counting costs 64 bytes each.
+const COUNTED_MIN: usize = 16 << 10;

@@ -1,17 +1,17 @@
-//! What sites have on a disk, by a sample of its pieces.
+//! Estimates what each site has on a disk from a sample of its pieces.
 //!
-//! The index knows hashes, not sites, and a block is written over as a whole. So pieces whose hash begins
-//! with so many zero bits are remembered when they are written, and asked for in the index
-//! now and then; what is still there stands for all others of its site. Up to [`PIECES_MAX`]
-//! pieces no bit is asked for and the count is exact; a site with a hundredth of a full sample
-//! is known to within some 4 %. The sample outlives the process in a file of its own, a line a piece:
+//! The index knows hashes, not sites, and a block is overwritten as a whole. So each written piece
+//! whose hash begins with a certain number of zero bits enters the sample; those that are still in
+//! the index stand for all pieces of their site. Up to [`PIECES_MAX`] pieces the number of bits is 0
+//! and the count exact; a site with a hundredth of a full sample is known to within about 4 %. The
+//! sample is saved for the next process, one piece per line:
 //!
 //! ```text
 //! skerry-census 1 BITS
 //! ID NUMBER BYTES SITE
 //! ```
 //!
-//! A line that cannot be read is left out: a count is wrong for a while, nothing else.
+//! A line that cannot be parsed is ignored: it only makes an estimate worse for a while.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -20,8 +20,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::record::{PieceHasher, PieceKey};
-use super::sites::OnDisk;
+use super::piece_key::{PieceHasher, PieceKey};
+use super::sites::DiskUsage;
 
 /// The sample of one disk.
 #[derive(Default)]
@@ -31,34 +31,37 @@ pub(super) struct Census {
 
 #[derive(Default)]
 struct Sample {
-    /// So many zero bits a piece's hash begins with.
+    /// The number of zero bits that the hash of a sampled piece begins with.
     bits: u32,
-    pieces: HashMap<PieceKey, Counted, PieceHasher>,
+    pieces: HashMap<PieceKey, SampledPiece, PieceHasher>,
 }
 
-struct Counted {
+struct SampledPiece {
     site: Arc<str>,
     bytes: u32,
 }
 
 impl Census {
-    /// A piece was written: bytes as they lie on the disk.
+    /// A piece was written that occupies `bytes` on disk.
     pub(super) fn add(&self, key: PieceKey, site: &Arc<str>, bytes: u32) {
-        self.lock().add(key, Counted { site: site.clone(), bytes });
+        self.lock().add(key, SampledPiece { site: site.clone(), bytes });
     }
 
-    /// Forgets what is gone, and adds what every site has to `found`.
-    pub(super) fn count(&self, is_there: impl Fn(&PieceKey) -> bool, found: &mut OnDisk) {
+    /// Drops sampled pieces that are gone, and adds the estimate of each site to `usage`.
+    pub(super) fn count(&self, is_there: impl Fn(&PieceKey) -> bool, usage: &mut DiskUsage) {
         let mut sample = self.lock();
         sample.pieces.retain(|key, _| is_there(key));
-        for (key, counted) in &sample.pieces {
-            let (bytes, objects) = found.entry(counted.site.clone()).or_default();
-            *bytes += u64::from(counted.bytes) << sample.bits;
+        for (key, piece) in &sample.pieces {
+            let (bytes, objects) = usage.entry(piece.site.clone()).or_default();
+            *bytes += u64::from(piece.bytes) << sample.bits;
             *objects += u64::from(key.is_head()) << sample.bits;
         }
     }
 
-    /// Keeps it for the next start.
+    /// Saves the sample for the next start. Blocks for I/O.
+    ///
+    /// # Errors
+    /// Those of the system; the previous file is then kept.
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
         let text = self.lock().to_text();
         let (new, file) = (directory.join(FILE_NEW), directory.join(FILE));
@@ -66,14 +69,14 @@ impl Census {
         std::fs::rename(new, file)
     }
 
-    /// What the last process knew. Without a file it begins anew.
+    /// Adds the sample that the last process saved, if there is one. Blocks for I/O.
     pub(super) fn load(&self, directory: &Path) {
         let Ok(text) = std::fs::read_to_string(directory.join(FILE)) else { return };
         if let Some(sample) = Sample::of_text(&text) {
             let mut now = self.lock();
             let bits = now.bits.max(sample.bits);
-            now.ask_for(bits);
-            // What was written since the start is newer.
+            now.require_bits(bits);
+            // Pieces written since the start are newer.
             for (key, counted) in sample.pieces {
                 if !now.pieces.contains_key(&key) {
                     now.add(key, counted);
@@ -88,25 +91,25 @@ impl Census {
 }
 
 impl Sample {
-    fn add(&mut self, key: PieceKey, counted: Counted) {
+    fn add(&mut self, key: PieceKey, piece: SampledPiece) {
         if is_in(&key, self.bits) {
-            self.pieces.insert(key, counted);
+            self.pieces.insert(key, piece);
         }
         if self.pieces.len() > PIECES_MAX {
-            self.ask_for(self.bits + 1);
+            self.require_bits(self.bits + 1);
         }
     }
 
-    fn ask_for(&mut self, bits: u32) {
+    fn require_bits(&mut self, bits: u32) {
         self.bits = bits;
         self.pieces.retain(|key, _| is_in(key, bits));
     }
 
     fn to_text(&self) -> String {
         let mut text = format!("{MAGIC} {}\n", self.bits);
-        for (key, Counted { site, bytes }) in &self.pieces {
+        for (key, SampledPiece { site, bytes }) in &self.pieces {
             let (id, number) = (key.id(), key.number);
-            writeln!(text, "{id:x} {number} {bytes} {site}").expect("a string takes all");
+            writeln!(text, "{id:x} {number} {bytes} {site}").expect("a string does not fail");
         }
         text
     }
@@ -125,7 +128,7 @@ impl Sample {
                 let bytes = word()?.parse().ok()?;
                 let site = word()?;
                 let site = sites.entry(site).or_insert_with(|| site.into()).clone();
-                Some((PieceKey::new(id, number), Counted { site, bytes }))
+                Some((PieceKey::new(id, number), SampledPiece { site, bytes }))
             })();
             if let Some((key, counted)) = piece {
                 sample.add(key, counted);
@@ -139,7 +142,7 @@ fn is_in(key: &PieceKey, bits: u32) -> bool {
     PieceHasher.hash_one(key).leading_zeros() >= bits
 }
 
-/// 6 MiB of them, and a few milliseconds to ask for all.
+/// About 6 MiB, and a few milliseconds to look all of them up.
 const PIECES_MAX: usize = 1 << 16;
 const MAGIC: &str = "skerry-census 1";
 const FILE: &str = "census";
@@ -165,7 +168,7 @@ mod tests {
         census.save(directory.path()).unwrap();
         let census = Census::default();
         census.load(directory.path());
-        let mut found = OnDisk::new();
+        let mut found = DiskUsage::new();
         census.count(|piece| *piece != key(0), &mut found);
         assert_eq!(found[&sites[0]], (499 * 4096, 499));
         assert_eq!(found[&sites[1]], (500 * 4096, 500));
@@ -179,7 +182,7 @@ mod tests {
             census.add(key(number), if number % 10 == 0 { &small } else { &large }, 8192);
         }
         assert!(census.lock().pieces.len() <= PIECES_MAX);
-        let mut found = OnDisk::new();
+        let mut found = DiskUsage::new();
         census.count(|_| true, &mut found);
         let off = |site, pieces: u64| found[site].1.abs_diff(pieces) as f64 / pieces as f64;
         assert!(off(&large, 360_000) < 0.03 && off(&small, 40_000) < 0.08, "{found:?}");

@@ -1,7 +1,7 @@
 //! The on-disk encoding of heads, variant lists and slices.
 //!
 //! ```text
-//! value    version (1) = 1   kind (1)   length (4)   payload[length]
+//! value    version (1) = 2   kind (1)   length (4)   payload[length]
 //!
 //! kind 1   head:     lineage (8) stored_at_sequence (8) object (16) hash (16) slice_bytes (4)
 //!                    status (2) flags (2) response_time initial_age lifetime
@@ -19,94 +19,40 @@
 //!          128 received over HTTP/2  256 over HTTP/1.0        (neither: over HTTP/1.1)
 //! ```
 //!
-//! All numbers are little-endian. [`super::blocks`] checks a hash of key and value before. What
-//! does not decode to the last byte, or has another version, becomes [`Piece::Unknown`]: a miss.
-//! Nothing of the requester is in here, but for the selecting fields' values that Vary needs.
+//! All numbers are little-endian. [`super::blocks`] verifies the checksum of key and value before. A
+//! value of another version, or with bytes left over or missing, decodes to [`Piece::Unknown`]: a
+//! miss. It holds nothing of the requesting client but the selecting fields' values for `Vary`.
 
-use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::time::Duration;
 
 use bytes::Bytes;
-use foyer::{Code, Error, Result};
 use http::{HeaderName, HeaderValue, StatusCode, Version};
 
-use super::record::{Head, ObjectId, Piece, PieceKey, Record, place};
+use super::piece::Piece;
+use super::record::{Head, ObjectId, Record, disk_state};
 use crate::cache::vary::{Variant, VarySet};
 use crate::cache::{Freshness, KeyHash, PurgeSequence, SiteName, StoredResponse, VaryList};
 use crate::fields::FieldSection;
 use crate::purge::Checkpoint;
 
-impl Code for PieceKey {
-    fn encode(&self, writer: &mut impl Write) -> Result<()> {
-        let mut bytes = [0; KEY_BYTES];
-        bytes[..16].copy_from_slice(&self.id().to_le_bytes());
-        bytes[16..].copy_from_slice(&self.number.to_le_bytes());
-        writer.write_all(&bytes).map_err(Error::io_error)
-    }
-
-    fn decode(reader: &mut impl Read) -> Result<Self> {
-        let mut bytes = [0; KEY_BYTES];
-        reader.read_exact(&mut bytes).map_err(Error::io_error)?;
-        let (id, number) = bytes.split_at(16);
-        let id = u128::from_le_bytes(id.try_into().expect("sixteen bytes"));
-        Ok(Self::new(id, u32::from_le_bytes(number.try_into().expect("four bytes"))))
-    }
-
-    fn estimated_size(&self) -> usize {
-        KEY_BYTES
-    }
-}
-
-impl Code for Piece {
-    fn encode(&self, writer: &mut impl Write) -> Result<()> {
+impl Piece {
+    /// Appends the encoded value to `out`.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let (kind, payload) = match self {
             Self::Record(Record::Response(head)) => (HEAD, &*encode_head(head)),
             Self::Record(Record::Variants(list)) => (VARIANTS, &*encode_variants(list)),
             Self::Slice(slice) => (SLICE, &*slice.bytes),
             Self::Unknown => (SLICE, &[][..]),
         };
-        let length = u32::try_from(payload.len()).expect("pieces are bounded");
-        let mut start = [VERSION, kind, 0, 0, 0, 0];
-        start[2..].copy_from_slice(&length.to_le_bytes());
-        writer.write_all(&start).map_err(Error::io_error)?;
-        writer.write_all(payload).map_err(Error::io_error)
+        out.extend_from_slice(&[VERSION, kind]);
+        put_count(out, payload.len());
+        out.extend_from_slice(payload);
     }
 
-    fn decode(reader: &mut impl Read) -> Result<Self> {
-        let mut value = Vec::new();
-        let limit = START_BYTES as u64 + u64::from(PAYLOAD_MAX) + 1;
-        reader.take(limit).read_to_end(&mut value).map_err(Error::io_error)?;
-        Ok(Self::of_value(value.into()))
-    }
-
-    fn estimated_size(&self) -> usize {
-        let payload = match self {
-            Self::Record(Record::Response(head)) => {
-                let headers = &head.response.headers;
-                let fields: usize =
-                    headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
-                let response = &head.response;
-                let texts = response.key.len() + response.site.len() + response.variant.len();
-                let parts = response.parts.as_ref().map_or(0, |parts| parts.len() * 16);
-                let body = head.inline.as_ref().map_or(0, Bytes::len);
-                192 + fields + texts + response.tags.len() * 8 + parts + body
-            }
-            Self::Record(Record::Variants(list)) => {
-                let sets = list.sets.iter();
-                sets.map(|set| 64 * (1 + set.fields.len() + set.variants.len())).sum::<usize>()
-            }
-            Self::Slice(slice) => slice.bytes.len(),
-            Self::Unknown => 0,
-        };
-        START_BYTES + payload
-    }
-}
-
-impl Piece {
-    /// As it was encoded; a slice's bytes are those of `value`, without a copy.
-    pub(super) fn of_value(mut value: Bytes) -> Self {
+    /// Decodes a value. A slice shares the bytes of `value`, without a copy.
+    pub(super) fn decode(mut value: Bytes) -> Self {
         let Some(&[version, kind, ref length @ ..]) = value.first_chunk::<START_BYTES>() else {
             return Self::Unknown;
         };
@@ -118,16 +64,37 @@ impl Piece {
         let payload = value.split_off(START_BYTES);
         decode_payload(kind, payload).unwrap_or(Self::Unknown)
     }
+
+    /// About as many bytes as [`Piece::encode`] appends; not many less.
+    pub(super) fn encoded_bytes(&self) -> usize {
+        let payload = match self {
+            Self::Record(Record::Response(head)) => {
+                let headers = &head.response.headers;
+                let fields: usize =
+                    headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+                let response = &head.response;
+                let texts = response.key.len() + response.site.len() + response.variant.len();
+                let parts = response.parts.as_ref().map_or(0, |parts| parts.len() * 16);
+                192 + fields + texts + response.tags.len() * 8 + parts + self.body_bytes()
+            }
+            Self::Record(Record::Variants(list)) => {
+                let sets = list.sets.iter();
+                sets.map(|set| 64 * (1 + set.fields.len() + set.variants.len())).sum::<usize>()
+            }
+            Self::Slice(_) | Self::Unknown => self.body_bytes(),
+        };
+        START_BYTES + payload
+    }
 }
 
 fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
     match kind {
         HEAD => {
-            let head = decode_head(&mut From(payload))?;
+            let head = decode_head(&mut Decoder(payload))?;
             Some(Piece::Record(Record::Response(Arc::new(head))))
         }
         VARIANTS => {
-            let list = decode_variants(&mut From(payload))?;
+            let list = decode_variants(&mut Decoder(payload))?;
             Some(Piece::Record(Record::Variants(Arc::new(list))))
         }
         SLICE => Some(Piece::slice(payload, true, None)),
@@ -185,7 +152,7 @@ fn encode_head(head: &Head) -> Vec<u8> {
     out
 }
 
-fn decode_head(from: &mut From) -> Option<Head> {
+fn decode_head(from: &mut Decoder) -> Option<Head> {
     let lineage = from.u64()?;
     let stored_at_sequence = PurgeSequence(from.u64()?);
     let object = ObjectId(from.u128()?);
@@ -209,7 +176,7 @@ fn decode_head(from: &mut From) -> Option<Head> {
     let complete_length = from.u64()?;
     let (key, site, variant) = (from.string()?, from.string()?, from.string()?);
     let site = SiteName::from(&*site);
-    let tags = from.list(8, From::u64)?.into();
+    let tags = from.list(8, Decoder::u64)?.into();
     let parts = from.list(16, |from| Some(from.u64()?..from.u64()?))?;
     let headers = decode_headers(from)?;
     let inline = from.text()?;
@@ -238,14 +205,14 @@ fn decode_head(from: &mut From) -> Option<Head> {
     sane.then(|| Head {
         response,
         object,
-        inline: flag(6).then(|| alone(inline, whole)),
+        inline: flag(6).then(|| own_buffer(inline, whole)),
         slice_bytes,
         checkpoint: Checkpoint::of(lineage),
-        place: AtomicU8::new(place::WRITTEN),
+        disk_state: AtomicU8::new(disk_state::WRITTEN),
     })
 }
 
-/// How long a body must be that lies in one piece: the whole, or the one part of it.
+/// The length that an inline body must have: that of the complete body, or of its one part.
 fn inline_length(response: &StoredResponse) -> u64 {
     match response.parts.as_deref().map(|parts| &parts[..]) {
         None => response.complete_length.unwrap_or_default(),
@@ -254,12 +221,12 @@ fn inline_length(response: &StoredResponse) -> u64 {
     }
 }
 
-/// A short body is copied out of the record, or it would hold on to all the rest.
-fn alone(body: Bytes, whole: usize) -> Bytes {
+/// Copies a short body out of the record, so that it does not keep the whole buffer alive.
+fn own_buffer(body: Bytes, whole: usize) -> Bytes {
     if whole > body.len() + body.len() / 8 { Bytes::copy_from_slice(&body) } else { body }
 }
 
-fn decode_headers(from: &mut From) -> Option<FieldSection> {
+fn decode_headers(from: &mut Decoder) -> Option<FieldSection> {
     let count = from.count(8)?;
     let line = |_| {
         let name = HeaderName::from_bytes(&from.text()?).ok()?;
@@ -284,7 +251,7 @@ fn encode_variants(list: &VaryList) -> Vec<u8> {
     out
 }
 
-fn decode_variants(from: &mut From) -> Option<VaryList> {
+fn decode_variants(from: &mut Decoder) -> Option<VaryList> {
     let sets = from.list(8, |from| {
         let fields = from.list(4, |from| HeaderName::from_bytes(&from.text()?).ok())?;
         let variants = from.list(28, |from| {
@@ -298,7 +265,7 @@ fn decode_variants(from: &mut From) -> Option<VaryList> {
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize) {
-    let count = u32::try_from(count).expect("what is counted fits a piece");
+    let count = u32::try_from(count).expect("a piece is shorter than 4 GiB");
     out.extend_from_slice(&count.to_le_bytes());
 }
 
@@ -312,10 +279,10 @@ fn put_duration(out: &mut Vec<u8>, duration: Duration) {
     out.extend_from_slice(&duration.subsec_nanos().to_le_bytes());
 }
 
-/// What of a payload is still to be read.
-struct From(Bytes);
+/// The part of a payload that is not decoded yet. Each method returns `None` at its end.
+struct Decoder(Bytes);
 
-impl From {
+impl Decoder {
     fn take(&mut self, count: usize) -> Option<Bytes> {
         (count <= self.0.len()).then(|| self.0.split_to(count))
     }
@@ -356,7 +323,7 @@ impl From {
         std::str::from_utf8(&self.text()?).ok().map(Into::into)
     }
 
-    /// A count of things of at least `bytes` each: never more than what is left can hold.
+    /// A count of elements of at least `bytes` bytes each. `None` if so many do not fit the rest.
     fn count(&mut self, bytes: usize) -> Option<usize> {
         let count = self.u32()? as usize;
         (count <= self.0.len() / bytes).then_some(count)
@@ -376,10 +343,9 @@ const VERSION: u8 = 2;
 const HEAD: u8 = 1;
 const VARIANTS: u8 = 2;
 const SLICE: u8 = 3;
-const KEY_BYTES: usize = 20;
-pub(super) const START_BYTES: usize = 6;
-/// A head with its body and as many fields and tags as anyone could want; bounds what damage
-/// can make us allocate.
+const START_BYTES: usize = 6;
+/// Enough for a head with an inline body, its fields and tags. Bounds the allocation for a damaged
+/// length.
 const PAYLOAD_MAX: u32 = 8 << 20;
 
 #[cfg(test)]
@@ -393,12 +359,12 @@ mod tests {
 
     fn encode(piece: &Piece) -> Vec<u8> {
         let mut out = Vec::new();
-        piece.encode(&mut out).unwrap();
+        piece.encode(&mut out);
         out
     }
 
-    fn decode(mut bytes: &[u8]) -> Piece {
-        Piece::decode(&mut bytes).unwrap()
+    fn decode(bytes: &[u8]) -> Piece {
+        Piece::decode(Bytes::copy_from_slice(bytes))
     }
 
     fn head_of(piece: &Piece) -> &Head {
@@ -523,11 +489,10 @@ mod tests {
             };
             head.response.headers = fields.iter().map(line).collect();
             let headers = head.response.headers.clone();
-            let estimated = Piece::estimated_size(&Piece::Unknown);
-            prop_assert!(estimated > 0);
+            prop_assert!(Piece::Unknown.encoded_bytes() > 0);
             let original = piece(head);
             let encoded = encode(&original);
-            prop_assert!(original.estimated_size() >= encoded.len() - 64);
+            prop_assert!(original.encoded_bytes() >= encoded.len() - 64);
             let back = decode(&encoded);
             let back = head_of(&back);
             prop_assert_eq!(&*back.response.key, &*key);

@@ -1,27 +1,29 @@
-//! What happens to pieces that memory evicts: those worth keeping get a last chance to be written to disk.
+//! Handles pieces that leave the memory tier: wanted ones that are not on disk are queued again.
 //!
-//! Most that is worth it was written long before. What was wanted and is not in the disk's index
-//! (the queue was full, or the disk has since reused its block) is offered once more. At a clean
-//! stop everything leaves, and everything goes to disk.
+//! Most wanted pieces were written long before. One is not on disk if the queue was full, or if its
+//! block was overwritten since. At a clean stop all pieces leave memory, and all are written.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use foyer::{Cache, Event, EventListener};
+use foyer_common::event::{Event, EventListener};
+use foyer_memory::Cache;
 
 use super::body_bytes::BodyBytes;
-use super::disk::Disks;
-use super::record::{Piece, PieceHasher, PieceKey, Record, place};
+use super::disks::Disks;
+use super::piece::Piece;
+use super::piece_key::{PieceHasher, PieceKey};
+use super::record::{Record, disk_state};
 use super::sites::Sites;
 use crate::metrics::{Metric, Recorder};
 
-/// foyer's listener on the memory tier.
+/// The listener on the memory tier.
 pub(super) struct Evictions {
     disks: Disks,
     sites: Arc<Sites>,
-    held: Arc<BodyBytes>,
+    body_bytes: Arc<BodyBytes>,
     recorder: Recorder,
-    /// While memory is emptied for a stop: what came out.
+    /// Collects the pieces while memory is emptied for a stop.
     all: Mutex<Option<Vec<(PieceKey, Piece)>>>,
 }
 
@@ -29,13 +31,13 @@ impl Evictions {
     pub(super) fn new(
         disks: Disks,
         sites: Arc<Sites>,
-        held: Arc<BodyBytes>,
+        body_bytes: Arc<BodyBytes>,
         recorder: Recorder,
     ) -> Self {
-        Self { disks, sites, held, recorder, all: Mutex::default() }
+        Self { disks, sites, body_bytes, recorder, all: Mutex::default() }
     }
 
-    /// Empties memory and returns what the disk does not have of it, heads last.
+    /// Empties memory and returns the pieces that are not on disk, heads last.
     pub(super) fn take_all(
         &self,
         memory: &Cache<PieceKey, Piece, PieceHasher>,
@@ -53,22 +55,22 @@ impl Evictions {
     }
 }
 
-/// Whether this very piece was written, as far as its marks tell.
+/// Whether this version of the piece may be on disk: a piece with `false` was never written.
 fn is_on_disk(piece: &Piece) -> bool {
     match piece {
         Piece::Record(Record::Response(head)) => {
-            head.place.load(Ordering::Acquire) == place::WRITTEN
+            head.disk_state.load(Ordering::Acquire) == disk_state::WRITTEN
         }
         Piece::Record(Record::Variants(_)) => false,
         Piece::Slice(_) | Piece::Unknown => true,
     }
 }
 
-/// Whether it was found worth a disk write.
+/// Whether it was to be written to disk.
 fn is_wanted(piece: &Piece) -> bool {
     match piece {
         Piece::Record(Record::Response(head)) => {
-            head.place.load(Ordering::Acquire) != place::MEMORY
+            head.disk_state.load(Ordering::Acquire) != disk_state::MEMORY_ONLY
         }
         Piece::Record(Record::Variants(_)) => true,
         Piece::Slice(slice) => slice.wanted.load(Ordering::Relaxed),
@@ -81,8 +83,10 @@ impl EventListener for Evictions {
     type Value = Piece;
 
     fn on_leave(&self, reason: Event, key: &PieceKey, piece: &Piece) {
-        self.sites.left(key, piece);
-        self.held.left(piece);
+        if let Some(site) = piece.site(&self.sites) {
+            site.left(key, piece.weight());
+        }
+        self.body_bytes.left(piece);
         if reason != Event::Evict {
             return;
         }
@@ -90,13 +94,13 @@ impl EventListener for Evictions {
             all.push((*key, piece.share()));
             return;
         }
-        self.make_room(key, piece);
+        self.evicted(key, piece);
     }
 }
 
 impl Evictions {
-    /// A piece leaves memory for others: its last chance.
-    pub(super) fn make_room(&self, key: &PieceKey, piece: &Piece) {
+    /// Queues a wanted piece that leaves memory and is not on disk; counts it as forgotten otherwise.
+    pub(super) fn evicted(&self, key: &PieceKey, piece: &Piece) {
         if self.disks.may_contain(key) {
             return;
         }

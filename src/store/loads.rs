@@ -1,8 +1,7 @@
-//! Loads from disk under way: one for each piece, whoever asks.
+//! Loads from disk in progress: one for each piece, shared by all requests for it.
 //!
-//! A load ends by putting the piece into memory, unless something newer was put there, or the
-//! piece was forgotten, while it was read (or an old value, read
-//! slowly, would replace a new one).
+//! A load ends by inserting the piece into memory, unless a newer piece was stored or the piece was
+//! forgotten during the read: an old value that was read slowly must not replace a newer one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,16 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::record::{Piece, PieceKey, Record};
+use super::piece::Piece;
+use super::piece_key::PieceKey;
+use super::record::Record;
 
-/// What a load found.
+/// The content of a loaded piece.
 #[derive(Clone)]
-pub(super) enum Found {
+pub(super) enum LoadedPiece {
     Record(Record),
     Slice(Bytes),
 }
 
-impl Found {
+impl LoadedPiece {
     pub(super) fn of(piece: &Piece) -> Option<Self> {
         match piece {
             Piece::Record(record) => Some(Self::Record(record.clone())),
@@ -28,32 +29,46 @@ impl Found {
             Piece::Unknown => None,
         }
     }
+
+    pub(super) fn into_slice(self) -> Option<Bytes> {
+        match self {
+            Self::Slice(bytes) => Some(bytes),
+            Self::Record(_) => None,
+        }
+    }
+
+    pub(super) fn into_record(self) -> Option<Record> {
+        match self {
+            Self::Record(record) => Some(record),
+            Self::Slice(_) => None,
+        }
+    }
 }
 
-/// What a load came to; `None`: there is no such piece.
-pub(super) type Loaded<T> = Result<Option<T>, ReadFailed>;
+/// The result of a load. `None`: the disk has no such piece.
+pub(super) type LoadResult<T> = Result<Option<T>, ReadFailed>;
 
-/// One load, to be awaited by many.
-pub(super) type Load = Arc<OnceCell<Loaded<Found>>>;
+/// One load, awaited by any number of requests.
+pub(super) type Load = Arc<OnceCell<LoadResult<LoadedPiece>>>;
 
-/// A piece that a disk should have could not be read in time, or is damaged. It is gone, so that it
-/// reads as a miss from then on; the metrics have counted it, and the log tells of it.
+/// A piece that is in a disk's index could not be read in time, or is damaged. It was removed from
+/// the index, so that later lookups miss; it is counted and logged already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadFailed;
 
-/// The loads under way. As many as there are requests that wait for a disk.
+/// The loads in progress. At most one for each request that waits for a disk.
 #[derive(Default)]
 pub(super) struct Loads {
     loads: Mutex<HashMap<PieceKey, Load>>,
 }
 
 impl Loads {
-    /// The load of this piece, begun by whoever polls it first.
+    /// The load of this piece, which the first caller that polls it performs.
     pub(super) fn join(&self, key: PieceKey) -> Load {
         self.lock().entry(key).or_default().clone()
     }
 
-    /// Begins a load of this piece, if there is none.
+    /// Begins a load of this piece. `None` if one is in progress.
     pub(super) fn begin(&self, key: PieceKey) -> Option<Load> {
         match self.lock().entry(key) {
             Entry::Occupied(_) => None,
@@ -61,7 +76,7 @@ impl Loads {
         }
     }
 
-    /// Ends a load. `with` happens if nothing came in between, and before anything else can.
+    /// Ends a load. Calls `with`, under the lock, unless the load was superseded.
     pub(super) fn end(&self, load: &Load, key: PieceKey, with: impl FnOnce()) {
         let mut loads = self.lock();
         if loads.get(&key).is_some_and(|current| Arc::ptr_eq(current, load)) {
@@ -70,7 +85,8 @@ impl Loads {
         }
     }
 
-    /// Something newer takes the piece's place: a load under way ends without effect.
+    /// Calls `with`, which stores or removes the piece, under the lock. A load in progress then ends
+    /// without effect.
     pub(super) fn supersede(&self, key: PieceKey, with: impl FnOnce()) {
         let mut loads = self.lock();
         loads.remove(&key);

@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use super::record::{Head, ObjectId};
 use crate::cache::KeyHash;
 
-/// The newest objects, for as many keys as [`KEYS_MAX`]; beyond, the oldest key is forgotten, and
-/// only memory tells.
+/// The newest objects of up to [`KEYS_MAX`] keys. Beyond, the oldest key is forgotten, and an
+/// outdated part is detected only while memory has the newer object.
 #[derive(Default)]
 pub(super) struct NewestObjects {
     newest: HashMap<KeyHash, ObjectId>,
@@ -17,7 +17,7 @@ pub(super) struct NewestObjects {
 }
 
 impl NewestObjects {
-    /// An object begins by parts.
+    /// A new object is stored in parts.
     pub(super) fn begin(&mut self, hash: KeyHash, object: ObjectId) {
         if self.newest.insert(hash, object).is_some() {
             return;
@@ -30,20 +30,20 @@ impl NewestObjects {
         }
     }
 
-    /// An object has come whole.
+    /// A new object is stored completely.
     pub(super) fn supersede(&mut self, hash: KeyHash, object: ObjectId) {
         if let Some(newest) = self.newest.get_mut(&hash) {
             *newest = object;
         }
     }
 
-    /// Whether another object is known to have come after this one.
+    /// Whether a newer object of its key is known.
     pub(super) fn is_superseded(&self, head: &Head) -> bool {
         self.newest.get(&head.hash()).is_some_and(|newest| *newest != head.object)
     }
 }
 
-/// Some 400 KiB of them.
+/// About 400 KiB.
 const KEYS_MAX: usize = 8192;
 
 #[cfg(test)]
@@ -52,13 +52,13 @@ mod tests {
 
     #[test]
     fn keys_are_bounded_and_the_oldest_goes() {
-        let mut begun = NewestObjects::default();
+        let mut objects = NewestObjects::default();
         for number in 0..KEYS_MAX as u128 + 5 {
-            begun.begin(KeyHash(number), ObjectId(number));
-            begun.begin(KeyHash(number), ObjectId(number + 1));
+            objects.begin(KeyHash(number), ObjectId(number));
+            objects.begin(KeyHash(number), ObjectId(number + 1));
         }
-        assert_eq!((begun.newest.len(), begun.order.len()), (KEYS_MAX, KEYS_MAX));
-        begun.supersede(KeyHash(0), ObjectId(7));
-        assert!(!begun.newest.contains_key(&KeyHash(0)), "it was forgotten");
+        assert_eq!((objects.newest.len(), objects.order.len()), (KEYS_MAX, KEYS_MAX));
+        objects.supersede(KeyHash(0), ObjectId(7));
+        assert!(!objects.newest.contains_key(&KeyHash(0)), "it was forgotten");
     }
 }

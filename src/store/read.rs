@@ -1,8 +1,8 @@
 //! Reading a stored body.
 //!
-//! What is in memory comes out at once, without a copy, and so does what the page cache has, with
-//! one. What must be waited for is read a slice at a time with the next one on its way. A slice that is missing or has not the length it must
-//! have ends the body with an error, so that nobody takes a part for the whole.
+//! Slices in memory are returned at once, without a copy; slices in the page cache too, with one
+//! copy. Slices on disk are read one at a time, the next one ahead. A slice that is missing or has
+//! the wrong length ends the body with an error, so that a part is not taken for the complete body.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,44 +14,44 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio::task::JoinHandle;
 
-use super::Store;
 use super::record::Head;
+use super::tiers::Tiers;
 use crate::body::{BodyError, BodySource, PollFrame};
 use crate::metrics::Metric;
 
 /// The bytes of one range of one stored response.
 pub(crate) struct StoredBody {
-    store: Store,
+    tiers: Arc<Tiers>,
     head: Arc<Head>,
-    /// What is still to come out.
+    /// The bytes still to be returned.
     rest: Range<u64>,
-    /// The slice at `rest.start`, when it was asked for ahead.
-    next: Option<Slice>,
-    /// The last slice had to be waited for: the next one is asked for ahead.
+    /// The slice at `rest.start`, if it was requested ahead.
+    next: Option<NextSlice>,
+    /// Whether the last slice was read from disk: then the next one is requested ahead.
     is_cold: bool,
 }
 
-enum Slice {
+enum NextSlice {
     Ready(Bytes),
     Reading(JoinHandle<Option<Bytes>>),
 }
 
 impl StoredBody {
-    pub(super) fn new(store: Store, head: Arc<Head>, range: Range<u64>) -> Self {
+    pub(super) fn new(tiers: Arc<Tiers>, head: Arc<Head>, range: Range<u64>) -> Self {
         let end = range.end.min(head.complete_length());
-        Self { store, head, rest: range.start.min(end)..end, next: None, is_cold: false }
+        Self { tiers, head, rest: range.start.min(end)..end, next: None, is_cold: false }
     }
 
-    /// Asks for the slice at `rest.start`.
-    fn ask(&self) -> Option<Slice> {
+    /// Requests the slice at `rest.start`.
+    fn request(&self) -> Option<NextSlice> {
         let number = self.head.slices(self.rest.clone()).next()?;
-        Some(match self.store.slice_now(&self.head, number) {
-            Some(bytes) => Slice::Ready(bytes),
-            None => Slice::Reading(self.store.read_slice(&self.head, number)),
+        Some(match self.tiers.slice_now(&self.head, number) {
+            Some(bytes) => NextSlice::Ready(bytes),
+            None => NextSlice::Reading(self.tiers.read_slice(&self.head, number)),
         })
     }
 
-    /// Cuts what is wanted out of the slice at `rest.start`.
+    /// The wanted bytes of the slice at `rest.start`.
     fn cut(&mut self, slice: &Bytes) -> Bytes {
         let holds = self.head.slice_range(self.current());
         let end = self.rest.end.min(holds.end);
@@ -65,7 +65,7 @@ impl StoredBody {
     }
 
     fn fail(&mut self) -> BodyError {
-        self.store.recorder().count(Metric::StoreSlicesMissing);
+        self.tiers.recorder.count(Metric::StoreSlicesMissing);
         let number = self.current();
         self.rest.start = self.rest.end;
         BodyError::new(format!("slice {number} of the stored body is missing"))
@@ -82,12 +82,12 @@ impl BodySource for StoredBody {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         if self.next.is_none() {
-            self.next = self.ask();
+            self.next = self.request();
         }
-        self.is_cold = matches!(self.next, Some(Slice::Reading(_)));
+        self.is_cold = matches!(self.next, Some(NextSlice::Reading(_)));
         let slice = match self.next.as_mut() {
-            Some(Slice::Ready(bytes)) => Some(bytes.clone()),
-            Some(Slice::Reading(reading)) => ready!(Pin::new(reading).poll(cx)).ok().flatten(),
+            Some(NextSlice::Ready(bytes)) => Some(bytes.clone()),
+            Some(NextSlice::Reading(reading)) => ready!(Pin::new(reading).poll(cx)).ok().flatten(),
             None => None,
         };
         self.next = None;
@@ -98,7 +98,7 @@ impl BodySource for StoredBody {
         };
         let bytes = self.cut(&slice);
         if self.is_cold && !self.rest.is_empty() {
-            self.next = self.ask();
+            self.next = self.request();
         }
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }

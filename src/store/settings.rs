@@ -1,74 +1,93 @@
-//! What the operator may choose about the store.
+//! The settings of the store, and their checks.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::space::DiskReserve;
-
-/// The store's settings, as shipped by `Default`.
+/// The settings of a store. `Default` gives the values that apply without configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// Bytes that the memory tier may hold: bodies, fields, keys and bookkeeping.
+    /// Maximum bytes in the memory tier: bodies, fields, keys and bookkeeping.
     pub memory_bytes: u64,
-    /// Where bodies and heads are kept on disk. Empty: memory only.
+    /// The directories of the disk tier. Empty: memory only.
     pub directories: Vec<Directory>,
-    /// The size of a slice. Bodies up to one slice live inside their head record. 4 KiB to
-    /// 1 MiB; changing it makes stored bodies of several slices unreadable (they are fetched anew).
+    /// The size of a slice in bytes, 4 KiB to 1 MiB. A body of at most one slice is stored in its
+    /// head record. After a change, stored bodies of several slices are fetched anew.
     pub slice_bytes: usize,
-    /// A longer body is passed on but not stored.
+    /// Maximum bytes of a stored body. A longer one is forwarded but not stored.
     pub object_bytes_max: u64,
-    /// Nothing that was fetched longer ago than this is used, validated or not; purges older
-    /// than this are forgotten.
+    /// A response that was fetched longer ago is not used, validated or not. Older purges are
+    /// forgotten.
     pub object_age_max: Duration,
-    /// No site may hold more than so much of memory, and so much of the disks, in percent. 1 to 100.
+    /// Maximum share of memory, and of the disks, that one site may use: 1 to 100 percent.
     pub site_percent_max: u8,
-    /// Sites with a limit of their own.
+    /// Sites with another maximum share.
     pub site_shares: Vec<SiteShare>,
-    /// Sites that are counted apart; those beyond have one count, and one share, together.
+    /// Maximum number of sites that are counted separately. All others share one count and one limit.
     pub sites_max: usize,
-    /// What is worth a disk write.
+    /// Which pieces are written to disk.
     pub admission: Admission,
-    /// What the directories leave free of the file systems that hold them. A directory stops to
-    /// grow where its file system has no more than this.
+    /// The space that is left free on the file systems of the directories. A directory does not grow
+    /// while its file system has no more than this.
     pub disk_reserve: DiskReserve,
-    /// Take the directories' whole space when they are opened (`fallocate`), so that nobody else
-    /// can. Otherwise a directory takes it block by block, as it is filled.
+    /// Whether the whole space of a directory is allocated (`fallocate`) when it is opened. Otherwise
+    /// it is allocated block by block.
     pub preallocate: bool,
-    /// Bytes waiting to be written, per directory. Beyond: the piece stays in memory only, counted.
+    /// Maximum bytes that wait to be written, for each directory. Beyond, a piece stays in memory only,
+    /// and is counted.
     pub write_queue_bytes: usize,
-    /// A read or a batch of writes that takes longer takes its directory out of service.
+    /// Maximum duration of a read or of a batch of writes. A longer one takes its directory out of
+    /// service.
     pub disk_deadline: Duration,
-    /// How often a directory that is out of service is tried again.
+    /// Interval at which a directory that is out of service is retried.
     pub disk_retry: Duration,
 }
 
-/// One place on disk.
+/// One directory of the disk tier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Directory {
-    /// A directory of its own; made when it is missing.
+    /// Its path. Must be used for nothing else; created if missing.
     pub path: PathBuf,
-    /// How much it may hold. At least 64 MiB is sensible, a slice's hundredfold needed.
+    /// Its maximum size in bytes. At least 64 slices; 64 MiB or more is sensible.
     pub bytes: u64,
 }
 
-/// How much of the store a site may hold.
+/// The maximum share of the store for one site.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SiteShare {
     /// The site's name.
     pub site: String,
-    /// In place of [`Settings::site_percent_max`].
+    /// Replaces [`Settings::site_percent_max`]: 1 to 100.
     pub percent_max: u8,
 }
 
-/// What is worth a disk write.
+/// Which pieces are written to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// Everything that is stored.
     All,
-    /// What was asked for at least twice within the memory of a frequency sketch: one-hit
-    /// wonders live in memory only and don't wear the disk. Bodies that memory cannot hold
-    /// while they are being read are written at once.
+    /// What was requested at least twice within the memory of a frequency sketch, so that responses
+    /// requested once do not wear the disk. Bodies that are too long to stay in memory while they
+    /// are being read are written at once.
     Frequent,
+}
+
+/// The space of a file system that the disk cache leaves free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DiskReserve {
+    /// A twentieth of the file system, but at least the smaller of 1 GiB and a tenth of it.
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+impl DiskReserve {
+    /// The reserve in bytes on a file system of `total` bytes.
+    pub(crate) fn bytes(self, total: u64) -> u64 {
+        match self {
+            Self::Auto => (total / 20).max(AUTO_LEAST.min(total / 10)),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -93,7 +112,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What stands in the way of opening a store, in words for the operator.
+    /// The reasons why these settings are rejected, each an error message. Empty if they are valid.
     pub(crate) fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if !(4 << 10..=1 << 20).contains(&self.slice_bytes) {
@@ -126,3 +145,5 @@ impl Settings {
         mistakes
     }
 }
+
+const AUTO_LEAST: u64 = 1 << 30;

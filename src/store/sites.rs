@@ -1,20 +1,19 @@
-//! What each site has of the store, and how much it may have.
+//! How much of the store each site uses, and its limits.
 //!
-//! In memory every piece is counted as it comes and as it leaves, and a site that has more than
-//! its share there loses its own oldest pieces, not those of others. On disk the
-//! [census](super::census) counts, and a site that has its share writes no more until some of
-//! it is gone. Shares of the others are what keeps a floor under a site
-//! (docs/decisions/0012-shares-cap-sites.md).
+//! In memory each piece is counted when it enters and when it leaves; a site above its limit loses
+//! its own oldest pieces. On disk the [census](super::census) estimates the usage; a site at its
+//! limit writes nothing until some of its pieces are overwritten. The limits of the other sites
+//! guarantee each site its minimum (docs/decisions/0012-shares-cap-sites.md).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::record::{Piece, PieceKey, Record};
+use super::piece_key::PieceKey;
 use super::settings::Settings;
 use super::stat::SiteStat;
 
-/// All sites that ever stored something, as many as are counted apart.
+/// The sites that have stored something, up to [`Settings::sites_max`].
 pub(super) struct Sites {
     sites: Mutex<HashMap<Arc<str>, Arc<Site>>>,
     settings: Settings,
@@ -23,24 +22,24 @@ pub(super) struct Sites {
 /// One site.
 pub(super) struct Site {
     pub name: Arc<str>,
-    memory: Count,
-    /// As the census has it, and what was written since.
-    disk: Count,
-    /// `None`: all of it.
+    memory: Usage,
+    /// The census' estimate, plus what was written since.
+    disk: Usage,
+    /// `None`: no limit.
     memory_bytes_max: Option<u64>,
     disk_bytes_max: Option<u64>,
-    /// Its pieces in memory, oldest first, where it has a limit. Some may be gone.
+    /// The keys of its pieces in memory, oldest first, if it has a limit. Some may have left.
     oldest: Mutex<VecDeque<PieceKey>>,
 }
 
 /// Bytes and stored responses.
 #[derive(Default)]
-struct Count {
+struct Usage {
     bytes: AtomicU64,
     objects: AtomicU64,
 }
 
-impl Count {
+impl Usage {
     fn add(&self, bytes: u64, is_head: bool) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.objects.fetch_add(u64::from(is_head), Ordering::Relaxed);
@@ -65,15 +64,15 @@ impl Count {
     }
 }
 
-/// What a site has on the disks: bytes and stored responses.
-pub(super) type OnDisk = BTreeMap<Arc<str>, (u64, u64)>;
+/// By site: bytes and stored responses on the disks.
+pub(super) type DiskUsage = BTreeMap<Arc<str>, (u64, u64)>;
 
 impl Sites {
     pub(super) fn new(settings: &Settings) -> Self {
         Self { sites: Mutex::default(), settings: settings.clone() }
     }
 
-    /// The site of this name, or what stands for all beyond the limit of sites.
+    /// The site of this name, or the common entry of all sites beyond [`Settings::sites_max`].
     pub(super) fn of(&self, name: &str) -> Arc<Site> {
         let mut sites = self.lock();
         if let Some(site) = sites.get(name) {
@@ -85,29 +84,13 @@ impl Sites {
         sites.entry(name.into()).or_insert_with(make).clone()
     }
 
-    /// Whose piece it is, where that is known. Lists of variants are nobody's.
-    pub(super) fn of_piece(&self, piece: &Piece) -> Option<Arc<Site>> {
-        match piece {
-            Piece::Record(Record::Response(head)) => Some(self.of(&head.response.site)),
-            Piece::Slice(slice) => slice.site.clone(),
-            Piece::Record(Record::Variants(_)) | Piece::Unknown => None,
-        }
-    }
-
-    /// A piece left memory.
-    pub(super) fn left(&self, key: &PieceKey, piece: &Piece) {
-        if let Some(site) = self.of_piece(piece) {
-            site.memory.take(piece.weight() as u64, key.is_head());
-        }
-    }
-
-    /// What the census found.
-    pub(super) fn set_on_disk(&self, found: &OnDisk) {
-        for name in found.keys() {
+    /// Sets the usage of the disks that the census estimated.
+    pub(super) fn set_on_disk(&self, usage: &DiskUsage) {
+        for name in usage.keys() {
             self.of(name);
         }
         for (name, site) in &*self.lock() {
-            let (bytes, objects) = found.get(name).copied().unwrap_or_default();
+            let (bytes, objects) = usage.get(name).copied().unwrap_or_default();
             site.disk.set(bytes, objects);
         }
     }
@@ -130,30 +113,35 @@ impl Site {
         let share = |bytes: u64| (percent < 100).then(|| bytes / 100 * u64::from(percent));
         Self {
             name: name.into(),
-            memory: Count::default(),
-            disk: Count::default(),
+            memory: Usage::default(),
+            disk: Usage::default(),
             memory_bytes_max: share(settings.memory_bytes),
             disk_bytes_max: share(settings.directories.iter().map(|it| it.bytes).sum()),
             oldest: Mutex::default(),
         }
     }
 
-    /// A piece comes into memory.
-    pub(super) fn entered(&self, key: &PieceKey, piece: &Piece) {
-        self.memory.add(piece.weight() as u64, key.is_head());
+    /// A piece of this weight in bytes enters memory.
+    pub(super) fn entered(&self, key: &PieceKey, weight: usize) {
+        self.memory.add(weight as u64, key.is_head());
         if self.memory_bytes_max.is_some() {
             self.oldest().push_back(*key);
         }
     }
 
-    /// Which of its pieces must leave memory, one at a time; never the last that came.
+    /// A piece of this weight in bytes leaves memory.
+    pub(super) fn left(&self, key: &PieceKey, weight: usize) {
+        self.memory.take(weight as u64, key.is_head());
+    }
+
+    /// The next piece that must leave memory; never the newest.
     pub(super) fn surplus(&self, is_there: impl Fn(&PieceKey) -> bool) -> Option<PieceKey> {
         let max = self.memory_bytes_max?;
         let mut oldest = self.oldest();
         if self.memory.bytes() > max && oldest.len() > 1 {
             return oldest.pop_front();
         }
-        // What left by itself is not waited for.
+        // Drop the keys of pieces that have left already.
         let pieces_max = max as usize / PIECE_BYTES_LEAST;
         if oldest.len() > QUEUE_LEAST.max(pieces_max) {
             oldest.retain(|key| is_there(key));
@@ -161,12 +149,12 @@ impl Site {
         None
     }
 
-    /// A piece was written.
+    /// A piece of this size in bytes was written to disk.
     pub(super) fn written(&self, bytes: u64, is_head: bool) {
         self.disk.add(bytes, is_head);
     }
 
-    /// Whether it has its share of the disks.
+    /// Whether it has reached its limit on the disks.
     pub(super) fn is_disk_full(&self) -> bool {
         self.disk_bytes_max.is_some_and(|max| self.disk.bytes() >= max)
     }
@@ -194,8 +182,8 @@ impl std::fmt::Debug for Site {
     }
 }
 
-/// What stands for the sites beyond the limit.
+/// The name of the common entry.
 const OTHERS: &str = "(others)";
-/// No piece weighs less in memory.
+/// The minimum weight of a piece in memory.
 const PIECE_BYTES_LEAST: usize = 512;
 const QUEUE_LEAST: usize = 1024;

@@ -1,7 +1,7 @@
 //! Whether the disk cache fits the file systems that hold it.
 //!
 //! A directory's file grows block by block, and only while its file system keeps a reserve free
-//! ([`DiskReserve`]). A size that cannot be reached is told before the node starts ([`misfits`]).
+//! ([`DiskReserve`]). [`misfits`] reports sizes that cannot be reached before the node starts.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,64 +11,44 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfs;
 
-use super::disk;
-use super::settings::Settings;
+use super::layout;
+use super::settings::{DiskReserve, Settings};
 
-/// How much of a file system the disk cache leaves free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DiskReserve {
-    /// A twentieth of the file system, but no less than 1 GiB or, where that is more than a tenth
-    /// of the file system, a tenth.
-    Auto,
-    /// So many bytes.
-    Bytes(u64),
-}
-
-/// Directories of one file system that cannot have the sizes that they are given.
+/// Directories of one file system whose configured sizes do not fit it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Misfit {
     /// Their positions in [`Settings::directories`]. Never empty.
     pub directories: Vec<usize>,
-    /// The first one's path, or what exists above it.
+    /// The path of the first one, or its nearest existing parent.
     pub path: PathBuf,
-    /// Their sizes together.
+    /// Sum of their configured sizes in bytes.
     pub wanted_bytes: u64,
-    /// What they can have together.
+    /// Bytes that fit for all of them together.
     pub fits_bytes: u64,
-    /// What the file system has free.
+    /// Free bytes of the file system.
     pub free_bytes: u64,
-    /// What must stay free.
+    /// Bytes that must stay free.
     pub reserve_bytes: u64,
-    /// What the directories' files have already.
+    /// Bytes that the directories' files occupy already.
     pub own_bytes: u64,
-    /// Every file has been made at its full length before: the node may start, and each directory
-    /// grows as far as there is room.
+    /// Whether every file has its full length already: then the node may start, and each directory
+    /// grows as far as there is space.
     pub is_in_use: bool,
 }
 
-/// The size of a file system and what is free of it for this process, in bytes.
+/// Size and free space of a file system for this process, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Space {
     total: u64,
     free: u64,
 }
 
-/// What one directory wants of its file system, in bytes.
+/// The space that one directory needs on its file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Claim {
     wanted: u64,
     own: u64,
     is_in_use: bool,
-}
-
-impl DiskReserve {
-    /// For a file system of `total` bytes.
-    pub(crate) fn bytes(self, total: u64) -> u64 {
-        match self {
-            Self::Auto => (total / 20).max(AUTO_LEAST.min(total / 10)),
-            Self::Bytes(bytes) => bytes,
-        }
-    }
 }
 
 impl Space {
@@ -86,14 +66,14 @@ impl Space {
         Self { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) }
     }
 
-    /// What may be taken.
+    /// Free bytes beyond the reserve.
     pub(super) fn beyond(self, reserve: DiskReserve) -> u64 {
         self.free.saturating_sub(reserve.bytes(self.total))
     }
 }
 
 impl Misfit {
-    /// What is wrong and what to do, for the operator.
+    /// An error message for the operator: what is wrong and what to do.
     pub(crate) fn advice(&self) -> String {
         let [wanted, fits, free, reserve, own] = [
             self.wanted_bytes,
@@ -116,16 +96,16 @@ impl Misfit {
     }
 }
 
-/// Directories whose sizes their file systems have no room for. Those of one file system count
-/// together. A directory whose file system cannot be asked is left out: the node says so when it
-/// opens it.
+/// Directories whose configured sizes do not fit their file systems. Those on one file system count
+/// together. A directory whose file system cannot be queried is left out: opening it fails and is
+/// logged.
 pub(crate) fn misfits(settings: &Settings) -> Vec<Misfit> {
     let mut by_device: BTreeMap<u64, Vec<(usize, Claim, PathBuf)>> = BTreeMap::new();
     for (number, directory) in settings.directories.iter().enumerate() {
         let above = existing(&directory.path);
         let Ok(metadata) = fs::metadata(&above) else { continue };
-        let wanted = disk::file_bytes(directory, settings.slice_bytes);
-        let file = fs::metadata(disk::data_file(&directory.path)).ok();
+        let wanted = layout::file_bytes(directory, settings.slice_bytes);
+        let file = fs::metadata(layout::data_file(&directory.path)).ok();
         let own = file.as_ref().map_or(0, |file| file.blocks() * 512);
         let is_in_use = file.is_some_and(|file| file.len() == wanted);
         let claim = Claim { wanted, own, is_in_use };
@@ -133,7 +113,7 @@ pub(crate) fn misfits(settings: &Settings) -> Vec<Misfit> {
     }
     let misfit = |claims: Vec<(usize, Claim, PathBuf)>| {
         let path = claims.first()?.2.clone();
-        // One without a size, such as /proc, holds no files; the start says so.
+        // A file system without a size, such as /proc, holds no files: opening the directory fails.
         let space = Space::of(&path).ok().filter(|space| space.total > 0)?;
         let (directories, claims): (Vec<_>, Vec<_>) =
             claims.into_iter().map(|(number, claim, _)| (number, claim)).unzip();
@@ -145,8 +125,8 @@ pub(crate) fn misfits(settings: &Settings) -> Vec<Misfit> {
     by_device.into_values().filter_map(misfit).collect()
 }
 
-/// How much memory this process can have, in bytes: the machine's, or less where its control group
-/// has a limit. `None`: the system does not say.
+/// The memory that this process can use, in bytes: the machine's, or the limit of its control group
+/// if that is lower. `None` if the system does not report it.
 pub(crate) fn memory_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
@@ -156,7 +136,7 @@ pub(crate) fn memory_bytes() -> Option<u64> {
     Some(total.min(limit.unwrap_or(u64::MAX)))
 }
 
-/// `None`: the claims fit. Space that files have already is never taken from them.
+/// `None` if the claims fit. Space that the files occupy already counts as available to them.
 fn weigh(claims: &[Claim], space: Space, reserve: DiskReserve) -> Option<Misfit> {
     let sum = |of: fn(&Claim) -> u64| claims.iter().map(of).fold(0, u64::saturating_add);
     let (wanted, own) = (sum(|claim| claim.wanted), sum(|claim| claim.own));
@@ -180,11 +160,11 @@ fn existing(path: &Path) -> PathBuf {
     found.unwrap_or(Path::new("/")).to_owned()
 }
 
-/// `44.8 GiB`; no more digits than an operator needs.
+/// A size for the operator, with one decimal: `44.8 GiB`.
 pub(crate) fn bytes_text(bytes: u64) -> String {
     let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
-        // Rounded down: what is said to fit must fit.
+        // Rounded down, so that a size that is said to fit does fit.
         Some((unit, name)) => {
             let tenths = (u128::from(bytes) * 10 / u128::from(unit)) as u64;
             format!("{}.{} {name}", tenths / 10, tenths % 10)
@@ -192,8 +172,6 @@ pub(crate) fn bytes_text(bytes: u64) -> String {
         None => format!("{bytes} B"),
     }
 }
-
-const AUTO_LEAST: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {

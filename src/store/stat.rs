@@ -1,26 +1,24 @@
-//! What the store holds, for `skerry store stat`, the admin API and the gauges.
+//! Statistics of the store, for `skerry store stat`, the admin API and the gauges.
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{Inner, Store};
-
-/// A look at the store.
+/// The state of the store at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stat {
-    /// Bytes in memory, as weighed.
+    /// Estimated bytes in the memory tier.
     pub memory_bytes: u64,
-    /// How many there may be.
+    /// The limit of the memory tier, in bytes.
     pub memory_bytes_max: u64,
     /// Head records, variant lists and slices in memory.
     pub memory_pieces: u64,
-    /// Bytes of bodies that memory has let go of, and somebody still has: who reads them slowly.
+    /// Bytes of bodies that memory has evicted and slow readers still reference.
     pub held_bytes: u64,
     /// Entries of the purge table.
     pub purge_entries: u64,
@@ -32,7 +30,7 @@ pub(crate) struct Stat {
     pub sites: Vec<SiteStat>,
 }
 
-/// What a site has of the store.
+/// A site's usage of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SiteStat {
     /// Its name.
@@ -41,52 +39,52 @@ pub(crate) struct SiteStat {
     pub memory_bytes: u64,
     /// Stored responses in memory.
     pub memory_objects: u64,
-    /// Its limit there. `None`: all of it.
+    /// Its limit in memory. `None`: no limit.
     pub memory_bytes_max: Option<u64>,
-    /// Bytes on disk, by a sample.
+    /// Bytes on disk, estimated from a sample.
     pub disk_bytes: u64,
-    /// Stored responses on disk, by a sample.
+    /// Stored responses on disk, estimated from a sample.
     pub disk_objects: u64,
-    /// Its limit there. `None`: all of it.
+    /// Its limit on disk. `None`: no limit.
     pub disk_bytes_max: Option<u64>,
 }
 
-/// A look at one directory.
+/// The state of one directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DirectoryStat {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Whether it is used.
+    /// Its state of service.
     pub service: Service,
-    /// How much it may hold.
+    /// Its configured size in bytes.
     pub bytes_max: u64,
-    /// How much of its file system it has: with this it makes do until it grows.
+    /// Bytes allocated on its file system so far.
     pub bytes: u64,
-    /// It cannot grow: its file system has no room beyond the reserve.
+    /// Whether it cannot grow because its file system has no space beyond the reserve.
     pub is_short_of_space: bool,
-    /// Written since the start.
+    /// Bytes written since the start.
     pub written_bytes: u64,
-    /// Read since the start.
+    /// Bytes read since the start.
     pub read_bytes: u64,
-    /// Waiting to be written.
+    /// Bytes waiting to be written.
     pub queued_bytes: u64,
 }
 
-/// Whether a directory is used.
+/// The state of service of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
-    /// Read and written.
+    /// It is read and written.
     Serving,
     /// Its index is being read back: nothing is read from it yet, writes wait.
     Recovering,
-    /// Writes failed: it is only read until they work again.
+    /// A write failed: it is only read until a retry succeeds.
     ReadOnly,
-    /// It stalled or could not be opened: it is neither read nor written until it works again.
+    /// It exceeded the deadline or could not be opened: neither read nor written until a retry succeeds.
     Out,
 }
 
 impl Service {
-    /// For logs and the admin API.
+    /// The word for logs and the admin API.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Serving => "serving",
@@ -97,13 +95,12 @@ impl Service {
     }
 }
 
-/// The store's gauges, looked at with each scrape for as long as there is a store.
-pub(super) struct Gauges(pub(super) Weak<Inner>);
+/// The store's gauges. Calls the function at each scrape; it returns `None` once the store is gone.
+pub(super) struct Gauges(pub(super) Box<dyn Fn() -> Option<Stat> + Send + Sync>);
 
 impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let Some(inner) = self.0.upgrade() else { return Ok(()) };
-        let stat = Store { inner }.stat();
+        let Some(stat) = self.0() else { return Ok(()) };
         for (name, help, value) in [
             ("store_memory_bytes", "Bytes in the memory tier.", stat.memory_bytes),
             ("store_memory_bytes_max", "Maximum bytes in the memory tier.", stat.memory_bytes_max),

@@ -1,9 +1,8 @@
-//! Writing: whole objects from their first byte to their last, and objects by parts.
+//! Writing complete objects, from the first byte to the last.
 //!
 //! ```text
 //! writer() ─ push(bytes)* ─▶ slices, readable by number at once ─ finish() ─▶ head: visible
-//!                     └ dropped: nothing is visible; the slices age out of the tiers
-//! partial() ─▶ head with no parts ─ put_slice()* ─ add_part()* ─▶ head with all: an object like others
+//!                     └ dropped: the object never becomes visible; its slices age out of the tiers
 //! ```
 
 use std::sync::Arc;
@@ -11,11 +10,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::Store;
-use super::record::{Head, ObjectId};
+use super::piece_key::{ObjectId, PieceKey};
+use super::record::Head;
 use super::sites::Site;
 use crate::cache::{KeyHash, StoredResponse};
 
-/// Why an object was not stored. The response itself is none the worse for it.
+/// Why an object was not stored. The response to the client is not affected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WriteError {
     /// `object_bytes_max` is exceeded.
@@ -24,15 +24,15 @@ pub(crate) enum WriteError {
         /// The limit.
         limit: u64,
     },
-    /// The body ended early, or went on for too long.
+    /// The body has not the announced length.
     #[error("the body has {length} bytes, but {promised} were announced")]
     Length {
-        /// What was pushed.
+        /// Bytes pushed.
         length: u64,
         /// `complete_length`.
         promised: u64,
     },
-    /// A slice of a partial object has not the bytes that its number stands for.
+    /// A slice of a partial object has the wrong length.
     #[error("slice {number} has {length} bytes instead of {expected}")]
     SliceLength {
         /// The slice's number.
@@ -42,7 +42,7 @@ pub(crate) enum WriteError {
         /// The length it must have.
         expected: u64,
     },
-    /// A partial object needs a known length beyond one slice.
+    /// A partial object must have a known length of more than one slice.
     #[error("an object of {length} bytes cannot be stored in parts")]
     NotByParts {
         /// `complete_length`, zero when it is not known.
@@ -58,11 +58,13 @@ pub(crate) struct ObjectWriter {
     site: Arc<Site>,
     hash: KeyHash,
     object: ObjectId,
-    /// The slice being filled.
+    /// The incomplete last slice.
     slice: BytesMut,
-    /// How many slices are in the store.
+    /// Number of slices in the store.
     slices: u32,
+    /// Bytes pushed.
     length: u64,
+    /// Whether the object is to be written to disk.
     wanted: bool,
 }
 
@@ -71,16 +73,19 @@ impl ObjectWriter {
         let hash = response.hash();
         let object = store.next_object(hash);
         let length = response.complete_length.unwrap_or_default();
-        let wanted = store.wants_on_disk(hash, length);
-        let site = store.site(&response.site);
+        let wanted = store.tiers.wants_on_disk(hash, length);
+        let site = store.tiers.sites.of(&response.site);
         let slice = BytesMut::new();
         Self { store, response, site, hash, object, slice, slices: 0, length: 0, wanted }
     }
 
-    /// Appends to the body, in pieces of any size; the writer cuts the slices. Waits while the
-    /// disk's queue is full, never for longer than the disk's deadline.
+    /// Appends to the body, in pieces of any size. Waits while the disk's queue is full, for each
+    /// slice at most the disk's deadline.
+    ///
+    /// # Errors
+    /// The body is longer than announced, or than the maximum size of objects.
     pub(crate) async fn push(&mut self, mut bytes: Bytes) -> Result<(), WriteError> {
-        let limit = self.store.settings().object_bytes_max;
+        let limit = self.store.tiers.settings.object_bytes_max;
         if self.length + bytes.len() as u64 > limit {
             return Err(WriteError::TooLarge { limit });
         }
@@ -90,9 +95,9 @@ impl ObjectWriter {
             return Err(WriteError::Length { length: self.length, promised });
         }
         while !bytes.is_empty() {
-            // A full slice goes only when more comes: a body of exactly one slice is inline.
+            // A full slice is stored when more bytes follow: a body of exactly one slice is inline.
             if self.slice.len() == self.slice_bytes() {
-                self.put().await;
+                self.put_slice().await;
             }
             let room = self.slice_bytes() - self.slice.len();
             let piece = bytes.split_to(room.min(bytes.len()));
@@ -102,7 +107,10 @@ impl ObjectWriter {
         Ok(())
     }
 
-    /// The whole body was pushed: makes the object visible.
+    /// Makes the object visible, after the whole body was pushed.
+    ///
+    /// # Errors
+    /// The body is shorter than announced.
     pub(crate) async fn finish(mut self) -> Result<Arc<Head>, WriteError> {
         let length = self.length;
         if let Some(promised) = self.response.complete_length.filter(|&it| it != length) {
@@ -110,46 +118,42 @@ impl ObjectWriter {
         }
         let mut inline = None;
         if self.slices == 0 {
-            inline = Some(self.store.inner.held.count(exact(std::mem::take(&mut self.slice))));
+            inline =
+                Some(self.store.tiers.body_bytes.count(exact(std::mem::take(&mut self.slice))));
         } else if !self.slice.is_empty() {
-            self.put().await;
+            self.put_slice().await;
         }
         self.response.complete_length = Some(length);
         self.response.parts = None;
-        self.store.changes().supersede(self.hash, self.object);
+        self.store.newest().supersede(self.hash, self.object);
         let head = self.store.new_head(self.response, self.object, inline);
         Ok(self.store.put_head(head, self.wanted))
     }
 
-    /// The object's id, by which slices can be read before it is finished.
+    /// The object's id, with which its slices can be read before it is finished.
     pub(crate) fn object(&self) -> ObjectId {
         self.object
     }
 
-    /// How many slices can be read by number already.
+    /// Number of slices that can be read already.
     pub(crate) fn slices_stored(&self) -> u32 {
         self.slices
     }
 
-    /// How many bytes were pushed.
-    pub(crate) fn length(&self) -> u64 {
-        self.length
-    }
-
-    async fn put(&mut self) {
-        if !self.wanted && self.store.wants_on_disk(self.hash, self.length) {
-            // Longer than memory should hold unread: from here on it goes to disk, and so does
-            // what is still in memory of it.
+    async fn put_slice(&mut self) {
+        if !self.wanted && self.store.tiers.wants_on_disk(self.hash, self.length) {
+            // Too long to stay in memory unread: write this and the following slices to disk, and
+            // the previous ones that memory still has.
             self.wanted = true;
-            self.store.write_slices(self.object, 0..self.slices).await;
+            self.store.tiers.write_slices(self.object, 0..self.slices).await;
         }
         let slice = exact(std::mem::take(&mut self.slice));
-        let (object, number) = (self.object, self.slices);
-        self.store.put_slice_bytes(object, number, slice, self.wanted, &self.site).await;
+        let key = PieceKey::slice(self.object, self.slices);
+        self.store.tiers.put_slice(key, slice, self.wanted, &self.site).await;
         self.slices += 1;
     }
 
-    /// Room for what is known to come, so that small bodies are not copied twice.
+    /// Reserves capacity for the bytes that are announced, so that small bodies are not copied twice.
     fn reserve(&mut self, piece: usize) {
         if self.slice.capacity() - self.slice.len() >= piece {
             return;
@@ -168,11 +172,11 @@ impl ObjectWriter {
     }
 
     fn slice_bytes(&self) -> usize {
-        self.store.settings().slice_bytes
+        self.store.tiers.settings.slice_bytes
     }
 }
 
-/// What is stored for long must not hold on to room that it does not need.
+/// Frees unused capacity, because the bytes may be stored for long.
 fn exact(slice: BytesMut) -> Bytes {
     if slice.capacity() > slice.len() + slice.len() / 8 {
         Bytes::copy_from_slice(&slice)

@@ -38,7 +38,7 @@ async fn fill(store: &Store, objects: u64) {
         let head = writer.finish().await.unwrap();
         let queued = store.stat().directories.first().map_or(0, |disk| disk.queued_bytes);
         if number % 256 == 255 && queued > 32 << 20 {
-            while head.place.load(Ordering::Acquire) != place::WRITTEN {
+            while head.disk_state.load(Ordering::Acquire) != disk_state::WRITTEN {
                 tokio::task::yield_now().await;
             }
         }
@@ -327,7 +327,8 @@ async fn admission_over_a_replay() {
                 tokio::task::yield_now().await;
             }
         }
-        let writes = store.recorder().metrics().total(crate::metrics::Metric::StoreDiskWrites, 0);
+        let writes =
+            store.tiers.recorder.metrics().total(crate::metrics::Metric::StoreDiskWrites, 0);
         println!(
             "{admission:?}: {writes} disk writes, {:.1} % hits, {:.1} % of the popular half",
             hits as f64 * 200.0 / REQUESTS as f64,

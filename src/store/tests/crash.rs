@@ -71,7 +71,7 @@ async fn child() {
             writer.push(body(key, version)).await.unwrap();
             let head = writer.finish().await.unwrap();
             while random(&mut state).is_multiple_of(2)
-                && head.place.load(Ordering::Acquire) != place::WRITTEN
+                && head.disk_state.load(Ordering::Acquire) != disk_state::WRITTEN
             {
                 tokio::task::yield_now().await;
             }

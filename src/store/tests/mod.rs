@@ -3,21 +3,23 @@
 mod bench;
 mod crash;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicU8;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 
 use rustix::fs::FallocateFlags;
+use tokio::runtime::Handle;
 
 use super::stat::{Service, SiteStat};
 use super::*;
 use crate::cache::vary::{Variant, variant_key};
 use crate::cache::{CacheKey, Freshness, PurgeScope, PurgeSequence};
 use crate::clock::Clock;
-use crate::metrics::Metric;
+use crate::metrics::{Metric, Metrics};
 use crate::purge::{self, PurgeBatch};
 
 /// A stored response under this URL.
@@ -58,7 +60,7 @@ pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> Head {
         inline: Some(Bytes::from_static(b"body")),
         slice_bytes: 4096,
         checkpoint: Checkpoint::of(lineage),
-        place: AtomicU8::new(place::MEMORY),
+        disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
     }
 }
 
@@ -125,6 +127,13 @@ async fn store(store: &Store, url: &str, body: &Bytes) -> Arc<Head> {
         writer.push(Bytes::copy_from_slice(piece)).await.unwrap();
     }
     writer.finish().await.unwrap()
+}
+
+/// An object of which no byte is stored.
+fn partial(store: &Store, response: StoredResponse) -> Result<Arc<Head>, WriteError> {
+    let head = store.partial_to_be(response)?;
+    store.show(&head);
+    Ok(head)
 }
 
 async fn read(store: &Store, head: &Arc<Head>, range: Range<u64>) -> Bytes {
@@ -225,7 +234,7 @@ async fn an_object_is_whole_when_its_last_part_has_come() {
     let body = bytes(10_000);
     let mut whole = response(&key.text, here.purges().sequence());
     whole.complete_length = Some(10_000);
-    let head = here.partial(whole).unwrap();
+    let head = partial(&here, whole).unwrap();
     assert!(here.missing(&head, 5_000..6_000).iter().eq([&(4096..8192)]));
     for number in [2, 0, 1] {
         let range = head.slice_range(number);
@@ -246,7 +255,7 @@ async fn an_object_is_whole_when_its_last_part_has_come() {
 async fn a_missing_slice_cuts_the_body_off_with_an_error() {
     let here = open(&small()).await;
     let head = store(&here, "https://a/1", &bytes(10_000)).await;
-    here.inner.memory.remove(&PieceKey::slice(head.object, 1));
+    here.tiers.memory.remove(&PieceKey::slice(head.object, 1));
     let mut body = here.body(&head, 0..10_000);
     assert!(crate::body::next_frame(&mut body).await.unwrap().is_ok());
     assert!(crate::body::next_frame(&mut body).await.unwrap().is_err());
@@ -286,11 +295,11 @@ async fn memory_makes_room_for_what_slow_readers_have() {
     // As connections that take their bytes slowly do.
     let hash = |number: usize| KeyHash::of(format!("https://a/{number}").as_bytes());
     let readers: Vec<_> = (0..64).filter_map(|number| here.in_memory(hash(number))).collect();
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     let held = here.stat().held_bytes;
     assert_eq!(held, readers.len() as u64 * slice as u64);
     assert!(readers.len() >= 32, "{}", readers.len());
-    let all = here.inner.settings.memory_bytes;
+    let all = here.tiers.settings.memory_bytes;
     let tier = async |is_right: &dyn Fn(u64) -> bool| loop {
         fill(1000, 200).await;
         if is_right(here.stat().memory_bytes) {
@@ -313,13 +322,13 @@ fn on_disk(directory: &Path) -> Settings {
 
 /// Waits until this head, and so all its slices, are on disk.
 async fn written(head: &Arc<Head>) {
-    while head.place.load(Ordering::Acquire) != place::WRITTEN {
+    while head.disk_state.load(Ordering::Acquire) != disk_state::WRITTEN {
         tokio::task::yield_now().await;
     }
 }
 
 fn total(store: &Store, metric: Metric) -> u64 {
-    store.recorder().metrics().total(metric, 0)
+    store.tiers.recorder.metrics().total(metric, 0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -358,7 +367,7 @@ async fn a_second_request_brings_an_object_to_disk() {
     let hot = found(here.in_memory(keys[0].hash));
     written(&hot).await;
     // As a crash would: nothing is flushed.
-    here.inner.disks.close().await;
+    here.tiers.disks.close().await;
     here.purges().close();
     let here = open(&settings).await;
     let head = found(here.find(keys[0].hash).await);
@@ -468,7 +477,7 @@ fn a_store_serves_while_it_recovers_and_what_came_meanwhile_stays_the_newest() {
         assert_eq!(here.stat().directories[0].service, Service::Serving);
         assert_eq!(found(here.find(keys[0].hash).await).complete_length(), 100);
         written(&found(here.find(keys[1].hash).await)).await;
-        here.inner.memory.evict_all();
+        here.tiers.memory.evict_all();
         assert_eq!(found(here.find(keys[1].hash).await).complete_length(), 200);
         assert!(here.find(keys[2].hash).await.is_none());
     });
@@ -504,15 +513,15 @@ async fn a_disk_in_trouble_is_left_out_and_comes_back() {
     for key in &keys {
         written(&store(&here, &key.text, &bytes(100)).await).await;
     }
-    here.inner.memory.evict_all();
-    here.inner.disks.fail(0);
+    here.tiers.memory.evict_all();
+    here.tiers.disks.fail(0);
     let mut found_now = 0;
     for key in &keys {
         found_now += usize::from(here.find(key.hash).await.is_some());
     }
     assert!((1..64).contains(&found_now), "{found_now} are on the other disk");
     assert_eq!(here.stat().directories[0].service, Service::Out);
-    here.inner.disks.try_again(0).await;
+    here.tiers.disks.try_again(0).await;
     assert_eq!(here.stat().directories[0].service, Service::Serving);
     for key in &keys {
         let head = found(here.find(key.hash).await);
@@ -557,7 +566,7 @@ fn a_disk_hit_works_from_a_thread_of_its_own() {
     local.block_on(&worker, async {
         let key = CacheKey::new("https://a/1");
         written(&store(&here, &key.text, &bytes(50_000)).await).await;
-        here.inner.memory.evict_all();
+        here.tiers.memory.evict_all();
         let head = found(here.find(key.hash).await);
         let body = tokio::task::spawn_local({
             let (here, head) = (here.clone(), head.clone());
@@ -621,12 +630,12 @@ async fn sites_are_counted_in_memory_and_on_disk_and_after_a_restart() {
     assert_eq!(site(&here, "large").memory_bytes, 0, "a stop empties memory");
     drop(here);
     let here = open(&settings).await;
-    here.inner.disks.count_sites(false).await;
+    here.tiers.disks.count_sites(false).await;
     let (large, small) = (site(&here, "large"), site(&here, "small"));
     assert!((9..=10).contains(&large.disk_objects) && small.disk_objects == 10, "{large:?}");
     // A head and three slices, each with its header.
     assert!(large.disk_bytes >= 9 * 10_000 && small.disk_bytes >= 10 * 100, "{large:?}");
-    let text = here.recorder().metrics().encode();
+    let text = here.tiers.recorder.metrics().encode();
     assert!(text.contains("skerry_store_site_disk_bytes{site=\"large\"}"), "{text}");
 }
 
@@ -665,14 +674,14 @@ async fn a_late_part_does_not_bring_an_old_object_back() {
     let key = CacheKey::new("https://a/1");
     let mut whole = response(&key.text, here.purges().sequence());
     whole.complete_length = Some(10_000);
-    let old = here.partial(whole).unwrap();
+    let old = partial(&here, whole).unwrap();
     let new = store(&here, &key.text, &bytes(100)).await;
     let range = old.slice_range(0);
     here.put_slice(&old, 0, bytes(4096)).await.unwrap();
     here.add_part(&old, range);
     assert_eq!(found(here.in_memory(key.hash)).object, new.object);
     // Nor when memory has let go of the newer one.
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     here.add_part(&old, old.slice_range(1));
     assert!(here.in_memory(key.hash).is_none());
 }
@@ -684,7 +693,7 @@ async fn a_file_cut_off_while_it_is_used_gives_misses_and_is_told() {
     for number in 0..200 {
         written(&store(&here, &format!("https://a/{number}"), &bytes(3_000 + number)).await).await;
     }
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     let data = directory.path().join("blocks/data");
     std::fs::OpenOptions::new().write(true).open(data).unwrap().set_len(300_000).unwrap();
     let (mut whole, mut failed) = (0, 0);
@@ -708,7 +717,7 @@ async fn a_file_cut_off_while_it_is_used_gives_misses_and_is_told() {
     assert_eq!(here.stat().directories[0].service, Service::Serving);
     let again = store(&here, "https://a/199", &bytes(500)).await;
     written(&again).await;
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     assert_eq!(found(here.find(again.hash()).await).complete_length(), 500);
 }
 
@@ -790,7 +799,7 @@ async fn a_disk_that_stalls_is_left_out_and_comes_back() {
         tokio::task::yield_now().await;
     }
     written(&store(&here, "https://a/after", &bytes(10_000)).await).await;
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     let head = found(here.find(before.hash()).await);
     assert_eq!(here.purge_verdict(&head), Some(PurgeKind::Soft), "it may have missed a newer one");
     assert_eq!(read(&here, &head, 0..10_000).await, bytes(10_000));
@@ -805,7 +814,7 @@ async fn reads_that_the_disk_fails_are_misses_and_are_told() {
     for number in 0..100 {
         written(&store(&here, &format!("https://a/{number}"), &bytes(3_000)).await).await;
     }
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     // Nothing of the file is left in the page cache, and nothing of the disk beneath it.
     let data = File::open(disk.mounted.path().join("blocks/data")).unwrap();
     rustix::fs::fsync(&data).unwrap();
@@ -878,7 +887,7 @@ async fn store_many(here: &Store, numbers: Range<u32>) -> Vec<Arc<Head>> {
     for number in numbers {
         let head = store(here, &format!("https://a/{number}"), &bytes(60_000)).await;
         // What could not be written stays wanted.
-        while head.place.load(Ordering::Acquire) == place::WANTED
+        while head.disk_state.load(Ordering::Acquire) == disk_state::QUEUED
             && total(here, Metric::StoreDiskDropped) == dropped
         {
             tokio::task::yield_now().await;
@@ -890,7 +899,7 @@ async fn store_many(here: &Store, numbers: Range<u32>) -> Vec<Arc<Head>> {
 
 /// How many of them come back whole, from disk alone; no byte is wrong.
 async fn whole(here: &Store, heads: &[Arc<Head>]) -> usize {
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     let mut whole = 0;
     for head in heads {
         let Some(Record::Response(head)) = here.find(head.hash()).await else { continue };
@@ -933,7 +942,7 @@ async fn a_directory_that_others_leave_no_room_makes_do_and_grows_again() {
     assert!(free() >= 8 << 20, "the reserve stays free: {}", free());
     let counts = [Metric::StoreDiskDropped, Metric::StoreDiskOuts, Metric::StoreDiskShort];
     assert_eq!(counts.map(|metric| total(&here, metric)), [0, 0, 1], "told once");
-    let text = here.recorder().metrics().encode();
+    let text = here.tiers.recorder.metrics().encode();
     let gauge =
         format!("skerry_store_directory_bytes{{directory={:?}}} {bytes_then}", disk.0.path());
     assert!(text.contains(&gauge), "{text}");
@@ -1021,7 +1030,7 @@ async fn writes_that_fail_are_told_and_the_node_serves_on() {
     let here = open_with_log(&settings, Some(log.path())).await;
     let mut heads = store_many(&here, 0..100).await;
     // Somebody takes away the space of a block that comes next, and all that is free.
-    let data = File::options().write(true).open(disk::data_file(disk.0.path())).unwrap();
+    let data = File::options().write(true).open(layout::data_file(disk.0.path())).unwrap();
     let hole = here.stat().directories[0].bytes - (1 << 20);
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(&data, punch, hole, 1 << 20).unwrap();
@@ -1031,12 +1040,12 @@ async fn writes_that_fail_are_told_and_the_node_serves_on() {
     assert!(total(&here, Metric::StoreDiskDropped) > 0);
     assert_eq!(total(&here, Metric::StoreDiskOuts), 1);
     assert_eq!(here.stat().directories[0].service, Service::ReadOnly);
-    let text = here.recorder().metrics().encode();
+    let text = here.tiers.recorder.metrics().encode();
     assert!(text.contains("skerry_store_directory_in_service{directory="), "{text}");
     let came = whole(&here, &heads).await;
     assert!(came > 20, "{came} were written before the disk was full");
     std::fs::remove_file(filler).unwrap();
-    here.inner.disks.try_again(0).await;
+    here.tiers.disks.try_again(0).await;
     assert_eq!(here.stat().directories[0].service, Service::Serving);
     written(&store(&here, "https://a/later", &bytes(60_000)).await).await;
 }
@@ -1047,7 +1056,7 @@ async fn many_who_ask_for_one_piece_read_it_once() {
     let here = open(&on_disk(directory.path())).await;
     let key = CacheKey::new("https://a/1");
     written(&store(&here, &key.text, &bytes(3_000)).await).await;
-    here.inner.memory.evict_all();
+    here.tiers.memory.evict_all();
     let asking: Vec<_> = (0..200)
         .map(|_| {
             let here = here.clone();

@@ -1,0 +1,133 @@
+//! The queue of one directory, and the task that writes it in batches.
+
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::super::blocks::{ENTRY_START, NewEntry, SLOT_BYTES};
+use super::super::piece::Piece;
+use super::{Disk, WriteJob, hash_of};
+use crate::metrics::Metric;
+use crate::notices::{self, Notice};
+
+impl Disk {
+    /// Reserves space in the queue. `None` once the store is closed.
+    pub(crate) async fn queue_space(&self, piece: &Piece) -> Option<OwnedSemaphorePermit> {
+        self.queue_space.clone().acquire_many_owned(self.queued_bytes(piece)).await.ok()
+    }
+
+    /// Reserves space in the queue, if there is some at once.
+    pub(crate) fn queue_space_now(&self, piece: &Piece) -> Option<OwnedSemaphorePermit> {
+        self.queue_space.clone().try_acquire_many_owned(self.queued_bytes(piece)).ok()
+    }
+
+    fn queued_bytes(&self, piece: &Piece) -> u32 {
+        let bytes = u32::try_from(piece.encoded_bytes() + PIECE_OVERHEAD).unwrap_or(u32::MAX);
+        bytes.min(self.queue_bytes)
+    }
+
+    /// Adds a piece to the queue. Returns `false`, and counts it as dropped, if the queue is full.
+    pub(crate) fn send(&self, job: WriteJob) -> bool {
+        let key = job.key;
+        let sent = self.queue.try_send(job).is_ok();
+        if !sent {
+            self.drop_piece(&key);
+        }
+        sent
+    }
+
+    /// Writes one batch, and tells each job whether its piece is on disk.
+    async fn write_batch(&self, batch: Vec<WriteJob>) {
+        let blocks = self.readable().filter(|_| self.is_writable());
+        let Some(blocks) = blocks else {
+            return self.not_written(batch);
+        };
+        let shared = batch.iter().map(|job| (job.key, job.piece.share()));
+        self.writing().extend(shared);
+        let pieces: Vec<_> = batch.iter().map(|job| (job.key, job.piece.share())).collect();
+        let writer = blocks.clone();
+        let writing = self.context.background.spawn_blocking(move || {
+            let entries: Vec<_> = pieces
+                .iter()
+                .map(|(key, piece)| NewEntry { hash: hash_of(key), key, piece })
+                .collect();
+            writer.write(&entries)
+        });
+        let written = tokio::time::timeout(self.deadline, writing).await;
+        // A key that is missing here was forgotten during the write.
+        let valid = std::mem::take(&mut *self.writing());
+        match written {
+            Ok(Ok(Ok(bytes))) => drop(self.written_bytes.fetch_add(bytes, Ordering::Relaxed)),
+            Ok(Ok(Err(error))) => log_failure(&error, batch.len()),
+            Ok(Err(panicked)) => log_failure(&panicked, batch.len()),
+            Err(_) => {
+                self.take_out("a write took longer than the deadline");
+                return self.not_written(batch);
+            }
+        }
+        let (mut written, mut failed) = (0, 0);
+        for job in batch {
+            let is_valid = valid.contains_key(&job.key);
+            if is_valid && blocks.locate(hash_of(&job.key)).is_some() {
+                written += 1;
+                self.written(job);
+            } else {
+                failed += usize::from(is_valid);
+                self.not_written([job]);
+            }
+        }
+        self.context.recorder.add(Metric::StoreDiskWrites, written);
+        self.log_space(&blocks);
+        if failed > 0 {
+            self.stop_writing();
+        }
+    }
+
+    fn written(&self, job: WriteJob) {
+        if let Some(site) = &job.site {
+            let bytes = bytes_on_disk(&job.piece);
+            site.written(u64::from(bytes), job.key.is_head());
+            self.census.add(job.key, &site.name, bytes);
+        }
+        job.done.map(|done| done.send(true));
+    }
+
+    fn not_written(&self, jobs: impl IntoIterator<Item = WriteJob>) {
+        for job in jobs {
+            self.drop_piece(&job.key);
+            job.done.map(|done| done.send(false));
+        }
+    }
+}
+
+/// Writes the queue in batches for as long as the disk exists.
+pub(super) async fn write_jobs(disk: Weak<Disk>, mut jobs: mpsc::Receiver<WriteJob>) {
+    while let Some(job) = jobs.recv().await {
+        let Some(disk) = disk.upgrade() else { return };
+        let mut bytes = job.piece.encoded_bytes() + PIECE_OVERHEAD;
+        let mut batch = vec![job];
+        while bytes < BATCH_BYTES && batch.len() < BATCH_PIECES {
+            let Ok(job) = jobs.try_recv() else { break };
+            bytes += job.piece.encoded_bytes() + PIECE_OVERHEAD;
+            batch.push(job);
+        }
+        disk.write_batch(batch).await;
+    }
+}
+
+fn log_failure(error: &dyn std::error::Error, pieces: usize) {
+    let notice = Notice::warning("a batch of stored pieces was not written", "", "");
+    notices::note(&notice, format_args!("{error}; {pieces} pieces"));
+}
+
+/// Bytes of an entry and its slot.
+fn bytes_on_disk(piece: &Piece) -> u32 {
+    let bytes = piece.encoded_bytes() + ENTRY_START + SLOT_BYTES;
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+const BATCH_BYTES: usize = 4 << 20;
+const BATCH_PIECES: usize = 512;
+/// Counted for each queued piece beside its bytes; bounds the number of small ones.
+const PIECE_OVERHEAD: usize = 512;
