@@ -13,7 +13,7 @@ use crate::cache::directives::{RequestDirectives, ResponseDirectives};
 use crate::cache::range::{ContentRange, Multipart, RangeLimits, Requested, requested};
 use crate::cache::search::NoVarySearch;
 use crate::cache::settings::Honoured;
-use crate::cache::vary::{Vary, VaryList, fold_codings, variant_key};
+use crate::cache::vary::{Vary, VaryList, variant_key};
 use crate::cache::{CacheKey, CacheStatus, Reason, Settings, tags, targeted};
 
 /// Cache-Control: what forbids is not lost by what is put before it.
@@ -52,10 +52,13 @@ pub fn vary(data: &[u8]) {
         assert_eq!(hash, variant_key(&key, &fields, &headers, &CODINGS).0);
         VaryList::default().candidates(&key, &headers, &CODINGS, true);
     }
-    let folded = fold_codings(&field("accept-encoding", data), &CODINGS);
+    let key = CacheKey::new("https://e.org/");
+    let fold = |headers: &HeaderMap| variant_key(&key, &[ACCEPT_ENCODING], headers, &CODINGS).1;
+    let folded = fold(&field("accept-encoding", data));
+    let value = folded.strip_prefix("accept-encoding: ").expect("the field folds to a line");
     let mut again = HeaderMap::new();
-    again.insert(ACCEPT_ENCODING, HeaderValue::try_from(&folded).expect("a value"));
-    assert_eq!(fold_codings(&again, &CODINGS), folded);
+    again.insert(ACCEPT_ENCODING, HeaderValue::try_from(value).expect("a value"));
+    assert_eq!(fold(&again), folded);
 }
 
 /// Range and Content-Range: what is selected is inside, apart, and within the limits. The first

@@ -14,7 +14,7 @@ use crate::fields::Fields;
 
 use super::date::parse_date;
 use super::freshness::single_date;
-use super::range::{Multipart, RangeLimits, Requested, missing, parse_specs, requested};
+use super::range::{Multipart, RangeLimits, Requested, missing, requested};
 use super::stored::StoredResponse;
 
 /// What to send of a stored response.
@@ -182,13 +182,6 @@ fn boundary(stored: &StoredResponse, range: &HeaderValue) -> String {
         seed ^ 0x9e37_79b9_7f4a_7c15,
         xxhash_rust::xxh3::xxh3_64_with_seed(&text, seed)
     )
-}
-
-/// Whether the request's ranges alone, its conditions aside, could be asked of upstream as they
-/// stand: for a fill of parts.
-pub(crate) fn asks_for_ranges(method: &Method, request: &HeaderMap, limits: &RangeLimits) -> bool {
-    let range = request.get(RANGE).filter(|_| *method == Method::GET);
-    range.is_some_and(|range| parse_specs(range.as_bytes(), limits.ranges_max).is_some())
 }
 
 /// How entity tags are compared (RFC 9110 §8.8.3.2).

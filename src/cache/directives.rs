@@ -197,11 +197,6 @@ impl ResponseDirectives {
             _ => {}
         }
     }
-
-    /// Whether the lifetime is said in so many words.
-    pub(crate) fn has_lifetime(&self) -> bool {
-        self.max_age != Seconds::Absent || self.s_maxage != Seconds::Absent
-    }
 }
 
 /// Field names in a quoted list; `None` if it is not quoted (`no-cache=1` means the whole), one

@@ -59,21 +59,22 @@ impl LifetimeSource {
     }
 }
 
-/// `freshness_lifetime` of a response for a shared cache. `targeted` tells that `directives`
-/// come from a targeted field, which silences `Expires` (RFC 9213 §2.2).
-pub(crate) fn lifetime(
-    status: StatusCode,
-    headers: &HeaderMap,
-    directives: &ResponseDirectives,
-    targeted: bool,
-    response_time: SystemTime,
-    lifetimes: &Lifetimes,
-) -> Lifetime {
+/// What the lifetime of a response is computed from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LifetimeInput<'a> {
+    pub status: StatusCode,
+    pub headers: &'a HeaderMap,
+    pub directives: &'a ResponseDirectives,
+    /// Whether `directives` come from a targeted field; then `Expires` is ignored (RFC 9213 §2.2).
+    pub targeted: bool,
+    pub response_time: SystemTime,
+}
+
+/// `freshness_lifetime` of a response for a shared cache (RFC 9111 §4.2.1).
+pub(crate) fn lifetime(response: &LifetimeInput<'_>, lifetimes: &Lifetimes) -> Lifetime {
+    let LifetimeInput { status, headers, directives, response_time, .. } = *response;
     let found = configured(status, lifetimes)
-        .or_else(|| {
-            let respected = lifetimes.respect_origin;
-            respected.then(|| explicit(headers, directives, targeted, response_time)).flatten()
-        })
+        .or_else(|| lifetimes.respect_origin.then(|| explicit(response)).flatten())
         .or_else(|| from(LifetimeSource::Status, lifetimes.of_status(status)))
         .or_else(|| {
             let guessed = directives.public || is_heuristically_cacheable(status);
@@ -92,15 +93,12 @@ fn configured(status: StatusCode, lifetimes: &Lifetimes) -> Option<Lifetime> {
     from(LifetimeSource::Rule, fixed)
 }
 
-fn explicit(
-    headers: &HeaderMap,
-    directives: &ResponseDirectives,
-    targeted: bool,
-    response_time: SystemTime,
-) -> Option<Lifetime> {
-    let said = |seconds: Seconds| seconds.or_zero().map(|s| Duration::from_secs(s.into()));
-    from(LifetimeSource::SharedMaxAge, said(directives.s_maxage))
-        .or_else(|| from(LifetimeSource::MaxAge, said(directives.max_age)))
+/// The lifetime that the origin states.
+fn explicit(response: &LifetimeInput<'_>) -> Option<Lifetime> {
+    let LifetimeInput { headers, directives, targeted, response_time, .. } = *response;
+    let stated = |seconds: Seconds| seconds.or_zero().map(|s| Duration::from_secs(s.into()));
+    from(LifetimeSource::SharedMaxAge, stated(directives.s_maxage))
+        .or_else(|| from(LifetimeSource::MaxAge, stated(directives.max_age)))
         .or_else(|| {
             let expires = if targeted { None } else { expires(headers, response_time) };
             from(LifetimeSource::Expires, expires)
@@ -206,7 +204,14 @@ mod tests {
         let headers = headers(fields);
         let directives = ResponseDirectives::of(&headers, &CACHE_CONTROL);
         let status = StatusCode::from_u16(code).expect("a status");
-        let found = lifetime(status, &headers, &directives, false, now(), &Lifetimes::default());
+        let response = LifetimeInput {
+            status,
+            headers: &headers,
+            directives: &directives,
+            targeted: false,
+            response_time: now(),
+        };
+        let found = lifetime(&response, &Lifetimes::default());
         let expected = Lifetime { lasts: Duration::from_secs(seconds), source: by };
         assert_eq!(found, expected, "{code} {fields:?}");
     }
@@ -276,7 +281,14 @@ mod tests {
         let directives = ResponseDirectives::of(&headers, &CACHE_CONTROL);
         let of = |code: u16, lifetimes: Lifetimes| {
             let status = StatusCode::from_u16(code).expect("a status");
-            lifetime(status, &headers, &directives, false, now(), &lifetimes).lasts.as_secs()
+            let response = LifetimeInput {
+                status,
+                headers: &headers,
+                directives: &directives,
+                targeted: false,
+                response_time: now(),
+            };
+            lifetime(&response, &lifetimes).lasts.as_secs()
         };
         let fixed = Lifetimes { fixed: Some(Duration::from_secs(60)), ..Lifetimes::default() };
         assert_eq!(of(200, fixed.clone()), 60);

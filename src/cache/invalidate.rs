@@ -3,7 +3,7 @@
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 
-use super::key::url_part;
+use super::key::{UrlParts, url_part};
 use super::purge::PurgeScope;
 use super::settings::KeyPolicy;
 use super::storing::origin_of;
@@ -74,7 +74,7 @@ pub(crate) fn under_policy(url: &str, policy: &KeyPolicy) -> String {
         Some((path, query)) => (path, Some(query)),
         None => (&url[origin.len()..], None),
     };
-    url_part(policy, scheme, authority, path, query)
+    url_part(policy, &UrlParts { scheme, authority, path, query })
 }
 
 /// `reference` against `base` (RFC 3986 §5.2), without fragment, authority in lower case and

@@ -1,4 +1,4 @@
-//! Cache keys: what makes two requests ask for the same thing (RFC 9111 §2).
+//! Cache keys (RFC 9111 §2): requests with the same key are answered by the same stored responses.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderValue};
 
 use super::settings::{KeyPolicy, QueryPolicy, name_matches};
 
-/// The 128-bit XXH3 of a key's text: where the store looks. Stable across builds, since it
-/// is on disk. Two texts with one hash are told apart by the text in the record.
+/// The 128-bit XXH3 of a key's text, by which the store finds records. It is stored on disk and the
+/// same in every build. The text in the record distinguishes two keys with the same hash.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KeyHash(pub u128);
 
@@ -25,15 +25,15 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// A key in full, with its hash. GET and HEAD share it.
+/// A key: its text and the hash of it. GET and HEAD requests share keys.
 ///
 /// ```text
 /// https://www.example.org/a/b?q=1            the URL part: scheme, authority, path, query
-/// https://www.example.org/a/b?q=1\nfield: v  and the configured parts, one a line
+/// https://www.example.org/a/b?q=1\nfield: v  and the configured fields and cookies, one per line
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CacheKey {
-    /// Never without scheme and authority.
+    /// Always has a scheme and an authority.
     pub text: Box<str>,
     /// `KeyHash::of(text)`.
     pub hash: KeyHash,
@@ -46,17 +46,9 @@ impl CacheKey {
         Self { hash: KeyHash::of(text.as_bytes()), text }
     }
 
-    /// The key of a request under `policy`. `path` and `query` are as the gate left them,
-    /// `query` without its `?`; the authority's case and default port do not count.
-    pub(crate) fn of(
-        policy: &KeyPolicy,
-        scheme: &str,
-        authority: &str,
-        path: &str,
-        query: Option<&str>,
-        headers: &HeaderMap,
-    ) -> Self {
-        let mut text = url_part(policy, scheme, authority, path, query);
+    /// The key of a request for `url` with these fields under `policy`.
+    pub(crate) fn of(policy: &KeyPolicy, url: &UrlParts<'_>, headers: &HeaderMap) -> Self {
+        let mut text = url_part(policy, url);
         for name in &policy.headers {
             for value in headers.get_all(name) {
                 push_part(&mut text, name.as_str(), value.as_bytes());
@@ -73,21 +65,38 @@ impl CacheKey {
         Self::new(text)
     }
 
-    /// The URL part: what purges by URL and prefix are matched against.
+    /// The URL part, which purges by URL and by prefix are matched against.
     pub(crate) fn url(&self) -> &str {
         self.text.split('\n').next().unwrap_or_default()
     }
 }
 
-/// `scheme://authority/path?query` as it stands in a key.
-pub(crate) fn url_part(
-    policy: &KeyPolicy,
-    scheme: &str,
-    authority: &str,
-    path: &str,
-    query: Option<&str>,
-) -> String {
-    // Exact in the usual case, so that the box made of it costs no second allocation.
+/// The hash under which a response is stored: that of its key, or, if it varies, of its key and the
+/// canonical values of its selecting fields.
+pub(super) fn variant_hash(key: &str, values: &str) -> KeyHash {
+    match values.is_empty() {
+        true => KeyHash::of(key.as_bytes()),
+        false => KeyHash::of(format!("{key}\n\n{values}").as_bytes()),
+    }
+}
+
+/// The parts of a request's normalised URL that a key is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UrlParts<'a> {
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// Host and port. The key has it in lower case, without the scheme's default port.
+    pub authority: &'a str,
+    /// Empty is `/`.
+    pub path: &'a str,
+    /// Without its `?`.
+    pub query: Option<&'a str>,
+}
+
+/// `scheme://authority/path?query` as the key has it.
+pub(crate) fn url_part(policy: &KeyPolicy, url: &UrlParts<'_>) -> String {
+    let UrlParts { scheme, authority, path, query } = *url;
+    // Exact in the usual case, so that turning it into a box does not allocate again.
     let query_bytes = query.map_or(0, |query| 1 + query.len());
     let mut text =
         String::with_capacity(scheme.len() + 3 + authority.len() + path.len().max(1) + query_bytes);
@@ -115,7 +124,7 @@ fn push_query(text: &mut String, policy: &KeyPolicy, query: &str) {
     }
     let mut kept: Vec<&str> = query.split('&').filter(|part| counts(&policy.query, part)).collect();
     if policy.sort_query {
-        // Stable, and by name alone: `a=2&a=1` means something else than `a=1&a=2`.
+        // Stable, and by name only: `a=2&a=1` differs from `a=1&a=2`.
         kept.sort_by(|a, b| parameter_name(a).cmp(parameter_name(b)));
     }
     for (i, part) in kept.iter().enumerate() {
@@ -138,8 +147,8 @@ fn parameter_name(part: &str) -> &str {
     part.split('=').next().unwrap_or_default()
 }
 
-/// A part of a key is one line: field values hold no line feed, and each byte becomes the
-/// character of its number, so that no two values look alike.
+/// Appends a line: field values contain no line feed. A byte beyond ASCII becomes the character with
+/// its number, so that different values give different texts.
 fn push_part(text: &mut String, name: &str, value: &[u8]) {
     text.push('\n');
     text.push_str(name);
@@ -182,7 +191,7 @@ mod tests {
             Some((path, query)) => (path, Some(query)),
             None => (path, None),
         };
-        CacheKey::of(policy, scheme, authority, path, query, headers).text.into()
+        CacheKey::of(policy, &UrlParts { scheme, authority, path, query }, headers).text.into()
     }
 
     fn check(policy: &KeyPolicy, url: &str, expected: &str) {

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 
-use super::fields::UNKEYED;
 use super::range::RangeLimits;
 
 /// The caching rules of one rule of a site.
@@ -47,9 +46,6 @@ pub(crate) struct Settings {
     pub pass_memory: Duration,
     /// Limits on what one request may ask for in ranges.
     pub ranges: RangeLimits,
-    /// Request fields that are not passed on unless the key covers them, see
-    /// [`super::fields::remove_unkeyed`].
-    pub unkeyed: Vec<HeaderName>,
     /// Whether `Cache-Status` shows the key.
     pub show_key: bool,
 }
@@ -75,7 +71,6 @@ impl Default for Settings {
             object_age_max: Duration::from_secs(30 * 86_400),
             pass_memory: Duration::from_secs(60),
             ranges: RangeLimits::default(),
-            unkeyed: UNKEYED.iter().map(|name| HeaderName::from_static(name)).collect(),
             show_key: false,
         }
     }

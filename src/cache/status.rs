@@ -62,11 +62,6 @@ impl CacheStatus {
         Self { handling: Handling::Generated(reason), ..Self::EMPTY }
     }
 
-    /// Whether it is a hit in the sense of RFC 9211 §2.1: upstream was not needed.
-    pub(crate) const fn is_hit(&self) -> bool {
-        matches!(self.handling, Handling::Hit)
-    }
-
     /// Whether the cache had no part in it.
     pub(crate) const fn is_generated(&self) -> bool {
         matches!(self.handling, Handling::Generated(_))
@@ -197,7 +192,7 @@ mod tests {
         for reason in [Reason::Denied, Reason::OnlyIfCached, Reason::Stale, Reason::Absent] {
             let status = CacheStatus::generated(reason);
             check(status, None, &format!("skerry; detail={}", reason.as_str()));
-            assert!(!status.is_hit() && status.word() == "none");
+            assert_eq!(status.word(), "none");
         }
         check(CacheStatus::forwarded(Reason::Denied), None, "skerry; detail=denied");
         assert_eq!(CacheStatus::forwarded(Reason::Stale).word(), "stale");

@@ -6,10 +6,9 @@ use http::{StatusCode, Version};
 
 use crate::fields::FieldSection;
 
-use super::key::KeyHash;
+use super::key::{KeyHash, variant_hash};
 use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts};
 use super::purge::{ALIASED, PurgeSequence, PurgeTarget};
-use super::vary::variant_hash;
 
 /// A response as the store keeps it and as the rules see it. Nothing in here is of the
 /// requester, except the values of the selecting fields (`variant`).

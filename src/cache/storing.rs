@@ -14,7 +14,7 @@ use super::deception::is_deceptive;
 use super::decide::bypasses;
 use super::directives::{RequestDirectives, ResponseDirectives, Seconds};
 use super::fields::storable_fields;
-use super::freshness::{self, Lifetime, LifetimeSource};
+use super::freshness::{self, Lifetime, LifetimeInput, LifetimeSource};
 use super::invalidate::resolve;
 use super::key::CacheKey;
 use super::policy;
@@ -157,11 +157,13 @@ fn weigh(
 fn find(exchange: &Exchange<'_>, settings: &Settings, addressed: Addressed) -> Findings {
     Findings {
         lifetime: freshness::lifetime(
-            exchange.status,
-            exchange.response,
-            &addressed.directives,
-            addressed.by.is_some(),
-            exchange.response_time,
+            &LifetimeInput {
+                status: exchange.status,
+                headers: exchange.response,
+                directives: &addressed.directives,
+                targeted: addressed.by.is_some(),
+                response_time: exchange.response_time,
+            },
             &settings.lifetimes,
         ),
         initial_age: freshness::initial_age(

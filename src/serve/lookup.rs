@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use geo::Place;
 use http::{HeaderMap, Method};
 
+use super::routing::url_parts;
 use crate::cache::range::RangeLimits;
 use crate::cache::vary::Candidate;
 use crate::cache::{
@@ -200,15 +201,8 @@ impl<'a> CacheQuery<'a> {
     /// The key of the request's URL, before any `No-Vary-Search` rule.
     pub(super) fn key(&self) -> CacheKey {
         let policy = &self.rule.settings.cache.key;
-        let request = self.request;
-        CacheKey::of(
-            policy,
-            request.scheme,
-            request.authority.as_str(),
-            request.path(),
-            request.query(),
-            &self.selecting_fields(&policy.headers),
-        )
+        let selecting = self.selecting_fields(&policy.headers);
+        CacheKey::of(policy, &url_parts(self.request), &selecting)
     }
 
     /// A lookup of the response to this request.

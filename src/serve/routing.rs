@@ -5,6 +5,7 @@ use std::sync::Arc;
 use geo::Place;
 use http::{Method, Uri};
 
+use crate::cache::UrlParts;
 use crate::cache::key::url_part;
 use crate::guard::{Gate, Normalised};
 use crate::route::{Question, Routes, Rule, Site};
@@ -35,9 +36,17 @@ pub(crate) fn canonical_url(routes: &Routes, gate: &Gate, uri: &Uri) -> Result<S
 /// No site has its host.
 pub(super) fn url_in_keys(routes: &Routes, request: &Normalised) -> Result<String, String> {
     let (_, rule) = route(routes, request, &Method::GET, &Place::default()).ok_or(NO_SITE)?;
-    let policy = &rule.settings.cache.key;
-    let authority = request.authority.as_str();
-    Ok(url_part(policy, request.scheme, authority, request.path(), request.query()))
+    Ok(url_part(&rule.settings.cache.key, &url_parts(request)))
+}
+
+/// The parts of a request's URL that its key is made of.
+pub(super) fn url_parts(request: &Normalised) -> UrlParts<'_> {
+    UrlParts {
+        scheme: request.scheme,
+        authority: request.authority.as_str(),
+        path: request.path(),
+        query: request.query(),
+    }
 }
 
 /// What clients and the admin API are told if no site has a host.

@@ -14,7 +14,7 @@ use super::super::directives::{Members, RequestDirectives, ResponseDirectives, S
 use super::super::settings::{Honoured, Settings};
 use super::super::storing::{Exchange, examine};
 use super::super::{
-    CacheKey, date, fields, freshness, invalidate, policy, range, tags, targeted, vary,
+    CacheKey, UrlParts, date, fields, freshness, invalidate, policy, range, tags, targeted, vary,
 };
 
 /// Where the two may differ, and by which clause. The function tells whether a case is of it.
@@ -223,9 +223,14 @@ proptest! {
         };
         let settings = Settings::default();
         let addressed = targeted::addressed(&response, &settings.targeted);
-        let lifetime = freshness::lifetime(
-            exchange.status, &response, &addressed.directives, false, now(), &settings.lifetimes,
-        );
+        let input = freshness::LifetimeInput {
+            status: exchange.status,
+            headers: &response,
+            directives: &addressed.directives,
+            targeted: false,
+            response_time: now(),
+        };
+        let lifetime = freshness::lifetime(&input, &settings.lifetimes);
         let judgement = policy::judge(&exchange, &addressed);
         let (_, findings) = ours(&case);
         if findings.refusal.is_none() {
@@ -263,11 +268,12 @@ proptest! {
         RequestDirectives::of(&headers, Honoured::ALL);
         ResponseDirectives::of(&headers, &CACHE_CONTROL);
         vary::Vary::of(&headers);
-        vary::fold_codings(&headers, &["br", "gzip"]);
         tags::tags(&headers, "https://e.org");
         fields::remove_hop_by_hop(&mut headers.clone());
         freshness::initial_age(&headers, now(), now());
-        let key = CacheKey::of(&Default::default(), "https", "e.org", "/", Some(&text), &headers);
+        let url = UrlParts { scheme: "https", authority: "e.org", path: "/", query: Some(&text) };
+        let key = CacheKey::of(&Default::default(), &url, &headers);
+        vary::variant_key(&key, &[http::header::ACCEPT_ENCODING], &headers, &["br", "gzip"]);
         super::super::CacheStatus::hit(0).write("skerry", Some(&key.text), &mut Vec::new());
         for code in [200, 206, 304, 404] {
             let exchange = Exchange {

@@ -50,7 +50,11 @@ impl Scenario<'_> {
         let response = headers(self.response);
         let method = Method::from_bytes(self.method.as_bytes()).expect("a method");
         let settings = &self.settings;
-        let key = CacheKey::of(&settings.key, "https", "e.org", "/a", Some("b"), &first);
+        let key = CacheKey::of(
+            &settings.key,
+            &UrlParts { scheme: "https", authority: "e.org", path: "/a", query: Some("b") },
+            &first,
+        );
         let exchange = Exchange {
             version: http::Version::HTTP_11,
             method: &method,
@@ -344,7 +348,11 @@ fn what_is_held_against_a_key_and_what_is_not() {
 #[test]
 fn the_query_is_part_of_the_key() {
     let of = |query| {
-        CacheKey::of(&Default::default(), "https", "e.org", "/a", Some(query), &HeaderMap::new())
+        CacheKey::of(
+            &Default::default(),
+            &UrlParts { scheme: "https", authority: "e.org", path: "/a", query: Some(query) },
+            &HeaderMap::new(),
+        )
     };
     assert_ne!(of("test=1"), of("test=2"));
     assert_eq!(of("test=1"), of("test=1"));
