@@ -370,3 +370,27 @@ labels! {
     /// The decoded body is longer than the limit.
     DecodeLimit "decode_limit";
 }
+
+labels! {
+    /// How a fill ended.
+    pub(crate) FillEnd;
+    /// The complete response is stored.
+    Stored "stored";
+    /// The response is complete, but not stored, or not completely.
+    Unstored "unstored";
+    /// The body ended early. Nothing of it is stored.
+    Broken "broken";
+    /// All readers had left, and too little of it had arrived to continue.
+    Abandoned "abandoned";
+}
+
+labels! {
+    /// Why a request is not collapsed.
+    pub(crate) Uncollapsed;
+    /// The key's last response could not be stored (hit-for-miss).
+    Uncacheable "uncacheable";
+    /// `fills_max` is reached.
+    Fills "fills_max";
+    /// `followers_max` is reached.
+    Followers "followers_max";
+}

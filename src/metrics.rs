@@ -21,8 +21,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
 use crate::labels::{
-    CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, HandshakeOutcome,
-    HeadError, Http2End, ProxyError, Refusal, RequestProtocol,
+    CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, FillEnd,
+    HandshakeOutcome, HeadError, Http2End, ProxyError, Refusal, RequestProtocol, Uncollapsed,
 };
 
 /// What a cell means.
@@ -120,7 +120,7 @@ table! {
     RequestSeconds, Histogram, "request_duration_seconds", "Time from the request's header section to the response's (time to first byte).";
     Fills, Gauge, "fills", "Upstream responses on their way to their readers and into the store.";
     FillsEnded, Counter, "fills_ended", "Fills that ended, by outcome.",
-        "end" = &["stored", "unstored", "broken", "abandoned"];
+        "end" = FillEnd::WORDS;
     FillWindowsReduced, Counter, "fill_windows_reduced", "Fills that got the minimum window because all windows together reached their limit.";
     FillReadsBehind, Counter, "fill_reads_behind", "Slices read from the store by readers that fell behind their fill.";
     FillReadersLost, Counter, "fill_readers_lost", "Readers of a fill that fell so far behind that their next bytes were neither in memory nor stored.";
@@ -131,7 +131,7 @@ table! {
     FillWindowBytes, Gauge, "fill_window_bytes", "Body bytes held in memory for readers of fills.";
     RequestsCollapsed, Counter, "requests_collapsed", "Requests collapsed into another request's upstream request.";
     RequestsUncollapsed, Counter, "requests_uncollapsed", "Requests forwarded without collapsing although they might have been collapsed.",
-        "reason" = &["uncacheable", "fills_max", "followers_max"];
+        "reason" = Uncollapsed::WORDS;
     UncacheableForgotten, Counter, "uncacheable_forgotten", "Keys not remembered as uncacheable because the limit was reached.";
     VariantsDropped, Counter, "variants_dropped", "Variants removed because their key reached the limit of variants.";
     UpstreamRequests, Counter, "upstream_requests", "Requests sent to origins, not counting retries.";

@@ -15,24 +15,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
-
-use super::pump::Filled;
-use super::slices::{Cut, Step, next_step};
-use super::{Fill, Filling, Interest, NotJoinable, Settings, Shared};
+use super::filling::Filling;
+use super::pump;
+use super::settings::Settings;
+use super::slices::{RangeStep, RequestSizes, next_step};
+pub(crate) use super::state::FillFailure;
+use super::state::{Fill, FillDecision, Interest, NotJoinable, Shared};
 use crate::body::Body;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
+use crate::labels::FillEnd;
+pub(crate) use crate::labels::Uncollapsed;
 use crate::metrics::{Metric, Recorder};
 use crate::planted::{self, Bug};
 use crate::store::Store;
 
 /// All fills of a node. Clones share them.
 #[derive(Clone, Debug)]
-pub(crate) struct Fills(Arc<Table>);
+pub(crate) struct Fills(Arc<FillTable>);
 
 #[derive(Debug)]
-struct Table {
+struct FillTable {
     shards: [Mutex<Shard>; SHARDS],
     count: AtomicUsize,
     shared: Arc<Shared>,
@@ -59,17 +62,6 @@ pub(crate) enum Join {
     Uncollapsed(Uncollapsed),
 }
 
-/// Why a request is not collapsed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Uncollapsed {
-    /// The key's last response could not be stored (hit-for-miss).
-    Uncacheable,
-    /// [`Settings::fills_max`] is reached.
-    Fills,
-    /// [`Settings::followers_max`] is reached.
-    Followers,
-}
-
 /// Why the response to one request alone is not stored though it is storable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotAdopted {
@@ -87,7 +79,7 @@ impl Fills {
         clock: Clock,
         recorder: Recorder,
     ) -> Self {
-        Self(Arc::new(Table {
+        Self(Arc::new(FillTable {
             shards: std::array::from_fn(|_| Mutex::default()),
             count: AtomicUsize::new(0),
             shared: Arc::new(Shared::new(settings, slice_bytes, recorder)),
@@ -158,14 +150,14 @@ impl Fills {
         let start = if start < settings.whole_bytes_max { 0 } else { start };
         let wanted = start..end.max(settings.whole_bytes_max);
         let request_bytes_max = self.request_bytes_max(*slice_bytes);
-        let cut = Cut { slice_bytes: *slice_bytes, request_bytes_max };
-        match next_step(&wanted, None, &[], cut) {
-            Step::Ask(range) => range,
-            Step::Stored(_) | Step::Done => start..start.saturating_add(*slice_bytes),
+        let sizes = RequestSizes { slice_bytes: *slice_bytes, request_bytes_max };
+        match next_step(&wanted, None, &[], sizes) {
+            RangeStep::Fetch(range) => range,
+            RangeStep::Stored(_) | RangeStep::Done => start..start.saturating_add(*slice_bytes),
         }
     }
 
-    /// The node's settings for fills.
+    /// Where fills are counted.
     pub(crate) fn recorder(&self) -> &Recorder {
         &self.0.shared.recorder
     }
@@ -198,14 +190,14 @@ impl Fills {
     }
 }
 
-impl Table {
+impl FillTable {
     fn shard(&self, key: KeyHash) -> MutexGuard<'_, Shard> {
         let shard = &self.shards[key.0 as usize % SHARDS];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn alone(&self, why: Uncollapsed) -> Uncollapsed {
-        self.shared.recorder.count_labelled(Metric::RequestsUncollapsed, why as usize);
+        self.shared.recorder.count_labelled(Metric::RequestsUncollapsed, why.index());
         why
     }
 
@@ -260,7 +252,7 @@ impl Shard {
 /// decision, the followers get [`FillFailure::Abandoned`].
 #[derive(Debug)]
 pub(crate) struct Lead {
-    table: Arc<Table>,
+    table: Arc<FillTable>,
     key: KeyHash,
     fill: Arc<Fill>,
     to_the_end: bool,
@@ -318,9 +310,9 @@ impl Lead {
         store: &Store,
         response: Arc<StoredResponse>,
         body: Body,
-    ) -> Filled {
+    ) -> FillEnd {
         self.decided = true;
-        self.fill.run(store, response, body, self.to_the_end).await
+        pump::fill(&self.fill, store, response, body, self.to_the_end).await
     }
 
     /// New requests lead their own fill from now on.
@@ -345,9 +337,14 @@ pub(crate) struct Follower(Interest);
 impl Follower {
     /// Waits for the outcome. Cancel-safe: the caller sets the deadline and may call it again.
     pub(crate) async fn outcome(&self) -> Outcome {
-        let outcome = self.0.fill().outcome().await;
+        let (decision, interest) = self.0.fill().outcome().await;
         self.0.end();
-        outcome
+        match decision {
+            FillDecision::Released => Outcome::Released,
+            FillDecision::Failed(failure) => Outcome::Failed(failure),
+            FillDecision::Stored => Outcome::Stored,
+            FillDecision::Filling(response) => Outcome::Filling(Filling { response, interest }),
+        }
     }
 }
 
@@ -363,23 +360,6 @@ pub(crate) enum Outcome {
     Stored,
     /// There is no response.
     Failed(FillFailure),
-}
-
-/// Why there is no response; shared by all followers.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum FillFailure {
-    /// The exchange with upstream failed: a [`crate::upstream::Unanswered`], or why its response is none.
-    #[error("the collapsed upstream request failed")]
-    Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Upstream answered with an error; a stale response may be served instead.
-    #[error("upstream answered {0}")]
-    Status(StatusCode),
-    /// The requested bytes belong to an object that has changed at the origin.
-    #[error("the object changed at its origin")]
-    Changed,
-    /// The leader's task ended without an answer. Ask upstream.
-    #[error("the task that asked upstream ended without an answer")]
-    Abandoned,
 }
 
 const SHARDS: usize = 64;

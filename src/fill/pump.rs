@@ -9,58 +9,35 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::{End, Fill, State};
+use super::state::{End, Fill, FillDecision, State};
 use crate::body::{Body, BodyError};
-use crate::metrics::{Metric, TABLE};
-use crate::store::{ObjectWriter, WriteError};
+use crate::cache::StoredResponse;
+use crate::labels::FillEnd;
+use crate::metrics::Metric;
+use crate::store::{ObjectWriter, Store, WriteError};
 
-/// The result of a fill.
-#[derive(Clone, Debug)]
-pub(crate) struct Filled {
-    /// Body bytes received from upstream.
-    pub bytes: u64,
-    /// How it ended.
-    pub end: FillEnd,
-}
-
-impl Filled {
-    /// Whether the complete response is stored.
-    pub(crate) fn is_stored(&self) -> bool {
-        matches!(self.end, FillEnd::Stored)
+/// Decides a fill: followers get `response`, whose `body` is moved into the window, and in complete
+/// slices into the store, until its end. `to_the_end`: also without readers.
+pub(super) async fn fill(
+    fill: &Arc<Fill>,
+    store: &Store,
+    response: Arc<StoredResponse>,
+    body: Body,
+    to_the_end: bool,
+) -> FillEnd {
+    let length = response.complete_length;
+    let writer = store.writer(StoredResponse::clone(&response));
+    {
+        let mut state = fill.lock();
+        state.storing = true;
+        state.slices = Some((store.clone(), writer.object()));
     }
-}
-
-/// How a fill ended.
-#[derive(Clone, Debug)]
-pub(crate) enum FillEnd {
-    /// Complete and stored.
-    Stored,
-    /// Complete, but not stored, or not completely.
-    Unstored,
-    /// The body ended early, for this reason. Nothing of it is stored.
-    Broken(Arc<BodyError>),
-    /// All readers had left, and too little of it had arrived to continue.
-    Abandoned,
-}
-
-impl FillEnd {
-    /// The label in logs and in the metric `fills_ended`.
-    pub(crate) fn as_str(&self) -> &'static str {
-        TABLE[Metric::FillsEnded as usize].label.1[self.label()]
-    }
-
-    fn label(&self) -> usize {
-        match self {
-            Self::Stored => 0,
-            Self::Unstored => 1,
-            Self::Broken(_) => 2,
-            Self::Abandoned => 3,
-        }
-    }
+    fill.decide(FillDecision::Filling(response));
+    Pump::new(fill.clone(), body, length, writer, to_the_end).run().await
 }
 
 /// Owned by the leader's task.
-pub(super) struct Pump {
+struct Pump {
     fill: Arc<Fill>,
     body: Body,
     /// The rest of the last frame.
@@ -89,7 +66,7 @@ enum Next {
 }
 
 impl Pump {
-    pub(super) fn new(
+    fn new(
         fill: Arc<Fill>,
         body: Body,
         length: Option<u64>,
@@ -111,14 +88,14 @@ impl Pump {
     }
 
     /// Moves the body until its end, or until no reader wants it.
-    pub(super) async fn run(mut self) -> Filled {
+    async fn run(mut self) -> FillEnd {
         let end = match self.move_all().await {
             Moved::Whole => self.finish().await,
-            Moved::Broken(why) => FillEnd::Broken(why),
+            Moved::Broken => FillEnd::Broken,
             Moved::Abandoned => FillEnd::Abandoned,
         };
-        self.fill.shared.recorder.count_labelled(Metric::FillsEnded, end.label());
-        Filled { bytes: self.fill.lock().window.end(), end }
+        self.fill.shared.recorder.count_labelled(Metric::FillsEnded, end.index());
+        end
     }
 
     /// The readers already have the end of the body.
@@ -153,10 +130,9 @@ impl Pump {
                         self.end(End::Whole { trailers: end.trailers });
                         return Moved::Whole;
                     }
-                    Err(why) => {
-                        let why = Arc::new(why);
-                        self.end(End::Broken(why.clone()));
-                        return Moved::Broken(why);
+                    Err(error) => {
+                        self.end(End::Broken(Arc::new(error)));
+                        return Moved::Broken;
                     }
                 },
             }
@@ -166,10 +142,14 @@ impl Pump {
     fn next(&self) -> Next {
         let shared = &self.fill.shared;
         let mut state = self.fill.lock();
-        let come = state.window.end();
+        let arrived = state.window.end();
         if state.interested() == 0 && !self.to_the_end {
-            let worth =
-                worth_going_on(come, self.length, shared.slice_bytes, shared.settings.keep_percent);
+            let worth = worth_going_on(
+                arrived,
+                self.length,
+                shared.slice_bytes,
+                shared.settings.keep_percent,
+            );
             if worth && state.storing {
                 return Next::Take;
             }
@@ -177,10 +157,10 @@ impl Pump {
             state.end = Some(End::Broken(Arc::new(BodyError::new("no reader was left"))));
             return Next::GiveUp;
         }
-        let window_bytes = shared.window_bytes();
-        let next = if come.saturating_sub(self.fastest(&state)) >= window_bytes {
+        let window_bytes = shared.window_bytes_max();
+        let next = if arrived.saturating_sub(self.fastest(&state)) >= window_bytes {
             Next::Wait
-        } else if come.saturating_sub(self.slowest(&state)) >= window_bytes {
+        } else if arrived.saturating_sub(self.slowest(&state)) >= window_bytes {
             Next::WaitForSlow
         } else {
             Next::Take
@@ -224,39 +204,39 @@ impl Pump {
             frame = self.body.frame() => frame,
             () = fill.pump.notified() => return Ok(None),
         };
-        let come = fill.lock().window.end();
+        let arrived = fill.lock().window.end();
         let Some(frame) = frame else {
-            return self.clean_end(come, None);
+            return self.clean_end(arrived, None);
         };
         let frame = frame.map_err(|error| {
             BodyError::caused_by(
-                format!("the upstream response body ended early, after {come} bytes"),
+                format!("the upstream response body ended early, after {arrived} bytes"),
                 error,
             )
         })?;
         match frame.into_data() {
             Ok(data) => {
                 let announced = self.length.unwrap_or(u64::MAX);
-                if data.len() as u64 > announced - come {
+                if data.len() as u64 > announced - arrived {
                     let why = format!("upstream sent more than the {announced} bytes announced");
                     return Err(BodyError::new(why));
                 }
                 self.rest = data;
                 Ok(None)
             }
-            Err(frame) => self.clean_end(come, frame.into_trailers().ok()),
+            Err(frame) => self.clean_end(arrived, frame.into_trailers().ok()),
         }
     }
 
     /// Whether the body is complete.
     fn clean_end(
         &self,
-        come: u64,
+        arrived: u64,
         trailers: Option<HeaderMap>,
     ) -> Result<Option<CleanEnd>, BodyError> {
         match self.length {
-            Some(length) if come < length => {
-                let why = format!("upstream's body ended after {come} of {length} bytes");
+            Some(length) if arrived < length => {
+                let why = format!("upstream's body ended after {arrived} of {length} bytes");
                 Err(BodyError::new(why))
             }
             _ => Ok(Some(CleanEnd { trailers: trailers.map(Arc::new) })),
@@ -277,7 +257,7 @@ impl Pump {
 
     fn show(&mut self, piece: Bytes) {
         let shared = &self.fill.shared;
-        let window_bytes = shared.window_bytes();
+        let window_bytes = shared.window_bytes_max();
         let mut state = self.fill.lock();
         shared.hold(piece.len() as u64);
         let held_before = state.window.held() + piece.len() as u64;
@@ -322,7 +302,7 @@ impl Drop for Pump {
 /// The result of [`Pump::move_all`].
 enum Moved {
     Whole,
-    Broken(Arc<BodyError>),
+    Broken,
     Abandoned,
 }
 
@@ -332,13 +312,13 @@ struct CleanEnd {
 
 /// Whether a fill without readers continues: enough of it has arrived, or little is missing. A body
 /// of unknown length continues while it may still fit into one slice.
-fn worth_going_on(come: u64, length: Option<u64>, slice_bytes: u64, keep_percent: u8) -> bool {
+fn worth_going_on(arrived: u64, length: Option<u64>, slice_bytes: u64, keep_percent: u8) -> bool {
     match length {
         Some(length) => {
-            let enough = u128::from(come) * 100 >= u128::from(length) * u128::from(keep_percent);
-            enough || length - come <= slice_bytes
+            let enough = u128::from(arrived) * 100 >= u128::from(length) * u128::from(keep_percent);
+            enough || length - arrived <= slice_bytes
         }
-        None => come < slice_bytes,
+        None => arrived < slice_bytes,
     }
 }
 
@@ -348,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_fill_that_nobody_reads_goes_on_when_it_is_worth_it() {
-        let worth = |come, length| worth_going_on(come, length, 100, 50);
+        let worth = |arrived, length| worth_going_on(arrived, length, 100, 50);
         assert!(worth(500, Some(1000)), "half of it is here");
         assert!(!worth(499, Some(1000)));
         assert!(worth(0, Some(100)), "one slice is missing");
@@ -357,11 +337,5 @@ mod tests {
         assert!(!worth(100, None));
         assert!(worth(0, Some(0)));
         assert!(worth(u64::MAX / 2 + 1, Some(u64::MAX)));
-    }
-
-    #[test]
-    fn ends_have_the_words_of_the_metric() {
-        assert_eq!(FillEnd::Stored.as_str(), "stored");
-        assert_eq!(FillEnd::Abandoned.as_str(), "abandoned");
     }
 }

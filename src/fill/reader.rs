@@ -1,16 +1,16 @@
-//! A reader of a fill, on any core, and the table of all its readers.
+//! The body of a fill as one client reads it.
 
 use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, MutexGuard};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use super::{End, Fill, State};
+use super::state::{End, Fill, State};
 use crate::body::{BodyError, BodySource, PollFrame};
 use crate::metrics::Metric;
 use crate::store::{ObjectId, Store};
@@ -19,7 +19,7 @@ use crate::store::{ObjectId, Store};
 pub(crate) struct FillReader {
     fill: Arc<Fill>,
     rest: Rest,
-    /// Whether `rest.end` is the end, or only a bound.
+    /// Whether the length of the body is known; otherwise `rest.end` is only a bound.
     known: bool,
     trailers: bool,
     finished: bool,
@@ -49,8 +49,8 @@ impl Rest {
 
 type ReadingSlice = Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>;
 
-/// What a reader found under the fill's lock.
-enum Step {
+/// What the fill has for a reader.
+enum ReadStep {
     Piece(Bytes),
     /// The byte is no longer in memory; the stored slices may have it.
     FellBehind(Option<(Store, ObjectId)>),
@@ -76,19 +76,19 @@ impl FillReader {
         Self { fill, rest, known, trailers, finished: false, slice: None }
     }
 
-    fn step(&mut self, cx: &Context<'_>) -> Step {
+    fn step(&mut self, cx: &Context<'_>) -> ReadStep {
         let mut state = self.fill.lock();
         if self.rest.cursor < state.window.start() {
-            return Step::FellBehind(state.slices.clone());
+            return ReadStep::FellBehind(state.slices.clone());
         }
         if let Some(piece) = state.window.at(self.rest.cursor) {
-            return Step::Piece(self.rest.cut(&self.fill, piece, state));
+            return ReadStep::Piece(self.rest.cut(&self.fill, piece, state));
         }
         if let Some(end) = &state.end {
-            return Step::End(end.clone());
+            return ReadStep::End(end.clone());
         }
         state.readers.wait(self.rest.slot, cx.waker());
-        Step::Waiting
+        ReadStep::Waiting
     }
 
     fn read_slice(&self, store: Store, object: ObjectId) -> ReadingSlice {
@@ -138,11 +138,11 @@ impl BodySource for FillReader {
         }
         if self.slice.is_none() {
             match self.step(cx) {
-                Step::Piece(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
-                Step::Waiting => return Poll::Pending,
-                Step::End(end) => return self.finish(end),
-                Step::FellBehind(None) => return self.fell_behind(None),
-                Step::FellBehind(Some((store, object))) => {
+                ReadStep::Piece(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                ReadStep::Waiting => return Poll::Pending,
+                ReadStep::End(end) => return self.finish(end),
+                ReadStep::FellBehind(None) => return self.fell_behind(None),
+                ReadStep::FellBehind(Some((store, object))) => {
                     self.slice = Some(self.read_slice(store, object));
                 }
             }
@@ -178,111 +178,9 @@ impl Drop for FillReader {
     }
 }
 
-/// The cursors of all readers, and the wakers of those that wait.
-#[derive(Debug, Default)]
-pub(super) struct Readers {
-    slots: Vec<Option<Place>>,
-    free: Vec<usize>,
-    /// The furthest cursor, while the body is arriving.
-    pub fastest: Option<u64>,
-    waiting: usize,
-}
-
-#[derive(Debug)]
-struct Place {
-    cursor: u64,
-    waker: Option<Waker>,
-}
-
-impl Readers {
-    fn enter(&mut self, cursor: u64) -> usize {
-        self.fastest = self.fastest.max(Some(cursor));
-        let place = Some(Place { cursor, waker: None });
-        if let Some(slot) = self.free.pop() {
-            self.slots[slot] = place;
-            return slot;
-        }
-        self.slots.push(place);
-        self.slots.len() - 1
-    }
-
-    fn leave(&mut self, slot: usize, over: bool) {
-        let place = self.slots[slot].take().expect("a reader leaves once");
-        self.free.push(slot);
-        self.waiting -= usize::from(place.waker.is_some());
-        // A body that is over is paced by nobody: no need to look through all readers.
-        if !over && self.fastest == Some(place.cursor) {
-            self.fastest = self.cursors().max();
-        }
-    }
-
-    fn wait(&mut self, slot: usize, waker: &Waker) {
-        let place = self.slots[slot].as_mut().expect("the reader is there");
-        match &mut place.waker {
-            Some(known) => known.clone_from(waker),
-            empty => {
-                *empty = Some(waker.clone());
-                self.waiting += 1;
-            }
-        }
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-
-    /// True if the reader may be the fastest one, which sets the fill's pace.
-    fn advance(&mut self, slot: usize, cursor: u64) -> bool {
-        let place = self.slots[slot].as_mut().expect("the reader is there");
-        place.cursor = cursor;
-        let fastest = self.fastest.unwrap_or(0);
-        self.fastest = Some(fastest.max(cursor));
-        cursor >= fastest
-    }
-
-    /// Takes the wakers of all waiting readers. Call it under the lock; wake them after releasing it.
-    pub(super) fn take_wakers(&mut self, into: &mut Vec<Waker>) {
-        if self.waiting == 0 {
-            return;
-        }
-        self.waiting = 0;
-        into.extend(self.slots.iter_mut().flatten().filter_map(|place| place.waker.take()));
-    }
-
-    pub(super) fn cursors(&self) -> impl Iterator<Item = u64> {
-        self.slots.iter().flatten().map(|place| place.cursor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn when_the_fastest_leaves_the_next_one_paces() {
-        let mut readers = Readers::default();
-        let (slow, fast) = (readers.enter(0), readers.enter(0));
-        assert!(readers.advance(fast, 500));
-        assert!(!readers.advance(slow, 100));
-        readers.leave(fast, false);
-        assert_eq!((readers.fastest, readers.count()), (Some(100), 1));
-        assert!(readers.advance(slow, 200));
-        readers.leave(slow, false);
-        assert_eq!((readers.fastest, readers.count()), (None, 0));
-    }
-
-    #[test]
-    fn a_reader_that_leaves_takes_its_waker_along() {
-        let mut readers = Readers::default();
-        let (first, second) = (readers.enter(0), readers.enter(0));
-        readers.wait(first, Waker::noop());
-        readers.wait(first, Waker::noop());
-        readers.wait(second, Waker::noop());
-        readers.leave(first, false);
-        let mut wakers = Vec::new();
-        readers.take_wakers(&mut wakers);
-        assert_eq!((wakers.len(), readers.waiting), (1, 0));
-    }
 
     #[test]
     fn readers_live_on_any_core() {

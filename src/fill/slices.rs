@@ -9,7 +9,7 @@
 //!  slices      |    0    |    1    |    2    |    3    |    4    |
 //!  stored                |#########|
 //!  wanted           |---------------------|
-//!  steps       <-- Ask -->|<Stored>|<- Ask ->
+//!  steps       <- Fetch ->|<Stored>|<-Fetch->
 //! ```
 
 use std::ops::Range;
@@ -25,7 +25,7 @@ use crate::fields::{Fields, number};
 
 /// Sizes of sub-requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cut {
+pub(crate) struct RequestSizes {
     /// The store's.
     pub slice_bytes: u64,
     /// Maximum bytes of one sub-request; a multiple of `slice_bytes`.
@@ -34,12 +34,12 @@ pub(crate) struct Cut {
 
 /// The next step of reading a wanted range.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum RangeStep {
     /// These bytes are in the store.
     Stored(Range<u64>),
-    /// Ask upstream for these bytes: whole slices (the object's last one may be shorter) that
+    /// Request these bytes from upstream: whole slices (the object's last one may be shorter) that
     /// include the first wanted byte.
-    Ask(Range<u64>),
+    Fetch(Range<u64>),
     /// The wanted range is complete.
     Done,
 }
@@ -50,22 +50,22 @@ pub(crate) fn next_step(
     wanted: &Range<u64>,
     length: Option<u64>,
     parts: &[Range<u64>],
-    cut: Cut,
-) -> Step {
+    sizes: RequestSizes,
+) -> RangeStep {
     let end = length.map_or(wanted.end, |length| wanted.end.min(length));
     if wanted.start >= end {
-        return Step::Done;
+        return RangeStep::Done;
     }
-    let slices = parts.iter().map(|part| whole_slices(part, length, cut.slice_bytes));
+    let slices = parts.iter().map(|part| whole_slices(part, length, sizes.slice_bytes));
     let mut slices = slices.filter(|part| part.end > wanted.start);
     let next = slices.next().unwrap_or(u64::MAX..u64::MAX);
     if next.contains(&wanted.start) {
-        return Step::Stored(wanted.start..end.min(next.end));
+        return RangeStep::Stored(wanted.start..end.min(next.end));
     }
-    let start = wanted.start - wanted.start % cut.slice_bytes;
-    let aligned = end.div_ceil(cut.slice_bytes).saturating_mul(cut.slice_bytes);
-    let asked = start.saturating_add(cut.request_bytes_max).min(aligned).min(next.start);
-    Step::Ask(start..length.map_or(asked, |length| asked.min(length)))
+    let start = wanted.start - wanted.start % sizes.slice_bytes;
+    let aligned = end.div_ceil(sizes.slice_bytes).saturating_mul(sizes.slice_bytes);
+    let asked = start.saturating_add(sizes.request_bytes_max).min(aligned).min(next.start);
+    RangeStep::Fetch(start..length.map_or(asked, |length| asked.min(length)))
 }
 
 /// The slices that `part` covers completely, as a range of bytes.
@@ -291,7 +291,7 @@ mod tests {
     use super::*;
     use crate::cache::range::with_part;
 
-    const CUT: Cut = Cut { slice_bytes: 100, request_bytes_max: 400 };
+    const SIZES: RequestSizes = RequestSizes { slice_bytes: 100, request_bytes_max: 400 };
 
     fn fields(list: &[(&'static str, &str)]) -> HeaderMap {
         let pairs = list.iter().map(|(name, value)| {
@@ -300,38 +300,38 @@ mod tests {
         pairs.collect()
     }
 
-    fn step(wanted: Range<u64>, length: Option<u64>, parts: &[Range<u64>]) -> Step {
-        next_step(&wanted, length, parts, CUT)
+    fn step(wanted: Range<u64>, length: Option<u64>, parts: &[Range<u64>]) -> RangeStep {
+        next_step(&wanted, length, parts, SIZES)
     }
 
     #[test]
     fn only_the_slices_that_are_missing_are_asked_for() {
-        assert_eq!(step(150..160, Some(1000), &[]), Step::Ask(100..200));
-        assert_eq!(step(150..350, Some(1000), &[]), Step::Ask(100..400));
+        assert_eq!(step(150..160, Some(1000), &[]), RangeStep::Fetch(100..200));
+        assert_eq!(step(150..350, Some(1000), &[]), RangeStep::Fetch(100..400));
         let stored = [100..200, 300..400];
-        assert_eq!(step(150..350, Some(1000), &stored), Step::Stored(150..200));
-        assert_eq!(step(200..350, Some(1000), &stored), Step::Ask(200..300));
-        assert_eq!(step(300..350, Some(1000), &stored), Step::Stored(300..350));
-        assert_eq!(step(350..350, Some(1000), &stored), Step::Done);
+        assert_eq!(step(150..350, Some(1000), &stored), RangeStep::Stored(150..200));
+        assert_eq!(step(200..350, Some(1000), &stored), RangeStep::Fetch(200..300));
+        assert_eq!(step(300..350, Some(1000), &stored), RangeStep::Stored(300..350));
+        assert_eq!(step(350..350, Some(1000), &stored), RangeStep::Done);
     }
 
     #[test]
     fn the_last_slice_is_as_short_as_the_object_is() {
-        assert_eq!(step(950..2000, Some(980), &[]), Step::Ask(900..980));
-        assert_eq!(step(950..2000, Some(980), &[900..980]), Step::Stored(950..980));
-        assert_eq!(step(980..2000, Some(980), &[]), Step::Done);
+        assert_eq!(step(950..2000, Some(980), &[]), RangeStep::Fetch(900..980));
+        assert_eq!(step(950..2000, Some(980), &[900..980]), RangeStep::Stored(950..980));
+        assert_eq!(step(980..2000, Some(980), &[]), RangeStep::Done);
     }
 
     #[test]
     fn an_open_end_is_asked_for_piece_by_piece() {
-        assert_eq!(step(250..u64::MAX, None, &[]), Step::Ask(200..600));
-        assert_eq!(step(600..u64::MAX, Some(10_000), &[]), Step::Ask(600..1000));
-        assert_eq!(step(600..u64::MAX, Some(10_000), &[800..900]), Step::Ask(600..800));
+        assert_eq!(step(250..u64::MAX, None, &[]), RangeStep::Fetch(200..600));
+        assert_eq!(step(600..u64::MAX, Some(10_000), &[]), RangeStep::Fetch(600..1000));
+        assert_eq!(step(600..u64::MAX, Some(10_000), &[800..900]), RangeStep::Fetch(600..800));
     }
 
     #[test]
     fn half_a_slice_is_not_a_slice() {
-        assert_eq!(step(120..130, Some(1000), &[110..250]), Step::Ask(100..200));
+        assert_eq!(step(120..130, Some(1000), &[110..250]), RangeStep::Fetch(100..200));
         assert_eq!(whole_slices(&(110..350), Some(1000), 100), 200..300);
         assert_eq!(whole_slices(&(110..150), Some(1000), 100), 200..200);
     }
@@ -354,14 +354,14 @@ mod tests {
             let wanted = clipped((start, wanted_length));
             let mut at = wanted.start;
             for _ in 0..200 {
-                match next_step(&(at..wanted.end), Some(length), &stored, CUT) {
-                    Step::Done => break,
-                    Step::Stored(range) => {
+                match next_step(&(at..wanted.end), Some(length), &stored, SIZES) {
+                    RangeStep::Done => break,
+                    RangeStep::Stored(range) => {
                         prop_assert!(range.start == at && !range.is_empty());
                         prop_assert!(stored.iter().any(|part| part.start <= at && part.end >= range.end));
                         at = range.end;
                     }
-                    Step::Ask(range) => {
+                    RangeStep::Fetch(range) => {
                         prop_assert!(range.start <= at && at < range.end);
                         prop_assert_eq!(range.start, at - at % 100);
                         prop_assert!(range.end % 100 == 0 || range.end == length);

@@ -219,8 +219,8 @@ impl Job {
         response: Response<Body>,
     ) {
         let stored = Arc::new(*stored);
-        let filled = lead.fill(&self.worker.store, stored.clone(), response.into_body()).await;
-        if matches!(filled.end, FillEnd::Stored) {
+        let end = lead.fill(&self.worker.store, stored.clone(), response.into_body()).await;
+        if end == FillEnd::Stored {
             self.note_variant(&stored).await;
         }
     }

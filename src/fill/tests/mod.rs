@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::collapse::{FillFailure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
-use super::{FillEnd, FillReader, Filled, Filling, Settings};
+use super::reader::FillReader;
+use super::{FillEnd, Filling, Settings};
 use crate::body::{Body, BodyError, BodySource, PollFrame, next_frame};
 use crate::cache::{
     CacheKey, Freshness, KeyHash, PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse,
@@ -207,7 +208,7 @@ async fn filling(follower: &Follower) -> Filling {
     }
 }
 
-fn start(node: &Node, mut lead: Lead, length: Option<u64>, body: Body) -> JoinHandle<Filled> {
+fn start(node: &Node, mut lead: Lead, length: Option<u64>, body: Body) -> JoinHandle<FillEnd> {
     let store = node.store.clone();
     spawn_local(async move { lead.fill(&store, response(length), body).await })
 }
@@ -218,7 +219,7 @@ struct Begun {
     /// Follows it from its start.
     own: Follower,
     upstream: Upstream,
-    done: JoinHandle<Filled>,
+    done: JoinHandle<FillEnd>,
 }
 
 fn begin(length: Option<u64>) -> Begun {
@@ -266,7 +267,7 @@ fn the_first_byte_is_read_before_the_second_is_sent() {
         assert_bytes(&all(first).await.expect("whole"), 1..10);
         assert_bytes(&all(second).await.expect("whole"), 1..10);
         let filled = done.await.expect("no panic");
-        assert!(matches!(filled.end, FillEnd::Stored) && filled.bytes == 10);
+        assert!(matches!(filled, FillEnd::Stored));
         assert_bytes(&node.stored().await.expect("stored").1, 0..10);
         assert_eq!(node.gauge(Metric::RequestsCollapsed), 1);
     });
@@ -330,7 +331,7 @@ fn breaks_off(length: Option<u64>, sent: u64, last: Option<Sent>) {
         let error = next_frame(&mut reader).await.expect("not a clean end").expect_err("an error");
         assert!(error.to_string().contains(&sent.to_string()), "{error}");
         assert!(waiting.await.expect("no panic").is_err());
-        assert!(matches!(done.await.expect("no panic").end, FillEnd::Broken(_)));
+        assert!(matches!(done.await.expect("no panic"), FillEnd::Broken));
         assert!(node.stored().await.is_none());
         assert!(matches!(node.join(), Join::Lead(_)), "the next request asks anew");
     });
@@ -513,7 +514,7 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
         upstream.send(3).await;
         drop(upstream);
         assert_bytes(&all(reader).await.expect("whole"), 0..3);
-        assert!(done.await.expect("no panic").is_stored());
+        assert_eq!(done.await.expect("no panic"), FillEnd::Stored);
         let (head, _) = node.stored().await.expect("its bytes are there");
         assert_eq!(node.store.purge_verdict(&head), Some(PurgeKind::Hard));
         let unknown = join();
@@ -558,12 +559,12 @@ fn unstored_slow_readers_are_waited_for_and_then_cut_off() {
         let error = next_frame(&mut slow).await.expect("not a clean end").expect_err("cut off");
         assert!(error.to_string().contains("no longer in memory"), "{error}");
         assert_eq!(node.gauge(Metric::FillReadersLost), 1);
-        assert!(matches!(done.await.expect("no panic").end, FillEnd::Unstored));
+        assert!(matches!(done.await.expect("no panic"), FillEnd::Unstored));
     });
 }
 
 /// Starts a fill, with one reader and the rest of it for the test to send.
-async fn started(node: &Node, length: Option<u64>) -> (Upstream, FillReader, JoinHandle<Filled>) {
+async fn started(node: &Node, length: Option<u64>) -> (Upstream, FillReader, JoinHandle<FillEnd>) {
     let lead = node.lead();
     let own = lead.follower();
     let (upstream, body) = upstream();
@@ -584,7 +585,7 @@ fn bodies_of_any_length_are_in_the_store_when_the_fill_has_ended() {
                 upstream.send((length - upstream.sent).min(1000)).await;
             }
             drop(upstream);
-            assert_eq!(done.await.expect("no panic").end.as_str(), "stored");
+            assert_eq!(done.await.expect("no panic").as_str(), "stored");
             assert_bytes(&reading.await.expect("no panic").expect("whole"), 0..length);
             let (head, body) = node.stored().await.expect("stored");
             assert_bytes(&body, 0..length);
@@ -608,7 +609,7 @@ fn a_slow_reader_holds_nobody_back_and_has_every_byte() {
         let late = filling(&node.follow()).await.read_all();
         drop(upstream);
         assert_bytes(&fast.await.expect("no panic").expect("whole"), 0..50 * SLICE);
-        assert_eq!(done.await.expect("no panic").end.as_str(), "stored");
+        assert_eq!(done.await.expect("no panic").as_str(), "stored");
         assert_eq!(node.gauge(Metric::FillReadsBehind), 0, "the slow one has read nothing so far");
         assert_bytes(&all(slow).await.expect("whole"), 0..50 * SLICE);
         assert!(node.gauge(Metric::FillReadsBehind) > 40);
@@ -658,7 +659,7 @@ fn what_is_too_large_for_the_store_goes_on_to_its_readers() {
         }
         assert!(matches!(node.join(), Join::Lead(_)), "its first bytes are gone for newcomers");
         drop(upstream);
-        assert_eq!(done.await.expect("no panic").end.as_str(), "unstored");
+        assert_eq!(done.await.expect("no panic").as_str(), "unstored");
         assert_bytes(&reading.await.expect("no panic").expect("whole"), 0..20 * SLICE);
         assert!(node.stored().await.is_none());
     });
@@ -679,7 +680,7 @@ fn a_fill_that_is_half_there_goes_on_without_readers() {
         }
         assert_bytes(&all(filling(&node.follow()).await.read(5..7)).await.expect("whole"), 5..7);
         drop(upstream);
-        assert_eq!(done.await.expect("no panic").end.as_str(), "stored");
+        assert_eq!(done.await.expect("no panic").as_str(), "stored");
         assert_bytes(&node.stored().await.expect("stored").1, 0..20 * SLICE);
     });
 }
@@ -692,7 +693,7 @@ fn a_fill_that_all_have_left_ends_and_is_not_joined() {
         drop(own);
         drop(reader);
         let filled = done.await.expect("no panic");
-        assert!(matches!(filled.end, FillEnd::Abandoned), "while upstream says nothing");
+        assert!(matches!(filled, FillEnd::Abandoned), "while upstream says nothing");
         assert!(upstream.frames.is_closed());
         assert!(matches!(node.join(), Join::Lead(_)));
         assert_eq!(node.gauge(Metric::FillReaders), 0);
@@ -709,7 +710,7 @@ fn a_refresh_goes_to_its_end_though_nobody_reads() {
             upstream.send(SLICE).await;
         }
         drop(upstream);
-        assert_eq!(done.await.expect("no panic").end.as_str(), "stored");
+        assert_eq!(done.await.expect("no panic").as_str(), "stored");
         assert_bytes(&node.stored().await.expect("stored").1, 0..20 * SLICE);
         assert_eq!(node.gauge(Metric::FillWindowBytes), 0, "nothing is held of what is gone");
         assert_eq!(node.gauge(Metric::Fills), 0);
@@ -826,7 +827,7 @@ fn stress(seed: u64) {
             }
             drop(upstream);
             assert_bytes(&own.await.expect("no panic").expect("whole"), 0..length);
-            assert!(matches!(done.await.expect("no panic").end, FillEnd::Stored));
+            assert!(matches!(done.await.expect("no panic"), FillEnd::Stored));
         });
     });
     assert_eq!(node.gauge(Metric::FillWindowBytes), 0);

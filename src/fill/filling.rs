@@ -1,0 +1,56 @@
+//! A response whose body is being fetched, as a follower gets it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::reader::FillReader;
+use super::state::Interest;
+use crate::cache::StoredResponse;
+use crate::store::Head;
+
+/// A response whose body is being fetched. It keeps the fill alive until it is read or dropped,
+/// then its reader does. To read several ranges, create all readers before one is dropped.
+#[derive(Debug)]
+pub(crate) struct Filling {
+    pub(super) response: Arc<StoredResponse>,
+    pub(super) interest: Interest,
+}
+
+impl Filling {
+    /// The head record of the response, as it will be stored.
+    pub(crate) fn response(&self) -> &Arc<StoredResponse> {
+        &self.response
+    }
+
+    /// The head record of its object, with which its slices can be read, and slices other than the
+    /// next ones be stored. `None` if it is not stored in slices, or its length is unknown.
+    pub(crate) fn head(&self) -> Option<Arc<Head>> {
+        let (store, object) = self.interest.fill().lock().slices.clone()?;
+        store.head_to_be(&self.response, object)
+    }
+
+    /// Whether this byte is further than one sub-request beyond the bytes that have arrived.
+    pub(crate) fn is_far_from(&self, offset: u64) -> bool {
+        let fill = self.interest.fill();
+        let arrived = fill.lock().window.end();
+        offset > arrived.saturating_add(fill.shared.settings.range_request_bytes_max)
+    }
+
+    /// Reads the whole body from its first byte, with trailers.
+    pub(crate) fn read_all(&self) -> FillReader {
+        self.reader(0..u64::MAX, true)
+    }
+
+    /// Reads only the bytes of `range`, cut at the end of the body. If the length is unknown, the
+    /// end is known only when it arrives.
+    pub(crate) fn read(&self, range: Range<u64>) -> FillReader {
+        self.reader(range, false)
+    }
+
+    fn reader(&self, range: Range<u64>, trailers: bool) -> FillReader {
+        let length = self.response.complete_length;
+        let reader = FillReader::new(self.interest.fill().clone(), range, length, trailers);
+        self.interest.end();
+        reader
+    }
+}

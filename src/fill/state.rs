@@ -1,0 +1,322 @@
+//! The state of a fill, which its leader, its pump, its followers and its readers share.
+//!
+//! ```text
+//!            ┌ release ─► Released                 followers forward on their own
+//!            ├ fail ────► Failed                   followers get the same failure
+//!  Asking ───┤
+//!            ├ stored ──► Stored                   followers serve the stored response
+//!            └ fill ────► Filling ──┬─► Whole      the last byte arrived, the length is right
+//!                                   └─► Broken     upstream ended early, or no reader was left
+//! ```
+//!
+//! Each transition happens once, under the fill's lock, and wakes all waiters after the lock is
+//! released. Dropping a `Lead` or a pump makes the transition to `Failed` or `Broken`, so that no
+//! follower waits for a task that is gone.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::{HeaderMap, StatusCode};
+use tokio::sync::Notify;
+
+use super::readers::Readers;
+use super::settings::Settings;
+use super::window::Window;
+use crate::body::BodyError;
+use crate::cache::{PurgeSequence, StoredResponse};
+use crate::metrics::{Metric, Recorder};
+use crate::store::{ObjectId, Store};
+
+/// The state shared by all fills of a node.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub settings: Settings,
+    /// The store's.
+    pub slice_bytes: u64,
+    pub recorder: Recorder,
+    /// Bytes in all windows.
+    window_bytes: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings, slice_bytes: u64, recorder: Recorder) -> Self {
+        Self { settings, slice_bytes, recorder, window_bytes: AtomicU64::new(0) }
+    }
+
+    /// The current maximum window of a fill.
+    pub(crate) fn window_bytes_max(&self) -> u64 {
+        let least = 2 * self.slice_bytes;
+        if self.window_bytes.load(Ordering::Relaxed) >= self.settings.windows_bytes_total {
+            return least;
+        }
+        self.settings.window_bytes.max(least)
+    }
+
+    /// Counts bytes that enter a window.
+    pub(crate) fn hold(&self, bytes: u64) {
+        self.window_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.recorder.add(Metric::FillWindowBytes, bytes);
+    }
+
+    /// Counts bytes that leave a window.
+    pub(crate) fn let_go(&self, bytes: u64) {
+        self.window_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.recorder.subtract(Metric::FillWindowBytes, bytes);
+    }
+}
+
+/// One exchange with upstream that other requests may join.
+#[derive(Debug)]
+pub(super) struct Fill {
+    pub shared: Arc<Shared>,
+    /// The purge-log position read before the upstream request was sent.
+    pub sequence: PurgeSequence,
+    state: Mutex<State>,
+    /// Followers wait here for the outcome.
+    decided: Notify,
+    /// The pump waits here for space in the window, and for the last reader to leave.
+    pub pump: Notify,
+}
+
+/// The state under the fill's lock, which is held only to move a few pointers.
+#[derive(Debug)]
+pub(super) struct State {
+    decision: Option<FillDecision>,
+    /// Number of followers that wait for the outcome, or have it and do not read yet.
+    pub expected: usize,
+    pub window: Window,
+    pub readers: Readers,
+    /// Whether the body is also written to the store.
+    pub storing: bool,
+    /// Where readers that fell behind the window find the stored slices.
+    pub slices: Option<(Store, ObjectId)>,
+    pub pump_waits: bool,
+    pub end: Option<End>,
+}
+
+/// How a fill left `Asking`.
+#[derive(Clone, Debug)]
+pub(super) enum FillDecision {
+    Released,
+    Failed(FillFailure),
+    Stored,
+    Filling(Arc<StoredResponse>),
+}
+
+/// How a body ended.
+#[derive(Clone, Debug)]
+pub(super) enum End {
+    Whole { trailers: Option<Arc<HeaderMap>> },
+    Broken(Arc<BodyError>),
+}
+
+impl State {
+    /// Whether every byte that arrived is still available.
+    fn has_all(&self) -> bool {
+        self.storing || self.window.start() == 0
+    }
+
+    fn is_broken(&self) -> bool {
+        matches!(self.end, Some(End::Broken(_)))
+    }
+
+    /// Number of readers, present and expected.
+    pub(crate) fn interested(&self) -> usize {
+        self.expected + self.readers.count()
+    }
+
+    /// Offset of the slowest reader that has not fallen behind the window.
+    pub(crate) fn slowest(&self) -> Option<u64> {
+        if self.expected > 0 && self.window.start() == 0 {
+            return Some(0);
+        }
+        self.readers.cursors().filter(|cursor| *cursor >= self.window.start()).min()
+    }
+
+    /// Bytes from this offset on are kept for readers, whatever the size of the window.
+    pub(crate) fn held_back_at(&self) -> u64 {
+        let not_reading_yet = if self.expected > 0 { 0 } else { u64::MAX };
+        self.readers.fastest.unwrap_or(not_reading_yet)
+    }
+}
+
+impl Fill {
+    pub(crate) fn new(shared: Arc<Shared>, sequence: PurgeSequence) -> Arc<Self> {
+        shared.recorder.add(Metric::Fills, 1);
+        let state = State {
+            decision: None,
+            expected: 0,
+            window: Window::default(),
+            readers: Readers::default(),
+            storing: false,
+            slices: None,
+            pump_waits: false,
+            end: None,
+        };
+        Arc::new(Self {
+            shared,
+            sequence,
+            state: Mutex::new(state),
+            decided: Notify::new(),
+            pump: Notify::new(),
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finishes a change of `state` that removed a reader.
+    pub(crate) fn unlock_after_leaving(&self, state: MutexGuard<'_, State>) {
+        let nobody_left = state.interested() == 0;
+        self.unlock_and_nudge(state);
+        if nobody_left {
+            self.pump.notify_one();
+        }
+    }
+
+    /// Finishes a change of `state` that may have freed space: wakes the pump if it waits.
+    pub(crate) fn unlock_and_nudge(&self, mut state: MutexGuard<'_, State>) {
+        let pump_waits = std::mem::take(&mut state.pump_waits);
+        drop(state);
+        if pump_waits {
+            self.pump.notify_one();
+        }
+    }
+
+    /// The response, once upstream has sent its header section and it is being stored.
+    pub(crate) fn response(&self) -> Option<Arc<StoredResponse>> {
+        match &self.lock().decision {
+            Some(FillDecision::Filling(response)) => Some(response.clone()),
+            _ => None,
+        }
+    }
+
+    /// Adds a follower. `None` if the fill has no response for a new follower.
+    pub(crate) fn interest(self: &Arc<Self>) -> Result<Interest, NotJoinable> {
+        let mut state = self.lock();
+        let open = match state.decision {
+            None => true,
+            Some(FillDecision::Filling(_)) => state.has_all() && !state.is_broken(),
+            Some(_) => false,
+        };
+        if !open {
+            return Err(NotJoinable::Over);
+        }
+        if state.interested() >= self.shared.settings.followers_max {
+            return Err(NotJoinable::Full);
+        }
+        Ok(Interest::new(self, &mut state))
+    }
+
+    /// The leader's own client may always follow, whatever the limits.
+    pub(crate) fn interest_of_leader(self: &Arc<Self>) -> Interest {
+        Interest::new(self, &mut self.lock())
+    }
+
+    /// Waits until the fill leaves `Asking`. Cancel-safe.
+    pub(crate) async fn outcome(self: &Arc<Self>) -> (FillDecision, Interest) {
+        loop {
+            let decided = self.decided.notified();
+            tokio::pin!(decided);
+            decided.as_mut().enable();
+            if let Some(outcome) = self.outcome_now() {
+                return outcome;
+            }
+            decided.await;
+        }
+    }
+
+    fn outcome_now(self: &Arc<Self>) -> Option<(FillDecision, Interest)> {
+        let mut state = self.lock();
+        let decision = state.decision.clone()?;
+        Some((decision, Interest::new(self, &mut state)))
+    }
+
+    pub(crate) fn release(&self) {
+        self.decide(FillDecision::Released);
+    }
+
+    pub(crate) fn fail(&self, failure: FillFailure) {
+        self.decide(FillDecision::Failed(failure));
+    }
+
+    pub(crate) fn stored(&self) {
+        self.decide(FillDecision::Stored);
+    }
+
+    pub(crate) fn decide(&self, decision: FillDecision) {
+        let mut state = self.lock();
+        debug_assert!(state.decision.is_none(), "a fill is decided once");
+        state.decision.get_or_insert(decision);
+        drop(state);
+        self.decided.notify_waiters();
+    }
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        self.shared.let_go(self.lock().window.held());
+        self.shared.recorder.subtract(Metric::Fills, 1);
+    }
+}
+
+/// Why a request cannot follow a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotJoinable {
+    /// It has no response: it was released, has failed, or ended early.
+    Over,
+    /// It has reached the limit of followers.
+    Full,
+}
+
+/// Counts as an expected reader until it is dropped.
+#[derive(Debug)]
+pub(super) struct Interest {
+    fill: Arc<Fill>,
+    counts: AtomicBool,
+}
+
+impl Interest {
+    fn new(fill: &Arc<Fill>, state: &mut State) -> Self {
+        state.expected += 1;
+        Self { fill: fill.clone(), counts: AtomicBool::new(true) }
+    }
+
+    pub(crate) fn fill(&self) -> &Arc<Fill> {
+        &self.fill
+    }
+
+    /// Stops counting, because a reader counts instead, or none does.
+    pub(crate) fn end(&self) {
+        if !self.counts.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.fill.lock();
+        state.expected -= 1;
+        self.fill.unlock_after_leaving(state);
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Why there is no response; shared by all followers.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum FillFailure {
+    /// The exchange with upstream failed: a [`crate::upstream::Unanswered`], or why its response is none.
+    #[error("the collapsed upstream request failed")]
+    Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Upstream answered with an error; a stale response may be served instead.
+    #[error("upstream answered {0}")]
+    Status(StatusCode),
+    /// The requested bytes belong to an object that has changed at the origin.
+    #[error("the object changed at its origin")]
+    Changed,
+    /// The leader's task ended without an answer. Ask upstream.
+    #[error("the task that asked upstream ended without an answer")]
+    Abandoned,
+}
