@@ -33,6 +33,7 @@ macro_rules! labels {
             }
 
             /// The word in logs, metrics and fields.
+            #[allow(dead_code, reason = "some lists are labels of metrics only")]
             $seen const fn as_str(self) -> &'static str {
                 Self::WORDS[self.index()]
             }

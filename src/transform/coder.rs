@@ -1,13 +1,13 @@
-//! Bodies through a compressor or a decompressor.
+//! Codes and decodes bodies as streams.
 //!
 //! ```text
 //! Body ─ frames ─▶ piece ─▶ codec ─▶ scratch ─ frames of at most 16 KiB ─▶ Body
-//!                            ╰ the sender pauses: what is inside comes out
+//!                            ╰ flushed when the source pauses
 //! ```
 //!
-//! One piece is in work at a time and nothing is collected, so the reader's pace is the sender's.
-//! When the sender pauses, the encoder is flushed: an event stream does not stall in it. The
-//! codecs work on this thread, so after every 64 KiB the others get their turn.
+//! One piece is coded at a time and nothing is collected, so the reader sets the pace of the source. When
+//! the source pauses, the encoder is flushed, so that an event stream does not stall. The codecs work on
+//! the worker's thread and yield after every 64 KiB.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -27,32 +27,36 @@ use http_body::Frame;
 
 use super::{Coding, DecodeLimit, Level};
 use crate::body::{Body, BodyError, BodySource, PollFrame};
+use crate::labels::CoderFailure;
 use crate::metrics::{Metric, Recorder};
 
-/// Compresses a body. `length` is its length when known; it makes windows no larger than needed.
+/// Compresses a body. `length` is its length, if known: a short body gets a small window.
 pub(crate) fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder) -> Body {
-    recorder.count_labelled(Metric::BodiesEncoded, level.coding as usize);
+    recorder.count_labelled(Metric::BodiesEncoded, level.coding.index());
     let encoder = Encoder::new(level, length);
     match body {
-        Body::Full(Some(bytes)) if bytes.len() <= BYTES_AT_ONCE_MAX => {
-            at_once(&bytes, encoder, recorder).unwrap_or_else(|error| {
-                recorder.count_labelled(Metric::CoderFailures, error.label());
-                Body::stream(Failed(Some(BodyError::caused_by("the encoder failed", error))))
+        Body::Full(Some(bytes)) if bytes.len() <= WHOLE_BODY_BYTES_MAX => {
+            encode_whole(&bytes, encoder, recorder).unwrap_or_else(|error| {
+                recorder.count_labelled(Metric::CoderFailures, error.label().index());
+                Body::stream(FailedBody(Some(BodyError::caused_by("the encoder failed", error))))
             })
         }
-        body => Body::stream(Coded::new(body, encoder, recorder)),
+        body => Body::stream(CodedBody::new(body, encoder, recorder)),
     }
 }
 
-/// Decompresses a body. One that is malformed, ends early, or reaches the limit breaks off with
-/// an error.
+/// Decompresses a body. It fails if the coded data are malformed or incomplete, or at the limit.
 pub(crate) fn decode(body: Body, coding: Coding, limit: DecodeLimit, recorder: &Recorder) -> Body {
-    recorder.count_labelled(Metric::BodiesDecoded, coding as usize);
-    Body::stream(Coded::new(body, Decoder::new(coding, limit), recorder))
+    recorder.count_labelled(Metric::BodiesDecoded, coding.index());
+    Body::stream(CodedBody::new(body, Decoder::new(coding, limit), recorder))
 }
 
-/// The whole body in one turn, without a stream's buffers. Its length is then known.
-fn at_once(piece: &[u8], mut encoder: Encoder, recorder: &Recorder) -> Result<Body, CodecError> {
+/// Compresses a body in memory, without the buffers of a stream. The result has a known length.
+fn encode_whole(
+    piece: &[u8],
+    mut encoder: Encoder,
+    recorder: &Recorder,
+) -> Result<Body, CodecError> {
     let mut scratch = [0; SCRATCH_BYTES];
     let mut coded = Vec::with_capacity(piece.len() / 2);
     let mut input = PartialBuffer::new(piece);
@@ -72,86 +76,86 @@ fn at_once(piece: &[u8], mut encoder: Encoder, recorder: &Recorder) -> Result<Bo
     Ok(Bytes::from(coded).into())
 }
 
-/// A body of which nothing can be had.
-struct Failed(Option<BodyError>);
+/// A body that fails at its first poll.
+struct FailedBody(Option<BodyError>);
 
-impl BodySource for Failed {
+impl BodySource for FailedBody {
     fn poll_frame(&mut self, _: &mut Context<'_>) -> PollFrame {
         Poll::Ready(self.0.take().map(Err))
     }
 }
 
-/// A body on its way through a codec.
-struct Coded<C> {
-    sender: Body,
+/// A body that is coded or decoded as it is read.
+struct CodedBody<C> {
+    source: Body,
     codec: C,
     state: State,
-    /// What the sender gave and the codec has not taken.
+    /// Bytes of the source that the codec has not taken.
     piece: Bytes,
     scratch: Box<[u8]>,
-    /// Whether the codec has taken something since it was last flushed.
-    holds: bool,
-    /// Bytes worked on since others had their turn.
-    worked: usize,
+    /// Whether the codec has taken bytes since it was last flushed.
+    needs_flush: bool,
+    /// Bytes read and written since the task last yielded.
+    turn_bytes: usize,
     trailers: Option<HeaderMap>,
     recorder: Recorder,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
-    /// Pieces go in.
-    Taking,
-    /// The sender pauses: what is inside comes out.
+    /// Pieces go into the codec.
+    Reading,
+    /// The source pauses: the codec is flushed.
     Flushing,
-    /// The sender is done: the rest comes out.
+    /// The source has ended: the codec is finished.
     Ending,
-    /// Only trailers are left.
+    /// Only trailers may be left.
     Ended,
 }
 
-impl<C: Codec> Coded<C> {
-    fn new(sender: Body, codec: C, recorder: &Recorder) -> Self {
+impl<C: Codec> CodedBody<C> {
+    fn new(source: Body, codec: C, recorder: &Recorder) -> Self {
         Self {
-            sender,
+            source,
             codec,
-            state: State::Taking,
+            state: State::Reading,
             piece: Bytes::new(),
             scratch: vec![0; SCRATCH_BYTES].into(),
-            holds: false,
-            worked: 0,
+            needs_flush: false,
+            turn_bytes: 0,
             trailers: None,
             recorder: recorder.clone(),
         }
     }
 
-    /// Works until `output` is full, the end, or (`Pending`) there is nothing to do for now.
+    /// Fills `output` until it is full or the body ends. Pending: the source has paused, or the task yields.
     fn fill(
         &mut self,
         output: &mut WriteBuffer<'_>,
         cx: &mut Context<'_>,
     ) -> Result<Poll<()>, BodyError> {
         while !output.has_no_spare_space() && self.state != State::Ended {
-            if self.worked >= BYTES_A_TURN {
+            if self.turn_bytes >= TURN_BYTES_MAX {
                 if output.written_len() > 0 {
-                    break; // First hand that out: only without output can we say `Pending`.
+                    break; // The output goes first: `Pending` is possible only without output.
                 }
-                self.worked = 0;
+                self.turn_bytes = 0;
                 cx.waker().wake_by_ref();
                 return Ok(Poll::Pending);
             }
             let before = output.written_len();
             match self.state {
-                State::Taking if self.piece.is_empty() => {
+                State::Reading if self.piece.is_empty() => {
                     if self.take_piece(cx)?.is_pending() {
                         return Ok(Poll::Pending);
                     }
                 }
-                State::Taking => self.work(output)?,
+                State::Reading => self.work(output)?,
                 State::Flushing => {
                     if self.codec.pause(output).map_err(|error| self.failed(error))? {
-                        self.holds = false;
-                        self.state = State::Taking;
-                        // The sender has our waker since it said that it pauses.
+                        self.needs_flush = false;
+                        self.state = State::Reading;
+                        // The source has the waker since it returned `Pending`.
                         return Ok(Poll::Pending);
                     }
                 }
@@ -161,17 +165,17 @@ impl<C: Codec> Coded<C> {
                     }
                 }
             }
-            self.worked += output.written_len() - before;
+            self.turn_bytes += output.written_len() - before;
         }
         Ok(Poll::Ready(()))
     }
 
-    /// Gets the next piece, or moves to the state in which there is none.
+    /// Reads the next piece, or changes the state at a pause or the end.
     fn take_piece(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, BodyError> {
-        match self.sender.poll_frame(cx) {
-            Poll::Pending if self.holds => self.state = State::Flushing,
+        match self.source.poll_frame(cx) {
+            Poll::Pending if self.needs_flush => self.state = State::Flushing,
             Poll::Pending => {
-                self.worked = 0;
+                self.turn_bytes = 0;
                 return Ok(Poll::Pending);
             }
             Poll::Ready(None) => self.state = State::Ending,
@@ -185,14 +189,14 @@ impl<C: Codec> Coded<C> {
 
     fn work(&mut self, output: &mut WriteBuffer<'_>) -> Result<(), BodyError> {
         let given_before = output.written_len();
-        let turn = self.piece.len().min(BYTES_A_TURN - self.worked);
+        let turn = self.piece.len().min(TURN_BYTES_MAX - self.turn_bytes);
         let mut input = PartialBuffer::new(&self.piece[..turn]);
         let result = self.codec.run(&mut input, output);
         let taken = input.written_len();
         let given = output.written_len() - given_before;
         self.piece.advance(taken);
-        self.holds = true;
-        self.worked += taken;
+        self.needs_flush = true;
+        self.turn_bytes += taken;
         self.recorder.add(Metric::CoderBytesIn, taken as u64);
         result.map_err(|error| self.failed(error))?;
         if taken == 0 && given == 0 {
@@ -202,12 +206,12 @@ impl<C: Codec> Coded<C> {
     }
 
     fn failed(&self, error: CodecError) -> BodyError {
-        self.recorder.count_labelled(Metric::CoderFailures, error.label());
+        self.recorder.count_labelled(Metric::CoderFailures, error.label().index());
         BodyError::caused_by("decoding or encoding the body failed", error)
     }
 }
 
-impl<C: Codec> BodySource for Coded<C> {
+impl<C: Codec> BodySource for CodedBody<C> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut output = WriteBuffer::new_initialized(&mut scratch);
@@ -215,10 +219,10 @@ impl<C: Codec> BodySource for Coded<C> {
         let frame = match filled {
             Err(error) => {
                 self.state = State::Ended;
-                self.sender = Body::Empty;
+                self.source = Body::Empty;
                 Poll::Ready(Some(Err(error)))
             }
-            // A copy, so that a small event doesn't hold 16 KiB while the client reads it.
+            // A copy, so that a small piece does not hold 16 KiB while the client reads it.
             Ok(_) if output.written_len() > 0 => {
                 self.recorder.add(Metric::CoderBytesOut, output.written_len() as u64);
                 let coded = Bytes::copy_from_slice(output.written());
@@ -234,7 +238,7 @@ impl<C: Codec> BodySource for Coded<C> {
     }
 }
 
-/// Why a codec stopped.
+/// Why a codec failed.
 #[derive(Debug, thiserror::Error)]
 enum CodecError {
     #[error("the coded data are malformed or incomplete")]
@@ -244,27 +248,27 @@ enum CodecError {
 }
 
 impl CodecError {
-    fn label(&self) -> usize {
+    fn label(&self) -> CoderFailure {
         match self {
-            Self::Malformed(_) => 0,
-            Self::Limit(_) => 1,
+            Self::Malformed(_) => CoderFailure::Malformed,
+            Self::Limit(_) => CoderFailure::DecodeLimit,
         }
     }
 }
 
-/// What encoders and decoders have in common.
+/// An encoder or a decoder.
 trait Codec: Unpin {
-    /// Takes input and gives output, until one of them is used up.
+    /// Codes input into output, until the input is empty or the output is full.
     fn run(
         &mut self,
         input: &mut PartialBuffer<&[u8]>,
         output: &mut WriteBuffer<'_>,
     ) -> Result<(), CodecError>;
 
-    /// Gives all that can be given without more input. `true` when that is done.
+    /// Writes all output that needs no more input. `true` when that is done.
     fn pause(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError>;
 
-    /// Gives the rest; no more input comes. `true` when that is done.
+    /// Writes the rest of the output after the last input. `true` when that is done.
     fn end(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError>;
 }
 
@@ -299,15 +303,15 @@ impl Encoder {
     }
 }
 
-/// The window's size as a power of two: as large as the body, within 1 KiB and 1 MiB.
+/// The binary logarithm of the window's size: as large as the body, between 1 KiB and 1 MiB.
 fn window_log(length: Option<u64>) -> u32 {
     let needed = length.map_or(WINDOW_LOG_MAX, |length| u64::BITS - length.leading_zeros());
     needed.clamp(10, WINDOW_LOG_MAX)
 }
 
-/// How large the smaller of zstd's two tables is at a level, as a power of two, when zstd does not
-/// know how much is to come; as async-compression can't tell it, it never does. For less they are
-/// made here as zstd would make them: to empty those of level 3, 768 KiB, takes 14 us.
+/// The binary logarithm of the smaller of zstd's two tables at a level, for a body of unknown length.
+/// async-compression cannot tell zstd the length, so tables for shorter bodies are sized here as zstd
+/// itself sizes them: clearing the tables of level 3, 768 KiB, takes 14 µs.
 fn tables_log(zstd_level: i32) -> u32 {
     if zstd_level < 3 { 13 } else { 16 }
 }
@@ -336,7 +340,7 @@ struct Decoder {
     limit: DecodeLimit,
     taken: u64,
     given: u64,
-    /// Whether the end of the coded data was seen. An empty body has nothing to end.
+    /// Whether the coded data have ended. An empty body needs no end.
     ended: bool,
 }
 
@@ -353,14 +357,14 @@ impl Decoder {
         Self { codec, coding, limit, taken: 0, given: 0, ended: false }
     }
 
-    /// Gives what the codec holds back because the output was full.
+    /// Writes the output that the codec has held because `output` was full.
     fn drain(&mut self, output: &mut WriteBuffer<'_>) -> Result<(), CodecError> {
         if self.ended || self.taken == 0 {
             return Ok(());
         }
         let before = output.written_len();
         match self.coding {
-            // Inflate calls it an error when it has nothing left to give.
+            // Inflate returns an error if it has no more output.
             Coding::Gzip => {
                 self.codec.flush(output)?;
             }
@@ -389,7 +393,7 @@ impl Codec for Decoder {
         output: &mut WriteBuffer<'_>,
     ) -> Result<(), CodecError> {
         if self.ended {
-            // gzip members and zstd frames may follow each other; brotli has one stream.
+            // A body may have several gzip members or zstd frames, but only one brotli stream.
             if self.coding == Coding::Brotli {
                 return Err(CodecError::Malformed(io::ErrorKind::InvalidData.into()));
             }
@@ -417,22 +421,22 @@ impl Codec for Decoder {
     }
 }
 
-/// A body in memory up to this length is coded in one go, and its coded length is known.
-pub(crate) const BYTES_AT_ONCE_MAX: usize = 64 << 10;
+/// A body in memory of up to this length is coded as a whole, and its coded length is known.
+const WHOLE_BODY_BYTES_MAX: usize = 64 << 10;
 
-/// The longest frame that comes out.
+/// The longest frame of a coded body.
 const SCRATCH_BYTES: usize = 16 << 10;
 
-/// How much is worked on before others get their turn: at brotli's 58 MB/s about a millisecond.
-const BYTES_A_TURN: usize = 64 << 10;
+/// Bytes that a body codes before it yields: a millisecond at brotli's 58 MB/s.
+const TURN_BYTES_MAX: usize = 64 << 10;
 
-/// Larger windows would gain 1 or 2 % on large text and cost every stream its memory.
+/// Larger windows gain 1 or 2 % on large texts, at the cost of memory for every stream.
 const WINDOW_LOG_MAX: u32 = 20;
 
-/// 8 MiB, which RFC 9659 requires of decoders and allows no encoder to exceed.
+/// 8 MiB: RFC 9659 requires it of decoders, and forbids encoders to exceed it.
 const DECODE_WINDOW_LOG_MAX: u32 = 23;
 
-/// The ratio is not looked at below this: a short run of zeros is no attack.
+/// The ratio is not checked below this: a short body of zeros is not an attack.
 const RATIO_FREE_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
@@ -452,7 +456,7 @@ mod tests {
     const CODINGS: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
     const NO_LIMIT: DecodeLimit = DecodeLimit { bytes_max: u64::MAX, ratio_max: u32::MAX };
 
-    /// A sender that does as it is told.
+    /// A source that a test scripts.
     enum Step {
         Data(Bytes),
         Pause,
@@ -608,7 +612,7 @@ mod tests {
     #[test]
     fn the_codings_own_programs_read_what_we_write() {
         for coding in CODINGS {
-            for length in [1, 1000, BYTES_AT_ONCE_MAX, BYTES_AT_ONCE_MAX + 1, 700_000] {
+            for length in [1, 1000, WHOLE_BODY_BYTES_MAX, WHOLE_BODY_BYTES_MAX + 1, 700_000] {
                 let text = text(length);
                 let once = read(encode(
                     text.clone().into(),
@@ -749,8 +753,8 @@ mod tests {
         let broken = read(decode("no gzip".into(), Coding::Gzip, NO_LIMIT, &recorder));
         assert!(broken.error.is_some());
         let total = |metric, label| recorder.metrics().total(metric, label);
-        assert_eq!(total(Metric::BodiesEncoded, Coding::Gzip as usize), 1);
-        assert_eq!(total(Metric::BodiesDecoded, Coding::Gzip as usize), 1);
+        assert_eq!(total(Metric::BodiesEncoded, Coding::Gzip.index()), 1);
+        assert_eq!(total(Metric::BodiesDecoded, Coding::Gzip.index()), 1);
         assert_eq!(total(Metric::CoderFailures, 0), 1);
         assert_eq!(total(Metric::CoderBytesOut, 0), coded.bytes.len() as u64);
 

@@ -1,9 +1,9 @@
-//! Content coding on the way to the client (RFC 9110 §8.4, §12.5.3).
+//! Content coding of responses to clients (RFC 9110 §8.4, §12.5.3).
 //!
-//! What the cache holds is what the origin sent. Here a response is compressed for a client that
-//! takes a coding, or decompressed for one that lacks the coding that is stored, as a stream in
-//! both directions. [`plan`] decides by fields alone, and so the same for HEAD and GET;
-//! [`transform`] carries it out. Ranges, validators of requests and caching are left to others.
+//! The cache stores a body as the origin sent it. This room compresses it for a client that accepts a
+//! coding, or decompresses it for one that does not accept the stored coding; both as a stream.
+//! [`plan`] decides from header fields alone, so that HEAD and GET agree; [`transform`] carries the
+//! plan out. Ranges, conditional requests and caching are handled elsewhere.
 
 mod coder;
 mod negotiate;
@@ -19,7 +19,7 @@ use http::{HeaderMap, Method};
 
 pub(crate) use coder::{decode, encode};
 pub(crate) use negotiate::Accepted;
-pub(crate) use plan::{CodingAction, Said, plan};
+pub(crate) use plan::{CodingAction, ContentFields, plan};
 
 use crate::body::BodySource;
 use crate::fields::{FieldLines, Fields, FieldsMut};
@@ -27,35 +27,35 @@ pub(crate) use crate::labels::Coding;
 use crate::metrics::Recorder;
 use crate::reply::Reply;
 
-/// A coding and how hard to try.
+/// A coding and its compression level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Level {
     coding: Coding,
     level: i32,
 }
 
-/// What is coded, and how.
+/// Which responses are coded, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// In order of preference among those that the client likes equally. Empty: nothing is
-    /// compressed.
+    /// The node's order of preference among the codings to which the client gives the same weight. Empty:
+    /// nothing is compressed.
     pub codings: Vec<Level>,
-    /// What is worth compressing.
+    /// The media types that are compressed.
     pub content_types: Vec<MediaRange>,
-    /// Shorter responses are left alone. Those of unknown length count as long.
+    /// Shorter responses are not compressed. One of unknown length is.
     pub bytes_min: u64,
-    /// Whether stored codings are undone for clients that lack them.
+    /// Whether coded responses are decompressed for clients that do not accept their coding.
     pub decode: bool,
-    /// How far decoding may go; beyond, the response breaks off.
+    /// Limits of decompression. A response that reaches one breaks off.
     pub decode_limit: DecodeLimit,
 }
 
-/// Keeps a small coded body from becoming a flood.
+/// Bounds what a small coded body can expand to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DecodeLimit {
     /// Decoded bytes of one response.
     pub bytes_max: u64,
-    /// Decoded bytes per coded byte, once a response is over 1 MiB.
+    /// Decoded bytes per coded byte. Applies beyond 1 MiB of decoded bytes.
     pub ratio_max: u32,
 }
 
@@ -63,8 +63,8 @@ impl Default for Settings {
     fn default() -> Self {
         let level = |coding, level| Level { coding, level };
         Self {
-            // Measured on text of 100 kB, one core: zstd 3 274 MB/s to a quarter, brotli 4 58 MB/s,
-            // gzip 4 123 MB/s; the next level costs half the speed for 3 % of the size.
+            // Measured on 100 kB of text, one core: zstd level 3 274 MB/s to a quarter of the size, brotli
+            // level 4 58 MB/s, gzip level 4 123 MB/s; the next level halves the speed for 3 % less size.
             codings: vec![level(Coding::Zstd, 3), level(Coding::Brotli, 4), level(Coding::Gzip, 4)],
             content_types: CONTENT_TYPES
                 .iter()
@@ -77,16 +77,9 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
-    /// The codings that may be chosen: what a cache key distinguishes in `Accept-Encoding`.
-    pub(crate) fn codings_we_produce(&self) -> impl Iterator<Item = &'static str> {
-        self.codings.iter().map(|level| level.coding.as_str())
-    }
-}
-
-/// Codes, decodes or leaves the response to a request with this method and these fields, and
-/// makes its fields say so. The body is only touched when it is read. To be called with the
-/// response that was selected (200, 206, 304, …), before hop-by-hop fields are added.
+/// Codes or decodes the response to a request with this method and these fields, or leaves it unchanged,
+/// and updates its fields. The body is coded as it is read. Must be called with the selected response
+/// (200, 206, 304, …), before hop-by-hop fields are added.
 pub(crate) fn transform(
     method: &Method,
     request: &HeaderMap,
@@ -95,13 +88,13 @@ pub(crate) fn transform(
     recorder: &Recorder,
 ) -> Reply {
     let Reply { status, received, mut fields, body } = response;
-    // The answer to HEAD has no body, which says nothing of the length.
+    // A response to HEAD has no body, whatever the length of the representation.
     let is_head = *method == Method::HEAD;
     let length = if is_head { None } else { body.exact_length() };
-    let said = Said::by(&fields);
-    let plan = plan(request, status, &said, length, settings);
-    let length = said.length.or(length);
-    if plan.varies && !said.varies {
+    let content = ContentFields::of(&fields);
+    let plan = plan(request, status, &content, length, settings);
+    let length = content.length.or(length);
+    if plan.varies && !content.varies {
         fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
     match plan.action {
@@ -110,9 +103,9 @@ pub(crate) fn transform(
             weaken_etag(&mut fields);
             return Reply { status, received, fields, body };
         }
-        // Of an answer to HEAD that does not say how long the content is nobody knows whether it
-        // would be worth it. The coding may be left out (RFC 9110 §9.3.2), and what holds for
-        // one form alone is.
+        // The response to GET may be too short to be coded, which its HEAD does not tell. A response to
+        // HEAD may omit Content-Encoding (RFC 9110 §9.3.2), and fields that hold for one coding alone
+        // are removed below.
         CodingAction::Encode(_) if is_head && length.is_none() => {}
         CodingAction::Encode(level) => {
             let coding = HeaderValue::from_static(level.coding.as_str());
@@ -135,8 +128,8 @@ pub(crate) fn transform(
     Reply { status, received, fields, body }
 }
 
-/// Takes out what is no longer true of the bytes: their number, ranges of them, digests, and the
-/// strong validator (RFC 9110 §8.8.1).
+/// Removes the fields that describe the bytes before coding: length, ranges and digests; and weakens the
+/// entity tag (RFC 9110 §8.8.1).
 fn change_representation(fields: &mut FieldLines) {
     fields.remove_all(&OF_THE_BYTES);
     weaken_etag(fields);
@@ -145,7 +138,7 @@ fn change_representation(fields: &mut FieldLines) {
 fn weaken_etag(fields: &mut FieldLines) {
     let weak = fields.get(&ETAG).filter(|etag| etag.starts_with(b"\"")).map(|etag| {
         HeaderValue::from_bytes(&[b"W/", etag].concat())
-            .expect("a field value with two letters before it is one")
+            .expect("`W/` before a valid field value makes a valid one")
     });
     if let Some(weak) = weak {
         fields.set(&ETAG, &weak);
@@ -162,7 +155,7 @@ impl Coding {
     }
 }
 
-/// Not a coding that we know.
+/// A coding that is not supported.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a known coding: expected zstd, br or gzip")]
 pub(crate) struct UnknownCoding(Box<str>);
@@ -170,7 +163,7 @@ pub(crate) struct UnknownCoding(Box<str>);
 impl FromStr for Coding {
     type Err = UnknownCoding;
 
-    /// The name in `Content-Encoding`, in either case, or `x-gzip` (RFC 9110 §8.4.1.3).
+    /// Parses the name in `Content-Encoding`, in any case; `x-gzip` is gzip (RFC 9110 §8.4.1.3).
     fn from_str(name: &str) -> Result<Self, UnknownCoding> {
         [Self::Zstd, Self::Brotli, Self::Gzip]
             .into_iter()
@@ -186,7 +179,7 @@ impl fmt::Display for Coding {
     }
 }
 
-/// A level that the coding doesn't have.
+/// A level that the coding does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{coding} has no level {level}: expected {} to {}", .coding.levels().start(), .coding.levels().end())]
 pub(crate) struct UnknownLevel {
@@ -195,7 +188,7 @@ pub(crate) struct UnknownLevel {
 }
 
 impl Level {
-    /// zstd: 1 to 19; br: 0 to 11; gzip: 1 to 9.
+    /// A level: 1 to 19 for zstd, 0 to 11 for br, 1 to 9 for gzip.
     pub(crate) fn new(coding: Coding, level: i32) -> Result<Self, UnknownLevel> {
         if coding.levels().contains(&level) {
             Ok(Self { coding, level })
@@ -208,26 +201,21 @@ impl Level {
     pub(crate) fn coding(self) -> Coding {
         self.coding
     }
-
-    /// How hard to try.
-    pub(crate) fn level(self) -> i32 {
-        self.level
-    }
 }
 
-/// Media types: one (`application/json`), all of a kind (`text/*`), or all of a syntax
-/// (`*/*+json`).
+/// A set of media types: one (`application/json`), a type with all subtypes (`text/*`), or all with a
+/// structured syntax suffix (`*/*+json`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MediaRange {
-    /// Exactly this type, lower case.
+    /// This media type, in lower case.
     Type(Box<str>),
-    /// What begins with this, slash included, lower case.
+    /// All media types that start with this, which includes the slash, in lower case.
     Kind(Box<str>),
-    /// What ends with this, plus included, lower case.
+    /// All media types that end with this, which includes the plus, in lower case.
     Syntax(Box<str>),
 }
 
-/// Not a media range.
+/// A text that is not a media range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a media range: expected `application/json`, `text/*` or `*/*+json`")]
 pub(crate) struct BadMediaRange(Box<str>);
@@ -263,7 +251,7 @@ fn media_type(content_type: &[u8]) -> &[u8] {
 }
 
 impl MediaRange {
-    /// Whether a media type without its parameters is one of them.
+    /// Whether the set has this media type, given without parameters.
     pub(crate) fn matches(&self, media_type: &[u8]) -> bool {
         let length = media_type.len();
         match self {
@@ -280,7 +268,7 @@ impl MediaRange {
     }
 }
 
-/// Fields that speak of the bytes as they were: RFC 9110 §8.6 and §14.3, RFC 9530 and its elders.
+/// Fields that describe the bytes of the representation: RFC 9110 §8.6 and §14.3, RFC 9530 and its predecessors.
 const OF_THE_BYTES: [HeaderName; 6] = [
     CONTENT_LENGTH,
     ACCEPT_RANGES,
@@ -290,7 +278,7 @@ const OF_THE_BYTES: [HeaderName; 6] = [
     HeaderName::from_static("content-md5"),
 ];
 
-/// As shipped: text in its many names, and the binary formats that are not compressed inside.
+/// The default media types: text formats, and binary formats without compression of their own.
 const CONTENT_TYPES: [&str; 17] = [
     "text/*",
     "*/*+json",
@@ -438,7 +426,8 @@ mod tests {
         assert!(Level::new(Coding::Brotli, 11).is_ok());
         let high = Level::new(Coding::Gzip, 10).unwrap_err().to_string();
         assert_eq!(high, "gzip has no level 10: expected 1 to 9");
-        let produced: Vec<_> = Settings::default().codings_we_produce().collect();
+        let produced: Vec<_> =
+            Settings::default().codings.iter().map(|level| level.coding.as_str()).collect();
         assert_eq!(produced, ["zstd", "br", "gzip"]);
     }
 }

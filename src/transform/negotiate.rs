@@ -1,55 +1,54 @@
-//! What a client takes: `Accept-Encoding` (RFC 9110 §12.5.3), read once.
+//! The codings that a client accepts: `Accept-Encoding` (RFC 9110 §12.5.3).
 
 use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, HeaderName};
 
 use super::{Coding, Level};
 
-/// The weights of the codings that we know, in thousandths.
+/// The weights that a client gives to the supported codings, in thousandths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Accepted {
-    weights: [u16; 3],
+    weights: [u16; Coding::WORDS.len()],
     identity: Option<u16>,
 }
 
 impl Accepted {
-    /// Reads the field's lines. Members that are not well formed are passed over.
+    /// Reads the field. Invalid members are ignored.
     ///
-    /// Without the field RFC 9110 allows any coding; clients that leave it out mostly cannot
-    /// decode one, so it means identity here, as everywhere in practice. For the same reason `*`
-    /// means gzip and not the others: who can do brotli or zstd says so.
+    /// Without the field, RFC 9110 allows any coding; here it means identity, because most clients that
+    /// omit it cannot decode any. `*` means gzip alone: a client that decodes brotli or zstd names it.
     pub(crate) fn from_headers(request: &HeaderMap) -> Self {
         if !request.contains_key(ACCEPT_ENCODING) {
             return Self::default();
         }
-        let mut weights = [None; 3];
+        let mut weights = [None; Coding::WORDS.len()];
         let (mut identity, mut rest) = (None, None);
         for member in members(request, &ACCEPT_ENCODING) {
             let Some((name, weight)) = weighted(member) else { continue };
             let slot = match name.parse::<Coding>() {
-                Ok(coding) => &mut weights[coding as usize],
+                Ok(coding) => &mut weights[coding.index()],
                 Err(_) if name.eq_ignore_ascii_case("identity") => &mut identity,
                 Err(_) if name == "*" => &mut rest,
                 Err(_) => continue,
             };
-            // Of a coding that is named twice, the kinder word.
+            // The higher weight of a coding that is named twice.
             *slot = (*slot).max(Some(weight));
         }
-        let gzip = &mut weights[Coding::Gzip as usize];
+        let gzip = &mut weights[Coding::Gzip.index()];
         *gzip = gzip.or(rest);
         Self { weights: weights.map(Option::unwrap_or_default), identity }
     }
 
-    /// Whether the client takes this coding.
+    /// Whether the client accepts this coding.
     pub(crate) fn allows(self, coding: Coding) -> bool {
-        self.weights[coding as usize] > 0
+        self.weights[coding.index()] > 0
     }
 
-    /// The coding that the client likes best; of several, the first of `order`. `None` means
-    /// identity: the client prefers it, takes none of these, or refuses everything, in which
-    /// case a response that it may refuse is kinder than none (RFC 9110 §12.5.3 allows it).
+    /// The coding with the highest weight; among several, the first of `order`. `None` means identity: the
+    /// client prefers it, accepts none of these, or accepts nothing at all. In the last case RFC 9110
+    /// §12.5.3 allows a response that the client does not accept.
     pub(crate) fn choose(self, order: &[Level]) -> Option<Level> {
-        let weight = |level: &Level| self.weights[level.coding as usize];
+        let weight = |level: &Level| self.weights[level.coding.index()];
         let best = order.iter().map(weight).max().filter(|best| *best > 0)?;
         if self.identity.is_some_and(|identity| identity > best) {
             return None;
@@ -58,7 +57,7 @@ impl Accepted {
     }
 }
 
-/// The members of a list field over all its lines, without the whitespace around them.
+/// The members of a list field in all its lines, without whitespace around them.
 pub(super) fn members<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,

@@ -1,4 +1,4 @@
-//! Whether a response is coded, decoded or left alone. Pure, and by fields alone.
+//! Decides whether a response is coded, decoded or left unchanged, from header fields alone. Pure functions.
 
 use http::header::{CACHE_CONTROL, IF_NONE_MATCH};
 use http::{HeaderMap, StatusCode};
@@ -9,19 +9,19 @@ use crate::fields::{FieldLines, Fields, Known, is_grpc, members, number};
 /// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CodingPlan {
-    /// What to do.
+    /// What to do with the response.
     pub action: CodingAction,
-    /// Whether another `Accept-Encoding` would have led to another response: `Vary` names it,
-    /// on this variant too (RFC 9110 §12.5.5).
+    /// Whether another `Accept-Encoding` could lead to another response. `Vary` must then name it, also
+    /// when the response is left unchanged (RFC 9110 §12.5.5).
     pub varies: bool,
 }
 
-/// What to do with a body.
+/// What to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CodingAction {
-    /// Nothing, and why.
-    Leave(Reason),
-    /// Make the entity tag of a 304 the weak one that the client holds from a coded response.
+    /// Leave it unchanged, for this reason.
+    Leave(LeaveReason),
+    /// Weaken the entity tag of a 304, because the client holds a coded response with the weak one.
     Weaken,
     /// Compress it.
     Encode(Level),
@@ -29,49 +29,33 @@ pub(crate) enum CodingAction {
     Decode(Coding),
 }
 
-/// Why a response is left as it is.
+/// Why a response is left unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(crate) enum LeaveReason {
     /// No coding is configured.
     Off,
     /// `no-transform` (RFC 9111 §5.2.2.6).
     NoTransform,
-    /// It has no content, or is not final.
+    /// The status is of a response without content, or of an interim response.
     Status,
-    /// It is a part of a representation.
+    /// The response is a part of a representation.
     Partial,
-    /// It is coded already, in a way that the client takes or that we don't know.
+    /// The response is coded, with a coding that the client accepts or that is not supported.
     Coded,
     /// The content type is not on the list.
     ContentType,
-    /// It is shorter than is worth it.
+    /// The content is shorter than [`Settings::bytes_min`].
     Small,
-    /// The client takes no coding that we have, or prefers none.
+    /// The client accepts none of the configured codings, or prefers identity.
     NotAccepted,
 }
 
-impl Reason {
-    /// The word for logs.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::NoTransform => "no-transform",
-            Self::Status => "status",
-            Self::Partial => "partial",
-            Self::Coded => "coded",
-            Self::ContentType => "content-type",
-            Self::Small => "small",
-            Self::NotAccepted => "not-accepted",
-        }
-    }
-}
-
-/// What the fields of a response say of its content: every answer is looked at, so once.
+/// What the fields of a response say about its content, read in one pass.
 #[derive(Debug, Default)]
-pub(crate) struct Said<'a> {
-    /// `Content-Length`, if it is one.
+pub(crate) struct ContentFields<'a> {
+    /// `Content-Length`, if it is valid.
     pub length: Option<u64>,
-    /// Whether `Vary` names `Accept-Encoding`, or all.
+    /// Whether `Vary` has `Accept-Encoding` or `*`.
     pub varies: bool,
     content_type: Option<&'a [u8]>,
     coding: StoredCoding,
@@ -88,31 +72,31 @@ enum StoredCoding {
     Other,
 }
 
-impl<'a> Said<'a> {
-    /// By these fields.
-    pub(crate) fn by(fields: &'a FieldLines) -> Self {
-        let mut said = Self::default();
+impl<'a> ContentFields<'a> {
+    /// Reads the fields.
+    pub(crate) fn of(fields: &'a FieldLines) -> Self {
+        let mut content = Self::default();
         for line in fields.walk() {
             let value = line.value();
             match line.known() {
-                Known::ContentType => said.content_type = said.content_type.or(Some(value)),
-                Known::ContentLength => said.length = number(value.trim_ascii()),
+                Known::ContentType => content.content_type = content.content_type.or(Some(value)),
+                Known::ContentLength => content.length = number(value.trim_ascii()),
                 Known::ContentEncoding => {
-                    said.coding = members(value).fold(said.coding, StoredCoding::and);
+                    content.coding = members(value).fold(content.coding, StoredCoding::and);
                 }
-                Known::ContentRange => said.is_part = true,
-                Known::Etag => said.etag = Some(value),
-                Known::CacheControl => said.no_transform |= has_no_transform(value),
-                Known::Vary => said.varies |= members(value).any(names_the_coding),
+                Known::ContentRange => content.is_part = true,
+                Known::Etag => content.etag = Some(value),
+                Known::CacheControl => content.no_transform |= has_no_transform(value),
+                Known::Vary => content.varies |= members(value).any(names_the_coding),
                 _ => {}
             }
         }
-        said
+        content
     }
 }
 
 impl StoredCoding {
-    /// With this one on top.
+    /// The coding after this one is applied.
     fn and(self, name: &[u8]) -> Self {
         let name = std::str::from_utf8(name).unwrap_or_default();
         match self {
@@ -123,12 +107,12 @@ impl StoredCoding {
     }
 }
 
-/// Decides for the response that says this to the request with these fields. `body_length` is
-/// asked only when `Content-Length` doesn't say how long the representation is.
+/// Decides for a response with this content to a request with these fields. `body_length` counts only if
+/// the response has no `Content-Length`.
 pub(crate) fn plan(
     request: &HeaderMap,
     status: StatusCode,
-    said: &Said<'_>,
+    content: &ContentFields<'_>,
     body_length: Option<u64>,
     settings: &Settings,
 ) -> CodingPlan {
@@ -136,74 +120,83 @@ pub(crate) fn plan(
     if status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
     {
-        return leave(Reason::Status);
+        return leave(LeaveReason::Status);
     }
-    if said.no_transform {
-        return leave(Reason::NoTransform);
+    if content.no_transform {
+        return leave(LeaveReason::NoTransform);
     }
-    match said.coding {
-        StoredCoding::Other => leave(Reason::Coded),
-        StoredCoding::Known(_) if !settings.decode => leave(Reason::Coded),
+    match content.coding {
+        StoredCoding::Other => leave(LeaveReason::Coded),
+        StoredCoding::Known(_) if !settings.decode => leave(LeaveReason::Coded),
         StoredCoding::Known(coding) => {
-            CodingPlan { action: action_for_coded(request, status, said, coding), varies: true }
+            CodingPlan { action: action_for_coded(request, status, content, coding), varies: true }
         }
-        StoredCoding::Identity if settings.codings.is_empty() => leave(Reason::Off),
-        StoredCoding::Identity if !is_listed(status, said, settings) => leave(Reason::ContentType),
-        StoredCoding::Identity if is_small(status, said, body_length, settings) => {
-            leave(Reason::Small)
+        StoredCoding::Identity if settings.codings.is_empty() => leave(LeaveReason::Off),
+        StoredCoding::Identity if !is_listed(status, content, settings) => {
+            leave(LeaveReason::ContentType)
         }
-        StoredCoding::Identity => {
-            CodingPlan { action: action_for_plain(request, status, said, settings), varies: true }
+        StoredCoding::Identity if is_small(status, content, body_length, settings) => {
+            leave(LeaveReason::Small)
         }
+        StoredCoding::Identity => CodingPlan {
+            action: action_for_plain(request, status, content, settings),
+            varies: true,
+        },
     }
 }
 
 fn action_for_coded(
     request: &HeaderMap,
     status: StatusCode,
-    said: &Said<'_>,
+    content: &ContentFields<'_>,
     coding: Coding,
 ) -> CodingAction {
     if Accepted::from_headers(request).allows(coding) {
-        CodingAction::Leave(Reason::Coded)
+        CodingAction::Leave(LeaveReason::Coded)
     } else {
-        whole(request, status, said).unwrap_or(CodingAction::Decode(coding))
+        unless_complete(request, status, content).unwrap_or(CodingAction::Decode(coding))
     }
 }
 
 fn action_for_plain(
     request: &HeaderMap,
     status: StatusCode,
-    said: &Said<'_>,
+    content: &ContentFields<'_>,
     settings: &Settings,
 ) -> CodingAction {
     match Accepted::from_headers(request).choose(&settings.codings) {
-        None => CodingAction::Leave(Reason::NotAccepted),
-        Some(level) => whole(request, status, said).unwrap_or(CodingAction::Encode(level)),
+        None => CodingAction::Leave(LeaveReason::NotAccepted),
+        Some(level) => {
+            unless_complete(request, status, content).unwrap_or(CodingAction::Encode(level))
+        }
     }
 }
 
-/// What is done instead with a response that is not a whole representation, or may not be touched.
-fn whole(request: &HeaderMap, status: StatusCode, said: &Said<'_>) -> Option<CodingAction> {
+/// The action for a response that is not a complete representation, or must not be transformed.
+fn unless_complete(
+    request: &HeaderMap,
+    status: StatusCode,
+    content: &ContentFields<'_>,
+) -> Option<CodingAction> {
     if status == StatusCode::NOT_MODIFIED {
-        let weak = holds_weak_etag(request, said);
-        Some(if weak { CodingAction::Weaken } else { CodingAction::Leave(Reason::Status) })
-    } else if status == StatusCode::PARTIAL_CONTENT || said.is_part {
-        Some(CodingAction::Leave(Reason::Partial))
+        let weak = holds_weak_etag(request, content);
+        Some(if weak { CodingAction::Weaken } else { CodingAction::Leave(LeaveReason::Status) })
+    } else if status == StatusCode::PARTIAL_CONTENT || content.is_part {
+        Some(CodingAction::Leave(LeaveReason::Partial))
     } else if request.lines(&CACHE_CONTROL).any(has_no_transform) {
-        Some(CodingAction::Leave(Reason::NoTransform))
+        Some(CodingAction::Leave(LeaveReason::NoTransform))
     } else {
         None
     }
 }
 
-fn is_listed(status: StatusCode, said: &Said<'_>, settings: &Settings) -> bool {
-    match said.content_type {
-        // An origin's 304 needn't name its type: the 200 may be one that is coded.
+fn is_listed(status: StatusCode, content: &ContentFields<'_>, settings: &Settings) -> bool {
+    match content.content_type {
+        // An origin's 304 need not have the type: the 200 may have one that is coded.
         None => status == StatusCode::NOT_MODIFIED,
         Some(value) => {
             let media_type = media_type(value);
-            // Each message is coded by itself, and read as it comes.
+            // gRPC codes each message itself.
             !is_grpc(value) && settings.content_types.iter().any(|range| range.matches(media_type))
         }
     }
@@ -211,24 +204,24 @@ fn is_listed(status: StatusCode, said: &Said<'_>, settings: &Settings) -> bool {
 
 fn is_small(
     status: StatusCode,
-    said: &Said<'_>,
+    content: &ContentFields<'_>,
     body_length: Option<u64>,
     settings: &Settings,
 ) -> bool {
     let length = match status {
-        // That of the part, not of the representation.
+        // The length is that of the part, not of the representation.
         StatusCode::PARTIAL_CONTENT => None,
-        // It has no body. What it says is the length of the 200 (RFC 9110 §8.6).
-        StatusCode::NOT_MODIFIED => said.length,
-        _ => said.length.or(body_length),
+        // A 304 has no body; its `Content-Length` is that of the 200 (RFC 9110 §8.6).
+        StatusCode::NOT_MODIFIED => content.length,
+        _ => content.length.or(body_length),
     };
     length.is_some_and(|length| length < settings.bytes_min)
 }
 
-/// Whether the client asked about the weak form of this response's strong entity tag: then what
-/// it holds is a response that we coded, and a strong tag would not select it (RFC 9111 §4.3.4).
-fn holds_weak_etag(request: &HeaderMap, said: &Said<'_>) -> bool {
-    let Some(etag) = said.etag.and_then(|etag| std::str::from_utf8(etag).ok()) else {
+/// Whether the client sent the weak form of this response's strong entity tag: it holds a response that this
+/// node coded, which a strong tag does not select (RFC 9111 §4.3.4).
+fn holds_weak_etag(request: &HeaderMap, content: &ContentFields<'_>) -> bool {
+    let Some(etag) = content.etag.and_then(|etag| std::str::from_utf8(etag).ok()) else {
         return false;
     };
     let weak = format!("W/{etag}");
@@ -263,14 +256,27 @@ mod tests {
     fn planned(request: &[&str], status: u16, response: &[&str]) -> CodingPlan {
         let status = StatusCode::from_u16(status).unwrap();
         let response = FieldLines::from(&fields(response));
-        plan(&fields(request), status, &Said::by(&response), None, &Settings::default())
+        plan(&fields(request), status, &ContentFields::of(&response), None, &Settings::default())
     }
 
-    /// For a client that takes gzip.
+    fn word(reason: LeaveReason) -> &'static str {
+        match reason {
+            LeaveReason::Off => "off",
+            LeaveReason::NoTransform => "no-transform",
+            LeaveReason::Status => "status",
+            LeaveReason::Partial => "partial",
+            LeaveReason::Coded => "coded",
+            LeaveReason::ContentType => "content-type",
+            LeaveReason::Small => "small",
+            LeaveReason::NotAccepted => "not-accepted",
+        }
+    }
+
+    /// For a client that accepts gzip.
     fn check(status: u16, response: &[&str], expected: &str, varies: bool) {
         let plan = planned(&["accept-encoding: gzip"], status, response);
         let word = match plan.action {
-            CodingAction::Leave(reason) => reason.as_str(),
+            CodingAction::Leave(reason) => word(reason),
             CodingAction::Weaken => "weaken",
             CodingAction::Encode(_) => "encode",
             CodingAction::Decode(_) => "decode",
@@ -304,8 +310,8 @@ mod tests {
         let settings = Settings { content_types: vec![range], ..Settings::default() };
         let check = |content_type: &str, expected: bool| {
             let fields = FieldLines::from(&fields(&[&format!("content-type: {content_type}")]));
-            let said = Said::by(&fields);
-            let found = is_listed(StatusCode::OK, &said, &settings);
+            let content = ContentFields::of(&fields);
+            let found = is_listed(StatusCode::OK, &content, &settings);
             assert_eq!(found, expected, "{content_type}");
         };
         check("application/json", true);
@@ -339,7 +345,7 @@ mod tests {
         let plan = planned(&request, 200, &[HTML]);
         assert_eq!(
             plan,
-            CodingPlan { action: CodingAction::Leave(Reason::NoTransform), varies: true }
+            CodingPlan { action: CodingAction::Leave(LeaveReason::NoTransform), varies: true }
         );
     }
 
@@ -365,7 +371,7 @@ mod tests {
         let plan = planned(&[], 200, &[HTML]);
         assert_eq!(
             plan,
-            CodingPlan { action: CodingAction::Leave(Reason::NotAccepted), varies: true }
+            CodingPlan { action: CodingAction::Leave(LeaveReason::NotAccepted), varies: true }
         );
     }
 
@@ -375,7 +381,7 @@ mod tests {
             let request = ["accept-encoding: gzip", if_none_match];
             assert_eq!(planned(&request, 304, response), CodingPlan { action: expected, varies });
         };
-        let left = CodingAction::Leave(Reason::Status);
+        let left = CodingAction::Leave(LeaveReason::Status);
         check(
             "if-none-match: \"x\", W/\"a,b\"",
             &["etag: \"a,b\"", HTML],
@@ -386,12 +392,17 @@ mod tests {
         check("if-none-match: \"a\"", &["etag: \"a\"", HTML], left, true);
         check("if-none-match: W/\"a\"", &["etag: W/\"a\"", HTML], left, true);
         let image = [("etag: \"a\""), "content-type: image/png"];
-        check("if-none-match: W/\"a\"", &image, CodingAction::Leave(Reason::ContentType), false);
+        check(
+            "if-none-match: W/\"a\"",
+            &image,
+            CodingAction::Leave(LeaveReason::ContentType),
+            false,
+        );
         // Of the 200's type nothing is known.
         check("if-none-match: \"a\"", &["etag: \"a\""], left, true);
         let small = ["etag: \"a\"", HTML, "content-length: 255"];
-        check("if-none-match: \"a\"", &small, CodingAction::Leave(Reason::Small), false);
+        check("if-none-match: \"a\"", &small, CodingAction::Leave(LeaveReason::Small), false);
         let gzip = ["etag: \"a\"", "content-encoding: gzip"];
-        check("if-none-match: \"a\"", &gzip, CodingAction::Leave(Reason::Coded), true);
+        check("if-none-match: \"a\"", &gzip, CodingAction::Leave(LeaveReason::Coded), true);
     }
 }
