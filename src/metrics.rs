@@ -1,9 +1,9 @@
-//! The one table of metrics.
+//! The metrics of a node, declared in one table.
 //!
-//! Each worker thread adds to cells of its own, so that a hit touches no cache line of
-//! another core; a scrape sums them. What is counted rarely, or per site or origin, goes
-//! into families that a room registers with [`Metrics::register`]. Names follow Prometheus'
-//! conventions; docs/reference/metrics.md is made from [`TABLE`].
+//! Each worker adds to cells of its own, so that a hit touches no cache line of another core; a scrape sums
+//! them. Metrics per site or origin, and rare ones, are families that a room registers with
+//! [`Metrics::register`]. Names follow the conventions of Prometheus. docs/reference/metrics.md is generated
+//! from [`TABLE`].
 
 mod process;
 
@@ -25,27 +25,27 @@ use crate::labels::{
     HandshakeOutcome, HeadError, Http2End, ProxyError, Refusal, RequestProtocol, Uncollapsed,
 };
 
-/// What a cell means.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only goes up.
     Counter,
-    /// Goes up and down; the cells of all workers are summed.
+    /// Goes up and down. Its value is the sum over all workers.
     Gauge,
-    /// Durations, in seconds, by upper bounds of [`BUCKETS_US`].
+    /// Durations in seconds, in buckets with the upper bounds of [`BUCKETS_US`].
     Histogram,
 }
 
-/// One line of the table.
+/// A row of the table.
 #[derive(Debug)]
 pub struct Row {
-    /// Without the prefix `skerry_` and without the unit suffix that the encoder adds.
+    /// The name without the prefix `skerry_` and the suffix that the encoder adds.
     pub name: &'static str,
     /// One sentence for `# HELP`.
     pub help: &'static str,
     /// Counter, gauge or histogram.
     pub kind: Kind,
-    /// The one label's name, and its closed list of values. Empty: no label.
+    /// The name of the label, and the list of its values. Empty: no label.
     pub label: (&'static str, &'static [&'static str]),
 }
 
@@ -55,17 +55,17 @@ pub(crate) const BUCKETS_US: [u64; 16] = [
     1_000_000, 5_000_000, 30_000_000,
 ];
 
-/// A histogram's cells: one a bound, one for what is beyond them all, and the sum.
+/// The cells of a histogram: one for each bound, one for larger values, and the sum.
 const OVERFLOW: usize = BUCKETS_US.len();
 const SUM_US: usize = OVERFLOW + 1;
 
 macro_rules! table {
     ($($variant:ident, $kind:ident, $name:literal, $help:literal $(, $label:literal = $values:expr)?;)*) => {
-        /// Every metric that is kept in cells.
+        /// The metrics of the table.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Metric { $(#[doc = $help] $variant,)* }
 
-        /// The rows in the order of [`Metric`].
+        /// The rows, in the order of [`Metric`].
         pub const TABLE: &[Row] = &[$(Row {
             name: $name, help: $help, kind: Kind::$kind,
             label: table!(@label $($label = $values)?),
@@ -75,20 +75,20 @@ macro_rules! table {
     (@label $label:literal = $values:expr) => { ($label, $values) };
 }
 
-/// Classes of status codes, for [`Metric::Responses`].
+/// Classes of status codes: the label of [`Metric::Responses`].
 pub(crate) const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// The purge bus' connections, for [`Metric::BusDisconnects`].
+/// The connections to the purge bus: the label of [`Metric::BusDisconnects`].
 pub(crate) const BUS_CONNECTIONS: &[&str] = &["read", "talk"];
 
-/// Statuses of refused calls of the admin API, for [`Metric::AdminRefused`].
+/// Statuses of refused calls of the admin API: the label of [`Metric::AdminRefused`].
 pub(crate) const ADMIN_REFUSALS: &[&str] = &["401", "403", "421", "429"];
 
-/// What became of fetches ahead, for [`Metric::Prefetches`].
+/// Outcomes of prefetches: the label of [`Metric::Prefetches`].
 pub(crate) const PREFETCH_OUTCOMES: &[&str] = &["fetched", "failed", "dropped"];
 
-/// Why a node can't know which purges it missed, for [`Metric::BusGaps`];
-/// `control::bus::Gap` says what each means.
+/// Why a node may have missed purges: the label of [`Metric::BusGaps`], explained at
+/// `control::bus::Gap`.
 pub(crate) const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
 
 table! {
@@ -226,12 +226,12 @@ impl Default for Cells {
 pub(crate) struct Metrics {
     slots: Arc<[Cells]>,
     registry: Mutex<Registry>,
-    /// What is not called after us.
+    /// Metrics without the prefix `skerry_`.
     process: Registry,
 }
 
 impl Metrics {
-    /// Cells for `workers` threads and one more slot, shared by everything off the path.
+    /// Metrics with cells for `workers` workers, and one more slot for all other threads.
     pub(crate) fn new(workers: usize) -> Arc<Self> {
         let slots: Arc<[Cells]> = (0..=workers).map(|_| Cells::default()).collect();
         let mut registry = Registry::with_prefix("skerry");
@@ -243,28 +243,29 @@ impl Metrics {
         Arc::new(Self { slots, registry: Mutex::new(registry), process })
     }
 
-    /// The recorder of worker `worker`, counted from zero.
+    /// The recorder of a worker, counted from zero.
     pub(crate) fn worker(self: &Arc<Self>, worker: usize) -> Recorder {
         assert!(worker + 1 < self.slots.len(), "worker {worker} has no cells");
         Recorder { metrics: self.clone(), slot: worker + 1 }
     }
 
-    /// The recorder for everything that is not a worker.
+    /// The recorder of all threads that are not workers.
     pub(crate) fn background(self: &Arc<Self>) -> Recorder {
         Recorder { metrics: self.clone(), slot: 0 }
     }
 
-    /// Adds a family that a room keeps itself (per site, per origin; not on the hit path).
+    /// Adds a family of metrics that a room maintains itself. Not for the path of a hit.
     pub(crate) fn register(&self, name: &str, help: &str, metric: impl RegistryMetric) {
         self.lock().register(name, help, metric);
     }
 
-    /// Adds a collector that is asked at each scrape.
+    /// Adds a collector that is called at each scrape.
     pub(crate) fn register_collector(&self, collector: Box<dyn Collector>) {
         self.lock().register_collector(collector);
     }
 
-    /// The sum over all workers; for a histogram, the number of observations.
+    /// The sum over all workers. Of a histogram, the number of observations.
+    #[cfg(test)]
     pub(crate) fn total(&self, metric: Metric, label: usize) -> u64 {
         let row = &TABLE[metric as usize];
         let first = OFFSETS[metric as usize];
@@ -274,7 +275,7 @@ impl Metrics {
         }
     }
 
-    /// The exposition text for a scrape (OpenMetrics 1.0).
+    /// The response to a scrape (OpenMetrics 1.0).
     pub(crate) fn encode(&self) -> String {
         let mut out = String::with_capacity(16 << 10);
         text::encode_registry(&mut out, &self.process)
@@ -288,7 +289,7 @@ impl Metrics {
     }
 }
 
-/// A handle that adds to one slot of cells. Cheap to clone.
+/// Adds to the cells of one slot. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Recorder {
     metrics: Arc<Metrics>,
@@ -306,12 +307,12 @@ impl Recorder {
         self.cell(metric, 0).fetch_add(amount, Ordering::Relaxed);
     }
 
-    /// Adds one to the series of the label's value number `label`.
+    /// Adds one to the series with the label's value of index `label`.
     pub(crate) fn count_labelled(&self, metric: Metric, label: usize) {
         self.cell(metric, label).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes `amount` from a gauge. A gauge may go up on one worker and down on another.
+    /// Subtracts from a gauge. A gauge may rise on one worker and fall on another.
     pub(crate) fn subtract(&self, metric: Metric, amount: u64) {
         self.cell(metric, 0).fetch_sub(amount, Ordering::Relaxed);
     }
@@ -325,7 +326,8 @@ impl Recorder {
         cells[SUM_US].fetch_add(us, Ordering::Relaxed);
     }
 
-    /// The metrics that this recorder adds to.
+    /// The metrics of this recorder.
+    #[cfg(test)]
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }

@@ -21,11 +21,6 @@ impl FieldSection {
         self.walk().count()
     }
 
-    /// Whether there is no line.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.block.is_empty()
-    }
-
     /// Every line: name and value.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.walk().map(|line| (line.name().as_str(), line.value()))

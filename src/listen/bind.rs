@@ -1,9 +1,8 @@
-//! Sockets for every worker, before anything is served.
+//! Opens the listening sockets of all workers.
 //!
 //! Each worker has a listening socket of its own on every address (`SO_REUSEPORT`): the kernel
-//! spreads connections over them and no worker wakes for another's. What accepted sockets
-//! inherit from the listening one (no delay, keep-alive probes, how much may wait unsent) is
-//! set here once.
+//! distributes connections over them, and no worker wakes for another's connection. Options that accepted
+//! sockets inherit (no delay, keep-alive probes, the limit of unsent bytes) are set here.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -21,55 +20,50 @@ pub(crate) struct WorkerSockets {
 }
 
 impl WorkerSockets {
-    /// The listeners in the order of the settings, port 0 replaced by the real one.
+    /// The listeners, in the order of the settings. Port 0 is replaced by the real port.
     pub(crate) fn listeners(&self) -> impl Iterator<Item = &Listener> {
         self.sockets.iter().map(|(_, listener)| &**listener)
     }
-
-    /// The bound addresses in the order of the settings, port 0 replaced by the real one.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.sockets.iter().map(|(_, listener)| listener.address)
-    }
 }
 
-/// Why an address can't be listened on.
+/// Why listening on an address failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another process, or another listener, has it.
+    /// Another process, or another listener, uses the address.
     #[error(
         "address in use: {address} (listener {name}): stop the process that listens there, or choose another port"
     )]
     InUse {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
         /// The listener's name.
         name: String,
     },
-    /// A port below 1024 without the right to it.
+    /// The process may not listen on a port below 1024.
     #[error(
         "no permission to listen on {address} (listener {name}): ports below {first} need CAP_NET_BIND_SERVICE",
         first = 1024
     )]
     Denied {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
         /// The listener's name.
         name: String,
     },
-    /// Anything else that the system says.
+    /// Any other error.
     #[error("cannot listen on {address} (listener {name}): {source}")]
     Other {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
         /// The listener's name.
         name: String,
-        /// The system's words.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// Opens every listener once for each worker. From here on the kernel queues connections,
-/// so nobody is refused while the rest of the node starts.
+/// Opens every listener once for each worker. From now on the kernel queues connections, so that none is
+/// refused while the rest of the node starts.
 pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSockets>, BindError> {
     let mut all: Vec<_> = (0..workers).map(|_| WorkerSockets { sockets: Vec::new() }).collect();
     for wanted in &settings.listeners {
@@ -85,8 +79,8 @@ pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSock
     Ok(all)
 }
 
-/// Makes sure that nobody has the address. `SO_REUSEPORT` alone would share it in silence
-/// with another node of the same user; a socket without it fails as an operator expects.
+/// Checks that the address is free. `SO_REUSEPORT` alone would silently share it with another node of the
+/// same user; a socket without it fails.
 fn claim(address: SocketAddr) -> io::Result<SocketAddr> {
     listening(address, false)?.local_addr()
 }
@@ -96,20 +90,20 @@ fn listening(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Without it, a restart waits for the old connections' TIME_WAIT.
+    // Allows a restart while old connections are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    // Finds dead peers of long transfers and tunnels, which no timeout of ours ends.
+    // Detects dead peers of long transfers and tunnels, which have no other timeout.
     socket.set_tcp_keepalive(&KEEPALIVE)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Bounds what the kernel takes for a client that reads slowly or not at all. Bytes under way
-/// do not count: unlike `SO_SNDBUF`, it leaves the kernel to size the buffer by the path.
+/// Bounds the unsent bytes that the kernel holds for a client that reads slowly. Bytes in flight do not
+/// count: unlike with `SO_SNDBUF`, the kernel sizes the buffer by the path.
 fn limit_unsent(socket: &TcpListener, limits: &Limits) -> io::Result<()> {
     SockRef::from(socket).set_tcp_notsent_lowat(limits.unsent_bytes_max)
 }
@@ -123,7 +117,7 @@ fn bind_error(listener: &Listener, source: io::Error) -> BindError {
     }
 }
 
-/// The kernel bounds it by net.core.somaxconn.
+/// The kernel limits it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
@@ -148,13 +142,13 @@ mod tests {
             .map(|worker| worker.sockets[0].0.local_addr().expect("bound").port())
             .collect();
         assert!(ports[0] != 0 && ports.iter().all(|port| *port == ports[0]), "{ports:?}");
-        assert_eq!(workers[0].addresses().next().expect("one").port(), ports[0]);
+        assert_eq!(workers[0].listeners().next().expect("one").address.port(), ports[0]);
     }
 
     #[test]
     fn a_port_in_use_is_named_in_one_line_even_when_it_is_shared() {
         let first = bind(&any(), 2).expect("a free port");
-        let address = first[0].addresses().next().expect("one");
+        let address = first[0].listeners().next().expect("one").address;
         let error = bind(&plain(address), 2).expect_err("it is taken").to_string();
         assert!(error.starts_with(&format!("address in use: {address}")), "{error}");
         assert!(!error.contains('\n'));
@@ -163,7 +157,7 @@ mod tests {
     #[test]
     fn ipv4_and_ipv6_wildcards_stand_side_by_side_on_one_port() {
         let v4 = bind(&plain("0.0.0.0:0".parse().expect("v4")), 1).expect("v4");
-        let port = v4[0].addresses().next().expect("one").port();
+        let port = v4[0].listeners().next().expect("one").address.port();
         let v6 = SocketAddr::new("::".parse().expect("v6"), port);
         match bind(&plain(v6), 1) {
             Ok(_) => {}

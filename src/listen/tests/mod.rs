@@ -72,7 +72,7 @@ async fn start(settings: &Settings) -> Running {
     let tls = TlsState::load(&settings.tls, folder.path(), &clock).expect("certificates");
     let shared = ListenerState::new(settings.limits.clone(), Some(tls.clone()), clock);
     let sockets = bind(settings, 1).expect("free ports").remove(0);
-    let addresses: Vec<_> = sockets.addresses().collect();
+    let addresses: Vec<_> = sockets.listeners().map(|listener| listener.address).collect();
     let metrics = Metrics::new(1);
     let (switch, drain) = drain();
     let seen = Rc::new(Seen::default());
