@@ -94,9 +94,11 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
             rest = tail;
             continue;
         }
-        let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = &tail[2..];
+        let [high, low, after @ ..] = tail else { return None };
+        // `from_str_radix` takes a sign too.
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        bytes.push((digit(*high)? << 4 | digit(*low)?) as u8);
+        rest = after;
     }
     String::from_utf8(bytes).ok()
 }
@@ -199,4 +201,17 @@ pub(super) fn add_advice(response: &mut Response<Full<Bytes>>) {
         _ => return,
     };
     response.headers_mut().insert(name, HeaderValue::from_static(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percent_sign_is_followed_by_two_hex_digits_and_no_sign() {
+        assert_eq!(percent_decode("a%2Fb%c3%a9").as_deref(), Some("a/bé"));
+        for wrong in ["%+1", "%-1", "% 1", "%1", "%", "%zz", "%C3%28"] {
+            assert_eq!(percent_decode(wrong), None, "{wrong}");
+        }
+    }
 }
