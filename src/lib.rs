@@ -25,6 +25,8 @@ pub mod cli; // the commands that talk to a running node
 pub mod config; // what was written → what is meant
 mod control; // admin API, purge bus
 pub mod demo; // the origin of the demo
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing; // what must hold for any bytes
 mod node; // builds every part once, wires them, drains
 
 // Leaves: they know none of the rooms above.

@@ -110,11 +110,16 @@ impl Database {
             Source::File(path) => {
                 let bytes = std::fs::read(path)
                     .map_err(|source| LoadError::Unreadable { path: path.clone(), source })?;
-                let database = Self::parse(Cow::Owned(bytes), source)?;
-                database.verify()?;
-                Ok(database)
+                Self::checked(Cow::Owned(bytes), source)
             }
         }
+    }
+
+    /// Reads a database and checks each of its records.
+    pub(crate) fn checked(bytes: Bytes, source: &Source) -> Result<Self, LoadError> {
+        let database = Self::parse(bytes, source)?;
+        database.verify()?;
+        Ok(database)
     }
 
     fn parse(bytes: Bytes, source: &Source) -> Result<Self, LoadError> {

@@ -8,6 +8,9 @@ mod cache;
 mod countries;
 mod country;
 mod database;
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub mod fuzz;
 mod locate;
 mod nearest;
 mod place;

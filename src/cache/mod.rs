@@ -49,5 +49,8 @@ pub(crate) use storing::{Exchange, Place, Storing, may_store};
 pub(crate) use update::{Freshened, freshen, freshen_from_head};
 pub(crate) use vary::{Vary, VaryList, variant_key};
 
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,9 @@ pub(crate) mod audit;
 pub(crate) mod bus;
 mod dashboard;
 pub(crate) mod fleet;
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(crate) mod fuzz;
 mod host;
 pub(crate) mod http;
 pub(crate) mod node_actions;

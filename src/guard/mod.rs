@@ -11,6 +11,9 @@ mod admission;
 mod authority;
 mod fields;
 mod forwarded;
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(crate) mod fuzz;
 mod normalise;
 mod path;
 pub(crate) mod rate;

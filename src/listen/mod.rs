@@ -94,5 +94,8 @@ fn uri_bytes<B>(request: &Request<B>) -> usize {
     request.uri().path_and_query().map_or(0, |path| path.as_str().len())
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -189,7 +189,7 @@ fn write_scope(out: &mut Vec<u8>, scope: &Scope) {
     }
 }
 
-fn read_entries(payload: &[u8]) -> Option<Vec<Entry>> {
+pub(super) fn read_entries(payload: &[u8]) -> Option<Vec<Entry>> {
     let mut from = Reader(payload);
     let mut entries = Vec::new();
     while !from.0.is_empty() {

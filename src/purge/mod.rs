@@ -631,5 +631,8 @@ const NO_LINEAGE: u64 = 0;
 /// Entries removed under one lock.
 const PRUNE_AT_ONCE: usize = 4096;
 
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

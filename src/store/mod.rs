@@ -268,5 +268,8 @@ impl std::fmt::Debug for Store {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,5 @@
-//! Tests of the room as a whole: an oracle, whole exchanges, and the kept fuzz corpora.
+//! Tests of the room as a whole: an oracle and whole exchanges.
 
-mod corpus;
 mod oracle;
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod scenarios;

@@ -12,6 +12,9 @@
 //! know what it missed ([`Gap`]) purges everything softly and says so. Without Redis the
 //! same code serves one node. docs/concepts-purge.md says what is promised.
 
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(crate) mod fuzz;
 mod inner;
 mod ledger;
 mod link;

@@ -14,6 +14,9 @@
 
 mod chunks;
 mod encode;
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(super) mod fuzz;
 mod head;
 mod shared_stream;
 

@@ -13,6 +13,9 @@
 mod budget;
 mod frame;
 mod frame_filter;
+#[cfg(any(test, fuzzing))]
+#[path = "tests/fuzz.rs"]
+pub(super) mod fuzz;
 mod header_blocks;
 mod huffman;
 mod io;

@@ -1,0 +1,46 @@
+//! Fuzz target: the bytes of the purge log.
+
+use super::frame::{
+    End, Entry, FILE_HEADER, file_header, read_entries, read_file_header, read_frames, write_frame,
+};
+
+/// Any bytes are read without harm. Entries that are understood are written and read without a
+/// change; and of a log that is cut short, or in which one byte is another, a beginning is read and
+/// the rest is known to be missing. The first three bytes choose the damage.
+pub(crate) fn purge_log(data: &[u8]) {
+    read_file_header(data);
+    read_frames(data, drop);
+    let Some((&[low, high, flip], payload)) = data.split_first_chunk() else { return };
+    let Some(entries) = read_entries(payload) else { return };
+    // Each entry in a frame of its own.
+    let mut file = file_header(7).to_vec();
+    let mut ends = vec![file.len()];
+    for entry in &entries {
+        let place = file.len() as u64;
+        write_frame(&mut file, place, std::slice::from_ref(entry));
+        ends.push(file.len());
+    }
+    assert_eq!(read(&file), (entries.clone(), file.len() as u64, End::Whole));
+    assert_eq!(read_file_header(&file), Some(7));
+    let at = FILE_HEADER + usize::from(u16::from_le_bytes([low, high])) % file.len();
+    if at >= file.len() {
+        return;
+    }
+    let whole = ends.iter().filter(|end| **end <= at).count() - 1;
+    let (found, place, end) = match flip {
+        0 => read(&file[..at]),
+        flip => {
+            file[at] ^= flip;
+            read(&file)
+        }
+    };
+    assert_eq!(found, entries[..whole], "damage at {at}");
+    assert_eq!(place, ends[whole] as u64);
+    assert_eq!(end == End::Whole, flip == 0 && at == ends[whole]);
+}
+
+fn read(file: &[u8]) -> (Vec<Entry>, u64, End) {
+    let mut entries = Vec::new();
+    let (place, end) = read_frames(file, |entry| entries.push(entry));
+    (entries, place, end)
+}
