@@ -1,7 +1,7 @@
 //! Where an address is, and which of several points is nearest to it.
 //!
 //! [`Geo`] answers from mmdb databases ([`Geo::locate`]); a country database is built in, so it
-//! answers without any configuration. [`nearest`] is pure arithmetic over [`Coordinates`]. What
+//! answers without any configuration. [`nearest()`] is pure arithmetic over [`Coordinates`]. What
 //! is done with a place (rules, origins, headers, the log) is left to the callers.
 
 mod cache;

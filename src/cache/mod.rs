@@ -3,7 +3,7 @@
 //! Values in, values out; `now` is an argument. No I/O, no clock, no lock. What is stored
 //! where is the store's business; when to ask whom is serve's.
 //!
-//! A request meets the files in this order: [`key`] and [`vary`] say where to look, [`decide`]
+//! A request meets the files in this order: [`key`] and [`vary`] say where to look, [`decide()`]
 //! whether what is there may be used, [`select`](conditional) which part of it is sent;
 //! upstream's answer goes through [`storing`] or, to a conditional request, [`update`];
 //! [`invalidate`] follows unsafe methods, and [`status`] says what happened.

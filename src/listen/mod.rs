@@ -1,6 +1,6 @@
 //! Client connections: accepting, TLS, HTTP/1.1 and HTTP/2, and the limits of a connection.
 //!
-//! [`bind`] opens the sockets; [`serve`] runs on each worker until it is told to drain. A request is passed
+//! [`bind()`] opens the sockets; [`serve`] runs on each worker until it is told to drain. A request is passed
 //! on as it was received: this room looks at its size and its framing (RFC 9112 §6, RFC 9113 §8) and at
 //! nothing else. [`connection`] has the interface between the room and its HTTP drivers.
 

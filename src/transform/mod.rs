@@ -2,7 +2,7 @@
 //!
 //! The cache stores a body as the origin sent it. This room compresses it for a client that accepts a
 //! coding, or decompresses it for one that does not accept the stored coding; both as a stream.
-//! [`plan`] decides from header fields alone, so that HEAD and GET agree; [`transform`] carries the
+//! [`plan()`] decides from header fields alone, so that HEAD and GET agree; [`transform`] carries the
 //! plan out. Ranges, conditional requests and caching are handled elsewhere.
 
 mod coder;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The stream is the truth; the wake-up only saves time and may be lost. A node that cannot
-//! know what it missed ([`Gap`]) purges everything softly and says so. Without Redis the
+//! know what it missed ([`Gap`](record::Gap)) purges everything softly and says so. Without Redis the
 //! same code serves one node. docs/concepts-purge.md says what is promised.
 
 #[cfg(any(test, fuzzing))]
