@@ -49,7 +49,7 @@ mod upgrade; // a client's connection on its way out of HTTP
 pub use allocator::Allocator;
 pub use clock::{Clock, unix_us};
 pub use control::CALLS as ADMIN_CALLS;
-pub use control::tokens::line as token_line;
+pub use control::tokens::token_line;
 pub use labels::{HeadError, ProxyError, Reason, Refusal};
 pub use metrics::{Kind as MetricKind, TABLE as METRICS};
 pub use node::{Node, StartError};

@@ -17,7 +17,7 @@ use super::reader::{Reader, Section};
 use super::rooms;
 use super::scope::{Scope, read_scope};
 use super::values::{Value, text};
-use crate::control::bus::Silence;
+use crate::control::bus::SilenceAction;
 use crate::guard;
 use crate::route::{
     Action, HostPattern, Matches, Pass, Rewrite, RuleSettings, Settings, SiteSettings,
@@ -31,7 +31,7 @@ pub(super) fn read_sites(
     root: &Section<'_>,
     pools: &[Arc<str>],
     object_age_max: Duration,
-) -> (Settings, BTreeMap<Arc<str>, Silence>) {
+) -> (Settings, BTreeMap<Arc<str>, SilenceAction>) {
     let mut scope = Scope::default();
     Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
     read_scope(&root.section("defaults"), &mut scope);
@@ -74,7 +74,7 @@ struct Sites<'a> {
     actions: Actions<'a>,
     hosts: BTreeMap<HostPattern, String>,
     rules: HashMap<(Arc<str>, Arc<str>), Range<usize>>,
-    silences: BTreeMap<Arc<str>, Silence>,
+    silences: BTreeMap<Arc<str>, SilenceAction>,
 }
 
 impl Sites<'_> {

@@ -1,8 +1,8 @@
-//! The admin API: a listener of its own, beside the path. docs/reference/admin-api.md
-//! describes every call.
+//! The admin API: HTTP on its own listener. docs/reference/admin-api.md describes every call.
 //!
-//! It knows the bus and the metrics. What only the node can do (reload, explain, drain)
-//! comes in as [`NodeActions`], made in node/actions.rs. Who may do what: [`super::tokens`].
+//! This module accepts connections, authenticates callers and dispatches calls. Actions on the whole node
+//! (reload, explain, drain) are behind [`NodeActions`], implemented in node/actions.rs. Permissions:
+//! [`super::tokens`].
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,52 +13,54 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::audit::{Audit, RefusedCall};
+use super::body_budget::BodyBudget;
 use super::bus::Bus;
 use super::dashboard;
 use super::host;
 use super::http::{
-    Problem, absolute_url, add_advice, check_parameters, is_read, json_response,
+    Problem, absolute_url, add_status_fields, check_parameters, is_read, json_response,
     method_not_allowed, parameter, text_response,
 };
 use super::node_actions::NodeActions;
 use super::prefetch::{self, Prefetcher};
-use super::rate::Rate;
+use super::rate::TokenBucket;
 use super::tls::{self, AdminTls};
-use super::tokens::{Caller, Leave, Peer, TokenFile};
+use super::tokens::{Caller, Peer, Permission, TokenFile};
 use crate::clock::{Clock, unix_ms};
 use crate::metrics::Metrics;
 use crate::notices::{self, Notice};
 use crate::store::Store;
 
-/// What the operator may choose about the admin API.
+/// Settings of the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// Where it listens. Elsewhere than on loopback it needs `tokens`, or callers with
+    /// Address of the listener. An address other than loopback requires `tokens` or client
     /// certificates.
     pub address: SocketAddr,
     /// `None`: plain HTTP.
     pub tls: Option<tls::Settings>,
-    /// The file of tokens; see [`super::tokens`]. `None`: whoever reaches it may do everything.
+    /// File with the tokens; see [`super::tokens`]. `None`: every client that can connect may do
+    /// everything.
     pub tokens: Option<PathBuf>,
-    /// Names, without port, under which it answers though nobody needs a token; see
-    /// [`super::host`]. Addresses and `localhost` need not be listed.
+    /// Host names, without port, that are accepted without tokens; see [`super::host`]. IP addresses
+    /// and `localhost` are always accepted.
     pub hosts: Vec<String>,
-    /// Where purges are written down, a JSON line each. `None`: the error log.
+    /// File of the audit log, one JSON line per purge. `None`: the error log.
     pub audit_log: Option<PathBuf>,
-    /// How fast is fetched ahead.
+    /// Rate and queue length of prefetches.
     pub prefetch: prefetch::Settings,
-    /// Calls of `POST /purge` a second, from all callers together; as many may come at once.
+    /// Calls of `POST /purge` per second, from all callers together. Also the size of a burst.
     pub purges_per_second_max: u32,
 }
 
@@ -76,47 +78,47 @@ impl Default for Settings {
     }
 }
 
-/// What the API answers from.
+/// The admin API and the parts of the node that it uses.
 pub(crate) struct Admin {
-    /// Where purges go.
+    /// Runs purges.
     pub bus: Bus,
     /// `None`: plain HTTP.
     pub tls: Option<Arc<AdminTls>>,
-    /// Who may call. `None`: everyone who can connect, or, where certificates are asked for,
-    /// has one.
+    /// Tokens of the callers. `None`: every client that can connect may call; with `client_ca`, every
+    /// client with a certificate.
     pub tokens: Option<Arc<TokenFile>>,
-    /// Names under which it answers where nobody needs a token.
+    /// See [`Settings::hosts`].
     pub hosts: Vec<String>,
-    /// Where purges are written down.
+    /// The audit log.
     pub audit: Audit,
-    /// How many purges may be ordered.
-    pub rate: Rate,
-    /// Bounds the memory of calls whose bodies are being read or carried out.
+    /// Limits purges per second.
+    pub rate: TokenBucket,
+    /// Limits the memory of request bodies.
     pub body_budget: BodyBudget,
-    /// What is fetched ahead.
+    /// Fetches URLs into the cache.
     pub prefetcher: Arc<Prefetcher>,
-    /// What `/store` shows.
+    /// The cache store, for `/store`.
     pub store: Store,
-    /// What `/metrics` shows.
+    /// The metrics, for `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Wall time.
+    /// The clock of audit lines and rate limits.
     pub clock: Clock,
-    /// What only the node can do.
+    /// Actions on the whole node.
     pub node: Arc<dyn NodeActions>,
 }
 
 impl Admin {
-    /// Answers connections until the runtime ends.
+    /// Serves connections until the runtime shuts down.
     pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
-            let place = places.clone().acquire_owned().await;
-            // Callers that keep connections must not keep those out who ask for readiness.
-            let keeps = places.available_permits() > CONNECTIONS_MAX / 2;
+            let permit = permits.clone().acquire_owned().await;
+            // Idle connections must not use up the limit, or health checks could not connect.
+            let keep_alive = permits.available_permits() > CONNECTIONS_MAX / 2;
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of descriptors, most likely: they come back.
+                    // Usually no file descriptor is free: wait until connections are closed.
                     let message = "the admin API cannot accept connections";
                     notices::note(&Notice::warning(message, "", ""), format_args!("{error}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -125,16 +127,18 @@ impl Admin {
             };
             let admin = self.clone();
             tokio::spawn(async move {
-                let _place = place;
+                let _permit = permit;
                 let Some(tls) = &admin.tls else {
-                    return admin.serve(stream, Peer { address, names: Vec::new() }, keeps).await;
+                    let peer = Peer { address, names: Vec::new() };
+                    return admin.serve(stream, peer, keep_alive).await;
                 };
-                let shaking_hands = tls.acceptor().accept(stream);
-                match tokio::time::timeout(HEADER_TIMEOUT, shaking_hands).await {
+                let handshake = tls.acceptor().accept(stream);
+                match tokio::time::timeout(HEADER_TIMEOUT, handshake).await {
                     Ok(Ok(stream)) => {
-                        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-                        let names = shown.map(tls::names).unwrap_or_default();
-                        admin.serve(stream, Peer { address, names }, keeps).await;
+                        let certificates = stream.get_ref().1.peer_certificates();
+                        let certificate = certificates.and_then(<[_]>::first);
+                        let names = certificate.map(tls::names).unwrap_or_default();
+                        admin.serve(stream, Peer { address, names }, keep_alive).await;
                     }
                     Ok(Err(error)) => {
                         let message = "a TLS handshake with the admin API failed";
@@ -151,34 +155,35 @@ impl Admin {
         self: &Arc<Self>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
-        keeps: bool,
+        keep_alive: bool,
     ) {
-        let service = service_fn(|request| self.clone().answer(request, peer.clone()));
+        let service = service_fn(|request| self.clone().respond(request, peer.clone()));
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(keeps);
-        // A caller that breaks off is the caller's trouble.
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(keep_alive);
+        // A caller that closes the connection early is no error of the node.
         let _ = http.serve_connection(TokioIo::new(stream), service).await;
     }
 
-    async fn answer(
+    async fn respond(
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: Peer,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        // A task of its own: a caller that leaves doesn't take back what was begun, least of all
-        // its line in the audit log.
-        let answering = tokio::spawn(async move { self.route(request, &peer).await });
+        // A separate task, so that a call is completed, and written to the audit log, even if the
+        // caller disconnects.
+        let handling = tokio::spawn(async move { self.handle(request, &peer).await });
         let failed = |_| {
-            let detail = "the call failed in a way that it should not";
+            let detail = "the call panicked: see the error log of the node";
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
         };
-        let answer = answering.await.unwrap_or_else(failed);
-        let mut response = answer.unwrap_or_else(|problem| problem.response());
-        add_advice(&mut response);
+        let result = handling.await.unwrap_or_else(failed);
+        let mut response = result.unwrap_or_else(|problem| problem.response());
+        add_status_fields(&mut response);
         Ok(response)
     }
 
-    async fn route(
+    /// Health checks and dashboard files need no authentication; every other call does.
+    async fn handle(
         &self,
         request: Request<Incoming>,
         peer: &Peer,
@@ -186,18 +191,18 @@ impl Admin {
         let authority = host::authority(&request)?;
         let path = request.uri().path().to_owned();
         if path == "/healthz" || path == "/readyz" {
-            // Probes come under any name, and are told nothing else.
+            // Health checks may use any host name; they get no other information.
             return Ok(match is_read(request.method()) {
                 true => self.health(&path),
                 false => method_not_allowed(&path, &Method::GET),
             });
         }
         let call = format!("{} {path}", request.method());
-        let here = match self.is_open() {
-            true => host::admit(authority.as_ref(), &self.hosts),
+        let host_check = match self.is_open() {
+            true => host::check_host(authority.as_ref(), &self.hosts),
             false => Ok(()),
         };
-        if here.is_ok()
+        if host_check.is_ok()
             && let Some(file) = dashboard::file(&path)
         {
             return Ok(match is_read(request.method()) {
@@ -205,33 +210,34 @@ impl Admin {
                 false => method_not_allowed(&path, &Method::GET),
             });
         }
-        let caller = here
-            .and_then(|()| dashboard::admit(&request))
-            .and_then(|()| self.caller(request.headers(), peer));
+        let caller = host_check
+            .and_then(|()| dashboard::check_origin(&request))
+            .and_then(|()| self.authenticate(request.headers(), peer));
         let who = caller.as_ref().ok().map(|caller| caller.name.clone());
-        let answer = match &caller {
-            Ok(caller) => self.answer_to(caller, &path, request).await,
+        let result = match &caller {
+            Ok(caller) => self.dispatch(caller, &path, request).await,
             Err(problem) => Err(problem.clone()),
         };
-        if let Err(problem) = &answer {
+        if let Err(problem) = &result {
             self.audit_refusal(&call, who.as_deref(), peer.address, problem).await;
         }
-        answer
+        result
     }
 
-    /// Whether it is for everyone who can connect.
+    /// Whether every client that can connect may call.
     fn is_open(&self) -> bool {
-        self.tokens.is_none() && !self.tls.as_ref().is_some_and(|tls| tls.knows_callers())
+        self.tokens.is_none() && !self.tls.as_ref().is_some_and(|tls| tls.authenticates_callers())
     }
 
-    fn caller(&self, headers: &http::HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
+    fn authenticate(&self, headers: &http::HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
         match &self.tokens {
-            Some(file) => file.tokens().caller(headers, peer),
+            Some(file) => file.tokens().authenticate(headers, peer),
             None if self.is_open() => Ok(Caller::local(peer.address)),
-            None => Caller::certified(peer),
+            None => Caller::by_certificate(peer),
         }
     }
 
+    /// Counts a refused call and writes it to the audit log.
     pub(super) async fn audit_refusal(
         &self,
         call: &str,
@@ -243,7 +249,7 @@ impl Admin {
         self.audit.refused(refused, self.now_ms()).await;
     }
 
-    async fn answer_to(
+    async fn dispatch(
         &self,
         caller: &Caller,
         path: &str,
@@ -257,27 +263,31 @@ impl Admin {
         }
         let Some((_, method)) = CALLS.iter().find(|(call, _)| *call == path) else {
             let calls: Vec<_> = CALLS.iter().map(|(call, _)| *call).collect();
-            let detail = format!("no call {path:?}; there are / and {}", calls.join(", "));
+            let detail = format!(
+                "unknown path {path:?}: expected /, /purges/ID or one of {}",
+                calls.join(", ")
+            );
             return Err(Problem::new(StatusCode::NOT_FOUND, detail));
         };
-        let asked = request.method();
-        if asked != method && !(*method == Method::GET && is_read(asked)) {
+        let used = request.method();
+        if used != method && !(*method == Method::GET && is_read(used)) {
             return Ok(method_not_allowed(path, method));
         }
-        let is_scoped = path == "/purge" || path == "/prefetch";
-        if caller.leave != Leave::All && *method != Method::GET && !is_scoped {
-            return Err(caller.refused(path));
+        // These two calls check the permission themselves, for each URL and site.
+        let checks_itself = path == "/purge" || path == "/prefetch";
+        if caller.permission != Permission::All && *method != Method::GET && !checks_itself {
+            return Err(caller.forbidden(path));
         }
         match path {
             "/metrics" => Ok(self.metrics_text()),
             "/purge" => {
                 let query = request.uri().query().unwrap_or_default().to_owned();
-                let (body, room) = self.body_budget.read(request.into_body()).await?;
-                self.purge(caller, &query, body, room).await
+                let (body, permit) = self.body_budget.read(request.into_body()).await?;
+                self.purge(caller, &query, body, permit).await
             }
             "/prefetch" => {
-                let _place = self.prefetcher.place()?;
-                let (body, _room) = self.body_budget.read(request.into_body()).await?;
+                let _call_permit = self.prefetcher.call_permit()?;
+                let (body, _body_permit) = self.body_budget.read(request.into_body()).await?;
                 self.prefetch(caller, &body).await
             }
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
@@ -324,7 +334,7 @@ impl Admin {
                 "disk_bytes_max": site.disk_bytes_max,
             })
         });
-        let told = json!({
+        let stat = json!({
             "memory": {
                 "bytes": stat.memory_bytes,
                 "bytes_max": stat.memory_bytes_max,
@@ -336,7 +346,7 @@ impl Admin {
             "directories": directories.collect::<Vec<_>>(),
             "sites": sites.collect::<Vec<_>>(),
         });
-        json_response(StatusCode::OK, &told)
+        json_response(StatusCode::OK, &stat)
     }
 
     fn health(&self, path: &str) -> Response<Full<Bytes>> {
@@ -352,8 +362,8 @@ impl Admin {
         unix_ms(self.clock.now())
     }
 
-    /// `GET /explain?url=…&client=…&country=…`; the call's own fields that begin with `x-explain-` stand
-    /// for the fields of the request that is explained.
+    /// `GET /explain?url=…&client=…&country=…`. Fields of the call that begin with `x-explain-` are the
+    /// fields of the request to explain.
     async fn explain(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
         let query = request.uri().query().unwrap_or_default();
         check_parameters(query, &["url", "client", "country"])?;
@@ -362,11 +372,13 @@ impl Admin {
         let client = parameter(query, "client")?
             .map(|client| client.parse())
             .transpose()
-            .map_err(|_| Problem::bad_request("client: expected an IP address"))?;
-        let country =
-            parameter(query, "country")?.map(|country| country.parse()).transpose().map_err(
-                |error: geo::UnknownCountry| Problem::bad_request(format!("country: {error}")),
-            )?;
+            .map_err(|_| Problem::bad_request("parameter \"client\": expected an IP address"))?;
+        let country = parameter(query, "country")?
+            .map(|country| country.parse())
+            .transpose()
+            .map_err(|error: geo::UnknownCountry| {
+                Problem::bad_request(format!("parameter \"country\": {error}"))
+            })?;
         let headers = explained_fields(request.headers());
         let explained = self.node.explain(&uri, &headers, client, country).await;
         Ok(json_response(StatusCode::OK, &explained.map_err(Problem::bad_request)?))
@@ -376,14 +388,14 @@ impl Admin {
         match self.node.reload().await {
             Ok(changes) => Ok(json_response(StatusCode::OK, &json!({"changes": changes}))),
             Err(mistakes) => {
-                let detail = format!("the old configuration stays: {}", mistakes.join("; "));
+                let detail = format!("the old configuration stays in use: {}", mistakes.join("; "));
                 Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
             }
         }
     }
 }
 
-/// Every call and its method, but for `/` and `/purges/ID`.
+/// Every call and its method, except `/` and `/purges/ID`.
 pub const CALLS: &[(&str, Method)] = &[
     ("/healthz", Method::GET),
     ("/readyz", Method::GET),
@@ -398,46 +410,7 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/drain", Method::POST),
 ];
 
-/// What the bodies of calls may take up together, in KiB: a call of 4 MiB takes ten times that
-/// until what it orders is on disk.
-#[derive(Debug)]
-pub(crate) struct BodyBudget(Arc<Semaphore>);
-
-impl Default for BodyBudget {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(BODIES_KIB_MAX)))
-    }
-}
-
-impl BodyBudget {
-    /// The body, once there is room for it, and the room that it takes.
-    async fn read(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Problem> {
-        let too_long = || {
-            let detail = format!("the body is longer than {BODY_BYTES_MAX} bytes");
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
-        };
-        // As announced, before any of it is read.
-        let length = body.size_hint().exact();
-        if length.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
-            return Err(too_long());
-        }
-        let length = length.map_or(BODY_BYTES_MAX, |length| length as usize);
-        let kib = length.div_ceil(1024).max(1) as u32;
-        let taking = self.0.clone().acquire_many_owned(kib);
-        let Ok(Ok(room)) = tokio::time::timeout(BODY_TIMEOUT, taking).await else {
-            let detail = "too many long calls at once: order one after the other";
-            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail));
-        };
-        let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect());
-        match read.await {
-            Ok(Ok(body)) => Ok((body.to_bytes(), room)),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_long()),
-            Ok(Err(error)) => Err(Problem::bad_request(format!("the body broke off: {error}"))),
-            Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
-        }
-    }
-}
-
+/// The fields of the request to explain: those of the call that begin with `x-explain-`, without that.
 fn explained_fields(headers: &http::HeaderMap) -> http::HeaderMap {
     let prefixed = headers.iter().filter_map(|(name, value)| {
         let name = name.as_str().strip_prefix("x-explain-")?.parse().ok()?;
@@ -451,10 +424,7 @@ fn explained_fields(headers: &http::HeaderMap) -> http::HeaderMap {
     fields
 }
 
-/// 10,000 URLs of 400 bytes.
-const BODY_BYTES_MAX: usize = 4 << 20;
-const BODIES_KIB_MAX: usize = 16 << 10;
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Beyond, connections wait to be accepted; beyond half of it, each is for one call.
+/// Open connections. Further ones wait to be accepted. If more than half are open, a new connection is
+/// closed after one call.
 const CONNECTIONS_MAX: usize = 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,6 +1,5 @@
-//! The audit log: one JSON line for each purge: who, what, when, from where, and what became
-//! of it; and one for each call that was refused. The file is opened for each line, so that it
-//! can be moved away at any time.
+//! The audit log: one JSON line per purge (caller, address, time, scopes, result) and per refused call. The
+//! file is opened for each line, so that it can be renamed at any time.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -10,39 +9,41 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::http::Problem;
-use super::rate::Rate;
+use super::rate::TokenBucket;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 
-/// Where audit lines go.
+/// The audit log.
 pub(crate) struct Audit {
+    /// `None`: the error log.
     path: Option<PathBuf>,
-    refusals: Rate,
+    /// Limits the lines about refused calls.
+    refusals: TokenBucket,
     recorder: Recorder,
     clock: Clock,
 }
 
-/// A call that was refused.
+/// A refused call of the admin API.
 pub(super) struct RefusedCall<'a> {
-    /// `POST /purge`.
+    /// Method and path, such as `POST /purge`.
     pub call: &'a str,
-    /// The caller's name, where that much is known.
+    /// The caller's name, if it is known.
     pub who: Option<&'a str>,
-    /// Where from.
+    /// The caller's address.
     pub from: String,
-    /// Why.
+    /// Why the call was refused.
     pub problem: &'a Problem,
 }
 
 impl Audit {
-    /// Into a file, or, without one, into the error log.
+    /// Writes to the file at `path`, or to the error log if there is none.
     pub(crate) fn new(path: Option<PathBuf>, recorder: Recorder, clock: Clock) -> Self {
         let now = clock.instant();
-        Self { path, refusals: Rate::new(REFUSALS_PER_SECOND, now), recorder, clock }
+        Self { path, refusals: TokenBucket::new(REFUSALS_PER_SECOND, now), recorder, clock }
     }
 
-    /// Writes a line. A purge is not undone because it can't be written; that is said loudly.
+    /// Writes a line. A line that cannot be written does not undo the purge; it is logged and counted.
     pub(crate) async fn write(&self, line: Value) {
         let Some(path) = self.path.clone() else {
             tracing::info!(target: "audit", "{line}");
@@ -51,7 +52,7 @@ impl Audit {
         let shown = path.display().to_string();
         let written = tokio::task::spawn_blocking(move || {
             let mut file = OpenOptions::new().append(true).create(true).open(path)?;
-            // One write: lines of two purges don't mix.
+            // A single write, so that lines of two purges do not mix.
             file.write_all(format!("{line}\n").as_bytes())
         });
         let written = written.await.unwrap_or_else(|_| Err(std::io::Error::other("panicked")));
@@ -62,12 +63,12 @@ impl Audit {
         notices::note(&notice, format_args!("{error}"));
     }
 
-    /// Writes a line where somebody was refused; a few a second, the others are only counted, so
-    /// that who guesses tokens doesn't fill the disk.
+    /// Counts a refused call, and writes a line for the first few per second, so that an attacker who
+    /// guesses tokens cannot fill the disk.
     pub(super) async fn refused(&self, refused: RefusedCall<'_>, at_ms: u64) {
         let status = refused.problem.status;
-        let Some(at) = REFUSED.iter().position(|known| *known == status) else { return };
-        self.recorder.count_labelled(Metric::AdminRefused, at);
+        let Some(label) = REFUSED.iter().position(|known| *known == status) else { return };
+        self.recorder.count_labelled(Metric::AdminRefused, label);
         if !self.refusals.take(self.clock.instant()) {
             return;
         }
@@ -83,7 +84,7 @@ impl Audit {
     }
 }
 
-/// In the order of [`crate::metrics::ADMIN_REFUSALS`].
+/// The statuses of refused calls, in the order of [`crate::metrics::ADMIN_REFUSALS`].
 const REFUSED: [StatusCode; 4] = [
     StatusCode::UNAUTHORIZED,
     StatusCode::FORBIDDEN,

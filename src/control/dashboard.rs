@@ -1,6 +1,6 @@
-//! The dashboard at `/` of the admin API: a page, its style and its script. It is made of what
-//! the other calls answer, asked for by the browser; so it needs no leave of its own. And since
-//! browsers come here: what other sites' pages may not have them do.
+//! The dashboard at `/` of the admin API: a page with a style sheet and a script. The script gets its data
+//! from the other calls, so the files themselves need no permission. This module also protects the API
+//! against requests that pages of other sites make an operator's browser send.
 
 use bytes::Bytes;
 use http::header::{
@@ -11,7 +11,7 @@ use http_body_util::Full;
 
 use super::http::Problem;
 
-/// The file of this path. `None`: it is not of the dashboard.
+/// The file at this path. `None`: the dashboard has no such file.
 pub(super) fn file(path: &str) -> Option<Response<Full<Bytes>>> {
     let (_, kind, content) = FILES.iter().find(|(name, ..)| *name == path)?;
     let mut response = Response::new(Full::new(Bytes::from_static(content.as_bytes())));
@@ -23,16 +23,20 @@ pub(super) fn file(path: &str) -> Option<Response<Full<Bytes>>> {
     Some(response)
 }
 
-/// Refuses what a page of another site made an operator's browser send: a call with another
-/// origin than this one. What is no browser sends no `Origin`. [`super::host`] refuses borrowed
-/// names.
-pub(super) fn admit<B>(request: &Request<B>) -> Result<(), Problem> {
+/// Refuses a request whose `Origin` differs from its `Host`: a page of another site has made an operator's
+/// browser send it (cross-site request forgery). Clients other than browsers send no `Origin`.
+///
+/// # Errors
+/// 403, with the origin.
+pub(super) fn check_origin<B>(request: &Request<B>) -> Result<(), Problem> {
     let field =
         |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let Some(origin) = field(ORIGIN) else { return Ok(()) };
     let host = field(HOST).unwrap_or_default();
     if origin.split_once("://").is_none_or(|(_, authority)| authority != host) {
-        let detail = format!("a page of {origin} may not call this");
+        let detail = format!(
+            "Origin {origin}: expected the origin of this API; pages of other sites may not call it"
+        );
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
     Ok(())
@@ -44,7 +48,8 @@ const FILES: [(&str, &str, &str); 3] = [
     ("/dashboard.js", "text/javascript; charset=utf-8", include_str!("dashboard/script.js")),
 ];
 
-/// Nothing from elsewhere, and nobody may frame it: a click on *Purge* is the operator's own.
+/// Loads nothing from other hosts, and forbids frames, so that no page can trick an operator into a
+/// click on *Purge* (clickjacking).
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \
     connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 
@@ -58,7 +63,7 @@ mod tests {
             let name: http::HeaderName = name.parse().expect("a name");
             request.headers_mut().append(name, value.parse().expect("a value"));
         }
-        admit(&request).is_ok()
+        check_origin(&request).is_ok()
     }
 
     #[test]

@@ -1,72 +1,85 @@
-//! The nodes of the fleet: this node's identity, the heartbeats that nodes leave in Redis, and the
-//! members that follow from them. Nothing here knows Redis or reads a clock: the purge bus carries
-//! the heartbeats and says what time it is.
+//! The nodes of the fleet: this node's identity, the heartbeats of nodes in Redis, and the list of
+//! members built from them. This module has no I/O: the purge bus transports the heartbeats and passes
+//! the time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// What a node calls itself.
+/// Name and region of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeIdentity {
-    /// Its name, in receipts; no two nodes of a fleet may share one.
+    /// The node's name, unique in the fleet; receipts carry it.
     pub name: String,
-    /// Where it is.
+    /// Region of the node, such as `eu-west`; may be empty.
     pub region: String,
 }
 
-/// A place in the purge stream: epoch and number.
-pub(crate) type StreamPlace = (String, u64);
-
-/// A node of the fleet, as of the last heartbeat.
+/// The position of an entry in the purge stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FleetMember {
-    /// Where it is.
-    pub region: String,
-    /// When it was heard by Redis.
-    pub heard: Instant,
-    /// Up to where it has applied the stream.
-    pub place: Option<StreamPlace>,
+pub(crate) struct StreamPosition {
+    /// Epoch of the stream; changes when the stream is recreated.
+    pub epoch: String,
+    /// Number of the entry.
+    pub number: u64,
 }
 
-impl FleetMember {
-    /// Stands under [`UNNAMED_MEMBERS`].
-    pub(super) fn unnamed(now: Instant) -> Self {
-        Self { region: String::new(), heard: now, place: None }
+impl StreamPosition {
+    /// Whether a node that has applied the stream up to here has applied the entry at `entry`.
+    pub(super) fn includes(&self, entry: &Self) -> bool {
+        self.epoch == entry.epoch && entry.number <= self.number
     }
 }
 
-/// What a node says of itself at each heartbeat.
+/// A node of the fleet, as of its last heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FleetMember {
+    /// Region of the node.
+    pub region: String,
+    /// Time of its last heartbeat.
+    pub last_heartbeat: Instant,
+    /// The last stream entry that it has applied.
+    pub applied: Option<StreamPosition>,
+}
+
+impl FleetMember {
+    /// Placeholder for members that this node does not know; listed as [`UNKNOWN_MEMBERS`].
+    pub(super) fn unknown(now: Instant) -> Self {
+        Self { region: String::new(), last_heartbeat: now, applied: None }
+    }
+}
+
+/// What a node publishes about itself in regular intervals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Heartbeat {
-    /// Where it is.
+    /// Region of the node.
     pub region: String,
-    /// Different at each start, so that two nodes of one name notice each other.
+    /// Random, different at each start, so that two nodes with the same name detect each other.
     pub instance: String,
-    /// The history of the stream that it follows.
+    /// Epoch of the stream that the node reads; changes when the stream is recreated.
     pub epoch: Option<String>,
-    /// The last entry that it has applied.
+    /// Number of the last stream entry that it has applied.
     pub number: Option<u64>,
-    /// Whether it has met another node of its name.
-    pub has_twin: bool,
+    /// Whether it has detected another node with its name.
+    pub has_duplicate_name: bool,
 }
 
 impl Heartbeat {
-    /// As it is kept in Redis: a JSON object.
+    /// Encodes as JSON, as stored in Redis.
     pub(super) fn to_text(&self) -> String {
         json!({
             "region": self.region,
             "instance": self.instance,
             "epoch": self.epoch,
             "number": self.number,
-            "twin": self.has_twin,
+            "twin": self.has_duplicate_name,
         })
         .to_string()
     }
 
-    /// What was kept. A field that is missing or of another type, as another version may write it,
-    /// reads as its default.
+    /// Decodes a stored heartbeat. A field that is missing or has another type, as another version
+    /// of Skerry may write it, gets its default.
     pub(super) fn parse(text: &str) -> Self {
         let fields: Value = serde_json::from_str(text).unwrap_or_default();
         let string = |field: &str| fields[field].as_str().map(str::to_owned);
@@ -75,122 +88,123 @@ impl Heartbeat {
             instance: string("instance").unwrap_or_default(),
             epoch: string("epoch"),
             number: fields["number"].as_u64(),
-            has_twin: fields["twin"].as_bool().unwrap_or_default(),
+            has_duplicate_name: fields["twin"].as_bool().unwrap_or_default(),
         }
     }
 
-    fn place(&self) -> Option<StreamPlace> {
-        self.number.map(|number| (self.epoch.clone().unwrap_or_default(), number))
+    fn position(&self) -> Option<StreamPosition> {
+        let epoch = self.epoch.clone().unwrap_or_default();
+        self.number.map(|number| StreamPosition { epoch, number })
     }
 }
 
-/// A node's last heartbeat, as Redis has it.
+/// A node's last heartbeat in Redis.
 #[derive(Clone, Debug)]
-pub(super) struct HeardNode {
+pub(super) struct NodeHeartbeat {
     /// The node's name.
     pub node: String,
-    /// By Redis' clock, in milliseconds since 1970.
+    /// Time of the heartbeat by the Redis clock, in milliseconds since 1970.
     pub at_ms: u64,
-    /// By the same clock, how long ago that is.
-    pub ago_ms: u64,
-    /// What it said of itself.
+    /// Age of the heartbeat by the Redis clock, in milliseconds.
+    pub age_ms: u64,
+    /// What the node published.
     pub heartbeat: Heartbeat,
 }
 
-/// Brings `members` up to these heartbeats. Two nodes of one name are two members.
-pub(super) fn note_heartbeats(
+/// Updates `members` from the heartbeats. A node with a duplicate name becomes two members.
+pub(super) fn update_members(
     members: &mut BTreeMap<String, FleetMember>,
-    heard: &[HeardNode],
+    heartbeats: &[NodeHeartbeat],
     now: Instant,
 ) {
-    // A heartbeat that a killed node had sent may come after the first of its successor, which
-    // then looks like two nodes, for one heartbeat.
-    members.retain(|name, _| !name.ends_with(TWIN_SUFFIX) && name != UNNAMED_MEMBERS);
-    for HeardNode { node, ago_ms, heartbeat, .. } in heard {
-        let heard = now.checked_sub(Duration::from_millis(*ago_ms)).unwrap_or(now);
+    // Recompute duplicates each time: a late heartbeat of a killed node can look like a duplicate
+    // for one interval.
+    members.retain(|name, _| !name.ends_with(DUPLICATE_SUFFIX) && name != UNKNOWN_MEMBERS);
+    for NodeHeartbeat { node, age_ms, heartbeat, .. } in heartbeats {
+        let last_heartbeat = now.checked_sub(Duration::from_millis(*age_ms)).unwrap_or(now);
         let region = heartbeat.region.clone();
-        let member = FleetMember { region, heard, place: heartbeat.place() };
-        if heartbeat.has_twin {
-            let twin = FleetMember { place: None, ..member.clone() };
-            members.insert(format!("{node}{TWIN_SUFFIX}"), twin);
+        let member = FleetMember { region, last_heartbeat, applied: heartbeat.position() };
+        if heartbeat.has_duplicate_name {
+            let duplicate = FleetMember { applied: None, ..member.clone() };
+            members.insert(format!("{node}{DUPLICATE_SUFFIX}"), duplicate);
         }
         members.insert(node.clone(), member);
     }
 }
 
-/// Notices another node that uses this one's name.
+/// Detects another node that uses this node's name.
 #[derive(Debug, Default)]
-pub(super) struct TwinWatch {
-    /// Whether this process has beaten before; what it finds under its name is its own since.
-    has_beaten: bool,
-    /// The twin is not met at every heartbeat, and counts until then.
+pub(super) struct DuplicateNameDetector {
+    /// Whether this process has sent a heartbeat. Before that, a heartbeat under its name is from
+    /// its previous run.
+    has_sent: bool,
+    /// The duplicate is assumed present until this time, because not every heartbeat reveals it.
     until: Option<Instant>,
 }
 
-impl TwinWatch {
-    /// Whether there is a twin.
-    pub(super) fn is_there(&self) -> bool {
+impl DuplicateNameDetector {
+    /// Whether another node uses this node's name.
+    pub(super) fn is_duplicate(&self) -> bool {
         self.until.is_some()
     }
 
-    /// Takes in the heartbeat that stood under this node's name before its own. A twin counts for
-    /// `kept`. True when the answer of [`Self::is_there`] has changed.
-    pub(super) fn note(
+    /// Checks the heartbeat that this node's heartbeat replaced. A duplicate is reported for
+    /// `lifetime`. Returns whether [`Self::is_duplicate`] has changed.
+    pub(super) fn observe(
         &mut self,
-        before: &Heartbeat,
+        previous: &Heartbeat,
         instance: &str,
-        kept: Duration,
+        lifetime: Duration,
         now: Instant,
     ) -> bool {
-        let is_first = !std::mem::replace(&mut self.has_beaten, true);
-        let was_there = self.is_there();
-        if !is_first && !before.instance.is_empty() && before.instance != instance {
-            self.until = Some(now + kept);
+        let is_first = !std::mem::replace(&mut self.has_sent, true);
+        let was_duplicate = self.is_duplicate();
+        if !is_first && !previous.instance.is_empty() && previous.instance != instance {
+            self.until = Some(now + lifetime);
         }
         self.until = self.until.filter(|until| now < *until);
-        was_there != self.is_there()
+        was_duplicate != self.is_duplicate()
     }
 }
 
-/// Nodes that Redis has not heard for longer than members are kept.
+/// Nodes whose last heartbeat is older than the member lifetime.
 #[derive(Debug, Default)]
 pub(super) struct AbsentNodes {
-    /// By name: when Redis heard it last, and since when that is known here.
+    /// By name: time of the last heartbeat by the Redis clock, and when this node noticed its age.
     nodes: BTreeMap<String, (u64, Instant)>,
 }
 
 impl AbsentNodes {
-    /// The nodes that are no longer members: not heard for `kept` by Redis' clock, and not for
-    /// `patience` by this node's own clock since it noticed that. Redis' clock alone may jump, and
-    /// then all nodes look absent.
-    pub(super) fn gone(
+    /// Returns the nodes that are no longer members: their last heartbeat is older than `lifetime`
+    /// by the Redis clock, and has stayed so for `confirm_after` by this node's clock. The Redis clock
+    /// alone is not enough: after a jump of it, all nodes look absent.
+    pub(super) fn take_expired(
         &mut self,
-        heard: &[HeardNode],
-        kept: Duration,
-        patience: Duration,
+        heartbeats: &[NodeHeartbeat],
+        lifetime: Duration,
+        confirm_after: Duration,
         now: Instant,
     ) -> Vec<String> {
-        let mut gone = Vec::new();
+        let mut expired = Vec::new();
         let mut nodes = BTreeMap::new();
-        for HeardNode { node, at_ms, .. } in
-            heard.iter().filter(|heard| u128::from(heard.ago_ms) > kept.as_millis())
-        {
+        let is_old = |node: &&NodeHeartbeat| u128::from(node.age_ms) > lifetime.as_millis();
+        for NodeHeartbeat { node, at_ms, .. } in heartbeats.iter().filter(is_old) {
             let known = self.nodes.get(node).filter(|(known, _)| known == at_ms);
             let since = known.map_or(now, |(_, since)| *since);
-            match now.saturating_duration_since(since) >= patience {
-                true => gone.push(node.clone()),
+            match now.saturating_duration_since(since) >= confirm_after {
+                true => expired.push(node.clone()),
                 false => drop(nodes.insert(node.clone(), (*at_ms, since))),
             }
         }
         self.nodes = nodes;
-        gone
+        expired
     }
 }
 
-/// Stands for members that a node can't name.
-pub(super) const UNNAMED_MEMBERS: &str = "(members before Redis lost its data)";
-/// Ends the name of a second node of one name.
-const TWIN_SUFFIX: &str = " (another of this name)";
+/// Name under which members are listed that this node does not know.
+pub(super) const UNKNOWN_MEMBERS: &str = "(unknown members)";
+/// Ends the name under which the second node with a duplicate name is listed.
+const DUPLICATE_SUFFIX: &str = " (duplicate name)";
 
 #[cfg(test)]
 mod tests {
@@ -198,13 +212,13 @@ mod tests {
     use crate::clock::Clock;
 
     #[test]
-    fn a_heartbeat_survives_redis_and_other_versions() {
+    fn a_heartbeat_is_read_back_and_other_versions_are_tolerated() {
         let heartbeat = Heartbeat {
             region: "eu".to_owned(),
             instance: "0badcafe".to_owned(),
             epoch: Some("e".to_owned()),
             number: Some(7),
-            has_twin: true,
+            has_duplicate_name: true,
         };
         assert_eq!(Heartbeat::parse(&heartbeat.to_text()), heartbeat);
         let other = Heartbeat::parse(r#"{"region": "eu", "number": "7", "load": 1}"#);
@@ -213,56 +227,59 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_of_one_name_are_two_members() {
+    fn two_nodes_with_the_same_name_are_two_members() {
         let now = Clock::system().instant();
-        let heard = |has_twin| {
-            let heartbeat = Heartbeat { number: Some(7), has_twin, ..Heartbeat::default() };
-            [HeardNode { node: "a".to_owned(), at_ms: 0, ago_ms: 0, heartbeat }]
+        let heartbeats = |has_duplicate_name| {
+            let number = Some(7);
+            let heartbeat = Heartbeat { number, has_duplicate_name, ..Heartbeat::default() };
+            [NodeHeartbeat { node: "a".to_owned(), at_ms: 0, age_ms: 0, heartbeat }]
         };
-        let mut members = BTreeMap::from([(UNNAMED_MEMBERS.to_owned(), FleetMember::unnamed(now))]);
-        note_heartbeats(&mut members, &heard(true), now);
-        assert!(members.keys().eq(["a", "a (another of this name)"]), "{members:?}");
-        assert_eq!(members["a"].place, Some((String::new(), 7)));
-        note_heartbeats(&mut members, &heard(false), now);
+        let mut members = BTreeMap::from([(UNKNOWN_MEMBERS.to_owned(), FleetMember::unknown(now))]);
+        update_members(&mut members, &heartbeats(true), now);
+        assert!(members.keys().eq(["a", "a (duplicate name)"]), "{members:?}");
+        let applied = StreamPosition { epoch: String::new(), number: 7 };
+        assert_eq!(members["a"].applied, Some(applied));
+        update_members(&mut members, &heartbeats(false), now);
         assert!(members.keys().eq(["a"]), "{members:?}");
     }
 
     #[test]
-    fn a_twin_counts_until_it_was_not_met_for_a_while() {
+    fn a_duplicate_name_is_reported_until_it_expires() {
         let start = Clock::system().instant();
-        let mut watch = TwinWatch::default();
-        let mut note = |instance: &str, after_s| {
-            let before = Heartbeat { instance: instance.to_owned(), ..Heartbeat::default() };
+        let mut detector = DuplicateNameDetector::default();
+        let mut observe = |instance: &str, after_s| {
+            let previous = Heartbeat { instance: instance.to_owned(), ..Heartbeat::default() };
             let now = start + Duration::from_secs(after_s);
-            let has_changed = watch.note(&before, "own", Duration::from_secs(4), now);
-            (has_changed, watch.is_there())
+            let has_changed = detector.observe(&previous, "own", Duration::from_secs(4), now);
+            (has_changed, detector.is_duplicate())
         };
-        assert_eq!(note("other", 0), (false, false), "left by this node before its restart");
-        assert_eq!(note("own", 1), (false, false));
-        assert_eq!(note("other", 2), (true, true));
-        assert_eq!(note("own", 5), (false, true));
-        assert_eq!(note("own", 6), (true, false));
+        assert_eq!(observe("other", 0), (false, false), "of this node before its restart");
+        assert_eq!(observe("own", 1), (false, false));
+        assert_eq!(observe("other", 2), (true, true));
+        assert_eq!(observe("own", 5), (false, true));
+        assert_eq!(observe("own", 6), (true, false));
     }
 
     #[test]
-    fn a_node_that_redis_clock_alone_calls_absent_is_not_gone() {
-        let heard = |at_ms, now_ms: u64| {
-            let ago_ms = now_ms.saturating_sub(at_ms);
-            [HeardNode { node: "b".to_owned(), at_ms, ago_ms, heartbeat: Heartbeat::default() }]
+    fn a_jump_of_the_redis_clock_does_not_remove_members() {
+        let heartbeat = |at_ms, now_ms: u64| {
+            let age_ms = now_ms.saturating_sub(at_ms);
+            [NodeHeartbeat { node: "b".to_owned(), at_ms, age_ms, heartbeat: Heartbeat::default() }]
         };
         let start = Clock::system().instant();
-        let (kept, patience) = (Duration::from_secs(100), Duration::from_secs(60));
+        let (lifetime, confirm_after) = (Duration::from_secs(100), Duration::from_secs(60));
         let mut absent = AbsentNodes::default();
-        let mut gone = |heard: &[HeardNode], after_s| {
-            absent.gone(heard, kept, patience, start + Duration::from_secs(after_s)).len()
+        let mut expired = |heartbeats: &[NodeHeartbeat], after_s| {
+            let now = start + Duration::from_secs(after_s);
+            absent.take_expired(heartbeats, lifetime, confirm_after, now).len()
         };
-        assert_eq!(gone(&heard(1_000, 100_000), 0), 0);
-        // The clock jumps: the node was heard long ago, and then is heard again.
-        assert_eq!(gone(&heard(1_000, 900_000), 1), 0);
-        assert_eq!(gone(&heard(901_000, 902_000), 2), 0);
-        // Now it is not heard again.
-        assert_eq!(gone(&heard(901_000, 2_000_000), 900), 0);
-        assert_eq!(gone(&heard(901_000, 2_059_000), 959), 0);
-        assert_eq!(gone(&heard(901_000, 2_060_000), 960), 1);
+        assert_eq!(expired(&heartbeat(1_000, 100_000), 0), 0);
+        // The clock jumps: the last heartbeat looks old, until the next one.
+        assert_eq!(expired(&heartbeat(1_000, 900_000), 1), 0);
+        assert_eq!(expired(&heartbeat(901_000, 902_000), 2), 0);
+        // No further heartbeat follows.
+        assert_eq!(expired(&heartbeat(901_000, 2_000_000), 900), 0);
+        assert_eq!(expired(&heartbeat(901_000, 2_059_000), 959), 0);
+        assert_eq!(expired(&heartbeat(901_000, 2_060_000), 960), 1);
     }
 }

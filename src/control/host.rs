@@ -1,9 +1,8 @@
-//! Under which names the admin API is asked.
+//! Host names of the admin API: parses `Host` and prevents DNS rebinding.
 //!
-//! Where everyone who can connect may call, a page in an operator's browser could have its own name
-//! point at a loopback address and then call with `Host: evil.example` (DNS rebinding). So there the
-//! API answers only under names that no stranger can have: an address, `localhost`, and those that
-//! `admin.hosts` lists.
+//! If the API needs neither token nor certificate, a page in an operator's browser could let its own name
+//! resolve to a loopback address and then call with `Host: evil.example`. The API therefore serves only
+//! hosts that an attacker cannot control: an IP address, `localhost`, and the names in `admin.hosts`.
 
 use http::header::HOST;
 use http::uri::Authority;
@@ -11,21 +10,25 @@ use http::{HeaderValue, Request, StatusCode, Version};
 
 use super::http::Problem;
 
-/// The authority that a request is for, as RFC 9112 §3.2 wants it: one `Host`, which HTTP/1.0 alone
-/// may leave out; the authority of a target in absolute form counts in its place (§3.2.2).
+/// The authority of a request (RFC 9112 §3.2): its single `Host`, which only HTTP/1.0 may omit, or the
+/// authority of a target in absolute form (§3.2.2).
 ///
 /// # Errors
-/// 400: no `Host`, several, or one that is none.
+/// 400: `Host` is missing, repeated or invalid.
 pub(super) fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, Problem> {
     let mut fields = request.headers().get_all(HOST).iter();
     let host = match (fields.next(), fields.next()) {
         (Some(_), Some(_)) => {
-            return Err(Problem::bad_request("Host is given twice: expected one (RFC 9112 §3.2)"));
+            return Err(Problem::bad_request(
+                "more than one Host field: expected exactly one (RFC 9112 §3.2)",
+            ));
         }
         (Some(host), None) => Some(parse(host)?),
         (None, _) if request.version() == Version::HTTP_10 => None,
         (None, _) => {
-            return Err(Problem::bad_request("Host is missing: expected one (RFC 9112 §3.2)"));
+            return Err(Problem::bad_request(
+                "the Host field is missing: expected exactly one (RFC 9112 §3.2)",
+            ));
         }
     };
     Ok(request.uri().authority().cloned().or(host))
@@ -33,16 +36,16 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, Pr
 
 fn parse(host: &HeaderValue) -> Result<Authority, Problem> {
     let authority = Authority::try_from(host.as_bytes()).ok();
-    authority.filter(|authority| !authority.as_str().contains('@')).ok_or_else(|| {
-        Problem::bad_request(format!("Host {host:?}: expected a name or an address, and a port"))
-    })
+    authority
+        .filter(|authority| !authority.as_str().contains('@'))
+        .ok_or_else(|| Problem::bad_request(format!("Host {host:?}: expected HOST or HOST:PORT")))
 }
 
-/// Refuses a name that a stranger can have. `allowed`: those of `admin.hosts`.
+/// Refuses host names that an attacker may control. `allowed`: the names in `admin.hosts`.
 ///
 /// # Errors
-/// 421 (RFC 9110 §15.5.20), with what to do about it.
-pub(super) fn admit(authority: Option<&Authority>, allowed: &[String]) -> Result<(), Problem> {
+/// 421 (RFC 9110 §15.5.20), with what to configure.
+pub(super) fn check_host(authority: Option<&Authority>, allowed: &[String]) -> Result<(), Problem> {
     let Some(authority) = authority else { return Ok(()) };
     let name = authority.host();
     let is_listed = allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(name));
@@ -50,13 +53,13 @@ pub(super) fn admit(authority: Option<&Authority>, allowed: &[String]) -> Result
         return Ok(());
     }
     let detail = format!(
-        "this API is open to whoever reaches it, and so answers under an address or localhost only, \
-         not under {name:?}: list the name in \"admin.hosts\", or name a file of \"admin.tokens\""
+        "host {name:?}: an admin API without tokens accepts only an IP address, localhost and the names in \
+         \"admin.hosts\": add the name there, or configure \"admin.tokens\""
     );
     Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, detail))
 }
 
-/// An IP address, or a name that is always this machine (RFC 6761 §6.3).
+/// Whether the name is an IP address or `localhost` (RFC 6761 §6.3).
 fn is_local(name: &str) -> bool {
     let name = name.trim_matches(['[', ']']);
     name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
@@ -95,10 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn an_open_api_answers_under_names_that_no_stranger_can_have() {
+    fn an_api_without_tokens_accepts_only_hosts_that_an_attacker_cannot_control() {
         let admitted = |host: &str| {
             let authority: Authority = host.parse().expect("an authority");
-            admit(Some(&authority), &["Edge-1.example".to_owned()]).is_ok()
+            check_host(Some(&authority), &["Edge-1.example".to_owned()]).is_ok()
         };
         for host in ["localhost", "LOCALHOST:9180", "127.0.0.1:9180", "[::1]:9180", "10.0.0.1"] {
             assert!(admitted(host), "{host}");
@@ -107,6 +110,6 @@ mod tests {
         for host in ["evil.example:9180", "localhost.evil.example", "edge-2.example", "admin"] {
             assert!(!admitted(host), "{host}");
         }
-        assert!(admit(None, &[]).is_ok(), "no browser leaves it out");
+        assert!(check_host(None, &[]).is_ok(), "every browser sends Host");
     }
 }

@@ -1,5 +1,5 @@
-//! What the handlers of the admin API share: they read parameters, JSON objects and URLs with it,
-//! and answer with JSON, text or problem details (RFC 9457). It knows none of the handlers.
+//! Helpers of the admin API's handlers: reading parameters, JSON objects and URLs; responses as JSON, text
+//! or problem details (RFC 9457). This module knows none of the handlers.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -11,17 +11,17 @@ use http_body_util::Full;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// What a caller did wrong, or what the node can't do now.
+/// An error response of the admin API: a mistake of the caller, or something that the node cannot do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// The status to answer with.
+    /// Status of the response.
     pub status: StatusCode,
-    /// What was wrong, with the value and what was expected.
+    /// What is wrong, with the value and what was expected.
     pub detail: String,
 }
 
 impl Problem {
-    /// A problem with the caller's input: 400.
+    /// A mistake in the caller's input: 400.
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, detail: detail.into() }
     }
@@ -31,7 +31,7 @@ impl Problem {
         Self { status, detail: detail.into() }
     }
 
-    /// A value that cannot be used: `what "VALUE": why`.
+    /// A value that cannot be used: `WHAT "VALUE": WHY`.
     pub(super) fn bad_value(what: &str, value: &str, why: &dyn Display) -> Self {
         Self::bad_request(format!("{what} {value:?}: {why}"))
     }
@@ -52,8 +52,7 @@ impl Problem {
     }
 }
 
-/// Refuses parameters of other names than these, and any that is given twice: a caller that writes
-/// `wiat=all` wants to wait.
+/// Refuses unknown and repeated parameters, so that a typing error such as `wiat=all` is not ignored.
 ///
 /// # Errors
 /// 400, with the parameter's name.
@@ -63,28 +62,31 @@ pub(super) fn check_parameters(query: &str, names: &[&str]) -> Result<(), Proble
         let name = pair.split_once('=').map_or(pair, |(name, _)| name);
         let expected = names.join(", ");
         if !names.contains(&name) {
-            let detail = format!("unknown parameter {name:?}; there are {expected}");
+            let detail = format!("unknown parameter {name:?}: expected one of {expected}");
             return Err(Problem::bad_request(detail));
         }
         if found.contains(&name) {
-            return Err(Problem::bad_request(format!("{name} is given twice")));
+            return Err(Problem::bad_request(format!(
+                "parameter {name:?} is repeated: expected once"
+            )));
         }
         found.push(name);
     }
     Ok(())
 }
 
-/// A parameter of a query, decoded.
+/// The decoded value of a query parameter.
 ///
 /// # Errors
-/// 400: it is not valid percent-encoding.
+/// 400: the value is not valid percent-encoding.
 pub(super) fn parameter(query: &str, name: &str) -> Result<Option<String>, Problem> {
     let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-    let broken = || Problem::bad_request(format!("{name}: not valid percent-encoding"));
+    let broken =
+        || Problem::bad_request(format!("parameter {name:?}: expected valid percent-encoding"));
     value.map(|value| percent_decode(value).ok_or_else(broken)).transpose()
 }
 
-/// `None` where a percent sign is not followed by two hex digits, or the bytes aren't UTF-8.
+/// Decodes percent-encoding. `None`: a percent sign without two hex digits, or the result is not UTF-8.
 pub(super) fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -103,10 +105,10 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A parameter of a query that is a number; `default` if it is not there.
+/// The number in a query parameter; `default` if the parameter is missing.
 ///
 /// # Errors
-/// 400: it is not a number.
+/// 400: the value is not a number.
 pub(super) fn number_parameter<T: FromStr>(
     query: &str,
     name: &str,
@@ -116,15 +118,15 @@ pub(super) fn number_parameter<T: FromStr>(
     text.parse().map_err(|_| Problem::bad_value(name, &text, &"expected a number"))
 }
 
-/// Reads a string. serde reads `null` as if the field were not there; here it is an error, because
-/// a caller that writes it means something else.
+/// Deserialises a string and refuses `null`, which serde would treat as a missing field: a caller that
+/// sends `null` does not mean that.
 pub(super) fn non_null_string<'a, D: Deserializer<'a>>(
     value: D,
 ) -> Result<Option<String>, D::Error> {
     String::deserialize(value).map(Some)
 }
 
-/// Reads a JSON object. serde would read a list too, as the fields in their order.
+/// Deserialises a JSON object, and nothing else: serde would accept an array of the fields, too.
 ///
 /// # Errors
 /// Not an object, or not one with these fields.
@@ -135,10 +137,10 @@ pub(super) fn from_json_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
-/// A URL with scheme and host, as callers must write them.
+/// Parses a URL with scheme and host.
 ///
 /// # Errors
-/// A [`Problem`] that names it.
+/// 400, with the URL.
 pub(super) fn absolute_url(url: &str) -> Result<Uri, Problem> {
     let uri: Uri = url.parse().map_err(|error| Problem::bad_value("url", url, &error))?;
     let has_scheme = matches!(uri.scheme_str(), Some("http" | "https"));
@@ -153,29 +155,28 @@ pub(super) fn absolute_url(url: &str) -> Result<Uri, Problem> {
         return Err(Problem::bad_value(
             "url",
             url,
-            &"user and password are not part of what is stored",
+            &"expected a URL without user and password, which are not part of a cache key",
         ));
     }
     Ok(uri)
 }
 
-/// Whether a call that only reads may be made with it. The content of the answer to HEAD is left
-/// out by the connection.
+/// Whether the method is GET or HEAD. hyper leaves out the content of the response to HEAD.
 pub(super) fn is_read(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }
 
-/// 405, with the methods that the path takes.
+/// 405, with the methods that the path accepts.
 pub(super) fn method_not_allowed(path: &str, method: &Method) -> Response<Full<Bytes>> {
     let methods = if method == Method::GET { "GET, HEAD" } else { method.as_str() };
-    let detail = format!("{path} takes {methods}");
+    let detail = format!("{path} accepts only {methods}");
     let mut response = Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).response();
     let allow = HeaderValue::from_str(methods).expect("methods are a field value");
     response.headers_mut().insert(ALLOW, allow);
     response
 }
 
-/// A response in plain text.
+/// A plain-text response.
 pub(super) fn text_response(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
@@ -184,7 +185,7 @@ pub(super) fn text_response(status: StatusCode, body: impl Into<Bytes>) -> Respo
     response
 }
 
-/// A response in JSON, indented for people.
+/// A JSON response, indented.
 pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     let mut response = text_response(status, format!("{value:#}\n"));
     let kind = HeaderValue::from_static("application/json");
@@ -193,7 +194,7 @@ pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<Full<
 }
 
 /// Adds `Retry-After` to 429 and 503, and `WWW-Authenticate` to 401.
-pub(super) fn add_advice(response: &mut Response<Full<Bytes>>) {
+pub(super) fn add_status_fields(response: &mut Response<Full<Bytes>>) {
     let (name, value) = match response.status() {
         StatusCode::TOO_MANY_REQUESTS => (RETRY_AFTER, "1"),
         StatusCode::SERVICE_UNAVAILABLE => (RETRY_AFTER, "5"),

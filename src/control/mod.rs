@@ -1,8 +1,9 @@
-//! Beside the path, never on it: the admin API and the purge bus. A hit never waits for
-//! anything in here.
+//! Control plane: the admin API and the purge bus. No code of this room runs on the request path, and a
+//! hit never waits for it.
 
 pub(crate) mod admin;
 pub(crate) mod audit;
+pub(crate) mod body_budget;
 pub(crate) mod bus;
 mod dashboard;
 pub(crate) mod fleet;
@@ -15,7 +16,7 @@ pub(crate) mod node_actions;
 pub(crate) mod prefetch;
 mod prefetch_calls;
 mod purge_calls;
-pub(crate) mod purge_order;
+pub(crate) mod purge_request;
 pub(crate) mod rate;
 pub(crate) mod refresh;
 mod sitemap;

@@ -1,4 +1,4 @@
-//! What the admin API asks of the node as a whole; node/actions.rs answers.
+//! Actions on the whole node that the admin API needs; node/actions.rs implements them.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -8,37 +8,43 @@ use bytes::Bytes;
 use http::{StatusCode, Uri};
 use serde_json::Value;
 
-use super::purge_order::Names;
+use super::purge_request::SiteLookup;
 use super::refresh::Refresh;
 
-/// What a [`NodeActions`] method promises.
-pub(crate) type Coming<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// The future that a [`NodeActions`] method returns.
+pub(crate) type ActionFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a caller may ask of the node as a whole.
-pub(crate) trait NodeActions: Names + Send + Sync + 'static {
-    /// `None` while the node serves; otherwise why it doesn't.
+/// Actions on the whole node.
+pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
+    /// Why the node is not ready. `None`: it is ready.
     fn not_ready(&self) -> Option<&'static str>;
-    /// Reads the configuration anew; the lines say what changed, or what was wrong.
-    fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>>;
-    /// Begins to drain.
+    /// Reloads the configuration. Returns the changes or the mistakes, one line each.
+    fn reload(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>>;
+    /// Starts to drain.
     fn drain(&self);
-    /// The site that a URL belongs to.
+    /// Name of the site that serves a URL. `None`: no site of this node has its host.
     fn site_of(&self, uri: &Uri) -> Option<String>;
-    /// Asks for a URL as a client would, and reads the whole answer: status and content. Without a
-    /// bound for the content that is dropped.
+    /// Requests a URL as a client would, and reads the whole response. Returns status and content;
+    /// without `content_bytes_max` the content is discarded.
+    ///
+    /// # Errors
+    /// Why there is no whole response, or that its content is longer than `content_bytes_max`.
     fn fetch<'a>(
         &'a self,
         url: &'a str,
         content_bytes_max: Option<usize>,
-    ) -> Coming<'a, Result<(StatusCode, Bytes), String>>;
-    /// The most popular URLs of what a purge has covered.
-    fn to_refresh(&self, refresh: Refresh) -> Coming<'_, Vec<Box<str>>>;
-    /// Why a request for this URL would be a hit or a miss.
+    ) -> ActionFuture<'a, Result<(StatusCode, Bytes), String>>;
+    /// The most requested URLs among the purged objects.
+    fn urls_to_refresh(&self, refresh: Refresh) -> ActionFuture<'_, Vec<Box<str>>>;
+    /// Explains whether a request for this URL would be a hit, and why.
+    ///
+    /// # Errors
+    /// The request would be refused as invalid, or the URL cannot be explained.
     fn explain<'a>(
         &'a self,
         uri: &'a Uri,
         headers: &'a http::HeaderMap,
         client: Option<IpAddr>,
         country: Option<geo::Country>,
-    ) -> Coming<'a, Result<Value, String>>;
+    ) -> ActionFuture<'a, Result<Value, String>>;
 }

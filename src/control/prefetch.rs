@@ -1,5 +1,6 @@
-//! Fetches URLs before anybody asks for them: those of `POST /prefetch`, and the most popular of
-//! what a purge with `refresh` has covered. Through this node's own path, at a bounded rate.
+//! Fetches URLs into the cache before clients request them: the URLs of `POST /prefetch`, and the most
+//! requested objects of a purge with `refresh`. The requests take this node's request path, at a limited
+//! rate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::node_actions::NodeActions;
 use super::refresh::{PrefetchOutcome, Refresh};
 use crate::metrics::{Metric, Metrics, Recorder};
 
-/// The queue of what is to be fetched.
+/// The queue of URLs to fetch.
 pub(crate) struct Prefetcher {
     queue: mpsc::Sender<Box<str>>,
     pub(super) queue_max: usize,
@@ -24,12 +25,12 @@ pub(crate) struct Prefetcher {
     recorder: Recorder,
 }
 
-/// How fast, and how much may wait.
+/// Rate and queue length of the prefetcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// Requests begun a second.
+    /// Requests started per second.
     pub per_second: u32,
-    /// URLs that may wait. Beyond, they are refused, and counted.
+    /// Maximum number of queued URLs. Further URLs are dropped and counted.
     pub queue_max: usize,
 }
 
@@ -40,7 +41,7 @@ impl Default for Settings {
 }
 
 impl Prefetcher {
-    /// Fetches on `background` what is queued, and what `refreshes` ask for.
+    /// Starts the tasks that fetch queued URLs and handle `refreshes`.
     pub(crate) fn start(
         settings: Settings,
         node: Arc<dyn NodeActions>,
@@ -48,9 +49,9 @@ impl Prefetcher {
         refreshes: Option<mpsc::Receiver<Refresh>>,
         background: &Handle,
     ) -> Arc<Self> {
-        let (queue, waiting) = mpsc::channel(settings.queue_max);
+        let (queue, queued_urls) = mpsc::channel(settings.queue_max);
         let queued = Gauge::default();
-        metrics.register("prefetch_queue", "URLs that wait to be fetched ahead", queued.clone());
+        metrics.register("prefetch_queue", "URLs in the prefetch queue", queued.clone());
         let prefetcher = Arc::new(Self {
             queue,
             queue_max: settings.queue_max,
@@ -58,22 +59,30 @@ impl Prefetcher {
             queued,
             recorder: metrics.background(),
         });
-        background.spawn(prefetcher.clone().work(settings.per_second, node.clone(), waiting));
+        background.spawn(prefetcher.clone().fetch_queued(
+            settings.per_second,
+            node.clone(),
+            queued_urls,
+        ));
         if let Some(refreshes) = refreshes {
-            background.spawn(prefetcher.clone().refresh(node, refreshes));
+            background.spawn(prefetcher.clone().queue_refreshes(node, refreshes));
         }
         prefetcher
     }
 
-    /// For a call; each may read sitemaps of many megabytes.
-    pub(super) fn place(&self) -> Result<SemaphorePermit<'_>, Problem> {
+    /// Permission for one call of `/prefetch`, which may read sitemaps of many megabytes.
+    ///
+    /// # Errors
+    /// 429: too many calls are in progress.
+    pub(super) fn call_permit(&self) -> Result<SemaphorePermit<'_>, Problem> {
         self.calls.try_acquire().map_err(|_| {
-            let detail = format!("{CALLS_MAX} calls of /prefetch are under way: try again later");
+            let detail =
+                format!("{CALLS_MAX} calls of /prefetch are already in progress: try again later");
             Problem::new(StatusCode::TOO_MANY_REQUESTS, detail)
         })
     }
 
-    /// Whether there was a place for it.
+    /// Queues a URL. Returns false if the queue is full.
     pub(super) fn push(&self, url: Box<str>) -> bool {
         let is_queued = self.queue.try_send(url).is_ok();
         if is_queued {
@@ -84,22 +93,22 @@ impl Prefetcher {
         is_queued
     }
 
-    async fn work(
+    async fn fetch_queued(
         self: Arc<Self>,
         per_second: u32,
         node: Arc<dyn NodeActions>,
-        mut waiting: mpsc::Receiver<Box<str>>,
+        mut queued_urls: mpsc::Receiver<Box<str>>,
     ) {
-        let places = Arc::new(Semaphore::new(AT_ONCE_MAX));
+        let permits = Arc::new(Semaphore::new(FETCHES_MAX));
         let mut pace = tokio::time::interval(Duration::from_secs(1) / per_second);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while let Some(url) = waiting.recv().await {
+        while let Some(url) = queued_urls.recv().await {
             pace.tick().await;
-            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
             self.queued.dec();
             let (node, recorder) = (node.clone(), self.recorder.clone());
             tokio::spawn(async move {
-                let _place = place;
+                let _permit = permit;
                 let fetched = tokio::time::timeout(FETCH_TIMEOUT, node.fetch(&url, None)).await;
                 let outcome = match fetched {
                     Ok(Ok((status, _))) if status.as_u16() < 400 => PrefetchOutcome::Fetched,
@@ -110,22 +119,22 @@ impl Prefetcher {
         }
     }
 
-    async fn refresh(
+    async fn queue_refreshes(
         self: Arc<Self>,
         node: Arc<dyn NodeActions>,
         mut refreshes: mpsc::Receiver<Refresh>,
     ) {
         while let Some(refresh) = refreshes.recv().await {
-            for url in node.to_refresh(refresh).await {
+            for url in node.urls_to_refresh(refresh).await {
                 self.push(url);
             }
         }
     }
 }
 
-/// Calls of `/prefetch` under way at a time.
+/// Calls of `/prefetch` in progress at the same time.
 const CALLS_MAX: usize = 4;
-/// Fetches under way at a time.
-const AT_ONCE_MAX: usize = 8;
-/// A fetch may take this long.
+/// Fetches in progress at the same time.
+const FETCHES_MAX: usize = 8;
+/// Timeout of a fetch.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(60);

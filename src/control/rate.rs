@@ -1,45 +1,45 @@
-//! A limit on how often something may happen: a token bucket.
+//! Rate limiting by a token bucket.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// A token bucket that holds the tokens of one second, and is full at the start: as many calls may
-/// come at once.
+/// A token bucket with the tokens of one second. It is full at the start, so a burst of one second's calls
+/// is allowed.
 #[derive(Debug)]
-pub(crate) struct Rate {
+pub(crate) struct TokenBucket {
     per_second: u32,
-    bucket: Mutex<Bucket>,
+    state: Mutex<BucketState>,
 }
 
 #[derive(Debug)]
-struct Bucket {
+struct BucketState {
     tokens: f64,
     filled_at: Instant,
 }
 
-impl Rate {
+impl TokenBucket {
     /// A full bucket.
     pub(crate) fn new(per_second: u32, now: Instant) -> Self {
-        let bucket = Bucket { tokens: per_second.into(), filled_at: now };
-        Self { per_second, bucket: Mutex::new(bucket) }
+        let state = BucketState { tokens: per_second.into(), filled_at: now };
+        Self { per_second, state: Mutex::new(state) }
     }
 
-    /// The limit.
+    /// The limit, in calls per second.
     pub(super) fn per_second(&self) -> u32 {
         self.per_second
     }
 
-    /// Takes a token; false if there is none.
+    /// Takes a token. Returns false if there is none.
     pub(super) fn take(&self, now: Instant) -> bool {
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let per_second = f64::from(self.per_second);
-        let elapsed = now.saturating_duration_since(bucket.filled_at);
-        bucket.tokens = (bucket.tokens + elapsed.as_secs_f64() * per_second).min(per_second);
-        bucket.filled_at = now;
-        if bucket.tokens < 1.0 {
+        let elapsed = now.saturating_duration_since(state.filled_at);
+        state.tokens = (state.tokens + elapsed.as_secs_f64() * per_second).min(per_second);
+        state.filled_at = now;
+        if state.tokens < 1.0 {
             return false;
         }
-        bucket.tokens -= 1.0;
+        state.tokens -= 1.0;
         true
     }
 }
@@ -52,9 +52,9 @@ mod tests {
     use crate::clock::Clock;
 
     #[test]
-    fn a_rate_lets_bursts_through_and_no_more() {
+    fn a_burst_of_one_second_is_allowed_and_no_more() {
         let start = Clock::system().instant();
-        let rate = Rate::new(3, start);
+        let rate = TokenBucket::new(3, start);
         let taken = |now| (0..5).filter(|_| rate.take(now)).count();
         assert_eq!(taken(start), 3);
         assert_eq!(taken(start + Duration::from_secs(1)), 3);

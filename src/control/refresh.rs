@@ -1,20 +1,22 @@
-//! What a purge asks to have fetched again: the bus hands it to the prefetcher. Also the outcomes
-//! that both count.
+//! A purge's request to fetch the purged objects again. The bus sends it to the prefetcher; both count its
+//! outcome.
 
-/// What is to be fetched again after a purge.
+/// Objects to fetch again after a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refresh {
-    /// The most URLs.
+    /// Maximum number of URLs.
     pub count: usize,
-    /// Only these. `None`: whatever the purge has covered.
+    /// Only these URLs. `None`: any object that the purge covers.
     pub urls: Option<Vec<Box<str>>>,
 }
 
-/// What became of a URL to fetch ahead, or of a [`Refresh`]; the labels are
-/// [`crate::metrics::PREFETCH_OUTCOMES`], in this order.
+/// Outcome of a prefetch or of a [`Refresh`], in the order of the metric's labels
+/// ([`crate::metrics::PREFETCH_OUTCOMES`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PrefetchOutcome {
+    /// The status was below 400.
     Fetched,
+    /// No response in time, or an error status.
     Failed,
     /// The queue was full.
     Dropped,
@@ -26,7 +28,7 @@ mod tests {
     use crate::metrics::PREFETCH_OUTCOMES;
 
     #[test]
-    fn an_outcome_stands_at_its_label() {
+    fn every_outcome_has_the_index_of_its_label() {
         let outcomes = [(Fetched, "fetched"), (Failed, "failed"), (Dropped, "dropped")];
         for (outcome, label) in outcomes {
             assert_eq!(PREFETCH_OUTCOMES[outcome as usize], label);

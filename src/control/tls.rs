@@ -1,8 +1,7 @@
-//! TLS for the admin API: the node's certificate and, with `client_ca`, those of callers.
+//! TLS for the admin API: the node's certificate and, with `client_ca`, client certificates.
 //!
-//! A caller without a certificate gets through the handshake, so that `/healthz` can be asked by
-//! anyone and everything else answers in words (401); one with a certificate that `client_ca`
-//! has not signed does not.
+//! The handshake accepts a caller without a certificate, so that health checks need none and other calls
+//! get a 401 that explains the problem. It refuses a certificate that `client_ca` has not signed.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,18 +16,18 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::stamp::Stamp;
 
-/// Where the certificates are.
+/// Files of the certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// The node's certificate, PEM, with its chain.
+    /// The node's certificate with its chain (PEM).
     pub certificate: PathBuf,
-    /// Its key, PEM.
+    /// The private key (PEM).
     pub key: PathBuf,
-    /// Who signs callers' certificates, PEM. `None`: callers need none.
+    /// The CA certificates that sign client certificates (PEM). `None`: callers need no certificate.
     pub client_ca: Option<PathBuf>,
 }
 
-/// What handshakes are made with; follows its files.
+/// The TLS configuration, reloaded when its files change.
 pub(crate) struct AdminTls {
     settings: Settings,
     current: Mutex<(Arc<ServerConfig>, Vec<Option<Stamp>>)>,
@@ -38,17 +37,17 @@ impl AdminTls {
     /// Reads the files.
     ///
     /// # Errors
-    /// `FILE: why`.
+    /// A file cannot be used: `FILE: WHY`.
     pub(crate) fn load(settings: &Settings) -> Result<Self, String> {
         let current = Mutex::new((settings.server_config()?, settings.stamps()));
         Ok(Self { settings: settings.clone(), current })
     }
 
-    /// Reads the files again when they have changed; says whether they had.
+    /// Reloads the files if they have changed. Returns whether they had.
     ///
     /// # Errors
-    /// The old ones stay. A bad file is tried again when it changes.
-    pub(crate) fn keep_current(&self) -> Result<bool, String> {
+    /// A file cannot be used; the old certificates stay in use. The files are read again when they change.
+    pub(crate) fn reload_if_changed(&self) -> Result<bool, String> {
         let stamps = self.settings.stamps();
         let mut current = self.lock();
         if current.1 == stamps {
@@ -59,8 +58,8 @@ impl AdminTls {
         Ok(true)
     }
 
-    /// Whether callers are asked for certificates.
-    pub(crate) fn knows_callers(&self) -> bool {
+    /// Whether client certificates authenticate callers.
+    pub(crate) fn authenticates_callers(&self) -> bool {
         self.settings.client_ca.is_some()
     }
 
@@ -93,18 +92,19 @@ impl Settings {
                 builder.with_client_cert_verifier(callers)
             }
         };
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .map_err(|error| in_file(&self.key, &format!("no private key: {error}")))?;
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| {
+            in_file(&self.key, &format!("expected a private key in PEM: {error}"))
+        })?;
         let mut config =
             builder.with_single_cert(certificates(&self.certificate)?, key).map_err(|error| {
                 let key = self.key.display();
-                in_file(&self.certificate, &format!("does not go with {key}: {error}"))
+                in_file(&self.certificate, &format!("does not match the key {key}: {error}"))
             })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config.into())
     }
 
-    /// What is wrong with the files: the option, and why. All of it at once.
+    /// Files that cannot be used: the option, and why. All mistakes at once.
     pub(crate) fn file_mistakes(&self) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
         if let Some(Err(why)) = self.client_ca.as_deref().map(certificates) {
@@ -114,7 +114,7 @@ impl Settings {
             mistakes.push(("certificate", why));
         }
         if let Err(error) = PrivateKeyDer::from_pem_file(&self.key) {
-            let why = format!("no private key: {error}");
+            let why = format!("expected a private key in PEM: {error}");
             mistakes.push(("key", in_file(&self.key, &why)));
         }
         if mistakes.is_empty()
@@ -131,8 +131,8 @@ impl Settings {
     }
 }
 
-/// What a caller's certificate calls it: its DNS names, or, without any, the beginning of its
-/// SHA-256 hash. `client_ca` has vouched for it.
+/// The names of a verified client certificate: its DNS names or, if it has none, `certificate-` and the
+/// first 8 bytes of its SHA-256 hash in hex.
 pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let parsed = webpki::EndEntityCert::try_from(certificate);
     let mut names: Vec<String> = parsed

@@ -1,8 +1,8 @@
-//! Who may do what at the admin API: bearer tokens, kept as SHA-256 hashes in a file, and the
-//! names of client certificates.
+//! Authentication and permissions of the admin API: a file with the SHA-256 hashes of bearer tokens and the
+//! names of client certificates, and the permission of each.
 //!
 //! ```text
-//! # name    may                shows
+//! # name    permission         credential
 //! ops       all                sha256:9f86d081884c7d65…
 //! deploy    purge:www,shop     sha256:60303ae22b998861…
 //! grafana   read               certificate:grafana.example.org
@@ -21,55 +21,55 @@ use crate::stamp::Stamp;
 
 /// What a caller may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Leave {
+pub(crate) enum Permission {
     /// Everything.
     All,
-    /// Look, not touch.
+    /// Calls that change nothing.
     Read,
-    /// Look, and purge what belongs to these sites alone.
+    /// Calls that change nothing, and purges and prefetches of these sites.
     Purge(Vec<String>),
 }
 
-/// What the connection says of a caller.
+/// What is known of a caller from its connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    /// The other end.
+    /// The caller's address.
     pub address: SocketAddr,
-    /// The names in its certificate, if it has shown one that is to be believed.
+    /// The names in its client certificate, if it has one that `client_ca` has signed.
     pub names: Vec<String>,
 }
 
-/// Who calls.
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// The token's name; `local` without tokens.
+    /// Name of the token or certificate; `local` if none is required.
     pub name: String,
-    /// Where from.
+    /// The caller's address.
     pub address: SocketAddr,
-    /// What they may do.
-    pub leave: Leave,
+    /// What the caller may do.
+    pub permission: Permission,
 }
 
-/// The tokens of a node.
+/// The tokens of a node's token file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tokens(Vec<Token>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Token {
     name: String,
-    leave: Leave,
-    shows: Shows,
+    permission: Permission,
+    credential: Credential,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Shows {
-    /// A secret with this hash.
-    Secret([u8; SHA256_OUTPUT_LEN]),
-    /// A certificate with this name.
-    Certificate(String),
+enum Credential {
+    /// A bearer token with this SHA-256 hash.
+    TokenHash([u8; SHA256_OUTPUT_LEN]),
+    /// A client certificate with this DNS name.
+    CertificateName(String),
 }
 
-/// The tokens that a file has now.
+/// The token file, reloaded when it changes.
 #[derive(Debug)]
 pub(crate) struct TokenFile {
     path: PathBuf,
@@ -87,11 +87,11 @@ impl TokenFile {
         Ok(Self { path: path.to_owned(), current })
     }
 
-    /// Reads the file again when it has changed; says whether it had.
+    /// Reloads the file if it has changed. Returns whether it had.
     ///
     /// # Errors
-    /// The old tokens stay. A bad file is tried again when it changes.
-    pub(crate) fn keep_current(&self) -> Result<bool, String> {
+    /// The file cannot be used; the old tokens stay in use. The file is read again when it changes.
+    pub(crate) fn reload_if_changed(&self) -> Result<bool, String> {
         let stamp = Stamp::of(&self.path);
         let mut current = self.lock();
         if current.1 == stamp {
@@ -102,7 +102,7 @@ impl TokenFile {
         Ok(true)
     }
 
-    /// The tokens of now.
+    /// The current tokens.
     pub(crate) fn tokens(&self) -> Arc<Tokens> {
         self.lock().0.clone()
     }
@@ -116,7 +116,7 @@ impl Tokens {
     /// Reads a file.
     ///
     /// # Errors
-    /// It can't be read, or a line is not a token: `FILE:LINE: why`.
+    /// The file cannot be read, or a line is not a token: `FILE:LINE: WHY`.
     pub(crate) fn load(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         let text = std::fs::read_to_string(path)
@@ -137,31 +137,32 @@ impl Tokens {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            tokens.push(token(line).map_err(|why| (at + 1, why))?);
+            tokens.push(parse_line(line).map_err(|why| (at + 1, why))?);
         }
         Ok(Self(tokens))
     }
 
-    /// Who calls: by the certificate, or, where that says nothing, by the `Authorization` field.
+    /// Authenticates a caller by its certificate or, if the file does not have its name, by the
+    /// `Authorization` field.
     ///
     /// # Errors
-    /// 401 with what was expected.
-    pub(crate) fn caller(&self, headers: &HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
+    /// 401, with what was expected.
+    pub(crate) fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<Caller, Problem> {
         let token = match self.by_certificate(&peer.names) {
             Some(token) => token,
-            None => self.by_secret(headers)?,
+            None => self.by_bearer_token(headers)?,
         };
-        let Token { name, leave, .. } = token.clone();
-        Ok(Caller { name, address: peer.address, leave })
+        let Token { name, permission, .. } = token.clone();
+        Ok(Caller { name, address: peer.address, permission })
     }
 
     fn by_certificate(&self, names: &[String]) -> Option<&Token> {
         self.0
             .iter()
-            .find(|token| matches!(&token.shows, Shows::Certificate(name) if names.contains(name)))
+            .find(|token| matches!(&token.credential, Credential::CertificateName(name) if names.contains(name)))
     }
 
-    fn by_secret(&self, headers: &HeaderMap) -> Result<&Token, Problem> {
+    fn by_bearer_token(&self, headers: &HeaderMap) -> Result<&Token, Problem> {
         let field = headers.get(header::AUTHORIZATION);
         let field =
             field.ok_or_else(|| unauthorised("missing token: send Authorization: Bearer TOKEN"))?;
@@ -171,9 +172,11 @@ impl Tokens {
             return Err(unauthorised("expected Authorization: Bearer TOKEN"));
         }
         let hash = digest(&SHA256, secret.trim().as_bytes());
-        // Every token is compared, so that time tells nothing of which one was near.
-        let found = self.0.iter().fold(None, |found, token| match &token.shows {
-            Shows::Secret(its) if verify_slices_are_equal(its, hash.as_ref()).is_ok() => {
+        // Compare every token, in constant time: the duration must not depend on the token.
+        let found = self.0.iter().fold(None, |found, token| match &token.credential {
+            Credential::TokenHash(known)
+                if verify_slices_are_equal(known, hash.as_ref()).is_ok() =>
+            {
                 Some(token)
             }
             _ => found,
@@ -184,72 +187,76 @@ impl Tokens {
 }
 
 impl Caller {
-    /// A caller where no tokens are asked for: everything is allowed, on loopback alone.
+    /// A caller of an API that requires neither token nor certificate: everything is allowed.
     pub(crate) fn local(address: SocketAddr) -> Self {
-        Self { name: "local".to_owned(), address, leave: Leave::All }
+        Self { name: "local".to_owned(), address, permission: Permission::All }
     }
 
-    /// A caller that is known by its certificate alone, which is enough for everything.
+    /// A caller of an API with `client_ca` and without tokens: every valid certificate allows everything.
     ///
     /// # Errors
-    /// 401: it has shown none.
-    pub(crate) fn certified(peer: &Peer) -> Result<Self, Problem> {
+    /// 401: the caller has no certificate.
+    pub(crate) fn by_certificate(peer: &Peer) -> Result<Self, Problem> {
         let name = peer.names.first().ok_or_else(|| {
             unauthorised("a client certificate signed by admin.tls.client_ca is required")
         })?;
-        Ok(Self { name: name.clone(), address: peer.address, leave: Leave::All })
+        Ok(Self { name: name.clone(), address: peer.address, permission: Permission::All })
     }
 
-    /// 403 with the reason in `what`.
-    pub(crate) fn refused(&self, what: &str) -> Problem {
-        let may = match &self.leave {
-            Leave::All => "everything".to_owned(),
-            Leave::Read => "read".to_owned(),
-            Leave::Purge(sites) => format!("purge {}", sites.join(" and ")),
+    /// 403: the caller may not do `action`.
+    pub(crate) fn forbidden(&self, action: &str) -> Problem {
+        let may = match &self.permission {
+            Permission::All => "everything".to_owned(),
+            Permission::Read => "only read".to_owned(),
+            Permission::Purge(sites) => format!("only read, and purge {}", sites.join(" and ")),
         };
-        Problem::new(StatusCode::FORBIDDEN, format!("{what}: the token {:?} may {may}", self.name))
+        Problem::new(
+            StatusCode::FORBIDDEN,
+            format!("{action}: not permitted; the token {:?} may {may}", self.name),
+        )
     }
 }
 
 /// A line of the token file for a new secret.
 ///
 /// # Errors
-/// What the name or the leave should be.
-pub fn line(name: &str, leave: &str, secret: &str) -> Result<String, &'static str> {
+/// What was expected instead of the name or the permission.
+pub fn token_line(name: &str, permission: &str, secret: &str) -> Result<String, &'static str> {
     let hash = digest(&SHA256, secret.as_bytes());
     let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    let line = format!("{name} {leave} sha256:{hex}");
-    token(&line).map(|_| line)
+    let line = format!("{name} {permission} sha256:{hex}");
+    parse_line(&line).map(|_| line)
 }
 
-fn token(line: &str) -> Result<Token, &'static str> {
+/// Parses a line of the token file.
+fn parse_line(line: &str) -> Result<Token, &'static str> {
     let mut words = line.split_whitespace();
-    let (Some(name), Some(leave), Some(shows), None) =
+    let (Some(name), Some(permission), Some(credential), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
         return Err("expected NAME all|read|purge:SITE,SITE sha256:HEX|certificate:DNS-NAME");
     };
-    let leave = match leave {
-        "all" => Leave::All,
-        "read" => Leave::Read,
+    let permission = match permission {
+        "all" => Permission::All,
+        "read" => Permission::Read,
         _ => {
-            let sites = leave.strip_prefix("purge:").unwrap_or_default().split(',');
-            Leave::Purge(sites.map(str::to_owned).collect())
+            let sites = permission.strip_prefix("purge:").unwrap_or_default().split(',');
+            Permission::Purge(sites.map(str::to_owned).collect())
         }
     };
-    if matches!(&leave, Leave::Purge(sites) if sites.iter().any(String::is_empty)) {
+    if matches!(&permission, Permission::Purge(sites) if sites.iter().any(String::is_empty)) {
         return Err("expected all, read, or purge: and site names separated by commas");
     }
-    let shows = match shows.strip_prefix("certificate:") {
-        Some(name) if !name.is_empty() => Shows::Certificate(name.to_ascii_lowercase()),
+    let credential = match credential.strip_prefix("certificate:") {
+        Some(name) if !name.is_empty() => Credential::CertificateName(name.to_ascii_lowercase()),
         _ => {
-            let hash = shows.strip_prefix("sha256:").and_then(unhex);
+            let hash = credential.strip_prefix("sha256:").and_then(unhex);
             let expected = "expected sha256: and 64 hex digits (the hash, not the token), or \
                             certificate: and a DNS name";
-            Shows::Secret(hash.ok_or(expected)?)
+            Credential::TokenHash(hash.ok_or(expected)?)
         }
     };
-    Ok(Token { name: name.to_owned(), leave, shows })
+    Ok(Token { name: name.to_owned(), permission, credential })
 }
 
 fn unhex(text: &str) -> Option<[u8; SHA256_OUTPUT_LEN]> {
@@ -271,12 +278,12 @@ fn unauthorised(detail: &str) -> Problem {
 mod tests {
     use super::*;
 
-    fn asked(tokens: &Tokens, field: &str) -> Result<Caller, Problem> {
+    fn authenticate(tokens: &Tokens, field: &str) -> Result<Caller, Problem> {
         let mut headers = HeaderMap::new();
         if !field.is_empty() {
             headers.insert(header::AUTHORIZATION, field.parse().unwrap());
         }
-        tokens.caller(&headers, &peer(&[]))
+        tokens.authenticate(&headers, &peer(&[]))
     }
 
     fn peer(names: &[&str]) -> Peer {
@@ -285,31 +292,34 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_known_by_its_name() {
-        let secret = line("ops", "all", "one").unwrap();
+    fn a_certificate_is_found_by_its_name() {
+        let secret = token_line("ops", "all", "one").unwrap();
         let text = format!("grafana read certificate:Grafana.example\n{secret}");
         let tokens = Tokens::parse(&text).unwrap();
-        let caller = |names: &[&str]| tokens.caller(&HeaderMap::new(), &peer(names));
-        assert_eq!(caller(&["a.example", "grafana.example"]).unwrap().leave, Leave::Read);
-        // Signed by the same authority, but nobody has said what it may do: it needs a token.
+        let caller = |names: &[&str]| tokens.authenticate(&HeaderMap::new(), &peer(names));
+        assert_eq!(caller(&["a.example", "grafana.example"]).unwrap().permission, Permission::Read);
+        // Signed by the same authority, but not listed in the file: the caller needs a token.
         assert_eq!(caller(&["other.example"]).unwrap_err().status, StatusCode::UNAUTHORIZED);
-        assert_eq!(Caller::certified(&peer(&["other.example"])).unwrap().name, "other.example");
-        assert!(Caller::certified(&peer(&[])).is_err());
+        assert_eq!(
+            Caller::by_certificate(&peer(&["other.example"])).unwrap().name,
+            "other.example"
+        );
+        assert!(Caller::by_certificate(&peer(&[])).is_err());
     }
 
     #[test]
-    fn a_token_is_known_by_its_hash() {
+    fn a_token_is_found_by_its_hash() {
         let text = format!(
             "# ours\n\n{}\n{}\n",
-            line("ops", "all", "one").unwrap(),
-            line("ci", "purge:a,b", "two").unwrap()
+            token_line("ops", "all", "one").unwrap(),
+            token_line("ci", "purge:a,b", "two").unwrap()
         );
         let tokens = Tokens::parse(&text).unwrap();
-        assert_eq!(asked(&tokens, "Bearer one").unwrap().name, "ops");
-        let ci = asked(&tokens, "bearer two").unwrap();
-        assert_eq!(ci.leave, Leave::Purge(vec!["a".into(), "b".into()]));
+        assert_eq!(authenticate(&tokens, "Bearer one").unwrap().name, "ops");
+        let ci = authenticate(&tokens, "bearer two").unwrap();
+        assert_eq!(ci.permission, Permission::Purge(vec!["a".into(), "b".into()]));
         for wrong in ["", "Bearer three", "Bearer ", "Basic one", "one"] {
-            let problem = asked(&tokens, wrong).unwrap_err();
+            let problem = authenticate(&tokens, wrong).unwrap_err();
             assert_eq!(problem.status, StatusCode::UNAUTHORIZED, "{wrong}");
         }
     }
@@ -317,30 +327,31 @@ mod tests {
     #[test]
     fn the_hash_is_the_one_that_sha256sum_prints() {
         let known = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-        assert_eq!(line("a", "all", "test"), Ok(format!("a all sha256:{known}")));
+        assert_eq!(token_line("a", "all", "test"), Ok(format!("a all sha256:{known}")));
         assert_eq!(
-            line("a", "al", "test"),
+            token_line("a", "al", "test"),
             Err("expected all, read, or purge: and site names separated by commas")
         );
-        assert!(line("a b", "all", "test").is_err());
+        assert!(token_line("a b", "all", "test").is_err());
     }
 
     #[test]
     fn tokens_follow_their_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens");
-        let write = |secret| std::fs::write(&path, line("a", "all", secret).unwrap() + "\n# 1");
+        let write =
+            |secret| std::fs::write(&path, token_line("a", "all", secret).unwrap() + "\n# 1");
         write("one").unwrap();
         let file = TokenFile::load(&path).unwrap();
-        assert_eq!(file.keep_current(), Ok(false));
+        assert_eq!(file.reload_if_changed(), Ok(false));
         std::fs::write(&path, "no token").unwrap();
-        assert!(file.keep_current().unwrap_err().contains("tokens:1: expected NAME"));
-        assert_eq!(file.keep_current(), Ok(false), "said once");
-        assert!(asked(&file.tokens(), "Bearer one").is_ok());
+        assert!(file.reload_if_changed().unwrap_err().contains("tokens:1: expected NAME"));
+        assert_eq!(file.reload_if_changed(), Ok(false), "a mistake is reported once");
+        assert!(authenticate(&file.tokens(), "Bearer one").is_ok());
         write("two").unwrap();
-        assert_eq!(file.keep_current(), Ok(true));
-        assert!(asked(&file.tokens(), "Bearer two").is_ok());
-        assert!(asked(&file.tokens(), "Bearer one").is_err(), "it may be that it was stolen");
+        assert_eq!(file.reload_if_changed(), Ok(true));
+        assert!(authenticate(&file.tokens(), "Bearer two").is_ok());
+        assert!(authenticate(&file.tokens(), "Bearer one").is_err(), "a removed token is refused");
     }
 
     #[test]

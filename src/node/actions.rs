@@ -14,12 +14,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::shared::Shared;
 use crate::cache::KeyHash;
 use crate::config;
-use crate::control::admin::{self, Admin, BodyBudget};
+use crate::control::admin::{self, Admin};
 use crate::control::audit::Audit;
-use crate::control::node_actions::{Coming, NodeActions};
+use crate::control::body_budget::BodyBudget;
+use crate::control::node_actions::{ActionFuture, NodeActions};
 use crate::control::prefetch::Prefetcher;
-use crate::control::purge_order::{Names, PurgeOrder};
-use crate::control::rate::Rate;
+use crate::control::purge_request::{PurgeRequest, SiteLookup};
+use crate::control::rate::TokenBucket;
 use crate::control::refresh::Refresh;
 use crate::metrics::Metrics;
 use crate::serve::{self, Explainer, InternalRequest, PurgeByMethod};
@@ -42,7 +43,7 @@ impl Shared {
             hosts,
             audit: Audit::new(audit_log, metrics.background(), self.clock.clone()),
             prefetcher,
-            rate: Rate::new(purges_per_second_max, self.clock.instant()),
+            rate: TokenBucket::new(purges_per_second_max, self.clock.instant()),
             body_budget: BodyBudget::default(),
             store: self.store.clone(),
             metrics: metrics.clone(),
@@ -52,7 +53,7 @@ impl Shared {
     }
 }
 
-impl Names for Shared {
+impl SiteLookup for Shared {
     fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
         let plan = self.plan.load();
         serve::canonical_url(&plan.routes, &plan.gate, uri)
@@ -74,7 +75,7 @@ impl NodeActions for Shared {
         drains.then_some("draining").or_else(|| self.bus.not_ready())
     }
 
-    fn reload(&self) -> Coming<'_, Result<Vec<String>, Vec<String>>> {
+    fn reload(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>> {
         Box::pin(async { Shared::reload(self) })
     }
 
@@ -98,7 +99,7 @@ impl NodeActions for Shared {
         &'a self,
         url: &'a str,
         content_bytes_max: Option<usize>,
-    ) -> Coming<'a, Result<(StatusCode, Bytes), String>> {
+    ) -> ActionFuture<'a, Result<(StatusCode, Bytes), String>> {
         Box::pin(async move {
             let url: Uri = url.parse().map_err(|error| format!("{error}"))?;
             let (answer, answered) = oneshot::channel();
@@ -111,7 +112,7 @@ impl NodeActions for Shared {
         })
     }
 
-    fn to_refresh(&self, refresh: Refresh) -> Coming<'_, Vec<Box<str>>> {
+    fn urls_to_refresh(&self, refresh: Refresh) -> ActionFuture<'_, Vec<Box<str>>> {
         Box::pin(async move {
             let mut urls = self.popular.purged(&self.store);
             if let Some(only) = refresh.urls {
@@ -137,7 +138,7 @@ impl NodeActions for Shared {
         headers: &'a HeaderMap,
         client: Option<IpAddr>,
         country: Option<geo::Country>,
-    ) -> Coming<'a, Result<Value, String>> {
+    ) -> ActionFuture<'a, Result<Value, String>> {
         let explainer = Explainer {
             plan: self.plan.load_full(),
             store: self.store.clone(),
@@ -149,11 +150,11 @@ impl NodeActions for Shared {
 }
 
 /// Orders the purges of `PURGE` requests through the admin API, as if they had been called there.
-pub(super) async fn take_purges(api: Arc<Admin>, mut purges: mpsc::Receiver<PurgeByMethod>) {
+pub(super) async fn run_purge_requests(api: Arc<Admin>, mut purges: mpsc::Receiver<PurgeByMethod>) {
     while let Some(PurgeByMethod { url_key, client, answer }) = purges.recv().await {
         let api = api.clone();
         tokio::spawn(async move {
-            let ordered = match PurgeOrder::by_method(&url_key) {
+            let ordered = match PurgeRequest::from_purge_method(&url_key) {
                 Ok(order) => api.purge_by_method(order, client).await,
                 Err(problem) => Err(problem),
             };

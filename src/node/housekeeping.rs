@@ -8,7 +8,7 @@ use super::shared::Shared;
 
 impl Shared {
     /// Looks for changed files every [`PERIOD`], for as long as the node runs.
-    pub(super) async fn keep_house(self: Arc<Self>) {
+    pub(super) async fn watch_files(self: Arc<Self>) {
         loop {
             tokio::time::sleep(PERIOD).await;
             let shared = self.clone();
@@ -23,10 +23,10 @@ impl Shared {
 
     fn reload_changed_files(&self) {
         if let Some(tls) = &self.admin_tls {
-            log_reload("the certificates of the admin API", tls.keep_current());
+            log_reload("the certificates of the admin API", tls.reload_if_changed());
         }
         if let Some(tokens) = &self.tokens {
-            log_reload("the tokens of the admin API", tokens.keep_current());
+            log_reload("the tokens of the admin API", tokens.reload_if_changed());
         }
         if self.geo.is_outdated() {
             let settings = self.config().geo.clone();

@@ -41,7 +41,7 @@ use crate::serve::Popular;
 use crate::store::{self, Store};
 use crate::upstream::Pools;
 
-use actions::take_purges;
+use actions::run_purge_requests;
 use shared::{Shared, plan};
 use workers::WorkerThreads;
 
@@ -179,9 +179,9 @@ impl Node {
             .map_err(system("worker thread"))?;
         let admin = admin_listener.local_addr().map_err(system("admin address"))?;
         let api = shared.admin_api(&metrics, handle);
-        background.spawn(take_purges(api.clone(), purges_by_method));
+        background.spawn(run_purge_requests(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
-        background.spawn(shared.clone().keep_house());
+        background.spawn(shared.clone().watch_files());
         if let Some(tls) = &shared.tls {
             background.spawn(tls.clone().watch());
         }

@@ -10,7 +10,7 @@ use super::super::reader::{Reader, Section};
 use super::super::values::{Value, text};
 use super::log::check_log_path;
 use crate::control;
-use crate::control::bus::{RedisUrl, Silence};
+use crate::control::bus::{RedisUrl, SilenceAction};
 
 pub(crate) fn read_admin(section: &Section<'_>, admin: &mut control::admin::Settings) {
     section.read("address", &mut admin.address);
@@ -56,8 +56,11 @@ pub(crate) fn read_admin(section: &Section<'_>, admin: &mut control::admin::Sett
 }
 
 /// The values of `silence`: what a node does while the purge bus is silent.
-pub(crate) const SILENCES: [(&str, Silence); 3] =
-    [("serve", Silence::Serve), ("validate", Silence::Validate), ("drain", Silence::Drain)];
+pub(crate) const SILENCES: [(&str, SilenceAction); 3] = [
+    ("serve", SilenceAction::Serve),
+    ("validate", SilenceAction::Validate),
+    ("drain", SilenceAction::Drain),
+];
 
 pub(crate) fn read_bus(section: &Section<'_>, bus: &mut control::bus::Settings) {
     section.read("redis", &mut bus.redis);

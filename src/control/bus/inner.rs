@@ -1,5 +1,5 @@
-//! The state that the tasks of the purge bus share, and the steps that both a caller's purge and one from the
-//! stream take here: in force, durable, a receipt, a refresh.
+//! State that the tasks of the purge bus share, and the steps common to local purges and purges from the
+//! stream: put in force, make durable, send the receipt, queue the refresh.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,15 +10,15 @@ use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
+use super::connection::{Connector, ReceiptMessage, RedisConnection, StoredReceipts};
 use super::ledger::Ledger;
-use super::link::{Connector, Link, ReceiptMessage, Receipts};
-use super::publishing::Publishing;
+use super::publish_progress::PublishProgress;
 use super::record::PurgeRecord;
-use super::settings::{Policy, Settings};
+use super::settings::{Settings, SilencePolicy};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
 use crate::control::fleet::{FleetMember, NodeIdentity};
-use crate::control::rate::Rate;
+use crate::control::rate::TokenBucket;
 use crate::control::refresh::{PrefetchOutcome, Refresh};
 use crate::metrics::{Metric, Metrics, Recorder};
 use crate::purge::{InForce, PurgeBatch, PurgeError, Purged, Purges};
@@ -28,37 +28,46 @@ use crate::random::random_u64;
 pub(super) struct Inner {
     pub settings: Settings,
     pub identity: NodeIdentity,
-    /// Different at each start, so that two nodes of one name notice each other.
+    /// Random, different at each start, so that two nodes with the same name detect each other.
     pub instance: String,
     pub purges: Arc<Purges>,
     pub clock: Clock,
+    /// When the bus was created; the base of `last_contact_ms`.
     pub started: Instant,
     pub recorder: Recorder,
     pub gauges: Gauges,
+    /// `None`: no Redis is configured.
     pub connector: Option<Connector>,
-    /// The connection for everything that doesn't block, while there is one.
-    pub link: Mutex<Option<Link>>,
+    /// The connection for non-blocking commands; `None` while disconnected.
+    pub connection: Mutex<Option<RedisConnection>>,
     pub ledger: Mutex<Ledger>,
-    /// By purge, what moves when a receipt of it came; those that somebody waits for.
-    pub awaited: Mutex<HashMap<String, watch::Sender<()>>>,
-    /// How many may wait for others.
-    pub waiting: Semaphore,
+    /// By purge id: notifies callers that wait for its receipts.
+    pub purge_waiters: Mutex<HashMap<String, watch::Sender<()>>>,
+    /// Limits the number of callers that wait for other nodes.
+    pub wait_permits: Semaphore,
     pub members: Mutex<BTreeMap<String, FleetMember>>,
-    pub publishing: Mutex<Publishing>,
-    pub outgoing: Notify,
+    pub publish_progress: Mutex<PublishProgress>,
+    /// Wakes the publisher when a purge was added to the outbox.
+    pub outbox_changed: Notify,
     pub receipts: mpsc::Sender<ReceiptMessage>,
+    /// Whether this node has applied all purges that it missed before it started.
     pub caught_up: watch::Sender<bool>,
-    pub refreshes: mpsc::Sender<Refresh>,
-    pub refreshes_to_do: Mutex<Option<mpsc::Receiver<Refresh>>>,
-    /// When the bus was last heard, in milliseconds since `started`.
-    pub heard_ms: AtomicU64,
+    pub refresh_queue: mpsc::Sender<Refresh>,
+    /// `None` once the prefetcher has taken it.
+    pub refresh_receiver: Mutex<Option<mpsc::Receiver<Refresh>>>,
+    /// Time of the last contact with the bus, in milliseconds since `started`.
+    pub last_contact_ms: AtomicU64,
+    /// Whether the last contact is longer ago than `silence_max`.
     pub is_silent: Arc<AtomicBool>,
-    pub policy: Mutex<Policy>,
+    /// What to do while the bus is silent.
+    pub silence_policy: Mutex<SilencePolicy>,
+    /// The time in the last purge id, in microseconds since 1970.
     pub last_id_us: AtomicU64,
-    /// Lines that would come with each purge while the disk fails.
-    pub complaints: Rate,
+    /// Limits the log lines about a failing disk; without it each purge would log one.
+    pub log_rate: TokenBucket,
 }
 
+/// The metrics of the bus that can go down.
 pub(super) struct Gauges {
     pub lag: Gauge,
     pub outbox: Gauge,
@@ -68,54 +77,55 @@ pub(super) struct Gauges {
 }
 
 impl Inner {
-    /// Purges here, and puts the record into the outbox.
-    pub(super) async fn order(
+    /// Puts a purge of this node in force, adds its record to the outbox, and waits until it is durable.
+    /// `in_force` is notified before the wait.
+    pub(super) async fn purge_locally(
         &self,
         record: &PurgeRecord,
         message: Option<Bytes>,
-        is_in_force: oneshot::Sender<()>,
+        in_force: oneshot::Sender<()>,
     ) -> Result<Purged, PurgeError> {
-        self.ledger().note(record);
+        self.ledger().record(record);
         let batch = PurgeBatch { purges: record.purges().collect(), message, cursor: None };
-        let in_force = match self.purges.put_in_force(batch).await {
-            Ok(in_force) => in_force,
+        let batch_in_force = match self.purges.put_in_force(batch).await {
+            Ok(batch_in_force) => batch_in_force,
             Err(error) => {
-                self.ledger().forget(&record.id);
+                self.ledger().remove(&record.id);
                 return Err(error);
             }
         };
-        self.ledger().in_force(&record.id, self.since_ms(record.at_ms));
-        self.ask_for_refresh(record);
-        // The fleet need not wait for the disk of this node.
-        self.outgoing.notify_one();
-        let _ = is_in_force.send(());
-        let purged = in_force.durable().await?;
-        self.give_receipt(record, purged.sequence);
-        self.changed(&record.id);
+        self.ledger().set_in_force(&record.id, self.since_ms(record.at_ms));
+        self.queue_refresh(record);
+        // The other nodes need not wait for this node's disk.
+        self.outbox_changed.notify_one();
+        let _ = in_force.send(());
+        let purged = batch_in_force.durable().await?;
+        self.send_receipt(record, purged.sequence);
+        self.notify_waiters(&record.id);
         Ok(purged)
     }
 
-    /// Puts records of other nodes in force, as far as they aren't yet. With `cursor`, this node's
-    /// place in the stream becomes durable with them.
+    /// Puts those records in force that are not in force yet. With `cursor`, this node's cursor in
+    /// the stream becomes durable together with them.
     pub(super) async fn put_in_force(
         &self,
         records: &[PurgeRecord],
         cursor: Option<Bytes>,
     ) -> Result<InForce, PurgeError> {
-        let fresh: Vec<&PurgeRecord> = {
+        let missing: Vec<&PurgeRecord> = {
             let mut ledger = self.ledger();
-            records.iter().for_each(|record| ledger.note(record));
+            records.iter().for_each(|record| ledger.record(record));
             records.iter().filter(|record| !ledger.is_in_force(&record.id)).collect()
         };
-        let purges = fresh.iter().flat_map(|record| record.purges()).collect();
+        let purges = missing.iter().flat_map(|record| record.purges()).collect();
         let in_force =
             self.purges.put_in_force(PurgeBatch { purges, cursor, message: None }).await?;
-        self.note_in_force(&fresh);
+        self.set_in_force(&missing);
         Ok(in_force)
     }
 
-    /// Waits for the disk, then leaves receipts: of all `records`, for what was in force before
-    /// is durable too by then.
+    /// Waits until the batch is durable, then sends a receipt for every record. Records that were
+    /// in force before the batch are durable by then, too.
     pub(super) async fn make_durable(
         &self,
         records: &[PurgeRecord],
@@ -123,38 +133,38 @@ impl Inner {
     ) -> Result<(), PurgeError> {
         let sequence = in_force.durable().await?.sequence;
         for record in records {
-            self.give_receipt(record, sequence);
-            self.changed(&record.id);
+            self.send_receipt(record, sequence);
+            self.notify_waiters(&record.id);
         }
         Ok(())
     }
 
-    pub(super) fn note_in_force(&self, records: &[&PurgeRecord]) {
+    fn set_in_force(&self, records: &[&PurgeRecord]) {
         for record in records {
             let after_ms = self.since_ms(record.at_ms);
-            let is_news = self.ledger().in_force(&record.id, after_ms);
-            if is_news {
-                self.ask_for_refresh(record);
+            let is_first = self.ledger().set_in_force(&record.id, after_ms);
+            if is_first {
+                self.queue_refresh(record);
             }
-            if is_news && record.node != self.identity.name {
+            if is_first && record.node != self.identity.name {
                 let elapsed = Duration::from_secs_f64(after_ms / 1e3);
                 self.recorder.observe(Metric::PurgePropagation, elapsed);
             }
         }
     }
 
-    pub(super) fn ask_for_refresh(&self, record: &PurgeRecord) {
+    fn queue_refresh(&self, record: &PurgeRecord) {
         let Some(refresh) = record.refresh() else { return };
-        // Clients fetch what they miss anyway.
-        if self.refreshes.try_send(refresh).is_err() {
+        // If the queue is full, drop the refresh: clients fetch the objects on demand.
+        if self.refresh_queue.try_send(refresh).is_err() {
             self.recorder.count_labelled(Metric::Prefetches, PrefetchOutcome::Dropped as usize);
         }
     }
 
-    pub(super) fn give_receipt(&self, record: &PurgeRecord, sequence: PurgeSequence) {
+    fn send_receipt(&self, record: &PurgeRecord, sequence: PurgeSequence) {
         let after_ms = self.since_ms(record.at_ms);
         let name = &self.identity.name;
-        let Some(receipt) = self.ledger().durable(&record.id, name, sequence, after_ms) else {
+        let Some(receipt) = self.ledger().set_durable(&record.id, name, sequence, after_ms) else {
             return;
         };
         if self.connector.is_none() {
@@ -162,14 +172,14 @@ impl Inner {
         }
         let text = receipt.to_text();
         let message = ReceiptMessage { id: record.id.clone(), to: record.node.clone(), text };
-        // Beyond the limit the fleet sees the node's place in the stream instead.
+        // If the queue is full, drop the receipt: other nodes use this node's cursor instead.
         if self.receipts.try_send(message).is_err() {
             self.recorder.count(Metric::BusReceiptsDropped);
         }
     }
 
-    /// This must be validated: nobody knows what was missed.
-    pub(super) async fn purge_softly(
+    /// Soft-purges `scopes`, because purges of them may have been missed.
+    pub(super) async fn soft_purge(
         &self,
         scopes: Vec<PurgeScope>,
         cursor: Option<Bytes>,
@@ -178,62 +188,66 @@ impl Inner {
         self.purges.purge(PurgeBatch { purges, cursor, message: None }).await.map(drop)
     }
 
-    /// Asks Redis for a purge's receipts.
-    pub(super) async fn look_up(&self, id: &str) -> Receipts {
-        let link = self.link().clone();
-        let Some(mut link) = link else { return Receipts::default() };
-        let found = link.receipts(id).await.unwrap_or_default();
+    /// Reads a purge's receipts from Redis into the ledger. Empty if Redis is not reachable.
+    pub(super) async fn fetch_receipts(&self, id: &str) -> StoredReceipts {
+        let connection = self.connection().clone();
+        let Some(mut connection) = connection else { return StoredReceipts::default() };
+        let found = connection.fetch_receipts(id).await.unwrap_or_default();
         let mut ledger = self.ledger();
         for (node, receipt) in &found.receipts {
-            ledger.receipt(id, node, *receipt);
+            ledger.add_receipt(id, node, *receipt);
         }
         drop(ledger);
-        self.changed(id);
+        self.notify_waiters(id);
         found
     }
 
-    /// To be told when something is heard of a purge.
-    pub(super) fn awaiting<'a>(&'a self, id: &'a str) -> Awaiting<'a> {
-        let mut awaited = self.awaited();
-        let changed = awaited.entry(id.to_owned()).or_default().subscribe();
-        Awaiting { inner: self, id, changed }
+    /// Subscribes to the receipts of a purge.
+    pub(super) fn subscribe<'a>(&'a self, id: &'a str) -> ReceiptSubscription<'a> {
+        let mut waiters = self.purge_waiters();
+        let changed = waiters.entry(id.to_owned()).or_default().subscribe();
+        ReceiptSubscription { inner: self, id, changed }
     }
 
-    /// Something was heard of a purge.
-    pub(super) fn changed(&self, id: &str) {
-        if let Some(changed) = self.awaited().get(id) {
+    /// Wakes the callers that wait for this purge.
+    pub(super) fn notify_waiters(&self, id: &str) {
+        if let Some(changed) = self.purge_waiters().get(id) {
             changed.send_replace(());
         }
     }
 
-    /// Something was heard that may concern any purge.
-    pub(super) fn all_changed(&self) {
-        self.awaited().values().for_each(|changed| changed.send_replace(()));
+    /// Wakes all waiting callers.
+    pub(super) fn notify_all_waiters(&self) {
+        self.purge_waiters().values().for_each(|changed| changed.send_replace(()));
     }
 
-    /// Whether this node had all that it missed within `start_wait`.
+    /// Waits until this node has applied all missed purges, at most `start_wait`. Returns whether
+    /// it has.
     pub(super) async fn catch_up(&self) -> bool {
         let mut caught_up = self.caught_up.subscribe();
-        let waiting = caught_up.wait_for(|is_up| *is_up);
-        let is_up = tokio::time::timeout(self.settings.start_wait, waiting).await.is_ok();
-        if !is_up {
-            tracing::error!(redis = ?self.settings.redis, "purge bus: not reached in time, starting without the purges that were missed");
+        let waiting = caught_up.wait_for(|is_caught_up| *is_caught_up);
+        let is_caught_up = tokio::time::timeout(self.settings.start_wait, waiting).await.is_ok();
+        if !is_caught_up {
+            tracing::error!(
+                redis = ?self.settings.redis,
+                "purge bus: Redis not reached, or not read to its end, within bus.start_wait; starting without the purges missed since the last run"
+            );
         }
-        is_up
+        is_caught_up
     }
 
-    /// The bus was heard: nothing is missing up to now.
-    pub(super) fn heard(&self) {
+    /// Records that the bus was reached just now.
+    pub(super) fn record_contact(&self) {
         let elapsed = self.clock.instant().saturating_duration_since(self.started);
-        self.heard_ms.store(elapsed.as_millis() as u64, Ordering::Relaxed);
+        self.last_contact_ms.store(elapsed.as_millis() as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn silent_for(&self) -> Duration {
+    fn time_since_contact(&self) -> Duration {
         let elapsed = self.clock.instant().saturating_duration_since(self.started);
-        elapsed.saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
+        elapsed.saturating_sub(Duration::from_millis(self.last_contact_ms.load(Ordering::Relaxed)))
     }
 
-    /// `NAME-MICROSECONDS-INSTANCE`: unique though clocks are set back.
+    /// A new purge id, `NAME-MICROSECONDS-INSTANCE`: unique even if the clock is set back.
     pub(super) fn next_id(&self) -> String {
         let now = unix_us(self.clock.now());
         let next = |last: u64| Some((last + 1).max(now));
@@ -242,36 +256,42 @@ impl Inner {
         format!("{}-{us:x}-{}", self.identity.name, self.instance)
     }
 
+    /// Milliseconds since 1970.
     pub(super) fn now_ms(&self) -> f64 {
         unix_us(self.clock.now()) as f64 / 1e3
     }
 
-    pub(super) fn since_ms(&self, at_ms: f64) -> f64 {
+    fn since_ms(&self, at_ms: f64) -> f64 {
         (self.now_ms() - at_ms).max(0.0)
+    }
+
+    /// Updates the gauge of the outbox.
+    pub(super) fn report_outbox(&self) {
+        self.gauges.outbox.set(self.purges.outbox_len() as i64);
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn awaited(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
-        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn purge_waiters(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+        self.purge_waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn members(&self) -> MutexGuard<'_, BTreeMap<String, FleetMember>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn publishing(&self) -> MutexGuard<'_, Publishing> {
-        self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn publish_progress(&self) -> MutexGuard<'_, PublishProgress> {
+        self.publish_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn policy(&self) -> MutexGuard<'_, Policy> {
-        self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn silence_policy(&self) -> MutexGuard<'_, SilencePolicy> {
+        self.silence_policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn link(&self) -> MutexGuard<'_, Option<Link>> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn connection(&self) -> MutexGuard<'_, Option<RedisConnection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -284,80 +304,95 @@ impl Gauges {
         };
         Self {
             lag: gauge("bus_lag", "Entries of the purge stream that this node has not applied yet"),
-            outbox: gauge("bus_outbox", "Purges ordered here that the bus has not taken yet"),
-            silent: gauge("bus_silent", "Whether the bus was not heard for longer than allowed"),
-            connected: gauge("bus_connected", "Whether the purge stream is being read"),
+            outbox: gauge("bus_outbox", "Local purges that were not read back from the bus yet"),
+            silent: gauge(
+                "bus_silent",
+                "1 if there was no contact with the bus for longer than bus.silence_max",
+            ),
+            connected: gauge("bus_connected", "1 while the purge stream is being read"),
             members: gauge("bus_members", "Nodes of the fleet, by their heartbeats"),
         }
     }
 }
 
-/// A place among those who wait for a purge.
-pub(super) struct Awaiting<'a> {
+/// A subscription to the receipts of one purge. Dropping it ends the subscription.
+pub(super) struct ReceiptSubscription<'a> {
     inner: &'a Inner,
     id: &'a str,
     pub changed: watch::Receiver<()>,
 }
 
-impl Drop for Awaiting<'_> {
+impl Drop for ReceiptSubscription<'_> {
     fn drop(&mut self) {
-        let mut awaited = self.inner.awaited();
-        if awaited.get(self.id).is_some_and(|changed| changed.receiver_count() <= 1) {
-            awaited.remove(self.id);
+        let mut waiters = self.inner.purge_waiters();
+        if waiters.get(self.id).is_some_and(|changed| changed.receiver_count() <= 1) {
+            waiters.remove(self.id);
         }
     }
 }
 
-/// Does what the operator wants done when the bus is not heard.
-pub(super) async fn watch_silence(inner: Arc<Inner>, mut is_up: bool) {
+/// Applies the silence policy while there is no contact with the bus for longer than `silence_max`,
+/// or as long as the node has not caught up since its start.
+pub(super) async fn enforce_silence_policy(inner: Arc<Inner>, mut is_caught_up: bool) {
     let limit = inner.settings.silence_max;
-    let mut purged_after = Duration::ZERO;
+    // The time since the last contact at the last soft purge; zero: none in this silence.
+    let mut last_purge = Duration::ZERO;
     loop {
-        let silent_for = inner.silent_for();
-        let is_silent = !is_up || silent_for > limit;
-        is_up |= *inner.caught_up.borrow();
+        let silent_for = inner.time_since_contact();
+        let is_silent = !is_caught_up || silent_for > limit;
+        is_caught_up |= *inner.caught_up.borrow();
         if is_silent != inner.is_silent.swap(is_silent, Ordering::Relaxed) {
             inner.gauges.silent.set(i64::from(is_silent));
-            match is_silent {
-                true => {
-                    tracing::error!(policy = %inner.policy(), ?silent_for, "purge bus: silent")
-                }
-                false => tracing::warn!("purge bus: heard again"),
-            }
-            purged_after = Duration::ZERO;
+            log_silence(&inner, is_silent, silent_for);
+            last_purge = Duration::ZERO;
         }
-        let is_due = purged_after.is_zero() || silent_for > purged_after + limit;
-        let validated = inner.policy().validated();
-        if is_silent && is_due && !validated.is_empty() {
-            purged_after = silent_for.max(Duration::from_millis(1));
-            if let Err(error) = inner.purge_softly(validated, None).await {
-                tracing::error!(%error, "purge bus: silent, and the purge log can't be written");
+        let is_due = last_purge.is_zero() || silent_for > last_purge + limit;
+        let scopes = inner.silence_policy().validated_scopes();
+        if is_silent && is_due && !scopes.is_empty() {
+            last_purge = silent_for.max(Duration::from_millis(1));
+            if let Err(error) = inner.soft_purge(scopes, None).await {
+                tracing::error!(
+                    %error,
+                    "purge bus: cannot write the soft purge of the silence policy to the purge log"
+                );
             }
         }
         tokio::time::sleep((limit / 10).clamp(SILENCE_CHECK_MIN, SILENCE_CHECK_MAX)).await;
     }
 }
 
-/// A pause before the next try: doubled each time, up to the limit, never in step with others.
+fn log_silence(inner: &Inner, is_silent: bool, silent_for: Duration) {
+    if is_silent {
+        tracing::error!(
+            policy = %inner.silence_policy(),
+            ?silent_for,
+            "purge bus: silent (purges of other nodes may be missing); applying the silence policy"
+        );
+    } else {
+        tracing::warn!("purge bus: contact with Redis restored");
+    }
+}
+
+/// The pause before the next attempt: doubled each time up to a limit, with random jitter.
 pub(super) struct Backoff {
-    tries: u32,
+    attempts: u32,
     pause_max: Duration,
 }
 
 impl Backoff {
     pub(super) fn new(pause_max: Duration) -> Self {
-        Self { tries: 0, pause_max }
+        Self { attempts: 0, pause_max }
     }
 
     pub(super) fn reset(&mut self) {
-        self.tries = 0;
+        self.attempts = 0;
     }
 
     pub(super) async fn pause(&mut self) {
-        let whole = (self.pause_max / 50 * (1 << self.tries.min(6))).min(self.pause_max);
-        self.tries += 1;
-        let part = 0.5 + (random_u64() % 1024) as f64 / 2048.0;
-        tokio::time::sleep(whole.mul_f64(part)).await;
+        let pause = (self.pause_max / 50 * (1 << self.attempts.min(6))).min(self.pause_max);
+        self.attempts += 1;
+        let jitter = 0.5 + (random_u64() % 1024) as f64 / 2048.0;
+        tokio::time::sleep(pause.mul_f64(jitter)).await;
     }
 }
 

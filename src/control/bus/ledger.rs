@@ -1,60 +1,61 @@
-//! The purges that this node has lately met: by whose ids doubles are known, and what
-//! `GET /purges` tells.
+//! The latest purges that this node has seen. Their ids reveal purges that arrive twice (wake-up and
+//! stream), and `GET /purges` lists them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::record::{PurgeRecord, RecordKind, RecordScope};
 use crate::cache::PurgeSequence;
-use crate::control::fleet::StreamPlace;
+use crate::control::fleet::StreamPosition;
 
-/// How long a node took, since the purge was ordered. Clocks of two nodes are compared here:
-/// it is as exact as they are.
+/// How long a node took to apply a purge, measured from the time in its record. The time is from the
+/// clock of another node, so the difference between the two clocks is part of the result.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Receipt {
-    /// Until no request could be answered with what is purged, in milliseconds.
+    /// Time until the purge was in force, in milliseconds.
     pub in_force_ms: f64,
-    /// Until it would have survived a crash.
+    /// Time until the purge was durable, in milliseconds.
     pub durable_ms: f64,
 }
 
 impl Receipt {
-    /// As it is kept in Redis: two numbers.
+    /// Encodes as stored in Redis: two numbers.
     pub(crate) fn to_text(self) -> String {
         format!("{:.3} {:.3}", self.in_force_ms, self.durable_ms)
     }
 
-    /// What was kept.
+    /// Decodes a stored receipt. `None`: not a receipt.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (in_force, durable) = text.split_once(' ')?;
         Some(Self { in_force_ms: in_force.parse().ok()?, durable_ms: durable.parse().ok()? })
     }
 }
 
-/// A purge that this node knows of.
+/// A purge that this node has seen.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct KnownPurge {
-    /// The node that was asked for it.
+    /// The node that received the purge request.
     pub node: String,
-    /// When, in milliseconds since 1970.
+    /// When it received the request, in milliseconds since 1970.
     pub at_ms: f64,
     /// Soft or hard.
     pub kind: RecordKind,
-    /// How much it covers.
+    /// Number of scopes.
     pub scopes: usize,
-    /// The first few of that, long ones cut short.
+    /// The first few scopes; long ones are truncated.
     pub first_scopes: Vec<RecordScope>,
-    /// The caller's words.
+    /// The caller's note for the audit log.
     pub reason: Option<String>,
-    /// This node's sequence, once it is durable here.
+    /// This node's purge sequence, once the purge is durable here.
     pub sequence: Option<PurgeSequence>,
-    /// Its place in the stream, once it was read there.
-    pub place: Option<StreamPlace>,
-    /// Who has it.
+    /// Its position in the stream, once it was read there.
+    pub position: Option<StreamPosition>,
+    /// Receipts by node name.
     pub receipts: BTreeMap<String, Receipt>,
+    /// When it came into force here, in milliseconds after `at_ms`.
     in_force_ms: Option<f64>,
 }
 
-/// A bounded memory, oldest out first.
+/// The latest purges, by id. The oldest is removed when there are more than `entries_max`.
 #[derive(Debug)]
 pub(super) struct Ledger {
     known: HashMap<String, KnownPurge>,
@@ -63,12 +64,13 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// An empty ledger.
     pub(super) fn new(entries_max: usize) -> Self {
         Self { known: HashMap::new(), order: VecDeque::new(), entries_max: entries_max.max(1) }
     }
 
-    /// Takes note of a purge, unless it is known.
-    pub(super) fn note(&mut self, record: &PurgeRecord) {
+    /// Adds a purge, unless it is known.
+    pub(super) fn record(&mut self, record: &PurgeRecord) {
         if self.known.contains_key(&record.id) {
             return;
         }
@@ -80,12 +82,12 @@ impl Ledger {
             first_scopes: record
                 .scopes
                 .iter()
-                .take(SHOWN_MAX)
+                .take(SCOPES_KEPT)
                 .map(RecordScope::shortened)
                 .collect(),
             reason: record.reason.clone(),
             sequence: None,
-            place: None,
+            position: None,
             receipts: BTreeMap::new(),
             in_force_ms: None,
         };
@@ -98,36 +100,38 @@ impl Ledger {
         }
     }
 
-    /// Takes it back: it was refused. It stands near the end; a search from the start would make
-    /// each refusal cost more than the purge would have.
-    pub(super) fn forget(&mut self, id: &str) {
+    /// Removes a purge that was refused. The search starts at the newest entry, because a refused
+    /// purge was just added.
+    pub(super) fn remove(&mut self, id: &str) {
         self.known.remove(id);
         if let Some(at) = self.order.iter().rposition(|other| other == id) {
             self.order.remove(at);
         }
     }
 
-    /// The purge is in force here since `after_ms`. Whether that is news.
-    pub(super) fn in_force(&mut self, id: &str, after_ms: f64) -> bool {
+    /// Records that the purge came into force here, `after_ms` after its request. Returns whether
+    /// it was not in force before.
+    pub(super) fn set_in_force(&mut self, id: &str, after_ms: f64) -> bool {
         let Some(known) = self.known.get_mut(id) else { return false };
-        let is_news = known.in_force_ms.is_none();
+        let is_first = known.in_force_ms.is_none();
         known.in_force_ms.get_or_insert(after_ms);
-        is_news
+        is_first
     }
 
-    /// Whether it is in force here.
+    /// Whether the purge is in force here.
     pub(super) fn is_in_force(&self, id: &str) -> bool {
         self.known.get(id).is_some_and(|known| known.in_force_ms.is_some())
     }
 
-    /// Whether it would survive a crash of this node.
+    /// Whether the purge is durable here.
     #[cfg(test)]
     pub(super) fn is_durable(&self, id: &str) -> bool {
         self.known.get(id).is_some_and(|known| known.sequence.is_some())
     }
 
-    /// It is durable here, on node `name`. The receipt, if that is news.
-    pub(super) fn durable(
+    /// Records that the purge is durable here, on node `name`. Returns the receipt, or `None` if the
+    /// purge was durable before or is unknown.
+    pub(super) fn set_durable(
         &mut self,
         id: &str,
         name: &str,
@@ -145,25 +149,26 @@ impl Ledger {
         Some(receipt)
     }
 
-    /// It stands in the stream at this place.
-    pub(super) fn placed(&mut self, id: &str, epoch: &str, number: u64) {
+    /// Records the purge's position in the stream.
+    pub(super) fn set_position(&mut self, id: &str, epoch: &str, number: u64) {
         if let Some(known) = self.known.get_mut(id) {
-            known.place = Some((epoch.to_owned(), number));
+            known.position = Some(StreamPosition { epoch: epoch.to_owned(), number });
         }
     }
 
-    /// Another node has it.
-    pub(super) fn receipt(&mut self, id: &str, node: &str, receipt: Receipt) {
+    /// Adds the receipt of another node.
+    pub(super) fn add_receipt(&mut self, id: &str, node: &str, receipt: Receipt) {
         if let Some(known) = self.known.get_mut(id) {
             known.receipts.entry(node.to_owned()).or_insert(receipt);
         }
     }
 
+    /// The purge with this id.
     pub(super) fn get(&self, id: &str) -> Option<&KnownPurge> {
         self.known.get(id)
     }
 
-    /// The latest, ordered since `at_ms`, newest first.
+    /// The purges requested since `at_ms`, newest first, at most `limit`.
     pub(super) fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
         let newest = self.order.iter().rev();
         let known = newest.filter_map(|id| Some((id.clone(), self.known.get(id)?.clone())));
@@ -171,40 +176,40 @@ impl Ledger {
     }
 }
 
-/// Scopes of a purge that are remembered; of the others only how many they were.
-const SHOWN_MAX: usize = 3;
+/// Scopes of a purge that are kept; of the others only their number.
+const SCOPES_KEPT: usize = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache::{PurgeKind, PurgeScope};
-    use crate::control::purge_order::PurgeOrder;
+    use crate::control::purge_request::PurgeRequest;
 
     fn record(id: &str, at_ms: f64) -> PurgeRecord {
         let (scopes, kind) = (vec![PurgeScope::All], PurgeKind::Hard);
-        let order = PurgeOrder { scopes, kind, reason: None, refresh: 0 };
-        PurgeRecord::new(id.into(), "n".into(), at_ms, order)
+        let request = PurgeRequest { scopes, kind, reason: None, refresh: 0 };
+        PurgeRecord::new(id.into(), "n".into(), at_ms, request)
     }
 
     #[test]
-    fn a_purge_has_one_receipt_a_node_however_often_it_comes() {
+    fn a_purge_that_arrives_twice_has_one_receipt_per_node() {
         let mut ledger = Ledger::new(10);
-        ledger.note(&record("a", 1.0));
-        assert!(ledger.in_force("a", 2.0));
-        assert!(!ledger.in_force("a", 9.0), "the first time counts");
+        ledger.record(&record("a", 1.0));
+        assert!(ledger.set_in_force("a", 2.0));
+        assert!(!ledger.set_in_force("a", 9.0), "the first time counts");
         assert!(!ledger.is_durable("a"));
-        let receipt = ledger.durable("a", "here", PurgeSequence(7), 3.0);
+        let receipt = ledger.set_durable("a", "here", PurgeSequence(7), 3.0);
         assert_eq!(receipt, Some(Receipt { in_force_ms: 2.0, durable_ms: 3.0 }));
-        assert_eq!(ledger.durable("a", "here", PurgeSequence(8), 4.0), None);
-        ledger.note(&record("a", 1.0));
+        assert_eq!(ledger.set_durable("a", "here", PurgeSequence(8), 4.0), None);
+        ledger.record(&record("a", 1.0));
         assert_eq!(ledger.get("a").unwrap().sequence, Some(PurgeSequence(7)));
     }
 
     #[test]
-    fn the_oldest_are_forgotten_first() {
+    fn the_oldest_purge_is_removed_first() {
         let mut ledger = Ledger::new(2);
         for (at, id) in ["a", "b", "c"].iter().enumerate() {
-            ledger.note(&record(id, at as f64));
+            ledger.record(&record(id, at as f64));
         }
         assert!(ledger.get("a").is_none());
         let ids: Vec<_> = ledger.since(1.0, 9).into_iter().map(|(id, _)| id).collect();
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_survives_redis() {
+    fn a_receipt_is_read_as_it_was_written() {
         let receipt = Receipt { in_force_ms: 1.25, durable_ms: 12.5 };
         assert_eq!(Receipt::parse(&receipt.to_text()), Some(receipt));
         assert_eq!(Receipt::parse("x"), None);

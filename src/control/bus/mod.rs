@@ -1,25 +1,26 @@
-//! The purge bus: every purge reaches every node, and leaves a receipt of each.
+//! The purge bus: delivers every purge to every node, and collects a receipt from each.
 //!
 //! ```text
-//! purge() ─▶ store: in force, durable, in the outbox ─▶ one script: XADD + PUBLISH
-//!                                                          │           │
-//!            cursor ◀─ in order, without a gap ◀─ stream ◀─┘           │
-//!            in force at once ◀─ wake-up with the same record ◀────────┘
-//! receipts ◀─ a hash in Redis for each purge, and a message to who ordered it
+//! purge() ─▶ purge log: in force, durable, in the outbox ─▶ one script: XADD + PUBLISH
+//!                                                             │           │
+//!            cursor ◀─ in order, without a gap ◀─ stream ◀────┘           │
+//!            in force at once ◀─ wake-up with the same record ◀───────────┘
+//! receipts ◀─ one hash per purge in Redis, and a message to the node that received the request
 //! ```
 //!
-//! The stream is the truth; the wake-up only saves time and may be lost. A node that cannot
-//! know what it missed ([`Gap`](record::Gap)) purges everything softly and says so. Without Redis the
-//! same code serves one node. docs/concepts-purge.md says what is promised.
+//! The stream is authoritative; the wake-up only saves time and may be lost. A node that may have missed
+//! purges ([`Gap`](record::Gap)) soft-purges everything and logs it. Without Redis the same code serves a
+//! single node. docs/concepts-purge.md states the guarantees.
 
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]
 pub(crate) mod fuzz;
+
+mod connection;
 mod inner;
 mod ledger;
-mod link;
+mod publish_progress;
 mod publisher;
-mod publishing;
 mod reader;
 mod record;
 mod settings;
@@ -40,15 +41,15 @@ use tokio::task::JoinHandle;
 
 pub(crate) use self::ledger::{KnownPurge, Receipt};
 pub(crate) use self::record::{PurgeRecord, RecordScope};
-pub(crate) use self::settings::{RedisUrl, Settings, Silence};
+pub(crate) use self::settings::{RedisUrl, Settings, SilenceAction};
 
+use self::connection::{Connector, StoredReceipts};
 use self::inner::{Gauges, Inner};
 use self::ledger::Ledger;
-use self::link::{Connector, Receipts};
-use self::settings::Policy;
-use super::fleet::{FleetMember, NodeIdentity, StreamPlace};
-use super::purge_order::PurgeOrder;
-use super::rate::Rate;
+use self::settings::SilencePolicy;
+use super::fleet::{FleetMember, NodeIdentity, StreamPosition};
+use super::purge_request::PurgeRequest;
+use super::rate::TokenBucket;
 use super::refresh::Refresh;
 use crate::cache::PurgeSequence;
 use crate::clock::Clock;
@@ -56,80 +57,91 @@ use crate::metrics::{Metric, Metrics};
 use crate::purge::{PurgeError, Purged, Purges};
 use crate::random::random_u64;
 
-/// The bus, as the rest of the node sees it. Clones share it.
+/// The purge bus. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Bus {
     inner: Arc<Inner>,
 }
 
-/// A purge under way.
-pub(crate) struct Issued {
-    /// Its name in the whole fleet.
+/// A purge that was started; [`Bus::wait`] waits for it.
+pub(crate) struct PurgeInProgress {
+    /// Id of the purge, unique in the fleet.
     pub id: String,
     in_force: oneshot::Receiver<()>,
     durable: JoinHandle<Result<Purged, PurgeError>>,
 }
 
-/// The parts of the node that the bus works with.
+/// The parts of the node that the bus uses.
 pub(crate) struct BusParts {
-    /// The name under which this node appears in the fleet.
+    /// Name and region of this node.
     pub identity: NodeIdentity,
     /// The purge table and its log.
     pub purges: Arc<Purges>,
-    /// The clock of receipts and heartbeats.
+    /// The clock for receipts and heartbeats.
     pub clock: Clock,
-    /// Where the bus registers its gauges and counts.
+    /// Where the bus registers its gauges and counters.
     pub metrics: Arc<Metrics>,
 }
 
-/// How long `POST /purge` waits before it answers.
+/// How long `POST /purge` waits before it responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WaitLimit {
-    /// The nodes that must have the purge.
+    /// The nodes that must have applied the purge.
     pub nodes: Wait,
-    /// The longest wait; after it the answer tells which nodes are pending.
+    /// The longest wait; after it the response lists the nodes that are pending.
     pub timeout: Duration,
 }
 
-/// How many nodes must have a purge before the caller is answered.
+/// Which nodes must have applied a purge before the caller gets its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// None but this one, which need not have it on disk.
+    /// The purge is in force on this node; it need not be durable.
     None,
-    /// This one, on disk.
+    /// This node has applied it.
     Local,
-    /// More than half of the fleet, on disk.
+    /// More than half of the fleet has applied it.
     Quorum,
-    /// All of the fleet, on disk.
+    /// The whole fleet has applied it.
     All,
 }
 
-/// What a node says, or doesn't, of a purge.
+/// Whether a node has applied a purge.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum NodeState {
-    /// It has it on disk. Without a receipt, that follows from its place in the stream.
+    /// The purge is durable there. `None`: there is no receipt, but the node's cursor includes the purge.
     Applied(Option<Receipt>),
-    /// Nothing is known of it yet; when the node was last heard.
+    /// Not known to be applied. Time since the node's last heartbeat, if there was one.
     Pending(Option<Duration>),
 }
 
-/// All that is known of one purge.
+/// The result of [`Bus::wait`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PurgeResult {
+    /// Id of the purge.
+    pub id: String,
+    /// This node's purge sequence. `None` for [`Wait::None`].
+    pub sequence: Option<PurgeSequence>,
+    /// Which nodes have applied the purge.
+    pub status: PurgeStatus,
+}
+
+/// The status of one purge in the fleet.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PurgeStatus {
-    /// What was purged. `None`: too long ago, only receipts are left.
+    /// The purge itself. `None`: this node does not remember it; Redis has only receipts.
     pub known: Option<KnownPurge>,
-    /// Each node of the fleet.
+    /// State of each node, by name.
     pub nodes: BTreeMap<String, NodeState>,
-    /// Whether the stream has it; if not, it waits here for Redis. `None`: there is no fleet.
+    /// Whether the stream has the purge; otherwise it waits in the outbox. `None`: no Redis is configured.
     pub published: Option<bool>,
 }
 
-/// Why a purge was refused, or is not durable.
+/// Why a purge was refused or is not durable.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OrderError {
-    /// Nothing was purged.
+pub(crate) enum PurgeRequestError {
+    /// The record is longer than `record_bytes_max`; nothing was purged.
     #[error(
-        "a purge of {length} bytes is too long for the bus, {limit} are allowed: order it in parts"
+        "the purge has {length} bytes, at most {limit} are allowed (bus.record_bytes_max): split it into several purges"
     )]
     TooLong {
         /// The record's length.
@@ -137,21 +149,21 @@ pub(crate) enum OrderError {
         /// `record_bytes_max`.
         limit: usize,
     },
-    /// The store refused it, or could not write it.
+    /// The purge log refused the purge or could not write it.
     #[error(transparent)]
-    Store(#[from] PurgeError),
-    /// The node is ending.
+    Log(#[from] PurgeError),
+    /// The node shuts down.
     #[error("the node is shutting down")]
-    Ending,
+    ShuttingDown,
 }
 
 impl Bus {
-    /// Starts the bus on `background`, and waits until this node has what it missed, or for
-    /// `start_wait`.
+    /// Starts the bus on `background`, and waits until this node has applied the purges that it missed,
+    /// at most `start_wait`.
     ///
     /// # Errors
-    /// A file that the settings name can't be read. A Redis that doesn't answer is none: the
-    /// node starts as silent.
+    /// A file in the settings cannot be read. An unreachable Redis is no error: the node starts with
+    /// a silent bus.
     pub(crate) async fn start(
         settings: Settings,
         parts: BusParts,
@@ -161,32 +173,32 @@ impl Bus {
         let connector =
             settings.redis.as_ref().map(|url| Connector::new(&settings, url)).transpose()?;
         let (receipts, receipts_to_send) = mpsc::channel(RECEIPTS_MAX);
-        let (refreshes, refreshes_to_do) = mpsc::channel(REFRESHES_MAX);
+        let (refresh_queue, refresh_receiver) = mpsc::channel(REFRESHES_MAX);
         let bus = Self {
             inner: Arc::new(Inner {
                 identity,
                 instance: format!("{:08x}", random_u64() as u32),
                 purges,
                 started: clock.instant(),
-                complaints: Rate::new(1, clock.instant()),
+                log_rate: TokenBucket::new(1, clock.instant()),
                 clock,
                 recorder: metrics.background(),
                 gauges: Gauges::register(&metrics),
                 connector,
-                link: Mutex::new(None),
+                connection: Mutex::new(None),
                 ledger: Mutex::new(Ledger::new(settings.remembered_max)),
-                awaited: Mutex::default(),
-                waiting: Semaphore::new(WAITING_MAX),
+                purge_waiters: Mutex::default(),
+                wait_permits: Semaphore::new(WAITING_MAX),
                 members: Mutex::default(),
-                publishing: Mutex::default(),
-                outgoing: Notify::new(),
+                publish_progress: Mutex::default(),
+                outbox_changed: Notify::new(),
                 receipts,
                 caught_up: watch::Sender::new(false),
-                refreshes,
-                refreshes_to_do: Mutex::new(Some(refreshes_to_do)),
-                heard_ms: AtomicU64::new(0),
+                refresh_queue,
+                refresh_receiver: Mutex::new(Some(refresh_receiver)),
+                last_contact_ms: AtomicU64::new(0),
                 is_silent: Arc::default(),
-                policy: Mutex::new(Policy::new(
+                silence_policy: Mutex::new(SilencePolicy::new(
                     settings.silence,
                     settings.silence_of_sites.clone(),
                 )),
@@ -197,202 +209,204 @@ impl Bus {
         if bus.inner.connector.is_some() {
             background.spawn(reader::run(bus.inner.clone()));
             background.spawn(publisher::run(bus.inner.clone(), receipts_to_send));
-            let is_up = bus.inner.catch_up().await;
-            background.spawn(inner::watch_silence(bus.inner.clone(), is_up));
+            let is_caught_up = bus.inner.catch_up().await;
+            background.spawn(inner::enforce_silence_policy(bus.inner.clone(), is_caught_up));
         }
         Ok(bus)
     }
 
-    /// Purges here and in the whole fleet. The purge goes on when the caller drops the result.
-    /// `room`: the order's share of the admin API's memory, returned once the purge is on disk.
+    /// Starts a purge on all nodes. It continues if the caller drops the result. `body_permit`: the
+    /// request's share of the admin API's memory, released once the purge is durable.
     ///
     /// # Errors
-    /// The record would be too long.
+    /// The record is longer than `record_bytes_max`.
     pub(crate) fn purge(
         &self,
-        order: PurgeOrder,
-        room: Option<OwnedSemaphorePermit>,
-    ) -> Result<Issued, OrderError> {
+        request: PurgeRequest,
+        body_permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<PurgeInProgress, PurgeRequestError> {
         let inner = self.inner.clone();
         let id = inner.next_id();
         let (name, at_ms) = (inner.identity.name.clone(), inner.now_ms());
-        let record = PurgeRecord::new(id.clone(), name, at_ms, order);
+        let record = PurgeRecord::new(id.clone(), name, at_ms, request);
         let message = inner.connector.is_some().then(|| record.to_bytes());
         let (length, limit) =
             (message.as_ref().map_or(0, Bytes::len), inner.settings.record_bytes_max);
         if length > limit {
-            return Err(OrderError::TooLong { length, limit });
+            return Err(PurgeRequestError::TooLong { length, limit });
         }
-        let (is_in_force, in_force) = oneshot::channel();
+        let (notify_in_force, in_force) = oneshot::channel();
         let durable = tokio::spawn(async move {
-            let _room = room;
-            inner.order(&record, message, is_in_force).await
+            let _permit = body_permit;
+            inner.purge_locally(&record, message, notify_in_force).await
         });
-        Ok(Issued { id, in_force, durable })
+        Ok(PurgeInProgress { id, in_force, durable })
     }
 
-    /// Waits until as many nodes as asked for have the purge, but no longer than `timeout`.
-    /// This node's own part is always waited for.
+    /// Waits until the nodes in `limit` have applied the purge, at most for its timeout. The wait for
+    /// this node has no timeout.
     ///
     /// # Errors
-    /// What the store said.
+    /// The purge log refused the purge or could not write it.
     pub(crate) async fn wait(
         &self,
-        issued: Issued,
+        purge: PurgeInProgress,
         limit: WaitLimit,
-    ) -> Result<(String, Option<PurgeSequence>, PurgeStatus), OrderError> {
-        let Issued { id, in_force, durable } = issued;
+    ) -> Result<PurgeResult, PurgeRequestError> {
+        let PurgeInProgress { id, in_force, durable } = purge;
         if limit.nodes == Wait::None && in_force.await.is_ok() {
-            return Ok((id.clone(), None, self.status_here(&id)));
+            let status = self.local_status(&id);
+            return Ok(PurgeResult { id, sequence: None, status });
         }
-        let purged = durable.await.map_err(|_| OrderError::Ending)??;
-        let status = self.watch(&id, limit).await;
-        Ok((id, Some(purged.sequence), status))
+        let purged = durable.await.map_err(|_| PurgeRequestError::ShuttingDown)??;
+        let status = self.wait_for_receipts(&id, limit).await;
+        Ok(PurgeResult { id, sequence: Some(purged.sequence), status })
     }
 
-    async fn watch(&self, id: &str, limit: WaitLimit) -> PurgeStatus {
+    async fn wait_for_receipts(&self, id: &str, limit: WaitLimit) -> PurgeStatus {
         let WaitLimit { nodes, timeout } = limit;
-        let status = self.status_here(id);
+        let status = self.local_status(id);
         if status.is_enough(nodes) {
             return status;
         }
-        let Ok(_place) = self.inner.waiting.try_acquire() else {
+        let Ok(_permit) = self.inner.wait_permits.try_acquire() else {
             self.inner.recorder.count(Metric::BusWaitsRefused);
             return status;
         };
-        let mut awaiting = self.inner.awaiting(id);
-        let watching = async {
+        let mut receipts = self.inner.subscribe(id);
+        let until_enough = async {
             loop {
-                let status = self.status_here(id);
+                let status = self.local_status(id);
                 if status.is_enough(nodes) {
                     return status;
                 }
-                // The sender lives as long as who waits.
-                let _ = awaiting.changed.changed().await;
+                // Cannot fail: the sender lives as long as the subscription.
+                let _ = receipts.changed.changed().await;
             }
         };
-        // A look takes a round trip, which what comes meanwhile does not wait for; nor does the
-        // caller, when Redis does not answer.
+        // Polling Redis runs beside the wait: it must delay neither a receipt that arrives meanwhile
+        // nor the timeout if Redis does not reply.
         tokio::select! {
             biased;
-            status = watching => status,
-            never = self.keep_looking(id, LOOK_EVERY.min(timeout / 2)) => match never {},
-            () = tokio::time::sleep(timeout) => self.status_here(id),
+            status = until_enough => status,
+            never = self.poll_receipts(id, POLL_INTERVAL.min(timeout / 2)) => match never {},
+            () = tokio::time::sleep(timeout) => self.local_status(id),
         }
     }
 
-    /// Messages may be lost: the hash is not.
-    async fn keep_looking(&self, id: &str, pause: Duration) -> Infallible {
+    /// Reads the receipts from Redis again and again, because their messages may be lost.
+    async fn poll_receipts(&self, id: &str, pause: Duration) -> Infallible {
         loop {
             tokio::time::sleep(pause).await;
-            self.inner.look_up(id).await;
+            self.inner.fetch_receipts(id).await;
         }
     }
 
-    /// All that is known of a purge, in Redis too. `None`: nothing.
+    /// The status of a purge, from this node and from Redis. `None`: neither knows the purge.
     pub(crate) async fn status(&self, id: &str) -> Option<PurgeStatus> {
-        let found = self.inner.look_up(id).await;
+        let stored = self.inner.fetch_receipts(id).await;
         let known = self.inner.ledger().get(id).cloned();
         match known {
-            Some(known) => Some(self.status_of(Some(known), Receipts::default())),
-            None if found.is_empty() => None,
-            None => Some(self.status_of(None, found)),
+            Some(known) => Some(self.status_of(Some(known), StoredReceipts::default())),
+            None if stored.is_empty() => None,
+            None => Some(self.status_of(None, stored)),
         }
     }
 
-    fn status_here(&self, id: &str) -> PurgeStatus {
+    /// The status by this node's ledger.
+    fn local_status(&self, id: &str) -> PurgeStatus {
         let known = self.inner.ledger().get(id).cloned();
-        self.status_of(known, Receipts::default())
+        self.status_of(known, StoredReceipts::default())
     }
 
-    /// By what this node knows of the purge, or else by what Redis has `kept`.
-    fn status_of(&self, known: Option<KnownPurge>, kept: Receipts) -> PurgeStatus {
-        let (place, receipts) = match &known {
-            Some(known) => (known.place.as_ref(), &known.receipts),
-            None => (kept.place.as_ref(), &kept.receipts),
+    /// The status by this node's ledger or, if it does not have the purge, by the receipts in Redis.
+    fn status_of(&self, known: Option<KnownPurge>, stored: StoredReceipts) -> PurgeStatus {
+        let (position, receipts) = match &known {
+            Some(known) => (known.position.as_ref(), &known.receipts),
+            None => (stored.position.as_ref(), &stored.receipts),
         };
-        let state = |name: &str, its_place: Option<&StreamPlace>, heard| {
-            let has_passed = |(epoch, number): &StreamPlace| {
-                place.is_some_and(|(its, at)| its == epoch && at <= number)
-            };
+        let state = |name: &str, applied: Option<&StreamPosition>, heartbeat_age| {
+            let includes_purge =
+                |applied: &StreamPosition| position.is_some_and(|entry| applied.includes(entry));
             match receipts.get(name) {
                 Some(receipt) => NodeState::Applied(Some(*receipt)),
-                None if its_place.is_some_and(has_passed) => NodeState::Applied(None),
-                None => NodeState::Pending(heard),
+                None if applied.is_some_and(includes_purge) => NodeState::Applied(None),
+                None => NodeState::Pending(heartbeat_age),
             }
         };
         let mut nodes = BTreeMap::new();
         let now = self.inner.clock.instant();
         for (name, member) in &*self.inner.members() {
-            let heard = Some(now.saturating_duration_since(member.heard));
-            nodes.insert(name.clone(), state(name, member.place.as_ref(), heard));
+            let heartbeat_age = Some(now.saturating_duration_since(member.last_heartbeat));
+            nodes.insert(name.clone(), state(name, member.applied.as_ref(), heartbeat_age));
         }
         let own = &self.inner.identity.name;
         nodes.entry(own.clone()).or_insert_with(|| state(own, None, None));
-        // A node that has left since may have left a receipt.
+        // A node that has shut down since may have sent a receipt before.
         for (name, receipt) in receipts {
             nodes.entry(name.clone()).or_insert(NodeState::Applied(Some(*receipt)));
         }
-        let published = self.inner.connector.is_some().then_some(place.is_some());
+        let published = self.inner.connector.is_some().then_some(position.is_some());
         PurgeStatus { known, nodes, published }
     }
 
-    /// The purges that this node has met since `at_ms`, newest first.
+    /// The purges requested since `at_ms` that this node has seen, newest first, at most `limit`.
     pub(crate) fn since(&self, at_ms: f64, limit: usize) -> Vec<(String, KnownPurge)> {
         self.inner.ledger().since(at_ms, limit)
     }
 
-    /// This node's own name.
+    /// This node's name.
     pub(crate) fn name(&self) -> &str {
         &self.inner.identity.name
     }
 
-    /// The nodes of the fleet, this one among them.
+    /// The nodes of the fleet, including this one.
     pub(crate) fn members(&self) -> BTreeMap<String, FleetMember> {
         let mut members = self.inner.members().clone();
         let own = &self.inner.identity;
         members.entry(own.name.clone()).or_insert_with(|| FleetMember {
             region: own.region.clone(),
-            heard: self.inner.clock.instant(),
-            place: None,
+            last_heartbeat: self.inner.clock.instant(),
+            applied: None,
         });
         members
     }
 
-    /// Why this node should get no requests, as far as the bus goes.
+    /// Why `/readyz` must report this node as not ready. `None`: the bus gives no reason.
     pub(crate) fn not_ready(&self) -> Option<&'static str> {
         let is_silent = self.inner.is_silent.load(Ordering::Relaxed);
-        (is_silent && self.inner.policy().drains()).then_some("purge bus silent")
+        (is_silent && self.inner.silence_policy().drains()).then_some("purge bus silent")
     }
 
-    /// What purges want fetched again, whoever ordered them. Given once.
+    /// The receiver of refreshes, of local purges and of those from the stream. `None` after the
+    /// first call.
     pub(crate) fn refreshes(&self) -> Option<mpsc::Receiver<Refresh>> {
-        let refreshes = self.inner.refreshes_to_do.lock();
+        let refreshes = self.inner.refresh_receiver.lock();
         refreshes.unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Whether the bus is silent: set for as long as that lasts.
+    /// A flag that is set while the bus is silent.
     pub(crate) fn silent_flag(&self) -> Arc<AtomicBool> {
         self.inner.is_silent.clone()
     }
 
-    /// What sites want done during a silence, from now on.
-    pub(crate) fn set_silence_of_sites(&self, sites: Vec<(Arc<str>, Silence)>) {
-        *self.inner.policy() = Policy::new(self.inner.settings.silence, sites);
+    /// Replaces the sites' actions for a silent bus.
+    pub(crate) fn set_silence_of_sites(&self, sites: Vec<(Arc<str>, SilenceAction)>) {
+        *self.inner.silence_policy() = SilencePolicy::new(self.inner.settings.silence, sites);
     }
 
-    /// Tells the fleet that this node ends, so that nobody waits for its receipts.
+    /// Removes this node from the fleet, so that no purge waits for its receipts. Called at shutdown.
     pub(crate) async fn leave(&self) {
-        let link = self.inner.link().clone();
-        if let Some(mut link) = link {
-            // Without it the fleet forgets the node after `member_kept`.
-            let _ = link.leave(&self.inner.identity.name).await;
+        let connection = self.inner.connection().clone();
+        if let Some(mut connection) = connection {
+            // If this fails, the fleet removes the node after `member_kept`.
+            let _ = connection.remove_node(&self.inner.identity.name).await;
         }
     }
 }
 
 impl PurgeStatus {
-    /// Whether as many nodes as asked for have it.
+    /// Whether the nodes in `wait` have applied the purge.
     pub(crate) fn is_enough(&self, wait: Wait) -> bool {
         let applied = self.nodes.values().filter(|state| matches!(state, NodeState::Applied(_)));
         match wait {
@@ -403,12 +417,12 @@ impl PurgeStatus {
     }
 }
 
-/// Receipts that wait for the connection.
+/// Receipts that wait to be sent to Redis.
 const RECEIPTS_MAX: usize = 20_000;
-/// Purges whose refresh has not begun.
+/// Refreshes that wait for the prefetcher.
 const REFRESHES_MAX: usize = 256;
-/// How often who waits for receipts looks into Redis.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Callers that wait for other nodes; the next one is told at once what is known. They must not
-/// take up every connection of the admin API.
+/// Pause between two reads of receipts from Redis while a caller waits for them.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Callers that may wait for other nodes; further callers get the current status at once. Fewer than the
+/// connections of the admin API, so that waiting callers cannot use all of them.
 const WAITING_MAX: usize = 512;

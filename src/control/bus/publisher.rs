@@ -1,5 +1,5 @@
-//! The connection for everything that doesn't block: the outbox on its way out, wake-ups on
-//! their way in, receipts both ways.
+//! The bus connection for non-blocking commands: publishes the outbox, sends receipts, and receives
+//! wake-ups and receipts.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -14,133 +14,137 @@ use redis::{RedisError, RedisResult};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::connection::{MessageHandler, ReceiptMessage, RedisConnection, shortened};
 use super::inner::{Backoff, Inner};
 use super::ledger::Receipt;
-use super::link::{Link, OnMessage, ReceiptMessage, brief};
-use super::publishing::OutboxPart;
+use super::publish_progress::OutboxPosition;
 use super::record::PurgeRecord;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
 use crate::purge::PurgeError;
 
-/// The answer to something that was sent.
-type Answered = JoinHandle<RedisResult<()>>;
+/// The reply of Redis to a batch that was sent.
+type PendingReply = JoinHandle<RedisResult<()>>;
 
-/// Receipts that Redis has not taken yet.
-struct Leaving {
+/// Receipts that Redis has not confirmed yet.
+struct ReceiptQueue {
     incoming: mpsc::Receiver<ReceiptMessage>,
-    /// What was sent and is not answered; it is sent again on the next connection.
-    unanswered: VecDeque<Arc<Vec<ReceiptMessage>>>,
+    /// Batches that were sent and not confirmed; the next connection sends them again.
+    unconfirmed: VecDeque<Arc<Vec<ReceiptMessage>>>,
 }
 
-/// Until the runtime ends.
+/// Publishes purges and receipts until the runtime shuts down.
 pub(super) async fn run(inner: Arc<Inner>, incoming: mpsc::Receiver<ReceiptMessage>) {
-    let mut receipts = Leaving { incoming, unanswered: VecDeque::new() };
+    let mut receipts = ReceiptQueue { incoming, unconfirmed: VecDeque::new() };
     let mut backoff = Backoff::new(inner.settings.reconnect_pause_max);
-    let mut was_told = false;
+    let mut failure_logged = false;
     loop {
-        let Err(error) = session(&inner, &mut receipts, &mut backoff, &mut was_told).await;
-        *inner.link() = None;
-        inner.recorder.count_labelled(Metric::BusDisconnects, TALK);
-        if !std::mem::replace(&mut was_told, true) {
+        let Err(error) = session(&inner, &mut receipts, &mut backoff, &mut failure_logged).await;
+        *inner.connection() = None;
+        inner.recorder.count_labelled(Metric::BusDisconnects, TALK_LABEL);
+        if !std::mem::replace(&mut failure_logged, true) {
             tracing::warn!(
-                error = brief(&error),
-                "purge bus: Redis takes no purges, they wait here"
+                error = shortened(&error),
+                "purge bus: cannot publish purges to Redis; they are kept in the outbox, retrying"
             );
         }
         backoff.pause().await;
     }
 }
 
+/// Connects and works until the connection fails.
 async fn session(
     inner: &Arc<Inner>,
-    receipts: &mut Leaving,
+    receipts: &mut ReceiptQueue,
     backoff: &mut Backoff,
-    was_told: &mut bool,
+    failure_logged: &mut bool,
 ) -> RedisResult<Infallible> {
     let Some(connector) = &inner.connector else { std::future::pending().await };
-    let (sender, wakes) = mpsc::channel(WAKES_MAX);
+    let (sender, messages) = mpsc::channel(MESSAGES_MAX);
     let recorder = inner.recorder.clone();
-    let on_message: OnMessage = Box::new(move |channel, payload| {
-        // The stream has it too.
+    let on_message: MessageHandler = Box::new(move |channel, payload| {
+        // If the queue is full, drop the message: the reader finds the purge in the stream.
         if sender.try_send((channel, payload)).is_err() {
             recorder.count(Metric::BusWakesDropped);
         }
     });
-    let mut link = connector.connect(Duration::ZERO, Some(on_message)).await?;
-    link.load_scripts().await?;
-    let receipts_to_me = format!("{}{}", connector.keys().receipts_to, inner.identity.name);
-    link.subscribe(&[&connector.keys().wake, &receipts_to_me]).await?;
-    *inner.link() = Some(link.clone());
-    let is_well = || {
+    let mut connection = connector.connect(Duration::ZERO, Some(on_message)).await?;
+    connection.load_scripts().await?;
+    let own_receipts = format!("{}{}", connector.keys().receipts_to, inner.identity.name);
+    connection.subscribe(&[&connector.keys().wake, &own_receipts]).await?;
+    *inner.connection() = Some(connection.clone());
+    let on_healthy = || {
         backoff.reset();
-        *was_told = false;
+        *failure_logged = false;
     };
     tokio::select! {
-        ended = publish(inner, link.clone()) => ended,
-        ended = send_receipts(inner, link.clone(), receipts) => ended,
-        ended = ping(inner, link, is_well) => ended,
-        () = listen(inner, wakes) => Err(broken_off()),
+        ended = publish(inner, connection.clone()) => ended,
+        ended = send_receipts(inner, connection.clone(), receipts) => ended,
+        ended = ping(inner, connection, on_healthy) => ended,
+        () = handle_messages(inner, messages) => Err(connection_reset()),
     }
 }
 
-/// Publishes the outbox in its order. The next batch does not wait for the answer to the one
-/// before: over a long link a purge would take one more round trip.
-async fn publish(inner: &Inner, link: Link) -> RedisResult<Infallible> {
-    let mut sent: VecDeque<(OutboxPart, Answered)> = VecDeque::new();
-    let mut part = inner.publishing().part();
+/// Publishes the outbox in its order. A batch does not wait for the reply to the one before: with a
+/// slow network each purge would take one more round trip.
+async fn publish(inner: &Inner, connection: RedisConnection) -> RedisResult<Infallible> {
+    let mut in_flight: VecDeque<(OutboxPosition, PendingReply)> = VecDeque::new();
+    let mut position = inner.publish_progress().position();
     loop {
-        let current = inner.publishing().part();
-        if current.generation != part.generation {
-            part = current;
+        let current = inner.publish_progress().position();
+        if current.generation != position.generation {
+            position = current;
         }
         let mut messages = Vec::new();
-        if sent.len() < SENT_MAX {
-            messages = bounded(inner.purges.outbox_from(part.next, PUBLISH_AT_ONCE));
+        if in_flight.len() < IN_FLIGHT_MAX {
+            messages = limit_bytes(inner.purges.outbox_from(position.next, PUBLISH_BATCH_MAX));
         }
         if let Some((last, _)) = messages.last() {
-            part.next = last + 1;
-            let purges = inner.publishing().note(messages);
-            let mut link = link.clone();
+            position.next = last + 1;
+            let purges = inner.publish_progress().start(messages);
+            let mut connection = connection.clone();
             let (retention, kept) = (inner.settings.retention, inner.settings.receipts_kept);
-            let sending = async move { link.publish(&purges, retention, kept).await };
-            sent.push_back((part, begin(sending).await));
+            let sending = async move { connection.publish(&purges, retention, kept).await };
+            in_flight.push_back((position, poll_once_then_spawn(sending).await));
             continue;
         }
         tokio::select! {
-            answered = next(&mut sent) => inner.publishing().sent(answered?),
-            () = inner.outgoing.notified() => {}
+            confirmed = next_reply(&mut in_flight) => {
+                inner.publish_progress().confirm(confirmed?);
+            }
+            () = inner.outbox_changed.notified() => {}
         }
     }
 }
 
-/// The oldest answer that is outstanding; the first error ends the session, and what was not
-/// answered is published again in the next one.
-async fn next<T: Copy>(sent: &mut VecDeque<(T, Answered)>) -> RedisResult<T> {
-    let Some((what, answered)) = sent.front_mut() else { std::future::pending().await };
-    let what = *what;
-    let answered = answered.await.unwrap_or_else(|_| Err(broken_off()));
-    sent.pop_front();
-    answered.map(|()| what)
+/// Waits for the oldest pending reply and returns its value. The first error ends the session; the
+/// next session publishes again what was not confirmed.
+async fn next_reply<T: Copy>(in_flight: &mut VecDeque<(T, PendingReply)>) -> RedisResult<T> {
+    let Some((value, reply)) = in_flight.front_mut() else { std::future::pending().await };
+    let value = *value;
+    let reply = reply.await.unwrap_or_else(|_| Err(connection_reset()));
+    in_flight.pop_front();
+    reply.map(|()| value)
 }
 
-/// What a future does before it first waits is done when this returns; the rest is done by a task.
-async fn begin<T: Send + 'static>(
+/// Polls the future once, so that its command is queued in the order of these calls, and spawns a
+/// task that waits for the rest.
+async fn poll_once_then_spawn<T: Send + 'static>(
     future: impl Future<Output = T> + Send + 'static,
 ) -> JoinHandle<T> {
     let mut future = Box::pin(future);
     match poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {
-        Poll::Ready(done) => tokio::spawn(std::future::ready(done)),
+        Poll::Ready(output) => tokio::spawn(std::future::ready(output)),
         Poll::Pending => tokio::spawn(future),
     }
 }
 
-fn broken_off() -> RedisError {
+fn connection_reset() -> RedisError {
     io::Error::from(io::ErrorKind::ConnectionReset).into()
 }
 
-/// As many as have no more than a few megabytes together, and at least one.
-fn bounded(mut messages: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
+/// Keeps as many messages as fit `PUBLISH_BYTES`, and at least one.
+fn limit_bytes(mut messages: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
     let mut bytes = 0;
     let fits = messages.iter().take_while(|(_, message)| {
         bytes += message.len();
@@ -153,65 +157,69 @@ fn bounded(mut messages: Vec<(u64, Bytes)>) -> Vec<(u64, Bytes)> {
 
 async fn send_receipts(
     inner: &Inner,
-    link: Link,
-    receipts: &mut Leaving,
+    connection: RedisConnection,
+    receipts: &mut ReceiptQueue,
 ) -> RedisResult<Infallible> {
     let send = |batch: Arc<Vec<ReceiptMessage>>| {
-        let (mut link, name) = (link.clone(), inner.identity.name.clone());
+        let (mut connection, name) = (connection.clone(), inner.identity.name.clone());
         let kept = inner.settings.receipts_kept;
-        begin(async move { link.leave_receipts(&name, &batch, kept).await })
+        poll_once_then_spawn(async move { connection.store_receipts(&name, &batch, kept).await })
     };
-    let mut sent = VecDeque::new();
-    for batch in &receipts.unanswered {
-        sent.push_back(((), send(batch.clone()).await));
+    let mut in_flight = VecDeque::new();
+    for batch in &receipts.unconfirmed {
+        in_flight.push_back(((), send(batch.clone()).await));
     }
     let mut batch = Vec::new();
     loop {
-        let incoming = receipts.incoming.recv_many(&mut batch, RECEIPTS_AT_ONCE);
+        let incoming = receipts.incoming.recv_many(&mut batch, RECEIPT_BATCH_MAX);
         tokio::select! {
-            answered = next(&mut sent) => {
-                answered?;
-                receipts.unanswered.pop_front();
+            confirmed = next_reply(&mut in_flight) => {
+                confirmed?;
+                receipts.unconfirmed.pop_front();
             }
-            count = incoming, if sent.len() < SENT_MAX => {
+            count = incoming, if in_flight.len() < IN_FLIGHT_MAX => {
                 if count == 0 {
                     return std::future::pending().await;
                 }
                 let batch = Arc::new(std::mem::take(&mut batch));
-                receipts.unanswered.push_back(batch.clone());
-                sent.push_back(((), send(batch).await));
+                receipts.unconfirmed.push_back(batch.clone());
+                in_flight.push_back(((), send(batch).await));
             }
         }
     }
 }
 
-/// A dead link must not look like a quiet one. What has held for a heartbeat is well: that a
-/// connection came about says little of a Redis that then takes nothing (a replica, or one that is
-/// out of memory).
-async fn ping(inner: &Inner, mut link: Link, mut is_well: impl FnMut()) -> RedisResult<Infallible> {
+/// Pings Redis every heartbeat, because a dead connection looks like an idle one. Calls `on_healthy`
+/// after each reply: a successful connect is not enough, Redis may refuse writes (a replica, or out of
+/// memory) and close the connection.
+async fn ping(
+    inner: &Inner,
+    mut connection: RedisConnection,
+    mut on_healthy: impl FnMut(),
+) -> RedisResult<Infallible> {
     loop {
         tokio::time::sleep(inner.settings.heartbeat).await;
-        link.ping().await?;
-        is_well();
+        connection.ping().await?;
+        on_healthy();
     }
 }
 
-/// Wake-ups are in force as fast as they come; the disk is waited for in tasks of their own, no
-/// more of them than the purge log's queue has places.
-async fn listen(inner: &Arc<Inner>, mut wakes: mpsc::Receiver<(String, Bytes)>) {
-    let wake = inner.connector.as_ref().map_or("", |connector| &connector.keys().wake);
+/// Handles wake-ups and receipts. A wake-up's purge is in force at once; a task of its own waits for the
+/// disk. The queue of the purge log limits the number of these tasks.
+async fn handle_messages(inner: &Arc<Inner>, mut messages: mpsc::Receiver<(String, Bytes)>) {
+    let wake_channel = inner.connector.as_ref().map_or("", |connector| &connector.keys().wake);
     let mut writing = JoinSet::new();
     let mut batch = Vec::new();
-    while wakes.recv_many(&mut batch, WAKES_AT_ONCE).await > 0 {
+    while messages.recv_many(&mut batch, MESSAGE_BATCH_MAX).await > 0 {
         let mut records = Vec::new();
         for (channel, payload) in batch.drain(..) {
-            if channel == wake {
+            if channel == wake_channel {
                 if planted::has(Bug::StreamEntryDropped) || planted::has(Bug::StreamUnread) {
                     continue;
                 }
                 records.extend(PurgeRecord::parse(&payload));
             } else {
-                note_receipt(inner, &payload);
+                add_receipt(inner, &payload);
             }
         }
         {
@@ -222,12 +230,12 @@ async fn listen(inner: &Arc<Inner>, mut wakes: mpsc::Receiver<(String, Bytes)>) 
             continue;
         }
         match inner.put_in_force(&records, None).await {
-            Err(error) => inner.complain(&error),
+            Err(error) => inner.log_wake_up_failure(&error),
             Ok(in_force) => {
                 let inner = inner.clone();
                 writing.spawn(async move {
                     let durable = inner.make_durable(&records, in_force).await;
-                    durable.unwrap_or_else(|error| inner.complain(&error));
+                    durable.unwrap_or_else(|error| inner.log_wake_up_failure(&error));
                 });
             }
         }
@@ -235,34 +243,38 @@ async fn listen(inner: &Arc<Inner>, mut wakes: mpsc::Receiver<(String, Bytes)>) 
     }
 }
 
-/// `ID NODE MS MS`
-fn note_receipt(inner: &Inner, payload: &[u8]) {
+/// Parses `ID NODE IN-FORCE-MS DURABLE-MS` and adds it to the ledger. Other text is ignored.
+fn add_receipt(inner: &Inner, payload: &[u8]) {
     let text = String::from_utf8_lossy(payload);
     let mut words = text.splitn(3, ' ');
     let (Some(id), Some(node), Some(rest)) = (words.next(), words.next(), words.next()) else {
         return;
     };
     if let Some(receipt) = Receipt::parse(rest) {
-        inner.ledger().receipt(id, node, receipt);
-        inner.changed(id);
+        inner.ledger().add_receipt(id, node, receipt);
+        inner.notify_waiters(id);
     }
 }
 
 impl Inner {
-    /// The stream brings a wake-up's purge once more, and waits until it is written.
-    fn complain(&self, error: &PurgeError) {
-        if self.complaints.take(self.clock.instant()) {
-            tracing::warn!(%error, "purge bus: a wake-up could not be applied");
+    /// A failed wake-up loses nothing: the reader gets the same purge from the stream, and retries.
+    fn log_wake_up_failure(&self, error: &PurgeError) {
+        if self.log_rate.take(self.clock.instant()) {
+            tracing::warn!(
+                %error,
+                "purge bus: a wake-up could not be applied; the purge is read from the stream"
+            );
         }
     }
 }
 
-/// In the order of [`crate::metrics::BUS_CONNECTIONS`].
-const TALK: usize = 1;
-const WAKES_MAX: usize = 4096;
-const WAKES_AT_ONCE: usize = 256;
-/// Batches on their way to Redis whose answers are outstanding.
-const SENT_MAX: usize = 32;
-const PUBLISH_AT_ONCE: usize = 128;
+/// Index of this connection in [`crate::metrics::BUS_CONNECTIONS`].
+const TALK_LABEL: usize = 1;
+/// Wake-ups and receipts that wait to be handled.
+const MESSAGES_MAX: usize = 4096;
+const MESSAGE_BATCH_MAX: usize = 256;
+/// Batches that were sent to Redis and have no reply yet.
+const IN_FLIGHT_MAX: usize = 32;
+const PUBLISH_BATCH_MAX: usize = 128;
 const PUBLISH_BYTES: usize = 8 << 20;
-const RECEIPTS_AT_ONCE: usize = 256;
+const RECEIPT_BATCH_MAX: usize = 256;

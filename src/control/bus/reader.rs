@@ -1,4 +1,4 @@
-//! Reads the stream, in order and without a gap, on a connection of its own.
+//! Reads the purge stream in Redis in order, on its own connection, and detects gaps.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,38 +7,41 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use redis::RedisResult;
 
+use super::connection::{HeartbeatReply, RedisConnection, StreamEntry, shortened};
 use super::inner::{Backoff, Inner};
-use super::link::{Beat, Entry, Link, brief};
-use super::record::{Gap, Position, PurgeRecord, StreamHead, follows, reconcile, resume};
+use super::record::{Gap, PurgeRecord, StreamCursor, StreamHead, follows, reconcile, resume};
 use crate::cache::PurgeScope;
 use crate::control::fleet::{
-    self, AbsentNodes, FleetMember, Heartbeat, TwinWatch, UNNAMED_MEMBERS,
+    self, AbsentNodes, DuplicateNameDetector, FleetMember, Heartbeat, UNKNOWN_MEMBERS,
 };
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
 use crate::purge::PurgeError;
 
-/// Until the runtime ends.
+/// Reads the stream until the runtime shuts down.
 pub(super) async fn run(inner: Arc<Inner>) {
-    let kept = inner.purges.cursor();
+    let stored_cursor = inner.purges.cursor();
     let mut reader = Reader {
-        position: kept.and_then(|kept| Position::parse(&kept)),
+        cursor: stored_cursor.and_then(|cursor| StreamCursor::parse(&cursor)),
         head: None,
-        members_kept_until: None,
-        unnamed_until: None,
+        keep_members_until: None,
+        unknown_members_until: None,
         absent: AbsentNodes::default(),
         read_count: READ_COUNT_MIN,
-        twin: TwinWatch::default(),
+        duplicates: DuplicateNameDetector::default(),
         inner,
     };
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
-    let mut was_told = false;
+    let mut failure_logged = false;
     loop {
-        let Err(error) = reader.session(&mut backoff, &mut was_told).await;
+        let Err(error) = reader.session(&mut backoff, &mut failure_logged).await;
         reader.inner.gauges.connected.set(0);
-        reader.inner.recorder.count_labelled(Metric::BusDisconnects, READ);
-        if !std::mem::replace(&mut was_told, true) {
-            tracing::warn!(error = brief(&error), "purge bus: the stream can't be read");
+        reader.inner.recorder.count_labelled(Metric::BusDisconnects, READ_LABEL);
+        if !std::mem::replace(&mut failure_logged, true) {
+            tracing::warn!(
+                error = shortened(&error),
+                "purge bus: cannot read the purge stream from Redis; retrying"
+            );
         }
         backoff.pause().await;
     }
@@ -46,201 +49,219 @@ pub(super) async fn run(inner: Arc<Inner>) {
 
 struct Reader {
     inner: Arc<Inner>,
-    position: Option<Position>,
-    /// As of the last heartbeat.
+    /// The last applied entry. `None`: the stream was never read.
+    cursor: Option<StreamCursor>,
+    /// The stream's last entry as of the last heartbeat.
     head: Option<StreamHead>,
-    /// Until then a node that Redis does not name is not gone: Redis has lost what it knew, and
-    /// the others have yet to say again that they are there.
-    members_kept_until: Option<Instant>,
-    /// Until then there may be members that this node has never heard of: it started when Redis had
-    /// lost what it knew.
-    unnamed_until: Option<Instant>,
+    /// After Redis lost its data, members without a heartbeat are kept until this time, so that
+    /// they can register again.
+    keep_members_until: Option<Instant>,
+    /// Set if this node started after Redis lost its data: until this time the fleet may have
+    /// members that this node does not know.
+    unknown_members_until: Option<Instant>,
     absent: AbsentNodes,
-    /// Entries of one read.
+    /// Number of entries of the next read.
     read_count: usize,
-    twin: TwinWatch,
+    duplicates: DuplicateNameDetector,
 }
 
 impl Reader {
+    /// Connects and reads until the connection fails.
     async fn session(
         &mut self,
         backoff: &mut Backoff,
-        was_told: &mut bool,
+        failure_logged: &mut bool,
     ) -> RedisResult<Infallible> {
         let Some(connector) = &self.inner.connector else { std::future::pending().await };
-        let block = self.inner.settings.heartbeat;
-        let mut link = connector.connect(block, None).await?;
-        link.load_scripts().await?;
+        let interval = self.inner.settings.heartbeat;
+        let mut connection = connector.connect(interval, None).await?;
+        connection.load_scripts().await?;
         self.inner.gauges.connected.set(1);
-        let mut beat_at = tokio::time::Instant::now();
+        let mut next_heartbeat = tokio::time::Instant::now();
         loop {
-            if tokio::time::Instant::now() >= beat_at {
-                self.beat(&mut link).await?;
-                beat_at = tokio::time::Instant::now() + block;
+            if tokio::time::Instant::now() >= next_heartbeat {
+                self.send_heartbeat(&mut connection).await?;
+                next_heartbeat = tokio::time::Instant::now() + interval;
             }
             if planted::has(Bug::StreamUnread) {
-                tokio::time::sleep(block).await;
+                tokio::time::sleep(interval).await;
                 continue;
             }
-            let Some(position) = &self.position else { continue };
-            let until_beat = beat_at.saturating_duration_since(tokio::time::Instant::now());
-            let entries = link.read(position.id, self.read_count, until_beat).await?;
-            self.inner.heard();
+            let Some(cursor) = &self.cursor else { continue };
+            let block = next_heartbeat.saturating_duration_since(tokio::time::Instant::now());
+            let entries = connection.read(cursor.id, self.read_count, block).await?;
+            self.inner.record_contact();
             self.read_count = next_count(&entries, self.read_count);
-            // Not before: Redis may take heartbeats and refuse this.
-            if std::mem::take(was_told) {
-                tracing::info!("purge bus: the stream is read again");
+            // Log the recovery only after a successful read: Redis may accept heartbeats but refuse
+            // XREAD.
+            if std::mem::take(failure_logged) {
+                tracing::info!("purge bus: reading the purge stream again");
             }
             backoff.reset();
             match entries.is_empty() {
-                true => self.found_nothing().await,
-                false => self.apply(&mut link, entries).await?,
+                true => self.handle_empty_read().await,
+                false => self.apply(&mut connection, entries).await?,
             }
-            self.note_progress();
+            self.report_progress();
         }
     }
 
-    /// Says that this node is there, and looks whether the stream still is what it was.
-    async fn beat(&mut self, link: &mut Link) -> RedisResult<()> {
-        let mut beat = self.say(link).await?;
-        if self.note_twin(&beat.before) {
-            // At once: until it is said, the fleet takes two nodes for one.
-            beat = self.say(link).await?;
+    /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced.
+    async fn send_heartbeat(&mut self, connection: &mut RedisConnection) -> RedisResult<()> {
+        let mut reply = self.exchange_heartbeat(connection).await?;
+        if self.detect_duplicate_name(&reply.previous) {
+            // Send a second heartbeat at once, so that the other nodes count both nodes.
+            reply = self.exchange_heartbeat(connection).await?;
         }
-        let found = reconcile(self.position.as_ref(), &beat.head);
-        // Redis has lost what it knew. A new node has known nobody.
-        if matches!(found, Err(Gap::Backwards | Gap::Replaced)) {
-            let until = Some(self.inner.clock.instant() + self.kept_after_loss());
-            self.members_kept_until = until;
+        let cursor_check = reconcile(self.cursor.as_ref(), &reply.head);
+        // Redis lost its data: keep the known members. A node that has just started knows none.
+        if matches!(cursor_check, Err(Gap::Backwards | Gap::Replaced)) {
+            let until = Some(self.inner.clock.instant() + self.member_lifetime_after_loss());
+            self.keep_members_until = until;
             if self.inner.members().is_empty() {
-                self.unnamed_until = until;
+                self.unknown_members_until = until;
             }
         }
-        self.note_members(&beat);
+        self.update_members(&reply);
         let now = self.inner.clock.instant();
-        let (kept, patience) = (self.inner.settings.member_kept, self.kept_after_loss());
-        for node in self.absent.gone(&beat.nodes, kept, patience, now) {
-            link.leave(&node).await?;
+        let (lifetime, confirm_after) =
+            (self.inner.settings.member_kept, self.member_lifetime_after_loss());
+        for node in self.absent.take_expired(&reply.nodes, lifetime, confirm_after, now) {
+            connection.remove_node(&node).await?;
         }
-        self.inner.heard();
-        if let Err(gap) = found {
-            self.bridge(link, gap, &beat.head).await?;
+        self.inner.record_contact();
+        if let Err(gap) = cursor_check {
+            self.recover_from_gap(connection, gap, &reply.head).await?;
         } else {
-            self.head = Some(beat.head);
+            self.head = Some(reply.head);
         }
-        self.note_progress();
+        self.report_progress();
         Ok(())
     }
 
-    async fn say(&self, link: &mut Link) -> RedisResult<Beat> {
+    async fn exchange_heartbeat(
+        &self,
+        connection: &mut RedisConnection,
+    ) -> RedisResult<HeartbeatReply> {
         let inner = &self.inner;
         let heartbeat = Heartbeat {
             region: inner.identity.region.clone(),
             instance: inner.instance.clone(),
-            epoch: self.position.as_ref().map(|position| position.epoch.clone()),
-            number: self.position.as_ref().and_then(|position| position.number),
-            has_twin: self.twin.is_there(),
+            epoch: self.cursor.as_ref().map(|cursor| cursor.epoch.clone()),
+            number: self.cursor.as_ref().and_then(|cursor| cursor.number),
+            has_duplicate_name: self.duplicates.is_duplicate(),
         };
-        link.beat(&inner.identity.name, &heartbeat).await
+        connection.exchange_heartbeat(&inner.identity.name, &heartbeat).await
     }
 
-    /// A node that has not come back to Redis within `silence_max` mistrusts its own cache by
-    /// then; until then no purge is complete without it.
-    fn kept_after_loss(&self) -> Duration {
+    /// How long members are kept after Redis lost its data. A node without contact for `silence_max`
+    /// validates its cache, so later purges are complete without it.
+    fn member_lifetime_after_loss(&self) -> Duration {
         let settings = &self.inner.settings;
-        settings.silence_max.max(BEATS_AFTER_LOSS * settings.heartbeat)
+        settings.silence_max.max(HEARTBEATS_AFTER_LOSS * settings.heartbeat)
     }
 
-    /// Two nodes of one name leave one receipt between them, which the fleet must not take for both.
-    /// True when the node has got a twin or has lost it.
-    fn note_twin(&mut self, before: &Heartbeat) -> bool {
+    /// Detects another node with this node's name. Their receipts overwrite each other, so a purge
+    /// cannot be confirmed by both. Returns whether the state changed.
+    fn detect_duplicate_name(&mut self, previous: &Heartbeat) -> bool {
         let inner = &self.inner;
-        let kept = BEATS_OF_A_TWIN * inner.settings.heartbeat;
-        let has_changed = self.twin.note(before, &inner.instance, kept, inner.clock.instant());
-        if has_changed && self.twin.is_there() {
+        let lifetime = DUPLICATE_NAME_HEARTBEATS * inner.settings.heartbeat;
+        let now = inner.clock.instant();
+        let has_changed = self.duplicates.observe(previous, &inner.instance, lifetime, now);
+        if has_changed && self.duplicates.is_duplicate() {
             tracing::error!(
                 name = inner.identity.name,
-                "purge bus: another node has this one's name (node.name, --name): wait=all can't be complete"
+                "purge bus: another node uses the name of this node: set a unique node.name (or --name); until then purges with wait=all do not complete"
             );
         }
         has_changed
     }
 
-    fn note_members(&self, beat: &Beat) {
+    fn update_members(&self, reply: &HeartbeatReply) {
         let now = self.inner.clock.instant();
         let mut members = self.inner.members();
-        if self.members_kept_until.is_none_or(|until| until < now) {
+        if self.keep_members_until.is_none_or(|until| until < now) {
             members.clear();
         }
-        fleet::note_heartbeats(&mut members, &beat.nodes, now);
+        fleet::update_members(&mut members, &reply.nodes, now);
         self.inner.gauges.members.set(members.len() as i64);
-        if self.unnamed_until.is_some_and(|until| now < until) {
-            members.insert(UNNAMED_MEMBERS.to_owned(), FleetMember::unnamed(now));
+        if self.unknown_members_until.is_some_and(|until| now < until) {
+            members.insert(UNKNOWN_MEMBERS.to_owned(), FleetMember::unknown(now));
         }
         drop(members);
-        self.inner.all_changed();
+        self.inner.notify_all_waiters();
     }
 
-    /// Applies entries in their order; each batch and the place behind it are durable together.
-    async fn apply(&mut self, link: &mut Link, entries: Vec<Entry>) -> RedisResult<()> {
+    /// Applies entries in their order; each batch is written to the log together with the cursor
+    /// after it.
+    async fn apply(
+        &mut self,
+        connection: &mut RedisConnection,
+        entries: Vec<StreamEntry>,
+    ) -> RedisResult<()> {
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
-            let Some(position) = &self.position else { return Ok(()) };
-            if let Err(gap) = follows(position, &entry.epoch, entry.number, entry.previous) {
-                self.apply_all(std::mem::take(&mut records)).await;
+            let Some(cursor) = &self.cursor else { return Ok(()) };
+            if let Err(gap) = follows(cursor, &entry.epoch, entry.number, entry.previous) {
+                self.apply_records(std::mem::take(&mut records)).await;
                 let before = entry.number.saturating_sub(1);
-                let head =
-                    StreamHead { epoch: entry.epoch.clone(), number: before, id: position.id };
-                self.bridge(link, gap, &head).await?;
+                let head = StreamHead { epoch: entry.epoch.clone(), number: before, id: cursor.id };
+                self.recover_from_gap(connection, gap, &head).await?;
             }
-            let at =
-                Position { epoch: entry.epoch.clone(), number: Some(entry.number), id: entry.id };
+            let at = StreamCursor {
+                epoch: entry.epoch.clone(),
+                number: Some(entry.number),
+                id: entry.id,
+            };
             match entry.record {
                 Some(_) if entry.number % 5 == 0 && planted::has(Bug::StreamEntryDropped) => {
-                    self.position = Some(at);
+                    self.cursor = Some(at);
                 }
                 Some(record) => {
-                    self.position = Some(at);
-                    let (epoch, number) = (&entry.epoch, entry.number);
+                    self.cursor = Some(at);
                     let mut ledger = self.inner.ledger();
-                    ledger.note(&record);
-                    ledger.placed(&record.id, epoch, number);
+                    ledger.record(&record);
+                    ledger.set_position(&record.id, &entry.epoch, entry.number);
                     records.push(record);
                 }
                 None => {
-                    self.apply_all(std::mem::take(&mut records)).await;
-                    self.position = Some(at);
-                    self.purge_softly(Gap::Unreadable).await;
+                    self.apply_records(std::mem::take(&mut records)).await;
+                    self.cursor = Some(at);
+                    self.soft_purge_all(Gap::Unreadable).await;
                 }
             }
         }
-        self.apply_all(records).await;
+        self.apply_records(records).await;
         Ok(())
     }
 
-    /// Until it is durable: the place must not go beyond what would be lost by a crash.
-    async fn apply_all(&self, records: Vec<PurgeRecord>) {
-        let Some(position) = &self.position else { return };
+    /// Applies the records and retries until they are durable. The stored cursor must never be ahead
+    /// of the records in the purge log.
+    async fn apply_records(&self, records: Vec<PurgeRecord>) {
+        let Some(cursor) = &self.cursor else { return };
         if records.is_empty() {
             return;
         }
-        let cursor = position.to_bytes();
-        let mut tries = 0;
+        let cursor = cursor.to_bytes();
+        let mut attempts = 0;
         while let Err(error) = self.make_durable(&records, cursor.clone()).await {
-            if tries % RETRIES_TOLD == 0 {
-                tracing::error!(%error, "purge bus: purges are in force, but not durable");
+            if attempts % RETRIES_PER_LOG_LINE == 0 {
+                tracing::error!(
+                    %error,
+                    "purge bus: purges from the stream cannot be written to the purge log; retrying every second"
+                );
             }
-            tries += 1;
-            tokio::time::sleep(RETRY).await;
+            attempts += 1;
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
         let own = records.iter().filter(|record| record.node == self.inner.identity.name);
-        let sent = self.inner.publishing().read_back(own.map(|record| &*record.id));
-        if !sent.is_empty() {
+        let read_back = self.inner.publish_progress().take_read_back(own.map(|record| &*record.id));
+        if !read_back.is_empty() {
             let inner = self.inner.clone();
             tokio::spawn(async move {
-                // What stays in the outbox is published once more after a restart.
-                let _ = inner.purges.sent(&sent).await;
-                inner.note_outbox();
+                // Messages left in the outbox are published again after a restart.
+                let _ = inner.purges.sent(&read_back).await;
+                inner.report_outbox();
             });
         }
     }
@@ -250,101 +271,110 @@ impl Reader {
         self.inner.make_durable(records, in_force).await
     }
 
-    /// Nothing came: all that there was before the last heartbeat must have been read.
-    async fn found_nothing(&mut self) {
-        let (Some(position), Some(head)) = (&mut self.position, &self.head) else { return };
-        if position.number.is_some_and(|number| number >= head.number) {
+    /// Called when a read returned no entries. If the cursor is still behind the head of the last
+    /// heartbeat, entries were trimmed from the stream.
+    async fn handle_empty_read(&mut self) {
+        let (Some(cursor), Some(head)) = (&mut self.cursor, &self.head) else { return };
+        if cursor.number.is_some_and(|number| number >= head.number) {
             return;
         }
-        let was_known = position.number.is_some();
-        *position = Position { epoch: head.epoch.clone(), number: Some(head.number), id: head.id };
-        if was_known {
-            self.purge_softly(Gap::Trimmed).await;
+        let had_number = cursor.number.is_some();
+        *cursor =
+            StreamCursor { epoch: head.epoch.clone(), number: Some(head.number), id: head.id };
+        if had_number {
+            self.soft_purge_all(Gap::Trimmed).await;
         }
     }
 
-    /// Over a gap: everything is purged softly, what can still be read is read.
-    async fn bridge(&mut self, link: &mut Link, gap: Gap, head: &StreamHead) -> RedisResult<()> {
+    /// Handles a gap in the stream: soft-purges everything and moves the cursor to the next entry
+    /// that can be read.
+    async fn recover_from_gap(
+        &mut self,
+        connection: &mut RedisConnection,
+        gap: Gap,
+        head: &StreamHead,
+    ) -> RedisResult<()> {
         let mut head = head.clone();
-        if gap.concerns_all() {
-            head.epoch = link.rename_epoch(&head.epoch).await?;
+        if gap.needs_new_epoch() {
+            head.epoch = connection.rename_epoch(&head.epoch).await?;
         }
         let next = match gap {
-            // In the midst of reading: this entry and what follows it are there.
+            // The gap was found while reading: the current entry is available, so keep the cursor.
             Gap::Trimmed => {
-                self.position.clone().map(|position| Position { number: None, ..position })
+                self.cursor.clone().map(|cursor| StreamCursor { number: None, ..cursor })
             }
-            _ => Some(resume(self.position.as_ref(), &head)),
+            _ => Some(resume(self.cursor.as_ref(), &head)),
         };
-        self.position = next;
+        self.cursor = next;
         self.head = Some(head);
-        self.purge_softly(gap).await;
+        self.soft_purge_all(gap).await;
         Ok(())
     }
 
-    async fn purge_softly(&self, gap: Gap) {
+    async fn soft_purge_all(&self, gap: Gap) {
         self.inner.recorder.count_labelled(Metric::BusGaps, gap as usize);
         match gap {
-            Gap::New => tracing::info!("purge bus: a new place in the stream"),
+            Gap::New => tracing::info!(
+                "purge bus: no stored cursor, starting at the current end of the purge stream"
+            ),
             _ => tracing::error!(
                 gap = gap.as_str(),
-                position = ?self.position,
-                "purge bus: purges may have been missed, everything is validated before use"
+                position = ?self.cursor,
+                "purge bus: purges may have been missed; stored responses are validated before use"
             ),
         }
-        let cursor = self.position.as_ref().map(Position::to_bytes);
-        while let Err(error) = self.inner.purge_softly(vec![PurgeScope::All], cursor.clone()).await
-        {
-            tracing::error!(%error, "purge bus: everything is validated, but not durably so");
-            tokio::time::sleep(RETRY).await;
+        let cursor = self.cursor.as_ref().map(StreamCursor::to_bytes);
+        while let Err(error) = self.inner.soft_purge(vec![PurgeScope::All], cursor.clone()).await {
+            tracing::error!(
+                %error,
+                "purge bus: a soft purge of everything cannot be written to the purge log; retrying every second"
+            );
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
         if gap.lost_entries() {
-            // What this node has published and not read back may be among them.
-            self.inner.publishing().again();
-            self.inner.outgoing.notify_one();
+            // The lost entries may include purges published by this node: publish them again.
+            self.inner.publish_progress().restart();
+            self.inner.outbox_changed.notify_one();
         }
     }
 
-    fn note_progress(&self) {
-        let (Some(position), Some(head)) = (&self.position, &self.head) else { return };
-        let Some(number) = position.number else { return };
+    /// Updates the gauges, and `caught_up` once the cursor has reached the head.
+    fn report_progress(&self) {
+        let (Some(cursor), Some(head)) = (&self.cursor, &self.head) else { return };
+        let Some(number) = cursor.number else { return };
         let lag = head.number.saturating_sub(number);
         self.inner.gauges.lag.set(lag as i64);
-        self.inner.note_outbox();
-        if lag == 0 && position.epoch == head.epoch {
-            self.inner.caught_up.send_if_modified(|is_up| !std::mem::replace(is_up, true));
+        self.inner.report_outbox();
+        if lag == 0 && cursor.epoch == head.epoch {
+            let set = |is_caught_up: &mut bool| !std::mem::replace(is_caught_up, true);
+            self.inner.caught_up.send_if_modified(set);
         }
     }
 }
 
-/// Redis knows how many entries are asked for, not how long they are: as many as should have a few
-/// megabytes together, going by the last ones.
-fn next_count(entries: &[Entry], count: usize) -> usize {
+/// Number of entries for the next read. Redis limits a read by entry count only, so choose a count
+/// that gives about `READ_BYTES` at the size of the longest of the last entries.
+fn next_count(entries: &[StreamEntry], count: usize) -> usize {
     let Some(longest) = entries.iter().map(|entry| entry.record_bytes).max() else { return count };
     let fits = READ_BYTES / longest.max(1);
     fits.clamp(READ_COUNT_MIN, (2 * count).min(READ_COUNT_MAX))
 }
 
-impl Inner {
-    pub(super) fn note_outbox(&self) {
-        self.gauges.outbox.set(self.purges.outbox_len() as i64);
-    }
-}
-
-/// In the order of [`crate::metrics::BUS_CONNECTIONS`].
-const READ: usize = 0;
+/// Index of the read connection in [`crate::metrics::BUS_CONNECTIONS`].
+const READ_LABEL: usize = 0;
 const READ_BYTES: usize = 8 << 20;
 const READ_COUNT_MIN: usize = 8;
-/// With one write of the purge log for each read, this is what a slow disk lets through.
+/// Each read costs one fsync of the purge log, so this bounds the throughput on a slow disk: 512
+/// entries per fsync.
 const READ_COUNT_MAX: usize = 512;
-/// Each meets the other once a heartbeat, or misses it where one beats late.
-const BEATS_OF_A_TWIN: u32 = 4;
-/// Before the purge log is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-/// Of the tries to write the purge log, one so often is told.
-const RETRIES_TOLD: u32 = 60;
-/// Every node beats once a heartbeat; one may be late.
-const BEATS_AFTER_LOSS: u32 = 3;
+/// A duplicate name is reported until it has not been seen for this many heartbeats.
+const DUPLICATE_NAME_HEARTBEATS: u32 = 4;
+/// Pause between attempts to write the purge log.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// One of this many failed attempts is logged.
+const RETRIES_PER_LOG_LINE: u32 = 60;
+/// Members are kept for at least this many heartbeats after Redis lost its data.
+const HEARTBEATS_AFTER_LOSS: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -354,7 +384,7 @@ mod tests {
     fn long_entries_are_read_in_smaller_parts() {
         let entries = |record_bytes| {
             let epoch = String::new();
-            [Entry {
+            [StreamEntry {
                 id: Default::default(),
                 epoch,
                 number: 1,
@@ -363,7 +393,7 @@ mod tests {
                 record_bytes,
             }]
         };
-        assert_eq!(next_count(&entries(300), 8), 16, "it grows by and by");
+        assert_eq!(next_count(&entries(300), 8), 16, "the count grows step by step");
         assert_eq!(next_count(&entries(300), 512), 512);
         assert_eq!(next_count(&[], 64), 64);
         assert_eq!(next_count(&entries(100 << 10), 512), 81);

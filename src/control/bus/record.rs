@@ -1,45 +1,45 @@
-//! What travels on the bus, and a node's place in it.
+//! The records of the purge stream, a node's cursor in it, and the detection of gaps.
 //!
 //! ```text
 //! stream entry   e EPOCH  n NUMBER  p ID-OF-THE-ENTRY-BEFORE  r RECORD
 //! record         {"v":1,"id":…,"node":…,"at_ms":…,"kind":"hard","scopes":[{"url":…},…],"reason":…}
-//! position       {"epoch":…,"number":…,"id":…}      kept in the purge log as the cursor
+//! cursor         {"epoch":…,"number":…,"id":…}      stored in the purge log
 //! ```
 //!
-//! Entries are numbered without a gap. The epoch is a random name that the fleet gives to one
-//! unbroken history: a Redis that lost anything gets another one.
+//! Entries are numbered without a gap. The epoch is a random name for one unbroken sequence of entries:
+//! after Redis has lost entries, the stream gets a new epoch.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{PurgeKind, PurgeScope};
-use crate::control::purge_order::PurgeOrder;
+use crate::control::purge_request::PurgeRequest;
 use crate::control::refresh::Refresh;
 
-/// One purge, as every node of the fleet reads it.
+/// One purge, as published to all nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PurgeRecord {
-    /// The version of this form. A node that meets a later one validates everything.
+    /// Version of the format. A node that reads a later version soft-purges everything.
     v: u32,
-    /// Names the purge in the whole fleet.
+    /// Id of the purge, unique in the fleet.
     pub id: String,
-    /// The node that was asked.
+    /// The node that received the purge request.
     pub node: String,
-    /// When, in milliseconds since 1970 by that node's clock.
+    /// When it received the request, by its clock, in milliseconds since 1970.
     pub at_ms: f64,
     /// Soft or hard.
     pub kind: RecordKind,
-    /// What it covers.
+    /// The scopes to purge.
     pub scopes: Vec<RecordScope>,
-    /// The caller's words.
+    /// The caller's note for the audit log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many of the most popular of what is purged each node fetches again.
+    /// Number of purged objects, most requested first, that each node fetches again.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub refresh: usize,
 }
 
-/// [`PurgeKind`] as it is written.
+/// [`PurgeKind`] in the JSON of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RecordKind {
@@ -49,7 +49,7 @@ pub(crate) enum RecordKind {
     Hard,
 }
 
-/// [`PurgeScope`] as it is written.
+/// [`PurgeScope`] in the JSON of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RecordScope {
@@ -66,9 +66,9 @@ pub(crate) enum RecordScope {
 }
 
 impl PurgeRecord {
-    /// A record in this version's form.
-    pub(crate) fn new(id: String, node: String, at_ms: f64, order: PurgeOrder) -> Self {
-        let PurgeOrder { scopes, kind, reason, refresh } = order;
+    /// A record in this version's format.
+    pub(crate) fn new(id: String, node: String, at_ms: f64, request: PurgeRequest) -> Self {
+        let PurgeRequest { scopes, kind, reason, refresh } = request;
         let kind = match kind {
             PurgeKind::Soft => RecordKind::Soft,
             PurgeKind::Hard => RecordKind::Hard,
@@ -77,7 +77,7 @@ impl PurgeRecord {
         Self { v: VERSION, id, node, at_ms, kind, scopes, reason, refresh }
     }
 
-    /// What is to be fetched again, if anything.
+    /// The objects to fetch again; `None` if the caller asked for none.
     pub(crate) fn refresh(&self) -> Option<Refresh> {
         let url = |scope: &RecordScope| match scope {
             RecordScope::Url(url) => Some(url.clone()),
@@ -87,17 +87,17 @@ impl PurgeRecord {
         (count > 0).then(|| Refresh { count, urls: self.scopes.iter().map(url).collect() })
     }
 
-    /// As it is published.
+    /// Encodes for the stream.
     pub(crate) fn to_bytes(&self) -> Bytes {
         serde_json::to_vec(self).expect("strings and numbers are JSON").into()
     }
 
-    /// What was published. `None`: not a record, or one of a later version.
+    /// Decodes a published record. `None`: not a record, or one of a later version.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok().filter(|record: &Self| record.v == VERSION)
     }
 
-    /// What the store is told.
+    /// The purges for the purge table, one per scope.
     pub(crate) fn purges(&self) -> impl Iterator<Item = (PurgeScope, PurgeKind)> + '_ {
         let kind = match self.kind {
             RecordKind::Soft => PurgeKind::Soft,
@@ -108,9 +108,9 @@ impl PurgeRecord {
 }
 
 impl RecordScope {
-    /// For people to recognise; thousands of these are remembered.
+    /// Truncates the text, for lists of purges: the ledger keeps thousands of scopes in memory.
     pub(crate) fn shortened(&self) -> Self {
-        let short = |text: &str| match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        let short = |text: &str| match text.char_indices().nth(SCOPE_CHARS_MAX) {
             Some((at, _)) => format!("{}…", &text[..at]).into(),
             None => text.into(),
         };
@@ -148,24 +148,24 @@ impl From<RecordScope> for PurgeScope {
     }
 }
 
-/// Up to where a node has applied the stream.
+/// The position in the stream up to which a node has applied purges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Position {
-    /// The history that it belongs to.
+pub(super) struct StreamCursor {
+    /// Epoch of the stream.
     pub epoch: String,
-    /// The last entry's number. `None` after a gap: the next entry's number is taken as it is.
+    /// Number of the last applied entry. `None` after a gap: any number may follow.
     pub number: Option<u64>,
-    /// The last entry's id in the stream.
+    /// Id of the last applied entry.
     pub id: EntryId,
 }
 
-impl Position {
-    /// As it is kept in the purge log.
+impl StreamCursor {
+    /// Encodes for the purge log.
     pub(super) fn to_bytes(&self) -> Bytes {
         serde_json::to_vec(self).expect("strings and numbers are JSON").into()
     }
 
-    /// What was kept.
+    /// Decodes a stored cursor. `None`: not a cursor.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
@@ -183,7 +183,7 @@ impl std::str::FromStr for EntryId {
         let parsed = text
             .split_once('-')
             .and_then(|(ms, counter)| Some(Self(ms.parse().ok()?, counter.parse().ok()?)));
-        parsed.ok_or("not the id of a stream entry")
+        parsed.ok_or("expected the id of a stream entry, MILLISECONDS-COUNTER")
     }
 }
 
@@ -207,30 +207,30 @@ impl std::fmt::Display for EntryId {
     }
 }
 
-/// What Redis says of the stream as a whole.
+/// Epoch and last entry of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StreamHead {
-    /// The name of its history.
+    /// Epoch of the stream.
     pub epoch: String,
-    /// The last entry's number; zero without any.
+    /// Number of the last entry; zero if there is none.
     pub number: u64,
-    /// The last entry's id.
+    /// Id of the last entry.
     pub id: EntryId,
 }
 
-/// Why a node can't know what it has missed.
+/// Why a node may have missed purges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gap {
-    /// It has no place in the stream yet.
+    /// The node has no cursor yet.
     New,
-    /// What it had not read yet is not there any more.
+    /// Entries that the node has not read were removed.
     Trimmed,
-    /// What it had read is not there any more: Redis lost entries, which others may not have
-    /// read.
+    /// Entries that the node has read are missing: Redis lost them, and other nodes may not have read
+    /// them.
     Backwards,
-    /// It is another stream, or was emptied.
+    /// The stream has another epoch: it was deleted, or it is another Redis.
     Replaced,
-    /// An entry can't be read; a later version has written it.
+    /// An entry cannot be parsed: a later version of Skerry has written it.
     Unreadable,
 }
 
@@ -238,66 +238,66 @@ impl Gap {
     /// The values of the metric's label, in the order of the variants.
     pub(crate) const NAMES: &'static [&'static str] = crate::metrics::BUS_GAPS;
 
-    /// The word for logs and metrics.
+    /// The value in logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 
-    /// Whether entries may be gone that nobody, or not this node, has read.
+    /// Whether entries were lost that this node, or every node, has not read.
     pub(crate) fn lost_entries(self) -> bool {
         self != Self::Unreadable
     }
 
-    /// Whether the whole fleet must be told, by a new epoch.
-    pub(crate) fn concerns_all(self) -> bool {
+    /// Whether all nodes must detect the gap, which a new epoch makes them do.
+    pub(crate) fn needs_new_epoch(self) -> bool {
         self == Self::Backwards
     }
 }
 
-/// Whether a node at `position` can go on reading a stream with this head.
-pub(super) fn reconcile(position: Option<&Position>, head: &StreamHead) -> Result<(), Gap> {
-    let Some(position) = position else { return Err(Gap::New) };
-    if position.epoch != head.epoch {
+/// Checks that a node at this cursor can continue to read a stream with this head.
+pub(super) fn reconcile(cursor: Option<&StreamCursor>, head: &StreamHead) -> Result<(), Gap> {
+    let Some(cursor) = cursor else { return Err(Gap::New) };
+    if cursor.epoch != head.epoch {
         return Err(Gap::Replaced);
     }
-    match position.number {
+    match cursor.number {
         Some(number) if number > head.number => Err(Gap::Backwards),
         // The same number and another id, or more entries and no later id: rewritten.
-        Some(number) if number == head.number && position.id != head.id => Err(Gap::Backwards),
-        Some(number) if number < head.number && position.id >= head.id => Err(Gap::Backwards),
+        Some(number) if number == head.number && cursor.id != head.id => Err(Gap::Backwards),
+        Some(number) if number < head.number && cursor.id >= head.id => Err(Gap::Backwards),
         _ => Ok(()),
     }
 }
 
-/// Whether an entry of this epoch and number, appended behind `previous`, may follow `position`. A
-/// number alone would not do: a replica that lost entries and took others in their place, while its
-/// clock was behind, has the numbers that are expected.
+/// Checks that an entry with this epoch and number, appended after `previous`, follows the cursor. The
+/// number alone is not enough: a replica that lost entries and then accepted others has the expected
+/// numbers.
 pub(super) fn follows(
-    position: &Position,
+    cursor: &StreamCursor,
     epoch: &str,
     number: u64,
     previous: Option<EntryId>,
 ) -> Result<(), Gap> {
-    match position.number {
+    match cursor.number {
         None => Ok(()),
-        Some(_) if position.epoch != epoch => Err(Gap::Replaced),
+        Some(_) if cursor.epoch != epoch => Err(Gap::Replaced),
         Some(last) if number > last + 1 => Err(Gap::Trimmed),
         Some(last) if number <= last => Err(Gap::Backwards),
-        Some(_) if previous.is_some_and(|previous| previous != position.id) => Err(Gap::Backwards),
+        Some(_) if previous.is_some_and(|previous| previous != cursor.id) => Err(Gap::Backwards),
         Some(_) => Ok(()),
     }
 }
 
-/// Where to read on after a gap: what is still there and not yet read is applied all the same.
-pub(super) fn resume(position: Option<&Position>, head: &StreamHead) -> Position {
-    match position {
-        Some(position) if position.id <= head.id => {
-            Position { epoch: head.epoch.clone(), number: None, id: position.id }
+/// The cursor after a gap. Entries that are still available and not yet applied come after it.
+pub(super) fn resume(cursor: Option<&StreamCursor>, head: &StreamHead) -> StreamCursor {
+    match cursor {
+        Some(cursor) if cursor.id <= head.id => {
+            StreamCursor { epoch: head.epoch.clone(), number: None, id: cursor.id }
         }
-        // Another Redis, whose clock is behind: what it has is read from the start.
-        Some(_) => Position { epoch: head.epoch.clone(), number: None, id: EntryId::default() },
-        // Nothing that a new node has stored is older than its start.
-        None => Position { epoch: head.epoch.clone(), number: Some(head.number), id: head.id },
+        // Another Redis, whose clock is behind: read all of its entries.
+        Some(_) => StreamCursor { epoch: head.epoch.clone(), number: None, id: EntryId::default() },
+        // A new node has stored no response yet, so the entries before the head do not matter.
+        None => StreamCursor { epoch: head.epoch.clone(), number: Some(head.number), id: head.id },
     }
 }
 
@@ -306,15 +306,15 @@ fn is_zero(count: &usize) -> bool {
 }
 
 const VERSION: u32 = 1;
-/// Of a scope, in lists of purges.
-const SHOWN_CHARS_MAX: usize = 256;
+/// Characters of a scope in lists of purges.
+const SCOPE_CHARS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn position(epoch: &str, number: u64, ms: u64) -> Position {
-        Position { epoch: epoch.into(), number: Some(number), id: EntryId(ms, 0) }
+    fn cursor(epoch: &str, number: u64, ms: u64) -> StreamCursor {
+        StreamCursor { epoch: epoch.into(), number: Some(number), id: EntryId(ms, 0) }
     }
 
     fn head(epoch: &str, number: u64, ms: u64) -> StreamHead {
@@ -324,13 +324,13 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let scopes = [PurgeScope::All, PurgeScope::Tag("é\"".into())];
-        let order = PurgeOrder {
+        let request = PurgeRequest {
             scopes: scopes.to_vec(),
             kind: PurgeKind::Soft,
             reason: Some("r".into()),
             refresh: 3,
         };
-        let record = PurgeRecord::new("i".into(), "n".into(), 1.25, order);
+        let record = PurgeRecord::new("i".into(), "n".into(), 1.25, request);
         let read = PurgeRecord::parse(&record.to_bytes()).expect("a record");
         assert_eq!(read, record);
         assert_eq!(read.purges().collect::<Vec<_>>(), scopes.map(|scope| (scope, PurgeKind::Soft)));
@@ -346,27 +346,27 @@ mod tests {
 
     #[test]
     fn a_position_survives_the_log() {
-        let position = position("e", 7, 12);
-        assert_eq!(Position::parse(&position.to_bytes()), Some(position));
+        let cursor = cursor("e", 7, 12);
+        assert_eq!(StreamCursor::parse(&cursor.to_bytes()), Some(cursor));
     }
 
     #[test]
     fn every_way_of_losing_history_is_noticed_at_a_connect() {
-        let check = |position: Option<Position>, head: StreamHead, expected| {
-            assert_eq!(reconcile(position.as_ref(), &head), expected);
+        let check = |cursor: Option<StreamCursor>, head: StreamHead, expected| {
+            assert_eq!(reconcile(cursor.as_ref(), &head), expected);
         };
-        check(Some(position("e", 5, 50)), head("e", 5, 50), Ok(()));
-        check(Some(position("e", 5, 50)), head("e", 9, 90), Ok(()));
+        check(Some(cursor("e", 5, 50)), head("e", 5, 50), Ok(()));
+        check(Some(cursor("e", 5, 50)), head("e", 9, 90), Ok(()));
         check(None, head("e", 5, 50), Err(Gap::New));
-        check(Some(position("e", 5, 50)), head("f", 5, 50), Err(Gap::Replaced));
-        check(Some(position("e", 5, 50)), head("e", 4, 40), Err(Gap::Backwards));
-        check(Some(position("e", 5, 50)), head("e", 5, 60), Err(Gap::Backwards));
-        check(Some(position("e", 5, 50)), head("e", 6, 45), Err(Gap::Backwards));
+        check(Some(cursor("e", 5, 50)), head("f", 5, 50), Err(Gap::Replaced));
+        check(Some(cursor("e", 5, 50)), head("e", 4, 40), Err(Gap::Backwards));
+        check(Some(cursor("e", 5, 50)), head("e", 5, 60), Err(Gap::Backwards));
+        check(Some(cursor("e", 5, 50)), head("e", 6, 45), Err(Gap::Backwards));
     }
 
     #[test]
     fn entries_must_come_one_by_one() {
-        let at = position("e", 5, 50);
+        let at = cursor("e", 5, 50);
         let before = Some(EntryId(50, 0));
         assert_eq!(follows(&at, "e", 6, before), Ok(()));
         assert_eq!(follows(&at, "e", 6, None), Ok(()));
@@ -374,6 +374,6 @@ mod tests {
         assert_eq!(follows(&at, "e", 7, before), Err(Gap::Trimmed));
         assert_eq!(follows(&at, "e", 5, before), Err(Gap::Backwards));
         assert_eq!(follows(&at, "f", 6, before), Err(Gap::Replaced));
-        assert_eq!(follows(&Position { number: None, ..at }, "f", 3, before), Ok(()));
+        assert_eq!(follows(&StreamCursor { number: None, ..at }, "f", 3, before), Ok(()));
     }
 }

@@ -1,4 +1,4 @@
-//! What the operator may choose about the purge bus.
+//! Settings of the purge bus, and the Redis URL.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,64 +12,61 @@ use rustls::pki_types::pem::PemObject;
 use crate::cache::PurgeScope;
 use crate::control::http::percent_decode;
 
-/// The bus' settings, as shipped by `Default`: no Redis, this node alone.
+/// Settings of the purge bus. The default has no Redis: this node is the whole fleet.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// Where Redis (7 or later) or Valkey is. `None`: a node on its own.
+    /// URL of Redis (7 or later) or Valkey. `None`: this node is the whole fleet.
     pub redis: Option<RedisUrl>,
-    /// A file with the password, in place of one in the URL.
+    /// File with the password; replaces a password in the URL.
     pub password_file: Option<PathBuf>,
-    /// A file with the certificates that Redis' certificate is checked against, in place of
-    /// the system's.
+    /// File with the CA certificates for the TLS connection to Redis; replaces those of the system.
     pub ca_file: Option<PathBuf>,
-    /// What the names of all keys and channels begin with. Fleets with different prefixes
-    /// share a Redis and know nothing of each other. 1 to 64 bytes.
+    /// Prefix of all keys and channels, 1 to 64 bytes. Fleets with different prefixes can share a Redis.
     pub prefix: String,
-    /// How long the stream keeps a purge. A node that was away for longer validates everything.
-    /// It must be longer than the longest outage that is to pass unnoticed.
+    /// How long the stream keeps a purge. A node that was offline for longer soft-purges everything.
     pub retention: Duration,
-    /// How long receipts can be asked for.
+    /// How long Redis keeps receipts.
     pub receipts_kept: Duration,
-    /// How often a node says that it is there, and looks whether the bus still is what it was.
+    /// Interval of the heartbeats, each of which also checks that the stream was not replaced.
     pub heartbeat: Duration,
-    /// A node that was not heard of for this long is no member of the fleet any more.
+    /// A node whose last heartbeat is older than this is no longer a member of the fleet.
     pub member_kept: Duration,
-    /// After this time without a word from the bus, the node does what `silence` says.
+    /// Time without contact with the bus after which the node applies `silence`.
     pub silence_max: Duration,
-    /// What a node does that may be missing purges.
-    pub silence: Silence,
-    /// The same for each site by its name, where sites are known.
-    pub silence_of_sites: Vec<(Arc<str>, Silence)>,
-    /// How long a starting node waits for the purges that it missed, before it serves. Without
-    /// them it starts as silent.
+    /// What the node does while the bus is silent.
+    pub silence: SilenceAction,
+    /// The same for each site, by name. If there are sites, these replace `silence`.
+    pub silence_of_sites: Vec<(Arc<str>, SilenceAction)>,
+    /// How long a starting node waits until it has applied the purges that it missed. After that it
+    /// starts with a silent bus.
     pub start_wait: Duration,
-    /// How long a command may take.
+    /// Timeout of a command.
     pub command_timeout: Duration,
-    /// How long a connection may take to come about.
+    /// Timeout of a connection attempt.
     pub connect_timeout: Duration,
-    /// The longest pause between two tries to connect. The first is a fiftieth of it.
+    /// The longest pause between two attempts to connect. The first pause is a fiftieth of it.
     pub reconnect_pause_max: Duration,
-    /// The longest record, in bytes; a purge with a longer one is refused.
+    /// The longest record, in bytes. A purge with a longer record is refused.
     pub record_bytes_max: usize,
-    /// Purges that can be asked about (`GET /purges`), and by whose ids doubles are known.
+    /// Purges in the ledger, for `GET /purges` and to detect purges that arrive twice.
     pub remembered_max: usize,
 }
 
-/// What a node does that has not heard from the bus for `silence_max`.
+/// What a node does without contact with the bus for longer than `silence_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Silence {
-    /// It serves on. What is purged elsewhere is served until the bus is back.
+pub(crate) enum SilenceAction {
+    /// It continues to serve. Content that was purged on other nodes is served until the bus is back.
     Serve,
-    /// It purges everything softly, at once and every `silence_max` while the silence lasts: nothing
-    /// is used that the origin has not confirmed within that time.
+    /// It soft-purges everything, at once and every `silence_max` while the bus is silent: a stored
+    /// response is only used if the origin has confirmed it within that time.
     Validate,
-    /// It reports itself as not ready, so that balancers and DNS take it out. One site that wants
-    /// this is enough.
+    /// It reports itself as not ready, so that load balancers and DNS stop sending requests. One site
+    /// with this action is enough.
     Drain,
 }
 
-impl Silence {
-    /// As it stands in the configuration.
+impl SilenceAction {
+    /// The value in the configuration.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Serve => "serve",
@@ -79,43 +76,44 @@ impl Silence {
     }
 }
 
-/// What the sites want done during a silence.
+/// The actions for a silent bus: one per site, or a single one if there are no sites.
 #[derive(Clone, Debug)]
-pub(super) struct Policy {
-    otherwise: Silence,
-    sites: Vec<(Arc<str>, Silence)>,
+pub(super) struct SilencePolicy {
+    default: SilenceAction,
+    sites: Vec<(Arc<str>, SilenceAction)>,
 }
 
-impl Policy {
-    pub(super) fn new(otherwise: Silence, sites: Vec<(Arc<str>, Silence)>) -> Self {
-        Self { otherwise, sites }
+impl SilencePolicy {
+    pub(super) fn new(default: SilenceAction, sites: Vec<(Arc<str>, SilenceAction)>) -> Self {
+        Self { default, sites }
     }
 
-    /// What must be validated.
-    pub(super) fn validated(&self) -> Vec<PurgeScope> {
-        if self.all(Silence::Validate) {
+    /// The scopes to soft-purge while the bus is silent.
+    pub(super) fn validated_scopes(&self) -> Vec<PurgeScope> {
+        if self.all(SilenceAction::Validate) {
             return vec![PurgeScope::All];
         }
-        let sites = self.sites.iter().filter(|(_, silence)| *silence == Silence::Validate);
+        let sites = self.sites.iter().filter(|(_, silence)| *silence == SilenceAction::Validate);
         sites.map(|(name, _)| PurgeScope::Site((**name).into())).collect()
     }
 
+    /// Whether the node must report itself as not ready.
     pub(super) fn drains(&self) -> bool {
         match self.sites.is_empty() {
-            true => self.otherwise == Silence::Drain,
-            false => self.sites.iter().any(|(_, silence)| *silence == Silence::Drain),
+            true => self.default == SilenceAction::Drain,
+            false => self.sites.iter().any(|(_, silence)| *silence == SilenceAction::Drain),
         }
     }
 
-    fn all(&self, wanted: Silence) -> bool {
+    fn all(&self, action: SilenceAction) -> bool {
         match self.sites.is_empty() {
-            true => self.otherwise == wanted,
-            false => self.sites.iter().all(|(_, silence)| *silence == wanted),
+            true => self.default == action,
+            false => self.sites.iter().all(|(_, silence)| *silence == action),
         }
     }
 }
 
-impl fmt::Display for Policy {
+impl fmt::Display for SilencePolicy {
     /// `validate`, or `www: serve, shop: drain`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.sites.first() {
@@ -126,13 +124,13 @@ impl fmt::Display for Policy {
                 f.write_str(&sites.join(", "))
             }
             Some((_, all)) => f.write_str(all.as_str()),
-            None => f.write_str(self.otherwise.as_str()),
+            None => f.write_str(self.default.as_str()),
         }
     }
 }
 
 impl Settings {
-    /// What is wrong with the files: the option, and why.
+    /// Files that cannot be used: the option, and why.
     pub(crate) fn file_mistakes(&self) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
         if let Some(path) = &self.password_file
@@ -165,7 +163,7 @@ impl Default for Settings {
             heartbeat: Duration::from_secs(1),
             member_kept: Duration::from_secs(24 * 3600),
             silence_max: Duration::from_secs(60),
-            silence: Silence::Validate,
+            silence: SilenceAction::Validate,
             silence_of_sites: Vec::new(),
             start_wait: Duration::from_secs(10),
             command_timeout: Duration::from_secs(2),
@@ -177,15 +175,15 @@ impl Default for Settings {
     }
 }
 
-/// Where Redis is:
+/// A Redis URL:
 ///
 /// ```text
 /// redis://[user[:password]@]host[:port][/database]     one server; rediss:// with TLS
-/// redis+sentinel://…@host:port,host:port/service       what Sentinel says is the primary
-/// redis+cluster://…@host:port,host:port                a cluster, by some of its nodes
+/// redis+sentinel://…@host:port,host:port/service       the primary that Sentinel reports
+/// redis+cluster://…@host:port,host:port                a cluster, by any of its nodes
 /// ```
 ///
-/// `rediss+sentinel` and `rediss+cluster` use TLS. `valkey` may be written for `redis`.
+/// `rediss+sentinel` and `rediss+cluster` use TLS. `valkey` is a synonym of `redis`.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct RedisUrl {
     pub(super) topology: Topology,
@@ -196,7 +194,7 @@ pub(crate) struct RedisUrl {
     pub(super) database: i64,
 }
 
-/// How the Redis servers that a URL names belong together.
+/// How the Redis servers of a URL work together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Topology {
     Single,
@@ -227,23 +225,27 @@ impl FromStr for RedisUrl {
             topology,
             tls,
             hosts: hosts.ok_or(EXPECTED)?,
-            user: decoded(user)?,
-            password: decoded(password)?,
+            user: decode(user)?,
+            password: decode(password)?,
             database: 0,
         };
         match &mut url.topology {
             Topology::Sentinel { service } => {
                 path.clone_into(service);
                 if path.is_empty() {
-                    return Err("a Sentinel URL ends with the name of the service");
+                    return Err(
+                        "a Sentinel URL must end with /SERVICE, the name of the monitored service",
+                    );
                 }
             }
             _ if path.is_empty() => {}
             Topology::Single => url.database = path.parse().map_err(|_| EXPECTED)?,
-            Topology::Cluster => return Err("a cluster has no numbered databases"),
+            Topology::Cluster => {
+                return Err("a cluster has no numbered databases: remove the path from the URL");
+            }
         }
         if url.topology == Topology::Single && url.hosts.len() > 1 {
-            return Err("several hosts need redis+sentinel:// or redis+cluster://");
+            return Err("several hosts require redis+sentinel:// or redis+cluster://");
         }
         Ok(url)
     }
@@ -264,15 +266,15 @@ fn host_port(text: &str, default: u16) -> Option<(String, u16)> {
     (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
-fn decoded(text: &str) -> Result<Option<String>, &'static str> {
+fn decode(text: &str) -> Result<Option<String>, &'static str> {
     if text.is_empty() {
         return Ok(None);
     }
-    percent_decode(text).map(Some).ok_or("user and password are percent-encoded in a URL")
+    percent_decode(text).map(Some).ok_or("user and password must be percent-encoded in a URL")
 }
 
 impl fmt::Debug for RedisUrl {
-    /// As written, but for the password.
+    /// The URL without its password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tls = if self.tls { "s" } else { "" };
         let (kind, path) = match &self.topology {
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_says_where_redis_is_and_shows_no_password() {
+    fn a_url_is_parsed_and_printed_without_its_password() {
         check("redis://10.0.0.1", "redis://10.0.0.1:6379");
         check("valkeys://u:s%40cret@r.example:7000/3", "rediss://u:***@r.example:7000/3");
         check("redis://:pw@r", "redis://:***@r:6379");
@@ -318,15 +320,18 @@ mod tests {
     }
 
     #[test]
-    fn each_site_has_what_it_wants_done_in_a_silence() {
-        use Silence::{Drain, Serve, Validate};
-        let policy = |sites: &[(&str, Silence)]| {
+    fn each_site_has_its_own_action_for_a_silent_bus() {
+        use SilenceAction::{Drain, Serve, Validate};
+        let policy = |sites: &[(&str, SilenceAction)]| {
             let sites = sites.iter().map(|(name, silence)| ((*name).into(), *silence));
-            Policy::new(Validate, sites.collect())
+            SilencePolicy::new(Validate, sites.collect())
         };
-        let check = |sites: &[(&str, Silence)], validated: &[PurgeScope], drains, shown: &str| {
+        let check = |sites: &[(&str, SilenceAction)],
+                     validated: &[PurgeScope],
+                     drains,
+                     shown: &str| {
             let policy = policy(sites);
-            assert_eq!((policy.validated(), policy.drains()), (validated.to_vec(), drains));
+            assert_eq!((policy.validated_scopes(), policy.drains()), (validated.to_vec(), drains));
             assert_eq!(policy.to_string(), shown);
         };
         check(&[], &[PurgeScope::All], false, "validate");
@@ -343,7 +348,7 @@ mod tests {
         check("redis://", "expected a URL");
         check("redis://a/x", "expected a URL");
         check("redis://a,b", "several hosts");
-        check("redis+sentinel://a", "name of the service");
+        check("redis+sentinel://a", "name of the monitored service");
         check("redis+cluster://a/1", "no numbered databases");
     }
 }

@@ -12,7 +12,7 @@ use crate::purge::{self, Purges};
 use crate::store;
 use crate::store::Store;
 
-use crate::control::fleet::UNNAMED_MEMBERS;
+use crate::control::fleet::UNKNOWN_MEMBERS;
 use PurgeKind::{Hard, Soft};
 
 /// A Redis of its own; killed at the end.
@@ -223,12 +223,12 @@ impl Node {
         url: &str,
         wait: Wait,
         timeout: Duration,
-    ) -> Result<(String, PurgeStatus), OrderError> {
+    ) -> Result<(String, PurgeStatus), PurgeRequestError> {
         self.runtime.block_on(async {
-            let issued = self.bus.purge(order_of(url), None)?;
+            let purge = self.bus.purge(request_for(url), None)?;
             let limit = WaitLimit { nodes: wait, timeout };
-            let (id, _, status) = self.bus.wait(issued, limit).await?;
-            Ok((id, status))
+            let result = self.bus.wait(purge, limit).await?;
+            Ok((result.id, result.status))
         })
     }
 
@@ -389,7 +389,7 @@ fn a_node_that_starts_into_an_emptied_redis_waits_for_those_whom_it_cannot_know(
     until("the new history is noticed", || a.gaps(Gap::Replaced) == 1);
     // Ten heartbeats.
     let (id, status) = a.try_purge("https://x/2", Wait::All, Duration::from_secs(1)).unwrap();
-    assert!(matches!(status.nodes[UNNAMED_MEMBERS], NodeState::Pending(_)), "{status:?}");
+    assert!(matches!(status.nodes[UNKNOWN_MEMBERS], NodeState::Pending(_)), "{status:?}");
     assert!(!status.is_enough(Wait::All) && !status.nodes.contains_key("b"), "{status:?}");
     let _b = Node::start(&b.0, b.1, b.2);
     until("it has named itself, and is all there is", || {
@@ -476,7 +476,8 @@ fn a_silent_bus_makes_a_node_validate_or_leave() {
         let silence_max = Duration::from_millis(300);
         Node::start(name, own, Settings { silence, silence_max, ..settings(redis.url()) })
     };
-    let (validates, drains) = (start("a", Silence::Validate), start("b", Silence::Drain));
+    let (validates, drains) =
+        (start("a", SilenceAction::Validate), start("b", SilenceAction::Drain));
     assert_eq!(drains.bus.not_ready(), None);
     let before = validates.store.purges().sequence();
     let purges = |node: &Node| node.metrics.total(Metric::Purges, 0);
@@ -585,7 +586,7 @@ fn who_waits_is_answered_in_time_though_redis_hangs() {
     assert!(node.clock.instant() - before < command_timeout / 2, "it waited for Redis");
     assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
     assert_eq!(status.published, Some(false));
-    assert!(node.bus.inner.awaited().is_empty(), "nobody waits any more");
+    assert!(node.bus.inner.purge_waiters().is_empty(), "nobody waits any more");
 }
 
 #[test]
@@ -594,7 +595,7 @@ fn more_who_wait_than_there_are_places_are_told_at_once_what_is_known() {
     let (_kept, nodes) = fleet(&redis, &["a"]);
     redis.command(&["HSET", "{skerry:purge}:nodes", "b", "99999999999999 {}"]);
     until("they have met", || nodes[0].bus.members().len() == 2);
-    let all_places = nodes[0].bus.inner.waiting.try_acquire_many(WAITING_MAX as u32).unwrap();
+    let all_places = nodes[0].bus.inner.wait_permits.try_acquire_many(WAITING_MAX as u32).unwrap();
     let (_, status) = nodes[0].purge("https://x/1", Wait::All);
     assert!(!status.is_enough(Wait::All));
     assert_eq!(nodes[0].metrics.total(Metric::BusWaitsRefused, 0), 1);
@@ -652,7 +653,7 @@ fn two_nodes_of_one_name_are_never_taken_for_one() {
     until("it is noticed, and no purge is complete", || {
         let (_, status) = nodes[0].try_purge("https://x/1", Wait::All, wait).unwrap();
         let names: Vec<&String> = status.nodes.keys().collect();
-        names == ["a", "b", "b (another of this name)"] && !status.is_enough(Wait::All)
+        names == ["a", "b", "b (duplicate name)"] && !status.is_enough(Wait::All)
     });
     twin.kill();
     let (_, status) = nodes[0].purge("https://x/2", Wait::All);
@@ -861,10 +862,10 @@ fn soft_and_hard_travel_as_they_are() {
     nodes[0].runtime.block_on(async {
         let bus = &nodes[0].bus;
         let scopes = vec![PurgeScope::Tag("t".into())];
-        let order = PurgeOrder { scopes, kind: Soft, reason: Some("why".into()), refresh: 0 };
-        let issued = bus.purge(order, None).unwrap();
+        let request = PurgeRequest { scopes, kind: Soft, reason: Some("why".into()), refresh: 0 };
+        let purge = bus.purge(request, None).unwrap();
         let all = WaitLimit { nodes: Wait::All, timeout: LONG };
-        bus.wait(issued, all).await.unwrap();
+        bus.wait(purge, all).await.unwrap();
     });
     let met = nodes[1].bus.since(0.0, 1);
     assert_eq!(met[0].1.kind, RecordKind::Soft);
@@ -872,9 +873,9 @@ fn soft_and_hard_travel_as_they_are() {
     assert_eq!(met[0].1.reason.as_deref(), Some("why"));
 }
 
-fn order_of(url: &str) -> PurgeOrder {
+fn request_for(url: &str) -> PurgeRequest {
     let scopes = vec![PurgeScope::Url(url.into())];
-    PurgeOrder { scopes, kind: Hard, reason: None, refresh: 0 }
+    PurgeRequest { scopes, kind: Hard, reason: None, refresh: 0 }
 }
 
 const LONG: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Connections to Redis, and the few things that are said over them.
+//! Connections to Redis (one server, Sentinel or a cluster), and the commands of the purge bus.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,104 +19,110 @@ use redis::{
 use super::ledger::Receipt;
 use super::record::{EntryId, PurgeRecord, StreamHead};
 use super::settings::{RedisUrl, Settings, Topology};
-use crate::control::fleet::{HeardNode, Heartbeat, StreamPlace};
+use crate::control::fleet::{Heartbeat, NodeHeartbeat, StreamPosition};
 use crate::random::random_u64;
 
-/// How connections are made.
+/// Opens connections to Redis.
 pub(super) struct Connector {
     url: RedisUrl,
     password: Option<String>,
     certificates: Option<TlsCertificates>,
     connect_timeout: Duration,
     command_timeout: Duration,
-    keys: Arc<Keys>,
+    keys: Arc<RedisKeys>,
 }
 
-/// The names in Redis. All have one hash tag, so that a cluster keeps them together.
-pub(super) struct Keys {
+/// Names of the keys and channels in Redis. All have the same hash tag, so that they are on one node of
+/// a cluster.
+pub(super) struct RedisKeys {
     state: String,
     stream: String,
     nodes: String,
     receipts: String,
-    /// The channel of records.
+    /// Channel of the wake-ups.
     pub wake: String,
-    /// The channel of one node's receipts, without the node's name.
+    /// Channel of the receipts for a node, without the node's name at its end.
     pub receipts_to: String,
 }
 
-/// What takes messages from subscriptions; called on the connection's task, must not wait.
-pub(super) type OnMessage = Box<dyn Fn(String, Bytes) + Send + Sync>;
+/// Handles a message of a subscription (channel, payload). Called on the connection's task: it must
+/// not wait.
+pub(super) type MessageHandler = Box<dyn Fn(String, Bytes) + Send + Sync>;
 
-/// One connection. Clones share it.
+/// A connection to Redis. Clones share it.
 #[derive(Clone)]
-pub(super) struct Link {
-    connection: Connection,
-    keys: Arc<Keys>,
+pub(super) struct RedisConnection {
+    kind: ConnectionKind,
+    keys: Arc<RedisKeys>,
 }
 
 #[derive(Clone)]
-enum Connection {
+enum ConnectionKind {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
-/// What Redis says at a heartbeat.
-pub(super) struct Beat {
+/// The reply of Redis to a heartbeat.
+pub(super) struct HeartbeatReply {
+    /// The stream's last entry.
     pub head: StreamHead,
-    /// What was last said under this node's name: by itself, or by another of that name.
-    pub before: Heartbeat,
-    /// All nodes that Redis knows.
-    pub nodes: Vec<HeardNode>,
+    /// The heartbeat that this one replaced: of this node, or of another node with its name.
+    pub previous: Heartbeat,
+    /// The last heartbeats of all nodes.
+    pub nodes: Vec<NodeHeartbeat>,
 }
 
-/// What Redis has kept of a purge.
+/// The receipts of a purge in Redis.
 #[derive(Debug, Default)]
-pub(super) struct Receipts {
-    /// Where it stands in the stream.
-    pub place: Option<StreamPlace>,
-    /// Of each node.
+pub(super) struct StoredReceipts {
+    /// The purge's position in the stream.
+    pub position: Option<StreamPosition>,
+    /// Receipts by node name.
     pub receipts: BTreeMap<String, Receipt>,
 }
 
-impl Receipts {
+impl StoredReceipts {
     pub(super) fn is_empty(&self) -> bool {
-        self.place.is_none() && self.receipts.is_empty()
+        self.position.is_none() && self.receipts.is_empty()
     }
 }
 
-/// A purge on its way to Redis.
-pub(super) struct Outgoing {
-    /// `None`: it can't be read, which whoever reads it will find.
+/// A purge to publish.
+pub(super) struct PurgeMessage {
+    /// Id of the purge. `None`: the record cannot be parsed; nodes that read it soft-purge everything.
     pub id: Option<String>,
-    /// [`PurgeRecord`] as it is published.
+    /// The encoded [`PurgeRecord`].
     pub record: Bytes,
 }
 
-/// One entry of the stream.
-pub(super) struct Entry {
+/// An entry of the purge stream.
+pub(super) struct StreamEntry {
     pub id: EntryId,
     pub epoch: String,
     pub number: u64,
-    /// The id of the entry before it, when it was appended.
+    /// Id of the entry before it, as of the time when it was appended.
     pub previous: Option<EntryId>,
-    /// `None`: a form that this version doesn't know.
+    /// `None`: a format that this version does not know.
     pub record: Option<PurgeRecord>,
-    /// Its length in the stream.
+    /// Length of the encoded record.
     pub record_bytes: usize,
 }
 
-/// A receipt on its way to Redis.
+/// A receipt to send.
 pub(super) struct ReceiptMessage {
     /// The purge's id.
     pub id: String,
-    /// The node that was asked for the purge.
+    /// The node that received the purge request.
     pub to: String,
-    /// [`super::Receipt`] as text.
+    /// The encoded [`super::Receipt`].
     pub text: String,
 }
 
 impl Connector {
-    /// Reads the files that the settings name.
+    /// Reads the password and certificate files.
+    ///
+    /// # Errors
+    /// A file cannot be read.
     pub(super) fn new(settings: &Settings, url: &RedisUrl) -> std::io::Result<Self> {
         let password = match &settings.password_file {
             Some(path) => Some(std::fs::read_to_string(path)?.trim_end().to_owned()),
@@ -131,33 +137,33 @@ impl Connector {
             certificates,
             connect_timeout: settings.connect_timeout,
             command_timeout: settings.command_timeout,
-            keys: Arc::new(Keys::new(&settings.prefix)),
+            keys: Arc::new(RedisKeys::new(&settings.prefix)),
         })
     }
 
-    pub(super) fn keys(&self) -> &Keys {
+    pub(super) fn keys(&self) -> &RedisKeys {
         &self.keys
     }
 
-    /// A connection on which a command may take `block` longer than usual.
+    /// Opens a connection. A command may take `block` longer than `command_timeout`.
     pub(super) async fn connect(
         &self,
         block: Duration,
-        on_message: Option<OnMessage>,
-    ) -> RedisResult<Link> {
+        on_message: Option<MessageHandler>,
+    ) -> RedisResult<RedisConnection> {
         let response_timeout = self.command_timeout + block;
-        let connecting = self.connection(response_timeout, on_message);
-        // Looking for a primary through several sentinels has no limit of its own.
+        let connecting = self.connect_to_topology(response_timeout, on_message);
+        // The search for a primary through several sentinels has no timeout of its own.
         let connected = tokio::time::timeout(2 * self.connect_timeout, connecting).await;
-        let connection = connected.map_err(|_| timed_out())??;
-        Ok(Link { connection, keys: self.keys.clone() })
+        let kind = connected.map_err(|_| timed_out())??;
+        Ok(RedisConnection { kind, keys: self.keys.clone() })
     }
 
-    async fn connection(
+    async fn connect_to_topology(
         &self,
         response_timeout: Duration,
-        on_message: Option<OnMessage>,
-    ) -> RedisResult<Connection> {
+        on_message: Option<MessageHandler>,
+    ) -> RedisResult<ConnectionKind> {
         let push = on_message.map(|on_message| {
             move |push: PushInfo| {
                 if let Some((channel, payload)) = message(push) {
@@ -187,7 +193,7 @@ impl Connector {
             if let Some(push) = push {
                 client = client.push_sender(push);
             }
-            return client.build()?.get_async_connection().await.map(Connection::Cluster);
+            return client.build()?.get_async_connection().await.map(ConnectionKind::Cluster);
         }
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout))
@@ -199,7 +205,10 @@ impl Connector {
             Topology::Sentinel { service } => self.sentinel(service)?.async_get_client().await?,
             _ => self.single()?,
         };
-        client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+            .map(ConnectionKind::Single)
     }
 
     fn single(&self) -> RedisResult<Client> {
@@ -260,7 +269,7 @@ impl Connector {
     }
 }
 
-impl Keys {
+impl RedisKeys {
     fn new(prefix: &str) -> Self {
         let name = |what: &str| format!("{{{prefix}:purge}}:{what}");
         Self {
@@ -278,16 +287,16 @@ impl Keys {
     }
 }
 
-impl Link {
-    /// Teaches Redis the scripts, so that they can be called by their names.
+impl RedisConnection {
+    /// Loads the scripts into Redis, so that EVALSHA can call them.
     pub(super) async fn load_scripts(&mut self) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
-        for script in [PUBLISH, BEAT, RENAME] {
+        for script in [PUBLISH, HEARTBEAT, RENAME] {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(script).ignore();
         }
-        if let Connection::Cluster(_) = self.connection {
-            // A cluster's client sends this to every primary only when it stands alone.
-            for script in [PUBLISH, BEAT, RENAME] {
+        if let ConnectionKind::Cluster(_) = self.kind {
+            // The cluster client sends SCRIPT LOAD to every primary only outside a pipeline.
+            for script in [PUBLISH, HEARTBEAT, RENAME] {
                 let mut load = redis::cmd("SCRIPT");
                 load.arg("LOAD").arg(script);
                 load.query_async::<Value>(self).await?;
@@ -297,16 +306,16 @@ impl Link {
         pipeline.exec_async(self).await
     }
 
-    /// Appends records to the stream, in this order, each with a wake-up that carries it.
+    /// Appends records to the stream, in this order, and sends each to all nodes as a wake-up.
     pub(super) async fn publish(
         &mut self,
-        purges: &[Outgoing],
+        purges: &[PurgeMessage],
         retention: Duration,
         receipts_kept: Duration,
     ) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
-        for Outgoing { id, record } in purges {
-            let wakes = if record.len() <= WAKE_BYTES_MAX { &**record } else { b"" };
+        for PurgeMessage { id, record } in purges {
+            let wake_up = if record.len() <= WAKE_BYTES_MAX { &**record } else { b"" };
             let receipts = self.keys.receipts_of(id.as_deref().unwrap_or_default());
             pipeline
                 .cmd("EVALSHA")
@@ -319,60 +328,64 @@ impl Link {
                 .arg(retention.as_millis() as u64)
                 .arg(&self.keys.wake)
                 .arg(&**record)
-                .arg(wakes)
-                .arg(PLACE)
+                .arg(wake_up)
+                .arg(POSITION_FIELD)
                 .arg(receipts_kept.as_secs().max(1))
                 .ignore();
         }
         pipeline.exec_async(self).await
     }
 
-    /// Leaves the heartbeat of node `name`; learns the stream's head and the other nodes'
-    /// heartbeats.
-    pub(super) async fn beat(&mut self, name: &str, heartbeat: &Heartbeat) -> RedisResult<Beat> {
+    /// Stores the heartbeat of node `name`, and reads the stream's head and the heartbeats of all
+    /// nodes.
+    pub(super) async fn exchange_heartbeat(
+        &mut self,
+        name: &str,
+        heartbeat: &Heartbeat,
+    ) -> RedisResult<HeartbeatReply> {
         let mut command = redis::cmd("EVALSHA");
         command
-            .arg(sha1(BEAT))
+            .arg(sha1(HEARTBEAT))
             .arg(2)
             .arg(&self.keys.state)
             .arg(&self.keys.nodes)
             .arg(new_epoch())
             .arg(name)
             .arg(heartbeat.to_text());
-        type Answer = (String, u64, String, u64, String, Vec<(String, String)>);
-        let (epoch, number, id, now, before, nodes): Answer = command.query_async(self).await?;
+        type Reply = (String, u64, String, u64, String, Vec<(String, String)>);
+        let (epoch, number, id, now, previous, nodes): Reply = command.query_async(self).await?;
         let head = StreamHead { epoch, number, id: parse_id(&id)? };
-        // Milliseconds since 1970, and the heartbeat.
+        // `MILLISECONDS-SINCE-1970 HEARTBEAT`
         let parse = |text: &str| {
             let (at_ms, heartbeat) = text.split_once(' ').unwrap_or((text, ""));
             (at_ms.parse().unwrap_or_default(), Heartbeat::parse(heartbeat))
         };
         let nodes = nodes.into_iter().map(|(node, text)| {
             let (at_ms, heartbeat): (u64, _) = parse(&text);
-            HeardNode { node, at_ms, ago_ms: now.saturating_sub(at_ms), heartbeat }
+            NodeHeartbeat { node, at_ms, age_ms: now.saturating_sub(at_ms), heartbeat }
         });
-        Ok(Beat { head, before: parse(&before).1, nodes: nodes.collect() })
+        Ok(HeartbeatReply { head, previous: parse(&previous).1, nodes: nodes.collect() })
     }
 
-    /// Takes a node out of the fleet.
-    pub(super) async fn leave(&mut self, node: &str) -> RedisResult<()> {
+    /// Removes a node from the fleet.
+    pub(super) async fn remove_node(&mut self, node: &str) -> RedisResult<()> {
         redis::cmd("HDEL").arg(&self.keys.nodes).arg(node).exec_async(self).await
     }
 
-    /// Gives the history another name, unless somebody has just done so.
+    /// Gives the stream a new epoch, unless another node has just done so. Returns the epoch.
     pub(super) async fn rename_epoch(&mut self, known: &str) -> RedisResult<String> {
         let mut command = redis::cmd("EVALSHA");
         command.arg(sha1(RENAME)).arg(1).arg(&self.keys.state).arg(known).arg(new_epoch());
         command.query_async(self).await
     }
 
-    /// Up to `count` entries after `id`; waits up to `block` for one.
+    /// Reads up to `count` entries after `id`. Waits up to `block` for the first.
     pub(super) async fn read(
         &mut self,
         id: EntryId,
         count: usize,
         block: Duration,
-    ) -> RedisResult<Vec<Entry>> {
+    ) -> RedisResult<Vec<StreamEntry>> {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(count).arg("BLOCK").arg(block.as_millis().max(1) as u64);
         command.arg("STREAMS").arg(&self.keys.stream).arg(id.to_string());
@@ -381,10 +394,11 @@ impl Link {
         entries.map(|entry| parse_entry(&entry)).collect()
     }
 
+    /// Subscribes to channels.
     pub(super) async fn subscribe(&mut self, channels: &[&str]) -> RedisResult<()> {
-        match &mut self.connection {
-            Connection::Single(connection) => connection.subscribe(channels).await,
-            Connection::Cluster(connection) => connection.subscribe(channels).await,
+        match &mut self.kind {
+            ConnectionKind::Single(connection) => connection.subscribe(channels).await,
+            ConnectionKind::Cluster(connection) => connection.subscribe(channels).await,
         }
     }
 
@@ -392,8 +406,8 @@ impl Link {
         redis::cmd("PING").exec_async(self).await
     }
 
-    /// Leaves receipts of node `name`, and tells those who wait for them.
-    pub(super) async fn leave_receipts(
+    /// Stores receipts of node `name` for `kept`, and sends each to the node that waits for it.
+    pub(super) async fn store_receipts(
         &mut self,
         name: &str,
         receipts: &[ReceiptMessage],
@@ -411,15 +425,15 @@ impl Link {
         pipeline.exec_async(self).await
     }
 
-    /// What is kept of a purge.
-    pub(super) async fn receipts(&mut self, id: &str) -> RedisResult<Receipts> {
+    /// Reads the receipts of a purge.
+    pub(super) async fn fetch_receipts(&mut self, id: &str) -> RedisResult<StoredReceipts> {
         let key = self.keys.receipts_of(id);
         let fields: Vec<(String, String)> =
             redis::cmd("HGETALL").arg(key).query_async(self).await?;
-        let mut found = Receipts::default();
+        let mut found = StoredReceipts::default();
         for (name, text) in fields {
-            if name == PLACE {
-                found.place = parse_place(&text);
+            if name == POSITION_FIELD {
+                found.position = parse_position(&text);
             } else if let Some(receipt) = Receipt::parse(&text) {
                 found.receipts.insert(name, receipt);
             }
@@ -428,11 +442,11 @@ impl Link {
     }
 }
 
-impl ConnectionLike for Link {
+impl ConnectionLike for RedisConnection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        match &mut self.connection {
-            Connection::Single(connection) => connection.req_packed_command(command),
-            Connection::Cluster(connection) => connection.req_packed_command(command),
+        match &mut self.kind {
+            ConnectionKind::Single(connection) => connection.req_packed_command(command),
+            ConnectionKind::Cluster(connection) => connection.req_packed_command(command),
         }
     }
 
@@ -442,20 +456,21 @@ impl ConnectionLike for Link {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        match &mut self.connection {
-            Connection::Single(link) => link.req_packed_commands(pipeline, offset, count),
-            Connection::Cluster(link) => link.req_packed_commands(pipeline, offset, count),
+        match &mut self.kind {
+            ConnectionKind::Single(link) => link.req_packed_commands(pipeline, offset, count),
+            ConnectionKind::Cluster(link) => link.req_packed_commands(pipeline, offset, count),
         }
     }
 
     fn get_db(&self) -> i64 {
-        match &self.connection {
-            Connection::Single(connection) => connection.get_db(),
-            Connection::Cluster(connection) => connection.get_db(),
+        match &self.kind {
+            ConnectionKind::Single(connection) => connection.get_db(),
+            ConnectionKind::Cluster(connection) => connection.get_db(),
         }
     }
 }
 
+/// The channel and payload of a message; `None` for other pushes.
 fn message(push: PushInfo) -> Option<(String, Bytes)> {
     if push.kind != redis::PushKind::Message {
         return None;
@@ -469,12 +484,12 @@ fn message(push: PushInfo) -> Option<(String, Bytes)> {
     }
 }
 
-fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<Entry> {
+fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<StreamEntry> {
     let epoch: Option<String> = entry.get("e");
     let number: Option<u64> = entry.get("n");
     let record: Option<Vec<u8>> = entry.get("r");
     let previous: Option<String> = entry.get("p");
-    Ok(Entry {
+    Ok(StreamEntry {
         id: parse_id(&entry.id)?,
         epoch: epoch.unwrap_or_default(),
         number: number.unwrap_or_default(),
@@ -484,9 +499,9 @@ fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<Entry> {
     })
 }
 
-fn parse_place(text: &str) -> Option<StreamPlace> {
+fn parse_position(text: &str) -> Option<StreamPosition> {
     let (epoch, number) = text.split_once(' ')?;
-    Some((epoch.to_owned(), number.parse().ok()?))
+    Some(StreamPosition { epoch: epoch.to_owned(), number: number.parse().ok()? })
 }
 
 fn parse_id(text: &str) -> RedisResult<EntryId> {
@@ -501,26 +516,27 @@ fn timed_out() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
-/// A pipeline's error names each of its hundred commands.
-pub(super) fn brief(error: &RedisError) -> String {
-    let told = error.to_string();
-    match told.char_indices().nth(TOLD_CHARS_MAX) {
-        Some((at, _)) => format!("{}…", &told[..at]),
-        None => told,
+/// The error as text, truncated: the error of a pipeline lists each of its commands.
+pub(super) fn shortened(error: &RedisError) -> String {
+    let text = error.to_string();
+    match text.char_indices().nth(ERROR_CHARS_MAX) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
     }
 }
 
-/// A name for a history, in case that there is none yet.
+/// A random epoch, which a script uses if the stream has none.
 fn new_epoch() -> String {
     format!("{:016x}", random_u64())
 }
 
-/// The name that Redis gives a script.
+/// The hash by which EVALSHA calls a script.
 fn sha1(script: &str) -> String {
     redis::Script::new(script).get_hash().to_owned()
 }
 
-/// Appends, numbers, trims, wakes, and notes the place beside the receipts, in one step.
+/// In one atomic step: numbers the record, appends it, trims the stream, stores the record's position
+/// with the receipts, and publishes the wake-up.
 const PUBLISH: &str = "\
 local state, stream, receipts = KEYS[1], KEYS[2], KEYS[3]
 local epoch = redis.call('HGET', state, 'epoch')
@@ -541,9 +557,9 @@ redis.call('PUBLISH', ARGV[3], ARGV[5])
 return id
 ";
 
-/// Notes that a node is there; answers the stream's head, the time, what was last said under the
-/// node's name, and all nodes.
-const BEAT: &str = "\
+/// Stores a heartbeat. Returns the stream's head, the time, the previous heartbeat under the node's name,
+/// and the heartbeats of all nodes.
+const HEARTBEAT: &str = "\
 local state, nodes = KEYS[1], KEYS[2]
 local epoch = redis.call('HGET', state, 'epoch')
 if not epoch then
@@ -561,6 +577,7 @@ for at = 1, #flat, 2 do all[#all + 1] = {flat[at], flat[at + 1]} end
 return {epoch, number, id, now, before, all}
 ";
 
+/// Replaces the epoch if it is still the given one. Returns the epoch.
 const RENAME: &str = "\
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if epoch == ARGV[1] then
@@ -570,9 +587,9 @@ end
 return epoch
 ";
 
-/// Where a purge stands in the stream, as a field beside the receipts; no node can be called so.
-const PLACE: &str = "@place";
-const TOLD_CHARS_MAX: usize = 200;
-/// A longer record wakes nobody: Redis cuts off subscribers that it has to buffer much for.
-/// The readers of the stream have it at once anyway.
+/// Field with a purge's position in the stream, beside the receipts. A node name cannot begin with `@`.
+const POSITION_FIELD: &str = "@place";
+const ERROR_CHARS_MAX: usize = 200;
+/// A longer record is not sent as a wake-up, because Redis disconnects subscribers with large output
+/// buffers. Nodes read it from the stream, which wakes their readers too.
 const WAKE_BYTES_MAX: usize = 64 << 10;

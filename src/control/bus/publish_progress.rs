@@ -1,0 +1,73 @@
+//! How much of this node's outbox was published to the stream.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::connection::PurgeMessage;
+
+/// The published part of the outbox. A message leaves the outbox when it was read back from the
+/// stream, not when it was published.
+#[derive(Debug, Default)]
+pub(super) struct PublishProgress {
+    /// Number of the first message that was not published.
+    next: u64,
+    /// Incremented when the whole outbox must be published again.
+    generation: u64,
+    /// Ids of published messages, and their numbers in the outbox.
+    in_flight: HashMap<String, u64>,
+}
+
+impl PublishProgress {
+    /// Where publishing continues.
+    pub(super) fn position(&self) -> OutboxPosition {
+        OutboxPosition { next: self.next, generation: self.generation }
+    }
+
+    /// Remembers that these messages are about to be published, and prepares them for Redis.
+    pub(super) fn start(&mut self, messages: Vec<(u64, Bytes)>) -> Vec<PurgeMessage> {
+        let start = |(number, record): (u64, Bytes)| {
+            let id = id_of(&record);
+            self.in_flight.extend(id.clone().map(|id| (id, number)));
+            PurgeMessage { id, record }
+        };
+        messages.into_iter().map(start).collect()
+    }
+
+    /// Redis has taken all messages before `position.next`. Ignored if the outbox must be published
+    /// again since.
+    pub(super) fn confirm(&mut self, position: OutboxPosition) {
+        if position.generation == self.generation {
+            self.next = position.next;
+        }
+    }
+
+    /// Redis has lost messages: publishes again all that are still in the outbox.
+    pub(super) fn restart(&mut self) {
+        self.next = 0;
+        self.generation += 1;
+    }
+
+    /// Forgets these purges, which were read from the stream. Returns their numbers in the outbox.
+    pub(super) fn take_read_back<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<u64> {
+        ids.filter_map(|id| self.in_flight.remove(id)).collect()
+    }
+}
+
+/// A position in the outbox; positions of another generation are no longer valid.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OutboxPosition {
+    /// Number of the next message to publish.
+    pub next: u64,
+    /// See [`PublishProgress::restart`].
+    pub generation: u64,
+}
+
+fn id_of(message: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct RecordId {
+        id: String,
+    }
+    serde_json::from_slice::<RecordId>(message).ok().map(|record| record.id)
+}
