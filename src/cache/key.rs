@@ -73,7 +73,7 @@ impl CacheKey {
 
 /// The hash under which a response is stored: that of its key, or, if it varies, of its key and the
 /// canonical values of its selecting fields.
-pub(super) fn variant_hash(key: &str, values: &str) -> KeyHash {
+pub(crate) fn variant_hash(key: &str, values: &str) -> KeyHash {
     match values.is_empty() {
         true => KeyHash::of(key.as_bytes()),
         false => KeyHash::of(format!("{key}\n\n{values}").as_bytes()),

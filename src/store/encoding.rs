@@ -343,7 +343,7 @@ const VERSION: u8 = 2;
 const HEAD: u8 = 1;
 const VARIANTS: u8 = 2;
 const SLICE: u8 = 3;
-const START_BYTES: usize = 6;
+pub(super) const START_BYTES: usize = 6;
 /// Enough for a head with an inline body, its fields and tags. Bounds the allocation for a damaged
 /// length.
 const PAYLOAD_MAX: u32 = 8 << 20;

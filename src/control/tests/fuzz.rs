@@ -5,15 +5,15 @@ use http::Uri;
 use serde_json::{Value, json};
 
 use super::http::{check_parameters, parameter, percent_decode};
-use super::purge_order::{
-    Names, PurgeOrder, REASON_CHARS_MAX, REFRESH_MAX, SCOPE_BYTES_MAX, SCOPES_MAX,
+use super::purge_request::{
+    SiteLookup, PurgeRequest, REASON_CHARS_MAX, REFRESH_MAX, SCOPE_BYTES_MAX, SCOPES_MAX,
 };
 use super::sitemap;
 use crate::cache::{PurgeKind, PurgeScope};
 
 struct AnyName;
 
-impl Names for AnyName {
+impl SiteLookup for AnyName {
     fn canonical_url(&self, uri: &Uri) -> Result<String, String> {
         Ok(uri.to_string())
     }
@@ -26,7 +26,7 @@ impl Names for AnyName {
 /// A purge that is accepted stays within its limits, and is the same purge when it is ordered again
 /// by the keys that it names.
 pub(crate) fn admin_purge(data: &[u8]) {
-    let Ok(order) = PurgeOrder::parse(data, &AnyName) else { return };
+    let Ok(order) = PurgeRequest::parse(data, &AnyName) else { return };
     assert!(serde_json::from_slice::<Value>(data).is_ok_and(|value| value.is_object()));
     assert!(!order.scopes.is_empty() && order.scopes.len() <= 2 * SCOPES_MAX + 8);
     assert!(order.refresh <= REFRESH_MAX);
@@ -62,7 +62,7 @@ pub(crate) fn admin_purge(data: &[u8]) {
     }
     if urls.iter().all(|url| url.len() <= SCOPE_BYTES_MAX) && urls.len() + tags.len() <= SCOPES_MAX
     {
-        assert_eq!(PurgeOrder::parse(again.to_string().as_bytes(), &AnyName), Ok(order));
+        assert_eq!(PurgeRequest::parse(again.to_string().as_bytes(), &AnyName), Ok(order));
     }
 }
 
@@ -114,7 +114,7 @@ fn decode_simply(text: &str) -> Option<String> {
 /// A sitemap lists no more than it holds, and what it lists is listed again by the sitemap that is
 /// made of it.
 pub(crate) fn sitemap(data: &[u8]) {
-    let Ok(text) = sitemap::text_of(Bytes::copy_from_slice(data)) else { return };
+    let Ok(text) = sitemap::decode(Bytes::copy_from_slice(data)) else { return };
     let Ok((locations, is_index)) = sitemap::locations(&text) else { return };
     assert!(locations.iter().map(String::len).sum::<usize>() <= text.len());
     let escaped = locations.iter().map(|location| {

@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use foyer::Code;
 
-use super::blocks::{Blocks, Entry, Read};
+use super::blocks::{Blocks, EntryRead, NewEntry};
 use super::encoding::START_BYTES;
-use super::record::{Piece, PieceHasher, PieceKey, Record};
-use super::space::DiskReserve;
-use crate::cache::vary::variant_hash;
+use super::piece::Piece;
+use super::piece_key::{PieceHasher, PieceKey};
+use super::record::Record;
+use super::settings::DiskReserve;
+use crate::cache::key::variant_hash;
 
 /// A record that is understood is written in one way, which is understood as the same; it says
 /// nothing about a body that it does not have; and it takes no more memory than its bytes account
@@ -26,13 +27,13 @@ pub(crate) fn disk_record(data: &[u8]) {
     if kind == 1 {
         fit_hash(&mut value);
     }
-    let piece = Piece::of_value(value.clone().into());
+    let piece = Piece::decode(value.clone().into());
     if matches!(piece, Piece::Unknown) {
         return;
     }
-    assert!(piece.estimated_size() <= 192 + START_BYTES + 64 * value.len());
+    assert!(piece.weight() <= 192 + START_BYTES + 64 * value.len());
     let encoded = encode(&piece);
-    let again = Piece::of_value(encoded.clone().into());
+    let again = Piece::decode(encoded.clone().into());
     assert!(!matches!(again, Piece::Unknown), "it is not understood when it is written again");
     assert_eq!(encode(&again), encoded);
     if let (Some(ours), Some(theirs)) = (comparable(&encoded), comparable(&value)) {
@@ -58,7 +59,7 @@ pub(crate) fn disk_record(data: &[u8]) {
     }
     for cut in [1, value.len() / 2] {
         value.truncate(value.len() - cut);
-        assert!(matches!(Piece::of_value(value.clone().into()), Piece::Unknown));
+        assert!(matches!(Piece::decode(value.clone().into()), Piece::Unknown));
     }
 }
 
@@ -96,7 +97,7 @@ fn comparable(value: &[u8]) -> Option<Vec<u8>> {
 
 fn encode(piece: &Piece) -> Vec<u8> {
     let mut bytes = Vec::new();
-    piece.encode(&mut bytes).expect("a buffer takes all");
+    piece.encode(&mut bytes);
     bytes
 }
 
@@ -146,14 +147,14 @@ static WRITTEN: LazyLock<(File, PathBuf, Vec<u8>)> = LazyLock::new(|| {
 fn write(blocks: &Blocks, number: u128) {
     let (key, piece) = (PieceKey::new(number, 1), Piece::slice(bytes_of(number), true, None));
     let hash = PieceHasher.hash_one(key);
-    blocks.write(&[Entry { hash, key: &key, piece: &piece }]).expect("room");
+    blocks.write(&[NewEntry { hash, key: &key, piece: &piece }]).expect("room");
 }
 
 fn read(blocks: &Blocks, number: u128) -> Option<Bytes> {
     let key = PieceKey::new(number, 1);
-    let place = blocks.place(PieceHasher.hash_one(key))?;
-    let Ok(Read::Entry(found, value)) = blocks.read(place) else { return None };
-    match Piece::of_value(value) {
+    let location = blocks.locate(PieceHasher.hash_one(key))?;
+    let Ok(EntryRead::Found(found, value)) = blocks.read(location) else { return None };
+    match Piece::decode(value) {
         Piece::Slice(slice) if found == key => Some(slice.bytes),
         _ => None,
     }

@@ -1,6 +1,6 @@
 //! Fuzz target: what comes over the bus.
 
-use super::record::{Position, PurgeRecord};
+use super::record::{StreamCursor, PurgeRecord};
 
 /// A record that is understood is written and read without a change, and what lists show of its
 /// scopes is bounded. So is a position.
@@ -13,7 +13,7 @@ pub(crate) fn bus_record(data: &[u8]) {
             assert!(shown.chars().count() <= 16 * 300, "{shown}");
         }
     }
-    if let Some(position) = Position::parse(data) {
-        assert_eq!(Position::parse(&position.to_bytes()), Some(position));
+    if let Some(position) = StreamCursor::parse(data) {
+        assert_eq!(StreamCursor::parse(&position.to_bytes()), Some(position));
     }
 }
