@@ -294,7 +294,7 @@ impl Visit {
                 return answered_here(answer::redirect(redirect, &self.query().facts()));
             }
             Action::Fixed(fixed) => return answered_here(answer::fixed(fixed)),
-            Action::Pass(_) => {}
+            Action::Forward(_) => {}
         }
         if let Some(reply) = self.reply_of_last_recipient() {
             return answered_here(reply);

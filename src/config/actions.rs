@@ -14,7 +14,7 @@ use super::mistakes::suggestion;
 use super::reader::{Reader, Section};
 use super::values::{Value, text};
 use crate::guard::normal_path;
-use crate::route::{Action, Fixed, Pass, Redirect, Rewrite, Template};
+use crate::route::{Action, Fixed, Forward, Redirect, Rewrite, Template};
 
 /// Reads actions, which may name these pools.
 pub(super) struct Actions<'a> {
@@ -23,52 +23,56 @@ pub(super) struct Actions<'a> {
 
 impl Actions<'_> {
     /// The action of a site or rule; `None` if it sets none and inherits none.
-    pub(super) fn read(&self, section: &Section<'_>, inherited: Option<&Pass>) -> Option<Action> {
-        let pass = self.pass(section, inherited);
+    pub(super) fn read(
+        &self,
+        section: &Section<'_>,
+        inherited: Option<&Forward>,
+    ) -> Option<Action> {
+        let forward = self.forward(section, inherited);
         let redirect = read_redirect(&section.section("redirect"));
         let fixed = read_fixed(&section.section("respond"));
         let own = [section.has("pool"), section.has("redirect"), section.has("respond")];
         if own.into_iter().filter(|own| *own).count() > 1 {
             section.mistake("", "only one of \"pool\", \"redirect\" and \"respond\" can be set");
         }
-        redirect.map(Action::Redirect).or(fixed.map(Action::Fixed)).or(pass.map(Action::Pass))
+        redirect.map(Action::Redirect).or(fixed.map(Action::Fixed)).or(forward.map(Action::Forward))
     }
 
-    fn pass(&self, section: &Section<'_>, inherited: Option<&Pass>) -> Option<Pass> {
+    fn forward(&self, section: &Section<'_>, inherited: Option<&Forward>) -> Option<Forward> {
         let only = self.only_pool();
-        let mut pass = inherited.or(only.as_ref()).cloned().unwrap_or_else(|| Pass {
+        let mut forward = inherited.or(only.as_ref()).cloned().unwrap_or_else(|| Forward {
             pool: "".into(),
             by_country: Vec::new(),
             by_continent: Vec::new(),
             rewrite: Rewrite::default(),
         });
-        if section.read("pool", &mut pass.pool) {
-            self.check_pool(section, "pool", &pass.pool);
+        if section.read("pool", &mut forward.pool) {
+            self.check_pool(section, "pool", &forward.pool);
         }
         let countries = section.section("pools_by_country");
         self.read_places(
             &countries,
-            &mut pass.by_country,
+            &mut forward.by_country,
             "a country's two-letter code (ISO 3166-1)",
         );
         let continents = section.section("pools_by_continent");
         let expected = "a continent: AF, AN, AS, EU, NA, OC or SA";
-        self.read_places(&continents, &mut pass.by_continent, expected);
+        self.read_places(&continents, &mut forward.by_continent, expected);
         for (name, prefix) in [
-            ("strip_prefix", &mut pass.rewrite.strip_prefix),
-            ("add_prefix", &mut pass.rewrite.add_prefix),
+            ("strip_prefix", &mut forward.rewrite.strip_prefix),
+            ("add_prefix", &mut forward.rewrite.add_prefix),
         ] {
             let mut written = Prefix(prefix.clone());
             section.read(name, &mut written);
             *prefix = written.0;
         }
-        if pass.pool.is_empty() {
+        if forward.pool.is_empty() {
             if countries.is_written() || continents.is_written() {
                 section.mistake("", "\"pools_by_country\" and \"pools_by_continent\" need a \"pool\" for all other places");
             }
             return None;
         }
-        Some(pass)
+        Some(forward)
     }
 
     fn read_places<P>(&self, section: &Section<'_>, places: &mut Vec<(P, Arc<str>)>, expected: &str)
@@ -102,9 +106,9 @@ impl Actions<'_> {
     }
 
     /// The only pool, which sites use without naming it.
-    pub(super) fn only_pool(&self) -> Option<Pass> {
+    pub(super) fn only_pool(&self) -> Option<Forward> {
         let [pool] = self.pools else { return None };
-        Some(Pass {
+        Some(Forward {
             pool: pool.clone(),
             by_country: Vec::new(),
             by_continent: Vec::new(),
@@ -121,7 +125,7 @@ pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, pass
     let (does, inherited): (_, &[&str]) = match action {
         Some(Action::Redirect(_)) => ("redirect", &["cache", "compression", "request_fields"]),
         Some(Action::Fixed(_)) => ("respond", &["cache", "request_fields"]),
-        Some(Action::Pass(_)) | None => return,
+        Some(Action::Forward(_)) | None => return,
     };
     let inherited = inherited.iter().copied().filter(|_| !passes_on);
     for name in OF_ORIGINS.into_iter().chain(inherited).filter(|name| section.has(name)) {

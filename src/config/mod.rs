@@ -28,7 +28,7 @@ pub use rooms::NodeSettings;
 
 use crate::listen::{Listener, Transport};
 use crate::{control, fill, guard, listen, purge, respond, route, store, upstream};
-use reader::{Purpose, Reader, Section, Setting};
+use reader::{OptionValue, Purpose, Reader, Section};
 
 /// The whole configuration of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,7 +64,7 @@ pub struct Config {
     /// Problems that do not keep a node from starting.
     pub warnings: Vec<Mistake>,
     /// Every option and its value, for [`Config::changes`].
-    options: BTreeMap<String, Setting>,
+    options: BTreeMap<String, OptionValue>,
 }
 
 /// An option that a reload has changed.
@@ -181,8 +181,10 @@ impl Config {
         let names: std::collections::BTreeSet<&String> = names.collect();
         let change = |option: &String| {
             let (before, after) = (before.options.get(option), self.options.get(option));
-            let meant = |setting: Option<&Setting>| setting.map(|setting| setting.meant.clone());
-            let shown = |setting: Option<&Setting>| setting.map(|setting| setting.shown.clone());
+            let meant =
+                |setting: Option<&OptionValue>| setting.map(|setting| setting.meant.clone());
+            let shown =
+                |setting: Option<&OptionValue>| setting.map(|setting| setting.shown.clone());
             (meant(before) != meant(after)).then(|| Change {
                 option: option.clone(),
                 before: shown(before),
@@ -287,16 +289,17 @@ fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::Po
     for url in &flags.origins {
         match rooms::parse_origin(url) {
             Some(origin) => origins.push(origin),
-            None => {
-                reader.lack(format!("--origin: expected {}, found {url:?}", rooms::ORIGIN_EXPECTED))
-            }
+            None => reader.mistake_without_place(format!(
+                "--origin: expected {}, found {url:?}",
+                rooms::ORIGIN_EXPECTED
+            )),
         }
     }
     if origins.is_empty() {
         return;
     }
     if pools.iter().any(|pool| &*pool.settings.name == FLAG_POOL) {
-        reader.lack(format!(
+        reader.mistake_without_place(format!(
             "--origin adds a pool named {FLAG_POOL:?}, but the file already has one: rename it, or leave out --origin"
         ));
     }
@@ -315,7 +318,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.routes.sites.push(sites::catch_all(&FLAG_POOL.into(), config.store.object_age_max));
     }
     if config.routes.sites.is_empty() && flags.origins.is_empty() {
-        reader.lack_of_all(
+        reader.nothing_to_serve(
             "nothing to serve: give --origin URL, or a configuration file with [pools.NAME] and [sites.NAME]",
         );
     }
@@ -332,7 +335,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     }
     let knows_callers = config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
-        reader.lack(format!(
+        reader.mistake_without_place(format!(
             "admin.address: {} is not a loopback address: set \"admin.tokens\" or \"admin.tls.client_ca\"",
             config.admin.address
         ));
@@ -340,7 +343,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if let Some(url) = &flags.redis {
         match url.parse() {
             Ok(url) => config.bus.redis = Some(url),
-            Err(expected) => reader.lack(format!("--redis: {expected}")),
+            Err(expected) => reader.mistake_without_place(format!("--redis: {expected}")),
         }
         reader.record("bus.redis", &config.bus.redis);
     }
@@ -352,7 +355,8 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if let Some(workers) = flags.workers {
         let max = rooms::WORKERS_MAX;
         if !(1..=max).contains(&workers) {
-            reader.lack(format!("--workers: expected 1 to {max}, found {workers}"));
+            reader
+                .mistake_without_place(format!("--workers: expected 1 to {max}, found {workers}"));
         }
         node.workers = workers;
         reader.record("node.workers", &workers);
@@ -360,7 +364,10 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if let Some(name) = &flags.name
         && !rooms::is_plain_name(name)
     {
-        reader.lack(format!("--name: expected {}, found {name:?}", rooms::PLAIN_NAME));
+        reader.mistake_without_place(format!(
+            "--name: expected {}, found {name:?}",
+            rooms::PLAIN_NAME
+        ));
     }
     for (flag, option, target) in [
         (&flags.name, "node.name", &mut node.name),

@@ -1,6 +1,5 @@
-//! Reads a TOML file option by option. Each room reads its options by name, with their defaults;
-//! an option that no room reads is a mistake, and so is a value that does not parse. Mistakes are
-//! collected and reading continues.
+//! Reads a TOML file option by option. Each module (`store`, `cache`, …) reads its options by name. An
+//! option that no module reads is reported as unknown. Mistakes are collected and reading continues.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +14,8 @@ use toml::de::{DeTable, DeValue};
 use super::mistakes::{self, Mistake};
 use super::values::{Size, Value, found};
 
-/// The purpose of reading a configuration.
+/// Why the configuration is read. Some mistakes of a start are only warnings on a reload, such as a disk
+/// size that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// To start a node.
@@ -24,7 +24,7 @@ pub(super) enum Purpose {
     Reload,
 }
 
-/// One file and the notes made while reading it.
+/// Reads one configuration file and collects its mistakes and warnings.
 pub(super) struct Reader<'a> {
     pub purpose: Purpose,
     name: String,
@@ -45,10 +45,10 @@ pub(super) struct Notes {
     /// because the table is incomplete, and are not reported then.
     syntax_errors: usize,
     /// Reported only if there is no other mistake, because it usually follows from one.
-    lack_of_all: Option<Mistake>,
+    nothing_to_serve: Option<Mistake>,
     /// Path and value of each option, from the file or by default.
-    pub options: BTreeMap<String, Setting>,
-    /// All known options, with `*` for names.
+    pub options: BTreeMap<String, OptionValue>,
+    /// All known options, with `*` in place of user-chosen names, such as `sites.*.cache`.
     pub known: BTreeSet<String>,
     /// The known options that the file sets.
     pub written: BTreeSet<String>,
@@ -56,16 +56,16 @@ pub(super) struct Notes {
 
 /// The value of an option.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Setting {
-    /// The parsed value, for comparison: equal values are equal however they are written.
+pub(super) struct OptionValue {
+    /// The parsed value as `Debug` formats it, for comparison: `1m` and `60s` are equal.
     pub meant: String,
     /// For display: as written in the file, or the default.
     pub shown: String,
 }
 
-impl Setting {
-    /// A value that is not in the file.
-    fn unwritten(value: &impl Debug) -> Self {
+impl OptionValue {
+    /// The value as `Debug` formats it.
+    fn from_debug(value: &impl Debug) -> Self {
         let meant = format!("{value:?}");
         let bare = meant.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')'));
         let shown = match bare.unwrap_or(&meant) {
@@ -85,7 +85,7 @@ impl Notes {
         self.mistakes.sort_by_key(|(at, _)| *at);
         self.mistakes.dedup();
         if self.mistakes.is_empty() {
-            return self.lack_of_all.into_iter().collect();
+            return self.nothing_to_serve.into_iter().collect();
         }
         self.mistakes.into_iter().map(|(_, mistake)| mistake).collect()
     }
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
         for error in &errors {
             let span = error.span().unwrap_or_default();
             let message = match error.message() {
-                "duplicate key" => format!("{:?} is set twice", self.words_at(&span)),
+                "duplicate key" => format!("{:?} is set twice", self.source_text(&span)),
                 message => message.replace('\n', " "),
             };
             self.mistake(&span, message);
@@ -128,20 +128,22 @@ impl<'a> Reader<'a> {
     }
 
     fn warn(&self, span: &Range<usize>, message: String) {
+        // Without a file, warnings are about flags or defaults.
         let place = Some(mistakes::place(self.text, span)).filter(|_| !self.text.is_empty());
         let warning = Mistake { source: self.name.clone(), place, message };
         self.notes.borrow_mut().warnings.push(warning);
     }
 
-    /// Notes a mistake that has no place: something is missing.
-    pub(super) fn lack(&self, message: impl Into<String>) {
+    /// Notes a mistake that has no place in the file.
+    pub(super) fn mistake_without_place(&self, message: impl Into<String>) {
         let mistake = Mistake::without_place(&self.name, message);
         self.notes.borrow_mut().mistakes.push((None, mistake));
     }
 
-    /// Notes that there is nothing to serve; reported only if there is no other mistake.
-    pub(super) fn lack_of_all(&self, message: &str) {
-        self.notes.borrow_mut().lack_of_all = Some(Mistake::without_place(&self.name, message));
+    /// Notes that there is nothing to serve. Reported only if there is no other mistake.
+    pub(super) fn nothing_to_serve(&self, message: &str) {
+        self.notes.borrow_mut().nothing_to_serve =
+            Some(Mistake::without_place(&self.name, message));
     }
 
     /// Messages are about this option from now on.
@@ -155,7 +157,7 @@ impl<'a> Reader<'a> {
         self.mistake(&value.span(), format!("expected {expected}, found {found}"));
     }
 
-    /// A path, from where relative paths start.
+    /// Resolves a path relative to the base directory.
     pub(super) fn resolve(&self, path: &str) -> PathBuf {
         self.base.join(path)
     }
@@ -167,15 +169,15 @@ impl<'a> Reader<'a> {
 
     /// Records the value of an option that does not come from the file.
     pub(super) fn record(&self, option: &str, value: &impl Debug) {
-        self.set(option, Setting::unwritten(value));
+        self.set(option, OptionValue::from_debug(value));
     }
 
-    fn set(&self, option: &str, setting: Setting) {
+    fn set(&self, option: &str, setting: OptionValue) {
         self.notes.borrow_mut().options.insert(option.to_owned(), setting);
     }
 
     /// The source text of a span, in one line.
-    fn words_at(&self, span: &Range<usize>) -> String {
+    fn source_text(&self, span: &Range<usize>) -> String {
         let text = self.text.get(span.clone()).unwrap_or_default();
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
@@ -184,9 +186,9 @@ impl<'a> Reader<'a> {
 /// One table of the file, present or not.
 pub(super) struct Section<'a> {
     pub reader: &'a Reader<'a>,
-    /// `sites.www.cache`; empty for the whole file.
+    /// The path of the table, such as `sites.www.cache`; empty for the whole file.
     path: String,
-    /// The same with `*` for names.
+    /// The path with `*` in place of user-chosen names.
     pattern: String,
     table: Option<&'a DeTable<'a>>,
     span: Range<usize>,
@@ -266,7 +268,7 @@ impl<'a> Section<'a> {
         items.iter().enumerate().map(section).collect()
     }
 
-    /// The keys of a table whose keys are free, with their values.
+    /// The entries of a table with user-chosen keys. Marks all of its keys as known.
     pub(super) fn entries(&self) -> Vec<(&'a str, Range<usize>, &'a Spanned<DeValue<'a>>)> {
         let entries = self.table.into_iter().flatten();
         let mut entries: Vec<_> =
@@ -274,7 +276,7 @@ impl<'a> Section<'a> {
         entries.sort_by_key(|(_, span, _)| span.start);
         self.asked.borrow_mut().push(ANY);
         self.reader.at(self.path.clone());
-        self.note("", !entries.is_empty());
+        self.mark_known("", !entries.is_empty());
         entries
     }
 
@@ -282,7 +284,7 @@ impl<'a> Section<'a> {
     /// it.
     pub(super) fn read<T: Value + Debug>(&self, name: &'static str, target: &mut T) -> bool {
         let value = self.ask(name);
-        self.note(name, value.is_some());
+        self.mark_known(name, value.is_some());
         if let Some(value) = value
             && let Some(read) = T::read(value, self.reader)
         {
@@ -292,7 +294,7 @@ impl<'a> Section<'a> {
         value.is_some()
     }
 
-    /// Reads a number that has bounds.
+    /// As [`Section::read`]. A value out of bounds is a mistake, and `target` keeps its default.
     pub(super) fn read_within<T>(
         &self,
         name: &'static str,
@@ -304,7 +306,7 @@ impl<'a> Section<'a> {
         let before = *target;
         self.read(name, target);
         if !bounds.contains(target) {
-            self.mistake(name, format!("expected {}, found {target:?}", words(&bounds)));
+            self.mistake(name, format!("expected {}, found {target:?}", bounds_text(&bounds)));
             *target = before;
         }
     }
@@ -329,13 +331,13 @@ impl<'a> Section<'a> {
         *target = size.0 as usize;
     }
 
-    /// Reads an option that takes one of a few words.
+    /// Reads an option whose value is one of `words`. A default that is not among them is not recorded.
     pub(super) fn choice<T>(&self, name: &'static str, target: &mut T, words: &[(&str, T)])
     where
         T: Clone + PartialEq,
     {
         let value = self.ask(name);
-        self.note(name, value.is_some());
+        self.mark_known(name, value.is_some());
         if let Some(value) = value {
             let word = match value.get_ref() {
                 DeValue::String(word) => Some(&**word),
@@ -377,8 +379,8 @@ impl<'a> Section<'a> {
         self.reader.mistake(&span, message);
     }
 
-    /// Notes that the file that option `name` names cannot be used, unless it could not be read,
-    /// which has been noted.
+    /// Notes a mistake in the file of option `name`. Does nothing if a mistake was noted for this option,
+    /// such as a file that cannot be read.
     pub(super) fn mistake_in_file(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         let at = value.map_or(self.span(), Spanned::span);
@@ -398,33 +400,34 @@ impl<'a> Section<'a> {
     /// The raw value of an option that the caller parses itself.
     pub(super) fn raw(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         let value = self.ask(name);
-        self.note(name, value.is_some());
+        self.mark_known(name, value.is_some());
         value
     }
 
     /// Records the value of an option that the caller parses itself.
     pub(super) fn record(&self, name: &str, value: &impl Debug) {
-        let mut setting = Setting::unwritten(value);
-        // A value that `Debug` hides is a secret and must not be shown.
-        if let Some(written) = self.written_words(name).filter(|_| !setting.meant.contains("***")) {
+        let mut setting = OptionValue::from_debug(value);
+        // Types with secrets, such as the Redis URL, print them as `***` in `Debug`. Their source
+        // text must not be shown.
+        if let Some(written) = self.option_source(name).filter(|_| !setting.meant.contains("***")) {
             setting.shown = written;
         }
         self.reader.set(self.below(name, "").0.trim_end_matches('.'), setting);
     }
 
     /// The option as it is written; without a name, all of the table.
-    fn written_words(&self, name: &str) -> Option<String> {
+    fn option_source(&self, name: &str) -> Option<String> {
         let table = self.table?;
         if !name.is_empty() {
-            return Some(self.reader.words_at(&table.get(name)?.span()));
+            return Some(self.reader.source_text(&table.get(name)?.span()));
         }
         let mut entries: Vec<_> = table.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         let words = |(key, value): &(&Spanned<_>, &Spanned<_>)| {
             format!(
                 "{} = {}",
-                self.reader.words_at(&key.span()),
-                self.reader.words_at(&value.span())
+                self.reader.source_text(&key.span()),
+                self.reader.source_text(&value.span())
             )
         };
         let entries: Vec<String> = entries.iter().map(words).collect();
@@ -444,7 +447,7 @@ impl<'a> Section<'a> {
         self.reader.at(self.below(name, "").0.trim_end_matches('.').to_owned());
     }
 
-    fn note(&self, name: &str, written: bool) {
+    fn mark_known(&self, name: &str, written: bool) {
         let (_, pattern) = self.below("", name);
         let pattern = pattern.trim_end_matches('.').to_owned();
         let mut notes = self.reader.notes.borrow_mut();
@@ -471,7 +474,7 @@ impl<'a> Section<'a> {
 }
 
 impl Drop for Section<'_> {
-    /// Notes every option that no room has read as unknown.
+    /// Notes every option that no module has read as unknown.
     fn drop(&mut self) {
         let asked = self.asked.borrow();
         if asked.contains(&ANY) {
@@ -499,7 +502,7 @@ impl Drop for Section<'_> {
 }
 
 /// `1 to 100`, `at least 1`.
-fn words<T: Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
+fn bounds_text<T: Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
     use std::ops::Bound::{Excluded, Included, Unbounded};
     match (bounds.start_bound(), bounds.end_bound()) {
         (Included(low), Included(high)) => format!("{low:?} to {high:?}"),

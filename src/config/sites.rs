@@ -20,7 +20,7 @@ use super::values::{Value, text};
 use crate::control::bus::SilenceAction;
 use crate::guard;
 use crate::route::{
-    Action, HostPattern, Matches, Pass, Rewrite, RuleSettings, Settings, SiteSettings,
+    Action, Forward, HostPattern, Matches, Rewrite, RuleSettings, Settings, SiteSettings,
 };
 
 /// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools.
@@ -44,7 +44,7 @@ pub(super) fn read_sites(
     let named = root.named("sites");
     let read = named.iter().map(|(name, section)| sites.site(name, section, scope.clone()));
     let settings = Settings { sites: read.collect() };
-    for (site, rule, cover) in settings.hidden_rules() {
+    for (site, rule, cover) in settings.shadowed_rules() {
         let span = &sites.rules[&(site.name.clone(), rule.name.clone())];
         let message = format!(
             "rule {:?} never applies: the earlier rule {:?} matches every request it matches",
@@ -59,14 +59,14 @@ pub(super) fn read_sites(
 pub(super) fn catch_all(pool: &Arc<str>, object_age_max: Duration) -> SiteSettings {
     let mut scope = Scope::default();
     Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
-    let pass = Pass {
+    let forward = Forward {
         pool: pool.clone(),
         by_country: Vec::new(),
         by_continent: Vec::new(),
         rewrite: Rewrite::default(),
     };
     let name: Arc<str> = DEFAULT.into();
-    let rule = rule_of(&name, &name, Matches::default(), Action::Pass(pass), scope);
+    let rule = rule_of(&name, &name, Matches::default(), Action::Forward(forward), scope);
     SiteSettings { name, hosts: vec![HostPattern::Any], rules: vec![rule] }
 }
 
@@ -88,10 +88,10 @@ impl Sites<'_> {
         self.silences.extend(silence.map(|silence| (name.clone(), silence)));
         let own = self.actions.read(section, None);
         let inherited = match &own {
-            Some(Action::Pass(pass)) => Some(pass.clone()),
+            Some(Action::Forward(forward)) => Some(forward.clone()),
             _ => self.actions.only_pool(),
         };
-        let own = own.or_else(|| inherited.clone().map(Action::Pass));
+        let own = own.or_else(|| inherited.clone().map(Action::Forward));
         let mut rules = Vec::new();
         let listed = section.list("rules");
         check_ignored(section, own.as_ref(), !listed.is_empty());
@@ -141,7 +141,7 @@ impl Sites<'_> {
         at: usize,
         section: &Section<'_>,
         mut scope: Scope,
-        inherited: Option<Pass>,
+        inherited: Option<Forward>,
     ) -> Option<RuleSettings> {
         let mut name: Arc<str> = format!("rule-{}", at + 1).into();
         section.read("name", &mut name);

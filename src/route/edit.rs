@@ -6,19 +6,19 @@ use crate::fields::FieldsMut;
 
 use super::{Facts, Template};
 
-/// What a rule changes in a message's fields.
+/// The changes that a rule makes to the header fields of a message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct FieldEdits {
-    /// All fields of these names go.
+    /// Removes all fields with these names.
     pub remove: Vec<HeaderName>,
-    /// These take the place of all fields of their names.
+    /// Replaces all fields with these names.
     pub set: Vec<(HeaderName, Template)>,
-    /// These stand beside those that are there.
+    /// Adds these fields to those that exist.
     pub add: Vec<(HeaderName, Template)>,
 }
 
 impl FieldEdits {
-    /// Whether nothing is changed: the facts need not be gathered.
+    /// Whether there are no changes, so that the values of variables are not needed.
     pub(crate) fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
     }
@@ -29,7 +29,7 @@ impl FieldEdits {
         self.remove.iter().chain(written).any(|changed| changed == name)
     }
 
-    /// Makes the changes.
+    /// Applies the changes.
     pub(crate) fn apply(&self, fields: &mut impl FieldsMut, facts: &Facts<'_>) {
         for name in &self.remove {
             fields.remove(name);

@@ -1,32 +1,32 @@
-//! When a rule applies: path, method and place, all of which must fit.
+//! The conditions of a rule: path, method and the client's location, all of which must match.
 
 use std::fmt;
 
 use geo::{Continent, Country, Place};
 use http::Method;
 
-use super::Question;
+use super::RouteRequest;
 
 /// The conditions of one rule. An empty list is no condition.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Matches {
-    /// One of these.
+    /// The path matches one of these.
     pub paths: Vec<PathPattern>,
-    /// One of these. GET implies HEAD (RFC 9110 §9.3.2).
+    /// The method is one of these. GET implies HEAD (RFC 9110 §9.3.2).
     pub methods: Vec<Method>,
     /// The client is in one of these countries or continents.
     pub countries: Vec<Country>,
-    /// See `countries`.
+    /// See `countries`: one entry of either list must match.
     pub continents: Vec<Continent>,
 }
 
-/// A set of paths. They are compared with the normalised path, byte by byte.
+/// A pattern for paths. It is compared with the normalised path, byte by byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PathPattern {
-    /// Just this path.
+    /// Only this path.
     Exact(Box<str>),
-    /// This path and all below it: `/a` has `/a` and `/a/b` but not `/ab`; `/a/` has what
-    /// starts so.
+    /// This path and all below it: `/a` matches `/a` and `/a/b` but not `/ab`; `/a/` matches all
+    /// paths that begin with it.
     Prefix(Box<str>),
     /// See [`PathGlob`].
     Glob(PathGlob),
@@ -46,19 +46,19 @@ enum Token {
 
 impl Matches {
     /// Whether this rule applies to the request.
-    pub(crate) fn matches(&self, question: &Question<'_>) -> bool {
+    pub(crate) fn matches(&self, question: &RouteRequest<'_>) -> bool {
         (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(question.path)))
             && (self.methods.is_empty() || self.has_method(question.method))
             && self.has_place(question.place)
     }
 
-    /// Whether it has no condition at all.
+    /// Whether there is no condition.
     pub(crate) fn is_everything(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether everything that `other` matches is surely matched by this. Globs count as
-    /// matching only themselves and paths without wildcards.
+    /// Whether this certainly matches everything that `other` matches. A glob is taken to cover only
+    /// itself and exact paths.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         let paths = self.paths.is_empty()
             || (!other.paths.is_empty()
@@ -95,7 +95,7 @@ impl Matches {
 }
 
 impl PathPattern {
-    /// Whether `path` is one of the set.
+    /// Whether `path` matches.
     pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == &**exact,
@@ -110,7 +110,7 @@ impl PathPattern {
     fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (mine, Self::Exact(path)) => mine.matches(path),
-            // `/a` has all of `/a/`; matching is right for prefixes too.
+            // A prefix that matches another prefix covers it: `/a` covers `/a/`.
             (Self::Prefix(_), Self::Prefix(path)) => self.matches(path),
             (mine, theirs) => mine == theirs,
         }
@@ -118,7 +118,7 @@ impl PathPattern {
 }
 
 impl PathGlob {
-    /// Reads a pattern. Every text is one.
+    /// Parses a pattern. Every text is a valid one.
     pub(crate) fn new(pattern: &str) -> Self {
         let mut tokens = Vec::with_capacity(pattern.len());
         for byte in pattern.bytes() {
@@ -135,8 +135,8 @@ impl PathGlob {
         Self(tokens.into())
     }
 
-    /// Whether the whole of `path` fits. Time is bounded by pattern × path: no exponential
-    /// pattern exists, since only the last `*` and the last `**` are ever tried again.
+    /// Whether all of `path` matches. Time is bounded by the length of the pattern times that of the
+    /// path: only the last `*` and the last `**` are tried again.
     pub(crate) fn matches(&self, path: &str) -> bool {
         let (tokens, path) = (&*self.0, path.as_bytes());
         let (mut at, mut token) = (0, 0);
@@ -219,7 +219,7 @@ mod tests {
         glob("/**a*b", &["/ab", "/x/ya_b", "/ab/ab"], &["/ab/", "/a/b"]);
     }
 
-    /// The plain recursive meaning.
+    /// The definition, written recursively.
     fn meaning(pattern: &[Token], path: &[u8]) -> bool {
         match (pattern, path) {
             ([], []) => true,
@@ -280,7 +280,7 @@ mod tests {
                 "" => Place::default(),
                 code => Place::in_country(code.parse().unwrap()),
             };
-            let question = Question { host: "x", path, method: &method, place: &place };
+            let question = RouteRequest { host: "x", path, method: &method, place: &place };
             assert_eq!(matches.matches(&question), expected, "{path} {method} {country}");
         };
         check("/a", Method::GET, "FR", true);

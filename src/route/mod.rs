@@ -1,10 +1,13 @@
-//! Which site and which rule a request belongs to, and what the rule wants done.
+//! Selects the site and the rule of a request. The rule says what to do with the request.
 //!
-//! A site is found by host: exact, then the longest wildcard, then the default. Within it
-//! rules stand **in the order written and the first match wins**: with path, method and
-//! country side by side no order by "specificity" is one that a reader can predict. A rule
-//! that an earlier one hides is a mistake of the configuration, see [`Settings::hidden_rules`].
-//! Nothing is matched by regular expression; a request costs one hash and a few comparisons.
+//! A site is found by its host: exact match, then the longest wildcard, then the default site.
+//! Within a site, rules are **in the order of the configuration and the first match wins**: with
+//! conditions on path, method and country, an order by "specificity" would be hard to predict. A
+//! rule that an earlier rule covers is a mistake, see [`Settings::shadowed_rules`]. There are no
+//! regular expressions; a request costs one hash and a few comparisons.
+//!
+//! To add an action, add a variant to [`Action`], read it in `config/actions.rs`, and answer it in
+//! the one match of `serve.rs`.
 
 mod edit;
 mod matches;
@@ -23,10 +26,10 @@ use crate::{cache, guard, transform};
 pub(crate) use edit::FieldEdits;
 pub(crate) use matches::{Matches, PathGlob, PathPattern};
 pub(crate) use rewrite::Rewrite;
-pub(crate) use routes::{Question, Routes, Rule, Site};
+pub(crate) use routes::{RouteRequest, Routes, Rule, Site};
 pub(crate) use template::{Facts, Template, VARIABLES};
 
-/// All sites. Rules are complete: what they inherit has been filled in.
+/// All sites. Inherited settings have been filled in, so that each rule is complete.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Settings {
     /// In any order.
@@ -36,67 +39,68 @@ pub(crate) struct Settings {
 /// One site.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SiteSettings {
-    /// What purges, logs and metrics call it.
+    /// The name in purges, logs and metrics.
     pub name: Arc<str>,
-    /// Who asks for it.
+    /// The hosts that it serves.
     pub hosts: Vec<HostPattern>,
-    /// First match wins. The last one matches everything.
+    /// The first match wins. The site's own action, if it has one, is the last rule and matches
+    /// every request.
     pub rules: Vec<RuleSettings>,
 }
 
-/// A host that a site answers to.
+/// Hosts that a site serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum HostPattern {
     /// This host, lower case, without port.
     Exact(Box<str>),
     /// Any name below this one, which is written without `*.`.
     Below(Box<str>),
-    /// Any host that no other site has.
+    /// Every host that no other site has.
     Any,
 }
 
-/// One rule: when it applies and what is done.
+/// One rule: its conditions, its action, and the settings for requests that match.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RuleSettings {
     /// For logs and `skerry explain`; unique within its site.
     pub name: Arc<str>,
-    /// When it applies.
+    /// Its conditions.
     pub matches: Matches,
-    /// What is done.
+    /// What to do with the request.
     pub action: Action,
     /// Which requests are let in.
     pub guard: guard::Limits,
-    /// What may be stored and reused.
+    /// Which responses may be stored and reused.
     pub cache: Arc<cache::Settings>,
-    /// Content coding on the way to the client.
+    /// Content coding of responses to clients.
     pub compression: Arc<transform::Settings>,
-    /// Changes to the fields that an origin gets.
+    /// Changes to the fields of requests to origins.
     pub request_fields: FieldEdits,
-    /// Changes to the fields that a client gets.
+    /// Changes to the fields of responses to clients.
     pub response_fields: FieldEdits,
 }
 
-/// What is done with a request.
+/// What to do with a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
-    /// Answered from the cache or by an origin.
-    Pass(Pass),
-    /// Sent elsewhere.
+    /// Answer from the cache, or forward to a pool.
+    Forward(Forward),
+    /// Redirect the client.
     Redirect(Redirect),
-    /// Always the same answer.
+    /// Answer with a response from the configuration.
     Fixed(Fixed),
 }
 
-/// Which origins answer, and the path they are asked for.
+/// The pool to forward to, and the path to request there.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Pass {
-    /// The pool, unless a place below has its own.
+pub(crate) struct Forward {
+    /// The pool for clients that the two lists below do not name.
     pub pool: Arc<str>,
     /// Pools for clients of a country.
     pub by_country: Vec<(Country, Arc<str>)>,
     /// Pools for clients of a continent whose country has none.
     pub by_continent: Vec<(Continent, Arc<str>)>,
-    /// The path at the origin.
+    /// Changes the path for the origin.
     pub rewrite: Rewrite,
 }
 
@@ -114,7 +118,7 @@ pub(crate) struct Redirect {
 pub(crate) struct Fixed {
     /// Any final status.
     pub status: StatusCode,
-    /// May be empty.
+    /// The content; may be empty.
     pub content: Bytes,
     /// `Content-Type`, when there is content.
     pub content_type: HeaderValue,

@@ -1,18 +1,18 @@
-//! The path at the origin: a prefix taken off, a prefix put on.
+//! The path of requests to origins: one prefix is removed, another is added.
 
 use http::uri::PathAndQuery;
 
-/// Changes to the path on its way to an origin. The cache key has the client's path.
+/// Changes to the path of requests to origins. The cache key keeps the client's path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rewrite {
-    /// Taken off, when the path has it as whole segments. Starts with `/`, ends without.
+    /// Removed if the path begins with it and a segment ends there. Begins with `/`, ends without.
     pub strip_prefix: Option<Box<str>>,
-    /// Put on. Starts with `/`, ends without.
+    /// Added in front. Begins with `/`, ends without.
     pub add_prefix: Option<Box<str>>,
 }
 
 impl Rewrite {
-    /// The target to ask an origin for. Nothing is copied when nothing changes.
+    /// The request target for the origin. Copies nothing if nothing changes.
     pub(crate) fn apply(&self, target: &PathAndQuery) -> PathAndQuery {
         let stripped = match &self.strip_prefix {
             Some(prefix) => strip(target.path(), prefix),
@@ -38,7 +38,7 @@ impl Rewrite {
     }
 }
 
-/// `path` without `prefix` if that ends where a segment ends.
+/// `path` without `prefix`, if a segment ends there.
 fn strip<'a>(path: &'a str, prefix: &str) -> &'a str {
     match path.strip_prefix(prefix) {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => rest,

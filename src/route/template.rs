@@ -1,4 +1,5 @@
-//! Text with variables, `https://${request.host}/new${request.path}`, parsed once at load.
+//! Text with variables, such as `https://${request.host}/new${request.path}`. It is parsed once, when
+//! the configuration is read.
 
 use std::fmt::{self, Write};
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ enum Piece {
     Variable(Variable),
 }
 
-/// What variables stand for.
+/// The values of the variables.
 #[derive(Clone, Copy)]
 pub(crate) struct Facts<'a> {
     /// `client.address`.
@@ -42,7 +43,7 @@ macro_rules! variables {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         enum Variable { $($variant,)* }
 
-        /// The names that may stand in `${…}`.
+        /// The names of the variables.
         pub(crate) const VARIABLES: &[&str] = &[$($name,)*];
 
         fn variable(name: &str) -> Option<Variable> {
@@ -63,25 +64,25 @@ variables! {
     RequestTarget, "request.target";
 }
 
-/// Why a text is no template.
+/// Why a text is not a template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TemplateError {
     /// `$` is followed by neither `{` nor `$`.
-    #[error("a $ that begins no variable is written $$")]
+    #[error("expected \"{{\" or \"$\" after \"$\": write $$ for a dollar sign")]
     LoneDollar,
     /// `${` without `}`.
-    #[error("${{ without }}")]
+    #[error("expected \"}}\" at the end of a variable that begins with \"${{\"")]
     Unclosed,
     /// No such variable.
     #[error("there is no variable ${{{0}}}")]
     Unknown(Box<str>),
-    /// A control character, or anything else that no field may hold.
-    #[error("a character that no header field may hold")]
+    /// A control character, or another one that a header field cannot contain.
+    #[error("expected no control characters: the text becomes a header field")]
     NotFieldText,
 }
 
 impl Template {
-    /// Reads `text`.
+    /// Parses `text`.
     pub(crate) fn parse(text: &str) -> Result<Self, TemplateError> {
         if HeaderValue::from_str(text).is_err() {
             return Err(TemplateError::NotFieldText);
@@ -113,7 +114,7 @@ impl Template {
         Ok(Self { pieces })
     }
 
-    /// The text for this request.
+    /// The text with the variables of this request filled in.
     pub(crate) fn render(&self, facts: &Facts<'_>) -> String {
         let mut out = String::with_capacity(64);
         for piece in &self.pieces {
@@ -127,8 +128,8 @@ impl Template {
         out
     }
 
-    /// The text as a field's value. Variables are normalised, so only a request's query can
-    /// hold what no field may; then there is none.
+    /// The text as a field value. `None` if the request's query contains a character that a field
+    /// cannot contain; the other variables are normalised.
     pub(crate) fn render_field(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
         match self.pieces.as_slice() {
             [Piece::Text(text)] => HeaderValue::from_str(text).ok(),

@@ -70,7 +70,7 @@ impl Explainer {
             explanation["decision"]["status"] = json!(status.as_u16());
             return Ok(explanation);
         }
-        if !matches!(rule.settings.action, Action::Pass(_)) {
+        if !matches!(rule.settings.action, Action::Forward(_)) {
             explanation["decision"] = answered_here("answer", Reason::AnsweredHere);
             return Ok(explanation);
         }

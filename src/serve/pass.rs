@@ -262,7 +262,7 @@ impl Visit {
         }
         self.query().add_fields(&mut headers);
         let target = match &self.rule.settings.action {
-            Action::Pass(pass) => pass.rewrite.apply(&self.request.target),
+            Action::Forward(pass) => pass.rewrite.apply(&self.request.target),
             Action::Redirect(_) | Action::Fixed(_) => self.request.target.clone(),
         };
         let mut request = Request::new(());

@@ -8,7 +8,7 @@ use http::{Method, Uri};
 use crate::cache::UrlParts;
 use crate::cache::key::url_part;
 use crate::guard::{Gate, Normalised};
-use crate::route::{Question, Routes, Rule, Site};
+use crate::route::{RouteRequest, Routes, Rule, Site};
 
 /// The site and the rule that answer a request; `None` if no site has its host.
 pub(super) fn route<'r>(
@@ -18,7 +18,7 @@ pub(super) fn route<'r>(
     place: &Place,
 ) -> Option<(&'r Arc<Site>, &'r Arc<Rule>)> {
     let (host, path) = (request.authority.host(), request.path());
-    routes.find(&Question { host, path, method, place })
+    routes.find(&RouteRequest { host, path, method, place })
 }
 
 /// A URL as it stands in the keys of its rule, for purges.

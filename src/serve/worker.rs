@@ -44,7 +44,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// A copy for one core, with its own reference counts of sites and rules.
     fn for_core(&self) -> Self {
-        Self { routes: self.routes.copied(), ..self.clone() }
+        Self { routes: self.routes.deep_clone(), ..self.clone() }
     }
 }
 

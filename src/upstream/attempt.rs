@@ -282,8 +282,8 @@ impl Attempt<'_> {
             });
         }
         if request.headers().contains_key(EXPECT) {
-            let patience = self.state.pool.settings().deadlines.expect_continue;
-            request = hold_for_continue(request, patience);
+            let timeout = self.state.pool.settings().deadlines.expect_continue;
+            request = hold_for_continue(request, timeout);
         }
         (request, again)
     }
@@ -353,10 +353,10 @@ impl Attempt<'_> {
             field,
         })?;
         let upgrade = Upgrade::of(head.status);
-        let to_us = fields::take_hop_by_hop(&mut head.headers, upgrade);
-        to_us.check_framing().map_err(|misframed| self.misframed(misframed))?;
+        let hop_by_hop = fields::take_hop_by_hop(&mut head.headers, upgrade);
+        hop_by_hop.check_framing().map_err(|misframed| self.misframed(misframed))?;
         if let Link::Http1(http1) = &mut link {
-            http1.kept_for = to_us.kept_for;
+            http1.kept_for = hop_by_hop.kept_for;
         }
         let address = link.address();
         let (body, awaited) = match Content::take(link, incoming, deadline, self.limits, active) {

@@ -1,21 +1,22 @@
-//! Which of a pool's origins is next. Pure: what is up, tried and busy comes in.
+//! Chooses one of a pool's origins. Does no I/O: the caller passes which origins are up, tried and
+//! busy.
 
 use super::settings::{Balance, Origin, PoolSettings};
 
-/// What the choice is made from.
+/// The input of a choice.
 pub(super) struct Choice<'a> {
     pub(super) balance: Balance,
     pub(super) origins: usize,
     /// [`turns`] of the pool.
     pub(super) turns: &'a [u16],
-    /// Counts up by one a request on this core.
+    /// Increases by one for each request on this core.
     pub(super) turn: usize,
     /// The request's hash, for [`Balance::Hash`].
     pub(super) hash: u64,
 }
 
-/// The first origin in the balance's order of preference that `admits` lets through.
-/// `weight`, `active` (exchanges in flight) and `identity` (a hash) are asked by position.
+/// The first origin, in the order of preference of the balance, that `admits` accepts. `weight`, `active`
+/// (exchanges in flight) and `identity` (a hash) are called with positions.
 pub(super) fn choose(
     choice: &Choice<'_>,
     weight: impl Fn(usize) -> u16,
@@ -29,7 +30,7 @@ pub(super) fn choose(
     match choice.balance {
         Balance::RoundRobin => in_turn(choice).find(|origin| admits(*origin)),
         Balance::LeastConnections => {
-            // Busy for its weight; equals take turns.
+            // Load relative to the weight; origins with equal load take turns.
             let load =
                 |origin: usize| (active(origin) + 1) * 65_536 / usize::from(weight(origin)).max(1);
             by_preference(in_turn(choice).collect(), |a, b| load(*a) < load(*b), admits)
@@ -43,17 +44,17 @@ pub(super) fn choose(
     }
 }
 
-/// All origins once, beginning with the one whose turn it is.
+/// All origins once, starting with the one whose turn it is.
 fn in_turn<'a>(choice: &'a Choice<'_>) -> impl Iterator<Item = usize> + 'a {
     let turns = choice.turns;
     let from = choice.turn % turns.len();
     let first = usize::from(turns[from]);
     let scheduled = turns[from + 1..].iter().chain(&turns[..from]).map(|turn| usize::from(*turn));
-    // Those of weight 0 have no turn: they come last.
+    // Origins of weight 0 have no turn and come last.
     let mut others = scheduled.chain(0..choice.origins);
     let mut seen = Vec::new();
     let others = std::iter::from_fn(move || {
-        // Only when the first one is not admitted: most requests allocate nothing here.
+        // Allocated only if the first origin is not admitted; most requests allocate nothing here.
         if seen.is_empty() {
             seen = vec![false; choice.origins];
             seen[first] = true;
@@ -63,8 +64,8 @@ fn in_turn<'a>(choice: &'a Choice<'_>) -> impl Iterator<Item = usize> + 'a {
     std::iter::once(first).chain(others)
 }
 
-/// The best first; the next best only if that is not admitted. `admits` may claim a trial,
-/// so it is asked of no more origins than needed.
+/// The best origin that is admitted. `admits` may claim a trial, so it is called for no more origins
+/// than needed.
 fn by_preference(
     mut candidates: Vec<usize>,
     better: impl Fn(&usize, &usize) -> bool,
@@ -77,7 +78,7 @@ fn by_preference(
                 best = at;
             }
         }
-        // Not swap_remove: the order of equals is their order of turns.
+        // Not swap_remove: equal candidates must stay in the order of their turns.
         let origin = candidates.remove(best);
         if admits(origin) {
             return Some(origin);
@@ -141,8 +142,8 @@ fn gcd(a: u16, b: u16) -> u16 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Beyond this the schedule is cut: shares are then right to about a tenth of a percent. No
-/// pool has more origins, so that each can have a turn.
+/// Maximum length of the schedule. Cut to it, shares are right to about a tenth of a percent. No pool
+/// has more origins, so that each can have a turn.
 const TURNS_MAX: usize = PoolSettings::ORIGINS_MAX;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Coarse timers, one wheel a core.
+//! Coarse timers: one wheel for each core.
 //!
-//! An exchange has up to four deadlines, nearly none of which ever passes. Arming a tokio
-//! timer for each costs a lock and a list operation a time; here, setting a deadline writes
-//! one number, and a task of the core looks at all of them every [`TICK`].
+//! An exchange sets up to four deadlines, and nearly none of them passes. Each tokio timer would cost
+//! a lock and a list operation. Here, setting a deadline writes one number, and one task of the core
+//! checks all deadlines every [`TICK`].
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::clock::whole_ms;
 
-/// The core's timers. Clones are the same ones.
+/// The timers of a core. Clones share them.
 #[derive(Clone)]
 pub(super) struct Timers(Rc<Wheel>);
 
@@ -37,14 +37,14 @@ struct Slot {
     waker: Option<Waker>,
 }
 
-/// One deadline of one exchange: set, moved and asked; gone when dropped.
+/// A deadline of one exchange; dropping it removes it.
 pub(super) struct Deadline {
     wheel: Rc<Wheel>,
     slot: u32,
 }
 
 impl Timers {
-    /// Must be called on a core's own runtime: the ticker is a task of this core.
+    /// Must be called on the core's runtime, where it starts the ticker.
     pub(super) fn start() -> Self {
         let wheel = Rc::new(Wheel {
             now_ms: Cell::new(monotonic_ms()),
@@ -56,13 +56,13 @@ impl Timers {
         Self(wheel)
     }
 
-    /// Milliseconds of [`monotonic_ms`], up to a tick old.
+    /// The time of [`monotonic_ms`], up to one tick old.
     pub(super) fn now_ms(&self) -> u64 {
         self.0.wake_up();
         self.0.now_ms.get()
     }
 
-    /// A deadline that never passes until it is set.
+    /// A deadline that is not set yet and does not pass.
     pub(super) fn deadline(&self) -> Deadline {
         self.0.wake_up();
         let mut slots = self.0.slots.borrow_mut();
@@ -75,15 +75,16 @@ impl Timers {
 }
 
 impl Deadline {
-    /// Moves it to `after` from now; never early, late by up to a tick and what the core is busy.
+    /// Sets it to `after` from now. It passes never early, and late by up to a tick plus the time for
+    /// which the core is busy.
     pub(super) fn set(&self, after: Duration) {
         let after_ms = whole_ms(after);
-        // Not the wheel's time, which stands still while the core is busy. A begun millisecond is
-        // not counted.
+        // Not the wheel's time, which does not advance while the core is busy. The current
+        // millisecond has partly passed and is not counted.
         self.set_at(monotonic_ms().saturating_add(after_ms).saturating_add(1));
     }
 
-    /// Moves it forward to a time of [`Timers::now_ms`], if it is later than that.
+    /// Moves it to a time of [`Timers::now_ms`] if it is later than that.
     pub(super) fn cap(&self, deadline_ms: u64) {
         let mut slots = self.wheel.slots.borrow_mut();
         let slot = &mut slots.entries[self.slot as usize];
@@ -94,7 +95,7 @@ impl Deadline {
         self.wheel.slots.borrow_mut().entries[self.slot as usize].deadline_ms = deadline_ms;
     }
 
-    /// Ready once it has passed; else the task is woken when it does.
+    /// Ready once it has passed; otherwise the task is woken when it passes.
     pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         let mut slots = self.wheel.slots.borrow_mut();
         let slot = &mut slots.entries[self.slot as usize];
@@ -121,7 +122,7 @@ impl Drop for Deadline {
 }
 
 impl Wheel {
-    /// Starts the ticker again when it rests, with the time as it is now.
+    /// Restarts a resting ticker and updates the time.
     fn wake_up(&self) {
         if !self.ticking.replace(true) {
             self.now_ms.set(monotonic_ms());
@@ -140,7 +141,7 @@ impl Wheel {
         let mut slots = self.slots.borrow_mut();
         let passed = slots.entries.iter_mut().filter(|slot| slot.deadline_ms <= now_ms);
         let wakers: Vec<Waker> = passed.filter_map(|slot| slot.waker.take()).collect();
-        // A task that is woken may drop its deadline at once.
+        // A woken task may drop its deadline at once, which borrows the slots.
         drop(slots);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -183,7 +184,7 @@ async fn tick(wheel: Weak<Wheel>, ticker: Rc<Notify>) {
         let Some(live) = wheel.upgrade() else { return };
         live.advance();
         idle_ticks = if live.idle() { idle_ticks + 1 } else { 0 };
-        // Resting at once would wake this task for every request of a quiet core.
+        // If the ticker rested at once, each request of a quiet core would wake it.
         if idle_ticks >= IDLE_TICKS {
             live.ticking.set(false);
             drop(live);
@@ -193,7 +194,7 @@ async fn tick(wheel: Weak<Wheel>, ticker: Rc<Notify>) {
     }
 }
 
-/// Monotonic milliseconds since the process first asked; the same for all cores.
+/// Milliseconds of the monotonic clock since the first call in the process; the same on all cores.
 pub(super) fn monotonic_ms() -> u64 {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     whole_ms(EPOCH.get_or_init(Instant::now).elapsed())

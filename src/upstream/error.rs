@@ -1,5 +1,4 @@
-//! Why an upstream gave no response. Each failure has the name that RFC 9209 §2.3 gives it,
-//! and the status that it recommends.
+//! Errors of exchanges with upstreams, with the error types and status codes of RFC 9209 §2.3.
 
 use std::error::Error;
 use std::io;
@@ -16,22 +15,22 @@ use crate::labels::ProxyError;
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub(crate) struct Unanswered {
-    /// Why; the last try's, when several were made.
+    /// The error of the last attempt.
     pub error: FetchError,
-    /// What was tried.
+    /// Where the request was sent.
     pub tried: Tried,
 }
 
-/// Where a request was sent, as far as it came.
+/// The pool and the last origin that a request was sent to.
 #[derive(Clone, Debug)]
 pub(crate) struct Tried {
     /// The pool's name.
     pub pool: Arc<str>,
-    /// `host:port` of the origin that was tried last, as configured. `None`: none was up.
+    /// `host:port` of the last origin, as configured. `None` if none was up.
     pub origin: Option<Arc<str>>,
-    /// Where that was. `None`: it had no address, or no connection was made.
+    /// Its address. `None` if its name was not resolved or no connection was made.
     pub address: Option<SocketAddr>,
-    /// Tries in all.
+    /// Number of attempts.
     pub attempts: u32,
 }
 
@@ -54,7 +53,8 @@ pub(crate) enum FetchError {
         /// What the resolver said.
         reason: Arc<str>,
     },
-    /// Every origin is marked down, and the pool is not to try one anyway.
+    /// No origin is left: each one is marked down or was tried already, and the pool is configured not
+    /// to try those anyway.
     #[error("all origins of pool {pool} are marked down")]
     AllDown {
         /// The pool's name.
@@ -68,7 +68,7 @@ pub(crate) enum FetchError {
         /// [`super::PoolSettings::connections_max`].
         limit: usize,
     },
-    /// No address of the origin let us connect; this is the last one's answer.
+    /// No address of the origin accepted the connection.
     #[error("cannot connect to {origin} at {address}: {source}")]
     Connect {
         /// `host:port`.
@@ -86,7 +86,7 @@ pub(crate) enum FetchError {
         /// The deadline that passed.
         after: Duration,
     },
-    /// The origin's certificate is not one that we trust for it.
+    /// The origin's certificate is not trusted.
     #[error("the certificate of {origin} is not valid: {source}")]
     Certificate {
         /// `host:port`.
@@ -102,7 +102,7 @@ pub(crate) enum FetchError {
         /// What went wrong.
         source: io::Error,
     },
-    /// The origin did not agree on HTTP/2, and the pool wants nothing else.
+    /// The origin does not support HTTP/2, which the pool requires.
     #[error("{origin} does not speak HTTP/2")]
     NoHttp2 {
         /// `host:port`.
@@ -116,7 +116,7 @@ pub(crate) enum FetchError {
         /// The deadline that passed.
         after: Duration,
     },
-    /// The connection ended before a response did begin.
+    /// The connection ended before a response began.
     #[error("{origin} closed the connection before a response: {source}")]
     Terminated {
         /// `host:port`.
@@ -126,7 +126,7 @@ pub(crate) enum FetchError {
         /// The connection's error.
         source: LinkError,
     },
-    /// The response's head broke off.
+    /// The head of the response is incomplete.
     #[error("the response header section of {origin} is incomplete: {source}")]
     Incomplete {
         /// `host:port`.
@@ -134,7 +134,7 @@ pub(crate) enum FetchError {
         /// The connection's error.
         source: LinkError,
     },
-    /// The head announced content, and the connection ended before any of it.
+    /// The head announced content, and the connection ended before any arrived.
     #[error("the response of {origin} ended before its content: {source}")]
     ContentMissing {
         /// `host:port`.
@@ -142,7 +142,7 @@ pub(crate) enum FetchError {
         /// The connection's error.
         source: LinkError,
     },
-    /// The head announced content, and none of it came in time.
+    /// The head announced content, and none arrived in time.
     #[error("no content from {origin} within {after:?}")]
     ContentTimeout {
         /// `host:port`.
@@ -176,13 +176,13 @@ pub(crate) enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
     },
-    /// A length beside chunks, or more than one length.
+    /// Both a length and chunked, or more than one length.
     #[error("{origin} framed its response in more than one way")]
     FramedTwice {
         /// `host:port`.
         origin: Arc<str>,
     },
-    /// Two lines of a field that may stand once, and say different things (RFC 9110 §5.3).
+    /// Different lines of a field that may occur only once (RFC 9110 §5.3).
     #[error("{origin} sent {field} more than once with different values")]
     FieldsDiffer {
         /// `host:port`.
@@ -190,7 +190,7 @@ pub(crate) enum FetchError {
         /// The field.
         field: HeaderName,
     },
-    /// What came back is not HTTP.
+    /// The response is not valid HTTP.
     #[error("the response of {origin} is not valid HTTP: {source}")]
     Protocol {
         /// `host:port`.
@@ -198,16 +198,16 @@ pub(crate) enum FetchError {
         /// What the parser or the HTTP/2 layer said.
         source: LinkError,
     },
-    /// The origin switched to a protocol that it was not asked for, or did not say to which.
+    /// The origin switched to a protocol that was not requested, or that it did not name.
     #[error("{origin} switched to a protocol that was not requested")]
     UnaskedUpgrade {
         /// `host:port`.
         origin: Arc<str>,
     },
-    /// The client's request body broke off. Not the origin's fault.
+    /// The client's request body ended early, which is not the origin's fault.
     #[error("the request body ended early: {source}")]
     RequestBody {
-        /// Whether it came too slowly (RFC 9110 §15.5.9).
+        /// Whether it arrived too slowly (RFC 9110 §15.5.9).
         is_late: bool,
         /// The error of the body, as it is wrapped on the way.
         source: LinkError,
@@ -250,12 +250,12 @@ impl FetchError {
         }
     }
 
-    /// The word of [`FetchError::error_type`].
+    /// The text of [`FetchError::error_type`].
     pub(crate) fn proxy_error(&self) -> &'static str {
         self.error_type().as_str()
     }
 
-    /// The word in the access log: narrower than [`FetchError::proxy_error`] where that says little.
+    /// The reason in the access log: more specific than [`FetchError::proxy_error`] in some cases.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::FieldsDiffer { .. } => "fields_differ",
@@ -263,8 +263,8 @@ impl FetchError {
         }
     }
 
-    /// `host:port` of the origin that gave no response; for DNS its host alone. `None`: it is not
-    /// about one origin.
+    /// `host:port` of the origin; for DNS errors its host alone. `None` if the error does not concern one
+    /// origin.
     pub(crate) fn origin(&self) -> Option<&str> {
         match self {
             Self::AllDown { .. } | Self::RequestBody { .. } => None,
@@ -308,7 +308,7 @@ impl FetchError {
         }
     }
 
-    /// Whether the origin may have seen any of the request, and so may have acted on it.
+    /// Whether the origin may have received any of the request, and so may have processed it.
     pub(crate) fn origin_may_have_seen(&self) -> bool {
         match self {
             Self::DnsTimeout { .. }
@@ -345,8 +345,8 @@ impl FetchError {
     }
 }
 
-/// Whether the other end said by an alert of TLS what it did not like. That of a client
-/// certificate comes after the handshake (RFC 8446 §4.4.2.4).
+/// Whether a TLS alert ended the connection. An alert about a client certificate arrives after the
+/// handshake (RFC 8446 §4.4.2.4).
 fn is_alert(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -360,7 +360,7 @@ fn is_alert(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Why a connection to an origin gave no whole response, in the words of the protocol on it.
+/// The error of a connection to an origin, from its protocol.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     /// HTTP/1.1.
@@ -369,10 +369,10 @@ pub(crate) enum LinkError {
     /// HTTP/2.
     #[error(transparent)]
     Http2(h2::Error),
-    /// The bytes underneath HTTP/2.
+    /// The socket under HTTP/2.
     #[error("{0}")]
     Io(#[source] io::Error),
-    /// The client's body broke off, over HTTP/2.
+    /// The client's body ended early, over HTTP/2.
     #[error("{0}")]
     RequestBody(#[source] BodyError),
 }
@@ -396,7 +396,7 @@ impl From<h2::Reason> for LinkError {
 }
 
 impl LinkError {
-    /// Whether the client's body broke off. `taken`: the connection had the request.
+    /// Whether the client's body ended early. `taken`: the connection had accepted the request.
     pub(super) fn is_request_body(&self, taken: bool) -> bool {
         match self {
             Self::Http1(error) => error.is_user() && taken,
@@ -405,7 +405,7 @@ impl LinkError {
         }
     }
 
-    /// Whether what came is not HTTP/1.1.
+    /// Whether the received bytes are not HTTP/1.1.
     pub(super) fn is_parse(&self) -> bool {
         matches!(self, Self::Http1(error) if error.is_parse())
     }
@@ -416,7 +416,7 @@ impl LinkError {
     }
 }
 
-/// Why a response body stopped: the error that a reader of it gets.
+/// The error of a response body whose next bytes did not arrive in time.
 pub(super) fn body_timeout(origin: &str, after: Duration) -> BodyError {
     BodyError::new(format!("no bytes from {origin} for {after:?}"))
 }

@@ -1,5 +1,5 @@
-//! What changes on a message between here and an origin: `Host` and target of the request,
-//! the hop-by-hop fields of the response. Pure.
+//! Changes to messages on the hop to an origin: `Host` and target of requests, hop-by-hop fields of
+//! responses. Does no I/O.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::fields::{members, number};
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
 
-/// Sets `Host` and the URI as the protocol and the pool want them, and the version.
+/// Sets `Host`, URI and version as the protocol and the pool require.
 pub(super) fn direct(request: &mut Request<Body>, origin: &Member, http2: bool) {
     if let Some(host) = &origin.host {
         request.headers_mut().insert(HOST, host.clone());
@@ -46,8 +46,8 @@ pub(super) fn direct(request: &mut Request<Body>, origin: &Member, http2: bool) 
     }
 }
 
-/// Says how the content of a request over HTTP/1.1 is framed, where the client's fields do not.
-/// hyper frames nothing of unknown length on GET and HEAD: it would drop the content.
+/// Adds the framing of content to an HTTP/1.1 request that has none. hyper would drop content of
+/// unknown length on GET and HEAD.
 pub(super) fn frame_content(request: &mut Request<Body>) {
     if request.headers().contains_key(CONTENT_LENGTH) {
         return;
@@ -57,12 +57,13 @@ pub(super) fn frame_content(request: &mut Request<Body>) {
     } else if request.body().is_end_stream()
         && matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH)
     {
-        // RFC 9110 §8.6: where the method gives content a meaning, its absence is told too.
+        // RFC 9110 §8.6: a method that defines content announces that there is none.
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
 }
 
-/// The body to send again, if it is in memory and the request idempotent (RFC 9110 §9.2.2).
+/// The body, if the request may be sent again: it is idempotent (RFC 9110 §9.2.2) and its body is in
+/// memory.
 pub(super) fn replayable(request: &Request<Body>) -> Option<Body> {
     match request.body() {
         _ if !request.method().is_idempotent() => None,
@@ -72,9 +73,9 @@ pub(super) fn replayable(request: &Request<Body>) -> Option<Body> {
     }
 }
 
-/// Leaves one line of each field that may stand once (RFC 9110 §5.3) and stands several times: what
-/// comes behind would read the one or the other. Of those that say what the content is and where
-/// it is, two that differ are an error.
+/// Leaves one line of each repeated field that may occur only once (RFC 9110 §5.3), because
+/// recipients could read either line. Different lines of a field about the content or its place are
+/// an error.
 ///
 /// # Errors
 /// Names the field whose lines differ.
@@ -102,14 +103,14 @@ pub(super) fn keep_one_line(headers: &mut HeaderMap) -> Result<(), HeaderName> {
     Ok(())
 }
 
-/// What becomes of lines that say different things, of a field that may stand once.
+/// How to treat different lines of a field that may occur only once.
 #[derive(Clone, Copy)]
 enum Difference {
     /// The response is refused.
     Refused,
-    /// The first line counts.
+    /// The first line is kept.
     FirstCounts,
-    /// All stay: the field is a list, or the cache takes the response for stale (RFC 9111 §4.2.1).
+    /// All are kept: the field is a list, or the cache treats the response as stale (RFC 9111 §4.2.1).
     Kept,
 }
 
@@ -130,23 +131,23 @@ const SINGLE: [(HeaderName, Difference); 14] = [
     (VARY, Difference::Kept),
 ];
 
-/// What a response says to this hop alone.
+/// The information of a response's hop-by-hop fields.
 #[derive(Default)]
-pub(super) struct ToUs {
-    /// How long the origin keeps the connection: `Keep-Alive: timeout=5`. Not a standard any
-    /// more, but Apache and Node.js send it, and mean it.
+pub(super) struct HopByHop {
+    /// How long the origin keeps the connection open: `Keep-Alive: timeout=5`. The field is no longer
+    /// standard, but Apache and Node.js send it and close the connection then.
     pub(super) kept_for: Option<Duration>,
     lengths: u32,
     codings: u32,
     is_chunked: bool,
 }
 
-/// Whether `Upgrade` is dropped with the fields of the hop.
+/// Whether `Upgrade` is removed with the other hop-by-hop fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Upgrade {
-    /// As a rule: what the origin offers on its connection says nothing of the client's.
+    /// The usual case: the protocols that the origin offers do not concern the client's connection.
     Dropped,
-    /// Of a 101, and of a 426, which means nothing without it (RFC 9110 §15.5.22).
+    /// For a 101, and for a 426, which requires it (RFC 9110 §15.5.22).
     Kept,
 }
 
@@ -156,8 +157,8 @@ impl Upgrade {
     }
 }
 
-/// Whether a 101 with these fields switches to what was asked for, and to nothing else. One that
-/// does not say to what (RFC 9110 §15.2.2) doesn't.
+/// Whether a 101 with these fields switches only to protocols that were requested. One that names no
+/// protocol (RFC 9110 §15.2.2) does not.
 pub(super) fn is_asked_for(asked: &HeaderValue, headers: &HeaderMap) -> bool {
     let mut switched = headers.get_all(UPGRADE).iter().flat_map(|line| members(line.as_bytes()));
     let is_asked =
@@ -165,18 +166,18 @@ pub(super) fn is_asked_for(asked: &HeaderValue, headers: &HeaderMap) -> bool {
     switched.next().is_some_and(is_asked) && switched.all(is_asked)
 }
 
-/// Takes what is for this hop alone (RFC 9110 §7.6.1), which hyper has acted on; one look at
-/// each field.
-pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> ToUs {
-    let mut to_us = ToUs::default();
+/// Removes the hop-by-hop fields (RFC 9110 §7.6.1), which hyper has processed, and returns their
+/// information. Looks at each field once.
+pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> HopByHop {
+    let mut hop_by_hop = HopByHop::default();
     let mut has_connection = false;
-    // Of most, `Connection` is all there is: the list stays empty.
+    // Most responses have only `Connection`: the list stays empty and allocates nothing.
     let mut gone: Vec<HeaderName> = Vec::new();
     let mut listed_length = None;
     for (name, value) in &*headers {
         match *name {
             CONTENT_LENGTH => {
-                to_us.lengths += 1;
+                hop_by_hop.lengths += 1;
                 if number(value.as_bytes()).is_none() {
                     listed_length = Some(one_length(value));
                 }
@@ -188,11 +189,13 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> ToUs
                 continue;
             }
             TRANSFER_ENCODING => {
-                to_us.codings += 1;
-                to_us.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
+                hop_by_hop.codings += 1;
+                hop_by_hop.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
             }
             TE | UPGRADE => {}
-            _ if *name == KEEP_ALIVE => to_us.kept_for = to_us.kept_for.or_else(|| timeout(value)),
+            _ if *name == KEEP_ALIVE => {
+                hop_by_hop.kept_for = hop_by_hop.kept_for.or_else(|| timeout(value))
+            }
             _ if *name == PROXY_CONNECTION => {}
             _ => continue,
         }
@@ -209,19 +212,19 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> ToUs
     match listed_length {
         None => {}
         Some(Some(length)) => drop(headers.insert(CONTENT_LENGTH, length)),
-        Some(None) => to_us.lengths += 1,
+        Some(None) => hop_by_hop.lengths += 1,
     }
-    to_us
+    hop_by_hop
 }
 
-/// The length that a `Content-Length` of several members says, if they agree (RFC 9110 §8.6).
+/// The length of a `Content-Length` that lists several, if they are equal (RFC 9110 §8.6).
 fn one_length(value: &HeaderValue) -> Option<HeaderValue> {
     let mut lengths = members(value.as_bytes()).map(number);
     let first = lengths.next()??;
     lengths.all(|length| length == Some(first)).then(|| first.into())
 }
 
-/// The fields that a `Connection` names. Its options that are no fields name none.
+/// The fields that `Connection` names; its options `close` and `keep-alive` are no fields.
 fn named_by(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
     let fields = members(connection.as_bytes()).filter(|option| {
         !option.eq_ignore_ascii_case(b"close") && !option.eq_ignore_ascii_case(b"keep-alive")
@@ -273,7 +276,7 @@ pub(super) enum Misframed {
     Twice,
 }
 
-impl ToUs {
+impl HopByHop {
     /// Whether the body is framed by `chunked` alone, by one length, or by neither.
     pub(super) fn check_framing(&self) -> Result<(), Misframed> {
         match (self.lengths, self.codings) {
@@ -300,7 +303,8 @@ pub(super) fn pass_on(
     *response.status_mut() = status;
     *response.headers_mut() = headers.clone();
     take_hop_by_hop(response.headers_mut(), Upgrade::Dropped);
-    // It has no content; a length would be that of the next message's to whoever errs.
+    // An interim response has no content; a recipient could take a length for that of the next
+    // message.
     response.headers_mut().remove(CONTENT_LENGTH);
     let outcome = if interims.push(response) { 0 } else { 1 };
     recorder.count_labelled(Metric::InterimResponses, outcome);
@@ -406,8 +410,8 @@ mod tests {
             for (name, value) in fields {
                 headers.append(name, HeaderValue::from_static(value));
             }
-            let to_us = take_hop_by_hop(&mut headers, Upgrade::Dropped);
-            assert_eq!(to_us.check_framing(), expected, "{fields:?}");
+            let hop_by_hop = take_hop_by_hop(&mut headers, Upgrade::Dropped);
+            assert_eq!(hop_by_hop.check_framing(), expected, "{fields:?}");
         };
         let (length, coding) = (CONTENT_LENGTH, TRANSFER_ENCODING);
         check(&[], Ok(()));

@@ -1,13 +1,12 @@
-//! The waker of a connection that has no task of its own.
+//! The waker of an HTTP/1.1 connection, which has no task of its own.
 //!
-//! hyper wakes a connection whenever its body is asked for or its response is taken. Both
-//! happen while the task that drives it runs anyway, and would make the runtime run that
-//! whole task once more for nothing. The gate lets a wake-up through only while the task
-//! waits. It also stays the same for the connection's life, so that nothing is registered
-//! anew when the next request, of another task, goes over it.
+//! hyper wakes a connection whenever its body is polled or its response is taken. The task that
+//! drives the connection is running then, and the runtime would run it once more for nothing. The
+//! gate passes a wake-up on only while the task waits. It lives as long as the connection, so that
+//! the socket need not register a new waker when another task uses the connection.
 //!
 //! ```text
-//!  RUNNING ──wake──▶ WOKEN          (noted; the driver goes round once more)
+//!  RUNNING ──wake──▶ WOKEN          (recorded; the driver polls once more)
 //!     │ park
 //!     ▼
 //!  PARKED ──wake──▶ WOKEN + the task is woken
@@ -17,7 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 
-/// See above. It is only ever used on one core; a `Waker` must be `Send` all the same.
+/// See above. It is used on one core only; the atomics are there because a `Waker` must be `Send`.
 #[derive(Default)]
 pub(super) struct Gate {
     state: AtomicU8,
@@ -25,7 +24,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// From now on, wake-ups are noted and not passed on.
+    /// From now on, wake-ups are recorded and not passed on.
     pub(super) fn run(&self) {
         self.state.store(RUNNING, Ordering::Release);
     }

@@ -1,8 +1,8 @@
-//! Passive health: an origin that fails several times in a row is left alone for a while;
-//! then one request tries it (half open), and its outcome decides.
+//! Passive health checks. An origin with `failures_max` consecutive failures is marked down for `skip`.
+//! Then one trial request (the half-open state of a circuit breaker) decides whether it is up again.
 //!
 //! ```text
-//!  up ──failures_max in a row──▶ down until T ──T passes──▶ one trial (down until T + skip)
+//!  up ──failures_max in a row──▶ down until T ──T passes──▶ one trial (down until now + skip)
 //!   ▲                                                         │
 //!   └────────────────────── any success ◀─────────────────────┘
 //! ```
@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::settings::Health;
 use crate::clock::whole_ms;
 
-/// What all cores know of one origin. Written only on failures and on the first success
-/// after one, so that a healthy origin's line stays in every core's cache.
+/// The health of one origin, shared by all cores. It is written only on a failure and on the first
+/// success after one, so that the CPU cores can keep a healthy origin's cache line shared.
 #[derive(Debug, Default)]
 pub(super) struct OriginHealth {
     failures: AtomicU32,
-    /// Milliseconds of the caller's monotonic clock; 0: up.
+    /// End of the time for which it is marked down, in milliseconds of the monotonic clock; 0 if it is
+    /// up.
     down_until_ms: AtomicU64,
 }
 
@@ -27,14 +28,14 @@ impl OriginHealth {
         self.down_until_ms.load(Ordering::Relaxed) != 0
     }
 
-    /// No failure is counted.
+    /// Whether no failure was recorded since the last success.
     #[cfg(test)]
     pub(super) fn is_untouched(&self) -> bool {
         self.failures.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether a request may go there now. When it was down and its time is over, the first
-    /// asker gets the trial, and the others wait for its outcome.
+    /// Whether a request may be sent to this origin now. After its time down has passed, the first
+    /// call claims the trial and returns true; further calls return false until the trial has ended.
     pub(super) fn admits(&self, now_ms: impl Fn() -> u64, settings: &Health) -> bool {
         let until = self.down_until_ms.load(Ordering::Relaxed);
         if until == 0 {
@@ -49,7 +50,8 @@ impl OriginHealth {
                 .is_ok()
     }
 
-    /// True when the last exchange before was a failure.
+    /// Records a success: resets the count of failures and marks the origin up. Returns whether it had
+    /// failed before.
     pub(super) fn succeeded(&self) -> bool {
         let had_failed = self.failures.load(Ordering::Relaxed) != 0;
         if had_failed {
@@ -59,7 +61,7 @@ impl OriginHealth {
         had_failed
     }
 
-    /// Counts one failure. True when it is the one that marks the origin down.
+    /// Records a failure. Returns whether it marked the origin down; never if `failures_max` is 0.
     pub(super) fn failed(&self, now_ms: u64, settings: &Health) -> bool {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if settings.failures_max == 0 || failures < settings.failures_max {

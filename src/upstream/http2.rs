@@ -1,8 +1,8 @@
-//! One request and its response on a shared HTTP/2 connection, straight on the `h2` crate.
+//! Exchanges on shared HTTP/2 connections to origins, directly on the `h2` crate.
 //!
-//! hyper's client shows no interim responses, and takes a stream that the origin cancels for a
-//! body that ended. The connection has a task; so has each request body, because the origin's
-//! window for it opens whether or not anybody reads the response.
+//! hyper's client does not pass on interim responses, and treats a stream that the origin cancels as
+//! a complete body. Each connection has a task. Each request body has one too, because the origin may
+//! open its window for the body while the response is not being read.
 //!
 //! ```text
 //!  head ──▶ Received ──end, error, dropped──▶ stream closed
@@ -33,17 +33,17 @@ use super::io::{Io, Traffic};
 use crate::body::{Body, BodyError, BodySource};
 use crate::fields::number;
 
-/// An HTTP/2 connection, driven by a task of its own.
+/// An HTTP/2 connection. A task of its own drives it.
 pub(super) struct Http2 {
-    /// Never sends itself: a clone does, for each request.
+    /// Cloned for each request, which is sent by the clone.
     sender: RefCell<SendRequest<Bytes>>,
     pub(super) address: SocketAddr,
     pub(super) opened_ms: u64,
-    /// [`Share`]s of it.
+    /// Number of its [`Share`]s.
     pub(super) streams: Cell<usize>,
 }
 
-/// One exchange's part of an HTTP/2 connection; its stream is counted until it is dropped.
+/// A stream of an HTTP/2 connection for one exchange, counted until dropped.
 pub(super) struct Share(Rc<Http2>);
 
 impl Share {
@@ -68,7 +68,7 @@ impl Drop for Share {
 }
 
 impl Http2 {
-    /// Begins to speak HTTP/2 on `io`. A response's fields may have `header_bytes_max` bytes.
+    /// Starts HTTP/2 on `io`. The fields of a response may have `header_bytes_max` bytes.
     pub(super) async fn open(
         io: Io,
         address: SocketAddr,
@@ -90,24 +90,24 @@ impl Http2 {
         Ok(http2)
     }
 
-    /// Streams that the origin lets be open at once. More would wait for the others' end, which
-    /// calls may keep open for long.
+    /// The number of streams that the origin allows at once. Further ones would wait until another
+    /// ends, which for calls can take long.
     pub(super) fn streams_max(&self) -> usize {
         self.sender.borrow().current_max_send_streams().max(1)
     }
 
-    /// Whether it takes no more requests: it has ended, or the origin is about to end it.
+    /// Whether it accepts no more requests: it has ended, or the origin has announced its end.
     pub(super) fn is_closed(&self) -> bool {
         let mut noop = Context::from_waker(Waker::noop());
         matches!(self.sender.borrow_mut().poll_ready(&mut noop), Poll::Ready(Err(_)))
     }
 
-    /// Sends the request and waits for the head of the response. The deadline moves on with the
-    /// pieces of the request's body. `hear` is given each interim response.
+    /// Sends the request and waits for the head of the response. Each piece of the request's body
+    /// renews the deadline. `on_interim` is called with each interim response.
     pub(super) async fn head(
         &self,
         request: Request<Body>,
-        hear: impl Fn(&Response<()>),
+        on_interim: impl Fn(&Response<()>),
         limits: &Limits,
         deadline: &Deadline,
     ) -> Result<Response<Received>, NoHead> {
@@ -132,7 +132,8 @@ impl Http2 {
         limits.arm(deadline, limits.first_byte);
         let mut interims = 0;
         let head = poll_fn(|cx| {
-            if let Poll::Ready(stop) = hear_interims(&mut response, &hear, &mut interims, cx) {
+            if let Poll::Ready(stop) = poll_interims(&mut response, &on_interim, &mut interims, cx)
+            {
                 return Poll::Ready(Err(stop));
             }
             if let Poll::Ready(head) = pin!(&mut response).poll(cx) {
@@ -159,15 +160,15 @@ impl Http2 {
     }
 }
 
-/// Takes the interim responses that are there. Ready: there are too many, or one that HTTP/2 has
-/// not.
-fn hear_interims(
+/// Passes on the interim responses received so far. Ready if there are too many, or a 101, which
+/// HTTP/2 does not have.
+fn poll_interims(
     response: &mut ResponseFuture,
-    hear: &impl Fn(&Response<()>),
+    on_interim: &impl Fn(&Response<()>),
     count: &mut usize,
     cx: &mut Context<'_>,
 ) -> Poll<NoHeadReason> {
-    // An error is told by the response itself.
+    // The response future returns errors.
     while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
         if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Poll::Ready(NoHeadReason::Switched);
@@ -176,12 +177,12 @@ fn hear_interims(
         if *count > INTERIMS_MAX {
             return Poll::Ready(NoHeadReason::Error(Reason::ENHANCE_YOUR_CALM.into()));
         }
-        hear(&interim);
+        on_interim(&interim);
     }
     Poll::Pending
 }
 
-/// Drives a connection until it ends, or its origin does not answer a PING.
+/// Drives a connection until it ends, or until its origin does not answer a PING in time.
 async fn drive(mut connection: Connection<Io, Bytes>, traffic: Rc<Traffic>, shared: Weak<Http2>) {
     let mut keep_alive = connection.ping_pong().map(|ping| KeepAlive::new(ping, traffic));
     poll_fn(|cx| {
@@ -200,11 +201,11 @@ async fn drive(mut connection: Connection<Io, Bytes>, traffic: Rc<Traffic>, shar
     .await;
 }
 
-/// Asks whether the origin is still there when nothing has come from it for a while.
+/// Sends a PING when nothing was received for a while, to find out whether the origin is reachable.
 struct KeepAlive {
     ping: PingPong,
     traffic: Rc<Traffic>,
-    /// What had come when it was last looked at.
+    /// The number of bytes read at the last check.
     read_before: u64,
     timer: Pin<Box<Sleep>>,
     awaits_pong: bool,
@@ -229,7 +230,7 @@ impl KeepAlive {
             }
             let read = self.traffic.read.get();
             let is_silent = std::mem::replace(&mut self.read_before, read) == read;
-            // An error is a PING on its way already, or the connection's end.
+            // An error means that a PING is in flight already, or that the connection has ended.
             self.awaits_pong =
                 is_silent && is_in_use() && self.ping.send_ping(Ping::opaque()).is_ok();
             let next = if self.awaits_pong { PING_TIMEOUT } else { PING_INTERVAL };
@@ -238,19 +239,19 @@ impl KeepAlive {
     }
 }
 
-/// A request's body on its way, in a task that ends with the exchange.
+/// A request body being sent, by a task that ends with the exchange.
 struct Upload {
     task: AbortHandle,
     progress: Rc<Progress>,
-    /// How far it was when it was last looked at.
+    /// The progress at the last check.
     seen: u64,
 }
 
 #[derive(Default)]
 struct Progress {
-    /// Pieces taken, and pieces sent.
+    /// Number of pieces read and pieces sent.
     moved: Cell<u64>,
-    /// Why the body broke off.
+    /// The error of the body.
     failure: RefCell<Option<BodyError>>,
 }
 
@@ -267,13 +268,13 @@ impl Upload {
         Self { task, progress, seen: 0 }
     }
 
-    /// Whether it has gone on since the last call.
+    /// Whether there was progress since the last call.
     fn has_moved(&mut self) -> bool {
         let moved = self.progress.moved.get();
         std::mem::replace(&mut self.seen, moved) != moved
     }
 
-    /// Why the body broke off, once.
+    /// Takes the error of the body.
     fn failure(&self) -> Option<BodyError> {
         self.progress.failure.borrow_mut().take()
     }
@@ -285,8 +286,8 @@ impl Drop for Upload {
     }
 }
 
-/// Sends a request's body until its end, or until the origin wants no more of it. Trailers are not
-/// sent: no room but the listener's has looked at them.
+/// Sends a request's body until its end, or until the origin stops reading it. Trailers are not sent:
+/// nothing has checked them.
 async fn upload(mut body: Body, mut stream: SendStream<Bytes>, progress: Rc<Progress>) {
     loop {
         let frame = poll_fn(|cx| {
@@ -316,7 +317,7 @@ async fn upload(mut body: Body, mut stream: SendStream<Bytes>, progress: Rc<Prog
     }
 }
 
-/// Sends a piece as the origin's window lets it. `None`: the origin takes no more.
+/// Sends a piece as the origin's window allows. `None` if the origin stopped reading.
 async fn send(
     stream: &mut SendStream<Bytes>,
     mut bytes: Bytes,
@@ -335,7 +336,8 @@ async fn send(
     }
 }
 
-/// Bytes that the origin takes now; waits until it takes any.
+/// The number of bytes that the origin accepts now; waits until there are any. `None` if it stopped
+/// reading.
 async fn window(stream: &mut SendStream<Bytes>) -> Option<usize> {
     poll_fn(|cx| {
         while stream.capacity() == 0 {
@@ -349,19 +351,19 @@ async fn window(stream: &mut SendStream<Bytes>) -> Option<usize> {
     .await
 }
 
-/// A response's body as it comes. Its window is given back as it is read, so a slow reader slows
+/// A response body being received. Its window is released as it is read, so that a slow reader slows
 /// the origin.
 pub(super) struct Received {
     stream: RecvStream,
-    /// By `Content-Length`, to which h2 holds the origin.
+    /// The rest of `Content-Length`, which h2 enforces.
     left: Option<u64>,
     data_ended: bool,
-    /// Goes on beside it.
+    /// The request body, which may still be being sent.
     upload: Option<Upload>,
 }
 
 impl Received {
-    /// Whether the request's body has gone on since the last call.
+    /// Whether the request's body has made progress since the last call.
     pub(super) fn has_upload_moved(&mut self) -> bool {
         self.upload.as_mut().is_some_and(Upload::has_moved)
     }
@@ -387,7 +389,7 @@ impl Received {
         Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
     }
 
-    /// Why it broke off: the client's body may have been first.
+    /// The error of the exchange: that of the request's body if it failed first.
     fn broken(&self, error: h2::Error) -> LinkError {
         let failure = self.upload.as_ref().and_then(Upload::failure);
         failure.map_or_else(|| error.into(), LinkError::RequestBody)
@@ -404,7 +406,7 @@ impl Received {
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// What an upload may have queued ahead of the socket.
+/// Maximum number of bytes of a request body that are queued for the socket.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);

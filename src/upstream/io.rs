@@ -1,5 +1,5 @@
-//! One connection to an origin as bytes: plain or TLS, with what went over it counted, and
-//! with its place in the origin's limit.
+//! The byte stream of a connection to an origin, plain or TLS. Counts bytes, and holds a slot of the
+//! origin's limit of connections.
 
 use std::cell::Cell;
 use std::io;
@@ -27,22 +27,22 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What has gone over a connection so far, in bytes. It tells whether an origin can have
-/// seen a request, and whether it began to answer.
+/// Bytes read and written so far. They tell whether an origin can have received a request, and whether
+/// its response has begun.
 #[derive(Default)]
 pub(super) struct Traffic {
     pub(super) read: Cell<u64>,
     pub(super) written: Cell<u64>,
-    /// Present while a head is awaited: how far `read` may go until it is there. hyper passes
-    /// over interim responses for as long as they come, without a pause.
+    /// Present while a head is awaited: `read` may not exceed it. hyper would skip any number of
+    /// interim responses.
     pub(super) head_end: Cell<Option<u64>>,
-    /// Present while a response's first bytes are awaited: where its minor version stands.
+    /// Present while a response's first bytes are awaited: the position of its minor version.
     minor_version_at: Cell<Option<u64>>,
 }
 
 impl Traffic {
-    /// A request is about to be sent: the next byte that comes begins its response, whose head is
-    /// at most `bytes_max` long, interim responses before it included.
+    /// Prepares for a response: its first byte is the next one read, and its head with all interim
+    /// responses has at most `bytes_max` bytes.
     pub(super) fn await_head(&self, bytes_max: u64) {
         let read = self.read.get();
         self.head_end.set(Some(read + bytes_max));
@@ -56,7 +56,7 @@ impl Traffic {
         let Some(at) = self.minor_version_at.get().filter(|at| *at < total) else { return };
         self.minor_version_at.set(None);
         let at = (at + bytes.len() as u64 - total) as usize;
-        // The bytes before it may have come earlier.
+        // The bytes before it may have been read earlier.
         let before = &bytes[at.saturating_sub(HTTP_1.len())..at];
         if HTTP_1.ends_with(before) && matches!(bytes[at], b'2'..=b'9') {
             bytes[at] = b'1';
@@ -64,7 +64,7 @@ impl Traffic {
     }
 }
 
-/// One connection's place in its origin's limit, given back on drop.
+/// A slot of an origin's limit of connections; dropping it frees the slot.
 pub(super) struct ConnectionSlot {
     taken: Arc<AtomicUsize>,
     recorder: Recorder,
@@ -131,7 +131,9 @@ impl AsyncRead for Io {
         self.traffic.read.set(total);
         self.traffic.lower_minor_version(bytes, total);
         if self.traffic.head_end.get().is_some_and(|end| total > end) {
-            return Poll::Ready(Err(io::Error::other("interim responses without end")));
+            return Poll::Ready(Err(io::Error::other(
+                "too many bytes of interim responses before the response",
+            )));
         }
         read
     }
@@ -184,7 +186,7 @@ impl AsyncWrite for Io {
     }
 }
 
-/// What a response begins with, up to its minor version.
+/// The start of a response, up to its minor version.
 const HTTP_1: &[u8] = b"HTTP/1.";
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Names into addresses, one resolver a process, its work on the background runtime.
+//! Resolves names to addresses: one resolver for the process, with its tasks on the background runtime.
 //!
-//! Answers are kept as long as their TTL says, asked for again shortly before, and once they
-//! are gone while DNS fails, the last good ones go on serving. hickory-resolver asks; the
-//! table of answers is ours, because it has no way to keep old ones.
+//! Answers are kept for their TTL and renewed shortly before its end. While DNS fails, the last good
+//! answers are used for longer. hickory-resolver sends the queries; the table of answers is our own,
+//! because hickory's cache drops expired answers.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +24,7 @@ use super::error::FetchError;
 use super::settings::DnsSettings;
 use crate::metrics::{Metric, Recorder};
 
-/// What all cores ask for addresses.
+/// The resolver, shared by all cores.
 pub(crate) struct Resolver {
     settings: DnsSettings,
     names: Mutex<HashMap<Arc<str>, Name>>,
@@ -33,15 +33,15 @@ pub(crate) struct Resolver {
     recorder: Recorder,
 }
 
-/// What is known of one name.
+/// The state of one name.
 #[derive(Default)]
 struct Name {
-    /// The last good answer, past its TTL too.
+    /// The last good answer, which may be past its TTL.
     answer: Option<Answer>,
-    /// The last failure, when it came after the last good answer.
-    failure: Option<Failure>,
-    /// Present while a question is on its way; closes when it is answered.
-    question: Option<watch::Receiver<()>>,
+    /// The last failure, if it is newer than the last good answer.
+    failure: Option<LookupFailure>,
+    /// Present during a query; the channel closes when the query is answered.
+    query: Option<watch::Receiver<()>>,
 }
 
 #[derive(Clone)]
@@ -52,7 +52,7 @@ struct Answer {
 }
 
 #[derive(Clone)]
-struct Failure {
+struct LookupFailure {
     timed_out: bool,
     reason: Arc<str>,
     valid_until: Instant,
@@ -65,16 +65,16 @@ impl fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// With the system's name servers and hosts file, or the servers that the settings name.
-    /// Without any, addresses and the hosts file still work.
+    /// Uses the servers in the settings, or the system's. The hosts file and literal addresses work
+    /// without any server.
     pub(crate) fn new(settings: DnsSettings, background: Handle, recorder: Recorder) -> Arc<Self> {
         let _runtime = background.enter();
         let servers = servers(&settings);
         Arc::new(Self { settings, names: Mutex::default(), servers, background, recorder })
     }
 
-    /// The addresses of a name, or of a literal. Waits only when nothing usable is known; the
-    /// caller sets the deadline. Never empty.
+    /// The addresses of a name or a literal address, never empty. Waits only if no usable answer is
+    /// known. The caller sets the deadline.
     pub(crate) async fn addresses(
         self: &Arc<Self>,
         host: &Arc<str>,
@@ -82,13 +82,13 @@ impl Resolver {
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok([address].into());
         }
-        let mut question = match self.known(host) {
+        let mut query = match self.known(host) {
             Known::Answer(addresses) => return Ok(addresses),
             Known::Failure(failure) => return Err(self.error(host, failure)),
-            Known::Asked(question) => question,
+            Known::Pending(query) => query,
         };
-        // An error says that the question is answered: the sender is gone.
-        let _ = question.changed().await;
+        // The error means that the query has ended: the sender was dropped.
+        let _ = query.changed().await;
         let now = Instant::now();
         let names = self.lock();
         let name = names.get(host);
@@ -96,16 +96,16 @@ impl Resolver {
         if let Some(answer) = answer.filter(|answer| self.usable(answer, now)) {
             return Ok(answer.addresses.clone());
         }
-        let failure = name.and_then(|name| name.failure.clone()).unwrap_or_else(|| Failure {
+        let failure = name.and_then(|name| name.failure.clone()).unwrap_or_else(|| LookupFailure {
             timed_out: false,
-            reason: "the question was given up".into(),
+            reason: "the query was abandoned".into(),
             valid_until: now,
         });
         drop(names);
         Err(self.error(host, failure))
     }
 
-    /// What the table says, with a question begun when it is time for one.
+    /// Looks the name up in the table, and starts a query if one is due.
     fn known(self: &Arc<Self>, host: &Arc<str>) -> Known {
         let now = Instant::now();
         let mut names = self.lock();
@@ -127,7 +127,7 @@ impl Resolver {
             }
             (_, Some(failure)) => Known::Failure(failure),
             (_, None) => {
-                Known::Asked(name.question.clone().expect("a question was asked just above"))
+                Known::Pending(name.query.clone().expect("a query was started just above"))
             }
         }
     }
@@ -137,11 +137,11 @@ impl Resolver {
     }
 
     fn ask(self: &Arc<Self>, host: &Arc<str>, name: &mut Name) {
-        if name.question.is_some() {
+        if name.query.is_some() {
             return;
         }
-        let (answered, question) = watch::channel(());
-        name.question = Some(question);
+        let (answered, query) = watch::channel(());
+        name.query = Some(query);
         let (resolver, host) = (self.clone(), host.clone());
         self.recorder.count(Metric::DnsQuestions);
         self.background.spawn(async move {
@@ -168,7 +168,7 @@ impl Resolver {
         let now = Instant::now();
         let mut names = self.lock();
         let name = names.entry(host.clone()).or_default();
-        name.question = None;
+        name.query = None;
         match outcome {
             Ok((addresses, valid_until)) if !addresses.is_empty() => {
                 let (min, max) = (now + self.settings.ttl_min, now + self.settings.ttl_max);
@@ -184,12 +184,12 @@ impl Resolver {
                     Err(error) => (false, error.to_string().into()),
                 };
                 let valid_until = now + self.settings.negative_ttl;
-                name.failure = Some(Failure { timed_out, reason, valid_until });
+                name.failure = Some(LookupFailure { timed_out, reason, valid_until });
             }
         }
     }
 
-    fn error(&self, host: &Arc<str>, failure: Failure) -> FetchError {
+    fn error(&self, host: &Arc<str>, failure: LookupFailure) -> FetchError {
         if failure.timed_out {
             let after = self.settings.timeout * u32::try_from(self.settings.attempts).unwrap_or(1);
             return FetchError::DnsTimeout { host: host.clone(), after };
@@ -204,12 +204,13 @@ impl Resolver {
 
 enum Known {
     Answer(Arc<[IpAddr]>),
-    Failure(Failure),
-    Asked(watch::Receiver<()>),
+    Failure(LookupFailure),
+    Pending(watch::Receiver<()>),
 }
 
 impl Answer {
-    /// In the last fifth of its life: asked for again, so that nobody waits.
+    /// Whether the answer is in the last fifth of its lifetime. It is renewed then, so that no request
+    /// has to wait.
     fn is_due(&self, now: Instant) -> bool {
         let life = self.valid_until.saturating_duration_since(self.asked);
         now + life / 5 >= self.valid_until
@@ -220,7 +221,7 @@ impl Answer {
 fn forget_one(names: &mut HashMap<Arc<str>, Name>) {
     let oldest = names
         .iter()
-        .filter(|(_, name)| name.question.is_none())
+        .filter(|(_, name)| name.query.is_none())
         .min_by_key(|(_, name)| name.answer.as_ref().map(|answer| answer.asked))
         .map(|(host, _)| host.clone());
     if let Some(host) = oldest {
@@ -255,7 +256,7 @@ fn build(
     options.timeout = settings.timeout;
     options.attempts = settings.attempts;
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    // Our table is the cache: a second one would hand out what is left of a TTL.
+    // Our table is the cache. A second cache would return the rest of a TTL instead of a new answer.
     options.cache_size = 0;
     options.negative_max_ttl = Some(Duration::ZERO);
     builder.build().expect("a resolver without TLS and DNSSEC needs nothing that can fail")
@@ -274,12 +275,12 @@ mod tests {
     /// A name server that knows one answer for A, none for AAAA, and can be told to fail.
     struct Server {
         address: SocketAddr,
-        answer: Arc<Mutex<Said>>,
+        answer: Arc<Mutex<DnsAnswer>>,
         asked: Arc<AtomicU32>,
     }
 
     #[derive(Clone, Copy)]
-    enum Said {
+    enum DnsAnswer {
         Address(Ipv4Addr, u32),
         NoSuchName,
         Failure,
@@ -287,7 +288,7 @@ mod tests {
     }
 
     impl Server {
-        async fn start(said: Said) -> Self {
+        async fn start(said: DnsAnswer) -> Self {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
             let address = socket.local_addr().expect("its address");
             let (answer, asked) = (Arc::new(Mutex::new(said)), Arc::new(AtomicU32::new(0)));
@@ -310,7 +311,7 @@ mod tests {
             Self { address, answer, asked }
         }
 
-        fn says(&self, said: Said) {
+        fn says(&self, said: DnsAnswer) {
             *self.answer.lock().expect("no panic") = said;
         }
 
@@ -336,13 +337,13 @@ mod tests {
         at + 5
     }
 
-    fn reply(query: &[u8], question: usize, said: Said, is_a: bool) -> Option<Vec<u8>> {
+    fn reply(query: &[u8], question: usize, said: DnsAnswer, is_a: bool) -> Option<Vec<u8>> {
         let (code, answer) = match said {
-            Said::Address(address, ttl) if is_a => (0, Some((address, ttl))),
-            Said::Address(..) => (0, None),
-            Said::NoSuchName => (3, None),
-            Said::Failure => (2, None),
-            Said::Nothing => return None,
+            DnsAnswer::Address(address, ttl) if is_a => (0, Some((address, ttl))),
+            DnsAnswer::Address(..) => (0, None),
+            DnsAnswer::NoSuchName => (3, None),
+            DnsAnswer::Failure => (2, None),
+            DnsAnswer::Nothing => return None,
         };
         let mut reply = query[..2].to_vec();
         reply.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(answer.is_some()), 0, 0, 0, 0]);
@@ -365,13 +366,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_kept_for_its_ttl_and_asked_for_again_after_it() {
-        let server = Server::start(Said::Address(ONE, 1)).await;
+        let server = Server::start(DnsAnswer::Address(ONE, 1)).await;
         let resolver = server.resolver(DnsSettings::default());
         for _ in 0..10 {
             assert_eq!(first(&resolver, "a.example.").await.expect("an address"), ONE);
         }
         assert_eq!(server.asked.load(Ordering::SeqCst), 1);
-        server.says(Said::Address(TWO, 1));
+        server.says(DnsAnswer::Address(TWO, 1));
         while first(&resolver, "a.example.").await.expect("an address") != TWO {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -379,8 +380,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_good_addresses_serve_while_dns_fails() {
-        for failing in [Said::Failure, Said::NoSuchName, Said::Nothing] {
-            let server = Server::start(Said::Address(ONE, 0)).await;
+        for failing in [DnsAnswer::Failure, DnsAnswer::NoSuchName, DnsAnswer::Nothing] {
+            let server = Server::start(DnsAnswer::Address(ONE, 0)).await;
             let resolver = server.resolver(DnsSettings::default());
             assert_eq!(first(&resolver, "a.example.").await.expect("an address"), ONE);
             server.says(failing);
@@ -393,7 +394,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_kept_shortly_and_named() {
-        let server = Server::start(Said::NoSuchName).await;
+        let server = Server::start(DnsAnswer::NoSuchName).await;
         let negative_ttl = Duration::from_millis(300);
         let resolver = server.resolver(DnsSettings { negative_ttl, ..DnsSettings::default() });
         for _ in 0..5 {
@@ -401,7 +402,7 @@ mod tests {
             assert_eq!(error.proxy_error(), "dns_error");
         }
         assert_eq!(server.asked.load(Ordering::SeqCst), 1);
-        server.says(Said::Address(ONE, 60));
+        server.says(DnsAnswer::Address(ONE, 60));
         while first(&resolver, "none.example.").await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -409,7 +410,7 @@ mod tests {
 
     #[tokio::test]
     async fn silence_is_a_timeout() {
-        let server = Server::start(Said::Nothing).await;
+        let server = Server::start(DnsAnswer::Nothing).await;
         let resolver = server.resolver(DnsSettings::default());
         let error = first(&resolver, "silent.example.").await.expect_err("no answer");
         assert_eq!(error.proxy_error(), "dns_timeout");
@@ -418,7 +419,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_who_ask_for_a_name_ask_once() {
-        let server = Server::start(Said::Address(ONE, 60)).await;
+        let server = Server::start(DnsAnswer::Address(ONE, 60)).await;
         let resolver = server.resolver(DnsSettings::default());
         let mut asking = tokio::task::JoinSet::new();
         for _ in 0..100 {
@@ -431,7 +432,7 @@ mod tests {
 
     #[tokio::test]
     async fn literals_and_the_hosts_file_need_no_server() {
-        let server = Server::start(Said::Failure).await;
+        let server = Server::start(DnsAnswer::Failure).await;
         let resolver = server.resolver(DnsSettings::default());
         for (host, loopback) in [("127.0.0.1", true), ("::1", true), ("localhost", true)] {
             let address = first(&resolver, host).await.expect(host);
@@ -442,7 +443,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_table_of_names_has_a_limit() {
-        let server = Server::start(Said::Address(ONE, 60)).await;
+        let server = Server::start(DnsAnswer::Address(ONE, 60)).await;
         let resolver = server.resolver(DnsSettings { names_max: 3, ..DnsSettings::default() });
         for number in 0..10 {
             first(&resolver, &format!("{number}.example.")).await.expect("an address");

@@ -186,7 +186,9 @@ impl ResponseBody {
         });
         let origin = self.active.origin_name();
         if total {
-            return BodyError::new(format!("{origin} took longer than the whole may take"));
+            return BodyError::new(format!(
+                "the response of {origin} exceeded the total deadline (deadlines.total)"
+            ));
         }
         body_timeout(origin, self.limits.between_bytes)
     }

@@ -1,5 +1,4 @@
-//! What may be configured about origins. `config` maps the file to these; the defaults are
-//! what ships.
+//! The settings of pools and DNS, with their defaults. The room `config` reads them from the file.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,12 +7,12 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-/// Everything that can be set about upstreams.
+/// The settings of upstreams.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Settings {
     /// The named pools that rules refer to.
     pub pools: Vec<PoolDefinition>,
-    /// How names become addresses.
+    /// Name resolution.
     pub dns: DnsSettings,
 }
 
@@ -99,7 +98,8 @@ pub(crate) struct Origin {
     pub host: Arc<str>,
     /// The TCP port.
     pub port: u16,
-    /// Its share beside the others; 1 is usual, 0 is used only when no other is left.
+    /// Its share of requests relative to the others. An origin of weight 0 is used only when no other
+    /// is available.
     pub weight: u16,
 }
 
@@ -148,7 +148,7 @@ impl Scheme {
         }
     }
 
-    /// The port when none is written.
+    /// The default port.
     pub(crate) fn port(self) -> u16 {
         match self {
             Self::Http => 80,
@@ -157,7 +157,7 @@ impl Scheme {
     }
 }
 
-/// How one of a pool's origins is chosen.
+/// How an origin is chosen for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Balance {
     /// In turn, by weight.
@@ -173,15 +173,16 @@ pub(crate) enum Balance {
 /// TLS to origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OriginTls {
-    /// Check the certificate and its name. Off: anyone in between can read and change all.
+    /// Verify the certificate and its name. Without it, an attacker on the path can read and change
+    /// everything.
     pub verify: bool,
     /// Trust the system's certificate authorities.
     pub system_roots: bool,
     /// PEM files with more certificate authorities to trust.
     pub ca_files: Vec<PathBuf>,
-    /// The name to ask for (SNI) and to check, in place of the origin's host.
+    /// The server name to send (SNI) and to verify, instead of the origin's host.
     pub server_name: Option<Arc<str>>,
-    /// What we show when the origin asks who we are.
+    /// The certificate to send when the origin requests one.
     pub client_certificate: Option<ClientCertificate>,
 }
 
@@ -206,7 +207,7 @@ pub(crate) struct ClientCertificate {
     pub key: PathBuf,
 }
 
-/// The `Host` that an origin is told.
+/// The `Host` of requests to origins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum HostHeader {
     /// The client's.
@@ -214,11 +215,11 @@ pub(crate) enum HostHeader {
     Preserve,
     /// The origin's own host and port.
     Origin,
-    /// Always this one.
+    /// A fixed value.
     Fixed(HeaderValue),
 }
 
-/// Which HTTP is spoken to an origin.
+/// The HTTP version of requests to origins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Protocol {
     /// HTTP/2 where TLS agrees on it (ALPN), HTTP/1.1 otherwise.
@@ -230,24 +231,22 @@ pub(crate) enum Protocol {
     Http2,
 }
 
-/// How long each step may take. They are kept to about 25 ms.
+/// Time limits of each step of an exchange, enforced with a precision of about 25 ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deadlines {
-    /// Name and TCP connection, over all addresses.
+    /// Name resolution and TCP connection, over all addresses.
     pub connect: Duration,
     /// The TLS handshake.
     pub tls: Duration,
-    /// From the request's last step forward to the response's head.
+    /// From the last progress of the request to the response's head.
     pub first_byte: Duration,
-    /// While the body is waited for: from one piece to the next.
+    /// Between two pieces of the response's body.
     pub between_bytes: Duration,
-    /// From [`super::Upstreams::send`] to the body's end, retries included. `None`: a long
-    /// download may go on as long as bytes come.
+    /// From [`super::Upstreams::send`] to the end of the body, retries included. `None` is no limit.
     pub total: Option<Duration>,
-    /// How long an origin's 100 (Continue) is waited for before the body is sent anyway
-    /// (RFC 9110 §10.1.1).
+    /// The wait for an origin's 100 (Continue); then the body is sent without it (RFC 9110 §10.1.1).
     pub expect_continue: Duration,
-    /// An upgraded connection (WebSocket) is closed after so long without a byte either way.
+    /// An upgraded connection (WebSocket) is closed after this time without a byte in either direction.
     pub tunnel_idle: Duration,
 }
 
@@ -282,16 +281,17 @@ impl Default for KeepAlive {
     }
 }
 
-/// What is tried again. Only a request that the origin cannot have acted on, or an idempotent
-/// one (RFC 9110 §9.2.2) that can be sent again whole and got no byte back.
+/// How often failed requests are sent again. Only a request is that the origin cannot have processed, or
+/// an idempotent one (RFC 9110 §9.2.2) whose body can be sent again and that got no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Retry {
-    /// Tries in all; 1 means no second. A kept connection that turns out to be closed is
-    /// replaced once besides.
+    /// Maximum number of attempts; 1 is no retry. An idle connection that turns out to be closed is
+    /// replaced once without counting.
     pub attempts_max: u32,
-    /// Retries as a share of requests, in percent, so that an outage is not multiplied.
+    /// Maximum share of retries in all requests, in percent, so that retries do not multiply the load
+    /// in an outage.
     pub budget_percent: u32,
-    /// Retries that are always left to a core that had few requests so far.
+    /// Number of retries that a core may make before it has earned any by requests.
     pub budget_reserve: u32,
 }
 
@@ -301,14 +301,14 @@ impl Default for Retry {
     }
 }
 
-/// When an origin is left alone (passive checks).
+/// When a failing origin is skipped (passive health checks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Health {
-    /// Failures in a row until it is skipped; 0: never skipped.
+    /// Number of consecutive failures after which it is skipped; 0 is never.
     pub failures_max: u32,
     /// How long it is skipped; then one request tries it.
     pub skip: Duration,
-    /// When all are down: try one anyway (true), or answer 503 at once.
+    /// Whether to try one anyway when all are down, instead of answering 503 at once.
     pub try_when_all_down: bool,
 }
 
@@ -318,24 +318,24 @@ impl Default for Health {
     }
 }
 
-/// How names become addresses.
+/// Name resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DnsSettings {
     /// Name servers (UDP and TCP); empty: the system's (resolv.conf).
     pub servers: Vec<SocketAddr>,
-    /// One question to one server.
+    /// Time limit of one query to one server.
     pub timeout: Duration,
-    /// Tries in all.
+    /// Maximum number of queries for a name.
     pub attempts: usize,
     /// An answer is kept at least this long, whatever its TTL.
     pub ttl_min: Duration,
     /// An answer is kept at most this long.
     pub ttl_max: Duration,
-    /// How long "no such name" and failures are kept.
+    /// How long failures and the answer "no such name" are kept.
     pub negative_ttl: Duration,
     /// How long the last good addresses are used after their TTL while DNS fails.
     pub stale_max: Duration,
-    /// Names that are remembered. Beyond it the least recently answered go.
+    /// Maximum number of names in the table. Beyond it the least recently answered ones are dropped.
     pub names_max: usize,
 }
 

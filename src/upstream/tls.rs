@@ -1,4 +1,4 @@
-//! The client half of TLS: whom we trust, what we show, which protocols we offer.
+//! TLS configurations for connections to origins: trusted authorities, client certificate, protocols.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -11,8 +11,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::settings::{OriginTls, PoolError, PoolSettings, Protocol};
 
-/// One configuration for a pool: its cores share sessions, so that a new connection resumes
-/// what any of them began.
+/// The configuration for a pool. All cores share it and its sessions, so that a new connection can
+/// resume a session of any core.
 pub(super) fn client_config(pool: &PoolSettings) -> Result<Arc<ClientConfig>, PoolError> {
     let tls_error = |source| PoolError::Tls { pool: pool.name.clone(), source };
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -39,7 +39,7 @@ pub(super) fn client_config(pool: &PoolSettings) -> Result<Arc<ClientConfig>, Po
     Ok(Arc::new(config))
 }
 
-/// What is wrong with the files that a pool names for TLS: the option, and why. All of it at once.
+/// All mistakes in the TLS files of a pool, each with the name of its option.
 pub(crate) fn file_mistakes(pool: &PoolSettings) -> Vec<(&'static str, PoolError)> {
     let mut mistakes = Vec::new();
     for file in &pool.tls.ca_files {
@@ -80,7 +80,7 @@ fn roots(pool: &PoolSettings) -> Result<Arc<RootCertStore>, PoolError> {
     Ok(Arc::new(roots))
 }
 
-/// The system's, read once: there are about 150, and each pool would read them again.
+/// The system's certificate authorities, about 150. They are read once for all pools.
 fn native_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     ROOTS
@@ -127,8 +127,8 @@ fn unusable(pool: &PoolSettings, file: &Path, reason: String) -> PoolError {
     PoolError::File { pool: pool.name.clone(), path: file.to_owned(), reason }
 }
 
-/// Verification switched off by [`OriginTls::verify`]. Signatures are still checked: the
-/// other end holds the key of the certificate that it shows, whoever it is.
+/// Accepts every certificate, for [`OriginTls::verify`] off. Signatures are still checked: the server
+/// has the key of the certificate that it sends.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

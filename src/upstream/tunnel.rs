@@ -1,5 +1,5 @@
-//! After an upgrade (RFC 9110 §7.8): bytes both ways until both ends are done or nothing
-//! has moved for too long.
+//! An upgraded connection (RFC 9110 §7.8): copies bytes in both directions until both have ended or it
+//! was idle for too long.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -18,7 +18,7 @@ use crate::upgrade::OnUpgrade;
 /// The origin's side of an upgraded connection.
 pub(crate) struct UpgradedOrigin {
     pub(super) io: Io,
-    /// What the origin sent right behind its 101.
+    /// Bytes that the origin sent directly after its 101.
     pub(super) early: Bytes,
 }
 
@@ -48,7 +48,7 @@ pub(crate) async fn tunnel(
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Ok(()));
         }
-        // Moving a timer costs more than a small message: it is moved only when it fires.
+        // Resetting a timer costs more than a small message, so it is reset only when it fires.
         let now_moved = upward.copied + downward.copied;
         loop {
             ready!(timer.as_mut().poll(cx));
@@ -62,7 +62,7 @@ pub(crate) async fn tunnel(
     .await
 }
 
-/// One direction: a buffer that is filled by one end and emptied by the other.
+/// One direction: a buffer that is read into from one end and written to the other.
 struct Direction {
     buffer: Box<[u8]>,
     start: usize,
@@ -75,7 +75,7 @@ struct Direction {
 #[derive(PartialEq)]
 enum State {
     Copying,
-    /// The reader's end was seen; the writer is being told.
+    /// The reader has ended; the writer is being shut down.
     Finishing,
     Finished,
 }
@@ -88,7 +88,7 @@ impl Direction {
         Self { buffer, start: 0, end: early.len(), copied: 0, unflushed: false, state }
     }
 
-    /// Moves what can be moved. Ready once the reader has ended and the writer knows.
+    /// Copies as much as possible. Ready once the reader has ended and the writer is shut down.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -99,7 +99,7 @@ impl Direction {
             if self.start == self.end {
                 let mut read = ReadBuf::new(&mut self.buffer);
                 if from.as_mut().poll_read(cx, &mut read)?.is_pending() {
-                    // Nothing more at present: what was written must not wait for it.
+                    // Nothing to read now: flush what was written before waiting.
                     if self.unflushed && to.as_mut().poll_flush(cx)?.is_ready() {
                         self.unflushed = false;
                     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::listen::Transport;
-use crate::route::{Action, Pass};
+use crate::route::{Action, Forward};
 
 const MINIMAL: &str = r#"
 [pools.main]
@@ -39,7 +39,7 @@ fn a_minimal_file_is_enough() {
     let config = read_text(MINIMAL).unwrap();
     let site = &config.routes.sites[0];
     assert_eq!((&*site.name, site.rules.len()), ("www", 1));
-    let Action::Pass(Pass { pool, .. }) = &site.rules[0].action else { panic!("{site:?}") };
+    let Action::Forward(Forward { pool, .. }) = &site.rules[0].action else { panic!("{site:?}") };
     assert_eq!(&**pool, "main");
     assert_eq!(config.listen.listeners, [Listener::plain(HTTP), Listener::tls(HTTPS)]);
 }
@@ -552,7 +552,7 @@ fn a_rule_inherits_from_its_site_and_the_site_from_the_defaults() {
         (1, 0)
     );
     let pass = |rule: &route::RuleSettings| match &rule.action {
-        Action::Pass(pass) => {
+        Action::Forward(pass) => {
             (pass.pool.to_string(), pass.by_country.len(), pass.rewrite.add_prefix.clone())
         }
         other => panic!("{other:?}"),
