@@ -135,19 +135,22 @@ impl Attempt<'_> {
                 Err(no_head) => no_head,
             };
             let failed = Failed { connected, ..self.failed(no_head, again, &failure, &deadline) };
-            match failed {
-                // The origin closed the idle connection while the request was being sent. That is
-                // no fault of the origin and costs no retry budget. It is replaced once only.
-                failed @ Failed { error: FetchError::Terminated { .. }, .. } if reused => {
-                    let Some(again) = failed.body else {
-                        return Err(Failed { blames_origin: false, ..failed });
-                    };
-                    self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
-                    body = again;
-                }
-                failed => return Err(failed),
-            }
+            body = self.replace_closed(failed, reused)?;
         }
+    }
+
+    /// The request's body for another connection, if the origin closed an idle connection while the
+    /// request was being sent. That is no fault of the origin and costs no retry budget. It happens
+    /// once: the next connection is a new one.
+    fn replace_closed(&self, failed: Failed, reused: bool) -> Result<Body, Failed> {
+        if !reused || !matches!(failed.error, FetchError::Terminated { .. }) {
+            return Err(failed);
+        }
+        let Some(body) = failed.body else {
+            return Err(Failed { blames_origin: false, ..failed });
+        };
+        self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
+        Ok(body)
     }
 
     /// Counts the failure, and marks the origin down after too many.
