@@ -138,7 +138,7 @@ pub(crate) fn serve(
     let (Parts { method, uri, version, mut headers, mut extensions, .. }, body) =
         request.into_parts();
     let head = RequestHead::new(method, uri, version);
-    let mut context = begin(worker, connection, head, &headers);
+    let mut context = request_context(worker, connection, head, &headers);
     let (request, site, rule) = match admit(worker, &plan, &mut context, &mut headers) {
         Ok(admitted) => admitted,
         Err(error) => return Serving::Ready(Some(finish_error(worker, &plan, context, *error))),
@@ -168,14 +168,14 @@ pub(crate) fn log_refused(
 ) {
     let method = Method::from_bytes(b"-").expect("a token");
     let head = RequestHead::new(method, Uri::from_static("*"), Version::HTTP_11);
-    let context = begin(worker, connection, head, &HeaderMap::new());
+    let context = request_context(worker, connection, head, &HeaderMap::new());
     let cache_status = CacheStatus::generated(Reason::Refused);
     let facts = ResponseFacts { cache_status, upstream: None, failure: Some(why) };
     // The listener has already sent the response.
     drop(account(worker, context, facts, Reply::new(status)));
 }
 
-fn begin(
+fn request_context(
     worker: &Worker,
     connection: Rc<Connection>,
     mut request: RequestHead,
@@ -299,7 +299,7 @@ impl Visit {
         if let Some(reply) = self.reply_of_last_recipient() {
             return answered_here(reply);
         }
-        if let Some(reason) = self.bypasses_cache(payload) {
+        if let Some(reason) = self.bypass_reason(payload) {
             return Err(Wait::Pass(reason));
         }
         let query = self.query();
@@ -307,7 +307,10 @@ impl Visit {
         self.use_stored(found).map_err(Wait::Act)
     }
 
-    #[expect(clippy::manual_async_fn, reason = "an `async fn` would hold `self` twice")]
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` would store `self` twice in its future"
+    )]
     fn wait(self, wait: Wait, payload: Payload) -> impl Future<Output = Reply> {
         async move {
             let outcome = match wait {
@@ -329,13 +332,14 @@ impl Visit {
         }
     }
 
-    /// Whether the request bypasses the cache, and why: methods other than GET and HEAD, configured
-    /// bypasses, requests with content, and protocol switches.
-    fn bypasses_cache(&self, payload: &Payload) -> Option<Reason> {
+    /// Why the request bypasses the cache: its method, content, a protocol switch, or a configured bypass.
+    /// `None` if it does not.
+    fn bypass_reason(&self, payload: &Payload) -> Option<Reason> {
         if payload.switch.is_some() || !payload.body.is_end_stream() {
+            // RFC 9211 has no word for content or a switch; "method" is the closest.
             return Some(Reason::Method);
         }
-        self.query().skips_cache()
+        self.query().bypass_reason()
     }
 
     /// decide: the answer if the stored response can be sent as it is, fresh or stale; otherwise the
@@ -403,13 +407,15 @@ impl Visit {
         }
     }
 
-    /// encode → finish.
+    /// encode → finish: compresses the reply, applies the rule's response fields, and writes `Via`,
+    /// `Cache-Status`, metrics and log.
     fn finish(self, Answered { reply, facts }: Answered) -> Reply {
         let settings = &self.rule.settings;
         let (method, fields) = (&self.context.request.method, &*self.fields);
         let recorder = &self.worker.recorder;
         let mut reply =
             transform::transform(method, fields, reply, &settings.compression, recorder);
+        // A 304 has no fields that describe content (RFC 9110 §15.4.5).
         if reply.status == StatusCode::NOT_MODIFIED {
             cache::fields::leave_content_out(&mut reply.fields);
         }

@@ -1,5 +1,5 @@
-//! The host and port that a request asks: lower case, without the scheme's own port, without
-//! the root's dot, without user information.
+//! The host and port of a request, normalised: lower case, without the scheme's default port, without
+//! the trailing dot of the root, without user information.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,12 +9,12 @@ use http::HeaderValue;
 
 use super::Refusal;
 
-/// A normalised authority. It shares the bytes that came off the wire when they were normal,
-/// so a clone copies nothing.
+/// A normalised authority. Shares the bytes of the request if they were in normal form. A clone copies
+/// nothing.
 #[derive(Clone)]
 pub(crate) struct Authority {
     source: Source,
-    /// Where the host ends and `:port` begins.
+    /// The length of the host, after which `:port` begins.
     host_length: u16,
 }
 
@@ -25,7 +25,7 @@ enum Source {
 }
 
 impl Authority {
-    /// From a `Host` field.
+    /// Parses a `Host` field.
     pub(super) fn from_field(value: &HeaderValue, scheme: &str) -> Result<Self, Refusal> {
         let text = value.to_str().map_err(|_| Refusal::HostInvalid)?;
         let (normal, host_length) = normalise(text, scheme)?;
@@ -36,7 +36,7 @@ impl Authority {
         Ok(Self { source: Source::Field(source), host_length })
     }
 
-    /// From `:authority`, or from a target that is a whole URL.
+    /// Normalises `:authority`, or that of a target in absolute form.
     pub(super) fn from_target(
         authority: &http::uri::Authority,
         scheme: &str,
@@ -49,7 +49,7 @@ impl Authority {
         Ok(Self { source, host_length })
     }
 
-    /// For an HTTP/1.0 request without `Host`: the address it came to.
+    /// The authority of an HTTP/1.0 request without `Host`: the address that received it.
     pub(super) fn from_address(address: SocketAddr, scheme: &str) -> Self {
         let (normal, host_length) = normalise(&address.to_string(), scheme)
             .map(|(text, at)| (text.into_owned(), at))
@@ -57,22 +57,22 @@ impl Authority {
         Self { source: Source::Field(field(&normal)), host_length }
     }
 
-    /// `example.org`, `example.org:8080`, `[2001:db8::1]:8080`.
+    /// As text, such as `example.org`, `example.org:8080` or `[2001:db8::1]:8080`.
     #[allow(unsafe_code, reason = "each request asks for it several times")]
     pub(crate) fn as_str(&self) -> &str {
         match &self.source {
-            // SAFETY: `normalise` lets nothing but ASCII through, and all that is here came out of it.
+            // SAFETY: all values come from `normalise`, which returns only ASCII.
             Source::Field(value) => unsafe { std::str::from_utf8_unchecked(value.as_bytes()) },
             Source::Target(authority) => authority.as_str(),
         }
     }
 
-    /// Without the port.
+    /// The host without the port.
     pub(crate) fn host(&self) -> &str {
         &self.as_str()[..usize::from(self.host_length)]
     }
 
-    /// For a `Host` field.
+    /// The value of a `Host` field.
     pub(crate) fn to_field(&self) -> HeaderValue {
         match &self.source {
             Source::Field(value) => value.clone(),
@@ -103,7 +103,7 @@ fn field(normal: &str) -> HeaderValue {
     HeaderValue::from_str(normal).expect("a normalised authority is ASCII without controls")
 }
 
-/// The normal form and the length of its host.
+/// The normal form, and the length of its host.
 fn normalise<'a>(text: &'a str, scheme: &str) -> Result<(Cow<'a, str>, u16), Refusal> {
     if text.len() > AUTHORITY_BYTES_MAX {
         return Err(Refusal::HostInvalid);
@@ -128,7 +128,7 @@ fn normalise<'a>(text: &'a str, scheme: &str) -> Result<(Cow<'a, str>, u16), Ref
     Ok((Cow::Owned(normal), host_length))
 }
 
-/// Host, and the port without leading zeros if there is one. Both are checked.
+/// Splits into host and port, and checks both. The port has no leading zeros.
 fn split(text: &str) -> Result<(&str, Option<&str>), Refusal> {
     let (host, port) = if text.starts_with('[') {
         let end = text.find(']').ok_or(Refusal::HostInvalid)?;
@@ -144,7 +144,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), Refusal> {
         let (host, port) = text.split_at(end);
         (host, port.strip_prefix(':'))
     };
-    // `example.org:` is written by some and means the default port (RFC 3986 §6.2.3).
+    // `example.org:` means the default port (RFC 3986 §6.2.3).
     let port = port.filter(|port| !port.is_empty());
     let is_port = |port: &str| {
         port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|n| n > 0)
@@ -156,8 +156,8 @@ fn split(text: &str) -> Result<(&str, Option<&str>), Refusal> {
     }
 }
 
-/// Where the name ends, by a colon or with the text; `None` if it is none. One look at each byte,
-/// because every request has one.
+/// The end of the host name: a colon or the end of the text. `None` if it is not a valid name. One pass,
+/// because every request has a host.
 fn end_of_name(text: &[u8]) -> Option<usize> {
     let mut before = b'.';
     for (place, &byte) in text.iter().enumerate() {
@@ -179,7 +179,7 @@ fn default_port(scheme: &str) -> Option<&'static str> {
     }
 }
 
-/// A name has at most 253 bytes (RFC 1035 §3.1); the rest is for dot and port.
+/// A name has at most 253 bytes (RFC 1035 §3.1); the others are for dot and port.
 const AUTHORITY_BYTES_MAX: usize = 260;
 
 #[cfg(test)]

@@ -1,35 +1,35 @@
-//! Which request fields the gate looks at. Most fields are none of them, and one bit says so.
+//! The request fields that the gate watches. For most other fields one bit test is enough.
 
 use std::collections::HashMap;
 
 use http::HeaderName;
 
-/// What the gate does with a field.
+/// What the gate does with a watched field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
-    /// The authority.
+    /// States the authority.
     Host,
-    /// Names further fields to drop.
+    /// Names further fields to remove.
     Connection,
-    /// Framing.
+    /// Frames the content.
     TransferEncoding,
-    /// Framing.
+    /// Frames the content.
     ContentLength,
-    /// Kept aside where the connection is to be upgraded, and dropped.
+    /// Removed; its value is kept if `Connection` has `upgrade`.
     Upgrade,
-    /// Kept aside where it says that trailers are taken, and dropped.
+    /// Removed; whether it has `trailers` is kept.
     Te,
-    /// Dropped: for one hop only, or dangerous.
+    /// Removed: hop-by-hop, or dangerous.
     Drop,
-    /// Dropped unless a trusted proxy sent it.
+    /// Removed unless a trusted proxy sent it.
     Forwarding,
-    /// Looked into, passed on.
+    /// Checked for loops, and forwarded.
     CdnLoop,
-    /// An expectation that is met, or refused.
+    /// Met or refused.
     Expect,
 }
 
-/// The watched names behind a bit set of their hashes.
+/// The watched names, with a bit set of their hashes as a filter.
 #[derive(Clone, Debug)]
 pub(super) struct Watched {
     bits: [u64; BITS / 64],
@@ -54,7 +54,7 @@ impl Watched {
         self.names.insert(name.into(), watch);
     }
 
-    /// What to do with the field `name`; `None` for nearly all.
+    /// What to do with the field `name`. `None` if it is not watched.
     pub(super) fn look(&self, name: &HeaderName) -> Option<Watch> {
         if *name == http::header::HOST {
             return Some(Watch::Host);
@@ -67,13 +67,13 @@ impl Watched {
         if let Some(watch) = self.names.get(name) {
             return Some(*watch);
         }
-        // `X_Forwarded_For` becomes `X-Forwarded-For` in CGI, WSGI and PHP.
+        // CGI, WSGI and PHP do not distinguish `X_Forwarded_For` from `X-Forwarded-For`.
         let is_disguise = name.contains('_') && self.names.contains_key(&*name.replace('_', "-"));
         is_disguise.then_some(Watch::Drop)
     }
 }
 
-/// Not zero-cost but near: length, first, middle and last byte; `_` counts as `-`.
+/// A cheap hash of length, first, middle and last byte. `_` counts as `-`.
 fn hash(name: &str) -> usize {
     let bytes = name.as_bytes();
     let [first, .., last] = bytes else { return 0 };
@@ -101,7 +101,7 @@ const ALWAYS: &[(&str, Watch)] = &[
     ("trailer", Watch::Drop),
     ("transfer-encoding", Watch::TransferEncoding),
     ("upgrade", Watch::Upgrade),
-    // Ours to say.
+    // Set by this node.
     ("x-client-country", Watch::Drop),
     ("x-forwarded-for", Watch::Forwarding),
     ("x-forwarded-host", Watch::Forwarding),
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_everyday_are_told_by_one_bit() {
+    fn common_fields_need_one_bit_test() {
         let watched = Watched::new(&super::super::Settings::default().strip_fields);
         for name in [
             "accept",
@@ -136,7 +136,7 @@ mod tests {
             "user-agent",
         ] {
             let bit = hash(name);
-            assert_eq!(watched.bits[bit / 64] & 1 << (bit % 64), 0, "{name} needs the slow look");
+            assert_eq!(watched.bits[bit / 64] & 1 << (bit % 64), 0, "{name} needs the slow lookup");
         }
     }
 

@@ -1,6 +1,6 @@
-//! Who the client is, and what origins are told of it: `X-Forwarded-*`, `Forwarded`
-//! (RFC 7239), `CDN-Loop` (RFC 8586). Each proxy adds on the right, so the right-most address
-//! that no trusted proxy has is the client; anything left of it is a stranger's word.
+//! The client's address and the fields that state it: `X-Forwarded-*`, `Forwarded` (RFC 7239), and
+//! `CDN-Loop` (RFC 8586). Each proxy appends on the right, so the rightmost address that is not a trusted
+//! proxy's is the client. Addresses left of it are unverified.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use super::{ClientField, Normalised, Settings};
 use crate::context::Connection;
 
-/// The client and its scheme by the word of a trusted proxy at `peer`.
-pub(super) fn believe(
+/// The client's address and scheme as stated by a trusted proxy at `peer`.
+pub(super) fn client_and_scheme(
     settings: &Settings,
     peer: IpAddr,
     headers: &HeaderMap,
@@ -32,8 +32,8 @@ pub(super) fn believe(
     }
 }
 
-/// The first address from the right that is not trusted. At something that is no address
-/// the walk ends: the one who wrote it is the last that can be known.
+/// The first address from the right that is not trusted. A member that is not an address ends the
+/// search: the proxy that wrote it is the last known one.
 fn client(
     trusted: &[IpNet],
     peer: IpAddr,
@@ -54,7 +54,7 @@ pub(super) fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 
-/// How often `cdn_id` stands in `CDN-Loop`.
+/// How many members of `CDN-Loop` have this `cdn_id`.
 pub(super) fn loop_hops(headers: &HeaderMap, cdn_id: &str) -> usize {
     let is_ours = |info: &&str| {
         let id = info.split(';').next().unwrap_or_default().trim();
@@ -63,9 +63,9 @@ pub(super) fn loop_hops(headers: &HeaderMap, cdn_id: &str) -> usize {
     items(headers, &CDN_LOOP).filter(is_ours).count()
 }
 
-/// Adds this hop to what an origin is told. Only a trusted proxy's word on the client stays, the
-/// gate has let no other through.
-pub(super) fn announce(
+/// Adds this hop to the forwarding fields of a request for an origin. The fields of trusted proxies are
+/// extended; the gate has removed all others.
+pub(super) fn add_fields(
     settings: &Settings,
     request: &Normalised,
     connection: &Connection,
@@ -99,7 +99,7 @@ pub(super) fn announce(
     }
 }
 
-/// Appends to a list field, as one line: origins are known to read only the first.
+/// Appends to a list field and joins its lines into one, because some origins read only the first.
 fn add_to_list(headers: &mut HeaderMap, name: HeaderName, item: HeaderValue) {
     match headers.entry(name) {
         Entry::Vacant(place) => drop(place.insert(item)),
@@ -115,8 +115,8 @@ fn visible(text: Vec<u8>) -> HeaderValue {
     HeaderValue::try_from(text).expect("made of visible ASCII")
 }
 
-/// The items of a list field over all its lines, from the right. An unreadable line is one
-/// empty item. Commas within quotes divide too: harmless, as no address has one.
+/// The members of a list field over all its lines, from the right. A line that is not text is one empty
+/// member. Commas within quotes also separate members: harmless, because no address contains one.
 fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
     let mut lines: Vec<&str> =
         headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default()).collect();
@@ -124,7 +124,7 @@ fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
     lines.into_iter().flat_map(|line| line.rsplit(',').map(str::trim))
 }
 
-/// The value of a parameter of one `Forwarded` element, without its quotes.
+/// The value of a parameter of one `Forwarded` element, without quotes.
 fn parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
     element.split(';').find_map(|pair| {
         let (key, value) = pair.split_once('=')?;
@@ -134,7 +134,7 @@ fn parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// An address with or without brackets and port.
+/// Parses an address with or without brackets and port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let address = bare.parse::<IpAddr>().ok();

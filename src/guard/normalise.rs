@@ -1,12 +1,13 @@
-//! The gate: one reading of each request, or none.
+//! The gate, request normalisation: a request has exactly one interpretation, or it is refused
+//! (RFC 9110 §7, RFC 9112 §3, §6).
 //!
-//! hyper lets through two `Host` fields, `Transfer-Encoding: gzip, chunked`, an authority that
-//! disagrees with `Host` and more; a proxy that guesses is how requests are smuggled and
-//! caches poisoned. What a plain request costs here is one look at each field and at each
-//! byte of its path; nothing is copied.
+//! The HTTP parsers accept requests with two `Host` fields, with `Transfer-Encoding: gzip, chunked`, or
+//! with an authority that differs from `Host`. Forwarding such a request enables request smuggling and
+//! cache poisoning. An ordinary request costs one pass over its field names and one over its path;
+//! nothing is copied.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue, TE,
@@ -19,29 +20,30 @@ use super::fields::{Watch, Watched};
 use super::{Authority, ClientField, Refusal, Settings, forwarded, path};
 use crate::context::{Connection, RequestHead};
 
-/// The gate, ready for requests.
+/// Checks and normalises requests by its [`Settings`].
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
     settings: Settings,
     watched: Watched,
-    /// What this hop is in `CDN-Loop` (RFC 8586).
+    /// This node's member of `CDN-Loop` (RFC 8586 §2).
     cdn_id: HeaderValue,
 }
 
-/// What a request asks, in its one spelling. Cheap to clone: the bytes are the request's.
+/// A normalised request: equivalent requests have equal values. Cheap to clone, because it shares the
+/// bytes of the request.
 #[derive(Clone, Debug)]
 pub(crate) struct Normalised {
-    /// `http` or `https`: the connection's, or what a trusted proxy in front of us says.
+    /// `http` or `https`: the scheme of the connection, or the one that a trusted proxy states.
     pub scheme: &'static str,
     /// Host and port.
     pub authority: Authority,
     /// Path and query. `*` only for OPTIONS.
     pub target: PathAndQuery,
-    /// The client: the connection's other end, or whom a trusted proxy names.
+    /// The client's address: the connection's peer, or the address that a trusted proxy states.
     pub client: IpAddr,
-    /// The protocols that the client asks to switch to: its `Upgrade` fields in one.
+    /// The protocols that the client asks to switch to: the lines of `Upgrade`, joined with `, `.
     pub upgrade: Option<HeaderValue>,
-    /// Whether the client takes trailers: its `TE` has `trailers`.
+    /// Whether the client accepts trailers: its `TE` has the member `trailers`.
     pub takes_trailers: bool,
 }
 
@@ -66,8 +68,11 @@ impl Gate {
         Self { settings, watched, cdn_id }
     }
 
-    /// Says what the request asks, and leaves of its fields only what may be present further in:
-    /// hop-by-hop fields, what `Connection` names and what strangers may not say are gone.
+    /// Normalises a request. Removes hop-by-hop fields, fields that `Connection` names, and forwarding
+    /// fields unless a trusted proxy sent them.
+    ///
+    /// # Errors
+    /// The first check that fails; `headers` may then be partly changed.
     pub(crate) fn normalise(
         &self,
         request: &RequestHead,
@@ -75,7 +80,7 @@ impl Gate {
         connection: &Connection,
     ) -> Result<Normalised, Refusal> {
         check_method(&request.method, &self.settings)?;
-        let present = self.look(headers);
+        let present = self.scan(headers);
         if present.framing {
             check_framing(headers, request.version)?;
         }
@@ -85,15 +90,15 @@ impl Gate {
 
         let peer = connection.peer.ip().to_canonical();
         let trusted = forwarded::is_trusted(&self.settings.trusted_proxies, peer);
-        let (client, stated_scheme) = if trusted && present.forwarding {
-            forwarded::believe(&self.settings, peer, headers)
+        let (client, forwarded_scheme) = if trusted && present.forwarding {
+            forwarded::client_and_scheme(&self.settings, peer, headers)
         } else {
             (peer, None)
         };
-        let scheme = stated_scheme.unwrap_or(connection.scheme());
-        if let Some(scheme) = request.target.scheme_str()
+        let scheme = forwarded_scheme.unwrap_or(connection.scheme());
+        if let Some(target_scheme) = request.target.scheme_str()
             && !trusted
-            && scheme != connection.scheme()
+            && target_scheme != connection.scheme()
         {
             return Err(Refusal::SchemeDisagrees);
         }
@@ -108,13 +113,17 @@ impl Gate {
         {
             return Err(Refusal::Loop);
         }
-        let upgrade = if present.connection { upgrade(request.version, headers) } else { None };
+        let upgrade =
+            if present.connection { requested_protocols(request.version, headers) } else { None };
         let takes_trailers = present.te && takes_trailers(headers);
-        self.clean(headers, present, trusted);
+        self.remove_fields(headers, present, trusted);
         Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })
     }
 
-    /// A URL that nobody requests now, for purges and explanations, spelled as requests are.
+    /// Normalises a URL that is not part of a request, for purges and explanations, by the same rules.
+    ///
+    /// # Errors
+    /// A request for this URL would be refused.
     pub(crate) fn normalise_url(&self, url: &Uri) -> Result<Normalised, Refusal> {
         let scheme = match url.scheme_str() {
             Some("http") => "http",
@@ -124,31 +133,39 @@ impl Gate {
         let authority = url.authority().ok_or(Refusal::HostMissing)?;
         let authority = Authority::from_target(authority, scheme)?;
         let target = url.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-        let target = with_one_spelling(&target, self.settings.merge_slashes)?;
-        let client = IpAddr::from([0, 0, 0, 0]);
+        let target = normalise_target(&target, self.settings.merge_slashes)?;
+        // There is no client.
+        let client = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let (upgrade, takes_trailers) = (None, false);
         Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })
     }
 
-    /// Adds to a request on its way to an origin what is known of its client, and this hop.
-    /// Not done on the way in: a hit has no use for it.
-    pub(crate) fn announce(
+    /// Removes the fields that a request of a client loses in [`Gate::normalise`], if it does not come
+    /// through a trusted proxy.
+    pub(crate) fn normalise_fields(&self, headers: &mut HeaderMap) {
+        let present = self.scan(headers);
+        self.remove_fields(headers, present, false);
+    }
+
+    /// Adds `X-Forwarded-*` or `Forwarded`, and `CDN-Loop`, to a request for an origin. Called only when
+    /// a request is forwarded, because a hit does not need the fields.
+    pub(crate) fn add_forwarding_fields(
         &self,
         request: &Normalised,
         connection: &Connection,
         headers: &mut HeaderMap,
     ) {
-        forwarded::announce(&self.settings, request, connection, headers);
+        forwarded::add_fields(&self.settings, request, connection, headers);
         headers.append(forwarded::CDN_LOOP, self.cdn_id.clone());
     }
 
-    /// The settings it was made of.
+    /// The settings passed to [`Gate::new`].
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// One pass over the fields.
-    fn look(&self, headers: &HeaderMap) -> WatchedPresent {
+    /// Finds out which watched fields are present, in one pass.
+    fn scan(&self, headers: &HeaderMap) -> WatchedPresent {
         let mut present = WatchedPresent::default();
         for name in headers.keys() {
             match self.watched.look(name) {
@@ -168,23 +185,24 @@ impl Gate {
         present
     }
 
-    fn clean(&self, headers: &mut HeaderMap, present: WatchedPresent, trusted: bool) {
+    fn remove_fields(&self, headers: &mut HeaderMap, present: WatchedPresent, trusted: bool) {
         if present.connection {
             drop_named_by_connection(headers);
             headers.remove(CONNECTION);
         }
         if present.framing {
-            // The body has been unwrapped; the next hop gets a framing of its own.
+            // The listener has decoded the transfer coding; the upstream connection frames anew.
             headers.remove(TRANSFER_ENCODING);
-            shorten_length(headers);
+            remove_leading_zeros(headers);
         }
         for name in present.drop {
             headers.remove(name);
         }
         if present.forwarding {
-            let keep_x = trusted && self.settings.client_field == ClientField::XForwardedFor;
+            let keep_x_forwarded =
+                trusted && self.settings.client_field == ClientField::XForwardedFor;
             let keep_forwarded = trusted && self.settings.client_field == ClientField::Forwarded;
-            if !keep_x {
+            if !keep_x_forwarded {
                 headers.remove(forwarded::X_FORWARDED_FOR);
                 headers.remove(forwarded::X_FORWARDED_PROTO);
                 headers.remove(forwarded::X_FORWARDED_HOST);
@@ -196,7 +214,7 @@ impl Gate {
     }
 }
 
-/// What a pass over the fields found.
+/// The watched fields that a request has.
 #[derive(Default)]
 struct WatchedPresent {
     connection: bool,
@@ -205,6 +223,7 @@ struct WatchedPresent {
     cdn_loop: bool,
     expect: bool,
     te: bool,
+    /// The fields to remove.
     drop: Vec<HeaderName>,
 }
 
@@ -216,7 +235,8 @@ fn check_method(method: &Method, settings: &Settings) -> Result<(), Refusal> {
     }
 }
 
-/// RFC 9112 §6.3, in its strictest reading.
+/// Refuses ambiguous framing (RFC 9112 §6.1, §6.3): a `Transfer-Encoding` other than a single `chunked`,
+/// `Transfer-Encoding` together with `Content-Length`, and a repeated or non-numeric `Content-Length`.
 fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
@@ -239,8 +259,8 @@ fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A length without zeros in front: one number has one spelling.
-fn shorten_length(headers: &mut HeaderMap) {
+/// Removes leading zeros from `Content-Length`.
+fn remove_leading_zeros(headers: &mut HeaderMap) {
     let Some(length) = headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes) else { return };
     let zeros = length.iter().take_while(|digit| **digit == b'0').count();
     let zeros = zeros.min(length.len() - 1);
@@ -250,8 +270,8 @@ fn shorten_length(headers: &mut HeaderMap) {
     }
 }
 
-/// RFC 9110 §10.1.1: only `100-continue` is defined. HTTP/1.0 has no interim responses, so that
-/// from there it is to be ignored.
+/// Refuses any `Expect` but `100-continue`, which alone is defined (RFC 9110 §10.1.1). Removes the field
+/// from HTTP/1.0 requests, because HTTP/1.0 has no interim responses.
 fn check_expect(headers: &mut HeaderMap, version: Version) -> Result<(), Refusal> {
     if version < Version::HTTP_11 {
         headers.remove(EXPECT);
@@ -266,7 +286,7 @@ fn check_expect(headers: &mut HeaderMap, version: Version) -> Result<(), Refusal
     if members.all(is_known) { Ok(()) } else { Err(Refusal::ExpectationUnknown) }
 }
 
-/// The one authority that target and `Host` agree on (RFC 9112 §3.2, RFC 9113 §8.3.1).
+/// The authority on which target and `Host` agree (RFC 9112 §3.2, RFC 9113 §8.3.1).
 fn authority(
     request: &RequestHead,
     headers: &HeaderMap,
@@ -292,7 +312,7 @@ fn authority(
     }
 }
 
-/// The normalised target.
+/// The normalised target of a request.
 fn target(request: &RequestHead, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
     let target = request.target.path_and_query().ok_or(Refusal::TargetInvalid)?;
     if target.as_str() == "*" {
@@ -305,10 +325,10 @@ fn target(request: &RequestHead, merge_slashes: bool) -> Result<PathAndQuery, Re
     if !target.path().starts_with('/') {
         return Err(Refusal::TargetInvalid);
     }
-    with_one_spelling(target, merge_slashes)
+    normalise_target(target, merge_slashes)
 }
 
-fn with_one_spelling(target: &PathAndQuery, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
+fn normalise_target(target: &PathAndQuery, merge_slashes: bool) -> Result<PathAndQuery, Refusal> {
     let path = path::normalise(target.path(), merge_slashes)?;
     let query = target.query().map(path::normalise_query);
     if matches!((&path, &query), (Cow::Borrowed(_), None | Some(Cow::Borrowed(_)))) {
@@ -322,10 +342,11 @@ fn with_one_spelling(target: &PathAndQuery, merge_slashes: bool) -> Result<PathA
     PathAndQuery::from_maybe_shared(spelled).map_err(|_| Refusal::TargetInvalid)
 }
 
-/// `Connection: upgrade` with `Upgrade` (RFC 9110 §7.8); HTTP/2 has neither.
-fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
-    let wished = connection_options(headers).any(|o| o.eq_ignore_ascii_case("upgrade"));
-    if version != Version::HTTP_11 || !wished {
+/// The value of `Upgrade` if `Connection` has the option `upgrade` (RFC 9110 §7.8). Only HTTP/1.1 has
+/// this mechanism.
+fn requested_protocols(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    let is_requested = connection_options(headers).any(|o| o.eq_ignore_ascii_case("upgrade"));
+    if version != Version::HTTP_11 || !is_requested {
         return None;
     }
     let mut lines = headers.get_all(UPGRADE).iter();
@@ -337,7 +358,8 @@ fn upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&lines.join(&b", "[..])).ok()
 }
 
-/// RFC 9110 §10.1.4. A weight, or a transfer coding beside it, is not for the next hop.
+/// Whether `TE` has the member `trailers` (RFC 9110 §10.1.4). Transfer codings in `TE` concern this hop
+/// only.
 fn takes_trailers(headers: &HeaderMap) -> bool {
     members(headers, TE).any(|member| member.eq_ignore_ascii_case("trailers"))
 }
@@ -346,7 +368,8 @@ fn drop_named_by_connection(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = connection_options(headers)
         .filter(|option| !["keep-alive", "close", "upgrade"].contains(option))
         .filter_map(|option| option.parse().ok())
-        // These are about the message, not the hop: to drop them would change what it says.
+        // Content-Length and Host are end-to-end: a client must not be able to remove them by naming
+        // them in Connection.
         .filter(|name| *name != CONTENT_LENGTH && *name != http::header::HOST)
         .collect();
     for name in named {
@@ -364,7 +387,7 @@ fn members(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> 
     lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',').map(str::trim))
 }
 
-/// More digits than `u64` surely holds are no length.
+/// Every number of 19 digits fits into a `u64`; longer values are refused.
 const LENGTH_DIGITS_MAX: usize = 19;
 
 #[cfg(test)]
@@ -584,7 +607,7 @@ mod tests {
         assert!(!headers.contains_key("upgrade"));
     }
 
-    /// Where the next hop would read them, they switch its end of the connection to HTTP/2.
+    /// A forwarded HTTP2-Settings field could make the origin switch the connection to HTTP/2.
     #[test]
     fn the_settings_of_an_h2c_upgrade_stay_behind_whether_named_or_not() {
         let h2c = "GET / 1.1\nhost: a\nhttp2-settings: AAMAAABk\nHTTP2_Settings: AAMAAABk";
@@ -665,7 +688,7 @@ mod tests {
         let gate = Gate::new(settings);
         let normalised = gate.normalise(&request, &mut headers, &connection(false)).unwrap();
         headers.remove("host");
-        gate.announce(&normalised, &connection(false), &mut headers);
+        gate.add_forwarding_fields(&normalised, &connection(false), &mut headers);
         let mut lines: Vec<String> = Vec::new();
         for (name, value) in &headers {
             lines.push(format!("{name}: {}", value.to_str().unwrap()));

@@ -1,18 +1,18 @@
-//! One spelling for each path (RFC 3986 §6.2.2), decided once and used everywhere after:
-//! `%41` is `A`, `%2f` is `%2F` and stays encoded, `/a/../b` is `/b`, and what no URI may
-//! hold raw is encoded. The query is the application's and stays as it came, but for what is not
-//! ASCII: that is encoded, as in the path.
+//! Path normalisation (RFC 3986 §6.2.2): `%41` becomes `A`, `%2f` becomes `%2F` and stays encoded,
+//! `/a/../b` becomes `/b`, and characters that a URI must not contain are encoded. Of the query, which
+//! only the application can interpret, nothing but non-ASCII text is changed: it is encoded as in the
+//! path.
 //!
-//! Text that is not ASCII has no place in a URI (RFC 3986 §2), but browsers of old, scripts and
-//! links written by hand send it, and nginx, Varnish and Apache take it. As UTF-8 it has one meaning
-//! (RFC 3987 §3.1), which is sent on and kept under the spelling that a URI has for it. Bytes that
-//! are no UTF-8 are refused before the gate: a 400 over HTTP/1, a reset of the stream over HTTP/2.
+//! A URI must not contain non-ASCII text (RFC 3986 §2), but old browsers, scripts and hand-written links
+//! send it, and nginx, Varnish and Apache accept it. As UTF-8 it has one meaning (RFC 3987 §3.1), so it is
+//! forwarded and stored percent-encoded. Bytes that are not UTF-8 are refused by the listener: with 400
+//! over HTTP/1, with a reset of the stream over HTTP/2.
 
 use std::borrow::Cow;
 
 use super::Refusal;
 
-/// The normal form of `path`, which starts with `/`. Borrowed when it has that form.
+/// The normal form of `path`, which must start with `/`. Borrowed if `path` is in normal form.
 pub(super) fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>, Refusal> {
     if is_plain(path.as_bytes(), merge_slashes) {
         return Ok(Cow::Borrowed(path));
@@ -22,7 +22,7 @@ pub(super) fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>,
     if walked == path { Ok(Cow::Borrowed(path)) } else { Ok(Cow::Owned(walked)) }
 }
 
-/// The query with what is not ASCII encoded. Borrowed when there is nothing of it.
+/// The query with non-ASCII text encoded. Borrowed if there is none.
 pub(super) fn normalise_query(query: &str) -> Cow<'_, str> {
     if query.is_ascii() {
         return Cow::Borrowed(query);
@@ -34,7 +34,7 @@ pub(super) fn normalise_query(query: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether nothing in `path` needs a closer look: one pass, most requests end here.
+/// Whether `path` is certainly in normal form. One pass, which is enough for most requests.
 fn is_plain(path: &[u8], merge_slashes: bool) -> bool {
     let mut previous = 0;
     for &byte in path {
@@ -50,7 +50,8 @@ fn is_plain(path: &[u8], merge_slashes: bool) -> bool {
     true
 }
 
-/// Decodes what needs no encoding, encodes what does, writes hexadecimal digits in capitals.
+/// Decodes characters that need no encoding, encodes those that do, and writes hexadecimal digits in upper
+/// case.
 fn recode(path: &[u8]) -> Result<String, Refusal> {
     let mut out = String::with_capacity(path.len() + 16);
     let mut rest = path;
@@ -78,7 +79,7 @@ fn push_encoded(out: &mut String, byte: u8) {
     out.push(char::from(HEX[usize::from(byte & 15)]));
 }
 
-/// RFC 3986 §5.2.4. `..` above the root stays at the root.
+/// Removes dot segments (RFC 3986 §5.2.4). `..` at the root stays at the root.
 fn remove_dot_segments(path: &str, merge_slashes: bool) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path[1..].split('/').peekable();
@@ -95,7 +96,7 @@ fn remove_dot_segments(path: &str, merge_slashes: bool) -> String {
                 continue;
             }
         }
-        // `/a/.` and `/a/b/..` are directories: they end in a slash.
+        // `/a/.` and `/a/b/..` name directories, so the result ends with a slash.
         if is_last {
             kept.push("");
         }

@@ -1,19 +1,19 @@
-//! Which protocols a client may switch its connection to (RFC 9110 §7.8). Pure; the list is the
-//! rule's own, in [`super::access::Settings`].
+//! The protocols that a client may switch its connection to (RFC 9110 §7.8). Pure functions; the list is
+//! part of the rule's [`super::access::Settings`].
 //!
-//! After a 101 a connection is a tunnel: nothing in it is seen by rules, cache or log. A protocol
-//! that carries HTTP requests would pass by all of them, and is on no list.
+//! After a 101 a connection is a tunnel: rules, cache and log do not see its content. A protocol that
+//! carries HTTP requests would bypass all of them, and cannot be listed.
 
 use std::fmt;
 use std::str::FromStr;
 
 use http::HeaderValue;
 
-/// A protocol as `Upgrade` names it, such as `websocket` or `irc/6.9`. Compared without case.
+/// A protocol as `Upgrade` names it, such as `websocket` or `irc/6.9`. Compared case-insensitively.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UpgradeProtocol(Box<str>);
 
-/// Why a text names no protocol that may be switched to.
+/// Why a text cannot be listed as a protocol.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UpgradeProtocolError {
     /// It is not a token with or without a version.
@@ -28,7 +28,7 @@ pub(crate) enum UpgradeProtocolError {
 }
 
 impl UpgradeProtocol {
-    /// The protocol that RFC 6455 registers, allowed as shipped.
+    /// WebSocket (RFC 6455), allowed by default.
     pub(crate) fn websocket() -> Self {
         Self("websocket".into())
     }
@@ -58,8 +58,8 @@ impl FromStr for UpgradeProtocol {
     }
 }
 
-/// Those of the protocols in `asked` that are in `allowed`, in the client's order and spelling.
-/// `None` when none is.
+/// The protocols of an `Upgrade` value that are in the list, in the client's order and spelling. `None`
+/// if there are none.
 pub(crate) fn allowed(asked: &HeaderValue, allowed: &[UpgradeProtocol]) -> Option<HeaderValue> {
     let members = || asked.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     let is_allowed = |member: &&[u8]| {

@@ -1,4 +1,4 @@
-//! The last fields of every response, its metrics, and its line in the access log.
+//! Adds `Via` and `Cache-Status` to every response, counts it, and writes its access-log line.
 
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -15,7 +15,7 @@ use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
 use crate::reply::Reply;
 
-/// How this node names itself in response fields.
+/// The node's name as sent in `Via`, `Cache-Status` and `Proxy-Status`.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     /// The token in `Cache-Status` and `Proxy-Status`.
@@ -59,8 +59,8 @@ pub(crate) struct Transaction {
     pub response: ResponseFacts,
 }
 
-/// Adds `Via`, with the version over which the reply was received, and `Cache-Status`. `key` is the
-/// cache key if the rule shows it.
+/// Adds `Via`, with the version over which the reply was received, and `Cache-Status`. `key` is the value
+/// of its `key` parameter (RFC 9211 §2.7), if the rule shows it.
 pub(crate) fn mark(
     Reply { received, fields, .. }: &mut Reply,
     facts: &ResponseFacts,
@@ -71,8 +71,8 @@ pub(crate) fn mark(
     fields.append_text(&CACHE_STATUS, |text| facts.cache_status.write(&identity.name, key, text));
 }
 
-/// Counts the response and logs it: immediately if its body is in memory, otherwise when the body
-/// ends.
+/// Counts the response. Writes the log line now if the body is in memory, otherwise when the body ends or
+/// the client disconnects.
 pub(crate) fn account(
     transaction: Transaction,
     recorder: &Recorder,
@@ -83,7 +83,7 @@ pub(crate) fn account(
     let status = response.status;
     recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
     recorder.observe(Metric::RequestSeconds, elapsed);
-    // Requests refused before routing are counted in `skerry_requests_refused_total` only.
+    // A request without a site (refused, or for an unknown host) has no cache result.
     if transaction.request.site.is_some() {
         recorder.count_labelled(Metric::CacheRequests, cache_result(&transaction.response));
     }
@@ -107,19 +107,19 @@ pub(crate) fn account(
     }
 }
 
-/// The position in [`crate::labels::CACHE_RESULTS`].
+/// The index in [`crate::labels::CACHE_RESULTS`].
 fn cache_result(facts: &ResponseFacts) -> usize {
     facts.cache_status.reason().map_or(0, |reason| 1 + reason.index())
 }
 
-/// Whether all announced bytes have been handed out. The listener may never poll for the end of the
-/// body, or for trailers, after the last byte.
+/// Whether all announced bytes of the body have been yielded. The listener may drop the body then,
+/// without polling for its end or for trailers.
 fn is_complete(body: &Body) -> bool {
     body.is_end_stream() || body.exact_length() == Some(0)
 }
 
-/// A response body that writes the log line when it is dropped: at its end, or when the client has
-/// disconnected.
+/// A response body that counts its bytes and writes the log line when it is dropped: after its end, or
+/// when the client has disconnected.
 struct LoggedBody {
     body: Body,
     transaction: Transaction,
@@ -127,16 +127,16 @@ struct LoggedBody {
     log: Rc<LogBuffer>,
     status: StatusCode,
     bytes: u64,
-    /// Whether the body has been handed out to its end.
+    /// Whether all of the body has been yielded.
     is_complete: bool,
 }
 
-fn note_broken(transaction: &Transaction, error: &BodyError) {
+fn log_body_error(transaction: &Transaction, error: &BodyError) {
     let Transaction { request: context, response } = transaction;
     let upstream = response.upstream.as_deref();
     let origin = upstream.and_then(|upstream| upstream.origin.as_deref()).unwrap_or_default();
     let pool = upstream.map_or("", |upstream| &*upstream.pool);
-    let warning = Notice::warning("a response ended early", "body-broke-off", origin);
+    let warning = Notice::warning("a response ended early", BODY_BROKE_OFF, origin);
     let notice = Notice { pool, ..warning };
     let (head, request) = (&context.request, context.id);
     let (method, target) = (&head.method, &head.target);
@@ -158,8 +158,8 @@ impl BodySource for LoggedBody {
                 self.is_complete = is_complete(&self.body);
             }
             Some(Err(error)) => {
-                note_broken(&self.transaction, error);
-                self.transaction.response.failure = Some("body-broke-off");
+                log_body_error(&self.transaction, error);
+                self.transaction.response.failure = Some(BODY_BROKE_OFF);
             }
             None => self.is_complete = true,
         }
@@ -300,5 +300,8 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-/// RFC 9211.
+/// The reason, in both logs, of a response whose body failed before its end.
+const BODY_BROKE_OFF: &str = "body-broke-off";
+
+/// The field `Cache-Status` (RFC 9211).
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

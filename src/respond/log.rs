@@ -1,9 +1,9 @@
-//! The access log: one JSON line a request.
+//! The access log: one line of JSON per request.
 //!
-//! A worker appends lines to a buffer of its own; full buffers travel through a bounded
-//! channel to one writer thread. When the writer falls behind, lines are dropped and
-//! counted: a slow disk never holds back a response. docs/reference/access-log.md lists the
-//! fields.
+//! Each worker appends lines to its own buffer and sends full buffers through a bounded channel to one
+//! writer thread. If the channel is full, the buffer's lines are dropped and counted, so that a slow disk
+//! never delays a response. If a write fails, its lines are lost, which is logged once.
+//! docs/reference/access-log.md lists the fields.
 
 use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
@@ -20,25 +20,27 @@ use crate::clock::Clock;
 use crate::context::push_address;
 use crate::metrics::{Metric, Recorder};
 
-/// Where access lines go, and how many may wait.
+/// Settings of the access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     /// Off, standard output or a file.
     pub target: Target,
-    /// A worker hands its lines over when it has this many bytes of them. 4 KiB to 1 MiB.
+    /// The size in bytes at which a worker sends its buffer to the writer thread. 4 KiB to 1 MiB; default
+    /// 128 KiB.
     pub buffer_bytes: usize,
-    /// How many such buffers may wait for the writer. Beyond it, lines are dropped.
+    /// The most buffers that may wait for the writer thread. Further lines are dropped and counted.
+    /// Default 64.
     pub buffers_max: usize,
 }
 
-/// Where access lines go.
+/// The destination of the access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// Nowhere.
+    /// No access log.
     Off,
     /// Standard output.
     Stdout,
-    /// A file, appended to, opened anew on SIGHUP.
+    /// A file, opened for appending; reopened on SIGHUP.
     File(PathBuf),
 }
 
@@ -58,10 +60,10 @@ pub(crate) struct AccessLog {
 }
 
 impl AccessLog {
-    /// Opens the target and starts the writer.
+    /// Opens the destination and starts the writer thread.
     ///
     /// # Errors
-    /// The file can't be opened for appending, or no thread can be had.
+    /// The file cannot be opened for appending, or the thread cannot be started.
     pub(crate) fn start(settings: &Settings) -> io::Result<Self> {
         let reopen = Arc::new(AtomicBool::new(false));
         let mut log =
@@ -87,12 +89,13 @@ impl AccessLog {
         }
     }
 
-    /// Opens the file anew before the next write, for log rotation.
+    /// Reopens the file before the next write, for log rotation.
     pub(crate) fn reopen(&self) {
         self.reopen.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until all that was handed over is written. Every buffer must be gone by then.
+    /// Waits until all buffers in the channel are written, then ends the writer thread. Every
+    /// [`LogBuffer`] must be dropped before: otherwise this waits forever.
     pub(crate) fn close(mut self) {
         self.sender = None;
         if let Some(writer) = self.writer.take() {
@@ -101,25 +104,25 @@ impl AccessLog {
     }
 }
 
-/// One worker's lines.
+/// The lines of one worker that are not yet sent to the writer thread.
 #[derive(Debug)]
 pub(crate) struct LogBuffer {
     sender: Option<SyncSender<Vec<u8>>>,
     buffer_bytes: usize,
     bytes: RefCell<Vec<u8>>,
     lines: Cell<u64>,
-    second: RefCell<SecondText>,
+    second: RefCell<CachedSecond>,
     recorder: Recorder,
     clock: Clock,
 }
 
 impl LogBuffer {
-    /// Now, for the durations in a line.
+    /// The current time, for the durations in log lines.
     pub(crate) fn instant(&self) -> Instant {
         self.clock.instant()
     }
 
-    /// Whether lines go anywhere.
+    /// Whether there is an access log.
     pub(crate) fn is_on(&self) -> bool {
         self.sender.is_some()
     }
@@ -140,16 +143,17 @@ impl LogBuffer {
         }
     }
 
-    /// Hands over what there is. A worker calls it a few times a second.
+    /// Sends the buffered lines to the writer thread. If its channel is full, they are dropped and
+    /// counted. A worker calls it a few times per second.
     pub(crate) fn flush(&self) {
         let Some(sender) = &self.sender else { return };
         let mut bytes = self.bytes.borrow_mut();
         if bytes.is_empty() {
             return;
         }
-        let full = std::mem::replace(&mut *bytes, Vec::with_capacity(self.buffer_bytes + 1024));
+        let batch = std::mem::replace(&mut *bytes, Vec::with_capacity(self.buffer_bytes + 1024));
         let lines = self.lines.replace(0);
-        match sender.try_send(full) {
+        match sender.try_send(batch) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.recorder.add(Metric::LogDropped, lines);
@@ -164,11 +168,11 @@ impl Drop for LogBuffer {
     }
 }
 
-/// The name of a field in a line, with what stands around it, a string's first quote too.
+/// A field name with its JSON punctuation: `,"name":"`. The last quote opens a string value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key(pub &'static str);
 
-/// `key!("status")`: a field's name as a line has it, put together when it is compiled.
+/// Builds a [`Key`] at compile time: `key!("status")`.
 macro_rules! key {
     ($name:literal) => {
         $crate::respond::log::Key(concat!(",\"", $name, "\":\""))
@@ -176,34 +180,34 @@ macro_rules! key {
 }
 pub(super) use key;
 
-/// A line being written. Names are constants and need no escaping: see [`key!`].
+/// A line being written. Field names are constants that need no escaping, see [`key!`].
 #[derive(Debug)]
 pub(crate) struct LogLine<'a> {
     bytes: &'a mut Vec<u8>,
 }
 
 impl LogLine<'_> {
-    /// A string; bytes that are not UTF-8 become U+FFFD.
+    /// Writes a string. Bytes that are not UTF-8 become U+FFFD.
     pub(crate) fn text(&mut self, name: Key, value: &[u8]) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         escape(value, self.bytes);
         self.bytes.push(b'"');
     }
 
-    /// A word of ours, a method or a number: a token (RFC 9110 §5.6.2), which needs no look.
+    /// Writes a string that needs no escaping: a token (RFC 9110 §5.6.2) or an address.
     pub(crate) fn word(&mut self, name: Key, token: &[u8]) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         self.bytes.extend_from_slice(token);
         self.bytes.push(b'"');
     }
 
-    /// A whole number.
+    /// Writes an integer.
     pub(crate) fn number(&mut self, name: Key, value: u64) {
         self.bare(name);
         self.bytes.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
-    /// A duration in milliseconds with three decimals.
+    /// Writes a duration in milliseconds with three decimals.
     pub(crate) fn millis(&mut self, name: Key, value: Duration) {
         let us = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
         self.number(name, us / 1000);
@@ -212,14 +216,14 @@ impl LogLine<'_> {
         self.bytes.extend_from_slice(&[b'.', digit(rest / 100), digit(rest / 10), digit(rest)]);
     }
 
-    /// An address.
+    /// Writes an address.
     pub(crate) fn address(&mut self, name: Key, value: IpAddr) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         push_address(self.bytes, value);
         self.bytes.push(b'"');
     }
 
-    /// An address and a port, that of IPv6 in brackets.
+    /// Writes an address and a port; an IPv6 address is in brackets.
     pub(crate) fn socket(&mut self, name: Key, value: SocketAddr) {
         self.bytes.extend_from_slice(name.0.as_bytes());
         match value.ip() {
@@ -235,23 +239,23 @@ impl LogLine<'_> {
         self.bytes.push(b'"');
     }
 
-    /// `name: true`.
+    /// Writes `true`.
     pub(crate) fn flag(&mut self, name: Key) {
         self.bare(name);
         self.bytes.extend_from_slice(b"true");
     }
 
-    /// The name before what is no string.
+    /// Writes the field name without the opening quote, for a value that is not a string.
     fn bare(&mut self, Key(name): Key) {
         self.bytes.extend_from_slice(&name.as_bytes()[..name.len() - 1]);
     }
 }
 
 fn escape(value: &[u8], out: &mut Vec<u8>) {
-    // Sixteen bytes are looked at in one step, without a way out in the middle.
-    let (most, rest) = value.as_chunks::<16>();
+    // Checks 16 bytes at a time without an early exit, so that the compiler vectorises the loop.
+    let (chunks, remainder) = value.as_chunks::<16>();
     let are_plain = |bytes: &[u8; 16]| bytes.iter().fold(true, |all, byte| all & is_plain(*byte));
-    if most.iter().all(are_plain) && rest.iter().all(|byte| PLAIN[usize::from(*byte)]) {
+    if chunks.iter().all(are_plain) && remainder.iter().all(|byte| PLAIN[usize::from(*byte)]) {
         out.extend_from_slice(value);
         return;
     }
@@ -266,12 +270,12 @@ fn escape(value: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Whether a byte stands for itself in a JSON string.
+/// Whether a byte needs no escaping in a JSON string.
 const fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\')
 }
 
-/// By byte: what [`is_plain`] says.
+/// [`is_plain`] as a lookup table.
 static PLAIN: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -282,14 +286,14 @@ static PLAIN: [bool; 256] = {
     table
 };
 
-/// The text of the current second: a date is computed once a second, not once a line.
+/// The formatted time of the current second, so that it is computed once per second, not per line.
 #[derive(Debug, Default)]
-struct SecondText {
+struct CachedSecond {
     second: Option<u64>,
     text: String,
 }
 
-impl SecondText {
+impl CachedSecond {
     fn write(&mut self, time: SystemTime, out: &mut Vec<u8>) {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         if self.second != Some(since.as_secs()) {
@@ -324,7 +328,7 @@ impl Output {
         match append_to(path) {
             Ok(new) => *file = new,
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "access log: cannot reopen the file, the old one stays in use");
+                tracing::error!(path = %path.display(), %error, "access log: cannot reopen the file; lines still go to the file opened before");
             }
         }
     }
@@ -349,10 +353,10 @@ fn write_all(receiver: &Receiver<Vec<u8>>, mut out: Output, reopen: &AtomicBool)
         }
         match out.write(&bytes) {
             Ok(()) => is_failing = false,
-            // Said once, not once a buffer: the disk that fails here may hold the error log too.
+            // Logged once per outage, not per buffer: the error log may be on the same disk.
             Err(error) if !is_failing => {
                 is_failing = true;
-                tracing::error!(%error, "access log: lines are lost");
+                tracing::error!(%error, "access log: cannot write; lines are lost until a write succeeds");
             }
             Err(_) => {}
         }

@@ -22,7 +22,7 @@ use crate::store::{Head, Record, Store};
 /// Explains requests.
 #[derive(Clone)]
 pub(crate) struct Explainer {
-    /// The plan in force.
+    /// The configuration in force.
     pub plan: Arc<Plan>,
     /// The node's store.
     pub store: Store,
@@ -54,6 +54,9 @@ impl Explainer {
     ) -> Result<Value, String> {
         let plan = &self.plan;
         let mut request = plan.gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
+        let mut headers = headers.clone();
+        plan.gate.normalise_fields(&mut headers);
+        let headers = &headers;
         request.client = client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let place = self.place(client, country);
         let method = Method::GET;
@@ -92,7 +95,7 @@ impl Explainer {
 
     /// key → lookup → decide.
     async fn explain_lookup(&self, query: CacheQuery<'_>, explanation: &mut Value) {
-        if let Some(reason) = query.skips_cache() {
+        if let Some(reason) = query.bypass_reason() {
             explanation["decision"] = forward(reason);
             return;
         }
@@ -236,6 +239,7 @@ fn stored(head: &Head, now: std::time::SystemTime) -> Value {
         "stale_if_error_s": freshness.stale_if_error.span().as_secs(),
         "must_revalidate": freshness.must_revalidate,
         "no_cache": freshness.no_cache,
+        // An aliased response has an internal tag.
         "tags": response.tags.len() - usize::from(response.is_aliased()),
         "aliased": response.is_aliased(),
         "stored_at_sequence": response.stored_at_sequence.0,

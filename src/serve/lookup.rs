@@ -193,7 +193,7 @@ impl Search {
 
 impl<'a> CacheQuery<'a> {
     /// Why the request bypasses the cache; `None` if it does not.
-    pub(super) fn skips_cache(&self) -> Option<Reason> {
+    pub(super) fn bypass_reason(&self) -> Option<Reason> {
         let settings = &self.rule.settings.cache;
         cache::skips_cache(self.method, self.fields, self.directives, settings)
     }

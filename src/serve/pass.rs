@@ -255,7 +255,7 @@ impl Visit {
         }
         // The authority of the key. HTTP/2 requests have no Host, and HTTP/1.0 requests need none.
         headers.insert(HOST, self.request.authority.to_field());
-        self.plan.gate.announce(&self.request, &self.context.connection, &mut headers);
+        self.plan.gate.add_forwarding_fields(&self.request, &self.context.connection, &mut headers);
         headers.append(VIA, self.plan.identity.via(self.context.request.version).clone());
         if let Some(left) = self.forwards_left() {
             headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));

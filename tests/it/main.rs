@@ -9,6 +9,7 @@ mod content;
 mod crash;
 mod deploy;
 mod docs;
+mod explain;
 mod failures;
 mod fields;
 mod gate;
