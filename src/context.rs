@@ -45,14 +45,8 @@ pub(crate) enum Requester {
 /// The result of a TLS handshake.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsFacts {
-    /// `TLSv1.2` or `TLSv1.3`.
-    pub version: &'static str,
-    /// The cipher suite's IANA name.
-    pub cipher: &'static str,
     /// The server name that the client sent (SNI), in lower case.
     pub server_name: Option<Arc<str>>,
-    /// Whether the session was resumed.
-    pub resumed: bool,
     /// The names of all certificates. Present if a request for a host that only another certificate
     /// covers must be refused with 421.
     pub certificates: Option<Arc<CertificateNames>>,

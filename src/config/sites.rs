@@ -174,7 +174,7 @@ fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scop
         name,
         matches,
         action,
-        guard: guard::Limits { access, rate, rule_number },
+        guard: guard::RuleLimits { access, rate, rule_number },
         cache,
         compression,
         request_fields,

@@ -17,7 +17,7 @@ use crate::reply::Reply;
 
 /// A rule's limits on requests.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Limits {
+pub(crate) struct RuleLimits {
     /// Clients, methods and content that are allowed.
     pub access: access::Settings,
     /// The request rate that each client is allowed. `None`: any rate.
@@ -26,7 +26,7 @@ pub(crate) struct Limits {
     pub rule_number: u64,
 }
 
-/// The facts of a request that [`Limits`] are applied to.
+/// The facts of a request that [`RuleLimits`] are applied to.
 #[derive(Clone, Copy)]
 pub(crate) struct Applicant<'a> {
     /// Who sends it.
@@ -65,7 +65,7 @@ pub(crate) struct Rejection {
 /// Lets the request in or rejects it. The node's own requests are subject to no limit: they fetch
 /// what clients will request, and are sent from no client's address.
 pub(crate) fn admit(
-    limits: &Limits,
+    limits: &RuleLimits,
     applicant: &Applicant<'_>,
     rates: Rates<'_>,
 ) -> Result<(), Box<Rejection>> {
@@ -117,8 +117,8 @@ mod tests {
     use crate::clock::Clock;
     use crate::metrics::Metrics;
 
-    fn limits() -> Limits {
-        Limits {
+    fn limits() -> RuleLimits {
+        RuleLimits {
             access: access::Settings {
                 methods: vec![Method::GET, Method::HEAD],
                 deny_addresses: vec!["192.0.2.9/32".parse().unwrap()],

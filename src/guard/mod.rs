@@ -2,8 +2,8 @@
 //!
 //! [`Gate::normalise`] runs before routing: it refuses requests that two HTTP implementations could
 //! read differently (RFC 9112 §11.2) and normalises all others. [`admit`] runs after routing and
-//! applies the rule's own [`Limits`]: [`access`], then [`rate`]. The first refusal wins. [`upgrade`]
-//! selects the protocols that a client may switch to. Limits on the size and duration of request heads
+//! applies the rule's own [`RuleLimits`]: [`access`], then [`rate`]. The first refusal wins. [`upgrade`]
+//! selects the protocols that a client may switch to. RuleLimits on the size and duration of request heads
 //! belong to the listeners.
 
 pub(crate) mod access;
@@ -20,7 +20,7 @@ pub(crate) mod rate;
 mod refusal;
 pub(crate) mod upgrade;
 
-pub(crate) use admission::{ALL_BUT_TRACE, Applicant, Limits, Rates, Rejection, admit};
+pub(crate) use admission::{ALL_BUT_TRACE, Applicant, Rates, Rejection, RuleLimits, admit};
 pub(crate) use authority::Authority;
 pub(crate) use normalise::{Gate, Normalised};
 pub(crate) use refusal::Refusal;

@@ -397,13 +397,7 @@ mod tests {
     use super::*;
 
     fn connection(tls: bool) -> Connection {
-        let tls = tls.then_some(crate::context::TlsFacts {
-            version: "TLSv1.3",
-            cipher: "TLS13_AES_128_GCM_SHA256",
-            server_name: None,
-            resumed: false,
-            certificates: None,
-        });
+        let tls = tls.then_some(crate::context::TlsFacts { server_name: None, certificates: None });
         let address = |text: &str| text.parse().unwrap();
         let plain = Connection::new(address("192.0.2.7:4711"), address("198.51.100.1:8080"));
         Connection { tls, ..plain }

@@ -482,19 +482,7 @@ fn tls_facts(
     stream: &TlsStream<TcpStream>,
     certificates: Option<Arc<CertificateNames>>,
 ) -> TlsFacts {
-    let connection = stream.get_ref().1;
-    let version = match connection.protocol_version() {
-        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-        _ => "TLSv1.3",
-    };
-    let suite = connection.negotiated_cipher_suite();
-    TlsFacts {
-        version,
-        cipher: suite.and_then(|suite| suite.suite().as_str()).unwrap_or("unknown"),
-        server_name: connection.server_name().map(Arc::from),
-        resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
-        certificates,
-    }
+    TlsFacts { server_name: stream.get_ref().1.server_name().map(Arc::from), certificates }
 }
 
 fn date(clock: &Clock) -> HeaderValue {

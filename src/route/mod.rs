@@ -69,7 +69,7 @@ pub(crate) struct RuleSettings {
     /// What to do with the request.
     pub action: Action,
     /// Which requests are let in.
-    pub guard: guard::Limits,
+    pub guard: guard::RuleLimits,
     /// Which responses may be stored and reused.
     pub cache: Arc<cache::Settings>,
     /// Content coding of responses to clients.

@@ -15,7 +15,7 @@ use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredRe
 use crate::clock::Clock;
 use crate::context::{RequestId, Requester};
 use crate::fields::Fields;
-use crate::guard::{self, Applicant, Limits, Rates, access};
+use crate::guard::{self, Applicant, Rates, RuleLimits, access};
 use crate::route::{Action, Rule};
 use crate::store::{Head, Record, Store};
 
@@ -126,7 +126,7 @@ impl Explainer {
         }
     }
 
-    /// Whether the rule lets the request in: the reason and the status if not. Limits on a client that
+    /// Whether the rule lets the request in: the reason and the status if not. RuleLimits on a client that
     /// is not given are not judged, and listed.
     fn admit(
         &self,
@@ -170,7 +170,7 @@ impl Explainer {
 }
 
 /// The limits that can be judged with what is known of the client, and the access options that cannot.
-fn judged(limits: &Limits, client: Client) -> (Limits, Vec<&'static str>) {
+fn judged(limits: &RuleLimits, client: Client) -> (RuleLimits, Vec<&'static str>) {
     let mut judged = limits.clone();
     let mut skipped = Vec::new();
     if client.address.is_none() {
