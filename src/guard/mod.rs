@@ -3,7 +3,7 @@
 //! [`Gate::normalise`] runs before routing: it refuses requests that two HTTP implementations could
 //! read differently (RFC 9112 §11.2) and normalises all others. [`admit`] runs after routing and
 //! applies the rule's own [`RuleLimits`]: [`access`], then [`rate`]. The first refusal wins. [`upgrade`]
-//! selects the protocols that a client may switch to. RuleLimits on the size and duration of request heads
+//! selects the protocols that a client may switch to. Limits on the size and duration of request heads
 //! belong to the listeners.
 
 pub(crate) mod access;

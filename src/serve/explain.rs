@@ -126,7 +126,7 @@ impl Explainer {
         }
     }
 
-    /// Whether the rule lets the request in: the reason and the status if not. RuleLimits on a client that
+    /// Whether the rule lets the request in: the reason and the status if not. Limits on a client that
     /// is not given are not judged, and listed.
     fn admit(
         &self,

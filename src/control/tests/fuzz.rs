@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::http::{check_parameters, parameter, percent_decode};
 use super::purge_request::{
-    SiteLookup, PurgeRequest, REASON_CHARS_MAX, REFRESH_MAX, SCOPE_BYTES_MAX, SCOPES_MAX,
+    PurgeRequest, REASON_CHARS_MAX, REFRESH_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, SiteLookup,
 };
 use super::sitemap;
 use crate::cache::{PurgeKind, PurgeScope};

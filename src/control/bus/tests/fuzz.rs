@@ -1,6 +1,6 @@
 //! Fuzz target: what comes over the bus.
 
-use super::record::{StreamCursor, PurgeRecord};
+use super::record::{PurgeRecord, StreamCursor};
 
 /// A record that is understood is written and read without a change, and what lists show of its
 /// scopes is bounded. So is a position.
