@@ -1,8 +1,7 @@
-//! The only reader of time.
+//! The clock: the only module that reads the time.
 //!
-//! Everything else is given a `Clock` or a `now`. A test moves wall time with
-//! [`Clock::advance`] and never sleeps to see something become stale. Deadlines use tokio's
-//! own timers; a `Clock` answers only "what time is it".
+//! All other modules get a `Clock` or a time as an argument. A test moves the wall time with
+//! [`Clock::advance`] instead of sleeping. Timers are tokio's.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -16,18 +15,18 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The machine's own time.
+    /// The clock of the system.
     pub fn system() -> Self {
         Self::default()
     }
 
-    /// Wall time, with what tests have added by [`Clock::advance`].
+    /// The wall time, plus the time added by [`Clock::advance`].
     pub fn now(&self) -> SystemTime {
         system_time() + self.ahead()
     }
 
-    /// Both at once for the price of one, on one thread again and again: wall time is read anew when
-    /// the last reading is [`ANCHOR_AGE_MAX`] old, and counted on from there by monotonic time.
+    /// Wall time and monotonic time for the cost of one reading. The thread's last reading of the wall time
+    /// is advanced by monotonic time, and renewed when it is [`ANCHOR_AGE_MAX`] old.
     pub fn both(&self) -> (SystemTime, Instant) {
         let instant = self.instant();
         let wall = ANCHOR.with(|anchor| {
@@ -44,8 +43,8 @@ impl Clock {
         (wall + self.ahead(), instant)
     }
 
-    /// Monotonic time, for durations. Never moved by tests.
-    #[allow(clippy::disallowed_methods, reason = "this is the one reader of time")]
+    /// The monotonic time, for durations. [`Clock::advance`] does not move it.
+    #[allow(clippy::disallowed_methods, reason = "this module alone reads the time")]
     pub fn instant(&self) -> Instant {
         Instant::now()
     }
@@ -54,24 +53,24 @@ impl Clock {
         Duration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// Moves wall time forward for every clone of this clock.
+    /// Moves the wall time forward, for every clone of this clock.
     pub fn advance(&self, by: Duration) {
         let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.ahead_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "this is the one reader of time")]
+#[allow(clippy::disallowed_methods, reason = "this module alone reads the time")]
 fn system_time() -> SystemTime {
     SystemTime::now()
 }
 
 thread_local! {
-    /// A reading of both clocks.
+    /// The last reading of both clocks.
     static ANCHOR: Cell<Option<(SystemTime, Instant)>> = const { Cell::new(None) };
 }
 
-/// How late a step of wall time may be seen.
+/// The delay after which a step of the wall time is noticed.
 const ANCHOR_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// Milliseconds since 1970-01-01T00:00:00Z; zero for times before it.

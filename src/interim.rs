@@ -1,5 +1,5 @@
-//! Interim responses (1xx, RFC 9110 §15.2) on their way from upstream to the one client that
-//! caused the exchange. They are passed on and forgotten: nothing of them is stored.
+//! Interim responses (1xx, RFC 9110 §15.2) on their way from an origin to the client whose request caused the
+//! exchange. They are never stored.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -11,59 +11,59 @@ use http::Response;
 
 use crate::reply::Reply;
 
-/// The interim responses for one request that wait to be sent.
+/// The queue of interim responses to one request.
 #[derive(Debug, Default)]
-pub(crate) struct Interims(Mutex<Waiting>);
+pub(crate) struct Interims(Mutex<Queue>);
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Queue {
     responses: VecDeque<Response<()>>,
     waker: Option<Waker>,
 }
 
 impl Interims {
-    /// Puts one behind the others. False if too many wait: then it is dropped.
+    /// Appends a response. False if the queue is full: the response is dropped.
     pub(crate) fn push(&self, response: Response<()>) -> bool {
-        let mut waiting = self.lock();
-        if waiting.responses.len() >= WAITING_MAX {
+        let mut queue = self.lock();
+        if queue.responses.len() >= WAITING_MAX {
             return false;
         }
-        waiting.responses.push_back(response);
-        if let Some(waker) = waiting.waker.take() {
-            drop(waiting);
+        queue.responses.push_back(response);
+        if let Some(waker) = queue.waker.take() {
+            drop(queue);
             waker.wake();
         }
         true
     }
 
-    /// The next one. Pending: the task is woken when there is one.
+    /// Takes the next response, or waits for one.
     pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Response<()>> {
-        let mut waiting = self.lock();
-        if let Some(response) = waiting.responses.pop_front() {
+        let mut queue = self.lock();
+        if let Some(response) = queue.responses.pop_front() {
             return Poll::Ready(response);
         }
-        waiting.waker = Some(cx.waker().clone());
+        queue.waker = Some(cx.waker().clone());
         Poll::Pending
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A response that interim ones may come before.
+/// The final response to a request, with the interim responses that precede it.
 pub(crate) trait Answer: Future<Output = Reply> {
-    /// The next interim response. To be asked after each look at the answer itself, and to be
-    /// sent before it.
+    /// The next interim response. Must be called after each poll of the answer itself, until it is pending;
+    /// its results must be sent before the answer.
     fn poll_interim(self: Pin<&mut Self>, _cx: &Context<'_>) -> Poll<Response<()>> {
         Poll::Pending
     }
 }
 
-/// Nothing comes before what is boxed.
+/// A boxed future has no interim responses.
 impl<F: Future<Output = Reply> + ?Sized> Answer for Pin<Box<F>> {}
 
-/// A client that takes them slower than they come loses those beyond.
+/// The length of the queue. A slow client misses the interim responses beyond it.
 const WAITING_MAX: usize = 8;
 
 #[cfg(test)]

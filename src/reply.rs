@@ -1,27 +1,27 @@
-//! An answer as the path hands it to the listener.
+//! The final response that the request path gives to the listener.
 
 use http::{Response, StatusCode, Version};
 
 use crate::body::Body;
 use crate::fields::FieldLines;
 
-/// A final response to a client. Each protocol makes of it what it needs: HTTP/1.1 writes its
-/// fields line by line, HTTP/2 a map of them.
+/// A final response to a client. The driver of each HTTP version writes it: HTTP/1.1 as field lines, HTTP/2 from
+/// a map.
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
-    /// Not an interim one.
+    /// The status: not an interim one.
     pub status: StatusCode,
-    /// The version that it was received over, for `Via`; HTTP/1.1 where the node itself made it. The
-    /// client is answered in the version that it speaks.
+    /// The HTTP version in which the node received the response, for `Via`; HTTP/1.1 if the node itself made
+    /// it. Independent of the version that the client speaks.
     pub received: Version,
-    /// Its fields.
+    /// The header fields.
     pub fields: FieldLines,
-    /// Its content, and trailers.
+    /// The content and the trailers.
     pub body: Body,
 }
 
 impl Reply {
-    /// Without fields and content.
+    /// A response without fields and content.
     pub(crate) fn new(status: StatusCode) -> Self {
         Self { status, ..Self::default() }
     }

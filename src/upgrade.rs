@@ -1,5 +1,5 @@
-//! A client's connection on its way out of HTTP (RFC 9110 §7.8): the listener hands it over once
-//! the 101 is out, and whoever asked for it takes it from there.
+//! Upgrades of client connections to another protocol (RFC 9110 §7.8): when the 101 is sent, the listener hands
+//! the connection over to the part of the node that accepted the upgrade.
 
 use std::fmt;
 use std::io;
@@ -8,29 +8,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
-/// Bytes both ways.
+/// A byte stream in both directions.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// The connection after HTTP, what came behind the request's head included.
+/// The upgraded connection, including the bytes that followed the request's head.
 pub(crate) type Upgraded = Box<dyn Stream>;
 
-/// The listener's end: hands the connection over.
+/// Hands the connection over: the listener's end.
 pub(crate) struct Handover(oneshot::Sender<Upgraded>);
 
-/// The other end. Stands in the extensions of a request that asks for another protocol.
+/// Receives the connection. It is in the extensions of a request with `Upgrade`.
 #[derive(Clone)]
 pub(crate) struct OnUpgrade(Arc<Mutex<Option<oneshot::Receiver<Upgraded>>>>);
 
-/// Both ends.
+/// Both ends of a handover.
 pub(crate) fn handover() -> (Handover, OnUpgrade) {
     let (sender, receiver) = oneshot::channel();
     (Handover(sender), OnUpgrade(Arc::new(Mutex::new(Some(receiver)))))
 }
 
 impl Handover {
-    /// Hands it over. If nobody wants it any more, it is closed.
+    /// Hands the connection over, or closes it if the receiver is gone.
     pub(crate) fn give(self, connection: Upgraded) {
         drop(self.0.send(connection));
     }
@@ -40,12 +40,12 @@ impl OnUpgrade {
     /// Waits for the connection.
     ///
     /// # Errors
-    /// It was closed before, or another clone of this has it.
+    /// The connection was closed, or another clone has received it.
     pub(crate) async fn connection(self) -> io::Result<Upgraded> {
         let receiver = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         match receiver {
             Some(receiver) => receiver.await.map_err(io::Error::other),
-            None => Err(io::Error::other("somebody else has the connection")),
+            None => Err(io::Error::other("the upgraded connection was already taken")),
         }
     }
 }

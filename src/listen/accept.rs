@@ -39,7 +39,7 @@ use super::state::{ConnectionState, Phase, Shutdown, Traffic, tick};
 use super::{ListenerState, RequestHandler, TlsState, h1, h2};
 
 /// What the connections of one worker share.
-struct Worker<S> {
+struct ConnectionWorker<S> {
     shared: Arc<ListenerState>,
     handler: RequestHandler<S>,
     recorder: Recorder,
@@ -69,7 +69,7 @@ pub(crate) async fn serve<S, F>(
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Answer + Unpin + 'static,
 {
-    let worker = Rc::new(Worker::new(shared, handler, recorder));
+    let worker = Rc::new(ConnectionWorker::new(shared, handler, recorder));
     let listeners: Vec<_> = sockets
         .sockets
         .into_iter()
@@ -88,7 +88,7 @@ pub(crate) async fn serve<S, F>(
         tokio::select! {
             () = all_closed => break,
             () = tokio::time::sleep_until(began + grace) => break,
-            shorter = drain.grace() => grace = shorter,
+            changed = drain.grace() => grace = changed,
         }
     }
     worker.shut_down_all(Shutdown::Now(ConnectionTimeout::Drain));
@@ -110,7 +110,7 @@ impl OpenListener {
     }
 }
 
-impl<S, F> Worker<S>
+impl<S, F> ConnectionWorker<S>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
     F: Answer + Unpin + 'static,
@@ -137,7 +137,7 @@ where
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
             Err(error) => {
-                tracing::error!(%error, listener = listener.name, "a worker cannot listen");
+                tracing::error!(%error, listener = listener.name, "cannot register a listening socket with the runtime; this worker does not serve the listener");
                 return None;
             }
         };
@@ -284,7 +284,8 @@ where
         }
     }
 
-    /// Reads the PROXY protocol header, and counts the client that it names.
+    /// Reads the PROXY protocol header, if there must be one, and checks the limit of connections of the
+    /// client that it names.
     async fn read_proxy_header(&self, accepted: &mut Accepted) -> Result<(), ConnectionRefusal> {
         if !accepted.is_proxy {
             return Ok(());
@@ -312,8 +313,9 @@ where
         let mut stream = ClientStream::new(stream, state.activity.clone());
         let first = match is_h2 {
             Some(true) => FirstBytes::Http2,
-            // The driver is allocated when the client has sent its first bytes.
+            // The first bytes tell HTTP/2 from HTTP/1. The driver is allocated only then.
             _ => match state.run(stream.first_bytes()).await {
+                // ALPN has chosen HTTP/1.1: the preface of HTTP/2 is then an invalid request.
                 Ok(Ok(FirstBytes::Http2)) if is_h2.is_some() => FirstBytes::Http1,
                 Ok(Ok(first)) => first,
                 Ok(Err(_)) => return,
@@ -418,7 +420,7 @@ where
     F: Answer + Unpin + 'static,
 {
     state: Rc<ConnectionState>,
-    worker: Rc<Worker<S>>,
+    worker: Rc<ConnectionWorker<S>>,
 }
 
 impl<S, F> Drop for TrackedConnection<S, F>
@@ -445,7 +447,7 @@ fn handshake_failure(error: &io::Error) -> HandshakeOutcome {
 }
 
 /// Reads the PROXY protocol header and not a byte more. Returns the client's address and the address that
-/// it connected to, if the header has them.
+/// it connected to; `None` if the header has no addresses (LOCAL, UNKNOWN).
 async fn proxy_header(stream: &mut TcpStream) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     let mut header = Vec::new();
     loop {

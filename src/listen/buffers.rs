@@ -1,11 +1,11 @@
-//! Buffers that no connection uses at present.
+//! Spare buffers of a worker.
 //!
-//! A connection takes a buffer when it has bytes to read or write and returns it when it has none. An
-//! idle connection holds no buffer, and a busy one works in memory that the core's cache still has.
+//! A connection takes a buffer when it has bytes to read or write, and returns it when it has none. An idle
+//! connection therefore holds no buffer, and a busy one uses memory that is still in the core's cache.
 
 use std::cell::RefCell;
 
-/// `buffer`, which is one with room for a usual head if it was none.
+/// Replaces `buffer` by a spare one with room for a usual head, if it has no capacity.
 pub(super) fn hold(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
     if buffer.capacity() == 0 {
         *buffer = take();
@@ -13,7 +13,7 @@ pub(super) fn hold(buffer: &mut Vec<u8>) -> &mut Vec<u8> {
     buffer
 }
 
-/// Gives `buffer` back, whatever is in it.
+/// Returns `buffer` with its content to the spare ones.
 pub(super) fn release(buffer: &mut Vec<u8>) {
     give(std::mem::take(buffer));
 }
@@ -23,7 +23,7 @@ fn take() -> Vec<u8> {
     spare.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
 }
 
-/// What is larger than others, or too much, is freed.
+/// A buffer of unusual capacity is freed, and any buffer when there are enough.
 fn give(mut buffer: Vec<u8>) {
     buffer.clear();
     SPARE.with_borrow_mut(|spare| {
@@ -34,7 +34,7 @@ fn give(mut buffer: Vec<u8>) {
 }
 
 thread_local! {
-    /// The last one given is the first one taken.
+    /// The last one returned is taken first.
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -1,9 +1,9 @@
-//! What the kernel holds for client connections, asked of it at each scrape (`sock_diag(7)`).
+//! Metrics of the kernel memory of client connections, read at each scrape (`sock_diag(7)`).
 //!
-//! The node's own memory does not show it: a client that does not read has its bytes in the send queue of
-//! its socket, and a socket that the node has closed may wait there for its client. The kernel is asked for
-//! the sockets at the listeners' addresses, from a thread beside the path; without the right to ask, as in
-//! some sandboxes, the families are left out.
+//! This memory is not part of the process: the bytes for a client that does not read are in the send queue
+//! of its socket, and a socket that the node has closed may stay there. The sockets at the listeners'
+//! addresses are queried outside the request path. Where the process may not query them, as in some
+//! sandboxes, the metrics are omitted.
 
 use std::fmt;
 use std::io;
@@ -17,14 +17,14 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-/// The families about the sockets at some addresses.
+/// Collects the metrics of the sockets at some addresses.
 #[derive(Debug)]
 pub(crate) struct KernelMemory {
     addresses: Vec<SocketAddr>,
 }
 
 impl KernelMemory {
-    /// For the listeners at these addresses. Another process that shares them is counted as well.
+    /// A collector for the listeners at these addresses. Sockets of another process at an address count too.
     pub(crate) fn new(addresses: Vec<SocketAddr>) -> Self {
         Self { addresses }
     }
@@ -32,7 +32,7 @@ impl KernelMemory {
 
 impl Collector for KernelMemory {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Ok(usage) = ask(&self.addresses) else { return Ok(()) };
+        let Ok(usage) = query(&self.addresses) else { return Ok(()) };
         let help = "Kernel memory in the queues of client connections, including bookkeeping";
         let name = "connections_kernel_memory_bytes";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -47,19 +47,20 @@ impl Collector for KernelMemory {
     }
 }
 
-/// What the sockets take together.
+/// The sum over all sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) send_bytes: u64,
     pub(super) receive_bytes: u64,
-    /// Sockets that no process holds.
+    /// Sockets that belong to no process.
     pub(super) orphans: u64,
 }
 
-pub(super) fn ask(addresses: &[SocketAddr]) -> io::Result<Usage> {
+/// Queries the kernel.
+pub(super) fn query(addresses: &[SocketAddr]) -> io::Result<Usage> {
     let mut usage = Usage::default();
     for address in addresses {
-        // A connection of its own: an answer that broke off leaves nothing behind.
+        // A socket for each query: no part of an incomplete answer is left in it.
         let kernel = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::DGRAM,
@@ -104,7 +105,7 @@ fn read(kernel: &OwnedFd, address: SocketAddr, usage: &mut Usage) -> io::Result<
     }
 }
 
-/// The next message's type and what is behind its head.
+/// The type and the payload of the next message.
 fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
     let length = number(rest, 0)? as usize;
     let kind = u16::from_ne_bytes(*rest.get(4..)?.first_chunk()?);
@@ -190,18 +191,18 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let client = TcpStream::connect(address).expect("it listens");
         let (mut ours, _) = listener.accept().expect("a connection");
-        assert_eq!(ask(&[address]).expect("the kernel answers"), Usage::default());
+        assert_eq!(query(&[address]).expect("the kernel answers"), Usage::default());
         ours.set_nonblocking(true).expect("a socket");
         while ours.write(&[b'x'; 64 << 10]).is_ok() {}
-        let full = ask(&[address]).expect("the kernel answers");
+        let full = query(&[address]).expect("the kernel answers");
         assert!(full.send_bytes > 64 << 10 && full.orphans == 0, "{full:?}");
         drop(ours);
-        let left = ask(&[address]).expect("the kernel answers");
+        let left = query(&[address]).expect("the kernel answers");
         assert!(left.send_bytes > 64 << 10 && left.orphans == 1, "{left:?}");
         let elsewhere = SocketAddr::from(([127, 0, 0, 9], address.port()));
-        assert_eq!(ask(&[elsewhere]).expect("the kernel answers"), Usage::default());
+        assert_eq!(query(&[elsewhere]).expect("the kernel answers"), Usage::default());
         let everywhere = SocketAddr::from(([0; 4], address.port()));
-        assert_eq!(ask(&[everywhere]).expect("the kernel answers").orphans, 1);
+        assert_eq!(query(&[everywhere]).expect("the kernel answers").orphans, 1);
         drop(client);
     }
 

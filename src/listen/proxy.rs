@@ -1,29 +1,29 @@
-//! The PROXY protocol header, versions 1 and 2, as a load balancer puts it before the
-//! first byte of a connection (haproxy.org, proxy-protocol.txt, 2020-03-05).
+//! Parses the PROXY protocol header, versions 1 and 2, which a load balancer sends before the first byte of a
+//! connection (haproxy.org, proxy-protocol.txt, 2020-03-05).
 //!
-//! A pure function over the bytes so far. Fields behind the addresses (TLVs) are passed over.
+//! A pure function of the bytes so far. Fields after the addresses (TLVs) are ignored.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str;
 
-/// What the bytes at the start of a connection are.
+/// The result of parsing the first bytes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// Maybe a header; more bytes will tell.
+    /// The start of a header; more bytes are needed.
     Incomplete,
-    /// A header of so many bytes.
+    /// A complete header.
     Header {
-        /// Client and destination. `None`: the proxy speaks for itself (a health check), or
-        /// of something that is not TCP over IP; the connection's own addresses hold.
+        /// The addresses of the client and the destination. `None`: the connection is the proxy's own (a
+        /// health check), or not TCP over IP; the connection's addresses are valid.
         addresses: Option<(SocketAddr, SocketAddr)>,
-        /// How many bytes it takes.
+        /// The length of the header.
         bytes: usize,
     },
     /// Not a header.
     Invalid,
 }
 
-/// Reads the header that the bytes begin with.
+/// Parses the header at the start of the bytes.
 pub(super) fn parse(bytes: &[u8]) -> Parsed {
     if starts_alike(bytes, SIGNATURE_V2) {
         version_2(bytes)
@@ -34,8 +34,8 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// No header is longer: version 2 counts its length in 16 bits, but what we take has to
-/// fit in one read, and 107 bytes are what version 1 allows itself.
+/// The longest header that is accepted. Version 1 allows 107 bytes; version 2 has 16 bits for the length, but
+/// the header must fit in one read.
 pub(super) const BYTES_MAX: usize = 1024;
 
 fn version_1(bytes: &[u8]) -> Parsed {
@@ -66,7 +66,7 @@ fn endpoint(family: &str, address: &str, port: &str) -> Option<SocketAddr> {
         "TCP6" => IpAddr::V6(address.parse().ok()?),
         _ => return None,
     };
-    // `+80` and `080` are numbers for Rust, not for the protocol.
+    // Rust parses `+80` and `080`; the protocol does not allow them.
     let plain =
         port.bytes().all(|byte| byte.is_ascii_digit()) && (port == "0" || !port.starts_with('0'));
     Some(SocketAddr::new(address, plain.then(|| port.parse().ok())??))
@@ -113,7 +113,7 @@ fn ipv6_pair(block: &[u8; 36]) -> (SocketAddr, SocketAddr) {
     ((address(0), port(32)).into(), (address(16), port(34)).into())
 }
 
-/// Whether one is the beginning of the other.
+/// Whether one of the two starts with the other.
 fn starts_alike(bytes: &[u8], mark: &[u8]) -> bool {
     bytes.iter().zip(mark).all(|(one, other)| one == other)
 }

@@ -1,7 +1,6 @@
-//! What an operator can set about listeners, TLS and the limits of a connection.
+//! The settings of listeners, TLS and connection limits.
 //!
-//! Every limit has a metric that counts how often it was reached; the defaults are those
-//! that a node in front of public sites should start with.
+//! For every limit, a metric counts how often it was reached. The defaults suit a node for public sites.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,35 +8,34 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-/// Everything that this room can be told.
+/// The settings of this room.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Settings {
-    /// Where to listen. Several are usual: plaintext and TLS, IPv4 and IPv6.
+    /// The listeners: usually several, for plaintext and TLS, IPv4 and IPv6.
     pub listeners: Vec<Listener>,
-    /// Certificates and session tickets; used by the listeners with `tls`.
+    /// Certificates and session tickets, for the listeners with [`Transport::Tls`].
     pub tls: TlsSettings,
-    /// What one client, and all of them, may take.
+    /// Limits of one client, and of all clients together.
     pub limits: Limits,
 }
 
 /// One address to accept connections on.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Listener {
-    /// IPv6 addresses take IPv6 only, so that `0.0.0.0:80` and `[::]:80` stand side by side.
-    /// Port 0 takes any free one, the same for all workers.
+    /// An IPv6 address accepts IPv6 only, so that `0.0.0.0:80` and `[::]:80` can both be configured. Port 0
+    /// means any free port, the same for all workers.
     pub address: SocketAddr,
-    /// What carries the bytes of HTTP here.
+    /// The transport of this listener.
     pub transport: Transport,
-    /// Networks of load balancers that open each connection with a PROXY protocol header
-    /// (version 1 or 2). From them it is demanded, from everyone else it is refused as the
-    /// garbage that it is in HTTP or TLS. Empty: nobody.
+    /// Networks of load balancers that start each connection with a PROXY protocol header (version 1 or 2).
+    /// The header is required from these networks, and rejected from all others. Empty: rejected from all.
     pub proxy_protocol: Vec<IpNet>,
-    /// Names the listener in logs and errors.
+    /// The name of the listener in logs and errors.
     pub name: String,
 }
 
 impl Listener {
-    /// A plaintext listener that is named after its address.
+    /// A plaintext listener with its address as its name.
     pub(crate) fn plain(address: SocketAddr) -> Self {
         Self {
             address,
@@ -47,7 +45,7 @@ impl Listener {
         }
     }
 
-    /// The same with TLS.
+    /// A TLS listener with its address as its name.
     pub(crate) fn tls(address: SocketAddr) -> Self {
         Self { transport: Transport::Tls, ..Self::plain(address) }
     }
@@ -65,21 +63,20 @@ pub(crate) enum Transport {
 /// Certificates, versions and tickets.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TlsSettings {
-    /// Files of certificates. None at all: a self-signed one is made and kept in the data
-    /// directory.
+    /// The certificates. Empty: a self-signed one is generated and kept in the data directory.
     pub certificates: Vec<CertificateFiles>,
-    /// The position in `certificates` of the one for clients that ask for no name, or for a
-    /// name that no certificate has.
+    /// The index in `certificates` of the one for clients that send no SNI, or a name that no certificate
+    /// has.
     pub default_certificate: usize,
-    /// Whether a request is refused (421) whose host only another certificate is for than the one
-    /// that the client was shown for its SNI.
+    /// Whether a request is refused (421) if its host is covered by another certificate and not by the one
+    /// that was chosen by SNI.
     pub refuse_misdirected: bool,
-    /// The oldest version that is spoken.
+    /// The oldest version that is accepted.
     pub version_min: TlsVersion,
-    /// Where the keys of session tickets come from.
+    /// The source of the keys of session tickets.
     pub ticket_keys: TicketKeys,
-    /// How often the files of certificates and ticket keys are looked at for a change, and whether the
-    /// self-signed certificate or a made ticket key is due. A reload puts another interval in force at once.
+    /// The interval of the check for changed certificate and ticket key files, and for a self-signed
+    /// certificate or generated ticket key that is due for renewal. A reload applies a new interval at once.
     pub reload_interval: Duration,
 }
 
@@ -96,82 +93,82 @@ impl Default for TlsSettings {
     }
 }
 
-/// One certificate chain with its key, both PEM.
+/// A certificate chain and its key, both PEM.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CertificateFiles {
-    /// The chain, the site's own certificate first.
+    /// The file of the chain, which starts with the site's certificate.
     pub certificate: PathBuf,
-    /// The private key: PKCS#8, PKCS#1 or SEC1.
+    /// The file of the private key: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
-    /// The names it is shown for, exact or `*.example.org`. `None`: those that stand in it.
+    /// The names that it is used for, exact or `*.example.org`. `None`: the names in the certificate.
     pub names: Option<Vec<String>>,
 }
 
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TlsVersion {
-    /// TLS 1.2, with forward secrecy and AEAD suites only.
+    /// TLS 1.2, only with suites that have forward secrecy and AEAD.
     V1_2,
     /// TLS 1.3.
     V1_3,
 }
 
-/// Where the keys of session tickets come from.
+/// The source of the keys of session tickets.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum TicketKeys {
-    /// Random keys, shared by this node's workers only. A ticket is taken with the current
-    /// and with the previous key, so it lives for at most twice `rotate_every`.
+    /// Random keys, shared by the workers of this node only. The current and the previous key open tickets,
+    /// so a ticket is valid for at most twice `rotate_every`.
     Generated {
         /// How long a key seals new tickets.
         rotate_every: Duration,
     },
-    /// A file shared by the fleet: a key a line, 32 bytes in base64 or hex, `#` begins a
-    /// comment. The first seals new tickets, all of them open tickets. To rotate, put a new
-    /// key second on every node, then first, then drop the last.
+    /// A file shared by the fleet: one key per line, 32 bytes in base64 or hex; `#` starts a comment. The
+    /// first key seals new tickets, all keys open tickets. To rotate, add a new key in second place on every
+    /// node, then move it to the first place, then remove the last key.
     File {
-        /// The file; it is read again when it changes.
+        /// The file. It is read again when it changes.
         path: PathBuf,
-        /// How long clients are told to keep a ticket. What ends a ticket is dropping its key.
+        /// The lifetime that clients are told. A ticket is valid until its key is removed.
         lifetime: Duration,
     },
 }
 
-/// What one client, and all of them, may take.
+/// Limits of one client, and of all clients together.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Limits {
-    /// Open connections of the node. More are closed as they come.
+    /// Open connections of the node. Further ones are closed as soon as they are accepted.
     pub connections_max: usize,
     /// Open connections of one client: an IPv4 address or an IPv6 /64.
     pub connections_per_address_max: usize,
-    /// TLS handshakes under way on the node. More connections are closed as they come.
+    /// TLS handshakes in progress on the node. Further connections are closed as soon as they are accepted.
     pub handshakes_max: usize,
-    /// Requests on one connection before it is closed in good order; `None` for no end. A
-    /// bound spreads long-lived clients over the workers again.
+    /// Requests on one connection before it is closed gracefully; `None` for no limit. A limit distributes
+    /// long-lived clients over the workers anew.
     pub requests_per_connection_max: Option<u64>,
-    /// A request's head, start line included (431). At least 8 KiB are buffered.
+    /// Bytes of a request's head, including the start line (431). At least 8 KiB are buffered.
     pub header_bytes_max: usize,
     /// Header fields of a request (431).
     pub headers_max: usize,
-    /// Path and query of a request (414).
+    /// Bytes of path and query of a request (414).
     pub uri_bytes_max: usize,
-    /// From the connection to the end of the TLS handshake, PROXY header included.
+    /// Time from accepting a connection to the end of its TLS handshake, including the PROXY header.
     pub handshake_timeout: Duration,
-    /// From a request's first byte to the end of its head (408). For the first request,
-    /// from the connection.
+    /// Time from the first byte of a request to the end of its head (408). For the first request, time from
+    /// accepting the connection.
     pub header_timeout: Duration,
-    /// How long a connection may wait for its next request.
+    /// Time that a connection may wait for its next request.
     pub idle_timeout: Duration,
-    /// How long a request body that is waited for may bring nothing.
+    /// Time that the node waits for the next bytes of a request body.
     pub body_idle_timeout: Duration,
-    /// The least rate of a body, in bytes a second: of a request body while it is waited
-    /// for, of a response while its client is what holds it up. Zero: none.
+    /// The minimum rate of a body in bytes per second: of a request body while the node waits for it, of a
+    /// response while the client blocks it. Zero: no minimum.
     pub body_rate_min: u64,
-    /// For how long a body may be slower than that.
+    /// Time that a body may be slower than that.
     pub body_rate_grace: Duration,
-    /// Bytes written to a connection that the kernel may hold before they are on their way
-    /// (`TCP_NOTSENT_LOWAT`); a write of more waits. Counts from the start of the node.
+    /// Unsent bytes of a connection that the kernel may hold (`TCP_NOTSENT_LOWAT`); further writes wait. Takes
+    /// effect at the start of the node only.
     pub unsent_bytes_max: u32,
-    /// HTTP/2.
+    /// Limits of HTTP/2.
     pub h2: H2Limits,
 }
 
@@ -197,19 +194,19 @@ impl Default for Limits {
     }
 }
 
-/// What one HTTP/2 connection may take.
+/// Limits of one HTTP/2 connection.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct H2Limits {
-    /// Requests under way at once (`SETTINGS_MAX_CONCURRENT_STREAMS`).
+    /// Requests in flight (`SETTINGS_MAX_CONCURRENT_STREAMS`).
     pub streams_max: u32,
-    /// Requests in one second; more end the connection with ENHANCE_YOUR_CALM. `None`: no
-    /// bound, for requests that are answered cost the client as much as they cost us.
+    /// Requests in one second; more end the connection with ENHANCE_YOUR_CALM. `None`: no limit; answered
+    /// requests cost the client as much as the node.
     pub requests_per_second_max: Option<u32>,
-    /// Requests in ten seconds that the client cancelled before their answer (CVE-2023-44487);
-    /// more end the connection with ENHANCE_YOUR_CALM.
+    /// Requests in ten seconds that the client cancels before their response (CVE-2023-44487); more end the
+    /// connection with ENHANCE_YOUR_CALM.
     pub resets_per_10s_max: u32,
-    /// Bytes of one request body that may wait in memory to be read; the connection's
-    /// window is four times as large.
+    /// Bytes of one request body that may wait in memory (the stream's window). The connection's window is
+    /// four times as large.
     pub window_bytes: u32,
 }
 

@@ -1,8 +1,8 @@
-//! What the kernel holds of a client's connection, and how the connection ends there.
+//! The TCP socket of a connection, and how its send queue in the kernel ends.
 //!
-//! A socket that is closed with bytes in its send queue lives on in the kernel (FIN-WAIT-1) until the
-//! client has taken them, for minutes if it does not read. No limit of the node counts such a socket. A
-//! connection therefore keeps its place until little is left, or it is reset, which frees the queue at once.
+//! A socket that is closed with bytes in its send queue stays in the kernel (FIN-WAIT-1) until the client
+//! has acknowledged them: for minutes if the client does not read. No limit of the node counts such a socket.
+//! A connection therefore stays open until few bytes are left, or is reset, which frees the queue at once.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,14 +15,15 @@ use tokio_rustls::server::TlsStream;
 
 /// The TCP socket below a connection.
 pub(super) trait ClientSocket: AsyncRead + AsyncWrite + Unpin {
-    /// Makes the coming close a reset: the kernel drops what it holds, and the client sees an error.
+    /// Makes the close, which follows, a reset: the kernel drops the send queue, and the client sees an error.
     fn abort(&self);
 
-    /// Bytes that the client's system has not acknowledged (`SIOCOUTQ`). A system call.
+    /// Bytes that the client has not acknowledged (`SIOCOUTQ`). A system call.
     fn unacknowledged(&self) -> usize;
 
-    /// After the close, has the kernel give up once the client has taken nothing for so long.
-    fn limit_delivery(&self, patience: Duration);
+    /// After the close, makes the kernel drop the connection if the client acknowledges nothing for this
+    /// time.
+    fn limit_delivery(&self, timeout: Duration);
 }
 
 impl ClientSocket for TcpStream {
@@ -34,8 +35,8 @@ impl ClientSocket for TcpStream {
         send_queue(self.as_raw_fd()).unwrap_or(0)
     }
 
-    fn limit_delivery(&self, patience: Duration) {
-        _ = SockRef::from(self).set_tcp_user_timeout(Some(patience));
+    fn limit_delivery(&self, timeout: Duration) {
+        _ = SockRef::from(self).set_tcp_user_timeout(Some(timeout));
     }
 }
 
@@ -48,30 +49,30 @@ impl ClientSocket for TlsStream<TcpStream> {
         self.get_ref().0.unacknowledged()
     }
 
-    fn limit_delivery(&self, patience: Duration) {
-        self.get_ref().0.limit_delivery(patience);
+    fn limit_delivery(&self, timeout: Duration) {
+        self.get_ref().0.limit_delivery(timeout);
     }
 }
 
-#[allow(unsafe_code, reason = "no crate in use has SIOCOUTQ")]
+#[allow(unsafe_code, reason = "no crate in use offers SIOCOUTQ")]
 fn send_queue(socket: RawFd) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the call writes one int through the pointer, and does nothing to a descriptor of another kind.
+    // SAFETY: the call writes one int through the pointer, and fails on a descriptor that is not a socket.
     match unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) } {
         0 => Ok(usize::try_from(bytes).unwrap_or(0)),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// So much a closed socket may leave to the kernel: what a new connection sends at once (10 segments), and
-/// most clients have on their way when they are closed.
+/// A closed socket may leave this many bytes in the kernel: the first flight of a new connection (10
+/// segments), which most clients have in flight when their connection is closed.
 pub(super) const LEFT_BYTES_MAX: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
 
-    use super::super::kernel::ask;
+    use super::super::kernel::query;
     use super::*;
 
     /// A connection whose client, the second, does not read, with as much in it as there is room for.
@@ -94,7 +95,7 @@ mod tests {
         assert!(ours.unacknowledged() > LEFT_BYTES_MAX);
         ours.abort();
         drop(ours);
-        let left = ask(&[address]).expect("the kernel answers");
+        let left = query(&[address]).expect("the kernel answers");
         assert_eq!((left.send_bytes, left.orphans), (0, 0));
     }
 
@@ -104,7 +105,7 @@ mod tests {
         let address = ours.local_addr().expect("an address");
         ours.limit_delivery(Duration::from_millis(100));
         drop(ours);
-        while ask(&[address]).expect("the kernel answers").orphans > 0 {
+        while query(&[address]).expect("the kernel answers").orphans > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -164,7 +164,7 @@ pub(super) struct ConnectionState {
     requests: Cell<u64>,
     /// Requests that are being answered.
     in_flight: Cell<u32>,
-    /// The serial at the last check, and the time of the first check that saw it.
+    /// The serial at the last check, and the time of the first check with this serial.
     last_serial: Cell<(u32, Duration)>,
     /// Since when the client blocks a write, and the bytes delivered by then.
     blocked_from: Cell<Option<(Duration, u64)>>,
@@ -328,7 +328,7 @@ impl ConnectionState {
     }
 
     /// Whether the client has blocked a write for [`Limits::body_rate_grace`], and read less than
-    /// [`Limits::body_rate_min`] in that time.
+    /// [`Limits::body_rate_min`] in that time. The next period is measured from now on.
     fn is_read_too_slowly(&self, now: Duration) -> bool {
         if !self.activity.is_blocked_by_client() || self.activity.is(Phase::Upgraded) {
             self.blocked_from.set(None);
@@ -385,7 +385,8 @@ pub(super) fn tick(limits: &Limits) -> Duration {
     (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
 }
 
-/// Browsers open connections in advance. A drain closes those that have not sent a byte after this time.
+/// Browsers open connections in advance. During a drain, a connection that has not sent a byte is closed
+/// after this time.
 const UNUSED_WHILE_DRAINING: Duration = Duration::from_secs(1);
 /// The time limit of [`Phase::Lingering`], unless it is extended.
 const LINGER: Duration = Duration::from_secs(2);

@@ -94,12 +94,12 @@ pub(crate) fn transform(
     let content = ContentFields::of(&fields);
     let plan = plan(request, status, &content, length, settings);
     let length = content.length.or(length);
-    if plan.varies && !content.varies {
+    if plan.needs_vary && !content.varies {
         fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
     match plan.action {
         CodingAction::Leave(_) => return Reply { status, received, fields, body },
-        CodingAction::Weaken => {
+        CodingAction::WeakenEtag => {
             weaken_etag(&mut fields);
             return Reply { status, received, fields, body };
         }
@@ -120,7 +120,7 @@ pub(crate) fn transform(
     let body = match plan.action {
         CodingAction::Encode(level) => encode(body, level, length, recorder),
         CodingAction::Decode(coding) => decode(body, coding, settings.decode_limit, recorder),
-        CodingAction::Leave(_) | CodingAction::Weaken => body,
+        CodingAction::Leave(_) | CodingAction::WeakenEtag => body,
     };
     if let Some(length) = body.exact_length() {
         fields.append_number(&CONTENT_LENGTH, length);

@@ -1,4 +1,5 @@
-//! Decides whether a response is coded, decoded or left unchanged, from header fields alone. Pure functions.
+//! Decides whether a response is compressed, decompressed or left unchanged: a pure function of status, header
+//! fields and body length.
 
 use http::header::{CACHE_CONTROL, IF_NONE_MATCH};
 use http::{HeaderMap, StatusCode};
@@ -13,7 +14,7 @@ pub(crate) struct CodingPlan {
     pub action: CodingAction,
     /// Whether another `Accept-Encoding` could lead to another response. `Vary` must then name it, also
     /// when the response is left unchanged (RFC 9110 §12.5.5).
-    pub varies: bool,
+    pub needs_vary: bool,
 }
 
 /// What to do with a response.
@@ -21,8 +22,8 @@ pub(crate) struct CodingPlan {
 pub(crate) enum CodingAction {
     /// Leave it unchanged, for this reason.
     Leave(LeaveReason),
-    /// Weaken the entity tag of a 304, because the client holds a coded response with the weak one.
-    Weaken,
+    /// WeakenEtag the entity tag of a 304, because the client holds a coded response with the weak one.
+    WeakenEtag,
     /// Compress it.
     Encode(Level),
     /// Decompress it.
@@ -58,14 +59,14 @@ pub(crate) struct ContentFields<'a> {
     /// Whether `Vary` has `Accept-Encoding` or `*`.
     pub varies: bool,
     content_type: Option<&'a [u8]>,
-    coding: StoredCoding,
+    coding: ContentCoding,
     etag: Option<&'a [u8]>,
     is_part: bool,
     no_transform: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum StoredCoding {
+enum ContentCoding {
     #[default]
     Identity,
     Known(Coding),
@@ -82,12 +83,13 @@ impl<'a> ContentFields<'a> {
                 Known::ContentType => content.content_type = content.content_type.or(Some(value)),
                 Known::ContentLength => content.length = number(value.trim_ascii()),
                 Known::ContentEncoding => {
-                    content.coding = members(value).fold(content.coding, StoredCoding::and);
+                    content.coding =
+                        members(value).fold(content.coding, ContentCoding::with_member);
                 }
                 Known::ContentRange => content.is_part = true,
                 Known::Etag => content.etag = Some(value),
                 Known::CacheControl => content.no_transform |= has_no_transform(value),
-                Known::Vary => content.varies |= members(value).any(names_the_coding),
+                Known::Vary => content.varies |= members(value).any(is_accept_encoding_or_star),
                 _ => {}
             }
         }
@@ -95,9 +97,9 @@ impl<'a> ContentFields<'a> {
     }
 }
 
-impl StoredCoding {
-    /// The coding after this one is applied.
-    fn and(self, name: &[u8]) -> Self {
+impl ContentCoding {
+    /// Adds the next member of `Content-Encoding`.
+    fn with_member(self, name: &[u8]) -> Self {
         let name = std::str::from_utf8(name).unwrap_or_default();
         match self {
             before if name.eq_ignore_ascii_case("identity") => before,
@@ -116,7 +118,7 @@ pub(crate) fn plan(
     body_length: Option<u64>,
     settings: &Settings,
 ) -> CodingPlan {
-    let leave = |reason| CodingPlan { action: CodingAction::Leave(reason), varies: false };
+    let leave = |reason| CodingPlan { action: CodingAction::Leave(reason), needs_vary: false };
     if status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
     {
@@ -126,26 +128,27 @@ pub(crate) fn plan(
         return leave(LeaveReason::NoTransform);
     }
     match content.coding {
-        StoredCoding::Other => leave(LeaveReason::Coded),
-        StoredCoding::Known(_) if !settings.decode => leave(LeaveReason::Coded),
-        StoredCoding::Known(coding) => {
-            CodingPlan { action: action_for_coded(request, status, content, coding), varies: true }
-        }
-        StoredCoding::Identity if settings.codings.is_empty() => leave(LeaveReason::Off),
-        StoredCoding::Identity if !is_listed(status, content, settings) => {
+        ContentCoding::Other => leave(LeaveReason::Coded),
+        ContentCoding::Known(_) if !settings.decode => leave(LeaveReason::Coded),
+        ContentCoding::Known(coding) => CodingPlan {
+            action: action_for_encoded(request, status, content, coding),
+            needs_vary: true,
+        },
+        ContentCoding::Identity if settings.codings.is_empty() => leave(LeaveReason::Off),
+        ContentCoding::Identity if !has_listed_type(status, content, settings) => {
             leave(LeaveReason::ContentType)
         }
-        StoredCoding::Identity if is_small(status, content, body_length, settings) => {
+        ContentCoding::Identity if is_small(status, content, body_length, settings) => {
             leave(LeaveReason::Small)
         }
-        StoredCoding::Identity => CodingPlan {
-            action: action_for_plain(request, status, content, settings),
-            varies: true,
+        ContentCoding::Identity => CodingPlan {
+            action: action_for_identity(request, status, content, settings),
+            needs_vary: true,
         },
     }
 }
 
-fn action_for_coded(
+fn action_for_encoded(
     request: &HeaderMap,
     status: StatusCode,
     content: &ContentFields<'_>,
@@ -154,11 +157,11 @@ fn action_for_coded(
     if Accepted::from_headers(request).allows(coding) {
         CodingAction::Leave(LeaveReason::Coded)
     } else {
-        unless_complete(request, status, content).unwrap_or(CodingAction::Decode(coding))
+        exception_action(request, status, content).unwrap_or(CodingAction::Decode(coding))
     }
 }
 
-fn action_for_plain(
+fn action_for_identity(
     request: &HeaderMap,
     status: StatusCode,
     content: &ContentFields<'_>,
@@ -167,20 +170,21 @@ fn action_for_plain(
     match Accepted::from_headers(request).choose(&settings.codings) {
         None => CodingAction::Leave(LeaveReason::NotAccepted),
         Some(level) => {
-            unless_complete(request, status, content).unwrap_or(CodingAction::Encode(level))
+            exception_action(request, status, content).unwrap_or(CodingAction::Encode(level))
         }
     }
 }
 
-/// The action for a response that is not a complete representation, or must not be transformed.
-fn unless_complete(
+/// The action for a response that must not be coded or decoded: a 304, a part, or one to a request with
+/// `no-transform`. `None` for any other.
+fn exception_action(
     request: &HeaderMap,
     status: StatusCode,
     content: &ContentFields<'_>,
 ) -> Option<CodingAction> {
     if status == StatusCode::NOT_MODIFIED {
         let weak = holds_weak_etag(request, content);
-        Some(if weak { CodingAction::Weaken } else { CodingAction::Leave(LeaveReason::Status) })
+        Some(if weak { CodingAction::WeakenEtag } else { CodingAction::Leave(LeaveReason::Status) })
     } else if status == StatusCode::PARTIAL_CONTENT || content.is_part {
         Some(CodingAction::Leave(LeaveReason::Partial))
     } else if request.lines(&CACHE_CONTROL).any(has_no_transform) {
@@ -190,13 +194,13 @@ fn unless_complete(
     }
 }
 
-fn is_listed(status: StatusCode, content: &ContentFields<'_>, settings: &Settings) -> bool {
+fn has_listed_type(status: StatusCode, content: &ContentFields<'_>, settings: &Settings) -> bool {
     match content.content_type {
         // An origin's 304 need not have the type: the 200 may have one that is coded.
         None => status == StatusCode::NOT_MODIFIED,
         Some(value) => {
             let media_type = media_type(value);
-            // gRPC codes each message itself.
+            // gRPC compresses each message itself, and its client reads messages as they arrive.
             !is_grpc(value) && settings.content_types.iter().any(|range| range.matches(media_type))
         }
     }
@@ -209,7 +213,7 @@ fn is_small(
     settings: &Settings,
 ) -> bool {
     let length = match status {
-        // The length is that of the part, not of the representation.
+        // `Content-Length` of a 206 is the length of the part.
         StatusCode::PARTIAL_CONTENT => None,
         // A 304 has no body; its `Content-Length` is that of the 200 (RFC 9110 §8.6).
         StatusCode::NOT_MODIFIED => content.length,
@@ -229,7 +233,7 @@ fn holds_weak_etag(request: &HeaderMap, content: &ContentFields<'_>) -> bool {
     etag.starts_with('"') && lines.any(|line| line.contains(&weak))
 }
 
-fn names_the_coding(member: &[u8]) -> bool {
+fn is_accept_encoding_or_star(member: &[u8]) -> bool {
     member == b"*" || member.eq_ignore_ascii_case(b"accept-encoding")
 }
 
@@ -272,20 +276,20 @@ mod tests {
         }
     }
 
-    /// For a client that accepts gzip.
+    /// Checks the plan for a client that accepts gzip.
     fn check(status: u16, response: &[&str], expected: &str, varies: bool) {
         let plan = planned(&["accept-encoding: gzip"], status, response);
         let word = match plan.action {
             CodingAction::Leave(reason) => word(reason),
-            CodingAction::Weaken => "weaken",
+            CodingAction::WeakenEtag => "weaken",
             CodingAction::Encode(_) => "encode",
             CodingAction::Decode(_) => "decode",
         };
-        assert_eq!((word, plan.varies), (expected, varies), "{status} {response:?}");
+        assert_eq!((word, plan.needs_vary), (expected, varies), "{status} {response:?}");
     }
 
     #[test]
-    fn text_of_some_length_is_encoded_whatever_the_status_says_of_success() {
+    fn text_of_at_least_bytes_min_is_compressed_for_any_final_status() {
         check(200, &[HTML], "encode", true);
         check(404, &[HTML], "encode", true);
         check(200, &[HTML, "content-length: 256"], "encode", true);
@@ -297,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_inside_or_unnamed_is_left() {
+    fn compressed_formats_and_responses_without_content_type_are_unchanged() {
         check(200, &["content-type: image/jpeg"], "content-type", false);
         check(200, &["content-type: font/woff2"], "content-type", false);
         check(200, &["content-type: application/zip"], "content-type", false);
@@ -311,7 +315,7 @@ mod tests {
         let check = |content_type: &str, expected: bool| {
             let fields = FieldLines::from(&fields(&[&format!("content-type: {content_type}")]));
             let content = ContentFields::of(&fields);
-            let found = is_listed(StatusCode::OK, &content, &settings);
+            let found = has_listed_type(StatusCode::OK, &content, &settings);
             assert_eq!(found, expected, "{content_type}");
         };
         check("application/json", true);
@@ -322,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_and_empty_answers_are_left() {
+    fn parts_and_responses_without_content_are_unchanged() {
         let range = "content-range: bytes 0-9/1000";
         check(206, &[HTML, range, "content-length: 10"], "partial", true);
         check(206, &["content-type: image/png", range], "content-type", false);
@@ -345,12 +349,12 @@ mod tests {
         let plan = planned(&request, 200, &[HTML]);
         assert_eq!(
             plan,
-            CodingPlan { action: CodingAction::Leave(LeaveReason::NoTransform), varies: true }
+            CodingPlan { action: CodingAction::Leave(LeaveReason::NoTransform), needs_vary: true }
         );
     }
 
     #[test]
-    fn what_is_coded_is_left_to_who_takes_it_and_decoded_for_who_does_not() {
+    fn an_encoded_response_is_decoded_only_if_the_client_does_not_accept_its_coding() {
         check(200, &[HTML, "content-encoding: gzip"], "coded", true);
         check(200, &[HTML, "content-encoding: x-gzip"], "coded", true);
         check(200, &[HTML, "content-encoding: br"], "decode", true);
@@ -367,28 +371,31 @@ mod tests {
     }
 
     #[test]
-    fn the_plain_variant_varies_too() {
+    fn an_uncompressed_variant_has_vary() {
         let plan = planned(&[], 200, &[HTML]);
         assert_eq!(
             plan,
-            CodingPlan { action: CodingAction::Leave(LeaveReason::NotAccepted), varies: true }
+            CodingPlan { action: CodingAction::Leave(LeaveReason::NotAccepted), needs_vary: true }
         );
     }
 
     #[test]
-    fn a_304_speaks_of_the_variant_that_the_client_holds() {
+    fn a_304_has_the_entity_tag_of_the_clients_variant() {
         let check = |if_none_match: &str, response: &[&str], expected, varies| {
             let request = ["accept-encoding: gzip", if_none_match];
-            assert_eq!(planned(&request, 304, response), CodingPlan { action: expected, varies });
+            assert_eq!(
+                planned(&request, 304, response),
+                CodingPlan { action: expected, needs_vary: varies }
+            );
         };
         let left = CodingAction::Leave(LeaveReason::Status);
         check(
             "if-none-match: \"x\", W/\"a,b\"",
             &["etag: \"a,b\"", HTML],
-            CodingAction::Weaken,
+            CodingAction::WeakenEtag,
             true,
         );
-        check("if-none-match: W/\"a\"", &["etag: \"a\""], CodingAction::Weaken, true);
+        check("if-none-match: W/\"a\"", &["etag: \"a\""], CodingAction::WeakenEtag, true);
         check("if-none-match: \"a\"", &["etag: \"a\"", HTML], left, true);
         check("if-none-match: W/\"a\"", &["etag: W/\"a\"", HTML], left, true);
         let image = [("etag: \"a\""), "content-type: image/png"];
@@ -398,7 +405,7 @@ mod tests {
             CodingAction::Leave(LeaveReason::ContentType),
             false,
         );
-        // Of the 200's type nothing is known.
+        // The content type of the 200 is not known.
         check("if-none-match: \"a\"", &["etag: \"a\""], left, true);
         let small = ["etag: \"a\"", HTML, "content-length: 255"];
         check("if-none-match: \"a\"", &small, CodingAction::Leave(LeaveReason::Small), false);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Head ──parsed──▶ Answering ──reply──▶ Sending ──all sent──▶ Head …
-//!   │ not HTTP         │ client closed      ├─ last request ──▶ Closing
+//!   │ invalid head     │ client closed      ├─ last request ──▶ Closing
 //!   ▼                  ▼                    └─ 101 ───────────▶ handover
 //! Closing            (dropped)
 //! ```
@@ -62,7 +62,7 @@ where
         draining: false,
     };
     let handover = std::future::poll_fn(|cx| driver.poll(cx)).await;
-    // A request body that is still owned elsewhere keeps the stream.
+    // If the service still owns the request's body, the connection is closed instead.
     if let Some(handover) = handover
         && let Some(stream) = Rc::into_inner(driver.stream)
     {
@@ -75,7 +75,7 @@ struct Driver<T: ClientSocket, S, F> {
     stream: Rc<RefCell<SharedStream<T>>>,
     connection: HttpConnection<S>,
     state: State<F>,
-    /// Close after the request in flight.
+    /// A graceful shutdown: close after the request in flight.
     draining: bool,
 }
 
@@ -159,7 +159,7 @@ where
             Some(Shutdown::Now(timeout)) => {
                 self.connection.count_timeout(timeout);
                 match (&self.state, timeout) {
-                    // Tell a client that is slow but alive (RFC 9110 §15.5.9).
+                    // A client that has sent a part of a head gets 408 (RFC 9110 §15.5.9).
                     (State::Head(_), ConnectionTimeout::Header)
                         if self.connection.has_partial_head() =>
                     {
@@ -423,7 +423,7 @@ impl OutgoingReply {
         stream: &RefCell<SharedStream<T>>,
     ) -> io::Result<bool> {
         while !self.is_done() && stream.borrow().queue.has_room() {
-            // The stream is not borrowed here: the body may read the request's own body.
+            // The stream is not borrowed here: a response body may read the request's body from it.
             let Poll::Ready(frame) = self.body.poll_frame(cx) else {
                 return Ok(false);
             };

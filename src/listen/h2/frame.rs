@@ -1,8 +1,8 @@
-//! The heads of HTTP/2 frames (RFC 9113 §4.1, §6), and frames that the node writes itself.
+//! The headers of HTTP/2 frames (RFC 9113 §4.1, §6), and frames that the node writes itself.
 
 use h2::Reason;
 
-/// The head of a frame.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Frame {
     pub(super) length: usize,
@@ -12,8 +12,8 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Parses the head of a frame.
-    pub(super) fn of(head: &[u8; HEAD_BYTES]) -> Self {
+    /// Parses the header of a frame.
+    pub(super) fn of(head: &[u8; FRAME_HEADER_BYTES]) -> Self {
         let [a, b, c, kind, flags, stream @ ..] = *head;
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         Self { length, kind, flags, stream: u32::from_be_bytes(stream) & !RESERVED }
@@ -24,7 +24,7 @@ impl Frame {
         self.flags & flag != 0
     }
 
-    /// Whether the payload is checked, not only the head.
+    /// Whether the payload is checked, not only the frame header.
     pub(super) fn has_checked_payload(self) -> bool {
         matches!(self.kind, HEADERS | SETTINGS | CONTINUATION)
     }
@@ -62,7 +62,7 @@ impl Frame {
 /// HEADERS and CONTINUATION frames with this header block.
 pub(super) fn header_frames(block: &[u8], stream: u32, ends_stream: bool) -> Vec<u8> {
     let pieces = block.len().div_ceil(FRAME_BYTES_MAX);
-    let mut frames = Vec::with_capacity(block.len() + pieces * HEAD_BYTES);
+    let mut frames = Vec::with_capacity(block.len() + pieces * FRAME_HEADER_BYTES);
     for (at, piece) in block.chunks(FRAME_BYTES_MAX).enumerate() {
         let kind = if at == 0 { HEADERS } else { CONTINUATION };
         let end_stream = if at == 0 && ends_stream { END_STREAM } else { 0 };
@@ -86,7 +86,7 @@ pub(super) fn check_settings(payload: &[u8]) -> Result<(), Reason> {
     }
 }
 
-pub(super) const HEAD_BYTES: usize = 9;
+pub(super) const FRAME_HEADER_BYTES: usize = 9;
 const PRIORITY_BYTES: usize = 5;
 const SETTING_BYTES: usize = 6;
 /// The longest payload: the smallest maximum that the RFC allows (§4.2).

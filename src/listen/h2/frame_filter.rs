@@ -12,13 +12,16 @@
 //! read    │ DATA  HEADERS  HEAD│ERS  DATA      HEADERS, malformed  DATA │
 //! for h2  │ in place ──── held │ passed ─────  replacement ───────────── │
 //! ```
+//!
+//! *In place*: the h2 crate reads the bytes from the buffer that they were received in. *Held*: copied
+//! until the frame or header block is complete. *Passed*: copied bytes that the h2 crate reads next.
 
 use bytes::BytesMut;
 use h2::Reason;
 
 use super::frame::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, HEAD_BYTES, HEADERS, PING, RST_STREAM,
-    SETTINGS, check_settings, header_frames,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, FRAME_HEADER_BYTES, Frame, HEADERS, PING,
+    RST_STREAM, SETTINGS, check_settings, header_frames,
 };
 use super::header_blocks::{HpackTable, malformed};
 use super::open_streams::OpenStreams;
@@ -31,7 +34,7 @@ pub(super) struct FrameFilter {
     /// The frame whose payload is arriving, and how many bytes of it are still to come.
     frame: Option<Frame>,
     left: usize,
-    /// Bytes that the h2 crate must not see yet: a part of a frame's head, or frames that are checked
+    /// Bytes that the h2 crate must not see yet: a part of a frame's header, or frames that are checked
     /// when they, or their header block, are complete.
     held: Vec<u8>,
     /// Where the current frame starts in the bytes that the h2 crate has not seen.
@@ -41,16 +44,17 @@ pub(super) struct FrameFilter {
     /// The header block so far, if it continues in CONTINUATION.
     block: Option<HeaderBlock>,
     table: HpackTable,
-    /// Header blocks are not checked any more, because one was too long to be held.
-    skips_blocks: bool,
+    /// Header blocks are left to the h2 crate, because one was too long to be held or its frames were
+    /// invalid.
+    is_hpack_off: bool,
     is_first: bool,
     streams: OpenStreams,
     /// Header blocks that were replaced since the last [`FrameFilter::take_malformed`].
     malformed: u32,
-    /// Bytes of requests and responses, in both directions.
+    /// Bytes of requests and responses in both directions, less the replies to control frames.
     useful_bytes: i64,
-    /// Bytes of all other frames.
-    other_bytes: i64,
+    /// Bytes of all other frames from the client.
+    control_bytes: i64,
     violation: Option<Reason>,
 }
 
@@ -82,12 +86,12 @@ impl FrameFilter {
             passed: BytesMut::new(),
             block: None,
             table: HpackTable::new(),
-            skips_blocks: false,
+            is_hpack_off: false,
             is_first: true,
             streams: OpenStreams::default(),
             malformed: 0,
             useful_bytes: 0,
-            other_bytes: 0,
+            control_bytes: 0,
             violation: None,
         }
     }
@@ -122,7 +126,7 @@ impl FrameFilter {
         while at < bytes.len() && self.violation.is_none() {
             let wanted = match self.frame {
                 Some(_) => self.left,
-                None => self.frame_at + HEAD_BYTES - self.unseen(&bytes[begin..at]).len(),
+                None => self.frame_at + FRAME_HEADER_BYTES - self.unseen(&bytes[begin..at]).len(),
             };
             let end = at + wanted.min(bytes.len() - at);
             if !self.held.is_empty() {
@@ -165,17 +169,17 @@ impl FrameFilter {
         if self.held.is_empty() { read } else { &self.held }
     }
 
-    /// Takes `more` bytes of a frame's head or payload. `read` are the bytes that the h2 crate has not
+    /// Takes `more` bytes of a frame's header or payload. `read` are the bytes that the h2 crate has not
     /// seen, unless they are in `held`.
     fn go_on(&mut self, read: &[u8], more: usize) -> Result<Verdict, Reason> {
         let Some(frame) = self.frame else {
             let unseen = self.unseen(read);
-            let Some(head) = unseen[self.frame_at..].first_chunk() else {
+            let Some(header) = unseen[self.frame_at..].first_chunk() else {
                 return Ok(Verdict::Hold);
             };
-            let frame = Frame::of(head);
+            let frame = Frame::of(header);
             (self.frame, self.left) = (Some(frame), frame.length);
-            self.check_head(frame)?;
+            self.check_header(frame)?;
             return self.check_frame(frame, read);
         };
         self.left -= more;
@@ -200,8 +204,8 @@ impl FrameFilter {
         }
     }
 
-    /// Checks a frame by its head.
-    fn check_head(&mut self, frame: Frame) -> Result<(), Reason> {
+    /// Checks a frame by its header.
+    fn check_header(&mut self, frame: Frame) -> Result<(), Reason> {
         if std::mem::take(&mut self.is_first) && (frame.kind != SETTINGS || frame.has(ACK)) {
             return Err(Reason::PROTOCOL_ERROR);
         }
@@ -230,17 +234,18 @@ impl FrameFilter {
     }
 
     fn check_usefulness(&mut self, frame: Frame) -> Result<(), Reason> {
-        let all = (HEAD_BYTES + frame.length) as i64;
+        let all = (FRAME_HEADER_BYTES + frame.length) as i64;
         if matches!(frame.kind, DATA | HEADERS | CONTINUATION) {
             self.useful_bytes += all;
             return Ok(());
         }
-        self.other_bytes += all;
+        self.control_bytes += all;
         if matches!(frame.kind, PING | SETTINGS) && !frame.has(ACK) {
-            // The node's reply, of at most this length, is not useful either.
+            // The node replies with at most as many bytes, which `add_sent` counts as useful.
             self.useful_bytes -= all;
         }
-        match self.other_bytes > OTHER_BYTES_FREE + OTHER_SHARE_MAX * self.useful_bytes.max(0) {
+        match self.control_bytes > CONTROL_BYTES_FREE + CONTROL_RATIO_MAX * self.useful_bytes.max(0)
+        {
             true => Err(Reason::ENHANCE_YOUR_CALM),
             false => Ok(()),
         }
@@ -248,14 +253,14 @@ impl FrameFilter {
 
     /// Checks a complete frame by its payload. `unseen` ends with it.
     fn check_payload(&mut self, frame: Frame, unseen: &[u8]) -> Result<Verdict, Reason> {
-        let payload = &unseen[self.frame_at + HEAD_BYTES..];
+        let payload = &unseen[self.frame_at + FRAME_HEADER_BYTES..];
         if frame.kind == SETTINGS {
             return check_settings(payload).map(|()| Verdict::Pass);
         }
         let fragment = if frame.kind == HEADERS { frame.fragment(payload) } else { Some(payload) };
         match (fragment, self.block.take()) {
             (Some(fragment), Some(block))
-                if !self.skips_blocks && unseen.len() <= HELD_BYTES_MAX =>
+                if !self.is_hpack_off && unseen.len() <= HELD_BYTES_MAX =>
             {
                 self.frame_at = unseen.len();
                 self.add_fragment(frame, block, fragment)
@@ -263,7 +268,7 @@ impl FrameFilter {
             // Padding beyond the frame's end, a CONTINUATION without HEADERS, or a block that is too
             // long: the h2 crate refuses it.
             _ => {
-                (self.skips_blocks, self.table) = (true, HpackTable::new());
+                (self.is_hpack_off, self.table) = (true, HpackTable::new());
                 Ok(Verdict::Pass)
             }
         }
@@ -313,10 +318,10 @@ impl FrameFilter {
 const PREFACE_BYTES: usize = 24;
 /// A header block whose frames are longer, and all blocks after it, are left to the h2 crate, which refuses it.
 const HELD_BYTES_MAX: usize = 64 << 10;
-/// Bytes of other frames that are always allowed: a week of a PING every ten seconds.
-const OTHER_BYTES_FREE: i64 = 1 << 20;
-/// Beyond that, bytes of other frames for each useful byte. A download needs about one for a thousand.
-const OTHER_SHARE_MAX: i64 = 8;
+/// Bytes of control frames that are always allowed: a week of a PING every ten seconds.
+const CONTROL_BYTES_FREE: i64 = 1 << 20;
+/// Beyond that, bytes of control frames for each byte of requests and responses. A download needs about 0.001.
+const CONTROL_RATIO_MAX: i64 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -442,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_bring_nothing_are_borne_for_a_while() {
+    fn control_frames_are_limited() {
         for flood in [
             frame(PING, 0, 0, &[0; 8]),
             frame(SETTINGS, 0, 0, &[]),
@@ -452,13 +457,13 @@ mod tests {
         ] {
             let mut filter = FrameFilter::new();
             filter.filter(&[&[0; PREFACE_BYTES][..], &frame(SETTINGS, 0, 0, &[])].concat());
-            let mut borne = 0;
+            let mut accepted = 0;
             while filter.violation().is_none() {
-                borne += filter.filter(&flood);
-                assert!(borne < 3 << 20);
+                accepted += filter.filter(&flood);
+                assert!(accepted < 3 << 20);
             }
             assert_eq!(filter.violation(), Some(Reason::ENHANCE_YOUR_CALM));
-            assert!(borne > 1 << 19, "{borne}");
+            assert!(accepted > 1 << 19, "{accepted}");
         }
         // A download of 2 GiB whose window is opened by 4 KiB.
         let mut filter = FrameFilter::new();
@@ -479,7 +484,7 @@ mod tests {
         for _ in 0..10 {
             filter.filter(&frame(CONTINUATION, 0, 1, &[0x90; FRAME_BYTES_MAX]));
         }
-        assert!(filter.skips_blocks && filter.block.is_none() && filter.held.is_empty());
+        assert!(filter.is_hpack_off && filter.block.is_none() && filter.held.is_empty());
         filter.passed().clear();
         let end = frame(CONTINUATION, 4, 1, b"\xbe");
         assert_eq!((filter.filter(&end), filter.violation()), (end.len(), None));

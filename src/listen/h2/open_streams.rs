@@ -7,11 +7,11 @@ use h2::Reason;
 pub(super) struct OpenStreams {
     /// The highest stream that was opened.
     last: u32,
-    /// Open streams, in order. A GET that ends with its head is never here.
+    /// Open streams in ascending order. A request without content is never in it.
     open: Vec<u32>,
-    /// Open streams up to this one may have been removed from `open`; their state is not known.
+    /// Streams up to this number may have been removed from `open`; frames on them are left to the h2 crate.
     forgotten: u32,
-    /// The client has skipped a number, so that streams below `last` may never have been opened.
+    /// The client has skipped a number, so that a stream below `last` may be idle instead of closed.
     has_gaps: bool,
 }
 
@@ -34,7 +34,7 @@ impl OpenStreams {
         }
         match stream {
             _ if stream <= self.forgotten => Ok(false),
-            // §5.1.1: a new stream must have a higher number.
+            // A new stream must have a higher number than all before (§5.1.1).
             _ if self.has_gaps => Err(Reason::PROTOCOL_ERROR),
             _ => Err(Reason::STREAM_CLOSED),
         }
@@ -56,7 +56,7 @@ impl OpenStreams {
     }
 
     fn open(&mut self, stream: u32) {
-        // A client need not end a stream that the node has reset.
+        // The client need not end streams that the node has reset, so they may stay in the list.
         if self.open.len() == OPEN_MAX {
             let oldest: Vec<u32> = self.open.drain(..OPEN_MAX / 2).collect();
             self.forgotten = oldest.last().copied().unwrap_or_default();

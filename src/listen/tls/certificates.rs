@@ -1,8 +1,8 @@
-//! Which certificate a client is shown.
+//! Chooses the certificate for a client.
 //!
-//! Exact names win over wildcards; a wildcard covers one label (RFC 9525 §6.3). Clients that
-//! ask for no name, or for one that nobody has, get the default certificate: they then see
-//! for themselves that it is not for them, which tells an operator more than an alert.
+//! Exact names win over wildcards; a wildcard covers one label (RFC 9525 §6.3). A client that sends no name, or
+//! one that no certificate has, gets the default certificate: its error then names that certificate, which
+//! tells an operator more than an alert.
 
 use std::fs;
 use std::path::Path;
@@ -22,14 +22,14 @@ use crate::listen::settings::{CertificateFiles, TlsSettings};
 /// All certificates of a node by name.
 #[derive(Debug)]
 pub(super) struct Certificates {
-    /// As in the settings.
+    /// In the order of the settings.
     all: Vec<Arc<CertifiedKey>>,
     names: Arc<CertificateNames>,
     refuse_misdirected: bool,
 }
 
 impl Certificates {
-    /// Reads all files. Where two certificates have a name, the first in the settings wins.
+    /// Reads all files. If two certificates have the same name, the first in the settings is used.
     pub(super) fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let wanted = settings.default_certificate;
         let mut names = CertificateNames::new(wanted);
@@ -53,7 +53,7 @@ impl Certificates {
     }
 }
 
-/// The map that handshakes look into, swapped whole.
+/// The certificates that handshakes use. They are replaced as a whole.
 #[derive(Debug)]
 pub(super) struct CertificatesBySni(ArcSwap<Certificates>);
 
@@ -62,7 +62,7 @@ impl CertificatesBySni {
         Self(ArcSwap::from_pointee(certificates))
     }
 
-    /// The names that requests are held to; `None` where they are not.
+    /// The names that the host of each request is checked against; `None` if it is not checked.
     pub(super) fn names(&self) -> Option<Arc<CertificateNames>> {
         let certificates = self.0.load();
         certificates.refuse_misdirected.then(|| certificates.names.clone())
@@ -88,7 +88,7 @@ pub(super) fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsErr
         return Err(file_error(&files.certificate, "the file has no certificate".into()));
     }
     let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
-        .map_err(|error| file_error(&files.key, format!("no private key: {error}")))?;
+        .map_err(|error| file_error(&files.key, format!("the file has no private key: {error}")))?;
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain, key, &provider).map_err(|reason| TlsError::Pair {
         certificate: files.certificate.clone(),

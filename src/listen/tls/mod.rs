@@ -1,10 +1,9 @@
 //! TLS for the listeners: one rustls configuration that all workers share.
 //!
-//! Certificates are chosen by SNI from a map that is swapped whole when files change, so
-//! handshakes never wait and connections never notice; a bad new file leaves the old map.
-//! Tickets are sealed with keys that all workers (and, from a file, all nodes) share. There
-//! is no 0-RTT: rustls forbids it together with stateless tickets, and a replayed request
-//! would pass our gate.
+//! Certificates are chosen by SNI from a map that is replaced as a whole when files change: handshakes never
+//! wait, and open connections are not affected. An invalid new file leaves the old map in use. Session
+//! tickets are sealed with keys that all workers share, and with a key file all nodes. There is no 0-RTT:
+//! rustls does not allow it with stateless tickets, and nothing behind it detects a replayed request.
 
 mod certificates;
 pub(super) mod self_signed;
@@ -31,32 +30,32 @@ use tickets::Tickets;
 
 pub(crate) use self_signed::self_signed_in;
 
-/// Certificates, tickets and the configuration made of them.
+/// Certificates, ticket keys, and the rustls configuration that uses them.
 #[derive(Debug)]
 pub(crate) struct TlsState {
     config: ArcSwap<ServerConfig>,
     certificates: Arc<CertificatesBySni>,
     tickets: Arc<Tickets>,
     sources: Mutex<Sources>,
-    /// The settings are others: the interval may be too.
+    /// Notified when the settings are replaced: the interval may have changed.
     replaced: Notify,
     clock: Clock,
 }
 
-/// What was loaded, and from what state of the files.
+/// The settings in use, and the state of their files when they were loaded.
 #[derive(Debug)]
 struct Sources {
     settings: TlsSettings,
     seen: Vec<Option<Stamp>>,
     rotated: SystemTime,
-    /// Where the self-signed certificate is, when it is used: it is renewed there.
+    /// The folder of the self-signed certificate, if it is used and must be renewed.
     self_signed: Option<PathBuf>,
 }
 
-/// Why certificates or ticket keys can't be used.
+/// Why certificates or ticket keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file can't be read, or is not the PEM that it should be.
+    /// A file cannot be read, or is not the expected PEM.
     #[error("{path}: {reason}")]
     File {
         /// The file.
@@ -71,27 +70,27 @@ pub enum TlsError {
         certificate: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What rustls says.
+        /// The error of rustls.
         reason: rustls::Error,
     },
-    /// The default certificate's position is beyond the list.
+    /// The index of the default certificate is beyond the list.
     #[error(
         "tls.default_certificate is {wanted}, but there are {there} certificates, counted from 0"
     )]
     Default {
-        /// The position in the settings, from zero.
+        /// The index in the settings, from zero.
         wanted: usize,
-        /// How many there are.
+        /// The number of certificates.
         there: usize,
     },
-    /// No self-signed certificate could be made.
+    /// The self-signed certificate could not be generated.
     #[error("cannot generate a self-signed certificate: {0}")]
     SelfSigned(String),
 }
 
 impl TlsState {
-    /// Loads everything that the settings name. Without certificates, a self-signed one for
-    /// `localhost` is made in `data_dir`, or found there.
+    /// Loads the files of the settings. Without certificates, a self-signed one for `localhost` is generated
+    /// in `data_dir`, unless it is there.
     pub(crate) fn load(
         settings: &TlsSettings,
         data_dir: &Path,
@@ -109,18 +108,18 @@ impl TlsState {
         Ok(Arc::new(Self { config, certificates, tickets, sources, replaced, clock }))
     }
 
-    /// Reads all files again, changed or not. On an error everything stays as it was.
+    /// Reads all files again. On an error, the old certificates and keys stay in use.
     pub(crate) fn reload(&self) -> Result<(), TlsError> {
         let mut sources = self.lock();
         let seen = stamps(&sources.settings);
         let result = self.load_again(&sources.settings);
-        // A bad file is tried again when it changes, not every few seconds.
+        // An invalid file is read again when it changes, not at each check.
         sources.seen = seen;
         result
     }
 
-    /// Takes other certificates, ticket keys and oldest version, for a reloaded config.
-    /// Connections that are open go on as they are.
+    /// Replaces certificates, ticket keys and the oldest version, for a reloaded configuration. Open
+    /// connections are not affected.
     pub(crate) fn replace(&self, settings: &TlsSettings, data_dir: &Path) -> Result<(), TlsError> {
         let (settings, self_signed) = with_a_certificate(settings, data_dir, self.clock.now())?;
         let mut sources = self.lock();
@@ -141,8 +140,9 @@ impl TlsState {
         Ok(())
     }
 
-    /// Reloads if a file has changed, renews the self-signed certificate before it ends, and rotates
-    /// generated ticket keys when their time has come. `Ok(true)`: something was loaded. Reads files: not for a worker's thread.
+    /// Reloads if a file has changed, renews the self-signed certificate before it expires, and rotates
+    /// generated ticket keys when they are due. `Ok(true)`: files were loaded. Reads files, so it must not run
+    /// on a worker.
     pub(crate) fn keep_current(&self, now: SystemTime) -> Result<bool, TlsError> {
         let changed = {
             let mut sources = self.lock();
@@ -163,8 +163,8 @@ impl TlsState {
         Ok(changed)
     }
 
-    /// Keeps certificates and keys current for as long as it is polled: the files are looked at once in
-    /// each [`TlsSettings::reload_interval`]. For the background runtime.
+    /// Calls [`TlsState::keep_current`] once in each [`TlsSettings::reload_interval`], without end. For the
+    /// background runtime.
     pub(crate) async fn watch(self: Arc<Self>) {
         loop {
             let interval = self.lock().settings.reload_interval;
@@ -173,14 +173,14 @@ impl TlsState {
                 () = self.replaced.notified() => continue,
             }
             let state = self.clone();
-            let looked = tokio::task::spawn_blocking(move || state.look_at_files()).await;
-            if looked.is_err() {
+            let checked = tokio::task::spawn_blocking(move || state.check_files()).await;
+            if checked.is_err() {
                 tracing::error!("the check of the certificate files panicked");
             }
         }
     }
 
-    fn look_at_files(&self) {
+    fn check_files(&self) {
         match self.keep_current(self.clock.now()) {
             Ok(true) => tracing::info!("certificates and ticket keys reloaded"),
             Ok(false) => {}
@@ -193,7 +193,7 @@ impl TlsState {
         }
     }
 
-    /// The names of the certificates that requests are held to; `None` where they are not.
+    /// The names that the host of each request is checked against; `None` if it is not checked.
     pub(super) fn names(&self) -> Option<Arc<CertificateNames>> {
         self.certificates.names()
     }

@@ -1,4 +1,4 @@
-//! A certificate out of nothing, for the demo and for listeners that were given none.
+//! The self-signed certificate, for the demo and for listeners without a configured certificate.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -13,7 +13,7 @@ use super::certificates::{file_error, load_pair};
 use super::validity::validity;
 use crate::listen::settings::CertificateFiles;
 
-/// A certificate and its key, PEM.
+/// A certificate and its key in PEM.
 pub(crate) struct PemPair {
     /// The certificate.
     pub certificate: String,
@@ -27,8 +27,8 @@ impl std::fmt::Debug for PemPair {
     }
 }
 
-/// A self-signed ECDSA P-256 certificate for host names and addresses, valid for [`LIFETIME`] from
-/// the day before `now`, for clocks that are behind.
+/// Generates a self-signed ECDSA P-256 certificate for host names and addresses. It is valid for [`LIFETIME`]
+/// from the day before `now`, because some clients' clocks are slow.
 pub(crate) fn self_signed(names: &[&str], now: SystemTime) -> Result<PemPair, TlsError> {
     let failed = |error: rcgen::Error| TlsError::SelfSigned(error.to_string());
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -41,9 +41,9 @@ pub(crate) fn self_signed(names: &[&str], now: SystemTime) -> Result<PemPair, Tl
     Ok(PemPair { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// The files of the self-signed certificate in `folder`. They are kept over restarts, so that a
-/// browser's exception holds, and made anew when they are not there, are not what this makes, or end
-/// within [`RENEWED_BEFORE`].
+/// The files of the self-signed certificate in `folder`. They are kept over restarts, so that a browser's
+/// exception stays valid. They are generated again if they are missing, invalid, not of [`LIFETIME`], or
+/// expire within [`RENEWED_BEFORE`].
 pub(crate) fn self_signed_in(
     folder: &Path,
     names: &[&str],
@@ -61,8 +61,8 @@ pub(crate) fn self_signed_in(
     Ok(files)
 }
 
-/// Whether the files are a pair that is valid now and for a while, and not for ever: clients take no
-/// certificate of more than 398 days.
+/// Whether the files are a pair that is valid now, does not expire soon, and is not valid for longer than the
+/// 398 days that clients accept.
 fn is_good(files: &CertificateFiles, now: SystemTime) -> bool {
     let Some((from, until)) =
         load_pair(files).ok().and_then(|certified| validity(certified.cert.first()?))

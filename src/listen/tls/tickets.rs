@@ -1,11 +1,11 @@
-//! Session tickets that any worker, and with a key file any node, can open.
+//! Session tickets. Any worker can open them, and with a key file any node.
 //!
 //! ```text
 //! ticket = key id (8 bytes) | nonce (12, random) | AES-256-GCM ciphertext and tag
 //! ```
 //!
-//! The id is bound in as additional data. A ticket ends when its key is dropped, as
-//! rustls asks: nothing in it says how old it is.
+//! The key id is authenticated as additional data. A ticket has no age: it is valid until its key is
+//! removed.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(super) struct Tickets(ArcSwap<Keys>);
 
 #[derive(Clone, Debug)]
 struct Keys {
-    /// The first seals, all open. Never empty.
+    /// The first seals tickets, all open them. Never empty.
     keys: Vec<Arc<Key>>,
     lifetime: Duration,
 }
@@ -50,7 +50,7 @@ impl Tickets {
         Ok(Self(ArcSwap::from_pointee(keys)))
     }
 
-    /// A new key seals; the one that did so far still opens.
+    /// Seals tickets with a new key from now on; the previous key still opens them.
     pub(super) fn rotate(&self) {
         let now = self.0.load();
         let keys = vec![Key::random(), now.keys[0].clone()];
@@ -96,7 +96,7 @@ impl Key {
 
     fn random() -> Arc<Self> {
         let mut secret = [0; SECRET_BYTES];
-        rand::fill(&mut secret).expect("the system gives random bytes");
+        rand::fill(&mut secret).expect("the system has random bytes");
         Self::new(&secret)
     }
 

@@ -1,8 +1,9 @@
-//! From when until when a certificate is valid (RFC 5280 §4.1.2.5): the few bytes of DER that say so.
+//! Reads the validity period of a certificate from its DER (RFC 5280 §4.1.2.5).
 
 use std::time::{Duration, SystemTime};
 
-/// `notBefore` and `notAfter` of a certificate. `None`: it is none, or speaks of times before 1970.
+/// `notBefore` and `notAfter` of a certificate. `None` if the bytes are not a certificate, or a time is before
+/// 1970.
 pub(super) fn validity(certificate: &[u8]) -> Option<(SystemTime, SystemTime)> {
     let (certificate, _) = element(certificate, SEQUENCE)?;
     let (signed, _) = element(certificate, SEQUENCE)?;
@@ -58,7 +59,7 @@ fn time(bytes: &[u8]) -> Option<(SystemTime, &[u8])> {
     Some((SystemTime::UNIX_EPOCH + Duration::from_secs(seconds), rest))
 }
 
-/// In the Gregorian calendar; years begin in March, so that the day that comes and goes is the last.
+/// Days in the Gregorian calendar. Years start in March here, so that the leap day is the last day.
 fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     let is_date = (1970..10_000).contains(&year) && (1..=12).contains(&month);
     if !is_date || !(1..=31).contains(&day) {
@@ -74,7 +75,7 @@ const VERSION: u8 = 0xa0;
 const INTEGER: u8 = 0x02;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
-/// From 0000-03-01.
+/// Days from 0000-03-01 to 1970-01-01.
 const DAYS_TO_1970: u64 = 719_468;
 
 #[cfg(test)]
