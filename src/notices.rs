@@ -1,17 +1,17 @@
-//! Log lines that clients and origins can cause as often as they like, told once an interval.
+//! Rate limiting of log lines that clients and origins can cause at any rate.
 //!
-//! A cause is a message with its reason, pool and origin. Its first occurrence is told at once; those
-//! of the next [`INTERVAL`] are counted and told together, with the first of them as the example. An
-//! origin that answers again is told once. The table of causes is bounded, and every line that is
-//! left out is counted (`skerry_log_lines_suppressed_total`).
+//! A cause is a message with its reason, pool and origin. Its first occurrence is logged at once; those of the
+//! next [`INTERVAL`] are counted and logged in one line, with the first of them as the example. The recovery
+//! of an origin is logged once. The table of causes is bounded, and every suppressed line is counted
+//! (`skerry_log_lines_suppressed_total`).
 //!
 //! ```text
-//!  note() ──▶ told at once                  the cause is new, or was told an interval ago
-//!         └─▶ counted ── sweep() ──▶ "N more within T s"
+//!  note() ──▶ logged at once                the cause is new, or was logged an interval ago
+//!         └─▶ counted ── sweep() ──▶ "N more like it within T s"
 //!  recovered() ───────── sweep() ──▶ "origin answers again after N failures in T"
 //! ```
 //!
-//! Nothing here is called where all goes well: successes come here only after a failure.
+//! A success is reported here only after a failure, so that the normal path does not call this module.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,18 +27,18 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use crate::clock::Clock;
 
-/// Something that went wrong, and may again at any rate.
+/// A failure that may happen at any rate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Notice<'a> {
     /// Whether it is an error; otherwise a warning.
     pub is_error: bool,
-    /// What happened, in the operator's words.
+    /// What happened, in words for the operator.
     pub message: &'static str,
-    /// A word of a closed list, or nothing.
+    /// A word of a closed list, or empty.
     pub reason: &'static str,
-    /// The pool, or nothing.
+    /// The pool, or empty.
     pub pool: &'a str,
-    /// The origin (or the directory, or the listener), or nothing.
+    /// The origin (or the directory, or the listener), or empty.
     pub origin: &'a str,
 }
 
@@ -49,18 +49,18 @@ impl<'a> Notice<'a> {
     }
 }
 
-/// Tells it, or counts it. `example` is what only this occurrence has: error, URL, request id.
+/// Logs or counts an occurrence. `example` has what differs between occurrences: error, URL, request id.
 pub(crate) fn note(notice: &Notice<'_>, example: fmt::Arguments<'_>) {
     let line = LOG.table().note(notice, example, CLOCK.instant());
     line.into_iter().for_each(|line| line.write());
 }
 
-/// An origin has answered, whose last answer was a failure.
+/// Reports that an origin has answered after a failure.
 pub(crate) fn recovered(pool: &str, origin: &str) {
     LOG.table().recovered(pool, origin, CLOCK.instant());
 }
 
-/// Tells what has been counted, for as long as it is polled.
+/// Logs what was counted, without end.
 pub(crate) async fn sweep_forever() {
     loop {
         tokio::time::sleep(SWEEP).await;
@@ -69,20 +69,20 @@ pub(crate) async fn sweep_forever() {
     }
 }
 
-/// `skerry_log_lines_suppressed_total`, of the whole process as the log is.
+/// Collects `skerry_log_lines_suppressed_total`, which is of the whole process, as is the log.
 #[derive(Debug)]
 pub(crate) struct SuppressedLines;
 
 impl Collector for SuppressedLines {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let (name, kind) = ("log_lines_suppressed", MetricType::Counter);
-        let help = "Lines not written to the error log because their cause was told already; they are told as a number";
+        let help = "Lines not written to the error log because their cause was logged already; a later line has their number";
         let encoder = encoder.encode_descriptor(name, help, None, kind)?;
         ConstCounter::new(SUPPRESSED.load(Ordering::Relaxed)).encode(encoder)
     }
 }
 
-/// The log is one for the process, and so is this.
+/// The table of the process, which has one log.
 struct Log(LazyLock<Mutex<Table>>);
 
 impl Log {
@@ -95,7 +95,7 @@ static LOG: Log = Log(LazyLock::new(Mutex::default));
 static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::system);
 static SUPPRESSED: AtomicU64 = AtomicU64::new(0);
 
-/// The causes of the last minutes, by the hash of their words.
+/// The recent causes, by the hash of their texts.
 #[derive(Default)]
 struct Table {
     causes: HashMap<u64, Cause>,
@@ -111,17 +111,17 @@ struct Cause {
     /// The first occurrence since the last recovery.
     since: Instant,
     last: Instant,
-    told: Instant,
-    /// Since the last recovery.
+    logged: Instant,
+    /// Occurrences since the last recovery.
     occurrences: u64,
-    /// Not told yet.
-    untold: u64,
-    /// Of the first that is not told yet.
+    /// Occurrences that are not logged yet.
+    unlogged: u64,
+    /// The example of the first occurrence that is not logged yet.
     example: String,
     recovered: Option<Instant>,
 }
 
-/// What is to be written.
+/// A log line to write.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Trouble {
@@ -131,7 +131,7 @@ enum Line {
         pool: String,
         origin: String,
         example: String,
-        /// Occurrences besides the example, and within how long.
+        /// The number of occurrences besides the example, and the time in which they happened.
         more: Option<(u64, Duration)>,
     },
     Recovery {
@@ -152,7 +152,7 @@ impl Table {
         let Notice { is_error, message, reason, pool, origin } = *notice;
         let key = self.hasher.hash_one((message, reason, pool, origin));
         if let Some(cause) = self.causes.get_mut(&key) {
-            return cause.again(example, now);
+            return cause.repeat(example, now);
         }
         if self.causes.len() >= CAUSES_MAX {
             SUPPRESSED.fetch_add(1, Ordering::Relaxed);
@@ -166,9 +166,9 @@ impl Table {
             origin: origin.to_owned(),
             since: now,
             last: now,
-            told: now,
+            logged: now,
             occurrences: 1,
-            untold: 0,
+            unlogged: 0,
             example: String::new(),
             recovered: None,
         };
@@ -178,7 +178,7 @@ impl Table {
     }
 
     fn recovered(&mut self, pool: &str, origin: &str, now: Instant) {
-        // DNS has failed for a host, and a pool for all of its origins.
+        // A failure of DNS has the host, and a failure of a pool has no origin.
         let host = origin.rsplit_once(':').map_or(origin, |(host, _)| host);
         let is_of =
             |cause: &&mut Cause| cause.pool == pool && ["", host, origin].contains(&&*cause.origin);
@@ -187,14 +187,14 @@ impl Table {
 
     fn sweep(&mut self, now: Instant) -> Vec<Line> {
         let mut lines = Vec::new();
-        let is_due = |cause: &&mut Cause| cause.untold > 0 && now - cause.told >= INTERVAL;
+        let is_due = |cause: &&mut Cause| cause.unlogged > 0 && now - cause.logged >= INTERVAL;
         lines.extend(self.causes.values_mut().filter(is_due).map(|cause| cause.summary(now)));
         lines.extend(self.recoveries(now));
-        self.causes.retain(|_, cause| cause.untold > 0 || now - cause.last < FORGET);
+        self.causes.retain(|_, cause| cause.unlogged > 0 || now - cause.last < FORGET);
         lines
     }
 
-    /// Origins whose last failure, for whatever reason, is [`QUIET`] behind a success.
+    /// The origins that have answered for [`QUIET`] since their last failure of any kind.
     fn recoveries(&mut self, now: Instant) -> Vec<Line> {
         let mut groups: HashMap<(String, String), Vec<&mut Cause>> = HashMap::new();
         for cause in self.causes.values_mut().filter(|cause| cause.occurrences > 0) {
@@ -212,7 +212,7 @@ impl Table {
             let failures = causes.iter().map(|cause| cause.occurrences).sum();
             lines.push(Line::Recovery { pool, origin, failures, after: recovered - since });
             for cause in causes {
-                (cause.occurrences, cause.untold, cause.recovered) = (0, 0, None);
+                (cause.occurrences, cause.unlogged, cause.recovered) = (0, 0, None);
             }
         }
         lines
@@ -220,28 +220,28 @@ impl Table {
 }
 
 impl Cause {
-    fn again(&mut self, example: fmt::Arguments<'_>, now: Instant) -> Option<Line> {
+    fn repeat(&mut self, example: fmt::Arguments<'_>, now: Instant) -> Option<Line> {
         if self.occurrences == 0 {
             self.since = now;
         }
         self.last = now;
         self.occurrences += 1;
-        if self.untold == 0 {
-            if now - self.told >= INTERVAL {
-                self.told = now;
+        if self.unlogged == 0 {
+            if now - self.logged >= INTERVAL {
+                self.logged = now;
                 return Some(self.line(example.to_string(), None));
             }
             self.example = example.to_string();
         }
-        self.untold += 1;
+        self.unlogged += 1;
         SUPPRESSED.fetch_add(1, Ordering::Relaxed);
-        (now - self.told >= INTERVAL).then(|| self.summary(now))
+        (now - self.logged >= INTERVAL).then(|| self.summary(now))
     }
 
     fn summary(&mut self, now: Instant) -> Line {
-        let within = now - std::mem::replace(&mut self.told, now);
+        let within = now - std::mem::replace(&mut self.logged, now);
         let (more, example) =
-            (std::mem::take(&mut self.untold) - 1, std::mem::take(&mut self.example));
+            (std::mem::take(&mut self.unlogged) - 1, std::mem::take(&mut self.example));
         self.line(example, Some((more, within)))
     }
 
@@ -289,18 +289,18 @@ impl Line {
     }
 }
 
-/// A field is left out where there is nothing to say.
+/// An empty field is omitted.
 fn words(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Causes that are told apart: pools times origins times reasons. Beyond, they are counted only.
+/// The number of causes in the table: pools times origins times reasons. Further causes are only counted.
 const CAUSES_MAX: usize = 1024;
-/// A cause is told once in so long.
+/// A cause is logged once in this time.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// An origin that has not failed for so long answers again.
+/// An origin that has not failed for this time has recovered.
 const QUIET: Duration = Duration::from_secs(1);
-/// A cause that was not seen for so long is forgotten.
+/// A cause without an occurrence in this time is removed.
 const FORGET: Duration = Duration::from_secs(3600);
 const SWEEP: Duration = Duration::from_secs(1);
 

@@ -1,14 +1,13 @@
-//! Field sections (RFC 9110 §5) that are not looked up often enough to be worth a map: what is
-//! stored ([`FieldSection`]) and what an answer says ([`FieldLines`]). Both are bytes, a line
-//! after the other:
+//! Field sections (RFC 9110 §5) as bytes, for sections that are looked up too rarely to be worth a map: those of
+//! stored responses ([`FieldSection`]) and of replies ([`FieldLines`]).
 //!
 //! ```text
 //! line     number (2)  name's length (2)  value's length (4)  name  value
-//! number   the name's place in a table of this process, then the line has no name;
-//!          UNLISTED: it has
+//! number   the index of the name in a table of this process (the line then has no name), or
+//!          UNLISTED (the line has the name)
 //! ```
 //!
-//! Numbers are little-endian, and mean nothing outside of this process.
+//! Numbers are little-endian, and valid in this process only.
 
 mod lines;
 mod names;
@@ -21,31 +20,31 @@ pub(crate) use section::FieldSection;
 
 use names::{Listed, Number};
 
-/// What rules read of a field section, be it stored or on its way.
+/// Read access to a field section.
 pub(crate) trait Fields {
-    /// The first line of this name.
+    /// The value of the first line with this name.
     fn get(&self, name: &HeaderName) -> Option<&[u8]> {
         self.lines(name).next()
     }
 
-    /// Whether there is a line of this name.
+    /// Whether there is a line with this name.
     fn contains(&self, name: &HeaderName) -> bool {
         self.get(name).is_some()
     }
 
-    /// All lines of this name, as received.
+    /// The values of all lines with this name, as received.
     fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]>;
 }
 
-/// What rules change in a field section on its way.
+/// Write access to a field section.
 pub(crate) trait FieldsMut: Fields {
-    /// Takes out all lines of this name.
+    /// Removes all lines with this name.
     fn remove(&mut self, name: &HeaderName);
 
     /// Adds a line.
     fn append(&mut self, name: &HeaderName, value: &HeaderValue);
 
-    /// Puts a line in the place of all of its name.
+    /// Replaces all lines with this name by one line.
     fn set(&mut self, name: &HeaderName, value: &HeaderValue) {
         self.remove(name);
         self.append(name, value);
@@ -72,18 +71,18 @@ impl FieldsMut for HeaderMap {
     }
 }
 
-/// One line.
+/// A field line.
 #[derive(Clone, Copy)]
 pub(crate) struct Line<'a> {
     number: Number,
-    /// How long the name is that stands in it.
+    /// The length of the name, if the line has it.
     name: usize,
-    /// The value, or the line as HTTP/1.1 writes it, if its name is not listed.
+    /// The value; or, if the name is not in the table, the line as HTTP/1.1 writes it.
     text: &'a [u8],
 }
 
 impl<'a> Line<'a> {
-    /// Its name.
+    /// The name.
     #[inline]
     pub(crate) fn name(&self) -> Name<'a> {
         match self.number.listed() {
@@ -92,13 +91,13 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Which of those it is that every answer is asked about.
+    /// Which of the frequently used fields it is.
     #[inline]
     pub(crate) fn known(&self) -> Known {
         self.number.known()
     }
 
-    /// Its value.
+    /// The value.
     #[inline]
     pub(crate) fn value(&self) -> &'a [u8] {
         if self.number.is_listed() {
@@ -107,8 +106,7 @@ impl<'a> Line<'a> {
         &self.text[self.name + NAME_END.len()..self.text.len() - LINE_END.len()]
     }
 
-    /// Puts it behind what is there, as HTTP/1.1 writes it (RFC 9112 §5): `name: value` and the end
-    /// of the line.
+    /// Appends the line as HTTP/1.1 writes it (RFC 9112 §5): `name: value` and the end of the line.
     #[inline]
     pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
         match self.number.listed() {
@@ -122,10 +120,11 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The fields that every answer is asked about, so that each line is told in one step.
+/// The fields that are looked for in every reply. The number of a line has them, so that a line is recognised in
+/// one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs, reason = "they are named as in RFC 9110 and RFC 9111")]
+#[allow(missing_docs, reason = "the names are those of RFC 9110 and RFC 9111")]
 pub(crate) enum Known {
     CacheControl,
     Connection,
@@ -138,7 +137,7 @@ pub(crate) enum Known {
     TransferEncoding,
     Upgrade,
     Vary,
-    /// None of them.
+    /// Any other field.
     Other,
 }
 
@@ -176,7 +175,7 @@ impl Known {
     }
 }
 
-/// Which known fields a section has.
+/// The set of known fields in a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct KnownSet(u16);
 
@@ -201,14 +200,14 @@ impl<'a> FromIterator<Line<'a>> for KnownSet {
 /// The name of a line.
 #[derive(Clone, Copy)]
 pub(crate) enum Name<'a> {
-    /// One that the table has.
+    /// A name in the table.
     Listed(&'static Listed),
-    /// Lower case.
+    /// Another name, in lower case.
     Text(&'a [u8]),
 }
 
 impl<'a> Name<'a> {
-    /// Whether it is this one.
+    /// Whether it is equal to this name.
     #[inline]
     pub(crate) fn is(self, name: &HeaderName) -> bool {
         match self {
@@ -217,7 +216,7 @@ impl<'a> Name<'a> {
         }
     }
 
-    /// Lower case.
+    /// The name in lower case.
     #[inline]
     pub(crate) fn as_bytes(self) -> &'a [u8] {
         match self {
@@ -233,13 +232,13 @@ impl<'a> Name<'a> {
     fn to_name(self) -> HeaderName {
         match self {
             Self::Listed(listed) => listed.name.clone(),
-            Self::Text(text) => HeaderName::from_lowercase(text).expect("it was a name"),
+            Self::Text(text) => HeaderName::from_lowercase(text).expect("a line has a valid name"),
         }
     }
 }
 
-/// Lines that are still to be read. Each begins with a number and two lengths. Behind it stands
-/// the value alone, if the number is that of a listed name; else the line as HTTP/1.1 writes it.
+/// Iterates over lines. Each starts with a number and two lengths. The value follows, if the number is that of a
+/// name in the table; else the line as HTTP/1.1 writes it.
 #[derive(Clone, Copy)]
 struct Walk<'a> {
     rest: &'a [u8],
@@ -259,7 +258,7 @@ impl<'a> Iterator for Walk<'a> {
     }
 }
 
-/// Writes a line whose name stands in it; `write` adds the value.
+/// Appends a line that has its name; `write` appends the value.
 fn push_line(block: &mut Vec<u8>, name: &HeaderName, write: impl FnOnce(&mut Vec<u8>)) -> Known {
     let (start, name) = (block.len(), name.as_str().as_bytes());
     let number = Number::unlisted(name);
@@ -276,14 +275,14 @@ fn push_line(block: &mut Vec<u8>, name: &HeaderName, write: impl FnOnce(&mut Vec
 
 fn start_of(number: Number, name: usize, text: usize) -> [u8; START_BYTES] {
     let [a, b] = number.bytes();
-    // The http crate bounds a name's length by 65,535.
+    // The http crate limits the length of a name to 65,535.
     let [c, d] = u16::try_from(name).expect("a name is shorter").to_le_bytes();
     let [e, f, g, h] = u32::try_from(text).expect("a section is far shorter").to_le_bytes();
     [a, b, c, d, e, f, g, h]
 }
 
-/// The members of one line of a list field that has no quoted strings, without the whitespace
-/// around them (RFC 9110 §5.6.1).
+/// The members of a line of a list field without quoted strings, without whitespace around them (RFC 9110
+/// §5.6.1).
 pub(crate) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     let member = move || {
@@ -295,7 +294,7 @@ pub(crate) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(member).filter(|member| !member.is_empty())
 }
 
-/// Whether a `Content-Type` is that of a gRPC call, with whatever its messages are coded in
+/// Whether a `Content-Type` is that of a gRPC call, with or without a message format
 /// (`application/grpc+proto`).
 pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
     const GRPC: &[u8] = b"application/grpc";
@@ -304,7 +303,7 @@ pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
         && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
 }
 
-/// A number in decimal digits, as `Content-Length` has it.
+/// Parses a number of decimal digits, such as `Content-Length`.
 pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     let digit = |number: u64, byte: &u8| {
         let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
@@ -313,7 +312,7 @@ pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() { None } else { digits.iter().try_fold(0, digit) }
 }
 
-/// Number and lengths.
+/// The number and the two lengths.
 const START_BYTES: usize = 8;
 const NAME_END: &[u8] = b": ";
 const LINE_END: &[u8] = b"\r\n";

@@ -1,4 +1,4 @@
-//! The table of names.
+//! The table of field names of this process.
 
 use std::collections::HashMap;
 use std::sync::{OnceLock, PoisonError, RwLock};
@@ -7,8 +7,8 @@ use http::HeaderName;
 
 use super::{Known, NAME_END};
 
-/// The names of all fields that this process has stored, up to [`LISTED_MAX`]; those that come
-/// later stand in their lines. A listed one is cloned without touching memory that cores share.
+/// The names of the first [`LISTED_MAX`] fields that this process has stored; later names are written in their
+/// lines. Cloning a listed name writes no memory that cores share.
 struct Names {
     names: [OnceLock<Listed>; LISTED_MAX],
     numbers: OnceLock<RwLock<HashMap<HeaderName, Number>>>,
@@ -17,25 +17,25 @@ struct Names {
 /// A name in the table.
 pub(crate) struct Listed {
     pub(super) name: HeaderName,
-    /// What HTTP/1.1 writes before the value.
+    /// The bytes that HTTP/1.1 writes before the value.
     pub(super) start: Box<[u8]>,
 }
 
 static NAMES: Names =
     Names { names: [const { OnceLock::new() }; LISTED_MAX], numbers: OnceLock::new() };
 
-/// How a line says its name: its place in the table, or that it stands in the line; and in four
-/// bits which known one it is, so that most lines are told without a look at the table.
+/// The number of a line: the index of its name in the table, or [`UNLISTED`]; and four bits for the [`Known`]
+/// field, so that most lines are recognised without the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Number(u16);
 
 impl Number {
-    /// That of `name`, by the table if it has it.
+    /// The number of a name, which is added to the table if there is room.
     pub(super) fn of(name: &HeaderName) -> Self {
         NAMES.number(name)
     }
 
-    /// That of a `name` that stands in its line.
+    /// The number of a name that is written in its line.
     pub(super) fn unlisted(name: &[u8]) -> Self {
         Self(UNLISTED | (Known::of(name) as u16) << KNOWN_SHIFT)
     }
@@ -44,7 +44,7 @@ impl Number {
         Self(place as u16 | (known as u16) << KNOWN_SHIFT)
     }
 
-    /// As [`Number::bytes`] gave it.
+    /// Reads the result of [`Number::bytes`].
     #[inline]
     pub(super) fn read(bytes: [u8; 2]) -> Self {
         Self(u16::from_le_bytes(bytes))
@@ -59,7 +59,7 @@ impl Number {
         self.0 & UNLISTED == 0
     }
 
-    /// What the table has of it.
+    /// The entry in the table.
     #[inline]
     pub(super) fn listed(self) -> Option<&'static Listed> {
         self.is_listed().then(|| NAMES.at(self))
@@ -74,7 +74,7 @@ impl Number {
 impl Names {
     fn at(&self, number: Number) -> &Listed {
         let place = usize::from(number.0) % LISTED_MAX;
-        self.names[place].get().expect("a number is given once its name is listed")
+        self.names[place].get().expect("a number is made after its name is listed")
     }
 
     fn number(&self, name: &HeaderName) -> Number {
@@ -87,7 +87,7 @@ impl Names {
                 return Number::unlisted(name.as_str().as_bytes());
             }
             *numbers.entry(name.clone()).or_insert_with_key(|name| {
-                // Never given back: 256 KiB of them at most.
+                // Leaked: 256 KiB at most.
                 let text: &'static str = Box::leak(name.as_str().into());
                 self.names[next].get_or_init(|| Listed {
                     name: HeaderName::from_static(text),
@@ -101,7 +101,7 @@ impl Names {
 
 const LISTED_MAX: usize = 1 << KNOWN_SHIFT;
 const LISTED_BYTES_MAX: usize = 64;
-/// Which known name it is stands above the place in the table.
+/// The bits of the known field are above those of the index.
 const KNOWN_SHIFT: u32 = 11;
 const UNLISTED: u16 = 1 << 15;
 

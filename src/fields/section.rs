@@ -1,4 +1,4 @@
-//! Fields as they are stored.
+//! The fields of a stored response.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::names::Number;
 use super::{Fields, KnownSet, LINE_END, NAME_END, START_BYTES, Walk, push_line, start_of};
 
-/// Field lines in the order in which they came. A line takes eight bytes and its value, where a
-/// [`HeaderMap`] takes 104 and its value; its values share the block's allocation.
+/// Field lines in the order in which they were received. A line takes eight bytes and its value; in a
+/// [`HeaderMap`] it takes 104 and its value. Values returned from it share its allocation.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct FieldSection {
     /// Which known fields there are, in two bytes, then the lines; nothing if there is none. Only
@@ -21,17 +21,17 @@ impl FieldSection {
         self.walk().count()
     }
 
-    /// Every line: name and value.
+    /// The name and the value of each line.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.walk().map(|line| (line.name().as_str(), line.value()))
     }
 
-    /// All lines of this name, without a copy.
+    /// The values of all lines with this name, without a copy.
     pub(crate) fn values(&self, name: &HeaderName) -> impl Iterator<Item = HeaderValue> {
         self.lines(name).map(|value| self.field_value(value))
     }
 
-    /// As a map with room for `more` names.
+    /// The lines as a map, with room for `more` names.
     pub(crate) fn to_map(&self, more: usize) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.len() + more);
         for line in self.walk() {
@@ -40,13 +40,13 @@ impl FieldSection {
         map
     }
 
-    /// Bytes that it holds in memory, apart from the section itself.
+    /// Bytes of memory that it holds, in addition to the struct itself.
     pub(crate) fn weight(&self) -> usize {
         if self.block.is_empty() { 0 } else { self.block.len() + SHARED_BYTES }
     }
 
-    /// In exactly the room that they need. Values are copied: as they came, each holds on to the
-    /// buffer that its connection was read into, 8 KiB and more.
+    /// Stores lines in a block of exactly their size. Values are copied, because each received value keeps the
+    /// read buffer of its connection alive: 8 KiB and more.
     fn of(lines: &[(HeaderName, HeaderValue)]) -> Self {
         if lines.is_empty() {
             return Self::default();
@@ -83,11 +83,11 @@ impl FieldSection {
         Walk { rest: self.block.get(KNOWN_BYTES..).unwrap_or_default() }
     }
 
-    #[allow(unsafe_code, reason = "looking at each byte again costs a hit 100 ns and more")]
+    #[allow(unsafe_code, reason = "checking each byte again costs a hit 100 ns and more")]
     pub(super) fn field_value(&self, value: &[u8]) -> HeaderValue {
         let shared = self.block.slice_ref(value);
-        // SAFETY: `value` is a line's value in our block. A block is only made by `of`,
-        // which copies values of `HeaderValue`s there, and nothing writes to it afterwards.
+        // SAFETY: `value` is a line's value in this block. Blocks are made by `of` alone, which copies the
+        // values of `HeaderValue`s, and nothing writes to a block afterwards.
         unsafe { HeaderValue::from_maybe_shared_unchecked(shared) }
     }
 }
@@ -126,7 +126,7 @@ impl std::fmt::Debug for FieldSection {
 }
 
 const KNOWN_BYTES: usize = size_of::<KnownSet>();
-/// `bytes` keeps so much beside a block that is shared.
+/// The overhead of a shared `Bytes`.
 const SHARED_BYTES: usize = 24;
 
 #[cfg(test)]
@@ -149,7 +149,7 @@ mod tests {
         let expected: [(&str, &[u8]); 4] =
             [("x-a", b"one"), ("x-b", b"two"), ("x-a", b"three"), ("x-empty", b"")];
         assert_eq!(lines(&section), expected);
-        assert!(buffer.is_unique(), "nothing holds on to it");
+        assert!(buffer.is_unique(), "no value keeps it alive");
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub(super) fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsErr
         return Err(file_error(&files.certificate, "the file has no certificate".into()));
     }
     let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
-        .map_err(|error| file_error(&files.key, format!("the file has no private key: {error}")))?;
+        .map_err(|error| file_error(&files.key, format!("no private key: {error}")))?;
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain, key, &provider).map_err(|reason| TlsError::Pair {
         certificate: files.certificate.clone(),
