@@ -7,28 +7,28 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use super::frame::{self, End, Entry};
-use super::table::Scope;
-use super::{Commit, Purges};
+use super::Purges;
+use super::frame::{self, LogEnd, LogEntry};
+use super::table::TableScope;
 use crate::metrics::{Metric, Recorder};
 
 /// The content of a log at the start of the node.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct LogContent {
     /// `None`: a new log is created, without knowledge of responses stored before.
     pub lineage: Option<u64>,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LogEntry>,
     /// The length of the valid part of the file.
-    pub whole_bytes: u64,
+    pub valid_bytes: u64,
     torn_bytes: u64,
     damaged: Option<PathBuf>,
 }
 
-impl Found {
-    /// Logs what was wrong.
-    pub(super) fn tell(&self, recorder: &Recorder) {
+impl LogContent {
+    /// Logs and counts what was wrong with the log.
+    pub(super) fn report(&self, recorder: &Recorder) {
         if self.torn_bytes > 0 {
             recorder.add(Metric::PurgeLogTornBytes, self.torn_bytes);
             tracing::warn!(bytes = self.torn_bytes, "the purge log's last write was cut short");
@@ -43,44 +43,52 @@ impl Found {
     }
 }
 
+/// A batch for the log, and its waiting caller.
+pub(super) struct Commit {
+    pub entries: Vec<LogEntry>,
+    pub done: oneshot::Sender<Result<(), Arc<str>>>,
+}
+
 /// Writes batches, with one fsync for all that are waiting.
 pub(super) struct Log {
     directory: PathBuf,
     file: File,
-    /// The position of the next frame.
-    place: u64,
+    /// Where the next frame is written.
+    offset: u64,
     snapshot_bytes: u64,
     grow_bytes: u64,
-    /// A write failed: the content of the file after `place` is unknown.
+    /// A write failed: the content of the file after `offset` is unknown.
     suspect: bool,
     purges: Weak<Purges>,
 }
 
 impl Log {
     /// Reads the log in `directory`. A damaged one is renamed and kept.
-    pub(super) fn read(directory: &Path) -> io::Result<Found> {
+    pub(super) fn read(directory: &Path) -> io::Result<LogContent> {
         let path = directory.join(NAME);
         let mut bytes = Vec::new();
         match File::open(&path) {
             Ok(mut file) => file.read_to_end(&mut bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(LogContent::default());
+            }
             Err(error) => return Err(error),
         };
         let mut entries = Vec::new();
         let lineage = frame::read_file_header(&bytes);
-        let (whole_bytes, end) = match lineage {
+        let (valid_bytes, end) = match lineage {
             Some(_) => frame::read_frames(&bytes, |entry| entries.push(entry)),
-            None => (0, End::Damaged { at: 0 }),
+            None => (0, LogEnd::Damaged { at: 0 }),
         };
         Ok(match end {
-            End::Whole => Found { lineage, entries, whole_bytes, ..Found::default() },
-            End::Torn { bytes: torn_bytes } => {
-                Found { lineage, entries, whole_bytes, torn_bytes, ..Found::default() }
+            LogEnd::Whole => LogContent { lineage, entries, valid_bytes, ..LogContent::default() },
+            LogEnd::Torn { bytes: torn_bytes } => {
+                LogContent { lineage, entries, valid_bytes, torn_bytes, ..LogContent::default() }
             }
-            End::Damaged { .. } => {
+            LogEnd::Damaged { .. } => {
                 let kept = directory.join(DAMAGED);
                 std::fs::rename(&path, &kept)?;
-                Found { entries, damaged: Some(kept), ..Found::default() }
+                LogContent { entries, damaged: Some(kept), ..LogContent::default() }
             }
         })
     }
@@ -89,7 +97,7 @@ impl Log {
     /// ceiling. The content of `purges` is durable when this returns.
     pub(super) fn open(
         directory: &Path,
-        whole_bytes: u64,
+        valid_bytes: u64,
         purges: &Arc<Purges>,
         grow_bytes: u64,
     ) -> io::Result<Self> {
@@ -99,18 +107,18 @@ impl Log {
         let mut log = Self {
             directory: directory.to_owned(),
             file,
-            place: whole_bytes,
+            offset: valid_bytes,
             snapshot_bytes: 0,
             grow_bytes,
             suspect: false,
             purges: Arc::downgrade(purges),
         };
-        if whole_bytes == 0 {
+        if valid_bytes == 0 {
             log.write_snapshot(purges)?;
         } else {
-            log.file.set_len(whole_bytes)?;
+            log.file.set_len(valid_bytes)?;
             let ceiling = purges.ceiling.load(Ordering::Acquire);
-            log.append(&[vec![Entry::Sequence(ceiling)]])?;
+            log.append(&[vec![LogEntry::Sequence(ceiling)]])?;
         }
         Ok(log)
     }
@@ -129,15 +137,15 @@ impl Log {
                 group.drain(..).map(|commit| (commit.entries, commit.done)).unzip();
             let result = self.write(&batches);
             for done in waiting {
-                // A caller that went away has its purge all the same.
+                // The caller may have been dropped; its purge remains.
                 let _ = done.send(result.clone());
             }
         }
     }
 
-    fn write(&mut self, batches: &[Vec<Entry>]) -> Result<(), Arc<str>> {
+    fn write(&mut self, batches: &[Vec<LogEntry>]) -> Result<(), Arc<str>> {
         let Some(purges) = self.purges.upgrade() else { return Ok(()) };
-        let grown = self.place > 2 * self.snapshot_bytes && self.place > self.grow_bytes;
+        let grown = self.offset > 2 * self.snapshot_bytes && self.offset > self.grow_bytes;
         let rewritten = match self.suspect || grown {
             true => self.write_snapshot(&purges),
             false => Ok(()),
@@ -151,15 +159,15 @@ impl Log {
         })
     }
 
-    fn append(&mut self, batches: &[Vec<Entry>]) -> io::Result<()> {
+    fn append(&mut self, batches: &[Vec<LogEntry>]) -> io::Result<()> {
         let mut bytes = Vec::new();
         for entries in batches {
-            let place = self.place + bytes.len() as u64;
-            frame::write_frame(&mut bytes, place, entries);
+            let offset = self.offset + bytes.len() as u64;
+            frame::write_frame(&mut bytes, offset, entries);
         }
-        self.file.write_all_at(&bytes, self.place)?;
+        self.file.write_all_at(&bytes, self.offset)?;
         self.file.sync_data()?;
-        self.place += bytes.len() as u64;
+        self.offset += bytes.len() as u64;
         Ok(())
     }
 
@@ -167,7 +175,7 @@ impl Log {
     fn write_snapshot(&mut self, purges: &Purges) -> io::Result<()> {
         let path = self.directory.join(NEW);
         let file = File::create(&path)?;
-        let mut out = Snapshot { file: io::BufWriter::new(file), place: 0 };
+        let mut out = Snapshot { file: io::BufWriter::new(file), offset: 0 };
         out.write_all(&frame::file_header(purges.lineage))?;
         out.frame(&first_entries(purges))?;
         let mut after = 0;
@@ -179,51 +187,55 @@ impl Log {
                 .entries_after(after, ENTRIES_AT_ONCE);
             let Some((last, ..)) = entries.last() else { break };
             after = *last;
-            let entries: Vec<Entry> =
-                entries.into_iter().map(|(_, scope, marks)| Entry::Marks(scope, marks)).collect();
+            let entries: Vec<LogEntry> = entries
+                .into_iter()
+                .map(|(_, scope, latest)| LogEntry::Latest(scope, latest))
+                .collect();
             out.frame(&entries)?;
         }
-        let place = out.place;
+        let offset = out.offset;
         let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         std::fs::rename(&path, self.directory.join(NAME))?;
         File::open(&self.directory)?.sync_all()?;
         self.file = file;
-        self.place = place;
-        self.snapshot_bytes = place;
+        self.offset = offset;
+        self.snapshot_bytes = offset;
         self.suspect = false;
         Ok(())
     }
 }
 
 /// The entries of a snapshot before those of the table.
-fn first_entries(purges: &Purges) -> Vec<Entry> {
-    let mut entries = vec![Entry::Sequence(purges.ceiling.load(Ordering::Acquire))];
+fn first_entries(purges: &Purges) -> Vec<LogEntry> {
+    let mut entries = vec![LogEntry::Sequence(purges.ceiling.load(Ordering::Acquire))];
     {
         let table = purges.table.read().unwrap_or_else(PoisonError::into_inner);
-        entries.push(Entry::Horizon(table.horizon()));
-        entries.extend(table.marks(&Scope::All).map(|marks| Entry::Marks(Scope::All, marks)));
+        entries.push(LogEntry::Horizon(table.horizon()));
+        entries.extend(
+            table.latest(&TableScope::All).map(|latest| LogEntry::Latest(TableScope::All, latest)),
+        );
     }
     let bus = purges.bus();
-    entries.extend(bus.cursor.clone().map(Entry::Cursor));
-    entries.extend(bus.outbox.iter().map(|(number, message)| Entry::Outbox(number, message)));
+    entries.extend(bus.cursor.clone().map(LogEntry::Cursor));
+    entries.extend(bus.outbox.iter().map(|(number, message)| LogEntry::Outbox(number, message)));
     entries
 }
 
 struct Snapshot {
     file: io::BufWriter<File>,
-    place: u64,
+    offset: u64,
 }
 
 impl Snapshot {
-    fn frame(&mut self, entries: &[Entry]) -> io::Result<()> {
+    fn frame(&mut self, entries: &[LogEntry]) -> io::Result<()> {
         let mut bytes = Vec::new();
-        frame::write_frame(&mut bytes, self.place, entries);
+        frame::write_frame(&mut bytes, self.offset, entries);
         self.write_all(&bytes)
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.place += bytes.len() as u64;
+        self.offset += bytes.len() as u64;
         self.file.write_all(bytes)
     }
 }

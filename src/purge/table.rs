@@ -14,7 +14,7 @@ use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 /// A scope as the table keeps it. URLs and tags by hash: two with one hash are purged together.
 /// The upper half of a URL's hash is that of the URL without its query.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Scope {
+pub(super) enum TableScope {
     All,
     Site(Arc<str>),
     Url(u128),
@@ -22,7 +22,7 @@ pub(super) enum Scope {
     Prefix(Arc<str>),
 }
 
-impl Scope {
+impl TableScope {
     pub(super) fn of(scope: &PurgeScope) -> Self {
         match scope {
             PurgeScope::All => Self::All,
@@ -50,12 +50,12 @@ fn path_in(url: u128) -> u64 {
 
 /// The latest hard and the latest soft purge of one scope; zero is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Marks {
+pub(super) struct LatestPurges {
     pub hard: u64,
     pub soft: u64,
 }
 
-impl Marks {
+impl LatestPurges {
     fn add(&mut self, kind: PurgeKind, sequence: u64) {
         let mark = match kind {
             PurgeKind::Hard => &mut self.hard,
@@ -69,7 +69,7 @@ impl Marks {
         self.soft = self.soft.max(other.soft);
     }
 
-    fn latest(self) -> u64 {
+    fn sequence(self) -> u64 {
         self.hard.max(self.soft)
     }
 
@@ -87,42 +87,42 @@ impl Marks {
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(super) struct Table {
-    all: Marks,
-    sites: HashMap<Arc<str>, Marks>,
-    urls: HashMap<u128, Marks>,
+pub(super) struct PurgeTable {
+    all: LatestPurges,
+    sites: HashMap<Arc<str>, LatestPurges>,
+    urls: HashMap<u128, LatestPurges>,
     /// Of the URLs by path, for what answers several of them. Made of `urls`, no entries of its own.
-    paths: HashMap<u64, Marks>,
-    tags: HashMap<u64, Marks>,
-    prefixes: BTreeMap<Arc<str>, Marks>,
+    paths: HashMap<u64, LatestPurges>,
+    tags: HashMap<u64, LatestPurges>,
+    prefixes: BTreeMap<Arc<str>, LatestPurges>,
     /// The sequence of the latest purge of any tag.
     tag_latest: u64,
     /// Every entry but `all` by its latest sequence, oldest first. An entry that was purged
     /// again has left stale places behind, which are skipped.
-    order: VecDeque<(u64, Scope)>,
+    order: VecDeque<(u64, TableScope)>,
     /// Responses stored before this may be older than any entry: they count as purged.
     horizon: u64,
 }
 
-impl Table {
+impl PurgeTable {
     /// Adds one purge.
-    pub(super) fn apply(&mut self, scope: &Scope, kind: PurgeKind, sequence: PurgeSequence) {
-        let mut marks = Marks::default();
-        marks.add(kind, sequence.0);
-        self.merge(scope, marks);
+    pub(super) fn apply(&mut self, scope: &TableScope, kind: PurgeKind, sequence: PurgeSequence) {
+        let mut latest = LatestPurges::default();
+        latest.add(kind, sequence.0);
+        self.merge(scope, latest);
     }
 
-    /// Adds marks from a snapshot.
-    pub(super) fn merge(&mut self, scope: &Scope, marks: Marks) {
-        self.entry(scope).merge(marks);
-        if let Scope::Url(url) = scope {
-            self.paths.entry(path_in(*url)).or_default().merge(marks);
+    /// Adds latest from a snapshot.
+    pub(super) fn merge(&mut self, scope: &TableScope, latest: LatestPurges) {
+        self.entry(scope).merge(latest);
+        if let TableScope::Url(url) = scope {
+            self.paths.entry(path_in(*url)).or_default().merge(latest);
         }
-        if let Scope::Tag(_) = scope {
-            self.tag_latest = self.tag_latest.max(marks.latest());
+        if let TableScope::Tag(_) = scope {
+            self.tag_latest = self.tag_latest.max(latest.sequence());
         }
-        if *scope != Scope::All {
-            let latest = marks.latest();
+        if *scope != TableScope::All {
+            let latest = latest.sequence();
             // A snapshot's entries and the log's frames behind it may overlap by a few.
             let at = self.order.partition_point(|(sequence, _)| *sequence <= latest);
             self.order.insert(at, (latest, scope.clone()));
@@ -136,45 +136,45 @@ impl Table {
     fn drop_stale_places(&mut self) {
         let mut order = std::mem::take(&mut self.order);
         order.retain(|(sequence, scope)| {
-            self.marks(scope).is_some_and(|marks| marks.latest() == *sequence)
+            self.latest(scope).is_some_and(|latest| latest.sequence() == *sequence)
         });
         self.order = order;
     }
 
-    fn entry(&mut self, scope: &Scope) -> &mut Marks {
+    fn entry(&mut self, scope: &TableScope) -> &mut LatestPurges {
         match scope {
-            Scope::All => &mut self.all,
-            Scope::Site(site) => self.sites.entry(site.clone()).or_default(),
-            Scope::Url(url) => self.urls.entry(*url).or_default(),
-            Scope::Tag(tag) => self.tags.entry(*tag).or_default(),
-            Scope::Prefix(prefix) => self.prefixes.entry(prefix.clone()).or_default(),
+            TableScope::All => &mut self.all,
+            TableScope::Site(site) => self.sites.entry(site.clone()).or_default(),
+            TableScope::Url(url) => self.urls.entry(*url).or_default(),
+            TableScope::Tag(tag) => self.tags.entry(*tag).or_default(),
+            TableScope::Prefix(prefix) => self.prefixes.entry(prefix.clone()).or_default(),
         }
     }
 
-    pub(super) fn marks(&self, scope: &Scope) -> Option<Marks> {
+    pub(super) fn latest(&self, scope: &TableScope) -> Option<LatestPurges> {
         match scope {
-            Scope::All => Some(self.all),
-            Scope::Site(site) => self.sites.get(site).copied(),
-            Scope::Url(url) => self.urls.get(url).copied(),
-            Scope::Tag(tag) => self.tags.get(tag).copied(),
-            Scope::Prefix(prefix) => self.prefixes.get(prefix).copied(),
+            TableScope::All => Some(self.all),
+            TableScope::Site(site) => self.sites.get(site).copied(),
+            TableScope::Url(url) => self.urls.get(url).copied(),
+            TableScope::Tag(tag) => self.tags.get(tag).copied(),
+            TableScope::Prefix(prefix) => self.prefixes.get(prefix).copied(),
         }
     }
 
-    fn remove(&mut self, scope: &Scope) {
+    fn remove(&mut self, scope: &TableScope) {
         match scope {
-            Scope::All => {}
-            Scope::Site(site) => drop(self.sites.remove(site)),
-            Scope::Url(url) => self.remove_url(*url),
-            Scope::Tag(tag) => drop(self.tags.remove(tag)),
-            Scope::Prefix(prefix) => drop(self.prefixes.remove(prefix)),
+            TableScope::All => {}
+            TableScope::Site(site) => drop(self.sites.remove(site)),
+            TableScope::Url(url) => self.remove_url(*url),
+            TableScope::Tag(tag) => drop(self.tags.remove(tag)),
+            TableScope::Prefix(prefix) => drop(self.prefixes.remove(prefix)),
         }
     }
 
     fn remove_url(&mut self, url: u128) {
         let gone = self.urls.remove(&url).unwrap_or_default();
         // Another URL of the path was purged later: that counts on.
-        if self.paths.get(&path_in(url)).is_some_and(|path| path.latest() <= gone.latest()) {
+        if self.paths.get(&path_in(url)).is_some_and(|path| path.sequence() <= gone.sequence()) {
             self.paths.remove(&path_in(url));
         }
     }
@@ -189,28 +189,28 @@ impl Table {
         if stored_at < self.horizon {
             return Some(PurgeKind::Hard);
         }
-        let mut marks = self.all;
+        let mut latest = self.all;
         if let Some(site) = self.sites.get(target.site) {
-            marks.merge(*site);
+            latest.merge(*site);
         }
         if !self.urls.is_empty()
             && let Some(url) = self.urls.get(&url_hash(target.url))
         {
-            marks.merge(*url);
+            latest.merge(*url);
         }
         if let Some(path) = target.aliased_path() {
             if let Some(path) = self.paths.get(&path_hash(path)) {
-                marks.merge(*path);
+                latest.merge(*path);
             }
-            self.prefixes_within(path, |prefix| marks.merge(prefix));
+            self.prefixes_within(path, |prefix| latest.merge(prefix));
         }
         if !self.tags.is_empty() {
             target.tags.iter().filter_map(|tag| self.tags.get(tag)).for_each(|tag| {
-                marks.merge(*tag);
+                latest.merge(*tag);
             });
         }
-        self.prefixes_of(target.url, |prefix| marks.merge(prefix));
-        marks.verdict(stored_at)
+        self.prefixes_of(target.url, |prefix| latest.merge(prefix));
+        latest.verdict(stored_at)
     }
 
     /// Whether a purge after `since` may cover a response whose tags are not known yet.
@@ -220,14 +220,14 @@ impl Table {
 
     /// Visits every prefix of `url`, the longest first. The greatest key up to a bound is
     /// either a prefix, or the two part at some byte; prefixes beyond that byte don't exist.
-    fn prefixes_of(&self, url: &str, mut visit: impl FnMut(Marks)) {
+    fn prefixes_of(&self, url: &str, mut visit: impl FnMut(LatestPurges)) {
         let mut bound = Bound::Included(url);
         loop {
             let below = self.prefixes.range::<str, _>((Bound::Unbounded, bound));
-            let Some((prefix, marks)) = { below }.next_back() else { return };
+            let Some((prefix, latest)) = { below }.next_back() else { return };
             let common = common_length(prefix, url);
             if common == prefix.len() {
-                visit(*marks);
+                visit(*latest);
                 bound = Bound::Excluded(&url[..common]);
             } else {
                 bound = Bound::Included(&url[..common]);
@@ -236,14 +236,14 @@ impl Table {
     }
 
     /// Visits every prefix that reaches into the query of this path.
-    fn prefixes_within(&self, path: &str, mut visit: impl FnMut(Marks)) {
+    fn prefixes_within(&self, path: &str, mut visit: impl FnMut(LatestPurges)) {
         let query = format!("{path}?");
         let from = (Bound::Included(&*query), Bound::Unbounded);
-        for (prefix, marks) in self.prefixes.range::<str, _>(from) {
+        for (prefix, latest) in self.prefixes.range::<str, _>(from) {
             if !prefix.starts_with(&query) {
                 break;
             }
-            visit(*marks);
+            visit(*latest);
         }
     }
 
@@ -275,19 +275,19 @@ impl Table {
             if self.order.is_empty() {
                 break;
             }
-            widened += self.drop_oldest(|marks| soft = soft.max(marks.latest()));
+            widened += self.drop_oldest(|latest| soft = soft.max(latest.sequence()));
         }
         self.all.soft = self.all.soft.max(soft);
         widened
     }
 
     /// Takes the oldest place; if it is not stale, its entry with it.
-    fn drop_oldest(&mut self, with: impl FnOnce(Marks)) -> usize {
+    fn drop_oldest(&mut self, with: impl FnOnce(LatestPurges)) -> usize {
         let Some((sequence, scope)) = self.order.pop_front() else { return 0 };
-        match self.marks(&scope) {
-            Some(marks) if marks.latest() == sequence => {
+        match self.latest(&scope) {
+            Some(latest) if latest.sequence() == sequence => {
                 self.remove(&scope);
-                with(marks);
+                with(latest);
                 1
             }
             _ => 0,
@@ -295,18 +295,22 @@ impl Table {
     }
 
     /// Up to `count` entries after `sequence`, for a snapshot that must not hold the lock long.
-    pub(super) fn entries_after(&self, sequence: u64, count: usize) -> Vec<(u64, Scope, Marks)> {
+    pub(super) fn entries_after(
+        &self,
+        sequence: u64,
+        count: usize,
+    ) -> Vec<(u64, TableScope, LatestPurges)> {
         let first = self.order.partition_point(|(at, _)| *at <= sequence);
-        let mut entries: Vec<(u64, Scope, Marks)> = Vec::with_capacity(count);
+        let mut entries: Vec<(u64, TableScope, LatestPurges)> = Vec::with_capacity(count);
         for (at, scope) in self.order.iter().skip(first) {
             // Entries of one sequence are not split between two calls.
             if entries.len() >= count && entries.last().is_some_and(|(last, ..)| last != at) {
                 break;
             }
-            if let Some(marks) = self.marks(scope)
-                && marks.latest() == *at
+            if let Some(latest) = self.latest(scope)
+                && latest.sequence() == *at
             {
-                entries.push((*at, scope.clone(), marks));
+                entries.push((*at, scope.clone(), latest));
             }
         }
         entries
@@ -336,15 +340,15 @@ mod tests {
 
     const URL: &str = "https://a.example/x/y?q=1";
 
-    fn table(purges: &[(PurgeScope, PurgeKind, u64)]) -> Table {
-        let mut table = Table::default();
+    fn table(purges: &[(PurgeScope, PurgeKind, u64)]) -> PurgeTable {
+        let mut table = PurgeTable::default();
         for (scope, kind, sequence) in purges {
-            table.apply(&Scope::of(scope), *kind, PurgeSequence(*sequence));
+            table.apply(&TableScope::of(scope), *kind, PurgeSequence(*sequence));
         }
         table
     }
 
-    fn check(table: &Table, stored_at: u64, expected: Option<PurgeKind>) {
+    fn check(table: &PurgeTable, stored_at: u64, expected: Option<PurgeKind>) {
         let tags = [crate::cache::purge::tag_hash("news")];
         let target = PurgeTarget { site: "a", url: URL, tags: &tags };
         assert_eq!(table.verdict(&target, PurgeSequence(stored_at)), expected, "at {stored_at}");
@@ -478,13 +482,13 @@ mod tests {
             .map(|sequence| (prefix(&format!("{}", sequence % 37)), Hard, sequence))
             .collect();
         let original = table(&purges);
-        let mut copy = Table::default();
+        let mut copy = PurgeTable::default();
         let mut after = 0;
         loop {
             let entries = original.entries_after(after, 7);
             let Some((last, ..)) = entries.last() else { break };
             after = *last;
-            entries.iter().for_each(|(_, scope, marks)| copy.merge(scope, *marks));
+            entries.iter().for_each(|(_, scope, latest)| copy.merge(scope, *latest));
         }
         assert_eq!(copy.prefixes, original.prefixes);
     }
@@ -501,18 +505,18 @@ mod tests {
             prefixes in proptest::collection::vec("[abé/]{0,6}", 0..20),
             url in "[abé/]{0,8}",
         ) {
-            let mut table = Table::default();
+            let mut table = PurgeTable::default();
             for (at, text) in prefixes.iter().enumerate() {
-                let scope = Scope::of(&prefix(text));
+                let scope = TableScope::of(&prefix(text));
                 table.apply(&scope, Hard, PurgeSequence(at as u64 + 1));
             }
             let mut found = Vec::new();
-            table.prefixes_of(&url, |marks| found.push(marks.hard));
+            table.prefixes_of(&url, |latest| found.push(latest.hard));
             let mut expected: Vec<u64> = table
                 .prefixes
                 .iter()
                 .filter(|(text, _)| url.starts_with(&***text))
-                .map(|(_, marks)| marks.hard)
+                .map(|(_, latest)| latest.hard)
                 .collect();
             expected.reverse();
             prop_assert_eq!(found, expected);

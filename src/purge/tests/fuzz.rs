@@ -1,7 +1,8 @@
 //! Fuzz target: the bytes of the purge log.
 
 use super::frame::{
-    End, Entry, FILE_HEADER, file_header, read_entries, read_file_header, read_frames, write_frame,
+    FILE_HEADER, LogEnd, LogEntry, file_header, read_entries, read_file_header, read_frames,
+    write_frame,
 };
 
 /// Any bytes are read without harm. Entries that are understood are written and read without a
@@ -20,7 +21,7 @@ pub(crate) fn purge_log(data: &[u8]) {
         write_frame(&mut file, place, std::slice::from_ref(entry));
         ends.push(file.len());
     }
-    assert_eq!(read(&file), (entries.clone(), file.len() as u64, End::Whole));
+    assert_eq!(read(&file), (entries.clone(), file.len() as u64, LogEnd::Whole));
     assert_eq!(read_file_header(&file), Some(7));
     let at = FILE_HEADER + usize::from(u16::from_le_bytes([low, high])) % file.len();
     if at >= file.len() {
@@ -36,10 +37,10 @@ pub(crate) fn purge_log(data: &[u8]) {
     };
     assert_eq!(found, entries[..whole], "damage at {at}");
     assert_eq!(place, ends[whole] as u64);
-    assert_eq!(end == End::Whole, flip == 0 && at == ends[whole]);
+    assert_eq!(end == LogEnd::Whole, flip == 0 && at == ends[whole]);
 }
 
-fn read(file: &[u8]) -> (Vec<Entry>, u64, End) {
+fn read(file: &[u8]) -> (Vec<LogEntry>, u64, LogEnd) {
     let mut entries = Vec::new();
     let (place, end) = read_frames(file, |entry| entries.push(entry));
     (entries, place, end)

@@ -31,7 +31,7 @@ pub(crate) fn disk_record(data: &[u8]) {
     if matches!(piece, Piece::Unknown) {
         return;
     }
-    assert!(piece.weight() <= 192 + START_BYTES + 64 * value.len());
+    assert!(piece.encoded_bytes() <= 192 + START_BYTES + 64 * value.len());
     let encoded = encode(&piece);
     let again = Piece::decode(encoded.clone().into());
     assert!(!matches!(again, Piece::Unknown), "it is not understood when it is written again");
@@ -152,8 +152,8 @@ fn write(blocks: &Blocks, number: u128) {
 
 fn read(blocks: &Blocks, number: u128) -> Option<Bytes> {
     let key = PieceKey::new(number, 1);
-    let location = blocks.locate(PieceHasher.hash_one(key))?;
-    let Ok(EntryRead::Found(found, value)) = blocks.read(location) else { return None };
+    let place = blocks.locate(PieceHasher.hash_one(key))?;
+    let Ok(EntryRead::Found(found, value)) = blocks.read(place) else { return None };
     match Piece::decode(value) {
         Piece::Slice(slice) if found == key => Some(slice.bytes),
         _ => None,

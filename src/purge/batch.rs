@@ -1,0 +1,103 @@
+//! Batches of purges, and what becomes of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
+
+/// Purges that take effect together, with data of the bus that becomes durable with them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PurgeBatch {
+    /// The purged scopes, and how they are purged.
+    pub purges: Vec<(PurgeScope, PurgeKind)>,
+    /// The bus' position after these purges; see [`Purges::cursor`](super::Purges::cursor).
+    pub cursor: Option<Bytes>,
+    /// A message to keep until the bus has sent it; see [`Purges::outbox_from`](super::Purges::outbox_from).
+    pub message: Option<Bytes>,
+}
+
+/// The result of a purge batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Purged {
+    /// The sequence of the last purge; the current sequence if the batch had no purges.
+    pub sequence: PurgeSequence,
+    /// The message's number in the outbox.
+    pub message: Option<u64>,
+}
+
+/// A batch that is applied and is being written to disk.
+#[derive(Debug)]
+pub(crate) struct InForce {
+    pub(super) purged: Purged,
+    pub(super) written: oneshot::Receiver<Result<(), Arc<str>>>,
+}
+
+impl InForce {
+    /// Waits until the batch would survive a crash. Then all earlier batches do, too: the log is
+    /// written in order, and after an error it is rewritten from the whole table.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(crate) async fn durable(self) -> Result<Purged, PurgeError> {
+        let Self { purged, written } = self;
+        let sequence = purged.sequence;
+        let written = written.await.unwrap_or_else(|_| Err(ENDED.into()));
+        written.map(|()| purged).map_err(|reason| PurgeError::NotDurable { sequence, reason })
+    }
+}
+
+/// Why a purge was refused, or is not durable.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PurgeError {
+    /// Nothing was purged.
+    #[error("a purge's scope has {length} bytes, {limit} are allowed")]
+    ScopeTooLong {
+        /// Its length in bytes.
+        length: usize,
+        /// `purge_scope_bytes_max`.
+        limit: usize,
+    },
+    /// Nothing was purged.
+    #[error(
+        "nothing was purged: the outbox is full, {messages} purges of {bytes} bytes wait for the bus (store.outbox_entries_max, store.outbox_max)"
+    )]
+    OutboxFull {
+        /// Number of messages in the outbox.
+        messages: usize,
+        /// Their total length in bytes.
+        bytes: usize,
+    },
+    /// The purge is applied until the node stops, but may be lost afterwards.
+    #[error("purge {} is in force but could not be written: {reason}", sequence.0)]
+    NotDurable {
+        /// The last purge's sequence.
+        sequence: PurgeSequence,
+        /// The error of the file system.
+        reason: Arc<str>,
+    },
+}
+
+/// Why the purge log could not be opened. Without it, any response on disk might have been purged.
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeLogError {
+    /// Another process holds the directory.
+    #[error("store directory {} is in use by another skerry process", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The log could not be read or written.
+    #[error("the purge log in {} cannot be used", path.display())]
+    Log {
+        /// Its directory.
+        path: PathBuf,
+        /// The error of the file system.
+        source: std::io::Error,
+    },
+}
+
+/// The reason for an error after the log thread has ended.
+pub(super) const ENDED: &str = "the purge log has ended";
