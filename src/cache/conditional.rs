@@ -1,5 +1,5 @@
-//! Which part of a stored response answers a request's conditions and ranges (RFC 9110 §13,
-//! §14; RFC 9111 §4.3.2).
+//! Evaluates a request's conditions and ranges against a stored response (RFC 9110 §13, §14;
+//! RFC 9111 §4.3.2).
 
 use std::ops::Range;
 use std::time::SystemTime;
@@ -17,10 +17,10 @@ use super::freshness::single_date;
 use super::range::{Multipart, RangeLimits, Requested, missing, requested};
 use super::stored::StoredResponse;
 
-/// What to send of a stored response.
+/// The part of a stored response to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Selected {
-    /// All of it.
+    /// The complete response.
     Full,
     /// 304.
     NotModified,
@@ -28,24 +28,24 @@ pub(crate) enum Selected {
     PreconditionFailed,
     /// 206 with one range.
     Range {
-        /// Which bytes.
+        /// The bytes to send.
         bytes: Range<u64>,
-        /// Of how many.
+        /// The length of the complete body.
         complete_length: u64,
     },
-    /// 206 with several.
+    /// 206 with several ranges.
     Multipart(Box<Multipart>),
     /// 416.
     RangeNotSatisfiable {
         /// For `Content-Range: bytes */n`.
         complete_length: u64,
     },
-    /// Bytes are asked for that are not stored: these must be fetched first.
+    /// The requested bytes that are not stored, and must be fetched first.
     Missing(Vec<Range<u64>>),
 }
 
-/// What answers this request. `complete_length` is the body's length where it is known. Free of
-/// allocation for a request without conditions and ranges.
+/// Selects the part of `stored` for this request. `complete_length` is the body's length, if known.
+/// Does not allocate for a request without conditions and ranges.
 pub(crate) fn select(
     stored: &StoredResponse,
     method: &Method,
@@ -53,7 +53,7 @@ pub(crate) fn select(
     complete_length: Option<u64>,
     limits: &RangeLimits,
 ) -> Selected {
-    // RFC 9110 §13.2.1: conditions do not count where the answer without them is no success.
+    // RFC 9110 §13.2.1: conditions are ignored if the response without them is no success.
     if request.keys().any(narrows) && stored.status.is_success() {
         if let Some(selected) = judge_conditions(stored, request) {
             return selected;
@@ -71,7 +71,7 @@ pub(crate) fn select(
     whole(stored, complete_length)
 }
 
-/// Whether a request field of this name may ask for less than all.
+/// Whether a request field of this name can select less than the complete response.
 fn narrows(name: &HeaderName) -> bool {
     matches!(*name, IF_MATCH | IF_NONE_MATCH | IF_MODIFIED_SINCE | IF_UNMODIFIED_SINCE | RANGE)
 }
@@ -86,7 +86,7 @@ fn whole(stored: &StoredResponse, complete_length: Option<u64>) -> Selected {
     }
 }
 
-/// The conditions in the order of RFC 9110 §13.2.2; `None` when they let the request through.
+/// Evaluates the conditions in the order of RFC 9110 §13.2.2; `None` if all are fulfilled.
 fn judge_conditions(stored: &StoredResponse, request: &HeaderMap) -> Option<Selected> {
     let headers = &stored.headers;
     if request.contains_key(IF_MATCH) {
@@ -114,10 +114,10 @@ fn modified(stored: &StoredResponse) -> Option<SystemTime> {
     single_date(&stored.headers, &LAST_MODIFIED, stored.freshness.response_time.time())
 }
 
-/// Without `Last-Modified`, the time at which it was made or came counts (RFC 9111 §4.3.2).
+/// `Last-Modified`, or else `Date`, or else the time of arrival (RFC 9111 §4.3.2).
 fn modified_or_made(stored: &StoredResponse) -> SystemTime {
-    let came = stored.freshness.response_time.time();
-    modified(stored).or_else(|| single_date(&stored.headers, &DATE, came)).unwrap_or(came)
+    let received = stored.freshness.response_time.time();
+    modified(stored).or_else(|| single_date(&stored.headers, &DATE, received)).unwrap_or(received)
 }
 
 /// `If-Range` (RFC 9110 §13.1.5): absent, the same strong entity tag, or exactly the stored
@@ -129,11 +129,11 @@ fn if_range_holds(stored: &StoredResponse, request: &HeaderMap) -> bool {
         let ours = stored.headers.get(&ETAG);
         return ours.is_some_and(|ours| tags_match(ours, condition, Comparison::Strong));
     }
-    let came = stored.freshness.response_time.time();
+    let received = stored.freshness.response_time.time();
     let modified = modified(stored);
     modified.is_some()
-        && modified == parse_date(condition, came)
-        && has_strong_date(&stored.headers, came)
+        && modified == parse_date(condition, received)
+        && has_strong_date(&stored.headers, received)
 }
 
 /// Whether `Last-Modified` is strong: a second or more before `Date` (RFC 9110 §8.8.2.2).
@@ -171,10 +171,10 @@ fn select_ranges(
     Selected::Multipart(Box::new(Multipart::new(&ranges, length, content_type, boundary)))
 }
 
-/// From the nanosecond of arrival, which who wrote the body does not know.
+/// A boundary derived from the nanosecond of arrival, which the author of the body cannot know.
 fn boundary(stored: &StoredResponse, range: &HeaderValue) -> String {
-    let came = stored.freshness.response_time.time().duration_since(SystemTime::UNIX_EPOCH);
-    let seed = came.unwrap_or_default().as_nanos() as u64;
+    let received = stored.freshness.response_time.time().duration_since(SystemTime::UNIX_EPOCH);
+    let seed = received.unwrap_or_default().as_nanos() as u64;
     let mut text = stored.key.as_bytes().to_vec();
     text.extend_from_slice(range.as_bytes());
     format!(
@@ -215,7 +215,7 @@ fn is_tag(text: &[u8]) -> bool {
     text.starts_with(b"\"") || text.starts_with(b"W/\"")
 }
 
-/// `*` matches anything that there is.
+/// Whether any listed tag matches the response's. `*` matches every stored response.
 fn any_tag_matches(
     request: &HeaderMap,
     name: &HeaderName,

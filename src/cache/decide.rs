@@ -1,7 +1,7 @@
 //! Whether a stored response may answer a request (RFC 9111 §4, §4.2.4, §5.2.1; RFC 5861).
 //!
-//! The hot path of a hit: a few comparisons, no allocation, no look at header fields beyond
-//! what [`RequestDirectives`] holds.
+//! Runs on every hit: a few comparisons, no allocation. It reads no header fields besides the parsed
+//! [`RequestDirectives`] and the configured bypass conditions.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,35 +15,36 @@ use super::settings::{Settings, name_matches};
 use super::status::Reason;
 use super::stored::StoredResponse;
 use crate::fields::Fields;
-use crate::planted::{self, Bug};
+use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
-/// What to do with a request for which something is stored.
+/// What to do with a request for which a stored response exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Send it: it is fresh.
+    /// Serve the stored response; it is fresh.
     Serve {
         /// `current_age`.
         age: Duration,
     },
-    /// Send it though it is stale.
+    /// Serve the stored response although it is stale.
     ServeStale {
         /// `current_age`.
         age: Duration,
-        /// Who allows it.
+        /// The directive that allows it.
         why: Reason,
-        /// Whether to validate it in the background meanwhile.
+        /// Whether to validate it in the background.
         refresh: bool,
     },
-    /// Ask upstream whether it still holds, and send it if so.
+    /// Validate the stored response with a conditional request; serve it on 304.
     Validate(Reason),
-    /// Ask upstream for a new one: this one cannot be validated, or must not be used.
+    /// Forward the request: the stored response cannot be validated or must not be used.
     Forward(Reason),
-    /// 504: the request says only-if-cached, and there is this against using what is stored.
+    /// Answer 504: the request has `only-if-cached`, and the stored response may not be used for this
+    /// reason.
     GatewayTimeout(Reason),
 }
 
-/// Why a request is not looked up at all; `None` when it is. HEAD is answered from what GET
-/// stored.
+/// Why the cache is not consulted for a request; `None` if it is. HEAD uses responses stored for
+/// GET.
 pub(crate) fn skips_cache(
     method: &Method,
     headers: &HeaderMap,
@@ -62,7 +63,7 @@ pub(crate) fn skips_cache(
     bypasses(headers, settings)
 }
 
-/// Whether the rule sends such a request past the cache.
+/// The configured bypass condition that the request matches, if any.
 pub(super) fn bypasses(headers: &HeaderMap, settings: &Settings) -> Option<Reason> {
     let bypass = &settings.bypass;
     if bypass.headers.iter().any(|name| headers.contains_key(name)) {
@@ -76,8 +77,8 @@ pub(super) fn bypasses(headers: &HeaderMap, settings: &Settings) -> Option<Reaso
     found.then_some(Reason::BypassCookie)
 }
 
-/// What to do when nothing is stored that goes with the request; `why` is
-/// [`Reason::Absent`], [`Reason::VariantAbsent`] or another kind of miss.
+/// What to do if no stored response matches the request; `why` is [`Reason::Absent`],
+/// [`Reason::VariantAbsent`] or another kind of miss.
 pub(crate) fn decide_absent(request: &RequestDirectives, why: Reason) -> Decision {
     match request.only_if_cached {
         true => Decision::GatewayTimeout(Reason::OnlyIfCached),
@@ -85,8 +86,8 @@ pub(crate) fn decide_absent(request: &RequestDirectives, why: Reason) -> Decisio
     }
 }
 
-/// What to do with `stored`, which was selected by key and variant. `purged` is what the purge
-/// table says of it.
+/// What to do with `stored`, which was selected by key and variant. `purged` is the kind of purge that
+/// covers `stored`, if any.
 pub(crate) fn decide(
     stored: &StoredResponse,
     purged: Option<PurgeKind>,
@@ -100,10 +101,10 @@ pub(crate) fn decide(
         return Decision::Serve { age };
     }
     let is_too_old = resident > settings.object_age_max;
-    let Some(reason) = against_fresh_use(stored, age, is_too_old, purged, request) else {
+    let Some(reason) = not_fresh_reason(stored, age, is_too_old, purged, request) else {
         return Decision::Serve { age };
     };
-    if let Some((why, refresh)) = stale_use(stored, age, purged, request, reason) {
+    if let Some((why, refresh)) = stale_reason(stored, age, purged, request, reason) {
         return Decision::ServeStale { age, why, refresh };
     }
     if request.only_if_cached {
@@ -115,8 +116,8 @@ pub(crate) fn decide(
     }
 }
 
-/// The first reason not to use it as a fresh response.
-fn against_fresh_use(
+/// The first reason why `stored` is not fresh for this request.
+fn not_fresh_reason(
     stored: &StoredResponse,
     age: Duration,
     is_too_old: bool,
@@ -159,8 +160,8 @@ fn against_fresh_use(
     None
 }
 
-/// Who allows it to be used stale, and whether that asks for validation in the background.
-fn stale_use(
+/// Why `stored` may be served stale, and whether to validate it in the background.
+fn stale_reason(
     stored: &StoredResponse,
     age: Duration,
     purged: Option<PurgeKind>,
@@ -172,7 +173,7 @@ fn stale_use(
         return None;
     }
     let staleness = age.saturating_sub(freshness.lifetime.span());
-    // A purge is the origin's word that it has changed: the client's wish does not go over it.
+    // A soft purge overrides `max-stale`: the origin has announced a change.
     if let Some(max_stale) = request.max_stale
         && purged.is_none()
         && staleness <= seconds(max_stale)
@@ -180,21 +181,21 @@ fn stale_use(
     {
         return Some((Reason::MaxStale, false));
     }
-    let unasked = request.max_age.is_none() && request.min_fresh.is_none();
-    let revalidates = !freshness.stale_while_revalidate.span().is_zero();
-    if unasked && revalidates && staleness <= freshness.stale_while_revalidate.span() {
+    let no_request_limits = request.max_age.is_none() && request.min_fresh.is_none();
+    let has_stale_while_revalidate = !freshness.stale_while_revalidate.span().is_zero();
+    if no_request_limits && has_stale_while_revalidate && staleness <= freshness.stale_while_revalidate.span() {
         return Some((Reason::WhileRevalidate, true));
     }
     None
 }
 
 fn can_be_validated(stored: &StoredResponse, reason: Reason) -> bool {
-    let gone = matches!(reason, Reason::HardPurged | Reason::TooOld | Reason::RequestNoStore);
-    !gone && (stored.headers.contains(&ETAG) || stored.headers.contains(&LAST_MODIFIED))
+    let must_not_be_used = matches!(reason, Reason::HardPurged | Reason::TooOld | Reason::RequestNoStore);
+    !must_not_be_used && (stored.headers.contains(&ETAG) || stored.headers.contains(&LAST_MODIFIED))
 }
 
-/// Whether `stored` may be sent when upstream failed: no connection, no answer in time, or a
-/// 500, 502, 503 or 504 (RFC 5861 §4, RFC 9111 §4.2.4).
+/// Whether `stored` may be served stale after an upstream failure: no connection, a timeout, or a
+/// status 500, 502, 503 or 504 (RFC 5861 §4, RFC 9111 §4.2.4).
 pub(crate) fn may_serve_stale_on_error(
     stored: &StoredResponse,
     purged: Option<PurgeKind>,
@@ -218,7 +219,7 @@ pub(crate) fn may_serve_stale_on_error(
     !allowed.is_zero() && staleness <= allowed
 }
 
-/// How long to wait for upstream before `stored` is sent stale, when that is allowed at all.
+/// How long to wait for upstream before serving `stored` stale; `None` if it may not be served stale.
 pub(crate) fn stale_when_slow(
     stored: &StoredResponse,
     purged: Option<PurgeKind>,
@@ -230,7 +231,7 @@ pub(crate) fn stale_when_slow(
     may_serve_stale_on_error(stored, purged, request, settings, now).then_some(deadline)
 }
 
-/// Whether an answer with this status counts as upstream's failure (RFC 5861 §4).
+/// Whether a response with this status is an upstream failure (RFC 5861 §4).
 pub(crate) fn is_upstream_error(status: http::StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
@@ -246,7 +247,8 @@ mod tests {
     use crate::cache::stored::tests::{now, stored};
     use http::header::{CACHE_CONTROL, COOKIE};
 
-    /// A response of this `Cache-Control`, asked for `age` seconds later with this one.
+    /// The decision for a response with the `Cache-Control` `response`, `age` seconds later, for a
+    /// request with the `Cache-Control` `request`.
     fn decided(response: &str, age: u64, request: &str, purged: Option<PurgeKind>) -> Decision {
         let mut headers = HeaderMap::new();
         if !request.is_empty() {

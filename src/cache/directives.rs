@@ -1,7 +1,7 @@
 //! `Cache-Control` of requests and of responses (RFC 9111 §5.2), and `Pragma` (§5.4).
 //!
-//! Read from bytes, name without case, argument as token or quoted string. What forbids
-//! reuse is believed in any form; what allows it only when it is well formed.
+//! Names are compared without case; arguments are tokens or quoted strings. A directive that forbids
+//! reuse counts in any form, one that allows it only if it is well formed.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use http::{HeaderMap, HeaderName};
 use super::settings::Honoured;
 use crate::fields::members;
 
-/// The largest delta-seconds that counts: RFC 9111 §1.2.2 asks to take more as 2^31.
+/// The largest delta-seconds: RFC 9111 §1.2.2 requires that larger values count as 2^31.
 pub(crate) const DELTA_SECONDS_MAX: u32 = 1 << 31;
 
-/// Of a request. Parsed once; only what the rule honours is in it.
+/// The directives of a request, parsed once. Those that the rule does not honour are left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RequestDirectives {
     /// `no-store`.
@@ -25,7 +25,7 @@ pub(crate) struct RequestDirectives {
     pub only_if_cached: bool,
     /// `max-age` in seconds; an invalid one is 0.
     pub max_age: Option<u32>,
-    /// `min-fresh` in seconds; an invalid one asks for nothing.
+    /// `min-fresh` in seconds; an invalid one is ignored.
     pub min_fresh: Option<u32>,
     /// `max-stale` in seconds; without an argument the largest number.
     pub max_stale: Option<u32>,
@@ -34,7 +34,8 @@ pub(crate) struct RequestDirectives {
 }
 
 impl RequestDirectives {
-    /// Those of a request that `honoured` lets count. One look at its names when there are none.
+    /// The directives of a request that `honoured` allows. A request without them costs one pass over
+    /// its field names.
     pub(crate) fn of(headers: &HeaderMap, honoured: Honoured) -> Self {
         if !headers.keys().any(|name| matches!(*name, CACHE_CONTROL | PRAGMA)) {
             Self::default()
@@ -87,7 +88,7 @@ fn pragma_no_cache(headers: &HeaderMap) -> bool {
         .any(|member| member.name.eq_ignore_ascii_case(b"no-cache"))
 }
 
-/// Of a response, from the field that speaks to us.
+/// The directives of a response, from the field that applies to this cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResponseDirectives {
     /// `no-store`.
@@ -120,13 +121,13 @@ pub(crate) struct ResponseDirectives {
     pub unstored_fields: Vec<HeaderName>,
 }
 
-/// A delta-seconds argument. Said twice with different values it is invalid (RFC 9111 §4.2.1).
+/// A delta-seconds argument. Repeated with different values it is invalid (RFC 9111 §4.2.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Seconds {
-    /// Not there.
+    /// The directive is absent.
     #[default]
     Absent,
-    /// There, and makes no sense. For a lifetime: stale.
+    /// The directive is present and invalid. As a lifetime: zero.
     Invalid,
     /// At most [`DELTA_SECONDS_MAX`].
     Valid(u32),
@@ -199,8 +200,8 @@ impl ResponseDirectives {
     }
 }
 
-/// Field names in a quoted list; `None` if it is not quoted (`no-cache=1` means the whole), one
-/// is not a name, or none is: then the directive counts for the whole response.
+/// The field names in a quoted list. `None` if the argument is not quoted, is empty, or has an invalid
+/// name: then the directive applies to the whole response.
 fn field_names(argument: Argument<'_>) -> Option<Vec<HeaderName>> {
     if !argument.0.starts_with(b"\"") {
         return None;
@@ -213,7 +214,7 @@ fn field_names(argument: Argument<'_>) -> Option<Vec<HeaderName>> {
     (!names.is_empty()).then_some(names)
 }
 
-/// Digits only; more than 2^31 is 2^31 (RFC 9111 §1.2.2).
+/// A number of digits only; a larger one than 2^31 is 2^31 (RFC 9111 §1.2.2).
 pub(super) fn digits(text: &[u8]) -> Option<u32> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
@@ -226,7 +227,7 @@ fn delta_seconds(argument: Argument<'_>) -> Option<u32> {
     digits(&argument.text())
 }
 
-/// Names of directives are short; a longer one is none of ours.
+/// Calls `then` with the name in lower case, unless it is longer than every known directive.
 fn match_name(name: &[u8], then: impl FnOnce(&[u8])) {
     let mut lower = [0; 32];
     if let Some(lower) = lower.get_mut(..name.len()) {
@@ -256,7 +257,7 @@ pub(super) struct Member<'a> {
     pub argument: Option<Argument<'a>>,
 }
 
-/// What stands after `=`, as written.
+/// The text after `=`, as received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Argument<'a>(&'a [u8]);
 
@@ -279,8 +280,8 @@ impl<'a> Argument<'a> {
     }
 }
 
-/// The members of one line. Commas in quoted strings do not part; a quote that is never closed
-/// is taken as an ordinary character, so that it hides nothing.
+/// The members of one line. Commas in quoted strings do not separate members; a quote that is never
+/// closed is an ordinary character, so that it hides no directive.
 pub(super) struct Members<'a> {
     rest: &'a [u8],
 }

@@ -1,4 +1,5 @@
-//! Header fields on their way into the store and out of it (RFC 9111 §3.1, §4, §4.3.1).
+//! Header fields as they are stored, sent to clients, and sent for validation (RFC 9111 §3.1, §4,
+//! §4.3.1).
 
 use std::time::{Duration, SystemTime};
 
@@ -33,7 +34,7 @@ pub(crate) const HOP_BY_HOP: [HeaderName; 11] = [
     UPGRADE,
 ];
 
-/// Takes the fields of this hop out, those that `Connection` names too.
+/// Removes the fields of this hop, including those that `Connection` names.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -46,8 +47,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// The fields of a response as they are stored: without this hop's, without `unstored` (named
-/// by `no-cache="…"` and `private="…"`), with a `Date` and without `Age`.
+/// The fields of a response as they are stored: without those of this hop and `unstored` (named by
+/// `no-cache="…"` and `private="…"`), with a `Date`, without `Age`.
 pub(super) fn storable_fields(
     response: &HeaderMap,
     unstored: &[HeaderName],
@@ -69,23 +70,23 @@ pub(super) fn storable_fields(
     headers
 }
 
-/// The fields of a response that are for the client alone that caused it: those named by
-/// `no-cache="…"` and `private="…"`, and cookies that are not stored. Not those that [`answer`]
-/// writes anew: they are in no stored response either.
+/// The fields of a response that are only for the client whose request was forwarded: those named by
+/// `no-cache="…"` and `private="…"`, and cookies that are not stored. Without those that [`answer`]
+/// generates, which no stored response has either.
 pub(crate) fn own_fields(response: &HeaderMap, stored: &FieldSection) -> HeaderMap {
-    let is_own = |name: &HeaderName| !WRITTEN_ANEW.contains(name) && !stored.contains(name);
+    let is_own = |name: &HeaderName| !GENERATED.contains(name) && !stored.contains(name);
     let own = response.iter().filter(|(name, _)| is_own(name));
     let mut own: HeaderMap = own.map(|(name, value)| (name.clone(), value.clone())).collect();
     remove_hop_by_hop(&mut own);
     own
 }
 
-/// What [`answer`] says itself of what it sends.
-const WRITTEN_ANEW: [HeaderName; 3] = [AGE, CONTENT_LENGTH, CONTENT_RANGE];
+/// Fields that [`answer`] generates.
+const GENERATED: [HeaderName; 3] = [AGE, CONTENT_LENGTH, CONTENT_RANGE];
 
-/// The head of the answer that sends `selected` of `stored`, which is `length` bytes long if
-/// that is known: status and fields, with `Content-Length` and `Content-Range` as they must be.
-/// `None` while bytes are missing.
+/// Status and fields of the response that sends `selected` of `stored`, with the matching
+/// `Content-Length` and `Content-Range`. `length` is that of the complete body, if known. `None` while
+/// bytes are missing.
 pub(crate) fn answer(
     stored: &StoredResponse,
     selected: &Selected,
@@ -103,12 +104,12 @@ pub(crate) fn answer(
                 fields.append_number(&CONTENT_LENGTH, length);
             }
             match stored.status {
-                // A partial response whose parts have all come is whole (RFC 9111 §3.4).
+                // A partial response with all its parts is complete (RFC 9111 §3.4).
                 StatusCode::PARTIAL_CONTENT => StatusCode::OK,
                 status => status,
             }
         }
-        // What tells of the content stays until its coding is decided: see `leave_content_out`.
+        // Fields that describe the content stay until its coding is known: see `leave_content_out`.
         Selected::NotModified => StatusCode::NOT_MODIFIED,
         Selected::PreconditionFailed => {
             fields.remove_all(&OF_CONTENT);
@@ -139,8 +140,8 @@ pub(crate) fn answer(
     Some((status, fields))
 }
 
-/// Takes out of a 304 what tells of content that is not sent (RFC 9110 §15.4.5). To be called once
-/// `Vary` names what the 200 varies by, which depends on these fields.
+/// Removes the fields of a 304 that describe content (RFC 9110 §15.4.5). Call it after `Vary` is
+/// complete, because `Vary` depends on these fields.
 pub(crate) fn leave_content_out(fields: &mut FieldLines) {
     fields.remove_all(&OF_CONTENT);
 }
@@ -154,9 +155,9 @@ fn text_value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("printable ASCII is a field value")
 }
 
-/// Makes a request's fields ask whether `stored` still holds: our validators in, the client's
-/// own conditions and ranges out (RFC 9111 §4.3.1). The rest, the selecting fields above all,
-/// stays.
+/// Turns a request's fields into a conditional request for `stored` (RFC 9111 §4.3.1): replaces the
+/// client's conditions and ranges by the stored validators. Other fields stay, including the selecting
+/// fields.
 pub(crate) fn validation_fields(stored: &StoredResponse, headers: &mut HeaderMap) {
     remove_conditions(headers);
     if let Some(tag) = stored.headers.values(&ETAG).next() {
@@ -167,15 +168,15 @@ pub(crate) fn validation_fields(stored: &StoredResponse, headers: &mut HeaderMap
     }
 }
 
-/// Takes the client's conditions and ranges out, so that upstream's answer is the whole and can
-/// be stored; the client's own are judged on what comes.
+/// Removes the client's conditions and ranges, so that upstream sends a complete, storable response.
+/// The client's own are evaluated against that response.
 pub(crate) fn remove_conditions(headers: &mut HeaderMap) {
     for name in [IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE, IF_RANGE, RANGE] {
         headers.remove(name);
     }
 }
 
-/// What tells of content that is not sent (RFC 9110 §15.4.5); `Content-Location` stays.
+/// Fields that describe content (RFC 9110 §15.4.5), except `Content-Location`.
 const OF_CONTENT: [HeaderName; 9] = [
     CONTENT_LENGTH,
     CONTENT_TYPE,
@@ -188,7 +189,7 @@ const OF_CONTENT: [HeaderName; 9] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-/// IMF-fixdate; times before 1970 are 1970.
+/// The time as IMF-fixdate; a time before 1970 counts as 1970.
 pub(crate) fn http_date(time: SystemTime) -> HeaderValue {
     let text = httpdate::fmt_http_date(time.max(SystemTime::UNIX_EPOCH));
     HeaderValue::try_from(text).expect("a date is a field value")

@@ -11,19 +11,19 @@ use super::date::parse_date;
 use super::directives::{ResponseDirectives, Seconds, digits};
 use super::settings::Lifetimes;
 
-/// A freshness lifetime and what it comes from.
+/// A freshness lifetime and its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
-    /// How long it is fresh, counted in age.
+    /// The age at which the response becomes stale.
     pub lasts: Duration,
-    /// Who says so.
+    /// Where the lifetime comes from.
     pub source: LifetimeSource,
 }
 
 /// What a freshness lifetime comes from (RFC 9111 §4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LifetimeSource {
-    /// The rule's fixed lifetime.
+    /// The fixed lifetime of the configured rule.
     Rule,
     /// `s-maxage`.
     SharedMaxAge,
@@ -31,11 +31,11 @@ pub(crate) enum LifetimeSource {
     MaxAge,
     /// `Expires` less `Date`.
     Expires,
-    /// The rule's lifetime for this status.
+    /// The lifetime of the configured rule for this status.
     Status,
     /// A share of the time since `Last-Modified` (RFC 9111 §4.2.2).
     Heuristic,
-    /// Nobody: it is never fresh.
+    /// No source gives a lifetime: the response is never fresh.
     Nobody,
 }
 
@@ -53,7 +53,7 @@ impl LifetimeSource {
         }
     }
 
-    /// Whether the origin said it in so many words.
+    /// Whether the origin sent an explicit lifetime.
     pub(crate) const fn is_explicit(self) -> bool {
         matches!(self, Self::SharedMaxAge | Self::MaxAge | Self::Expires)
     }
@@ -62,50 +62,54 @@ impl LifetimeSource {
 /// What the lifetime of a response is computed from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LifetimeInput<'a> {
+    /// Its status.
     pub status: StatusCode,
+    /// Its fields.
     pub headers: &'a HeaderMap,
+    /// The directives that apply to it.
     pub directives: &'a ResponseDirectives,
     /// Whether `directives` come from a targeted field; then `Expires` is ignored (RFC 9213 §2.2).
     pub targeted: bool,
+    /// When its header section was received.
     pub response_time: SystemTime,
 }
 
 /// `freshness_lifetime` of a response for a shared cache (RFC 9111 §4.2.1).
 pub(crate) fn lifetime(response: &LifetimeInput<'_>, lifetimes: &Lifetimes) -> Lifetime {
     let LifetimeInput { status, headers, directives, response_time, .. } = *response;
-    let found = configured(status, lifetimes)
-        .or_else(|| lifetimes.respect_origin.then(|| explicit(response)).flatten())
-        .or_else(|| from(LifetimeSource::Status, lifetimes.of_status(status)))
+    let found = configured_lifetime(status, lifetimes)
+        .or_else(|| lifetimes.respect_origin.then(|| explicit_lifetime(response)).flatten())
+        .or_else(|| lifetime_from(LifetimeSource::Status, lifetimes.of_status(status)))
         .or_else(|| {
-            let guessed = directives.public || is_heuristically_cacheable(status);
-            guessed.then(|| heuristic(headers, response_time, lifetimes)).flatten()
+            let allows_heuristic = directives.public || is_heuristically_cacheable(status);
+            allows_heuristic.then(|| heuristic(headers, response_time, lifetimes)).flatten()
         })
         .unwrap_or(Lifetime { lasts: Duration::ZERO, source: LifetimeSource::Nobody });
     Lifetime { lasts: found.lasts.min(lifetimes.lifetime_max), ..found }
 }
 
-fn from(source: LifetimeSource, lasts: Option<Duration>) -> Option<Lifetime> {
+fn lifetime_from(source: LifetimeSource, lasts: Option<Duration>) -> Option<Lifetime> {
     lasts.map(|lasts| Lifetime { lasts, source })
 }
 
-fn configured(status: StatusCode, lifetimes: &Lifetimes) -> Option<Lifetime> {
+fn configured_lifetime(status: StatusCode, lifetimes: &Lifetimes) -> Option<Lifetime> {
     let fixed = lifetimes.fixed.filter(|_| is_heuristically_cacheable(status));
-    from(LifetimeSource::Rule, fixed)
+    lifetime_from(LifetimeSource::Rule, fixed)
 }
 
 /// The lifetime that the origin states.
-fn explicit(response: &LifetimeInput<'_>) -> Option<Lifetime> {
+fn explicit_lifetime(response: &LifetimeInput<'_>) -> Option<Lifetime> {
     let LifetimeInput { headers, directives, targeted, response_time, .. } = *response;
     let stated = |seconds: Seconds| seconds.or_zero().map(|s| Duration::from_secs(s.into()));
-    from(LifetimeSource::SharedMaxAge, stated(directives.s_maxage))
-        .or_else(|| from(LifetimeSource::MaxAge, stated(directives.max_age)))
+    lifetime_from(LifetimeSource::SharedMaxAge, stated(directives.s_maxage))
+        .or_else(|| lifetime_from(LifetimeSource::MaxAge, stated(directives.max_age)))
         .or_else(|| {
             let expires = if targeted { None } else { expires(headers, response_time) };
-            from(LifetimeSource::Expires, expires)
+            lifetime_from(LifetimeSource::Expires, expires)
         })
 }
 
-/// `Expires` less `Date`; zero when it is not one valid date (RFC 9111 §5.3).
+/// `Expires` minus `Date`; zero if `Expires` is not one valid date (RFC 9111 §5.3).
 fn expires(headers: &HeaderMap, response_time: SystemTime) -> Option<Duration> {
     headers.get(EXPIRES)?;
     let expires = single_date(headers, &EXPIRES, response_time);
@@ -121,23 +125,23 @@ fn heuristic(
     let modified = single_date(headers, &LAST_MODIFIED, response_time)?;
     let unchanged = date_value(headers, response_time).duration_since(modified).ok()?;
     let lasts = unchanged.mul_f64(lifetimes.heuristic_fraction.clamp(0.0, 1.0));
-    from(LifetimeSource::Heuristic, Some(lasts.min(lifetimes.heuristic_max)))
+    lifetime_from(LifetimeSource::Heuristic, Some(lasts.min(lifetimes.heuristic_max)))
 }
 
-/// Statuses that may be cached without explicit freshness (RFC 9110 §15.1). 206 is left out:
-/// a part is worth keeping only when its origin says for how long.
+/// Statuses that may be cached without explicit freshness (RFC 9110 §15.1). 206 is excluded: partial
+/// responses are stored only with an explicit lifetime.
 pub(crate) fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
-/// Statuses whose caching requirements this cache knows and meets: what `must-understand` asks
-/// for (RFC 9111 §5.2.2.3).
+/// Statuses whose caching requirements this cache implements, as `must-understand` requires
+/// (RFC 9111 §5.2.2.3).
 pub(crate) fn is_understood(status: StatusCode) -> bool {
     is_heuristically_cacheable(status) || matches!(status.as_u16(), 206 | 302 | 303 | 307)
 }
 
-/// `corrected_initial_age` (RFC 9111 §4.2.3): the larger of what `Date` and what `Age` plus the
-/// time on the way tell.
+/// `corrected_initial_age` (RFC 9111 §4.2.3): the larger of `apparent_age` (from `Date`) and
+/// `corrected_age_value` (`Age` plus `response_delay`).
 pub(crate) fn initial_age(
     headers: &HeaderMap,
     request_time: SystemTime,
@@ -162,7 +166,7 @@ pub(crate) fn date_value(headers: &HeaderMap, response_time: SystemTime) -> Syst
     single_date(headers, &DATE, response_time).unwrap_or(response_time)
 }
 
-/// The date of a field; `None` when absent, invalid, or said twice differently.
+/// The date of a field; `None` if absent, invalid, or repeated with different values.
 pub(crate) fn single_date(
     headers: &impl Fields,
     name: &HeaderName,

@@ -1,12 +1,12 @@
 //! The rules of HTTP caching (RFC 9111) for a shared cache, as pure functions.
 //!
-//! Values in, values out; `now` is an argument. No I/O, no clock, no lock. What is stored
-//! where is the store's business; when to ask whom is serve's.
+//! `now` is an argument: no I/O, no clock, no lock. The store keeps the responses; serve/ calls these
+//! functions and forwards requests.
 //!
-//! A request meets the files in this order: [`key`] and [`vary`] say where to look, [`decide()`]
-//! whether what is there may be used, [`select`](conditional) which part of it is sent;
-//! upstream's answer goes through [`storing`] or, to a conditional request, [`update`];
-//! [`invalidate`] follows unsafe methods, and [`status`] says what happened.
+//! In the order of a request: [`key`] and [`vary`] give the hash of a stored response, [`decide()`]
+//! decides whether it may be used, [`select`](conditional) which part of it is sent. An upstream
+//! response goes to [`storing`] or, after a conditional request, to [`update`]; [`invalidate`] follows
+//! unsafe methods; [`status`] writes `Cache-Status`.
 
 pub(crate) mod conditional;
 pub(crate) mod date;

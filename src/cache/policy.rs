@@ -1,10 +1,9 @@
-//! http-cache-semantics behind a window: it sees canonical fields only, and is asked two things
-//! when a response is stored or validated: may it be stored, and for how long is it fresh.
+//! Checks a response with the crate http-cache-semantics, as a second opinion, when it is stored or
+//! validated: may it be stored, and how long is it fresh. Never runs on a hit.
 //!
-//! It never sees raw fields, because it compares directive names with case, splits quoted
-//! strings, reads only IMF-fixdate and gives up on repeated fields; and it never runs on a hit.
-//! Our own rules have decided before; the stricter of both answers counts. The property test
-//! below holds the two against each other on input as wild as it comes.
+//! The crate gets canonical fields only, because it compares directive names with case, splits quoted
+//! strings, reads only IMF-fixdate and rejects repeated fields. The rules of [`super::storing`] apply
+//! first; the stricter result counts. A property test compares both on random input.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,31 +16,31 @@ use super::fields::http_date;
 use super::freshness::{date_value, single_date};
 use super::storing::Exchange;
 use super::targeted::Addressed;
-use crate::planted::{self, Bug};
+use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
-/// What http-cache-semantics says.
+/// The result of http-cache-semantics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Judgement {
+pub(super) struct CrateVerdict {
     /// Whether it may be stored.
     pub storable: bool,
-    /// Its freshness lifetime, age not taken off.
+    /// Its freshness lifetime, without subtracting its age.
     pub lifetime: Duration,
 }
 
-/// Asks it about a response that our own rules would store.
-pub(super) fn judge(exchange: &Exchange<'_>, addressed: &Addressed) -> Judgement {
+/// Evaluates a response that the rules of this crate accept.
+pub(super) fn evaluate(exchange: &Exchange<'_>, addressed: &Addressed) -> CrateVerdict {
     let request = Canonical::request(exchange);
     let response = Canonical::response(exchange, addressed);
     let options = CacheOptions { shared: true, ..CacheOptions::default() };
     let at = exchange.response_time;
     let policy = CachePolicy::new_options(&request, &response, at, options);
-    Judgement { storable: policy.is_storable(), lifetime: policy.time_to_live(at) }
+    CrateVerdict { storable: policy.is_storable(), lifetime: policy.time_to_live(at) }
 }
 
-/// A message in the form that http-cache-semantics reads right: method GET, one host, status
-/// 200 where our rules allow the status, one lower-case `Cache-Control`, IMF-fixdates, no
-/// cookies, `Authorization` as a mark only. `no-cache`, `proxy-revalidate` and qualified forms
-/// are left out: they are matters of reuse, and it takes them for a lifetime of nothing.
+/// A message in the form that http-cache-semantics reads correctly: method GET, one host, status 200
+/// (the status was checked before), one lower-case `Cache-Control`, IMF-fixdates, no cookies, a
+/// placeholder for `Authorization`. `no-cache`, `proxy-revalidate` and qualified forms are left out:
+/// they concern reuse, and the crate takes them for a lifetime of zero.
 struct Canonical {
     headers: HeaderMap,
 }

@@ -1,20 +1,20 @@
-//! What a purge covers, and whether it covers a stored response.
+//! The scopes of purges, and the facts of a stored response that they are compared with.
 
-/// A position in this node's purge log. Grows with each purge applied, never falls, not
-/// over a restart either.
+/// A position in this node's purge log. Grows with each applied purge and never falls, also across
+/// restarts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PurgeSequence(pub u64);
 
-/// What becomes of what a purge covers. `Hard` beats `Soft`.
+/// The effect of a purge on the responses that it covers. `Hard` overrides `Soft`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PurgeKind {
-    /// Stale at once: may be validated, and served where a stale response is allowed.
+    /// They become stale: they may be validated, and served where a stale response is allowed.
     Soft,
-    /// Gone.
+    /// They must not be used any more.
     Hard,
 }
 
-/// What a purge covers.
+/// The responses that a purge covers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum PurgeScope {
     /// Everything.

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use http::StatusCode;
 
 pub(crate) use crate::labels::{Fwd, Reason};
-use crate::planted::{self, Bug};
+use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
 /// How the cache handled a request: one member of `Cache-Status`, built along the path.
 ///
@@ -19,55 +19,55 @@ use crate::planted::{self, Bug};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheStatus {
-    /// Where the answer comes from.
+    /// Where the response comes from.
     pub handling: Handling,
-    /// The status that upstream answered with.
+    /// The status of the upstream response.
     pub fwd_status: Option<StatusCode>,
-    /// Whether the answer was stored.
+    /// Whether the response was stored.
     pub stored: bool,
-    /// Whether the request waited for another's fetch.
+    /// Whether the request was collapsed into another one.
     pub collapsed: bool,
-    /// Seconds of freshness left when the answer was made; negative when stale.
+    /// Remaining seconds of freshness when the response was generated; negative if stale.
     pub ttl: Option<i64>,
-    /// What else is to be said: why it was served stale, why it was not stored.
+    /// Further details: why the response was served stale or not stored.
     pub detail: Option<Reason>,
 }
 
-/// Where an answer comes from.
+/// Where a response comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Handling {
-    /// The cache, without an origin.
+    /// The cache, without upstream.
     Hit,
-    /// An origin, and why; or an origin was to answer, and did not.
+    /// Upstream, and why the request was forwarded; also if upstream did not respond.
     Forwarded(Reason),
-    /// The node alone: neither the cache nor an origin, and why.
+    /// The node itself, without cache and upstream, and why.
     Generated(Reason),
 }
 
 impl CacheStatus {
-    /// Answered from the cache.
+    /// The response comes from the cache.
     pub(crate) fn hit(ttl: i64) -> Self {
         let made_up = if planted::has(Bug::TtlMadeUp) { 1000 } else { 0 };
         Self { ttl: Some(ttl + made_up), ..Self::EMPTY }
     }
 
-    /// Sent on to upstream.
+    /// The request was forwarded.
     pub(crate) const fn forwarded(reason: Reason) -> Self {
         Self { handling: Handling::Forwarded(reason), ..Self::EMPTY }
     }
 
-    /// Answered without the cache and without an origin. It has neither `hit` nor `fwd`, which is
-    /// for requests that went on (RFC 9211 §2.2).
+    /// The node generated the response. It has neither `hit` nor `fwd`, which is for forwarded requests
+    /// (RFC 9211 §2.2).
     pub(crate) const fn generated(reason: Reason) -> Self {
         Self { handling: Handling::Generated(reason), ..Self::EMPTY }
     }
 
-    /// Whether the cache had no part in it.
+    /// Whether the node generated the response.
     pub(crate) const fn is_generated(&self) -> bool {
         matches!(self.handling, Handling::Generated(_))
     }
 
-    /// The reason to log and to count: `detail` where there is one, else why it was no hit.
+    /// The reason to log and count: `detail` if there is one, else why it was no hit.
     pub(crate) fn reason(&self) -> Option<Reason> {
         self.detail.or(match self.handling {
             Handling::Hit => None,
@@ -122,10 +122,10 @@ impl CacheStatus {
         }
     }
 
-    /// `fwd=stale; detail=stale` would say it twice.
+    /// The reason, unless `fwd` says the same, as in `fwd=stale; detail=stale`.
     fn detail_shown(&self) -> Option<Reason> {
-        let is_said = |reason: &Reason| matches!(reason, Reason::Stale | Reason::Absent);
-        self.reason().filter(|reason| self.is_generated() || !is_said(reason))
+        let is_in_fwd = |reason: &Reason| matches!(reason, Reason::Stale | Reason::Absent);
+        self.reason().filter(|reason| self.is_generated() || !is_in_fwd(reason))
     }
 
     const EMPTY: Self = Self {

@@ -1,4 +1,4 @@
-//! The stored response: what RFC 9111 §3 and §4 need to know of it, apart from its body.
+//! The stored response: everything that RFC 9111 §3 and §4 need, except its body.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,8 +10,8 @@ use super::key::{KeyHash, variant_hash};
 use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts};
 use super::purge::{ALIASED, PurgeSequence, PurgeTarget};
 
-/// A response as the store keeps it and as the rules see it. Nothing in here is of the
-/// requester, except the values of the selecting fields (`variant`).
+/// A response as it is stored. Holds nothing of the requesting client except the values of the
+/// selecting fields (`variant`).
 #[derive(Clone, Debug)]
 pub(crate) struct StoredResponse {
     /// The key's text, compared on every lookup.
@@ -22,26 +22,25 @@ pub(crate) struct StoredResponse {
     pub site: SiteName,
     /// The final status, 206 only while the body is incomplete.
     pub status: StatusCode,
-    /// The fields to reuse, as received: repeats, order, bytes. Hop-by-hop fields and what
-    /// `no-cache="…"`/`private="…"` name are not in it; `Age` is a placeholder, so that a hit
-    /// sets it in its place.
+    /// The fields to reuse, as received: repeats, order, bytes. Without hop-by-hop fields, `Age`, and
+    /// fields that `no-cache="…"` and `private="…"` name.
     pub headers: FieldSection,
-    /// How long it may be reused, computed once.
+    /// How long it may be reused. Computed when it is stored.
     pub freshness: Freshness,
     /// Hashes of its tags, see [`super::purge::tag_hash`].
     pub tags: Box<[u64]>,
     /// The purge-log position read **before** the upstream request was sent.
     pub stored_at_sequence: PurgeSequence,
-    /// The whole body's length in bytes, when known.
+    /// Length of the complete body in bytes, if known.
     pub complete_length: Option<u64>,
-    /// Which bytes are stored, when not all are: sorted, disjoint, not touching.
+    /// The stored bytes, if not all are stored: sorted, disjoint, not adjacent.
     pub parts: Option<Box<StoredParts>>,
-    /// The version that it was received over, for `Via` (RFC 9110 §7.6.3). A validation leaves it.
+    /// The HTTP version that it was received over, for `Via` (RFC 9110 §7.6.3). A validation does not
+    /// change it.
     pub version: Version,
 }
 
-/// The freshness record: all that a hit's decision reads. Forty bytes, where plain times would
-/// take 88.
+/// Everything that the decision for a hit reads. 40 bytes; plain times would take 88.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Freshness {
     /// When the response arrived (`response_time` of RFC 9111 §4.2.3).
@@ -50,7 +49,7 @@ pub(crate) struct Freshness {
     pub initial_age: Nanoseconds,
     /// `freshness_lifetime` of RFC 9111 §4.2.1 for a shared cache.
     pub lifetime: Nanoseconds,
-    /// Whether the lifetime is a guess (RFC 9111 §4.2.2).
+    /// Whether the lifetime is heuristic (RFC 9111 §4.2.2).
     pub heuristic: bool,
     /// RFC 5861 §3, after site defaults.
     pub stale_while_revalidate: Seconds,
@@ -58,7 +57,7 @@ pub(crate) struct Freshness {
     pub stale_if_error: Seconds,
     /// `must-revalidate`, `proxy-revalidate` or `s-maxage`: never served stale.
     pub must_revalidate: bool,
-    /// RFC 8246: while fresh, a request's `max-age` does not make it be validated.
+    /// RFC 8246: while it is fresh, a request's `max-age` does not cause a validation.
     pub immutable: bool,
     /// `no-cache` without an argument: never served without validation.
     pub no_cache: bool,
@@ -70,17 +69,17 @@ impl Freshness {
         self.age_after(self.resident(now))
     }
 
-    /// Its age when it has been here for so long.
+    /// Its age after this resident time.
     pub(crate) fn age_after(&self, resident: Duration) -> Duration {
         self.initial_age.span().saturating_add(resident)
     }
 
-    /// `resident_time`: how long it has been here since it arrived or was validated.
+    /// `resident_time`: how long ago it arrived or was validated.
     pub(crate) fn resident(&self, now: SystemTime) -> Duration {
         now.duration_since(self.response_time.time()).unwrap_or_default()
     }
 
-    /// What is left of its lifetime in seconds, negative when it is stale: `ttl` of RFC 9211.
+    /// The rest of its lifetime in seconds, negative if it is stale: `ttl` of RFC 9211.
     pub(crate) fn ttl(&self, now: SystemTime) -> i64 {
         self.ttl_at(self.age(now))
     }
@@ -93,17 +92,17 @@ impl Freshness {
 }
 
 impl StoredResponse {
-    /// Where the store keeps it: its key's hash, or its variant's.
+    /// The hash under which it is stored: its key's, or its variant's.
     pub(crate) fn hash(&self) -> KeyHash {
         variant_hash(&self.key, &self.variant)
     }
 
-    /// Whether it was stored by a rule of `No-Vary-Search`.
+    /// Whether it is stored under a key that `No-Vary-Search` shortened.
     pub(crate) fn is_aliased(&self) -> bool {
         self.tags.contains(&ALIASED)
     }
 
-    /// What purges are matched against.
+    /// What purges are compared with.
     pub(crate) fn purge_target(&self) -> PurgeTarget<'_> {
         let url = self.key.split('\n').next().unwrap_or_default();
         PurgeTarget { site: &self.site, url, tags: &self.tags }

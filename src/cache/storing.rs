@@ -1,7 +1,7 @@
 //! Whether a response may be stored, and as what (RFC 9111 §3).
 //!
-//! The rules here are ours; where they allow it, http-cache-semantics is asked too
-//! ([`super::policy`]), and the stricter answer counts.
+//! The rules of this module apply first. A response that they accept with an explicit lifetime is also
+//! checked with http-cache-semantics ([`super::policy`]); the stricter result applies.
 
 use std::time::{Duration, SystemTime};
 
@@ -28,69 +28,69 @@ use super::tags::tags;
 use super::targeted::{Addressed, addressed};
 use super::vary::{Vary, variant_key};
 use crate::fields::Fields;
-use crate::planted::{self, Bug};
+use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
 /// A request and the head of its response.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exchange<'a> {
-    /// As the client sent it.
+    /// The method of the client's request.
     pub method: &'a Method,
-    /// The client's fields.
+    /// The fields of the client's request.
     pub request: &'a HeaderMap,
-    /// The version that upstream answered over.
+    /// The HTTP version of the upstream response.
     pub version: Version,
-    /// Upstream's status.
+    /// The status of the upstream response.
     pub status: StatusCode,
-    /// Upstream's fields.
+    /// The fields of the upstream response.
     pub response: &'a HeaderMap,
-    /// When the request went out.
+    /// When the request was sent.
     pub request_time: SystemTime,
-    /// When the head of the response was in.
+    /// When the header section of the response was received.
     pub response_time: SystemTime,
 }
 
-/// Where a response would be stored.
+/// The key, site and purge position under which a response is stored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
-    /// The key of the request, as it was asked.
+    /// The key of the request, before `No-Vary-Search`.
     pub key: &'a CacheKey,
-    /// The fields that `Vary` selects by: the request's, as the origin got them.
+    /// The request fields as sent to the origin, from which `Vary` selects.
     pub selecting: &'a HeaderMap,
-    /// The content codings that `Accept-Encoding` is folded to, see [`super::variant_key`].
+    /// The content codings to which `Accept-Encoding` is normalised, see [`super::variant_key`].
     pub codings: &'a [&'static str],
     /// The site's name.
     pub site: &'a str,
-    /// The purge log's position before the request went out.
+    /// The position of the purge log before the request was sent.
     pub sequence: PurgeSequence,
 }
 
 /// Whether a response may be stored.
 #[derive(Clone, Debug)]
 pub(crate) enum Storing {
-    /// As this.
+    /// The response is stored in this form.
     Store(Box<StoredResponse>),
-    /// No.
+    /// The response is not stored.
     Pass {
-        /// Why not.
+        /// Why.
         reason: Reason,
         /// How long to remember that responses under this key cannot be stored, so that
-        /// requests do not wait for each other. `None`: the next may well be storable.
+        /// requests do not wait for each other. `None`: the next response may be storable.
         remember: Option<Duration>,
     },
 }
 
-/// What the rules found out about a response, rule by rule: for `skerry explain`.
+/// The results of the rules for one response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Findings {
-    /// Its directives, and the field they come from.
+    /// The directives that apply, and the field that they come from.
     pub addressed: Addressed,
-    /// Its lifetime, and where that comes from.
+    /// Its freshness lifetime, and where that comes from.
     pub lifetime: Lifetime,
     /// Its age on arrival.
     pub initial_age: Duration,
-    /// What its `Vary` says.
+    /// Its selecting fields.
     pub vary: Vary,
-    /// Why it is not stored.
+    /// Why the response is not stored; `None` if it is.
     pub refusal: Option<Reason>,
 }
 
@@ -100,9 +100,9 @@ pub(crate) fn may_store(
     place: &Place<'_>,
     settings: &Settings,
 ) -> Storing {
-    let findings = match refused_outright(exchange, place.key, settings) {
-        Ok(addressed) => weigh(exchange, place.key, settings, addressed),
-        // Most of what passes has said so: nothing else needs to be known of it.
+    let findings = match check_directives(exchange, place.key, settings) {
+        Ok(addressed) => evaluate_content(exchange, place.key, settings, addressed),
+        // Most uncacheable responses are refused by a directive: skip the remaining rules.
         Err((_, reason)) => return pass(reason, exchange, settings),
     };
     match findings.refusal {
@@ -112,37 +112,37 @@ pub(crate) fn may_store(
 }
 
 fn pass(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Storing {
-    Storing::Pass { reason, remember: remembered(reason, exchange, settings) }
+    Storing::Pass { reason, remember: remember_uncacheable_for(reason, exchange, settings) }
 }
 
 /// Applies every rule of RFC 9111 §3 and of the settings.
 pub(crate) fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Findings {
-    match refused_outright(exchange, key, settings) {
-        Ok(addressed) => weigh(exchange, key, settings, addressed),
+    match check_directives(exchange, key, settings) {
+        Ok(addressed) => evaluate_content(exchange, key, settings, addressed),
         Err((addressed, reason)) => {
             Findings { refusal: Some(reason), ..find(exchange, settings, addressed) }
         }
     }
 }
 
-/// What forbids storing in so many words: the request, the status, a directive. Else what the
-/// response's directives are.
-fn refused_outright(
+/// Applies the rules that need only the request, the status and the directives. Returns the
+/// response's directives if none of them refuses.
+fn check_directives(
     exchange: &Exchange<'_>,
     key: &CacheKey,
     settings: &Settings,
 ) -> Result<Addressed, (Addressed, Reason)> {
     let addressed = addressed(exchange.response, &settings.targeted);
     let refusal = refused_request(exchange, key, settings)
-        .or_else(|| refused_by_word(exchange, &addressed.directives));
+        .or_else(|| refused_by_status_or_directive(exchange, &addressed.directives));
     match refusal {
         Some(reason) => Err((addressed, reason)),
         None => Ok(addressed),
     }
 }
 
-/// The rules that weigh lifetime, validators and content.
-fn weigh(
+/// Applies the rules that need lifetime, validators and content.
+fn evaluate_content(
     exchange: &Exchange<'_>,
     key: &CacheKey,
     settings: &Settings,
@@ -150,7 +150,7 @@ fn weigh(
 ) -> Findings {
     let mut findings = find(exchange, settings, addressed);
     findings.refusal = refused_response(exchange, key, settings, &findings)
-        .or_else(|| refused_by_kernel(exchange, settings, &mut findings));
+        .or_else(|| refused_by_policy_crate(exchange, settings, &mut findings));
     findings
 }
 
@@ -193,15 +193,15 @@ fn refused_request(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings)
     bypasses(exchange.request, settings)
 }
 
-/// A response to POST answers later GETs when it says how long it is fresh and its
-/// `Content-Location` is the target itself (RFC 9110 §9.3.3).
+/// Whether a response to POST can answer later GET requests: status 200, and a `Content-Location`
+/// equal to the target URI (RFC 9110 §9.3.3). [`refused_response`] requires an explicit lifetime.
 fn is_reusable_post(exchange: &Exchange<'_>, key: &CacheKey) -> bool {
     let location = exchange.response.get(CONTENT_LOCATION).and_then(|value| value.to_str().ok());
     let same = location.and_then(|location| resolve(key.url(), location));
     same.as_deref() == Some(key.url()) && exchange.status == StatusCode::OK
 }
 
-fn refused_by_word(exchange: &Exchange<'_>, directives: &ResponseDirectives) -> Option<Reason> {
+fn refused_by_status_or_directive(exchange: &Exchange<'_>, directives: &ResponseDirectives) -> Option<Reason> {
     if is_never_stored(exchange.status) {
         return Some(Reason::StatusUncacheable);
     }
@@ -209,7 +209,7 @@ fn refused_by_word(exchange: &Exchange<'_>, directives: &ResponseDirectives) -> 
     if directives.must_understand && !understood {
         return Some(Reason::MustUnderstand);
     }
-    // RFC 9111 §5.2.2.3: who understands the status ignores the no-store beside it.
+    // RFC 9111 §5.2.2.3: a cache that understands the status ignores `no-store` beside `must-understand`.
     if directives.no_store && !directives.must_understand {
         return Some(Reason::ResponseNoStore);
     }
@@ -227,7 +227,7 @@ fn refused_response(
     if exchange.method == Method::POST && !explicit {
         return Some(Reason::MethodUnstorable);
     }
-    if exchange.status == StatusCode::PARTIAL_CONTENT && stored_part(exchange).is_none() {
+    if exchange.status == StatusCode::PARTIAL_CONTENT && part_range(exchange).is_none() {
         return Some(Reason::RangeInvalid);
     }
     if exchange.request.contains_key(AUTHORIZATION) && !may_share_authorized(directives) {
@@ -246,22 +246,22 @@ fn refused_response(
     if settings.deception_guard && is_deceptive(key.url(), exchange.status, exchange.response) {
         return Some(Reason::Deceptive);
     }
-    let by_default = freshness::is_heuristically_cacheable(exchange.status) || directives.public;
-    if findings.lifetime.source == LifetimeSource::Nobody && !by_default {
+    let heuristically_cacheable = freshness::is_heuristically_cacheable(exchange.status) || directives.public;
+    if findings.lifetime.source == LifetimeSource::Nobody && !heuristically_cacheable {
         return Some(Reason::StatusUncacheable);
     }
     let freshness = freshness_of(exchange, findings, settings);
     let validator = |name| exchange.response.contains_key(name);
-    let useless = freshness.lifetime.span() <= freshness.initial_age.span()
+    let never_usable = freshness.lifetime.span() <= freshness.initial_age.span()
         && freshness.stale_while_revalidate.span().is_zero()
         && freshness.stale_if_error.span().is_zero()
         && !validator(ETAG)
         && !validator(LAST_MODIFIED);
-    useless.then_some(Reason::NoLifetime)
+    never_usable.then_some(Reason::NoLifetime)
 }
 
-/// Interim responses, answers to conditions and ranges, and what is about the connection (101 and
-/// 426, which means nothing without its hop-by-hop `Upgrade`).
+/// Statuses that are never stored: interim responses, 304, 412, 416, and 426, which depends on the
+/// hop-by-hop `Upgrade` field.
 fn is_never_stored(status: StatusCode) -> bool {
     status.is_informational()
         || matches!(
@@ -278,29 +278,30 @@ fn may_share_authorized(directives: &ResponseDirectives) -> bool {
     directives.public || directives.must_revalidate || directives.s_maxage != Seconds::Absent
 }
 
-/// http-cache-semantics has the last word: it may refuse, and it may shorten.
-fn refused_by_kernel(
+/// Checks the response with http-cache-semantics, which may refuse it or shorten its lifetime.
+fn refused_by_policy_crate(
     exchange: &Exchange<'_>,
     settings: &Settings,
     findings: &mut Findings,
 ) -> Option<Reason> {
     if !findings.lifetime.source.is_explicit() {
-        // The rule's own lifetimes and capped guesses are none of its business.
+        // http-cache-semantics does not know configured and heuristic lifetimes.
         return None;
     }
-    let judgement = policy::judge(exchange, &findings.addressed);
-    let lasts = judgement.lifetime.min(settings.lifetimes.lifetime_max);
+    let verdict = policy::evaluate(exchange, &findings.addressed);
+    let lasts = verdict.lifetime.min(settings.lifetimes.lifetime_max);
     findings.lifetime.lasts = findings.lifetime.lasts.min(lasts);
-    (!judgement.storable).then_some(Reason::StatusUncacheable)
+    (!verdict.storable).then_some(Reason::StatusUncacheable)
 }
 
-/// Of a 206: which bytes it has, when it says so, and does not bring more than it says.
-fn stored_part(exchange: &Exchange<'_>) -> Option<ContentRange> {
+/// The range of a 206 response. `None` if `Content-Range` is missing, repeated, without complete
+/// length, or contradicts `Content-Length`.
+fn part_range(exchange: &Exchange<'_>) -> Option<ContentRange> {
     let mut lines = exchange.response.get_all(CONTENT_RANGE).iter();
-    let said = ContentRange::parse(lines.next()?.as_bytes())?;
+    let range = ContentRange::parse(lines.next()?.as_bytes())?;
     let range = match content_length(exchange.response) {
-        Some(length) => said.holding(length)?,
-        None => said,
+        Some(length) => range.holding(length)?,
+        None => range,
     };
     (lines.next().is_none() && range.complete_length.is_some()).then_some(range)
 }
@@ -315,30 +316,30 @@ pub(super) fn freshness_of(
     settings: &Settings,
 ) -> Freshness {
     let directives = &findings.addressed.directives;
-    let strict = directives.must_revalidate || directives.proxy_revalidate;
-    let shared = directives.s_maxage != Seconds::Absent;
-    let despite = settings.stale.despite_s_maxage
+    let must_revalidate = directives.must_revalidate || directives.proxy_revalidate;
+    let has_s_maxage = directives.s_maxage != Seconds::Absent;
+    let stale_allowed = settings.stale.despite_s_maxage
         && (directives.stale_while_revalidate != Seconds::Absent
             || directives.stale_if_error != Seconds::Absent);
-    let must_revalidate = strict || (shared && !despite);
-    let stale = |said: Seconds, site: Duration| {
-        let said = said.or_zero().map(|seconds| Duration::from_secs(seconds.into()));
-        // With s-maxage only what the response itself says counts.
-        said.unwrap_or(if shared { Duration::ZERO } else { site })
+    let must_revalidate = must_revalidate || (has_s_maxage && !stale_allowed);
+    let stale_window = |directive: Seconds, site: Duration| {
+        let directive = directive.or_zero().map(|seconds| Duration::from_secs(seconds.into()));
+        // A response with s-maxage has only its own stale directives, not the site's defaults.
+        directive.unwrap_or(if has_s_maxage { Duration::ZERO } else { site })
     };
     let usable = !must_revalidate && !directives.no_cache;
-    let only = |time: Duration| if usable { time } else { Duration::ZERO };
+    let if_usable = |time: Duration| if usable { time } else { Duration::ZERO };
     Freshness {
         response_time: exchange.response_time.into(),
         initial_age: findings.initial_age.into(),
         lifetime: findings.lifetime.lasts.into(),
         heuristic: findings.lifetime.source == LifetimeSource::Heuristic,
-        stale_while_revalidate: only(stale(
+        stale_while_revalidate: if_usable(stale_window(
             directives.stale_while_revalidate,
             settings.stale.while_revalidate,
         ))
         .into(),
-        stale_if_error: only(stale(directives.stale_if_error, settings.stale.if_error)).into(),
+        stale_if_error: if_usable(stale_window(directives.stale_if_error, settings.stale.if_error)).into(),
         must_revalidate,
         immutable: directives.immutable,
         no_cache: directives.no_cache,
@@ -358,7 +359,7 @@ fn stored_response(
         exchange.response_time,
     );
     let part = match exchange.status {
-        StatusCode::PARTIAL_CONTENT => stored_part(exchange),
+        StatusCode::PARTIAL_CONTENT => part_range(exchange),
         _ => None,
     };
     let complete_length = match &part {
@@ -369,12 +370,12 @@ fn stored_response(
         headers.remove(CONTENT_RANGE);
         headers.remove(CONTENT_LENGTH);
     }
-    let rule = settings.no_vary_search.then(|| NoVarySearch::of(exchange.response)).flatten();
+    let no_vary_search = settings.no_vary_search.then(|| NoVarySearch::of(exchange.response)).flatten();
     let mut tags = tags(exchange.response, origin_of(place.key.url()));
-    let key = match &rule {
-        Some(rule) => {
+    let key = match &no_vary_search {
+        Some(no_vary_search) => {
             tags = tags.iter().copied().chain([ALIASED]).collect();
-            &rule.key(place.key)
+            &no_vary_search.key(place.key)
         }
         None => place.key,
     };
@@ -396,15 +397,16 @@ fn stored_response(
     }
 }
 
-/// `scheme://authority` of a URL part.
+/// The `scheme://authority` at the start of `url`.
 pub(super) fn origin_of(url: &str) -> &str {
     let authority = url.find("://").map_or(0, |at| at + 3);
     let end = url[authority..].find('/').map_or(url.len(), |at| authority + at);
     &url[..end]
 }
 
-/// What was the request's doing, or an error that will pass, is not held against the key.
-fn remembered(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Option<Duration> {
+/// How long to remember the key as uncacheable: not at all if the request caused the refusal, or for
+/// 416 and 5xx.
+fn remember_uncacheable_for(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Option<Duration> {
     let lasting = matches!(
         reason,
         Reason::ResponseNoStore

@@ -1,4 +1,4 @@
-//! What a validation's answer makes of a stored response (RFC 9111 §3.2, §4.3.4, §4.3.5).
+//! Updates a stored response with the response to a validation (RFC 9111 §3.2, §4.3.4, §4.3.5).
 
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, LAST_MODIFIED, SET_COOKIE,
@@ -16,21 +16,20 @@ use super::storing::{Exchange, content_length, examine, freshness_of, origin_of}
 use super::tags::tags;
 use crate::fields::Fields;
 
-/// What a validation's answer makes of a stored response.
+/// The result of a validation.
 #[derive(Clone, Debug)]
 pub(crate) enum Freshened {
-    /// It holds: store this in its place.
+    /// The stored response is valid: store this in its place.
     Updated(Box<StoredResponse>),
-    /// It holds for this request, and may no longer be stored.
+    /// The stored response is valid for this request, and may no longer be stored.
     Once(Box<StoredResponse>, Reason),
-    /// The answer is about another representation: do not touch what is stored, ask again
-    /// without conditions. For a HEAD: what is stored is stale from now on.
+    /// The response is about another representation: keep the stored response, and forward the request
+    /// without conditions. After a HEAD request: the stored response is stale from now on.
     NotThisOne,
 }
 
-/// What a 304 makes of `stored`, which was being validated. `exchange.request` are the client's
-/// fields, `exchange.response` those of the 304; `sequence` was read before the request went
-/// out.
+/// Updates `stored` with a 304. `exchange.request` are the client's fields, `exchange.response` those of
+/// the 304; `sequence` was read before the request was sent.
 pub(crate) fn freshen(
     stored: &StoredResponse,
     exchange: &Exchange<'_>,
@@ -44,7 +43,7 @@ pub(crate) fn freshen(
     }
 }
 
-/// What the 200 answer to a HEAD makes of the stored GET response (RFC 9111 §4.3.5).
+/// Updates the stored GET response with the 200 response to a HEAD request (RFC 9111 §4.3.5).
 pub(crate) fn freshen_from_head(
     stored: &StoredResponse,
     exchange: &Exchange<'_>,
@@ -74,15 +73,14 @@ pub(crate) fn freshen_from_head(
     }
 }
 
-/// Whether a 304 selects `stored` (RFC 9111 §4.3.4). A 304 without validators answers the one
-/// question that was asked.
+/// Whether a 304 selects `stored` (RFC 9111 §4.3.4). A 304 without validators does.
 fn is_about(stored: &StoredResponse, not_modified: &HeaderMap) -> bool {
     let ours = |name: &HeaderName| stored.headers.get(name);
     if let Some(tag) = not_modified.get(ETAG).map(HeaderValue::as_bytes) {
         let how = if is_strong(tag) { Comparison::Strong } else { Comparison::Weak };
         return match ours(&ETAG) {
             Some(ours) => tags_match(ours, tag, how) || (!is_quoted(ours) && ours == tag),
-            // A tag that it did not have when it was stored says nothing against it.
+            // The stored response has no tag to compare with.
             None => !is_strong(tag),
         };
     }
@@ -105,23 +103,23 @@ fn merged(
     let mut headers = stored.headers.to_map(exchange.response.len());
     headers.remove(AGE);
     if !exchange.response.contains_key(DATE) {
-        // The old Date would make it look as old as what it replaces.
+        // With the old Date, its age would count from before the validation.
         headers.insert(DATE, http_date(exchange.response_time));
     }
     update_fields(&mut headers, exchange.response, settings.set_cookie);
     let key = super::CacheKey::new(stored.key.clone());
     let again =
         Exchange { method: &Method::GET, status: stored.status, response: &headers, ..*exchange };
-    // A partial one was judged when it was stored; its Content-Range is not among its fields.
+    // A partial response was evaluated when it was stored; its Content-Range is not stored.
     let judged = match stored.status {
         StatusCode::PARTIAL_CONTENT => Exchange { status: StatusCode::OK, ..again },
         _ => again,
     };
     let findings = examine(&judged, &key, settings);
     let directives = &findings.addressed.directives;
-    let mut retagged = tags(&headers, origin_of(key.url()));
+    let mut updated_tags = tags(&headers, origin_of(key.url()));
     if stored.is_aliased() {
-        retagged = retagged.iter().copied().chain([ALIASED]).collect();
+        updated_tags = updated_tags.iter().copied().chain([ALIASED]).collect();
     }
     let updated = StoredResponse {
         headers: storable_fields(
@@ -132,7 +130,7 @@ fn merged(
         )
         .into(),
         freshness: freshness_of(&again, &findings, settings),
-        tags: retagged,
+        tags: updated_tags,
         stored_at_sequence: sequence,
         ..stored.clone()
     };
@@ -142,8 +140,8 @@ fn merged(
     }
 }
 
-/// RFC 9111 §3.2: each field of the answer takes the place of all stored lines of its name,
-/// except those that tell of the stored bytes.
+/// RFC 9111 §3.2: each field of the response replaces all stored lines of its name, except those that
+/// describe the stored bytes.
 fn update_fields(headers: &mut HeaderMap, update: &HeaderMap, set_cookie: SetCookie) {
     let mut update = update.clone();
     remove_hop_by_hop(&mut update);

@@ -1,8 +1,8 @@
-//! `Vary`: which stored response goes with a request (RFC 9111 §4.1).
+//! `Vary`: selecting the stored response for a request (RFC 9111 §4.1).
 //!
-//! Under a key's own hash stands a [`VaryList`] when responses vary: which sets of selecting
-//! fields they named, newest first, and the variants stored for each. A variant's own hash is
-//! that of the key with the canonical values of its selecting fields:
+//! If responses for a key have `Vary`, the record under the key's hash is a [`VaryList`]: each set of
+//! selecting fields, newest first, with its variants. A variant is stored under the hash of the key
+//! with the canonical values of its selecting fields:
 //!
 //! ```text
 //! https://www.example.org/a\n\naccept-encoding: br,gzip\naccept-language: de,en
@@ -20,14 +20,14 @@ use super::key::{CacheKey, KeyHash, push_bytes};
 use super::stored::StoredResponse;
 use crate::fields::{Fields, members};
 
-/// What a response's `Vary` says.
+/// The selecting header fields of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Vary {
-    /// Nothing: any request for the key is answered by it.
+    /// No `Vary` field: the response matches every request for the key.
     Nothing,
-    /// These fields select it: sorted, each once.
+    /// The selecting fields, sorted and without duplicates.
     Fields(Box<[HeaderName]>),
-    /// `*`, or something that cannot be read: no other request matches.
+    /// `*` or an invalid member: the response matches no other request.
     Star,
 }
 
@@ -55,36 +55,37 @@ impl Vary {
 /// The variants under one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VaryList {
-    /// Newest first. Few: an origin seldom names more than one set for one URL.
+    /// Newest first. Usually one: an origin rarely sends different `Vary` fields for one URL.
     pub sets: Vec<VarySet>,
 }
 
 /// One set of selecting fields and the variants that were stored for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VarySet {
-    /// Sorted, each once.
+    /// Sorted, without duplicates.
     pub fields: Box<[HeaderName]>,
-    /// Newest first, at most `variants_max` over all sets.
+    /// Newest first. All sets of a list together have at most `variants_max`.
     pub variants: Vec<Variant>,
 }
 
 /// One stored variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Variant {
-    /// Where it is stored.
+    /// The hash of its record.
     pub hash: KeyHash,
-    /// Its `Content-Language`, lower case, when that is one tag and language is selected by.
+    /// Its `Content-Language` in lower case, if that is a single tag and `Accept-Language` is a
+    /// selecting field.
     pub language: Option<Box<str>>,
-    /// Hash of the canonical values without `Accept-Language`.
+    /// Hash of the canonical values of the other selecting fields.
     pub others: u64,
 }
 
-/// A place to look for a response that goes with a request.
+/// A stored response that may match a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
-    /// Where.
+    /// The hash of its record.
     pub hash: KeyHash,
-    /// What must stand there.
+    /// What the record must match.
     expected: Expected,
 }
 
@@ -95,7 +96,7 @@ enum Expected {
 }
 
 impl Candidate {
-    /// Whether what was found there is what was looked for: two keys may have one hash.
+    /// Whether `stored` is this candidate, and not a response of another key with the same hash.
     pub(crate) fn fits(&self, key: &CacheKey, stored: &StoredResponse) -> bool {
         stored.key == key.text
             && match &self.expected {
@@ -107,8 +108,8 @@ impl Candidate {
     }
 }
 
-/// Where the variant for these request fields is, and the canonical values themselves.
-/// `codings` are the content codings that can be produced, most wanted first.
+/// The hash of the variant for these request fields, and their canonical values. `codings` are the
+/// content codings to which `Accept-Encoding` is normalised, in order of preference.
 pub(crate) fn variant_key(
     key: &CacheKey,
     fields: &[HeaderName],
@@ -121,8 +122,7 @@ pub(crate) fn variant_key(
     let start = text.len();
     push_values(&mut text, fields, headers, codings);
     if text.len() == start {
-        // A request with none of the fields has a variant too, and the key's own place is for
-        // the list of variants.
+        // The request has none of the fields. The key's own hash is that of the variant list.
         text.push_str(NO_VALUES);
     }
     let hash = KeyHash::of(text.as_bytes());
@@ -130,7 +130,7 @@ pub(crate) fn variant_key(
 }
 
 impl VaryList {
-    /// Notes a variant just stored. Returns the places that the list now has no room for.
+    /// Adds a stored variant. Returns the hashes of variants that are dropped at `variants_max`.
     pub(crate) fn note(
         &mut self,
         fields: &[HeaderName],
@@ -155,13 +155,13 @@ impl VaryList {
         dropped
     }
 
-    /// Every field that selects among them.
+    /// All selecting fields of the list.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &HeaderName> {
         self.sets.iter().flat_map(|set| &set.fields)
     }
 
-    /// Where to look, in order: the exact variant of each set, newest set first; then, if
-    /// `select_language`, variants in the language that the request wants most.
+    /// The candidates in order: the exact variant of each set, newest set first; then, if
+    /// `select_language`, variants in the preferred language of the request.
     pub(crate) fn candidates(
         &self,
         key: &CacheKey,
@@ -174,14 +174,14 @@ impl VaryList {
             Candidate { hash, expected: Expected::Values(values) }
         });
         let mut candidates: Vec<_> = exact.collect();
-        if select_language && let Some(wanted) = most_wanted_language(headers) {
+        if select_language && let Some(wanted) = preferred_language(headers) {
             let sets = self.sets.iter().filter(|set| set.fields.contains(&ACCEPT_LANGUAGE));
             for set in sets {
                 let others = others_hash(&set.fields, headers, codings);
-                let spoken = set.variants.iter().filter(|variant| {
+                let in_language = set.variants.iter().filter(|variant| {
                     variant.others == others && variant.language.as_deref() == Some(&*wanted)
                 });
-                candidates.extend(spoken.map(|variant| Candidate {
+                candidates.extend(in_language.map(|variant| Candidate {
                     hash: variant.hash,
                     expected: Expected::Language(wanted.clone()),
                 }));
@@ -224,16 +224,16 @@ fn content_language(headers: &impl Fields) -> Option<Box<str>> {
     single.then(|| tag.to_ascii_lowercase().into())
 }
 
-/// The one language that the request wants more than every other.
-fn most_wanted_language(headers: &HeaderMap) -> Option<Box<str>> {
-    let mut wanted = weighted(headers, &ACCEPT_LANGUAGE);
+/// The language with the uniquely highest weight in `Accept-Language`.
+fn preferred_language(headers: &HeaderMap) -> Option<Box<str>> {
+    let mut wanted = weighted_members(headers, &ACCEPT_LANGUAGE);
     wanted.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
     let (language, weight) = wanted.first()?;
     let alone = wanted.get(1).is_none_or(|(_, next)| next < weight);
     (alone && *weight > 0 && language != "*").then(|| language.as_str().into())
 }
 
-/// The selecting fields as they count: a line for each that the request has.
+/// Appends the canonical values of the selecting fields, one line for each that the request has.
 fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) {
     let mut first = true;
     for name in fields {
@@ -268,14 +268,14 @@ fn push_folded(text: &mut String, headers: &HeaderMap, codings: &[&str]) {
     for line in headers.get_all(ACCEPT_ENCODING) {
         for member in members(line.as_bytes()) {
             let (name, weight) = name_and_weight(member);
-            let place = match codings.iter().position(|coding| is_coding(name, coding)) {
+            let slot = match codings.iter().position(|coding| is_coding(name, coding)) {
                 Some(at) => &mut weights[at],
                 None if name == b"*" => &mut any,
                 None if is_coding(name, "identity") => &mut weights[IDENTITY],
                 None => continue,
             };
-            // The first of two counts.
-            *place = place.or(Some(weight));
+            // If a coding is repeated, its first weight applies.
+            *slot = slot.or(Some(weight));
         }
     }
     let mut first = true;
@@ -306,14 +306,14 @@ fn name_and_weight(member: &[u8]) -> (&[u8], u16) {
     };
     let weight = member[at + 1..].split(|byte| *byte == b';').find_map(|part| {
         let (q, value) = part.trim_ascii().split_at_checked(2)?;
-        q.eq_ignore_ascii_case(b"q=").then(|| thousandths(value))
+        q.eq_ignore_ascii_case(b"q=").then(|| qvalue_thousandths(value))
     });
     (member[..at].trim_ascii(), weight.unwrap_or(1000))
 }
 
 /// The members of a list with weights: text in lower case without white space, and the weight
 /// in thousandths.
-fn weighted(headers: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
+fn weighted_members(headers: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
     let mut members = Vec::new();
     for line in headers.get_all(name) {
         for member in Members::of(line.as_bytes()) {
@@ -322,7 +322,7 @@ fn weighted(headers: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
             for (i, part) in member.written.split(|byte| *byte == b';').enumerate() {
                 let part = part.trim_ascii();
                 if i > 0 && part.len() > 2 && part[..2].eq_ignore_ascii_case(b"q=") {
-                    weight = thousandths(&part[2..]);
+                    weight = qvalue_thousandths(&part[2..]);
                     continue;
                 }
                 if i > 0 {
@@ -337,8 +337,8 @@ fn weighted(headers: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
     members
 }
 
-/// `qvalue` in thousandths (RFC 9110 §12.4.2); what is none counts as 1.
-fn thousandths(text: &[u8]) -> u16 {
+/// `qvalue` in thousandths (RFC 9110 §12.4.2); an invalid value counts as 1.
+fn qvalue_thousandths(text: &[u8]) -> u16 {
     let text = std::str::from_utf8(text).unwrap_or_default();
     match text.parse::<f32>() {
         Ok(weight) if (0.0..=1.0).contains(&weight) => (weight * 1000.0).round() as u16,
@@ -346,10 +346,10 @@ fn thousandths(text: &[u8]) -> u16 {
     }
 }
 
-/// By falling weight, then by name: the order among equals says nothing that can be relied on
-/// (RFC 9110 §12.5.4).
+/// Appends the members sorted by descending weight, then by name, because the order of equal weights
+/// has no meaning (RFC 9110 §12.5.4).
 fn push_weighted(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
-    let mut members = weighted(headers, name);
+    let mut members = weighted_members(headers, name);
     members.sort_by(|(a, a_weight), (b, b_weight)| b_weight.cmp(a_weight).then(a.cmp(b)));
     members.dedup();
     for (i, (member, weight)) in members.iter().enumerate() {
@@ -364,14 +364,14 @@ fn push_weighted(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
     }
 }
 
-/// Lines combined and white space around commas taken out, for all but fields that are known
-/// not to be lists.
+/// Appends the field's lines combined into one list without whitespace around commas. Fields that are
+/// not lists are appended unchanged.
 fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
     let lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
     let mut first = true;
     for line in lines {
-        let whole = [&USER_AGENT, &COOKIE, &AUTHORIZATION, &REFERER].contains(&name);
-        let members: &mut dyn Iterator<Item = &[u8]> = if whole {
+        let is_singleton = [&USER_AGENT, &COOKIE, &AUTHORIZATION, &REFERER].contains(&name);
+        let members: &mut dyn Iterator<Item = &[u8]> = if is_singleton {
             &mut std::iter::once(line.trim_ascii())
         } else {
             &mut Members::of(line).map(|member| member.written)
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_wanted_language_selects_a_variant_in_it() {
+    fn the_preferred_language_selects_a_variant_in_it() {
         let fields = [ACCEPT_LANGUAGE];
         let request = headers(&[("accept-language", "en, de")]);
         let response = headers(&[("content-language", "DE")]);

@@ -231,13 +231,13 @@ proptest! {
             response_time: now(),
         };
         let lifetime = freshness::lifetime(&input, &settings.lifetimes);
-        let judgement = policy::judge(&exchange, &addressed);
+        let verdict = policy::evaluate(&exchange, &addressed);
         let (_, findings) = ours(&case);
         if findings.refusal.is_none() {
-            prop_assert!(judgement.storable, "refused by the crate alone: {findings:?}");
+            prop_assert!(verdict.storable, "refused by the crate alone: {findings:?}");
         }
-        if judgement.storable && lifetime.source.is_explicit() {
-            prop_assert_eq!(judgement.lifetime.min(settings.lifetimes.lifetime_max), lifetime.lasts);
+        if verdict.storable && lifetime.source.is_explicit() {
+            prop_assert_eq!(verdict.lifetime.min(settings.lifetimes.lifetime_max), lifetime.lasts);
         }
     }
 
