@@ -183,14 +183,18 @@ fn stale_reason(
     }
     let no_request_limits = request.max_age.is_none() && request.min_fresh.is_none();
     let has_stale_while_revalidate = !freshness.stale_while_revalidate.span().is_zero();
-    if no_request_limits && has_stale_while_revalidate && staleness <= freshness.stale_while_revalidate.span() {
+    if no_request_limits
+        && has_stale_while_revalidate
+        && staleness <= freshness.stale_while_revalidate.span()
+    {
         return Some((Reason::WhileRevalidate, true));
     }
     None
 }
 
 fn can_be_validated(stored: &StoredResponse, reason: Reason) -> bool {
-    let must_not_be_used = matches!(reason, Reason::HardPurged | Reason::TooOld | Reason::RequestNoStore);
+    let must_not_be_used =
+        matches!(reason, Reason::HardPurged | Reason::TooOld | Reason::RequestNoStore);
     !must_not_be_used && (stored.headers.contains(&ETAG) || stored.headers.contains(&LAST_MODIFIED))
 }
 

@@ -201,7 +201,10 @@ fn is_reusable_post(exchange: &Exchange<'_>, key: &CacheKey) -> bool {
     same.as_deref() == Some(key.url()) && exchange.status == StatusCode::OK
 }
 
-fn refused_by_status_or_directive(exchange: &Exchange<'_>, directives: &ResponseDirectives) -> Option<Reason> {
+fn refused_by_status_or_directive(
+    exchange: &Exchange<'_>,
+    directives: &ResponseDirectives,
+) -> Option<Reason> {
     if is_never_stored(exchange.status) {
         return Some(Reason::StatusUncacheable);
     }
@@ -246,7 +249,8 @@ fn refused_response(
     if settings.deception_guard && is_deceptive(key.url(), exchange.status, exchange.response) {
         return Some(Reason::Deceptive);
     }
-    let heuristically_cacheable = freshness::is_heuristically_cacheable(exchange.status) || directives.public;
+    let heuristically_cacheable =
+        freshness::is_heuristically_cacheable(exchange.status) || directives.public;
     if findings.lifetime.source == LifetimeSource::Nobody && !heuristically_cacheable {
         return Some(Reason::StatusUncacheable);
     }
@@ -339,7 +343,8 @@ pub(super) fn freshness_of(
             settings.stale.while_revalidate,
         ))
         .into(),
-        stale_if_error: if_usable(stale_window(directives.stale_if_error, settings.stale.if_error)).into(),
+        stale_if_error: if_usable(stale_window(directives.stale_if_error, settings.stale.if_error))
+            .into(),
         must_revalidate,
         immutable: directives.immutable,
         no_cache: directives.no_cache,
@@ -370,7 +375,8 @@ fn stored_response(
         headers.remove(CONTENT_RANGE);
         headers.remove(CONTENT_LENGTH);
     }
-    let no_vary_search = settings.no_vary_search.then(|| NoVarySearch::of(exchange.response)).flatten();
+    let no_vary_search =
+        settings.no_vary_search.then(|| NoVarySearch::of(exchange.response)).flatten();
     let mut tags = tags(exchange.response, origin_of(place.key.url()));
     let key = match &no_vary_search {
         Some(no_vary_search) => {
@@ -406,7 +412,11 @@ pub(super) fn origin_of(url: &str) -> &str {
 
 /// How long to remember the key as uncacheable: not at all if the request caused the refusal, or for
 /// 416 and 5xx.
-fn remember_uncacheable_for(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Option<Duration> {
+fn remember_uncacheable_for(
+    reason: Reason,
+    exchange: &Exchange<'_>,
+    settings: &Settings,
+) -> Option<Duration> {
     let lasting = matches!(
         reason,
         Reason::ResponseNoStore

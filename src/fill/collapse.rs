@@ -20,14 +20,14 @@ use super::pump;
 use super::settings::Settings;
 use super::slices::{RangeStep, RequestSizes, next_step};
 pub(crate) use super::state::FillFailure;
-use super::state::{Fill, FillDecision, Interest, NotJoinable, Shared};
+use super::state::{Fill, FillDecision, FollowerGuard, NotJoinable, Shared};
 use crate::body::Body;
 use crate::cache::{KeyHash, PurgeSequence, StoredResponse};
 use crate::clock::Clock;
 use crate::labels::FillEnd;
 pub(crate) use crate::labels::Uncollapsed;
 use crate::metrics::{Metric, Recorder};
-use crate::planted::{self, Bug};
+use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 use crate::store::Store;
 
 /// All fills of a node. Clones share them.
@@ -53,16 +53,16 @@ struct Shard {
 /// What a request that needs upstream must do.
 #[derive(Debug)]
 pub(crate) enum Join {
-    /// Ask upstream, for all followers. Look into the store again first: a fill may have ended
+    /// Forward the request, for all followers. Look into the store again first: a fill may have ended
     /// between the lookup and this call.
     Lead(Lead),
     /// Wait for the outcome of another request.
     Follow(Follower),
-    /// Ask upstream for this request alone.
+    /// Forward the request without collapsing.
     Uncollapsed(Uncollapsed),
 }
 
-/// Why the response to one request alone is not stored though it is storable.
+/// Why no fill was started for the storable response to an uncollapsed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotAdopted {
     /// Another fill of the key is on its way.
@@ -72,7 +72,7 @@ pub(crate) enum NotAdopted {
 }
 
 impl Fills {
-    /// No fills yet. `slice_bytes` is the store's.
+    /// An empty table. `slice_bytes` is the slice size of the store.
     pub(crate) fn new(
         settings: Settings,
         slice_bytes: u64,
@@ -90,8 +90,8 @@ impl Fills {
     /// Joins the fill of `key`, or starts it.
     ///
     /// `sequence` reads the purge log's position, which the leader records in the response.
-    /// `overtaken` says whether a purge after a position may cover the response. While its header
-    /// section is unknown (`None`), any purge of a tag may.
+    /// `overtaken` returns whether a purge after the given position may cover the response. For an
+    /// unknown response (`None`), every purge of a tag may.
     pub(crate) fn join(
         &self,
         key: KeyHash,
@@ -100,25 +100,27 @@ impl Fills {
     ) -> Join {
         let mut shard = self.0.shard(key);
         if shard.is_uncacheable(key, &self.0.clock) {
-            return Join::Uncollapsed(self.0.alone(Uncollapsed::Uncacheable));
+            return Join::Uncollapsed(self.0.count_uncollapsed(Uncollapsed::Uncacheable));
         }
         let sequence = sequence();
         let Some(fill) = shard.fills.get(&key) else {
             return self.lead(&mut shard, key, sequence);
         };
         if planted::has(Bug::DoubleFill) {
-            return Join::Uncollapsed(self.0.alone(Uncollapsed::Followers));
+            return Join::Uncollapsed(self.0.count_uncollapsed(Uncollapsed::Followers));
         }
-        // Compare first: without a purge since, nothing need be matched.
+        // Compare positions first: `overtaken` is needed only after a purge since the fill began.
         if fill.sequence < sequence && overtaken(fill.response().as_deref(), fill.sequence) {
             return self.lead(&mut shard, key, sequence);
         }
-        match fill.interest() {
-            Ok(interest) => {
+        match fill.add_follower() {
+            Ok(guard) => {
                 self.0.shared.recorder.count(Metric::RequestsCollapsed);
-                Join::Follow(Follower(interest))
+                Join::Follow(Follower(guard))
             }
-            Err(NotJoinable::Full) => Join::Uncollapsed(self.0.alone(Uncollapsed::Followers)),
+            Err(NotJoinable::Full) => {
+                Join::Uncollapsed(self.0.count_uncollapsed(Uncollapsed::Followers))
+            }
             Err(NotJoinable::Over) => self.lead(&mut shard, key, sequence),
         }
     }
@@ -127,7 +129,8 @@ impl Fills {
     /// `sequence` was read before that request was sent.
     ///
     /// # Errors
-    /// Why the response cannot be stored.
+    /// [`NotAdopted::InFlight`] if the key already has a fill, [`NotAdopted::Limit`] if `fills_max` is
+    /// reached.
     pub(crate) fn adopt(&self, key: KeyHash, sequence: PurgeSequence) -> Result<Lead, NotAdopted> {
         let mut shard = self.0.shard(key);
         if shard.fills.contains_key(&key) {
@@ -165,7 +168,7 @@ impl Fills {
     fn lead(&self, shard: &mut Shard, key: KeyHash, sequence: PurgeSequence) -> Join {
         match self.begin(shard, key, sequence) {
             Some(lead) => Join::Lead(lead),
-            None => Join::Uncollapsed(self.0.alone(Uncollapsed::Fills)),
+            None => Join::Uncollapsed(self.0.count_uncollapsed(Uncollapsed::Fills)),
         }
     }
 
@@ -196,7 +199,7 @@ impl FillTable {
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn alone(&self, why: Uncollapsed) -> Uncollapsed {
+    fn count_uncollapsed(&self, why: Uncollapsed) -> Uncollapsed {
         self.shared.recorder.count_labelled(Metric::RequestsUncollapsed, why.index());
         why
     }
@@ -239,7 +242,7 @@ impl Shard {
         remembered
     }
 
-    /// Scans all keys only when one of them has expired.
+    /// Removes expired keys. Scans the map only if at least one key has expired.
     fn sweep(&mut self, now: SystemTime) {
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.uncacheable.retain(|_, until| *until > now);
@@ -267,7 +270,7 @@ impl Lead {
 
     /// The leader's own client as a follower. While it exists, the fill continues.
     pub(crate) fn follower(&self) -> Follower {
-        Follower(self.fill.interest_of_leader())
+        Follower(self.fill.add_leader_as_follower())
     }
 
     /// Lets the fill continue to its end without readers: for background refreshes.
@@ -294,7 +297,7 @@ impl Lead {
         self.fill.fail(failure);
     }
 
-    /// The stored response may be served: it was validated, or was already there. The store must
+    /// The stored response may be served: it was validated, or the store already had it. The store must
     /// have it before this call.
     pub(crate) fn stored(mut self) {
         self.leave_table();
@@ -303,8 +306,8 @@ impl Lead {
     }
 
     /// Gives `response` to the followers at once, and moves `body` to them and into `store` until
-    /// its end. Await it in its own task. New requests find the fill until the lead is dropped,
-    /// which leaves time to add the variant to its list.
+    /// its end. Await it in its own task. New requests can join until the lead is dropped: drop it after
+    /// the variant was added to the variant list.
     pub(crate) async fn fill(
         &mut self,
         store: &Store,
@@ -332,18 +335,18 @@ impl Drop for Lead {
 
 /// A request that waits for the outcome of a [`Lead`]. It keeps the fill alive until then.
 #[derive(Debug)]
-pub(crate) struct Follower(Interest);
+pub(crate) struct Follower(FollowerGuard);
 
 impl Follower {
     /// Waits for the outcome. Cancel-safe: the caller sets the deadline and may call it again.
     pub(crate) async fn outcome(&self) -> Outcome {
-        let (decision, interest) = self.0.fill().outcome().await;
+        let (decision, guard) = self.0.fill().outcome().await;
         self.0.end();
         match decision {
             FillDecision::Released => Outcome::Released,
             FillDecision::Failed(failure) => Outcome::Failed(failure),
             FillDecision::Stored => Outcome::Stored,
-            FillDecision::Filling(response) => Outcome::Filling(Filling { response, interest }),
+            FillDecision::Filling(response) => Outcome::Filling(Filling { response, guard }),
         }
     }
 }
@@ -354,7 +357,7 @@ pub(crate) enum Outcome {
     /// A response for all followers, whose body is being fetched. The caller checks that it matches
     /// its own request (`Vary`, freshness), as with a stored response.
     Filling(Filling),
-    /// The response is for the leader only: ask upstream.
+    /// The response cannot be shared: the follower forwards its own request.
     Released,
     /// The store has a response that may be served: look it up again.
     Stored,

@@ -4,16 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::reader::FillReader;
-use super::state::Interest;
+use super::state::FollowerGuard;
 use crate::cache::StoredResponse;
 use crate::store::Head;
 
-/// A response whose body is being fetched. It keeps the fill alive until it is read or dropped,
-/// then its reader does. To read several ranges, create all readers before one is dropped.
+/// A response whose body is being fetched. Keeps the fill alive until it is dropped or read; a reader
+/// keeps the fill alive itself. To read several ranges, create all readers before one is dropped.
 #[derive(Debug)]
 pub(crate) struct Filling {
     pub(super) response: Arc<StoredResponse>,
-    pub(super) interest: Interest,
+    pub(super) guard: FollowerGuard,
 }
 
 impl Filling {
@@ -22,16 +22,16 @@ impl Filling {
         &self.response
     }
 
-    /// The head record of its object, with which its slices can be read, and slices other than the
-    /// next ones be stored. `None` if it is not stored in slices, or its length is unknown.
+    /// The head record of the object being filled, to read slices that are already stored, or to store
+    /// slices ahead of the fill. `None` if it is not stored in slices, or its length is unknown.
     pub(crate) fn head(&self) -> Option<Arc<Head>> {
-        let (store, object) = self.interest.fill().lock().slices.clone()?;
+        let (store, object) = self.guard.fill().lock().slices.clone()?;
         store.head_to_be(&self.response, object)
     }
 
-    /// Whether this byte is further than one sub-request beyond the bytes that have arrived.
+    /// Whether `offset` is more than `range_request_bytes_max` beyond the last byte received.
     pub(crate) fn is_far_from(&self, offset: u64) -> bool {
-        let fill = self.interest.fill();
+        let fill = self.guard.fill();
         let arrived = fill.lock().window.end();
         offset > arrived.saturating_add(fill.shared.settings.range_request_bytes_max)
     }
@@ -49,8 +49,8 @@ impl Filling {
 
     fn reader(&self, range: Range<u64>, trailers: bool) -> FillReader {
         let length = self.response.complete_length;
-        let reader = FillReader::new(self.interest.fill().clone(), range, length, trailers);
-        self.interest.end();
+        let reader = FillReader::new(self.guard.fill().clone(), range, length, trailers);
+        self.guard.end();
         reader
     }
 }

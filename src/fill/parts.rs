@@ -85,7 +85,7 @@ impl Parts {
     /// Why the bytes are not available.
     pub(crate) async fn begin(&self, wanted: Range<u64>) -> Result<Option<First>, Refused> {
         for _ in 0..ROUNDS_MAX {
-            let Some(range) = self.first_gap(&wanted) else { return Ok(None) };
+            let Some(range) = self.first_missing(&wanted) else { return Ok(None) };
             match self.join(range.start) {
                 Join::Lead(lead) => {
                     // Another request found the change between the lookup and the join.
@@ -105,12 +105,12 @@ impl Parts {
                 },
             }
         }
-        let Some(range) = self.first_gap(&wanted) else { return Ok(None) };
+        let Some(range) = self.first_missing(&wanted) else { return Ok(None) };
         self.begin_fetch(range, None).await.map(Some)
     }
 
     /// The first range to fetch.
-    fn first_gap(&self, wanted: &Range<u64>) -> Option<Range<u64>> {
+    fn first_missing(&self, wanted: &Range<u64>) -> Option<Range<u64>> {
         let mut rest = wanted.clone();
         loop {
             match self.step(&rest) {
@@ -165,17 +165,17 @@ impl Parts {
         // The bytes of one sub-request are enough to determine the next step.
         let end = rest.end.min(rest.start.saturating_add(request_bytes_max)).min(length);
         let wanted = rest.start.min(end)..end;
-        let stored = without(&wanted, &store.missing(head, wanted.clone()));
+        let stored = subtract(&wanted, &store.missing(head, wanted.clone()));
         let sizes = RequestSizes { slice_bytes, request_bytes_max };
         let aligned: Vec<_> =
-            stored.iter().map(|part| widened(part, slice_bytes, length)).collect();
+            stored.iter().map(|part| align_to_slices(part, slice_bytes, length)).collect();
         next_step(rest, Some(length), &aligned, sizes)
     }
 
     /// Joins the requests for the run of slices that begins at `start`.
     fn join(&self, start: u64) -> Join {
         // All slices of an object id have one version: purges do not concern them.
-        let run = run_of_slices(&self.head, start);
+        let run = slice_run_key(&self.head, start);
         self.fills.join(run, || self.store.purges().sequence(), |_, _| false)
     }
 
@@ -236,7 +236,8 @@ impl BodySource for PartsReader {
             return Poll::Ready(None);
         }
         self.pieces.poll_recv(cx).map(|piece| {
-            let gone = || Err(BodyError::new("the task that read the parts is gone"));
+            let gone =
+                || Err(BodyError::new("the task that assembles the body ended unexpectedly"));
             let piece = piece.unwrap_or_else(gone);
             match &piece {
                 Ok(bytes) => self.left -= bytes.len() as u64,
@@ -256,19 +257,19 @@ impl BodySource for PartsReader {
 }
 
 /// The key under which requests for the same slices of the same object are collapsed.
-fn run_of_slices(head: &Head, start: u64) -> KeyHash {
+fn slice_run_key(head: &Head, start: u64) -> KeyHash {
     KeyHash::of(format!("{:?} {start}", head.object).as_bytes())
 }
 
 /// `wanted` without `gaps`, which are sorted and disjoint.
-fn without(wanted: &Range<u64>, gaps: &[Range<u64>]) -> Vec<Range<u64>> {
+fn subtract(wanted: &Range<u64>, gaps: &[Range<u64>]) -> Vec<Range<u64>> {
     let starts = [wanted.start].into_iter().chain(gaps.iter().map(|gap| gap.end));
     let ends = gaps.iter().map(|gap| gap.start).chain([wanted.end]);
     starts.zip(ends).map(|(start, end)| start..end).filter(|part| !part.is_empty()).collect()
 }
 
 /// `part` of stored slices, widened to all of their bytes.
-fn widened(part: &Range<u64>, slice_bytes: u64, length: u64) -> Range<u64> {
+fn align_to_slices(part: &Range<u64>, slice_bytes: u64, length: u64) -> Range<u64> {
     let end = part.end.div_ceil(slice_bytes) * slice_bytes;
     part.start - part.start % slice_bytes..end.min(length)
 }

@@ -143,7 +143,7 @@ impl Pump {
         let shared = &self.fill.shared;
         let mut state = self.fill.lock();
         let arrived = state.window.end();
-        if state.interested() == 0 && !self.to_the_end {
+        if state.reader_count() == 0 && !self.to_the_end {
             let worth = worth_going_on(
                 arrived,
                 self.length,
@@ -172,7 +172,7 @@ impl Pump {
     /// The offset of the fastest reader, which sets the fill's pace.
     fn fastest(&self, state: &State) -> u64 {
         let unattended = self.to_the_end && state.readers.fastest.is_none();
-        if unattended { u64::MAX } else { state.held_back_at() }
+        if unattended { u64::MAX } else { state.retain_from() }
     }
 
     /// The offset of the readers that the fill waits for because the store does not have their bytes.

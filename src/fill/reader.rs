@@ -41,7 +41,7 @@ impl Rest {
         piece.truncate(usize::try_from(self.end - self.cursor).unwrap_or(usize::MAX));
         self.cursor += piece.len() as u64;
         if state.readers.advance(self.slot, self.cursor) || !state.storing {
-            fill.unlock_and_nudge(state);
+            fill.unlock_and_wake_pump(state);
         }
         piece
     }
@@ -70,7 +70,7 @@ impl FillReader {
         fill.shared.recorder.add(Metric::FillReaders, 1);
         let mut state = fill.lock();
         let slot = state.readers.enter(cursor);
-        fill.unlock_and_nudge(state);
+        fill.unlock_and_wake_pump(state);
         let known = length.is_some();
         let rest = Rest { slot, cursor, end };
         Self { fill, rest, known, trailers, finished: false, slice: None }
@@ -173,7 +173,7 @@ impl Drop for FillReader {
         let mut state = self.fill.lock();
         let over = state.end.is_some();
         state.readers.leave(self.rest.slot, over);
-        self.fill.unlock_after_leaving(state);
+        self.fill.unlock_after_reader_left(state);
         self.fill.shared.recorder.subtract(Metric::FillReaders, 1);
     }
 }

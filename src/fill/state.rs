@@ -31,7 +31,7 @@ use crate::store::{ObjectId, Store};
 #[derive(Debug)]
 pub(super) struct Shared {
     pub settings: Settings,
-    /// The store's.
+    /// Slice size of the store, in bytes.
     pub slice_bytes: u64,
     pub recorder: Recorder,
     /// Bytes in all windows.
@@ -121,7 +121,7 @@ impl State {
     }
 
     /// Number of readers, present and expected.
-    pub(crate) fn interested(&self) -> usize {
+    pub(crate) fn reader_count(&self) -> usize {
         self.expected + self.readers.count()
     }
 
@@ -133,8 +133,8 @@ impl State {
         self.readers.cursors().filter(|cursor| *cursor >= self.window.start()).min()
     }
 
-    /// Bytes from this offset on are kept for readers, whatever the size of the window.
-    pub(crate) fn held_back_at(&self) -> u64 {
+    /// The window keeps all bytes from this offset on, even if it exceeds its maximum size.
+    pub(crate) fn retain_from(&self) -> u64 {
         let not_reading_yet = if self.expected > 0 { 0 } else { u64::MAX };
         self.readers.fastest.unwrap_or(not_reading_yet)
     }
@@ -166,17 +166,17 @@ impl Fill {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finishes a change of `state` that removed a reader.
-    pub(crate) fn unlock_after_leaving(&self, state: MutexGuard<'_, State>) {
-        let nobody_left = state.interested() == 0;
-        self.unlock_and_nudge(state);
+    /// Releases the lock after a reader was removed; wakes the pump if none is left.
+    pub(crate) fn unlock_after_reader_left(&self, state: MutexGuard<'_, State>) {
+        let nobody_left = state.reader_count() == 0;
+        self.unlock_and_wake_pump(state);
         if nobody_left {
             self.pump.notify_one();
         }
     }
 
-    /// Finishes a change of `state` that may have freed space: wakes the pump if it waits.
-    pub(crate) fn unlock_and_nudge(&self, mut state: MutexGuard<'_, State>) {
+    /// Releases the lock after a change that may have freed space; wakes the pump if it waits.
+    pub(crate) fn unlock_and_wake_pump(&self, mut state: MutexGuard<'_, State>) {
         let pump_waits = std::mem::take(&mut state.pump_waits);
         drop(state);
         if pump_waits {
@@ -184,7 +184,7 @@ impl Fill {
         }
     }
 
-    /// The response, once upstream has sent its header section and it is being stored.
+    /// The response, once its header section has arrived and it is being stored.
     pub(crate) fn response(&self) -> Option<Arc<StoredResponse>> {
         match &self.lock().decision {
             Some(FillDecision::Filling(response)) => Some(response.clone()),
@@ -192,8 +192,12 @@ impl Fill {
         }
     }
 
-    /// Adds a follower. `None` if the fill has no response for a new follower.
-    pub(crate) fn interest(self: &Arc<Self>) -> Result<Interest, NotJoinable> {
+    /// Registers a follower.
+    ///
+    /// # Errors
+    /// [`NotJoinable::Over`] if the fill has no response for a new follower, [`NotJoinable::Full`] if it
+    /// has `followers_max` followers and readers.
+    pub(crate) fn add_follower(self: &Arc<Self>) -> Result<FollowerGuard, NotJoinable> {
         let mut state = self.lock();
         let open = match state.decision {
             None => true,
@@ -203,19 +207,19 @@ impl Fill {
         if !open {
             return Err(NotJoinable::Over);
         }
-        if state.interested() >= self.shared.settings.followers_max {
+        if state.reader_count() >= self.shared.settings.followers_max {
             return Err(NotJoinable::Full);
         }
-        Ok(Interest::new(self, &mut state))
+        Ok(FollowerGuard::new(self, &mut state))
     }
 
-    /// The leader's own client may always follow, whatever the limits.
-    pub(crate) fn interest_of_leader(self: &Arc<Self>) -> Interest {
-        Interest::new(self, &mut self.lock())
+    /// Registers the leader's own client, regardless of the limits.
+    pub(crate) fn add_leader_as_follower(self: &Arc<Self>) -> FollowerGuard {
+        FollowerGuard::new(self, &mut self.lock())
     }
 
     /// Waits until the fill leaves `Asking`. Cancel-safe.
-    pub(crate) async fn outcome(self: &Arc<Self>) -> (FillDecision, Interest) {
+    pub(crate) async fn outcome(self: &Arc<Self>) -> (FillDecision, FollowerGuard) {
         loop {
             let decided = self.decided.notified();
             tokio::pin!(decided);
@@ -227,10 +231,10 @@ impl Fill {
         }
     }
 
-    fn outcome_now(self: &Arc<Self>) -> Option<(FillDecision, Interest)> {
+    fn outcome_now(self: &Arc<Self>) -> Option<(FillDecision, FollowerGuard)> {
         let mut state = self.lock();
         let decision = state.decision.clone()?;
-        Some((decision, Interest::new(self, &mut state)))
+        Some((decision, FollowerGuard::new(self, &mut state)))
     }
 
     pub(crate) fn release(&self) {
@@ -247,7 +251,7 @@ impl Fill {
 
     pub(crate) fn decide(&self, decision: FillDecision) {
         let mut state = self.lock();
-        debug_assert!(state.decision.is_none(), "a fill is decided once");
+        debug_assert!(state.decision.is_none(), "fill outcome set twice");
         state.decision.get_or_insert(decision);
         drop(state);
         self.decided.notify_waiters();
@@ -270,14 +274,14 @@ pub(super) enum NotJoinable {
     Full,
 }
 
-/// Counts as an expected reader until it is dropped.
+/// A registered follower. Counts as an expected reader until it is dropped.
 #[derive(Debug)]
-pub(super) struct Interest {
+pub(super) struct FollowerGuard {
     fill: Arc<Fill>,
     counts: AtomicBool,
 }
 
-impl Interest {
+impl FollowerGuard {
     fn new(fill: &Arc<Fill>, state: &mut State) -> Self {
         state.expected += 1;
         Self { fill: fill.clone(), counts: AtomicBool::new(true) }
@@ -287,18 +291,18 @@ impl Interest {
         &self.fill
     }
 
-    /// Stops counting, because a reader counts instead, or none does.
+    /// Removes this follower from the count: a reader has taken its place, or it gave up.
     pub(crate) fn end(&self) {
         if !self.counts.swap(false, Ordering::Relaxed) {
             return;
         }
         let mut state = self.fill.lock();
         state.expected -= 1;
-        self.fill.unlock_after_leaving(state);
+        self.fill.unlock_after_reader_left(state);
     }
 }
 
-impl Drop for Interest {
+impl Drop for FollowerGuard {
     fn drop(&mut self) {
         self.end();
     }
@@ -307,16 +311,17 @@ impl Drop for Interest {
 /// Why there is no response; shared by all followers.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum FillFailure {
-    /// The exchange with upstream failed: a [`crate::upstream::Unanswered`], or why its response is none.
+    /// The upstream request failed (the source is an [`Unanswered`](crate::upstream::Unanswered)), or its
+    /// response is unusable.
     #[error("the collapsed upstream request failed")]
     Upstream(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Upstream answered with an error; a stale response may be served instead.
+    /// Upstream responded with an error; a stale response may be served instead.
     #[error("upstream answered {0}")]
     Status(StatusCode),
     /// The requested bytes belong to an object that has changed at the origin.
     #[error("the object changed at its origin")]
     Changed,
-    /// The leader's task ended without an answer. Ask upstream.
+    /// The leader's task ended without a response: the follower forwards its own request.
     #[error("the task that asked upstream ended without an answer")]
     Abandoned,
 }

@@ -28,7 +28,7 @@ pub(crate) struct Purged {
     pub message: Option<u64>,
 }
 
-/// A batch that is applied and is being written to disk.
+/// A batch that is applied but not yet durable.
 #[derive(Debug)]
 pub(crate) struct InForce {
     pub(super) purged: Purged,
@@ -36,11 +36,11 @@ pub(crate) struct InForce {
 }
 
 impl InForce {
-    /// Waits until the batch would survive a crash. Then all earlier batches do, too: the log is
-    /// written in order, and after an error it is rewritten from the whole table.
+    /// Waits until the batch is on disk. All earlier batches are then on disk as well: the log is written
+    /// in order, and after an error it is rewritten from the whole table.
     ///
     /// # Errors
-    /// It could not be written.
+    /// [`PurgeError::NotDurable`] if the log could not be written.
     pub(crate) async fn durable(self) -> Result<Purged, PurgeError> {
         let Self { purged, written } = self;
         let sequence = purged.sequence;
@@ -52,7 +52,7 @@ impl InForce {
 /// Why a purge was refused, or is not durable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PurgeError {
-    /// Nothing was purged.
+    /// A scope is longer than `purge_scope_bytes_max`. Nothing was purged.
     #[error("a purge's scope has {length} bytes, {limit} are allowed")]
     ScopeTooLong {
         /// Its length in bytes.
@@ -60,7 +60,7 @@ pub(crate) enum PurgeError {
         /// `purge_scope_bytes_max`.
         limit: usize,
     },
-    /// Nothing was purged.
+    /// The outbox has no space for the message. Nothing was purged.
     #[error(
         "nothing was purged: the outbox is full, {messages} purges of {bytes} bytes wait for the bus (store.outbox_entries_max, store.outbox_max)"
     )]
@@ -80,7 +80,8 @@ pub(crate) enum PurgeError {
     },
 }
 
-/// Why the purge log could not be opened. Without it, any response on disk might have been purged.
+/// Why the purge log could not be opened. Without the log, purged responses on disk could be served, so
+/// the node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeLogError {
     /// Another process holds the directory.

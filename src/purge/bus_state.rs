@@ -32,7 +32,7 @@ impl Purges {
     /// Removes messages that the bus has sent. Durable when this returns.
     ///
     /// # Errors
-    /// It could not be written.
+    /// [`PurgeError::NotDurable`] if the log could not be written.
     pub(crate) async fn sent(&self, numbers: &[u64]) -> Result<(), PurgeError> {
         let entries: Vec<LogEntry> = {
             let mut bus = self.bus();

@@ -43,7 +43,7 @@ impl LogContent {
     }
 }
 
-/// A batch for the log, and its waiting caller.
+/// Entries to write to the log, and the channel that receives the result.
 pub(super) struct Commit {
     pub entries: Vec<LogEntry>,
     pub done: oneshot::Sender<Result<(), Arc<str>>>,

@@ -5,10 +5,10 @@
 //! verdict(head): one load and compare, unless there was a purge since the last check
 //! ```
 //!
-//! A sequence is wall time in microseconds, increased where necessary so that it never goes
-//! backwards: not if the clock does, not across a restart (the log stores a ceiling in advance, and
-//! no sequence exceeds it), and not if the log is lost (each log has a lineage id, and a response
-//! stored under another one must be validated before use).
+//! A sequence is wall time in microseconds and strictly increasing. If the clock goes back, the next
+//! sequence is the last one plus 1. The log stores a ceiling in advance that no sequence exceeds, so a
+//! restart continues above it. Each log has a random lineage id; a response stored under another
+//! lineage must be validated before use.
 
 mod batch; // batches and their errors
 mod bus_state; // cursor and outbox in the log
@@ -47,7 +47,7 @@ pub(crate) struct Purges {
     lineage: u64,
     /// The highest sequence given to a purge or a fill.
     issued: AtomicU64,
-    /// The ceiling of `issued`. Durable.
+    /// Upper bound of `issued`, already written to the log.
     ceiling: AtomicU64,
     table: RwLock<PurgeTable>,
     bus: Mutex<BusState>,
@@ -56,7 +56,7 @@ pub(crate) struct Purges {
     recorder: Recorder,
     settings: Settings,
     background: Handle,
-    /// The lock of the directory, if there is one, until it is closed.
+    /// The lock of the log's directory; `None` without a directory or after [`Purges::close`].
     lock: Mutex<Option<File>>,
 }
 
@@ -114,8 +114,9 @@ impl Purges {
         verdict
     }
 
-    /// Purges. The purge is applied when this returns, and durable when the returned value says so.
-    /// Waits only for space in the log's queue; dropping the future after that undoes nothing.
+    /// Applies a batch. The purges take effect before this returns; await [`InForce::durable`] for
+    /// durability. Waits only for space in the log's queue. Dropping the future does not undo an applied
+    /// purge.
     ///
     /// # Errors
     /// The purge was refused; nothing was purged.
@@ -143,8 +144,8 @@ impl Purges {
         self.put_in_force(batch).await?.durable().await
     }
 
-    /// Invalidates URLs and tags, hard (RFC 9111 §4.4). Applied when this returns, in the log soon
-    /// after; only a crash within these milliseconds loses it.
+    /// Invalidates URLs and tags, hard (RFC 9111 §4.4). The invalidation is applied before this returns
+    /// and written to the log asynchronously; a crash before that write loses it.
     ///
     /// `cause` is the response that invalidates them, if it is stored itself. It is newer than
     /// the invalidated responses, so it gets the position after the invalidation, unless another
@@ -169,25 +170,25 @@ impl Purges {
         }
     }
 
-    /// Whether a purge later than `since` may cover a response to the request `asked`. While its
-    /// tags are unknown, every purge of a tag may.
+    /// Whether a purge after `since` may cover a response to `target`. If `response` is `None`, its tags
+    /// are unknown, and any purge of a tag may cover it.
     pub(crate) fn overtaken(
         &self,
-        asked: &PurgeTarget<'_>,
+        target: &PurgeTarget<'_>,
         response: Option<&StoredResponse>,
         since: PurgeSequence,
     ) -> bool {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         match response {
-            None => table.may_cover(asked, since),
+            None => table.may_cover(target, since),
             Some(response) => table.verdict(&response.purge_target(), since).is_some(),
         }
     }
 
     fn check_lengths(&self, batch: &PurgeBatch) -> Result<(), PurgeError> {
         let limit = self.settings.scope_bytes_max;
-        let too_long = batch.purges.iter().map(|(scope, _)| scope_length(scope)).max();
-        match too_long {
+        let longest = batch.purges.iter().map(|(scope, _)| scope_length(scope)).max();
+        match longest {
             Some(length) if length > limit => Err(PurgeError::ScopeTooLong { length, limit }),
             _ => Ok(()),
         }
@@ -206,19 +207,19 @@ impl Purges {
         let scope = |(scope, kind): &(PurgeScope, PurgeKind)| (TableScope::of(scope), *kind);
         let purges: Vec<(TableScope, PurgeKind)> = batch.purges.iter().map(scope).collect();
         drop(batch.purges);
-        let (first, rest) = purges.split_at(count.min(APPLIED_AT_ONCE));
-        let mut sequence = self.apply_some(first, &mut entries, cause);
-        for some in rest.chunks(APPLIED_AT_ONCE) {
+        let (first, rest) = purges.split_at(count.min(APPLY_CHUNK));
+        let mut sequence = self.apply_chunk(first, &mut entries, cause);
+        for chunk in rest.chunks(APPLY_CHUNK) {
             // Lets hits read the table between two parts.
             std::thread::yield_now();
-            sequence = self.apply_some(some, &mut entries, None);
+            sequence = self.apply_chunk(chunk, &mut entries, None);
         }
         self.recorder.add(Metric::Purges, count as u64);
         Ok((Purged { sequence, message }, entries))
     }
 
-    /// Applies some purges under one lock.
-    fn apply_some(
+    /// Applies a chunk of purges under one write lock. Returns the sequence of the last one.
+    fn apply_chunk(
         &self,
         purges: &[(TableScope, PurgeKind)],
         entries: &mut Vec<LogEntry>,
@@ -305,7 +306,7 @@ fn scope_length(scope: &PurgeScope) -> usize {
 }
 
 /// Purges of a batch applied under one lock: a fraction of a millisecond.
-const APPLIED_AT_ONCE: usize = 512;
+const APPLY_CHUNK: usize = 512;
 
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]

@@ -105,9 +105,9 @@ impl Purges {
         let mut pruned = 0;
         loop {
             let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-            let some = table.prune(horizon, PRUNE_AT_ONCE);
-            pruned += some;
-            if some == 0 {
+            let removed = table.prune(horizon, PRUNE_CHUNK);
+            pruned += removed;
+            if removed == 0 {
                 break;
             }
         }
@@ -138,7 +138,7 @@ async fn maintain(purges: Weak<Purges>) {
 fn apply_entry(table: &mut PurgeTable, bus: &mut BusState, issued: &mut u64, entry: LogEntry) {
     match entry {
         LogEntry::Latest(scope, latest) => {
-            // Purges that were never acknowledged may have taken sequences beyond the last one.
+            // Applied purges that never reached the log have used higher sequences: skip them.
             *issued = (*issued).max(latest.hard.max(latest.soft) + UNLOGGED_MAX);
             table.merge(&scope, latest);
         }
@@ -155,11 +155,12 @@ fn apply_entry(table: &mut PurgeTable, bus: &mut BusState, issued: &mut u64, ent
 /// Maximum number of batches waiting for the log thread. Above it, callers wait before their purge
 /// is applied.
 const COMMITS_MAX: usize = 1024;
-/// More than the number of purges that can be applied without being in the log: over a million.
+/// In microseconds, as sequences are. More than the number of purges that can be applied without
+/// reaching the log.
 const UNLOGGED_MAX: u64 = 1 << 20;
 /// How far the ceiling is ahead of the clock, in microseconds: two minutes.
 const CEILING_AHEAD: u64 = 120_000_000;
 const MAINTAIN_EVERY: Duration = Duration::from_secs(10);
 const LOCK: &str = "lock";
 /// Entries removed under one lock.
-const PRUNE_AT_ONCE: usize = 4096;
+const PRUNE_CHUNK: usize = 4096;

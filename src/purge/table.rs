@@ -1,8 +1,9 @@
 //! The purge table: for each scope the latest purge, hard and soft.
 //!
-//! A purge costs one entry, whatever it covers; a check costs one look-up a scope. Entries
-//! are kept in the order of their sequence, so that the oldest can be pruned (nothing that
-//! old may be used any more) or, when the table is full, widened, never forgotten.
+//! A purge costs one entry, whatever it covers; a check costs one lookup per scope. Entries are kept in
+//! the order of their sequence, so that the oldest can be pruned once no response is that old. When
+//! the table is full, the oldest entries are replaced by one soft purge of everything: it covers more
+//! responses, but a hard purge becomes a soft one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
@@ -11,8 +12,8 @@ use std::sync::Arc;
 use crate::cache::purge::path_of;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 
-/// A scope as the table keeps it. URLs and tags by hash: two with one hash are purged together.
-/// The upper half of a URL's hash is that of the URL without its query.
+/// A scope in the table. URLs and tags are stored as hashes; a purge also covers any other URL or tag
+/// with the same hash. The upper 64 bits of a URL's hash are the hash of the URL without its query.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum TableScope {
     All,
@@ -35,8 +36,8 @@ impl TableScope {
 }
 
 fn url_hash(url: &str) -> u128 {
-    let whole = xxhash_rust::xxh3::xxh3_64(url.as_bytes());
-    u128::from(path_hash(path_of(url))) << 64 | u128::from(whole)
+    let full_hash = xxhash_rust::xxh3::xxh3_64(url.as_bytes());
+    u128::from(path_hash(path_of(url))) << 64 | u128::from(full_hash)
 }
 
 fn path_hash(path: &str) -> u64 {
@@ -48,7 +49,7 @@ fn path_in(url: u128) -> u64 {
     (url >> 64) as u64
 }
 
-/// The latest hard and the latest soft purge of one scope; zero is none.
+/// The sequences of the latest hard and the latest soft purge of one scope; 0 means no purge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LatestPurges {
     pub hard: u64,
@@ -85,22 +86,24 @@ impl LatestPurges {
     }
 }
 
-/// See the module's head.
+/// All purges in force, indexed by scope.
 #[derive(Debug, Default)]
 pub(super) struct PurgeTable {
     all: LatestPurges,
     sites: HashMap<Arc<str>, LatestPurges>,
     urls: HashMap<u128, LatestPurges>,
-    /// Of the URLs by path, for what answers several of them. Made of `urls`, no entries of its own.
+    /// The latest purges of all URLs with the same path, for responses that answer several URLs
+    /// (`No-Vary-Search`). Derived from `urls`; not counted as entries.
     paths: HashMap<u64, LatestPurges>,
     tags: HashMap<u64, LatestPurges>,
     prefixes: BTreeMap<Arc<str>, LatestPurges>,
     /// The sequence of the latest purge of any tag.
     tag_latest: u64,
-    /// Every entry but `all` by its latest sequence, oldest first. An entry that was purged
-    /// again has left stale places behind, which are skipped.
+    /// Every entry but `all` by its latest sequence, oldest first. A scope that was purged again leaves
+    /// its older elements behind; they are skipped.
     order: VecDeque<(u64, TableScope)>,
-    /// Responses stored before this may be older than any entry: they count as purged.
+    /// Purges before this sequence may have been pruned: every response stored before it counts as hard
+    /// purged.
     horizon: u64,
 }
 
@@ -123,17 +126,18 @@ impl PurgeTable {
         }
         if *scope != TableScope::All {
             let latest = latest.sequence();
-            // A snapshot's entries and the log's frames behind it may overlap by a few.
+            // Inserted in order: frames of the log can repeat entries of the snapshot before them.
             let at = self.order.partition_point(|(sequence, _)| *sequence <= latest);
             self.order.insert(at, (latest, scope.clone()));
             if self.order.len() > 2 * self.len() + 1024 {
-                self.drop_stale_places();
+                self.drop_stale_elements();
             }
         }
     }
 
-    /// One key purged over and over must not make the order grow. Amortised: at least half go.
-    fn drop_stale_places(&mut self) {
+    /// Removes stale elements of `order`, so that repeated purges of one scope do not grow it. Amortised
+    /// O(1): at least half of the elements are stale when this is called.
+    fn drop_stale_elements(&mut self) {
         let mut order = std::mem::take(&mut self.order);
         order.retain(|(sequence, scope)| {
             self.latest(scope).is_some_and(|latest| latest.sequence() == *sequence)
@@ -173,7 +177,7 @@ impl PurgeTable {
 
     fn remove_url(&mut self, url: u128) {
         let gone = self.urls.remove(&url).unwrap_or_default();
-        // Another URL of the path was purged later: that counts on.
+        // Keep the path's purges if another URL of the path was purged later.
         if self.paths.get(&path_in(url)).is_some_and(|path| path.sequence() <= gone.sequence()) {
             self.paths.remove(&path_in(url));
         }
@@ -218,8 +222,9 @@ impl PurgeTable {
         self.tag_latest > since.0 || self.verdict(target, since).is_some()
     }
 
-    /// Visits every prefix of `url`, the longest first. The greatest key up to a bound is
-    /// either a prefix, or the two part at some byte; prefixes beyond that byte don't exist.
+    /// Visits every prefix of `url`, the longest first. The greatest key up to a bound is either a prefix
+    /// of `url`, or differs from it at some byte; then no prefix of `url` is longer than their common
+    /// start, where the search continues.
     fn prefixes_of(&self, url: &str, mut visit: impl FnMut(LatestPurges)) {
         let mut bound = Bound::Included(url);
         loop {
@@ -235,7 +240,7 @@ impl PurgeTable {
         }
     }
 
-    /// Visits every prefix that reaches into the query of this path.
+    /// Visits every prefix that begins with `path` followed by `?`.
     fn prefixes_within(&self, path: &str, mut visit: impl FnMut(LatestPurges)) {
         let query = format!("{path}?");
         let from = (Bound::Included(&*query), Bound::Unbounded);
@@ -252,8 +257,8 @@ impl PurgeTable {
         self.sites.len() + self.urls.len() + self.tags.len() + self.prefixes.len()
     }
 
-    /// Removes entries whose purges are all older than `horizon`, at most `count_max` of
-    /// them. Responses stored before the horizon count as purged from now on.
+    /// Raises the horizon to `horizon` and removes at most `count_max` entries older than it. Returns the
+    /// number of removed entries.
     pub(super) fn prune(&mut self, horizon: u64, count_max: usize) -> usize {
         self.horizon = self.horizon.max(horizon);
         let mut pruned = 0;
@@ -266,8 +271,8 @@ impl PurgeTable {
         pruned
     }
 
-    /// Makes room: the oldest `count` places in order become part of one soft purge of all.
-    /// Returns how many entries were widened.
+    /// Replaces the oldest `count` elements of `order` by one soft purge of everything. Returns the
+    /// number of replaced entries.
     pub(super) fn widen_oldest(&mut self, count: usize) -> usize {
         let mut soft = 0;
         let mut widened = 0;
@@ -281,7 +286,8 @@ impl PurgeTable {
         widened
     }
 
-    /// Takes the oldest place; if it is not stale, its entry with it.
+    /// Removes the oldest element of `order`, and its entry if the element is not stale. Returns the
+    /// number of removed entries.
     fn drop_oldest(&mut self, with: impl FnOnce(LatestPurges)) -> usize {
         let Some((sequence, scope)) = self.order.pop_front() else { return 0 };
         match self.latest(&scope) {
@@ -294,7 +300,8 @@ impl PurgeTable {
         }
     }
 
-    /// Up to `count` entries after `sequence`, for a snapshot that must not hold the lock long.
+    /// About `count` entries after `sequence`, so that a snapshot holds the lock only briefly. Entries of
+    /// one sequence are returned together, so there may be more.
     pub(super) fn entries_after(
         &self,
         sequence: u64,
@@ -321,7 +328,7 @@ impl PurgeTable {
     }
 }
 
-/// How many bytes two strings share at their start, cut back to a character's boundary.
+/// Length of the common start of two strings in bytes, rounded down to a character boundary.
 fn common_length(one: &str, other: &str) -> usize {
     let mut common = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
     while !other.is_char_boundary(common) {

@@ -112,7 +112,7 @@ impl RangeTask {
             }
             Join::Follow(follower) => match follower.outcome().await {
                 Outcome::Failed(failure @ (FillFailure::Upstream(_) | FillFailure::Status(_))) => {
-                    Err(BodyError::caused_by("another request's part failed", failure).into())
+                    Err(BodyError::caused_by("the collapsed range request failed", failure).into())
                 }
                 Outcome::Failed(FillFailure::Changed) => Err(Stop::Changed),
                 Outcome::Failed(FillFailure::Abandoned)
@@ -150,7 +150,10 @@ impl RangeTask {
         let mut at = bytes.start;
         while at < bytes.end && !(self.has_enough(&pace, at) && slice.is_empty()) {
             let Some(frame) = body.frame().await else {
-                return Err(BodyError::new(format!("a part ended early, at byte {at}")).into());
+                return Err(BodyError::new(format!(
+                    "the response to a range request ended early at byte {at}"
+                ))
+                .into());
             };
             let frame = frame.map_err(|error| {
                 BodyError::caused_by(
@@ -160,7 +163,10 @@ impl RangeTask {
             })?;
             let Ok(data) = frame.into_data() else { continue };
             if data.len() as u64 > bytes.end - at {
-                return Err(BodyError::new("a part is longer than it said").into());
+                return Err(BodyError::new(
+                    "the response to a range request is longer than its Content-Range",
+                )
+                .into());
             }
             if matches!(pace, Pace::InStep) {
                 pace = self.send_in_time(at, data.clone()).await;
@@ -174,7 +180,10 @@ impl RangeTask {
             Pace::InStep => {}
         }
         if self.rest.start == before && !self.rest.is_empty() {
-            return Err(BodyError::new("a part has nothing of what was asked for").into());
+            return Err(BodyError::new(
+                "the response to a range request has none of the requested bytes",
+            )
+            .into());
         }
         Ok(())
     }
