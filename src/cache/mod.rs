@@ -45,7 +45,7 @@ pub(crate) use range::Multipart;
 pub(crate) use settings::Settings;
 pub(crate) use status::{CacheStatus, Fwd, Handling, Reason};
 pub(crate) use stored::{Freshness, StoredResponse};
-pub(crate) use storing::{Exchange, Place, Storing, may_store};
+pub(crate) use storing::{StorageContext, StoreDecision, UpstreamExchange, may_store};
 pub(crate) use update::{Freshened, freshen, freshen_from_head};
 pub(crate) use vary::{Vary, VaryList, variant_key};
 

@@ -14,7 +14,7 @@ use http_cache_semantics::{CacheOptions, CachePolicy, RequestLike, ResponseLike}
 use super::directives::{ResponseDirectives, Seconds};
 use super::fields::http_date;
 use super::freshness::{date_value, single_date};
-use super::storing::Exchange;
+use super::storing::UpstreamExchange;
 use super::targeted::Addressed;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
@@ -28,7 +28,7 @@ pub(super) struct CrateVerdict {
 }
 
 /// Evaluates a response that the rules of this crate accept.
-pub(super) fn evaluate(exchange: &Exchange<'_>, addressed: &Addressed) -> CrateVerdict {
+pub(super) fn evaluate(exchange: &UpstreamExchange<'_>, addressed: &Addressed) -> CrateVerdict {
     let request = Canonical::request(exchange);
     let response = Canonical::response(exchange, addressed);
     let options = CacheOptions { shared: true, ..CacheOptions::default() };
@@ -46,7 +46,7 @@ struct Canonical {
 }
 
 impl Canonical {
-    fn request(exchange: &Exchange<'_>) -> Self {
+    fn request(exchange: &UpstreamExchange<'_>) -> Self {
         let mut headers = HeaderMap::new();
         if exchange.request.contains_key(AUTHORIZATION) {
             headers.insert(AUTHORIZATION, HeaderValue::from_static("x"));
@@ -54,7 +54,7 @@ impl Canonical {
         Self { headers }
     }
 
-    fn response(exchange: &Exchange<'_>, addressed: &Addressed) -> Self {
+    fn response(exchange: &UpstreamExchange<'_>, addressed: &Addressed) -> Self {
         let mut headers = HeaderMap::new();
         let control = canonical_control(&addressed.directives);
         let control = HeaderValue::try_from(control).expect("names and digits are a field value");

@@ -222,7 +222,8 @@ mod tests {
     use super::*;
     use crate::cache::stored::tests::{headers, now};
     use crate::cache::{
-        Exchange, Freshened, Place, PurgeSequence, Settings, Storing, freshen, may_store,
+        Freshened, PurgeSequence, Settings, StorageContext, StoreDecision, UpstreamExchange,
+        freshen, may_store,
     };
     use http::Method;
 
@@ -260,9 +261,14 @@ mod tests {
         let settings = Settings { no_vary_search: true, ..Settings::default() };
         let key = CacheKey::new(url);
         let selecting = &HeaderMap::new();
-        let place =
-            Place { key: &key, selecting, codings: &[], site: "e", sequence: PurgeSequence(7) };
-        let exchange = Exchange {
+        let place = StorageContext {
+            key: &key,
+            selecting,
+            codings: &[],
+            site: "e",
+            sequence: PurgeSequence(7),
+        };
+        let exchange = UpstreamExchange {
             version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &HeaderMap::new(),
@@ -276,8 +282,8 @@ mod tests {
             response_time: now(),
         };
         match may_store(&exchange, &place, &settings) {
-            Storing::Store(stored) => *stored,
-            Storing::Pass { reason, .. } => panic!("not stored: {reason:?}"),
+            StoreDecision::Store(stored) => *stored,
+            StoreDecision::Refuse { reason, .. } => panic!("not stored: {reason:?}"),
         }
     }
 
@@ -319,7 +325,7 @@ mod tests {
         let response = stored("https://e.org/p?utm=1", "params=(\"utm\")");
         let settings = Settings { no_vary_search: true, ..Settings::default() };
         let updated = |fields: &[(&str, &str)]| {
-            let exchange = Exchange {
+            let exchange = UpstreamExchange {
                 version: http::Version::HTTP_11,
                 method: &Method::GET,
                 request: &HeaderMap::new(),

@@ -112,7 +112,9 @@ impl StoredResponse {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::cache::{CacheKey, Exchange, Place, Settings, Storing, may_store};
+    use crate::cache::{
+        CacheKey, Settings, StorageContext, StoreDecision, UpstreamExchange, may_store,
+    };
     use http::{HeaderMap, HeaderName, Method};
 
     /// 2026-11-18T11:06:40Z.
@@ -137,8 +139,8 @@ pub(super) mod tests {
     pub(crate) fn stored_under(fields: &[(&str, &str)], settings: &Settings) -> StoredResponse {
         let key = CacheKey::new("https://e.org/a");
         let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence(7));
-        let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
-        let exchange = Exchange {
+        let place = StorageContext { key: &key, selecting, codings: &[], site: "e", sequence };
+        let exchange = UpstreamExchange {
             version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &HeaderMap::new(),
@@ -148,8 +150,8 @@ pub(super) mod tests {
             response_time: now(),
         };
         match may_store(&exchange, &place, settings) {
-            Storing::Store(stored) => *stored,
-            Storing::Pass { reason, .. } => panic!("{fields:?} not stored: {reason:?}"),
+            StoreDecision::Store(stored) => *stored,
+            StoreDecision::Refuse { reason, .. } => panic!("{fields:?} not stored: {reason:?}"),
         }
     }
 

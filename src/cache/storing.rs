@@ -32,7 +32,7 @@ use crate::planted::{self, Bug}; // fault injection, in debug builds with `plant
 
 /// A request and the head of its response.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Exchange<'a> {
+pub(crate) struct UpstreamExchange<'a> {
     /// The method of the client's request.
     pub method: &'a Method,
     /// The fields of the client's request.
@@ -51,7 +51,7 @@ pub(crate) struct Exchange<'a> {
 
 /// The key, site and purge position under which a response is stored.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
+pub(crate) struct StorageContext<'a> {
     /// The key of the request, before `No-Vary-Search`.
     pub key: &'a CacheKey,
     /// The request fields as sent to the origin, from which `Vary` selects.
@@ -66,11 +66,11 @@ pub(crate) struct Place<'a> {
 
 /// Whether a response may be stored.
 #[derive(Clone, Debug)]
-pub(crate) enum Storing {
+pub(crate) enum StoreDecision {
     /// The response is stored in this form.
     Store(Box<StoredResponse>),
     /// The response is not stored.
-    Pass {
+    Refuse {
         /// Why.
         reason: Reason,
         /// How long to remember that responses under this key cannot be stored, so that
@@ -81,7 +81,7 @@ pub(crate) enum Storing {
 
 /// The results of the rules for one response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Findings {
+pub(crate) struct StoreEvaluation {
     /// The directives that apply, and the field that they come from.
     pub addressed: Addressed,
     /// Its freshness lifetime, and where that comes from.
@@ -96,10 +96,10 @@ pub(crate) struct Findings {
 
 /// Whether this response may be stored, and as what.
 pub(crate) fn may_store(
-    exchange: &Exchange<'_>,
-    place: &Place<'_>,
+    exchange: &UpstreamExchange<'_>,
+    place: &StorageContext<'_>,
     settings: &Settings,
-) -> Storing {
+) -> StoreDecision {
     let findings = match check_directives(exchange, place.key, settings) {
         Ok(addressed) => evaluate_content(exchange, place.key, settings, addressed),
         // Most uncacheable responses are refused by a directive: skip the remaining rules.
@@ -107,20 +107,26 @@ pub(crate) fn may_store(
     };
     match findings.refusal {
         Some(reason) => pass(reason, exchange, settings),
-        None => Storing::Store(Box::new(stored_response(exchange, place, &findings, settings))),
+        None => {
+            StoreDecision::Store(Box::new(stored_response(exchange, place, &findings, settings)))
+        }
     }
 }
 
-fn pass(reason: Reason, exchange: &Exchange<'_>, settings: &Settings) -> Storing {
-    Storing::Pass { reason, remember: remember_uncacheable_for(reason, exchange, settings) }
+fn pass(reason: Reason, exchange: &UpstreamExchange<'_>, settings: &Settings) -> StoreDecision {
+    StoreDecision::Refuse { reason, remember: remember_uncacheable_for(reason, exchange, settings) }
 }
 
 /// Applies every rule of RFC 9111 §3 and of the settings.
-pub(crate) fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Findings {
+pub(crate) fn examine(
+    exchange: &UpstreamExchange<'_>,
+    key: &CacheKey,
+    settings: &Settings,
+) -> StoreEvaluation {
     match check_directives(exchange, key, settings) {
         Ok(addressed) => evaluate_content(exchange, key, settings, addressed),
         Err((addressed, reason)) => {
-            Findings { refusal: Some(reason), ..find(exchange, settings, addressed) }
+            StoreEvaluation { refusal: Some(reason), ..find(exchange, settings, addressed) }
         }
     }
 }
@@ -128,7 +134,7 @@ pub(crate) fn examine(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settin
 /// Applies the rules that need only the request, the status and the directives. Returns the
 /// response's directives if none of them refuses.
 fn check_directives(
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     key: &CacheKey,
     settings: &Settings,
 ) -> Result<Addressed, (Addressed, Reason)> {
@@ -143,19 +149,23 @@ fn check_directives(
 
 /// Applies the rules that need lifetime, validators and content.
 fn evaluate_content(
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     key: &CacheKey,
     settings: &Settings,
     addressed: Addressed,
-) -> Findings {
+) -> StoreEvaluation {
     let mut findings = find(exchange, settings, addressed);
     findings.refusal = refused_response(exchange, key, settings, &findings)
         .or_else(|| refused_by_policy_crate(exchange, settings, &mut findings));
     findings
 }
 
-fn find(exchange: &Exchange<'_>, settings: &Settings, addressed: Addressed) -> Findings {
-    Findings {
+fn find(
+    exchange: &UpstreamExchange<'_>,
+    settings: &Settings,
+    addressed: Addressed,
+) -> StoreEvaluation {
+    StoreEvaluation {
         lifetime: freshness::lifetime(
             &LifetimeInput {
                 status: exchange.status,
@@ -177,7 +187,11 @@ fn find(exchange: &Exchange<'_>, settings: &Settings, addressed: Addressed) -> F
     }
 }
 
-fn refused_request(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings) -> Option<Reason> {
+fn refused_request(
+    exchange: &UpstreamExchange<'_>,
+    key: &CacheKey,
+    settings: &Settings,
+) -> Option<Reason> {
     let request = RequestDirectives::of(exchange.request, settings.honoured);
     if !settings.enabled {
         return Some(Reason::CachingOff);
@@ -195,14 +209,14 @@ fn refused_request(exchange: &Exchange<'_>, key: &CacheKey, settings: &Settings)
 
 /// Whether a response to POST can answer later GET requests: status 200, and a `Content-Location`
 /// equal to the target URI (RFC 9110 §9.3.3). [`refused_response`] requires an explicit lifetime.
-fn is_reusable_post(exchange: &Exchange<'_>, key: &CacheKey) -> bool {
+fn is_reusable_post(exchange: &UpstreamExchange<'_>, key: &CacheKey) -> bool {
     let location = exchange.response.get(CONTENT_LOCATION).and_then(|value| value.to_str().ok());
     let same = location.and_then(|location| resolve(key.url(), location));
     same.as_deref() == Some(key.url()) && exchange.status == StatusCode::OK
 }
 
 fn refused_by_status_or_directive(
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     directives: &ResponseDirectives,
 ) -> Option<Reason> {
     if is_never_stored(exchange.status) {
@@ -220,10 +234,10 @@ fn refused_by_status_or_directive(
 }
 
 fn refused_response(
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     key: &CacheKey,
     settings: &Settings,
-    findings: &Findings,
+    findings: &StoreEvaluation,
 ) -> Option<Reason> {
     let directives = &findings.addressed.directives;
     let explicit = findings.lifetime.source.is_explicit();
@@ -284,9 +298,9 @@ fn may_share_authorized(directives: &ResponseDirectives) -> bool {
 
 /// Checks the response with http-cache-semantics, which may refuse it or shorten its lifetime.
 fn refused_by_policy_crate(
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     settings: &Settings,
-    findings: &mut Findings,
+    findings: &mut StoreEvaluation,
 ) -> Option<Reason> {
     if !findings.lifetime.source.is_explicit() {
         // http-cache-semantics does not know configured and heuristic lifetimes.
@@ -300,7 +314,7 @@ fn refused_by_policy_crate(
 
 /// The range of a 206 response. `None` if `Content-Range` is missing, repeated, without complete
 /// length, or contradicts `Content-Length`.
-fn part_range(exchange: &Exchange<'_>) -> Option<ContentRange> {
+fn part_range(exchange: &UpstreamExchange<'_>) -> Option<ContentRange> {
     let mut lines = exchange.response.get_all(CONTENT_RANGE).iter();
     let range = ContentRange::parse(lines.next()?.as_bytes())?;
     let range = match content_length(exchange.response) {
@@ -315,8 +329,8 @@ pub(super) fn content_length(headers: &impl Fields) -> Option<u64> {
 }
 
 pub(super) fn freshness_of(
-    exchange: &Exchange<'_>,
-    findings: &Findings,
+    exchange: &UpstreamExchange<'_>,
+    findings: &StoreEvaluation,
     settings: &Settings,
 ) -> Freshness {
     let directives = &findings.addressed.directives;
@@ -352,9 +366,9 @@ pub(super) fn freshness_of(
 }
 
 fn stored_response(
-    exchange: &Exchange<'_>,
-    place: &Place<'_>,
-    findings: &Findings,
+    exchange: &UpstreamExchange<'_>,
+    place: &StorageContext<'_>,
+    findings: &StoreEvaluation,
     settings: &Settings,
 ) -> StoredResponse {
     let mut headers = storable_fields(
@@ -414,7 +428,7 @@ pub(super) fn origin_of(url: &str) -> &str {
 /// 416 and 5xx.
 fn remember_uncacheable_for(
     reason: Reason,
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     settings: &Settings,
 ) -> Option<Duration> {
     let lasting = matches!(

@@ -12,7 +12,7 @@ use super::search;
 use super::settings::{SetCookie, Settings};
 use super::status::Reason;
 use super::stored::StoredResponse;
-use super::storing::{Exchange, content_length, examine, freshness_of, origin_of};
+use super::storing::{UpstreamExchange, content_length, examine, freshness_of, origin_of};
 use super::tags::tags;
 use crate::fields::Fields;
 
@@ -32,7 +32,7 @@ pub(crate) enum Freshened {
 /// the 304; `sequence` was read before the request was sent.
 pub(crate) fn freshen(
     stored: &StoredResponse,
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     sequence: PurgeSequence,
     settings: &Settings,
 ) -> Freshened {
@@ -46,7 +46,7 @@ pub(crate) fn freshen(
 /// Updates the stored GET response with the 200 response to a HEAD request (RFC 9111 §4.3.5).
 pub(crate) fn freshen_from_head(
     stored: &StoredResponse,
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     sequence: PurgeSequence,
     settings: &Settings,
 ) -> Freshened {
@@ -96,7 +96,7 @@ fn is_quoted(tag: &[u8]) -> bool {
 
 fn merged(
     stored: &StoredResponse,
-    exchange: &Exchange<'_>,
+    exchange: &UpstreamExchange<'_>,
     sequence: PurgeSequence,
     settings: &Settings,
 ) -> Freshened {
@@ -108,11 +108,15 @@ fn merged(
     }
     update_fields(&mut headers, exchange.response, settings.set_cookie);
     let key = super::CacheKey::new(stored.key.clone());
-    let again =
-        Exchange { method: &Method::GET, status: stored.status, response: &headers, ..*exchange };
+    let again = UpstreamExchange {
+        method: &Method::GET,
+        status: stored.status,
+        response: &headers,
+        ..*exchange
+    };
     // A partial response was evaluated when it was stored; its Content-Range is not stored.
     let judged = match stored.status {
-        StatusCode::PARTIAL_CONTENT => Exchange { status: StatusCode::OK, ..again },
+        StatusCode::PARTIAL_CONTENT => UpstreamExchange { status: StatusCode::OK, ..again },
         _ => again,
     };
     let findings = examine(&judged, &key, settings);
@@ -179,9 +183,9 @@ mod tests {
     fn exchanged<T>(
         status: u16,
         response: &[(&str, &str)],
-        then: impl FnOnce(&Exchange<'_>) -> T,
+        then: impl FnOnce(&UpstreamExchange<'_>) -> T,
     ) -> T {
-        let exchange = Exchange {
+        let exchange = UpstreamExchange {
             version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &HeaderMap::new(),

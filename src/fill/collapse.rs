@@ -339,21 +339,21 @@ pub(crate) struct Follower(FollowerGuard);
 
 impl Follower {
     /// Waits for the outcome. Cancel-safe: the caller sets the deadline and may call it again.
-    pub(crate) async fn outcome(&self) -> Outcome {
+    pub(crate) async fn outcome(&self) -> FillOutcome {
         let (decision, guard) = self.0.fill().outcome().await;
         self.0.end();
         match decision {
-            FillDecision::Released => Outcome::Released,
-            FillDecision::Failed(failure) => Outcome::Failed(failure),
-            FillDecision::Stored => Outcome::Stored,
-            FillDecision::Filling(response) => Outcome::Filling(Filling { response, guard }),
+            FillDecision::Released => FillOutcome::Released,
+            FillDecision::Failed(failure) => FillOutcome::Failed(failure),
+            FillDecision::Stored => FillOutcome::Stored,
+            FillDecision::Filling(response) => FillOutcome::Filling(Filling { response, guard }),
         }
     }
 }
 
 /// The outcome of a leader's exchange with upstream.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum FillOutcome {
     /// A response for all followers, whose body is being fetched. The caller checks that it matches
     /// its own request (`Vary`, freshness), as with a stored response.
     Filling(Filling),

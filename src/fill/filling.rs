@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::reader::FillReader;
 use super::state::FollowerGuard;
 use crate::cache::StoredResponse;
-use crate::store::Head;
+use crate::store::StoredHead;
 
 /// A response whose body is being fetched. Keeps the fill alive until it is dropped or read; a reader
 /// keeps the fill alive itself. To read several ranges, create all readers before one is dropped.
@@ -24,7 +24,7 @@ impl Filling {
 
     /// The head record of the object being filled, to read slices that are already stored, or to store
     /// slices ahead of the fill. `None` if it is not stored in slices, or its length is unknown.
-    pub(crate) fn head(&self) -> Option<Arc<Head>> {
+    pub(crate) fn head(&self) -> Option<Arc<StoredHead>> {
         let (store, object) = self.guard.fill().lock().slices.clone()?;
         store.head_to_be(&self.response, object)
     }

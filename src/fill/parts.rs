@@ -31,20 +31,21 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
 use self::range_task::RangeTask;
-use super::collapse::{FillFailure, Fills, Join, Lead, Outcome};
+use super::collapse::{FillFailure, FillOutcome, Fills, Join, Lead};
 use super::slices::{PartAnswer, RangeStep, RequestSizes, Validator, judge, next_step};
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::cache::KeyHash;
 use crate::metrics::Metric;
-use crate::store::{Head, Store};
+use crate::store::{Store, StoredHead};
 use crate::upstream::Unanswered;
 
 /// Sends a sub-request for these bytes, bound to the object's validator with
 /// [`ask_for`](super::slices::ask_for).
-pub(crate) type Ask = Rc<dyn Fn(Range<u64>) -> Asking>;
+pub(crate) type SendSubrequest = Rc<dyn Fn(Range<u64>) -> SubrequestFuture>;
 
 /// A sub-request on its way.
-pub(crate) type Asking = Pin<Box<dyn Future<Output = Result<Response<Body>, Box<Unanswered>>>>>;
+pub(crate) type SubrequestFuture =
+    Pin<Box<dyn Future<Output = Result<Response<Body>, Box<Unanswered>>>>>;
 
 /// An object that is stored in part.
 #[derive(Clone)]
@@ -54,28 +55,33 @@ pub(crate) struct Parts {
     /// All fills of the node.
     pub fills: Fills,
     /// Its head, with a known length.
-    pub head: Arc<Head>,
+    pub head: Arc<StoredHead>,
     /// The validator that all its slices have.
     pub validator: Validator,
     /// Sends sub-requests for it.
-    pub ask: Ask,
+    pub ask: SendSubrequest,
 }
 
 impl Parts {
     /// The parts of `head`; `None` when it has no strong validator to bind them to.
-    pub(crate) fn new(store: &Store, fills: &Fills, head: Arc<Head>, ask: Ask) -> Option<Self> {
+    pub(crate) fn new(
+        store: &Store,
+        fills: &Fills,
+        head: Arc<StoredHead>,
+        ask: SendSubrequest,
+    ) -> Option<Self> {
         let validator = Validator::of(&head.response.headers)?;
         Some(Self { store: store.clone(), fills: fills.clone(), head, validator, ask })
     }
 
     /// A part that upstream is sending already: `body` has these bytes of the object. Other requests
     /// for them wait from now on.
-    pub(crate) fn first(&self, bytes: Range<u64>, body: Body) -> First {
+    pub(crate) fn first(&self, bytes: Range<u64>, body: Body) -> PartResponse {
         let claim = match self.join(bytes.start) {
             Join::Lead(lead) => Some(lead),
             Join::Follow(_) | Join::Uncollapsed(_) => None,
         };
-        First { bytes, body, claim }
+        PartResponse { bytes, body, claim }
     }
 
     /// Requests the first missing bytes of `wanted` before the response to the client begins, so that
@@ -83,7 +89,10 @@ impl Parts {
     ///
     /// # Errors
     /// Why the bytes are not available.
-    pub(crate) async fn begin(&self, wanted: Range<u64>) -> Result<Option<First>, Refused> {
+    pub(crate) async fn begin(
+        &self,
+        wanted: Range<u64>,
+    ) -> Result<Option<PartResponse>, PartError> {
         for _ in 0..ROUNDS_MAX {
             let Some(range) = self.first_missing(&wanted) else { return Ok(None) };
             match self.join(range.start) {
@@ -91,15 +100,15 @@ impl Parts {
                     // Another request found the change between the lookup and the join.
                     if self.store.is_superseded(&self.head) {
                         lead.fail(FillFailure::Changed);
-                        return Err(Refused::Changed);
+                        return Err(PartError::Changed);
                     }
                     return self.begin_fetch(range, Some(lead)).await.map(Some);
                 }
                 Join::Uncollapsed(_) => return self.begin_fetch(range, None).await.map(Some),
                 Join::Follow(follower) => match follower.outcome().await {
-                    Outcome::Failed(FillFailure::Changed) => return Err(Refused::Changed),
-                    Outcome::Failed(FillFailure::Upstream(why)) => {
-                        return Err(Refused::Failed(why));
+                    FillOutcome::Failed(FillFailure::Changed) => return Err(PartError::Changed),
+                    FillOutcome::Failed(FillFailure::Upstream(why)) => {
+                        return Err(PartError::Failed(why));
                     }
                     _ => {}
                 },
@@ -121,14 +130,18 @@ impl Parts {
         }
     }
 
-    async fn begin_fetch(&self, range: Range<u64>, claim: Option<Lead>) -> Result<First, Refused> {
+    async fn begin_fetch(
+        &self,
+        range: Range<u64>,
+        claim: Option<Lead>,
+    ) -> Result<PartResponse, PartError> {
         match self.fetch(range).await {
-            Ok((bytes, body)) => Ok(First { bytes, body, claim }),
+            Ok((bytes, body)) => Ok(PartResponse { bytes, body, claim }),
             Err(refused) => {
                 if let Some(lead) = claim {
                     lead.fail(match &refused {
-                        Refused::Changed => FillFailure::Changed,
-                        Refused::Failed(why) => FillFailure::Upstream(why.clone()),
+                        PartError::Changed => FillFailure::Changed,
+                        PartError::Failed(why) => FillFailure::Upstream(why.clone()),
                     });
                 }
                 Err(refused)
@@ -138,7 +151,7 @@ impl Parts {
 
     /// Reads `range`. `first` is a part that upstream is sending already; if stored slices come before
     /// it, it is stored meanwhile and read from there.
-    pub(crate) fn read(self, range: Range<u64>, first: Option<First>) -> PartsReader {
+    pub(crate) fn read(self, range: Range<u64>, first: Option<PartResponse>) -> PartsReader {
         let end = range.end.min(self.head.complete_length());
         let rest = range.start.min(end)..end;
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
@@ -180,12 +193,12 @@ impl Parts {
     }
 
     /// Sends a sub-request. Returns the bytes of the object that the response has, and its body.
-    async fn fetch(&self, range: Range<u64>) -> Result<(Range<u64>, Body), Refused> {
+    async fn fetch(&self, range: Range<u64>) -> Result<(Range<u64>, Body), PartError> {
         let start = range.start;
         self.fills.recorder().count(Metric::RangeRequests);
         let answer = (self.ask)(range.clone()).await;
         let response =
-            answer.map_err(|unanswered| Refused::Failed(Arc::<Unanswered>::from(unanswered)))?;
+            answer.map_err(|unanswered| PartError::Failed(Arc::<Unanswered>::from(unanswered)))?;
         let length = self.head.complete_length();
         let (status, headers) = (response.status(), response.headers());
         match judge(&range, Some(&self.validator), Some(length), status, headers) {
@@ -194,19 +207,19 @@ impl Parts {
             PartAnswer::Changed => {
                 self.store.give_up(&self.head);
                 self.fills.recorder().count(Metric::RangeObjectsChanged);
-                Err(Refused::Changed)
+                Err(PartError::Changed)
             }
-            PartAnswer::Unusable(why) => Err(Refused::Failed(Arc::new(BodyError::new(why)))),
+            PartAnswer::Unusable(why) => Err(PartError::Failed(Arc::new(BodyError::new(why)))),
             PartAnswer::PastEnd { .. } | PartAnswer::Other => {
                 let why = format!("upstream answered {status} for bytes from {start}");
-                Err(Refused::Failed(Arc::new(BodyError::new(why))))
+                Err(PartError::Failed(Arc::new(BodyError::new(why))))
             }
         }
     }
 }
 
 /// A part of an object that upstream is sending.
-pub(crate) struct First {
+pub(crate) struct PartResponse {
     bytes: Range<u64>,
     body: Body,
     /// Requests for the same bytes follow it. If it is dropped, they send their own sub-requests.
@@ -215,7 +228,7 @@ pub(crate) struct First {
 
 /// Why bytes of an object are not available from upstream.
 #[derive(Clone, Debug)]
-pub(crate) enum Refused {
+pub(crate) enum PartError {
     /// The object changed at the origin. Its stored slices are dropped; a newer version that has
     /// replaced it stays.
     Changed,
@@ -257,7 +270,7 @@ impl BodySource for PartsReader {
 }
 
 /// The key under which requests for the same slices of the same object are collapsed.
-fn slice_run_key(head: &Head, start: u64) -> KeyHash {
+fn slice_run_key(head: &StoredHead, start: u64) -> KeyHash {
     KeyHash::of(format!("{:?} {start}", head.object).as_bytes())
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::store::Head;
+use crate::store::StoredHead;
 
 /// Assembles complete slices from consecutive pieces of a body.
 pub(super) struct SliceBuffer {
@@ -29,7 +29,7 @@ impl SliceBuffer {
 
     /// Takes bytes from `data`, at most to the end of a slice, and returns the slice once it is
     /// complete.
-    pub(super) fn fill(&mut self, data: &mut Bytes, head: &Head) -> Option<CompleteSlice> {
+    pub(super) fn fill(&mut self, data: &mut Bytes, head: &StoredHead) -> Option<CompleteSlice> {
         let number = (self.at / u64::from(head.slice_bytes)) as u32;
         let range = head.slice_range(number);
         let piece = data.split_to(data.len().min((range.end - self.at) as usize));

@@ -21,22 +21,22 @@ use crate::body::{Body, BodySource, PollFrame};
 use crate::cache::{self, CacheStatus, KeyHash, Multipart, Reason, Selected, StoredResponse};
 use crate::fields::{Fields, FieldsMut};
 use crate::fill::Filling;
-use crate::fill::parts::{First, Parts};
+use crate::fill::parts::{PartResponse, Parts};
 use crate::reply::Reply;
 use crate::route::{Facts, Fixed, Redirect};
-use crate::store::Head;
+use crate::store::StoredHead;
 
 /// The source of an answer's bytes.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
     /// The store has all of them. Slices that it loses meanwhile are requested from upstream.
-    Stored(&'a Arc<Head>),
+    Stored(&'a Arc<StoredHead>),
     /// A fill. The head record, if there is one, tells how to continue when the fill fails or has moved
     /// too far ahead of this client.
-    Filling(&'a Filling, Option<&'a Arc<Head>>),
+    Filling(&'a Filling, Option<&'a Arc<StoredHead>>),
     /// The store has some of them; the others are requested from upstream, beginning with the response
     /// in the cell.
-    Parts(&'a Parts, &'a RefCell<Option<First>>),
+    Parts(&'a Parts, &'a RefCell<Option<PartResponse>>),
 }
 
 impl Source<'_> {
@@ -62,7 +62,7 @@ impl Visit {
     pub(super) fn hit(
         &self,
         hash: KeyHash,
-        head: &Arc<Head>,
+        head: &Arc<StoredHead>,
         stale: Option<Reason>,
     ) -> Option<Answered> {
         let freshness = &head.response.freshness;
@@ -132,7 +132,7 @@ impl Visit {
         }
     }
 
-    fn stored_bytes(&self, head: &Arc<Head>, range: Range<u64>) -> Option<Body> {
+    fn stored_bytes(&self, head: &Arc<StoredHead>, range: Range<u64>) -> Option<Body> {
         if head.inline.is_some() {
             return head.inline_bytes(range).map(Body::from);
         }
@@ -195,7 +195,7 @@ pub(super) fn fixed(fixed: &Fixed) -> Reply {
 enum Link {
     Ready(Body),
     /// A range that is opened when its turn comes.
-    Later(Box<(Parts, Range<u64>, Option<First>)>),
+    Later(Box<(Parts, Range<u64>, Option<PartResponse>)>),
 }
 
 /// Bodies one after the other.

@@ -16,18 +16,18 @@ use super::worker::Worker;
 use crate::body::{Body, BodySource};
 use crate::cache::vary::Variant;
 use crate::cache::{
-    self, CacheKey, Exchange, Freshened, Place, PurgeSequence, Reason, StoredResponse, Storing,
-    Vary, VaryList, search,
+    self, CacheKey, Freshened, PurgeSequence, Reason, StorageContext, StoreDecision,
+    StoredResponse, UpstreamExchange, Vary, VaryList, search,
 };
 use crate::context::{RequestId, UpstreamFacts};
 use crate::fill::FillEnd;
 use crate::fill::collapse::{FillFailure, Lead};
-use crate::fill::parts::{First, Parts};
+use crate::fill::parts::{PartResponse, Parts};
 use crate::interim::Interims;
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 use crate::route::{Rule, Site};
-use crate::store::{Head, Record};
+use crate::store::{Record, StoredHead};
 use crate::upstream::{FetchError, Intent, Times, Unanswered, Upstream, UpstreamResponse};
 
 /// The facts that an exchange needs of the request that caused it, so that it can outlive it.
@@ -46,7 +46,7 @@ pub(super) struct Job {
     /// The request fields by which `Vary` selects, as the origin gets them.
     pub selecting: Rc<HeaderMap>,
     /// The stored response that is being validated.
-    pub stale: Option<Arc<Head>>,
+    pub stale: Option<Arc<StoredHead>>,
     /// Whether a stale response may be served in place of an upstream error.
     pub stale_if_error: bool,
     /// The range request to begin with, if nothing is stored and the client wants a range.
@@ -68,7 +68,7 @@ pub(super) enum ExchangeOutcome {
     /// The response is being stored; followers of the fill read it. The fields go to this client only.
     Filling(HeaderMap),
     /// A part of a long object is being stored; the other bytes are fetched on demand.
-    StoringSlices(Box<(Parts, First)>),
+    StoringSlices(Box<(Parts, PartResponse)>),
     /// A part, as upstream sent it, which is stored on its own, and its remaining freshness in
     /// seconds.
     StoredPart(Response<Body>, i64),
@@ -76,7 +76,7 @@ pub(super) enum ExchangeOutcome {
     /// The reason is shown in `Cache-Status`.
     Retry(Option<Reason>),
     /// Upstream confirmed the stored response; this is its updated head record.
-    Validated(Arc<Head>),
+    Validated(Arc<StoredHead>),
     /// Upstream answered with an error, in place of which a stale response may be served.
     UpstreamError(StatusCode),
     /// Upstream gave no response.
@@ -92,7 +92,7 @@ pub(super) enum Disposition {
     /// Store it on its own: it is a part of an object.
     StorePart(Box<StoredResponse>),
     /// It confirms the stored response, whose updated head record this is.
-    Validated(Arc<Head>),
+    Validated(Arc<StoredHead>),
     /// It is an error, in place of which a stale response may be served.
     UpstreamError(StatusCode),
 }
@@ -310,10 +310,15 @@ impl Job {
             }
         }
         let site = &*self.site.name;
-        let place =
-            Place { key: &self.key, selecting: &self.selecting, codings: CODINGS, site, sequence };
+        let place = StorageContext {
+            key: &self.key,
+            selecting: &self.selecting,
+            codings: CODINGS,
+            site,
+            sequence,
+        };
         match cache::may_store(&self.exchange(response, times), &place, settings) {
-            Storing::Store(stored) if is_part => {
+            StoreDecision::Store(stored) if is_part => {
                 // The part is collected in memory before it is passed on: at most one slice.
                 let length = response.body().exact_length();
                 if length.is_none_or(|length| length > self.worker.store.slice_bytes()) {
@@ -321,8 +326,8 @@ impl Job {
                 }
                 Disposition::StorePart(stored)
             }
-            Storing::Store(stored) => Disposition::Store(stored),
-            Storing::Pass { reason, remember } => Disposition::Pass { reason, remember },
+            StoreDecision::Store(stored) => Disposition::Store(stored),
+            StoreDecision::Refuse { reason, remember } => Disposition::Pass { reason, remember },
         }
     }
 
@@ -335,8 +340,8 @@ impl Job {
         }
     }
 
-    fn exchange<'a>(&'a self, response: &'a Response<Body>, times: Times) -> Exchange<'a> {
-        Exchange {
+    fn exchange<'a>(&'a self, response: &'a Response<Body>, times: Times) -> UpstreamExchange<'a> {
+        UpstreamExchange {
             method: &self.method,
             request: &self.fields,
             version: response.version(),

@@ -17,7 +17,7 @@ use crate::context::{RequestId, Requester};
 use crate::fields::Fields;
 use crate::guard::{self, Applicant, Rates, RuleLimits, access};
 use crate::route::{Action, Rule};
-use crate::store::{Head, Record, Store};
+use crate::store::{Record, Store, StoredHead};
 
 /// Explains requests.
 #[derive(Clone)]
@@ -225,7 +225,7 @@ fn explain_records(records: &[Record], found: &LookupResult, explanation: &mut V
     }
 }
 
-fn stored(head: &Head, now: std::time::SystemTime) -> Value {
+fn stored(head: &StoredHead, now: std::time::SystemTime) -> Value {
     let response = &head.response;
     let freshness = &response.freshness;
     json!({
@@ -255,7 +255,7 @@ fn applied_rules(
 ) -> Value {
     let fields = response.headers.to_map(0);
     let came = response.freshness.response_time.time();
-    let exchange = cache::Exchange {
+    let exchange = cache::UpstreamExchange {
         method: &Method::GET,
         request,
         version: response.version,

@@ -19,9 +19,9 @@ use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, V
 use crate::context::ResponseFacts;
 use crate::fields::FieldsMut;
 use crate::fill::Filling;
-use crate::fill::collapse::{FillFailure, Follower, Join, Lead, Outcome, Uncollapsed};
+use crate::fill::collapse::{FillFailure, FillOutcome, Follower, Join, Lead, Uncollapsed};
 use crate::reply::Reply;
-use crate::store::Head;
+use crate::store::StoredHead;
 use crate::upstream::{Unanswered, Upstream};
 
 /// The outcome of one attempt to lead or to follow.
@@ -134,7 +134,7 @@ impl Visit {
         reason: Reason,
     ) -> Result<Turn, Box<PathError>> {
         let answered = match follower.outcome().await {
-            Outcome::Filling(filling) => match self.match_filling(&found, &filling) {
+            FillOutcome::Filling(filling) => match self.match_filling(&found, &filling) {
                 FillingMatch::Usable => match self.answer_from(&filling, reason).await {
                     Some(answered) => answered,
                     None => self.pass(reason, Some(found), Payload::default()).await?,
@@ -146,9 +146,9 @@ impl Visit {
                     self.pass(reason, Some(found), Payload::default()).await?
                 }
             },
-            Outcome::Stored => return self.follow_stored(found, reason).await,
-            Outcome::Released => self.pass(reason, Some(found), Payload::default()).await?,
-            Outcome::Failed(failure) => {
+            FillOutcome::Stored => return self.follow_stored(found, reason).await,
+            FillOutcome::Released => self.pass(reason, Some(found), Payload::default()).await?,
+            FillOutcome::Failed(failure) => {
                 self.without_upstream(&found, &failure, facts_of(collapsed(reason)))?
             }
         };
@@ -273,7 +273,7 @@ impl Visit {
         own: &HeaderMap,
         facts: ResponseFacts,
     ) -> Result<Answered, Box<PathError>> {
-        let Outcome::Filling(filling) = follower.outcome().await else {
+        let FillOutcome::Filling(filling) = follower.outcome().await else {
             return Err(facts.fail(errors::abandoned()));
         };
         let ttl = Some(filling.response().freshness.ttl(self.worker.clock.now()));
@@ -300,7 +300,7 @@ impl Visit {
     async fn answer_validated(
         &self,
         found: &LookupResult,
-        head: &Arc<Head>,
+        head: &Arc<StoredHead>,
         facts: ResponseFacts,
     ) -> Result<Option<Answered>, Box<PathError>> {
         let ttl = Some(head.response.freshness.ttl(self.worker.clock.now()));
@@ -400,7 +400,7 @@ impl Visit {
         }
     }
 
-    fn may_serve_stale(&self, head: &Head) -> bool {
+    fn may_serve_stale(&self, head: &StoredHead) -> bool {
         let purged = self.worker.store.purge_verdict(head);
         let (settings, now) = (&self.rule.settings.cache, self.worker.clock.now());
         cache::may_serve_stale_on_error(&head.response, purged, &self.directives, settings, now)

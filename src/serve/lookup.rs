@@ -25,7 +25,7 @@ use crate::cache::{
 use crate::context::RequestId;
 use crate::guard::Normalised;
 use crate::route::Rule;
-use crate::store::{Head, ReadFailed, Record, Store};
+use crate::store::{ReadFailed, Record, Store, StoredHead};
 use crate::transform::Coding;
 
 /// The content codings that `Accept-Encoding` is reduced to in the keys of variants. All known ones,
@@ -65,7 +65,7 @@ pub(super) struct LookupResult {
     /// variant.
     pub hash: KeyHash,
     /// The stored response that the request selects.
-    pub head: Option<Arc<Head>>,
+    pub head: Option<Arc<StoredHead>>,
     /// Whether upstream is asked to validate `head`. If false, `head` is only served stale, as far as
     /// the rules permit.
     pub validate: bool,
@@ -75,7 +75,7 @@ pub(super) struct LookupResult {
 
 impl LookupResult {
     /// The response that upstream is asked to validate.
-    pub(super) fn validated(&self) -> Option<&Arc<Head>> {
+    pub(super) fn validated(&self) -> Option<&Arc<StoredHead>> {
         self.head.as_ref().filter(|_| self.validate)
     }
 
@@ -181,7 +181,7 @@ impl Search {
         None
     }
 
-    fn found(&mut self, hash: KeyHash, head: Arc<Head>, absent: Reason) -> LookupResult {
+    fn found(&mut self, hash: KeyHash, head: Arc<StoredHead>, absent: Reason) -> LookupResult {
         LookupResult { head: Some(head), hash, ..self.none(absent) }
     }
 
@@ -274,7 +274,7 @@ impl<'a> CacheQuery<'a> {
     }
 
     /// Why the response under the request's key cannot answer it; `None` if it can.
-    fn unusable(&self, key: &CacheKey, head: &Head) -> Option<Reason> {
+    fn unusable(&self, key: &CacheKey, head: &StoredHead) -> Option<Reason> {
         if head.response.key != key.text {
             return Some(Reason::KeyCollision);
         }
@@ -284,12 +284,12 @@ impl<'a> CacheQuery<'a> {
         (!self.is_answered_by(&head.response)).then_some(Reason::Absent)
     }
 
-    fn is_usable(&self, head: &Head) -> bool {
+    fn is_usable(&self, head: &StoredHead) -> bool {
         self.has_wanted_bytes(head) && self.is_answered_by(&head.response)
     }
 
     /// False for a part that is stored on its own if it lacks bytes of the requested range.
-    fn has_wanted_bytes(&self, head: &Head) -> bool {
+    fn has_wanted_bytes(&self, head: &StoredHead) -> bool {
         !head.is_apart()
             || answers_range(head, self.method, self.fields, &self.rule.settings.cache.ranges)
     }
@@ -318,7 +318,12 @@ impl<'a> CacheQuery<'a> {
 }
 
 /// Whether a part that is stored on its own has all bytes that a request asks for.
-fn answers_range(head: &Head, method: &Method, fields: &HeaderMap, limits: &RangeLimits) -> bool {
+fn answers_range(
+    head: &StoredHead,
+    method: &Method,
+    fields: &HeaderMap,
+    limits: &RangeLimits,
+) -> bool {
     let length = Some(head.complete_length());
     matches!(
         cache::select(&head.response, method, fields, length, limits),

@@ -20,7 +20,7 @@ use crate::context::ResponseFacts;
 use crate::fields::is_grpc;
 use crate::fill::collapse::NotAdopted;
 use crate::route::Action;
-use crate::store::Head;
+use crate::store::StoredHead;
 use crate::upstream::{FetchError, Intent, Times, Unanswered, UpstreamResponse, tunnel};
 
 /// The future of a request that is forwarded uncollapsed.
@@ -216,7 +216,7 @@ impl Visit {
         sequence: PurgeSequence,
     ) {
         let Some(head) = &found.head else { return };
-        let exchange = cache::Exchange {
+        let exchange = cache::UpstreamExchange {
             method: &self.context.request.method,
             request: &self.fields,
             version: response.version(),
@@ -238,7 +238,7 @@ impl Visit {
     }
 
     /// The request for a fill: for the whole object, or to validate `stale`.
-    pub(super) fn fill_request(&self, stale: Option<&Head>) -> Request<()> {
+    pub(super) fn fill_request(&self, stale: Option<&StoredHead>) -> Request<()> {
         let mut request = self.upstream_request(stale);
         if stale.is_none() {
             cache::fields::remove_conditions(request.headers_mut());
@@ -247,7 +247,7 @@ impl Visit {
     }
 
     /// The request as it is sent to the origin.
-    fn upstream_request(&self, stale: Option<&Head>) -> Request<()> {
+    fn upstream_request(&self, stale: Option<&StoredHead>) -> Request<()> {
         let mut headers = HeaderMap::clone(&self.fields);
         headers.reserve(ADDED_FIELDS);
         if let Some(stale) = stale {

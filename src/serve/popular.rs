@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::cache::KeyHash;
-use crate::store::{Head, Store};
+use crate::store::{Store, StoredHead};
 
 /// The counters of all cores.
 pub(crate) struct Popular {
@@ -22,7 +22,7 @@ struct Counter {
     /// Zero: the entry is free.
     count: u32,
     /// Weak, so that a counter keeps no response in memory.
-    head: Weak<Head>,
+    head: Weak<StoredHead>,
 }
 
 /// The counters of one core, by set.
@@ -36,7 +36,7 @@ impl Popular {
     }
 
     /// Counts a hit of the sample that core `core` takes.
-    pub(super) fn note(&self, core: usize, hash: KeyHash, head: &Arc<Head>) {
+    pub(super) fn note(&self, core: usize, hash: KeyHash, head: &Arc<StoredHead>) {
         self.counters(core).note(hash.0, head);
     }
 
@@ -45,7 +45,7 @@ impl Popular {
         let mut counts: HashMap<Box<str>, u32> = HashMap::new();
         for core in 0..self.cores.len() {
             // The lock is released before the purge table is asked.
-            let counted: Vec<(u32, Arc<Head>)> = self.counters(core).all();
+            let counted: Vec<(u32, Arc<StoredHead>)> = self.counters(core).all();
             for (count, head) in counted {
                 if store.purge_verdict(&head).is_some() {
                     *counts.entry(head.response.purge_target().url.into()).or_default() += count;
@@ -63,7 +63,7 @@ impl Popular {
 }
 
 impl Counters {
-    fn note(&mut self, hash: u128, head: &Arc<Head>) {
+    fn note(&mut self, hash: u128, head: &Arc<StoredHead>) {
         let set = &mut self.0[hash as usize % SETS];
         if let Some(counter) = set.iter_mut().find(|entry| entry.hash == hash && entry.count > 0) {
             counter.count = counter.count.saturating_add(1);
@@ -79,7 +79,7 @@ impl Counters {
         }
     }
 
-    fn all(&self) -> Vec<(u32, Arc<Head>)> {
+    fn all(&self) -> Vec<(u32, Arc<StoredHead>)> {
         let counters = self.0.iter().flatten().filter(|counter| counter.count > 0);
         counters.filter_map(|counter| Some((counter.count, counter.head.upgrade()?))).collect()
     }

@@ -37,11 +37,11 @@ use crate::context::ResponseFacts;
 use crate::fields::Fields;
 use crate::fill::Filling;
 use crate::fill::collapse::FillFailure;
-use crate::fill::parts::{Ask, First, Parts, Refused};
+use crate::fill::parts::{PartError, PartResponse, Parts, SendSubrequest};
 use crate::fill::slices::{
     PartAnswer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
 };
-use crate::store::Head;
+use crate::store::StoredHead;
 use crate::upstream::{Unanswered, UpstreamResponse};
 
 /// The target and fields that all range requests for an object have in common.
@@ -126,7 +126,7 @@ impl Visit {
 
     /// Access to all bytes of `head`, stored or not. `None` if they cannot be fetched in parts: see
     /// [`can_be_fetched_in_parts`].
-    pub(super) fn parts(&self, head: &Arc<Head>) -> Option<Parts> {
+    pub(super) fn parts(&self, head: &Arc<StoredHead>) -> Option<Parts> {
         if !can_be_fetched_in_parts(head) {
             return None;
         }
@@ -154,12 +154,12 @@ impl Visit {
 
     /// Requests the first missing bytes that this request needs of `head`, before anything is
     /// promised to the client.
-    pub(super) async fn open_gaps(&self, head: &Arc<Head>) -> Gaps {
+    pub(super) async fn open_gaps(&self, head: &Arc<StoredHead>) -> Gaps {
         let Some(parts) = self.parts(head) else { return Gaps::Changed };
         match parts.begin(self.first_wanted(head)).await {
             Ok(first) => Gaps::Open(parts, Box::new(first)),
-            Err(Refused::Changed) => Gaps::Changed,
-            Err(Refused::Failed(why)) => Gaps::Failed(FillFailure::Upstream(why)),
+            Err(PartError::Changed) => Gaps::Changed,
+            Err(PartError::Failed(why)) => Gaps::Failed(FillFailure::Upstream(why)),
         }
     }
 
@@ -169,7 +169,7 @@ impl Visit {
     pub(super) async fn answer_ahead(
         &self,
         filling: &Filling,
-        head: &Arc<Head>,
+        head: &Arc<StoredHead>,
     ) -> Option<Answered> {
         let wanted = self.first_wanted(head);
         let ranges = head.response.headers.get(&ACCEPT_RANGES);
@@ -182,7 +182,11 @@ impl Visit {
     }
 
     /// Answers from the store and from upstream, beginning with the response `first`.
-    pub(super) fn answer_in_parts(&self, parts: &Parts, first: Option<First>) -> Option<Answered> {
+    pub(super) fn answer_in_parts(
+        &self,
+        parts: &Parts,
+        first: Option<PartResponse>,
+    ) -> Option<Answered> {
         let ttl = parts.head.response.freshness.ttl(self.context.received_at);
         let status = CacheStatus {
             ttl: Some(ttl),
@@ -200,7 +204,7 @@ impl Visit {
     pub(super) fn answer_with_first_part(
         &self,
         parts: &Parts,
-        first: First,
+        first: PartResponse,
         facts: ResponseFacts,
     ) -> Result<Answered, ResponseFacts> {
         let now = self.worker.clock.now();
@@ -216,7 +220,7 @@ impl Visit {
     }
 
     /// The first bytes of `head` that this request needs, if its conditions hold.
-    fn first_wanted(&self, head: &Head) -> Range<u64> {
+    fn first_wanted(&self, head: &StoredHead) -> Range<u64> {
         let whole = 0..head.complete_length();
         let Some(text) = self.fields.get(RANGE) else { return whole };
         let limits = &self.rule.settings.cache.ranges;
@@ -231,7 +235,7 @@ impl Visit {
 pub(super) enum Gaps {
     /// The missing bytes can be fetched, beginning with this response. `None`: another request has
     /// fetched them meanwhile.
-    Open(Parts, Box<Option<First>>),
+    Open(Parts, Box<Option<PartResponse>>),
     /// The object has changed at the origin or cannot be fetched in parts.
     Changed,
     /// Upstream did not provide the bytes.
@@ -240,11 +244,11 @@ pub(super) enum Gaps {
 
 impl Job {
     /// Access to all bytes of `head`; this job requests those that are not stored.
-    fn parts(self, head: Arc<Head>, base: Rc<RangeRequestBase>) -> Option<Parts> {
+    fn parts(self, head: Arc<StoredHead>, base: Rc<RangeRequestBase>) -> Option<Parts> {
         let bound = Validator::of(&head.response.headers)?;
         let (store, fills) = (self.worker.store.clone(), self.worker.fills.clone());
         let job = Rc::new(self);
-        let ask: Ask = Rc::new(move |range| {
+        let ask: SendSubrequest = Rc::new(move |range| {
             let (job, base, bound) = (job.clone(), base.clone(), bound.clone());
             let request = move || base.request(Some(&range), Some(&bound));
             Box::pin(async move { Ok(job.send(request).await?.response) })
@@ -318,7 +322,7 @@ impl Job {
         stored: StoredResponse,
         bytes: Range<u64>,
         body: Body,
-    ) -> Option<(Parts, First)> {
+    ) -> Option<(Parts, PartResponse)> {
         let base = self.first_range.as_ref()?.base.clone();
         let head = self.worker.store.partial_to_be(stored).ok()?;
         let parts = self.clone().parts(head.clone(), base)?;
@@ -332,7 +336,7 @@ impl Job {
 
 /// Whether missing bytes of a stored response can be fetched by range: it is stored in slices and has a
 /// strong validator that proves that they are of the same version.
-pub(super) fn can_be_fetched_in_parts(head: &Head) -> bool {
+pub(super) fn can_be_fetched_in_parts(head: &StoredHead) -> bool {
     head.inline.is_none() && Validator::of(&head.response.headers).is_some()
 }
 

@@ -12,17 +12,17 @@ use super::Visit;
 use crate::body::{Body, BodySource, PollFrame};
 use crate::fill::parts::PartsReader;
 use crate::metrics::Metric;
-use crate::store::Head;
+use crate::store::StoredHead;
 
 /// What is needed to request the missing bytes of a body. Creating it only counts references.
 pub(super) struct Repair {
     visit: Visit,
-    head: Arc<Head>,
+    head: Arc<StoredHead>,
 }
 
 impl Repair {
     /// A repair of the body of `head` on behalf of this request.
-    pub(super) fn new(visit: &Visit, head: &Arc<Head>) -> Self {
+    pub(super) fn new(visit: &Visit, head: &Arc<StoredHead>) -> Self {
         Self { visit: visit.clone(), head: head.clone() }
     }
 

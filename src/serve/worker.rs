@@ -22,7 +22,7 @@ use crate::metrics::Recorder;
 use crate::respond::Identity;
 use crate::respond::log::LogBuffer;
 use crate::route::Routes;
-use crate::store::{Head, Store};
+use crate::store::{Store, StoredHead};
 use crate::upstream::{Pools, Upstreams};
 
 /// The configuration as requests use it. Immutable; a reload replaces it, and each request keeps the
@@ -139,7 +139,7 @@ impl Worker {
 
     /// Counts one of sixteen hits for [`Popular`]. The sample is random, so that no pattern of requests
     /// coincides with it.
-    pub(super) fn note_hit(&self, hash: KeyHash, head: &Arc<Head>) {
+    pub(super) fn note_hit(&self, hash: KeyHash, head: &Arc<StoredHead>) {
         let next = self.sample.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         self.sample.set(next);
         if next >> 60 == 0 {

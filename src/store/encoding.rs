@@ -31,7 +31,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version};
 
 use super::piece::Piece;
-use super::record::{Head, ObjectId, Record, disk_state};
+use super::record::{ObjectId, Record, StoredHead, disk_state};
 use crate::cache::vary::{Variant, VarySet};
 use crate::cache::{Freshness, KeyHash, PurgeSequence, SiteName, StoredResponse, VaryList};
 use crate::fields::FieldSection;
@@ -102,7 +102,7 @@ fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
     }
 }
 
-fn encode_head(head: &Head) -> Vec<u8> {
+fn encode_head(head: &StoredHead) -> Vec<u8> {
     let response = &head.response;
     let freshness = &response.freshness;
     let flags = [
@@ -152,7 +152,7 @@ fn encode_head(head: &Head) -> Vec<u8> {
     out
 }
 
-fn decode_head(from: &mut Decoder) -> Option<Head> {
+fn decode_head(from: &mut Decoder) -> Option<StoredHead> {
     let lineage = from.u64()?;
     let stored_at_sequence = PurgeSequence(from.u64()?);
     let object = ObjectId(from.u128()?);
@@ -202,7 +202,7 @@ fn decode_head(from: &mut Decoder) -> Option<Head> {
         && slice_bytes > 0
         && (flag(6) || inline.is_empty())
         && (!flag(6) || inline.len() as u64 == inline_length(&response));
-    sane.then(|| Head {
+    sane.then(|| StoredHead {
         response,
         object,
         inline: flag(6).then(|| own_buffer(inline, whole)),
@@ -367,14 +367,14 @@ mod tests {
         Piece::decode(Bytes::copy_from_slice(bytes))
     }
 
-    fn head_of(piece: &Piece) -> &Head {
+    fn head_of(piece: &Piece) -> &StoredHead {
         match piece {
             Piece::Record(Record::Response(head)) => head,
             other => panic!("{other:?}"),
         }
     }
 
-    fn piece(head: Head) -> Piece {
+    fn piece(head: StoredHead) -> Piece {
         Piece::Record(Record::Response(Arc::new(head)))
     }
 

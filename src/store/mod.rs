@@ -44,7 +44,7 @@ use tokio::sync::watch;
 pub(crate) use self::loads::ReadFailed;
 pub(crate) use self::open::OpenError;
 pub(crate) use self::read::StoredBody;
-pub(crate) use self::record::{Head, ObjectId, Record};
+pub(crate) use self::record::{ObjectId, Record, StoredHead};
 pub(crate) use self::settings::{Admission, Directory, DiskReserve, Settings, SiteShare};
 pub(crate) use self::space::{bytes_text, memory_bytes, misfits};
 pub(crate) use self::stat::Stat;
@@ -131,7 +131,7 @@ impl Store {
     /// Whether a purge covers this stored response, and how. `None`: no purge forbids its use. One
     /// load and compare, unless there was a purge since the last call.
     #[inline]
-    pub(crate) fn purge_verdict(&self, head: &Head) -> Option<PurgeKind> {
+    pub(crate) fn purge_verdict(&self, head: &StoredHead) -> Option<PurgeKind> {
         if planted::has(Bug::PurgesIgnored) {
             return None;
         }
@@ -155,12 +155,16 @@ impl Store {
 
     /// Replaces the stored response of a body: after a 304 (RFC 9111 §4.3.4), with its fields,
     /// freshness and `stored_at_sequence`.
-    pub(crate) fn replace(&self, head: &Arc<Head>, mut response: StoredResponse) -> Arc<Head> {
+    pub(crate) fn replace(
+        &self,
+        head: &Arc<StoredHead>,
+        mut response: StoredResponse,
+    ) -> Arc<StoredHead> {
         response.complete_length = Some(head.complete_length());
         let inline = head.inline.clone();
         let next = self.new_head(response, head.object, inline);
         let wanted = head.disk_state.load(Ordering::Relaxed) != disk_state::MEMORY_ONLY;
-        self.put_head(Head { slice_bytes: head.slice_bytes, ..next }, wanted)
+        self.put_head(StoredHead { slice_bytes: head.slice_bytes, ..next }, wanted)
     }
 
     /// Stores the variant list of a key whose responses vary.
@@ -181,12 +185,12 @@ impl Store {
     }
 
     /// A range of a stored body, cut at its end.
-    pub(crate) fn body(&self, head: &Arc<Head>, range: Range<u64>) -> StoredBody {
+    pub(crate) fn body(&self, head: &Arc<StoredHead>, range: Range<u64>) -> StoredBody {
         StoredBody::new(self.tiers.clone(), head.clone(), range)
     }
 
     /// One slice, from memory or disk. `None`: it must be fetched again, see [`Store::put_slice`].
-    pub(crate) async fn slice(&self, head: &Head, number: u32) -> Option<Bytes> {
+    pub(crate) async fn slice(&self, head: &StoredHead, number: u32) -> Option<Bytes> {
         match self.tiers.slice_now(head, number) {
             Some(bytes) => Some(bytes),
             None => self.tiers.read_slice(head, number).await.ok().flatten(),
@@ -237,8 +241,13 @@ impl Store {
         self.objects.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn new_head(&self, response: StoredResponse, object: ObjectId, inline: Option<Bytes>) -> Head {
-        Head {
+    fn new_head(
+        &self,
+        response: StoredResponse,
+        object: ObjectId,
+        inline: Option<Bytes>,
+    ) -> StoredHead {
+        StoredHead {
             response,
             object,
             inline,
@@ -249,7 +258,7 @@ impl Store {
     }
 
     /// Makes a head visible. `wanted`: it is to be written to disk.
-    fn put_head(&self, head: impl Into<Arc<Head>>, wanted: bool) -> Arc<Head> {
+    fn put_head(&self, head: impl Into<Arc<StoredHead>>, wanted: bool) -> Arc<StoredHead> {
         let head = head.into();
         let key = PieceKey::head(head.hash());
         self.tiers.put(key, Piece::Record(Record::Response(head.clone())));

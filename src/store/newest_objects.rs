@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::record::{Head, ObjectId};
+use super::record::{ObjectId, StoredHead};
 use crate::cache::KeyHash;
 
 /// The newest objects of up to [`KEYS_MAX`] keys. Beyond, the oldest key is forgotten, and an
@@ -38,7 +38,7 @@ impl NewestObjects {
     }
 
     /// Whether a newer object of its key is known.
-    pub(super) fn is_superseded(&self, head: &Head) -> bool {
+    pub(super) fn is_superseded(&self, head: &StoredHead) -> bool {
         self.newest.get(&head.hash()).is_some_and(|newest| *newest != head.object)
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::Store;
 use super::piece_key::{ObjectId, PieceKey};
-use super::record::{Head, Record};
+use super::record::{Record, StoredHead};
 use super::write::WriteError;
 use crate::cache::StoredResponse;
 use crate::cache::range::with_part;
@@ -20,7 +20,7 @@ use crate::cache::range::with_part;
 /// The record in memory under a head's hash.
 enum Current {
     /// A head of the same object, perhaps with more parts.
-    Same(Arc<Head>),
+    Same(Arc<StoredHead>),
     /// A head of another object, or a variant list.
     Other,
     Absent,
@@ -34,7 +34,7 @@ impl Store {
     pub(crate) fn partial_to_be(
         &self,
         mut response: StoredResponse,
-    ) -> Result<Arc<Head>, WriteError> {
+    ) -> Result<Arc<StoredHead>, WriteError> {
         self.check_for_parts(&response)?;
         response.parts = Some(Box::default());
         let object = self.next_object(response.hash());
@@ -42,7 +42,7 @@ impl Store {
     }
 
     /// Makes the object of [`Store::partial_to_be`] visible.
-    pub(crate) fn show(&self, head: &Arc<Head>) {
+    pub(crate) fn show(&self, head: &Arc<StoredHead>) {
         let hash = head.hash();
         self.newest().begin(hash, head.object);
         self.put_head(head.clone(), self.tiers.wants_on_disk(hash, 0));
@@ -51,7 +51,7 @@ impl Store {
     /// Stores one part of an object on its own: it has no strong validator that would bind it to
     /// other parts (RFC 9111 §3.4), or the object is too short for slices. `bytes` are the bytes of
     /// the response's `parts`.
-    pub(crate) fn put_apart(&self, response: StoredResponse, bytes: &Bytes) -> Arc<Head> {
+    pub(crate) fn put_apart(&self, response: StoredResponse, bytes: &Bytes) -> Arc<StoredHead> {
         let hash = response.hash();
         let object = self.next_object(hash);
         // A copy, because the buffer of the connection is longer.
@@ -66,7 +66,7 @@ impl Store {
         &self,
         response: &StoredResponse,
         object: ObjectId,
-    ) -> Option<Arc<Head>> {
+    ) -> Option<Arc<StoredHead>> {
         self.check_for_parts(response).ok()?;
         Some(Arc::new(self.new_head(response.clone(), object, None)))
     }
@@ -86,10 +86,10 @@ impl Store {
     /// Stores slice `number` of a partial object, or replaces a damaged one.
     ///
     /// # Errors
-    /// `bytes` has not the length of [`Head::slice_range`].
+    /// `bytes` has not the length of [`StoredHead::slice_range`].
     pub(crate) async fn put_slice(
         &self,
-        head: &Head,
+        head: &StoredHead,
         number: u32,
         bytes: Bytes,
     ) -> Result<(), WriteError> {
@@ -108,7 +108,7 @@ impl Store {
 
     /// Records that the slices of `part` are stored. Returns the head to use from now on; its
     /// `parts` are `None` once the object is complete.
-    pub(crate) fn add_part(&self, head: &Arc<Head>, part: Range<u64>) -> Arc<Head> {
+    pub(crate) fn add_part(&self, head: &Arc<StoredHead>, part: Range<u64>) -> Arc<StoredHead> {
         let newest = self.newest();
         let current = match self.current(head) {
             // Memory has evicted the newer object.
@@ -126,7 +126,7 @@ impl Store {
         self.replace(&current, response)
     }
 
-    fn current(&self, head: &Head) -> Current {
+    fn current(&self, head: &StoredHead) -> Current {
         let key = PieceKey::head(head.hash());
         match self.tiers.record_in_memory(&key) {
             Some(Record::Response(current)) if current.object == head.object => {
@@ -140,7 +140,7 @@ impl Store {
     /// The bytes of `range` that are not stored, in whole slices: a range fill must fetch them before
     /// [`Store::body`] can return the range. Looks at memory and at the disk's index, not at the
     /// disk.
-    pub(crate) fn missing(&self, head: &Head, range: Range<u64>) -> Vec<Range<u64>> {
+    pub(crate) fn missing(&self, head: &StoredHead, range: Range<u64>) -> Vec<Range<u64>> {
         if head.inline.is_some() {
             return Vec::new();
         }
@@ -162,7 +162,7 @@ impl Store {
     /// Removes an object that its origin no longer has, unless a newer one has replaced it. Parts
     /// of it that still arrive do not make it visible again. Not a purge: it may reappear from disk
     /// after a restart.
-    pub(crate) fn give_up(&self, head: &Head) {
+    pub(crate) fn give_up(&self, head: &StoredHead) {
         let mut newest = self.newest();
         match self.current(head) {
             Current::Other => return,
@@ -175,7 +175,7 @@ impl Store {
     }
 
     /// Whether a newer object of the same key is known, or this one was given up.
-    pub(crate) fn is_superseded(&self, head: &Head) -> bool {
+    pub(crate) fn is_superseded(&self, head: &StoredHead) -> bool {
         self.newest().is_superseded(head)
     }
 }

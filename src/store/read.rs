@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio::task::JoinHandle;
 
-use super::record::Head;
+use super::record::StoredHead;
 use super::tiers::Tiers;
 use crate::body::{BodyError, BodySource, PollFrame};
 use crate::metrics::Metric;
@@ -22,7 +22,7 @@ use crate::metrics::Metric;
 /// The bytes of one range of one stored response.
 pub(crate) struct StoredBody {
     tiers: Arc<Tiers>,
-    head: Arc<Head>,
+    head: Arc<StoredHead>,
     /// The bytes still to be returned.
     rest: Range<u64>,
     /// The slice at `rest.start`, if it was requested ahead.
@@ -37,7 +37,7 @@ enum NextSlice {
 }
 
 impl StoredBody {
-    pub(super) fn new(tiers: Arc<Tiers>, head: Arc<Head>, range: Range<u64>) -> Self {
+    pub(super) fn new(tiers: Arc<Tiers>, head: Arc<StoredHead>, range: Range<u64>) -> Self {
         let end = range.end.min(head.complete_length());
         Self { tiers, head, rest: range.start.min(end)..end, next: None, is_cold: false }
     }

@@ -15,14 +15,14 @@ use crate::purge::Checkpoint;
 #[derive(Clone, Debug)]
 pub(crate) enum Record {
     /// A stored response.
-    Response(Arc<Head>),
+    Response(Arc<StoredHead>),
     /// The key's responses vary; each variant is stored under a hash of its own.
     Variants(Arc<VaryList>),
 }
 
 /// A stored response without its slices. Immutable, except for `checkpoint` and `disk_state`.
 #[derive(Debug)]
-pub(crate) struct Head {
+pub(crate) struct StoredHead {
     /// What the caching rules read.
     pub response: StoredResponse,
     /// The object whose slices are the body.
@@ -39,7 +39,7 @@ pub(crate) struct Head {
 }
 
 /// With the counts of its `Arc` a head fills one of the allocator's size classes; the next has 320 bytes.
-const _: () = assert!(size_of::<Head>() + 16 <= 256);
+const _: () = assert!(size_of::<StoredHead>() + 16 <= 256);
 
 /// How far a head is on its way to disk. The state only moves along these arrows.
 ///
@@ -53,7 +53,7 @@ pub(super) mod disk_state {
     pub(crate) const WRITTEN: u8 = 2;
 }
 
-impl Head {
+impl StoredHead {
     /// The hash under which it is stored: its key's, or its variant's.
     pub(crate) fn hash(&self) -> KeyHash {
         self.response.hash()

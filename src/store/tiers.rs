@@ -23,7 +23,7 @@ use super::evictions::Evictions;
 use super::loads::{LoadResult, LoadedPiece, Loads, ReadFailed};
 use super::piece::Piece;
 use super::piece_key::{ObjectId, PieceHasher, PieceKey};
-use super::record::{Head, Record, disk_state};
+use super::record::{Record, StoredHead, disk_state};
 use super::settings::{Admission, Settings};
 use super::sites::{Site, Sites};
 use crate::cache::KeyHash;
@@ -124,7 +124,7 @@ impl Tiers {
     }
 
     /// A slice of a stored body, if memory or the page cache has it. Does not wait.
-    pub(super) fn slice_now(&self, head: &Head, number: u32) -> Option<Bytes> {
+    pub(super) fn slice_now(&self, head: &StoredHead, number: u32) -> Option<Bytes> {
         let mixed = number == 1 && planted::has(Bug::SlicesMixed);
         let in_memory = PieceKey::slice(head.object, if mixed { 0 } else { number });
         if let Some(bytes) = self.slice_in_memory(&in_memory) {
@@ -138,7 +138,7 @@ impl Tiers {
     /// Starts to read a slice of a stored body from disk.
     pub(super) fn read_slice(
         self: &Arc<Self>,
-        head: &Head,
+        head: &StoredHead,
         number: u32,
     ) -> JoinHandle<Option<Bytes>> {
         let site = self.sites.of(&head.response.site);
@@ -249,7 +249,7 @@ impl Tiers {
 
     /// Queues a head for the disk, with the slices of it that memory has, unless it was queued before.
     #[cold]
-    pub(super) fn queue_head(self: &Arc<Self>, head: &Arc<Head>) {
+    pub(super) fn queue_head(self: &Arc<Self>, head: &Arc<StoredHead>) {
         let states = (disk_state::MEMORY_ONLY, disk_state::QUEUED);
         let (order, failed) = (Ordering::AcqRel, Ordering::Relaxed);
         if self.settings.directories.is_empty()

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Store;
 use super::piece_key::{ObjectId, PieceKey};
-use super::record::Head;
+use super::record::StoredHead;
 use super::sites::Site;
 use crate::cache::{KeyHash, StoredResponse};
 
@@ -111,7 +111,7 @@ impl ObjectWriter {
     ///
     /// # Errors
     /// The body is shorter than announced.
-    pub(crate) async fn finish(mut self) -> Result<Arc<Head>, WriteError> {
+    pub(crate) async fn finish(mut self) -> Result<Arc<StoredHead>, WriteError> {
         let length = self.length;
         if let Some(promised) = self.response.complete_length.filter(|&it| it != length) {
             return Err(WriteError::Length { length, promised });

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::super::directives::{Members, RequestDirectives, ResponseDirectives, Seconds};
 use super::super::settings::{Honoured, Settings};
-use super::super::storing::{Exchange, examine};
+use super::super::storing::{UpstreamExchange, examine};
 use super::super::{
     CacheKey, UrlParts, date, fields, freshness, invalidate, policy, range, tags, targeted, vary,
 };
@@ -174,9 +174,9 @@ fn request_headers(case: &Case) -> HeaderMap {
 }
 
 /// Whether ours would serve it at once without validation, with what it found.
-fn ours(case: &Case) -> (bool, super::super::storing::Findings) {
+fn ours(case: &Case) -> (bool, super::super::storing::StoreEvaluation) {
     let (request, response) = (request_headers(case), case.headers());
-    let exchange = Exchange {
+    let exchange = UpstreamExchange {
         version: http::Version::HTTP_11,
         method: &Method::GET,
         request: &request,
@@ -212,7 +212,7 @@ proptest! {
     #[test]
     fn both_agree_on_canonical_fields(case in case()) {
         let (request, response) = (request_headers(&case), case.headers());
-        let exchange = Exchange {
+        let exchange = UpstreamExchange {
             version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &request,
@@ -276,7 +276,7 @@ proptest! {
         vary::variant_key(&key, &[http::header::ACCEPT_ENCODING], &headers, &["br", "gzip"]);
         super::super::CacheStatus::hit(0).write("skerry", Some(&key.text), &mut Vec::new());
         for code in [200, 206, 304, 404] {
-            let exchange = Exchange {
+            let exchange = UpstreamExchange {
                 version: http::Version::HTTP_11,
                 method: &Method::POST,
                 request: &headers,

@@ -55,7 +55,7 @@ impl Scenario<'_> {
             &UrlParts { scheme: "https", authority: "e.org", path: "/a", query: Some("b") },
             &first,
         );
-        let exchange = Exchange {
+        let exchange = UpstreamExchange {
             version: http::Version::HTTP_11,
             method: &method,
             request: &first,
@@ -75,8 +75,9 @@ impl Scenario<'_> {
             _ => key.hash,
         };
         let sequence = PurgeSequence::default();
-        let place = Place { key: &key, selecting: &first, codings: &CODINGS, site: "e", sequence };
-        let Storing::Store(stored) = may_store(&exchange, &place, settings) else {
+        let place =
+            StorageContext { key: &key, selecting: &first, codings: &CODINGS, site: "e", sequence };
+        let StoreDecision::Store(stored) = may_store(&exchange, &place, settings) else {
             return Second::NotCached;
         };
         let request = RequestDirectives::of(&second, settings.honoured);
@@ -275,8 +276,8 @@ fn cookies_of_requests_and_responses() {
 fn partial(response: &[(&str, &str)]) -> Option<StoredResponse> {
     let key = CacheKey::new("https://e.org/a");
     let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence::default());
-    let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
-    let exchange = Exchange {
+    let place = StorageContext { key: &key, selecting, codings: &[], site: "e", sequence };
+    let exchange = UpstreamExchange {
         version: http::Version::HTTP_11,
         method: &Method::GET,
         request: &headers(&[("range", "bytes=4-9")]),
@@ -286,8 +287,8 @@ fn partial(response: &[(&str, &str)]) -> Option<StoredResponse> {
         response_time: now(),
     };
     match may_store(&exchange, &place, &Settings::default()) {
-        Storing::Store(stored) => Some(*stored),
-        Storing::Pass { .. } => None,
+        StoreDecision::Store(stored) => Some(*stored),
+        StoreDecision::Refuse { .. } => None,
     }
 }
 
@@ -322,8 +323,8 @@ fn what_is_held_against_a_key_and_what_is_not() {
     let remembered = |request: &[(&str, &str)], status, response: &[(&str, &str)]| {
         let key = CacheKey::new("https://e.org/a");
         let (selecting, sequence) = (&HeaderMap::new(), PurgeSequence::default());
-        let place = Place { key: &key, selecting, codings: &[], site: "e", sequence };
-        let exchange = Exchange {
+        let place = StorageContext { key: &key, selecting, codings: &[], site: "e", sequence };
+        let exchange = UpstreamExchange {
             version: http::Version::HTTP_11,
             method: &Method::GET,
             request: &headers(request),
@@ -333,8 +334,8 @@ fn what_is_held_against_a_key_and_what_is_not() {
             response_time: now(),
         };
         match may_store(&exchange, &place, &Settings::default()) {
-            Storing::Store(_) => panic!("stored"),
-            Storing::Pass { remember, .. } => remember.is_some(),
+            StoreDecision::Store(_) => panic!("stored"),
+            StoreDecision::Refuse { remember, .. } => remember.is_some(),
         }
     };
     assert!(remembered(&[], 200, &[("cache-control", "private")]));

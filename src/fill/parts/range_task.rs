@@ -8,10 +8,10 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 
-use super::super::collapse::{FillFailure, Join, Lead, Outcome};
+use super::super::collapse::{FillFailure, FillOutcome, Join, Lead};
 use super::super::slice_buffer::SliceBuffer;
 use super::super::slices::RangeStep;
-use super::{First, Parts, ROUNDS_MAX, Refused};
+use super::{PartError, PartResponse, Parts, ROUNDS_MAX};
 use crate::body::{Body, BodyError};
 
 /// The task behind a reader.
@@ -39,7 +39,7 @@ impl From<BodyError> for Stop {
 
 impl RangeTask {
     /// Sends the range to the reader, or an error that ends it.
-    pub(super) async fn run(mut self, first: Option<First>) {
+    pub(super) async fn run(mut self, first: Option<PartResponse>) {
         let Err(stop) = self.send_all(first).await else { return };
         let at = self.rest.start;
         let error = match stop {
@@ -59,14 +59,14 @@ impl RangeTask {
     }
 
     /// Stores a part of the object.
-    pub(super) async fn store_part(mut self, First { bytes, body, claim }: First) {
+    pub(super) async fn store_part(mut self, PartResponse { bytes, body, claim }: PartResponse) {
         let pace = Pace::StoreOnly { until: bytes.end };
         let received = self.receive_part(bytes, body, pace).await;
         conclude(claim, &received);
     }
 
-    async fn send_all(&mut self, first: Option<First>) -> Result<(), Stop> {
-        if let Some(First { bytes, body, claim }) = first {
+    async fn send_all(&mut self, first: Option<PartResponse>) -> Result<(), Stop> {
+        if let Some(PartResponse { bytes, body, claim }) = first {
             let received = self.receive_part(bytes, body, Pace::InStep).await;
             conclude(claim, &received);
             received?;
@@ -111,14 +111,16 @@ impl RangeTask {
                 received
             }
             Join::Follow(follower) => match follower.outcome().await {
-                Outcome::Failed(failure @ (FillFailure::Upstream(_) | FillFailure::Status(_))) => {
+                FillOutcome::Failed(
+                    failure @ (FillFailure::Upstream(_) | FillFailure::Status(_)),
+                ) => {
                     Err(BodyError::caused_by("the collapsed range request failed", failure).into())
                 }
-                Outcome::Failed(FillFailure::Changed) => Err(Stop::Changed),
-                Outcome::Failed(FillFailure::Abandoned)
-                | Outcome::Stored
-                | Outcome::Released
-                | Outcome::Filling(_) => Ok(()),
+                FillOutcome::Failed(FillFailure::Changed) => Err(Stop::Changed),
+                FillOutcome::Failed(FillFailure::Abandoned)
+                | FillOutcome::Stored
+                | FillOutcome::Released
+                | FillOutcome::Filling(_) => Ok(()),
             },
             Join::Uncollapsed(_) => self.fetch(range).await,
         }
@@ -128,8 +130,8 @@ impl RangeTask {
         let start = range.start;
         match self.parts.fetch(range).await {
             Ok((bytes, body)) => self.receive_part(bytes, body, Pace::InStep).await,
-            Err(Refused::Changed) => Err(Stop::Changed),
-            Err(Refused::Failed(error)) => {
+            Err(PartError::Changed) => Err(Stop::Changed),
+            Err(PartError::Failed(error)) => {
                 let why = format!("no answer from upstream for bytes from {start}");
                 Err(BodyError::caused_by(why, error).into())
             }

@@ -212,7 +212,7 @@ fn one_asks_for_all_whether_an_object_has_changed() {
         let readers: Vec<_> = (0..100).map(|_| spawn_local(begin(parts.clone()))).collect();
         for reader in readers {
             let begun = reader.await.expect("no panic");
-            assert!(matches!(begun, Err(Refused::Changed)), "{begun:?}");
+            assert!(matches!(begun, Err(PartError::Changed)), "{begun:?}");
         }
         assert_eq!(origin.asked.take(), [0..3 * SLICE]);
     });
@@ -226,7 +226,7 @@ fn who_waits_for_a_reader_that_finds_a_change_begins_anew() {
         let reader = spawn_local(all(parts.clone().read(0..SLICE, None)));
         tokio::task::yield_now().await;
         let begun = parts.begin(0..SLICE).await.map(|_| ());
-        assert!(matches!(begun, Err(Refused::Changed)), "{begun:?}");
+        assert!(matches!(begun, Err(PartError::Changed)), "{begun:?}");
         assert!(reader.await.expect("no panic").is_err());
         assert_eq!(origin.asked.borrow().len(), 1);
     });

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-use super::collapse::{FillFailure, Fills, Follower, Join, Lead, Outcome, Uncollapsed};
+use super::collapse::{FillFailure, FillOutcome, Fills, Follower, Join, Lead, Uncollapsed};
 use super::reader::FillReader;
 use super::{FillEnd, Filling, Settings};
 use crate::body::{Body, BodyError, BodySource, PollFrame, next_frame};
@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::fields::FieldSection;
 use crate::metrics::{Metric, Metrics};
 use crate::purge::{self, PurgeBatch, Purges};
-use crate::store::{self, Head, Record, Store};
+use crate::store::{self, Record, Store, StoredHead};
 use crate::upstream::FetchError;
 
 /// Small, so that few bytes are many slices; frames of half a slice are not merged.
@@ -71,7 +71,7 @@ impl Node {
     }
 
     /// What the store has, and its body.
-    async fn stored(&self) -> Option<(Arc<Head>, Bytes)> {
+    async fn stored(&self) -> Option<(Arc<StoredHead>, Bytes)> {
         let head = head(&self.store)?;
         let body = Body::stream(self.store.body(&head, 0..u64::MAX)).collect().await;
         Some((head, body.expect("the body is whole").to_bytes()))
@@ -101,7 +101,7 @@ impl Node {
     }
 }
 
-fn head(store: &Store) -> Option<Arc<Head>> {
+fn head(store: &Store) -> Option<Arc<StoredHead>> {
     let key = CacheKey::new("https://www.example.org/a");
     match store.in_memory(key.hash)? {
         Record::Response(head) => Some(head),
@@ -203,7 +203,7 @@ impl Upstream {
 
 async fn filling(follower: &Follower) -> Filling {
     match follower.outcome().await {
-        Outcome::Filling(filling) => filling,
+        FillOutcome::Filling(filling) => filling,
         other => panic!("no fill: {other:?}"),
     }
 }
@@ -372,7 +372,7 @@ fn a_lead_that_is_dropped_leaves_no_follower_waiting() {
         let lead = node.lead();
         let follower = node.follow();
         drop(lead);
-        assert!(matches!(follower.outcome().await, Outcome::Failed(FillFailure::Abandoned)));
+        assert!(matches!(follower.outcome().await, FillOutcome::Failed(FillFailure::Abandoned)));
         assert!(matches!(node.join(), Join::Lead(_)));
     });
 }
@@ -385,7 +385,7 @@ fn followers_of_a_failure_have_the_same_failure() {
         let (own, other) = (lead.follower(), node.follow());
         lead.fail(FillFailure::Upstream(Arc::new(FetchError::AllDown { pool: "origins".into() })));
         let failures = [own.outcome().await, other.outcome().await].map(|outcome| match outcome {
-            Outcome::Failed(FillFailure::Upstream(error)) => error,
+            FillOutcome::Failed(FillFailure::Upstream(error)) => error,
             other => panic!("{other:?}"),
         });
         assert!(Arc::ptr_eq(&failures[0], &failures[1]));
@@ -399,7 +399,7 @@ fn what_is_uncacheable_releases_its_followers_and_is_remembered_for_a_while() {
         let lead = node.lead();
         let follower = node.follow();
         lead.release(Some(Duration::from_secs(60)));
-        assert!(matches!(follower.outcome().await, Outcome::Released));
+        assert!(matches!(follower.outcome().await, FillOutcome::Released));
         assert!(matches!(node.join(), Join::Uncollapsed(Uncollapsed::Uncacheable)));
         node.clock.advance(Duration::from_secs(61));
         assert!(matches!(node.join(), Join::Lead(_)));
@@ -428,7 +428,7 @@ fn followers_of_a_validation_are_sent_to_the_store() {
         let lead = node.lead();
         let follower = node.follow();
         lead.stored();
-        assert!(matches!(follower.outcome().await, Outcome::Stored));
+        assert!(matches!(follower.outcome().await, FillOutcome::Stored));
     });
 }
 
@@ -912,8 +912,8 @@ fn ten_thousand_requests_for_one_cold_object_are_one_upstream_request() {
                         let store = node.store.clone();
                         readers.push(spawn_local(async move {
                             let mut reader = match follower.outcome().await {
-                                Outcome::Filling(filling) => Body::stream(filling.read_all()),
-                                Outcome::Stored => Body::stream(
+                                FillOutcome::Filling(filling) => Body::stream(filling.read_all()),
+                                FillOutcome::Stored => Body::stream(
                                     store.body(&head(&store).expect("stored"), 0..LENGTH),
                                 ),
                                 other => panic!("{other:?}"),

@@ -138,9 +138,9 @@ async fn purges() {
     };
     let heads = heads(&hashes);
     println!("a hit's look at {} of {OBJECTS} objects, in no order:", heads.len());
-    let status = |head: &Head| usize::from(head.response.status.as_u16() == 200);
+    let status = |head: &StoredHead| usize::from(head.response.status.as_u16() == 200);
     let without = each_ns(&heads, |head| status(head));
-    let with = |head: &Head| status(head) + usize::from(store.purge_verdict(head).is_some());
+    let with = |head: &StoredHead| status(head) + usize::from(store.purge_verdict(head).is_some());
     println!("  without purges: {without:.1} ns");
     println!("  with, first time since a purge: {:.1} ns", each_ns(&heads, with));
     println!("  with, nothing was purged since: {:.1} ns", each_ns(&heads, with));
@@ -189,7 +189,7 @@ async fn a_thousand_tags() {
                 _ => panic!("all are in memory"),
             })
             .collect();
-        let verdict = |head: &Head| usize::from(store.purge_verdict(head).is_some());
+        let verdict = |head: &StoredHead| usize::from(store.purge_verdict(head).is_some());
         for number in 0..10_000 {
             let tag = PurgeScope::Tag(format!("other-{number}").into());
             let purges = vec![(tag, PurgeKind::Hard)];
@@ -214,7 +214,7 @@ async fn store_tagged(store: &Store, url: &str, tags: &[&str]) {
     writer.finish().await.unwrap();
 }
 
-fn each_ns(heads: &[Arc<Head>], look: impl Fn(&Head) -> usize) -> f64 {
+fn each_ns(heads: &[Arc<StoredHead>], look: impl Fn(&StoredHead) -> usize) -> f64 {
     let started = now();
     let found: usize = heads.iter().map(|head| look(head)).sum();
     let elapsed = started.elapsed();

@@ -53,8 +53,8 @@ pub(super) fn response(url: &str, stored_at_sequence: PurgeSequence) -> StoredRe
     }
 }
 
-pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> Head {
-    Head {
+pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> StoredHead {
+    StoredHead {
         response: response(url, stored_at),
         object: ObjectId(1),
         inline: Some(Bytes::from_static(b"body")),
@@ -121,7 +121,7 @@ async fn close(here: &Store) {
     here.purges().close();
 }
 
-async fn store(store: &Store, url: &str, body: &Bytes) -> Arc<Head> {
+async fn store(store: &Store, url: &str, body: &Bytes) -> Arc<StoredHead> {
     let mut writer = store.writer(response(url, store.purges().sequence()));
     for piece in body.chunks(1000) {
         writer.push(Bytes::copy_from_slice(piece)).await.unwrap();
@@ -130,19 +130,19 @@ async fn store(store: &Store, url: &str, body: &Bytes) -> Arc<Head> {
 }
 
 /// An object of which no byte is stored.
-fn partial(store: &Store, response: StoredResponse) -> Result<Arc<Head>, WriteError> {
+fn partial(store: &Store, response: StoredResponse) -> Result<Arc<StoredHead>, WriteError> {
     let head = store.partial_to_be(response)?;
     store.show(&head);
     Ok(head)
 }
 
-async fn read(store: &Store, head: &Arc<Head>, range: Range<u64>) -> Bytes {
+async fn read(store: &Store, head: &Arc<StoredHead>, range: Range<u64>) -> Bytes {
     let body = store.body(head, range.clone());
     assert_eq!(crate::body::BodySource::exact_length(&body), Some(range.end - range.start));
     crate::body::Body::stream(body).collect().await.unwrap().to_bytes()
 }
 
-fn found(record: Option<Record>) -> Arc<Head> {
+fn found(record: Option<Record>) -> Arc<StoredHead> {
     match record {
         Some(Record::Response(head)) => head,
         other => panic!("{other:?}"),
@@ -321,7 +321,7 @@ fn on_disk(directory: &Path) -> Settings {
 }
 
 /// Waits until this head, and so all its slices, are on disk.
-async fn written(head: &Arc<Head>) {
+async fn written(head: &Arc<StoredHead>) {
     while head.disk_state.load(Ordering::Acquire) != disk_state::WRITTEN {
         tokio::task::yield_now().await;
     }
@@ -594,7 +594,7 @@ async fn an_object_larger_than_memory_is_read_from_disk() {
     assert_eq!(total(&here, Metric::StoreDiskDropped), 0);
 }
 
-async fn store_for(here: &Store, site: &str, url: &str, body: &Bytes) -> Arc<Head> {
+async fn store_for(here: &Store, site: &str, url: &str, body: &Bytes) -> Arc<StoredHead> {
     let of_site = StoredResponse { site: site.into(), ..response(url, here.purges().sequence()) };
     let mut writer = here.writer(of_site);
     writer.push(body.clone()).await.unwrap();
@@ -881,7 +881,7 @@ impl Drop for SmallDisk {
 }
 
 /// Stores bodies of 60,000 bytes under numbered keys until each is on disk or was dropped.
-async fn store_many(here: &Store, numbers: Range<u32>) -> Vec<Arc<Head>> {
+async fn store_many(here: &Store, numbers: Range<u32>) -> Vec<Arc<StoredHead>> {
     let mut heads = Vec::new();
     let dropped = total(here, Metric::StoreDiskDropped);
     for number in numbers {
@@ -898,7 +898,7 @@ async fn store_many(here: &Store, numbers: Range<u32>) -> Vec<Arc<Head>> {
 }
 
 /// How many of them come back whole, from disk alone; no byte is wrong.
-async fn whole(here: &Store, heads: &[Arc<Head>]) -> usize {
+async fn whole(here: &Store, heads: &[Arc<StoredHead>]) -> usize {
     here.tiers.memory.evict_all();
     let mut whole = 0;
     for head in heads {
