@@ -1,4 +1,4 @@
-//! What a fault does to the fleet, and how it is undone.
+//! Injects a fault into the fleet, and ends it.
 //!
 //! Faults of links are only noted here: fleet/conditions.rs applies them.
 
@@ -65,7 +65,7 @@ pub async fn begin(fleet: &Fleet, fault: &Break) -> anyhow::Result<Lasting> {
 /// Whether a fault goes on after [`begin`] has returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lasting {
-    /// It is over.
+    /// The fault has ended.
     Done,
     /// [`mend`] ends it.
     UntilMended,
@@ -104,7 +104,7 @@ pub async fn mend(fleet: &Fleet, fault: &Break) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a node without a small disk may still write to a file that is "full": enough for small appends at the
+/// The bytes that a node without a small disk may still write to a file that is "full": enough for small appends at the
 /// head of a file, nothing for the blocks of a cache.
 const FULL_DISK_BYTES: u64 = 64 * 1024;
 

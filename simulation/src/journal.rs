@@ -1,4 +1,4 @@
-//! What really happened: one clock, and the facts that checkers compare answers with.
+//! The record of events on one clock, with which checkers compare the responses.
 //!
 //! The journal knows upstream requests because the origins write them down themselves, and
 //! purges because the load generator issued them. Nothing here is taken from a node's word.
@@ -26,7 +26,7 @@ pub struct Fetch {
     pub origin: usize,
     /// From which node, known by the port it came in at.
     pub node: Option<NodeId>,
-    /// What for.
+    /// The requested object.
     pub object: ObjectId,
     /// The version that was current when the request began.
     pub version: u32,
@@ -62,7 +62,7 @@ impl Fetch {
     }
 }
 
-/// What a purge covers, in the lab's terms.
+/// The scope of a purge, in the lab's terms.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// One URL.
@@ -78,7 +78,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Whether it covers this object.
+    /// Whether the scope covers this object.
     pub fn covers(&self, object: &crate::plan::object::Object) -> bool {
         match self {
             Scope::Object(id) => *id == object.id,
@@ -108,7 +108,7 @@ pub struct Purge {
     pub number: usize,
     /// The fleet's own id, once it answered.
     pub id: Option<String>,
-    /// What it covers.
+    /// The purged scope.
     pub scope: Scope,
     /// Whether what it covers may still be served stale.
     pub soft: bool,
@@ -120,7 +120,7 @@ pub struct Purge {
     pub issued: Micros,
     /// When the lab had the answer that says "applied", for each node.
     pub acknowledged: Vec<(NodeId, Micros)>,
-    /// What each node's receipt says of the time from issue to applied, in milliseconds.
+    /// The time from issue to application that each node's receipt states, in milliseconds.
     pub propagation_ms: Vec<(NodeId, f64)>,
     /// Nodes that the latest answer called pending.
     pub pending: Vec<NodeId>,

@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
-/// What to run.
+/// A run to start.
 pub struct Order {
     /// The scenario's name, for the record.
     pub name: String,
@@ -40,13 +40,13 @@ pub struct Order {
     pub edge_toml: Option<PathBuf>,
 }
 
-/// What flows to the checkers.
+/// An event for the checkers.
 enum Event {
     Saw(Box<Seen>),
     Sampled(Sample),
 }
 
-/// What steps share.
+/// State shared by the steps of a run.
 struct Stage {
     fleet: Arc<Fleet>,
     breaks: Vec<Break>,
@@ -55,7 +55,7 @@ struct Stage {
     events: mpsc::Sender<Event>,
     in_flight: Semaphore,
     late_max: AtomicU64,
-    /// Whose turn it is to be asked for receipts.
+    /// Chooses the node that is asked for receipts next.
     turns: AtomicU64,
     /// Position in the journal of each fault of the scenario.
     fault_rows: Mutex<Vec<Option<usize>>>,
@@ -423,14 +423,14 @@ async fn follow_receipts(stage: Arc<Stage>) {
     }
 }
 
-/// What the judge hands over at the end.
+/// The checkers and their findings at the end of a run.
 struct Bench {
     checkers: Vec<Box<dyn Checker>>,
     briefs: Vec<Brief>,
     samples: Vec<Sample>,
 }
 
-/// Feeds the checkers until nobody sends any more.
+/// Feeds the checkers until all senders are gone.
 async fn judge(
     scenario: Scenario,
     fleet: Arc<Fleet>,

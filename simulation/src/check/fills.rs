@@ -13,7 +13,7 @@ use std::collections::HashMap;
 #[derive(Default)]
 pub struct OneFill(Findings);
 
-/// What is filled at most once at a time. Ranges of large objects count each for itself, and
+/// The unit that is filled at most once at a time. Ranges of large objects count each for itself, and
 /// so do http and https. A range of a version that is gone fills nothing: the node asks anew at
 /// once, while the origin may still hand over what is thrown away. It counts among its like.
 type Key<'a> = (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>, Option<&'a str>);

@@ -1,4 +1,4 @@
-//! What must always hold, whatever the scenario does.
+//! The checkers: promises that must hold in every scenario.
 //!
 //! Each checker is a small struct that is fed with what clients saw and what the journal
 //! knows, and says which answer broke its promise. A scenario chooses load, faults and which
@@ -34,7 +34,7 @@ pub struct Seen {
     pub client: u32,
     /// The client's country, by position in the list of countries.
     pub country: usize,
-    /// What was asked for.
+    /// The requested object.
     pub object: ObjectId,
     /// First and last byte asked for, inclusive.
     pub range: Option<(u64, u64)>,
@@ -71,11 +71,11 @@ pub struct Answer {
     pub content_range: Option<String>,
     /// Bytes of body.
     pub length: u64,
-    /// What the bytes of the body say they are.
+    /// The identity that the bytes of the body state.
     pub body: Result<Identity, BodyFault>,
 }
 
-/// What an RFC 9211 member says, as far as checkers care.
+/// The parts of an RFC 9211 `Cache-Status` member that checkers use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheStatus {
     /// `hit`.
@@ -145,16 +145,16 @@ impl Seen {
     }
 }
 
-/// What checkers may look at.
+/// The facts that checkers may read.
 #[derive(Clone, Copy)]
 pub struct World<'a> {
     /// Every object.
     pub catalog: &'a Catalog,
-    /// What the journal has.
+    /// The facts of the journal.
     pub facts: &'a Facts,
     /// The nodes' names.
     pub nodes: &'a [String],
-    /// Where clients are.
+    /// The countries of the clients.
     pub countries: &'a [Country],
     /// For each country, the origin that the configuration maps it to; empty when the
     /// configuration is not the lab's own.
@@ -189,11 +189,11 @@ pub struct Violation {
     pub at: Micros,
     /// Which request, in words: number, node, object.
     pub subject: String,
-    /// What was wrong with it.
+    /// The violation.
     pub what: String,
 }
 
-/// What a checker has found so far.
+/// The findings of a checker so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Findings {
     /// How often it looked.
@@ -253,13 +253,13 @@ pub trait Checker: Send {
     /// An answer, or the lack of one.
     fn saw(&mut self, _world: World, _seen: &Seen) {}
 
-    /// What a node's process holds, about once a second.
+    /// Called about once a second with the resources of a node's process.
     fn sampled(&mut self, _world: World, _sample: &Sample) {}
 
     /// The run is over; the fleet has been given time to settle.
     fn end(&mut self, _world: World) {}
 
-    /// What it has found.
+    /// The findings.
     fn findings(&self) -> &Findings;
 }
 
@@ -374,7 +374,7 @@ pub(crate) mod tests {
         seen.outcome.as_mut().expect("an answer")
     }
 
-    /// What a checker says of one observation: `None` when its promise holds.
+    /// The verdict of a checker on one observation; `None`: the promise holds.
     pub(crate) fn verdict(checker: &mut dyn Checker, lab: &Lab, seen: &Seen) -> Option<String> {
         let before = checker.findings().broken;
         checker.saw(lab.world(), seen);

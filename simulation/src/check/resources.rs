@@ -4,12 +4,12 @@ use super::{Checker, Findings, World};
 use crate::journal::{Micros, NodeId};
 use serde::Deserialize;
 
-/// What one node's process holds at a moment.
+/// The resources of one node's process at a moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
     /// When.
     pub at: Micros,
-    /// Whose.
+    /// The node.
     pub node: NodeId,
     /// Resident memory (`VmRSS`).
     pub resident_bytes: u64,
@@ -19,7 +19,7 @@ pub struct Sample {
     pub cpu_ms: u64,
 }
 
-/// What a node may hold.
+/// The resources that a node may use.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {

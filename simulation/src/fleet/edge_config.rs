@@ -20,7 +20,7 @@ pub struct Upstream {
     pub port: u16,
 }
 
-/// What a node's configuration is made of.
+/// The parameters of a node's configuration.
 pub struct EdgeConfig<'a> {
     /// The node.
     pub spec: &'a NodeSpec,

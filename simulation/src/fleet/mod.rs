@@ -35,11 +35,11 @@ use tokio::time::{interval, sleep};
 
 /// One node of the fleet.
 pub struct Node {
-    /// What it is.
+    /// Its identity, ports and directories.
     pub spec: NodeSpec,
     /// Its process, while it runs.
     pub process: AsyncMutex<Option<Process>>,
-    /// What the balancer believes.
+    /// Whether the load balancer considers it ready.
     pub ready: AtomicBool,
     /// The process id; 0 while there is none.
     pub pid: AtomicI32,
@@ -49,7 +49,7 @@ pub struct Node {
 pub struct Fleet {
     /// The names that faults use.
     pub names: Names,
-    /// What origins hold.
+    /// The content of the origins.
     pub content: Arc<Content>,
     /// The notebook.
     pub journal: Journal,
@@ -61,9 +61,9 @@ pub struct Fleet {
     pub links: Vec<Link>,
     /// The nodes.
     pub nodes: Vec<Node>,
-    /// Who signs certificates.
+    /// The certificate authority.
     pub authority: Authority,
-    /// What clients use.
+    /// The HTTP client of all clients.
     pub client: Client,
     /// Whether the configuration is the lab's own.
     pub own_config: bool,
@@ -353,7 +353,7 @@ impl Fleet {
         (0..COUNTRIES.len()).map(origin).collect()
     }
 
-    /// Where everything of this run lies.
+    /// The folder of this run.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -390,7 +390,7 @@ fn may_be_full(scenario: &Scenario, name: &str) -> bool {
         && !faults().any(restarts)
 }
 
-/// What a load balancer or GeoDNS does: asks each node whether it is ready, often. Ends with
+/// The health checks of a load balancer or GeoDNS: asks each node often whether it is ready. Ends with
 /// the fleet.
 async fn balance(fleet: std::sync::Weak<Fleet>) {
     let mut ticks = interval(BALANCER_PERIOD);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-/// Where a node listens.
+/// The ports of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
     /// HTTP in clear.
@@ -27,14 +27,14 @@ pub struct Ports {
     pub admin: u16,
 }
 
-/// What a node is and where its things are; stays over restarts.
+/// The identity, ports and directories of a node; they stay over restarts.
 #[derive(Clone, Debug)]
 pub struct NodeSpec {
     /// `frankfurt-1`.
     pub name: String,
     /// Position in the list of regions.
     pub region: usize,
-    /// Where it listens.
+    /// Its ports.
     pub ports: Ports,
     /// Its configuration, certificate, log and cache.
     pub folder: PathBuf,
@@ -63,7 +63,7 @@ impl NodeSpec {
         self.folder.join("key.pem")
     }
 
-    /// What it prints.
+    /// The file with its output.
     pub fn log(&self) -> PathBuf {
         self.folder.join("log")
     }
@@ -123,11 +123,11 @@ pub struct PurgeAnswer {
     pub id: String,
     /// Whether all nodes have it, as far as the one knows that answers.
     pub complete: bool,
-    /// What each node says.
+    /// The receipt of each node.
     pub nodes: BTreeMap<String, Receipt>,
 }
 
-/// What one node says of a purge.
+/// The receipt of one node for a purge.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Receipt {
     /// `applied` or `pending`.

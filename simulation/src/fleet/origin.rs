@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-/// What all origins share: the catalog, each object's current version, the journal.
+/// State shared by all origins: the catalog, each object's current version, the journal.
 #[derive(Debug)]
 pub struct Content {
     /// Every object.
@@ -68,7 +68,7 @@ pub struct Origin {
     pub number: usize,
     /// `origin-frankfurt`.
     pub name: String,
-    /// How it misbehaves.
+    /// The injected faults.
     pub mood: Arc<Mood>,
     content: Arc<Content>,
 }
@@ -252,7 +252,7 @@ fn refusal_of(serial: u64) -> Response<Answer> {
     response
 }
 
-/// What a request asks for.
+/// The parts of a request that choose its response.
 struct Asked {
     head: bool,
     range: Option<(u64, u64)>,
@@ -371,7 +371,7 @@ impl Answer {
     }
 }
 
-/// What one write hands to the kernel.
+/// The size of one write.
 const PIECE_BYTES: u64 = 64 * 1024;
 
 impl Body for Answer {

@@ -123,13 +123,13 @@ impl Process {
 /// How a process came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It left when it was asked to.
+    /// The process exited after SIGTERM.
     ByItself,
-    /// It had to be killed.
+    /// The process was killed with SIGKILL.
     Killed,
 }
 
-/// A loopback port that nobody listens on at the moment. It lies below the range from which
+/// A loopback port without a listener at the moment. It lies below the range from which
 /// the kernel takes ports for outgoing connections (32768 and up): there one of the lab's own
 /// connections could take it before its process does, or while it is restarted.
 pub async fn free_port() -> anyhow::Result<u16> {
@@ -149,7 +149,7 @@ pub async fn free_port() -> anyhow::Result<u16> {
 const LOWEST_PORT: u16 = 20_000;
 const PORTS: u32 = 12_000;
 
-/// What a process holds: resident bytes, open files, CPU milliseconds so far.
+/// The resources of a process: resident bytes, open files, CPU milliseconds so far.
 pub fn usage(pid: i32) -> Option<(u64, u64, u64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

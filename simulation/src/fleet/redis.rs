@@ -12,14 +12,14 @@ use tokio::time::sleep;
 /// The server, its port and its folder; both stay over restarts.
 #[derive(Debug)]
 pub struct Redis {
-    /// Where it listens.
+    /// Its port.
     pub port: u16,
     folder: PathBuf,
     program: PathBuf,
     process: Option<Process>,
 }
 
-/// What to do when there is no redis-server.
+/// The error text if there is no redis-server.
 pub const INSTALL: &str = "redis-server is not on the PATH: install it with \
     `apt install redis-server`, `dnf install redis` or `brew install redis`";
 
@@ -89,7 +89,7 @@ async fn ping(port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where a program stands on the PATH.
+/// Finds a program on the PATH.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())

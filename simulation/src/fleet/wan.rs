@@ -19,10 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// What a link is like at the moment.
+/// The conditions on a link.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conditions {
-    /// There and back.
+    /// The time there and back.
     pub round_trip: Duration,
     /// At most this much more on each piece, uniform.
     pub jitter: Duration,
@@ -30,7 +30,7 @@ pub struct Conditions {
     pub bytes_per_second: Option<u64>,
     /// The chance of each piece to be held for [`Conditions::stall`].
     pub stall_chance: f64,
-    /// What sending a lost segment again costs.
+    /// The delay of retransmitting a lost segment.
     pub stall: Duration,
     /// The chance of each piece to break its connection.
     pub reset_chance: f64,
@@ -67,13 +67,13 @@ impl Conditions {
 /// A proxy that listens for one end and connects to the other.
 #[derive(Clone, Debug)]
 pub struct Link {
-    /// Who connects.
+    /// The connecting side.
     pub from: End,
-    /// Who is connected to.
+    /// The accepting side.
     pub to: End,
-    /// Where the connecting side connects: a loopback port.
+    /// The loopback port that the connecting side connects to.
     pub port: u16,
-    /// What it is like when nothing is wrong.
+    /// The conditions without a fault.
     pub healthy: Conditions,
     conditions: Arc<watch::Sender<Conditions>>,
     carried: Arc<AtomicU64>,
@@ -101,7 +101,7 @@ impl Link {
         self.conditions.send_modify(change);
     }
 
-    /// What the link is like.
+    /// The conditions at the moment.
     pub fn conditions(&self) -> Conditions {
         self.conditions.borrow().clone()
     }

@@ -20,9 +20,9 @@ use crate::plan::seed::{Random, Zipf};
 pub struct Request {
     /// Which client; from 1.
     pub client: u32,
-    /// Where it is, by position in the list of countries.
+    /// The client's country, as an index into the list of countries.
     pub country: usize,
-    /// What it wants.
+    /// The requested object.
     pub object: ObjectId,
     /// First and last byte, inclusive.
     pub range: Option<(u64, u64)>,
@@ -39,9 +39,9 @@ pub enum Step {
     Request(Request),
     /// The object changes at its origin.
     Change(ObjectId),
-    /// Somebody purges, through one of the nodes.
+    /// A purge through one of the nodes.
     Purge {
-        /// What.
+        /// The purged scope.
         scope: Scope,
         /// Whether stale answers stay allowed.
         soft: bool,
@@ -50,7 +50,7 @@ pub enum Step {
     },
     /// The fault at this position of the scenario begins.
     Break(usize),
-    /// It is undone.
+    /// The fault ends.
     Mend(usize),
 }
 

@@ -1,4 +1,4 @@
-//! What the origins hold: objects, their lifetimes, and bodies that give themselves away.
+//! The content of the origins: objects, their lifetimes, and bodies that state their own identity.
 //!
 //! Every 64 bytes of a body say which object, which version of it, whose it is, and where in
 //! the body they stand:
@@ -108,7 +108,7 @@ impl Object {
         self.bytes + u64::from(version % 5) * 61
     }
 
-    /// What the origin says about storing it.
+    /// The `Cache-Control` of the origin's response.
     pub fn cache_control(&self) -> String {
         match self.class {
             Class::Private => "private, max-age=60".to_owned(),
@@ -120,7 +120,7 @@ impl Object {
         }
     }
 
-    /// What the origin tags it with.
+    /// The tags of the origin's response.
     pub fn tags(&self) -> String {
         format!("class-{} group-{} object-{}", self.class.as_str(), self.group, self.id)
     }
@@ -223,14 +223,14 @@ fn object(id: ObjectId, class: Class, random: &mut Random) -> Object {
     Object { id, class, bytes, max_age, stale_while_revalidate, stale_if_error, group }
 }
 
-/// What the bytes of a body say they are.
+/// The identity that the bytes of a body state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Which object.
     pub object: ObjectId,
     /// Which version of it.
     pub version: u32,
-    /// Whose it is: a client's number, 0 for everyone's.
+    /// The number of the client that it is for; 0: for every client.
     pub owner: u32,
 }
 
@@ -284,7 +284,7 @@ fn hexadecimal(out: &mut [u8], mut value: u64) {
     }
 }
 
-/// What is wrong with the bytes of a body.
+/// A defect in the bytes of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BodyFault {
     /// Less than one whole block.
@@ -298,9 +298,9 @@ pub enum BodyFault {
     Mixed {
         /// The first byte that is not as the first block promises.
         offset: u64,
-        /// What the first block says.
+        /// The identity in the first block.
         first: Identity,
-        /// What stands there, if that can be read.
+        /// The identity in the later block, if it can be read.
         then: Option<Identity>,
     },
 }

@@ -1,4 +1,4 @@
-//! Where things are: regions, how far apart they are, and countries of clients.
+//! Regions, the distances between them, and the countries of clients.
 //!
 //! Round-trip times are measurements, not guesses: 95th percentile over the 30 days to
 //! 2026-07-30 between the named Azure regions, in milliseconds, from Microsoft's "Azure
@@ -91,7 +91,7 @@ pub struct Country {
     pub network: [u8; 2],
 }
 
-/// Where clients are. At least one for each inhabited continent.
+/// The countries of the clients, at least one for each inhabited continent.
 pub const COUNTRIES: [Country; 16] = [
     country("DE", "EU", "Berlin", 52.52, 13.40, 8, [141, 20]),
     country("GB", "EU", "London", 51.51, -0.13, 6, [129, 67]),

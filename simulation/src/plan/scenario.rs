@@ -19,37 +19,37 @@ pub struct Scenario {
     pub about: String,
     /// Seconds, unless the command line says otherwise.
     pub duration_s: u64,
-    /// What runs where.
+    /// Nodes, origins and Redis.
     #[serde(default)]
     pub fleet: FleetPlan,
-    /// What clients want.
+    /// The load by clients.
     #[serde(default)]
     pub load: Load,
-    /// What is purged.
+    /// The purges.
     #[serde(default)]
     pub purges: Purges,
-    /// What is broken on purpose.
+    /// The faults to inject.
     #[serde(default)]
     pub fault: Vec<FaultPlan>,
     /// Client errors that are no fault of the edge.
     #[serde(default)]
     pub excuse: Vec<Excuse>,
-    /// What a node may hold.
+    /// The resources that a node may use.
     #[serde(default)]
     pub limits: Limits,
 }
 
-/// What runs where.
+/// Nodes, origins and Redis, by region.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FleetPlan {
-    /// Where nodes stand, by name.
+    /// The regions of the nodes, by name.
     pub regions: Vec<String>,
     /// Nodes in each region.
     pub nodes: usize,
-    /// Where origins stand, by name.
+    /// The regions of the origins, by name.
     pub origins: Vec<String>,
-    /// Where Redis stands; empty for none.
+    /// The region of Redis; empty: no Redis.
     pub redis: String,
     /// Data-path threads of each node.
     pub workers: usize,
@@ -67,7 +67,7 @@ impl Default for FleetPlan {
     }
 }
 
-/// What clients want.
+/// The load by clients.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Load {
@@ -85,7 +85,7 @@ pub struct Load {
     pub ranges: f64,
     /// Objects that change at the origin, a second.
     pub changes_per_s: f64,
-    /// What objects there are.
+    /// The shares of the kinds of objects.
     pub mix: Mix,
     /// Sudden crowds.
     pub flash: Vec<Flash>,
@@ -121,7 +121,7 @@ pub struct Flash {
     pub objects: u32,
 }
 
-/// What is purged.
+/// The purges.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Purges {
@@ -184,7 +184,7 @@ pub struct FaultPlan {
     /// rotation) ends when it is done.
     #[serde(default)]
     pub r#for: f64,
-    /// What is done.
+    /// The fault to inject.
     #[serde(flatten)]
     pub what: Break,
 }

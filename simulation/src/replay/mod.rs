@@ -21,7 +21,7 @@ pub use trace::{Format, Made, Request, Trace, make, write_oracle_general};
 use policy::{Fifo, Policy, Sketch};
 use std::fmt::Write as _;
 
-/// What a cache is made of.
+/// The parameters of a cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// Of the memory tier.
@@ -46,7 +46,7 @@ impl Shape {
     }
 }
 
-/// What a replay counts.
+/// The counts of a replay.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Counts {
     /// Requests.

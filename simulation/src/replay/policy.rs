@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 /// Which object.
 pub type Object = u64;
 
-/// What a memory tier does when it is full.
+/// The eviction policy of a memory tier.
 pub trait Policy {
     /// Whether it holds the object; counts as a use of it.
     fn touch(&mut self, object: Object) -> bool;

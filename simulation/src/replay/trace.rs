@@ -210,7 +210,7 @@ fn columns(line: &str) -> anyhow::Result<Option<[usize; 3]>> {
     Ok(Some([time, object, find("size", &size)?]))
 }
 
-/// What a synthetic trace is like.
+/// The parameters of a synthetic trace.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct Made {
     /// Number of requests.

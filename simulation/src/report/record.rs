@@ -1,4 +1,4 @@
-//! What a run leaves behind: numbers for every second, events, verdicts. The report, the
+//! The result of a run: numbers for every second, events, verdicts. The report, the
 //! JSON for CI and the summary line are all made from this.
 
 use crate::check::{Checker, Findings, Sample, Seen};
@@ -11,7 +11,7 @@ use serde::Serialize;
 pub struct Record {
     /// The scenario's name.
     pub scenario: String,
-    /// What it is about.
+    /// The scenario in one sentence.
     pub about: String,
     /// Gives the same plan again.
     pub seed: u64,
@@ -23,25 +23,25 @@ pub struct Record {
     pub passed: bool,
     /// Totals.
     pub totals: Totals,
-    /// Where nodes stand.
+    /// The nodes and their regions.
     pub nodes: Vec<NodeRow>,
-    /// Where origins stand.
+    /// The origins and their regions.
     pub origins: Vec<PlaceRow>,
-    /// Where Redis stands.
+    /// The region of Redis.
     pub redis: Option<PlaceRow>,
-    /// Where clients are, and how many requests came from there.
+    /// The countries of the clients, with the number of requests from each.
     pub clients: Vec<ClientRow>,
     /// One row a second.
     pub seconds: Vec<Second>,
-    /// What was broken on purpose.
+    /// The faults that the scenario injected.
     pub faults: Vec<FaultRow>,
     /// Purges.
     pub purges: Vec<PurgeRow>,
-    /// What the checkers say.
+    /// The verdict of each checker.
     pub verdicts: Vec<Verdict>,
-    /// What the lab could not do: a fault that could not be made, a node that ended by itself.
+    /// Problems of the lab: a fault that could not be injected, a node that exited by itself.
     pub trouble: Vec<String>,
-    /// What the reader should know before believing the numbers.
+    /// Limits of the measurement, for the reader of the numbers.
     pub notes: Vec<String>,
 }
 
@@ -164,7 +164,7 @@ pub struct FaultRow {
 pub struct PurgeRow {
     /// When it was issued, seconds.
     pub at: f64,
-    /// What it covered.
+    /// The purged scope.
     pub scope: String,
     /// Whether stale stayed allowed.
     pub soft: bool,
@@ -176,16 +176,16 @@ pub struct PurgeRow {
     pub failed: Option<String>,
 }
 
-/// What one checker says.
+/// The verdict of one checker.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
     /// The checker.
     pub name: String,
     /// Its promise.
     pub promise: String,
-    /// Whether it was kept.
+    /// Whether the promise was kept.
     pub kept: bool,
-    /// What it found.
+    /// The violations that it found.
     #[serde(flatten)]
     pub findings: Findings,
 }
@@ -199,7 +199,7 @@ impl Verdict {
     }
 }
 
-/// What is kept of each answer.
+/// The facts that are kept of each response.
 #[derive(Clone, Copy, Debug)]
 pub struct Brief {
     sent: Micros,
