@@ -156,7 +156,7 @@ pub(super) fn parse(head: Bytes, limits: &Limits) -> Result<RequestHead, HeadErr
     Ok(RequestHead {
         request,
         framing,
-        keep_alive: options.keep_alive,
+        keep_alive: options.keep_alive && !options.close,
         expects_continue: options.expects_continue && framing != RequestFraming::Length(0),
         takes_trailers: options.takes_trailers,
         upgrades: options.upgrades,
@@ -201,6 +201,8 @@ fn field_value(parsed: Bytes) -> HeaderValue {
 #[derive(Default)]
 struct HopOptions {
     keep_alive: bool,
+    /// `Connection: close`, which wins over `keep-alive` in another line (RFC 9112 §9.3).
+    close: bool,
     expects_continue: bool,
     takes_trailers: bool,
     /// The request has `Upgrade`.
@@ -216,7 +218,7 @@ impl HopOptions {
         };
         match *name {
             CONTENT_LENGTH | TRANSFER_ENCODING => self.framing_fields += 1,
-            CONNECTION if is("close") => self.keep_alive = false,
+            CONNECTION if is("close") => self.close = true,
             CONNECTION if version == Version::HTTP_10 && is("keep-alive") => self.keep_alive = true,
             EXPECT if version == Version::HTTP_11 && is("100-continue") => {
                 self.expects_continue = true;
@@ -353,6 +355,7 @@ mod tests {
         assert!(head("HTTP/1.1", "Host: a").keep_alive);
         assert!(!head("HTTP/1.1", "Connection: x, Close").keep_alive);
         assert!(!head("HTTP/1.0", "Host: a").keep_alive);
+        assert!(!head("HTTP/1.0", "Connection: close\r\nConnection: keep-alive").keep_alive);
         assert!(head("HTTP/1.0", "Connection: Keep-Alive").keep_alive);
         assert!(!head("HTTP/1.1", "Expect: 100-continue").expects_continue);
         let post = "Content-Length: 1\r\nExpect: 100-Continue";
