@@ -1,12 +1,12 @@
-//! The fuzz targets of all rooms: what must hold for any bytes that come from the network or from a disk.
+//! The fuzz targets: a property that every parser of network or disk input must keep, for any bytes.
 //!
-//! Each target is a function in the folder `tests` of its room, and panics where its property does not hold.
+//! Each target is a function in `tests/fuzz.rs` of its room, and panics if its property does not hold.
 //! `fuzz/run` calls it with random bytes, in a build with `--cfg fuzzing`; `cargo test` calls it with the
-//! inputs that fuzzing has kept in `fuzz/corpus`.
+//! inputs in `fuzz/corpus`.
 
 use crate::{cache, control, guard, listen, purge, store};
 
-/// Each target with its name, which is that of its corpus.
+/// Name and function of each target. The name is that of its corpus.
 pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("cache_control", cache::fuzz::cache_control),
     ("cache_status", cache::fuzz::cache_status),
@@ -27,7 +27,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("purge_log", purge::fuzz::purge_log),
     ("disk_record", store::fuzz::disk_record),
     ("disk_blocks", store::fuzz::disk_blocks),
-    // Its corpus is replayed by the tests of the crate geo.
+    // The tests of the crate geo replay its corpus.
     #[cfg(fuzzing)]
     ("mmdb", geo::fuzz::mmdb),
 ];
@@ -40,7 +40,7 @@ mod tests {
 
     use super::TARGETS;
 
-    /// `fuzz/run` keeps no more of one target.
+    /// `fuzz/run` keeps at most this many for a target.
     const INPUTS_MAX: usize = 300;
 
     fn corpora() -> PathBuf {
@@ -48,14 +48,14 @@ mod tests {
     }
 
     #[test]
-    fn what_fuzzing_has_kept_still_holds() {
+    fn every_target_accepts_its_corpus() {
         for (target, check) in TARGETS {
             let inputs = fs::read_dir(corpora().join(target))
                 .unwrap_or_else(|error| panic!("fuzz/corpus/{target}: {error}"));
             let inputs: BTreeSet<PathBuf> = inputs.map(|it| it.expect("an entry").path()).collect();
             let count = inputs.len();
             for input in inputs {
-                // Shown when it fails.
+                // Shown if the test fails.
                 println!("{}", input.display());
                 check(&fs::read(input).expect("an input"));
             }

@@ -26,7 +26,7 @@ pub mod config; // what was written → what is meant
 mod control; // admin API, purge bus
 pub mod demo; // the origin of the demo
 #[cfg(any(test, fuzzing))]
-pub mod fuzzing; // what must hold for any bytes
+pub mod fuzzing; // the fuzz targets of all rooms
 mod node; // builds every part once, wires them, drains
 
 // Leaves: they know none of the rooms above.

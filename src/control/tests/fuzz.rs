@@ -23,8 +23,7 @@ impl SiteLookup for AnyName {
     }
 }
 
-/// A purge that is accepted stays within its limits, and is the same purge when it is ordered again
-/// by the keys that it names.
+/// An accepted purge is within its limits, and ordering the keys that it names gives the same purge.
 pub(crate) fn admin_purge(data: &[u8]) {
     let Ok(order) = PurgeRequest::parse(data, &AnyName) else { return };
     assert!(serde_json::from_slice::<Value>(data).is_ok_and(|value| value.is_object()));
@@ -77,8 +76,8 @@ impl PushText for Vec<String> {
     }
 }
 
-/// A text is decoded where each percent sign has its two digits and the bytes are UTF-8, and only
-/// there; and a parameter that is accepted is the only one of its name.
+/// `percent_decode` accepts exactly the texts in which two hex digits follow every percent sign and the decoded
+/// bytes are UTF-8. An accepted query has each parameter at most once, with the value that is read.
 pub(crate) fn admin_query(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let decoded = percent_decode(text);
@@ -111,8 +110,8 @@ fn decode_simply(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A sitemap lists no more than it holds, and what it lists is listed again by the sitemap that is
-/// made of it.
+/// The locations of a sitemap are together no longer than its text, and a sitemap written from them lists the
+/// same locations.
 pub(crate) fn sitemap(data: &[u8]) {
     let Ok(text) = sitemap::decode(Bytes::copy_from_slice(data)) else { return };
     let Ok((locations, is_index)) = sitemap::locations(&text) else { return };

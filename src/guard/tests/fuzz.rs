@@ -5,10 +5,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use super::{Gate, Settings, normal_path};
 use crate::context::{Connection, RequestHead};
 
-/// What the gate lets in has one spelling, which the gate lets in again as it is; its path has neither
-/// dot segments nor bytes that no URI may hold; and nothing hop-by-hop is left of its fields. The
-/// first byte chooses method, version, trust and scheme; the first line is the target, the others are
-/// fields.
+/// Normalising a request that the gate accepted changes nothing. Its path has no dot segments and only bytes
+/// that a URI allows, and no hop-by-hop field is left. The first byte chooses method, version, trust and
+/// `merge_slashes`; the first line is the target, the other lines are fields.
 pub(crate) fn gate(data: &[u8]) {
     let Some((&choice, text)) = data.split_first() else { return };
     let is = |bit: u8| choice & (1 << bit) != 0;
@@ -58,7 +57,7 @@ pub(crate) fn gate(data: &[u8]) {
     if normal.target != "*" {
         has_one_spelling(normal.path());
     }
-    // A second hop finds nothing to change.
+    // The next hop normalises the request again.
     let mut again = headers.clone();
     again.insert(http::header::HOST, normal.authority.to_field());
     let target = Uri::from(normal.target.clone());

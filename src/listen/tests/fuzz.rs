@@ -7,8 +7,8 @@ use super::proxy::{self, Parsed};
 pub(crate) use super::h1::fuzz::{h1_chunks, h1_head};
 pub(crate) use super::h2::fuzz::{h2_frames, hpack};
 
-/// A verdict stays when more bytes come; a header is no longer than may be read at once; and its
-/// addresses come back from the header that says them.
+/// More bytes do not change a verdict, a header is within its limit, and its addresses survive being written as
+/// a header of version 1.
 pub(crate) fn proxy_header(data: &[u8]) {
     let whole = proxy::parse(data);
     for cut in 0..data.len() {

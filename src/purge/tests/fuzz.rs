@@ -5,9 +5,9 @@ use super::frame::{
     write_frame,
 };
 
-/// Any bytes are read without harm. Entries that are understood are written and read without a
-/// change; and of a log that is cut short, or in which one byte is another, a beginning is read and
-/// the rest is known to be missing. The first three bytes choose the damage.
+/// Entries that can be read are the same after they were written as a log. If the log is cut short or one of its
+/// bytes is changed, the frames before the damage are read and the damage is reported. The first two bytes choose
+/// the place, the third the change; zero cuts.
 pub(crate) fn purge_log(data: &[u8]) {
     read_file_header(data);
     read_frames(data, drop);

@@ -1,4 +1,4 @@
-//! Fuzz targets: what is read back from a disk.
+//! Fuzz targets: records and blocks on disk.
 
 use std::fs::File;
 use std::hash::BuildHasher;
@@ -17,9 +17,9 @@ use super::record::Record;
 use super::settings::DiskReserve;
 use crate::cache::key::variant_hash;
 
-/// A record that is understood is written in one way, which is understood as the same; it says
-/// nothing about a body that it does not have; and it takes no more memory than its bytes account
-/// for. The first byte is the record's kind, and the hash of a head is made to fit its key.
+/// A record that can be read is written as the same bytes, its body has the length that it states, and its size in
+/// memory is bounded by its bytes. The first byte is the kind. The hash of a head is corrected first, or no
+/// changed key would be read.
 pub(crate) fn disk_record(data: &[u8]) {
     let Some((&kind, payload)) = data.split_first() else { return };
     let length = (payload.len() as u32).to_le_bytes();
@@ -63,7 +63,7 @@ pub(crate) fn disk_record(data: &[u8]) {
     }
 }
 
-/// Puts the hash of the key and the variant that stand in a head where the head has its hash.
+/// Sets the hash of a head to that of its key and variant.
 fn fit_hash(value: &mut [u8]) {
     let text = |at: usize| {
         let (length, rest) = value.get(at..)?.split_first_chunk()?;
@@ -79,8 +79,8 @@ fn fit_hash(value: &mut [u8]) {
     value[HASH_AT..HASH_AT + 16].copy_from_slice(&hash.0.to_le_bytes());
 }
 
-/// Without the times, which memory has less exactly. `None` for a head that was not written like this:
-/// with flags of a later version, or values that its flags deny.
+/// The bytes without the times, which are rounded in memory. `None` for a head that the encoder cannot have
+/// written: it has unknown flags, or values that its flags say are absent.
 fn comparable(value: &[u8]) -> Option<Vec<u8>> {
     let mut value = value.to_vec();
     if value[1] == 1 {
@@ -101,8 +101,8 @@ fn encode(piece: &Piece) -> Vec<u8> {
     bytes
 }
 
-/// From a file of blocks with any damage, each piece is read as it was written, or it is missing; and
-/// the file takes new pieces. Four bytes each are a place in the file and what stands there.
+/// From a damaged file, every piece is read as it was written or is missing, and new pieces can be written and read.
+/// Each four bytes of input are a place in the file and its new byte.
 pub(crate) fn disk_blocks(data: &[u8]) {
     let (file, path, whole) = &*WRITTEN;
     file.write_all_at(whole, 0).expect("room");
@@ -129,7 +129,7 @@ fn open(path: &PathBuf) -> std::io::Result<Blocks> {
     Blocks::open(path, 2 * BLOCK_BYTES, BLOCK_BYTES, DiskReserve::Bytes(0))
 }
 
-/// A file without a name, the path that it has all the same, and its bytes with pieces in the first block.
+/// A file that has no name any more, its path below `/proc`, and its content: pieces in the first block.
 static WRITTEN: LazyLock<(File, PathBuf, Vec<u8>)> = LazyLock::new(|| {
     let memory = PathBuf::from("/dev/shm");
     let directory = if memory.is_dir() { memory } else { std::env::temp_dir() };
@@ -164,7 +164,7 @@ fn bytes_of(number: u128) -> Bytes {
     (0..100 + 50 * number).map(|at| (at * at + number) as u8).collect()
 }
 
-/// Of a head's value: six bytes, then lineage, sequence and object.
+/// Behind lineage, sequence and object.
 const HASH_AT: usize = START_BYTES + 32;
 /// Behind the hash, the slice size and the status.
 const FLAGS_AT: usize = HASH_AT + 16 + 6;
@@ -173,5 +173,5 @@ const DURATIONS_BYTES: usize = 5 * 12;
 const KEY_AT: usize = FLAGS_AT + 2 + DURATIONS_BYTES + 8;
 const BLOCK_BYTES: u64 = 64 << 10;
 const PIECES: u128 = 8;
-/// Of the file, at each end of the first block.
+/// Damaged at each end of the first block.
 const USED_BYTES: u64 = 2304;

@@ -1,11 +1,13 @@
 //! Fuzz target: what comes over the bus.
 
 use super::record::{PurgeRecord, StreamCursor};
+use crate::cache::{PurgeKind, PurgeScope};
+use crate::control::purge_order::PurgeOrder;
 
-/// A record that is understood is written and read without a change, and what lists show of its
-/// scopes is bounded. So is a position.
+/// A record or a cursor that can be read, or that is made of the bytes, is the same after it was written and
+/// read again, and lists show a bounded part of a scope.
 pub(crate) fn bus_record(data: &[u8]) {
-    if let Some(record) = PurgeRecord::parse(data) {
+    for record in PurgeRecord::parse(data).into_iter().chain([made_of(data)]) {
         assert_eq!(PurgeRecord::parse(&record.to_bytes()).as_ref(), Some(&record));
         assert_eq!(record.purges().count(), record.scopes.len());
         for scope in &record.scopes {
@@ -13,7 +15,29 @@ pub(crate) fn bus_record(data: &[u8]) {
             assert!(shown.chars().count() <= 16 * 300, "{shown}");
         }
     }
-    if let Some(position) = StreamCursor::parse(data) {
-        assert_eq!(StreamCursor::parse(&position.to_bytes()), Some(position));
+    if let Some(cursor) = StreamCursor::parse(data) {
+        assert_eq!(StreamCursor::parse(&cursor.to_bytes()), Some(cursor));
     }
+}
+
+/// The first byte chooses kinds, the second is the refresh; each line is a scope.
+fn made_of(data: &[u8]) -> PurgeRecord {
+    let (choice, refresh) = (data.first().copied().unwrap_or(0), data.get(1).copied().unwrap_or(0));
+    let scope = |(at, line): (usize, &[u8])| {
+        let text = String::from_utf8_lossy(line).into();
+        match (at + usize::from(choice)) % 5 {
+            0 => PurgeScope::Url(text),
+            1 => PurgeScope::Prefix(text),
+            2 => PurgeScope::Tag(text),
+            3 => PurgeScope::Site(text),
+            _ => PurgeScope::All,
+        }
+    };
+    let lines = data.split(|byte| *byte == b'\n').enumerate();
+    let scopes: Vec<PurgeScope> = lines.map(scope).collect();
+    let kind = if choice & 1 == 0 { PurgeKind::Soft } else { PurgeKind::Hard };
+    let text = String::from_utf8_lossy(data).into_owned();
+    let reason = (choice & 2 != 0).then(|| text.clone());
+    let order = PurgeOrder { scopes, kind, reason, refresh: usize::from(refresh) };
+    PurgeRecord::new(text, "n".to_owned(), f64::from(choice), order)
 }

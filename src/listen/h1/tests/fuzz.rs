@@ -7,8 +7,8 @@ use super::chunks::{ChunkDecoder, Decoded};
 use super::head::{HeadScanner, RequestFraming, RequestHead, parse};
 use crate::listen::settings::Limits;
 
-/// A head is found at the same place wherever its bytes are cut, and what is read from it is what
-/// its lines say to the simplest reader there is. The first byte says where to cut.
+/// Cutting the bytes in two does not change where the head ends, and the parsed head agrees with a reading
+/// line by line. The first byte chooses the cut.
 pub(crate) fn h1_head(data: &[u8]) {
     let Some((&cut, bytes)) = data.split_first() else { return };
     let found = HeadScanner::default().find(bytes);
@@ -18,7 +18,7 @@ pub(crate) fn h1_head(data: &[u8]) {
         Ok(None) => scanner.find(bytes),
         early => early,
     };
-    // Of two reasons to refuse it, the one that is seen first counts.
+    // The cut may change which of two reasons for a refusal is found first.
     assert_eq!(in_two.ok(), found.clone().ok(), "cut at {cut}");
     let Ok(Some(range)) = found else { return };
     let limits = Limits::default();
@@ -29,7 +29,7 @@ pub(crate) fn h1_head(data: &[u8]) {
     }
 }
 
-/// What an accepted head must say, read line by line.
+/// Compares an accepted head with its lines.
 fn agrees(head: &RequestHead, lines: &[u8]) {
     let text = lines.strip_suffix(b"\r\n\r\n").expect("a head ends with an empty line");
     let mut lines = split(text, b"\r\n").into_iter();
@@ -93,7 +93,7 @@ fn split<'a>(text: &'a [u8], by: &[u8]) -> Vec<&'a [u8]> {
     parts
 }
 
-/// Without spaces and tabs around it (RFC 9110 §5.5).
+/// Removes spaces and tabs at both ends (RFC 9110 §5.5).
 fn trim(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -101,9 +101,9 @@ fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// A chunked body has the same content, the same end and the same verdict in one piece, in two and
-/// byte by byte; what it has is what the simplest reader finds; and what is framed by the book is
-/// always read. The first byte says where to cut.
+/// A chunked body decodes to the same content, end and verdict in one piece, in two and byte by byte. An
+/// accepted body has the content that a simple decoder finds, and every correctly encoded body is accepted.
+/// The first byte chooses the cut.
 pub(crate) fn h1_chunks(data: &[u8]) {
     let Some((&cut, bytes)) = data.split_first() else { return };
     let cut = usize::from(cut).min(bytes.len());
@@ -126,7 +126,7 @@ pub(crate) fn h1_chunks(data: &[u8]) {
     assert_eq!(decode(&[&encoded]), Some((bytes.to_vec(), Some(encoded.len()))));
 }
 
-/// The content so far, and where the body ended if it did; `None` for what is wrong.
+/// The content so far, and the length of the body once it has ended; `None`: not valid.
 fn decode(pieces: &[&[u8]]) -> Option<(Vec<u8>, Option<usize>)> {
     let (mut chunks, limits) = (ChunkDecoder::default(), Limits::default());
     let (mut content, mut before) = (Vec::new(), 0);
@@ -148,7 +148,7 @@ fn decode(pieces: &[&[u8]]) -> Option<(Vec<u8>, Option<usize>)> {
     Some((content, None))
 }
 
-/// The content of a body that ends, with no look at extensions and trailers.
+/// The content of a complete body; extensions and trailers are ignored.
 fn decode_simply(mut bytes: &[u8]) -> Option<Vec<u8>> {
     let mut content = Vec::new();
     loop {

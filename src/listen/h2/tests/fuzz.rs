@@ -10,9 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::frame_filter::FrameFilter;
 use super::header_blocks::HpackTable;
 
-/// h2 gets the same bytes, and the client the same verdict, wherever the frames are cut; and h2 gets
-/// no more than came, but for the blocks that replace malformed ones. The first byte says
-/// where to cut.
+/// Cutting the frames changes neither the bytes that h2 gets nor the verdict. h2 gets only received bytes,
+/// except for header blocks that were replaced. The first byte chooses the cut.
 pub(crate) fn h2_frames(data: &[u8]) {
     let Some((&cut, frames)) = data.split_first() else { return };
     let bytes = [PREFACE, frames].concat();
@@ -27,7 +26,7 @@ pub(crate) fn h2_frames(data: &[u8]) {
     assert!(whole.passed.len() <= 2 * bytes.len() + 64 * whole.malformed as usize);
 }
 
-/// What became of a client's bytes.
+/// The result of filtering the bytes of a connection.
 #[derive(Debug, PartialEq)]
 struct Filtered {
     passed: Vec<u8>,
@@ -49,9 +48,8 @@ fn filtered(pieces: &[&[u8]]) -> Filtered {
     Filtered { passed, malformed: filter.take_malformed(), violation: filter.violation() }
 }
 
-/// h2 and the table understand the same: what h2 takes is valid, and where no block of a
-/// connection is, h2 survives them all once the malformed ones are replaced. The blocks are
-/// what a byte of length each sets apart.
+/// [`HpackTable`] and h2 agree: h2 accepts no block that the table finds invalid, and a connection whose blocks
+/// are all valid survives in h2 once the malformed ones are replaced. One byte before each block is its length.
 pub(crate) fn hpack(data: &[u8]) {
     let mut table = HpackTable::new();
     let (mut blocks, mut replaced, mut rest) = (Vec::new(), Vec::new(), data);
@@ -74,10 +72,21 @@ pub(crate) fn hpack(data: &[u8]) {
         }
     }
     if !blocks.is_empty() {
-        // One request behind them all: the tables are the same.
+        // Both dynamic tables have the same entries: a request with all of them is accepted, and one
+        // with the entry behind them ends the connection.
+        let entries = (62..=126).take_while(|index| table.read(&[0x80 | index]).is_ok());
+        let entries: Vec<u8> = entries.map(|index| 0x80 | index).collect();
+        let all = [REQUEST, &entries].concat();
+        let read = table.read(&all).expect("each entry was read before");
+        replaced.push(read.replacement.unwrap_or(all));
         replaced.push([REQUEST, b"\x00\x01b\x01c"].concat());
         let (taken, lives) = h2_takes(&replaced);
         assert!(lives && taken > 0, "{taken} of {} blocks were taken", replaced.len());
+        if entries.len() < 65 {
+            replaced.push([REQUEST, &[0x80 | (62 + entries.len() as u8)]].concat());
+            let (_, lives) = h2_takes(&replaced);
+            assert!(!lives, "h2 has more than {} entries", entries.len());
+        }
     }
 }
 
@@ -94,7 +103,7 @@ fn h2_takes(blocks: &[Vec<u8>]) -> (usize, bool) {
     let Poll::Ready(connection) = handshake.as_mut().poll(&mut cx) else { return (0, true) };
     let mut connection = connection.expect("a preface");
     let (mut taken, mut pauses) = (Vec::new(), 0);
-    // All is there. h2 stops for a moment where it resets a stream.
+    // No more bytes will come. h2 returns `Pending` once for every stream that it resets.
     while pauses <= blocks.len() {
         match connection.poll_accept(&mut cx) {
             Poll::Ready(Some(Ok(request))) => taken.push(request),
@@ -105,7 +114,7 @@ fn h2_takes(blocks: &[Vec<u8>]) -> (usize, bool) {
     (taken.len(), true)
 }
 
-/// A client that has sent all it will, and stays.
+/// A client that sends `input`, then nothing, and keeps the connection open.
 struct Scripted {
     input: Vec<u8>,
     at: usize,
