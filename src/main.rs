@@ -1,16 +1,16 @@
-//! The `skerry` binary: arguments → config → node → signals.
+//! The `skerry` binary: arguments → command. The commands `run`, `check` and the demo are here, because they
+//! use the whole crate; the others are in `cli`.
 
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use clap::{Args, Parser, Subcommand};
-use serde_json::{Value, json};
-use skerry::cli::top::{Between, Look};
+use clap::{Parser, Subcommand};
+use skerry::cli::output::{count, print, size_text};
+use skerry::cli::{self, explain, geo as geo_command, prefetch, purge, store, token, top};
 use skerry::config::{self, Flags};
-use skerry::{Allocator, Clock, Node, cli, demo, token_line};
+use skerry::{Allocator, Clock, Node, demo, token_line};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -37,164 +37,39 @@ enum Command {
         data_dir: Option<PathBuf>,
     },
     /// Purge cached content by URL, tag, prefix or site, or purge everything.
-    Purge(PurgeArguments),
+    Purge(purge::PurgeArguments),
     /// Fetch URLs into the cache of a running node before clients request them.
-    Prefetch(PrefetchArguments),
+    Prefetch(prefetch::PrefetchArguments),
     /// Show which site, rule and cache key a URL maps to, and whether it would be a hit and why.
-    Explain(ExplainArguments),
+    Explain(explain::ExplainArguments),
     /// Inspect the cache store of a running node: memory, disk directories, sites.
     #[command(subcommand)]
-    Store(StoreCommand),
+    Store(store::StoreCommand),
     /// Show live statistics of a running node: requests, hits, miss reasons, origins, store, purges.
-    Top(TopArguments),
+    Top(top::TopArguments),
     /// Look up the location of IP addresses in the GeoIP databases. Works without a running node.
-    Geo(GeoArguments),
+    Geo(geo_command::GeoArguments),
     /// Generate an admin API token and its line for the `admin.tokens` file.
-    Token(TokenArguments),
-}
-
-#[derive(Debug, Subcommand)]
-enum StoreCommand {
-    /// Print the used and the maximum bytes of memory, each directory and each site.
-    Stat {
-        /// Print the JSON response of the admin API instead of tables.
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        admin: AdminArgument,
-    },
-}
-
-#[derive(Debug, Args)]
-struct TopArguments {
-    /// Refresh interval in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    interval: u64,
-    /// Print the statistics of one interval and exit (implied if the output is not a terminal).
-    #[arg(long)]
-    once: bool,
-    #[command(flatten)]
-    admin: AdminArgument,
-}
-
-#[derive(Debug, Args)]
-struct GeoArguments {
-    /// IPv4 or IPv6 addresses to look up.
-    #[arg(required = true)]
-    addresses: Vec<std::net::IpAddr>,
-    /// Use the databases in the [geo] table of this configuration file [default: the built-in
-    /// country database].
-    #[arg(long, value_name = "FILE", env = "SKERRY_CONFIG")]
-    config: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct TokenArguments {
-    /// Name of the token's owner, shown in the audit log.
-    name: String,
-    /// Permission: `all`, `read` (no changes), or `purge:SITE,SITE` (read, and purge these sites).
-    #[arg(long, default_value = "all")]
-    may: String,
-}
-
-#[derive(Debug, Args)]
-struct PurgeArguments {
-    /// URLs to purge, with scheme and host.
-    urls: Vec<String>,
-    /// Purge responses with this tag (Surrogate-Key, Cache-Tag); repeatable.
-    #[arg(long = "tag")]
-    tags: Vec<String>,
-    /// Purge all URLs with this prefix: scheme, host and at least `/`.
-    #[arg(long)]
-    prefix: Option<String>,
-    /// Purge everything of the site with this name.
-    #[arg(long)]
-    site: Option<String>,
-    /// Purge everything.
-    #[arg(long)]
-    all: bool,
-    /// Mark the content stale instead of removing it: it is revalidated before the next use.
-    #[arg(long)]
-    soft: bool,
-    /// Let each node refetch the N most requested of the purged objects.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    refresh: u32,
-    /// A note for the audit log.
-    #[arg(long)]
-    reason: Option<String>,
-    /// Which nodes must have applied the purge before the command returns: none, local, quorum or
-    /// all.
-    #[arg(long, default_value = "local")]
-    wait: String,
-    /// How long to wait for other nodes; with `--wait all`, a missing node is an error.
-    #[arg(long, default_value = "2s")]
-    timeout: String,
-    #[command(flatten)]
-    admin: AdminArgument,
-}
-
-#[derive(Debug, Args)]
-struct PrefetchArguments {
-    /// URLs to fetch, with scheme and host.
-    #[arg(required_unless_present = "sitemap")]
-    urls: Vec<String>,
-    /// Fetch all URLs listed in the sitemap at this URL, which must belong to a site of the node.
-    #[arg(long)]
-    sitemap: Option<String>,
-    #[command(flatten)]
-    admin: AdminArgument,
-}
-
-#[derive(Debug, Args)]
-struct ExplainArguments {
-    /// The URL to explain, with scheme and host.
-    url: String,
-    /// Add a request header field, `Name: value`; repeatable.
-    #[arg(short = 'H', long = "header")]
-    headers: Vec<String>,
-    /// Assume this client address (for access rules, country rules and rate limits).
-    #[arg(long)]
-    client: Option<std::net::IpAddr>,
-    /// Assume this client country, a two-letter code, instead of the one found for the address.
-    #[arg(long)]
-    country: Option<geo::Country>,
-    #[command(flatten)]
-    admin: AdminArgument,
-}
-
-#[derive(Debug, Args)]
-struct AdminArgument {
-    /// Admin API address of the node, HOST:PORT.
-    #[arg(long = "admin", default_value = "127.0.0.1:9180", env = "SKERRY_ADMIN")]
-    address: String,
-    /// Admin API token, if the node requires one.
-    #[arg(long, env = "SKERRY_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-    /// Use TLS and verify the node's certificate against this CA certificate (PEM).
-    #[arg(long, value_name = "FILE", env = "SKERRY_CA")]
-    ca: Option<PathBuf>,
-    /// Client certificate (PEM), if the node requires one.
-    #[arg(long, value_name = "FILE", env = "SKERRY_CERTIFICATE", requires_all = ["ca", "key"])]
-    certificate: Option<PathBuf>,
-    /// Private key of the client certificate (PEM).
-    #[arg(long, value_name = "FILE", env = "SKERRY_KEY", requires = "certificate")]
-    key: Option<PathBuf>,
+    Token(token::TokenArguments),
 }
 
 fn main() -> ExitCode {
-    let done = match cli::arguments::<Arguments>().command {
+    let result = match cli::arguments::<Arguments>().command {
         None => run_demo(),
         Some(Command::Run(flags)) => run(flags),
         Some(Command::Check { file, data_dir }) => check(file, data_dir),
-        Some(Command::Purge(purge)) => order_purge(purge),
-        Some(Command::Prefetch(prefetch)) => order_prefetch(prefetch),
-        Some(Command::Explain(explain)) => ask_why(explain),
-        Some(Command::Store(StoreCommand::Stat { json, admin })) => show_store(json, &admin),
-        Some(Command::Top(top)) => watch(&top),
-        Some(Command::Geo(geo)) => show_places(geo),
-        Some(Command::Token(token)) => make_token(&token),
+        Some(Command::Purge(arguments)) => purge::run(&arguments),
+        Some(Command::Prefetch(arguments)) => prefetch::run(&arguments),
+        Some(Command::Explain(arguments)) => explain::run(&arguments),
+        Some(Command::Store(command)) => store::run(&command),
+        Some(Command::Top(arguments)) => {
+            let clock = Clock::system();
+            top::run(&arguments, || clock.instant())
+        }
+        Some(Command::Geo(arguments)) => look_up_locations(&arguments),
+        Some(Command::Token(arguments)) => token::run(&arguments, token_line),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             // If standard error is closed, the message cannot be reported anywhere.
@@ -217,12 +92,12 @@ fn run(flags: Flags) -> Result<(), String> {
     }
     let scheme = if node.admin_tls { "https" } else { "http" };
     tracing::info!("admin {scheme}://{}", node.admin);
-    until_told_to_stop(node)
+    run_until_signalled(node)
 }
 
 /// SIGHUP reloads; SIGTERM and SIGINT drain; a second SIGTERM or SIGINT exits at once.
-fn until_told_to_stop(node: Node) -> Result<(), String> {
-    let told = node.background().block_on(async {
+fn run_until_signalled(node: Node) -> Result<(), String> {
+    let result = node.background().block_on(async {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -238,7 +113,7 @@ fn until_told_to_stop(node: Node) -> Result<(), String> {
             }
         }
     });
-    told.map_err(|error| format!("cannot install signal handlers: {error}"))?;
+    result.map_err(|error| format!("cannot install signal handlers: {error}"))?;
     tracing::info!(
         "shutting down: waiting for requests in flight; press Ctrl-C or send SIGTERM again to force"
     );
@@ -271,12 +146,12 @@ fn run_demo() -> Result<(), String> {
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     let config = config.with_small_disk(DEMO_DISK_BYTES);
     let data_dir = config.node.data_directory.clone();
-    let disk_max = cli::size_text(DEMO_DISK_BYTES as f64);
+    let disk_max = size_text(DEMO_DISK_BYTES as f64);
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     let at = |tls| node.listening.iter().find(|(_, with)| *with == tls).map(|(at, _)| at.port());
     let (http, https) = (at(false).unwrap_or_default(), at(true).unwrap_or_default());
     // A single write, so that a reader that closes the pipe after one line does not end the demo.
-    show(&format!(
+    print(&format!(
         "\
 Skerry demo: a built-in origin with a node in front of it.
 
@@ -295,7 +170,7 @@ Press Ctrl-C to stop.
         admin = node.admin,
         data_dir = data_dir.display(),
     ))?;
-    until_told_to_stop(node)
+    run_until_signalled(node)
 }
 
 /// Size of the demo's disk cache: small enough for any machine.
@@ -304,16 +179,16 @@ const DEMO_DISK_BYTES: u64 = 256 << 20;
 /// The default ports; a free port replaces each one that is in use, because the demo has no
 /// configuration to change them in.
 fn demo_flags(origin: SocketAddr) -> Flags {
-    let usual = |port| {
-        let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let is_free = std::net::TcpListener::bind(usual).is_ok();
-        if is_free { usual } else { SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) }
+    let default_or_free = |port| {
+        let default = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let is_free = std::net::TcpListener::bind(default).is_ok();
+        if is_free { default } else { SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) }
     };
     Flags {
         origins: vec![format!("http://{origin}")],
-        http: vec![usual(8080)],
-        https: vec![usual(8443)],
-        admin: Some(usual(9180)),
+        http: vec![default_or_free(8080)],
+        https: vec![default_or_free(8443)],
+        admin: Some(default_or_free(9180)),
         ..Flags::default()
     }
 }
@@ -322,202 +197,29 @@ fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
     let flags = Flags { config: Some(file.clone()), data_dir, ..Flags::default() };
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     let (sites, pools) = config.counts();
-    println!(
-        "{}: configuration is valid ({}, {})",
-        file.display(),
-        cli::count(sites, "site"),
-        cli::count(pools, "pool")
-    );
+    let counts = format!("{}, {}", count(sites, "site"), count(pools, "pool"));
+    let mut report = format!("{}: configuration is valid ({counts})\n", file.display());
     for warning in &config.warnings {
-        println!("warning: {warning}");
+        report.push_str(&format!("warning: {warning}\n"));
     }
-    Ok(())
+    print(&report)
 }
 
-fn order_purge(arguments: PurgeArguments) -> Result<(), String> {
-    let mut order = json!({ "urls": arguments.urls, "tags": arguments.tags, "all": arguments.all, "soft": arguments.soft, "refresh": arguments.refresh });
-    for (name, value) in
-        [("prefix", arguments.prefix), ("site", arguments.site), ("reason", arguments.reason)]
-    {
-        if let Some(value) = value {
-            order[name] = json!(value);
-        }
-    }
-    let (wait, timeout) = (&arguments.wait, &arguments.timeout);
-    let target = format!(
-        "/purge?wait={}&timeout={}",
-        cli::percent_encode(wait),
-        cli::percent_encode(timeout)
-    );
-    let answer = call(&arguments.admin, "POST", &target, &[], &order.to_string())?;
-    println!("purge {} at sequence {}", answer["id"].as_str().unwrap_or("?"), answer["sequence"]);
-    let nodes = answer["nodes"].as_object().into_iter().flatten();
-    let mut pending = Vec::new();
-    for (node, receipt) in nodes {
-        println!("  {node}: {}", cli::receipt(receipt));
-        if receipt["state"] != "applied" {
-            pending.push(node.as_str());
-        }
-    }
-    match wait.as_str() {
-        "all" if !pending.is_empty() => {
-            let pending = pending.join(", ");
-            Err(match answer["published"] == false {
-                true => format!(
-                    "not applied by all nodes within {timeout}: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back"
-                ),
-                false => format!(
-                    "not applied by all nodes within {timeout}: waiting for {pending}; a node that reconnects or restarts applies the purge from the bus"
-                ),
-            })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn order_prefetch(arguments: PrefetchArguments) -> Result<(), String> {
-    let mut order = json!({ "urls": arguments.urls });
-    if let Some(sitemap) = arguments.sitemap {
-        order["sitemap"] = json!(sitemap);
-    }
-    let answer = call(&arguments.admin, "POST", "/prefetch", &[], &order.to_string())?;
-    println!("{} queued", answer["queued"]);
-    for (name, words) in [
-        ("dropped", "dropped: the prefetch queue is full (admin.prefetch_queue_max)"),
-        ("not_of_this_node", "skipped: in the sitemap, but of no site of this node"),
-    ] {
-        if answer[name] != 0 {
-            println!("{} {words}", answer[name]);
-        }
-    }
-    Ok(())
-}
-
-fn make_token(arguments: &TokenArguments) -> Result<(), String> {
-    let secret = cli::new_secret();
-    let line = token_line(&arguments.name, &arguments.may, &secret)?;
-    println!("token (shown once, give it to the caller): {secret}");
-    println!("line for the admin.tokens file:           {line}");
-    Ok(())
-}
-
-fn ask_why(arguments: ExplainArguments) -> Result<(), String> {
-    let fields: Vec<String> =
-        arguments.headers.iter().map(|field| format!("X-Explain-{field}")).collect();
-    let mut target = format!("/explain?url={}", cli::percent_encode(&arguments.url));
-    if let Some(client) = arguments.client {
-        target.push_str(&format!("&client={client}"));
-    }
-    if let Some(country) = arguments.country {
-        target.push_str(&format!("&country={}", country.as_str()));
-    }
-    let answer = call(&arguments.admin, "GET", &target, &fields, "")?;
-    println!("{answer:#}");
-    Ok(())
-}
-
-fn show_store(json: bool, admin: &AdminArgument) -> Result<(), String> {
-    let answer = call(admin, "GET", "/store", &[], "")?;
-    if json {
-        println!("{answer:#}");
-    } else {
-        print!("{}", cli::store_table(&answer));
-    }
-    Ok(())
-}
-
-/// Prints the statistics until Ctrl-C, or once.
-fn watch(arguments: &TopArguments) -> Result<(), String> {
-    let clock = Clock::system();
-    let admin = &arguments.admin;
-    let interval = Duration::from_secs(arguments.interval);
-    let look = || -> Result<(Look, String, Instant), String> {
-        let metrics = ask(admin, "GET", "/metrics", &[], "")?;
-        if metrics.status != 200 {
-            return metrics.json().map(|_| unreachable!("an answer of 200 is none of these"));
-        }
-        let ready = ask(admin, "GET", "/readyz", &[], "")?;
-        let title = format!("skerry at {}   {}", admin.address, ready.body.trim());
-        Ok((Look::parse(&metrics.body), title, clock.instant()))
-    };
-    let is_live = io::stdout().is_terminal() && !arguments.once;
-    let (mut before, _, mut looked) = look()?;
-    loop {
-        wait(interval);
-        let told = look().map(|(now, title, at)| {
-            let between = Between { before: &before, now: &now, elapsed: at - looked };
-            let view = between.view(&title);
-            (before, looked) = (now, at);
-            view
-        });
-        if !is_live {
-            return told.and_then(|view| show(&view));
-        }
-        // Cursor to the top left, clear the screen, print the view.
-        let view = told.unwrap_or_else(|error| format!("{error}\n"));
-        show(&format!("\x1b[H\x1b[2J{view}\n{}", faint("Press Ctrl-C to stop.")))?;
-    }
-}
-
-fn faint(text: &str) -> String {
-    format!("\x1b[2m{text}\x1b[0m\n")
-}
-
-/// Fails if the reader of a pipe has closed it, as `head` does.
-fn show(text: &str) -> Result<(), String> {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| format!("cannot write to standard output: {error}"))
-}
-
-#[allow(clippy::disallowed_methods, reason = "a person looks at this, not a request")]
-fn wait(duration: Duration) {
-    std::thread::sleep(duration);
-}
-
-fn show_places(arguments: GeoArguments) -> Result<(), String> {
-    let settings = match arguments.config {
+fn look_up_locations(arguments: &geo_command::GeoArguments) -> Result<(), String> {
+    let settings = match &arguments.config {
         None => geo::Settings::default(),
         Some(file) => {
-            let flags = Flags { config: Some(file), ..Flags::default() };
+            let flags = Flags { config: Some(file.clone()), ..Flags::default() };
             config::load(&flags).map_err(|mistakes| mistakes.to_string())?.geo
         }
     };
-    let geo = geo::Geo::open(&settings).map_err(|error| cli::place::reason(&error))?;
-    show(&cli::place::table(&geo, &arguments.addresses))
-}
-
-fn call(
-    admin: &AdminArgument,
-    method: &str,
-    target: &str,
-    fields: &[String],
-    body: &str,
-) -> Result<Value, String> {
-    ask(admin, method, target, fields, body)?.json()
-}
-
-fn ask(
-    admin: &AdminArgument,
-    method: &str,
-    target: &str,
-    fields: &[String],
-    body: &str,
-) -> Result<cli::AdminReply, String> {
-    let token = admin.token.iter().map(|token| format!("Authorization: Bearer {token}"));
-    let fields: Vec<String> = fields.iter().cloned().chain(token).collect();
-    let at = cli::AdminClient {
-        address: admin.address.clone(),
-        ca: admin.ca.clone(),
-        certificate: admin.certificate.clone().zip(admin.key.clone()),
-    };
-    cli::call(&at, method, target, &fields, body)
+    geo_command::run(arguments, &settings)
 }
 
 /// Sends the error log to standard error. `RUST_LOG` overrides `log.level`.
 fn start_error_log(level: &str) {
     let level: tracing::level_filters::LevelFilter =
-        level.parse().expect("config knows the levels");
+        level.parse().expect("config accepts only valid levels");
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(level.into())
         .from_env_lossy()

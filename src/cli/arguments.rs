@@ -23,10 +23,10 @@ pub fn arguments<A: Parser>() -> A {
 }
 
 /// Joins clap's paragraphs (the mistake and its tips) into one line, without the usage.
-fn one_line(told: &str) -> String {
-    let told = told.strip_prefix("error: ").unwrap_or(told);
-    let told = told.replace("For more information, try", "try");
-    let paragraphs = told.split("\n\n").filter(|paragraph| !paragraph.starts_with("Usage:"));
+fn one_line(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let message = message.replace("For more information, try", "try");
+    let paragraphs = message.split("\n\n").filter(|paragraph| !paragraph.starts_with("Usage:"));
     let lines: Vec<String> = paragraphs
         .map(|paragraph| paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" "))
         .collect();
@@ -38,11 +38,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_clap_says_fits_a_line() {
-        let told = "error: the following required arguments were not provided:\n  <URL>\n  <FILE>\n\n\
+    fn a_message_of_clap_becomes_one_line() {
+        let message = "error: the following required arguments were not provided:\n  <URL>\n  <FILE>\n\n\
                     Usage: skerry explain <URL> <FILE>\n\nFor more information, try '--help'.\n";
         let line = "the following required arguments were not provided: <URL> <FILE>; \
                     try '--help'";
-        assert_eq!(one_line(told), line);
+        assert_eq!(one_line(message), line);
     }
 }

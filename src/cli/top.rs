@@ -1,34 +1,91 @@
 //! `skerry top`: live statistics of a running node, from two scrapes of its `/metrics`.
 //!
-//! Every figure is the growth of a counter between two scrapes, so that a restart of the node or
-//! the age of a counter does not matter. The view is plain text; the caller clears the screen.
+//! Every rate is the growth of a counter between two scrapes, so that a restart of the node or
+//! the age of a counter does not matter.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
 
-/// The numbers of one scrape, by metric name with labels.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Look(BTreeMap<String, f64>);
+use clap::Args;
 
-impl Look {
-    /// Parses the OpenMetrics text format; lines that are not samples are skipped.
-    pub fn parse(text: &str) -> Self {
-        let numbers = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            Some((name.to_owned(), value.parse().ok()?))
+use super::client::{AdminArguments, AdminCall};
+use super::output::{print, size_text};
+
+/// The arguments of `skerry top`.
+#[derive(Debug, Args)]
+pub struct TopArguments {
+    /// Refresh interval in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
+    /// Print the statistics of one interval and exit (implied if the output is not a terminal).
+    #[arg(long)]
+    once: bool,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// Prints the statistics until Ctrl-C, or once. `now`: the time since any fixed instant.
+///
+/// # Errors
+/// The first scrape failed or, if the statistics are printed once, the second: why, in one line.
+pub fn run(arguments: &TopArguments, now: impl Fn() -> Instant) -> Result<(), String> {
+    let interval = Duration::from_secs(arguments.interval);
+    let is_live = io::stdout().is_terminal() && !arguments.once;
+    let mut before = Scrape::fetch(&arguments.admin, now())?;
+    loop {
+        wait(interval);
+        let scraped = Scrape::fetch(&arguments.admin, now());
+        let view = scraped.map(|scrape| {
+            let view = Interval { before: &before, after: &scrape }.view();
+            before = scrape;
+            view
         });
-        Self(numbers.collect())
+        if !is_live {
+            return view.and_then(|view| print(&view));
+        }
+        // Cursor to the top left, clear the screen, print the view.
+        let view = view.unwrap_or_else(|error| format!("{error}\n"));
+        print(&format!("\x1b[H\x1b[2J{view}\n\x1b[2mPress Ctrl-C to stop.\x1b[0m\n"))?;
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "no request waits for this thread")]
+fn wait(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+/// The samples of one scrape of `/metrics`.
+#[derive(Clone, Debug)]
+struct Scrape {
+    /// By metric name with labels.
+    samples: BTreeMap<String, f64>,
+    /// The node's address and whether it is ready.
+    title: String,
+    at: Instant,
+}
+
+impl Scrape {
+    fn fetch(admin: &AdminArguments, at: Instant) -> Result<Self, String> {
+        let metrics = admin.call(&AdminCall::get("/metrics"))?;
+        if metrics.status != 200 {
+            // An error response is a problem document.
+            admin.json(&metrics)?;
+        }
+        let ready = admin.call(&AdminCall::get("/readyz"))?;
+        let title = format!("skerry at {}   {}", admin.address, ready.body.trim());
+        Ok(Self { samples: parse_samples(&metrics.body), title, at })
     }
 
     fn get(&self, name: &str) -> f64 {
-        self.0.get(name).copied().unwrap_or_default()
+        self.samples.get(name).copied().unwrap_or_default()
     }
 
     /// The samples of a metric family: full name, value of the first label, number.
     fn family<'a>(&'a self, name: &str) -> impl Iterator<Item = (&'a str, &'a str, f64)> + use<'a> {
         let begin = format!("{name}{{");
-        self.0.iter().filter_map(move |(key, value)| {
+        self.samples.iter().filter_map(move |(key, value)| {
             let labels = key.strip_prefix(&begin)?;
             Some((&**key, labels.split('"').nth(1)?, *value))
         })
@@ -39,49 +96,63 @@ impl Look {
     }
 }
 
-/// Two scrapes and the time between them.
-#[derive(Clone, Copy, Debug)]
-pub struct Between<'a> {
-    /// The earlier scrape.
-    pub before: &'a Look,
-    /// The later scrape.
-    pub now: &'a Look,
-    /// The time between the two.
-    pub elapsed: Duration,
+/// Parses the OpenMetrics text format; lines that are not samples are skipped.
+fn parse_samples(text: &str) -> BTreeMap<String, f64> {
+    let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    });
+    samples.collect()
 }
 
-impl Between<'_> {
-    /// Growth per second. After a restart of the node the counter has grown from zero.
+/// The time between two scrapes.
+#[derive(Clone, Copy, Debug)]
+struct Interval<'a> {
+    before: &'a Scrape,
+    after: &'a Scrape,
+}
+
+impl Interval<'_> {
+    /// Growth per second.
     fn rate(&self, name: &str) -> f64 {
-        self.grown(name) / self.elapsed.as_secs_f64().max(1e-3)
+        let elapsed = self.after.at.saturating_duration_since(self.before.at);
+        self.growth(name) / elapsed.as_secs_f64().max(1e-3)
     }
 
-    fn grown(&self, name: &str) -> f64 {
-        let (now, before) = (self.now.get(name), self.before.get(name));
-        if now >= before { now - before } else { now }
+    /// Growth of a counter. After a restart of the node the counter has grown from zero.
+    fn growth(&self, name: &str) -> f64 {
+        let (after, before) = (self.after.get(name), self.before.get(name));
+        if after >= before { after - before } else { after }
     }
 
     /// Growth per second of each sample of a family that has grown, largest first.
     fn rates(&self, name: &str) -> Vec<(String, f64)> {
-        let members = self.now.family(name);
-        let rates = members.map(|(key, label, _)| (label.to_owned(), self.rate(key)));
+        let samples = self.after.family(name);
+        let rates = samples.map(|(key, label, _)| (label.to_owned(), self.rate(key)));
         let mut rates: Vec<_> = rates.filter(|(_, rate)| *rate > 0.0).collect();
         rates.sort_by(|a, b| b.1.total_cmp(&a.1));
         rates
     }
 
-    fn sum(&self, name: &str) -> f64 {
+    /// Growth per second of the sample with this label.
+    fn rate_of(&self, name: &str, label: &str) -> f64 {
+        let rates = self.rates(name);
+        rates.iter().find(|(found, _)| found == label).map_or(0.0, |(_, rate)| *rate)
+    }
+
+    fn total_rate(&self, name: &str) -> f64 {
         self.rates(name).iter().map(|(_, rate)| rate).sum()
     }
 
-    /// The upper bound of the histogram bucket that holds this quantile (`share`, 0 to 1).
-    fn quantile(&self, name: &str, share: f64) -> String {
-        let buckets = self.now.family(&format!("{name}_bucket"));
-        let mut buckets: Vec<_> = buckets.map(|(key, bound, _)| (bound, self.grown(key))).collect();
+    /// The upper bound of the histogram bucket that holds this quantile (0 to 1).
+    fn quantile(&self, name: &str, quantile: f64) -> String {
+        let buckets = self.after.family(&format!("{name}_bucket"));
+        let mut buckets: Vec<_> =
+            buckets.map(|(key, bound, _)| (bound, self.growth(key))).collect();
         let bound = |text: &str| text.parse().unwrap_or(f64::INFINITY);
         buckets.sort_by(|a, b| bound(a.0).total_cmp(&bound(b.0)));
         let all = buckets.last().map_or(0.0, |(_, count)| *count);
-        let found = buckets.iter().find(|(_, count)| all > 0.0 && *count >= all * share);
+        let found = buckets.iter().find(|(_, count)| all > 0.0 && *count >= all * quantile);
         match found.map(|(text, _)| bound(text)) {
             None => "-".to_owned(),
             Some(seconds) if seconds.is_infinite() => ">30 s".to_owned(),
@@ -90,137 +161,146 @@ impl Between<'_> {
         }
     }
 
-    /// The whole view. `title`: the node's address and whether it is ready.
-    pub fn view(&self, title: &str) -> String {
-        let mut view = format!("{title}\n\n");
-        let mut line = |name: &str, told: String| {
-            writeln!(view, "{name:<12}{told}").expect("a String");
-        };
-        let (duration, first_byte) =
-            ("skerry_request_duration_seconds", "skerry_upstream_first_byte_seconds");
-        let classes = self.rates("skerry_responses_total");
-        let mut classes: Vec<_> =
-            classes.iter().map(|(class, rate)| format!("{class} {}", number(*rate))).collect();
-        classes.sort();
-        line(
-            "requests",
-            format!(
-                "{}/s   time to first byte: p50 {}, p99 {}   {}",
-                number(self.rate("skerry_requests_total")),
-                self.quantile(duration, 0.5),
-                self.quantile(duration, 0.99),
-                classes.join("  ")
-            ),
-        );
-        let results = self.rates("skerry_cache_requests_total");
-        let of_the_cache = results.iter().filter(|(result, _)| !GENERATED.contains(&&**result));
-        let asked: f64 = of_the_cache.map(|(_, rate)| rate).sum();
-        let hits =
-            results.iter().find(|(result, _)| result == "hit").map_or(0.0, |(_, rate)| *rate);
-        line("hits", format!("{} of {} lookups/s", percent(hits, asked), number(asked)));
-        line(
-            "bytes",
-            format!(
-                "{}/s sent   {}/s received",
-                bytes(self.rate("skerry_sent_bytes_total")),
-                bytes(self.rate("skerry_received_bytes_total"))
-            ),
-        );
-        let handshakes = self.rates("skerry_tls_handshakes_total");
-        let done = |wanted: &str| {
-            handshakes.iter().find(|(outcome, _)| outcome == wanted).map_or(0.0, |(_, rate)| *rate)
-        };
-        line(
-            "clients",
-            format!(
-                "{} connections   {} kernel memory   {}/s new   {}/s refused   TLS handshakes {}/s, {} resumed",
-                number(self.now.get("skerry_connections")),
-                bytes(self.now.sum("skerry_connections_kernel_memory_bytes")),
-                number(self.rate("skerry_connections_accepted_total")),
-                number(self.sum("skerry_connections_refused_total")),
-                number(done("full") + done("resumed")),
-                percent(done("resumed"), done("full") + done("resumed"))
-            ),
-        );
-        line(
-            "origins",
-            format!(
-                "{}/s   time to first byte: p50 {}, p99 {}   {} connections   {}/s retries   {}/s failures",
-                number(self.rate("skerry_upstream_requests_total")),
-                self.quantile(first_byte, 0.5),
-                self.quantile(first_byte, 0.99),
-                number(self.now.get("skerry_upstream_connections")),
-                number(self.sum("skerry_upstream_retries_total")),
-                number(self.sum("skerry_upstream_failures_total"))
-            ),
-        );
-        line(
-            "process",
-            format!(
-                "{} of one core   {} resident   {} of {} file descriptors",
-                percent(self.rate("process_cpu_seconds_total"), 1.0),
-                bytes(self.now.get("process_resident_memory_bytes")),
-                number(self.now.get("process_open_fds")),
-                number(self.now.get("process_max_fds"))
-            ),
-        );
-        line(
-            "memory",
-            format!(
-                "{} of {}   {} pieces",
-                bytes(self.now.get("skerry_store_memory_bytes")),
-                bytes(self.now.get("skerry_store_memory_bytes_max")),
-                number(self.now.get("skerry_store_memory_pieces"))
-            ),
-        );
-        line("disk", self.disk());
-        line(
-            "purges",
-            format!(
-                "{}/s   {} in the purge table   bus: {}",
-                number(self.rate("skerry_purges_total")),
-                number(self.now.get("skerry_purge_entries")),
-                self.bus()
-            ),
-        );
-        view.push('\n');
-        let reasons: Vec<_> = results.iter().filter(|(result, _)| result != "hit").collect();
-        self.list(&mut view, "not a hit, by reason", "/s", &reasons, asked);
+    /// The whole view: the title, one row per part of the node, then the lists.
+    fn view(&self) -> String {
+        let rows = [
+            ("requests", self.requests()),
+            ("hits", self.hits()),
+            ("bytes", self.bytes()),
+            ("clients", self.clients()),
+            ("origins", self.origins()),
+            ("process", self.process()),
+            ("memory", self.memory()),
+            ("disk", self.disk()),
+            ("purges", self.purges()),
+        ];
+        let mut view = format!("{}\n\n", self.after.title);
+        for (name, row) in rows {
+            writeln!(view, "{name:<12}{row}").expect("a String");
+        }
+        let results = self.rates(RESULTS);
+        let reasons: Vec<_> = results.into_iter().filter(|(result, _)| result != "hit").collect();
         let refused = [
             self.rates("skerry_requests_refused_total"),
             self.rates("skerry_requests_unread_total"),
-        ]
-        .concat();
-        self.list(
-            &mut view,
-            "refused, by reason",
-            "/s",
-            &refused.iter().collect::<Vec<_>>(),
-            asked,
-        );
-        view
+        ];
+        let requests = self.rate("skerry_requests_total");
+        view + "\n"
+            + &list("not a hit, by reason", &reasons, requests)
+            + &list("refused, by reason", &refused.concat(), requests)
+    }
+
+    fn requests(&self) -> String {
+        let mut classes = self.rates("skerry_responses_total");
+        classes.sort_by(|a, b| a.0.cmp(&b.0));
+        let classes: Vec<_> =
+            classes.iter().map(|(class, rate)| format!("{class} {}", number(*rate))).collect();
+        format!(
+            "{}/s   {}   {}",
+            number(self.rate("skerry_requests_total")),
+            self.time_to_first_byte("skerry_request_duration_seconds"),
+            classes.join("  ")
+        )
+    }
+
+    fn time_to_first_byte(&self, histogram: &str) -> String {
+        let [p50, p99] = [0.5, 0.99].map(|quantile| self.quantile(histogram, quantile));
+        format!("time to first byte: p50 {p50}, p99 {p99}")
+    }
+
+    fn hits(&self) -> String {
+        let lookups = self.lookups();
+        let hits = self.rate_of(RESULTS, "hit");
+        format!("{} of {} lookups/s", percent(hits, lookups), number(lookups))
+    }
+
+    fn lookups(&self) -> f64 {
+        let results = self.rates(RESULTS);
+        let lookups = results.iter().filter(|(result, _)| !GENERATED.contains(&&**result));
+        lookups.map(|(_, rate)| rate).sum()
+    }
+
+    fn bytes(&self) -> String {
+        format!(
+            "{}/s sent   {}/s received",
+            size(self.rate("skerry_sent_bytes_total")),
+            size(self.rate("skerry_received_bytes_total"))
+        )
+    }
+
+    fn clients(&self) -> String {
+        let [full, resumed] =
+            ["full", "resumed"].map(|outcome| self.rate_of("skerry_tls_handshakes_total", outcome));
+        format!(
+            "{} connections   {} kernel memory   {}/s new   {}/s refused   TLS handshakes {}/s, {} resumed",
+            number(self.after.get("skerry_connections")),
+            size(self.after.sum("skerry_connections_kernel_memory_bytes")),
+            number(self.rate("skerry_connections_accepted_total")),
+            number(self.total_rate("skerry_connections_refused_total")),
+            number(full + resumed),
+            percent(resumed, full + resumed)
+        )
+    }
+
+    fn origins(&self) -> String {
+        format!(
+            "{}/s   {}   {} connections   {}/s retries   {}/s failures",
+            number(self.rate("skerry_upstream_requests_total")),
+            self.time_to_first_byte("skerry_upstream_first_byte_seconds"),
+            number(self.after.get("skerry_upstream_connections")),
+            number(self.total_rate("skerry_upstream_retries_total")),
+            number(self.total_rate("skerry_upstream_failures_total"))
+        )
+    }
+
+    fn process(&self) -> String {
+        format!(
+            "{} of one core   {} resident   {} of {} file descriptors",
+            percent(self.rate("process_cpu_seconds_total"), 1.0),
+            size(self.after.get("process_resident_memory_bytes")),
+            number(self.after.get("process_open_fds")),
+            number(self.after.get("process_max_fds"))
+        )
+    }
+
+    fn memory(&self) -> String {
+        format!(
+            "{} of {}   {} pieces",
+            size(self.after.get("skerry_store_memory_bytes")),
+            size(self.after.get("skerry_store_memory_bytes_max")),
+            number(self.after.get("skerry_store_memory_pieces"))
+        )
     }
 
     fn disk(&self) -> String {
-        let of = self.now.sum("skerry_store_directory_bytes_max");
-        if of == 0.0 {
+        let max = self.after.sum("skerry_store_directory_bytes_max");
+        if max == 0.0 {
             return "none".to_owned();
         }
-        let out = self.now.family("skerry_store_directory_in_service");
-        let out = out.filter(|(_, _, in_service)| *in_service == 0.0).count();
+        let directories = self.after.family("skerry_store_directory_in_service");
+        let out = directories.filter(|(_, _, in_service)| *in_service == 0.0).count();
         format!(
             "{} of {}   {}/s read   {}/s written   {} queued{}",
-            bytes(self.now.sum("skerry_store_site_disk_bytes")),
-            bytes(of),
+            size(self.after.sum("skerry_store_site_disk_bytes")),
+            size(max),
             number(self.rate("skerry_store_disk_reads_total")),
             number(self.rate("skerry_store_disk_writes_total")),
-            bytes(self.now.sum("skerry_store_directory_queued_bytes")),
+            size(self.after.sum("skerry_store_directory_queued_bytes")),
             if out > 0 { format!("   {out} OUT OF SERVICE") } else { String::new() }
         )
     }
 
+    fn purges(&self) -> String {
+        format!(
+            "{}/s   {} in the purge table   bus: {}",
+            number(self.rate("skerry_purges_total")),
+            number(self.after.get("skerry_purge_entries")),
+            self.bus()
+        )
+    }
+
     fn bus(&self) -> String {
-        let get = |name| self.now.get(name);
+        let get = |name| self.after.get(name);
         if get("skerry_bus_silent") > 0.0 {
             return "SILENT".to_owned();
         }
@@ -234,17 +314,19 @@ impl Between<'_> {
             false => "none".to_owned(),
         }
     }
+}
 
-    fn list(&self, view: &mut String, title: &str, unit: &str, rows: &[&(String, f64)], all: f64) {
-        if rows.is_empty() {
-            return;
-        }
-        writeln!(view, "{title:<28}{unit:>8}").expect("a String");
-        for (label, rate) in rows.iter().take(ROWS_MAX) {
-            let (rate, share) = (number(*rate), percent(*rate, all));
-            writeln!(view, "  {label:<26}{rate:>8}{share:>9}").expect("a String");
-        }
+/// A list of rates with their shares of `all`; empty without rates.
+fn list(title: &str, rates: &[(String, f64)], all: f64) -> String {
+    if rates.is_empty() {
+        return String::new();
     }
+    let mut list = format!("{title:<28}{:>8}\n", "/s");
+    for (label, rate) in rates.iter().take(ROWS_MAX) {
+        let (rate, share) = (number(*rate), percent(*rate, all));
+        writeln!(list, "  {label:<26}{rate:>8}{share:>9}").expect("a String");
+    }
+    list
 }
 
 fn percent(part: f64, of: f64) -> String {
@@ -260,12 +342,16 @@ fn number(value: f64) -> String {
     if digits == 0 { text } else { text.trim_end_matches('0').trim_end_matches('.').to_owned() }
 }
 
-fn bytes(value: f64) -> String {
-    super::size_text(value)
+fn size(bytes: f64) -> String {
+    // As in `number`.
+    size_text(bytes + 0.0)
 }
 
 /// Rows of a list: both lists fit a terminal of 24 lines.
 const ROWS_MAX: usize = 8;
+
+/// Counts requests by how the cache handled them.
+const RESULTS: &str = "skerry_cache_requests_total";
 
 /// Results of requests that the node answered without the cache and without an origin.
 const GENERATED: [&str; 4] = ["answered-here", "denied", "rate-limited", "refused"];
@@ -273,6 +359,7 @@ const GENERATED: [&str; 4] = ["answered-here", "denied", "rate-limited", "refuse
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     const BEFORE: &str = "# TYPE skerry_requests counter\n\
         skerry_requests_total 100\n\
@@ -291,29 +378,35 @@ mod tests {
         skerry_request_duration_seconds_bucket{le=\"0.01\"} 299\n\
         skerry_request_duration_seconds_bucket{le=\"+Inf\"} 300\n";
 
-    fn view(before: &str, now: &str) -> String {
-        let (before, now) = (Look::parse(before), Look::parse(now));
-        Between { before: &before, now: &now, elapsed: Duration::from_secs(2) }.view("edge-1")
+    fn view(before: &str, after: &str) -> String {
+        let start = Clock::system().instant();
+        let scrape = |text, at| {
+            let samples = parse_samples(text);
+            Scrape { samples, title: "edge-1".to_owned(), at }
+        };
+        let (before, after) =
+            (scrape(before, start), scrape(after, start + Duration::from_secs(2)));
+        Interval { before: &before, after: &after }.view()
     }
 
     #[test]
-    fn rates_are_what_has_grown() {
+    fn rates_are_the_growth_of_counters() {
         let view = view(BEFORE, NOW);
         assert!(view.contains("100/s   time to first byte: p50 <1 ms, p99 <10 ms"), "{view}");
         assert!(view.contains("75.0 % of 100 lookups/s"), "{view}");
         assert!(view.contains("absent"), "{view}");
-        assert!(!view.contains("stale"), "what has not grown is not shown: {view}");
+        assert!(!view.contains("stale"), "a reason that has not grown is not listed: {view}");
     }
 
     #[test]
-    fn a_restart_begins_anew_and_nothing_is_not_divided() {
+    fn a_restart_counts_from_zero_and_an_empty_scrape_has_no_shares() {
         assert!(view(NOW, BEFORE).contains("50/s"), "{}", view(NOW, BEFORE));
         assert!(view("", "").contains("hits        - of 0 lookups/s"), "{}", view("", ""));
     }
 
     #[test]
-    fn numbers_are_short() {
-        let told = [0.0, 0.5, 2.0, 2.347, 10.0, 12.34, 100.0, 123.4].map(number);
-        assert_eq!(told, ["0", "0.5", "2", "2.35", "10", "12.3", "100", "123"]);
+    fn numbers_have_three_significant_digits() {
+        let texts = [0.0, 0.5, 2.0, 2.347, 10.0, 12.34, 100.0, 123.4].map(number);
+        assert_eq!(texts, ["0", "0.5", "2", "2.35", "10", "12.3", "100", "123"]);
     }
 }

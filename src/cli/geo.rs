@@ -3,11 +3,36 @@
 use std::error::Error;
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
+use clap::Args;
 use geo::{Facts, Geo, LoadError, Place, Source};
 
-/// Each address with its known facts, then the databases that were asked.
-pub fn table(geo: &Geo, addresses: &[IpAddr]) -> String {
+use super::output::print;
+
+/// The arguments of `skerry geo`.
+#[derive(Debug, Args)]
+pub struct GeoArguments {
+    /// IPv4 or IPv6 addresses to look up.
+    #[arg(required = true, value_name = "ADDRESS")]
+    addresses: Vec<IpAddr>,
+    /// Use the databases in the [geo] table of this configuration file [default: the built-in
+    /// country database].
+    #[arg(long, value_name = "FILE", env = "SKERRY_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// Prints what the databases of `settings` know about the addresses.
+///
+/// # Errors
+/// Why a database cannot be opened, in one line.
+pub fn run(arguments: &GeoArguments, settings: &geo::Settings) -> Result<(), String> {
+    let geo = Geo::open(settings).map_err(|error| error_with_causes(&error))?;
+    print(&table(&geo, &arguments.addresses))
+}
+
+/// Each address with its known facts, then the databases that were used.
+fn table(geo: &Geo, addresses: &[IpAddr]) -> String {
     let mut table = String::new();
     for address in addresses {
         writeln!(table, "{address}").expect("a String");
@@ -21,20 +46,19 @@ pub fn table(geo: &Geo, addresses: &[IpAddr]) -> String {
     }
     table.push('\n');
     for database in geo.facts() {
-        writeln!(table, "database: {}", described(&database)).expect("a String");
+        writeln!(table, "database: {}", describe(&database)).expect("a String");
     }
     table
 }
 
-/// Why a database cannot be opened: one line with the error's causes.
-pub fn reason(error: &LoadError) -> String {
-    let mut told = error.to_string();
+fn error_with_causes(error: &LoadError) -> String {
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(deeper) = cause {
-        write!(told, ": {deeper}").expect("a String");
+        write!(text, ": {deeper}").expect("a String");
         cause = deeper.source();
     }
-    told
+    text
 }
 
 fn facts(place: &Place) -> Vec<(&'static str, String)> {
@@ -61,7 +85,7 @@ fn facts(place: &Place) -> Vec<(&'static str, String)> {
     facts
 }
 
-fn described(facts: &Facts) -> String {
+fn describe(facts: &Facts) -> String {
     let source = match &facts.source {
         Source::BuiltIn => "built-in".to_owned(),
         Source::File(path) => path.display().to_string(),

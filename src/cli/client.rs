@@ -1,0 +1,351 @@
+//! A client of the admin API, with or without TLS, and the command-line arguments that select the node.
+
+use std::fmt::Display;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::Value;
+
+/// The node whose admin API a command calls, and the credentials for it.
+#[derive(Debug, Args)]
+pub struct AdminArguments {
+    /// Admin API address of the node, HOST:PORT.
+    #[arg(
+        long = "admin",
+        default_value = "127.0.0.1:9180",
+        env = "SKERRY_ADMIN",
+        value_parser = parse_address
+    )]
+    pub(super) address: String,
+    /// Admin API token, if the node requires one.
+    #[arg(long, env = "SKERRY_TOKEN", hide_env_values = true, value_parser = parse_token)]
+    token: Option<String>,
+    /// Use TLS and verify the node's certificate against this CA certificate (PEM).
+    #[arg(long, value_name = "FILE", env = "SKERRY_CA")]
+    ca: Option<PathBuf>,
+    /// Client certificate (PEM), if the node requires one.
+    #[arg(long, value_name = "FILE", env = "SKERRY_CERTIFICATE", requires_all = ["ca", "key"])]
+    certificate: Option<PathBuf>,
+    /// Private key of the client certificate (PEM).
+    #[arg(long, value_name = "FILE", env = "SKERRY_KEY", requires = "certificate")]
+    key: Option<PathBuf>,
+}
+
+/// A call of the admin API.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdminCall<'a> {
+    /// GET or POST.
+    pub method: &'a str,
+    /// Path and query.
+    pub target: &'a str,
+    /// Header field lines, `Name: value`.
+    pub fields: &'a [String],
+    /// The JSON body; empty for GET.
+    pub body: &'a str,
+    /// How long the node may take for its response.
+    pub timeout: Duration,
+}
+
+impl<'a> AdminCall<'a> {
+    /// A GET.
+    pub(super) fn get(target: &'a str) -> Self {
+        Self { method: "GET", target, fields: &[], body: "", timeout: RESPONSE_TIMEOUT }
+    }
+
+    /// A POST.
+    pub(super) fn post(target: &'a str, body: &'a str) -> Self {
+        Self { method: "POST", target, fields: &[], body, timeout: RESPONSE_TIMEOUT }
+    }
+}
+
+/// A response of the admin API.
+#[derive(Debug)]
+pub(super) struct AdminReply {
+    /// The status code.
+    pub status: u16,
+    /// The body, as text.
+    pub body: String,
+}
+
+impl AdminArguments {
+    /// Makes a call and returns the JSON of its response.
+    ///
+    /// # Errors
+    /// One line: why the call failed, and what to do about it.
+    pub(super) fn call_json(&self, call: &AdminCall<'_>) -> Result<Value, String> {
+        self.json(&self.call(call)?)
+    }
+
+    /// The JSON of a successful response.
+    ///
+    /// # Errors
+    /// One line: why the call failed, and what to do about it.
+    pub(super) fn json(&self, reply: &AdminReply) -> Result<Value, String> {
+        let (address, status) = (&self.address, reply.status);
+        let value: Value = serde_json::from_str(&reply.body).map_err(|_| {
+            format!(
+                "{address} is not an admin API: it responded with status {status} and without JSON; give the node's admin.address with --admin"
+            )
+        })?;
+        let detail = value["detail"].as_str().unwrap_or(&reply.body);
+        match status {
+            0..400 => Ok(value),
+            401 => Err(format!("admin API at {address}: {detail}; {}", self.credentials_advice())),
+            _ => Err(detail.to_owned()),
+        }
+    }
+
+    fn credentials_advice(&self) -> &'static str {
+        if self.token.is_some() {
+            "check --token or SKERRY_TOKEN"
+        } else {
+            "give --token or set SKERRY_TOKEN, or give --certificate and --key"
+        }
+    }
+
+    /// Makes a call.
+    ///
+    /// # Errors
+    /// One line: why there is no HTTP response, and what to do about it.
+    pub(super) fn call(&self, call: &AdminCall<'_>) -> Result<AdminReply, String> {
+        let address = &self.address;
+        let request = self.request(call);
+        let failure =
+            |why: &dyn Display, advice: &str| format!("admin API at {address}: {why}; {advice}");
+        let explain = |error: io::Error, advice: &str| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => failure(
+                &format!("no complete response within {} s", call.timeout.as_secs()),
+                "check that --admin is the node's admin.address",
+            ),
+            _ => failure(&error, advice),
+        };
+        let stream = connect(address, call.timeout).map_err(|error| {
+            explain(error, "is the node running, and does --admin match its admin.address?")
+        })?;
+        let response = match &self.ca {
+            None => exchange(stream, &request).map_err(|error| {
+                explain(error, "if the admin API uses TLS, give its CA certificate with --ca")
+            })?,
+            Some(ca) => exchange(self.tls(stream, ca)?, &request).map_err(|error| {
+                let advice = tls_advice(&error);
+                explain(error, advice)
+            })?,
+        };
+        let advice = "check that --admin is the admin address, and give --ca if it uses TLS";
+        parse(&response).ok_or_else(|| failure(&"the response is not HTTP", advice))
+    }
+
+    fn request(&self, call: &AdminCall<'_>) -> String {
+        let AdminCall { method, target, body, .. } = call;
+        let mut request = format!("{method} {target} HTTP/1.0\r\nHost: {}\r\n", self.address);
+        let token = self.token.iter().map(|token| format!("Authorization: Bearer {token}"));
+        for field in call.fields.iter().cloned().chain(token) {
+            request.push_str(&field);
+            request.push_str("\r\n");
+        }
+        request.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+        request
+    }
+
+    fn tls(
+        &self,
+        stream: TcpStream,
+        ca: &Path,
+    ) -> Result<StreamOwned<ClientConnection, TcpStream>, String> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates("--ca", ca)? {
+            roots.add(certificate).map_err(|error| in_file("--ca", ca, &error))?;
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider's suites cover all versions")
+            .with_root_certificates(roots);
+        let config = match (&self.certificate, &self.key) {
+            (Some(chain), Some(key)) => {
+                let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+                    in_file("--key", key, &format!("expected a private key in PEM: {error}"))
+                })?;
+                builder
+                    .with_client_auth_cert(certificates("--certificate", chain)?, secret)
+                    .map_err(|error| in_file("--certificate", chain, &error))?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host).map_err(|error| format!("--admin: {error}"))?;
+        let connection = ClientConnection::new(Arc::new(config), name)
+            .map_err(|error| format!("TLS connection to {}: {error}", self.address))?;
+        Ok(StreamOwned::new(connection, stream))
+    }
+}
+
+fn parse_address(text: &str) -> Result<String, &'static str> {
+    let expected = "expected HOST:PORT, such as 127.0.0.1:9180";
+    let (host, port) = text.rsplit_once(':').ok_or(expected)?;
+    let is_valid = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
+    if is_valid { Ok(text.to_owned()) } else { Err(expected) }
+}
+
+fn parse_token(text: &str) -> Result<String, &'static str> {
+    let is_visible = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let expected = "expected a token of visible ASCII characters, without spaces and line ends";
+    if is_visible { Ok(text.to_owned()) } else { Err(expected) }
+}
+
+fn connect(address: &str, timeout: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(timeout))?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Sends a request and reads its response: up to its Content-Length or, without one, up to the end of the
+/// connection.
+fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<String> {
+    stream.write_all(request.as_bytes())?;
+    let mut response = Vec::new();
+    let mut part = [0; 16 << 10];
+    while !is_complete(&response) {
+        match stream.read(&mut part) {
+            // A peer that closes without TLS close_notify has still sent its whole response.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(0) => break,
+            Ok(length) => response.extend_from_slice(&part[..length]),
+        }
+    }
+    Ok(String::from_utf8_lossy(&response).into_owned())
+}
+
+fn is_complete(response: &[u8]) -> bool {
+    let Some(head) = response.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+        return false;
+    };
+    let text = String::from_utf8_lossy(&response[..head]);
+    let length = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    length.is_some_and(|length| response.len() >= head + 4 + length)
+}
+
+fn tls_advice(error: &io::Error) -> &'static str {
+    let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match reason {
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        )) => "the CA in --ca has not signed the node's certificate (admin.tls.certificate)",
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "the node's certificate (admin.tls.certificate) must be valid now and include the host of --admin"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "if the admin API uses plain HTTP, leave out --ca"
+        }
+        Some(rustls::Error::AlertReceived(_)) => {
+            "the node requires a client certificate (--certificate) signed by its admin.tls.client_ca"
+        }
+        _ => "check that --admin is the node's admin.address",
+    }
+}
+
+fn certificates(option: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates =
+        CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = certificates.map_err(|error| in_file(option, file, &error))?;
+    match certificates.is_empty() {
+        true => Err(in_file(option, file, &"the file has no certificate")),
+        false => Ok(certificates),
+    }
+}
+
+fn in_file(option: &str, file: &Path, why: &dyn Display) -> String {
+    format!("{option} {}: {why}", file.display())
+}
+
+fn parse(response: &str) -> Option<AdminReply> {
+    let (head, body) = response.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    Some(AdminReply { status, body: body.to_owned() })
+}
+
+/// Text for a query parameter: everything but unreserved characters percent-encoded.
+pub(super) fn percent_encode(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(byte as char);
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+        out
+    })
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments() -> AdminArguments {
+        let address = "edge:9180".to_owned();
+        AdminArguments { address, token: None, ca: None, certificate: None, key: None }
+    }
+
+    #[test]
+    fn an_api_error_is_reported_with_its_detail() {
+        let check = |status: &str, body: &str, expected: &str| {
+            let reply = parse(&format!("HTTP/1.0 {status}\r\na: b\r\n\r\n{body}")).unwrap();
+            let error = arguments().json(&reply).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        check("400 Bad Request", r#"{"detail":"tag must not be empty"}"#, "tag must not be empty");
+        check("401 Unauthorized", r#"{"detail":"missing token"}"#, "missing token; give --token");
+        check("421 Misdirected Request", "no site", "edge:9180 is not an admin API");
+        check("400 Bad Request", "", "edge:9180 is not an admin API: it responded with status 400");
+    }
+
+    #[test]
+    fn a_response_is_complete_with_its_content_length() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n";
+        assert!(!is_complete(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"));
+        assert!(!is_complete(format!("{head}o").as_bytes()));
+        assert!(is_complete(format!("{head}ok").as_bytes()));
+        assert!(!is_complete(b"HTTP/1.1 200 OK\r\n\r\nok"), "ends with the connection");
+    }
+
+    #[test]
+    fn addresses_and_tokens_are_checked_before_the_call() {
+        for valid in ["127.0.0.1:9180", "[::1]:9180", "edge-1.example.org:1"] {
+            assert!(parse_address(valid).is_ok(), "{valid}");
+        }
+        for invalid in ["", "foo", "127.0.0.1", ":9180", "127.0.0.1:99999", "http://a:1/"] {
+            assert!(parse_address(invalid).is_err(), "{invalid}");
+        }
+        assert!(parse_token("abc").is_ok());
+        assert!(parse_token("").is_err() && parse_token("a\nb").is_err());
+    }
+
+    #[test]
+    fn a_query_parameter_is_percent_encoded() {
+        assert_eq!(percent_encode("https://a/b?c=d&e"), "https%3A%2F%2Fa%2Fb%3Fc%3Dd%26e");
+    }
+}

@@ -1,0 +1,30 @@
+//! Text for people: numbers with units, and writing to standard output.
+
+use std::io::{self, Write};
+
+/// Writes text to standard output.
+///
+/// # Errors
+/// Standard output is closed, as by `head`, or full.
+pub fn print(text: &str) -> Result<(), String> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| format!("cannot write to standard output: {error}"))
+}
+
+/// `1 site`, `2 sites`.
+pub fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// `1.5 GiB`: three digits and a unit.
+pub fn size_text(bytes: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit > 0 && value < 100.0 { 1 } else { 0 };
+    format!("{value:.digits$} {}", units[unit])
+}

@@ -1,0 +1,156 @@
+//! `skerry purge`: purges cached content on all nodes.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::client::{AdminArguments, AdminCall, percent_encode};
+use super::output::{count, print};
+
+/// The arguments of `skerry purge`.
+#[derive(Debug, Args)]
+pub struct PurgeArguments {
+    /// URLs to purge, with scheme and host.
+    #[arg(required_unless_present_any = ["tags", "prefix", "site", "all"])]
+    urls: Vec<String>,
+    /// Purge responses with this tag (Surrogate-Key, Cache-Tag); repeatable.
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// Purge all URLs with this prefix: scheme, host and at least `/`.
+    #[arg(long, value_name = "URL")]
+    prefix: Option<String>,
+    /// Purge everything of the site with this name.
+    #[arg(long, value_name = "NAME")]
+    site: Option<String>,
+    /// Purge everything.
+    #[arg(long)]
+    all: bool,
+    /// Mark the content stale instead of removing it: it is revalidated before the next use.
+    #[arg(long)]
+    soft: bool,
+    /// Let each node refetch the N most requested of the purged objects.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    refresh: u32,
+    /// A note for the audit log.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Which nodes must have applied the purge before the command returns: none, local, quorum or
+    /// all.
+    #[arg(long, value_name = "NODES", default_value = "local", value_parser = ["none", "local", "quorum", "all"], hide_possible_values = true)]
+    wait: String,
+    /// How long to wait for other nodes, such as 500ms or 2s, at most 60s. If `--wait quorum` or
+    /// `--wait all` is not fulfilled by then, the exit code is 2.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_timeout)]
+    timeout: Duration,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// Purges, waits, and prints the receipt of each node.
+///
+/// # Errors
+/// Why the purge failed, or which nodes have not applied it, in one line.
+pub fn run(arguments: &PurgeArguments) -> Result<(), String> {
+    let wait = &arguments.wait;
+    let timeout = humantime::format_duration(arguments.timeout).to_string();
+    let target = format!("/purge?wait={wait}&timeout={}", percent_encode(&timeout));
+    let body = body(arguments).to_string();
+    let mut call = AdminCall::post(&target, &body);
+    call.timeout += arguments.timeout;
+    let purge = arguments.admin.call_json(&call)?;
+    let nodes: Vec<(&String, &Value)> = purge["nodes"].as_object().into_iter().flatten().collect();
+    print(&report(&purge, &nodes))?;
+    let pending = nodes.iter().filter(|(_, receipt)| receipt["state"] != "applied");
+    let pending: Vec<&str> = pending.map(|(node, _)| node.as_str()).collect();
+    let missing = match wait.as_str() {
+        "all" if !pending.is_empty() => "all nodes",
+        "quorum" if pending.len() * 2 >= nodes.len() => "more than half of the nodes",
+        _ => return Ok(()),
+    };
+    let pending = pending.join(", ");
+    Err(match purge["published"] == false {
+        true => format!(
+            "not applied by {missing} within {timeout}: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back"
+        ),
+        false => format!(
+            "not applied by {missing} within {timeout}: waiting for {pending}; a node that reconnects or restarts applies the purge from the bus"
+        ),
+    })
+}
+
+fn body(arguments: &PurgeArguments) -> Value {
+    let PurgeArguments { urls, tags, all, soft, refresh, .. } = arguments;
+    let mut body =
+        json!({ "urls": urls, "tags": tags, "all": all, "soft": soft, "refresh": refresh });
+    let texts =
+        [("prefix", &arguments.prefix), ("site", &arguments.site), ("reason", &arguments.reason)];
+    for (name, text) in texts {
+        if let Some(text) = text {
+            body[name] = json!(text);
+        }
+    }
+    body
+}
+
+/// The purge's id and the receipt of each node.
+fn report(purge: &Value, nodes: &[(&String, &Value)]) -> String {
+    let scopes = purge["scopes"].as_u64().map(|scopes| count(scopes as usize, "scope"));
+    let scopes = scopes.map(|scopes| format!(" ({scopes})")).unwrap_or_default();
+    let mut report = format!("purge {}{scopes}\n", purge["id"].as_str().unwrap_or("?"));
+    for (node, receipt) in nodes {
+        report.push_str(&format!("  {node}: {}\n", receipt_text(receipt)));
+    }
+    report
+}
+
+/// A node's receipt of a purge, as text.
+fn receipt_text(receipt: &Value) -> String {
+    let ms = |name: &str| receipt[name].as_f64();
+    match (receipt["state"].as_str(), ms("ms"), ms("durable_ms")) {
+        (Some("applied"), Some(in_force), Some(durable)) => {
+            format!("in force after {in_force:.1} ms, durable after {durable:.1} ms")
+        }
+        (Some("applied"), ..) => "applied".to_owned(),
+        _ => match ms("heard_ms_ago") {
+            Some(ago) => format!("pending, last heartbeat {:.1} s ago", ago / 1e3),
+            None => "pending".to_owned(),
+        },
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text)
+        .map_err(|_| "expected a duration with a unit, such as 500ms or 2s")?;
+    match timeout <= TIMEOUT_MAX {
+        true => Ok(timeout),
+        false => Err(format!("at most {} s are allowed", TIMEOUT_MAX.as_secs())),
+    }
+}
+
+/// The longest `timeout` that the admin API accepts.
+const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_is_formatted_as_text() {
+        let check = |receipt: &str, expected: &str| {
+            assert_eq!(receipt_text(&serde_json::from_str(receipt).unwrap()), expected);
+        };
+        check(
+            r#"{"state":"applied","ms":0.52,"durable_ms":3.08}"#,
+            "in force after 0.5 ms, durable after 3.1 ms",
+        );
+        check(r#"{"state":"pending","heard_ms_ago":1500}"#, "pending, last heartbeat 1.5 s ago");
+    }
+
+    #[test]
+    fn a_timeout_has_a_unit_and_a_maximum() {
+        assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
+        assert!(parse_timeout("5").unwrap_err().contains("such as 500ms or 2s"));
+        assert!(parse_timeout("100h").unwrap_err().contains("at most 60 s"));
+    }
+}
