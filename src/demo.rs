@@ -30,12 +30,12 @@ pub async fn start() -> io::Result<SocketAddr> {
 async fn accept(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         let connection =
-            http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
+            http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(respond));
         tokio::spawn(connection);
     }
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let page = match request.uri().path() {
         "/" => INDEX,
         "/style.css" => STYLE,
@@ -43,8 +43,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         "/logo.svg" => LOGO,
         "/data.json" => DATA,
         "/slow" => {
-            tokio::time::sleep(SLOW).await;
-            LATE
+            tokio::time::sleep(DELAY).await;
+            DELAYED
         }
         "/private" => PRIVATE,
         _ => return Ok(not_found()),
@@ -80,7 +80,8 @@ fn not_found() -> Response<Full<Bytes>> {
     response
 }
 
-const SLOW: Duration = Duration::from_secs(2);
+/// How long `/slow` waits.
+const DELAY: Duration = Duration::from_secs(2);
 
 const INDEX: Page = Page {
     content_type: "text/html; charset=utf-8",
@@ -112,7 +113,7 @@ const DATA: Page = Page {
     etag: "\"data-1\"",
     body: "{\"kind\":\"demo\",\"fresh_for_seconds\":10}\n",
 };
-const LATE: Page = Page {
+const DELAYED: Page = Page {
     content_type: "text/plain",
     cache_control: "public, max-age=30",
     etag: "\"slow-1\"",

@@ -1,13 +1,13 @@
-//! The closed lists whose words stand in logs, metrics and fields: why a request was refused, how
-//! the cache handled it, why an origin gave no response, the content codings.
+//! The closed lists of labels in logs, metrics and header fields: why a request was refused, how the cache
+//! handled it, why an origin gave no response, the content codings.
 //!
-//! Each list is one enum, so that a word, its number in a metric and its meaning cannot differ. They
-//! are here, below [`crate::metrics`], because a metric's series are these words; what follows from a
-//! refusal or a reason is for the rooms that make them.
+//! Each list is one enum, so that a label, its index in a metric and its meaning cannot differ. This module
+//! is below [`crate::metrics`], because the labels of metrics come from it. The rooms that produce a label
+//! decide what follows from it.
 
 use std::time::Duration;
 
-/// An enum with a word for each variant.
+/// Declares an enum with a label (a word) for each variant.
 macro_rules! labels {
     ($(#[$meta:meta])* $seen:vis $name:ident;
      $($(#[$about:meta])* $variant:ident $({ $($field:tt)* })? $word:literal;)*) => {
@@ -18,21 +18,21 @@ macro_rules! labels {
         }
 
         impl $name {
-            /// The words, in the order of the variants.
+            /// The labels, in the order of the variants.
             $seen const WORDS: &'static [&'static str] = &[$($word,)*];
 
-            /// The position in [`Self::WORDS`]: the number of the series in a metric.
+            /// The index in [`Self::WORDS`], which is the index of the series in a metric.
             #[inline]
             $seen const fn index(self) -> usize {
-                enum Place {
+                enum Index {
                     $($variant,)*
                 }
                 match self {
-                    $(Self::$variant { .. } => Place::$variant as usize,)*
+                    $(Self::$variant { .. } => Index::$variant as usize,)*
                 }
             }
 
-            /// The word in logs, metrics and fields.
+            /// The label in logs, metrics and header fields.
             #[allow(dead_code, reason = "some lists are labels of metrics only")]
             $seen const fn as_str(self) -> &'static str {
                 Self::WORDS[self.index()]
@@ -42,7 +42,7 @@ macro_rules! labels {
 }
 
 labels! {
-    /// Why the gate or a rule's limits refuse a request. The first one found is the answer.
+    /// Why the gate or a rule refuses a request. The first refusal found applies.
     #[derive(thiserror::Error)]
     pub Refusal;
     /// No `Host` and no authority in the target.
@@ -54,10 +54,10 @@ labels! {
     /// Not a host and port; user information counts as such.
     #[error("the request's host is not a valid host name")]
     HostInvalid "host-invalid";
-    /// `Host` and the target name two hosts.
+    /// `Host` and the request target have different hosts.
     #[error("the Host field and the request target name different hosts")]
     HostDisagrees "host-disagrees";
-    /// The target says `http` on a TLS connection, or the other way round (RFC 9110 §7.4).
+    /// The target has the scheme `http` on a TLS connection, or `https` on another (RFC 9110 §7.4).
     #[error("the scheme of the request target does not match the connection")]
     SchemeDisagrees "scheme-disagrees";
     /// Neither a path, a URL nor `OPTIONS *`.
@@ -78,16 +78,16 @@ labels! {
     /// `Content-Length` is repeated or not a number.
     #[error("the request's Content-Length is not a single number")]
     LengthInvalid "length-invalid";
-    /// CONNECT: this is not a forward proxy.
+    /// CONNECT: Skerry is no forward proxy.
     #[error("CONNECT is not supported")]
     MethodConnect "method-connect";
-    /// TRACE, where it is not let through.
+    /// TRACE, unless it is allowed.
     #[error("TRACE is not allowed")]
     MethodTrace "method-trace";
-    /// A method that the rule does not have.
+    /// A method that the rule does not allow.
     #[error("the method is not allowed here")]
     MethodDenied "method-denied";
-    /// Our name stands too often in `CDN-Loop` (RFC 8586).
+    /// `CDN-Loop` has this node's CDN id too often (RFC 8586).
     #[error("the request is looping between CDN nodes")]
     Loop "loop";
     /// The client's address is on the rule's deny list, or not on its allow list.
@@ -99,19 +99,19 @@ labels! {
     /// Too many requests from this client.
     #[error("the client sent too many requests")]
     RateLimited {
-        /// When the next one is welcome, for `Retry-After`.
+        /// When the next request is allowed, for `Retry-After`.
         retry_after: Duration,
     } "rate-limited";
     /// The request's content is longer than the rule allows.
     #[error("the request's content is too long")]
     ContentTooLong "content-too-long";
-    /// The request's content did not come in time.
+    /// The request's content did not arrive in time.
     #[error("the request's content did not arrive in time")]
     TimedOut "timed-out";
     /// An `Expect` other than `100-continue` (RFC 9110 §10.1.1).
     #[error("the request's Expect field is not supported")]
     ExpectationUnknown "expectation-unknown";
-    /// The client was shown a certificate for other hosts, and we have one for this host.
+    /// The connection uses a certificate for other hosts, although there is one for this host.
     #[error("the certificate of this connection is not valid for the request's host")]
     Misdirected "misdirected";
 }
@@ -121,15 +121,15 @@ macro_rules! reasons {
     (@fwd $fwd:ident) => { Some(Fwd::$fwd) };
     ($($name:ident $text:literal $fwd:tt $doc:literal;)*) => {
         labels! {
-            /// Why something was forwarded, not stored, served though stale, or answered without cache
-            /// and origin. The list is closed.
+            /// Why a request was forwarded, why its response was not stored or was served stale, or why the
+            /// node generated the response. The list is closed.
             #[derive(PartialOrd, Ord, Hash)]
             pub Reason;
             $(#[doc = $doc] $name $text;)*
         }
 
         impl Reason {
-            /// All of them, in the order of the documentation.
+            /// All reasons, in the order of the documentation.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             /// One sentence for the documentation and for `skerry explain`.
@@ -137,8 +137,8 @@ macro_rules! reasons {
                 match self { $(Self::$name => $doc,)* }
             }
 
-            /// The word of RFC 9211 §2.2 for a request forwarded because of this. `None`: nothing
-            /// is ever forwarded because of it.
+            /// The value of `fwd` (RFC 9211 §2.2) for a request forwarded for this reason. `None`: no
+            /// request is forwarded for this reason.
             pub const fn fwd(self) -> Option<Fwd> {
                 match self { $(Self::$name => reasons!(@fwd $fwd),)* }
             }
@@ -150,119 +150,119 @@ macro_rules! reasons {
 }
 
 reasons! {
-    // Why neither the cache nor an origin was asked.
-    Refused "refused" - "The request was refused for its form, or no site has its host.";
-    Denied "denied" - "The rule's access limits do not let the request in.";
-    RateLimited "rate-limited" - "The client sent more requests than the rule's rate allows.";
-    AnsweredHere "answered-here" - "The rule itself is the answer: a redirect, a fixed response, or a purge by method.";
-    // Why the cache was not asked.
+    // Why neither the cache nor an origin was used.
+    Refused "refused" - "The request is invalid, or no site has its host.";
+    Denied "denied" - "The rule's access control does not allow the request.";
+    RateLimited "rate-limited" - "The client sent more requests than the rule's rate limit allows.";
+    AnsweredHere "answered-here" - "The node generated the response: a redirect, a fixed response, or the result of a PURGE request.";
+    // Why the cache was not used.
     CachingOff "caching-off" Bypass "The rule turns caching off.";
-    BypassCookie "bypass-cookie" Bypass "The request has a cookie that the rule sends past the cache.";
-    BypassHeader "bypass-header" Bypass "The request has a field that the rule sends past the cache.";
-    Method "method" Method "The request's method is not answered from the cache.";
-    // Why there was nothing to use.
+    BypassCookie "bypass-cookie" Bypass "The request has a cookie for which the rule bypasses the cache.";
+    BypassHeader "bypass-header" Bypass "The request has a header field for which the rule bypasses the cache.";
+    Method "method" Method "Requests with this method are not served from the cache.";
+    // Why no stored response was found.
     Absent "absent" UriMiss "Nothing is stored under the key.";
-    VariantAbsent "variant-absent" VaryMiss "No stored variant was selected by fields like this request's.";
-    KeyCollision "key-collision" UriMiss "What is stored under the key's hash is of another key.";
-    HardPurged "purged" UriMiss "What was stored has been purged.";
-    TooOld "too-old" UriMiss "What was stored is older than the longest age that the site allows.";
-    RememberedPass "remembered-pass" Miss "The key's last response could not be stored, so requests for it do not wait for each other.";
+    VariantAbsent "variant-absent" VaryMiss "No stored variant matches the request's header fields (Vary).";
+    KeyCollision "key-collision" UriMiss "The response stored under the key's hash belongs to another key.";
+    HardPurged "purged" UriMiss "The stored response was purged, or invalidated by an unsafe request such as POST (RFC 9111 §4.4).";
+    TooOld "too-old" UriMiss "The stored response is older than the site allows.";
+    RememberedPass "remembered-pass" Miss "The last response for the key could not be stored, so requests for it are not collapsed.";
     StoreFailed "store-failed" Miss "The store could not be read.";
-    BytesMissing "bytes-missing" Partial "Not all bytes that the request asks for are stored.";
-    // Why what was stored could not be used as it is.
-    RequestNoStore "request-no-store" Request "The request says no-store.";
-    RequestNoCache "request-no-cache" Request "The request says no-cache.";
+    BytesMissing "bytes-missing" Partial "Not all requested bytes are stored.";
+    // Why a stored response could not be used without validation.
+    RequestNoStore "request-no-store" Request "The request has no-store.";
+    RequestNoCache "request-no-cache" Request "The request has no-cache.";
     RequestMaxAge "request-max-age" Request "The stored response is older than the request's max-age.";
-    RequestMinFresh "request-min-fresh" Request "The stored response is not fresh for the request's min-fresh.";
-    OnlyIfCached "only-if-cached" - "The request says only-if-cached, and nothing stored can be used.";
+    RequestMinFresh "request-min-fresh" Request "The stored response does not stay fresh for the request's min-fresh.";
+    OnlyIfCached "only-if-cached" - "The request has only-if-cached, and no stored response can be used.";
     Stale "stale" Stale "The stored response is stale.";
-    NoCache "no-cache" Stale "The stored response says no-cache: it is validated each time.";
-    SoftPurged "soft-purged" Stale "The stored response was purged softly: it is validated first.";
+    NoCache "no-cache" Stale "The stored response has no-cache, so it is validated before each use.";
+    SoftPurged "soft-purged" Stale "The stored response was soft-purged, so it is validated before use.";
     // Why a stale response was served.
     WhileRevalidate "stale-while-revalidate" Stale "Served stale while it is validated in the background.";
-    IfError "stale-if-error" Stale "Served stale because upstream failed.";
-    WhenSlow "stale-when-slow" Stale "Served stale because upstream did not answer within the soft deadline.";
+    IfError "stale-if-error" Stale "Served stale because the upstream failed.";
+    WhenSlow "stale-when-slow" Stale "Served stale because the upstream did not respond within the soft deadline.";
     MaxStale "max-stale" Stale "Served stale because the request's max-stale allows it.";
-    Validated "validated" Stale "Served after upstream said that it has not changed.";
-    BusSilent "bus-silent" Stale "Served fresh, but the purge bus is silent: purges that others made meanwhile may be missing.";
+    Validated "validated" Stale "Served after the upstream confirmed that it has not changed (304).";
+    BusSilent "bus-silent" Stale "Served as fresh, but the purge bus is silent: purges of other nodes may be missing.";
     // Why a response was not stored.
-    ResponseNoStore "no-store" Miss "Not stored: the response says no-store.";
+    ResponseNoStore "no-store" Miss "Not stored: the response has no-store.";
     Private "private" Miss "Not stored: the response is private.";
-    Authorized "authorization" Miss "Not stored: the request had Authorization and the response does not say that it may be shared.";
+    Authorized "authorization" Miss "Not stored: the request has Authorization, and the response does not allow sharing (RFC 9111 §3.5).";
     SetsCookie "set-cookie" Miss "Not stored: the response sets a cookie.";
     VaryStar "vary-star" Miss "Not stored: Vary: * matches no other request.";
-    StatusUncacheable "status" Miss "Not stored: a response of this status is never stored, or only with explicit freshness, which it lacks.";
-    MustUnderstand "must-understand" Miss "Not stored: must-understand with a status that this cache does not understand.";
-    NoLifetime "no-lifetime" Miss "Not stored: it is never fresh, has no validator, and may not be served stale.";
-    RangeInvalid "content-range" Miss "Not stored: the Content-Range of a partial response is missing, of several parts, or contradicts its length.";
-    Deceptive "deceptive" Miss "Not stored: the content type does not go with the path's extension.";
-    MethodUnstorable "method-unstorable" Miss "Not stored: a response to this method is not reusable.";
-    TooLarge "too-large" Miss "Not stored: the body is larger than the store takes.";
+    StatusUncacheable "status" Miss "Not stored: responses with this status are never stored, or only with explicit freshness information, which is missing.";
+    MustUnderstand "must-understand" Miss "Not stored: the response has must-understand and a status that this cache does not understand.";
+    NoLifetime "no-lifetime" Miss "Not stored: the response is never fresh, has no validator, and may not be served stale.";
+    RangeInvalid "content-range" Miss "Not stored: the Content-Range of the partial response is missing, has several parts, or contradicts its length.";
+    Deceptive "deceptive" Miss "Not stored: the content type does not match the extension of the path (web cache deception).";
+    MethodUnstorable "method-unstorable" Miss "Not stored: a response to this method cannot be reused.";
+    TooLarge "too-large" Miss "Not stored: the body is larger than the store accepts.";
     FillLimit "fill-limit" Miss "Not stored: as many fills are in flight as the node allows (`[fills] fills_max`).";
 }
 
 labels! {
-    /// Why a request went on to upstream (RFC 9211 §2.2).
+    /// Why a request was forwarded: the values of `fwd` (RFC 9211 §2.2).
     pub Fwd;
-    /// Configured not to be handled.
+    /// The configuration bypasses the cache.
     Bypass "bypass";
-    /// Its method's semantics ask for it.
+    /// The semantics of the method require it.
     Method "method";
-    /// Nothing for this URL.
+    /// No response is stored for this URL.
     UriMiss "uri-miss";
-    /// Something for this URL, nothing for these fields.
+    /// Responses are stored for this URL, but none matches the request's header fields.
     VaryMiss "vary-miss";
-    /// Nothing that could be used.
+    /// No stored response could be used.
     Miss "miss";
-    /// The request's own directives ask for it.
+    /// The request's cache directives require it.
     Request "request";
-    /// Stale.
+    /// The stored response is stale.
     Stale "stale";
-    /// Not all of the bytes.
+    /// Not all requested bytes are stored.
     Partial "partial";
 }
 
 labels! {
-    /// Why an origin gave no whole response: the error types of RFC 9209 §2.3 that an exchange can
-    /// have, for `error` in `Proxy-Status`.
+    /// Why an origin gave no complete response: those error types of RFC 9209 §2.3 that an exchange can
+    /// have. They are values of `error` in `Proxy-Status`.
     pub ProxyError;
     /// The name servers did not answer in time.
     DnsTimeout "dns_timeout";
     /// The name has no address, or the name servers failed.
     DnsError "dns_error";
-    /// No origin of the pool is up.
+    /// All origins of the pool are marked down.
     DestinationUnavailable "destination_unavailable";
     /// There is no route to the origin's address.
     DestinationIpUnroutable "destination_ip_unroutable";
     /// The origin's address refused the connection.
     ConnectionRefused "connection_refused";
-    /// The connection ended before a response began, or a body broke off.
+    /// The connection was closed before a response began, or within its content.
     ConnectionTerminated "connection_terminated";
-    /// No connection, or no TLS handshake, in time.
+    /// The connection or the TLS handshake was not completed in time.
     ConnectionTimeout "connection_timeout";
-    /// A body stood still for too long.
+    /// No content arrived for too long.
     ConnectionReadTimeout "connection_read_timeout";
     /// As many connections to the origin are open as the pool allows.
     ConnectionLimitReached "connection_limit_reached";
-    /// The TLS handshake failed, or did not agree on a protocol that the pool wants.
+    /// The TLS handshake failed, or did not negotiate a protocol that the pool requires.
     TlsProtocolError "tls_protocol_error";
-    /// The origin's certificate is not trusted for it.
+    /// The origin's certificate is not valid for it.
     TlsCertificateError "tls_certificate_error";
-    /// The origin refused by a TLS alert.
+    /// The origin refused the handshake with a TLS alert.
     TlsAlertReceived "tls_alert_received";
-    /// The client's request broke off: not the origin's fault.
+    /// The client's request is incomplete or malformed; the origin is not at fault.
     HttpRequestError "http_request_error";
-    /// The response broke off before its end.
+    /// The response is incomplete.
     HttpResponseIncomplete "http_response_incomplete";
-    /// The response's head is over the limits.
+    /// The header section of the response exceeds a limit.
     HttpResponseHeaderSectionSize "http_response_header_section_size";
-    /// No response head in time.
+    /// No header section of a response arrived in time.
     HttpResponseTimeout "http_response_timeout";
     /// The response has a transfer coding other than chunked.
     HttpResponseTransferCoding "http_response_transfer_coding";
-    /// The origin switched to a protocol that it was not asked for.
+    /// The origin switched to a protocol that the request did not ask for.
     HttpUpgradeFailed "http_upgrade_failed";
-    /// The response is not HTTP, or contradicts itself.
+    /// The response is not valid HTTP, or contradicts itself.
     HttpProtocolError "http_protocol_error";
 }
 

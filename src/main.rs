@@ -85,6 +85,9 @@ fn run(flags: Flags) -> Result<(), String> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let (name, workers) = (&config.node.name, config.node.workers);
+    let sites = count(config.counts().0, "site");
+    tracing::info!("skerry {}: node {name}, {workers} workers, {sites}", env!("CARGO_PKG_VERSION"));
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
     for (address, tls) in &node.listening {
         let scheme = if *tls { "https" } else { "http" };

@@ -367,7 +367,12 @@ impl Admin {
     async fn explain(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Problem> {
         let query = request.uri().query().unwrap_or_default();
         check_parameters(query, &["url", "client", "country"])?;
-        let url = parameter(query, "url")?.unwrap_or_default();
+        let missing = || {
+            let detail =
+                "parameter \"url\" is missing: expected /explain?url=https://example.org/page";
+            Problem::bad_request(detail)
+        };
+        let url = parameter(query, "url")?.ok_or_else(missing)?;
         let uri = absolute_url(&url)?;
         let client = parameter(query, "client")?
             .map(|client| client.parse())

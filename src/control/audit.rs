@@ -46,7 +46,7 @@ impl Audit {
     /// Writes a line. A line that cannot be written does not undo the purge; it is logged and counted.
     pub(crate) async fn write(&self, line: Value) {
         let Some(path) = self.path.clone() else {
-            tracing::info!(target: "audit", "{line}");
+            tracing::info!(target: "audit", "audit: {line}");
             return;
         };
         let shown = path.display().to_string();

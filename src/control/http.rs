@@ -148,7 +148,7 @@ pub(super) fn absolute_url(url: &str) -> Result<Uri, Problem> {
         return Err(Problem::bad_value(
             "url",
             url,
-            &"expected an absolute URL such as https://example.org/page",
+            &"expected an absolute http or https URL such as https://example.org/page",
         ));
     };
     if authority.as_str().contains('@') {

@@ -73,7 +73,7 @@ impl Admin {
             return Ok(());
         }
         let detail = format!(
-            "more than {} purges per second (admin.purges_per_second_max): send several URLs or tags in one call",
+            "more than {} purges per second (admin.purges_per_second_max): nothing was purged; send several URLs or tags in one call",
             self.rate.per_second()
         );
         Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail))
@@ -170,7 +170,7 @@ impl Admin {
                     let site = url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url));
                     (format!("{url:?}"), site)
                 }
-                PurgeScope::Tag(tag) => (format!("tag {tag:?}, which any site may use"), None),
+                PurgeScope::Tag(tag) => (format!("tag {tag:?} (all sites share tags)"), None),
                 PurgeScope::All => ("everything".to_owned(), None),
             };
             if !site.is_some_and(|site| sites.contains(&site)) {

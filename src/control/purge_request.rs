@@ -236,11 +236,14 @@ mod tests {
         check_refused("{", "invalid purge request");
         check_refused("", "expected a JSON object");
         check_refused(r#"["https://example.org/", []]"#, "expected a JSON object");
-        check_refused(r#"{"url": "ftp://example.org/a"}"#, "expected an absolute URL");
+        check_refused(
+            r#"{"url": "ftp://example.org/a"}"#,
+            "expected an absolute http or https URL",
+        );
         check_refused(r#"{"url": "https://me@example.org/a"}"#, "user and password");
         check_refused("{}", "nothing to purge");
         check_refused(r#"{"uri": "x"}"#, "unknown field `uri`");
-        check_refused(r#"{"url": "/a"}"#, "expected an absolute URL");
+        check_refused(r#"{"url": "/a"}"#, "expected an absolute http or https URL");
         check_refused(r#"{"prefix": "https://example.org"}"#, "at least one slash");
         check_refused(r#"{"tag": ""}"#, "tag must not be empty");
         check_refused(r#"{"site": "wwww"}"#, "site \"wwww\": there is no such site");

@@ -208,11 +208,11 @@ impl Caller {
         let may = match &self.permission {
             Permission::All => "everything".to_owned(),
             Permission::Read => "only read".to_owned(),
-            Permission::Purge(sites) => format!("only read, and purge {}", sites.join(" and ")),
+            Permission::Purge(sites) => format!("only read and purge {}", sites.join(" and ")),
         };
         Problem::new(
             StatusCode::FORBIDDEN,
-            format!("{action}: not permitted; the token {:?} may {may}", self.name),
+            format!("{action} is not permitted: the token {:?} may {may}", self.name),
         )
     }
 }

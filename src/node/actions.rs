@@ -1,5 +1,5 @@
-//! What the admin API can do with the node as a whole: reload, drain, fetch, explain; and `PURGE`
-//! requests on their way to it.
+//! Implements the actions on the whole node that the admin API needs (reload, drain, fetch, explain), and runs
+//! the purges of HTTP requests with the method PURGE.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl SiteLookup for Shared {
             return Ok(());
         }
         let near = config::suggestion(name, plan.routes.sites().map(|site| &*site.name));
-        Err(format!("this node has no site of that name{near}"))
+        Err(format!("this node has no site with this name{near}"))
     }
 }
 
@@ -83,7 +83,12 @@ impl NodeActions for Shared {
         self.draining.store(true, Ordering::Relaxed);
         let settings = self.config().node.clone();
         let switch = self.drain.clone();
-        // Balancers must see that this node is not ready before its door closes.
+        let notice = settings.drain_notice;
+        tracing::info!(
+            ?notice,
+            "draining by POST /drain: not ready from now on; no new connections after the notice; send SIGTERM to exit"
+        );
+        // Load balancers must see that this node is not ready before its listeners close.
         tokio::spawn(async move {
             switch.start_after(settings.drain_notice, settings.drain_timeout).await;
         });
@@ -102,13 +107,13 @@ impl NodeActions for Shared {
     ) -> ActionFuture<'a, Result<(StatusCode, Bytes), String>> {
         Box::pin(async move {
             let url: Uri = url.parse().map_err(|error| format!("{error}"))?;
-            let (answer, answered) = oneshot::channel();
+            let (reply, response) = oneshot::channel();
             let worker = self.next_internal_request.fetch_add(1, Ordering::Relaxed)
                 % self.internal_requests.len();
-            let request = InternalRequest { url, content_bytes_max, answer };
-            let ending = || "the node is shutting down".to_owned();
-            self.internal_requests[worker].send(request).await.map_err(|_| ending())?;
-            answered.await.unwrap_or_else(|_| Err(ending()))
+            let request = InternalRequest { url, content_bytes_max, answer: reply };
+            let shutting_down = || "the node is shutting down".to_owned();
+            self.internal_requests[worker].send(request).await.map_err(|_| shutting_down())?;
+            response.await.unwrap_or_else(|_| Err(shutting_down()))
         })
     }
 
@@ -118,7 +123,7 @@ impl NodeActions for Shared {
             if let Some(only) = refresh.urls {
                 urls.retain(|url| only.contains(url));
                 for url in only {
-                    // What is stored under another key than its URL alone is not found here.
+                    // A response whose key is not just its URL is not found here.
                     if urls.len() < refresh.count
                         && !urls.contains(&url)
                         && self.store.peek(KeyHash::of(url.as_bytes())).await.is_some()
@@ -149,17 +154,17 @@ impl NodeActions for Shared {
     }
 }
 
-/// Orders the purges of `PURGE` requests through the admin API, as if they had been called there.
+/// Runs the purges of HTTP requests with the method PURGE, as if they were calls of the admin API.
 pub(super) async fn run_purge_requests(api: Arc<Admin>, mut purges: mpsc::Receiver<PurgeByMethod>) {
     while let Some(PurgeByMethod { url_key, client, answer }) = purges.recv().await {
         let api = api.clone();
         tokio::spawn(async move {
-            let ordered = match PurgeRequest::from_purge_method(&url_key) {
-                Ok(order) => api.purge_by_method(order, client).await,
+            let result = match PurgeRequest::from_purge_method(&url_key) {
+                Ok(request) => api.purge_by_method(request, client).await,
                 Err(problem) => Err(problem),
             };
-            // The client may have left; the purge stands.
-            let _ = answer.send(ordered.map_err(|problem| (problem.status, problem.detail)));
+            // If the client has disconnected, the purge stays in force.
+            let _ = answer.send(result.map_err(|problem| (problem.status, problem.detail)));
         });
     }
 }

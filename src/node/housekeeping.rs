@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::shared::Shared;
 
 impl Shared {
-    /// Looks for changed files every [`PERIOD`], for as long as the node runs.
+    /// Reloads changed files every [`PERIOD`], as long as the node runs.
     pub(super) async fn watch_files(self: Arc<Self>) {
         loop {
             tokio::time::sleep(PERIOD).await;

@@ -85,7 +85,9 @@ pub enum StartError {
     #[error("{0}")]
     AdminFiles(String),
     /// The admin API's address cannot be bound.
-    #[error("cannot listen on admin.address {address}: {source}")]
+    #[error(
+        "cannot listen on {address} (admin.address): {source}; stop the process that listens there, or choose another port"
+    )]
     Admin {
         /// The configured address.
         address: SocketAddr,
@@ -95,7 +97,7 @@ pub enum StartError {
     /// A directory, a file or a thread cannot be created.
     #[error("{what}: {source}")]
     System {
-        /// What was to be created.
+        /// What failed.
         what: String,
         /// The operating system's error.
         source: io::Error,
@@ -109,11 +111,14 @@ impl Node {
     /// The first part that cannot be started, and why, in one line.
     pub fn start(config: Config, flags: Flags, clock: Clock) -> Result<Self, StartError> {
         let directory = &config.node.data_directory;
-        std::fs::create_dir_all(directory)
-            .map_err(system(format!("data directory {}", directory.display())))?;
+        std::fs::create_dir_all(directory).map_err(system(format!(
+            "cannot create the data directory {} (node.data_directory, --data-dir)",
+            directory.display()
+        )))?;
         let metrics = Metrics::new(config.node.workers);
         metrics.register_collector(Box::new(SuppressedLines));
-        let background = background_runtime().map_err(system("background threads"))?;
+        let background =
+            background_runtime().map_err(system("cannot start the background threads"))?;
         let handle = background.handle();
         let sockets = listen::bind(&config.listen, config.node.workers)?;
         let admin_listener = background
@@ -132,21 +137,22 @@ impl Node {
         let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
         // No pool is in use yet whose members could change.
         let (plan, _) = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
-        let log = AccessLog::start(&config.log).map_err(system("access log"))?;
+        let log = AccessLog::start(&config.log)
+            .map_err(system("cannot open the access log (log.access)"))?;
         let purge_log = Purges::open(&config.purge, &clock, &metrics.background(), handle)?;
         let store =
             Store::open(&config.store, purge_log.clone(), &metrics, background.handle().clone());
         let store = background.block_on(store)?;
         let (tokens, admin_tls) = admin_files(&config.admin).map_err(StartError::AdminFiles)?;
-        // Before the first request is served, the purges that this node missed must be in force.
+        // The purges that this node missed must be in force before it serves its first request.
         let identity =
             NodeIdentity { name: config.node.name.clone(), region: config.node.region.clone() };
         let (clock_of_bus, metrics_of_bus) = (clock.clone(), metrics.clone());
         let parts =
             BusParts { identity, purges: purge_log, clock: clock_of_bus, metrics: metrics_of_bus };
-        let bus = background
-            .block_on(Bus::start(config.bus.clone(), parts, handle))
-            .map_err(system("purge bus"))?;
+        let bus = background.block_on(Bus::start(config.bus.clone(), parts, handle)).map_err(
+            system("cannot read the files of the purge bus (bus.password_file, bus.ca_file)"),
+        )?;
         let (purges, purges_by_method) = mpsc::channel(PURGES_MAX);
         let (internal_requests, to_run): (Vec<_>, Vec<_>) =
             (0..config.node.workers).map(|_| mpsc::channel(INTERNAL_REQUESTS_MAX)).unzip();
@@ -176,8 +182,10 @@ impl Node {
         });
         let workers = WorkerThreads::new(&shared, &metrics, &log, drain, handle)
             .start(sockets, to_run)
-            .map_err(system("worker thread"))?;
-        let admin = admin_listener.local_addr().map_err(system("admin address"))?;
+            .map_err(system("cannot start a worker thread"))?;
+        let admin = admin_listener
+            .local_addr()
+            .map_err(system("cannot read the address of the admin listener"))?;
         let api = shared.admin_api(&metrics, handle);
         background.spawn(run_purge_requests(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
@@ -237,7 +245,7 @@ fn background_runtime() -> io::Result<Runtime> {
     threads.worker_threads(BACKGROUND_THREADS).thread_name("background").enable_all().build()
 }
 
-/// The tokens and the certificates of the admin API, as far as they are configured.
+/// The tokens and the certificates of the admin API, if they are configured.
 fn admin_files(settings: &admin::Settings) -> Result<AdminFiles, String> {
     let tokens = settings.tokens.as_deref().map(TokenFile::load).transpose()?;
     let tls = settings.tls.as_ref().map(AdminTls::load).transpose()?;

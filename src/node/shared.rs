@@ -1,4 +1,4 @@
-//! What a node's threads share, and what changes it while the node runs: reloads and drains.
+//! State that the threads of a node share, and its changes while the node runs: reloads and drains.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
 use crate::upstream::{MemberChanges, Pools};
 
-/// What the workers, the admin API and the background tasks of one node share.
+/// The state that the workers, the admin API and the background tasks of one node share.
 pub(super) struct Shared {
     pub(super) flags: Flags,
     pub(super) config: Mutex<Config>,
@@ -28,12 +28,12 @@ pub(super) struct Shared {
     pub(super) rates: Arc<rate::RateTable>,
     pub(super) store: Store,
     pub(super) bus: Bus,
-    /// `PURGE` requests, on their way to the admin API.
+    /// Sends HTTP requests with the method PURGE to the admin API.
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) popular: Arc<Popular>,
     /// The node's own requests (prefetch, refresh), one queue per worker.
     pub(super) internal_requests: Vec<mpsc::Sender<InternalRequest>>,
-    /// The worker that gets the next of them.
+    /// Counts these requests, to distribute them over the workers.
     pub(super) next_internal_request: AtomicUsize,
     pub(super) geo: Arc<Geo>,
     pub(super) listeners: Arc<ListenerState>,
@@ -102,8 +102,8 @@ impl Shared {
     }
 }
 
-/// Builds what requests are served by. Pools of `before` that are still configured keep their
-/// connections and health. The changes of their members are to be applied once the plan is in use.
+/// Builds the plan that requests are served by: gate, routes and pools. Pools of `before` that are still
+/// configured keep their connections and health. The changes of their members are to be applied once the plan is in use.
 ///
 /// # Errors
 /// One line per mistake.

@@ -20,7 +20,7 @@ use crate::respond::log::{AccessLog, LogBuffer};
 use crate::serve::{self, InternalRequest, Worker, WorkerParts, run_internal_requests};
 use crate::upstream::{Resolver, Upstreams};
 
-/// What every worker gets when its thread starts.
+/// Starts the worker threads, and holds what they share.
 pub(super) struct WorkerThreads<'a> {
     shared: &'a Arc<Shared>,
     metrics: &'a Arc<Metrics>,
@@ -33,7 +33,7 @@ pub(super) struct WorkerThreads<'a> {
 }
 
 impl<'a> WorkerThreads<'a> {
-    /// Makes what the workers share among themselves: the fills in progress and the DNS cache.
+    /// Creates the state shared by the workers: the fills in progress and the DNS cache.
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         metrics: &'a Arc<Metrics>,
@@ -52,7 +52,7 @@ impl<'a> WorkerThreads<'a> {
     /// Starts one thread per element of `sockets`.
     ///
     /// # Errors
-    /// The system refuses a thread. Workers that are already running keep running.
+    /// The operating system refuses a thread. Workers that already run keep running.
     pub(super) fn start(
         &self,
         sockets: Vec<WorkerSockets>,
@@ -60,17 +60,17 @@ impl<'a> WorkerThreads<'a> {
     ) -> io::Result<Vec<JoinHandle<()>>> {
         let queues = sockets.into_iter().zip(internal_requests).enumerate();
         let threads = queues.map(|(number, (sockets, internal_requests))| {
-            let start = self.worker(number);
+            let setup = self.setup(number);
             let thread = thread::Builder::new().name(format!("worker-{number}"));
-            thread.spawn(move || start.run(sockets, internal_requests))
+            thread.spawn(move || setup.run(sockets, internal_requests))
         });
         threads.collect()
     }
 
-    fn worker(&self, number: usize) -> WorkerStart {
+    fn setup(&self, number: usize) -> WorkerSetup {
         let recorder = self.metrics.worker(number);
         let shared = self.shared.clone();
-        WorkerStart {
+        WorkerSetup {
             number,
             log: self.log.buffer(recorder.clone(), shared.clock.clone()),
             recorder,
@@ -83,8 +83,8 @@ impl<'a> WorkerThreads<'a> {
     }
 }
 
-/// What one worker needs to start, on its way to its thread.
-struct WorkerStart {
+/// The parts of one worker, to be moved to its thread.
+struct WorkerSetup {
     number: usize,
     shared: Arc<Shared>,
     recorder: Recorder,
@@ -95,7 +95,7 @@ struct WorkerStart {
     listing: Arc<Mutex<()>>,
 }
 
-impl WorkerStart {
+impl WorkerSetup {
     /// Runs the worker until the node has drained.
     fn run(self, sockets: WorkerSockets, internal_requests: mpsc::Receiver<InternalRequest>) {
         let runtime =
@@ -159,4 +159,5 @@ async fn flush_log_regularly(worker: Rc<Worker>) {
     }
 }
 
+/// Longest time that an access log line waits in a worker's buffer.
 const LOG_FLUSH: Duration = Duration::from_millis(200);

@@ -67,7 +67,7 @@ fn the_file_of_tokens_says_what_a_certificate_may() {
     let (status, body) =
         curl(&edge, &authority, "/purge", &[&eye[..], &["--data", "{\"all\": true}"]].concat());
     assert_eq!(status, 403, "{body}");
-    assert!(body.contains("may read"), "{body}");
+    assert!(body.contains("may only read"), "{body}");
     let (certificate, key) = authority.issue("unknown.test");
     let unknown = ["--cert", text(&certificate), "--key", text(&key)];
     assert_eq!(curl(&edge, &authority, "/nodes", &unknown).0, 401);
@@ -186,10 +186,14 @@ fn a_misspelt_parameter_is_refused_by_name() {
         assert_eq!(answer.status, 400, "{target}");
         assert!(answer.text().contains(expected), "{}", answer.text());
     };
-    check("POST", "/purge?wiat=all", "unknown parameter \\\"wiat\\\"; there are wait, timeout");
-    check("POST", "/purge?wait=all&wait=none", "wait is given twice");
-    check("GET", "/purges?sinse=1", "there are since, limit");
-    check("GET", "/explain?ulr=http://a/", "there are url, client, country");
+    check(
+        "POST",
+        "/purge?wiat=all",
+        "unknown parameter \\\"wiat\\\": expected one of wait, timeout",
+    );
+    check("POST", "/purge?wait=all&wait=none", "is repeated: expected once");
+    check("GET", "/purges?sinse=1", "expected one of since, limit");
+    check("GET", "/explain?ulr=http://a/", "expected one of url, client, country");
 }
 
 /// The status, the fields and the body of a request that is written as it stands.

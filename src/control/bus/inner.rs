@@ -229,11 +229,16 @@ impl Inner {
         let is_caught_up = tokio::time::timeout(self.settings.start_wait, waiting).await.is_ok();
         if !is_caught_up {
             tracing::error!(
-                redis = ?self.settings.redis,
+                redis = self.redis_url(),
                 "purge bus: Redis not reached, or not read to its end, within bus.start_wait; starting without the purges missed since the last run"
             );
         }
         is_caught_up
+    }
+
+    /// The URL of Redis without its password, for the log.
+    pub(super) fn redis_url(&self) -> String {
+        self.settings.redis.as_ref().map(|url| format!("{url:?}")).unwrap_or_default()
     }
 
     /// Records that the bus was reached just now.
@@ -365,11 +370,11 @@ fn log_silence(inner: &Inner, is_silent: bool, silent_for: Duration) {
     if is_silent {
         tracing::error!(
             policy = %inner.silence_policy(),
-            ?silent_for,
+            silent_for = ?Duration::from_secs(silent_for.as_secs()),
             "purge bus: silent (purges of other nodes may be missing); applying the silence policy"
         );
     } else {
-        tracing::warn!("purge bus: contact with Redis restored");
+        tracing::info!("purge bus: contact with Redis restored");
     }
 }
 

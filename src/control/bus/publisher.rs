@@ -45,7 +45,8 @@ pub(super) async fn run(inner: Arc<Inner>, incoming: mpsc::Receiver<ReceiptMessa
         if !std::mem::replace(&mut failure_logged, true) {
             tracing::warn!(
                 error = shortened(&error),
-                "purge bus: cannot publish purges to Redis; they are kept in the outbox, retrying"
+                redis = inner.redis_url(),
+                "purge bus: cannot reach Redis, or it refuses commands; new purges of this node are kept in the outbox, retrying"
             );
         }
         backoff.pause().await;

@@ -40,6 +40,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         if !std::mem::replace(&mut failure_logged, true) {
             tracing::warn!(
                 error = shortened(&error),
+                redis = reader.inner.redis_url(),
                 "purge bus: cannot read the purge stream from Redis; retrying"
             );
         }
@@ -319,8 +320,9 @@ impl Reader {
             ),
             _ => tracing::error!(
                 gap = gap.as_str(),
-                position = ?self.cursor,
-                "purge bus: purges may have been missed; stored responses are validated before use"
+                position = self.cursor.as_ref().map(ToString::to_string),
+                "purge bus: {}; purges may have been missed, so stored responses are validated before use",
+                gap.cause()
             ),
         }
         let cursor = self.cursor.as_ref().map(StreamCursor::to_bytes);

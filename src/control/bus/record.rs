@@ -171,6 +171,14 @@ impl StreamCursor {
     }
 }
 
+impl std::fmt::Display for StreamCursor {
+    /// `EPOCH:NUMBER (ID)`; the number is `?` after a gap.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number = self.number.map_or_else(|| "?".to_owned(), |number| number.to_string());
+        write!(f, "{}:{number} ({})", self.epoch, self.id)
+    }
+}
+
 /// An entry's id in the stream, `milliseconds-counter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -241,6 +249,19 @@ impl Gap {
     /// The value in logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         Self::NAMES[self as usize]
+    }
+
+    /// The cause in words, for the log.
+    pub(super) fn cause(self) -> &'static str {
+        match self {
+            Self::New => "this node has no cursor in the stream",
+            Self::Trimmed => "entries that this node has not read were removed from the stream",
+            Self::Backwards => "Redis has lost entries of the stream",
+            Self::Replaced => "the stream is new (Redis lost its data, or is another server)",
+            Self::Unreadable => {
+                "a later version has written an entry that this version cannot read"
+            }
+        }
     }
 
     /// Whether entries were lost that this node, or every node, has not read.

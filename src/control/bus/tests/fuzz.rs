@@ -2,7 +2,7 @@
 
 use super::record::{PurgeRecord, StreamCursor};
 use crate::cache::{PurgeKind, PurgeScope};
-use crate::control::purge_order::PurgeOrder;
+use crate::control::purge_request::PurgeRequest;
 
 /// A record or a cursor that can be read, or that is made of the bytes, is the same after it was written and
 /// read again, and lists show a bounded part of a scope.
@@ -38,6 +38,6 @@ fn made_of(data: &[u8]) -> PurgeRecord {
     let kind = if choice & 1 == 0 { PurgeKind::Soft } else { PurgeKind::Hard };
     let text = String::from_utf8_lossy(data).into_owned();
     let reason = (choice & 2 != 0).then(|| text.clone());
-    let order = PurgeOrder { scopes, kind, reason, refresh: usize::from(refresh) };
+    let order = PurgeRequest { scopes, kind, reason, refresh: usize::from(refresh) };
     PurgeRecord::new(text, "n".to_owned(), f64::from(choice), order)
 }
