@@ -87,8 +87,10 @@ fn run(flags: Flags) -> Result<(), String> {
     }
     let (name, workers) = (&config.node.name, config.node.workers);
     let sites = count(config.counts().0, "site");
-    tracing::info!("skerry {}: node {name}, {workers} workers, {sites}", env!("CARGO_PKG_VERSION"));
+    let version = env!("CARGO_PKG_VERSION");
+    let summary = format!("skerry {version}: node {name}, {workers} workers, {sites}");
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
+    tracing::info!("{summary}");
     for (address, tls) in &node.listening {
         let scheme = if *tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");

@@ -157,7 +157,7 @@ fn more_purges_than_a_second_takes_are_told_when_to_come_again() {
     assert_eq!(answers[0].status, 200);
     let first = refused.first().expect("twenty calls take less than twenty seconds");
     assert_eq!(first.header("retry-after"), "1");
-    assert!(first.text().contains("put several URLs or tags into one call"), "{}", first.text());
+    assert!(first.text().contains("send several URLs or tags in one call"), "{}", first.text());
     let audit = std::fs::read_to_string(edge.path("audit.log")).expect("a file");
     assert!(audit.contains("\"status\":429"), "{audit}");
 }

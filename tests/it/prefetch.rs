@@ -37,9 +37,9 @@ fn what_was_prefetched_is_a_hit_for_its_first_client() {
     };
     check("{}", 400, "nothing to fetch");
     check("{\"uri\": \"x\"}", 400, "unknown field `uri`");
-    check("{\"url\": \"/1\"}", 400, "expected an absolute URL");
-    check("{\"url\": \"http://other.test/\"}", 400, "no site here has this host");
-    check("{\"sitemap\": \"http://edge.test/1\"}", 400, "lists nothing");
+    check("{\"url\": \"/1\"}", 400, "expected an absolute http or https URL");
+    check("{\"url\": \"http://other.test/\"}", 400, "no site of this node has this host");
+    check("{\"sitemap\": \"http://edge.test/1\"}", 400, "has no <loc>");
 }
 
 #[test]
