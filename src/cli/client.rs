@@ -16,7 +16,7 @@ use serde_json::Value;
 
 /// The node whose admin API a command calls, and the credentials for it.
 #[derive(Debug, Args)]
-pub struct AdminArguments {
+pub(crate) struct AdminArguments {
     /// Admin API address of the node, HOST:PORT.
     #[arg(
         long = "admin",
@@ -97,7 +97,7 @@ impl AdminArguments {
         })?;
         let detail = value["detail"].as_str().unwrap_or(&reply.body);
         match status {
-            0..400 => Ok(value),
+            0..=399 => Ok(value),
             401 => Err(format!("admin API at {address}: {detail}; {}", self.credentials_advice())),
             _ => Err(detail.to_owned()),
         }
