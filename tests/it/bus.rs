@@ -225,13 +225,13 @@ fn bad_purges_are_refused_with_a_problem_that_says_why() {
         assert_eq!(problem["status"], status);
     };
     check("test", r#"{"uri": "x"}"#, 400, "unknown field `uri`");
-    check("test", r#"{"url": "/relative"}"#, 400, "expected an absolute URL");
+    check("test", r#"{"url": "/relative"}"#, 400, "expected an absolute http or https URL");
     check("test", r#"{"url": "http://["}"#, 400, "url");
     check(
         "test",
         r#"{"site": "al"}"#,
         400,
-        "this node has no site of that name; did you mean \"all\"?",
+        "this node has no site with this name; did you mean \"all\"?",
     );
     check("wrong", r#"{"all": true}"#, 401, "unknown token");
     check("test3", r#"{"all": true}"#, 403, "may only read");
