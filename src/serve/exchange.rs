@@ -200,9 +200,9 @@ impl Job {
         response: Response<Body>,
     ) -> ExchangeOutcome {
         match self.create_partial_object(*stored, bytes, response.into_body()).await {
-            Some(begun) => {
+            Some(partial) => {
                 lead.stored();
-                ExchangeOutcome::StoringSlices(Box::new(begun))
+                ExchangeOutcome::StoringSlices(Box::new(partial))
             }
             None => {
                 lead.release(None);

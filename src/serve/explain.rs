@@ -254,7 +254,7 @@ fn applied_rules(
     settings: &cache::Settings,
 ) -> Value {
     let fields = response.headers.to_map(0);
-    let came = response.freshness.response_time.time();
+    let received_at = response.freshness.response_time.time();
     let exchange = cache::UpstreamExchange {
         method: &Method::GET,
         request,
@@ -265,8 +265,8 @@ fn applied_rules(
             status => status,
         },
         response: &fields,
-        request_time: came,
-        response_time: came,
+        request_time: received_at,
+        response_time: received_at,
     };
     let key = CacheKey::new(response.key.clone());
     let findings = cache::storing::examine(&exchange, &key, settings);

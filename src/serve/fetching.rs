@@ -234,8 +234,8 @@ impl Visit {
             ExchangeOutcome::Filling(own) => {
                 self.answer_from_own_fill(&follower, &own, facts).await?
             }
-            ExchangeOutcome::StoringSlices(begun) => {
-                let (parts, first) = *begun;
+            ExchangeOutcome::StoringSlices(partial) => {
+                let (parts, first) = *partial;
                 let answered = self.answer_with_first_part(&parts, first, facts);
                 answered.map_err(|facts| facts.fail(errors::abandoned()))?
             }
