@@ -38,6 +38,6 @@ fn made_of(data: &[u8]) -> PurgeRecord {
     let kind = if choice & 1 == 0 { PurgeKind::Soft } else { PurgeKind::Hard };
     let text = String::from_utf8_lossy(data).into_owned();
     let reason = (choice & 2 != 0).then(|| text.clone());
-    let order = PurgeRequest { scopes, kind, reason, refresh: usize::from(refresh) };
-    PurgeRecord::new(text, "n".to_owned(), f64::from(choice), order)
+    let request = PurgeRequest { scopes, kind, reason, refresh: usize::from(refresh) };
+    PurgeRecord::new(text, "n".to_owned(), f64::from(choice), request)
 }
