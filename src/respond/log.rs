@@ -328,7 +328,7 @@ impl Output {
         match append_to(path) {
             Ok(new) => *file = new,
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "access log: cannot reopen the file; lines still go to the file opened before");
+                tracing::error!("access log: {error}; lines still go to the file opened before");
             }
         }
     }
@@ -342,7 +342,10 @@ impl Output {
 }
 
 fn append_to(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+    OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
+        let why = format!("cannot open {} for appending (log.access): {error}", path.display());
+        io::Error::new(error.kind(), why)
+    })
 }
 
 fn write_all(receiver: &Receiver<Vec<u8>>, mut out: Output, reopen: &AtomicBool) {
