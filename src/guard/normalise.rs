@@ -298,6 +298,10 @@ fn authority(
     if hosts.next().is_some() {
         return Err(Refusal::HostRepeated);
     }
+    if request.target.authority().is_some() && request.target.scheme().is_none() {
+        // Authority-form is for CONNECT only (RFC 9112 §3.2.3).
+        return Err(Refusal::TargetInvalid);
+    }
     let by_field = host.map(|host| Authority::from_field(host, scheme)).transpose()?;
     let by_target =
         request.target.authority().map(|it| Authority::from_target(it, scheme)).transpose()?;
