@@ -53,20 +53,31 @@ pub(crate) type PollFrame = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 #[error("{reason}")]
 pub(crate) struct BodyError {
     reason: Box<str>,
-    is_late: bool,
+    fault: BodyFault,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// How a body failed, as far as it makes a difference for the response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyFault {
+    /// The body is malformed or incomplete.
+    Broken,
+    /// The sender was too slow.
+    Late,
+    /// The body is longer than the rule allows.
+    TooLong,
 }
 
 impl BodyError {
     /// An error with a reason, in lower case and without a full stop.
     pub(crate) fn new(reason: impl Into<Box<str>>) -> Self {
-        Self { reason: reason.into(), is_late: false, source: None }
+        Self::of(BodyFault::Broken, reason)
     }
 
-    /// As [`BodyError::new`], for a sender that was too slow.
-    pub(crate) fn late(reason: impl Into<Box<str>>) -> Self {
-        Self { is_late: true, ..Self::new(reason) }
+    /// An error of this kind.
+    pub(crate) fn of(fault: BodyFault, reason: impl Into<Box<str>>) -> Self {
+        Self { reason: reason.into(), fault, source: None }
     }
 
     /// An error with its cause.
@@ -74,12 +85,12 @@ impl BodyError {
         reason: impl Into<Box<str>>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { reason: reason.into(), is_late: false, source: Some(source.into()) }
+        Self { source: Some(source.into()), ..Self::new(reason) }
     }
 
-    /// Whether the sender was too slow.
-    pub(crate) fn is_late(&self) -> bool {
-        self.is_late
+    /// How the body failed.
+    pub(crate) fn fault(&self) -> BodyFault {
+        self.fault
     }
 }
 

@@ -160,6 +160,9 @@ pub(crate) struct RequestContext {
     pub place: Place,
     /// The name of the site that answers. `None` until the request is routed.
     pub site: Option<Arc<str>>,
+    /// The name of the site's rule that applies. `None` for the site's own settings, and until the
+    /// request is routed.
+    pub rule: Option<Arc<str>>,
 }
 
 /// How a request was answered, for `Cache-Status`, the access log and the metrics.
@@ -171,6 +174,8 @@ pub(crate) struct ResponseFacts {
     pub upstream: Option<Box<UpstreamFacts>>,
     /// Why the request failed: a word from the closed lists of guard, upstream and serve.
     pub failure: Option<&'static str>,
+    /// The text of the cause, for the access log, where it says more than the word.
+    pub failure_detail: Option<Box<str>>,
 }
 
 /// The request line as received, and the fields that the log shows.

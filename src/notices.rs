@@ -8,7 +8,7 @@
 //! ```text
 //!  note() ──▶ logged at once                the cause is new, or was logged an interval ago
 //!         └─▶ counted ── sweep() ──▶ "N more like it within T s"
-//!  recovered() ───────── sweep() ──▶ "origin answers again after N failures in T"
+//!  recovered() ───────── sweep() ──▶ "origin answers again; it failed N times within T"
 //! ```
 //!
 //! A success is reported here only after a failure, so that the normal path does not call this module.
@@ -138,7 +138,8 @@ enum Line {
         pool: String,
         origin: String,
         failures: u64,
-        after: Duration,
+        /// From the first failure to the last one.
+        within: Duration,
     },
 }
 
@@ -210,7 +211,10 @@ impl Table {
             }
             let since = causes.iter().map(|cause| cause.since).min().unwrap_or(last);
             let failures = causes.iter().map(|cause| cause.occurrences).sum();
-            lines.push(Line::Recovery { pool, origin, failures, after: recovered - since });
+            // A single failure is no outage.
+            if failures > 1 {
+                lines.push(Line::Recovery { pool, origin, failures, within: last - since });
+            }
             for cause in causes {
                 (cause.occurrences, cause.unlogged, cause.recovered) = (0, 0, None);
             }
@@ -271,18 +275,14 @@ impl Line {
                     tracing::warn!(pool, origin, reason, "{message}: {example}{more}");
                 }
             }
-            Self::Recovery { pool, origin, failures, after } => {
+            Self::Recovery { pool, origin, failures, within } => {
                 let (pool, what) = (words(pool), words(origin).map_or("pool", |_| "origin"));
                 let origin = words(origin);
-                let failures = match failures {
-                    1 => "1 failure".to_owned(),
-                    several => format!("{several} failures"),
-                };
-                let seconds = after.as_secs_f64();
+                let seconds = within.as_secs_f64();
                 tracing::info!(
                     pool,
                     origin,
-                    "{what} answers again after {failures} in {seconds:.1} s"
+                    "{what} answers again; it failed {failures} times within {seconds:.1} s"
                 );
             }
         }
@@ -392,7 +392,7 @@ mod tests {
             pool: "main".into(),
             origin: "a:80".into(),
             failures: 501,
-            after: seconds(7),
+            within: seconds(4),
         };
         assert_eq!(table.sweep(start + seconds(9)), [line]);
         assert_eq!(table.sweep(start + seconds(20)), []);

@@ -19,6 +19,7 @@ mod exchange;
 mod explain;
 mod fetching;
 mod internal_requests;
+mod limited_body;
 mod lookup;
 mod max_forwards;
 mod outcome;
@@ -36,7 +37,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{REFERER, USER_AGENT};
+use http::header::{HOST, REFERER, USER_AGENT};
 use http::request::Parts;
 use http::{
     Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
@@ -45,7 +46,7 @@ use http::{
 use crate::body::{Body, BodySource};
 use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
 use crate::context::{Connection, RequestContext, RequestHead, ResponseFacts};
-use crate::guard::{self, Applicant, Normalised, Rates};
+use crate::guard::{self, Applicant, Normalised, Rates, Refusal};
 use crate::interim::{Answer, Interims};
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
@@ -61,6 +62,7 @@ pub(crate) use purging::PurgeByMethod;
 pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
+use limited_body::LimitedBody;
 use lookup::{CacheQuery, LookupResult, Search};
 use outcome::{Answered, PathError};
 use routing::route;
@@ -145,7 +147,7 @@ pub(crate) fn serve(
     };
     let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
     let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
-    let payload = Payload { body, switch };
+    let payload = Payload { body: LimitedBody::limit(body, &rule), switch };
     let (worker, fields) = (worker.clone(), Rc::new(headers));
     let mut visit =
         Visit { worker, plan, context, fields, request, site, rule, directives, interims: None };
@@ -170,7 +172,8 @@ pub(crate) fn log_refused(
     let head = RequestHead::new(method, Uri::from_static("*"), Version::HTTP_11);
     let context = request_context(worker, connection, head, &HeaderMap::new());
     let cache_status = CacheStatus::generated(Reason::Refused);
-    let facts = ResponseFacts { cache_status, upstream: None, failure: Some(why) };
+    let facts =
+        ResponseFacts { cache_status, upstream: None, failure: Some(why), failure_detail: None };
     // The listener has already sent the response.
     drop(account(worker, context, facts, Reply::new(status)));
 }
@@ -200,6 +203,7 @@ fn request_context(
         request,
         place: geo::Place::default(),
         site: None,
+        rule: None,
     }
 }
 
@@ -210,18 +214,20 @@ fn admit(
     context: &mut RequestContext,
     headers: &mut HeaderMap,
 ) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Box<PathError>> {
-    let request = plan
-        .gate
-        .normalise(&context.request, headers, &context.connection)
-        .map_err(|refusal| errors::refused(refusal.into(), &worker.recorder))?;
+    let request =
+        plan.gate.normalise(&context.request, headers, &context.connection).map_err(|refusal| {
+            let cause = received_host(refusal, headers);
+            errors::refused_with_cause(refusal, cause, &worker.recorder)
+        })?;
     context.client = request.client;
     context.place = worker.geo.locate(request.client);
     context.request.host = Some(request.authority.to_field());
 
     let method = &context.request.method;
-    let (site, rule) =
-        route(&plan.routes, &request, method, &context.place).ok_or_else(errors::no_site)?;
+    let (site, rule) = route(&plan.routes, &request, method, &context.place)
+        .ok_or_else(|| errors::no_site(request.authority.host()))?;
     context.site = Some(site.name.clone());
+    context.rule = rule.settings.logged_name().cloned();
 
     let applicant = Applicant {
         requester: context.connection.requester,
@@ -234,6 +240,16 @@ fn admit(
     guard::admit(&rule.settings.guard, &applicant, Rates::Take(&plan.rates, &worker.recorder))
         .map_err(|rejection| errors::refused(*rejection, &worker.recorder))?;
     Ok((request, site.clone(), rule.clone()))
+}
+
+/// The host as received, for the log, if the request was refused because of it.
+fn received_host(refusal: Refusal, headers: &HeaderMap) -> Option<Box<str>> {
+    if !matches!(refusal, Refusal::HostInvalid | Refusal::HostDisagrees) {
+        return None;
+    }
+    let host = headers.get(HOST)?.as_bytes();
+    let host = String::from_utf8_lossy(&host[..host.len().min(LOGGED_HOST_BYTES_MAX)]);
+    Some(format!("Host: {host}").into())
 }
 
 /// The protocol switch to forward: only to protocols that the rule allows, and only for a request
@@ -434,9 +450,10 @@ fn finish_error(
     worker: &Worker,
     plan: &Plan,
     context: RequestContext,
-    PathError { error, mut facts }: PathError,
+    PathError { mut error, mut facts }: PathError,
 ) -> Reply {
     facts.failure = Some(error.reason);
+    facts.failure_detail = error.cause.take();
     tracing::debug!(request = %context.id, reason = error.reason, detail = %error.detail, "refused or failed");
     let mut reply = error.complete(&plan.identity.name, &context.id.to_string());
     if context.site.is_some() {
@@ -456,3 +473,6 @@ fn account(
     let transaction = Transaction { request, response };
     respond::account(transaction, &worker.recorder, &worker.log, elapsed, reply)
 }
+
+/// The log shows this much of a host that is not valid.
+const LOGGED_HOST_BYTES_MAX: usize = 256;

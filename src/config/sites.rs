@@ -224,5 +224,4 @@ fn host_text(host: &HostPattern) -> String {
     }
 }
 
-/// The name of the rule made from the site's own action.
-const DEFAULT: &str = "default";
+const DEFAULT: &str = RuleSettings::DEFAULT;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::body::{BodyError, BodySource, PollFrame};
+use crate::body::{BodyError, BodyFault, BodySource, PollFrame};
 use crate::metrics::{Metric, Recorder};
 
 use super::settings::Limits;
@@ -105,7 +105,10 @@ impl<B: BodySource> BodySource for MinRateBody<B> {
             let Some(rate) = &mut self.rate else { return Poll::Pending };
             return rate.poll_too_slow(cx).map(|()| {
                 self.recorder.count(Metric::RequestBodiesTimedOut);
-                Some(Err(BodyError::late("the client sent the request body too slowly")))
+                Some(Err(BodyError::of(
+                    BodyFault::Late,
+                    "the client sent the request body too slowly",
+                )))
             });
         };
         let bytes = match &frame {

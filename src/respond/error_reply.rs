@@ -17,8 +17,10 @@ pub(crate) struct ErrorReply {
     pub reply: Reply,
     /// A word from a closed list, for log and metrics.
     pub reason: &'static str,
-    /// What happened, in one sentence for the client and the log. Contains no secrets.
+    /// What happened, in one sentence for the client. Contains no secrets.
     pub detail: Cow<'static, str>,
+    /// The text of the cause, for the access log only. It may name origins and options.
+    pub cause: Option<Box<str>>,
     /// The error type for `Proxy-Status` (RFC 9209 §2.3). `None` if no upstream is involved.
     pub proxy_error: Option<&'static str>,
 }
@@ -30,7 +32,8 @@ impl ErrorReply {
         reason: &'static str,
         detail: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { reply: Reply::new(status), reason, detail: detail.into(), proxy_error: None }
+        let detail = detail.into();
+        Self { reply: Reply::new(status), reason, detail, cause: None, proxy_error: None }
     }
 
     /// Adds `Retry-After`.

@@ -1,5 +1,7 @@
 //! Adds `Via` and `Cache-Status` to every response, counts it, and writes its access-log line.
 
+use std::error::Error;
+use std::fmt::Write;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -141,10 +143,23 @@ fn log_body_error(transaction: &Transaction, error: &BodyError) {
     let (head, request) = (&context.request, context.id);
     let (method, target) = (&head.method, &head.target);
     let host = head.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("-");
+    let target = target.path_and_query().map_or("*", |target| target.as_str());
+    let (scheme, error) = (context.connection.scheme(), with_causes(error));
     notices::note(
         &notice,
-        format_args!("{error}; {method} {target} of host {host}, request {request}"),
+        format_args!("{error}; {method} {scheme}://{host}{target}, request {request}"),
     );
+}
+
+/// An error and its causes.
+fn with_causes(error: &BodyError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl BodySource for LoggedBody {
@@ -159,7 +174,9 @@ impl BodySource for LoggedBody {
             }
             Some(Err(error)) => {
                 log_body_error(&self.transaction, error);
-                self.transaction.response.failure = Some(BODY_BROKE_OFF);
+                let facts = &mut self.transaction.response;
+                facts.failure = Some(BODY_BROKE_OFF);
+                facts.failure_detail = Some(with_causes(error).into());
             }
             None => self.is_complete = true,
         }
@@ -225,6 +242,9 @@ fn write_fields(
     if let Some(failure) = response.failure {
         line.word(key!("failure"), failure.as_bytes());
     }
+    if let Some(detail) = &response.failure_detail {
+        line.text(key!("failure_detail"), detail.as_bytes());
+    }
 }
 
 fn upstream_fields(line: &mut LogLine<'_>, upstream: &UpstreamFacts) {
@@ -268,6 +288,9 @@ fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
     line.word(key!("protocol"), protocol(head.version).as_bytes());
     if let Some(site) = &context.site {
         line.text(key!("site"), site.as_bytes());
+    }
+    if let Some(rule) = &context.rule {
+        line.text(key!("rule"), rule.as_bytes());
     }
     for (name, value) in [(key!("user_agent"), &head.user_agent), (key!("referer"), &head.referer)]
     {

@@ -80,6 +80,16 @@ pub(crate) struct RuleSettings {
     pub response_fields: FieldEdits,
 }
 
+impl RuleSettings {
+    /// The name of the rule made from the site's own action.
+    pub(crate) const DEFAULT: &'static str = "default";
+
+    /// The name, unless the site's own action applies.
+    pub(crate) fn logged_name(&self) -> Option<&Arc<str>> {
+        Some(&self.name).filter(|name| ***name != *Self::DEFAULT)
+    }
+}
+
 /// What to do with a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {

@@ -145,7 +145,7 @@ impl Routes {
 
 impl Site {
     fn deep_clone(&self) -> Self {
-        let rules = self.rules.iter().map(|rule| Arc::new(Rule::clone(rule))).collect();
+        let rules = self.rules.iter().map(|rule| Arc::new(rule.deep_clone())).collect();
         Self { name: Arc::from(&*self.name), rules }
     }
 
@@ -164,6 +164,12 @@ impl Site {
 }
 
 impl Rule {
+    fn deep_clone(&self) -> Self {
+        let mut copy = self.clone();
+        copy.settings.name = Arc::from(&*self.settings.name);
+        copy
+    }
+
     /// The pool for a client at `place`: the one for its country, else for its continent, else the
     /// default. `None` if the action does not forward.
     pub(crate) fn pool(&self, place: &Place) -> Option<&Arc<Pool>> {

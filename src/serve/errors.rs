@@ -1,12 +1,16 @@
 //! The errors of the request path. Each function makes the reply for one error of guard, upstream or this
 //! room.
 
+use std::borrow::Cow;
+
 use http::StatusCode;
 
 use super::outcome::{PathError, facts_of};
-use super::routing::NO_SITE;
+use super::routing;
+use crate::body::BodyFault;
 use crate::cache::{CacheStatus, Reason};
 use crate::guard::{Refusal, Rejection};
+use crate::labels::ProxyError;
 use crate::metrics::{Metric, Recorder};
 use crate::respond::ErrorReply;
 use crate::upstream::FetchError;
@@ -17,20 +21,48 @@ pub(super) fn refused(rejection: Rejection, recorder: &Recorder) -> Box<PathErro
     facts_of(status).fail(rejected(rejection, recorder))
 }
 
-/// A request whose content did not arrive in time. Counts it.
-pub(super) fn content_timed_out(recorder: &Recorder) -> ErrorReply {
-    rejected(Refusal::TimedOut.into(), recorder)
+/// As [`refused`], with the text of the cause for the log.
+pub(super) fn refused_with_cause(
+    refusal: Refusal,
+    cause: Option<Box<str>>,
+    recorder: &Recorder,
+) -> Box<PathError> {
+    let mut error = refused(refusal.into(), recorder);
+    error.error.cause = cause;
+    error
+}
+
+/// A PURGE from an address that is not listed. Counts it.
+pub(super) fn purge_denied(recorder: &Recorder) -> Box<PathError> {
+    let mut error = refused(Refusal::AddressDenied.into(), recorder);
+    error.error.detail = "PURGE is not allowed from this address (guard.purge_from)".into();
+    error
+}
+
+/// A request whose content failed. Counts the refusal if a limit of ours was reached.
+pub(super) fn request_body(fault: BodyFault, reason: &str, recorder: &Recorder) -> ErrorReply {
+    let error = match fault {
+        BodyFault::Late => rejected(Refusal::TimedOut.into(), recorder),
+        BodyFault::TooLong => rejected(Refusal::ContentTooLong.into(), recorder),
+        BodyFault::Broken => {
+            let kind = ProxyError::HttpRequestError.as_str();
+            let detail = "the request's content is malformed or incomplete";
+            let error = ErrorReply::new(StatusCode::BAD_REQUEST, kind, detail);
+            ErrorReply { proxy_error: Some(kind), ..error }
+        }
+    };
+    ErrorReply { cause: Some(reason.into()), ..error }
 }
 
 fn rejected(Rejection { refusal, reply }: Rejection, recorder: &Recorder) -> ErrorReply {
     recorder.count_labelled(Metric::Refused, refusal.index());
     let detail = refusal.to_string().into();
-    ErrorReply { reply, reason: refusal.as_str(), detail, proxy_error: None }
+    ErrorReply { reply, reason: refusal.as_str(), detail, cause: None, proxy_error: None }
 }
 
 /// A request for a host that no site has.
-pub(super) fn no_site() -> Box<PathError> {
-    let error = ErrorReply::new(StatusCode::MISDIRECTED_REQUEST, "no-site", NO_SITE);
+pub(super) fn no_site(host: &str) -> Box<PathError> {
+    let error = ErrorReply::new(StatusCode::MISDIRECTED_REQUEST, "no-site", routing::no_site(host));
     facts_of(CacheStatus::generated(Reason::Refused)).fail(error)
 }
 
@@ -50,18 +82,47 @@ pub(super) fn purge(status: StatusCode, detail: String) -> Box<PathError> {
 }
 
 /// Upstream gave no response. The client learns the kind of failure; the log names the origin.
-pub(super) fn upstream(error: &FetchError) -> ErrorReply {
-    let status = error.status();
-    let kind = error.proxy_error();
+pub(super) fn upstream(error: &FetchError, recorder: &Recorder) -> ErrorReply {
+    if let FetchError::RequestBody { fault, reason } = error {
+        return request_body(*fault, reason, recorder);
+    }
+    let (status, kind) = (error.status(), error.proxy_error());
     let detail = match error {
         FetchError::FieldsDiffer { field, .. } => {
-            format!("the origin sent {field} twice, with different values")
+            format!("the origin sent {field} twice, with different values").into()
         }
-        _ => format!("the origin gave no response ({})", kind.replace('_', " ")),
+        _ => Cow::Borrowed(sentence(error.error_type())),
     };
     let reply = ErrorReply::new(status, error.reason(), detail);
-    let reply = ErrorReply { proxy_error: Some(kind), ..reply };
+    let cause = Some(error.to_string().into());
+    let reply = ErrorReply { proxy_error: Some(kind), cause, ..reply };
     if status == StatusCode::SERVICE_UNAVAILABLE { reply.with_retry_after(5) } else { reply }
+}
+
+/// What a visitor is told of a failed exchange.
+fn sentence(kind: ProxyError) -> &'static str {
+    match kind {
+        ProxyError::DnsTimeout | ProxyError::DnsError => "the origin's name cannot be resolved",
+        ProxyError::DestinationUnavailable => "no origin is available",
+        ProxyError::DestinationIpUnroutable => "the origin cannot be reached",
+        ProxyError::ConnectionRefused => "the origin refused the connection",
+        ProxyError::ConnectionTerminated => "the origin closed the connection without a response",
+        ProxyError::ConnectionTimeout => "no connection to the origin in time",
+        ProxyError::ConnectionReadTimeout => "the origin did not send its content in time",
+        ProxyError::ConnectionLimitReached => "too many connections to the origin are open",
+        ProxyError::TlsProtocolError | ProxyError::TlsAlertReceived => {
+            "the TLS handshake with the origin failed"
+        }
+        ProxyError::TlsCertificateError => "the origin's certificate is not valid",
+        ProxyError::HttpRequestError => "the request's content is malformed or incomplete",
+        ProxyError::HttpResponseIncomplete => "the origin's response is incomplete",
+        ProxyError::HttpResponseHeaderSectionSize => "the origin's response header is too large",
+        ProxyError::HttpResponseTimeout => "the origin did not respond in time",
+        ProxyError::HttpUpgradeFailed => "the origin switched protocols unexpectedly",
+        ProxyError::HttpResponseTransferCoding | ProxyError::HttpProtocolError => {
+            "the origin's response is not valid HTTP"
+        }
+    }
 }
 
 /// Upstream answered with an error that is not passed on.

@@ -269,7 +269,7 @@ impl Job {
     pub(super) fn note_no_response(&self, error: &FetchError) {
         let notice = Notice {
             is_error: false,
-            message: "no response from upstream",
+            message: "request failed at the origin",
             reason: error.reason(),
             pool: self.upstream.name(),
             origin: error.origin().unwrap_or_default(),

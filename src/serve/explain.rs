@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::lookup::{CacheQuery, Lookup, LookupResult};
-use super::routing::{NO_SITE, route};
+use super::routing::{no_site, route};
 use super::worker::Plan;
 use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
 use crate::clock::Clock;
@@ -60,7 +60,8 @@ impl Explainer {
         request.client = client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let place = self.place(client, country);
         let method = Method::GET;
-        let (site, rule) = route(&plan.routes, &request, &method, &place).ok_or(NO_SITE)?;
+        let (site, rule) = route(&plan.routes, &request, &method, &place)
+            .ok_or_else(|| no_site(request.authority.host()))?;
         let mut explanation = json!({
             "url": format!("{}://{}{}", request.scheme, request.authority.as_str(), request.target),
             "site": &*site.name,

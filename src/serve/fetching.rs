@@ -380,7 +380,7 @@ impl Visit {
             facts.fail(match failure {
                 FillFailure::Abandoned | FillFailure::Changed => errors::abandoned(),
                 FillFailure::Upstream(_) => match unanswered {
-                    Some(unanswered) => errors::upstream(&unanswered.error),
+                    Some(unanswered) => errors::upstream(&unanswered.error, &self.worker.recorder),
                     None => errors::upstream_status(StatusCode::BAD_GATEWAY),
                 },
                 FillFailure::Status(status) => errors::upstream_status(*status),
@@ -454,7 +454,11 @@ impl Visit {
     /// The rule has no pool.
     pub(super) fn job(&self, found: &LookupResult) -> Result<Job, Box<PathError>> {
         let stale_if_error = found.head.as_ref().is_some_and(|head| self.may_serve_stale(head));
-        let pool = self.rule.pool(&self.context.place).cloned().ok_or_else(errors::no_site)?;
+        let pool = self
+            .rule
+            .pool(&self.context.place)
+            .cloned()
+            .ok_or_else(|| errors::no_site(self.request.authority.host()))?;
         Ok(Job {
             request: self.context.id,
             worker: self.worker.clone(),

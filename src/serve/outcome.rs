@@ -29,7 +29,7 @@ impl Answered {
 
 /// Facts of an answer for which no upstream was asked, or not yet.
 pub(super) fn facts_of(cache_status: CacheStatus) -> ResponseFacts {
-    ResponseFacts { cache_status, upstream: None, failure: None }
+    ResponseFacts { cache_status, upstream: None, failure: None, failure_detail: None }
 }
 
 impl ResponseFacts {

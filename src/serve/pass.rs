@@ -91,19 +91,13 @@ impl Visit {
         match error {
             // Any client can break off as often as it likes: not a line in the error log.
             FetchError::RequestBody { .. } => {
-                tracing::debug!(%request, %site, %error, "the request body was incomplete");
+                tracing::debug!(%request, %site, %error, "the request body failed");
             }
             _ => job.note_no_response(error),
         }
         let facts = facts.after(Some(unanswered_facts(tried)));
-        self.serve_stale_on_error(found, facts).map_err(|facts| {
-            facts.fail(match error {
-                FetchError::RequestBody { is_late: true, .. } => {
-                    errors::content_timed_out(&self.worker.recorder)
-                }
-                _ => errors::upstream(error),
-            })
-        })
+        self.serve_stale_on_error(found, facts)
+            .map_err(|facts| facts.fail(errors::upstream(error, &self.worker.recorder)))
     }
 
     /// Decides what to do with the response. A response to a protocol switch or a gRPC call is for its

@@ -10,7 +10,6 @@ use super::outcome::{Answered, PathError};
 use super::routing::url_in_keys;
 use super::{Visit, errors};
 use crate::cache::{CacheStatus, Reason};
-use crate::guard::Refusal;
 use crate::reply::Reply;
 
 /// A purge that arrived as a request with the method PURGE; node/ orders it.
@@ -34,7 +33,7 @@ impl Visit {
     pub(super) async fn purge(&self) -> Result<Answered, Box<PathError>> {
         let client = self.request.client;
         if !self.plan.gate.settings().purge_from.iter().any(|network| network.contains(&client)) {
-            return Err(errors::refused(Refusal::AddressDenied.into(), &self.worker.recorder));
+            return Err(errors::purge_denied(&self.worker.recorder));
         }
         let (answer, answered) = oneshot::channel();
         let url_key = url_in_keys(&self.plan.routes, &self.request)

@@ -35,7 +35,8 @@ pub(crate) fn canonical_url(routes: &Routes, gate: &Gate, uri: &Uri) -> Result<S
 /// # Errors
 /// No site has its host.
 pub(super) fn url_in_keys(routes: &Routes, request: &Normalised) -> Result<String, String> {
-    let (_, rule) = route(routes, request, &Method::GET, &Place::default()).ok_or(NO_SITE)?;
+    let (_, rule) = route(routes, request, &Method::GET, &Place::default())
+        .ok_or_else(|| no_site(request.authority.host()))?;
     Ok(url_part(&rule.settings.cache.key, &url_parts(request)))
 }
 
@@ -50,4 +51,6 @@ pub(super) fn url_parts(request: &Normalised) -> UrlParts<'_> {
 }
 
 /// What clients and the admin API are told if no site has a host.
-pub(super) const NO_SITE: &str = "no site here has this host";
+pub(super) fn no_site(host: &str) -> String {
+    format!("this server has no site for the host {host:?}")
+}

@@ -16,18 +16,18 @@ use hyper_util::rt::TokioIo;
 use super::connect::{Connected, Target, connect};
 use super::core::{Active, Core};
 use super::deadline::{Deadline, Limits, monotonic_ms};
-use super::error::{FetchError, LinkError, NoHead, NoHeadReason};
+use super::error::{FetchError, HeaderLimit, LinkError, NoHead, NoHeadReason};
 use super::exchange::{Intent, Times, UpstreamResponse};
 use super::fields::{self, Misframed, Upgrade};
 use super::http1::Http1;
 use super::http2::{Http2, Share};
 use super::members::Member;
 use super::pool_state::{MemberState, PoolState};
-use super::request_body::{BodyFailure, hold_for_continue};
+use super::request_body::{ClientUpload, hold_for_continue};
 use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
-use crate::body::{Body, BodySource};
+use crate::body::{Body, BodyError, BodyFault, BodySource};
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 
@@ -90,13 +90,13 @@ impl Attempt<'_> {
             };
             let connected = Some(link.address());
             let again;
-            let failure = Rc::new(BodyFailure::default());
+            let upload = Rc::new(ClientUpload::default());
             let head = match &mut link {
                 Link::Http1(http1) => {
-                    let (mut before, limits) = (http1.before(), &self.limits);
+                    let (mut before, limits) = (http1.before(&upload), &self.limits);
                     // The block ends before the await, so that the future does not hold the request.
                     let mut response = pin!({
-                        let (request, body) = self.request(body, &failure, false);
+                        let (request, body) = self.request(body, &upload, false);
                         again = body;
                         http1.send(request)
                     });
@@ -108,17 +108,18 @@ impl Attempt<'_> {
                 }
                 Link::Http2(http2) => {
                     let exchange = {
-                        let (request, body) = self.request(body, &failure, true);
+                        let (request, body) = self.request(body, &upload, true);
                         again = body;
                         let hear = |interim: &Response<()>| self.pass_on_interim(interim);
-                        Box::pin(http2.head(request, hear, &self.limits, &deadline))
+                        let limits = &self.limits;
+                        Box::pin(http2.head(request, hear, limits, &deadline, &upload))
                     };
                     exchange.await.map(|response| response.map(Incoming::Http2))
                 }
             };
             let no_head = match head {
                 Ok(response) => {
-                    let exchanged = Exchanged { link, response, reused };
+                    let exchanged = Exchanged { link, response, reused, upload };
                     let responded = match exchanged.response.status() {
                         StatusCode::SWITCHING_PROTOCOLS => Box::pin(self.switch(exchanged)).await,
                         _ => match self.respond(exchanged, deadline, active) {
@@ -134,7 +135,7 @@ impl Attempt<'_> {
                 }
                 Err(no_head) => no_head,
             };
-            let failed = Failed { connected, ..self.failed(no_head, again, &failure, &deadline) };
+            let failed = Failed { connected, ..self.failed(no_head, again, &upload, &deadline) };
             body = self.replace_closed(failed, reused)?;
         }
     }
@@ -168,7 +169,13 @@ impl Attempt<'_> {
                 pool,
                 origin,
             };
-            notices::note(&notice, format_args!("{error}"));
+            let (failures, skip) = (settings.failures_max, settings.skip);
+            notices::note(
+                &notice,
+                format_args!(
+                    "{error}; skipped for {skip:?} after {failures} failures in a row (health.skip)"
+                ),
+            );
         }
     }
 
@@ -256,7 +263,7 @@ impl Attempt<'_> {
     fn request(
         &self,
         body: Body,
-        failure: &Rc<BodyFailure>,
+        upload: &Rc<ClientUpload>,
         is_http2: bool,
     ) -> (Request<Body>, Option<Body>) {
         let mut request = (self.request)().map(|()| body);
@@ -270,7 +277,7 @@ impl Attempt<'_> {
             request.headers_mut().remove(EXPECT);
         }
         let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
-        request = failure.watch(request);
+        request = upload.watch(request);
         if is_http2 {
             if self.intent.takes_trailers {
                 request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
@@ -303,7 +310,7 @@ impl Attempt<'_> {
         &self,
         no_head: NoHead,
         again: Option<Body>,
-        failure: &BodyFailure,
+        upload: &ClientUpload,
         deadline: &Deadline,
     ) -> Failed {
         let origin = self.origin().name.clone();
@@ -314,31 +321,54 @@ impl Attempt<'_> {
                 return Failed::new(FetchError::UnaskedUpgrade { origin }, None);
             }
             NoHeadReason::Deadline => {
-                let total = self.limits.total_passed(deadline);
-                let after = settings.deadlines.total.filter(|_| total);
-                let after = after.unwrap_or(self.limits.first_byte);
-                let error = FetchError::ResponseTimeout { origin, after };
-                return Failed::new(error, None);
+                return self.late(upload, deadline);
             }
         };
         if source.is_too_large() {
             let PoolSettings { header_bytes_max, header_count_max, .. } = *settings;
-            let (bytes_max, count_max) = (header_bytes_max, header_count_max);
-            return Failed::new(FetchError::HeaderSize { origin, bytes_max, count_max }, None);
+            let limit = match usize::try_from(no_head.received) {
+                Ok(received) if received < header_bytes_max => HeaderLimit::Count(header_count_max),
+                _ => HeaderLimit::Bytes(header_bytes_max),
+            };
+            return Failed::new(FetchError::HeaderSize { origin, limit }, None);
         }
-        let error = if let Some(is_late) = failure.is_late() {
-            FetchError::RequestBody { is_late, source }
+        let error = if let Some(failure) = upload.failure() {
+            FetchError::request_body(&failure)
         } else if source.is_request_body(no_head.body.is_none()) {
-            FetchError::RequestBody { is_late: false, source }
+            FetchError::request_body(&BodyError::new(source.to_string()))
         } else if source.is_parse() {
             FetchError::Protocol { origin, source }
-        } else if no_head.received {
+        } else if no_head.received > 0 {
             FetchError::Incomplete { origin, source }
         } else {
             FetchError::Terminated { origin, sent: no_head.sent, source }
         };
         let terminated = matches!(error, FetchError::Terminated { .. });
         Failed::new(error, no_head.body.or_else(|| again.filter(|_| terminated)))
+    }
+
+    /// The error for an exchange whose head is late: the client's, if the origin is still waiting for
+    /// the rest of the request.
+    fn late(&self, upload: &ClientUpload, deadline: &Deadline) -> Failed {
+        let origin = self.origin().name.clone();
+        let awaits_client = upload.awaits_client();
+        let total = self.state.pool.settings().deadlines.total;
+        let total = total.filter(|_| self.limits.total_passed(deadline));
+        let (after, option) = match total {
+            Some(total) => (total, "total"),
+            None if self.limits.is_call => (self.limits.first_byte, "tunnel_idle"),
+            None => (self.limits.first_byte, "first_byte"),
+        };
+        let error = if awaits_client && !self.limits.is_call {
+            let why = format!(
+                "the client did not send the request within {after:?} (deadlines.{option})"
+            );
+            FetchError::request_body(&BodyError::of(BodyFault::Late, why))
+        } else {
+            FetchError::ResponseTimeout { origin, after, option }
+        };
+        let failed = Failed::new(error, None);
+        Failed { blames_origin: failed.blames_origin && !awaits_client, ..failed }
     }
 
     /// Turns the head of a response and its connection into a response. A body is returned beside
@@ -349,7 +379,7 @@ impl Attempt<'_> {
         deadline: Deadline,
         active: Active,
     ) -> Result<(UpstreamResponse, Option<Box<ResponseBody>>), FetchError> {
-        let Exchanged { mut link, response, reused } = exchanged;
+        let Exchanged { mut link, response, reused, upload } = exchanged;
         let (mut head, incoming) = response.into_parts();
         fields::keep_one_line(&mut head.headers).map_err(|field| FetchError::FieldsDiffer {
             origin: self.origin().name.clone(),
@@ -364,8 +394,13 @@ impl Attempt<'_> {
         let address = link.address();
         let (body, awaited) = match Content::take(link, incoming, deadline, self.limits, active) {
             Content::Whole(body) => (body, None),
-            Content::Streaming(body) if body.is_awaited() => (Body::Empty, Some(body)),
-            Content::Streaming(body) => (Body::Stream(body), None),
+            Content::Streaming(body) => {
+                let body = body.beside(upload);
+                match body.is_awaited() {
+                    true => (Body::Empty, Some(body)),
+                    false => (Body::Stream(body), None),
+                }
+            }
         };
         Ok((self.response(head, body, address, reused), awaited))
     }
@@ -379,10 +414,7 @@ impl Attempt<'_> {
         let first = poll_fn(|cx| body.poll_first(cx)).await;
         let origin = || self.origin().name.clone();
         first.map_err(|why| match why {
-            NoContent::BrokeOff(LinkError::RequestBody(error)) => {
-                let (is_late, source) = (error.is_late(), LinkError::RequestBody(error));
-                FetchError::RequestBody { is_late, source }
-            }
+            NoContent::RequestBody(error) => FetchError::request_body(&error),
             NoContent::BrokeOff(source) => FetchError::ContentMissing { origin: origin(), source },
             NoContent::Deadline => {
                 let after = self.limits.between_bytes;
@@ -395,7 +427,7 @@ impl Attempt<'_> {
 
     /// Hands over the connection after a 101.
     async fn switch(&self, exchanged: Exchanged) -> Result<UpstreamResponse, FetchError> {
-        let Exchanged { link, response, reused } = exchanged;
+        let Exchanged { link, response, reused, .. } = exchanged;
         let (mut head, _) = response.into_parts();
         let asked = self.intent.upgrade.as_ref();
         if !asked.is_some_and(|asked| fields::is_asked_for(asked, &head.headers)) {
@@ -467,6 +499,7 @@ struct Exchanged {
     link: Link,
     response: Response<Incoming>,
     reused: bool,
+    upload: Rc<ClientUpload>,
 }
 
 /// hyper parses this many fields without an allocation.

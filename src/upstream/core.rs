@@ -17,6 +17,7 @@ use super::settings::PoolSettings;
 use crate::clock::{Clock, whole_ms};
 use crate::labels::ProxyError;
 use crate::metrics::{Metric, Recorder};
+use crate::notices::{self, Notice};
 
 /// What the exchanges of one core share.
 pub(super) struct Core {
@@ -88,6 +89,7 @@ impl Core {
         Limits {
             first_byte: deadlines.first_byte.max(least),
             between_bytes: deadlines.between_bytes.max(least),
+            is_call,
             end_ms: deadlines.total.map_or(NEVER, end),
         }
     }
@@ -242,8 +244,24 @@ impl Active {
     /// Counts a response that ended early.
     pub(super) fn body_failed(&self, error: ProxyError) {
         self.core.recorder.count_labelled(Metric::UpstreamFailures, error.index());
-        if self.state.member.health.failed(monotonic_ms(), &self.pool.settings().health) {
+        let settings = &self.pool.settings().health;
+        if self.state.member.health.failed(monotonic_ms(), settings) {
             self.core.recorder.count(Metric::UpstreamMarkedDown);
+            let notice = Notice {
+                is_error: false,
+                message: "an origin is marked down",
+                reason: error.as_str(),
+                pool: self.pool.name(),
+                origin: self.origin_name(),
+            };
+            let (failures, skip) = (settings.failures_max, settings.skip);
+            notices::note(
+                &notice,
+                format_args!(
+                    "a response ended early; skipped for {skip:?} after {failures} failures in a row \
+                     (health.skip)"
+                ),
+            );
         }
     }
 

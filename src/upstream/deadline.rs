@@ -7,11 +7,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::OnceLock;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::request_body::ClientUpload;
 
 use crate::clock::whole_ms;
 
@@ -158,6 +160,8 @@ impl Drop for Wheel {
 pub(super) struct Limits {
     pub(super) first_byte: Duration,
     pub(super) between_bytes: Duration,
+    /// The exchange is a call, whose client may pause: see [`super::Intent::is_call`].
+    pub(super) is_call: bool,
     /// End of the whole exchange, a time of [`Timers::now_ms`]; [`NEVER`] if it has no limit.
     pub(super) end_ms: u64,
 }
@@ -169,6 +173,24 @@ impl Limits {
         if self.end_ms != NEVER {
             deadline.cap(self.end_ms);
         }
+    }
+
+    /// Ready once the deadline has passed. While the origin waits for the rest of a client's upload
+    /// the deadline starts again: it limits the origin, and the listener limits the client.
+    pub(super) fn poll_passed(
+        &self,
+        cx: &Context<'_>,
+        deadline: &Deadline,
+        after: Duration,
+        upload: Option<&ClientUpload>,
+    ) -> Poll<()> {
+        ready!(deadline.poll(cx));
+        let awaits_client = upload.is_some_and(ClientUpload::awaits_client);
+        if !awaits_client || self.is_call || self.total_passed(deadline) {
+            return Poll::Ready(());
+        }
+        self.arm(deadline, after);
+        deadline.poll(cx)
     }
 
     /// Whether the end of the whole exchange has passed.

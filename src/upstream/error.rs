@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, BodyFault};
 use crate::labels::ProxyError;
 
 /// A request that no origin answered.
@@ -69,7 +69,7 @@ pub(crate) enum FetchError {
         limit: usize,
     },
     /// No address of the origin accepted the connection.
-    #[error("cannot connect to {origin} at {address}: {source}")]
+    #[error("cannot connect to {}: {source}", place(origin, address))]
     Connect {
         /// `host:port`.
         origin: Arc<str>,
@@ -79,7 +79,7 @@ pub(crate) enum FetchError {
         source: io::Error,
     },
     /// No connection in time.
-    #[error("could not connect to {origin} within {after:?}")]
+    #[error("could not connect to {origin} within {after:?} (deadlines.connect)")]
     ConnectTimeout {
         /// `host:port`.
         origin: Arc<str>,
@@ -109,7 +109,7 @@ pub(crate) enum FetchError {
         origin: Arc<str>,
     },
     /// The handshake took too long.
-    #[error("TLS handshake with {origin} not finished within {after:?}")]
+    #[error("TLS handshake with {origin} not finished within {after:?} (deadlines.tls)")]
     TlsTimeout {
         /// `host:port`.
         origin: Arc<str>,
@@ -143,7 +143,7 @@ pub(crate) enum FetchError {
         source: LinkError,
     },
     /// The head announced content, and none arrived in time.
-    #[error("no content from {origin} within {after:?}")]
+    #[error("no content from {origin} within {after:?} (deadlines.between_bytes)")]
     ContentTimeout {
         /// `host:port`.
         origin: Arc<str>,
@@ -151,24 +151,22 @@ pub(crate) enum FetchError {
         after: Duration,
     },
     /// No response head in time.
-    #[error("no response from {origin} within {after:?}")]
+    #[error("no response from {origin} within {after:?} (deadlines.{option})")]
     ResponseTimeout {
         /// `host:port`.
         origin: Arc<str>,
         /// The deadline that passed.
         after: Duration,
+        /// The option that sets it.
+        option: &'static str,
     },
     /// The response's head is over the limits.
-    #[error(
-        "the response header section of {origin} is larger than {bytes_max} bytes or {count_max} fields"
-    )]
+    #[error("the response header section of {origin} {limit}")]
     HeaderSize {
         /// `host:port`.
         origin: Arc<str>,
-        /// [`super::PoolSettings::header_bytes_max`].
-        bytes_max: usize,
-        /// [`super::PoolSettings::header_count_max`].
-        count_max: usize,
+        /// The limit that was reached.
+        limit: HeaderLimit,
     },
     /// A transfer coding other than `chunked`.
     #[error("{origin} used a transfer coding other than chunked")]
@@ -204,17 +202,39 @@ pub(crate) enum FetchError {
         /// `host:port`.
         origin: Arc<str>,
     },
-    /// The client's request body ended early, which is not the origin's fault.
-    #[error("the request body ended early: {source}")]
+    /// The client's request body failed, which is not the origin's fault.
+    #[error("{reason}")]
     RequestBody {
-        /// Whether it arrived too slowly (RFC 9110 §15.5.9).
-        is_late: bool,
-        /// The error of the body, as it is wrapped on the way.
-        source: LinkError,
+        /// How it failed.
+        fault: BodyFault,
+        /// Why.
+        reason: Box<str>,
     },
 }
 
+/// The limit that a response's header section reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeaderLimit {
+    /// [`super::PoolSettings::header_bytes_max`].
+    #[error("is larger than {0} bytes (header_bytes_max of the pool)")]
+    Bytes(usize),
+    /// [`super::PoolSettings::header_count_max`].
+    #[error("has more than {0} fields (header_count_max of the pool)")]
+    Count(usize),
+}
+
+/// An origin with its address, unless it is configured by address.
+fn place(origin: &str, address: &SocketAddr) -> String {
+    let address = address.to_string();
+    if *origin == address { address } else { format!("{origin} at {address}") }
+}
+
 impl FetchError {
+    /// The failure of the request's body.
+    pub(super) fn request_body(error: &BodyError) -> Self {
+        Self::RequestBody { fault: error.fault(), reason: error.to_string().into() }
+    }
+
     /// The error type in Proxy-Status (RFC 9209 §2.3).
     pub(crate) fn error_type(&self) -> ProxyError {
         match self {
@@ -290,11 +310,8 @@ impl FetchError {
         }
     }
 
-    /// 400 or 408 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
+    /// 400 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
     pub(crate) fn status(&self) -> StatusCode {
-        if let Self::RequestBody { is_late: true, .. } = self {
-            return StatusCode::REQUEST_TIMEOUT;
-        }
         match self.error_type() {
             ProxyError::HttpRequestError => StatusCode::BAD_REQUEST,
             ProxyError::DestinationUnavailable | ProxyError::ConnectionLimitReached => {
@@ -428,8 +445,8 @@ pub(super) struct NoHead {
     pub(super) body: Option<Body>,
     /// Whether bytes of the request were written to the socket.
     pub(super) sent: bool,
-    /// Whether bytes of a response were read.
-    pub(super) received: bool,
+    /// Number of bytes of a response that were read.
+    pub(super) received: u64,
 }
 
 /// See [`NoHead`].
@@ -442,7 +459,7 @@ pub(super) enum NoHeadReason {
 }
 
 impl NoHead {
-    pub(super) fn late(sent: bool, received: bool) -> Self {
+    pub(super) fn late(sent: bool, received: u64) -> Self {
         Self { why: NoHeadReason::Deadline, body: None, sent, received }
     }
 }

@@ -30,6 +30,7 @@ use super::deadline::{Deadline, Limits};
 use super::error::{NoHead, NoHeadReason};
 use super::gate::Gate;
 use super::io::{Io, Traffic};
+use super::request_body::ClientUpload;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
 
@@ -125,9 +126,9 @@ impl Http1 {
     }
 
     /// The counters of bytes before the next request.
-    pub(super) fn before(&self) -> Before {
+    pub(super) fn before(&self, upload: &Rc<ClientUpload>) -> Before {
         let (read, written) = (self.traffic.read.get(), self.traffic.written.get());
-        Before { read, written, armed_at: None }
+        Before { read, written, armed_at: None, upload: upload.clone() }
     }
 
     /// Hands the request to the connection, which owns it from then on. [`Http1::poll_head`] waits
@@ -137,7 +138,8 @@ impl Http1 {
         unconstrained(self.sender.try_send_request(request))
     }
 
-    /// Waits for the head of the response. Each written piece of the request renews the deadline.
+    /// Waits for the head of the response. Each written piece of the request renews the deadline, and
+    /// it does not pass while the client stalls.
     pub(super) fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -150,7 +152,7 @@ impl Http1 {
         // waker is needed.
         let mut look = |this: &Self| {
             let sent = response.as_mut().poll(&mut noop());
-            sent.map(|sent| head_of(sent, before.is_sent(this), before.is_received(this)))
+            sent.map(|sent| head_of(sent, before.is_sent(this), before.received(this)))
         };
         let head = self.poll_for(cx, |this| {
             let head = look(this);
@@ -169,8 +171,9 @@ impl Http1 {
                     before.armed_at = written;
                     limits.arm(deadline, limits.first_byte);
                 }
-                ready!(deadline.poll(cx));
-                Err(NoHead::late(before.is_sent(self), before.is_received(self)))
+                let upload = Some(&*before.upload);
+                ready!(limits.poll_passed(cx, deadline, limits.first_byte, upload));
+                Err(NoHead::late(before.is_sent(self), before.received(self)))
             }
         };
         self.traffic.head_end.set(None);
@@ -243,6 +246,7 @@ pub(super) struct Before {
     written: u64,
     /// The number of written bytes when the deadline was last renewed.
     armed_at: Option<u64>,
+    upload: Rc<ClientUpload>,
 }
 
 impl Before {
@@ -250,8 +254,9 @@ impl Before {
         http1.traffic.written.get() > self.written
     }
 
-    fn is_received(&self, http1: &Http1) -> bool {
-        http1.traffic.read.get() > self.read
+    /// The number of bytes of the response that were read.
+    fn received(&self, http1: &Http1) -> u64 {
+        http1.traffic.read.get() - self.read
     }
 }
 
@@ -269,7 +274,7 @@ pub(super) enum ReadyBody {
 pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Body>>>;
 
 /// The head, or why there is none.
-fn head_of(answer: Sent, sent: bool, received: bool) -> Result<Response<Incoming>, NoHead> {
+fn head_of(answer: Sent, sent: bool, received: u64) -> Result<Response<Incoming>, NoHead> {
     answer.map_err(|mut error| {
         let body = error.take_message().map(Request::into_body);
         let sent = sent && body.is_none();

@@ -30,6 +30,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::deadline::{Deadline, Limits};
 use super::error::{LinkError, NoHead, NoHeadReason};
 use super::io::{Io, Traffic};
+use super::request_body::ClientUpload;
 use crate::body::{Body, BodyError, BodySource};
 use crate::fields::number;
 
@@ -110,6 +111,7 @@ impl Http2 {
         on_interim: impl Fn(&Response<()>),
         limits: &Limits,
         deadline: &Deadline,
+        upload_state: &ClientUpload,
     ) -> Result<Response<Received>, NoHead> {
         let (mut parts, body) = request.into_parts();
         if !parts.headers.contains_key(CONTENT_LENGTH)
@@ -125,7 +127,7 @@ impl Http2 {
                 Ok(sent) => sent,
                 Err(error) => {
                     let (why, body) = (NoHeadReason::Error(error.into()), Some(body));
-                    return Err(NoHead { why, body, sent: false, received: false });
+                    return Err(NoHead { why, body, sent: false, received: 0 });
                 }
             };
         let mut upload = (!is_whole).then(|| Upload::start(body, stream));
@@ -142,7 +144,8 @@ impl Http2 {
             if upload.as_mut().is_some_and(Upload::has_moved) {
                 limits.arm(deadline, limits.first_byte);
             }
-            deadline.poll(cx).map(|()| Err(NoHeadReason::Deadline))
+            let passed = limits.poll_passed(cx, deadline, limits.first_byte, Some(upload_state));
+            passed.map(|()| Err(NoHeadReason::Deadline))
         })
         .await;
         let failure = || upload.as_ref().and_then(Upload::failure);
@@ -154,7 +157,7 @@ impl Http2 {
             }
             Err(why) => {
                 let why = failure().map(LinkError::RequestBody).map_or(why, NoHeadReason::Error);
-                Err(NoHead { why, body: None, sent: true, received: false })
+                Err(NoHead { why, body: None, sent: true, received: 0 })
             }
         }
     }

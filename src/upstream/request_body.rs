@@ -1,7 +1,7 @@
-//! Wrappers of request bodies on HTTP/1.1 and HTTP/2: one records that the body failed, one holds
-//! it back until the origin asks for it with 100 (Continue).
+//! Wrappers of request bodies on HTTP/1.1 and HTTP/2: one records what the client has done, one holds
+//! the body back until the origin asks for it with 100 (Continue).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,41 +12,49 @@ use std::time::Duration;
 
 use http::{Request, StatusCode};
 
-use crate::body::{Body, BodySource, PollFrame};
+use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 
-/// Whether a request's body has failed so far. That is the client's fault, and hyper's error does
-/// not tell the cause.
+/// What the client has done with a request's body. The client may stall or fail while the origin
+/// waits for the rest: that is not the origin's fault, and hyper's error does not tell the cause.
 #[derive(Default)]
-pub(super) struct BodyFailure {
-    /// Present once the body failed: whether it arrived too slowly.
-    is_late: Cell<Option<bool>>,
+pub(super) struct ClientUpload {
+    failure: RefCell<Option<(BodyFault, Box<str>)>>,
+    awaits_client: Cell<bool>,
 }
 
-impl BodyFailure {
-    /// Records the failure of this request's body.
+impl ClientUpload {
+    /// Watches this request's body.
     pub(super) fn watch(self: &Rc<Self>, request: Request<Body>) -> Request<Body> {
         if BodySource::is_end_stream(request.body()) {
             return request;
         }
-        request.map(|body| Body::stream(WatchedBody { body, failure: self.clone() }))
+        request.map(|body| Body::stream(WatchedBody { body, upload: self.clone() }))
     }
 
-    /// Present once the body failed: whether it arrived too slowly.
-    pub(super) fn is_late(&self) -> Option<bool> {
-        self.is_late.get()
+    /// Why the body failed, if it did.
+    pub(super) fn failure(&self) -> Option<BodyError> {
+        let failure = self.failure.borrow();
+        failure.as_ref().map(|(fault, reason)| BodyError::of(*fault, reason.clone()))
+    }
+
+    /// Whether the origin has been sent all that the client has sent so far, and the client has
+    /// more to send.
+    pub(super) fn awaits_client(&self) -> bool {
+        self.awaits_client.get()
     }
 }
 
 struct WatchedBody {
     body: Body,
-    failure: Rc<BodyFailure>,
+    upload: Rc<ClientUpload>,
 }
 
 impl BodySource for WatchedBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
         let frame = self.body.poll_frame(cx);
+        self.upload.awaits_client.set(frame.is_pending());
         if let Poll::Ready(Some(Err(error))) = &frame {
-            self.failure.is_late.set(Some(error.is_late()));
+            *self.upload.failure.borrow_mut() = Some((error.fault(), error.to_string().into()));
         }
         frame
     }
@@ -57,6 +65,12 @@ impl BodySource for WatchedBody {
 
     fn exact_length(&self) -> Option<u64> {
         self.body.exact_length()
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        self.upload.awaits_client.set(false);
     }
 }
 

@@ -181,6 +181,9 @@ impl Resolver {
                 let (timed_out, reason) = match outcome {
                     Ok(_) => (false, "no address".into()),
                     Err(NetError::Timeout) => (true, "no answer".into()),
+                    Err(error) if error.is_no_records_found() => {
+                        (false, "no such name, or no A or AAAA record".into())
+                    }
                     Err(error) => (false, error.to_string().into()),
                 };
                 let valid_until = now + self.settings.negative_ttl;

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::error::{LinkError, body_timeout};
 use super::fields;
 use super::http1::{Http1, ReadyBody};
 use super::http2::{Received, Share};
+use super::request_body::ClientUpload;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::labels::ProxyError;
 
@@ -92,7 +94,9 @@ impl Content {
         };
         limits.arm(&deadline, limits.between_bytes);
         let link = Some(link);
-        Self::Streaming(Box::new(ResponseBody { incoming, first, link, deadline, limits, active }))
+        let upload = None;
+        let body = ResponseBody { incoming, first, link, deadline, limits, active, upload };
+        Self::Streaming(Box::new(body))
     }
 }
 
@@ -106,9 +110,18 @@ pub(super) struct ResponseBody {
     deadline: Deadline,
     limits: Limits,
     active: Active,
+    /// The request's body, which may still be arriving.
+    upload: Option<Rc<ClientUpload>>,
 }
 
 impl ResponseBody {
+    /// The same body, which knows of the request's body beside it.
+    pub(super) fn beside(mut self: Box<Self>, upload: Rc<ClientUpload>) -> Box<Self> {
+        // The watched body has the other reference, until it has ended.
+        self.upload = Some(upload).filter(|upload| Rc::strong_count(upload) > 1);
+        self
+    }
+
     /// Whether to wait for the first piece: the head announced content and none of it has been
     /// read, or reading it failed already.
     pub(super) fn is_awaited(&self) -> bool {
@@ -122,7 +135,10 @@ impl ResponseBody {
     /// exchange can still fail: nothing of the response has gone to a client.
     pub(super) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoContent>> {
         let first = match self.poll_incoming(cx) {
-            Poll::Ready(Some(Err(error))) => Err(NoContent::BrokeOff(error)),
+            Poll::Ready(Some(Err(error))) => Err(match self.request_failure(&error) {
+                Some(failure) => NoContent::RequestBody(failure),
+                None => NoContent::BrokeOff(error),
+            }),
             Poll::Ready(frame) => {
                 self.first = Some(frame);
                 Ok(())
@@ -163,7 +179,16 @@ impl ResponseBody {
         {
             self.limits.arm(&self.deadline, self.limits.between_bytes);
         }
-        self.deadline.poll(cx)
+        let (limits, upload) = (&self.limits, self.upload.as_deref());
+        limits.poll_passed(cx, &self.deadline, limits.between_bytes, upload)
+    }
+
+    /// The failure of the request's body, if it is the cause of this error.
+    fn request_failure(&self, error: &LinkError) -> Option<BodyError> {
+        match error {
+            LinkError::RequestBody(error) => Some(BodyError::of(error.fault(), error.to_string())),
+            _ => self.upload.as_ref()?.failure(),
+        }
     }
 
     /// The body has ended: its connection is free for the next request.
@@ -180,10 +205,14 @@ impl ResponseBody {
 
     fn late(&mut self) -> BodyError {
         let total = self.limits.total_passed(&self.deadline);
-        self.fail(match total {
-            true => ProxyError::HttpResponseTimeout,
-            false => ProxyError::ConnectionReadTimeout,
-        });
+        if self.upload.as_ref().is_some_and(|upload| upload.awaits_client()) {
+            self.link = None;
+        } else {
+            self.fail(match total {
+                true => ProxyError::HttpResponseTimeout,
+                false => ProxyError::ConnectionReadTimeout,
+            });
+        }
         let origin = self.active.origin_name();
         if total {
             return BodyError::new(format!(
@@ -213,12 +242,12 @@ impl BodySource for ResponseBody {
                 self.finish();
                 Poll::Ready(None)
             }
-            // The client's fault, not the origin's.
-            Poll::Ready(Some(Err(LinkError::RequestBody(error)))) => {
-                self.link = None;
-                Poll::Ready(Some(Err(error)))
-            }
             Poll::Ready(Some(Err(error))) => {
+                // The client's fault, not the origin's.
+                if let Some(failure) = self.request_failure(&error) {
+                    self.link = None;
+                    return Poll::Ready(Some(Err(failure)));
+                }
                 self.fail(ProxyError::HttpResponseIncomplete);
                 let reason =
                     format!("the response body of {} ended early", self.active.origin_name());
@@ -246,6 +275,8 @@ impl BodySource for ResponseBody {
 
 /// Why none of the announced content arrived.
 pub(super) enum NoContent {
+    /// The request's body failed.
+    RequestBody(BodyError),
     BrokeOff(LinkError),
     Deadline,
 }

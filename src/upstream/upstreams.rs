@@ -98,12 +98,18 @@ impl Upstreams {
         state.earn_retry();
         let (began, limits) = (core.clock.both(), core.limits(pool.settings(), intent.is_call));
         let mut tried = Vec::new();
+        let mut last_error = None;
         loop {
             // Read for each attempt: a removed member must get no new request.
             let members = core.members(&state);
             let Some(member) = state.choose(&members, intent.hash, &tried) else {
-                let error = FetchError::AllDown { pool: pool.name().clone() };
-                core.recorder.count_labelled(Metric::UpstreamFailures, error.error_type().index());
+                // The failure of an attempt is counted already.
+                let error = last_error.unwrap_or_else(|| {
+                    let error = FetchError::AllDown { pool: pool.name().clone() };
+                    let label = error.error_type().index();
+                    core.recorder.count_labelled(Metric::UpstreamFailures, label);
+                    error
+                });
                 return unanswered(error, last);
             };
             let attempts = last.attempts + 1;
@@ -136,7 +142,7 @@ impl Upstreams {
                 return unanswered(error, last);
             }
             core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_FAILED);
-            body = again;
+            (body, last_error) = (again, Some(error));
         }
     }
 }

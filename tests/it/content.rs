@@ -112,7 +112,9 @@ async fn converse(stream: tokio::net::TcpStream, record: Arc<Mutex<Vec<Seen>>>) 
         tokio::spawn(async move {
             let (head, mut body) = request.into_parts();
             let mut content = Vec::new();
-            while let Some(Ok(piece)) = body.data().await {
+            while let Some(piece) = body.data().await {
+                // Only a request that is whole is recorded.
+                let Ok(piece) = piece else { return };
                 content.extend_from_slice(&piece);
             }
             let length = head.headers.get("content-length").and_then(|value| value.to_str().ok());
@@ -274,6 +276,77 @@ fn content_that_comes_too_slowly_is_a_408_and_broken_content_a_400() {
         assert_eq!(edge.metric("skerry_upstream_marked_down_total"), 0.0);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// `first_byte` runs from the end of the request, which the client has not sent.
+#[test]
+fn a_client_that_stalls_its_upload_does_not_count_against_the_origin() {
+    let http1 = Origin::start(|_| Answer::ok("fine"));
+    let (http2, _) = http2_origin();
+    for (origin, protocol) in [(http1.url(), "http1"), (http2, "http2")] {
+        let edge = Edge::with(&format!(
+            "[pools.main]\norigins = {origin:?}\nprotocol = {protocol:?}\n\
+             deadlines.first_byte = \"50ms\"\nhealth.failures_max = 1\n[sites.all]\nhosts = \"*\"\n\
+             [limits]\nbody_idle_timeout = \"400ms\"\n"
+        ));
+        let stalled = "POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 5\r\n\r\nhe";
+        let said = raw(edge.http, stalled.as_bytes());
+        assert!(said.starts_with("HTTP/1.1 408 "), "{protocol}: {said:?}");
+        let line = &edge.log(1)[0];
+        assert_eq!(line["failure"], "timed-out", "{line}");
+        let detail = "the client sent the request body too slowly";
+        assert_eq!(line["failure_detail"], detail, "{line}");
+        let bytes = [http2_head("POST", &[]), frame(DATA, 0, 1, b"he")].concat();
+        assert_eq!(http2_status(edge.http, &bytes), 408, "{protocol}");
+        assert_eq!(edge.metric("skerry_upstream_marked_down_total"), 0.0);
+        assert_eq!(edge.get("/").status, 200, "{protocol}: the origin is still up");
+    }
+}
+
+#[test]
+fn a_malformed_chunk_is_the_clients_mistake_in_answer_and_log() {
+    let origin = Origin::start(|_| Answer::ok("never"));
+    let edge = Edge::before(&origin.url());
+    let request =
+        "POST / HTTP/1.1\r\nHost: edge.test\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello";
+    let said = raw(edge.http, request.as_bytes());
+    assert!(said.starts_with("HTTP/1.1 400 "), "{said:?}");
+    assert!(said.contains("the request's content is malformed or incomplete\n"), "{said:?}");
+    assert!(said.contains("proxy-status: skerry; error=http_request_error\r\n"), "{said:?}");
+    let line = &edge.log(1)[0];
+    assert_eq!(line["failure"], "http_request_error", "{line}");
+    assert_eq!(line["failure_detail"], "the client sent a malformed chunk", "{line}");
+}
+
+#[test]
+fn content_of_unknown_length_is_counted_as_it_arrives() {
+    let http1 = Origin::start(|_| Answer::ok("fine"));
+    let (http2, seen) = http2_origin();
+    for (origin, protocol) in [(http1.url(), "http1"), (http2, "http2")] {
+        let edge = Edge::with(&format!(
+            "[pools.main]\norigins = {origin:?}\nprotocol = {protocol:?}\n\
+             [sites.all]\nhosts = \"*\"\naccess.content_max = \"1KiB\"\n"
+        ));
+        let half = "x".repeat(512);
+        for (pieces, expected) in [(2, 200), (3, 413)] {
+            let chunks = format!("200\r\n{half}\r\n").repeat(pieces);
+            let head = "POST / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n";
+            let request = format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n");
+            let said = raw(edge.http, request.as_bytes());
+            assert!(said.starts_with(&format!("HTTP/1.1 {expected} ")), "{protocol}: {said:?}");
+
+            let data = frame(DATA, 0, 1, half.as_bytes()).repeat(pieces);
+            let end = frame(DATA, END_STREAM, 1, b"");
+            let bytes = [http2_head("POST", &[]), data, end].concat();
+            assert_eq!(http2_status(edge.http, &bytes), expected, "{protocol}");
+        }
+        let lines = edge.log(4);
+        let refused = lines.iter().filter(|line| line["failure"] == "content-too-long");
+        assert_eq!(refused.count(), 2, "{lines:#?}");
+        assert_eq!(edge.metric("skerry_requests_refused_total{reason=\"content-too-long\"}"), 2.0);
+        assert_eq!(edge.metric("skerry_upstream_marked_down_total"), 0.0);
+    }
+    assert_eq!((http1.requests(), seen.lock().unwrap().len()), (2, 2), "none is cut off");
 }
 
 #[test]

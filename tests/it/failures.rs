@@ -406,7 +406,7 @@ fn a_dead_origin_is_told_once_and_so_is_its_return() {
         assert!(client.request(method, "a.test", target, &[], b"").status >= 500);
     }
     let lines = process.lines_with("WARN");
-    let first = &process.lines_with("no response from upstream")[0];
+    let first = &process.lines_with("request failed at the origin")[0];
     for words in [
         "cannot connect to",
         "GET http://a.test/a, request ",
@@ -435,11 +435,66 @@ fn a_dead_origin_is_told_once_and_so_is_its_return() {
     until("the origin is asked again", || {
         client.request("GET", "a.test", "/a", &[], b"").status == 200
     });
-    process.wait_for("origin answers again after ");
-    let recovery = process.lines_with("origin answers again after ");
+    process.wait_for("origin answers again; it failed ");
+    let recovery = process.lines_with("origin answers again; it failed ");
     assert!(
-        recovery[0].contains("pool=\"main\"") && recovery[0].contains("failures in"),
+        recovery[0].contains("pool=\"main\"") && recovery[0].contains(" times within "),
         "{recovery:?}"
     );
     assert_eq!(recovery.len(), 1);
+}
+
+#[test]
+fn an_error_has_its_cause_in_the_line_of_its_request() {
+    let origin = Origin::start(|seen| match &*seen.target {
+        "/length" => Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+        "/status" => Answer::raw("HTTP/1.1 9 OK\r\n\r\n"),
+        _ => Answer::ok("x"),
+    });
+    let edge = Edge::before(&origin.url());
+    for target in ["/length", "/status"] {
+        let response = edge.get(target);
+        assert_eq!(response.status, 502, "{target}");
+        let text = "the origin's response is not valid HTTP\n";
+        assert!(response.text().contains(text), "{response:?}");
+    }
+    for line in edge.log(2) {
+        let detail = line["failure_detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("is not valid HTTP: "), "{line}");
+    }
+}
+
+#[test]
+fn a_line_names_the_rule_that_applied() {
+    let origin = Origin::start(|_| Answer::ok("x"));
+    let edge = Edge::with(&config(
+        &origin,
+        "[[sites.all.rules]]\nname = \"closed\"\npath = \"/closed\"\naccess.deny = [\"0.0.0.0/0\"]\n",
+    ));
+    assert_eq!((edge.get("/closed").status, edge.get("/").status), (403, 200));
+    let lines = edge.log(2);
+    assert_eq!(
+        (&lines[0]["rule"], &lines[0]["failure"]),
+        (&"closed".into(), &"address-denied".into())
+    );
+    assert!(lines[1]["rule"].is_null(), "{lines:?}");
+}
+
+#[test]
+fn the_error_of_the_last_attempt_is_told_when_all_others_are_down() {
+    let dead = Origin::start(|_| Answer::ok("x"));
+    let cutting = Origin::start(|_| Answer::raw(""));
+    dead.kill();
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = [{:?}, {:?}]\nhealth.failures_max = 1\nhealth.skip = \"1h\"\n\
+         health.try_when_all_down = false\n[sites.all]\nhosts = \"*\"\n",
+        dead.url(),
+        cutting.url()
+    ));
+    let first = edge.get("/");
+    assert_eq!(first.status, 502, "an origin was tried: {first:?}");
+    assert!(!first.header("proxy-status").contains("destination_unavailable"), "{first:?}");
+    let second = edge.get("/");
+    assert_eq!(second.header("proxy-status"), "skerry; error=destination_unavailable");
+    assert!(second.text().contains("no origin is available\n"), "{second:?}");
 }

@@ -243,7 +243,10 @@ impl<T: ClientSocket> BodySource for RequestBody<T> {
 }
 
 fn broken(error: io::Error) -> BodyError {
-    BodyError::caused_by("the request body ended early", error)
+    match error.kind() {
+        io::ErrorKind::InvalidData => BodyError::new("the client sent a malformed chunk"),
+        _ => BodyError::caused_by("the client ended the request body early", error),
+    }
 }
 
 /// Bytes read of a body at once.

@@ -109,7 +109,7 @@ impl RequestBody {
 
 impl BodySource for RequestBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> PollFrame {
-        let broken = |error| BodyError::caused_by("the request body ended early", error);
+        let broken = |error| BodyError::caused_by("the client ended the request body early", error);
         if !self.data_ended {
             let piece = match self.first.take() {
                 None => ready!(self.stream.poll_data(cx)),
