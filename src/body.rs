@@ -67,6 +67,8 @@ pub(crate) enum BodyFault {
     Late,
     /// The body is longer than the rule allows.
     TooLong,
+    /// The content does not have the coding that its fields state.
+    Undecodable,
 }
 
 impl BodyError {

@@ -268,17 +268,26 @@ labels! {
 
 labels! {
     /// Why the listener refuses a request whose head it cannot read.
+    #[derive(thiserror::Error)]
     pub HeadError;
     /// It is not HTTP.
+    #[error("the request is not valid HTTP")]
     Malformed "malformed";
     /// `head_bytes_max`, `headers_max`.
+    #[error("the request's header section is too large (limits.header_bytes_max, limits.headers_max)")]
     HeadTooLarge "head-too-large";
     /// `uri_bytes_max`.
+    #[error("the request target is too long (limits.uri_bytes_max)")]
     TargetTooLong "target-too-long";
     /// A bare LF, or a second field that says how the body is framed: where it ends is in doubt.
+    #[error("the end of the request is ambiguous: a bare line feed, or conflicting Content-Length and Transfer-Encoding fields")]
     Framing "framing";
     /// `header_timeout`.
+    #[error("the request's header section did not arrive in time (limits.header_timeout)")]
     TimedOut "timed-out";
+    /// Plain HTTP on a listener with TLS.
+    #[error("this port serves HTTPS: use an https URL")]
+    PlainHttp "plain-http";
 }
 
 labels! {

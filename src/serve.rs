@@ -14,6 +14,7 @@
 
 mod added_fields;
 mod answer;
+mod decoding;
 mod errors;
 mod exchange;
 mod explain;
@@ -50,9 +51,9 @@ use crate::guard::{self, Applicant, Normalised, Rates, Refusal};
 use crate::interim::{Answer, Interims};
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
-use crate::respond::{self, Transaction};
+use crate::respond::{self, ErrorReply, Transaction};
 use crate::route::{Action, Rule, Site};
-use crate::transform;
+use crate::transform::{self, Transformed};
 use crate::upgrade::OnUpgrade;
 
 pub(crate) use explain::Explainer;
@@ -62,9 +63,10 @@ pub(crate) use purging::PurgeByMethod;
 pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
+use decoding::{Decoding, Encoded};
 use limited_body::LimitedBody;
 use lookup::{CacheQuery, LookupResult, Search};
-use outcome::{Answered, PathError};
+use outcome::{Answered, PathError, facts_of};
 use routing::route;
 
 /// A reply that is ready, or a future of one.
@@ -152,7 +154,12 @@ pub(crate) fn serve(
     let mut visit =
         Visit { worker, plan, context, fields, request, site, rule, directives, interims: None };
     match visit.answer_at_once(&payload) {
-        Ok(answered) => Serving::Ready(Some(visit.finish(answered))),
+        Ok(answered) => match visit.encode(answered) {
+            Encoded::Ready(answered) => Serving::Ready(Some(visit.finish(answered))),
+            Encoded::Decoding(decoding) => {
+                Serving::Waiting(Box::pin(visit.finish_decoding(decoding)), Arc::default())
+            }
+        },
         Err(wait) => {
             let interims = visit.interims.insert(Arc::default()).clone();
             Serving::Waiting(Box::pin(visit.wait(wait, payload)), interims)
@@ -160,22 +167,29 @@ pub(crate) fn serve(
     }
 }
 
-/// Counts and logs a request that the listener refused because it could not be parsed. Only its
-/// connection, the status and the reason are known.
-pub(crate) fn log_refused(
+/// A request that the listener refuses because it cannot be parsed.
+pub(crate) struct UnreadRequest {
+    /// The status of the reply.
+    pub status: StatusCode,
+    /// The word for the log.
+    pub reason: &'static str,
+    /// The sentence for the client.
+    pub detail: String,
+}
+
+/// Counts and logs a request that the listener refuses. Only its connection is known. Returns the reply.
+pub(crate) fn refuse_unread(
     worker: &Worker,
     connection: Rc<Connection>,
-    status: StatusCode,
-    why: &'static str,
-) {
+    unread: UnreadRequest,
+) -> Reply {
     let method = Method::from_bytes(b"-").expect("a token");
     let head = RequestHead::new(method, Uri::from_static("*"), Version::HTTP_11);
     let context = request_context(worker, connection, head, &HeaderMap::new());
-    let cache_status = CacheStatus::generated(Reason::Refused);
-    let facts =
-        ResponseFacts { cache_status, upstream: None, failure: Some(why), failure_detail: None };
-    // The listener has already sent the response.
-    drop(account(worker, context, facts, Reply::new(status)));
+    let UnreadRequest { status, reason, detail } = unread;
+    let error = ErrorReply::new(status, reason, detail);
+    let error = facts_of(CacheStatus::generated(Reason::Refused)).fail(error);
+    finish_error(worker, &worker.plan(), context, *error)
 }
 
 fn request_context(
@@ -342,7 +356,10 @@ impl Visit {
                 Wait::Act(next) => self.act(next).await,
             };
             match outcome {
-                Ok(answered) => self.finish(answered),
+                Ok(answered) => match self.encode(answered) {
+                    Encoded::Ready(answered) => self.finish(answered),
+                    Encoded::Decoding(decoding) => Box::pin(self.finish_decoding(decoding)).await,
+                },
                 Err(error) => finish_error(&self.worker, &self.plan, self.context, *error),
             }
         }
@@ -423,14 +440,21 @@ impl Visit {
         }
     }
 
-    /// encode → finish: compresses the reply, applies the rule's response fields, and writes `Via`,
-    /// `Cache-Status`, metrics and log.
-    fn finish(self, Answered { reply, facts }: Answered) -> Reply {
-        let settings = &self.rule.settings;
+    /// encode: codes or decodes the content as the client accepts it.
+    fn encode(&self, Answered { reply, facts }: Answered) -> Encoded {
+        let settings = &self.rule.settings.compression;
         let (method, fields) = (&self.context.request.method, &*self.fields);
-        let recorder = &self.worker.recorder;
-        let mut reply =
-            transform::transform(method, fields, reply, &settings.compression, recorder);
+        match transform::transform(method, fields, reply, settings, &self.worker.recorder) {
+            Transformed::Ready(reply) => Encoded::Ready(facts.answer(reply)),
+            Transformed::Decoding { reply, has_length } => {
+                Encoded::Decoding(Box::new(Decoding { answered: facts.answer(reply), has_length }))
+            }
+        }
+    }
+
+    /// finish: applies the rule's response fields, and writes `Via`, `Cache-Status`, metrics and log.
+    fn finish(self, Answered { mut reply, facts }: Answered) -> Reply {
+        let settings = &self.rule.settings;
         // A 304 has no fields that describe content (RFC 9110 §15.4.5).
         if reply.status == StatusCode::NOT_MODIFIED {
             cache::fields::leave_content_out(&mut reply.fields);

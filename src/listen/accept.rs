@@ -253,7 +253,7 @@ where
         match (listener.transport, &self.shared.tls) {
             (Transport::Tls, Some(tls)) => self.run_tls(stream, facts, tls, permits, state).await,
             (Transport::Plain, _) | (Transport::Tls, None) => {
-                self.run_http(stream, facts, None, state).await;
+                self.run_http(stream, facts, Protocol::Unknown, state).await;
             }
         }
     }
@@ -266,6 +266,16 @@ where
         mut permits: Permits,
         state: &Rc<ConnectionState>,
     ) {
+        match state.run(begins_with_letter(&stream)).await {
+            Ok(false) => {}
+            Ok(true) => {
+                drop(permits.handshake.take());
+                self.count_handshake(HandshakeOutcome::NotTls);
+                return Box::pin(self.run_http(stream, facts, Protocol::PlainHttpOnTls, state))
+                    .await;
+            }
+            Err(timeout) => return self.count_timeout(timeout),
+        }
         match state.run(TlsAcceptor::from(tls.config()).accept(stream)).await {
             Ok(Ok(stream)) => {
                 drop(permits.handshake.take());
@@ -274,10 +284,14 @@ where
                     Some(HandshakeKind::Resumed) => HandshakeOutcome::Resumed,
                     _ => HandshakeOutcome::Full,
                 });
-                let is_h2 = connection.alpn_protocol().map(|protocol| protocol == b"h2");
+                let protocol = match connection.alpn_protocol() {
+                    Some(b"h2") => Protocol::Http2,
+                    Some(_) => Protocol::Http1,
+                    None => Protocol::Unknown,
+                };
                 let facts = Connection { tls: Some(tls_facts(&stream, tls.names())), ..facts };
                 // Boxed, so that the task of a plaintext connection needs no room for it.
-                Box::pin(self.run_http(stream, facts, is_h2, state)).await;
+                Box::pin(self.run_http(stream, facts, protocol, state)).await;
             }
             Ok(Err(error)) => self.count_handshake(handshake_failure(&error)),
             Err(timeout) => self.count_timeout(timeout),
@@ -299,24 +313,24 @@ where
         Ok(())
     }
 
-    /// Serves HTTP until the connection ends. `is_h2` is the result of ALPN, if there was one.
+    /// Serves HTTP until the connection ends.
     async fn run_http<T>(
         &self,
         stream: T,
         facts: Connection,
-        is_h2: Option<bool>,
+        protocol: Protocol,
         state: &Rc<ConnectionState>,
     ) where
         T: ClientSocket + Send + 'static,
     {
         state.activity.enter(Phase::Head);
         let mut stream = ClientStream::new(stream, state.activity.clone());
-        let first = match is_h2 {
-            Some(true) => FirstBytes::Http2,
+        let first = match protocol {
+            Protocol::Http2 => FirstBytes::Http2,
             // The first bytes tell HTTP/2 from HTTP/1. The driver is allocated only then.
             _ => match state.run(stream.first_bytes()).await {
                 // ALPN has chosen HTTP/1.1: the preface of HTTP/2 is then an invalid request.
-                Ok(Ok(FirstBytes::Http2)) if is_h2.is_some() => FirstBytes::Http1,
+                Ok(Ok(FirstBytes::Http2)) if protocol != Protocol::Unknown => FirstBytes::Http1,
                 Ok(Ok(first)) => first,
                 Ok(Err(_)) => return,
                 Err(timeout) => return self.count_timeout(timeout),
@@ -328,6 +342,7 @@ where
             state: state.clone(),
             recorder: self.recorder.clone(),
             date: self.date.clone(),
+            is_plain_http: protocol == Protocol::PlainHttpOnTls,
         };
         match first {
             FirstBytes::None => {}
@@ -431,6 +446,25 @@ where
     fn drop(&mut self) {
         self.worker.untrack(&self.state);
     }
+}
+
+/// The protocol of a connection before its first request.
+#[derive(Clone, Copy, PartialEq)]
+enum Protocol {
+    /// The client's first bytes tell.
+    Unknown,
+    /// HTTP/1.1 by ALPN.
+    Http1,
+    /// HTTP/2 by ALPN.
+    Http2,
+    /// HTTP/1.1 without TLS on a listener with TLS: requests are refused.
+    PlainHttpOnTls,
+}
+
+/// Whether the client begins with a letter, as a method does. TLS begins with the byte 0x16.
+async fn begins_with_letter(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_alphabetic()
 }
 
 fn handshake_failure(error: &io::Error) -> HandshakeOutcome {

@@ -31,6 +31,7 @@ use crate::context::Connection;
 use crate::interim::Answer;
 use crate::labels::{ConnectionTimeout, HeadError, Http2End, RequestProtocol};
 use crate::metrics::{Metric, Recorder};
+use crate::reply::Reply;
 
 use super::RequestHandler;
 use super::min_rate::{MinRate, MinRateBody};
@@ -45,6 +46,8 @@ pub(super) struct HttpConnection<S> {
     pub(super) recorder: Recorder,
     /// The current date; the worker updates it.
     pub(super) date: Rc<RefCell<HeaderValue>>,
+    /// All requests are refused: the client speaks plain HTTP to a listener with TLS.
+    pub(super) is_plain_http: bool,
 }
 
 impl<S> HttpConnection<S> {
@@ -135,10 +138,10 @@ impl<S> HttpConnection<S> {
         self.recorder.count_labelled(Metric::RequestsUnread, error.index());
     }
 
-    /// Counts and logs a request that cannot be read. The driver sends [`HeadError::status`].
-    pub(super) fn refuse(&self, error: HeadError) {
+    /// Counts and logs a request that cannot be read. The driver sends the reply.
+    pub(super) fn refuse(&self, error: HeadError) -> Reply {
         self.count_refusal(error);
-        (self.handler.on_refused)(self.facts.clone(), error);
+        (self.handler.on_refused)(self.facts.clone(), error)
     }
 
     /// A request body that fails when the client sends it more slowly than the limits allow.

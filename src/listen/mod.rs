@@ -29,6 +29,7 @@ use http::{Request, StatusCode};
 
 use crate::clock::Clock;
 use crate::context::Connection;
+use crate::reply::Reply;
 use connection_counts::ConnectionCounts;
 
 pub(crate) use crate::labels::HeadError;
@@ -74,14 +75,14 @@ pub(crate) struct RequestHandler<S> {
     pub on_refused: OnRefused,
 }
 
-/// Called with a refused request's connection and the reason.
-pub(crate) type OnRefused = Rc<dyn Fn(Rc<Connection>, HeadError)>;
+/// Called with a refused request's connection and the reason. Returns the reply for the client.
+pub(crate) type OnRefused = Rc<dyn Fn(Rc<Connection>, HeadError) -> Reply>;
 
 impl HeadError {
     /// The status of the response to the client.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Malformed | Self::Framing => StatusCode::BAD_REQUEST,
+            Self::Malformed | Self::Framing | Self::PlainHttp => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,

@@ -17,7 +17,9 @@ use crate::listen::{self, Drain, HeadError, RequestHandler, WorkerSockets};
 use crate::metrics::{Metrics, Recorder};
 use crate::random::random_u64;
 use crate::respond::log::{AccessLog, LogBuffer};
-use crate::serve::{self, InternalRequest, Worker, WorkerParts, run_internal_requests};
+use crate::serve::{
+    self, InternalRequest, UnreadRequest, Worker, WorkerParts, run_internal_requests,
+};
 use crate::upstream::{Resolver, Upstreams};
 
 /// Starts the worker threads, and holds what they share.
@@ -123,7 +125,8 @@ impl WorkerSetup {
         let service = move |connection, request| serve::serve(&serving, connection, request);
         let logging = worker.clone();
         let on_refused = Rc::new(move |connection, why: HeadError| {
-            serve::log_refused(&logging, connection, why.status(), why.as_str());
+            let (status, reason, detail) = (why.status(), why.as_str(), why.to_string());
+            serve::refuse_unread(&logging, connection, UnreadRequest { status, reason, detail })
         });
         let handler = RequestHandler { service, on_refused };
         listen::serve(sockets, listeners, handler, recorder, drain).await;

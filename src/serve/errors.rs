@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use super::outcome::{PathError, facts_of};
 use super::routing;
-use crate::body::BodyFault;
+use crate::body::{BodyError, BodyFault};
 use crate::cache::{CacheStatus, Reason};
 use crate::guard::{Refusal, Rejection};
 use crate::labels::ProxyError;
@@ -44,7 +44,7 @@ pub(super) fn request_body(fault: BodyFault, reason: &str, recorder: &Recorder) 
     let error = match fault {
         BodyFault::Late => rejected(Refusal::TimedOut.into(), recorder),
         BodyFault::TooLong => rejected(Refusal::ContentTooLong.into(), recorder),
-        BodyFault::Broken => {
+        BodyFault::Broken | BodyFault::Undecodable => {
             let kind = ProxyError::HttpRequestError.as_str();
             let detail = "the request's content is malformed or incomplete";
             let error = ErrorReply::new(StatusCode::BAD_REQUEST, kind, detail);
@@ -123,6 +123,14 @@ fn sentence(kind: ProxyError) -> &'static str {
             "the origin's response is not valid HTTP"
         }
     }
+}
+
+/// The origin's content does not have the coding that its fields state.
+pub(super) fn undecodable(error: &BodyError) -> ErrorReply {
+    let kind = "http_response_content_coding";
+    let detail = "the origin's content is not valid in its content coding";
+    let reply = ErrorReply::new(StatusCode::BAD_GATEWAY, kind, detail);
+    ErrorReply { proxy_error: Some(kind), cause: Some(error.to_string().into()), ..reply }
 }
 
 /// Upstream answered with an error that is not passed on.

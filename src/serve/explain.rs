@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use geo::{Country, Geo, Place};
+use http::header::LOCATION;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
+use super::answer;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
 use super::routing::{no_site, route};
 use super::worker::Plan;
@@ -74,11 +76,6 @@ impl Explainer {
             explanation["decision"]["status"] = json!(status.as_u16());
             return Ok(explanation);
         }
-        if !matches!(rule.settings.action, Action::Forward(_)) {
-            explanation["decision"] = answered_here("answer", Reason::AnsweredHere);
-            return Ok(explanation);
-        }
-        explanation["pool"] = json!(rule.pool(&place).map(|pool| pool.name().to_string()));
         let directives = RequestDirectives::of(headers, rule.settings.cache.honoured);
         let query = CacheQuery {
             store: &self.store,
@@ -90,7 +87,20 @@ impl Explainer {
             place: &place,
             id: &RequestId(0),
         };
-        self.explain_lookup(query, &mut explanation).await;
+        let reply = match &rule.settings.action {
+            Action::Redirect(redirect) => answer::redirect(redirect, &query.facts()),
+            Action::Fixed(fixed) => answer::fixed(fixed),
+            Action::Forward(_) => {
+                explain_pool(rule, &place, &mut explanation);
+                self.explain_lookup(query, &mut explanation).await;
+                return Ok(explanation);
+            }
+        };
+        explanation["decision"] = answered_here("answer", Reason::AnsweredHere);
+        explanation["decision"]["status"] = json!(reply.status.as_u16());
+        if let Some(location) = reply.fields.get(&LOCATION) {
+            explanation["decision"]["location"] = json!(String::from_utf8_lossy(location));
+        }
         Ok(explanation)
     }
 
@@ -148,7 +158,9 @@ impl Explainer {
         let admitted = guard::admit(&limits, &applicant, Rates::Peek(&self.plan.rates));
         let refusal = admitted.err().map(|rejection| rejection.refusal);
         let denied = refusal.filter(|refusal| refusal.reason() == Reason::Denied);
-        explanation["access"] = json!({"admitted": denied.is_none()});
+        // What was not judged may still refuse the request.
+        let admitted = (denied.is_some() || skipped.is_empty()).then_some(denied.is_none());
+        explanation["access"] = json!({"admitted": admitted});
         if !skipped.is_empty() {
             explanation["access"]["not_judged"] = json!(skipped);
         }
@@ -196,6 +208,15 @@ fn judged(limits: &RuleLimits, client: Client) -> (RuleLimits, Vec<&'static str>
         }
     }
     (judged, skipped)
+}
+
+/// The pool that a request goes to, and how many of its origins are marked down.
+fn explain_pool(rule: &Rule, place: &Place, explanation: &mut Value) {
+    let Some(pool) = rule.pool(place) else { return };
+    let (origins, down) = pool.origin_counts();
+    explanation["pool"] = json!(&**pool.name());
+    explanation["pool_origins"] = json!(origins);
+    explanation["pool_origins_down"] = json!(down);
 }
 
 /// The rule of the path, the fields that the key's variants differ by, and the selected variant.

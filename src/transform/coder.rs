@@ -26,7 +26,7 @@ use http::HeaderMap;
 use http_body::Frame;
 
 use super::{Coding, DecodeLimit, Level};
-use crate::body::{Body, BodyError, BodySource, PollFrame};
+use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 use crate::labels::CoderFailure;
 use crate::metrics::{Metric, Recorder};
 
@@ -207,7 +207,19 @@ impl<C: Codec> CodedBody<C> {
 
     fn failed(&self, error: CodecError) -> BodyError {
         self.recorder.count_labelled(Metric::CoderFailures, error.label().index());
-        BodyError::caused_by("decoding or encoding the body failed", error)
+        match (error, self.codec.decoded_coding()) {
+            (CodecError::Malformed(_), Some(coding)) => BodyError::of(
+                BodyFault::Undecodable,
+                format!(
+                    "content-encoding is {coding}, but the content is not valid or complete {coding}"
+                ),
+            ),
+            (error, Some(coding)) => BodyError::caused_by(
+                format!("the {coding} content was not decoded to its end"),
+                error,
+            ),
+            (error, None) => BodyError::caused_by("the content could not be encoded", error),
+        }
     }
 }
 
@@ -270,6 +282,11 @@ trait Codec: Unpin {
 
     /// Writes the rest of the output after the last input. `true` when that is done.
     fn end(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError>;
+
+    /// The coding that a decoder undoes. `None` for an encoder.
+    fn decoded_coding(&self) -> Option<Coding> {
+        None
+    }
 }
 
 struct Encoder(Box<dyn EncodeV2>);
@@ -387,6 +404,10 @@ impl Decoder {
 }
 
 impl Codec for Decoder {
+    fn decoded_coding(&self) -> Option<Coding> {
+        Some(self.coding)
+    }
+
     fn run(
         &mut self,
         input: &mut PartialBuffer<&[u8]>,

@@ -77,6 +77,20 @@ impl Default for Settings {
     }
 }
 
+/// A response after [`transform`].
+pub(crate) enum Transformed {
+    /// The response to send.
+    Ready(Reply),
+    /// Its body is decoded as it is read, which fails if the origin's content does not have the stated
+    /// coding.
+    Decoding {
+        /// The response to send.
+        reply: Reply,
+        /// Whether the length of the coded body is known, so that its content follows without a pause.
+        has_length: bool,
+    },
+}
+
 /// Codes or decodes the response to a request with this method and these fields, or leaves it unchanged,
 /// and updates its fields. The body is coded as it is read. Must be called with the selected response
 /// (200, 206, 304, …), before hop-by-hop fields are added.
@@ -86,7 +100,7 @@ pub(crate) fn transform(
     response: Reply,
     settings: &Settings,
     recorder: &Recorder,
-) -> Reply {
+) -> Transformed {
     let Reply { status, received, mut fields, body } = response;
     // A response to HEAD has no body, whatever the length of the representation.
     let is_head = *method == Method::HEAD;
@@ -98,10 +112,12 @@ pub(crate) fn transform(
         fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
     match plan.action {
-        CodingAction::Leave(_) => return Reply { status, received, fields, body },
+        CodingAction::Leave(_) => {
+            return Transformed::Ready(Reply { status, received, fields, body });
+        }
         CodingAction::WeakenEtag => {
             weaken_etag(&mut fields);
-            return Reply { status, received, fields, body };
+            return Transformed::Ready(Reply { status, received, fields, body });
         }
         // The response to GET may be too short to be coded, which its HEAD does not tell. A response to
         // HEAD may omit Content-Encoding (RFC 9110 §9.3.2), and fields that hold for one coding alone
@@ -115,17 +131,21 @@ pub(crate) fn transform(
     }
     change_representation(&mut fields);
     if is_head {
-        return Reply { status, received, fields, body };
+        return Transformed::Ready(Reply { status, received, fields, body });
     }
     let body = match plan.action {
         CodingAction::Encode(level) => encode(body, level, length, recorder),
-        CodingAction::Decode(coding) => decode(body, coding, settings.decode_limit, recorder),
+        CodingAction::Decode(coding) => {
+            let body = decode(body, coding, settings.decode_limit, recorder);
+            let reply = Reply { status, received, fields, body };
+            return Transformed::Decoding { reply, has_length: length.is_some() };
+        }
         CodingAction::Leave(_) | CodingAction::WeakenEtag => body,
     };
     if let Some(length) = body.exact_length() {
         fields.append_number(&CONTENT_LENGTH, length);
     }
-    Reply { status, received, fields, body }
+    Transformed::Ready(Reply { status, received, fields, body })
 }
 
 /// Removes the fields that describe the bytes before coding: length, ranges and digests; and weakens the

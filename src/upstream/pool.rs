@@ -48,6 +48,13 @@ impl Pool {
         &self.settings.name
     }
 
+    /// The number of origins, and how many of them are marked down.
+    pub(crate) fn origin_counts(&self) -> (usize, usize) {
+        let members = self.members();
+        let down = members.iter().filter(|member| member.health.is_down()).count();
+        (members.len(), down)
+    }
+
     /// The current members. Each request reads them anew; that takes no lock.
     pub(super) fn members(&self) -> Guard<Arc<Members>> {
         self.members.load()

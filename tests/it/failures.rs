@@ -498,3 +498,38 @@ fn the_error_of_the_last_attempt_is_told_when_all_others_are_down() {
     assert_eq!(second.header("proxy-status"), "skerry; error=destination_unavailable");
     assert!(second.text().contains("no origin is available\n"), "{second:?}");
 }
+
+#[test]
+fn content_that_cannot_be_decoded_is_a_502_and_not_kept() {
+    let is_mended = Gate::default();
+    let mended = is_mended.clone();
+    let gzip = {
+        let mut coder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        coder.write_all(b"good").expect("memory");
+        coder.finish().expect("memory")
+    };
+    let origin = Origin::start(move |_| {
+        let body = if mended.is_open() { gzip.clone() } else { b"not gzip at all".to_vec() };
+        Answer::ok(body).header("Content-Encoding", "gzip").fresh_for(60)
+    });
+    let edge = Edge::before(&origin.url());
+    for _ in 0..2 {
+        let response = edge.get("/");
+        assert_eq!(response.status, 502, "{response:?}");
+        let error = "skerry; error=http_response_content_coding";
+        assert_eq!(response.header("proxy-status"), error, "{response:?}");
+        assert!(!response.header("cache-status").contains("stored"), "{response:?}");
+    }
+    let as_it_is = edge.get_with("/", &["Accept-Encoding: gzip"]);
+    assert_eq!((as_it_is.status, &*as_it_is.body), (200, &b"not gzip at all"[..]));
+    assert_eq!(edge.get("/").status, 502, "a hit fails, and is not kept");
+    is_mended.open();
+    let response = edge.get("/");
+    assert_eq!((response.status, response.text()), (200, "good"));
+    assert!(edge.get("/").is_hit());
+    let line = &edge.log(1)[0];
+    assert_eq!(line["status"], 502, "{line}");
+    assert_eq!(line["failure"], "http_response_content_coding", "{line}");
+    let detail = line["failure_detail"].as_str().unwrap_or_default();
+    assert!(detail.starts_with("content-encoding is gzip, but the content is not"), "{line}");
+}

@@ -517,3 +517,32 @@ fn interim_responses_without_end_are_a_502_and_hold_nobody_up() {
     assert_eq!(edge.get("/").text(), "fine");
     until("the flood's connection is closed", || origin.open() <= 1);
 }
+
+#[test]
+fn a_request_that_cannot_be_read_is_told_why() {
+    let origin = Origin::start(|_| Answer::ok("never"));
+    let edge = Edge::before(&origin.url());
+    for (request, status, reason) in [
+        ("GET / HTTP/9.9\r\n\r\n".to_owned(), 400, "not valid HTTP"),
+        ("GET / HTTP/1.1\nHost: a\n\n".to_owned(), 400, "ambiguous"),
+        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(20_000)), 414, "target is too long"),
+        (format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(40_000)), 431, "too large"),
+    ] {
+        let said = raw(edge.http, request.as_bytes());
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said:?}");
+        assert!(said.contains(reason) && said.contains("\nrequest "), "{said:?}");
+        assert!(said.contains("content-type: text/plain; charset=utf-8\r\n"), "{said:?}");
+    }
+}
+
+#[test]
+fn a_target_without_a_path_is_told_as_such() {
+    let origin = Origin::start(|_| Answer::ok("never"));
+    let edge = Edge::before(&origin.url());
+    let said = raw(edge.http, b"GET foo HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    assert!(said.contains("the request target has no path\n"), "{said:?}");
+    let said = raw(edge.http, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
+    assert!(said.starts_with("HTTP/1.1 400 "), "{said:?}");
+    let lines = edge.log(2);
+    assert_eq!(lines[1]["failure_detail"], "Host: a b", "{lines:?}");
+}

@@ -257,7 +257,11 @@ fn explain_says_who_is_not_let_in_and_which_rate_counts() {
     let open = told("/inside");
     assert_eq!(open["access"]["not_judged"], serde_json::json!(["access.allow", "access.deny"]));
     assert_eq!(told("/de")["access"]["not_judged"][0], "access.allow_countries");
-    for admitted in ["/inside&client=10.1.1.1", "/de&country=DE", "/inside"] {
+    assert!(
+        open["access"]["admitted"].is_null(),
+        "an option that is not judged may refuse: {open}"
+    );
+    for admitted in ["/inside&client=10.1.1.1", "/de&country=DE"] {
         let told = told(admitted);
         assert_eq!(
             (&told["access"]["admitted"], &told["decision"]["act"]),
@@ -281,6 +285,13 @@ fn explain_says_who_is_not_let_in_and_which_rate_counts() {
     assert_eq!(told("/limited&client=192.0.2.1")["decision"]["act"], "hit");
     assert!(told("/limited")["rate"]["admitted"].is_null());
     let moved = told("/moved");
+    assert_eq!(
+        (&moved["decision"]["status"], &moved["decision"]["location"]),
+        (&301.into(), &"/a".into()),
+        "{moved}"
+    );
+    let pool = told("/de&country=DE");
+    assert_eq!((&pool["pool_origins"], &pool["pool_origins_down"]), (&1.into(), &0.into()));
     assert_eq!(
         (&moved["decision"]["act"], &moved["decision"]["reason"]),
         (&"answer".into(), &"answered-here".into())

@@ -215,3 +215,20 @@ fn records_as_small_as_can_be_are_put_together() {
         }
     }
 }
+
+#[test]
+fn plain_http_on_a_port_with_tls_is_a_400_that_says_so() {
+    let origin = Origin::start(|_| Answer::ok("never"));
+    let edge = Edge::with_tls(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
+        origin.url()
+    ));
+    let said = raw(edge.https, b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    assert!(said.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{said:?}");
+    assert!(said.contains("\nthis port serves HTTPS: use an https URL\nrequest "), "{said:?}");
+    let line = &edge.log(1)[0];
+    assert_eq!((&line["status"], &line["failure"]), (&400.into(), &"plain-http".into()), "{line}");
+    assert_eq!(edge.metric("skerry_requests_unread_total{reason=\"plain-http\"}"), 1.0);
+    assert_eq!(edge.metric("skerry_tls_handshakes_total{outcome=\"not_tls\"}"), 1.0);
+    assert_eq!(origin.requests(), 0);
+}

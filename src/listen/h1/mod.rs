@@ -179,6 +179,7 @@ where
 
     fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         match ready!(self.poll_head(cx))? {
+            Some(Ok(_)) if self.connection.is_plain_http => self.refuse(HeadError::PlainHttp),
             Some(Ok(head)) => {
                 if self.start_request(head, cx).is_pending() {
                     return self.stream.borrow_mut().poll_closed(cx).map(Err);
@@ -379,12 +380,16 @@ where
 
     /// Refuses a request that the service does not see, and closes.
     fn refuse(&mut self, error: HeadError) {
-        self.connection.refuse(error);
+        let Reply { status, fields, mut body, .. } = self.connection.refuse(error);
         let facts = RequestFacts::of(&http::Method::GET, Version::HTTP_11, false);
-        let fields = FieldLines::default();
-        let head = ResponseHead::of(error.status(), &fields);
+        let head = ResponseHead::of(status, &fields);
         let date = self.connection.date().borrow().clone();
-        head.write(&mut self.stream.borrow_mut().queue, Some(0), facts, false, &date);
+        let mut stream = self.stream.borrow_mut();
+        head.write(&mut stream.queue, body.exact_length(), facts, false, &date);
+        if let Body::Full(bytes) = &mut body {
+            stream.queue.push_piece(bytes.take().unwrap_or_default(), false);
+        }
+        drop(stream);
         self.close_gracefully();
     }
 

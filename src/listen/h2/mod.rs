@@ -251,9 +251,7 @@ fn start_request<S, F>(
 {
     let in_flight = connection.begin_request(request.version());
     let refusal = request::check(&request, connection.limits());
-    if let Some(error) = refusal {
-        connection.refuse(error);
-    }
+    let refusal = refusal.map(|error| connection.refuse(error));
     let is_head = request.method() == Method::HEAD;
     if !request.body().is_end_stream() && request::expects_continue(request.headers()) {
         let mut go_on = Response::new(());
@@ -268,8 +266,8 @@ fn start_request<S, F>(
         recorder: connection.recorder().clone(),
         _in_flight: in_flight,
     };
-    if let Some(error) = refusal {
-        return responder.send_or_spawn(Reply::new(error.status()), connection.date());
+    if let Some(reply) = refusal {
+        return responder.send_or_spawn(reply, connection.date());
     }
     let mut answer = Box::pin(connection.respond(request::prepare(request, connection, cx)));
     if let Poll::Ready(reply) = answer.as_mut().poll(cx) {

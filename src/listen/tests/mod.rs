@@ -83,7 +83,7 @@ async fn start(settings: &Settings) -> Running {
     let served = spawn_local(serve(
         sockets,
         shared,
-        RequestHandler { service, on_refused: Rc::new(|_, _| {}) },
+        RequestHandler { service, on_refused: Rc::new(|_, error| Reply::new(error.status())) },
         metrics.worker(0),
         drain,
     ));

@@ -54,7 +54,11 @@ pub(crate) fn self_signed_in(
     let files = CertificateFiles { certificate, key, names: None };
     if !is_good(&files, now) {
         let pair = self_signed(names, now)?;
-        fs::create_dir_all(folder).map_err(|error| file_error(folder, error.to_string()))?;
+        fs::create_dir_all(folder).map_err(|error| {
+            let why =
+                format!("cannot create this directory for the generated certificate: {error}");
+            file_error(folder, why)
+        })?;
         write(&files.key, &pair.key, 0o600)?;
         write(&files.certificate, &pair.certificate, 0o644)?;
     }
