@@ -63,10 +63,9 @@ pub(crate) use purging::PurgeByMethod;
 pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
-use decoding::{Decoding, Encoded};
 use limited_body::LimitedBody;
 use lookup::{CacheQuery, LookupResult, Search};
-use outcome::{Answered, PathError, facts_of};
+use outcome::{Answered, Decoding, Encoded, PathError, facts_of};
 use routing::route;
 
 /// A reply that is ready, or a future of one.

@@ -8,28 +8,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::outcome::Answered;
+use super::outcome::{Answered, Decoding};
 use super::{Visit, errors, finish_error};
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 use crate::cache::{CacheStatus, PurgeScope};
 use crate::context::ResponseFacts;
 use crate::notices::{self, Notice};
 use crate::reply::Reply;
-
-/// A reply after encode.
-pub(super) enum Encoded {
-    /// It can be sent.
-    Ready(Answered),
-    /// Its first piece must be decoded first.
-    Decoding(Box<Decoding>),
-}
-
-/// A reply whose body is decoded as it is read.
-pub(super) struct Decoding {
-    pub answered: Answered,
-    /// Whether the length of the coded body is known.
-    pub has_length: bool,
-}
 
 impl Visit {
     /// finish for a reply that is decoded. The header section of one of unknown length, such as a stream

@@ -10,10 +10,9 @@ use super::routing;
 use crate::body::{BodyError, BodyFault};
 use crate::cache::{CacheStatus, Reason};
 use crate::guard::{Refusal, Rejection};
-use crate::labels::ProxyError;
 use crate::metrics::{Metric, Recorder};
 use crate::respond::ErrorReply;
-use crate::upstream::FetchError;
+use crate::upstream::{FetchError, ProxyError};
 
 /// A request that guard does not let in. Counts it.
 pub(super) fn refused(rejection: Rejection, recorder: &Recorder) -> Box<PathError> {

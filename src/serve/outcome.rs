@@ -20,6 +20,21 @@ pub(super) struct PathError {
     pub facts: ResponseFacts,
 }
 
+/// A reply after encode.
+pub(super) enum Encoded {
+    /// It can be sent.
+    Ready(Answered),
+    /// Its first piece must be decoded first.
+    Decoding(Box<Decoding>),
+}
+
+/// A reply whose body is decoded as it is read.
+pub(super) struct Decoding {
+    pub answered: Answered,
+    /// Whether the length of the coded body is known.
+    pub has_length: bool,
+}
+
 impl Answered {
     /// A reply for which no upstream was asked.
     pub(super) fn new(reply: Reply, status: CacheStatus) -> Self {

@@ -332,7 +332,9 @@ mod tests {
         let mut request = HeaderMap::new();
         request.insert(http::header::ACCEPT_ENCODING, accept.parse().unwrap());
         let recorder = Metrics::new(1).worker(0);
-        transform(method, &request, response, &Settings::default(), &recorder)
+        match transform(method, &request, response, &Settings::default(), &recorder) {
+            Transformed::Ready(reply) | Transformed::Decoding { reply, .. } => reply,
+        }
     }
 
     fn page(body: impl Into<Body>) -> Reply {

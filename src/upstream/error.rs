@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
+use rustls::CertificateError;
 
 use crate::body::{Body, BodyError, BodyFault};
 use crate::labels::ProxyError;
@@ -87,7 +88,7 @@ pub(crate) enum FetchError {
         after: Duration,
     },
     /// The origin's certificate is not trusted.
-    #[error("the certificate of {origin} is not valid: {source}")]
+    #[error("the certificate of {origin} {}", certificate_fault(source))]
     Certificate {
         /// `host:port`.
         origin: Arc<str>,
@@ -95,7 +96,7 @@ pub(crate) enum FetchError {
         source: rustls::Error,
     },
     /// The handshake failed otherwise.
-    #[error("TLS handshake with {origin} failed: {source}")]
+    #[error("TLS handshake with {origin} failed: {}", handshake_fault(source))]
     Tls {
         /// `host:port`.
         origin: Arc<str>,
@@ -359,6 +360,39 @@ impl FetchError {
             self,
             Self::RequestBody { .. } | Self::ConnectionLimit { .. } | Self::AllDown { .. }
         )
+    }
+}
+
+/// What is wrong with a certificate, and what to do.
+fn certificate_fault(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "is signed by an unknown CA: add the CA to tls.ca_files of the pool".into()
+        }
+        rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+            expected,
+            ..
+        }) => {
+            let name = expected.to_str();
+            format!(
+                "is not valid for {name}: set tls.server_name of the pool to a name that it has"
+            )
+        }
+        error => format!("is not valid: {error}"),
+    }
+}
+
+/// Why a handshake failed, in words that name the likely mistake.
+fn handshake_fault(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the origin closed the connection; does this port use TLS?".into()
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "the origin did not answer in TLS; does this port use TLS?".into()
+        }
+        _ => error.to_string(),
     }
 }
 

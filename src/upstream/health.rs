@@ -23,7 +23,7 @@ pub(super) struct OriginHealth {
 }
 
 impl OriginHealth {
-    #[cfg(test)]
+    /// Whether the origin is marked down.
     pub(super) fn is_down(&self) -> bool {
         self.down_until_ms.load(Ordering::Relaxed) != 0
     }

@@ -32,6 +32,7 @@ mod tls;
 mod tunnel;
 mod upstreams;
 
+pub(crate) use crate::labels::ProxyError;
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Intent, Times, UpstreamResponse};
 pub(crate) use pool::{MemberChanges, Pool, Pools};

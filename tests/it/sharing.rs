@@ -287,7 +287,7 @@ fn explain_says_who_is_not_let_in_and_which_rate_counts() {
     let moved = told("/moved");
     assert_eq!(
         (&moved["decision"]["status"], &moved["decision"]["location"]),
-        (&301.into(), &"/a".into()),
+        (&302.into(), &"/a".into()),
         "{moved}"
     );
     let pool = told("/de&country=DE");

@@ -10,7 +10,7 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
 };
 
-use crate::harness::{Edge, until};
+use crate::harness::{Answer, Edge, Origin, raw, until};
 
 const FIXED: &str = "[sites.all]\nhosts = \"*\"\nrespond.content = \"hello\"\n";
 
@@ -223,7 +223,7 @@ fn plain_http_on_a_port_with_tls_is_a_400_that_says_so() {
         "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
         origin.url()
     ));
-    let said = raw(edge.https, b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
+    let said = raw(edge.https.expect("TLS"), b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n");
     assert!(said.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{said:?}");
     assert!(said.contains("\nthis port serves HTTPS: use an https URL\nrequest "), "{said:?}");
     let line = &edge.log(1)[0];

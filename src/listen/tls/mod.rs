@@ -64,7 +64,7 @@ pub enum TlsError {
         reason: String,
     },
     /// The certificate and the key are not a pair.
-    #[error("{certificate} and {key} do not match: {reason}")]
+    #[error("{certificate} and {key} {}", pair_fault(reason))]
     Pair {
         /// The certificate's file.
         certificate: PathBuf,
@@ -86,6 +86,13 @@ pub enum TlsError {
     /// The self-signed certificate could not be generated.
     #[error("cannot generate a self-signed certificate: {0}")]
     SelfSigned(String),
+}
+
+fn pair_fault(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InconsistentKeys(_) => "do not match".into(),
+        error => format!("cannot be used: {error}"),
+    }
 }
 
 impl TlsState {
