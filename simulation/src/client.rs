@@ -1,7 +1,7 @@
-//! A client of the edge: HTTP/1.1 in clear, HTTP/1.1 or HTTP/2 over TLS, connections kept.
+//! An HTTP client with connection reuse: HTTP/1.1, HTTP/1.1 over TLS and HTTP/2 over TLS.
 //!
-//! It does what a browser's connection pool does and no more: a request on a kept connection
-//! that turns out to be closed before any byte of an answer goes once more on a new one.
+//! Like a browser, it repeats a request on a new connection if a reused connection was closed before
+//! the first byte of the response. It has no other retries.
 
 use crate::plan::object::Object;
 use anyhow::{Context as _, anyhow, bail};
@@ -18,47 +18,47 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-/// How a client talks.
+/// The protocol of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// HTTP/1.1 in clear.
-    Plain,
+    /// HTTP/1.1 without TLS.
+    Http1,
     /// HTTP/1.1 over TLS.
-    Tls1,
+    Http1Tls,
     /// HTTP/2 over TLS.
-    Tls2,
+    Http2Tls,
 }
 
-/// One request.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ask {
-    /// Usually GET.
+pub struct ClientRequest {
+    /// The method; GET by default.
     pub method: Method,
-    /// `Host`, and SNI over TLS.
+    /// The value of `Host` and, over TLS, of SNI.
     pub host: String,
-    /// Path and query.
+    /// The path and query.
     pub path: String,
-    /// The client's number; private objects are made for it. 0 is nobody.
+    /// The client's number, sent as a cookie; private objects depend on it. 0 sends no cookie.
     pub client: u32,
-    /// Whence it comes, as a trusted proxy would say it.
+    /// The client's address, sent in `X-Forwarded-For` as a trusted proxy does.
     pub address: Option<Ipv4Addr>,
-    /// First and last byte, inclusive.
+    /// First and last byte of the requested range, inclusive.
     pub range: Option<(u64, u64)>,
-    /// More fields, names in lower case.
+    /// Further header fields; names in lower case.
     pub headers: Vec<(String, String)>,
     /// The request's body.
     pub body: Bytes,
 }
 
-impl Ask {
-    /// GET of an object.
+impl ClientRequest {
+    /// A GET request for an object.
     pub fn object(object: &Object) -> Self {
-        Ask::path(object.class.host(), &object.path())
+        ClientRequest::path(object.class.host(), &object.path())
     }
 
-    /// GET of a path.
+    /// A GET request for a path.
     pub fn path(host: &str, path: &str) -> Self {
-        Ask {
+        ClientRequest {
             method: Method::GET,
             host: host.to_owned(),
             path: path.to_owned(),
@@ -70,10 +70,10 @@ impl Ask {
         }
     }
 
-    fn request(&self, protocol: Protocol) -> anyhow::Result<Request<Full<Bytes>>> {
+    fn build(&self, protocol: Protocol) -> anyhow::Result<Request<Full<Bytes>>> {
         let mut request = Request::builder().method(self.method.clone());
         request = match protocol {
-            Protocol::Tls2 => request.uri(format!("https://{}{}", self.host, self.path)),
+            Protocol::Http2Tls => request.uri(format!("https://{}{}", self.host, self.path)),
             _ => request.uri(&self.path).header("host", &self.host),
         };
         if self.client != 0 {
@@ -92,48 +92,49 @@ impl Ask {
     }
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct ClientResponse {
     /// The status code.
     pub status: u16,
     /// The header fields.
     pub headers: HeaderMap,
-    /// The whole body.
+    /// The body.
     pub body: Bytes,
-    /// When the header was there.
+    /// When the header section had arrived.
     pub first_byte: Instant,
-    /// Whether it took a second connection (see the module's text).
+    /// Whether the request was repeated on a new connection.
     pub retried: bool,
 }
 
-impl Reply {
-    /// A field's first value, when it is text.
+impl ClientResponse {
+    /// The first value of a field, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
 
-/// Keeps connections. Clones share them.
+/// A client that reuses connections. Clones share the connections.
 #[derive(Clone, Default)]
 pub struct Client {
     tls: Option<tokio_rustls::TlsConnector>,
-    kept: Arc<Mutex<Kept>>,
+    connections: Arc<Mutex<Connections>>,
 }
 
+/// Open connections by port: idle ones of HTTP/1.1, shared ones of HTTP/2.
 #[derive(Default)]
-struct Kept {
-    one: HashMap<(u16, Protocol), Vec<http1::SendRequest<Full<Bytes>>>>,
-    two: HashMap<u16, http2::SendRequest<Full<Bytes>>>,
+struct Connections {
+    http1: HashMap<(u16, Protocol), Vec<http1::SendRequest<Full<Bytes>>>>,
+    http2: HashMap<u16, http2::SendRequest<Full<Bytes>>>,
 }
 
 impl Client {
-    /// Speaks in clear only.
+    /// A client without TLS.
     pub fn plain() -> Self {
         Self::default()
     }
 
-    /// Speaks TLS too, and trusts what this certificate authority has signed.
+    /// A client with TLS that trusts certificates of this authority.
     pub fn trusting(authority: rustls::pki_types::CertificateDer<'static>) -> anyhow::Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority).context("certificate authority")?;
@@ -142,119 +143,137 @@ impl Client {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Client { tls: Some(Arc::new(config).into()), kept: Arc::default() })
+        Ok(Client { tls: Some(Arc::new(config).into()), connections: Arc::default() })
     }
 
-    /// A GET in clear on the loopback, whole answer, ten seconds at most.
-    pub async fn get(&self, port: u16, ask: &Ask) -> anyhow::Result<Reply> {
-        self.send(port, Protocol::Plain, ask, Duration::from_secs(10)).await
+    /// Sends a request over HTTP/1.1 without TLS, with a limit of ten seconds.
+    pub async fn send_http(
+        &self,
+        port: u16,
+        request: &ClientRequest,
+    ) -> anyhow::Result<ClientResponse> {
+        self.send(port, Protocol::Http1, request, Duration::from_secs(10)).await
     }
 
-    /// Sends a request and reads the whole answer; `limit` is for all of it.
+    /// Sends a request and reads the complete response within `limit`.
     pub async fn send(
         &self,
         port: u16,
         protocol: Protocol,
-        ask: &Ask,
+        request: &ClientRequest,
         limit: Duration,
-    ) -> anyhow::Result<Reply> {
-        let answer = async {
+    ) -> anyhow::Result<ClientResponse> {
+        let exchange = async {
             match protocol {
-                Protocol::Tls2 => self.send_two(port, ask).await,
-                _ => self.send_one(port, protocol, ask).await,
+                Protocol::Http2Tls => self.send_http2(port, request).await,
+                _ => self.send_http1(port, protocol, request).await,
             }
         };
-        let reply = timeout(limit, answer).await;
-        reply.unwrap_or_else(|_| Err(anyhow!("no whole answer within {limit:?}")))
+        let response = timeout(limit, exchange).await;
+        response.unwrap_or_else(|_| Err(anyhow!("no complete response within {limit:?}")))
     }
 
-    async fn send_one(&self, port: u16, protocol: Protocol, ask: &Ask) -> anyhow::Result<Reply> {
+    async fn send_http1(
+        &self,
+        port: u16,
+        protocol: Protocol,
+        request: &ClientRequest,
+    ) -> anyhow::Result<ClientResponse> {
         let mut retried = false;
-        while let Some(mut connection) = self.take_kept(port, protocol) {
+        while let Some(mut connection) = self.take_idle(port, protocol) {
             if connection.ready().await.is_err() {
                 continue;
             }
-            match connection.send_request(ask.request(protocol)?).await {
+            match connection.send_request(request.build(protocol)?).await {
                 Ok(response) => {
-                    let reply = whole(response, retried).await?;
-                    self.keep(port, protocol, connection);
-                    return Ok(reply);
+                    let response = read_response(response, retried).await?;
+                    self.return_idle(port, protocol, connection);
+                    return Ok(response);
                 }
-                Err(error) if was_closed_before(&error) => retried = true,
+                Err(error) if closed_before_response(&error) => retried = true,
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut connection = self.connect_one(port, protocol, &ask.host).await?;
-        let response = connection.send_request(ask.request(protocol)?).await?;
-        let reply = whole(response, retried).await?;
-        self.keep(port, protocol, connection);
-        Ok(reply)
+        let mut connection = self.connect_http1(port, protocol, &request.host).await?;
+        let response = connection.send_request(request.build(protocol)?).await?;
+        let response = read_response(response, retried).await?;
+        self.return_idle(port, protocol, connection);
+        Ok(response)
     }
 
-    async fn send_two(&self, port: u16, ask: &Ask) -> anyhow::Result<Reply> {
-        let kept = self.kept().two.get(&port).cloned();
+    async fn send_http2(
+        &self,
+        port: u16,
+        request: &ClientRequest,
+    ) -> anyhow::Result<ClientResponse> {
+        let shared = self.connections().http2.get(&port).cloned();
         let mut retried = false;
-        if let Some(mut connection) = kept.filter(|connection| !connection.is_closed()) {
-            let sent = connection.send_request(ask.request(Protocol::Tls2)?).await;
+        if let Some(mut connection) = shared.filter(|connection| !connection.is_closed()) {
+            let sent = connection.send_request(request.build(Protocol::Http2Tls)?).await;
             match sent {
-                Ok(response) => return whole(response, false).await,
-                Err(error) if may_go_again(&error) => retried = true,
+                Ok(response) => return read_response(response, false).await,
+                Err(error) if was_not_processed(&error) => retried = true,
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut connection = self.connect_two(port, &ask.host).await?;
-        self.kept().two.insert(port, connection.clone());
-        let response = connection.send_request(ask.request(Protocol::Tls2)?).await?;
-        whole(response, retried).await
+        let mut connection = self.connect_http2(port, &request.host).await?;
+        self.connections().http2.insert(port, connection.clone());
+        let response = connection.send_request(request.build(Protocol::Http2Tls)?).await?;
+        read_response(response, retried).await
     }
 
-    /// Forgets what is kept for a port: the process behind it is another now.
+    /// Drops all connections to a port, whose process has been replaced.
     pub fn forget(&self, port: u16) {
-        let mut kept = self.kept();
-        kept.one.retain(|(of, _), _| *of != port);
-        kept.two.remove(&port);
+        let mut connections = self.connections();
+        connections.http1.retain(|(of, _), _| *of != port);
+        connections.http2.remove(&port);
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> std::sync::MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_kept(&self, port: u16, protocol: Protocol) -> Option<http1::SendRequest<Full<Bytes>>> {
-        self.kept().one.get_mut(&(port, protocol))?.pop()
+    fn take_idle(&self, port: u16, protocol: Protocol) -> Option<http1::SendRequest<Full<Bytes>>> {
+        self.connections().http1.get_mut(&(port, protocol))?.pop()
     }
 
-    fn keep(&self, port: u16, protocol: Protocol, connection: http1::SendRequest<Full<Bytes>>) {
-        let mut kept = self.kept();
-        let idle = kept.one.entry((port, protocol)).or_default();
+    fn return_idle(
+        &self,
+        port: u16,
+        protocol: Protocol,
+        connection: http1::SendRequest<Full<Bytes>>,
+    ) {
+        let mut connections = self.connections();
+        let idle = connections.http1.entry((port, protocol)).or_default();
         if idle.len() < IDLE_MAX && !connection.is_closed() {
             idle.push(connection);
         }
     }
 
-    async fn connect_one(
+    async fn connect_http1(
         &self,
         port: u16,
         protocol: Protocol,
         host: &str,
     ) -> anyhow::Result<http1::SendRequest<Full<Bytes>>> {
         let socket = connect(port).await?;
-        if protocol == Protocol::Plain {
+        if protocol == Protocol::Http1 {
             let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
             tokio::spawn(connection);
             return Ok(sender);
         }
-        let tls = self.shake_hands(socket, host, b"http/1.1").await?;
+        let tls = self.tls_handshake(socket, host, b"http/1.1").await?;
         let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
         tokio::spawn(connection);
         Ok(sender)
     }
 
-    async fn connect_two(
+    async fn connect_http2(
         &self,
         port: u16,
         host: &str,
     ) -> anyhow::Result<http2::SendRequest<Full<Bytes>>> {
-        let tls = self.shake_hands(connect(port).await?, host, b"h2").await?;
+        let tls = self.tls_handshake(connect(port).await?, host, b"h2").await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(8 << 20)
@@ -264,13 +283,13 @@ impl Client {
         Ok(sender)
     }
 
-    async fn shake_hands(
+    async fn tls_handshake(
         &self,
         socket: TcpStream,
         host: &str,
         protocol: &[u8],
     ) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-        let connector = self.tls.as_ref().context("this client has no TLS")?;
+        let connector = self.tls.as_ref().context("this client was created without TLS")?;
         let mut config = rustls::ClientConfig::clone(connector.config());
         config.alpn_protocols = vec![protocol.to_vec()];
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
@@ -282,10 +301,9 @@ impl Client {
         Ok(stream)
     }
 
-    /// The serial number of the certificate that the server shows for `host` on a new
-    /// connection.
+    /// The certificate (DER) that the server presents for `host` on a new connection.
     pub async fn certificate(&self, port: u16, host: &str) -> anyhow::Result<Vec<u8>> {
-        let stream = self.shake_hands(connect(port).await?, host, b"http/1.1").await?;
+        let stream = self.tls_handshake(connect(port).await?, host, b"http/1.1").await?;
         let chain = stream.get_ref().1.peer_certificates().context("no certificate")?;
         Ok(chain.first().context("empty chain")?.to_vec())
     }
@@ -297,26 +315,35 @@ async fn connect(port: u16) -> anyhow::Result<TcpStream> {
     Ok(socket)
 }
 
-async fn whole(response: http::Response<Incoming>, retried: bool) -> anyhow::Result<Reply> {
+async fn read_response(
+    response: http::Response<Incoming>,
+    retried: bool,
+) -> anyhow::Result<ClientResponse> {
     let first_byte = Instant::now();
     let (parts, body) = response.into_parts();
-    let body = body.collect().await.with_context(|| body_broke(&parts))?.to_bytes();
-    Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body, first_byte, retried })
+    let body = body.collect().await.with_context(|| broken_body(&parts))?.to_bytes();
+    Ok(ClientResponse {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body,
+        first_byte,
+        retried,
+    })
 }
 
-fn body_broke(parts: &http::response::Parts) -> String {
+fn broken_body(parts: &http::response::Parts) -> String {
     let of = parts.headers.get("x-fetch").and_then(|value| value.to_str().ok()).unwrap_or("-");
     format!("{BODY_BROKE_OFF} (status {}, x-fetch {of})", parts.status.as_u16())
 }
 
-/// How an error begins when an answer's header came, and not all of its body.
+/// Start of the error message for a response whose body ended early.
 pub const BODY_BROKE_OFF: &str = "the body broke off";
 
-fn was_closed_before(error: &hyper::Error) -> bool {
+fn closed_before_response(error: &hyper::Error) -> bool {
     error.is_canceled() || error.is_closed() || error.is_incomplete_message() || is_reset(error)
 }
 
-/// A reset of a kept connection is the same race as its close.
+/// A reset of a reused connection is the same race as its close.
 fn is_reset(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
@@ -326,12 +353,12 @@ fn is_reset(error: &hyper::Error) -> bool {
     })
 }
 
-/// HTTP/2 says which requests were not begun (GOAWAY, REFUSED_STREAM); hyper calls those
-/// canceled or names the reason in the source's text.
-fn may_go_again(error: &hyper::Error) -> bool {
+/// Whether the server did not process a request (RFC 9113 §8.7: GOAWAY, REFUSED_STREAM). hyper reports
+/// this as canceled, or names the reason in the text of its source.
+fn was_not_processed(error: &hyper::Error) -> bool {
     let text = format!("{error:?}");
-    was_closed_before(error) || text.contains("GoAway") || text.contains("REFUSED_STREAM")
+    closed_before_response(error) || text.contains("GoAway") || text.contains("REFUSED_STREAM")
 }
 
-/// Connections kept for one port and protocol.
+/// Maximum idle connections for a port and protocol.
 const IDLE_MAX: usize = 64;

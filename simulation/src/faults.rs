@@ -1,6 +1,5 @@
-//! Injects a fault into the fleet, and ends it.
-//!
-//! Faults of links are only noted here: fleet/conditions.rs applies them.
+//! Starts and ends the faults of nodes, origins and Redis. Faults of links are applied by
+//! fleet/conditions.rs.
 
 use crate::fleet::Fleet;
 use crate::fleet::disk;
@@ -8,95 +7,95 @@ use crate::fleet::node::{self, Admin};
 use crate::fleet::origin::Origin;
 use crate::fleet::process::Process;
 use crate::journal::NodeId;
-use crate::plan::fault::Break;
-use crate::plan::names::{End, Names};
+use crate::plan::fault::FaultSpec;
+use crate::plan::names::{Endpoint, Names};
 use crate::plan::place::REGIONS;
 use anyhow::{Context as _, bail};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// Starts a fault. One that takes its own time returns when it is done, and says so.
-pub async fn begin(fleet: &Fleet, fault: &Break) -> anyhow::Result<Lasting> {
+/// Starts a fault. A rolling upgrade or certificate rotation is complete when this returns.
+pub async fn begin(fleet: &Fleet, fault: &FaultSpec) -> anyhow::Result<FaultState> {
     match fault {
-        Break::RedisKill { .. } => fleet.redis().await?.kill().await?,
-        Break::RedisPause => fleet.redis().await?.pause()?,
-        Break::NodeKill { node, wipe } => kill(fleet, fleet.names.node(node)?, *wipe).await?,
-        Break::NodePause { node } => {
+        FaultSpec::RedisKill { .. } => fleet.redis().await?.kill().await?,
+        FaultSpec::RedisPause => fleet.redis().await?.pause()?,
+        FaultSpec::NodeKill { node, wipe } => kill(fleet, fleet.names.node(node)?, *wipe).await?,
+        FaultSpec::NodePause { node } => {
             fleet.with_process(fleet.names.node(node)?, |process| process.pause()).await?;
         }
-        Break::DiskFull { node } => {
+        FaultSpec::DiskFull { node } => {
             let node = fleet.names.node(node)?;
             let spec = &fleet.nodes[node].spec;
             let fill = |process: &Process| match spec.has_small_disk {
                 true => disk::fill(process.id(), &spec.data()),
-                false => process.limit_files(Some(FULL_DISK_BYTES)),
+                false => process.limit_file_size(Some(FULL_DISK_BYTES)),
             };
             fleet.with_process(node, fill).await?;
         }
-        Break::OriginFails { origin } => {
-            for origin in origins_meant(&fleet.names, &fleet.origins, origin) {
-                origin.mood.failing.store(true, Ordering::Relaxed);
+        FaultSpec::OriginFails { origin } => {
+            for origin in origins_named(&fleet.names, &fleet.origins, origin) {
+                origin.faults.failing.store(true, Ordering::Relaxed);
             }
         }
-        Break::OriginSlow { origin, add_ms } => {
-            for origin in origins_meant(&fleet.names, &fleet.origins, origin) {
-                origin.mood.added_ms.store(*add_ms, Ordering::Relaxed);
+        FaultSpec::OriginSlow { origin, add_ms } => {
+            for origin in origins_named(&fleet.names, &fleet.origins, origin) {
+                origin.faults.added_ms.store(*add_ms, Ordering::Relaxed);
             }
         }
-        Break::RollingUpgrade => {
+        FaultSpec::RollingUpgrade => {
             rolling_upgrade(fleet).await?;
-            return Ok(Lasting::Done);
+            return Ok(FaultState::Over);
         }
-        Break::CertRotation => {
+        FaultSpec::CertRotation => {
             rotate_certificates(fleet).await?;
-            return Ok(Lasting::Done);
+            return Ok(FaultState::Over);
         }
-        // Links: fleet/conditions.rs does it.
-        Break::Cut { .. }
-        | Break::Delay { .. }
-        | Break::Loss { .. }
-        | Break::Throttle { .. }
-        | Break::OriginDown { .. } => {}
+        // Faults of links are applied by fleet/conditions.rs.
+        FaultSpec::Cut { .. }
+        | FaultSpec::Delay { .. }
+        | FaultSpec::Loss { .. }
+        | FaultSpec::Throttle { .. }
+        | FaultSpec::OriginDown { .. } => {}
     }
-    Ok(Lasting::UntilMended)
+    Ok(FaultState::InForce)
 }
 
-/// Whether a fault goes on after [`begin`] has returned.
+/// Whether a fault is still in force after [`begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lasting {
-    /// The fault has ended.
-    Done,
-    /// [`mend`] ends it.
-    UntilMended,
+pub enum FaultState {
+    /// The fault ended by itself.
+    Over,
+    /// The fault lasts until [`end`].
+    InForce,
 }
 
-/// Undoes a fault.
-pub async fn mend(fleet: &Fleet, fault: &Break) -> anyhow::Result<()> {
+/// Ends a fault.
+pub async fn end(fleet: &Fleet, fault: &FaultSpec) -> anyhow::Result<()> {
     match fault {
-        Break::RedisKill { empty } => fleet.redis().await?.restart(*empty).await?,
-        Break::RedisPause => fleet.redis().await?.resume()?,
-        Break::NodeKill { node, .. } => fleet.start_node(fleet.names.node(node)?).await?,
-        Break::NodePause { node } => {
+        FaultSpec::RedisKill { empty } => fleet.redis().await?.restart(*empty).await?,
+        FaultSpec::RedisPause => fleet.redis().await?.resume()?,
+        FaultSpec::NodeKill { node, .. } => fleet.start_node(fleet.names.node(node)?).await?,
+        FaultSpec::NodePause { node } => {
             fleet.with_process(fleet.names.node(node)?, |process| process.resume()).await?;
         }
-        Break::DiskFull { node } => {
+        FaultSpec::DiskFull { node } => {
             let node = fleet.names.node(node)?;
             let spec = &fleet.nodes[node].spec;
             let clear = |process: &Process| match spec.has_small_disk {
                 true => disk::clear(process.id(), &spec.data()),
-                false => process.limit_files(None),
+                false => process.limit_file_size(None),
             };
             fleet.with_process(node, clear).await?;
         }
-        Break::OriginFails { origin } => {
-            for origin in origins_meant(&fleet.names, &fleet.origins, origin) {
-                origin.mood.failing.store(false, Ordering::Relaxed);
+        FaultSpec::OriginFails { origin } => {
+            for origin in origins_named(&fleet.names, &fleet.origins, origin) {
+                origin.faults.failing.store(false, Ordering::Relaxed);
             }
         }
-        Break::OriginSlow { origin, .. } => {
-            for origin in origins_meant(&fleet.names, &fleet.origins, origin) {
-                origin.mood.added_ms.store(0, Ordering::Relaxed);
+        FaultSpec::OriginSlow { origin, .. } => {
+            for origin in origins_named(&fleet.names, &fleet.origins, origin) {
+                origin.faults.added_ms.store(0, Ordering::Relaxed);
             }
         }
         _ => {}
@@ -104,8 +103,8 @@ pub async fn mend(fleet: &Fleet, fault: &Break) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The bytes that a node without a small disk may still write to a file that is "full": enough for small appends at the
-/// head of a file, nothing for the blocks of a cache.
+/// File size limit of a "full" disk on a node without a small disk: files of the cache exceed it,
+/// small files do not.
 const FULL_DISK_BYTES: u64 = 64 * 1024;
 
 async fn kill(fleet: &Fleet, node: NodeId, wipe: bool) -> anyhow::Result<()> {
@@ -117,12 +116,12 @@ async fn kill(fleet: &Fleet, node: NodeId, wipe: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Drain, wait until the balancer has seen it, end, start the new one, next.
+/// For each node in turn: drain, wait until the balancer sends no more requests, stop, start.
 async fn rolling_upgrade(fleet: &Fleet) -> anyhow::Result<()> {
     for node in 0..fleet.nodes.len() {
         let admin = Admin::new(fleet.nodes[node].spec.ports.admin);
         admin.drain().await?;
-        fleet.seen_unready(node).await?;
+        fleet.wait_until_unready(node).await?;
         fleet.stop_node(node).await?;
         fleet.start_node(node).await?;
     }
@@ -139,11 +138,11 @@ async fn rotate_certificates(fleet: &Fleet) -> anyhow::Result<()> {
         let before = fleet.client.certificate(ports.https, host).await?;
         fleet.authority.issue(&node.spec)?;
         Admin::new(ports.admin).reload().await?;
-        let mut tries = 0;
+        let mut attempts = 0;
         while fleet.client.certificate(ports.https, host).await? == before {
-            tries += 1;
-            if tries > 100 {
-                bail!("{} still shows its old certificate", node.spec.name);
+            attempts += 1;
+            if attempts > 100 {
+                bail!("{} still presents its old certificate 5 s after the reload", node.spec.name);
             }
             sleep(Duration::from_millis(50)).await;
         }
@@ -157,20 +156,20 @@ pub fn place_of(region: &str) -> Option<(f64, f64)> {
     Some((region.latitude, region.longitude))
 }
 
-/// Ends what is still running, politely first.
+/// Stops all nodes: SIGTERM first, SIGKILL if that takes too long.
 pub async fn stop_all(fleet: &Fleet) {
     for node in &fleet.nodes {
         let mut process = node.process.lock().await;
         if let Some(process) = process.as_mut() {
             let _ = process.resume();
-            // Dropping the process kills it, whatever this says.
+            // An error is ignored: dropping the process kills it.
             let _ = node::stop(process).await;
         }
         *process = None;
     }
 }
 
-fn origins_meant<'a>(names: &Names, origins: &'a [Origin], name: &str) -> Vec<&'a Origin> {
-    let meant = |origin: &&Origin| names.means(name, End::Origin(origin.number));
+fn origins_named<'a>(names: &Names, origins: &'a [Origin], name: &str) -> Vec<&'a Origin> {
+    let meant = |origin: &&Origin| names.matches(name, Endpoint::Origin(origin.number));
     origins.iter().filter(meant).collect()
 }

@@ -1,68 +1,68 @@
-//! The record of events on one clock, with which checkers compare the responses.
+//! The record of a run: one clock, and the facts that checkers compare responses with.
 //!
-//! The journal knows upstream requests because the origins write them down themselves, and
-//! purges because the load generator issued them. Nothing here is taken from a node's word.
+//! Origins record the upstream requests that they receive, and the simulation records the purges and
+//! faults that it starts. No fact depends on what a node reports, except receipts of purges.
 
 use crate::plan::object::{Class, ObjectId};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Microseconds since the run began.
+/// Microseconds since the start of the run.
 pub type Micros = u64;
 
-/// A position in the fleet's list of nodes.
+/// Index of a node in the fleet's list of nodes.
 pub type NodeId = usize;
 
 /// One second in [`Micros`].
 pub const SECOND: Micros = 1_000_000;
 
-/// One upstream request, as the origin saw it.
+/// An upstream request, as its origin recorded it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fetch {
-    /// Unique; the answer carries it in `X-Fetch`, and so does what a cache stores of it.
+    /// Unique number, from 1. The response carries it in `X-Fetch`, also when served from a cache.
     pub serial: u64,
-    /// Which origin.
+    /// Index of the origin.
     pub origin: usize,
-    /// From which node, known by the port it came in at.
+    /// The node that sent it, identified by the origin's port.
     pub node: Option<NodeId>,
     /// The requested object.
     pub object: ObjectId,
-    /// The version that was current when the request began.
+    /// The object's version when the request arrived.
     pub version: u32,
-    /// The bytes asked for, when it was a range.
+    /// First and last byte of the requested range.
     pub range: Option<(u64, u64)>,
-    /// `If-Range`: the version of which the range must be, or the whole is sent.
-    pub bound: Option<String>,
-    /// Whether it asked "has it changed".
+    /// `If-Range`: the version that the range must belong to; otherwise the whole object is sent.
+    pub if_range: Option<String>,
+    /// Whether it has `If-None-Match`.
     pub conditional: bool,
-    /// `X-Forwarded-Proto`, when the node said it: http and https are two keys.
+    /// `X-Forwarded-Proto`, if present. Requests over http and https have different cache keys.
     pub scheme: Option<String>,
-    /// Whether it was a HEAD.
+    /// Whether its method is HEAD.
     pub head: bool,
-    /// When the origin had read the request.
+    /// When the origin had received the request.
     pub began: Micros,
-    /// When it answered.
+    /// When the origin sent the header section of the response.
     pub answered: Option<Micros>,
-    /// When the last byte was handed over, or the connection broke.
+    /// When the last byte was sent, or the connection ended.
     pub ended: Option<Micros>,
-    /// Whether the whole answer was handed over.
+    /// Whether the complete response was sent.
     pub whole: bool,
-    /// The status answered with; 0 before that.
+    /// The status code of the response; 0 before there is one.
     pub status: u16,
-    /// Bytes of body handed over.
+    /// Bytes of the body that were sent.
     pub bytes: u64,
 }
 
 impl Fetch {
-    /// The version that a range was asked for of and that its origin no longer had. The answer
-    /// has another, in whole, and is of no use to who asked.
-    pub fn refused(&self) -> Option<&str> {
-        self.bound.as_deref().filter(|_| self.range.is_some() && self.status == 200)
+    /// The value of `If-Range` if it did not match, so that the origin sent the whole object instead of
+    /// the range. Such a response cannot complete a stored part.
+    pub fn failed_if_range(&self) -> Option<&str> {
+        self.if_range.as_deref().filter(|_| self.range.is_some() && self.status == 200)
     }
 }
 
-/// The scope of a purge, in the lab's terms.
+/// The set of objects that a purge covers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// One URL.
@@ -71,14 +71,14 @@ pub enum Scope {
     Group(u32),
     /// All URLs of a class: a prefix purge.
     Class(Class),
-    /// A site, by its host.
+    /// The site with this host.
     Site(&'static str),
     /// Everything.
     All,
 }
 
 impl Scope {
-    /// Whether the scope covers this object.
+    /// Whether the scope includes this object.
     pub fn covers(&self, object: &crate::plan::object::Object) -> bool {
         match self {
             Scope::Object(id) => *id == object.id,
@@ -89,7 +89,7 @@ impl Scope {
         }
     }
 
-    /// For reports: `object 17`, `tag group-3`.
+    /// A description for reports: `object 17`, `tag group-3`.
     pub fn describe(&self) -> String {
         match self {
             Scope::Object(id) => format!("object {id}"),
@@ -101,91 +101,90 @@ impl Scope {
     }
 }
 
-/// A purge that the lab issued, and who acknowledged it when.
+/// A purge and the state of its receipts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Purge {
-    /// Position in [`Facts::purges`].
+    /// Index in [`Facts::purges`].
     pub number: usize,
-    /// The fleet's own id, once it answered.
+    /// The id that the admin API returned.
     pub id: Option<String>,
-    /// The purged scope.
+    /// The objects that it covers.
     pub scope: Scope,
-    /// Whether what it covers may still be served stale.
+    /// Whether the covered responses may still be served stale.
     pub soft: bool,
-    /// Through which node.
+    /// The node whose admin API received it.
     pub via: NodeId,
-    /// The nodes that it is meant for: all of them when there is a bus.
-    pub meant_for: Vec<NodeId>,
-    /// When the request was sent.
+    /// The nodes that must apply it: all if the fleet has Redis, otherwise `via` only.
+    pub targets: Vec<NodeId>,
+    /// When the request to the admin API was sent.
     pub issued: Micros,
-    /// When the lab had the answer that says "applied", for each node.
+    /// For each node, when the response with its "applied" receipt had arrived.
     pub acknowledged: Vec<(NodeId, Micros)>,
-    /// The time from issue to application that each node's receipt states, in milliseconds.
+    /// For each node, the time from issue to applied in milliseconds, according to its receipt.
     pub propagation_ms: Vec<(NodeId, f64)>,
-    /// Nodes that the latest answer called pending.
+    /// Nodes that are pending according to the last response.
     pub pending: Vec<NodeId>,
-    /// Whether the latest answer said that all nodes have it.
+    /// Whether all nodes have applied it according to the last response.
     pub complete: bool,
-    /// Set when the admin API refused or did not answer.
+    /// The error, if the admin API refused the purge or did not respond.
     pub failed: Option<String>,
 }
 
 impl Purge {
-    /// When this node acknowledged it.
+    /// When the receipt of a node had arrived.
     pub fn acknowledged_by(&self, node: NodeId) -> Option<Micros> {
         self.acknowledged.iter().find(|(by, _)| *by == node).map(|(_, at)| *at)
     }
 }
 
-/// Something that the plan breaks on purpose, from when until when.
+/// A fault that was injected, and its time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
-    /// The kind, as scenarios write it.
+    /// The kind, as in scenario files.
     pub kind: String,
-    /// For people: `frankfurt-1 killed`.
+    /// A description for reports: `frankfurt-1 killed`.
     pub what: String,
-    /// Nodes that it touches.
+    /// The nodes whose requests it may affect.
     pub nodes: Vec<NodeId>,
-    /// When it began.
+    /// When it started.
     pub began: Micros,
-    /// When it was undone; none while it lasts.
+    /// When it ended; `None` while it lasts.
     pub ended: Option<Micros>,
 }
 
-/// The kind of a fault that nobody planned: the lab itself, with all its processes, was stopped
-/// for a while.
-pub const LAB_PAUSED: &str = "lab-paused";
+/// The kind of an unplanned fault: the machine paused the simulation with all its processes.
+pub const SIMULATION_PAUSED: &str = "simulation-paused";
 
 impl Fault {
-    /// Whether it was in force at any time between `from` and `to`, with `grace` after its end.
+    /// Whether it was in force between `from` and `to`, or ended less than `grace` before `from`.
     pub fn overlaps(&self, from: Micros, to: Micros, grace: Micros) -> bool {
         self.began <= to && self.ended.is_none_or(|ended| ended + grace >= from)
     }
 }
 
-/// When a node's process came up or went away.
+/// A start or an exit of a node's process.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LifeEvent {
-    /// Which node.
+pub struct ProcessEvent {
+    /// The node.
     pub node: NodeId,
-    /// When.
+    /// When it happened.
     pub at: Micros,
-    /// Up, or gone.
-    pub up: bool,
+    /// True for a start, false for an exit.
+    pub is_start: bool,
 }
 
-/// Everything written down so far.
+/// Everything that was recorded so far.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// Upstream requests; `serial` is the position plus one.
+    /// Upstream requests; an index is the request's `serial` minus one.
     pub fetches: Vec<Fetch>,
     /// Purges.
     pub purges: Vec<Purge>,
     /// Faults.
     pub faults: Vec<Fault>,
     /// Starts and ends of processes.
-    pub lives: Vec<LifeEvent>,
-    /// `(object, version, when)`: the origin's content changed.
+    pub process_events: Vec<ProcessEvent>,
+    /// Changes of objects at the origins: object, new version, time.
     pub changes: Vec<(ObjectId, u32, Micros)>,
 }
 
@@ -195,21 +194,21 @@ impl Facts {
         self.fetches.get(usize::try_from(serial.checked_sub(1)?).ok()?)
     }
 
-    /// Whether any fault that touches `node` was in force between `from` and `to` or within
-    /// `grace` before, or its process went away or came back. Its first start disturbs nothing:
-    /// nobody had asked it before.
+    /// Whether a fault that affects `node` was in force between `from` and `to` or ended less than
+    /// `grace` before, or its process exited or restarted in that time. The first start does not
+    /// count, because the node had no requests before.
     pub fn disturbed(&self, node: NodeId, from: Micros, to: Micros, grace: Micros) -> bool {
         let touches = |fault: &&Fault| fault.nodes.contains(&node);
-        let mut lives = self.lives.iter().filter(|life| life.node == node).enumerate();
-        let changes = |(number, life): (usize, &LifeEvent)| {
-            (number > 0 || !life.up) && (from..=to).contains(&life.at)
+        let mut events = self.process_events.iter().filter(|event| event.node == node).enumerate();
+        let changes = |(number, event): (usize, &ProcessEvent)| {
+            (number > 0 || !event.is_start) && (from..=to).contains(&event.at)
         };
         self.faults.iter().filter(touches).any(|fault| fault.overlaps(from, to, grace))
-            || lives.any(changes)
+            || events.any(changes)
     }
 }
 
-/// The shared notebook. Clones write into the same one.
+/// The journal of a run. Clones share the same facts.
 #[derive(Clone, Debug)]
 pub struct Journal {
     start: Instant,
@@ -217,29 +216,29 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// An empty notebook; its clock starts now.
+    /// An empty journal whose clock starts now.
     #[allow(clippy::new_without_default, reason = "it starts a clock: not a neutral value")]
     pub fn new() -> Self {
         Journal { start: Instant::now(), facts: Arc::default() }
     }
 
-    /// Now.
+    /// The current time.
     pub fn now(&self) -> Micros {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// The instant `at` of this journal's clock.
+    /// Converts a time of this journal's clock.
     pub fn instant(&self, at: Micros) -> Instant {
         self.start + Duration::from_micros(at)
     }
 
-    /// The facts, for as long as the guard is held. Never hold it over an await.
+    /// Locks the facts. Do not hold the guard across an await point.
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Writes down that an upstream request began; returns its serial number.
-    pub fn fetch_began(&self, mut fetch: Fetch) -> u64 {
+    /// Records the start of an upstream request and returns its serial number.
+    pub fn record_fetch(&self, mut fetch: Fetch) -> u64 {
         let mut facts = self.facts();
         fetch.serial = facts.fetches.len() as u64 + 1;
         let serial = fetch.serial;
@@ -247,8 +246,8 @@ impl Journal {
         serial
     }
 
-    /// Changes the record of an upstream request.
-    pub fn fetch_update(&self, serial: u64, change: impl FnOnce(&mut Fetch)) {
+    /// Updates the record of an upstream request.
+    pub fn update_fetch(&self, serial: u64, change: impl FnOnce(&mut Fetch)) {
         let mut facts = self.facts();
         let at = usize::try_from(serial).unwrap_or(usize::MAX).wrapping_sub(1);
         if let Some(fetch) = facts.fetches.get_mut(at) {
@@ -256,26 +255,26 @@ impl Journal {
         }
     }
 
-    /// Writes down that a fault began; returns its position.
-    pub fn fault_began(&self, kind: &str, what: String, nodes: Vec<NodeId>) -> usize {
+    /// Records the start of a fault and returns its index in [`Facts::faults`].
+    pub fn record_fault(&self, kind: &str, what: String, nodes: Vec<NodeId>) -> usize {
         let began = self.now();
         let mut facts = self.facts();
         facts.faults.push(Fault { kind: kind.to_owned(), what, nodes, began, ended: None });
         facts.faults.len() - 1
     }
 
-    /// Writes down that a fault was undone.
-    pub fn fault_ended(&self, fault: usize) {
+    /// Records the end of a fault.
+    pub fn end_fault(&self, fault: usize) {
         let now = self.now();
         if let Some(fault) = self.facts().faults.get_mut(fault) {
             fault.ended = Some(now);
         }
     }
 
-    /// Writes down that a node's process came up or went away.
-    pub fn life(&self, node: NodeId, up: bool) {
+    /// Records the start or exit of a node's process.
+    pub fn record_process(&self, node: NodeId, is_start: bool) {
         let at = self.now();
-        self.facts().lives.push(LifeEvent { node, at, up });
+        self.facts().process_events.push(ProcessEvent { node, at, is_start });
     }
 }
 
@@ -284,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_cover_what_they_name() {
+    fn a_scope_covers_the_objects_that_it_names() {
         let catalog =
             crate::plan::object::Catalog::new(1, 100, &crate::plan::object::Mix::default());
         let object = catalog.get(42);
@@ -295,17 +294,17 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_disturbs_and_a_first_start_does_not() {
+    fn a_restart_is_a_disturbance_and_a_first_start_is_not() {
         let mut facts = Facts::default();
-        let life = |node, at, up| LifeEvent { node, at, up };
-        facts.lives = vec![life(1, 5, true), life(0, 10, true), life(0, 20, false)];
+        let event = |node, at, is_start| ProcessEvent { node, at, is_start };
+        facts.process_events = vec![event(1, 5, true), event(0, 10, true), event(0, 20, false)];
         assert!(!facts.disturbed(0, 0, 19, 0) && facts.disturbed(0, 15, 25, 0));
-        facts.lives.push(life(0, 30, true));
+        facts.process_events.push(event(0, 30, true));
         assert!(facts.disturbed(0, 25, 35, 0) && !facts.disturbed(1, 0, 35, 0));
     }
 
     #[test]
-    fn a_fault_counts_until_its_grace_is_over() {
+    fn a_fault_overlaps_until_its_grace_period_is_over() {
         let fault = Fault {
             kind: "cut".into(),
             what: String::new(),

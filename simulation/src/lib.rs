@@ -1,25 +1,25 @@
 //! A whole CDN on one machine.
 //!
-//! Real `skerry` processes in regions, a real redis-server, scripted origins, a simulated WAN
-//! between them and clients of many countries. A scenario chooses load and faults; checkers
-//! state what must always hold and watch every answer; a report shows what happened.
+//! It starts real `skerry` processes in simulated regions, a real redis-server, scripted origins, a
+//! simulated WAN between them, and clients in many countries. A scenario describes load and faults.
+//! Checkers test every response against invariants, and a report shows the result.
 //!
-//! Nothing here uses the edge's own code: what is checked must not check itself.
+//! This crate uses no code of the node, so that an error there cannot hide itself.
 
-// The plan, made from a scenario and a seed, and the journal of the run.
+// The plan of a run, and the journal of what happened.
 pub mod journal;
 pub mod plan;
 
-// The processes and links of a run, and what is done to them.
+// The processes and links of a run, their load and their faults.
 pub mod client;
 pub mod faults;
 pub mod fleet;
 pub mod run;
 pub mod up;
 
-// What must always hold, and what is said about it.
+// The invariants, and the report about them.
 pub mod check;
 pub mod report;
 
-// Beside the fleet: eviction and admission on traces.
+// Independent of the fleet: cache policies on request traces.
 pub mod replay;

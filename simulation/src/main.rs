@@ -7,10 +7,10 @@ use simulation::fleet::node;
 use simulation::plan::place::REGIONS;
 use simulation::plan::scenario::{BUILT_IN, Scenario};
 use simulation::replay::{
-    self, Format, Made, PolicyName, Trace, make, read_size, write_oracle_general,
+    self, Format, PolicyName, Trace, TraceShape, generate, read_size, write_oracle_general,
 };
 use simulation::report::progress::Progress;
-use simulation::run::{Order, run};
+use simulation::run::{RunOptions, run};
 use simulation::{faults, report, up};
 use std::io::Write;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use arguments::arguments;
 #[path = "../../src/cli/arguments.rs"]
 mod arguments;
 
-/// Runs a whole CDN on one machine: start a fleet, inject faults, check what it promises.
+/// Simulates a CDN on one machine: starts a fleet of nodes, injects faults, and checks every response.
 #[derive(Parser)]
 #[command(name = "simulation", version)]
 struct Cli {
@@ -32,19 +32,19 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start a fleet and keep it running until Ctrl-C.
-    Up(Up),
-    /// Run scenarios and write reports; exits with 1 if a promise was broken.
-    Run(Run),
+    Up(UpArguments),
+    /// Run scenarios and write reports; exits with 1 if a run fails.
+    Run(RunArguments),
     /// List the built-in scenarios.
     List,
     /// Replay a request trace through the cache policies in virtual time and compare hit ratios.
-    Replay(Replay),
+    Replay(ReplayArguments),
     /// Generate a CDN-like request trace in the oracleGeneral format.
-    Trace(MakeTrace),
+    Trace(TraceArguments),
 }
 
 #[derive(Args)]
-struct Replay {
+struct ReplayArguments {
     /// Trace file, `-` for standard input [default: a generated trace].
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -72,7 +72,7 @@ struct Replay {
 }
 
 #[derive(Args)]
-struct MakeTrace {
+struct TraceArguments {
     /// Output file.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -80,11 +80,11 @@ struct MakeTrace {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
-    made: Made,
+    shape: TraceShape,
 }
 
 #[derive(Args)]
-struct Shape {
+struct FleetArguments {
     /// Number of regions [default: the scenario's].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=10))]
     regions: Option<u8>,
@@ -103,9 +103,9 @@ struct Shape {
 }
 
 #[derive(Args)]
-struct Up {
+struct UpArguments {
     #[command(flatten)]
-    shape: Shape,
+    fleet: FleetArguments,
     /// Scenario that defines the fleet.
     #[arg(long, default_value = "steady")]
     scenario: String,
@@ -115,14 +115,14 @@ struct Up {
 }
 
 #[derive(Args)]
-struct Run {
+struct RunArguments {
     /// Scenario names from `list`, or scenario files.
     #[arg(required = true)]
     scenarios: Vec<String>,
     #[command(flatten)]
-    shape: Shape,
-    /// Seconds of load [default: the scenario's].
-    #[arg(long, value_name = "S")]
+    fleet: FleetArguments,
+    /// Duration of the load in seconds [default: the scenario's].
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     duration: Option<u64>,
     /// Output directory for reports.
     #[arg(long, value_name = "FOLDER", default_value = "target/simulation")]
@@ -130,7 +130,7 @@ struct Run {
 }
 
 fn main() -> ExitCode {
-    match obey(arguments::<Cli>().command) {
+    match execute(arguments::<Cli>().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -140,33 +140,33 @@ fn main() -> ExitCode {
     }
 }
 
-/// Returns false if a promise was broken.
-fn obey(command: Command) -> anyhow::Result<bool> {
+/// Executes a command. Returns false if a run failed: a broken promise, or a fault that did not start.
+fn execute(command: Command) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match command {
         Command::List => {
             let mut out = std::io::stdout();
             for (name, text) in BUILT_IN {
-                // The reader has closed the pipe, as `head` does.
+                // The reader, such as `head`, has closed the pipe.
                 if writeln!(out, "{name:<18}{}", Scenario::read(text)?.about).is_err() {
                     break;
                 }
             }
             Ok(true)
         }
-        Command::Up(order) => runtime.block_on(keep_up(order)).map(|()| true),
-        Command::Replay(order) => replay_trace(&order).map(|()| true),
-        Command::Trace(order) => {
-            let file = std::fs::File::create(&order.out)
-                .with_context(|| order.out.display().to_string())?;
-            let trace = make(&order.made, order.seed);
+        Command::Up(arguments) => runtime.block_on(start_and_wait(arguments)).map(|()| true),
+        Command::Replay(arguments) => replay_trace(&arguments).map(|()| true),
+        Command::Trace(arguments) => {
+            let file = std::fs::File::create(&arguments.out)
+                .with_context(|| format!("cannot create {}", arguments.out.display()))?;
+            let trace = generate(&arguments.shape, arguments.seed);
             write_oracle_general(&trace, std::io::BufWriter::new(file)).map(|()| true)
         }
-        Command::Run(order) => runtime.block_on(run_all(order)),
+        Command::Run(arguments) => runtime.block_on(run_all(arguments)),
     }
 }
 
-impl Shape {
+impl FleetArguments {
     fn apply(&self, mut scenario: Scenario) -> Scenario {
         let fleet = &mut scenario.fleet;
         if let Some(regions) = self.regions {
@@ -183,18 +183,19 @@ impl Shape {
     }
 }
 
-async fn keep_up(order: Up) -> anyhow::Result<()> {
-    let scenario = order.shape.apply(Scenario::load(&order.scenario)?);
-    let config = order.shape.config.as_deref();
+async fn start_and_wait(arguments: UpArguments) -> anyhow::Result<()> {
+    let scenario = arguments.fleet.apply(Scenario::load(&arguments.scenario)?);
+    let config = arguments.fleet.config.as_deref();
     let binary = node::find_binary()?;
     let interrupted = interrupted();
     let fleet = tokio::select! {
-        fleet = Fleet::start(&scenario, order.shape.seed, binary, config) => fleet?,
+        fleet = Fleet::start(&scenario, arguments.fleet.seed, binary, config) => fleet?,
         () = interrupted => return Ok(()),
     };
     println!("{}", up::describe(&fleet).await);
-    let load =
-        order.load.then(|| tokio::spawn(up::keep_busy(fleet.clone(), scenario, order.shape.seed)));
+    let load = arguments
+        .load
+        .then(|| tokio::spawn(up::run_load(fleet.clone(), scenario, arguments.fleet.seed)));
     self::interrupted().await;
     load.inspect(|load| load.abort());
     eprintln!("\nstopping {} nodes", fleet.nodes.len());
@@ -202,24 +203,27 @@ async fn keep_up(order: Up) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn replay_trace(order: &Replay) -> anyhow::Result<()> {
-    let (title, trace) = match &order.trace {
+fn replay_trace(arguments: &ReplayArguments) -> anyhow::Result<()> {
+    let (title, trace) = match &arguments.trace {
         Some(path) => {
-            let trace = Trace::read(path, order.format, order.limit)?;
+            let trace = Trace::read(path, arguments.format, arguments.limit)?;
             (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), trace)
         }
-        None => (format!("generated, seed {}", order.seed), make(&Made::default(), order.seed)),
+        None => (
+            format!("generated, seed {}", arguments.seed),
+            generate(&TraceShape::default(), arguments.seed),
+        ),
     };
-    let shapes = replay::shapes(order.policy, order.memory, order.disk);
+    let caches = replay::cache_shapes(arguments.policy, arguments.memory, arguments.disk);
     let results: Vec<_> =
-        shapes.into_iter().map(|shape| (shape, replay::replay(&trace, shape))).collect();
+        caches.into_iter().map(|cache| (cache, replay::replay(&trace, cache))).collect();
     print!("{}", replay::table(&trace, &results));
-    if let Some(folder) = order.out.parent() {
+    if let Some(folder) = arguments.out.parent() {
         std::fs::create_dir_all(folder)?;
     }
     let page = replay::html(&title, &trace, &results);
-    std::fs::write(&order.out, page).with_context(|| order.out.display().to_string())?;
-    println!("\nreport: {}", order.out.display());
+    std::fs::write(&arguments.out, page).with_context(|| arguments.out.display().to_string())?;
+    println!("\nreport: {}", arguments.out.display());
     Ok(())
 }
 
@@ -232,34 +236,35 @@ async fn interrupted() {
     }
 }
 
-async fn run_all(order: Run) -> anyhow::Result<bool> {
+async fn run_all(arguments: RunArguments) -> anyhow::Result<bool> {
     let mut all_passed = true;
-    for name in &order.scenarios {
+    for name in &arguments.scenarios {
         tokio::select! {
-            passed = run_one(&order, name) => all_passed &= passed?,
+            passed = run_one(&arguments, name) => all_passed &= passed?,
             () = interrupted() => anyhow::bail!("interrupted"),
         }
     }
     Ok(all_passed)
 }
 
-async fn run_one(order: &Run, name: &str) -> anyhow::Result<bool> {
-    let scenario = order.shape.apply(Scenario::load(name)?);
-    let order_of_one = Order {
+async fn run_one(arguments: &RunArguments, name: &str) -> anyhow::Result<bool> {
+    let scenario = arguments.fleet.apply(Scenario::load(name)?);
+    let options = RunOptions {
         name: PathBuf::from(name)
             .file_stem()
             .map_or(name.into(), |stem| stem.to_string_lossy().into_owned()),
-        duration_s: order.duration.unwrap_or(scenario.duration_s),
+        duration_s: arguments.duration.unwrap_or(scenario.duration_s),
         scenario,
-        seed: order.shape.seed,
+        seed: arguments.fleet.seed,
         binary: node::find_binary()?,
-        edge_toml: order.shape.config.clone(),
+        edge_toml: arguments.fleet.config.clone(),
     };
-    let record = run(&order_of_one, &Progress::default()).await?;
-    let page = report::write(&record, &order.out).context("report")?;
+    let record = run(&options, &Progress::default()).await?;
+    let page = report::write(&record, &arguments.out).context("report")?;
     println!("{}", record.summary());
     for verdict in record.verdicts.iter().filter(|verdict| !verdict.kept) {
-        println!("  ✕ {}: broken {} times", verdict.name, verdict.findings.broken);
+        let findings = &verdict.findings;
+        println!("  ✕ {}: {} of {} cases", verdict.name, findings.broken, findings.checked);
         for violation in verdict.findings.violations.iter().take(3) {
             println!("      {} — {}", violation.what, violation.subject);
         }

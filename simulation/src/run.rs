@@ -1,20 +1,21 @@
-//! Runs a scenario: does every step of the plan at its time, feeds the checkers, and makes
-//! the record.
+//! Runs a scenario: executes each step of the plan at its time, passes the results to the checkers, and
+//! returns the record of the run.
 
-use crate::check::{self, Answer, Checker, Sample, Seen, World};
-use crate::client::{Ask, Reply};
-use crate::faults::{self, Lasting};
+use crate::check::{self, CheckContext, Checker, Observation, ObservedResponse, Sample};
+use crate::client::{ClientRequest, ClientResponse};
+use crate::faults::{self, FaultState};
 use crate::fleet::Fleet;
-use crate::fleet::node::{Admin, PurgeAnswer};
+use crate::fleet::node::{Admin, PurgeResponse};
 use crate::fleet::process::usage;
-use crate::journal::{Facts, Fault, LAB_PAUSED, Micros, NodeId, Purge, SECOND, Scope};
-use crate::plan::fault::Break;
+use crate::journal::{Facts, Fault, Micros, NodeId, Purge, SECOND, SIMULATION_PAUSED, Scope};
+use crate::plan::fault::FaultSpec;
+use crate::plan::names::Names;
 use crate::plan::object::identify;
-use crate::plan::place::{COUNTRIES, address_of, region_named};
+use crate::plan::place::{COUNTRIES, address_of, region_by_name};
 use crate::plan::scenario::Scenario;
 use crate::plan::{Plan, Request, Step};
 use crate::report::progress::Progress;
-use crate::report::record::{self, Brief, PlaceRow, Record, Verdict};
+use crate::report::record::{self, PlaceRow, Record, RequestSummary, Verdict};
 use anyhow::Context as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,205 +25,221 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
-/// A run to start.
-pub struct Order {
-    /// The scenario's name, for the record.
+/// What to run, and how.
+pub struct RunOptions {
+    /// The scenario's name in the record.
     pub name: String,
     /// The scenario.
     pub scenario: Scenario,
-    /// Of plan and chances.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Seconds of load.
+    /// Duration of the load in seconds.
     pub duration_s: u64,
-    /// The edge.
+    /// The `skerry` binary.
     pub binary: PathBuf,
-    /// A configuration of the user's own.
+    /// The user's configuration for all nodes, instead of the generated one.
     pub edge_toml: Option<PathBuf>,
 }
 
-/// An event for the checkers.
+/// A message to the task that runs the checkers.
 enum Event {
-    Saw(Box<Seen>),
+    Observed(Box<Observation>),
     Sampled(Sample),
 }
 
-/// State shared by the steps of a run.
-struct Stage {
+/// The state that all steps of a run share.
+struct RunState {
     fleet: Arc<Fleet>,
-    breaks: Vec<Break>,
-    /// When the plan began, by the journal's clock.
+    faults: Vec<FaultSpec>,
+    /// Start of the plan on the journal's clock.
     start: Micros,
     events: mpsc::Sender<Event>,
     in_flight: Semaphore,
+    /// The largest delay of a step, in microseconds.
     late_max: AtomicU64,
-    /// Chooses the node that is asked for receipts next.
-    turns: AtomicU64,
-    /// Position in the journal of each fault of the scenario.
-    fault_rows: Mutex<Vec<Option<usize>>>,
+    /// Number of requests for receipts so far; each one goes to another node.
+    receipt_polls: AtomicU64,
+    /// For each fault of the scenario, its index in the journal once it has started.
+    fault_records: Mutex<Vec<Option<usize>>>,
     trouble: Mutex<Vec<String>>,
 }
 
-/// Requests in flight at most; more wait, and the record says that the load was late.
+/// Maximum requests in flight. Further requests wait, which shows as late load in the record.
 const IN_FLIGHT_MAX: usize = 400;
-/// Longer than the edge's own deadlines.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
-/// A step that is later than this is worth a note.
+/// Timeout of a client request; longer than the node's own timeouts.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The record mentions steps that are later than this.
 const LATE_MAX_MS: u64 = 500;
-/// How long receipts may take after the last fault is mended.
+/// How long receipts may take after the end of the plan.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Runs it to the end. Stops early, with what there is, when `stop` is cancelled.
-pub async fn run(order: &Order, progress: &Progress) -> anyhow::Result<Record> {
-    let start =
-        Fleet::start(&order.scenario, order.seed, order.binary.clone(), order.edge_toml.as_deref());
+/// Runs a scenario and returns its record.
+///
+/// # Errors
+/// A fault names something that the fleet does not have, or the fleet does not start.
+pub async fn run(options: &RunOptions, progress: &Progress) -> anyhow::Result<Record> {
+    let names = Names::of(&options.scenario);
+    for fault in &options.scenario.fault {
+        names.check_fault(&fault.spec)?;
+    }
+    let start = Fleet::start(
+        &options.scenario,
+        options.seed,
+        options.binary.clone(),
+        options.edge_toml.as_deref(),
+    );
     let fleet = start.await.context("the fleet did not start")?;
-    let plan = Plan::new(&order.scenario, &fleet.content.catalog, order.seed, order.duration_s);
-    progress.begin(&order.name, &plan, fleet.nodes.len());
-    let record = act(order, &plan, fleet.clone(), progress).await;
+    let plan =
+        Plan::new(&options.scenario, &fleet.content.catalog, options.seed, options.duration_s);
+    progress.begin(&options.name, &plan, fleet.nodes.len());
+    let record = run_plan(options, &plan, fleet.clone(), progress).await;
     faults::stop_all(&fleet).await;
     progress.end();
     record
 }
 
-async fn act(
-    order: &Order,
+async fn run_plan(
+    options: &RunOptions,
     plan: &Plan,
     fleet: Arc<Fleet>,
     progress: &Progress,
 ) -> anyhow::Result<Record> {
-    let breaks: Vec<Break> = order.scenario.fault.iter().map(|fault| fault.what.clone()).collect();
-    for fault in &breaks {
-        fleet.names.check(fault)?;
-    }
+    let faults: Vec<FaultSpec> =
+        options.scenario.fault.iter().map(|fault| fault.spec.clone()).collect();
     let (events, inbox) = mpsc::channel(4096);
-    let judge = tokio::spawn(judge(order.scenario.clone(), fleet.clone(), inbox, progress.clone()));
-    let stage = Arc::new(Stage {
+    let checks = tokio::spawn(run_checkers(
+        options.scenario.clone(),
+        fleet.clone(),
+        inbox,
+        progress.clone(),
+    ));
+    let state = Arc::new(RunState {
         start: fleet.journal.now(),
-        fault_rows: Mutex::new(vec![None; breaks.len()]),
+        fault_records: Mutex::new(vec![None; faults.len()]),
         fleet: fleet.clone(),
-        breaks,
+        faults,
         events,
         in_flight: Semaphore::new(IN_FLIGHT_MAX),
         late_max: AtomicU64::new(0),
-        turns: AtomicU64::new(0),
+        receipt_polls: AtomicU64::new(0),
         trouble: Mutex::default(),
     });
-    let sampler = tokio::spawn(sample(stage.clone()));
-    let watcher = tokio::spawn(watch_for_pauses(stage.clone()));
-    let follower = tokio::spawn(follow_receipts(stage.clone()));
-    perform(&stage, plan).await;
-    follower.abort();
-    let _ = follower.await;
-    settle(&stage).await;
-    for helper in [sampler, watcher] {
-        helper.abort();
-        let _ = helper.await;
+    let sampler = tokio::spawn(sample(state.clone()));
+    let watcher = tokio::spawn(watch_for_pauses(state.clone()));
+    let receipts = tokio::spawn(poll_receipts_during_run(state.clone()));
+    execute_plan(&state, plan).await;
+    receipts.abort();
+    let _ = receipts.await;
+    settle(&state).await;
+    for task in [sampler, watcher] {
+        task.abort();
+        let _ = task.await;
     }
-    let stage = Arc::into_inner(stage).context("a step still runs")?;
-    drop(stage.events);
-    let bench = judge.await.context("the judge")?;
-    let trouble = stage.trouble.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let late_ms = stage.late_max.into_inner() / 1000;
-    let mut record = make_record(order, plan, &fleet, bench, stage.start).await;
+    let state = Arc::into_inner(state).context("a step is still running")?;
+    drop(state.events);
+    let results = checks.await.context("a checker panicked")?;
+    let trouble = state.trouble.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let late_ms = state.late_max.into_inner() / 1000;
+    let mut record = build_record(options, plan, &fleet, results, state.start).await;
     record.notes.extend((late_ms > LATE_MAX_MS).then(|| {
-        format!("the load was late by up to {late_ms} ms: this machine is too small or too busy")
+        format!("the load was up to {late_ms} ms late: this machine is too slow or too busy for it")
     }));
     record.passed &= trouble.is_empty();
     record.trouble = trouble;
     Ok(record)
 }
 
-/// Starts every step at its time and waits for all of them.
-async fn perform(stage: &Arc<Stage>, plan: &Plan) {
+/// Starts each step at its time and waits until all have finished.
+async fn execute_plan(state: &Arc<RunState>, plan: &Plan) {
     let mut running = JoinSet::new();
     for (number, (at, step)) in plan.steps.iter().enumerate() {
-        sleep_until(stage.fleet.journal.instant(stage.start + at)).await;
-        let now = stage.fleet.journal.now().saturating_sub(stage.start);
-        stage.late_max.fetch_max(now.saturating_sub(*at), Ordering::Relaxed);
+        sleep_until(state.fleet.journal.instant(state.start + at)).await;
+        let now = state.fleet.journal.now().saturating_sub(state.start);
+        state.late_max.fetch_max(now.saturating_sub(*at), Ordering::Relaxed);
         match step {
             Step::Change(object) => {
-                let object = stage.fleet.content.catalog.get(*object);
-                stage.fleet.content.change(object);
+                let object = state.fleet.content.catalog.get(*object);
+                state.fleet.content.change(object);
             }
             step => {
-                let (stage, step) = (stage.clone(), step.clone());
-                running.spawn(async move { take(&stage, number, step).await });
+                let (state, step) = (state.clone(), step.clone());
+                running.spawn(async move { execute_step(&state, number, step).await });
             }
         }
         while running.try_join_next().is_some() {}
     }
-    sleep_until(stage.fleet.journal.instant(stage.start + plan.duration)).await;
+    sleep_until(state.fleet.journal.instant(state.start + plan.duration)).await;
     while running.join_next().await.is_some() {}
 }
 
-async fn take(stage: &Stage, number: usize, step: Step) {
+async fn execute_step(state: &RunState, number: usize, step: Step) {
     match step {
         Step::Request(request) => {
-            let Ok(_permit) = stage.in_flight.acquire().await else { return };
-            let seen = ask(&stage.fleet, number, request).await;
-            // The judge lives until the last sender is gone.
-            let _ = stage.events.send(Event::Saw(Box::new(seen))).await;
+            let Ok(_permit) = state.in_flight.acquire().await else { return };
+            let observation = send_request(&state.fleet, number, request).await;
+            // This cannot fail: the receiver runs until the last sender is dropped.
+            let _ = state.events.send(Event::Observed(Box::new(observation))).await;
         }
-        Step::Purge { scope, soft, pick } => purge(stage, scope, soft, pick).await,
-        Step::Break(fault) => begin_fault(stage, fault).await,
-        Step::Mend(fault) => end_fault(stage, fault).await,
+        Step::Purge { scope, soft, pick } => purge(state, scope, soft, pick).await,
+        Step::BeginFault(fault) => begin_fault(state, fault).await,
+        Step::EndFault(fault) => end_fault(state, fault).await,
         Step::Change(_) => {}
     }
 }
 
-/// Does one request of the plan at a node that is ready, and says what came of it.
-pub async fn ask(fleet: &Fleet, number: usize, request: Request) -> Seen {
+/// Sends a request of the plan to a ready node and returns the result.
+pub async fn send_request(fleet: &Fleet, number: usize, request: Request) -> Observation {
     let object = fleet.content.catalog.get(request.object);
-    let node = fleet.choose(request.country, request.pick);
+    let node = fleet.choose_node(request.country, request.pick);
     let ports = fleet.nodes[node].spec.ports;
     let port = match request.protocol {
-        crate::client::Protocol::Plain => ports.http,
+        crate::client::Protocol::Http1 => ports.http,
         _ => ports.https,
     };
-    let mut ask = Ask::object(object);
-    ask.client = request.client;
-    ask.address = Some(address_of(request.country, request.client));
-    ask.range = request.range;
+    let mut client_request = ClientRequest::object(object);
+    client_request.client = request.client;
+    client_request.address = Some(address_of(request.country, request.client));
+    client_request.range = request.range;
     let sent = fleet.journal.now();
     let sent_at = tokio::time::Instant::now();
-    let reply = fleet.client.send(port, request.protocol, &ask, CLIENT_PATIENCE).await;
+    let response = fleet.client.send(port, request.protocol, &client_request, CLIENT_TIMEOUT).await;
     let done = fleet.journal.now();
-    let first_byte = reply.as_ref().map_or(done, |reply| {
-        sent + reply.first_byte.duration_since(sent_at).as_micros() as Micros
+    let first_byte = response.as_ref().map_or(done, |response| {
+        sent + response.first_byte.duration_since(sent_at).as_micros() as Micros
     });
-    Seen {
+    Observation {
         number,
         node,
         client: request.client,
         country: request.country,
         object: request.object,
         range: request.range,
-        tls: request.protocol != crate::client::Protocol::Plain,
+        tls: request.protocol != crate::client::Protocol::Http1,
         sent,
         first_byte,
         done,
-        outcome: reply.map(|reply| answer(&reply)).map_err(|error| format!("{error:#}")),
+        outcome: response.map(|response| observe(&response)).map_err(|error| format!("{error:#}")),
     }
 }
 
-fn answer(reply: &Reply) -> Answer {
-    let text = |name: &str| reply.header(name).map(str::to_owned);
-    let from = range_start(reply.header("content-range")).filter(|_| reply.status == 206);
+fn observe(response: &ClientResponse) -> ObservedResponse {
+    let text = |name: &str| response.header(name).map(str::to_owned);
+    let from = range_start(response.header("content-range")).filter(|_| response.status == 206);
     let all = |name: &str| {
-        let values = reply.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        let values = response.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         Some(values.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
     };
-    Answer {
-        status: reply.status,
-        fetch: reply.header("x-fetch").and_then(|serial| serial.parse().ok()),
-        version: reply.header("x-version").and_then(|version| version.parse().ok()),
+    ObservedResponse {
+        status: response.status,
+        fetch: response.header("x-fetch").and_then(|serial| serial.parse().ok()),
+        version: response.header("x-version").and_then(|version| version.parse().ok()),
         origin: text("x-origin"),
         etag: text("etag"),
         age: all("age").and_then(|age| age.parse().ok()),
         cache_status: all("cache-status"),
         content_range: text("content-range"),
-        length: reply.body.len() as u64,
-        body: identify(&reply.body, from.unwrap_or(0)),
+        length: response.body.len() as u64,
+        body: identify(&response.body, from.unwrap_or(0)),
     }
 }
 
@@ -230,41 +247,41 @@ fn range_start(content_range: Option<&str>) -> Option<u64> {
     content_range?.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }
 
-/// Purges through one node when there is a bus, otherwise at each node.
-async fn purge(stage: &Stage, scope: Scope, soft: bool, pick: u64) {
-    let fleet = &stage.fleet;
+/// Sends a purge to one node if the fleet has Redis, otherwise to each node.
+async fn purge(state: &RunState, scope: Scope, soft: bool, pick: u64) {
+    let fleet = &state.fleet;
     let country = (pick >> 32) as usize % COUNTRIES.len();
-    let vias: Vec<NodeId> = match fleet.has_bus() {
-        true => vec![fleet.choose(country, pick)],
+    let entry_nodes: Vec<NodeId> = match fleet.has_bus() {
+        true => vec![fleet.choose_node(country, pick)],
         false => (0..fleet.nodes.len()).collect(),
     };
-    for via in vias {
-        let meant_for = match fleet.has_bus() {
+    for via in entry_nodes {
+        let targets = match fleet.has_bus() {
             true => (0..fleet.nodes.len()).collect(),
             false => vec![via],
         };
-        let number = note_purge(stage, scope.clone(), soft, via, meant_for);
+        let number = record_purge(state, scope.clone(), soft, via, targets);
         let admin = Admin::new(fleet.nodes[via].spec.ports.admin);
-        let answer = admin.purge(&fleet.content.catalog, &scope, soft).await;
+        let response = admin.purge(&fleet.content.catalog, &scope, soft).await;
         let now = fleet.journal.now();
         let mut facts = fleet.journal.facts();
         let purge = &mut facts.purges[number];
-        match answer {
-            Ok(answer) => note_receipts(fleet, purge, &answer, now),
+        match response {
+            Ok(response) => record_receipts(fleet, purge, &response, now),
             Err(error) => purge.failed = Some(format!("{error:#}")),
         }
     }
 }
 
-fn note_purge(
-    stage: &Stage,
+fn record_purge(
+    state: &RunState,
     scope: Scope,
     soft: bool,
     via: NodeId,
-    meant_for: Vec<NodeId>,
+    targets: Vec<NodeId>,
 ) -> usize {
-    let issued = stage.fleet.journal.now();
-    let mut facts = stage.fleet.journal.facts();
+    let issued = state.fleet.journal.now();
+    let mut facts = state.fleet.journal.facts();
     let number = facts.purges.len();
     facts.purges.push(Purge {
         number,
@@ -272,7 +289,7 @@ fn note_purge(
         scope,
         soft,
         via,
-        meant_for,
+        targets,
         issued,
         acknowledged: Vec::new(),
         propagation_ms: Vec::new(),
@@ -283,18 +300,18 @@ fn note_purge(
     number
 }
 
-fn note_receipts(fleet: &Fleet, purge: &mut Purge, answer: &PurgeAnswer, now: Micros) {
-    purge.id = Some(answer.id.clone());
-    purge.complete = answer.complete;
-    for (name, receipt) in &answer.nodes {
-        let Some(node) = fleet.node_named(name) else { continue };
+fn record_receipts(fleet: &Fleet, purge: &mut Purge, response: &PurgeResponse, now: Micros) {
+    purge.id = Some(response.id.clone());
+    purge.complete = response.complete;
+    for (name, receipt) in &response.nodes {
+        let Some(node) = fleet.node_by_name(name) else { continue };
         match (receipt.is_applied(), purge.acknowledged_by(node)) {
             (true, None) => {
                 purge.pending.retain(|pending| *pending != node);
                 purge.acknowledged.push((node, now));
                 purge.propagation_ms.extend(receipt.ms.map(|ms| (node, ms)));
             }
-            // A node that was away itself may know less of it than the one that took it.
+            // Keep a receipt: a restarted node may know fewer receipts than the node of the purge.
             (_, Some(_)) => {}
             (false, None) if purge.pending.contains(&node) => {}
             (false, None) => purge.pending.push(node),
@@ -302,79 +319,81 @@ fn note_receipts(fleet: &Fleet, purge: &mut Purge, answer: &PurgeAnswer, now: Mi
     }
 }
 
-async fn begin_fault(stage: &Stage, number: usize) {
-    let fault = &stage.breaks[number];
-    let nodes = stage.fleet.names.touched(fault);
-    let row = stage.fleet.journal.fault_began(fault.kind(), fault.describe(), nodes);
-    stage.fault_rows.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(row);
-    stage.fleet.set_in_force(&stage.breaks, number, true);
-    match faults::begin(&stage.fleet, fault).await {
-        Ok(Lasting::UntilMended) => {}
-        Ok(Lasting::Done) => stage.fleet.journal.fault_ended(row),
-        Err(error) => stage.complain(format!("{}: {error:#}", fault.describe())),
+async fn begin_fault(state: &RunState, number: usize) {
+    let fault = &state.faults[number];
+    let nodes = state.fleet.names.affected_nodes(fault);
+    let row = state.fleet.journal.record_fault(fault.kind(), fault.describe(), nodes);
+    state.fault_records.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(row);
+    state.fleet.set_in_force(&state.faults, number, true);
+    match faults::begin(&state.fleet, fault).await {
+        Ok(FaultState::InForce) => {}
+        Ok(FaultState::Over) => state.fleet.journal.end_fault(row),
+        Err(error) => {
+            state.add_trouble(format!("fault \"{}\" did not start: {error:#}", fault.describe()))
+        }
     }
 }
 
-async fn end_fault(stage: &Stage, number: usize) {
-    let fault = &stage.breaks[number];
-    // What takes its own time ends itself.
-    if matches!(fault, Break::RollingUpgrade | Break::CertRotation) {
+async fn end_fault(state: &RunState, number: usize) {
+    let fault = &state.faults[number];
+    // These end by themselves.
+    if matches!(fault, FaultSpec::RollingUpgrade | FaultSpec::CertRotation) {
         return;
     }
-    stage.fleet.set_in_force(&stage.breaks, number, false);
-    if let Err(error) = faults::mend(&stage.fleet, fault).await {
-        stage.complain(format!("{} could not be undone: {error:#}", fault.describe()));
+    state.fleet.set_in_force(&state.faults, number, false);
+    if let Err(error) = faults::end(&state.fleet, fault).await {
+        state.add_trouble(format!("fault \"{}\" did not end: {error:#}", fault.describe()));
     }
-    let row = stage.fault_rows.lock().unwrap_or_else(PoisonError::into_inner)[number];
+    let row = state.fault_records.lock().unwrap_or_else(PoisonError::into_inner)[number];
     if let Some(row) = row {
-        stage.fleet.journal.fault_ended(row);
+        state.fleet.journal.end_fault(row);
     }
 }
 
-impl Stage {
-    fn complain(&self, trouble: String) {
+impl RunState {
+    fn add_trouble(&self, trouble: String) {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).push(trouble);
     }
 }
 
-/// About once a second: what each node holds, and whether it still runs.
-async fn sample(stage: Arc<Stage>) {
+/// Once a second, samples the resource usage of each node and checks that it is still running.
+async fn sample(state: Arc<RunState>) {
     let mut ticks = interval(Duration::from_secs(1));
-    let mut told = std::collections::HashSet::new();
+    let mut reported = std::collections::HashSet::new();
     loop {
         ticks.tick().await;
-        for (number, node) in stage.fleet.nodes.iter().enumerate() {
+        for (number, node) in state.fleet.nodes.iter().enumerate() {
             let pid = node.pid.load(Ordering::Relaxed);
             let Some((resident_bytes, files, cpu_ms)) = usage(pid).filter(|_| pid != 0) else {
                 continue;
             };
-            let at = stage.fleet.journal.now();
+            let at = state.fleet.journal.now();
             let sample = Sample { at, node: number, resident_bytes, files, cpu_ms };
-            let _ = stage.events.send(Event::Sampled(sample)).await;
+            let _ = state.events.send(Event::Sampled(sample)).await;
         }
-        if let Err(error) = stage.fleet.must_run().await
-            && told.insert(error.to_string())
+        if let Err(error) = state.fleet.ensure_running().await
+            && reported.insert(error.to_string())
         {
-            stage.complain(format!("{error:#}"));
+            state.add_trouble(format!("{error:#}"));
         }
     }
 }
 
-/// The whole lab may stand still: a laptop sleeps, a container is frozen, a machine is too
-/// busy. What clients met meanwhile is nobody's fault, and the report says so.
-async fn watch_for_pauses(stage: Arc<Stage>) {
+/// Detects pauses of the whole simulation: a sleeping laptop, a frozen container, an overloaded machine.
+/// Client errors during a pause are not reported, and the record mentions the pause.
+async fn watch_for_pauses(state: Arc<RunState>) {
     let mut ticks = interval(Duration::from_millis(250));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let journal = &stage.fleet.journal;
+    let journal = &state.fleet.journal;
     let mut before = journal.now();
     loop {
         ticks.tick().await;
         let now = journal.now();
         if now - before > PAUSE_MIN {
             journal.facts().faults.push(Fault {
-                kind: LAB_PAUSED.to_owned(),
-                what: "the lab itself stood still".to_owned(),
-                nodes: (0..stage.fleet.nodes.len()).collect(),
+                kind: SIMULATION_PAUSED.to_owned(),
+                what: "simulation paused by this machine".to_owned(),
+                nodes: (0..state.fleet.nodes.len()).collect(),
                 began: before,
                 ended: Some(now),
             });
@@ -383,86 +402,86 @@ async fn watch_for_pauses(stage: Arc<Stage>) {
     }
 }
 
-/// Later than a busy machine makes a timer.
+/// Longer than a busy machine delays a timer.
 const PAUSE_MIN: Micros = 3 * SECOND;
 
-/// Waits until every purge has its receipts, or as long as receipts come in, or long enough.
-async fn settle(stage: &Stage) {
-    let deadline = stage.fleet.journal.now() + SETTLE_LIMIT.as_micros() as Micros;
-    while ask_for_receipts(stage).await > 0 && stage.fleet.journal.now() < deadline {
+/// Waits until every purge has all receipts, up to [`SETTLE_LIMIT`].
+async fn settle(state: &RunState) {
+    let deadline = state.fleet.journal.now() + SETTLE_LIMIT.as_micros() as Micros;
+    while poll_receipts(state).await > 0 && state.fleet.journal.now() < deadline {
         sleep(Duration::from_millis(500)).await;
     }
 }
 
-/// Asks after each purge that some node has not applied yet, each time at another node that is
-/// ready; says how many such purges there are.
-async fn ask_for_receipts(stage: &Stage) -> usize {
-    let fleet = &stage.fleet;
+/// Requests the receipts of each purge that is not complete, from a different ready node each time.
+/// Returns the number of these purges.
+async fn poll_receipts(state: &RunState) -> usize {
+    let fleet = &state.fleet;
     let open: Vec<(usize, String)> = {
         let facts = fleet.journal.facts();
         let open = facts.purges.iter().filter(|purge| !purge.complete);
         open.filter_map(|purge| Some((purge.number, purge.id.clone()?))).collect()
     };
     for (number, id) in &open {
-        let turn = stage.turns.fetch_add(1, Ordering::Relaxed);
-        let via = fleet.choose(turn as usize % COUNTRIES.len(), turn / COUNTRIES.len() as u64);
+        let poll = state.receipt_polls.fetch_add(1, Ordering::Relaxed);
+        let via = fleet.choose_node(poll as usize % COUNTRIES.len(), poll / COUNTRIES.len() as u64);
         let admin = Admin::new(fleet.nodes[via].spec.ports.admin);
-        let Ok(answer) = admin.receipts(id).await else { continue };
+        let Ok(response) = admin.receipts(id).await else { continue };
         let now = fleet.journal.now();
-        note_receipts(fleet, &mut fleet.journal.facts().purges[*number], &answer, now);
+        record_receipts(fleet, &mut fleet.journal.facts().purges[*number], &response, now);
     }
     open.len()
 }
 
-/// While the load runs, as an operator would.
-async fn follow_receipts(stage: Arc<Stage>) {
+/// Requests missing receipts once a second while the load runs.
+async fn poll_receipts_during_run(state: Arc<RunState>) {
     let mut ticks = interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
-        ask_for_receipts(&stage).await;
+        poll_receipts(&state).await;
     }
 }
 
-/// The checkers and their findings at the end of a run.
-struct Bench {
+/// The checkers and measurements at the end of a run.
+struct CheckResults {
     checkers: Vec<Box<dyn Checker>>,
-    briefs: Vec<Brief>,
+    summaries: Vec<RequestSummary>,
     samples: Vec<Sample>,
 }
 
-/// Feeds the checkers until all senders are gone.
-async fn judge(
+/// Passes events to the checkers until the last sender is dropped.
+async fn run_checkers(
     scenario: Scenario,
     fleet: Arc<Fleet>,
     mut inbox: mpsc::Receiver<Event>,
     progress: Progress,
-) -> Bench {
-    let mut bench = Bench {
+) -> CheckResults {
+    let mut results = CheckResults {
         checkers: check::all(scenario.excuse.clone(), scenario.limits),
-        briefs: Vec::new(),
+        summaries: Vec::new(),
         samples: Vec::new(),
     };
     let (nodes, origins) = (fleet.node_names(), fleet.origin_of_country());
-    let with_world = |act: &mut dyn FnMut(World)| {
+    let with_context = |act: &mut dyn FnMut(CheckContext)| {
         let facts = fleet.journal.facts();
         let (catalog, countries) = (&fleet.content.catalog, &COUNTRIES);
         let (facts, origin_of_country) = (&*facts, &*origins);
-        act(World { catalog, facts, nodes: &nodes, countries, origin_of_country });
+        act(CheckContext { catalog, facts, nodes: &nodes, countries, origin_of_country });
     };
     while let Some(event) = inbox.recv().await {
-        with_world(&mut |world| {
-            for checker in &mut bench.checkers {
+        with_context(&mut |context| {
+            for checker in &mut results.checkers {
                 match &event {
-                    Event::Saw(seen) => checker.saw(world, seen),
-                    Event::Sampled(sample) => checker.sampled(world, sample),
+                    Event::Observed(observation) => checker.observe(context, observation),
+                    Event::Sampled(sample) => checker.sample(context, sample),
                 }
             }
         });
         match event {
-            Event::Saw(seen) => {
-                let broken = bench.checkers.iter().map(|checker| checker.findings().broken).sum();
-                progress.saw(&seen, broken);
-                bench.briefs.push(Brief::of(&seen));
+            Event::Observed(observation) => {
+                let broken = results.checkers.iter().map(|checker| checker.findings().broken).sum();
+                progress.observe(&observation, broken);
+                results.summaries.push(RequestSummary::of(&observation));
             }
             Event::Sampled(sample) => {
                 let in_force = fleet
@@ -474,19 +493,21 @@ async fn judge(
                     .map(|fault| fault.what.clone())
                     .collect();
                 progress.tick(in_force);
-                bench.samples.push(sample);
+                results.samples.push(sample);
             }
         }
     }
-    with_world(&mut |world| bench.checkers.iter_mut().for_each(|checker| checker.end(world)));
-    bench
+    with_context(&mut |context| {
+        results.checkers.iter_mut().for_each(|checker| checker.end(context))
+    });
+    results
 }
 
-async fn make_record(
-    order: &Order,
+async fn build_record(
+    options: &RunOptions,
     plan: &Plan,
     fleet: &Fleet,
-    bench: Bench,
+    results: CheckResults,
     start: Micros,
 ) -> Record {
     let facts = fleet.journal.facts().clone();
@@ -494,33 +515,33 @@ async fn make_record(
     let places: Vec<(String, usize)> =
         fleet.nodes.iter().map(|node| (node.spec.name.clone(), node.spec.region)).collect();
     let (faults, purges) = record::event_rows(&facts, end);
-    let verdicts: Vec<Verdict> = bench.checkers.iter().map(|c| Verdict::of(&**c)).collect();
+    let verdicts: Vec<Verdict> = results.checkers.iter().map(|c| Verdict::of(&**c)).collect();
     let count = ((start + plan.duration) / SECOND + 1) as usize;
     let origins = fleet.origins.iter().zip(&fleet.origin_regions);
-    let redis = region_named(&order.scenario.fleet.redis);
+    let redis = region_by_name(&options.scenario.fleet.redis);
     Record {
-        scenario: order.name.clone(),
-        about: order.scenario.about.clone(),
-        seed: order.seed,
+        scenario: options.name.clone(),
+        about: options.scenario.about.clone(),
+        seed: options.seed,
         plan: plan.fingerprint(),
-        duration_s: order.duration_s,
+        duration_s: options.duration_s,
         passed: verdicts.iter().all(|verdict| verdict.kept),
-        totals: record::totals(&bench.briefs, &facts),
-        nodes: record::node_rows(&places, &bench.briefs, &facts, &bench.samples, end),
+        totals: record::totals(&results.summaries, &facts),
+        nodes: record::node_rows(&places, &results.summaries, &facts, &results.samples, end),
         origins: origins.map(|(o, region)| PlaceRow::in_region(o.name.clone(), *region)).collect(),
         redis: redis.map(|region| PlaceRow::in_region("redis".into(), region)),
-        clients: record::client_rows(&bench.briefs),
-        seconds: record::seconds(count, &bench.briefs, &facts, &bench.samples, places.len()),
+        clients: record::client_rows(&results.summaries),
+        seconds: record::seconds(count, &results.summaries, &facts, &results.samples, places.len()),
         faults,
         purges,
         verdicts,
         trouble: Vec::new(),
-        notes: pauses(&facts),
+        notes: pause_notes(&facts),
     }
 }
 
-fn pauses(facts: &Facts) -> Vec<String> {
-    let pauses = facts.faults.iter().filter(|fault| fault.kind == LAB_PAUSED);
+fn pause_notes(facts: &Facts) -> Vec<String> {
+    let pauses = facts.faults.iter().filter(|fault| fault.kind == SIMULATION_PAUSED);
     let length = |fault: &Fault| fault.ended.unwrap_or(fault.began) - fault.began;
     let lengths: Vec<Micros> = pauses.map(length).collect();
     let seconds = lengths.iter().sum::<Micros>() / SECOND;
@@ -528,6 +549,10 @@ fn pauses(facts: &Facts) -> Vec<String> {
         1 => "once".to_owned(),
         times => format!("{times} times"),
     };
-    let note = || format!("the lab itself stood still {times}, {seconds} s in all");
+    let note = || {
+        format!(
+            "this machine paused the simulation {times}, {seconds} s in total; client errors meanwhile are ignored"
+        )
+    };
     (!lengths.is_empty()).then(note).into_iter().collect()
 }

@@ -1,16 +1,16 @@
-//! `up`: describes a running fleet and prints commands to try; runs load against it.
+//! The command `up`: prints a description of the running fleet with commands to try, and runs load.
 
 use crate::fleet::Fleet;
 use crate::plan::object::Class;
 use crate::plan::place::{COUNTRIES, REGIONS, address_of};
 use crate::plan::scenario::Scenario;
 use crate::plan::{Plan, Step};
-use crate::run::ask;
+use crate::run::send_request;
 use std::fmt::Write as _;
 use tokio::sync::Semaphore;
 use tokio::time::sleep_until;
 
-/// The nodes, ports, origins and files of the fleet, and commands to try.
+/// A description of the fleet: nodes, ports, origins, files, and commands to try.
 pub async fn describe(fleet: &Fleet) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -36,10 +36,10 @@ async fn write_fleet(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
     }
     let folder = fleet.folder().display();
     writeln!(text, "  {:<30}{folder}/NODE/{{edge.toml,log,data}}", "files")?;
-    write_hints(text, fleet)
+    write_examples(text, fleet)
 }
 
-fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
+fn write_examples(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
     let Some(first) = fleet.nodes.first() else { return Ok(()) };
     let last = fleet.nodes.last().unwrap_or(first);
     let path_of = |class| {
@@ -52,15 +52,15 @@ fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
     let address = address_of(tokyo, 1);
     let authority = fleet.folder().join("authority.pem");
     let authority = authority.display();
-    let (near, far, admin) =
+    let (last_https, first_https, admin) =
         (last.spec.ports.https, first.spec.ports.https, first.spec.ports.admin);
     writeln!(
         text,
         "\nTry these commands in another terminal:\n\n\
          \x20 # request a page from a node in Tokyo, twice: a miss, then a hit (see Cache-Status)\n\
-         \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{near} https://shop.test{page}\n\n\
+         \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{last_https} https://shop.test{page}\n\n\
          \x20 # ask Frankfurt as a client from Japan: X-Origin names the origin chosen for that country\n\
-         \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{far} \
+         \x20 curl -so /dev/null -D - --cacert {authority} --connect-to ::127.0.0.1:{first_https} \
          -H 'X-Forwarded-For: {address}' https://world.test{world}\n\n\
          \x20 # purge the page on all nodes, with a receipt from each; then request it in Tokyo again\n\
          \x20 curl -s '127.0.0.1:{admin}/purge?wait=all&timeout=2s' -d '{{\"url\": \"https://shop.test{page}\"}}'\n\n\
@@ -73,8 +73,8 @@ fn write_hints(text: &mut String, fleet: &Fleet) -> std::fmt::Result {
     )
 }
 
-/// Runs the scenario's load, one minute's plan after the other, until the task is dropped.
-pub async fn keep_busy(fleet: std::sync::Arc<Fleet>, scenario: Scenario, seed: u64) {
+/// Runs the scenario's load until the task is aborted. Each minute has its own plan.
+pub async fn run_load(fleet: std::sync::Arc<Fleet>, scenario: Scenario, seed: u64) {
     let permits = std::sync::Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     for minute in 0.. {
         let catalog = &fleet.content.catalog;
@@ -88,7 +88,7 @@ pub async fn keep_busy(fleet: std::sync::Arc<Fleet>, scenario: Scenario, seed: u
                     let Ok(permit) = permits.clone().acquire_owned().await else { return };
                     let fleet = fleet.clone();
                     tokio::spawn(async move {
-                        drop((ask(&fleet, number, request).await, permit));
+                        drop((send_request(&fleet, number, request).await, permit));
                     });
                 }
                 _ => {}

@@ -1,14 +1,13 @@
-//! The lab itself, whole: real processes, real sockets, and a stand-in for the edge that
-//! keeps every promise, or breaks one on demand. The checker of that promise must say so and
-//! name the request; the others must stay silent.
+//! Tests the whole simulation with real processes and sockets. A stand-in for `skerry` keeps all promises,
+//! or breaks one on demand; then the checker of that promise must report the request.
 
 use simulation::plan::scenario::Scenario;
 use simulation::report::progress::Progress;
 use simulation::report::record::Record;
-use simulation::run::{Order, run};
+use simulation::run::{RunOptions, run};
 
 const SCENARIO: &str = "
-about = 'the lab under test'
+about = 'the simulation under test'
 duration_s = 4
 [fleet]
 regions = ['frankfurt']
@@ -39,7 +38,7 @@ async fn run_with(bug: &str, duration_s: u64, purges_per_s: f64) -> Record {
     std::fs::write(&config, format!("bug = '{bug}'\n{CONFIG}")).expect("config");
     let mut scenario = Scenario::read(SCENARIO).expect("scenario");
     scenario.purges.per_s = purges_per_s;
-    let order = Order {
+    let order = RunOptions {
         name: if bug.is_empty() { "no bug".into() } else { bug.into() },
         duration_s,
         scenario,
@@ -47,7 +46,7 @@ async fn run_with(bug: &str, duration_s: u64, purges_per_s: f64) -> Record {
         binary: env!("CARGO_BIN_EXE_stand-in").into(),
         edge_toml: Some(config),
     };
-    let record = run(&order, &Progress::default()).await.expect("the lab runs");
+    let record = run(&order, &Progress::default()).await.expect("the simulation runs");
     assert_eq!(record.trouble, Vec::<String>::new());
     record
 }
@@ -59,9 +58,9 @@ fn broken(record: &Record) -> Vec<&str> {
 
 async fn check(bug: &str, expected: &str) {
     let (duration_s, purges_per_s) = match bug {
-        // To be too old takes its time, and that nobody purges meanwhile.
+        // A response becomes too old only after a while and without purges.
         "never stale" => (11, 0.0),
-        // Within seconds of its start and its end a node may be missing from an answer.
+        // Receipts may be missing for some seconds after the start and before the end of a node.
         "lost receipt" => (12, 4.0),
         _ => (4, 4.0),
     };
@@ -101,20 +100,20 @@ async fn each_planted_bug_is_found_by_its_own_checker() {
 }
 
 #[test]
-fn a_mistake_in_a_command_is_told_in_one_line() {
+fn a_command_line_error_is_one_line() {
     let check = |arguments: &[&str], expected: &str| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_simulation"));
-        let out = command.args(arguments).output().expect("the lab starts");
-        let told = String::from_utf8(out.stderr).expect("text");
-        assert_eq!((out.status.code(), told.lines().count()), (Some(2), 1), "{told}");
-        assert!(told.starts_with("simulation: ") && told.contains(expected), "{told}");
+        let out = command.args(arguments).output().expect("the simulation starts");
+        let message = String::from_utf8(out.stderr).expect("text");
+        assert_eq!((out.status.code(), message.lines().count()), (Some(2), 1), "{message}");
+        assert!(message.starts_with("simulation: ") && message.contains(expected), "{message}");
         assert!(out.stdout.is_empty());
     };
     check(&["run"], "<SCENARIOS>...");
     check(&["run", "steady", "--regions", "11"], "invalid value '11' for '--regions <REGIONS>'");
     check(&["run", "steady", "--node", "2"], "a similar argument exists: '--nodes'");
     check(&["walk"], "unrecognized subcommand 'walk'");
-    check(&["run", "no such scenario"], "no scenario and no file");
+    check(&["run", "no such scenario"], "is neither a built-in scenario nor a file");
 }
 
 /// Processes whose parent is `parent`, from /proc.
@@ -129,26 +128,26 @@ fn children_of(parent: u32) -> Vec<u32> {
 }
 
 #[test]
-fn a_lab_that_is_killed_leaves_no_process_behind() {
+fn a_killed_simulation_leaves_no_process_behind() {
     use std::io::BufRead as _;
     let folder = tempfile::tempdir().expect("folder");
     let config = folder.path().join("stand-in.toml");
     std::fs::write(&config, format!("bug = ''\n{CONFIG}")).expect("config");
-    let mut lab = std::process::Command::new(env!("CARGO_BIN_EXE_simulation"))
+    let mut simulation = std::process::Command::new(env!("CARGO_BIN_EXE_simulation"))
         .args(["up", "--regions", "1", "--nodes", "2", "--no-redis", "--config"])
         .arg(&config)
         .env("SKERRY_BINARY", env!("CARGO_BIN_EXE_stand-in"))
         .env("TMPDIR", folder.path())
         .stdout(std::process::Stdio::piped())
         .spawn()
-        .expect("the lab starts");
-    let out = std::io::BufReader::new(lab.stdout.take().expect("stdout"));
+        .expect("the simulation starts");
+    let out = std::io::BufReader::new(simulation.stdout.take().expect("stdout"));
     let up = out.lines().map_while(Result::ok).find(|line| line.contains("is up"));
     assert!(up.is_some_and(|line| line.contains("2 nodes")));
-    let children = children_of(lab.id());
+    let children = children_of(simulation.id());
     assert_eq!(children.len(), 2);
-    lab.kill().expect("SIGKILL");
-    lab.wait().expect("gone");
+    simulation.kill().expect("SIGKILL");
+    simulation.wait().expect("gone");
     let still_there =
         || children.iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
     let deadline = std::time::Duration::from_secs(10);
@@ -156,5 +155,5 @@ fn a_lab_that_is_killed_leaves_no_process_behind() {
     while still_there() && start.elapsed() < deadline {
         std::thread::yield_now();
     }
-    assert!(!still_there(), "{children:?} outlived the lab");
+    assert!(!still_there(), "{children:?} outlived the simulation");
 }

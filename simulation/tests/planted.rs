@@ -1,5 +1,4 @@
-//! The real edge with one bug planted each time: the checker of that promise must fail and
-//! name the request.
+//! Runs the real `skerry` with one planted bug at a time. The checker of the broken promise must report it.
 //!
 //! ```sh
 //! cargo build --features planted-bugs --target-dir target/planted
@@ -10,7 +9,7 @@ use simulation::fleet::node::find_binary;
 use simulation::plan::scenario::Scenario;
 use simulation::report::progress::Progress;
 use simulation::report::record::Record;
-use simulation::run::{Order, run};
+use simulation::run::{RunOptions, run};
 
 const SCENARIO: &str = "
 about = 'bugs planted in the edge'
@@ -30,10 +29,10 @@ mix = { static = 37, page = 35, large = 8, slow = 10, private = 10, dynamic = 0,
 ";
 
 async fn run_with(bug: &str) -> Record {
-    // SAFETY: the one test of this binary sets it before it starts anything.
+    // SAFETY: this binary has one test, which sets the variable while no other thread reads it.
     unsafe { std::env::set_var("SKERRY_PLANTED_BUG", bug) };
     let mut scenario = Scenario::read(SCENARIO).expect("scenario");
-    // Old content must grow old, and a purge must find something.
+    // Purges only where the bug concerns them: they would remove stale responses otherwise.
     scenario.purges.per_s = match bug {
         "purges-ignored" | "stream-entry-dropped" | "stream-unread" => 3.0,
         _ => 0.0,
@@ -46,12 +45,12 @@ async fn run_with(bug: &str) -> Record {
         scenario.load.mix.world = 30;
     }
     if bug.starts_with("stream-") {
-        // A purge must travel to be lost.
+        // Only a purge that travels between nodes can be lost.
         scenario.fleet.nodes = 2;
         scenario.fleet.redis = "frankfurt".to_owned();
         scenario.duration_s = 20;
     }
-    let order = Order {
+    let order = RunOptions {
         name: if bug.is_empty() { "no bug" } else { bug }.to_owned(),
         duration_s: scenario.duration_s,
         scenario,
@@ -59,12 +58,12 @@ async fn run_with(bug: &str) -> Record {
         binary: find_binary().expect("SKERRY_BINARY"),
         edge_toml: None,
     };
-    run(&order, &Progress::default()).await.expect("the lab runs")
+    run(&order, &Progress::default()).await.expect("the simulation runs")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an edge built with the feature planted-bugs: see the module's text"]
-async fn each_bug_planted_in_the_edge_is_found_by_its_own_checker() {
+#[ignore = "needs skerry with the feature planted-bugs: see the module documentation"]
+async fn each_bug_planted_in_skerry_is_found_by_its_checker() {
     for (bug, checker) in [
         ("", ""),
         ("purges-ignored", "purged stays purged"),
@@ -72,7 +71,7 @@ async fn each_bug_planted_in_the_edge_is_found_by_its_own_checker() {
         ("private-shared", "private stays private"),
         ("double-fill", "one fill"),
         ("never-stale", "never too old"),
-        // What was skipped is passed in the stream: the node says, and believes, that it has it.
+        // The node skips an entry but advances its cursor, so its receipt claims that it was applied.
         ("stream-entry-dropped", "purged stays purged"),
         ("stream-unread", "every receipt"),
         ("answers-fail", "no client errors"),
@@ -90,7 +89,7 @@ async fn each_bug_planted_in_the_edge_is_found_by_its_own_checker() {
                 let findings = &verdict.findings;
                 assert!(
                     bug != "country-ignored" || findings.broken * 4 > findings.checked,
-                    "two in five clients have another origin than the usual one: {} of {}",
+                    "two in five clients are mapped to another origin: {} of {}",
                     findings.broken,
                     findings.checked
                 );

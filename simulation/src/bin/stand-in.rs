@@ -1,7 +1,7 @@
-//! A stand-in for the edge, to test the lab itself: the smallest cache that keeps the lab's
-//! promises, and breaks one of them on demand (`bug = "…"` in its configuration).
+//! A stand-in for `skerry` that tests the simulation itself: a minimal cache that keeps all promises, or
+//! breaks one of them on demand (`bug = "…"` in its configuration).
 //!
-//! HTTP/1.1 only, one map in memory, one lock for each key. Nobody should serve with it.
+//! It has HTTP/1.1, one map in memory and one lock for each key. It is not fit for real traffic.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use simulation::client::{Ask, Client};
+use simulation::client::{Client, ClientRequest};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,7 +81,7 @@ impl StandIn {
         self.config.bug == bug
     }
 
-    /// Any purge purges everything: coarse, and never wrong.
+    /// Every purge removes everything, which is always correct.
     fn admin(&self, request: &Request<Incoming>) -> Response<Bytes> {
         if request.uri().path() != "/purge" {
             return Response::new(Bytes::from_static(b"ready"));
@@ -124,11 +124,12 @@ impl StandIn {
 
     async fn fetch(&self, host: &str, path: &str, headers: &HeaderMap) -> Stored {
         let sequence = self.sequence.load(Ordering::SeqCst);
-        let mut ask = Ask::path(host, path);
+        let mut ask = ClientRequest::path(host, path);
         if let Some(cookie) = headers.get("cookie").and_then(|value| value.to_str().ok()) {
             ask.headers.push(("cookie".into(), cookie.to_owned()));
         }
-        let reply = self.client.get(self.config.origin, &ask).await.expect("the origin is up");
+        let reply =
+            self.client.send_http(self.config.origin, &ask).await.expect("the origin is up");
         let control = reply.header("cache-control").unwrap_or_default();
         let age = control.split("max-age=").nth(1).and_then(|rest| rest.split(',').next());
         let max_age = age.and_then(|age| age.parse().ok()).unwrap_or(0);

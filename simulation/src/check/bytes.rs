@@ -1,11 +1,11 @@
-//! Invariant 2: the bytes of a body are those that one upstream response had.
+//! Invariant 2: the bytes of a body are those of one upstream response.
 
-use super::{Answer, Checker, Findings, Seen, World};
+use super::{CheckContext, Checker, Findings, Observation, ObservedResponse};
 use crate::fleet::origin::entity_tag;
 use crate::journal::Fetch;
 use crate::plan::object::Identity;
 
-/// See the module's text.
+/// Checks that a body is one version of its object; see the module documentation.
 #[derive(Default)]
 pub struct WholeBytes(Findings);
 
@@ -18,11 +18,13 @@ impl Checker for WholeBytes {
         "every body is one version that the origin had, from the first byte to the last"
     }
 
-    fn saw(&mut self, world: World, seen: &Seen) {
-        let Ok(answer @ Answer { status: 200 | 206, .. }) = &seen.outcome else { return };
-        self.0.look();
-        if let Err(fault) = check(world, seen, answer) {
-            self.0.blame(world, seen, fault);
+    fn observe(&mut self, context: CheckContext, observation: &Observation) {
+        let Ok(response @ ObservedResponse { status: 200 | 206, .. }) = &observation.outcome else {
+            return;
+        };
+        self.0.count_check();
+        if let Err(fault) = check(context, observation, response) {
+            self.0.report(context, observation, fault);
         }
     }
 
@@ -31,55 +33,66 @@ impl Checker for WholeBytes {
     }
 }
 
-fn check(world: World, seen: &Seen, answer: &Answer) -> Result<(), String> {
-    let identity = answer.body.as_ref().map_err(|fault| format!("its body is broken: {fault}"))?;
-    if identity.object != seen.object {
-        return Err(format!("its body is of object {}", identity.object));
+fn check(
+    context: CheckContext,
+    observation: &Observation,
+    response: &ObservedResponse,
+) -> Result<(), String> {
+    let identity = response.body.as_ref().map_err(|fault| format!("body: {fault}"))?;
+    if identity.object != observation.object {
+        return Err(format!("body is object {}", identity.object));
     }
-    check_length(world, seen, answer, identity)?;
+    check_length(context, observation, response, identity)?;
     let etag = entity_tag(identity);
-    if answer.etag.as_ref() != Some(&etag) {
-        return Err(format!("its ETag is {:?}, its body {etag}", answer.etag));
+    if response.etag.as_ref() != Some(&etag) {
+        return Err(format!("ETag is {:?}, but the body has {etag}", response.etag));
     }
-    let fetch = answer.fetch.and_then(|serial| world.facts.fetch(serial));
-    let fetch = fetch.ok_or("its X-Fetch names no upstream request")?;
-    came_from(fetch, seen, identity)
+    let fetch = response.fetch.and_then(|serial| context.facts.fetch(serial));
+    let fetch = fetch.ok_or("X-Fetch does not name an upstream request")?;
+    check_fetch(fetch, observation, identity)
 }
 
 fn check_length(
-    world: World,
-    seen: &Seen,
-    answer: &Answer,
+    context: CheckContext,
+    observation: &Observation,
+    response: &ObservedResponse,
     identity: &Identity,
 ) -> Result<(), String> {
-    let whole = world.object(seen).length(identity.version);
-    let (expected, range) = match (answer.status, seen.range) {
+    let whole = context.object(observation).length(identity.version);
+    let (expected, range) = match (response.status, observation.range) {
         (206, Some((from, to))) => {
             let to = (to + 1).min(whole);
             (to.saturating_sub(from), Some(format!("bytes {from}-{}/{whole}", to - 1)))
         }
-        (206, None) => return Err("206, but no range was asked for".to_owned()),
+        (206, None) => return Err("status 206 to a request without Range".to_owned()),
         _ => (whole, None),
     };
-    if answer.length != expected {
-        return Err(format!("{} bytes came instead of {expected}", answer.length));
+    if response.length != expected {
+        return Err(format!("body has {} bytes instead of {expected}", response.length));
     }
     match range {
-        Some(range) if answer.content_range.as_ref() != Some(&range) => {
-            Err(format!("Content-Range is {:?}, should be {range}", answer.content_range))
+        Some(range) if response.content_range.as_ref() != Some(&range) => {
+            Err(format!("Content-Range is {:?} instead of {range}", response.content_range))
         }
         _ => Ok(()),
     }
 }
 
-fn came_from(fetch: &Fetch, seen: &Seen, identity: &Identity) -> Result<(), String> {
-    if fetch.object != seen.object {
-        return Err(format!("X-Fetch {} was for object {}", fetch.serial, fetch.object));
+fn check_fetch(
+    fetch: &Fetch,
+    observation: &Observation,
+    identity: &Identity,
+) -> Result<(), String> {
+    if fetch.object != observation.object {
+        return Err(format!(
+            "upstream request {} (X-Fetch) was for object {}",
+            fetch.serial, fetch.object
+        ));
     }
     if fetch.version != identity.version {
         let (has, is) = (fetch.version, identity.version);
         return Err(format!(
-            "X-Fetch {} got version {has}, the body is version {is}",
+            "upstream request {} (X-Fetch) got version {has}, but the body is version {is}",
             fetch.serial
         ));
     }
@@ -89,52 +102,55 @@ fn came_from(fetch: &Fetch, seen: &Seen, identity: &Identity) -> Result<(), Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{Lab, answer, verdict};
+    use crate::check::tests::{Fixture, response, verdict};
     use crate::journal::SECOND;
     use crate::plan::object::{BodyFault, Class};
 
-    fn check(change: impl FnOnce(&mut Seen), expected: &str) {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Large);
-        let fetch = lab.fetch(&object, 3, SECOND);
-        let mut seen = lab.seen(fetch, 2 * SECOND, "skerry; hit; ttl=100");
-        change(&mut seen);
-        let what = verdict(&mut WholeBytes::default(), &lab, &seen).unwrap_or_default();
-        assert!(what.contains(expected), "{what:?} does not say {expected:?}");
+    fn check(change: impl FnOnce(&mut Observation), expected: &str) {
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Large);
+        let fetch = fixture.fetch(&object, 3, SECOND);
+        let mut observation = fixture.observation(fetch, 2 * SECOND, "skerry; hit; ttl=100");
+        change(&mut observation);
+        let what = verdict(&mut WholeBytes::default(), &fixture, &observation).unwrap_or_default();
+        assert!(what.contains(expected), "{what:?} does not contain {expected:?}");
     }
 
     #[test]
-    fn two_versions_in_one_body_are_named() {
+    fn two_versions_in_one_body_are_reported() {
         let first = Identity { object: 1, version: 3, owner: 0 };
         let mixed = BodyFault::Mixed { offset: 262_144, first, then: None };
         check(
-            |seen| answer(seen).body = Err(mixed),
-            "as object 1 version 3 and from byte 262144 on is something else",
+            |observation| response(observation).body = Err(mixed),
+            "as object 1 version 3 but continues at byte 262144 as unknown bytes",
         );
     }
 
     #[test]
-    fn a_truncated_body_is_named() {
-        check(|seen| answer(seen).length -= 100, "bytes came instead of");
+    fn a_truncated_body_is_reported() {
+        check(|observation| response(observation).length -= 100, "bytes instead of");
     }
 
     #[test]
-    fn another_objects_body_is_named() {
-        check(|seen| answer(seen).body.as_mut().expect("body").object += 1, "of object");
+    fn another_objects_body_is_reported() {
+        check(
+            |observation| response(observation).body.as_mut().expect("body").object += 1,
+            "body is object",
+        );
     }
 
     #[test]
-    fn headers_of_one_version_on_bytes_of_another_are_named() {
-        check(|seen| answer(seen).etag = Some("\"1-2-0\"".into()), "its ETag is");
+    fn headers_of_one_version_on_bytes_of_another_are_reported() {
+        check(|observation| response(observation).etag = Some("\"1-2-0\"".into()), "ETag is");
     }
 
     #[test]
-    fn a_wrong_content_range_is_named() {
-        let ranged = |seen: &mut Seen| {
-            seen.range = Some((100, 299));
-            let answer = answer(seen);
-            (answer.status, answer.length) = (206, 200);
-            answer.content_range = Some("bytes 100-299/9".into());
+    fn a_wrong_content_range_is_reported() {
+        let ranged = |observation: &mut Observation| {
+            observation.range = Some((100, 299));
+            let response = response(observation);
+            (response.status, response.length) = (206, 200);
+            response.content_range = Some("bytes 100-299/9".into());
         };
         check(ranged, "Content-Range is");
     }

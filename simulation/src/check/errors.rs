@@ -1,67 +1,67 @@
-//! No client gets an error that the scenario does not allow.
+//! No client gets an error that the scenario does not expect.
 //!
-//! An error that the origin itself answered (its `X-Fetch` leads to that answer) is the
-//! origin's, not the edge's. A body that was stored in part may break off where its object has
-//! changed at the origin: what is missing of the old version cannot be had, and the new one must
-//! not be mixed in.
+//! An error status that the origin itself sent (its `X-Fetch` names that response) is not an error of
+//! the node. A partly stored body may end early if its object has changed at the origin: the missing
+//! part of the old version is gone, and the new version must not be mixed in.
 
-use super::{Answer, Checker, Findings, Seen, WAY_TO_ORIGIN, World};
+use super::{CheckContext, Checker, Findings, Observation, ObservedResponse, TRANSIT_MAX};
 use crate::client::BODY_BROKE_OFF;
-use crate::journal::{Fetch, LAB_PAUSED, LifeEvent, Micros, Purge, SECOND};
+use crate::journal::{Fetch, Micros, ProcessEvent, Purge, SECOND, SIMULATION_PAUSED};
 use crate::plan::object::Class;
 use serde::Deserialize;
 
-/// Errors that a scenario allows while one of its faults is in force.
+/// Client errors that a scenario expects during a fault of one kind.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Excuse {
-    /// The fault's kind.
+    /// The kind of the fault.
     pub during: String,
-    /// Status codes that are no surprise then.
+    /// Expected status codes.
     #[serde(default)]
     pub status: Vec<u16>,
-    /// Whether connections may break then.
+    /// Whether requests may fail without a response.
     #[serde(default)]
     pub broken: bool,
-    /// Whether bodies may end early then: their origin went away while it sent them.
+    /// Whether bodies may end early, because the origin failed while it sent them.
     #[serde(default)]
     pub cut_short: bool,
-    /// Seconds after the fault in which it still counts.
+    /// Seconds after the end of the fault in which errors are still expected.
     #[serde(default)]
     pub grace_s: f64,
-    /// Not when the node has a stored response that it may serve stale: then the error is the
-    /// edge's after all. Only for fleets whose caches hold the whole catalog.
+    /// Errors are unexpected if the node has a stored response that it may serve stale. Use this
+    /// only if the caches can hold the whole catalog.
     #[serde(default)]
     pub unless_stored: bool,
 }
 
-/// See the module's text.
+/// Checks client errors; see the module documentation.
 pub struct NoClientErrors {
     excuses: Vec<Excuse>,
     findings: Findings,
 }
 
 impl NoClientErrors {
-    /// With what the scenario allows.
+    /// A checker with the expected errors of a scenario.
     pub fn new(excuses: Vec<Excuse>) -> Self {
         NoClientErrors { excuses, findings: Findings::default() }
     }
 
-    fn is_excused(&self, world: World, seen: &Seen) -> bool {
-        let fits = |excuse: &&Excuse| match &seen.outcome {
-            Ok(answer) => excuse.status.contains(&answer.status),
+    fn is_excused(&self, context: CheckContext, observation: &Observation) -> bool {
+        let fits = |excuse: &&Excuse| match &observation.outcome {
+            Ok(response) => excuse.status.contains(&response.status),
             Err(error) => excuse.broken || excuse.cut_short && error.starts_with(BODY_BROKE_OFF),
         };
         let in_force = |excuse: &Excuse| {
             let grace = (excuse.grace_s * SECOND as f64) as u64;
-            world.facts.faults.iter().any(|fault| {
+            context.facts.faults.iter().any(|fault| {
                 fault.kind == excuse.during
-                    && fault.nodes.contains(&seen.node)
-                    && fault.overlaps(seen.sent, seen.done, grace)
+                    && fault.nodes.contains(&observation.node)
+                    && fault.overlaps(observation.sent, observation.done, grace)
             })
         };
-        let counts =
-            |excuse: &&Excuse| !excuse.unless_stored || stale_instead(world, seen).is_none();
+        let counts = |excuse: &&Excuse| {
+            !excuse.unless_stored || usable_stale_response(context, observation).is_none()
+        };
         self.excuses.iter().filter(fits).filter(counts).any(in_force)
     }
 }
@@ -72,23 +72,24 @@ impl Checker for NoClientErrors {
     }
 
     fn promise(&self) -> &'static str {
-        "no client gets an error, except where the scenario says that it must"
+        "no client gets an error that the scenario does not expect"
     }
 
-    fn saw(&mut self, world: World, seen: &Seen) {
-        self.findings.look();
-        let what = match &seen.outcome {
-            Ok(answer) if is_fine(world, seen, answer) => return,
-            Ok(answer) => format!("status {}", answer.status),
-            Err(error) => format!("no answer: {error}"),
+    fn observe(&mut self, context: CheckContext, observation: &Observation) {
+        self.findings.count_check();
+        let what = match &observation.outcome {
+            Ok(response) if is_expected(context, observation, response) => return,
+            Ok(response) => format!("status {}", response.status),
+            Err(error) => format!("no response: {error}"),
         };
-        let is_excused = self.is_excused(world, seen) || changed_in_between(world, seen);
-        if !is_excused && !in_a_pause(world, seen) {
-            let instead = stale_instead(world, seen).map_or(String::new(), |fetch| {
-                let ago = seen.sent.saturating_sub(fetch.began) / 1000;
-                format!(", although it got upstream request {} {ago} ms before", fetch.serial)
+        let is_excused =
+            self.is_excused(context, observation) || object_changed_meanwhile(context, observation);
+        if !is_excused && !is_during_pause(context, observation) {
+            let alternative = usable_stale_response(context, observation).map_or(String::new(), |fetch| {
+                let ago = observation.sent.saturating_sub(fetch.began) / 1000;
+                format!(", although the node got the response to upstream request {} {ago} ms before and may serve it stale", fetch.serial)
             });
-            self.findings.blame(world, seen, what + &instead);
+            self.findings.report(context, observation, what + &alternative);
         }
     }
 
@@ -97,71 +98,86 @@ impl Checker for NoClientErrors {
     }
 }
 
-/// When the lab itself stood still, deadlines passed on all sides at once.
-fn in_a_pause(world: World, seen: &Seen) -> bool {
-    let mut pauses = world.facts.faults.iter().filter(|fault| fault.kind == LAB_PAUSED);
-    pauses.any(|pause| pause.overlaps(seen.sent, seen.done, 15 * SECOND))
+/// Whether the simulation was paused by the machine, so that timeouts of all processes expired.
+fn is_during_pause(context: CheckContext, observation: &Observation) -> bool {
+    let mut pauses = context.facts.faults.iter().filter(|fault| fault.kind == SIMULATION_PAUSED);
+    pauses.any(|pause| pause.overlaps(observation.sent, observation.done, 15 * SECOND))
 }
 
-/// Whether the body broke off because, for what was missing of it, the node asked an origin that
-/// had another version by then than the node had got before.
-fn changed_in_between(world: World, seen: &Seen) -> bool {
-    let broke_off = seen.outcome.as_ref().is_err_and(|error| error.starts_with(BODY_BROKE_OFF));
-    let theirs = |fetch: &&Fetch| fetch.node == Some(seen.node) && fetch.object == seen.object;
-    let asked = || world.facts.fetches.iter().filter(theirs);
-    let mut now = asked().filter(|fetch| (seen.sent..=seen.done).contains(&fetch.began));
+/// Whether the body ended early because its missing part was requested from the origin after the
+/// object had changed there.
+fn object_changed_meanwhile(context: CheckContext, observation: &Observation) -> bool {
+    let broke_off =
+        observation.outcome.as_ref().is_err_and(|error| error.starts_with(BODY_BROKE_OFF));
+    let same_object =
+        |fetch: &&Fetch| fetch.node == Some(observation.node) && fetch.object == observation.object;
+    let requests = || context.facts.fetches.iter().filter(same_object);
+    let mut now =
+        requests().filter(|fetch| (observation.sent..=observation.done).contains(&fetch.began));
     let had_another = |now: &Fetch| {
-        asked().any(|before| before.began < now.began && before.version < now.version)
+        requests().any(|before| before.began < now.began && before.version < now.version)
     };
-    broke_off && world.object(seen).class == Class::Large && now.any(had_another)
+    broke_off && context.object(observation).class == Class::Large && now.any(had_another)
 }
 
-/// The upstream request whose answer could have been served instead: this node, in its present
-/// life, has got it whole for this key, its origin allows to serve it stale on error still, and
-/// no hard purge has come since.
-fn stale_instead<'a>(world: World<'a>, seen: &Seen) -> Option<&'a Fetch> {
-    let object = world.object(seen);
-    let began = |life: &&LifeEvent| life.node == seen.node && life.up && life.at < seen.sent;
-    let alive_since = world.facts.lives.iter().rev().find(began).map_or(0, |life| life.at);
-    let allowed = (object.max_age + object.stale_if_error).saturating_sub(MARGIN_S) * SECOND;
-    let scheme = if seen.tls { "https" } else { "http" };
-    // What its origin had handed over may have been lost on its way when something broke.
-    let arrived = |fetch: &Fetch, ended: Micros| {
-        !world.facts.disturbed(seen.node, fetch.began, ended + WAY_TO_ORIGIN, 0)
+/// An upstream request whose response the node should have served stale instead of an error: it is
+/// complete, for the same key, not older than the node's process, allowed by `stale-if-error`, and
+/// not covered by a later hard purge.
+fn usable_stale_response<'a>(
+    context: CheckContext<'a>,
+    observation: &Observation,
+) -> Option<&'a Fetch> {
+    let object = context.object(observation);
+    let started = |event: &&ProcessEvent| {
+        event.node == observation.node && event.is_start && event.at < observation.sent
     };
-    let useful = |fetch: &&Fetch| {
-        fetch.object == seen.object
-            && fetch.node == Some(seen.node)
+    let started_at =
+        context.facts.process_events.iter().rev().find(started).map_or(0, |event| event.at);
+    let allowed = (object.max_age + object.stale_if_error).saturating_sub(MARGIN_S) * SECOND;
+    let scheme = if observation.tls { "https" } else { "http" };
+    // During a fault, a response that the origin has sent may be lost on its way.
+    let arrived = |fetch: &Fetch, ended: Micros| {
+        !context.facts.disturbed(observation.node, fetch.began, ended + TRANSIT_MAX, 0)
+    };
+    let is_usable = |fetch: &&Fetch| {
+        fetch.object == observation.object
+            && fetch.node == Some(observation.node)
             && fetch.scheme.as_deref() == Some(scheme)
             && matches!(fetch.status, 200)
             && fetch.whole
             && fetch.range.is_none()
-            && fetch.began > alive_since
-            && fetch.ended.is_some_and(|ended| ended + SECOND < seen.sent && arrived(fetch, ended))
-            && fetch.answered.is_some_and(|answered| answered + allowed > seen.sent)
+            && fetch.began > started_at
+            && fetch
+                .ended
+                .is_some_and(|ended| ended + SECOND < observation.sent && arrived(fetch, ended))
+            && fetch.answered.is_some_and(|answered| answered + allowed > observation.sent)
     };
     let purged_since = |fetch: &Fetch| {
         let hard = |purge: &&Purge| !purge.soft && purge.scope.covers(object);
-        world.facts.purges.iter().filter(hard).any(|purge| {
-            purge.issued <= seen.done
-                && purge.acknowledged_by(seen.node).unwrap_or(Micros::MAX)
-                    >= world.sent_after(fetch)
+        context.facts.purges.iter().filter(hard).any(|purge| {
+            purge.issued <= observation.done
+                && purge.acknowledged_by(observation.node).unwrap_or(Micros::MAX)
+                    >= context.earliest_send(fetch)
         })
     };
-    let is_kept = object.class.is_shared() && object.class != Class::Large;
-    let stored = world.facts.fetches.iter().rev().find(useful).filter(|_| is_kept);
+    let is_cached = object.class.is_shared() && object.class != Class::Large;
+    let stored = context.facts.fetches.iter().rev().find(is_usable).filter(|_| is_cached);
     stored.filter(|fetch| !purged_since(fetch))
 }
 
-/// Roundings of `Age` and `Date`.
+/// Rounding of `Age` and `Date` to whole seconds.
 const MARGIN_S: u64 = 3;
 
-fn is_fine(world: World, seen: &Seen, answer: &Answer) -> bool {
-    match answer.status {
+fn is_expected(
+    context: CheckContext,
+    observation: &Observation,
+    response: &ObservedResponse,
+) -> bool {
+    match response.status {
         200 | 304 => true,
-        206 | 416 => seen.range.is_some(),
+        206 | 416 => observation.range.is_some(),
         status => {
-            let fetch = answer.fetch.and_then(|serial| world.facts.fetch(serial));
+            let fetch = response.fetch.and_then(|serial| context.facts.fetch(serial));
             fetch.is_some_and(|fetch| fetch.status == status)
         }
     }
@@ -170,29 +186,29 @@ fn is_fine(world: World, seen: &Seen, answer: &Answer) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{Lab, answer, verdict};
+    use crate::check::tests::{Fixture, response, verdict};
     use crate::journal::{Fault, Scope};
     use crate::plan::object::Class;
 
-    fn check(change: impl FnOnce(&mut Lab, &mut Seen), expected: Option<&str>) {
+    fn check(change: impl FnOnce(&mut Fixture, &mut Observation), expected: Option<&str>) {
         check_with(false, change, expected);
     }
 
     fn check_with(
         unless_stored: bool,
-        change: impl FnOnce(&mut Lab, &mut Seen),
+        change: impl FnOnce(&mut Fixture, &mut Observation),
         expected: Option<&str>,
     ) {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Static);
-        let fetch = lab.fetch(&object, 0, SECOND);
-        let mut seen = lab.seen(fetch, 9 * SECOND, "skerry; fwd=miss");
-        change(&mut lab, &mut seen);
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Static);
+        let fetch = fixture.fetch(&object, 0, SECOND);
+        let mut observation = fixture.observation(fetch, 9 * SECOND, "skerry; fwd=miss");
+        change(&mut fixture, &mut observation);
         let (during, status) = ("cut".to_owned(), vec![504]);
         let excuse =
             Excuse { during, status, broken: false, cut_short: true, grace_s: 1.0, unless_stored };
         let mut checker = NoClientErrors::new(vec![excuse]);
-        assert_eq!(verdict(&mut checker, &lab, &seen).as_deref(), expected);
+        assert_eq!(verdict(&mut checker, &fixture, &observation).as_deref(), expected);
     }
 
     fn cut(node: usize) -> Fault {
@@ -201,51 +217,54 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_edge_is_named() {
-        check(|_, seen| answer(seen).status = 502, Some("status 502"));
-        check(|_, seen| seen.outcome = Err("reset".into()), Some("no answer: reset"));
+    fn an_error_of_the_node_is_reported() {
+        check(|_, observation| response(observation).status = 502, Some("status 502"));
+        check(
+            |_, observation| observation.outcome = Err("reset".into()),
+            Some("no response: reset"),
+        );
     }
 
     #[test]
-    fn the_origins_own_error_is_the_origins() {
-        let origins = |lab: &mut Lab, seen: &mut Seen| {
-            lab.facts.fetches[0].status = 503;
-            answer(seen).status = 503;
+    fn an_error_status_of_the_origin_is_not_reported() {
+        let origins = |fixture: &mut Fixture, observation: &mut Observation| {
+            fixture.facts.fetches[0].status = 503;
+            response(observation).status = 503;
         };
         check(origins, None);
     }
 
     #[test]
-    fn what_the_scenario_allows_is_allowed_there_and_nowhere_else() {
+    fn expected_errors_are_accepted_only_during_their_fault() {
         let during = |node, status| {
-            move |lab: &mut Lab, seen: &mut Seen| {
-                lab.facts.faults.push(cut(node));
-                answer(seen).status = status;
+            move |fixture: &mut Fixture, observation: &mut Observation| {
+                fixture.facts.faults.push(cut(node));
+                response(observation).status = status;
             }
         };
         check(during(0, 504), None);
         check(during(0, 502), Some("status 502"));
         check(during(1, 504), Some("status 504"));
         let fails = |error: &'static str| {
-            move |lab: &mut Lab, seen: &mut Seen| {
-                lab.facts.faults.push(cut(0));
-                seen.outcome = Err(error.into());
+            move |fixture: &mut Fixture, observation: &mut Observation| {
+                fixture.facts.faults.push(cut(0));
+                observation.outcome = Err(error.into());
             }
         };
         check(fails("the body broke off (status 200)"), None);
-        check(fails("connection refused"), Some("no answer: connection refused"));
+        check(fails("connection refused"), Some("no response: connection refused"));
     }
 
     #[test]
-    fn a_large_body_may_break_off_where_its_object_has_changed() {
+    fn a_large_body_may_end_early_if_its_object_has_changed() {
         let fetched = |class: Class, versions: [u32; 2], error: &str| {
-            let mut lab = Lab::new();
-            let object = lab.object(class);
-            let first = lab.fetch(&object, versions[0], SECOND);
-            let mut seen = lab.seen(first, 9 * SECOND, "skerry; hit");
-            lab.fetch(&object, versions[1], seen.sent);
-            seen.outcome = Err(error.into());
-            verdict(&mut NoClientErrors::new(Vec::new()), &lab, &seen)
+            let mut fixture = Fixture::new();
+            let object = fixture.object(class);
+            let first = fixture.fetch(&object, versions[0], SECOND);
+            let mut observation = fixture.observation(first, 9 * SECOND, "skerry; hit");
+            fixture.fetch(&object, versions[1], observation.sent);
+            observation.outcome = Err(error.into());
+            verdict(&mut NoClientErrors::new(Vec::new()), &fixture, &observation)
         };
         let broke_off = "the body broke off (status 206)";
         assert_eq!(fetched(Class::Large, [0, 1], broke_off), None);
@@ -256,29 +275,29 @@ mod tests {
 
     #[test]
     fn what_broke_while_the_lab_stood_still_is_nobodys_fault() {
-        let paused = |lab: &mut Lab, seen: &mut Seen| {
-            lab.facts.faults.push(Fault { kind: LAB_PAUSED.to_owned(), ..cut(0) });
-            seen.outcome = Err("no whole answer within 30s".into());
+        let paused = |fixture: &mut Fixture, observation: &mut Observation| {
+            fixture.facts.faults.push(Fault { kind: SIMULATION_PAUSED.to_owned(), ..cut(0) });
+            observation.outcome = Err("no whole response within 30s".into());
         };
         check(paused, None);
     }
 
     #[test]
-    fn what_is_stored_and_may_be_served_stale_is_no_excuse() {
+    fn an_error_instead_of_a_usable_stale_response_is_reported() {
         let stored = |scheme: &str, purged: bool| {
             let scheme = scheme.to_owned();
-            move |lab: &mut Lab, seen: &mut Seen| {
-                lab.facts.faults.push(cut(0));
-                lab.facts.fetches[0].scheme = Some(scheme);
-                answer(seen).status = 504;
+            move |fixture: &mut Fixture, observation: &mut Observation| {
+                fixture.facts.faults.push(cut(0));
+                fixture.facts.fetches[0].scheme = Some(scheme);
+                response(observation).status = 504;
                 if purged {
-                    lab.facts.purges.push(Purge {
+                    fixture.facts.purges.push(Purge {
                         number: 0,
                         id: None,
                         scope: Scope::All,
                         soft: false,
                         via: 0,
-                        meant_for: vec![0, 1],
+                        targets: vec![0, 1],
                         issued: 2 * SECOND,
                         acknowledged: vec![(0, 2 * SECOND)],
                         propagation_ms: Vec::new(),
@@ -289,12 +308,12 @@ mod tests {
                 }
             }
         };
-        let named = "status 504, although it got upstream request 1 8000 ms before";
+        let named = "status 504, although the node got the response to upstream request 1 8000 ms before and may serve it stale";
         check_with(true, stored("http", false), Some(named));
         check_with(true, stored("https", false), None);
-        let lost = |lab: &mut Lab, seen: &mut Seen| {
-            stored("http", false)(lab, seen);
-            lab.facts.faults[0].began = SECOND;
+        let lost = |fixture: &mut Fixture, observation: &mut Observation| {
+            stored("http", false)(fixture, observation);
+            fixture.facts.faults[0].began = SECOND;
         };
         check_with(true, lost, None);
         check_with(true, stored("http", true), None);

@@ -1,21 +1,21 @@
-//! Invariant 4: a key has at most one fill in flight on a node.
+//! Invariant 4: a node has at most one fill in flight for a key.
 //!
-//! Looked at from the origin's side, at the end. Two whole upstream requests of one node for
-//! one key that overlap in time are one too many, unless a purge of it came between (the
-//! second must not join the first), or something was broken on the way.
+//! It is checked at the end, from the requests that the origins recorded. Two complete upstream
+//! requests of one node for one key must not overlap in time, unless a purge came between them (the
+//! second must not join the first) or a fault affected the node.
 
-use super::{Checker, Findings, World};
+use super::{CheckContext, Checker, Findings};
 use crate::journal::{Fetch, Micros, NodeId, SECOND, Scope};
 use crate::plan::object::ObjectId;
 use std::collections::HashMap;
 
-/// See the module's text.
+/// Checks that fills of one key do not overlap; see the module documentation.
 #[derive(Default)]
 pub struct OneFill(Findings);
 
-/// The unit that is filled at most once at a time. Ranges of large objects count each for itself, and
-/// so do http and https. A range of a version that is gone fills nothing: the node asks anew at
-/// once, while the origin may still hand over what is thrown away. It counts among its like.
+/// What has at most one fill at a time: node, object, range, scheme, and the `If-Range` value that did
+/// not match, if any. A range of an outdated version fills nothing: the node sends a new request while
+/// the origin may still be sending the useless response. Such requests are compared among themselves.
 type Key<'a> = (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>, Option<&'a str>);
 
 impl Checker for OneFill {
@@ -24,19 +24,19 @@ impl Checker for OneFill {
     }
 
     fn promise(&self) -> &'static str {
-        "a node asks for a key once at a time, however many clients want it"
+        "a node has at most one upstream request for a key at a time, for any number of clients"
     }
 
-    fn end(&mut self, world: World) {
+    fn end(&mut self, context: CheckContext) {
         let mut by_key: HashMap<Key<'_>, Vec<&Fetch>> = HashMap::new();
-        for fetch in world.facts.fetches.iter().filter(|fetch| counts(world, fetch)) {
+        for fetch in context.facts.fetches.iter().filter(|fetch| counts(context, fetch)) {
             let Some(node) = fetch.node else { continue };
             let scheme = fetch.scheme.as_deref();
-            let key = (node, fetch.object, fetch.range, scheme, fetch.refused());
+            let key = (node, fetch.object, fetch.range, scheme, fetch.failed_if_range());
             by_key.entry(key).or_default().push(fetch);
         }
         for ((node, ..), fetches) in by_key {
-            self.check_key(world, node, &fetches);
+            self.check_key(context, node, &fetches);
         }
         self.0.violations.sort_by_key(|violation| violation.at);
     }
@@ -47,106 +47,106 @@ impl Checker for OneFill {
 }
 
 impl OneFill {
-    /// `fetches` in the order in which they began.
-    fn check_key(&mut self, world: World, node: NodeId, fetches: &[&Fetch]) {
+    /// Checks the upstream requests for one key, ordered by their start.
+    fn check_key(&mut self, context: CheckContext, node: NodeId, fetches: &[&Fetch]) {
         let mut running: Option<&Fetch> = None;
         for &fetch in fetches {
-            self.0.look();
+            self.0.count_check();
             if let Some(earlier) = running.filter(|earlier| overlaps(earlier, fetch))
-                && !is_excused(world, node, earlier, fetch)
+                && !is_excused(context, node, earlier, fetch)
             {
-                self.blame(world, node, earlier, fetch);
+                self.report(context, node, earlier, fetch);
             }
             let ends_later = |earlier: &&Fetch| earlier.ended > fetch.ended;
             running = running.filter(ends_later).or(Some(fetch));
         }
     }
 
-    fn blame(&mut self, world: World, node: NodeId, earlier: &Fetch, later: &Fetch) {
-        let object = world.catalog.get(later.object);
-        let subject = format!("{} fetching {}", world.nodes[node], object.path());
+    fn report(&mut self, context: CheckContext, node: NodeId, earlier: &Fetch, later: &Fetch) {
+        let object = context.catalog.get(later.object);
+        let subject = format!("{} fetching {}", context.nodes[node], object.path());
         let into = (later.began - earlier.began) / 1000;
         let (first, second) = (describe(earlier), describe(later));
-        let what = format!("{second} began {into} ms into {first}, which went on");
-        self.0.break_promise(later.began, subject, what);
+        let what = format!("{second} started {into} ms after {first}, which was not complete");
+        self.0.record_violation(later.began, subject, what);
     }
 }
 
-/// `upstream request 7 (https, bytes 0-99 of "5-2-0", answered 206 of version 3)`.
+/// `upstream request 7 (https, bytes 0-99 of "5-2-0", status 206, version 3)`.
 fn describe(fetch: &Fetch) -> String {
     let scheme = fetch.scheme.as_deref().unwrap_or("unknown scheme");
-    let bound = fetch.bound.as_ref().map(|tag| format!(" of {tag}")).unwrap_or_default();
+    let bound = fetch.if_range.as_ref().map(|tag| format!(" of {tag}")).unwrap_or_default();
     let range = fetch.range.map(|(from, to)| format!("bytes {from}-{to}{bound}, "));
     let Fetch { serial, status, version, .. } = fetch;
     let range = range.unwrap_or_default();
-    format!("upstream request {serial} ({scheme}, {range}answered {status} of version {version})")
+    format!("upstream request {serial} ({scheme}, {range}status {status}, version {version})")
 }
 
-/// Only whole answers for what a shared cache stores. One that broke off was given up, and
-/// the origin learns of that later than the node.
-fn counts(world: World, fetch: &Fetch) -> bool {
-    world.catalog.get(fetch.object).class.is_shared() && fetch.whole && fetch.status < 400
+/// Only complete responses that a shared cache may store count. A node may have given up an incomplete
+/// one before its origin noticed.
+fn counts(context: CheckContext, fetch: &Fetch) -> bool {
+    context.catalog.get(fetch.object).class.is_shared() && fetch.whole && fetch.status < 400
 }
 
 fn overlaps(earlier: &Fetch, later: &Fetch) -> bool {
     earlier.ended.is_some_and(|ended| ended > later.began)
 }
 
-fn is_excused(world: World, node: NodeId, earlier: &Fetch, later: &Fetch) -> bool {
-    let object = world.catalog.get(later.object);
-    // Until its head has come, a response may have any tag.
-    let tags_unknown = earlier.answered.is_none_or(|at| world.sent_after(later) <= at);
+fn is_excused(context: CheckContext, node: NodeId, earlier: &Fetch, later: &Fetch) -> bool {
+    let object = context.catalog.get(later.object);
+    // The tags of a response are unknown until its header section arrives, so any tag may match.
+    let tags_unknown = earlier.answered.is_none_or(|at| context.earliest_send(later) <= at);
     let may_cover =
         |scope: &Scope| scope.covers(object) || tags_unknown && matches!(scope, Scope::Group(_));
-    let purged_between = world.facts.purges.iter().any(|purge| {
-        let settled = purge.acknowledged_by(node).unwrap_or(Micros::MAX);
-        // What a purge met on its way to the origin is older than the purge.
-        let came_after = settled >= world.sent_after(earlier);
-        may_cover(&purge.scope) && purge.issued <= later.began && came_after
+    let purged_between = context.facts.purges.iter().any(|purge| {
+        let applied = purge.acknowledged_by(node).unwrap_or(Micros::MAX);
+        // A request that was on its way when the purge was applied is older than the purge.
+        let may_be_older = applied >= context.earliest_send(earlier);
+        may_cover(&purge.scope) && purge.issued <= later.began && may_be_older
     });
-    purged_between || world.facts.disturbed(node, earlier.began, later.began, SECOND)
+    purged_between || context.facts.disturbed(node, earlier.began, later.began, SECOND)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::Lab;
-    use crate::journal::{LifeEvent, Purge};
+    use crate::check::tests::Fixture;
+    use crate::journal::{ProcessEvent, Purge};
     use crate::plan::object::Class;
 
-    fn check(class: Class, second_at: Micros, change: impl FnOnce(&mut Lab), broken: u64) {
-        let mut lab = Lab::new();
-        let object = lab.object(class);
-        lab.fetch(&object, 0, SECOND);
-        lab.fetch(&object, 0, second_at);
-        change(&mut lab);
+    fn check(class: Class, second_at: Micros, change: impl FnOnce(&mut Fixture), broken: u64) {
+        let mut fixture = Fixture::new();
+        let object = fixture.object(class);
+        fixture.fetch(&object, 0, SECOND);
+        fixture.fetch(&object, 0, second_at);
+        change(&mut fixture);
         let mut checker = OneFill::default();
-        checker.end(lab.world());
+        checker.end(fixture.context());
         assert_eq!(checker.findings().broken, broken, "{:?}", checker.findings());
     }
 
     #[test]
-    fn one_after_the_other_is_fine_and_two_at_once_are_named() {
+    fn sequential_fills_are_accepted_and_overlapping_ones_reported() {
         check(Class::Static, SECOND + 100_000, |_| (), 0);
         check(Class::Static, SECOND + 50_000, |_| (), 1);
     }
 
     #[test]
-    fn what_may_not_be_shared_is_not_collapsed() {
+    fn private_responses_may_overlap() {
         check(Class::Private, SECOND + 50_000, |_| (), 0);
     }
 
     #[test]
-    fn two_nodes_fill_each_for_itself() {
-        check(Class::Static, SECOND + 50_000, |lab| lab.facts.fetches[1].node = Some(1), 0);
+    fn fills_of_different_nodes_may_overlap() {
+        check(Class::Static, SECOND + 50_000, |fixture| fixture.facts.fetches[1].node = Some(1), 0);
     }
 
     #[test]
-    fn two_ranges_are_two_keys_and_the_same_range_is_one() {
+    fn different_ranges_are_different_keys() {
         let ranges = |second| {
-            move |lab: &mut Lab| {
-                lab.facts.fetches[0].range = Some((0, 9));
-                lab.facts.fetches[1].range = Some(second);
+            move |fixture: &mut Fixture| {
+                fixture.facts.fetches[0].range = Some((0, 9));
+                fixture.facts.fetches[1].range = Some(second);
             }
         };
         check(Class::Large, SECOND + 50_000, ranges((10, 19)), 0);
@@ -154,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_a_version_that_is_gone_is_asked_for_anew_but_not_twice() {
+    fn a_range_of_an_outdated_version_is_requested_again_but_only_once() {
         let bound = |bounds: [(Option<&'static str>, u16); 2]| {
-            move |lab: &mut Lab| {
-                for (fetch, (bound, status)) in lab.facts.fetches.iter_mut().zip(bounds) {
+            move |fixture: &mut Fixture| {
+                for (fetch, (bound, status)) in fixture.facts.fetches.iter_mut().zip(bounds) {
                     (fetch.range, fetch.status) = (Some((0, 9)), status);
-                    fetch.bound = bound.map(str::to_owned);
+                    fetch.if_range = bound.map(str::to_owned);
                 }
             }
         };
@@ -174,22 +174,22 @@ mod tests {
     }
 
     #[test]
-    fn a_purge_between_them_makes_the_second_right() {
-        let purged = |scope: Scope| move |lab: &mut Lab| purge(lab, scope);
+    fn a_purge_between_two_fills_excuses_the_second() {
+        let purged = |scope: Scope| move |fixture: &mut Fixture| purge(fixture, scope);
         check(Class::Static, SECOND + 50_000, purged(Scope::All), 0);
         check(Class::Static, SECOND + 50_000, purged(Scope::Class(Class::Page)), 1);
-        // Its tags are not known yet: it might have this one.
+        // The response's tags are unknown yet, so the tag may match.
         check(Class::Static, SECOND + 50_000, purged(Scope::Group(u32::MAX)), 0);
     }
 
-    fn purge(lab: &mut Lab, scope: Scope) {
-        lab.facts.purges.push(Purge {
+    fn purge(fixture: &mut Fixture, scope: Scope) {
+        fixture.facts.purges.push(Purge {
             number: 0,
             id: None,
             scope,
             soft: false,
             via: 0,
-            meant_for: vec![0, 1],
+            targets: vec![0, 1],
             issued: SECOND + 20_000,
             acknowledged: vec![(0, SECOND + 30_000)],
             propagation_ms: Vec::new(),
@@ -200,9 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_between_them_makes_the_second_right() {
-        let restarted = |lab: &mut Lab| {
-            lab.facts.lives.push(LifeEvent { node: 0, at: SECOND + 20_000, up: false });
+    fn a_restart_between_two_fills_excuses_the_second() {
+        let restarted = |fixture: &mut Fixture| {
+            fixture.facts.process_events.push(ProcessEvent {
+                node: 0,
+                at: SECOND + 20_000,
+                is_start: false,
+            });
         };
         check(Class::Static, SECOND + 50_000, restarted, 0);
     }

@@ -1,9 +1,9 @@
-//! Nothing is served beyond its lifetime plus what the origin allowed on top.
+//! No response is served beyond its freshness lifetime plus the stale time that the origin allows.
 
-use super::{Checker, Findings, Seen, World};
+use super::{CheckContext, Checker, Findings, Observation};
 use crate::journal::{Fetch, Micros, SECOND};
 
-/// See the module's text.
+/// Checks the age of responses; see the module documentation.
 #[derive(Default)]
 pub struct NeverTooOld(Findings);
 
@@ -13,22 +13,22 @@ impl Checker for NeverTooOld {
     }
 
     fn promise(&self) -> &'static str {
-        "nothing is served beyond its lifetime plus the stale time that the origin allowed"
+        "no response is served beyond its lifetime plus the stale time that the origin allows"
     }
 
-    fn saw(&mut self, world: World, seen: &Seen) {
-        let Ok(answer) = &seen.outcome else { return };
-        let object = world.object(seen);
-        let fetch = answer.fetch.and_then(|serial| world.facts.fetch(serial));
+    fn observe(&mut self, context: CheckContext, observation: &Observation) {
+        let Ok(response) = &observation.outcome else { return };
+        let object = context.object(observation);
+        let fetch = response.fetch.and_then(|serial| context.facts.fetch(serial));
         let Some(fetch) = fetch.filter(|_| object.class.is_shared()) else { return };
         let Some(answered) = fetch.answered else { return };
-        self.0.look();
-        let age = seen.sent.saturating_sub(answered);
-        let allowed = allowed(world, seen, fetch);
+        self.0.count_check();
+        let age = observation.sent.saturating_sub(answered);
+        let allowed = allowed(context, observation, fetch);
         if age > allowed {
             let (age, allowed) = (age / 1000, allowed / 1000);
-            let what = format!("{age} ms old, its origin allowed {allowed} ms");
-            self.0.blame(world, seen, what);
+            let what = format!("{age} ms old, but its origin allows {allowed} ms");
+            self.0.report(context, observation, what);
         }
     }
 
@@ -37,39 +37,46 @@ impl Checker for NeverTooOld {
     }
 }
 
-/// `stale-if-error` counts when anything was wrong between the node and its origin lately.
-fn allowed(world: World, seen: &Seen, fetch: &Fetch) -> Micros {
-    let object = world.object(seen);
-    let disturbed = world.facts.disturbed(seen.node, fetch.began, seen.done, GRACE);
+/// The maximum age of a response. `stale-if-error` applies if a fault affected the node recently.
+fn allowed(context: CheckContext, observation: &Observation, fetch: &Fetch) -> Micros {
+    let object = context.object(observation);
+    let disturbed = context.facts.disturbed(observation.node, fetch.began, observation.done, GRACE);
     let stale_if_error = if disturbed { object.stale_if_error } else { 0 };
     let seconds = object.max_age + object.stale_while_revalidate.max(stale_if_error);
     seconds * SECOND + SLACK
 }
 
-/// `Age` counts whole seconds, and `Date` too: two roundings, and the way of the answer.
+/// Rounding of `Age` and `Date` to whole seconds, and the transit of the response.
 const SLACK: Micros = 2_500_000;
-/// How long after a fault the edge may still believe that its origin is failing.
+/// How long after a fault the node may still regard its origin as failing.
 const GRACE: Micros = 20 * SECOND;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{Lab, verdict};
+    use crate::check::tests::{Fixture, verdict};
     use crate::journal::Fault;
     use crate::plan::object::Class;
 
     fn check(after_s: u64, fault: bool, expected: Option<&str>) {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Page);
-        let fetch = lab.fetch(&object, 0, SECOND);
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Page);
+        let fetch = fixture.fetch(&object, 0, SECOND);
         if fault {
             let kind = "origin-down".to_owned();
             let what = String::new();
-            lab.facts.faults.push(Fault { kind, what, nodes: vec![0], began: SECOND, ended: None });
+            fixture.facts.faults.push(Fault {
+                kind,
+                what,
+                nodes: vec![0],
+                began: SECOND,
+                ended: None,
+            });
         }
         let lifetime = object.max_age + object.stale_while_revalidate;
-        let seen = lab.seen(fetch, (1 + lifetime + after_s) * SECOND, "skerry; hit; ttl=-1");
-        let verdict = verdict(&mut NeverTooOld::default(), &lab, &seen);
+        let observation =
+            fixture.observation(fetch, (1 + lifetime + after_s) * SECOND, "skerry; hit; ttl=-1");
+        let verdict = verdict(&mut NeverTooOld::default(), &fixture, &observation);
         match expected {
             Some(text) => assert!(verdict.as_deref().is_some_and(|what| what.contains(text))),
             None => assert_eq!(verdict, None),
@@ -77,18 +84,18 @@ mod tests {
     }
 
     #[test]
-    fn within_lifetime_and_allowed_stale_time_is_fine() {
+    fn a_response_within_its_lifetime_and_stale_time_is_accepted() {
         check(0, false, None);
     }
 
     #[test]
-    fn beyond_them_is_named() {
-        check(4, false, Some("ms old, its origin allowed"));
+    fn a_response_beyond_them_is_reported() {
+        check(4, false, Some("ms old, but its origin allows"));
     }
 
     #[test]
     fn a_failing_origin_allows_stale_if_error_and_not_more() {
         check(30, true, None);
-        check(70, true, Some("ms old, its origin allowed"));
+        check(70, true, Some("ms old, but its origin allows"));
     }
 }

@@ -1,10 +1,10 @@
 //! Clients get the origin that the configuration maps their country to.
 
-use super::{Checker, Findings, Seen, World};
+use super::{CheckContext, Checker, Findings, Observation};
 use crate::journal::SECOND;
 use crate::plan::object::Class;
 
-/// See the module's text.
+/// Checks the origin of geo-routed responses; see the module documentation.
 #[derive(Default)]
 pub struct RightOrigin(Findings);
 
@@ -17,20 +17,21 @@ impl Checker for RightOrigin {
         "clients are served by the origin that their country is mapped to"
     }
 
-    fn saw(&mut self, world: World, seen: &Seen) {
-        let Ok(answer) = &seen.outcome else { return };
-        let mapped = world.origin_of_country.get(seen.country);
-        let (Some(mapped), Some(origin)) = (mapped, &answer.origin) else { return };
-        // While something is broken, another origin may stand in.
-        let recently = seen.sent.saturating_sub(10 * SECOND);
-        let disturbed = world.facts.disturbed(seen.node, recently, seen.done, 10 * SECOND);
-        if world.object(seen).class != Class::World || disturbed {
+    fn observe(&mut self, context: CheckContext, observation: &Observation) {
+        let Ok(response) = &observation.outcome else { return };
+        let mapped = context.origin_of_country.get(observation.country);
+        let (Some(mapped), Some(origin)) = (mapped, &response.origin) else { return };
+        // During a fault, another origin may be used.
+        let recently = observation.sent.saturating_sub(10 * SECOND);
+        let disturbed =
+            context.facts.disturbed(observation.node, recently, observation.done, 10 * SECOND);
+        if context.object(observation).class != Class::World || disturbed {
             return;
         }
-        self.0.look();
+        self.0.count_check();
         if origin != mapped {
-            let what = format!("served by {origin}, its country is mapped to {mapped}");
-            self.0.blame(world, seen, what);
+            let what = format!("served by {origin}, but its country is mapped to {mapped}");
+            self.0.report(context, observation, what);
         }
     }
 
@@ -42,22 +43,22 @@ impl Checker for RightOrigin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{Lab, answer, verdict};
+    use crate::check::tests::{Fixture, response, verdict};
 
     fn check(origin: &str, expected: Option<&str>) {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::World);
-        let fetch = lab.fetch(&object, 0, SECOND);
-        let mut seen = lab.seen(fetch, SECOND, "skerry; fwd=miss");
-        answer(&mut seen).origin = Some(origin.to_owned());
-        let verdict = verdict(&mut RightOrigin::default(), &lab, &seen);
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::World);
+        let fetch = fixture.fetch(&object, 0, SECOND);
+        let mut observation = fixture.observation(fetch, SECOND, "skerry; fwd=miss");
+        response(&mut observation).origin = Some(origin.to_owned());
+        let verdict = verdict(&mut RightOrigin::default(), &fixture, &observation);
         assert_eq!(verdict.as_deref(), expected);
     }
 
     #[test]
-    fn the_mapped_origin_is_fine_and_another_is_named() {
+    fn the_mapped_origin_is_accepted_and_another_reported() {
         check("origin-frankfurt", None);
-        let expected = "served by origin-tokyo, its country is mapped to origin-frankfurt";
+        let expected = "served by origin-tokyo, but its country is mapped to origin-frankfurt";
         check("origin-tokyo", Some(expected));
     }
 }

@@ -1,8 +1,8 @@
-//! The checkers: promises that must hold in every scenario.
+//! The invariants that hold in every scenario.
 //!
-//! Each checker is a small struct that is fed with what clients saw and what the journal
-//! knows, and says which answer broke its promise. A scenario chooses load, faults and which
-//! client errors are no fault of the edge; it never chooses what is checked.
+//! Each checker tests one promise. It receives every response that a client got and the facts of the
+//! journal, and reports the responses that break its promise. A scenario describes load, faults and
+//! expected client errors; it cannot switch off a checker.
 
 mod bytes;
 mod errors;
@@ -23,39 +23,39 @@ use crate::plan::object::{BodyFault, Catalog, Identity, Object, ObjectId};
 use crate::plan::place::Country;
 use serde::Serialize;
 
-/// One answer, or the lack of one, as a client saw it.
+/// The result of one client request: a response or an error.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    /// Position in the plan: names the request in reports.
+pub struct Observation {
+    /// Index in the plan; identifies the request in reports.
     pub number: usize,
-    /// The node that was asked.
+    /// The node that received the request.
     pub node: NodeId,
-    /// Which client.
+    /// The client's number.
     pub client: u32,
-    /// The client's country, by position in the list of countries.
+    /// The client's country, as an index of [`crate::plan::place::COUNTRIES`].
     pub country: usize,
     /// The requested object.
     pub object: ObjectId,
-    /// First and last byte asked for, inclusive.
+    /// First and last byte of the requested range, inclusive.
     pub range: Option<(u64, u64)>,
-    /// Whether it was asked for over TLS: https and http are two keys.
+    /// Whether the request used TLS. Requests over http and https have different cache keys.
     pub tls: bool,
     /// When the request was sent.
     pub sent: Micros,
-    /// When the answer's header was there; when it failed, if it did.
+    /// When the header section had arrived, or when the request failed.
     pub first_byte: Micros,
-    /// When the last byte was there.
+    /// When the last byte had arrived, or when the request failed.
     pub done: Micros,
-    /// The answer, or what went wrong.
-    pub outcome: Result<Answer, String>,
+    /// The response, or an error message.
+    pub outcome: Result<ObservedResponse, String>,
 }
 
-/// A whole answer.
+/// A complete response, reduced to what checkers need.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct ObservedResponse {
     /// The status code.
     pub status: u16,
-    /// `X-Fetch`: the upstream request that it came from.
+    /// `X-Fetch`: the serial number of the upstream request that got it.
     pub fetch: Option<u64>,
     /// `X-Version`.
     pub version: Option<u32>,
@@ -63,19 +63,19 @@ pub struct Answer {
     pub origin: Option<String>,
     /// `ETag`.
     pub etag: Option<String>,
-    /// `Age`, when it is there once and a number.
+    /// `Age`, if it is a single number.
     pub age: Option<u64>,
-    /// `Cache-Status`, all fields joined.
+    /// `Cache-Status`, all field lines joined.
     pub cache_status: Option<String>,
     /// `Content-Range`.
     pub content_range: Option<String>,
-    /// Bytes of body.
+    /// Length of the body.
     pub length: u64,
-    /// The identity that the bytes of the body state.
+    /// The identity of the body's bytes.
     pub body: Result<Identity, BodyFault>,
 }
 
-/// The parts of an RFC 9211 `Cache-Status` member that checkers use.
+/// The parameters of a `Cache-Status` member (RFC 9211) that checkers use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheStatus {
     /// `hit`.
@@ -88,14 +88,14 @@ pub struct CacheStatus {
     pub stored: bool,
     /// `collapsed`.
     pub collapsed: bool,
-    /// `ttl=`; negative is stale.
+    /// `ttl=`; negative for a stale response.
     pub ttl: Option<i64>,
-    /// `detail=`, quotes removed.
+    /// `detail=`, without quotes.
     pub detail: Option<String>,
 }
 
 impl CacheStatus {
-    /// Reads the member of the cache nearest to the client: the last one.
+    /// Parses the last member of the field, which the cache nearest to the client wrote.
     pub fn read(field: &str) -> Option<CacheStatus> {
         let member = split_outside_quotes(field, ',').last()?;
         let mut parameters = split_outside_quotes(member, ';').map(str::trim);
@@ -118,10 +118,10 @@ impl CacheStatus {
         Some(status)
     }
 
-    /// Whether it says that a fresh stored response was used.
+    /// Whether it states that a fresh stored response was used.
     pub fn claims_fresh(&self) -> bool {
-        let says_stale = self.detail.as_deref().is_some_and(|detail| detail.contains("stale"));
-        self.hit && self.ttl.is_none_or(|ttl| ttl >= 0) && !says_stale
+        let is_stale = self.detail.as_deref().is_some_and(|detail| detail.contains("stale"));
+        self.hit && self.ttl.is_none_or(|ttl| ttl >= 0) && !is_stale
     }
 }
 
@@ -133,137 +133,137 @@ fn split_outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &st
     })
 }
 
-impl Seen {
-    /// The answer's `Cache-Status`.
+impl Observation {
+    /// The response's `Cache-Status`.
     pub fn cache_status(&self) -> Option<CacheStatus> {
         CacheStatus::read(self.outcome.as_ref().ok()?.cache_status.as_deref()?)
     }
 
-    /// Whether a stored response was used, by the node's own word.
+    /// Whether `Cache-Status` states that a stored response was used.
     pub fn is_hit(&self) -> bool {
         self.cache_status().is_some_and(|status| status.hit)
     }
 }
 
-/// The facts that checkers may read.
+/// The facts that checkers compare observations with.
 #[derive(Clone, Copy)]
-pub struct World<'a> {
-    /// Every object.
+pub struct CheckContext<'a> {
+    /// All objects.
     pub catalog: &'a Catalog,
-    /// The facts of the journal.
+    /// The recorded facts.
     pub facts: &'a Facts,
     /// The nodes' names.
     pub nodes: &'a [String],
-    /// The countries of the clients.
+    /// The countries of clients.
     pub countries: &'a [Country],
-    /// For each country, the origin that the configuration maps it to; empty when the
-    /// configuration is not the lab's own.
+    /// For each country, the origin that the configuration maps it to; empty for a user's
+    /// configuration.
     pub origin_of_country: &'a [String],
 }
 
-impl World<'_> {
-    fn object(&self, seen: &Seen) -> &Object {
-        self.catalog.get(seen.object)
+impl CheckContext<'_> {
+    fn object(&self, observation: &Observation) -> &Object {
+        self.catalog.get(observation.object)
     }
 
-    /// The earliest that a node can have sent what its origin had read when the upstream request
-    /// began: a handshake and the way before, and longer when a fault held it on its way.
-    fn sent_after(&self, fetch: &Fetch) -> Micros {
-        let earliest = fetch.began.saturating_sub(WAY_TO_ORIGIN);
+    /// The earliest time at which the node can have sent an upstream request: the time of its arrival
+    /// minus a handshake and the transit, or earlier if a fault held it back.
+    fn earliest_send(&self, fetch: &Fetch) -> Micros {
+        let earliest = fetch.began.saturating_sub(TRANSIT_MAX);
         let held = |fault: &&Fault| {
             let touches = fetch.node.is_some_and(|node| fault.nodes.contains(&node));
             touches && fault.overlaps(earliest, fetch.began, 0)
         };
         let since = self.facts.faults.iter().filter(held).map(|fault| fault.began).min();
-        since.map_or(earliest, |since| earliest.min(since.saturating_sub(WAY_TO_ORIGIN)))
+        since.map_or(earliest, |since| earliest.min(since.saturating_sub(TRANSIT_MAX)))
     }
 }
 
-/// Two round trips around the world, and what a busy machine adds.
-const WAY_TO_ORIGIN: Micros = 2 * SECOND;
+/// Longest time on the way to an origin: two long round trips, and delays of a busy machine.
+const TRANSIT_MAX: Micros = 2 * SECOND;
 
-/// A promise that was broken.
+/// One case in which a promise was broken.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Violation {
-    /// Microseconds since the run began.
+    /// Microseconds since the start of the run.
     pub at: Micros,
-    /// Which request, in words: number, node, object.
+    /// The request or purge, in words: number, node, object.
     pub subject: String,
-    /// The violation.
+    /// What was wrong.
     pub what: String,
 }
 
-/// The findings of a checker so far.
+/// The result of a checker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Findings {
-    /// How often it looked.
+    /// Number of cases that were checked.
     pub checked: u64,
-    /// How often its promise was broken.
+    /// Number of cases that broke the promise.
     pub broken: u64,
-    /// The first of them.
+    /// The first of these, at most 25.
     pub violations: Vec<Violation>,
 }
 
-/// Violations that are kept in words; more are only counted.
-const KEPT: usize = 25;
+/// Maximum number of violations with details; further ones are only counted.
+const VIOLATIONS_MAX: usize = 25;
 
 impl Findings {
-    fn look(&mut self) {
+    fn count_check(&mut self) {
         self.checked += 1;
     }
 
-    fn break_promise(&mut self, at: Micros, subject: String, what: String) {
+    fn record_violation(&mut self, at: Micros, subject: String, what: String) {
         self.broken += 1;
-        if self.violations.len() < KEPT {
+        if self.violations.len() < VIOLATIONS_MAX {
             self.violations.push(Violation { at, subject, what });
         }
     }
 
-    fn blame(&mut self, world: World, seen: &Seen, what: String) {
-        self.break_promise(seen.sent, subject(world, seen), what);
+    fn report(&mut self, context: CheckContext, observation: &Observation, what: String) {
+        self.record_violation(observation.sent, subject(context, observation), what);
     }
 }
 
-fn subject(world: World, seen: &Seen) -> String {
-    let object = world.object(seen);
-    let node = &world.nodes[seen.node];
-    let range = seen.range.map_or(String::new(), |(from, to)| format!(" bytes {from}-{to}"));
-    let status = match &seen.outcome {
-        Ok(answer) => answer.cache_status.as_deref().unwrap_or("no Cache-Status"),
+fn subject(context: CheckContext, observation: &Observation) -> String {
+    let object = context.object(observation);
+    let node = &context.nodes[observation.node];
+    let range = observation.range.map_or(String::new(), |(from, to)| format!(" bytes {from}-{to}"));
+    let status = match &observation.outcome {
+        Ok(response) => response.cache_status.as_deref().unwrap_or("no Cache-Status"),
         Err(error) => error,
     };
     format!(
         "request {} at {node}: {}{}{range}, client {} in {} [{status}]",
-        seen.number,
+        observation.number,
         object.class.host(),
         object.path(),
-        seen.client,
-        world.countries[seen.country].code,
+        observation.client,
+        context.countries[observation.country].code,
     )
 }
 
-/// One promise.
+/// Tests one promise.
 pub trait Checker: Send {
-    /// For tables: one word or two.
+    /// A short name for tables.
     fn name(&self) -> &'static str;
 
-    /// The promise, as a sentence that is true of a run that passes.
+    /// The promise, as a sentence that is true for a run that passes.
     fn promise(&self) -> &'static str;
 
-    /// An answer, or the lack of one.
-    fn saw(&mut self, _world: World, _seen: &Seen) {}
+    /// Checks the result of a client request.
+    fn observe(&mut self, _context: CheckContext, _observation: &Observation) {}
 
-    /// Called about once a second with the resources of a node's process.
-    fn sampled(&mut self, _world: World, _sample: &Sample) {}
+    /// Checks the resource usage of a node, about once a second.
+    fn sample(&mut self, _context: CheckContext, _sample: &Sample) {}
 
-    /// The run is over; the fleet has been given time to settle.
-    fn end(&mut self, _world: World) {}
+    /// Checks the journal after the end of the run, when receipts have had time to arrive.
+    fn end(&mut self, _context: CheckContext) {}
 
-    /// The findings.
+    /// The result so far.
     fn findings(&self) -> &Findings;
 }
 
-/// Every checker, in the order of the report.
+/// All checkers, in the order of the report.
 pub fn all(excuses: Vec<Excuse>, limits: Limits) -> Vec<Box<dyn Checker>> {
     vec![
         Box::<bytes::WholeBytes>::default(),
@@ -285,26 +285,26 @@ pub(crate) mod tests {
     use crate::plan::object::{Class, Mix};
     use crate::plan::place::COUNTRIES;
 
-    /// A small world to make observations in.
-    pub(crate) struct Lab {
+    /// A small catalog and journal to build observations from.
+    pub(crate) struct Fixture {
         pub catalog: Catalog,
         pub facts: Facts,
         nodes: Vec<String>,
         origins: Vec<String>,
     }
 
-    impl Lab {
+    impl Fixture {
         pub(crate) fn new() -> Self {
             let catalog = Catalog::new(1, 300, &Mix::default());
             let nodes = vec!["frankfurt-1".to_owned(), "tokyo-1".to_owned()];
             let origins = vec!["origin-frankfurt".to_owned(); COUNTRIES.len()];
-            Lab { catalog, facts: Facts::default(), nodes, origins }
+            Fixture { catalog, facts: Facts::default(), nodes, origins }
         }
 
-        pub(crate) fn world(&self) -> World<'_> {
+        pub(crate) fn context(&self) -> CheckContext<'_> {
             let (catalog, facts) = (&self.catalog, &self.facts);
             let (nodes, origin_of_country) = (&self.nodes, &self.origins);
-            World { catalog, facts, nodes, countries: &COUNTRIES, origin_of_country }
+            CheckContext { catalog, facts, nodes, countries: &COUNTRIES, origin_of_country }
         }
 
         pub(crate) fn object(&self, class: Class) -> Object {
@@ -322,7 +322,7 @@ pub(crate) mod tests {
                 object: object.id,
                 version,
                 range: None,
-                bound: None,
+                if_range: None,
                 conditional: false,
                 scheme: None,
                 head: false,
@@ -336,13 +336,18 @@ pub(crate) mod tests {
             serial
         }
 
-        /// An answer of node 0 made from an upstream request, all as it should be.
-        pub(crate) fn seen(&self, fetch: u64, sent: Micros, cache_status: &str) -> Seen {
+        /// A correct response of node 0 that an upstream request got.
+        pub(crate) fn observation(
+            &self,
+            fetch: u64,
+            sent: Micros,
+            cache_status: &str,
+        ) -> Observation {
             let fetch = self.facts.fetch(fetch).expect("fetched").clone();
             let object = self.catalog.get(fetch.object);
             let body = Identity { object: object.id, version: fetch.version, owner: 0 };
             let age = sent.saturating_sub(fetch.answered.unwrap_or(sent)) / SECOND;
-            Seen {
+            Observation {
                 number: 1,
                 node: 0,
                 client: 5,
@@ -353,7 +358,7 @@ pub(crate) mod tests {
                 sent,
                 first_byte: sent.max(fetch.answered.unwrap_or(sent)) + 1000,
                 done: sent.max(fetch.ended.unwrap_or(sent)) + 2000,
-                outcome: Ok(Answer {
+                outcome: Ok(ObservedResponse {
                     status: 200,
                     fetch: Some(fetch.serial),
                     version: Some(fetch.version),
@@ -369,21 +374,25 @@ pub(crate) mod tests {
         }
     }
 
-    /// Changes the answer of an observation.
-    pub(crate) fn answer(seen: &mut Seen) -> &mut Answer {
-        seen.outcome.as_mut().expect("an answer")
+    /// The response of an observation, to be changed.
+    pub(crate) fn response(observation: &mut Observation) -> &mut ObservedResponse {
+        observation.outcome.as_mut().expect("a response")
     }
 
-    /// The verdict of a checker on one observation; `None`: the promise holds.
-    pub(crate) fn verdict(checker: &mut dyn Checker, lab: &Lab, seen: &Seen) -> Option<String> {
+    /// The violation that a checker reports for an observation; `None` if its promise holds.
+    pub(crate) fn verdict(
+        checker: &mut dyn Checker,
+        fixture: &Fixture,
+        observation: &Observation,
+    ) -> Option<String> {
         let before = checker.findings().broken;
-        checker.saw(lab.world(), seen);
+        checker.observe(fixture.context(), observation);
         let findings = checker.findings();
         (findings.broken > before).then(|| findings.violations.last().expect("kept").what.clone())
     }
 
     #[test]
-    fn cache_status_is_read_from_the_nearest_cache() {
+    fn cache_status_is_read_from_the_last_member() {
         let read = |text: &str| CacheStatus::read(text).expect("a member");
         let hit = read("skerry; hit; ttl=30");
         assert!(hit.hit && hit.claims_fresh() && hit.ttl == Some(30));
@@ -397,35 +406,41 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_a_fault_held_on_its_way_was_sent_before_it_or_later() {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Static);
-        let fetch = lab.fetch(&object, 0, 30 * SECOND);
-        let sent_after = |lab: &Lab| lab.world().sent_after(lab.facts.fetch(fetch).expect("it"));
-        assert_eq!(sent_after(&lab), 28 * SECOND);
+    fn a_request_that_a_fault_held_back_may_have_been_sent_before_the_fault() {
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Static);
+        let fetch = fixture.fetch(&object, 0, 30 * SECOND);
+        let earliest_send = |fixture: &Fixture| {
+            fixture.context().earliest_send(fixture.facts.fetch(fetch).expect("it"))
+        };
+        assert_eq!(earliest_send(&fixture), 28 * SECOND);
         for (node, expected) in [(1, 28 * SECOND), (0, 18 * SECOND)] {
             let (kind, what, nodes) = ("cut".to_owned(), String::new(), vec![node]);
             let (began, ended) = (20 * SECOND, Some(29 * SECOND));
-            lab.facts.faults.push(Fault { kind, what, nodes, began, ended });
-            assert_eq!(sent_after(&lab), expected);
+            fixture.facts.faults.push(Fault { kind, what, nodes, began, ended });
+            assert_eq!(earliest_send(&fixture), expected);
         }
     }
 
     #[test]
-    fn an_answer_that_is_as_it_should_be_breaks_no_promise() {
-        let mut lab = Lab::new();
+    fn a_correct_response_breaks_no_promise() {
+        let mut fixture = Fixture::new();
         for class in [Class::Static, Class::Page, Class::Large] {
-            let object = lab.object(class);
-            let fetch = lab.fetch(&object, 0, SECOND);
+            let object = fixture.object(class);
+            let fetch = fixture.fetch(&object, 0, SECOND);
             let ttl = object.max_age - 1;
-            let miss = lab.seen(fetch, SECOND - 1000, "skerry; fwd=uri-miss; stored");
-            let hit = lab.seen(fetch, 2 * SECOND + 100_000, &format!("skerry; hit; ttl={ttl}"));
+            let miss = fixture.observation(fetch, SECOND - 1000, "skerry; fwd=uri-miss; stored");
+            let hit = fixture.observation(
+                fetch,
+                2 * SECOND + 100_000,
+                &format!("skerry; hit; ttl={ttl}"),
+            );
             for mut checker in all(Vec::new(), Limits::default()) {
-                for seen in [&miss, &hit] {
-                    let verdict = verdict(&mut *checker, &lab, seen);
+                for observation in [&miss, &hit] {
+                    let verdict = verdict(&mut *checker, &fixture, observation);
                     assert_eq!(verdict, None, "{} on {class:?}", checker.name());
                 }
-                checker.end(lab.world());
+                checker.end(fixture.context());
                 assert_eq!(checker.findings().broken, 0, "{}", checker.name());
             }
         }

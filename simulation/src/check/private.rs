@@ -1,9 +1,9 @@
-//! Invariant 3: a response for one client is never given to another.
+//! Invariant 3: a response for one client is never sent to another.
 
-use super::{Checker, Findings, Seen, World};
+use super::{CheckContext, Checker, Findings, Observation};
 use crate::plan::object::Class;
 
-/// See the module's text.
+/// Checks the owner of each body; see the module documentation.
 #[derive(Default)]
 pub struct PrivateStaysPrivate(Findings);
 
@@ -13,19 +13,20 @@ impl Checker for PrivateStaysPrivate {
     }
 
     fn promise(&self) -> &'static str {
-        "a response made for one client is never given to another"
+        "a response for one client is never sent to another"
     }
 
-    fn saw(&mut self, world: World, seen: &Seen) {
-        let Some(Ok(identity)) = seen.outcome.as_ref().ok().map(|answer| &answer.body) else {
+    fn observe(&mut self, context: CheckContext, observation: &Observation) {
+        let Some(Ok(identity)) = observation.outcome.as_ref().ok().map(|response| &response.body)
+        else {
             return;
         };
-        self.0.look();
-        let private = world.object(seen).class == Class::Private;
-        let expected = if private { seen.client } else { 0 };
+        self.0.count_check();
+        let private = context.object(observation).class == Class::Private;
+        let expected = if private { observation.client } else { 0 };
         if identity.owner != expected {
-            let what = format!("its body was made for client {}", identity.owner);
-            self.0.blame(world, seen, what);
+            let what = format!("body belongs to client {}", identity.owner);
+            self.0.report(context, observation, what);
         }
     }
 
@@ -37,33 +38,33 @@ impl Checker for PrivateStaysPrivate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{Lab, answer, verdict};
+    use crate::check::tests::{Fixture, response, verdict};
     use crate::journal::SECOND;
 
     fn check(class: Class, owner: u32, expected: Option<&str>) {
-        let mut lab = Lab::new();
-        let object = lab.object(class);
-        let fetch = lab.fetch(&object, 0, SECOND);
-        let mut seen = lab.seen(fetch, SECOND, "skerry; fwd=bypass");
-        answer(&mut seen).body.as_mut().expect("body").owner = owner;
-        let verdict = verdict(&mut PrivateStaysPrivate::default(), &lab, &seen);
+        let mut fixture = Fixture::new();
+        let object = fixture.object(class);
+        let fetch = fixture.fetch(&object, 0, SECOND);
+        let mut observation = fixture.observation(fetch, SECOND, "skerry; fwd=bypass");
+        response(&mut observation).body.as_mut().expect("body").owner = owner;
+        let verdict = verdict(&mut PrivateStaysPrivate::default(), &fixture, &observation);
         assert_eq!(verdict.as_deref(), expected);
     }
 
     #[test]
-    fn ones_own_private_body_is_fine() {
+    fn a_clients_own_private_body_is_accepted() {
         check(Class::Private, 5, None);
     }
 
     #[test]
-    fn anothers_private_body_is_named() {
-        check(Class::Private, 6, Some("its body was made for client 6"));
-        check(Class::Private, 0, Some("its body was made for client 0"));
+    fn a_private_body_of_another_client_is_reported() {
+        check(Class::Private, 6, Some("body belongs to client 6"));
+        check(Class::Private, 0, Some("body belongs to client 0"));
     }
 
     #[test]
-    fn a_body_for_all_must_be_nobodys() {
+    fn a_public_body_must_not_belong_to_a_client() {
         check(Class::Static, 0, None);
-        check(Class::Static, 5, Some("its body was made for client 5"));
+        check(Class::Static, 5, Some("body belongs to client 5"));
     }
 }

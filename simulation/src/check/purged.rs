@@ -1,13 +1,12 @@
-//! Invariant 1: nothing that was fetched before an acknowledged purge is served as fresh.
+//! Invariant 1: a response that was fetched before an acknowledged purge is not served as fresh.
 //!
-//! Strict about what is certain, silent about what is not: an upstream request that began
-//! before the purge was *issued* is older than it beyond doubt, and a request sent after the
-//! node's acknowledgement had *arrived* comes after it beyond doubt.
+//! Only certain cases are reported: the upstream request started before the purge was *issued*, and
+//! the client's request was sent after the node's acknowledgement had *arrived*.
 
-use super::{Checker, Findings, Seen, World};
+use super::{CheckContext, Checker, Findings, Observation};
 use crate::journal::{Fetch, Purge};
 
-/// See the module's text.
+/// Checks responses against purges; see the module documentation.
 #[derive(Default)]
 pub struct PurgedStaysPurged(Findings);
 
@@ -17,17 +16,19 @@ impl Checker for PurgedStaysPurged {
     }
 
     fn promise(&self) -> &'static str {
-        "nothing older than a purge that the node acknowledged is served as fresh"
+        "no response older than a purge that the node acknowledged is served as fresh"
     }
 
-    fn saw(&mut self, world: World, seen: &Seen) {
-        let Ok(answer) = &seen.outcome else { return };
-        let Some(fetch) = answer.fetch.and_then(|serial| world.facts.fetch(serial)) else { return };
-        self.0.look();
-        let claims_fresh = seen.cache_status().is_none_or(|status| status.claims_fresh());
-        if let Some(purge) = broken_by(world, seen, fetch, claims_fresh) {
-            let what = describe(purge, seen, fetch);
-            self.0.blame(world, seen, what);
+    fn observe(&mut self, context: CheckContext, observation: &Observation) {
+        let Ok(response) = &observation.outcome else { return };
+        let Some(fetch) = response.fetch.and_then(|serial| context.facts.fetch(serial)) else {
+            return;
+        };
+        self.0.count_check();
+        let claims_fresh = observation.cache_status().is_none_or(|status| status.claims_fresh());
+        if let Some(purge) = violated_purge(context, observation, fetch, claims_fresh) {
+            let what = describe(purge, observation, fetch);
+            self.0.report(context, observation, what);
         }
     }
 
@@ -36,38 +37,39 @@ impl Checker for PurgedStaysPurged {
     }
 }
 
-fn broken_by<'a>(
-    world: World<'a>,
-    seen: &Seen,
+fn violated_purge<'a>(
+    context: CheckContext<'a>,
+    observation: &Observation,
     fetch: &Fetch,
     claims_fresh: bool,
 ) -> Option<&'a Purge> {
-    let object = world.object(seen);
-    world.facts.purges.iter().rev().find(|purge| {
-        let in_force = purge.acknowledged_by(seen.node).is_some_and(|at| at <= seen.sent);
+    let object = context.object(observation);
+    context.facts.purges.iter().rev().find(|purge| {
+        let in_force =
+            purge.acknowledged_by(observation.node).is_some_and(|at| at <= observation.sent);
         let older = fetch.began < purge.issued;
         in_force && older && (claims_fresh || !purge.soft) && purge.scope.covers(object)
     })
 }
 
-fn describe(purge: &Purge, seen: &Seen, fetch: &Fetch) -> String {
-    let acknowledged = purge.acknowledged_by(seen.node).unwrap_or(purge.issued);
+fn describe(purge: &Purge, observation: &Observation, fetch: &Fetch) -> String {
+    let acknowledged = purge.acknowledged_by(observation.node).unwrap_or(purge.issued);
     format!(
-        "served from upstream request {}, which began {} ms before {} purge {} of {} \
-         was issued; the node had acknowledged it {} ms before this request",
+        "served from upstream request {}, which started {} ms before {} purge {} of {} \
+         was issued; the node acknowledged the purge {} ms before this request",
         fetch.serial,
         (purge.issued - fetch.began) / 1000,
         if purge.soft { "soft" } else { "hard" },
         purge.id.as_deref().unwrap_or("?"),
         purge.scope.describe(),
-        (seen.sent - acknowledged) / 1000,
+        (observation.sent - acknowledged) / 1000,
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{Lab, verdict};
+    use crate::check::tests::{Fixture, verdict};
     use crate::journal::{SECOND, Scope};
     use crate::plan::object::Class;
 
@@ -78,7 +80,7 @@ mod tests {
             scope: Scope::All,
             soft,
             via: 1,
-            meant_for: vec![0, 1],
+            targets: vec![0, 1],
             issued,
             acknowledged: vec![(0, acknowledged)],
             propagation_ms: Vec::new(),
@@ -89,12 +91,12 @@ mod tests {
     }
 
     fn check(purge: Purge, sent: u64, cache_status: &str, expected: Option<&str>) {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Static);
-        let fetch = lab.fetch(&object, 0, SECOND);
-        lab.facts.purges.push(purge);
-        let seen = lab.seen(fetch, sent, cache_status);
-        let verdict = verdict(&mut PurgedStaysPurged::default(), &lab, &seen);
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Static);
+        let fetch = fixture.fetch(&object, 0, SECOND);
+        fixture.facts.purges.push(purge);
+        let observation = fixture.observation(fetch, sent, cache_status);
+        let verdict = verdict(&mut PurgedStaysPurged::default(), &fixture, &observation);
         match expected {
             Some(text) => assert!(verdict.as_deref().is_some_and(|what| what.contains(text))),
             None => assert_eq!(verdict, None),
@@ -102,8 +104,8 @@ mod tests {
     }
 
     #[test]
-    fn a_hit_from_before_an_acknowledged_purge_is_named() {
-        let expected = "upstream request 1, which began 1000 ms before hard purge p1 of all";
+    fn a_hit_from_before_an_acknowledged_purge_is_reported() {
+        let expected = "upstream request 1, which started 1000 ms before hard purge p1 of all";
         check(
             purge(2 * SECOND, 3 * SECOND, false),
             4 * SECOND,
@@ -113,12 +115,12 @@ mod tests {
     }
 
     #[test]
-    fn before_the_acknowledgement_either_is_right() {
+    fn before_the_acknowledgement_old_and_new_are_accepted() {
         check(purge(2 * SECOND, 5 * SECOND, false), 4 * SECOND, "skerry; hit; ttl=9", None);
     }
 
     #[test]
-    fn what_was_fetched_after_the_purge_was_issued_is_new() {
+    fn a_response_fetched_after_the_purge_was_issued_is_accepted() {
         check(purge(SECOND / 2, SECOND, false), 4 * SECOND, "skerry; hit; ttl=9", None);
     }
 
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn joining_a_fill_from_before_the_purge_is_named() {
+    fn joining_a_fill_from_before_the_purge_is_reported() {
         let collapsed = "skerry; fwd=miss; collapsed";
         check(purge(2 * SECOND, 3 * SECOND, false), 4 * SECOND, collapsed, Some("hard"));
     }

@@ -1,11 +1,12 @@
-//! Every purge is accounted for at every node: applied, or openly pending, and in the end
-//! applied everywhere. Receipts live in Redis: what was pending when Redis lost its data stays
-//! openly pending, and nodes that come out of it validate all that they have.
+//! Every purge has a receipt from every node at the end of the run.
+//!
+//! Redis stores receipts. If it loses its data, a receipt that was pending may stay pending; the nodes
+//! then revalidate everything that they have stored.
 
-use super::{Checker, Findings, World};
-use crate::journal::{Fault, LifeEvent, Micros, NodeId, Purge, SECOND};
+use super::{CheckContext, Checker, Findings};
+use crate::journal::{Fault, Micros, NodeId, ProcessEvent, Purge, SECOND};
 
-/// See the module's text.
+/// Checks the receipts of purges; see the module documentation.
 #[derive(Default)]
 pub struct EveryReceipt(Findings);
 
@@ -15,17 +16,17 @@ impl Checker for EveryReceipt {
     }
 
     fn promise(&self) -> &'static str {
-        "every purge ends with a receipt from every node, or was refused openly"
+        "every purge gets a receipt from every node, or the admin API reports an error"
     }
 
-    fn end(&mut self, world: World) {
-        for purge in &world.facts.purges {
-            for &node in &purge.meant_for {
-                self.0.look();
-                if let Some((at, what)) = missing(world, purge, node) {
+    fn end(&mut self, context: CheckContext) {
+        for purge in &context.facts.purges {
+            for &node in &purge.targets {
+                self.0.count_check();
+                if let Some((at, what)) = missing(context, purge, node) {
                     let id = purge.id.as_deref().unwrap_or("without id");
                     let subject = format!("purge {id} of {}", purge.scope.describe());
-                    self.0.break_promise(at, subject, what);
+                    self.0.record_violation(at, subject, what);
                 }
             }
         }
@@ -36,25 +37,26 @@ impl Checker for EveryReceipt {
     }
 }
 
-fn missing(world: World, purge: &Purge, node: NodeId) -> Option<(Micros, String)> {
-    let name = &world.nodes[node];
+fn missing(context: CheckContext, purge: &Purge, node: NodeId) -> Option<(Micros, String)> {
+    let name = &context.nodes[node];
     if purge.failed.is_some() || purge.acknowledged_by(node).is_some() {
         return None;
     }
     let lost = |fault: &Fault| fault.kind == "redis-empty" && fault.ended > Some(purge.issued);
-    if purge.pending.contains(&node) && world.facts.faults.iter().any(lost) {
+    if purge.pending.contains(&node) && context.facts.faults.iter().any(lost) {
         return None;
     }
-    // A node that left in order is no member meanwhile; it reads what it missed before it serves.
-    let around = (purge.issued.saturating_sub(5 * SECOND), purge.issued + 3 * SECOND);
-    let away = |life: &LifeEvent| life.node == node && (around.0..around.1).contains(&life.at);
-    if !purge.pending.contains(&node) && world.facts.lives.iter().any(away) {
+    // A stopped node is not a member of the fleet; it applies missed purges before it serves.
+    let period = (purge.issued.saturating_sub(5 * SECOND), purge.issued + 3 * SECOND);
+    let restarted =
+        |event: &ProcessEvent| event.node == node && (period.0..period.1).contains(&event.at);
+    if !purge.pending.contains(&node) && context.facts.process_events.iter().any(restarted) {
         return None;
     }
     let what = if purge.pending.contains(&node) {
         format!("{name} is still pending at the end of the run")
     } else {
-        format!("{name} is in no answer: neither applied nor pending")
+        format!("{name} is neither applied nor pending in any response")
     };
     Some((purge.issued, what))
 }
@@ -62,18 +64,18 @@ fn missing(world: World, purge: &Purge, node: NodeId) -> Option<(Micros, String)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::Lab;
+    use crate::check::tests::Fixture;
     use crate::journal::Scope;
 
     fn check(change: impl FnOnce(&mut Purge), expected: Option<&str>) {
-        let mut lab = Lab::new();
+        let mut fixture = Fixture::new();
         let mut purge = Purge {
             number: 0,
             id: Some("p1".into()),
             scope: Scope::Group(3),
             soft: false,
             via: 0,
-            meant_for: vec![0, 1],
+            targets: vec![0, 1],
             issued: 1,
             acknowledged: vec![(0, 10), (1, 20)],
             propagation_ms: Vec::new(),
@@ -82,9 +84,9 @@ mod tests {
             failed: None,
         };
         change(&mut purge);
-        lab.facts.purges.push(purge);
+        fixture.facts.purges.push(purge);
         let mut checker = EveryReceipt::default();
-        checker.end(lab.world());
+        checker.end(fixture.context());
         let what = checker.findings().violations.first().map(|violation| violation.what.clone());
         match expected {
             Some(text) => assert!(what.as_deref().is_some_and(|what| what.contains(text))),
@@ -93,12 +95,12 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_from_each_node_is_fine() {
+    fn a_purge_with_all_receipts_is_accepted() {
         check(|_| (), None);
     }
 
     #[test]
-    fn a_node_that_never_says_applied_is_named() {
+    fn a_pending_node_is_reported() {
         let pending = |purge: &mut Purge| {
             purge.acknowledged.pop();
             purge.pending.push(1);
@@ -107,17 +109,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_pending_when_redis_lost_its_data_stays_pending() {
-        let mut lab = Lab::new();
+    fn a_receipt_may_stay_pending_if_redis_loses_its_data() {
+        let mut fixture = Fixture::new();
         let (kind, what, nodes) = ("redis-empty".to_owned(), String::new(), vec![0, 1]);
-        lab.facts.faults.push(Fault { kind, what, nodes, began: 50, ended: Some(90) });
+        fixture.facts.faults.push(Fault { kind, what, nodes, began: 50, ended: Some(90) });
         let purge = |issued, pending: Vec<NodeId>| Purge {
             number: 0,
             id: None,
             scope: Scope::All,
             soft: false,
             via: 0,
-            meant_for: vec![0, 1],
+            targets: vec![0, 1],
             issued,
             acknowledged: vec![(0, issued)],
             propagation_ms: Vec::new(),
@@ -125,19 +127,26 @@ mod tests {
             pending,
             failed: None,
         };
-        lab.facts.purges = vec![purge(10, vec![1]), purge(95, vec![1]), purge(10, vec![])];
+        fixture.facts.purges = vec![purge(10, vec![1]), purge(95, vec![1]), purge(10, vec![])];
         let mut checker = EveryReceipt::default();
-        checker.end(lab.world());
-        assert_eq!(checker.findings().broken, 2, "after the loss, and in no answer at all");
+        checker.end(fixture.context());
+        assert_eq!(
+            checker.findings().broken,
+            2,
+            "one issued after the loss, one missing in all responses"
+        );
     }
 
     #[test]
-    fn a_node_that_no_answer_knows_is_named() {
-        check(|purge| purge.acknowledged.clear(), Some("frankfurt-1 is in no answer"));
+    fn a_missing_node_is_reported() {
+        check(
+            |purge| purge.acknowledged.clear(),
+            Some("frankfurt-1 is neither applied nor pending"),
+        );
     }
 
     #[test]
-    fn a_purge_that_was_refused_openly_is_not_lost() {
+    fn a_purge_that_was_refused_needs_no_receipts() {
         let refused = |purge: &mut Purge| {
             purge.acknowledged.clear();
             purge.failed = Some("503".into());

@@ -1,13 +1,13 @@
-//! Memory and file descriptors of a node stay bounded.
+//! The memory and open files of a node stay within the scenario's limits.
 
-use super::{Checker, Findings, World};
+use super::{CheckContext, Checker, Findings};
 use crate::journal::{Micros, NodeId};
 use serde::Deserialize;
 
-/// The resources of one node's process at a moment.
+/// The resource usage of a node's process at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
-    /// When.
+    /// The time of the sample.
     pub at: Micros,
     /// The node.
     pub node: NodeId,
@@ -19,31 +19,31 @@ pub struct Sample {
     pub cpu_ms: u64,
 }
 
-/// The resources that a node may use.
+/// The maximum resource usage of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Resident memory of a node, MiB.
+    /// Resident memory in MiB.
     pub memory_mib: u64,
-    /// Open files of a node.
+    /// Open files.
     pub files: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        // A memory cache of 64 MiB, its buffers, and what a debug build takes on top.
+        // A memory cache of 64 MiB, buffers, and the overhead of a debug build.
         Limits { memory_mib: 512, files: 2048 }
     }
 }
 
-/// See the module's text.
+/// Checks resource usage; see the module documentation.
 pub struct Bounded {
     limits: Limits,
     findings: Findings,
 }
 
 impl Bounded {
-    /// With these limits.
+    /// A checker with these limits.
     pub fn new(limits: Limits) -> Self {
         Bounded { limits, findings: Findings::default() }
     }
@@ -55,20 +55,20 @@ impl Checker for Bounded {
     }
 
     fn promise(&self) -> &'static str {
-        "no node holds more memory or more open files than the scenario's limits"
+        "no node uses more memory or open files than the scenario's limits"
     }
 
-    fn sampled(&mut self, world: World, sample: &Sample) {
-        self.findings.look();
-        let name = world.nodes[sample.node].clone();
+    fn sample(&mut self, context: CheckContext, sample: &Sample) {
+        self.findings.count_check();
+        let name = context.nodes[sample.node].clone();
         let mib = sample.resident_bytes >> 20;
         if mib > self.limits.memory_mib {
             let what = format!("{mib} MiB resident, limit {} MiB", self.limits.memory_mib);
-            self.findings.break_promise(sample.at, name.clone(), what);
+            self.findings.record_violation(sample.at, name.clone(), what);
         }
         if sample.files > self.limits.files {
             let what = format!("{} open files, limit {}", sample.files, self.limits.files);
-            self.findings.break_promise(sample.at, name, what);
+            self.findings.record_violation(sample.at, name, what);
         }
     }
 
@@ -80,17 +80,17 @@ impl Checker for Bounded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::Lab;
+    use crate::check::tests::Fixture;
 
     #[test]
-    fn too_much_of_either_is_named() {
-        let lab = Lab::new();
+    fn usage_above_a_limit_is_reported() {
+        let fixture = Fixture::new();
         let mut checker = Bounded::new(Limits { memory_mib: 100, files: 50 });
         let fine = Sample { at: 1, node: 1, resident_bytes: 100 << 20, files: 50, cpu_ms: 1 };
-        checker.sampled(lab.world(), &fine);
+        checker.sample(fixture.context(), &fine);
         assert_eq!(checker.findings().broken, 0);
-        checker.sampled(lab.world(), &Sample { resident_bytes: 101 << 20, ..fine });
-        checker.sampled(lab.world(), &Sample { files: 51, ..fine });
+        checker.sample(fixture.context(), &Sample { resident_bytes: 101 << 20, ..fine });
+        checker.sample(fixture.context(), &Sample { files: 51, ..fine });
         let whats: Vec<_> = checker.findings().violations.iter().map(|v| v.what.clone()).collect();
         assert_eq!(whats, ["101 MiB resident, limit 100 MiB", "51 open files, limit 50"]);
     }

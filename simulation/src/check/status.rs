@@ -1,22 +1,23 @@
-//! `Age` and `Cache-Status` say what really happened (RFC 9111 §5.1, RFC 9211).
+//! `Age` and `Cache-Status` agree with the journal (RFC 9111 §5.1, RFC 9211).
 
-use super::{Answer, CacheStatus, Checker, Findings, Seen, World};
+use super::{CacheStatus, CheckContext, Checker, Findings, Observation, ObservedResponse};
 use crate::journal::{Fetch, Micros, NodeId, SECOND};
 use crate::plan::object::ObjectId;
 use std::collections::HashMap;
 
-/// See the module's text.
+/// Checks `Age` and `Cache-Status`; see the module documentation.
 #[derive(Default)]
 pub struct TruthfulStatus {
     findings: Findings,
-    /// When requests for an object were under way at a node: any of them may have asked its
-    /// origin.
-    under_way: HashMap<(NodeId, ObjectId), Vec<Span>>,
-    /// Hits on what was fetched after they were sent: right only if another request asked.
-    late_hits: Vec<(Seen, Micros, String)>,
+    /// The client requests for each object at each node. Any of them may have caused an upstream
+    /// request.
+    requests: HashMap<(NodeId, ObjectId), Vec<Span>>,
+    /// Hits whose upstream request started after the client's request. They are correct only if another
+    /// client's request caused it.
+    late_hits: Vec<(Observation, Micros, String)>,
 }
 
-/// A request: its number, when it was sent, when it was done.
+/// A client request: its number, and the times of its start and end.
 type Span = (usize, Micros, Micros);
 
 impl Checker for TruthfulStatus {
@@ -28,35 +29,38 @@ impl Checker for TruthfulStatus {
         "Age and Cache-Status agree with what the origin saw"
     }
 
-    fn saw(&mut self, world: World, seen: &Seen) {
-        let under_way = self.under_way.entry((seen.node, seen.object)).or_default();
-        under_way.push((seen.number, seen.sent, seen.done));
-        let Ok(answer) = &seen.outcome else { return };
-        self.findings.look();
-        if let Err(what) = check(world, seen, answer) {
-            self.findings.blame(world, seen, what);
+    fn observe(&mut self, context: CheckContext, observation: &Observation) {
+        let requests = self.requests.entry((observation.node, observation.object)).or_default();
+        requests.push((observation.number, observation.sent, observation.done));
+        let Ok(response) = &observation.outcome else { return };
+        self.findings.count_check();
+        if let Err(what) = check(context, observation, response) {
+            self.findings.report(context, observation, what);
         }
-        let fetch = answer.fetch.and_then(|serial| world.facts.fetch(serial));
-        if let Some(fetch) = fetch.filter(|fetch| seen.is_hit() && fetch.began > seen.sent) {
-            let after = (fetch.began - seen.sent) / 1000;
+        let fetch = response.fetch.and_then(|serial| context.facts.fetch(serial));
+        if let Some(fetch) =
+            fetch.filter(|fetch| observation.is_hit() && fetch.began > observation.sent)
+        {
+            let after = (fetch.began - observation.sent) / 1000;
             let what = format!(
-                "says hit, but its upstream request {} began {after} ms after it was sent, and \
-                 nobody else asked",
+                "Cache-Status has hit, but upstream request {} started {after} ms after this request, and \
+                 no other request caused it",
                 fetch.serial
             );
-            self.late_hits.push((seen.clone(), fetch.began, what));
+            self.late_hits.push((observation.clone(), fetch.began, what));
         }
     }
 
-    fn end(&mut self, world: World) {
-        for (seen, began, what) in std::mem::take(&mut self.late_hits) {
-            let others = self.under_way.get(&(seen.node, seen.object)).into_iter().flatten();
-            let asked = |(number, sent, done): &&Span| {
-                // A refresh in the background goes on after its client has its answer.
-                *number != seen.number && *sent <= began && *done + SECOND >= began
+    fn end(&mut self, context: CheckContext) {
+        for (observation, began, what) in std::mem::take(&mut self.late_hits) {
+            let others =
+                self.requests.get(&(observation.node, observation.object)).into_iter().flatten();
+            let may_have_caused = |(number, sent, done): &&Span| {
+                // A background revalidation continues after the response to its client.
+                *number != observation.number && *sent <= began && *done + SECOND >= began
             };
-            if others.clone().find(asked).is_none() {
-                self.findings.blame(world, &seen, what);
+            if others.clone().find(may_have_caused).is_none() {
+                self.findings.report(context, &observation, what);
             }
         }
     }
@@ -66,103 +70,131 @@ impl Checker for TruthfulStatus {
     }
 }
 
-fn check(world: World, seen: &Seen, answer: &Answer) -> Result<(), String> {
-    let status = seen.cache_status().ok_or("it has no Cache-Status")?;
+fn check(
+    context: CheckContext,
+    observation: &Observation,
+    response: &ObservedResponse,
+) -> Result<(), String> {
+    let status = observation.cache_status().ok_or("the response has no Cache-Status")?;
     if status.hit && status.fwd.is_some() {
-        return Err("Cache-Status says both hit and fwd".to_owned());
+        return Err("Cache-Status has both hit and fwd".to_owned());
     }
-    let fetch = answer.fetch.and_then(|serial| world.facts.fetch(serial));
+    let fetch = response.fetch.and_then(|serial| context.facts.fetch(serial));
     let Some(fetch) = fetch else { return Ok(()) };
-    check_origin(world, seen, &status, fetch)?;
-    check_age(world, seen, answer, &status, fetch)?;
-    check_ttl(world, seen, &status, fetch)
+    check_origin(context, observation, &status, fetch)?;
+    check_age(context, observation, response, &status, fetch)?;
+    check_ttl(context, observation, &status, fetch)
 }
 
-/// A hit's upstream request was answered before; what was forwarded alone made its own.
+/// Checks that the upstream response of a hit came before it, and that a forwarded request that is not
+/// collapsed has its own upstream request.
 fn check_origin(
-    world: World,
-    seen: &Seen,
+    context: CheckContext,
+    observation: &Observation,
     status: &CacheStatus,
     fetch: &Fetch,
 ) -> Result<(), String> {
-    if status.hit && fetch.answered.is_some_and(|answered| answered > seen.first_byte) {
+    if status.hit && fetch.answered.is_some_and(|answered| answered > observation.first_byte) {
         let serial = fetch.serial;
-        return Err(format!("says hit, but upstream request {serial} was answered later"));
+        return Err(format!(
+            "Cache-Status has hit, but the response to upstream request {serial} came later"
+        ));
     }
-    // What was sent on to a broken link or a dead origin may never have arrived there.
-    let disturbed = world.facts.disturbed(seen.node, seen.sent, seen.done, 10 * SECOND);
-    if status.fwd.is_some() && !status.collapsed && !disturbed && !asked_upstream(world, seen) {
-        return Err("says forwarded, but its node asked no origin for it meanwhile".to_owned());
+    // During a fault, a forwarded request may not have arrived at the origin.
+    let disturbed =
+        context.facts.disturbed(observation.node, observation.sent, observation.done, 10 * SECOND);
+    if status.fwd.is_some()
+        && !status.collapsed
+        && !disturbed
+        && !has_upstream_request(context, observation)
+    {
+        return Err(
+            "Cache-Status has fwd, but the node sent no upstream request for the object".to_owned()
+        );
     }
     Ok(())
 }
 
-fn asked_upstream(world: World, seen: &Seen) -> bool {
-    let same = |fetch: &&Fetch| fetch.object == seen.object && fetch.node == Some(seen.node);
+fn has_upstream_request(context: CheckContext, observation: &Observation) -> bool {
+    let same =
+        |fetch: &&Fetch| fetch.object == observation.object && fetch.node == Some(observation.node);
     let meanwhile = |fetch: &Fetch| {
         let ended = fetch.ended.unwrap_or(Micros::MAX);
-        fetch.began <= seen.done && ended.saturating_add(SECOND) >= seen.sent
+        fetch.began <= observation.done && ended.saturating_add(SECOND) >= observation.sent
     };
-    // The journal grows at its end, and the answer is new: look from there.
-    world.facts.fetches.iter().rev().filter(same).any(meanwhile)
+    // The newest requests are at the end of the journal: search backwards.
+    context.facts.fetches.iter().rev().filter(same).any(meanwhile)
 }
 
 fn check_age(
-    world: World,
-    seen: &Seen,
-    answer: &Answer,
+    context: CheckContext,
+    observation: &Observation,
+    response: &ObservedResponse,
     status: &CacheStatus,
     fetch: &Fetch,
 ) -> Result<(), String> {
     let Some(answered) = fetch.answered else { return Ok(()) };
-    let at_least = (seen.sent.saturating_sub(answered) / SECOND).saturating_sub(1);
+    let at_least = (observation.sent.saturating_sub(answered) / SECOND).saturating_sub(1);
     // Age counts from when the node sent its request (RFC 9111 §4.2.3).
-    let sent_after = world.sent_after(fetch);
-    let at_most = seen.first_byte.saturating_sub(sent_after) / SECOND + AGE_SLACK_S;
-    match answer.age {
-        Some(age) if age < at_least => Err(format!("Age is {age}, but it is {at_least} s old")),
-        Some(age) if age > at_most => Err(format!("Age is {age}, but it is {at_most} s old")),
-        None if status.hit => Err("a hit without Age".to_owned()),
+    let earliest_send = context.earliest_send(fetch);
+    let at_most = observation.first_byte.saturating_sub(earliest_send) / SECOND + AGE_SLACK_S;
+    match response.age {
+        Some(age) if age < at_least => {
+            Err(format!("Age is {age}, but the response is at least {at_least} s old"))
+        }
+        Some(age) if age > at_most => {
+            Err(format!("Age is {age}, but the response is at most {at_most} s old"))
+        }
+        None if status.hit => Err("a hit has no Age".to_owned()),
         _ => Ok(()),
     }
 }
 
-/// Only for a plain lifetime, and only for hits.
-fn check_ttl(world: World, seen: &Seen, status: &CacheStatus, fetch: &Fetch) -> Result<(), String> {
+/// Checks `ttl` of a hit against `max-age`. Responses that may have been soft-purged are skipped.
+fn check_ttl(
+    context: CheckContext,
+    observation: &Observation,
+    status: &CacheStatus,
+    fetch: &Fetch,
+) -> Result<(), String> {
     let (Some(ttl), Some(answered)) = (status.ttl.filter(|_| status.hit), fetch.answered) else {
         return Ok(());
     };
-    let object = world.object(seen);
-    // A node that may have missed purges marks all that it has stale by itself.
-    let soft = world.facts.purges.iter().any(|purge| purge.soft && purge.scope.covers(object))
-        || world.facts.disturbed(seen.node, fetch.began, seen.done, 60 * SECOND);
-    let age = (seen.first_byte.saturating_sub(answered) / SECOND) as i64;
+    let object = context.object(observation);
+    // A node that may have missed purges marks all its stored responses stale.
+    let may_be_marked_stale = context
+        .facts
+        .purges
+        .iter()
+        .any(|purge| purge.soft && purge.scope.covers(object))
+        || context.facts.disturbed(observation.node, fetch.began, observation.done, 60 * SECOND);
+    let age = (observation.first_byte.saturating_sub(answered) / SECOND) as i64;
     let expected = object.max_age as i64 - age;
-    if object.class.is_shared() && !soft && (ttl - expected).abs() > TTL_SLACK_S {
-        return Err(format!("ttl is {ttl}, but {expected} s of its lifetime are left"));
+    if object.class.is_shared() && !may_be_marked_stale && (ttl - expected).abs() > TTL_SLACK_S {
+        return Err(format!("ttl is {ttl}, but {expected} s of the lifetime remain"));
     }
     Ok(())
 }
 
-/// Roundings on both sides, and what a busy machine adds.
+/// Rounding at node and client, and delays of a busy machine.
 const AGE_SLACK_S: u64 = 3;
-/// Roundings on both sides, and the upstream round trip.
+/// Rounding at node and client, and the upstream round trip.
 const TTL_SLACK_S: i64 = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::{Lab, answer, verdict};
+    use crate::check::tests::{Fixture, response, verdict};
     use crate::plan::object::Class;
 
     fn check(sent: Micros, status: &str, age: Option<u64>, expected: Option<&str>) {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Static);
-        let fetch = lab.fetch(&object, 0, 10 * SECOND);
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Static);
+        let fetch = fixture.fetch(&object, 0, 10 * SECOND);
         let status = status.replace("TTL", &(object.max_age - 20).to_string());
-        let mut seen = lab.seen(fetch, sent, &status);
-        answer(&mut seen).age = age;
-        let verdict = verdict(&mut TruthfulStatus::default(), &lab, &seen);
+        let mut observation = fixture.observation(fetch, sent, &status);
+        response(&mut observation).age = age;
+        let verdict = verdict(&mut TruthfulStatus::default(), &fixture, &observation);
         match expected {
             Some(text) => assert!(verdict.as_deref().is_some_and(|what| what.contains(text))),
             None => assert_eq!(verdict, None),
@@ -170,59 +202,62 @@ mod tests {
     }
 
     #[test]
-    fn a_true_hit_and_a_true_miss_are_fine() {
+    fn a_correct_hit_and_a_correct_miss_are_accepted() {
         check(30 * SECOND, "skerry; hit; ttl=TTL", Some(20), None);
         check(10 * SECOND - 500, "skerry; fwd=uri-miss; stored", None, None);
     }
 
     #[test]
-    fn a_hit_that_asked_its_origin_itself_is_named() {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Static);
-        let fetch = lab.fetch(&object, 0, 10 * SECOND);
-        let late_hit = lab.seen(fetch, 9 * SECOND, "skerry; hit");
-        let check = |others: &[Seen], expected: u64| {
+    fn a_hit_that_caused_its_upstream_request_is_reported() {
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Static);
+        let fetch = fixture.fetch(&object, 0, 10 * SECOND);
+        let late_hit = fixture.observation(fetch, 9 * SECOND, "skerry; hit");
+        let check = |others: &[Observation], expected: u64| {
             let mut checker = TruthfulStatus::default();
-            others.iter().chain([&late_hit]).for_each(|seen| checker.saw(lab.world(), seen));
-            checker.end(lab.world());
+            others
+                .iter()
+                .chain([&late_hit])
+                .for_each(|observation| checker.observe(fixture.context(), observation));
+            checker.end(fixture.context());
             assert_eq!(checker.findings().broken, expected, "{:?}", checker.findings());
         };
         check(&[], 1);
-        let mut leader = lab.seen(fetch, 9 * SECOND + 1, "skerry; fwd=uri-miss");
+        let mut leader = fixture.observation(fetch, 9 * SECOND + 1, "skerry; fwd=uri-miss");
         leader.number = 2;
         check(&[leader], 0);
     }
 
     #[test]
-    fn a_hit_on_what_was_answered_later_is_named() {
-        let mut lab = Lab::new();
-        let object = lab.object(Class::Static);
-        let fetch = lab.fetch(&object, 0, 10 * SECOND);
-        let mut seen = lab.seen(fetch, 9 * SECOND, "skerry; hit");
-        seen.first_byte = 10 * SECOND;
-        let verdict = verdict(&mut TruthfulStatus::default(), &lab, &seen);
-        assert!(verdict.is_some_and(|what| what.contains("was answered later")));
+    fn a_hit_on_a_later_upstream_response_is_reported() {
+        let mut fixture = Fixture::new();
+        let object = fixture.object(Class::Static);
+        let fetch = fixture.fetch(&object, 0, 10 * SECOND);
+        let mut observation = fixture.observation(fetch, 9 * SECOND, "skerry; hit");
+        observation.first_byte = 10 * SECOND;
+        let verdict = verdict(&mut TruthfulStatus::default(), &fixture, &observation);
+        assert!(verdict.is_some_and(|what| what.contains("came later")));
     }
 
     #[test]
-    fn a_miss_that_asked_nobody_is_named() {
-        check(30 * SECOND, "skerry; fwd=uri-miss", Some(20), Some("asked no origin"));
+    fn a_miss_without_an_upstream_request_is_reported() {
+        check(30 * SECOND, "skerry; fwd=uri-miss", Some(20), Some("sent no upstream request"));
     }
 
     #[test]
-    fn a_wrong_age_is_named() {
+    fn a_wrong_age_is_reported() {
         check(30 * SECOND, "skerry; hit; ttl=TTL", Some(3), Some("Age is 3"));
         check(30 * SECOND, "skerry; hit; ttl=TTL", Some(300), Some("Age is 300"));
-        check(30 * SECOND, "skerry; hit; ttl=TTL", None, Some("without Age"));
+        check(30 * SECOND, "skerry; hit; ttl=TTL", None, Some("has no Age"));
     }
 
     #[test]
-    fn a_wrong_ttl_is_named() {
+    fn a_wrong_ttl_is_reported() {
         check(30 * SECOND, "skerry; hit; ttl=7", Some(20), Some("ttl is 7"));
     }
 
     #[test]
-    fn saying_nothing_or_both_is_named() {
+    fn missing_and_contradictory_cache_status_are_reported() {
         check(30 * SECOND, "", Some(20), Some("no Cache-Status"));
         check(30 * SECOND, "skerry; hit; fwd=stale", Some(20), Some("both hit and fwd"));
     }

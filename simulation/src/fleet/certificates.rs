@@ -1,4 +1,4 @@
-//! A certificate authority for one run, and certificates for its nodes.
+//! The certificate authority of a run, which signs the certificates of its nodes.
 
 use crate::fleet::node::NodeSpec;
 use crate::plan::object::HOSTS;
@@ -7,29 +7,29 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::CertificateDer;
 use std::path::Path;
 
-/// The authority; its key never leaves memory.
+/// A certificate authority. Its key is kept in memory only.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    /// A new one.
+    /// Creates an authority with a new key.
     pub fn new() -> anyhow::Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "Skerry lab");
+        params.distinguished_name.push(DnType::CommonName, "Skerry simulation");
         Ok(Authority(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
     }
 
-    /// Its certificate, for clients to trust.
+    /// The authority's certificate, for the trust store of clients.
     pub fn certificate(&self) -> CertificateDer<'static> {
         self.0.as_ref().der().clone()
     }
 
-    /// Writes its certificate for `curl --cacert`.
+    /// Writes the authority's certificate as PEM, for `curl --cacert`.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         std::fs::write(path, self.0.as_ref().pem()).context("certificate authority")
     }
 
-    /// Writes a new certificate and key for a node, each put in place by one rename.
+    /// Writes a new certificate and key for a node. Each file is replaced atomically.
     pub fn issue(&self, spec: &NodeSpec) -> anyhow::Result<()> {
         let names = HOSTS.iter().copied().chain(["localhost"]).map(str::to_owned);
         let mut params = CertificateParams::new(names.collect::<Vec<_>>())?;

@@ -1,42 +1,43 @@
-//! The conditions of a link while faults are in force. Each change computes them again from all
-//! faults, so that faults may overlap and end in any order.
+//! The conditions of a link during faults. They are always computed from all active faults, so that
+//! faults may overlap and end in any order.
 
 use crate::fleet::wan::{Conditions, Link};
-use crate::plan::fault::{Break, CutDirection};
+use crate::plan::fault::{CutDirection, FaultSpec};
 use crate::plan::names::Names;
 use std::time::Duration;
 
-/// The conditions of a link under these faults.
+/// The conditions of a link during these faults.
 pub fn under_faults<'a>(
     names: &Names,
     link: &Link,
-    faults: impl Iterator<Item = &'a Break>,
+    faults: impl Iterator<Item = &'a FaultSpec>,
 ) -> Conditions {
     let mut conditions = link.healthy.clone();
     for fault in faults {
-        burden(names, fault, link, &mut conditions);
+        apply(names, fault, link, &mut conditions);
     }
     conditions
 }
 
-fn burden(names: &Names, fault: &Break, link: &Link, conditions: &mut Conditions) {
-    let between = |from: &str, to: &str| names.means(from, link.from) && names.means(to, link.to);
+fn apply(names: &Names, fault: &FaultSpec, link: &Link, conditions: &mut Conditions) {
+    let between =
+        |from: &str, to: &str| names.matches(from, link.from) && names.matches(to, link.to);
     match fault {
-        Break::Cut { from, to, direction } if between(from, to) => {
-            conditions.there_held |= *direction != CutDirection::Back;
-            conditions.back_held |= *direction != CutDirection::There;
+        FaultSpec::Cut { from, to, direction } if between(from, to) => {
+            conditions.forward_held |= *direction != CutDirection::Back;
+            conditions.backward_held |= *direction != CutDirection::There;
         }
-        Break::Delay { from, to, add_ms } if between(from, to) => {
+        FaultSpec::Delay { from, to, add_ms } if between(from, to) => {
             conditions.round_trip += Duration::from_millis(*add_ms);
         }
-        Break::Loss { from, to, stall, reset } if between(from, to) => {
+        FaultSpec::Loss { from, to, stall, reset } if between(from, to) => {
             conditions.stall_chance += stall;
             conditions.reset_chance += reset;
         }
-        Break::Throttle { from, to, kib_per_s } if between(from, to) => {
+        FaultSpec::Throttle { from, to, kib_per_s } if between(from, to) => {
             conditions.bytes_per_second = Some(kib_per_s << 10);
         }
-        Break::OriginDown { origin } if names.means(origin, link.to) => {
+        FaultSpec::OriginDown { origin } if names.matches(origin, link.to) => {
             conditions.refusing = true;
         }
         _ => {}
@@ -46,10 +47,10 @@ fn burden(names: &Names, fault: &Break, link: &Link, conditions: &mut Conditions
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::names::End;
+    use crate::plan::names::Endpoint;
     use crate::plan::scenario::Scenario;
 
-    async fn link(from: End, to: End) -> Link {
+    async fn link(from: Endpoint, to: Endpoint) -> Link {
         let healthy = Conditions::healthy(Duration::from_millis(100));
         Link::open((from, to), 1, healthy, 1).await.expect("link")
     }
@@ -59,8 +60,8 @@ mod tests {
         Names::of(&Scenario::read(text).expect("scenario"))
     }
 
-    fn cut(from: &str, to: &str, direction: CutDirection) -> Break {
-        Break::Cut { from: from.into(), to: to.into(), direction }
+    fn cut(from: &str, to: &str, direction: CutDirection) -> FaultSpec {
+        FaultSpec::Cut { from: from.into(), to: to.into(), direction }
     }
 
     #[tokio::test]
@@ -68,16 +69,16 @@ mod tests {
         let names = names();
         let faults = [
             cut("tokyo", "redis", CutDirection::There),
-            Break::Delay { from: "*".into(), to: "*".into(), add_ms: 50 },
-            Break::OriginDown { origin: "origin-virginia".into() },
+            FaultSpec::Delay { from: "*".into(), to: "*".into(), add_ms: 50 },
+            FaultSpec::OriginDown { origin: "origin-virginia".into() },
         ];
         let of = |link: &Link| under_faults(&names, link, faults.iter());
-        let tokyo_redis = of(&link(End::Node(2), End::Redis).await);
-        assert!(tokyo_redis.there_held && !tokyo_redis.back_held && !tokyo_redis.refusing);
+        let tokyo_redis = of(&link(Endpoint::Node(2), Endpoint::Redis).await);
+        assert!(tokyo_redis.forward_held && !tokyo_redis.backward_held && !tokyo_redis.refusing);
         assert_eq!(tokyo_redis.round_trip, Duration::from_millis(150));
-        let frankfurt_redis = of(&link(End::Node(0), End::Redis).await);
-        assert!(!frankfurt_redis.there_held);
-        assert!(!of(&link(End::Node(0), End::Origin(0)).await).refusing);
-        assert!(of(&link(End::Node(0), End::Origin(1)).await).refusing);
+        let frankfurt_redis = of(&link(Endpoint::Node(0), Endpoint::Redis).await);
+        assert!(!frankfurt_redis.forward_held);
+        assert!(!of(&link(Endpoint::Node(0), Endpoint::Origin(0)).await).refusing);
+        assert!(of(&link(Endpoint::Node(0), Endpoint::Origin(1)).await).refusing);
     }
 }

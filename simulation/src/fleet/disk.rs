@@ -1,9 +1,8 @@
-//! A disk that can be full.
+//! A small disk that a fault can fill.
 //!
-//! Whoever may mount file systems gives the node one of its own (tmpfs), in a mount namespace
-//! that ends with the node's process: nothing is left behind, whatever crashes. It is filled
-//! through `/proc/PID/root`, by a file beside the node's own. Without that right the node's
-//! files may not grow any more (`RLIMIT_FSIZE`), which is as near as one gets.
+//! If the user may mount file systems, the node gets a small tmpfs in its own mount namespace, which
+//! disappears with the process. A fault fills it through `/proc/PID/root` with a ballast file. Without
+//! that permission the fault limits the size of the node's files instead (`RLIMIT_FSIZE`).
 
 use anyhow::Context as _;
 use std::io::{ErrorKind, Write as _};
@@ -11,24 +10,25 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
 
-/// Runs `DATA PROGRAM ARGUMENTS…` with a small file system at DATA; a folder is made for it.
+/// A command that takes `DATA PROGRAM ARGUMENTS…`, mounts a small file system at DATA and runs
+/// PROGRAM. Creates the folder DATA.
 pub fn with_small_disk() -> Command {
     let mut command = Command::new("unshare");
     let script = format!(
-        "mkdir -p \"$0\" && mount -t tmpfs -o size={SMALL_DISK_MIB}m skerry-lab \"$0\" && exec \"$@\""
+        "mkdir -p \"$0\" && mount -t tmpfs -o size={SMALL_DISK_MIB}m skerry-sim \"$0\" && exec \"$@\""
     );
     command.args(["--mount", "sh", "-c", &script]);
     command
 }
 
-/// Whether [`with_small_disk`] works here.
-pub async fn can_have_small_disks(folder: &Path) -> bool {
+/// Whether this user may run [`with_small_disk`].
+pub async fn can_mount_small_disks(folder: &Path) -> bool {
     let mut command = with_small_disk();
     command.arg(folder.join("disk")).arg("true").stdout(Stdio::null()).stderr(Stdio::null());
     command.status().await.is_ok_and(|status| status.success())
 }
 
-/// Leaves no room on the small disk of a process.
+/// Fills the small disk of a process.
 pub fn fill(pid: i32, data: &Path) -> anyhow::Result<()> {
     let path = ballast(pid, data);
     let mut file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
@@ -43,19 +43,19 @@ pub fn fill(pid: i32, data: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes room again.
+/// Removes the ballast file from the small disk of a process.
 pub fn clear(pid: i32, data: &Path) -> anyhow::Result<()> {
     let path = ballast(pid, data);
     std::fs::remove_file(&path).with_context(|| path.display().to_string())
 }
 
-/// As the process sees it.
+/// Path of the ballast file in the mount namespace of the process.
 fn ballast(pid: i32, data: &Path) -> PathBuf {
     let data = data.strip_prefix("/").unwrap_or(data);
     Path::new("/proc").join(pid.to_string()).join("root").join(data).join("ballast")
 }
 
-/// The cache's 256 MiB in the lab's configuration, and its logs.
+/// Enough for the cache in the built-in configuration (256 MiB) and the purge log.
 const SMALL_DISK_MIB: usize = 320;
 
 #[cfg(test)]
@@ -65,10 +65,10 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn a_small_disk_is_full_until_it_is_cleared_and_goes_with_its_process() {
+    async fn a_small_disk_is_full_until_cleared_and_disappears_with_its_process() {
         let folder = tempfile::tempdir().expect("folder");
-        if !can_have_small_disks(folder.path()).await {
-            eprintln!("skipped: no right to mount a file system");
+        if !can_mount_small_disks(folder.path()).await {
+            eprintln!("skipped: no permission to mount a file system");
             return;
         }
         let data = folder.path().join("data");
@@ -76,7 +76,7 @@ mod tests {
         command.arg(&data).args(["sleep", "60"]);
         let log = folder.path().join("log");
         let mut process = Process::start("sleeper", command, &log).expect("unshare");
-        // The mount comes a moment after the process.
+        // The process mounts the file system after it has started.
         while !is_mounted(process.id(), &data) {
             tokio::task::yield_now().await;
         }
@@ -85,7 +85,7 @@ mod tests {
         let refused = std::fs::write(&own, [0; 4096]).expect_err("full");
         assert_eq!(refused.kind(), ErrorKind::StorageFull);
         clear(process.id(), &data).expect("clear");
-        // A child that another test is just starting may hold the file for a moment.
+        // A child process of another test may inherit the ballast file's descriptor for a moment.
         let room = async {
             while std::fs::write(&own, [0; 4096]).is_err() {
                 tokio::task::yield_now().await;

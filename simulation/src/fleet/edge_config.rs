@@ -1,7 +1,7 @@
-//! The configuration that the lab writes for each of its nodes.
+//! The configuration file of each node.
 //!
-//! A user's own `edge.toml` may take its place: `${name}` in it is replaced by what only the
-//! lab knows (see [`EdgeConfig::replacements`]).
+//! It is generated, or made from the user's own `edge.toml`, in which `${name}` and others are replaced
+//! by values of the run (see [`EdgeConfig::replacements`]).
 
 use crate::fleet::node::NodeSpec;
 use crate::plan::place::{COUNTRIES, REGIONS, nearest};
@@ -9,44 +9,47 @@ use anyhow::Context as _;
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// An origin, as one node reaches it.
+/// An origin and the port at which one node reaches it.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// `origin-frankfurt`.
+    /// The origin's name: `origin-frankfurt`.
     pub name: String,
-    /// Position in the list of regions.
+    /// Its region, as an index of [`REGIONS`].
     pub region: usize,
-    /// The port of the node's own link to it.
+    /// The port of the node's link to this origin.
     pub port: u16,
 }
 
-/// The parameters of a node's configuration.
+/// The values in a node's configuration.
 pub struct EdgeConfig<'a> {
     /// The node.
     pub spec: &'a NodeSpec,
-    /// Every origin.
+    /// All origins.
     pub upstreams: Vec<Upstream>,
-    /// The port of the node's own link to Redis.
+    /// The port of the node's link to Redis; `None` without Redis.
     pub redis_port: Option<u16>,
-    /// Data-path threads.
+    /// Number of worker threads.
     pub workers: usize,
 }
 
 impl EdgeConfig<'_> {
-    /// Writes the node's `edge.toml`: the lab's own, or the user's with names replaced.
+    /// Writes the node's `edge.toml`: the generated one, or the user's with its variables replaced.
     pub fn write(&self, edge_toml: Option<&Path>) -> anyhow::Result<()> {
-        let text = match edge_toml {
-            None => self.own(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path);
-                self.replaced(&text.with_context(|| path.display().to_string())?)
-            }
-        };
+        let text =
+            match edge_toml {
+                None => self.generate(),
+                Some(path) => {
+                    let text = std::fs::read_to_string(path);
+                    self.substitute(&text.with_context(|| {
+                        format!("cannot read the configuration {}", path.display())
+                    })?)
+                }
+            };
         let path = self.spec.config();
         std::fs::write(&path, text).with_context(|| path.display().to_string())
     }
 
-    /// `(name, value)` of everything that `${name}` in a user's file may stand for.
+    /// The variables that a user's file may contain, as pairs of name and value.
     pub fn replacements(&self) -> Vec<(String, String)> {
         let spec = self.spec;
         let path = |path: std::path::PathBuf| path.display().to_string();
@@ -66,16 +69,16 @@ impl EdgeConfig<'_> {
         pairs
     }
 
-    fn replaced(&self, text: &str) -> String {
+    fn substitute(&self, text: &str) -> String {
         let pairs = self.replacements();
         pairs.iter().fold(text.to_owned(), |text, (name, value)| {
             text.replace(&format!("${{{name}}}"), value)
         })
     }
 
-    fn own(&self) -> String {
+    fn generate(&self) -> String {
         let workers = self.workers;
-        let mut text = self.replaced(&format!("{BASE}[node]\nworkers = {workers}\n{NODE}\n"));
+        let mut text = self.substitute(&format!("{BASE}[node]\nworkers = {workers}\n{NODE}\n"));
         if let Some(port) = self.redis_port {
             let _ = writeln!(text, "[bus]\nredis = \"redis://127.0.0.1:{port}\"\n");
         }
@@ -83,18 +86,18 @@ impl EdgeConfig<'_> {
             let (name, port) = (&origin.name, origin.port);
             let _ = writeln!(text, "[pools.{name}]\norigins = [\"http://127.0.0.1:{port}\"]\n");
         }
-        // Two sites on two origins, when there are two.
+        // Two sites on two different origins, if the fleet has two.
         let pools = [self.upstreams.first(), self.upstreams.last()];
         for (site, pool) in ["shop", "media"].iter().zip(pools) {
             let pool = pool.map_or("", |origin| &origin.name);
             let _ =
                 writeln!(text, "[sites.{site}]\nhosts = [\"{site}.test\"]\npool = \"{pool}\"\n");
         }
-        text + &self.world()
+        text + &self.world_site()
     }
 
-    /// The site whose origin depends on the client's country.
-    fn world(&self) -> String {
+    /// The site whose pool depends on the client's country.
+    fn world_site(&self) -> String {
         let regions: Vec<usize> = self.upstreams.iter().map(|origin| origin.region).collect();
         let pool = self.upstreams.first().map_or("", |origin| &origin.name);
         let mut text = format!(
@@ -117,7 +120,7 @@ data_directory = "${data}"
 drain_timeout = "10s"
 "#;
 
-const BASE: &str = r#"# Written by the Skerry lab. Every option is explained in config/edge.toml.
+const BASE: &str = r#"# Generated by the simulation. config/edge.toml explains all options.
 
 [admin]
 address = "127.0.0.1:${admin}"
@@ -138,7 +141,7 @@ certificate = "${certificate}"
 key = "${key}"
 
 [guard]
-# The lab's clients say where they come from in X-Forwarded-For.
+# The simulated clients state their address in X-Forwarded-For.
 trusted_proxies = ["127.0.0.1/32"]
 
 [store]
@@ -147,7 +150,7 @@ disk = "256MiB"
 preallocate = false
 
 [limits]
-# All clients share one address here.
+# All simulated clients connect from one address.
 connections_per_address_max = 10000
 
 "#;

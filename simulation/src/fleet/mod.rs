@@ -1,4 +1,4 @@
-//! The fleet: origins, WAN, Redis and nodes of one run, built once and wired.
+//! The fleet of one run: nodes, origins, Redis and the WAN links that connect them.
 
 pub mod certificates;
 pub mod conditions;
@@ -19,10 +19,10 @@ use crate::fleet::process::{Process, free_port, work_folder};
 use crate::fleet::redis::Redis;
 use crate::fleet::wan::{Conditions, Link};
 use crate::journal::{Journal, NodeId};
-use crate::plan::fault::Break;
-use crate::plan::names::{End, Names, origin_name};
+use crate::plan::fault::FaultSpec;
+use crate::plan::names::{Endpoint, Names, origin_name};
 use crate::plan::object::Catalog;
-use crate::plan::place::{COUNTRIES, nearest, region_named, round_trip};
+use crate::plan::place::{COUNTRIES, nearest, region_by_name, round_trip};
 use crate::plan::scenario::Scenario;
 use anyhow::{Context as _, ensure};
 use std::collections::BTreeSet;
@@ -35,37 +35,37 @@ use tokio::time::{interval, sleep};
 
 /// One node of the fleet.
 pub struct Node {
-    /// Its identity, ports and directories.
+    /// Its name, region, ports and folder.
     pub spec: NodeSpec,
-    /// Its process, while it runs.
+    /// Its process; `None` while it is stopped.
     pub process: AsyncMutex<Option<Process>>,
-    /// Whether the load balancer considers it ready.
+    /// Whether the balancer sends it requests: the result of its last readiness check.
     pub ready: AtomicBool,
-    /// The process id; 0 while there is none.
+    /// Its process id; 0 while it is stopped.
     pub pid: AtomicI32,
 }
 
-/// Everything that runs.
+/// All processes and links of a run.
 pub struct Fleet {
-    /// The names that faults use.
+    /// Resolves the names in faults.
     pub names: Names,
-    /// The content of the origins.
+    /// The objects that the origins serve.
     pub content: Arc<Content>,
-    /// The notebook.
+    /// The record of what happens.
     pub journal: Journal,
     /// The origins.
     pub origins: Vec<Origin>,
-    /// Region of each origin.
+    /// The region of each origin, as an index of [`crate::plan::place::REGIONS`].
     pub origin_regions: Vec<usize>,
-    /// Everything between two ends.
+    /// The links from nodes to origins and Redis.
     pub links: Vec<Link>,
     /// The nodes.
     pub nodes: Vec<Node>,
-    /// The certificate authority.
+    /// Signs the nodes' certificates.
     pub authority: Authority,
-    /// The HTTP client of all clients.
+    /// Sends the requests of all clients.
     pub client: Client,
-    /// Whether the configuration is the lab's own.
+    /// Whether nodes run the built-in configuration, not the user's.
     pub own_config: bool,
     redis: Option<AsyncMutex<Redis>>,
     in_force: Mutex<BTreeSet<usize>>,
@@ -73,12 +73,12 @@ pub struct Fleet {
     folder: tempfile::TempDir,
 }
 
-/// How often the balancer asks each node whether it is ready.
+/// Interval of the balancer's readiness checks.
 pub const BALANCER_PERIOD: Duration = Duration::from_millis(200);
 
 impl Fleet {
-    /// Starts everything; returns when every node is ready. `edge_toml` is a configuration of
-    /// the user's own to run instead of the lab's.
+    /// Starts the fleet and returns when every node is ready. Nodes run the user's configuration
+    /// `edge_toml` if one is given, otherwise a built-in one.
     pub async fn start(
         scenario: &Scenario,
         seed: u64,
@@ -90,7 +90,7 @@ impl Fleet {
         let catalog = Catalog::new(seed, scenario.load.objects, &scenario.load.mix);
         let content = Content::new(catalog, journal.clone());
         let regions = |names: &[String]| -> anyhow::Result<Vec<usize>> {
-            names.iter().map(|name| region_named(name).context("unknown region")).collect()
+            names.iter().map(|name| region_by_name(name).context("unknown region")).collect()
         };
         let origin_regions = regions(&scenario.fleet.origins)?;
         let origins: Vec<Origin> = scenario
@@ -107,7 +107,7 @@ impl Fleet {
         let authority = Authority::new()?;
         authority.write(&folder.path().join("authority.pem"))?;
         let client = Client::trusting(authority.certificate())?;
-        let nodes = specs(scenario, folder.path()).await?;
+        let nodes = stopped_nodes(scenario, folder.path()).await?;
         let mut fleet = Fleet {
             names: Names::of(scenario),
             content,
@@ -124,35 +124,36 @@ impl Fleet {
             binary,
             folder,
         };
-        fleet.wire(scenario, seed, edge_toml).await?;
+        fleet.connect_nodes(scenario, seed, edge_toml).await?;
         let fleet = Arc::new(fleet);
         fleet.start_nodes().await?;
         tokio::spawn(balance(Arc::downgrade(&fleet)));
         Ok(fleet)
     }
 
-    /// Opens links, writes configurations and certificates.
-    async fn wire(
+    /// Opens the links and writes the configuration and certificate of each node.
+    async fn connect_nodes(
         &mut self,
         scenario: &Scenario,
         seed: u64,
         edge_toml: Option<&Path>,
     ) -> anyhow::Result<()> {
-        let redis_region = region_named(&scenario.fleet.redis);
+        let redis_region = region_by_name(&scenario.fleet.redis);
         for number in 0..self.nodes.len() {
             let spec = self.nodes[number].spec.clone();
             let mut upstreams = Vec::new();
             for (origin, region) in self.origins.clone().iter().zip(self.origin_regions.clone()) {
-                let ends = (End::Node(number), End::Origin(origin.number));
+                let ends = (Endpoint::Node(number), Endpoint::Origin(origin.number));
                 let target = origin.listen(Some(number)).await?;
-                let link = self.open(ends, target, round_trip(spec.region, region), seed).await?;
+                let link =
+                    self.open_link(ends, target, round_trip(spec.region, region), seed).await?;
                 upstreams.push(Upstream { name: origin.name.clone(), region, port: link });
             }
             let redis_port = match (&self.redis, redis_region) {
                 (Some(redis), Some(region)) => {
                     let target = redis.lock().await.port;
-                    let ends = (End::Node(number), End::Redis);
-                    Some(self.open(ends, target, round_trip(spec.region, region), seed).await?)
+                    let ends = (Endpoint::Node(number), Endpoint::Redis);
+                    Some(self.open_link(ends, target, round_trip(spec.region, region), seed).await?)
                 }
                 _ => None,
             };
@@ -164,9 +165,9 @@ impl Fleet {
         Ok(())
     }
 
-    async fn open(
+    async fn open_link(
         &mut self,
-        (from, to): (End, End),
+        (from, to): (Endpoint, Endpoint),
         target: u16,
         round_trip: Duration,
         seed: u64,
@@ -191,59 +192,68 @@ impl Fleet {
     async fn launch(&self, number: NodeId) -> anyhow::Result<()> {
         let node = &self.nodes[number];
         let mut slot = node.process.lock().await;
-        ensure!(slot.is_none(), "{} runs already", node.spec.name);
+        ensure!(slot.is_none(), "{} is already running", node.spec.name);
         let process = node::start(&self.binary, &node.spec)?;
         node.pid.store(process.id(), Ordering::Relaxed);
         *slot = Some(process);
-        self.journal.life(number, true);
+        self.journal.record_process(number, true);
         Ok(())
     }
 
     async fn await_ready(&self, number: NodeId) -> anyhow::Result<Duration> {
         let node = &self.nodes[number];
         let mut slot = node.process.lock().await;
-        let process = slot.as_mut().with_context(|| format!("{} is gone", node.spec.name))?;
+        let process =
+            slot.as_mut().with_context(|| format!("{} is not running", node.spec.name))?;
         let took = Admin::new(node.spec.ports.admin).wait_until_ready(process).await?;
         node.ready.store(true, Ordering::Relaxed);
         Ok(took)
     }
 
-    /// Starts a node that is not running, and waits until it is ready.
+    /// Starts a stopped node and waits until it is ready.
     pub async fn start_node(&self, number: NodeId) -> anyhow::Result<()> {
         self.launch(number).await?;
         self.await_ready(number).await.map(|_| ())
     }
 
-    /// SIGKILL.
+    /// Kills a node (SIGKILL).
     pub async fn kill_node(&self, number: NodeId) -> anyhow::Result<()> {
         let node = &self.nodes[number];
         let mut slot = node.process.lock().await;
         if let Some(mut process) = slot.take() {
-            self.gone(number);
+            self.mark_stopped(number);
             process.kill().await?;
         }
         Ok(())
     }
 
-    /// Asks a node to leave, and waits until it has.
+    /// Stops a node (SIGTERM) and waits until it has exited.
     pub async fn stop_node(&self, number: NodeId) -> anyhow::Result<()> {
         let node = &self.nodes[number];
         let mut slot = node.process.lock().await;
         if let Some(mut process) = slot.take() {
-            let ended = node::stop(&mut process).await?;
-            self.gone(number);
-            ensure!(ended == node::Ended::ByItself, "{} did not leave when asked", node.spec.name);
+            let termination = node::stop(&mut process).await?;
+            self.mark_stopped(number);
+            ensure!(
+                termination == node::Termination::Graceful,
+                "{} did not exit after SIGTERM and was killed",
+                node.spec.name
+            );
         }
         Ok(())
     }
 
-    /// Waits until the balancer has seen that a node is not ready, and what it sent there
-    /// before has arrived.
-    pub async fn seen_unready(&self, number: NodeId) -> anyhow::Result<()> {
+    /// Waits until the balancer has noticed that a node is not ready, and until the requests that
+    /// it sent there before have arrived.
+    pub async fn wait_until_unready(&self, number: NodeId) -> anyhow::Result<()> {
         let node = &self.nodes[number];
         let mut periods = 0;
         while node.ready.load(Ordering::Relaxed) {
-            ensure!(periods < 50, "{} is drained and says it is ready", node.spec.name);
+            ensure!(
+                periods < 50,
+                "{} is drained but still reports that it is ready",
+                node.spec.name
+            );
             periods += 1;
             sleep(BALANCER_PERIOD).await;
         }
@@ -251,29 +261,30 @@ impl Fleet {
         Ok(())
     }
 
-    fn gone(&self, number: NodeId) {
+    fn mark_stopped(&self, number: NodeId) {
         let node = &self.nodes[number];
         node.pid.store(0, Ordering::Relaxed);
         node.ready.store(false, Ordering::Relaxed);
-        self.journal.life(number, false);
+        self.journal.record_process(number, false);
     }
 
-    /// Whether a node's process is there.
+    /// Whether a node's process is running.
     pub async fn is_running(&self, number: NodeId) -> bool {
         self.nodes[number].process.lock().await.is_some()
     }
 
-    /// Fails when a node has ended without being asked to.
-    pub async fn must_run(&self) -> anyhow::Result<()> {
+    /// # Errors
+    /// A node exited although it was not stopped, with the end of its log.
+    pub async fn ensure_running(&self) -> anyhow::Result<()> {
         for node in &self.nodes {
             if let Some(process) = node.process.lock().await.as_mut() {
-                process.must_run()?;
+                process.ensure_running()?;
             }
         }
         Ok(())
     }
 
-    /// Does something to a node's running process.
+    /// Calls `act` with a node's running process.
     pub async fn with_process<T>(
         &self,
         number: NodeId,
@@ -289,7 +300,7 @@ impl Fleet {
         Ok(self.redis.as_ref().context("the fleet has no Redis")?.lock().await)
     }
 
-    /// Redis' own port, past the WAN.
+    /// The port of Redis itself, without a WAN link.
     pub async fn redis_port(&self) -> Option<u16> {
         match &self.redis {
             Some(redis) => Some(redis.lock().await.port),
@@ -297,13 +308,13 @@ impl Fleet {
         }
     }
 
-    /// Whether purges travel between nodes.
+    /// Whether the fleet has Redis, so that a purge sent to one node reaches all.
     pub fn has_bus(&self) -> bool {
         self.redis.is_some()
     }
 
-    /// A fault of the scenario begins or ends: the conditions of the links are made anew.
-    pub fn set_in_force(&self, faults: &[Break], fault: usize, on: bool) {
+    /// Starts or ends a fault and recomputes the conditions of all links.
+    pub fn set_in_force(&self, faults: &[FaultSpec], fault: usize, on: bool) {
         let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         if on {
             in_force.insert(fault)
@@ -317,8 +328,9 @@ impl Fleet {
         }
     }
 
-    /// The node that a client is sent to: one of the nearest region that has a ready one.
-    pub fn choose(&self, country: usize, pick: u64) -> NodeId {
+    /// Selects the node for a request: a ready node in the nearest region that has one. `pick`
+    /// selects among the nodes of the region.
+    pub fn choose_node(&self, country: usize, pick: u64) -> NodeId {
         let ready = |number: &NodeId| self.nodes[*number].ready.load(Ordering::Relaxed);
         let mut candidates: Vec<NodeId> = (0..self.nodes.len()).filter(ready).collect();
         if candidates.is_empty() {
@@ -330,17 +342,18 @@ impl Fleet {
         candidates[(pick % candidates.len() as u64) as usize]
     }
 
-    /// The nodes' names.
+    /// The names of all nodes.
     pub fn node_names(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.spec.name.clone()).collect()
     }
 
-    /// The position of a node.
-    pub fn node_named(&self, name: &str) -> Option<NodeId> {
+    /// The node with this name.
+    pub fn node_by_name(&self, name: &str) -> Option<NodeId> {
         self.nodes.iter().position(|node| node.spec.name == name)
     }
 
-    /// For each country, the origin that the lab's configuration maps it to.
+    /// For each country, the origin that the built-in configuration maps it to. Empty for a
+    /// user's configuration.
     pub fn origin_of_country(&self) -> Vec<String> {
         if !self.own_config {
             return Vec::new();
@@ -353,23 +366,23 @@ impl Fleet {
         (0..COUNTRIES.len()).map(origin).collect()
     }
 
-    /// The folder of this run.
+    /// The temporary folder of this run.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 }
 
-async fn specs(scenario: &Scenario, folder: &Path) -> anyhow::Result<Vec<Node>> {
+async fn stopped_nodes(scenario: &Scenario, folder: &Path) -> anyhow::Result<Vec<Node>> {
     let mut nodes = Vec::new();
-    let can_have_small_disks = disk::can_have_small_disks(folder).await;
+    let can_mount_small_disks = disk::can_mount_small_disks(folder).await;
     for name in scenario.node_names() {
-        let region = name.rsplit_once('-').and_then(|(region, _)| region_named(region));
-        let region = region.context("a node without a region")?;
+        let region = name.rsplit_once('-').and_then(|(region, _)| region_by_name(region));
+        let region = region.context("no region has the name of this node")?;
         let (http, https, admin) = (free_port().await?, free_port().await?, free_port().await?);
         let ports = Ports { http, https, admin };
         let folder = folder.join(&name);
         std::fs::create_dir_all(&folder)?;
-        let has_small_disk = may_be_full(scenario, &name) && can_have_small_disks;
+        let has_small_disk = needs_small_disk(scenario, &name) && can_mount_small_disks;
         let spec = NodeSpec { name, region, ports, folder, has_small_disk };
         let (ready, pid) = (AtomicBool::new(false), AtomicI32::new(0));
         nodes.push(Node { spec, process: AsyncMutex::new(None), ready, pid });
@@ -377,33 +390,33 @@ async fn specs(scenario: &Scenario, folder: &Path) -> anyhow::Result<Vec<Node>> 
     Ok(nodes)
 }
 
-/// Whether a scenario fills this node's disk. One that it also restarts keeps its data in an
-/// ordinary folder: a small disk goes with its process.
-fn may_be_full(scenario: &Scenario, name: &str) -> bool {
-    let faults = || scenario.fault.iter().map(|fault| &fault.what);
-    let restarts = |fault: &Break| match fault {
-        Break::NodeKill { node, .. } => node == name,
-        Break::RollingUpgrade => true,
+/// Whether a node gets a small disk: its scenario fills the disk and never restarts the node. The
+/// contents of a small disk are lost when the process exits.
+fn needs_small_disk(scenario: &Scenario, name: &str) -> bool {
+    let faults = || scenario.fault.iter().map(|fault| &fault.spec);
+    let restarts = |fault: &FaultSpec| match fault {
+        FaultSpec::NodeKill { node, .. } => node == name,
+        FaultSpec::RollingUpgrade => true,
         _ => false,
     };
-    faults().any(|fault| matches!(fault, Break::DiskFull { node } if node == name))
+    faults().any(|fault| matches!(fault, FaultSpec::DiskFull { node } if node == name))
         && !faults().any(restarts)
 }
 
-/// The health checks of a load balancer or GeoDNS: asks each node often whether it is ready. Ends with
-/// the fleet.
+/// Checks regularly which nodes are ready, as a load balancer or GeoDNS does. Ends when the fleet is
+/// dropped.
 async fn balance(fleet: std::sync::Weak<Fleet>) {
     let mut ticks = interval(BALANCER_PERIOD);
     loop {
         ticks.tick().await;
         let Some(fleet) = fleet.upgrade() else { return };
-        let mut asked = tokio::task::JoinSet::new();
+        let mut checks = tokio::task::JoinSet::new();
         for (number, node) in fleet.nodes.iter().enumerate() {
             let running = node.pid.load(Ordering::Relaxed) != 0;
             let admin = Admin::new(node.spec.ports.admin);
-            asked.spawn(async move { (number, running && admin.is_ready().await) });
+            checks.spawn(async move { (number, running && admin.is_ready().await) });
         }
-        while let Some(Ok((number, ready))) = asked.join_next().await {
+        while let Some(Ok((number, ready))) = checks.join_next().await {
             let node = &fleet.nodes[number];
             let running = node.pid.load(Ordering::Relaxed) != 0;
             node.ready.store(ready && running, Ordering::Relaxed);

@@ -1,8 +1,8 @@
-//! A real `skerry` process: its files, its ports, its admin API.
+//! A real `skerry` process: its files, ports and admin API.
 
-use crate::client::{Ask, Client};
-pub use crate::fleet::process::Ended;
+use crate::client::{Client, ClientRequest};
 use crate::fleet::process::Process;
+pub use crate::fleet::process::Termination;
 use crate::journal::Scope;
 use crate::plan::object::Catalog;
 use anyhow::{Context as _, bail, ensure};
@@ -16,10 +16,10 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-/// The ports of a node.
+/// The ports of a node on the loopback interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// HTTP in clear.
+    /// HTTP without TLS.
     pub http: u16,
     /// HTTPS.
     pub https: u16,
@@ -27,72 +27,77 @@ pub struct Ports {
     pub admin: u16,
 }
 
-/// The identity, ports and directories of a node; they stay over restarts.
+/// The properties of a node that stay the same when it restarts.
 #[derive(Clone, Debug)]
 pub struct NodeSpec {
-    /// `frankfurt-1`.
+    /// Its name: `frankfurt-1`.
     pub name: String,
-    /// Position in the list of regions.
+    /// Its region, as an index of [`crate::plan::place::REGIONS`].
     pub region: usize,
     /// Its ports.
     pub ports: Ports,
-    /// Its configuration, certificate, log and cache.
+    /// The folder of its configuration, certificate, log and cache.
     pub folder: PathBuf,
-    /// Whether its data lie on a small file system of their own, which can be filled.
+    /// Whether its data folder is a small file system, which a fault can fill.
     pub has_small_disk: bool,
 }
 
 impl NodeSpec {
-    /// Its configuration.
+    /// Path of its configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.join("edge.toml")
     }
 
-    /// Its cache and purge log.
+    /// Path of its data folder: cache and purge log.
     pub fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
 
-    /// Its certificate chain.
+    /// Path of its certificate chain.
     pub fn certificate(&self) -> PathBuf {
         self.folder.join("certificate.pem")
     }
 
-    /// Its private key.
+    /// Path of its private key.
     pub fn key(&self) -> PathBuf {
         self.folder.join("key.pem")
     }
 
-    /// The file with its output.
+    /// Path of the file that receives its output.
     pub fn log(&self) -> PathBuf {
         self.folder.join("log")
     }
 }
 
-/// The edge's binary: beside the lab's own, or what `SKERRY_BINARY` says.
+/// Finds the `skerry` binary: `SKERRY_BINARY`, or the one in the folder of this program.
+///
+/// # Errors
+/// There is none, with the command that builds it.
 pub fn find_binary() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("SKERRY_BINARY") {
-        // Nodes run in folders of their own.
+        // Nodes run in other folders, so a relative path would not work there.
         let path = PathBuf::from(path);
         return path.canonicalize().with_context(|| format!("SKERRY_BINARY={}", path.display()));
     }
-    let own = std::env::current_exe().context("where am I")?;
+    let own = std::env::current_exe().context("the path of this program is unknown")?;
     let folders = own.ancestors().skip(1).take(2);
     let found = folders.map(|folder| folder.join("skerry")).find(|file| file.is_file());
     found.with_context(|| {
         let profile = if cfg!(debug_assertions) { "" } else { " --release" };
-        format!("no skerry beside {}: `cargo build{profile}` makes it", own.display())
+        let folder = own.parent().unwrap_or(&own).display();
+        format!("no skerry binary in {folder}: build it with `cargo build{profile}`, or set SKERRY_BINARY")
     })
 }
 
-/// Starts a node's process. It is ready when [`Admin::wait_until_ready`] says so.
+/// Starts a node's process. Wait for it with [`Admin::wait_until_ready`].
 pub fn start(binary: &Path, spec: &NodeSpec) -> anyhow::Result<Process> {
     let mut command = if spec.has_small_disk {
         let mut command = crate::fleet::disk::with_small_disk();
         command.arg(spec.data());
         command
     } else {
-        // A write beyond the file size limit must fail, not end the process (see `disk-full`).
+        // SIGXFSZ is ignored so that a write beyond the file size limit (fault `disk-full`) fails
+        // and does not end the process.
         let mut command = Command::new("sh");
         command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]);
         command
@@ -101,12 +106,12 @@ pub fn start(binary: &Path, spec: &NodeSpec) -> anyhow::Result<Process> {
     Process::start(&spec.name, command, &spec.log())
 }
 
-/// Asks a node to leave and waits for it.
-pub async fn stop(process: &mut Process) -> anyhow::Result<Ended> {
+/// Stops a node (SIGTERM) and waits until it has exited; kills it after 20 s.
+pub async fn stop(process: &mut Process) -> anyhow::Result<Termination> {
     process.terminate(STOP_LIMIT).await
 }
 
-/// Longer than the edge's own longest drain in the lab's configuration.
+/// Longer than `drain_timeout` in the built-in configuration.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// The admin API of one node.
@@ -116,77 +121,85 @@ pub struct Admin {
     port: u16,
 }
 
-/// The answer to a purge.
+/// The response to a purge, or to a request for its receipts.
 #[derive(Clone, Debug, Deserialize)]
-pub struct PurgeAnswer {
+pub struct PurgeResponse {
     /// The purge's id.
     pub id: String,
-    /// Whether all nodes have it, as far as the one knows that answers.
+    /// Whether all nodes have applied it, as far as the responding node knows.
     pub complete: bool,
-    /// The receipt of each node.
+    /// The receipt of each node, by name.
     pub nodes: BTreeMap<String, Receipt>,
 }
 
-/// The receipt of one node for a purge.
+/// The state of a purge at one node.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Receipt {
     /// `applied` or `pending`.
     pub state: String,
-    /// From issue to applied, milliseconds.
+    /// Time from issue to applied in milliseconds.
     pub ms: Option<f64>,
 }
 
 impl Receipt {
-    /// Whether the purge is in force at that node.
+    /// Whether the node has applied the purge.
     pub fn is_applied(&self) -> bool {
         self.state == "applied"
     }
 }
 
 impl Admin {
-    /// The API at this port.
+    /// The admin API at this port.
     pub fn new(port: u16) -> Self {
         Admin { client: Client::plain(), port }
     }
 
     async fn call(&self, method: Method, path: &str, body: String) -> anyhow::Result<(u16, Bytes)> {
-        let mut ask = Ask::path("localhost", path);
-        ask.method = method;
-        ask.body = body.into();
-        ask.headers.push(("content-type".into(), "application/json".into()));
-        let reply = self.client.get(self.port, &ask).await?;
-        Ok((reply.status, reply.body))
+        let mut request = ClientRequest::path("localhost", path);
+        request.method = method;
+        request.body = body.into();
+        request.headers.push(("content-type".into(), "application/json".into()));
+        let response = self.client.send_http(self.port, &request).await?;
+        Ok((response.status, response.body))
     }
 
-    /// Whether the node takes requests.
+    /// Whether the node is ready for requests.
     pub async fn is_ready(&self) -> bool {
-        let ask = Ask::path("localhost", "/readyz");
+        let request = ClientRequest::path("localhost", "/readyz");
         let limit = Duration::from_millis(500);
-        let sent = self.client.send(self.port, crate::client::Protocol::Plain, &ask, limit).await;
-        sent.is_ok_and(|reply| reply.status == 200)
+        let sent =
+            self.client.send(self.port, crate::client::Protocol::Http1, &request, limit).await;
+        sent.is_ok_and(|response| response.status == 200)
     }
 
-    /// Waits until the node takes requests; fails when it ends or takes longer than a minute.
+    /// Waits until the node is ready for requests and returns how long that took.
+    ///
+    /// # Errors
+    /// The node exits, or is not ready within a minute.
     pub async fn wait_until_ready(&self, process: &mut Process) -> anyhow::Result<Duration> {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(60) {
-            process.must_run()?;
+            process.ensure_running()?;
             if self.is_ready().await {
                 return Ok(start.elapsed());
             }
             sleep(Duration::from_millis(25)).await;
         }
-        bail!("{} is not ready after a minute:\n{}", process.name, process.last_words())
+        bail!(
+            "{} is not ready within 60 s; the end of its log:\n{}",
+            process.name,
+            process.log_tail()
+        )
     }
 
-    /// Purges and waits for all nodes up to two seconds.
+    /// Sends a purge and waits up to two seconds until all nodes have applied it.
     pub async fn purge(
         &self,
         catalog: &Catalog,
         scope: &Scope,
         soft: bool,
-    ) -> anyhow::Result<PurgeAnswer> {
-        let mut order = match scope {
+    ) -> anyhow::Result<PurgeResponse> {
+        let mut purge = match scope {
             Scope::Object(id) => {
                 let object = catalog.get(*id);
                 json!({"url": format!("https://{}{}", object.class.host(), object.path())})
@@ -198,39 +211,39 @@ impl Admin {
             Scope::Site(host) => json!({"site": site_of(host)}),
             Scope::All => json!({"all": true}),
         };
-        order["soft"] = soft.into();
-        let call = self.call(Method::POST, "/purge?wait=all&timeout=2s", order.to_string());
+        purge["soft"] = soft.into();
+        let call = self.call(Method::POST, "/purge?wait=all&timeout=2s", purge.to_string());
         let (status, body) = call.await?;
         ensure!((200..300).contains(&status), "{status}: {}", String::from_utf8_lossy(&body));
-        serde_json::from_slice(&body).context("the answer to a purge")
+        serde_json::from_slice(&body).context("the response to a purge is not the expected JSON")
     }
 
-    /// The receipts of a purge.
-    pub async fn receipts(&self, id: &str) -> anyhow::Result<PurgeAnswer> {
+    /// Fetches the receipts of a purge.
+    pub async fn receipts(&self, id: &str) -> anyhow::Result<PurgeResponse> {
         let (status, body) =
             self.call(Method::GET, &format!("/purges/{id}"), String::new()).await?;
         ensure!(status == 200, "{status}: {}", String::from_utf8_lossy(&body));
-        serde_json::from_slice(&body).context("the receipts of a purge")
+        serde_json::from_slice(&body).context("the receipts of a purge are not the expected JSON")
     }
 
-    /// Reads the configuration and certificates anew.
+    /// Makes the node reload its configuration and certificates.
     pub async fn reload(&self) -> anyhow::Result<()> {
-        self.order("/reload").await
+        self.post("/reload").await
     }
 
-    /// Takes no new work, finishes what it has.
+    /// Makes the node drain: it reports that it is not ready and finishes requests in flight.
     pub async fn drain(&self) -> anyhow::Result<()> {
-        self.order("/drain").await
+        self.post("/drain").await
     }
 
-    async fn order(&self, path: &str) -> anyhow::Result<()> {
+    async fn post(&self, path: &str) -> anyhow::Result<()> {
         let (status, body) = self.call(Method::POST, path, String::new()).await?;
         ensure!((200..300).contains(&status), "{status}: {}", String::from_utf8_lossy(&body));
         Ok(())
     }
 }
 
-/// A site's name in the lab's configuration.
+/// The name in the built-in configuration of the site with this host.
 pub fn site_of(host: &str) -> &str {
     host.split('.').next().unwrap_or(host)
 }

@@ -1,9 +1,8 @@
-//! The scripted origin: serves the catalog, and writes down every request that it began.
+//! The scripted origin: serves the catalog and records every request in the journal.
 //!
-//! Each node reaches each origin at a port of its own, so that a request's node is known
-//! without believing any header. Answers carry `X-Fetch` (the request's serial number in the
-//! journal) and `X-Version`; caches store both with the response, and so every answer that a
-//! client gets can be led back to the upstream request it came from.
+//! Each node has its own port at each origin, so the port identifies the node of a request. Responses
+//! carry `X-Fetch` (the serial number of the request in the journal) and `X-Version`. Caches store both
+//! fields, so every response to a client can be traced to its upstream request.
 
 use crate::journal::{Fetch, Journal, NodeId};
 use crate::plan::object::{Catalog, Class, Identity, Object};
@@ -23,28 +22,28 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-/// State shared by all origins: the catalog, each object's current version, the journal.
+/// The state that all origins share: the catalog, the current version of each object, the journal.
 #[derive(Debug)]
 pub struct Content {
-    /// Every object.
+    /// All objects.
     pub catalog: Catalog,
     versions: Vec<AtomicU32>,
     journal: Journal,
 }
 
 impl Content {
-    /// Every object at version 0.
+    /// All objects at version 0.
     pub fn new(catalog: Catalog, journal: Journal) -> Arc<Self> {
         let versions = catalog.objects.iter().map(|_| AtomicU32::new(0)).collect();
         Arc::new(Content { catalog, versions, journal })
     }
 
-    /// The version that a request beginning now gets.
+    /// The current version of an object.
     pub fn version(&self, object: &Object) -> u32 {
         self.versions[object.id as usize].load(Ordering::SeqCst)
     }
 
-    /// The object's content changes.
+    /// Increments the version of an object and records the change.
     pub fn change(&self, object: &Object) {
         let version = self.versions[object.id as usize].fetch_add(1, Ordering::SeqCst) + 1;
         let now = self.journal.now();
@@ -52,35 +51,35 @@ impl Content {
     }
 }
 
-/// How an origin misbehaves at the moment. All at rest by default.
+/// The active faults of an origin; none by default.
 #[derive(Debug, Default)]
-pub struct Mood {
-    /// Milliseconds that each answer waits on top.
+pub struct OriginFaults {
+    /// Additional delay of each response, in milliseconds.
     pub added_ms: AtomicU64,
-    /// Answers `503` to everything.
+    /// Whether every request is answered with status 503.
     pub failing: AtomicBool,
 }
 
-/// One origin server. Clones are the same one.
+/// An origin server. Clones share its state.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// Position in the fleet's list.
+    /// Its index in the fleet's list of origins.
     pub number: usize,
-    /// `origin-frankfurt`.
+    /// Its name: `origin-frankfurt`.
     pub name: String,
-    /// The injected faults.
-    pub mood: Arc<Mood>,
+    /// Its active faults.
+    pub faults: Arc<OriginFaults>,
     content: Arc<Content>,
 }
 
 impl Origin {
     /// An origin that serves `content`.
     pub fn new(number: usize, name: String, content: Arc<Content>) -> Self {
-        Origin { number, name, mood: Arc::default(), content }
+        Origin { number, name, faults: Arc::default(), content }
     }
 
-    /// Listens on a free loopback port for requests of `node`; returns the port. The listener
-    /// lives as long as the runtime.
+    /// Listens on a free loopback port for requests of `node` until the runtime ends; returns the
+    /// port.
     pub async fn listen(&self, node: Option<NodeId>) -> anyhow::Result<u16> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("origin port")?;
         let port = listener.local_addr()?.port();
@@ -98,50 +97,55 @@ impl Origin {
             });
             let mut http = hyper::server::conn::http1::Builder::new();
             http.half_close(false).max_buf_size(64 * 1024);
-            // A connection that breaks is the WAN's doing and shows in the journal.
+            // The error is ignored: the WAN resets connections, which the journal records.
             tokio::spawn(http.serve_connection(TokioIo::new(socket), service));
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, node: Option<NodeId>) -> Response<Answer> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        node: Option<NodeId>,
+    ) -> Response<OriginBody> {
         let Some(object) = self.content.catalog.at_path(request.uri().path()).cloned() else {
-            return refusal(StatusCode::NOT_FOUND, "no such object\n");
+            return error_response(StatusCode::NOT_FOUND, "no such object\n");
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return refusal(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+            return error_response(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
         }
-        let asked = Asked::read(&object, request.method(), request.headers());
+        let request = OriginRequest::read(&object, request.method(), request.headers());
         let version = self.content.version(&object);
-        let serial = self.write_down(&object, version, &asked, node);
-        let ticket = Ticket { journal: self.content.journal.clone(), serial, whole: false };
-        sleep(self.thinking_time(&object)).await;
-        let response = if self.mood.failing.load(Ordering::Relaxed) {
-            refusal_of(serial)
+        let serial = self.record_request(&object, version, &request, node);
+        let recorder =
+            FetchRecorder { journal: self.content.journal.clone(), serial, is_complete: false };
+        sleep(self.response_delay(&object)).await;
+        let response = if self.faults.failing.load(Ordering::Relaxed) {
+            failure(serial)
         } else {
-            self.respond(&object, version, &asked, ticket.serial)
+            self.respond(&object, version, &request, recorder.serial)
         };
-        ticket.answered(response.status());
-        response.map(|body| body.with_ticket(ticket))
+        recorder.answered(response.status());
+        response.map(|body| body.with_recorder(recorder))
     }
 
-    fn write_down(
+    fn record_request(
         &self,
         object: &Object,
         version: u32,
-        asked: &Asked,
+        request: &OriginRequest,
         node: Option<NodeId>,
     ) -> u64 {
-        self.content.journal.fetch_began(Fetch {
+        self.content.journal.record_fetch(Fetch {
             serial: 0,
             origin: self.number,
             node,
             object: object.id,
             version,
-            range: asked.range,
-            bound: asked.if_range.clone(),
-            conditional: asked.if_none_match.is_some(),
-            scheme: asked.scheme.clone(),
-            head: asked.head,
+            range: request.range,
+            if_range: request.if_range.clone(),
+            conditional: request.if_none_match.is_some(),
+            scheme: request.scheme.clone(),
+            head: request.head,
             began: self.content.journal.now(),
             answered: None,
             ended: None,
@@ -151,27 +155,29 @@ impl Origin {
         })
     }
 
-    fn thinking_time(&self, object: &Object) -> Duration {
+    fn response_delay(&self, object: &Object) -> Duration {
         let slow_ms = if object.class == Class::Slow { 300 } else { 2 };
-        Duration::from_millis(slow_ms + self.mood.added_ms.load(Ordering::Relaxed))
+        Duration::from_millis(slow_ms + self.faults.added_ms.load(Ordering::Relaxed))
     }
 
     fn respond(
         &self,
         object: &Object,
         version: u32,
-        asked: &Asked,
+        request: &OriginRequest,
         serial: u64,
-    ) -> Response<Answer> {
-        let owner = if object.class == Class::Private { asked.client } else { 0 };
+    ) -> Response<OriginBody> {
+        let owner = if object.class == Class::Private { request.client } else { 0 };
         let identity = Identity { object: object.id, version, owner };
+        let representation = Representation { object, identity, serial };
         let length = object.length(version);
         let etag = entity_tag(&identity);
-        let mut response = Response::new(Answer::empty());
-        self.describe(response.headers_mut(), object, &identity, &etag, serial);
+        let mut response = Response::new(OriginBody::empty());
+        self.set_fields(response.headers_mut(), &representation);
         let whole = (0, length);
-        let range = asked.range.filter(|_| asked.if_range.as_ref().is_none_or(|tag| *tag == etag));
-        match (asked.if_none_match.as_deref(), range) {
+        let range =
+            request.range.filter(|_| request.if_range.as_ref().is_none_or(|tag| *tag == etag));
+        match (request.if_none_match.as_deref(), range) {
             (Some(known), _) if known.split(',').any(|tag| tag.trim() == etag) => {
                 *response.status_mut() = StatusCode::NOT_MODIFIED;
                 return response;
@@ -186,32 +192,26 @@ impl Origin {
                 *response.status_mut() = StatusCode::PARTIAL_CONTENT;
                 let range = format!("bytes {from}-{}/{length}", to - 1);
                 set(response.headers_mut(), header::CONTENT_RANGE, &range);
-                *response.body_mut() = Answer::of(identity, (from, to));
+                *response.body_mut() = OriginBody::of(identity, (from, to));
             }
-            (_, None) => *response.body_mut() = Answer::of(identity, whole),
+            (_, None) => *response.body_mut() = OriginBody::of(identity, whole),
         }
-        if asked.head {
+        if request.head {
             set(response.headers_mut(), header::CONTENT_LENGTH, &length.to_string());
-            *response.body_mut() = Answer::empty();
+            *response.body_mut() = OriginBody::empty();
         }
         response
     }
 
-    fn describe(
-        &self,
-        headers: &mut HeaderMap,
-        object: &Object,
-        identity: &Identity,
-        etag: &str,
-        serial: u64,
-    ) {
-        // Version n was made n minutes after a fixed day: later versions are later.
-        let made = SystemTime::UNIX_EPOCH
+    fn set_fields(&self, headers: &mut HeaderMap, representation: &Representation<'_>) {
+        let Representation { object, identity, serial } = representation;
+        // Last-Modified grows with the version: version n is n minutes after a fixed time.
+        let last_modified = SystemTime::UNIX_EPOCH
             + Duration::from_secs(1_700_000_000 + 60 * u64::from(identity.version));
         set(headers, header::CONTENT_TYPE, "application/octet-stream");
         set(headers, header::CACHE_CONTROL, &object.cache_control());
-        set(headers, header::ETAG, etag);
-        set(headers, header::LAST_MODIFIED, &httpdate::fmt_http_date(made));
+        set(headers, header::ETAG, &entity_tag(identity));
+        set(headers, header::LAST_MODIFIED, &httpdate::fmt_http_date(last_modified));
         set(headers, header::ACCEPT_RANGES, "bytes");
         set(headers, header::HeaderName::from_static("surrogate-key"), &object.tags());
         set(headers, X_FETCH, &serial.to_string());
@@ -223,11 +223,19 @@ impl Origin {
     }
 }
 
-/// The journal's serial number of the upstream request that an answer came from.
+/// What the origin sends for a request: a version of an object, and the request's serial number in the
+/// journal.
+struct Representation<'a> {
+    object: &'a Object,
+    identity: Identity,
+    serial: u64,
+}
+
+/// The serial number in the journal of the upstream request that got a response.
 pub const X_FETCH: header::HeaderName = header::HeaderName::from_static("x-fetch");
-/// The version of the object.
+/// The version of the object in a response.
 pub const X_VERSION: header::HeaderName = header::HeaderName::from_static("x-version");
-/// The origin's name.
+/// The name of the origin that generated a response.
 pub const X_ORIGIN: header::HeaderName = header::HeaderName::from_static("x-origin");
 
 /// The entity tag of a body.
@@ -236,24 +244,24 @@ pub fn entity_tag(identity: &Identity) -> String {
 }
 
 fn set(headers: &mut HeaderMap, name: header::HeaderName, value: &str) {
-    headers.insert(name, HeaderValue::from_str(value).expect("we write plain ASCII"));
+    headers.insert(name, HeaderValue::from_str(value).expect("all values are ASCII"));
 }
 
-fn refusal(status: StatusCode, text: &'static str) -> Response<Answer> {
-    let mut response = Response::new(Answer::text(text));
+fn error_response(status: StatusCode, text: &'static str) -> Response<OriginBody> {
+    let mut response = Response::new(OriginBody::text(text));
     *response.status_mut() = status;
     set(response.headers_mut(), header::CACHE_CONTROL, "no-store");
     response
 }
 
-fn refusal_of(serial: u64) -> Response<Answer> {
-    let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, "the origin is failing\n");
+fn failure(serial: u64) -> Response<OriginBody> {
+    let mut response = error_response(StatusCode::SERVICE_UNAVAILABLE, "the origin is failing\n");
     set(response.headers_mut(), X_FETCH, &serial.to_string());
     response
 }
 
-/// The parts of a request that choose its response.
-struct Asked {
+/// The fields of a request that the origin evaluates.
+struct OriginRequest {
     head: bool,
     range: Option<(u64, u64)>,
     if_range: Option<String>,
@@ -262,11 +270,11 @@ struct Asked {
     client: u32,
 }
 
-impl Asked {
+impl OriginRequest {
     fn read(object: &Object, method: &Method, headers: &HeaderMap) -> Self {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let client = text(header::COOKIE).and_then(|cookie| cookie.strip_prefix("client="));
-        Asked {
+        OriginRequest {
             head: method == Method::HEAD,
             range: text(header::RANGE).and_then(|range| byte_range(range, object.bytes)),
             if_range: text(header::IF_RANGE).map(str::to_owned),
@@ -279,8 +287,8 @@ impl Asked {
     }
 }
 
-/// A single range, first and last byte inclusive. Anything else is ignored, which RFC 9110
-/// §14.2 allows.
+/// Parses a single range into its first and last byte, inclusive. Other `Range` fields are ignored,
+/// as RFC 9110 §14.2 allows.
 fn byte_range(text: &str, length: u64) -> Option<(u64, u64)> {
     let (from, to) = text.strip_prefix("bytes=")?.split_once('-')?;
     match (from.trim(), to.trim()) {
@@ -293,37 +301,38 @@ fn byte_range(text: &str, length: u64) -> Option<(u64, u64)> {
     }
 }
 
-/// Writes the end of an upstream request down, whichever way it ends.
-struct Ticket {
+/// Records the response and the end of an upstream request in the journal. The end is recorded on
+/// drop, so that broken connections are covered.
+struct FetchRecorder {
     journal: Journal,
     serial: u64,
-    whole: bool,
+    is_complete: bool,
 }
 
-impl Ticket {
+impl FetchRecorder {
     fn answered(&self, status: StatusCode) {
         let now = self.journal.now();
-        self.journal.fetch_update(self.serial, |fetch| {
+        self.journal.update_fetch(self.serial, |fetch| {
             fetch.answered = Some(now);
             fetch.status = status.as_u16();
         });
     }
 }
 
-impl Drop for Ticket {
+impl Drop for FetchRecorder {
     fn drop(&mut self) {
-        let (now, whole) = (self.journal.now(), self.whole);
-        self.journal.fetch_update(self.serial, |fetch| {
+        let (now, whole) = (self.journal.now(), self.is_complete);
+        self.journal.update_fetch(self.serial, |fetch| {
             fetch.ended = Some(now);
             fetch.whole = whole;
         });
     }
 }
 
-/// A body that is made while it is sent.
-struct Answer {
+/// A response body whose bytes are generated while it is sent.
+struct OriginBody {
     source: Source,
-    ticket: Option<Ticket>,
+    recorder: Option<FetchRecorder>,
 }
 
 enum Source {
@@ -331,34 +340,34 @@ enum Source {
     Blocks { identity: Identity, at: u64, to: u64 },
 }
 
-impl Answer {
+impl OriginBody {
     fn empty() -> Self {
-        Answer::text("")
+        OriginBody::text("")
     }
 
     fn text(text: &'static str) -> Self {
-        Answer { source: Source::Text(Bytes::from_static(text.as_bytes())), ticket: None }
+        OriginBody { source: Source::Text(Bytes::from_static(text.as_bytes())), recorder: None }
     }
 
     fn of(identity: Identity, (at, to): (u64, u64)) -> Self {
-        Answer { source: Source::Blocks { identity, at, to }, ticket: None }
+        OriginBody { source: Source::Blocks { identity, at, to }, recorder: None }
     }
 
-    fn with_ticket(mut self, mut ticket: Ticket) -> Self {
-        // An answer without a body is over when its head is; nobody polls it.
-        ticket.whole = self.left() == 0;
-        self.ticket = Some(ticket);
+    fn with_recorder(mut self, mut recorder: FetchRecorder) -> Self {
+        // hyper never polls an empty body, so the request is complete now.
+        recorder.is_complete = self.remaining() == 0;
+        self.recorder = Some(recorder);
         self
     }
 
-    fn left(&self) -> u64 {
+    fn remaining(&self) -> u64 {
         match &self.source {
             Source::Text(text) => text.len() as u64,
             Source::Blocks { at, to, .. } => to - at,
         }
     }
 
-    fn piece(&mut self) -> Bytes {
+    fn next_piece(&mut self) -> Bytes {
         match &mut self.source {
             Source::Text(text) => std::mem::take(text),
             Source::Blocks { identity, at, to } => {
@@ -371,10 +380,10 @@ impl Answer {
     }
 }
 
-/// The size of one write.
+/// Maximum length of a piece of the body.
 const PIECE_BYTES: u64 = 64 * 1024;
 
-impl Body for Answer {
+impl Body for OriginBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -382,32 +391,32 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.left() == 0 {
+        if self.remaining() == 0 {
             return Poll::Ready(None);
         }
-        let piece = self.piece();
-        let left = self.left();
-        if let Some(ticket) = &mut self.ticket {
+        let piece = self.next_piece();
+        let remaining = self.remaining();
+        if let Some(recorder) = &mut self.recorder {
             let bytes = piece.len() as u64;
-            ticket.journal.fetch_update(ticket.serial, |fetch| fetch.bytes += bytes);
-            ticket.whole = left == 0;
+            recorder.journal.update_fetch(recorder.serial, |fetch| fetch.bytes += bytes);
+            recorder.is_complete = remaining == 0;
         }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left() == 0
+        self.remaining() == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left())
+        SizeHint::with_exact(self.remaining())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::{Ask, Client};
+    use crate::client::{Client, ClientRequest};
     use crate::plan::object::{Mix, identify};
 
     async fn started() -> (Arc<Content>, Journal, Origin, u16) {
@@ -423,66 +432,72 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_one_version_and_the_request_is_written_down() {
+    async fn a_body_is_one_version_and_the_request_is_recorded() {
         let (content, journal, _origin, port) = started().await;
         let object = first(&content, Class::Static);
         content.change(&object);
-        let reply = Client::plain().get(port, &Ask::object(&object)).await.expect("answer");
+        let response = Client::plain()
+            .send_http(port, &ClientRequest::object(&object))
+            .await
+            .expect("response");
         let identity = Identity { object: object.id, version: 1, owner: 0 };
-        assert_eq!(identify(&reply.body, 0), Ok(identity));
-        assert_eq!(reply.body.len() as u64, object.length(1));
-        assert_eq!(reply.header("x-fetch"), Some("1"));
+        assert_eq!(identify(&response.body, 0), Ok(identity));
+        assert_eq!(response.body.len() as u64, object.length(1));
+        assert_eq!(response.header("x-fetch"), Some("1"));
         let fetch = journal.facts().fetch(1).cloned().expect("fetch");
         assert_eq!((fetch.node, fetch.object, fetch.version), (Some(3), object.id, 1));
         assert_eq!((fetch.status, fetch.bytes), (200, object.length(1)));
     }
 
     #[tokio::test]
-    async fn a_range_is_those_bytes_and_if_range_of_another_version_gets_all() {
+    async fn a_range_gets_its_bytes_and_if_range_of_another_version_gets_all() {
         let (content, _journal, _origin, port) = started().await;
         let object = first(&content, Class::Large);
         let client = Client::plain();
         let ranged = |if_range: &str| {
-            let mut ask = Ask::object(&object);
-            ask.range = Some((100, 1099));
-            ask.headers.push(("if-range".into(), if_range.to_owned()));
-            ask
+            let mut request = ClientRequest::object(&object);
+            request.range = Some((100, 1099));
+            request.headers.push(("if-range".into(), if_range.to_owned()));
+            request
         };
         let same = format!("\"{}-0-0\"", object.id);
-        let reply = client.get(port, &ranged(&same)).await.expect("answer");
-        assert_eq!((reply.status, reply.body.len()), (206, 1000));
-        assert!(identify(&reply.body, 100).is_ok());
-        let reply = client.get(port, &ranged("\"other\"")).await.expect("answer");
-        assert_eq!((reply.status, reply.body.len() as u64), (200, object.bytes));
+        let response = client.send_http(port, &ranged(&same)).await.expect("response");
+        assert_eq!((response.status, response.body.len()), (206, 1000));
+        assert!(identify(&response.body, 100).is_ok());
+        let response = client.send_http(port, &ranged("\"other\"")).await.expect("response");
+        assert_eq!((response.status, response.body.len() as u64), (200, object.bytes));
     }
 
     #[tokio::test]
-    async fn a_known_version_is_not_modified() {
+    async fn a_validator_of_the_current_version_gets_304() {
         let (content, _journal, _origin, port) = started().await;
         let object = first(&content, Class::Page);
-        let mut ask = Ask::object(&object);
-        ask.headers.push(("if-none-match".into(), format!("\"{}-0-0\"", object.id)));
-        let reply = Client::plain().get(port, &ask).await.expect("answer");
-        assert_eq!((reply.status, reply.body.len()), (304, 0));
+        let mut request = ClientRequest::object(&object);
+        request.headers.push(("if-none-match".into(), format!("\"{}-0-0\"", object.id)));
+        let response = Client::plain().send_http(port, &request).await.expect("response");
+        assert_eq!((response.status, response.body.len()), (304, 0));
     }
 
     #[tokio::test]
-    async fn a_failing_origin_says_503_and_which_request_that_was() {
+    async fn a_failing_origin_answers_503_with_x_fetch() {
         let (content, journal, origin, port) = started().await;
-        origin.mood.failing.store(true, Ordering::Relaxed);
+        origin.faults.failing.store(true, Ordering::Relaxed);
         let object = first(&content, Class::Page);
-        let reply = Client::plain().get(port, &Ask::object(&object)).await.expect("answer");
-        assert_eq!((reply.status, reply.header("x-fetch")), (503, Some("1")));
+        let response = Client::plain()
+            .send_http(port, &ClientRequest::object(&object))
+            .await
+            .expect("response");
+        assert_eq!((response.status, response.header("x-fetch")), (503, Some("1")));
         assert_eq!(journal.facts().fetches[0].status, 503);
     }
 
     #[tokio::test]
-    async fn a_private_body_is_the_clients_own() {
+    async fn a_private_body_names_its_client() {
         let (content, _journal, _origin, port) = started().await;
         let object = first(&content, Class::Private);
-        let mut ask = Ask::object(&object);
-        ask.client = 77;
-        let reply = Client::plain().get(port, &ask).await.expect("answer");
-        assert_eq!(identify(&reply.body, 0).map(|identity| identity.owner), Ok(77));
+        let mut request = ClientRequest::object(&object);
+        request.client = 77;
+        let response = Client::plain().send_http(port, &request).await.expect("response");
+        assert_eq!(identify(&response.body, 0).map(|identity| identity.owner), Ok(77));
     }
 }

@@ -1,9 +1,8 @@
-//! Child processes that never outlive the lab.
+//! Child processes that never outlive the simulation.
 //!
-//! Each child asks the kernel to be killed when its parent dies (`PR_SET_PDEATHSIG`), so a
-//! crash or a SIGKILL of the lab leaves nothing behind either. The kernel means the parent's
-//! *thread*: children are started from the runtime's own threads, which live as long as the
-//! lab.
+//! The kernel kills each child when its parent dies (`PR_SET_PDEATHSIG`), so even a SIGKILL of the
+//! simulation leaves no process behind. To the kernel the parent is a *thread*: children must be
+//! started from the runtime's worker threads, which live as long as the simulation.
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
@@ -19,7 +18,7 @@ use tokio::time::timeout;
 /// A running child process.
 #[derive(Debug)]
 pub struct Process {
-    /// Its name in messages.
+    /// Its name in error messages.
     pub name: String,
     child: Child,
     pid: Pid,
@@ -27,26 +26,26 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program; what it prints is appended to `log`.
+    /// Starts a program whose output is appended to the file `log`.
     pub fn start(name: &str, mut command: Command, log: &Path) -> anyhow::Result<Process> {
         let out = File::options().create(true).append(true).open(log);
         let out = out.with_context(|| format!("log {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).kill_on_drop(true);
-        let lab = rustix::process::getpid();
-        let tie = move || {
+        let simulation = rustix::process::getpid();
+        let die_with_parent = move || {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The lab may have died between fork and here: then nobody would end us.
+            // The parent may have died since fork; the signal above would then never come.
             match rustix::process::getppid() {
-                Some(parent) if parent == lab => Ok(()),
-                _ => Err(std::io::Error::other("the lab is gone")),
+                Some(parent) if parent == simulation => Ok(()),
+                _ => Err(std::io::Error::other("the simulation has exited")),
             }
         };
-        // SAFETY: between fork and exec `tie` makes two system calls and allocates nothing
-        // unless the lab has died, when the child ends anyway.
-        unsafe { command.pre_exec(tie) };
+        // SAFETY: between fork and exec `die_with_parent` makes two system calls and allocates nothing
+        // unless the parent has died, in which case the child exits.
+        unsafe { command.pre_exec(die_with_parent) };
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let raw = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let pid = raw.context("a child without a process id")?;
+        let pid = raw.context("the new process has no id")?;
         Ok(Process { name: name.to_owned(), child, pid, log: log.to_owned() })
     }
 
@@ -55,86 +54,86 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Whether it has ended, and how.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    /// Its exit status, if it has exited.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// SIGKILL, and waits for it to be gone.
+    /// Kills the process (SIGKILL) and waits for its exit.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().await.with_context(|| format!("cannot kill {}", self.name))
     }
 
-    /// SIGTERM; SIGKILL when it has not ended within `limit`. Says which it took.
-    pub async fn terminate(&mut self, limit: Duration) -> anyhow::Result<Ended> {
-        if self.ended().is_some() {
-            return Ok(Ended::ByItself);
+    /// Sends SIGTERM, and SIGKILL if the process has not exited within `limit`.
+    pub async fn terminate(&mut self, limit: Duration) -> anyhow::Result<Termination> {
+        if self.exit_status().is_some() {
+            return Ok(Termination::Graceful);
         }
         kill_process(self.pid, Signal::TERM)?;
         match timeout(limit, self.child.wait()).await {
             Ok(status) => {
                 status?;
-                Ok(Ended::ByItself)
+                Ok(Termination::Graceful)
             }
-            Err(_) => self.kill().await.map(|()| Ended::Killed),
+            Err(_) => self.kill().await.map(|()| Termination::Killed),
         }
     }
 
-    /// SIGSTOP.
+    /// Stops the process (SIGSTOP) until [`Process::resume`].
     pub fn pause(&self) -> anyhow::Result<()> {
         kill_process(self.pid, Signal::STOP).with_context(|| format!("cannot pause {}", self.name))
     }
 
-    /// SIGCONT.
+    /// Continues the process (SIGCONT).
     pub fn resume(&self) -> anyhow::Result<()> {
         kill_process(self.pid, Signal::CONT).with_context(|| format!("cannot resume {}", self.name))
     }
 
-    /// Lets no file grow beyond `bytes` (`RLIMIT_FSIZE`), or any length again. Writes beyond
-    /// fail with `EFBIG`, which is as near to a full disk as one gets without being root.
-    pub fn limit_files(&self, bytes: Option<u64>) -> anyhow::Result<()> {
+    /// Limits the size of files that the process writes (`RLIMIT_FSIZE`); `None` removes the limit.
+    /// Writes beyond it fail with `EFBIG`, the closest to a full disk without root privileges.
+    pub fn limit_file_size(&self, bytes: Option<u64>) -> anyhow::Result<()> {
         let limit = Rlimit { current: bytes, maximum: None };
         prlimit(Some(self.pid), Resource::Fsize, limit).context("cannot limit file sizes")?;
         Ok(())
     }
 
-    /// The last lines that it printed.
-    pub fn last_words(&self) -> String {
+    /// The last 12 lines of its output.
+    pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().rev().take(12).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    /// Fails, with its last words, when it has ended.
-    pub fn must_run(&mut self) -> anyhow::Result<()> {
-        match self.ended() {
+    /// # Errors
+    /// The process has exited, with the end of its log.
+    pub fn ensure_running(&mut self) -> anyhow::Result<()> {
+        match self.exit_status() {
             None => Ok(()),
             Some(status) => {
-                let mut words = self.last_words();
-                if words.is_empty() {
-                    words = format!("nothing in {}: is the disk full?", self.log.display());
+                let mut tail = self.log_tail();
+                if tail.is_empty() {
+                    tail = format!("{} is empty: is the disk full?", self.log.display());
                 }
-                bail!("{} ended ({status}):\n{words}", self.name)
+                bail!("{} exited ({status}); the end of its log:\n{tail}", self.name)
             }
         }
     }
 }
 
-/// How a process came to its end.
+/// How a process was terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The process exited after SIGTERM.
-    ByItself,
-    /// The process was killed with SIGKILL.
+pub enum Termination {
+    /// It exited after SIGTERM.
+    Graceful,
+    /// It was killed after the time limit.
     Killed,
 }
 
-/// A loopback port without a listener at the moment. It lies below the range from which
-/// the kernel takes ports for outgoing connections (32768 and up): there one of the lab's own
-/// connections could take it before its process does, or while it is restarted.
+/// A free loopback port. It is below the range of ephemeral ports (32768 and up), where an outgoing
+/// connection of the simulation could occupy it before its process does, or during a restart.
 pub async fn free_port() -> anyhow::Result<u16> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Labs beside each other begin at different places.
+    // Simulations that run at the same time start their search at different ports.
     let first = std::process::id().wrapping_mul(97);
     for _ in 0..PORTS {
         let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
@@ -143,13 +142,13 @@ pub async fn free_port() -> anyhow::Result<u16> {
             return Ok(port);
         }
     }
-    bail!("no free port from {LOWEST_PORT} on")
+    bail!("no free loopback port in {LOWEST_PORT}..{}", u32::from(LOWEST_PORT) + PORTS)
 }
 
 const LOWEST_PORT: u16 = 20_000;
 const PORTS: u32 = 12_000;
 
-/// The resources of a process: resident bytes, open files, CPU milliseconds so far.
+/// Resident bytes, open files and used CPU milliseconds of a process; `None` if it has exited.
 pub fn usage(pid: i32) -> Option<(u64, u64, u64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -162,7 +161,8 @@ pub fn usage(pid: i32) -> Option<(u64, u64, u64)> {
     Some((kib << 10, files, ticks * 1000 / rustix::param::clock_ticks_per_second()))
 }
 
-/// A folder for one run, removed at its end; folders of labs that crashed are removed too.
+/// Creates the temporary folder of a run, which is removed at its end. Also removes the folders of
+/// runs that crashed.
 pub fn work_folder() -> anyhow::Result<tempfile::TempDir> {
     remove_abandoned(&std::env::temp_dir());
     let prefix = format!("{FOLDER_PREFIX}{}-", std::process::id());
@@ -175,13 +175,13 @@ fn remove_abandoned(folder: &Path) {
         let of = name.to_str().and_then(|name| name.strip_prefix(FOLDER_PREFIX));
         let pid = of.and_then(|rest| rest.split('-').next()?.parse::<i32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // Another lab may be removing it at the same time.
+            // Another simulation may be removing it at the same time.
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }
 
-const FOLDER_PREFIX: &str = "skerry-lab-";
+const FOLDER_PREFIX: &str = "skerry-sim-";
 
 #[cfg(test)]
 mod tests {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_is_paused_goes_on_and_ends_when_asked() {
+    async fn a_process_is_paused_resumed_and_terminated() {
         let folder = tempfile::tempdir().expect("folder");
         let mut process = sleeper(folder.path());
         let state = |pid: i32| {
@@ -207,13 +207,13 @@ mod tests {
         }
         process.resume().expect("resume");
         assert!(usage(process.id()).is_some_and(|(bytes, files, _)| bytes > 0 && files > 0));
-        let ended = process.terminate(Duration::from_secs(5)).await.expect("terminate");
-        assert_eq!(ended, Ended::ByItself);
-        assert!(process.must_run().is_err());
+        let termination = process.terminate(Duration::from_secs(5)).await.expect("terminate");
+        assert_eq!(termination, Termination::Graceful);
+        assert!(process.ensure_running().is_err());
     }
 
     #[tokio::test]
-    async fn files_that_may_not_grow_fail_their_writers() {
+    async fn a_write_beyond_the_file_size_limit_fails() {
         let folder = tempfile::tempdir().expect("folder");
         let target = folder.path().join("target");
         let mut command = Command::new("sh");
@@ -225,23 +225,23 @@ mod tests {
         command.args(["-c", script]).arg(&target).arg(&gate);
         let mut process =
             Process::start("writer", command, &folder.path().join("log")).expect("sh");
-        process.limit_files(Some(4096)).expect("limit");
+        process.limit_file_size(Some(4096)).expect("limit");
         tokio::task::spawn_blocking(move || std::fs::write(gate, "go\n"))
             .await
             .expect("join")
             .expect("gate");
-        while process.ended().is_none() {
+        while process.exit_status().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert!(!process.ended().expect("ended").success());
+        assert!(!process.exit_status().expect("ended").success());
         assert_eq!(std::fs::metadata(target).expect("target").len(), 4096);
     }
 
     #[test]
-    fn folders_of_dead_labs_are_removed_and_others_stay() {
+    fn folders_of_crashed_runs_are_removed_and_others_stay() {
         let folder = tempfile::tempdir().expect("folder");
-        let dead = folder.path().join("skerry-lab-2147483646-abc");
-        let alive = folder.path().join(format!("skerry-lab-{}-abc", std::process::id()));
+        let dead = folder.path().join("skerry-sim-2147483646-abc");
+        let alive = folder.path().join(format!("skerry-sim-{}-abc", std::process::id()));
         for path in [&dead, &alive] {
             std::fs::create_dir(path).expect("create");
         }

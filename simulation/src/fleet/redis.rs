@@ -1,4 +1,4 @@
-//! A real redis-server, which may be killed, paused, and lose its data.
+//! A real redis-server that can be killed, paused, and restarted with or without its data.
 
 use crate::fleet::process::{Process, free_port};
 use anyhow::{Context as _, bail};
@@ -9,22 +9,22 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::sleep;
 
-/// The server, its port and its folder; both stay over restarts.
+/// A redis-server. Its port and folder stay the same when it restarts.
 #[derive(Debug)]
 pub struct Redis {
-    /// Its port.
+    /// The loopback port it listens on.
     pub port: u16,
     folder: PathBuf,
     program: PathBuf,
     process: Option<Process>,
 }
 
-/// The error text if there is no redis-server.
+/// Error message for a machine without redis-server.
 pub const INSTALL: &str = "redis-server is not on the PATH: install it with \
     `apt install redis-server`, `dnf install redis` or `brew install redis`";
 
 impl Redis {
-    /// Starts one with an empty data folder.
+    /// Starts a server with an empty data folder.
     pub async fn start(folder: PathBuf) -> anyhow::Result<Redis> {
         let program = on_path("redis-server").context(INSTALL)?;
         std::fs::create_dir_all(&folder)?;
@@ -33,7 +33,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// Starts it again, with its data or without, and waits until it answers.
+    /// Starts the server and waits until it responds. `empty` deletes its data first.
     pub async fn restart(&mut self, empty: bool) -> anyhow::Result<()> {
         if empty {
             std::fs::remove_dir_all(&self.folder)?;
@@ -45,23 +45,23 @@ impl Redis {
         command.args(["--appendfsync", "everysec", "--save", ""]).arg("--dir").arg(&self.folder);
         let log = self.folder.with_extension("log");
         self.process = Some(Process::start("redis-server", command, &log)?);
-        self.wait_until_it_answers().await
+        self.wait_until_ready().await
     }
 
-    async fn wait_until_it_answers(&mut self) -> anyhow::Result<()> {
+    async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         for _ in 0..500 {
             if let Some(process) = &mut self.process {
-                process.must_run()?;
+                process.ensure_running()?;
             }
             if ping(self.port).await.is_ok() {
                 return Ok(());
             }
             sleep(Duration::from_millis(20)).await;
         }
-        bail!("redis-server does not answer within ten seconds")
+        bail!("redis-server does not respond within 10 s")
     }
 
-    /// SIGKILL.
+    /// Kills the server (SIGKILL).
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         match self.process.take() {
             Some(mut process) => process.kill().await,
@@ -69,12 +69,12 @@ impl Redis {
         }
     }
 
-    /// SIGSTOP: connections stay, and are silent.
+    /// Stops the server (SIGSTOP); its connections stay open.
     pub fn pause(&self) -> anyhow::Result<()> {
         self.process.as_ref().map_or(Ok(()), Process::pause)
     }
 
-    /// SIGCONT.
+    /// Continues the server (SIGCONT).
     pub fn resume(&self) -> anyhow::Result<()> {
         self.process.as_ref().map_or(Ok(()), Process::resume)
     }
@@ -83,13 +83,13 @@ impl Redis {
 async fn ping(port: u16) -> anyhow::Result<()> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;
     socket.write_all(b"PING\r\n").await?;
-    let mut answer = [0; 5];
-    socket.read_exact(&mut answer).await?;
-    anyhow::ensure!(&answer == b"+PONG", "not ready");
+    let mut response = [0; 5];
+    socket.read_exact(&mut response).await?;
+    anyhow::ensure!(&response == b"+PONG", "not ready");
     Ok(())
 }
 
-/// Finds a program on the PATH.
+/// The path of a program, if one of the folders in `PATH` has it.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn redis_comes_back_on_its_port_after_a_kill() {
+    async fn redis_restarts_on_the_same_port_after_a_kill() {
         if on_path("redis-server").is_none() {
             eprintln!("skipped: {INSTALL}");
             return;
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_found_or_not() {
+    fn a_program_is_found_only_if_it_exists() {
         assert!(on_path("sh").is_some() && on_path("no-such-program-anywhere").is_none());
     }
 }

@@ -1,12 +1,11 @@
-//! The simulated WAN: a TCP proxy for each pair of ends that talk over a distance.
+//! The simulated WAN: a TCP proxy for each pair of distant endpoints.
 //!
-//! A proxy stands where packets would travel, so "loss" is what TCP makes of it: a stall
-//! while the lost segment is sent again, or in the end a reset. A direction that is held
-//! takes bytes and delivers them when it opens again, as a route that comes back does; a
-//! refusing link resets every connection at once. A new connection waits one round trip
-//! before its first byte passes, which is what its handshake would have cost.
+//! A proxy cannot drop packets, so it simulates the effect of loss on TCP: a stall until the segment
+//! is retransmitted, or a reset. A held direction accepts bytes and delivers them when it is released,
+//! as after a routing outage. A refusing link resets all connections. The first byte of a new
+//! connection is delayed by one round trip, the cost of its TCP handshake.
 
-use crate::plan::names::End;
+use crate::plan::names::Endpoint;
 use crate::plan::seed::Random;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -19,31 +18,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The conditions on a link.
+/// The current properties of a link.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conditions {
-    /// The time there and back.
+    /// Round-trip time.
     pub round_trip: Duration,
-    /// At most this much more on each piece, uniform.
+    /// Maximum additional delay of each piece of data, uniformly distributed.
     pub jitter: Duration,
-    /// Of one connection and direction; none is as fast as the loopback.
+    /// Bandwidth of each connection and direction; `None` is unlimited.
     pub bytes_per_second: Option<u64>,
-    /// The chance of each piece to be held for [`Conditions::stall`].
+    /// Probability that a piece is delayed by [`Conditions::stall`].
     pub stall_chance: f64,
-    /// The delay of retransmitting a lost segment.
+    /// Delay of a retransmission.
     pub stall: Duration,
-    /// The chance of each piece to break its connection.
+    /// Probability that a piece resets its connection.
     pub reset_chance: f64,
-    /// Whether bytes from the connecting side are held.
-    pub there_held: bool,
-    /// Whether bytes to the connecting side are held.
-    pub back_held: bool,
-    /// Whether connections are reset instead of carried.
+    /// Whether bytes from the connecting side are held back.
+    pub forward_held: bool,
+    /// Whether bytes to the connecting side are held back.
+    pub backward_held: bool,
+    /// Whether all connections are reset.
     pub refusing: bool,
 }
 
 impl Conditions {
-    /// A link in good health.
+    /// A link without faults.
     pub fn healthy(round_trip: Duration) -> Self {
         Conditions {
             round_trip,
@@ -52,38 +51,38 @@ impl Conditions {
             stall_chance: 0.0,
             stall: Duration::from_millis(200) + round_trip,
             reset_chance: 0.0,
-            there_held: false,
-            back_held: false,
+            forward_held: false,
+            backward_held: false,
             refusing: false,
         }
     }
 
-    /// Whether anything is wrong with it.
+    /// Whether the conditions differ from those of a healthy link.
     pub fn is_disturbed(&self) -> bool {
         *self != Conditions::healthy(self.round_trip)
     }
 }
 
-/// A proxy that listens for one end and connects to the other.
+/// A proxy that accepts connections for one endpoint and connects to the other.
 #[derive(Clone, Debug)]
 pub struct Link {
-    /// The connecting side.
-    pub from: End,
-    /// The accepting side.
-    pub to: End,
-    /// The loopback port that the connecting side connects to.
+    /// The connecting endpoint.
+    pub from: Endpoint,
+    /// The endpoint that accepts connections.
+    pub to: Endpoint,
+    /// The loopback port that the connecting endpoint uses.
     pub port: u16,
-    /// The conditions without a fault.
+    /// Its conditions without faults.
     pub healthy: Conditions,
     conditions: Arc<watch::Sender<Conditions>>,
     carried: Arc<AtomicU64>,
 }
 
 impl Link {
-    /// Listens on a free port and carries connections to `target_port`, for as long as the
-    /// runtime lives. `seed` is of its chances.
+    /// Listens on a free port and forwards connections to `target_port` until the runtime ends.
+    /// `seed` determines jitter, stalls and resets.
     pub async fn open(
-        (from, to): (End, End),
+        (from, to): (Endpoint, Endpoint),
         target_port: u16,
         healthy: Conditions,
         seed: u64,
@@ -96,54 +95,54 @@ impl Link {
         Ok(link)
     }
 
-    /// Changes what the link is like, for running connections too.
+    /// Changes the conditions, also for open connections.
     pub fn change(&self, change: impl FnOnce(&mut Conditions)) {
         self.conditions.send_modify(change);
     }
 
-    /// The conditions at the moment.
+    /// The current conditions.
     pub fn conditions(&self) -> Conditions {
         self.conditions.borrow().clone()
     }
 
-    /// As it was when it was opened.
+    /// Restores the conditions without faults.
     pub fn heal(&self) {
         self.conditions.send_replace(self.healthy.clone());
     }
 
-    /// Bytes carried so far, both directions.
-    pub fn carried(&self) -> u64 {
+    /// Bytes forwarded so far, in both directions.
+    pub fn carried_bytes(&self) -> u64 {
         self.carried.load(Ordering::Relaxed)
     }
 
     async fn accept(self, listener: TcpListener, target_port: u16, mut random: Random) {
         while let Ok((near, _)) = listener.accept().await {
             let (link, random) = (self.clone(), Random::new(random.bits()));
-            tokio::spawn(async move { link.carry(near, target_port, random).await });
+            tokio::spawn(async move { link.forward(near, target_port, random).await });
         }
     }
 
-    /// One connection, until either side ends it or the link breaks it.
-    async fn carry(self, near: TcpStream, target_port: u16, mut random: Random) {
+    /// One connection, until either side closes it or the link resets it.
+    async fn forward(self, near: TcpStream, target_port: u16, mut random: Random) {
         let conditions = self.conditions();
         sleep(conditions.round_trip).await;
         let Ok(far) = TcpStream::connect(("127.0.0.1", target_port)).await else {
             return reset(near);
         };
-        // Small messages must not wait for more: the delay is the link's business.
+        // Without Nagle's algorithm, so that only the link delays small messages.
         let _ = (near.set_nodelay(true), far.set_nodelay(true));
-        let (mut there, mut back) = (random.clone(), Random::new(random.bits()));
+        let (mut forward, mut backward) = (random.clone(), Random::new(random.bits()));
         let mut watched = self.conditions.subscribe();
         let (near_read, near_write) = near.into_split();
         let (far_read, far_write) = far.into_split();
         let broken = Notify::new();
         let both = async {
             tokio::join!(
-                self.pump((near_read, far_write), Direction::There, &mut there, &broken),
-                self.pump((far_read, near_write), Direction::Back, &mut back, &broken),
+                self.pump((near_read, far_write), Direction::Forward, &mut forward, &broken),
+                self.pump((far_read, near_write), Direction::Backward, &mut backward, &broken),
             )
         };
-        // Leaving here drops the halves, which ends both connections at once.
+        // Returning drops all four halves, which closes both connections.
         tokio::select! {
             _ = both => {}
             () = broken.notified() => {}
@@ -151,7 +150,7 @@ impl Link {
         }
     }
 
-    /// Moves bytes one way: read, stamp with the moment of delivery, wait for it, write.
+    /// Forwards bytes in one direction: read, compute the time of delivery, wait for it, write.
     async fn pump(
         &self,
         (mut read, write): (OwnedReadHalf, OwnedWriteHalf),
@@ -206,25 +205,25 @@ impl Link {
 
 #[derive(Clone, Copy)]
 enum Direction {
-    There,
-    Back,
+    Forward,
+    Backward,
 }
 
 impl Direction {
     fn is_held(self, conditions: &Conditions) -> bool {
         match self {
-            Direction::There => conditions.there_held,
-            Direction::Back => conditions.back_held,
+            Direction::Forward => conditions.forward_held,
+            Direction::Backward => conditions.backward_held,
         }
     }
 }
 
-/// When the last byte of this piece has left, on a line that carries so many bytes a second.
+/// The time at which the last byte of a piece has been sent over a line of this bandwidth.
 fn occupy(line_free_at: &mut Instant, bytes: usize, bytes_per_second: Option<u64>) -> Instant {
     let start = (*line_free_at).max(Instant::now());
-    let takes = bytes_per_second
+    let duration = bytes_per_second
         .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64));
-    *line_free_at = start + takes;
+    *line_free_at = start + duration;
     *line_free_at
 }
 
@@ -235,11 +234,11 @@ fn delay(conditions: &Conditions, random: &mut Random) -> Duration {
 }
 
 fn reset(socket: TcpStream) {
-    // A zero linger makes the close a reset; there is nothing to do if that fails.
+    // SO_LINGER of 0 turns the close into a reset. A failure leaves an ordinary close.
     let _ = socket.set_zero_linger();
 }
 
-/// With [`PIECE_BYTES`] what one direction holds in flight: about 1 MiB, a grown TCP window.
+/// Pieces in flight in one direction: with [`PIECE_BYTES`] 1 MiB, a typical large TCP window.
 const WINDOW_PIECES: usize = 64;
 const PIECE_BYTES: usize = 16 * 1024;
 
@@ -263,16 +262,16 @@ mod tests {
 
     async fn link(round_trip_ms: u64) -> Link {
         let healthy = Conditions::healthy(Duration::from_millis(round_trip_ms));
-        let ends = (End::Node(0), End::Redis);
+        let ends = (Endpoint::Node(0), Endpoint::Redis);
         Link::open(ends, echo_server().await, healthy, 1).await.expect("link")
     }
 
     async fn ping(socket: &mut TcpStream) -> std::io::Result<Duration> {
         let start = Instant::now();
         socket.write_all(b"ping").await?;
-        let mut answer = [0; 4];
-        socket.read_exact(&mut answer).await?;
-        assert_eq!(&answer, b"ping");
+        let mut response = [0; 4];
+        socket.read_exact(&mut response).await?;
+        assert_eq!(&response, b"ping");
         Ok(start.elapsed())
     }
 
@@ -281,30 +280,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_take_the_round_trip() {
+    async fn an_echo_takes_one_round_trip() {
         let link = link(60).await;
         let mut socket = connect(&link).await;
         ping(&mut socket).await.expect("the handshake's round trip and the first");
         let took = ping(&mut socket).await.expect("echo");
         assert!(took >= Duration::from_millis(60), "{took:?}");
-        assert_eq!(link.carried(), 16);
+        assert_eq!(link.carried_bytes(), 16);
     }
 
     #[tokio::test]
-    async fn a_held_direction_delivers_when_it_opens() {
+    async fn a_held_direction_delivers_when_released() {
         let link = link(2).await;
         let mut socket = connect(&link).await;
         ping(&mut socket).await.expect("echo");
-        link.change(|conditions| conditions.back_held = true);
+        link.change(|conditions| conditions.backward_held = true);
         let held = tokio::time::timeout(Duration::from_millis(200), ping(&mut socket)).await;
         assert!(held.is_err(), "nothing comes back");
         link.heal();
-        let mut answer = [0; 4];
-        socket.read_exact(&mut answer).await.expect("what was held arrives");
+        let mut response = [0; 4];
+        socket.read_exact(&mut response).await.expect("the held bytes arrive");
     }
 
     #[tokio::test]
-    async fn a_refusing_link_ends_running_and_new_connections() {
+    async fn a_refusing_link_resets_open_and_new_connections() {
         let link = link(2).await;
         let mut socket = connect(&link).await;
         ping(&mut socket).await.expect("echo");
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bandwidth_paces_bytes() {
+    async fn bandwidth_limits_throughput() {
         let link = link(0).await;
         link.change(|conditions| conditions.bytes_per_second = Some(1_000_000));
         let mut socket = connect(&link).await;

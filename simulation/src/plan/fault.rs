@@ -1,159 +1,161 @@
-//! The faults of a scenario, as its file writes them.
+//! The faults that a scenario file can describe: one enum variant for each `kind`.
 
 use serde::Deserialize;
 
-/// A fault. `from` and `to` name a region, a node (`tokyo-1`), an origin
-/// (`origin-tokyo`), `origins`, `redis` or `*`.
+/// One kind of fault with its parameters. `from` and `to` name the two ends of the affected links:
+/// a region, a node (`tokyo-1`), an origin (`origin-tokyo`), `origins`, `redis` or `*`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Break {
-    /// Redis is killed, and started again at the end.
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum FaultSpec {
+    /// Redis is killed (SIGKILL) and restarted when the fault ends.
     RedisKill {
-        /// Whether it has lost its data then.
+        /// Whether Redis restarts without its data.
         #[serde(default)]
         empty: bool,
     },
-    /// Redis is stopped (SIGSTOP): its connections stay, and are silent.
+    /// Redis is stopped (SIGSTOP): its connections stay open but carry no data.
     RedisPause,
-    /// Links carry nothing.
+    /// Links carry no data; it is delivered when the fault ends.
     Cut {
         /// The connecting side.
         from: String,
         /// The other side.
         to: String,
-        /// Which way.
+        /// The direction that is cut.
         #[serde(default)]
         direction: CutDirection,
     },
-    /// Links are slower by this much, there and back together.
+    /// Links have a longer round trip.
     Delay {
         /// The connecting side.
         from: String,
         /// The other side.
         to: String,
-        /// Milliseconds.
+        /// Milliseconds added to each round trip.
         add_ms: u64,
     },
-    /// Links lose packets: TCP sees stalls and now and then a reset.
+    /// Links lose packets, which TCP connections experience as stalls and occasional resets.
     Loss {
         /// The connecting side.
         from: String,
         /// The other side.
         to: String,
-        /// The chance of each piece to stall.
+        /// Probability that a piece of data stalls, 0 to 1.
         stall: f64,
-        /// The chance of each piece to break its connection.
+        /// Probability that a piece of data resets its connection, 0 to 1.
         #[serde(default)]
         reset: f64,
     },
-    /// Links carry at most so much a connection.
+    /// Links have limited bandwidth.
     Throttle {
         /// The connecting side.
         from: String,
         /// The other side.
         to: String,
-        /// KiB a second.
+        /// KiB per second, for each connection and direction.
         kib_per_s: u64,
     },
-    /// A node is killed (SIGKILL), and started again at the end.
+    /// A node is killed (SIGKILL) and restarted when the fault ends.
     NodeKill {
-        /// Its name.
+        /// The node's name.
         node: String,
-        /// Whether its data directory is emptied meanwhile.
+        /// Whether its data directory is deleted before the restart.
         #[serde(default)]
         wipe: bool,
     },
-    /// A node is stopped (SIGSTOP) and goes on at the end.
+    /// A node is stopped (SIGSTOP) and continued (SIGCONT) when the fault ends.
     NodePause {
-        /// Its name.
+        /// The node's name.
         node: String,
     },
-    /// A node's writes to files fail.
+    /// The disk of a node is full: its writes to files fail.
     DiskFull {
-        /// Its name.
+        /// The node's name.
         node: String,
     },
     /// An origin refuses connections.
     OriginDown {
-        /// Its name, or `origins`.
+        /// The origin's name, or `origins` for all.
         origin: String,
     },
-    /// An origin answers 503 to everything.
+    /// An origin answers every request with status 503.
     OriginFails {
-        /// Its name, or `origins`.
+        /// The origin's name, or `origins` for all.
         origin: String,
     },
-    /// An origin takes longer to answer.
+    /// An origin takes longer to respond.
     OriginSlow {
-        /// Its name, or `origins`.
+        /// The origin's name, or `origins` for all.
         origin: String,
-        /// Milliseconds more.
+        /// Milliseconds added to each response.
         add_ms: u64,
     },
-    /// Each node in turn is drained, ended, and replaced by a new process.
+    /// Each node in turn is drained, stopped and replaced by a new process. Ends by itself.
     RollingUpgrade,
-    /// Each node gets a new certificate.
+    /// Each node gets a new certificate and reloads. Ends by itself.
     CertRotation,
 }
 
-/// Which way a cut link is silent.
+/// The direction in which a link carries no data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CutDirection {
-    /// Both.
+    /// Both directions.
     #[default]
     Both,
-    /// From the connecting side.
+    /// From the connecting side to the other.
     There,
-    /// To the connecting side.
+    /// From the other side to the connecting one.
     Back,
 }
 
-impl Break {
-    /// As scenarios write it.
+impl FaultSpec {
+    /// The value of `kind` in scenario files; `redis-empty` for a Redis that loses its data.
     pub fn kind(&self) -> &'static str {
         match self {
-            Break::RedisKill { empty: false } => "redis-kill",
-            Break::RedisKill { empty: true } => "redis-empty",
-            Break::RedisPause => "redis-pause",
-            Break::Cut { .. } => "cut",
-            Break::Delay { .. } => "delay",
-            Break::Loss { .. } => "loss",
-            Break::Throttle { .. } => "throttle",
-            Break::NodeKill { .. } => "node-kill",
-            Break::NodePause { .. } => "node-pause",
-            Break::DiskFull { .. } => "disk-full",
-            Break::OriginDown { .. } => "origin-down",
-            Break::OriginFails { .. } => "origin-fails",
-            Break::OriginSlow { .. } => "origin-slow",
-            Break::RollingUpgrade => "rolling-upgrade",
-            Break::CertRotation => "cert-rotation",
+            FaultSpec::RedisKill { empty: false } => "redis-kill",
+            FaultSpec::RedisKill { empty: true } => "redis-empty",
+            FaultSpec::RedisPause => "redis-pause",
+            FaultSpec::Cut { .. } => "cut",
+            FaultSpec::Delay { .. } => "delay",
+            FaultSpec::Loss { .. } => "loss",
+            FaultSpec::Throttle { .. } => "throttle",
+            FaultSpec::NodeKill { .. } => "node-kill",
+            FaultSpec::NodePause { .. } => "node-pause",
+            FaultSpec::DiskFull { .. } => "disk-full",
+            FaultSpec::OriginDown { .. } => "origin-down",
+            FaultSpec::OriginFails { .. } => "origin-fails",
+            FaultSpec::OriginSlow { .. } => "origin-slow",
+            FaultSpec::RollingUpgrade => "rolling-upgrade",
+            FaultSpec::CertRotation => "cert-rotation",
         }
     }
 
-    /// For people.
+    /// A short description for the report: `tokyo cut from redis`.
     pub fn describe(&self) -> String {
         match self {
-            Break::RedisKill { empty: false } => "Redis killed".into(),
-            Break::RedisKill { empty: true } => "Redis killed, comes back empty".into(),
-            Break::RedisPause => "Redis paused".into(),
-            Break::Cut { from, to, direction } => match direction {
+            FaultSpec::RedisKill { empty: false } => "Redis killed".into(),
+            FaultSpec::RedisKill { empty: true } => "Redis killed, restarts empty".into(),
+            FaultSpec::RedisPause => "Redis paused".into(),
+            FaultSpec::Cut { from, to, direction } => match direction {
                 CutDirection::Both => format!("{from} cut from {to}"),
-                CutDirection::There => format!("{from} not heard by {to}"),
-                CutDirection::Back => format!("{from} does not hear {to}"),
+                CutDirection::There => format!("{from} cannot send to {to}"),
+                CutDirection::Back => format!("{from} cannot receive from {to}"),
             },
-            Break::Delay { from, to, add_ms } => format!("{from} to {to} +{add_ms} ms"),
-            Break::Loss { from, to, .. } => format!("{from} to {to} loses packets"),
-            Break::Throttle { from, to, kib_per_s } => format!("{from} to {to} {kib_per_s} KiB/s"),
-            Break::NodeKill { node, wipe: false } => format!("{node} killed"),
-            Break::NodeKill { node, wipe: true } => format!("{node} killed, disk wiped"),
-            Break::NodePause { node } => format!("{node} paused"),
-            Break::DiskFull { node } => format!("{node}: disk full"),
-            Break::OriginDown { origin } => format!("{origin} down"),
-            Break::OriginFails { origin } => format!("{origin} answers 503"),
-            Break::OriginSlow { origin, add_ms } => format!("{origin} +{add_ms} ms"),
-            Break::RollingUpgrade => "rolling upgrade".into(),
-            Break::CertRotation => "certificates rotated".into(),
+            FaultSpec::Delay { from, to, add_ms } => format!("{from} to {to}: +{add_ms} ms"),
+            FaultSpec::Loss { from, to, .. } => format!("{from} to {to}: packet loss"),
+            FaultSpec::Throttle { from, to, kib_per_s } => {
+                format!("{from} to {to}: {kib_per_s} KiB/s")
+            }
+            FaultSpec::NodeKill { node, wipe: false } => format!("{node} killed"),
+            FaultSpec::NodeKill { node, wipe: true } => format!("{node} killed, disk wiped"),
+            FaultSpec::NodePause { node } => format!("{node} paused"),
+            FaultSpec::DiskFull { node } => format!("{node}: disk full"),
+            FaultSpec::OriginDown { origin } => format!("{origin} down"),
+            FaultSpec::OriginFails { origin } => format!("{origin} answers 503"),
+            FaultSpec::OriginSlow { origin, add_ms } => format!("{origin}: +{add_ms} ms"),
+            FaultSpec::RollingUpgrade => "rolling upgrade".into(),
+            FaultSpec::CertRotation => "certificates rotated".into(),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The plan of a run: every request, change, purge and fault with its time, made from the
-//! scenario and the seed before anything starts. One seed gives one plan.
+//! The plan of a run: every request, change, purge and fault with its time. It is computed from
+//! the scenario and the seed before the fleet starts; the same seed gives the same plan.
 
 pub mod fault;
 pub mod names;
@@ -18,53 +18,53 @@ use crate::plan::seed::{Random, Zipf};
 /// One request of a client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Which client; from 1.
+    /// The client's number, from 1.
     pub client: u32,
-    /// The client's country, as an index into the list of countries.
+    /// The client's country, as an index of [`COUNTRIES`].
     pub country: usize,
     /// The requested object.
     pub object: ObjectId,
-    /// First and last byte, inclusive.
+    /// First and last byte of the requested range, inclusive; `None` for the whole object.
     pub range: Option<(u64, u64)>,
-    /// How it talks.
+    /// The protocol of the connection.
     pub protocol: Protocol,
-    /// Chooses among the nodes that are ready then.
+    /// Random number that selects one of the nodes that are ready when the request is sent.
     pub pick: u64,
 }
 
-/// One thing to do.
+/// One action of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// A client asks.
+    /// A client sends a request.
     Request(Request),
-    /// The object changes at its origin.
+    /// The object gets a new version at its origin.
     Change(ObjectId),
-    /// A purge through one of the nodes.
+    /// A purge is sent to the admin API of one node.
     Purge {
-        /// The purged scope.
+        /// The objects that the purge covers.
         scope: Scope,
-        /// Whether stale answers stay allowed.
+        /// Whether the purge is soft: stale responses may still be served.
         soft: bool,
-        /// Chooses among the nodes that are ready then.
+        /// Random number that selects one of the nodes that are ready when the purge is sent.
         pick: u64,
     },
-    /// The fault at this position of the scenario begins.
-    Break(usize),
-    /// The fault ends.
-    Mend(usize),
+    /// The fault at this index of the scenario begins.
+    BeginFault(usize),
+    /// The fault at this index of the scenario ends.
+    EndFault(usize),
 }
 
-/// Every step of a run in the order of time.
+/// All steps of a run, ordered by time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// When, and what.
+    /// Each step with its time since the start of the load.
     pub steps: Vec<(Micros, Step)>,
-    /// The run's length.
+    /// The duration of the load.
     pub duration: Micros,
 }
 
 impl Plan {
-    /// The plan of this scenario with this seed, `duration_s` long.
+    /// Computes the plan of a scenario for a load of `duration_s` seconds.
     pub fn new(scenario: &Scenario, catalog: &Catalog, seed: u64, duration_s: u64) -> Plan {
         let duration = duration_s * SECOND;
         let mut steps = Vec::new();
@@ -72,19 +72,19 @@ impl Plan {
         changes(&mut steps, &scenario.load, catalog, seed, duration);
         purges(&mut steps, scenario, catalog, seed, duration);
         for (at, fault) in scenario.fault.iter().enumerate() {
-            steps.push((percent(fault.at, duration), Step::Break(at)));
-            steps.push((percent(fault.at + fault.r#for, duration), Step::Mend(at)));
+            steps.push((percent(fault.at, duration), Step::BeginFault(at)));
+            steps.push((percent(fault.at + fault.r#for, duration), Step::EndFault(at)));
         }
         steps.sort_by_key(|(at, _)| *at);
         Plan { steps, duration }
     }
 
-    /// How many requests it has.
+    /// The number of requests in the plan.
     pub fn requests(&self) -> usize {
         self.steps.iter().filter(|(_, step)| matches!(step, Step::Request(_))).count()
     }
 
-    /// A short name of the whole plan: equal plans have equal names.
+    /// A hash of all steps. Equal plans have equal fingerprints.
     pub fn fingerprint(&self) -> String {
         let text = format!("{:?}", self.steps);
         let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
@@ -94,6 +94,7 @@ impl Plan {
     }
 }
 
+/// The moment at this percentage of the duration.
 fn percent(percent: f64, of: Micros) -> Micros {
     (percent.clamp(0.0, 100.0) / 100.0 * of as f64) as Micros
 }
@@ -115,12 +116,14 @@ fn requests(
     for (number, flash) in load.flash.iter().enumerate() {
         let mut random = Random::for_purpose(seed, &format!("flash {number}"));
         let span = (percent(flash.at, duration), percent(flash.at + flash.r#for, duration));
-        // The crowd wants what nobody has asked for yet: the unpopular end of the catalog.
-        let wanted: Vec<&Object> =
+        // A flash crowd requests the least popular objects, which are probably not cached yet.
+        let crowd_objects: Vec<&Object> =
             catalog.objects.iter().rev().filter(|object| object.class == Class::Static).collect();
-        let wanted = &wanted[..wanted.len().min(flash.objects.max(1) as usize)];
+        let crowd_objects =
+            &crowd_objects[..crowd_objects.len().min(flash.objects.max(1) as usize)];
         arrivals(&mut random, span, flash.requests_per_s, |at, random| {
-            let Some(object) = wanted.get(random.below(wanted.len() as u64) as usize) else {
+            let Some(object) = crowd_objects.get(random.below(crowd_objects.len() as u64) as usize)
+            else {
                 return;
             };
             steps.push((at, Step::Request(request(load, object, random))));
@@ -132,12 +135,12 @@ fn request(load: &Load, object: &Object, random: &mut Random) -> Request {
     let range = (object.class == Class::Large && random.chance(load.ranges))
         .then(|| range_of(object, random));
     let protocol = match random.chance(load.tls) {
-        false => Protocol::Plain,
-        true if random.chance(0.5) => Protocol::Tls1,
-        true => Protocol::Tls2,
+        false => Protocol::Http1,
+        true if random.chance(0.5) => Protocol::Http1Tls,
+        true => Protocol::Http2Tls,
     };
     let client = 1 + random.below(u64::from(load.clients.max(1))) as u32;
-    // A client stays in its country.
+    // The country depends on the client's number only, so that a client never changes its country.
     let country = country_of(&mut Random::new(u64::from(client)));
     Request { client, country, object: object.id, range, protocol, pick: random.bits() }
 }
@@ -157,7 +160,7 @@ fn country_of(random: &mut Random) -> usize {
         .unwrap_or(0)
 }
 
-/// A range that holds at least one whole block, wherever it starts.
+/// A random range that contains at least one whole block, so that its bytes can be identified.
 fn range_of(object: &Object, random: &mut Random) -> (u64, u64) {
     let length = 256 + random.log_uniform(1, object.bytes / 2);
     let from = random.below(object.bytes - length.min(object.bytes - 1));
@@ -192,13 +195,13 @@ fn purges(
         let object = &catalog.objects[popularity.draw(random)];
         let scope = scope(&purges.scopes, object, random);
         let soft = random.chance(purges.soft);
-        // What is purged has changed: that is why it is purged.
+        // A purged object also changes: a change is the usual reason for a purge.
         if let Scope::Object(id) = scope {
             steps.push((at, Step::Change(id)));
         }
         steps.push((at, Step::Purge { scope, soft, pick: random.bits() }));
     };
-    // The last tenth is for receipts to arrive.
+    // No purges in the last tenth of the run, so that receipts can still arrive.
     arrivals(&mut random, (0, percent(90.0, duration)), purges.per_s, &mut purge);
     for storm in &purges.storm {
         let span = (percent(storm.at, duration), percent(storm.at + storm.r#for, duration));
@@ -225,7 +228,7 @@ fn scope(scopes: &Scopes, object: &Object, random: &mut Random) -> Scope {
     }
 }
 
-/// A Poisson process between two moments.
+/// Calls `arrive` at the times of a Poisson process between two moments.
 fn arrivals(
     random: &mut Random,
     (from, to): (Micros, Micros),

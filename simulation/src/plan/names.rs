@@ -1,13 +1,13 @@
-//! The names by which a scenario's faults refer to nodes, origins and Redis.
+//! Resolves the names in a scenario's faults to nodes, origins and Redis.
 
 use crate::journal::NodeId;
-use crate::plan::fault::Break;
+use crate::plan::fault::FaultSpec;
 use crate::plan::scenario::Scenario;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 /// One end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Endpoint {
     /// A node.
     Node(NodeId),
     /// An origin.
@@ -19,14 +19,14 @@ pub enum End {
 /// The names that a scenario's faults may use.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// `(node, its region)`.
+    /// The name of each node and of its region.
     nodes: Vec<(String, String)>,
     origins: Vec<String>,
     redis: bool,
 }
 
 impl Names {
-    /// The names of a scenario's fleet.
+    /// Collects the names of a scenario's fleet.
     pub fn of(scenario: &Scenario) -> Names {
         let region = |node: &String| node.rsplit_once('-').map_or("", |(region, _)| region).into();
         let nodes = scenario.node_names().into_iter().map(|node| (node.clone(), region(&node)));
@@ -35,66 +35,97 @@ impl Names {
         Names { nodes: nodes.collect(), origins: origins.collect(), redis }
     }
 
-    /// Whether `name` means this end.
-    pub fn means(&self, name: &str, end: End) -> bool {
+    /// Whether `name` refers to this endpoint, directly or by its region or group.
+    pub fn matches(&self, name: &str, end: Endpoint) -> bool {
         name == "*"
             || match end {
-                End::Node(node) => self.nodes[node].0 == name || self.nodes[node].1 == name,
-                End::Origin(origin) => name == "origins" || self.origins[origin] == name,
-                End::Redis => name == "redis",
+                Endpoint::Node(node) => self.nodes[node].0 == name || self.nodes[node].1 == name,
+                Endpoint::Origin(origin) => name == "origins" || self.origins[origin] == name,
+                Endpoint::Redis => name == "redis",
             }
     }
 
-    fn ends(&self) -> Vec<End> {
-        let nodes = (0..self.nodes.len()).map(End::Node);
-        let origins = (0..self.origins.len()).map(End::Origin);
-        nodes.chain(origins).chain(self.redis.then_some(End::Redis)).collect()
+    fn endpoints(&self) -> Vec<Endpoint> {
+        let nodes = (0..self.nodes.len()).map(Endpoint::Node);
+        let origins = (0..self.origins.len()).map(Endpoint::Origin);
+        nodes.chain(origins).chain(self.redis.then_some(Endpoint::Redis)).collect()
     }
 
-    /// Whether everything that a fault names exists.
-    pub fn check(&self, fault: &Break) -> anyhow::Result<()> {
-        let any = |name: &str, kind: fn(&End) -> bool| {
-            let found = self.ends().iter().any(|end| kind(end) && self.means(name, *end));
-            ensure!(found, "{}: nothing is called {name}", fault.kind());
+    /// Every name of a node, region, origin or Redis, and one of the endpoints that it refers to.
+    fn names(&self) -> impl Iterator<Item = (Endpoint, &str)> {
+        let is_first =
+            |number: usize| number == 0 || self.nodes[number - 1].1 != self.nodes[number].1;
+        let regions = (0..self.nodes.len()).filter(move |number| is_first(*number));
+        let regions = regions.map(|number| (Endpoint::Node(number), &*self.nodes[number].1));
+        let nodes = self
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(number, (name, _))| (Endpoint::Node(number), &**name));
+        let origins = self.origins.iter().enumerate();
+        let origins = origins.map(|(number, name)| (Endpoint::Origin(number), &**name));
+        let all = self.origins.first().map(|_| (Endpoint::Origin(0), "origins"));
+        let redis = self.redis.then_some((Endpoint::Redis, "redis"));
+        regions.chain(nodes).chain(origins).chain(all).chain(redis)
+    }
+
+    /// Checks that every name in a fault exists in the fleet.
+    ///
+    /// # Errors
+    /// A name that the fleet does not have, with the names that would be valid.
+    pub fn check_fault(&self, fault: &FaultSpec) -> anyhow::Result<()> {
+        let any = |name: &str, kind: fn(&Endpoint) -> bool| {
+            let found = self.endpoints().iter().any(|end| kind(end) && self.matches(name, *end));
+            if !found {
+                let names: Vec<&str> =
+                    self.names().filter(|(end, _)| kind(end)).map(|(_, name)| name).collect();
+                bail!(
+                    "fault {}: unknown name {name:?}: expected one of {}",
+                    fault.kind(),
+                    names.join(", ")
+                );
+            }
             Ok(())
         };
         match fault {
-            Break::Cut { from, to, .. }
-            | Break::Delay { from, to, .. }
-            | Break::Loss { from, to, .. }
-            | Break::Throttle { from, to, .. } => {
-                any(from, |end| matches!(end, End::Node(_)))?;
+            FaultSpec::Cut { from, to, .. }
+            | FaultSpec::Delay { from, to, .. }
+            | FaultSpec::Loss { from, to, .. }
+            | FaultSpec::Throttle { from, to, .. } => {
+                any(from, |end| matches!(end, Endpoint::Node(_)))?;
                 any(to, |_| true)
             }
-            Break::NodeKill { node, .. } | Break::NodePause { node } | Break::DiskFull { node } => {
-                any(node, |end| matches!(end, End::Node(_)))
+            FaultSpec::NodeKill { node, .. }
+            | FaultSpec::NodePause { node }
+            | FaultSpec::DiskFull { node } => any(node, |end| matches!(end, Endpoint::Node(_))),
+            FaultSpec::OriginDown { origin }
+            | FaultSpec::OriginFails { origin }
+            | FaultSpec::OriginSlow { origin, .. } => {
+                any(origin, |end| matches!(end, Endpoint::Origin(_)))
             }
-            Break::OriginDown { origin }
-            | Break::OriginFails { origin }
-            | Break::OriginSlow { origin, .. } => any(origin, |end| matches!(end, End::Origin(_))),
-            Break::RedisKill { .. } | Break::RedisPause => {
-                ensure!(self.redis, "{}: the fleet has no Redis", fault.kind());
+            FaultSpec::RedisKill { .. } | FaultSpec::RedisPause => {
+                ensure!(self.redis, "fault {}: the fleet has no Redis", fault.kind());
                 Ok(())
             }
-            Break::RollingUpgrade | Break::CertRotation => Ok(()),
+            FaultSpec::RollingUpgrade | FaultSpec::CertRotation => Ok(()),
         }
     }
 
-    /// The nodes that a fault can be felt at.
-    pub fn touched(&self, fault: &Break) -> Vec<NodeId> {
+    /// The nodes whose requests a fault may affect.
+    pub fn affected_nodes(&self, fault: &FaultSpec) -> Vec<NodeId> {
         let all = 0..self.nodes.len();
-        let meant = |name: &str| {
-            let meant = all.clone().filter(|node| self.means(name, End::Node(*node)));
-            meant.collect()
+        let named = |name: &str| {
+            let named = all.clone().filter(|node| self.matches(name, Endpoint::Node(*node)));
+            named.collect()
         };
         match fault {
-            Break::Cut { from, .. }
-            | Break::Delay { from, .. }
-            | Break::Loss { from, .. }
-            | Break::Throttle { from, .. } => meant(from),
-            Break::NodeKill { node, .. } | Break::NodePause { node } | Break::DiskFull { node } => {
-                meant(node)
-            }
+            FaultSpec::Cut { from, .. }
+            | FaultSpec::Delay { from, .. }
+            | FaultSpec::Loss { from, .. }
+            | FaultSpec::Throttle { from, .. } => named(from),
+            FaultSpec::NodeKill { node, .. }
+            | FaultSpec::NodePause { node }
+            | FaultSpec::DiskFull { node } => named(node),
             _ => all.collect(),
         }
     }
@@ -102,14 +133,14 @@ impl Names {
     /// The node with this name.
     ///
     /// # Errors
-    /// No node has it.
+    /// No node has this name.
     pub fn node(&self, name: &str) -> anyhow::Result<NodeId> {
         let found = self.nodes.iter().position(|(node, _)| node == name);
-        found.with_context(|| format!("no node is called {name}"))
+        found.with_context(|| format!("unknown node {name:?}"))
     }
 }
 
-/// `origin-frankfurt`.
+/// The name of the origin in a region: `origin-frankfurt`.
 pub fn origin_name(region: &str) -> String {
     format!("origin-{region}")
 }
@@ -126,7 +157,7 @@ mod tests {
             let scenario = Scenario::read(text).unwrap_or_else(|error| panic!("{name}: {error:#}"));
             let names = Names::of(&scenario);
             for fault in &scenario.fault {
-                names.check(&fault.what).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+                names.check_fault(&fault.spec).unwrap_or_else(|error| panic!("{name}: {error:#}"));
                 assert!(fault.at + fault.r#for <= 90.0, "{name}: time to settle after {fault:?}");
             }
         }
@@ -136,16 +167,16 @@ mod tests {
     fn faults_name_what_exists_and_touch_the_nodes_that_they_name() {
         let text = "about = ''\nduration_s = 1\n[fleet]\nregions = ['frankfurt', 'tokyo']\n";
         let names = Names::of(&Scenario::read(text).expect("scenario"));
-        let cut = |from: &str, to: &str, direction| Break::Cut {
+        let cut = |from: &str, to: &str, direction| FaultSpec::Cut {
             from: from.into(),
             to: to.into(),
             direction,
         };
-        assert!(names.check(&cut("tokyo", "redis", CutDirection::Both)).is_ok());
-        assert!(names.check(&cut("paris", "redis", CutDirection::Both)).is_err());
-        assert!(names.check(&Break::NodePause { node: "redis".into() }).is_err());
-        assert_eq!(names.touched(&cut("tokyo", "redis", CutDirection::Both)), [2, 3]);
-        assert_eq!(names.touched(&Break::NodePause { node: "tokyo-2".into() }), [3]);
-        assert_eq!(names.touched(&Break::RedisPause), [0, 1, 2, 3]);
+        assert!(names.check_fault(&cut("tokyo", "redis", CutDirection::Both)).is_ok());
+        assert!(names.check_fault(&cut("paris", "redis", CutDirection::Both)).is_err());
+        assert!(names.check_fault(&FaultSpec::NodePause { node: "redis".into() }).is_err());
+        assert_eq!(names.affected_nodes(&cut("tokyo", "redis", CutDirection::Both)), [2, 3]);
+        assert_eq!(names.affected_nodes(&FaultSpec::NodePause { node: "tokyo-2".into() }), [3]);
+        assert_eq!(names.affected_nodes(&FaultSpec::RedisPause), [0, 1, 2, 3]);
     }
 }

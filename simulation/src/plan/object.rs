@@ -1,36 +1,36 @@
-//! The content of the origins: objects, their lifetimes, and bodies that state their own identity.
+//! The objects that the origins serve, their lifetimes, and bodies that identify themselves.
 //!
-//! Every 64 bytes of a body say which object, which version of it, whose it is, and where in
-//! the body they stand:
+//! Every block of 64 bytes states its object, version, owner (the client of a private body) and
+//! offset:
 //!
 //! ```text
-//! o=000004d2 v=00000007 u=00000000 @000000000040 skerry-lab......\n
+//! o=000004d2 v=00000007 u=00000000 @000000000040 skerry-sim......\n
 //! ```
 //!
-//! So any mix of versions, shift, truncation or mix-up between clients shows in the bytes
-//! alone, whatever the headers claim.
+//! The bytes alone therefore show any mix of versions, shift, truncation or exchange between
+//! clients, whatever the header fields claim.
 
 use crate::plan::seed::Random;
 
-/// Position in the [`Catalog`].
+/// Index of an object in the [`Catalog`].
 pub type ObjectId = u32;
 
-/// How an origin lets an object be cached.
+/// The kinds of objects, which differ in size and in how they may be cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Minutes of lifetime, small.
+    /// Small, fresh for minutes.
     Static,
-    /// Seconds of lifetime, served stale while it is validated and while the origin fails.
+    /// Fresh for seconds; may be served stale during revalidation and while the origin fails.
     Page,
-    /// Minutes of lifetime, megabytes, asked for in ranges.
+    /// Megabytes, fresh for minutes, often requested in ranges.
     Large,
-    /// As a page; the origin takes its time to answer.
+    /// Like [`Class::Page`], but the origin responds slowly.
     Slow,
-    /// `private`: one body for each client.
+    /// `private`: each client gets its own body.
     Private,
     /// `no-store`.
     Dynamic,
-    /// `no-store`; the origin that answers depends on the client's country.
+    /// `no-store`; the client's country selects the origin.
     World,
 }
 
@@ -46,7 +46,7 @@ impl Class {
         Class::World,
     ];
 
-    /// The first path segment.
+    /// The first segment of the object's path.
     pub fn as_str(self) -> &'static str {
         match self {
             Class::Static => "static",
@@ -59,12 +59,12 @@ impl Class {
         }
     }
 
-    /// Whether a shared cache may store it.
+    /// Whether a shared cache may store objects of this class.
     pub fn is_shared(self) -> bool {
         !matches!(self, Class::Private | Class::Dynamic | Class::World)
     }
 
-    /// The site that serves it.
+    /// The host name of the site that serves this class.
     pub fn host(self) -> &'static str {
         match self {
             Class::Large => "media.test",
@@ -74,41 +74,41 @@ impl Class {
     }
 }
 
-/// Names that every certificate of the lab covers.
+/// The host names of all sites. Every certificate of the simulation covers them.
 pub const HOSTS: [&str; 3] = ["shop.test", "media.test", "world.test"];
 
 /// One object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
-    /// Its position in the catalog.
+    /// Its index in the catalog.
     pub id: ObjectId,
-    /// How it may be cached.
+    /// Its kind.
     pub class: Class,
-    /// Of version 0; see [`Object::length`].
+    /// Length of version 0; see [`Object::length`].
     pub bytes: u64,
-    /// Seconds.
+    /// `max-age`, seconds.
     pub max_age: u64,
     /// `stale-while-revalidate`, seconds.
     pub stale_while_revalidate: u64,
     /// `stale-if-error`, seconds.
     pub stale_if_error: u64,
-    /// Purged together: the tag `group-N`.
+    /// Number of its group. The objects of a group share the tag `group-N`.
     pub group: u32,
 }
 
 impl Object {
-    /// `/class/id`.
+    /// Its path: `/class/id`.
     pub fn path(&self) -> String {
         format!("/{}/{}", self.class.as_str(), self.id)
     }
 
-    /// The length of a version. Versions differ in length, so that one's length on another's
-    /// bytes shows.
+    /// The length of a version. Consecutive versions differ in length, so that a response that
+    /// combines the length of one with the bytes of another is detected.
     pub fn length(&self, version: u32) -> u64 {
         self.bytes + u64::from(version % 5) * 61
     }
 
-    /// The `Cache-Control` of the origin's response.
+    /// The `Cache-Control` field of its responses.
     pub fn cache_control(&self) -> String {
         match self.class {
             Class::Private => "private, max-age=60".to_owned(),
@@ -120,36 +120,36 @@ impl Object {
         }
     }
 
-    /// The tags of the origin's response.
+    /// The tags of its responses (`Surrogate-Key`).
     pub fn tags(&self) -> String {
         format!("class-{} group-{} object-{}", self.class.as_str(), self.group, self.id)
     }
 }
 
-/// Every object of a run, the same for origins, load and checkers.
+/// All objects of a run. Origins, load and checkers use the same catalog.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Catalog {
-    /// By id.
+    /// The objects; an object's id is its index.
     pub objects: Vec<Object>,
 }
 
-/// How many of a hundred objects are of each class.
+/// The relative number of objects of each class.
 #[derive(Clone, Debug, PartialEq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mix {
-    /// Minutes of lifetime, small.
+    /// Small, fresh for minutes.
     pub r#static: u32,
-    /// Seconds of lifetime.
+    /// Fresh for seconds.
     pub page: u32,
-    /// Megabytes, asked for in ranges.
+    /// Megabytes, often requested in ranges.
     pub large: u32,
-    /// The origin takes its time.
+    /// The origin responds slowly.
     pub slow: u32,
-    /// One body for each client.
+    /// Each client gets its own body.
     pub private: u32,
     /// `no-store`.
     pub dynamic: u32,
-    /// Origin by country.
+    /// The client's country selects the origin.
     pub world: u32,
 }
 
@@ -160,6 +160,11 @@ impl Default for Mix {
 }
 
 impl Mix {
+    /// Whether no class has a weight, so that no object could be drawn.
+    pub fn is_empty(&self) -> bool {
+        Class::ALL.iter().all(|class| self.weight(*class) == 0)
+    }
+
     fn weight(&self, class: Class) -> u64 {
         u64::from(match class {
             Class::Static => self.r#static,
@@ -185,11 +190,11 @@ impl Mix {
     }
 }
 
-/// Objects that share a `group-N` tag.
+/// Number of objects in a group.
 const GROUP_OBJECTS: u32 = 20;
 
 impl Catalog {
-    /// `count` objects; the same for the same arguments.
+    /// A catalog of `count` objects. The same arguments give the same catalog.
     pub fn new(seed: u64, count: u32, mix: &Mix) -> Self {
         let mut random = Random::for_purpose(seed, "catalog");
         let objects = (0..count).map(|id| object(id, mix.draw(&mut random), &mut random));
@@ -223,24 +228,24 @@ fn object(id: ObjectId, class: Class, random: &mut Random) -> Object {
     Object { id, class, bytes, max_age, stale_while_revalidate, stale_if_error, group }
 }
 
-/// The identity that the bytes of a body state.
+/// What the bytes of a body identify themselves as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Which object.
+    /// The object.
     pub object: ObjectId,
-    /// Which version of it.
+    /// The version of the object.
     pub version: u32,
-    /// The number of the client that it is for; 0: for every client.
+    /// The client of a private body; 0 for a body that is the same for all clients.
     pub owner: u32,
 }
 
-/// Bytes of one block.
+/// Length of a block in bytes.
 pub const BLOCK: usize = 64;
 
 impl Identity {
     /// The block that starts at `offset`, a multiple of [`BLOCK`].
     pub fn block(&self, offset: u64) -> [u8; BLOCK] {
-        let mut block = *b"o=00000000 v=00000000 u=00000000 @000000000000 skerry-lab......\n";
+        let mut block = *b"o=00000000 v=00000000 u=00000000 @000000000000 skerry-sim......\n";
         hexadecimal(&mut block[2..10], u64::from(self.object));
         hexadecimal(&mut block[13..21], u64::from(self.version));
         hexadecimal(&mut block[24..32], u64::from(self.owner));
@@ -262,7 +267,7 @@ impl Identity {
         out
     }
 
-    /// Reads what the first whole block at or after `from` says; `body` starts at `from`.
+    /// Reads the identity from the first whole block of `body`, whose first byte is at offset `from`.
     fn read(body: &[u8], from: u64) -> Result<Identity, BodyFault> {
         let skip = (BLOCK as u64 - from % BLOCK as u64) as usize % BLOCK;
         let block = body.get(skip..skip + BLOCK).ok_or(BodyFault::TooShortToTell)?;
@@ -284,23 +289,23 @@ fn hexadecimal(out: &mut [u8], mut value: u64) {
     }
 }
 
-/// A defect in the bytes of a body.
+/// The defect of a body whose bytes are not those of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BodyFault {
-    /// Less than one whole block.
+    /// The body contains no whole block.
     TooShortToTell,
-    /// Not one of our bodies at all.
+    /// The bytes were not generated by an origin of the simulation.
     Foreign {
-        /// Where.
+        /// Offset of the first such byte.
         offset: u64,
     },
-    /// Starts as one thing and goes on as another.
+    /// The body starts as one version and continues as something else.
     Mixed {
-        /// The first byte that is not as the first block promises.
+        /// Offset of the first block that does not continue the first one.
         offset: u64,
-        /// The identity in the first block.
+        /// Identity of the first block.
         first: Identity,
-        /// The identity in the later block, if it can be read.
+        /// Identity of the bytes at `offset`, if they have one.
         then: Option<Identity>,
     },
 }
@@ -309,21 +314,26 @@ impl std::fmt::Display for BodyFault {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = |of: &Identity| format!("object {} version {}", of.object, of.version);
         match self {
-            BodyFault::TooShortToTell => write!(out, "it is too short to tell what it is"),
-            BodyFault::Foreign { offset } => write!(out, "byte {offset} is of no origin's making"),
+            BodyFault::TooShortToTell => write!(out, "it is too short to be identified"),
+            BodyFault::Foreign { offset } => {
+                write!(out, "byte {offset} does not come from an origin")
+            }
             BodyFault::Mixed { offset, first, then } => {
-                write!(out, "it begins as {} and from byte {offset} on is ", name(first))?;
+                write!(out, "it begins as {} but continues at byte {offset} as ", name(first))?;
                 match then {
-                    Some(same) if same == first => write!(out, "another part of it"),
+                    Some(same) if same == first => write!(out, "another part of the same version"),
                     Some(other) => write!(out, "{}", name(other)),
-                    None => write!(out, "something else"),
+                    None => write!(out, "unknown bytes"),
                 }
             }
         }
     }
 }
 
-/// Says which version these bytes are, `body` starting at byte `from` of it.
+/// Identifies a body, or a part of one that starts at byte `from`.
+///
+/// # Errors
+/// The bytes are not those of one version without a gap.
 pub fn identify(body: &[u8], from: u64) -> Result<Identity, BodyFault> {
     let first = Identity::read(body, from)?;
     let mut at = 0usize;
@@ -348,7 +358,7 @@ mod tests {
     const SEVEN: Identity = Identity { object: 0x4d2, version: 7, owner: 0 };
 
     #[test]
-    fn a_body_says_what_it_is_from_any_offset() {
+    fn a_body_is_identified_from_any_offset() {
         for (from, to) in [(0, 64), (0, 1000), (1, 1000), (63, 300), (64, 128), (100, 5000)] {
             assert_eq!(identify(&SEVEN.bytes(from, to), from), Ok(SEVEN), "{from}..{to}");
         }
@@ -356,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn two_versions_in_one_body_are_seen_where_they_meet() {
+    fn two_versions_in_one_body_are_found_where_they_meet() {
         let eight = Identity { version: 8, ..SEVEN };
         let mut body = SEVEN.bytes(0, 256);
         body.extend(eight.bytes(256, 512));
@@ -365,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shifted_body_is_seen() {
+    fn a_shifted_body_is_detected() {
         let mut body = SEVEN.bytes(0, 256);
         body.extend(SEVEN.bytes(320, 512));
         assert!(matches!(identify(&body, 0), Err(BodyFault::Mixed { offset: 256, .. })));
@@ -373,14 +383,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_foreign() {
+    fn a_body_that_no_origin_made_is_foreign() {
         let page = b"<html><body>502 Bad Gateway</body></html>                         ";
         assert_eq!(identify(page, 0), Err(BodyFault::Foreign { offset: 0 }));
         assert_eq!(identify(b"", 0), Err(BodyFault::TooShortToTell));
     }
 
     #[test]
-    fn a_catalog_is_given_by_its_seed_and_finds_its_paths() {
+    fn a_seed_gives_one_catalog_and_paths_find_their_objects() {
         let catalog = Catalog::new(1, 500, &Mix::default());
         assert_eq!(catalog, Catalog::new(1, 500, &Mix::default()));
         assert_ne!(catalog, Catalog::new(2, 500, &Mix::default()));

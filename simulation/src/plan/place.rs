@@ -1,6 +1,6 @@
-//! Regions, the distances between them, and the countries of clients.
+//! Geography: regions, the round-trip times between them, and the countries of clients.
 //!
-//! Round-trip times are measurements, not guesses: 95th percentile over the 30 days to
+//! Round-trip times are measured: 95th percentile over the 30 days to
 //! 2026-07-30 between the named Azure regions, in milliseconds, from Microsoft's "Azure
 //! network round-trip latency statistics"
 //! (<https://learn.microsoft.com/en-us/azure/networking/azure-network-latency>, CC BY 4.0).
@@ -9,12 +9,12 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// A place where nodes, origins or Redis stand.
+/// A location of nodes, origins or Redis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Region {
-    /// As scenarios and node names write it.
+    /// The name in scenarios and node names.
     pub name: &'static str,
-    /// For people.
+    /// The name in reports.
     pub label: &'static str,
     /// Degrees north.
     pub latitude: f64,
@@ -22,7 +22,7 @@ pub struct Region {
     pub longitude: f64,
 }
 
-/// Every region that a scenario may name, in the order in which `--regions N` takes them.
+/// Every region that a scenario may name. `--regions N` uses the first N.
 pub const REGIONS: [Region; 10] = [
     region("frankfurt", "Frankfurt", 50.11, 8.68), // Germany West Central
     region("virginia", "Virginia", 37.37, -79.82), // East US
@@ -51,19 +51,19 @@ const ROUND_TRIP_MS: [[u16; 10]; 10] = [
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
 ];
 
-/// Between two racks of one region: the order of magnitude of the sources' zone figures.
+/// Round trip within a region: the order of magnitude of the source's figures for zones.
 const WITHIN_REGION: Duration = Duration::from_micros(500);
 
 const fn region(name: &'static str, label: &'static str, latitude: f64, longitude: f64) -> Region {
     Region { name, label, latitude, longitude }
 }
 
-/// The position in [`REGIONS`] of the region with this name.
-pub fn region_named(name: &str) -> Option<usize> {
+/// The index in [`REGIONS`] of the region with this name.
+pub fn region_by_name(name: &str) -> Option<usize> {
     REGIONS.iter().position(|region| region.name == name)
 }
 
-/// The round trip between two regions, given by position in [`REGIONS`].
+/// The round trip between two regions, given as indexes of [`REGIONS`].
 pub fn round_trip(a: usize, b: usize) -> Duration {
     match ROUND_TRIP_MS[a.min(b)][a.max(b)] {
         0 => WITHIN_REGION,
@@ -71,69 +71,79 @@ pub fn round_trip(a: usize, b: usize) -> Duration {
     }
 }
 
-/// A country that clients come from.
+/// A city of clients.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Country {
-    /// ISO 3166-1 alpha-2.
-    pub code: &'static str,
-    /// Two letters, as GeoIP databases write continents.
-    pub continent: &'static str,
-    /// Its capital or largest city, for people and for the map.
-    pub city: &'static str,
+pub struct City {
+    /// The name in reports.
+    pub name: &'static str,
     /// Degrees north.
     pub latitude: f64,
     /// Degrees east.
     pub longitude: f64,
-    /// How many of a hundred clients of the world it stands for.
+}
+
+/// A country that clients come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Country {
+    /// ISO 3166-1 alpha-2 code.
+    pub code: &'static str,
+    /// Two-letter continent code, as in GeoIP databases.
+    pub continent: &'static str,
+    /// Its capital or largest city, the location of its clients.
+    pub city: City,
+    /// Percentage of all clients.
     pub weight: u32,
-    /// The first two bytes of a /16 there: long-held networks of universities, and one of a
-    /// mobile carrier in Nigeria, which every GeoIP database places alike.
+    /// The first two bytes of an IPv4 /16 network in this country: long-held networks of
+    /// universities, and one of a mobile carrier in Nigeria, which GeoIP databases agree on.
     pub network: [u8; 2],
 }
 
-/// The countries of the clients, at least one for each inhabited continent.
+/// The countries of clients, at least one for each inhabited continent.
 pub const COUNTRIES: [Country; 16] = [
-    country("DE", "EU", "Berlin", 52.52, 13.40, 8, [141, 20]),
-    country("GB", "EU", "London", 51.51, -0.13, 6, [129, 67]),
-    country("FR", "EU", "Paris", 48.86, 2.35, 5, [134, 157]),
-    country("PL", "EU", "Warsaw", 52.23, 21.01, 3, [150, 254]),
-    country("US", "NA", "New York", 40.71, -74.01, 20, [18, 7]),
-    country("CA", "NA", "Toronto", 43.65, -79.38, 4, [142, 150]),
-    country("MX", "NA", "Mexico City", 19.43, -99.13, 3, [132, 248]),
-    country("BR", "SA", "São Paulo", -23.55, -46.63, 7, [143, 107]),
-    country("AR", "SA", "Buenos Aires", -34.60, -58.38, 2, [157, 92]),
-    country("ZA", "AF", "Johannesburg", -26.20, 28.05, 3, [137, 158]),
-    country("NG", "AF", "Lagos", 6.52, 3.38, 4, [102, 89]),
-    country("IN", "AS", "Mumbai", 19.08, 72.88, 12, [14, 139]),
-    country("JP", "AS", "Tokyo", 35.68, 139.77, 10, [133, 11]),
-    country("SG", "AS", "Singapore", 1.35, 103.82, 4, [137, 132]),
-    country("AU", "OC", "Sydney", -33.87, 151.21, 5, [129, 94]),
-    country("NZ", "OC", "Auckland", -36.85, 174.76, 4, [130, 216]),
+    country("DE", "EU", city("Berlin", 52.52, 13.40), 8, [141, 20]),
+    country("GB", "EU", city("London", 51.51, -0.13), 6, [129, 67]),
+    country("FR", "EU", city("Paris", 48.86, 2.35), 5, [134, 157]),
+    country("PL", "EU", city("Warsaw", 52.23, 21.01), 3, [150, 254]),
+    country("US", "NA", city("New York", 40.71, -74.01), 20, [18, 7]),
+    country("CA", "NA", city("Toronto", 43.65, -79.38), 4, [142, 150]),
+    country("MX", "NA", city("Mexico City", 19.43, -99.13), 3, [132, 248]),
+    country("BR", "SA", city("São Paulo", -23.55, -46.63), 7, [143, 107]),
+    country("AR", "SA", city("Buenos Aires", -34.60, -58.38), 2, [157, 92]),
+    country("ZA", "AF", city("Johannesburg", -26.20, 28.05), 3, [137, 158]),
+    country("NG", "AF", city("Lagos", 6.52, 3.38), 4, [102, 89]),
+    country("IN", "AS", city("Mumbai", 19.08, 72.88), 12, [14, 139]),
+    country("JP", "AS", city("Tokyo", 35.68, 139.77), 10, [133, 11]),
+    country("SG", "AS", city("Singapore", 1.35, 103.82), 4, [137, 132]),
+    country("AU", "OC", city("Sydney", -33.87, 151.21), 5, [129, 94]),
+    country("NZ", "OC", city("Auckland", -36.85, 174.76), 4, [130, 216]),
 ];
 
 const fn country(
     code: &'static str,
     continent: &'static str,
-    city: &'static str,
-    latitude: f64,
-    longitude: f64,
+    city: City,
     weight: u32,
     network: [u8; 2],
 ) -> Country {
-    Country { code, continent, city, latitude, longitude, weight, network }
+    Country { code, continent, city, weight, network }
 }
 
-/// The address of a client of a country. It is only ever written into `X-Forwarded-For`:
-/// nothing is sent there.
+const fn city(name: &'static str, latitude: f64, longitude: f64) -> City {
+    City { name, latitude, longitude }
+}
+
+/// The address of a client in a country. It is only a value of `X-Forwarded-For`; no packet is
+/// sent to it.
 pub fn address_of(country: usize, client: u32) -> Ipv4Addr {
     let [a, b] = COUNTRIES[country].network;
     let [.., c, d] = client.to_be_bytes();
     Ipv4Addr::new(a, b, c, d.max(1))
 }
 
-/// Which of `regions` is nearest to a country, by great circle.
+/// The region in `regions` that is nearest to a country by great-circle distance.
 pub fn nearest(country: usize, regions: &[usize]) -> usize {
-    let from = (COUNTRIES[country].latitude, COUNTRIES[country].longitude);
+    let city = COUNTRIES[country].city;
+    let from = (city.latitude, city.longitude);
     let distance =
         |region: usize| great_circle(from, (REGIONS[region].latitude, REGIONS[region].longitude));
     let by_distance = |a: &usize, b: &usize| distance(*a).total_cmp(&distance(*b));
@@ -153,7 +163,7 @@ mod tests {
     use super::*;
 
     fn named(name: &str) -> usize {
-        region_named(name).expect(name)
+        region_by_name(name).expect(name)
     }
 
     #[test]

@@ -1,28 +1,28 @@
-//! A scenario: a small TOML file that chooses a fleet, its load and its faults.
+//! A scenario: a small TOML file that describes a fleet, its load and its faults.
 //!
-//! Times are percent of the run's duration, so that one file serves a short run and a long
-//! one. What is checked is not chosen here; only which client errors are no fault of the edge.
+//! Times are percentages of the run's duration, so that one file fits short and long runs. A
+//! scenario cannot select checks; it can only state which client errors are expected.
 
 use crate::check::{Excuse, Limits};
-use crate::plan::fault::Break;
+use crate::plan::fault::FaultSpec;
 use crate::plan::object::Mix;
-use crate::plan::place::region_named;
+use crate::plan::place::{REGIONS, region_by_name};
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use std::path::Path;
 
-/// A whole scenario.
+/// A scenario.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
-    /// One line for `list`.
+    /// One line for `simulation list`.
     pub about: String,
-    /// Seconds, unless the command line says otherwise.
+    /// Duration of the load in seconds; `--duration` overrides it.
     pub duration_s: u64,
-    /// Nodes, origins and Redis.
+    /// The nodes, origins and Redis.
     #[serde(default)]
     pub fleet: FleetPlan,
-    /// The load by clients.
+    /// The requests of clients.
     #[serde(default)]
     pub load: Load,
     /// The purges.
@@ -31,27 +31,27 @@ pub struct Scenario {
     /// The faults to inject.
     #[serde(default)]
     pub fault: Vec<FaultPlan>,
-    /// Client errors that are no fault of the edge.
+    /// Client errors that are expected during a fault.
     #[serde(default)]
     pub excuse: Vec<Excuse>,
-    /// The resources that a node may use.
+    /// Limits of a node's memory and open files.
     #[serde(default)]
     pub limits: Limits,
 }
 
-/// Nodes, origins and Redis, by region.
+/// The nodes, origins and Redis of a scenario, and their regions.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FleetPlan {
-    /// The regions of the nodes, by name.
+    /// Names of the regions that have nodes.
     pub regions: Vec<String>,
-    /// Nodes in each region.
+    /// Number of nodes in each region, 1 to 8.
     pub nodes: usize,
-    /// The regions of the origins, by name.
+    /// Names of the regions that have an origin.
     pub origins: Vec<String>,
-    /// The region of Redis; empty: no Redis.
+    /// Name of the region that has Redis; empty for a fleet without Redis.
     pub redis: String,
-    /// Data-path threads of each node.
+    /// Number of worker threads of each node.
     pub workers: usize,
 }
 
@@ -67,27 +67,27 @@ impl Default for FleetPlan {
     }
 }
 
-/// The load by clients.
+/// The requests of clients.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Load {
-    /// Of the whole fleet, Poisson.
+    /// Requests per second to the whole fleet, as a Poisson process.
     pub requests_per_s: f64,
-    /// In the catalog.
+    /// Number of objects in the catalog, at least 50.
     pub objects: u32,
-    /// Zipf's exponent.
+    /// Exponent of the Zipf distribution of object popularity.
     pub skew: f64,
-    /// How many clients there are.
+    /// Number of clients.
     pub clients: u32,
-    /// The share of requests that go over TLS, half of them HTTP/2.
+    /// Share of requests over TLS, 0 to 1; half of them use HTTP/2.
     pub tls: f64,
-    /// The share of requests for large objects that want a range.
+    /// Share of requests for large objects that are for a range, 0 to 1.
     pub ranges: f64,
-    /// Objects that change at the origin, a second.
+    /// Number of objects per second that change at the origin.
     pub changes_per_s: f64,
-    /// The shares of the kinds of objects.
+    /// Relative number of objects of each class.
     pub mix: Mix,
-    /// Sudden crowds.
+    /// Flash crowds.
     pub flash: Vec<Flash>,
 }
 
@@ -107,31 +107,31 @@ impl Default for Load {
     }
 }
 
-/// A sudden crowd that all wants the same few objects.
+/// A flash crowd: many additional requests for the same few objects.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Flash {
-    /// When it starts, percent of the run.
+    /// Start, in percent of the run.
     pub at: f64,
-    /// How long it stays, percent of the run.
+    /// Duration, in percent of the run.
     pub r#for: f64,
-    /// On top of the usual load.
+    /// Additional requests per second.
     pub requests_per_s: f64,
-    /// How many objects it wants: the least popular ones until then.
+    /// Number of requested objects: the least popular ones of the catalog.
     pub objects: u32,
 }
 
-/// The purges.
+/// The purges of a scenario.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Purges {
-    /// On average.
+    /// Purges per second, as a Poisson process.
     pub per_s: f64,
-    /// The share of soft ones.
+    /// Share of soft purges, 0 to 1.
     pub soft: f64,
-    /// The share of each scope: object, tag, prefix, site, all.
+    /// Relative number of purges of each scope.
     pub scopes: Scopes,
-    /// Times of many more.
+    /// Periods with many more purges.
     pub storm: Vec<Storm>,
 }
 
@@ -141,7 +141,7 @@ impl Default for Purges {
     }
 }
 
-/// Weights of purge scopes.
+/// Relative number of purges of each scope.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scopes {
@@ -163,33 +163,49 @@ impl Default for Scopes {
     }
 }
 
-/// A time of many purges.
+/// A period with many purges.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Storm {
-    /// When it starts, percent of the run.
+    /// Start, in percent of the run.
     pub at: f64,
-    /// How long it lasts, percent of the run.
+    /// Duration, in percent of the run.
     pub r#for: f64,
-    /// On top of the usual ones.
+    /// Additional purges per second.
     pub per_s: f64,
 }
 
-/// Something that is broken on purpose.
+/// A fault and its time.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "toml::Table")]
 pub struct FaultPlan {
-    /// When it begins, percent of the run.
+    /// Start, in percent of the run.
     pub at: f64,
-    /// How long it lasts, percent of the run. What takes its own time (an upgrade, a
-    /// rotation) ends when it is done.
-    #[serde(default)]
+    /// Duration, in percent of the run. Rolling upgrades and certificate rotations end when they
+    /// are complete and ignore this.
     pub r#for: f64,
-    /// The fault to inject.
-    #[serde(flatten)]
-    pub what: Break,
+    /// The kind of fault and its parameters.
+    pub spec: FaultSpec,
 }
 
-/// The scenarios that come with the lab.
+/// The parts are read one after the other because serde cannot refuse unknown options of a flattened
+/// enum.
+impl TryFrom<toml::Table> for FaultPlan {
+    type Error = anyhow::Error;
+
+    fn try_from(mut table: toml::Table) -> anyhow::Result<FaultPlan> {
+        let mut percentage = |name: &str| {
+            let value = table.remove(name).map(f64::deserialize).transpose();
+            value.with_context(|| format!("{name}: expected a percentage of the run"))
+        };
+        let at =
+            percentage("at")?.context("missing option `at`, the start in percent of the run")?;
+        let r#for = percentage("for")?.unwrap_or(0.0);
+        Ok(FaultPlan { at, r#for, spec: FaultSpec::deserialize(table)? })
+    }
+}
+
+/// The built-in scenarios, as `(name, TOML text)`.
 pub const BUILT_IN: [(&str, &str); 12] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("purge-storm", include_str!("../../scenarios/purge-storm.toml")),
@@ -206,7 +222,7 @@ pub const BUILT_IN: [(&str, &str); 12] = [
 ];
 
 impl Scenario {
-    /// A built-in scenario by name, or a file.
+    /// Loads a built-in scenario by its name, or a scenario file by its path.
     pub fn load(name: &str) -> anyhow::Result<Scenario> {
         if let Some((_, text)) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
             return Scenario::read(text).with_context(|| format!("scenario {name}"));
@@ -214,39 +230,71 @@ impl Scenario {
         let path = Path::new(name);
         if !path.exists() {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-            bail!("no scenario and no file {name:?}; scenarios are {}", names.join(", "));
+            bail!(
+                "{name:?} is neither a built-in scenario nor a file; built-in scenarios: {}",
+                names.join(", ")
+            );
         }
         let text = std::fs::read_to_string(path).with_context(|| name.to_owned())?;
         Scenario::read(&text).with_context(|| format!("scenario file {name}"))
     }
 
-    /// A scenario from its text.
+    /// Parses and checks the text of a scenario file.
     pub fn read(text: &str) -> anyhow::Result<Scenario> {
         let scenario: Scenario = toml::from_str(text)?;
         scenario.check()?;
         Ok(scenario)
     }
 
-    /// Names that exist, amounts that can run.
+    /// # Errors
+    /// A name that does not exist, or a value out of bounds.
     fn check(&self) -> anyhow::Result<()> {
-        let fleet = &self.fleet;
-        ensure!(!fleet.regions.is_empty() && fleet.nodes > 0, "fleet: no nodes");
-        ensure!(!fleet.origins.is_empty(), "fleet: no origins");
-        ensure!(self.duration_s > 0, "duration_s: zero");
-        ensure!(self.load.objects >= 50, "load.objects: at least 50");
-        ensure!(self.load.requests_per_s > 0.0, "load.requests_per_s: zero");
+        let (fleet, load) = (&self.fleet, &self.load);
+        ensure!(!fleet.regions.is_empty(), "fleet.regions: expected at least one region");
+        ensure!(fleet.nodes > 0, "fleet.nodes: expected at least 1 node per region, found 0");
+        ensure!(!fleet.origins.is_empty(), "fleet.origins: expected at least one region");
+        ensure!(self.duration_s > 0, "duration_s: expected at least 1, found 0");
+        ensure!(load.objects >= 50, "load.objects: expected at least 50, found {}", load.objects);
+        let rate = load.requests_per_s;
+        ensure!(rate > 0.0, "load.requests_per_s: expected more than 0, found {rate}");
+        ensure!(!load.mix.is_empty(), "load.mix: expected at least one class above 0");
+        let shares = [
+            ("load.tls", load.tls),
+            ("load.ranges", load.ranges),
+            ("purges.soft", self.purges.soft),
+        ];
+        for (name, share) in shares {
+            ensure!((0.0..=1.0).contains(&share), "{name}: expected 0 to 1, found {share}");
+        }
+        for FaultPlan { at, r#for, spec } in &self.fault {
+            let kind = spec.kind();
+            let is_within_run = *at >= 0.0 && *r#for >= 0.0 && at + r#for <= 100.0;
+            ensure!(
+                is_within_run,
+                "fault {kind}: at = {at} and for = {for} exceed the run: expected percentages with a \
+                 sum of at most 100"
+            );
+        }
         let redis = Some(&fleet.redis).filter(|redis| !redis.is_empty());
         for name in fleet.regions.iter().chain(&fleet.origins).chain(redis) {
-            ensure!(region_named(name).is_some(), "fleet: no region is called {name}");
+            ensure!(
+                region_by_name(name).is_some(),
+                "fleet: unknown region {name:?}: expected one of {}",
+                REGIONS.map(|region| region.name).join(", ")
+            );
         }
         for excuse in &self.excuse {
-            let known = |fault: &FaultPlan| fault.what.kind() == excuse.during;
-            ensure!(self.fault.iter().any(known), "excuse: no fault is of kind {}", excuse.during);
+            let known = |fault: &FaultPlan| fault.spec.kind() == excuse.during;
+            ensure!(
+                self.fault.iter().any(known),
+                "excuse: during = {:?}: the scenario has no fault of this kind",
+                excuse.during
+            );
         }
         Ok(())
     }
 
-    /// Names of the nodes, region by region.
+    /// Names of the nodes, region by region: `frankfurt-1`.
     pub fn node_names(&self) -> Vec<String> {
         let regions = self.fleet.regions.iter();
         let nodes = 1..=self.fleet.nodes;
@@ -259,14 +307,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mistakes_are_refused_by_name() {
+    fn a_mistake_is_refused_with_its_name() {
         let check = |text: &str, expected: &str| {
             let error = format!("{:#}", Scenario::read(text).expect_err(text));
             assert!(error.contains(expected), "{error}");
         };
         check("about = ''\nduration_s = 1\nspeed = 3", "speed");
         check("about = ''\nduration_s = 1\n[fleet]\nregions = ['atlantis']", "atlantis");
-        check("about = ''\nduration_s = 1\n[[excuse]]\nduring = 'cut'", "no fault is of kind cut");
-        check("about = ''\nduration_s = 1\n[[fault]]\nat = 1\nkind = 'meteor'", "meteor");
+        check("about = ''\nduration_s = 1\n[[excuse]]\nduring = 'cut'", "no fault of this kind");
+        check("about = ''\nduration_s = 1\n[load]\ntls = 3", "load.tls: expected 0 to 1, found 3");
+        let fault = |options: &str, expected: &str| {
+            check(&format!("about = ''\nduration_s = 1\n[[fault]]\n{options}"), expected);
+        };
+        fault("at = 1\nkind = 'meteor'", "meteor");
+        fault("kind = 'redis-pause'", "missing option `at`");
+        fault("at = 90\nfor = 20\nkind = 'redis-pause'", "at = 90 and for = 20 exceed the run");
+        fault("at = 1\nkind = 'node-kill'\nnode = 'tokyo-1'\nwype = true", "wype");
     }
 }

@@ -1,21 +1,21 @@
-//! Chance that repeats: a small generator (xoshiro256++, seeded by SplitMix64) and Zipf.
+//! Reproducible random numbers: xoshiro256++ seeded by SplitMix64, and Zipf's distribution.
 //!
-//! Written out here instead of taken from a crate, so that a seed from an old report still
-//! gives the same plan after every dependency has moved on.
+//! They are implemented here and not taken from a crate, so that a seed from an old report still
+//! gives the same plan after a dependency has changed.
 
-/// A stream of random numbers, given by its seed alone.
+/// A stream of random numbers that depends on its seed only.
 #[derive(Clone, Debug)]
 pub struct Random([u64; 4]);
 
 impl Random {
-    /// The stream of this seed.
+    /// Starts the stream of a seed.
     pub fn new(seed: u64) -> Self {
         let mut state = seed;
         Random(std::array::from_fn(|_| split_mix(&mut state)))
     }
 
-    /// A stream of its own for one purpose, so that drawing more in one place does not move
-    /// the numbers of another.
+    /// Starts a separate stream for one purpose, so that additional draws for one purpose do not
+    /// change the numbers of another.
     pub fn for_purpose(seed: u64, purpose: &str) -> Self {
         let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -37,28 +37,29 @@ impl Random {
         result
     }
 
-    /// In `[0, 1)`.
+    /// A number in `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// In `0..bound`; zero when `bound` is zero.
+    /// A number in `0..bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
     }
 
-    /// True with this chance.
+    /// True with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.unit() < probability
     }
 
-    /// In `low..=high`, each order of magnitude equally likely: sizes of web objects.
+    /// A number in `low..=high` with each order of magnitude equally likely, as sizes of web
+    /// objects are.
     pub fn log_uniform(&mut self, low: u64, high: u64) -> u64 {
         let (low, high) = (low.max(1) as f64, high.max(low).max(1) as f64);
         (low.ln() + self.unit() * (high.ln() - low.ln())).exp().round() as u64
     }
 
-    /// The gap to the next arrival of a Poisson process, in the unit of `mean`.
+    /// The time to the next arrival of a Poisson process, in the unit of `mean`.
     pub fn exponential(&mut self, mean: f64) -> f64 {
         -(1.0 - self.unit()).ln() * mean
     }
@@ -79,7 +80,7 @@ pub struct Zipf {
 }
 
 impl Zipf {
-    /// `count` of at least one.
+    /// The distribution over `count` ranks, at least one.
     pub fn new(count: usize, skew: f64) -> Self {
         let mut sum = 0.0;
         let weight = |rank: usize| 1.0 / ((rank + 1) as f64).powf(skew);
@@ -90,7 +91,7 @@ impl Zipf {
         Zipf { cumulative: cumulative.collect() }
     }
 
-    /// A rank.
+    /// Draws a rank.
     pub fn draw(&self, random: &mut Random) -> usize {
         let total = self.cumulative.last().copied().unwrap_or(1.0);
         let at = random.unit() * total;

@@ -1,13 +1,13 @@
-//! The comparison as a page: hit ratios over the trace, and what it cost the disk.
+//! The HTML report of a replay: hit ratios over the trace, and bytes written to disk.
 
-use super::{Counts, Shape, Trace, size};
+use super::{CacheShape, Counts, Trace, size};
 use std::fmt::Write as _;
 
-/// One HTML file that needs no network.
-pub fn html(title: &str, trace: &Trace, results: &[(Shape, Counts)]) -> String {
-    let asked = size(trace.bytes());
+/// The page: one HTML file that needs no network.
+pub fn html(title: &str, trace: &Trace, results: &[(CacheShape, Counts)]) -> String {
+    let requested = size(trace.bytes());
     let (requests, objects) = (grouped(trace.requests.len()), grouped(trace.objects()));
-    let about = format!("{requests} requests for {objects} objects, {asked} asked for");
+    let about = format!("{requests} requests for {objects} objects, {requested} requested");
     let mut body = String::new();
     let first = results.first().map(|(shape, _)| *shape);
     if let Some(shape) = first {
@@ -24,7 +24,7 @@ pub fn html(title: &str, trace: &Trace, results: &[(Shape, Counts)]) -> String {
         .replace("__BODY__", &body)
 }
 
-/// `1,000,000`.
+/// Formats a number with separators: `1,000,000`.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let comma = |(at, digit): (usize, char)| {
@@ -38,7 +38,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-fn legend(results: &[(Shape, Counts)]) -> String {
+fn legend(results: &[(CacheShape, Counts)]) -> String {
     let mut text = "<div class=legend>".to_owned();
     for (shape, counts) in results {
         let _ = write!(
@@ -46,14 +46,14 @@ fn legend(results: &[(Shape, Counts)]) -> String {
             "<span><i class=\"{}\"></i><b>{}</b> {:.1} % of requests, {:.1} % of bytes</span>",
             class(shape),
             shape.name(),
-            counts.object_hits(),
-            counts.byte_hits()
+            counts.request_hit_percent(),
+            counts.byte_hit_percent()
         );
     }
     text + "</div>"
 }
 
-fn class(shape: &Shape) -> String {
+fn class(shape: &CacheShape) -> String {
     let policy = shape.policy.as_str().to_ascii_lowercase();
     let dashed = if shape.admission { "" } else { " all" };
     format!("{policy}{dashed}")
@@ -66,7 +66,7 @@ const LEFT: f64 = 50.0;
 fn chart(
     title: &str,
     trace: &Trace,
-    results: &[(Shape, Counts)],
+    results: &[(CacheShape, Counts)],
     of: fn(&(u64, f64, f64)) -> f64,
 ) -> String {
     let requests = trace.requests.len().max(1) as f64;
@@ -87,14 +87,14 @@ fn chart(
     }
     for (shape, counts) in results.iter().rev() {
         let point = |point: &(u64, f64, f64)| format!("{:.1},{:.1}", x(point.0), y(of(point)));
-        let points: Vec<String> = counts.course.iter().map(point).collect();
+        let points: Vec<String> = counts.sections.iter().map(point).collect();
         let (class, points) = (class(shape), points.join(" "));
         let _ = write!(svg, "<polyline class=\"{class}\" points=\"{points}\" />");
     }
     svg + "</svg>"
 }
 
-fn writes(results: &[(Shape, Counts)]) -> String {
+fn writes(results: &[(CacheShape, Counts)]) -> String {
     let most = results.iter().map(|(_, counts)| counts.written_bytes).max().unwrap_or(0);
     if most == 0 {
         return String::new();
@@ -139,12 +139,13 @@ i.s3-fifo { color:var(--s3); } i.lru { color:var(--lru); } i.lfu { color:var(--l
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replay::{Made, PolicyName, make, replay, shapes};
+    use crate::replay::{PolicyName, TraceShape, cache_shapes, generate, replay};
 
     #[test]
     fn the_page_shows_every_policy_and_needs_no_network() {
-        let trace = make(&Made { requests: 5000, objects: 500, ..Made::default() }, 1);
-        let shapes = shapes(None, trace.footprint() / 20, trace.footprint() / 5);
+        let trace =
+            generate(&TraceShape { requests: 5000, objects: 500, ..TraceShape::default() }, 1);
+        let shapes = cache_shapes(None, trace.footprint() / 20, trace.footprint() / 5);
         let results: Vec<_> = shapes.into_iter().map(|s| (s, replay(&trace, s))).collect();
         let page = html("a <trace>", &trace, &results);
         assert_eq!(page.matches("<polyline").count(), 2 * 2 * PolicyName::ALL.len());

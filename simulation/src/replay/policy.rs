@@ -1,39 +1,38 @@
-//! Eviction and admission, as models: each holds so many bytes of numbered objects.
+//! Models of eviction and admission. Each model stores numbers and sizes of objects, not their bytes.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
-/// Which object.
+/// Number of an object.
 pub type Object = u64;
 
 /// The eviction policy of a memory tier.
 pub trait Policy {
-    /// Whether it holds the object; counts as a use of it.
+    /// Whether the object is stored; counts as a use of it.
     fn touch(&mut self, object: Object) -> bool;
 
-    /// Takes the object in and puts others out until there is room. What is larger than the
-    /// whole tier is not taken in.
+    /// Stores an object and evicts others until it fits. An object larger than the tier is not stored.
     fn insert(&mut self, object: Object, bytes: u64);
 }
 
 /// The policies to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum PolicyName {
-    /// The edge's: small, main and ghost queues (Yang et al., SOSP 2023).
+    /// The policy of the node: small, main and ghost queues (Yang et al., SOSP 2023).
     #[value(name = "s3-fifo")]
     S3Fifo,
     /// Least recently used.
     #[value(name = "lru")]
     Lru,
-    /// Least frequently used, the older of equals first.
+    /// Least frequently used; among equals the least recently used.
     #[value(name = "lfu")]
     Lfu,
 }
 
 impl PolicyName {
-    /// All of them, the edge's first.
+    /// All policies; the node's policy is first.
     pub const ALL: [PolicyName; 3] = [PolicyName::S3Fifo, PolicyName::Lru, PolicyName::Lfu];
 
-    /// For tables.
+    /// The name in tables.
     pub fn as_str(self) -> &'static str {
         match self {
             PolicyName::S3Fifo => "S3-FIFO",
@@ -42,34 +41,34 @@ impl PolicyName {
         }
     }
 
-    /// An empty one.
+    /// An empty memory tier of this size with the policy.
     pub fn build(self, bytes: u64) -> Box<dyn Policy> {
         match self {
             PolicyName::S3Fifo => Box::new(S3Fifo::new(bytes)),
-            PolicyName::Lru => Box::new(Ranked::new(bytes, |_, now| (0, now))),
-            PolicyName::Lfu => Box::new(Ranked::new(bytes, |uses, now| (uses, now))),
+            PolicyName::Lru => Box::new(RankedCache::new(bytes, |_, now| (0, now))),
+            PolicyName::Lfu => Box::new(RankedCache::new(bytes, |uses, now| (uses, now))),
         }
     }
 }
 
-/// LRU and LFU: evicts the lowest rank, which each use sets anew.
-struct Ranked {
+/// LRU or LFU: evicts the object with the lowest rank. Each use updates an object's rank.
+struct RankedCache {
     capacity: u64,
-    held: u64,
+    used_bytes: u64,
     now: u64,
     rank: fn(u64, u64) -> (u64, u64),
     entries: HashMap<Object, (u64, u64, (u64, u64))>,
     order: BTreeSet<((u64, u64), Object)>,
 }
 
-impl Ranked {
+impl RankedCache {
     fn new(capacity: u64, rank: fn(u64, u64) -> (u64, u64)) -> Self {
         let (entries, order) = (HashMap::new(), BTreeSet::new());
-        Ranked { capacity, held: 0, now: 0, rank, entries, order }
+        RankedCache { capacity, used_bytes: 0, now: 0, rank, entries, order }
     }
 }
 
-impl Policy for Ranked {
+impl Policy for RankedCache {
     fn touch(&mut self, object: Object) -> bool {
         self.now += 1;
         let Some((_, uses, rank)) = self.entries.get_mut(&object) else { return false };
@@ -84,28 +83,28 @@ impl Policy for Ranked {
         if bytes > self.capacity {
             return;
         }
-        while self.held + bytes > self.capacity
+        while self.used_bytes + bytes > self.capacity
             && let Some((_, lowest)) = self.order.pop_first()
         {
-            self.held -= self.entries.remove(&lowest).map_or(0, |(bytes, ..)| bytes);
+            self.used_bytes -= self.entries.remove(&lowest).map_or(0, |(bytes, ..)| bytes);
         }
         let rank = (self.rank)(1, self.now);
         self.entries.insert(object, (bytes, 1, rank));
         self.order.insert((rank, object));
-        self.held += bytes;
+        self.used_bytes += bytes;
     }
 }
 
-/// S3-FIFO: newcomers stand in a small queue, a tenth of the space. What is used again before
-/// its turn comes moves to the main queue, the rest is only remembered (ghost); what comes
-/// back while it is remembered goes to the main queue at once. The main queue gives what was
-/// used another round.
+/// S3-FIFO: a new object enters the small queue, a tenth of the space. At the end of that queue it moves
+/// to the main queue if it was used again; otherwise it is evicted and its number enters the ghost
+/// queue. A new object whose number is in the ghost queue enters the main queue directly. An object at
+/// the end of the main queue is reinserted if it was used.
 struct S3Fifo {
     capacity: u64,
     small: VecDeque<Object>,
     main: VecDeque<Object>,
     ghost: VecDeque<Object>,
-    remembered: HashSet<Object>,
+    ghost_objects: HashSet<Object>,
     entries: HashMap<Object, Entry>,
     small_bytes: u64,
     main_bytes: u64,
@@ -123,7 +122,7 @@ impl S3Fifo {
             small: VecDeque::new(),
             main: VecDeque::new(),
             ghost: VecDeque::new(),
-            remembered: HashSet::new(),
+            ghost_objects: HashSet::new(),
             entries: HashMap::new(),
             small_bytes: 0,
             main_bytes: 0,
@@ -148,7 +147,7 @@ impl S3Fifo {
             self.main.push_back(object);
         } else {
             self.entries.remove(&object);
-            self.remember(object);
+            self.add_ghost(object);
         }
     }
 
@@ -166,14 +165,14 @@ impl S3Fifo {
         }
     }
 
-    /// As many ghosts as there are objects in the main queue.
-    fn remember(&mut self, object: Object) {
-        if self.remembered.insert(object) {
+    /// Adds an object to the ghost queue, which is as long as the main queue.
+    fn add_ghost(&mut self, object: Object) {
+        if self.ghost_objects.insert(object) {
             self.ghost.push_back(object);
         }
         while self.ghost.len() > self.main.len().max(64) {
             if let Some(forgotten) = self.ghost.pop_front() {
-                self.remembered.remove(&forgotten);
+                self.ghost_objects.remove(&forgotten);
             }
         }
     }
@@ -193,7 +192,7 @@ impl Policy for S3Fifo {
             self.make_room();
         }
         self.entries.insert(object, Entry { bytes, uses: 0 });
-        if self.remembered.contains(&object) {
+        if self.ghost_objects.contains(&object) {
             self.main.push_back(object);
             self.main_bytes += bytes;
         } else {
@@ -203,44 +202,44 @@ impl Policy for S3Fifo {
     }
 }
 
-/// The disk tier: what is oldest goes first, as in a log of blocks without reinsertion.
+/// The disk tier: evicts the oldest object, like a ring of blocks without reinsertion.
 pub struct Fifo {
     capacity: u64,
-    held: u64,
+    used_bytes: u64,
     order: VecDeque<(Object, u64)>,
     objects: HashSet<Object>,
 }
 
 impl Fifo {
-    /// Of so many bytes; none holds nothing.
+    /// A tier with a capacity in bytes; 0 stores nothing.
     pub fn new(capacity: u64) -> Self {
-        Fifo { capacity, held: 0, order: VecDeque::new(), objects: HashSet::new() }
+        Fifo { capacity, used_bytes: 0, order: VecDeque::new(), objects: HashSet::new() }
     }
 
-    /// Whether it holds the object.
+    /// Whether the object is stored.
     pub fn contains(&self, object: Object) -> bool {
         self.objects.contains(&object)
     }
 
-    /// Whether the object was taken in.
+    /// Stores an object; returns false if it is stored already or larger than the tier.
     pub fn insert(&mut self, object: Object, bytes: u64) -> bool {
         if bytes > self.capacity || !self.objects.insert(object) {
             return false;
         }
         self.order.push_back((object, bytes));
-        self.held += bytes;
-        while self.held > self.capacity
+        self.used_bytes += bytes;
+        while self.used_bytes > self.capacity
             && let Some((oldest, bytes)) = self.order.pop_front()
         {
             self.objects.remove(&oldest);
-            self.held -= bytes;
+            self.used_bytes -= bytes;
         }
         true
     }
 }
 
-/// How often an object was asked for lately: a count-min sketch as the edge's store has one,
-/// halved every million requests.
+/// Counts recent requests for each object, like the admission of the node's store: a count-min sketch
+/// whose counters are halved every million requests.
 pub struct Sketch {
     counters: Vec<u8>,
     additions: u32,
@@ -250,12 +249,13 @@ const COUNTERS: usize = 1 << 22;
 const HALVE_EVERY: u32 = 1 << 20;
 
 impl Sketch {
-    /// Knows nothing.
+    /// A sketch without counts.
     pub fn new() -> Self {
         Sketch { counters: vec![0; COUNTERS], additions: 0 }
     }
 
-    /// Counts a request; how many there were, this one included, never too few.
+    /// Counts a request and returns an estimate of the requests for the object, including this one. The
+    /// estimate is never too low.
     pub fn add(&mut self, object: Object) -> u8 {
         self.additions += 1;
         if self.additions == HALVE_EVERY {
@@ -290,17 +290,17 @@ mod tests {
     }
 
     #[test]
-    fn lru_keeps_what_was_used_last() {
+    fn lru_evicts_the_least_recently_used() {
         assert_eq!(hits(PolicyName::Lru, 2, &[1, 2, 1, 3, 1, 2]), [1, 1]);
     }
 
     #[test]
-    fn lfu_keeps_what_was_used_most() {
+    fn lfu_evicts_the_least_frequently_used() {
         assert_eq!(hits(PolicyName::Lfu, 2, &[1, 1, 1, 2, 3, 1, 2]), [1, 1, 1]);
     }
 
     #[test]
-    fn s3_fifo_keeps_the_used_through_a_scan_that_lru_does_not() {
+    fn s3_fifo_keeps_used_objects_during_a_scan_and_lru_does_not() {
         let mut objects: Vec<Object> = vec![1, 2, 1, 2];
         objects.extend(100..140);
         objects.extend([1, 2]);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_holds_more_than_it_may() {
+    fn no_tier_exceeds_its_capacity() {
         let mut fifo = Fifo::new(10);
         assert!(fifo.insert(1, 6) && fifo.insert(2, 6));
         assert!(!fifo.contains(1) && fifo.contains(2));
@@ -322,13 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn the_sketch_counts_never_too_few() {
+    fn the_sketch_never_counts_too_low() {
         let mut sketch = Sketch::new();
         for object in 0..1000 {
             assert!(sketch.add(object) >= 1);
             assert!(sketch.add(object) >= 2);
         }
-        let strangers = (1_000_000..1_001_000).filter(|object| sketch.add(*object) > 1).count();
-        assert!(strangers < 50, "{strangers}");
+        let overestimated = (1_000_000..1_001_000).filter(|object| sketch.add(*object) > 1).count();
+        assert!(overestimated < 50, "{overestimated}");
     }
 }

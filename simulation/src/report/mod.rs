@@ -1,7 +1,7 @@
-//! The report: one HTML file that needs no network, and JSON for machines.
+//! The report of a run: one HTML file that needs no network, and JSON for other programs.
 //!
 //! `land.js` is a grid of 2.5 degrees, 144 columns from 180 W and 53 rows from 77.5 N: a bit
-//! for each cell whose middle is land. Made from Natural Earth 4.1's 1:110m land polygons
+//! for each cell whose middle is land. Generated from Natural Earth 4.1's 1:110m land polygons
 //! (public domain, by way of the npm package world-atlas 2.0.2).
 
 pub mod progress;
@@ -11,7 +11,7 @@ use crate::report::record::Record;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
-/// The whole page.
+/// The HTML page for a record.
 pub fn html(record: &Record) -> anyhow::Result<String> {
     let json = serde_json::to_string(record)?;
     // Inside a script element `</` would end it, and `<!--` would start a comment.
@@ -19,7 +19,7 @@ pub fn html(record: &Record) -> anyhow::Result<String> {
     Ok(PAGE.replace("__LAND__", LAND.trim()).replace("__RECORD__", &json))
 }
 
-/// Writes `NAME.html` and `NAME.json` into `folder`; returns the page's path.
+/// Writes `NAME.html` and `NAME.json` into `folder` and returns the path of the page.
 pub fn write(record: &Record, folder: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let stem: String =
@@ -41,7 +41,7 @@ mod tests {
     use crate::check::Findings;
     use crate::report::record::{FaultRow, NodeRow, PlaceRow, PurgeRow, Second, Totals, Verdict};
 
-    /// A record with everything in it that the page can show, made of sines.
+    /// A record with example data for every part of the page.
     pub(crate) fn sample() -> Record {
         let second = |at: usize| {
             let wave = (at as f64 / 7.0).sin();
@@ -128,9 +128,9 @@ mod tests {
         assert_eq!(page.matches("</script>").count(), own);
     }
 
-    /// `cargo test -p simulation sample_page -- --ignored` leaves a page to look at.
+    /// `cargo test -p simulation sample_page -- --ignored` writes a page to look at.
     #[test]
-    #[ignore = "writes a page for people to look at"]
+    #[ignore = "writes a page to look at"]
     fn sample_page() {
         let page = write(&sample(), &std::env::temp_dir().join("skerry-report")).expect("page");
         println!("{}", page.display());
@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// Looked at in a real browser: it draws everything, and the console stays silent.
+    /// In a real browser, the script draws everything and writes nothing to the console.
     #[test]
     fn a_browser_draws_the_page_without_an_error() {
         let browsers = ["chromium", "chromium-browser", "google-chrome"];

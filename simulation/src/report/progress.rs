@@ -1,12 +1,12 @@
-//! The line that moves while a run goes on. Nothing moves when stderr is not a terminal.
+//! The progress line during a run. It is only drawn if standard error is a terminal.
 
-use crate::check::Seen;
+use crate::check::Observation;
 use crate::plan::Plan;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
-/// Clones draw the same line.
+/// The progress of a run. Clones share one line.
 #[derive(Clone, Default)]
 pub struct Progress(Arc<Mutex<State>>);
 
@@ -27,7 +27,7 @@ impl Progress {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The fleet stands; the plan begins.
+    /// Prints the size of the plan when the fleet is ready and the load starts.
     pub fn begin(&self, name: &str, plan: &Plan, nodes: usize) {
         let mut state = self.state();
         *state = State { name: name.to_owned(), start: Some(Instant::now()), ..State::default() };
@@ -40,27 +40,27 @@ impl Progress {
         );
     }
 
-    /// An answer came; `broken` promises so far.
-    pub fn saw(&self, seen: &Seen, broken: u64) {
+    /// Counts the result of a request. `broken` is the number of broken promises so far.
+    pub fn observe(&self, observation: &Observation, broken: u64) {
         let mut state = self.state();
         state.requests += 1;
-        state.hits += u64::from(seen.is_hit());
+        state.hits += u64::from(observation.is_hit());
         state.errors +=
-            u64::from(seen.outcome.as_ref().map_or(true, |answer| answer.status >= 500));
+            u64::from(observation.outcome.as_ref().map_or(true, |answer| answer.status >= 500));
         state.broken = broken;
     }
 
-    /// Draws the line anew.
+    /// Redraws the line.
     pub fn tick(&self, faults: Vec<String>) {
         let mut state = self.state();
         let Some(start) = state.start.filter(|_| std::io::stderr().is_terminal()) else { return };
         state.drawn = true;
         let line = line(&state, start.elapsed().as_secs_f64(), &faults);
-        // A line that cannot be drawn is no reason to end a run.
+        // An error does not matter to the run.
         let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
     }
 
-    /// Leaves the line behind.
+    /// Ends the line at the end of the run.
     pub fn end(&self) {
         if self.state().drawn {
             eprintln!();
@@ -80,7 +80,7 @@ fn line(state: &State, elapsed_s: f64, faults: &[String]) -> String {
     };
     let broken = match state.broken {
         0 => String::new(),
-        broken => format!(" · {broken} BROKEN PROMISES"),
+        broken => format!(" · {broken} VIOLATIONS"),
     };
     format!(
         "{} {bar} {elapsed_s:.0}/{:.0} s · {} requests · {hits:.0} % hits · {} errors{faults}{broken}",
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_says_how_far_and_what_is_wrong() {
+    fn the_line_shows_progress_faults_and_violations() {
         let state = State {
             name: "steady".into(),
             duration_s: 60.0,
@@ -104,6 +104,6 @@ mod tests {
         };
         let line = line(&state, 30.0, &["Redis killed".into()]);
         assert!(line.starts_with("steady ████████████░░░░░░░░░░░░ 30/60 s · 200 requests · 75 %"));
-        assert!(line.ends_with("⚡ Redis killed · 2 BROKEN PROMISES"), "{line}");
+        assert!(line.ends_with("⚡ Redis killed · 2 VIOLATIONS"), "{line}");
     }
 }

@@ -1,78 +1,79 @@
-//! The result of a run: numbers for every second, events, verdicts. The report, the
-//! JSON for CI and the summary line are all made from this.
+//! The record of a run: figures for each second, events and verdicts. The HTML report, the JSON file and
+//! the summary line are made from it.
 
-use crate::check::{Checker, Findings, Sample, Seen};
+use crate::check::{Checker, Findings, Observation, Sample};
 use crate::journal::{Facts, Micros, NodeId, SECOND};
 use crate::plan::place::REGIONS;
 use serde::Serialize;
 
-/// A whole run.
+/// The record of a run.
 #[derive(Debug, Serialize)]
 pub struct Record {
     /// The scenario's name.
     pub scenario: String,
-    /// The scenario in one sentence.
+    /// The scenario's description.
     pub about: String,
-    /// Gives the same plan again.
+    /// The seed, which reproduces the plan.
     pub seed: u64,
-    /// The plan's name: equal plans have equal names.
+    /// The plan's fingerprint.
     pub plan: String,
-    /// Seconds of load.
+    /// Duration of the load in seconds.
     pub duration_s: u64,
-    /// Whether every promise was kept, and the lab did what the plan says.
+    /// Whether all promises were kept and all faults could be injected.
     pub passed: bool,
     /// Totals.
     pub totals: Totals,
-    /// The nodes and their regions.
+    /// The nodes, their locations and totals.
     pub nodes: Vec<NodeRow>,
-    /// The origins and their regions.
+    /// The locations of the origins.
     pub origins: Vec<PlaceRow>,
-    /// The region of Redis.
+    /// The location of Redis.
     pub redis: Option<PlaceRow>,
-    /// The countries of the clients, with the number of requests from each.
+    /// The locations of clients, with their number of requests.
     pub clients: Vec<ClientRow>,
-    /// One row a second.
+    /// Figures for each second.
     pub seconds: Vec<Second>,
-    /// The faults that the scenario injected.
+    /// The faults.
     pub faults: Vec<FaultRow>,
     /// Purges.
     pub purges: Vec<PurgeRow>,
-    /// The verdict of each checker.
+    /// The results of the checkers.
     pub verdicts: Vec<Verdict>,
-    /// Problems of the lab: a fault that could not be injected, a node that exited by itself.
+    /// Reasons why the run failed apart from broken promises: a fault that did not start, a node that
+    /// exited unexpectedly.
     pub trouble: Vec<String>,
-    /// Limits of the measurement, for the reader of the numbers.
+    /// Conditions that may make the figures unreliable, such as a pause of the machine.
     pub notes: Vec<String>,
 }
 
 /// Totals of a run.
 #[derive(Debug, Default, Serialize)]
 pub struct Totals {
-    /// Requests answered or failed.
+    /// Client requests, including failed ones.
     pub requests: u64,
     /// Served from a stored response.
     pub hits: u64,
-    /// Ended without a whole answer, or with a status of 500 and more.
+    /// Without a complete response, or with a status of 500 or more.
     pub errors: u64,
-    /// Bytes of body that clients got.
+    /// Body bytes that clients received.
     pub bytes: u64,
     /// Upstream requests.
     pub fetches: u64,
-    /// Bytes of body that origins sent.
+    /// Body bytes that origins sent.
     pub fetched_bytes: u64,
-    /// Time to the first byte, milliseconds: median, 95th, 99th percentile, all requests.
+    /// Time to first byte of all requests in milliseconds: 50th, 95th, 99th percentile.
     pub latency_ms: [f64; 3],
-    /// The same of hits only.
+    /// The same for hits only.
     pub hit_latency_ms: [f64; 3],
-    /// Issue to applied, milliseconds: median, 99th percentile, largest.
+    /// Time from issue to applied of purges in milliseconds: 50th, 99th percentile, maximum.
     pub propagation_ms: [f64; 3],
     /// Purges issued.
     pub purges: u64,
-    /// Purges that the admin API refused or did not answer.
+    /// Purges that the admin API refused or did not respond to.
     pub purges_failed: u64,
 }
 
-/// A place on the map.
+/// A location on the map.
 #[derive(Debug, Serialize)]
 pub struct PlaceRow {
     /// Its name.
@@ -84,7 +85,7 @@ pub struct PlaceRow {
 }
 
 impl PlaceRow {
-    /// Something in a region.
+    /// A location in a region.
     pub fn in_region(name: String, region: usize) -> Self {
         let Some(region) = REGIONS.get(region) else {
             return PlaceRow { name, latitude: 0.0, longitude: 0.0 };
@@ -96,66 +97,66 @@ impl PlaceRow {
 /// A node on the map, and its totals.
 #[derive(Debug, Serialize)]
 pub struct NodeRow {
-    /// Where it is.
+    /// Its location.
     #[serde(flatten)]
     pub place: PlaceRow,
-    /// Its region, for people.
+    /// The region's name in reports.
     pub region: String,
-    /// Requests that it got.
+    /// Requests that it received.
     pub requests: u64,
     /// Served from a stored response.
     pub hits: u64,
-    /// The largest resident memory seen, MiB.
+    /// The largest resident memory in MiB.
     pub memory_mib: u64,
-    /// The most open files seen.
+    /// The largest number of open files.
     pub files: u64,
     /// CPU time used, milliseconds.
     pub cpu_ms: u64,
-    /// `[from, to]` in seconds while its process was gone.
+    /// Periods in which its process was not running, as `[from, to]` in seconds.
     pub down: Vec<[f64; 2]>,
 }
 
-/// Clients on the map.
+/// The clients of a country.
 #[derive(Debug, Serialize)]
 pub struct ClientRow {
-    /// Where.
+    /// Their location.
     #[serde(flatten)]
     pub place: PlaceRow,
-    /// How many requests came from there.
+    /// Their number of requests.
     pub requests: u64,
 }
 
-/// One second.
+/// The figures of one second.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Second {
-    /// Requests sent in it.
+    /// Requests that clients sent in this second.
     pub requests: u64,
     /// Of these, served from a stored response.
     pub hits: u64,
-    /// Of these, without a whole answer or with a status of 500 and more.
+    /// Of these, without a complete response or with a status of 500 or more.
     pub errors: u64,
-    /// Time to the first byte in milliseconds: median, 95th, 99th percentile.
+    /// Time to first byte in milliseconds: 50th, 95th, 99th percentile.
     pub latency_ms: [f64; 3],
-    /// Upstream requests that began in it.
+    /// Upstream requests that started in this second.
     pub fetches: u64,
-    /// Of these, that asked "has it changed".
+    /// Of these, validations (conditional requests).
     pub validations: u64,
-    /// Bytes of body of the upstream requests that began in it.
+    /// Body bytes of these upstream requests.
     pub fetched_bytes: u64,
     /// Resident memory of all nodes, MiB.
     pub memory_mib: u64,
 }
 
-/// A fault, in seconds.
+/// A fault and its time in seconds.
 #[derive(Debug, Serialize)]
 pub struct FaultRow {
     /// Its kind.
     pub kind: String,
-    /// For people.
+    /// A description.
     pub what: String,
-    /// When it began.
+    /// When it started.
     pub from: f64,
-    /// When it was undone.
+    /// When it ended.
     pub to: f64,
 }
 
@@ -164,34 +165,34 @@ pub struct FaultRow {
 pub struct PurgeRow {
     /// When it was issued, seconds.
     pub at: f64,
-    /// The purged scope.
+    /// What it covered.
     pub scope: String,
-    /// Whether stale stayed allowed.
+    /// Whether it is soft.
     pub soft: bool,
-    /// Issue to applied at each node, milliseconds, by the receipts.
+    /// Time from issue to applied in milliseconds, of each receipt.
     pub ms: Vec<f64>,
     /// Nodes that had not applied it at the end.
     pub pending: usize,
-    /// Why it failed, if it did.
+    /// The error, if it failed.
     pub failed: Option<String>,
 }
 
-/// The verdict of one checker.
+/// The result of a checker.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
-    /// The checker.
+    /// The checker's name.
     pub name: String,
-    /// Its promise.
+    /// The checker's promise.
     pub promise: String,
     /// Whether the promise was kept.
     pub kept: bool,
-    /// The violations that it found.
+    /// The cases that were checked and the violations.
     #[serde(flatten)]
     pub findings: Findings,
 }
 
 impl Verdict {
-    /// Of a checker.
+    /// The current result of a checker.
     pub fn of(checker: &dyn Checker) -> Verdict {
         let findings = checker.findings().clone();
         let (name, promise) = (checker.name().to_owned(), checker.promise().to_owned());
@@ -199,9 +200,9 @@ impl Verdict {
     }
 }
 
-/// The facts that are kept of each response.
+/// The figures of one request that the record needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Brief {
+pub struct RequestSummary {
     sent: Micros,
     latency: Micros,
     node: NodeId,
@@ -211,23 +212,23 @@ pub struct Brief {
     error: bool,
 }
 
-impl Brief {
-    /// Of an answer.
-    pub fn of(seen: &Seen) -> Brief {
-        let status = seen.outcome.as_ref().map_or(599, |answer| answer.status);
-        Brief {
-            sent: seen.sent,
-            latency: seen.first_byte.saturating_sub(seen.sent),
-            node: seen.node,
-            country: seen.country,
-            bytes: seen.outcome.as_ref().map_or(0, |answer| answer.length),
-            hit: seen.is_hit(),
+impl RequestSummary {
+    /// The figures of an observation.
+    pub fn of(observation: &Observation) -> RequestSummary {
+        let status = observation.outcome.as_ref().map_or(599, |answer| answer.status);
+        RequestSummary {
+            sent: observation.sent,
+            latency: observation.first_byte.saturating_sub(observation.sent),
+            node: observation.node,
+            country: observation.country,
+            bytes: observation.outcome.as_ref().map_or(0, |answer| answer.length),
+            hit: observation.is_hit(),
             error: status >= 500,
         }
     }
 }
 
-/// Median, 95th, 99th percentile in milliseconds.
+/// The 50th, 95th and 99th percentile in milliseconds.
 pub fn percentiles(mut micros: Vec<Micros>) -> [f64; 3] {
     micros.sort_unstable();
     let at = |share: f64| {
@@ -241,23 +242,23 @@ fn second_of(at: Micros) -> usize {
     (at / SECOND) as usize
 }
 
-/// One row for each second of the run.
+/// The figures of each second of a run.
 pub fn seconds(
     count: usize,
-    briefs: &[Brief],
+    summaries: &[RequestSummary],
     facts: &Facts,
     samples: &[Sample],
     nodes: usize,
 ) -> Vec<Second> {
     let mut seconds = vec![Second::default(); count];
     let mut latencies = vec![Vec::new(); count];
-    for brief in briefs {
-        let at = second_of(brief.sent);
+    for summary in summaries {
+        let at = second_of(summary.sent);
         let Some(second) = seconds.get_mut(at) else { continue };
         second.requests += 1;
-        second.hits += u64::from(brief.hit);
-        second.errors += u64::from(brief.error);
-        latencies[at].push(brief.latency);
+        second.hits += u64::from(summary.hit);
+        second.errors += u64::from(summary.error);
+        latencies[at].push(summary.latency);
     }
     for fetch in &facts.fetches {
         let Some(second) = seconds.get_mut(second_of(fetch.began)) else { continue };
@@ -272,7 +273,7 @@ pub fn seconds(
     seconds
 }
 
-/// The sum over nodes of each one's latest sample.
+/// Adds the memory of all nodes, from the latest sample of each.
 fn add_memory(seconds: &mut [Second], samples: &[Sample], nodes: usize) {
     let mut latest = vec![0; nodes];
     let mut samples = samples.iter().peekable();
@@ -284,27 +285,28 @@ fn add_memory(seconds: &mut [Second], samples: &[Sample], nodes: usize) {
     }
 }
 
-/// Totals of a run.
-pub fn totals(briefs: &[Brief], facts: &Facts) -> Totals {
+/// The totals of a run.
+pub fn totals(summaries: &[RequestSummary], facts: &Facts) -> Totals {
     let of = |hits_only: bool| {
-        let counted = briefs.iter().filter(|brief| !brief.error && (brief.hit || !hits_only));
-        percentiles(counted.map(|brief| brief.latency).collect())
+        let counted =
+            summaries.iter().filter(|summary| !summary.error && (summary.hit || !hits_only));
+        percentiles(counted.map(|summary| summary.latency).collect())
     };
-    let mut travel: Vec<f64> = facts
+    let mut propagation: Vec<f64> = facts
         .purges
         .iter()
         .flat_map(|purge| purge.propagation_ms.iter().map(|(_, ms)| *ms))
         .collect();
-    travel.sort_by(f64::total_cmp);
+    propagation.sort_by(f64::total_cmp);
     let at = |share: f64| {
-        let index = (share * travel.len() as f64).ceil() as usize;
-        travel.get(index.saturating_sub(1)).copied().unwrap_or(0.0)
+        let index = (share * propagation.len() as f64).ceil() as usize;
+        propagation.get(index.saturating_sub(1)).copied().unwrap_or(0.0)
     };
     Totals {
-        requests: briefs.len() as u64,
-        hits: briefs.iter().filter(|brief| brief.hit).count() as u64,
-        errors: briefs.iter().filter(|brief| brief.error).count() as u64,
-        bytes: briefs.iter().map(|brief| brief.bytes).sum(),
+        requests: summaries.len() as u64,
+        hits: summaries.iter().filter(|summary| summary.hit).count() as u64,
+        errors: summaries.iter().filter(|summary| summary.error).count() as u64,
+        bytes: summaries.iter().map(|summary| summary.bytes).sum(),
         fetches: facts.fetches.len() as u64,
         fetched_bytes: facts.fetches.iter().map(|fetch| fetch.bytes).sum(),
         latency_ms: of(false),
@@ -315,22 +317,22 @@ pub fn totals(briefs: &[Brief], facts: &Facts) -> Totals {
     }
 }
 
-/// Totals and down times of each node.
+/// The totals and down times of each node.
 pub fn node_rows(
     nodes: &[(String, usize)],
-    briefs: &[Brief],
+    summaries: &[RequestSummary],
     facts: &Facts,
     samples: &[Sample],
     end: Micros,
 ) -> Vec<NodeRow> {
     let row = |(number, (name, region)): (usize, &(String, usize))| {
-        let own = || briefs.iter().filter(|brief| brief.node == number);
+        let own = || summaries.iter().filter(|summary| summary.node == number);
         let sampled = || samples.iter().filter(|sample| sample.node == number);
         NodeRow {
             place: PlaceRow::in_region(name.clone(), *region),
             region: REGIONS[*region].label.to_owned(),
             requests: own().count() as u64,
-            hits: own().filter(|brief| brief.hit).count() as u64,
+            hits: own().filter(|summary| summary.hit).count() as u64,
             memory_mib: sampled().map(|sample| sample.resident_bytes >> 20).max().unwrap_or(0),
             files: sampled().map(|sample| sample.files).max().unwrap_or(0),
             cpu_ms: sampled().map(|sample| sample.cpu_ms).max().unwrap_or(0),
@@ -343,11 +345,11 @@ pub fn node_rows(
 fn down_times(node: NodeId, facts: &Facts, end: Micros) -> Vec<[f64; 2]> {
     let mut down = Vec::new();
     let mut since = None;
-    for life in facts.lives.iter().filter(|life| life.node == node) {
-        match (life.up, since) {
-            (false, None) => since = Some(life.at),
+    for event in facts.process_events.iter().filter(|event| event.node == node) {
+        match (event.is_start, since) {
+            (false, None) => since = Some(event.at),
             (true, Some(from)) => {
-                down.push([in_seconds(from), in_seconds(life.at)]);
+                down.push([in_seconds(from), in_seconds(event.at)]);
                 since = None;
             }
             _ => {}
@@ -357,20 +359,20 @@ fn down_times(node: NodeId, facts: &Facts, end: Micros) -> Vec<[f64; 2]> {
     down
 }
 
-/// Requests of each country.
-pub fn client_rows(briefs: &[Brief]) -> Vec<ClientRow> {
+/// The number of requests of each country.
+pub fn client_rows(summaries: &[RequestSummary]) -> Vec<ClientRow> {
     let row = |(number, country): (usize, &crate::plan::place::Country)| ClientRow {
         place: PlaceRow {
-            name: format!("{} ({})", country.city, country.code),
-            latitude: country.latitude,
-            longitude: country.longitude,
+            name: format!("{} ({})", country.city.name, country.code),
+            latitude: country.city.latitude,
+            longitude: country.city.longitude,
         },
-        requests: briefs.iter().filter(|brief| brief.country == number).count() as u64,
+        requests: summaries.iter().filter(|summary| summary.country == number).count() as u64,
     };
     crate::plan::place::COUNTRIES.iter().enumerate().map(row).collect()
 }
 
-/// Faults, purges.
+/// The faults and purges of a run.
 pub fn event_rows(facts: &Facts, end: Micros) -> (Vec<FaultRow>, Vec<PurgeRow>) {
     let faults = facts.faults.iter().map(|fault| FaultRow {
         kind: fault.kind.clone(),
@@ -394,15 +396,16 @@ fn in_seconds(at: Micros) -> f64 {
 }
 
 impl Record {
-    /// One line for the terminal.
+    /// A summary in one line for the terminal.
     pub fn summary(&self) -> String {
         let totals = &self.totals;
         let share = 100.0 * totals.hits as f64 / totals.requests.max(1) as f64;
         let broken: u64 = self.verdicts.iter().map(|verdict| verdict.findings.broken).sum();
         let verdict = match broken {
             0 if self.passed => format!("PASS: {} promises kept", self.verdicts.len()),
-            0 => "FAIL: the lab could not do all of its plan".to_owned(),
-            _ => format!("FAIL: {broken} broken promises"),
+            0 => "FAIL: the run did not go as planned".to_owned(),
+            1 => "FAIL: 1 violation".to_owned(),
+            _ => format!("FAIL: {broken} violations"),
         };
         format!(
             "{verdict} · {} · seed {} · {} requests, {share:.1} % hits, {} errors · first byte \
@@ -423,7 +426,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::LifeEvent;
+    use crate::journal::ProcessEvent;
 
     #[test]
     fn percentiles_are_of_the_sorted_values() {
@@ -434,7 +437,7 @@ mod tests {
 
     #[test]
     fn requests_count_in_the_second_in_which_they_were_sent() {
-        let brief = |sent, hit| Brief {
+        let summary = |sent, hit| RequestSummary {
             sent,
             hit,
             latency: 1000,
@@ -443,8 +446,8 @@ mod tests {
             bytes: 1,
             error: false,
         };
-        let briefs = [brief(0, true), brief(999_999, false), brief(SECOND, true)];
-        let seconds = seconds(2, &briefs, &Facts::default(), &[], 1);
+        let summaries = [summary(0, true), summary(999_999, false), summary(SECOND, true)];
+        let seconds = seconds(2, &summaries, &Facts::default(), &[], 1);
         assert_eq!((seconds[0].requests, seconds[0].hits), (2, 1));
         assert_eq!((seconds[1].requests, seconds[1].hits), (1, 1));
     }
@@ -452,8 +455,8 @@ mod tests {
     #[test]
     fn a_node_is_down_between_its_lives() {
         let mut facts = Facts::default();
-        for (at, up) in [(0, true), (5, false), (7, true), (9, false)] {
-            facts.lives.push(LifeEvent { node: 0, at: at * SECOND, up });
+        for (at, is_start) in [(0, true), (5, false), (7, true), (9, false)] {
+            facts.process_events.push(ProcessEvent { node: 0, at: at * SECOND, is_start });
         }
         assert_eq!(down_times(0, &facts, 10 * SECOND), [[5.0, 7.0], [9.0, 10.0]]);
     }
