@@ -1,9 +1,8 @@
-// compare.mjs SUITE RESULT EXPECTED [--bless]: holds a run's result against what is expected, a
-// line a test: kind, outcome, test. Prints the counts; exits with 1 when anything differs.
+// compare.mjs SUITE RESULT EXPECTED [--bless]: compares the result of a run with the expected one. A line
+// of EXPECTED has kind, outcome and name of a test. Prints the counts; exits with 1 at any difference.
 //
-// Outcomes, by the suite's own rules: pass and fail; for a question (check), yes and no; n/a
-// when the test says nothing, because what it depends on did not come out as pass or yes, or
-// its first steps failed.
+// Outcomes, by the suite's rules: pass and fail; yes and no for a question (check); n/a if a test that
+// it depends on has neither pass nor yes, or if its setup failed.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'

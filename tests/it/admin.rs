@@ -1,11 +1,11 @@
-//! The admin API as an operator meets it: who may call, over what, and what a refusal says.
+//! The admin API at the socket: access control, transports and error responses.
 
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::harness::authority::{Authority, text};
-use crate::harness::{Answer, Edge, Origin, skerry};
+use crate::harness::{Answer, Edge, Origin, Request, skerry};
 
 /// One call by the real curl: the status (0: no answer) and the body.
 fn curl(edge: &Edge, authority: &Authority, path: &str, more: &[&str]) -> (u16, String) {
@@ -123,7 +123,15 @@ fn refusals_are_audited_and_counted() {
         let fields = [format!("Authorization: Bearer {token}")];
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         let mut client = crate::harness::Client::connect(edge.admin);
-        client.request("POST", "localhost", "/purge", &fields, b"{\"all\": true}").status
+        client
+            .request(Request {
+                method: "POST",
+                host: "localhost",
+                target: "/purge",
+                fields: &fields,
+                body: b"{\"all\": true}",
+            })
+            .status
     };
     assert_eq!((call("guess"), call("test")), (401, 403));
     for _ in 0..40 {
@@ -167,7 +175,13 @@ fn connections_that_callers_keep_leave_room_for_others() {
     let edge = Edge::before("http://127.0.0.1:9");
     let kept = || {
         let mut client = crate::harness::Client::connect(edge.admin);
-        let answer = client.request("GET", "localhost", "/readyz", &[], b"");
+        let answer = client.request(Request {
+            method: "GET",
+            host: "localhost",
+            target: "/readyz",
+            fields: &[],
+            body: b"",
+        });
         let closes = answer.header("connection") == "close";
         (!closes).then_some(client)
     };
@@ -196,7 +210,7 @@ fn a_misspelt_parameter_is_refused_by_name() {
     check("GET", "/explain?ulr=http://a/", "expected one of url, client, country");
 }
 
-/// The status, the fields and the body of a request that is written as it stands.
+/// Sends raw request bytes and returns status, fields and body of the response.
 fn written(edge: &Edge, head: &str) -> String {
     crate::harness::raw(edge.admin, format!("{head}\r\n\r\n").as_bytes())
 }

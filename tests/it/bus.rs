@@ -1,5 +1,5 @@
-//! The purge bus as a fleet sees it: real `skerry` processes, a real `redis-server`, an origin
-//! with a clock, and a checker that knows nothing of either. Skipped where there is no `redis-server`.
+//! The purge bus of a fleet: real `skerry` processes, a real `redis-server`, an origin with a clock, and a
+//! checker that is independent of both. Skipped without `redis-server`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -14,10 +14,10 @@ use serde_json::Value;
 use skerry::Clock;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, LongLink, Origin, Random};
+use crate::harness::{Answer, LongLink, Origin, Random, Request};
 
-/// Purges that were acknowledged hold, whatever is killed, cut or trimmed. `SKERRY_CHAOS_PURGES`
-/// sets how many (10,000 for the long form), `SKERRY_CHAOS_SEED` repeats a run.
+/// Acknowledged purges stay in force when processes are killed, connections closed and the stream trimmed.
+/// `SKERRY_CHAOS_PURGES` is the number of purges (10,000 in the long form), `SKERRY_CHAOS_SEED` repeats a run.
 #[test]
 fn no_fresh_response_is_older_than_an_acknowledged_purge() {
     let purges = from_environment("SKERRY_CHAOS_PURGES").unwrap_or(500);
@@ -266,7 +266,11 @@ fn a_purge_request_purges_where_it_is_allowed() {
         node.wait_until_ready();
         node.get("/1?a=b").unwrap();
         assert!(node.get("/1?a=b").unwrap().1.contains("; hit"));
-        let (status, ..) = exchange(node.http, HOST, "PURGE", "/1?a=b", "", &[]).unwrap();
+        let (status, ..) = exchange(
+            node.http,
+            Request { method: "PURGE", host: HOST, target: "/1?a=b", fields: &[], body: b"" },
+        )
+        .unwrap();
         let is_gone = !node.get("/1?a=b").unwrap().1.contains("; hit");
         assert_eq!((status, is_gone), expected, "{from}");
     };
@@ -290,7 +294,7 @@ fn a_full_disk_under_the_logs_stops_neither_purges_nor_clients() {
     assert_eq!(node.metric("skerry_audit_lines_lost_total"), Some(3.0));
 }
 
-/// A caller that announces a gigabyte is told before it has sent it.
+/// A request with a too large `Content-Length` is refused before its body is sent.
 fn gigabyte(node: &NodeProcess) -> u16 {
     let mut stream = TcpStream::connect(node.admin).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
@@ -315,7 +319,7 @@ fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}")
 }
 
-/// Five processes, Redis, an origin that stamps what it sends, and who was promised what.
+/// Five nodes, Redis, an origin that puts its clock into each response, and the acknowledged purges.
 struct Fleet {
     nodes: Vec<NodeProcess>,
     redis: RedisProcess,
@@ -343,7 +347,7 @@ impl Fleet {
         let link = (!delay.is_zero()).then(|| LongLink::to(redis.port, delay));
         let port = link.as_ref().map_or(redis.port, |link| link.port);
         let stamps = clock.clone();
-        // Fresh for long, and without a validator: what is validated is fetched anew.
+        // A long lifetime and no validator: a stale response is fetched completely.
         let origin =
             Origin::start(move |_| Answer::ok(now_us(&stamps).to_string()).fresh_for(3600));
         let nodes: Vec<_> = (0..count)
@@ -367,8 +371,8 @@ impl Fleet {
         })
     }
 
-    /// Compares what a node answered with what it had promised before it was asked. Whether
-    /// it was a fresh hit.
+    /// Compares a response with the purges that its node had acknowledged before the request. Returns
+    /// whether the response was a fresh hit.
     fn check(&self, node: usize, key: u64, promised: u64, answer: &(u16, String, String)) -> bool {
         let (status, head, body) = answer;
         let is_hit = head.to_ascii_lowercase().contains("cache-status") && head.contains("; hit");
@@ -387,7 +391,7 @@ impl Fleet {
         self.acknowledged[node].lock().unwrap().get(&key).copied().unwrap_or_default()
     }
 
-    /// Everything runs again, and every node has what was ordered.
+    /// Restarts everything and waits until every node has applied all purges.
     fn settle(&self) {
         self.redis.run();
         for node in &self.nodes {
@@ -434,7 +438,7 @@ impl Fleet {
     }
 }
 
-/// Asks one node for keys until the end; how many fresh hits there were.
+/// Requests random keys from one node until the end of the test. Returns the number of fresh hits.
 fn read(fleet: &Fleet, node: usize, seed: u64, is_over: &AtomicBool) -> u64 {
     let mut random = Random(seed ^ (node as u64 + 1));
     let mut hits = 0;
@@ -470,7 +474,7 @@ fn purge(fleet: &Fleet, number: u64, count: u64, seed: u64) -> u64 {
         let answer: Value = serde_json::from_str(&answer).expect("JSON");
         raise(&fleet.ordered, key, ordered_at);
         for (name, state) in answer["nodes"].as_object().expect("nodes") {
-            // What is pending may have no name: whoever was there before Redis lost its data.
+            // After Redis has lost its data, a pending node may have no name.
             if state["state"] == "applied" {
                 let number: usize = name.trim_start_matches("node-").parse().expect("a number");
                 raise(&fleet.acknowledged[number], key, ordered_at);
@@ -521,7 +525,7 @@ fn break_things(fleet: &Fleet, seed: u64, is_over: &AtomicBool) -> u64 {
     faults
 }
 
-/// A `skerry` process that can be killed and started anew in its place.
+/// A `skerry` process that can be killed and restarted with the same configuration.
 struct NodeProcess {
     http: SocketAddr,
     admin: SocketAddr,
@@ -603,7 +607,7 @@ impl NodeProcess {
     }
 
     fn get(&self, target: &str) -> io::Result<(u16, String, String)> {
-        exchange(self.http, HOST, "GET", target, "", &[])
+        exchange(self.http, Request { method: "GET", host: HOST, target, fields: &[], body: b"" })
     }
 
     fn admin(&self, method: &str, target: &str, body: &str) -> io::Result<(u16, String)> {
@@ -617,8 +621,11 @@ impl NodeProcess {
         body: &str,
         fields: &[&str],
     ) -> io::Result<(u16, String)> {
-        exchange(self.admin, "localhost", method, target, body, fields)
-            .map(|(status, _, body)| (status, body))
+        exchange(
+            self.admin,
+            Request { method, host: "localhost", target, fields, body: body.as_bytes() },
+        )
+        .map(|(status, _, body)| (status, body))
     }
 }
 
@@ -628,24 +635,18 @@ impl Drop for NodeProcess {
     }
 }
 
-/// Status, head and body of one exchange on a connection of its own. Unlike the harness' client
-/// it takes a peer that dies for an answer.
-fn exchange(
-    address: SocketAddr,
-    host: &str,
-    method: &str,
-    target: &str,
-    body: &str,
-    fields: &[&str],
-) -> io::Result<(u16, String, String)> {
+/// Sends a request on a new connection and returns status, header section and body. Unlike the client of the
+/// harness it returns an error if the node dies.
+fn exchange(address: SocketAddr, request: Request) -> io::Result<(u16, String, String)> {
+    let Request { method, host, target, fields, body } = request;
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(LONG))?;
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
     for field in fields {
         head.push_str(&format!("{field}\r\n"));
     }
-    head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
-    stream.write_all(head.as_bytes())?;
+    head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);

@@ -1,6 +1,6 @@
-//! The caching rules at the socket: what the client gets and what the origin is asked. The rules
-//! one by one are in `src/cache`; the public suite (`tests/conformance`) asks many of these, and
-//! here is what it leaves out.
+//! Caching at the socket: the responses to the client and the requests to the origin. Unit tests of single
+//! rules are in `src/cache`. The public suite in `tests/conformance` covers many cases; this file has those
+//! that it lacks.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use skerry::Clock;
 
-use crate::harness::origin::Seen;
-use crate::harness::{Answer, Edge, Gate, Origin, Response, raw, until};
+use crate::harness::origin::ReceivedRequest;
+use crate::harness::{Answer, Edge, Gate, Origin, Request, Response, raw, until};
 
 /// An origin that answers its n-th request, from one, by `answer(n, request)`.
-fn counting(answer: impl Fn(usize, &Seen) -> Answer + Send + Sync + 'static) -> Origin {
+fn counting(answer: impl Fn(usize, &ReceivedRequest) -> Answer + Send + Sync + 'static) -> Origin {
     let count = std::sync::atomic::AtomicUsize::new(0);
-    Origin::start(move |seen| {
-        answer(1 + count.fetch_add(1, std::sync::atomic::Ordering::SeqCst), seen)
+    Origin::start(move |request| {
+        answer(1 + count.fetch_add(1, std::sync::atomic::Ordering::SeqCst), request)
     })
 }
 
@@ -27,7 +27,7 @@ fn numbered(control: &'static str) -> Origin {
 }
 
 fn send(edge: &Edge, method: &str, target: &str, body: &[u8]) -> Response {
-    edge.connect().request(method, "edge.test", target, &[], body)
+    edge.connect().request(Request { method, host: "edge.test", target, fields: &[], body })
 }
 
 #[test]
@@ -46,65 +46,22 @@ fn a_stored_response_is_served_until_it_is_stale() {
     assert_eq!(edge.get("/a").text(), "2");
 }
 
-/// What the public suite's newest state asks of `Age` (freshness-*-age, other-age-update-*,
-/// cdn-max-age-age, age-parse-*): seconds stand for dates that far from now.
+/// The `Age` cases of the latest public cache tests (freshness-*-age, other-age-update-*, cdn-max-age-age,
+/// age-parse-*). A number of seconds stands for a date that far from now.
 #[test]
 fn the_origins_age_counts_and_leaves_once() {
-    let check = |id: &str, dates: &[(&str, i64)], fields: &[(&str, &str)], is_reused: bool| {
-        let now = Clock::system().now();
-        let date = |offset: i64| {
-            let span = Duration::from_secs(offset.unsigned_abs());
-            httpdate::fmt_http_date(if offset < 0 { now - span } else { now + span })
-        };
-        let dates = dates.iter().map(|(name, offset)| (*name, date(*offset)));
-        let fields = fields.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let lines: Vec<(&str, String)> = dates.chain(fields).collect();
-        let ages = lines.iter().filter(|(name, _)| *name == "Age");
-        let first: Vec<String> = ages.map(|(_, value)| value.clone()).collect();
-        let origin = {
-            let lines: Vec<_> =
-                lines.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-            Origin::start(move |_| {
-                let line =
-                    |answer: Answer, (name, value): &(String, String)| answer.header(name, value);
-                lines.iter().fold(Answer::ok("hello"), line)
-            })
-        };
-        let edge = Edge::before(&origin.url());
-        let lines_of = |response: &Response| {
-            let is_age = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("age");
-            response.headers.iter().filter(is_age).count()
-        };
-        let made = edge.get("/");
-        assert!(lines_of(&made) <= 1, "{id}: {made:?}");
-        if let [age] = &first[..]
-            && age.parse::<u32>().is_ok_and(|age| age > 0 && age < 1 << 31)
-        {
-            assert_eq!(made.header("age"), *age, "{id}: {made:?}");
-        }
-        edge.advance(3);
-        let again = edge.get("/");
-        assert_eq!(again.is_hit(), is_reused, "{id}: {again:?}");
-        assert_eq!(origin.requests(), if is_reused { 1 } else { 2 }, "{id}");
-        assert!(lines_of(&again) <= 1, "{id}: {again:?}");
-        if is_reused {
-            let age: u64 = again.header("age").parse().expect("one age");
-            let before = first.first().and_then(|age| age.parse().ok()).unwrap_or(0);
-            assert!((before + 3..before + 30).contains(&age), "{id}: {again:?}");
-        }
-    };
     let day = 24 * 60 * 60;
     let hour = ("Cache-Control", "max-age=3600");
-    check("freshness-max-age-age", &[("Date", 0)], &[hour, ("Age", "7200")], false);
+    check_age("freshness-max-age-age", &[("Date", 0)], &[hour, ("Age", "7200")], false);
     let cdn = ("CDN-Cache-Control", "max-age=3600");
-    check("cdn-max-age-age", &[("Date", 0)], &[cdn, ("Age", "7200")], false);
+    check_age("cdn-max-age-age", &[("Date", 0)], &[cdn, ("Age", "7200")], false);
     let slow = [("Date", -10), ("Expires", 10)];
-    check("freshness-expires-age-slow-date", &slow, &[("Age", "25")], false);
+    check_age("freshness-expires-age-slow-date", &slow, &[("Age", "25")], false);
     let fast = [("Date", 10), ("Expires", 20)];
-    check("freshness-expires-age-fast-date", &fast, &[("Age", "15")], false);
+    check_age("freshness-expires-age-fast-date", &fast, &[("Age", "15")], false);
     let month = [("Date", 0), ("Expires", 30 * day)];
-    check("other-age-update-expires", &month, &[("Age", "30")], true);
-    check("other-age-update-max-age", &[], &[hour, ("Age", "30")], true);
+    check_age("other-age-update-expires", &month, &[("Age", "30")], true);
+    check_age("other-age-update-max-age", &[], &[hour, ("Age", "30")], true);
     for (id, ages, is_reused) in [
         ("age-parse-nonnumeric", &["abc"][..], true),
         ("age-parse-negative", &["-7200"], true),
@@ -120,16 +77,70 @@ fn the_origins_age_counts_and_leaves_once() {
         ("age-parse-dup-0-twoline", &["0", "0"], true),
     ] {
         let ages = ages.iter().map(|age| ("Age", *age));
-        check(id, &[("Date", 0)], &[hour].into_iter().chain(ages).collect::<Vec<_>>(), is_reused);
+        check_age(
+            id,
+            &[("Date", 0)],
+            &[hour].into_iter().chain(ages).collect::<Vec<_>>(),
+            is_reused,
+        );
     }
     let long = ("Cache-Control", "max-age=10000");
-    check("age-parse-dup-old", &[("Date", 0)], &[long, ("Age", "3600"), ("Age", "3600")], true);
+    check_age("age-parse-dup-old", &[("Date", 0)], &[long, ("Age", "3600"), ("Age", "3600")], true);
+}
+
+fn check_age(id: &str, dates: &[(&str, i64)], fields: &[(&str, &str)], is_reused: bool) {
+    let lines = age_case_lines(dates, fields);
+    let ages: Vec<&String> =
+        lines.iter().filter(|(name, _)| name == "Age").map(|(_, value)| value).collect();
+    let single_age = match ages[..] {
+        [age] => age.parse::<u32>().ok().filter(|age| (1..1 << 31).contains(age)),
+        _ => None,
+    };
+    let first_age: u64 = ages.first().and_then(|age| age.parse().ok()).unwrap_or(0);
+    let origin = {
+        let lines = lines.clone();
+        Origin::start(move |_| {
+            let add = |answer: Answer, (name, value): &(String, String)| answer.header(name, value);
+            lines.iter().fold(Answer::ok("hello"), add)
+        })
+    };
+    let edge = Edge::before(&origin.url());
+    let age_lines = |response: &Response| {
+        let is_age = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("age");
+        response.headers.iter().filter(is_age).count()
+    };
+    let first = edge.get("/");
+    assert!(age_lines(&first) <= 1, "{id}: {first:?}");
+    if let Some(age) = single_age {
+        assert_eq!(first.header("age"), age.to_string(), "{id}: {first:?}");
+    }
+    edge.advance(3);
+    let second = edge.get("/");
+    assert_eq!(second.is_hit(), is_reused, "{id}: {second:?}");
+    assert_eq!(origin.request_count(), if is_reused { 1 } else { 2 }, "{id}");
+    assert!(age_lines(&second) <= 1, "{id}: {second:?}");
+    if is_reused {
+        let age: u64 = second.header("age").parse().expect("one age");
+        assert!((first_age + 3..first_age + 30).contains(&age), "{id}: {second:?}");
+    }
+}
+
+/// The field lines of a response: dates, given in seconds from now, and other fields.
+fn age_case_lines(dates: &[(&str, i64)], fields: &[(&str, &str)]) -> Vec<(String, String)> {
+    let now = Clock::system().now();
+    let date = |offset: i64| {
+        let span = Duration::from_secs(offset.unsigned_abs());
+        httpdate::fmt_http_date(if offset < 0 { now - span } else { now + span })
+    };
+    let dates = dates.iter().map(|(name, offset)| ((*name).to_owned(), date(*offset)));
+    let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    dates.chain(fields).collect()
 }
 
 #[test]
 fn cdn_cache_control_goes_before_cache_control() {
-    let origin = Origin::start(|seen| {
-        let (cdn, plain) = match &*seen.target {
+    let origin = Origin::start(|request| {
+        let (cdn, plain) = match &*request.target {
             "/stored" => ("max-age=60", "no-store"),
             "/not-stored" => ("no-store", "max-age=60"),
             "/private" => ("private", "max-age=60"),
@@ -207,7 +218,7 @@ fn a_stale_response_stands_in_for_an_error_that_nobody_is_to_share() {
     assert_eq!(edge.get("/a").text(), "2");
     let alone = edge.get("/a");
     assert_eq!((alone.status, alone.text(), alone.is_hit()), (200, "1", false), "{alone:?}");
-    assert_eq!(origin.requests(), 3);
+    assert_eq!(origin.request_count(), 3);
 }
 
 #[test]
@@ -232,7 +243,7 @@ fn who_waits_for_another_ones_error_has_the_stale_response_too() {
             assert_eq!((response.status, response.text()), (200, "1"), "{response:?}");
         }
     });
-    assert_eq!(origin.requests(), 2);
+    assert_eq!(origin.request_count(), 2);
 }
 
 #[test]
@@ -304,9 +315,9 @@ fn fields_named_by_no_cache_reach_the_first_client_alone() {
 
 #[test]
 fn a_post_that_says_so_answers_later_gets_and_outlives_what_it_invalidates() {
-    let origin = counting(|n, seen| {
+    let origin = counting(|n, request| {
         let answer = Answer::ok(n.to_string()).fresh_for(60);
-        if seen.method == "POST" { answer.header("Content-Location", "/a") } else { answer }
+        if request.method == "POST" { answer.header("Content-Location", "/a") } else { answer }
     });
     let edge = Edge::before(&origin.url());
     assert_eq!(edge.get("/a").text(), "1");
@@ -320,8 +331,8 @@ fn a_post_that_says_so_answers_later_gets_and_outlives_what_it_invalidates() {
 
 #[test]
 fn a_stored_post_answers_the_next_get_whatever_others_invalidate_meanwhile() {
-    let origin = Origin::start(|seen| match &*seen.method {
-        "POST" => Answer::ok("x").fresh_for(60).header("Content-Location", &seen.target),
+    let origin = Origin::start(|request| match &*request.method {
+        "POST" => Answer::ok("x").fresh_for(60).header("Content-Location", &request.target),
         _ => Answer::ok("y"),
     });
     let edge = Edge::before(&origin.url());
@@ -343,7 +354,7 @@ fn a_stored_post_answers_the_next_get_whatever_others_invalidate_meanwhile() {
 
 #[test]
 fn unsafe_methods_invalidate_and_errors_do_not() {
-    let origin = counting(|n, seen| match &*seen.method {
+    let origin = counting(|n, request| match &*request.method {
         "PUT" => Answer::status(204),
         "DELETE" => Answer::status(403),
         _ => Answer::ok(n.to_string()).fresh_for(60),
@@ -368,7 +379,7 @@ fn a_part_that_comes_for_the_whole_is_passed_on_and_not_stored() {
         assert!(!part.is_hit());
     }
     // Without a validator the whole is asked for after the part, each time.
-    assert_eq!(origin.requests(), 4);
+    assert_eq!(origin.request_count(), 4);
 }
 
 #[test]
@@ -378,15 +389,17 @@ fn a_head_freshens_what_get_stored() {
     edge.get("/a");
     edge.advance(15);
     assert_eq!(send(&edge, "HEAD", "/a", b"").status, 200);
-    assert_eq!(origin.seen()[1].method, "HEAD");
+    assert_eq!(origin.received()[1].method, "HEAD");
     let hit = edge.get("/a");
     assert_eq!((hit.text(), hit.is_hit()), ("1", true), "{hit:?}");
 }
 
 #[test]
 fn variants_are_chosen_by_the_fields_that_vary_names() {
-    let origin = Origin::start(|seen| {
-        Answer::ok(seen.header("x-kind").unwrap_or("none")).header("Vary", "X-Kind").fresh_for(60)
+    let origin = Origin::start(|request| {
+        Answer::ok(request.header("x-kind").unwrap_or("none"))
+            .header("Vary", "X-Kind")
+            .fresh_for(60)
     });
     let edge = Edge::before(&origin.url());
     let kinds = ["X-Kind: a", "X-Kind: b"];
@@ -397,7 +410,7 @@ fn variants_are_chosen_by_the_fields_that_vary_names() {
         }
     }
     assert_eq!(edge.get("/a").text(), "none");
-    assert_eq!(origin.requests(), 3);
+    assert_eq!(origin.request_count(), 3);
 }
 
 #[test]
@@ -415,10 +428,10 @@ fn conditions_and_ranges_are_answered_from_the_store() {
     check("Range: bytes=2-3", 206, "23", "bytes 2-3/10");
     check("Range: bytes=-1", 206, "9", "bytes 9-9/10");
     check("Range: bytes=10-", 416, "", "bytes */10");
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
-/// Sites follow `No-Vary-Search`; what is under `/plain` does not.
+/// A site that follows `No-Vary-Search`, except for paths under `/plain`.
 fn following(origin: &str) -> Edge {
     Edge::with(&format!(
         "[pools.main]\norigins = {origin:?}\n[sites.all]\nhosts = \"*\"\n\
@@ -429,13 +442,13 @@ fn following(origin: &str) -> Edge {
 
 #[test]
 fn no_vary_search_is_followed_where_a_site_says_so() {
-    let origin = counting(|n, seen| {
+    let origin = counting(|n, request| {
         let answer = Answer::ok(n.to_string()).fresh_for(60);
-        let answer = match &*seen.target {
+        let answer = match &*request.target {
             target if target.contains("lang=") => answer.header("Vary", "Accept-Language"),
             _ => answer,
         };
-        match seen.target.starts_with("/other") {
+        match request.target.starts_with("/other") {
             true => answer,
             false => answer.header("No-Vary-Search", "params=(\"utm\"), key-order"),
         }
@@ -451,7 +464,7 @@ fn no_vary_search_is_followed_where_a_site_says_so() {
     check("/p?a=2", ("2", false));
     check("/p", ("3", false));
     check("/p?utm=3", ("3", true));
-    // What says nothing of it answers its own URL alone.
+    // A response without the field answers only its own URL.
     check("/other?utm=1", ("4", false));
     check("/other?utm=2", ("5", false));
     check("/plain/p?utm=1", ("6", false));
@@ -470,9 +483,9 @@ fn no_vary_search_is_followed_where_a_site_says_so() {
 
 #[test]
 fn a_purge_of_any_url_covers_what_answers_it_by_no_vary_search() {
-    let origin = counting(|n, seen| {
+    let origin = counting(|n, request| {
         let answer = Answer::ok(n.to_string()).fresh_for(60);
-        match seen.method.as_str() {
+        match request.method.as_str() {
             "GET" => answer.header("No-Vary-Search", "params=(\"utm\")"),
             _ => answer,
         }
@@ -508,7 +521,7 @@ fn a_rule_that_changes_leads_to_nothing_that_was_stored_by_another() {
     let edge = following(&origin.url());
     assert_eq!(edge.get("/p?a=1&b=1").text(), "1");
     assert_eq!(edge.get("/p?a=2&b=1").text(), "1");
-    // Stored by the second rule, which is what is remembered from now on.
+    // It is stored under the second rule, which is remembered from now on.
     assert_eq!(edge.get("/p?a=3&b=2").text(), "2");
     assert_eq!(edge.get("/p?a=3&b=3").text(), "2");
     assert_eq!(edge.get("/p?b=1&c=1").text(), "3");
@@ -525,8 +538,8 @@ fn with_cache(origin: &Origin, lines: &str) -> Edge {
 
 #[test]
 fn a_head_that_tells_of_another_response_makes_the_stored_one_invalid() {
-    let origin = counting(|n, seen| {
-        let tag = if seen.method == "HEAD" { "\"new\"" } else { "\"old\"" };
+    let origin = counting(|n, request| {
+        let tag = if request.method == "HEAD" { "\"new\"" } else { "\"old\"" };
         Answer::ok(n.to_string()).header("Cache-Control", "max-age=10").header("ETag", tag)
     });
     let edge = Edge::before(&origin.url());
@@ -535,7 +548,7 @@ fn a_head_that_tells_of_another_response_makes_the_stored_one_invalid() {
     send(&edge, "HEAD", "/a", b"");
     let again = edge.get("/a");
     assert_eq!((again.text(), again.is_hit()), ("3", false), "{again:?}");
-    assert_eq!(origin.seen()[2].header("if-none-match"), None, "it is gone, not stale");
+    assert_eq!(origin.received()[2].header("if-none-match"), None, "it is gone, not stale");
 }
 
 #[test]
@@ -553,8 +566,8 @@ fn a_cookie_is_kept_from_all_but_who_caused_it() {
 
 #[test]
 fn errors_are_kept_as_long_as_their_status_is_given() {
-    let origin = Origin::start(|seen| {
-        Answer::status(seen.target[1..].parse().expect("a status")).body(*b"x")
+    let origin = Origin::start(|request| {
+        Answer::status(request.target[1..].parse().expect("a status")).body(*b"x")
     });
     let edge = with_cache(&origin, "lifetimes = { by_status = { 404 = \"5s\", 503 = \"2s\" } }");
     for (target, lasts) in [("/404", 5), ("/503", 2), ("/500", 0), ("/200", 0)] {
@@ -568,7 +581,7 @@ fn errors_are_kept_as_long_as_their_status_is_given() {
 
 #[test]
 fn a_group_is_made_invalid_by_who_names_it() {
-    let origin = Origin::start(|seen| match seen.method.as_str() {
+    let origin = Origin::start(|request| match request.method.as_str() {
         "GET" => Answer::ok("x").fresh_for(60).header("Cache-Groups", "\"shop\", \"all\""),
         _ => Answer::ok("done").header("Cache-Group-Invalidation", "\"shop\""),
     });
@@ -604,10 +617,10 @@ fn only_if_cached_is_answered_here_unless_the_site_says_otherwise() {
     let origin = numbered("max-age=60");
     for (policy, cold) in [("\"all\"", 504), ("[\"no-cache\"]", 200)] {
         let edge = with_cache(&origin, &format!("honour = {policy}"));
-        let before = origin.requests();
+        let before = origin.request_count();
         let only = || edge.get_with("/a", &["Cache-Control: only-if-cached"]);
         assert_eq!(only().status, cold, "{policy}");
-        assert_eq!(origin.requests() == before, cold == 504, "{policy}");
+        assert_eq!(origin.request_count() == before, cold == 504, "{policy}");
         edge.get("/a");
         assert!(only().is_hit(), "{policy}");
     }
@@ -615,8 +628,8 @@ fn only_if_cached_is_answered_here_unless_the_site_says_otherwise() {
 
 #[test]
 fn a_page_under_a_static_name_is_passed_on_and_not_stored() {
-    let origin = Origin::start(|seen| {
-        let kind = if seen.target.starts_with("/account") { "text/html" } else { "text/css" };
+    let origin = Origin::start(|request| {
+        let kind = if request.target.starts_with("/account") { "text/html" } else { "text/css" };
         Answer::ok("x").fresh_for(60).header("Content-Type", kind)
     });
     let edge = Edge::before(&origin.url());
@@ -632,9 +645,9 @@ fn a_page_under_a_static_name_is_passed_on_and_not_stored() {
 
 #[test]
 fn explain_says_which_words_count_and_which_rules() {
-    let origin = Origin::start(|seen| {
+    let origin = Origin::start(|request| {
         let answer = Answer::ok("x").header("Cache-Control", "max-age=60");
-        match &*seen.target {
+        match &*request.target {
             "/cdn" => answer.header("CDN-Cache-Control", "max-age=90"),
             "/shared" => Answer::ok("x").header("Cache-Control", "max-age=60, s-maxage=30"),
             "/cookie" => answer.header("Set-Cookie", "a=b"),
@@ -659,7 +672,7 @@ fn explain_says_which_words_count_and_which_rules() {
     check("/cdn", "cdn-cache-control", "max-age", 90);
     check("/shared", "cache-control", "s-maxage", 30);
     check("/cookie", "cache-control", "max-age", 60);
-    // What was stored by another policy says so.
+    // A response that was stored under another policy is reported as such.
     let other = format!(
         "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
          [sites.all.cache]\nlifetimes = {{ fixed = \"10s\" }}\n",
@@ -671,7 +684,7 @@ fn explain_says_which_words_count_and_which_rules() {
     assert_eq!(rules["not_stored_now"], "set-cookie");
 }
 
-/// What a live answer comes to in the words of `explain`.
+/// Describes a real response in the terms of `explain`.
 fn act(response: &Response) -> &'static str {
     let status = response.header("cache-status");
     let asked = status.contains("fwd=stale") || status.contains("fwd=request");
@@ -711,10 +724,10 @@ fn explain_says_what_then_happens() {
         "only-if-cached, max-age=1",
         "only-if-cached, max-stale",
     ];
-    let origin = Origin::start(move |seen| {
-        let name = seen.target[1..].split('/').next().unwrap_or_default();
+    let origin = Origin::start(move |request| {
+        let name = request.target[1..].split('/').next().unwrap_or_default();
         let tagged = !matches!(name, "error" | "varies");
-        if tagged && seen.header("if-none-match").is_some() {
+        if tagged && request.header("if-none-match").is_some() {
             return Answer::status(304).header("ETag", "\"a\"");
         }
         let answer = Answer::ok("x").header("Cache-Control", control(name));
@@ -743,7 +756,13 @@ fn explain_says_what_then_happens() {
         let url = format!("/explain?url=http://edge.test{target}");
         let prefixed: Vec<&str> = prefixed.iter().map(String::as_str).collect();
         let mut admin = crate::harness::Client::connect(edge.admin);
-        let told = admin.request("GET", "localhost", &url, &prefixed, b"");
+        let told = admin.request(Request {
+            method: "GET",
+            host: "localhost",
+            target: &url,
+            fields: &prefixed,
+            body: b"",
+        });
         let told: serde_json::Value = serde_json::from_str(told.text()).expect("JSON");
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         let live = edge.get_with(target, &fields);
@@ -761,7 +780,7 @@ fn explain_says_what_then_happens() {
 
 #[test]
 fn what_a_get_with_content_brings_is_for_its_client_alone() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()).fresh_for(60));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()).fresh_for(60));
     let edge = Edge::before(&origin.url());
     let poisoned = send(&edge, "GET", "/a", b"evil");
     assert_eq!((poisoned.text(), poisoned.is_hit()), ("evil", false));
@@ -769,15 +788,17 @@ fn what_a_get_with_content_brings_is_for_its_client_alone() {
     let clean = edge.get("/a");
     assert_eq!((clean.text(), clean.is_hit()), ("", false), "{clean:?}");
     assert!(edge.get("/a").is_hit());
-    // What is stored is no answer to it either.
+    // A stored response must not answer it either.
     assert_eq!(send(&edge, "GET", "/a", b"evil").text(), "evil");
     assert!(edge.get("/a").is_hit());
 }
 
 #[test]
 fn variants_beyond_the_limit_are_forgotten_and_counted() {
-    let origin = Origin::start(|seen| {
-        Answer::ok(seen.header("x-kind").unwrap_or("none")).header("Vary", "X-Kind").fresh_for(60)
+    let origin = Origin::start(|request| {
+        Answer::ok(request.header("x-kind").unwrap_or("none"))
+            .header("Vary", "X-Kind")
+            .fresh_for(60)
     });
     let edge = Edge::with(&format!(
         "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\ncache.variants_max = 2\n",
@@ -791,8 +812,8 @@ fn variants_beyond_the_limit_are_forgotten_and_counted() {
 
 #[test]
 fn a_part_that_is_stored_apart_is_not_validated_for_the_whole() {
-    let origin = Origin::start(|seen| {
-        let answer = match (seen.header("range"), seen.header("if-none-match")) {
+    let origin = Origin::start(|request| {
+        let answer = match (request.header("range"), request.header("if-none-match")) {
             (_, Some(_)) => Answer::status(304),
             (Some("bytes=-3"), _) => Answer::part("789").header("Content-Range", "bytes 7-9/10"),
             _ => Answer::ok("0123456789"),
@@ -810,7 +831,10 @@ fn a_part_that_is_stored_apart_is_not_validated_for_the_whole() {
     let whole = edge.get("/a");
     assert_eq!((whole.status, whole.text()), (200, "0123456789"), "{whole:?}");
     assert_eq!(
-        origin.seen().last().and_then(|seen| seen.header("if-none-match").map(str::to_owned)),
+        origin
+            .received()
+            .last()
+            .and_then(|request| request.header("if-none-match").map(str::to_owned)),
         None
     );
 }

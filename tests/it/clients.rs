@@ -57,7 +57,7 @@ fn python(name: &str) -> Command {
     command
 }
 
-/// Runs a client to its end; what it says last is "ok".
+/// Runs a client program, whose last output must be "ok".
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let output = command.output().expect("the client runs");
@@ -103,7 +103,7 @@ fn websocket_clients_talk_with_a_server_through_the_edge() {
 #[test]
 fn a_browser_opens_websockets_through_the_edge() {
     let server = Server::start("websocket_origin.py");
-    let pages = Origin::start(|seen| match seen.target.as_str() {
+    let pages = Origin::start(|request| match request.target.as_str() {
         "/page" => Answer::ok(PAGE).header("Content-Type", "text/html"),
         _ => Answer::ok("").header("Cache-Control", "no-store"),
     });
@@ -125,8 +125,11 @@ fn a_browser_opens_websockets_through_the_edge() {
             .spawn()
             .expect("chromium is on the PATH");
         let reports = || {
-            let seen = pages.seen().into_iter();
-            seen.filter(|seen| seen.method == "POST").map(|seen| seen.body).collect::<Vec<_>>()
+            let requests = pages.received().into_iter();
+            requests
+                .filter(|request| request.method == "POST")
+                .map(|request| request.body)
+                .collect::<Vec<_>>()
         };
         crate::harness::until("the page has reported", || reports().len() > count);
         chromium.kill().expect("it runs");
@@ -136,7 +139,7 @@ fn a_browser_opens_websockets_through_the_edge() {
     }
 }
 
-/// Says at the end what came of it.
+/// Reports the result at the end.
 const PAGE: &str = r#"<!doctype html><script>
 const base = location.origin.replace(/^http/, 'ws')
 const heard = []
@@ -179,7 +182,7 @@ fn grpc_calls_of_each_kind_go_through_the_edge() {
 /// Over TLS as without: see `an_upgrade_to_h2c_gets_past_no_rule`.
 #[test]
 fn an_upgrade_to_h2c_is_ignored_over_tls_too() {
-    let origin = Origin::start(|seen| match seen.header("upgrade") {
+    let origin = Origin::start(|request| match request.header("upgrade") {
         Some(_) => Answer::raw(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
         )
@@ -201,5 +204,5 @@ fn an_upgrade_to_h2c_is_ignored_over_tls_too() {
             );
         }
     }
-    assert!(origin.seen().iter().all(|seen| seen.header("http2-settings").is_none()));
+    assert!(origin.received().iter().all(|request| request.header("http2-settings").is_none()));
 }

@@ -1,4 +1,4 @@
-//! docs/conformance.md claims nothing without a test.
+//! Checks that every claim in docs/conformance.md names an existing test.
 
 use std::collections::BTreeSet;
 use std::fs;

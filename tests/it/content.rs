@@ -61,7 +61,7 @@ impl Framing {
     }
 }
 
-/// The head of a request to `/` on stream 1, which goes on.
+/// The HEADERS frame of a request to `/` on stream 1, which is followed by a body.
 fn http2_head(method: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let pseudo =
         [(":method", method), (":scheme", "http"), (":path", "/"), (":authority", "edge.test")];
@@ -84,10 +84,10 @@ pub fn http2_status(address: SocketAddr, bytes: &[u8]) -> u16 {
 }
 
 /// A request as an origin that speaks HTTP/2 saw it: method, `content-length`, content.
-type Seen = (String, Option<String>, Vec<u8>);
+type ReceivedRequest = (String, Option<String>, Vec<u8>);
 
 /// An origin that speaks HTTP/2 by prior knowledge and answers 200 to everything.
-fn http2_origin() -> (String, Arc<Mutex<Vec<Seen>>>) {
+fn http2_origin() -> (String, Arc<Mutex<Vec<ReceivedRequest>>>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -105,7 +105,7 @@ fn http2_origin() -> (String, Arc<Mutex<Vec<Seen>>>) {
     (url, seen)
 }
 
-async fn converse(stream: tokio::net::TcpStream, record: Arc<Mutex<Vec<Seen>>>) {
+async fn converse(stream: tokio::net::TcpStream, record: Arc<Mutex<Vec<ReceivedRequest>>>) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         let record = record.clone();
@@ -135,14 +135,14 @@ fn content_reaches_an_http1_origin_whole_and_framed_once() {
     let mut wrong = Vec::new();
     for method in METHODS {
         for framing in FRAMINGS {
-            let before = origin.requests();
+            let before = origin.request_count();
             let status = framing.send(&edge, method);
-            let seen = origin.seen().split_off(before);
-            let [seen] = &seen[..] else {
-                wrong.push(format!("{method} {framing:?}: {status}, the origin saw {seen:?}"));
+            let request = origin.received().split_off(before);
+            let [request] = &request[..] else {
+                wrong.push(format!("{method} {framing:?}: {status}, the origin saw {request:?}"));
                 continue;
             };
-            let framed = (seen.header("content-length"), seen.header("transfer-encoding"));
+            let framed = (request.header("content-length"), request.header("transfer-encoding"));
             let is_framed = match framing {
                 Framing::Http1Length | Framing::Http2Length => framed == (Some("5"), None),
                 Framing::Http1Chunked | Framing::Http2Unknown => framed == (None, Some("chunked")),
@@ -152,9 +152,9 @@ fn content_reaches_an_http1_origin_whole_and_framed_once() {
                 }
                 Framing::Http2EmptyData => framed == (None, None),
             };
-            let is_whole = seen.method == method && seen.body == framing.content().as_bytes();
+            let is_whole = request.method == method && request.body == framing.content().as_bytes();
             if status != 200 || !is_framed || !is_whole {
-                wrong.push(format!("{method} {framing:?}: {status}, {seen:?}"));
+                wrong.push(format!("{method} {framing:?}: {status}, {request:?}"));
             }
         }
     }
@@ -190,7 +190,7 @@ fn content_reaches_an_http2_origin_whole() {
 
 #[test]
 fn a_chunk_that_is_none_is_a_400_whatever_the_method() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     for method in METHODS {
         let head = format!("{method} / HTTP/1.1\r\nHost: edge.test\r\n");
@@ -198,12 +198,12 @@ fn a_chunk_that_is_none_is_a_400_whatever_the_method() {
         let said = raw(edge.http, request.as_bytes());
         assert!(said.starts_with("HTTP/1.1 400 "), "{method}: {said:?}");
     }
-    assert_eq!(origin.requests(), 0, "none was whole: {:?}", origin.seen());
+    assert_eq!(origin.request_count(), 0, "none was whole: {:?}", origin.received());
 }
 
 #[test]
 fn a_get_with_content_is_neither_stored_nor_answered_from_the_store() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()).fresh_for(60));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()).fresh_for(60));
     let edge = Edge::before(&origin.url());
     let chunked = |content: &str| {
         let mut client = edge.connect();
@@ -217,12 +217,12 @@ fn a_get_with_content_is_neither_stored_nor_answered_from_the_store() {
     assert_eq!((plain.text(), plain.is_hit()), ("", false), "nothing of the others was stored");
     assert_eq!(chunked("c").text(), "c");
     assert!(edge.get("/page").is_hit());
-    assert_eq!(origin.requests(), 4);
+    assert_eq!(origin.request_count(), 4);
 }
 
 #[test]
 fn a_head_with_content_says_nothing_about_what_is_stored() {
-    let origin = Origin::start(|seen| match seen.method.as_str() {
+    let origin = Origin::start(|request| match request.method.as_str() {
         "HEAD" => Answer::ok("another").header("ETag", "\"2\"").fresh_for(60),
         _ => Answer::ok("stored").header("ETag", "\"1\"").fresh_for(60),
     });
@@ -356,15 +356,15 @@ fn a_get_that_an_empty_frame_ends_is_answered_from_the_store() {
     edge.get("/");
     // Both frames come in one write, and so in one read.
     assert_eq!(Framing::Http2EmptyData.send(&edge, "GET"), 200);
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
 #[test]
 fn a_length_goes_on_without_its_zeros() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     let head = "POST / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n";
     let said = raw(edge.http, format!("{head}Content-Length: 0005\r\n\r\nhello").as_bytes());
     assert!(said.ends_with("\r\n\r\nhello"), "{said:?}");
-    assert_eq!(origin.seen()[0].header("content-length"), Some("5"));
+    assert_eq!(origin.received()[0].header("content-length"), Some("5"));
 }

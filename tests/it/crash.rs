@@ -1,5 +1,5 @@
-//! Kills a serving node at moments nobody chose, while it fills and is purged, and looks at
-//! what comes back: no purged response, no wrong byte, and nearly all that was on disk.
+//! Kills a node at random moments under load and purges, and checks its responses after the restart: no
+//! purged response, no wrong byte, and nearly all stored responses are still there.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
@@ -34,15 +34,15 @@ fn body(key: u64, version: u64) -> Vec<u8> {
 }
 
 fn origin(current: Versions) -> Origin {
-    Origin::start(move |seen| {
-        let key: usize = seen.target[3..].parse().expect("a key");
+    Origin::start(move |request| {
+        let key: usize = request.target[3..].parse().expect("a key");
         let version = current[key].load(Ordering::SeqCst);
         let tag = format!("\"{key}-{version}\"");
         Answer::ok(body(key as u64, version)).fresh_for(36_000).header("ETag", &tag)
     })
 }
 
-/// What came back for a key.
+/// The response for a key after a restart.
 struct Came {
     version: u64,
     is_hit: bool,
@@ -104,8 +104,8 @@ fn of_directory(admin: SocketAddr, gauge: &str) -> u64 {
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
 }
 
-/// Asks and purges until the node is gone. Purges bump the version first, so that what comes
-/// after the acknowledgement tells.
+/// Sends requests and purges until the node is killed. The version increases before each purge, so that a
+/// response after the acknowledgement shows whether it is old.
 fn load(
     node: &Victim,
     mut state: u64,
@@ -158,7 +158,7 @@ fn kill_again_and_again(kills: u64) {
             let least = purged[key].load(Ordering::SeqCst);
             let came = fetch(node.address, key).expect("it serves");
             assert!(came.version >= least, "round {round}, key {key}: {} came back", came.version);
-            // What may have been purged since was on disk, and is rightly gone.
+            // The response was on disk, but a purge may have removed it since.
             if on_disk.contains(&key) && tried[key].load(Ordering::SeqCst) <= came.version {
                 expected += 1;
                 hits += usize::from(came.is_hit);

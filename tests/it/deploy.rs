@@ -1,5 +1,5 @@
-//! What `deploy/` says of a node is what a node has: metrics and their labels, flags, options, the
-//! admin API's calls, the files that are mounted.
+//! Checks that everything that `deploy/` mentions exists: metrics and their labels, flags, options, calls of
+//! the admin API, mounted files.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! The reference pages that are made from the code stay what the code says. To write them
-//! anew: `SKERRY_WRITE_DOCS=1 cargo test --test it docs`.
+//! Checks that the generated reference pages match the code. To generate them again:
+//! `SKERRY_WRITE_DOCS=1 cargo test --test it docs`.
 
 use std::fmt::Write;
 use std::fs;

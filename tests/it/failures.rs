@@ -1,9 +1,9 @@
-//! Origins that die, stall or break off, and clients that leave: each has its answer.
+//! Failures: origins that exit, stall or end a response early, and clients that disconnect.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, raw, until};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, raw, until};
 
 /// One pool with these lines more, for every host.
 fn config(origin: &Origin, more: &str) -> String {
@@ -25,7 +25,7 @@ fn a_dead_origin_is_a_502_that_says_why() {
 
 #[test]
 fn a_dead_origin_leaves_what_may_be_served_stale() {
-    let origin = Origin::start(|seen| match seen.target.as_str() {
+    let origin = Origin::start(|request| match request.target.as_str() {
         "/kept" => Answer::ok("kept").header("Cache-Control", "max-age=10, stale-if-error=100"),
         _ => Answer::ok("lost").header("Cache-Control", "max-age=10"),
     });
@@ -36,7 +36,7 @@ fn a_dead_origin_leaves_what_may_be_served_stale() {
     edge.advance(11);
     let kept = edge.get("/kept");
     assert_eq!((kept.status, kept.text()), (200, "kept"));
-    // The node's clock goes on by itself too.
+    // The node's clock also advances in real time.
     let age: u64 = kept.header("age").parse().expect("a number");
     assert!((11..60).contains(&age), "{kept:?}");
     assert!(kept.header("cache-status").contains("fwd=stale"), "{kept:?}");
@@ -58,7 +58,7 @@ fn an_error_of_the_origin_leaves_what_may_be_served_stale() {
     gate.open();
     edge.advance(11);
     assert_eq!(edge.get("/").text(), "good");
-    assert_eq!(origin.requests(), 2);
+    assert_eq!(origin.request_count(), 2);
 }
 
 #[test]
@@ -92,14 +92,14 @@ fn a_slow_origin_does_not_keep_clients_from_what_is_stale() {
     assert!(response.header("cache-status").contains("fwd=stale"), "{response:?}");
     gate.open();
     until("the late answer is stored", || edge.get("/").text() == "new");
-    assert_eq!(origin.requests(), 2);
+    assert_eq!(origin.request_count(), 2);
 }
 
 #[test]
 fn half_a_body_is_never_whole_and_never_stored() {
-    let origin = Origin::start(|seen| {
+    let origin = Origin::start(|request| {
         let answer = Answer::ok(vec![b'x'; 100_000]).cut_after(70_000);
-        match seen.target.as_str() {
+        match request.target.as_str() {
             "/stored" => answer.fresh_for(60),
             "/chunked" => answer.fresh_for(60).chunked(),
             _ => answer.header("Cache-Control", "no-store"),
@@ -108,11 +108,11 @@ fn half_a_body_is_never_whole_and_never_stored() {
     let edge = Edge::before(&origin.url());
     for target in ["/stored", "/chunked", "/passed"] {
         for _ in 0..2 {
-            let before = origin.requests();
+            let before = origin.request_count();
             let response = edge.get(target);
             assert_eq!((response.status, response.is_complete), (200, false), "{target}");
             assert!(response.body.len() <= 70_000, "{target}");
-            assert_eq!(origin.requests(), before + 1, "{target}: nothing is stored");
+            assert_eq!(origin.request_count(), before + 1, "{target}: nothing is stored");
         }
     }
     let lines = edge.log(6);
@@ -121,9 +121,9 @@ fn half_a_body_is_never_whole_and_never_stored() {
 
 #[test]
 fn a_whole_body_is_logged_as_whole() {
-    let origin = Origin::start(|seen| {
+    let origin = Origin::start(|request| {
         let long = Answer::ok(vec![b'x'; 1_000_000]);
-        match seen.target.as_str() {
+        match request.target.as_str() {
             "/stored" => long.fresh_for(60),
             "/chunked" => long.fresh_for(60).chunked(),
             "/short" => Answer::ok("short").fresh_for(60),
@@ -153,7 +153,7 @@ fn half_a_body_over_http_10_is_never_stored_as_whole_when_its_length_was_told() 
         let said = raw(edge.http, b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n").to_lowercase();
         assert!(said.is_empty() || said.contains("content-length: 10\r\n"), "{said}");
         assert!(!said.contains("hit"), "{said}");
-        assert_eq!(origin.requests(), count);
+        assert_eq!(origin.request_count(), count);
     }
 }
 
@@ -183,7 +183,7 @@ fn pausing(bytes: usize, cache_control: &'static str, gate: &Gate) -> Origin {
 fn a_response_beyond_the_limit_of_fills_says_that_it_is_not_stored() {
     let gate = Gate::default();
     let behind = gate.clone();
-    let origin = Origin::start(move |seen| match seen.target.as_str() {
+    let origin = Origin::start(move |request| match request.target.as_str() {
         "/slow" => Answer::ok("slow").fresh_for(60).behind(&behind),
         _ => Answer::ok("quick").fresh_for(60),
     });
@@ -226,7 +226,7 @@ fn a_record_that_the_disk_fails_to_give_is_a_miss_that_says_so() {
 #[test]
 fn a_fill_whose_client_left_goes_on_when_most_is_there() {
     let gate = Gate::default();
-    // The window is four megabytes: nobody waits for a reader that is gone.
+    // The body exceeds the window of 4 MiB, so the fill would stall if it waited for the reader that left.
     let origin = pausing(9_000_000, "max-age=60", &gate);
     let edge = Edge::with(&config(&origin, "[fills]\nwindow = \"16MiB\""));
     let mut client = edge.connect();
@@ -240,7 +240,7 @@ fn a_fill_whose_client_left_goes_on_when_most_is_there() {
         assert_eq!(response.body.len(), 10_000_000);
         response.is_hit()
     });
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn a_fill_whose_client_left_early_is_given_up() {
     until("the origin is let go", || origin.open() == 0);
     let response = edge.get("/");
     assert!(response.is_complete && !response.is_hit());
-    assert_eq!(origin.requests(), 2);
+    assert_eq!(origin.request_count(), 2);
 }
 
 #[test]
@@ -279,14 +279,14 @@ fn a_client_that_leaves_before_the_head_does_not_hurt_who_waits_with_it() {
     drop(leaving);
     gate.open();
     assert_eq!(staying.read(false).text(), "for all");
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
 #[test]
 fn a_body_that_breaks_off_before_its_first_byte_is_a_502() {
-    let origin = Origin::start(|seen| {
+    let origin = Origin::start(|request| {
         let answer = Answer::ok(vec![b'x'; 100_000]).cut_after(0);
-        match seen.target.as_str() {
+        match request.target.as_str() {
             "/stored" => answer.fresh_for(60),
             "/short" => Answer::ok("short").cut_after(0).fresh_for(60),
             _ => answer.header("Cache-Control", "no-store"),
@@ -301,7 +301,13 @@ fn a_body_that_breaks_off_before_its_first_byte_is_a_502() {
             assert_eq!(response.header("proxy-status"), expected, "{target}");
         }
     }
-    let post = edge.connect().request("POST", "edge.test", "/passed", &[], b"x");
+    let post = edge.connect().request(Request {
+        method: "POST",
+        host: "edge.test",
+        target: "/passed",
+        fields: &[],
+        body: b"x",
+    });
     assert_eq!(post.status, 502, "{post:?}");
     let lines = edge.log(7);
     for line in lines {
@@ -373,7 +379,11 @@ fn the_log_names_the_origin_that_gave_no_response() {
     );
     let edge = Edge::with(&text);
     for method in ["GET", "POST"] {
-        let ask = |target| edge.connect().request(method, "edge.test", target, &[], b"").status;
+        let ask = |target| {
+            edge.connect()
+                .request(Request { method, host: "edge.test", target, fields: &[], body: b"" })
+                .status
+        };
         assert_eq!((ask("/refusing"), ask("/two"), ask("/unknown")), (502, 502, 502));
     }
     let (refusing, closing) = (refusing.address.to_string(), closing.address.to_string());
@@ -403,7 +413,12 @@ fn a_dead_origin_is_told_once_and_so_is_its_return() {
     let mut client = Client::connect(process.http);
     for number in 0..2000 {
         let (method, target) = if number % 2 == 0 { ("GET", "/a") } else { ("POST", "/b?secret") };
-        assert!(client.request(method, "a.test", target, &[], b"").status >= 500);
+        assert!(
+            client
+                .request(Request { method, host: "a.test", target, fields: &[], body: b"" })
+                .status
+                >= 500
+        );
     }
     let lines = process.lines_with("WARN");
     let first = &process.lines_with("request failed at the origin")[0];
@@ -433,7 +448,16 @@ fn a_dead_origin_is_told_once_and_so_is_its_return() {
         }
     });
     until("the origin is asked again", || {
-        client.request("GET", "a.test", "/a", &[], b"").status == 200
+        client
+            .request(Request {
+                method: "GET",
+                host: "a.test",
+                target: "/a",
+                fields: &[],
+                body: b"",
+            })
+            .status
+            == 200
     });
     process.wait_for("origin answers again; it failed ");
     let recovery = process.lines_with("origin answers again; it failed ");

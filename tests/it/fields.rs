@@ -1,12 +1,12 @@
-//! Which fields a response has, whatever it was made of: those that the node writes stand once,
-//! and a 304 has those that the 200 has (RFC 9110 §5.3, §15.4.5).
+//! Header fields of all kinds of responses: fields that the node writes occur once, and a 304 has the fields
+//! of the 200 (RFC 9110 §5.3, §15.4.5).
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use skerry::Clock;
 
-use crate::harness::{Answer, Client, Edge, Origin};
+use crate::harness::{Answer, Client, Edge, Origin, Request};
 
 /// One request of a scenario; `after` seconds pass before it.
 #[derive(Clone, Copy)]
@@ -128,7 +128,7 @@ const SCENARIOS: &[(&str, &[Ask])] = &[
     ),
 ];
 
-/// Fields that stand once in a response, whoever writes them.
+/// Fields that must occur at most once in a response.
 const ONCE: &[&str] = &[
     "accept-ranges",
     "age",
@@ -152,14 +152,14 @@ const ONCE: &[&str] = &[
 /// Lists in which the node names itself, or a field, once.
 const MEMBERS_ONCE: &[&str] = &["cache-status", "vary", "via"];
 
-/// What an origin behind another cache says, each line twice where `twice`.
+/// The response fields of an origin behind another cache, each line twice if `twice`.
 fn origin(twice: bool) -> Origin {
     let is_first = AtomicBool::new(true);
     let date = httpdate::fmt_http_date(Clock::system().now());
-    Origin::start(move |seen| {
+    Origin::start(move |request| {
         let times = if twice { 2 } else { 1 };
-        let path = seen.target.split('?').next().unwrap_or_default();
-        let condition = seen.header("if-none-match").is_some();
+        let path = request.target.split('?').next().unwrap_or_default();
+        let condition = request.header("if-none-match").is_some();
         let (answer, control) = match path {
             "/missing" => (Answer::status(404).body("missing"), "max-age=60"),
             "/passed" => (Answer::ok(vec![b'x'; 3000]), "no-store"),
@@ -172,7 +172,7 @@ fn origin(twice: bool) -> Origin {
                 Answer::ok(vec![b'x'; 3000]).header("X-Own", "1"),
                 "max-age=60, private=\"x-own, age, date, etag, content-type\"",
             ),
-            "/part" if seen.header("range").is_some() => {
+            "/part" if request.header("range").is_some() => {
                 let part = Answer::part("xxxxxxxxxx").header("Content-Range", "bytes 0-9/10");
                 (part, "max-age=60")
             }
@@ -227,7 +227,13 @@ type Head = (u16, Vec<(String, String)>);
 
 fn over_http1(edge: &Edge, ask: &Ask, target: &str) -> Head {
     let mut client = Client::connect(edge.http);
-    let response = client.request(ask.method, "edge.test", target, ask.fields, b"");
+    let response = client.request(Request {
+        method: ask.method,
+        host: "edge.test",
+        target,
+        fields: ask.fields,
+        body: b"",
+    });
     assert!(response.is_complete || ask.method == "HEAD", "{response:?}");
     let lower = |(name, value): (String, String)| (name.to_lowercase(), value);
     (response.status, response.headers.into_iter().map(lower).collect())
@@ -259,7 +265,7 @@ fn values<'a>(head: &'a Head, name: &str) -> Vec<&'a str> {
     fields.map(|(_, value)| value.as_str()).collect()
 }
 
-/// What of it stands there more than once.
+/// The fields that occur more than once.
 fn repeated(head: &Head) -> Vec<String> {
     let lines = ONCE.iter().filter(|name| values(head, name).len() > 1);
     let mut found: Vec<String> = lines.map(ToString::to_string).collect();
@@ -279,7 +285,7 @@ fn repeated(head: &Head) -> Vec<String> {
     found
 }
 
-/// A request of a scenario, what came back, and how often the origin was asked for it.
+/// A request of a scenario, its response, and the number of upstream requests for it.
 type Answered = (Ask, Head, usize);
 
 /// Runs every scenario, each on URLs of its own: its number is their query.
@@ -293,7 +299,8 @@ fn run_all(
         for ask in *asks {
             edge.advance(ask.after);
             let target = format!("{}?{number}", ask.target);
-            let asked = || origin.seen().iter().filter(|seen| seen.target == target).count();
+            let asked =
+                || origin.received().iter().filter(|request| request.target == target).count();
             let before = asked();
             let head = over(edge, ask, &target);
             assert_eq!(head.0, ask.status, "{name}: {} {} {head:?}", ask.method, ask.target);
@@ -361,20 +368,20 @@ fn varies(head: &Head) -> Vec<String> {
 fn a_304_varies_as_the_200_does() {
     let date = "If-Modified-Since: Tue, 06 Jan 2026 00:00:00 GMT";
     let tag = "If-None-Match: \"v\"";
-    let origin = Origin::start(move |seen| {
-        let (content_type, length) = match &*seen.target {
+    let origin = Origin::start(move |request| {
+        let (content_type, length) = match &*request.target {
             "/image" => ("image/png", 3000),
             "/small" => ("text/html", 10),
             _ => ("text/html", 3000),
         };
-        let answer = match seen.header("if-none-match").or(seen.header("if-modified-since")) {
+        let answer = match request.header("if-none-match").or(request.header("if-modified-since")) {
             Some(_) => Answer::status(304),
-            None if seen.target == "/coded" => {
+            None if request.target == "/coded" => {
                 Answer::ok(gzipped()).header("Content-Encoding", "gzip")
             }
             None => Answer::ok(vec![b'x'; length]).header("Content-Type", content_type),
         };
-        let control = match &*seen.target {
+        let control = match &*request.target {
             "/bypass" => "no-store",
             "/no-transform" => "max-age=60, no-transform",
             _ => "max-age=60",
@@ -431,7 +438,7 @@ fn fields_of_the_origin_that_contradict_each_other_are_a_502_with_a_reason() {
             assert_eq!(response.header("proxy-status"), "skerry; error=http_protocol_error");
             let named = format!("{} twice, with different values", name.to_lowercase());
             assert!(response.text().contains(&named), "{}", response.text());
-            assert_eq!(origin.requests(), count, "nothing is stored");
+            assert_eq!(origin.request_count(), count, "nothing is stored");
         }
         assert_eq!(edge.log(2)[0]["failure"], "fields_differ");
     }

@@ -1,7 +1,7 @@
-//! What two servers could read in two ways comes in one reading or not at all, and floods
-//! end with an answer.
+//! Request smuggling and floods: an ambiguous request is refused or forwarded with one meaning, and floods
+//! get a response.
 
-use crate::harness::{Answer, Edge, Origin, raw, until};
+use crate::harness::{Answer, Edge, Origin, Request, raw, until};
 
 fn check_status(edge: &Edge, request: &str, statuses: &[u16]) {
     let said = raw(edge.http, request.as_bytes());
@@ -10,7 +10,7 @@ fn check_status(edge: &Edge, request: &str, statuses: &[u16]) {
     assert_eq!(answers, statuses, "{request:?} got {said:?}");
 }
 
-/// What is sent behind every probe. Nobody may take it for a request.
+/// Bytes after every probe, which must never be read as a request.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: edge.test\r\n\r\n";
 
 /// Sends each probe with another request behind it, which must not be read as one: one
@@ -28,8 +28,8 @@ fn probe(probes: &[(u16, String)]) {
             wrong.push(format!("{request:?} wants {status}, got {said:?}"));
         }
     }
-    let reached = origin.seen();
-    wrong.extend(reached.iter().map(|seen| format!("reached the origin: {seen:?}")));
+    let reached = origin.received();
+    wrong.extend(reached.iter().map(|request| format!("reached the origin: {request:?}")));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -125,7 +125,7 @@ fn a_head_that_others_read_otherwise_is_refused_and_what_is_behind_it_is_not_rea
         get(400, "GET http://user@edge.test/ HTTP/1.1", host),
         get(400, "GET http://edge.test/ HTTP/1.1", ""),
         get(421, "GET https://edge.test/ HTTP/1.1", "Host: edge.test\r\nConnection: close\r\n"),
-        // What it asks for.
+        // The request target.
         get(400, "GET /%zz HTTP/1.1", host),
         get(400, "GET /%00 HTTP/1.1", host),
         get(400, "GET /\0 HTTP/1.1", host),
@@ -150,7 +150,7 @@ fn a_head_that_others_read_otherwise_is_refused_and_what_is_behind_it_is_not_rea
 /// The head was fine, so the origin may see that somebody began to send; whole it never is.
 #[test]
 fn chunks_that_others_read_otherwise_are_a_400_and_what_is_behind_them_is_not_read() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     let many_zeros = format!("{}5\r\nhello", "0".repeat(1000));
     let long_extension = format!("5;{}\r\nhello", "a".repeat(40_000));
@@ -193,13 +193,15 @@ fn chunks_that_others_read_otherwise_are_a_400_and_what_is_behind_them_is_not_re
             wrong.push(format!("{:?} got {said:?}", body.get(..60).unwrap_or(body)));
         }
     }
-    wrong.extend(origin.seen().iter().map(|seen| format!("whole at the origin: {seen:?}")));
+    wrong.extend(
+        origin.received().iter().map(|request| format!("whole at the origin: {request:?}")),
+    );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn what_has_one_reading_is_let_in() {
-    let origin = Origin::start(|seen| Answer::ok(seen.target.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.target.clone()));
     let edge = Edge::before(&origin.url());
     for (request, target) in [
         ("GET /a/../b HTTP/1.1\r\nHost: edge.test\r\n", "/b"),
@@ -227,7 +229,13 @@ fn max_forwards_counts_options_and_trace_and_nothing_else() {
         origin.url()
     ));
     let ask = |method: &str, fields: &[&str]| {
-        edge.connect().request(method, "edge.test", "/a?b", fields, b"")
+        edge.connect().request(Request {
+            method,
+            host: "edge.test",
+            target: "/a?b",
+            fields,
+            body: b"",
+        })
     };
     let options = ask("OPTIONS", &["Max-Forwards: 0"]);
     assert_eq!((options.status, options.text()), (200, ""));
@@ -239,7 +247,7 @@ fn max_forwards_counts_options_and_trace_and_nothing_else() {
     assert!(text.starts_with("trace /a?b http/1.1\r\nhost: edge.test\r\n"), "{text:?}");
     assert!(text.contains("x-mine: 1\r\n") && text.ends_with("\r\n\r\n"), "{text:?}");
     assert!(!text.contains("cookie") && !text.contains("authorization"), "{text:?}");
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
     for (method, said, forwarded) in [
         ("OPTIONS", "5", "4"),
         ("TRACE", "1", "0"),
@@ -251,15 +259,15 @@ fn max_forwards_counts_options_and_trace_and_nothing_else() {
     ] {
         let field = format!("Max-Forwards: {said}");
         assert_eq!(ask(method, &[&field]).text(), "forwarded", "{method} {said}");
-        let seen = origin.seen();
-        let seen = seen.last().and_then(|seen| seen.header("max-forwards"));
-        assert_eq!(seen, Some(forwarded), "{method} {said}");
+        let request = origin.received();
+        let request = request.last().and_then(|request| request.header("max-forwards"));
+        assert_eq!(request, Some(forwarded), "{method} {said}");
     }
 }
 
 #[test]
 fn an_expectation_goes_on_where_there_is_content_and_no_other_is_met() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::with(&format!(
         "[pools.main]\norigins = {:?}\ndeadlines.expect_continue = \"10ms\"\n\
          [sites.all]\nhosts = \"*\"\n",
@@ -271,8 +279,8 @@ fn an_expectation_goes_on_where_there_is_content_and_no_other_is_met() {
         )
     };
     let last_expect = || {
-        let seen = origin.seen().pop().expect("a request");
-        (seen.header("expect").map(str::to_owned), seen.body.len())
+        let request = origin.received().pop().expect("a request");
+        (request.header("expect").map(str::to_owned), request.body.len())
     };
     for (request, forwarded) in [
         (post("HTTP/1.1", "100-continue"), (Some("100-continue".to_owned()), 5)),
@@ -288,7 +296,7 @@ fn an_expectation_goes_on_where_there_is_content_and_no_other_is_met() {
         "GET / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n";
     check_status(&edge, get, &[200]);
     assert_eq!(last_expect(), (None, 0));
-    let before = origin.requests();
+    let before = origin.request_count();
     let unknown = post("HTTP/1.1", "200-ok").replace("Expect", "Connection: close\r\nExpect");
     check_status(&edge, &unknown, &[417]);
     let fields = [
@@ -300,7 +308,7 @@ fn an_expectation_goes_on_where_there_is_content_and_no_other_is_met() {
     ];
     let status =
         crate::content::http2_status(edge.http, &crate::harness::frames::headers(0, 1, &fields));
-    assert_eq!((status, origin.requests()), (417, before));
+    assert_eq!((status, origin.request_count()), (417, before));
 }
 
 #[test]
@@ -316,7 +324,7 @@ fn a_flood_of_header_bytes_is_a_431() {
     }
     // One that never ends costs no more than one that does.
     check_status(&edge, &format!("GET / HTTP/1.1\r\n{}", many.repeat(50)), &[431]);
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
     until("all are counted", || {
         edge.metric("skerry_requests_unread_total{reason=\"head-too-large\"") == 4.0
     });
@@ -328,7 +336,7 @@ fn a_long_target_is_a_414() {
     let edge = Edge::before(&origin.url());
     let target = "a".repeat(20_000);
     check_status(&edge, &format!("GET /{target} HTTP/1.1\r\nHost: edge.test\r\n\r\n"), &[414]);
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 }
 
 #[test]
@@ -382,16 +390,16 @@ fn a_stranger_s_word_on_addresses_is_not_passed_on() {
             "Proxy: http://evil.test",
         ],
     );
-    let seen = &origin.seen()[0];
-    assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
-    assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
-    assert_eq!(seen.header("x-forwarded-host"), Some("edge.test"));
-    assert_eq!(seen.header("cdn-loop"), Some("skerry"));
-    assert!(seen.header("via").is_some_and(|via| via.contains("skerry")));
+    let request = &origin.received()[0];
+    assert_eq!(request.header("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(request.header("x-forwarded-proto"), Some("http"));
+    assert_eq!(request.header("x-forwarded-host"), Some("edge.test"));
+    assert_eq!(request.header("cdn-loop"), Some("skerry"));
+    assert!(request.header("via").is_some_and(|via| via.contains("skerry")));
     for gone in ["forwarded", "x-real-ip", "x_forwarded_for", "x-hop", "proxy", "connection"] {
-        assert_eq!(seen.header(gone), None, "{gone}");
+        assert_eq!(request.header(gone), None, "{gone}");
     }
-    assert!(!format!("{seen:?}").contains("9.9.9.9"), "{seen:?}");
+    assert!(!format!("{request:?}").contains("9.9.9.9"), "{request:?}");
 }
 
 #[test]
@@ -400,27 +408,31 @@ fn a_request_that_comes_round_is_ended() {
     let edge = Edge::before(&origin.url());
     let response = edge.get_with("/", &["CDN-Loop: skerry, skerry, skerry, skerry, skerry"]);
     assert_eq!(response.status, 508);
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 }
 
 /// An origin that says `bytes` to `/odd`, keeping the connection, and `fine` to anything else.
 fn odd(bytes: &str) -> Origin {
     let bytes = bytes.to_owned();
-    Origin::start(move |seen| match seen.target.as_str() {
+    Origin::start(move |request| match request.target.as_str() {
         "/odd" => Answer::raw(bytes.clone()).kept_open(),
         _ => Answer::ok("fine").fresh_for(60),
     })
 }
 
-/// What comes for `/odd`; nothing of it is stored, and the next request goes another way.
+/// The response to `/odd`. It must not be stored, and the next request must use another connection.
 fn answer_to_odd(bytes: &str) -> crate::harness::Response {
     let origin = odd(bytes);
     let edge = Edge::before(&origin.url());
     let response = edge.get("/odd");
     let next = edge.get("/next");
     assert_eq!((next.status, next.text()), (200, "fine"), "after {bytes:?}");
-    let seen = origin.seen();
-    assert_ne!(seen[0].connection, seen.last().expect("two requests").connection, "{bytes:?}");
+    let request = origin.received();
+    assert_ne!(
+        request[0].connection,
+        request.last().expect("two requests").connection,
+        "{bytes:?}"
+    );
     assert!(!edge.get("/odd").is_hit(), "{bytes:?}");
     response
 }
@@ -490,7 +502,18 @@ fn bytes_behind_a_response_are_never_the_next_one() {
     let origin =
         odd(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{poison}", poison.len()));
     let edge = Edge::before(&origin.url());
-    assert_eq!(edge.connect().request("HEAD", "edge.test", "/odd", &[], b"").status, 200);
+    assert_eq!(
+        edge.connect()
+            .request(Request {
+                method: "HEAD",
+                host: "edge.test",
+                target: "/odd",
+                fields: &[],
+                body: b""
+            })
+            .status,
+        200
+    );
     assert_eq!(edge.get("/next").text(), "fine");
 }
 
@@ -506,7 +529,7 @@ fn a_response_with_bare_line_feeds_goes_on_as_it_was_read() {
 
 #[test]
 fn interim_responses_without_end_are_a_502_and_hold_nobody_up() {
-    let origin = Origin::start(|seen| match seen.target.as_str() {
+    let origin = Origin::start(|request| match request.target.as_str() {
         "/flood" => {
             Answer::raw("HTTP/1.1 102 Processing\r\nX-A: b\r\n\r\n".repeat(1_000)).without_end()
         }

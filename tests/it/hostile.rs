@@ -1,8 +1,8 @@
-//! Clients that are slow, many or rude: each costs little, and nobody else notices.
+//! Slow, numerous or hostile clients: each uses few resources, and other clients are not affected.
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, until};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, until};
 
 fn passing(origin: &Origin, more: &str) -> String {
     format!("[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n{more}\n", origin.url())
@@ -22,7 +22,7 @@ fn metric(node: &Process, name: &str) -> f64 {
 
 #[test]
 fn a_hundred_requests_at_once_on_one_connection_are_answered_in_order() {
-    let origin = Origin::start(|seen| match seen.target.as_str() {
+    let origin = Origin::start(|request| match request.target.as_str() {
         target if target.ends_with('0') => Answer::ok(target).header("Cache-Control", "no-store"),
         target => Answer::ok(target).fresh_for(60),
     });
@@ -66,7 +66,7 @@ fn a_client_that_resets_amid_its_body_takes_its_request_with_it() {
     until("the origin is asked", || origin.open() == 1);
     drop(client);
     until("the origin is let go", || origin.open() == 0);
-    assert_eq!(origin.requests(), 0, "it never was whole");
+    assert_eq!(origin.request_count(), 0, "it never was whole");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_drain_says_goodbye_on_every_kind_of_connection() {
     use crate::harness::frames::{END_STREAM, GOAWAY, HEADERS, Http2, headers};
     let gate = Gate::default();
     let behind = gate.clone();
-    let origin = Origin::start(move |seen| match seen.target.as_str() {
+    let origin = Origin::start(move |request| match request.target.as_str() {
         "/slow" => Answer::ok("finished").behind(&behind),
         _ => Answer::ok("hello"),
     });
@@ -110,7 +110,13 @@ fn a_drain_with_notice_serves_on_while_it_says_that_it_is_not_ready() {
     let mut kept = Client::connect(node.http);
     assert_eq!(kept.get("edge.test", "/", &[]).status, 200);
     assert_eq!(ready(), 200);
-    let drained = Client::connect(node.admin).request("POST", "localhost", "/drain", &[], b"");
+    let drained = Client::connect(node.admin).request(Request {
+        method: "POST",
+        host: "localhost",
+        target: "/drain",
+        fields: &[],
+        body: b"",
+    });
     assert!(drained.status < 300, "{drained:?}");
     assert_eq!(ready(), 503);
     assert_eq!(kept.get("edge.test", "/", &[]).status, 200, "kept connections are served");

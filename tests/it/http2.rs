@@ -8,7 +8,7 @@ use crate::harness::frames::{
 };
 use crate::harness::{Answer, Edge, Origin, until};
 
-/// What a client must see after its bytes.
+/// The expected reaction of the node to the bytes of a case.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
     /// The connection ends, with one of these error codes said first.
@@ -41,7 +41,7 @@ fn get(more: &[(&str, &str)]) -> Vec<u8> {
     headers(END_STREAM, 1, &[&GET, more].concat())
 }
 
-/// A POST on stream 1 that goes on.
+/// A POST on stream 1 that is followed by a body.
 fn post(more: &[(&str, &str)]) -> Vec<u8> {
     headers(0, 1, &[&POST, more].concat())
 }
@@ -63,7 +63,7 @@ fn get_block() -> Vec<u8> {
     block(&GET)
 }
 
-/// What came of a case, in the words of [`Expected`].
+/// Sends the bytes of a case and describes the node's reaction in the terms of [`Expected`].
 fn observe(edge: &Edge, bytes: &[u8]) -> String {
     let mut client = Http2::connect(edge.http, &[]);
     client.send(bytes);
@@ -84,7 +84,7 @@ fn observe(edge: &Edge, bytes: &[u8]) -> String {
                 seen = Some(format!("Status({})", status(&came.payload)))
             }
             PING if came.payload == b"the end." => {
-                // What the first overtook has come before the second.
+                // All frames sent before the second PING have arrived.
                 pings += 1;
                 client.send(&frame(PING, 0, 0, b"the end."));
             }
@@ -137,7 +137,7 @@ pub fn status(block: &[u8]) -> u16 {
 /// Every case on a connection of its own, before an origin that must not see any of it.
 #[track_caller]
 fn check(cases: &[(&str, Vec<u8>, Expected)]) {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     let mut wrong = Vec::new();
     for (name, bytes, expected) in cases {
@@ -157,9 +157,13 @@ fn check(cases: &[(&str, Vec<u8>, Expected)]) {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // What went through was whole.
+    // Requests that reached the origin were well-formed.
     let refused = |target: &str| target.contains("bad");
-    assert!(!origin.seen().iter().any(|seen| refused(&seen.target)), "{:?}", origin.seen());
+    assert!(
+        !origin.received().iter().any(|request| refused(&request.target)),
+        "{:?}",
+        origin.received()
+    );
 }
 
 #[test]
@@ -168,7 +172,7 @@ fn frames_that_break_the_connection_s_rules_end_it() {
     let then = |first: Vec<u8>, second: Vec<u8>| [first, second].concat();
     let half = |flags: u8, stream: u32| frame(HEADERS, flags, stream, &get_block());
     check(&[
-        // §4.1: what is not known is passed over.
+        // §4.1: unknown frames and flags are ignored.
         ("unknown frame", then(frame(0x16, 0, 0, b"12345678"), get(&[])), Status(200)),
         ("unknown flags", frame(PING, 0xfe, 0, b"12345678"), Nothing),
         ("reserved bit", frame(PING, 0, 1 << 31, b"12345678"), Nothing),
@@ -336,7 +340,7 @@ fn malformed_requests_are_answered_by_a_reset_or_a_400() {
     let body = |bytes: &[u8]| frame(DATA, END_STREAM, 1, bytes);
     let trailers = |fields: &[(&str, &str)]| headers(END_STREAM, 1, fields);
     check(&[
-        // §8.2: names and values. §8.1.1: what is malformed is an error of its stream.
+        // §8.2: names and values. §8.1.1: a malformed request is an error of its stream.
         ("upper-case name", with(&[("X-A", "b")]), Reset(PROTOCOL)),
         ("empty name", with(&[("", "b")]), Reset(PROTOCOL)),
         ("name with a space", with(&[("x a", "b")]), Reset(PROTOCOL)),
@@ -426,10 +430,10 @@ fn malformed_requests_are_answered_by_a_reset_or_a_400() {
     ]);
 }
 
-/// What a client has put into its table is what the node has in its own, whatever was wrong.
+/// The HPACK tables of client and node stay equal after malformed requests.
 #[test]
 fn a_malformed_request_leaves_the_others_of_its_connection_alone() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     let mut client = Http2::connect(edge.http, &[]);
     let field = |wire: &[u8]| [&get_block()[..], wire].concat();
@@ -449,13 +453,13 @@ fn a_malformed_request_leaves_the_others_of_its_connection_alone() {
     // Three fields for the table, two of which may not be.
     let three = b"\x40\x03X-A\x01a\x40\x03x-b\x02\r\n\x40\x03x-c\x05right";
     assert_eq!(send(&mut client, 3, &field(three)), 1);
-    // What is in the table is as bad as it was, and what was right is there.
+    // Invalid table entries are still invalid, and valid ones are still there.
     assert_eq!(send(&mut client, 5, &field(b"\xc0")), 1);
     assert_eq!(send(&mut client, 7, &field(b"\xbf")), 1);
     assert_eq!(send(&mut client, 9, &field(b"\xbe\x0f\x30\x05right")), 200);
-    let seen = origin.seen();
-    let [seen] = &seen[..] else { panic!("one was a request: {seen:?}") };
-    assert_eq!((seen.header("x-c"), seen.header("x-b")), (Some("right"), Some("right")));
+    let request = origin.received();
+    let [request] = &request[..] else { panic!("one was a request: {request:?}") };
+    assert_eq!((request.header("x-c"), request.header("x-b")), (Some("right"), Some("right")));
     // The first request is still under way.
     client.send(&frame(DATA, END_STREAM, 1, b"hello"));
     assert_eq!(client.next_of(DATA).expect("its answer").payload, b"hello");
@@ -465,7 +469,7 @@ fn a_malformed_request_leaves_the_others_of_its_connection_alone() {
 
 #[test]
 fn text_in_a_target_is_read_alike_over_both_versions() {
-    let origin = Origin::start(|seen| Answer::ok(seen.target.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.target.clone()));
     let edge = Edge::before(&origin.url());
     for (target, expected) in [
         ("/é?q=é".as_bytes(), Some("/%C3%A9?q=%C3%A9")),
@@ -483,12 +487,13 @@ fn text_in_a_target_is_read_alike_over_both_versions() {
         let seen = observe(&edge, &raw_path(target));
         assert_eq!(seen, if expected.is_some() { "Status(200)" } else { "Reset(1)" }, "{target:?}");
         if let Some(expected) = expected {
-            let all = origin.seen();
-            let targets: Vec<_> = all.iter().rev().take(2).map(|seen| &*seen.target).collect();
+            let all = origin.received();
+            let targets: Vec<_> =
+                all.iter().rev().take(2).map(|request| &*request.target).collect();
             assert_eq!(targets, [expected; 2]);
         }
     }
-    assert_eq!(origin.requests(), 4);
+    assert_eq!(origin.request_count(), 4);
 }
 
 #[test]
@@ -501,7 +506,7 @@ fn the_first_frame_is_settings() {
         let end = client.next_of(GOAWAY).expect("a word before the end");
         assert_eq!(end.code(), 1);
     }
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 }
 
 #[test]
@@ -515,10 +520,10 @@ fn a_preface_that_is_none_ends_the_connection() {
         let said = crate::harness::raw(edge.http, &bytes);
         assert!(!said.contains("HTTP/1.1 200"), "{said:?}");
     }
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 }
 
-/// Sends until the node ends the connection; what it says in the end.
+/// Sends frames until the node closes the connection, and returns its last frame.
 fn flood(edge: &Edge, first: &[u8], again: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
     let mut client = Http2::connect(edge.http, &[]);
     client.send(first);
@@ -580,7 +585,7 @@ fn a_flood_of_frames_that_bring_nothing_is_ended() {
         let mut client = Http2::connect(edge.http, &[]);
         let flood = flood.repeat(1_000);
         // A client that does not read is held up by its own full socket instead.
-        client.forget_answers();
+        client.discard_input();
         while client.send(&flood) {}
         assert_eq!(edge.get("/").status, 200, "others are served");
     }
@@ -599,7 +604,7 @@ fn a_header_list_that_grows_on_arrival_is_refused() {
     bomb.extend(vec![0xbe; 8_000]);
     let seen = observe(&edge, &frame(HEADERS, END_STREAM | END_HEADERS, 1, &bomb));
     assert!(["Status(431)", "Reset(1)", "GoAway(11)", "GoAway(1)"].contains(&&*seen), "{seen}");
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 }
 
 #[test]
@@ -627,8 +632,8 @@ fn cookies_that_came_in_crumbs_reach_the_origin_whole() {
     let edge = Edge::before(&origin.url());
     let crumbs = [("cookie", "a=1"), ("x-a", "b"), ("cookie", "b=2"), ("cookie", "c=3")];
     assert_eq!(observe(&edge, &get(&crumbs)), "Status(200)");
-    let seen = &origin.seen()[0];
-    let cookies: Vec<_> = seen.headers.iter().filter(|(name, _)| name == "cookie").collect();
+    let request = &origin.received()[0];
+    let cookies: Vec<_> = request.headers.iter().filter(|(name, _)| name == "cookie").collect();
     assert_eq!(cookies.len(), 1, "{cookies:?}");
-    assert_eq!(seen.header("cookie"), Some("a=1; b=2; c=3"));
+    assert_eq!(request.header("cookie"), Some("a=1; b=2; c=3"));
 }

@@ -1,4 +1,4 @@
-//! The integration tests, one binary. A file is a feature; `harness` has what they share.
+//! The integration tests, as one binary. Each file tests a feature; `harness` is shared by all.
 
 mod admin;
 mod bus;

@@ -50,7 +50,7 @@ fn a_host_that_another_certificate_covers_is_a_421() {
         // It was shown the default certificate, which covers a.test.
         check(Some("unknown.test"), "a.test", 200);
         check(Some("unknown.test"), "b.test", 421);
-        // No certificate covers these, and without a name nobody asked for one.
+        // No certificate covers these hosts, and a client without SNI did not ask for one.
         check(Some("a.test"), "unknown.test", 200);
         check(None, "b.test", 200);
     }

@@ -1,4 +1,4 @@
-//! A node as its operator meets it: mistakes at the start, reloads, drains, certificates.
+//! Operating a node: configuration errors, reloads, drains, certificates.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, skerry, until};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, skerry, until};
 
 fn fixed(content: &str) -> String {
     format!(
@@ -96,7 +96,7 @@ fn the_level_of_the_error_log_is_the_configurations() {
     quiet.signal(Signal::HUP);
     quiet.wait_for("configuration reloaded");
     let mut client = Client::connect(quiet.http);
-    client.request("GET", "", "/", &[], b"");
+    client.request(Request { method: "GET", host: "", target: "/", fields: &[], body: b"" });
     quiet.wait_for("DEBUG");
 }
 
@@ -128,7 +128,7 @@ fn check_tells_every_mistake_with_its_place() {
 fn a_drained_node_answers_what_is_under_way_and_ends_well() {
     let gate = Gate::default();
     let behind = gate.clone();
-    let origin = Origin::start(move |seen| match seen.target.as_str() {
+    let origin = Origin::start(move |request| match request.target.as_str() {
         "/slow" => Answer::ok("finished").behind(&behind),
         _ => Answer::ok("hello"),
     });
@@ -155,12 +155,12 @@ fn a_bad_file_leaves_the_old_configuration_and_is_logged() {
     let node = Process::start(&fixed("first"));
     let mut client = Client::connect(node.http);
     assert_eq!(client.get("edge.test", "/", &[]).text(), "first");
-    node.rewrite("[sites.all]\nhosts = \"*\"\nrespnd.content = \"second\"\n");
+    node.replace_config("[sites.all]\nhosts = \"*\"\nrespnd.content = \"second\"\n");
     node.signal(Signal::HUP);
     node.wait_for("the old configuration stays in use");
     node.wait_for("edge.toml:3");
     assert_eq!(client.get("edge.test", "/", &[]).text(), "first");
-    node.rewrite(&fixed("third"));
+    node.replace_config(&fixed("third"));
     node.signal(Signal::HUP);
     node.wait_for("configuration reloaded");
     assert_eq!(client.get("edge.test", "/", &[]).text(), "third");
@@ -277,7 +277,7 @@ fn top_shows_what_a_node_does_and_why_not_from_cache() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("the binary runs");
-    // Requests until it has looked twice: those between its looks are in what it shows.
+    // Send requests until it has polled twice; it shows the requests between two polls.
     let asking = AtomicBool::new(true);
     let output = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -325,7 +325,7 @@ fn a_demo_starts_where_its_ports_are_taken() {
         });
         (folder, child, port)
     };
-    // Whoever has the usual ports: at least one of the two has others.
+    // Another process may use the default ports: at least one of the two nodes uses others.
     let mut demos = [demo(), demo()];
     for (_, _, port) in &demos {
         let at = ([127, 0, 0, 1], port.expect("a line to try")).into();

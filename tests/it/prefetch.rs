@@ -1,4 +1,4 @@
-//! What the node fetches of its own accord: `POST /prefetch`, and purges with `refresh`.
+//! Fetches without a client's request: `POST /prefetch`, and purges with `refresh`.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use crate::harness::{Answer, Edge, Origin, until};
 
 #[test]
 fn what_was_prefetched_is_a_hit_for_its_first_client() {
-    let origin = Origin::start(|seen| match seen.target.as_str() {
+    let origin = Origin::start(|request| match request.target.as_str() {
         "/sitemap.xml" => Answer::ok(
             "<urlset><url><loc>http://edge.test/2?a&amp;b</loc></url>\
              <url><loc>http://other.test/</loc></url></urlset>",
@@ -55,7 +55,7 @@ fn the_popular_of_what_was_purged_is_fetched_again() {
     until("it is fetched", || edge.metric("skerry_prefetches_total{outcome=\"fetched\"") == 1.0);
     assert!(edge.get("/popular").is_hit());
     assert!(!edge.get("/rare").is_hit());
-    // A URL that is named is fetched again though nobody asks for it.
+    // A purged URL is fetched again without a client's request.
     let order = "{\"url\": \"http://edge.test/rare\", \"refresh\": 1}";
     assert_eq!(edge.admin("POST", "/purge", order).status, 200);
     until("it is fetched", || edge.metric("skerry_prefetches_total{outcome=\"fetched\"") == 2.0);

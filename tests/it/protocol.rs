@@ -1,10 +1,10 @@
-//! HTTP as others speak it: old versions, interim responses, trailers, changes of protocol,
-//! and clients that nobody here wrote.
+//! Other HTTP implementations and features: old versions, interim responses, trailers, upgrades, and common
+//! client programs.
 
 use std::io::Write;
 use std::process::{Command, Output};
 
-use crate::harness::{Answer, Edge, Gate, Origin};
+use crate::harness::{Answer, Edge, Gate, Origin, Request};
 
 fn tls_before(origin: &Origin) -> Edge {
     Edge::with_tls(&format!(
@@ -101,11 +101,17 @@ fn interim_responses_of_an_http_2_origin_reach_the_client() {
         assert!(interim.contains(" 103") && interim.contains("link: </a.css>"), "{said}");
         assert!(rest.starts_with("HTTP/") && rest.contains(" 200"), "{said}");
     }
-    // What is stored is for clients that take no trailers too, and under one key.
+    // The stored response also answers clients that do not accept trailers, under the same key.
     let with = edge.get_with("/3", &["TE: trailers", "Connection: TE"]);
     assert_eq!((with.header("x-te").as_str(), with.is_hit()), ("none", false));
     assert!(edge.get("/3").is_hit());
-    let alone = edge.connect().request("HEAD", "edge.test", "/4", &["TE: trailers, deflate"], b"");
+    let alone = edge.connect().request(Request {
+        method: "HEAD",
+        host: "edge.test",
+        target: "/4",
+        fields: &["TE: trailers, deflate"],
+        body: b"",
+    });
     assert_eq!(alone.header("x-te"), "trailers");
 }
 
@@ -118,7 +124,13 @@ fn via_names_the_version_that_the_origin_spoke() {
         ));
         let (first, again) = (edge.get("/"), edge.get("/"));
         assert!(!first.is_hit() && again.is_hit(), "{first:?} {again:?}");
-        let passed = edge.connect().request("PUT", "edge.test", "/", &[], b"");
+        let passed = edge.connect().request(Request {
+            method: "PUT",
+            host: "edge.test",
+            target: "/",
+            fields: &[],
+            body: b"",
+        });
         let vias = [first, again, passed].map(|response| response.header("via"));
         assert_eq!(vias, [expected; 3], "{protocol}");
     };
@@ -138,7 +150,13 @@ fn what_answers_a_grpc_call_is_never_stored() {
     let edge = Edge::before(&origin.url());
     let check = |content_type: &str, is_stored| {
         let fields = [&*format!("Content-Type: {content_type}")];
-        edge.connect().request("POST", "edge.test", "/call", &fields, b"x");
+        edge.connect().request(Request {
+            method: "POST",
+            host: "edge.test",
+            target: "/call",
+            fields: &fields,
+            body: b"x",
+        });
         assert_eq!(edge.get("/call").is_hit(), is_stored, "{content_type}");
         edge.purge("/call");
     };
@@ -148,7 +166,7 @@ fn what_answers_a_grpc_call_is_never_stored() {
 
 #[test]
 fn the_origin_is_told_the_host_that_an_http_2_client_asked_for() {
-    let origin = Origin::start(|seen| Answer::ok(seen.header("host").unwrap_or("none")));
+    let origin = Origin::start(|request| Answer::ok(request.header("host").unwrap_or("none")));
     let edge = Edge::before(&origin.url());
     let to = format!("www.test:80:127.0.0.1:{}", edge.http.port());
     let said =
@@ -176,7 +194,13 @@ fn a_head_has_the_fields_of_the_get_and_no_body() {
     let edge = Edge::before(&origin.url());
     let mut client = edge.connect();
     for stored in [false, true] {
-        let head = client.request("HEAD", "edge.test", "/", &[], b"");
+        let head = client.request(Request {
+            method: "HEAD",
+            host: "edge.test",
+            target: "/",
+            fields: &[],
+            body: b"",
+        });
         assert_eq!((head.status, head.header("content-length").as_str()), (200, "5"));
         // Were there a body, this would read it as a response.
         let get = client.get("edge.test", "/", &[]);
@@ -207,7 +231,7 @@ fn a_client_of_http_10_without_host_is_of_the_site_for_all_hosts() {
     assert_eq!(client.read(false).text(), "hello");
     assert!(client.is_closed());
     let host = edge.http.to_string();
-    assert_eq!(origin.seen()[0].header("host"), Some(&*host));
+    assert_eq!(origin.received()[0].header("host"), Some(&*host));
 }
 
 #[test]
@@ -223,7 +247,7 @@ fn an_origin_of_http_10_may_end_its_body_by_closing() {
 
 #[test]
 fn a_client_that_waits_for_100_gets_it_and_the_origin_gets_the_body() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     let mut client = edge.connect();
     client.send(
@@ -233,7 +257,7 @@ fn a_client_that_waits_for_100_gets_it_and_the_origin_gets_the_body() {
     assert_eq!(client.read_line(), "");
     client.send(b"hello");
     assert_eq!(client.read(false).text(), "hello");
-    assert_eq!(origin.seen()[0].body, b"hello");
+    assert_eq!(origin.received()[0].body, b"hello");
 }
 
 #[test]
@@ -246,12 +270,12 @@ fn a_body_that_is_refused_is_not_asked_for() {
     let mut client = edge.connect();
     client.send(b"POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(client.read_any(false).status, 413);
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 }
 
 #[test]
 fn bodies_stream_both_ways_at_once() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()).chunked());
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()).chunked());
     let edge = Edge::before(&origin.url());
     let mut client = edge.connect();
     client.send(b"POST / HTTP/1.1\r\nHost: edge.test\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -280,14 +304,14 @@ fn trailers_reach_a_client_that_takes_them() {
     assert!(text.ends_with("0\r\nx-sum: 42\r\n\r\n"), "{text}");
     let verbose = run("nghttp", &["-v", &format!("http://{}/", edge.http)]);
     assert!(verbose.contains("x-sum: 42"), "{verbose}");
-    // What may not stand in trailers does not, and ends no stream.
+    // Fields that are not allowed in trailers are removed without an error.
     assert!(!verbose.contains("late=1") && !verbose.contains("RST_STREAM"), "{verbose}");
 }
 
 /// The gate has looked at the fields when they come, and has not seen them.
 #[test]
 fn trailers_of_a_request_end_at_the_edge() {
-    let origin = Origin::start(|seen| Answer::ok(seen.body.clone()));
+    let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     let mut client = edge.connect();
     client.send(
@@ -296,16 +320,16 @@ fn trailers_of_a_request_end_at_the_edge() {
     );
     assert_eq!(client.read(false).text(), "hello");
     assert_eq!(client.get("edge.test", "/next", &[]).status, 200);
-    let seen = &origin.seen()[0];
+    let request = &origin.received()[0];
     for gone in ["trailer", "x-real-ip", "x-sum"] {
-        assert_eq!(seen.header(gone), None, "{gone}");
+        assert_eq!(request.header(gone), None, "{gone}");
     }
 }
 
 #[test]
 fn a_websocket_is_a_tunnel_in_both_directions() {
-    let origin = Origin::start(|seen| {
-        assert_eq!(seen.header("upgrade"), Some("websocket"), "{seen:?}");
+    let origin = Origin::start(|request| {
+        assert_eq!(request.header("upgrade"), Some("websocket"), "{request:?}");
         Answer::raw(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
         )
@@ -342,7 +366,7 @@ fn an_origin_that_wants_no_websocket_answers_as_usual() {
 fn pipelined_requests_are_answered_in_order() {
     let gate = Gate::default();
     let behind = gate.clone();
-    let origin = Origin::start(move |seen| match seen.target.as_str() {
+    let origin = Origin::start(move |request| match request.target.as_str() {
         "/1" => Answer::ok("/1").behind(&behind),
         other => Answer::ok(other),
     });

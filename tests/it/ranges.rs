@@ -1,4 +1,4 @@
-//! Long objects and ranges: what a seek costs, and what an origin may do meanwhile.
+//! Large objects and ranges: the cost of a seek, and changes at the origin during a transfer.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -9,12 +9,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::victim::Victim;
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Random, until};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Random, Request, until};
 
 const SLICE: u64 = 256 << 10;
 const MIB: u64 = 1 << 20;
 
-/// What a version of the object has at these offsets.
+/// The bytes of a version of the object at these offsets.
 fn bytes_of(version: u64, range: Range<u64>) -> Vec<u8> {
     let words = range.start / 8..range.end.div_ceil(8);
     let word = |at: u64| (at ^ (version << 48)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
@@ -38,7 +38,7 @@ enum Manner {
     /// Ranges, and nothing that binds them together.
     NoValidator,
     WholeOnly,
-    /// Ranges; the whole stands still after a mebibyte until it is let go on.
+    /// Serves ranges. A full response pauses after 1 MiB until the gate opens.
     Halting,
     /// Ranges; the whole breaks off after a mebibyte and a half.
     BreakingOff,
@@ -47,7 +47,7 @@ enum Manner {
 struct Object {
     origin: Origin,
     version: Arc<AtomicU64>,
-    /// Who asks for bytes from here on finds it changed.
+    /// Offset from which on requested bytes are of a changed object.
     changes_at: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
     going_on: Gate,
@@ -60,8 +60,8 @@ fn object(length: u64, manner: Manner) -> Object {
     let (current, count, change) = (version.clone(), sent.clone(), changes_at.clone());
     let going_on = Gate::default();
     let gate = going_on.clone();
-    let origin = Origin::start(move |seen| {
-        let range = seen.header("range").and_then(|text| {
+    let origin = Origin::start(move |request| {
+        let range = request.header("range").and_then(|text| {
             let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
             if first.is_empty() {
                 return Some(length.saturating_sub(last.parse().ok()?)..length);
@@ -74,7 +74,7 @@ fn object(length: u64, manner: Manner) -> Object {
         }
         let version = current.load(Ordering::SeqCst);
         let tag = format!("\"v{version}\"");
-        let bound = seen.header("if-range").is_none_or(|bound| bound == tag);
+        let bound = request.header("if-range").is_none_or(|bound| bound == tag);
         let part = range.filter(|_| bound && manner != Manner::WholeOnly);
         let answer = match part {
             Some(range) if range.start >= length => {
@@ -147,7 +147,7 @@ fn seek_at_random(length: u64, reads: usize, memory: &str, disk: &str) {
         length / MIB,
         touched_bytes / MIB,
         sent / MIB,
-        object.origin.requests(),
+        object.origin.request_count(),
         process.memory_bytes_max() / MIB
     );
     assert!(sent * 10 <= touched_bytes * 12, "{sent} bytes for {touched_bytes}");
@@ -196,13 +196,13 @@ fn a_full_request_completes_what_ranges_have_begun() {
     assert_bytes(&whole.body, 1, 0..length);
     assert!(whole.header("cache-status").contains("fwd=partial"), "{:?}", whole.headers);
     assert_eq!(object.sent.load(Ordering::SeqCst), length, "no byte was fetched twice");
-    let requests = object.origin.requests();
+    let requests = object.origin.request_count();
     let again = client.get("a.test", "/long", &[]);
     assert_bytes(&again.body, 1, 0..length);
     assert!(again.is_hit(), "{:?}", again.headers);
     let tail = client.get("a.test", "/long", &["Range: bytes=-7"]);
     assert_bytes(&tail.body, 1, length - 7..length);
-    assert_eq!(object.origin.requests(), requests);
+    assert_eq!(object.origin.request_count(), requests);
 }
 
 #[test]
@@ -225,8 +225,8 @@ fn the_last_bytes_of_a_long_object_are_asked_for_as_they_are() {
     // Known by now: from here on by slices.
     tail(7);
     assert!(tail(5).is_hit());
-    assert_eq!(object.origin.requests(), 2);
-    // What has slices of its own brings them.
+    assert_eq!(object.origin.request_count(), 2);
+    // A version with slices of its own serves them.
     let (_directory, process) = node(&object, "64MiB", "none");
     let mut client = Client::connect(process.address);
     let field = format!("Range: bytes=-{}", 2 * SLICE);
@@ -263,9 +263,15 @@ fn a_part_that_nothing_binds_answers_what_lies_in_it_and_nothing_else() {
         let (from, to) = (length - 90, length - 81);
         assert!(get(&format!("{from}-{to}"), from..to + 1).is_hit());
         assert!(get(&format!("{from}-"), from..length).is_hit());
-        assert_eq!(object.origin.requests(), 1, "{name}");
+        assert_eq!(object.origin.request_count(), 1, "{name}");
         // The head of it is not that of the whole.
-        let head = client.request("HEAD", "a.test", "/o", &[], b"");
+        let head = client.request(Request {
+            method: "HEAD",
+            host: "a.test",
+            target: "/o",
+            fields: &[],
+            body: b"",
+        });
         assert_eq!(head.status, 200, "{name}");
         let both = client.get("a.test", "/o", &["Range: bytes=0-1,-1"]);
         assert_eq!(both.status, 206, "{name}");
@@ -316,7 +322,7 @@ fn a_part_that_breaks_off_is_not_stored_and_asked_for_again() {
     for (requests, hit) in [(2, false), (3, false), (3, true)] {
         let tail = client.get("a.test", "/o", &["Range: bytes=-7"]);
         assert_bytes(&tail.body, 1, 93..100);
-        assert_eq!((origin.requests(), tail.is_hit()), (requests, hit), "{:?}", tail.headers);
+        assert_eq!((origin.request_count(), tail.is_hit()), (requests, hit), "{:?}", tail.headers);
     }
 }
 
@@ -330,7 +336,7 @@ fn a_short_object_comes_in_whole() {
     let whole = client.get("a.test", "/long", &[]);
     assert_bytes(&whole.body, 1, 0..MIB - 5);
     assert!(whole.is_hit());
-    assert_eq!(object.origin.requests(), 1);
+    assert_eq!(object.origin.request_count(), 1);
 }
 
 #[test]
@@ -340,7 +346,7 @@ fn an_object_that_changes_on_the_way_is_cut_off_and_never_mixed() {
     let (_directory, process) = node(&object, "64MiB", "none");
     let mut client = Client::connect(process.address);
     read(&mut client, 1, 0..MIB);
-    // What follows is asked for in pieces of 8 MiB: the first is as it was.
+    // The rest is requested in pieces of 8 MiB, of which the first is unchanged.
     object.changes_at.store(2 * MIB, Ordering::SeqCst);
     let cut = client.get("a.test", "/long", &[]);
     assert!(!cut.is_complete);
@@ -382,18 +388,18 @@ fn a_change_before_the_first_byte_is_no_error() {
 fn what_changes_right_after_its_validation_is_asked_for_anew() {
     let length = 4 * MIB;
     let version = AtomicU64::new(1);
-    let origin = Origin::start(move |seen| {
-        if seen.header("if-none-match") == Some("\"v1\"") {
+    let origin = Origin::start(move |request| {
+        if request.header("if-none-match") == Some("\"v1\"") {
             version.store(2, Ordering::SeqCst);
             return Answer::status(304).fresh_for(60).header("ETag", "\"v1\"");
         }
         let version = version.load(Ordering::SeqCst);
         let tag = format!("\"v{version}\"");
-        let range = seen.header("range").and_then(|text| {
+        let range = request.header("range").and_then(|text| {
             let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
             Some(first.parse().ok()?..(last.parse::<u64>().ok()? + 1).min(length))
         });
-        let bound = seen.header("if-range").is_none_or(|bound| bound == tag);
+        let bound = request.header("if-range").is_none_or(|bound| bound == tag);
         let answer = match range.filter(|_| bound) {
             Some(range) => {
                 let content_range = format!("bytes {}-{}/{length}", range.start, range.end - 1);
@@ -419,13 +425,14 @@ fn who_waits_for_the_part_of_what_has_changed_asks_once_for_all() {
     let origin = {
         let gate = gate.clone();
         let asked = AtomicU64::new(0);
-        Origin::start(move |seen| {
-            let (_, range) = seen.header("range").expect("parts").split_once('=').expect("bytes");
+        Origin::start(move |request| {
+            let (_, range) =
+                request.header("range").expect("parts").split_once('=').expect("bytes");
             let (first, last) = range.split_once('-').expect("a range");
             let range = first.parse().expect("a number")..last.parse::<u64>().expect("one") + 1;
             let version = if asked.fetch_add(1, Ordering::SeqCst) == 0 { 1 } else { 2 };
             let tag = format!("\"v{version}\"");
-            let answer = match seen.header("if-range").is_none_or(|bound| bound == tag) {
+            let answer = match request.header("if-range").is_none_or(|bound| bound == tag) {
                 true => {
                     let content_range = format!("bytes {}-{}/{length}", range.start, range.end - 1);
                     Answer::part(bytes_of(version, range)).header("Content-Range", &content_range)
@@ -452,15 +459,15 @@ fn who_waits_for_the_part_of_what_has_changed_asks_once_for_all() {
             assert_bytes(&other.join().expect("an answer").body, 2, range);
         }
     });
-    let asked: Vec<_> = origin.seen();
+    let asked: Vec<_> = origin.received();
     let asked: Vec<_> =
-        asked.iter().map(|seen| (seen.header("range"), seen.header("if-range"))).collect();
+        asked.iter().map(|request| (request.header("range"), request.header("if-range"))).collect();
     assert_eq!(asked.len(), 3, "a part, that it has changed, and the other part: {asked:?}");
 }
 
 #[test]
 fn a_client_that_the_store_has_left_behind_goes_on_from_the_origin() {
-    // Three times what the store holds, of which sockets hold a part.
+    // Three times the size of the store; sockets buffer a part of it.
     let length = 48 * MIB;
     let object = object(length, Manner::Ranges);
     let (_directory, process) = node(&object, "16MiB", "none");
@@ -471,9 +478,9 @@ fn a_client_that_the_store_has_left_behind_goes_on_from_the_origin() {
     assert_bytes(&whole.body, 1, 0..length);
     while !slow.read_line().is_empty() {}
     assert_bytes(&slow.read_bytes(length as usize), 1, 0..length);
-    let requests = object.origin.requests() as u64;
-    let seen = object.origin.seen();
-    let ranges: Vec<_> = seen.iter().map(|request| request.header("range")).collect();
+    let requests = object.origin.request_count() as u64;
+    let received = object.origin.received();
+    let ranges: Vec<_> = received.iter().map(|request| request.header("range")).collect();
     let sent = object.sent.load(Ordering::SeqCst);
     assert!(sent <= 2 * length, "no byte is fetched twice for one client: {sent} {ranges:?}");
     let rest = length.div_ceil(8 * MIB);
@@ -496,15 +503,15 @@ fn a_range_far_ahead_of_a_fill_does_not_wait_for_it() {
     for requests in [2, 2] {
         let seek = read(&mut client, 1, 30 * MIB + 5..30 * MIB + 500);
         assert!(seek.header("cache-status").contains("fwd=partial"), "{seek:?}");
-        assert_eq!(object.origin.requests(), requests);
+        assert_eq!(object.origin.request_count(), requests);
     }
     read(&mut client, 1, 20 * MIB..20 * MIB + 500);
-    assert_eq!(object.origin.requests(), 3);
+    assert_eq!(object.origin.request_count(), 3);
     object.going_on.open();
     while !first.read_line().is_empty() {}
     assert_bytes(&first.read_bytes(length as usize), 1, 0..length);
     assert_bytes(&client.get("a.test", "/long", &[]).body, 1, 0..length);
-    assert_eq!(object.origin.requests(), 3);
+    assert_eq!(object.origin.request_count(), 3);
 }
 
 #[test]
@@ -514,7 +521,7 @@ fn a_fill_that_breaks_off_goes_on_with_ranges() {
     let (_directory, process) = node(&object, "64MiB", "none");
     let whole = Client::connect(process.address).get("a.test", "/long", &[]);
     assert_bytes(&whole.body, 1, 0..length);
-    assert_eq!(object.origin.requests(), 2);
+    assert_eq!(object.origin.request_count(), 2);
 }
 
 #[test]
@@ -523,14 +530,14 @@ fn an_origin_without_ranges_is_asked_once_for_the_whole() {
         let object = object(4 * MIB, manner);
         let (_directory, process) = node(&object, "64MiB", "none");
         let mut client = Client::connect(process.address);
-        // So early that most of it is still to come when the client has what it wants.
+        // Early enough that most of it is still missing when the client has its range.
         read(&mut client, 1, 5..500);
-        let requests = object.origin.requests();
+        let requests = object.origin.request_count();
         assert!(requests <= 2, "a range, and then the whole: {requests}");
         read(&mut client, 1, 10..SLICE);
         let whole = client.get("a.test", "/long", &[]);
         assert_bytes(&whole.body, 1, 0..4 * MIB);
-        assert_eq!(object.origin.requests(), requests);
+        assert_eq!(object.origin.request_count(), requests);
     }
 }
 
@@ -586,7 +593,7 @@ async fn read_whole(mut stream: TcpStream, expected: Arc<Vec<u8>>) {
     assert_eq!(at, expected.len());
 }
 
-/// So many clients ask at once for an object that nobody has; every byte of each is looked at.
+/// This many clients request the same uncached object at once; every byte of each response is checked.
 fn ask_at_once(clients: usize) {
     let length = MIB;
     let gate = Gate::default();
@@ -621,7 +628,7 @@ fn ask_at_once(clients: usize) {
         }
     });
     println!("{clients} clients: {} MiB of memory", process.memory_bytes_max() / MIB);
-    assert_eq!(object.origin.requests(), 1);
+    assert_eq!(object.origin.request_count(), 1);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! Which origin answers whom, what is changed on the way, and what never reaches an origin.
+//! Routing: the origin for each request, changes to requests, and requests that no origin receives.
 
-use crate::harness::{Answer, Edge, Origin, exchange};
+use crate::harness::{Answer, Edge, Origin, Request, exchange};
 
 #[test]
 fn the_client_s_country_chooses_the_origin() {
@@ -15,7 +15,7 @@ fn the_client_s_country_chooses_the_origin() {
         main.url(),
         europe.url()
     ));
-    // Telekom in Germany, Level 3 in the United States, and nobody's.
+    // Deutsche Telekom in Germany, Level 3 in the United States, and an unassigned address.
     for (client, pool, country) in [
         ("80.128.0.1", "europe", Some("DE")),
         ("4.4.4.4", "main", Some("US")),
@@ -24,10 +24,10 @@ fn the_client_s_country_chooses_the_origin() {
         let response = edge.get_with("/", &[&format!("X-Forwarded-For: {client}")]);
         assert_eq!(response.text(), pool, "{client}");
         let origin = if pool == "europe" { &europe } else { &main };
-        let seen = origin.seen().pop().expect("a request");
-        assert_eq!(seen.header("x-client-country"), country, "{seen:?}");
-        assert_eq!(seen.header("x-country").filter(|text| !text.is_empty()), country);
-        assert_eq!(seen.header("x-forwarded-for"), Some(&*format!("{client}, 127.0.0.1")));
+        let request = origin.received().pop().expect("a request");
+        assert_eq!(request.header("x-client-country"), country, "{request:?}");
+        assert_eq!(request.header("x-country").filter(|text| !text.is_empty()), country);
+        assert_eq!(request.header("x-forwarded-for"), Some(&*format!("{client}, 127.0.0.1")));
     }
     // Each worker hands over its own lines: they come in any order.
     let lines = edge.log(3);
@@ -38,9 +38,9 @@ fn the_client_s_country_chooses_the_origin() {
 #[test]
 fn what_varies_by_what_origins_are_told_is_kept_apart() {
     let told = |name: &'static str| {
-        Origin::start(move |seen| {
-            let told = seen.header(name).unwrap_or("nobody").to_owned();
-            let vary = if seen.target.starts_with("/vary") { name } else { "Accept" };
+        Origin::start(move |request| {
+            let told = request.header(name).unwrap_or("nobody").to_owned();
+            let vary = if request.target.starts_with("/vary") { name } else { "Accept" };
             Answer::ok(told).header("Vary", vary).fresh_for(60)
         })
     };
@@ -62,7 +62,7 @@ fn what_varies_by_what_origins_are_told_is_kept_apart() {
             for hit in [false, true] {
                 for (client, country, continent) in clients {
                     let expected = if name == "X-Continent" { continent } else { country };
-                    // What clients say of themselves counts for nothing.
+                    // The client's own value of the field must be ignored.
                     let fields = [
                         &*format!("X-Forwarded-For: {client}"),
                         "X-Client-Country: XX",
@@ -78,7 +78,7 @@ fn what_varies_by_what_origins_are_told_is_kept_apart() {
                 }
             }
         }
-        assert_eq!(origin.requests(), 4);
+        assert_eq!(origin.request_count(), 4);
     }
 }
 
@@ -103,15 +103,21 @@ fn a_rule_denies_countries_methods_networks_and_too_many_requests() {
     assert_eq!(statuses, [200, 200, 429]);
     assert_eq!(from("9.9.9.8", "/rate"), 200);
     let mut client = edge.connect();
-    let refused = client.request("DELETE", "edge.test", "/methods", &[], b"");
+    let refused = client.request(Request {
+        method: "DELETE",
+        host: "edge.test",
+        target: "/methods",
+        fields: &[],
+        body: b"",
+    });
     assert_eq!((refused.status, refused.header("allow").as_str()), (405, "GET, HEAD"));
     assert_eq!(client.get("edge.test", "/methods", &[]).status, 200);
 }
 
 #[test]
 fn sites_redirect_answer_and_rewrite() {
-    let origin = Origin::start(|seen| {
-        Answer::ok(seen.target.clone())
+    let origin = Origin::start(|request| {
+        Answer::ok(request.target.clone())
             .header("Server", "secret")
             .header("X-Powered-By", "secret")
             .header("X-Old", "old")
@@ -158,7 +164,7 @@ redirect = {{ status = 301, location = "https://www.test${{request.target}}" }}
     let robots = get("a.www.test", "/robots.txt");
     assert_eq!((robots.status, robots.text()), (200, "User-agent: *\n"));
     assert_eq!(robots.header("content-type"), "text/plain");
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 
     let files = get("www.test", "/files/a.zip?v=1");
     assert_eq!(files.text(), "/v2/a.zip?v=1");
@@ -167,12 +173,12 @@ redirect = {{ status = 301, location = "https://www.test${{request.target}}" }}
     assert_eq!(files.header("x-old"), "new");
     assert_eq!(files.header("x-path"), "/files/a.zip");
     assert_eq!(files.header("x-added"), "yes");
-    let seen = &origin.seen()[0];
-    assert_eq!(seen.header("x-secret"), None);
-    assert_eq!(seen.header("x-from"), Some("127.0.0.1"));
-    assert_eq!(seen.header("x-more"), Some("www.test"));
-    assert_eq!(seen.header("x-id").map(str::len), Some(16));
-    assert_eq!(seen.header("x-id"), seen.header("x-request-id"));
+    let request = &origin.received()[0];
+    assert_eq!(request.header("x-secret"), None);
+    assert_eq!(request.header("x-from"), Some("127.0.0.1"));
+    assert_eq!(request.header("x-more"), Some("www.test"));
+    assert_eq!(request.header("x-id").map(str::len), Some(16));
+    assert_eq!(request.header("x-id"), request.header("x-request-id"));
 
     let unknown = get("nobody.test", "/");
     assert_eq!(unknown.status, 421);
@@ -251,7 +257,13 @@ fn what_the_node_answers_alone_is_neither_a_hit_nor_forwarded() {
         ("GET", "/%zz", &[], 400, "refused"),
     ];
     for (method, target, fields, status, reason) in asked {
-        let response = edge.connect().request(method, "edge.test", target, fields, b"");
+        let response = edge.connect().request(Request {
+            method,
+            host: "edge.test",
+            target,
+            fields,
+            body: b"",
+        });
         assert_eq!(response.status, status, "{target} {response:?}");
         let expected =
             if status == 400 { String::new() } else { format!("skerry; detail={reason}") };
@@ -269,7 +281,7 @@ fn what_the_node_answers_alone_is_neither_a_hit_nor_forwarded() {
         assert_eq!(edge.metric(&name), count, "{reason}");
     }
     assert_eq!(edge.metric("skerry_cache_requests_total{result=\"caching-off\""), 0.0);
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
 #[test]
@@ -281,7 +293,13 @@ fn metrics_tell_hits_from_misses_by_reason() {
     edge.get("/a");
     edge.advance(61);
     edge.get("/a");
-    edge.connect().request("POST", "edge.test", "/a", &[], b"x");
+    edge.connect().request(Request {
+        method: "POST",
+        host: "edge.test",
+        target: "/a",
+        fields: &[],
+        body: b"x",
+    });
     let results =
         |result: &str| edge.metric(&format!("skerry_cache_requests_total{{result=\"{result}\""));
     assert_eq!(

@@ -1,5 +1,5 @@
-//! What the cache does for clients at the socket: one fetch for many, variants, codings and
-//! purges. The rules themselves are proven in the cache's own room.
+//! Shared responses at the socket: collapsed requests, variants, content codings and purges. Unit tests of
+//! single rules are in `src/cache`.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ fn a_thousand_requests_for_a_cold_key_are_one_to_the_origin() {
         let response = client.read(false);
         assert!(response.is_complete && response.body == body);
     }
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
     assert_eq!(edge.metric("skerry_requests_collapsed_total"), 999.0);
 }
 
@@ -41,14 +41,14 @@ fn requests_for_what_turns_out_uncacheable_do_not_wait_in_line() {
         let response = client.read(false);
         assert_eq!((response.text(), response.is_hit()), ("mine", false));
     }
-    assert_eq!(origin.requests(), 50);
+    assert_eq!(origin.request_count(), 50);
 }
 
 /// The key folds `Accept-Encoding` to the known codings, not to those that a site compresses with.
 #[test]
 fn variants_by_coding_stay_in_reach_when_a_site_compresses_otherwise() {
-    let origin = Origin::start(|seen| {
-        let coding = seen.header("accept-encoding").unwrap_or("none").to_owned();
+    let origin = Origin::start(|request| {
+        let coding = request.header("accept-encoding").unwrap_or("none").to_owned();
         Answer::ok(coding).header("Vary", "Accept-Encoding").fresh_for(60)
     });
     let config = |codings: &str| {
@@ -67,7 +67,7 @@ fn variants_by_coding_stay_in_reach_when_a_site_compresses_otherwise() {
         let again = edge.get_with("/", &[&format!("Accept-Encoding: {spelled}")]);
         assert!(again.is_hit() && again.text() == coding, "{spelled}: {again:?}");
     }
-    assert_eq!(origin.requests(), 3);
+    assert_eq!(origin.request_count(), 3);
 }
 
 #[test]
@@ -113,8 +113,8 @@ fn a_fill_that_began_before_a_purge_is_not_fresh_after_it() {
 
 #[test]
 fn vary_keeps_languages_apart() {
-    let origin = Origin::start(|seen| {
-        let language = seen.header("accept-language").unwrap_or("none").to_owned();
+    let origin = Origin::start(|request| {
+        let language = request.header("accept-language").unwrap_or("none").to_owned();
         Answer::ok(language).header("Vary", "Accept-Language").fresh_for(60)
     });
     let edge = Edge::before(&origin.url());
@@ -126,7 +126,7 @@ fn vary_keeps_languages_apart() {
         }
         assert_eq!(edge.get("/").text(), "none");
     }
-    assert_eq!(origin.requests(), 3);
+    assert_eq!(origin.request_count(), 3);
 }
 
 /// Decodes with the program that the coding comes from.
@@ -173,7 +173,7 @@ fn responses_are_coded_as_the_client_can_read() {
             assert!(response.body == text.as_bytes(), "{accepted}");
         }
     }
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
 #[test]
@@ -195,15 +195,15 @@ fn a_range_of_what_is_stored_is_cut_from_it() {
         assert!(response.body == body[expected], "{range}");
     }
     assert_eq!(edge.get_with("/", &["Range: bytes=2000000-"]).status, 416);
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
 #[test]
 fn a_response_for_one_client_is_given_to_no_other() {
     let count = AtomicUsize::new(0);
-    let origin = Origin::start(move |seen| {
+    let origin = Origin::start(move |request| {
         let answer = Answer::ok(format!("{}", count.fetch_add(1, Ordering::SeqCst)));
-        match seen.target.as_str() {
+        match request.target.as_str() {
             "/cookie" => answer.fresh_for(60).header("Set-Cookie", "id=1"),
             "/private" => answer.header("Cache-Control", "Private, max-age=60"),
             "/no-store" => answer.header("Cache-Control", "NO-STORE, max-age=60"),
@@ -305,7 +305,7 @@ fn explain_says_whether_it_would_be_a_hit_and_touches_nothing() {
     let explain = || edge.admin("GET", "/explain?url=http://edge.test/page", "").text().to_owned();
     let before = explain();
     assert!(before.contains("absent") && before.contains("\"all\""), "{before}");
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
     edge.get("/page");
     let after = explain();
     assert_ne!(before, after);

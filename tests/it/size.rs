@@ -1,4 +1,4 @@
-//! Bodies larger than memory, and more connections than threads could have.
+//! Bodies larger than memory, and more connections than a thread-per-connection server could have.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -138,7 +138,7 @@ fn ten_thousand_idle_connections_take_little_memory_each() {
     println!("{} bytes each", each());
     // None of them was dropped for another.
     clients.iter_mut().step_by(997).for_each(get);
-    assert_eq!(origin.requests(), 1);
+    assert_eq!(origin.request_count(), 1);
 }
 
 const CONNECTIONS: usize = 10_000;

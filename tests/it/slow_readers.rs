@@ -1,5 +1,5 @@
-//! Clients that read slowly or not at all: the kernel holds little for them, keeps nothing once they
-//! are cut, and a slow client that does read gets all of its answer.
+//! Clients that read slowly or not at all: the kernel buffers little for them and nothing after they are
+//! disconnected. A slow client that keeps reading gets its complete response.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -18,15 +18,15 @@ use crate::harness::kernel::{self, ESTABLISHED, FIN_WAIT_1, LAST_ACK, connection
 use crate::harness::{Answer, Edge, Origin, until};
 
 const CLIENTS: usize = 50;
-/// What the kernel may hold for each: what waits unsent, and a segment that the client had no room for.
+/// Maximum bytes in the kernel for each client: the unsent ones and one segment beyond the client's window.
 const EACH_BYTES_MAX: usize = 256 << 10;
 const LARGE: usize = 10 << 20;
-/// Fits into what the kernel takes for one client, so that the node is done with it at once.
+/// Fits into the kernel's buffers for one client, so that the node finishes it at once.
 const SMALL: usize = 60_000;
 
 fn origin() -> Origin {
-    Origin::start(|seen| {
-        let length = match seen.target.as_str() {
+    Origin::start(|request| {
+        let length = match request.target.as_str() {
             "/large" => LARGE,
             "/small" => SMALL,
             other => other[1..].parse().expect("a length"),
@@ -112,7 +112,7 @@ fn get(stream: &mut Tls, target: &str) {
     stream.flush().expect("it reads");
 }
 
-/// Whether the connection ends with a reset, after whatever came before.
+/// Discards input and returns whether the connection ends with a reset.
 fn ends_with_reset(stream: &mut TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
     let mut buffer = vec![0; 1 << 20];
@@ -139,7 +139,7 @@ fn stalled(address: SocketAddr, clients: usize, least: usize) -> Vec<usize> {
     before
 }
 
-/// The clients ask, read nothing, and are cut.
+/// The clients send requests, read nothing, and are disconnected.
 fn check(edge: &Edge, address: SocketAddr, connect: impl Fn() -> TcpStream) {
     let mut clients: Vec<TcpStream> = (0..CLIENTS).map(|_| connect()).collect();
     let held = stalled(address, CLIENTS, 1);

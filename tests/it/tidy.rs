@@ -1,4 +1,4 @@
-//! The rules of the house that a compiler doesn't check: who imports whom, and no leftovers.
+//! Rules that the compiler does not check: allowed imports between rooms, unique type names, no dead items.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use skerry::{HeadError, ProxyError, Reason, Refusal};
 
-/// Room → what it may import. A new arrow changes this list in the same commit, with its
+/// For each room, the rooms that it may import. A new arrow changes this list in the same commit, with its
 /// reason; `design` is docs/ARCHITECTURE.md.
 const ARROWS: &[(&str, &[&str])] = &[
     ("allocator", &[]),
@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fields", &[]),
     ("reply", &["body", "fields"]),
     ("interim", &["reply"]),
-    // planted: bugs for the lab to find, a constant false without the cargo feature.
+    // planted: bugs that the simulation must find, a constant false without the cargo feature.
     ("planted", &[]),
     ("lock", &[]),
     ("random", &[]),
@@ -130,7 +130,7 @@ fn no_circle_of_imports_is_large() {
     assert!(large.is_empty(), "these files import each other in a circle: {large:?}");
 }
 
-/// One name, one thing: a reader of `Head` need not ask whose.
+/// Each public type name stands in one room only.
 #[test]
 fn a_public_type_name_stands_in_one_room() {
     let mut rooms: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -211,7 +211,7 @@ fn every_file_says_what_it_is_for_and_leaves_nothing_undone() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// What the documentation lists is said by the code.
+/// The lists in the documentation match the code.
 #[test]
 fn every_word_of_the_closed_lists_is_made_outside_its_definition() {
     let made = Made::outside(&["labels.rs"]);
@@ -237,7 +237,7 @@ impl Made {
         Self(files.map(|file| without_tests(&read(&file)).to_owned()).collect())
     }
 
-    /// Whether the variant stands where it is neither part of a longer name nor a pattern.
+    /// Whether the variant occurs outside of patterns and not as part of a longer name.
     fn has(&self, path: &str) -> bool {
         self.0.iter().flat_map(|text| text.split(path).skip(1)).any(|after| {
             !after.starts_with(|next: char| next.is_alphanumeric())
@@ -347,7 +347,7 @@ impl Modules {
         }
     }
 
-    /// The module that a path leads to, through what is made known elsewhere.
+    /// The module that a path leads to, through re-exports.
     fn resolve(&self, path: Vec<String>, followed: usize) -> Option<&[String]> {
         let (at, (found, module)) =
             (1..=path.len()).rev().find_map(|at| Some((at, self.0.get_key_value(&path[..at])?)))?;
@@ -437,18 +437,18 @@ const CIRCLE_FILES_MAX: usize = 3;
 /// `pub use` of what another module has by `pub use`, and so on.
 const REEXPORTS_MAX: usize = 8;
 
-/// What only tests need stands in the folder `tests` of its room.
+/// Files that only tests need are in the folder `tests` of their room.
 fn is_test(file: &Path) -> bool {
     file.components().any(|part| part.as_os_str() == "tests")
 }
 
-/// The text up to the first test module whose code stands in it.
+/// The text up to the first inline test module.
 fn without_tests(text: &str) -> &str {
     let mut inline = test_modules(text).filter(|(.., ending)| *ending == '{');
     inline.next().map_or(text, |(at, ..)| &text[..at])
 }
 
-/// Modules under `#[cfg(test)]`: where that stands, the name, and `{` or `;` behind it.
+/// Modules under `#[cfg(test)]`: position of the attribute, name, and `{` or `;`.
 fn test_modules(text: &str) -> impl Iterator<Item = (usize, &str, char)> {
     text.match_indices("#[cfg(test)]\n").filter_map(|(at, _)| {
         let line = text[at..].lines().find(|line| !line.starts_with("#["))?;

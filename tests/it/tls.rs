@@ -1,4 +1,4 @@
-//! TLS as a client sees it: openssl's for what rustls does not do, rustls for what must last.
+//! TLS of listeners: openssl as the client for features that rustls lacks, rustls for long connections.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use crate::harness::{Answer, Edge, Origin, raw, until};
 
 const FIXED: &str = "[sites.all]\nhosts = \"*\"\nrespond.content = \"hello\"\n";
 
-/// What openssl says of a connection with these arguments, after it has sent `input`.
+/// The output of `openssl s_client` with these arguments after it has sent `input`.
 fn openssl(edge: &Edge, arguments: &[&str], input: &str) -> String {
     let address = edge.https.expect("TLS").to_string();
     let mut child = Command::new("openssl")
@@ -90,7 +90,7 @@ fn a_client_that_speaks_no_protocol_of_ours_gets_an_alert() {
         let said = openssl(&edge, &["-alpn", offered], "");
         assert!(said.contains(agreed), "{offered}: {said}");
     }
-    // Who agreed on one does not speak the other.
+    // A client that negotiated one protocol must not use the other.
     let get = "GET / HTTP/1.1\r\nHost: edge.test\r\nConnection: close\r\n\r\n";
     let said = openssl(&edge, &["-alpn", "http/1.1", "-ign_eof"], get);
     assert!(said.contains("HTTP/1.1 200 OK"), "{said}");

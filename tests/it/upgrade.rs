@@ -1,11 +1,11 @@
-//! Switches of protocol (RFC 9110 §7.8): which are passed on, what a switch looks like on the
-//! wire, and what an answer to the wish for one may be used for.
+//! Upgrades (RFC 9110 §7.8): which are forwarded, their form on the wire, and how responses to requests with
+//! `Upgrade` may be reused.
 
-use crate::harness::{Answer, Client, Edge, Origin, Response, raw};
+use crate::harness::{Answer, Client, Edge, Origin, Request, Response, raw};
 
-/// An origin that switches to whatever it is asked for and echoes, or says what it was asked.
+/// An origin that accepts any upgrade and echoes bytes, or responds with a description of the request.
 fn willing() -> Origin {
-    Origin::start(|seen| match seen.header("upgrade") {
+    Origin::start(|request| match request.header("upgrade") {
         Some(protocol) => Answer::raw(format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\nConnection: Upgrade\r\n\r\n"
         ))
@@ -45,7 +45,7 @@ fn a_101_says_what_the_connection_becomes() {
     assert_eq!(answer.header("connection"), "upgrade");
     assert_eq!(answer.header("upgrade"), "WebSocket");
     assert_eq!(client.read_bytes(15), b"behind the head");
-    let seen = &origin.seen()[0];
+    let request = &origin.received()[0];
     for (name, value) in [
         ("connection", "upgrade"),
         ("upgrade", "WebSocket"),
@@ -55,9 +55,9 @@ fn a_101_says_what_the_connection_becomes() {
         ("sec-websocket-extensions", "permessage-deflate"),
         ("origin", "http://edge.test"),
     ] {
-        assert_eq!(seen.header(name), Some(value), "{name}");
+        assert_eq!(request.header(name), Some(value), "{name}");
     }
-    assert_eq!(seen.target, "/chat?x");
+    assert_eq!(request.target, "/chat?x");
 }
 
 /// RFC 9110 §15.5.22, and RFC 9113 §8.2.2 for HTTP/2.
@@ -110,8 +110,8 @@ fn protocols_that_are_not_listed_are_not_passed_on() {
         assert_eq!((answer.status, answer.text()), (200, "no upgrade"), "{protocols}");
     }
     // One request was sent; the others had the same answer.
-    assert_eq!(origin.requests(), 1);
-    assert_eq!(origin.seen()[0].header("connection"), None);
+    assert_eq!(origin.request_count(), 1);
+    assert_eq!(origin.received()[0].header("connection"), None);
     assert_eq!(edge.metric("skerry_upgrades_ignored_total"), 8.0);
 
     let answer = ask(&mut edge.connect(), "/", "h2c, websocket, TLS/1.0");
@@ -155,7 +155,7 @@ fn the_list_is_a_sites_and_a_rules_and_counts_from_a_reload_on() {
     check("/udp", "connect-udp", 101);
     check("/udp", "websocket", 200);
 
-    // What runs goes on; what comes next is judged by the new list.
+    // Open tunnels continue; new upgrades follow the new list.
     let mut open = edge.connect();
     assert_eq!(ask(&mut open, "/", "chat").status, 101);
     edge.reload(&site(&origin, "access.upgrade = []")).expect("a good configuration");
@@ -167,7 +167,7 @@ fn the_list_is_a_sites_and_a_rules_and_counts_from_a_reload_on() {
     check("/", "websocket", 101);
 }
 
-/// Inside, an HTTP/2 stream would read what the rules deny, with no line in the log.
+/// Inside the tunnel, HTTP/2 streams could bypass the rules without a log line.
 #[test]
 fn an_upgrade_to_h2c_gets_past_no_rule() {
     let origin = willing();
@@ -185,9 +185,9 @@ fn an_upgrade_to_h2c_gets_past_no_rule() {
         // It is HTTP/1.1 as before, and what comes next is judged like anything.
         assert_eq!(client.get("edge.test", "/admin/secret", &[]).status, 403);
     }
-    for seen in origin.seen() {
+    for request in origin.received() {
         for gone in ["upgrade", "connection", "http2-settings", "http2_settings"] {
-            assert_eq!(seen.header(gone), None, "{gone}");
+            assert_eq!(request.header(gone), None, "{gone}");
         }
     }
 }
@@ -220,9 +220,9 @@ fn a_101_that_nobody_asked_for_is_a_502() {
 /// Were some of it left unread, it would be in the tunnel.
 #[test]
 fn a_request_with_content_is_passed_on_without_its_upgrade() {
-    let origin = Origin::start(|seen| {
-        assert_eq!(seen.header("upgrade"), None);
-        Answer::ok(seen.body.clone())
+    let origin = Origin::start(|request| {
+        assert_eq!(request.header("upgrade"), None);
+        Answer::ok(request.body.clone())
     });
     let edge = Edge::before(&origin.url());
     for framing in [
@@ -249,8 +249,8 @@ fn a_request_with_content_is_passed_on_without_its_upgrade() {
 /// An origin may answer the wish and not the target.
 #[test]
 fn what_answers_a_wish_to_switch_is_for_its_client_alone() {
-    let origin = Origin::start(|seen| {
-        let asked = seen.header("upgrade").unwrap_or("nothing").to_owned();
+    let origin = Origin::start(|request| {
+        let asked = request.header("upgrade").unwrap_or("nothing").to_owned();
         Answer::ok(asked).fresh_for(60)
     });
     let edge = Edge::before(&origin.url());
@@ -260,14 +260,25 @@ fn what_answers_a_wish_to_switch_is_for_its_client_alone() {
         assert_eq!((answer.text(), answer.is_hit()), ("websocket", false));
     }
     assert_eq!(edge.get("/").text(), "nothing");
-    // What is stored is not for it either; and a wish that is not passed on is none.
+    // A stored response does not answer it either. An upgrade that is not forwarded is ignored.
     assert_eq!(ask(&mut client, "/", "websocket").text(), "websocket");
     assert!(ask(&mut client, "/", "h2c").is_hit());
     assert!(edge.get("/").is_hit());
     assert_eq!(ask(&mut client, "/new", "h2c").text(), "nothing");
     assert!(edge.get("/new").is_hit());
-    // Nor does a HEAD make what is stored young or old.
+    // A HEAD does not change the freshness of the stored response.
     let head = ["Connection: upgrade", "Upgrade: websocket"];
-    assert_eq!(client.request("HEAD", "edge.test", "/", &head, b"").status, 200);
+    assert_eq!(
+        client
+            .request(Request {
+                method: "HEAD",
+                host: "edge.test",
+                target: "/",
+                fields: &head,
+                body: b""
+            })
+            .status,
+        200
+    );
     assert!(edge.get("/").is_hit());
 }

@@ -1,4 +1,4 @@
-//! A certificate authority of a test: its own certificate and those that it signs, as PEM files.
+//! A certificate authority for tests. It writes its certificate and those that it signs as PEM files.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ impl Authority {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut parameters = CertificateParams::new(Vec::new()).expect("no names");
-        // Names of their own: who has its issuer's name is taken for its issuer.
+        // A unique name, because a certificate with the name of its issuer is taken for the issuer.
         let name = format!("authority {}", folder.path().display());
         parameters.distinguished_name.push(DnType::CommonName, name);
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -29,7 +29,7 @@ impl Authority {
         self.folder.path().join("ca.pem")
     }
 
-    /// A certificate and a key for a DNS name or an address.
+    /// Issues a certificate for a DNS name or an address. Returns the paths of certificate and key.
     pub fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
         let mut parameters = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         parameters.distinguished_name.push(DnType::CommonName, name);
@@ -44,7 +44,7 @@ impl Authority {
     }
 }
 
-/// For command lines.
+/// The path as text, for command lines.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("temporary folders have plain names")
 }

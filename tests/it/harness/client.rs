@@ -1,5 +1,5 @@
-//! A plain HTTP/1.1 client on one blocking connection, without opinions: it sends what it is
-//! given and reads what comes.
+//! An HTTP/1.1 client with one blocking connection. It sends requests as given, valid or not, and returns
+//! responses as received.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,23 +7,33 @@ use std::time::Duration;
 
 use super::origin::read_fields;
 
-/// One keep-alive connection.
+/// The five parts of a request; `Content-Length` is added if it has a body.
+pub struct Request<'a> {
+    pub method: &'a str,
+    pub host: &'a str,
+    pub target: &'a str,
+    /// Further field lines.
+    pub fields: &'a [&'a str],
+    pub body: &'a [u8],
+}
+
+/// A client with one persistent connection.
 pub struct Client {
     reader: BufReader<TcpStream>,
 }
 
-/// A response, its body in whole.
+/// A response with its body.
 #[derive(Clone, Debug)]
 pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Whether the body ended as its framing said, not by a broken connection.
+    /// Whether the body ended as its framing states; false if the connection ended before.
     pub is_complete: bool,
 }
 
 impl Response {
-    /// All fields of that name, joined with `, `; empty without one.
+    /// The values of all fields of this name, joined with `, `; empty if there is none.
     pub fn header(&self, name: &str) -> String {
         let fields = self.headers.iter().filter(|(other, _)| other.eq_ignore_ascii_case(name));
         fields.map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(", ")
@@ -51,19 +61,14 @@ impl Client {
         self.reader.get_mut().write_all(bytes).expect("the node reads");
     }
 
-    /// `GET` with more fields, each a whole line.
+    /// Sends a `GET` request. Each of `fields` is a field line.
     pub fn get(&mut self, host: &str, target: &str, fields: &[&str]) -> Response {
-        self.request("GET", host, target, fields, b"")
+        self.request(Request { method: "GET", host, target, fields, body: b"" })
     }
 
-    pub fn request(
-        &mut self,
-        method: &str,
-        host: &str,
-        target: &str,
-        fields: &[&str],
-        body: &[u8],
-    ) -> Response {
+    /// Sends a request and reads the response.
+    pub fn request(&mut self, request: Request) -> Response {
+        let Request { method, host, target, fields, body } = request;
         let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n");
         for field in fields {
             head.push_str(field);
@@ -78,7 +83,7 @@ impl Client {
         self.read(method == "HEAD")
     }
 
-    /// The next response; interim ones are passed over.
+    /// Reads the next final response and skips interim ones.
     pub fn read(&mut self, is_head: bool) -> Response {
         loop {
             let response = self.read_any(is_head);
@@ -88,7 +93,7 @@ impl Client {
         }
     }
 
-    /// A line without its end.
+    /// Reads a line and returns it without its end.
     pub fn read_line(&mut self) -> String {
         let mut line = String::new();
         self.reader.read_line(&mut line).expect("a line");
@@ -96,32 +101,32 @@ impl Client {
         line
     }
 
-    /// So many bytes, whatever they are.
+    /// Reads exactly `count` bytes.
     pub fn read_bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.reader.read_exact(&mut bytes).expect("as many bytes");
         bytes
     }
 
-    /// All there is until the node closes the connection.
+    /// Reads until the node closes the connection.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // A reset is an end too.
+        // A reset ends the input as well.
         let _ = self.reader.read_to_end(&mut bytes);
         bytes
     }
 
-    /// Says that nothing more is sent.
+    /// Closes the connection for writing.
     pub fn finish(&mut self) {
         self.reader.get_mut().shutdown(std::net::Shutdown::Write).expect("an open connection");
     }
 
-    /// Whether the node has closed the connection (waits for its end).
+    /// Waits for input or the end of the connection. Returns whether it is closed.
     pub fn is_closed(&mut self) -> bool {
         matches!(self.reader.fill_buf(), Ok([]) | Err(_))
     }
 
-    /// The next response, interim or not.
+    /// Reads the next response, interim or final.
     pub fn read_any(&mut self, is_head: bool) -> Response {
         let mut line = String::new();
         self.reader.read_line(&mut line).expect("a status line");
@@ -142,7 +147,7 @@ impl Client {
         match response.header("content-length").parse::<u64>() {
             Ok(length) => {
                 let read = (&mut self.reader).take(length).read_to_end(&mut response.body)?;
-                if read as u64 == length { Ok(()) } else { Err(cut()) }
+                if read as u64 == length { Ok(()) } else { Err(truncated()) }
             }
             Err(_) => self.reader.read_to_end(&mut response.body).map(drop),
         }
@@ -152,33 +157,33 @@ impl Client {
         loop {
             let mut line = String::new();
             self.reader.read_line(&mut line)?;
-            let size = usize::from_str_radix(line.trim(), 16).map_err(|_| cut())?;
+            let size = usize::from_str_radix(line.trim(), 16).map_err(|_| truncated())?;
             if size == 0 {
                 read_fields(&mut self.reader)?;
                 return Ok(());
             }
             let read = (&mut self.reader).take(size as u64).read_to_end(body)?;
             if read != size {
-                return Err(cut());
+                return Err(truncated());
             }
             self.reader.read_line(&mut line)?;
         }
     }
 }
 
-/// The bytes of what comes back for these, until the node closes the connection.
+/// Sends bytes on a new connection and reads the reply until the node closes the connection.
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut client = Client::connect(address);
-    // What is refused early is not read to its end.
+    // An error is ignored: a node that refuses a request early does not read all of it.
     let _ = client.reader.get_mut().write_all(bytes);
     String::from_utf8_lossy(&client.read_to_end()).into_owned()
 }
 
-/// One request on a connection of its own.
+/// Sends a `GET` request on a new connection.
 pub fn exchange(address: SocketAddr, host: &str, target: &str, fields: &[&str]) -> Response {
     Client::connect(address).get(host, target, fields)
 }
 
-fn cut() -> std::io::Error {
+fn truncated() -> std::io::Error {
     std::io::ErrorKind::UnexpectedEof.into()
 }

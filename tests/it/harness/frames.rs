@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame, for what no well-behaved client sends (RFC 9113).
+//! An HTTP/2 client that sends single frames, so that tests can break the rules of RFC 9113.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -21,10 +21,10 @@ pub const END_HEADERS: u8 = 4;
 pub const PADDED: u8 = 8;
 pub const PRIORITISED: u8 = 32;
 
-/// What stands before all frames of a client.
+/// The connection preface of a client (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// One frame as it came.
+/// A received frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -33,7 +33,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// The bytes of a frame.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
@@ -42,13 +42,13 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A header block: each field a literal that is not indexed (RFC 7541 §6.2.2).
+/// Encodes a field block in which each field is a literal without indexing (RFC 7541 §6.2.2).
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in fields {
         bytes.push(0);
         for text in [name, value] {
-            assert!(text.len() < 127, "longer texts have longer lengths");
+            assert!(text.len() < 127, "longer strings need a longer length encoding");
             bytes.push(text.len() as u8);
             bytes.extend(text.as_bytes());
         }
@@ -56,24 +56,24 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// HEADERS that begin and end the header section.
+/// Encodes a HEADERS frame with a complete field section.
 pub fn headers(flags: u8, stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, flags | END_HEADERS, stream, &block(fields))
 }
 
-/// A setting's six bytes.
+/// Encodes one setting (six bytes).
 pub fn setting(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
 }
 
-/// One connection.
+/// A connection.
 pub struct Http2 {
     stream: TcpStream,
 }
 
 impl Http2 {
-    /// Reads and forgets all that comes, on a thread of its own, until the connection ends.
-    pub fn forget_answers(&self) {
+    /// Discards all input on a separate thread until the connection ends.
+    pub fn discard_input(&self) {
         let mut stream = self.stream.try_clone().expect("a second handle");
         std::thread::spawn(move || {
             let mut bytes = [0; 16 << 10];
@@ -89,7 +89,7 @@ impl Http2 {
         this
     }
 
-    /// Connects and says nothing.
+    /// Connects without sending anything.
     pub fn silent(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the node listens");
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
@@ -97,12 +97,12 @@ impl Http2 {
         Self { stream }
     }
 
-    /// Sends bytes as they are. A node that has closed already is no trouble.
+    /// Sends bytes as given. Returns false if the node has closed the connection.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// The next frame; `None` at the end, be it by a reset, and when none comes in time.
+    /// Reads the next frame; `None` if the connection ends or no frame comes within 10 s.
     pub fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.stream.read_exact(&mut head).ok()?;
@@ -113,7 +113,7 @@ impl Http2 {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// The next frame of this kind; those before it are passed over.
+    /// Reads the next frame of this type and skips others.
     pub fn next_of(&mut self, kind: u8) -> Option<Frame> {
         loop {
             let frame = self.next()?;
@@ -123,7 +123,7 @@ impl Http2 {
         }
     }
 
-    /// Whether the node still answers a PING.
+    /// Whether the node acknowledges a PING.
     pub fn is_alive(&mut self) -> bool {
         self.send(&frame(PING, 0, 0, b"are you?"));
         loop {

@@ -1,4 +1,4 @@
-//! A link that takes time: a relay to a local port, each byte `delay` later than it was sent.
+//! A TCP proxy to a local port that delays each byte.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Ends with its connections when it is dropped.
+/// The proxy. Dropping it closes its connections.
 pub struct LongLink {
-    /// Where to connect to.
+    /// The port to connect to.
     pub port: u16,
     _runtime: Runtime,
 }
 
 impl LongLink {
-    /// A link to `port` on this machine.
+    /// Starts a proxy to `port` on this machine that delays each direction by `delay`.
     pub fn to(port: u16, delay: Duration) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -28,13 +28,13 @@ impl LongLink {
         runtime.spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 tokio::spawn(async move {
-                    // Nobody there: the caller sees its connection end.
+                    // The target does not listen: close the client's connection.
                     let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
                     let _ = (near.set_nodelay(true), far.set_nodelay(true));
                     let ((near_in, near_out), (far_in, far_out)) =
                         (near.into_split(), far.into_split());
-                    tokio::spawn(carry(near_in, far_out, delay));
-                    carry(far_in, near_out, delay).await;
+                    tokio::spawn(forward(near_in, far_out, delay));
+                    forward(far_in, near_out, delay).await;
                 });
             }
         });
@@ -42,12 +42,12 @@ impl LongLink {
     }
 }
 
-async fn carry(
+async fn forward(
     mut from: impl AsyncReadExt + Unpin + Send + 'static,
     mut to: impl AsyncWriteExt + Unpin,
     delay: Duration,
 ) {
-    let (sender, mut under_way) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    let (sender, mut in_transit) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
     tokio::spawn(async move {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
@@ -57,7 +57,7 @@ async fn carry(
             }
         }
     });
-    while let Some((due, bytes)) = under_way.recv().await {
+    while let Some((due, bytes)) = in_transit.recv().await {
         tokio::time::sleep_until(due).await;
         if to.write_all(&bytes).await.is_err() {
             return;

@@ -1,7 +1,7 @@
-//! What the tests share: a scripted origin, a plain client, and a node to put between them.
+//! Shared by all tests: a scripted origin, a client, and a node between them.
 //!
-//! Nothing here sleeps to order things; a test that must do so uses a [`Gate`], and what
-//! can only be looked at is waited for with [`until`].
+//! Tests do not sleep to get an order of events. They use a [`Gate`], or wait for a condition with
+//! [`until`].
 
 pub mod authority;
 pub mod client;
@@ -15,26 +15,32 @@ pub mod victim;
 
 use std::time::Duration;
 
-pub use client::{Client, Response, exchange, raw};
+pub use client::{Client, Request, Response, exchange, raw};
 pub use link::LongLink;
 pub use node::Edge;
 pub use origin::{Answer, Gate, Origin};
 pub use process::{Process, skerry};
 
-/// Looks again and again until it is so; a test that hangs here for 30 s has failed.
+/// Polls a condition until it holds. `what` describes it.
+///
+/// # Panics
+/// The condition does not hold within 30 s.
 #[track_caller]
-#[allow(clippy::disallowed_methods, reason = "a pause between two looks, not a wait for an order")]
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a pause between two polls, not an assumption about order"
+)]
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..3000 {
-        if is_so() {
+        if holds() {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("it never came to be that {what}");
+    panic!("timed out after 30 s, waiting for: {what}");
 }
 
-/// SplitMix64: the same numbers for the same seed.
+/// A random number generator (SplitMix64). The same seed gives the same numbers.
 pub struct Random(pub u64);
 
 impl Random {

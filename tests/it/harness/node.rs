@@ -1,4 +1,4 @@
-//! A node in this process, on ports of its own, with a clock that the test moves.
+//! A node inside the test process, with free ports and a clock that the test can advance.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,35 +9,35 @@ use skerry::config::{self, Flags};
 use skerry::{Clock, Node};
 use tempfile::TempDir;
 
-use super::client::{Client, Response, exchange};
+use super::client::{Client, Request, Response, exchange};
 use super::until;
 
-/// A running node and its folder: configuration, access log and cache. It is cut off when
-/// it is dropped.
+/// A running node and its temporary folder with configuration, access log and cache. Dropping it stops the
+/// node without a drain.
 pub struct Edge {
     pub node: Node,
     pub http: SocketAddr,
-    /// Present when the configuration has a listener with TLS.
+    /// The address of the TLS listener, if there is one.
     pub https: Option<SocketAddr>,
     pub admin: SocketAddr,
-    /// What the node takes for now.
+    /// The node's clock.
     pub clock: Clock,
     folder: TempDir,
 }
 
 impl Edge {
-    /// A node for every host in front of one origin.
+    /// Starts a node that forwards every host to one origin.
     pub fn before(origin: &str) -> Self {
         Self::with(&format!("[pools.main]\norigins = {origin:?}\n[sites.all]\nhosts = \"*\"\n"))
     }
 
-    /// A node of this configuration. Listeners, admin address and data folder are given by
-    /// the harness; log and store too, unless the text has them.
+    /// Starts a node with this configuration. The harness adds listeners, admin address and data folder,
+    /// and `[log]` and `[store]` if the text has none.
     pub fn with(text: &str) -> Self {
         Self::start(text, false)
     }
 
-    /// The same with a listener for TLS beside, its certificate self-signed.
+    /// Like [`Edge::with`], with an additional TLS listener and a self-signed certificate.
     pub fn with_tls(text: &str) -> Self {
         Self::start(text, true)
     }
@@ -45,7 +45,7 @@ impl Edge {
     fn start(text: &str, tls: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config = folder.path().join("edge.toml");
-        std::fs::write(&config, completed(text, &folder)).expect("a configuration file");
+        std::fs::write(&config, with_defaults(text, &folder)).expect("a configuration file");
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
         let flags = Flags {
             config: Some(config),
@@ -65,12 +65,12 @@ impl Edge {
         Self { http, https: at(true), admin: node.admin, node, clock, folder }
     }
 
-    /// `GET` on a connection of its own, for `edge.test`.
+    /// Sends a `GET` request for `edge.test` on a new connection.
     pub fn get(&self, target: &str) -> Response {
         self.get_with(target, &[])
     }
 
-    /// The same with more fields, each a whole line.
+    /// Like [`Edge::get`], with further field lines.
     pub fn get_with(&self, target: &str, fields: &[&str]) -> Response {
         exchange(self.http, "edge.test", target, fields)
     }
@@ -79,24 +79,30 @@ impl Edge {
         Client::connect(self.http)
     }
 
-    /// Asks the admin API.
+    /// Sends a request to the admin API.
     pub fn admin(&self, method: &str, target: &str, body: &str) -> Response {
-        Client::connect(self.admin).request(method, "localhost", target, &[], body.as_bytes())
+        Client::connect(self.admin).request(Request {
+            method,
+            host: "localhost",
+            target,
+            fields: &[],
+            body: body.as_bytes(),
+        })
     }
 
     /// Purges one URL of `http://edge.test`.
     pub fn purge(&self, target: &str) -> Response {
-        let order = serde_json::json!({ "url": format!("http://edge.test{target}") });
-        self.admin("POST", "/purge", &order.to_string())
+        let purge = serde_json::json!({ "url": format!("http://edge.test{target}") });
+        self.admin("POST", "/purge", &purge.to_string())
     }
 
-    /// Moves wall time forward.
+    /// Advances the node's wall-clock time.
     pub fn advance(&self, seconds: u64) {
         self.clock.advance(Duration::from_secs(seconds));
     }
 
-    /// The sum of a metric over its labels, as `/metrics` shows it now. `name` may have
-    /// labels behind it: `skerry_x_total{kind="a"`.
+    /// The current value of a metric in `/metrics`, summed over its labels. `name` may restrict the first
+    /// labels: `skerry_x_total{kind="a"`.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.admin("GET", "/metrics", "");
         let lines = text.text().lines().filter(|line| {
@@ -105,7 +111,7 @@ impl Edge {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
-    /// Waits until the access log has so many lines.
+    /// Waits until the access log has at least `count` lines and returns all.
     pub fn log(&self, count: usize) -> Vec<Value> {
         let path = self.path("access.log");
         let lines = || {
@@ -118,20 +124,20 @@ impl Edge {
         lines()
     }
 
-    /// Writes the configuration anew and has the node read it.
+    /// Replaces the configuration file and reloads the node.
     pub fn reload(&self, text: &str) -> Result<Vec<String>, Vec<String>> {
-        std::fs::write(self.path("edge.toml"), completed(text, &self.folder)).expect("a file");
+        std::fs::write(self.path("edge.toml"), with_defaults(text, &self.folder)).expect("a file");
         self.node.reload()
     }
 
-    /// A file of the node's folder.
+    /// The path of a file in the node's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 }
 
-/// With a log in the folder and a small store in memory, unless the text says otherwise.
-pub fn completed(text: &str, folder: &TempDir) -> String {
+/// Adds an access log in the folder and a small store in memory, unless the text has `[log]` or `[store]`.
+pub fn with_defaults(text: &str, folder: &TempDir) -> String {
     let mut whole = text.to_owned();
     if !text.contains("[log]") {
         let log = folder.path().join("access.log");

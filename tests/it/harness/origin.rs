@@ -1,5 +1,6 @@
-//! A scripted HTTP/1.1 origin: a thread a connection, answers by a closure, and a record of
-//! what was asked. It can wait at a gate, break off, or send any bytes.
+//! A scripted HTTP/1.1 origin: a closure returns the response to each request, and all requests are
+//! recorded. A response can wait at a gate, end early, or consist of any bytes. Each connection has a
+//! thread.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,40 +11,40 @@ use std::time::Duration;
 
 use super::until;
 
-/// A running origin; it ends with the test process, or when it is killed.
+/// A running origin. It runs until the end of the test process or [`Origin::kill`].
 pub struct Origin {
     pub address: SocketAddr,
-    seen: Arc<(Mutex<Vec<Seen>>, Condvar)>,
+    received: Arc<(Mutex<Vec<ReceivedRequest>>, Condvar)>,
     connections: Arc<Connections>,
 }
 
-/// Those that are open, by number.
+/// The open connections, by number.
 #[derive(Default)]
 struct Connections {
     is_killed: AtomicBool,
     open: Mutex<HashMap<usize, TcpStream>>,
 }
 
-/// A request as it arrived.
+/// A request that the origin received.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ReceivedRequest {
     pub method: String,
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Counts connections from zero.
+    /// Number of the connection, from 0.
     pub connection: usize,
 }
 
-impl Seen {
-    /// The first field of that name.
+impl ReceivedRequest {
+    /// The value of the first field of this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let field = self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
         field.map(|(_, value)| value.as_str())
     }
 }
 
-/// Opens once; everyone who waits goes on.
+/// A barrier that opens once and then lets all threads pass.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -57,15 +58,18 @@ impl Gate {
         *self.0.0.lock().unwrap()
     }
 
-    /// Waits until it is open; a test that hangs here for 30 s has failed.
+    /// Waits until the gate is open.
+    ///
+    /// # Panics
+    /// The gate does not open within 30 s.
     pub fn pass(&self) {
         let is_open = self.0.0.lock().unwrap();
         let (is_open, _) = self.0.1.wait_timeout_while(is_open, LONG, |is_open| !*is_open).unwrap();
-        assert!(*is_open, "nobody opened the gate");
+        assert!(*is_open, "the gate was not opened within 30 s");
     }
 }
 
-/// What the origin answers.
+/// A response of the origin.
 #[derive(Clone, Default)]
 pub struct Answer {
     status: u16,
@@ -79,7 +83,7 @@ pub struct Answer {
     after_raw: AfterRaw,
 }
 
-/// What happens to the connection once the raw bytes are sent.
+/// What happens to the connection after the bytes of [`Answer::raw`] are sent.
 #[derive(Clone, Copy, Default)]
 enum AfterRaw {
     #[default]
@@ -94,7 +98,7 @@ impl Answer {
         Self { status: 200, body: body.into(), ..Self::default() }
     }
 
-    /// 206; which part it is, is a field to add.
+    /// A response with status 206; the caller adds `Content-Range`.
     pub fn part(body: impl Into<Vec<u8>>) -> Self {
         Self { status: 206, ..Self::ok(body) }
     }
@@ -103,24 +107,24 @@ impl Answer {
         Self { status, ..Self::default() }
     }
 
-    /// Exactly these bytes, then the connection is closed.
+    /// Sends exactly these bytes, then closes the connection.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
         Self { raw: Some(bytes.into()), ..Self::default() }
     }
 
-    /// After that, sends back whatever comes.
+    /// After the raw bytes, echoes all input.
     pub fn echoing(mut self) -> Self {
         self.after_raw = AfterRaw::Echo;
         self
     }
 
-    /// After that, answers the next request on the same connection.
+    /// After the raw bytes, keeps the connection open for the next request.
     pub fn kept_open(mut self) -> Self {
         self.after_raw = AfterRaw::KeepOpen;
         self
     }
 
-    /// Sends the same bytes again and again until the other side goes.
+    /// Repeats the raw bytes until the peer closes the connection.
     pub fn without_end(mut self) -> Self {
         self.after_raw = AfterRaw::SendAgain;
         self
@@ -146,7 +150,7 @@ impl Answer {
         self
     }
 
-    /// Closes the connection after so many bytes of the body.
+    /// Closes the connection after this many bytes of the body.
     pub fn cut_after(mut self, bytes: usize) -> Self {
         self.cut_after = Some(bytes);
         self
@@ -158,13 +162,13 @@ impl Answer {
         self
     }
 
-    /// Sends the head and so many bytes of the body, the rest when the gate is open.
+    /// Sends the header section and this many bytes of the body, and the rest when the gate is open.
     pub fn pause_at(mut self, bytes: usize, gate: &Gate) -> Self {
         self.body_gate = Some((bytes, gate.clone()));
         self
     }
 
-    /// Whether the connection stays open.
+    /// Writes the response. Returns whether the connection stays open.
     fn write(&self, stream: &mut TcpStream, is_head: bool) -> std::io::Result<bool> {
         if let Some(gate) = &self.head_gate {
             gate.pass();
@@ -226,11 +230,11 @@ impl Answer {
 
 impl Origin {
     /// Starts on a free loopback port.
-    pub fn start(answer: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let seen = Arc::new((Mutex::default(), Condvar::new()));
-        let (answer, record) = (Arc::new(answer), seen.clone());
+        let received = Arc::new((Mutex::default(), Condvar::new()));
+        let (answer, record) = (Arc::new(answer), received.clone());
         let connections = Arc::new(Connections::default());
         let all = connections.clone();
         std::thread::spawn(move || {
@@ -242,21 +246,21 @@ impl Origin {
                 all.open.lock().unwrap().insert(connection, stream.try_clone().expect("a handle"));
                 let (answer, record, all) = (answer.clone(), record.clone(), all.clone());
                 std::thread::spawn(move || {
-                    // A client that leaves is not the origin's trouble.
-                    let _ = converse(stream, connection, &*answer, &record);
+                    // An error is ignored: the node may close the connection at any time.
+                    let _ = serve_connection(stream, connection, &*answer, &record);
                     if let Some(ended) = all.open.lock().unwrap().remove(&connection) {
                         let _ = ended.shutdown(Shutdown::Both);
                     }
                 });
             }
         });
-        Self { address, seen, connections }
+        Self { address, received, connections }
     }
 
-    /// Cuts every connection; from now on new ones are refused.
+    /// Closes every connection and refuses new ones.
     pub fn kill(&self) {
         self.connections.is_killed.store(true, Ordering::SeqCst);
-        // The one that the listener wakes up for, and ends.
+        // This connection wakes the accept loop, which then ends.
         drop(TcpStream::connect(self.address));
         until("the origin is gone", || TcpStream::connect(self.address).is_err());
         for stream in self.connections.open.lock().unwrap().values() {
@@ -264,7 +268,7 @@ impl Origin {
         }
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.connections.open.lock().unwrap().len()
     }
@@ -274,41 +278,44 @@ impl Origin {
         format!("http://{}", self.address)
     }
 
-    /// Everything that was asked so far.
-    pub fn seen(&self) -> Vec<Seen> {
+    /// All requests received so far.
+    pub fn received(&self) -> Vec<ReceivedRequest> {
         self.lock().clone()
     }
 
-    /// How many requests there were so far.
-    pub fn requests(&self) -> usize {
+    /// The number of requests received so far.
+    pub fn request_count(&self) -> usize {
         self.lock().len()
     }
 
     /// Waits until `count` requests have arrived.
     pub fn wait_for_requests(&self, count: usize) {
-        let seen = self.lock();
-        let (seen, _) =
-            self.seen.1.wait_timeout_while(seen, LONG, |seen| seen.len() < count).unwrap();
-        assert!(seen.len() >= count, "{} of {count} requests arrived", seen.len());
+        let received = self.lock();
+        let (received, _) = self
+            .received
+            .1
+            .wait_timeout_while(received, LONG, |received| received.len() < count)
+            .unwrap();
+        assert!(received.len() >= count, "{} of {count} requests arrived", received.len());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Seen>> {
-        self.seen.0.lock().unwrap()
+    fn lock(&self) -> MutexGuard<'_, Vec<ReceivedRequest>> {
+        self.received.0.lock().unwrap()
     }
 }
 
-fn converse(
+fn serve_connection(
     mut stream: TcpStream,
     connection: usize,
-    answer: &(dyn Fn(&Seen) -> Answer + Send + Sync),
-    record: &(Mutex<Vec<Seen>>, Condvar),
+    answer: &(dyn Fn(&ReceivedRequest) -> Answer + Send + Sync),
+    record: &(Mutex<Vec<ReceivedRequest>>, Condvar),
 ) -> std::io::Result<()> {
     let _ = stream.set_nodelay(true);
     let mut reader = BufReader::new(stream.try_clone()?);
-    while let Some(seen) = read_request(&mut reader, connection)? {
-        record.0.lock().unwrap().push(seen.clone());
+    while let Some(request) = read_request(&mut reader, connection)? {
+        record.0.lock().unwrap().push(request.clone());
         record.1.notify_all();
-        if !answer(&seen).write(&mut stream, seen.method == "HEAD")? {
+        if !answer(&request).write(&mut stream, request.method == "HEAD")? {
             return Ok(());
         }
     }
@@ -318,7 +325,7 @@ fn converse(
 fn read_request(
     reader: &mut BufReader<TcpStream>,
     connection: usize,
-) -> std::io::Result<Option<Seen>> {
+) -> std::io::Result<Option<ReceivedRequest>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -326,8 +333,8 @@ fn read_request(
     let mut words = line.split_whitespace().map(str::to_owned);
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let headers = read_fields(reader)?;
-    let mut seen = Seen { method, target, headers, body: Vec::new(), connection };
-    if seen.header("transfer-encoding").is_some() {
+    let mut request = ReceivedRequest { method, target, headers, body: Vec::new(), connection };
+    if request.header("transfer-encoding").is_some() {
         loop {
             let mut size = String::new();
             reader.read_line(&mut size)?;
@@ -335,19 +342,19 @@ fn read_request(
                 .map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
             let mut chunk = vec![0; size + 2];
             if size == 0 {
-                // Some origins do merge trailers into the fields.
-                seen.headers.extend(read_fields(reader)?);
+                // Like some real origins, merge trailers into the header fields.
+                request.headers.extend(read_fields(reader)?);
                 break;
             }
             reader.read_exact(&mut chunk)?;
-            seen.body.extend_from_slice(&chunk[..size]);
+            request.body.extend_from_slice(&chunk[..size]);
         }
-    } else if let Some(length) = seen.header("content-length") {
+    } else if let Some(length) = request.header("content-length") {
         let mut body = vec![0; length.parse().expect("a length")];
         reader.read_exact(&mut body)?;
-        seen.body = body;
+        request.body = body;
     }
-    Ok(Some(seen))
+    Ok(Some(request))
 }
 
 pub(super) fn read_fields(reader: &mut impl BufRead) -> std::io::Result<Vec<(String, String)>> {

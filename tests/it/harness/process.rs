@@ -1,4 +1,4 @@
-//! The `skerry` binary as a child: what signals, exit codes and memory are about.
+//! The `skerry` binary as a child process, for tests of signals, exit codes and memory.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::until;
 
-/// A node in a process of its own. It is killed when it is dropped.
+/// A node in a child process, which is killed on drop.
 pub struct Process {
     pub http: SocketAddr,
     pub admin: SocketAddr,
@@ -20,13 +20,13 @@ pub struct Process {
     folder: TempDir,
 }
 
-/// Runs the binary to its end.
+/// Runs the binary and waits for its exit.
 pub fn skerry(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().expect("the binary runs")
 }
 
 impl Process {
-    /// A node of this configuration, which must have no listeners; its log is off.
+    /// Starts a node with this configuration, which must have no listeners, and waits until it serves.
     pub fn start(text: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config = folder.path().join("edge.toml");
@@ -43,24 +43,24 @@ impl Process {
             .spawn()
             .expect("the binary runs");
         let errors = Arc::new(Mutex::new(String::new()));
-        let (lines, told) = (child.stderr.take().expect("a pipe"), errors.clone());
+        let (lines, output) = (child.stderr.take().expect("a pipe"), errors.clone());
         std::thread::spawn(move || {
             for line in BufReader::new(lines).lines().map_while(Result::ok) {
-                let mut told = told.lock().unwrap();
-                told.push_str(&line);
-                told.push('\n');
+                let mut output = output.lock().unwrap();
+                output.push_str(&line);
+                output.push('\n');
             }
         });
         let at = |what: &str| -> Option<SocketAddr> {
-            let told = errors.lock().unwrap();
-            told.split_once(what)?.1.lines().next()?.parse().ok()
+            let output = errors.lock().unwrap();
+            output.split_once(what)?.1.lines().next()?.parse().ok()
         };
         until("the node says where it listens", || {
             at("admin http://").is_some() || child.try_wait().expect("a child").is_some()
         });
         let (http, admin) = (at("serving http://"), at("admin http://"));
         let (Some(http), Some(admin)) = (http, admin) else {
-            panic!("it does not start: {}", errors.lock().unwrap());
+            panic!("the node did not start: {}", errors.lock().unwrap());
         };
         Self { http, admin, child, errors, folder }
     }
@@ -70,7 +70,7 @@ impl Process {
         kill_process(pid, signal).expect("it runs");
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits for the exit of the process.
     pub fn end(&mut self) -> ExitStatus {
         let mut ended = None;
         until("the node has ended", || {
@@ -80,7 +80,7 @@ impl Process {
         ended.expect("just seen")
     }
 
-    /// Waits until it says these words on standard error.
+    /// Waits until standard error contains this text.
     pub fn wait_for(&self, words: &str) {
         until(words, || self.said(words));
     }
@@ -89,14 +89,14 @@ impl Process {
         self.errors.lock().unwrap().contains(words)
     }
 
-    /// Lines on standard error that have these words.
+    /// The lines on standard error that contain this text.
     pub fn lines_with(&self, words: &str) -> Vec<String> {
-        let told = self.errors.lock().unwrap();
-        told.lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
+        let output = self.errors.lock().unwrap();
+        output.lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
     }
 
-    /// Another configuration in the place of the one that it began with.
-    pub fn rewrite(&self, text: &str) {
+    /// Replaces the configuration file.
+    pub fn replace_config(&self, text: &str) {
         std::fs::write(self.path("edge.toml"), text).expect("a file");
     }
 
@@ -104,7 +104,7 @@ impl Process {
         self.folder.path().join(name)
     }
 
-    /// `VmRSS` now or `VmHWM`, the most so far, in bytes.
+    /// The current resident memory (`VmRSS`) or its maximum so far (`VmHWM`) in bytes.
     pub fn memory(&self, line: &str) -> u64 {
         let status = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(status).expect("it runs");
@@ -116,7 +116,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // An error is ignored: the process may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,11 +1,11 @@
-//! The `skerry` binary as a child that may be killed and come back: its folder outlives it.
+//! The `skerry` binary as a child process that tests kill and restart on the same folder.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// A running node; killed when it is dropped.
+/// A node in a child process, which is killed on drop. The caller owns its folder.
 pub struct Victim {
     pub address: SocketAddr,
     pub admin: SocketAddr,
@@ -30,9 +30,9 @@ impl Victim {
             .spawn()
             .expect("the binary starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let (mut address, mut admin, mut said) = (None, None, String::new());
+        let (mut address, mut admin, mut output) = (None, None, String::new());
         while address.is_none() || admin.is_none() {
-            let Some(Ok(line)) = lines.next() else { panic!("the node ended: {said}") };
+            let Some(Ok(line)) = lines.next() else { panic!("the node exited: {output}") };
             let at = |mark| {
                 let after = line.split_once(mark)?.1;
                 let end = |c: char| !c.is_ascii_digit() && c != '.' && c != ':';
@@ -40,22 +40,25 @@ impl Victim {
             };
             address = address.or_else(|| at("serving http://"));
             admin = admin.or_else(|| at("admin http://"));
-            said.push_str(&line);
-            said.push('\n');
+            output.push_str(&line);
+            output.push('\n');
         }
-        // Reads on, so that the node never waits for its own log.
+        // Discards further output, so that the pipe never blocks the node.
         std::thread::spawn(move || lines.for_each(drop));
-        let (address, admin) = (address.expect("said"), admin.expect("said"));
+        let (address, admin) = (
+            address.expect("the loop ends with an address"),
+            admin.expect("the loop ends with an address"),
+        );
         Self { address, admin, child }
     }
 
-    /// Ends it at once, as a power cut would end its process.
+    /// Kills the process (SIGKILL).
     pub fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it ends");
     }
 
-    /// The most memory that it ever had.
+    /// The maximum resident memory so far, in bytes.
     pub fn memory_bytes_max(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(path).expect("it runs");
@@ -67,7 +70,7 @@ impl Victim {
 
 impl Drop for Victim {
     fn drop(&mut self) {
-        // It may have been killed already.
+        // An error is ignored: the process may have been killed already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
