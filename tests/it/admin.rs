@@ -31,7 +31,7 @@ fn with_tls(authority: &Authority, more: &str) -> Edge {
 }
 
 #[test]
-fn only_who_has_a_certificate_of_the_authority_may_call() {
+fn only_clients_with_a_certificate_of_the_authority_may_call() {
     let authority = Authority::new();
     let edge = with_tls(&authority, "audit_log = \"audit.log\"\n");
     let (certificate, key) = authority.issue("ops.test");
@@ -54,7 +54,7 @@ fn only_who_has_a_certificate_of_the_authority_may_call() {
 }
 
 #[test]
-fn the_file_of_tokens_says_what_a_certificate_may() {
+fn the_tokens_file_sets_the_permissions_of_a_certificate() {
     let authority = Authority::new();
     let tokens = tempfile::NamedTempFile::new().expect("a file");
     let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
@@ -77,7 +77,7 @@ fn the_file_of_tokens_says_what_a_certificate_may() {
 }
 
 #[test]
-fn the_commands_speak_tls_and_say_what_is_wrong() {
+fn the_commands_use_tls_and_report_its_errors() {
     let authority = Authority::new();
     let edge = with_tls(&authority, "");
     let (certificate, key) = authority.issue("ops.test");
@@ -154,7 +154,7 @@ fn refusals_are_audited_and_counted() {
 }
 
 #[test]
-fn more_purges_than_a_second_takes_are_told_when_to_come_again() {
+fn purges_above_the_rate_limit_get_retry_after() {
     let edge = Edge::with(
         "[admin]\npurges_per_second_max = 1\naudit_log = \"audit.log\"\n\
          [sites.all]\nhosts = \"*\"\nrespond.content = \"x\"\n",
@@ -284,7 +284,7 @@ fn every_call_takes_its_methods_and_names_them() {
 }
 
 #[test]
-fn parameters_and_bodies_are_what_the_description_says() {
+fn parameters_and_bodies_match_openapi() {
     let edge = Edge::before("http://127.0.0.1:9");
     for query in [
         "limit=0",

@@ -131,7 +131,7 @@ fn order_at_all(fleet: &Fleet, number: u64) -> [f64; 3] {
 }
 
 #[test]
-fn every_node_fetches_again_what_a_purge_has_covered_there() {
+fn every_node_refreshes_the_responses_that_a_purge_covered() {
     let Some(fleet) = Fleet::start(2) else { return };
     for node in &fleet.nodes {
         node.get("/1").unwrap();

@@ -189,7 +189,7 @@ fn without_validator_it_may_still_stand_in_for_an_error() {
 }
 
 #[test]
-fn what_must_be_revalidated_never_stands_in() {
+fn a_response_with_must_revalidate_is_never_served_stale() {
     let origin = counting(|n, _| match n {
         1 => {
             Answer::ok("1").header("Cache-Control", "max-age=2, must-revalidate, stale-if-error=60")
@@ -205,7 +205,7 @@ fn what_must_be_revalidated_never_stands_in() {
 }
 
 #[test]
-fn a_stale_response_stands_in_for_an_error_that_nobody_is_to_share() {
+fn a_stale_response_replaces_an_error_that_is_not_shared() {
     let origin = counting(|n, _| match n {
         1 => Answer::ok("1").header("Cache-Control", "max-age=1, stale-if-error=60"),
         // Remembered: those after it go upstream alone.
@@ -222,7 +222,7 @@ fn a_stale_response_stands_in_for_an_error_that_nobody_is_to_share() {
 }
 
 #[test]
-fn who_waits_for_another_ones_error_has_the_stale_response_too() {
+fn a_collapsed_request_gets_the_stale_response_too() {
     let gate = Gate::default();
     let origin = {
         let gate = gate.clone();
@@ -383,7 +383,7 @@ fn a_part_that_comes_for_the_whole_is_passed_on_and_not_stored() {
 }
 
 #[test]
-fn a_head_freshens_what_get_stored() {
+fn a_head_freshens_the_stored_get_response() {
     let origin = numbered("max-age=10");
     let edge = Edge::before(&origin.url());
     edge.get("/a");
@@ -482,7 +482,7 @@ fn no_vary_search_is_followed_where_a_site_says_so() {
 }
 
 #[test]
-fn a_purge_of_any_url_covers_what_answers_it_by_no_vary_search() {
+fn a_purge_of_a_url_covers_its_response_by_no_vary_search() {
     let origin = counting(|n, request| {
         let answer = Answer::ok(n.to_string()).fresh_for(60);
         match request.method.as_str() {
@@ -552,7 +552,7 @@ fn a_head_that_tells_of_another_response_makes_the_stored_one_invalid() {
 }
 
 #[test]
-fn a_cookie_is_kept_from_all_but_who_caused_it() {
+fn a_set_cookie_is_sent_only_to_the_client_that_caused_it() {
     for (policy, second) in [("pass", "id=2"), ("strip", ""), ("store", "id=1")] {
         let origin =
             counting(|n, _| Answer::ok("x").fresh_for(60).header("Set-Cookie", &format!("id={n}")));
@@ -580,7 +580,7 @@ fn errors_are_kept_as_long_as_their_status_is_given() {
 }
 
 #[test]
-fn a_group_is_made_invalid_by_who_names_it() {
+fn cache_group_invalidation_invalidates_the_group() {
     let origin = Origin::start(|request| match request.method.as_str() {
         "GET" => Answer::ok("x").fresh_for(60).header("Cache-Groups", "\"shop\", \"all\""),
         _ => Answer::ok("done").header("Cache-Group-Invalidation", "\"shop\""),
@@ -779,7 +779,7 @@ fn explain_says_what_then_happens() {
 }
 
 #[test]
-fn what_a_get_with_content_brings_is_for_its_client_alone() {
+fn a_response_to_a_get_with_content_is_never_shared() {
     let origin = Origin::start(|request| Answer::ok(request.body.clone()).fresh_for(60));
     let edge = Edge::before(&origin.url());
     let poisoned = send(&edge, "GET", "/a", b"evil");

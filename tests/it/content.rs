@@ -221,7 +221,7 @@ fn a_get_with_content_is_neither_stored_nor_answered_from_the_store() {
 }
 
 #[test]
-fn a_head_with_content_says_nothing_about_what_is_stored() {
+fn a_head_with_content_does_not_freshen_a_stored_response() {
     let origin = Origin::start(|request| match request.method.as_str() {
         "HEAD" => Answer::ok("another").header("ETag", "\"2\"").fresh_for(60),
         _ => Answer::ok("stored").header("ETag", "\"1\"").fresh_for(60),

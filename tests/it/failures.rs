@@ -24,7 +24,7 @@ fn a_dead_origin_is_a_502_that_says_why() {
 }
 
 #[test]
-fn a_dead_origin_leaves_what_may_be_served_stale() {
+fn a_stale_response_is_served_if_the_origin_is_down() {
     let origin = Origin::start(|request| match request.target.as_str() {
         "/kept" => Answer::ok("kept").header("Cache-Control", "max-age=10, stale-if-error=100"),
         _ => Answer::ok("lost").header("Cache-Control", "max-age=10"),
@@ -46,7 +46,7 @@ fn a_dead_origin_leaves_what_may_be_served_stale() {
 }
 
 #[test]
-fn an_error_of_the_origin_leaves_what_may_be_served_stale() {
+fn a_stale_response_is_served_if_the_origin_sends_an_error() {
     let gate = Gate::default();
     let fails = gate.clone();
     let origin = Origin::start(move |_| match fails.is_open() {
@@ -75,7 +75,7 @@ fn a_silent_origin_is_a_504_after_the_deadline() {
 }
 
 #[test]
-fn a_slow_origin_does_not_keep_clients_from_what_is_stale() {
+fn a_stale_response_is_served_if_the_origin_is_slow() {
     let gate = Gate::default();
     let (behind, first) = (gate.clone(), std::sync::atomic::AtomicBool::new(true));
     let origin =
@@ -265,7 +265,7 @@ fn a_passed_response_whose_client_left_is_given_up() {
 }
 
 #[test]
-fn a_client_that_leaves_before_the_head_does_not_hurt_who_waits_with_it() {
+fn a_client_that_leaves_before_the_response_does_not_affect_collapsed_requests() {
     let gate = Gate::default();
     let behind = gate.clone();
     let origin = Origin::start(move |_| Answer::ok("for all").fresh_for(60).behind(&behind));
@@ -318,7 +318,7 @@ fn a_body_that_breaks_off_before_its_first_byte_is_a_502() {
 }
 
 #[test]
-fn a_body_that_breaks_off_at_once_leaves_what_may_be_served_stale() {
+fn a_stale_response_is_served_if_the_new_body_ends_early() {
     let first = std::sync::atomic::AtomicBool::new(true);
     let origin = Origin::start(move |_| {
         let answer = Answer::ok("hello").header("Cache-Control", "max-age=10, stale-if-error=100");
@@ -403,7 +403,7 @@ fn the_log_names_the_origin_that_gave_no_response() {
 }
 
 #[test]
-fn a_dead_origin_is_told_once_and_so_is_its_return() {
+fn a_failed_origin_is_logged_once_and_so_is_its_recovery() {
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let process = Process::start(&format!(
         "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\

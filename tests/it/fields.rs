@@ -330,7 +330,7 @@ fn no_field_of_ours_leaves_twice_over_http_2() {
 }
 
 #[test]
-fn no_record_says_hit_of_what_was_none() {
+fn no_log_or_field_claims_a_hit_without_one() {
     let origin = origin(false);
     let edge = edge_before(&origin);
     let (mut all, mut hits, mut fresh, mut forwarded) = (0, 0, 0, 0);

@@ -34,7 +34,7 @@ fn probe(probes: &[(u16, String)]) {
 }
 
 #[test]
-fn a_body_that_is_framed_in_two_ways_is_a_400_and_what_is_behind_it_is_not_read() {
+fn a_body_with_ambiguous_framing_is_a_400_and_later_bytes_are_not_read() {
     let post = |status: u16, fields: &str, body: &str| {
         (status, format!("POST / HTTP/1.1\r\nHost: edge.test\r\n{fields}\r\n{body}"))
     };
@@ -86,7 +86,7 @@ fn a_body_that_is_framed_in_two_ways_is_a_400_and_what_is_behind_it_is_not_read(
 }
 
 #[test]
-fn a_head_that_others_read_otherwise_is_refused_and_what_is_behind_it_is_not_read() {
+fn an_ambiguous_header_section_is_refused_and_later_bytes_are_not_read() {
     let get = |status: u16, line: &str, fields: &str| (status, format!("{line}\r\n{fields}\r\n"));
     let with = |fields: &str| (400, format!("GET / HTTP/1.1\r\nHost: edge.test\r\n{fields}\r\n"));
     let host = "Host: edge.test\r\n";
@@ -149,7 +149,7 @@ fn a_head_that_others_read_otherwise_is_refused_and_what_is_behind_it_is_not_rea
 
 /// The head was fine, so the origin may see that somebody began to send; whole it never is.
 #[test]
-fn chunks_that_others_read_otherwise_are_a_400_and_what_is_behind_them_is_not_read() {
+fn ambiguous_chunks_are_a_400_and_later_bytes_are_not_read() {
     let origin = Origin::start(|request| Answer::ok(request.body.clone()));
     let edge = Edge::before(&origin.url());
     let many_zeros = format!("{}5\r\nhello", "0".repeat(1000));
@@ -200,7 +200,7 @@ fn chunks_that_others_read_otherwise_are_a_400_and_what_is_behind_them_is_not_re
 }
 
 #[test]
-fn what_has_one_reading_is_let_in() {
+fn an_unambiguous_request_is_accepted() {
     let origin = Origin::start(|request| Answer::ok(request.target.clone()));
     let edge = Edge::before(&origin.url());
     for (request, target) in [
@@ -528,7 +528,7 @@ fn a_response_with_bare_line_feeds_goes_on_as_it_was_read() {
 }
 
 #[test]
-fn interim_responses_without_end_are_a_502_and_hold_nobody_up() {
+fn endless_interim_responses_are_a_502_and_block_no_other_request() {
     let origin = Origin::start(|request| match request.target.as_str() {
         "/flood" => {
             Answer::raw("HTTP/1.1 102 Processing\r\nX-A: b\r\n\r\n".repeat(1_000)).without_end()

@@ -35,7 +35,7 @@ fn check_refused(arguments: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn what_keeps_a_node_from_starting_is_one_line_and_exit_code_2() {
+fn a_startup_error_is_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = folder.path().join("data").display().to_string();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -125,7 +125,7 @@ fn check_tells_every_mistake_with_its_place() {
 }
 
 #[test]
-fn a_drained_node_answers_what_is_under_way_and_ends_well() {
+fn a_drained_node_finishes_requests_in_flight_and_exits_with_0() {
     let gate = Gate::default();
     let behind = gate.clone();
     let origin = Origin::start(move |request| match request.target.as_str() {
@@ -187,7 +187,7 @@ fn a_reload_changes_routes_under_a_connection_that_stays() {
 }
 
 #[test]
-fn certificates_are_loaded_anew_with_the_configuration() {
+fn certificates_are_reloaded_with_the_configuration() {
     let origin = Origin::start(|_| Answer::ok("hello"));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = |name: &str| folder.path().join(name).display().to_string();
@@ -302,7 +302,7 @@ fn top_shows_what_a_node_does_and_why_not_from_cache() {
 }
 
 #[test]
-fn places_are_told_without_a_node() {
+fn geo_lookups_need_no_node() {
     let output = skerry(&["geo", "80.128.0.1", "127.0.0.1"]);
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(told.contains("country       DE Germany"), "{told}");

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::harness::{Answer, Edge, Origin, until};
 
 #[test]
-fn what_was_prefetched_is_a_hit_for_its_first_client() {
+fn a_prefetched_response_is_a_hit_for_its_first_client() {
     let origin = Origin::start(|request| match request.target.as_str() {
         "/sitemap.xml" => Answer::ok(
             "<urlset><url><loc>http://edge.test/2?a&amp;b</loc></url>\
@@ -43,7 +43,7 @@ fn what_was_prefetched_is_a_hit_for_its_first_client() {
 }
 
 #[test]
-fn the_popular_of_what_was_purged_is_fetched_again() {
+fn popular_purged_responses_are_fetched_again() {
     let origin = Origin::start(|_| Answer::ok("x").fresh_for(3600));
     let edge = Edge::before(&origin.url());
     edge.get("/rare");
@@ -63,7 +63,7 @@ fn the_popular_of_what_was_purged_is_fetched_again() {
 }
 
 #[test]
-fn who_may_ask_is_not_for_the_node_itself() {
+fn access_rules_do_not_apply_to_requests_of_the_node() {
     let origin = Origin::start(|_| Answer::ok("x").fresh_for(3600));
     let edge = Edge::with(&format!(
         "[pools.main]\norigins = {:?}\n[sites.www]\nhosts = \"edge.test\"\naccess.deny = [\"0.0.0.0/0\"]\n",

@@ -143,7 +143,7 @@ fn via_names_the_version_that_the_origin_spoke() {
 
 /// A POST may be, when it says so (RFC 9110 §9.3.3).
 #[test]
-fn what_answers_a_grpc_call_is_never_stored() {
+fn a_response_to_a_grpc_call_is_never_stored() {
     let origin = Origin::start(|_| {
         Answer::ok("a message").header("Content-Location", "/call").fresh_for(60)
     });
@@ -165,7 +165,7 @@ fn what_answers_a_grpc_call_is_never_stored() {
 }
 
 #[test]
-fn the_origin_is_told_the_host_that_an_http_2_client_asked_for() {
+fn the_origin_gets_the_authority_of_an_http_2_request_as_host() {
     let origin = Origin::start(|request| Answer::ok(request.header("host").unwrap_or("none")));
     let edge = Edge::before(&origin.url());
     let to = format!("www.test:80:127.0.0.1:{}", edge.http.port());

@@ -183,7 +183,7 @@ fn a_seek_in_ten_gibibytes_costs_what_it_needs() {
 }
 
 #[test]
-fn a_full_request_completes_what_ranges_have_begun() {
+fn a_full_request_completes_a_partly_stored_body() {
     let length = 5 * MIB + 1000;
     let object = object(length, Manner::Ranges);
     let (_directory, process) = node(&object, "64MiB", "none");
@@ -239,7 +239,7 @@ fn the_last_bytes_of_a_long_object_are_asked_for_as_they_are() {
 }
 
 #[test]
-fn a_part_that_nothing_binds_answers_what_lies_in_it_and_nothing_else() {
+fn a_part_that_cannot_be_extended_answers_only_ranges_within_it() {
     let length = 8 * MIB;
     for (object, name) in
         [(object(length, Manner::NoValidator), "long"), (object(1000, Manner::Ranges), "short")]
@@ -359,7 +359,7 @@ fn an_object_that_changes_on_the_way_is_cut_off_and_never_mixed() {
 }
 
 #[test]
-fn a_change_of_what_is_stored_in_part_is_found_before_anything_is_sent() {
+fn a_change_of_a_partly_stored_object_is_found_before_the_response() {
     let length = 4 * MIB;
     let object = object(length, Manner::Ranges);
     let (_directory, process) = node(&object, "64MiB", "none");
@@ -385,7 +385,7 @@ fn a_change_before_the_first_byte_is_no_error() {
 }
 
 #[test]
-fn what_changes_right_after_its_validation_is_asked_for_anew() {
+fn an_object_that_changes_right_after_its_validation_is_fetched_again() {
     let length = 4 * MIB;
     let version = AtomicU64::new(1);
     let origin = Origin::start(move |request| {
@@ -419,7 +419,7 @@ fn what_changes_right_after_its_validation_is_asked_for_anew() {
 }
 
 #[test]
-fn who_waits_for_the_part_of_what_has_changed_asks_once_for_all() {
+fn readers_of_a_part_that_has_changed_share_one_new_request() {
     let length = 24 * MIB;
     let gate = Gate::default();
     let origin = {

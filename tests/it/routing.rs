@@ -36,7 +36,7 @@ fn the_client_s_country_chooses_the_origin() {
 }
 
 #[test]
-fn what_varies_by_what_origins_are_told_is_kept_apart() {
+fn vary_on_fields_that_the_node_adds_selects_variants() {
     let told = |name: &'static str| {
         Origin::start(move |request| {
             let told = request.header(name).unwrap_or("nobody").to_owned();
@@ -232,7 +232,7 @@ fn a_line_in_the_log_tells_the_whole_story() {
 }
 
 #[test]
-fn what_the_node_answers_alone_is_neither_a_hit_nor_forwarded() {
+fn a_generated_response_is_neither_a_hit_nor_forwarded() {
     let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
     let edge = Edge::with(&format!(
         "[guard]\npurge_from = [\"127.0.0.0/8\"]\n[pools.main]\norigins = {:?}\n\

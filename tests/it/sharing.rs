@@ -30,7 +30,7 @@ fn a_thousand_requests_for_a_cold_key_are_one_to_the_origin() {
 }
 
 #[test]
-fn requests_for_what_turns_out_uncacheable_do_not_wait_in_line() {
+fn requests_for_an_uncacheable_response_are_not_serialized() {
     let origin = Origin::start(|_| Answer::ok("mine").header("Cache-Control", "private"));
     let edge = Edge::before(&origin.url());
     let mut clients: Vec<Client> = (0..50).map(|_| edge.connect()).collect();
@@ -177,7 +177,7 @@ fn responses_are_coded_as_the_client_can_read() {
 }
 
 #[test]
-fn a_range_of_what_is_stored_is_cut_from_it() {
+fn a_range_is_served_from_the_stored_response() {
     let body: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 251) as u8).collect();
     let whole = body.clone();
     let origin =

@@ -157,21 +157,21 @@ fn check(edge: &Edge, address: SocketAddr, connect: impl Fn() -> TcpStream) {
 }
 
 #[test]
-fn who_does_not_read_http1_pins_little_kernel_memory_and_is_reset() {
+fn a_client_that_does_not_read_http1_uses_little_kernel_memory_and_is_reset() {
     let origin = origin();
     let Node { edge, .. } = &node(&origin, "6s");
     check(edge, edge.http, || over_http1(edge.http));
 }
 
 #[test]
-fn who_does_not_read_http2_pins_little_kernel_memory_and_is_reset() {
+fn a_client_that_does_not_read_http2_uses_little_kernel_memory_and_is_reset() {
     let origin = origin();
     let Node { edge, .. } = &node(&origin, "6s");
     check(edge, edge.http, || over_http2(edge.http));
 }
 
 #[test]
-fn who_does_not_read_tls_pins_little_kernel_memory_and_is_reset() {
+fn a_client_that_does_not_read_tls_uses_little_kernel_memory_and_is_reset() {
     let origin = origin();
     let Node { edge, certificate, .. } = &node(&origin, "6s");
     let https = edge.https.expect("TLS");

@@ -193,7 +193,7 @@ fn an_upgrade_to_h2c_gets_past_no_rule() {
 }
 
 #[test]
-fn a_101_that_nobody_asked_for_is_a_502() {
+fn an_unrequested_101_is_a_502() {
     let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n";
     for (bytes, asked) in [
         ("Upgrade: h2c\r\n\r\nPRI", "websocket"),
