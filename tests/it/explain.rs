@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Answer, Client, Edge, Origin, Response};
+use crate::harness::{Answer, Client, Edge, Origin, Request, Response};
 
 const HOST: &str = "edge.test";
 /// An address in Germany.
@@ -138,7 +138,13 @@ fn explained(edge: &Edge, host: &str, case: &Case) -> Response {
     let target = format!("/explain?url=http://{host}{target}&client={}", case.client);
     let fields: Vec<String> = case.fields.iter().map(|line| format!("X-Explain-{line}")).collect();
     let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-    Client::connect(edge.admin).request("GET", "localhost", &target, &fields, b"")
+    Client::connect(edge.admin).request(Request {
+        method: "GET",
+        host: "localhost",
+        target: &target,
+        fields: &fields,
+        body: b"",
+    })
 }
 
 fn explained_reason(edge: &Edge, case: &Case) -> String {
@@ -165,9 +171,9 @@ fn explain_and_serving_give_the_same_reason() {
     let origin = origin();
     let edge = Edge::with(&config(&origin));
     prepare(&edge);
-    let before = origin.requests();
+    let before = origin.request_count();
     let explained: Vec<String> = CASES.iter().map(|case| explained_reason(&edge, case)).collect();
-    assert_eq!(origin.requests(), before, "explaining sends nothing to the origin");
+    assert_eq!(origin.request_count(), before, "explaining sends nothing to the origin");
     for (case, explained) in CASES.iter().zip(explained) {
         let client = format!("X-Forwarded-For: {}", case.client);
         let mut fields = case.fields.to_vec();
