@@ -167,7 +167,7 @@ impl Variable {
 pub(super) mod tests {
     use super::*;
 
-    pub fn with_facts<T>(query: Option<&str>, run: impl FnOnce(&Facts<'_>) -> T) -> T {
+    pub(crate) fn with_facts<T>(query: Option<&str>, run: impl FnOnce(&Facts<'_>) -> T) -> T {
         let place = Place::in_country("DE".parse().unwrap());
         run(&Facts {
             client: "192.0.2.1".parse().unwrap(),

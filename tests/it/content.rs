@@ -346,7 +346,7 @@ fn content_of_unknown_length_is_counted_as_it_arrives() {
         assert_eq!(edge.metric("skerry_requests_refused_total{reason=\"content-too-long\"}"), 2.0);
         assert_eq!(edge.metric("skerry_upstream_marked_down_total"), 0.0);
     }
-    assert_eq!((http1.requests(), seen.lock().unwrap().len()), (2, 2), "none is cut off");
+    assert_eq!((http1.request_count(), seen.lock().unwrap().len()), (2, 2), "none is cut off");
 }
 
 #[test]

@@ -230,5 +230,5 @@ fn plain_http_on_a_port_with_tls_is_a_400_that_says_so() {
     assert_eq!((&line["status"], &line["failure"]), (&400.into(), &"plain-http".into()), "{line}");
     assert_eq!(edge.metric("skerry_requests_unread_total{reason=\"plain-http\"}"), 1.0);
     assert_eq!(edge.metric("skerry_tls_handshakes_total{outcome=\"not_tls\"}"), 1.0);
-    assert_eq!(origin.requests(), 0);
+    assert_eq!(origin.request_count(), 0);
 }

@@ -50,7 +50,7 @@ fn background() -> &'static Runtime {
 }
 
 impl Node {
-    pub fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self::with_store(settings, store_settings())
     }
 
@@ -96,7 +96,7 @@ impl Node {
         }
     }
 
-    pub fn gauge(&self, metric: Metric) -> u64 {
+    pub(crate) fn gauge(&self, metric: Metric) -> u64 {
         self.metrics.total(metric, 0)
     }
 }
@@ -775,7 +775,7 @@ fn no_more_keys_are_remembered_than_the_limit() {
 pub(super) struct Random(pub u64);
 
 impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
