@@ -33,7 +33,6 @@ use tokio::io::AsyncWrite;
 
 use crate::body::{Body, BodySource};
 use crate::context::Connection;
-use crate::fields::FieldLines;
 use crate::interim::Answer;
 use crate::labels::{ConnectionTimeout, HeadError};
 use crate::reply::Reply;

@@ -38,7 +38,6 @@ use crate::body::Body;
 use crate::context::Connection;
 use crate::interim::Answer;
 use crate::labels::{ConnectionTimeout, HeadError, Http2End};
-use crate::reply::Reply;
 
 use super::client_stream::ClientStream;
 use super::connection::HttpConnection;
