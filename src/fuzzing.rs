@@ -6,8 +6,11 @@
 
 use crate::{cache, control, guard, listen, purge, store};
 
+/// A property that must hold for any bytes; panics where it does not.
+pub type Property = fn(&[u8]);
+
 /// Name and function of each target. The name is that of its corpus.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Property)] = &[
     ("cache_control", cache::fuzz::cache_control),
     ("cache_status", cache::fuzz::cache_status),
     ("date", cache::fuzz::date),

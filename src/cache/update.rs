@@ -10,7 +10,6 @@ use super::fields::{http_date, remove_hop_by_hop, storable_fields};
 use super::purge::{ALIASED, PurgeSequence};
 use super::search;
 use super::settings::{SetCookie, Settings};
-use super::status::Reason;
 use super::stored::StoredResponse;
 use super::storing::{UpstreamExchange, content_length, examine, freshness_of, origin_of};
 use super::tags::tags;
@@ -22,7 +21,7 @@ pub(crate) enum Freshened {
     /// The stored response is valid: store this in its place.
     Updated(Box<StoredResponse>),
     /// The stored response is valid for this request, and may no longer be stored.
-    Once(Box<StoredResponse>, Reason),
+    Once(Box<StoredResponse>),
     /// The response is about another representation: keep the stored response, and forward the request
     /// without conditions. After a HEAD request: the stored response is stale from now on.
     NotThisOne,
@@ -140,7 +139,7 @@ fn merged(
     };
     match findings.refusal {
         None => Freshened::Updated(Box::new(updated)),
-        Some(reason) => Freshened::Once(Box::new(updated), reason),
+        Some(_) => Freshened::Once(Box::new(updated)),
     }
 }
 
@@ -274,7 +273,7 @@ mod tests {
     fn a_304_that_forbids_storing_is_used_once() {
         let theirs = &[("etag", "\"a\""), ("cache-control", "private")];
         let found = freshened(&[("etag", "\"a\"")], theirs);
-        assert!(matches!(found, Freshened::Once(_, Reason::Private)));
+        assert!(matches!(found, Freshened::Once(_)));
     }
 
     #[test]

@@ -402,8 +402,6 @@ const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCA
 /// The name of the pool that `--origin` adds.
 const FLAG_POOL: &str = "origin";
 
-/// Maximum number of workers. Metrics are kept per worker.
-
 /// Options that need a restart, because threads, sockets or files depend on them. All others take
 /// effect with a reload.
 const RESTART: &[&str] = &[

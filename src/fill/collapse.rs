@@ -274,7 +274,7 @@ impl Lead {
     }
 
     /// Lets the fill continue to its end without readers: for background refreshes.
-    pub(crate) fn to_the_end(mut self) -> Self {
+    pub(crate) fn run_to_end(mut self) -> Self {
         self.to_the_end = true;
         self
     }

@@ -166,7 +166,7 @@ impl Job {
         report(ExchangeOutcome::Filling(own));
         // A client that wants a range disconnects before the end. If the fill ended with it, the next
         // range would start it again.
-        let lead = if self.first_range.is_some() { lead.to_the_end() } else { lead };
+        let lead = if self.first_range.is_some() { lead.run_to_end() } else { lead };
         self.fill(lead, stored, response).await;
     }
 
@@ -303,7 +303,7 @@ impl Job {
                     return Disposition::Validated(self.worker.store.replace(stale, *fresh));
                 }
                 // Confirmed for this request only: stored as stale, so that no other request gets it.
-                Freshened::Once(once, _) => {
+                Freshened::Once(once) => {
                     return Disposition::Validated(self.worker.store.replace(stale, *once));
                 }
                 Freshened::NotThisOne => {}

@@ -445,7 +445,7 @@ impl Visit {
         }
         let request = self.fill_request(found.validated().map(Arc::as_ref));
         let (report, _) = oneshot::channel();
-        spawn_local(job.lead(request, lead.to_the_end(), report));
+        spawn_local(job.lead(request, lead.run_to_end(), report));
     }
 
     /// The job of an exchange for this request.

@@ -136,19 +136,19 @@ impl Attempt<'_> {
                 Err(no_head) => no_head,
             };
             let failed = Failed { connected, ..self.failed(no_head, again, &upload, &deadline) };
-            body = self.replace_closed(failed, reused)?;
+            body = self.replace_closed(failed, reused).map_err(|failed| *failed)?;
         }
     }
 
     /// The request's body for another connection, if the origin closed an idle connection while the
     /// request was being sent. That is no fault of the origin and costs no retry budget. It happens
     /// once: the next connection is a new one.
-    fn replace_closed(&self, failed: Failed, reused: bool) -> Result<Body, Failed> {
+    fn replace_closed(&self, failed: Failed, reused: bool) -> Result<Body, Box<Failed>> {
         if !reused || !matches!(failed.error, FetchError::Terminated { .. }) {
-            return Err(failed);
+            return Err(Box::new(failed));
         }
         let Some(body) = failed.body else {
-            return Err(Failed { blames_origin: false, ..failed });
+            return Err(Box::new(Failed { blames_origin: false, ..failed }));
         };
         self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
         Ok(body)

@@ -705,7 +705,7 @@ fn a_refresh_goes_to_its_end_though_nobody_reads() {
     on_a_worker(async {
         let node = Node::new(small());
         let (mut upstream, body) = upstream();
-        let done = start(&node, node.lead().to_the_end(), None, body);
+        let done = start(&node, node.lead().run_to_end(), None, body);
         for _ in 0..20 {
             upstream.send(SLICE).await;
         }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::hash::BuildHasher;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use bytes::Bytes;
@@ -125,7 +125,7 @@ pub(crate) fn disk_blocks(data: &[u8]) {
     assert_eq!(read(&open(path).expect("as before"), PIECES), Some(bytes_of(PIECES)));
 }
 
-fn open(path: &PathBuf) -> std::io::Result<Blocks> {
+fn open(path: &Path) -> std::io::Result<Blocks> {
     Blocks::open(path, 2 * BLOCK_BYTES, BLOCK_BYTES, DiskReserve::Bytes(0))
 }
 
