@@ -90,6 +90,11 @@ impl BodyError {
         Self { source: Some(source.into()), ..Self::new(reason) }
     }
 
+    /// The same error, of another kind.
+    pub(crate) fn with_fault(self, fault: BodyFault) -> Self {
+        Self { fault, ..self }
+    }
+
     /// How the body failed.
     pub(crate) fn fault(&self) -> BodyFault {
         self.fault

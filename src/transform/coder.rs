@@ -208,12 +208,12 @@ impl<C: Codec> CodedBody<C> {
     fn failed(&self, error: CodecError) -> BodyError {
         self.recorder.count_labelled(Metric::CoderFailures, error.label().index());
         match (error, self.codec.decoded_coding()) {
-            (CodecError::Malformed(_), Some(coding)) => BodyError::of(
-                BodyFault::Undecodable,
-                format!(
+            (error @ CodecError::Malformed(_), Some(coding)) => {
+                let why = format!(
                     "content-encoding is {coding}, but the content is not valid or complete {coding}"
-                ),
-            ),
+                );
+                BodyError::caused_by(why, error).with_fault(BodyFault::Undecodable)
+            }
             (error, Some(coding)) => BodyError::caused_by(
                 format!("the {coding} content was not decoded to its end"),
                 error,

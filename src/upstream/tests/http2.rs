@@ -321,7 +321,9 @@ async fn a_call_may_be_silent_for_as_long_as_a_tunnel() {
             settings.settings.deadlines.between_bytes = Duration::from_millis(100);
             settings.settings.deadlines.tunnel_idle = Duration::from_millis(400);
             let bed = Bed::new(settings);
-            let (_feed, body) = fed();
+            let (feed, body) = fed();
+            // Only a call waits for an origin while its client is silent too.
+            let _feed = is_call.then_some(feed);
             let intent = Intent { is_call, ..Intent::default() };
             let began = tokio::time::Instant::now();
             let (upstream, _asked) =
@@ -351,7 +353,9 @@ async fn a_response_is_not_late_while_the_requests_body_goes_on() {
         let mut sent = asked.into_body();
         let began = tokio::time::Instant::now();
         let late = received.frame();
-        let sending = async {
+        let sending = async move {
+            // The end of this block ends the request's body.
+            let feed = feed;
             for _ in 0..6 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 feed.send(Ok("more")).await.expect("taken");
