@@ -239,7 +239,7 @@ fn every_file_is_opened_and_parsed_and_all_mistakes_come_at_once() {
         "ticket_key_file: /junk: line 1: expected 32 bytes",
         "tokens: /junk",
         "audit_log: directory /nowhere does not exist",
-        "certificate: /one.pem: does not go with /other.key",
+        "certificate: /one.pem: does not match the key /other.key",
         "password_file: cannot read /none",
         "ca_file: /junk: the file has no certificate",
         "databases: /junk: not an mmdb database: ",
