@@ -68,10 +68,19 @@ pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSock
     let mut all: Vec<_> = (0..workers).map(|_| WorkerSockets { sockets: Vec::new() }).collect();
     for wanted in &settings.listeners {
         let failed = |error| bind_error(wanted, error);
-        let address = claim(wanted.address).map_err(failed)?;
-        let listener = Arc::new(Listener { address, ..wanted.clone() });
-        for worker in &mut all {
+        if wanted.address.port() != 0 {
+            check_free(wanted.address).map_err(failed)?;
+        }
+        let mut address = wanted.address;
+        let mut sockets = Vec::with_capacity(workers);
+        for _ in 0..workers {
             let socket = listening(address, true).map_err(failed)?;
+            // For port 0, the kernel chooses the port of the first socket; the others share it.
+            address = socket.local_addr().map_err(failed)?;
+            sockets.push(socket);
+        }
+        let listener = Arc::new(Listener { address, ..wanted.clone() });
+        for (worker, socket) in all.iter_mut().zip(sockets) {
             limit_unsent(&socket, &settings.limits).map_err(failed)?;
             worker.sockets.push((socket, listener.clone()));
         }
@@ -81,8 +90,8 @@ pub(crate) fn bind(settings: &Settings, workers: usize) -> Result<Vec<WorkerSock
 
 /// Checks that the address is free. `SO_REUSEPORT` alone would silently share it with another node of the
 /// same user; a socket without it fails.
-fn claim(address: SocketAddr) -> io::Result<SocketAddr> {
-    listening(address, false)?.local_addr()
+fn check_free(address: SocketAddr) -> io::Result<()> {
+    listening(address, false).map(drop)
 }
 
 fn listening(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {

@@ -197,7 +197,7 @@ fn explain_and_serving_give_the_same_text_where_no_site_answers() {
     let explained = explained(&edge, "nowhere.test", &case);
     let served = edge.connect().get("nowhere.test", "/hit", &[]);
     assert_eq!((explained.status, served.status), (400, 421));
-    let reason = "no site here has this host";
+    let reason = "this server has no site for the host \"nowhere.test\"";
     assert!(explained.text().contains(reason), "{explained:?}");
     assert!(served.text().contains(reason), "{served:?}");
 }
