@@ -52,7 +52,7 @@ impl Interims {
 }
 
 /// The final response to a request, with the interim responses that precede it.
-pub(crate) trait Answer: Future<Output = Reply> {
+pub(crate) trait ReplyFuture: Future<Output = Reply> {
     /// The next interim response. Must be called after each poll of the answer itself, until it is pending;
     /// its results must be sent before the answer.
     fn poll_interim(self: Pin<&mut Self>, _cx: &Context<'_>) -> Poll<Response<()>> {
@@ -61,7 +61,7 @@ pub(crate) trait Answer: Future<Output = Reply> {
 }
 
 /// A boxed future has no interim responses.
-impl<F: Future<Output = Reply> + ?Sized> Answer for Pin<Box<F>> {}
+impl<F: Future<Output = Reply> + ?Sized> ReplyFuture for Pin<Box<F>> {}
 
 /// The length of the queue. A slow client misses the interim responses beyond it.
 const WAITING_MAX: usize = 8;

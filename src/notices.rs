@@ -83,10 +83,10 @@ impl Collector for SuppressedLines {
 }
 
 /// The table of the process, which has one log.
-struct Log(LazyLock<Mutex<Table>>);
+struct Log(LazyLock<Mutex<NoticeTable>>);
 
 impl Log {
-    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+    fn table(&self) -> std::sync::MutexGuard<'_, NoticeTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -97,7 +97,7 @@ static SUPPRESSED: AtomicU64 = AtomicU64::new(0);
 
 /// The recent causes, by the hash of their texts.
 #[derive(Default)]
-struct Table {
+struct NoticeTable {
     causes: HashMap<u64, Cause>,
     hasher: RandomState,
 }
@@ -143,7 +143,7 @@ enum Line {
     },
 }
 
-impl Table {
+impl NoticeTable {
     fn note(
         &mut self,
         notice: &Notice<'_>,
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_cause_is_told_at_once_and_then_once_an_interval_with_its_number() {
-        let (mut table, start) = (Table::default(), start());
+        let (mut table, start) = (NoticeTable::default(), start());
         let first = table.note(&DEAD, format_args!("/0"), start);
         let trouble = |example: &str, more| Line::Trouble {
             is_error: false,
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn without_a_sweep_the_next_occurrence_tells_the_number() {
-        let (mut table, start) = (Table::default(), start());
+        let (mut table, start) = (NoticeTable::default(), start());
         table.note(&DEAD, format_args!("/0"), start);
         assert_eq!(table.note(&DEAD, format_args!("/1"), start + seconds(1)), None);
         let told = table.note(&DEAD, format_args!("/2"), start + seconds(12));
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn causes_differ_by_reason_pool_and_origin() {
-        let (mut table, start) = (Table::default(), start());
+        let (mut table, start) = (NoticeTable::default(), start());
         for notice in [
             DEAD,
             Notice { reason: "dns_error", ..DEAD },
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_recovery_is_told_once_when_no_failure_follows() {
-        let (mut table, start) = (Table::default(), start());
+        let (mut table, start) = (NoticeTable::default(), start());
         let reasons = ["connection_refused", "connection_timeout"];
         for number in 0..500 {
             let notice = Notice { reason: reasons[number % 2], ..DEAD };
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn an_origin_that_comes_and_goes_is_told_of_no_more_than_twice_an_interval() {
-        let (mut table, start) = (Table::default(), start());
+        let (mut table, start) = (NoticeTable::default(), start());
         let mut lines = 0;
         for tenths in 0..600_u32 {
             let now = start + tenths * Duration::from_millis(100);
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_forgets() {
-        let (mut table, start) = (Table::default(), start());
+        let (mut table, start) = (NoticeTable::default(), start());
         for number in 0..2 * CAUSES_MAX {
             let origin = format!("{number}:80");
             table.note(&Notice { origin: &origin, ..DEAD }, format_args!(""), start);

@@ -48,7 +48,7 @@ use crate::body::{Body, BodySource};
 use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
 use crate::context::{Connection, RequestContext, RequestHead, ResponseFacts};
 use crate::guard::{self, Applicant, Normalised, Rates, Refusal};
-use crate::interim::{Answer, Interims};
+use crate::interim::{Interims, ReplyFuture};
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 use crate::respond::{self, ErrorReply, Transaction};
@@ -87,7 +87,7 @@ impl Future for Serving {
     }
 }
 
-impl Answer for Serving {
+impl ReplyFuture for Serving {
     fn poll_interim(self: Pin<&mut Self>, cx: &Context<'_>) -> Poll<Response<()>> {
         match &*self {
             Self::Ready(_) => Poll::Pending,

@@ -13,9 +13,9 @@ use crate::plan::names::Names;
 use crate::plan::object::identify;
 use crate::plan::place::{COUNTRIES, address_of, region_by_name};
 use crate::plan::scenario::Scenario;
-use crate::plan::{Plan, Request, Step};
+use crate::plan::{Plan, PlanStep, Request};
 use crate::report::progress::Progress;
-use crate::report::record::{self, PlaceRow, Record, RequestSummary, Verdict};
+use crate::report::record::{self, PlaceRow, RequestSummary, RunRecord, Verdict};
 use anyhow::Context as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,7 +77,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// A fault names something that the fleet does not have, or the fleet does not start.
-pub async fn run(options: &RunOptions, progress: &Progress) -> anyhow::Result<Record> {
+pub async fn run(options: &RunOptions, progress: &Progress) -> anyhow::Result<RunRecord> {
     let names = Names::of(&options.scenario);
     for fault in &options.scenario.fault {
         names.check_fault(&fault.spec)?;
@@ -103,7 +103,7 @@ async fn run_plan(
     plan: &Plan,
     fleet: Arc<Fleet>,
     progress: &Progress,
-) -> anyhow::Result<Record> {
+) -> anyhow::Result<RunRecord> {
     let faults: Vec<FaultSpec> =
         options.scenario.fault.iter().map(|fault| fault.spec.clone()).collect();
     let (events, inbox) = mpsc::channel(4096);
@@ -157,7 +157,7 @@ async fn execute_plan(state: &Arc<RunState>, plan: &Plan) {
         let now = state.fleet.journal.now().saturating_sub(state.start);
         state.late_max.fetch_max(now.saturating_sub(*at), Ordering::Relaxed);
         match step {
-            Step::Change(object) => {
+            PlanStep::Change(object) => {
                 let object = state.fleet.content.catalog.get(*object);
                 state.fleet.content.change(object);
             }
@@ -172,18 +172,18 @@ async fn execute_plan(state: &Arc<RunState>, plan: &Plan) {
     while running.join_next().await.is_some() {}
 }
 
-async fn execute_step(state: &RunState, number: usize, step: Step) {
+async fn execute_step(state: &RunState, number: usize, step: PlanStep) {
     match step {
-        Step::Request(request) => {
+        PlanStep::Request(request) => {
             let Ok(_permit) = state.in_flight.acquire().await else { return };
             let observation = send_request(&state.fleet, number, request).await;
             // This cannot fail: the receiver runs until the last sender is dropped.
             let _ = state.events.send(Event::Observed(Box::new(observation))).await;
         }
-        Step::Purge { scope, soft, pick } => purge(state, scope, soft, pick).await,
-        Step::BeginFault(fault) => begin_fault(state, fault).await,
-        Step::EndFault(fault) => end_fault(state, fault).await,
-        Step::Change(_) => {}
+        PlanStep::Purge { scope, soft, pick } => purge(state, scope, soft, pick).await,
+        PlanStep::BeginFault(fault) => begin_fault(state, fault).await,
+        PlanStep::EndFault(fault) => end_fault(state, fault).await,
+        PlanStep::Change(_) => {}
     }
 }
 
@@ -509,7 +509,7 @@ async fn build_record(
     fleet: &Fleet,
     results: CheckResults,
     start: Micros,
-) -> Record {
+) -> RunRecord {
     let facts = fleet.journal.facts().clone();
     let end = fleet.journal.now();
     let places: Vec<(String, usize)> =
@@ -519,7 +519,7 @@ async fn build_record(
     let count = ((start + plan.duration) / SECOND + 1) as usize;
     let origins = fleet.origins.iter().zip(&fleet.origin_regions);
     let redis = region_by_name(&options.scenario.fleet.redis);
-    Record {
+    RunRecord {
         scenario: options.name.clone(),
         about: options.scenario.about.clone(),
         seed: options.seed,

@@ -4,7 +4,7 @@ use crate::fleet::Fleet;
 use crate::plan::object::Class;
 use crate::plan::place::{COUNTRIES, REGIONS, address_of};
 use crate::plan::scenario::Scenario;
-use crate::plan::{Plan, Step};
+use crate::plan::{Plan, PlanStep};
 use crate::run::send_request;
 use std::fmt::Write as _;
 use tokio::sync::Semaphore;
@@ -83,8 +83,8 @@ pub async fn run_load(fleet: std::sync::Arc<Fleet>, scenario: Scenario, seed: u6
         for (number, (at, step)) in plan.steps.into_iter().enumerate() {
             sleep_until(fleet.journal.instant(start + at)).await;
             match step {
-                Step::Change(object) => fleet.content.change(catalog.get(object)),
-                Step::Request(request) => {
+                PlanStep::Change(object) => fleet.content.change(catalog.get(object)),
+                PlanStep::Request(request) => {
                     let Ok(permit) = permits.clone().acquire_owned().await else { return };
                     let fleet = fleet.clone();
                     tokio::spawn(async move {

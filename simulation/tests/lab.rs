@@ -3,7 +3,7 @@
 
 use simulation::plan::scenario::Scenario;
 use simulation::report::progress::Progress;
-use simulation::report::record::Record;
+use simulation::report::record::RunRecord;
 use simulation::run::{RunOptions, run};
 
 const SCENARIO: &str = "
@@ -32,7 +32,7 @@ admin = ${admin}
 origin = ${origin-frankfurt}
 ";
 
-async fn run_with(bug: &str, duration_s: u64, purges_per_s: f64) -> Record {
+async fn run_with(bug: &str, duration_s: u64, purges_per_s: f64) -> RunRecord {
     let folder = tempfile::tempdir().expect("folder");
     let config = folder.path().join("stand-in.toml");
     std::fs::write(&config, format!("bug = '{bug}'\n{CONFIG}")).expect("config");
@@ -51,7 +51,7 @@ async fn run_with(bug: &str, duration_s: u64, purges_per_s: f64) -> Record {
     record
 }
 
-fn broken(record: &Record) -> Vec<&str> {
+fn broken(record: &RunRecord) -> Vec<&str> {
     let broken = record.verdicts.iter().filter(|verdict| !verdict.kept);
     broken.map(|verdict| verdict.name.as_str()).collect()
 }

@@ -8,7 +8,7 @@
 use simulation::fleet::node::find_binary;
 use simulation::plan::scenario::Scenario;
 use simulation::report::progress::Progress;
-use simulation::report::record::Record;
+use simulation::report::record::RunRecord;
 use simulation::run::{RunOptions, run};
 
 const SCENARIO: &str = "
@@ -28,7 +28,7 @@ ranges = 0
 mix = { static = 37, page = 35, large = 8, slow = 10, private = 10, dynamic = 0, world = 0 }
 ";
 
-async fn run_with(bug: &str) -> Record {
+async fn run_with(bug: &str) -> RunRecord {
     // SAFETY: this binary has one test, which sets the variable while no other thread reads it.
     unsafe { std::env::set_var("SKERRY_PLANTED_BUG", bug) };
     let mut scenario = Scenario::read(SCENARIO).expect("scenario");

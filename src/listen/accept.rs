@@ -22,7 +22,7 @@ use tokio_rustls::server::TlsStream;
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::context::{CertificateNames, Connection, TlsFacts};
-use crate::interim::Answer;
+use crate::interim::ReplyFuture;
 use crate::labels::{ConnectionRefusal, ConnectionTimeout, HandshakeOutcome};
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
@@ -67,7 +67,7 @@ pub(crate) async fn serve<S, F>(
     mut drain: Drain,
 ) where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + Unpin + 'static,
+    F: ReplyFuture + Unpin + 'static,
 {
     let worker = Rc::new(ConnectionWorker::new(shared, handler, recorder));
     let listeners: Vec<_> = sockets
@@ -113,7 +113,7 @@ impl OpenListener {
 impl<S, F> ConnectionWorker<S>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + Unpin + 'static,
+    F: ReplyFuture + Unpin + 'static,
 {
     fn new(shared: Arc<ListenerState>, handler: RequestHandler<S>, recorder: Recorder) -> Self {
         let date = Rc::new(RefCell::new(date(&shared.clock)));
@@ -432,7 +432,7 @@ struct Permits {
 struct TrackedConnection<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + Unpin + 'static,
+    F: ReplyFuture + Unpin + 'static,
 {
     state: Rc<ConnectionState>,
     worker: Rc<ConnectionWorker<S>>,
@@ -441,7 +441,7 @@ where
 impl<S, F> Drop for TrackedConnection<S, F>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F + Clone + 'static,
-    F: Answer + Unpin + 'static,
+    F: ReplyFuture + Unpin + 'static,
 {
     fn drop(&mut self) {
         self.worker.untrack(&self.state);

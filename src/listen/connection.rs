@@ -10,7 +10,7 @@
 //! | start each request, and keep the result until its response is sent | [`begin_request`](HttpConnection::begin_request) |
 //! | refuse a request whose head cannot be read | [`refuse`](HttpConnection::refuse) |
 //! | hold request bodies to the minimum rate | [`request_body`](HttpConnection::request_body) |
-//! | pass the request on; poll the answer; send interim responses first ([`Answer`]) | [`respond`](HttpConnection::respond) |
+//! | pass the request on; poll the answer; send interim responses first ([`ReplyFuture`]) | [`respond`](HttpConnection::respond) |
 //! | add a `Date` to the response | [`date`](HttpConnection::date) |
 //! | hold the sending of response bodies to the minimum rate, where flow control hides a slow client | [`response_rate`](HttpConnection::response_rate) |
 //! | offer no more requests after the last one | [`is_used_up`](HttpConnection::is_used_up) |
@@ -28,7 +28,7 @@ use http::{HeaderValue, Request, Version};
 
 use crate::body::{Body, BodySource};
 use crate::context::Connection;
-use crate::interim::Answer;
+use crate::interim::ReplyFuture;
 use crate::labels::{ConnectionTimeout, HeadError, Http2End, RequestProtocol};
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
@@ -174,7 +174,7 @@ impl<S> HttpConnection<S> {
 impl<S, F> HttpConnection<S>
 where
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Answer,
+    F: ReplyFuture,
 {
     /// Passes a request on. The result is polled for interim responses after each poll of the answer
     /// itself; dropping it cancels the request.

@@ -109,6 +109,10 @@ impl Node {
     ///
     /// # Errors
     /// The first part that cannot be started, and why, in one line.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a flat list of the parts, in the order in which they start"
+    )]
     pub fn start(config: Config, flags: Flags, clock: Clock) -> Result<Self, StartError> {
         let directory = &config.node.data_directory;
         std::fs::create_dir_all(directory).map_err(system(format!(

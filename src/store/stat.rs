@@ -99,6 +99,7 @@ impl Service {
 pub(super) struct Gauges(pub(super) Box<dyn Fn() -> Option<Stat> + Send + Sync>);
 
 impl Collector for Gauges {
+    #[expect(clippy::too_many_lines, reason = "a flat list of gauges")]
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let Some(stat) = self.0() else { return Ok(()) };
         for (name, help, value) in [

@@ -37,7 +37,7 @@ pub(crate) struct Resolver {
 #[derive(Default)]
 struct Name {
     /// The last good answer, which may be past its TTL.
-    answer: Option<Answer>,
+    answer: Option<CachedAddresses>,
     /// The last failure, if it is newer than the last good answer.
     failure: Option<LookupFailure>,
     /// Present during a query; the channel closes when the query is answered.
@@ -45,7 +45,7 @@ struct Name {
 }
 
 #[derive(Clone)]
-struct Answer {
+struct CachedAddresses {
     addresses: Arc<[IpAddr]>,
     asked: Instant,
     valid_until: Instant,
@@ -132,7 +132,7 @@ impl Resolver {
         }
     }
 
-    fn usable(&self, answer: &Answer, now: Instant) -> bool {
+    fn usable(&self, answer: &CachedAddresses, now: Instant) -> bool {
         now < answer.valid_until + self.settings.stale_max
     }
 
@@ -173,7 +173,7 @@ impl Resolver {
             Ok((addresses, valid_until)) if !addresses.is_empty() => {
                 let (min, max) = (now + self.settings.ttl_min, now + self.settings.ttl_max);
                 let valid_until = valid_until.min(max).max(min);
-                name.answer = Some(Answer { addresses, asked, valid_until });
+                name.answer = Some(CachedAddresses { addresses, asked, valid_until });
                 name.failure = None;
             }
             outcome => {
@@ -211,7 +211,7 @@ enum Known {
     Pending(watch::Receiver<()>),
 }
 
-impl Answer {
+impl CachedAddresses {
     /// Whether the answer is in the last fifth of its lifetime. It is renewed then, so that no request
     /// has to wait.
     fn is_due(&self, now: Instant) -> bool {

@@ -698,6 +698,7 @@ fn act(response: &Response) -> &'static str {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a flat list of cases")]
 fn explain_says_what_then_happens() {
     let control = |name: &str| match name {
         "immutable" => "max-age=60, immutable",

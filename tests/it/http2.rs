@@ -167,6 +167,7 @@ fn check(cases: &[(&str, Vec<u8>, Expected)]) {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a flat list of cases")]
 fn frames_that_break_the_connection_s_rules_end_it() {
     let big = vec![0; 16_385];
     let then = |first: Vec<u8>, second: Vec<u8>| [first, second].concat();
@@ -327,6 +328,7 @@ fn frames_that_break_a_stream_s_rules_end_no_other() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a flat list of cases")]
 fn malformed_requests_are_answered_by_a_reset_or_a_400() {
     let with = |more: &[(&str, &str)]| get(more);
     let without = |name: &str| {

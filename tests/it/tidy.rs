@@ -150,6 +150,33 @@ fn a_public_type_name_stands_in_one_room() {
     assert!(rooms.is_empty(), "{rooms:?}");
 }
 
+/// Participles and words of everyday speech tell a reader nothing about what a type or a file holds.
+#[test]
+fn names_say_what_they_hold() {
+    const TYPES: &[&str] = &[
+        "Answer", "Asked", "Begun", "Came", "Exchange", "Failure", "Found", "Head", "Held", "Kept",
+        "Refused", "Said", "Seen", "Step", "Table", "Told",
+    ];
+    const FILES: &[&str] = &["begun", "errands", "held", "leaving", "mended", "spare", "told"];
+    let mut wrong = Vec::new();
+    for file in ["src", "geo/src", "simulation/src"].into_iter().flat_map(rust_files) {
+        if FILES.iter().any(|name| file.file_stem().is_some_and(|stem| stem == *name)) {
+            wrong.push(format!("{}: says nothing of what it holds", file.display()));
+        }
+        let text = read(&file);
+        for (at, line) in without_tests(&text).lines().enumerate() {
+            let item = line.trim_start().trim_start_matches("pub(crate) ");
+            let item = item.trim_start_matches("pub(super) ").trim_start_matches("pub ");
+            let kinds = ["struct ", "enum ", "trait ", "type "];
+            let name = kinds.iter().find_map(|kind| item.strip_prefix(kind)).map(first_word);
+            if name.is_some_and(|name| TYPES.contains(&&*name)) && !is_test(&file) {
+                wrong.push(format!("{}:{}: {}", file.display(), at + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn a_use_tree_is_taken_apart() {
     let check = |tree: &str, expected: &[&str]| {

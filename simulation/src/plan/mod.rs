@@ -34,7 +34,7 @@ pub struct Request {
 
 /// One action of a plan.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum PlanStep {
     /// A client sends a request.
     Request(Request),
     /// The object gets a new version at its origin.
@@ -58,7 +58,7 @@ pub enum Step {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Each step with its time since the start of the load.
-    pub steps: Vec<(Micros, Step)>,
+    pub steps: Vec<(Micros, PlanStep)>,
     /// The duration of the load.
     pub duration: Micros,
 }
@@ -72,8 +72,8 @@ impl Plan {
         changes(&mut steps, &scenario.load, catalog, seed, duration);
         purges(&mut steps, scenario, catalog, seed, duration);
         for (at, fault) in scenario.fault.iter().enumerate() {
-            steps.push((percent(fault.at, duration), Step::BeginFault(at)));
-            steps.push((percent(fault.at + fault.r#for, duration), Step::EndFault(at)));
+            steps.push((percent(fault.at, duration), PlanStep::BeginFault(at)));
+            steps.push((percent(fault.at + fault.r#for, duration), PlanStep::EndFault(at)));
         }
         steps.sort_by_key(|(at, _)| *at);
         Plan { steps, duration }
@@ -81,7 +81,7 @@ impl Plan {
 
     /// The number of requests in the plan.
     pub fn requests(&self) -> usize {
-        self.steps.iter().filter(|(_, step)| matches!(step, Step::Request(_))).count()
+        self.steps.iter().filter(|(_, step)| matches!(step, PlanStep::Request(_))).count()
     }
 
     /// A hash of all steps. Equal plans have equal fingerprints.
@@ -100,7 +100,7 @@ fn percent(percent: f64, of: Micros) -> Micros {
 }
 
 fn requests(
-    steps: &mut Vec<(Micros, Step)>,
+    steps: &mut Vec<(Micros, PlanStep)>,
     scenario: &Scenario,
     catalog: &Catalog,
     seed: u64,
@@ -111,7 +111,7 @@ fn requests(
     let mut random = Random::for_purpose(seed, "requests");
     arrivals(&mut random, (0, duration), load.requests_per_s, |at, random| {
         let object = &catalog.objects[popularity.draw(random)];
-        steps.push((at, Step::Request(request(load, object, random))));
+        steps.push((at, PlanStep::Request(request(load, object, random))));
     });
     for (number, flash) in load.flash.iter().enumerate() {
         let mut random = Random::for_purpose(seed, &format!("flash {number}"));
@@ -126,7 +126,7 @@ fn requests(
             else {
                 return;
             };
-            steps.push((at, Step::Request(request(load, object, random))));
+            steps.push((at, PlanStep::Request(request(load, object, random))));
         });
     }
 }
@@ -168,7 +168,7 @@ fn range_of(object: &Object, random: &mut Random) -> (u64, u64) {
 }
 
 fn changes(
-    steps: &mut Vec<(Micros, Step)>,
+    steps: &mut Vec<(Micros, PlanStep)>,
     load: &Load,
     catalog: &Catalog,
     seed: u64,
@@ -177,12 +177,12 @@ fn changes(
     let popularity = Zipf::new(catalog.objects.len(), load.skew);
     let mut random = Random::for_purpose(seed, "changes");
     arrivals(&mut random, (0, duration), load.changes_per_s, |at, random| {
-        steps.push((at, Step::Change(popularity.draw(random) as ObjectId)));
+        steps.push((at, PlanStep::Change(popularity.draw(random) as ObjectId)));
     });
 }
 
 fn purges(
-    steps: &mut Vec<(Micros, Step)>,
+    steps: &mut Vec<(Micros, PlanStep)>,
     scenario: &Scenario,
     catalog: &Catalog,
     seed: u64,
@@ -197,9 +197,9 @@ fn purges(
         let soft = random.chance(purges.soft);
         // A purged object also changes: a change is the usual reason for a purge.
         if let Scope::Object(id) = scope {
-            steps.push((at, Step::Change(id)));
+            steps.push((at, PlanStep::Change(id)));
         }
-        steps.push((at, Step::Purge { scope, soft, pick: random.bits() }));
+        steps.push((at, PlanStep::Purge { scope, soft, pick: random.bits() }));
     };
     // No purges in the last tenth of the run, so that receipts can still arrive.
     arrivals(&mut random, (0, percent(90.0, duration)), purges.per_s, &mut purge);
@@ -282,7 +282,7 @@ mod tests {
         let catalog = Catalog::new(1, 600, &scenario.load.mix);
         let mut homes = std::collections::HashMap::new();
         for (_, step) in Plan::new(&scenario, &catalog, 1, 60).steps {
-            let Step::Request(request) = step else { continue };
+            let PlanStep::Request(request) = step else { continue };
             let home = homes.entry(request.client).or_insert(request.country);
             assert_eq!(*home, request.country);
             if let Some((from, to)) = request.range {

@@ -7,12 +7,12 @@
 pub mod progress;
 pub mod record;
 
-use crate::report::record::Record;
+use crate::report::record::RunRecord;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
 /// The HTML page for a record.
-pub fn html(record: &Record) -> anyhow::Result<String> {
+pub fn html(record: &RunRecord) -> anyhow::Result<String> {
     let json = serde_json::to_string(record)?;
     // Inside a script element `</` would end it, and `<!--` would start a comment.
     let json = json.replace('<', "\\u003c");
@@ -20,7 +20,7 @@ pub fn html(record: &Record) -> anyhow::Result<String> {
 }
 
 /// Writes `NAME.html` and `NAME.json` into `folder` and returns the path of the page.
-pub fn write(record: &Record, folder: &Path) -> anyhow::Result<PathBuf> {
+pub fn write(record: &RunRecord, folder: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let stem: String =
         record.scenario.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
@@ -42,7 +42,7 @@ mod tests {
     use crate::report::record::{FaultRow, NodeRow, PlaceRow, PurgeRow, Second, Totals, Verdict};
 
     /// A record with example data for every part of the page.
-    pub(crate) fn sample() -> Record {
+    pub(crate) fn sample() -> RunRecord {
         let second = |at: usize| {
             let wave = (at as f64 / 7.0).sin();
             let down = (30..40).contains(&at);
@@ -83,7 +83,7 @@ mod tests {
             kept: broken == 0,
             findings: Findings { checked: 7200, broken, ..Findings::default() },
         };
-        Record {
+        RunRecord {
             scenario: "sample".into(),
             about: "what the page can show </script>".into(),
             seed: 7,

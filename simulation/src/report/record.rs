@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// The record of a run.
 #[derive(Debug, Serialize)]
-pub struct Record {
+pub struct RunRecord {
     /// The scenario's name.
     pub scenario: String,
     /// The scenario's description.
@@ -395,7 +395,7 @@ fn in_seconds(at: Micros) -> f64 {
     (at as f64 / SECOND as f64 * 100.0).round() / 100.0
 }
 
-impl Record {
+impl RunRecord {
     /// A summary in one line for the terminal.
     pub fn summary(&self) -> String {
         let totals = &self.totals;

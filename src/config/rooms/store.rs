@@ -11,6 +11,7 @@ use crate::store::{Admission, Directory, DiskReserve, SiteShare};
 use crate::{fill, purge, store};
 
 /// `disk` without `[[store.directories]]` means one directory below the data directory.
+#[expect(clippy::too_many_lines, reason = "a flat list of options")]
 pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, data: &Path) {
     section.read_size("memory", &mut store.memory_bytes);
     if let Some(there) = store::memory_bytes().filter(|there| store.memory_bytes > *there) {

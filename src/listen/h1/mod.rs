@@ -33,7 +33,7 @@ use tokio::io::AsyncWrite;
 
 use crate::body::{Body, BodySource};
 use crate::context::Connection;
-use crate::interim::Answer;
+use crate::interim::ReplyFuture;
 use crate::labels::{ConnectionTimeout, HeadError};
 use crate::reply::Reply;
 use crate::upgrade::{Handover, handover};
@@ -52,7 +52,7 @@ pub(super) async fn serve<T, S, F>(stream: ClientStream<T>, connection: HttpConn
 where
     T: ClientSocket + Send + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Answer + Unpin,
+    F: ReplyFuture + Unpin,
 {
     let mut driver = Driver {
         stream: Rc::new(RefCell::new(SharedStream::new(stream))),
@@ -108,7 +108,7 @@ struct OutgoingReply {
 }
 
 /// The result of a step of the driver.
-enum Step {
+enum StepOutcome {
     /// Go on with the next step.
     Next,
     /// The connection is closed, or handed over to another protocol.
@@ -119,7 +119,7 @@ impl<T, S, F> Driver<T, S, F>
 where
     T: ClientSocket + 'static,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Answer + Unpin,
+    F: ReplyFuture + Unpin,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Handover>> {
         self.connection.register(cx);
@@ -128,8 +128,8 @@ where
         }
         loop {
             match ready!(self.step(cx)) {
-                Ok(Step::Next) => {}
-                Ok(Step::End(handover)) => return Poll::Ready(handover),
+                Ok(StepOutcome::Next) => {}
+                Ok(StepOutcome::End(handover)) => return Poll::Ready(handover),
                 // The client has closed, or the reply's body broke off.
                 Err(_) => {
                     self.reset_if_truncated();
@@ -139,7 +139,7 @@ where
         }
     }
 
-    fn step(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<StepOutcome>> {
         match &mut self.state {
             State::Head(_) => self.read(cx),
             State::Answering(..) => self.poll_reply(cx),
@@ -176,7 +176,7 @@ where
         Poll::Pending
     }
 
-    fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<StepOutcome>> {
         match ready!(self.poll_head(cx))? {
             Some(Ok(_)) if self.connection.is_plain_http => self.refuse(HeadError::PlainHttp),
             Some(Ok(head)) => {
@@ -187,7 +187,7 @@ where
             Some(Err(error)) => self.refuse(error),
             None => self.state = State::Closing,
         }
-        Poll::Ready(Ok(Step::Next))
+        Poll::Ready(Ok(StepOutcome::Next))
     }
 
     /// Reads the next head; `None` if no more requests follow.
@@ -282,15 +282,15 @@ where
         reply
     }
 
-    fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+    fn poll_reply(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<StepOutcome>> {
         let before = std::mem::replace(&mut self.state, State::Closing);
         let State::Answering(mut answer, answered) = before else {
-            return Poll::Ready(Ok(Step::Next));
+            return Poll::Ready(Ok(StepOutcome::Next));
         };
         match self.poll_answer(&mut answer, answered.facts, cx) {
             Poll::Ready(reply) => {
                 self.start_reply(answered, reply);
-                Poll::Ready(Ok(Step::Next))
+                Poll::Ready(Ok(StepOutcome::Next))
             }
             Poll::Pending => {
                 self.state = State::Answering(answer, answered);
@@ -333,9 +333,9 @@ where
         });
     }
 
-    fn send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+    fn send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<StepOutcome>> {
         let State::Sending(reply) = &mut self.state else {
-            return Poll::Ready(Ok(Step::Next));
+            return Poll::Ready(Ok(StepOutcome::Next));
         };
         loop {
             let has_more = reply.queue_body(cx, &self.stream)?;
@@ -352,12 +352,12 @@ where
     }
 
     /// The reply is sent: go on with the next request, close, or hand the connection over.
-    fn end_reply(&mut self, cx: &mut Context<'_>) -> Step {
+    fn end_reply(&mut self, cx: &mut Context<'_>) -> StepOutcome {
         let before = std::mem::replace(&mut self.state, State::Head(HeadScanner::default()));
-        let State::Sending(reply) = before else { return Step::Next };
+        let State::Sending(reply) = before else { return StepOutcome::Next };
         if reply.framing == ResponseFraming::Upgrade {
             self.connection.upgrade();
-            return Step::End(reply.handover);
+            return StepOutcome::End(reply.handover);
         }
         let keep_alive = reply.keep_alive && reply.framing != ResponseFraming::Close;
         drop(reply);
@@ -368,13 +368,13 @@ where
                 self.close_gracefully();
             }
         }
-        Step::Next
+        StepOutcome::Next
     }
 
-    fn close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+    fn close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<StepOutcome>> {
         let stream = &mut *self.stream.borrow_mut();
         ready!(stream.poll_send(cx))?;
-        Pin::new(&mut stream.inner).poll_shutdown(cx).map_ok(|()| Step::End(None))
+        Pin::new(&mut stream.inner).poll_shutdown(cx).map_ok(|()| StepOutcome::End(None))
     }
 
     /// Refuses a request that the service does not see, and closes.

@@ -36,7 +36,7 @@ use tokio::task::spawn_local;
 
 use crate::body::Body;
 use crate::context::Connection;
-use crate::interim::Answer;
+use crate::interim::ReplyFuture;
 use crate::labels::{ConnectionTimeout, HeadError, Http2End};
 
 use super::client_stream::ClientStream;
@@ -54,7 +54,7 @@ pub(super) async fn serve<T, S, F>(stream: ClientStream<T>, connection: HttpConn
 where
     T: ClientSocket,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Answer + 'static,
+    F: ReplyFuture + 'static,
 {
     let io = Http2Io::new(stream);
     let handshake = builder(connection.limits()).handshake::<_, Bytes>(io.clone());
@@ -111,7 +111,7 @@ impl<T, S, F> Driver<T, S>
 where
     T: ClientSocket,
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Answer + 'static,
+    F: ReplyFuture + 'static,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.connection.register(cx);
@@ -246,7 +246,7 @@ fn start_request<S, F>(
     cx: &mut Context<'_>,
 ) where
     S: Fn(Rc<Connection>, Request<Body>) -> F,
-    F: Answer + 'static,
+    F: ReplyFuture + 'static,
 {
     let in_flight = connection.begin_request(request.version());
     let refusal = request::check(&request, connection.limits());

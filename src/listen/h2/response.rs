@@ -18,7 +18,7 @@ use http_body::Frame;
 use tokio::task::spawn_local;
 
 use crate::body::{Body, BodySource};
-use crate::interim::Answer;
+use crate::interim::ReplyFuture;
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 
@@ -39,7 +39,7 @@ pub(super) struct Responder {
 impl Responder {
     /// Waits for the service's answer, and sends the interim responses that precede it. `None` if the
     /// client cancels the request first.
-    pub(super) async fn wait_for<F: Answer>(
+    pub(super) async fn wait_for<F: ReplyFuture>(
         &mut self,
         mut answer: Pin<&mut F>,
     ) -> Option<F::Output> {
