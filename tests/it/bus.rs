@@ -175,8 +175,11 @@ fn while_the_bus_is_silent_each_site_does_as_it_has_chosen() {
     assert!(purge.contains("\"published\": false"), "{purge}");
     redis.run();
     until("it hears again", || node.metric("skerry_bus_silent") == Some(0.0));
-    let status = get("validating.test");
-    assert!(status.contains("; hit") && !status.contains("detail"), "{status}");
+    // On a busy machine the bus may be silent again for a moment.
+    until("stored responses are used again", || {
+        let status = get("validating.test");
+        status.contains("; hit") && !status.contains("detail")
+    });
 }
 
 #[test]
