@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
-use crate::Coordinates;
 use crate::countries::{COUNTRIES, Row};
+use crate::{Coordinates, UnitVector};
 
 /// A country by its ISO 3166-1 alpha-2 code. Two bytes, upper case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,8 +88,19 @@ impl Country {
         Coordinates { latitude: row.latitude, longitude: row.longitude }
     }
 
+    /// [`Country::point`] as a vector, from a table that the first call computes.
+    pub fn unit_vector(self) -> UnitVector {
+        static VECTORS: LazyLock<Vec<UnitVector>> =
+            LazyLock::new(|| Country::all().map(|country| country.point().into()).collect());
+        VECTORS[self.position()]
+    }
+
     fn row(self) -> &'static Row {
-        &COUNTRIES[position(self.0).expect("a Country is made from a row of the table")]
+        &COUNTRIES[self.position()]
+    }
+
+    fn position(self) -> usize {
+        position(self.0).expect("a Country is made from a row of the table")
     }
 }
 

@@ -370,6 +370,7 @@ impl From<Flat<'_>> for Record {
                 region_code: owned(flat.region_code.and_then(Loose::text)),
                 city: owned(flat.city.and_then(Loose::text)),
                 coordinates: coordinates(flat.latitude, flat.longitude),
+                unit_vector: None,
                 asn: flat.autonomous_system_number.and_then(Loose::asn),
                 organization: owned(flat.autonomous_system_organization.and_then(Loose::text)),
             },
@@ -391,6 +392,7 @@ impl From<GeoIp2<'_>> for Record {
                 city: owned(nested.city.as_ref().and_then(Coded::english)),
                 coordinates: location
                     .and_then(|location| coordinates(location.latitude, location.longitude)),
+                unit_vector: None,
                 asn: traits.and_then(|traits| traits.autonomous_system_number?.asn()),
                 organization: owned(
                     traits.and_then(|traits| traits.autonomous_system_organization?.text()),

@@ -19,5 +19,5 @@ pub mod write;
 pub use country::{Continent, Country, UnknownContinent, UnknownCountry};
 pub use database::{LoadError, Schema, Source};
 pub use locate::{DATABASES_MAX, Facts, Geo, Settings};
-pub use nearest::{Coordinates, OutOfRange, by_distance, nearest};
+pub use nearest::{Coordinates, OutOfRange, UnitVector, by_distance, nearest};
 pub use place::{Details, Place};

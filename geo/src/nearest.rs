@@ -51,6 +51,29 @@ impl Coordinates {
     }
 }
 
+/// A point as a vector of length 1 from Earth's centre. Comparing the distances of such vectors
+/// costs three multiplications each, where [`Coordinates::distance_km`] costs six sines.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UnitVector([f64; 3]);
+
+impl UnitVector {
+    /// The cosine of the angle between the two points: 1 for the same point, -1 for the antipode.
+    /// The nearer of two points has the greater value.
+    #[inline]
+    pub fn closeness(self, other: Self) -> f64 {
+        let ([a, b, c], [x, y, z]) = (self.0, other.0);
+        a * x + b * y + c * z
+    }
+}
+
+impl From<Coordinates> for UnitVector {
+    fn from(point: Coordinates) -> Self {
+        let (latitude, longitude) = (point.latitude.to_radians(), point.longitude.to_radians());
+        let across = latitude.cos();
+        Self([across * longitude.cos(), across * longitude.sin(), latitude.sin()])
+    }
+}
+
 /// The one that is nearest to `from`, with its distance in kilometres. Of two at the same
 /// distance, the first. `None` when there is none to choose from.
 pub fn nearest<T>(
@@ -117,6 +140,23 @@ mod tests {
         let order: Vec<_> = by_distance(from, points()).into_iter().map(|(name, _)| name).collect();
         assert_eq!(order, ["eu", "eu2", "us", "jp"]);
         assert_eq!(nearest::<&str>(from, []), None);
+    }
+
+    #[test]
+    fn unit_vectors_order_points_as_their_distances_do() {
+        let points: Vec<Coordinates> = Country::all().map(Country::point).collect();
+        for from in &points {
+            let vector = UnitVector::from(*from);
+            let mut by_vector = points.clone();
+            by_vector.sort_by(|a, b| {
+                let closeness = |point: &Coordinates| vector.closeness((*point).into());
+                closeness(b).total_cmp(&closeness(a))
+            });
+            let distances = by_vector.iter().map(|point| from.distance_km(*point));
+            let distances: Vec<f64> = distances.collect();
+            // A metre is far below the error of either arithmetic at the antipode.
+            assert!(distances.is_sorted_by(|a, b| *a <= b + 0.001), "from {from:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Continent, Coordinates, Country};
+use crate::{Continent, Coordinates, Country, UnitVector};
 
 /// Where an address is, as far as the databases know. The default knows nothing. Sixteen bytes;
 /// a clone counts one reference up at most.
@@ -27,6 +27,9 @@ pub struct Details {
     pub city: Option<Box<str>>,
     /// A point near the address.
     pub coordinates: Option<Coordinates>,
+    /// `coordinates` as a vector, computed once for all addresses of the record; a database's own
+    /// record has none yet.
+    pub(crate) unit_vector: Option<UnitVector>,
     /// The number of the autonomous system that announces the address.
     pub asn: Option<u32>,
     /// The name that the autonomous system is registered under.
@@ -63,6 +66,15 @@ impl Place {
             .or_else(|| self.continent.map(Continent::point))
     }
 
+    /// [`Place::point`] as a vector. Looked up, not computed, unless only the continent is known.
+    pub fn unit_vector(&self) -> Option<UnitVector> {
+        self.details
+            .as_ref()
+            .and_then(|details| details.unit_vector)
+            .or_else(|| self.country.map(Country::unit_vector))
+            .or_else(|| self.continent.map(|continent| continent.point().into()))
+    }
+
     /// Takes from `other` what is not known yet.
     pub(crate) fn complete_from(&mut self, other: Record) {
         self.country = self.country.or(other.country);
@@ -75,6 +87,7 @@ impl Place {
         if details.city.is_none() && details.coordinates.is_none() {
             details.city = other.details.city;
             details.coordinates = other.details.coordinates;
+            details.unit_vector = details.coordinates.map(UnitVector::from);
         }
         if details.region.is_none() && details.region_code.is_none() {
             details.region = other.details.region;
