@@ -13,6 +13,7 @@
 //! never fails: [`respond::ErrorReply`] turns an error into a reply.
 
 mod added_fields;
+mod affinity;
 mod answer;
 mod decoding;
 mod errors;

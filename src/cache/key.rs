@@ -163,6 +163,11 @@ pub(super) fn push_bytes(text: &mut String, value: &[u8]) {
     }
 }
 
+/// The value of a request's first cookie with this name.
+pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    cookies(headers).find(|(known, _)| *known == name.as_bytes()).map(|(_, value)| value)
+}
+
 /// The cookies of a request, name and value.
 pub(super) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     headers

@@ -38,7 +38,7 @@ pub(crate) use decide::{
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fields::{answer, validation_fields};
 pub(crate) use invalidate::invalidates;
-pub(crate) use key::{CacheKey, KeyHash, UrlParts};
+pub(crate) use key::{CacheKey, KeyHash, UrlParts, cookie};
 pub(crate) use packed::SiteName;
 pub(crate) use purge::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 pub(crate) use range::Multipart;

@@ -28,7 +28,9 @@ use crate::metrics::Metric;
 use crate::notices::{self, Notice};
 use crate::route::{Rule, Site};
 use crate::store::{Record, StoredHead};
-use crate::upstream::{FetchError, Intent, Times, Unanswered, Upstream, UpstreamResponse};
+use crate::upstream::{
+    Affinity, FetchError, Intent, Times, Unanswered, Upstream, UpstreamResponse,
+};
 
 /// The facts that an exchange needs of the request that caused it, so that it can outlive it.
 #[derive(Clone)]
@@ -39,6 +41,8 @@ pub(super) struct Job {
     pub site: Arc<Site>,
     pub rule: Arc<Rule>,
     pub upstream: Upstream,
+    /// What the choice of an origin depends on.
+    pub affinity: Affinity,
     pub key: CacheKey,
     pub method: Method,
     /// The request fields after the gate.
@@ -254,7 +258,7 @@ impl Job {
     ) -> Result<UpstreamResponse, Box<Unanswered>> {
         // Stored trailers would also go to clients that do not accept them, so none are requested.
         let intent = Intent {
-            hash: self.key.hash.0 as u64,
+            affinity: self.affinity,
             interims: self.interims.clone(),
             ..Intent::default()
         };

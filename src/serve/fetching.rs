@@ -459,12 +459,14 @@ impl Visit {
             .pool(&self.context.place)
             .cloned()
             .ok_or_else(|| errors::no_site(self.request.authority.host()))?;
+        let affinity = self.affinity(&pool, &found.key);
         Ok(Job {
             request: self.context.id,
             worker: self.worker.clone(),
             site: self.site.clone(),
             rule: self.rule.clone(),
             upstream: Upstream::Pool(pool),
+            affinity,
             // The `No-Vary-Search` rule by which the response will be stored is not known yet.
             key: match self.rule.settings.cache.no_vary_search {
                 true => self.query().key(),

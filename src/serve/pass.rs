@@ -50,7 +50,7 @@ impl Visit {
         let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
         let sequence = self.worker.store.purges().sequence();
         let intent = Intent {
-            hash: found.key.hash.0 as u64,
+            affinity: job.affinity,
             upgrade: switch.as_ref().map(|switch| switch.protocols.clone()),
             takes_trailers: self.request.takes_trailers,
             is_call: self.is_call(),

@@ -1,6 +1,7 @@
 //! One attempt to exchange a request with one origin: take an idle connection or open one, send
 //! the request, and wait for the head of the response.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -21,6 +22,7 @@ use super::exchange::{Intent, Times, UpstreamResponse};
 use super::fields::{self, Misframed, Upgrade};
 use super::http1::Http1;
 use super::http2::{Http2, Share};
+use super::in_flight::InFlight;
 use super::members::Member;
 use super::pool_state::{MemberState, PoolState};
 use super::request_body::{ClientUpload, hold_for_continue};
@@ -36,6 +38,8 @@ pub(super) struct Attempt<'a> {
     pub(super) core: &'a Rc<Core>,
     pub(super) state: &'a Rc<PoolState>,
     pub(super) member: Rc<MemberState>,
+    /// The count of this attempt at the member, until the exchange takes it over.
+    pub(super) in_flight: Cell<Option<InFlight>>,
     /// Number of attempts, this one included.
     pub(super) attempts: u32,
     /// When the first attempt began.
@@ -75,7 +79,8 @@ impl Failed {
 impl Attempt<'_> {
     /// Makes the attempt. An idle connection that turns out to be closed is replaced once.
     pub(super) async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
-        let active = Active::begin(self.core, &self.state.pool, &self.member);
+        let in_flight = self.in_flight.take();
+        let active = Active::begin(self.core, &self.state.pool, &self.member, in_flight);
         let deadline = self.core.timers.deadline();
         let mut open = self.open_link();
         loop {
@@ -119,6 +124,7 @@ impl Attempt<'_> {
             };
             let no_head = match head {
                 Ok(response) => {
+                    self.note_head(response.status(), &active);
                     let exchanged = Exchanged { link, response, reused, upload };
                     let responded = match exchanged.response.status() {
                         StatusCode::SWITCHING_PROTOCOLS => Box::pin(self.switch(exchanged)).await,
@@ -154,10 +160,22 @@ impl Attempt<'_> {
         Ok(body)
     }
 
+    /// Notes how long the origin took. An error must not make it look fast.
+    fn note_head(&self, status: StatusCode, active: &Active) {
+        if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
+            self.state.note_failure(&self.member);
+        } else {
+            active.answered();
+        }
+    }
+
     /// Counts the failure, and marks the origin down after too many.
     pub(super) fn note_failure(&self, failed: &Failed) {
         let Failed { error, blames_origin, .. } = failed;
         self.core.recorder.count_labelled(Metric::UpstreamFailures, error.error_type().index());
+        if *blames_origin {
+            self.state.note_failure(&self.member);
+        }
         let (health, settings) = (&self.origin().health, &self.state.pool.settings().health);
         if *blames_origin && health.failed(monotonic_ms(), settings) {
             self.core.recorder.count(Metric::UpstreamMarkedDown);

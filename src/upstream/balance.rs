@@ -1,94 +1,270 @@
-//! Chooses one of a pool's origins. Does no I/O: the caller passes which origins are up, tried and
-//! busy.
+//! Chooses one member of a tier. Pure: what is known of the members comes from [`Facts`].
+//!
+//! - Round robin draws turns from a schedule. A member that declines gives its turn to the next
+//!   turn, not to its neighbour, so that the others keep their ratio.
+//! - Least connections and peak EWMA compare costs: exchanges in flight for the weight, times the
+//!   expected latency. Peak EWMA, and least connections from [`SCAN_MAX`] members on, compare two
+//!   random members: comparing all costs more, and sends bursts to one.
+//! - Hash is weighted rendezvous hashing with bounded load: a member that has more than its share
+//!   of the exchanges in flight is passed over.
 
-use super::settings::{Balance, Origin, PoolSettings};
+use std::cell::Cell;
 
-/// The input of a choice.
-pub(super) struct Choice<'a> {
+use super::order::Tier;
+use super::settings::{Balance, PoolSettings};
+
+/// What a choice depends on besides the members.
+pub(super) struct Draw<'a> {
     pub(super) balance: Balance,
-    pub(super) origins: usize,
-    /// [`turns`] of the pool.
-    pub(super) turns: &'a [u16],
-    /// Increases by one for each request on this core.
-    pub(super) turn: usize,
+    /// The next turn in this tier.
+    pub(super) turn: &'a Cell<usize>,
+    pub(super) dice: &'a Dice,
     /// The request's hash, for [`Balance::Hash`].
     pub(super) hash: u64,
+    /// The most that a member may have of the mean load, in percent, for [`Balance::Hash`]; 0 is
+    /// no bound.
+    pub(super) factor_percent: u32,
 }
 
-/// The first origin, in the order of preference of the balance, that `admits` accepts. `weight`, `active`
-/// (exchanges in flight) and `identity` (a hash) are called with positions.
-pub(super) fn choose(
-    choice: &Choice<'_>,
-    weight: impl Fn(usize) -> u16,
-    active: impl Fn(usize) -> usize,
-    identity: impl Fn(usize) -> u64,
-    mut admits: impl FnMut(usize) -> bool,
-) -> Option<usize> {
-    if choice.origins == 1 {
-        return admits(0).then_some(0);
+/// What is known of the members, by their positions.
+pub(super) trait Facts {
+    /// Whether the member takes requests without a trial.
+    fn is_up(&self, at: usize) -> bool;
+    /// Gives the request to the member: false if it declines. A member that is down may accept
+    /// one request as its trial. A member that has `in_flight_max` exchanges declines.
+    fn enter(&self, at: usize, in_flight_max: u32) -> bool;
+    fn weight(&self, at: usize) -> u16;
+    /// A hash of the member's name.
+    fn identity(&self, at: usize) -> u64;
+    /// Exchanges in flight, over all cores.
+    fn in_flight(&self, at: usize) -> u32;
+    /// The expected latency in microseconds, if it was measured.
+    fn latency(&self, at: usize) -> Option<f32>;
+}
+
+/// The member of the tier that gets the request. `None` if all decline. Members of weight 0 are
+/// asked last.
+pub(super) fn pick(tier: &Tier, draw: &Draw<'_>, facts: &impl Facts) -> Option<usize> {
+    if let [only] = *tier.members {
+        let only = usize::from(only);
+        return facts.enter(only, u32::MAX).then_some(only);
     }
-    match choice.balance {
-        Balance::RoundRobin => in_turn(choice).find(|origin| admits(*origin)),
+    let weighted = match draw.balance {
+        Balance::RoundRobin => in_turn(tier, draw.turn, facts),
         Balance::LeastConnections => {
-            // Load relative to the weight; origins with equal load take turns.
-            let load =
-                |origin: usize| (active(origin) + 1) * 65_536 / usize::from(weight(origin)).max(1);
-            by_preference(in_turn(choice).collect(), |a, b| load(*a) < load(*b), admits)
-        }
-        Balance::Hash => {
-            let scores: Vec<f64> = (0..choice.origins)
-                .map(|origin| score(choice.hash, identity(origin), weight(origin)))
-                .collect();
-            by_preference((0..choice.origins).collect(), |a, b| scores[*a] > scores[*b], admits)
-        }
-    }
-}
-
-/// All origins once, starting with the one whose turn it is.
-fn in_turn<'a>(choice: &'a Choice<'_>) -> impl Iterator<Item = usize> + 'a {
-    let turns = choice.turns;
-    let from = choice.turn % turns.len();
-    let first = usize::from(turns[from]);
-    let scheduled = turns[from + 1..].iter().chain(&turns[..from]).map(|turn| usize::from(*turn));
-    // Origins of weight 0 have no turn and come last.
-    let mut others = scheduled.chain(0..choice.origins);
-    let mut seen = Vec::new();
-    let others = std::iter::from_fn(move || {
-        // Allocated only if the first origin is not admitted; most requests allocate nothing here.
-        if seen.is_empty() {
-            seen = vec![false; choice.origins];
-            seen[first] = true;
-        }
-        others.find(|origin| !std::mem::replace(&mut seen[*origin], true))
-    });
-    std::iter::once(first).chain(others)
-}
-
-/// The best origin that is admitted. `admits` may claim a trial, so it is called for no more origins
-/// than needed.
-fn by_preference(
-    mut candidates: Vec<usize>,
-    better: impl Fn(&usize, &usize) -> bool,
-    mut admits: impl FnMut(usize) -> bool,
-) -> Option<usize> {
-    while !candidates.is_empty() {
-        let mut best = 0;
-        for at in 1..candidates.len() {
-            if better(&candidates[at], &candidates[best]) {
-                best = at;
+            let busy = |at| (facts.in_flight(at) as f32 + 1.0) / f32::from(facts.weight(at));
+            if tier.members.len() < SCAN_MAX {
+                cheapest(tier, draw.turn, facts, busy)
+            } else {
+                cheaper_of_two(tier, draw, facts, busy)
             }
         }
-        // Not swap_remove: equal candidates must stay in the order of their turns.
-        let origin = candidates.remove(best);
-        if admits(origin) {
-            return Some(origin);
+        Balance::PeakEwma => {
+            let mean = Cell::new(None);
+            cheaper_of_two(tier, draw, facts, |at| {
+                let latency = facts.latency(at).unwrap_or_else(|| {
+                    mean.get().unwrap_or_else(|| {
+                        let found = mean_latency(positions(tier), facts).unwrap_or(1.0);
+                        mean.set(Some(found));
+                        found
+                    })
+                });
+                latency * (facts.in_flight(at) as f32 + 1.0) / f32::from(facts.weight(at))
+            })
+        }
+        Balance::Hash => by_hash(tier, draw, facts),
+    };
+    let is_spare = |at: &usize| facts.weight(*at) == 0;
+    weighted.or_else(|| positions(tier).filter(is_spare).find(|at| facts.enter(*at, u32::MAX)))
+}
+
+/// The mean of the latencies that were measured.
+pub(super) fn mean_latency(
+    members: impl Iterator<Item = usize>,
+    facts: &impl Facts,
+) -> Option<f32> {
+    let (sum, count) = members
+        .filter_map(|at| facts.latency(at))
+        .fold((0.0, 0.0), |(sum, count), latency| (sum + latency, count + 1.0));
+    (count > 0.0).then(|| sum / count)
+}
+
+fn positions(tier: &Tier) -> impl Iterator<Item = usize> {
+    tier.members.iter().map(|at| usize::from(*at))
+}
+
+/// Draws turns until a member accepts, each turn of the schedule once at most.
+fn in_turn(tier: &Tier, turn: &Cell<usize>, facts: &impl Facts) -> Option<usize> {
+    let mut declined = None;
+    for _ in 0..tier.turns.len() {
+        let at = usize::from(tier.turns[next(turn, tier.turns.len())]);
+        if declined != Some(at) && facts.weight(at) > 0 && facts.enter(at, u32::MAX) {
+            return Some(at);
+        }
+        declined = Some(at);
+    }
+    None
+}
+
+/// Takes the next turn of `count`.
+fn next(turn: &Cell<usize>, count: usize) -> usize {
+    let now = turn.get() % count;
+    turn.set(now + 1);
+    now
+}
+
+/// The member with the least cost. Of equal ones, the first from the turn on.
+fn cheapest(
+    tier: &Tier,
+    turn: &Cell<usize>,
+    facts: &impl Facts,
+    cost: impl Fn(usize) -> f32,
+) -> Option<usize> {
+    let (before, from) = tier.members.split_at(next(turn, tier.members.len()));
+    // A member can go down between the two looks at it; then the others are compared again.
+    for _ in 0..tier.members.len() {
+        let mut best: Option<(f32, usize)> = None;
+        for at in from.iter().chain(before).map(|at| usize::from(*at)) {
+            if facts.weight(at) == 0 {
+                continue;
+            }
+            if !facts.is_up(at) {
+                if facts.enter(at, u32::MAX) {
+                    return Some(at);
+                }
+                continue;
+            }
+            let cost = cost(at);
+            if best.is_none_or(|(least, _)| cost < least) {
+                best = Some((cost, at));
+            }
+        }
+        let (_, at) = best?;
+        if facts.enter(at, u32::MAX) {
+            return Some(at);
         }
     }
     None
 }
 
+/// The cheaper one of two random members that are up. A member that is down and due for its trial
+/// is taken when it is drawn.
+fn cheaper_of_two(
+    tier: &Tier,
+    draw: &Draw<'_>,
+    facts: &impl Facts,
+    cost: impl Fn(usize) -> f32,
+) -> Option<usize> {
+    let mut first = None;
+    for _ in 0..DRAWS_MAX {
+        let at = usize::from(tier.members[draw.dice.below(tier.members.len())]);
+        if first == Some(at) || facts.weight(at) == 0 {
+            continue;
+        }
+        if !facts.is_up(at) {
+            if facts.enter(at, u32::MAX) {
+                return Some(at);
+            }
+            continue;
+        }
+        let Some(other) = first else {
+            first = Some(at);
+            continue;
+        };
+        let cheaper = if cost(at) < cost(other) { at } else { other };
+        if facts.enter(cheaper, u32::MAX) {
+            return Some(cheaper);
+        }
+        first = None;
+    }
+    cheapest(tier, draw.turn, facts, cost)
+}
+
+/// The member with the highest score for the request's hash whose load is below its bound. A
+/// member that is down keeps its keys: one of them is its trial.
+fn by_hash(tier: &Tier, draw: &Draw<'_>, facts: &impl Facts) -> Option<usize> {
+    // Another core can take the last place below the bound between the look and the entry.
+    for _ in 0..tier.members.len() {
+        let bound = Bound::of(tier, draw.factor_percent, facts);
+        let (mut best, mut best_down, mut best_full) = (Ranked::NONE, Ranked::NONE, Ranked::NONE);
+        for at in positions(tier) {
+            let weight = facts.weight(at);
+            if weight == 0 {
+                continue;
+            }
+            let score = score(draw.hash, facts.identity(at), weight);
+            let rank = if !facts.is_up(at) {
+                &mut best_down
+            } else if bound.allows(facts.in_flight(at), weight) {
+                &mut best
+            } else {
+                &mut best_full
+            };
+            if score > rank.score {
+                *rank = Ranked { score, at: Some(at) };
+            }
+        }
+        if let Some(at) = best_down.at
+            && best_down.score > best.score.max(best_full.score)
+            && facts.enter(at, u32::MAX)
+        {
+            return Some(at);
+        }
+        if let Some(at) = best.at.or(best_full.at) {
+            let max = if best.at.is_some() { bound.max(facts.weight(at)) } else { u32::MAX };
+            if facts.enter(at, max) {
+                return Some(at);
+            }
+            continue;
+        }
+        return positions(tier)
+            .filter(|at| facts.weight(*at) > 0)
+            .find(|at| facts.enter(*at, u32::MAX));
+    }
+    None
+}
+
+#[derive(Clone, Copy)]
+struct Ranked {
+    score: f64,
+    at: Option<usize>,
+}
+
+impl Ranked {
+    const NONE: Self = Self { score: f64::NEG_INFINITY, at: None };
+}
+
+/// The bound of consistent hashing with bounded loads: no member may have more than a multiple of
+/// its share of all exchanges in flight, the new one included.
+struct Bound {
+    /// The multiple times all exchanges, for each unit of weight; `None` is no bound.
+    for_weight: Option<f64>,
+}
+
+impl Bound {
+    fn of(tier: &Tier, factor_percent: u32, facts: &impl Facts) -> Self {
+        if factor_percent == 0 {
+            return Self { for_weight: None };
+        }
+        let (mut exchanges, mut weights) = (1.0, 0.0);
+        for at in positions(tier).filter(|at| facts.is_up(*at)) {
+            exchanges += f64::from(facts.in_flight(at));
+            weights += f64::from(facts.weight(at));
+        }
+        Self { for_weight: Some(f64::from(factor_percent) / 100.0 * exchanges / weights) }
+    }
+
+    fn max(&self, weight: u16) -> u32 {
+        self.for_weight.map_or(u32::MAX, |unit| (unit * f64::from(weight)).ceil() as u32)
+    }
+
+    fn allows(&self, in_flight: u32, weight: u16) -> bool {
+        in_flight < self.max(weight)
+    }
+}
+
 /// Weighted rendezvous (highest random weight): -w / ln(u), u uniform in (0, 1) from the
-/// hash of request and origin.
+/// hash of request and member.
 fn score(hash: u64, identity: u64, weight: u16) -> f64 {
     let mixed = mix(hash ^ mix(identity));
     let uniform = ((mixed >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
@@ -96,44 +272,43 @@ fn score(hash: u64, identity: u64, weight: u16) -> f64 {
 }
 
 /// The finaliser of splitmix64.
-fn mix(value: u64) -> u64 {
+pub(super) fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
 }
 
-/// The order of turns: each origin as often as its weight says, spread evenly (the smooth
-/// weighted round robin of nginx), scaled down to at most [`TURNS_MAX`]. Never empty.
-pub(super) fn turns(origins: &[Origin]) -> Box<[u16]> {
-    let total: usize = origins.iter().map(|origin| usize::from(origin.weight)).sum();
+/// The schedule of round robin for these members: each as often as its weight says, spread evenly
+/// (the smooth weighted round robin of nginx), scaled down to at most [`TURNS_MAX`]. Never empty.
+pub(super) fn turns(members: &[u16], weight: impl Fn(u16) -> u16) -> Box<[u16]> {
+    let weights: Vec<u16> = members.iter().map(|at| weight(*at)).collect();
+    let total: usize = weights.iter().map(|weight| usize::from(*weight)).sum();
     if total == 0 {
-        return (0..origins.len()).map(|at| at as u16).collect();
+        return members.into();
     }
-    let shortest = origins.iter().map(|origin| origin.weight).filter(|weight| *weight > 0);
-    let divisor = shortest.reduce(gcd).map_or(1, usize::from);
-    let rounds = (total / divisor).clamp(1, TURNS_MAX);
-    let mut credit = vec![0_i64; origins.len()];
+    let divisor = weights.iter().copied().filter(|weight| *weight > 0).reduce(gcd);
+    let rounds = (total / divisor.map_or(1, usize::from)).clamp(1, TURNS_MAX);
+    let mut credit = vec![0_i64; members.len()];
     (0..rounds)
         .map(|_| {
-            for (credit, origin) in credit.iter_mut().zip(origins) {
-                *credit += i64::from(origin.weight);
+            for (credit, weight) in credit.iter_mut().zip(&weights) {
+                *credit += i64::from(*weight);
             }
-            let next = (0..origins.len())
-                .filter(|at| origins[*at].weight > 0)
+            let next = (0..members.len())
+                .filter(|at| weights[*at] > 0)
                 .max_by_key(|at| (credit[*at], std::cmp::Reverse(*at)))
                 .expect("the total weight is above zero");
             credit[next] -= total as i64;
-            next as u16
+            members[next]
         })
         .collect()
 }
 
-/// A hash of an origin's name that is the same on each node and after each restart: FNV-1a,
-/// finished by [`mix`].
-pub(super) fn hash(name: &str) -> u64 {
-    let fnv = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+/// A hash that is the same on each node and after each restart: FNV-1a, finished by [`mix`].
+pub(super) fn hash(bytes: &[u8]) -> u64 {
+    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     mix(fnv)
 }
@@ -142,90 +317,26 @@ fn gcd(a: u16, b: u16) -> u16 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Random numbers of one core, for choices: fast and guessable (splitmix64).
+pub(super) struct Dice(Cell<u64>);
+
+impl Dice {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(Cell::new(seed))
+    }
+
+    /// A number below `bound`, which is below 2^32.
+    pub(super) fn below(&self, bound: usize) -> usize {
+        let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.set(state);
+        (((mix(state) >> 32) * bound as u64) >> 32) as usize
+    }
+}
+
 /// Maximum length of the schedule. Cut to it, shares are right to about a tenth of a percent. No pool
 /// has more origins, so that each can have a turn.
 const TURNS_MAX: usize = PoolSettings::ORIGINS_MAX;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn origins(weights: &[u16]) -> Vec<Origin> {
-        let origin = |weight: &u16| Origin { weight: *weight, ..Origin::http("o", 80) };
-        weights.iter().map(origin).collect()
-    }
-
-    fn check(
-        balance: Balance,
-        weights: &[u16],
-        request: (usize, u64),
-        active: &[usize],
-        admits: impl FnMut(usize) -> bool,
-    ) -> Option<usize> {
-        let turns = turns(&origins(weights));
-        let (turn, hash) = request;
-        let choice = Choice { balance, origins: weights.len(), turns: &turns, turn, hash };
-        choose(
-            &choice,
-            |at| weights[at],
-            |at| active.get(at).copied().unwrap_or(0),
-            |at| at as u64,
-            admits,
-        )
-    }
-
-    #[test]
-    fn turns_are_spread_by_weight() {
-        assert_eq!(*turns(&origins(&[5, 1, 1])), [0, 0, 1, 0, 2, 0, 0]);
-        assert_eq!(*turns(&origins(&[100, 100])), [0, 1]);
-        assert_eq!(*turns(&origins(&[0, 0])), [0, 1]);
-    }
-
-    #[test]
-    fn an_origin_that_is_not_admitted_is_passed_over() {
-        let chosen = |turn| check(Balance::RoundRobin, &[1, 1, 1], (turn, 0), &[], |at| at != 1);
-        assert_eq!([chosen(0), chosen(1), chosen(2)], [Some(0), Some(2), Some(2)]);
-        assert_eq!(check(Balance::RoundRobin, &[1, 1], (0, 0), &[], |_| false), None);
-    }
-
-    #[test]
-    fn weight_zero_is_the_last_resort() {
-        assert_eq!(check(Balance::RoundRobin, &[0, 1], (0, 0), &[], |_| true), Some(1));
-        assert_eq!(check(Balance::RoundRobin, &[0, 1], (0, 0), &[], |at| at == 0), Some(0));
-    }
-
-    #[test]
-    fn the_least_busy_for_its_weight_is_chosen() {
-        let chosen =
-            |active: &[usize]| check(Balance::LeastConnections, &[1, 4], (0, 0), active, |_| true);
-        assert_eq!(chosen(&[1, 2]), Some(1));
-        assert_eq!(chosen(&[0, 9]), Some(0));
-    }
-
-    #[test]
-    fn a_lost_origin_moves_only_its_own_share_of_hashes() {
-        let all = |hash| check(Balance::Hash, &[1, 1, 1, 1], (0, hash), &[], |_| true);
-        let without = |hash| check(Balance::Hash, &[1, 1, 1, 1], (0, hash), &[], |at| at != 2);
-        let mut shares = [0; 4];
-        for hash in 0..4000_u64 {
-            let before = all(hash).expect("all are up");
-            shares[before] += 1;
-            if before != 2 {
-                assert_eq!(without(hash), Some(before));
-            }
-        }
-        assert!(shares.iter().all(|share| (900..1100).contains(share)), "{shares:?}");
-    }
-
-    #[test]
-    fn each_of_a_thousand_origins_has_its_turn() {
-        let weights = vec![1; PoolSettings::ORIGINS_MAX];
-        let chosen: std::collections::BTreeSet<_> = (0..weights.len())
-            .map(|turn| check(Balance::RoundRobin, &weights, (turn, 0), &[], |_| true))
-            .collect();
-        assert_eq!(chosen.len(), weights.len());
-        let last = weights.len() - 1;
-        let only = |at| at == last;
-        assert_eq!(check(Balance::RoundRobin, &weights, (5, 0), &[], only), Some(last));
-    }
-}
+/// From this many members on, least connections compares two random ones.
+const SCAN_MAX: usize = 8;
+/// Random members that are looked at to find two that are up; then all are compared.
+const DRAWS_MAX: usize = 8;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::deadline::{Limits, NEVER, Timers, monotonic_ms};
 use super::http1::Http1;
 use super::http2::{Http2, Share};
+use super::in_flight::InFlight;
 use super::members::{Member, Members};
 use super::pool::Pool;
 use super::pool_state::{Idle, MemberState, MemberStates, PoolState};
@@ -78,7 +79,7 @@ impl Core {
             known.entry(member.id).or_insert_with(new).clone()
         };
         let states = members.iter().map(&mut state).collect();
-        MemberStates { members: members.clone(), states }
+        MemberStates::new(members, states)
     }
 
     /// The deadlines of an exchange; see [`super::Intent::is_call`].
@@ -212,13 +213,26 @@ pub(super) struct Active {
     core: Rc<Core>,
     pool: Arc<Pool>,
     state: Rc<MemberState>,
+    in_flight: Option<InFlight>,
 }
 
 impl Active {
-    pub(super) fn begin(core: &Rc<Core>, pool: &Arc<Pool>, state: &Rc<MemberState>) -> Self {
+    pub(super) fn begin(
+        core: &Rc<Core>,
+        pool: &Arc<Pool>,
+        state: &Rc<MemberState>,
+        in_flight: Option<InFlight>,
+    ) -> Self {
         state.active.set(state.active.get() + 1);
         core.recorder.add(Metric::UpstreamActive, 1);
-        Self { core: core.clone(), pool: pool.clone(), state: state.clone() }
+        Self { core: core.clone(), pool: pool.clone(), state: state.clone(), in_flight }
+    }
+
+    /// The head of a good response has arrived.
+    pub(super) fn answered(&self) {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.answered();
+        }
     }
 
     /// Keeps the connection of a finished exchange, if it can be used again.

@@ -218,8 +218,17 @@ async fn tick(wheel: Weak<Wheel>, ticker: Rc<Notify>) {
 
 /// Milliseconds of the monotonic clock since the first call in the process; the same on all cores.
 pub(super) fn monotonic_ms() -> u64 {
+    whole_ms(since_first_call())
+}
+
+/// The same in microseconds.
+pub(super) fn monotonic_us() -> u64 {
+    u64::try_from(since_first_call().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn since_first_call() -> Duration {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
-    whole_ms(EPOCH.get_or_init(Instant::now).elapsed())
+    EPOCH.get_or_init(Instant::now).elapsed()
 }
 
 const TICK_MS: u64 = 25;

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use geo::UnitVector;
 use http::{HeaderValue, Response};
 
+use super::balance;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
 use crate::interim::Interims;
@@ -13,8 +15,8 @@ use crate::interim::Interims;
 /// How a request is to be exchanged, besides the request itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Intent {
-    /// The hash that [`super::Balance::Hash`] chooses by.
-    pub hash: u64,
+    /// What the choice of an origin depends on.
+    pub affinity: Affinity,
     /// The `Upgrade` field to send, for another protocol on the connection (RFC 9110 §7.8).
     pub upgrade: Option<HeaderValue>,
     /// The client accepts trailers. An HTTP/2 origin is told so with `TE: trailers` (RFC 9110
@@ -26,6 +28,22 @@ pub(crate) struct Intent {
     pub is_call: bool,
     /// Receives the interim responses.
     pub interims: Option<Arc<Interims>>,
+}
+
+/// What ties a request to some origins of a pool rather than to others.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Affinity {
+    /// Where the client is, for [`super::Policy::Nearest`].
+    pub point: Option<UnitVector>,
+    /// For [`super::Balance::Hash`].
+    pub hash: u64,
+}
+
+impl Affinity {
+    /// The hash of a request for a value such as a client's address. The same on each node.
+    pub(crate) fn hash_of(value: &[u8]) -> u64 {
+        balance::hash(value)
+    }
 }
 
 /// A response with its head, and facts about the exchange.

@@ -14,6 +14,8 @@ use rustls::pki_types::ServerName;
 
 use super::balance;
 use super::health::OriginHealth;
+use super::load::Load;
+use super::order::Tiers;
 use super::settings::{HostHeader, Origin, PoolError, PoolSettings, Scheme};
 use super::tls;
 
@@ -23,8 +25,8 @@ pub(super) struct Members {
     list: Box<[Arc<Member>]>,
     /// What the set was built from. The weights are those of the members at the same positions.
     origins: Box<[Origin]>,
-    /// Positions in `list`, in the order of round robin.
-    turns: Box<[u16]>,
+    /// In which order they are tried.
+    tiers: Tiers,
 }
 
 /// One origin, with the state that all cores share.
@@ -44,6 +46,8 @@ pub(super) struct Member {
     /// For `https` only.
     pub(super) tls: Option<OriginTlsConfig>,
     pub(super) health: OriginHealth,
+    /// How busy and slow it is, if the pool's balance depends on it.
+    pub(super) load: Load,
     pub(super) connections: Arc<AtomicUsize>,
     /// A hash of scheme, host and port, the same on each node and after each restart.
     pub(super) hash: u64,
@@ -61,7 +65,7 @@ pub(super) struct OriginTlsConfig {
 
 impl Members {
     /// The members for `origins`. One that `previous` also has is taken from there. An origin that
-    /// is listed twice becomes one member with the sum of the weights.
+    /// is listed twice becomes one member with the sum of the weights, at the first one's place.
     ///
     /// Reads the certificate files of the settings (blocking) if a member with `https` is new.
     ///
@@ -92,8 +96,8 @@ impl Members {
             Member::new(origin, settings, config).map(Arc::new)
         };
         let list = origins.iter().map(&mut member).collect::<Result<_, _>>()?;
-        let turns = balance::turns(&origins);
-        Ok(Self { list, origins: origins.into(), turns })
+        let tiers = Tiers::new(&origins, settings.policy, settings.node);
+        Ok(Self { list, origins: origins.into(), tiers })
     }
 
     /// Whether [`Members::build`] would build the same set from `origins`.
@@ -117,8 +121,8 @@ impl Members {
         self.origins[position].weight
     }
 
-    pub(super) fn turns(&self) -> &[u16] {
-        &self.turns
+    pub(super) fn tiers(&self) -> &Tiers {
+        &self.tiers
     }
 
     /// Marks the members that `next` does not have. Their idle connections are closed, and busy
@@ -165,7 +169,7 @@ impl Member {
         let name: Arc<str> = format!("{}:{}", bracketed(&origin.host), origin.port).into();
         Ok(Self {
             id: MEMBERS_BUILT.fetch_add(1, Ordering::Relaxed),
-            hash: balance::hash(&format!("{}://{name}", origin.scheme.as_str())),
+            hash: balance::hash(format!("{}://{name}", origin.scheme.as_str()).as_bytes()),
             scheme: origin.scheme,
             host_name: origin.host.clone(),
             port: origin.port,
@@ -174,6 +178,7 @@ impl Member {
             host,
             tls,
             health: OriginHealth::default(),
+            load: Load::default(),
             connections: Arc::default(),
             removed: AtomicBool::new(false),
         })

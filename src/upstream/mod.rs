@@ -10,6 +10,7 @@
 
 mod attempt;
 mod balance;
+mod choice;
 mod connect;
 mod core;
 mod deadline;
@@ -20,8 +21,11 @@ mod gate;
 mod health;
 mod http1;
 mod http2;
+mod in_flight;
 mod io;
+mod load;
 mod members;
+mod order;
 mod pool;
 mod pool_state;
 mod request_body;
@@ -34,12 +38,12 @@ mod upstreams;
 
 pub(crate) use crate::labels::ProxyError;
 pub(crate) use error::{FetchError, Tried, Unanswered};
-pub(crate) use exchange::{Intent, Times, UpstreamResponse};
+pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use pool::{MemberChanges, Pool, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
-    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolDefinition, PoolSettings,
-    Protocol, Settings,
+    Balance, ClientCertificate, DnsSettings, HashBy, HostHeader, Origin, Policy, PoolDefinition,
+    PoolSettings, Protocol, Settings,
 };
 pub(crate) use tls::file_mistakes;
 pub(crate) use tunnel::tunnel;

@@ -6,20 +6,22 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::balance::{self, Choice};
-use super::deadline::monotonic_ms;
+use super::balance::Dice;
 use super::http1::Http1;
 use super::http2::Http2;
 use super::members::{Member, Members};
 use super::pool::Pool;
 use super::settings::{Protocol, Retry, Scheme};
+use crate::random::random_u64;
 
 /// One core's part of a pool.
 pub(super) struct PoolState {
     pub(super) pool: Arc<Pool>,
     /// This core's view of the pool's members; [`super::core::Core::members`] keeps it current.
     pub(super) members: RefCell<Rc<MemberStates>>,
+    /// Increases by one for each attempt; addresses of an origin take turns by it.
     pub(super) turn: Cell<usize>,
+    pub(super) dice: Dice,
     /// Hundredths of a retry.
     budget: Cell<u32>,
 }
@@ -28,6 +30,9 @@ pub(super) struct PoolState {
 pub(super) struct MemberStates {
     pub(super) members: Arc<Members>,
     pub(super) states: Box<[Rc<MemberState>]>,
+    /// The next turn in each tier. They start at random, so that the cores of a node, and the
+    /// nodes of a fleet, do not all begin with the same member.
+    pub(super) turns: Box<[Cell<usize>]>,
 }
 
 /// One core's part of a member: its connections.
@@ -69,39 +74,9 @@ impl PoolState {
             pool: pool.clone(),
             members: RefCell::new(Rc::new(members)),
             turn: Cell::new(0),
+            dice: Dice::new(random_u64()),
             budget: Cell::new(budget),
         }
-    }
-
-    /// The member for the next attempt, none whose id is in `tried`. `hash` is the request's.
-    pub(super) fn choose(
-        &self,
-        among: &MemberStates,
-        hash: u64,
-        tried: &[u64],
-    ) -> Option<Rc<MemberState>> {
-        let MemberStates { members, states } = among;
-        let settings = self.pool.settings();
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        let choice = Choice {
-            balance: settings.balance,
-            origins: members.len(),
-            turns: members.turns(),
-            turn,
-            hash,
-        };
-        let weight = |at: usize| members.weight(at);
-        let active = |at: usize| states[at].active.get();
-        let identity = |at: usize| members.at(at).hash;
-        let untried = |at: usize| !tried.contains(&members.at(at).id);
-        let up = |at: usize| members.at(at).health.admits(monotonic_ms, &settings.health);
-        let usable = |at| untried(at) && up(at);
-        let chosen = balance::choose(&choice, weight, active, identity, usable).or_else(|| {
-            let anyway = settings.health.try_when_all_down;
-            balance::choose(&choice, weight, active, identity, |at| anyway && untried(at))
-        });
-        chosen.map(|at| states[at].clone())
     }
 
     /// Adds a request's share of a retry to the budget, up to its limit.
@@ -115,6 +90,15 @@ impl PoolState {
     pub(super) fn spend_retry(&self) -> bool {
         let left = self.budget.get().checked_sub(RETRY);
         left.inspect(|left| self.budget.set(*left)).is_some()
+    }
+}
+
+impl MemberStates {
+    /// `states` are those of `members`, in their order.
+    pub(super) fn new(members: &Arc<Members>, states: Box<[Rc<MemberState>]>) -> Self {
+        let start = |_| Cell::new(random_u64() as usize);
+        let turns = (0..members.tiers().len()).map(start).collect();
+        Self { members: members.clone(), states, turns }
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use geo::Coordinates;
+use http::{HeaderName, HeaderValue};
 
 /// The settings of upstreams.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,8 +38,17 @@ impl PoolDefinition {
 pub(crate) struct PoolSettings {
     /// The name in rules, logs and metrics.
     pub name: Arc<str>,
-    /// How an origin is chosen for a request.
+    /// Which origins are tried before which others.
+    pub policy: Policy,
+    /// How one of equally good origins is chosen for a request.
     pub balance: Balance,
+    /// The hash that [`Balance::Hash`] chooses by.
+    pub hash_by: HashBy,
+    /// With [`Balance::Hash`], an origin that has this many percent of its share of the exchanges
+    /// in flight is passed over; 0 is no bound.
+    pub hash_balance_factor: u32,
+    /// Where the node is, for the policies by distance.
+    pub node: Option<Coordinates>,
     /// TLS to origins with the scheme `https`.
     pub tls: OriginTls,
     /// The `Host` of requests to origins.
@@ -73,7 +83,11 @@ impl PoolSettings {
     pub(crate) fn new(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
+            policy: Policy::default(),
             balance: Balance::default(),
+            hash_by: HashBy::default(),
+            hash_balance_factor: 125,
+            node: None,
             tls: OriginTls::default(),
             host_header: HostHeader::default(),
             protocol: Protocol::default(),
@@ -87,10 +101,20 @@ impl PoolSettings {
             health: Health::default(),
         }
     }
+
+    /// Whether the balance reads the exchanges in flight of the members, which are counted only
+    /// then.
+    pub(super) fn counts_in_flight(&self) -> bool {
+        match self.balance {
+            Balance::RoundRobin => false,
+            Balance::LeastConnections | Balance::PeakEwma => true,
+            Balance::Hash => self.hash_balance_factor > 0,
+        }
+    }
 }
 
 /// One upstream server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Origin {
     /// Whether to speak TLS.
     pub scheme: Scheme,
@@ -99,19 +123,27 @@ pub(crate) struct Origin {
     /// The TCP port.
     pub port: u16,
     /// Its share of requests relative to the others. An origin of weight 0 is used only when no other
-    /// is available.
+    /// in its tier is available.
     pub weight: u16,
+    /// Origins of a lower number are tried first.
+    pub priority: u8,
+    /// Where it is, for the policies by distance.
+    pub coordinates: Option<Coordinates>,
 }
 
 impl Origin {
     /// `http://HOST:PORT` with weight 1.
     pub(crate) fn http(host: impl Into<Arc<str>>, port: u16) -> Self {
-        Self { scheme: Scheme::Http, host: host.into(), port, weight: 1 }
+        Self::new(Scheme::Http, host.into(), port)
     }
 
     /// `https://HOST:PORT` with weight 1.
     pub(crate) fn https(host: impl Into<Arc<str>>, port: u16) -> Self {
-        Self { scheme: Scheme::Https, host: host.into(), port, weight: 1 }
+        Self::new(Scheme::Https, host.into(), port)
+    }
+
+    fn new(scheme: Scheme, host: Arc<str>, port: u16) -> Self {
+        Self { scheme, host, port, weight: 1, priority: 0, coordinates: None }
     }
 
     /// Whether the other one is the same server. Their weights may differ.
@@ -157,17 +189,58 @@ impl Scheme {
     }
 }
 
-/// How an origin is chosen for a request.
+/// Which origins are tried before which others. It divides the origins into tiers, in an order.
+/// A request goes to the first tier that has a usable origin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// By [`Origin::priority`].
+    #[default]
+    Failover,
+    /// By the great-circle distance from the client. Clients of unknown location are taken to be
+    /// where the node is.
+    Nearest,
+    /// By the great-circle distance from the node.
+    NearestToNode,
+}
+
+impl Policy {
+    /// As in the configuration.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Failover => "failover",
+            Self::Nearest => "nearest",
+            Self::NearestToNode => "nearest-to-node",
+        }
+    }
+}
+
+/// How one of equally good origins is chosen for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Balance {
     /// In turn, by weight.
     #[default]
     RoundRobin,
-    /// The one with the fewest exchanges in flight for its weight, as this core sees it.
+    /// The one with the fewest exchanges in flight for its weight, over all cores.
     LeastConnections,
-    /// By the request's hash ([`super::Intent::hash`]), weighted rendezvous: when an origin
+    /// The better of two random ones by expected latency times exchanges in flight.
+    PeakEwma,
+    /// By the request's hash ([`super::Affinity::hash`]), weighted rendezvous: when an origin
     /// leaves, only its own share moves.
     Hash,
+}
+
+/// What the hash of a request is made of, for [`Balance::Hash`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum HashBy {
+    /// The cache key.
+    #[default]
+    Url,
+    /// The client's address.
+    Client,
+    /// The first line of this request field; without it, the client's address.
+    Header(HeaderName),
+    /// This cookie; without it, the client's address.
+    Cookie(Box<str>),
 }
 
 /// TLS to origins.

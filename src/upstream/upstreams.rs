@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::Request;
 
 use super::attempt::{Attempt, Failed};
+use super::choice::{ChoiceInput, Chosen};
 use super::core::Core;
 use super::deadline::Timers;
 use super::error::{FetchError, Tried, Unanswered};
@@ -102,7 +103,8 @@ impl Upstreams {
         loop {
             // Read for each attempt: a removed member must get no new request.
             let members = core.members(&state);
-            let Some(member) = state.choose(&members, intent.hash, &tried) else {
+            let input = ChoiceInput::new(intent, &tried, &body);
+            let Some(Chosen { member, in_flight }) = state.choose(&members, &input) else {
                 // The failure of an attempt is counted already.
                 let error = last_error.unwrap_or_else(|| {
                     let error = FetchError::AllDown { pool: pool.name().clone() };
@@ -114,7 +116,17 @@ impl Upstreams {
             };
             let attempts = last.attempts + 1;
             let (request, state) = (&request, &state);
-            let attempt = Attempt { core, state, member, attempts, began, limits, request, intent };
+            let attempt = Attempt {
+                core,
+                state,
+                member,
+                in_flight,
+                attempts,
+                began,
+                limits,
+                request,
+                intent,
+            };
             let failed = match attempt.exchange(body).await {
                 Ok(upstream) => return Ok(upstream),
                 Err(failed) => failed,

@@ -34,11 +34,12 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["purge", "cache", "lock", "metrics", "notices", "body", "fields", "planted", "random"],
     ),
     ("transform", &["body", "fields", "labels", "metrics", "reply"]),
+    // random: cores begin their turns at different members.
     (
         "upstream",
         &[
             "body", "clock", "fields", "interim", "labels", "metrics", "notices", "planted",
-            "upgrade",
+            "random", "upgrade",
         ],
     ),
     // upstream: a part that is missing is asked for here, and its failure is upstream's.

@@ -1,5 +1,6 @@
 //! The exchange over real sockets: what origins do, and what becomes of it.
 
+mod balance;
 mod http2;
 pub(super) mod scripted;
 mod tls;
@@ -301,7 +302,8 @@ async fn a_get_is_not_sent_again_once_a_response_has_begun() {
 async fn another_origin_is_tried_when_one_refuses() {
     on_core(async {
         let origin = Scripted::bind().await;
-        let bed = Bed::new(pool(vec![closed_port().await, origin.origin()]));
+        let second = Origin { priority: 1, ..origin.origin() };
+        let bed = Bed::new(pool(vec![closed_port().await, second]));
         // Not even an unsafe request was seen by the first.
         let (outcome, head) =
             tokio::join!(bed.send(request(Method::POST, Body::from("data"))), async {

@@ -1,0 +1,48 @@
+//! An exchange as its member's load sees it: counted while in flight, and measured.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::deadline::monotonic_us;
+use super::pool_state::MemberState;
+
+/// An exchange that is counted at a member until dropped.
+pub(super) struct InFlight {
+    member: Rc<MemberState>,
+    /// When it began, in microseconds of the monotonic clock, until its latency was measured.
+    /// `None` if it is not to be measured.
+    began_us: Cell<Option<u64>>,
+}
+
+impl InFlight {
+    /// Takes over an exchange that [`super::load::Load::enter`] has counted. `is_timed`: its
+    /// latency is measured.
+    pub(super) fn counted(member: &Rc<MemberState>, is_timed: bool) -> Self {
+        Self { member: member.clone(), began_us: Cell::new(is_timed.then(monotonic_us)) }
+    }
+
+    /// The head of the response has arrived.
+    pub(super) fn answered(&self) {
+        if let Some(began_us) = self.began_us.take() {
+            let (micros, now_ms) = since(began_us);
+            self.member.member.load.update(|latency| latency.measured(micros, now_ms));
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let load = &self.member.member.load;
+        load.leave();
+        if let Some(began_us) = self.began_us.take() {
+            let (micros, now_ms) = since(began_us);
+            load.update(|latency| latency.at_least(micros, now_ms));
+        }
+    }
+}
+
+/// Microseconds since then, and the time now in milliseconds.
+fn since(began_us: u64) -> (f32, u64) {
+    let now_us = monotonic_us();
+    (now_us.saturating_sub(began_us) as f32, now_us / 1000)
+}
