@@ -202,9 +202,9 @@ impl Config {
         let stays = running.options.iter().filter(|(option, _)| needs_restart(option));
         self.options.extend(stays.map(|(option, setting)| (option.clone(), setting.clone())));
         let node = running.node.clone();
-        let NodeSettings { drain_timeout, drain_notice, .. } = self.node;
+        let NodeSettings { coordinates, drain_timeout, drain_notice, .. } = self.node;
         Self {
-            node: NodeSettings { drain_timeout, drain_notice, ..node },
+            node: NodeSettings { coordinates, drain_timeout, drain_notice, ..node },
             admin: running.admin.clone(),
             bus: control::bus::Settings {
                 silence_of_sites: self.bus.silence_of_sites,
@@ -269,7 +269,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     drop(store);
     config.purge.object_age_max = config.store.object_age_max;
     rooms::read_fills(&root.section("fills"), &mut config.fills);
-    config.upstream.pools = rooms::read_pools(&root);
+    config.upstream.pools = rooms::read_pools(&root, config.node.coordinates);
     flag_origins(reader, flags, &mut config.upstream.pools);
     let pools: Vec<Arc<str>> =
         config.upstream.pools.iter().map(|pool| pool.settings.name.clone()).collect();

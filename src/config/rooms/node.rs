@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use geo::Coordinates;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -10,12 +11,14 @@ use super::super::reader::{Reader, Section};
 use super::super::values::Value;
 
 /// The node as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NodeSettings {
     /// Name in receipts, logs and metrics. Default: the host name.
     pub name: String,
     /// Region, free text.
     pub region: String,
+    /// Where it is, for pools that choose origins by distance.
+    pub coordinates: Option<Coordinates>,
     /// Number of worker threads.
     pub workers: usize,
     /// Directory for the disk cache, the purge log and generated certificates.
@@ -33,6 +36,7 @@ impl Default for NodeSettings {
         Self {
             name: if is_plain_name(&name) { name } else { "edge".to_owned() },
             region: String::new(),
+            coordinates: None,
             workers: cores(),
             data_directory: PathBuf::from("skerry-data"),
             drain_timeout: Duration::from_secs(30),
@@ -47,12 +51,65 @@ pub(crate) fn read_node(section: &Section<'_>, node: &mut NodeSettings) {
         section.mistake("name", format!("expected {PLAIN_NAME}, found {:?}", node.name));
     }
     section.read("region", &mut node.region);
+    node.coordinates = read_coordinates(section);
     let mut workers = Workers(node.workers);
     section.read("workers", &mut workers);
     node.workers = workers.0;
     section.read("data_directory", &mut node.data_directory);
     section.read("drain_timeout", &mut node.drain_timeout);
     section.read("drain_notice", &mut node.drain_notice);
+}
+
+/// The point in `latitude` and `longitude`.
+fn read_coordinates(section: &Section<'_>) -> Option<Coordinates> {
+    let (mut latitude, mut longitude) = (None::<f64>, None::<f64>);
+    section.read("latitude", &mut latitude);
+    section.read("longitude", &mut longitude);
+    match coordinates(latitude, longitude) {
+        Ok(point) => point,
+        Err(mistake) => {
+            section.mistake(mistake.option, mistake.message);
+            None
+        }
+    }
+}
+
+/// A mistake in one of the two options of a point.
+pub(crate) struct CoordinatesMistake {
+    /// `latitude` or `longitude`.
+    pub option: &'static str,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// The point that two options describe; `None` if neither is set.
+///
+/// # Errors
+/// One is out of range, or one is missing.
+pub(crate) fn coordinates(
+    latitude: Option<f64>,
+    longitude: Option<f64>,
+) -> Result<Option<Coordinates>, CoordinatesMistake> {
+    let alone = |option, other| {
+        let message = format!("{option:?} needs {other:?}: set both, or neither");
+        Err(CoordinatesMistake { option, message })
+    };
+    let beyond = |option, expected, found| {
+        let message = format!("expected degrees {expected}, found {found}");
+        Err(CoordinatesMistake { option, message })
+    };
+    match (latitude, longitude) {
+        (None, None) => Ok(None),
+        (Some(_), None) => alone("latitude", "longitude"),
+        (None, Some(_)) => alone("longitude", "latitude"),
+        (Some(latitude), Some(longitude)) => match Coordinates::new(latitude, longitude) {
+            Ok(point) => Ok(Some(point)),
+            Err(_) if (-90.0..=90.0).contains(&latitude) => {
+                beyond("longitude", "east of Greenwich from -180 to 180", longitude)
+            }
+            Err(_) => beyond("latitude", "north of the equator from -90 to 90", latitude),
+        },
+    }
 }
 
 /// Whether a name needs no quotes in a field, a label or a path.

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use geo::Coordinates;
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::mistakes::suggestion;
 use super::super::reader::{Reader, Section};
 use super::super::values::{Value, text};
+use super::node::coordinates;
 use crate::upstream::{
-    self, Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolDefinition,
-    PoolSettings, Protocol,
+    self, Balance, ClientCertificate, DnsSettings, HashBy, HostHeader, Origin, Policy,
+    PoolDefinition, PoolSettings, Protocol,
 };
 
 pub(crate) fn read_dns(section: &Section<'_>, dns: &mut DnsSettings) {
@@ -28,12 +30,15 @@ pub(crate) fn read_dns(section: &Section<'_>, dns: &mut DnsSettings) {
     section.read_within("names_max", &mut dns.names_max, 1..);
 }
 
-pub(crate) fn read_pools(root: &Section<'_>) -> Vec<PoolDefinition> {
-    root.named("pools").into_iter().map(|(name, section)| read_pool(&name, &section)).collect()
+/// Reads the pools of a node at `node`.
+pub(crate) fn read_pools(root: &Section<'_>, node: Option<Coordinates>) -> Vec<PoolDefinition> {
+    let pools = root.named("pools").into_iter();
+    pools.map(|(name, section)| read_pool(&name, &section, node)).collect()
 }
 
-fn read_pool(name: &str, section: &Section<'_>) -> PoolDefinition {
+fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> PoolDefinition {
     let PoolDefinition { settings: mut pool, .. } = PoolDefinition::new(name, Vec::new());
+    pool.node = node;
     let mut origins: Vec<OriginUrl> = Vec::new();
     section.read("origins", &mut origins);
     let origins: Vec<Origin> = origins.into_iter().map(|origin| origin.0).collect();
@@ -49,15 +54,8 @@ fn read_pool(name: &str, section: &Section<'_>) -> PoolDefinition {
             format!("pool {name:?} needs 1 to {max} origins, such as origins = [\"https://origin.example\"]"),
         );
     }
-    section.choice(
-        "balance",
-        &mut pool.balance,
-        &[
-            ("round-robin", Balance::RoundRobin),
-            ("least-connections", Balance::LeastConnections),
-            ("hash", Balance::Hash),
-        ],
-    );
+    read_policy(section, &mut pool, &origins);
+    read_balance(section, &mut pool);
     let mut host = Host(pool.host_header.clone());
     section.read("host", &mut host);
     pool.host_header = host.0;
@@ -96,6 +94,95 @@ fn read_pool(name: &str, section: &Section<'_>) -> PoolDefinition {
     health.read("skip", &mut pool.health.skip);
     health.read("try_when_all_down", &mut pool.health.try_when_all_down);
     PoolDefinition { settings: pool, origins }
+}
+
+fn read_policy(section: &Section<'_>, pool: &mut PoolSettings, origins: &[Origin]) {
+    let words = [Policy::Failover, Policy::Nearest, Policy::NearestToNode]
+        .map(|policy| (policy.as_str(), policy));
+    section.choice("policy", &mut pool.policy, &words);
+    let policy = pool.policy.as_str();
+    let is_by_distance = pool.policy != Policy::Failover;
+    if is_by_distance && origins.iter().all(|origin| origin.coordinates.is_none()) {
+        let message = format!(
+            "{policy:?} needs the coordinates of origins, and none has them: set them, such as \
+             origins = [{{ url = \"https://eu.example\", latitude = 50.1, longitude = 8.7 }}]"
+        );
+        section.mistake("policy", message);
+    } else if pool.policy == Policy::NearestToNode && pool.node.is_none() {
+        let message = format!(
+            "{policy:?} needs the coordinates of this node: set \"latitude\" and \"longitude\" in [node]"
+        );
+        section.mistake("policy", message);
+    }
+    for (at, origin) in origins.iter().enumerate() {
+        let other = origins[..at].iter().find(|other| other.is_same_server(origin));
+        let is_elsewhere = |other: &Origin| {
+            other.priority != origin.priority || other.coordinates != origin.coordinates
+        };
+        if other.is_some_and(is_elsewhere) {
+            let message = format!(
+                "{}://{} is listed twice, with different priorities or coordinates: list it once",
+                origin.scheme.as_str(),
+                origin.authority()
+            );
+            section.mistake("origins", message);
+        }
+    }
+}
+
+fn read_balance(section: &Section<'_>, pool: &mut PoolSettings) {
+    section.choice(
+        "balance",
+        &mut pool.balance,
+        &[
+            ("round-robin", Balance::RoundRobin),
+            ("least-connections", Balance::LeastConnections),
+            ("peak-ewma", Balance::PeakEwma),
+            ("hash", Balance::Hash),
+        ],
+    );
+    let mut hash_by = HashKey(pool.hash_by.clone());
+    section.read("hash_by", &mut hash_by);
+    pool.hash_by = hash_by.0;
+    if pool.hash_by != HashBy::Url {
+        // Visitors must stay at their origin, which may have their session.
+        pool.hash_balance_factor = 0;
+    }
+    section.read_within("hash_balance_factor", &mut pool.hash_balance_factor, 0..=1000);
+    if (1..=100).contains(&pool.hash_balance_factor) {
+        let message = "expected 0 (no bound) or 101 to 1000 percent of the mean: at 100 or less, \
+                       not all requests can have an origin";
+        section.mistake("hash_balance_factor", message);
+    }
+    for name in ["hash_by", "hash_balance_factor"] {
+        if section.has(name) && pool.balance != Balance::Hash {
+            let message = format!(
+                "{name:?} has no effect without balance = \"hash\": set it, or remove {name:?}"
+            );
+            section.mistake(name, message);
+        }
+    }
+}
+
+/// `"url"`, `"client"`, `"header NAME"` or `"cookie NAME"`.
+#[derive(Debug)]
+struct HashKey(HashBy);
+
+impl Value for HashKey {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "\"url\", \"client\", \"header NAME\" or \"cookie NAME\"";
+        text(value, reader, expected, |text| match (text, text.split_once(' ')) {
+            ("url", _) => Some(Self(HashBy::Url)),
+            ("client", _) => Some(Self(HashBy::Client)),
+            (_, Some(("header", name))) => name.parse().ok().map(HashBy::Header).map(Self),
+            (_, Some(("cookie", name))) => {
+                // A cookie's name is a token, as a field's name is (RFC 6265 §4.1.1).
+                let is_token = http::HeaderName::try_from(name).is_ok();
+                is_token.then(|| Self(HashBy::Cookie(name.into())))
+            }
+            _ => None,
+        })
+    }
 }
 
 fn read_origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
@@ -139,7 +226,8 @@ impl Value for Host {
     }
 }
 
-/// `"https://origin.example:8443"`, or `{ url = "…", weight = 3 }`.
+/// `"https://origin.example:8443"`, or a table with this as `url`, and optional `weight`,
+/// `priority`, `latitude` and `longitude`.
 #[derive(Debug)]
 struct OriginUrl(Origin);
 
@@ -148,7 +236,7 @@ impl Value for OriginUrl {
         let DeValue::Table(table) = value.get_ref() else {
             return text(value, reader, ORIGIN_EXPECTED, |url| parse_origin(url).map(Self));
         };
-        let known = ["url", "weight"];
+        let known = ["url", "weight", "priority", "latitude", "longitude"];
         for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
             let near = suggestion(key.get_ref(), known);
             reader.mistake(
@@ -166,6 +254,21 @@ impl Value for OriginUrl {
         let mut origin = text(url, reader, ORIGIN_EXPECTED, parse_origin)?;
         if let Some(weight) = table.get("weight") {
             origin.weight = u16::read(weight, reader)?;
+        }
+        if let Some(priority) = table.get("priority") {
+            origin.priority = u8::read(priority, reader)?;
+        }
+        let degrees = |name| match table.get(name) {
+            Some(value) => f64::read(value, reader).map(Some),
+            None => Some(None),
+        };
+        let (latitude, longitude) = (degrees("latitude")?, degrees("longitude")?);
+        match coordinates(latitude, longitude) {
+            Ok(point) => origin.coordinates = point,
+            Err(mistake) => {
+                let written = table.get(mistake.option).unwrap_or(value);
+                reader.mistake(&written.span(), mistake.message);
+            }
         }
         Some(Self(origin))
     }

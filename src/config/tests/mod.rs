@@ -369,6 +369,90 @@ fn pools_have_origins() {
 }
 
 #[test]
+fn origins_have_a_priority_and_a_place() {
+    let text = format!(
+        "{MINIMAL}pool = \"main\"\n[node]\nlatitude = 50\nlongitude = 8.5\n[pools.b]\n\
+         policy = \"nearest\"\nbalance = \"hash\"\nhash_by = \"cookie sid\"\n\
+         origins = [\"http://a\", {{ url = \"http://b\", weight = 2, priority = 1, latitude = -33.9, longitude = 151 }}]\n"
+    );
+    let config = read_text(&text).unwrap();
+    let pool = &config.upstream.pools[1];
+    let (settings, origins) = (&pool.settings, &pool.origins);
+    let point = |latitude, longitude| Some(geo::Coordinates::new(latitude, longitude).unwrap());
+    assert_eq!((settings.policy, settings.node), (upstream::Policy::Nearest, point(50.0, 8.5)));
+    assert_eq!(settings.hash_by, upstream::HashBy::Cookie("sid".into()));
+    assert_eq!(settings.hash_balance_factor, 0, "a visitor stays at one origin");
+    assert_eq!(config.upstream.pools[0].settings.hash_balance_factor, 125);
+    assert_eq!((origins[0].priority, origins[0].coordinates), (0, None));
+    assert_eq!((origins[1].weight, origins[1].priority), (2, 1));
+    assert_eq!(origins[1].coordinates, point(-33.9, 151.0));
+}
+
+#[test]
+fn a_pool_that_cannot_choose_by_place_is_a_mistake() {
+    let pool = |lines: &str| format!("pool = \"main\"\n[pools.b]\n{lines}\n");
+    check(
+        &pool(
+            "origins = [{ url = \"http://a\", latitude = 91, longitude = 0 }, { url = \"http://b\", latitude = 9, longitude = -181.5 }]",
+        ),
+        &[
+            "3:43: pools.b.origins: expected degrees north of the equator from -90 to 90, found 91",
+            "3:110: pools.b.origins: expected degrees east of Greenwich from -180 to 180, found -181.5",
+        ],
+    );
+    check(
+        &pool(
+            "origins = [{ url = \"http://a\", latitude = 9 }, { url = \"http://b\", priority = 256 }]",
+        ),
+        &[
+            "3:42: \"latitude\" needs \"longitude\": set both, or neither",
+            "3:78: pools.b.origins: expected a whole number from 0 to 255, found 256",
+        ],
+    );
+    check(
+        &pool("origins = \"http://a\"\npolicy = \"nearest\""),
+        &[
+            "4:10: \"nearest\" needs the coordinates of origins, and none has them: set them, such as origins = [{ url = \"https://eu.example\", latitude = 50.1, longitude = 8.7 }]",
+        ],
+    );
+    check(
+        &pool(
+            "origins = { url = \"http://a\", latitude = 9, longitude = 9 }\npolicy = \"nearest-to-node\"",
+        ),
+        &[
+            "4:10: \"nearest-to-node\" needs the coordinates of this node: set \"latitude\" and \"longitude\" in [node]",
+        ],
+    );
+    check(
+        &pool("origins = [\"http://a\", { url = \"http://a:80\", priority = 1 }]"),
+        &["3:11: http://a is listed twice, with different priorities or coordinates: list it once"],
+    );
+    check(
+        "pool = \"main\"\n[node]\nlongitude = 181\n",
+        &["3:13: \"longitude\" needs \"latitude\": set both, or neither"],
+    );
+}
+
+#[test]
+fn a_balance_has_only_the_options_that_it_reads() {
+    let pool =
+        |lines: &str| format!("pool = \"main\"\n[pools.b]\norigins = \"http://a\"\n{lines}\n");
+    check(
+        &pool("hash_by = \"client\""),
+        &[
+            "4:11: \"hash_by\" has no effect without balance = \"hash\": set it, or remove \"hash_by\"",
+        ],
+    );
+    check(
+        &pool("balance = \"hash\"\nhash_by = \"ip\"\nhash_balance_factor = 100"),
+        &[
+            "5:11: pools.b.hash_by: expected \"url\", \"client\", \"header NAME\" or \"cookie NAME\", found \"ip\"",
+            "6:23: pools.b.hash_balance_factor: expected 0 (no bound) or 101 to 1000 percent of the mean: at 100 or less, not all requests can have an origin",
+        ],
+    );
+}
+
+#[test]
 fn sites_name_pools_that_exist() {
     check("pool = \"mian\"\n", &["1:8: unknown pool \"mian\"; did you mean \"main\"?"]);
     check(
@@ -672,6 +756,7 @@ fn edge_toml_has_every_option_there_is() {
             "only one of",
             "rotate keys by",
             "has no effect with [[store.directories]]",
+            "has no effect without balance = \"hash\"",
         ];
         assert!(expected.iter().any(|part| mistake.message.contains(part)), "{mistake}");
     }
