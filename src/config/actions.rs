@@ -14,7 +14,7 @@ use super::mistakes::suggestion;
 use super::reader::{Reader, Section};
 use super::values::{Value, text};
 use crate::guard::normal_path;
-use crate::route::{Action, Fixed, Forward, Redirect, Rewrite, Template};
+use crate::route::{Action, Fixed, Forward, PoolByClient, Redirect, Rewrite, Template};
 
 /// Reads actions, which may name these pools.
 pub(super) struct Actions<'a> {
@@ -42,12 +42,19 @@ impl Actions<'_> {
         let only = self.only_pool();
         let mut forward = inherited.or(only.as_ref()).cloned().unwrap_or_else(|| Forward {
             pool: "".into(),
+            by_client: Vec::new(),
             by_country: Vec::new(),
             by_continent: Vec::new(),
             rewrite: Rewrite::default(),
         });
         if section.read("pool", &mut forward.pool) {
             self.check_pool(section, "pool", &forward.pool);
+        }
+        let by_client = section.has("pools_by");
+        let listed = section.list("pools_by");
+        if by_client {
+            forward.by_client =
+                listed.iter().filter_map(|section| self.read_by_client(section)).collect();
         }
         let countries = section.section("pools_by_country");
         self.read_places(
@@ -67,12 +74,33 @@ impl Actions<'_> {
             *prefix = written.0;
         }
         if forward.pool.is_empty() {
-            if countries.is_written() || continents.is_written() {
-                section.mistake("", "\"pools_by_country\" and \"pools_by_continent\" need a \"pool\" for all other places");
+            if by_client || countries.is_written() || continents.is_written() {
+                section.mistake("", "\"pools_by\", \"pools_by_country\" and \"pools_by_continent\" need a \"pool\" for all other clients");
             }
             return None;
         }
         Some(forward)
+    }
+
+    fn read_by_client(&self, section: &Section<'_>) -> Option<PoolByClient> {
+        let mut read = PoolByClient::default();
+        section.read("countries", &mut read.countries);
+        section.read("continents", &mut read.continents);
+        section.read("asns", &mut read.asns);
+        section.read("networks", &mut read.networks);
+        if section.read("pool", &mut read.pool) {
+            self.check_pool(section, "pool", &read.pool);
+        } else {
+            section.mistake("", "the entry has no \"pool\", such as pool = \"europe\"");
+        }
+        const CONDITIONS: [&str; 4] = ["countries", "continents", "asns", "networks"];
+        if read.is_empty() && !CONDITIONS.into_iter().any(|name| section.has(name)) {
+            let message = "the entry matches no client: set \"countries\", \"continents\", \
+                           \"asns\" or \"networks\"; the pool of all other clients is \"pool\" \
+                           of the site or rule";
+            section.mistake("", message);
+        }
+        (!read.is_empty()).then_some(read)
     }
 
     fn read_places<P>(&self, section: &Section<'_>, places: &mut Vec<(P, Arc<str>)>, expected: &str)
@@ -110,6 +138,7 @@ impl Actions<'_> {
         let [pool] = self.pools else { return None };
         Some(Forward {
             pool: pool.clone(),
+            by_client: Vec::new(),
             by_country: Vec::new(),
             by_continent: Vec::new(),
             rewrite: Rewrite::default(),
@@ -120,8 +149,8 @@ impl Actions<'_> {
 /// Reports options that have no effect with the site's or rule's action. `passes_on`: the site has
 /// rules that inherit them.
 pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
-    const OF_ORIGINS: [&str; 4] =
-        ["strip_prefix", "add_prefix", "pools_by_country", "pools_by_continent"];
+    const OF_ORIGINS: [&str; 5] =
+        ["strip_prefix", "add_prefix", "pools_by", "pools_by_country", "pools_by_continent"];
     let (does, inherited): (_, &[&str]) = match action {
         Some(Action::Redirect(_)) => ("redirect", &["cache", "compression", "request_fields"]),
         Some(Action::Fixed(_)) => ("respond", &["cache", "request_fields"]),

@@ -61,6 +61,7 @@ pub(super) fn catch_all(pool: &Arc<str>, object_age_max: Duration) -> SiteSettin
     Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
     let forward = Forward {
         pool: pool.clone(),
+        by_client: Vec::new(),
         by_country: Vec::new(),
         by_continent: Vec::new(),
         rewrite: Rewrite::default(),

@@ -15,11 +15,13 @@ mod rewrite;
 mod routes;
 mod template;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use geo::{Continent, Country};
+use geo::{Continent, Country, Place};
 use http::{HeaderValue, StatusCode};
+use ipnet::IpNet;
 
 use crate::{cache, guard, transform};
 
@@ -104,14 +106,51 @@ pub(crate) enum Action {
 /// The pool to forward to, and the path to request there.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Forward {
-    /// The pool for clients that the two lists below do not name.
+    /// The pool for clients that the lists below do not name.
     pub pool: Arc<str>,
+    /// Pools for clients that match conditions. The first match wins, before the two lists below.
+    pub by_client: Vec<PoolByClient>,
     /// Pools for clients of a country.
     pub by_country: Vec<(Country, Arc<str>)>,
     /// Pools for clients of a continent whose country has none.
     pub by_continent: Vec<(Continent, Arc<str>)>,
     /// Changes the path for the origin.
     pub rewrite: Rewrite,
+}
+
+/// A pool for clients that match one of the conditions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct PoolByClient {
+    /// The client is in one of these countries,
+    pub countries: Vec<Country>,
+    /// or on one of these continents,
+    pub continents: Vec<Continent>,
+    /// or in the network of one of these autonomous systems,
+    pub asns: Vec<u32>,
+    /// or has an address in one of these networks.
+    pub networks: Vec<IpNet>,
+    /// The pool's name.
+    pub pool: Arc<str>,
+}
+
+impl PoolByClient {
+    /// Whether there is no condition, so that no client matches.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.countries.is_empty()
+            && self.continents.is_empty()
+            && self.asns.is_empty()
+            && self.networks.is_empty()
+    }
+
+    /// Whether a client with this address at `place` matches. IPv4 addresses that are mapped into
+    /// IPv6 match as IPv4.
+    pub(crate) fn matches(&self, place: &Place, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        place.country.is_some_and(|country| self.countries.contains(&country))
+            || place.continent.is_some_and(|continent| self.continents.contains(&continent))
+            || place.asn().is_some_and(|asn| self.asns.contains(&asn))
+            || self.networks.iter().any(|network| network.contains(&client))
+    }
 }
 
 /// A redirect.

@@ -2,12 +2,13 @@
 //! one hash of the host; then only the rules of that site are compared, in order.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use geo::Place;
 use http::Method;
 
-use super::{Action, Forward, HostPattern, RuleSettings, Settings, SiteSettings};
+use super::{Action, Forward, HostPattern, PoolByClient, RuleSettings, Settings, SiteSettings};
 use crate::planted::{self, Bug};
 use crate::upstream::{Pool, Pools};
 
@@ -56,6 +57,7 @@ pub(crate) struct Rule {
 #[derive(Clone, Debug, Default)]
 struct RulePools {
     default: Option<Arc<Pool>>,
+    by_client: Vec<(PoolByClient, Arc<Pool>)>,
     by_country: Vec<(geo::Country, Arc<Pool>)>,
     by_continent: Vec<(geo::Continent, Arc<Pool>)>,
 }
@@ -170,12 +172,17 @@ impl Rule {
         copy
     }
 
-    /// The pool for a client at `place`: the one for its country, else for its continent, else the
-    /// default. `None` if the action does not forward.
-    pub(crate) fn pool(&self, place: &Place) -> Option<&Arc<Pool>> {
+    /// The pool for a client with this address at `place`: the first one whose conditions match,
+    /// else the one for its country, else for its continent, else the default. `None` if the
+    /// action does not forward.
+    pub(crate) fn pool(&self, place: &Place, client: IpAddr) -> Option<&Arc<Pool>> {
         let pools = &self.pools;
         if planted::has(Bug::CountryIgnored) {
             return pools.default.as_ref();
+        }
+        let by_client = pools.by_client.iter().find(|(pool, _)| pool.matches(place, client));
+        if let Some((_, pool)) = by_client {
+            return Some(pool);
         }
         let by_country =
             pools.by_country.iter().find(|(country, _)| Some(*country) == place.country);
@@ -194,11 +201,13 @@ impl RulePools {
     /// # Errors
     /// The first undefined name.
     fn of(action: &Action, pools: &Pools) -> Result<Self, Arc<str>> {
-        let Action::Forward(Forward { pool, by_country, by_continent, .. }) = action else {
-            return Ok(Self::default());
-        };
+        let Action::Forward(forward) = action else { return Ok(Self::default()) };
+        let Forward { pool, by_client, by_country, by_continent, .. } = forward;
         let named = |name: &Arc<str>| pools.named(name).cloned().ok_or_else(|| name.clone());
         let mut found = Self { default: Some(named(pool)?), ..Self::default() };
+        for by_client in by_client {
+            found.by_client.push((by_client.clone(), named(&by_client.pool)?));
+        }
         for (country, pool) in by_country {
             found.by_country.push((*country, named(pool)?));
         }
@@ -349,10 +358,24 @@ mod tests {
     #[test]
     fn a_client_gets_the_pool_of_its_place() {
         let pool = |name: &str| PoolDefinition::new(name, vec![Origin::http("127.0.0.1", 9)]);
-        let pools = Pools::new(&[pool("usual"), pool("de"), pool("eu")]).unwrap();
+        let pools = [pool("usual"), pool("de"), pool("eu"), pool("near")];
+        let pools = Pools::new(&pools).unwrap();
         let mut rule = fixed("all", Matches::default());
         rule.action = Action::Forward(Forward {
             pool: "usual".into(),
+            by_client: vec![
+                PoolByClient {
+                    networks: vec!["192.0.2.0/24".parse().unwrap()],
+                    pool: "near".into(),
+                    ..PoolByClient::default()
+                },
+                PoolByClient {
+                    countries: vec!["AT".parse().unwrap()],
+                    continents: vec!["AF".parse().unwrap()],
+                    pool: "eu".into(),
+                    ..PoolByClient::default()
+                },
+            ],
             by_country: vec![("DE".parse().unwrap(), "de".into())],
             by_continent: vec![("EU".parse().unwrap(), "eu".into())],
             rewrite: Default::default(),
@@ -360,11 +383,18 @@ mod tests {
         let mut settings = Settings { sites: vec![site("s", &[HostPattern::Any], vec![rule])] };
         let routes = Routes::new(&settings, &pools).unwrap();
         let rule = &routes.any.as_ref().unwrap().rules[0];
-        for (country, expected) in [("DE", "de"), ("FR", "eu"), ("JP", "usual")] {
+        let check = |place: &Place, client: &str, expected: &str| {
+            let pool = rule.pool(place, client.parse().unwrap()).unwrap();
+            assert_eq!(&**pool.name(), expected, "{place:?} {client}");
+        };
+        let countries = [("DE", "de"), ("FR", "eu"), ("AT", "eu"), ("ZA", "eu"), ("JP", "usual")];
+        for (country, expected) in countries {
             let place = Place::in_country(country.parse().unwrap());
-            assert_eq!(&**rule.pool(&place).unwrap().name(), expected, "{country}");
+            check(&place, "198.51.100.1", expected);
+            check(&place, "192.0.2.200", "near");
+            check(&place, "::ffff:192.0.2.200", "near");
         }
-        assert_eq!(&**rule.pool(&Place::default()).unwrap().name(), "usual");
+        check(&Place::default(), "2001:db8::1", "usual");
 
         let Action::Forward(pass) = &mut settings.sites[0].rules[0].action else { unreachable!() };
         pass.by_country[0].1 = "dee".into();

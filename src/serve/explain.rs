@@ -91,7 +91,7 @@ impl Explainer {
             Action::Redirect(redirect) => answer::redirect(redirect, &query.facts()),
             Action::Fixed(fixed) => answer::fixed(fixed),
             Action::Forward(_) => {
-                explain_pool(rule, &place, &mut explanation);
+                explain_pool(rule, &place, request.client, &mut explanation);
                 self.explain_lookup(query, &mut explanation).await;
                 return Ok(explanation);
             }
@@ -210,11 +210,16 @@ fn judged(limits: &RuleLimits, client: Client) -> (RuleLimits, Vec<&'static str>
     (judged, skipped)
 }
 
-/// The pool that a request goes to, and how many of its origins are marked down.
-fn explain_pool(rule: &Rule, place: &Place, explanation: &mut Value) {
-    let Some(pool) = rule.pool(place) else { return };
+/// The pool that a request goes to, the order in which its origins are tried for this client, and
+/// how many of them are marked down.
+fn explain_pool(rule: &Rule, place: &Place, client: IpAddr, explanation: &mut Value) {
+    let Some(pool) = rule.pool(place, client) else { return };
     let (origins, down) = pool.origin_counts();
     explanation["pool"] = json!(&**pool.name());
+    explanation["pool_policy"] = json!(pool.settings().policy.as_str());
+    let tiers = pool.tiers(place.unit_vector());
+    let tiers = tiers.iter().map(|tier| tier.iter().map(|name| json!(&**name)).collect());
+    explanation["pool_tiers"] = Value::Array(tiers.collect());
     explanation["pool_origins"] = json!(origins);
     explanation["pool_origins_down"] = json!(down);
 }

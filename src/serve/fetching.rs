@@ -16,7 +16,7 @@ use super::ranges::{Gaps, can_be_fetched_in_parts};
 use super::{NextStage, Payload, Visit, errors};
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
-use crate::context::ResponseFacts;
+use crate::context::{RequestContext, ResponseFacts};
 use crate::fields::FieldsMut;
 use crate::fill::Filling;
 use crate::fill::collapse::{FillFailure, FillOutcome, Follower, Join, Lead, Uncollapsed};
@@ -454,11 +454,9 @@ impl Visit {
     /// The rule has no pool.
     pub(super) fn job(&self, found: &LookupResult) -> Result<Job, Box<PathError>> {
         let stale_if_error = found.head.as_ref().is_some_and(|head| self.may_serve_stale(head));
-        let pool = self
-            .rule
-            .pool(&self.context.place)
-            .cloned()
-            .ok_or_else(|| errors::no_site(self.request.authority.host()))?;
+        let RequestContext { place, client, .. } = &self.context;
+        let no_site = || errors::no_site(self.request.authority.host());
+        let pool = self.rule.pool(place, *client).cloned().ok_or_else(no_site)?;
         let affinity = self.affinity(&pool, &found.key);
         Ok(Job {
             request: self.context.id,

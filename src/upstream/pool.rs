@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
+use geo::UnitVector;
 
 use super::members::Members;
 use super::settings::{Origin, PoolDefinition, PoolError, PoolSettings};
@@ -53,6 +54,15 @@ impl Pool {
         let members = self.members();
         let down = members.iter().filter(|member| member.health.is_down()).count();
         (members.len(), down)
+    }
+
+    /// The names of the members in the order in which they are tried for a client at `point`: by
+    /// tiers, whose members are equally good.
+    pub(crate) fn tiers(&self, point: Option<UnitVector>) -> Vec<Vec<Arc<str>>> {
+        let members = self.members();
+        let name = |at: &u16| members.at(usize::from(*at)).name.clone();
+        let order = members.tiers().order(point);
+        order.map(|(_, tier)| tier.members.iter().map(name).collect()).collect()
     }
 
     /// The current members. Each request reads them anew; that takes no lock.

@@ -453,6 +453,24 @@ fn a_balance_has_only_the_options_that_it_reads() {
 }
 
 #[test]
+fn a_pool_by_client_has_conditions_and_a_pool_that_exists() {
+    check(
+        "pool = \"main\"\npools_by = [{ asns = 64496, pool = \"mian\" }, { pool = \"main\" }, { networks = \"10.0.0.0/8\" }]\n",
+        &[
+            "2:36: unknown pool \"mian\"; did you mean \"main\"?",
+            "2:46: the entry matches no client: set \"countries\", \"continents\", \"asns\" or \"networks\"; the pool of all other clients is \"pool\" of the site or rule",
+            "2:65: the entry has no \"pool\", such as pool = \"europe\"",
+        ],
+    );
+    check(
+        "[[sites.www.rules]]\nredirect.location = \"/\"\npools_by = []\n",
+        &[
+            "3:12: \"pools_by\" has no effect with \"redirect\", which sends no request to an origin: remove \"pools_by\", or set \"pool\" instead of \"redirect\"",
+        ],
+    );
+}
+
+#[test]
 fn sites_name_pools_that_exist() {
     check("pool = \"mian\"\n", &["1:8: unknown pool \"mian\"; did you mean \"main\"?"]);
     check(
