@@ -405,8 +405,8 @@ fn a_pool_that_cannot_choose_by_place_is_a_mistake() {
             "origins = [{ url = \"http://a\", latitude = 9 }, { url = \"http://b\", priority = 256 }]",
         ),
         &[
-            "3:42: \"latitude\" needs \"longitude\": set both, or neither",
-            "3:78: pools.b.origins: expected a whole number from 0 to 255, found 256",
+            "3:43: \"latitude\" needs \"longitude\": set both, or neither",
+            "3:79: pools.b.origins: expected a whole number from 0 to 255, found 256",
         ],
     );
     check(
