@@ -39,7 +39,7 @@ use crate::purge::{self, Purges};
 use crate::respond::log::AccessLog;
 use crate::serve::Popular;
 use crate::store::{self, Store};
-use crate::upstream::Pools;
+use crate::upstream::{Checks, Pools, Resolver};
 
 use actions::run_purge_requests;
 use shared::{Shared, plan};
@@ -164,8 +164,14 @@ impl Node {
         let listening = sockets.first().map(listening).unwrap_or_default();
         let addresses = listening.iter().map(|(address, _)| *address).collect();
         metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
+        let dns = config.upstream.dns.clone();
+        let resolver = Resolver::new(dns, handle.clone(), metrics.background());
+        let mut checks = Checks::new(resolver.clone(), metrics.background(), handle.clone());
+        checks.replace(&plan.pools);
+        let plan = Arc::new(ArcSwap::from_pointee(plan));
         let shared = Arc::new(Shared {
-            plan: Arc::new(ArcSwap::from_pointee(plan)),
+            plan,
+            checks: Mutex::new(checks),
             listeners: ListenerState::new(config.listen.limits.clone(), tls.clone(), clock.clone()),
             flags,
             rates,
@@ -184,7 +190,7 @@ impl Node {
             clock,
             config: Mutex::new(config),
         });
-        let workers = WorkerThreads::new(&shared, &metrics, &log, drain, handle)
+        let workers = WorkerThreads::new(&shared, &metrics, &log, drain, resolver)
             .start(sockets, to_run)
             .map_err(system("cannot start a worker thread"))?;
         let admin = admin_listener

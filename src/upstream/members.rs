@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use super::balance;
+use super::deadline::monotonic_ms;
 use super::health::OriginHealth;
 use super::settings::{HostHeader, Origin, PoolError, PoolSettings, Scheme};
 use super::tls;
@@ -173,7 +174,7 @@ impl Member {
             authority: Authority::try_from(text).map_err(|_| wrong())?,
             host,
             tls,
-            health: OriginHealth::default(),
+            health: OriginHealth::new(settings, monotonic_ms()),
             connections: Arc::default(),
             removed: AtomicBool::new(false),
         })

@@ -35,11 +35,12 @@ mod upstreams;
 pub(crate) use crate::labels::ProxyError;
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Intent, Times, UpstreamResponse};
+pub(crate) use health::{Checks, HealthClass, OriginReport, Why};
 pub(crate) use pool::{MemberChanges, Pool, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
-    Balance, ClientCertificate, DnsSettings, HostHeader, Origin, PoolDefinition, PoolSettings,
-    Protocol, Settings,
+    Balance, Check, CheckKind, ClientCertificate, DnsSettings, Health, HostHeader, HttpCheck,
+    Origin, PoolDefinition, PoolSettings, Protocol, Settings,
 };
 pub(crate) use tls::file_mistakes;
 pub(crate) use tunnel::tunnel;

@@ -8,11 +8,14 @@ use tokio::sync::Notify;
 
 use super::balance::{self, Choice};
 use super::deadline::monotonic_ms;
+use super::health::{HealthClass, Trial};
 use super::http1::Http1;
 use super::http2::Http2;
 use super::members::{Member, Members};
 use super::pool::Pool;
-use super::settings::{Protocol, Retry, Scheme};
+use super::settings::{Balance, Protocol, Retry, Scheme};
+use crate::clock::whole_ms;
+use crate::random::random_u64;
 
 /// One core's part of a pool.
 pub(super) struct PoolState {
@@ -42,6 +45,24 @@ pub(super) struct MemberState {
     pub(super) speaks_http2: Cell<Option<bool>>,
     /// Exchanges in flight.
     pub(super) active: Cell<usize>,
+    /// Good and bad outcomes since the last [`MemberState::take_tally`].
+    tally: Cell<(u32, u32)>,
+}
+
+/// The member for an attempt.
+pub(super) struct Chosen {
+    pub(super) member: Rc<MemberState>,
+    /// Of its health, when it was chosen.
+    pub(super) epoch: u16,
+    /// Present if the member is down or ejected, and this request tests it.
+    pub(super) trial: Option<Rc<Trial>>,
+}
+
+impl Chosen {
+    pub(super) fn new(member: &Rc<MemberState>, trial: Option<Trial>) -> Self {
+        let epoch = member.member.health.view().epoch();
+        Self { member: member.clone(), epoch, trial: trial.map(Rc::new) }
+    }
 }
 
 /// An idle HTTP/1.1 connection.
@@ -73,13 +94,16 @@ impl PoolState {
         }
     }
 
-    /// The member for the next attempt, none whose id is in `tried`. `hash` is the request's.
+    /// The member for the next attempt, none whose id is in `tried`; `None` if all others are down.
+    /// `hash` is the request's. `due` is set to the position of a passed-over member whose trial is
+    /// due.
     pub(super) fn choose(
         &self,
         among: &MemberStates,
         hash: u64,
         tried: &[u64],
-    ) -> Option<Rc<MemberState>> {
+        due: &Cell<Option<usize>>,
+    ) -> Option<usize> {
         let MemberStates { members, states } = among;
         let settings = self.pool.settings();
         let turn = self.turn.get();
@@ -95,13 +119,27 @@ impl PoolState {
         let active = |at: usize| states[at].active.get();
         let identity = |at: usize| members.at(at).hash;
         let untried = |at: usize| !tried.contains(&members.at(at).id);
-        let up = |at: usize| members.at(at).health.admits(monotonic_ms, &settings.health);
-        let usable = |at| untried(at) && up(at);
-        let chosen = balance::choose(&choice, weight, active, identity, usable).or_else(|| {
-            let anyway = settings.health.try_when_all_down;
-            balance::choose(&choice, weight, active, identity, |at| anyway && untried(at))
-        });
-        chosen.map(|at| states[at].clone())
+        let view = |at: usize| members.at(at).health.view();
+        let slow_start_ms = whole_ms(settings.health.slow_start);
+        let takes_its_share = |at: usize| match view(at).class() {
+            HealthClass::Up => true,
+            HealthClass::Ramping => {
+                let dice = if settings.balance == Balance::Hash { hash } else { random_u64() };
+                view(at).accepts(monotonic_ms(), slow_start_ms, (dice >> 48) as u16)
+            }
+            HealthClass::Ejected | HealthClass::Down => {
+                if view(at).is_trial_due(monotonic_ms()) {
+                    due.set(Some(at));
+                }
+                false
+            }
+        };
+        let choose = |admits: &dyn Fn(usize) -> bool| {
+            balance::choose(&choice, weight, active, identity, |at| untried(at) && admits(at))
+        };
+        choose(&takes_its_share)
+            .or_else(|| choose(&|at| view(at).class().is_usable()))
+            .or_else(|| choose(&|at| view(at).class() == HealthClass::Ejected))
     }
 
     /// Adds a request's share of a retry to the budget, up to its limit.
@@ -132,7 +170,23 @@ impl MemberState {
             opening: RefCell::default(),
             speaks_http2: Cell::new(speaks_http2),
             active: Cell::new(0),
+            tally: Cell::default(),
         }
+    }
+
+    /// Counts an outcome for the error rate.
+    pub(super) fn count_outcome(&self, is_good: bool) {
+        let (good, bad) = self.tally.get();
+        self.tally.set(if is_good {
+            (good.saturating_add(1), bad)
+        } else {
+            (good, bad.saturating_add(1))
+        });
+    }
+
+    /// The outcomes since the last call: good and bad ones.
+    pub(super) fn take_tally(&self) -> (u32, u32) {
+        self.tally.take()
     }
 
     /// The connection that another request is opening.

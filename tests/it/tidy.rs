@@ -38,7 +38,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "upstream",
         &[
             "body", "clock", "fields", "interim", "labels", "metrics", "notices", "planted",
-            "upgrade",
+            // random: ejections and checks of many origins and nodes must not fall together.
+            "random", "upgrade",
         ],
     ),
     // upstream: a part that is missing is asked for here, and its failure is upstream's.
