@@ -8,6 +8,7 @@
 
 mod actions;
 mod housekeeping;
+mod origins;
 mod shared;
 mod workers;
 
@@ -42,6 +43,7 @@ use crate::store::{self, Store};
 use crate::upstream::{Checks, Pools, Resolver};
 
 use actions::run_purge_requests;
+use origins::OriginMetrics;
 use shared::{Shared, plan};
 use workers::WorkerThreads;
 
@@ -169,6 +171,7 @@ impl Node {
         let mut checks = Checks::new(resolver.clone(), metrics.background(), handle.clone());
         checks.replace(&plan.pools);
         let plan = Arc::new(ArcSwap::from_pointee(plan));
+        metrics.register_collector(Box::new(OriginMetrics::new(plan.clone())));
         let shared = Arc::new(Shared {
             plan,
             checks: Mutex::new(checks),
