@@ -14,7 +14,7 @@ use super::core::Core;
 use super::deadline::Timers;
 use super::error::{FetchError, Tried, Unanswered};
 use super::exchange::{Intent, UpstreamResponse};
-use super::health::Trial;
+use super::health::{Trial, TrialAmong};
 use super::pool::Pool;
 use super::pool_state::{Chosen, MemberStates, PoolState};
 use super::resolve::Resolver;
@@ -184,24 +184,32 @@ impl Upstreams {
 fn choose(
     core: &Core,
     state: &PoolState,
-    members: &MemberStates,
+    among: &MemberStates,
     hash: u64,
     tried: &[u64],
     may_test: impl Fn() -> bool,
 ) -> Result<Chosen, Duration> {
     let (pool, recorder) = (&state.pool, &core.recorder);
+    let MemberStates { members, states } = among;
     let due = Cell::new(None);
-    let Some(at) = state.choose(members, hash, tried, &due) else {
-        let all = &members.members;
-        let (trial, at) = Trial::claim_when_all_are_down(pool, all, tried, recorder)?;
-        return Ok(Chosen::new(&members.states[at], Some(trial)));
+    let claim_any = |among| Trial::claim_when_none_is_up(pool, members, tried, among, recorder);
+    let Some(at) = state.choose(among, hash, tried, &due) else {
+        let (trial, at) = claim_any(TrialAmong::Down)?;
+        return Ok(Chosen::new(&states[at], Some(trial)));
     };
     if let Some(at) = due.get().filter(|_| may_test())
-        && let Some(trial) = Trial::claim(pool, members.members.at(at), recorder)
+        && let Some(trial) = Trial::claim(pool, members.at(at), recorder)
     {
-        return Ok(Chosen::new(&members.states[at], Some(trial)));
+        return Ok(Chosen::new(&states[at], Some(trial)));
     }
-    Ok(Chosen::new(&members.states[at], None))
+    let is_last_resort = !members.at(at).health.view().class().is_usable();
+    if is_last_resort
+        && may_test()
+        && let Ok((trial, at)) = claim_any(TrialAmong::DownByCheck)
+    {
+        return Ok(Chosen::new(&states[at], Some(trial)));
+    }
+    Ok(Chosen::new(&states[at], None))
 }
 
 /// Clients are told to come back after the next trial, at different times.

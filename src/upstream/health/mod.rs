@@ -30,7 +30,7 @@ pub(super) use pool_health::PoolHealth;
 pub(super) use record::record;
 use report::LastCheck;
 pub(crate) use report::OriginReport;
-pub(super) use trial::Trial;
+pub(super) use trial::{Trial, TrialAmong};
 pub(crate) use view::HealthClass;
 pub(super) use view::View;
 

@@ -25,6 +25,15 @@ pub(in crate::upstream) struct Trial {
     succeeded: Cell<Option<bool>>,
 }
 
+/// Which members may be tried while none is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) enum TrialAmong {
+    /// All that are down: there is no other.
+    Down,
+    /// Those whose check fails while no request has failed: the check may be wrong.
+    DownByCheck,
+}
+
 impl Trial {
     /// Claims the trial of a member whose [`View::is_trial_due`](super::View::is_trial_due).
     pub(in crate::upstream) fn claim(
@@ -35,23 +44,28 @@ impl Trial {
         Self::claim_as(false, pool, member, recorder)
     }
 
-    /// Claims the one trial that a pool has while all of its members are down, and the member for
-    /// it, none whose id is in `tried`.
+    /// Claims the one trial that a pool has while none of its members is up, and the member for it,
+    /// none whose id is in `tried`. `among`: which members may be tried.
     ///
     /// # Errors
     /// The time until the next trial.
-    pub(in crate::upstream) fn claim_when_all_are_down(
+    pub(in crate::upstream) fn claim_when_none_is_up(
         pool: &Arc<Pool>,
         members: &Members,
         tried: &[u64],
+        among: TrialAmong,
         recorder: &Recorder,
     ) -> Result<(Self, usize), Duration> {
+        let is_candidate = |at: &usize| {
+            let view = members.at(*at).health.view();
+            let is_known_to_fail = among == TrialAmong::DownByCheck && view.is_touched();
+            view.class() == HealthClass::Down
+                && !is_known_to_fail
+                && !tried.contains(&members.at(*at).id)
+        };
         let interval = pool.settings().health.trial_interval;
         pool.health.claim_trial(monotonic_ms(), interval)?;
-        let mut untried: Vec<usize> = (0..members.len())
-            .filter(|at| !tried.contains(&members.at(*at).id))
-            .filter(|at| members.at(*at).health.view().class() == HealthClass::Down)
-            .collect();
+        let mut untried: Vec<usize> = (0..members.len()).filter(is_candidate).collect();
         // Its trial is due first. A failed trial is due later, so that all have their turn.
         untried.sort_by_key(|at| members.at(*at).health.view().at_ms());
         let claim = |at| Some((Self::claim_as(true, pool, members.at(at), recorder)?, at));

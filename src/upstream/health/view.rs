@@ -70,8 +70,8 @@ impl View {
         self.0 & 0b1111 == HealthClass::Up as u64
     }
 
-    /// Whether a failure was counted since the last good response.
-    #[cfg(test)]
+    /// Whether a failure was counted since the last good response. An origin that is down without one
+    /// is so by its check alone.
     pub(in crate::upstream) fn is_touched(self) -> bool {
         self.0 & 0b1000 != 0
     }
