@@ -22,6 +22,7 @@ mod http1;
 mod http2;
 mod io;
 mod members;
+mod origin_report;
 mod pool;
 mod pool_state;
 mod request_body;
@@ -35,7 +36,8 @@ mod upstreams;
 pub(crate) use crate::labels::ProxyError;
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Intent, Times, UpstreamResponse};
-pub(crate) use health::{Checks, HealthClass, OriginReport, Why};
+pub(crate) use health::{Checks, HealthClass, Why};
+pub(crate) use origin_report::OriginReport;
 pub(crate) use pool::{MemberChanges, Pool, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{

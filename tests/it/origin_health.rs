@@ -334,7 +334,10 @@ fn the_command_prints_the_origins_of_a_pool_as_a_table_and_as_json() {
     let (first, second) = (Origin::start(|_| good("x")), Origin::start(|_| good("x")));
     let edge = edge(&[&first, &second], "health.connect_failures = 1");
     second.kill();
-    (0..2).for_each(|_| assert_eq!(edge.get("/").status, 200));
+    until("a request has tried it", || {
+        assert_eq!(edge.get("/").status, 200);
+        states(&edge) == ["up", "down"]
+    });
     let admin = edge.admin.to_string();
     let run = |arguments: &[&str]| {
         let output = skerry(&[&["origins", "--admin", &admin][..], arguments].concat());

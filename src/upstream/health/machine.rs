@@ -170,15 +170,15 @@ pub(super) struct Moment {
 
 /// The state in words, for the admin API.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Snapshot {
-    pub(super) class: HealthClass,
-    pub(super) since_ms: u64,
-    pub(super) until_ms: Option<u64>,
-    pub(super) why: Option<Why>,
-    pub(super) is_check_failing: bool,
-    pub(super) is_on_trial: bool,
-    pub(super) failures: u32,
-    pub(super) ejections: u32,
+pub(in crate::upstream) struct Snapshot {
+    pub(in crate::upstream) class: HealthClass,
+    pub(in crate::upstream) since_ms: u64,
+    pub(in crate::upstream) until_ms: Option<u64>,
+    pub(in crate::upstream) why: Option<Why>,
+    pub(in crate::upstream) is_check_failing: bool,
+    pub(in crate::upstream) is_on_trial: bool,
+    pub(in crate::upstream) failures: u32,
+    pub(in crate::upstream) ejections: u32,
 }
 
 impl Machine {

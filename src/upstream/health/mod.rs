@@ -11,13 +11,14 @@ mod check;
 mod machine;
 mod pool_health;
 mod record;
-mod report;
 mod trial;
 mod view;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use super::deadline::monotonic_ms;
 use super::settings::PoolSettings;
 use crate::random::random_u64;
 
@@ -28,8 +29,6 @@ pub(crate) use machine::Why;
 pub(super) use machine::{Event, Outcome};
 pub(super) use pool_health::PoolHealth;
 pub(super) use record::record;
-use report::LastCheck;
-pub(crate) use report::OriginReport;
 pub(super) use trial::{Trial, TrialAmong};
 pub(crate) use view::HealthClass;
 pub(super) use view::View;
@@ -83,16 +82,36 @@ impl OriginHealth {
         change
     }
 
-    fn snapshot(&self) -> Snapshot {
+    /// The state in words.
+    pub(super) fn snapshot(&self) -> Snapshot {
         lock(&self.machine).snapshot()
     }
 
-    fn last_check(&self) -> Option<LastCheck> {
+    /// The last active check.
+    pub(super) fn last_check(&self) -> Option<LastCheck> {
         lock(&self.last_check).clone()
     }
 
     fn set_last_check(&self, check: LastCheck) {
         *lock(&self.last_check) = Some(check);
+    }
+}
+
+/// The outcome of an active check.
+#[derive(Clone, Debug)]
+pub(crate) struct LastCheck {
+    /// When it ended, in milliseconds of the monotonic clock.
+    pub(super) at_ms: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it failed; `None`: it passed.
+    pub failure: Option<Arc<str>>,
+}
+
+impl LastCheck {
+    /// The time since it ended.
+    pub(crate) fn age(&self) -> Duration {
+        Duration::from_millis(monotonic_ms().saturating_sub(self.at_ms))
     }
 }
 

@@ -1,14 +1,12 @@
 //! The state of a pool's origins for people: the admin API and the metrics.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::deadline::monotonic_ms;
-use super::super::members::Member;
-use super::super::pool::Pool;
-use super::machine::Why;
-use super::view::HealthClass;
+use super::deadline::monotonic_ms;
+use super::health::{HealthClass, LastCheck, Why};
+use super::members::Member;
+use super::pool::Pool;
 
 /// The state of one origin.
 #[derive(Clone, Debug)]
@@ -35,24 +33,6 @@ pub(crate) struct OriginReport {
     pub connections: usize,
     /// The last active check.
     pub last_check: Option<LastCheck>,
-}
-
-/// The outcome of an active check.
-#[derive(Clone, Debug)]
-pub(crate) struct LastCheck {
-    /// When it ended, in milliseconds of the monotonic clock.
-    pub(in crate::upstream) at_ms: u64,
-    /// How long it took.
-    pub took: Duration,
-    /// Why it failed; `None`: it passed.
-    pub failure: Option<Arc<str>>,
-}
-
-impl LastCheck {
-    /// The time since it ended.
-    pub(crate) fn age(&self) -> Duration {
-        Duration::from_millis(monotonic_ms().saturating_sub(self.at_ms))
-    }
 }
 
 impl Pool {
