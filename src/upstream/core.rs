@@ -278,15 +278,16 @@ impl Active {
         }
         self.state.count_outcome(is_good);
         let health = &self.state.member.health;
-        if is_good && health.view().is_quiet() {
+        let view = health.view();
+        if is_good && view.is_quiet() {
             return;
         }
         // A trial that was answered has begun another epoch.
-        let epoch = if self.trial.is_some() { health.view().epoch() } else { self.epoch };
+        let epoch = if self.trial.is_some() { view.epoch() } else { self.epoch };
         let outcome = if is_good { Outcome::Good } else { Outcome::Faulty };
         let event = Event::Finished { epoch, is_trial: false, outcome };
         record(&self.pool, &self.state.member, event, &self.core.recorder, format_args!("{cause}"));
-        if is_good {
+        if is_good && view.is_touched() {
             notices::recovered(self.pool.name(), &self.state.member.name);
         }
     }

@@ -20,8 +20,8 @@ pub(in crate::upstream) struct Trial {
     member: Arc<Member>,
     recorder: Recorder,
     epoch: u16,
-    /// It is the pool's only one, because all of its origins are down.
-    all_down: bool,
+    /// It is the pool's only one, because none of its members is up. False once the next may begin.
+    is_only_one: Cell<bool>,
     succeeded: Cell<Option<bool>>,
 }
 
@@ -87,7 +87,7 @@ impl Trial {
             member: member.clone(),
             recorder: recorder.clone(),
             epoch: member.health.view().epoch(),
-            all_down,
+            is_only_one: Cell::new(all_down),
             succeeded: Cell::new(None),
         })
     }
@@ -98,6 +98,7 @@ impl Trial {
             let event = Event::TrialAnswered { epoch: self.epoch, is_5xx };
             let cause = format_args!("it responded with an error (5xx) again");
             record(&self.pool, &self.member, event, &self.recorder, cause);
+            self.let_next_begin();
         }
     }
 
@@ -110,25 +111,28 @@ impl Trial {
         self.succeeded.set(Some(false));
         let event = Event::Finished { epoch: self.epoch, is_trial: true, outcome };
         record(&self.pool, &self.member, event, &self.recorder, format_args!("{cause}"));
+        self.let_next_begin();
         true
+    }
+
+    /// Lets the next trial of the pool begin: at once, or some time after a failed one. The response
+    /// to this one may take long to end.
+    fn let_next_begin(&self) {
+        if self.is_only_one.replace(false) {
+            let is_failed = self.succeeded.get() == Some(false);
+            let interval = self.pool.settings().health.trial_interval;
+            let next_ms = if is_failed { after_failure(monotonic_ms(), interval) } else { 0 };
+            self.pool.health.end_trial(next_ms);
+        }
     }
 }
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        let succeeded = self.succeeded.get();
-        if succeeded.is_none() {
+        if self.succeeded.get().is_none() {
             let event = Event::TrialDropped { epoch: self.epoch };
             record(&self.pool, &self.member, event, &self.recorder, format_args!(""));
         }
-        if self.all_down {
-            let interval = self.pool.settings().health.trial_interval;
-            let is_failed = succeeded == Some(false);
-            self.pool.health.end_trial(if is_failed {
-                after_failure(monotonic_ms(), interval)
-            } else {
-                0
-            });
-        }
+        self.let_next_begin();
     }
 }
