@@ -300,7 +300,7 @@ fn a_client_that_stalls_its_upload_does_not_count_against_the_origin() {
         assert_eq!(http2_status(edge.http, &bytes), 408, "{protocol}");
         assert_eq!(edge.metric("skerry_upstream_marked_down_total"), 0.0);
         let health = edge.admin("GET", "/origins", "");
-        assert!(health.text().contains("\"failures\":0"), "{protocol}: {health:?}");
+        assert!(health.text().contains("\"failures\": 0"), "{protocol}: {health:?}");
         assert_eq!(edge.get("/").status, 200, "{protocol}: the origin is still up");
     }
 }
