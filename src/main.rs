@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
-use skerry::cli::{self, explain, geo as geo_command, prefetch, purge, store, token, top};
+use skerry::cli::{self, explain, geo as geo_command, origins, prefetch, purge, store, token, top};
 use skerry::config::{self, Flags};
 use skerry::{Allocator, Clock, Node, demo, token_line};
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,6 +45,8 @@ enum Command {
     /// Inspect the cache store of a running node: memory, disk directories, sites.
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Show the health of each origin of a running node: state, since when, failures, last check.
+    Origins(origins::OriginsArguments),
     /// Show live statistics of a running node: requests, hits, miss reasons, origins, store, purges.
     Top(top::TopArguments),
     /// Look up the location of IP addresses in the GeoIP databases. Works without a running node.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Some(Command::Prefetch(arguments)) => prefetch::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
         Some(Command::Store(command)) => store::run(&command),
+        Some(Command::Origins(arguments)) => origins::run(&arguments),
         Some(Command::Top(arguments)) => {
             let clock = Clock::system();
             top::run(&arguments, || clock.instant())

@@ -149,7 +149,10 @@ table! {
     UpstreamRetriesRefused, Counter, "upstream_retries_refused", "Retries not made because the retry budget was used up.";
     UpstreamFailures, Counter, "upstream_failures", "Attempts without a complete response, by error type of RFC 9209.",
         "error" = ProxyError::WORDS;
-    UpstreamMarkedDown, Counter, "upstream_marked_down", "Times that an origin was marked down.";
+    UpstreamMarkedDown, Counter, "upstream_marked_down", "Times that an origin went down or was ejected, failed trials included.";
+    UpstreamEjectionsRefused, Counter, "upstream_ejections_refused", "Times that a faulty origin was not ejected because too few would be left (health.eject_percent_max).";
+    UpstreamChecks, Counter, "upstream_checks", "Active health checks of origins, by outcome.",
+        "outcome" = &["passed", "failed"];
     UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "Time from sending a request to an origin to the header section of its response.";
     DnsQuestions, Counter, "dns_questions", "DNS lookups of origin names.";
     DnsFailures, Counter, "dns_failures", "DNS lookups that returned no address.";

@@ -5,6 +5,7 @@ mod arguments;
 mod client;
 pub mod explain;
 pub mod geo;
+pub mod origins;
 pub mod output;
 pub mod prefetch;
 pub mod purge;

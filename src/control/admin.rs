@@ -293,6 +293,7 @@ impl Admin {
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
             "/nodes" => Ok(self.nodes()),
             "/store" => Ok(self.store_stat()),
+            "/origins" => Ok(json_response(StatusCode::OK, &self.node.origins())),
             "/explain" => self.explain(request).await,
             "/reload" => self.reload().await,
             _ => {
@@ -410,6 +411,7 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/purges", Method::GET),
     ("/nodes", Method::GET),
     ("/store", Method::GET),
+    ("/origins", Method::GET),
     ("/explain", Method::GET),
     ("/reload", Method::POST),
     ("/drain", Method::POST),

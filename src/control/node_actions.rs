@@ -36,6 +36,8 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     ) -> ActionFuture<'a, Result<(StatusCode, Bytes), String>>;
     /// The most requested URLs among the purged objects.
     fn urls_to_refresh(&self, refresh: Refresh) -> ActionFuture<'_, Vec<Box<str>>>;
+    /// The pools with the state of each origin, for `GET /origins`.
+    fn origins(&self) -> Value;
     /// Explains whether a request for this URL would be a hit, and why.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use super::origins;
 use super::shared::Shared;
 use crate::cache::KeyHash;
 use crate::config;
@@ -135,6 +136,10 @@ impl NodeActions for Shared {
             urls.truncate(refresh.count);
             urls
         })
+    }
+
+    fn origins(&self) -> Value {
+        origins::report(&self.plan.load().pools, self.clock.now())
     }
 
     fn explain<'a>(

@@ -8,6 +8,7 @@
 
 mod actions;
 mod housekeeping;
+mod origins;
 mod shared;
 mod workers;
 
@@ -39,9 +40,10 @@ use crate::purge::{self, Purges};
 use crate::respond::log::AccessLog;
 use crate::serve::Popular;
 use crate::store::{self, Store};
-use crate::upstream::Pools;
+use crate::upstream::{Checks, Pools, Resolver};
 
 use actions::run_purge_requests;
+use origins::OriginMetrics;
 use shared::{Shared, plan};
 use workers::WorkerThreads;
 
@@ -164,8 +166,15 @@ impl Node {
         let listening = sockets.first().map(listening).unwrap_or_default();
         let addresses = listening.iter().map(|(address, _)| *address).collect();
         metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
+        let dns = config.upstream.dns.clone();
+        let resolver = Resolver::new(dns, handle.clone(), metrics.background());
+        let mut checks = Checks::new(resolver.clone(), metrics.background(), handle.clone());
+        checks.replace(&plan.pools);
+        let plan = Arc::new(ArcSwap::from_pointee(plan));
+        metrics.register_collector(Box::new(OriginMetrics::new(plan.clone())));
         let shared = Arc::new(Shared {
-            plan: Arc::new(ArcSwap::from_pointee(plan)),
+            plan,
+            checks: Mutex::new(checks),
             listeners: ListenerState::new(config.listen.limits.clone(), tls.clone(), clock.clone()),
             flags,
             rates,
@@ -184,7 +193,7 @@ impl Node {
             clock,
             config: Mutex::new(config),
         });
-        let workers = WorkerThreads::new(&shared, &metrics, &log, drain, handle)
+        let workers = WorkerThreads::new(&shared, &metrics, &log, drain, resolver)
             .start(sockets, to_run)
             .map_err(system("cannot start a worker thread"))?;
         let admin = admin_listener

@@ -18,13 +18,15 @@ use crate::respond::Identity;
 use crate::route::Routes;
 use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
-use crate::upstream::{MemberChanges, Pools};
+use crate::upstream::{Checks, MemberChanges, Pools};
 
 /// The state that the workers, the admin API and the background tasks of one node share.
 pub(super) struct Shared {
     pub(super) flags: Flags,
     pub(super) config: Mutex<Config>,
     pub(super) plan: Arc<ArcSwap<Plan>>,
+    /// The health checks of the plan's pools.
+    pub(super) checks: Mutex<Checks>,
     pub(super) rates: Arc<rate::RateTable>,
     pub(super) store: Store,
     pub(super) bus: Bus,
@@ -82,6 +84,9 @@ impl Shared {
         }
         self.plan.store(Arc::new(plan));
         member_changes.apply();
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.replace(&self.plan.load().pools);
+        drop(checks);
         self.listeners.set_limits(next.listen.limits.clone());
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config).iter().map(ToString::to_string).collect();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_local;
 
@@ -35,19 +35,18 @@ pub(super) struct WorkerThreads<'a> {
 }
 
 impl<'a> WorkerThreads<'a> {
-    /// Creates the state shared by the workers: the fills in progress and the DNS cache.
+    /// Creates the state shared by the workers: the fills in progress.
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         metrics: &'a Arc<Metrics>,
         log: &'a AccessLog,
         drain: Drain,
-        background: &Handle,
+        resolver: Arc<Resolver>,
     ) -> Self {
         let config = shared.config().clone();
         let recorder = metrics.background();
         let slice_bytes = config.store.slice_bytes as u64;
-        let fills = Fills::new(config.fills, slice_bytes, shared.clock.clone(), recorder.clone());
-        let resolver = Resolver::new(config.upstream.dns, background.clone(), recorder);
+        let fills = Fills::new(config.fills, slice_bytes, shared.clock.clone(), recorder);
         Self { shared, metrics, log, drain, fills, resolver, listing: Arc::default() }
     }
 

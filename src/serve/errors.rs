@@ -95,7 +95,11 @@ pub(super) fn upstream(error: &FetchError, recorder: &Recorder) -> ErrorReply {
     let reply = ErrorReply::new(status, error.reason(), detail);
     let cause = Some(error.to_string().into());
     let reply = ErrorReply { proxy_error: Some(kind), cause, ..reply };
-    if status == StatusCode::SERVICE_UNAVAILABLE { reply.with_retry_after(5) } else { reply }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        reply.with_retry_after(error.retry_after())
+    } else {
+        reply
+    }
 }
 
 /// What a visitor is told of a failed exchange.

@@ -1,7 +1,6 @@
 //! One attempt to exchange a request with one origin: take an idle connection or open one, send
 //! the request, and wait for the head of the response.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -14,32 +13,31 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
+use super::choice::Chosen;
 use super::connect::{Connected, Target, connect};
 use super::core::{Active, Core};
-use super::deadline::{Deadline, Limits, monotonic_ms};
+use super::deadline::{Deadline, Limits};
 use super::error::{FetchError, HeaderLimit, LinkError, NoHead, NoHeadReason};
 use super::exchange::{Intent, Times, UpstreamResponse};
 use super::fields::{self, Misframed, Upgrade};
+use super::health::{Event, Outcome, record};
 use super::http1::Http1;
 use super::http2::{Http2, Share};
-use super::in_flight::InFlight;
 use super::members::Member;
+use super::pool::Pool;
 use super::pool_state::{MemberState, PoolState};
 use super::request_body::{ClientUpload, hold_for_continue};
 use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
 use crate::body::{Body, BodyError, BodyFault, BodySource};
-use crate::metrics::Metric;
-use crate::notices::{self, Notice};
+use crate::metrics::{Metric, Recorder};
 
 /// One attempt at one origin.
 pub(super) struct Attempt<'a> {
     pub(super) core: &'a Rc<Core>,
     pub(super) state: &'a Rc<PoolState>,
-    pub(super) member: Rc<MemberState>,
-    /// The count of this attempt at the member, until the exchange takes it over.
-    pub(super) in_flight: Cell<Option<InFlight>>,
+    pub(super) chosen: Chosen,
     /// Number of attempts, this one included.
     pub(super) attempts: u32,
     /// When the first attempt began.
@@ -55,16 +53,16 @@ pub(super) struct Failed {
     pub(super) error: FetchError,
     /// The request's body, if the request may be sent again.
     pub(super) body: Option<Body>,
-    /// Whether the failure counts against the origin's health.
-    blames_origin: bool,
+    /// What the failure says about the origin's health; `None`: nothing.
+    pub(super) outcome: Option<Outcome>,
     /// The address of the connection, if there was one.
     connected: Option<SocketAddr>,
 }
 
 impl Failed {
     fn new(error: FetchError, body: Option<Body>) -> Self {
-        let blames_origin = error.blames_origin();
-        Self { error, body, blames_origin, connected: None }
+        let outcome = error.outcome();
+        Self { error, body, outcome, connected: None }
     }
 
     /// The origin's address, if a connection was attempted.
@@ -79,8 +77,7 @@ impl Failed {
 impl Attempt<'_> {
     /// Makes the attempt. An idle connection that turns out to be closed is replaced once.
     pub(super) async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
-        let in_flight = self.in_flight.take();
-        let active = Active::begin(self.core, &self.state.pool, &self.member, in_flight);
+        let active = Active::begin(self.core, &self.state.pool, &self.chosen);
         let deadline = self.core.timers.deadline();
         let mut open = self.open_link();
         loop {
@@ -127,7 +124,10 @@ impl Attempt<'_> {
                     self.note_head(response.status(), &active);
                     let exchanged = Exchanged { link, response, reused, upload };
                     let responded = match exchanged.response.status() {
-                        StatusCode::SWITCHING_PROTOCOLS => Box::pin(self.switch(exchanged)).await,
+                        StatusCode::SWITCHING_PROTOCOLS => {
+                            let switched = Box::pin(self.switch(exchanged)).await;
+                            switched.inspect(|_| active.answered())
+                        }
                         _ => match self.respond(exchanged, deadline, active) {
                             Ok((upstream, None)) => Ok(upstream),
                             Ok((upstream, Some(body))) => {
@@ -154,7 +154,7 @@ impl Attempt<'_> {
             return Err(Box::new(failed));
         }
         let Some(body) = failed.body else {
-            return Err(Box::new(Failed { blames_origin: false, ..failed }));
+            return Err(Box::new(Failed { outcome: None, ..failed }));
         };
         self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
         Ok(body)
@@ -163,59 +163,57 @@ impl Attempt<'_> {
     /// Notes how long the origin took. An error must not make it look fast.
     fn note_head(&self, status: StatusCode, active: &Active) {
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-            self.state.note_failure(&self.member);
+            self.state.note_failure(&self.chosen.member);
         } else {
-            active.answered();
+            active.measured();
         }
     }
 
-    /// Counts the failure, and marks the origin down after too many.
-    pub(super) fn note_failure(&self, failed: &Failed) {
-        let Failed { error, blames_origin, .. } = failed;
+    /// Counts the failure. Returns what must be recorded about the origin's health when the request
+    /// is settled ([`Blame`]).
+    pub(super) fn note_failure(&self, failed: &Failed) -> Option<Blame> {
+        let Failed { error, outcome, .. } = failed;
         self.core.recorder.count_labelled(Metric::UpstreamFailures, error.error_type().index());
-        if *blames_origin {
-            self.state.note_failure(&self.member);
+        let outcome = (*outcome)?;
+        self.chosen.member.count_outcome(false);
+        self.state.note_failure(&self.chosen.member);
+        if let Some(trial) = &self.chosen.trial
+            && trial.failed(outcome, &error.to_string())
+        {
+            return None;
         }
-        let (health, settings) = (&self.origin().health, &self.state.pool.settings().health);
-        if *blames_origin && health.failed(monotonic_ms(), settings) {
-            self.core.recorder.count(Metric::UpstreamMarkedDown);
-            let (pool, origin) = (self.state.pool.name(), &self.origin().name);
-            let notice = Notice {
-                is_error: false,
-                message: "an origin is marked down",
-                reason: error.proxy_error(),
-                pool,
-                origin,
-            };
-            let (failures, skip) = (settings.failures_max, settings.skip);
-            notices::note(
-                &notice,
-                format_args!(
-                    "{error}; skipped for {skip:?} after {failures} failures in a row (health.skip)"
-                ),
-            );
+        let Chosen { member, epoch, .. } = &self.chosen;
+        let blame =
+            Blame { member: member.clone(), epoch: *epoch, outcome, cause: error.to_string() };
+        match outcome {
+            Outcome::Faulty => Some(blame),
+            Outcome::Good | Outcome::Unreachable => {
+                blame.record(&self.state.pool, &self.core.recorder);
+                None
+            }
         }
     }
 
     /// A connection that is already open.
     fn open_link(&self) -> Option<Link> {
-        let http1 = || self.core.take_idle(&self.member).map(Link::Http1);
+        let http1 = || self.core.take_idle(&self.chosen.member).map(Link::Http1);
         self.shared().or_else(http1)
     }
 
     /// A stream on a shared connection.
     fn shared(&self) -> Option<Link> {
         let possible = self.intent.upgrade.is_none();
-        let share = || self.core.share_http2(&self.state.pool, &self.member);
+        let share = || self.core.share_http2(&self.state.pool, &self.chosen.member);
         possible.then(share).flatten().map(Link::Http2)
     }
 
     /// A new connection, or a stream on one that another request is just opening.
     async fn open(&self) -> Result<Link, FetchError> {
-        let may_share =
-            || self.intent.upgrade.is_none() && self.member.speaks_http2.get() != Some(false);
+        let may_share = || {
+            self.intent.upgrade.is_none() && self.chosen.member.speaks_http2.get() != Some(false)
+        };
         while may_share()
-            && let Some(opening) = self.member.opening()
+            && let Some(opening) = self.chosen.member.opening()
         {
             opening.done.notified().await;
             if let Some(link) = self.shared() {
@@ -226,7 +224,7 @@ impl Attempt<'_> {
                 break;
             }
         }
-        let guard = may_share().then(|| self.member.begin_opening());
+        let guard = may_share().then(|| self.chosen.member.begin_opening());
         let link = self.open_alone().await?;
         if let Some(guard) = guard {
             guard.opening.shared.set(matches!(link, Link::Http2(_)));
@@ -245,7 +243,7 @@ impl Attempt<'_> {
         )
         .await?;
         if !upgrade {
-            self.member.speaks_http2.set(Some(connected.http2));
+            self.chosen.member.speaks_http2.set(Some(connected.http2));
         }
         let opened = if connected.http2 {
             self.open_http2(connected).await.map(Link::Http2)
@@ -273,7 +271,7 @@ impl Attempt<'_> {
         let header_bytes_max = self.state.pool.settings().header_bytes_max;
         let now_ms = self.core.timers.now_ms();
         let http2 = Http2::open(io, address, now_ms, header_bytes_max).await?;
-        self.member.add_http2(&http2);
+        self.chosen.member.add_http2(&http2);
         Ok(Share::of(&http2))
     }
 
@@ -386,7 +384,7 @@ impl Attempt<'_> {
             FetchError::ResponseTimeout { origin, after, option }
         };
         let failed = Failed::new(error, None);
-        Failed { blames_origin: failed.blames_origin && !awaits_client, ..failed }
+        Failed { outcome: failed.outcome.filter(|_| !awaits_client), ..failed }
     }
 
     /// Turns the head of a response and its connection into a response. A body is returned beside
@@ -410,13 +408,17 @@ impl Attempt<'_> {
             http1.kept_for = hop_by_hop.kept_for;
         }
         let address = link.address();
+        active.set_status(head.status);
         let (body, awaited) = match Content::take(link, incoming, deadline, self.limits, active) {
             Content::Whole(body) => (body, None),
             Content::Streaming(body) => {
                 let body = body.beside(upload);
                 match body.is_awaited() {
                     true => (Body::Empty, Some(body)),
-                    false => (Body::Stream(body), None),
+                    false => {
+                        body.answered();
+                        (Body::Stream(body), None)
+                    }
                 }
             }
         };
@@ -472,9 +474,6 @@ impl Attempt<'_> {
         if reused {
             self.core.recorder.count(Metric::UpstreamReuses);
         }
-        if self.origin().health.succeeded() {
-            notices::recovered(self.state.pool.name(), &self.origin().name);
-        }
         self.core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
         UpstreamResponse {
             response: Response::from_parts(head, body),
@@ -508,7 +507,27 @@ impl Attempt<'_> {
     }
 
     fn origin(&self) -> &Member {
-        &self.member.member
+        &self.chosen.member.member
+    }
+}
+
+/// A failure that counts against an origin's health.
+///
+/// Failures of a request that was processed are recorded when it is known whether another origin
+/// could process it: a request that no origin can process must not eject all of them.
+pub(super) struct Blame {
+    member: Rc<MemberState>,
+    epoch: u16,
+    outcome: Outcome,
+    cause: String,
+}
+
+impl Blame {
+    /// Records the failure.
+    pub(super) fn record(&self, pool: &Pool, recorder: &Recorder) {
+        let Self { member, epoch, outcome, cause } = self;
+        let event = Event::Finished { epoch: *epoch, is_trial: false, outcome: *outcome };
+        record(pool, &member.member, event, recorder, format_args!("{cause}"));
     }
 }
 

@@ -28,10 +28,9 @@ pub(super) struct Draw<'a> {
 
 /// What is known of the members, by their positions.
 pub(super) trait Facts {
-    /// Whether the member takes requests without a trial.
+    /// Whether the member takes this request.
     fn is_up(&self, at: usize) -> bool;
-    /// Gives the request to the member: false if it declines. A member that is down may accept
-    /// one request as its trial. A member that has `in_flight_max` exchanges declines.
+    /// Gives the request to the member: false if it is not up, or has `in_flight_max` exchanges.
     fn enter(&self, at: usize, in_flight_max: u32) -> bool;
     fn weight(&self, at: usize) -> u16;
     /// A hash of the member's name.
@@ -125,13 +124,7 @@ fn cheapest(
     for _ in 0..tier.members.len() {
         let mut best: Option<(f32, usize)> = None;
         for at in from.iter().chain(before).map(|at| usize::from(*at)) {
-            if facts.weight(at) == 0 {
-                continue;
-            }
-            if !facts.is_up(at) {
-                if facts.enter(at, u32::MAX) {
-                    return Some(at);
-                }
+            if facts.weight(at) == 0 || !facts.is_up(at) {
                 continue;
             }
             let cost = cost(at);
@@ -147,8 +140,7 @@ fn cheapest(
     None
 }
 
-/// The cheaper one of two random members that are up. A member that is down and due for its trial
-/// is taken when it is drawn.
+/// The cheaper one of two random members that are up.
 fn cheaper_of_two(
     tier: &Tier,
     draw: &Draw<'_>,
@@ -158,13 +150,7 @@ fn cheaper_of_two(
     let mut first = None;
     for _ in 0..DRAWS_MAX {
         let at = usize::from(tier.members[draw.dice.below(tier.members.len())]);
-        if first == Some(at) || facts.weight(at) == 0 {
-            continue;
-        }
-        if !facts.is_up(at) {
-            if facts.enter(at, u32::MAX) {
-                return Some(at);
-            }
+        if first == Some(at) || facts.weight(at) == 0 || !facts.is_up(at) {
             continue;
         }
         let Some(other) = first else {
@@ -180,46 +166,32 @@ fn cheaper_of_two(
     cheapest(tier, draw.turn, facts, cost)
 }
 
-/// The member with the highest score for the request's hash whose load is below its bound. A
-/// member that is down keeps its keys: one of them is its trial.
+/// The member with the highest score for the request's hash whose load is below its bound; if all
+/// are at their bound, the one with the highest score.
 fn by_hash(tier: &Tier, draw: &Draw<'_>, facts: &impl Facts) -> Option<usize> {
     // Another core can take the last place below the bound between the look and the entry.
     for _ in 0..tier.members.len() {
         let bound = Bound::of(tier, draw.factor_percent, facts);
-        let (mut best, mut best_down, mut best_full) = (Ranked::NONE, Ranked::NONE, Ranked::NONE);
+        let (mut best, mut best_full) = (Ranked::NONE, Ranked::NONE);
         for at in positions(tier) {
             let weight = facts.weight(at);
-            if weight == 0 {
+            if weight == 0 || !facts.is_up(at) {
                 continue;
             }
             let score = score(draw.hash, facts.identity(at), weight);
-            let rank = if !facts.is_up(at) {
-                &mut best_down
-            } else if bound.allows(facts.in_flight(at), weight) {
-                &mut best
-            } else {
-                &mut best_full
+            let rank = match bound.allows(facts.in_flight(at), weight) {
+                true => &mut best,
+                false => &mut best_full,
             };
             if score > rank.score {
                 *rank = Ranked { score, at: Some(at) };
             }
         }
-        if let Some(at) = best_down.at
-            && best_down.score > best.score.max(best_full.score)
-            && facts.enter(at, u32::MAX)
-        {
+        let at = best.at.or(best_full.at)?;
+        let max = if best.at.is_some() { bound.max(facts.weight(at)) } else { u32::MAX };
+        if facts.enter(at, max) {
             return Some(at);
         }
-        if let Some(at) = best.at.or(best_full.at) {
-            let max = if best.at.is_some() { bound.max(facts.weight(at)) } else { u32::MAX };
-            if facts.enter(at, max) {
-                return Some(at);
-            }
-            continue;
-        }
-        return positions(tier)
-            .filter(|at| facts.weight(*at) > 0)
-            .find(|at| facts.enter(*at, u32::MAX));
     }
     None
 }

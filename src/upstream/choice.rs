@@ -3,16 +3,20 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::balance::{self, Draw, Facts};
 use super::deadline::monotonic_ms;
 use super::exchange::{Affinity, Intent};
+use super::health::{HealthClass, Trial, TrialAmong, View};
 use super::in_flight::InFlight;
 use super::load;
 use super::members::Member;
 use super::pool_state::{MemberState, MemberStates, PoolState};
 use super::settings::{Balance, PoolSettings};
 use crate::body::{Body, BodySource};
+use crate::clock::whole_ms;
+use crate::metrics::Recorder;
 
 /// What a choice needs of a request.
 pub(super) struct ChoiceInput<'a> {
@@ -27,6 +31,10 @@ pub(super) struct ChoiceInput<'a> {
 /// A member for an attempt, which is counted there until dropped if the balance needs that.
 pub(super) struct Chosen {
     pub(super) member: Rc<MemberState>,
+    /// Of its health, when it was chosen.
+    pub(super) epoch: u16,
+    /// Present if the member is down or ejected, and this request tests it.
+    pub(super) trial: Option<Rc<Trial>>,
     pub(super) in_flight: Cell<Option<InFlight>>,
 }
 
@@ -39,37 +47,103 @@ impl<'a> ChoiceInput<'a> {
 
 impl PoolState {
     /// The member for the next attempt: the balance picks one in the first tier, in the order of
-    /// the policy, that has a usable one.
-    pub(super) fn choose(&self, among: &MemberStates, input: &ChoiceInput<'_>) -> Option<Chosen> {
+    /// the policy, that has a usable one. A member whose trial is due gets the request if `may_test`
+    /// says that the request may be used for that.
+    ///
+    /// # Errors
+    /// No member may be used: the time until the next trial.
+    pub(super) fn choose(
+        &self,
+        among: &MemberStates,
+        input: &ChoiceInput<'_>,
+        recorder: &Recorder,
+        may_test: impl Fn() -> bool,
+    ) -> Result<Chosen, Duration> {
         self.turn.set(self.turn.get().wrapping_add(1));
-        let settings = self.pool.settings();
-        let facts = MemberFacts { among, settings, tried: input.tried, includes_down: false };
-        let anyway = || {
-            let facts = MemberFacts { includes_down: true, ..facts };
-            settings.health.try_when_all_down.then(|| self.pick(&facts, input)).flatten()
+        let (pool, members) = (&self.pool, &among.members);
+        let claim_any = |which| {
+            let (trial, at) =
+                Trial::claim_when_none_is_up(pool, members, input.tried, which, recorder)?;
+            Ok(self.chosen_for_trial(among, at, trial))
         };
-        let at = self.pick(&facts, input).or_else(anyway)?;
-        let member = among.states[at].clone();
-        let in_flight = settings.counts_in_flight().then(|| {
-            let is_timed = input.is_timed && settings.balance == Balance::PeakEwma;
-            InFlight::counted(&member, is_timed)
-        });
-        Some(Chosen { member, in_flight: Cell::new(in_flight) })
+        let trial_due = Cell::new(None);
+        let picked = [Admission::Share, Admission::Usable, Admission::Ejected]
+            .into_iter()
+            .find_map(|admission| self.pick(among, input, admission, &trial_due));
+        let Some(at) = picked else { return claim_any(TrialAmong::Down) };
+        let chosen = self.chosen(among, at, None, input.is_timed);
+        if let Some(due) = trial_due.get().filter(|_| may_test())
+            && let Some(trial) = Trial::claim(pool, members.at(due), recorder)
+        {
+            return Ok(self.chosen_for_trial(among, due, trial));
+        }
+        let is_last_resort = !members.at(at).health.view().class().is_usable();
+        if is_last_resort
+            && may_test()
+            && let Ok(trial) = claim_any(TrialAmong::DownByCheck)
+        {
+            return Ok(trial);
+        }
+        Ok(chosen)
     }
 
-    fn pick(&self, facts: &MemberFacts<'_>, input: &ChoiceInput<'_>) -> Option<usize> {
-        let PoolSettings { balance, hash_balance_factor, .. } = *self.pool.settings();
+    fn pick(
+        &self,
+        among: &MemberStates,
+        input: &ChoiceInput<'_>,
+        admission: Admission,
+        trial_due: &Cell<Option<usize>>,
+    ) -> Option<usize> {
+        let settings = self.pool.settings();
+        let PoolSettings { balance, hash_balance_factor, .. } = *settings;
         let Affinity { point, hash } = *input.affinity;
-        facts.among.members.tiers().order(point).find_map(|(at, tier)| {
+        let facts = MemberFacts {
+            among,
+            settings,
+            tried: input.tried,
+            admission,
+            // By its hash, a key moves to a member in its slow start once, not back and forth.
+            ramp_dice: match balance {
+                Balance::Hash => (hash >> 48) as u16,
+                _ => self.dice.below(1 << 16) as u16,
+            },
+            trial_due,
+        };
+        among.members.tiers().order(point).find_map(|(at, tier)| {
             let draw = Draw {
                 balance,
-                turn: &facts.among.turns[at],
+                turn: &among.turns[at],
                 dice: &self.dice,
                 hash,
                 factor_percent: hash_balance_factor,
             };
-            balance::pick(tier, &draw, facts)
+            balance::pick(tier, &draw, &facts)
         })
+    }
+
+    /// The member at this position, which has counted the exchange if the balance needs it.
+    fn chosen(
+        &self,
+        among: &MemberStates,
+        at: usize,
+        trial: Option<Trial>,
+        is_timed: bool,
+    ) -> Chosen {
+        let settings = self.pool.settings();
+        let member = among.states[at].clone();
+        let in_flight = settings
+            .counts_in_flight()
+            .then(|| InFlight::counted(&member, is_timed && settings.balance == Balance::PeakEwma));
+        let epoch = member.member.health.view().epoch();
+        Chosen { member, epoch, trial: trial.map(Rc::new), in_flight: Cell::new(in_flight) }
+    }
+
+    /// A member whose trial this request is. Its latency says nothing yet.
+    fn chosen_for_trial(&self, among: &MemberStates, at: usize, trial: Trial) -> Chosen {
+        if self.pool.settings().counts_in_flight() {
+            among.members.at(at).load.enter(u32::MAX);
+        }
+        self.chosen(among, at, Some(trial), false)
     }
 
     /// Notes that the member failed an exchange, so that it does not look fast.
@@ -79,21 +153,41 @@ impl PoolState {
             return;
         }
         let among = self.members.borrow();
-        let facts = MemberFacts { among: &among, settings, tried: &[], includes_down: true };
+        let facts = MemberFacts {
+            among: &among,
+            settings,
+            tried: &[],
+            admission: Admission::Usable,
+            ramp_dice: 0,
+            trial_due: &Cell::new(None),
+        };
         let mean = balance::mean_latency(0..among.members.len(), &facts);
         let micros = load::failure_micros(mean);
         member.member.load.update(|latency| latency.at_least(micros, monotonic_ms()));
     }
 }
 
+/// Which members a choice admits; each is asked of all tiers before the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    /// Those that are up, and of those in their slow start a growing share.
+    Share,
+    /// Those that are up or in their slow start.
+    Usable,
+    /// Those that are ejected because of faulty responses.
+    Ejected,
+}
+
 /// What the balance asks of the members.
-#[derive(Clone, Copy)]
 struct MemberFacts<'a> {
     among: &'a MemberStates,
     settings: &'a PoolSettings,
     tried: &'a [u64],
-    /// Whether members that are down are taken as if they were up.
-    includes_down: bool,
+    admission: Admission,
+    /// Decides about members in their slow start, alike for each look at one.
+    ramp_dice: u16,
+    /// Set to the position of a member that was passed over although its trial is due.
+    trial_due: &'a Cell<Option<usize>>,
 }
 
 impl MemberFacts<'_> {
@@ -101,21 +195,35 @@ impl MemberFacts<'_> {
         self.among.members.at(at)
     }
 
-    fn is_tried(&self, at: usize) -> bool {
-        self.tried.contains(&self.member(at).id)
+    fn admits(&self, at: usize, view: View) -> bool {
+        match (self.admission, view.class()) {
+            (Admission::Share | Admission::Usable, HealthClass::Up)
+            | (Admission::Usable, HealthClass::Ramping)
+            | (Admission::Ejected, HealthClass::Ejected) => true,
+            (Admission::Share, HealthClass::Ramping) => {
+                let slow_start_ms = whole_ms(self.settings.health.slow_start);
+                view.accepts(monotonic_ms(), slow_start_ms, self.ramp_dice)
+            }
+            (Admission::Share, HealthClass::Ejected | HealthClass::Down) => {
+                if view.is_trial_due(monotonic_ms()) {
+                    self.trial_due.set(Some(at));
+                }
+                false
+            }
+            _ => false,
+        }
     }
 }
 
 impl Facts for MemberFacts<'_> {
     fn is_up(&self, at: usize) -> bool {
-        !self.is_tried(at) && (self.includes_down || !self.member(at).health.is_down())
+        let member = self.member(at);
+        !self.tried.contains(&member.id) && self.admits(at, member.health.view())
     }
 
     fn enter(&self, at: usize, in_flight_max: u32) -> bool {
-        let Member { health, load, .. } = self.member(at);
-        let admits = || self.includes_down || health.admits(monotonic_ms, &self.settings.health);
         let counts = self.settings.counts_in_flight();
-        !self.is_tried(at) && admits() && (!counts || load.enter(in_flight_max))
+        self.is_up(at) && (!counts || self.member(at).load.enter(in_flight_max))
     }
 
     fn weight(&self, at: usize) -> u16 {

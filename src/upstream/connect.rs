@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::error::FetchError;
-use super::io::{ConnectionSlot, Io};
+use super::io::{ConnectionSlot, Io, Stream};
 use super::members::Member;
 use super::pool::Pool;
 use super::resolve::Resolver;
@@ -37,6 +37,13 @@ pub(super) struct Connected {
     pub(super) address: SocketAddr,
 }
 
+/// An open connection without the bookkeeping of a core.
+pub(super) struct Dialed {
+    pub(super) stream: Stream,
+    pub(super) http2: bool,
+    pub(super) address: SocketAddr,
+}
+
 /// Opens a connection.
 ///
 /// # Errors
@@ -46,13 +53,31 @@ pub(super) async fn connect(
     resolver: &Arc<Resolver>,
     recorder: &Recorder,
 ) -> Result<Connected, FetchError> {
-    let Target { pool, origin, turn, upgrade } = *target;
-    let settings = pool.settings();
-    let limit = settings.connections_max;
+    let Target { pool, origin, .. } = *target;
+    let limit = pool.settings().connections_max;
     let Some(slot) = ConnectionSlot::take(&origin.connections, limit, recorder) else {
         return Err(FetchError::ConnectionLimit { origin: origin.name.clone(), limit });
     };
     recorder.count(Metric::UpstreamConnects);
+    let Dialed { stream, http2, address } = dial(target, resolver).await?;
+    let io = match stream {
+        Stream::Plain(stream) => Io::plain(stream, slot),
+        Stream::Tls(stream) => Io::tls(*stream, slot),
+    };
+    Ok(Connected { io, http2, address })
+}
+
+/// Opens a connection that counts towards no limit: for [`connect`], and for health checks, which
+/// run on another thread than the requests.
+///
+/// # Errors
+/// No address accepts it in time, or the TLS handshake fails.
+pub(super) async fn dial(
+    target: &Target<'_>,
+    resolver: &Arc<Resolver>,
+) -> Result<Dialed, FetchError> {
+    let Target { pool, origin, turn, upgrade } = *target;
+    let settings = pool.settings();
     let after = settings.deadlines.connect;
     let (stream, address) = timeout(after, async {
         let addresses = resolver.addresses(&origin.host_name).await?;
@@ -63,7 +88,7 @@ pub(super) async fn connect(
     let _ = stream.set_nodelay(true);
     let Some(tls) = &origin.tls else {
         let http2 = settings.protocol == Protocol::Http2 && !upgrade;
-        return Ok(Connected { io: Io::plain(stream, slot), http2, address });
+        return Ok(Dialed { stream: Stream::Plain(stream), http2, address });
     };
     let config = if upgrade { &tls.config_http1 } else { &tls.config };
     let handshake = TlsConnector::from(config.clone()).connect(tls.server_name.clone(), stream);
@@ -76,7 +101,7 @@ pub(super) async fn connect(
     if settings.protocol == Protocol::Http2 && !http2 && !upgrade {
         return Err(FetchError::NoHttp2 { origin: origin.name.clone() });
     }
-    Ok(Connected { io: Io::tls(stream, slot), http2, address })
+    Ok(Dialed { stream: Stream::Tls(Box::new(stream)), http2, address })
 }
 
 fn tls_error(origin: &Member, source: io::Error) -> FetchError {
@@ -113,7 +138,7 @@ fn in_order(addresses: &[IpAddr], port: u16, turn: usize) -> Vec<SocketAddr> {
         .collect()
 }
 
-type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + 'a>>;
+type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>>;
 
 /// Connects to the first address that accepts. The next address is tried when one fails, or has not
 /// answered within [`ATTEMPT_DELAY`]; earlier attempts continue.

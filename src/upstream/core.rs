@@ -1,12 +1,16 @@
 //! The connections of one core: idle and shared ones, by member, and when they are closed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::deadline::{Limits, NEVER, Timers, monotonic_ms};
+use http::StatusCode;
+
+use super::choice::Chosen;
+use super::deadline::{Limits, NEVER, Timers};
+use super::health::{Event, Outcome, Trial, record};
 use super::http1::Http1;
 use super::http2::{Http2, Share};
 use super::in_flight::InFlight;
@@ -18,7 +22,7 @@ use super::settings::PoolSettings;
 use crate::clock::{Clock, whole_ms};
 use crate::labels::ProxyError;
 use crate::metrics::{Metric, Recorder};
-use crate::notices::{self, Notice};
+use crate::notices;
 
 /// What the exchanges of one core share.
 pub(super) struct Core {
@@ -155,6 +159,7 @@ impl Core {
             let age_max_ms = whole_ms(state.pool.settings().keep_alive.age_max);
             for member in &members.states {
                 self.sweep_member(member, now_ms, age_max_ms);
+                self.report_tally(&state.pool, member);
             }
         }
         drop(pools);
@@ -169,6 +174,16 @@ impl Core {
             }
             Rc::strong_count(state) > 1 || state.has_connections()
         });
+    }
+
+    /// Gives the outcomes since the last call to the member's health.
+    fn report_tally(&self, pool: &Pool, state: &MemberState) {
+        let (good, bad) = state.take_tally();
+        if pool.settings().health.error_rate_percent > 0 && good + bad > 0 {
+            let event = Event::Tally { good, bad };
+            let cause = format_args!("its error rate is too high");
+            record(pool, &state.member, event, &self.recorder, cause);
+        }
     }
 
     fn sweep_member(&self, state: &MemberState, now_ms: u64, age_max_ms: u64) {
@@ -208,30 +223,84 @@ async fn sweep(core: Weak<Core>) {
     }
 }
 
-/// An exchange in flight, counted at its member until dropped.
+/// An exchange in flight, counted at its member until dropped. It tells the member's health how the
+/// response went: [`Active::answered`] at its head, then [`Active::finished`] or
+/// [`Active::body_failed`]. An exchange that is dropped before says nothing.
 pub(super) struct Active {
     core: Rc<Core>,
     pool: Arc<Pool>,
     state: Rc<MemberState>,
+    /// Of the member's health when the exchange began.
+    epoch: u16,
+    trial: Option<Rc<Trial>>,
+    is_5xx: Cell<bool>,
+    has_ended: Cell<bool>,
+    /// The count of the exchange at the member, if the balance needs it.
     in_flight: Option<InFlight>,
 }
 
 impl Active {
-    pub(super) fn begin(
-        core: &Rc<Core>,
-        pool: &Arc<Pool>,
-        state: &Rc<MemberState>,
-        in_flight: Option<InFlight>,
-    ) -> Self {
+    pub(super) fn begin(core: &Rc<Core>, pool: &Arc<Pool>, chosen: &Chosen) -> Self {
+        let Chosen { member: state, epoch, trial, in_flight } = chosen;
         state.active.set(state.active.get() + 1);
         core.recorder.add(Metric::UpstreamActive, 1);
-        Self { core: core.clone(), pool: pool.clone(), state: state.clone(), in_flight }
+        Self {
+            core: core.clone(),
+            pool: pool.clone(),
+            state: state.clone(),
+            epoch: *epoch,
+            trial: trial.clone(),
+            is_5xx: Cell::new(false),
+            has_ended: Cell::new(false),
+            in_flight: in_flight.take(),
+        }
     }
 
     /// The head of a good response has arrived.
-    pub(super) fn answered(&self) {
+    pub(super) fn measured(&self) {
         if let Some(in_flight) = &self.in_flight {
-            in_flight.answered();
+            in_flight.measured();
+        }
+    }
+
+    /// The head has arrived, with this status.
+    pub(super) fn set_status(&self, status: StatusCode) {
+        self.is_5xx.set(status.is_server_error());
+    }
+
+    /// The member has responded: with a head, and if it announced content, with some of that.
+    pub(super) fn answered(&self) {
+        let is_5xx = self.is_5xx.get();
+        if let Some(trial) = &self.trial {
+            trial.answered(is_5xx);
+        }
+        if is_5xx {
+            self.end(false, "it responded with errors (5xx)");
+        }
+    }
+
+    /// The response is whole.
+    pub(super) fn finished(&self) {
+        self.end(true, "");
+    }
+
+    fn end(&self, is_good: bool, cause: &str) {
+        if self.has_ended.replace(true) {
+            return;
+        }
+        self.state.count_outcome(is_good);
+        let health = &self.state.member.health;
+        let view = health.view();
+        if is_good && view.is_quiet() {
+            return;
+        }
+        // A trial that was answered has begun another epoch.
+        let epoch = if self.trial.is_some() { view.epoch() } else { self.epoch };
+        let outcome = if is_good { Outcome::Good } else { Outcome::Faulty };
+        let event = Event::Finished { epoch, is_trial: false, outcome };
+        record(&self.pool, &self.state.member, event, &self.core.recorder, format_args!("{cause}"));
+        if is_good && view.is_touched() {
+            notices::recovered(self.pool.name(), &self.state.member.name);
         }
     }
 
@@ -258,25 +327,7 @@ impl Active {
     /// Counts a response that ended early.
     pub(super) fn body_failed(&self, error: ProxyError) {
         self.core.recorder.count_labelled(Metric::UpstreamFailures, error.index());
-        let settings = &self.pool.settings().health;
-        if self.state.member.health.failed(monotonic_ms(), settings) {
-            self.core.recorder.count(Metric::UpstreamMarkedDown);
-            let notice = Notice {
-                is_error: false,
-                message: "an origin is marked down",
-                reason: error.as_str(),
-                pool: self.pool.name(),
-                origin: self.origin_name(),
-            };
-            let (failures, skip) = (settings.failures_max, settings.skip);
-            notices::note(
-                &notice,
-                format_args!(
-                    "a response ended early; skipped for {skip:?} after {failures} failures in a row \
-                     (health.skip)"
-                ),
-            );
-        }
+        self.end(false, "its responses ended early");
     }
 
     pub(super) fn origin_name(&self) -> &str {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 use rustls::CertificateError;
 
+use super::health::Outcome;
 use crate::body::{Body, BodyError, BodyFault};
 use crate::labels::ProxyError;
 
@@ -54,12 +55,13 @@ pub(crate) enum FetchError {
         /// What the resolver said.
         reason: Arc<str>,
     },
-    /// No origin is left: each one is marked down or was tried already, and the pool is configured not
-    /// to try those anyway.
-    #[error("all origins of pool {pool} are marked down")]
+    /// All origins of the pool are down or were tried already, and another request tests one.
+    #[error("all origins of pool {pool} are down")]
     AllDown {
         /// The pool's name.
         pool: Arc<str>,
+        /// When the client may try again, in seconds; at least 1.
+        retry_after: u32,
     },
     /// The pool's limit of connections to this origin is reached.
     #[error("{origin} has reached its limit of {limit} connections")]
@@ -311,6 +313,11 @@ impl FetchError {
         }
     }
 
+    /// The value of `Retry-After` (RFC 9110 §10.2.3) with a 503, in seconds.
+    pub(crate) fn retry_after(&self) -> u32 {
+        if let Self::AllDown { retry_after, .. } = self { *retry_after } else { RETRY_AFTER_S }
+    }
+
     /// 400 when the client is to blame, else 502, 503 or 504 as RFC 9209 recommends.
     pub(crate) fn status(&self) -> StatusCode {
         match self.error_type() {
@@ -354,12 +361,31 @@ impl FetchError {
         }
     }
 
-    /// Whether it counts against the origin's health.
-    pub(super) fn blames_origin(&self) -> bool {
-        !matches!(
-            self,
-            Self::RequestBody { .. } | Self::ConnectionLimit { .. } | Self::AllDown { .. }
-        )
+    /// What it says about the origin's health; `None`: nothing.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::RequestBody { .. } | Self::ConnectionLimit { .. } | Self::AllDown { .. } => None,
+            Self::Terminated { source, .. } if source.is_refused_stream() => None,
+            Self::DnsTimeout { .. }
+            | Self::Dns { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Certificate { .. }
+            | Self::Tls { .. }
+            | Self::NoHttp2 { .. }
+            | Self::TlsTimeout { .. } => Some(Outcome::Unreachable),
+            Self::Terminated { .. }
+            | Self::Incomplete { .. }
+            | Self::ContentMissing { .. }
+            | Self::ContentTimeout { .. }
+            | Self::ResponseTimeout { .. }
+            | Self::HeaderSize { .. }
+            | Self::TransferCoding { .. }
+            | Self::FramedTwice { .. }
+            | Self::FieldsDiffer { .. }
+            | Self::Protocol { .. }
+            | Self::UnaskedUpgrade { .. } => Some(Outcome::Faulty),
+        }
     }
 }
 
@@ -395,6 +421,8 @@ fn handshake_fault(error: &io::Error) -> String {
         _ => error.to_string(),
     }
 }
+/// The `Retry-After` of a 503 whose end is not known.
+const RETRY_AFTER_S: u32 = 5;
 
 /// Whether a TLS alert ended the connection. An alert about a client certificate arrives after the
 /// handshake (RFC 8446 §4.4.2.4).
@@ -447,6 +475,14 @@ impl From<h2::Reason> for LinkError {
 }
 
 impl LinkError {
+    /// Whether the origin has refused the request without processing it, as when it shuts its
+    /// connection down (RFC 9113 §8.7). That is no failure.
+    pub(super) fn is_refused_stream(&self) -> bool {
+        let Self::Http2(error) = self else { return false };
+        let is_shutdown = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        error.is_remote() && (is_shutdown || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    }
+
     /// Whether the client's body ended early. `taken`: the connection had accepted the request.
     pub(super) fn is_request_body(&self, taken: bool) -> bool {
         match self {

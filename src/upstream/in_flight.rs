@@ -22,7 +22,7 @@ impl InFlight {
     }
 
     /// The head of the response has arrived.
-    pub(super) fn answered(&self) {
+    pub(super) fn measured(&self) {
         if let Some(began_us) = self.began_us.take() {
             let (micros, now_ms) = since(began_us);
             self.member.member.load.update(|latency| latency.measured(micros, now_ms));

@@ -22,7 +22,8 @@ pub(super) struct Io {
     _slot: ConnectionSlot,
 }
 
-enum Stream {
+/// The stream under a connection.
+pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }

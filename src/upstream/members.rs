@@ -13,6 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use super::balance;
+use super::deadline::monotonic_ms;
 use super::health::OriginHealth;
 use super::load::Load;
 use super::order::Tiers;
@@ -177,7 +178,7 @@ impl Member {
             authority: Authority::try_from(text).map_err(|_| wrong())?,
             host,
             tls,
-            health: OriginHealth::default(),
+            health: OriginHealth::new(settings, monotonic_ms()),
             load: Load::default(),
             connections: Arc::default(),
             removed: AtomicBool::new(false),

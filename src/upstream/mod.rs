@@ -26,6 +26,7 @@ mod io;
 mod load;
 mod members;
 mod order;
+mod origin_report;
 mod pool;
 mod pool_state;
 mod request_body;
@@ -39,11 +40,13 @@ mod upstreams;
 pub(crate) use crate::labels::ProxyError;
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
+pub(crate) use health::{Checks, HealthClass, Why};
+pub(crate) use origin_report::OriginReport;
 pub(crate) use pool::{MemberChanges, Pool, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
-    Balance, ClientCertificate, DnsSettings, HashBy, HostHeader, Origin, Policy, PoolDefinition,
-    PoolSettings, Protocol, Settings,
+    Balance, Check, CheckKind, ClientCertificate, DnsSettings, HashBy, Health, HostHeader,
+    HttpCheck, Origin, Policy, PoolDefinition, PoolSettings, Protocol, Settings,
 };
 pub(crate) use tls::file_mistakes;
 pub(crate) use tunnel::tunnel;

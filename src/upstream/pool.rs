@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::{ArcSwap, Guard};
 use geo::UnitVector;
 
+use super::health::PoolHealth;
 use super::members::Members;
 use super::settings::{Origin, PoolDefinition, PoolError, PoolSettings};
 
@@ -19,6 +20,8 @@ pub(crate) struct Pool {
     /// Identifies the pool in the tables of each core. Unique in the process.
     pub(super) id: u64,
     members: ArcSwap<Members>,
+    /// Shared with the pools of the same name before and after a reload.
+    pub(super) health: Arc<PoolHealth>,
 }
 
 impl Pool {
@@ -32,11 +35,12 @@ impl Pool {
         previous: Option<&Self>,
     ) -> Result<Arc<Self>, PoolError> {
         let settings = definition.settings.clone();
+        let health = previous.map(|pool| pool.health.clone()).unwrap_or_default();
         let previous = previous.filter(|pool| connects_alike(&pool.settings, &settings));
         let previous = previous.map(|pool| pool.members.load_full());
         let members = Members::build(&settings, &definition.origins, previous.as_deref())?;
         let id = POOLS_BUILT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { settings, id, members: ArcSwap::from_pointee(members) }))
+        Ok(Arc::new(Self { settings, id, members: ArcSwap::from_pointee(members), health }))
     }
 
     /// The settings that it was built from.
@@ -49,11 +53,11 @@ impl Pool {
         &self.settings.name
     }
 
-    /// The number of origins, and how many of them are marked down.
+    /// The number of origins, and how many of them are down or ejected.
     pub(crate) fn origin_counts(&self) -> (usize, usize) {
         let members = self.members();
-        let down = members.iter().filter(|member| member.health.is_down()).count();
-        (members.len(), down)
+        let down = members.iter().filter(|member| !member.health.view().class().is_usable());
+        (members.len(), down.count())
     }
 
     /// The names of the members in the order in which they are tried for a client at `point`: by
@@ -164,6 +168,11 @@ impl Pools {
             changes.replaced.push((pool.clone(), pool.members_for(&definition.origins)?));
         }
         Ok(pool.clone())
+    }
+
+    /// All pools, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.0.values()
     }
 
     /// The pool with this name.

@@ -47,6 +47,8 @@ pub(super) struct MemberState {
     pub(super) speaks_http2: Cell<Option<bool>>,
     /// Exchanges in flight.
     pub(super) active: Cell<usize>,
+    /// Good and bad outcomes since the last [`MemberState::take_tally`].
+    tally: Cell<(u32, u32)>,
 }
 
 /// An idle HTTP/1.1 connection.
@@ -116,7 +118,23 @@ impl MemberState {
             opening: RefCell::default(),
             speaks_http2: Cell::new(speaks_http2),
             active: Cell::new(0),
+            tally: Cell::default(),
         }
+    }
+
+    /// Counts an outcome for the error rate.
+    pub(super) fn count_outcome(&self, is_good: bool) {
+        let (good, bad) = self.tally.get();
+        self.tally.set(if is_good {
+            (good.saturating_add(1), bad)
+        } else {
+            (good, bad.saturating_add(1))
+        });
+    }
+
+    /// The outcomes since the last call: good and bad ones.
+    pub(super) fn take_tally(&self) -> (u32, u32) {
+        self.tally.take()
     }
 
     /// The connection that another request is opening.

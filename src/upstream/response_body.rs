@@ -79,6 +79,8 @@ impl Content {
             (Link::Http1(mut http1), Incoming::Http1(incoming)) => {
                 let (first, incoming) = match http1.body_at_once(incoming) {
                     ReadyBody::Whole(body) => {
+                        active.answered();
+                        active.finished();
                         active.give_back(http1);
                         return Self::Whole(body);
                     }
@@ -89,7 +91,11 @@ impl Content {
                 };
                 (first, Incoming::Http1(incoming), Link::Http1(http1))
             }
-            (_, incoming) if incoming.is_end_stream() => return Self::Whole(Body::Empty),
+            (_, incoming) if incoming.is_end_stream() => {
+                active.answered();
+                active.finished();
+                return Self::Whole(Body::Empty);
+            }
             (link, incoming) => (None, incoming, link),
         };
         limits.arm(&deadline, limits.between_bytes);
@@ -141,6 +147,7 @@ impl ResponseBody {
             }),
             Poll::Ready(frame) => {
                 self.first = Some(frame);
+                self.active.answered();
                 Ok(())
             }
             Poll::Pending => {
@@ -152,6 +159,11 @@ impl ResponseBody {
             self.link = None;
         }
         Poll::Ready(first)
+    }
+
+    /// The response has begun; see [`Active::answered`].
+    pub(super) fn answered(&self) {
+        self.active.answered();
     }
 
     fn poll_incoming(
@@ -193,6 +205,7 @@ impl ResponseBody {
 
     /// The body has ended: its connection is free for the next request.
     fn finish(&mut self) {
+        self.active.finished();
         if let Some(Link::Http1(http1)) = self.link.take() {
             self.active.give_back(http1);
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use http::Request;
 
-use super::attempt::{Attempt, Failed};
-use super::choice::{ChoiceInput, Chosen};
+use super::attempt::{Attempt, Blame, Failed};
+use super::choice::ChoiceInput;
 use super::core::Core;
 use super::deadline::Timers;
 use super::error::{FetchError, Tried, Unanswered};
@@ -20,6 +20,7 @@ use crate::body::Body;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
 use crate::planted::{self, Bug};
+use crate::random::random_u64;
 
 /// The server that a request is forwarded to.
 #[derive(Clone, Debug)]
@@ -82,10 +83,28 @@ impl Upstreams {
         &self,
         upstream: &Upstream,
         request: impl Fn() -> Request<()>,
-        mut body: Body,
+        body: Body,
         intent: &Intent,
     ) -> Result<UpstreamResponse, Box<Unanswered>> {
         let Upstream::Pool(pool) = upstream;
+        let core = &self.0;
+        let mut blames = Vec::new();
+        let sent = self.send_to(pool, request, body, intent, &mut blames).await;
+        // Without a response, only the first origin is to blame: the request may be at fault.
+        let to_blame = if sent.is_ok() { blames.len() } else { 1 };
+        blames.iter().take(to_blame).for_each(|blame| blame.record(pool, &core.recorder));
+        sent
+    }
+
+    /// As [`Upstreams::send`]. Failures that count against an origin's health are added to `blames`.
+    async fn send_to(
+        &self,
+        pool: &Arc<Pool>,
+        request: impl Fn() -> Request<()>,
+        mut body: Body,
+        intent: &Intent,
+        blames: &mut Vec<Blame>,
+    ) -> Result<UpstreamResponse, Box<Unanswered>> {
         let core = &self.0;
         let state = core.state(pool);
         core.recorder.count(Metric::UpstreamRequests);
@@ -94,7 +113,7 @@ impl Upstreams {
             Tried { pool: pool.name().clone(), origin: None, address: None, attempts: 0 };
         let unanswered = |error, tried| Err(Box::new(Unanswered { error, tried }));
         if planted::each(Bug::AnswersFail, 20) {
-            return unanswered(FetchError::AllDown { pool: pool.name().clone() }, last);
+            return unanswered(all_down(pool, Duration::ZERO), last);
         }
         state.earn_retry();
         let (began, limits) = (core.clock.both(), core.limits(pool.settings(), intent.is_call));
@@ -103,36 +122,33 @@ impl Upstreams {
         loop {
             // Read for each attempt: a removed member must get no new request.
             let members = core.members(&state);
+            let may_test = || {
+                let is_empty = matches!(body, Body::Empty);
+                last.attempts == 0 && is_empty && request().method().is_idempotent()
+            };
             let input = ChoiceInput::new(intent, &tried, &body);
-            let Some(Chosen { member, in_flight }) = state.choose(&members, &input) else {
-                // The failure of an attempt is counted already.
-                let error = last_error.unwrap_or_else(|| {
-                    let error = FetchError::AllDown { pool: pool.name().clone() };
-                    let label = error.error_type().index();
-                    core.recorder.count_labelled(Metric::UpstreamFailures, label);
-                    error
-                });
-                return unanswered(error, last);
+            let chosen = match state.choose(&members, &input, &core.recorder, may_test) {
+                Ok(chosen) => chosen,
+                Err(next_trial) => {
+                    // The failure of an attempt is counted already.
+                    let error = last_error.unwrap_or_else(|| {
+                        let error = all_down(pool, next_trial);
+                        let label = error.error_type().index();
+                        core.recorder.count_labelled(Metric::UpstreamFailures, label);
+                        error
+                    });
+                    return unanswered(error, last);
+                }
             };
             let attempts = last.attempts + 1;
             let (request, state) = (&request, &state);
-            let attempt = Attempt {
-                core,
-                state,
-                member,
-                in_flight,
-                attempts,
-                began,
-                limits,
-                request,
-                intent,
-            };
+            let attempt = Attempt { core, state, chosen, attempts, began, limits, request, intent };
             let failed = match attempt.exchange(body).await {
                 Ok(upstream) => return Ok(upstream),
                 Err(failed) => failed,
             };
-            attempt.note_failure(&failed);
-            let member = &attempt.member.member;
+            blames.extend(attempt.note_failure(&failed));
+            let member = &attempt.chosen.member.member;
             last.origin = Some(member.name.clone());
             (last.address, last.attempts) = (failed.address(), attempts);
             let Failed { error, body: again, .. } = failed;
@@ -157,6 +173,13 @@ impl Upstreams {
             (body, last_error) = (again, Some(error));
         }
     }
+}
+
+/// Clients are told to come back after the next trial, at different times.
+fn all_down(pool: &Pool, next_trial: Duration) -> FetchError {
+    let seconds = next_trial.as_secs_f64().ceil().clamp(1.0, 3600.0) as u32;
+    let retry_after = seconds + random_u64() as u32 % (seconds + 1);
+    FetchError::AllDown { pool: pool.name().clone(), retry_after }
 }
 
 /// A label of [`Metric::UpstreamRetries`].

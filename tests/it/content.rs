@@ -286,7 +286,7 @@ fn a_client_that_stalls_its_upload_does_not_count_against_the_origin() {
     for (origin, protocol) in [(http1.url(), "http1"), (http2, "http2")] {
         let edge = Edge::with(&format!(
             "[pools.main]\norigins = {origin:?}\nprotocol = {protocol:?}\n\
-             deadlines.first_byte = \"50ms\"\nhealth.failures_max = 1\n[sites.all]\nhosts = \"*\"\n\
+             deadlines.first_byte = \"50ms\"\nhealth.connect_failures = 1\n[sites.all]\nhosts = \"*\"\n\
              [limits]\nbody_idle_timeout = \"400ms\"\n"
         ));
         let stalled = "POST / HTTP/1.1\r\nHost: edge.test\r\nContent-Length: 5\r\n\r\nhe";
@@ -299,6 +299,8 @@ fn a_client_that_stalls_its_upload_does_not_count_against_the_origin() {
         let bytes = [http2_head("POST", &[]), frame(DATA, 0, 1, b"he")].concat();
         assert_eq!(http2_status(edge.http, &bytes), 408, "{protocol}");
         assert_eq!(edge.metric("skerry_upstream_marked_down_total"), 0.0);
+        let health = edge.admin("GET", "/origins", "");
+        assert!(health.text().contains("\"failures\": 0"), "{protocol}: {health:?}");
         assert_eq!(edge.get("/").status, 200, "{protocol}: the origin is still up");
     }
 }

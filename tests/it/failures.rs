@@ -407,7 +407,7 @@ fn a_failed_origin_is_logged_once_and_so_is_its_recovery() {
     let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let process = Process::start(&format!(
         "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\n[log]\naccess = \"off\"\n\
-         [pools.main]\norigins = [\"http://{port}\"]\nhealth.skip = \"50ms\"\n\
+         [pools.main]\norigins = [\"http://{port}\"]\nhealth.trial_interval = \"100ms\"\n\
          [sites.all]\nhosts = \"*\"\n"
     ));
     let mut client = Client::connect(process.http);
@@ -506,18 +506,20 @@ fn a_line_names_the_rule_that_applied() {
 
 #[test]
 fn the_error_of_the_last_attempt_is_told_when_all_others_are_down() {
-    let dead = Origin::start(|_| Answer::ok("x"));
-    let cutting = Origin::start(|_| Answer::raw(""));
+    let (dead, other) = (Origin::start(|_| Answer::ok("x")), Origin::start(|_| Answer::ok("x")));
     dead.kill();
+    other.kill();
     let edge = Edge::with(&format!(
-        "[pools.main]\norigins = [{:?}, {:?}]\nhealth.failures_max = 1\nhealth.skip = \"1h\"\n\
-         health.try_when_all_down = false\n[sites.all]\nhosts = \"*\"\n",
+        "[pools.main]\norigins = [{:?}, {:?}]\nhealth.connect_failures = 1\n\
+         health.trial_interval = \"1h\"\n[sites.all]\nhosts = \"*\"\n",
         dead.url(),
-        cutting.url()
+        other.url()
     ));
     let first = edge.get("/");
     assert_eq!(first.status, 502, "an origin was tried: {first:?}");
     assert!(!first.header("proxy-status").contains("destination_unavailable"), "{first:?}");
+    // The next request tries one of them again.
+    assert_eq!(edge.get("/").status, 502);
     let second = edge.get("/");
     assert_eq!(second.header("proxy-status"), "skerry; error=destination_unavailable");
     assert!(second.text().contains("no origin is available\n"), "{second:?}");

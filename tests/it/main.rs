@@ -19,6 +19,7 @@ mod hostile;
 mod http2;
 mod misdirected;
 mod operations;
+mod origin_health;
 mod origins;
 mod prefetch;
 mod protocol;

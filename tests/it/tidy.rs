@@ -39,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "upstream",
         &[
             "body", "clock", "fields", "interim", "labels", "metrics", "notices", "planted",
+            // random: ejections and checks of many origins and nodes must not fall together.
             "random", "upgrade",
         ],
     ),

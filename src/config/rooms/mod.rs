@@ -5,6 +5,7 @@ mod cache;
 mod compression;
 mod control;
 mod guard;
+mod health;
 mod listen;
 mod log;
 mod node;

@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use super::super::mistakes::suggestion;
 use super::super::reader::{Reader, Section};
 use super::super::values::{Value, text};
+use super::health::{read_check, read_health};
 use super::node::coordinates;
 use crate::upstream::{
     self, Balance, ClientCertificate, DnsSettings, HashBy, HostHeader, Origin, Policy,
@@ -89,10 +90,8 @@ fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> Po
     retry.read_within("budget_percent", &mut pool.retry.budget_percent, 0..=100);
     retry.read("budget_reserve", &mut pool.retry.budget_reserve);
 
-    let health = section.section("health");
-    health.read("failures_max", &mut pool.health.failures_max);
-    health.read("skip", &mut pool.health.skip);
-    health.read("try_when_all_down", &mut pool.health.try_when_all_down);
+    read_health(&section.section("health"), &mut pool.health);
+    pool.check = read_check(&section.section("check"));
     PoolDefinition { settings: pool, origins }
 }
 

@@ -811,3 +811,38 @@ fn edge_toml_shows_the_defaults() {
         assert!(is_example, "{change}");
     }
 }
+
+#[test]
+fn options_of_health_that_are_gone_name_their_successors() {
+    check(
+        "[pools.main.health]\nfailures_max = 3\nskip = \"1s\"\ntry_when_all_down = true\n",
+        &[
+            "2:16: there is no option \"failures_max\" any more: set \"connect_failures\" (failed connections in a row) and \"consecutive_5xx\" (faulty responses in a row)",
+            "3:8: there is no option \"skip\" any more: set \"eject_for\"",
+            "4:21: there is no option \"try_when_all_down\" any more: if all origins are down, one request at a time tries one; set \"trial_interval\" for the time between two",
+        ],
+    );
+}
+
+#[test]
+fn a_check_that_cannot_work_is_a_mistake() {
+    check(
+        "[pools.main.check]\nkind = \"tcp\"\npath = \"/health\"\ninterval = \"500ms\"\ntimeout = \"1s\"\n",
+        &[
+            "3:8: \"path\" has no effect on a check of kind \"tcp\"",
+            "5:11: \"timeout\" must be above 0 and not greater than \"interval\"",
+        ],
+    );
+    check(
+        "[pools.main.check]\nmethod = \"HEAD\"\ncontains = \"ok\"\nstatuses = [\"399-200\", 99]\n",
+        &[
+            "3:12: a response to HEAD has no content to search",
+            "4:13: pools.main.check.statuses: expected a status code or a range of them, such as 200 or \"200-399\", found \"399-200\"",
+            "4:24: pools.main.check.statuses: expected a status code or a range of them, such as 200 or \"200-399\", found 99",
+        ],
+    );
+    let config =
+        read_text(&format!("{MINIMAL}[pools.main.check]\ninterval = \"500ms\"\n")).unwrap();
+    let check = config.upstream.pools[0].settings.check.as_ref().expect("a check");
+    assert_eq!(check.timeout, check.interval, "the default is not above the interval");
+}

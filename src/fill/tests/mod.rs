@@ -383,7 +383,10 @@ fn followers_of_a_failure_have_the_same_failure() {
         let node = Node::new(small());
         let lead = node.lead();
         let (own, other) = (lead.follower(), node.follow());
-        lead.fail(FillFailure::Upstream(Arc::new(FetchError::AllDown { pool: "origins".into() })));
+        lead.fail(FillFailure::Upstream(Arc::new(FetchError::AllDown {
+            pool: "origins".into(),
+            retry_after: 1,
+        })));
         let failures = [own.outcome().await, other.outcome().await].map(|outcome| match outcome {
             FillOutcome::Failed(FillFailure::Upstream(error)) => error,
             other => panic!("{other:?}"),

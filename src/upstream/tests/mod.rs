@@ -41,7 +41,7 @@ async fn bed() -> (Scripted, Bed) {
 
 /// Whether each member is up, in the order of the pool's origins.
 fn up(pool: &Pool) -> Vec<bool> {
-    pool.members().iter().map(|member| !member.health.is_down()).collect()
+    pool.members().iter().map(|member| member.health.view().class().is_usable()).collect()
 }
 
 pub(super) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -265,7 +265,7 @@ async fn a_post_whose_kept_connection_closes_is_not_sent_again() {
             assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 0);
             // It was the origin's right to close an idle connection.
             assert_eq!(bed.failures("connection_terminated"), 1);
-            assert!(bed.pool.members().at(0).health.is_untouched());
+            assert!(bed.pool.members().at(0).health.view().is_quiet());
         }
     })
     .await;
@@ -334,7 +334,7 @@ async fn retries_stop_when_their_budget_is_spent() {
     on_core(async {
         let mut settings = pool(vec![closed_port().await, closed_port().await]);
         settings.settings.retry = Retry { attempts_max: 2, budget_percent: 25, budget_reserve: 1 };
-        settings.settings.health.failures_max = 0;
+        settings.settings.health.connect_failures = 0;
         let bed = Bed::new(settings);
         for _ in 0..8 {
             bed.get().await.expect_err("both refuse");
@@ -351,7 +351,7 @@ async fn an_origin_that_fails_again_and_again_is_left_alone_while_another_is_up(
     on_core(async {
         let origin = Scripted::bind().await;
         let mut settings = pool(vec![closed_port().await, origin.origin()]);
-        settings.settings.health.failures_max = 2;
+        settings.settings.health.connect_failures = 2;
         let bed = Bed::new(settings);
         let serve = async {
             let mut peer = origin.accept().await;
@@ -378,7 +378,7 @@ async fn an_origin_that_stays_in_a_changed_pool_keeps_its_connection_and_its_hea
         let origin = Scripted::bind().await;
         let down = closed_port().await;
         let mut settings = pool(vec![down.clone(), origin.origin()]);
-        settings.settings.health.failures_max = 1;
+        settings.settings.health.connect_failures = 1;
         let mut bed = Bed::new(settings.clone());
         let serve = async {
             let mut peer = origin.accept().await;
@@ -523,7 +523,7 @@ async fn health_survives_a_change_of_a_hundred_members() {
         };
         let both = [closed_port().await, origin.origin()];
         let mut settings = pool(with(1..99, both.clone()));
-        settings.settings.health.failures_max = 1;
+        settings.settings.health.connect_failures = 1;
         let bed = Bed::new(settings);
         let accepted = Cell::new(0);
         let ask = async {
@@ -567,24 +567,6 @@ async fn a_reload_of_origins_alone_changes_the_members_of_the_same_pool() {
     assert_eq!(removed(&a_members), [true, false]);
     assert_eq!(removed(&a.members()), [false, false]);
     assert_eq!(removed(&b_members), [true], "its pool is gone");
-}
-
-#[tokio::test]
-async fn when_all_are_down_the_settings_say_whether_to_try() {
-    on_core(async {
-        for try_when_all_down in [true, false] {
-            let mut settings = pool(vec![closed_port().await]);
-            settings.settings.health.failures_max = 1;
-            settings.settings.health.try_when_all_down = try_when_all_down;
-            let bed = Bed::new(settings);
-            bed.get().await.expect_err("nobody listens");
-            let error = bed.get().await.expect_err("still nobody");
-            let expected =
-                if try_when_all_down { "connection_refused" } else { "destination_unavailable" };
-            assert_eq!(error.proxy_error(), expected);
-        }
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -231,7 +231,15 @@ impl Answer {
 impl Origin {
     /// Starts on a free loopback port.
     pub fn start(answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), answer)
+    }
+
+    /// Starts at an address, such as that of a killed origin.
+    pub fn start_at(
+        address: SocketAddr,
+        answer: impl Fn(&ReceivedRequest) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let received = Arc::new((Mutex::default(), Condvar::new()));
         let (answer, record) = (Arc::new(answer), received.clone());
