@@ -267,6 +267,19 @@ fn an_outcome_of_another_epoch_changes_nothing() {
 }
 
 #[test]
+fn a_failure_from_before_an_ejection_does_not_count_after_it() {
+    let mut bench = Bench::unreachable();
+    let epoch = bench.machine.epoch - 1;
+    bench.passes(10);
+    bench.claims(false);
+    bench.trial_is_answered(false);
+    for outcome in [Outcome::Unreachable, Outcome::Faulty] {
+        (0..5).for_each(|_| _ = bench.on(Event::Finished { epoch, is_trial: false, outcome }));
+    }
+    assert!(bench.machine.view().is_quiet());
+}
+
+#[test]
 fn a_trial_is_granted_when_the_time_is_over_and_only_once() {
     let mut bench = Bench::unreachable();
     bench.passes(9);
