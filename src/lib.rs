@@ -1,49 +1,51 @@
 //! Skerry, a CDN edge node.
 //!
-//! [`serve`] is the request path; read it first. The modules below stand in three groups, each in
-//! alphabetical order. docs/ARCHITECTURE.md has the map, the invariants, and the order in which a request
-//! meets the rooms. Only the binary and the tests use this crate: a change of its items is no breaking change.
+//! [`serve`] is the request path; read it first. A *room* is one module of this file with its directory:
+//! it owns one task, and imports only the rooms that `tests/it/tidy.rs` allows it. The rooms stand in three
+//! groups, each in alphabetical order; docs/ARCHITECTURE.md has the map, the invariants, and the order in
+//! which a request passes through the rooms. Only the binary and the tests use this crate: a change of its
+//! items is no breaking change.
 
 #![warn(unreachable_pub)]
 
-// The path, from the socket inwards.
+// The request path.
 mod cache; // the rules of RFC 9111, pure
 mod context; // the facts of one request
-mod fill; // one upstream response on its way into the store, with any number of readers
-mod guard; // may this request come in at all
+mod fill; // copies an upstream response into the store while any number of clients read it
+mod guard; // normalises requests; access rules and rate limits
 mod listen; // bytes → requests: accept, TLS, HTTP/1.1 and HTTP/2, connection limits
-mod purge; // what must not be used any more: the purge table, durable
-mod respond; // the last room before the wire, and the access log
-mod route; // which site, which rule
-mod serve; // THE request path, one line a stage
+mod purge; // which stored responses must not be used any more: the purge table and its log on disk
+mod respond; // adds Via and Cache-Status to responses; access log
+mod route; // selects the site and the rule of a request
+mod serve; // the request path: calls the stages in order
 mod store; // memory and disk as one cache
 mod transform; // content coding
 mod upstream; // who answers a miss: pools, connections, one exchange
 
 // Beside the path.
 pub mod cli; // the commands that talk to a running node
-pub mod config; // what was written → what is meant
+pub mod config; // parses the configuration file into typed settings
 mod control; // admin API, purge bus
 pub mod demo; // the origin of the demo
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // the fuzz targets of all rooms
-mod node; // builds every part once, wires them, drains
+mod node; // starts, reloads and drains a node
 
-// Leaves: they know none of the rooms above.
+// Leaves: they import none of the rooms above.
 mod allocator;
 mod body;
 mod clock;
-mod fields; // field sections, stored and on their way
+mod fields; // header sections: stored, and of messages being forwarded
 mod interim; // 1xx responses between upstream and one client
-mod labels; // closed lists of words for logs, metrics and fields
+mod labels; // the fixed values of labels in logs, metrics and header fields
 mod lock; // a directory that one process at a time may use
 mod metrics;
-mod notices; // log lines that anybody can cause, told once an interval
-mod planted; // bugs for the lab to find; a constant false without its cargo feature
+mod notices; // rate-limited log lines for events that clients or origins can cause
+mod planted; // fault injection for tests; always false without the feature planted-bugs
 mod random;
-mod reply; // an answer on its way to the listener
-mod stamp; // whether a file was replaced
-mod upgrade; // a client's connection on its way out of HTTP
+mod reply; // the response that the request path returns to the listener
+mod stamp; // detects that a file was replaced
+mod upgrade; // hands a client connection over after 101 Switching Protocols
 
 // What the binary and the tests reach; everything else is the crate's own.
 pub use allocator::Allocator;
@@ -54,7 +56,7 @@ pub use labels::{HeadError, ProxyError, Reason, Refusal};
 pub use metrics::{Kind as MetricKind, TABLE as METRICS};
 pub use node::{Node, StartError};
 
-/// As in the node's binary, so that what is measured is what a node takes.
+/// Release tests use the allocator of the binary, so that memory measurements match a real node.
 #[cfg(all(test, not(debug_assertions)))]
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;

@@ -1,4 +1,4 @@
-//! Bugs planted on purpose, one at a time, to show that the lab's checkers find them.
+//! Bugs planted on purpose, one at a time, to show that the simulation's checkers find them.
 //!
 //! Only with the cargo feature `planted-bugs`, which no release build accepts; without it every
 //! question here is a constant false and costs nothing. `SKERRY_PLANTED_BUG` names the bug.

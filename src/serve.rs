@@ -1,14 +1,18 @@
-//! The request path, one line per stage. Read it from the top.
+//! The request path. [`serve`] calls the stages in this order:
 //!
 //! ```text
-//! normalise → route → admit → key → lookup → decide ─ Serve ───────────────────────────┐
-//!                                          ├ ServeStale (+ refresh in background) ──────┤
-//!                                          ├ Validate → fetch (conditional) ────────────┤→ select → encode → finish
-//!                                          └ Forward(reason) → fetch (collapse, fill) ──┘
+//! normalise → route → admit ┬ redirect, fixed response, PURGE ────────────────────────────┐
+//!                           ├ bypass → pass (not stored) ────────────────────────────────┤
+//!                           └ key → lookup → decide ─ Serve ─────────────────────────────┤
+//!                                  │                └ bytes missing → fetch the ranges ──┤
+//!                                  ├ ServeStale (+ refresh in background) ───────────────┤→ select → encode → finish
+//!                                  ├ Validate → fetch (conditional) ─────────────────────┤
+//!                                  ├ Forward(reason) → fetch (collapse, fill) ───────────┤
+//!                                  └ GatewayTimeout → 504 ───────────────────────────────┘
 //! ```
 //!
 //! Stages return their outcome as a value, [`Answered`] or [`PathError`]; only *finish* writes
-//! `Cache-Status`, metrics and the log. If the response is in memory, no stage waits: [`serve`] returns
+//! `Cache-Status` and the access log, and counts the response. If the response is in memory, no stage waits: [`serve`] returns
 //! a reply that is ready. Only stages that wait for disk or upstream run in a boxed future. [`serve`]
 //! never fails: [`respond::ErrorReply`] turns an error into a reply.
 
@@ -298,7 +302,7 @@ enum Wait {
     /// Its lookup must continue on disk.
     LookUp(Box<Search>),
     /// The lookup is complete, and the stored response cannot be sent as it is.
-    Act(NextStage),
+    Continue(NextStage),
 }
 
 /// The stage after *decide* for a request that the store cannot answer alone.
@@ -317,24 +321,24 @@ impl Visit {
         if self.is_purge() {
             return Err(Wait::Purge);
         }
-        let answered_here =
+        let generated =
             |reply| Ok(Answered::new(reply, CacheStatus::generated(Reason::AnsweredHere)));
         match &self.rule.settings.action {
             Action::Redirect(redirect) => {
-                return answered_here(answer::redirect(redirect, &self.query().facts()));
+                return generated(answer::redirect(redirect, &self.query().facts()));
             }
-            Action::Fixed(fixed) => return answered_here(answer::fixed(fixed)),
+            Action::Fixed(fixed) => return generated(answer::fixed(fixed)),
             Action::Forward(_) => {}
         }
-        if let Some(reply) = self.reply_of_last_recipient() {
-            return answered_here(reply);
+        if let Some(reply) = self.reply_if_max_forwards_is_zero() {
+            return generated(reply);
         }
         if let Some(reason) = self.bypass_reason(payload) {
             return Err(Wait::Pass(reason));
         }
         let query = self.query();
         let found = query.look_up_in_memory(query.search()).map_err(Wait::LookUp)?;
-        self.use_stored(found).map_err(Wait::Act)
+        self.use_stored(found).map_err(Wait::Continue)
     }
 
     #[expect(
@@ -350,10 +354,10 @@ impl Visit {
                     let found = self.query().look_up(*search, lookup::Lookup::Find).await;
                     match self.use_stored(found) {
                         Ok(answered) => Ok(answered),
-                        Err(next) => self.act(next).await,
+                        Err(next) => self.run_stage(next).await,
                     }
                 }
-                Wait::Act(next) => self.act(next).await,
+                Wait::Continue(next) => self.run_stage(next).await,
             };
             match outcome {
                 Ok(answered) => match self.encode(answered) {
@@ -402,8 +406,8 @@ impl Visit {
                 Err(NextStage::Fetch(LookupResult { validate: true, ..found }, reason))
             }
             (Decision::Forward(reason), _) => {
-                // A response without a validator may still be served if upstream fails, or be
-                // updated by a HEAD response.
+                // Unless the stored response must never be used again, keep it: it may be served
+                // stale if upstream fails, or updated by the response to a HEAD request.
                 let gone = matches!(reason, Reason::HardPurged | Reason::TooOld);
                 let head = found.head.filter(|_| !gone);
                 Err(NextStage::Fetch(LookupResult { head, ..found }, reason))
@@ -412,7 +416,7 @@ impl Visit {
         }
     }
 
-    async fn act(&self, next: NextStage) -> Result<Answered, Box<PathError>> {
+    async fn run_stage(&self, next: NextStage) -> Result<Answered, Box<PathError>> {
         match next {
             NextStage::Fetch(found, reason) => self.fetch(found, reason).await,
             NextStage::FillGaps(found) => match self.fill_gaps(&found).await? {
@@ -464,7 +468,7 @@ impl Visit {
         }
         let shows_key = settings.cache.show_key && !facts.cache_status.is_generated();
         let key = shows_key.then(|| self.query().key_in_memory().text);
-        respond::mark(&mut reply, &facts, &self.plan.identity, key.as_deref());
+        respond::add_via_and_cache_status(&mut reply, &facts, &self.plan.identity, key.as_deref());
         account(&self.worker, self.context, facts, reply)
     }
 }
@@ -481,7 +485,7 @@ fn finish_error(
     tracing::debug!(request = %context.id, reason = error.reason, detail = %error.detail, "refused or failed");
     let mut reply = error.complete(&plan.identity.name, &context.id.to_string());
     if context.site.is_some() {
-        respond::mark(&mut reply, &facts, &plan.identity, None);
+        respond::add_via_and_cache_status(&mut reply, &facts, &plan.identity, None);
     }
     account(worker, context, facts, reply)
 }
@@ -495,7 +499,7 @@ fn account(
 ) -> Reply {
     let elapsed = worker.clock.instant().duration_since(request.started);
     let transaction = Transaction { request, response };
-    respond::account(transaction, &worker.recorder, &worker.log, elapsed, reply)
+    respond::count_and_log(transaction, &worker.recorder, &worker.log, elapsed, reply)
 }
 
 /// The log shows this much of a host that is not valid.

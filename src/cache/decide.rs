@@ -17,7 +17,7 @@ use super::stored::StoredResponse;
 use crate::fields::Fields;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
-/// What to do with a request for which a stored response exists.
+/// What to do with a request after the lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Serve the stored response; it is fresh.
@@ -45,7 +45,7 @@ pub(crate) enum Decision {
 
 /// Why the cache is not consulted for a request; `None` if it is. HEAD uses responses stored for
 /// GET.
-pub(crate) fn skips_cache(
+pub(crate) fn bypass_reason(
     method: &Method,
     headers: &HeaderMap,
     request: &RequestDirectives,
@@ -60,11 +60,11 @@ pub(crate) fn skips_cache(
     if request.no_store {
         return Some(Reason::RequestNoStore);
     }
-    bypasses(headers, settings)
+    configured_bypass_reason(headers, settings)
 }
 
 /// The configured bypass condition that the request matches, if any.
-pub(super) fn bypasses(headers: &HeaderMap, settings: &Settings) -> Option<Reason> {
+pub(super) fn configured_bypass_reason(headers: &HeaderMap, settings: &Settings) -> Option<Reason> {
     let bypass = &settings.bypass;
     if bypass.headers.iter().any(|name| headers.contains_key(name)) {
         return Some(Reason::BypassHeader);
@@ -403,7 +403,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().expect("a value"));
             let request = RequestDirectives::of(&headers, Honoured::ALL);
-            assert_eq!(skips_cache(method, &headers, &request, &settings), expected, "{value}");
+            assert_eq!(bypass_reason(method, &headers, &request, &settings), expected, "{value}");
         };
         check(&Method::GET, "a", "b", None);
         check(&Method::HEAD, "a", "b", None);
@@ -414,7 +414,7 @@ mod tests {
         check(&Method::GET, "cache-control", "no-store", Some(Reason::RequestNoStore));
         let off = Settings { enabled: false, ..Settings::default() };
         let plain = RequestDirectives::default();
-        let skipped = skips_cache(&Method::GET, &HeaderMap::new(), &plain, &off);
+        let skipped = bypass_reason(&Method::GET, &HeaderMap::new(), &plain, &off);
         assert_eq!(skipped, Some(Reason::CachingOff));
     }
 
@@ -433,11 +433,11 @@ mod tests {
         for n in 0..runs {
             let headers = std::hint::black_box(&headers);
             let request = RequestDirectives::of(headers, settings.honoured);
-            let skipped = skips_cache(&Method::GET, headers, &request, &settings);
+            let skipped = bypass_reason(&Method::GET, headers, &request, &settings);
             let now = now() + Duration::from_millis(n & 1023);
             let decision = decide(std::hint::black_box(&stored), None, &request, &settings, now);
             std::hint::black_box((skipped, decision));
         }
-        println!("directives + skips_cache + decide: {:?} each", start.elapsed() / runs as u32);
+        println!("directives + bypass_reason + decide: {:?} each", start.elapsed() / runs as u32);
     }
 }

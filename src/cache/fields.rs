@@ -73,7 +73,7 @@ pub(super) fn storable_fields(
 /// The fields of a response that are only for the client whose request was forwarded: those named by
 /// `no-cache="…"` and `private="…"`, and cookies that are not stored. Without those that [`answer`]
 /// generates, which no stored response has either.
-pub(crate) fn own_fields(response: &HeaderMap, stored: &FieldSection) -> HeaderMap {
+pub(crate) fn unshared_fields(response: &HeaderMap, stored: &FieldSection) -> HeaderMap {
     let is_own = |name: &HeaderName| !GENERATED.contains(name) && !stored.contains(name);
     let own = response.iter().filter(|(name, _)| is_own(name));
     let mut own: HeaderMap = own.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -268,7 +268,7 @@ mod tests {
             ("set-cookie", "a=b"),
             ("x-own", "1"),
         ];
-        let own = own_fields(&headers(&fields), &stored(&fields).headers);
+        let own = unshared_fields(&headers(&fields), &stored(&fields).headers);
         let mut names: Vec<_> = own.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["set-cookie", "x-own"]);

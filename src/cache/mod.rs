@@ -33,7 +33,7 @@ pub(crate) mod vary;
 
 pub(crate) use conditional::{Selected, select};
 pub(crate) use decide::{
-    Decision, decide, decide_absent, may_serve_stale_on_error, skips_cache, stale_when_slow,
+    Decision, bypass_reason, decide, decide_absent, may_serve_stale_on_error, stale_when_slow,
 };
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fields::{answer, validation_fields};

@@ -1,5 +1,6 @@
-//! Ranges (RFC 9110 §14): what a request asks for, what a 206 says it has, and the plan of a
-//! `multipart/byteranges` answer.
+//! Byte ranges (RFC 9110 §14): applies the `Range` of a request to a representation, parses and writes
+//! `Content-Range`, computes which bytes of a partly stored body are missing, and lays out a
+//! `multipart/byteranges` body. Pure functions; a `Range<u64>` here excludes its end, as in Rust.
 
 use std::ops::Range;
 
@@ -7,16 +8,16 @@ use bytes::Bytes;
 
 use crate::fields::number;
 
-/// Limits on one request's ranges. Beyond them the `Range` field is ignored, as RFC 9110 §14.2
-/// permits, and the whole is sent.
+/// Limits on the ranges of one request. If a request exceeds them, its `Range` field is ignored, as
+/// RFC 9110 §14.2 permits, and the response has the whole representation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RangeLimits {
-    /// How many ranges one request may ask for.
+    /// Maximum number of ranges in one request.
     pub ranges_max: usize,
-    /// How many of them may overlap an earlier one.
+    /// Maximum number of ranges that overlap an earlier range of the request.
     pub overlaps_max: usize,
-    /// Ranges with at most this many bytes between them become one: a part's own head costs as
-    /// much.
+    /// Two ranges with at most this many bytes between them are sent as one, because the header section
+    /// of a second part would take about as many bytes.
     pub gap_bytes_max: u64,
 }
 
@@ -26,18 +27,19 @@ impl Default for RangeLimits {
     }
 }
 
-/// What `Range` comes to for a representation of known length.
+/// The result of applying `Range` to a representation of known length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Requested {
-    /// There is none, it is not in bytes, not valid, or beyond the limits: the whole.
+    /// The field is to be ignored (another unit, invalid, or beyond the limits): send the whole
+    /// representation.
     Whole,
-    /// These, in the order asked for, disjoint; at least one.
+    /// The ranges to send: disjoint, in the order of the request, at least one.
     Ranges(Vec<Range<u64>>),
-    /// None of them lies in the representation: 416.
+    /// No requested range has a byte of the representation: answer 416.
     Unsatisfiable,
 }
 
-/// The bytes that `Range: text` asks for.
+/// Applies the field value `text` of `Range` to a representation of `length` bytes.
 pub(crate) fn requested(text: &[u8], length: u64, limits: &RangeLimits) -> Requested {
     let Some(specs) = parse_specs(text, limits.ranges_max) else { return Requested::Whole };
     let ranges: Vec<_> = specs.into_iter().filter_map(|spec| spec.within(length)).collect();
@@ -50,17 +52,18 @@ pub(crate) fn requested(text: &[u8], length: u64, limits: &RangeLimits) -> Reque
     }
 }
 
-/// One member of a ranges-specifier.
+/// One range of a `Range` field, before the length of the representation is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RangeSpec {
-    /// `first-last`, both included, or `first-` to the end.
+    /// `first-last`, which includes byte `last`; `first-` (with `None`) goes to the end.
     From(u64, Option<u64>),
-    /// `-n`: the last n bytes.
+    /// `-n`: the last `n` bytes.
     Last(u64),
 }
 
 impl RangeSpec {
-    /// The bytes it means; `None` when there are none.
+    /// The bytes that the range selects from a representation of `length` bytes. `None` if it selects
+    /// none.
     pub(crate) fn within(self, length: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From(first, last) => {
@@ -72,8 +75,8 @@ impl RangeSpec {
     }
 }
 
-/// `bytes=…`, at most `ranges_max` of them; `None` for another unit, what is not valid, or
-/// more.
+/// Parses the value of a `Range` field. `None` if the unit is not `bytes`, if the value is invalid, or if
+/// it has more than `ranges_max` ranges.
 pub(crate) fn parse_specs(text: &[u8], ranges_max: usize) -> Option<Vec<RangeSpec>> {
     let text = std::str::from_utf8(text).ok()?;
     let (unit, set) = text.split_once('=')?;
@@ -102,7 +105,7 @@ fn parse_spec(member: &str) -> Option<RangeSpec> {
     }
 }
 
-/// Digits only; too large a number is the largest.
+/// Parses decimal digits; a number above `u64::MAX` becomes `u64::MAX`. `None` if there is anything else.
 fn position(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -110,8 +113,8 @@ fn position(text: &str) -> Option<u64> {
     Some(text.parse().unwrap_or(u64::MAX))
 }
 
-/// Ranges that overlap or nearly touch become one, at the place of the first of them. `None`
-/// when more overlap than is honest.
+/// Joins ranges that overlap, or that are at most `gap_bytes_max` apart. A joined range takes the place of
+/// its first member. `None` if more than `overlaps_max` ranges overlap an earlier one.
 fn coalesce(ranges: Vec<Range<u64>>, limits: &RangeLimits) -> Option<Vec<Range<u64>>> {
     let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
     let mut overlaps = 0;
@@ -129,7 +132,7 @@ fn coalesce(ranges: Vec<Range<u64>>, limits: &RangeLimits) -> Option<Vec<Range<u
                 range = range.start.min(known.start)..range.end.max(known.end);
                 place = place.min(at);
                 joined.remove(at);
-                // What has grown may now touch one that was passed.
+                // The grown range may now touch one that was already compared: start again.
                 at = 0;
             } else {
                 at += 1;
@@ -144,14 +147,14 @@ fn coalesce(ranges: Vec<Range<u64>>, limits: &RangeLimits) -> Option<Vec<Range<u
 /// `Content-Range: bytes first-last/complete` (RFC 9110 §14.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ContentRange {
-    /// Which bytes; never none.
+    /// The bytes of the body; never empty.
     pub bytes: Range<u64>,
-    /// Of how many, `None` for `*`.
+    /// The length of the whole representation; `None` if it is unknown (`*`).
     pub complete_length: Option<u64>,
 }
 
 impl ContentRange {
-    /// From a field's value; `None` when it is not valid, or says that nothing was satisfied.
+    /// Parses a field value. `None` if it is invalid, or has the form `bytes */length` of a 416.
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?.trim();
         let (unit, rest) = text.split_once(' ')?;
@@ -167,10 +170,11 @@ impl ContentRange {
         valid.then_some(Self { bytes: first..end, complete_length })
     }
 
-    /// What a body of `length` bytes has of it, where it is said to be of this range. One that is
-    /// shorter has the first of them; where they were to reach the end, the end is where they end.
-    /// `None` when it is empty or longer.
-    pub(crate) fn holding(mut self, length: u64) -> Option<Self> {
+    /// The range that a body of `length` bytes really has, if its response announced this range. A shorter
+    /// body has the first bytes of the range; if the announced range reached the end of the representation,
+    /// the complete length shrinks to the end of the body. `None` if the body is empty, or longer than
+    /// the announced range.
+    pub(crate) fn limited_to(mut self, length: u64) -> Option<Self> {
         let reaches_the_end = self.complete_length == Some(self.bytes.end);
         let end = self.bytes.start.checked_add(length)?;
         if length == 0 || end > self.bytes.end {
@@ -183,7 +187,7 @@ impl ContentRange {
         Some(self)
     }
 
-    /// As a field's value.
+    /// The field value.
     pub(crate) fn text(&self) -> String {
         let Range { start, end } = self.bytes;
         match self.complete_length {
@@ -193,7 +197,7 @@ impl ContentRange {
     }
 }
 
-/// Which of `wanted` is not among `parts` (sorted, disjoint), in pieces.
+/// The sub-ranges of `wanted` that `parts` (sorted, disjoint) do not cover, in order.
 pub(crate) fn missing(wanted: &Range<u64>, parts: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut missing = Vec::new();
     let mut from = wanted.start;
@@ -215,7 +219,7 @@ pub(crate) fn missing(wanted: &Range<u64>, parts: &[Range<u64>]) -> Vec<Range<u6
     missing
 }
 
-/// `parts` with `added`: sorted, disjoint, not touching.
+/// Adds a range to `parts`. The result is sorted and disjoint; ranges that touch are joined.
 pub(crate) fn with_part(parts: &[Range<u64>], added: Range<u64>) -> Box<[Range<u64>]> {
     let mut all: Vec<_> = parts.iter().cloned().chain([added]).filter(|p| !p.is_empty()).collect();
     all.sort_by_key(|part| part.start);
@@ -229,26 +233,26 @@ pub(crate) fn with_part(parts: &[Range<u64>], added: Range<u64>) -> Box<[Range<u
     joined.into()
 }
 
-/// The plan of a `multipart/byteranges` body (RFC 9110 §14.6):
+/// The layout of a `multipart/byteranges` body (RFC 9110 §14.6):
 ///
 /// ```text
 /// head(0) bytes(0) head(1) bytes(1) … tail
-/// head:  \r\n--boundary\r\nContent-Type: …\r\nContent-Range: …\r\n\r\n   (the first without its \r\n)
+/// head:  \r\n--boundary\r\nContent-Type: …\r\nContent-Range: …\r\n\r\n   (head(0) has no leading \r\n)
 /// tail:  \r\n--boundary--\r\n
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Multipart {
-    /// The head of each part and its bytes.
+    /// For each part: its delimiter and header section, and its range of the representation.
     pub parts: Vec<(Bytes, Range<u64>)>,
-    /// What ends the body.
+    /// The closing delimiter.
     pub tail: Bytes,
-    /// For `Content-Type`.
+    /// The `boundary` parameter for `Content-Type`.
     pub boundary: String,
 }
 
 impl Multipart {
-    /// The plan for these ranges. `content_type` is the representation's own; `boundary` must be
-    /// one that the body's author could not foresee.
+    /// Lays out a body with these ranges. `content_type` is that of the representation. `boundary` must be
+    /// unpredictable, so that the content cannot contain it.
     pub(crate) fn new(
         ranges: &[Range<u64>],
         complete_length: u64,
@@ -278,7 +282,7 @@ impl Multipart {
         Self { parts, tail, boundary }
     }
 
-    /// The length of the whole body.
+    /// The length of the multipart body in bytes.
     pub(crate) fn content_length(&self) -> u64 {
         let part =
             |(head, range): &(Bytes, Range<u64>)| head.len() as u64 + range.end - range.start;
@@ -310,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_is_unsatisfiable() {
+    fn ranges_beyond_the_end_are_unsatisfiable() {
         check("bytes=11-", 11, Requested::Unsatisfiable);
         check("bytes=-0", 11, Requested::Unsatisfiable);
         check("bytes=0-", 0, Requested::Unsatisfiable);
@@ -318,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_valid_is_ignored() {
+    fn invalid_range_fields_are_ignored() {
         for text in [
             "bytes",
             "bytes=",
@@ -343,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn abuse_gets_the_whole() {
+    fn too_many_or_overlapping_ranges_are_ignored() {
         let many: Vec<_> = (0..33).map(|n| format!("{}-{}", n * 1000, n * 1000)).collect();
         check(&format!("bytes={}", many.join(",")), 1 << 20, Requested::Whole);
         check("bytes=0-,0-,0-,0-", 1 << 20, Requested::Whole);
@@ -351,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn content_range_is_believed_only_when_it_makes_sense() {
+    fn invalid_content_ranges_are_rejected() {
         let parse = |text: &str| ContentRange::parse(text.as_bytes());
         let of = |bytes, complete_length| Some(ContentRange { bytes, complete_length });
         assert_eq!(parse("bytes 4-9/10"), of(4..10, Some(10)));
@@ -372,17 +376,17 @@ mod tests {
 
     #[test]
     fn a_shorter_body_has_the_first_bytes_of_its_range() {
-        let holding = |text: &str, length| {
-            ContentRange::parse(text.as_bytes()).expect("valid").holding(length)
+        let limited_to = |text: &str, length| {
+            ContentRange::parse(text.as_bytes()).expect("valid").limited_to(length)
         };
         let of = |bytes, complete_length| Some(ContentRange { bytes, complete_length });
-        assert_eq!(holding("bytes 4-9/10", 6), of(4..10, Some(10)));
-        assert_eq!(holding("bytes 4-9/10", 5), of(4..9, Some(9)));
-        assert_eq!(holding("bytes 4-9/20", 5), of(4..9, Some(20)));
-        assert_eq!(holding("bytes 4-9/*", 5), of(4..9, None));
-        assert_eq!(holding("bytes 4-9/10", 7), None, "longer");
-        assert_eq!(holding("bytes 4-9/10", 0), None);
-        assert_eq!(holding("bytes 4-9/10", u64::MAX), None);
+        assert_eq!(limited_to("bytes 4-9/10", 6), of(4..10, Some(10)));
+        assert_eq!(limited_to("bytes 4-9/10", 5), of(4..9, Some(9)));
+        assert_eq!(limited_to("bytes 4-9/20", 5), of(4..9, Some(20)));
+        assert_eq!(limited_to("bytes 4-9/*", 5), of(4..9, None));
+        assert_eq!(limited_to("bytes 4-9/10", 7), None, "longer");
+        assert_eq!(limited_to("bytes 4-9/10", 0), None);
+        assert_eq!(limited_to("bytes 4-9/10", u64::MAX), None);
     }
 
     #[test]
@@ -398,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn multipart_is_as_long_as_it_says() {
+    fn a_multipart_body_has_its_content_length() {
         let plan = Multipart::new(&[0..2, 500..505], 1000, Some(b"text/plain"), "B".into());
         let mut body = Vec::new();
         for (head, range) in &plan.parts {

@@ -11,7 +11,7 @@ use http::header::{
 use http::{HeaderMap, Method, StatusCode, Version};
 
 use super::deception::is_deceptive;
-use super::decide::bypasses;
+use super::decide::configured_bypass_reason;
 use super::directives::{RequestDirectives, ResponseDirectives, Seconds};
 use super::fields::storable_fields;
 use super::freshness::{self, Lifetime, LifetimeInput, LifetimeSource};
@@ -204,7 +204,7 @@ fn refused_request(
         Method::POST if is_reusable_post(exchange, key) => {}
         _ => return Some(Reason::MethodUnstorable),
     }
-    bypasses(exchange.request, settings)
+    configured_bypass_reason(exchange.request, settings)
 }
 
 /// Whether a response to POST can answer later GET requests: status 200, and a `Content-Location`
@@ -318,7 +318,7 @@ fn part_range(exchange: &UpstreamExchange<'_>) -> Option<ContentRange> {
     let mut lines = exchange.response.get_all(CONTENT_RANGE).iter();
     let range = ContentRange::parse(lines.next()?.as_bytes())?;
     let range = match content_length(exchange.response) {
-        Some(length) => range.holding(length)?,
+        Some(length) => range.limited_to(length)?,
         None => range,
     };
     (lines.next().is_none() && range.complete_length.is_some()).then_some(range)

@@ -21,10 +21,10 @@ pub(crate) enum Freshened {
     /// The stored response is valid: store this in its place.
     Updated(Box<StoredResponse>),
     /// The stored response is valid for this request, and may no longer be stored.
-    Once(Box<StoredResponse>),
+    ValidButUnstorable(Box<StoredResponse>),
     /// The response is about another representation: keep the stored response, and forward the request
     /// without conditions. After a HEAD request: the stored response is stale from now on.
-    NotThisOne,
+    OtherRepresentation,
 }
 
 /// Updates `stored` with a 304. `exchange.request` are the client's fields, `exchange.response` those of
@@ -36,9 +36,9 @@ pub(crate) fn freshen(
     settings: &Settings,
 ) -> Freshened {
     match is_about(stored, exchange.response) {
-        true if search::contradicts(stored, exchange.response) => Freshened::NotThisOne,
+        true if search::contradicts(stored, exchange.response) => Freshened::OtherRepresentation,
         true => merged(stored, exchange, sequence, settings),
-        false => Freshened::NotThisOne,
+        false => Freshened::OtherRepresentation,
     }
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn freshen_from_head(
     {
         merged(stored, exchange, sequence, settings)
     } else {
-        Freshened::NotThisOne
+        Freshened::OtherRepresentation
     }
 }
 
@@ -139,7 +139,7 @@ fn merged(
     };
     match findings.refusal {
         None => Freshened::Updated(Box::new(updated)),
-        Some(_) => Freshened::Once(Box::new(updated)),
+        Some(_) => Freshened::ValidButUnstorable(Box::new(updated)),
     }
 }
 
@@ -252,7 +252,7 @@ mod tests {
     fn a_304_for_another_representation_updates_nothing() {
         let check = |ours: &[(&str, &str)], theirs: &[(&str, &str)], about: bool| {
             let found = freshened(ours, theirs);
-            let is_about = !matches!(found, Freshened::NotThisOne);
+            let is_about = !matches!(found, Freshened::OtherRepresentation);
             assert_eq!(is_about, about, "{ours:?} {theirs:?}");
         };
         let date = "Wed, 01 Jan 2020 00:00:00 GMT";
@@ -273,7 +273,7 @@ mod tests {
     fn a_304_that_forbids_storing_is_used_once() {
         let theirs = &[("etag", "\"a\""), ("cache-control", "private")];
         let found = freshened(&[("etag", "\"a\"")], theirs);
-        assert!(matches!(found, Freshened::Once(_)));
+        assert!(matches!(found, Freshened::ValidButUnstorable(_)));
     }
 
     #[test]

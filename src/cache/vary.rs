@@ -131,7 +131,7 @@ pub(crate) fn variant_key(
 
 impl VaryList {
     /// Adds a stored variant. Returns the hashes of variants that are dropped at `variants_max`.
-    pub(crate) fn note(
+    pub(crate) fn add(
         &mut self,
         fields: &[HeaderName],
         variant: Variant,
@@ -192,7 +192,8 @@ impl VaryList {
 }
 
 impl Variant {
-    /// The variant at `hash` of a response selected by `fields` of this request.
+    /// The list entry of a variant stored under `hash`. `fields` are its selecting fields; `request` has
+    /// their values.
     pub(crate) fn new(
         hash: KeyHash,
         fields: &[HeaderName],
@@ -237,8 +238,8 @@ fn preferred_language(headers: &HeaderMap) -> Option<Box<str>> {
 fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, codings: &[&str]) {
     let mut first = true;
     for name in fields {
-        let folded = *name == ACCEPT_ENCODING && !codings.is_empty();
-        if !folded && !headers.contains_key(name) {
+        let is_reduced = *name == ACCEPT_ENCODING && !codings.is_empty();
+        if !is_reduced && !headers.contains_key(name) {
             continue;
         }
         if !std::mem::take(&mut first) {
@@ -246,8 +247,8 @@ fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, co
         }
         text.push_str(name.as_str());
         text.push_str(": ");
-        if folded {
-            push_folded(text, headers, codings);
+        if is_reduced {
+            push_accept_encoding(text, headers, codings);
         } else if *name == ACCEPT_LANGUAGE || *name == ACCEPT || *name == ACCEPT_CHARSET {
             push_weighted(text, headers, name);
         } else {
@@ -256,11 +257,11 @@ fn push_values(text: &mut String, fields: &[HeaderName], headers: &HeaderMap, co
     }
 }
 
-/// Appends `Accept-Encoding` folded to what selects a response: those of `codings` that the client
+/// Appends `Accept-Encoding`, reduced to what selects a response: those of `codings` that the client
 /// accepts, in their order, and whether it refuses the identity coding. Requests with the same text
 /// accept each other's responses (RFC 9110 §12.5.3). One pass without allocation, because every hit
 /// that varies by coding calls it. Only the first seven codings are considered.
-fn push_folded(text: &mut String, headers: &HeaderMap, codings: &[&str]) {
+fn push_accept_encoding(text: &mut String, headers: &HeaderMap, codings: &[&str]) {
     const IDENTITY: usize = 7;
     let codings = &codings[..codings.len().min(IDENTITY)];
     let mut weights: [Option<u16>; IDENTITY + 1] = [None; IDENTITY + 1];
@@ -358,6 +359,7 @@ fn push_weighted(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
         }
         text.push_str(member);
         if *weight < 1000 {
+            // In thousandths: the text is a key, not a field value.
             text.push_str(";q=");
             text.push_str(itoa::Buffer::new().format(*weight));
         }
@@ -385,7 +387,8 @@ fn push_list(text: &mut String, headers: &HeaderMap, name: &HeaderName) {
     }
 }
 
-/// In the place of values; a line with a value has a colon.
+/// Stands for "the request has none of the selecting fields". No value can look like this, because each
+/// line with a value has a colon.
 const NO_VALUES: &str = "-";
 
 #[cfg(test)]
@@ -494,7 +497,7 @@ mod tests {
         let mut dropped = Vec::new();
         for n in 0..variants {
             let variant = Variant { hash: KeyHash(n as u128), language: None, others: 0 };
-            dropped.extend(list.note(&fields, variant, variants_max));
+            dropped.extend(list.add(&fields, variant, variants_max));
         }
         (list, dropped)
     }
@@ -511,7 +514,7 @@ mod tests {
     fn sets_of_fields_are_tried_newest_first() {
         let (mut list, _) = list_with(2, 9);
         let bar = [HeaderName::from_static("bar")];
-        list.note(&bar, Variant { hash: KeyHash(9), language: None, others: 0 }, 9);
+        list.add(&bar, Variant { hash: KeyHash(9), language: None, others: 0 }, 9);
         let key = CacheKey::new("http://e/");
         let request = headers(&[("foo", "1"), ("bar", "2")]);
         let candidates = list.candidates(&key, &request, &[], true);
@@ -526,7 +529,7 @@ mod tests {
         let request = headers(&[("accept-language", "en, de")]);
         let response = headers(&[("content-language", "DE")]);
         let mut list = VaryList::default();
-        list.note(&fields, Variant::new(KeyHash(7), &fields, &request, &response, &[]), 9);
+        list.add(&fields, Variant::new(KeyHash(7), &fields, &request, &response, &[]), 9);
         let found = |value: &str, select: bool| {
             let request = headers(&[("accept-language", value)]);
             let key = CacheKey::new("http://e/");

@@ -41,8 +41,8 @@ pub(super) struct Notes {
     mistakes: Vec<(Option<usize>, Mistake)>,
     /// Warnings, in the order in which they were noted. A node can start despite them.
     pub warnings: Vec<Mistake>,
-    /// The first of `mistakes` are errors of TOML syntax. The others may follow from them alone,
-    /// because the table is incomplete, and are not reported then.
+    /// The number of errors of TOML syntax, which come first in `mistakes`. If there is one, only they are
+    /// reported, because the others may be its consequences.
     syntax_errors: usize,
     /// Reported only if there is no other mistake, because it usually follows from one.
     nothing_to_serve: Option<Mistake>,
@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Messages are about this option from now on.
-    fn at(&self, option: String) {
+    fn set_current_option(&self, option: String) {
         *self.option.borrow_mut() = option;
     }
 
@@ -192,7 +192,7 @@ pub(super) struct Section<'a> {
     pattern: String,
     table: Option<&'a DeTable<'a>>,
     span: Range<usize>,
-    asked: RefCell<Vec<&'static str>>,
+    read_names: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Section<'a> {
@@ -208,7 +208,7 @@ impl<'a> Section<'a> {
         table: Option<&'a DeTable<'a>>,
         span: Range<usize>,
     ) -> Self {
-        Self { reader, path, pattern, table, span, asked: RefCell::default() }
+        Self { reader, path, pattern, table, span, read_names: RefCell::default() }
     }
 
     /// Whether the file has this table.
@@ -223,8 +223,8 @@ impl<'a> Section<'a> {
 
     /// The table `name` in this one.
     pub(super) fn section(&self, name: &'static str) -> Section<'a> {
-        let (path, pattern) = self.below(name, name);
-        match self.ask(name) {
+        let (path, pattern) = self.child_path(name, name);
+        match self.lookup(name) {
             None => Section::new(self.reader, path, pattern, None, self.span()),
             Some(value) => {
                 let table = self.table_of(value, "a table");
@@ -235,15 +235,15 @@ impl<'a> Section<'a> {
 
     /// The tables in the table `name`, each with its own name.
     pub(super) fn named(&self, name: &'static str) -> Vec<(String, Section<'a>)> {
-        let Some(value) = self.ask(name) else { return Vec::new() };
+        let Some(value) = self.lookup(name) else { return Vec::new() };
         let Some(tables) = self.table_of(value, &format!("tables [{name}.NAME]")) else {
             return Vec::new();
         };
         let mut named: Vec<(String, Section<'a>)> = Vec::new();
         for (key, value) in tables {
             let (path, pattern) =
-                self.below(&format!("{name}.{}", key.get_ref()), &format!("{name}.*"));
-            self.reader.at(path.clone());
+                self.child_path(&format!("{name}.{}", key.get_ref()), &format!("{name}.*"));
+            self.reader.set_current_option(path.clone());
             let Some(table) = self.table_of(value, &format!("a table [{path}]")) else { continue };
             let section = Section::new(self.reader, path, pattern, Some(table), key.span());
             named.push((key.get_ref().to_string(), section));
@@ -254,14 +254,14 @@ impl<'a> Section<'a> {
 
     /// The tables of the array `name`.
     pub(super) fn list(&self, name: &'static str) -> Vec<Section<'a>> {
-        let Some(value) = self.ask(name) else { return Vec::new() };
+        let Some(value) = self.lookup(name) else { return Vec::new() };
         let DeValue::Array(items) = value.get_ref() else {
-            let (path, _) = self.below(name, name);
+            let (path, _) = self.child_path(name, name);
             self.reader.unexpected(value, &format!("an array of tables [[{path}]]"));
             return Vec::new();
         };
         let section = |(at, item): (usize, &'a Spanned<DeValue<'a>>)| {
-            let (path, pattern) = self.below(&format!("{name}[{at}]"), &format!("{name}.*"));
+            let (path, pattern) = self.child_path(&format!("{name}[{at}]"), &format!("{name}.*"));
             let table = self.table_of(item, "a table");
             Section::new(self.reader, path, pattern, table, item.span())
         };
@@ -274,8 +274,8 @@ impl<'a> Section<'a> {
         let mut entries: Vec<_> =
             entries.map(|(key, value)| (&**key.get_ref(), key.span(), value)).collect();
         entries.sort_by_key(|(_, span, _)| span.start);
-        self.asked.borrow_mut().push(ANY);
-        self.reader.at(self.path.clone());
+        self.read_names.borrow_mut().push(ANY);
+        self.reader.set_current_option(self.path.clone());
         self.mark_known("", !entries.is_empty());
         entries
     }
@@ -283,7 +283,7 @@ impl<'a> Section<'a> {
     /// Reads the option `name` into `target`, which holds its default. Returns whether the file sets
     /// it.
     pub(super) fn read<T: Value + Debug>(&self, name: &'static str, target: &mut T) -> bool {
-        let value = self.ask(name);
+        let value = self.lookup(name);
         self.mark_known(name, value.is_some());
         if let Some(value) = value
             && let Some(read) = T::read(value, self.reader)
@@ -336,7 +336,7 @@ impl<'a> Section<'a> {
     where
         T: Clone + PartialEq,
     {
-        let value = self.ask(name);
+        let value = self.lookup(name);
         self.mark_known(name, value.is_some());
         if let Some(value) = value {
             let word = match value.get_ref() {
@@ -368,25 +368,25 @@ impl<'a> Section<'a> {
 
     /// Whether the file sets the option. Marks it as known.
     pub(super) fn has(&self, name: &'static str) -> bool {
-        self.ask(name).is_some()
+        self.lookup(name).is_some()
     }
 
     /// Notes a mistake at the value of option `name`, or at the table if it isn't written.
     pub(super) fn mistake(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         let span = value.map_or(self.span(), Spanned::span);
-        self.at(name);
+        self.set_current_option(name);
         self.reader.mistake(&span, message);
     }
 
-    /// Notes a mistake in the file of option `name`. Does nothing if a mistake was noted for this option,
-    /// such as a file that cannot be read.
+    /// Notes a mistake in the file that option `name` refers to. Does nothing if a mistake was noted for
+    /// this option, such as a file that cannot be read.
     pub(super) fn mistake_in_file(&self, name: &str, message: impl Into<String>) {
         let value = self.table.and_then(|table| table.get(name));
         let at = value.map_or(self.span(), Spanned::span);
         let is_noted = |start: &Option<usize>| *start == Some(at.start);
         if !self.reader.notes.borrow().mistakes.iter().any(|(start, _)| is_noted(start)) {
-            self.at(name);
+            self.set_current_option(name);
             self.reader.mistake(&at, message);
         }
     }
@@ -399,7 +399,7 @@ impl<'a> Section<'a> {
 
     /// The raw value of an option that the caller parses itself.
     pub(super) fn raw(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
-        let value = self.ask(name);
+        let value = self.lookup(name);
         self.mark_known(name, value.is_some());
         value
     }
@@ -412,7 +412,7 @@ impl<'a> Section<'a> {
         if let Some(written) = self.option_source(name).filter(|_| !setting.meant.contains("***")) {
             setting.shown = written;
         }
-        self.reader.set(self.below(name, "").0.trim_end_matches('.'), setting);
+        self.reader.set(self.child_path(name, "").0.trim_end_matches('.'), setting);
     }
 
     /// The option as it is written; without a name, all of the table.
@@ -434,21 +434,22 @@ impl<'a> Section<'a> {
         Some(format!("{{ {} }}", entries.join(", ")))
     }
 
-    fn ask(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
-        self.asked.borrow_mut().push(name);
+    fn lookup(&self, name: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.read_names.borrow_mut().push(name);
         if self.table.is_some() {
-            self.at(name);
+            self.set_current_option(name);
         }
         self.table?.get(name)
     }
 
     /// Messages are about this option from now on.
-    fn at(&self, name: &str) {
-        self.reader.at(self.below(name, "").0.trim_end_matches('.').to_owned());
+    fn set_current_option(&self, name: &str) {
+        self.reader
+            .set_current_option(self.child_path(name, "").0.trim_end_matches('.').to_owned());
     }
 
     fn mark_known(&self, name: &str, written: bool) {
-        let (_, pattern) = self.below("", name);
+        let (_, pattern) = self.child_path("", name);
         let pattern = pattern.trim_end_matches('.').to_owned();
         let mut notes = self.reader.notes.borrow_mut();
         if written {
@@ -457,7 +458,7 @@ impl<'a> Section<'a> {
         notes.known.insert(pattern);
     }
 
-    fn below(&self, path: &str, pattern: &str) -> (String, String) {
+    fn child_path(&self, path: &str, pattern: &str) -> (String, String) {
         let join = |above: &str, name: &str| {
             if above.is_empty() { name.to_owned() } else { format!("{above}.{name}") }
         };
@@ -474,23 +475,23 @@ impl<'a> Section<'a> {
 }
 
 impl Drop for Section<'_> {
-    /// Notes every option that no module has read as unknown.
+    /// Reports as unknown every option that no module has read.
     fn drop(&mut self) {
-        let asked = self.asked.borrow();
-        if asked.contains(&ANY) {
+        let read_names = self.read_names.borrow();
+        if read_names.contains(&ANY) {
             return;
         }
         for key in self.table.into_iter().flat_map(DeTable::keys) {
-            if !asked.contains(&&**key.get_ref()) {
+            if !read_names.contains(&&**key.get_ref()) {
                 let place = if self.path.is_empty() {
                     "at the top level"
                 } else {
                     &format!("in [{}]", self.path)
                 };
-                let known = BTreeSet::from_iter(asked.iter().copied());
+                let known = BTreeSet::from_iter(read_names.iter().copied());
                 let near = match mistakes::suggestion(key.get_ref(), known.iter().copied()) {
                     none if none.is_empty() && known.len() <= LISTED_MAX => {
-                        format!("; known are {}", Vec::from_iter(known).join(", "))
+                        format!("; known options: {}", Vec::from_iter(known).join(", "))
                     }
                     near => near,
                 };

@@ -1,4 +1,4 @@
-//! The calls about purges: starting one, its status, and the list of the latest; and the list of nodes.
+//! Admin API calls for purges: start one, query its status, list the latest ones; and the list of nodes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -79,17 +79,17 @@ impl Admin {
         Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail))
     }
 
-    /// Starts a purge, waits for the nodes in `limit`, and writes the result to the audit log.
+    /// Starts a purge, waits for other nodes as `wait_limit` says, and writes the result to the audit log.
     async fn run_purge(
         &self,
         caller: &Caller,
         request: PurgeRequest,
-        limit: WaitLimit,
+        wait_limit: WaitLimit,
         body_permit: Option<OwnedSemaphorePermit>,
     ) -> Result<PurgeResult, Problem> {
         let mut line = audit_line(caller, &request);
         let result = match self.bus.purge(request, body_permit) {
-            Ok(purge) => self.bus.wait(purge, limit).await,
+            Ok(purge) => self.bus.wait(purge, wait_limit).await,
             Err(error) => Err(error),
         };
         line["at_ms"] = json!(self.now_ms());

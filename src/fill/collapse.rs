@@ -65,7 +65,7 @@ pub(crate) enum Join {
 /// Why no fill was started for the storable response to an uncollapsed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotAdopted {
-    /// Another fill of the key is on its way.
+    /// Another fill of the key is in progress.
     InFlight,
     /// [`Settings::fills_max`] is reached.
     Limit,
@@ -148,7 +148,7 @@ impl Fills {
 
     /// The first range to request from upstream, in whole slices, if bytes from `start` to `end` of
     /// an unknown object are wanted.
-    pub(crate) fn first_asked(&self, start: u64, end: u64) -> Range<u64> {
+    pub(crate) fn first_range_to_request(&self, start: u64, end: u64) -> Range<u64> {
         let Shared { settings, slice_bytes, .. } = &*self.0.shared;
         let start = if start < settings.whole_bytes_max { 0 } else { start };
         let wanted = start..end.max(settings.whole_bytes_max);

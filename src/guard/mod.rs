@@ -39,7 +39,8 @@ pub(crate) fn normal_path(path: &str) -> Result<Cow<'_, str>, Refusal> {
     if path.starts_with('/') { path::normalise(path, false) } else { Err(Refusal::TargetInvalid) }
 }
 
-/// What the gate does where the RFCs leave a choice, and whom it trusts.
+/// The settings of request normalisation: choices that the RFCs leave open, trusted proxies, loop
+/// detection, stripped fields.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
     /// Replaces `//` by `/` in paths. Off by default, because an origin may distinguish them.

@@ -1,4 +1,4 @@
-//! The gate, request normalisation: a request has exactly one interpretation, or it is refused
+//! Request normalisation ([`Gate`]): a request has exactly one interpretation, or it is refused
 //! (RFC 9110 §7, RFC 9112 §3, §6).
 //!
 //! The HTTP parsers accept requests with two `Host` fields, with `Transfer-Encoding: gzip, chunked`, or
@@ -24,6 +24,7 @@ use crate::context::{Connection, RequestHead};
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
     settings: Settings,
+    /// The fields that must be checked or removed.
     watched: Watched,
     /// This node's member of `CDN-Loop` (RFC 8586 §2).
     cdn_id: HeaderValue,
@@ -63,13 +64,14 @@ impl Gate {
     /// A gate with these settings.
     pub(crate) fn new(settings: Settings) -> Self {
         let watched = Watched::new(&settings.strip_fields);
-        let cdn_id =
-            HeaderValue::from_str(&settings.cdn_id).expect("config lets only names through");
+        let cdn_id = HeaderValue::from_str(&settings.cdn_id)
+            .expect("the configuration accepts only a valid cdn_id");
         Self { settings, watched, cdn_id }
     }
 
-    /// Normalises a request. Removes hop-by-hop fields, fields that `Connection` names, and forwarding
-    /// fields unless a trusted proxy sent them.
+    /// Normalises a request. Removes hop-by-hop fields, fields that `Connection` names, the configured
+    /// `strip_fields`, and forwarding fields, except those that a trusted proxy sent in the configured
+    /// form (`client_field`).
     ///
     /// # Errors
     /// The first check that fails; `headers` may then be partly changed.
@@ -140,8 +142,8 @@ impl Gate {
         Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })
     }
 
-    /// Removes the fields that a request of a client loses in [`Gate::normalise`], if it does not come
-    /// through a trusted proxy.
+    /// Removes the fields that [`Gate::normalise`] removes from the request of a client that is no
+    /// trusted proxy.
     pub(crate) fn normalise_fields(&self, headers: &mut HeaderMap) {
         let present = self.scan(headers);
         self.remove_fields(headers, present, false);
@@ -174,9 +176,9 @@ impl Gate {
                 Some(Watch::TransferEncoding | Watch::ContentLength) => present.framing = true,
                 Some(Watch::Te) => {
                     present.te = true;
-                    present.drop.push(name.clone());
+                    present.to_remove.push(name.clone());
                 }
-                Some(Watch::Upgrade | Watch::Drop) => present.drop.push(name.clone()),
+                Some(Watch::Upgrade | Watch::Drop) => present.to_remove.push(name.clone()),
                 Some(Watch::Forwarding) => present.forwarding = true,
                 Some(Watch::CdnLoop) => present.cdn_loop = true,
                 Some(Watch::Expect) => present.expect = true,
@@ -195,7 +197,7 @@ impl Gate {
             headers.remove(TRANSFER_ENCODING);
             remove_leading_zeros(headers);
         }
-        for name in present.drop {
+        for name in present.to_remove {
             headers.remove(name);
         }
         if present.forwarding {
@@ -224,7 +226,7 @@ struct WatchedPresent {
     expect: bool,
     te: bool,
     /// The fields to remove.
-    drop: Vec<HeaderName>,
+    to_remove: Vec<HeaderName>,
 }
 
 fn check_method(method: &Method, settings: &Settings) -> Result<(), Refusal> {

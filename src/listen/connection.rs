@@ -1,4 +1,4 @@
-//! The interface between the room and its HTTP drivers: [`h1`](super::h1) and [`h2`](super::h2).
+//! The interface between the listener and its HTTP drivers: [`h1`](super::h1) and [`h2`](super::h2).
 //!
 //! A driver owns a connection's [`ClientStream`](super::client_stream::ClientStream) and speaks one
 //! version of HTTP on it. Everything else that a connection needs, it gets from [`HttpConnection`]:
@@ -14,7 +14,7 @@
 //! | add a `Date` to the response | [`date`](HttpConnection::date) |
 //! | hold the sending of response bodies to the minimum rate, where flow control hides a slow client | [`response_rate`](HttpConnection::response_rate) |
 //! | offer no more requests after the last one | [`is_used_up`](HttpConnection::is_used_up) |
-//! | drop the answer's future when the client cancels the request | |
+//! | cancel the answer when the client cancels the request | dropping the future of the answer |
 //!
 //! Bytes are counted, and blocked writes noticed, by the stream.
 
@@ -56,7 +56,7 @@ impl<S> HttpConnection<S> {
         &self.state.limits
     }
 
-    /// Counts what the driver alone knows of.
+    /// The metrics of this worker, for events that only the driver sees.
     pub(super) fn recorder(&self) -> &Recorder {
         &self.recorder
     }
@@ -71,13 +71,14 @@ impl<S> HttpConnection<S> {
         self.state.register(cx);
     }
 
-    /// Runs what comes before the first request; an error says that the time for it is over.
+    /// Runs the work before the first request, such as the choice of the protocol. Fails when its time
+    /// limit is over.
     pub(super) async fn run<F: Future>(&self, work: F) -> Result<F::Output, ConnectionTimeout> {
         self.state.run(work).await
     }
 
-    /// How the connection must close, if it must. A lingering connection whose client still has many
-    /// bytes to take (`unacknowledged`) goes on.
+    /// How the connection must close, if it must. A lingering connection stays open while the
+    /// client has not acknowledged many sent bytes (`unacknowledged`).
     pub(super) fn shutdown(&self, unacknowledged: impl FnOnce() -> usize) -> Option<Shutdown> {
         let shutdown = self.state.shutdown()?;
         let goes_on =
@@ -85,7 +86,7 @@ impl<S> HttpConnection<S> {
         (!goes_on).then_some(shutdown)
     }
 
-    /// Ignores a shutdown: the phase's time limit starts anew.
+    /// Withdraws the order to close, and starts the time limit of the current phase anew.
     pub(super) fn extend_phase(&self) {
         self.state.extend_phase();
     }
@@ -133,7 +134,8 @@ impl<S> HttpConnection<S> {
         self.state.begin_request()
     }
 
-    /// Counts a request that cannot be read. It is not logged: its stream is reset without a response.
+    /// Counts a request that cannot be read. For an HTTP/2 stream that is reset without a response, this is
+    /// all; [`HttpConnection::refuse`] also logs and replies.
     pub(super) fn count_refusal(&self, error: HeadError) {
         self.recorder.count_labelled(Metric::RequestsUnread, error.index());
     }
@@ -151,7 +153,7 @@ impl<S> HttpConnection<S> {
 
     /// The messages of a gRPC call: a request body that may pause for any time. The exchange with the
     /// origin has its own limit.
-    pub(super) fn call_body(&self, body: impl BodySource + 'static) -> Body {
+    pub(super) fn grpc_body(&self, body: impl BodySource + 'static) -> Body {
         Body::stream(MinRateBody::unlimited(body, self.recorder.clone()))
     }
 

@@ -47,8 +47,8 @@ use origins::OriginMetrics;
 use shared::{Shared, plan};
 use workers::WorkerThreads;
 
-/// A running node. Dropping it cuts all connections; [`Node::drain`] and then [`Node::wait`] shut it
-/// down gracefully.
+/// A running node. [`Node::drain`] and then [`Node::wait`] shut it down. Dropping it stops only the
+/// background tasks: the worker threads run until the process exits.
 pub struct Node {
     /// The addresses of the listeners, and whether each has TLS.
     pub listening: Vec<(SocketAddr, bool)>,
@@ -141,7 +141,7 @@ impl Node {
         };
         let geo = Arc::new(Geo::open(&config.geo)?);
         let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
-        // No pool is in use yet whose members could change.
+        // The second value lists running pools with new members; at start, no pool runs.
         let (plan, _) = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
         let log = AccessLog::start(&config.log)
             .map_err(system("cannot open the access log (log.access)"))?;
@@ -160,9 +160,9 @@ impl Node {
             system("cannot read the files of the purge bus (bus.password_file, bus.ca_file)"),
         )?;
         let (purges, purges_by_method) = mpsc::channel(PURGES_MAX);
-        let (internal_requests, to_run): (Vec<_>, Vec<_>) =
+        let (internal_requests, internal_request_receivers): (Vec<_>, Vec<_>) =
             (0..config.node.workers).map(|_| mpsc::channel(INTERNAL_REQUESTS_MAX)).unzip();
-        let (switch, drain) = listen::drain();
+        let (drain_trigger, drain) = listen::drain();
         let listening = sockets.first().map(listening).unwrap_or_default();
         let addresses = listening.iter().map(|(address, _)| *address).collect();
         metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
@@ -188,13 +188,13 @@ impl Node {
             tls,
             admin_tls,
             tokens,
-            drain: switch,
+            drain: drain_trigger,
             draining: AtomicBool::new(false),
             clock,
             config: Mutex::new(config),
         });
         let workers = WorkerThreads::new(&shared, &metrics, &log, drain, resolver)
-            .start(sockets, to_run)
+            .start(sockets, internal_request_receivers)
             .map_err(system("cannot start a worker thread"))?;
         let admin = admin_listener
             .local_addr()
@@ -274,7 +274,7 @@ fn listening(sockets: &WorkerSockets) -> Vec<(SocketAddr, bool)> {
         .collect()
 }
 
-/// The node's own requests (prefetch, refresh) that may wait for one worker.
+/// Length of each worker's queue of the node's own requests: prefetches, and refreshes after a purge.
 const INTERNAL_REQUESTS_MAX: usize = 64;
 /// `PURGE` requests that may wait for the admin API; the next ones are refused with 503.
 const PURGES_MAX: usize = 256;

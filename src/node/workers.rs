@@ -1,4 +1,4 @@
-//! The worker threads: one per core, each with a single-threaded runtime, its own sockets and its own
+//! The worker threads, `node.workers` of them (by default one per core): each with a single-threaded runtime, its own sockets and its own
 //! connections to origins.
 
 use std::io;
@@ -31,11 +31,11 @@ pub(super) struct WorkerThreads<'a> {
     fills: Fills,
     resolver: Arc<Resolver>,
     /// Held while a list of variants is read, changed and written.
-    listing: Arc<Mutex<()>>,
+    variant_list_lock: Arc<Mutex<()>>,
 }
 
 impl<'a> WorkerThreads<'a> {
-    /// Creates the state shared by the workers: the fills in progress.
+    /// Creates the state shared by the workers: the fills in progress and the lock of variant lists.
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         metrics: &'a Arc<Metrics>,
@@ -47,7 +47,7 @@ impl<'a> WorkerThreads<'a> {
         let recorder = metrics.background();
         let slice_bytes = config.store.slice_bytes as u64;
         let fills = Fills::new(config.fills, slice_bytes, shared.clock.clone(), recorder);
-        Self { shared, metrics, log, drain, fills, resolver, listing: Arc::default() }
+        Self { shared, metrics, log, drain, fills, resolver, variant_list_lock: Arc::default() }
     }
 
     /// Starts one thread per element of `sockets`.
@@ -78,7 +78,7 @@ impl<'a> WorkerThreads<'a> {
             drain: self.drain.clone(),
             fills: self.fills.clone(),
             resolver: self.resolver.clone(),
-            listing: self.listing.clone(),
+            variant_list_lock: self.variant_list_lock.clone(),
             shared,
         }
     }
@@ -93,7 +93,7 @@ struct WorkerSetup {
     drain: Drain,
     fills: Fills,
     resolver: Arc<Resolver>,
-    listing: Arc<Mutex<()>>,
+    variant_list_lock: Arc<Mutex<()>>,
 }
 
 impl WorkerSetup {
@@ -139,7 +139,7 @@ impl WorkerSetup {
             plan: shared.plan.clone(),
             store: shared.store.clone(),
             fills: self.fills,
-            listing: self.listing,
+            variant_list_lock: self.variant_list_lock,
             upstreams,
             purges: shared.purges.clone(),
             popular: shared.popular.clone(),

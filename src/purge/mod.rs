@@ -147,17 +147,25 @@ impl Purges {
     /// Invalidates URLs and tags, hard (RFC 9111 §4.4). The invalidation is applied before this returns
     /// and written to the log asynchronously; a crash before that write loses it.
     ///
-    /// `cause` is the response that invalidates them, if it is stored itself. It is newer than
-    /// the invalidated responses, so it gets the position after the invalidation, unless another
-    /// purge already covers it.
-    pub(crate) fn invalidate(&self, scopes: Vec<PurgeScope>, cause: Option<&mut StoredResponse>) {
+    /// `invalidating` is the response to the unsafe request, if it will be stored. It is newer than the
+    /// invalidated responses, so its sequence becomes that of the invalidation, unless another purge
+    /// already covers it.
+    pub(crate) fn invalidate(
+        &self,
+        scopes: Vec<PurgeScope>,
+        invalidating: Option<&mut StoredResponse>,
+    ) {
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
         let batch = PurgeBatch { purges, ..PurgeBatch::default() };
-        let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, cause));
+        let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, invalidating));
         let entries = match applied {
             Ok((_, entries)) => entries,
             Err(error) => {
-                let notice = Notice::warning("an invalidation was not possible", "", "");
+                let notice = Notice::warning(
+                    "cannot invalidate stored responses: they may be served until they are stale",
+                    "",
+                    "",
+                );
                 return notices::note(&notice, format_args!("{error}"));
             }
         };
@@ -194,12 +202,12 @@ impl Purges {
         }
     }
 
-    /// Applies a batch and returns the entries for the log. `cause` gets its position, unless an
-    /// earlier purge covers that response.
+    /// Applies a batch and returns the entries for the log. `invalidating` gets its sequence,
+    /// unless an earlier purge covers that response.
     fn apply(
         &self,
         batch: PurgeBatch,
-        cause: Option<&mut StoredResponse>,
+        invalidating: Option<&mut StoredResponse>,
     ) -> Result<(Purged, Vec<LogEntry>), PurgeError> {
         let mut entries = Vec::with_capacity(batch.purges.len() + 2);
         let message = self.apply_bus_state(batch.cursor, batch.message, &mut entries)?;
@@ -208,9 +216,9 @@ impl Purges {
         let purges: Vec<(TableScope, PurgeKind)> = batch.purges.iter().map(scope).collect();
         drop(batch.purges);
         let (first, rest) = purges.split_at(count.min(APPLY_CHUNK));
-        let mut sequence = self.apply_chunk(first, &mut entries, cause);
+        let mut sequence = self.apply_chunk(first, &mut entries, invalidating);
         for chunk in rest.chunks(APPLY_CHUNK) {
-            // Lets hits read the table between two parts.
+            // Lets hits read the table between two chunks.
             std::thread::yield_now();
             sequence = self.apply_chunk(chunk, &mut entries, None);
         }
@@ -223,14 +231,14 @@ impl Purges {
         &self,
         purges: &[(TableScope, PurgeKind)],
         entries: &mut Vec<LogEntry>,
-        cause: Option<&mut StoredResponse>,
+        invalidating: Option<&mut StoredResponse>,
     ) -> PurgeSequence {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         // Under the write lock, so that no other purge is applied between this check and ours.
-        let uncovered = |cause: &&mut StoredResponse| {
-            table.verdict(&cause.purge_target(), cause.stored_at_sequence).is_none()
+        let uncovered = |invalidating: &&mut StoredResponse| {
+            table.verdict(&invalidating.purge_target(), invalidating.stored_at_sequence).is_none()
         };
-        let cause = cause.filter(uncovered);
+        let invalidating = invalidating.filter(uncovered);
         let mut sequence = PurgeSequence(self.applied.0.load(Ordering::Acquire));
         for (scope, kind) in purges {
             sequence = self.next_sequence();
@@ -242,6 +250,7 @@ impl Purges {
             }
             entries.push(LogEntry::Latest(scope.clone(), latest));
         }
+        // Replaces the oldest purges by one of everything.
         let widened = match table.len() > self.settings.entries_max {
             true => table.widen_oldest(self.settings.entries_max.div_ceil(16)),
             false => 0,
@@ -249,12 +258,12 @@ impl Purges {
         // Before the lock is released, so that readers of the new table also see its sequence.
         self.applied.0.store(sequence.0, Ordering::Release);
         drop(table);
-        if let Some(cause) = cause {
-            cause.stored_at_sequence = sequence;
+        if let Some(invalidating) = invalidating {
+            invalidating.stored_at_sequence = sequence;
         }
         if widened > 0 {
             self.recorder.add(Metric::PurgesWidened, widened as u64);
-            let message = "the purge table is full (store.purge_entries_max): old purges became a soft purge of all";
+            let message = "the purge table is full (store.purge_entries_max): the oldest purges were replaced by one soft purge of everything";
             let notice = Notice::warning(message, "", "");
             notices::note(&notice, format_args!("{widened} purges"));
         }

@@ -1,4 +1,5 @@
-//! Adds `Via` and `Cache-Status` to every response, counts it, and writes its access-log line.
+//! Adds `Via` and `Cache-Status` to the responses of sites; counts every response and writes its
+//! access-log line.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -63,7 +64,7 @@ pub(crate) struct Transaction {
 
 /// Adds `Via`, with the version over which the reply was received, and `Cache-Status`. `key` is the value
 /// of its `key` parameter (RFC 9211 §2.7), if the rule shows it.
-pub(crate) fn mark(
+pub(crate) fn add_via_and_cache_status(
     Reply { received, fields, .. }: &mut Reply,
     facts: &ResponseFacts,
     identity: &Identity,
@@ -75,7 +76,7 @@ pub(crate) fn mark(
 
 /// Counts the response. Writes the log line now if the body is in memory, otherwise when the body ends or
 /// the client disconnects.
-pub(crate) fn account(
+pub(crate) fn count_and_log(
     transaction: Transaction,
     recorder: &Recorder,
     log: &Rc<LogBuffer>,
@@ -114,7 +115,8 @@ fn cache_result(facts: &ResponseFacts) -> usize {
     facts.cache_status.reason().map_or(0, |reason| 1 + reason.index())
 }
 
-/// Whether all announced bytes of the body have been yielded. The listener may drop the body then,
+/// Whether nothing of the body is left: it has ended, or all bytes of its known length were yielded. The
+/// listener may drop the body then,
 /// without polling for its end or for trailers.
 fn is_complete(body: &Body) -> bool {
     body.is_end_stream() || body.exact_length() == Some(0)
@@ -323,7 +325,7 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-/// The reason, in both logs, of a response whose body failed before its end.
+/// The reason, in the access log and the error log, of a response whose body failed before its end.
 const BODY_BROKE_OFF: &str = "body-broke-off";
 
 /// The field `Cache-Status` (RFC 9211).

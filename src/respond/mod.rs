@@ -6,4 +6,4 @@ mod finish;
 pub(crate) mod log;
 
 pub(crate) use error_reply::ErrorReply;
-pub(crate) use finish::{Identity, Transaction, account, mark};
+pub(crate) use finish::{Identity, Transaction, add_via_and_cache_status, count_and_log};

@@ -127,7 +127,8 @@ impl Job {
         };
         let facts = Some(upstream_facts(&upstream, &self.upstream));
         let report = |outcome| drop(report.send(Report { upstream: facts, outcome }));
-        let disposition = self.judge(&mut upstream.response, upstream.times, lead.sequence());
+        let disposition =
+            self.decide_disposition(&mut upstream.response, upstream.times, lead.sequence());
         let response = upstream.response;
         match disposition {
             Disposition::Pass { reason, remember } => {
@@ -147,7 +148,7 @@ impl Job {
             }
             Disposition::StorePart(stored) => report(self.lead_part(lead, stored, response).await),
             Disposition::Store(stored) => {
-                self.note_rule(&stored).await;
+                self.store_no_vary_search(&stored).await;
                 match part {
                     None => self.lead_fill(lead, stored, response, report).await,
                     Some(bytes) => {
@@ -166,15 +167,15 @@ impl Job {
         response: Response<Body>,
         report: impl FnOnce(ExchangeOutcome),
     ) {
-        let own = cache::fields::own_fields(response.headers(), &stored.headers);
-        report(ExchangeOutcome::Filling(own));
+        let unshared = cache::fields::unshared_fields(response.headers(), &stored.headers);
+        report(ExchangeOutcome::Filling(unshared));
         // A client that wants a range disconnects before the end. If the fill ended with it, the next
         // range would start it again.
         let lead = if self.first_range.is_some() { lead.run_to_end() } else { lead };
         self.fill(lead, stored, response).await;
     }
 
-    /// Stores a part on its own, which is complete before it is passed on.
+    /// Stores a 206 as a standalone part. Reads all of it before the client gets any.
     async fn lead_part(
         self,
         lead: Lead,
@@ -195,7 +196,8 @@ impl Job {
         }
     }
 
-    /// Begins a partial object with these bytes of it.
+    /// Creates an object that is stored in part, with this range of bytes. Other ranges are fetched when
+    /// they are requested.
     async fn lead_slices(
         self,
         lead: Lead,
@@ -225,7 +227,7 @@ impl Job {
         let stored = Arc::new(*stored);
         let end = lead.fill(&self.worker.store, stored.clone(), response.into_body()).await;
         if end == FillEnd::Stored {
-            self.note_variant(&stored).await;
+            self.add_variant(&stored).await;
         }
     }
 
@@ -242,12 +244,12 @@ impl Job {
         let exchange = self.exchange(&upstream.response, upstream.times);
         let settings = &self.rule.settings.cache;
         match cache::freshen(&stale.response, &exchange, PurgeSequence::default(), settings) {
-            Freshened::NotThisOne => {
+            Freshened::OtherRepresentation => {
                 request.headers_mut().remove(IF_NONE_MATCH);
                 request.headers_mut().remove(IF_MODIFIED_SINCE);
                 self.send(|| request.clone()).await
             }
-            Freshened::Updated(_) | Freshened::Once(..) => Ok(upstream),
+            Freshened::Updated(_) | Freshened::ValidButUnstorable(..) => Ok(upstream),
         }
     }
 
@@ -264,13 +266,13 @@ impl Job {
         };
         let sent = self.worker.upstreams.send(&self.upstream, request, Body::Empty, &intent).await;
         if let Err(unanswered) = &sent {
-            self.note_no_response(&unanswered.error);
+            self.log_no_response(&unanswered.error);
         }
         sent
     }
 
     /// Logs that upstream gave no response. A repeated cause is logged as a count.
-    pub(super) fn note_no_response(&self, error: &FetchError) {
+    pub(super) fn log_no_response(&self, error: &FetchError) {
         let notice = Notice {
             is_error: false,
             message: "request failed at the origin",
@@ -283,7 +285,7 @@ impl Job {
     }
 
     /// Decides what to do with a response whose header section has arrived.
-    pub(super) fn judge(
+    pub(super) fn decide_disposition(
         &self,
         response: &mut Response<Body>,
         times: Times,
@@ -295,10 +297,10 @@ impl Job {
         }
         let is_part = status == StatusCode::PARTIAL_CONTENT;
         if is_part && !self.first_range.as_ref().is_some_and(FirstRange::is_suffix) {
-            // A part that was requested is turned into a whole before: see `open`.
+            // `Job::open` has turned a 206 to a range that this node asked for into a 200.
             return Disposition::Pass { reason: Reason::RangeInvalid, remember: None };
         }
-        self.complete(response);
+        self.add_missing_date(response);
         let settings = &self.rule.settings.cache;
         if let Some(stale) = self.stale.as_ref().filter(|_| is_304(response)) {
             let exchange = self.exchange(response, times);
@@ -306,11 +308,12 @@ impl Job {
                 Freshened::Updated(fresh) => {
                     return Disposition::Validated(self.worker.store.replace(stale, *fresh));
                 }
-                // Confirmed for this request only: stored as stale, so that no other request gets it.
-                Freshened::Once(once) => {
+                // The 304 forbids storing: answer this request, and mark the stored response stale for all
+                // others.
+                Freshened::ValidButUnstorable(once) => {
                     return Disposition::Validated(self.worker.store.replace(stale, *once));
                 }
-                Freshened::NotThisOne => {}
+                Freshened::OtherRepresentation => {}
             }
         }
         let site = &*self.site.name;
@@ -336,7 +339,7 @@ impl Job {
     }
 
     /// Remembers the `No-Vary-Search` rule by which a response will be stored.
-    pub(super) async fn note_rule(&self, stored: &StoredResponse) {
+    pub(super) async fn store_no_vary_search(&self, stored: &StoredResponse) {
         if let Some(record) = self.unknown_rule(stored) {
             // Without the rule, requests for equivalent URLs go upstream. The store counts the
             // failure. On the heap, because nearly no response has a rule.
@@ -357,7 +360,7 @@ impl Job {
     }
 
     /// Adds `Date` if upstream left it out (RFC 9110 §6.6.1).
-    fn complete(&self, response: &mut Response<Body>) {
+    fn add_missing_date(&self, response: &mut Response<Body>) {
         // Nearly all responses have it: comparing each name costs less than hashing one.
         if !response.headers().keys().any(|name| *name == DATE) {
             let now = cache::fields::http_date(self.worker.clock.now());
@@ -379,19 +382,19 @@ impl Job {
     }
 
     /// Adds a stored variant to the list under its key.
-    pub(super) async fn note_variant(&self, stored: &StoredResponse) {
+    pub(super) async fn add_variant(&self, stored: &StoredResponse) {
         let Vary::Fields(fields) = Vary::of(&stored.headers) else { return };
         let store = &self.worker.store;
         let key = CacheKey::new(stored.key.clone());
         // Two fills of one key may end at the same time; both variants must be listed.
-        let _listing = self.worker.listing.lock().await;
+        let _locked = self.worker.variant_list_lock.lock().await;
         let mut list = match store.find(key.hash).await {
             Some(Record::Variants(list)) => VaryList::clone(&list),
             _ => VaryList::default(),
         };
         let (hash, _) = cache::variant_key(&key, &fields, &self.selecting, CODINGS);
         let variant = Variant::new(hash, &fields, &self.selecting, &stored.headers, CODINGS);
-        for dropped in list.note(&fields, variant, self.rule.settings.cache.variants_max) {
+        for dropped in list.add(&fields, variant, self.rule.settings.cache.variants_max) {
             self.worker.recorder.count(Metric::VariantsDropped);
             store.forget(dropped);
         }

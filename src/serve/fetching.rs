@@ -1,5 +1,5 @@
 //! fetch: answers a request by way of upstream. The request leads an exchange or follows another
-//! request's; meanwhile, and if it fails, a permitted stale response may be served.
+//! request's. If the exchange is slow or fails, a stale response is served where that is permitted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,8 +80,8 @@ impl Visit {
 
     fn join(&self, found: &LookupResult) -> Join {
         let store = &self.worker.store;
-        // Whether a `No-Vary-Search` rule will apply is unknown until the response's header section
-        // has arrived, so that it must be assumed for the purge verdict.
+        // Whether `No-Vary-Search` will apply is unknown until the response's header section has
+        // arrived. Assume that it applies: then a purge of any URL of this path counts (`ALIASED`).
         let tags: &[u64] = if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
         let target = || PurgeTarget { site: &self.site.name, url: found.key.url(), tags };
         self.worker.fills.join(
@@ -181,8 +181,8 @@ impl Visit {
                     again => again,
                 })
             }
-            // The object has changed at its origin, and another request has dropped it. All followers
-            // find that; one of them fetches it for all.
+            // The object has changed at its origin, and another request has dropped it. Every follower
+            // gets here; all join again, and the first of them leads a new fetch.
             Err(NextStage::Fetch(again, _) | NextStage::FillGaps(again)) if is_absent => {
                 Ok(Turn::Again(LookupResult { head: None, ..again }))
             }
@@ -278,18 +278,18 @@ impl Visit {
         };
         let ttl = Some(filling.response().freshness.ttl(self.worker.clock.now()));
         let facts = facts.with_status(|status| CacheStatus { stored: true, ttl, ..status });
-        Ok(facts.answer(self.first_hand_reply(&filling, own)))
+        Ok(facts.answer(self.leader_reply(&filling, own)))
     }
 
-    /// The reply from a fill to the request that caused it. `own` are the fields that no other client
-    /// gets.
-    fn first_hand_reply(&self, filling: &Filling, own: &HeaderMap) -> Reply {
+    /// The reply from a fill to the request that leads it. `unshared` are the fields of the response that
+    /// go only to this client.
+    fn leader_reply(&self, filling: &Filling, unshared: &HeaderMap) -> Reply {
         let head = filling.head();
         let source = Source::Filling(filling, head.as_ref());
         let reply = self.select(source, self.worker.clock.now());
         let mut reply = reply.expect("a fill is of a whole response");
         remove_zero_age(&mut reply);
-        for (name, value) in own {
+        for (name, value) in unshared {
             reply.fields.append(name, value);
         }
         reply
@@ -422,7 +422,8 @@ impl Visit {
         Ok(facts.with_status(|status| CacheStatus { ttl, detail, ..status }).answer(reply))
     }
 
-    /// How long to wait for upstream before a stale response is served. `None`: to the end.
+    /// How long to wait for upstream before a stale response is served. `None`: until
+    /// the exchange ends.
     fn stale_deadline(&self, found: &LookupResult) -> Option<Duration> {
         let head = found.head.as_ref().filter(|head| head.response.parts.is_none())?;
         let purged = self.worker.store.purge_verdict(head);
@@ -451,7 +452,7 @@ impl Visit {
     /// The job of an exchange for this request.
     ///
     /// # Errors
-    /// The rule has no pool.
+    /// 421 if the rule's action does not forward. The router sends no such request here.
     pub(super) fn job(&self, found: &LookupResult) -> Result<Job, Box<PathError>> {
         let stale_if_error = found.head.as_ref().is_some_and(|head| self.may_serve_stale(head));
         let RequestContext { place, client, .. } = &self.context;

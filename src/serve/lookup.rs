@@ -5,8 +5,8 @@
 //! and disk ([`Lookup::Find`]), or without effects on the store ([`Lookup::Peek`]).
 //!
 //! ```text
-//! rule of the path (No-Vary-Search) ─▶ key ─┬ response ──────────────────────▶ LookupResult
-//!                                           └ list of variants ─▶ variant* ──▶ LookupResult
+//! No-Vary-Search of the path ─▶ key ─┬ response ──────────────────────▶ LookupResult
+//!                                    └ list of variants ─▶ variant* ──▶ LookupResult
 //! ```
 
 use std::sync::Arc;
@@ -51,7 +51,8 @@ pub(super) struct CacheQuery<'a> {
 
 /// How a lookup reads the store.
 pub(super) enum Lookup<'a> {
-    /// As requests do: records on disk are moved to memory, and misses are counted for admission.
+    /// As requests do: records on disk are moved to memory, and misses are counted for the disk's
+    /// admission policy.
     Find,
     /// Without any effect on the store. Collects the records that were read.
     Peek(&'a mut Vec<Record>),
@@ -64,7 +65,7 @@ pub(super) struct LookupResult {
     /// Where the response to this request is or will be stored: the hash of the key, or of its
     /// variant.
     pub hash: KeyHash,
-    /// The stored response that the request selects.
+    /// The stored response (its head record) that the request selects.
     pub head: Option<Arc<StoredHead>>,
     /// Whether upstream is asked to validate `head`. If false, `head` is only served stale, as far as
     /// the rules permit.
@@ -195,7 +196,7 @@ impl<'a> CacheQuery<'a> {
     /// Why the request bypasses the cache; `None` if it does not.
     pub(super) fn bypass_reason(&self) -> Option<Reason> {
         let settings = &self.rule.settings.cache;
-        cache::skips_cache(self.method, self.fields, self.directives, settings)
+        cache::bypass_reason(self.method, self.fields, self.directives, settings)
     }
 
     /// The key of the request's URL, before any `No-Vary-Search` rule.
@@ -225,7 +226,7 @@ impl<'a> CacheQuery<'a> {
         loop {
             let hash = search.hash();
             let record = self.store.in_memory(hash);
-            // That a path has no rule is usual, and must not need a read of the disk.
+            // Most paths have no `No-Vary-Search` record: do not read the disk to learn that.
             let is_known = record.is_some()
                 || matches!(search.next, NextRead::PathRule(_)) && self.store.is_absent(hash);
             if !is_known {
@@ -254,7 +255,7 @@ impl<'a> CacheQuery<'a> {
         }
     }
 
-    /// The key under which the request is looked up, by the rules in memory.
+    /// The key under which the request is looked up. Uses a `No-Vary-Search` record only if it is in memory.
     pub(super) fn key_in_memory(&self) -> CacheKey {
         let mut search = self.search();
         if matches!(search.next, NextRead::PathRule(_)) {
@@ -288,13 +289,15 @@ impl<'a> CacheQuery<'a> {
         self.has_wanted_bytes(head) && self.is_answered_by(&head.response)
     }
 
-    /// False for a part that is stored on its own if it lacks bytes of the requested range.
+    /// Whether the record has the requested bytes. Always true, except for a standalone part that does not
+    /// cover the requested range.
     fn has_wanted_bytes(&self, head: &StoredHead) -> bool {
-        !head.is_apart()
+        !head.is_standalone_part()
             || answers_range(head, self.method, self.fields, &self.rule.settings.cache.ranges)
     }
 
-    /// Whether the `No-Vary-Search` of a response stored under the request's key covers its URL.
+    /// Whether the `No-Vary-Search` of a response stored under the request's key makes it an answer to the
+    /// request's URL.
     pub(super) fn is_answered_by(&self, stored: &StoredResponse) -> bool {
         !self.rule.settings.cache.no_vary_search || search::answers(stored, &self.key())
     }

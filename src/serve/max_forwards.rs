@@ -23,7 +23,7 @@ impl Visit {
     }
 
     /// The reply to a request that must not be forwarded any further; `None` for other requests.
-    pub(super) fn reply_of_last_recipient(&self) -> Option<Reply> {
+    pub(super) fn reply_if_max_forwards_is_zero(&self) -> Option<Reply> {
         let is_last = self.forwards_left() == Some(0);
         is_last.then(|| match self.context.request.method {
             Method::TRACE => self.reflect(),

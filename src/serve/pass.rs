@@ -93,7 +93,7 @@ impl Visit {
             FetchError::RequestBody { .. } => {
                 tracing::debug!(%request, %site, %error, "the request body failed");
             }
-            _ => job.note_no_response(error),
+            _ => job.log_no_response(error),
         }
         let facts = facts.after(Some(unanswered_facts(tried)));
         self.serve_stale_on_error(found, facts)
@@ -130,7 +130,7 @@ impl Visit {
         if self.context.request.method == Method::HEAD {
             self.freshen_from_head(found, &response.response, response.times, sequence);
         }
-        let disposition = job.judge(&mut response.response, response.times, sequence);
+        let disposition = job.decide_disposition(&mut response.response, response.times, sequence);
         let response = response.response;
         match disposition {
             Disposition::Store(stored) => {
@@ -162,7 +162,7 @@ impl Visit {
         is_unkeyed: bool,
     ) -> Result<Answered, Box<PathError>> {
         let Storable { mut stored, response, invalid, facts } = *storable;
-        job.note_rule(&stored).await;
+        job.store_no_vary_search(&stored).await;
         self.invalidate(invalid, Some(&mut stored));
         if is_unkeyed {
             return Ok(facts.answer(response));
@@ -177,7 +177,7 @@ impl Visit {
             }
         };
         let follower = lead.follower();
-        let own = cache::fields::own_fields(response.headers(), &stored.headers);
+        let own = cache::fields::unshared_fields(response.headers(), &stored.headers);
         spawn_local(job.fill(lead, stored, response));
         self.answer_from_own_fill(&follower, &own, facts).await
     }
@@ -222,12 +222,12 @@ impl Visit {
         let settings = &self.rule.settings.cache;
         match cache::freshen_from_head(&head.response, &exchange, sequence, settings) {
             Freshened::Updated(fresh) => drop(self.worker.store.replace(head, *fresh)),
-            Freshened::Once(..) => {}
-            Freshened::NotThisOne if response.status().is_success() => {
+            Freshened::ValidButUnstorable(..) => {}
+            Freshened::OtherRepresentation if response.status().is_success() => {
                 let url = found.key.url().into();
                 self.worker.store.purges().invalidate(vec![PurgeScope::Url(url)], None);
             }
-            Freshened::NotThisOne => {}
+            Freshened::OtherRepresentation => {}
         }
     }
 

@@ -113,7 +113,7 @@ impl Visit {
             }
             _ => {
                 let (start, end) = specs.into_iter().map(reach).min()?;
-                FirstBytes::Slices(self.worker.fills.first_asked(start, end))
+                FirstBytes::Slices(self.worker.fills.first_range_to_request(start, end))
             }
         };
         Some(FirstRange { bytes, base: self.range_request_base() })
@@ -311,7 +311,7 @@ impl Job {
         }
         let bytes = bytes.freeze();
         let head = self.worker.store.put_apart(stored, &bytes);
-        self.note_variant(&head.response).await;
+        self.add_variant(&head.response).await;
         Some(bytes)
     }
 
@@ -329,7 +329,7 @@ impl Job {
         let first = parts.first(bytes, body);
         // Only now: a request that finds the object before these bytes are claimed requests them too.
         self.worker.store.show(&head);
-        self.note_variant(&head.response).await;
+        self.add_variant(&head.response).await;
         Some((parts, first))
     }
 }

@@ -57,7 +57,7 @@ pub(crate) struct WorkerParts {
     /// The fills in flight on the node.
     pub fills: Fills,
     /// Serialises changes of variant lists; one for all workers.
-    pub listing: Arc<tokio::sync::Mutex<()>>,
+    pub variant_list_lock: Arc<tokio::sync::Mutex<()>>,
     /// This core's connections to origins.
     pub upstreams: Upstreams,
     /// Takes purges that arrive as requests with the method PURGE.
@@ -84,7 +84,7 @@ pub(crate) struct WorkerParts {
 pub(crate) struct Worker {
     pub(super) store: Store,
     pub(super) fills: Fills,
-    pub(super) listing: Arc<tokio::sync::Mutex<()>>,
+    pub(super) variant_list_lock: Arc<tokio::sync::Mutex<()>>,
     pub(super) upstreams: Upstreams,
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) bus_silent: Arc<AtomicBool>,
@@ -116,7 +116,7 @@ impl Worker {
         Rc::new(Self {
             store: parts.store,
             fills: parts.fills,
-            listing: parts.listing,
+            variant_list_lock: parts.variant_list_lock,
             upstreams: parts.upstreams,
             purges: parts.purges,
             bus_silent: parts.bus_silent,

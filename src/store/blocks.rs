@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! block    entry* ──▶   free   ◀── slot*                 full when they meet
-//! entry    value's length (4)  checksum (8)  key (20)  value            starts at a multiple of UNIT
+//! entry    value's length (4)  checksum (8)  key (20)  value            starts at a multiple of UNIT (64 bytes)
 //! slot     hash (8)  sequence (8)  unit (4)  value's length (4)  check (8)
 //! ```
 //!
@@ -49,15 +49,15 @@ pub(super) struct Blocks {
     usable: AtomicU64,
     reserve: DiskReserve,
     /// Whether the last attempt to allocate a block failed.
-    short: AtomicBool,
+    lacks_space: AtomicBool,
     index: Index,
     /// Locked while a batch is being written.
-    ring: Mutex<Ring>,
+    ring: Mutex<WritePosition>,
 }
 
 /// Where the next entry is written.
 #[derive(Clone, Copy, Debug)]
-struct Ring {
+struct WritePosition {
     block: u64,
     /// Units of the block that have entries.
     units: u64,
@@ -70,8 +70,8 @@ impl Blocks {
     ///
     /// # Errors
     /// Those of the system; [`io::ErrorKind::StorageFull`] if there is no space for one block;
-    /// [`io::ErrorKind::InvalidInput`] if `bytes` is less than two blocks or `block_bytes` is no
-    /// multiple of [`UNIT`].
+    /// [`io::ErrorKind::InvalidInput`] if `bytes` is less than two blocks or more than [`UNITS_MAX`]
+    /// units, or if `block_bytes` is less than [`SLOTS_READ`] or no multiple of [`UNIT`].
     pub(super) fn open(
         path: &Path,
         bytes: u64,
@@ -82,7 +82,9 @@ impl Blocks {
         let sane = block_bytes.is_multiple_of(UNIT) && block_bytes >= SLOTS_READ as u64;
         if !sane || blocks < 2 || bytes / UNIT > UNITS_MAX {
             let reason = format!(
-                "a size of {bytes} bytes cannot be divided into blocks of {block_bytes} bytes"
+                "{bytes} bytes in blocks of {block_bytes} bytes are not possible: expected at least 2 blocks \
+                 of a multiple of {UNIT} and at least {SLOTS_READ} bytes each, at most {} bytes in all",
+                UNITS_MAX.saturating_mul(UNIT)
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
@@ -91,11 +93,11 @@ impl Blocks {
         if file.metadata()?.len() != blocks * block_bytes {
             file.set_len(blocks * block_bytes)?;
         }
-        let ring = Mutex::new(Ring { block: 0, units: 0, slots: 0, sequence: 1 });
+        let ring = Mutex::new(WritePosition { block: 0, units: 0, slots: 0, sequence: 1 });
         let index = Index::new();
         let allocated = file.metadata()?.blocks() * 512 / block_bytes;
-        let (usable, short) = (AtomicU64::new(allocated.min(blocks)), AtomicBool::new(false));
-        let this = Self { file, block_bytes, blocks, usable, reserve, short, index, ring };
+        let (usable, lacks_space) = (AtomicU64::new(allocated.min(blocks)), AtomicBool::new(false));
+        let this = Self { file, block_bytes, blocks, usable, reserve, lacks_space, index, ring };
         this.recover()?;
         this.grow(1)?;
         if allocated < this.usable() {
@@ -112,12 +114,12 @@ impl Blocks {
     pub(super) fn grow(&self, wanted: u64) -> io::Result<()> {
         for block in self.usable.load(Ordering::Acquire)..wanted.min(self.blocks) {
             if let Err(error) = self.allocate(block) {
-                self.short.store(true, Ordering::Release);
+                self.lacks_space.store(true, Ordering::Release);
                 return Err(error);
             }
             self.usable.fetch_max(block + 1, Ordering::AcqRel);
         }
-        self.short.store(false, Ordering::Release);
+        self.lacks_space.store(false, Ordering::Release);
         Ok(())
     }
 
@@ -136,7 +138,7 @@ impl Blocks {
 
     /// Whether the last attempt to grow failed for lack of space.
     pub(super) fn is_short(&self) -> bool {
-        self.short.load(Ordering::Acquire)
+        self.lacks_space.load(Ordering::Acquire)
     }
 
     /// Maximum number of blocks.
@@ -255,7 +257,7 @@ impl Blocks {
     }
 
     /// Writes a batch that fits the block. The ring advances only after all was written.
-    fn flush(&self, ring: &mut Ring, batch: &mut Batch) -> io::Result<u64> {
+    fn flush(&self, ring: &mut WritePosition, batch: &mut Batch) -> io::Result<u64> {
         let batch = std::mem::take(batch);
         if batch.slots.is_empty() {
             return Ok(0);
@@ -285,7 +287,7 @@ impl Blocks {
     }
 
     /// Moves to the next block, and removes its old entries from the index.
-    fn next_block(&self, ring: &mut Ring) {
+    fn next_block(&self, ring: &mut WritePosition) {
         let next = ring.block + 1;
         let has_space = next < self.usable() || (next < self.blocks && self.grow(next + 1).is_ok());
         ring.block = if has_space { next } else { 0 };
@@ -303,8 +305,8 @@ impl Blocks {
 
     /// Calls `each` for the slots of a block's last round, first to last. Returns the position
     /// after the last one.
-    fn slots(&self, block: u64, mut each: impl FnMut(&Slot)) -> io::Result<Ring> {
-        let mut ring = Ring { block, units: 0, slots: 0, sequence: 0 };
+    fn slots(&self, block: u64, mut each: impl FnMut(&Slot)) -> io::Result<WritePosition> {
+        let mut ring = WritePosition { block, units: 0, slots: 0, sequence: 0 };
         let end = (block + 1) * self.block_bytes;
         let mut bytes = vec![0; SLOTS_READ];
         loop {
@@ -381,7 +383,7 @@ impl Blocks {
         })
     }
 
-    fn ring(&self) -> MutexGuard<'_, Ring> {
+    fn ring(&self) -> MutexGuard<'_, WritePosition> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -406,7 +406,7 @@ mod tests {
         assert_eq!(repeated, [b"one", b"two"]);
         assert_eq!(back.response.headers.get(&odd), Some(&b"\xff\xfe \t"[..]));
         assert_eq!(back.response.parts, Some([5..9].into()));
-        assert_eq!((back.complete_length(), back.is_apart()), (20, true));
+        assert_eq!((back.complete_length(), back.is_standalone_part()), (20, true));
         assert_eq!(
             (back.checkpoint.lineage(), back.object, back.hash()),
             (9, again.object, again.hash())

@@ -1,7 +1,8 @@
 //! Memory and disk as one cache. The only user of foyer.
 //!
-//! Heads (stored responses), variant lists and slices of bodies, each under a key of its own, in a
-//! memory tier over any number of directories. The store gives no guarantee that a piece is still
+//! The store keeps three kinds of pieces, each under a key of its own: head records (stored responses
+//! without their bodies), variant lists, and slices of bodies. A memory tier lies above any number of
+//! directories. The store gives no guarantee that a piece is still
 //! there, nor that a stored response may be used: the purge table ([`Store::purge_verdict`]) and the
 //! rules in cache/ (RFC 9111) decide that. A failure of a disk is a miss, with a metric.
 //!
@@ -13,7 +14,7 @@
 mod admission; // which keys are frequent enough for the disk
 mod blocks; // the data file of a directory
 mod body_bytes; // the bytes that slow readers keep in memory
-mod census; // what each site has on a disk, by a sample
+mod census; // estimates each site's use of a disk from a sample
 mod disk; // one directory
 mod disks; // all directories
 mod encoding; // pieces on disk
@@ -29,10 +30,10 @@ mod read; // stored bodies
 mod record; // stored responses and variant lists
 mod settings;
 mod sites; // usage and limits of each site
-mod space; // does the disk cache fit its file systems
+mod space; // checks that the disk cache fits its file systems
 mod stat;
 mod tiers; // memory above the disks
-mod write; // complete objects on their way in
+mod write; // writes complete objects
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -70,7 +71,7 @@ pub(crate) struct Store {
 struct Objects {
     purges: Arc<Purges>,
     ids: ObjectIds,
-    /// Locked while the parts of a partial object change.
+    /// The newest object of each partly stored response. Locked while its parts change.
     newest: Mutex<NewestObjects>,
     /// Number of directories whose index is not read yet.
     recovering: watch::Sender<usize>,
@@ -78,7 +79,8 @@ struct Objects {
 
 impl Store {
     /// The record in memory under a key's or a variant's hash. Used by every hit: does not wait or
-    /// allocate. The caller compares the texts, because two keys can share a hash.
+    /// allocate. The caller must compare the key's
+    /// text, because two keys can share a hash.
     pub(crate) fn in_memory(&self, hash: KeyHash) -> Option<Record> {
         let entry = self.tiers.memory.get(&PieceKey::head(hash))?;
         let Piece::Record(record) = entry.value() else { return None };
@@ -104,6 +106,7 @@ impl Store {
         if let Some(record) = self.in_memory(hash) {
             return Ok(Some(record));
         }
+        // Counts the request for the disk's admission policy.
         self.tiers.sketch.add(hash);
         let key = PieceKey::head(hash);
         if !self.tiers.disks.may_contain(&key) {
@@ -184,7 +187,7 @@ impl Store {
         self.tiers.forget(PieceKey::head(hash));
     }
 
-    /// A range of a stored body, cut at its end.
+    /// A range of a stored body, limited to the body's length.
     pub(crate) fn body(&self, head: &Arc<StoredHead>, range: Range<u64>) -> StoredBody {
         StoredBody::new(self.tiers.clone(), head.clone(), range)
     }

@@ -61,13 +61,13 @@ impl StoredHead {
 
     /// Length of the complete body in bytes, as stored or as announced; 0 if unknown.
     pub(crate) fn complete_length(&self) -> u64 {
-        let inline = self.inline.as_ref().filter(|_| !self.is_apart());
+        let inline = self.inline.as_ref().filter(|_| !self.is_standalone_part());
         let inline = inline.map(|body| body.len() as u64);
         inline.or(self.response.complete_length).unwrap_or_default()
     }
 
     /// Whether it holds one part of an object, to which no other part can be added.
-    pub(crate) fn is_apart(&self) -> bool {
+    pub(crate) fn is_standalone_part(&self) -> bool {
         self.inline.is_some() && self.response.parts.is_some()
     }
 

@@ -75,12 +75,12 @@ impl Tiers {
         self.insert(key, piece, |insert| self.loads.supersede(key, insert));
     }
 
-    /// Inserts a piece into memory and counts it, if `turn` calls its argument. A site above its
-    /// limit then loses its oldest pieces.
-    fn insert(&self, key: PieceKey, piece: Piece, turn: impl FnOnce(&mut dyn FnMut())) {
+    /// Inserts a piece into memory and counts it, unless `if_current` does not call its argument because
+    /// a newer piece has superseded this one. A site above its limit then loses its oldest pieces.
+    fn insert(&self, key: PieceKey, piece: Piece, if_current: impl FnOnce(&mut dyn FnMut())) {
         let site = piece.site(&self.sites);
         let mut piece = Some(piece);
-        turn(&mut || {
+        if_current(&mut || {
             let Some(piece) = piece.take() else { return };
             if let Some(site) = &site {
                 site.entered(&key, piece.weight());
@@ -145,7 +145,8 @@ impl Tiers {
         self.spawn_slice_load(PieceKey::slice(head.object, number), Some(site))
     }
 
-    /// As [`Tiers::load`] of a slice, in a task of the calling worker: fewer thread switches.
+    /// As [`Tiers::load`] of a slice, on the calling worker's runtime instead of the background
+    /// runtime, which saves thread switches.
     pub(super) fn spawn_slice_load(
         self: &Arc<Self>,
         key: PieceKey,
@@ -295,7 +296,8 @@ fn memory(settings: &Settings, evictions: Arc<Evictions>) -> Cache<PieceKey, Pie
         .build()
 }
 
-/// Shrinks the memory tier by the bytes that only readers reference, for as long as the store exists.
+/// Keeps the memory tier at `memory_bytes` less the bytes that only readers reference, for as long as the
+/// store exists.
 pub(super) async fn resize_memory(tiers: Weak<Tiers>) {
     let mut ticks = tokio::time::interval(RESIZE_EVERY);
     let mut last = None;
@@ -328,16 +330,18 @@ pub(super) async fn count_sites(tiers: Weak<Tiers>) {
     }
 }
 
-/// A body longer than this part of memory is written to disk while it arrives: S3-FIFO gives pieces
-/// that were not read twice a tenth of memory, and slow readers must find theirs.
+/// A body longer than 1/`UNREAD_SHARE` of memory is written to disk while it arrives: S3-FIFO keeps
+/// pieces that were read at most once in a tenth of memory, where slow readers would find the slices of
+/// a longer body evicted.
 const UNREAD_SHARE: u64 = 32;
-/// Requests within the sketch's memory that make a key frequent.
+/// The estimated number of recent requests from which a key counts as frequent.
 const FREQUENT: u8 = 2;
-/// How often the disks are asked for the sites' usage, and each how many times that is saved.
+/// How often the disks are asked for the sites' usage.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// The usage is saved every `SAVE_EVERY`-th time.
 const SAVE_EVERY: u32 = 6;
 const RESIZE_EVERY: Duration = Duration::from_secs(1);
-/// The tier keeps at least this part of memory, whatever readers reference.
+/// The tier keeps at least 1/`TIER_LEAST` of memory, whatever readers reference.
 const TIER_LEAST: u64 = 4;
 /// Maximum number of locks of the memory tier.
 const SHARDS_MAX: usize = 64;

@@ -7,10 +7,10 @@ use http::{HeaderMap, StatusCode};
 use super::{Accepted, Coding, Level, Settings, media_type};
 use crate::fields::{FieldLines, Fields, Known, is_grpc, members, number};
 
-/// What to do with a response.
+/// The action for a response, and whether the response needs `Vary: Accept-Encoding`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CodingPlan {
-    /// What to do with the response.
+    /// The action.
     pub action: CodingAction,
     /// Whether another `Accept-Encoding` could lead to another response. `Vary` must then name it, also
     /// when the response is left unchanged (RFC 9110 §12.5.5).
@@ -22,7 +22,7 @@ pub(crate) struct CodingPlan {
 pub(crate) enum CodingAction {
     /// Leave it unchanged, for this reason.
     Leave(LeaveReason),
-    /// WeakenEtag the entity tag of a 304, because the client holds a coded response with the weak one.
+    /// Weaken the entity tag of a 304, because the client holds an encoded response with the weak tag.
     WeakenEtag,
     /// Compress it.
     Encode(Level),
@@ -37,7 +37,8 @@ pub(crate) enum LeaveReason {
     Off,
     /// `no-transform` (RFC 9111 §5.2.2.6).
     NoTransform,
-    /// The status is of a response without content, or of an interim response.
+    /// The status is of a response without content, of an interim response, or of a 304 whose entity tag
+    /// needs no change.
     Status,
     /// The response is a part of a representation.
     Partial,
@@ -109,8 +110,8 @@ impl ContentCoding {
     }
 }
 
-/// Decides for a response with this content to a request with these fields. `body_length` counts only if
-/// the response has no `Content-Length`.
+/// Decides for a response with this content to a request with these fields. `body_length` is used only
+/// if the response has no `Content-Length`.
 pub(crate) fn plan(
     request: &HeaderMap,
     status: StatusCode,
@@ -157,7 +158,8 @@ fn action_for_encoded(
     if Accepted::from_headers(request).allows(coding) {
         CodingAction::Leave(LeaveReason::Coded)
     } else {
-        exception_action(request, status, content).unwrap_or(CodingAction::Decode(coding))
+        action_if_not_transformable(request, status, content)
+            .unwrap_or(CodingAction::Decode(coding))
     }
 }
 
@@ -169,15 +171,14 @@ fn action_for_identity(
 ) -> CodingAction {
     match Accepted::from_headers(request).choose(&settings.codings) {
         None => CodingAction::Leave(LeaveReason::NotAccepted),
-        Some(level) => {
-            exception_action(request, status, content).unwrap_or(CodingAction::Encode(level))
-        }
+        Some(level) => action_if_not_transformable(request, status, content)
+            .unwrap_or(CodingAction::Encode(level)),
     }
 }
 
 /// The action for a response that must not be coded or decoded: a 304, a part, or one to a request with
 /// `no-transform`. `None` for any other.
-fn exception_action(
+fn action_if_not_transformable(
     request: &HeaderMap,
     status: StatusCode,
     content: &ContentFields<'_>,
@@ -196,7 +197,7 @@ fn exception_action(
 
 fn has_listed_type(status: StatusCode, content: &ContentFields<'_>, settings: &Settings) -> bool {
     match content.content_type {
-        // An origin's 304 need not have the type: the 200 may have one that is coded.
+        // A 304 may omit `Content-Type`; assume that the 200 has a listed type.
         None => status == StatusCode::NOT_MODIFIED,
         Some(value) => {
             let media_type = media_type(value);

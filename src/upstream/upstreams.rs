@@ -1,4 +1,4 @@
-//! [`Upstreams`]: sends a request to an upstream over the connections of one core. Chooses an
+//! [`Upstreams`]: sends a request to an upstream over the connections of one worker. Chooses an
 //! origin, makes an attempt, and makes another one where that is safe.
 
 use std::fmt;
@@ -43,7 +43,7 @@ impl Upstream {
     }
 }
 
-/// The connections of one core to all upstreams. Clones share them. Its tasks run on the core's
+/// The connections of one worker to all upstreams. Clones share them. Its tasks run on the worker's
 /// runtime.
 #[derive(Clone)]
 pub(crate) struct Upstreams(Rc<Core>);
@@ -55,7 +55,7 @@ impl fmt::Debug for Upstreams {
 }
 
 impl Upstreams {
-    /// Must be called on the core's runtime.
+    /// Must be called on the worker's runtime.
     pub(crate) fn new(resolver: Arc<Resolver>, clock: Clock, recorder: Recorder) -> Self {
         Self(Core::new(resolver, clock, recorder, Timers::start()))
     }
@@ -120,7 +120,7 @@ impl Upstreams {
         let mut tried = Vec::new();
         let mut last_error = None;
         loop {
-            // Read for each attempt: a removed member must get no new request.
+            // The member list is read anew for each attempt: a removed member must get no new request.
             let members = core.members(&state);
             let may_test = || {
                 let is_empty = matches!(body, Body::Empty);
@@ -151,15 +151,16 @@ impl Upstreams {
             let member = &attempt.chosen.member.member;
             last.origin = Some(member.name.clone());
             (last.address, last.attempts) = (failed.address(), attempts);
-            let Failed { error, body: again, .. } = failed;
-            let again = again.filter(|_| {
+            let Failed { error, body: retry_body, .. } = failed;
+            let retry_body = retry_body.filter(|_| {
                 attempts < pool.settings().retry.attempts_max
                     && core.timers.now_ms() < limits.end_ms
             });
-            let Some(again) = again else { return unanswered(error, last) };
+            let Some(retry_body) = retry_body else { return unanswered(error, last) };
             tried.push(member.id);
             if members.members.iter().all(|member| tried.contains(&member.id)) {
-                // No other member is left. The same ones again can help only if they answered.
+                // All members were tried. Try them again only if the last one may have received the
+                // request; if the last one could not be reached, another round would fail too.
                 if !error.origin_may_have_seen() {
                     return unanswered(error, last);
                 }
@@ -170,7 +171,7 @@ impl Upstreams {
                 return unanswered(error, last);
             }
             core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_FAILED);
-            (body, last_error) = (again, Some(error));
+            (body, last_error) = (retry_body, Some(error));
         }
     }
 }

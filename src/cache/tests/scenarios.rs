@@ -69,7 +69,7 @@ impl Scenario<'_> {
             Vary::Fields(fields) => {
                 let (hash, _) = variant_key(&key, &fields, &first, &CODINGS);
                 let variant = Variant::new(hash, &fields, &first, &response, &CODINGS);
-                list.note(&fields, variant, settings.variants_max);
+                list.add(&fields, variant, settings.variants_max);
                 hash
             }
             _ => key.hash,
@@ -81,7 +81,7 @@ impl Scenario<'_> {
             return Second::NotCached;
         };
         let request = RequestDirectives::of(&second, settings.honoured);
-        if skips_cache(&Method::GET, &second, &request, settings).is_some() {
+        if bypass_reason(&Method::GET, &second, &request, settings).is_some() {
             return Second::NotCached;
         }
         if !list.sets.is_empty() {

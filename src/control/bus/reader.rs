@@ -9,7 +9,9 @@ use redis::RedisResult;
 
 use super::connection::{HeartbeatReply, RedisConnection, StreamEntry, shortened};
 use super::inner::{Backoff, Inner};
-use super::record::{Gap, PurgeRecord, StreamCursor, StreamHead, follows, reconcile, resume};
+use super::record::{
+    Gap, PurgeRecord, StreamCursor, StreamHead, check_cursor, check_follows, cursor_after_gap,
+};
 use crate::cache::PurgeScope;
 use crate::control::fleet::{
     self, AbsentNodes, DuplicateNameDetector, FleetMember, Heartbeat, UNKNOWN_MEMBERS,
@@ -111,10 +113,10 @@ impl Reader {
     async fn send_heartbeat(&mut self, connection: &mut RedisConnection) -> RedisResult<()> {
         let mut reply = self.exchange_heartbeat(connection).await?;
         if self.detect_duplicate_name(&reply.previous) {
-            // Send a second heartbeat at once, so that the other nodes count both nodes.
+            // Send a second heartbeat at once, so that the other nodes learn of the duplicate name too.
             reply = self.exchange_heartbeat(connection).await?;
         }
-        let cursor_check = reconcile(self.cursor.as_ref(), &reply.head);
+        let cursor_check = check_cursor(self.cursor.as_ref(), &reply.head);
         // Redis lost its data: keep the known members. A node that has just started knows none.
         if matches!(cursor_check, Err(Gap::Backwards | Gap::Replaced)) {
             let until = Some(self.inner.clock.instant() + self.member_lifetime_after_loss());
@@ -203,7 +205,7 @@ impl Reader {
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
             let Some(cursor) = &self.cursor else { return Ok(()) };
-            if let Err(gap) = follows(cursor, &entry.epoch, entry.number, entry.previous) {
+            if let Err(gap) = check_follows(cursor, &entry.epoch, entry.number, entry.previous) {
                 self.apply_records(std::mem::take(&mut records)).await;
                 let before = entry.number.saturating_sub(1);
                 let head = StreamHead { epoch: entry.epoch.clone(), number: before, id: cursor.id };
@@ -304,7 +306,7 @@ impl Reader {
             Gap::Trimmed => {
                 self.cursor.clone().map(|cursor| StreamCursor { number: None, ..cursor })
             }
-            _ => Some(resume(self.cursor.as_ref(), &head)),
+            _ => Some(cursor_after_gap(self.cursor.as_ref(), &head)),
         };
         self.cursor = next;
         self.head = Some(head);

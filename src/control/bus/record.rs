@@ -276,7 +276,7 @@ impl Gap {
 }
 
 /// Checks that a node at this cursor can continue to read a stream with this head.
-pub(super) fn reconcile(cursor: Option<&StreamCursor>, head: &StreamHead) -> Result<(), Gap> {
+pub(super) fn check_cursor(cursor: Option<&StreamCursor>, head: &StreamHead) -> Result<(), Gap> {
     let Some(cursor) = cursor else { return Err(Gap::New) };
     if cursor.epoch != head.epoch {
         return Err(Gap::Replaced);
@@ -293,7 +293,7 @@ pub(super) fn reconcile(cursor: Option<&StreamCursor>, head: &StreamHead) -> Res
 /// Checks that an entry with this epoch and number, appended after `previous`, follows the cursor. The
 /// number alone is not enough: a replica that lost entries and then accepted others has the expected
 /// numbers.
-pub(super) fn follows(
+pub(super) fn check_follows(
     cursor: &StreamCursor,
     epoch: &str,
     number: u64,
@@ -310,7 +310,7 @@ pub(super) fn follows(
 }
 
 /// The cursor after a gap. Entries that are still available and not yet applied come after it.
-pub(super) fn resume(cursor: Option<&StreamCursor>, head: &StreamHead) -> StreamCursor {
+pub(super) fn cursor_after_gap(cursor: Option<&StreamCursor>, head: &StreamHead) -> StreamCursor {
     match cursor {
         Some(cursor) if cursor.id <= head.id => {
             StreamCursor { epoch: head.epoch.clone(), number: None, id: cursor.id }
@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn every_way_of_losing_history_is_noticed_at_a_connect() {
         let check = |cursor: Option<StreamCursor>, head: StreamHead, expected| {
-            assert_eq!(reconcile(cursor.as_ref(), &head), expected);
+            assert_eq!(check_cursor(cursor.as_ref(), &head), expected);
         };
         check(Some(cursor("e", 5, 50)), head("e", 5, 50), Ok(()));
         check(Some(cursor("e", 5, 50)), head("e", 9, 90), Ok(()));
@@ -389,12 +389,12 @@ mod tests {
     fn entries_must_come_one_by_one() {
         let at = cursor("e", 5, 50);
         let before = Some(EntryId(50, 0));
-        assert_eq!(follows(&at, "e", 6, before), Ok(()));
-        assert_eq!(follows(&at, "e", 6, None), Ok(()));
-        assert_eq!(follows(&at, "e", 6, Some(EntryId(49, 0))), Err(Gap::Backwards));
-        assert_eq!(follows(&at, "e", 7, before), Err(Gap::Trimmed));
-        assert_eq!(follows(&at, "e", 5, before), Err(Gap::Backwards));
-        assert_eq!(follows(&at, "f", 6, before), Err(Gap::Replaced));
-        assert_eq!(follows(&StreamCursor { number: None, ..at }, "f", 3, before), Ok(()));
+        assert_eq!(check_follows(&at, "e", 6, before), Ok(()));
+        assert_eq!(check_follows(&at, "e", 6, None), Ok(()));
+        assert_eq!(check_follows(&at, "e", 6, Some(EntryId(49, 0))), Err(Gap::Backwards));
+        assert_eq!(check_follows(&at, "e", 7, before), Err(Gap::Trimmed));
+        assert_eq!(check_follows(&at, "e", 5, before), Err(Gap::Backwards));
+        assert_eq!(check_follows(&at, "f", 6, before), Err(Gap::Replaced));
+        assert_eq!(check_follows(&StreamCursor { number: None, ..at }, "f", 3, before), Ok(()));
     }
 }

@@ -82,15 +82,15 @@ enum State<F> {
     /// Waiting for a request, or reading its head.
     Head(HeadScanner),
     /// The service is answering the request.
-    Answering(F, AnsweredRequest),
+    Answering(F, PendingRequest),
     /// The reply is being sent; its body may still be arriving.
     Sending(OutgoingReply),
     /// Sending the last bytes, then closing.
     Closing,
 }
 
-/// A request that the service is answering.
-struct AnsweredRequest {
+/// A request whose reply is not ready yet.
+struct PendingRequest {
     in_flight: RequestInFlight,
     facts: RequestFacts,
     keep_alive: bool,
@@ -181,6 +181,7 @@ where
             Some(Ok(_)) if self.connection.is_plain_http => self.refuse(HeadError::PlainHttp),
             Some(Ok(head)) => {
                 if self.start_request(head, cx).is_pending() {
+                    // Until the reply is ready, only notice that the client has closed.
                     return self.stream.borrow_mut().poll_closed(cx).map(Err);
                 }
             }
@@ -251,7 +252,7 @@ where
         let facts = RequestFacts::of(request.method(), request.version(), takes_trailers);
         let mut answer = self.connection.respond(request.map(|()| body));
         let keep_alive = keep_alive && framing != RequestFraming::Unknown;
-        let answered = AnsweredRequest { in_flight, facts, keep_alive, handover };
+        let answered = PendingRequest { in_flight, facts, keep_alive, handover };
         match self.poll_answer(&mut answer, facts, cx) {
             Poll::Ready(reply) => {
                 self.start_reply(answered, reply);
@@ -299,8 +300,8 @@ where
         }
     }
 
-    fn start_reply(&mut self, answered: AnsweredRequest, reply: Reply) {
-        let AnsweredRequest { in_flight, facts, keep_alive, handover } = answered;
+    fn start_reply(&mut self, answered: PendingRequest, reply: Reply) {
+        let PendingRequest { in_flight, facts, keep_alive, handover } = answered;
         let Reply { status, fields, mut body, .. } = reply;
         let head = ResponseHead::of(status, &fields);
         let stream = &mut *self.stream.borrow_mut();
@@ -448,7 +449,7 @@ impl OutgoingReply {
     fn push(&mut self, queue: &mut SendQueue, piece: Bytes) -> io::Result<()> {
         let is_chunked = self.framing == ResponseFraming::Chunked;
         if let ResponseFraming::Length(left) = &mut self.framing {
-            // The client would read more bytes than announced as the next response.
+            // The client would read bytes beyond `Content-Length` as the next response.
             *left = left.checked_sub(piece.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
         }
         // An empty chunk would end the body.

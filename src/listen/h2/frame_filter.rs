@@ -9,11 +9,11 @@
 //! Everything else is left to the h2 crate.
 //!
 //! ```text
-//! read    │ DATA  HEADERS  HEAD│ERS  DATA      HEADERS, malformed  DATA │
-//! for h2  │ in place ──── held │ passed ─────  replacement ───────────── │
+//! received      │ DATA  HEADERS  HEAD│ERS  DATA      HEADERS, malformed  DATA │
+//! to the crate  │ in place ──── held │ passed ─────  replacement ───────────── │
 //! ```
 //!
-//! *In place*: the h2 crate reads the bytes from the buffer that they were received in. *Held*: copied
+//! `│` ends one read. *In place*: the h2 crate reads the bytes from the buffer that they were received in. *Held*: copied
 //! until the frame or header block is complete. *Passed*: copied bytes that the h2 crate reads next.
 
 use bytes::BytesMut;
@@ -31,9 +31,10 @@ use super::open_streams::OpenStreams;
 pub(super) struct FrameFilter {
     /// Bytes of the preface that are still to come.
     preface_left: usize,
-    /// The frame whose payload is arriving, and how many bytes of it are still to come.
+    /// The frame whose payload is arriving.
     frame: Option<Frame>,
-    left: usize,
+    /// Bytes of its payload that are still to come.
+    payload_left: usize,
     /// Bytes that the h2 crate must not see yet: a part of a frame's header, or frames that are checked
     /// when they, or their header block, are complete.
     held: Vec<u8>,
@@ -46,13 +47,13 @@ pub(super) struct FrameFilter {
     table: HpackTable,
     /// Header blocks are left to the h2 crate, because one was too long to be held or its frames were
     /// invalid.
-    is_hpack_off: bool,
+    skips_header_blocks: bool,
     is_first: bool,
     streams: OpenStreams,
     /// Header blocks that were replaced since the last [`FrameFilter::take_malformed`].
     malformed: u32,
     /// Bytes of requests and responses in both directions, less the replies to control frames.
-    useful_bytes: i64,
+    request_response_bytes: i64,
     /// Bytes of all other frames from the client.
     control_bytes: i64,
     violation: Option<Reason>,
@@ -80,17 +81,17 @@ impl FrameFilter {
         Self {
             preface_left: PREFACE_BYTES,
             frame: None,
-            left: 0,
+            payload_left: 0,
             held: Vec::new(),
             frame_at: 0,
             passed: BytesMut::new(),
             block: None,
             table: HpackTable::new(),
-            is_hpack_off: false,
+            skips_header_blocks: false,
             is_first: true,
             streams: OpenStreams::default(),
             malformed: 0,
-            useful_bytes: 0,
+            request_response_bytes: 0,
             control_bytes: 0,
             violation: None,
         }
@@ -103,7 +104,7 @@ impl FrameFilter {
 
     /// Counts bytes sent to the client.
     pub(super) fn add_sent(&mut self, bytes: usize) {
-        self.useful_bytes += bytes as i64;
+        self.request_response_bytes += bytes as i64;
     }
 
     /// The number of malformed header blocks since the last call.
@@ -125,7 +126,7 @@ impl FrameFilter {
         let (mut in_place, mut begin) = (at, at);
         while at < bytes.len() && self.violation.is_none() {
             let wanted = match self.frame {
-                Some(_) => self.left,
+                Some(_) => self.payload_left,
                 None => self.frame_at + FRAME_HEADER_BYTES - self.unseen(&bytes[begin..at]).len(),
             };
             let end = at + wanted.min(bytes.len() - at);
@@ -133,7 +134,7 @@ impl FrameFilter {
                 self.held.extend_from_slice(&bytes[at..end]);
                 begin = end;
             }
-            let verdict = self.go_on(&bytes[begin..end], end - at);
+            let verdict = self.advance(&bytes[begin..end], end - at);
             at = end;
             match verdict {
                 Ok(Verdict::Hold) => {}
@@ -171,23 +172,23 @@ impl FrameFilter {
 
     /// Takes `more` bytes of a frame's header or payload. `read` are the bytes that the h2 crate has not
     /// seen, unless they are in `held`.
-    fn go_on(&mut self, read: &[u8], more: usize) -> Result<Verdict, Reason> {
+    fn advance(&mut self, read: &[u8], more: usize) -> Result<Verdict, Reason> {
         let Some(frame) = self.frame else {
             let unseen = self.unseen(read);
             let Some(header) = unseen[self.frame_at..].first_chunk() else {
                 return Ok(Verdict::Hold);
             };
             let frame = Frame::of(header);
-            (self.frame, self.left) = (Some(frame), frame.length);
+            (self.frame, self.payload_left) = (Some(frame), frame.length);
             self.check_header(frame)?;
             return self.check_frame(frame, read);
         };
-        self.left -= more;
+        self.payload_left -= more;
         self.check_frame(frame, read)
     }
 
     fn check_frame(&mut self, frame: Frame, read: &[u8]) -> Result<Verdict, Reason> {
-        let is_complete = self.left == 0;
+        let is_complete = self.payload_left == 0;
         if is_complete {
             self.frame = None;
         }
@@ -216,7 +217,7 @@ impl FrameFilter {
         if self.block.is_some() && frame.kind != CONTINUATION {
             return Err(Reason::PROTOCOL_ERROR);
         }
-        self.check_usefulness(frame)?;
+        self.check_control_share(frame)?;
         match frame.kind {
             DATA => self.streams.data(frame.stream, frame.has(END_STREAM)),
             RST_STREAM => {
@@ -233,18 +234,19 @@ impl FrameFilter {
         }
     }
 
-    fn check_usefulness(&mut self, frame: Frame) -> Result<(), Reason> {
+    fn check_control_share(&mut self, frame: Frame) -> Result<(), Reason> {
         let all = (FRAME_HEADER_BYTES + frame.length) as i64;
         if matches!(frame.kind, DATA | HEADERS | CONTINUATION) {
-            self.useful_bytes += all;
+            self.request_response_bytes += all;
             return Ok(());
         }
         self.control_bytes += all;
         if matches!(frame.kind, PING | SETTINGS) && !frame.has(ACK) {
             // The node replies with at most as many bytes, which `add_sent` counts as useful.
-            self.useful_bytes -= all;
+            self.request_response_bytes -= all;
         }
-        match self.control_bytes > CONTROL_BYTES_FREE + CONTROL_RATIO_MAX * self.useful_bytes.max(0)
+        match self.control_bytes
+            > CONTROL_BYTES_FREE + CONTROL_RATIO_MAX * self.request_response_bytes.max(0)
         {
             true => Err(Reason::ENHANCE_YOUR_CALM),
             false => Ok(()),
@@ -260,7 +262,7 @@ impl FrameFilter {
         let fragment = if frame.kind == HEADERS { frame.fragment(payload) } else { Some(payload) };
         match (fragment, self.block.take()) {
             (Some(fragment), Some(block))
-                if !self.is_hpack_off && unseen.len() <= HELD_BYTES_MAX =>
+                if !self.skips_header_blocks && unseen.len() <= HELD_BYTES_MAX =>
             {
                 self.frame_at = unseen.len();
                 self.add_fragment(frame, block, fragment)
@@ -268,7 +270,7 @@ impl FrameFilter {
             // Padding beyond the frame's end, a CONTINUATION without HEADERS, or a block that is too
             // long: the h2 crate refuses it.
             _ => {
-                (self.is_hpack_off, self.table) = (true, HpackTable::new());
+                (self.skips_header_blocks, self.table) = (true, HpackTable::new());
                 Ok(Verdict::Pass)
             }
         }
@@ -417,7 +419,7 @@ mod tests {
         ] {
             check(&[wrong], Some(Reason::FRAME_SIZE_ERROR));
         }
-        // Its head is enough.
+        // The frame header alone is enough to refuse it.
         let mut large = FrameFilter::new();
         large.filter(&[&[0; PREFACE_BYTES][..], &frame(SETTINGS, 0, 0, &[])].concat());
         assert_eq!(large.filter(b"\x00\x40\x01\x16\x00\x00\x00\x00\x00"), 0);
@@ -442,7 +444,7 @@ mod tests {
         check(&[post(1), data(1), data(1)], Some(Reason::STREAM_CLOSED));
         check(&[post(1), reset(1), data(1)], Some(Reason::STREAM_CLOSED));
         check(&[get(1), post(3), get(5), data(3)], None);
-        // Never begun: a number that is not higher.
+        // A stream number below an earlier one was never opened.
         check(&[get(5), get(3)], Some(Reason::PROTOCOL_ERROR));
     }
 
@@ -484,7 +486,7 @@ mod tests {
         for _ in 0..10 {
             filter.filter(&frame(CONTINUATION, 0, 1, &[0x90; FRAME_BYTES_MAX]));
         }
-        assert!(filter.is_hpack_off && filter.block.is_none() && filter.held.is_empty());
+        assert!(filter.skips_header_blocks && filter.block.is_none() && filter.held.is_empty());
         filter.passed().clear();
         let end = frame(CONTINUATION, 4, 1, b"\xbe");
         assert_eq!((filter.filter(&end), filter.violation()), (end.len(), None));
@@ -524,7 +526,7 @@ mod tests {
         assert_eq!(seen, frame(HEADERS, 5, 1, b"\x84\x00\x0aconnection\x01x"));
     }
 
-    fn looked_at(pieces: &[&[u8]]) -> (Vec<u8>, Option<Reason>) {
+    fn filter_pieces(pieces: &[&[u8]]) -> (Vec<u8>, Option<Reason>) {
         let mut filter = FrameFilter::new();
         filter.filter(&[&[0; PREFACE_BYTES][..], &frame(SETTINGS, 0, 0, &[])].concat());
         let mut seen = Vec::new();
@@ -549,9 +551,9 @@ mod tests {
         ) {
             let bytes: Vec<u8> =
                 kinds.iter().flat_map(|(kind, flags, stream, payload)| frame(*kind, *flags, *stream, payload)).collect();
-            let (whole, fault) = looked_at(&[&bytes]);
+            let (whole, fault) = filter_pieces(&[&bytes]);
             let (first, second) = bytes.split_at(cut.index(bytes.len() + 1));
-            let (pieces, fault_in_pieces) = looked_at(&[first, second]);
+            let (pieces, fault_in_pieces) = filter_pieces(&[first, second]);
             prop_assert_eq!((pieces, fault_in_pieces), (whole, fault));
         }
     }

@@ -54,7 +54,7 @@ pub(super) fn prepare<S>(
     let is_call = content_type.is_some_and(|value| is_grpc(value.as_bytes()));
     request.map(|body| match RequestBody::new(body, length, cx) {
         None => Body::Empty,
-        Some(body) if is_call => connection.call_body(body),
+        Some(body) if is_call => connection.grpc_body(body),
         Some(body) => connection.request_body(body),
     })
 }

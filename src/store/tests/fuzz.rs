@@ -47,7 +47,7 @@ pub(crate) fn disk_record(data: &[u8]) {
             assert_eq!(one.inline, two.inline);
             let length = one.complete_length();
             if let Some(body) = &one.inline {
-                assert!(one.is_apart() || body.len() as u64 == length);
+                assert!(one.is_standalone_part() || body.len() as u64 == length);
             }
             one.inline_bytes(0..length.min(1 << 20));
         }

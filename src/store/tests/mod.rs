@@ -215,7 +215,7 @@ async fn variants_stand_beside_each_other_under_the_list() {
         let mut writer = here.writer(response);
         writer.push(Bytes::from(coding)).await.unwrap();
         writer.finish().await.unwrap();
-        list.note(&fields, variant, 8);
+        list.add(&fields, variant, 8);
     }
     here.put_variants(key.hash, list);
     let Some(Record::Variants(list)) = here.in_memory(key.hash) else { panic!() };
