@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(crate) struct AdminArguments {
     )]
     pub(super) address: String,
     /// Admin API token, if the node requires one.
-    #[arg(long, env = "SKERRY_TOKEN", hide_env_values = true, value_parser = parse_token)]
+    #[arg(long, env = "SKERRY_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Use TLS and verify the node's certificate against this CA certificate (PEM).
     #[arg(long, value_name = "FILE", env = "SKERRY_CA")]
@@ -103,8 +103,13 @@ impl AdminArguments {
         }
     }
 
+    /// The token; an empty one counts as not given.
+    fn token(&self) -> Option<&str> {
+        self.token.as_deref().filter(|token| !token.is_empty())
+    }
+
     fn credentials_advice(&self) -> &'static str {
-        if self.token.is_some() {
+        if self.token().is_some() {
             "check --token or SKERRY_TOKEN"
         } else {
             "give --token or set SKERRY_TOKEN, or give --certificate and --key"
@@ -117,6 +122,7 @@ impl AdminArguments {
     /// One line: why there is no HTTP response, and what to do about it.
     pub(super) fn call(&self, call: &AdminCall<'_>) -> Result<AdminReply, String> {
         let address = &self.address;
+        check_token(self.token())?;
         let request = self.request(call);
         let failure =
             |why: &dyn Display, advice: &str| format!("admin API at {address}: {why}; {advice}");
@@ -146,7 +152,7 @@ impl AdminArguments {
     fn request(&self, call: &AdminCall<'_>) -> String {
         let AdminCall { method, target, body, .. } = call;
         let mut request = format!("{method} {target} HTTP/1.0\r\nHost: {}\r\n", self.address);
-        let token = self.token.iter().map(|token| format!("Authorization: Bearer {token}"));
+        let token = self.token().into_iter().map(|token| format!("Authorization: Bearer {token}"));
         for field in call.fields.iter().cloned().chain(token) {
             request.push_str(&field);
             request.push_str("\r\n");
@@ -175,7 +181,16 @@ impl AdminArguments {
                 })?;
                 builder
                     .with_client_auth_cert(certificates("--certificate", chain)?, secret)
-                    .map_err(|error| in_file("--certificate", chain, &error))?
+                    .map_err(|error| match error {
+                        rustls::Error::InconsistentKeys(_) => {
+                            format!(
+                                "--certificate {} and --key {} do not match",
+                                chain.display(),
+                                key.display()
+                            )
+                        }
+                        error => in_file("--certificate", chain, &error),
+                    })?
             }
             _ => builder.with_no_client_auth(),
         };
@@ -195,10 +210,17 @@ fn parse_address(text: &str) -> Result<String, &'static str> {
     if is_valid { Ok(text.to_owned()) } else { Err(expected) }
 }
 
-fn parse_token(text: &str) -> Result<String, &'static str> {
-    let is_visible = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-    let expected = "expected a token of visible ASCII characters, without spaces and line ends";
-    if is_visible { Ok(text.to_owned()) } else { Err(expected) }
+/// Parses an IP address.
+pub(super) fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "expected an IP address, such as 192.0.2.1")
+}
+
+/// Refuses a token that cannot stand in a header field, without showing it.
+fn check_token(token: Option<&str>) -> Result<(), String> {
+    let expected =
+        "--token or SKERRY_TOKEN: expected visible ASCII characters, without spaces and line ends";
+    let is_visible = |token: &str| token.bytes().all(|byte| byte.is_ascii_graphic());
+    if token.is_none_or(is_visible) { Ok(()) } else { Err(expected.to_owned()) }
 }
 
 fn connect(address: &str, timeout: Duration) -> io::Result<TcpStream> {
@@ -252,11 +274,16 @@ fn tls_advice(error: &io::Error) -> &'static str {
         Some(rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         )) => "the CA in --ca has not signed the node's certificate (admin.tls.certificate)",
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(reason)))
+            if format!("{reason:?}").contains("CaUsedAsEndEntity") =>
+        {
+            "the node's certificate (admin.tls.certificate) is a CA certificate (basicConstraints CA:TRUE): issue one with CA:FALSE"
+        }
         Some(rustls::Error::InvalidCertificate(_)) => {
             "the node's certificate (admin.tls.certificate) must be valid now and include the host of --admin"
         }
         Some(rustls::Error::InvalidMessage(_)) => {
-            "if the admin API uses plain HTTP, leave out --ca"
+            "the other side does not speak TLS: if the admin API uses plain HTTP, leave out --ca"
         }
         Some(rustls::Error::AlertReceived(_)) => {
             "the node requires a client certificate (--certificate) signed by its admin.tls.client_ca"
@@ -340,8 +367,9 @@ mod tests {
         for invalid in ["", "foo", "127.0.0.1", ":9180", "127.0.0.1:99999", "http://a:1/"] {
             assert!(parse_address(invalid).is_err(), "{invalid}");
         }
-        assert!(parse_token("abc").is_ok());
-        assert!(parse_token("").is_err() && parse_token("a\nb").is_err());
+        assert!(check_token(None).is_ok() && check_token(Some("abc")).is_ok());
+        let error = check_token(Some("a\nb")).unwrap_err();
+        assert!(error.starts_with("--token or SKERRY_TOKEN: ") && !error.contains("a\nb"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct ExplainArguments {
     #[arg(short = 'H', long = "header", value_name = "FIELD", value_parser = parse_field)]
     headers: Vec<String>,
     /// Assume this client address (for access rules, country rules and rate limits).
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = super::client::parse_ip)]
     client: Option<IpAddr>,
     /// Assume this client country, a two-letter code, instead of the one found for the address.
     #[arg(long)]

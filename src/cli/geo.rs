@@ -14,7 +14,7 @@ use super::output::print;
 #[derive(Debug, Args)]
 pub struct GeoArguments {
     /// IPv4 or IPv6 addresses to look up.
-    #[arg(required = true, value_name = "ADDRESS")]
+    #[arg(required = true, value_name = "ADDRESS", value_parser = super::client::parse_ip)]
     addresses: Vec<IpAddr>,
     /// Use the databases in the [geo] table of this configuration file [default: the built-in
     /// country database].

@@ -14,7 +14,8 @@ pub struct PurgeArguments {
     /// URLs to purge, with scheme and host.
     #[arg(required_unless_present_any = ["tags", "prefix", "site", "all"])]
     urls: Vec<String>,
-    /// Purge responses with this tag (Surrogate-Key, Cache-Tag); repeatable.
+    /// Purge responses with this tag; repeatable. Tags are separated by spaces in Surrogate-Key, by
+    /// commas in Cache-Tag.
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
     /// Purge all URLs with this prefix: scheme, host and at least `/`.
@@ -23,8 +24,8 @@ pub struct PurgeArguments {
     /// Purge everything of the site with this name.
     #[arg(long, value_name = "NAME")]
     site: Option<String>,
-    /// Purge everything.
-    #[arg(long)]
+    /// Purge everything. Cannot be used with URLs, --tag, --prefix or --site.
+    #[arg(long, conflicts_with_all = ["urls", "tags", "prefix", "site"])]
     all: bool,
     /// Mark the content stale instead of removing it: it is revalidated before the next use.
     #[arg(long)]

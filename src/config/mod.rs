@@ -126,8 +126,13 @@ fn load_for(flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
         return parse_for("", "flags", Path::new(""), flags, purpose);
     };
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Mistakes(vec![Mistake::without_place(&name, format!("cannot read the file: {error}"))])
+    let unreadable = |message| Mistakes(vec![Mistake::without_place(&name, message)]);
+    let bytes = std::fs::read(path)
+        .map_err(|error| unreadable(format!("cannot read the file: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        unreadable(format!("the file is not UTF-8 text: line {line} has an invalid byte"))
     })?;
     let text = environment::fill_in(&text, &name, |name| std::env::var(name).ok())?;
     parse_for(&text, &name, path.parent().unwrap_or(Path::new("")), flags, purpose)
@@ -319,7 +324,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     }
     if config.routes.sites.is_empty() && flags.origins.is_empty() {
         reader.nothing_to_serve(
-            "nothing to serve: give --origin URL, or a configuration file with [pools.NAME] and [sites.NAME]",
+            "nothing to serve: add [pools.NAME] and [sites.NAME] to the configuration file (--config), or start the node with --origin URL",
         );
     }
     let listeners = &mut config.listen.listeners;
@@ -336,8 +341,19 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     let knows_callers = config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
         reader.mistake_without_place(format!(
-            "admin.address: {} is not a loopback address: set \"admin.tokens\" or \"admin.tls.client_ca\"",
+            "admin.address: {} is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address",
             config.admin.address
+        ));
+    }
+    let admin = config.admin.address;
+    let is_taken = |listener: &Listener| {
+        let (ip, port) = (listener.address.ip(), listener.address.port());
+        port != 0 && port == admin.port() && (ip == admin.ip() || ip.is_unspecified())
+    };
+    if let Some(listener) = config.listen.listeners.iter().find(|listener| is_taken(listener)) {
+        reader.mistake_without_place(format!(
+            "admin.address: {admin} is also the address of listener {:?}: choose another port",
+            listener.name
         ));
     }
     if let Some(url) = &flags.redis {

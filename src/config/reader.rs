@@ -140,6 +140,11 @@ impl<'a> Reader<'a> {
         self.notes.borrow_mut().mistakes.push((None, mistake));
     }
 
+    /// Whether a mistake was noted so far.
+    pub(super) fn has_mistakes(&self) -> bool {
+        !self.notes.borrow().mistakes.is_empty()
+    }
+
     /// Notes that there is nothing to serve. Reported only if there is no other mistake.
     pub(super) fn nothing_to_serve(&self, message: &str) {
         self.notes.borrow_mut().nothing_to_serve =
@@ -483,11 +488,7 @@ impl Drop for Section<'_> {
         }
         for key in self.table.into_iter().flat_map(DeTable::keys) {
             if !read_names.contains(&&**key.get_ref()) {
-                let place = if self.path.is_empty() {
-                    "at the top level"
-                } else {
-                    &format!("in [{}]", self.path)
-                };
+                let place = place_of(&self.path);
                 let known = BTreeSet::from_iter(read_names.iter().copied());
                 let near = match mistakes::suggestion(key.get_ref(), known.iter().copied()) {
                     none if none.is_empty() && known.len() <= LISTED_MAX => {
@@ -519,6 +520,19 @@ fn alternatives(words: &[String]) -> String {
     match words {
         [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
         _ => words.join(", "),
+    }
+}
+
+/// A table's name in a message, as TOML writes it: elements of a list are counted from one.
+fn place_of(path: &str) -> String {
+    let number = |path: &str| path.strip_suffix(']')?.rsplit_once('[')?.1.parse::<usize>().ok();
+    match (path, number(path)) {
+        ("", _) => "at the top level".to_owned(),
+        (path, Some(at)) => {
+            let (list, _) = path.rsplit_once('[').expect("a number in brackets");
+            format!("in [[{list}]] number {}", at + 1)
+        }
+        (path, None) => format!("in [{path}]"),
     }
 }
 

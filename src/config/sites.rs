@@ -44,12 +44,20 @@ pub(super) fn read_sites(
     let named = root.named("sites");
     let read = named.iter().map(|(name, section)| sites.site(name, section, scope.clone()));
     let settings = Settings { sites: read.collect() };
-    for (site, rule, cover) in settings.shadowed_rules() {
+    // A condition that could not be read is missing from its rule, which then matches too much.
+    let shadowed = if root.reader.has_mistakes() { Vec::new() } else { settings.shadowed_rules() };
+    for (site, rule, cover) in shadowed {
         let span = &sites.rules[&(site.name.clone(), rule.name.clone())];
-        let message = format!(
-            "rule {:?} never applies: the earlier rule {:?} matches every request it matches",
-            rule.name, cover.name
-        );
+        let message = match &*rule.name == DEFAULT {
+            true => format!(
+                "the action of site {:?} never applies: rule {:?} matches every request",
+                site.name, cover.name
+            ),
+            false => format!(
+                "rule {:?} never applies: the earlier rule {:?} matches every request it matches",
+                rule.name, cover.name
+            ),
+        };
         root.reader.mistake(span, message);
     }
     (settings, sites.silences)
@@ -107,8 +115,13 @@ impl Sites<'_> {
                 rules.push(rule_of(&name, DEFAULT, Matches::default(), action, scope));
             }
         } else if rules.is_empty() {
-            let message =
-                "the site has no action: set \"pool\", \"redirect\" or \"respond\", or add rules";
+            let several = match self.actions.pools.len() {
+                0 | 1 => String::new(),
+                count => format!(", and there are {count} pools to choose from"),
+            };
+            let message = format!(
+                "the site has no action{several}: set \"pool\", \"redirect\" or \"respond\", or add rules"
+            );
             section.mistake("", message);
         }
         SiteSettings { name, hosts, rules }

@@ -143,7 +143,14 @@ impl Admin {
                     Ok(Err(error)) => {
                         let message = "a TLS handshake with the admin API failed";
                         let notice = Notice::warning(message, "", "");
-                        notices::note(&notice, format_args!("{error}; from {address}"));
+                        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+                        let hint = match inner {
+                            Some(rustls::Error::InvalidMessage(_)) => {
+                                "the client does not speak TLS (plain HTTP?): "
+                            }
+                            _ => "",
+                        };
+                        notices::note(&notice, format_args!("{hint}{error}; from {address}"));
                     }
                     Err(_) => {}
                 }

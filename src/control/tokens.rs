@@ -208,7 +208,9 @@ impl Caller {
         let may = match &self.permission {
             Permission::All => "everything".to_owned(),
             Permission::Read => "only read".to_owned(),
-            Permission::Purge(sites) => format!("only read and purge {}", sites.join(" and ")),
+            Permission::Purge(sites) => {
+                format!("only read, and purge the content of {}", sites.join(" and "))
+            }
         };
         Problem::new(
             StatusCode::FORBIDDEN,

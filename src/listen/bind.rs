@@ -51,7 +51,7 @@ pub enum BindError {
         name: String,
     },
     /// Any other error.
-    #[error("cannot listen on {address} (listener {name}): {source}")]
+    #[error("cannot listen on {address} (listener {name}): {source}{}", bind_advice(source))]
     Other {
         /// The configured address.
         address: SocketAddr,
@@ -60,6 +60,15 @@ pub enum BindError {
         /// The error of the system.
         source: io::Error,
     },
+}
+
+fn bind_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => {
+            "; no network interface of this machine has this address"
+        }
+        _ => "",
+    }
 }
 
 /// Opens every listener once for each worker. From now on the kernel queues connections, so that none is

@@ -71,7 +71,10 @@ pub(crate) enum PurgeError {
         bytes: usize,
     },
     /// The purge is applied until the node stops, but may be lost afterwards.
-    #[error("purge {} is in force but could not be written: {reason}", sequence.0)]
+    #[error(
+        "the purge is in force on this node until it restarts, but cannot be written to the purge log (node.data_directory): {reason}; free space, then purge again (purge sequence {})",
+        sequence.0
+    )]
     NotDurable {
         /// The last purge's sequence.
         sequence: PurgeSequence,
@@ -85,7 +88,10 @@ pub(crate) enum PurgeError {
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeLogError {
     /// Another process holds the directory.
-    #[error("store directory {} is in use by another skerry process", path.display())]
+    #[error(
+        "the purge log in {} is in use by another skerry process: stop it, or give this node its own directory (node.data_directory)",
+        path.display()
+    )]
     InUse {
         /// The directory.
         path: PathBuf,

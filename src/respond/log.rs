@@ -349,21 +349,30 @@ fn append_to(path: &PathBuf) -> io::Result<File> {
 }
 
 fn write_all(receiver: &Receiver<Vec<u8>>, mut out: Output, reopen: &AtomicBool) {
-    let mut is_failing = false;
+    let (mut is_failing, mut lines_lost) = (false, 0);
     for bytes in receiver {
         if reopen.swap(false, Ordering::Relaxed) {
             out.reopen();
         }
         match out.write(&bytes) {
-            Ok(()) => is_failing = false,
+            Ok(()) if is_failing => {
+                is_failing = false;
+                tracing::info!(lines_lost, "access log: lines are written again");
+                lines_lost = 0;
+            }
+            Ok(()) => {}
             // Logged once per outage, not per buffer: the error log may be on the same disk.
             Err(error) if !is_failing => {
-                is_failing = true;
+                (is_failing, lines_lost) = (true, lines_of(&bytes));
                 tracing::error!(%error, "access log: cannot write; lines are lost until a write succeeds");
             }
-            Err(_) => {}
+            Err(_) => lines_lost += lines_of(&bytes),
         }
     }
+}
+
+fn lines_of(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\n').count()
 }
 
 #[cfg(test)]

@@ -34,7 +34,10 @@ pub enum OpenError {
         mistakes: Vec<String>,
     },
     /// Another process has locked the directory.
-    #[error("store directory {} is in use by another skerry process", path.display())]
+    #[error(
+        "store directory {} is in use by another skerry process: stop it, or give this node its own directory",
+        path.display()
+    )]
     InUse {
         /// The directory.
         path: PathBuf,

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::space::bytes_text;
+
 /// The settings of a store. `Default` gives the values that apply without configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
@@ -112,6 +114,13 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The least size of memory and of a directory, for a message.
+    fn least(&self) -> String {
+        let slice = self.slice_bytes as u64;
+        let (least, slice) = (bytes_text(64 * slice), bytes_text(slice));
+        format!("at least {least} (64 times store.slice = {slice})")
+    }
+
     /// The reasons why these settings are rejected, each an error message. Empty if they are valid.
     pub(crate) fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
@@ -123,17 +132,18 @@ impl Settings {
         }
         if self.memory_bytes < 64 * self.slice_bytes as u64 {
             mistakes.push(format!(
-                "store.memory of {} bytes is too small: expected at least 64 slices of {} bytes",
-                self.memory_bytes, self.slice_bytes
+                "store.memory of {} is too small: expected {}",
+                bytes_text(self.memory_bytes),
+                self.least()
             ));
         }
         for directory in &self.directories {
             if directory.bytes < 64 * self.slice_bytes as u64 {
                 mistakes.push(format!(
-                    "store directory {} of {} bytes is too small: expected at least 64 slices of {} bytes",
+                    "store directory {} of {} is too small: expected {}",
                     directory.path.display(),
-                    directory.bytes,
-                    self.slice_bytes
+                    bytes_text(directory.bytes),
+                    self.least()
                 ));
             }
         }

@@ -404,6 +404,12 @@ fn certificate_fault(error: &rustls::Error) -> String {
                 "is not valid for {name}: set tls.server_name of the pool to a name that it has"
             )
         }
+        rustls::Error::InvalidCertificate(CertificateError::Other(reason))
+            if format!("{reason:?}").contains("CaUsedAsEndEntity") =>
+        {
+            "is a CA certificate (basicConstraints CA:TRUE): issue a server certificate with CA:FALSE"
+                .into()
+        }
         error => format!("is not valid: {error}"),
     }
 }

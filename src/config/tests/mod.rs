@@ -336,9 +336,15 @@ fn listeners_have_addresses_of_their_own() {
         ],
     );
     check(
+        "[admin]\naddress = \"127.0.0.1:8443\"\n",
+        &[
+            " admin.address: 127.0.0.1:8443 is also the address of listener \"127.0.0.1:8443\": choose another port",
+        ],
+    );
+    check(
         "[admin]\naddress = \"0.0.0.0:9180\"\n",
         &[
-            " admin.address: 0.0.0.0:9180 is not a loopback address: set \"admin.tokens\" or \"admin.tls.client_ca\"",
+            " admin.address: 0.0.0.0:9180 is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address",
         ],
     );
 }
@@ -364,7 +370,7 @@ fn pools_have_origins() {
     let mistakes = read_text(two).unwrap_err().to_string();
     assert_eq!(
         mistakes,
-        "edge.toml:5:8: the site has no action: set \"pool\", \"redirect\" or \"respond\", or add rules"
+        "edge.toml:5:8: the site has no action, and there are 2 pools to choose from: set \"pool\", \"redirect\" or \"respond\", or add rules"
     );
 }
 
@@ -503,6 +509,13 @@ fn rules_can_match_and_do_one_thing() {
             "3:1: rule \"b\" never applies: the earlier rule \"rule-1\" matches every request it matches",
         ],
     );
+    // The rule would match everything only because its condition is not known.
+    check(
+        "[[sites.www.rules]]\npath_prefx = \"/a\"\n[[sites.www.rules]]\npath = \"/b\"\n",
+        &[
+            "2:1: unknown option \"path_prefx\" in [[sites.www.rules]] number 1; did you mean \"path_prefix\"?",
+        ],
+    );
     check(
         "[[sites.www.rules]]\npath = \"/a/../b\"\nredirect = {}\n",
         &[
@@ -592,7 +605,7 @@ fn caching_has_words_and_ranges_of_statuses() {
     check(
         "[store]\nmemory = \"1MiB\"\ndisk = \"none\"\n",
         &[
-            "1:1: store.memory of 1048576 bytes is too small: expected at least 64 slices of 262144 bytes",
+            "1:1: store.memory of 1.0 MiB is too small: expected at least 16.0 MiB (64 times store.slice = 256.0 KiB)",
         ],
     );
 }

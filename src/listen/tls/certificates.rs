@@ -85,10 +85,27 @@ pub(super) fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsErr
         .collect::<Result<_, _>>()
         .map_err(|error| file_error(&files.certificate, error.to_string()))?;
     if chain.is_empty() {
-        return Err(file_error(&files.certificate, "the file has no certificate".into()));
+        let has_key = PrivateKeyDer::from_pem_slice(&read(&files.certificate)?).is_ok();
+        let reason = match has_key {
+            true => {
+                "the file has a private key, not a certificate: are \"certificate\" and \"key\" swapped?"
+            }
+            false => "the file has no certificate",
+        };
+        return Err(file_error(&files.certificate, reason.into()));
     }
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
-        .map_err(|error| file_error(&files.key, format!("no private key: {error}")))?;
+    let key = read(&files.key)?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| {
+        let is_encrypted = String::from_utf8_lossy(&key).contains("ENCRYPTED");
+        let reason = match is_encrypted {
+            true => {
+                "the private key is encrypted: decrypt it with openssl pkey -in KEY -out PLAIN-KEY"
+                    .to_owned()
+            }
+            false => format!("no private key: {error}"),
+        };
+        file_error(&files.key, reason)
+    })?;
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain, key, &provider).map_err(|reason| TlsError::Pair {
         certificate: files.certificate.clone(),
