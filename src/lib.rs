@@ -1,7 +1,7 @@
 //! Skerry, a CDN edge node.
 //!
-//! [`serve`] is the request path; read it first. A *room* is one module of this file with its directory:
-//! it owns one task, and imports only the rooms that `tests/it/tidy.rs` allows it. The rooms stand in three
+//! [`serve`] is the request path; read it first. A *room* is one module of this file, with its files: it
+//! owns one task, and imports only the rooms that `tests/it/tidy.rs` allows it. The rooms stand in three
 //! groups, each in alphabetical order; docs/ARCHITECTURE.md has the map, the invariants, and the order in
 //! which a request passes through the rooms. Only the binary and the tests use this crate: a change of its
 //! items is no breaking change.

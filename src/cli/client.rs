@@ -98,7 +98,10 @@ impl AdminArguments {
         let detail = value["detail"].as_str().unwrap_or(&reply.body);
         match status {
             0..=399 => Ok(value),
-            401 => Err(format!("admin API at {address}: {detail}; {}", self.credentials_advice())),
+            401 => Err(format!(
+                "admin API at {address}: {detail}; {}",
+                self.credentials_advice(detail)
+            )),
             _ => Err(detail.to_owned()),
         }
     }
@@ -108,9 +111,11 @@ impl AdminArguments {
         self.token.as_deref().filter(|token| !token.is_empty())
     }
 
-    fn credentials_advice(&self) -> &'static str {
+    fn credentials_advice(&self, detail: &str) -> &'static str {
         if self.token().is_some() {
             "check --token or SKERRY_TOKEN"
+        } else if detail.starts_with("a client certificate signed by") {
+            "give --certificate and --key"
         } else {
             "give --token or set SKERRY_TOKEN, or give --certificate and --key"
         }

@@ -67,7 +67,13 @@ pub fn run(arguments: &PurgeArguments) -> Result<(), String> {
     let missing = match wait.as_str() {
         "all" if !pending.is_empty() => "all nodes",
         "quorum" if pending.len() * 2 >= nodes.len() => "more than half of the nodes",
-        _ => return Ok(()),
+        _ if pending.is_empty() || purge["published"] != false => return Ok(()),
+        _ => {
+            let pending = pending.join(", ");
+            return print(&format!(
+                "note: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back\n"
+            ));
+        }
     };
     let pending = pending.join(", ");
     Err(match purge["published"] == false {
@@ -135,6 +141,21 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        _purge: PurgeArguments,
+    }
+
+    #[test]
+    fn all_stands_alone() {
+        let parse = |arguments: &[&str]| <Command as clap::Parser>::try_parse_from(arguments);
+        assert!(parse(&["purge", "--all"]).is_ok());
+        for narrower in [&["--tag", "a"][..], &["--site", "a"], &["https://a.test/"]] {
+            assert!(parse(&[&["purge", "--all"], narrower].concat()).is_err(), "{narrower:?}");
+        }
+    }
 
     #[test]
     fn a_receipt_is_formatted_as_text() {

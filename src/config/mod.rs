@@ -338,24 +338,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.admin.address = admin;
         reader.record("admin.address", &admin);
     }
-    let knows_callers = config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
-        reader.mistake_without_place(format!(
-            "admin.address: {} is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address",
-            config.admin.address
-        ));
-    }
-    let admin = config.admin.address;
-    let is_taken = |listener: &Listener| {
-        let (ip, port) = (listener.address.ip(), listener.address.port());
-        port != 0 && port == admin.port() && (ip == admin.ip() || ip.is_unspecified())
-    };
-    if let Some(listener) = config.listen.listeners.iter().find(|listener| is_taken(listener)) {
-        reader.mistake_without_place(format!(
-            "admin.address: {admin} is also the address of listener {:?}: choose another port",
-            listener.name
-        ));
-    }
+    check_admin_address(reader, config);
     if let Some(url) = &flags.redis {
         match url.parse() {
             Ok(url) => config.bus.redis = Some(url),
@@ -393,6 +376,28 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
             target.clone_from(value);
             reader.record(option, value);
         }
+    }
+}
+
+/// The admin API needs an address of its own and, if other hosts reach it, a way to identify callers.
+fn check_admin_address(reader: &Reader<'_>, config: &Config) {
+    let knows_callers = config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
+        reader.mistake_without_place(format!(
+            "admin.address: {} is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address",
+            config.admin.address
+        ));
+    }
+    let admin = config.admin.address;
+    let is_taken = |listener: &Listener| {
+        let (ip, port) = (listener.address.ip(), listener.address.port());
+        port != 0 && port == admin.port() && (ip == admin.ip() || ip.is_unspecified())
+    };
+    if let Some(listener) = config.listen.listeners.iter().find(|listener| is_taken(listener)) {
+        reader.mistake_without_place(format!(
+            "admin.address: {admin} is also the address of listener {:?}: choose another port",
+            listener.name
+        ));
     }
 }
 

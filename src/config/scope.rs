@@ -39,7 +39,8 @@ pub(super) fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     let rate = section.section("rate");
     let mut per_second = scope.rate.map(|limit| limit.per_second);
     rate.read("per_second", &mut per_second);
-    if per_second.is_some_and(|per_second| per_second <= 0.0) {
+    // An inherited rate is reported where it is written.
+    if rate.has("per_second") && per_second.is_some_and(|per_second| per_second <= 0.0) {
         rate.mistake("per_second", "expected a rate above 0, or \"none\"");
     }
     if rate.has("burst") && !rate.has("per_second") && scope.rate.is_none() {

@@ -142,14 +142,11 @@ pub(super) fn from_json_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result
 /// # Errors
 /// 400, with the URL.
 pub(super) fn absolute_url(url: &str) -> Result<Uri, Problem> {
-    let uri: Uri = url.parse().map_err(|error| Problem::bad_value("url", url, &error))?;
+    let expected = &"expected an absolute http or https URL such as https://example.org/page";
+    let uri: Uri = url.parse().map_err(|_| Problem::bad_value("url", url, expected))?;
     let has_scheme = matches!(uri.scheme_str(), Some("http" | "https"));
     let Some(authority) = uri.authority().filter(|_| has_scheme) else {
-        return Err(Problem::bad_value(
-            "url",
-            url,
-            &"expected an absolute http or https URL such as https://example.org/page",
-        ));
+        return Err(Problem::bad_value("url", url, expected));
     };
     if authority.as_str().contains('@') {
         return Err(Problem::bad_value(

@@ -90,8 +90,9 @@ impl PurgeRequest {
     /// 400 or 413, with the reason: invalid JSON, an unknown field, no scope, too many scopes, an invalid
     /// URL or an unknown site.
     pub(crate) fn parse(body: &[u8], sites: &dyn SiteLookup) -> Result<Self, Problem> {
-        let body: PurgeBody = from_json_object(body)
-            .map_err(|why| Problem::bad_request(format!("invalid purge request: {why}")))?;
+        let body: PurgeBody = from_json_object(body).map_err(|why| {
+            Problem::bad_request(format!("invalid purge request: {}", hint(&why)))
+        })?;
         let mut scopes = Vec::new();
         for url in body.url.iter().chain(&body.urls) {
             scopes.extend(url_scopes(url, sites)?);
@@ -134,6 +135,15 @@ impl PurgeRequest {
 }
 
 /// The scopes of a URL. A URL is purged for both schemes, because both usually serve the same content.
+/// Adds what to do to a message of the JSON parser.
+fn hint(why: &str) -> String {
+    let parameters = ["unknown field `wait`", "unknown field `timeout`"];
+    match parameters.iter().any(|start| why.starts_with(start)) {
+        true => format!("{why}; wait and timeout are query parameters: /purge?wait=all&timeout=2s"),
+        false => why.to_owned(),
+    }
+}
+
 fn url_scopes(url: &str, sites: &dyn SiteLookup) -> Result<[PurgeScope; 2], Problem> {
     let uri = absolute_url(&check_length("url", url)?)?;
     let url_key =
@@ -234,6 +244,8 @@ mod tests {
     #[test]
     fn every_mistake_is_reported() {
         check_refused("{", "invalid purge request");
+        check_refused(r#"{"all": true, "wait": "all"}"#, "are query parameters");
+        check_refused(r#"{"url": "m.test/x"}"#, "expected an absolute http or https URL");
         check_refused("", "expected a JSON object");
         check_refused(r#"["https://example.org/", []]"#, "expected a JSON object");
         check_refused(

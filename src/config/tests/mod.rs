@@ -489,6 +489,14 @@ fn sites_name_pools_that_exist() {
 }
 
 #[test]
+fn an_invalid_default_is_reported_once() {
+    check(
+        "[defaults.rate]\nper_second = 0\n[sites.b]\nhosts = \"b.test\"\n",
+        &["2:14: defaults.rate.per_second: expected a rate above 0, or \"none\""],
+    );
+}
+
+#[test]
 fn a_host_belongs_to_one_site() {
     check(
         "[sites.b]\nhosts = [\"WWW.example.org\", \"*\"]\n[sites.c]\nhosts = [\"*\", \"b.example:80\"]\n",
