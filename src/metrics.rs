@@ -154,6 +154,7 @@ table! {
     UpstreamChecks, Counter, "upstream_checks", "Active health checks of origins, by outcome.",
         "outcome" = &["passed", "failed"];
     UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "Time from sending a request to an origin to the header section of its response.";
+    UpstreamCredentialsUnreadable, Counter, "upstream_credentials_unreadable", "Times that changed credentials of a pool could not be read; the ones of before stayed in use.";
     DnsQuestions, Counter, "dns_questions", "DNS lookups of origin names.";
     DnsFailures, Counter, "dns_failures", "DNS lookups that returned no address.";
     DnsStale, Counter, "dns_stale", "DNS lookups answered with an expired address because DNS failed.";

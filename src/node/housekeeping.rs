@@ -1,10 +1,11 @@
-//! Files that are read again when they change: the admin API's certificates and tokens, and the GeoIP
-//! databases. The listeners' certificates are watched in `listen/tls`.
+//! Files that are read again when they change: the admin API's certificates and tokens, the GeoIP
+//! databases, and the credentials of pools. The listeners' certificates are watched in `listen/tls`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::shared::Shared;
+use crate::metrics::Metric;
 
 impl Shared {
     /// Reloads changed files every [`PERIOD`], as long as the node runs.
@@ -14,7 +15,7 @@ impl Shared {
             let shared = self.clone();
             if tokio::task::spawn_blocking(move || shared.reload_changed_files()).await.is_err() {
                 tracing::error!(
-                    "reloading certificates, tokens and databases panicked; the node tries again in {} s",
+                    "reloading certificates, tokens, databases and credentials panicked; the node tries again in {} s",
                     PERIOD.as_secs()
                 );
             }
@@ -32,6 +33,13 @@ impl Shared {
             let settings = self.config().geo.clone();
             let reloaded = self.geo.reload(&settings).map(|()| true);
             log_reload("the GeoIP databases", reloaded.map_err(|error| error.to_string()));
+        }
+        for pool in self.plan.load().pools.iter() {
+            let reloaded = pool.reload_credentials().map_err(|error| error.to_string());
+            if reloaded.is_err() {
+                self.recorder.count(Metric::UpstreamCredentialsUnreadable);
+            }
+            log_reload(&format!("the credentials of pool {}", pool.name()), reloaded);
         }
     }
 }

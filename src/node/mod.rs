@@ -191,6 +191,7 @@ impl Node {
             drain: drain_trigger,
             draining: AtomicBool::new(false),
             clock,
+            recorder: metrics.background(),
             config: Mutex::new(config),
         });
         let workers = WorkerThreads::new(&shared, &metrics, &log, drain, resolver)

@@ -14,6 +14,7 @@ use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::guard::{Gate, rate};
 use crate::listen::{DrainSwitch, ListenerState, TlsState};
+use crate::metrics::Recorder;
 use crate::respond::Identity;
 use crate::route::Routes;
 use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     pub(super) drain: DrainSwitch,
     pub(super) draining: AtomicBool,
     pub(super) clock: Clock,
+    /// Counts what happens outside the workers.
+    pub(super) recorder: Recorder,
 }
 
 impl Shared {

@@ -288,6 +288,9 @@ impl Attempt<'_> {
             request.headers_mut().insert(UPGRADE, protocol.clone());
         }
         fields::direct(&mut request, self.origin(), is_http2);
+        if let Some(access) = &self.state.pool.access {
+            access.authorize(&mut request, self.core.clock.now());
+        }
         if request.body().is_end_stream() {
             // RFC 9110 §10.1.1: a request without content must not expect 100 (Continue).
             request.headers_mut().remove(EXPECT);

@@ -33,6 +33,7 @@ mod request_body;
 mod resolve;
 mod response_body;
 mod settings;
+mod sign;
 mod tls;
 mod tunnel;
 mod upstreams;
@@ -48,6 +49,7 @@ pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, DnsSettings, HashBy, Health, HostHeader,
     HttpCheck, Origin, Policy, PoolDefinition, PoolSettings, Protocol, Settings,
 };
+pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use tls::file_mistakes;
 pub(crate) use tunnel::tunnel;
 pub(crate) use upstreams::{Upstream, Upstreams};

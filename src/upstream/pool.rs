@@ -11,6 +11,7 @@ use geo::UnitVector;
 use super::health::PoolHealth;
 use super::members::Members;
 use super::settings::{Origin, PoolDefinition, PoolError, PoolSettings};
+use super::sign::OriginAccess;
 
 /// One pool. A reload keeps it while its settings stay the same, and replaces its members if its
 /// origins have changed ([`Pools::reload`]).
@@ -22,6 +23,8 @@ pub(crate) struct Pool {
     members: ArcSwap<Members>,
     /// Shared with the pools of the same name before and after a reload.
     pub(super) health: Arc<PoolHealth>,
+    /// The credentials for the origins. `None`: they need none.
+    pub(super) access: Option<Box<OriginAccess>>,
 }
 
 impl Pool {
@@ -39,8 +42,9 @@ impl Pool {
         let previous = previous.filter(|pool| connects_alike(&pool.settings, &settings));
         let previous = previous.map(|pool| pool.members.load_full());
         let members = Members::build(&settings, &definition.origins, previous.as_deref())?;
+        let access = OriginAccess::load(&settings)?;
         let id = POOLS_BUILT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { settings, id, members: ArcSwap::from_pointee(members), health }))
+        Ok(Arc::new(Self { settings, id, members: ArcSwap::from_pointee(members), health, access }))
     }
 
     /// The settings that it was built from.
@@ -51,6 +55,15 @@ impl Pool {
     /// The name in rules, logs and metrics.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.settings.name
+    }
+
+    /// Reads the credentials for the origins again if their files have changed (blocking). Returns
+    /// whether they had.
+    ///
+    /// # Errors
+    /// A file cannot be used; the credentials of before stay in use until a file changes again.
+    pub(crate) fn reload_credentials(&self) -> Result<bool, PoolError> {
+        self.access.as_ref().map_or(Ok(false), |access| access.reload_if_changed(&self.settings))
     }
 
     /// The number of origins, and how many of them are down or ejected.

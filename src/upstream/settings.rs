@@ -10,6 +10,8 @@ use geo::Coordinates;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method};
 
+use super::sign::{SecretField, Signing};
+
 /// The settings of upstreams.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Settings {
@@ -77,6 +79,10 @@ pub(crate) struct PoolSettings {
     pub health: Health,
     /// How origins are tested beside the requests; `None`: not at all.
     pub check: Option<Check>,
+    /// How requests are signed, for private origins.
+    pub signing: Option<Signing>,
+    /// A field with a secret that the origin compares.
+    pub secret_field: Option<SecretField>,
 }
 
 impl PoolSettings {
@@ -103,6 +109,8 @@ impl PoolSettings {
             header_count_max: 100,
             streams_max: 100,
             health: Health::default(),
+            signing: None,
+            secret_field: None,
             check: None,
         }
     }
@@ -546,7 +554,7 @@ pub(crate) enum PoolError {
         /// What was written.
         host: Arc<str>,
     },
-    /// A PEM file that cannot be used.
+    /// A PEM file, or a file of credentials, that cannot be used.
     #[error("pool {pool}: {}: {reason}", path.display())]
     File {
         /// The pool's name.
@@ -554,6 +562,14 @@ pub(crate) enum PoolError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// Credentials in the environment that cannot be used.
+    #[error("pool {pool}: environment: {reason}")]
+    Environment {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What is wrong with them. Quotes no secret.
         reason: String,
     },
     /// TLS that cannot be set up (a key that does not fit, say).

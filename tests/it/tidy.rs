@@ -35,12 +35,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("transform", &["body", "fields", "labels", "metrics", "reply"]),
     // random: cores begin their turns at different members.
+    // stamp: credentials for origins are read again when their files change.
     (
         "upstream",
         &[
             "body", "clock", "fields", "interim", "labels", "metrics", "notices", "planted",
             // random: ejections and checks of many origins and nodes must not fall together.
-            "random", "upgrade",
+            "random", "stamp", "upgrade",
         ],
     ),
     // upstream: a part that is missing is asked for here, and its failure is upstream's.

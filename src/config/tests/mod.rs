@@ -722,6 +722,67 @@ fn protocols_to_switch_to_are_inherited_and_none_of_them_carries_http() {
 }
 
 #[test]
+fn a_signed_pool_has_region_keys_and_a_host_that_clients_do_not_choose() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let keys =
+        path("keys", "[default]\naws_access_key_id = AKID\naws_secret_access_key = hunter2\n");
+    let secret = path("secret", "hunter2\n");
+    let (bad, empty) = (path("bad", "[default]\naws_access_key_id = AKID\n"), path("empty", " \n"));
+    let pool = |options: &str| format!("[pools.a]\norigins = \"https://b.example\"\n{options}\n");
+    let config = read_text(&format!("{MINIMAL}{}", pool(&format!(
+        "host = \"origin\"\nsign = {{ kind = \"aws-sigv4\", region = \"eu-west-1\", credentials_file = {keys:?} }}\n\
+         secret_header = {{ name = \"X-Secret\", file = {secret:?} }}"
+    )))).unwrap();
+    let shown = format!("{config:?}");
+    assert!(shown.contains("eu-west-1") && !shown.contains("hunter2"), "{shown}");
+    let check_pool = |options: &str, expected: &[&str]| check(&pool(options), expected);
+    let good = format!("kind = \"aws-sigv4\", region = \"r\", credentials_file = {keys:?}");
+    check_pool(
+        &format!("sign = {{ {good} }}"),
+        &[
+            "1:1: signed requests need host = \"origin\" or a fixed host, because the signature covers \
+           Host and a client must not choose it",
+        ],
+    );
+    check_pool("sign = { region = \"r\" }", &["3:8: set \"kind\", such as kind = \"aws-sigv4\""]);
+    check_pool(
+        &format!("host = \"b\"\nsign = {{ kind = \"aws-sigv4\", credentials_file = {keys:?} }}"),
+        &["4:8: set the bucket's \"region\", such as region = \"eu-central-1\""],
+    );
+    check_pool(
+        &format!(
+            "host = \"b\"\n[pools.a.sign]\nkind = \"aws-sigv4\"\nregion = \"a/b\"\ncredentials_file = {bad:?}"
+        ),
+        &[
+            "6:10: expected a name of letters, digits, \"-\", \"_\" and \".\", found \"a/b\"",
+            &format!("7:20: pool a: {bad}: profile [default]: aws_secret_access_key is not set"),
+        ],
+    );
+    check_pool(
+        &format!(
+            "host = \"b\"\nsign = {{ {good} }}\nsecret_header = {{ name = \"Authorization\", file = {secret:?} }}"
+        ),
+        &["5:26: the signature sets this field: choose another field"],
+    );
+    check_pool(
+        &format!("secret_header = {{ name = \"Host\", file = {empty:?} }}"),
+        &[
+            "3:26: host is a field of the connection or the message: choose another field",
+            &format!("3:41: pool a: {empty}: the file is empty: expected the value of the field"),
+        ],
+    );
+    check_pool(
+        "secret_header.name = \"X-Secret\"",
+        &["3:22: set both \"name\" and \"file\", or neither"],
+    );
+}
+
+#[test]
 fn a_reload_knows_what_changed_and_what_waits_for_a_restart() {
     let before = read_text(MINIMAL).unwrap();
     let text = format!(
@@ -794,6 +855,7 @@ fn edge_toml_has_every_option_there_is() {
             "of disk cache does not fit",
             "only one of",
             "rotate keys by",
+            "signed requests need host",
             "has no effect with [[store.directories]]",
             "has no effect without balance = \"hash\"",
         ];
