@@ -2,7 +2,7 @@
 //! `ws` and by a browser; gRPC by its C core. The scripts are in tests/clients, and what they need
 //! is installed by tests/clients/install.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -51,10 +51,24 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 
-fn python(name: &str) -> Command {
+/// The interpreter with a script of tests/clients.
+pub fn python(name: &str) -> Command {
     let mut command = Command::new(installed("venv/bin/python"));
     command.arg(script(name));
     command
+}
+
+/// Runs a program with this standard input, and returns its output.
+#[track_caller]
+pub fn run_with_input(command: &mut Command, input: &[u8]) -> String {
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().expect("the program runs");
+    // The pipe is closed at the end of the statement.
+    child.stdin.take().expect("a pipe").write_all(input).expect("the program reads");
+    let output = child.wait_with_output().expect("the program ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Runs a client program, whose last output must be "ok".

@@ -198,7 +198,7 @@ fn explain_and_serving_give_the_same_text_where_no_site_answers() {
     let served = edge.connect().get("nowhere.test", "/hit", &[]);
     assert_eq!((explained.status, served.status), (400, 421));
     let reason = "this server has no site for the host \"nowhere.test\"";
-    let problem: serde_json::Value = serde_json::from_str(&explained.text()).expect("JSON");
+    let problem: serde_json::Value = serde_json::from_str(explained.text()).expect("JSON");
     assert_eq!(problem["detail"], reason);
     assert!(served.text().contains(reason), "{served:?}");
 }

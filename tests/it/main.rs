@@ -26,6 +26,7 @@ mod protocol;
 mod ranges;
 mod routing;
 mod sharing;
+mod sign;
 mod size;
 mod slow_readers;
 mod tidy;
