@@ -733,11 +733,14 @@ fn a_signed_pool_has_region_keys_and_a_host_that_clients_do_not_choose() {
         path("keys", "[default]\naws_access_key_id = AKID\naws_secret_access_key = hunter2\n");
     let secret = path("secret", "hunter2\n");
     let (bad, empty) = (path("bad", "[default]\naws_access_key_id = AKID\n"), path("empty", " \n"));
-    let pool = |options: &str| format!("[pools.a]\norigins = \"https://b.example\"\n{options}\n");
-    let config = read_text(&format!("{MINIMAL}{}", pool(&format!(
+    let pool = |options: &str| {
+        format!("pool = \"main\"\n[pools.a]\norigins = \"https://b.example\"\n{options}\n")
+    };
+    let options = format!(
         "host = \"origin\"\nsign = {{ kind = \"aws-sigv4\", region = \"eu-west-1\", credentials_file = {keys:?} }}\n\
          secret_header = {{ name = \"X-Secret\", file = {secret:?} }}"
-    )))).unwrap();
+    );
+    let config = read_text(&format!("{MINIMAL}{}", pool(&options))).unwrap();
     let shown = format!("{config:?}");
     assert!(shown.contains("eu-west-1") && !shown.contains("hunter2"), "{shown}");
     let check_pool = |options: &str, expected: &[&str]| check(&pool(options), expected);
@@ -745,40 +748,40 @@ fn a_signed_pool_has_region_keys_and_a_host_that_clients_do_not_choose() {
     check_pool(
         &format!("sign = {{ {good} }}"),
         &[
-            "1:1: signed requests need host = \"origin\" or a fixed host, because the signature covers \
+            "2:8: signed requests need host = \"origin\" or a fixed host, because the signature covers \
            Host and a client must not choose it",
         ],
     );
-    check_pool("sign = { region = \"r\" }", &["3:8: set \"kind\", such as kind = \"aws-sigv4\""]);
+    check_pool("sign = { region = \"r\" }", &["4:8: set \"kind\", such as kind = \"aws-sigv4\""]);
     check_pool(
         &format!("host = \"b\"\nsign = {{ kind = \"aws-sigv4\", credentials_file = {keys:?} }}"),
-        &["4:8: set the bucket's \"region\", such as region = \"eu-central-1\""],
+        &["5:8: set the bucket's \"region\", such as region = \"eu-central-1\""],
     );
     check_pool(
         &format!(
             "host = \"b\"\n[pools.a.sign]\nkind = \"aws-sigv4\"\nregion = \"a/b\"\ncredentials_file = {bad:?}"
         ),
         &[
-            "6:10: expected a name of letters, digits, \"-\", \"_\" and \".\", found \"a/b\"",
-            &format!("7:20: pool a: {bad}: profile [default]: aws_secret_access_key is not set"),
+            "7:10: pools.a.sign.region: expected a name of letters, digits, \"-\", \"_\" and \".\", found \"a/b\"",
+            &format!("8:20: pool a: {bad}: profile [default]: aws_secret_access_key is not set"),
         ],
     );
     check_pool(
         &format!(
             "host = \"b\"\nsign = {{ {good} }}\nsecret_header = {{ name = \"Authorization\", file = {secret:?} }}"
         ),
-        &["5:26: the signature sets this field: choose another field"],
+        &["6:26: the signature sets this field: choose another field"],
     );
     check_pool(
         &format!("secret_header = {{ name = \"Host\", file = {empty:?} }}"),
         &[
-            "3:26: host is a field of the connection or the message: choose another field",
-            &format!("3:41: pool a: {empty}: the file is empty: expected the value of the field"),
+            "4:26: host is a field of the connection or the message: choose another field",
+            &format!("4:41: pool a: {empty}: the file is empty: expected the value of the field"),
         ],
     );
     check_pool(
         "secret_header.name = \"X-Secret\"",
-        &["3:22: set both \"name\" and \"file\", or neither"],
+        &["4:22: set both \"name\" and \"file\", or neither"],
     );
 }
 
