@@ -306,7 +306,7 @@ fn geo_lookups_need_no_node() {
     let output = skerry(&["geo", "80.128.0.1", "127.0.0.1"]);
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(told.contains("country       DE Germany"), "{told}");
-    check_refused(&["geo", "nowhere"], &["nowhere", "invalid IP address"]);
+    check_refused(&["geo", "nowhere"], &["nowhere", "expected an IP address"]);
     check_refused(&["geo", "::1", "--config", "/nowhere"], &["/nowhere", "No such file"]);
 }
 
