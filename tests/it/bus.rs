@@ -238,10 +238,10 @@ fn bad_purges_are_refused_with_a_problem_that_says_why() {
     );
     check("wrong", r#"{"all": true}"#, 401, "unknown token");
     check("test3", r#"{"all": true}"#, 403, "may only read");
-    check("test2", r#"{"all": true}"#, 403, "may only read and purge other");
-    check("test2", r#"{"site": "all"}"#, 403, "may only read and purge other");
+    check("test2", r#"{"all": true}"#, 403, "may only read, and purge the content of other");
+    check("test2", r#"{"site": "all"}"#, 403, "may only read, and purge the content of other");
     let url = format!(r#"{{"url": "http://{HOST}/1"}}"#);
-    check("test2", &url, 403, "may only read and purge other");
+    check("test2", &url, 403, "may only read, and purge the content of other");
     let many = vec!["\"t\""; 11_000].join(",");
     check("test", &format!(r#"{{"tags": [{many}]}}"#), 413, "at most 10000");
     let (status, answer) = node.call("POST", "/purge?wait=x", "{}", &[&bearer("test")]).unwrap();
