@@ -27,7 +27,7 @@ pub(crate) struct FillReader {
     slice: Option<ReadingSlice>,
 }
 
-/// The bytes still to be read, and the reader's slot in [`Readers`].
+/// The bytes still to be read, and the reader's slot in [`Readers`](super::readers::Readers).
 #[derive(Debug)]
 struct Rest {
     slot: usize,

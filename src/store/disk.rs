@@ -7,7 +7,7 @@
 //!
 //! A piece whose write fails is not in the index afterwards. A directory whose writes fail becomes
 //! read-only; one whose reads or writes exceed the deadline goes out of service. Both are retried
-//! ([`repair`](self::repair)). A piece belongs to one directory only, so that an older version of a
+//! ([`repair`]). A piece belongs to one directory only, so that an older version of a
 //! record cannot reappear from another.
 //!
 //! At the start the index is read while the node serves. Until then nothing is read from the

@@ -63,7 +63,7 @@ pub(crate) struct UpstreamResponse {
     pub first_byte: Duration,
     /// When the exchange began, and when the head arrived.
     pub times: Times,
-    /// The connection after a 101, for [`super::tunnel`].
+    /// The connection after a 101, for [`super::tunnel()`].
     pub upgraded: Option<Box<UpgradedOrigin>>,
 }
 

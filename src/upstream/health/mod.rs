@@ -2,7 +2,7 @@
 //!
 //! [`machine`] decides, without a clock. [`OriginHealth`] holds a machine for all cores and
 //! publishes its [`View`], the one word that a request reads. [`PoolHealth`] decides what concerns
-//! the pool as a whole. [`record`] tells the machine of outcomes; [`check`] tests origins beside the
+//! the pool as a whole. [`record()`] tells the machine of outcomes; [`check`] tests origins beside the
 //! requests.
 //!
 //! A healthy origin's state is only read: a success loads one word and changes nothing.
