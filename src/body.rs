@@ -44,7 +44,7 @@ pub(crate) trait BodySource {
     }
 }
 
-/// What polling a body yields.
+/// The result of polling a body: the next frame, or `None` at its end.
 pub(crate) type PollFrame = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 /// Why a body broke off. The client's connection or stream is then reset, so that the client never

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! normalise → route → admit ┬ redirect, fixed response, PURGE ────────────────────────────┐
-//!                           ├ bypass → pass (not stored) ────────────────────────────────┤
+//!                           ├ bypass → pass (no lookup) ─────────────────────────────────┤
 //!                           └ key → lookup → decide ─ Serve ─────────────────────────────┤
 //!                                  │                └ bytes missing → fetch the ranges ──┤
 //!                                  ├ ServeStale (+ refresh in background) ───────────────┤→ select → encode → finish
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Stages return their outcome as a value, [`Answered`] or [`PathError`]; only *finish* writes
-//! `Cache-Status` and the access log, and counts the response. If the response is in memory, no stage waits: [`serve`] returns
-//! a reply that is ready. Only stages that wait for disk or upstream run in a boxed future. [`serve`]
+//! `Cache-Status` and the access log, and counts the response. If the response is in memory, no stage
+//! waits: [`serve`] returns a reply that is ready. Only stages that wait for disk or upstream run in a boxed future. [`serve`]
 //! never fails: [`respond::ErrorReply`] turns an error into a reply.
 
 mod added_fields;

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
-/// What to run, and how.
+/// The scenario to run, and the options of the run.
 pub struct RunOptions {
     /// The scenario's name in the record.
     pub name: String,

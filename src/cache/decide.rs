@@ -17,7 +17,7 @@ use super::stored::StoredResponse;
 use crate::fields::Fields;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
 
-/// What to do with a request after the lookup.
+/// The stage that a request goes to after the lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Serve the stored response; it is fresh.
@@ -77,7 +77,7 @@ pub(super) fn configured_bypass_reason(headers: &HeaderMap, settings: &Settings)
     found.then_some(Reason::BypassCookie)
 }
 
-/// What to do if no stored response matches the request; `why` is [`Reason::Absent`],
+/// The decision if no stored response matches the request; `why` is [`Reason::Absent`],
 /// [`Reason::VariantAbsent`] or another kind of miss.
 pub(crate) fn decide_absent(request: &RequestDirectives, why: Reason) -> Decision {
     match request.only_if_cached {
@@ -86,7 +86,7 @@ pub(crate) fn decide_absent(request: &RequestDirectives, why: Reason) -> Decisio
     }
 }
 
-/// What to do with `stored`, which was selected by key and variant. `purged` is the kind of purge that
+/// The decision about `stored`, which was selected by key and variant. `purged` is the kind of purge that
 /// covers `stored`, if any.
 pub(crate) fn decide(
     stored: &StoredResponse,

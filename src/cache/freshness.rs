@@ -59,7 +59,7 @@ impl LifetimeSource {
     }
 }
 
-/// What the lifetime of a response is computed from.
+/// The inputs from which the freshness lifetime of a response is computed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LifetimeInput<'a> {
     /// Its status.

@@ -102,7 +102,7 @@ impl StoredResponse {
         self.tags.contains(&ALIASED)
     }
 
-    /// What purges are compared with.
+    /// The site, URL and tags by which a purge may cover the response.
     pub(crate) fn purge_target(&self) -> PurgeTarget<'_> {
         let url = self.key.split('\n').next().unwrap_or_default();
         PurgeTarget { site: &self.site, url, tags: &self.tags }

@@ -1,5 +1,5 @@
-//! What ties a request to some origins of its pool: where the client is, and the hash that the
-//! pool chooses by.
+//! The affinity of a request to origins of its pool: the client's location, and the hash by which the
+//! pool chooses.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::cache::{CacheKey, cookie};
 use crate::upstream::{Affinity, Balance, HashBy, Policy, Pool, PoolSettings};
 
 impl Visit {
-    /// What the choice of an origin in this pool depends on.
+    /// The location and the hash that the choice of an origin in this pool depends on.
     pub(super) fn affinity(&self, pool: &Pool, key: &CacheKey) -> Affinity {
         let PoolSettings { policy, balance, hash_by, .. } = pool.settings();
         let point = match policy {

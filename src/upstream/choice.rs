@@ -18,7 +18,7 @@ use crate::body::{Body, BodySource};
 use crate::clock::whole_ms;
 use crate::metrics::Recorder;
 
-/// What a choice needs of a request.
+/// The facts of a request that the choice of a member depends on.
 pub(super) struct ChoiceInput<'a> {
     affinity: &'a Affinity,
     /// Ids of the members that it was sent to before.
@@ -178,7 +178,7 @@ enum Admission {
     Ejected,
 }
 
-/// What the balance asks of the members.
+/// The members as the balance sees them: the source of [`Facts`].
 struct MemberFacts<'a> {
     among: &'a MemberStates,
     settings: &'a PoolSettings,

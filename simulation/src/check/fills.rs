@@ -13,7 +13,7 @@ use std::collections::HashMap;
 #[derive(Default)]
 pub struct OneFill(Findings);
 
-/// What has at most one fill at a time: node, object, range, scheme, and the `If-Range` value that did
+/// Identifies requests of which at most one may fill at a time: node, object, range, scheme, and the `If-Range` value that did
 /// not match, if any. A range of an outdated version fills nothing: the node sends a new request while
 /// the origin may still be sending the useless response. Such requests are compared among themselves.
 type Key<'a> = (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>, Option<&'a str>);

@@ -189,7 +189,7 @@ pub struct Violation {
     pub at: Micros,
     /// The request or purge, in words: number, node, object.
     pub subject: String,
-    /// What was wrong.
+    /// The observation that breaks the promise, in words.
     pub what: String,
 }
 

@@ -223,7 +223,7 @@ impl Origin {
     }
 }
 
-/// What the origin sends for a request: a version of an object, and the request's serial number in the
+/// The response of the origin to a request: a version of an object, and the request's serial number in the
 /// journal.
 struct Representation<'a> {
     object: &'a Object,

@@ -228,7 +228,7 @@ fn object(id: ObjectId, class: Class, random: &mut Random) -> Object {
     Object { id, class, bytes, max_age, stale_while_revalidate, stale_if_error, group }
 }
 
-/// What the bytes of a body identify themselves as.
+/// The object, version and client that the bytes of a body name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The object.

@@ -1,6 +1,6 @@
 //! Tests origins beside the requests, on the background runtime: `[pools.NAME.check]`. Of a pool
 //! without checks, origins that are down are only connected to, so that no client pays for a trial of
-//! an origin that nobody can reach.
+//! an origin that refuses connections.
 //!
 //! Checks take no slot of `connections_max`: an origin that is busy is not down.
 
@@ -28,7 +28,7 @@ use super::super::io::Stream;
 use super::super::members::Member;
 use super::super::pool::{Pool, Pools};
 use super::super::resolve::Resolver;
-use super::super::settings::{Check, CheckKind, HttpCheck, Protocol, Scheme};
+use super::super::settings::{Check, CheckKind, HttpCheck, Protocol};
 use super::LastCheck;
 use super::machine::Event;
 use super::record::record;
@@ -125,7 +125,7 @@ async fn check_members(pool: &Arc<Pool>, parts: &Parts) {
 
 async fn check_member(pool: Arc<Pool>, member: Arc<Member>, parts: Parts) {
     let Some(check) = &pool.settings().check else { return };
-    // Members that are checked together would be asked together for ever.
+    // A random start, or checks of members that start together would run at the same time for ever.
     sleep(check.interval.mul_f64(random_fraction())).await;
     loop {
         let began = Instant::now();
@@ -192,11 +192,10 @@ fn check_request(
         return request.body(Empty::new());
     }
     let authority = host.map_or(member.authority.as_str().as_bytes(), HeaderValue::as_bytes);
-    let scheme = match member.scheme {
-        Scheme::Http => "http",
-        Scheme::Https => "https",
-    };
-    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(check.path.clone());
+    let uri = Uri::builder()
+        .scheme(member.scheme.as_str())
+        .authority(authority)
+        .path_and_query(check.path.clone());
     request.uri(uri.build()?).body(Empty::new())
 }
 
