@@ -47,7 +47,7 @@ pub(crate) use pool::{MemberChanges, Pool, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, DnsSettings, HashBy, Health, HostHeader,
-    HttpCheck, Origin, Policy, PoolDefinition, PoolSettings, Protocol, Settings,
+    HttpCheck, Origin, Policy, PoolDefinition, PoolSettings, Protocol, Retry, Settings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use tls::file_mistakes;

@@ -5,7 +5,6 @@ mod cache;
 mod compression;
 mod control;
 mod guard;
-mod health;
 mod listen;
 mod log;
 mod node;

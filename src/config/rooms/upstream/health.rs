@@ -8,8 +8,8 @@ use http::{HeaderValue, Method};
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::super::reader::{Reader, Section};
-use super::super::values::{Value, text};
+use crate::config::reader::{Reader, Section};
+use crate::config::values::{Value, text};
 use crate::upstream::{Check, CheckKind, Health, HttpCheck};
 
 pub(super) fn read_health(section: &Section<'_>, health: &mut Health) {

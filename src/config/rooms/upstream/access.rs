@@ -1,0 +1,119 @@
+//! Reads `[pools.NAME.sign]` and `[pools.NAME.secret_header]`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{HeaderName, Method};
+
+use crate::config::reader::Section;
+use crate::upstream::{self, CredentialsSource, HostHeader, PoolSettings, SecretField, Signing};
+
+/// Reads how the node shows private origins who it is.
+pub(super) fn read_access(section: &Section<'_>, pool: &mut PoolSettings) {
+    let sign = section.section("sign");
+    pool.signing = read_signing(&sign);
+    if pool.signing.is_some() && pool.host_header == HostHeader::Preserve {
+        section.mistake(
+            "host",
+            "signed requests need host = \"origin\" or a fixed host, because the signature covers \
+             Host and a client must not choose it",
+        );
+    }
+    let field = section.section("secret_header");
+    pool.secret_field = read_secret_field(&field);
+    if let (Some(_), Some(secret)) = (&pool.signing, &pool.secret_field)
+        && (secret.name == AUTHORIZATION || secret.name.as_str().starts_with("x-amz-"))
+    {
+        field.mistake("name", "the signature sets this field: choose another field");
+    }
+    for (name, error) in upstream::credential_mistakes(pool) {
+        let section = if name == "file" { &field } else { &sign };
+        section.mistake_in_file(name, error.to_string());
+    }
+}
+
+fn read_signing(section: &Section<'_>) -> Option<Signing> {
+    let mut kind = None;
+    section.choice("kind", &mut kind, &[("aws-sigv4", Some(()))]);
+    let (mut region, mut service) = (Arc::<str>::from(""), Arc::<str>::from("s3"));
+    let has_region = section.read("region", &mut region);
+    section.read("service", &mut service);
+    let (mut path, mut profile) = (PathBuf::new(), Arc::<str>::from("default"));
+    let has_file = section.read_file("credentials_file", &mut path);
+    let has_profile = section.read("profile", &mut profile);
+    let mut methods = vec![Method::GET, Method::HEAD];
+    section.read("methods", &mut methods);
+    if kind.is_none() {
+        let others = ["region", "service", "credentials_file", "profile", "methods"];
+        if others.iter().any(|name| section.has(name)) && !section.has("kind") {
+            section.mistake("kind", "set \"kind\", such as kind = \"aws-sigv4\"");
+        }
+        return None;
+    }
+    if !has_region {
+        section.mistake("region", "set the bucket's \"region\", such as region = \"eu-central-1\"");
+    }
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    for (name, value) in [("region", &region), ("service", &service)] {
+        if (has_region || name == "service") && (value.is_empty() || !value.bytes().all(is_word)) {
+            section.mistake(
+                name,
+                format!(
+                    "expected a name of letters, digits, \"-\", \"_\" and \".\", found {value:?}"
+                ),
+            );
+        }
+    }
+    if has_profile && !has_file {
+        section.mistake(
+            "profile",
+            "\"profile\" names a section of \"credentials_file\": set both, or neither",
+        );
+    }
+    let credentials = match has_file {
+        true => CredentialsSource::File { path, profile },
+        false => CredentialsSource::Environment,
+    };
+    Some(Signing { region, service, credentials, methods })
+}
+
+fn read_secret_field(section: &Section<'_>) -> Option<SecretField> {
+    let mut field =
+        SecretField { name: HeaderName::from_static("x-origin-secret"), file: PathBuf::new() };
+    let has_name = section.read("name", &mut field.name);
+    let has_file = section.read_file("file", &mut field.file);
+    if has_name && PER_HOP.contains(&field.name) {
+        section.mistake(
+            "name",
+            format!(
+                "{} is a field of the connection or the message: choose another field",
+                field.name
+            ),
+        );
+    }
+    match (has_name, has_file) {
+        (true, true) => Some(field),
+        (false, false) => None,
+        _ => {
+            section.mistake("name", "set both \"name\" and \"file\", or neither");
+            None
+        }
+    }
+}
+
+/// Fields that cannot carry a secret, because each hop sets them.
+const PER_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    CONTENT_LENGTH,
+    EXPECT,
+    HOST,
+    HeaderName::from_static("keep-alive"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];

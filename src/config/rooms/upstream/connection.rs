@@ -1,0 +1,82 @@
+//! Reads the options of `[pools.NAME]` for connections to origins and exchanges on them.
+
+use std::path::PathBuf;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use crate::config::reader::{Reader, Section};
+use crate::config::values::{Value, text};
+use crate::upstream::{self, ClientCertificate, HostHeader, PoolSettings, Protocol};
+
+/// Reads the options and tables.
+pub(super) fn read_connection(section: &Section<'_>, pool: &mut PoolSettings) {
+    let mut host = Host(pool.host_header.clone());
+    section.read("host", &mut host);
+    pool.host_header = host.0;
+    section.choice(
+        "protocol",
+        &mut pool.protocol,
+        &[("auto", Protocol::Auto), ("http1", Protocol::Http1), ("http2", Protocol::Http2)],
+    );
+    section.read_within("connections_max", &mut pool.connections_max, 1..);
+    section.read_size_within("header_bytes_max", &mut pool.header_bytes_max, 8 << 10..=1 << 20);
+    section.read_within("header_count_max", &mut pool.header_count_max, 8..=1000);
+    section.read_within("streams_max", &mut pool.streams_max, 1..=10_000);
+    read_origin_tls(&section.section("tls"), pool);
+
+    let deadlines = section.section("deadlines");
+    deadlines.read("connect", &mut pool.deadlines.connect);
+    deadlines.read("tls", &mut pool.deadlines.tls);
+    deadlines.read("first_byte", &mut pool.deadlines.first_byte);
+    deadlines.read("between_bytes", &mut pool.deadlines.between_bytes);
+    deadlines.read("total", &mut pool.deadlines.total);
+    deadlines.read("expect_continue", &mut pool.deadlines.expect_continue);
+    deadlines.read("tunnel_idle", &mut pool.deadlines.tunnel_idle);
+
+    let keep_alive = section.section("keep_alive");
+    keep_alive.read("idle", &mut pool.keep_alive.idle);
+    keep_alive.read("age_max", &mut pool.keep_alive.age_max);
+    keep_alive.read("idle_max", &mut pool.keep_alive.idle_max);
+}
+
+fn read_origin_tls(section: &Section<'_>, pool: &mut PoolSettings) {
+    let tls = &mut pool.tls;
+    section.read("verify", &mut tls.verify);
+    section.read("system_roots", &mut tls.system_roots);
+    section.read("ca_files", &mut tls.ca_files);
+    section.read("server_name", &mut tls.server_name);
+    let mut client = ClientCertificate { chain: PathBuf::new(), key: PathBuf::new() };
+    let chain = section.read_file("client_certificate", &mut client.chain);
+    let key = section.read_file("client_key", &mut client.key);
+    match (chain, key) {
+        (true, true) => tls.client_certificate = Some(client),
+        (false, false) => {}
+        _ => section.mistake(
+            "client_certificate",
+            "set both \"client_certificate\" and \"client_key\", or neither",
+        ),
+    }
+    for (name, error) in upstream::file_mistakes(pool) {
+        section.mistake_in_file(name, error.to_string());
+    }
+}
+
+/// `"preserve"`, `"origin"` or a host.
+#[derive(Debug)]
+struct Host(HostHeader);
+
+impl Value for Host {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "\"preserve\", \"origin\" or a host";
+        text(value, reader, expected, |text| match text {
+            "preserve" => Some(Self(HostHeader::Preserve)),
+            "origin" => Some(Self(HostHeader::Origin)),
+            host => {
+                let authority: http::uri::Authority = host.parse().ok()?;
+                let field = authority.as_str().parse().ok()?;
+                (!host.contains('@')).then_some(Self(HostHeader::Fixed(field)))
+            }
+        })
+    }
+}

@@ -1,0 +1,44 @@
+//! Reads `[dns]` and `[pools.NAME]`, a file for the options of one idea.
+
+mod access;
+mod balance;
+mod connection;
+mod dns;
+mod health;
+mod members;
+mod retry;
+
+use geo::Coordinates;
+
+use crate::config::reader::Section;
+use crate::upstream::PoolDefinition;
+
+use access::read_access;
+use balance::{read_balance, read_policy};
+use connection::read_connection;
+use health::{read_check, read_health};
+use members::read_origins;
+use retry::read_retry;
+
+pub(crate) use dns::read_dns;
+pub(crate) use members::{ORIGIN_EXPECTED, parse_origin};
+
+/// Reads the pools of a node at `node`.
+pub(crate) fn read_pools(root: &Section<'_>, node: Option<Coordinates>) -> Vec<PoolDefinition> {
+    let pools = root.named("pools").into_iter();
+    pools.map(|(name, section)| read_pool(&name, &section, node)).collect()
+}
+
+fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> PoolDefinition {
+    let PoolDefinition { settings: mut pool, .. } = PoolDefinition::new(name, Vec::new());
+    pool.node = node;
+    let origins = read_origins(name, section);
+    read_policy(section, &mut pool, &origins);
+    read_balance(section, &mut pool);
+    read_connection(section, &mut pool);
+    read_retry(&section.section("retry"), &mut pool.retry);
+    read_health(&section.section("health"), &mut pool.health);
+    pool.check = read_check(&section.section("check"));
+    read_access(section, &mut pool);
+    PoolDefinition { settings: pool, origins }
+}

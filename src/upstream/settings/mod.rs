@@ -1,0 +1,187 @@
+//! The settings of pools and DNS, with their defaults. The room `config` reads them from the file.
+
+mod balance;
+mod connection;
+mod dns;
+mod health;
+mod members;
+mod retry;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use geo::Coordinates;
+
+use super::sign::{SecretField, Signing};
+
+pub(crate) use balance::{Balance, HashBy, Policy};
+pub(crate) use connection::{ClientCertificate, HostHeader, Protocol};
+pub(super) use connection::{Deadlines, KeepAlive, OriginTls};
+pub(crate) use dns::DnsSettings;
+pub(crate) use health::{Check, CheckKind, Health, HttpCheck};
+pub(crate) use members::Origin;
+pub(super) use members::Scheme;
+pub(crate) use retry::Retry;
+
+/// The settings of upstreams.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Settings {
+    /// The named pools that rules refer to.
+    pub pools: Vec<PoolDefinition>,
+    /// Name resolution.
+    pub dns: DnsSettings,
+}
+
+/// A pool as configured.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PoolDefinition {
+    /// How to use its origins.
+    pub settings: PoolSettings,
+    /// At least one; at most [`PoolSettings::ORIGINS_MAX`].
+    pub origins: Vec<Origin>,
+}
+
+impl PoolDefinition {
+    /// A pool of these origins with default settings.
+    pub(crate) fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {
+        Self { settings: PoolSettings::new(name), origins }
+    }
+}
+
+/// How to choose among the origins of a pool and how to exchange requests with them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PoolSettings {
+    /// The name in rules, logs and metrics.
+    pub name: Arc<str>,
+    /// Which origins are tried before which others.
+    pub policy: Policy,
+    /// How one of equally good origins is chosen for a request.
+    pub balance: Balance,
+    /// The hash that [`Balance::Hash`] chooses by.
+    pub hash_by: HashBy,
+    /// With [`Balance::Hash`], an origin that has this many percent of its share of the exchanges
+    /// in flight is passed over; 0 is no bound.
+    pub hash_balance_factor: u32,
+    /// Where the node is, for the policies by distance.
+    pub node: Option<Coordinates>,
+    /// TLS to origins with the scheme `https`.
+    pub tls: OriginTls,
+    /// The `Host` of requests to origins.
+    pub host_header: HostHeader,
+    /// The HTTP version of requests to origins.
+    pub protocol: Protocol,
+    /// Time limits of each step of an exchange.
+    pub deadlines: Deadlines,
+    /// How long connections are kept.
+    pub keep_alive: KeepAlive,
+    /// How often a failed request is sent again.
+    pub retry: Retry,
+    /// Maximum number of open connections to one origin, over all cores. Beyond it: 503, counted.
+    pub connections_max: usize,
+    /// Maximum size of a response's status line and fields, in bytes. Beyond it: 502.
+    pub header_bytes_max: usize,
+    /// Maximum number of fields of a response. Beyond it: 502. A limit above 100 costs an
+    /// allocation for each response.
+    pub header_count_max: usize,
+    /// Maximum number of concurrent streams on one HTTP/2 connection. Beyond it another connection
+    /// is opened.
+    pub streams_max: usize,
+    /// When an origin gets no requests because of failures.
+    pub health: Health,
+    /// How origins are tested beside the requests; `None`: not at all.
+    pub check: Option<Check>,
+    /// How requests are signed, for private origins.
+    pub signing: Option<Signing>,
+    /// A field with a secret that the origin compares.
+    pub secret_field: Option<SecretField>,
+}
+
+impl PoolSettings {
+    /// Maximum number of origins in one pool.
+    pub(crate) const ORIGINS_MAX: usize = 1024;
+
+    /// The defaults.
+    pub(crate) fn new(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            policy: Policy::default(),
+            balance: Balance::default(),
+            hash_by: HashBy::default(),
+            hash_balance_factor: 125,
+            node: None,
+            tls: OriginTls::default(),
+            host_header: HostHeader::default(),
+            protocol: Protocol::default(),
+            deadlines: Deadlines::default(),
+            keep_alive: KeepAlive::default(),
+            retry: Retry::default(),
+            connections_max: 4096,
+            header_bytes_max: 64 << 10,
+            header_count_max: 100,
+            streams_max: 100,
+            health: Health::default(),
+            signing: None,
+            secret_field: None,
+            check: None,
+        }
+    }
+
+    /// Whether the balance reads the exchanges in flight of the members, which are counted only
+    /// then.
+    pub(super) fn counts_in_flight(&self) -> bool {
+        match self.balance {
+            Balance::RoundRobin => false,
+            Balance::LeastConnections | Balance::PeakEwma => true,
+            Balance::Hash => self.hash_balance_factor > 0,
+        }
+    }
+}
+
+/// Why a pool cannot be built from its settings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PoolError {
+    /// None, or more than [`PoolSettings::ORIGINS_MAX`].
+    #[error("pool {pool} has {count} origins: expected 1 to {max}")]
+    Origins {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// How many it has.
+        count: usize,
+        /// The most that it can have.
+        max: usize,
+    },
+    /// A host that is no name and no address, or cannot be a certificate's name.
+    #[error("pool {pool}: {host} is not a host name or address")]
+    Host {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What was written.
+        host: Arc<str>,
+    },
+    /// A PEM file, or a file of credentials, that cannot be used.
+    #[error("pool {pool}: {}: {reason}", path.display())]
+    File {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Credentials in the environment that cannot be used.
+    #[error("pool {pool}: environment: {reason}")]
+    Environment {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What is wrong with them. Quotes no secret.
+        reason: String,
+    },
+    /// TLS that cannot be set up (a key that does not fit, say).
+    #[error("pool {pool}: {source}")]
+    Tls {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+}
