@@ -13,7 +13,8 @@ use crate::cache::PurgeSequence;
 use crate::metrics::Metric;
 
 impl Purges {
-    /// The bus' position that was last made durable with a purge. `None` in a new or damaged log.
+    /// The bus' position after the purges that are in force: it moves after them. `None` in a new or damaged
+    /// log.
     pub(crate) fn cursor(&self) -> Option<Bytes> {
         self.bus().cursor.clone()
     }
@@ -43,33 +44,38 @@ impl Purges {
         self.commit(entries).await.map_err(|reason| PurgeError::NotDurable { sequence, reason })
     }
 
-    /// Stores the cursor and the message of a batch, and appends their entries for the log. Returns
-    /// the message's number.
+    /// Adds the message of a batch to the outbox, and its entry for the log. Called before the batch's purges
+    /// are in force: a purge that is in force must not be forgotten by the bus. Returns the message's
+    /// number.
     ///
     /// # Errors
     /// The outbox is full; nothing is stored.
-    pub(super) fn apply_bus_state(
+    pub(super) fn push_message(
         &self,
-        cursor: Option<Bytes>,
         message: Option<Bytes>,
         entries: &mut Vec<LogEntry>,
     ) -> Result<Option<u64>, PurgeError> {
+        let Some(message) = message else { return Ok(None) };
         let mut bus = self.bus();
-        let outbox = &bus.outbox;
-        if message.as_ref().is_some_and(|message| !outbox.has_room(message, &self.settings)) {
+        let outbox = &mut bus.outbox;
+        if !outbox.has_room(&message, &self.settings) {
             self.recorder.count(Metric::PurgesRefused);
             let (messages, bytes) = (outbox.len(), outbox.bytes());
             return Err(PurgeError::OutboxFull { messages, bytes });
         }
+        let number = outbox.push(message.clone());
+        entries.push(LogEntry::Outbox(number, message));
+        Ok(Some(number))
+    }
+
+    /// Stores the cursor of a batch, and adds its entry for the log. Called after the batch's purges are in
+    /// force: the log may be rewritten from this state at any time, and a cursor without its purges
+    /// is one that never reads them again.
+    pub(super) fn set_cursor(&self, cursor: Option<Bytes>, entries: &mut Vec<LogEntry>) {
         if let Some(cursor) = cursor {
-            bus.cursor = Some(cursor.clone());
+            self.bus().cursor = Some(cursor.clone());
             entries.push(LogEntry::Cursor(cursor));
         }
-        Ok(message.map(|message| {
-            let number = bus.outbox.push(message.clone());
-            entries.push(LogEntry::Outbox(number, message));
-            number
-        }))
     }
 
     pub(super) fn bus(&self) -> MutexGuard<'_, BusState> {

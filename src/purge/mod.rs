@@ -210,7 +210,7 @@ impl Purges {
         invalidating: Option<&mut StoredResponse>,
     ) -> Result<(Purged, Vec<LogEntry>), PurgeError> {
         let mut entries = Vec::with_capacity(batch.purges.len() + 2);
-        let message = self.apply_bus_state(batch.cursor, batch.message, &mut entries)?;
+        let message = self.push_message(batch.message, &mut entries)?;
         let count = batch.purges.len();
         let scope = |(scope, kind): &(PurgeScope, PurgeKind)| (TableScope::of(scope), *kind);
         let purges: Vec<(TableScope, PurgeKind)> = batch.purges.iter().map(scope).collect();
@@ -223,6 +223,7 @@ impl Purges {
             sequence = self.apply_chunk(chunk, &mut entries, None);
         }
         self.recorder.add(Metric::Purges, count as u64);
+        self.set_cursor(batch.cursor, &mut entries);
         Ok((Purged { sequence, message }, entries))
     }
 

@@ -1,6 +1,8 @@
 //! The bus against a real `redis-server`: what it promises when Redis is killed, emptied, trimmed,
 //! cut off or replaced. Skipped, loudly, where there is no `redis-server`.
 
+mod loss;
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
