@@ -49,6 +49,20 @@ impl PublishProgress {
         self.generation += 1;
     }
 
+    /// Publishes again if a message before `confirmed` was not read back. Call it only when the stream was
+    /// read up to a head that Redis told after it had confirmed those messages. Returns the number of
+    /// lost messages.
+    pub(super) fn restart_if_lost(&mut self, confirmed: OutboxPosition) -> usize {
+        if confirmed.generation != self.generation {
+            return 0;
+        }
+        let lost = self.in_flight.values().filter(|number| **number < confirmed.next).count();
+        if lost > 0 {
+            self.restart();
+        }
+        lost
+    }
+
     /// Forgets these purges, which were read from the stream. Returns their numbers in the outbox.
     pub(super) fn take_read_back<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<u64> {
         ids.filter_map(|id| self.in_flight.remove(id)).collect()
@@ -70,4 +84,22 @@ fn id_of(message: &[u8]) -> Option<String> {
         id: String,
     }
     serde_json::from_slice::<RecordId>(message).ok().map(|record| record.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_confirmed_messages_that_were_not_read_back_are_lost() {
+        let message = |number: u64| (number, Bytes::from(format!("{{\"id\":\"p{number}\"}}")));
+        let mut progress = PublishProgress::default();
+        progress.start((0..4).map(message).collect());
+        progress.confirm(OutboxPosition { next: 3, generation: 0 });
+        let confirmed = progress.position();
+        assert_eq!(progress.take_read_back(["p0", "p1"].into_iter()), [0, 1]);
+        assert_eq!(progress.restart_if_lost(confirmed), 1, "p2; p3 may be under way");
+        assert_eq!(progress.position().next, 0);
+        assert_eq!(progress.restart_if_lost(confirmed), 0, "it is published again already");
+    }
 }

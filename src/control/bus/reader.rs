@@ -9,6 +9,7 @@ use redis::RedisResult;
 
 use super::connection::{HeartbeatReply, RedisConnection, StreamEntry, shortened};
 use super::inner::{Backoff, Inner};
+use super::publish_progress::OutboxPosition;
 use super::record::{
     Gap, PurgeRecord, StreamCursor, StreamHead, check_cursor, check_follows, cursor_after_gap,
 };
@@ -26,6 +27,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     let mut reader = Reader {
         cursor: stored_cursor.and_then(|cursor| StreamCursor::parse(&cursor)),
         head: None,
+        confirmed: None,
         keep_members_until: None,
         unknown_members_until: None,
         absent: AbsentNodes::default(),
@@ -56,6 +58,9 @@ struct Reader {
     cursor: Option<StreamCursor>,
     /// The stream's last entry as of the last heartbeat.
     head: Option<StreamHead>,
+    /// How far Redis had confirmed local purges before that heartbeat was sent. `None`: it was checked
+    /// that the stream had them.
+    confirmed: Option<OutboxPosition>,
     /// After Redis lost its data, members without a heartbeat are kept until this time, so that
     /// they can register again.
     keep_members_until: Option<Instant>,
@@ -111,6 +116,7 @@ impl Reader {
 
     /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced.
     async fn send_heartbeat(&mut self, connection: &mut RedisConnection) -> RedisResult<()> {
+        self.confirmed = Some(self.inner.publish_progress().position());
         let mut reply = self.exchange_heartbeat(connection).await?;
         if self.detect_duplicate_name(&reply.previous) {
             // Send a second heartbeat at once, so that the other nodes learn of the duplicate name too.
@@ -343,7 +349,7 @@ impl Reader {
     }
 
     /// Updates the gauges, and `caught_up` once the cursor has reached the head.
-    fn report_progress(&self) {
+    fn report_progress(&mut self) {
         let (Some(cursor), Some(head)) = (&self.cursor, &self.head) else { return };
         let Some(number) = cursor.number else { return };
         let lag = head.number.saturating_sub(number);
@@ -352,6 +358,23 @@ impl Reader {
         if lag == 0 && cursor.epoch == head.epoch {
             let set = |is_caught_up: &mut bool| !std::mem::replace(is_caught_up, true);
             self.inner.caught_up.send_if_modified(set);
+            self.publish_lost_purges_again();
+        }
+    }
+
+    /// Called when this node has read up to the head of the last heartbeat. Redis had confirmed some local
+    /// purges before that heartbeat: those that were not read back were lost, and no other entry took
+    /// their place, so that no gap reveals it.
+    fn publish_lost_purges_again(&mut self) {
+        let Some(confirmed) = self.confirmed.take() else { return };
+        let lost = self.inner.publish_progress().restart_if_lost(confirmed);
+        if lost > 0 {
+            self.inner.recorder.add(Metric::BusPurgesLost, lost as u64);
+            tracing::warn!(
+                purges = lost,
+                "purge bus: Redis has confirmed purges of this node and lost them; publishing them again"
+            );
+            self.inner.outbox_changed.notify_one();
         }
     }
 }
