@@ -186,7 +186,7 @@ table! {
     BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-up messages dropped because their queue was full; the stream has their content.";
     BusWaitsRefused, Counter, "bus_waits_refused", "Purge calls that returned without waiting for other nodes because 512 callers were waiting.";
     BusPurgesLost, Counter, "bus_purges_lost", "Local purges that Redis confirmed and then lost; they were published again.";
-    BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because their queue was full; the fleet sees the node's position in the stream instead.";
+    BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because their queue was full; they are sent again from the stream.";
     StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";
     StoreForgotten, Counter, "store_forgotten", "Pieces evicted from memory that are not on disk.";
     StoreDiskReads, Counter, "store_disk_reads", "Pieces read from disk.";

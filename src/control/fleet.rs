@@ -25,13 +25,6 @@ pub(crate) struct StreamPosition {
     pub number: u64,
 }
 
-impl StreamPosition {
-    /// Whether a node that has applied the stream up to here has applied the entry at `entry`.
-    pub(super) fn includes(&self, entry: &Self) -> bool {
-        self.epoch == entry.epoch && entry.number <= self.number
-    }
-}
-
 /// A node of the fleet, as of its last heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FleetMember {

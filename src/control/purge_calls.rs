@@ -239,12 +239,11 @@ fn purge_as_json(id: &str, sequence: Option<PurgeSequence>, status: &PurgeStatus
 
 fn state_as_json(state: &NodeState) -> Value {
     match state {
-        NodeState::Applied(Some(receipt)) => json!({
+        NodeState::Applied(receipt) => json!({
             "state": "applied",
             "ms": rounded(receipt.in_force_ms),
             "durable_ms": rounded(receipt.durable_ms),
         }),
-        NodeState::Applied(None) => json!({ "state": "applied" }),
         NodeState::Pending(heartbeat_age) => json!({
             "state": "pending",
             "heard_ms_ago": heartbeat_age.map(|age| age.as_millis() as u64),

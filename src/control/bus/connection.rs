@@ -17,9 +17,9 @@ use redis::{
 };
 
 use super::ledger::Receipt;
-use super::record::{EntryId, PurgeRecord, StreamHead};
+use super::record::{EntryId, PurgeRecord, StreamEntry, StreamHead};
 use super::settings::{RedisUrl, Settings, Topology};
-use crate::control::fleet::{Heartbeat, NodeHeartbeat, StreamPosition};
+use crate::control::fleet::{Heartbeat, NodeHeartbeat};
 use crate::random::random_u64;
 
 /// Opens connections to Redis.
@@ -75,15 +75,15 @@ pub(super) struct HeartbeatReply {
 /// The receipts of a purge in Redis.
 #[derive(Debug, Default)]
 pub(super) struct StoredReceipts {
-    /// The purge's position in the stream.
-    pub position: Option<StreamPosition>,
+    /// Whether the stream had the purge.
+    pub is_published: bool,
     /// Receipts by node name.
     pub receipts: BTreeMap<String, Receipt>,
 }
 
 impl StoredReceipts {
     pub(super) fn is_empty(&self) -> bool {
-        self.position.is_none() && self.receipts.is_empty()
+        !self.is_published && self.receipts.is_empty()
     }
 }
 
@@ -93,19 +93,6 @@ pub(super) struct PurgeMessage {
     pub id: Option<String>,
     /// The encoded [`PurgeRecord`].
     pub record: Bytes,
-}
-
-/// An entry of the purge stream.
-pub(super) struct StreamEntry {
-    pub id: EntryId,
-    pub epoch: String,
-    pub number: u64,
-    /// Id of the entry before it, as of the time when it was appended.
-    pub previous: Option<EntryId>,
-    /// `None`: a format that this version does not know.
-    pub record: Option<PurgeRecord>,
-    /// Length of the encoded record.
-    pub record_bytes: usize,
 }
 
 /// A receipt to send.
@@ -372,6 +359,11 @@ impl RedisConnection {
         redis::cmd("HDEL").arg(&self.keys.nodes).arg(node).exec_async(self).await
     }
 
+    /// The stream's epoch.
+    pub(super) async fn epoch(&mut self) -> RedisResult<String> {
+        redis::cmd("HGET").arg(&self.keys.state).arg("epoch").query_async(self).await
+    }
+
     /// Gives the stream a new epoch, unless another node has just done so. Returns the epoch.
     pub(super) async fn rename_epoch(&mut self, known: &str) -> RedisResult<String> {
         let mut command = redis::cmd("EVALSHA");
@@ -392,6 +384,18 @@ impl RedisConnection {
         let reply: Option<redis::streams::StreamReadReply> = command.query_async(self).await?;
         let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
         entries.map(|entry| parse_entry(&entry)).collect()
+    }
+
+    /// Reads up to `count` entries up to and including `id`, the last one first.
+    pub(super) async fn read_back(
+        &mut self,
+        id: EntryId,
+        count: usize,
+    ) -> RedisResult<Vec<StreamEntry>> {
+        let mut command = redis::cmd("XREVRANGE");
+        command.arg(&self.keys.stream).arg(id.to_string()).arg("-").arg("COUNT").arg(count);
+        let reply: redis::streams::StreamRangeReply = command.query_async(self).await?;
+        reply.ids.iter().map(parse_entry).collect()
     }
 
     /// Subscribes to channels.
@@ -418,7 +422,7 @@ impl RedisConnection {
             let key = self.keys.receipts_of(&receipt.id);
             let channel = format!("{}{}", self.keys.receipts_to, receipt.to);
             let message = format!("{} {name} {}", receipt.id, receipt.text);
-            pipeline.cmd("HSET").arg(&key).arg(name).arg(&receipt.text).ignore();
+            pipeline.cmd("HSETNX").arg(&key).arg(name).arg(&receipt.text).ignore();
             pipeline.cmd("EXPIRE").arg(&key).arg(kept.as_secs().max(1)).ignore();
             pipeline.cmd("PUBLISH").arg(channel).arg(message).ignore();
         }
@@ -433,7 +437,7 @@ impl RedisConnection {
         let mut found = StoredReceipts::default();
         for (name, text) in fields {
             if name == POSITION_FIELD {
-                found.position = parse_position(&text);
+                found.is_published = true;
             } else if let Some(receipt) = Receipt::parse(&text) {
                 found.receipts.insert(name, receipt);
             }
@@ -497,11 +501,6 @@ fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<StreamEntry> {
         record_bytes: record.as_ref().map_or(0, Vec::len),
         record: record.and_then(|record| PurgeRecord::parse(&record)),
     })
-}
-
-fn parse_position(text: &str) -> Option<StreamPosition> {
-    let (epoch, number) = text.split_once(' ')?;
-    Some(StreamPosition { epoch: epoch.to_owned(), number: number.parse().ok()? })
 }
 
 fn parse_id(text: &str) -> RedisResult<EntryId> {

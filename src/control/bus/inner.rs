@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::connection::{Connector, ReceiptMessage, RedisConnection, StoredReceipts};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Receipt};
 use super::publish_progress::PublishProgress;
 use super::record::PurgeRecord;
 use super::settings::{Settings, SilencePolicy};
@@ -50,6 +50,8 @@ pub(super) struct Inner {
     /// Wakes the publisher when a purge was added to the outbox.
     pub outbox_changed: Notify,
     pub receipts: mpsc::Sender<ReceiptMessage>,
+    /// Whether receipts were dropped because that queue was full.
+    pub receipts_dropped: AtomicBool,
     /// Whether this node has applied all purges that it missed before it started.
     pub caught_up: watch::Sender<bool>,
     pub refresh_queue: mpsc::Sender<Refresh>,
@@ -164,17 +166,42 @@ impl Inner {
     fn send_receipt(&self, record: &PurgeRecord, sequence: PurgeSequence) {
         let after_ms = self.since_ms(record.at_ms);
         let name = &self.identity.name;
-        let Some(receipt) = self.ledger().set_durable(&record.id, name, sequence, after_ms) else {
-            return;
-        };
+        let receipt = self.ledger().set_durable(&record.id, name, sequence, after_ms);
+        if let Some(receipt) = receipt {
+            self.queue_receipt(record, receipt);
+        }
+    }
+
+    fn queue_receipt(&self, record: &PurgeRecord, receipt: Receipt) {
         if self.connector.is_none() {
             return;
         }
         let text = receipt.to_text();
         let message = ReceiptMessage { id: record.id.clone(), to: record.node.clone(), text };
-        // If the queue is full, drop the receipt: other nodes use this node's cursor instead.
+        // If the queue is full, drop the receipt: the reader confirms the purge again.
         if self.receipts.try_send(message).is_err() {
             self.recorder.count(Metric::BusReceiptsDropped);
+            self.receipts_dropped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends the receipt of a purge that this node has applied before: the one that it has sent then or, if
+    /// it was started since, one with the time until now.
+    pub(super) fn confirm_again(&self, record: &PurgeRecord) {
+        let after_ms = self.since_ms(record.at_ms);
+        let sequence = self.purges.sequence();
+        let name = &self.identity.name;
+        let receipt = {
+            let mut ledger = self.ledger();
+            ledger.record(record);
+            ledger.set_published(&record.id);
+            ledger.set_in_force(&record.id, after_ms);
+            ledger.set_durable(&record.id, name, sequence, after_ms);
+            ledger.receipt(&record.id, name)
+        };
+        if let Some(receipt) = receipt {
+            self.queue_receipt(record, receipt);
+            self.notify_waiters(&record.id);
         }
     }
 

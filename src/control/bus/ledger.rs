@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::record::{PurgeRecord, RecordKind, RecordScope};
 use crate::cache::PurgeSequence;
-use crate::control::fleet::StreamPosition;
 
 /// How long a node took to apply a purge, measured from the time in its record. The time is from the
 /// clock of another node, so the difference between the two clocks is part of the result.
@@ -47,8 +46,8 @@ pub(crate) struct KnownPurge {
     pub reason: Option<String>,
     /// This node's purge sequence, once the purge is durable here.
     pub sequence: Option<PurgeSequence>,
-    /// Its position in the stream, once it was read there.
-    pub position: Option<StreamPosition>,
+    /// Whether it was read from the stream.
+    pub is_published: bool,
     /// Receipts by node name.
     pub receipts: BTreeMap<String, Receipt>,
     /// When it came into force here, in milliseconds after `at_ms`.
@@ -87,7 +86,7 @@ impl Ledger {
                 .collect(),
             reason: record.reason.clone(),
             sequence: None,
-            position: None,
+            is_published: false,
             receipts: BTreeMap::new(),
             in_force_ms: None,
         };
@@ -149,11 +148,16 @@ impl Ledger {
         Some(receipt)
     }
 
-    /// Records the purge's position in the stream.
-    pub(super) fn set_position(&mut self, id: &str, epoch: &str, number: u64) {
+    /// Records that the purge was read from the stream.
+    pub(super) fn set_published(&mut self, id: &str) {
         if let Some(known) = self.known.get_mut(id) {
-            known.position = Some(StreamPosition { epoch: epoch.to_owned(), number });
+            known.is_published = true;
         }
+    }
+
+    /// The receipt of node `name`.
+    pub(super) fn receipt(&self, id: &str, name: &str) -> Option<Receipt> {
+        self.known.get(id)?.receipts.get(name).copied()
     }
 
     /// Adds the receipt of another node.

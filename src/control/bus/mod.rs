@@ -22,6 +22,7 @@ mod ledger;
 mod publish_progress;
 mod publisher;
 mod reader;
+mod recent;
 mod record;
 mod settings;
 #[cfg(test)]
@@ -47,7 +48,7 @@ use self::connection::{Connector, StoredReceipts};
 use self::inner::{Gauges, Inner};
 use self::ledger::Ledger;
 use self::settings::SilencePolicy;
-use super::fleet::{FleetMember, NodeIdentity, StreamPosition};
+use super::fleet::{FleetMember, NodeIdentity};
 use super::purge_request::PurgeRequest;
 use super::rate::TokenBucket;
 use super::refresh::Refresh;
@@ -108,8 +109,8 @@ pub(crate) enum Wait {
 /// Whether a node has applied a purge.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum NodeState {
-    /// The purge is durable there. `None`: there is no receipt, but the node's cursor includes the purge.
-    Applied(Option<Receipt>),
+    /// The purge is durable there.
+    Applied(Receipt),
     /// Not known to be applied. Time since the node's last heartbeat, if there was one.
     Pending(Option<Duration>),
 }
@@ -193,6 +194,7 @@ impl Bus {
                 publish_progress: Mutex::default(),
                 outbox_changed: Notify::new(),
                 receipts,
+                receipts_dropped: AtomicBool::new(false),
                 caught_up: watch::Sender::new(false),
                 refresh_queue,
                 refresh_receiver: Mutex::new(Some(refresh_receiver)),
@@ -319,34 +321,30 @@ impl Bus {
         self.status_of(known, StoredReceipts::default())
     }
 
-    /// The status by this node's ledger or, if it does not have the purge, by the receipts in Redis.
+    /// The status by this node's ledger or, if it does not have the purge, by the receipts in Redis. Only
+    /// receipts count: after Redis has lost entries, two purges may have had the same place in the stream.
     fn status_of(&self, known: Option<KnownPurge>, stored: StoredReceipts) -> PurgeStatus {
-        let (position, receipts) = match &known {
-            Some(known) => (known.position.as_ref(), &known.receipts),
-            None => (stored.position.as_ref(), &stored.receipts),
+        let (is_published, receipts) = match &known {
+            Some(known) => (known.is_published, &known.receipts),
+            None => (stored.is_published, &stored.receipts),
         };
-        let state = |name: &str, applied: Option<&StreamPosition>, heartbeat_age| {
-            let includes_purge =
-                |applied: &StreamPosition| position.is_some_and(|entry| applied.includes(entry));
-            match receipts.get(name) {
-                Some(receipt) => NodeState::Applied(Some(*receipt)),
-                None if applied.is_some_and(includes_purge) => NodeState::Applied(None),
-                None => NodeState::Pending(heartbeat_age),
-            }
+        let state = |name: &str, heartbeat_age| match receipts.get(name) {
+            Some(receipt) => NodeState::Applied(*receipt),
+            None => NodeState::Pending(heartbeat_age),
         };
         let mut nodes = BTreeMap::new();
         let now = self.inner.clock.instant();
         for (name, member) in &*self.inner.members() {
             let heartbeat_age = Some(now.saturating_duration_since(member.last_heartbeat));
-            nodes.insert(name.clone(), state(name, member.applied.as_ref(), heartbeat_age));
+            nodes.insert(name.clone(), state(name, heartbeat_age));
         }
         let own = &self.inner.identity.name;
-        nodes.entry(own.clone()).or_insert_with(|| state(own, None, None));
+        nodes.entry(own.clone()).or_insert_with(|| state(own, None));
         // A node that has shut down since may have sent a receipt before.
         for (name, receipt) in receipts {
-            nodes.entry(name.clone()).or_insert(NodeState::Applied(Some(*receipt)));
+            nodes.entry(name.clone()).or_insert(NodeState::Applied(*receipt));
         }
-        let published = self.inner.connector.is_some().then_some(position.is_some());
+        let published = self.inner.connector.is_some().then_some(is_published);
         PurgeStatus { known, nodes, published }
     }
 

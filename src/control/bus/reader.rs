@@ -2,16 +2,19 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redis::RedisResult;
 
-use super::connection::{HeartbeatReply, RedisConnection, StreamEntry, shortened};
+use super::connection::{HeartbeatReply, RedisConnection, shortened};
 use super::inner::{Backoff, Inner};
 use super::publish_progress::OutboxPosition;
+use super::recent::{self, READ_COUNT_MIN, next_count};
 use super::record::{
-    Gap, PurgeRecord, StreamCursor, StreamHead, check_cursor, check_follows, cursor_after_gap,
+    Gap, PurgeRecord, StreamCursor, StreamEntry, StreamHead, check_cursor, check_follows,
+    cursor_after_gap,
 };
 use crate::cache::PurgeScope;
 use crate::control::fleet::{
@@ -33,6 +36,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         absent: AbsentNodes::default(),
         read_count: READ_COUNT_MIN,
         duplicates: DuplicateNameDetector::default(),
+        must_confirm_again: true,
         inner,
     };
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
@@ -71,6 +75,8 @@ struct Reader {
     /// Number of entries of the next read.
     read_count: usize,
     duplicates: DuplicateNameDetector,
+    /// Whether receipts of the last purges may be missing.
+    must_confirm_again: bool,
 }
 
 impl Reader {
@@ -111,7 +117,26 @@ impl Reader {
                 false => self.apply(&mut connection, entries).await?,
             }
             self.report_progress();
+            self.confirm_again(&mut connection).await?;
         }
+    }
+
+    /// Sends the receipts of the last purges again: once after the start, because the previous process may
+    /// have died between a purge and its receipt, or may have had nothing that the purge covers; and after
+    /// receipts were dropped.
+    async fn confirm_again(&mut self, connection: &mut RedisConnection) -> RedisResult<()> {
+        let inner = &self.inner;
+        let has_room = inner.receipts.capacity() >= recent::PURGES_MAX;
+        if has_room && inner.receipts_dropped.swap(false, Ordering::Relaxed) {
+            self.must_confirm_again = true;
+        }
+        let is_due = self.must_confirm_again && has_room && *inner.caught_up.borrow();
+        let Some(cursor) = self.cursor.as_ref().filter(|_| is_due) else { return Ok(()) };
+        let kept = inner.settings.receipts_kept.as_secs_f64() * 1e3;
+        let purges = recent::read(connection, cursor, inner.now_ms() - kept).await?;
+        self.must_confirm_again = false;
+        purges.iter().rev().for_each(|record| self.inner.confirm_again(record));
+        Ok(())
     }
 
     /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced.
@@ -157,7 +182,7 @@ impl Reader {
             region: inner.identity.region.clone(),
             instance: inner.instance.clone(),
             epoch: self.cursor.as_ref().map(|cursor| cursor.epoch.clone()),
-            number: self.cursor.as_ref().and_then(|cursor| cursor.number),
+            number: self.cursor.as_ref().and_then(StreamCursor::position),
             has_duplicate_name: self.duplicates.is_duplicate(),
         };
         connection.exchange_heartbeat(&inner.identity.name, &heartbeat).await
@@ -211,17 +236,18 @@ impl Reader {
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
             let Some(cursor) = &self.cursor else { return Ok(()) };
-            if let Err(gap) = check_follows(cursor, &entry.epoch, entry.number, entry.previous) {
+            if let Err(gap) = check_follows(cursor, &entry) {
+                let (number, id) = (entry.number.saturating_sub(1), cursor.id);
+                let epoch = cursor.epoch.clone();
                 self.apply_records(std::mem::take(&mut records)).await;
-                let before = entry.number.saturating_sub(1);
-                let head = StreamHead { epoch: entry.epoch.clone(), number: before, id: cursor.id };
-                self.recover_from_gap(connection, gap, &head).await?;
+                let epoch = match gap {
+                    Gap::Replaced => connection.epoch().await?,
+                    _ => epoch,
+                };
+                self.recover_from_gap(connection, gap, &StreamHead { epoch, number, id }).await?;
             }
-            let at = StreamCursor {
-                epoch: entry.epoch.clone(),
-                number: Some(entry.number),
-                id: entry.id,
-            };
+            let Some(cursor) = &self.cursor else { return Ok(()) };
+            let at = cursor.after(&entry);
             match entry.record {
                 Some(_) if entry.number % 5 == 0 && planted::has(Bug::StreamEntryDropped) => {
                     self.cursor = Some(at);
@@ -230,7 +256,7 @@ impl Reader {
                     self.cursor = Some(at);
                     let mut ledger = self.inner.ledger();
                     ledger.record(&record);
-                    ledger.set_position(&record.id, &entry.epoch, entry.number);
+                    ledger.set_published(&record.id);
                     records.push(record);
                 }
                 None => {
@@ -288,8 +314,7 @@ impl Reader {
             return;
         }
         let had_number = cursor.number.is_some();
-        *cursor =
-            StreamCursor { epoch: head.epoch.clone(), number: Some(head.number), id: head.id };
+        *cursor = StreamCursor::at(head);
         if had_number {
             self.soft_purge_all(Gap::Trimmed).await;
         }
@@ -379,21 +404,8 @@ impl Reader {
     }
 }
 
-/// Number of entries for the next read. Redis limits a read by entry count only, so choose a count
-/// that gives about `READ_BYTES` at the size of the longest of the last entries.
-fn next_count(entries: &[StreamEntry], count: usize) -> usize {
-    let Some(longest) = entries.iter().map(|entry| entry.record_bytes).max() else { return count };
-    let fits = READ_BYTES / longest.max(1);
-    fits.clamp(READ_COUNT_MIN, (2 * count).min(READ_COUNT_MAX))
-}
-
 /// Index of the read connection in [`crate::metrics::BUS_CONNECTIONS`].
 const READ_LABEL: usize = 0;
-const READ_BYTES: usize = 8 << 20;
-const READ_COUNT_MIN: usize = 8;
-/// Each read costs one fsync of the purge log, so this bounds the throughput on a slow disk: 512
-/// entries per fsync.
-const READ_COUNT_MAX: usize = 512;
 /// A duplicate name is reported until it has not been seen for this many heartbeats.
 const DUPLICATE_NAME_HEARTBEATS: u32 = 4;
 /// Pause between attempts to write the purge log.
@@ -402,28 +414,3 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RETRIES_PER_LOG_LINE: u32 = 60;
 /// Members are kept for at least this many heartbeats after Redis lost its data.
 const HEARTBEATS_AFTER_LOSS: u32 = 3;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_entries_are_read_in_smaller_parts() {
-        let entries = |record_bytes| {
-            let epoch = String::new();
-            [StreamEntry {
-                id: Default::default(),
-                epoch,
-                number: 1,
-                previous: None,
-                record: None,
-                record_bytes,
-            }]
-        };
-        assert_eq!(next_count(&entries(300), 8), 16, "the count grows step by step");
-        assert_eq!(next_count(&entries(300), 512), 512);
-        assert_eq!(next_count(&[], 64), 64);
-        assert_eq!(next_count(&entries(100 << 10), 512), 81);
-        assert_eq!(next_count(&entries(4 << 20), 512), 8);
-    }
-}

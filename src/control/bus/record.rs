@@ -3,11 +3,12 @@
 //! ```text
 //! stream entry   e EPOCH  n NUMBER  p ID-OF-THE-ENTRY-BEFORE  r RECORD
 //! record         {"v":1,"id":…,"node":…,"at_ms":…,"kind":"hard","scopes":[{"url":…},…],"reason":…}
-//! cursor         {"epoch":…,"number":…,"id":…}      stored in the purge log
+//! cursor         {"epoch":…,"entry_epoch":…,"number":…,"id":…,"since":…}      stored in the purge log
 //! ```
 //!
 //! Entries are numbered without a gap. The epoch is a random name for one unbroken sequence of entries:
-//! after Redis has lost entries, the stream gets a new epoch.
+//! after Redis has lost entries, the stream gets a new epoch. Entries that were appended between the loss and
+//! the renaming carry the old epoch.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -151,15 +152,67 @@ impl From<RecordScope> for PurgeScope {
 /// The position in the stream up to which a node has applied purges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StreamCursor {
-    /// Epoch of the stream.
+    /// Epoch of the stream: the name that Redis gave it last, never that of an entry.
     pub epoch: String,
+    /// The epoch in the last applied entry, if it is another one: the stream was renamed after the entry
+    /// was appended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry_epoch: Option<String>,
     /// Number of the last applied entry. `None` after a gap: any number may follow.
     pub number: Option<u64>,
     /// Id of the last applied entry.
     pub id: EntryId,
+    /// The node has applied every entry from this number on. `None`: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
 }
 
 impl StreamCursor {
+    /// The cursor after an entry of the stream that this cursor is in.
+    pub(super) fn after(&self, entry: &StreamEntry) -> Self {
+        Self {
+            epoch: self.epoch.clone(),
+            entry_epoch: (entry.epoch != self.epoch).then(|| entry.epoch.clone()),
+            number: Some(entry.number),
+            id: entry.id,
+            since: self.since.or(Some(entry.number)),
+        }
+    }
+
+    /// The cursor of a node that has nothing stored yet, at a stream's head: no entry concerns it.
+    pub(super) fn new(head: &StreamHead) -> Self {
+        Self { since: Some(0), ..Self::at(head) }
+    }
+
+    /// The cursor at a stream's head after a gap.
+    pub(super) fn at(head: &StreamHead) -> Self {
+        let (epoch, number, id) = (head.epoch.clone(), Some(head.number), head.id);
+        Self { epoch, entry_epoch: None, number, id, since: None }
+    }
+
+    /// The entries of `entries`, which are the last ones up to this cursor, latest first, that the node has
+    /// certainly applied: an unbroken row of this history that ends at this very cursor.
+    pub(super) fn applied<'a>(
+        &self,
+        entries: &'a [StreamEntry],
+    ) -> impl Iterator<Item = &'a StreamEntry> {
+        let mut next = self.position().zip(Some(self.id));
+        let since = self.since.unwrap_or(u64::MAX);
+        let epoch = self.epoch.clone();
+        entries.iter().take_while(move |entry| {
+            let is_next = next == Some((entry.number, entry.id));
+            next = entry.number.checked_sub(1).zip(entry.previous);
+            is_next && entry.epoch == epoch && entry.number >= since
+        })
+    }
+
+    /// The number of the last applied entry, as others may rely on it. `None` after a gap until the number
+    /// is known, and while the last entry carries another epoch: other nodes may have seen another entry
+    /// under that epoch and number.
+    pub(super) fn position(&self) -> Option<u64> {
+        self.number.filter(|_| self.entry_epoch.is_none())
+    }
+
     /// Encodes for the purge log.
     pub(super) fn to_bytes(&self) -> Bytes {
         serde_json::to_vec(self).expect("strings and numbers are JSON").into()
@@ -213,6 +266,19 @@ impl std::fmt::Display for EntryId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.0, self.1)
     }
+}
+
+/// An entry of the purge stream.
+pub(super) struct StreamEntry {
+    pub id: EntryId,
+    pub epoch: String,
+    pub number: u64,
+    /// Id of the entry before it, as of the time when it was appended.
+    pub previous: Option<EntryId>,
+    /// `None`: a format that this version does not know.
+    pub record: Option<PurgeRecord>,
+    /// Length of the encoded record.
+    pub record_bytes: usize,
 }
 
 /// Epoch and last entry of the stream.
@@ -290,36 +356,29 @@ pub(super) fn check_cursor(cursor: Option<&StreamCursor>, head: &StreamHead) -> 
     }
 }
 
-/// Checks that an entry with this epoch and number, appended after `previous`, follows the cursor. The
-/// number alone is not enough: a replica that lost entries and then accepted others has the expected
-/// numbers.
-pub(super) fn check_follows(
-    cursor: &StreamCursor,
-    epoch: &str,
-    number: u64,
-    previous: Option<EntryId>,
-) -> Result<(), Gap> {
+/// Checks that an entry follows the cursor. The number alone is not enough: a replica that lost entries and
+/// then accepted others has the expected numbers.
+pub(super) fn check_follows(cursor: &StreamCursor, entry: &StreamEntry) -> Result<(), Gap> {
+    let is_known = entry.epoch == cursor.epoch || cursor.entry_epoch.as_ref() == Some(&entry.epoch);
     match cursor.number {
         None => Ok(()),
-        Some(_) if cursor.epoch != epoch => Err(Gap::Replaced),
-        Some(last) if number > last + 1 => Err(Gap::Trimmed),
-        Some(last) if number <= last => Err(Gap::Backwards),
-        Some(_) if previous.is_some_and(|previous| previous != cursor.id) => Err(Gap::Backwards),
+        Some(_) if !is_known => Err(Gap::Replaced),
+        Some(last) if entry.number > last + 1 => Err(Gap::Trimmed),
+        Some(last) if entry.number <= last => Err(Gap::Backwards),
+        Some(_) if entry.previous.is_some_and(|previous| previous != cursor.id) => {
+            Err(Gap::Backwards)
+        }
         Some(_) => Ok(()),
     }
 }
 
 /// The cursor after a gap. Entries that are still available and not yet applied come after it.
 pub(super) fn cursor_after_gap(cursor: Option<&StreamCursor>, head: &StreamHead) -> StreamCursor {
-    match cursor {
-        Some(cursor) if cursor.id <= head.id => {
-            StreamCursor { epoch: head.epoch.clone(), number: None, id: cursor.id }
-        }
-        // Another Redis, whose clock is behind: read all of its entries.
-        Some(_) => StreamCursor { epoch: head.epoch.clone(), number: None, id: EntryId::default() },
-        // A new node has stored no response yet, so the entries before the head do not matter.
-        None => StreamCursor { epoch: head.epoch.clone(), number: Some(head.number), id: head.id },
-    }
+    // A new node has stored no response yet, so the entries before the head do not matter.
+    let Some(cursor) = cursor else { return StreamCursor::new(head) };
+    // Otherwise it is another Redis, whose clock is behind: read all of its entries.
+    let id = if cursor.id <= head.id { cursor.id } else { EntryId::default() };
+    StreamCursor { epoch: head.epoch.clone(), entry_epoch: None, number: None, id, since: None }
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -335,7 +394,13 @@ mod tests {
     use super::*;
 
     fn cursor(epoch: &str, number: u64, ms: u64) -> StreamCursor {
-        StreamCursor { epoch: epoch.into(), number: Some(number), id: EntryId(ms, 0) }
+        let (epoch, number, id) = (epoch.into(), Some(number), EntryId(ms, 0));
+        StreamCursor { epoch, entry_epoch: None, number, id, since: None }
+    }
+
+    fn entry(epoch: &str, number: u64, previous: Option<EntryId>) -> StreamEntry {
+        let (epoch, id) = (epoch.to_owned(), EntryId(10 * number, 0));
+        StreamEntry { id, epoch, number, previous, record: None, record_bytes: 0 }
     }
 
     fn head(epoch: &str, number: u64, ms: u64) -> StreamHead {
@@ -388,13 +453,51 @@ mod tests {
     #[test]
     fn entries_must_come_one_by_one() {
         let at = cursor("e", 5, 50);
-        let before = Some(EntryId(50, 0));
-        assert_eq!(check_follows(&at, "e", 6, before), Ok(()));
-        assert_eq!(check_follows(&at, "e", 6, None), Ok(()));
-        assert_eq!(check_follows(&at, "e", 6, Some(EntryId(49, 0))), Err(Gap::Backwards));
-        assert_eq!(check_follows(&at, "e", 7, before), Err(Gap::Trimmed));
-        assert_eq!(check_follows(&at, "e", 5, before), Err(Gap::Backwards));
-        assert_eq!(check_follows(&at, "f", 6, before), Err(Gap::Replaced));
-        assert_eq!(check_follows(&StreamCursor { number: None, ..at }, "f", 3, before), Ok(()));
+        let check = |at: &StreamCursor, epoch: &str, number, previous: Option<u64>, expected| {
+            let previous = previous.map(|ms| EntryId(ms, 0));
+            assert_eq!(check_follows(at, &entry(epoch, number, previous)), expected);
+        };
+        check(&at, "e", 6, Some(50), Ok(()));
+        check(&at, "e", 6, None, Ok(()));
+        check(&at, "e", 6, Some(49), Err(Gap::Backwards));
+        check(&at, "e", 7, Some(50), Err(Gap::Trimmed));
+        check(&at, "e", 5, Some(50), Err(Gap::Backwards));
+        check(&at, "f", 6, Some(50), Err(Gap::Replaced));
+        check(&StreamCursor { number: None, ..at }, "f", 3, Some(50), Ok(()));
+    }
+
+    #[test]
+    fn an_entry_from_before_the_renaming_is_read_and_is_no_position() {
+        let renamed = StreamCursor { number: None, ..cursor("f", 5, 50) };
+        let old = renamed.after(&entry("e", 3, None));
+        assert_eq!((&*old.epoch, old.number, old.position()), ("f", Some(3), None));
+        let previous = Some(old.id);
+        assert_eq!(check_follows(&old, &entry("e", 4, previous)), Ok(()));
+        assert_eq!(check_follows(&old, &entry("f", 4, previous)), Ok(()));
+        assert_eq!(check_follows(&old, &entry("g", 4, previous)), Err(Gap::Replaced));
+        let new = old.after(&entry("f", 4, previous));
+        assert_eq!(new.position(), Some(4));
+        assert_eq!(check_follows(&new, &entry("e", 5, Some(new.id))), Err(Gap::Replaced));
+        assert_eq!(StreamCursor::parse(&old.to_bytes()), Some(old));
+    }
+
+    #[test]
+    fn only_an_unbroken_row_that_ends_at_the_cursor_is_applied() {
+        let numbered = |number| entry("e", number, Some(EntryId(10 * (number - 1), 0)));
+        let row = || vec![numbered(5), numbered(4), numbered(3)];
+        let check = |cursor: StreamCursor, row: Vec<StreamEntry>, expected: &[u64]| {
+            let applied: Vec<u64> = cursor.applied(&row).map(|entry| entry.number).collect();
+            assert_eq!(applied, expected);
+        };
+        let at = |since| StreamCursor { since, ..cursor("e", 5, 50) };
+        check(at(Some(0)), row(), &[5, 4, 3]);
+        check(at(Some(4)), row(), &[5, 4]);
+        check(at(None), row(), &[]);
+        check(StreamCursor { id: EntryId(49, 0), ..at(Some(0)) }, row(), &[]);
+        check(StreamCursor { number: Some(6), ..at(Some(0)) }, row(), &[]);
+        check(at(Some(0)), vec![numbered(5), entry("d", 4, None), numbered(3)], &[5]);
+        check(at(Some(0)), vec![numbered(5), numbered(3)], &[5]);
+        let unlinked = StreamEntry { previous: Some(EntryId(1, 0)), ..numbered(5) };
+        check(at(Some(0)), vec![unlinked, numbered(4)], &[5]);
     }
 }

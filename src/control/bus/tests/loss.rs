@@ -3,7 +3,26 @@
 
 use super::*;
 
+/// The user of the nodes that a test cuts off; `redis-cli` goes on as the default user.
+const CUT_OFF: &str = "edge";
+
 impl Redis {
+    /// A URL whose connections [`Redis::cut_off`] closes.
+    fn url_to_cut_off(&self) -> RedisUrl {
+        let user = ["ACL", "SETUSER", CUT_OFF, "on", ">pw", "~*", "&*", "+@all"];
+        assert_eq!(self.command(&user), "OK");
+        format!("redis://{CUT_OFF}:pw@127.0.0.1:{}", self.port).parse().unwrap()
+    }
+
+    fn cut_off(&self) {
+        self.command(&["ACL", "SETUSER", CUT_OFF, "off"]);
+        self.command(&["CLIENT", "KILL", "USER", CUT_OFF]);
+    }
+
+    fn let_in(&self) {
+        self.command(&["ACL", "SETUSER", CUT_OFF, "on"]);
+    }
+
     fn state(&self, field: &str) -> String {
         self.command(&["HGET", "{skerry:purge}:state", field])
     }
@@ -16,10 +35,92 @@ impl Redis {
         }
         self.command(&["HSET", "{skerry:purge}:state", "number", number, "id", id]);
     }
+
+    /// Appends an entry as a node of the build before did.
+    fn append(&self, number: &str, record: &PurgeRecord) {
+        let (epoch, previous) = (self.state("epoch"), self.state("id"));
+        let record = String::from_utf8(record.to_bytes().to_vec()).unwrap();
+        let entry = ["e", &epoch, "n", number, "p", &previous, "r", &record];
+        let id = self.command(&[&["XADD", STREAM, "*"][..], &entry].concat());
+        self.command(&["HSET", "{skerry:purge}:state", "number", number, "id", &id]);
+    }
+}
+
+fn node(directory: &tempfile::TempDir, name: &str, url: RedisUrl) -> Node {
+    let own = directory.path().join(name);
+    std::fs::create_dir(&own).unwrap();
+    Node::start(name, own, settings(url))
 }
 
 fn outbox_is_empty(node: &Node) -> bool {
     node.store.purges().outbox_len() == 0
+}
+
+#[test]
+fn a_number_that_another_purge_has_taken_is_no_receipt() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let a = node(&directory, "a", redis.url_to_cut_off());
+    let b = node(&directory, "b", redis.url());
+    until("they have met", || a.bus.members().len() == 2);
+    let b = b.kill();
+    let (id, _) = a.purge("https://x/1", Wait::Local);
+    until("it is read back", || outbox_is_empty(&a));
+    redis.cut_off();
+    redis.lose_entries_after("0", "0-0");
+    let b = Node::start(&b.0, b.1, b.2);
+    b.purge("https://x/other", Wait::Local);
+    let row = || redis.command(&["HGET", "{skerry:purge}:nodes", "b"]);
+    until("b has told its place", || row().contains("\"number\":1"));
+    b.kill();
+    redis.let_in();
+    until("the loss is noticed", || a.gaps(Gap::Backwards) == 1);
+    let status = a.status(&id).unwrap();
+    assert!(matches!(status.nodes["b"], NodeState::Pending(_)), "{status:?}");
+    assert!(!status.is_enough(Wait::All));
+}
+
+#[test]
+fn a_receipt_that_was_never_sent_is_sent_after_a_restart() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    let ids: Vec<String> =
+        (0..20).map(|n| nodes[0].purge(&format!("https://x/{n}"), Wait::All).0).collect();
+    let killed: Vec<_> = nodes.into_iter().map(Node::kill).collect();
+    // As if b had died between its disk and Redis.
+    for id in &ids {
+        redis.command(&["HDEL", &format!("{{skerry:purge}}:receipts:{id}"), "b"]);
+    }
+    let nodes: Vec<_> = killed.into_iter().map(|it| Node::start(&it.0, it.1, it.2)).collect();
+    until("they have met", || nodes.iter().all(|node| node.bus.members().len() == 2));
+    until("all are confirmed", || {
+        ids.iter().all(|id| nodes[0].status(id).is_some_and(|it| it.is_enough(Wait::All)))
+    });
+}
+
+#[test]
+fn a_node_that_renames_the_history_meets_one_gap() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let a = node(&directory, "a", redis.url_to_cut_off());
+    for number in 1..=2 {
+        a.purge(&format!("https://x/{number}"), Wait::Local);
+    }
+    until("both are read back", || outbox_is_empty(&a));
+    let lost = redis.state("epoch");
+    redis.cut_off();
+    redis.lose_entries_after("0", "0-0");
+    let request = request_for("https://x/3");
+    redis.append("1", &PurgeRecord::new("of-another".into(), "c".into(), 0.0, request));
+    redis.let_in();
+    until("the entry is applied", || a.knows("of-another"));
+    let (_, status) = a.purge("https://x/4", Wait::All);
+    assert!(status.is_enough(Wait::All));
+    until("it is read back", || outbox_is_empty(&a));
+    let cursor = record::StreamCursor::parse(&a.store.purges().cursor().unwrap()).unwrap();
+    assert_eq!(cursor.epoch, redis.state("epoch"));
+    assert_ne!(cursor.epoch, lost);
+    assert_eq!((a.gaps(Gap::Backwards), a.gaps(Gap::Replaced)), (1, 0));
 }
 
 #[test]
