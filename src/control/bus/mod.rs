@@ -10,7 +10,7 @@
 //!
 //! The stream is authoritative; the wake-up only saves time and may be lost. A node that may have missed
 //! purges ([`Gap`](record::Gap)) soft-purges everything and logs it. Without Redis the same code serves a
-//! single node. docs/concepts-purge.md states the guarantees.
+//! single node. docs/concepts/purge.md states the guarantees.
 
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]

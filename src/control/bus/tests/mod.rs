@@ -744,8 +744,8 @@ fn without_redis_the_same_calls_serve_one_node() {
 #[test]
 fn a_password_comes_from_a_file() {
     let Some(redis) = Redis::forgetful() else { return };
-    // No more than docs/concepts-purge.md says.
-    let told = include_str!("../../../../docs/concepts-purge.md");
+    // No more than docs/concepts/purge.md says.
+    let told = include_str!("../../../../docs/concepts/purge.md");
     let (_, told) = told.split_once("The user needs `").expect("what the user needs");
     let (commands, _) = told.split_once('`').expect("an end");
     let allowed = commands.split(' ').map(|command| format!("+{}", command.to_lowercase()));
