@@ -61,6 +61,90 @@ fn the_page_of_metrics_is_the_table() {
     check("docs/reference/metrics.md", &page);
 }
 
+#[test]
+fn the_page_of_options_is_the_documented_configuration() {
+    let text = fs::read_to_string("config/edge.toml").expect("the documented configuration");
+    // The lines before this are for readers of the file.
+    let (_, text) = text.split_once("# Values shown").expect("a sentence about the values");
+    let text = format!("# Values shown{text}");
+    let mut page = String::from(
+        "# Configuration\n\n\
+         Generated from `config/edge.toml`, the documented configuration: tests compare it with the reader, so that it has every option\n\
+         with its default and its bounds. An option is reloaded by SIGHUP or `POST /reload` unless it says *(restart)*.\n",
+    );
+    for section in sections(&text) {
+        writeln!(page, "\n{section}").expect("a String");
+    }
+    check("docs/reference/configuration.md", page.trim_end_matches('\n'));
+}
+
+/// The tables of the configuration as Markdown: the comment before a table, then each option in a row.
+fn sections(text: &str) -> Vec<String> {
+    let (mut sections, mut comment, mut rows) = (Vec::new(), String::new(), String::new());
+    let mut head = String::from("## Notation\n");
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let option = line.strip_prefix('#').unwrap_or(line);
+        let is_comment = line == "#" || line.starts_with("# ");
+        if is_comment {
+            comment.push_str(line[1..].trim());
+            comment.push(if line == "#" { '\n' } else { ' ' });
+        } else if line.is_empty() && !comment.is_empty() && rows.is_empty() {
+            // The comment of the table, or of the whole file.
+            write!(head, "\n{}\n", paragraphs(&comment)).expect("a String");
+            comment.clear();
+        } else if option.starts_with('[') {
+            sections.push(section(&mut head, &mut rows));
+            let (table, _) = option.split_once(" #").unwrap_or((option, ""));
+            head = format!("## {}\n", table.trim());
+            if !comment.is_empty() {
+                write!(head, "\n{}\n", paragraphs(&comment)).expect("a String");
+                comment.clear();
+            }
+        } else if let Some((name, value)) = option.split_once(" = ") {
+            let mut value = value.to_owned();
+            // A list over several lines.
+            while value.starts_with('[') && !value.contains(']') {
+                value.push_str(lines.next().expect("an end of the list").trim());
+            }
+            let value = if value.len() > 80 {
+                "see `config/edge.toml`".to_owned()
+            } else {
+                format!("`{value}`")
+            };
+            let meaning = match comment.is_empty() {
+                true => "with the option above".to_owned(),
+                false => escaped(comment.trim()),
+            };
+            writeln!(rows, "| `{name}` | {} | {meaning} |", value.replace('|', "\\|"))
+                .expect("a String");
+            comment.clear();
+        }
+    }
+    sections.push(section(&mut head, &mut rows));
+    sections
+}
+
+fn section(head: &mut String, rows: &mut String) -> String {
+    let mut section = std::mem::take(head);
+    if !rows.is_empty() {
+        section.push_str("\n| option | default or example | meaning |\n| --- | --- | --- |\n");
+        section.push_str(&std::mem::take(rows));
+    }
+    section.trim_end().to_owned()
+}
+
+/// A comment of several paragraphs.
+fn paragraphs(comment: &str) -> String {
+    let paragraphs = comment.split('\n').map(|paragraph| escaped(paragraph.trim()));
+    paragraphs.collect::<Vec<_>>().join("\n\n")
+}
+
+/// Markdown's own characters in the text of a comment.
+fn escaped(text: &str) -> String {
+    text.replace('|', "\\|").replace('<', "\\<").replace('*', "\\*").replace('_', "\\_")
+}
+
 fn check(path: &str, expected: &str) {
     if std::env::var_os("SKERRY_WRITE_DOCS").is_some() {
         fs::write(path, expected).expect("the page can be written");

@@ -8,6 +8,7 @@ pub mod client;
 pub mod frames;
 pub mod kernel;
 pub mod link;
+pub mod markdown;
 pub mod node;
 pub mod origin;
 pub mod process;
