@@ -5,7 +5,10 @@
 //! [`plan()`] decides from header fields alone, so that HEAD and GET agree; [`transform`] carries the
 //! plan out. Ranges, conditional requests and caching are handled elsewhere.
 
-mod coder;
+mod codec;
+mod coded_body;
+mod decoder;
+mod encoder;
 mod negotiate;
 mod plan;
 
@@ -17,7 +20,7 @@ use http::header::{
 };
 use http::{HeaderMap, Method};
 
-pub(crate) use coder::{decode, encode};
+pub(crate) use coded_body::{decode, encode};
 pub(crate) use negotiate::Accepted;
 pub(crate) use plan::{CodingAction, ContentFields, plan};
 

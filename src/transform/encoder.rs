@@ -1,0 +1,78 @@
+//! Encoders: zstd, brotli and gzip at a level.
+
+use async_compression::codecs::brotli::params::EncoderParams;
+use async_compression::codecs::flate::params::FlateEncoderParams;
+use async_compression::codecs::zstd::params::CParameter;
+use async_compression::codecs::{BrotliEncoder, EncodeV2, GzipEncoder, ZstdEncoder};
+use async_compression::core::Level as Quality;
+use async_compression::core::util::{PartialBuffer, WriteBuffer};
+
+use super::codec::{Codec, CodecError};
+use super::{Coding, Level};
+
+/// An encoder of one body.
+pub(super) struct Encoder(Box<dyn EncodeV2>);
+
+impl Encoder {
+    /// An encoder for a body of `length` bytes, if that is known: a short body gets a small window.
+    pub(super) fn new(Level { coding, level }: Level, length: Option<u64>) -> Self {
+        let window_log = window_log(length);
+        Self(match coding {
+            Coding::Zstd => {
+                let params = [
+                    CParameter::window_log(window_log),
+                    CParameter::hash_log(window_log + 1),
+                    CParameter::chain_log(window_log),
+                ];
+                let has_small_tables = window_log < tables_log(level);
+                let params = if has_small_tables { &params[..] } else { &params[..1] };
+                Box::new(ZstdEncoder::new_with_params(level, params))
+            }
+            Coding::Brotli => {
+                let hint = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+                let params = EncoderParams::default()
+                    .quality(Quality::Precise(level))
+                    .window_size(window_log as i32)
+                    .size_hint(hint);
+                Box::new(BrotliEncoder::new(params))
+            }
+            Coding::Gzip => {
+                Box::new(GzipEncoder::new(FlateEncoderParams::from(Quality::Precise(level))))
+            }
+        })
+    }
+}
+
+/// The binary logarithm of the window's size: as large as the body, between 1 KiB and 1 MiB.
+fn window_log(length: Option<u64>) -> u32 {
+    let needed = length.map_or(WINDOW_LOG_MAX, |length| u64::BITS - length.leading_zeros());
+    needed.clamp(10, WINDOW_LOG_MAX)
+}
+
+/// The binary logarithm of the smaller of zstd's two tables at a level, for a body of unknown length.
+/// async-compression cannot tell zstd the length, so tables for shorter bodies are sized here as zstd
+/// itself sizes them: clearing the tables of level 3, 768 KiB, takes 14 µs.
+fn tables_log(zstd_level: i32) -> u32 {
+    if zstd_level < 3 { 13 } else { 16 }
+}
+
+impl Codec for Encoder {
+    fn run(
+        &mut self,
+        input: &mut PartialBuffer<&[u8]>,
+        output: &mut WriteBuffer<'_>,
+    ) -> Result<(), CodecError> {
+        Ok(self.0.encode(input, output)?)
+    }
+
+    fn pause(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError> {
+        Ok(self.0.flush(output)?)
+    }
+
+    fn end(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError> {
+        Ok(self.0.finish(output)?)
+    }
+}
+
+/// Larger windows gain 1 or 2 % on large texts, at the cost of memory for every stream.
+const WINDOW_LOG_MAX: u32 = 20;
