@@ -163,6 +163,24 @@ pub(crate) struct RequestContext {
     /// The name of the site's rule that applies. `None` for the site's own settings, and until the
     /// request is routed.
     pub rule: Option<Arc<str>>,
+    /// The group of the visitor, if the rule splits its visitors.
+    pub group: Option<VisitorGroup>,
+}
+
+impl RequestContext {
+    /// The name of the visitor's group, if the rule splits its visitors.
+    pub(crate) fn group_name(&self) -> Option<&str> {
+        self.group.as_ref().map(|group| &*group.name)
+    }
+}
+
+/// The group of a visitor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VisitorGroup {
+    /// The name, which is that of its pool.
+    pub name: Arc<str>,
+    /// Whether the visitor is new, so that its response must tell it the group.
+    pub is_new: bool,
 }
 
 /// How a request was answered, for `Cache-Status`, the access log and the metrics.

@@ -395,6 +395,21 @@ labels! {
 }
 
 labels! {
+    /// How the group of a visitor was found, where a rule splits its visitors.
+    pub(crate) SplitChoice;
+    /// The request has a field or a cookie that names the group.
+    Forced "forced";
+    /// The visitor's cookie names it.
+    Cookie "cookie";
+    /// The client's address gives it.
+    Client "client";
+    /// The visitor has no cookie and was drawn by lot.
+    Lot "lot";
+    /// The node's own request: the group with the largest weight.
+    Node "node";
+}
+
+labels! {
     /// Why a request is not collapsed.
     pub(crate) Uncollapsed;
     /// The key's last response could not be stored (hit-for-miss).

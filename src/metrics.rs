@@ -22,7 +22,8 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, FillEnd,
-    HandshakeOutcome, HeadError, Http2End, ProxyError, Refusal, RequestProtocol, Uncollapsed,
+    HandshakeOutcome, HeadError, Http2End, ProxyError, Refusal, RequestProtocol, SplitChoice,
+    Uncollapsed,
 };
 
 /// The type of a metric.
@@ -134,6 +135,8 @@ table! {
         "reason" = Uncollapsed::WORDS;
     UncacheableForgotten, Counter, "uncacheable_forgotten", "Keys not remembered as uncacheable because the limit was reached.";
     VariantsDropped, Counter, "variants_dropped", "Variants removed because their key reached the limit of variants.";
+    SplitRequests, Counter, "split_requests", "Requests under rules that split their visitors, by how the visitor's group was found.",
+        "by" = SplitChoice::WORDS;
     UpstreamRequests, Counter, "upstream_requests", "Requests sent to origins, not counting retries.";
     InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by outcome.",
         "outcome" = &["passed_on", "dropped"];

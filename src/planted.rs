@@ -34,11 +34,15 @@ pub(crate) enum Bug {
     CountryIgnored,
     /// Each upstream request leaves a few megabytes behind.
     MemoryHeld,
+    /// Each tenth visitor with the cookie of a group is drawn again.
+    GroupsRedrawn,
+    /// Groups of visitors share stored responses.
+    GroupsShared,
 }
 
 impl Bug {
     /// Every bug.
-    pub(crate) const ALL: [Bug; 11] = [
+    pub(crate) const ALL: [Bug; 13] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
@@ -50,6 +54,8 @@ impl Bug {
         Bug::TtlMadeUp,
         Bug::CountryIgnored,
         Bug::MemoryHeld,
+        Bug::GroupsRedrawn,
+        Bug::GroupsShared,
     ];
 
     /// As `SKERRY_PLANTED_BUG` names it.
@@ -66,6 +72,8 @@ impl Bug {
             Bug::TtlMadeUp => "ttl-made-up",
             Bug::CountryIgnored => "country-ignored",
             Bug::MemoryHeld => "memory-held",
+            Bug::GroupsRedrawn => "groups-redrawn",
+            Bug::GroupsShared => "groups-shared",
         }
     }
 }

@@ -19,6 +19,7 @@
 mod added_fields;
 mod affinity;
 mod answer;
+mod cookies;
 mod decoding;
 mod errors;
 mod exchange;
@@ -35,6 +36,7 @@ mod purging;
 mod ranges;
 mod repaired_body;
 mod routing;
+mod visitors;
 mod worker;
 
 use std::future::Future;
@@ -222,6 +224,7 @@ fn request_context(
         place: geo::Place::default(),
         site: None,
         rule: None,
+        group: None,
     }
 }
 
@@ -257,6 +260,9 @@ fn admit(
     };
     guard::admit(&rule.settings.guard, &applicant, Rates::Take(&plan.rates, &worker.recorder))
         .map_err(|rejection| errors::refused(*rejection, &worker.recorder))?;
+    if let Some(split) = rule.split() {
+        context.group = visitors::assign_group(rule, split, context, headers, &worker.recorder);
+    }
     Ok((request, site.clone(), rule.clone()))
 }
 
@@ -441,6 +447,7 @@ impl Visit {
             directives: &self.directives,
             place: &self.context.place,
             id: &self.context.id,
+            group: self.context.group_name(),
         }
     }
 
@@ -465,6 +472,9 @@ impl Visit {
         }
         if !settings.response_fields.is_empty() {
             settings.response_fields.apply(&mut reply.fields, &self.query().facts());
+        }
+        if let (Some(group), Some(split)) = (&self.context.group, self.rule.split()) {
+            visitors::tell_group(split, group, self.request.scheme, &mut reply);
         }
         let shows_key = settings.cache.show_key && !facts.cache_status.is_generated();
         let key = shows_key.then(|| self.query().key_in_memory().text);

@@ -6,6 +6,7 @@ use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
 
 use super::settings::{KeyPolicy, QueryPolicy, name_matches};
+use crate::planted::{self, Bug};
 
 /// The 128-bit XXH3 of a key's text, by which the store finds records. It is stored on disk and the
 /// same in every build. The text in the record distinguishes two keys with the same hash.
@@ -29,6 +30,7 @@ impl fmt::Debug for KeyHash {
 ///
 /// ```text
 /// https://www.example.org/a/b?q=1            the URL part: scheme, authority, path, query
+/// https://www.example.org/a/b?q=1\nsplit main  and the group of the visitor, if the rule has groups
 /// https://www.example.org/a/b?q=1\nfield: v  and the configured fields and cookies, one per line
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +48,19 @@ impl CacheKey {
         Self { hash: KeyHash::of(text.as_bytes()), text }
     }
 
-    /// The key of a request for `url` with these fields under `policy`.
-    pub(crate) fn of(policy: &KeyPolicy, url: &UrlParts<'_>, headers: &HeaderMap) -> Self {
+    /// The key of a request for `url` with these fields under `policy`, from a visitor in `group`.
+    pub(crate) fn of(
+        policy: &KeyPolicy,
+        url: &UrlParts<'_>,
+        headers: &HeaderMap,
+        group: Option<&str>,
+    ) -> Self {
         let mut text = url_part(policy, url);
+        if let Some(group) = group.filter(|_| !planted::has(Bug::GroupsShared)) {
+            // A line of a field has a colon before its first space.
+            text.push_str("\nsplit ");
+            text.push_str(group);
+        }
         for name in &policy.headers {
             for value in headers.get_all(name) {
                 push_part(&mut text, name.as_str(), value.as_bytes());
@@ -196,7 +208,9 @@ mod tests {
             Some((path, query)) => (path, Some(query)),
             None => (path, None),
         };
-        CacheKey::of(policy, &UrlParts { scheme, authority, path, query }, headers).text.into()
+        CacheKey::of(policy, &UrlParts { scheme, authority, path, query }, headers, None)
+            .text
+            .into()
     }
 
     fn check(policy: &KeyPolicy, url: &str, expected: &str) {
@@ -238,6 +252,19 @@ mod tests {
         assert_eq!(with, "http://e/p\nx-device: tv\ncookie\nplan: gold");
         assert_ne!(with, key(&policy, "http://e/p", &HeaderMap::new()));
         assert_eq!(CacheKey::new(with).url(), "http://e/p");
+    }
+
+    #[test]
+    fn the_group_of_the_visitor_is_the_second_line() {
+        let policy =
+            KeyPolicy { headers: vec![HeaderName::from_static("x")], ..KeyPolicy::default() };
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("x"), "1".parse().unwrap())]);
+        let url = UrlParts { scheme: "http", authority: "e", path: "/p", query: Some("q") };
+        let of = |group| CacheKey::of(&policy, &url, &headers, group);
+        let key = of(Some("canary"));
+        assert_eq!(&*key.text, "http://e/p?q\nsplit canary\nx: 1");
+        assert_eq!(key.url(), of(None).url());
+        assert_ne!(key.hash, of(Some("main")).hash);
     }
 
     #[test]

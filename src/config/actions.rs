@@ -40,15 +40,21 @@ impl Actions<'_> {
 
     fn forward(&self, section: &Section<'_>, inherited: Option<&Forward>) -> Option<Forward> {
         let only = self.only_pool();
-        let mut forward = inherited.or(only.as_ref()).cloned().unwrap_or_else(|| Forward {
-            pool: "".into(),
-            by_client: Vec::new(),
-            by_country: Vec::new(),
-            by_continent: Vec::new(),
-            rewrite: Rewrite::default(),
-        });
-        if section.read("pool", &mut forward.pool) {
+        let mut forward =
+            inherited.or(only.as_ref()).cloned().unwrap_or_else(|| to_pool("".into()));
+        let own_pool = section.read("pool", &mut forward.pool);
+        if own_pool {
             self.check_pool(section, "pool", &forward.pool);
+            forward.split = None;
+        }
+        let split = section.section("split");
+        forward.split = self.read_split(&split, forward.split.take());
+        if own_pool && forward.split.is_some() {
+            let message = "\"pool\" has no effect with \"split\", which names the pools of all visitors: remove one of them";
+            section.mistake("pool", message);
+        }
+        if let Some(split) = &forward.split {
+            forward.pool = split.largest().clone();
         }
         let by_client = section.has("pools_by");
         let listed = section.list("pools_by");
@@ -75,7 +81,7 @@ impl Actions<'_> {
         }
         if forward.pool.is_empty() {
             if by_client || countries.is_written() || continents.is_written() {
-                section.mistake("", "\"pools_by\", \"pools_by_country\" and \"pools_by_continent\" need a \"pool\" for all other clients");
+                section.mistake("", "\"pools_by\", \"pools_by_country\" and \"pools_by_continent\" need a \"pool\" or a \"split\" for all other clients");
             }
             return None;
         }
@@ -120,13 +126,13 @@ impl Actions<'_> {
         section.record("", places);
     }
 
-    fn check_pool(&self, section: &Section<'_>, name: &'static str, pool: &str) {
+    pub(super) fn check_pool(&self, section: &Section<'_>, name: &'static str, pool: &str) {
         if let Some(value) = section.raw(name) {
             self.check_name(section.reader, &value.span(), pool);
         }
     }
 
-    fn check_name(&self, reader: &Reader<'_>, span: &Range<usize>, pool: &str) {
+    pub(super) fn check_name(&self, reader: &Reader<'_>, span: &Range<usize>, pool: &str) {
         if !self.pools.iter().any(|known| **known == *pool) {
             let near = suggestion(pool, self.pools.iter().map(|name| &**name));
             reader.mistake(span, format!("unknown pool {pool:?}{near}"));
@@ -136,21 +142,33 @@ impl Actions<'_> {
     /// The only pool, which sites use without naming it.
     pub(super) fn only_pool(&self) -> Option<Forward> {
         let [pool] = self.pools else { return None };
-        Some(Forward {
-            pool: pool.clone(),
-            by_client: Vec::new(),
-            by_country: Vec::new(),
-            by_continent: Vec::new(),
-            rewrite: Rewrite::default(),
-        })
+        Some(to_pool(pool.clone()))
+    }
+}
+
+/// Every request to this pool.
+pub(super) fn to_pool(pool: Arc<str>) -> Forward {
+    Forward {
+        pool,
+        by_client: Vec::new(),
+        by_country: Vec::new(),
+        by_continent: Vec::new(),
+        split: None,
+        rewrite: Rewrite::default(),
     }
 }
 
 /// Reports options that have no effect with the site's or rule's action. `passes_on`: the site has
 /// rules that inherit them.
 pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
-    const OF_ORIGINS: [&str; 5] =
-        ["strip_prefix", "add_prefix", "pools_by", "pools_by_country", "pools_by_continent"];
+    const OF_ORIGINS: [&str; 6] = [
+        "strip_prefix",
+        "add_prefix",
+        "pools_by",
+        "pools_by_country",
+        "pools_by_continent",
+        "split",
+    ];
     let (does, inherited): (_, &[&str]) = match action {
         Some(Action::Redirect(_)) => ("redirect", &["cache", "compression", "request_fields"]),
         Some(Action::Fixed(_)) => ("respond", &["cache", "request_fields"]),

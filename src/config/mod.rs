@@ -13,6 +13,7 @@ mod reader;
 mod rooms;
 mod scope;
 mod sites;
+mod split;
 #[cfg(test)]
 mod tests;
 mod values;

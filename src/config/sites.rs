@@ -11,17 +11,16 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::actions::{Actions, check_ignored};
+use super::actions::{Actions, check_ignored, to_pool};
 use super::matches::read_matches;
 use super::reader::{Reader, Section};
 use super::rooms;
 use super::scope::{Scope, read_scope};
+use super::split::clashing_cookies;
 use super::values::{Value, text};
 use crate::control::bus::SilenceAction;
 use crate::guard;
-use crate::route::{
-    Action, Forward, HostPattern, Matches, Rewrite, RuleSettings, Settings, SiteSettings,
-};
+use crate::route::{Action, Forward, HostPattern, Matches, RuleSettings, Settings, SiteSettings};
 
 /// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools.
 /// `object_age_max` bounds every lifetime, because purges are forgotten after it.
@@ -67,13 +66,7 @@ pub(super) fn read_sites(
 pub(super) fn catch_all(pool: &Arc<str>, object_age_max: Duration) -> SiteSettings {
     let mut scope = Scope::default();
     Arc::make_mut(&mut scope.cache).object_age_max = object_age_max;
-    let forward = Forward {
-        pool: pool.clone(),
-        by_client: Vec::new(),
-        by_country: Vec::new(),
-        by_continent: Vec::new(),
-        rewrite: Rewrite::default(),
-    };
+    let forward = to_pool(pool.clone());
     let name: Arc<str> = DEFAULT.into();
     let rule = rule_of(&name, &name, Matches::default(), Action::Forward(forward), scope);
     SiteSettings { name, hosts: vec![HostPattern::Any], rules: vec![rule] }
@@ -123,6 +116,14 @@ impl Sites<'_> {
                 "the site has no action{several}: set \"pool\", \"redirect\" or \"respond\", or add rules"
             );
             section.mistake("", message);
+        }
+        for (rule, earlier) in clashing_cookies(&rules) {
+            let message = format!(
+                "the splits of rules {:?} and {:?} have different pools and one cookie, so that each \
+                 changes the groups of the other: set \"cookie\" in one of them",
+                earlier.name, rule.name
+            );
+            section.reader.mistake(&self.rules[&(name.clone(), rule.name.clone())], message);
         }
         SiteSettings { name, hosts, rules }
     }

@@ -294,6 +294,9 @@ fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
     if let Some(rule) = &context.rule {
         line.text(key!("rule"), rule.as_bytes());
     }
+    if let Some(group) = context.group_name() {
+        line.text(key!("group"), group.as_bytes());
+    }
     for (name, value) in [(key!("user_agent"), &head.user_agent), (key!("referer"), &head.referer)]
     {
         if let Some(value) = value {

@@ -13,6 +13,7 @@ mod edit;
 mod matches;
 mod rewrite;
 mod routes;
+mod split;
 mod template;
 
 use std::net::IpAddr;
@@ -25,10 +26,12 @@ use ipnet::IpNet;
 
 use crate::{cache, guard, transform};
 
+pub(crate) use crate::labels::SplitChoice;
 pub(crate) use edit::FieldEdits;
 pub(crate) use matches::{Matches, PathGlob, PathPattern};
 pub(crate) use rewrite::Rewrite;
 pub(crate) use routes::{RouteRequest, Routes, Rule, Site};
+pub(crate) use split::{Forced, ForcedBy, GroupCookie, Split, SplitBy, SplitGroup, Visitor};
 pub(crate) use template::{Facts, Template, VARIABLES};
 
 /// All sites. Inherited settings have been filled in, so that each rule is complete.
@@ -114,6 +117,8 @@ pub(crate) struct Forward {
     pub by_country: Vec<(Country, Arc<str>)>,
     /// Pools for clients of a continent whose country has none.
     pub by_continent: Vec<(Continent, Arc<str>)>,
+    /// Pools by weight, in the place of `pool`.
+    pub split: Option<Box<Split>>,
     /// Changes the path for the origin.
     pub rewrite: Rewrite,
 }

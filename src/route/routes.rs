@@ -8,7 +8,11 @@ use std::sync::Arc;
 use geo::Place;
 use http::Method;
 
-use super::{Action, Forward, HostPattern, PoolByClient, RuleSettings, Settings, SiteSettings};
+use super::{
+    Action, Forward, HostPattern, PoolByClient, RuleSettings, Settings, SiteSettings, Split,
+    Visitor,
+};
+use crate::labels::SplitChoice;
 use crate::planted::{self, Bug};
 use crate::upstream::{Pool, Pools};
 
@@ -60,6 +64,8 @@ struct RulePools {
     by_client: Vec<(PoolByClient, Arc<Pool>)>,
     by_country: Vec<(geo::Country, Arc<Pool>)>,
     by_continent: Vec<(geo::Continent, Arc<Pool>)>,
+    /// Those of the split, in its order. Each has the name of its group.
+    split: Vec<Arc<Pool>>,
 }
 
 /// A rule refers to a pool that is not configured.
@@ -169,16 +175,55 @@ impl Rule {
     fn deep_clone(&self) -> Self {
         let mut copy = self.clone();
         copy.settings.name = Arc::from(&*self.settings.name);
+        if let Action::Forward(Forward { split: Some(split), .. }) = &mut copy.settings.action {
+            split.own_names();
+        }
         copy
     }
 
-    /// The pool for a client with this address at `place`: the first one whose conditions match,
-    /// else the one for its country, else for its continent, else the default. `None` if the
-    /// action does not forward.
-    pub(crate) fn pool(&self, place: &Place, client: IpAddr) -> Option<&Arc<Pool>> {
+    /// How the rule splits its visitors.
+    pub(crate) fn split(&self) -> Option<&Split> {
+        match &self.settings.action {
+            Action::Forward(forward) => forward.split.as_deref(),
+            Action::Redirect(_) | Action::Fixed(_) => None,
+        }
+    }
+
+    /// The group of a visitor at `place`, and how it was found. `None` if the rule does not split
+    /// its visitors, or names a pool for the visitor's place.
+    pub(crate) fn group(
+        &self,
+        visitor: &Visitor<'_>,
+        place: &Place,
+    ) -> Option<(&Arc<str>, SplitChoice)> {
+        let split = self.split()?;
+        if let Some(group) = split.forced(visitor.headers) {
+            return Some((group, SplitChoice::Forced));
+        }
+        let has_place = self.pool_by_place(place, visitor.client).is_some();
+        (!has_place).then(|| split.choose(visitor))
+    }
+
+    /// The pool for a client with this address at `place`, which is in this group if the rule
+    /// splits its visitors: the group's, else the one that the place names, else the default.
+    /// `None` if the action does not forward.
+    pub(crate) fn pool(
+        &self,
+        place: &Place,
+        client: IpAddr,
+        group: Option<&str>,
+    ) -> Option<&Arc<Pool>> {
+        let of_group = |group: &str| self.pools.split.iter().find(|pool| **pool.name() == *group);
+        let by_place = || self.pool_by_place(place, client);
+        group.and_then(of_group).or_else(by_place).or(self.pools.default.as_ref())
+    }
+
+    /// The pool that is named for a client with this address at `place`: the first one whose
+    /// conditions match, else the one for its country, else for its continent.
+    fn pool_by_place(&self, place: &Place, client: IpAddr) -> Option<&Arc<Pool>> {
         let pools = &self.pools;
         if planted::has(Bug::CountryIgnored) {
-            return pools.default.as_ref();
+            return None;
         }
         let by_client = pools.by_client.iter().find(|(pool, _)| pool.matches(place, client));
         if let Some((_, pool)) = by_client {
@@ -191,7 +236,7 @@ impl Rule {
             let mut pools = pools.by_continent.iter();
             pools.find(|(continent, _)| Some(*continent) == place.continent).map(|(_, pool)| pool)
         };
-        by_country.or_else(by_continent).or(pools.default.as_ref())
+        by_country.or_else(by_continent)
     }
 }
 
@@ -202,7 +247,7 @@ impl RulePools {
     /// The first undefined name.
     fn of(action: &Action, pools: &Pools) -> Result<Self, Arc<str>> {
         let Action::Forward(forward) = action else { return Ok(Self::default()) };
-        let Forward { pool, by_client, by_country, by_continent, .. } = forward;
+        let Forward { pool, by_client, by_country, by_continent, split, .. } = forward;
         let named = |name: &Arc<str>| pools.named(name).cloned().ok_or_else(|| name.clone());
         let mut found = Self { default: Some(named(pool)?), ..Self::default() };
         for by_client in by_client {
@@ -213,6 +258,9 @@ impl RulePools {
         }
         for (continent, pool) in by_continent {
             found.by_continent.push((*continent, named(pool)?));
+        }
+        for group in split.iter().flat_map(|split| &split.groups) {
+            found.split.push(named(&group.pool)?);
         }
         Ok(found)
     }
@@ -378,13 +426,14 @@ mod tests {
             ],
             by_country: vec![("DE".parse().unwrap(), "de".into())],
             by_continent: vec![("EU".parse().unwrap(), "eu".into())],
+            split: None,
             rewrite: Default::default(),
         });
         let mut settings = Settings { sites: vec![site("s", &[HostPattern::Any], vec![rule])] };
         let routes = Routes::new(&settings, &pools).unwrap();
         let rule = &routes.any.as_ref().unwrap().rules[0];
         let check = |place: &Place, client: &str, expected: &str| {
-            let pool = rule.pool(place, client.parse().unwrap()).unwrap();
+            let pool = rule.pool(place, client.parse().unwrap(), None).unwrap();
             assert_eq!(&**pool.name(), expected, "{place:?} {client}");
         };
         let countries = [("DE", "de"), ("FR", "eu"), ("AT", "eu"), ("ZA", "eu"), ("JP", "usual")];

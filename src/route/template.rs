@@ -36,6 +36,8 @@ pub(crate) struct Facts<'a> {
     pub path: &'a str,
     /// `request.query`, without `?`; empty when there is none.
     pub query: Option<&'a str>,
+    /// `split.group`; empty if the rule does not split its visitors.
+    pub group: Option<&'a str>,
 }
 
 macro_rules! variables {
@@ -62,6 +64,7 @@ variables! {
     RequestPath, "request.path";
     RequestQuery, "request.query";
     RequestTarget, "request.target";
+    SplitGroup, "split.group";
 }
 
 /// Why a text is not a template.
@@ -129,7 +132,7 @@ impl Template {
     }
 
     /// The text as a field value. `None` if the request's query contains a character that a field
-    /// cannot contain; the other variables are normalised.
+    /// cannot contain; the other variables are normalised or configured.
     pub(crate) fn render_field(&self, facts: &Facts<'_>) -> Option<HeaderValue> {
         match self.pieces.as_slice() {
             [Piece::Text(text)] => HeaderValue::from_str(text).ok(),
@@ -159,6 +162,7 @@ impl Variable {
                 out.write_str(facts.path)?;
                 facts.query.map_or(Ok(()), |query| write!(out, "?{query}"))
             }
+            Self::SplitGroup => out.write_str(facts.group.unwrap_or_default()),
         }
     }
 }
@@ -177,6 +181,7 @@ pub(super) mod tests {
             authority: "example.org",
             path: "/a",
             query,
+            group: Some("canary"),
         })
     }
 
@@ -198,7 +203,7 @@ pub(super) mod tests {
         check("costs $$5 ${client.country}$$", "costs $5 DE$");
         check("${request.scheme}://${request.host}${request.target}", "https://example.org/a?b=1");
         check("${request.path}|${request.query}|${client.continent}", "/a|b=1|EU");
-        check("${client.address} ${request.id}", "192.0.2.1 00ff");
+        check("${client.address} ${request.id} ${split.group}", "192.0.2.1 00ff canary");
         let target = Template::parse("${request.target}").unwrap();
         assert_eq!(with_facts(None, |facts| target.render(facts)), "/a");
     }

@@ -57,6 +57,7 @@ impl<'a> CacheQuery<'a> {
             authority: self.request.authority.as_str(),
             path: self.request.path(),
             query: self.request.query(),
+            group: self.group,
         }
     }
 }

@@ -10,6 +10,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::answer;
+use super::cookies::remove_cookie;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
 use super::routing::{no_site, route};
 use super::worker::Plan;
@@ -18,7 +19,7 @@ use crate::clock::Clock;
 use crate::context::{RequestId, Requester};
 use crate::fields::Fields;
 use crate::guard::{self, Applicant, Rates, RuleLimits, access};
-use crate::route::{Action, Rule};
+use crate::route::{Action, Rule, SplitBy, SplitChoice, Visitor};
 use crate::store::{Record, Store, StoredHead};
 
 /// Explains requests.
@@ -58,7 +59,6 @@ impl Explainer {
         let mut request = plan.gate.normalise_url(uri).map_err(|refusal| refusal.to_string())?;
         let mut headers = headers.clone();
         plan.gate.normalise_fields(&mut headers);
-        let headers = &headers;
         request.client = client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let place = self.place(client, country);
         let method = Method::GET;
@@ -71,27 +71,29 @@ impl Explainer {
             "country": place.country.map(|country| country.as_str().to_owned()),
         });
         let known = Client { address: client, country: place.country };
-        if let Err((reason, status)) = self.admit(rule, known, headers, &mut explanation) {
+        if let Err((reason, status)) = self.admit(rule, known, &headers, &mut explanation) {
             explanation["decision"] = answered_here("refuse", reason);
             explanation["decision"]["status"] = json!(status.as_u16());
             return Ok(explanation);
         }
-        let directives = RequestDirectives::of(headers, rule.settings.cache.honoured);
+        let group = explain_group(rule, known, &mut headers, &place, &mut explanation);
+        let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
         let query = CacheQuery {
             store: &self.store,
             rule,
             request: &request,
             method: &method,
-            fields: headers,
+            fields: &headers,
             directives: &directives,
             place: &place,
             id: &RequestId(0),
+            group: group.map(|name| &**name),
         };
         let reply = match &rule.settings.action {
             Action::Redirect(redirect) => answer::redirect(redirect, &query.facts()),
             Action::Fixed(fixed) => answer::fixed(fixed),
             Action::Forward(_) => {
-                explain_pool(rule, &place, request.client, &mut explanation);
+                explain_pool(rule, &query, &mut explanation);
                 self.explain_lookup(query, &mut explanation).await;
                 return Ok(explanation);
             }
@@ -210,10 +212,39 @@ fn judged(limits: &RuleLimits, client: Client) -> (RuleLimits, Vec<&'static str>
     (judged, skipped)
 }
 
+/// The group of the visitor, if the rule splits its visitors, and how it is found. A lot cannot be
+/// foretold, nor the group of an unknown client: then the largest group is explained. Removes the
+/// group's cookie, as serving does.
+fn explain_group<'r>(
+    rule: &'r Rule,
+    client: Client,
+    headers: &mut HeaderMap,
+    place: &Place,
+    explanation: &mut Value,
+) -> Option<&'r Arc<str>> {
+    let split = rule.split()?;
+    let address = client.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let found = rule.group(&Visitor { headers, client: address, lot: 0 }, place);
+    if split.by == SplitBy::Cookie {
+        remove_cookie(headers, &split.cookie.name);
+    }
+    let (group, by) = match found? {
+        (_, SplitChoice::Lot) => (split.largest(), Some(SplitChoice::Lot)),
+        (_, SplitChoice::Client) if client.address.is_none() => (split.largest(), None),
+        (group, choice) => (group, Some(choice)),
+    };
+    let weights = split.groups.iter().map(|group| (group.pool.to_string(), json!(group.weight)));
+    explanation["group"] = json!(&**group);
+    explanation["group_by"] = json!(by.map(SplitChoice::as_str));
+    explanation["group_weights"] = Value::Object(weights.collect());
+    Some(group)
+}
+
 /// The pool that a request goes to, the order in which its origins are tried for this client, and
 /// how many of them are marked down.
-fn explain_pool(rule: &Rule, place: &Place, client: IpAddr, explanation: &mut Value) {
-    let Some(pool) = rule.pool(place, client) else { return };
+fn explain_pool(rule: &Rule, query: &CacheQuery<'_>, explanation: &mut Value) {
+    let CacheQuery { place, group, request, .. } = *query;
+    let Some(pool) = rule.pool(place, request.client, group) else { return };
     let (origins, down) = pool.origin_counts();
     explanation["pool"] = json!(&**pool.name());
     explanation["pool_policy"] = json!(pool.settings().policy.as_str());

@@ -455,9 +455,10 @@ impl Visit {
     /// 421 if the rule's action does not forward. The router sends no such request here.
     pub(super) fn job(&self, found: &LookupResult) -> Result<Job, Box<PathError>> {
         let stale_if_error = found.head.as_ref().is_some_and(|head| self.may_serve_stale(head));
-        let RequestContext { place, client, .. } = &self.context;
         let no_site = || errors::no_site(self.request.authority.host());
-        let pool = self.rule.pool(place, *client).cloned().ok_or_else(no_site)?;
+        let RequestContext { place, client, .. } = &self.context;
+        let pool = self.rule.pool(place, *client, self.context.group_name());
+        let pool = pool.cloned().ok_or_else(no_site)?;
         let affinity = self.affinity(&pool, &found.key);
         Ok(Job {
             request: self.context.id,

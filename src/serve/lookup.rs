@@ -47,6 +47,8 @@ pub(super) struct CacheQuery<'a> {
     pub place: &'a Place,
     /// The request's id, which is sent to the origin and may select a variant.
     pub id: &'a RequestId,
+    /// The group of the visitor, if the rule splits its visitors.
+    pub group: Option<&'a str>,
 }
 
 /// How a lookup reads the store.
@@ -203,7 +205,7 @@ impl<'a> CacheQuery<'a> {
     pub(super) fn key(&self) -> CacheKey {
         let policy = &self.rule.settings.cache.key;
         let selecting = self.selecting_fields(&policy.headers);
-        CacheKey::of(policy, &url_parts(self.request), &selecting)
+        CacheKey::of(policy, &url_parts(self.request), &selecting, self.group)
     }
 
     /// A lookup of the response to this request.

@@ -178,7 +178,7 @@ fn by_hash(tier: &Tier, draw: &Draw<'_>, facts: &impl Facts) -> Option<usize> {
             if weight == 0 || !facts.is_up(at) {
                 continue;
             }
-            let score = score(draw.hash, facts.identity(at), weight);
+            let score = rendezvous_score(draw.hash, facts.identity(at), weight);
             let rank = match bound.allows(facts.in_flight(at), weight) {
                 true => &mut best,
                 false => &mut best_full,
@@ -237,7 +237,7 @@ impl Bound {
 
 /// Weighted rendezvous (highest random weight): -w / ln(u), u uniform in (0, 1) from the
 /// hash of request and member.
-fn score(hash: u64, identity: u64, weight: u16) -> f64 {
+pub(crate) fn rendezvous_score(hash: u64, identity: u64, weight: u16) -> f64 {
     let mixed = mix(hash ^ mix(identity));
     let uniform = ((mixed >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
     -f64::from(weight) / uniform.ln()

@@ -39,6 +39,7 @@ mod tunnel;
 mod upstreams;
 
 pub(crate) use crate::labels::ProxyError;
+pub(crate) use balance::rendezvous_score;
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use health::{Checks, HealthClass, Why};

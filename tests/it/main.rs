@@ -33,4 +33,5 @@ mod slow_readers;
 mod tidy;
 mod tls;
 mod upgrade;
+mod visitors;
 mod walk;

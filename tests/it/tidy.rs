@@ -53,7 +53,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("guard", &["context", "fields", "labels", "metrics", "reply"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
-    ("route", &["guard", "cache", "upstream", "fields", "transform", "planted"]),
+    // labels: how a visitor's group was found is counted by serve.
+    ("route", &["guard", "cache", "upstream", "fields", "labels", "transform", "planted"]),
     (
         "control",
         &["purge", "store", "cache", "clock", "metrics", "notices", "planted", "random", "stamp"],

@@ -272,7 +272,7 @@ proptest! {
         fields::remove_hop_by_hop(&mut headers.clone());
         freshness::initial_age(&headers, now(), now());
         let url = UrlParts { scheme: "https", authority: "e.org", path: "/", query: Some(&text) };
-        let key = CacheKey::of(&Default::default(), &url, &headers);
+        let key = CacheKey::of(&Default::default(), &url, &headers, None);
         vary::variant_key(&key, &[http::header::ACCEPT_ENCODING], &headers, &["br", "gzip"]);
         super::super::CacheStatus::hit(0).write("skerry", Some(&key.text), &mut Vec::new());
         for code in [200, 206, 304, 404] {

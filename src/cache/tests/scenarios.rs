@@ -54,6 +54,7 @@ impl Scenario<'_> {
             &settings.key,
             &UrlParts { scheme: "https", authority: "e.org", path: "/a", query: Some("b") },
             &first,
+            None,
         );
         let exchange = UpstreamExchange {
             version: http::Version::HTTP_11,
@@ -353,6 +354,7 @@ fn the_query_is_part_of_the_key() {
             &Default::default(),
             &UrlParts { scheme: "https", authority: "e.org", path: "/a", query: Some(query) },
             &HeaderMap::new(),
+            None,
         )
     };
     assert_ne!(of("test=1"), of("test=2"));

@@ -538,7 +538,7 @@ fn rules_can_match_and_do_one_thing() {
     check(
         "[[sites.www.rules]]\npath = \"/a\"\nredirect = { location = \"${request.pth}\", status = 304 }\n",
         &[
-            "3:25: there is no variable ${request.pth}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.path, request.query, request.target",
+            "3:25: there is no variable ${request.pth}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.path, request.query, request.target, split.group",
             "3:52: sites.www.rules[0].redirect.status: expected 301, 302, 303, 307 or 308, found 304",
         ],
     );
@@ -596,6 +596,90 @@ fn options_without_an_effect_are_mistakes() {
     check(
         "[sites.www.response_fields]\nadd = { Content-Type = \"a/b\", Link = \"</b>\" }\n",
         &["2:9: the field \"Content-Type\" may occur only once in a response: use \"set\""],
+    );
+}
+
+#[test]
+fn a_split_has_pools_with_weights_and_one_cookie_for_its_groups() {
+    let site = |options: &str| {
+        format!(
+            "pool = \"main\"\n[pools.canary]\norigins = \"http://a\"\n[pools.\"a b\"]\norigins = \"http://a\"\n\
+             [sites.b]\nhosts = \"b\"\n[sites.b.split]\n{options}"
+        )
+    };
+    check(&site("pools = { main = 95, canary = 5 }\nby = \"client\"\n"), &[]);
+    check(
+        &site(
+            "pools = { main = 95, cannery = 5, \"a b\" = 10001 }\nby = \"lot\"\ncookie = \"a b\"\n",
+        ),
+        &[
+            "9:22: unknown pool \"cannery\"; did you mean \"canary\"?",
+            "9:35: the pool \"a b\" names a group in a cookie: rename it with letters, digits, \"-\", \"_\" and \".\"",
+            "9:43: sites.b.split.pools: expected a weight from 0 to 10000, found 10001",
+            "10:6: sites.b.split.by: expected \"cookie\" or \"client\", found \"lot\"",
+            "11:10: sites.b.split.cookie: expected the name of a cookie, found \"a b\"",
+        ],
+    );
+    check(
+        &site("pools = { main = 0, canary = 0 }\n"),
+        &["9:9: all weights are 0: give at least one pool a weight"],
+    );
+    check(
+        &site("pools.main = 1\nby = \"client\"\ncookie = \"g\"\ncookie_max_age = \"1d\"\n"),
+        &[
+            "11:10: \"cookie\" has no effect without by = \"cookie\": remove it",
+            "12:18: \"cookie_max_age\" has no effect without by = \"cookie\": remove it",
+        ],
+    );
+    check(
+        &site(
+            "pools.main = 1\ncookie_max_age = \"401d\"\nforce = [{ pool = \"canary\" }, { header = \"X\" }]\n",
+        ),
+        &[
+            "10:18: sites.b.split.cookie_max_age: expected at most \"400d\", which is as long as browsers keep a cookie",
+            "11:10: the entry needs either a \"header\" or a \"cookie\", such as header = \"X-Canary\"",
+            "11:19: pool \"canary\" is not one of the split's \"pools\": add it there, with weight 0 if only forced requests may go to it",
+            "11:31: the entry has no \"pool\", such as pool = \"canary\"",
+        ],
+    );
+    check(
+        "split.cookie = \"g\"\n",
+        &["1:1: the split has no \"pools\", such as pools = { main = 95, canary = 5 }"],
+    );
+}
+
+#[test]
+fn a_rule_inherits_a_split_unless_it_has_a_pool() {
+    let above = "pool = \"main\"\n[pools.canary]\norigins = \"http://a\"\n[sites.b]\nhosts = \"b\"\n\
+                 split.pools = { main = 9, canary = 1 }\n";
+    let rules = "[[sites.b.rules]]\npath = \"/a\"\npool = \"main\"\n\
+                 [[sites.b.rules]]\npath = \"/b\"\nsplit.by = \"client\"\n\
+                 [[sites.b.rules]]\npath = \"/c\"\nsplit.pools = {}\n";
+    let config = read_text(&format!("{MINIMAL}{above}{rules}")).unwrap();
+    let site = config.routes.sites.iter().find(|site| &*site.name == "b").expect("the site");
+    let split = |at: usize| match &site.rules[at].action {
+        Action::Forward(forward) => {
+            (&*forward.pool, forward.split.as_ref().map(|split| (split.groups.len(), split.by)))
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(split(0), ("main", None));
+    assert_eq!(split(1), ("main", Some((2, route::SplitBy::Client))));
+    assert_eq!(split(2), ("main", None));
+    assert_eq!(split(3), ("main", Some((2, route::SplitBy::Cookie))));
+    check(
+        "pool = \"main\"\nsplit.pools.main = 1\n",
+        &[
+            "1:8: \"pool\" has no effect with \"split\", which names the pools of all visitors: remove one of them",
+        ],
+    );
+    let other = "[pools.beta]\norigins = \"http://a\"\n\
+                 [[sites.b.rules]]\npath = \"/d\"\nname = \"d\"\nsplit.pools = { main = 1, beta = 1 }\n";
+    check(
+        &format!("{above}{other}"),
+        &[
+            "4:8: the splits of rules \"d\" and \"default\" have different pools and one cookie, so that each changes the groups of the other: set \"cookie\" in one of them",
+        ],
     );
 }
 
@@ -658,6 +742,7 @@ fn a_rule_inherits_from_its_site_and_the_site_from_the_defaults() {
             authority: "x",
             path: "/",
             query: None,
+            group: None,
         };
         rule.response_fields.apply(&mut headers, &facts);
         let mut found: Vec<String> =

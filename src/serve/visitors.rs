@@ -1,0 +1,55 @@
+//! The groups of visitors: to which group a request belongs, where its rule splits its visitors, and how
+//! its client learns of it.
+
+use http::HeaderMap;
+use http::header::SET_COOKIE;
+
+use super::cookies::{remove_cookie, set_cookie};
+use crate::cache;
+use crate::context::{RequestContext, Requester, VisitorGroup};
+use crate::fields::FieldsMut;
+use crate::metrics::{Metric, Recorder};
+use crate::reply::Reply;
+use crate::route::{Rule, Split, SplitBy, SplitChoice, Visitor};
+use crate::upstream::Affinity;
+
+/// The group of the visitor that sends a request, which is counted. Removes the group's cookie from the
+/// request. `None` if the rule names a pool for the visitor's place.
+pub(super) fn assign_group(
+    rule: &Rule,
+    split: &Split,
+    context: &RequestContext,
+    headers: &mut HeaderMap,
+    recorder: &Recorder,
+) -> Option<VisitorGroup> {
+    // Ids of requests differ in many bits, and a client neither knows nor chooses the next one.
+    let lot = Affinity::hash_of(&context.id.0.to_le_bytes());
+    let chosen = match context.connection.requester {
+        Requester::Client => {
+            rule.group(&Visitor { headers, client: context.client, lot }, &context.place)
+        }
+        Requester::Node { .. } => Some((split.largest(), SplitChoice::Node)),
+    };
+    if split.by == SplitBy::Cookie {
+        remove_cookie(headers, &split.cookie.name);
+    }
+    let (name, choice) = chosen?;
+    recorder.count_labelled(Metric::SplitRequests, choice.index());
+    Some(VisitorGroup { name: name.clone(), is_new: choice == SplitChoice::Lot })
+}
+
+/// Tells a new visitor its group by a cookie. The response is for this group: a shared cache between the
+/// node and the client must not give it to visitors of other groups.
+pub(super) fn tell_group(
+    split: &Split,
+    VisitorGroup { name, is_new }: &VisitorGroup,
+    scheme: &str,
+    reply: &mut Reply,
+) {
+    cache::forbid_sharing(&mut reply.fields);
+    if *is_new {
+        let cookie = &split.cookie;
+        let value = set_cookie(&cookie.name, name, cookie.max_age, scheme);
+        reply.fields.append(&SET_COOKIE, &value);
+    }
+}
