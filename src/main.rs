@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
 use skerry::cli::{self, explain, geo as geo_command, origins, prefetch, purge, store, token, top};
 use skerry::config::{self, Flags};
@@ -56,9 +57,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match cli::arguments::<Arguments>().command {
+    let (arguments, matches) = cli::parsed::<Arguments>();
+    let result = match arguments.command {
         None => run_demo(),
-        Some(Command::Run(flags)) => run(flags),
+        Some(Command::Run(flags)) => {
+            run(Flags { from_environment: from_environment(&matches), ..flags })
+        }
         Some(Command::Check { file, data_dir }) => check(file, data_dir),
         Some(Command::Purge(arguments)) => purge::run(&arguments),
         Some(Command::Prefetch(arguments)) => prefetch::run(&arguments),
@@ -80,6 +84,22 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The flags of the given command whose values are those of environment variables, with their names.
+fn from_environment(matches: &ArgMatches) -> Vec<(String, String)> {
+    let Some((name, matches)) = matches.subcommand() else { return Vec::new() };
+    let command = Arguments::command();
+    let arguments =
+        command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    let used = arguments.filter(|argument| {
+        matches.value_source(argument.get_id().as_str()) == Some(ValueSource::EnvVariable)
+    });
+    used.filter_map(|argument| {
+        let variable = argument.get_env()?.to_str()?.to_owned();
+        Some((format!("--{}", argument.get_long()?), variable))
+    })
+    .collect()
 }
 
 fn run(flags: Flags) -> Result<(), String> {

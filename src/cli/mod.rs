@@ -13,4 +13,4 @@ pub mod store;
 pub mod token;
 pub mod top;
 
-pub use arguments::arguments;
+pub use arguments::{arguments, parsed};

@@ -37,6 +37,17 @@ pub struct Flags {
     /// Region name of this node, free text for logs and the fleet view.
     #[arg(long, env = "SKERRY_REGION")]
     pub region: Option<String>,
+    /// The flags, such as `--http`, whose value is that of their environment variable, with its name.
+    #[arg(skip)]
+    pub from_environment: Vec<(String, String)>,
+}
+
+impl Flags {
+    /// For messages: the flag, or the environment variable that was used instead.
+    pub(super) fn source<'a>(&'a self, flag: &'a str) -> &'a str {
+        let used = self.from_environment.iter().find(|(other, _)| other == flag);
+        used.map_or(flag, |(_, variable)| variable)
+    }
 }
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {

@@ -5,7 +5,8 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::reader::{Reader, Section};
-use super::values::{Value, text};
+use super::remedy;
+use super::values::{Value, text_or};
 use crate::guard::normal_path;
 use crate::route::{Matches, PathGlob, PathPattern};
 
@@ -33,12 +34,14 @@ impl Value for NormalPath {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let is_path = |text: &str| text.starts_with('/') && !text.contains(['?', '#']);
         let expected = "a path that begins with \"/\"";
-        let path = text(value, reader, expected, |text| is_path(text).then(|| text.to_owned()))?;
+        let parse = |text: &str| is_path(text).then(|| text.to_owned());
+        let path = text_or(value, reader, expected, parse, remedy::path)?;
         match normal_path(&path) {
             Ok(normal) if normal == path => return Some(Self(path.into())),
             Ok(normal) => {
-                let message =
-                    format!("no request can have this path: {path:?} is normalised to {normal:?}");
+                let message = format!(
+                    "no request can have this path: {path:?} is normalised to {normal:?}; write {normal:?}"
+                );
                 reader.mistake(&value.span(), message);
             }
             Err(refusal) => reader.mistake(&value.span(), refusal.to_string()),
@@ -53,8 +56,7 @@ struct Glob(PathGlob);
 impl Value for Glob {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "a path pattern that begins with \"/\", such as \"/**.css\"";
-        text(value, reader, expected, |text| {
-            text.starts_with('/').then(|| Self(PathGlob::new(text)))
-        })
+        let parse = |text: &str| text.starts_with('/').then(|| Self(PathGlob::new(text)));
+        text_or(value, reader, expected, parse, remedy::path)
     }
 }

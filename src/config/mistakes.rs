@@ -58,12 +58,14 @@ pub(super) fn place(text: &str, span: &Range<usize>) -> (usize, usize) {
 
 /// `; did you mean "…"?` when one of `names` is near, else nothing.
 pub fn suggestion<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    near(name, names).map_or_else(String::new, |other| format!("; did you mean {other:?}?"))
+}
+
+/// The nearest of `names` that a typing error can explain: at most a third of its letters differ.
+pub(super) fn near<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let bound = (name.chars().count() / 3).max(1);
-    let near = names.into_iter().map(|other| (distance(name, other), other)).min();
-    match near {
-        Some((distance, other)) if distance <= bound => format!("; did you mean {other:?}?"),
-        _ => String::new(),
-    }
+    let nearest = names.into_iter().map(|other| (distance(name, other), other)).min()?;
+    (nearest.0 <= bound).then_some(nearest.1)
 }
 
 /// Levenshtein's distance, a transposition counting once.

@@ -10,10 +10,13 @@ mod flags;
 mod matches;
 mod mistakes;
 mod reader;
+mod remedy;
 mod rooms;
 mod scope;
 mod sites;
+mod sources;
 mod split;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -23,6 +26,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use toml::de::DeValue;
+
 pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
 pub use rooms::NodeSettings;
@@ -30,6 +35,7 @@ pub use rooms::NodeSettings;
 use crate::listen::{Listener, Transport};
 use crate::{control, fill, guard, listen, purge, respond, route, store, upstream};
 use reader::{OptionValue, Purpose, Reader, Section};
+use sources::{Document, Sources};
 
 /// The whole configuration of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +70,8 @@ pub struct Config {
     pub(crate) routes: route::Settings,
     /// Problems that do not keep a node from starting.
     pub warnings: Vec<Mistake>,
+    /// The number of files that were read: 0 without `--config`.
+    pub files: usize,
     /// Every option and its value, for [`Config::changes`].
     options: BTreeMap<String, OptionValue>,
 }
@@ -100,6 +108,7 @@ impl Default for Config {
             fills: fill::Settings::default(),
             routes: route::Settings::default(),
             warnings: Vec::new(),
+            files: 0,
             options: BTreeMap::new(),
         }
     }
@@ -124,19 +133,13 @@ pub(crate) fn load_again(flags: &Flags) -> Result<Config, Mistakes> {
 
 fn load_for(flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
     let Some(path) = &flags.config else {
-        return parse_for("", "flags", Path::new(""), flags, purpose);
+        return read_document(&Document::single("flags", Path::new(""), ""), flags, purpose);
     };
-    let name = path.display().to_string();
-    let unreadable = |message| Mistakes(vec![Mistake::without_place(&name, message)]);
-    let bytes = std::fs::read(path)
-        .map_err(|error| unreadable(format!("cannot read the file: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
-        unreadable(format!("the file is not UTF-8 text: line {line} has an invalid byte"))
-    })?;
-    let text = environment::fill_in(&text, &name, |name| std::env::var(name).ok())?;
-    parse_for(&text, &name, path.parent().unwrap_or(Path::new("")), flags, purpose)
+    let sources = Sources::read(path)?;
+    let document = sources.document(|name| std::env::var(name).ok())?;
+    let mut config = read_document(&document, flags, purpose)?;
+    config.files = sources.len();
+    Ok(config)
 }
 
 /// Reads the configuration in `text`. Mistakes name it `name`; relative paths start at `base`.
@@ -154,7 +157,15 @@ fn parse_for(
     flags: &Flags,
     purpose: Purpose,
 ) -> Result<Config, Mistakes> {
-    let mut reader = Reader::new(name, base, text);
+    let document = Document::single(name, base, text);
+    match document.mistakes() {
+        mistakes if mistakes.is_empty() => read_document(&document, flags, purpose),
+        mistakes => Err(Mistakes(mistakes)),
+    }
+}
+
+fn read_document(document: &Document, flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
+    let mut reader = Reader::new(document);
     reader.purpose = purpose;
     let mut config = read(&reader, flags);
     let mut notes = reader.into_notes();
@@ -256,6 +267,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     let mut config = Config::default();
     let table = reader.parse();
     let root = Section::root(reader, &table);
+    root.read("include", &mut Vec::<String>::new());
     rooms::read_node(&root.section("node"), &mut config.node);
     rooms::read_admin(&root.section("admin"), &mut config.admin);
     rooms::read_bus(&root.section("bus"), &mut config.bus);
@@ -295,19 +307,27 @@ fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::Po
     for url in &flags.origins {
         match rooms::parse_origin(url) {
             Some(origin) => origins.push(origin),
-            None => reader.mistake_without_place(format!(
-                "--origin: expected {}, found {url:?}",
-                rooms::ORIGIN_EXPECTED
-            )),
+            None => {
+                let written = DeValue::String(url.as_str().into());
+                let remedy = remedy::origin(&written).map(|remedy| format!("; {remedy}"));
+                let expected = rooms::ORIGIN_EXPECTED;
+                let remedy = remedy.unwrap_or_default();
+                reader.mistake_of(
+                    flags.source("--origin"),
+                    format!("expected {expected}, found {url:?}{remedy}"),
+                );
+            }
         }
     }
     if origins.is_empty() {
         return;
     }
     if pools.iter().any(|pool| &*pool.settings.name == FLAG_POOL) {
-        reader.mistake_without_place(format!(
-            "--origin adds a pool named {FLAG_POOL:?}, but the file already has one: rename it, or leave out --origin"
-        ));
+        let source = flags.source("--origin");
+        let message = format!(
+            "adds a pool named {FLAG_POOL:?}, but the file already has one: rename it, or leave out {source}"
+        );
+        reader.mistake_of(source, message);
     }
     let mut pool = upstream::PoolDefinition::new(FLAG_POOL, origins);
     // A user who gives just a URL expects requests to carry that host, not this node's.
@@ -339,11 +359,11 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.admin.address = admin;
         reader.record("admin.address", &admin);
     }
-    check_admin_address(reader, config);
+    check_admin_address(reader, flags, config);
     if let Some(url) = &flags.redis {
         match url.parse() {
             Ok(url) => config.bus.redis = Some(url),
-            Err(expected) => reader.mistake_without_place(format!("--redis: {expected}")),
+            Err(expected) => reader.mistake_of(flags.source("--redis"), expected),
         }
         reader.record("bus.redis", &config.bus.redis);
     }
@@ -355,8 +375,8 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if let Some(workers) = flags.workers {
         let max = rooms::WORKERS_MAX;
         if !(1..=max).contains(&workers) {
-            reader
-                .mistake_without_place(format!("--workers: expected 1 to {max}, found {workers}"));
+            let message = format!("expected 1 to {max}, found {workers}");
+            reader.mistake_of(flags.source("--workers"), message);
         }
         node.workers = workers;
         reader.record("node.workers", &workers);
@@ -364,10 +384,8 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     if let Some(name) = &flags.name
         && !rooms::is_plain_name(name)
     {
-        reader.mistake_without_place(format!(
-            "--name: expected {}, found {name:?}",
-            rooms::PLAIN_NAME
-        ));
+        let message = format!("expected {}, found {name:?}", rooms::PLAIN_NAME);
+        reader.mistake_of(flags.source("--name"), message);
     }
     for (flag, option, target) in [
         (&flags.name, "node.name", &mut node.name),
@@ -381,22 +399,25 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
 }
 
 /// The admin API needs an address of its own and, if other hosts reach it, a way to identify callers.
-fn check_admin_address(reader: &Reader<'_>, config: &Config) {
+fn check_admin_address(reader: &Reader<'_>, flags: &Flags, config: &Config) {
+    let admin = config.admin.address;
+    let wrong = |message: String| match flags.admin {
+        Some(_) => reader.mistake_of(flags.source("--admin"), message),
+        None => reader.mistake_in("admin.address", message),
+    };
     let knows_callers = config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    if !config.admin.address.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
-        reader.mistake_without_place(format!(
-            "admin.address: {} is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address",
-            config.admin.address
+    if !admin.ip().is_loopback() && config.admin.tokens.is_none() && !knows_callers {
+        wrong(format!(
+            "{admin} is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address"
         ));
     }
-    let admin = config.admin.address;
     let is_taken = |listener: &Listener| {
         let (ip, port) = (listener.address.ip(), listener.address.port());
         port != 0 && port == admin.port() && (ip == admin.ip() || ip.is_unspecified())
     };
     if let Some(listener) = config.listen.listeners.iter().find(|listener| is_taken(listener)) {
-        reader.mistake_without_place(format!(
-            "admin.address: {admin} is also the address of listener {:?}: choose another port",
+        wrong(format!(
+            "{admin} is also the address of listener {:?}: choose another port",
             listener.name
         ));
     }

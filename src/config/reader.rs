@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs::File;
 use std::ops::{Range, RangeInclusive};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistakes::{self, Mistake};
+use super::remedy;
+use super::sources::Document;
 use super::values::{Size, Value, found};
 
 /// Why the configuration is read. Some mistakes of a start are only warnings on a reload, such as a disk
@@ -27,9 +29,7 @@ pub(super) enum Purpose {
 /// Reads one configuration file and collects its mistakes and warnings.
 pub(super) struct Reader<'a> {
     pub purpose: Purpose,
-    name: String,
-    base: PathBuf,
-    text: &'a str,
+    document: &'a Document,
     /// The option that is being read, for messages.
     option: RefCell<String>,
     notes: RefCell<Notes>,
@@ -41,9 +41,10 @@ pub(super) struct Notes {
     mistakes: Vec<(Option<usize>, Mistake)>,
     /// Warnings, in the order in which they were noted. A node can start despite them.
     pub warnings: Vec<Mistake>,
-    /// The number of errors of TOML syntax, which come first in `mistakes`. If there is one, only they are
-    /// reported, because the others may be its consequences.
-    syntax_errors: usize,
+    /// Options that no module has read.
+    unknown: Vec<UnknownOption>,
+    /// The place of each option that the file sets.
+    places: BTreeMap<String, Range<usize>>,
     /// Reported only if there is no other mistake, because it usually follows from one.
     nothing_to_serve: Option<Mistake>,
     /// Path and value of each option, from the file or by default.
@@ -52,6 +53,16 @@ pub(super) struct Notes {
     pub known: BTreeSet<String>,
     /// The known options that the file sets.
     pub written: BTreeSet<String>,
+}
+
+/// An option that no module has read, and the mistake without its remedy.
+#[derive(Debug)]
+struct UnknownOption {
+    at: usize,
+    name: String,
+    mistake: Mistake,
+    /// The options of its table, if they are few.
+    siblings: String,
 }
 
 /// The value of an option.
@@ -79,8 +90,9 @@ impl OptionValue {
 impl Notes {
     /// The mistakes in the order of the file.
     pub(super) fn mistakes(mut self) -> Vec<Mistake> {
-        if self.syntax_errors > 0 {
-            self.mistakes.truncate(self.syntax_errors);
+        for UnknownOption { at, name, mut mistake, siblings } in std::mem::take(&mut self.unknown) {
+            mistake.message.push_str(&remedy::elsewhere(&name, &self.known).unwrap_or(siblings));
+            self.mistakes.push((Some(at), mistake));
         }
         self.mistakes.sort_by_key(|(at, _)| *at);
         self.mistakes.dedup();
@@ -92,26 +104,15 @@ impl Notes {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader of `text`, which came from the file `name`. Relative paths start at `base`.
-    pub(super) fn new(name: &str, base: &Path, text: &'a str) -> Self {
-        let (name, base) = (name.to_owned(), base.to_owned());
+    /// A reader of these files.
+    pub(super) fn new(document: &'a Document) -> Self {
         let (option, notes) = Default::default();
-        Self { purpose: Purpose::Start, name, base, text, option, notes }
+        Self { purpose: Purpose::Start, document, option, notes }
     }
 
-    /// Parses the text; mistakes of syntax are noted.
+    /// The tables of the files, whose syntax is valid.
     pub(super) fn parse(&self) -> DeTable<'a> {
-        let (table, errors) = DeTable::parse_recoverable(self.text);
-        for error in &errors {
-            let span = error.span().unwrap_or_default();
-            let message = match error.message() {
-                "duplicate key" => format!("{:?} is set twice", self.source_text(&span)),
-                message => message.replace('\n', " "),
-            };
-            self.mistake(&span, message);
-        }
-        self.notes.borrow_mut().syntax_errors = errors.len();
-        table.into_inner()
+        DeTable::parse_recoverable(self.document.text()).0.into_inner()
     }
 
     /// Notes a mistake at a place in the text. A message that begins with "expected" gets the name
@@ -122,33 +123,53 @@ impl<'a> Reader<'a> {
         if message.starts_with("expected ") && !option.is_empty() {
             message = format!("{option}: {message}");
         }
-        let place = Some(mistakes::place(self.text, span));
-        let mistake = Mistake { source: self.name.clone(), place, message };
+        let mistake = self.document.mistake(span, message);
         self.notes.borrow_mut().mistakes.push((Some(span.start), mistake));
     }
 
     fn warn(&self, span: &Range<usize>, message: String) {
         // Without a file, warnings are about flags or defaults.
-        let place = Some(mistakes::place(self.text, span)).filter(|_| !self.text.is_empty());
-        let warning = Mistake { source: self.name.clone(), place, message };
+        let warning = match self.document.text().is_empty() {
+            true => Mistake::without_place(self.document.name(), message),
+            false => self.document.mistake(span, message),
+        };
         self.notes.borrow_mut().warnings.push(warning);
     }
 
-    /// Notes a mistake that has no place in the file.
-    pub(super) fn mistake_without_place(&self, message: impl Into<String>) {
-        let mistake = Mistake::without_place(&self.name, message);
+    /// Notes a mistake in a flag or an environment variable.
+    pub(super) fn mistake_of(&self, source: &str, message: impl Into<String>) {
+        let mistake = Mistake::without_place(source, message);
         self.notes.borrow_mut().mistakes.push((None, mistake));
+    }
+
+    /// Notes a mistake in an option that was read before. It has a place if the file sets the option.
+    pub(super) fn mistake_in(&self, option: &str, message: impl Into<String>) {
+        let place = self.notes.borrow().places.get(option).cloned();
+        let message = format!("{option}: {}", message.into());
+        match place {
+            Some(span) => {
+                let mistake = self.document.mistake(&span, message);
+                self.notes.borrow_mut().mistakes.push((Some(span.start), mistake));
+            }
+            None => self.mistake_of(self.document.name(), message),
+        }
     }
 
     /// Whether a mistake was noted so far.
     pub(super) fn has_mistakes(&self) -> bool {
-        !self.notes.borrow().mistakes.is_empty()
+        let notes = self.notes.borrow();
+        !notes.mistakes.is_empty() || !notes.unknown.is_empty()
+    }
+
+    /// The number of mistakes so far, unknown options not counted.
+    pub(super) fn mistake_count(&self) -> usize {
+        self.notes.borrow().mistakes.len()
     }
 
     /// Notes that there is nothing to serve. Reported only if there is no other mistake.
     pub(super) fn nothing_to_serve(&self, message: &str) {
         self.notes.borrow_mut().nothing_to_serve =
-            Some(Mistake::without_place(&self.name, message));
+            Some(Mistake::without_place(self.document.name(), message));
     }
 
     /// Messages are about this option from now on.
@@ -158,13 +179,24 @@ impl<'a> Reader<'a> {
 
     /// Notes that `value` is not what was expected.
     pub(super) fn unexpected(&self, value: &Spanned<DeValue<'_>>, expected: &str) {
-        let found = found(value.get_ref());
-        self.mistake(&value.span(), format!("expected {expected}, found {found}"));
+        self.unexpected_but(value, expected, None);
     }
 
-    /// Resolves a path relative to the base directory.
-    pub(super) fn resolve(&self, path: &str) -> PathBuf {
-        self.base.join(path)
+    /// As [`Reader::unexpected`], with advice.
+    pub(super) fn unexpected_but(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        expected: &str,
+        remedy: Option<String>,
+    ) {
+        let found = found(value.get_ref());
+        let remedy = remedy.map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        self.mistake(&value.span(), format!("expected {expected}, found {found}{remedy}"));
+    }
+
+    /// Resolves a path that is written at this place, relative to the directory of its file.
+    pub(super) fn resolve(&self, span: &Range<usize>, path: &str) -> PathBuf {
+        self.document.resolve(span, path)
     }
 
     /// The notes, when reading is done.
@@ -183,7 +215,7 @@ impl<'a> Reader<'a> {
 
     /// The source text of a span, in one line.
     fn source_text(&self, span: &Range<usize>) -> String {
-        let text = self.text.get(span.clone()).unwrap_or_default();
+        let text = self.document.text().get(span.clone()).unwrap_or_default();
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
@@ -250,6 +282,13 @@ impl<'a> Section<'a> {
                 self.child_path(&format!("{name}.{}", key.get_ref()), &format!("{name}.*"));
             self.reader.set_current_option(path.clone());
             let Some(table) = self.table_of(value, &format!("a table [{path}]")) else { continue };
+            if let Some(dotted) = dotted_name(key.get_ref(), table, name) {
+                let message = format!(
+                    "a name with dots needs quotes: write [{name}.{dotted:?}] instead of [{name}.{dotted}]"
+                );
+                self.reader.mistake(&key.span(), message);
+                continue;
+            }
             let section = Section::new(self.reader, path, pattern, Some(table), key.span());
             named.push((key.get_ref().to_string(), section));
         }
@@ -262,15 +301,19 @@ impl<'a> Section<'a> {
         let Some(value) = self.lookup(name) else { return Vec::new() };
         let DeValue::Array(items) = value.get_ref() else {
             let (path, _) = self.child_path(name, name);
-            self.reader.unexpected(value, &format!("an array of tables [[{path}]]"));
+            let remedy = matches!(value.get_ref(), DeValue::Table(_))
+                .then(|| format!("write [[{path}]] with two brackets"));
+            let expected = format!("an array of tables [[{path}]]");
+            self.reader.unexpected_but(value, &expected, remedy);
             return Vec::new();
         };
         let section = |(at, item): (usize, &'a Spanned<DeValue<'a>>)| {
             let (path, pattern) = self.child_path(&format!("{name}[{at}]"), &format!("{name}.*"));
-            let table = self.table_of(item, "a table");
-            Section::new(self.reader, path, pattern, table, item.span())
+            let table =
+                self.table_of(item, &format!("a table [[{}]]", self.child_path(name, "").0))?;
+            Some(Section::new(self.reader, path, pattern, Some(table), item.span()))
         };
-        items.iter().enumerate().map(section).collect()
+        items.iter().enumerate().filter_map(section).collect()
     }
 
     /// The entries of a table with user-chosen keys. Marks all of its keys as known.
@@ -353,7 +396,8 @@ impl<'a> Section<'a> {
                 None => {
                     let known: Vec<String> =
                         words.iter().map(|(known, _)| format!("{known:?}")).collect();
-                    self.reader.unexpected(value, &alternatives(&known));
+                    let near = remedy::word(value.get_ref(), words.iter().map(|(known, _)| *known));
+                    self.reader.unexpected_but(value, &alternatives(&known), near);
                 }
             }
         }
@@ -366,7 +410,13 @@ impl<'a> Section<'a> {
     pub(super) fn read_file(&self, name: &'static str, target: &mut PathBuf) -> bool {
         let written = self.read(name, target);
         if written && let Err(error) = File::open(&*target) {
-            self.mistake(name, format!("cannot read {}: {error}", target.display()));
+            let file = target.display();
+            let remedy = match error.kind() {
+                std::io::ErrorKind::NotFound => "create it, or correct the path",
+                std::io::ErrorKind::PermissionDenied => "let the user of the node read it",
+                _ => "choose another file",
+            };
+            self.mistake(name, format!("cannot read {file}: {error}; {remedy}"));
         }
         written
     }
@@ -382,6 +432,15 @@ impl<'a> Section<'a> {
         let span = value.map_or(self.span(), Spanned::span);
         self.set_current_option(name);
         self.reader.mistake(&span, message);
+    }
+
+    /// Notes that option `name` is missing, unless the table has it with a typing error.
+    pub(super) fn missing(&self, name: &str, message: &str) {
+        let mut keys = self.table.into_iter().flat_map(DeTable::keys);
+        let is_near = |key: &str| key != name && mistakes::near(key, [name]).is_some();
+        if !keys.any(|key| is_near(key.get_ref())) {
+            self.mistake(name, message);
+        }
     }
 
     /// Notes a mistake in the file that option `name` refers to. Does nothing if a mistake was noted for
@@ -417,7 +476,11 @@ impl<'a> Section<'a> {
         if let Some(written) = self.option_source(name).filter(|_| !setting.meant.contains("***")) {
             setting.shown = written;
         }
-        self.reader.set(self.child_path(name, "").0.trim_end_matches('.'), setting);
+        let option = self.child_path(name, "").0.trim_end_matches('.').to_owned();
+        if let Some(value) = self.table.and_then(|table| table.get(name)) {
+            self.reader.notes.borrow_mut().places.insert(option.clone(), value.span());
+        }
+        self.reader.set(&option, setting);
     }
 
     /// The option as it is written; without a name, all of the table.
@@ -474,7 +537,8 @@ impl<'a> Section<'a> {
         if let DeValue::Table(table) = value.get_ref() {
             return Some(table);
         }
-        self.reader.unexpected(value, expected);
+        let remedy = remedy::table(&self.reader.option.borrow(), value.get_ref());
+        self.reader.unexpected_but(value, expected, remedy);
         None
     }
 }
@@ -490,17 +554,44 @@ impl Drop for Section<'_> {
             if !read_names.contains(&&**key.get_ref()) {
                 let place = place_of(&self.path);
                 let known = BTreeSet::from_iter(read_names.iter().copied());
-                let near = match mistakes::suggestion(key.get_ref(), known.iter().copied()) {
-                    none if none.is_empty() && known.len() <= LISTED_MAX => {
-                        format!("; known options: {}", Vec::from_iter(known).join(", "))
-                    }
-                    near => near,
+                let message = format!("unknown option {:?} {place}", key.get_ref());
+                let near = mistakes::suggestion(key.get_ref(), known.iter().copied());
+                if !near.is_empty() {
+                    self.reader.mistake(&key.span(), message + &near);
+                    continue;
+                }
+                let siblings = match known.len() <= LISTED_MAX {
+                    true => format!("; known options: {}", Vec::from_iter(known).join(", ")),
+                    false => "; config/edge.toml lists the options".to_owned(),
                 };
-                let message = format!("unknown option {:?} {place}{near}", key.get_ref());
-                self.reader.mistake(&key.span(), message);
+                let mistake = self.reader.document.mistake(&key.span(), message);
+                let (at, name) = (key.span().start, key.get_ref().to_string());
+                let unknown = UnknownOption { at, name, mistake, siblings };
+                self.reader.notes.borrow_mut().unknown.push(unknown);
             }
         }
     }
+}
+
+/// `www.example.org` if `[sites.www.example.org]` was written without quotes, which TOML takes for
+/// tables in tables.
+fn dotted_name(first: &str, table: &DeTable<'_>, list: &str) -> Option<String> {
+    let marker = match list {
+        "sites" => "hosts",
+        "pools" => "origins",
+        _ => return None,
+    };
+    let (mut name, mut table) = (first.to_owned(), table);
+    for depth in 0.. {
+        if depth > 0 && table.contains_key(marker) {
+            return Some(name);
+        }
+        let (key, value) = table.iter().next().filter(|_| table.len() == 1)?;
+        let DeValue::Table(inner) = value.get_ref() else { return None };
+        name = format!("{name}.{}", key.get_ref());
+        table = inner;
+    }
+    None
 }
 
 /// `1 to 100`, `at least 1`.

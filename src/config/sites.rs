@@ -14,10 +14,11 @@ use toml::de::DeValue;
 use super::actions::{Actions, check_ignored, to_pool};
 use super::matches::read_matches;
 use super::reader::{Reader, Section};
+use super::remedy;
 use super::rooms;
 use super::scope::{Scope, read_scope};
 use super::split::clashing_cookies;
-use super::values::{Value, text};
+use super::values::{Value, text_or};
 use crate::control::bus::SilenceAction;
 use crate::guard;
 use crate::route::{Action, Forward, HostPattern, Matches, RuleSettings, Settings, SiteSettings};
@@ -133,7 +134,7 @@ impl Sites<'_> {
         let written = section.read("hosts", &mut hosts);
         if !written {
             let message = format!("site {site:?} has no hosts, such as hosts = [\"example.org\"]");
-            section.mistake("hosts", message);
+            section.missing("hosts", &message);
         }
         let hosts: Vec<HostPattern> = hosts.into_iter().map(|host| host.0).collect();
         for host in &hosts {
@@ -204,7 +205,7 @@ struct Host(HostPattern);
 impl Value for Host {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "a host without port, such as \"example.org\", \"*.example.org\" or \"*\"";
-        text(value, reader, expected, |text| {
+        let parse = |text: &str| {
             let lower = text.to_ascii_lowercase();
             let pattern = match lower.strip_prefix("*.") {
                 _ if lower == "*" => HostPattern::Any,
@@ -214,7 +215,8 @@ impl Value for Host {
                 ),
             };
             Some(Self(pattern))
-        })
+        };
+        text_or(value, reader, expected, parse, remedy::host)
     }
 }
 

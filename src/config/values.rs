@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::reader::Reader;
+use super::remedy;
 use crate::guard::upgrade::{UpgradeProtocol, UpgradeProtocolError};
 use crate::route::Template;
 
@@ -59,37 +60,53 @@ pub(super) fn text<T>(
     expected: &str,
     parse: impl FnOnce(&str) -> Option<T>,
 ) -> Option<T> {
+    text_or(value, reader, expected, parse, |_| None)
+}
+
+/// As [`text`]. `remedy`: advice for a value that is nearly right.
+pub(super) fn text_or<T>(
+    value: &Spanned<DeValue<'_>>,
+    reader: &Reader<'_>,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+    remedy: impl FnOnce(&DeValue<'_>) -> Option<String>,
+) -> Option<T> {
     let read = match value.get_ref() {
         DeValue::String(text) => parse(text),
         _ => None,
     };
     if read.is_none() {
-        reader.unexpected(value, expected);
+        reader.unexpected_but(value, expected, remedy(value.get_ref()));
     }
     read
 }
 
+/// No advice.
+fn none(_: &DeValue<'_>) -> Option<String> {
+    None
+}
+
 macro_rules! texts {
-    ($($type:ty, $expected:literal, $parse:expr;)*) => {$(
+    ($($type:ty, $expected:literal, $parse:expr, $remedy:expr;)*) => {$(
         impl Value for $type {
             fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
-                text(value, reader, $expected, $parse)
+                text_or(value, reader, $expected, $parse, $remedy)
             }
         }
     )*};
 }
 
 texts! {
-    String, "a string", |text| Some(text.to_owned());
-    Box<str>, "a string", |text| Some(text.into());
-    Arc<str>, "a string", |text| Some(text.into());
-    Duration, "a duration such as \"30s\", \"250ms\" or \"12h\"", duration;
-    SocketAddr, "an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\"", |text| text.parse().ok();
-    Country, "a country's two-letter code (ISO 3166-1)", |text| text.parse().ok();
-    Continent, "a continent: AF, AN, AS, EU, NA, OC or SA", |text| text.parse().ok();
-    HeaderName, "a header field's name", |text| text.parse().ok();
-    HeaderValue, "a header field's value", |text| text.parse().ok();
-    Method, "a method in upper case such as \"GET\"", |text| text.parse().ok().filter(|_| !text.chars().any(char::is_lowercase));
+    String, "a string", |text| Some(text.to_owned()), none;
+    Box<str>, "a string", |text| Some(text.into()), none;
+    Arc<str>, "a string", |text| Some(text.into()), none;
+    Duration, "a duration such as \"30s\", \"250ms\" or \"12h\"", duration, remedy::duration;
+    SocketAddr, "an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\"", |text| text.parse().ok(), remedy::socket;
+    Country, "a country's two-letter code (ISO 3166-1)", |text| text.parse().ok(), remedy::country;
+    Continent, "a continent: AF, AN, AS, EU, NA, OC or SA", |text| text.parse().ok(), remedy::continent;
+    HeaderName, "a header field's name", |text| text.parse().ok(), none;
+    HeaderValue, "a header field's value", |text| text.parse().ok(), none;
+    Method, "a method in upper case such as \"GET\"", |text| text.parse().ok().filter(|_| !text.chars().any(char::is_lowercase)), remedy::method;
 }
 
 impl Value for IpNet {
@@ -106,7 +123,8 @@ impl Value for IpNet {
             );
             return None;
         }
-        text(value, reader, "a network such as \"192.0.2.0/24\" or an address", network)
+        let expected = "a network such as \"192.0.2.0/24\" or an address";
+        text_or(value, reader, expected, network, remedy::network)
     }
 }
 
@@ -126,7 +144,7 @@ macro_rules! integers {
                         8 => format!("a whole number, {low} or more"),
                         _ => format!("a whole number from {low} to {high}"),
                     };
-                    reader.unexpected(value, &expected);
+                    reader.unexpected_but(value, &expected, remedy::number(value.get_ref()));
                 }
                 number
             }
@@ -141,7 +159,7 @@ impl Value for bool {
         if let DeValue::Boolean(truth) = value.get_ref() {
             return Some(*truth);
         }
-        reader.unexpected(value, "true or false");
+        reader.unexpected_but(value, "true or false", remedy::truth(value.get_ref()));
         None
     }
 }
@@ -155,7 +173,7 @@ impl Value for f64 {
         };
         let number = number.filter(|number| number.is_finite());
         if number.is_none() {
-            reader.unexpected(value, "a number");
+            reader.unexpected_but(value, "a number", remedy::number(value.get_ref()));
         }
         number
     }
@@ -169,7 +187,8 @@ impl Value for Size {
             _ => None,
         };
         if bytes.is_none() {
-            reader.unexpected(value, "a size such as \"64KiB\" or \"10GiB\"");
+            let expected = "a size such as \"64KiB\" or \"10GiB\"";
+            reader.unexpected_but(value, expected, remedy::size(value.get_ref()));
         }
         bytes.map(Self)
     }
@@ -179,7 +198,7 @@ impl Value for PathBuf {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let path =
             text(value, reader, "a path", |text| (!text.is_empty()).then(|| text.to_owned()));
-        path.map(|path| reader.resolve(&path))
+        path.map(|path| reader.resolve(&value.span(), &path))
     }
 }
 

@@ -59,6 +59,7 @@ impl Store {
     ) -> Result<Self, OpenError> {
         let mistakes = settings.mistakes();
         if !mistakes.is_empty() {
+            let mistakes = mistakes.into_iter().map(|(_, message)| message).collect();
             return Err(OpenError::Settings { mistakes });
         }
         let recorder = metrics.background();

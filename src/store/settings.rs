@@ -121,36 +121,36 @@ impl Settings {
         format!("at least {least} (64 times store.slice = {slice})")
     }
 
-    /// The reasons why these settings are rejected, each an error message. Empty if they are valid.
-    pub(crate) fn mistakes(&self) -> Vec<String> {
+    /// The reasons why these settings are rejected: the option, and an error message. Empty if they are
+    /// valid.
+    pub(crate) fn mistakes(&self) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
         if !(4 << 10..=1 << 20).contains(&self.slice_bytes) {
-            mistakes.push(format!(
-                "store.slice is {} bytes: expected 4 KiB to 1 MiB",
-                self.slice_bytes
-            ));
+            let slice = self.slice_bytes;
+            let message = format!("store.slice is {slice} bytes: expected 4 KiB to 1 MiB");
+            mistakes.push(("slice", message));
         }
         if self.memory_bytes < 64 * self.slice_bytes as u64 {
-            mistakes.push(format!(
-                "store.memory of {} is too small: expected {}",
-                bytes_text(self.memory_bytes),
-                self.least()
-            ));
+            let memory = bytes_text(self.memory_bytes);
+            let message =
+                format!("store.memory of {memory} is too small: expected {}", self.least());
+            mistakes.push(("memory", message));
         }
         for directory in &self.directories {
             if directory.bytes < 64 * self.slice_bytes as u64 {
-                mistakes.push(format!(
+                let message = format!(
                     "store directory {} of {} is too small: expected {}",
                     directory.path.display(),
                     bytes_text(directory.bytes),
                     self.least()
-                ));
+                );
+                mistakes.push(("disk", message));
             }
         }
         let paths: std::collections::BTreeSet<_> =
             self.directories.iter().map(|directory| &directory.path).collect();
         if paths.len() < self.directories.len() {
-            mistakes.push("a store directory is listed twice".to_owned());
+            mistakes.push(("directories", "a store directory is listed twice".to_owned()));
         }
         mistakes
     }

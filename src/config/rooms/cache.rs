@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::reader::{Reader, Section};
+use super::super::remedy;
 use super::super::values::{Value, text};
 use crate::cache;
 use crate::cache::settings::{Honoured, KeyPolicy, QueryPolicy, SetCookie, TargetedField};
@@ -93,8 +94,10 @@ fn read_by_status(section: &Section<'_>) -> Vec<(RangeInclusive<u16>, Duration)>
                 lifetimes.extend(lifetime.map(|lifetime| (low..=high, lifetime)));
             }
             _ => {
+                let remedy = remedy::status_range(key).map(|remedy| format!("; {remedy}"));
+                let remedy = remedy.unwrap_or_default();
                 let message = format!(
-                    "expected a status such as 404 or a range such as \"500-599\", found {key:?}"
+                    "expected a status such as 404 or a range such as \"500-599\", found {key:?}{remedy}"
                 );
                 section.reader.mistake(&span, message);
             }

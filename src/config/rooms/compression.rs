@@ -4,7 +4,8 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::reader::{Reader, Section};
-use super::super::values::{Value, text};
+use super::super::remedy;
+use super::super::values::{Value, text, text_or};
 use crate::transform;
 
 pub(crate) fn read_compression(section: &Section<'_>, compression: &mut transform::Settings) {
@@ -29,13 +30,15 @@ impl Value for Coding {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected =
             "a coding, \"zstd\", \"br\" or \"gzip\", with or without a level such as \"br:4\"";
-        let (name, level) = text(value, reader, expected, |text| {
+        let parse = |text: &str| {
             let (name, level) = match text.split_once(':') {
                 Some((name, level)) => (name, Some(level.parse::<i32>().ok()?)),
                 None => (text, None),
             };
             Some((name.parse::<transform::Coding>().ok()?, level))
-        })?;
+        };
+        let remedy = |value: &DeValue<'_>| remedy::word(value, ["zstd", "br", "gzip"]);
+        let (name, level) = text_or(value, reader, expected, parse, remedy)?;
         let shipped = transform::Settings::default();
         let Some(level) = level else {
             return shipped.codings.into_iter().find(|level| level.coding() == name).map(Self);

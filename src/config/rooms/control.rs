@@ -7,7 +7,8 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::reader::{Reader, Section};
-use super::super::values::{Value, text};
+use super::super::remedy;
+use super::super::values::{Value, text_or};
 use super::log::check_log_path;
 use crate::control;
 use crate::control::bus::{RedisUrl, SilenceAction};
@@ -104,6 +105,6 @@ impl Value for RedisUrl {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "a URL such as redis://host:6379, rediss://user@host:6380/0, \
                         redis+sentinel://host:26379/service or redis+cluster://host:6379";
-        text(value, reader, expected, |text| text.parse().ok())
+        text_or(value, reader, expected, |text| text.parse().ok(), remedy::redis)
     }
 }

@@ -16,8 +16,8 @@ pub(crate) fn read_listeners(root: &Section<'_>) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
     for section in root.list("listeners") {
         let mut listener = Listener::plain(SocketAddr::from(([0, 0, 0, 0], 0)));
-        if !section.read("address", &mut listener.address) && section.is_written() {
-            section.mistake("address", "the listener has no \"address\", such as \"0.0.0.0:443\"");
+        if !section.read("address", &mut listener.address) {
+            section.missing("address", "the listener has no \"address\", such as \"0.0.0.0:443\"");
         }
         listener.name = listener.address.to_string();
         section.read("name", &mut listener.name);
@@ -42,9 +42,9 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
             CertificateFiles { certificate: PathBuf::new(), key: PathBuf::new(), names: None };
         for (name, path) in [("certificate", &mut files.certificate), ("key", &mut files.key)] {
             if !section.read_file(name, path) {
-                section.mistake(
+                section.missing(
                     name,
-                    format!("the certificate has no {name:?}: expected the path of a PEM file"),
+                    &format!("the certificate has no {name:?}: expected the path of a PEM file"),
                 );
             }
         }

@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::reader::{Reader, Section};
-use super::super::values::{Value, text};
+use super::super::values::{Value, text_or};
 use crate::respond::log;
 
 pub(crate) fn read_log(section: &Section<'_>, log: &mut log::Settings, level: &mut String) {
@@ -30,11 +30,20 @@ struct Access(log::Target);
 impl Value for Access {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "\"off\", \"stdout\" or a path";
-        let text = text(value, reader, expected, |text| Some(text.to_owned()))?;
+        let text = text_or(
+            value,
+            reader,
+            expected,
+            |text| Some(text.to_owned()),
+            |value| {
+                let target = if matches!(value, DeValue::Boolean(true)) { "stdout" } else { "off" };
+                matches!(value, DeValue::Boolean(_)).then(|| format!("write {target:?}"))
+            },
+        )?;
         Some(Self(match &*text {
             "off" => log::Target::Off,
             "stdout" => log::Target::Stdout,
-            path => log::Target::File(reader.resolve(path)),
+            path => log::Target::File(reader.resolve(&value.span(), path)),
         }))
     }
 }

@@ -86,8 +86,8 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
             }
         }
     }
-    for mistake in mistakes {
-        section.mistake("", mistake);
+    for (name, mistake) in mistakes {
+        section.mistake(name, mistake);
     }
 }
 

@@ -1,5 +1,8 @@
 //! Each mistake is one line here: what is written, and what is said of it.
 
+mod include;
+mod newcomer;
+
 use super::*;
 use crate::listen::Transport;
 use crate::route::{Action, Forward};
@@ -115,9 +118,12 @@ fn all_mistakes_come_at_once_with_their_places() {
 fn syntax_is_reported_with_its_place() {
     check(
         "[limits]\nidle_timeout = 30 s\n",
-        &["2:16: string values must be quoted, expected literal string"],
+        &["2:16: expected a value, found 30 s: text needs quotes, write \"30 s\""],
     );
-    check("[node]\nname = \"a\"\nname = \"b\"\n", &["3:1: \"name\" is set twice"]);
+    check(
+        "[node]\nname = \"a\"\nname = \"b\"\n",
+        &["3:1: \"name\" is set twice, first at line 7: remove one"],
+    );
 }
 
 #[test]
@@ -153,7 +159,7 @@ fn values_have_kinds_and_bounds() {
     check(
         "[dns]\nservers = [\"9.9.9.9\"]\n",
         &[
-            "2:12: dns.servers: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"",
+            "2:12: dns.servers: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"; add the port, such as \"9.9.9.9:443\"",
         ],
     );
     check("[dns]\nttl_min = \"2h\"\n", &["2:11: \"ttl_min\" must not be greater than \"ttl_max\""]);
@@ -171,7 +177,7 @@ fn files_must_be_readable() {
         "[[tls.certificates]]\ncertificate = \"no.pem\"\n",
         &[
             "1:1: the certificate has no \"key\": expected the path of a PEM file",
-            "2:15: cannot read /nowhere/no.pem: No such file or directory (os error 2)",
+            "2:15: cannot read /nowhere/no.pem: No such file or directory (os error 2); create it, or correct the path",
         ],
     );
     check(
@@ -338,13 +344,13 @@ fn listeners_have_addresses_of_their_own() {
     check(
         "[admin]\naddress = \"127.0.0.1:8443\"\n",
         &[
-            " admin.address: 127.0.0.1:8443 is also the address of listener \"127.0.0.1:8443\": choose another port",
+            "2:11: admin.address: 127.0.0.1:8443 is also the address of listener \"127.0.0.1:8443\": choose another port",
         ],
     );
     check(
         "[admin]\naddress = \"0.0.0.0:9180\"\n",
         &[
-            " admin.address: 0.0.0.0:9180 is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address",
+            "2:11: admin.address: 0.0.0.0:9180 is reachable from other hosts, so callers must identify themselves: set \"admin.tokens\" or \"admin.tls.client_ca\", or use a loopback address",
         ],
     );
 }
@@ -360,8 +366,8 @@ fn pools_have_origins() {
     check(
         "pool = \"main\"\n[pools.b]\norigins = [\"a.example\", \"https://b.example/x\", { url = \"http://[::1]:80\", wieght = 2 }]\n",
         &[
-            "3:12: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"a.example\"",
-            "3:25: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"https://b.example/x\"",
+            "3:12: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"a.example\"; write \"https://a.example\"",
+            "3:25: pools.b.origins: expected an origin's URL without path, such as \"https://origin.example:8443\", found \"https://b.example/x\"; write \"https://b.example\", and add_prefix = \"/x\" in the site or rule",
             "3:75: unknown option \"wieght\" of an origin; did you mean \"weight\"?",
         ],
     );
@@ -503,7 +509,7 @@ fn a_host_belongs_to_one_site() {
         &[
             "2:9: host \"www.example.org\" already belongs to site \"www\"",
             "4:9: host \"*\" already belongs to site \"b\"",
-            "4:15: sites.c.hosts: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"b.example:80\"",
+            "4:15: sites.c.hosts: expected a host without port, such as \"example.org\", \"*.example.org\" or \"*\", found \"b.example:80\"; write \"b.example\"",
         ],
     );
     check("[sites.b]\n", &["1:8: site \"b\" has no hosts, such as hosts = [\"example.org\"]"]);
@@ -527,7 +533,7 @@ fn rules_can_match_and_do_one_thing() {
     check(
         "[[sites.www.rules]]\npath = \"/a/../b\"\nredirect = {}\n",
         &[
-            "2:8: no request can have this path: \"/a/../b\" is normalised to \"/b\"",
+            "2:8: no request can have this path: \"/a/../b\" is normalised to \"/b\"; write \"/b\"",
             "3:12: the redirect has no \"location\", such as location = \"https://${request.host}/\"",
         ],
     );
@@ -697,7 +703,7 @@ fn caching_has_words_and_ranges_of_statuses() {
     check(
         "[store]\nmemory = \"1MiB\"\ndisk = \"none\"\n",
         &[
-            "1:1: store.memory of 1.0 MiB is too small: expected at least 16.0 MiB (64 times store.slice = 256.0 KiB)",
+            "2:10: store.memory of 1.0 MiB is too small: expected at least 16.0 MiB (64 times store.slice = 256.0 KiB)",
         ],
     );
 }
@@ -928,7 +934,8 @@ fn uncommented() -> String {
 #[test]
 fn edge_toml_has_every_option_there_is() {
     let text = uncommented();
-    let reader = Reader::new("edge.toml", Path::new("/nowhere"), &text);
+    let document = Document::single("edge.toml", Path::new("/nowhere"), &text);
+    let reader = Reader::new(&document);
     read(&reader, &Flags::default());
     let notes = reader.into_notes();
     let missing: Vec<&String> =

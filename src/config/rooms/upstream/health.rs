@@ -9,7 +9,8 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::config::reader::{Reader, Section};
-use crate::config::values::{Value, text};
+use crate::config::remedy;
+use crate::config::values::{Value, text, text_or};
 use crate::upstream::{Check, CheckKind, Health, HttpCheck};
 
 pub(super) fn read_health(section: &Section<'_>, health: &mut Health) {
@@ -97,9 +98,8 @@ struct Path(PathAndQuery);
 
 impl Value for Path {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
-        text(value, reader, "a path such as \"/health\"", |path| {
-            path.starts_with('/').then(|| path.parse().ok().map(Self))?
-        })
+        let parse = |path: &str| path.starts_with('/').then(|| path.parse().ok().map(Self))?;
+        text_or(value, reader, "a path such as \"/health\"", parse, remedy::path)
     }
 }
 

@@ -8,7 +8,8 @@ use toml::de::DeValue;
 use super::super::node::coordinates;
 use crate::config::mistakes::suggestion;
 use crate::config::reader::{Reader, Section};
-use crate::config::values::{Value, text};
+use crate::config::remedy;
+use crate::config::values::{Value, text_or};
 use crate::upstream::{Origin, PoolSettings};
 
 /// Reads the origins of the pool `name`.
@@ -22,9 +23,9 @@ pub(super) fn read_origins(name: &str, section: &Section<'_>) -> Vec<Origin> {
     });
     if !listed.is_some_and(|listed| (1..=PoolSettings::ORIGINS_MAX).contains(&listed)) {
         let max = PoolSettings::ORIGINS_MAX;
-        section.mistake(
+        section.missing(
             "origins",
-            format!("pool {name:?} needs 1 to {max} origins, such as origins = [\"https://origin.example\"]"),
+            &format!("pool {name:?} needs 1 to {max} origins, such as origins = [\"https://origin.example\"]"),
         );
     }
     origins.into_iter().map(|origin| origin.0).collect()
@@ -38,7 +39,8 @@ struct OriginUrl(Origin);
 impl Value for OriginUrl {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let DeValue::Table(table) = value.get_ref() else {
-            return text(value, reader, ORIGIN_EXPECTED, |url| parse_origin(url).map(Self));
+            let parse = |url: &str| parse_origin(url).map(Self);
+            return text_or(value, reader, ORIGIN_EXPECTED, parse, remedy::origin);
         };
         let known = ["url", "weight", "priority", "latitude", "longitude"];
         for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
@@ -55,7 +57,7 @@ impl Value for OriginUrl {
             );
             return None;
         };
-        let mut origin = text(url, reader, ORIGIN_EXPECTED, parse_origin)?;
+        let mut origin = text_or(url, reader, ORIGIN_EXPECTED, parse_origin, remedy::origin)?;
         if let Some(weight) = table.get("weight") {
             origin.weight = u16::read(weight, reader)?;
         }
