@@ -164,7 +164,8 @@ reasons! {
     Absent "absent" UriMiss "Nothing is stored under the key.";
     VariantAbsent "variant-absent" VaryMiss "No stored variant matches the request's header fields (Vary).";
     KeyCollision "key-collision" UriMiss "The response stored under the key's hash belongs to another key.";
-    HardPurged "purged" UriMiss "The stored response was purged, or invalidated by an unsafe request such as POST (RFC 9111 §4.4).";
+    HardPurged "purged" UriMiss "The stored response was purged.";
+    Invalidated "invalidated" UriMiss "The stored response was invalidated by an unsafe request such as POST (RFC 9111 §4.4).";
     TooOld "too-old" UriMiss "The stored response is older than the site allows.";
     RememberedPass "remembered-pass" Miss "The last response for the key could not be stored, so requests for it are not collapsed.";
     StoreFailed "store-failed" Miss "The store could not be read.";
@@ -178,6 +179,7 @@ reasons! {
     Stale "stale" Stale "The stored response is stale.";
     NoCache "no-cache" Stale "The stored response has no-cache, so it is validated before each use.";
     SoftPurged "soft-purged" Stale "The stored response was soft-purged, so it is validated before use.";
+    PurgesMissed "purges-missed" Stale "Purges of the stored response may have been missed, because the purge bus was silent or the purge log is new, so it is validated before use.";
     // Why a stale response was served.
     WhileRevalidate "stale-while-revalidate" Stale "Served stale while it is validated in the background.";
     IfError "stale-if-error" Stale "Served stale because the upstream failed.";

@@ -414,7 +414,8 @@ impl Visit {
             (Decision::Forward(reason), _) => {
                 // Unless the stored response must never be used again, keep it: it may be served
                 // stale if upstream fails, or updated by the response to a HEAD request.
-                let gone = matches!(reason, Reason::HardPurged | Reason::TooOld);
+                let gone =
+                    matches!(reason, Reason::HardPurged | Reason::Invalidated | Reason::TooOld);
                 let head = found.head.filter(|_| !gone);
                 Err(NextStage::Fetch(LookupResult { head, ..found }, reason))
             }

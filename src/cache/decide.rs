@@ -125,8 +125,10 @@ fn not_fresh_reason(
     request: &RequestDirectives,
 ) -> Option<Reason> {
     let freshness = &stored.freshness;
-    if purged == Some(PurgeKind::Hard) {
-        return Some(Reason::HardPurged);
+    match purged {
+        Some(PurgeKind::Hard) => return Some(Reason::HardPurged),
+        Some(PurgeKind::Invalidated) => return Some(Reason::Invalidated),
+        _ => {}
     }
     if is_too_old {
         return Some(Reason::TooOld);
@@ -140,8 +142,10 @@ fn not_fresh_reason(
     if request.no_cache {
         return Some(Reason::RequestNoCache);
     }
-    if purged == Some(PurgeKind::Soft) {
-        return Some(Reason::SoftPurged);
+    match purged {
+        Some(PurgeKind::Soft) => return Some(Reason::SoftPurged),
+        Some(PurgeKind::Missed) => return Some(Reason::PurgesMissed),
+        _ => {}
     }
     if age >= freshness.lifetime.span() {
         return Some(Reason::Stale);
@@ -169,7 +173,8 @@ fn stale_reason(
     reason: Reason,
 ) -> Option<(Reason, bool)> {
     let freshness = &stored.freshness;
-    if !matches!(reason, Reason::Stale | Reason::SoftPurged) || freshness.must_revalidate {
+    let may_be_stale = [Reason::Stale, Reason::SoftPurged, Reason::PurgesMissed].contains(&reason);
+    if !may_be_stale || freshness.must_revalidate {
         return None;
     }
     let staleness = age.saturating_sub(freshness.lifetime.span());
@@ -193,8 +198,10 @@ fn stale_reason(
 }
 
 fn can_be_validated(stored: &StoredResponse, reason: Reason) -> bool {
-    let must_not_be_used =
-        matches!(reason, Reason::HardPurged | Reason::TooOld | Reason::RequestNoStore);
+    let must_not_be_used = matches!(
+        reason,
+        Reason::HardPurged | Reason::Invalidated | Reason::TooOld | Reason::RequestNoStore
+    );
     !must_not_be_used && (stored.headers.contains(&ETAG) || stored.headers.contains(&LAST_MODIFIED))
 }
 
@@ -212,7 +219,7 @@ pub(crate) fn may_serve_stale_on_error(
         || freshness.no_cache
         || request.no_cache
         || request.no_store
-        || purged == Some(PurgeKind::Hard)
+        || purged.is_some_and(PurgeKind::is_hard)
         || freshness.resident(now) > settings.object_age_max;
     if forbidden {
         return false;
@@ -350,6 +357,9 @@ mod tests {
         let swr = "max-age=10, stale-while-revalidate=5";
         check(swr, PurgeKind::Soft, "", stale(1, Reason::WhileRevalidate, true));
         check(swr, PurgeKind::Hard, "", Decision::Forward(Reason::HardPurged));
+        check(swr, PurgeKind::Missed, "", stale(1, Reason::WhileRevalidate, true));
+        check("max-age=10", PurgeKind::Missed, "", Decision::Validate(Reason::PurgesMissed));
+        check(swr, PurgeKind::Invalidated, "", Decision::Forward(Reason::Invalidated));
     }
 
     #[test]

@@ -5,13 +5,35 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PurgeSequence(pub u64);
 
-/// The effect of a purge on the responses that it covers. `Hard` overrides `Soft`.
+/// The effect of a purge on the responses that it covers, and its cause. A later variant overrides an
+/// earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PurgeKind {
+    /// As `Soft`, because purges of them may have been missed: the bus was silent, or the log is new.
+    Missed,
     /// They become stale: they may be validated, and served where a stale response is allowed.
     Soft,
+    /// As `Hard`, because of a request with an unsafe method (RFC 9111 §4.4).
+    Invalidated,
     /// They must not be used any more.
     Hard,
+}
+
+impl PurgeKind {
+    /// Whether the responses must not be used any more.
+    pub(crate) fn is_hard(self) -> bool {
+        self >= Self::Invalidated
+    }
+
+    /// The word in the answers of the admin API and in the audit log.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Missed => "missed",
+            Self::Soft => "soft",
+            Self::Invalidated => "invalidated",
+            Self::Hard => "hard",
+        }
+    }
 }
 
 /// The responses that a purge covers.

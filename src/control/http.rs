@@ -1,4 +1,4 @@
-//! Helpers of the admin API's handlers: reading parameters, JSON objects and URLs; responses as JSON, text
+//! Helpers of the admin API's handlers: reading parameters and URLs; responses as JSON, text
 //! or problem details (RFC 9457). This module knows none of the handlers.
 
 use std::fmt::Display;
@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use http_body_util::Full;
-use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// An error response of the admin API: a mistake of the caller, or something that the node cannot do now.
@@ -116,25 +115,6 @@ pub(super) fn number_parameter<T: FromStr>(
 ) -> Result<T, Problem> {
     let Some(text) = parameter(query, name)? else { return Ok(default) };
     text.parse().map_err(|_| Problem::bad_value(name, &text, &"expected a number"))
-}
-
-/// Deserialises a string and refuses `null`, which serde would treat as a missing field: a caller that
-/// sends `null` does not mean that.
-pub(super) fn non_null_string<'a, D: Deserializer<'a>>(
-    value: D,
-) -> Result<Option<String>, D::Error> {
-    String::deserialize(value).map(Some)
-}
-
-/// Deserialises a JSON object, and nothing else: serde would accept an array of the fields, too.
-///
-/// # Errors
-/// Not an object, or not one with these fields.
-pub(super) fn from_json_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err("expected a JSON object, {…}".to_owned());
-    }
-    serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
 /// Parses a URL with scheme and host.

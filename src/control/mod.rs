@@ -12,6 +12,7 @@ pub(crate) mod fleet;
 pub(crate) mod fuzz;
 mod host;
 pub(crate) mod http;
+mod json_fields;
 pub(crate) mod node_actions;
 pub(crate) mod prefetch;
 mod prefetch_calls;

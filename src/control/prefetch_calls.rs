@@ -5,26 +5,32 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
-use serde::Deserialize;
 use serde_json::json;
 
 use super::admin::Admin;
-use super::http::{Problem, absolute_url, from_json_object, json_response, non_null_string};
+use super::http::{Problem, absolute_url, json_response};
+use super::json_fields::JsonFields;
 use super::prefetch::FETCH_TIMEOUT;
 use super::purge_request::SCOPES_MAX;
 use super::sitemap::{self, SITEMAP_BYTES_MAX};
 use super::tokens::{Caller, Permission};
 
 /// The JSON body of `POST /prefetch`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug)]
 struct PrefetchBody {
-    #[serde(default, deserialize_with = "non_null_string")]
     url: Option<String>,
-    #[serde(default)]
     urls: Vec<String>,
-    #[serde(default, deserialize_with = "non_null_string")]
     sitemap: Option<String>,
+}
+
+impl PrefetchBody {
+    fn parse(body: &[u8]) -> Result<Self, String> {
+        let mut fields = JsonFields::parse(body)?;
+        let (url, urls) = (fields.string("url")?, fields.strings("urls")?);
+        let sitemap = fields.string("sitemap")?;
+        fields.finish(&["url", "urls", "sitemap"])?;
+        Ok(Self { url, urls, sitemap })
+    }
 }
 
 impl Admin {
@@ -34,7 +40,7 @@ impl Admin {
         caller: &Caller,
         body: &[u8],
     ) -> Result<Response<Full<Bytes>>, Problem> {
-        let call: PrefetchBody = from_json_object(body)
+        let call = PrefetchBody::parse(body)
             .map_err(|why| Problem::bad_request(format!("invalid prefetch request: {why}")))?;
         let urls: Vec<String> = call.url.into_iter().chain(call.urls).collect();
         if urls.len() > SCOPES_MAX {

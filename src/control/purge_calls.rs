@@ -19,7 +19,7 @@ use super::fleet::FleetMember;
 use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
 use super::purge_request::PurgeRequest;
 use super::tokens::{Caller, Permission};
-use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
+use crate::cache::{PurgeScope, PurgeSequence};
 use crate::purge::PurgeError;
 
 impl Admin {
@@ -37,10 +37,15 @@ impl Admin {
         drop(body);
         self.check_may_purge(caller, &request.scopes)?;
         let purge = self.run_purge(caller, request, limit, Some(body_permit)).await?;
-        let PurgeResult { id, sequence, status } = purge;
+        let PurgeResult { id, sequence, widened, status } = purge;
         let is_enough = limit.nodes != Wait::None && status.is_enough(limit.nodes);
         let code = if is_enough { StatusCode::OK } else { StatusCode::ACCEPTED };
-        Ok(json_response(code, &purge_as_json(&id, sequence, &status)))
+        let mut answer = purge_as_json(&id, sequence, &status);
+        if widened > 0 {
+            answer["widened"] = json!(widened);
+            answer["warnings"] = json!([widened_warning(widened)]);
+        }
+        Ok(json_response(code, &answer))
     }
 
     /// Runs the purge of a request with the method PURGE, and waits until it is durable on this node.
@@ -181,6 +186,12 @@ impl Admin {
     }
 }
 
+fn widened_warning(widened: usize) -> String {
+    format!(
+        "the purge table of this node is full (store.purge_entries_max): its {widened} oldest purges, hard ones too, became one soft purge of everything; raise store.purge_entries_max, or purge by tag, prefix or site"
+    )
+}
+
 fn wait_limit(query: &str) -> Result<WaitLimit, Problem> {
     check_parameters(query, &["wait", "timeout"])?;
     let wait = match parameter(query, "wait")?.as_deref() {
@@ -275,7 +286,7 @@ fn audit_line(caller: &Caller, request: &PurgeRequest) -> Value {
     json!({
         "who": caller.name,
         "from": caller.address.to_string(),
-        "kind": match request.kind { PurgeKind::Soft => "soft", PurgeKind::Hard => "hard" },
+        "kind": request.kind.as_str(),
         "scopes": request.scopes.len(),
         "first_scopes": scopes,
         "reason": request.reason,

@@ -2,9 +2,9 @@
 //! with the method PURGE.
 
 use http::Uri;
-use serde::Deserialize;
 
-use super::http::{Problem, absolute_url, from_json_object, non_null_string};
+use super::http::{Problem, absolute_url};
+use super::json_fields::JsonFields;
 use crate::cache::{PurgeKind, PurgeScope};
 
 /// A valid request to purge.
@@ -31,29 +31,42 @@ pub(crate) const REFRESH_MAX: usize = 10_000;
 pub(crate) const SCOPE_BYTES_MAX: usize = 8192;
 
 /// The JSON body of `POST /purge`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug)]
 struct PurgeBody {
-    #[serde(default, deserialize_with = "non_null_string")]
     url: Option<String>,
-    #[serde(default)]
     urls: Vec<String>,
-    #[serde(default, deserialize_with = "non_null_string")]
     prefix: Option<String>,
-    #[serde(default, deserialize_with = "non_null_string")]
     tag: Option<String>,
-    #[serde(default)]
     tags: Vec<String>,
-    #[serde(default, deserialize_with = "non_null_string")]
     site: Option<String>,
-    #[serde(default)]
     all: bool,
-    #[serde(default)]
     soft: bool,
     reason: Option<String>,
-    #[serde(default)]
     refresh: usize,
 }
+
+impl PurgeBody {
+    fn parse(body: &[u8]) -> Result<Self, String> {
+        let mut fields = JsonFields::parse(body)?;
+        let body = Self {
+            url: fields.string("url")?,
+            urls: fields.strings("urls")?,
+            prefix: fields.string("prefix")?,
+            tag: fields.string("tag")?,
+            tags: fields.strings("tags")?,
+            site: fields.string("site")?,
+            all: fields.truth("all")?,
+            soft: fields.truth("soft")?,
+            reason: fields.optional_string("reason")?,
+            refresh: fields.number("refresh", REFRESH_MAX)?,
+        };
+        fields.finish(&FIELDS)?;
+        Ok(body)
+    }
+}
+
+const FIELDS: [&str; 10] =
+    ["url", "urls", "prefix", "tag", "tags", "site", "all", "soft", "reason", "refresh"];
 
 /// Resolves the URLs and site names of a purge with the configuration in use.
 pub(crate) trait SiteLookup {
@@ -90,7 +103,7 @@ impl PurgeRequest {
     /// 400 or 413, with the reason: invalid JSON, an unknown field, no scope, too many scopes, an invalid
     /// URL or an unknown site.
     pub(crate) fn parse(body: &[u8], sites: &dyn SiteLookup) -> Result<Self, Problem> {
-        let body: PurgeBody = from_json_object(body).map_err(|why| {
+        let body = PurgeBody::parse(body).map_err(|why| {
             Problem::bad_request(format!("invalid purge request: {}", hint(&why)))
         })?;
         let mut scopes = Vec::new();
@@ -125,25 +138,21 @@ impl PurgeRequest {
             let detail = format!("reason is longer than {REASON_CHARS_MAX} characters");
             return Err(Problem::bad_request(detail));
         }
-        if body.refresh > REFRESH_MAX {
-            let detail = format!("refresh is {}, at most {REFRESH_MAX} is allowed", body.refresh);
-            return Err(Problem::bad_request(detail));
-        }
         let kind = if body.soft { PurgeKind::Soft } else { PurgeKind::Hard };
         Ok(Self { scopes, kind, reason: body.reason, refresh: body.refresh })
     }
 }
 
-/// The scopes of a URL. A URL is purged for both schemes, because both usually serve the same content.
-/// Adds what to do to a message of the JSON parser.
+/// Adds what to do to a message about the fields.
 fn hint(why: &str) -> String {
-    let parameters = ["unknown field `wait`", "unknown field `timeout`"];
+    let parameters = ["unknown field \"wait\"", "unknown field \"timeout\""];
     match parameters.iter().any(|start| why.starts_with(start)) {
         true => format!("{why}; wait and timeout are query parameters: /purge?wait=all&timeout=2s"),
         false => why.to_owned(),
     }
 }
 
+/// The scopes of a URL. A URL is purged for both schemes, because both usually serve the same content.
 fn url_scopes(url: &str, sites: &dyn SiteLookup) -> Result<[PurgeScope; 2], Problem> {
     let uri = absolute_url(&check_length("url", url)?)?;
     let url_key =
@@ -254,7 +263,8 @@ mod tests {
         );
         check_refused(r#"{"url": "https://me@example.org/a"}"#, "user and password");
         check_refused("{}", "nothing to purge");
-        check_refused(r#"{"uri": "x"}"#, "unknown field `uri`");
+        check_refused(r#"{"uri": "x"}"#, "unknown field \"uri\"");
+        check_refused(r#"{"all": true, "refresh": 10001}"#, "a whole number from 0 to 10000");
         check_refused(r#"{"url": "/a"}"#, "expected an absolute http or https URL");
         check_refused(r#"{"prefix": "https://example.org"}"#, "at least one slash");
         check_refused(r#"{"tag": ""}"#, "tag must not be empty");

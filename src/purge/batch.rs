@@ -26,6 +26,8 @@ pub(crate) struct Purged {
     pub sequence: PurgeSequence,
     /// The message's number in the outbox.
     pub message: Option<u64>,
+    /// Older purges that became one soft purge of everything, because the table was full.
+    pub widened: usize,
 }
 
 /// A batch that is applied but not yet durable.

@@ -5,6 +5,8 @@
 //! frame   length (4)  check of length and offset (4)  check of offset and payload (8)  payload
 //! payload entry*
 //! entry   1 MARKS  scope  hard (8)  soft (8)          the latest purges of a scope
+//!         7 MARKS  scope  hard (8)  soft (8)  causes   the same; bit 0: the hard one is an invalidation,
+//!                                                      bit 1: the soft one is for missed purges
 //!         2 SEQUENCE  issued (8)                       no issued sequence is higher
 //!         3 CURSOR  text                               the bus' position
 //!         4 OUTBOX  number (8)  text                   a message that waits for the bus
@@ -23,7 +25,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::table::{LatestPurges, TableScope};
+use super::table::{Causes, LatestPurges, TableScope};
 
 pub(super) const FILE_HEADER: usize = 24;
 const FRAME_HEADER: usize = 16;
@@ -138,10 +140,13 @@ fn read_frame(file: &[u8], offset: usize) -> Frame {
 fn write_entry(out: &mut Vec<u8>, entry: &LogEntry) {
     match entry {
         LogEntry::Latest(scope, latest) => {
-            out.push(1);
+            let Causes { invalidated, missed } = latest.causes;
+            let causes = u8::from(invalidated) | u8::from(missed) << 1;
+            out.push(if causes == 0 { 1 } else { 7 });
             write_scope(out, scope);
             out.extend_from_slice(&latest.hard.to_le_bytes());
             out.extend_from_slice(&latest.soft.to_le_bytes());
+            out.extend((causes > 0).then_some(causes));
         }
         LogEntry::Sequence(issued) => write_number(out, 2, *issued),
         LogEntry::Cursor(cursor) => {
@@ -195,10 +200,12 @@ pub(super) fn read_entries(payload: &[u8]) -> Option<Vec<LogEntry>> {
     let mut entries = Vec::new();
     while !from.0.is_empty() {
         entries.push(match from.byte()? {
-            1 => LogEntry::Latest(
-                from.scope()?,
-                LatestPurges { hard: from.number()?, soft: from.number()? },
-            ),
+            kind @ (1 | 7) => {
+                let (scope, hard, soft) = (from.scope()?, from.number()?, from.number()?);
+                let causes = if kind == 7 { from.byte()? } else { 0 };
+                let causes = Causes { invalidated: causes & 1 > 0, missed: causes & 2 > 0 };
+                LogEntry::Latest(scope, LatestPurges { hard, soft, causes })
+            }
             2 => LogEntry::Sequence(from.number()?),
             3 => LogEntry::Cursor(Bytes::copy_from_slice(from.text()?)),
             4 => LogEntry::Outbox(from.number()?, Bytes::copy_from_slice(from.text()?)),
@@ -253,12 +260,14 @@ mod tests {
     use super::*;
 
     fn entries() -> Vec<LogEntry> {
-        let marks = LatestPurges { hard: 7, soft: 9 };
+        let marks = LatestPurges { hard: 7, soft: 9, ..LatestPurges::default() };
+        let causes = Causes { invalidated: true, missed: true };
         vec![
             LogEntry::Latest(TableScope::All, marks),
             LogEntry::Latest(TableScope::Site("a".into()), marks),
             LogEntry::Latest(TableScope::Url(u128::MAX - 3), marks),
             LogEntry::Latest(TableScope::Tag(11), marks),
+            LogEntry::Latest(TableScope::Tag(12), LatestPurges { causes, ..marks }),
             LogEntry::Latest(TableScope::Prefix("https://é/".into()), marks),
             LogEntry::Sequence(12),
             LogEntry::Cursor(Bytes::from_static(b"1700000000-0")),

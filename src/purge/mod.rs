@@ -107,7 +107,7 @@ impl Purges {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .verdict(&response.purge_target(), stored_at);
-        let verdict = covered.max(unknown.then_some(PurgeKind::Soft));
+        let verdict = covered.max(unknown.then_some(PurgeKind::Missed));
         if verdict.is_none() {
             checkpoint.checked_up_to.fetch_max(applied, Ordering::Relaxed);
         }
@@ -155,7 +155,7 @@ impl Purges {
         scopes: Vec<PurgeScope>,
         invalidating: Option<&mut StoredResponse>,
     ) {
-        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Hard)).collect();
+        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Invalidated)).collect();
         let batch = PurgeBatch { purges, ..PurgeBatch::default() };
         let applied = self.check_lengths(&batch).and_then(|()| self.apply(batch, invalidating));
         let entries = match applied {
@@ -216,24 +216,26 @@ impl Purges {
         let purges: Vec<(TableScope, PurgeKind)> = batch.purges.iter().map(scope).collect();
         drop(batch.purges);
         let (first, rest) = purges.split_at(count.min(APPLY_CHUNK));
-        let mut sequence = self.apply_chunk(first, &mut entries, invalidating);
+        let (mut sequence, mut widened) = self.apply_chunk(first, &mut entries, invalidating);
         for chunk in rest.chunks(APPLY_CHUNK) {
             // Lets hits read the table between two chunks.
             std::thread::yield_now();
-            sequence = self.apply_chunk(chunk, &mut entries, None);
+            let (last, more) = self.apply_chunk(chunk, &mut entries, None);
+            (sequence, widened) = (last, widened + more);
         }
         self.recorder.add(Metric::Purges, count as u64);
         self.set_cursor(batch.cursor, &mut entries);
-        Ok((Purged { sequence, message }, entries))
+        Ok((Purged { sequence, message, widened }, entries))
     }
 
-    /// Applies a chunk of purges under one write lock. Returns the sequence of the last one.
+    /// Applies a chunk of purges under one write lock. Returns the sequence of the last one, and the number
+    /// of older purges that were widened.
     fn apply_chunk(
         &self,
         purges: &[(TableScope, PurgeKind)],
         entries: &mut Vec<LogEntry>,
         invalidating: Option<&mut StoredResponse>,
-    ) -> PurgeSequence {
+    ) -> (PurgeSequence, usize) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         // Under the write lock, so that no other purge is applied between this check and ours.
         let uncovered = |invalidating: &&mut StoredResponse| {
@@ -244,11 +246,7 @@ impl Purges {
         for (scope, kind) in purges {
             sequence = self.next_sequence();
             table.apply(scope, *kind, sequence);
-            let mut latest = LatestPurges::default();
-            match kind {
-                PurgeKind::Hard => latest.hard = sequence.0,
-                PurgeKind::Soft => latest.soft = sequence.0,
-            }
+            let latest = LatestPurges::of(*kind, sequence.0);
             entries.push(LogEntry::Latest(scope.clone(), latest));
         }
         // Replaces the oldest purges by one of everything.
@@ -264,11 +262,11 @@ impl Purges {
         }
         if widened > 0 {
             self.recorder.add(Metric::PurgesWidened, widened as u64);
-            let message = "the purge table is full (store.purge_entries_max): the oldest purges were replaced by one soft purge of everything";
+            let message = "the purge table is full: the oldest purges, hard ones too, became one soft purge of everything; raise store.purge_entries_max, or purge by tag, prefix or site";
             let notice = Notice::warning(message, "", "");
             notices::note(&notice, format_args!("{widened} purges"));
         }
-        sequence
+        (sequence, widened)
     }
 
     fn next_sequence(&self) -> PurgeSequence {

@@ -54,20 +54,36 @@ fn path_in(url: u128) -> u64 {
 pub(super) struct LatestPurges {
     pub hard: u64,
     pub soft: u64,
+    pub causes: Causes,
+}
+
+/// What is reported as the cause of a scope's latest purges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Causes {
+    /// The hard one is an invalidation by an unsafe method.
+    pub invalidated: bool,
+    /// The soft one stands for purges that may have been missed.
+    pub missed: bool,
 }
 
 impl LatestPurges {
-    fn add(&mut self, kind: PurgeKind, sequence: u64) {
-        let mark = match kind {
-            PurgeKind::Hard => &mut self.hard,
-            PurgeKind::Soft => &mut self.soft,
+    /// One purge.
+    pub(super) fn of(kind: PurgeKind, sequence: u64) -> Self {
+        let (hard, soft) = if kind.is_hard() { (sequence, 0) } else { (0, sequence) };
+        let causes = Causes {
+            invalidated: kind == PurgeKind::Invalidated,
+            missed: kind == PurgeKind::Missed,
         };
-        *mark = sequence.max(*mark);
+        Self { hard, soft, causes }
     }
 
     fn merge(&mut self, other: Self) {
-        self.hard = self.hard.max(other.hard);
-        self.soft = self.soft.max(other.soft);
+        if other.hard > self.hard {
+            (self.hard, self.causes.invalidated) = (other.hard, other.causes.invalidated);
+        }
+        if other.soft > self.soft {
+            (self.soft, self.causes.missed) = (other.soft, other.causes.missed);
+        }
     }
 
     fn sequence(self) -> u64 {
@@ -76,10 +92,11 @@ impl LatestPurges {
 
     /// The verdict for a response stored at `stored_at`.
     fn verdict(self, stored_at: u64) -> Option<PurgeKind> {
+        let Causes { invalidated, missed } = self.causes;
         if stored_at < self.hard {
-            Some(PurgeKind::Hard)
+            Some(if invalidated { PurgeKind::Invalidated } else { PurgeKind::Hard })
         } else if stored_at < self.soft {
-            Some(PurgeKind::Soft)
+            Some(if missed { PurgeKind::Missed } else { PurgeKind::Soft })
         } else {
             None
         }
@@ -110,9 +127,7 @@ pub(super) struct PurgeTable {
 impl PurgeTable {
     /// Adds one purge.
     pub(super) fn apply(&mut self, scope: &TableScope, kind: PurgeKind, sequence: PurgeSequence) {
-        let mut latest = LatestPurges::default();
-        latest.add(kind, sequence.0);
-        self.merge(scope, latest);
+        self.merge(scope, LatestPurges::of(kind, sequence.0));
     }
 
     /// Adds latest from a snapshot.
@@ -282,7 +297,7 @@ impl PurgeTable {
             }
             widened += self.drop_oldest(|latest| soft = soft.max(latest.sequence()));
         }
-        self.all.soft = self.all.soft.max(soft);
+        self.all.merge(LatestPurges::of(PurgeKind::Soft, soft));
         widened
     }
 

@@ -14,7 +14,9 @@ use super::cookies::remove_cookie;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
 use super::routing::{no_site, route};
 use super::worker::Plan;
-use crate::cache::{self, CacheKey, Decision, Reason, RequestDirectives, StoredResponse, search};
+use crate::cache::{
+    self, CacheKey, Decision, PurgeKind, Reason, RequestDirectives, StoredResponse, search,
+};
 use crate::clock::Clock;
 use crate::context::{RequestId, Requester};
 use crate::fields::Fields;
@@ -122,7 +124,7 @@ impl Explainer {
             let settings = &query.rule.settings.cache;
             explanation["stored"] = stored(head, now);
             explanation["rules"] = applied_rules(&head.response, query.fields, settings);
-            explanation["purged"] = json!(purged.map(|kind| format!("{kind:?}").to_lowercase()));
+            explanation["purged"] = json!(purged.map(PurgeKind::as_str));
         }
         explanation["decision"] = decision(query.decide(&found, now));
     }

@@ -36,7 +36,7 @@ fn a_prefetched_response_is_a_hit_for_its_first_client() {
         assert!(got == status && told.contains(expected), "{body}: {got} {told}");
     };
     check("{}", 400, "nothing to fetch");
-    check("{\"uri\": \"x\"}", 400, "unknown field `uri`");
+    check("{\"uri\": \"x\"}", 400, r#"unknown field \"uri\""#);
     check("{\"url\": \"/1\"}", 400, "expected an absolute http or https URL");
     check("{\"url\": \"http://other.test/\"}", 400, "no site of this node has this host");
     check("{\"sitemap\": \"http://edge.test/1\"}", 400, "has no <loc>");

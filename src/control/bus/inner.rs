@@ -211,7 +211,7 @@ impl Inner {
         scopes: Vec<PurgeScope>,
         cursor: Option<Bytes>,
     ) -> Result<(), PurgeError> {
-        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Soft)).collect();
+        let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Missed)).collect();
         self.purges.purge(PurgeBatch { purges, cursor, message: None }).await.map(drop)
     }
 

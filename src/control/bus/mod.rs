@@ -122,6 +122,9 @@ pub(crate) struct PurgeResult {
     pub id: String,
     /// This node's purge sequence. `None` for [`Wait::None`].
     pub sequence: Option<PurgeSequence>,
+    /// Older purges of this node that became one soft purge of everything, because its table was full.
+    /// 0 for [`Wait::None`], which does not know it.
+    pub widened: usize,
     /// Which nodes have applied the purge.
     pub status: PurgeStatus,
 }
@@ -258,11 +261,12 @@ impl Bus {
         let PurgeInProgress { id, in_force, durable } = purge;
         if limit.nodes == Wait::None && in_force.await.is_ok() {
             let status = self.local_status(&id);
-            return Ok(PurgeResult { id, sequence: None, status });
+            return Ok(PurgeResult { id, sequence: None, widened: 0, status });
         }
         let purged = durable.await.map_err(|_| PurgeRequestError::ShuttingDown)??;
         let status = self.wait_for_receipts(&id, limit).await;
-        Ok(PurgeResult { id, sequence: Some(purged.sequence), status })
+        let (sequence, widened) = (Some(purged.sequence), purged.widened);
+        Ok(PurgeResult { id, sequence, widened, status })
     }
 
     async fn wait_for_receipts(&self, id: &str, limit: WaitLimit) -> PurgeStatus {

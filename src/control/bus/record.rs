@@ -71,8 +71,8 @@ impl PurgeRecord {
     pub(crate) fn new(id: String, node: String, at_ms: f64, request: PurgeRequest) -> Self {
         let PurgeRequest { scopes, kind, reason, refresh } = request;
         let kind = match kind {
-            PurgeKind::Soft => RecordKind::Soft,
-            PurgeKind::Hard => RecordKind::Hard,
+            kind if kind.is_hard() => RecordKind::Hard,
+            _ => RecordKind::Soft,
         };
         let scopes = scopes.into_iter().map(RecordScope::from).collect();
         Self { v: VERSION, id, node, at_ms, kind, scopes, reason, refresh }

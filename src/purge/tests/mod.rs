@@ -134,7 +134,7 @@ async fn a_response_outlives_what_it_makes_invalid_whatever_else_is_purged_meanw
     let mut cause = stored_at(&purges, "https://a/1");
     purges.purge(batch(url("https://a/1"), Hard)).await.unwrap();
     purges.invalidate(vec![url("https://a/1")], Some(&mut cause.response));
-    assert_eq!(verdict(&purges, &cause), Some(Hard));
+    assert_eq!(verdict(&purges, &cause), Some(PurgeKind::Invalidated));
 }
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn without_its_log_everything_stored_must_be_validated() {
     drop(purges);
     std::fs::remove_file(node.log()).unwrap();
     let purges = node.open();
-    assert_eq!(verdict(&purges, &stored), Some(Soft));
+    assert_eq!(verdict(&purges, &stored), Some(PurgeKind::Missed));
     assert_eq!(verdict(&purges, &stored_at(&purges, "https://a/1")), None);
 }
 
@@ -192,11 +192,11 @@ async fn a_damaged_log_means_validating_everything_and_is_said() {
     std::fs::write(node.log(), bytes).unwrap();
     let purges = node.open();
     assert_eq!(verdict(&purges, &one), Some(Hard), "what stands before the damage still counts");
-    assert_eq!(verdict(&purges, &two), Some(Soft));
+    assert_eq!(verdict(&purges, &two), Some(PurgeKind::Missed));
     assert_eq!(node.total(Metric::PurgeLogDamaged), 1);
     drop(purges);
     let purges = node.open();
-    assert_eq!(verdict(&purges, &two), Some(Soft), "after the next restart too");
+    assert_eq!(verdict(&purges, &two), Some(PurgeKind::Missed), "after the next restart too");
     assert_eq!(node.total(Metric::PurgeLogDamaged), 1);
 }
 

@@ -399,7 +399,7 @@ async fn what_was_purged_does_not_come_back_from_disk() {
     std::fs::remove_file(directory.path().join("purges/purge.log")).unwrap();
     let here = open(&settings).await;
     let head = found(here.find(keys[1].hash).await);
-    assert_eq!(here.purge_verdict(&head), Some(PurgeKind::Soft), "without its log");
+    assert_eq!(here.purge_verdict(&head), Some(PurgeKind::Missed), "without its log");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -527,7 +527,7 @@ async fn a_disk_in_trouble_is_left_out_and_comes_back() {
         let head = found(here.find(key.hash).await);
         let verdict = here.purge_verdict(&head);
         // What a disk missed while it was out is not known.
-        assert!(matches!(verdict, None | Some(PurgeKind::Soft)));
+        assert!(matches!(verdict, None | Some(PurgeKind::Missed)));
     }
     assert_eq!(total(&here, Metric::StoreDiskOuts), 1);
 }
@@ -801,7 +801,11 @@ async fn a_disk_that_stalls_is_left_out_and_comes_back() {
     written(&store(&here, "https://a/after", &bytes(10_000)).await).await;
     here.tiers.memory.evict_all();
     let head = found(here.find(before.hash()).await);
-    assert_eq!(here.purge_verdict(&head), Some(PurgeKind::Soft), "it may have missed a newer one");
+    assert_eq!(
+        here.purge_verdict(&head),
+        Some(PurgeKind::Missed),
+        "it may have missed a newer one"
+    );
     assert_eq!(read(&here, &head, 0..10_000).await, bytes(10_000));
 }
 
