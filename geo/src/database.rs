@@ -158,6 +158,18 @@ impl Database {
             .unwrap_or(NO_RECORD)
     }
 
+    /// As [`Database::offset`], with the length of the network of `address` in the database: all of its
+    /// addresses have this record.
+    pub(crate) fn offset_and_prefix(&self, address: IpAddr) -> (u32, u8) {
+        if address.is_ipv6() && self.reader.metadata().ip_version == 4 {
+            return (NO_RECORD, 0);
+        }
+        let Ok(found) = self.reader.lookup(address) else { return (NO_RECORD, 0) };
+        let offset = found.offset().and_then(|offset| u32::try_from(offset).ok());
+        let network = found.network().ok().filter(|it| it.is_ipv4() == address.is_ipv4());
+        (offset.unwrap_or(NO_RECORD), network.map_or(0, |network| network.prefix()))
+    }
+
     /// The record of `address`. One that cannot be decoded knows nothing.
     pub(crate) fn record(&self, address: IpAddr) -> Record {
         self.reader.lookup(address).and_then(|found| self.decode(&found)).unwrap_or_default()

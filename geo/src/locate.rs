@@ -83,6 +83,15 @@ impl Geo {
         self.loaded.load().locate(address.to_canonical())
     }
 
+    /// Where `address` is, and the length of its network: every address that begins with these bits
+    /// is at the same place. 0 says that all addresses are.
+    pub fn locate_network(&self, address: IpAddr) -> (Place, u8) {
+        let canonical = address.to_canonical();
+        let (place, prefix) = self.loaded.load().locate_network(canonical);
+        let mapped = if canonical.is_ipv4() && address.is_ipv6() { MAPPED_BITS } else { 0 };
+        (place, prefix + mapped)
+    }
+
     /// The databases in use, in their order.
     pub fn facts(&self) -> Vec<Facts> {
         self.loaded.load().databases.iter().map(Facts::of).collect()
@@ -143,6 +152,23 @@ impl Loaded {
         self.cache.place(&key, || self.decode(address))
     }
 
+    fn locate_network(&self, address: IpAddr) -> (Place, u8) {
+        if !self.locate_private && is_private(address) {
+            return (Place::default(), if address.is_ipv4() { 32 } else { 128 });
+        }
+        let mut key: Key<DATABASES_MAX> = [NO_RECORD; DATABASES_MAX];
+        let mut longest = 0;
+        for (offset, database) in key.iter_mut().zip(&self.databases) {
+            let (found, prefix) = database.offset_and_prefix(address);
+            *offset = found;
+            longest = longest.max(prefix);
+        }
+        if key == [NO_RECORD; DATABASES_MAX] {
+            return (Place::default(), longest);
+        }
+        (self.cache.place(&key, || self.decode(address)), longest)
+    }
+
     fn decode(&self, address: IpAddr) -> Place {
         let mut place = Place::default();
         for database in &self.databases {
@@ -167,6 +193,9 @@ impl Stamp {
         Some(Self { modified: metadata.modified().ok()?, bytes: metadata.len() })
     }
 }
+
+/// The bits before the IPv4 address in `::ffff:192.0.2.1`.
+const MAPPED_BITS: u8 = 96;
 
 /// Addresses that are in no country: RFC 1918, RFC 4193, RFC 6598, loopback, link-local,
 /// unspecified.
@@ -242,6 +271,29 @@ mod tests {
             .insert(address("203.0.113.0"), 24, &munich)
             .insert(address("198.51.100.0"), 24, &somewhere_in_asia)
             .finish()
+    }
+
+    #[test]
+    fn a_place_comes_with_the_length_of_its_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let country = flat(&[("203.0.112.0", 20, "DE"), ("2001:db8::", 32, "FR")]);
+        let country = written(folder.path(), "country.mmdb", &country);
+        let asn = written(folder.path(), "asn.mmdb", &asn());
+        let check = |geo: &Geo, text: &str, country: Option<&str>, prefix| {
+            let (place, found) = geo.locate_network(address(text));
+            assert_eq!(place, geo.locate(address(text)));
+            assert_eq!(place.country.map(|it| it.to_string()).as_deref(), country, "{text}");
+            assert_eq!(found, prefix, "{text}");
+        };
+        let geo = Geo::open(&files([country.clone()])).unwrap();
+        check(&geo, "203.0.113.9", Some("DE"), 20);
+        check(&geo, "2001:db8::1", Some("FR"), 32);
+        check(&geo, "::ffff:203.0.113.9", Some("DE"), 116);
+        check(&geo, "10.0.0.1", None, 32);
+        check(&geo, "203.0.128.0", None, 17);
+        let both = Geo::open(&files([country, asn])).unwrap();
+        check(&both, "203.0.113.9", Some("DE"), 25);
+        check(&both, "203.0.120.1", Some("DE"), 21);
     }
 
     fn asn() -> Vec<u8> {

@@ -64,6 +64,21 @@ impl UnitVector {
         let ([a, b, c], [x, y, z]) = (self.0, other.0);
         a * x + b * y + c * z
     }
+
+    /// As [`Coordinates::distance_km`].
+    pub fn distance_km(self, other: Self) -> f64 {
+        EARTH_RADIUS_KM * self.closeness(other).clamp(-1.0, 1.0).acos()
+    }
+
+    /// The point in the middle of others. `None`: there is none, or they lie opposite each other.
+    pub fn middle(points: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut sum = [0.0; 3];
+        for UnitVector(point) in points {
+            sum.iter_mut().zip(point).for_each(|(sum, part)| *sum += part);
+        }
+        let length = sum.iter().map(|part| part * part).sum::<f64>().sqrt();
+        (length > 1e-9).then(|| Self(sum.map(|part| part / length)))
+    }
 }
 
 impl From<Coordinates> for UnitVector {
@@ -157,6 +172,19 @@ mod tests {
             // A metre is far below the error of either arithmetic at the antipode.
             assert!(distances.is_sorted_by(|a, b| *a <= b + 0.001), "from {from:?}");
         }
+    }
+
+    #[test]
+    fn the_middle_of_points_is_between_them() {
+        let middle =
+            |points: &[Coordinates]| UnitVector::middle(points.iter().map(|it| (*it).into()));
+        let (auckland, honolulu) = (UnitVector::from(AUCKLAND), UnitVector::from(HONOLULU));
+        let between = middle(&[AUCKLAND, HONOLULU]).unwrap();
+        let (one, other) = (between.distance_km(auckland), between.distance_km(honolulu));
+        assert!((one - other).abs() < 0.01 && (one + other - 7075.0).abs() < 36.0, "{one} {other}");
+        assert_eq!(middle(&[]), None);
+        let opposite = Coordinates::new(-52.52, 13.405 - 180.0).unwrap();
+        assert_eq!(middle(&[BERLIN, opposite]), None);
     }
 
     #[test]
