@@ -4,7 +4,7 @@
 //! `fuzz/run` calls it with random bytes, in a build with `--cfg fuzzing`; `cargo test` calls it with the
 //! inputs in `fuzz/corpus`.
 
-use crate::{cache, control, guard, listen, purge, store};
+use crate::{cache, control, dns, guard, listen, purge, store};
 
 /// A property that must hold for any bytes; panics where it does not.
 pub type Property = fn(&[u8]);
@@ -30,6 +30,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("purge_log", purge::fuzz::purge_log),
     ("disk_record", store::fuzz::disk_record),
     ("disk_blocks", store::fuzz::disk_blocks),
+    ("dns_query", dns::fuzz::dns_query),
     // The tests of the crate geo replay its corpus.
     #[cfg(fuzzing)]
     ("mmdb", geo::fuzz::mmdb),

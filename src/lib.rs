@@ -27,6 +27,7 @@ pub mod cli; // the commands that talk to a running node
 pub mod config; // parses the configuration file into typed settings
 mod control; // admin API, purge bus
 pub mod demo; // the origin of the demo
+mod dns; // the authoritative name server
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // the fuzz targets of all rooms
 mod node; // starts, reloads and drains a node

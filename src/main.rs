@@ -118,6 +118,9 @@ fn run(flags: Flags) -> Result<(), String> {
         let scheme = if *tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");
     }
+    for address in &node.dns {
+        tracing::info!("answering DNS queries on {address}");
+    }
     let scheme = if node.admin_tls { "https" } else { "http" };
     tracing::info!("admin {scheme}://{}", node.admin);
     run_until_signalled(node)
@@ -227,7 +230,9 @@ fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
     let (sites, pools) = config.counts();
     let counts = format!("{}, {}", count(sites, "site"), count(pools, "pool"));
     let mut report = format!("{}: configuration is valid ({counts})\n", file.display());
-    for warning in &config.warnings {
+    for warning in
+        config.warnings.iter().map(ToString::to_string).chain(config.taken_dns_addresses())
+    {
         report.push_str(&format!("warning: {warning}\n"));
     }
     print(&report)

@@ -88,6 +88,16 @@ pub(crate) const ADMIN_REFUSALS: &[&str] = &["401", "403", "421", "429"];
 /// Outcomes of prefetches: the label of [`Metric::Prefetches`].
 pub(crate) const PREFETCH_OUTCOMES: &[&str] = &["fetched", "failed", "dropped"];
 
+/// Types of queries to the name server that are told apart: the label of [`Metric::DnsServerQueries`].
+pub(crate) const DNS_TYPES: &[&str] = &[
+    "A", "AAAA", "HTTPS", "CNAME", "NS", "SOA", "TXT", "MX", "CAA", "SVCB", "SRV", "PTR", "DS",
+    "ANY", "other",
+];
+
+/// Response codes of the name server: the label of [`Metric::DnsServerResponses`].
+pub(crate) const DNS_RCODES: &[&str] =
+    &["noerror", "formerr", "servfail", "nxdomain", "notimp", "refused", "badvers"];
+
 /// Why a node may have missed purges: the label of [`Metric::BusGaps`], explained at
 /// `control::bus::Gap`.
 pub(crate) const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
@@ -162,6 +172,17 @@ table! {
     DnsFailures, Counter, "dns_failures", "DNS lookups that returned no address.";
     DnsStale, Counter, "dns_stale", "DNS lookups answered with an expired address because DNS failed.";
     DnsForgotten, Counter, "dns_forgotten", "Names removed from the DNS cache because it was full.";
+    DnsServerQueries, Counter, "dns_server_queries", "Queries that the name server answered, by type.", "type" = DNS_TYPES;
+    DnsServerResponses, Counter, "dns_server_responses", "Responses of the name server, by code.", "rcode" = DNS_RCODES;
+    DnsServerSeconds, Histogram, "dns_server_duration_seconds", "Time from the receipt of a batch of queries until its responses were sent, for each query.";
+    DnsServerTruncated, Counter, "dns_server_truncated", "Responses by UDP without records because they did not fit or were above the rate.";
+    DnsServerLimited, Counter, "dns_server_rate_limited", "Responses by UDP above dns.server.rate_per_second, by outcome.", "outcome" = &["dropped", "truncated"];
+    DnsServerDropped, Counter, "dns_server_dropped", "Datagrams without a response: the socket's queue was full, longer than a query, no query, or the response was not sent.",
+        "reason" = &["queue-full", "too-long", "not-a-query", "not-sent"];
+    DnsServerNotReady, Counter, "dns_server_not_ready", "Answers that name nodes which are not ready, because none is.";
+    DnsServerTcpConnections, Gauge, "dns_server_tcp_connections", "Open TCP connections of the name server.";
+    DnsServerTcpRefused, Counter, "dns_server_tcp_refused", "TCP connections of the name server closed at once because a limit was reached.";
+    DnsServerPanics, Counter, "dns_server_panics", "Batches of queries without responses because of an error in the name server.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
     UpgradesIgnored, Counter, "upgrades_ignored", "Upgrade fields ignored because no protocol in them is allowed or the request has content.";
     RateTableFull, Counter, "rate_table_full", "Clients not rate-limited because the table of clients was full.";
@@ -320,6 +341,11 @@ impl Recorder {
         self.cell(metric, label).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Adds `amount` to the series with the label's value of index `label`.
+    pub(crate) fn add_labelled(&self, metric: Metric, label: usize, amount: u64) {
+        self.cell(metric, label).fetch_add(amount, Ordering::Relaxed);
+    }
+
     /// Subtracts from a gauge. A gauge may rise on one worker and fall on another.
     pub(crate) fn subtract(&self, metric: Metric, amount: u64) {
         self.cell(metric, 0).fetch_sub(amount, Ordering::Relaxed);
@@ -327,11 +353,16 @@ impl Recorder {
 
     /// Adds one observation to a histogram.
     pub(crate) fn observe(&self, metric: Metric, elapsed: Duration) {
+        self.observe_many(metric, elapsed, 1);
+    }
+
+    /// Adds `count` equal observations to a histogram.
+    pub(crate) fn observe_many(&self, metric: Metric, elapsed: Duration, count: u64) {
         let us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let bucket = BUCKETS_US.iter().position(|bound| us <= *bound).unwrap_or(OVERFLOW);
         let cells = &self.metrics.slots[self.slot].0[OFFSETS[metric as usize]..];
-        cells[bucket].fetch_add(1, Ordering::Relaxed);
-        cells[SUM_US].fetch_add(us, Ordering::Relaxed);
+        cells[bucket].fetch_add(count, Ordering::Relaxed);
+        cells[SUM_US].fetch_add(us.saturating_mul(count), Ordering::Relaxed);
     }
 
     /// The metrics of this recorder.

@@ -33,7 +33,7 @@ pub use mistakes::{Mistake, Mistakes, suggestion};
 pub use rooms::NodeSettings;
 
 use crate::listen::{Listener, Transport};
-use crate::{control, fill, guard, listen, purge, respond, route, store, upstream};
+use crate::{control, dns, fill, guard, listen, purge, respond, route, store, upstream};
 use reader::{OptionValue, Purpose, Reader, Section};
 use sources::{Document, Sources};
 
@@ -58,7 +58,9 @@ pub struct Config {
     pub(crate) rate_clients_max: usize,
     /// The GeoIP databases.
     pub geo: geo::Settings,
-    /// Pools of origins, and DNS.
+    /// The name server.
+    pub(crate) dns: dns::Settings,
+    /// Pools of origins, and the resolver of their names.
     pub(crate) upstream: upstream::Settings,
     /// The cache store: memory and disk.
     pub(crate) store: store::Settings,
@@ -102,6 +104,7 @@ impl Default for Config {
             guard: guard::Settings::default(),
             rate_clients_max: 100_000,
             geo: geo::Settings::default(),
+            dns: dns::Settings::default(),
             upstream: upstream::Settings::default(),
             store: store::Settings::default(),
             purge: purge::Settings::default(),
@@ -192,6 +195,14 @@ impl Config {
         (self.routes.sites.len(), self.upstream.pools.len())
     }
 
+    /// The addresses of the name server that cannot be bound now, each with the reason and what to do. A
+    /// running node with this configuration has them, too.
+    pub fn taken_dns_addresses(&self) -> Vec<String> {
+        let addresses = self.dns.server.addresses.iter().filter(|address| address.port() != 0);
+        let errors = addresses.filter_map(|address| dns::check_free(*address).err());
+        errors.map(|error| error.to_string()).collect()
+    }
+
     /// The options that differ from `before`, in the order of their names.
     pub(crate) fn changes(&self, before: &Self) -> Vec<Change> {
         let names = self.options.keys().chain(before.options.keys());
@@ -231,6 +242,10 @@ impl Config {
             log_level: running.log_level.clone(),
             listen: listen::Settings { listeners: running.listen.listeners.clone(), ..self.listen },
             rate_clients_max: running.rate_clients_max,
+            dns: dns::Settings {
+                server: self.dns.server.reloaded_over(&running.dns.server),
+                ..self.dns
+            },
             upstream: upstream::Settings { dns: running.upstream.dns.clone(), ..self.upstream },
             store: running.store.clone(),
             fills: running.fills.clone(),
@@ -279,7 +294,10 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_guard(&guard, &mut config.guard);
     guard.read_within("rate_clients_max", &mut config.rate_clients_max, 1..);
     rooms::read_geo(&root.section("geo"), &mut config.geo);
-    rooms::read_dns(&root.section("dns"), &mut config.upstream.dns);
+    let dns = root.section("dns");
+    rooms::read_dns(&dns, &mut config.upstream.dns);
+    rooms::read_name_server(&dns, &mut config.dns, &config.node);
+    drop(dns);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);
     let store = root.section("store");
     rooms::read_store(&store, &mut config.store, data);
@@ -355,6 +373,8 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     replace_listeners(listeners, Transport::Plain, &flags.http);
     replace_listeners(listeners, Transport::Tls, &flags.https);
     reader.record("listeners", listeners);
+    let is_https = |it: &Listener| it.transport == Transport::Tls && it.address.port() == 443;
+    config.dns.has_https = listeners.iter().any(is_https);
     if let Some(admin) = flags.admin {
         config.admin.address = admin;
         reader.record("admin.address", &admin);
@@ -458,7 +478,21 @@ const RESTART: &[&str] = &[
     "limits.unsent_bytes_max",
     "log",
     "guard.rate_clients_max",
-    "dns",
+    "dns.servers",
+    "dns.timeout",
+    "dns.attempts",
+    "dns.ttl_min",
+    "dns.ttl_max",
+    "dns.negative_ttl",
+    "dns.stale_max",
+    "dns.names_max",
+    "dns.server.addresses",
+    "dns.server.threads",
+    "dns.server.tcp_connections_max",
+    "dns.server.tcp_per_address_max",
+    "dns.server.tcp_idle",
+    "dns.server.rate_entries_max",
+    "dns.server.cookie_secret_file",
     "store",
     "fills",
 ];

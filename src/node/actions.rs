@@ -82,6 +82,7 @@ impl NodeActions for Shared {
 
     fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.publish_dns_nodes(&self.config());
         let settings = self.config().node.clone();
         let switch = self.drain.clone();
         let notice = settings.drain_notice;

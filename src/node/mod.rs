@@ -23,7 +23,7 @@ use arc_swap::ArcSwap;
 use geo::Geo;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::config::{Config, Flags};
@@ -32,6 +32,7 @@ use crate::control::bus::{Bus, BusParts};
 use crate::control::fleet::NodeIdentity;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
+use crate::dns::{DnsBindError, DnsSockets, NameServer, NameServerParts};
 use crate::guard::rate;
 use crate::listen::{self, ListenerState, TlsState, Transport, WorkerSockets};
 use crate::metrics::Metrics;
@@ -52,6 +53,8 @@ use workers::WorkerThreads;
 pub struct Node {
     /// The addresses of the listeners, and whether each has TLS.
     pub listening: Vec<(SocketAddr, bool)>,
+    /// The addresses of the name server.
+    pub dns: Vec<SocketAddr>,
     /// The address of the admin API.
     pub admin: SocketAddr,
     /// Whether the admin API speaks TLS.
@@ -68,6 +71,9 @@ pub enum StartError {
     /// A listener's address cannot be bound.
     #[error(transparent)]
     Bind(#[from] listen::BindError),
+    /// An address of the name server cannot be bound.
+    #[error(transparent)]
+    DnsBind(#[from] DnsBindError),
     /// The listeners' certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] listen::TlsError),
@@ -127,6 +133,7 @@ impl Node {
             background_runtime().map_err(system("cannot start the background threads"))?;
         let handle = background.handle();
         let sockets = listen::bind(&config.listen, config.node.workers)?;
+        let dns_sockets = DnsSockets::bind(&config.dns.server)?;
         let admin_listener = background
             .block_on(TcpListener::bind(config.admin.address))
             .map_err(|source| StartError::Admin { address: config.admin.address, source })?;
@@ -172,7 +179,20 @@ impl Node {
         checks.replace(&plan.pools);
         let plan = Arc::new(ArcSwap::from_pointee(plan));
         metrics.register_collector(Box::new(OriginMetrics::new(plan.clone())));
+        let (dns_nodes, nodes) = watch::channel(config.dns.nodes.clone().into());
+        let parts = NameServerParts {
+            geo: geo.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            nodes,
+        };
+        let name_server = NameServer::start(config.dns.clone(), dns_sockets, parts)
+            .map_err(system("cannot start the name server"))?;
+        background.spawn(name_server.clone().follow_nodes());
+        let dns = name_server.addresses().to_vec();
         let shared = Arc::new(Shared {
+            name_server,
+            dns_nodes,
             plan,
             checks: Mutex::new(checks),
             listeners: ListenerState::new(config.listen.limits.clone(), tls.clone(), clock.clone()),
@@ -209,7 +229,7 @@ impl Node {
         }
         background.spawn(notices::sweep_forever());
         let admin_tls = shared.admin_tls.is_some();
-        Ok(Self { listening, admin, admin_tls, shared, workers, background, log })
+        Ok(Self { listening, dns, admin, admin_tls, shared, workers, background, log })
     }
 
     /// The runtime for everything but requests: disk, purge bus, admin API, signals.
@@ -241,6 +261,7 @@ impl Node {
             // The panic of a worker is already in the error log.
             let _ = worker.join();
         }
+        self.shared.name_server.close();
         self.background.block_on(self.shared.bus.leave());
         self.background.block_on(self.shared.store.close());
         self.shared.store.purges().close();

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use geo::Geo;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::control::bus::Bus;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
+use crate::dns::{EdgeNode, EdgeState, NameServer};
 use crate::guard::{Gate, rate};
 use crate::listen::{DrainSwitch, ListenerState, TlsState};
 use crate::metrics::Recorder;
@@ -38,6 +39,9 @@ pub(super) struct Shared {
     pub(super) internal_requests: Vec<mpsc::Sender<InternalRequest>>,
     /// Counts these requests, to distribute them over the workers.
     pub(super) next_internal_request: AtomicUsize,
+    pub(super) name_server: Arc<NameServer>,
+    /// The nodes that the name server answers.
+    pub(super) dns_nodes: watch::Sender<Arc<[EdgeNode]>>,
     pub(super) geo: Arc<Geo>,
     pub(super) listeners: Arc<ListenerState>,
     pub(super) tls: Option<Arc<TlsState>>,
@@ -85,6 +89,7 @@ impl Shared {
         if next.geo != config.geo {
             self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
         }
+        self.name_server.replace(next.dns.clone()).map_err(one)?;
         self.plan.store(Arc::new(plan));
         member_changes.apply();
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,12 +100,31 @@ impl Shared {
         let changes = next.changes(&config).iter().map(ToString::to_string).collect();
         // The next reload is compared with the running configuration, not with the last file.
         *config = next.reloaded_over(&config);
+        self.publish_dns_nodes(&config);
         Ok(changes)
+    }
+
+    /// Tells the name server the nodes of the configuration. This node is draining while it drains.
+    pub(super) fn publish_dns_nodes(&self, config: &Config) {
+        let mut nodes = config.dns.nodes.clone();
+        let is_draining = self.draining.load(Ordering::Relaxed);
+        let own = nodes.iter_mut().find(|node| is_draining && *node.name == config.node.name);
+        if let Some(node) = own.filter(|node| node.state == EdgeState::Ready) {
+            node.state = EdgeState::Draining;
+        }
+        self.dns_nodes.send_if_modified(|current| {
+            let is_changed = **current != *nodes;
+            if is_changed {
+                *current = nodes.into();
+            }
+            is_changed
+        });
     }
 
     /// Stops accepting connections; requests in flight may take `node.drain_timeout` to finish.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.publish_dns_nodes(&self.config());
         self.drain.start(self.config().node.drain_timeout);
     }
 

@@ -18,6 +18,7 @@ mod harness;
 mod hostile;
 mod http2;
 mod misdirected;
+mod name_server;
 mod operations;
 mod origin_health;
 mod origins;

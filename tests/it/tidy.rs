@@ -53,6 +53,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("guard", &["context", "fields", "labels", "metrics", "reply"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
+    // clock, random: rates and cookies need the time, choices among nodes and secrets a random number.
+    ("dns", &["clock", "metrics", "notices", "random"]),
     // labels: how a visitor's group was found is counted by serve.
     ("route", &["guard", "cache", "upstream", "fields", "labels", "transform", "planted"]),
     (

@@ -4,6 +4,7 @@
 mod cache;
 mod compression;
 mod control;
+mod dns;
 mod guard;
 mod listen;
 mod log;
@@ -14,6 +15,7 @@ mod upstream;
 pub(super) use cache::read_cache;
 pub(super) use compression::read_compression;
 pub(super) use control::{SILENCES, read_admin, read_bus};
+pub(super) use dns::read_name_server;
 pub(super) use guard::{read_geo, read_guard};
 pub(super) use listen::{read_limits, read_listeners, read_tls};
 pub(super) use log::read_log;

@@ -61,7 +61,7 @@ pub(crate) fn read_node(section: &Section<'_>, node: &mut NodeSettings) {
 }
 
 /// The point in `latitude` and `longitude`.
-fn read_coordinates(section: &Section<'_>) -> Option<Coordinates> {
+pub(super) fn read_coordinates(section: &Section<'_>) -> Option<Coordinates> {
     let (mut latitude, mut longitude) = (None::<f64>, None::<f64>);
     let before = section.reader.mistake_count();
     section.read("latitude", &mut latitude);

@@ -1,0 +1,325 @@
+//! Reads the tables of the name server: `[dns.server]`, `[dns.nodes.NAME]` and `[dns.zones.NAME]`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::super::mistakes::suggestion;
+use super::super::reader::Section;
+use super::super::values::Value;
+use super::node::{NodeSettings, read_coordinates};
+use crate::dns::{
+    self, ADDRESSES_MAX, Catalog, EdgeNode, EdgeSettings, EdgeState, NODES_MAX, NSID_MAX,
+    REGIONS_MAX, RegionByClient, RegionPolicy, ServerSettings, WEIGHT_MAX, ZoneSettings,
+};
+
+/// Reads the tables in `[dns]`; its other options are those of the resolver.
+pub(crate) fn read_name_server(
+    section: &Section<'_>,
+    dns: &mut dns::Settings,
+    node: &NodeSettings,
+) {
+    read_server(&section.section("server"), &mut dns.server, node);
+    let nodes = section.named("nodes");
+    dns.nodes = nodes.iter().map(|(name, section)| read_edge_node(name, section)).collect();
+    dns.nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    if dns.nodes.len() > NODES_MAX {
+        section.mistake("nodes", format!("at most {NODES_MAX} nodes can be listed"));
+    }
+    let zones = section.named("zones");
+    dns.zones = zones.iter().map(|(name, section)| read_zone(name, section, &dns.nodes)).collect();
+    // Records that could not be read are missing, and others may need them.
+    if !section.reader.has_mistakes() {
+        check_zones(&zones, &dns.zones);
+        check_drain(section, dns, node);
+    }
+}
+
+fn read_server(section: &Section<'_>, server: &mut ServerSettings, node: &NodeSettings) {
+    section.read("addresses", &mut server.addresses);
+    section.read_within("threads", &mut server.threads, 1..=64);
+    section.read_within("tcp_connections_max", &mut server.tcp_connections_max, 1..=100_000);
+    section.read_within("tcp_per_address_max", &mut server.tcp_per_address_max, 1..=100_000);
+    section.read_within("tcp_idle", &mut server.tcp_idle, SECOND..=MINUTE);
+    server.nsid.clone_from(&node.name);
+    section.read("nsid", &mut server.nsid);
+    if server.nsid.len() > NSID_MAX {
+        section.mistake("nsid", format!("expected at most {NSID_MAX} bytes"));
+    }
+    section.read("rate_per_second", &mut server.rate_per_second);
+    section.read_within("rate_slip", &mut server.rate_slip, 0..=10);
+    section.read_within("rate_entries_max", &mut server.rate_entries_max, 1024..=16_777_216);
+    let mut path = PathBuf::new();
+    if section.read_file("cookie_secret_file", &mut path) {
+        match std::fs::read_to_string(&path).ok().and_then(|text| secret(text.trim())) {
+            Some(secret) => server.cookie_secret = Some(secret),
+            None => section.mistake_in_file(
+                "cookie_secret_file",
+                format!(
+                    "{}: expected 32 hexadecimal digits, as from `openssl rand -hex 16`",
+                    path.display()
+                ),
+            ),
+        }
+        server.cookie_secret_file = Some(path);
+    }
+}
+
+fn secret(text: &str) -> Option<[u8; 16]> {
+    let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u128::from_str_radix(text, 16).ok().filter(|_| is_hex).map(u128::to_be_bytes)
+}
+
+fn read_edge_node(name: &str, section: &Section<'_>) -> EdgeNode {
+    let mut node = EdgeNode {
+        name: name.into(),
+        region: "".into(),
+        coordinates: None,
+        addresses: Vec::new(),
+        weight: 100,
+        load: 0.0,
+        state: EdgeState::Ready,
+    };
+    if !section.read("region", &mut node.region) {
+        section.mistake("region", "the node has no \"region\", such as region = \"eu\"");
+    }
+    let mut addresses: Vec<NodeAddress> = Vec::new();
+    section.read("addresses", &mut addresses);
+    node.addresses = addresses.into_iter().map(|address| address.0).collect();
+    if node.addresses.is_empty() && !section.has("addresses") {
+        section.mistake(
+            "addresses",
+            "the node has no \"addresses\", such as addresses = [\"192.0.2.1\"]",
+        );
+    }
+    node.coordinates = read_coordinates(section);
+    section.read_within("weight", &mut node.weight, 0..=WEIGHT_MAX);
+    section.choice("state", &mut node.state, &EdgeState::ALL);
+    node
+}
+
+fn read_zone(name: &str, section: &Section<'_>, nodes: &[EdgeNode]) -> ZoneSettings {
+    let mut zone = ZoneSettings {
+        name: name.trim_end_matches('.').to_owned(),
+        name_servers: Vec::new(),
+        contact: format!("hostmaster@{}", name.trim_end_matches('.')),
+        ttl: 3600,
+        negative_ttl: 300,
+        serial: 1,
+        records: Vec::new(),
+        edges: Vec::new(),
+    };
+    section.read("name_servers", &mut zone.name_servers);
+    if zone.name_servers.is_empty() {
+        section.mistake(
+            "name_servers",
+            "the zone has no name servers, such as name_servers = [\"ns1.example.org\"]",
+        );
+    }
+    section.read("contact", &mut zone.contact);
+    read_ttl(section, "ttl", &mut zone.ttl);
+    read_ttl(section, "negative_ttl", &mut zone.negative_ttl);
+    section.read("serial", &mut zone.serial);
+    zone.records = read_records(section, &zone);
+    let edges = section.named("edges").into_iter();
+    zone.edges =
+        edges.filter_map(|(edge, section)| read_edge(&edge, &section, &zone, nodes)).collect();
+    zone
+}
+
+/// The lines of the option `records`; each broken one is a mistake at its own place.
+fn read_records(section: &Section<'_>, zone: &ZoneSettings) -> Vec<dns::ZoneRecord> {
+    let mut records = Vec::new();
+    let Some(value) = section.raw("records") else {
+        section.record("records", &records);
+        return records;
+    };
+    let items = match value.get_ref() {
+        DeValue::Array(items) => items.iter().collect(),
+        _ => vec![value],
+    };
+    for item in items {
+        let Some(line) = String::read(item, section.reader) else { continue };
+        match dns::parse_records(&line, &zone.name, zone.ttl) {
+            Ok(parsed) => records.extend(parsed),
+            Err(why) => section.reader.mistake(&item.span(), format!("{line:?}: {why}")),
+        }
+    }
+    section.record("records", &records);
+    records
+}
+
+fn read_edge(
+    name: &str,
+    section: &Section<'_>,
+    zone: &ZoneSettings,
+    nodes: &[EdgeNode],
+) -> Option<EdgeSettings> {
+    let full = if name == "@" { zone.name.clone() } else { format!("{name}.{}", zone.name) };
+    let wire = dns::wire_name(&full);
+    let mut edge = EdgeSettings {
+        name: wire.clone().unwrap_or_default(),
+        ttl: 30,
+        addresses_max: 2,
+        policy: RegionPolicy::Nearest,
+        regions: Vec::new(),
+        weights: Vec::new(),
+        load_max: 0.9,
+        map: Vec::new(),
+        https: true,
+    };
+    read_ttl(section, "ttl", &mut edge.ttl);
+    section.read_within("addresses_max", &mut edge.addresses_max, 1..=ADDRESSES_MAX);
+    section.choice("policy", &mut edge.policy, &RegionPolicy::ALL);
+    section.read("regions", &mut edge.regions);
+    if edge.regions.len() > REGIONS_MAX {
+        section.mistake("regions", format!("at most {REGIONS_MAX} regions can be listed"));
+    }
+    for region in &edge.regions {
+        check_region(section, "regions", region, nodes);
+    }
+    let mut load_max = f64::from(edge.load_max);
+    section.read_within("load_max", &mut load_max, 0.1..=1.0);
+    edge.load_max = load_max as f32;
+    section.read("https", &mut edge.https);
+    edge.weights = read_weights(&section.section("weights"), nodes);
+    if !edge.weights.is_empty() && edge.policy != RegionPolicy::Weighted {
+        section.mistake("weights", "\"weights\" has no effect without policy = \"weighted\"");
+    }
+    edge.map = section.list("map").iter().filter_map(|entry| read_map(entry, nodes)).collect();
+    if edge.policy == RegionPolicy::Nearest {
+        check_places(section, &edge, nodes);
+    }
+    match wire {
+        Ok(_) => Some(edge),
+        Err(why) => {
+            section.mistake("", format!("{name:?} is no name in the zone: {why}"));
+            None
+        }
+    }
+}
+
+fn read_weights(section: &Section<'_>, nodes: &[EdgeNode]) -> Vec<(Arc<str>, u32)> {
+    let mut weights = Vec::new();
+    for (region, span, value) in section.entries() {
+        if let Err(message) = known_region(region, nodes) {
+            section.reader.mistake(&span, message);
+        }
+        if let Some(weight) = u32::read(value, section.reader) {
+            weights.push((region.into(), weight));
+        }
+    }
+    section.record("", &weights);
+    weights
+}
+
+fn read_map(section: &Section<'_>, nodes: &[EdgeNode]) -> Option<RegionByClient> {
+    let mut entry = RegionByClient::default();
+    section.read("countries", &mut entry.countries);
+    section.read("continents", &mut entry.continents);
+    section.read("asns", &mut entry.asns);
+    section.read("networks", &mut entry.networks);
+    if !section.read("region", &mut entry.region) {
+        section.mistake("", "the entry has no \"region\", such as region = \"eu\"");
+        return None;
+    }
+    check_region(section, "region", &entry.region, nodes);
+    const CONDITIONS: [&str; 4] = ["countries", "continents", "asns", "networks"];
+    if !CONDITIONS.into_iter().any(|name| section.has(name)) {
+        let message = "the entry matches no client: set \"countries\", \"continents\", \"asns\" or \"networks\"";
+        section.mistake("", message);
+    }
+    Some(entry)
+}
+
+fn check_region(section: &Section<'_>, option: &str, region: &str, nodes: &[EdgeNode]) {
+    if let Err(message) = known_region(region, nodes) {
+        section.mistake(option, message);
+    }
+}
+
+fn known_region(region: &str, nodes: &[EdgeNode]) -> Result<(), String> {
+    if nodes.iter().any(|node| &*node.region == region) {
+        return Ok(());
+    }
+    let near = suggestion(region, nodes.iter().map(|node| &*node.region));
+    Err(format!("no node in [dns.nodes] has the region {region:?}{near}"))
+}
+
+/// Nearest needs to know where nodes are, unless there is nothing to choose.
+fn check_places(section: &Section<'_>, edge: &EdgeSettings, nodes: &[EdgeNode]) {
+    let is_used = |node: &&EdgeNode| edge.regions.is_empty() || edge.regions.contains(&node.region);
+    let used: Vec<&EdgeNode> = nodes.iter().filter(is_used).collect();
+    let has_choice = used.iter().any(|node| node.region != used[0].region);
+    let nowhere = used.iter().find(|node| {
+        !used.iter().any(|other| other.region == node.region && other.coordinates.is_some())
+    });
+    if let Some(node) = nowhere.filter(|_| has_choice) {
+        let message = format!(
+            "policy = \"nearest\" needs \"latitude\" and \"longitude\" of a node in each region: no node in the region {:?} has them",
+            node.region
+        );
+        section.mistake("policy", message);
+    }
+}
+
+/// The checks across records and zones.
+fn check_zones(sections: &[(String, Section<'_>)], zones: &[ZoneSettings]) {
+    for mistake in Catalog::build(zones).err().unwrap_or_default() {
+        let (section, zone) = (&sections[mistake.zone].1, &zones[mistake.zone]);
+        match mistake.record {
+            Some(at) => {
+                let line = &zone.records[at].text;
+                section.mistake("records", format!("{line}: {}", mistake.message));
+            }
+            None => section.mistake("name_servers", mistake.message),
+        }
+    }
+}
+
+/// Resolvers give a node's address to clients for a TTL after the node has left the answers.
+fn check_drain(section: &Section<'_>, dns: &dns::Settings, node: &NodeSettings) {
+    let edges = dns.zones.iter().flat_map(|zone| &zone.edges);
+    let Some(ttl) = edges.map(|edge| edge.ttl).max() else { return };
+    let needed = Duration::from_secs(u64::from(ttl)) + LEAVING;
+    let is_node = dns.nodes.iter().any(|other| *other.name == node.name);
+    if is_node && node.drain_notice < needed {
+        let message = format!(
+            "node.drain_notice: expected at least {needed:?}, the longest \"ttl\" of an edge name and {LEAVING:?}, found {:?}: resolvers send clients to this node for so long after it began to drain",
+            node.drain_notice
+        );
+        section.mistake("zones", message);
+    }
+}
+
+/// Whole seconds, up to a week.
+fn read_ttl(section: &Section<'_>, name: &'static str, target: &mut u32) {
+    let mut ttl = Duration::from_secs((*target).into());
+    section.read_within(name, &mut ttl, Duration::ZERO..=TTL_MAX);
+    if ttl.subsec_nanos() > 0 {
+        section.mistake(name, format!("expected whole seconds, found {ttl:?}"));
+    }
+    *target = ttl.as_secs() as u32;
+}
+
+#[derive(Debug)]
+struct NodeAddress(IpAddr);
+
+impl Value for NodeAddress {
+    fn read(
+        value: &toml::Spanned<DeValue<'_>>,
+        reader: &super::super::reader::Reader<'_>,
+    ) -> Option<Self> {
+        let expected = "an IP address of the node, such as \"192.0.2.1\" or \"2001:db8::1\"";
+        super::super::values::text(value, reader, expected, |text| text.parse().ok().map(Self))
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const TTL_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Resolvers answer from their caches for a TTL, and a client may wait a little before it connects.
+const LEAVING: Duration = Duration::from_secs(10);

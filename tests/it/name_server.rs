@@ -1,0 +1,252 @@
+//! The name server at its sockets, asked by dig, kdig and dnsperf, which are other implementations.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use super::harness::{Edge, until};
+
+/// HTTP is not what these tests are about.
+const SITE: &str = "[sites.all]\nhosts = \"*\"\nrespond = { status = 200 }\n";
+
+const ZONE: &str = r#"
+[dns.server]
+addresses = "127.0.0.1:0"
+nsid = "edge-of-tests"
+rate_per_second = 0
+[dns.nodes.fra]
+region = "eu"
+addresses = ["192.0.2.1", "2001:db8::1"]
+latitude = 50.1
+longitude = 8.7
+[dns.nodes.iad]
+region = "us"
+addresses = "198.51.100.1"
+latitude = 39.0
+longitude = -77.5
+[dns.zones."cdn.example.org"]
+name_servers = ["ns1.cdn.example.org", "ns2.example.net"]
+records = [
+  "ns1 A 192.0.2.53",
+  "www CNAME @",
+  "*.wild TXT hello",
+  "@ MX 10 mail.example.org.",
+  '@ CAA 0 issue "ca.example"',
+  "svc HTTPS 1 . alpn=h2",
+  "child NS ns.child",
+  "ns.child A 192.0.2.54",
+]
+[dns.zones."cdn.example.org".edges."@"]
+"#;
+
+fn edge(zone: &str) -> (Edge, SocketAddr) {
+    let edge = Edge::with(&format!("{SITE}{zone}"));
+    let address = edge.node.dns[0];
+    (edge, address)
+}
+
+/// Runs a client and returns its standard output; `None` if it is not installed.
+fn run(command: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(command).args(arguments).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Asks with dig, or skips the test where it is not installed.
+fn dig(server: SocketAddr, arguments: &[&str]) -> Option<String> {
+    let (host, port) = (format!("@{}", server.ip()), server.port().to_string());
+    let fixed = [&*host, "-p", &*port, "+time=20", "+tries=1", "+norecurse"];
+    run("dig", &[&fixed[..], arguments].concat())
+}
+
+#[test]
+fn dig_gets_every_kind_of_answer() {
+    let (_edge, server) = edge(ZONE);
+    for (arguments, expected) in [
+        (
+            &["cdn.example.org", "SOA"][..],
+            &["NOERROR", "aa", "ns1.cdn.example.org. hostmaster.cdn.example.org. 1"][..],
+        ),
+        (&["cdn.example.org", "NS"], &["ns1.cdn.example.org.", "ns2.example.net."]),
+        (&["cdn.example.org", "MX"], &["10 mail.example.org."]),
+        (&["cdn.example.org", "CAA"], &["0 issue \"ca.example\""]),
+        (&["a.b.wild.cdn.example.org", "TXT"], &["\"hello\""]),
+        (&["svc.cdn.example.org", "HTTPS"], &["1 . alpn=\"h2\""]),
+        (
+            &["wWw.cdn.example.org", "A"],
+            &["wWw.cdn.example.org.", "CNAME\tcdn.example.org.", "\tA\t"],
+        ),
+        (
+            &["x.child.cdn.example.org", "A"],
+            &["NOERROR", "AUTHORITY: 1, ADDITIONAL: 2", "ns.child.cdn.example.org."],
+        ),
+        (&["nothing.cdn.example.org", "A"], &["NXDOMAIN", "SOA"]),
+        (&["example.com", "A"], &["REFUSED"]),
+        (&["cdn.example.org", "ANY", "+notcp"], &["HINFO\t\"RFC8482\" \"\""]),
+        (
+            &["cdn.example.org", "AAAA", "+subnet=141.76.2.0/24"],
+            &["2001:db8::1", "CLIENT-SUBNET: 141.76.2.0/24/"],
+        ),
+        (
+            &["cdn.example.org", "A", "+subnet=18.7.22.0/24"],
+            &["198.51.100.1", "CLIENT-SUBNET: 18.7.22.0/24/"],
+        ),
+        (&["cdn.example.org", "SOA", "+nsid"], &["edge-of-tests"]),
+        (&["cdn.example.org", "SOA", "+cookie"], &["(good)"]),
+        (&["cdn.example.org", "SOA", "+tcp"], &["NOERROR", "(TCP)"]),
+        (&["cdn.example.org", "AXFR"], &["Transfer failed"]),
+        (&["cdn.example.org", "SOA", "+edns=1", "+noednsneg"], &["BADVERS"]),
+        (&["cdn.example.org", "SOA", "+opcode=update"], &["NOTIMP"]),
+        (&["version.bind", "TXT", "CH"], &["REFUSED"]),
+    ] {
+        let Some(text) = dig(server, arguments) else { return };
+        for part in expected {
+            assert!(text.contains(part), "{arguments:?} without {part:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn kdig_gets_the_region_of_its_subnet() {
+    let (_edge, server) = edge(ZONE);
+    let (host, port) = (format!("@{}", server.ip()), server.port().to_string());
+    for (subnet, expected) in [("141.76.2.0/24", "192.0.2.1"), ("18.7.22.0/24", "198.51.100.1")] {
+        let option = format!("+subnet={subnet}");
+        let arguments =
+            [&*host, "-p", &port, "+timeout=20", "+cookie", &option, "cdn.example.org", "A"];
+        let Some(text) = run("kdig", &arguments) else { return };
+        assert!(text.contains(expected) && !text.contains("WARNING"), "{text}");
+    }
+}
+
+#[test]
+fn dnsperf_gets_an_answer_to_every_query() {
+    let (edge, server) = edge(ZONE);
+    let queries = edge.path("queries");
+    std::fs::write(&queries, "cdn.example.org A\nwww.cdn.example.org AAAA\nx.cdn.example.org A\n")
+        .expect("a file");
+    let (host, port) = (server.ip().to_string(), server.port().to_string());
+    let file = queries.display().to_string();
+    let arguments = ["-s", &*host, "-p", &port, "-d", &file, "-n", "2000", "-q", "50", "-t", "20"];
+    let Some(text) = run("dnsperf", &arguments) else { return };
+    assert!(text.contains("Queries completed:    6000 (100.00%)"), "{text}");
+    assert!(text.contains("NOERROR 4000") && text.contains("NXDOMAIN 2000"), "{text}");
+    until("all are counted", || edge.metric("skerry_dns_server_queries_total") == 6000.0);
+    assert_eq!(edge.metric("skerry_dns_server_responses_total{rcode=\"nxdomain\""), 2000.0);
+    assert_eq!(
+        edge.metric("skerry_dns_server_zone_responses_total{zone=\"cdn.example.org\""),
+        6000.0
+    );
+    assert!(edge.metric("skerry_dns_server_region_answers_total{region=\"eu\"") >= 4000.0);
+    assert_eq!(edge.metric("skerry_dns_server_duration_seconds_count"), 6000.0);
+}
+
+/// A query for the zone's SOA without EDNS.
+fn query() -> Vec<u8> {
+    let name = b"\x03cdn\x07example\x03org\x00";
+    [&[7, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], name, &[0, 6, 0, 1]].concat()
+}
+
+fn ask_tcp(stream: &mut TcpStream) -> Vec<u8> {
+    let query = query();
+    stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat()).expect("sent");
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).expect("a length");
+    let mut response = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut response).expect("a response");
+    response
+}
+
+#[test]
+fn a_tcp_connection_takes_many_queries_and_each_client_a_limited_number() {
+    let zone = ZONE.replace("rate_per_second", "tcp_per_address_max = 2\nrate_per_second");
+    let (edge, server) = edge(&zone);
+    let mut open: Vec<TcpStream> =
+        (0..2).map(|_| TcpStream::connect(server).expect("loopback")).collect();
+    for _ in 0..3 {
+        for stream in &mut open {
+            assert_eq!(ask_tcp(stream)[..2], [7, 7]);
+        }
+    }
+    let mut third = TcpStream::connect(server).expect("the kernel accepts");
+    third.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    assert_eq!(third.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed at once");
+    assert_eq!(edge.metric("skerry_dns_server_tcp_refused_total"), 1.0);
+    open.clear();
+    until("the closed ones are not counted", || {
+        edge.metric("skerry_dns_server_tcp_connections") == 0.0
+    });
+    ask_tcp(&mut TcpStream::connect(server).expect("loopback"));
+}
+
+#[test]
+fn a_server_on_all_addresses_answers_from_the_one_that_was_asked() {
+    let (_edge, server) = edge(&ZONE.replace("127.0.0.1:0", "0.0.0.0:0"));
+    for asked in ["127.0.0.1", "127.0.0.2"] {
+        let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        client.connect((asked, server.port())).expect("loopback");
+        client.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        client.send(&query()).expect("sent");
+        let mut response = [0; 512];
+        let length = client.recv(&mut response).expect("from the address that was asked");
+        assert_eq!((length > 50, &response[..2]), (true, &[7, 7][..]));
+    }
+}
+
+#[test]
+fn a_flood_from_one_network_is_limited_and_its_clients_are_told_to_use_tcp() {
+    let zone = ZONE.replace("rate_per_second = 0", "rate_per_second = 10\nrate_slip = 3");
+    let (edge, server) = edge(&zone);
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    client.connect(server).expect("loopback");
+    for _ in 0..1000 {
+        client.send(&query()).expect("sent");
+    }
+    let limited = || edge.metric("skerry_dns_server_rate_limited_total");
+    let sent = || edge.metric("skerry_dns_server_responses_total");
+    let lost = || edge.metric("skerry_dns_server_dropped_total");
+    let dropped = || edge.metric("skerry_dns_server_rate_limited_total{outcome=\"dropped\"");
+    until("all are counted", || sent() + dropped() + lost() >= 1000.0);
+    // The flood takes less than a few seconds even on a slow machine.
+    assert!(limited() > 500.0 && sent() < 500.0, "{} limited, {} sent", limited(), sent());
+    client.set_nonblocking(true).expect("an option");
+    let (mut truncated, mut response) = (0, [0; 512]);
+    while let Ok(length) = client.recv(&mut response) {
+        let is_truncated = response[2] & 2 != 0;
+        truncated += usize::from(is_truncated);
+        assert!(!is_truncated || length == query().len(), "a truncated response has no records");
+    }
+    assert!(truncated > 100, "{truncated}");
+    assert!(ask_tcp(&mut TcpStream::connect(server).expect("loopback")).len() > 50);
+}
+
+#[test]
+fn a_reload_changes_zones_and_nodes_and_a_broken_zone_changes_nothing() {
+    let (edge, server) = edge(ZONE);
+    let ask = |name: &str| dig(server, &[name, "A", "+short", "+subnet=141.76.2.0/24"]);
+    let Some(first) = ask("cdn.example.org") else { return };
+    assert_eq!(first.trim(), "192.0.2.1");
+    let other = ZONE
+        .replace("\"www CNAME @\"", "\"new A 192.0.2.99\"")
+        .replace("[dns.nodes.iad]", "state = \"draining\"\n[dns.nodes.iad]");
+    edge.reload(&format!("{SITE}{other}")).expect("no mistakes");
+    assert_eq!(ask("new.cdn.example.org").expect("dig").trim(), "192.0.2.99");
+    until("the node has left the answers", || {
+        ask("cdn.example.org").expect("dig").trim() == "198.51.100.1"
+    });
+    let broken = ZONE.replace("www CNAME @", "www CNAME");
+    let mistakes = edge.reload(&format!("{SITE}{broken}")).expect_err("a mistake");
+    assert!(mistakes[0].contains("www CNAME"), "{mistakes:?}");
+    assert_eq!(ask("new.cdn.example.org").expect("dig").trim(), "192.0.2.99");
+}
+
+#[test]
+fn a_draining_node_leaves_its_own_answers() {
+    let own = "[node]\ndrain_notice = \"40s\"\n[dns.nodes.edge]\nregion = \"eu\"\naddresses = \"192.0.2.7\"\n";
+    let (edge, server) = edge(&format!("{ZONE}addresses_max = 16\n{own}"));
+    let ask = || dig(server, &["cdn.example.org", "A", "+short", "+subnet=141.76.2.0/24"]);
+    let Some(before) = ask() else { return };
+    assert_eq!(before.lines().count(), 2, "{before}");
+    assert_eq!(edge.admin("POST", "/drain", "").status, 202);
+    until("its address is in no answer", || ask().expect("dig").trim() == "192.0.2.1");
+}
