@@ -149,6 +149,24 @@ macro_rules! reasons {
     };
 }
 
+/// Results of requests that were hits, fresh or stale (`hit` in `Cache-Status`).
+pub(crate) const HIT_RESULTS: [&str; 6] = [
+    "hit",
+    Reason::WhileRevalidate.as_str(),
+    Reason::IfError.as_str(),
+    Reason::WhenSlow.as_str(),
+    Reason::MaxStale.as_str(),
+    Reason::BusSilent.as_str(),
+];
+
+/// Results of requests that the node answered without the cache and without an origin.
+pub(crate) const GENERATED_RESULTS: [&str; 4] = [
+    Reason::Refused.as_str(),
+    Reason::Denied.as_str(),
+    Reason::RateLimited.as_str(),
+    Reason::AnsweredHere.as_str(),
+];
+
 reasons! {
     // Why neither the cache nor an origin was used.
     Refused "refused" - "The request is invalid, or no site has its host.";

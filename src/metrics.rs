@@ -5,7 +5,10 @@
 //! [`Metrics::register`]. Names follow the conventions of Prometheus. docs/reference/metrics.md is generated
 //! from [`TABLE`].
 
+mod history;
 mod process;
+
+pub(crate) use history::{History, Interval};
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,6 +129,7 @@ table! {
     Requests, Counter, "requests", "Requests received.";
     Responses, Counter, "responses", "Responses sent, by class of status.", "class" = STATUS_CLASSES;
     ResponseBytes, Counter, "response_body_bytes", "Body bytes passed to client connections.";
+    ForwardedBytes, Counter, "forwarded_body_bytes", "Body bytes of responses that were not hits, passed to client connections.";
     CacheRequests, Counter, "cache_requests", "Requests, by how the cache handled them: hit, or the reason for not being a hit, as in the access log.",
         "result" = CACHE_RESULTS;
     RequestSeconds, Histogram, "request_duration_seconds", "Time from the request's header section to the response's (time to first byte).";
@@ -302,6 +306,14 @@ impl Metrics {
             Kind::Counter | Kind::Gauge => sum(&self.slots, first + label),
             Kind::Histogram => (first..=first + OVERFLOW).map(|cell| sum(&self.slots, cell)).sum(),
         }
+    }
+
+    /// The sums over all workers: of a counter or gauge a value for each of its series; of a histogram the number
+    /// of observations in each bucket of [`BUCKETS_US`], then those above, then the sum in microseconds.
+    pub(crate) fn sums(&self, metric: Metric) -> Vec<u64> {
+        let first = OFFSETS[metric as usize];
+        let cells = first..first + cells_of(&TABLE[metric as usize]);
+        cells.map(|cell| sum(&self.slots, cell)).collect()
     }
 
     /// The response to a scrape (OpenMetrics 1.0).

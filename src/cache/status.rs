@@ -67,6 +67,11 @@ impl CacheStatus {
         matches!(self.handling, Handling::Generated(_))
     }
 
+    /// Whether the response comes from the cache without forwarding, fresh or stale.
+    pub(crate) fn is_hit(&self) -> bool {
+        matches!(self.handling, Handling::Hit)
+    }
+
     /// The reason to log and count: `detail` if there is one, else why it was no hit.
     pub(crate) fn reason(&self) -> Option<Reason> {
         self.detail.or(match self.handling {

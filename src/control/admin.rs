@@ -301,6 +301,8 @@ impl Admin {
             "/nodes" => Ok(self.nodes()),
             "/store" => Ok(self.store_stat()),
             "/origins" => Ok(json_response(StatusCode::OK, &self.node.origins())),
+            "/certificates" => Ok(json_response(StatusCode::OK, &self.node.certificates())),
+            "/overview" => self.overview(request.uri().query().unwrap_or_default()),
             "/explain" => self.explain(request).await,
             "/reload" => self.reload().await,
             _ => {
@@ -397,6 +399,19 @@ impl Admin {
         Ok(json_response(StatusCode::OK, &explained.map_err(Problem::bad_request)?))
     }
 
+    /// `GET /overview?since=MS&top=N`.
+    fn overview(&self, query: &str) -> Result<Response<Full<Bytes>>, Problem> {
+        check_parameters(query, &["since", "top"])?;
+        let number = |name: &str| match parameter(query, name)? {
+            None => Ok(0),
+            Some(text) => text.parse::<u64>().map_err(|_| {
+                Problem::bad_request(format!("{name} is {text:?}: expected a whole number"))
+            }),
+        };
+        let top = number("top")?.min(TOP_MAX) as usize;
+        Ok(json_response(StatusCode::OK, &self.node.overview(number("since")?, top)))
+    }
+
     async fn reload(&self) -> Result<Response<Full<Bytes>>, Problem> {
         match self.node.reload().await {
             Ok(changes) => Ok(json_response(StatusCode::OK, &json!({"changes": changes}))),
@@ -419,6 +434,8 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/nodes", Method::GET),
     ("/store", Method::GET),
     ("/origins", Method::GET),
+    ("/certificates", Method::GET),
+    ("/overview", Method::GET),
     ("/explain", Method::GET),
     ("/reload", Method::POST),
     ("/drain", Method::POST),
@@ -441,4 +458,6 @@ fn explained_fields(headers: &http::HeaderMap) -> http::HeaderMap {
 /// Open connections. Further ones wait to be accepted. If more than half are open, a new connection is
 /// closed after one call.
 const CONNECTIONS_MAX: usize = 1024;
+/// URLs that `GET /overview` may list.
+const TOP_MAX: u64 = 100;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

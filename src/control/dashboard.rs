@@ -42,15 +42,25 @@ pub(super) fn check_origin<B>(request: &Request<B>) -> Result<(), Problem> {
     Ok(())
 }
 
-const FILES: [(&str, &str, &str); 3] = [
-    ("/", "text/html; charset=utf-8", include_str!("dashboard/page.html")),
-    ("/dashboard.css", "text/css; charset=utf-8", include_str!("dashboard/style.css")),
-    ("/dashboard.js", "text/javascript; charset=utf-8", include_str!("dashboard/script.js")),
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+const FILES: [(&str, &str, &str); 9] = [
+    ("/", HTML, include_str!("dashboard/page.html")),
+    ("/dashboard.css", CSS, include_str!("dashboard/style.css")),
+    ("/dashboard.svg", "image/svg+xml", include_str!("dashboard/icon.svg")),
+    ("/dashboard.js", SCRIPT, include_str!("dashboard/script.js")),
+    ("/dashboard-page.js", SCRIPT, include_str!("dashboard/page.js")),
+    ("/dashboard-charts.js", SCRIPT, include_str!("dashboard/charts.js")),
+    ("/dashboard-overview.js", SCRIPT, include_str!("dashboard/overview.js")),
+    ("/dashboard-views.js", SCRIPT, include_str!("dashboard/views.js")),
+    ("/dashboard-explain.js", SCRIPT, include_str!("dashboard/explain.js")),
 ];
 
 /// Loads nothing from other hosts, and forbids frames, so that no page can trick an operator into a
 /// click on *Purge* (clickjacking).
-const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
     connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 
 #[cfg(test)]
@@ -77,11 +87,23 @@ mod tests {
     }
 
     #[test]
-    fn the_page_names_its_own_files() {
-        let page = FILES[0].2;
+    fn the_page_and_its_scripts_name_the_files_that_there_are() {
+        let whole: String = FILES.iter().map(|(_, _, content)| *content).collect();
         for (path, ..) in &FILES[1..] {
-            assert!(page.contains(&format!("\"{}\"", &path[1..])), "{path}");
+            let name = &path[1..];
+            let is_named = [format!("\"{name}\""), format!("\"./{name}\"")];
+            assert!(is_named.iter().any(|name| whole.contains(name)), "{path}");
+        }
+        for (_, rest) in whole.match_indices("from \"./").map(|(at, _)| whole.split_at(at + 8)) {
+            let name = rest.split('"').next().unwrap_or_default();
+            assert!(file(&format!("/{name}")).is_some(), "{name}");
         }
         assert!(file("/").is_some() && file("/dashboard").is_none());
+    }
+
+    #[test]
+    fn the_dashboard_is_small() {
+        let bytes: usize = FILES.iter().map(|(_, _, content)| content.len()).sum();
+        assert!(bytes < 100_000, "{bytes} bytes");
     }
 }

@@ -36,6 +36,11 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     ) -> ActionFuture<'a, Result<(StatusCode, Bytes), String>>;
     /// The most requested URLs among the purged objects.
     fn urls_to_refresh(&self, refresh: Refresh) -> ActionFuture<'_, Vec<Box<str>>>;
+    /// The state of the node, its last hour after `since_ms` (milliseconds since 1970) and the `top` most requested
+    /// URLs, for `GET /overview`.
+    fn overview(&self, since_ms: u64, top: usize) -> Value;
+    /// The certificates of the listeners, for `GET /certificates`.
+    fn certificates(&self) -> Value;
     /// The pools with the state of each origin, for `GET /origins`.
     fn origins(&self) -> Value;
     /// Explains whether a request for this URL would be a hit, and why.

@@ -40,7 +40,7 @@ pub(crate) use kernel::KernelMemory;
 pub(crate) use settings::{
     CertificateFiles, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion, Transport,
 };
-pub(crate) use tls::{TlsError, TlsState, check_certificate, check_ticket_keys};
+pub(crate) use tls::{CertificateReport, TlsError, TlsState, check_certificate, check_ticket_keys};
 
 /// What the listeners of all workers share: the limits, the counts that they are checked against, and TLS.
 #[derive(Debug)]

@@ -139,6 +139,14 @@ impl NodeActions for Shared {
         })
     }
 
+    fn overview(&self, since_ms: u64, top: usize) -> Value {
+        self.overview_report(since_ms, top)
+    }
+
+    fn certificates(&self) -> Value {
+        self.certificate_report()
+    }
+
     fn origins(&self) -> Value {
         origins::report(&self.plan.load().pools, self.clock.now())
     }

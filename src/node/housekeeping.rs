@@ -1,11 +1,13 @@
 //! Files that are read again when they change: the admin API's certificates and tokens, the GeoIP
-//! databases, and the credentials of pools. The listeners' certificates are watched in `listen/tls`.
+//! databases, and the credentials of pools. The listeners' certificates are watched in `listen/tls`. Also the
+//! samples of the history.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::shared::Shared;
-use crate::metrics::Metric;
+use crate::clock::unix_ms;
+use crate::metrics::{History, Metric};
 
 impl Shared {
     /// Reloads changed files every [`PERIOD`], as long as the node runs.
@@ -19,6 +21,14 @@ impl Shared {
                     PERIOD.as_secs()
                 );
             }
+        }
+    }
+
+    /// Adds a sample to the history once in [`History::PERIOD`], as long as the node runs.
+    pub(super) async fn record_history(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(History::PERIOD).await;
+            self.history.sample(unix_ms(self.clock.now()));
         }
     }
 

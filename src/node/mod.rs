@@ -7,8 +7,10 @@
 //! ```
 
 mod actions;
+mod alarms;
 mod housekeeping;
 mod origins;
+mod overview;
 mod shared;
 mod workers;
 
@@ -25,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, unix_ms};
 use crate::config::{Config, Flags};
 use crate::control::admin;
 use crate::control::bus::{Bus, BusParts};
@@ -35,7 +37,7 @@ use crate::control::tokens::TokenFile;
 use crate::dns::{DnsBindError, DnsSockets, NameServer, NameServerParts};
 use crate::guard::rate;
 use crate::listen::{self, ListenerState, TlsState, Transport, WorkerSockets};
-use crate::metrics::Metrics;
+use crate::metrics::{History, Metrics};
 use crate::notices::{self, SuppressedLines};
 use crate::purge::{self, Purges};
 use crate::respond::log::AccessLog;
@@ -190,6 +192,7 @@ impl Node {
             .map_err(system("cannot start the name server"))?;
         background.spawn(name_server.clone().follow_nodes());
         let dns = name_server.addresses().to_vec();
+        let clock_of_history = clock.clone();
         let shared = Arc::new(Shared {
             name_server,
             dns_nodes,
@@ -212,6 +215,9 @@ impl Node {
             draining: AtomicBool::new(false),
             clock,
             recorder: metrics.background(),
+            history: History::new(metrics.clone(), unix_ms(clock_of_history.now())),
+            recent_errors: log.recent_errors().clone(),
+            started_ms: unix_ms(clock_of_history.now()),
             config: Mutex::new(config),
         });
         let workers = WorkerThreads::new(&shared, &metrics, &log, drain, resolver)
@@ -224,6 +230,7 @@ impl Node {
         background.spawn(run_purge_requests(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
         background.spawn(shared.clone().watch_files());
+        background.spawn(shared.clone().record_history());
         if let Some(tls) = &shared.tls {
             background.spawn(tls.clone().watch());
         }

@@ -15,8 +15,8 @@ use crate::control::tokens::TokenFile;
 use crate::dns::{EdgeNode, EdgeState, NameServer};
 use crate::guard::{Gate, rate};
 use crate::listen::{DrainSwitch, ListenerState, TlsState};
-use crate::metrics::Recorder;
-use crate::respond::Identity;
+use crate::metrics::{History, Recorder};
+use crate::respond::{Identity, RecentErrors};
 use crate::route::Routes;
 use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
@@ -52,6 +52,11 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     /// Counts what happens outside the workers.
     pub(super) recorder: Recorder,
+    /// The last hour, for the dashboard.
+    pub(super) history: History,
+    pub(super) recent_errors: Arc<RecentErrors>,
+    /// When the node was started, in milliseconds since 1970.
+    pub(super) started_ms: u64,
 }
 
 impl Shared {

@@ -86,6 +86,9 @@ pub(crate) fn count_and_log(
     let status = response.status;
     recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
     recorder.observe(Metric::RequestSeconds, elapsed);
+    if status.is_server_error() {
+        log.recent_errors().note(&transaction, status);
+    }
     // A request without a site (refused, or for an unknown host) has no cache result.
     if transaction.request.site.is_some() {
         recorder.count_labelled(Metric::CacheRequests, cache_result(&transaction.response));
@@ -93,7 +96,7 @@ pub(crate) fn count_and_log(
     match response.body {
         Body::Empty | Body::Full(_) => {
             let bytes = response.body.exact_length().unwrap_or_default();
-            recorder.add(Metric::ResponseBytes, bytes);
+            count_bytes(recorder, &transaction.response, bytes);
             if log.is_on() {
                 write_line(log, &transaction, status, bytes, elapsed);
             }
@@ -107,6 +110,13 @@ pub(crate) fn count_and_log(
                 LoggedBody { body, transaction, recorder, log, status, bytes: 0, is_complete };
             Reply { status, received, fields, body: Body::stream(body) }
         }
+    }
+}
+
+fn count_bytes(recorder: &Recorder, facts: &ResponseFacts, bytes: u64) {
+    recorder.add(Metric::ResponseBytes, bytes);
+    if !facts.cache_status.is_hit() {
+        recorder.add(Metric::ForwardedBytes, bytes);
     }
 }
 
@@ -171,7 +181,7 @@ impl BodySource for LoggedBody {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.bytes += bytes;
-                self.recorder.add(Metric::ResponseBytes, bytes);
+                count_bytes(&self.recorder, &self.transaction.response, bytes);
                 self.is_complete = is_complete(&self.body);
             }
             Some(Err(error)) => {

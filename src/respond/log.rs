@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::RecentErrors;
 use crate::clock::Clock;
 use crate::context::push_address;
 use crate::metrics::{Metric, Recorder};
@@ -57,6 +58,7 @@ pub(crate) struct AccessLog {
     sender: Option<SyncSender<Vec<u8>>>,
     reopen: Arc<AtomicBool>,
     writer: Option<JoinHandle<()>>,
+    errors: Arc<RecentErrors>,
 }
 
 impl AccessLog {
@@ -66,8 +68,13 @@ impl AccessLog {
     /// The file cannot be opened for appending, or the thread cannot be started.
     pub(crate) fn start(settings: &Settings) -> io::Result<Self> {
         let reopen = Arc::new(AtomicBool::new(false));
-        let mut log =
-            Self { settings: settings.clone(), sender: None, reopen: reopen.clone(), writer: None };
+        let mut log = Self {
+            settings: settings.clone(),
+            sender: None,
+            reopen: reopen.clone(),
+            writer: None,
+            errors: Arc::default(),
+        };
         let Some(out) = Output::open(&settings.target)? else { return Ok(log) };
         let (sender, receiver) = sync_channel(settings.buffers_max);
         let writer = std::thread::Builder::new().name("access-log".into());
@@ -86,7 +93,13 @@ impl AccessLog {
             second: RefCell::default(),
             recorder,
             clock,
+            errors: self.errors.clone(),
         }
+    }
+
+    /// The latest errors of all workers. They are kept without an access log, too.
+    pub(crate) fn recent_errors(&self) -> &Arc<RecentErrors> {
+        &self.errors
     }
 
     /// Reopens the file before the next write, for log rotation.
@@ -114,9 +127,15 @@ pub(crate) struct LogBuffer {
     second: RefCell<CachedSecond>,
     recorder: Recorder,
     clock: Clock,
+    errors: Arc<RecentErrors>,
 }
 
 impl LogBuffer {
+    /// Where errors are kept for the dashboard.
+    pub(super) fn recent_errors(&self) -> &RecentErrors {
+        &self.errors
+    }
+
     /// The current time, for the durations in log lines.
     pub(crate) fn instant(&self) -> Instant {
         self.clock.instant()
@@ -417,6 +436,7 @@ mod tests {
             sender: Some(sender),
             reopen: Arc::default(),
             writer: None,
+            errors: Arc::default(),
         };
         let buffer = log.buffer(metrics.worker(0), Clock::system());
         for _ in 0..3 {

@@ -57,6 +57,25 @@ impl Popular {
         urls.into_iter().map(|(url, _)| url).collect()
     }
 
+    /// The URLs of the most requested stored responses, with their shares of all hits that are counted here, from 0
+    /// to 1; at most `limit`.
+    pub(crate) fn top(&self, limit: usize) -> Vec<(Box<str>, f64)> {
+        let mut counts: HashMap<Box<str>, u64> = HashMap::new();
+        for core in 0..self.cores.len() {
+            // The lock is released before the URLs are read.
+            let counted = self.counters(core).all();
+            for (count, head) in counted {
+                *counts.entry(head.response.purge_target().url.into()).or_default() +=
+                    u64::from(count);
+            }
+        }
+        let all = counts.values().sum::<u64>().max(1) as f64;
+        let mut top: Vec<(Box<str>, u64)> = counts.into_iter().collect();
+        top.sort_by(|(url, count), (other, others)| others.cmp(count).then(url.cmp(other)));
+        top.truncate(limit);
+        top.into_iter().map(|(url, count)| (url, count as f64 / all)).collect()
+    }
+
     fn counters(&self, core: usize) -> MutexGuard<'_, Counters> {
         self.cores[core].lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -48,7 +48,7 @@ pub(crate) use self::read::StoredBody;
 pub(crate) use self::record::{ObjectId, Record, StoredHead};
 pub(crate) use self::settings::{Admission, Directory, DiskReserve, Settings, SiteShare};
 pub(crate) use self::space::{bytes_text, memory_bytes, misfits};
-pub(crate) use self::stat::Stat;
+pub(crate) use self::stat::{DirectoryStat, Service, Stat};
 pub(crate) use self::write::{ObjectWriter, WriteError};
 
 use self::newest_objects::NewestObjects;

@@ -41,13 +41,15 @@ impl Drop for Server {
     }
 }
 
-fn installed(path: &str) -> PathBuf {
+/// A file or folder that tests/clients/install puts into target/clients.
+pub fn installed(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients").join(path);
     assert!(path.exists(), "{} is not there: run tests/clients/install", path.display());
     path
 }
 
-fn script(name: &str) -> PathBuf {
+/// A script of tests/clients.
+pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 

@@ -7,6 +7,7 @@ mod clients;
 mod conformance;
 mod content;
 mod crash;
+mod dashboard;
 mod deploy;
 mod docs;
 mod explain;

@@ -374,6 +374,18 @@ impl Bus {
         members
     }
 
+    /// The state of the bus. `None`: this node has no bus.
+    pub(crate) fn report(&self) -> Option<BusReport> {
+        let inner = &self.inner;
+        inner.connector.as_ref()?;
+        Some(BusReport {
+            is_connected: inner.gauges.connected.get() > 0,
+            is_silent: inner.is_silent.load(Ordering::Relaxed),
+            lag: inner.gauges.lag.get(),
+            outbox: inner.purges.outbox_len(),
+        })
+    }
+
     /// Why `/readyz` must report this node as not ready. `None`: the bus gives no reason.
     pub(crate) fn not_ready(&self) -> Option<&'static str> {
         let is_silent = self.inner.is_silent.load(Ordering::Relaxed);
@@ -405,6 +417,19 @@ impl Bus {
             let _ = connection.remove_node(&self.inner.identity.name).await;
         }
     }
+}
+
+/// The state of the purge bus, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BusReport {
+    /// The stream is being read.
+    pub is_connected: bool,
+    /// Nothing was heard for `bus.silence_max`.
+    pub is_silent: bool,
+    /// Entries of the stream that this node has not applied yet.
+    pub lag: i64,
+    /// Purges ordered here that the stream does not have yet.
+    pub outbox: usize,
 }
 
 impl PurgeStatus {

@@ -68,6 +68,11 @@ impl CertificatesBySni {
         certificates.refuse_misdirected.then(|| certificates.names.clone())
     }
 
+    /// All certificates, in the order of the settings.
+    pub(super) fn all(&self) -> Vec<Arc<CertifiedKey>> {
+        self.0.load().all.clone()
+    }
+
     pub(super) fn swap(&self, certificates: Certificates) {
         self.0.store(Arc::new(certificates));
     }

@@ -6,6 +6,7 @@
 //! rustls does not allow it with stateless tickets, and nothing behind it detects a replayed request.
 
 mod certificates;
+mod report;
 pub(super) mod self_signed;
 mod tickets;
 mod validity;
@@ -28,6 +29,7 @@ use super::settings::{CertificateFiles, TicketKeys, TlsSettings, TlsVersion};
 use certificates::{Certificates, CertificatesBySni, load_pair, names_of};
 use tickets::Tickets;
 
+pub(crate) use report::CertificateReport;
 pub(crate) use self_signed::self_signed_in;
 
 /// Certificates, ticket keys, and the rustls configuration that uses them.

@@ -1,0 +1,140 @@
+//! The state of a node for the dashboard: `GET /overview` and `GET /certificates`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::alarms::{self, Alarm};
+use super::shared::Shared;
+use crate::clock::unix_ms;
+use crate::control::node_actions::NodeActions;
+use crate::listen::TlsState;
+use crate::metrics::{History, Interval};
+use crate::upstream::HealthClass;
+
+impl Shared {
+    /// The response of `GET /overview`: the intervals of the last hour that ended after `since_ms`, and the `top`
+    /// most requested URLs.
+    pub(super) fn overview_report(&self, since_ms: u64, top: usize) -> Value {
+        let now = self.clock.now();
+        let now_ms = unix_ms(now);
+        let intervals = self.history.since(since_ms);
+        let top = if top > 0 { self.popular.top(top) } else { Vec::new() };
+        let errors = self.recent_errors.list().into_iter().map(|error| {
+            json!({
+                "at_ms": error.at_ms,
+                "id": error.id,
+                "status": error.status,
+                "request": error.request,
+                "failure": error.failure,
+                "origin": error.origin,
+            })
+        });
+        let config = self.config().node.clone();
+        json!({
+            "node": config.name,
+            "region": config.region,
+            "version": env!("CARGO_PKG_VERSION"),
+            "now_ms": now_ms,
+            "started_ms": self.started_ms,
+            "not_ready": self.not_ready(),
+            "alarms": self.alarms().iter().map(alarm_as_json).collect::<Vec<_>>(),
+            "period_ms": History::PERIOD.as_millis() as u64,
+            "columns": COLUMNS,
+            "intervals": intervals.iter().map(row).collect::<Vec<_>>(),
+            "now": row(&self.history.last(NOW, now_ms)),
+            "reasons": self.history.reasons(now_ms),
+            "top": top,
+            "errors": errors.collect::<Vec<_>>(),
+        })
+    }
+
+    /// The response of `GET /certificates`.
+    pub(super) fn certificate_report(&self) -> Value {
+        let reports = self.tls.as_deref().map(TlsState::report).unwrap_or_default();
+        let certificates = reports.iter().map(|certificate| {
+            json!({
+                "file": certificate.file,
+                "names": certificate.names,
+                "until_ms": certificate.until.map(unix_ms),
+                "self_signed": certificate.is_self_signed,
+            })
+        });
+        let now_ms = unix_ms(self.clock.now());
+        json!({ "now_ms": now_ms, "certificates": certificates.collect::<Vec<_>>() })
+    }
+
+    /// The most urgent first.
+    fn alarms(&self) -> Vec<Alarm> {
+        let now = self.clock.now();
+        let minute = self.history.last(Duration::from_secs(60), unix_ms(now));
+        let certificates = self.tls.as_deref().map(TlsState::report).unwrap_or_default();
+        let plan = self.plan.load();
+        let pools = plan.pools.iter().filter_map(|pool| {
+            let counts = HealthClass::ALL.iter().zip(pool.counts());
+            let (mut all, mut out) = (0, 0);
+            for (class, count) in counts {
+                all += count;
+                out += if class.is_usable() { 0 } else { count };
+            }
+            alarms::of_pool(pool.name(), all, out)
+        });
+        let mut alarms: Vec<Alarm> = alarms::of_readiness(self.not_ready()).into_iter().collect();
+        alarms.extend(pools);
+        alarms.extend(alarms::of_requests(&minute));
+        alarms.extend(alarms::of_bus(self.bus.report()));
+        alarms.extend(self.store.stat().directories.iter().filter_map(alarms::of_directory));
+        alarms.extend(certificates.iter().filter_map(|it| alarms::of_certificate(it, now)));
+        alarms.sort_by_key(|alarm| !alarm.is_urgent);
+        alarms.truncate(ALARMS_MAX);
+        alarms
+    }
+}
+
+fn alarm_as_json(alarm: &Alarm) -> Value {
+    json!({ "urgent": alarm.is_urgent, "cause": alarm.cause, "action": alarm.action })
+}
+
+/// The values of [`COLUMNS`].
+fn row(interval: &Interval) -> [u64; COLUMNS.len()] {
+    let [p50, p90, p99] = interval.first_byte_us;
+    [
+        interval.end_ms,
+        interval.length_ms,
+        interval.requests,
+        interval.lookups,
+        interval.hits,
+        interval.bytes,
+        interval.forwarded_bytes,
+        interval.client_errors,
+        interval.server_errors,
+        interval.upstream_requests,
+        interval.upstream_failures,
+        p50,
+        p90,
+        p99,
+    ]
+}
+
+/// The names of the values of an interval, so that an hour of them is short.
+const COLUMNS: [&str; 14] = [
+    "end_ms",
+    "length_ms",
+    "requests",
+    "lookups",
+    "hits",
+    "bytes",
+    "forwarded_bytes",
+    "client_errors",
+    "server_errors",
+    "upstream_requests",
+    "upstream_failures",
+    "p50_us",
+    "p90_us",
+    "p99_us",
+];
+
+/// The time that counts as now: from the sample that is at least this old.
+const NOW: Duration = Duration::from_secs(10);
+/// Alarms in one answer: a thousand expired certificates are one problem.
+const ALARMS_MAX: usize = 20;
