@@ -17,13 +17,18 @@ class Origin(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        # What is left of a request would be taken for the next one.
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = self.path.split("?")[0]
         host = self.headers.get("Host")
         content = f"{self.command} {self.path} of {host}\n".encode()
         if path == "/sitemap.xml":
             urls = "".join(f"<url><loc>http://{host}/{page}</loc></url>" for page in ("", "news", "assets/app.css"))
             content = f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{urls}</urlset>'.encode()
-        self.send_response(404 if path.startswith("/missing") else 200)
+        is_unchanged = self.headers.get("If-None-Match") == '"1"'
+        if is_unchanged:
+            content = b""
+        self.send_response(404 if path.startswith("/missing") else 304 if is_unchanged else 200)
         if path.startswith("/account"):
             self.send_header("Cache-Control", "private")
         elif path.startswith("/news"):
@@ -36,7 +41,8 @@ class Origin(BaseHTTPRequestHandler):
             self.send_header("Surrogate-Key", path.removeprefix("/tagged/"))
         self.send_header("ETag", '"1"')
         self.send_header("Content-Type", mimetypes.guess_type(path)[0] or "text/plain")
-        self.send_header("Content-Length", str(len(content)))
+        if not is_unchanged:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
