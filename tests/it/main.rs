@@ -18,6 +18,7 @@ mod gate;
 mod harness;
 mod hostile;
 mod http2;
+mod migrate;
 mod misdirected;
 mod name_server;
 mod operations;
