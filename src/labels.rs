@@ -402,6 +402,37 @@ labels! {
 }
 
 labels! {
+    /// What a source of origins has replied.
+    pub(crate) DiscoveryOutcome;
+    /// Other origins than before.
+    Changed "changed";
+    /// The same origins as before.
+    Unchanged "unchanged";
+    /// No origin; the last ones stay in use.
+    Empty "empty";
+    /// Nothing that can be used; the last origins stay in use.
+    Failed "failed";
+}
+
+labels! {
+    /// How the origins of a pool have changed.
+    pub(crate) MemberChange;
+    /// An origin is new in its pool.
+    Joined "joined";
+    /// An origin is no longer in its pool.
+    Left "left";
+}
+
+labels! {
+    /// Why a pool does not use an origin of a source.
+    pub(crate) LeftOut;
+    /// The pool has the maximum number of origins.
+    Limit "limit";
+    /// Its name cannot be used, such as in TLS.
+    Unusable "unusable";
+}
+
+labels! {
     /// How a fill ended.
     pub(crate) FillEnd;
     /// The complete response is stored.

@@ -55,7 +55,7 @@ pub use control::CALLS as ADMIN_CALLS;
 pub use control::tokens::token_line;
 pub use labels::{HeadError, ProxyError, Reason, Refusal};
 pub use metrics::{Kind as MetricKind, TABLE as METRICS};
-pub use node::{Node, StartError};
+pub use node::{Node, SourceAnswer, StartError, ask_sources};
 
 /// Release tests use the allocator of the binary, so that memory measurements match a real node.
 #[cfg(all(test, not(debug_assertions)))]

@@ -36,6 +36,9 @@ enum Command {
         /// The node's data directory: checks that the disk cache fits its file system.
         #[arg(long, value_name = "DIR", env = "SKERRY_DATA_DIR")]
         data_dir: Option<PathBuf>,
+        /// Also ask the sources of origins (DNS, HTTP) once, and print the origins that they give.
+        #[arg(long)]
+        sources: bool,
     },
     /// Purge cached content by URL, tag, prefix or site, or purge everything.
     Purge(purge::PurgeArguments),
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
         Some(Command::Run(flags)) => {
             run(Flags { from_environment: from_environment(&matches), ..flags })
         }
-        Some(Command::Check { file, data_dir }) => check(file, data_dir),
+        Some(Command::Check { file, data_dir, sources }) => check(file, data_dir, sources),
         Some(Command::Purge(arguments)) => purge::run(&arguments),
         Some(Command::Prefetch(arguments)) => prefetch::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
@@ -224,7 +227,7 @@ fn demo_flags(origin: SocketAddr) -> Flags {
     }
 }
 
-fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
+fn check(file: PathBuf, data_dir: Option<PathBuf>, asks_sources: bool) -> Result<(), String> {
     let flags = Flags { config: Some(file.clone()), data_dir, ..Flags::default() };
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     let (sites, pools) = config.counts();
@@ -235,7 +238,17 @@ fn check(file: PathBuf, data_dir: Option<PathBuf>) -> Result<(), String> {
     {
         report.push_str(&format!("warning: {warning}\n"));
     }
-    print(&report)
+    print(&report)?;
+    if !asks_sources {
+        return Ok(());
+    }
+    let replies = skerry::ask_sources(&config)?;
+    let failed = replies.iter().filter(|reply| reply.origins.is_err()).count();
+    print(&replies.iter().map(|reply| format!("{reply}\n")).collect::<String>())?;
+    match failed {
+        0 => Ok(()),
+        failed => Err(format!("{} gave no origins", count(failed, "source"))),
+    }
 }
 
 fn look_up_locations(arguments: &geo_command::GeoArguments) -> Result<(), String> {

@@ -24,9 +24,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
 use crate::labels::{
-    CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, FillEnd,
-    HandshakeOutcome, HeadError, Http2End, ProxyError, Refusal, RequestProtocol, SplitChoice,
-    Uncollapsed,
+    CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
+    FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, ProxyError, Refusal,
+    RequestProtocol, SplitChoice, Uncollapsed,
 };
 
 /// The type of a metric.
@@ -172,6 +172,12 @@ table! {
         "outcome" = &["passed", "failed"];
     UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "Time from sending a request to an origin to the header section of its response.";
     UpstreamCredentialsUnreadable, Counter, "upstream_credentials_unreadable", "Times that changed credentials of a pool could not be read; the ones of before stayed in use.";
+    UpstreamDiscoveries, Counter, "upstream_discoveries", "Replies of sources of origins (DNS, files, HTTP), by outcome.",
+        "outcome" = DiscoveryOutcome::WORDS;
+    UpstreamOriginsChanged, Counter, "upstream_origins_changed", "Origins that sources have added to pools and removed from them.",
+        "change" = MemberChange::WORDS;
+    UpstreamOriginsLeftOut, Counter, "upstream_origins_left_out", "Origins of sources that a pool did not use, by reason.",
+        "reason" = LeftOut::WORDS;
     DnsQuestions, Counter, "dns_questions", "DNS lookups of origin names.";
     DnsFailures, Counter, "dns_failures", "DNS lookups that returned no address.";
     DnsStale, Counter, "dns_stale", "DNS lookups answered with an expired address because DNS failed.";

@@ -35,26 +35,67 @@ pub fn run(arguments: &OriginsArguments) -> Result<(), String> {
 
 /// The response of `GET /origins` as a table. Times are relative to the time of the response.
 fn table(report: &Value) -> String {
-    let head =
-        ["pool", "origin", "state", "for", "next trial", "failures", "connections", "last check"];
-    let mut rows = vec![head.map(str::to_owned)];
     let now_ms = report["now_ms"].as_u64().unwrap_or_default();
-    for pool in report["pools"].as_array().into_iter().flatten() {
-        for origin in pool["origins"].as_array().into_iter().flatten() {
-            rows.push(row(&pool["pool"], origin, now_ms));
-        }
+    let rows = |list: &str, row: &dyn Fn(&Value, &Value) -> Vec<String>| -> Vec<Vec<String>> {
+        let pools = report["pools"].as_array().into_iter().flatten();
+        let items = pools.flat_map(|pool| {
+            let items = pool[list].as_array().into_iter().flatten();
+            items.map(|item| row(&pool["pool"], item))
+        });
+        items.collect()
+    };
+    let origins = rows("origins", &|pool, origin| origin_row(pool, origin, now_ms));
+    let sources = rows("sources", &|pool, source| source_row(pool, source, now_ms));
+    let mut text = aligned(&ORIGIN_HEAD, &origins);
+    if !sources.is_empty() {
+        text.push('\n');
+        text.push_str(&aligned(&SOURCE_HEAD, &sources));
     }
+    text
+}
+
+const ORIGIN_HEAD: [&str; 9] = [
+    "pool",
+    "origin",
+    "weight",
+    "state",
+    "for",
+    "next trial",
+    "failures",
+    "connections",
+    "last check",
+];
+const SOURCE_HEAD: [&str; 5] = ["pool", "source", "origins", "last answer", "failure"];
+
+/// A table whose columns are as wide as their longest cell.
+fn aligned(head: &[&str], rows: &[Vec<String>]) -> String {
+    let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
+    let rows: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<_> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |row: &[String; 8]| {
+    let line = |row: &&Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     rows.iter().map(line).collect()
 }
 
-fn row(pool: &Value, origin: &Value, now_ms: u64) -> [String; 8] {
-    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+fn source_row(pool: &Value, source: &Value, now_ms: u64) -> Vec<String> {
+    let ago = |at_ms: u64| format!("{} ago", seconds(now_ms.saturating_sub(at_ms)));
+    vec![
+        text(pool),
+        text(&source["source"]),
+        source["origins"].as_u64().map_or_else(|| "-".to_owned(), |count| count.to_string()),
+        source["answered_ms"].as_u64().map_or_else(|| "never".to_owned(), ago),
+        text(&source["failure"]),
+    ]
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("-").to_owned()
+}
+
+fn origin_row(pool: &Value, origin: &Value, now_ms: u64) -> Vec<String> {
     let state = match origin["why"].as_str() {
         Some(why) => format!("{} ({why})", text(&origin["state"])),
         None => text(&origin["state"]),
@@ -73,9 +114,10 @@ fn row(pool: &Value, origin: &Value, now_ms: u64) -> [String; 8] {
         (_, Some(failure)) => format!("failed: {failure}"),
         _ => "-".to_owned(),
     };
-    [
+    vec![
         text(pool),
         text(&origin["origin"]),
+        origin["weight"].to_string(),
         state,
         since.map_or_else(|| "-".to_owned(), |since| seconds(now_ms.saturating_sub(since))),
         next_trial,
@@ -101,20 +143,26 @@ mod tests {
     #[test]
     fn the_table_says_what_is_down_and_when_it_is_tried_again() {
         let report = serde_json::json!({"now_ms": 100_000, "pools": [{"pool": "app", "origins": [
-            {"origin": "http://a:80", "state": "up", "why": null, "since_ms": 40_000, "until_ms": null,
+            {"origin": "http://a:80", "weight": 1, "state": "up", "why": null, "since_ms": 40_000, "until_ms": null,
              "on_trial": false, "failures": 0, "connections": 3, "last_check": {"passed": true, "took_ms": 4}},
-            {"origin": "http://b:80", "state": "down", "why": "unreachable", "since_ms": 95_000,
+            {"origin": "http://b:80", "weight": 3, "state": "down", "why": "unreachable", "since_ms": 95_000,
              "until_ms": 104_500, "on_trial": false, "failures": 0, "connections": 0, "last_check": null},
+        ], "sources": [
+            {"source": "file x.toml", "origins": 2, "answered_ms": 97_000, "failure": null},
         ]}]});
         let table = table(&report);
         let lines: Vec<Vec<&str>> = table
             .lines()
             .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
             .collect();
-        assert_eq!(lines[1], ["app", "http://a:80", "up", "60s", "-", "0", "3", "passed in 4 ms"]);
+        assert_eq!(
+            lines[1],
+            ["app", "http://a:80", "1", "up", "60s", "-", "0", "3", "passed in 4 ms"]
+        );
         assert_eq!(
             lines[2],
-            ["app", "http://b:80", "down (unreachable)", "5s", "in 5s", "0", "0", "-"]
+            ["app", "http://b:80", "3", "down (unreachable)", "5s", "in 5s", "0", "0", "-"]
         );
+        assert_eq!(lines[5], ["app", "file x.toml", "2", "3s ago", "-"]);
     }
 }

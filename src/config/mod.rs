@@ -323,12 +323,12 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
 fn flag_origins(reader: &Reader<'_>, flags: &Flags, pools: &mut Vec<upstream::PoolDefinition>) {
     let mut origins = Vec::new();
     for url in &flags.origins {
-        match rooms::parse_origin(url) {
+        match upstream::Origin::parse(url) {
             Some(origin) => origins.push(origin),
             None => {
                 let written = DeValue::String(url.as_str().into());
                 let remedy = remedy::origin(&written).map(|remedy| format!("; {remedy}"));
-                let expected = rooms::ORIGIN_EXPECTED;
+                let expected = upstream::Origin::EXPECTED;
                 let remedy = remedy.unwrap_or_default();
                 reader.mistake_of(
                     flags.source("--origin"),

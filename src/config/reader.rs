@@ -127,7 +127,8 @@ impl<'a> Reader<'a> {
         self.notes.borrow_mut().mistakes.push((Some(span.start), mistake));
     }
 
-    fn warn(&self, span: &Range<usize>, message: String) {
+    /// Notes a warning at a place in the text.
+    pub(super) fn warn(&self, span: &Range<usize>, message: String) {
         // Without a file, warnings are about flags or defaults.
         let warning = match self.document.text().is_empty() {
             true => Mistake::without_place(self.document.name(), message),

@@ -12,6 +12,7 @@ mod housekeeping;
 mod origins;
 mod overview;
 mod shared;
+mod sources;
 mod workers;
 
 use std::io;
@@ -43,11 +44,12 @@ use crate::purge::{self, Purges};
 use crate::respond::log::AccessLog;
 use crate::serve::Popular;
 use crate::store::{self, Store};
-use crate::upstream::{Checks, Pools, Resolver};
+use crate::upstream::{Checks, Discovery, Pools, Resolver};
 
 use actions::run_purge_requests;
 use origins::OriginMetrics;
 use shared::{Shared, plan};
+pub use sources::{SourceAnswer, ask_sources};
 use workers::WorkerThreads;
 
 /// A running node. [`Node::drain`] and then [`Node::wait`] shut it down. Dropping it stops only the
@@ -179,6 +181,8 @@ impl Node {
         let resolver = Resolver::new(dns, handle.clone(), metrics.background());
         let mut checks = Checks::new(resolver.clone(), metrics.background(), handle.clone());
         checks.replace(&plan.pools);
+        let mut discovery = Discovery::new(resolver.clone(), metrics.background(), handle.clone());
+        discovery.replace(&plan.pools).wait();
         let plan = Arc::new(ArcSwap::from_pointee(plan));
         metrics.register_collector(Box::new(OriginMetrics::new(plan.clone())));
         let (dns_nodes, nodes) = watch::channel(config.dns.nodes.clone().into());
@@ -198,6 +202,7 @@ impl Node {
             dns_nodes,
             plan,
             checks: Mutex::new(checks),
+            discovery: Mutex::new(discovery),
             listeners: ListenerState::new(config.listen.limits.clone(), tls.clone(), clock.clone()),
             flags,
             rates,

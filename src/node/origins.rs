@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::clock::unix_ms;
 use crate::serve::Plan;
-use crate::upstream::{HealthClass, OriginReport, Pools, Why};
+use crate::upstream::{HealthClass, OriginReport, Pools, SourceReport, Why};
 
 /// The pools by name, each with its origins in the order of the configuration.
 pub(super) fn report(pools: &Pools, now: SystemTime) -> Value {
@@ -23,13 +23,28 @@ pub(super) fn report(pools: &Pools, now: SystemTime) -> Value {
     let pools = pools.into_iter().map(|pool| {
         let origins = pool.origins();
         let origins: Vec<_> = origins.iter().map(|origin| origin_report(origin, now)).collect();
-        json!({ "pool": &**pool.name(), "origins": origins })
+        let sources = pool.sources();
+        let sources: Vec<_> = sources.iter().map(|source| source_report(source, now)).collect();
+        json!({ "pool": &**pool.name(), "origins": origins, "sources": sources })
     });
     json!({ "now_ms": unix_ms(now), "pools": pools.collect::<Vec<_>>() })
 }
 
+fn source_report(source: &SourceReport, now: SystemTime) -> Value {
+    json!({
+        "source": source.source,
+        "origins": source.origins,
+        "answered_ms": source.answered.map(|ago| past(now, ago)),
+        "failure": source.failure.as_deref(),
+    })
+}
+
+/// Milliseconds since 1970 of a time before now.
+fn past(now: SystemTime, ago: Duration) -> u64 {
+    unix_ms(now.checked_sub(ago).unwrap_or(now))
+}
+
 fn origin_report(origin: &OriginReport, now: SystemTime) -> Value {
-    let past = |ago: Duration| unix_ms(now.checked_sub(ago).unwrap_or(now));
     let why = match origin.why {
         _ if origin.is_check_failing => Some("check"),
         Some(Why::Unreachable) => Some("unreachable"),
@@ -38,7 +53,7 @@ fn origin_report(origin: &OriginReport, now: SystemTime) -> Value {
     };
     let last_check = origin.last_check.as_ref().map(|check| {
         json!({
-            "at_ms": past(check.age()),
+            "at_ms": past(now, check.age()),
             "took_ms": check.took.as_millis() as u64,
             "passed": check.failure.is_none(),
             "failure": check.failure.as_deref(),
@@ -48,11 +63,13 @@ fn origin_report(origin: &OriginReport, now: SystemTime) -> Value {
         "origin": origin.origin,
         "state": origin.class.as_str(),
         "why": why,
-        "since_ms": past(origin.since),
+        "since_ms": past(now, origin.since),
         "until_ms": origin.until.map(|until| unix_ms(now + until)),
         "on_trial": origin.is_on_trial,
         "failures": origin.failures,
         "ejections": origin.ejections,
+        "weight": origin.weight,
+        "source": origin.source,
         "connections": origin.connections,
         "last_check": last_check,
     })

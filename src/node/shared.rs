@@ -20,7 +20,7 @@ use crate::respond::{Identity, RecentErrors};
 use crate::route::Routes;
 use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
-use crate::upstream::{Checks, MemberChanges, Pools};
+use crate::upstream::{Checks, Discovery, MemberChanges, Pools};
 
 /// The state that the workers, the admin API and the background tasks of one node share.
 pub(super) struct Shared {
@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub(super) plan: Arc<ArcSwap<Plan>>,
     /// The health checks of the plan's pools.
     pub(super) checks: Mutex<Checks>,
+    /// The sources of the plan's pools.
+    pub(super) discovery: Mutex<Discovery>,
     pub(super) rates: Arc<rate::RateTable>,
     pub(super) store: Store,
     pub(super) bus: Bus,
@@ -85,7 +87,7 @@ impl Shared {
 
     fn apply(&self, next: Config) -> Result<Vec<String>, Vec<String>> {
         let mut config = self.config();
-        let (plan, member_changes) = plan(&next, &self.plan.load().pools, &self.rates)?;
+        let (plan, mut member_changes) = plan(&next, &self.plan.load().pools, &self.rates)?;
         let one = |error: String| vec![error];
         if let Some(tls) = &self.tls {
             tls.replace(&next.listen.tls, &config.node.data_directory)
@@ -95,8 +97,13 @@ impl Shared {
             self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
         }
         self.name_server.replace(next.dns.clone()).map_err(one)?;
-        self.plan.store(Arc::new(plan));
         member_changes.apply();
+        // Before the plan is in use: a new pool has no members until its sources have replied.
+        let mut discovery = self.discovery.lock().unwrap_or_else(PoisonError::into_inner);
+        discovery.replace(&plan.pools).wait();
+        drop(discovery);
+        self.plan.store(Arc::new(plan));
+        member_changes.close_pools();
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         checks.replace(&self.plan.load().pools);
         drop(checks);

@@ -307,7 +307,7 @@ impl Dice {
 
 /// Maximum length of the schedule. Cut to it, shares are right to about a tenth of a percent. No pool
 /// has more origins, so that each can have a turn.
-const TURNS_MAX: usize = PoolSettings::ORIGINS_MAX;
+const TURNS_MAX: usize = PoolSettings::MEMBERS_MAX;
 /// From this many members on, least connections compares two random ones.
 const SCAN_MAX: usize = 8;
 /// Random members that are looked at to find two that are up; then all are compared.

@@ -80,7 +80,10 @@ pub(super) async fn dial(
     let settings = pool.settings();
     let after = settings.deadlines.connect;
     let (stream, address) = timeout(after, async {
-        let addresses = resolver.addresses(&origin.host_name).await?;
+        let addresses = match origin.address {
+            Some(address) => [address].into(),
+            None => resolver.addresses(&origin.host_name).await?,
+        };
         connect_any(origin, in_order(&addresses, origin.port, turn)).await
     })
     .await

@@ -63,6 +63,12 @@ pub(crate) enum FetchError {
         /// When the client may try again, in seconds; at least 1.
         retry_after: u32,
     },
+    /// The sources of the pool's origins have not given any yet.
+    #[error("pool {pool} has no origins yet: its sources gave none")]
+    NoOrigins {
+        /// The pool's name.
+        pool: Arc<str>,
+    },
     /// The pool's limit of connections to this origin is reached.
     #[error("{origin} has reached its limit of {limit} connections")]
     ConnectionLimit {
@@ -243,7 +249,7 @@ impl FetchError {
         match self {
             Self::DnsTimeout { .. } => ProxyError::DnsTimeout,
             Self::Dns { .. } => ProxyError::DnsError,
-            Self::AllDown { .. } => ProxyError::DestinationUnavailable,
+            Self::AllDown { .. } | Self::NoOrigins { .. } => ProxyError::DestinationUnavailable,
             Self::ConnectionLimit { .. } => ProxyError::ConnectionLimitReached,
             Self::Connect { source, .. } => match source.kind() {
                 io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
@@ -290,7 +296,7 @@ impl FetchError {
     /// origin.
     pub(crate) fn origin(&self) -> Option<&str> {
         match self {
-            Self::AllDown { .. } | Self::RequestBody { .. } => None,
+            Self::AllDown { .. } | Self::NoOrigins { .. } | Self::RequestBody { .. } => None,
             Self::DnsTimeout { host, .. } | Self::Dns { host, .. } => Some(host),
             Self::ConnectionLimit { origin, .. }
             | Self::Connect { origin, .. }
@@ -339,6 +345,7 @@ impl FetchError {
             Self::DnsTimeout { .. }
             | Self::Dns { .. }
             | Self::AllDown { .. }
+            | Self::NoOrigins { .. }
             | Self::ConnectionLimit { .. }
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
@@ -364,7 +371,10 @@ impl FetchError {
     /// What it says about the origin's health; `None`: nothing.
     pub(super) fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::RequestBody { .. } | Self::ConnectionLimit { .. } | Self::AllDown { .. } => None,
+            Self::RequestBody { .. }
+            | Self::ConnectionLimit { .. }
+            | Self::AllDown { .. }
+            | Self::NoOrigins { .. } => None,
             Self::Terminated { source, .. } if source.is_refused_stream() => None,
             Self::DnsTimeout { .. }
             | Self::Dns { .. }

@@ -1,9 +1,12 @@
 //! The members of a pool: its origins, with the state that all cores share.
 //!
-//! Scheme, host and port identify a member. A set is never changed: it is replaced by a new one
-//! ([`super::Pool`]). A member that is in both sets is the same object, so that its health, its
-//! count of connections and the connections that each core keeps to it survive the change.
+//! Scheme, host, port and address identify a member. A set is never changed: it is replaced by a
+//! new one ([`super::Pool`]). A member that is in both sets is the same object, so that its health,
+//! its count of connections and the connections that each core keeps to it survive the change.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -17,18 +20,41 @@ use super::deadline::monotonic_ms;
 use super::health::OriginHealth;
 use super::load::Load;
 use super::order::Tiers;
-use super::settings::{HostHeader, Origin, PoolError, PoolSettings, Scheme};
+use super::settings::{HostHeader, Origin, OriginKey, PoolError, PoolSettings, Scheme};
 use super::tls;
 
 /// One set of members, in the order of its origins.
 #[derive(Debug)]
 pub(super) struct Members {
     list: Box<[Arc<Member>]>,
-    /// What the set was built from. The weights are those of the members at the same positions.
+    /// What the set was built from, at the same positions.
     origins: Box<[Origin]>,
+    /// See [`ListedOrigin::source`], at the same positions.
+    sources: Box<[Option<usize>]>,
     /// In which order they are tried.
     tiers: Tiers,
 }
+
+/// An origin, and where the pool has it from.
+#[derive(Clone, Debug)]
+pub(super) struct ListedOrigin {
+    pub(super) origin: Origin,
+    /// Position among the pool's sources; `None`: the configuration lists the origin.
+    pub(super) source: Option<usize>,
+}
+
+/// A new set of members, and the origins that are not in it.
+#[derive(Debug)]
+pub(super) struct MembersBuild {
+    pub(super) members: Members,
+    /// Origins that cannot be used, by their sources.
+    pub(super) mistakes: Vec<(Option<usize>, PoolError)>,
+    /// Number of origins beyond [`PoolSettings::MEMBERS_MAX`].
+    pub(super) left_out: usize,
+}
+
+/// Members that a new set takes over.
+pub(super) type KnownMembers = HashMap<OriginKey, Arc<Member>>;
 
 /// One origin, with the state that all cores share.
 #[derive(Debug)]
@@ -38,7 +64,9 @@ pub(super) struct Member {
     pub(super) scheme: Scheme,
     pub(super) host_name: Arc<str>,
     pub(super) port: u16,
-    /// `host:port`, for logs and errors.
+    /// See [`Origin::address`].
+    pub(super) address: Option<IpAddr>,
+    /// `host:port`, or `address:port`, for logs and errors.
     pub(super) name: Arc<str>,
     /// The authority of requests: in the URI (HTTP/2) and, if so configured, in `Host`.
     pub(super) authority: Authority,
@@ -50,7 +78,7 @@ pub(super) struct Member {
     /// How busy and slow it is, if the pool's balance depends on it.
     pub(super) load: Load,
     pub(super) connections: Arc<AtomicUsize>,
-    /// A hash of scheme, host and port, the same on each node and after each restart.
+    /// A hash of scheme and name, the same on each node and after each restart.
     pub(super) hash: u64,
     removed: AtomicBool,
 }
@@ -65,26 +93,21 @@ pub(super) struct OriginTlsConfig {
 }
 
 impl Members {
-    /// The members for `origins`. One that `previous` also has is taken from there. An origin that
-    /// is listed twice becomes one member with the sum of the weights, at the first one's place.
+    /// The members for `listed`. Those in `known` are taken from there. An origin that is listed
+    /// twice becomes one member with the sum of the weights, at the first one's place.
     ///
     /// Reads the certificate files of the settings (blocking) if a member with `https` is new.
-    ///
-    /// # Errors
-    /// There are none or too many origins, or a new one cannot be used.
     pub(super) fn build(
         settings: &PoolSettings,
-        origins: &[Origin],
-        previous: Option<&Self>,
-    ) -> Result<Self, PoolError> {
-        let origins = merged(origins);
-        let (count, max) = (origins.len(), PoolSettings::ORIGINS_MAX);
-        if count == 0 || count > max {
-            return Err(PoolError::Origins { pool: settings.name.clone(), count, max });
-        }
+        listed: Vec<ListedOrigin>,
+        known: &KnownMembers,
+    ) -> MembersBuild {
+        let mut listed = merged(listed);
+        let left_out = listed.len().saturating_sub(PoolSettings::MEMBERS_MAX);
+        listed.truncate(PoolSettings::MEMBERS_MAX);
         let mut shared_config = None;
         let mut member = |origin: &Origin| {
-            if let Some(known) = previous.and_then(|members| members.find(origin)) {
+            if let Some(known) = known.get(&origin.key()) {
                 return Ok(known.clone());
             }
             let config = match (origin.scheme, &shared_config) {
@@ -96,14 +119,23 @@ impl Members {
             };
             Member::new(origin, settings, config).map(Arc::new)
         };
-        let list = origins.iter().map(&mut member).collect::<Result<_, _>>()?;
+        let (mut list, mut mistakes) = (Vec::with_capacity(listed.len()), Vec::new());
+        listed.retain(|entry| match member(&entry.origin) {
+            Ok(member) => {
+                list.push(member);
+                true
+            }
+            Err(mistake) => {
+                mistakes.push((entry.source, mistake));
+                false
+            }
+        });
+        let (origins, sources): (Vec<_>, Vec<_>) =
+            listed.into_iter().map(|entry| (entry.origin, entry.source)).unzip();
         let tiers = Tiers::new(&origins, settings.policy, settings.node);
-        Ok(Self { list, origins: origins.into(), tiers })
-    }
-
-    /// Whether [`Members::build`] would build the same set from `origins`.
-    pub(super) fn is_of(&self, origins: &[Origin]) -> bool {
-        *self.origins == *merged(origins)
+        let (origins, sources) = (origins.into(), sources.into());
+        let members = Self { list: list.into(), origins, sources, tiers };
+        MembersBuild { members, mistakes, left_out }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -122,6 +154,11 @@ impl Members {
         self.origins[position].weight
     }
 
+    /// See [`ListedOrigin::source`].
+    pub(super) fn source(&self, position: usize) -> Option<usize> {
+        self.sources[position]
+    }
+
     pub(super) fn tiers(&self) -> &Tiers {
         &self.tiers
     }
@@ -129,30 +166,53 @@ impl Members {
     /// Marks the members that `next` does not have. Their idle connections are closed, and busy
     /// ones after their exchange.
     pub(super) fn retire_all_but(&self, next: Option<&Self>) {
-        let stays = |member| next.is_some_and(|next| next.iter().any(|it| Arc::ptr_eq(it, member)));
-        for member in self.iter().filter(|member| !stays(member)) {
+        let stays: HashSet<u64> =
+            next.iter().flat_map(|next| next.iter()).map(|it| it.id).collect();
+        for member in self.iter().filter(|member| !stays.contains(&member.id)) {
             member.removed.store(true, Ordering::Relaxed);
         }
     }
 
-    fn find(&self, origin: &Origin) -> Option<&Arc<Member>> {
-        self.iter().find(|member| member.is(origin))
+    /// Each member with what it was built from.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Arc<Member>, &Origin)> {
+        self.list.iter().zip(&self.origins)
+    }
+
+    /// The members by their identities, for a set that follows.
+    pub(super) fn known(&self) -> impl Iterator<Item = (OriginKey, Arc<Member>)> {
+        self.entries().map(|(member, origin)| (origin.key(), member.clone()))
     }
 }
 
 /// One entry for each server. Weights of entries for the same server are added.
-fn merged(origins: &[Origin]) -> Vec<Origin> {
-    let mut merged: Vec<Origin> = Vec::with_capacity(origins.len());
-    for origin in origins {
-        match merged.iter_mut().find(|known| known.is_same_server(origin)) {
-            Some(known) => known.weight = known.weight.saturating_add(origin.weight),
-            None => merged.push(origin.clone()),
+fn merged(listed: Vec<ListedOrigin>) -> Vec<ListedOrigin> {
+    let mut merged: Vec<ListedOrigin> = Vec::with_capacity(listed.len());
+    let mut positions = HashMap::with_capacity(listed.len());
+    for entry in listed {
+        match positions.entry(entry.origin.key()) {
+            Entry::Occupied(position) => {
+                let known: &mut ListedOrigin = &mut merged[*position.get()];
+                known.origin.weight = known.origin.weight.saturating_add(entry.origin.weight);
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(merged.len());
+                merged.push(entry);
+            }
         }
     }
     merged
 }
 
 impl Member {
+    /// A server that is in no pool, with its own TLS configuration (blocking).
+    pub(super) fn alone(origin: &Origin, settings: &PoolSettings) -> Result<Self, PoolError> {
+        let config = match origin.scheme {
+            Scheme::Http => None,
+            Scheme::Https => Some(tls::client_config(settings)?),
+        };
+        Self::new(origin, settings, config)
+    }
+
     fn new(
         origin: &Origin,
         settings: &PoolSettings,
@@ -167,13 +227,14 @@ impl Member {
         };
         let tls =
             config.map(|config| OriginTlsConfig::new(origin, settings, config)).transpose()?;
-        let name: Arc<str> = format!("{}:{}", bracketed(&origin.host), origin.port).into();
+        let name: Arc<str> = origin.place().into();
         Ok(Self {
             id: MEMBERS_BUILT.fetch_add(1, Ordering::Relaxed),
-            hash: balance::hash(format!("{}://{name}", origin.scheme.as_str()).as_bytes()),
+            hash: balance::hash(origin.url().as_bytes()),
             scheme: origin.scheme,
             host_name: origin.host.clone(),
             port: origin.port,
+            address: origin.address,
             name,
             authority: Authority::try_from(text).map_err(|_| wrong())?,
             host,
@@ -185,13 +246,19 @@ impl Member {
         })
     }
 
+    /// `http://host:port`, or `http://address:port`: the name in the admin API.
+    pub(super) fn url(&self) -> String {
+        format!("{}://{}", self.scheme.as_str(), self.name)
+    }
+
     /// Whether the pool no longer has this member.
     pub(super) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Relaxed)
     }
 
-    fn is(&self, origin: &Origin) -> bool {
-        self.scheme == origin.scheme && self.host_name == origin.host && self.port == origin.port
+    /// The pool has this member again.
+    pub(super) fn readmit(&self) {
+        self.removed.store(false, Ordering::Relaxed);
     }
 }
 
@@ -210,10 +277,6 @@ impl OriginTlsConfig {
     }
 }
 
-fn bracketed(host: &str) -> String {
-    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
-}
-
 static MEMBERS_BUILT: AtomicU64 = AtomicU64::new(0);
 
 #[cfg(test)]
@@ -221,7 +284,9 @@ mod tests {
     use super::*;
 
     fn build(origins: &[Origin], previous: Option<&Members>) -> Members {
-        Members::build(&PoolSettings::new("test"), origins, previous).expect("good origins")
+        let listed = origins.iter().map(|it| ListedOrigin { origin: it.clone(), source: None });
+        let known = previous.iter().flat_map(|members| members.known()).collect();
+        Members::build(&PoolSettings::new("test"), listed.collect(), &known).members
     }
 
     fn origins(ports: std::ops::Range<u16>) -> Vec<Origin> {
@@ -248,7 +313,5 @@ mod tests {
         let listed = [origin(1), Origin::https("a.example", 80), origin(3)];
         let members = build(&listed, None);
         assert_eq!((members.len(), members.weight(0), members.weight(1)), (2, 4, 1));
-        assert!(members.is_of(&listed));
-        assert!(!members.is_of(&listed[..2]));
     }
 }

@@ -14,6 +14,7 @@ mod choice;
 mod connect;
 mod core;
 mod deadline;
+mod discovery;
 mod error;
 mod exchange;
 mod fields;
@@ -29,9 +30,12 @@ mod order;
 mod origin_report;
 mod pool;
 mod pool_state;
+mod pools;
+mod records;
 mod request_body;
 mod resolve;
 mod response_body;
+mod roster;
 mod settings;
 mod sign;
 mod tls;
@@ -40,15 +44,18 @@ mod upstreams;
 
 pub(crate) use crate::labels::ProxyError;
 pub(crate) use balance::rendezvous_score;
+pub(crate) use discovery::{Discovery, ask_once, read_members_file};
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use health::{Checks, HealthClass, Why};
-pub(crate) use origin_report::OriginReport;
-pub(crate) use pool::{MemberChanges, Pool, Pools};
+pub(crate) use origin_report::{OriginReport, SourceReport};
+pub(crate) use pool::Pool;
+pub(crate) use pools::{MemberChanges, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, DnsSettings, HashBy, Health, HostHeader,
-    HttpCheck, Origin, Policy, PoolDefinition, PoolSettings, Protocol, Retry, Settings,
+    HttpCheck, MemberDefaults, MemberSource, Origin, Policy, PoolDefinition, PoolSettings,
+    Protocol, Retry, Settings, SourceKind,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use tls::file_mistakes;

@@ -41,7 +41,7 @@ impl Tiers {
             Policy::Failover => None,
             Policy::Nearest | Policy::NearestToNode => origin.coordinates,
         };
-        let mut groups: Vec<(Option<Coordinates>, u8, Vec<u16>)> = Vec::new();
+        let mut groups: Vec<(Option<Coordinates>, u16, Vec<u16>)> = Vec::new();
         for (at, origin) in origins.iter().enumerate() {
             let key = (place(origin), origin.priority);
             match groups.iter_mut().find(|(point, priority, _)| (*point, *priority) == key) {
@@ -61,7 +61,7 @@ impl Tiers {
             groups = by_distance(node, placed).into_iter().map(|(group, _)| group).collect();
             groups.extend(rest);
         }
-        let tier = |(point, _, members): (Option<Coordinates>, u8, Vec<u16>)| Tier {
+        let tier = |(point, _, members): (Option<Coordinates>, u16, Vec<u16>)| Tier {
             turns: turns(&members, |at| origins[usize::from(at)].weight),
             members: members.into(),
             point: point.map(UnitVector::from),
@@ -131,7 +131,7 @@ mod tests {
         Coordinates::new(latitude, longitude).expect("on Earth")
     }
 
-    fn origin(priority: u8, place: Option<(f64, f64)>) -> Origin {
+    fn origin(priority: u16, place: Option<(f64, f64)>) -> Origin {
         Origin { priority, coordinates: place.map(point), ..Origin::http("o", 80) }
     }
 

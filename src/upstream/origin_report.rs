@@ -1,5 +1,6 @@
 //! The state of a pool's origins for people: the admin API and the metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use super::deadline::monotonic_ms;
 use super::health::{HealthClass, LastCheck, Why};
 use super::members::Member;
 use super::pool::Pool;
+use super::roster::SourceRecord;
 
 /// The state of one origin.
 #[derive(Clone, Debug)]
@@ -29,16 +31,57 @@ pub(crate) struct OriginReport {
     pub failures: u32,
     /// Ejections that lengthen the next one.
     pub ejections: u32,
+    /// Its share of requests relative to the others.
+    pub weight: u16,
+    /// The source that gives it, as in the configuration. `None`: the configuration lists it.
+    pub source: Option<String>,
     /// Open connections of all workers.
     pub connections: usize,
     /// The last active check.
     pub last_check: Option<LastCheck>,
 }
 
+/// The state of a source of origins.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceReport {
+    /// As in the configuration, such as `srv http://_http._tcp.app.internal`.
+    pub source: String,
+    /// Number of origins in its last answer. `None`: there was none yet.
+    pub origins: Option<usize>,
+    /// The time since that answer.
+    pub answered: Option<Duration>,
+    /// Why it has given no answer since.
+    pub failure: Option<Arc<str>>,
+}
+
+impl SourceReport {
+    fn of(record: &SourceRecord) -> Self {
+        let ago = |at_ms| Duration::from_millis(monotonic_ms().saturating_sub(at_ms));
+        Self {
+            source: record.source.to_string(),
+            origins: record.found.as_ref().map(|found| found.len()),
+            answered: record.answered_ms.map(ago),
+            failure: record.failure.clone(),
+        }
+    }
+}
+
 impl Pool {
     /// The state of each origin, in the order of the configuration.
     pub(crate) fn origins(&self) -> Vec<OriginReport> {
-        self.members().iter().map(|member| report(member)).collect()
+        let members = self.members();
+        let roster = self.roster();
+        let source = |at| {
+            let source = members.source(at).and_then(|source| roster.sources().get(source));
+            source.map(|record| record.source.to_string())
+        };
+        let report = |at| report(members.at(at), members.weight(at), source(at));
+        (0..members.len()).map(report).collect()
+    }
+
+    /// The state of each source of origins, in the order of the configuration.
+    pub(crate) fn sources(&self) -> Vec<SourceReport> {
+        self.roster().sources().iter().map(SourceReport::of).collect()
     }
 
     /// The number of origins of each class, in the order of [`HealthClass::ALL`].
@@ -50,12 +93,12 @@ impl Pool {
     }
 }
 
-fn report(member: &Member) -> OriginReport {
+fn report(member: &Member, weight: u16, source: Option<String>) -> OriginReport {
     let (now_ms, state) = (monotonic_ms(), member.health.snapshot());
     let since = |at_ms: u64| Duration::from_millis(now_ms.saturating_sub(at_ms));
     let until = |at_ms: u64| Duration::from_millis(at_ms.saturating_sub(now_ms));
     OriginReport {
-        origin: format!("{}://{}", member.scheme.as_str(), member.name),
+        origin: member.url(),
         class: state.class,
         since: since(state.since_ms),
         why: state.why,
@@ -64,6 +107,8 @@ fn report(member: &Member) -> OriginReport {
         until: state.until_ms.map(until),
         failures: state.failures,
         ejections: state.ejections,
+        weight,
+        source,
         connections: member.connections.load(Ordering::Relaxed),
         last_check: member.health.last_check(),
     }

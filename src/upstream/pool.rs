@@ -1,26 +1,28 @@
 //! A pool, shared by all cores: its settings, and its members, which can be replaced while
 //! requests use it.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use geo::UnitVector;
 
 use super::health::PoolHealth;
-use super::members::Members;
-use super::settings::{Origin, PoolDefinition, PoolError, PoolSettings};
+use super::members::{Members, MembersBuild};
+use super::roster::Roster;
+use super::settings::{PoolDefinition, PoolError, PoolSettings};
 use super::sign::OriginAccess;
 
 /// One pool. A reload keeps it while its settings stay the same, and replaces its members if its
-/// origins have changed ([`Pools::reload`]).
+/// origins or sources have changed ([`super::Pools::reload`]).
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: PoolSettings,
     /// Identifies the pool in the tables of each core. Unique in the process.
     pub(super) id: u64,
     members: ArcSwap<Members>,
+    /// What the members are made from. Requests never lock it.
+    roster: Mutex<Roster>,
     /// Shared with the pools of the same name before and after a reload.
     pub(super) health: Arc<PoolHealth>,
     /// The credentials for the origins. `None`: they need none.
@@ -29,7 +31,8 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Checks the settings and reads the certificate files that they name (blocking). Members of
-    /// `previous` are kept if connections to them can also be used with the new settings.
+    /// `previous` are kept if connections to them can also be used with the new settings. Sources
+    /// that it has too give the members that they gave last.
     ///
     /// # Errors
     /// The settings cannot be used.
@@ -39,12 +42,17 @@ impl Pool {
     ) -> Result<Arc<Self>, PoolError> {
         let settings = definition.settings.clone();
         let health = previous.map(|pool| pool.health.clone()).unwrap_or_default();
-        let previous = previous.filter(|pool| connects_alike(&pool.settings, &settings));
-        let previous = previous.map(|pool| pool.members.load_full());
-        let members = Members::build(&settings, &definition.origins, previous.as_deref())?;
+        let alike = previous.filter(|pool| connects_alike(&pool.settings, &settings));
+        let roster = {
+            let before = previous.map(Self::roster);
+            Roster::new(definition, before.as_deref(), alike.is_some())?
+        };
+        let known = alike.map(|pool| pool.members.load_full());
+        let members = fixed_or_error(roster.build(&settings, known))?;
         let access = OriginAccess::load(&settings)?;
         let id = POOLS_BUILT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { settings, id, members: ArcSwap::from_pointee(members), health, access }))
+        let (members, roster) = (ArcSwap::from_pointee(members), Mutex::new(roster));
+        Ok(Arc::new(Self { settings, id, members, roster, health, access }))
     }
 
     /// The settings that it was built from.
@@ -87,23 +95,66 @@ impl Pool {
         self.members.load()
     }
 
-    /// The members for `origins`, to be put in place by [`Pool::replace_members`]. Those that the
-    /// pool has already keep their connections and health.
+    /// What the members are made from. Held while they change.
+    pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The members that the pool will have with these origins and sources, for [`Pool::redefine`].
+    /// Members that it has already keep their connections and health.
     ///
     /// # Errors
     /// An origin cannot be used.
-    pub(super) fn members_for(&self, origins: &[Origin]) -> Result<Arc<Members>, PoolError> {
-        Members::build(&self.settings, origins, Some(&self.members())).map(Arc::new)
+    pub(super) fn members_for(
+        &self,
+        definition: &PoolDefinition,
+    ) -> Result<Arc<Members>, PoolError> {
+        let roster = Roster::new(definition, Some(&self.roster()), true)?;
+        let current = [self.members.load_full()];
+        fixed_or_error(roster.build(&self.settings, current)).map(Arc::new)
+    }
+
+    /// Gives the pool other origins and sources. `prepared` is of [`Pool::members_for`].
+    pub(super) fn redefine(&self, definition: &PoolDefinition, prepared: Arc<Members>) {
+        let mut roster = self.roster();
+        // It cannot fail: the members were prepared.
+        let Ok(next) = Roster::new(definition, Some(&roster), true) else { return };
+        *roster = next;
+        let build = roster.build(&self.settings, [prepared, self.members.load_full()]);
+        self.replace_members(&mut roster, build.members);
     }
 
     /// Puts other members in place. Removed ones get no new request: their exchanges finish, and
     /// their idle connections are closed.
-    ///
-    /// Callers must not overlap between [`Pool::members_for`] and this.
-    pub(super) fn replace_members(&self, next: Arc<Members>) {
+    pub(super) fn replace_members(&self, roster: &mut Roster, next: Members) -> MemberSwap {
+        let next = Arc::new(next);
+        next.iter().for_each(|member| member.readmit());
         let before = self.members.swap(next.clone());
         before.retire_all_but(Some(&next));
+        roster.keep_vanished(&before, &next);
+        MemberSwap { before, after: next }
     }
+
+    /// Ends the use of the pool, which `next` replaces if it is there: no source changes its members
+    /// any more, and members that `next` does not have are closed when their exchanges are over.
+    pub(super) fn close(&self, next: Option<&Self>) {
+        self.roster().is_closed = true;
+        let next = next.map(|next| next.members.load_full());
+        self.members().retire_all_but(next.as_deref());
+    }
+}
+
+/// Two sets of members, one of which has replaced the other.
+pub(super) struct MemberSwap {
+    pub(super) before: Arc<Members>,
+    pub(super) after: Arc<Members>,
+}
+
+/// The members, if each origin of the configuration can be used.
+fn fixed_or_error(build: MembersBuild) -> Result<Members, PoolError> {
+    let mut mistakes = build.mistakes.into_iter();
+    let fixed = mistakes.find_map(|(source, mistake)| source.is_none().then_some(mistake));
+    fixed.map_or(Ok(build.members), Err)
 }
 
 /// Whether connections that were opened with one of the settings can be used with the other.
@@ -113,98 +164,6 @@ fn connects_alike(one: &PoolSettings, other: &PoolSettings) -> bool {
         && one.host_header == other.host_header
         && one.header_bytes_max == other.header_bytes_max
         && one.header_count_max == other.header_count_max
-}
-
-/// The pools of one configuration, by name.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Pools(Arc<HashMap<Arc<str>, Arc<Pool>>>);
-
-/// What a reload changes in pools that requests already use.
-#[derive(Debug, Default)]
-#[must_use = "a reload takes effect with `apply`"]
-pub(crate) struct MemberChanges {
-    /// Pools that stay, each with its next members.
-    replaced: Vec<(Arc<Pool>, Arc<Members>)>,
-    /// Pools that leave, each with the one that takes its place.
-    left: Vec<(Arc<Pool>, Option<Arc<Pool>>)>,
-}
-
-impl Pools {
-    /// The first pools of a process.
-    ///
-    /// # Errors
-    /// All mistakes at once.
-    #[cfg(test)]
-    pub(crate) fn new(definitions: &[PoolDefinition]) -> Result<Self, Vec<PoolError>> {
-        Self::default().reload(definitions).map(|(pools, _)| pools)
-    }
-
-    /// The pools of a changed configuration, built over these. A pool whose settings have not
-    /// changed stays. An origin that stays in its pool keeps its connections and health, unless
-    /// the settings of its connections have changed. Nothing changes for requests on these pools
-    /// until [`MemberChanges::apply`].
-    ///
-    /// # Errors
-    /// All mistakes at once.
-    pub(crate) fn reload(
-        &self,
-        definitions: &[PoolDefinition],
-    ) -> Result<(Self, MemberChanges), Vec<PoolError>> {
-        let mut pools = HashMap::with_capacity(definitions.len());
-        let mut changes = MemberChanges::default();
-        let mut mistakes = Vec::new();
-        for definition in definitions {
-            match self.reload_pool(definition, &mut changes) {
-                Ok(pool) => drop(pools.insert(pool.name().clone(), pool)),
-                Err(mistake) => mistakes.push(mistake),
-            }
-        }
-        for (name, pool) in &*self.0 {
-            let next = pools.get(name);
-            if !next.is_some_and(|next| Arc::ptr_eq(next, pool)) {
-                changes.left.push((pool.clone(), next.cloned()));
-            }
-        }
-        if mistakes.is_empty() { Ok((Self(Arc::new(pools)), changes)) } else { Err(mistakes) }
-    }
-
-    fn reload_pool(
-        &self,
-        definition: &PoolDefinition,
-        changes: &mut MemberChanges,
-    ) -> Result<Arc<Pool>, PoolError> {
-        let before = self.named(&definition.settings.name);
-        let Some(pool) = before.filter(|pool| *pool.settings() == definition.settings) else {
-            return Pool::new(definition, before.map(AsRef::as_ref));
-        };
-        if !pool.members().is_of(&definition.origins) {
-            changes.replaced.push((pool.clone(), pool.members_for(&definition.origins)?));
-        }
-        Ok(pool.clone())
-    }
-
-    /// All pools, in no order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.0.values()
-    }
-
-    /// The pool with this name.
-    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Pool>> {
-        self.0.get(name)
-    }
-}
-
-impl MemberChanges {
-    /// Puts the changes in place, for all requests from now on.
-    pub(crate) fn apply(self) {
-        for (pool, members) in self.replaced {
-            pool.replace_members(members);
-        }
-        for (pool, next) in self.left {
-            let next = next.map(|next| next.members.load_full());
-            pool.members().retire_all_but(next.as_deref());
-        }
-    }
 }
 
 static POOLS_BUILT: AtomicU64 = AtomicU64::new(0);

@@ -26,11 +26,11 @@ use crate::metrics::{Metric, Recorder};
 
 /// The resolver, shared by all cores.
 pub(crate) struct Resolver {
-    settings: DnsSettings,
+    pub(super) settings: DnsSettings,
     names: Mutex<HashMap<Arc<str>, Name>>,
-    servers: TokioResolver,
+    pub(super) servers: TokioResolver,
     background: Handle,
-    recorder: Recorder,
+    pub(super) recorder: Recorder,
 }
 
 /// The state of one name.

@@ -178,6 +178,9 @@ impl Upstreams {
 
 /// Clients are told to come back after the next trial, at different times.
 fn all_down(pool: &Pool, next_trial: Duration) -> FetchError {
+    if pool.members().len() == 0 {
+        return FetchError::NoOrigins { pool: pool.name().clone() };
+    }
     let seconds = next_trial.as_secs_f64().ceil().clamp(1.0, 3600.0) as u32;
     let retry_after = seconds + random_u64() as u32 % (seconds + 1);
     FetchError::AllDown { pool: pool.name().clone(), retry_after }

@@ -22,4 +22,4 @@ pub(super) use log::read_log;
 pub use node::NodeSettings;
 pub(super) use node::{PLAIN_NAME, WORKERS_MAX, is_plain_name, read_node};
 pub(super) use store::{read_fills, read_purge, read_store};
-pub(super) use upstream::{ORIGIN_EXPECTED, parse_origin, read_dns, read_pools};
+pub(super) use upstream::{read_dns, read_pools};

@@ -401,6 +401,80 @@ fn origins_have_a_priority_and_a_place() {
 }
 
 #[test]
+fn origins_come_from_sources() {
+    use upstream::SourceKind;
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("members.toml"), "origins = []").expect("a file");
+    let text = "[sites.www]\nhosts = [\"w\"]\n[pools.main]\norigins = [\n\
+         \"http://fixed.example\",\n\
+         { each_address_of = \"https://app.internal\", weight = 3 },\n\
+         { srv = \"http://_http._tcp.app.internal\", latitude = 1, longitude = 2 },\n\
+         { file = \"members.toml\", priority = 7 },\n\
+         { http = \"https://registry.example:8443/app?x=1\", interval = \"30s\" },\n]\n";
+    let config = parse(text, "edge.toml", folder.path(), &Flags::default());
+    let config = config.map_err(|mistakes| mistakes.to_string()).unwrap();
+    let pool = &config.upstream.pools[0];
+    assert_eq!((pool.origins.len(), pool.sources.len()), (1, 4));
+    let shown: Vec<String> = pool.sources.iter().map(ToString::to_string).collect();
+    let file = folder.path().join("members.toml");
+    let expected = [
+        "each_address_of https://app.internal:443",
+        "srv http://_http._tcp.app.internal",
+        &format!("file {}", file.display()),
+        "http https://registry.example:8443/app?x=1",
+    ];
+    assert_eq!(shown, expected);
+    let defaults =
+        pool.sources.iter().map(|source| (source.defaults.weight, source.defaults.priority));
+    assert_eq!(defaults.collect::<Vec<_>>(), [(3, 0), (1, 0), (1, 7), (1, 0)]);
+    assert!(matches!(
+        pool.sources[3].kind,
+        SourceKind::Http { interval, .. } if interval.as_secs() == 30
+    ));
+}
+
+#[test]
+fn a_source_of_origins_that_cannot_be_read_is_a_mistake() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("bad"), "origins = [\n7]").expect("a file");
+    let check = |entry: &str, expected: &str| {
+        let text = format!("[sites.www]\nhosts = [\"w\"]\n[pools.main]\norigins = [{entry}]\n");
+        let found = parse(&text, "edge.toml", folder.path(), &Flags::default());
+        let found = found.map(|_| ()).map_err(|mistakes| mistakes.to_string());
+        let found = found.expect_err(entry).replace(&format!("{}/", folder.path().display()), "");
+        assert!(found.ends_with(expected), "{entry}: {found:?}");
+    };
+    check(
+        "{ each_address_of = \"http://10.0.0.1\" }",
+        "expected a URL with a name, such as \"http://app.internal:8080\"; an address is written as url, found \"http://10.0.0.1\"",
+    );
+    check(
+        "{ srv = \"http://_http._tcp.x:80\" }",
+        "\"http://_http._tcp.app.internal\", found \"http://_http._tcp.x:80\"",
+    );
+    check(
+        "{ srv = \"http://_http._tcp.x\", weight = 2 }",
+        "\"weight\" has no effect on an entry with \"srv\": remove it",
+    );
+    check(
+        "{ file = \"bad\" }",
+        "bad:2:1: invalid type: integer `7`, expected an origin's URL, or a table with \"url\"",
+    );
+    check("{ file = \"none\" }", "cannot read none: No such file or directory (os error 2)");
+    check("{ http = \"registry.example\" }", "found \"registry.example\"");
+    check("{ http = \"http://r/\", interval = \"1ms\" }", "expected 100ms to 3600s");
+    check(
+        "{ url = \"http://a\", srv = \"http://b\" }",
+        "an origin has one of \"url\" and \"srv\", not both",
+    );
+    check(
+        "{ srv = \"http://b\" }, { srv = \"http://b\" }",
+        "srv http://b is listed twice: list it once",
+    );
+    check("{ files = \"x\" }", "unknown option \"files\" of an origin; did you mean \"file\"?");
+}
+
+#[test]
 fn a_pool_that_cannot_choose_by_place_is_a_mistake() {
     let pool = |lines: &str| format!("pool = \"main\"\n[pools.b]\n{lines}\n");
     check(
@@ -414,11 +488,11 @@ fn a_pool_that_cannot_choose_by_place_is_a_mistake() {
     );
     check(
         &pool(
-            "origins = [{ url = \"http://a\", latitude = 9 }, { url = \"http://b\", priority = 256 }]",
+            "origins = [{ url = \"http://a\", latitude = 9 }, { url = \"http://b\", priority = 65536 }]",
         ),
         &[
             "3:43: \"latitude\" needs \"longitude\": set both, or neither",
-            "3:79: pools.b.origins: expected a whole number from 0 to 255, found 256",
+            "3:79: pools.b.origins: expected a whole number from 0 to 65535, found 65536",
         ],
     );
     check(

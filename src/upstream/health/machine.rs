@@ -99,6 +99,8 @@ pub(in crate::upstream) enum Event {
     Check { passed: bool },
     /// The origin is not checked any more.
     Unchecked,
+    /// The origin has joined a pool that is in use: it gets its share slowly.
+    Joined,
     /// A background connection has succeeded or failed.
     Connected { succeeded: bool },
     /// A request asks to be the trial. `all_down`: no origin of the pool is up or ejected.
@@ -216,6 +218,10 @@ impl Machine {
             Event::Check { passed: false } => self.check_failed(rules),
             Event::Unchecked => {
                 self.check = CheckState::Unknown { failed: 0 };
+                None
+            }
+            Event::Joined => {
+                self.come_back(moment.now_ms);
                 None
             }
             Event::Connected { succeeded } => self.connected(succeeded),

@@ -1,5 +1,6 @@
 //! The origins of a pool.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use geo::Coordinates;
@@ -13,48 +14,102 @@ pub(crate) struct Origin {
     pub host: Arc<str>,
     /// The TCP port.
     pub port: u16,
+    /// Connections go to this address, and `host` is only the name in `Host` and TLS. `None`: they
+    /// go to the addresses of `host`.
+    pub address: Option<IpAddr>,
     /// Its share of requests relative to the others. An origin of weight 0 is used only when no other
     /// in its tier is available.
     pub weight: u16,
     /// Origins of a lower number are tried first.
-    pub priority: u8,
+    pub priority: u16,
     /// Where it is, for the policies by distance.
     pub coordinates: Option<Coordinates>,
 }
 
+/// The identity of an origin: whatever else changes about it, it is the same server.
+pub(crate) type OriginKey = (Scheme, Arc<str>, u16, Option<IpAddr>);
+
 impl Origin {
     /// `http://HOST:PORT` with weight 1.
+    #[cfg(test)]
     pub(crate) fn http(host: impl Into<Arc<str>>, port: u16) -> Self {
         Self::new(Scheme::Http, host.into(), port)
     }
 
     /// `https://HOST:PORT` with weight 1.
+    #[cfg(test)]
     pub(crate) fn https(host: impl Into<Arc<str>>, port: u16) -> Self {
         Self::new(Scheme::Https, host.into(), port)
     }
 
-    fn new(scheme: Scheme, host: Arc<str>, port: u16) -> Self {
-        Self { scheme, host, port, weight: 1, priority: 0, coordinates: None }
+    /// An origin with weight 1 and priority 0.
+    pub(crate) fn new(scheme: Scheme, host: Arc<str>, port: u16) -> Self {
+        Self { scheme, host, port, address: None, weight: 1, priority: 0, coordinates: None }
+    }
+
+    /// The form of [`Origin::parse`], in words for an error message.
+    pub(crate) const EXPECTED: &str =
+        "an origin's URL without path, such as \"https://origin.example:8443\"";
+
+    /// An origin from its URL, such as `https://origin.example:8443`. `None`: another form, another
+    /// scheme, user information, or a path.
+    pub(crate) fn parse(url: &str) -> Option<Self> {
+        let uri: http::Uri = url.parse().ok()?;
+        let authority = uri.authority()?;
+        let has_path = uri.path_and_query().is_some_and(|path| path != "/");
+        if has_path || authority.as_str().contains('@') {
+            return None;
+        }
+        let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase().into();
+        let port = match authority.as_str().strip_prefix(authority.host())? {
+            "" => None,
+            port => Some(port.strip_prefix(':')?.parse().ok().filter(|port| *port > 0)?),
+        };
+        let scheme = match uri.scheme_str()? {
+            "http" => Scheme::Http,
+            "https" => Scheme::Https,
+            _ => return None,
+        };
+        Some(Self::new(scheme, host, port.unwrap_or(scheme.port())))
     }
 
     /// Whether the other one is the same server. Their weights may differ.
     pub(crate) fn is_same_server(&self, other: &Self) -> bool {
-        self.scheme == other.scheme && self.host == other.host && self.port == other.port
+        self.key() == other.key()
+    }
+
+    /// The identity among the members of a pool.
+    pub(crate) fn key(&self) -> OriginKey {
+        (self.scheme, self.host.clone(), self.port, self.address)
+    }
+
+    /// `http://HOST:PORT`: the name of the origin in logs and in the admin API. With
+    /// [`Origin::address`], that is in the place of the host.
+    pub(crate) fn url(&self) -> String {
+        format!("{}://{}", self.scheme.as_str(), self.place())
+    }
+
+    /// `HOST:PORT`, or `ADDRESS:PORT`.
+    pub(crate) fn place(&self) -> String {
+        match self.address {
+            Some(address) => SocketAddr::new(address, self.port).to_string(),
+            None => format!("{}:{}", bracketed(&self.host), self.port),
+        }
     }
 
     /// `HOST`, or `HOST:PORT` when the port is not the scheme's, as in a `Host` field.
     pub(crate) fn authority(&self) -> String {
-        let host = if self.host.contains(':') {
-            format!("[{}]", self.host)
-        } else {
-            self.host.to_string()
-        };
+        let host = bracketed(&self.host);
         if self.port == self.scheme.port() { host } else { format!("{host}:{}", self.port) }
     }
 }
 
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
 /// Plain text or TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scheme {
     /// HTTP over TCP.
     Http,

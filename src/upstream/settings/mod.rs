@@ -6,6 +6,7 @@ mod dns;
 mod health;
 mod members;
 mod retry;
+mod sources;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ pub(super) use connection::{Deadlines, KeepAlive, OriginTls};
 pub(crate) use dns::DnsSettings;
 pub(crate) use health::{Check, CheckKind, Health, HttpCheck};
 pub(crate) use members::Origin;
-pub(super) use members::Scheme;
+pub(super) use members::{OriginKey, Scheme};
 pub(crate) use retry::Retry;
+pub(crate) use sources::{MemberDefaults, MemberSource, SourceKind};
 
 /// The settings of upstreams.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,14 +39,17 @@ pub(crate) struct Settings {
 pub(crate) struct PoolDefinition {
     /// How to use its origins.
     pub settings: PoolSettings,
-    /// At least one; at most [`PoolSettings::ORIGINS_MAX`].
+    /// Members that do not change. At most [`PoolSettings::MEMBERS_MAX`]; at least one if there are
+    /// no sources.
     pub origins: Vec<Origin>,
+    /// Where further members come from, in the order in which they are added.
+    pub sources: Vec<MemberSource>,
 }
 
 impl PoolDefinition {
     /// A pool of these origins with default settings.
     pub(crate) fn new(name: impl Into<Arc<str>>, origins: Vec<Origin>) -> Self {
-        Self { settings: PoolSettings::new(name), origins }
+        Self { settings: PoolSettings::new(name), origins, sources: Vec::new() }
     }
 }
 
@@ -97,8 +102,8 @@ pub(crate) struct PoolSettings {
 }
 
 impl PoolSettings {
-    /// Maximum number of origins in one pool.
-    pub(crate) const ORIGINS_MAX: usize = 1024;
+    /// Maximum number of members of one pool. Further ones of its sources are left out, counted.
+    pub(crate) const MEMBERS_MAX: usize = 1024;
 
     /// The defaults.
     pub(crate) fn new(name: impl Into<Arc<str>>) -> Self {
@@ -140,7 +145,7 @@ impl PoolSettings {
 /// Why a pool cannot be built from its settings.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PoolError {
-    /// None, or more than [`PoolSettings::ORIGINS_MAX`].
+    /// None and no source, or more than [`PoolSettings::MEMBERS_MAX`].
     #[error("pool {pool} has {count} origins: expected 1 to {max}")]
     Origins {
         /// The pool's name.

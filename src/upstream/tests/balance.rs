@@ -253,7 +253,7 @@ fn a_member_that_is_down_does_not_send_its_share_to_a_slow_one() {
 
 #[test]
 fn each_of_a_thousand_members_has_its_turn() {
-    let weights = vec![1; PoolSettings::ORIGINS_MAX];
+    let weights = vec![1; PoolSettings::MEMBERS_MAX];
     let picks = counts(Fake::new(&weights).picks(Balance::RoundRobin, 1024), 1024);
     assert_eq!(picks, weights.iter().map(|_| 1).collect::<Vec<_>>());
     let mut last = Fake::new(&weights);

@@ -1,7 +1,9 @@
 //! The exchange over real sockets: what origins do, and what becomes of it.
 
 mod balance;
+mod discovery;
 mod http2;
+mod name_server;
 pub(super) mod scripted;
 mod tls;
 
@@ -424,7 +426,9 @@ async fn serve(origin: &Scripted, accepted: &Cell<usize>) {
 }
 
 fn replace_members(pool: &Pool, origins: &[Origin]) {
-    pool.replace_members(pool.members_for(origins).expect("good origins"));
+    let definition = PoolDefinition::new("test", origins.to_vec());
+    let members = pool.members_for(&definition).expect("good origins");
+    pool.redefine(&definition, members);
 }
 
 #[tokio::test]
@@ -556,10 +560,11 @@ async fn a_reload_of_origins_alone_changes_the_members_of_the_same_pool() {
 
     let mistaken = before.reload(&[pool("a", &[2, 3]), pool("b", &[])]).expect_err("no origin");
     assert_eq!(mistaken.len(), 1);
-    let (after, changes) = before.reload(&[pool("a", &[2, 3])]).expect("good pools");
+    let (after, mut changes) = before.reload(&[pool("a", &[2, 3])]).expect("good pools");
     assert!(Arc::ptr_eq(a, after.named("a").expect("a pool")));
     assert!(Arc::ptr_eq(&a.members(), &a_members), "a reload that fails later changes nothing");
     changes.apply();
+    changes.close_pools();
     assert!(Arc::ptr_eq(a.members().at(0), a_members.at(1)));
     let removed = |members: &Arc<super::members::Members>| -> Vec<bool> {
         members.iter().map(|member| member.is_removed()).collect()

@@ -5,15 +5,26 @@ use toml::de::DeValue;
 
 use crate::config::reader::{Reader, Section};
 use crate::config::values::{Value, text};
-use crate::upstream::{Balance, HashBy, Origin, Policy, PoolSettings};
+use crate::upstream::{Balance, HashBy, MemberSource, Origin, Policy, PoolSettings, SourceKind};
 
-pub(super) fn read_policy(section: &Section<'_>, pool: &mut PoolSettings, origins: &[Origin]) {
+pub(super) fn read_policy(
+    section: &Section<'_>,
+    pool: &mut PoolSettings,
+    origins: &[Origin],
+    sources: &[MemberSource],
+) {
     let words = [Policy::Failover, Policy::Nearest, Policy::NearestToNode]
         .map(|policy| (policy.as_str(), policy));
     section.choice("policy", &mut pool.policy, &words);
     let policy = pool.policy.as_str();
     let is_by_distance = pool.policy != Policy::Failover;
-    if is_by_distance && origins.iter().all(|origin| origin.coordinates.is_none()) {
+    let may_have_place = |source: &MemberSource| {
+        let is_document = matches!(source.kind, SourceKind::File { .. } | SourceKind::Http { .. });
+        is_document || source.defaults.coordinates.is_some()
+    };
+    let has_places = origins.iter().any(|origin| origin.coordinates.is_some())
+        || sources.iter().any(may_have_place);
+    if is_by_distance && !has_places {
         let message = format!(
             "{policy:?} needs the coordinates of origins, and none has them: set them, such as \
              origins = [{{ url = \"https://eu.example\", latitude = 50.1, longitude = 8.7 }}]"

@@ -1,103 +1,211 @@
 //! Reads `origins` of `[pools.NAME]`.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
 use super::super::node::coordinates;
 use crate::config::mistakes::suggestion;
-use crate::config::reader::{Reader, Section};
+use crate::config::reader::{Purpose, Reader, Section};
 use crate::config::remedy;
-use crate::config::values::{Value, text_or};
-use crate::upstream::{Origin, PoolSettings};
+use crate::config::values::{Value, text, text_or};
+use crate::upstream::{
+    MemberDefaults, MemberSource, Origin, PoolSettings, SourceKind, read_members_file,
+};
 
-/// Reads the origins of the pool `name`.
-pub(super) fn read_origins(name: &str, section: &Section<'_>) -> Vec<Origin> {
-    let mut origins: Vec<OriginUrl> = Vec::new();
-    section.read("origins", &mut origins);
+/// Reads the origins and the sources of origins of the pool `name`.
+pub(super) fn read_origins(name: &str, section: &Section<'_>) -> (Vec<Origin>, Vec<MemberSource>) {
+    let mut entries: Vec<OriginEntry> = Vec::new();
+    section.read("origins", &mut entries);
     // Entries that cannot be read are mistakes of their own.
     let listed = section.raw("origins").map(|value| match value.get_ref() {
         DeValue::Array(listed) => listed.len(),
         _ => 1,
     });
-    if !listed.is_some_and(|listed| (1..=PoolSettings::ORIGINS_MAX).contains(&listed)) {
-        let max = PoolSettings::ORIGINS_MAX;
-        section.missing(
-            "origins",
-            &format!("pool {name:?} needs 1 to {max} origins, such as origins = [\"https://origin.example\"]"),
-        );
+    let max = PoolSettings::MEMBERS_MAX;
+    if !listed.is_some_and(|listed| (1..=max).contains(&listed)) {
+        let example = "origins = [\"https://origin.example\"]";
+        let message = format!("pool {name:?} needs 1 to {max} origins, such as {example}");
+        section.missing("origins", &message);
     }
-    origins.into_iter().map(|origin| origin.0).collect()
+    let (mut origins, mut sources) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match entry {
+            OriginEntry::Origin(origin) => origins.push(origin),
+            OriginEntry::Source(source) if sources.contains(&source) => {
+                section.mistake("origins", format!("{source} is listed twice: list it once"));
+            }
+            OriginEntry::Source(source) => sources.push(source),
+        }
+    }
+    (origins, sources)
 }
 
-/// `"https://origin.example:8443"`, or a table with this as `url`, and optional `weight`,
-/// `priority`, `latitude` and `longitude`.
+/// `"https://origin.example:8443"`, or a table with one of [`KINDS`].
 #[derive(Debug)]
-struct OriginUrl(Origin);
+enum OriginEntry {
+    Origin(Origin),
+    Source(MemberSource),
+}
 
-impl Value for OriginUrl {
+/// Where the origins of an entry come from: a table has one of these keys.
+const KINDS: [&str; 5] = ["url", "each_address_of", "srv", "file", "http"];
+/// Keys of all entries.
+const PROPERTIES: [&str; 4] = ["weight", "priority", "latitude", "longitude"];
+/// Keys of entries with `http`.
+const HTTP_OPTIONS: [&str; 2] = ["interval", "token_file"];
+
+impl Value for OriginEntry {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let DeValue::Table(table) = value.get_ref() else {
-            let parse = |url: &str| parse_origin(url).map(Self);
-            return text_or(value, reader, ORIGIN_EXPECTED, parse, remedy::origin);
+            let parse = |url: &str| Origin::parse(url).map(Self::Origin);
+            return text_or(value, reader, Origin::EXPECTED, parse, remedy::origin);
         };
-        let known = ["url", "weight", "priority", "latitude", "longitude"];
-        for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
-            let near = suggestion(key.get_ref(), known);
-            reader.mistake(
-                &key.span(),
-                format!("unknown option {:?} of an origin{near}", key.get_ref()),
-            );
+        let known = || KINDS.into_iter().chain(PROPERTIES).chain(HTTP_OPTIONS);
+        for key in table.keys().filter(|key| !known().any(|known| known == &**key.get_ref())) {
+            let near = suggestion(key.get_ref(), known());
+            let message = format!("unknown option {:?} of an origin{near}", key.get_ref());
+            reader.mistake(&key.span(), message);
         }
-        let Some(url) = table.get("url") else {
-            reader.mistake(
-                &value.span(),
-                "the origin has no \"url\", such as url = \"https://origin.example\"",
-            );
+        let mut kinds = KINDS.into_iter().filter_map(|kind| Some((kind, table.get(kind)?)));
+        let Some((kind, at)) = kinds.next() else {
+            let message = "the origin has no \"url\", such as url = \"https://origin.example\", and no \
+                           \"each_address_of\", \"srv\", \"file\" or \"http\"";
+            reader.mistake(&value.span(), message);
             return None;
         };
-        let mut origin = text_or(url, reader, ORIGIN_EXPECTED, parse_origin, remedy::origin)?;
-        if let Some(weight) = table.get("weight") {
-            origin.weight = u16::read(weight, reader)?;
+        if let Some((other, at)) = kinds.next() {
+            let message = format!("an origin has one of {kind:?} and {other:?}, not both");
+            reader.mistake(&at.span(), message);
+            return None;
         }
-        if let Some(priority) = table.get("priority") {
-            origin.priority = u8::read(priority, reader)?;
-        }
-        let degrees = |name| match table.get(name) {
-            Some(value) => f64::read(value, reader).map(Some),
-            None => Some(None),
+        let useless: &[&str] = match kind {
+            "http" => &[],
+            "srv" => &["weight", "priority", "interval", "token_file"],
+            _ => &HTTP_OPTIONS,
         };
-        let (latitude, longitude) = (degrees("latitude")?, degrees("longitude")?);
-        match coordinates(latitude, longitude) {
-            Ok(point) => origin.coordinates = point,
-            Err(mistake) => {
-                let written = table.get(mistake.option).unwrap_or(value);
-                reader.mistake(&written.span(), mistake.message);
-            }
+        for (name, value) in useless.iter().filter_map(|name| Some((name, table.get(*name)?))) {
+            let message = format!("{name:?} has no effect on an entry with {kind:?}: remove it");
+            reader.mistake(&value.span(), message);
         }
-        Some(Self(origin))
+        let defaults = read_defaults(value, table, reader)?;
+        if kind == "url" {
+            let origin = text_or(at, reader, Origin::EXPECTED, Origin::parse, remedy::origin)?;
+            let Origin { scheme, host, port, .. } = origin;
+            return Some(Self::Origin(defaults.origin(scheme, host, port)));
+        }
+        let kind = match kind {
+            "each_address_of" => read_addresses(at, reader)?,
+            "srv" => read_srv(at, reader)?,
+            "file" => read_file(at, defaults, reader)?,
+            _ => read_http(at, table, reader)?,
+        };
+        Some(Self::Source(MemberSource { kind, defaults }))
     }
 }
 
-pub(crate) const ORIGIN_EXPECTED: &str =
-    "an origin's URL without path, such as \"https://origin.example:8443\"";
-
-/// An origin from its URL.
-pub(crate) fn parse_origin(url: &str) -> Option<Origin> {
-    let uri: http::Uri = url.parse().ok()?;
-    let authority = uri.authority()?;
-    if uri.path_and_query().is_some_and(|path| path != "/") || authority.as_str().contains('@') {
-        return None;
+fn read_defaults(
+    value: &Spanned<DeValue<'_>>,
+    table: &DeTable<'_>,
+    reader: &Reader<'_>,
+) -> Option<MemberDefaults> {
+    let mut defaults = MemberDefaults::default();
+    if let Some(weight) = table.get("weight") {
+        defaults.weight = u16::read(weight, reader)?;
     }
-    let host: Arc<str> = authority.host().trim_matches(['[', ']']).to_ascii_lowercase().into();
-    let port = match authority.as_str().strip_prefix(authority.host())? {
-        "" => None,
-        port => Some(port.strip_prefix(':')?.parse().ok().filter(|port| *port > 0)?),
+    if let Some(priority) = table.get("priority") {
+        defaults.priority = u16::read(priority, reader)?;
+    }
+    let degrees = |name| match table.get(name) {
+        Some(value) => f64::read(value, reader).map(Some),
+        None => Some(None),
     };
-    match uri.scheme_str()? {
-        "http" => Some(Origin::http(host, port.unwrap_or(80))),
-        "https" => Some(Origin::https(host, port.unwrap_or(443))),
-        _ => None,
+    let (latitude, longitude) = (degrees("latitude")?, degrees("longitude")?);
+    match coordinates(latitude, longitude) {
+        Ok(point) => defaults.coordinates = point,
+        Err(mistake) => {
+            let written = table.get(mistake.option).unwrap_or(value);
+            reader.mistake(&written.span(), mistake.message);
+        }
     }
+    Some(defaults)
 }
+
+fn read_addresses(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<SourceKind> {
+    let expected =
+        "a URL with a name, such as \"http://app.internal:8080\"; an address is written as url";
+    let is_name = |origin: &Origin| origin.host.parse::<std::net::IpAddr>().is_err();
+    let origin = text(value, reader, expected, |url| Origin::parse(url).filter(is_name))?;
+    let Origin { scheme, host, port, .. } = origin;
+    Some(SourceKind::Addresses { scheme, host, port })
+}
+
+fn read_srv(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<SourceKind> {
+    let expected = "the name of SRV records with the scheme of the origins and without port, such as \
+                    \"http://_http._tcp.app.internal\"";
+    text(value, reader, expected, |url| {
+        let has_port = url.split_once("://").is_some_and(|(_, name)| name.contains(':'));
+        let origin = Origin::parse(url).filter(|_| !has_port)?;
+        Some(SourceKind::Srv { scheme: origin.scheme, name: origin.host })
+    })
+}
+
+fn read_file(
+    value: &Spanned<DeValue<'_>>,
+    defaults: MemberDefaults,
+    reader: &Reader<'_>,
+) -> Option<SourceKind> {
+    let path = PathBuf::read(value, reader)?;
+    if let Err(mistake) = read_members_file(&path, defaults) {
+        match reader.purpose {
+            Purpose::Start => reader.mistake(&value.span(), mistake),
+            // The last members stay in use.
+            Purpose::Reload => reader.warn(&value.span(), mistake),
+        }
+    }
+    Some(SourceKind::File { path })
+}
+
+fn read_http(
+    value: &Spanned<DeValue<'_>>,
+    table: &DeTable<'_>,
+    reader: &Reader<'_>,
+) -> Option<SourceKind> {
+    let expected = "the URL of a list of origins, such as \"https://registry.example/app/origins\"";
+    let (server, path) = text(value, reader, expected, |url| {
+        let uri: http::Uri = url.parse().ok()?;
+        let path = uri.path_and_query().cloned();
+        let server = Origin::parse(&format!("{}://{}", uri.scheme_str()?, uri.authority()?))?;
+        Some((server, path.unwrap_or(PathAndQuery::from_static("/"))))
+    })?;
+    let interval = match table.get("interval") {
+        None => HTTP_INTERVAL,
+        Some(value) => {
+            let interval = Duration::read(value, reader)?;
+            if !INTERVALS.contains(&interval) {
+                let message = format!("expected {:?} to {:?}", INTERVALS.start(), INTERVALS.end());
+                reader.mistake(&value.span(), message);
+            }
+            interval
+        }
+    };
+    let token_file = match table.get("token_file") {
+        None => None,
+        Some(value) => {
+            let path = PathBuf::read(value, reader)?;
+            if let Err(error) = std::fs::File::open(&path) {
+                reader.mistake(&value.span(), format!("cannot read {}: {error}", path.display()));
+            }
+            Some(path)
+        }
+    };
+    Some(SourceKind::Http { server, path, interval, token_file })
+}
+
+/// Default of `interval`.
+const HTTP_INTERVAL: Duration = Duration::from_secs(10);
+const INTERVALS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);

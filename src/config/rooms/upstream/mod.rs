@@ -21,7 +21,6 @@ use members::read_origins;
 use retry::read_retry;
 
 pub(crate) use dns::read_dns;
-pub(crate) use members::{ORIGIN_EXPECTED, parse_origin};
 
 /// Reads the pools of a node at `node`.
 pub(crate) fn read_pools(root: &Section<'_>, node: Option<Coordinates>) -> Vec<PoolDefinition> {
@@ -32,13 +31,13 @@ pub(crate) fn read_pools(root: &Section<'_>, node: Option<Coordinates>) -> Vec<P
 fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> PoolDefinition {
     let PoolDefinition { settings: mut pool, .. } = PoolDefinition::new(name, Vec::new());
     pool.node = node;
-    let origins = read_origins(name, section);
-    read_policy(section, &mut pool, &origins);
+    let (origins, sources) = read_origins(name, section);
+    read_policy(section, &mut pool, &origins, &sources);
     read_balance(section, &mut pool);
     read_connection(section, &mut pool);
     read_retry(&section.section("retry"), &mut pool.retry);
     read_health(&section.section("health"), &mut pool.health);
     pool.check = read_check(&section.section("check"));
     read_access(section, &mut pool);
-    PoolDefinition { settings: pool, origins }
+    PoolDefinition { settings: pool, origins, sources }
 }

@@ -1,0 +1,164 @@
+//! What the members of a pool are made from: the origins that the configuration lists, and the last
+//! good answer of each source. Members that have vanished are kept for a while, so that one that
+//! comes back has its health and its statistics again.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::deadline::monotonic_ms;
+use super::members::{KnownMembers, ListedOrigin, Member, Members, MembersBuild};
+use super::settings::{MemberSource, Origin, PoolDefinition, PoolError, PoolSettings};
+use crate::clock::whole_ms;
+
+/// See above. Every change of a pool's members begins here, under one lock.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    origins: Vec<Origin>,
+    sources: Vec<SourceRecord>,
+    vanished: Vec<Vanished>,
+    /// No configuration uses the pool any more: its members may belong to another one.
+    pub(super) is_closed: bool,
+}
+
+/// A source, and what it said last.
+#[derive(Clone, Debug)]
+pub(super) struct SourceRecord {
+    pub(super) source: Arc<MemberSource>,
+    /// The last answer that was not empty. `None`: there was none yet.
+    pub(super) found: Option<Arc<[Origin]>>,
+    /// When it answered, in milliseconds of the monotonic clock.
+    pub(super) answered_ms: Option<u64>,
+    /// Why it has given no answer since.
+    pub(super) failure: Option<Arc<str>>,
+}
+
+/// How an answer differs from the one before.
+pub(super) struct AnswerChange {
+    /// There was none before.
+    pub(super) is_first: bool,
+    pub(super) is_other: bool,
+    /// The source had failed since.
+    pub(super) has_recovered: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Vanished {
+    member: Arc<Member>,
+    origin: Origin,
+    until_ms: u64,
+}
+
+impl Roster {
+    /// The roster of a pool. Sources that `before` also has keep their last answers;
+    /// `keeps_members`: its vanished members can also be used.
+    ///
+    /// # Errors
+    /// There are too many origins, or none and no source.
+    pub(super) fn new(
+        definition: &PoolDefinition,
+        before: Option<&Self>,
+        keeps_members: bool,
+    ) -> Result<Self, PoolError> {
+        let PoolDefinition { settings, origins, sources } = definition;
+        let (count, max) = (origins.len(), PoolSettings::MEMBERS_MAX);
+        if count > max || (count == 0 && sources.is_empty()) {
+            return Err(PoolError::Origins { pool: settings.name.clone(), count, max });
+        }
+        let record = |source: &MemberSource| {
+            let known = before.and_then(|before| before.record(source));
+            known.cloned().unwrap_or_else(|| SourceRecord {
+                source: Arc::new(source.clone()),
+                found: None,
+                answered_ms: None,
+                failure: None,
+            })
+        };
+        let before = before.filter(|_| keeps_members);
+        let vanished = before.map(|before| before.vanished.clone()).unwrap_or_default();
+        let sources = sources.iter().map(record).collect();
+        Ok(Self { origins: origins.clone(), sources, vanished, is_closed: false })
+    }
+
+    /// Whether [`Roster::new`] would make the same one.
+    pub(super) fn is_of(&self, definition: &PoolDefinition) -> bool {
+        let sources = self.sources.iter().map(|record| &*record.source);
+        self.origins == definition.origins && sources.eq(&definition.sources)
+    }
+
+    pub(super) fn sources(&self) -> &[SourceRecord] {
+        &self.sources
+    }
+
+    pub(super) fn record(&self, source: &MemberSource) -> Option<&SourceRecord> {
+        self.sources.iter().find(|record| *record.source == *source)
+    }
+
+    fn record_mut(&mut self, source: &MemberSource) -> Option<&mut SourceRecord> {
+        self.sources.iter_mut().find(|record| *record.source == *source)
+    }
+
+    /// A source has failed, or is empty. False: it is none of the pool's.
+    pub(super) fn note_failure(&mut self, source: &MemberSource, reason: &str) -> bool {
+        let record = self.record_mut(source);
+        record.map(|record| record.failure = Some(reason.into())).is_some()
+    }
+
+    /// A source has given `found`. `None`: it is none of the pool's.
+    pub(super) fn note_answer(
+        &mut self,
+        source: &MemberSource,
+        found: &[Origin],
+    ) -> Option<AnswerChange> {
+        let record = self.record_mut(source)?;
+        let change = AnswerChange {
+            is_first: record.found.is_none(),
+            is_other: record.found.as_deref() != Some(found),
+            has_recovered: record.failure.take().is_some(),
+        };
+        record.answered_ms = Some(monotonic_ms());
+        if change.is_other {
+            record.found = Some(found.into());
+        }
+        Some(change)
+    }
+
+    /// The members for the roster. Those of `current`, and those that vanished not long ago, are taken
+    /// over.
+    pub(super) fn build(
+        &self,
+        settings: &PoolSettings,
+        current: impl IntoIterator<Item = Arc<Members>>,
+    ) -> MembersBuild {
+        let vanished = self.vanished.iter().map(|it| (it.origin.key(), it.member.clone()));
+        let mut known: KnownMembers = vanished.collect();
+        current.into_iter().for_each(|members| known.extend(members.known()));
+        let fixed = self.origins.iter().map(|origin| (origin, None));
+        let found = self.sources.iter().enumerate().flat_map(|(at, record)| {
+            record.found.iter().flat_map(|found| found.iter()).map(move |origin| (origin, Some(at)))
+        });
+        let listed = fixed.chain(found);
+        let listed = listed.map(|(origin, source)| ListedOrigin { origin: origin.clone(), source });
+        Members::build(settings, listed.collect(), &known)
+    }
+
+    /// Keeps the members that `after` does not have for [`VANISHED_FOR`], the last
+    /// [`PoolSettings::MEMBERS_MAX`] of them.
+    pub(super) fn keep_vanished(&mut self, before: &Members, after: &Members) {
+        let now_ms = monotonic_ms();
+        let present: HashSet<u64> = after.iter().map(|member| member.id).collect();
+        let until_ms = now_ms + whole_ms(VANISHED_FOR);
+        self.vanished.retain(|it| it.until_ms > now_ms && !present.contains(&it.member.id));
+        let vanished = before.entries().filter(|(member, _)| !present.contains(&member.id));
+        self.vanished.extend(vanished.map(|(member, origin)| Vanished {
+            member: member.clone(),
+            origin: origin.clone(),
+            until_ms,
+        }));
+        let excess = self.vanished.len().saturating_sub(PoolSettings::MEMBERS_MAX);
+        self.vanished.drain(..excess);
+    }
+}
+
+/// A member that comes back within this time has the health and the statistics of before.
+const VANISHED_FOR: Duration = Duration::from_secs(300);
