@@ -12,6 +12,7 @@ use geo::Place;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::cache::CacheStatus;
+use crate::labels::Unretried;
 
 /// The facts of one open connection, shared by its requests.
 #[derive(Clone, Debug)]
@@ -231,6 +232,8 @@ pub(crate) struct UpstreamFacts {
     pub address: Option<SocketAddr>,
     /// The number of tries.
     pub attempts: u32,
+    /// Why it was not sent again, if no origin gave a good response.
+    pub unretried: Option<Unretried>,
     /// The response's status, and the time to its header section. `None` if there was no response.
     pub answered: Option<(StatusCode, Duration)>,
 }

@@ -287,6 +287,50 @@ labels! {
 }
 
 labels! {
+    /// Why a request is sent to an origin again. The words of `retry.on` are those of failures.
+    pub(crate) RetryReason;
+    /// An idle connection turned out to be closed.
+    Closed "closed";
+    /// The origin refused the request without processing it (RFC 9113 §8.7).
+    Refused "refused";
+    /// No connection: name resolution, TCP or TLS.
+    Connect "connect";
+    /// The connection ended before the end of the response's header section.
+    Reset "reset";
+    /// The response was late.
+    Timeout "timeout";
+    /// The connection ended before the end of a response that was not passed on yet.
+    Truncated "truncated";
+    /// The response is not valid HTTP, or over a limit.
+    Invalid "invalid";
+    /// The response has one of the statuses in `retry.on`.
+    Status "status";
+    /// The response has one of the statuses in `retry.failover_on`: the next tier is asked.
+    Failover "failover";
+    /// The first origin is on trial and has not answered at once.
+    Trial "trial";
+}
+
+labels! {
+    /// Why a request whose exchange failed was not sent again.
+    pub(crate) Unretried;
+    /// `retry.on` does not list the failure.
+    Unlisted "unlisted";
+    /// The origin may have processed it, and its method is not idempotent (RFC 9110 §9.2.2).
+    Method "method";
+    /// Its body was not kept.
+    Body "body";
+    /// `deadlines.total` has passed.
+    Deadline "deadline";
+    /// `retry.attempts_max` is reached.
+    Attempts "attempts";
+    /// The retry budget is used up.
+    Budget "budget";
+    /// No other origin may be tried.
+    Members "members";
+}
+
+labels! {
     /// Why the listener refuses a request whose head it cannot read.
     #[derive(thiserror::Error)]
     pub HeadError;

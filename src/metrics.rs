@@ -26,7 +26,7 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
     FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, ProxyError, Refusal,
-    RequestProtocol, SplitChoice, Uncollapsed,
+    RequestProtocol, RetryReason, SplitChoice, Uncollapsed, Unretried,
 };
 
 /// The type of a metric.
@@ -161,9 +161,11 @@ table! {
     UpstreamReuses, Counter, "upstream_reuses", "Requests sent over a reused connection.";
     UpstreamIdleClosed, Counter, "upstream_idle_closed", "Idle connections to origins that were closed, by reason.",
         "reason" = &["expired", "limit", "origin", "removed"];
-    UpstreamRetries, Counter, "upstream_retries", "Retries of requests to origins, by reason.",
-        "reason" = &["closed", "failed"];
-    UpstreamRetriesRefused, Counter, "upstream_retries_refused", "Retries not made because the retry budget was used up.";
+    UpstreamRetries, Counter, "upstream_retries", "Further tries of requests to origins, by the reason for them.",
+        "reason" = RetryReason::WORDS;
+    UpstreamUnretried, Counter, "upstream_unretried", "Requests that were not sent again although their exchange failed, by reason.",
+        "reason" = Unretried::WORDS;
+    UpstreamUnheld, Counter, "upstream_unheld", "Small responses that were passed on before they were whole, because retry.kept_bytes_max was reached.";
     UpstreamFailures, Counter, "upstream_failures", "Attempts without a complete response, by error type of RFC 9209.",
         "error" = ProxyError::WORDS;
     UpstreamMarkedDown, Counter, "upstream_marked_down", "Times that an origin went down or was ejected, failed trials included.";

@@ -268,6 +268,9 @@ fn upstream_fields(line: &mut LogLine<'_>, upstream: &UpstreamFacts) {
         line.socket(key!("upstream_address"), address);
     }
     line.number(key!("upstream_attempts"), upstream.attempts.into());
+    if let Some(why) = upstream.unretried {
+        line.word(key!("upstream_unretried"), why.as_str().as_bytes());
+    }
     if let Some((status, first_byte)) = upstream.answered {
         line.number(key!("upstream_status"), u64::from(status.as_u16()));
         line.millis(key!("upstream_first_byte_ms"), first_byte);

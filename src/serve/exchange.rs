@@ -261,6 +261,7 @@ impl Job {
         // Stored trailers would also go to clients that do not accept them, so none are requested.
         let intent = Intent {
             affinity: self.affinity,
+            for_many: true,
             interims: self.interims.clone(),
             ..Intent::default()
         };

@@ -81,12 +81,13 @@ pub(super) fn upstream_facts(
         origin: Some(response.origin.clone()),
         address: Some(response.address),
         attempts: response.attempts,
+        unretried: response.unretried,
         answered: Some((response.response.status(), response.first_byte)),
     })
 }
 
 /// The facts of an exchange without a response.
 pub(super) fn unanswered_facts(tried: &Tried) -> Box<UpstreamFacts> {
-    let Tried { pool, origin, address, attempts } = tried.clone();
-    Box::new(UpstreamFacts { pool, origin, address, attempts, answered: None })
+    let Tried { pool, origin, address, attempts, unretried } = tried.clone();
+    Box::new(UpstreamFacts { pool, origin, address, attempts, unretried, answered: None })
 }

@@ -54,6 +54,7 @@ impl Visit {
             upgrade: switch.as_ref().map(|switch| switch.protocols.clone()),
             takes_trailers: self.request.takes_trailers,
             is_call: self.is_call(),
+            for_many: false,
             interims: self.interims.clone(),
         };
         // The answer to a GET may depend on its content, which no key contains. If it were stored, one

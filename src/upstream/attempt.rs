@@ -1,57 +1,56 @@
-//! One attempt to exchange a request with one origin: take an idle connection or open one, send
-//! the request, and wait for the head of the response.
+//! One try of a request at one origin: take an idle connection or open one, send the request, and
+//! wait until the response has begun, or is whole if it is small.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::{Instant, SystemTime};
+use std::sync::Arc;
 
 use http::header::{CONNECTION, EXPECT, TE, UPGRADE};
 use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
 
 use super::choice::Chosen;
 use super::connect::{Connected, Target, connect};
 use super::core::{Active, Core};
 use super::deadline::{Deadline, Limits};
 use super::error::{FetchError, HeaderLimit, LinkError, NoHead, NoHeadReason};
-use super::exchange::{Intent, Times, UpstreamResponse};
+use super::exchange::{Times, UpstreamResponse};
 use super::fields::{self, Misframed, Upgrade};
-use super::health::{Event, Outcome, record};
+use super::health::Outcome;
+use super::hold::HeldContent;
 use super::http1::Http1;
 use super::http2::{Http2, Share};
 use super::members::Member;
-use super::pool::Pool;
-use super::pool_state::{MemberState, PoolState};
+use super::patience::{PaceRef, Patience};
 use super::request_body::{ClientUpload, hold_for_continue};
 use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
+use super::send::Outgoing;
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
 use crate::body::{Body, BodyError, BodyFault, BodySource};
-use crate::metrics::{Metric, Recorder};
+use crate::interim::Interims;
+use crate::labels::RetryReason;
+use crate::metrics::Metric;
 
-/// One attempt at one origin.
+/// One try at one origin.
 pub(super) struct Attempt<'a> {
-    pub(super) core: &'a Rc<Core>,
-    pub(super) state: &'a Rc<PoolState>,
+    pub(super) outgoing: &'a Outgoing<'a>,
     pub(super) chosen: Chosen,
-    /// Number of attempts, this one included.
-    pub(super) attempts: u32,
-    /// When the first attempt began.
-    pub(super) began: (SystemTime, Instant),
+    /// From 1.
+    pub(super) number: u32,
+    pub(super) pace: PaceRef<'a>,
     pub(super) limits: Limits,
-    /// Makes the head of the request.
-    pub(super) request: &'a dyn Fn() -> Request<()>,
-    pub(super) intent: &'a Intent,
 }
 
-/// A failed attempt.
+/// A failed try.
 pub(super) struct Failed {
     pub(super) error: FetchError,
-    /// The request's body, if the request may be sent again.
+    /// The request's body, if nothing of the request was sent.
     pub(super) body: Option<Body>,
     /// What the failure says about the origin's health; `None`: nothing.
     pub(super) outcome: Option<Outcome>,
@@ -75,46 +74,48 @@ impl Failed {
 }
 
 impl Attempt<'_> {
-    /// Makes the attempt. An idle connection that turns out to be closed is replaced once.
-    pub(super) async fn exchange(&self, mut body: Body) -> Result<UpstreamResponse, Failed> {
-        let active = Active::begin(self.core, &self.state.pool, &self.chosen);
-        let deadline = self.core.timers.deadline();
+    /// Makes the try. An idle connection that turns out to be closed is replaced once.
+    pub(super) async fn exchange(self, mut body: Body) -> Result<UpstreamResponse, Failed> {
+        let Outgoing { core, state, .. } = self.outgoing;
+        let active = Active::begin(core, &state.pool, &self.chosen);
+        let deadline = core.timers.deadline();
         let mut open = self.open_link();
         loop {
             let reused = open.is_some();
             let mut link = match open.take() {
                 Some(link) => link,
                 // On the heap: most exchanges do not open a connection, and their future stays small.
-                None => match Box::pin(self.open()).await {
+                None => match Box::pin(self.open_in_time()).await {
                     Ok(opened) => opened,
-                    Err(error) => return Err(Failed::new(error, Some(body))),
+                    Err(NotOpened { error, is_anothers }) => {
+                        let failed = Failed::new(error, Some(body));
+                        // One failed connection counts once, however many requests waited for it.
+                        let outcome = failed.outcome.filter(|_| !is_anothers);
+                        return Err(Failed { outcome, ..failed });
+                    }
                 },
             };
             let connected = Some(link.address());
-            let again;
             let upload = Rc::new(ClientUpload::default());
+            let (limits, pace) = (&self.limits, &*self.pace);
+            let patience = Patience { limits, deadline: &deadline, pace };
             let head = match &mut link {
                 Link::Http1(http1) => {
-                    let (mut before, limits) = (http1.before(&upload), &self.limits);
+                    let mut before = http1.before(&upload);
                     // The block ends before the await, so that the future does not hold the request.
                     let mut response = pin!({
-                        let (request, body) = self.request(body, &upload, false);
-                        again = body;
+                        let request = self.request(body, &upload, false);
                         http1.send(request)
                     });
-                    poll_fn(|cx| {
-                        http1.poll_head(cx, response.as_mut(), &mut before, limits, &deadline)
-                    })
-                    .await
-                    .map(|response| response.map(Incoming::Http1))
+                    poll_fn(|cx| http1.poll_head(cx, response.as_mut(), &mut before, &patience))
+                        .await
+                        .map(|response| response.map(Incoming::Http1))
                 }
                 Link::Http2(http2) => {
                     let exchange = {
-                        let (request, body) = self.request(body, &upload, true);
-                        again = body;
+                        let request = self.request(body, &upload, true);
                         let hear = |interim: &Response<()>| self.pass_on_interim(interim);
-                        let limits = &self.limits;
-                        Box::pin(http2.head(request, hear, limits, &deadline, &upload))
+                        Box::pin(http2.head(request, hear, &patience, &upload))
                     };
                     exchange.await.map(|response| response.map(Incoming::Http2))
                 }
@@ -130,8 +131,8 @@ impl Attempt<'_> {
                         }
                         _ => match self.respond(exchanged, deadline, active) {
                             Ok((upstream, None)) => Ok(upstream),
-                            Ok((upstream, Some(body))) => {
-                                Box::pin(self.first_piece(upstream, body)).await
+                            Ok((upstream, Some(awaited))) => {
+                                Box::pin(self.await_content(upstream, awaited)).await
                             }
                             Err(error) => Err(error),
                         },
@@ -141,7 +142,7 @@ impl Attempt<'_> {
                 }
                 Err(no_head) => no_head,
             };
-            let failed = Failed { connected, ..self.failed(no_head, again, &upload, &deadline) };
+            let failed = Failed { connected, ..self.failed(no_head, &upload, &deadline) };
             body = self.replace_closed(failed, reused).map_err(|failed| *failed)?;
         }
     }
@@ -153,64 +154,59 @@ impl Attempt<'_> {
         if !reused || !matches!(failed.error, FetchError::Terminated { .. }) {
             return Err(Box::new(failed));
         }
-        let Some(body) = failed.body else {
-            return Err(Box::new(Failed { outcome: None, ..failed }));
+        let outgoing = self.outgoing;
+        let may_repeat = || !failed.error.origin_may_have_seen() || outgoing.is_repeatable();
+        let again = failed.body.or_else(|| outgoing.kept.again().filter(|_| may_repeat()));
+        let Some(body) = again else {
+            return Err(Box::new(Failed { body: None, outcome: None, ..failed }));
         };
-        self.core.recorder.count_labelled(Metric::UpstreamRetries, RETRY_CLOSED);
+        let reason = RetryReason::Closed.index();
+        outgoing.core.recorder.count_labelled(Metric::UpstreamRetries, reason);
         Ok(body)
     }
 
     /// Notes how long the origin took. An error must not make it look fast.
     fn note_head(&self, status: StatusCode, active: &Active) {
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-            self.state.note_failure(&self.chosen.member);
+            self.outgoing.state.note_failure(&self.chosen.member);
         } else {
             active.measured();
         }
     }
 
-    /// Counts the failure. Returns what must be recorded about the origin's health when the request
-    /// is settled ([`Blame`]).
-    pub(super) fn note_failure(&self, failed: &Failed) -> Option<Blame> {
-        let Failed { error, outcome, .. } = failed;
-        self.core.recorder.count_labelled(Metric::UpstreamFailures, error.error_type().index());
-        let outcome = (*outcome)?;
-        self.chosen.member.count_outcome(false);
-        self.state.note_failure(&self.chosen.member);
-        if let Some(trial) = &self.chosen.trial
-            && trial.failed(outcome, &error.to_string())
-        {
-            return None;
-        }
-        let Chosen { member, epoch, .. } = &self.chosen;
-        let blame =
-            Blame { member: member.clone(), epoch: *epoch, outcome, cause: error.to_string() };
-        match outcome {
-            Outcome::Faulty => Some(blame),
-            Outcome::Good | Outcome::Unreachable => {
-                blame.record(&self.state.pool, &self.core.recorder);
-                None
-            }
-        }
-    }
-
     /// A connection that is already open.
     fn open_link(&self) -> Option<Link> {
-        let http1 = || self.core.take_idle(&self.chosen.member).map(Link::Http1);
+        let http1 = || self.outgoing.core.take_idle(&self.chosen.member).map(Link::Http1);
         self.shared().or_else(http1)
     }
 
     /// A stream on a shared connection.
     fn shared(&self) -> Option<Link> {
-        let possible = self.intent.upgrade.is_none();
-        let share = || self.core.share_http2(&self.state.pool, &self.chosen.member);
+        let possible = self.outgoing.intent.upgrade.is_none();
+        let share =
+            || self.outgoing.core.share_http2(&self.outgoing.state.pool, &self.chosen.member);
         possible.then(share).flatten().map(Link::Http2)
     }
 
+    /// As [`Attempt::open`]. A try that has no connection after `deadlines.connect`, TLS included, is
+    /// late.
+    async fn open_in_time(&self) -> Result<Link, NotOpened> {
+        let connect = self.outgoing.state.pool.settings().deadlines.connect;
+        let mut opening = pin!(self.open());
+        match timeout(connect, opening.as_mut()).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                self.pace.set_late();
+                opening.await
+            }
+        }
+    }
+
     /// A new connection, or a stream on one that another request is just opening.
-    async fn open(&self) -> Result<Link, FetchError> {
+    async fn open(&self) -> Result<Link, NotOpened> {
         let may_share = || {
-            self.intent.upgrade.is_none() && self.chosen.member.speaks_http2.get() != Some(false)
+            self.outgoing.intent.upgrade.is_none()
+                && self.chosen.member.speaks_http2.get() != Some(false)
         };
         while may_share()
             && let Some(opening) = self.chosen.member.opening()
@@ -219,25 +215,32 @@ impl Attempt<'_> {
             if let Some(link) = self.shared() {
                 return Ok(link);
             }
-            if !opening.shared.get() {
-                // It was not opened, or cannot be shared. Waiting for another one could fail one after another.
+            if let Some(error) = opening.failure.borrow().as_ref().and_then(FetchError::of_opening)
+            {
+                return Err(NotOpened { error, is_anothers: true });
+            }
+            if !opening.is_shared.get() {
+                // It cannot be shared, or was given up. Waiting for others could take as long again.
                 break;
             }
         }
         let guard = may_share().then(|| self.chosen.member.begin_opening());
-        let link = self.open_alone().await?;
+        let opened = self.open_alone().await;
         if let Some(guard) = guard {
-            guard.opening.shared.set(matches!(link, Link::Http2(_)));
+            guard.opening.is_shared.set(matches!(opened, Ok(Link::Http2(_))));
+            let failure = opened.as_ref().err().and_then(FetchError::of_opening);
+            *guard.opening.failure.borrow_mut() = failure;
         }
-        Ok(link)
+        opened.map_err(|error| NotOpened { error, is_anothers: false })
     }
 
     async fn open_alone(&self) -> Result<Link, FetchError> {
-        let upgrade = self.intent.upgrade.is_some();
-        let Core { resolver, recorder, .. } = &**self.core;
-        let turn = self.state.turn.get();
+        let Outgoing { core, state, intent, .. } = self.outgoing;
+        let upgrade = intent.upgrade.is_some();
+        let Core { resolver, recorder, .. } = &***core;
+        let turn = state.turn.get();
         let connected = connect(
-            &Target { pool: &self.state.pool, origin: self.origin(), turn, upgrade },
+            &Target { pool: &state.pool, origin: self.origin(), turn, upgrade },
             resolver,
             recorder,
         )
@@ -254,7 +257,7 @@ impl Attempt<'_> {
     }
 
     async fn open_http1(&self, connected: Connected) -> Result<Box<Http1>, LinkError> {
-        let settings = self.state.pool.settings();
+        let settings = self.outgoing.state.pool.settings();
         let mut builder = http1::Builder::new();
         builder.max_header_size(settings.header_bytes_max);
         if settings.header_count_max != HEADERS_ON_STACK {
@@ -262,78 +265,77 @@ impl Attempt<'_> {
         }
         let traffic = connected.io.traffic();
         let (sender, connection) = builder.handshake(TokioIo::new(connected.io)).await?;
-        let now_ms = self.core.timers.now_ms();
+        let now_ms = self.outgoing.core.timers.now_ms();
         Ok(Box::new(Http1::new(sender, connection, traffic, connected.address, now_ms)))
     }
 
     async fn open_http2(&self, connected: Connected) -> Result<Share, LinkError> {
         let Connected { io, address, .. } = connected;
-        let header_bytes_max = self.state.pool.settings().header_bytes_max;
-        let now_ms = self.core.timers.now_ms();
+        let header_bytes_max = self.outgoing.state.pool.settings().header_bytes_max;
+        let now_ms = self.outgoing.core.timers.now_ms();
         let http2 = Http2::open(io, address, now_ms, header_bytes_max).await?;
         self.chosen.member.add_http2(&http2);
         Ok(Share::of(&http2))
     }
 
-    /// The request as it is sent on a connection, and its body if it may be sent again.
-    fn request(
-        &self,
-        body: Body,
-        upload: &Rc<ClientUpload>,
-        is_http2: bool,
-    ) -> (Request<Body>, Option<Body>) {
-        let mut request = (self.request)().map(|()| body);
-        if let Some(protocol) = &self.intent.upgrade {
+    /// The request as it is sent on a connection.
+    fn request(&self, body: Body, upload: &Rc<ClientUpload>, is_http2: bool) -> Request<Body> {
+        let Outgoing { core, state, intent, request, .. } = self.outgoing;
+        let mut request = request().map(|()| body);
+        if let Some(protocol) = &intent.upgrade {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
             request.headers_mut().insert(UPGRADE, protocol.clone());
         }
         fields::direct(&mut request, self.origin(), is_http2);
-        if let Some(access) = &self.state.pool.access {
-            access.authorize(&mut request, self.core.clock.now());
+        if let Some(access) = &state.pool.access {
+            access.authorize(&mut request, core.clock.now());
         }
         if request.body().is_end_stream() {
             // RFC 9110 §10.1.1: a request without content must not expect 100 (Continue).
             request.headers_mut().remove(EXPECT);
         }
-        let again = if self.intent.upgrade.is_none() { fields::replayable(&request) } else { None };
         request = upload.watch(request);
         if is_http2 {
-            if self.intent.takes_trailers {
+            if intent.takes_trailers {
                 request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
             }
-            return (request, again);
+            return request;
         }
         fields::frame_content(&mut request);
-        if let Some(interims) = &self.intent.interims {
-            let (interims, recorder) = (interims.clone(), self.core.recorder.clone());
+        if let Some(interims) = self.interims() {
+            let (interims, recorder) = (interims.clone(), core.recorder.clone());
             hyper::ext::on_informational(&mut request, move |received| {
                 fields::pass_on(&interims, &recorder, received.status(), received.headers());
             });
         }
         if request.headers().contains_key(EXPECT) {
-            let timeout = self.state.pool.settings().deadlines.expect_continue;
+            let timeout = state.pool.settings().deadlines.expect_continue;
             request = hold_for_continue(request, timeout);
         }
-        (request, again)
+        request
+    }
+
+    /// The receiver of interim responses. Those of further tries could contradict the first's.
+    fn interims(&self) -> Option<&Arc<Interims>> {
+        self.outgoing.intent.interims.as_ref().filter(|_| self.number == 1)
     }
 
     /// Passes on an interim response of HTTP/2.
     fn pass_on_interim(&self, interim: &Response<()>) {
-        if let Some(interims) = &self.intent.interims {
-            fields::pass_on(interims, &self.core.recorder, interim.status(), interim.headers());
+        if let Some(interims) = self.interims() {
+            fields::pass_on(
+                interims,
+                &self.outgoing.core.recorder,
+                interim.status(),
+                interim.headers(),
+            );
         }
     }
 
-    /// The error for an exchange without a head, and whether the request may be sent again.
-    fn failed(
-        &self,
-        no_head: NoHead,
-        again: Option<Body>,
-        upload: &ClientUpload,
-        deadline: &Deadline,
-    ) -> Failed {
+    /// The error for an exchange without a head.
+    fn failed(&self, no_head: NoHead, upload: &ClientUpload, deadline: &Deadline) -> Failed {
         let origin = self.origin().name.clone();
-        let settings = self.state.pool.settings();
+        let settings = self.outgoing.state.pool.settings();
         let source = match no_head.why {
             NoHeadReason::Error(source) => source,
             NoHeadReason::Switched => {
@@ -362,8 +364,7 @@ impl Attempt<'_> {
         } else {
             FetchError::Terminated { origin, sent: no_head.sent, source }
         };
-        let terminated = matches!(error, FetchError::Terminated { .. });
-        Failed::new(error, no_head.body.or_else(|| again.filter(|_| terminated)))
+        Failed::new(error, no_head.body)
     }
 
     /// The error for an exchange whose head is late: the client's, if the origin is still waiting for
@@ -371,7 +372,7 @@ impl Attempt<'_> {
     fn late(&self, upload: &ClientUpload, deadline: &Deadline) -> Failed {
         let origin = self.origin().name.clone();
         let awaits_client = upload.awaits_client();
-        let total = self.state.pool.settings().deadlines.total;
+        let total = self.outgoing.state.pool.settings().deadlines.total;
         let total = total.filter(|_| self.limits.total_passed(deadline));
         let (after, option) = match total {
             Some(total) => (total, "total"),
@@ -390,14 +391,14 @@ impl Attempt<'_> {
         Failed { outcome: failed.outcome.filter(|_| !awaits_client), ..failed }
     }
 
-    /// Turns the head of a response and its connection into a response. A body is returned beside
-    /// it if its first piece must be waited for.
+    /// Turns the head of a response and its connection into a response. Content that must be waited
+    /// for is returned beside it.
     fn respond(
         &self,
         exchanged: Exchanged,
         deadline: Deadline,
         active: Active,
-    ) -> Result<(UpstreamResponse, Option<Box<ResponseBody>>), FetchError> {
+    ) -> Result<(UpstreamResponse, Option<Awaited>), FetchError> {
         let Exchanged { mut link, response, reused, upload } = exchanged;
         let (mut head, incoming) = response.into_parts();
         fields::keep_one_line(&mut head.headers).map_err(|field| FetchError::FieldsDiffer {
@@ -414,29 +415,32 @@ impl Attempt<'_> {
         active.set_status(head.status);
         let (body, awaited) = match Content::take(link, incoming, deadline, self.limits, active) {
             Content::Whole(body) => (body, None),
-            Content::Streaming(body) => {
-                let body = body.beside(upload);
-                match body.is_awaited() {
-                    true => (Body::Empty, Some(body)),
-                    false => {
-                        body.answered();
-                        (Body::Stream(body), None)
-                    }
-                }
-            }
+            Content::Streaming(body) => self.await_or_pass_on(body.beside(upload)),
         };
         Ok((self.response(head, body, address, reused), awaited))
     }
 
-    /// Waits for the first piece of announced content.
-    async fn first_piece(
+    /// A body that is small enough to be held, or of which a first piece is announced, is waited for.
+    fn await_or_pass_on(&self, body: Box<ResponseBody>) -> (Body, Option<Awaited>) {
+        let Outgoing { core, state, .. } = self.outgoing;
+        let held = HeldContent::begin(&state.pool, body.exact_length(), &core.recorder);
+        if held.is_some() || body.is_awaited() {
+            body.await_more(&self.pace);
+            return (Body::Empty, Some(Awaited { body, held }));
+        }
+        body.answered();
+        (Body::Stream(body), None)
+    }
+
+    /// Waits for content.
+    async fn await_content(
         &self,
         mut upstream: UpstreamResponse,
-        mut body: Box<ResponseBody>,
+        Awaited { mut body, mut held }: Awaited,
     ) -> Result<UpstreamResponse, FetchError> {
-        let first = poll_fn(|cx| body.poll_first(cx)).await;
+        let awaited = poll_fn(|cx| body.poll_awaited(cx, &mut held, &self.pace)).await;
         let origin = || self.origin().name.clone();
-        first.map_err(|why| match why {
+        awaited.map_err(|why| match why {
             NoContent::RequestBody(error) => FetchError::request_body(&error),
             NoContent::BrokeOff(source) => FetchError::ContentMissing { origin: origin(), source },
             NoContent::Deadline => {
@@ -444,7 +448,8 @@ impl Attempt<'_> {
                 FetchError::ContentTimeout { origin: origin(), after }
             }
         })?;
-        *upstream.response.body_mut() = Body::Stream(body);
+        *upstream.response.body_mut() =
+            held.map_or_else(|| Body::Stream(body), HeldContent::into_body);
         Ok(upstream)
     }
 
@@ -452,7 +457,7 @@ impl Attempt<'_> {
     async fn switch(&self, exchanged: Exchanged) -> Result<UpstreamResponse, FetchError> {
         let Exchanged { link, response, reused, .. } = exchanged;
         let (mut head, _) = response.into_parts();
-        let asked = self.intent.upgrade.as_ref();
+        let asked = self.outgoing.intent.upgrade.as_ref();
         if !asked.is_some_and(|asked| fields::is_asked_for(asked, &head.headers)) {
             return Err(FetchError::UnaskedUpgrade { origin: self.origin().name.clone() });
         }
@@ -471,20 +476,21 @@ impl Attempt<'_> {
         reused: bool,
     ) -> UpstreamResponse {
         head.extensions.clear();
-        let (asked, began) = self.began;
-        let (came, now) = self.core.clock.both();
-        let first_byte = now - began;
+        let Outgoing { core, began: (asked, began), .. } = self.outgoing;
+        let (came, now) = core.clock.both();
+        let first_byte = now - *began;
         if reused {
-            self.core.recorder.count(Metric::UpstreamReuses);
+            core.recorder.count(Metric::UpstreamReuses);
         }
-        self.core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
+        core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
         UpstreamResponse {
             response: Response::from_parts(head, body),
             origin: self.origin().name.clone(),
             address,
-            attempts: self.attempts,
+            attempts: self.number,
+            unretried: None,
             first_byte,
-            times: Times { asked, came },
+            times: Times { asked: *asked, came },
             upgraded: None,
         }
     }
@@ -514,24 +520,18 @@ impl Attempt<'_> {
     }
 }
 
-/// A failure that counts against an origin's health.
-///
-/// Failures of a request that was processed are recorded when it is known whether another origin
-/// could process it: a request that no origin can process must not eject all of them.
-pub(super) struct Blame {
-    member: Rc<MemberState>,
-    epoch: u16,
-    outcome: Outcome,
-    cause: String,
+/// Content of a response that must be waited for.
+struct Awaited {
+    body: Box<ResponseBody>,
+    /// Present if all of it is waited for.
+    held: Option<HeldContent>,
 }
 
-impl Blame {
-    /// Records the failure.
-    pub(super) fn record(&self, pool: &Pool, recorder: &Recorder) {
-        let Self { member, epoch, outcome, cause } = self;
-        let event = Event::Finished { epoch: *epoch, is_trial: false, outcome: *outcome };
-        record(pool, &member.member, event, recorder, format_args!("{cause}"));
-    }
+/// No connection could be opened.
+struct NotOpened {
+    error: FetchError,
+    /// It is the failure of another request's connection, which this one waited for.
+    is_anothers: bool,
 }
 
 /// The head of a response, and its connection.
@@ -544,6 +544,3 @@ struct Exchanged {
 
 /// hyper parses this many fields without an allocation.
 const HEADERS_ON_STACK: usize = 100;
-
-/// A label of [`Metric::UpstreamRetries`].
-const RETRY_CLOSED: usize = 0;

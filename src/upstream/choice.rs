@@ -12,9 +12,9 @@ use super::health::{HealthClass, Trial, TrialAmong, View};
 use super::in_flight::InFlight;
 use super::load;
 use super::members::Member;
+use super::order::Tier;
 use super::pool_state::{MemberState, MemberStates, PoolState};
 use super::settings::{Balance, PoolSettings};
-use crate::body::{Body, BodySource};
 use crate::clock::whole_ms;
 use crate::metrics::Recorder;
 
@@ -39,8 +39,9 @@ pub(super) struct Chosen {
 }
 
 impl<'a> ChoiceInput<'a> {
-    pub(super) fn new(intent: &'a Intent, tried: &'a [u64], body: &Body) -> Self {
-        let is_timed = !intent.is_call && intent.upgrade.is_none() && body.is_end_stream();
+    /// `has_content`: the request has a body, which may be late.
+    pub(super) fn new(intent: &'a Intent, tried: &'a [u64], has_content: bool) -> Self {
+        let is_timed = !intent.is_call && intent.upgrade.is_none() && !has_content;
         Self { affinity: &intent.affinity, tried, is_timed }
     }
 }
@@ -110,6 +111,11 @@ impl PoolState {
             trial_due,
         };
         among.members.tiers().order(point).find_map(|(at, tier)| {
+            if !input.tried.is_empty()
+                && let Some(proven) = proven(tier, &facts)
+            {
+                return Some(proven);
+            }
             let draw = Draw {
                 balance,
                 turn: &among.turns[at],
@@ -165,6 +171,16 @@ impl PoolState {
         let micros = load::failure_micros(mean);
         member.member.load.update(|latency| latency.at_least(micros, monotonic_ms()));
     }
+}
+
+/// The member of the tier that gave a good response last: a request that another one has failed must
+/// not be sent to a member that fails too. Members of weight 0 are not considered.
+fn proven(tier: &Tier, facts: &MemberFacts<'_>) -> Option<usize> {
+    let last_good_ms = |at: &usize| facts.among.states[*at].last_good_ms.get();
+    let positions = tier.members.iter().map(|at| usize::from(*at));
+    let is_known = |at: &usize| facts.weight(*at) > 0 && last_good_ms(at) > 0 && facts.is_up(*at);
+    let latest = positions.filter(is_known).max_by_key(last_good_ms)?;
+    facts.enter(latest, u32::MAX).then_some(latest)
 }
 
 /// Which members a choice admits; each is asked of all tiers before the next.

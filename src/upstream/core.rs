@@ -91,8 +91,11 @@ impl Core {
         let deadlines = &settings.deadlines;
         let least = if is_call { deadlines.tunnel_idle } else { Duration::ZERO };
         let end = |total| self.timers.now_ms().saturating_add(whole_ms(total));
+        let first_byte = deadlines.first_byte.max(least);
+        let per_try = settings.retry.per_try_timeout.unwrap_or(first_byte);
         Limits {
-            first_byte: deadlines.first_byte.max(least),
+            first_byte,
+            per_try: per_try.max(least).min(first_byte),
             between_bytes: deadlines.between_bytes.max(least),
             is_call,
             end_ms: deadlines.total.map_or(NEVER, end),
@@ -129,7 +132,7 @@ impl Core {
             |opened_ms| now_ms.saturating_sub(opened_ms) < whole_ms(settings.keep_alive.age_max);
         let room = |http2: &&Rc<Http2>| {
             let most = settings.streams_max.min(http2.streams_max());
-            http2.streams.get() < most && young(http2.opened_ms)
+            http2.streams.get() < most && young(http2.opened_ms) && !http2.is_doubtful.get()
         };
         connections.iter().find(room).map(Share::of)
     }
@@ -139,6 +142,11 @@ impl Core {
         let members = self.members.borrow();
         let connections = members.values().flat_map(|state| state.http2.borrow().clone());
         connections.map(|http2| http2.streams.get()).sum()
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget_good_responses(&self) {
+        self.members.borrow().values().for_each(|state| state.last_good_ms.set(0));
     }
 
     fn close_idle(&self, idle: Idle, reason: usize) {
@@ -202,7 +210,7 @@ impl Core {
         }
         state.http2.borrow_mut().retain(|http2| {
             let is_old = now_ms.saturating_sub(http2.opened_ms) >= age_max_ms;
-            let is_over = is_old && http2.streams.get() == 0;
+            let is_over = (is_old || http2.is_doubtful.get()) && http2.streams.get() == 0;
             !is_over && !http2.is_closed()
         });
     }
@@ -263,9 +271,14 @@ impl Active {
         }
     }
 
-    /// The head has arrived, with this status.
+    /// The head has arrived, with this status. After one of `retry.on`, the request decides what it
+    /// says about the member's health.
     pub(super) fn set_status(&self, status: StatusCode) {
         self.is_5xx.set(status.is_server_error());
+        let is_on_trial = self.trial.is_some();
+        if !is_on_trial && self.pool.settings().retry.on.statuses.contains(status) {
+            self.has_ended.set(true);
+        }
     }
 
     /// The member has responded: with a head, and if it announced content, with some of that.
@@ -276,6 +289,8 @@ impl Active {
         }
         if is_5xx {
             self.end(false, "it responded with errors (5xx)");
+        } else {
+            self.state.last_good_ms.set(self.core.timers.now_ms());
         }
     }
 

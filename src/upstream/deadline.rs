@@ -79,11 +79,15 @@ impl Timers {
 impl Deadline {
     /// Sets it to `after` from now. It passes never early, and late by up to a tick plus the time for
     /// which the core is busy.
-    pub(super) fn set(&self, after: Duration) {
+    ///
+    /// Returns when it passes, a time of [`Timers::now_ms`].
+    pub(super) fn set(&self, after: Duration) -> u64 {
         let after_ms = whole_ms(after);
         // Not the wheel's time, which does not advance while the core is busy. The current
         // millisecond has partly passed and is not counted.
-        self.set_at(monotonic_ms().saturating_add(after_ms).saturating_add(1));
+        let at_ms = monotonic_ms().saturating_add(after_ms).saturating_add(1);
+        self.set_at(at_ms);
+        at_ms
     }
 
     /// Moves it to a time of [`Timers::now_ms`] if it is later than that.
@@ -159,6 +163,8 @@ impl Drop for Wheel {
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     pub(super) first_byte: Duration,
+    /// After this time without a head another try begins; at most `first_byte`.
+    pub(super) per_try: Duration,
     pub(super) between_bytes: Duration,
     /// The exchange is a call, whose client may pause: see [`super::Intent::is_call`].
     pub(super) is_call: bool,
@@ -168,11 +174,13 @@ pub(super) struct Limits {
 
 impl Limits {
     /// Sets the deadline to `after` from now, or to the end of the exchange if that is earlier.
-    pub(super) fn arm(&self, deadline: &Deadline, after: Duration) {
-        deadline.set(after);
+    /// Returns when it passes, the end of the exchange aside.
+    pub(super) fn arm(&self, deadline: &Deadline, after: Duration) -> u64 {
+        let at_ms = deadline.set(after);
         if self.end_ms != NEVER {
             deadline.cap(self.end_ms);
         }
+        at_ms
     }
 
     /// Ready once the deadline has passed. While the origin waits for the rest of a client's upload

@@ -11,7 +11,7 @@ use rustls::CertificateError;
 
 use super::health::Outcome;
 use crate::body::{Body, BodyError, BodyFault};
-use crate::labels::ProxyError;
+use crate::labels::{ProxyError, RetryReason, Unretried};
 
 /// A request that no origin answered.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +32,10 @@ pub(crate) struct Tried {
     pub origin: Option<Arc<str>>,
     /// Its address. `None` if its name was not resolved or no connection was made.
     pub address: Option<SocketAddr>,
-    /// Number of attempts.
+    /// Number of tries.
     pub attempts: u32,
+    /// Why no other try was made.
+    pub unretried: Option<Unretried>,
 }
 
 /// A failed exchange.
@@ -143,8 +145,8 @@ pub(crate) enum FetchError {
         /// The connection's error.
         source: LinkError,
     },
-    /// The head announced content, and the connection ended before any arrived.
-    #[error("the response of {origin} ended before its content: {source}")]
+    /// The head announced content, and the connection ended before it had arrived.
+    #[error("the response of {origin} ended before its content was whole: {source}")]
     ContentMissing {
         /// `host:port`.
         origin: Arc<str>,
@@ -368,6 +370,63 @@ impl FetchError {
         }
     }
 
+    /// A copy of an error of a connection that was not opened, for the requests that waited for it too.
+    pub(super) fn of_opening(&self) -> Option<Self> {
+        Some(match self {
+            Self::DnsTimeout { host, after } => {
+                Self::DnsTimeout { host: host.clone(), after: *after }
+            }
+            Self::Dns { host, reason } => Self::Dns { host: host.clone(), reason: reason.clone() },
+            Self::ConnectionLimit { origin, limit } => {
+                Self::ConnectionLimit { origin: origin.clone(), limit: *limit }
+            }
+            Self::Connect { origin, address, source } => {
+                let (origin, address, source) = (origin.clone(), *address, copied(source));
+                Self::Connect { origin, address, source }
+            }
+            Self::ConnectTimeout { origin, after } => {
+                Self::ConnectTimeout { origin: origin.clone(), after: *after }
+            }
+            Self::Certificate { origin, source } => {
+                Self::Certificate { origin: origin.clone(), source: source.clone() }
+            }
+            Self::Tls { origin, source } => {
+                Self::Tls { origin: origin.clone(), source: copied(source) }
+            }
+            Self::NoHttp2 { origin } => Self::NoHttp2 { origin: origin.clone() },
+            Self::TlsTimeout { origin, after } => {
+                Self::TlsTimeout { origin: origin.clone(), after: *after }
+            }
+            _ => return None,
+        })
+    }
+
+    /// The word for it in `retry.on`; `None`: no other try would help.
+    pub(super) fn retry_reason(&self) -> Option<RetryReason> {
+        Some(match self {
+            Self::RequestBody { .. } | Self::AllDown { .. } => return None,
+            Self::DnsTimeout { .. }
+            | Self::Dns { .. }
+            | Self::ConnectionLimit { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Certificate { .. }
+            | Self::Tls { .. }
+            | Self::NoHttp2 { .. }
+            | Self::TlsTimeout { .. } => RetryReason::Connect,
+            Self::Terminated { source, .. } if source.is_refused_stream() => RetryReason::Refused,
+            Self::Terminated { .. } | Self::Incomplete { .. } => RetryReason::Reset,
+            Self::ContentMissing { .. } => RetryReason::Truncated,
+            Self::ContentTimeout { .. } | Self::ResponseTimeout { .. } => RetryReason::Timeout,
+            Self::HeaderSize { .. }
+            | Self::TransferCoding { .. }
+            | Self::FramedTwice { .. }
+            | Self::FieldsDiffer { .. }
+            | Self::Protocol { .. }
+            | Self::UnaskedUpgrade { .. } => RetryReason::Invalid,
+        })
+    }
+
     /// What it says about the origin's health; `None`: nothing.
     pub(super) fn outcome(&self) -> Option<Outcome> {
         match self {
@@ -437,6 +496,16 @@ fn handshake_fault(error: &io::Error) -> String {
         _ => error.to_string(),
     }
 }
+
+/// The same error once more.
+fn copied(error: &io::Error) -> io::Error {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(tls) => io::Error::new(error.kind(), tls.clone()),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
 /// The `Retry-After` of a 503 whose end is not known.
 const RETRY_AFTER_S: u32 = 5;
 

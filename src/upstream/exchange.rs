@@ -11,6 +11,7 @@ use super::balance;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
 use crate::interim::Interims;
+use crate::labels::Unretried;
 
 /// How a request is to be exchanged, besides the request itself.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,8 @@ pub(crate) struct Intent {
     /// any length. [`super::settings::Deadlines::tunnel_idle`] replaces the deadlines of head and
     /// body where it is longer.
     pub is_call: bool,
+    /// Many requests wait for this one: the retry budget never refuses it another try.
+    pub for_many: bool,
     /// Receives the interim responses.
     pub interims: Option<Arc<Interims>>,
 }
@@ -57,8 +60,10 @@ pub(crate) struct UpstreamResponse {
     pub origin: Arc<str>,
     /// The origin's address.
     pub address: SocketAddr,
-    /// Number of attempts, this one included.
+    /// Number of tries, this one included.
     pub attempts: u32,
+    /// Why no other try was made after this response, which has a status of `retry.on`.
+    pub unretried: Option<Unretried>,
     /// Time from [`super::Upstreams::send`] to the head, failed attempts included.
     pub first_byte: Duration,
     /// When the exchange began, and when the head arrived.

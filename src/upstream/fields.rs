@@ -62,17 +62,6 @@ pub(super) fn frame_content(request: &mut Request<Body>) {
     }
 }
 
-/// The body, if the request may be sent again: it is idempotent (RFC 9110 §9.2.2) and its body is in
-/// memory.
-pub(super) fn replayable(request: &Request<Body>) -> Option<Body> {
-    match request.body() {
-        _ if !request.method().is_idempotent() => None,
-        Body::Empty => Some(Body::Empty),
-        Body::Full(bytes) => Some(Body::Full(bytes.clone())),
-        _ => None,
-    }
-}
-
 /// Leaves one line of each repeated field that may occur only once (RFC 9110 §5.3), because
 /// recipients could read either line. Different lines of a field about the content or its place are
 /// an error.

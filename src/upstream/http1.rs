@@ -26,10 +26,10 @@ use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
 use tokio::task::coop::unconstrained;
 
-use super::deadline::{Deadline, Limits};
 use super::error::{NoHead, NoHeadReason};
 use super::gate::Gate;
 use super::io::{Io, Traffic};
+use super::patience::Patience;
 use super::request_body::ClientUpload;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
@@ -145,8 +145,7 @@ impl Http1 {
         cx: &mut Context<'_>,
         mut response: Pin<&mut impl Future<Output = Sent>>,
         before: &mut Before,
-        limits: &Limits,
-        deadline: &Deadline,
+        patience: &Patience<'_>,
     ) -> Poll<Result<Response<Incoming>, NoHead>> {
         // Only the connection can make the response ready, and it was driven just before: no
         // waker is needed.
@@ -169,10 +168,9 @@ impl Http1 {
                 let written = Some(self.traffic.written.get());
                 if written != before.armed_at {
                     before.armed_at = written;
-                    limits.arm(deadline, limits.first_byte);
+                    patience.renew();
                 }
-                let upload = Some(&*before.upload);
-                ready!(limits.poll_passed(cx, deadline, limits.first_byte, upload));
+                ready!(patience.poll_over(cx, Some(&before.upload)));
                 Err(NoHead::late(before.is_sent(self), before.received(self)))
             }
         };

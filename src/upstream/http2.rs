@@ -27,9 +27,9 @@ use http_body::Frame;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::deadline::{Deadline, Limits};
 use super::error::{LinkError, NoHead, NoHeadReason};
 use super::io::{Io, Traffic};
+use super::patience::Patience;
 use super::request_body::ClientUpload;
 use crate::body::{Body, BodyError, BodySource};
 use crate::fields::number;
@@ -40,8 +40,11 @@ pub(super) struct Http2 {
     sender: RefCell<SendRequest<Bytes>>,
     pub(super) address: SocketAddr,
     pub(super) opened_ms: u64,
+    traffic: Rc<Traffic>,
     /// Number of its [`Share`]s.
     pub(super) streams: Cell<usize>,
+    /// A response was late, and nothing was read since its request: it gets no other request.
+    pub(super) is_doubtful: Cell<bool>,
 }
 
 /// A stream of an HTTP/2 connection for one exchange, counted until dropped.
@@ -85,8 +88,14 @@ impl Http2 {
             .max_send_buffer_size(SEND_BUFFER_BYTES)
             .handshake::<_, Bytes>(io)
             .await?;
-        let (sender, streams) = (RefCell::new(sender), Cell::new(0));
-        let http2 = Rc::new(Self { sender, address, opened_ms, streams });
+        let http2 = Rc::new(Self {
+            sender: RefCell::new(sender),
+            address,
+            opened_ms,
+            traffic: traffic.clone(),
+            streams: Cell::new(0),
+            is_doubtful: Cell::new(false),
+        });
         spawn_local(drive(connection, traffic, Rc::downgrade(&http2)));
         Ok(http2)
     }
@@ -109,8 +118,7 @@ impl Http2 {
         &self,
         request: Request<Body>,
         on_interim: impl Fn(&Response<()>),
-        limits: &Limits,
-        deadline: &Deadline,
+        patience: &Patience<'_>,
         upload_state: &ClientUpload,
     ) -> Result<Response<Received>, NoHead> {
         let (mut parts, body) = request.into_parts();
@@ -131,8 +139,8 @@ impl Http2 {
                 }
             };
         let mut upload = (!is_whole).then(|| Upload::start(body, stream));
-        limits.arm(deadline, limits.first_byte);
-        let mut interims = 0;
+        patience.renew();
+        let (mut interims, read_before) = (0, self.traffic.read.get());
         let head = poll_fn(|cx| {
             if let Poll::Ready(stop) = poll_interims(&mut response, &on_interim, &mut interims, cx)
             {
@@ -142,10 +150,16 @@ impl Http2 {
                 return Poll::Ready(head.map_err(|error| NoHeadReason::Error(error.into())));
             }
             if upload.as_mut().is_some_and(Upload::has_moved) {
-                limits.arm(deadline, limits.first_byte);
+                patience.renew();
             }
-            let passed = limits.poll_passed(cx, deadline, limits.first_byte, Some(upload_state));
-            passed.map(|()| Err(NoHeadReason::Deadline))
+            let over = patience.poll_over(cx, Some(upload_state));
+            if (over.is_ready() || patience.pace.is_late())
+                && self.traffic.read.get() == read_before
+            {
+                // Not a PING is answered: other requests must not wait on this connection too.
+                self.is_doubtful.set(true);
+            }
+            over.map(|()| Err(NoHeadReason::Deadline))
         })
         .await;
         let failure = || upload.as_ref().and_then(Upload::failure);
@@ -157,7 +171,9 @@ impl Http2 {
             }
             Err(why) => {
                 let why = failure().map(LinkError::RequestBody).map_or(why, NoHeadReason::Error);
-                Err(NoHead { why, body: None, sent: true, received: 0 })
+                let is_refused =
+                    matches!(&why, NoHeadReason::Error(error) if error.is_refused_stream());
+                Err(NoHead { why, body: None, sent: !is_refused, received: 0 })
             }
         }
     }

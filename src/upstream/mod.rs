@@ -20,6 +20,7 @@ mod exchange;
 mod fields;
 mod gate;
 mod health;
+mod hold;
 mod http1;
 mod http2;
 mod in_flight;
@@ -28,6 +29,7 @@ mod load;
 mod members;
 mod order;
 mod origin_report;
+mod patience;
 mod pool;
 mod pool_state;
 mod pools;
@@ -36,6 +38,7 @@ mod request_body;
 mod resolve;
 mod response_body;
 mod roster;
+mod send;
 mod settings;
 mod sign;
 mod tls;
@@ -53,9 +56,9 @@ pub(crate) use pool::Pool;
 pub(crate) use pools::{MemberChanges, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
-    Balance, Check, CheckKind, ClientCertificate, DnsSettings, HashBy, Health, HostHeader,
-    HttpCheck, MemberDefaults, MemberSource, Origin, Policy, PoolDefinition, PoolSettings,
-    Protocol, Retry, Settings, SourceKind,
+    Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, HashBy, Health,
+    HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy, PoolDefinition,
+    PoolSettings, Protocol, Retry, RetryOn, Settings, SourceKind, StatusSet,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use tls::file_mistakes;

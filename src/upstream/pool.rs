@@ -8,6 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use geo::UnitVector;
 
 use super::health::PoolHealth;
+use super::hold::KeptBytes;
 use super::members::{Members, MembersBuild};
 use super::roster::Roster;
 use super::settings::{PoolDefinition, PoolError, PoolSettings};
@@ -25,6 +26,8 @@ pub(crate) struct Pool {
     roster: Mutex<Roster>,
     /// Shared with the pools of the same name before and after a reload.
     pub(super) health: Arc<PoolHealth>,
+    /// Responses that are held until they are whole.
+    pub(super) kept: KeptBytes,
     /// The credentials for the origins. `None`: they need none.
     pub(super) access: Option<Box<OriginAccess>>,
 }
@@ -52,7 +55,8 @@ impl Pool {
         let access = OriginAccess::load(&settings)?;
         let id = POOLS_BUILT.fetch_add(1, Ordering::Relaxed);
         let (members, roster) = (ArcSwap::from_pointee(members), Mutex::new(roster));
-        Ok(Arc::new(Self { settings, id, members, roster, health, access }))
+        let kept = KeptBytes::default();
+        Ok(Arc::new(Self { settings, id, members, roster, health, kept, access }))
     }
 
     /// The settings that it was built from.

@@ -3,15 +3,18 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::balance::Dice;
+use super::error::FetchError;
 use super::http1::Http1;
 use super::http2::Http2;
 use super::members::{Member, Members};
 use super::pool::Pool;
-use super::settings::{Protocol, Retry, Scheme};
+use super::settings::{Protocol, Scheme};
+use crate::clock::whole_ms;
 use crate::random::random_u64;
 
 /// One core's part of a pool.
@@ -47,6 +50,9 @@ pub(super) struct MemberState {
     pub(super) speaks_http2: Cell<Option<bool>>,
     /// Exchanges in flight.
     pub(super) active: Cell<usize>,
+    /// When the last good response began, a time of [`super::deadline::Timers::now_ms`]; 0: there
+    /// was none.
+    pub(super) last_good_ms: Cell<u64>,
     /// Good and bad outcomes since the last [`MemberState::take_tally`].
     tally: Cell<(u32, u32)>,
 }
@@ -58,9 +64,13 @@ pub(super) struct Idle {
 }
 
 /// A connection that is being opened. Requests that could share it wait for it.
+#[derive(Default)]
 pub(super) struct Opening {
     pub(super) done: Notify,
-    pub(super) shared: Cell<bool>,
+    /// It can be shared.
+    pub(super) is_shared: Cell<bool>,
+    /// Why it was not opened.
+    pub(super) failure: RefCell<Option<FetchError>>,
 }
 
 /// Wakes the waiting requests when dropped, whether or not the connection was opened.
@@ -83,15 +93,29 @@ impl PoolState {
 
     /// Adds a request's share of a retry to the budget, up to its limit.
     pub(super) fn earn_retry(&self) {
-        let Retry { budget_percent, budget_reserve, .. } = self.pool.settings().retry;
-        let most = budget_reserve.saturating_add(RETRIES_SAVED).saturating_mul(RETRY);
-        self.budget.set(self.budget.get().saturating_add(budget_percent).min(most));
+        self.add_to_budget(self.pool.settings().retry.budget_percent);
     }
 
     /// Takes one retry from the budget. False if too little is left.
     pub(super) fn spend_retry(&self) -> bool {
         let left = self.budget.get().checked_sub(RETRY);
         left.inspect(|left| self.budget.set(*left)).is_some()
+    }
+
+    /// Takes one retry from the budget, or what is left.
+    pub(super) fn charge_retry(&self) {
+        self.budget.set(self.budget.get().saturating_sub(RETRY));
+    }
+
+    /// Gives a retry back.
+    pub(super) fn return_retry(&self) {
+        self.add_to_budget(RETRY);
+    }
+
+    fn add_to_budget(&self, hundredths: u32) {
+        let reserve = self.pool.settings().retry.budget_reserve;
+        let most = reserve.saturating_add(RETRIES_SAVED).saturating_mul(RETRY);
+        self.budget.set(self.budget.get().saturating_add(hundredths).min(most));
     }
 }
 
@@ -118,8 +142,15 @@ impl MemberState {
             opening: RefCell::default(),
             speaks_http2: Cell::new(speaks_http2),
             active: Cell::new(0),
+            last_good_ms: Cell::new(0),
             tally: Cell::default(),
         }
+    }
+
+    /// Whether a good response has begun within `time` before `now_ms`.
+    pub(super) fn was_good_since(&self, now_ms: u64, time: Duration) -> bool {
+        let last_ms = self.last_good_ms.get();
+        last_ms > 0 && now_ms.saturating_sub(last_ms) <= whole_ms(time)
     }
 
     /// Counts an outcome for the error rate.
@@ -144,7 +175,7 @@ impl MemberState {
 
     /// Announces that a connection is being opened.
     pub(super) fn begin_opening(&self) -> OpeningGuard<'_> {
-        let opening = Rc::new(Opening { done: Notify::new(), shared: Cell::new(false) });
+        let opening = Rc::new(Opening::default());
         *self.opening.borrow_mut() = Some(opening.clone());
         OpeningGuard { state: self, opening }
     }

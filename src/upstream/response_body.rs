@@ -13,8 +13,10 @@ use super::core::Active;
 use super::deadline::{Deadline, Limits};
 use super::error::{LinkError, body_timeout};
 use super::fields;
+use super::hold::HeldContent;
 use super::http1::{Http1, ReadyBody};
 use super::http2::{Received, Share};
+use super::patience::Pace;
 use super::request_body::ClientUpload;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::labels::ProxyError;
@@ -137,28 +139,84 @@ impl ResponseBody {
         }
     }
 
-    /// Waits for the first piece and keeps it for the reader of the body. Until then the whole
-    /// exchange can still fail: nothing of the response has gone to a client.
-    pub(super) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoContent>> {
-        let first = match self.poll_incoming(cx) {
-            Poll::Ready(Some(Err(error))) => Err(match self.request_failure(&error) {
-                Some(failure) => NoContent::RequestBody(failure),
-                None => NoContent::BrokeOff(error),
-            }),
-            Poll::Ready(frame) => {
-                self.first = Some(frame);
-                self.active.answered();
-                Ok(())
-            }
-            Poll::Pending => {
-                ready!(self.poll_late(cx));
-                Err(NoContent::Deadline)
+    /// Waits for the first piece and keeps it for the reader of the body; with `held`, for the whole
+    /// body. Until then the exchange can still fail: nothing of the response has gone to a client.
+    pub(super) fn poll_awaited(
+        &mut self,
+        cx: &mut Context<'_>,
+        held: &mut Option<HeldContent>,
+        pace: &Pace,
+    ) -> Poll<Result<(), NoContent>> {
+        let awaited = loop {
+            match self.poll_incoming(cx) {
+                Poll::Ready(Some(Err(error))) => {
+                    break Err(match self.request_failure(&error) {
+                        Some(failure) => NoContent::RequestBody(failure),
+                        None => NoContent::BrokeOff(error),
+                    });
+                }
+                Poll::Ready(frame) => match held {
+                    None => {
+                        self.first = Some(frame);
+                        self.active.answered();
+                        break Ok(());
+                    }
+                    Some(held) => {
+                        if self.hold(held, frame) {
+                            break Ok(());
+                        }
+                        self.await_more(pace);
+                    }
+                },
+                Poll::Pending => {
+                    ready!(self.poll_late(cx));
+                    if !self.is_merely_late(pace) {
+                        break Err(NoContent::Deadline);
+                    }
+                }
             }
         };
-        if first.is_err() {
+        if awaited.is_err() {
             self.link = None;
         }
-        Poll::Ready(first)
+        Poll::Ready(awaited)
+    }
+
+    /// Adds a frame to the held content. True at the end of the body.
+    fn hold(
+        &mut self,
+        held: &mut HeldContent,
+        frame: Option<Result<Frame<Bytes>, LinkError>>,
+    ) -> bool {
+        held.is_whole = frame.is_none() || self.incoming.is_end_stream();
+        if let Some(Ok(frame)) = frame {
+            held.add(forwardable(frame));
+        }
+        if held.is_whole {
+            self.active.answered();
+            self.finish();
+        }
+        held.is_whole
+    }
+
+    /// Sets the deadline for the next piece of content that is awaited: when it, or the try as a whole,
+    /// is late.
+    pub(super) fn await_more(&self, pace: &Pace) {
+        self.limits.arm(&self.deadline, self.limits.between_bytes);
+        if let Some(late_at_ms) = pace.late_at_ms() {
+            self.deadline.cap(late_at_ms);
+        }
+    }
+
+    /// The deadline has passed: whether the try is late and goes on.
+    fn is_merely_late(&self, pace: &Pace) -> bool {
+        let is_late = pace.late_at_ms().is_some_and(|at_ms| self.deadline.now_ms() >= at_ms);
+        if !is_late || self.limits.total_passed(&self.deadline) {
+            return false;
+        }
+        pace.set_late();
+        self.await_more(pace);
+        true
     }
 
     /// The response has begun; see [`Active::answered`].
@@ -245,11 +303,7 @@ impl BodySource for ResponseBody {
                 } else {
                     self.limits.arm(&self.deadline, self.limits.between_bytes);
                 }
-                let frame = match frame.into_trailers() {
-                    Ok(trailers) => Frame::trailers(fields::forwardable(trailers)),
-                    Err(data) => data,
-                };
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(Some(Ok(forwardable(frame))))
             }
             Poll::Ready(None) => {
                 self.finish();
@@ -286,7 +340,15 @@ impl BodySource for ResponseBody {
     }
 }
 
-/// Why none of the announced content arrived.
+/// A frame whose trailers may be passed on.
+fn forwardable(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(trailers) => Frame::trailers(fields::forwardable(trailers)),
+        Err(data) => data,
+    }
+}
+
+/// Why the awaited content did not arrive.
 pub(super) enum NoContent {
     /// The request's body failed.
     RequestBody(BodyError),

@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("upgrade", &[]),
     ("notices", &["clock"]),
     ("cache", &["fields", "labels", "planted"]),
-    ("context", &["cache"]),
+    ("context", &["cache", "labels"]),
     ("purge", &["cache", "clock", "lock", "metrics", "notices", "random"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
     (

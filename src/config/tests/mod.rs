@@ -1101,3 +1101,23 @@ fn a_check_that_cannot_work_is_a_mistake() {
     let check = config.upstream.pools[0].settings.check.as_ref().expect("a check");
     assert_eq!(check.timeout, check.interval, "the default is not above the interval");
 }
+
+#[test]
+fn retries_that_cannot_work_are_mistakes() {
+    check(
+        "[pools.main.retry]\non = [\"conect\", 200]\nattempts_max = \"all\"\nper_try_timeout = \"1m\"\nhold_response = \"2MiB\"\n",
+        &[
+            "2:7: pools.main.retry.on: expected \"connect\", \"reset\", \"timeout\", \"truncated\", \"invalid\" or a status from 400 to 599, found \"conect\"",
+            "2:17: pools.main.retry.on: expected \"connect\", \"reset\", \"timeout\", \"truncated\", \"invalid\" or a status from 400 to 599, found 200",
+            "3:16: pools.main.retry.attempts_max: expected \"members\" or a number from 1 to 10, found \"all\"",
+            "4:19: pools.main.retry.per_try_timeout: expected \"first_byte\" or 100ms to 30s (deadlines.first_byte), found 60s",
+            "5:17: pools.main.retry.hold_response: expected at most 1MiB, found 2MiB",
+        ],
+    );
+    check(
+        "[pools.main.retry]\nfailover_on = [404, 503]\n",
+        &[
+            "2:15: 503 is listed in \"on\" too: leave it in \"on\" to try the other origins of the tier first, or in \"failover_on\" to go to the next tier at once",
+        ],
+    );
+}

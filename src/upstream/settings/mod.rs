@@ -16,13 +16,14 @@ use geo::Coordinates;
 use super::sign::{SecretField, Signing};
 
 pub(crate) use balance::{Balance, HashBy, Policy};
+pub(crate) use connection::Deadlines;
 pub(crate) use connection::{ClientCertificate, HostHeader, Protocol};
-pub(super) use connection::{Deadlines, KeepAlive, OriginTls};
+pub(super) use connection::{KeepAlive, OriginTls};
 pub(crate) use dns::DnsSettings;
 pub(crate) use health::{Check, CheckKind, Health, HttpCheck};
 pub(crate) use members::Origin;
 pub(super) use members::{OriginKey, Scheme};
-pub(crate) use retry::Retry;
+pub(crate) use retry::{Retry, RetryOn, StatusSet};
 pub(crate) use sources::{MemberDefaults, MemberSource, SourceKind};
 
 /// The settings of upstreams.

@@ -15,6 +15,7 @@ use super::on_core;
 use super::scripted::*;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::interim::Interims;
+use crate::labels::{RetryReason, Unretried};
 use crate::metrics::Metric;
 
 type Asked = (Request<RecvStream>, SendResponse<Bytes>);
@@ -125,7 +126,7 @@ async fn interim_responses_without_end_and_a_101_are_no_response_over_http2() {
         {
             let mut origin = Origin2::start().await;
             let mut pool = origin.settings.clone();
-            pool.settings.retry.attempts_max = 1;
+            pool.settings.retry.attempts_max = Some(1);
             let bed = Bed::new(pool);
             let asking = bed.send(request(Method::POST, Body::Empty));
             let (upstream, ()) = tokio::join!(asking, async {
@@ -384,6 +385,74 @@ async fn where_the_origin_lets_no_more_streams_be_open_another_connection_is_ope
             open.push((upstream.expect("a response"), stream));
             assert_eq!(bed.total(Metric::UpstreamConnects), connections);
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_post_that_the_origin_refuses_unprocessed_is_sent_again() {
+    on_core(async {
+        for body in ["", "data"] {
+            let mut origin = Origin2::start().await;
+            let bed = Bed::new(origin.settings.clone());
+            let asking = bed.send(request(Method::POST, Body::from(body)));
+            let (upstream, ()) = tokio::join!(asking, async {
+                let (_, mut respond) = origin.next().await;
+                respond.send_reset(Reason::REFUSED_STREAM);
+                let (mut again, mut respond) = origin.next().await;
+                let mut received = Vec::new();
+                while let Some(Ok(bytes)) = piece(again.body_mut()).await {
+                    received.extend_from_slice(&bytes);
+                }
+                assert_eq!(received, body.as_bytes());
+                respond.send_response(head(204), true).expect("sent");
+            });
+            assert_eq!(upstream.expect("a response").response.status(), 204);
+            assert_eq!(bed.retries(RetryReason::Refused), 1);
+            assert!(bed.pool.members().at(0).health.view().is_quiet(), "no fault of the origin");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_post_whose_body_streams_is_not_sent_again() {
+    on_core(async {
+        let mut origin = Origin2::start().await;
+        let bed = Bed::new(origin.settings.clone());
+        let (feed, body) = fed();
+        feed.send(Ok("part")).await.expect("room");
+        let (upstream, ()) = tokio::join!(bed.send(request(Method::POST, body)), async {
+            let (mut asked, mut respond) = origin.next().await;
+            piece(asked.body_mut()).await.expect("a piece").expect("a whole one");
+            respond.send_reset(Reason::REFUSED_STREAM);
+        });
+        upstream.expect_err("its body is gone");
+        assert_eq!(bed.unretried(Unretried::Body), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_comes_gets_no_other_request() {
+    on_core(async {
+        let mut origin = Origin2::start().await;
+        let mut settings = origin.settings.clone();
+        settings.settings.deadlines.first_byte = Duration::from_millis(200);
+        let bed = Bed::new(settings);
+        let answer = async |origin: &mut Origin2| {
+            let (_, mut respond) = origin.next().await;
+            respond.send_response(head(204), true).expect("sent");
+        };
+        // The connection's own frames have come when its first response is there.
+        let (first, ()) = tokio::join!(bed.get(), answer(&mut origin));
+        first.expect("a response");
+        let (late, stalled) = tokio::join!(bed.get(), origin.next());
+        late.expect_err("no response");
+        let (upstream, ()) = tokio::join!(bed.get(), answer(&mut origin));
+        upstream.expect("a response");
+        drop(stalled);
+        assert_eq!(bed.total(Metric::UpstreamConnects), 2);
     })
     .await;
 }

@@ -4,6 +4,7 @@ mod balance;
 mod discovery;
 mod http2;
 mod name_server;
+mod retries;
 pub(super) mod scripted;
 mod tls;
 
@@ -24,9 +25,9 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use self::scripted::*;
-use super::settings::Retry;
 use super::*;
 use crate::body::{Body, BodyError, BodySource, PollFrame};
+use crate::labels::RetryReason;
 use crate::metrics::Metric;
 
 /// Runs a test on a core of its own, with an end to all waiting.
@@ -251,7 +252,7 @@ async fn a_get_whose_kept_connection_closes_is_sent_again_once() {
         let upstream = outcome.expect("the second connection answers");
         assert_eq!(bed.total(Metric::UpstreamReuses), 0);
         assert_eq!(read(upstream).await.expect("a body"), "ok");
-        assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 1);
+        assert_eq!(bed.retries(RetryReason::Closed), 1);
     })
     .await;
 }
@@ -264,7 +265,7 @@ async fn a_post_whose_kept_connection_closes_is_not_sent_again() {
             let error = outcome.expect_err("not idempotent");
             assert_eq!(error.proxy_error(), "connection_terminated");
             assert!(error.origin_may_have_seen());
-            assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 0), 0);
+            assert_eq!(bed.retries(RetryReason::Closed), 0);
             // It was the origin's right to close an idle connection.
             assert_eq!(bed.failures("connection_terminated"), 1);
             assert!(bed.pool.members().at(0).health.view().is_quiet());
@@ -286,7 +287,7 @@ async fn a_put_with_a_streaming_body_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_get_is_not_sent_again_once_a_response_has_begun() {
+async fn a_get_is_not_sent_to_the_same_origin_again_once_a_response_has_begun() {
     on_core(async {
         let (origin, bed) = bed().await;
         let (outcome, ()) = tokio::join!(bed.get(), async {
@@ -327,23 +328,6 @@ async fn a_refused_connection_is_a_502_that_says_so() {
         assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
         assert!(!error.origin_may_have_seen());
         assert_eq!(bed.total(Metric::UpstreamConnects), 1, "the same one would refuse again");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn retries_stop_when_their_budget_is_spent() {
-    on_core(async {
-        let mut settings = pool(vec![closed_port().await, closed_port().await]);
-        settings.settings.retry = Retry { attempts_max: 2, budget_percent: 25, budget_reserve: 1 };
-        settings.settings.health.connect_failures = 0;
-        let bed = Bed::new(settings);
-        for _ in 0..8 {
-            bed.get().await.expect_err("both refuse");
-        }
-        // One in reserve, and a quarter for each of eight requests.
-        assert_eq!(bed.metrics.total(Metric::UpstreamRetries, 1), 3);
-        assert_eq!(bed.total(Metric::UpstreamRetriesRefused), 5);
     })
     .await;
 }
@@ -393,7 +377,7 @@ async fn an_origin_that_stays_in_a_changed_pool_keeps_its_connection_and_its_hea
                 bed.fetch().await;
             }
             settings.origins.insert(0, Origin { weight: 0, ..closed_port().await });
-            settings.settings.retry.attempts_max = 7;
+            settings.settings.retry.attempts_max = Some(7);
             bed.pool = Pool::new(&settings, Some(&bed.pool)).expect("a good pool");
             for _ in 0..4 {
                 bed.fetch().await;
@@ -478,7 +462,7 @@ async fn a_removed_member_finishes_its_exchange_and_gets_no_other() {
         // One exchange in flight, and one idle connection beside it.
         let (first, second, (mut busy, mut idle)) = tokio::join!(bed.get(), bed.fetch(), async {
             let (mut busy, mut idle) = (removed.accept().await, removed.accept().await);
-            busy.answer("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await;
+            busy.answer("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
             idle.answer(OK).await;
             (busy, idle)
         });
@@ -491,7 +475,7 @@ async fn a_removed_member_finishes_its_exchange_and_gets_no_other() {
         assert_eq!(body, "ok");
         idle.closed().await;
 
-        busy.say("cd").await;
+        busy.say("2\r\ncd\r\n0\r\n\r\n").await;
         assert_eq!(read(first.expect("a response")).await.expect("a body"), "abcd");
         busy.closed().await;
         assert_eq!(bed.metrics.total(Metric::UpstreamIdleClosed, 3), 1);
@@ -600,7 +584,7 @@ async fn a_body_that_stalls_ends_in_an_error() {
         let (outcome, ()) =
             tokio::join!(async { read(bed.get().await.expect("a head")).await }, async {
                 let mut peer = origin.accept().await;
-                peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+                peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nhalf").await;
                 peer.closed().await;
             });
         let error = outcome.expect_err("it stalls");
@@ -640,7 +624,7 @@ async fn the_total_deadline_ends_a_body_that_drips() {
 async fn a_truncated_body_is_an_error_and_never_an_end() {
     on_core(async {
         let truncated = [
-            "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
+            "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nhalf",
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n5\r\nha",
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n",
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n",
@@ -934,7 +918,7 @@ async fn leaving_early_closes_the_connection_and_leaves_nothing_counted() {
         let (origin, bed) = bed().await;
         let (upstream, mut peer) = tokio::join!(bed.get(), async {
             let mut peer = origin.accept().await;
-            peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+            peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nhalf").await;
             peer
         });
         drop(upstream.expect("a head"));

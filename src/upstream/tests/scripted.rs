@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::super::*;
 use crate::body::{Body, BodyError};
 use crate::clock::Clock;
-use crate::labels::ProxyError;
+use crate::labels::{ProxyError, RetryReason, Unretried};
 use crate::metrics::{Metric, Metrics};
 
 /// A listening origin.
@@ -149,6 +149,16 @@ impl Bed {
 
     pub(crate) fn total(&self, metric: Metric) -> u64 {
         self.metrics.total(metric, 0)
+    }
+
+    /// Further tries made for this reason.
+    pub(crate) fn retries(&self, reason: RetryReason) -> u64 {
+        self.metrics.total(Metric::UpstreamRetries, reason.index())
+    }
+
+    /// Requests that were not sent again for this reason.
+    pub(crate) fn unretried(&self, why: Unretried) -> u64 {
+        self.metrics.total(Metric::UpstreamUnretried, why.index())
     }
 
     /// Failures counted under this error type.

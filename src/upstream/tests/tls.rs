@@ -193,7 +193,7 @@ async fn an_origin_that_asks_is_shown_our_certificate() {
         assert_eq!(body, "ok");
         // Without it the origin sends an alert, after the handshake as we see it.
         let mut settings = authority.pool(&origin);
-        settings.settings.retry.attempts_max = 1;
+        settings.settings.retry.attempts_max = Some(1);
         let bed = Bed::new(settings);
         let (outcome, _) = tokio::join!(bed.get(), accept(&origin, &acceptor));
         let error = outcome.expect_err("no certificate to show");

@@ -35,7 +35,7 @@ fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> Po
     read_policy(section, &mut pool, &origins, &sources);
     read_balance(section, &mut pool);
     read_connection(section, &mut pool);
-    read_retry(&section.section("retry"), &mut pool.retry);
+    read_retry(&section.section("retry"), &pool.deadlines, &mut pool.retry);
     read_health(&section.section("health"), &mut pool.health);
     pool.check = read_check(&section.section("check"));
     read_access(section, &mut pool);

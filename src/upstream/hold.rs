@@ -1,0 +1,121 @@
+//! Holding a response back until it is whole, so that another origin can be asked if it breaks off.
+//!
+//! Only responses whose length is known and small are held (`retry.hold_response`), and over all cores
+//! a bounded number of bytes (`retry.kept_bytes_max`). Most small responses arrive whole with their
+//! head and are never held.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Frame;
+
+use super::pool::Pool;
+use crate::body::{Body, BodySource, PollFrame};
+use crate::metrics::{Metric, Recorder};
+
+/// Bytes that all cores keep for a pool.
+#[derive(Debug, Default)]
+pub(super) struct KeptBytes(Arc<AtomicUsize>);
+
+impl KeptBytes {
+    /// Room for `bytes`, if `max` is not reached by them.
+    pub(super) fn reserve(&self, bytes: usize, max: usize) -> Option<Reserved> {
+        let more = |kept: usize| kept.checked_add(bytes).filter(|sum| *sum <= max);
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Reserved { kept: self.0.clone(), bytes })
+    }
+}
+
+/// Room for kept bytes, given back when dropped.
+pub(super) struct Reserved {
+    kept: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.kept.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What has arrived of a response that is held.
+pub(super) struct HeldContent {
+    data: BytesMut,
+    trailers: Option<HeaderMap>,
+    /// The end of the response has arrived.
+    pub(super) is_whole: bool,
+    _reserved: Reserved,
+}
+
+impl HeldContent {
+    /// Holds a response of `length` bytes, if the pool's settings allow it.
+    pub(super) fn begin(pool: &Pool, length: Option<u64>, recorder: &Recorder) -> Option<Self> {
+        let retry = &pool.settings().retry;
+        let length = length.filter(|length| (1..=retry.hold_response).contains(length))?;
+        let length = usize::try_from(length).ok()?;
+        let Some(reserved) = pool.kept.reserve(length, retry.kept_bytes_max) else {
+            recorder.count(Metric::UpstreamUnheld);
+            return None;
+        };
+        let data = BytesMut::with_capacity(length);
+        Some(Self { data, trailers: None, is_whole: false, _reserved: reserved })
+    }
+
+    pub(super) fn add(&mut self, frame: Frame<Bytes>) {
+        match frame.into_data() {
+            Ok(data) => self.data.extend_from_slice(&data),
+            Err(frame) => self.trailers = frame.into_trailers().ok(),
+        }
+    }
+
+    /// The body that is passed on.
+    pub(super) fn into_body(self) -> Body {
+        let data = self.data.freeze();
+        match self.trailers {
+            None => data.into(),
+            Some(trailers) => {
+                Body::stream(WholeBody { data: Some(data), trailers: Some(trailers) })
+            }
+        }
+    }
+}
+
+/// A whole body with trailers.
+struct WholeBody {
+    data: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl BodySource for WholeBody {
+    fn poll_frame(&mut self, _: &mut std::task::Context<'_>) -> PollFrame {
+        let data = self.data.take().map(Frame::data);
+        Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_none() && self.trailers.is_none()
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        Some(self.data.as_ref().map_or(0, |data| data.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_bytes_stop_at_their_limit_and_are_given_back() {
+        let kept = KeptBytes::default();
+        let first = kept.reserve(60, 100);
+        assert!(first.is_some() && kept.reserve(41, 100).is_none());
+        let second = kept.reserve(40, 100);
+        assert!(second.is_some());
+        drop(first);
+        assert!(kept.reserve(60, 100).is_some());
+    }
+}

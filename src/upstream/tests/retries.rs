@@ -1,0 +1,375 @@
+//! Which failures another try follows, when tries overlap, and what they cost.
+
+use super::*;
+use crate::labels::Unretried;
+use crate::upstream::settings::{Retry, RetryOn};
+
+/// A bed with these origins, tried in this order, and these changes to the settings.
+fn tiered(origins: &[&Scripted], change: impl FnOnce(&mut PoolSettings)) -> Bed {
+    let at = |(at, origin): (usize, &&Scripted)| Origin { priority: at as u8, ..origin.origin() };
+    let mut definition = pool(origins.iter().enumerate().map(at).collect());
+    change(&mut definition.settings);
+    Bed::new(definition)
+}
+
+async fn two() -> (Scripted, Scripted) {
+    (Scripted::bind().await, Scripted::bind().await)
+}
+
+fn without(reason: RetryReason) -> RetryOn {
+    let failures = RetryOn::FAILURES.into_iter().filter(|one| *one != reason).collect();
+    RetryOn { failures, ..RetryOn::default() }
+}
+
+/// The first origin answers the request like this and closes; the second is good. `reason` is the
+/// word for the failure.
+async fn check_retried(response: &str, reason: RetryReason) {
+    let (first, second) = two().await;
+    let fail = async || drop(first.accept().await.answer(response).await);
+
+    let bed = tiered(&[&first, &second], |_| {});
+    let (body, (), ()) =
+        tokio::join!(bed.fetch(), fail(), async { drop(second.accept().await.answer(OK).await) });
+    assert_eq!((&*body, bed.retries(reason)), (&b"ok"[..], 1), "{response:?}");
+
+    let bed = tiered(&[&first, &second], |settings| settings.retry.on = without(reason));
+    let (outcome, ()) = tokio::join!(bed.get(), fail());
+    outcome.expect_err(response);
+    assert_eq!((bed.retries(reason), bed.unretried(Unretried::Unlisted)), (0, 1), "{response:?}");
+
+    let bed = tiered(&[&first, &second], |_| {});
+    let (outcome, ()) = tokio::join!(bed.send(request(Method::POST, Body::Empty)), fail());
+    outcome.expect_err(response);
+    assert_eq!((bed.retries(reason), bed.unretried(Unretried::Method)), (0, 1), "{response:?}");
+}
+
+#[tokio::test]
+async fn an_idempotent_request_is_sent_to_another_origin_after_each_listed_failure() {
+    on_core(async {
+        check_retried("", RetryReason::Reset).await;
+        check_retried("HTTP/1.1 200 O", RetryReason::Reset).await;
+        for half in ["", "half"] {
+            let response = format!("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{half}");
+            check_retried(&response, RetryReason::Truncated).await;
+        }
+        check_retried("SSH-2.0-OpenSSH_9.2\r\n\r\n", RetryReason::Invalid).await;
+        let twice = "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n";
+        check_retried(twice, RetryReason::Invalid).await;
+        let other_coding = "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+        check_retried(other_coding, RetryReason::Invalid).await;
+    })
+    .await;
+}
+
+const UNAVAILABLE: &str = "HTTP/1.1 503 No\r\ncontent-length: 5\r\n\r\nfirst";
+
+#[tokio::test]
+async fn a_listed_status_is_not_passed_on_while_another_origin_is_good() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |_| {});
+        let (body, _, ()) = tokio::join!(
+            bed.fetch(),
+            async { first.accept().await.answer(UNAVAILABLE).await },
+            async { drop(second.accept().await.answer(OK).await) }
+        );
+        assert_eq!((&*body, bed.retries(RetryReason::Status)), (&b"ok"[..], 1));
+        assert!(bed.pool.members().at(0).health.view().is_touched(), "the first is to blame");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_all_origins_refuse_gets_the_first_refusal_and_blames_one() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |_| {});
+        let (upstream, ()) = tokio::join!(bed.get(), async {
+            let _ = first.accept().await.answer(UNAVAILABLE).await;
+            let other = "HTTP/1.1 502 No\r\ncontent-length: 6\r\n\r\nsecond";
+            let _ = second.accept().await.answer(other).await;
+        });
+        let upstream = upstream.expect("a response");
+        assert_eq!(upstream.response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!((upstream.attempts, upstream.unretried), (2, Some(Unretried::Attempts)));
+        assert_eq!(read(upstream).await.expect("a body"), "first");
+        let members = bed.pool.members();
+        let touched = [0, 1].map(|at| members.at(at).health.view().is_touched());
+        assert_eq!(touched, [true, false]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failed_try_after_a_listed_status_does_not_replace_the_response() {
+    on_core(async {
+        let first = Scripted::bind().await;
+        let gone = Origin { priority: 1, ..closed_port().await };
+        let bed = Bed::new(pool(vec![first.origin(), gone]));
+        let (upstream, _) =
+            tokio::join!(bed.get(), async { first.accept().await.answer(UNAVAILABLE).await });
+        let upstream = upstream.expect("the 503 of the first");
+        assert_eq!(upstream.response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_origin_is_asked_when_one_is_late_and_the_first_good_response_wins() {
+    on_core(async {
+        let impatient = |settings: &mut PoolSettings| {
+            settings.retry.per_try_timeout = Some(Duration::from_millis(150));
+        };
+        for winner in [0, 1] {
+            let (first, second) = two().await;
+            let bed = tiered(&[&first, &second], impatient);
+            let (body, ()) = tokio::join!(bed.fetch(), async {
+                let (mut late, mut next) = (first.accept().await, second.accept().await);
+                late.head().await;
+                next.head().await;
+                // Both have the request now.
+                if winner == 0 {
+                    late.say("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfirst").await;
+                    next.closed().await;
+                } else {
+                    next.say("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond").await;
+                    late.closed().await;
+                }
+            });
+            assert_eq!(&*body, [&b"first"[..], b"second"][winner]);
+            assert_eq!(bed.retries(RetryReason::Timeout), 1);
+            let is_blamed = bed.pool.members().at(0).health.view().is_touched();
+            assert_eq!(is_blamed, winner == 1, "a late page that arrives first is no failure");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stall_within_a_small_response_is_late_too() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |settings| {
+            settings.retry.per_try_timeout = Some(Duration::from_millis(150));
+        });
+        let (body, ()) = tokio::join!(bed.fetch(), async {
+            let mut late = first.accept().await;
+            late.answer("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+            second.accept().await.answer(OK).await;
+            late.closed().await;
+        });
+        assert_eq!((&*body, bed.retries(RetryReason::Timeout)), (&b"ok"[..], 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_one_wait_the_other_origins_are_asked_at_short_intervals() {
+    on_core(async {
+        let stalled = [Scripted::bind().await, Scripted::bind().await, Scripted::bind().await];
+        let good = Scripted::bind().await;
+        let [a, b, c] = &stalled;
+        let bed = tiered(&[a, b, c, &good], |settings| {
+            settings.retry.per_try_timeout = Some(Duration::from_millis(700));
+        });
+        let began = std::time::Instant::now();
+        let (body, ()) = tokio::join!(bed.fetch(), async {
+            good.accept().await.answer(OK).await;
+        });
+        assert_eq!(&*body, b"ok");
+        // One after another, three waits would take 2.1 s at least.
+        assert!(began.elapsed() < Duration::from_millis(2000), "{:?}", began.elapsed());
+        assert_eq!(bed.retries(RetryReason::Timeout), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_late_post_is_waited_for_and_not_sent_twice() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |settings| {
+            settings.retry.per_try_timeout = Some(Duration::from_millis(100));
+        });
+        let (outcome, ()) = tokio::join!(bed.send(request(Method::POST, Body::Empty)), async {
+            let mut late = first.accept().await;
+            late.head().await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            late.say(OK).await;
+        });
+        assert_eq!(read(outcome.expect("a response")).await.expect("a body"), "ok");
+        assert_eq!(bed.retries(RetryReason::Timeout), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_retry_goes_to_the_origin_that_gave_a_good_response_last() {
+    on_core(async {
+        let (first, gone, proven) =
+            (Scripted::bind().await, closed_port().await, Scripted::bind().await);
+        let mut settings = pool(vec![first.origin(), gone.clone(), gone, proven.origin()]);
+        settings.origins[2].port = settings.origins[2].port.wrapping_add(1).max(1);
+        settings.settings.health.connect_failures = 0;
+        let bed = Bed::new(settings);
+        let accepted = Cell::new(0);
+        let ask = async {
+            // Until each had its turn, so that the good one is known.
+            for _ in 0..4 {
+                bed.fetch().await;
+            }
+            let before = bed.failures("connection_refused");
+            for _ in 0..8 {
+                bed.fetch().await;
+            }
+            bed.failures("connection_refused") - before
+        };
+        let fail = async {
+            loop {
+                drop(first.accept().await);
+            }
+        };
+        let refused = tokio::select! {
+            refused = ask => refused,
+            () = fail => 0,
+            () = serve(&proven, &accepted) => 0,
+        };
+        // Two origins refuse a quarter of the first tries each; no second try goes to them.
+        assert_eq!(refused, 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn retries_that_fail_spend_the_budget_and_those_that_win_do_not() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |settings| {
+            settings.retry = Retry { budget_percent: 0, budget_reserve: 2, ..Retry::default() };
+            settings.health.consecutive_5xx = 0;
+        });
+        let is_good = Cell::new(true);
+        let refuse = async || loop {
+            let mut peer = first.accept().await;
+            tokio::task::spawn_local(async move { while peer.try_answer(UNAVAILABLE).await {} });
+        };
+        let second = async || loop {
+            let mut peer = second.accept().await;
+            let answer = if is_good.get() { OK } else { UNAVAILABLE };
+            let closing = answer.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+            peer.try_answer(&closing).await;
+        };
+        let ask = async {
+            for _ in 0..10 {
+                assert_eq!(bed.fetch().await, "ok");
+            }
+            assert_eq!(bed.unretried(Unretried::Budget), 0);
+            is_good.set(false);
+            bed.upstreams.forget_good_responses();
+            for _ in 0..5 {
+                let upstream = bed.get().await.expect("the 503");
+                assert_eq!(upstream.response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            }
+            assert_eq!(bed.unretried(Unretried::Budget), 3, "two were in reserve");
+        };
+        tokio::select! { () = ask => {}, () = refuse() => {}, () = second() => {} }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_connection_share_its_failure() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![Origin::https("127.0.0.1", origin.address.port())]);
+        settings.settings.health.connect_failures = 2;
+        let bed = Bed::new(settings);
+        let (first, second, third, ()) = tokio::join!(bed.get(), bed.get(), bed.get(), async {
+            drop(origin.accept().await);
+        });
+        for outcome in [first, second, third] {
+            assert!(matches!(outcome, Err(FetchError::Tls { .. })));
+        }
+        assert_eq!(bed.total(Metric::UpstreamConnects), 1);
+        assert_eq!(up(&bed.pool), [true], "it is one failed connection");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn held_responses_have_a_limit_beyond_which_they_are_passed_on_as_they_arrive() {
+    on_core(async {
+        let origin = Scripted::bind().await;
+        let mut settings = pool(vec![origin.origin()]);
+        settings.settings.retry.kept_bytes_max = 9;
+        let bed = Bed::new(settings);
+        let (upstream, mut peer) = tokio::join!(bed.get(), async {
+            let mut peer = origin.accept().await;
+            peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+            peer
+        });
+        let upstream = upstream.expect("its head is here");
+        peer.say(" whole").await;
+        assert_eq!(read(upstream).await.expect("a body"), "half whole");
+        assert_eq!(bed.total(Metric::UpstreamUnheld), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_status_of_failover_on_asks_the_next_tier_and_is_kept_if_that_is_no_better() {
+    on_core(async {
+        let not_found = "HTTP/1.1 404 No\r\ncontent-length: 5\r\n\r\nfirst";
+        let fail_over = |settings: &mut PoolSettings| {
+            settings.retry.failover_on = [404].into_iter().collect();
+            settings.retry.attempts_max = Some(1);
+        };
+        let worse = "HTTP/1.1 404 No\r\ncontent-length: 6\r\n\r\nsecond";
+        for (response, status, expected) in [(OK, 200, "ok"), (worse, 404, "first")] {
+            let (first, second) = two().await;
+            let bed = tiered(&[&first, &second], fail_over);
+            let (upstream, _) = tokio::join!(bed.get(), async {
+                let _ = first.accept().await.answer(not_found).await;
+                let _ = second.accept().await.answer(response).await;
+            });
+            let upstream = upstream.expect("a response");
+            assert_eq!((upstream.response.status().as_u16(), upstream.unretried), (status, None));
+            assert_eq!(read(upstream).await.expect("a body"), expected);
+            assert_eq!(bed.retries(RetryReason::Failover), 1);
+            assert!(bed.pool.members().at(0).health.view().is_quiet(), "404 is no failure");
+        }
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], fail_over);
+        let delete = bed.send(request(Method::DELETE, Body::Empty));
+        let (upstream, _) =
+            tokio::join!(delete, async { first.accept().await.answer(not_found).await });
+        assert_eq!(upstream.expect("a response").response.status(), StatusCode::NOT_FOUND);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failover_leaves_out_the_other_origins_of_the_tier() {
+    on_core(async {
+        let origins = [Scripted::bind().await, Scripted::bind().await, Scripted::bind().await];
+        let at = |(at, origin): (usize, &Scripted)| {
+            let priority = u8::from(at == 2);
+            Origin { priority, ..origin.origin() }
+        };
+        let mut settings = pool(origins.iter().enumerate().map(at).collect());
+        settings.settings.retry.failover_on = [403].into_iter().collect();
+        let bed = Bed::new(settings);
+        let [first, second, last] = &origins;
+        let (body, ()) = tokio::join!(bed.fetch(), async {
+            let mut peer = tokio::select! {
+                peer = first.accept() => peer,
+                peer = second.accept() => peer,
+            };
+            peer.answer("HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n").await;
+            // The other one of the first tier would hang.
+            last.accept().await.answer(OK).await;
+        });
+        assert_eq!(body, "ok");
+    })
+    .await;
+}

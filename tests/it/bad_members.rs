@@ -1,0 +1,178 @@
+//! The promise of retries: while one origin of a pool is good, no idempotent request whose content can be
+//! sent again gets a 5xx, a truncated body, or waits longer than `deadlines.connect` +
+//! `retry.per_try_timeout`. Four of five origins are bad, each in the same way, then each in another.
+//! `tests/bench/bad-members` measures the same for longer, and beside HAProxy.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Request};
+
+/// How an origin is bad.
+#[derive(Clone, Copy, Debug)]
+enum Bad {
+    /// It refuses connections.
+    Killed,
+    /// It accepts requests and does not respond.
+    Stalled,
+    /// It closes every second connection without a response.
+    Flapping,
+    /// It responds after twice the time that a try has.
+    Slowed,
+    /// It responds with 500 and 503.
+    Failing,
+    /// Its responses end before their length.
+    Truncating,
+}
+
+const ALL: [Bad; 6] =
+    [Bad::Killed, Bad::Stalled, Bad::Flapping, Bad::Slowed, Bad::Failing, Bad::Truncating];
+
+const CONNECT: Duration = Duration::from_secs(1);
+const PER_TRY: Duration = Duration::from_millis(1500);
+/// What a busy machine may take on top. Four waits one after the other would take 6 s.
+const SLACK: Duration = Duration::from_millis(2500);
+
+fn page() -> Answer {
+    Answer::ok(vec![b'x'; 10_000]).header("Cache-Control", "no-store")
+}
+
+/// Stalls end when `stall` is opened.
+fn bad_origin(bad: Bad, stall: &Gate) -> Origin {
+    let (stall, count) = (stall.clone(), AtomicUsize::new(0));
+    let origin = Origin::start(move |request| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        match bad {
+            Bad::Killed => page(),
+            Bad::Stalled => {
+                while !stall.is_open() {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Answer::raw("")
+            }
+            Bad::Flapping if number % 2 == 0 => Answer::raw(""),
+            Bad::Flapping => page(),
+            Bad::Slowed => {
+                std::thread::sleep(PER_TRY * 2);
+                page()
+            }
+            Bad::Failing => Answer::status(if number % 2 == 0 { 500 } else { 503 }),
+            // A response to HEAD has no content to cut.
+            Bad::Truncating if request.method == "HEAD" => page(),
+            Bad::Truncating => page().cut_after(number % 3 * 4_000),
+        }
+    });
+    if matches!(bad, Bad::Killed) {
+        origin.kill();
+    }
+    origin
+}
+
+/// What the clients saw of requests of one kind.
+#[derive(Debug, Default)]
+struct Seen {
+    requests: usize,
+    errors: usize,
+    truncated: usize,
+    slowest: Duration,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.errors += other.errors;
+        self.truncated += other.truncated;
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// Each of `clients` at the same time sends all methods in turn, `rounds` times. Returns what was seen
+/// of idempotent methods, and of POST.
+fn load(edge: &Edge, clients: usize, rounds: usize) -> (Seen, Seen) {
+    let client = |number: usize| {
+        let (mut idempotent, mut post) = (Seen::default(), Seen::default());
+        for round in 0..rounds {
+            for (at, method) in METHODS.iter().enumerate() {
+                let target = format!("/{number}/{round}/{at}");
+                let (host, fields) = ("edge.test", ["Connection: close"]);
+                let began = Instant::now();
+                let request = Request { method, host, target: &target, fields: &fields, body: b"" };
+                let response = Client::connect(edge.http).request(request);
+                let seen = if *method == "POST" { &mut post } else { &mut idempotent };
+                seen.add(&Seen {
+                    requests: 1,
+                    errors: usize::from(response.status >= 500),
+                    truncated: usize::from(!response.is_complete),
+                    slowest: began.elapsed(),
+                });
+            }
+        }
+        (idempotent, post)
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> =
+            (0..clients).map(|number| scope.spawn(move || client(number))).collect();
+        let (mut idempotent, mut post) = (Seen::default(), Seen::default());
+        for ended in running {
+            let (more, more_post) = ended.join().expect("a client");
+            idempotent.add(&more);
+            post.add(&more_post);
+        }
+        (idempotent, post)
+    })
+}
+
+const METHODS: [&str; 6] = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"];
+
+fn check(bad: [Bad; 4], clients: usize, rounds: usize) {
+    let stall = Gate::default();
+    let _end = OpenAtEnd(stall.clone());
+    let good = Origin::start(|_| page());
+    let origins: Arc<[Origin]> = bad.iter().map(|bad| bad_origin(*bad, &stall)).collect();
+    let mut urls: Vec<String> = origins.iter().map(Origin::url).collect();
+    urls.insert(2, good.url());
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {urls:?}\ndeadlines = {{ connect = \"{}ms\", first_byte = \"4s\" }}\n\
+         [pools.main.retry]\nper_try_timeout = \"{}ms\"\n\
+         on = [\"connect\", \"reset\", \"timeout\", \"truncated\", \"invalid\", 500, 502, 503, 504]\n\
+         [sites.all]\nhosts = \"*\"\n",
+        CONNECT.as_millis(),
+        PER_TRY.as_millis(),
+    ));
+    let (idempotent, post) = load(&edge, clients, rounds);
+    assert_eq!((idempotent.errors, idempotent.truncated), (0, 0), "{bad:?}: {idempotent:?}");
+    let bound = CONNECT + PER_TRY + SLACK;
+    assert!(idempotent.slowest <= bound, "{bad:?}: {idempotent:?}");
+    assert_eq!(post.requests, clients * rounds);
+    // RFC 9110 §9.2.2 forbids to send these again; each is counted.
+    let unretried = edge.metric("skerry_upstream_unretried_total{reason=\"method\"") as usize;
+    assert_eq!(post.errors + post.truncated, unretried, "{bad:?}: {post:?}");
+}
+
+/// Ends the stalls of origins, also when a test fails.
+struct OpenAtEnd(Gate);
+
+impl Drop for OpenAtEnd {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+#[test]
+fn with_four_bad_origins_of_five_no_idempotent_request_fails() {
+    for bad in ALL {
+        check([bad; 4], 32, 1);
+    }
+}
+
+#[test]
+fn with_four_origins_bad_in_four_ways_no_idempotent_request_fails() {
+    check([Bad::Killed, Bad::Stalled, Bad::Failing, Bad::Truncating], 32, 2);
+    check([Bad::Flapping, Bad::Slowed, Bad::Stalled, Bad::Killed], 32, 2);
+}
+
+#[test]
+fn with_256_requests_in_flight_no_idempotent_request_fails() {
+    check([Bad::Stalled, Bad::Failing, Bad::Flapping, Bad::Killed], 256, 1);
+}
