@@ -11,6 +11,7 @@
 
 mod lines;
 mod names;
+pub(crate) mod ranges;
 mod section;
 
 use http::{HeaderMap, HeaderName, HeaderValue};

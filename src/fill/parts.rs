@@ -32,15 +32,16 @@ use tokio::task::spawn_local;
 
 use self::range_task::RangeTask;
 use super::collapse::{FillFailure, FillOutcome, Fills, Join, Lead};
-use super::slices::{PartAnswer, RangeStep, RequestSizes, Validator, judge, next_step};
+use super::slices::{RangeStep, RequestSizes, next_step};
 use crate::body::{Body, BodyError, BodySource, PollFrame};
 use crate::cache::KeyHash;
+use crate::fields::ranges::{PartAnswer, Validator, judge};
 use crate::metrics::Metric;
 use crate::store::{Store, StoredHead};
 use crate::upstream::Unanswered;
 
 /// Sends a sub-request for these bytes, bound to the object's validator with
-/// [`ask_for`](super::slices::ask_for).
+/// [`ask_for`](crate::fields::ranges::ask_for).
 pub(crate) type SendSubrequest = Rc<dyn Fn(Range<u64>) -> SubrequestFuture>;
 
 /// A sub-request on its way.

@@ -35,12 +35,12 @@ use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
 use crate::cache::{CacheKey, CacheStatus, Reason, StoredResponse};
 use crate::context::ResponseFacts;
 use crate::fields::Fields;
+use crate::fields::ranges::{
+    PartAnswer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
+};
 use crate::fill::Filling;
 use crate::fill::collapse::FillFailure;
 use crate::fill::parts::{PartError, PartResponse, Parts, SendSubrequest};
-use crate::fill::slices::{
-    PartAnswer, Validator, ask_for, ask_for_last, is_conditional, judge, judge_last,
-};
 use crate::store::StoredHead;
 use crate::upstream::{Unanswered, UpstreamResponse};
 
