@@ -404,7 +404,9 @@ impl FetchError {
     /// The word for it in `retry.on`; `None`: no other try would help.
     pub(super) fn retry_reason(&self) -> Option<RetryReason> {
         Some(match self {
-            Self::RequestBody { .. } | Self::AllDown { .. } => return None,
+            Self::RequestBody { .. } | Self::AllDown { .. } | Self::NoOrigins { .. } => {
+                return None;
+            }
             Self::DnsTimeout { .. }
             | Self::Dns { .. }
             | Self::ConnectionLimit { .. }
