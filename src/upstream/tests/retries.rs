@@ -6,7 +6,7 @@ use crate::upstream::settings::{Retry, RetryOn};
 
 /// A bed with these origins, tried in this order, and these changes to the settings.
 fn tiered(origins: &[&Scripted], change: impl FnOnce(&mut PoolSettings)) -> Bed {
-    let at = |(at, origin): (usize, &&Scripted)| Origin { priority: at as u8, ..origin.origin() };
+    let at = |(at, origin): (usize, &&Scripted)| Origin { priority: at as u16, ..origin.origin() };
     let mut definition = pool(origins.iter().enumerate().map(at).collect());
     change(&mut definition.settings);
     Bed::new(definition)
@@ -353,7 +353,7 @@ async fn failover_leaves_out_the_other_origins_of_the_tier() {
     on_core(async {
         let origins = [Scripted::bind().await, Scripted::bind().await, Scripted::bind().await];
         let at = |(at, origin): (usize, &Scripted)| {
-            let priority = u8::from(at == 2);
+            let priority = u16::from(at == 2);
             Origin { priority, ..origin.origin() }
         };
         let mut settings = pool(origins.iter().enumerate().map(at).collect());
