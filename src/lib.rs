@@ -44,6 +44,7 @@ mod metrics;
 mod notices; // rate-limited log lines for events that clients or origins can cause
 mod planted; // fault injection for tests; always false without the feature planted-bugs
 mod random;
+mod rendezvous; // which member of a set gets a key
 mod reply; // the response that the request path returns to the listener
 mod stamp; // detects that a file was replaced
 mod upgrade; // hands a client connection over after 101 Switching Protocols

@@ -13,7 +13,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::cache;
 use crate::labels::SplitChoice;
 use crate::planted::{self, Bug};
-use crate::upstream::{Affinity, rendezvous_score};
+use crate::rendezvous;
+use crate::upstream::Affinity;
 
 /// The groups of a rule's visitors.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,7 +137,7 @@ impl Split {
 
     fn by_lot(&self, number: u64) -> &Arc<str> {
         let score = |group: &SplitGroup| {
-            rendezvous_score(number, Affinity::hash_of(group.pool.as_bytes()), group.weight)
+            rendezvous::score(number, Affinity::hash_of(group.pool.as_bytes()), group.weight)
         };
         let groups = self.groups.iter().filter(|group| group.weight > 0);
         let chosen = groups.max_by(|one, other| score(one).total_cmp(&score(other)));

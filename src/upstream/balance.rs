@@ -12,6 +12,7 @@ use std::cell::Cell;
 
 use super::order::Tier;
 use super::settings::{Balance, PoolSettings};
+use crate::rendezvous::{LoadBound, mix, score};
 
 /// What a choice depends on besides the members.
 pub(super) struct Draw<'a> {
@@ -171,14 +172,16 @@ fn cheaper_of_two(
 fn by_hash(tier: &Tier, draw: &Draw<'_>, facts: &impl Facts) -> Option<usize> {
     // Another core can take the last place below the bound between the look and the entry.
     for _ in 0..tier.members.len() {
-        let bound = Bound::of(tier, draw.factor_percent, facts);
+        let up = positions(tier).filter(|at| facts.is_up(*at));
+        let loads = up.map(|at| (facts.in_flight(at), facts.weight(at)));
+        let bound = LoadBound::of(loads, draw.factor_percent);
         let (mut best, mut best_full) = (Ranked::NONE, Ranked::NONE);
         for at in positions(tier) {
             let weight = facts.weight(at);
             if weight == 0 || !facts.is_up(at) {
                 continue;
             }
-            let score = rendezvous_score(draw.hash, facts.identity(at), weight);
+            let score = score(draw.hash, facts.identity(at), weight);
             let rank = match bound.allows(facts.in_flight(at), weight) {
                 true => &mut best,
                 false => &mut best_full,
@@ -206,51 +209,6 @@ impl Ranked {
     const NONE: Self = Self { score: f64::NEG_INFINITY, at: None };
 }
 
-/// The bound of consistent hashing with bounded loads: no member may have more than a multiple of
-/// its share of all exchanges in flight, the new one included.
-struct Bound {
-    /// The multiple times all exchanges, for each unit of weight; `None` is no bound.
-    for_weight: Option<f64>,
-}
-
-impl Bound {
-    fn of(tier: &Tier, factor_percent: u32, facts: &impl Facts) -> Self {
-        if factor_percent == 0 {
-            return Self { for_weight: None };
-        }
-        let (mut exchanges, mut weights) = (1.0, 0.0);
-        for at in positions(tier).filter(|at| facts.is_up(*at)) {
-            exchanges += f64::from(facts.in_flight(at));
-            weights += f64::from(facts.weight(at));
-        }
-        Self { for_weight: Some(f64::from(factor_percent) / 100.0 * exchanges / weights) }
-    }
-
-    fn max(&self, weight: u16) -> u32 {
-        self.for_weight.map_or(u32::MAX, |unit| (unit * f64::from(weight)).ceil() as u32)
-    }
-
-    fn allows(&self, in_flight: u32, weight: u16) -> bool {
-        in_flight < self.max(weight)
-    }
-}
-
-/// Weighted rendezvous (highest random weight): -w / ln(u), u uniform in (0, 1) from the
-/// hash of request and member.
-pub(crate) fn rendezvous_score(hash: u64, identity: u64, weight: u16) -> f64 {
-    let mixed = mix(hash ^ mix(identity));
-    let uniform = ((mixed >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    -f64::from(weight) / uniform.ln()
-}
-
-/// The finaliser of splitmix64.
-pub(super) fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
 /// The schedule of round robin for these members: each as often as its weight says, spread evenly
 /// (the smooth weighted round robin of nginx), scaled down to at most [`TURNS_MAX`]. Never empty.
 pub(super) fn turns(members: &[u16], weight: impl Fn(u16) -> u16) -> Box<[u16]> {
@@ -275,14 +233,6 @@ pub(super) fn turns(members: &[u16], weight: impl Fn(u16) -> u16) -> Box<[u16]> 
             members[next]
         })
         .collect()
-}
-
-/// A hash that is the same on each node and after each restart: FNV-1a, finished by [`mix`].
-pub(super) fn hash(bytes: &[u8]) -> u64 {
-    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    mix(fnv)
 }
 
 fn gcd(a: u16, b: u16) -> u16 {

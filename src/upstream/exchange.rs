@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use geo::UnitVector;
 use http::{HeaderValue, Response};
 
-use super::balance;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
 use crate::interim::Interims;
 use crate::labels::Unretried;
+use crate::rendezvous;
 
 /// How a request is to be exchanged, besides the request itself.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +45,7 @@ pub(crate) struct Affinity {
 impl Affinity {
     /// The hash of a request for a value such as a client's address. The same on each node.
     pub(crate) fn hash_of(value: &[u8]) -> u64 {
-        balance::hash(value)
+        rendezvous::hash(value)
     }
 }
 

@@ -15,13 +15,13 @@ use http::uri::Authority;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use super::balance;
 use super::deadline::monotonic_ms;
 use super::health::OriginHealth;
 use super::load::Load;
 use super::order::Tiers;
 use super::settings::{HostHeader, Origin, OriginKey, PoolError, PoolSettings, Scheme};
 use super::tls;
+use crate::rendezvous;
 
 /// One set of members, in the order of its origins.
 #[derive(Debug)]
@@ -230,7 +230,7 @@ impl Member {
         let name: Arc<str> = origin.place().into();
         Ok(Self {
             id: MEMBERS_BUILT.fetch_add(1, Ordering::Relaxed),
-            hash: balance::hash(origin.url().as_bytes()),
+            hash: rendezvous::hash(origin.url().as_bytes()),
             scheme: origin.scheme,
             host_name: origin.host.clone(),
             port: origin.port,

@@ -46,7 +46,6 @@ mod tunnel;
 mod upstreams;
 
 pub(crate) use crate::labels::ProxyError;
-pub(crate) use balance::rendezvous_score;
 pub(crate) use discovery::{Discovery, ask_once, read_members_file};
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};

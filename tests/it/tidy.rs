@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("planted", &[]),
     ("lock", &[]),
     ("random", &[]),
+    ("rendezvous", &[]),
     ("stamp", &[]),
     ("upgrade", &[]),
     ("notices", &["clock"]),
@@ -41,7 +42,9 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "body", "clock", "fields", "interim", "labels", "metrics", "notices", "planted",
             // random: ejections and checks of many origins and nodes must not fall together.
-            "random", "stamp", "upgrade",
+            "random",
+            // rendezvous: a pool that is balanced by hash, and the fleet, choose in the same way.
+            "rendezvous", "stamp", "upgrade",
         ],
     ),
     // upstream: a part that is missing is asked for here, and its failure is upstream's.
@@ -56,7 +59,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     // clock, random: rates and cookies need the time, choices among nodes and secrets a random number.
     ("dns", &["clock", "metrics", "notices", "random"]),
     // labels: how a visitor's group was found is counted by serve.
-    ("route", &["guard", "cache", "upstream", "fields", "labels", "transform", "planted"]),
+    // rendezvous: splits of visitors keep them in their groups as a pool keeps them at its members.
+    (
+        "route",
+        &["guard", "cache", "upstream", "fields", "labels", "transform", "planted", "rendezvous"],
+    ),
     (
         "control",
         &["purge", "store", "cache", "clock", "metrics", "notices", "planted", "random", "stamp"],

@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use super::super::balance::{Dice, Draw, Facts, hash, mix, pick, turns};
+use super::super::balance::{Dice, Draw, Facts, pick, turns};
 use super::super::load::PeakLatency;
 use super::super::order::Tiers;
 use super::super::settings::{Balance, Origin, Policy, PoolSettings};
+use crate::rendezvous::{hash, mix};
 
 /// Members with these facts, of which `up` says whether they accept.
 struct Fake {
