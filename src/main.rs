@@ -9,7 +9,10 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
-use skerry::cli::{self, explain, geo as geo_command, origins, prefetch, purge, store, token, top};
+use skerry::cli::{
+    self, CommandError, config as config_commands, control, explain, generate, geo as geo_command,
+    log, origins, prefetch, purge, purges, store, token, top,
+};
 use skerry::config::{self, Flags};
 use skerry::{Allocator, Clock, Node, demo, token_line};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,17 +22,40 @@ static ALLOCATOR: Allocator = Allocator;
 
 /// A CDN edge node. Without a command it starts a demo: a built-in origin with a node in front.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    name = "skerry",
+    version = SHORT_VERSION,
+    long_version = LONG_VERSION,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done; 1 the node refused; 2 a mistake in the command line or the configuration, or no start; \
+                  3 the node cannot be reached; 4 done, but not on all nodes in time."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
 }
 
+const SHORT_VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("SKERRY_COMMIT"), ")");
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit: ",
+    env!("SKERRY_COMMIT"),
+    "\nfeatures: TLS 1.2 and 1.3, HTTP/1.1, HTTP/2, zstd, br, gzip, GeoIP, Redis bus",
+    "\nTLS: rustls ",
+    env!("SKERRY_RUSTLS"),
+    " with aws-lc-rs ",
+    env!("SKERRY_AWS_LC_RS"),
+);
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a node in front of one or more origins.
+    #[command(
+        after_help = "Examples:\n  skerry run --origin https://origin.example\n  skerry run --config /etc/skerry/edge.toml\n\nSIGHUP reloads; SIGTERM drains and stops."
+    )]
     Run(Flags),
     /// Check a configuration file and report every mistake with its file and line.
+    #[command(after_help = "Example:\n  skerry check /etc/skerry/edge.toml && skerry reload")]
     Check {
         /// The configuration file to check.
         file: PathBuf,
@@ -40,52 +66,111 @@ enum Command {
         #[arg(long)]
         sources: bool,
     },
+    /// Reload the configuration of a running node and print what changed.
+    #[command(after_help = "Example:\n  skerry config diff; skerry reload")]
+    Reload(control::ControlArguments),
+    /// Let a running node finish its requests: /readyz fails, then no new connections are accepted.
+    #[command(
+        after_help = "Example:\n  skerry drain   # the load balancer sends no more requests\n  systemctl restart skerry"
+    )]
+    Drain(control::ControlArguments),
+    /// Take a drain back, as long as the node still accepts connections (node.drain_notice).
+    #[command(after_help = "Example:\n  skerry undrain")]
+    Undrain(control::ControlArguments),
+    /// Show the configuration that a running node uses, compare it with the file, or go back.
+    #[command(subcommand)]
+    Config(config_commands::ConfigCommand),
     /// Purge cached content by URL, tag, prefix or site, or purge everything.
+    #[command(
+        after_help = "Examples:\n  skerry purge https://www.example.org/news\n  skerry purge --tag article-42 --wait all\n  skerry purge --site www --soft --dry-run"
+    )]
     Purge(purge::PurgeArguments),
+    /// List the latest purges, or show the receipts of one.
+    #[command(
+        after_help = "Examples:\n  skerry purges --limit 5\n  skerry purges edge-1-6617a516d9406-a83250e4"
+    )]
+    Purges(purges::PurgesArguments),
     /// Fetch URLs into the cache of a running node before clients request them.
+    #[command(
+        after_help = "Example:\n  skerry prefetch --sitemap https://www.example.org/sitemap.xml"
+    )]
     Prefetch(prefetch::PrefetchArguments),
-    /// Show which site, rule and cache key a URL maps to, and whether it would be a hit and why.
+    /// Show step by step what a node does with a URL: site, rule, key, stored response, decision.
+    #[command(
+        after_help = "Examples:\n  skerry explain https://www.example.org/\n  skerry explain https://www.example.org/ -H 'Accept-Language: de' --country DE --json"
+    )]
     Explain(explain::ExplainArguments),
+    /// Watch the access log of a running node.
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Inspect the cache store of a running node: memory, disk directories, sites.
     #[command(subcommand)]
     Store(store::StoreCommand),
     /// Show the health of each origin of a running node: state, since when, failures, last check.
+    #[command(after_help = "Example:\n  skerry origins main")]
     Origins(origins::OriginsArguments),
     /// Show live statistics of a running node: requests, hits, miss reasons, origins, store, purges.
+    #[command(after_help = "Example:\n  skerry top --interval 5      # q quits")]
     Top(top::TopArguments),
     /// Look up the location of IP addresses in the GeoIP databases. Works without a running node.
+    #[command(after_help = "Example:\n  skerry geo 192.0.2.1 2001:db8::1")]
     Geo(geo_command::GeoArguments),
     /// Generate an admin API token and its line for the `admin.tokens` file.
+    #[command(after_help = "Example:\n  skerry token deploy --may purge:www")]
     Token(token::TokenArguments),
+    /// Print completions for a shell.
+    #[command(after_help = "Example:\n  skerry completions bash > /etc/bash_completion.d/skerry")]
+    Completions(generate::CompletionsArguments),
+    /// Print the man page, or write the pages of all commands.
+    #[command(after_help = "Example:\n  skerry man --directory /usr/local/share/man/man1")]
+    Man(generate::ManArguments),
 }
 
 fn main() -> ExitCode {
     let (arguments, matches) = cli::parsed::<Arguments>();
     let result = match arguments.command {
-        None => run_demo(),
         Some(Command::Run(flags)) => {
             run(Flags { from_environment: from_environment(&matches), ..flags })
+                .map_err(CommandError::from)
         }
-        Some(Command::Check { file, data_dir, sources }) => check(file, data_dir, sources),
-        Some(Command::Purge(arguments)) => purge::run(&arguments),
-        Some(Command::Prefetch(arguments)) => prefetch::run(&arguments),
-        Some(Command::Explain(arguments)) => explain::run(&arguments),
-        Some(Command::Store(command)) => store::run(&command),
-        Some(Command::Origins(arguments)) => origins::run(&arguments),
-        Some(Command::Top(arguments)) => {
-            let clock = Clock::system();
-            top::run(&arguments, || clock.instant())
-        }
-        Some(Command::Geo(arguments)) => look_up_locations(&arguments),
-        Some(Command::Token(arguments)) => token::run(&arguments, token_line),
+        None => run_demo().map_err(CommandError::from),
+        Some(command) => run_command(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            // If standard error is closed, the message cannot be reported anywhere.
-            let _ = writeln!(io::stderr(), "skerry: {message}");
-            ExitCode::from(2)
+        Err(error) => {
+            for line in error.to_string().lines() {
+                // If standard error is closed, the message cannot be reported anywhere.
+                let _ = writeln!(io::stderr(), "skerry: {line}");
+            }
+            ExitCode::from(error.code())
         }
+    }
+}
+
+fn run_command(command: Command) -> Result<(), CommandError> {
+    match command {
+        Command::Run(flags) => Ok(run(flags)?),
+        Command::Check { file, data_dir, sources } => Ok(check(file, data_dir, sources)?),
+        Command::Reload(arguments) => control::reload(&arguments),
+        Command::Drain(arguments) => control::drain(&arguments),
+        Command::Undrain(arguments) => control::undrain(&arguments),
+        Command::Config(command) => config_commands::run(&command),
+        Command::Purge(arguments) => purge::run(&arguments),
+        Command::Purges(arguments) => purges::run(&arguments),
+        Command::Prefetch(arguments) => prefetch::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Log(command) => log::run(&command),
+        Command::Store(command) => store::run(&command),
+        Command::Origins(arguments) => origins::run(&arguments),
+        Command::Top(arguments) => {
+            let clock = Clock::system();
+            top::run(&arguments, || clock.instant())
+        }
+        Command::Geo(arguments) => Ok(look_up_locations(&arguments)?),
+        Command::Token(arguments) => token::run(&arguments, token_line),
+        Command::Completions(arguments) => generate::completions(&arguments, Arguments::command()),
+        Command::Man(arguments) => generate::man(&arguments, Arguments::command()),
     }
 }
 
@@ -113,10 +198,8 @@ fn run(flags: Flags) -> Result<(), String> {
     }
     let (name, workers) = (&config.node.name, config.node.workers);
     let sites = count(config.counts().0, "site");
-    let version = env!("CARGO_PKG_VERSION");
-    let summary = format!("skerry {version}: node {name}, {workers} workers, {sites}");
+    tracing::info!("skerry {SHORT_VERSION}: node {name}, {workers} workers, {sites}");
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
-    tracing::info!("{summary}");
     for (address, tls) in &node.listening {
         let scheme = if *tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");
@@ -162,6 +245,7 @@ fn run_until_signalled(node: Node) -> Result<(), String> {
         std::process::exit(1);
     });
     node.wait();
+    tracing::info!("stopped");
     Ok(())
 }
 
@@ -231,7 +315,10 @@ fn check(file: PathBuf, data_dir: Option<PathBuf>, asks_sources: bool) -> Result
     let flags = Flags { config: Some(file.clone()), data_dir, ..Flags::default() };
     let config = config::load(&flags).map_err(|mistakes| mistakes.to_string())?;
     let (sites, pools) = config.counts();
-    let counts = format!("{}, {}", count(sites, "site"), count(pools, "pool"));
+    let mut counts = format!("{}, {}", count(sites, "site"), count(pools, "pool"));
+    if config.files().len() > 1 {
+        counts.push_str(&format!(", {}", count(config.files().len(), "file")));
+    }
     let mut report = format!("{}: configuration is valid ({counts})\n", file.display());
     for warning in
         config.warnings.iter().map(ToString::to_string).chain(config.taken_dns_addresses())

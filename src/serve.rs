@@ -44,6 +44,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::{HOST, REFERER, USER_AGENT};
 use http::request::Parts;
@@ -181,6 +182,8 @@ pub(crate) struct UnreadRequest {
     pub reason: &'static str,
     /// The sentence for the client.
     pub detail: String,
+    /// How long the listener waited for the request.
+    pub waited: Duration,
 }
 
 /// Counts and logs a request that the listener refuses. Only its connection is known. Returns the reply.
@@ -191,8 +194,9 @@ pub(crate) fn refuse_unread(
 ) -> Reply {
     let method = Method::from_bytes(b"-").expect("a token");
     let head = RequestHead::new(method, Uri::from_static("*"), Version::HTTP_11);
-    let context = request_context(worker, connection, head, &HeaderMap::new());
-    let UnreadRequest { status, reason, detail } = unread;
+    let UnreadRequest { status, reason, detail, waited } = unread;
+    let mut context = request_context(worker, connection, head, &HeaderMap::new());
+    context.started = context.started.checked_sub(waited).unwrap_or(context.started);
     let error = ErrorReply::new(status, reason, detail);
     let error = facts_of(CacheStatus::generated(Reason::Refused)).fail(error);
     finish_error(worker, &worker.plan(), context, *error)

@@ -14,6 +14,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
+use super::CommandError;
+
 /// The node whose admin API a command calls, and the credentials for it.
 #[derive(Debug, Args)]
 pub(crate) struct AdminArguments {
@@ -80,7 +82,7 @@ impl AdminArguments {
     ///
     /// # Errors
     /// One line: why the call failed, and what to do about it.
-    pub(super) fn call_json(&self, call: &AdminCall<'_>) -> Result<Value, String> {
+    pub(super) fn call_json(&self, call: &AdminCall<'_>) -> Result<Value, CommandError> {
         self.json(&self.call(call)?)
     }
 
@@ -88,21 +90,21 @@ impl AdminArguments {
     ///
     /// # Errors
     /// One line: why the call failed, and what to do about it.
-    pub(super) fn json(&self, reply: &AdminReply) -> Result<Value, String> {
+    pub(super) fn json(&self, reply: &AdminReply) -> Result<Value, CommandError> {
         let (address, status) = (&self.address, reply.status);
         let value: Value = serde_json::from_str(&reply.body).map_err(|_| {
-            format!(
+            CommandError::Unreachable(format!(
                 "{address} is not an admin API: it responded with status {status} and without JSON; give the node's admin.address with --admin"
-            )
+            ))
         })?;
         let detail = value["detail"].as_str().unwrap_or(&reply.body);
         match status {
             0..=399 => Ok(value),
-            401 => Err(format!(
+            401 => Err(CommandError::Refused(format!(
                 "admin API at {address}: {detail}; {}",
                 self.credentials_advice(detail)
-            )),
-            _ => Err(detail.to_owned()),
+            ))),
+            _ => Err(CommandError::Refused(detail.to_owned())),
         }
     }
 
@@ -125,33 +127,103 @@ impl AdminArguments {
     ///
     /// # Errors
     /// One line: why there is no HTTP response, and what to do about it.
-    pub(super) fn call(&self, call: &AdminCall<'_>) -> Result<AdminReply, String> {
+    pub(super) fn call(&self, call: &AdminCall<'_>) -> Result<AdminReply, CommandError> {
+        let mut response = Vec::new();
+        self.exchange(call, |part| {
+            response.extend_from_slice(part);
+            Ok(!is_complete(&response))
+        })?;
+        let advice = "check that --admin is the admin address, and give --ca if it uses TLS";
+        let address = &self.address;
+        parse(&String::from_utf8_lossy(&response)).ok_or_else(|| {
+            let message = format!("admin API at {address}: the response is not HTTP; {advice}");
+            CommandError::Unreachable(message)
+        })
+    }
+
+    /// Makes a call whose response has no end, and passes on each line of it until `on_line` returns
+    /// false or the node closes the connection.
+    ///
+    /// # Errors
+    /// As [`AdminArguments::call`]; the response is an error; or an error of `on_line`.
+    pub(super) fn stream(
+        &self,
+        call: &AdminCall<'_>,
+        mut on_line: impl FnMut(&str) -> Result<bool, CommandError>,
+    ) -> Result<(), CommandError> {
+        let call = AdminCall { timeout: STREAM_TIMEOUT, ..*call };
+        let mut received = Vec::new();
+        let mut has_head = false;
+        self.exchange(&call, |part| {
+            received.extend_from_slice(part);
+            if !has_head {
+                let Some(end) = end_of_head(&received) else { return Ok(true) };
+                has_head = received.starts_with(b"HTTP/1.") && received[8..].starts_with(b" 200");
+                if !has_head {
+                    return Ok(!is_complete(&received));
+                }
+                received.drain(..end);
+            }
+            while let Some(end) = received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = received.drain(..=end).collect();
+                if !on_line(String::from_utf8_lossy(&line).trim_end())? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })?;
+        if has_head {
+            return Ok(());
+        }
+        match parse(&String::from_utf8_lossy(&received)) {
+            Some(reply) => self.json(&reply).map(drop),
+            None => Err(CommandError::Unreachable(format!(
+                "admin API at {}: the response is not HTTP",
+                self.address
+            ))),
+        }
+    }
+
+    /// Sends a request and passes the bytes of the response to `on_part`, until it returns false or the
+    /// connection ends.
+    fn exchange(
+        &self,
+        call: &AdminCall<'_>,
+        on_part: impl FnMut(&[u8]) -> Result<bool, CommandError>,
+    ) -> Result<(), CommandError> {
         let address = &self.address;
         check_token(self.token())?;
         let request = self.request(call);
-        let failure =
-            |why: &dyn Display, advice: &str| format!("admin API at {address}: {why}; {advice}");
-        let explain = |error: io::Error, advice: &str| match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => failure(
-                &format!("no complete response within {} s", call.timeout.as_secs()),
-                "check that --admin is the node's admin.address",
-            ),
-            _ => failure(&error, advice),
+        let failure = |why: &dyn Display, advice: &str| {
+            CommandError::Unreachable(format!("admin API at {address}: {why}; {advice}"))
+        };
+        let explain = |error: ExchangeError, advice: &str| match error {
+            ExchangeError::Command(error) => error,
+            ExchangeError::Io(error)
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+            {
+                failure(
+                    &format!("no complete response within {} s", call.timeout.as_secs()),
+                    "check that --admin is the node's admin.address",
+                )
+            }
+            ExchangeError::Io(error) => failure(&error, advice),
         };
         let stream = connect(address, call.timeout).map_err(|error| {
-            explain(error, "is the node running, and does --admin match its admin.address?")
+            explain(error.into(), "is the node running, and does --admin match its admin.address?")
         })?;
-        let response = match &self.ca {
-            None => exchange(stream, &request).map_err(|error| {
+        match &self.ca {
+            None => exchange(stream, &request, on_part).map_err(|error| {
                 explain(error, "if the admin API uses TLS, give its CA certificate with --ca")
-            })?,
-            Some(ca) => exchange(self.tls(stream, ca)?, &request).map_err(|error| {
-                let advice = tls_advice(&error);
+            }),
+            Some(ca) => exchange(self.tls(stream, ca)?, &request, on_part).map_err(|error| {
+                let advice = match &error {
+                    ExchangeError::Io(error) => tls_advice(error),
+                    ExchangeError::Command(_) => "",
+                };
                 explain(error, advice)
-            })?,
-        };
-        let advice = "check that --admin is the admin address, and give --ca if it uses TLS";
-        parse(&response).ok_or_else(|| failure(&"the response is not HTTP", advice))
+            }),
+        }
     }
 
     fn request(&self, call: &AdminCall<'_>) -> String {
@@ -242,35 +314,53 @@ fn connect(address: &str, timeout: Duration) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Sends a request and reads its response: up to its Content-Length or, without one, up to the end of the
-/// connection.
-fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<String> {
+/// Why an exchange ended early.
+enum ExchangeError {
+    Io(io::Error),
+    /// The reader of the response has failed.
+    Command(CommandError),
+}
+
+impl From<io::Error> for ExchangeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Sends a request and passes on its response, until `on_part` returns false or the connection ends.
+fn exchange(
+    mut stream: impl Read + Write,
+    request: &str,
+    mut on_part: impl FnMut(&[u8]) -> Result<bool, CommandError>,
+) -> Result<(), ExchangeError> {
     stream.write_all(request.as_bytes())?;
-    let mut response = Vec::new();
     let mut part = [0; 16 << 10];
-    while !is_complete(&response) {
+    loop {
         match stream.read(&mut part) {
             // A peer that closes without TLS close_notify has still sent its whole response.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-            Ok(0) => break,
-            Ok(length) => response.extend_from_slice(&part[..length]),
+            Err(error) => return Err(error.into()),
+            Ok(0) => return Ok(()),
+            Ok(length) if on_part(&part[..length]).map_err(ExchangeError::Command)? => {}
+            Ok(_) => return Ok(()),
         }
     }
-    Ok(String::from_utf8_lossy(&response).into_owned())
+}
+
+/// The offset after the head of a response.
+fn end_of_head(response: &[u8]) -> Option<usize> {
+    response.windows(4).position(|bytes| bytes == b"\r\n\r\n").map(|head| head + 4)
 }
 
 fn is_complete(response: &[u8]) -> bool {
-    let Some(head) = response.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
-        return false;
-    };
-    let text = String::from_utf8_lossy(&response[..head]);
+    let Some(end) = end_of_head(response) else { return false };
+    let text = String::from_utf8_lossy(&response[..end]);
     let length = text.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
     });
-    length.is_some_and(|length| response.len() >= head + 4 + length)
+    length.is_some_and(|length| response.len() >= end + length)
 }
 
 fn tls_advice(error: &io::Error) -> &'static str {
@@ -332,6 +422,8 @@ pub(super) fn percent_encode(text: &str) -> String {
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stream may say nothing for this long.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {
@@ -346,7 +438,7 @@ mod tests {
     fn an_api_error_is_reported_with_its_detail() {
         let check = |status: &str, body: &str, expected: &str| {
             let reply = parse(&format!("HTTP/1.0 {status}\r\na: b\r\n\r\n{body}")).unwrap();
-            let error = arguments().json(&reply).unwrap_err();
+            let error = arguments().json(&reply).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
         check("400 Bad Request", r#"{"detail":"tag must not be empty"}"#, "tag must not be empty");

@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use clap::Args;
 
+use super::CommandError;
 use super::client::{AdminArguments, AdminCall, percent_encode};
-use super::output::print;
+use super::explain_text::explanation_text;
+use super::output::{print, print_json};
 
 /// The arguments of `skerry explain`.
 #[derive(Debug, Args)]
@@ -21,15 +23,18 @@ pub struct ExplainArguments {
     /// Assume this client country, a two-letter code, instead of the one found for the address.
     #[arg(long)]
     country: Option<geo::Country>,
+    /// Print the JSON response of the admin API instead of the steps.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     admin: AdminArguments,
 }
 
-/// Prints the explanation as JSON.
+/// Prints the steps of the request path, or the explanation as JSON.
 ///
 /// # Errors
 /// Why the call failed, in one line.
-pub fn run(arguments: &ExplainArguments) -> Result<(), String> {
+pub fn run(arguments: &ExplainArguments) -> Result<(), CommandError> {
     let fields: Vec<String> =
         arguments.headers.iter().map(|field| format!("X-Explain-{field}")).collect();
     let mut target = format!("/explain?url={}", percent_encode(&arguments.url));
@@ -40,7 +45,11 @@ pub fn run(arguments: &ExplainArguments) -> Result<(), String> {
         target.push_str(&format!("&country={}", country.as_str()));
     }
     let call = AdminCall { fields: &fields, ..AdminCall::get(&target) };
-    print(&format!("{:#}\n", arguments.admin.call_json(&call)?))
+    let explanation = arguments.admin.call_json(&call)?;
+    match arguments.json {
+        true => print_json(&explanation),
+        false => Ok(print(&explanation_text(&explanation))?),
+    }
 }
 
 /// A field line whose name and value are valid (RFC 9110 §5).

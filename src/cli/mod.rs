@@ -3,14 +3,23 @@
 
 mod arguments;
 mod client;
+pub mod config;
+pub mod control;
+mod error;
 pub mod explain;
+mod explain_text;
+pub mod generate;
 pub mod geo;
+pub mod log;
 pub mod origins;
 pub mod output;
 pub mod prefetch;
 pub mod purge;
+pub mod purges;
 pub mod store;
+mod terminal;
 pub mod token;
 pub mod top;
 
 pub use arguments::{arguments, parsed};
+pub use error::CommandError;

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::Value;
 
+use super::CommandError;
 use super::client::{AdminArguments, AdminCall};
 use super::output::print;
 
@@ -22,15 +23,15 @@ pub struct OriginsArguments {
 ///
 /// # Errors
 /// Why the call failed, in one line, or that there is no such pool.
-pub fn run(arguments: &OriginsArguments) -> Result<(), String> {
+pub fn run(arguments: &OriginsArguments) -> Result<(), CommandError> {
     let mut report = arguments.admin.call_json(&AdminCall::get("/origins"))?;
     if let (Some(name), Some(pools)) = (&arguments.pool, report["pools"].as_array_mut()) {
         pools.retain(|pool| pool["pool"] == **name);
         if pools.is_empty() {
-            return Err(format!("the node has no pool {name:?}"));
+            return Err(CommandError::Refused(format!("the node has no pool {name:?}")));
         }
     }
-    print(&if arguments.json { format!("{report:#}\n") } else { table(&report) })
+    Ok(print(&if arguments.json { format!("{report:#}\n") } else { table(&report) })?)
 }
 
 /// The response of `GET /origins` as a table. Times are relative to the time of the response.

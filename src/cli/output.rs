@@ -7,8 +7,24 @@ use std::io::{self, Write};
 /// # Errors
 /// Standard output is closed, as by `head`, or full.
 pub fn print(text: &str) -> Result<(), String> {
+    print_bytes(text.as_bytes())
+}
+
+/// Writes JSON, indented, to standard output.
+///
+/// # Errors
+/// As [`print`].
+pub(super) fn print_json(value: &serde_json::Value) -> Result<(), super::CommandError> {
+    Ok(print(&format!("{value:#}\n"))?)
+}
+
+/// Writes bytes to standard output.
+///
+/// # Errors
+/// As [`print`].
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), String> {
     let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let written = out.write_all(bytes).and_then(|()| out.flush());
     written.map_err(|error| format!("cannot write to standard output: {error}"))
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::CommandError;
 use super::client::{AdminArguments, AdminCall};
-use super::output::print;
+use super::output::{print, print_json};
 
 /// The arguments of `skerry prefetch`.
 #[derive(Debug, Args)]
@@ -17,6 +18,9 @@ pub struct PrefetchArguments {
     /// Fetch all URLs listed in the sitemap at this URL, which must belong to a site of the node.
     #[arg(long, value_name = "URL")]
     sitemap: Option<String>,
+    /// Print the JSON response of the admin API.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     admin: AdminArguments,
 }
@@ -25,7 +29,7 @@ pub struct PrefetchArguments {
 ///
 /// # Errors
 /// Why the call failed, in one line.
-pub fn run(arguments: &PrefetchArguments) -> Result<(), String> {
+pub fn run(arguments: &PrefetchArguments) -> Result<(), CommandError> {
     let mut body = json!({ "urls": arguments.urls });
     if let Some(sitemap) = &arguments.sitemap {
         body["sitemap"] = json!(sitemap);
@@ -34,6 +38,9 @@ pub fn run(arguments: &PrefetchArguments) -> Result<(), String> {
     let mut call = AdminCall::post("/prefetch", &body);
     call.timeout = SITEMAP_TIMEOUT;
     let reply = arguments.admin.call_json(&call)?;
+    if arguments.json {
+        return print_json(&reply);
+    }
     let mut report = format!("{} queued\n", reply["queued"]);
     for (name, meaning) in [
         ("dropped", "dropped: the prefetch queue is full (admin.prefetch_queue_max)"),
@@ -43,7 +50,7 @@ pub fn run(arguments: &PrefetchArguments) -> Result<(), String> {
             report.push_str(&format!("{} {meaning}\n", reply[name]));
         }
     }
-    print(&report)
+    Ok(print(&report)?)
 }
 
 /// Longer than the node's own timeout for a sitemap (one minute).

@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::CommandError;
 use super::client::{AdminArguments, AdminCall, percent_encode};
-use super::output::{count, print};
+use super::output::{count, print, print_json};
 
 /// The arguments of `skerry purge`.
 #[derive(Debug, Args)]
@@ -36,14 +37,20 @@ pub struct PurgeArguments {
     /// A note for the audit log.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// Purge nothing: print which sites the purge concerns, and whether its tags occur.
+    #[arg(long)]
+    dry_run: bool,
     /// Which nodes must have applied the purge before the command returns: none, local, quorum or
     /// all.
     #[arg(long, value_name = "NODES", default_value = "local", value_parser = ["none", "local", "quorum", "all"], hide_possible_values = true)]
     wait: String,
     /// How long to wait for other nodes, such as 500ms or 2s, at most 60s. If `--wait quorum` or
-    /// `--wait all` is not fulfilled by then, the exit code is 2.
+    /// `--wait all` is not fulfilled by then, the exit code is 4.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_timeout)]
     timeout: Duration,
+    /// Print the JSON response of the admin API.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     admin: AdminArguments,
 }
@@ -52,38 +59,60 @@ pub struct PurgeArguments {
 ///
 /// # Errors
 /// Why the purge failed, or which nodes have not applied it, in one line.
-pub fn run(arguments: &PurgeArguments) -> Result<(), String> {
+pub fn run(arguments: &PurgeArguments) -> Result<(), CommandError> {
     let wait = &arguments.wait;
     let timeout = humantime::format_duration(arguments.timeout).to_string();
-    let target = format!("/purge?wait={wait}&timeout={}", percent_encode(&timeout));
+    let mut target = format!("/purge?wait={wait}&timeout={}", percent_encode(&timeout));
+    if arguments.dry_run {
+        target.push_str("&dry_run=true");
+    }
     let body = body(arguments).to_string();
     let mut call = AdminCall::post(&target, &body);
     call.timeout += arguments.timeout;
     let purge = arguments.admin.call_json(&call)?;
+    if arguments.json {
+        print_json(&purge)?;
+    } else if arguments.dry_run {
+        print(&dry_run_text(&purge))?;
+    } else {
+        print(&report(&purge))?;
+    }
+    match arguments.dry_run {
+        true => Ok(()),
+        false => check_receipts(arguments, &purge, &timeout),
+    }
+}
+
+/// Whether all nodes that were waited for have applied the purge.
+fn check_receipts(
+    arguments: &PurgeArguments,
+    purge: &Value,
+    timeout: &str,
+) -> Result<(), CommandError> {
     let nodes: Vec<(&String, &Value)> = purge["nodes"].as_object().into_iter().flatten().collect();
-    print(&report(&purge, &nodes))?;
     let pending = nodes.iter().filter(|(_, receipt)| receipt["state"] != "applied");
     let pending: Vec<&str> = pending.map(|(node, _)| node.as_str()).collect();
-    let missing = match wait.as_str() {
+    let missing = match arguments.wait.as_str() {
         "all" if !pending.is_empty() => "all nodes",
         "quorum" if pending.len() * 2 >= nodes.len() => "more than half of the nodes",
-        _ if pending.is_empty() || purge["published"] != false => return Ok(()),
+        _ if pending.is_empty() || purge["published"] != false || arguments.json => return Ok(()),
         _ => {
             let pending = pending.join(", ");
-            return print(&format!(
+            print(&format!(
                 "note: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back\n"
-            ));
+            ))?;
+            return Ok(());
         }
     };
     let pending = pending.join(", ");
-    Err(match purge["published"] == false {
+    Err(CommandError::Incomplete(match purge["published"] == false {
         true => format!(
             "not applied by {missing} within {timeout}: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back"
         ),
         false => format!(
             "not applied by {missing} within {timeout}: waiting for {pending}; a node that reconnects or restarts applies the purge from the bus"
         ),
-    })
+    }))
 }
 
 fn body(arguments: &PurgeArguments) -> Value {
@@ -100,15 +129,36 @@ fn body(arguments: &PurgeArguments) -> Value {
     body
 }
 
-/// The purge's id and the receipt of each node.
-fn report(purge: &Value, nodes: &[(&String, &Value)]) -> String {
+/// The purge's id, the receipt of each node, and the warnings.
+fn report(purge: &Value) -> String {
     let scopes = purge["scopes"].as_u64().map(|scopes| count(scopes as usize, "scope"));
     let scopes = scopes.map(|scopes| format!(" ({scopes})")).unwrap_or_default();
-    let mut report = format!("purge {}{scopes}\n", purge["id"].as_str().unwrap_or("?"));
-    for (node, receipt) in nodes {
-        report.push_str(&format!("  {node}: {}\n", receipt_text(receipt)));
-    }
-    report
+    let id = purge["id"].as_str().unwrap_or("?");
+    format!("purge {id}{scopes}\n{}{}", receipts(purge), warnings(purge))
+}
+
+/// The receipt of each node, one a line.
+pub(super) fn receipts(purge: &Value) -> String {
+    let nodes = purge["nodes"].as_object().into_iter().flatten();
+    nodes.map(|(node, receipt)| format!("  {node}: {}\n", receipt_text(receipt))).collect()
+}
+
+fn warnings(purge: &Value) -> String {
+    let warnings = purge["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    warnings.map(|warning| format!("warning: {warning}\n")).collect()
+}
+
+/// What a purge would concern.
+fn dry_run_text(purge: &Value) -> String {
+    let matched = purge["matched"].as_array().into_iter().flatten();
+    let lines: String = matched
+        .map(|matched| {
+            let text = |name: &str| matched[name].as_str().unwrap_or("-").to_owned();
+            format!("  {}: {}\n", text("scope"), text("of"))
+        })
+        .collect();
+    let kind = purge["kind"].as_str().unwrap_or("?");
+    format!("dry run: nothing was purged; a {kind} purge of\n{lines}{}", warnings(purge))
 }
 
 /// A node's receipt of a purge, as text.

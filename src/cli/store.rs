@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use super::CommandError;
 use super::client::{AdminArguments, AdminCall};
 use super::output::{print, size_text};
 
@@ -27,9 +28,9 @@ pub struct StatArguments {
 ///
 /// # Errors
 /// Why the call failed, in one line.
-pub fn run(StoreCommand::Stat(arguments): &StoreCommand) -> Result<(), String> {
+pub fn run(StoreCommand::Stat(arguments): &StoreCommand) -> Result<(), CommandError> {
     let stat = arguments.admin.call_json(&AdminCall::get("/store"))?;
-    print(&if arguments.json { format!("{stat:#}\n") } else { table(&stat) })
+    Ok(print(&if arguments.json { format!("{stat:#}\n") } else { table(&stat) })?)
 }
 
 /// The response of `GET /store` as tables.

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::CommandError;
 use super::output::print;
 
 /// The arguments of `skerry token`.
@@ -23,13 +24,13 @@ pub struct TokenArguments {
 pub fn run(
     arguments: &TokenArguments,
     token_line: fn(&str, &str, &str) -> Result<String, &'static str>,
-) -> Result<(), String> {
+) -> Result<(), CommandError> {
     let token = new_token();
     let line = token_line(&arguments.name, &arguments.may, &token)
         .map_err(|expected| format!("invalid value {:?} for --may: {expected}", arguments.may))?;
-    print(&format!(
+    Ok(print(&format!(
         "token (shown once, give it to the caller): {token}\nline for the admin.tokens file:           {line}\n"
-    ))
+    ))?)
 }
 
 fn parse_name(text: &str) -> Result<String, &'static str> {

@@ -4,14 +4,15 @@
 //! the age of a counter does not matter.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::CommandError;
 use super::client::{AdminArguments, AdminCall};
 use super::output::{print, size_text};
+use super::terminal::{self, KeyInput};
 
 /// The arguments of `skerry top`.
 #[derive(Debug, Args)]
@@ -26,34 +27,33 @@ pub struct TopArguments {
     admin: AdminArguments,
 }
 
-/// Prints the statistics until Ctrl-C, or once. `now`: the time since any fixed instant.
+/// Prints the statistics until Ctrl-C or q, or once. `now`: the time since any fixed instant.
 ///
 /// # Errors
 /// The first scrape failed or, if the statistics are printed once, the second: why, in one line.
-pub fn run(arguments: &TopArguments, now: impl Fn() -> Instant) -> Result<(), String> {
+pub fn run(arguments: &TopArguments, now: impl Fn() -> Instant) -> Result<(), CommandError> {
     let interval = Duration::from_secs(arguments.interval);
     let is_live = io::stdout().is_terminal() && !arguments.once;
     let mut before = Scrape::fetch(&arguments.admin, now())?;
+    let keys = KeyInput::open(is_live);
     loop {
-        wait(interval);
+        if keys.key_within(interval).is_some_and(|key| is_live && QUIT.contains(&key)) {
+            return Ok(print("\x1b[H\x1b[2J")?);
+        }
+        let size = if is_live { terminal::size() } else { UNLIMITED };
         let scraped = Scrape::fetch(&arguments.admin, now());
         let view = scraped.map(|scrape| {
-            let view = Interval { before: &before, after: &scrape }.view();
+            let view = Interval { before: &before, after: &scrape }.view(size);
             before = scrape;
             view
         });
         if !is_live {
-            return view.and_then(|view| print(&view));
+            return Ok(print(&view?)?);
         }
         // Cursor to the top left, clear the screen, print the view.
         let view = view.unwrap_or_else(|error| format!("{error}\n"));
-        print(&format!("\x1b[H\x1b[2J{view}\n\x1b[2mPress Ctrl-C to stop.\x1b[0m\n"))?;
+        print(&format!("\x1b[H\x1b[2J{view}\x1b[2mq: quit\x1b[0m"))?;
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "no request waits for this thread")]
-fn wait(duration: Duration) {
-    std::thread::sleep(duration);
 }
 
 /// The samples of one scrape of `/metrics`.
@@ -67,7 +67,7 @@ struct Scrape {
 }
 
 impl Scrape {
-    fn fetch(admin: &AdminArguments, at: Instant) -> Result<Self, String> {
+    fn fetch(admin: &AdminArguments, at: Instant) -> Result<Self, CommandError> {
         let metrics = admin.call(&AdminCall::get("/metrics"))?;
         if metrics.status != 200 {
             // An error response is a problem document.
@@ -161,23 +161,26 @@ impl Interval<'_> {
         }
     }
 
-    /// The whole view: the title, one row per part of the node, then the lists.
-    fn view(&self) -> String {
+    /// The whole view for so many columns and rows, the last of which stays free: the title, one row per
+    /// part of the node, then the lists, as far as they fit.
+    fn view(&self, (columns, rows_max): (usize, usize)) -> String {
         let rows = [
             ("requests", self.requests()),
             ("hits", self.hits()),
-            ("bytes", self.bytes()),
-            ("clients", self.clients()),
             ("origins", self.origins()),
-            ("process", self.process()),
-            ("memory", self.memory()),
+            ("clients", self.clients()),
+            ("bytes", self.bytes()),
             ("disk", self.disk()),
+            ("memory", self.memory()),
             ("purges", self.purges()),
+            ("process", self.process()),
         ];
-        let mut view = format!("{}\n\n", self.after.title);
-        for (name, row) in rows {
-            writeln!(view, "{name:<12}{row}").expect("a String");
+        let mut lines = vec![self.after.title.clone()];
+        // An empty line only where it takes the place of nothing.
+        if rows_max > 14 {
+            lines.push(String::new());
         }
+        lines.extend(rows.iter().map(|(name, parts)| row(name, parts, columns)));
         let results = self.rates(RESULTS);
         let reasons: Vec<_> = results.into_iter().filter(|(result, _)| result != "hit").collect();
         let refused = [
@@ -185,33 +188,34 @@ impl Interval<'_> {
             self.rates("skerry_requests_unread_total"),
         ];
         let requests = self.rate("skerry_requests_total");
-        view + "\n"
-            + &list("not a hit, by reason", &reasons, requests)
-            + &list("refused, by reason", &refused.concat(), requests)
+        for (title, rates) in [("not a hit", reasons), ("refused", refused.concat())] {
+            lines.extend(list(title, &rates, requests));
+        }
+        lines.truncate(rows_max.saturating_sub(1).max(1));
+        lines.iter().map(|line| line.chars().take(columns).collect::<String>() + "\n").collect()
     }
 
-    fn requests(&self) -> String {
+    fn requests(&self) -> Vec<String> {
         let mut classes = self.rates("skerry_responses_total");
         classes.sort_by(|a, b| a.0.cmp(&b.0));
-        let classes: Vec<_> =
-            classes.iter().map(|(class, rate)| format!("{class} {}", number(*rate))).collect();
-        format!(
-            "{}/s   {}   {}",
-            number(self.rate("skerry_requests_total")),
+        let classes = classes.iter().map(|(class, rate)| format!("{class} {}", number(*rate)));
+        let mut parts = vec![
+            format!("{}/s", number(self.rate("skerry_requests_total"))),
             self.time_to_first_byte("skerry_request_duration_seconds"),
-            classes.join("  ")
-        )
+        ];
+        parts.extend(classes);
+        parts
     }
 
     fn time_to_first_byte(&self, histogram: &str) -> String {
         let [p50, p99] = [0.5, 0.99].map(|quantile| self.quantile(histogram, quantile));
-        format!("time to first byte: p50 {p50}, p99 {p99}")
+        format!("first byte p50 {p50}, p99 {p99}")
     }
 
-    fn hits(&self) -> String {
+    fn hits(&self) -> Vec<String> {
         let lookups = self.lookups();
         let hits = self.rate_of(RESULTS, "hit");
-        format!("{} of {} lookups/s", percent(hits, lookups), number(lookups))
+        vec![format!("{} of {} lookups/s", percent(hits, lookups), number(lookups))]
     }
 
     fn lookups(&self) -> f64 {
@@ -220,83 +224,92 @@ impl Interval<'_> {
         lookups.map(|(_, rate)| rate).sum()
     }
 
-    fn bytes(&self) -> String {
-        format!(
-            "{}/s sent   {}/s received",
-            size(self.rate("skerry_sent_bytes_total")),
-            size(self.rate("skerry_received_bytes_total"))
-        )
+    fn bytes(&self) -> Vec<String> {
+        vec![
+            format!("{}/s sent", size(self.rate("skerry_sent_bytes_total"))),
+            format!("{}/s received", size(self.rate("skerry_received_bytes_total"))),
+        ]
     }
 
-    fn clients(&self) -> String {
+    fn clients(&self) -> Vec<String> {
         let [full, resumed] =
             ["full", "resumed"].map(|outcome| self.rate_of("skerry_tls_handshakes_total", outcome));
-        format!(
-            "{} connections   {} kernel memory   {}/s new   {}/s refused   TLS handshakes {}/s, {} resumed",
-            number(self.after.get("skerry_connections")),
-            size(self.after.sum("skerry_connections_kernel_memory_bytes")),
-            number(self.rate("skerry_connections_accepted_total")),
-            number(self.total_rate("skerry_connections_refused_total")),
-            number(full + resumed),
-            percent(resumed, full + resumed)
-        )
+        let refused = self.total_rate("skerry_connections_refused_total");
+        let kernel = self.after.sum("skerry_connections_kernel_memory_bytes");
+        vec![
+            format!("{} connections", number(self.after.get("skerry_connections"))),
+            format!("{}/s new", number(self.rate("skerry_connections_accepted_total"))),
+            format!("{}/s refused", number(refused)),
+            format!(
+                "TLS {}/s, {} resumed",
+                number(full + resumed),
+                percent(resumed, full + resumed)
+            ),
+            format!("{} kernel memory", size(kernel)),
+        ]
     }
 
-    fn origins(&self) -> String {
-        format!(
-            "{}/s   {}   {} connections   {}/s retries   {}/s failures",
-            number(self.rate("skerry_upstream_requests_total")),
+    fn origins(&self) -> Vec<String> {
+        vec![
+            format!("{}/s", number(self.rate("skerry_upstream_requests_total"))),
             self.time_to_first_byte("skerry_upstream_first_byte_seconds"),
-            number(self.after.get("skerry_upstream_connections")),
-            number(self.total_rate("skerry_upstream_retries_total")),
-            number(self.total_rate("skerry_upstream_failures_total"))
-        )
+            format!("{}/s failures", number(self.total_rate("skerry_upstream_failures_total"))),
+            format!("{}/s retries", number(self.total_rate("skerry_upstream_retries_total"))),
+            format!("{} connections", number(self.after.get("skerry_upstream_connections"))),
+        ]
     }
 
-    fn process(&self) -> String {
-        format!(
-            "{} of one core   {} resident   {} of {} file descriptors",
-            percent(self.rate("process_cpu_seconds_total"), 1.0),
-            size(self.after.get("process_resident_memory_bytes")),
-            number(self.after.get("process_open_fds")),
-            number(self.after.get("process_max_fds"))
-        )
+    fn process(&self) -> Vec<String> {
+        vec![
+            format!("{} of one core", percent(self.rate("process_cpu_seconds_total"), 1.0)),
+            format!("{} resident", size(self.after.get("process_resident_memory_bytes"))),
+            format!(
+                "{} of {} descriptors",
+                number(self.after.get("process_open_fds")),
+                number(self.after.get("process_max_fds"))
+            ),
+        ]
     }
 
-    fn memory(&self) -> String {
-        format!(
-            "{} of {}   {} pieces",
-            size(self.after.get("skerry_store_memory_bytes")),
-            size(self.after.get("skerry_store_memory_bytes_max")),
-            number(self.after.get("skerry_store_memory_pieces"))
-        )
+    fn memory(&self) -> Vec<String> {
+        vec![
+            format!(
+                "{} of {}",
+                size(self.after.get("skerry_store_memory_bytes")),
+                size(self.after.get("skerry_store_memory_bytes_max"))
+            ),
+            format!("{} pieces", number(self.after.get("skerry_store_memory_pieces"))),
+        ]
     }
 
-    fn disk(&self) -> String {
+    /// Allocated bytes of all directories, as `skerry store stat` has them for each.
+    fn disk(&self) -> Vec<String> {
         let max = self.after.sum("skerry_store_directory_bytes_max");
         if max == 0.0 {
-            return "none".to_owned();
+            return vec!["none".to_owned()];
         }
         let directories = self.after.family("skerry_store_directory_in_service");
         let out = directories.filter(|(_, _, in_service)| *in_service == 0.0).count();
-        format!(
-            "{} of {}   {}/s read   {}/s written   {} queued{}",
-            size(self.after.sum("skerry_store_site_disk_bytes")),
-            size(max),
-            number(self.rate("skerry_store_disk_reads_total")),
-            number(self.rate("skerry_store_disk_writes_total")),
-            size(self.after.sum("skerry_store_directory_queued_bytes")),
-            if out > 0 { format!("   {out} OUT OF SERVICE") } else { String::new() }
-        )
+        let mut parts = vec![format!(
+            "{} of {}",
+            size(self.after.sum("skerry_store_directory_bytes")),
+            size(max)
+        )];
+        parts.extend((out > 0).then(|| format!("{out} OUT OF SERVICE")));
+        parts.extend([
+            format!("{}/s read", number(self.rate("skerry_store_disk_reads_total"))),
+            format!("{}/s written", number(self.rate("skerry_store_disk_writes_total"))),
+            format!("{} queued", size(self.after.sum("skerry_store_directory_queued_bytes"))),
+        ]);
+        parts
     }
 
-    fn purges(&self) -> String {
-        format!(
-            "{}/s   {} in the purge table   bus: {}",
-            number(self.rate("skerry_purges_total")),
-            number(self.after.get("skerry_purge_entries")),
-            self.bus()
-        )
+    fn purges(&self) -> Vec<String> {
+        vec![
+            format!("{}/s", number(self.rate("skerry_purges_total"))),
+            format!("bus: {}", self.bus()),
+            format!("{} in the table", number(self.after.get("skerry_purge_entries"))),
+        ]
     }
 
     fn bus(&self) -> String {
@@ -316,17 +329,30 @@ impl Interval<'_> {
     }
 }
 
-/// A list of rates with their shares of `all`; empty without rates.
-fn list(title: &str, rates: &[(String, f64)], all: f64) -> String {
+/// The name and as many parts as the line has space for, the first always.
+fn row(name: &str, parts: &[String], columns: usize) -> String {
+    let mut row = format!("{name:<10}");
+    for (at, part) in parts.iter().enumerate() {
+        let gap = if at > 0 { "   " } else { "" };
+        if at > 0 && row.chars().count() + gap.len() + part.chars().count() > columns {
+            break;
+        }
+        row = row + gap + part;
+    }
+    row
+}
+
+/// A list of rates with their shares of `all`, a line each; empty without rates.
+fn list(title: &str, rates: &[(String, f64)], all: f64) -> Vec<String> {
     if rates.is_empty() {
-        return String::new();
+        return Vec::new();
     }
-    let mut list = format!("{title:<28}{:>8}\n", "/s");
-    for (label, rate) in rates.iter().take(ROWS_MAX) {
+    let mut lines = vec![String::new(), format!("{title:<28}{:>8}", "/s")];
+    lines.extend(rates.iter().take(ROWS_MAX).map(|(label, rate)| {
         let (rate, share) = (number(*rate), percent(*rate, all));
-        writeln!(list, "  {label:<26}{rate:>8}{share:>9}").expect("a String");
-    }
-    list
+        format!("  {label:<26}{rate:>8}{share:>9}")
+    }));
+    lines
 }
 
 fn percent(part: f64, of: f64) -> String {
@@ -347,8 +373,14 @@ fn size(bytes: f64) -> String {
     size_text(bytes + 0.0)
 }
 
-/// Rows of a list: both lists fit a terminal of 24 lines.
+/// Rows of a list.
 const ROWS_MAX: usize = 8;
+
+/// For an output that is no terminal.
+const UNLIMITED: (usize, usize) = (usize::MAX, usize::MAX);
+
+/// Keys that end `skerry top`: q, Q and Ctrl-C.
+const QUIT: [u8; 3] = *b"qQ\x03";
 
 /// Counts requests by how the cache handled them.
 const RESULTS: &str = "skerry_cache_requests_total";
@@ -379,6 +411,10 @@ mod tests {
         skerry_request_duration_seconds_bucket{le=\"+Inf\"} 300\n";
 
     fn view(before: &str, after: &str) -> String {
+        view_at(before, after, UNLIMITED)
+    }
+
+    fn view_at(before: &str, after: &str, size: (usize, usize)) -> String {
         let start = Clock::system().instant();
         let scrape = |text, at| {
             let samples = parse_samples(text);
@@ -386,13 +422,13 @@ mod tests {
         };
         let (before, after) =
             (scrape(before, start), scrape(after, start + Duration::from_secs(2)));
-        Interval { before: &before, after: &after }.view()
+        Interval { before: &before, after: &after }.view(size)
     }
 
     #[test]
     fn rates_are_the_growth_of_counters() {
         let view = view(BEFORE, NOW);
-        assert!(view.contains("100/s   time to first byte: p50 <1 ms, p99 <10 ms"), "{view}");
+        assert!(view.contains("100/s   first byte p50 <1 ms, p99 <10 ms"), "{view}");
         assert!(view.contains("75.0 % of 100 lookups/s"), "{view}");
         assert!(view.contains("absent"), "{view}");
         assert!(!view.contains("stale"), "a reason that has not grown is not listed: {view}");
@@ -401,7 +437,20 @@ mod tests {
     #[test]
     fn a_restart_counts_from_zero_and_an_empty_scrape_has_no_shares() {
         assert!(view(NOW, BEFORE).contains("50/s"), "{}", view(NOW, BEFORE));
-        assert!(view("", "").contains("hits        - of 0 lookups/s"), "{}", view("", ""));
+        assert!(view("", "").contains("hits      - of 0 lookups/s"), "{}", view("", ""));
+    }
+
+    #[test]
+    fn the_view_fits_its_terminal() {
+        for (columns, rows) in [(80, 24), (70, 14), (20, 3)] {
+            let view = view_at(BEFORE, NOW, (columns, rows));
+            assert!(view.lines().count() < rows, "{columns}x{rows}:\n{view}");
+            assert!(view.lines().all(|line| line.chars().count() <= columns), "{view}");
+            assert!(view.starts_with("edge-1\n"), "{view}");
+            assert!(!view.contains("-0"), "{view}");
+        }
+        let small = view_at(BEFORE, NOW, (70, 14));
+        assert!(small.contains("requests") && small.contains("process"), "{small}");
     }
 
     #[test]

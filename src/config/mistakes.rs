@@ -18,6 +18,13 @@ pub struct Mistake {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistakes(pub Vec<Mistake>);
 
+impl Mistakes {
+    /// One line each.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+}
+
 impl Mistake {
     /// A mistake outside any file.
     pub fn without_place(source: &str, message: impl Into<String>) -> Self {

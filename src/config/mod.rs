@@ -5,6 +5,7 @@
 //! with file, line and the expected value. `config/edge.toml` documents every option.
 
 mod actions;
+mod dump;
 mod environment;
 mod flags;
 mod matches;
@@ -35,7 +36,9 @@ pub use rooms::NodeSettings;
 use crate::listen::{Listener, Transport};
 use crate::{control, dns, fill, guard, listen, purge, respond, route, store, upstream};
 use reader::{OptionValue, Purpose, Reader, Section};
-use sources::{Document, Sources};
+pub(crate) use sources::Sources;
+
+use sources::Document;
 
 /// The whole configuration of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,8 +75,8 @@ pub struct Config {
     pub(crate) routes: route::Settings,
     /// Problems that do not keep a node from starting.
     pub warnings: Vec<Mistake>,
-    /// The number of files that were read: 0 without `--config`.
-    pub files: usize,
+    /// The files that were read; none without `--config`.
+    pub(crate) sources: Sources,
     /// Every option and its value, for [`Config::changes`].
     options: BTreeMap<String, OptionValue>,
 }
@@ -111,7 +114,7 @@ impl Default for Config {
             fills: fill::Settings::default(),
             routes: route::Settings::default(),
             warnings: Vec::new(),
-            files: 0,
+            sources: Sources::default(),
             options: BTreeMap::new(),
         }
     }
@@ -138,11 +141,20 @@ fn load_for(flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
     let Some(path) = &flags.config else {
         return read_document(&Document::single("flags", Path::new(""), ""), flags, purpose);
     };
-    let sources = Sources::read(path)?;
+    load_sources(Sources::read(path)?, flags, purpose)
+}
+
+/// As [`load_again`], with these files instead of those on disk.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_from(sources: Sources, flags: &Flags) -> Result<Config, Mistakes> {
+    load_sources(sources, flags, Purpose::Reload)
+}
+
+fn load_sources(sources: Sources, flags: &Flags, purpose: Purpose) -> Result<Config, Mistakes> {
     let document = sources.document(|name| std::env::var(name).ok())?;
-    let mut config = read_document(&document, flags, purpose)?;
-    config.files = sources.len();
-    Ok(config)
+    Ok(Config { sources, ..read_document(&document, flags, purpose)? })
 }
 
 /// Reads the configuration in `text`. Mistakes name it `name`; relative paths start at `base`.
@@ -203,6 +215,16 @@ impl Config {
         errors.map(|error| error.to_string()).collect()
     }
 
+    /// The names of the files that were read.
+    pub fn files(&self) -> Vec<String> {
+        self.sources.names()
+    }
+
+    /// Every option in effect as TOML, with secrets as `***`.
+    pub(crate) fn dump(&self) -> String {
+        dump::toml_text(&self.options)
+    }
+
     /// The options that differ from `before`, in the order of their names.
     pub(crate) fn changes(&self, before: &Self) -> Vec<Change> {
         let names = self.options.keys().chain(before.options.keys());
@@ -211,8 +233,7 @@ impl Config {
             let (before, after) = (before.options.get(option), self.options.get(option));
             let meant =
                 |setting: Option<&OptionValue>| setting.map(|setting| setting.meant.clone());
-            let shown =
-                |setting: Option<&OptionValue>| setting.map(|setting| setting.shown.clone());
+            let shown = |setting: Option<&OptionValue>| setting.map(dump::shown);
             (meant(before) != meant(after)).then(|| Change {
                 option: option.clone(),
                 before: shown(before),
@@ -372,7 +393,8 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
     }
     replace_listeners(listeners, Transport::Plain, &flags.http);
     replace_listeners(listeners, Transport::Tls, &flags.https);
-    reader.record("listeners", listeners);
+    let addresses: Vec<String> = listeners.iter().map(listener_text).collect();
+    reader.record("listeners", &addresses);
     let is_https = |it: &Listener| it.transport == Transport::Tls && it.address.port() == 443;
     config.dns.has_https = listeners.iter().any(is_https);
     if let Some(admin) = flags.admin {
@@ -441,6 +463,23 @@ fn check_admin_address(reader: &Reader<'_>, flags: &Flags, config: &Config) {
             listener.name
         ));
     }
+}
+
+/// A listener for people: `127.0.0.1:443 with TLS`, and what else it has.
+fn listener_text(listener: &Listener) -> String {
+    let Listener { address, transport, proxy_protocol, name } = listener;
+    let mut text = address.to_string();
+    if *transport == Transport::Tls {
+        text.push_str(" with TLS");
+    }
+    if *name != address.to_string() {
+        text.push_str(&format!(", name {name}"));
+    }
+    if !proxy_protocol.is_empty() {
+        let networks: Vec<String> = proxy_protocol.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(", PROXY protocol from {}", networks.join(" ")));
+    }
+    text
 }
 
 /// Listens on the flags' addresses of a transport instead of those of the file, if there are any.

@@ -72,18 +72,22 @@ pub(super) struct OptionValue {
     pub meant: String,
     /// For display: as written in the file, or the default.
     pub shown: String,
+    /// The option's path with `*` in place of user-chosen names.
+    pub pattern: String,
+    /// Whether a file, a flag or an environment variable sets it.
+    pub is_set: bool,
 }
 
 impl OptionValue {
     /// The value as `Debug` formats it.
-    fn from_debug(value: &impl Debug) -> Self {
+    fn from_debug(value: &impl Debug, pattern: String) -> Self {
         let meant = format!("{value:?}");
         let bare = meant.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')'));
         let shown = match bare.unwrap_or(&meant) {
-            "None" | "[]" | "{}" => "none",
+            "None" | "[]" | "{}" | "\"\"" => "none",
             shown => shown,
         };
-        Self { shown: shown.to_owned(), meant }
+        Self { shown: shown.to_owned(), meant, pattern, is_set: false }
     }
 }
 
@@ -207,7 +211,8 @@ impl<'a> Reader<'a> {
 
     /// Records the value of an option that does not come from the file.
     pub(super) fn record(&self, option: &str, value: &impl Debug) {
-        self.set(option, OptionValue::from_debug(value));
+        let value = OptionValue::from_debug(value, option.to_owned());
+        self.set(option, OptionValue { is_set: true, ..value });
     }
 
     fn set(&self, option: &str, setting: OptionValue) {
@@ -279,8 +284,8 @@ impl<'a> Section<'a> {
         };
         let mut named: Vec<(String, Section<'a>)> = Vec::new();
         for (key, value) in tables {
-            let (path, pattern) =
-                self.child_path(&format!("{name}.{}", key.get_ref()), &format!("{name}.*"));
+            let (path, pattern) = self
+                .child_path(&format!("{name}.{}", plain_key(key.get_ref())), &format!("{name}.*"));
             self.reader.set_current_option(path.clone());
             let Some(table) = self.table_of(value, &format!("a table [{path}]")) else { continue };
             if let Some(dotted) = dotted_name(key.get_ref(), table, name) {
@@ -471,10 +476,19 @@ impl<'a> Section<'a> {
 
     /// Records the value of an option that the caller parses itself.
     pub(super) fn record(&self, name: &str, value: &impl Debug) {
-        let mut setting = OptionValue::from_debug(value);
+        let (_, pattern) = self.child_path("", name);
+        let pattern = pattern.trim_end_matches('.').to_owned();
+        let mut setting = OptionValue::from_debug(value, pattern);
+        setting.is_set = match name {
+            "" => self.table.is_some(),
+            name => self.table.is_some_and(|table| table.contains_key(name)),
+        };
         // Types with secrets, such as the Redis URL, print them as `***` in `Debug`. Their source
         // text must not be shown.
-        if let Some(written) = self.option_source(name).filter(|_| !setting.meant.contains("***")) {
+        if setting.meant.contains("***") {
+        } else if SECRETS.iter().any(|secret| setting.pattern.ends_with(secret)) {
+            setting.shown = self.names_only();
+        } else if let Some(written) = self.option_source(name) {
             setting.shown = written;
         }
         let option = self.child_path(name, "").0.trim_end_matches('.').to_owned();
@@ -482,6 +496,14 @@ impl<'a> Section<'a> {
             self.reader.notes.borrow_mut().places.insert(option.clone(), value.span());
         }
         self.reader.set(&option, setting);
+    }
+
+    /// The table without its values: `{ X-Key = "***" }`.
+    fn names_only(&self) -> String {
+        let names = self.table.into_iter().flat_map(DeTable::keys);
+        let names: Vec<String> =
+            names.map(|key| format!("{} = \"***\"", plain_key(key.get_ref()))).collect();
+        if names.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", names.join(", ")) }
     }
 
     /// The option as it is written; without a name, all of the table.
@@ -595,6 +617,15 @@ fn dotted_name(first: &str, table: &DeTable<'_>, list: &str) -> Option<String> {
     None
 }
 
+/// A key as TOML writes it: with quotes where they are needed.
+fn plain_key(key: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    match !key.is_empty() && key.bytes().all(is_bare) {
+        true => key.to_owned(),
+        false => format!("{key:?}"),
+    }
+}
+
 /// `1 to 100`, `at least 1`.
 fn bounds_text<T: Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
     use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -630,6 +661,10 @@ fn place_of(path: &str) -> String {
 
 /// An unknown option is answered with the known ones if there are no more than these.
 const LISTED_MAX: usize = 16;
+
+/// Tables whose values may be secrets, such as an API key for an origin: they are shown as `***`. Options whose
+/// type has a secret print it so themselves, and other secrets are in files.
+const SECRETS: [&str; 2] = ["request_fields.set", "request_fields.add"];
 
 /// Stands for any key of a table with user-chosen keys, such as a site name.
 const ANY: &str = "*";

@@ -7,16 +7,17 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use super::mistakes::{self, Mistake, Mistakes};
 use super::{environment, syntax};
 
 /// The files as they were read, the main file first. Without a `--config`, none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sources(Vec<SourceFile>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct SourceFile {
     path: PathBuf,
     text: String,
@@ -86,9 +87,9 @@ impl Sources {
         if wrong.is_empty() { Ok(Self(files)) } else { Err(Mistakes(wrong)) }
     }
 
-    /// The number of files.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
+    /// The names of the files, the main file first.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.0.iter().map(|file| file.path.display().to_string()).collect()
     }
 
     /// Fills in the environment variables and joins the files.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -32,6 +32,7 @@ use super::http::{
     Problem, absolute_url, add_status_fields, check_parameters, is_read, json_response,
     method_not_allowed, parameter, text_response,
 };
+use super::log_stream::LogStream;
 use super::node_actions::NodeActions;
 use super::prefetch::{self, Prefetcher};
 use super::rate::TokenBucket;
@@ -175,7 +176,7 @@ impl Admin {
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: Peer,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    ) -> Result<Response<AdminBody>, Infallible> {
         // A separate task, so that a call is completed, and written to the audit log, even if the
         // caller disconnects.
         let handling = tokio::spawn(async move { self.handle(request, &peer).await });
@@ -184,9 +185,12 @@ impl Admin {
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
         };
         let result = handling.await.unwrap_or_else(failed);
-        let mut response = result.unwrap_or_else(|problem| problem.response());
-        add_status_fields(&mut response);
-        Ok(response)
+        let problem = |problem: Problem| {
+            let mut response = problem.response();
+            add_status_fields(&mut response);
+            response.map(Either::Left)
+        };
+        Ok(result.unwrap_or_else(problem))
     }
 
     /// Health checks and dashboard files need no authentication; every other call does.
@@ -194,12 +198,16 @@ impl Admin {
         &self,
         request: Request<Incoming>,
         peer: &Peer,
-    ) -> Result<Response<Full<Bytes>>, Problem> {
+    ) -> Result<Response<AdminBody>, Problem> {
+        let whole = |mut response: Response<Full<Bytes>>| {
+            add_status_fields(&mut response);
+            Ok(response.map(Either::Left))
+        };
         let authority = host::authority(&request)?;
         let path = request.uri().path().to_owned();
         if path == "/healthz" || path == "/readyz" {
             // Health checks may use any host name; they get no other information.
-            return Ok(match is_read(request.method()) {
+            return whole(match is_read(request.method()) {
                 true => self.health(&path),
                 false => method_not_allowed(&path, &Method::GET),
             });
@@ -212,7 +220,7 @@ impl Admin {
         if host_check.is_ok()
             && let Some(file) = dashboard::file(&path)
         {
-            return Ok(match is_read(request.method()) {
+            return whole(match is_read(request.method()) {
                 true => file,
                 false => method_not_allowed(&path, &Method::GET),
             });
@@ -222,7 +230,11 @@ impl Admin {
             .and_then(|()| self.authenticate(request.headers(), peer));
         let who = caller.as_ref().ok().map(|caller| caller.name.clone());
         let result = match &caller {
-            Ok(caller) => self.dispatch(caller, &path, request).await,
+            Ok(caller) if path == "/log" && request.method() == Method::GET => {
+                let stream = self.log(caller, request.uri().query().unwrap_or_default());
+                stream.map(|stream| stream.map(Either::Right))
+            }
+            Ok(caller) => self.dispatch(caller, &path, request).await.and_then(whole),
             Err(problem) => Err(problem.clone()),
         };
         if let Err(problem) = &result {
@@ -304,12 +316,48 @@ impl Admin {
             "/certificates" => Ok(json_response(StatusCode::OK, &self.node.certificates())),
             "/overview" => self.overview(request.uri().query().unwrap_or_default()),
             "/explain" => self.explain(request).await,
-            "/reload" => self.reload().await,
-            _ => {
-                self.node.drain();
-                Ok(json_response(StatusCode::ACCEPTED, &json!({"draining": true})))
+            "/config" => Ok(json_response(StatusCode::OK, &self.node.configuration())),
+            "/config/diff" => {
+                changes_response(self.node.configuration_diff().await, "the file has mistakes")
             }
+            // HEAD of a stream without an end.
+            "/log" => Ok(text_response(StatusCode::OK, "")),
+            _ => self.change_node(caller, path).await,
         }
+    }
+
+    /// The calls that change the whole node. Each has a line in the audit log.
+    async fn change_node(
+        &self,
+        caller: &Caller,
+        path: &str,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
+        const UNCHANGED: &str = "the old configuration stays in use";
+        let result = match path {
+            "/reload" => changes_response(self.node.reload().await, UNCHANGED),
+            "/config/rollback" => changes_response(self.node.roll_back().await, UNCHANGED),
+            "/undrain" => match self.node.undrain() {
+                Ok(was_draining) => {
+                    let answer = json!({"draining": false, "was_draining": was_draining});
+                    Ok(json_response(StatusCode::OK, &answer))
+                }
+                Err(why) => Err(Problem::new(StatusCode::CONFLICT, why)),
+            },
+            _ => {
+                let notice = self.node.drain();
+                let answer = json!({"draining": true, "notice_ms": notice.as_millis() as u64});
+                Ok(json_response(StatusCode::ACCEPTED, &answer))
+            }
+        };
+        let line = json!({
+            "at_ms": self.now_ms(),
+            "who": caller.name,
+            "from": caller.address.to_string(),
+            "call": format!("POST {path}"),
+            "error": result.as_ref().err().map(|problem| &problem.detail),
+        });
+        self.audit.write(line).await;
+        result
     }
 
     fn metrics_text(&self) -> Response<Full<Bytes>> {
@@ -411,17 +459,24 @@ impl Admin {
         let top = number("top")?.min(TOP_MAX) as usize;
         Ok(json_response(StatusCode::OK, &self.node.overview(number("since")?, top)))
     }
+}
 
-    async fn reload(&self) -> Result<Response<Full<Bytes>>, Problem> {
-        match self.node.reload().await {
-            Ok(changes) => Ok(json_response(StatusCode::OK, &json!({"changes": changes}))),
-            Err(mistakes) => {
-                let detail = format!("the old configuration stays in use: {}", mistakes.join("; "));
-                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
-            }
+/// The changes of a configuration, or its mistakes.
+fn changes_response(
+    result: Result<Vec<String>, Vec<String>>,
+    consequence: &str,
+) -> Result<Response<Full<Bytes>>, Problem> {
+    match result {
+        Ok(changes) => Ok(json_response(StatusCode::OK, &json!({"changes": changes}))),
+        Err(mistakes) => {
+            let detail = format!("{consequence}: {}", mistakes.join("; "));
+            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
         }
     }
 }
+
+/// A whole response, or lines of the access log without end.
+type AdminBody = Either<Full<Bytes>, LogStream>;
 
 /// Every call and its method, except `/` and `/purges/ID`.
 pub const CALLS: &[(&str, Method)] = &[
@@ -437,8 +492,13 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/certificates", Method::GET),
     ("/overview", Method::GET),
     ("/explain", Method::GET),
+    ("/config", Method::GET),
+    ("/config/diff", Method::GET),
+    ("/log", Method::GET),
     ("/reload", Method::POST),
+    ("/config/rollback", Method::POST),
     ("/drain", Method::POST),
+    ("/undrain", Method::POST),
 ];
 
 /// The fields of the request to explain: those of the call that begin with `x-explain-`, without that.

@@ -13,6 +13,7 @@ pub(crate) mod fuzz;
 mod host;
 pub(crate) mod http;
 mod json_fields;
+mod log_stream;
 pub(crate) mod node_actions;
 pub(crate) mod prefetch;
 mod prefetch_calls;

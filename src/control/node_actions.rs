@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, Uri};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use super::purge_request::SiteLookup;
 use super::refresh::Refresh;
@@ -20,8 +22,21 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     fn not_ready(&self) -> Option<&'static str>;
     /// Reloads the configuration. Returns the changes or the mistakes, one line each.
     fn reload(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>>;
-    /// Starts to drain.
-    fn drain(&self);
+    /// Starts to drain. Returns for how long connections are still accepted.
+    fn drain(&self) -> Duration;
+    /// Takes a drain back. Returns whether there was one.
+    ///
+    /// # Errors
+    /// The listeners are closed already.
+    fn undrain(&self) -> Result<bool, &'static str>;
+    /// The configuration in use, for `GET /config`.
+    fn configuration(&self) -> Value;
+    /// What a reload would change, or the mistakes, one line each.
+    fn configuration_diff(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>>;
+    /// Applies the configuration from before the last change again. Returns the changes or the mistakes.
+    fn roll_back(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>>;
+    /// Lines of the access log from now on. `None`: too many callers watch it.
+    fn watch_log(&self) -> Option<mpsc::Receiver<Bytes>>;
     /// Name of the site that serves a URL. `None`: no site of this node has its host.
     fn site_of(&self, uri: &Uri) -> Option<String>;
     /// Requests a URL as a client would, and reads the whole response. Returns status and content;

@@ -32,10 +32,14 @@ impl Admin {
         body_permit: OwnedSemaphorePermit,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let limit = wait_limit(query)?;
+        let is_dry_run = is_dry_run(query)?;
         self.check_rate()?;
         let request = PurgeRequest::parse(&body, &*self.node)?;
         drop(body);
         self.check_may_purge(caller, &request.scopes)?;
+        if is_dry_run {
+            return Ok(json_response(StatusCode::OK, &self.dry_run(&request)));
+        }
         let purge = self.run_purge(caller, request, limit, Some(body_permit)).await?;
         let PurgeResult { id, sequence, widened, status } = purge;
         let is_enough = limit.nodes != Wait::None && status.is_enough(limit.nodes);
@@ -46,6 +50,38 @@ impl Admin {
             answer["warnings"] = json!([widened_warning(widened)]);
         }
         Ok(json_response(code, &answer))
+    }
+
+    /// What a purge would concern, without purging.
+    fn dry_run(&self, request: &PurgeRequest) -> Value {
+        let is_shown = |scope: &&PurgeScope| match scope {
+            // Each URL is purged for both schemes.
+            PurgeScope::Url(url) | PurgeScope::Prefix(url) => url.starts_with("https:"),
+            _ => true,
+        };
+        let matched = request.scopes.iter().filter(is_shown).take(AUDITED_MAX).map(|scope| {
+            let (scope, of) = match scope {
+                PurgeScope::All => ("everything".to_owned(), "all sites".to_owned()),
+                PurgeScope::Site(site) => (format!("site {site}"), "all its responses".to_owned()),
+                PurgeScope::Tag(tag) => {
+                    (format!("tag {tag}"), "responses of all sites with this tag".to_owned())
+                }
+                PurgeScope::Url(url) => (url.to_string(), self.site_text(url)),
+                PurgeScope::Prefix(url) => (format!("prefix {url}"), self.site_text(url)),
+            };
+            json!({ "scope": scope, "of": of })
+        });
+        json!({
+            "dry_run": true,
+            "kind": request.kind.as_str(),
+            "scopes": request.scopes.len(),
+            "matched": matched.collect::<Vec<_>>(),
+        })
+    }
+
+    fn site_text(&self, url: &str) -> String {
+        let site = url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url));
+        site.map_or_else(|| "no site of this node".to_owned(), |site| format!("site {site}"))
     }
 
     /// Runs the purge of a request with the method PURGE, and waits until it is durable on this node.
@@ -192,8 +228,17 @@ fn widened_warning(widened: usize) -> String {
     )
 }
 
+/// `dry_run=true` or `dry_run=false`.
+fn is_dry_run(query: &str) -> Result<bool, Problem> {
+    match parameter(query, "dry_run")?.as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(Problem::bad_value("dry_run", other, &"expected true or false")),
+    }
+}
+
 fn wait_limit(query: &str) -> Result<WaitLimit, Problem> {
-    check_parameters(query, &["wait", "timeout"])?;
+    check_parameters(query, &["wait", "timeout", "dry_run"])?;
     let wait = match parameter(query, "wait")?.as_deref() {
         None | Some("local") => Wait::Local,
         Some("none") => Wait::None,

@@ -24,16 +24,6 @@ impl DrainSwitch {
     pub(crate) fn start(&self, grace: Duration) {
         self.0.send_replace(Some(grace));
     }
-
-    /// Calls [`DrainSwitch::start`] after `notice`, unless the drain has started by then.
-    pub(crate) async fn start_after(&self, notice: Duration, grace: Duration) {
-        tokio::time::sleep(notice).await;
-        self.0.send_if_modified(|started| {
-            let first = started.is_none();
-            *started = started.or(Some(grace));
-            first
-        });
-    }
 }
 
 impl Drain {
@@ -56,17 +46,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_notice_that_ends_late_changes_nothing() {
+    async fn the_grace_of_the_last_start_counts() {
         let (switch, mut drain) = drain();
         switch.start(Duration::from_secs(7));
-        switch.start_after(Duration::ZERO, Duration::from_secs(9)).await;
-        assert_eq!(drain.grace().await, Duration::from_secs(7));
-    }
-
-    #[tokio::test]
-    async fn after_the_notice_the_word_is_given() {
-        let (switch, mut drain) = drain();
-        switch.start_after(Duration::ZERO, Duration::from_secs(9)).await;
+        switch.start(Duration::from_secs(9));
         assert_eq!(drain.grace().await, Duration::from_secs(9));
     }
 }

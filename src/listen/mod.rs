@@ -59,6 +59,11 @@ impl ListenerState {
         Arc::new(Self { limits, counts: Arc::default(), tls, clock })
     }
 
+    /// The limits for connections that are accepted now.
+    pub(crate) fn limits(&self) -> Arc<Limits> {
+        self.limits.load_full()
+    }
+
     /// Replaces the limits, for connections that are accepted from now on.
     pub(crate) fn set_limits(&self, limits: Limits) {
         self.limits.store(Arc::new(limits));

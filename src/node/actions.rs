@@ -3,17 +3,19 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::origins;
 use super::shared::Shared;
 use crate::cache::KeyHash;
+use crate::clock::unix_ms;
 use crate::config;
 use crate::control::admin::{self, Admin};
 use crate::control::audit::Audit;
@@ -80,20 +82,69 @@ impl NodeActions for Shared {
         Box::pin(async { Shared::reload(self) })
     }
 
-    fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
-        self.publish_dns_nodes(&self.config());
+    fn drain(&self) -> Duration {
         let settings = self.config().node.clone();
-        let switch = self.drain.clone();
         let notice = settings.drain_notice;
+        if self.draining.swap(true, Ordering::Relaxed) {
+            return notice;
+        }
+        self.publish_dns_nodes(&self.config());
+        let number = NEXT_DRAIN.fetch_add(1, Ordering::Relaxed);
+        self.drain_notice.store(number, Ordering::Relaxed);
         tracing::info!(
             ?notice,
-            "draining by POST /drain: not ready from now on; no new connections after the notice; send SIGTERM to exit"
+            "draining by POST /drain: not ready from now on; no new connections after the notice; POST /undrain takes this back until then; send SIGTERM to exit"
         );
         // Load balancers must see that this node is not ready before its listeners close.
+        let (running, switch) = (self.drain_notice.clone(), self.drain.clone());
         tokio::spawn(async move {
-            switch.start_after(settings.drain_notice, settings.drain_timeout).await;
+            tokio::time::sleep(notice).await;
+            let (order, late) = (Ordering::Relaxed, Ordering::Relaxed);
+            if running.compare_exchange(number, 0, order, late).is_ok() {
+                switch.start(settings.drain_timeout);
+            }
         });
+        notice
+    }
+
+    fn undrain(&self) -> Result<bool, &'static str> {
+        if self.drain_notice.swap(0, Ordering::Relaxed) > 0 {
+            self.draining.store(false, Ordering::Relaxed);
+            self.publish_dns_nodes(&self.config());
+            tracing::info!("ready again by POST /undrain");
+            return Ok(true);
+        }
+        match self.draining.load(Ordering::Relaxed) {
+            true => Err(
+                "the drain cannot be taken back: the node no longer accepts connections; restart it",
+            ),
+            false => Ok(false),
+        }
+    }
+
+    fn configuration(&self) -> Value {
+        let config = self.config();
+        let (files, toml) = (config.files(), config.dump());
+        drop(config);
+        let reloads = self.reloads();
+        json!({
+            "files": files,
+            "applied_at_ms": unix_ms(reloads.applied_at),
+            "restart_pending": reloads.restart_pending,
+            "toml": toml,
+        })
+    }
+
+    fn configuration_diff(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>> {
+        Box::pin(async { Shared::configuration_diff(self) })
+    }
+
+    fn roll_back(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>> {
+        Box::pin(async { Shared::roll_back(self) })
+    }
+
+    fn watch_log(&self) -> Option<mpsc::Receiver<Bytes>> {
+        self.taps.watch()
     }
 
     fn site_of(&self, uri: &Uri) -> Option<String> {
@@ -182,3 +233,6 @@ pub(super) async fn run_purge_requests(api: Arc<Admin>, mut purges: mpsc::Receiv
         });
     }
 }
+
+/// The number of the next drain.
+static NEXT_DRAIN: AtomicU64 = AtomicU64::new(1);

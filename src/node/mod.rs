@@ -8,7 +8,9 @@
 
 mod actions;
 mod alarms;
+mod history;
 mod housekeeping;
+mod metrics;
 mod origins;
 mod overview;
 mod shared;
@@ -46,7 +48,9 @@ use crate::serve::Popular;
 use crate::store::{self, Store};
 use crate::upstream::{Checks, Discovery, Pools, Resolver};
 
+use self::metrics::{NodeMetrics, ReloadRecord};
 use actions::run_purge_requests;
+use history::ConfigHistory;
 use origins::OriginMetrics;
 use shared::{Shared, plan};
 pub use sources::{SourceAnswer, ask_sources};
@@ -218,6 +222,17 @@ impl Node {
             tokens,
             drain: drain_trigger,
             draining: AtomicBool::new(false),
+            drain_notice: Arc::default(),
+            taps: log.taps().clone(),
+            config_history: Mutex::new(ConfigHistory::open(
+                &config.node.data_directory,
+                config.sources.clone(),
+            )),
+            reloads: Mutex::new(ReloadRecord {
+                is_applied: true,
+                applied_at: clock.now(),
+                restart_pending: Vec::new(),
+            }),
             clock,
             recorder: metrics.background(),
             history: History::new(metrics.clone(), unix_ms(clock_of_history.now())),
@@ -225,6 +240,7 @@ impl Node {
             started_ms: unix_ms(clock_of_history.now()),
             config: Mutex::new(config),
         });
+        metrics.register_collector(Box::new(NodeMetrics(Arc::downgrade(&shared))));
         let workers = WorkerThreads::new(&shared, &metrics, &log, drain, resolver)
             .start(sockets, internal_request_receivers)
             .map_err(system("cannot start a worker thread"))?;

@@ -1,12 +1,14 @@
 //! State that the threads of a node share, and its changes while the node runs: reloads and drains.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use geo::Geo;
 use tokio::sync::{mpsc, watch};
 
+use super::history::ConfigHistory;
+use super::metrics::ReloadRecord;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::control::bus::Bus;
@@ -17,6 +19,7 @@ use crate::guard::{Gate, rate};
 use crate::listen::{DrainSwitch, ListenerState, TlsState};
 use crate::metrics::{History, Recorder};
 use crate::respond::{Identity, RecentErrors};
+use crate::respond::log::LogTaps;
 use crate::route::Routes;
 use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
@@ -51,6 +54,12 @@ pub(super) struct Shared {
     pub(super) tokens: Option<Arc<TokenFile>>,
     pub(super) drain: DrainSwitch,
     pub(super) draining: AtomicBool,
+    /// The number of the drain whose notice is running: it can still be taken back. 0: none.
+    pub(super) drain_notice: Arc<AtomicU64>,
+    /// Callers of the admin API that watch the access log.
+    pub(super) taps: Arc<LogTaps>,
+    pub(super) config_history: Mutex<ConfigHistory>,
+    pub(super) reloads: Mutex<ReloadRecord>,
     pub(super) clock: Clock,
     /// Counts what happens outside the workers.
     pub(super) recorder: Recorder,
@@ -67,19 +76,49 @@ impl Shared {
     /// # Errors
     /// One line per mistake.
     pub(super) fn reload(&self) -> Result<Vec<String>, Vec<String>> {
-        let loaded = config::load_again(&self.flags);
-        let next = loaded.map_err(|mistakes| {
-            mistakes.to_string().lines().map(str::to_owned).collect::<Vec<_>>()
-        });
+        self.apply_loaded(config::load_again(&self.flags), "reloaded")
+    }
+
+    /// Applies the configuration from before the present one.
+    ///
+    /// # Errors
+    /// There is none, or one line per mistake: a file that it names may have changed since.
+    pub(super) fn roll_back(&self) -> Result<Vec<String>, Vec<String>> {
+        let previous = self.config_history().previous().cloned();
+        let Some(previous) = previous else {
+            return Err(vec!["there is no configuration from before the present one".to_owned()]);
+        };
+        self.apply_loaded(config::load_from(previous, &self.flags), "rolled back")
+    }
+
+    /// What a reload would change.
+    ///
+    /// # Errors
+    /// One line per mistake.
+    pub(super) fn configuration_diff(&self) -> Result<Vec<String>, Vec<String>> {
+        let next = config::load_again(&self.flags).map_err(|mistakes| mistakes.lines())?;
+        Ok(next.changes(&self.config()).iter().map(ToString::to_string).collect())
+    }
+
+    fn apply_loaded(
+        &self,
+        loaded: Result<Config, config::Mistakes>,
+        act: &str,
+    ) -> Result<Vec<String>, Vec<String>> {
+        let next = loaded.map_err(|mistakes| mistakes.lines());
         let applied = next.and_then(|next| {
             next.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             self.apply(next)
         });
+        self.reloads().is_applied = applied.is_ok();
         match &applied {
-            Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
+            Ok(changes) if changes.is_empty() => {
+                tracing::info!("configuration {act}: nothing changed");
+            }
+            Ok(changes) => tracing::info!("configuration {act}: {}", changes.join("; ")),
             Err(mistakes) => tracing::error!(
-                ?mistakes,
-                "configuration not reloaded: fix the mistakes; the old configuration stays in use"
+                "configuration not {act}: fix the mistakes; the old configuration stays in use: {}",
+                mistakes.join("; ")
             ),
         }
         applied
@@ -109,7 +148,17 @@ impl Shared {
         drop(checks);
         self.listeners.set_limits(next.listen.limits.clone());
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
-        let changes = next.changes(&config).iter().map(ToString::to_string).collect();
+        let changes = next.changes(&config);
+        let texts = |all: bool| -> Vec<String> {
+            let changes = changes.iter().filter(|change| all || change.needs_restart);
+            changes.map(ToString::to_string).collect()
+        };
+        let mut reloads = self.reloads();
+        reloads.applied_at = self.clock.now();
+        reloads.restart_pending = texts(false);
+        drop(reloads);
+        self.config_history().advance(next.sources.clone());
+        let changes = texts(true);
         // The next reload is compared with the running configuration, not with the last file.
         *config = next.reloaded_over(&config);
         self.publish_dns_nodes(&config);
@@ -137,7 +186,18 @@ impl Shared {
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         self.publish_dns_nodes(&self.config());
+        // A notice that is running must not start the drain again.
+        self.drain_notice.store(0, Ordering::Relaxed);
         self.drain.start(self.config().node.drain_timeout);
+    }
+
+    pub(super) fn config_history(&self) -> MutexGuard<'_, ConfigHistory> {
+        self.config_history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The result of the last reload.
+    pub(super) fn reloads(&self) -> MutexGuard<'_, ReloadRecord> {
+        self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The configuration that is in use.

@@ -122,10 +122,15 @@ impl WorkerSetup {
         spawn_local(run_internal_requests(worker.clone(), internal_requests));
         let serving = worker.clone();
         let service = move |connection, request| serve::serve(&serving, connection, request);
-        let logging = worker.clone();
+        let (logging, limits_of) = (worker.clone(), listeners.clone());
         let on_refused = Rc::new(move |connection, why: HeadError| {
             let (status, reason, detail) = (why.status(), why.as_str(), why.to_string());
-            serve::refuse_unread(&logging, connection, UnreadRequest { status, reason, detail })
+            let waited = match why {
+                HeadError::TimedOut => limits_of.limits().header_timeout,
+                _ => Duration::ZERO,
+            };
+            let unread = UnreadRequest { status, reason, detail, waited };
+            serve::refuse_unread(&logging, connection, unread)
         });
         let handler = RequestHandler { service, on_refused };
         listen::serve(sockets, listeners, handler, recorder, drain).await;

@@ -2,7 +2,8 @@
 //!
 //! Each worker appends lines to its own buffer and sends full buffers through a bounded channel to one
 //! writer thread. If the channel is full, the buffer's lines are dropped and counted, so that a slow disk
-//! never delays a response. If a write fails, its lines are lost, which is logged once.
+//! never delays a response. If a write fails, its lines are lost, which is logged once. The writer thread also
+//! hands the lines to callers of the admin API that watch the log ([`LogTaps`]).
 //! docs/reference/access-log.md lists the fields.
 
 use std::cell::{Cell, RefCell};
@@ -10,11 +11,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use super::RecentErrors;
 use crate::clock::Clock;
@@ -56,6 +60,7 @@ impl Default for Settings {
 pub(crate) struct AccessLog {
     settings: Settings,
     sender: Option<SyncSender<Vec<u8>>>,
+    taps: Arc<LogTaps>,
     reopen: Arc<AtomicBool>,
     writer: Option<JoinHandle<()>>,
     errors: Arc<RecentErrors>,
@@ -68,25 +73,24 @@ impl AccessLog {
     /// The file cannot be opened for appending, or the thread cannot be started.
     pub(crate) fn start(settings: &Settings) -> io::Result<Self> {
         let reopen = Arc::new(AtomicBool::new(false));
-        let mut log = Self {
-            settings: settings.clone(),
-            sender: None,
-            reopen: reopen.clone(),
-            writer: None,
-            errors: Arc::default(),
-        };
-        let Some(out) = Output::open(&settings.target)? else { return Ok(log) };
+        let taps = Arc::new(LogTaps::default());
+        let out = Output::open(&settings.target)?;
         let (sender, receiver) = sync_channel(settings.buffers_max);
         let writer = std::thread::Builder::new().name("access-log".into());
-        log.writer = Some(writer.spawn(move || write_all(&receiver, out, &reopen))?);
-        log.sender = Some(sender);
-        Ok(log)
+        let (taps_of_writer, reopen_of_writer) = (taps.clone(), reopen.clone());
+        let writer =
+            writer.spawn(move || write_all(&receiver, out, &reopen_of_writer, &taps_of_writer))?;
+        let (settings, sender, writer) = (settings.clone(), Some(sender), Some(writer));
+        Ok(Self { settings, sender, taps, reopen, writer, errors: Arc::default() })
     }
 
     /// A buffer for one worker.
     pub(crate) fn buffer(&self, recorder: Recorder, clock: Clock) -> LogBuffer {
         LogBuffer {
             sender: self.sender.clone(),
+            is_on: Cell::new(self.settings.target != Target::Off),
+            is_written: self.settings.target != Target::Off,
+            taps: self.taps.clone(),
             buffer_bytes: self.settings.buffer_bytes,
             bytes: RefCell::default(),
             lines: Cell::new(0),
@@ -100,6 +104,11 @@ impl AccessLog {
     /// The latest errors of all workers. They are kept without an access log, too.
     pub(crate) fn recent_errors(&self) -> &Arc<RecentErrors> {
         &self.errors
+    }
+
+    /// Where callers of the admin API watch the log.
+    pub(crate) fn taps(&self) -> &Arc<LogTaps> {
+        &self.taps
     }
 
     /// Reopens the file before the next write, for log rotation.
@@ -121,6 +130,11 @@ impl AccessLog {
 #[derive(Debug)]
 pub(crate) struct LogBuffer {
     sender: Option<SyncSender<Vec<u8>>>,
+    /// Whether lines are wanted: [`Settings::target`] is on, or somebody watched the log at the last
+    /// [`LogBuffer::flush`].
+    is_on: Cell<bool>,
+    is_written: bool,
+    taps: Arc<LogTaps>,
     buffer_bytes: usize,
     bytes: RefCell<Vec<u8>>,
     lines: Cell<u64>,
@@ -141,9 +155,9 @@ impl LogBuffer {
         self.clock.instant()
     }
 
-    /// Whether there is an access log.
+    /// Whether lines are wanted.
     pub(crate) fn is_on(&self) -> bool {
-        self.sender.is_some()
+        self.is_on.get()
     }
 
     /// Appends a line: `fields` writes what follows the time.
@@ -166,6 +180,7 @@ impl LogBuffer {
     /// counted. A worker calls it a few times per second.
     pub(crate) fn flush(&self) {
         let Some(sender) = &self.sender else { return };
+        self.is_on.set(self.is_written || self.taps.is_watched());
         let mut bytes = self.bytes.borrow_mut();
         if bytes.is_empty() {
             return;
@@ -367,9 +382,82 @@ fn append_to(path: &PathBuf) -> io::Result<File> {
     })
 }
 
-fn write_all(receiver: &Receiver<Vec<u8>>, mut out: Output, reopen: &AtomicBool) {
+/// Callers of the admin API that watch the log as it is written. They never delay the writer: lines that one
+/// of them does not take in time are lost to it, and it is told their number.
+#[derive(Debug, Default)]
+pub(crate) struct LogTaps {
+    taps: Mutex<Vec<LogTap>>,
+    watched: AtomicBool,
+}
+
+#[derive(Debug)]
+struct LogTap {
+    lines: mpsc::Sender<Bytes>,
+    lost: usize,
+}
+
+impl LogTaps {
+    /// Whole lines of JSON from now on. A line `{"lost":NUMBER}` stands for lines that did not fit. `None`:
+    /// [`LogTaps::MAX`] others watch the log.
+    pub(crate) fn watch(&self) -> Option<mpsc::Receiver<Bytes>> {
+        let mut taps = self.lock();
+        taps.retain(|tap| !tap.lines.is_closed());
+        if taps.len() >= Self::MAX {
+            return None;
+        }
+        let (lines, receiver) = mpsc::channel(TAP_BATCHES_MAX);
+        taps.push(LogTap { lines, lost: 0 });
+        self.watched.store(true, Ordering::Relaxed);
+        Some(receiver)
+    }
+
+    /// Callers that can watch at a time.
+    pub(crate) const MAX: usize = 8;
+
+    fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, lines: Vec<u8>) {
+        let mut taps = self.lock();
+        let lines = Bytes::from(lines);
+        for tap in taps.iter_mut() {
+            let sent = match tap.lost {
+                0 => tap.lines.try_send(lines.clone()),
+                lost => {
+                    let text = [format!("{{\"lost\":{lost}}}\n").as_bytes(), &lines].concat();
+                    tap.lines.try_send(text.into())
+                }
+            };
+            match sent {
+                Ok(()) => tap.lost = 0,
+                Err(_) => tap.lost += lines_of(&lines),
+            }
+        }
+        taps.retain(|tap| !tap.lines.is_closed());
+        self.watched.store(!taps.is_empty(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<LogTap>> {
+        self.taps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Batches that wait for a slow watcher.
+const TAP_BATCHES_MAX: usize = 64;
+
+fn write_all(
+    receiver: &Receiver<Vec<u8>>,
+    mut out: Option<Output>,
+    reopen: &AtomicBool,
+    taps: &LogTaps,
+) {
     let (mut is_failing, mut lines_lost) = (false, 0);
     for bytes in receiver {
+        let Some(out) = &mut out else {
+            taps.send(bytes);
+            continue;
+        };
         if reopen.swap(false, Ordering::Relaxed) {
             out.reopen();
         }
@@ -386,6 +474,9 @@ fn write_all(receiver: &Receiver<Vec<u8>>, mut out: Output, reopen: &AtomicBool)
                 tracing::error!(%error, "access log: cannot write; lines are lost until a write succeeds");
             }
             Err(_) => lines_lost += lines_of(&bytes),
+        }
+        if taps.is_watched() {
+            taps.send(bytes);
         }
     }
 }
@@ -434,6 +525,7 @@ mod tests {
         let log = AccessLog {
             settings: Settings { buffer_bytes: 1, ..Settings::default() },
             sender: Some(sender),
+            taps: Arc::default(),
             reopen: Arc::default(),
             writer: None,
             errors: Arc::default(),

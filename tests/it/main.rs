@@ -4,6 +4,7 @@ mod admin;
 mod bad_members;
 mod bus;
 mod caching;
+mod cli;
 mod clients;
 mod conformance;
 mod content;

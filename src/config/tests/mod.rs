@@ -958,14 +958,13 @@ fn a_reload_knows_what_changed_and_what_waits_for_a_restart() {
     );
     let after = read_text(&text).unwrap();
     let changes: Vec<String> = after.changes(&before).iter().map(Change::to_string).collect();
-    let workers = before.node.workers;
     assert_eq!(
         changes,
         [
             "guard.trace: false → true".to_owned(),
-            format!("node.workers: {workers} → 7 (after a restart)"),
+            "node.workers: \"auto\" → 7 (after a restart)".to_owned(),
             "sites.www.rate.burst: 1 → 5".to_owned(),
-            "sites.www.rate.per_second: none → 5".to_owned(),
+            "sites.www.rate.per_second: \"none\" → 5".to_owned(),
         ]
     );
     let changes = after.changes(&before);
@@ -1065,6 +1064,52 @@ fn edge_toml_shows_the_defaults() {
             || change.option == "pools.main.origins";
         assert!(is_example, "{change}");
     }
+}
+
+#[test]
+fn a_dump_is_read_as_the_same_configuration_and_shows_no_secret() {
+    let secret = "[bus]\nredis = \"redis://me:pa55@127.0.0.1:1/3\"\n[sites.\"a.b\"]\nhosts = \"a.b\"\n\
+                  request_fields.set = { X-Key = \"s3cret\" }\n";
+    for (name, text) in SAMPLES.iter().copied().chain([("secret", &*format!("{MINIMAL}{secret}"))])
+    {
+        let flags = Flags { workers: Some(3), ..Flags::default() };
+        let config = parse(text, name, Path::new("config"), &flags).unwrap();
+        let dump = config.dump();
+        assert!(!dump.contains("pa55") && !dump.contains("s3cret"), "{dump}");
+        // Names of Rust in a value have brackets or two colons.
+        for line in dump.lines() {
+            let value = line.split_once(" = ").map_or("", |(_, value)| value);
+            let is_rust = value.contains("Some(") || value.contains(" { ") && line.starts_with('#');
+            assert!(!is_rust && !value.contains("::"), "{line}");
+        }
+        let again = match parse(&dump, "dump", Path::new("config"), &Flags::default()) {
+            Ok(again) => again,
+            Err(wrong) => panic!("{name}: {wrong}\n{dump}"),
+        };
+        let changes = again.changes(&config);
+        let hidden = |change: &&Change| {
+            !["bus.redis", "listeners"].contains(&&*change.option)
+                && !change.option.ends_with("request_fields.set")
+        };
+        let changes: Vec<String> = changes.iter().filter(hidden).map(ToString::to_string).collect();
+        assert!(changes.is_empty(), "{name}: {changes:#?}");
+    }
+}
+
+#[test]
+fn a_default_is_shown_as_it_is_written() {
+    let before = read_text(MINIMAL).unwrap();
+    let text = "compression.codings = \"gzip:1\"\ncache.honour = \"none\"\nstrip_prefix = \"/a\"\n";
+    let after = read_text(&format!("{MINIMAL}{text}")).unwrap();
+    let changes: Vec<String> = after.changes(&before).iter().map(Change::to_string).collect();
+    assert_eq!(
+        changes,
+        [
+            "sites.www.cache.honour: \"all\" → \"none\"",
+            "sites.www.compression.codings: [\"zstd:3\", \"br:4\", \"gzip:4\"] → \"gzip:1\"",
+            "sites.www.strip_prefix: \"none\" → \"/a\"",
+        ]
+    );
 }
 
 #[test]

@@ -339,7 +339,14 @@ where
             return Poll::Ready(Ok(StepOutcome::Next));
         };
         loop {
-            let has_more = reply.queue_body(cx, &self.stream)?;
+            let has_more = match reply.queue_body(cx, &self.stream) {
+                Ok(has_more) => has_more,
+                Err(error) => {
+                    // The client gets the head and what there is of the body, as the log says.
+                    let _ = self.stream.borrow_mut().poll_send(cx);
+                    return Poll::Ready(Err(error));
+                }
+            };
             let stream = &mut *self.stream.borrow_mut();
             ready!(stream.poll_send(cx))?;
             if reply.is_done() {

@@ -5,8 +5,9 @@
 //! tells an operator more than an alert.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use rustls::crypto::aws_lc_rs;
@@ -16,6 +17,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::TlsError;
+use super::validity::validity;
 use crate::context::CertificateNames;
 use crate::listen::settings::{CertificateFiles, TlsSettings};
 
@@ -25,6 +27,8 @@ pub(super) struct Certificates {
     /// In the order of the settings.
     all: Vec<Arc<CertifiedKey>>,
     names: Arc<CertificateNames>,
+    /// The files, and when their certificates end.
+    ends: Vec<(PathBuf, SystemTime)>,
     refuse_misdirected: bool,
 }
 
@@ -33,11 +37,15 @@ impl Certificates {
     pub(super) fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let wanted = settings.default_certificate;
         let mut names = CertificateNames::new(wanted);
-        let mut all = Vec::new();
+        let (mut all, mut ends) = (Vec::new(), Vec::new());
         for files in &settings.certificates {
             let certified = load_pair(files)?;
             for name in names_of(files, &certified)? {
                 names.add(&name, all.len());
+            }
+            let first = certified.cert.first();
+            if let Some((_, until)) = first.and_then(|first| validity(first)) {
+                ends.push((files.certificate.clone(), until));
             }
             all.push(Arc::new(certified));
         }
@@ -45,7 +53,7 @@ impl Certificates {
             return Err(TlsError::Default { wanted, there: all.len() });
         }
         let refuse_misdirected = settings.refuse_misdirected;
-        Ok(Self { all, names: Arc::new(names), refuse_misdirected })
+        Ok(Self { all, names: Arc::new(names), ends, refuse_misdirected })
     }
 
     fn choose(&self, server_name: Option<&str>) -> Arc<CertifiedKey> {
@@ -71,6 +79,11 @@ impl CertificatesBySni {
     /// All certificates, in the order of the settings.
     pub(super) fn all(&self) -> Vec<Arc<CertifiedKey>> {
         self.0.load().all.clone()
+    }
+
+    /// The files, and when their certificates end.
+    pub(super) fn ends(&self) -> Vec<(PathBuf, SystemTime)> {
+        self.0.load().ends.clone()
     }
 
     pub(super) fn swap(&self, certificates: Certificates) {

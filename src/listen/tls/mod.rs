@@ -202,6 +202,11 @@ impl TlsState {
         }
     }
 
+    /// The files of certificates, and when these end.
+    pub(crate) fn certificate_ends(&self) -> Vec<(PathBuf, SystemTime)> {
+        self.certificates.ends()
+    }
+
     /// The names that the host of each request is checked against; `None` if it is not checked.
     pub(super) fn names(&self) -> Option<Arc<CertificateNames>> {
         self.certificates.names()
