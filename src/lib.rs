@@ -46,6 +46,7 @@ mod planted; // fault injection for tests; always false without the feature plan
 mod random;
 mod rendezvous; // which member of a set gets a key
 mod reply; // the response that the request path returns to the listener
+mod service_manager; // tells systemd that the node serves
 mod stamp; // detects that a file was replaced
 mod upgrade; // hands a client connection over after 101 Switching Protocols
 
@@ -57,6 +58,7 @@ pub use control::tokens::token_line;
 pub use labels::{HeadError, ProxyError, Reason, Refusal};
 pub use metrics::{Kind as MetricKind, TABLE as METRICS};
 pub use node::{Node, SourceAnswer, StartError, ask_sources};
+pub use service_manager::{ServiceState, notify};
 
 /// Release tests use the allocator of the binary, so that memory measurements match a real node.
 #[cfg(all(test, not(debug_assertions)))]

@@ -14,7 +14,7 @@ use skerry::cli::{
     log, origins, prefetch, purge, purges, store, token, top,
 };
 use skerry::config::{self, Flags};
-use skerry::{Allocator, Clock, Node, demo, token_line};
+use skerry::{Allocator, Clock, Node, ServiceState, demo, notify, token_line};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -218,6 +218,8 @@ fn run_until_signalled(node: Node) -> Result<(), String> {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // From now on a reload (SIGHUP) is heard.
+        notify(ServiceState::Ready);
         loop {
             tokio::select! {
                 _ = hangup.recv() => {
@@ -234,6 +236,7 @@ fn run_until_signalled(node: Node) -> Result<(), String> {
     tracing::info!(
         "shutting down: waiting for requests in flight; press Ctrl-C or send SIGTERM again to force"
     );
+    notify(ServiceState::Stopping);
     node.drain();
     node.background().spawn(async {
         let (Ok(mut terminate), Ok(mut interrupt)) =

@@ -31,6 +31,7 @@ mod prefetch;
 mod protocol;
 mod ranges;
 mod routing;
+mod service_manager;
 mod sharing;
 mod sign;
 mod size;

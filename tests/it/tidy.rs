@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lock", &[]),
     ("random", &[]),
     ("rendezvous", &[]),
+    ("service_manager", &[]),
     ("stamp", &[]),
     ("upgrade", &[]),
     ("notices", &["clock"]),
