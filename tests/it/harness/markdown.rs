@@ -5,7 +5,13 @@ use std::path::{Path, PathBuf};
 
 /// The pages of `docs` and those beside it.
 pub fn pages() -> Vec<PathBuf> {
-    let others = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md"];
+    let others = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "deploy/README.md",
+        "deploy/ansible/README.md",
+    ];
     others.iter().map(PathBuf::from).chain(pages_in(Path::new("docs"))).collect()
 }
 
