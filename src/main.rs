@@ -10,7 +10,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
 use skerry::cli::{
-    self, CommandError, config as config_commands, control, explain, generate, geo as geo_command,
+    self, CommandError, config as config_commands, control, dns, explain, generate, geo as geo_command,
     log, origins, prefetch, purge, purges, store, token, top,
 };
 use skerry::config::{self, Flags};
@@ -112,6 +112,9 @@ enum Command {
     /// Show live statistics of a running node: requests, hits, miss reasons, origins, store, purges.
     #[command(after_help = "Example:\n  skerry top --interval 5      # q quits")]
     Top(top::TopArguments),
+    /// Show what the name server of a running node answers, and why; export its zones.
+    #[command(subcommand)]
+    Dns(dns::DnsCommand),
     /// Look up the location of IP addresses in the GeoIP databases. Works without a running node.
     #[command(after_help = "Example:\n  skerry geo 192.0.2.1 2001:db8::1")]
     Geo(geo_command::GeoArguments),
@@ -167,6 +170,7 @@ fn run_command(command: Command) -> Result<(), CommandError> {
             let clock = Clock::system();
             top::run(&arguments, || clock.instant())
         }
+        Command::Dns(command) => dns::run(&command),
         Command::Geo(arguments) => Ok(look_up_locations(&arguments)?),
         Command::Token(arguments) => token::run(&arguments, token_line),
         Command::Completions(arguments) => generate::completions(&arguments, Arguments::command()),

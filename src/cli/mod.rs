@@ -6,6 +6,7 @@ mod client;
 pub mod config;
 pub mod control;
 mod error;
+pub mod dns;
 pub mod explain;
 mod explain_text;
 pub mod generate;

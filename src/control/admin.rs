@@ -315,6 +315,8 @@ impl Admin {
             "/origins" => Ok(json_response(StatusCode::OK, &self.node.origins())),
             "/certificates" => Ok(json_response(StatusCode::OK, &self.node.certificates())),
             "/overview" => self.overview(request.uri().query().unwrap_or_default()),
+            "/dns" => self.dns(request.uri().query().unwrap_or_default()),
+            "/dns/export" => self.dns_export(request.uri().query().unwrap_or_default()),
             "/explain" => self.explain(request).await,
             "/config" => Ok(json_response(StatusCode::OK, &self.node.configuration())),
             "/config/diff" => {
@@ -491,6 +493,8 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/origins", Method::GET),
     ("/certificates", Method::GET),
     ("/overview", Method::GET),
+    ("/dns", Method::GET),
+    ("/dns/export", Method::GET),
     ("/explain", Method::GET),
     ("/config", Method::GET),
     ("/config/diff", Method::GET),

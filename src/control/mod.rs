@@ -6,6 +6,7 @@ pub(crate) mod audit;
 pub(crate) mod body_budget;
 pub(crate) mod bus;
 mod dashboard;
+mod dns_calls;
 pub(crate) mod fleet;
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]

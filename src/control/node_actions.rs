@@ -58,6 +58,24 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     fn certificates(&self) -> Value;
     /// The pools with the state of each origin, for `GET /origins`.
     fn origins(&self) -> Value;
+    /// The zones, edge names and nodes of the name server, for `GET /dns`.
+    fn dns(&self) -> Value;
+    /// The response of the name server to a query for this name and type, from a client with this address,
+    /// and how its region was chosen.
+    ///
+    /// # Errors
+    /// The name or the type cannot be asked for.
+    fn explain_dns(
+        &self,
+        name: &str,
+        kind: Option<&str>,
+        client: Option<IpAddr>,
+    ) -> Result<Value, String>;
+    /// All zones, or one, as zone files, with the addresses for this client.
+    ///
+    /// # Errors
+    /// There is no such zone.
+    fn export_dns(&self, zone: Option<&str>, client: Option<IpAddr>) -> Result<Value, String>;
     /// Explains whether a request for this URL would be a hit, and why.
     ///
     /// # Errors

@@ -42,6 +42,8 @@ pub(super) struct EdgeRegion {
     pub point: Option<UnitVector>,
     /// Its share for [`RegionPolicy::Weighted`].
     pub weight: u64,
+    /// Of its nodes in use, by weight. 1.0: full.
+    pub load: f32,
     /// The share of its answers that another region gets, of 2^32.
     pub overflow: u32,
     pub v4: AddressSet<4>,
@@ -78,6 +80,19 @@ pub(crate) enum ChoiceReason {
     Weight,
     /// The region that would have been chosen is above `load_max`.
     Overflow,
+}
+
+impl ChoiceReason {
+    /// The word in `skerry dns explain`.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Map => "map",
+            Self::Nearest => "nearest",
+            Self::Order => "order",
+            Self::Weight => "weight",
+            Self::Overflow => "overflow",
+        }
+    }
 }
 
 /// Random numbers for choices among nodes, fast and not secret (wyrand).
@@ -155,6 +170,11 @@ impl EdgeName {
             }
         }
         Some(RegionChoice { region: first, why, scope })
+    }
+
+    /// The region by policy for clients at `place`, apart from overflow.
+    pub(super) fn for_place(&self, place: &Place) -> Option<usize> {
+        self.by_policy(place, 0, &mut Dice(0)).map(|(region, _)| region)
     }
 
     /// The usable region of the first entry that matches.
@@ -257,6 +277,7 @@ impl EdgeRegion {
             name: name.clone(),
             point: UnitVector::middle(points.map(UnitVector::from)),
             weight: own.map_or(weights, |(_, weight)| u64::from(*weight)),
+            load,
             overflow: (above * u32::MAX as f32) as u32,
             v4,
             v6,
@@ -277,6 +298,11 @@ impl<const N: usize> AddressSet<N> {
     /// The number of addresses.
     pub(super) fn len(&self) -> usize {
         self.addresses.len()
+    }
+
+    /// The addresses with their weights.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(u32, [u8; N])> {
+        self.addresses.iter()
     }
 
     /// Passes `count` different addresses to `take` (all, if there are fewer), at random by weight: the first
@@ -312,11 +338,11 @@ impl RegionByClient {
 
     /// Whether the client matches. Raises `scope` to the bits of its address that tell it from the networks.
     fn matches(&self, client: IpAddr, place: &Place, scope: &mut u8) -> bool {
-        let mut is_in = |network: &IpNet| {
+        let is_in = |network: &IpNet| {
             *scope = (*scope).max(bits_that_tell(client, network));
             network.contains(&client)
         };
-        let by_network = self.networks.iter().any(|network| is_in(network));
+        let by_network = self.networks.iter().any(is_in);
         by_network
             || place.country.is_some_and(|country| self.countries.contains(&country))
             || place.continent.is_some_and(|continent| self.continents.contains(&continent))

@@ -22,6 +22,7 @@ mod plan;
 mod query;
 mod rate;
 mod record;
+mod report;
 mod respond;
 mod server;
 mod settings;
@@ -34,6 +35,7 @@ mod udp;
 pub(crate) use catalog::Catalog;
 pub(crate) use name::from_text as wire_name;
 pub(crate) use record::{ZoneRecord, parse as parse_records};
+pub(crate) use report::DnsQuestion;
 pub(crate) use server::{DnsSockets, NameServer, NameServerParts};
 pub(crate) use settings::{
     ADDRESSES_MAX, EdgeNode, EdgeSettings, EdgeState, NODES_MAX, NSID_MAX, REGIONS_MAX,

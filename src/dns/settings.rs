@@ -178,6 +178,11 @@ impl RegionPolicy {
     /// The words in the configuration, in the order of the variants.
     pub(crate) const ALL: [(&str, Self); 3] =
         [("nearest", Self::Nearest), ("weighted", Self::Weighted), ("failover", Self::Failover)];
+
+    /// The word.
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 /// The region for clients that match one of the conditions.

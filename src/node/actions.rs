@@ -25,6 +25,7 @@ use crate::control::prefetch::Prefetcher;
 use crate::control::purge_request::{PurgeRequest, SiteLookup};
 use crate::control::rate::TokenBucket;
 use crate::control::refresh::Refresh;
+use crate::dns::DnsQuestion;
 use crate::metrics::Metrics;
 use crate::serve::{self, Explainer, InternalRequest, PurgeByMethod};
 
@@ -200,6 +201,24 @@ impl NodeActions for Shared {
 
     fn origins(&self) -> Value {
         origins::report(&self.plan.load().pools, self.clock.now())
+    }
+
+    fn dns(&self) -> Value {
+        self.name_server.report()
+    }
+
+    fn explain_dns(
+        &self,
+        name: &str,
+        kind: Option<&str>,
+        client: Option<IpAddr>,
+    ) -> Result<Value, String> {
+        let (name, kind) = (name.to_owned(), kind.map(str::to_owned));
+        self.name_server.explain(&DnsQuestion { name, kind, client })
+    }
+
+    fn export_dns(&self, zone: Option<&str>, client: Option<IpAddr>) -> Result<Value, String> {
+        self.name_server.export(zone, client)
     }
 
     fn explain<'a>(

@@ -250,3 +250,58 @@ fn a_draining_node_leaves_its_own_answers() {
     assert_eq!(edge.admin("POST", "/drain", "").status, 202);
     until("its address is in no answer", || ask().expect("dig").trim() == "192.0.2.1");
 }
+
+fn json(edge: &Edge, target: &str) -> serde_json::Value {
+    let answer = edge.admin("GET", target, "");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    serde_json::from_str(answer.text()).expect("JSON")
+}
+
+#[test]
+fn explain_says_what_a_client_gets_and_why() {
+    let (edge, _) = edge(ZONE);
+    let explain = |query: &str| json(&edge, &format!("/dns?{query}"));
+    let found = explain("name=www.cdn.example.org&client=18.7.22.69");
+    assert_eq!(found["answer"][0], "www.cdn.example.org. 3600 IN CNAME cdn.example.org.");
+    assert_eq!(found["answer"][1], "cdn.example.org. 30 IN A 198.51.100.1");
+    let chosen = &found["edge"];
+    assert_eq!((&chosen["region"], &chosen["why"]), (&"us".into(), &"nearest".into()), "{found:#}");
+    assert_eq!((&chosen["country"], &chosen["name"]), (&"US".into(), &"cdn.example.org.".into()));
+    assert!(chosen["regions"][0]["distance_km"].as_u64() > Some(5000), "{found:#}");
+    let found = explain("name=none.cdn.example.org&type=AAAA");
+    assert_eq!((&found["rcode"], found["edge"].is_null()), (&"NXDOMAIN".into(), true), "{found:#}");
+    for (query, detail) in [
+        ("name=a..b", "no domain name"),
+        ("name=a&type=NONE", "no record type"),
+        ("type=A", "\"name\" is missing"),
+        ("name=a&client=x", "IP address"),
+    ] {
+        let answer = edge.admin("GET", &format!("/dns?{query}"), "");
+        assert!(answer.status == 400 && answer.text().contains(detail), "{}", answer.text());
+    }
+    let status = explain("");
+    assert_eq!(status["zones"][0]["edges"][0]["regions"][1]["addresses"][0], "198.51.100.1");
+    assert_eq!(status["nodes"][0]["state"], "ready");
+}
+
+#[test]
+fn an_exported_zone_is_valid_for_another_name_server() {
+    let (edge, _) = edge(ZONE);
+    let exported = json(&edge, "/dns/export?client=141.76.2.4");
+    let text = exported["zones"]["cdn.example.org"].as_str().expect("a zone file");
+    assert!(text.contains("cdn.example.org. 30 IN A 192.0.2.1"), "{text}");
+    assert!(
+        text.lines().any(|line| line.contains("region us: 198.51.100.1:")
+            && line.contains(" BR ")
+            && line.contains(" US ")),
+        "{text}"
+    );
+    let file = edge.path("zone");
+    std::fs::write(&file, text).expect("a file");
+    let arguments = ["-i", "local", "cdn.example.org", &file.display().to_string()];
+    let Some(checked) = run("named-checkzone", &arguments) else { return };
+    assert!(
+        checked.contains("loaded serial 1") && checked.trim_end().ends_with("OK"),
+        "{checked}\n{text}"
+    );
+}
