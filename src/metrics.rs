@@ -165,6 +165,8 @@ table! {
         "reason" = RetryReason::WORDS;
     UpstreamUnretried, Counter, "upstream_unretried", "Requests that were not sent again although their exchange failed, by reason.",
         "reason" = Unretried::WORDS;
+    UpstreamResumptions, Counter, "upstream_resumptions", "Response bodies that broke off and whose rest was requested from an origin, by outcome.",
+        "outcome" = &["resumed", "failed"];
     UpstreamUnheld, Counter, "upstream_unheld", "Small responses that were passed on before they were whole, because retry.kept_bytes_max was reached.";
     UpstreamFailures, Counter, "upstream_failures", "Attempts without a complete response, by error type of RFC 9209.",
         "error" = ProxyError::WORDS;

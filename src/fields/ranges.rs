@@ -63,6 +63,15 @@ pub(crate) fn ask_for(asked: &Range<u64>, bound: Option<&Validator>, headers: &m
     }
 }
 
+/// As [`ask_for`], from byte `start` on: to `end`, or to the end of the object.
+pub(crate) fn ask_from(start: u64, end: Option<u64>, bound: &Validator, headers: &mut HeaderMap) {
+    ask_for(&(start..end.unwrap_or(u64::MAX)), Some(bound), headers);
+    if end.is_none() {
+        let value = format!("bytes={start}-");
+        headers.insert(RANGE, HeaderValue::try_from(value).expect("digits are a field value"));
+    }
+}
+
 /// As [`ask_for`], for the last `count` bytes of an object of unknown length.
 pub(crate) fn ask_for_last(count: u64, headers: &mut HeaderMap) {
     for condition in CONDITIONS {
@@ -75,7 +84,7 @@ pub(crate) fn ask_for_last(count: u64, headers: &mut HeaderMap) {
 /// The bytes that a 206 to [`ask_for_last`] has, and the length of the object. `None` unless it has
 /// all requested bytes and its fields are consistent.
 pub(crate) fn judge_last(count: u64, headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
-    let ContentRange { bytes, complete_length } = content_range(headers)?;
+    let ContentRangeField { bytes, complete_length } = content_range(headers)?;
     let (bytes, length) = (bytes?, complete_length?);
     match judge_part(&bytes, None, headers) {
         PartAnswer::Part { .. } if bytes == (length.saturating_sub(count)..length) => {
@@ -149,7 +158,8 @@ fn judge_part(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) -> P
     if multipart {
         return PartAnswer::Unusable("several parts where one was asked for");
     }
-    let Some(ContentRange { bytes: Some(bytes), complete_length }) = content_range(headers) else {
+    let Some(ContentRangeField { bytes: Some(bytes), complete_length }) = content_range(headers)
+    else {
         return PartAnswer::Unusable("no Content-Range, or a wrong one");
     };
     if bytes.start != asked.start || bytes.end > asked.end {
@@ -176,14 +186,15 @@ fn judge_past_end(asked: &Range<u64>, length: Option<u64>, headers: &HeaderMap) 
 
 /// `Content-Range` (RFC 9110 §14.4) in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct ContentRange {
+pub(crate) struct ContentRangeField {
     /// `None` for `*`, as in a 416.
-    bytes: Option<Range<u64>>,
-    complete_length: Option<u64>,
+    pub(crate) bytes: Option<Range<u64>>,
+    /// `None` if it is not known.
+    pub(crate) complete_length: Option<u64>,
 }
 
 /// The `Content-Range` of a response; `None` if it is missing, repeated or invalid.
-fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
+pub(crate) fn content_range(headers: &HeaderMap) -> Option<ContentRangeField> {
     let mut values = headers.get_all(CONTENT_RANGE).iter();
     let (value, another) = (values.next()?.to_str().ok()?, values.next());
     let (unit, rest) = value.trim().split_once(' ')?;
@@ -196,7 +207,7 @@ fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
         digits => Some(number(digits.as_bytes())?),
     };
     if bytes == "*" {
-        return Some(ContentRange { bytes: None, complete_length });
+        return Some(ContentRangeField { bytes: None, complete_length });
     }
     let (first, last) = bytes.split_once('-')?;
     let (first, last) = (number(first.as_bytes())?, number(last.as_bytes())?);
@@ -204,7 +215,7 @@ fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     if complete_length.is_some_and(|complete| end > complete) {
         return None;
     }
-    Some(ContentRange { bytes: Some(first..end), complete_length })
+    Some(ContentRangeField { bytes: Some(first..end), complete_length })
 }
 
 fn is_strong_tag(tag: &[u8]) -> bool {
@@ -357,5 +368,7 @@ mod tests {
         let bound = Validator::Tag(HeaderValue::from_static("\"v1\""));
         ask_for(&(200..300), Some(&bound), &mut headers);
         assert_eq!(headers, fields(&[("range", "bytes=200-299"), ("if-range", "\"v1\"")]));
+        ask_from(200, None, &bound, &mut headers);
+        assert_eq!(headers, fields(&[("range", "bytes=200-"), ("if-range", "\"v1\"")]));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use http::header::{CONNECTION, EXPECT, TE, UPGRADE};
 use http::response::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -21,7 +21,6 @@ use super::deadline::{Deadline, Limits};
 use super::error::{FetchError, HeaderLimit, LinkError, NoHead, NoHeadReason};
 use super::exchange::{Times, UpstreamResponse};
 use super::fields::{self, Misframed, Upgrade};
-use super::health::Outcome;
 use super::hold::HeldContent;
 use super::http1::Http1;
 use super::http2::{Http2, Share};
@@ -29,7 +28,8 @@ use super::members::Member;
 use super::patience::{PaceRef, Patience};
 use super::request_body::{ClientUpload, hold_for_continue};
 use super::response_body::{Content, Incoming, Link, NoContent, ResponseBody};
-use super::send::Outgoing;
+use super::resume::{ResumedBody, Resumption};
+use super::send::{Failed, Outgoing};
 use super::settings::PoolSettings;
 use super::tunnel::UpgradedOrigin;
 use crate::body::{Body, BodyError, BodyFault, BodySource};
@@ -45,32 +45,6 @@ pub(super) struct Attempt<'a> {
     pub(super) number: u32,
     pub(super) pace: PaceRef<'a>,
     pub(super) limits: Limits,
-}
-
-/// A failed try.
-pub(super) struct Failed {
-    pub(super) error: FetchError,
-    /// The request's body, if nothing of the request was sent.
-    pub(super) body: Option<Body>,
-    /// What the failure says about the origin's health; `None`: nothing.
-    pub(super) outcome: Option<Outcome>,
-    /// The address of the connection, if there was one.
-    connected: Option<SocketAddr>,
-}
-
-impl Failed {
-    fn new(error: FetchError, body: Option<Body>) -> Self {
-        let outcome = error.outcome();
-        Self { error, body, outcome, connected: None }
-    }
-
-    /// The origin's address, if a connection was attempted.
-    pub(super) fn address(&self) -> Option<SocketAddr> {
-        match self.error {
-            FetchError::Connect { address, .. } => Some(address),
-            _ => self.connected,
-        }
-    }
 }
 
 impl Attempt<'_> {
@@ -415,13 +389,13 @@ impl Attempt<'_> {
         active.set_status(head.status);
         let (body, awaited) = match Content::take(link, incoming, deadline, self.limits, active) {
             Content::Whole(body) => (body, None),
-            Content::Streaming(body) => self.await_or_pass_on(body.beside(upload)),
+            Content::Streaming(body) => self.await_or_pass_on(&head, body.beside(upload)),
         };
         Ok((self.response(head, body, address, reused), awaited))
     }
 
     /// A body that is small enough to be held, or of which a first piece is announced, is waited for.
-    fn await_or_pass_on(&self, body: Box<ResponseBody>) -> (Body, Option<Awaited>) {
+    fn await_or_pass_on(&self, head: &Parts, body: Box<ResponseBody>) -> (Body, Option<Awaited>) {
         let Outgoing { core, state, .. } = self.outgoing;
         let held = HeldContent::begin(&state.pool, body.exact_length(), &core.recorder);
         if held.is_some() || body.is_awaited() {
@@ -429,7 +403,22 @@ impl Attempt<'_> {
             return (Body::Empty, Some(Awaited { body, held }));
         }
         body.answered();
-        (Body::Stream(body), None)
+        (self.pass_on(head.status, &head.headers, body), None)
+    }
+
+    /// The body that is passed on: one that another origin continues, where that is possible.
+    fn pass_on(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        mut body: Box<ResponseBody>,
+    ) -> Body {
+        let length = body.exact_length();
+        let Some(rest) = Resumption::of(self.outgoing, status, headers, length) else {
+            return Body::Stream(body);
+        };
+        body.expect_within(self.outgoing.limits.per_try);
+        Body::stream(ResumedBody::new(rest, Body::Stream(body), self.chosen.member.member.id))
     }
 
     /// Waits for content.
@@ -448,8 +437,12 @@ impl Attempt<'_> {
                 FetchError::ContentTimeout { origin: origin(), after }
             }
         })?;
-        *upstream.response.body_mut() =
-            held.map_or_else(|| Body::Stream(body), HeldContent::into_body);
+        let response = &mut upstream.response;
+        let passed_on = match held {
+            Some(held) => held.into_body(),
+            None => self.pass_on(response.status(), response.headers(), body),
+        };
+        *response.body_mut() = passed_on;
         Ok(upstream)
     }
 

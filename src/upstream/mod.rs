@@ -37,6 +37,7 @@ mod records;
 mod request_body;
 mod resolve;
 mod response_body;
+mod resume;
 mod roster;
 mod send;
 mod settings;

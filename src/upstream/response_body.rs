@@ -199,6 +199,11 @@ impl ResponseBody {
         held.is_whole
     }
 
+    /// Sets the most time that may pass without a piece of the body.
+    pub(super) fn expect_within(&mut self, time: std::time::Duration) {
+        self.limits.between_bytes = self.limits.between_bytes.min(time);
+    }
+
     /// Sets the deadline for the next piece of content that is awaited: when it, or the try as a whole,
     /// is late.
     pub(super) fn await_more(&self, pace: &Pace) {

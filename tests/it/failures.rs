@@ -149,11 +149,11 @@ fn half_a_body_over_http_10_is_never_stored_as_whole_when_its_length_was_told() 
     let origin = Origin::start(move |_| Answer::raw(head));
     let edge = Edge::before(&origin.url());
     for count in 1..=2 {
-        // Nothing at all, or a head with a length that the body does not reach.
+        // It is short, so that the client gets nothing of it; the origin is asked once more.
         let said = raw(edge.http, b"GET / HTTP/1.1\r\nHost: edge.test\r\n\r\n").to_lowercase();
-        assert!(said.is_empty() || said.contains("content-length: 10\r\n"), "{said}");
-        assert!(!said.contains("hit"), "{said}");
-        assert_eq!(origin.request_count(), count);
+        assert!(said.starts_with("http/1.1 502 ") && !said.contains("half"), "{said}");
+        assert!(!said.contains("; hit"), "{said}");
+        assert_eq!(origin.request_count(), 2 * count);
     }
 }
 
@@ -396,7 +396,7 @@ fn the_log_names_the_origin_that_gave_no_response() {
         assert_eq!((&line["pool"], &line["upstream"]), (&pool.into(), &origin.into()), "{line}");
         assert_eq!(line["upstream_address"].as_str(), address, "{line}");
         let again = pool == "two" && line["method"] == "GET";
-        assert_eq!(line["upstream_attempts"], if again { 3 } else { 1 }, "{line}");
+        assert_eq!(line["upstream_attempts"], if again { 2 } else { 1 }, "{line}");
         assert!(line["upstream_status"].is_null(), "{line}");
         assert_ne!(line["cache"], "hit", "{line}");
     }

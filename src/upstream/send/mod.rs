@@ -14,6 +14,7 @@
 //! other origins are tried, and passed on if none is better.
 
 mod blame;
+mod failed;
 mod kept_body;
 mod race;
 mod rule;
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::{Method, Request};
 
-use super::attempt::{Attempt, Failed};
+use super::attempt::Attempt;
 use super::choice::{ChoiceInput, Chosen};
 use super::core::Core;
 use super::deadline::Limits;
@@ -44,6 +45,7 @@ use blame::{Blames, Payment, Try};
 use race::{Race, RaceEvent};
 use rule::Case;
 
+pub(super) use failed::Failed;
 pub(super) use kept_body::KeptBody;
 
 /// A request on its way to a pool: what all its tries share.
@@ -55,8 +57,10 @@ pub(super) struct Outgoing<'a> {
     pub(super) intent: &'a Intent,
     /// When the first try began.
     pub(super) began: (SystemTime, Instant),
-    limits: Limits,
+    pub(super) limits: Limits,
     pub(super) kept: KeptBody,
+    /// Ids of members whose response broke off; the rest of it is requested.
+    broken: Vec<u64>,
 }
 
 impl<'a> Outgoing<'a> {
@@ -69,7 +73,29 @@ impl<'a> Outgoing<'a> {
     ) -> Self {
         let limits = core.limits(state.pool.settings(), intent.is_call);
         let (began, kept) = (core.clock.both(), KeptBody::of(body));
-        Self { core, state, request, intent, began, limits, kept }
+        Self { core, state, request, intent, began, limits, kept, broken: Vec::new() }
+    }
+
+    /// The request for the rest of a response that broke off at the members `broken`.
+    pub(super) fn resuming(
+        core: &'a Rc<Core>,
+        state: &'a Rc<PoolState>,
+        request: &'a dyn Fn() -> Request<()>,
+        intent: &'a Intent,
+        broken: Vec<u64>,
+    ) -> Self {
+        Self { broken, ..Self::new(core, state, request, &Body::Empty, intent) }
+    }
+
+    /// Whether it requests the rest of a response.
+    pub(super) fn is_resumption(&self) -> bool {
+        !self.broken.is_empty()
+    }
+
+    /// Whether it is a request without content for a response, not for a call or a tunnel.
+    pub(super) fn is_plain(&self) -> bool {
+        let Intent { upgrade, is_call, .. } = self.intent;
+        matches!(self.kept, KeptBody::Empty) && upgrade.is_none() && !is_call
     }
 
     /// Sends the request.
@@ -77,7 +103,11 @@ impl<'a> Outgoing<'a> {
     /// # Errors
     /// The error of the last try, and which origin it was sent to.
     pub(super) async fn send(&self, body: Body) -> Result<UpstreamResponse, Box<Unanswered>> {
-        let chosen = self.choose(&[], &body).map_err(|next_trial| self.all_down(next_trial))?;
+        let chosen = match self.choose(&self.broken, &body) {
+            Err(_) if self.is_resumption() => self.choose(&[], &body),
+            chosen => chosen,
+        };
+        let chosen = chosen.map_err(|next_trial| self.all_down(next_trial))?;
         let mut sending = Sending::new(self, &chosen);
         let pace = Pace::default();
         let attempt = self.attempt(chosen, 1, PaceRef::First(&pace), self.limits);

@@ -8,10 +8,10 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::super::attempt::Failed;
 use super::super::deadline::Deadline;
 use super::super::exchange::UpstreamResponse;
 use super::super::patience::Pace;
+use super::failed::Failed;
 
 /// How a try ends.
 pub(super) type TryResult = Result<UpstreamResponse, Failed>;

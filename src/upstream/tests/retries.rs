@@ -373,3 +373,83 @@ async fn failover_leaves_out_the_other_origins_of_the_tier() {
     })
     .await;
 }
+
+/// A GET for `length` bytes, of which the first origin sends `half`; then the second has the request
+/// `asked` and answers it. Returns the whole body, or the error.
+async fn resume(
+    fields: &str,
+    half: &str,
+    answer: &str,
+) -> (Result<Bytes, BodyError>, Option<String>, Bed) {
+    let (first, second) = two().await;
+    let bed = tiered(&[&first, &second], |settings| settings.retry.hold_response = 0);
+    let (outcome, asked) =
+        tokio::join!(async { read(bed.get().await.expect("a head")).await }, async {
+            let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n{half}");
+            drop(first.accept().await.answer(&head).await);
+            let answered = async { second.accept().await.answer(answer).await };
+            timeout(Duration::from_secs(2), answered).await.ok()
+        });
+    (outcome, asked, bed)
+}
+
+const REST: &str = "HTTP/1.1 206 Part\r\netag: \"v1\"\r\ncontent-range: bytes 4-9/10\r\ncontent-length: 6\r\n\r\n whole";
+
+#[tokio::test]
+async fn a_body_that_breaks_off_goes_on_from_another_origin() {
+    on_core(async {
+        let chunked = "etag: \"v1\"\r\ntransfer-encoding: chunked\r\n";
+        let cases = [
+            ("etag: \"v1\"\r\ncontent-length: 10\r\n", "half", "range: bytes=4-9\r\n"),
+            (chunked, "4\r\nhalf\r\n", "range: bytes=4-\r\n"),
+        ];
+        for (fields, half, range) in cases {
+            let (outcome, asked, bed) = resume(fields, half, REST).await;
+            assert_eq!(outcome.expect("a whole body"), "half whole");
+            let asked = asked.expect("a request");
+            assert!(asked.contains(range) && asked.contains("if-range: \"v1\"\r\n"), "{asked}");
+            assert_eq!(bed.metrics.total(Metric::UpstreamResumptions, 0), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bytes_of_another_version_are_never_appended() {
+    on_core(async {
+        let fields = "etag: \"v1\"\r\ncontent-length: 10\r\n";
+        let others = [
+            REST.replace("v1", "v2"),
+            REST.replace("4-9/10", "3-8/10"),
+            REST.replace("4-9/10", "4-9/11"),
+            "HTTP/1.1 200 OK\r\netag: \"v1\"\r\ncontent-length: 10\r\n\r\nhalf whole".into(),
+            "HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n".into(),
+        ];
+        for other in others {
+            let (outcome, asked, bed) = resume(fields, "half", &other).await;
+            assert!(outcome.is_err() && asked.is_some(), "{other}");
+            assert_eq!(bed.metrics.total(Metric::UpstreamResumptions, 1), 1, "{other}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_a_strong_tag_or_with_a_coding_a_body_is_not_continued() {
+    on_core(async {
+        let long = "last-modified: Sun, 06 Nov 1994 08:49:37 GMT\r\ndate: Sun, 06 Nov 1994 09:49:37 GMT\r\n";
+        for tag in ["", "etag: W/\"v1\"\r\n", "etag: \"v1\"\r\ncontent-encoding: gzip\r\n", long] {
+            let fields = format!("{tag}content-length: 10\r\n");
+            let (first, second) = two().await;
+            let bed = tiered(&[&first, &second], |settings| settings.retry.hold_response = 0);
+            let response = format!("HTTP/1.1 200 OK\r\n{fields}\r\nhalf");
+            let (outcome, ()) =
+                tokio::join!(async { read(bed.get().await.expect("a head")).await }, async {
+                    drop(first.accept().await.answer(&response).await);
+                });
+            outcome.expect_err(tag);
+            assert_eq!(bed.total(Metric::UpstreamConnects), 1, "{tag}");
+        }
+    })
+    .await;
+}
