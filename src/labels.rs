@@ -307,6 +307,8 @@ labels! {
     Status "status";
     /// The response has one of the statuses in `retry.failover_on`: the next tier is asked.
     Failover "failover";
+    /// The first origin is slower than usual (`hedge.after`).
+    Hedge "hedge";
     /// The first origin is on trial and has not answered at once.
     Trial "trial";
 }

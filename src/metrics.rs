@@ -165,6 +165,8 @@ table! {
         "reason" = RetryReason::WORDS;
     UpstreamUnretried, Counter, "upstream_unretried", "Requests that were not sent again although their exchange failed, by reason.",
         "reason" = Unretried::WORDS;
+    UpstreamHedges, Counter, "upstream_hedges", "Requests that were sent to a second origin because the first was slower than usual (hedge.after), by outcome: the second responded first, did not, or was not asked because of hedge.percent_max.",
+        "outcome" = &["won", "lost", "refused"];
     UpstreamResumptions, Counter, "upstream_resumptions", "Response bodies that broke off and whose rest was requested from an origin, by outcome.",
         "outcome" = &["resumed", "failed"];
     UpstreamUnheld, Counter, "upstream_unheld", "Small responses that were passed on before they were whole, because retry.kept_bytes_max was reached.";

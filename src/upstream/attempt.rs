@@ -476,6 +476,9 @@ impl Attempt<'_> {
             core.recorder.count(Metric::UpstreamReuses);
         }
         core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
+        if self.number == 1 {
+            self.outgoing.state.note_latency(first_byte);
+        }
         UpstreamResponse {
             response: Response::from_parts(head, body),
             origin: self.origin().name.clone(),

@@ -30,6 +30,7 @@ mod members;
 mod order;
 mod origin_report;
 mod patience;
+mod percentiles;
 mod pool;
 mod pool_state;
 mod pools;
@@ -56,9 +57,9 @@ pub(crate) use pool::Pool;
 pub(crate) use pools::{MemberChanges, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
-    Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, HashBy, Health,
-    HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy, PoolDefinition,
-    PoolSettings, Protocol, Retry, RetryOn, Settings, SourceKind, StatusSet,
+    Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, HashBy, Health, Hedge,
+    HedgeAfter, HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy,
+    PoolDefinition, PoolSettings, Protocol, Retry, RetryOn, Settings, SourceKind, StatusSet,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use tls::file_mistakes;

@@ -12,8 +12,9 @@ use super::error::FetchError;
 use super::http1::Http1;
 use super::http2::Http2;
 use super::members::{Member, Members};
+use super::percentiles::Percentiles;
 use super::pool::Pool;
-use super::settings::{Protocol, Scheme};
+use super::settings::{Hedge, HedgeAfter, Protocol, Scheme};
 use crate::clock::whole_ms;
 use crate::random::random_u64;
 
@@ -27,6 +28,10 @@ pub(super) struct PoolState {
     pub(super) dice: Dice,
     /// Hundredths of a retry.
     budget: Cell<u32>,
+    /// Hundredths of a hedge.
+    hedge_budget: Cell<u32>,
+    /// The times in which responses began, if hedges depend on them.
+    latencies: RefCell<Percentiles>,
 }
 
 /// A set of members, each with this core's part of it, at the same positions.
@@ -88,6 +93,8 @@ impl PoolState {
             turn: Cell::new(0),
             dice: Dice::new(random_u64()),
             budget: Cell::new(budget),
+            hedge_budget: Cell::new(0),
+            latencies: RefCell::default(),
         }
     }
 
@@ -110,6 +117,32 @@ impl PoolState {
     /// Gives a retry back.
     pub(super) fn return_retry(&self) {
         self.add_to_budget(RETRY);
+    }
+
+    /// When a request that begins now is sent to a second origin too. Adds the request's share of
+    /// a hedge to the budget of hedges.
+    pub(super) fn hedge_after(&self) -> Option<Duration> {
+        let Hedge { after, percent_max } = self.pool.settings().hedge;
+        let after = match after? {
+            HedgeAfter::Fixed(time) => Some(time),
+            HedgeAfter::Percentile(percent) => self.latencies.borrow().within(percent),
+        };
+        let most = HEDGES_SAVED * RETRY;
+        self.hedge_budget.set(self.hedge_budget.get().saturating_add(percent_max).min(most));
+        after.map(|time| time.max(HedgeAfter::MIN))
+    }
+
+    /// Takes a hedge from the budget. False if too little is left.
+    pub(super) fn spend_hedge(&self) -> bool {
+        let left = self.hedge_budget.get().checked_sub(RETRY);
+        left.inspect(|left| self.hedge_budget.set(*left)).is_some()
+    }
+
+    /// Notes in which time a response began.
+    pub(super) fn note_latency(&self, time: Duration) {
+        if matches!(self.pool.settings().hedge.after, Some(HedgeAfter::Percentile(_))) {
+            self.latencies.borrow_mut().add(time);
+        }
     }
 
     fn add_to_budget(&self, hundredths: u32) {
@@ -202,5 +235,7 @@ impl Drop for OpeningGuard<'_> {
 
 /// The budget's unit: percent of a request.
 const RETRY: u32 = 100;
+/// Hedges that a core can save up, so that a pause of an origin is bridged.
+const HEDGES_SAVED: u32 = 20;
 /// Retries that a core can save up beyond the reserve.
 const RETRIES_SAVED: u32 = 100;

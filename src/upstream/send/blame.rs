@@ -29,6 +29,8 @@ pub(super) enum Payment {
     Paid,
     /// It costs something if it does not win.
     IfLost,
+    /// It was paid from the budget of hedges.
+    Hedge,
 }
 
 impl Try {

@@ -113,8 +113,8 @@ impl<'a> Outgoing<'a> {
         let attempt = self.attempt(chosen, 1, PaceRef::First(&pace), self.limits);
         let first = pin!(attempt.exchange(body));
         let mut race = Race::new(first, &pace);
-        if sending.first.is_trial() {
-            race.set_due(Some(sending.timer(TRIAL_HEAD_START)));
+        if let Some(head_start) = sending.head_start() {
+            race.set_due(Some(sending.timer(head_start)));
         }
         loop {
             let event = poll_fn(|cx| race.poll(cx)).await;
@@ -285,6 +285,11 @@ impl<'a> Sending<'a> {
         }
     }
 
+    fn count_hedge(&self, outcome: usize) {
+        let recorder = &self.outgoing.core.recorder;
+        recorder.count_labelled(Metric::UpstreamHedges, outcome);
+    }
+
     fn hold(&mut self, upstream: UpstreamResponse) {
         let is_better = |held: &UpstreamResponse| {
             held.response.status().is_server_error()
@@ -309,6 +314,8 @@ impl<'a> Sending<'a> {
             match (other == number, a_try.payment) {
                 (true, Payment::Paid) => state.return_retry(),
                 (false, Payment::IfLost) => state.charge_retry(),
+                (true, Payment::Hedge) => self.count_hedge(HEDGE_WON),
+                (false, Payment::Hedge) => self.count_hedge(HEDGE_LOST),
                 _ => {}
             }
             if other != number {
@@ -361,8 +368,15 @@ impl<'a> Sending<'a> {
     fn due(&self) -> Cause {
         beside(match self.is_overlapping {
             true => RetryReason::Timeout,
-            false => RetryReason::Trial,
+            false if self.first.is_trial() => RetryReason::Trial,
+            false => RetryReason::Hedge,
         })
+    }
+
+    /// How long the first try is alone, if another one begins without its failure.
+    fn head_start(&self) -> Option<Duration> {
+        let hedge_after = self.outgoing.state.hedge_after();
+        if self.first.is_trial() { Some(TRIAL_HEAD_START) } else { hedge_after }
     }
 
     /// The next try, if one may be made. `is_running`: another try is under way.
@@ -375,8 +389,12 @@ impl<'a> Sending<'a> {
                 Some(next)
             }
             Err(why) => {
-                // Without another tier, the response is what its client must get.
-                self.unretried = Some(why).filter(|_| reason != RetryReason::Failover);
+                if reason == RetryReason::Hedge && why == Unretried::Budget {
+                    self.count_hedge(HEDGE_REFUSED);
+                }
+                // Nothing has failed yet; and without another tier, the response is what its client must get.
+                let has_failed = !matches!(reason, RetryReason::Hedge | RetryReason::Failover);
+                self.unretried = Some(why).filter(|_| has_failed);
                 None
             }
         }
@@ -412,7 +430,11 @@ impl<'a> Sending<'a> {
         }
         let chosen = chosen.map_err(|_| Unretried::Members)?;
         let is_free = is_unsent || reason == RetryReason::Failover;
-        let payment = self.pay(&chosen.member, is_free).ok_or(Unretried::Budget)?;
+        let payment = match reason {
+            RetryReason::Hedge => state.spend_hedge().then_some(Payment::Hedge),
+            _ => self.pay(&chosen.member, is_free),
+        };
+        let payment = payment.ok_or(Unretried::Budget)?;
         self.others.push(Try::new(&chosen, payment));
         Ok(Next { chosen, body, limits: self.limits_left() })
     }
@@ -499,6 +521,10 @@ fn beside(reason: RetryReason) -> Cause {
 const TRIAL_HEAD_START: Duration = Duration::from_millis(100);
 /// A member is expected to give a good response for this long after its last one.
 const PROVEN_FOR: Duration = Duration::from_secs(1);
+/// Labels of [`Metric::UpstreamHedges`].
+const HEDGE_WON: usize = 0;
+const HEDGE_LOST: usize = 1;
+const HEDGE_REFUSED: usize = 2;
 /// Maximum number of tries of a request, those without a connection included.
 const TRIES_MAX: u32 = 16;
 /// Bounds of the time between tries that overlap.

@@ -4,6 +4,7 @@ mod balance;
 mod connection;
 mod dns;
 mod health;
+mod hedge;
 mod members;
 mod retry;
 mod sources;
@@ -21,6 +22,7 @@ pub(crate) use connection::{ClientCertificate, HostHeader, Protocol};
 pub(super) use connection::{KeepAlive, OriginTls};
 pub(crate) use dns::DnsSettings;
 pub(crate) use health::{Check, CheckKind, Health, HttpCheck};
+pub(crate) use hedge::{Hedge, HedgeAfter};
 pub(crate) use members::Origin;
 pub(super) use members::{OriginKey, Scheme};
 pub(crate) use retry::{Retry, RetryOn, StatusSet};
@@ -82,6 +84,8 @@ pub(crate) struct PoolSettings {
     pub keep_alive: KeepAlive,
     /// How often a failed request is sent again.
     pub retry: Retry,
+    /// When a request is sent to a second origin too.
+    pub hedge: Hedge,
     /// Maximum number of open connections to one origin, over all cores. Beyond it: 503, counted.
     pub connections_max: usize,
     /// Maximum size of a response's status line and fields, in bytes. Beyond it: 502.
@@ -121,6 +125,7 @@ impl PoolSettings {
             deadlines: Deadlines::default(),
             keep_alive: KeepAlive::default(),
             retry: Retry::default(),
+            hedge: Hedge::default(),
             connections_max: 4096,
             header_bytes_max: 64 << 10,
             header_count_max: 100,

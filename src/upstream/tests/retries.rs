@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::labels::Unretried;
-use crate::upstream::settings::{Retry, RetryOn};
+use crate::upstream::settings::{Hedge, HedgeAfter, Retry, RetryOn};
 
 /// A bed with these origins, tried in this order, and these changes to the settings.
 fn tiered(origins: &[&Scripted], change: impl FnOnce(&mut PoolSettings)) -> Bed {
@@ -450,6 +450,61 @@ async fn without_a_strong_tag_or_with_a_coding_a_body_is_not_continued() {
             outcome.expect_err(tag);
             assert_eq!(bed.total(Metric::UpstreamConnects), 1, "{tag}");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slow_request_is_sent_to_a_second_origin_within_the_share() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |settings| {
+            settings.hedge =
+                Hedge { after: Some(HedgeAfter::Fixed(HedgeAfter::MIN)), percent_max: 50 };
+        });
+        let stall = async || {
+            let mut peer = first.accept().await;
+            peer.head().await;
+            peer
+        };
+        // Half a hedge is earned by each request: the first one is not hedged.
+        let (body, ()) = tokio::join!(bed.fetch(), async {
+            let mut peer = stall().await;
+            while bed.metrics.total(Metric::UpstreamHedges, 2) == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            peer.say("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nfirst")
+                .await;
+        });
+        assert_eq!(body, "first");
+        let (body, ()) = tokio::join!(bed.fetch(), async {
+            let mut slow = stall().await;
+            second.accept().await.answer(OK).await;
+            slow.closed().await;
+        });
+        assert_eq!(body, "ok");
+        assert_eq!(bed.metrics.total(Metric::UpstreamHedges, 0), 1);
+        assert!(bed.pool.members().at(0).health.view().is_quiet(), "slow is not faulty");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_post_is_not_hedged() {
+    on_core(async {
+        let (first, second) = two().await;
+        let bed = tiered(&[&first, &second], |settings| {
+            settings.hedge =
+                Hedge { after: Some(HedgeAfter::Fixed(HedgeAfter::MIN)), percent_max: 100 };
+        });
+        let (outcome, ()) = tokio::join!(bed.send(request(Method::POST, Body::Empty)), async {
+            let mut slow = first.accept().await;
+            slow.head().await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            slow.say(OK).await;
+        });
+        outcome.expect("a response");
+        assert_eq!(bed.total(Metric::UpstreamConnects), 1);
     })
     .await;
 }

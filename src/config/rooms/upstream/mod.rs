@@ -5,6 +5,7 @@ mod balance;
 mod connection;
 mod dns;
 mod health;
+mod hedge;
 mod members;
 mod retry;
 
@@ -17,6 +18,7 @@ use access::read_access;
 use balance::{read_balance, read_policy};
 use connection::read_connection;
 use health::{read_check, read_health};
+use hedge::read_hedge;
 use members::read_origins;
 use retry::read_retry;
 
@@ -36,6 +38,7 @@ fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> Po
     read_balance(section, &mut pool);
     read_connection(section, &mut pool);
     read_retry(&section.section("retry"), &pool.deadlines, &mut pool.retry);
+    read_hedge(&section.section("hedge"), &mut pool.hedge);
     read_health(&section.section("health"), &mut pool.health);
     pool.check = read_check(&section.section("check"));
     read_access(section, &mut pool);
