@@ -25,7 +25,7 @@ impl KeptBytes {
     pub(super) fn reserve(&self, bytes: usize, max: usize) -> Option<Reserved> {
         let more = |kept: usize| kept.checked_add(bytes).filter(|sum| *sum <= max);
         let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.ok().map(|_| Reserved { kept: self.0.clone(), bytes })
+        taken.ok().map(|_| Reserved { kept: self.0.clone(), bytes, max })
     }
 }
 
@@ -33,6 +33,22 @@ impl KeptBytes {
 pub(super) struct Reserved {
     kept: Arc<AtomicUsize>,
     bytes: usize,
+    max: usize,
+}
+
+impl Reserved {
+    /// Makes room for more bytes. False if there is none.
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
+        let more = KeptBytes(self.kept.clone()).reserve(bytes, self.max);
+        let Some(mut more) = more else { return false };
+        self.bytes += std::mem::take(&mut more.bytes);
+        true
+    }
+
+    /// Gives all back.
+    pub(super) fn clear(&mut self) {
+        self.kept.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
 }
 
 impl Drop for Reserved {

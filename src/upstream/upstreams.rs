@@ -13,7 +13,7 @@ use super::error::{FetchError, Tried, Unanswered};
 use super::exchange::{Intent, UpstreamResponse};
 use super::pool::Pool;
 use super::resolve::Resolver;
-use super::send::Outgoing;
+use super::send::{KeptBody, Outgoing};
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::metrics::{Metric, Recorder};
@@ -98,7 +98,8 @@ impl Upstreams {
             return Err(all_down(pool));
         }
         state.earn_retry();
-        Outgoing::new(core, &state, &request, &body, intent).send(body).await
+        let (kept, body) = KeptBody::of(body, pool, intent);
+        Outgoing::new(core, &state, &request, kept, intent).send(body).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Answer, Client, Edge, Gate, Origin, Request};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, ReceivedRequest, Request, Response};
 
 /// How an origin is bad.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +34,23 @@ const PER_TRY: Duration = Duration::from_millis(1500);
 /// What a busy machine may take on top. Four waits one after the other would take 6 s.
 const SLACK: Duration = Duration::from_millis(2500);
 
-fn page() -> Answer {
-    Answer::ok(vec![b'x'; 10_000]).header("Cache-Control", "no-store")
+/// A small page; or a large one with a strong tag, or the part of it that is asked for.
+fn page(request: &ReceivedRequest) -> Answer {
+    if !request.target.ends_with("/large") {
+        return Answer::ok(vec![b'x'; 10_000]).header("Cache-Control", "no-store");
+    }
+    let large: Vec<u8> = (0..LARGE).map(|at| (at / 7) as u8).collect();
+    let asked = request.header("range").and_then(|range| range.strip_prefix("bytes="));
+    let answer = match asked.and_then(|range| range.split_once('-')?.0.parse::<usize>().ok()) {
+        None => Answer::ok(large),
+        Some(from) => Answer::part(&large[from..])
+            .header("Content-Range", &format!("bytes {from}-{}/{LARGE}", LARGE - 1)),
+    };
+    answer.header("Cache-Control", "no-store").header("ETag", "\"v1\"")
 }
+
+/// More than is held back until it is whole.
+const LARGE: usize = 300_000;
 
 /// Stalls end when `stall` is opened.
 fn bad_origin(bad: Bad, stall: &Gate) -> Origin {
@@ -44,7 +58,7 @@ fn bad_origin(bad: Bad, stall: &Gate) -> Origin {
     let origin = Origin::start(move |request| {
         let number = count.fetch_add(1, Ordering::SeqCst);
         match bad {
-            Bad::Killed => page(),
+            Bad::Killed => page(request),
             Bad::Stalled => {
                 while !stall.is_open() {
                     std::thread::sleep(Duration::from_millis(50));
@@ -52,15 +66,15 @@ fn bad_origin(bad: Bad, stall: &Gate) -> Origin {
                 Answer::raw("")
             }
             Bad::Flapping if number % 2 == 0 => Answer::raw(""),
-            Bad::Flapping => page(),
+            Bad::Flapping => page(request),
             Bad::Slowed => {
                 std::thread::sleep(PER_TRY * 2);
-                page()
+                page(request)
             }
             Bad::Failing => Answer::status(if number % 2 == 0 { 500 } else { 503 }),
             // A response to HEAD has no content to cut.
-            Bad::Truncating if request.method == "HEAD" => page(),
-            Bad::Truncating => page().cut_after(number % 3 * 4_000),
+            Bad::Truncating if request.method == "HEAD" => page(request),
+            Bad::Truncating => page(request).cut_after(number % 3 * 4_000),
         }
     });
     if matches!(bad, Bad::Killed) {
@@ -94,16 +108,18 @@ fn load(edge: &Edge, clients: usize, rounds: usize) -> (Seen, Seen) {
         let (mut idempotent, mut post) = (Seen::default(), Seen::default());
         for round in 0..rounds {
             for (at, method) in METHODS.iter().enumerate() {
-                let target = format!("/{number}/{round}/{at}");
+                let size = if *method == "GET" && number % 2 == 0 { "large" } else { "small" };
+                let target = format!("/{number}/{round}/{at}/{size}");
+                let body: &[u8] = if *method == "PUT" { b"content" } else { b"" };
                 let (host, fields) = ("edge.test", ["Connection: close"]);
                 let began = Instant::now();
-                let request = Request { method, host, target: &target, fields: &fields, body: b"" };
+                let request = Request { method, host, target: &target, fields: &fields, body };
                 let response = Client::connect(edge.http).request(request);
                 let seen = if *method == "POST" { &mut post } else { &mut idempotent };
                 seen.add(&Seen {
                     requests: 1,
                     errors: usize::from(response.status >= 500),
-                    truncated: usize::from(!response.is_complete),
+                    truncated: usize::from(!is_whole(&response, size)),
                     slowest: began.elapsed(),
                 });
             }
@@ -123,12 +139,21 @@ fn load(edge: &Edge, clients: usize, rounds: usize) -> (Seen, Seen) {
     })
 }
 
+/// The response ended as it said, and a large body has each byte in its place.
+fn is_whole(response: &Response, size: &str) -> bool {
+    let is_right = || {
+        response.body.len() == LARGE
+            && response.body.iter().enumerate().all(|(at, byte)| *byte == (at / 7) as u8)
+    };
+    response.is_complete && (size == "small" || response.status != 200 || is_right())
+}
+
 const METHODS: [&str; 6] = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS"];
 
 fn check(bad: [Bad; 4], clients: usize, rounds: usize) {
     let stall = Gate::default();
     let _end = OpenAtEnd(stall.clone());
-    let good = Origin::start(|_| page());
+    let good = Origin::start(page);
     let origins: Arc<[Origin]> = bad.iter().map(|bad| bad_origin(*bad, &stall)).collect();
     let mut urls: Vec<String> = origins.iter().map(Origin::url).collect();
     urls.insert(2, good.url());
@@ -136,6 +161,7 @@ fn check(bad: [Bad; 4], clients: usize, rounds: usize) {
         "[pools.main]\norigins = {urls:?}\ndeadlines = {{ connect = \"{}ms\", first_byte = \"4s\" }}\n\
          [pools.main.retry]\nper_try_timeout = \"{}ms\"\n\
          on = [\"connect\", \"reset\", \"timeout\", \"truncated\", \"invalid\", 500, 502, 503, 504]\n\
+         keep_request_body = \"64KiB\"\n\
          [sites.all]\nhosts = \"*\"\n",
         CONNECT.as_millis(),
         PER_TRY.as_millis(),

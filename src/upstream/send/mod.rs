@@ -17,6 +17,7 @@ mod blame;
 mod failed;
 mod kept_body;
 mod race;
+mod recorded_body;
 mod rule;
 
 use std::future::poll_fn;
@@ -68,11 +69,11 @@ impl<'a> Outgoing<'a> {
         core: &'a Rc<Core>,
         state: &'a Rc<PoolState>,
         request: &'a dyn Fn() -> Request<()>,
-        body: &Body,
+        kept: KeptBody,
         intent: &'a Intent,
     ) -> Self {
         let limits = core.limits(state.pool.settings(), intent.is_call);
-        let (began, kept) = (core.clock.both(), KeptBody::of(body));
+        let began = core.clock.both();
         Self { core, state, request, intent, began, limits, kept, broken: Vec::new() }
     }
 
@@ -84,7 +85,7 @@ impl<'a> Outgoing<'a> {
         intent: &'a Intent,
         broken: Vec<u64>,
     ) -> Self {
-        Self { broken, ..Self::new(core, state, request, &Body::Empty, intent) }
+        Self { broken, ..Self::new(core, state, request, KeptBody::Empty, intent) }
     }
 
     /// Whether it requests the rest of a response.
@@ -336,7 +337,10 @@ impl<'a> Sending<'a> {
         let cause = Cause {
             reason,
             is_unsent: !failed.error.origin_may_have_seen(),
-            is_of_connection: matches!(failed.error, FetchError::Terminated { .. }),
+            is_of_connection: matches!(
+                reason,
+                Some(RetryReason::Reset | RetryReason::Truncated | RetryReason::Refused)
+            ),
             body: failed.body.take(),
         };
         let member = self.a_try(number).member.clone();
@@ -467,7 +471,7 @@ impl<'a> Sending<'a> {
     /// The time between the beginnings of two tries once they overlap.
     fn step(&self) -> Duration {
         let pool = &self.outgoing.state.pool;
-        let members = u32::try_from(pool.members().len()).unwrap_or(u32::MAX);
+        let members = u32::try_from(pool.members().len()).unwrap_or(u32::MAX).max(1);
         (pool.settings().deadlines.connect / members).clamp(STEP_MIN, STEP_MAX)
     }
 

@@ -23,8 +23,10 @@ pub(crate) struct Retry {
     pub per_try_timeout: Option<Duration>,
     /// A response whose length is known and at most this many bytes is passed on when it is whole.
     pub hold_response: u64,
-    /// Maximum bytes of responses that are held, over all cores. Beyond it they are passed on as
-    /// they arrive.
+    /// Requests with content of at most this many bytes keep it while it is sent.
+    pub keep_request_body: usize,
+    /// Maximum bytes of responses that are held and of requests that are kept, over all cores.
+    /// Beyond it they are passed on as they arrive.
     pub kept_bytes_max: usize,
     /// Maximum share of failed retries in all requests, in percent, so that retries do not multiply
     /// the load in an outage.
@@ -53,6 +55,7 @@ impl Default for Retry {
             attempts_max: None,
             per_try_timeout: None,
             hold_response: 64 << 10,
+            keep_request_body: 0,
             kept_bytes_max: 64 << 20,
             budget_percent: 20,
             budget_reserve: 10,

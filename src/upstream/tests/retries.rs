@@ -508,3 +508,33 @@ async fn a_post_is_not_hedged() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_put_whose_content_was_kept_is_sent_again_and_a_longer_one_is_not() {
+    on_core(async {
+        for (keep, expected) in [(100, true), (5, false)] {
+            let (first, second) = two().await;
+            let bed = tiered(&[&first, &second], |settings| {
+                settings.retry.keep_request_body = keep;
+            });
+            let (sender, body) = channel();
+            let (outcome, ()) = tokio::join!(bed.send(request(Method::PUT, body)), async {
+                let mut peer = first.accept().await;
+                for piece in ["first", "second"] {
+                    sender.send(Bytes::from_static(piece.as_bytes())).await.expect("it listens");
+                    peer.through(piece.as_bytes()).await;
+                }
+                drop((peer, sender));
+                if expected {
+                    let mut peer = second.accept().await;
+                    let sent = peer.through(b"0\r\n\r\n").await;
+                    assert!(sent.contains("first") && sent.contains("second"), "{sent}");
+                    peer.say(OK).await;
+                }
+            });
+            assert_eq!(outcome.is_ok(), expected);
+            assert_eq!(bed.unretried(Unretried::Body), u64::from(!expected));
+        }
+    })
+    .await;
+}

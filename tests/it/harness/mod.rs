@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use client::{Client, Request, Response, exchange, raw};
 pub use link::LongLink;
 pub use node::Edge;
-pub use origin::{Answer, Gate, Origin};
+pub use origin::{Answer, Gate, Origin, ReceivedRequest};
 pub use process::{Process, skerry};
 
 /// Polls a condition until it holds. `what` describes it.
