@@ -507,6 +507,17 @@ labels! {
 }
 
 labels! {
+    /// Where a request to a sticky pool goes.
+    pub(crate) StickyOutcome;
+    /// To the origin that its cookie names.
+    Kept "kept";
+    /// To another one: that origin is gone, or may not be used.
+    Moved "moved";
+    /// It has no cookie.
+    New "new";
+}
+
+labels! {
     /// Why a request is not collapsed.
     pub(crate) Uncollapsed;
     /// The key's last response could not be stored (hit-for-miss).

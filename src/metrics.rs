@@ -26,7 +26,7 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
     FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, ProxyError, Refusal,
-    RequestProtocol, RetryReason, SplitChoice, Uncollapsed, Unretried,
+    RequestProtocol, RetryReason, SplitChoice, StickyOutcome, Uncollapsed, Unretried,
 };
 
 /// The type of a metric.
@@ -152,6 +152,8 @@ table! {
     SplitRequests, Counter, "split_requests", "Requests under rules that split their visitors, by how the visitor's group was found.",
         "by" = SplitChoice::WORDS;
     UpstreamRequests, Counter, "upstream_requests", "Requests sent to origins, not counting retries.";
+    UpstreamSticky, Counter, "upstream_sticky_requests", "Requests to sticky pools, by whether the visitor is kept at its origin.",
+        "outcome" = StickyOutcome::WORDS;
     InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by outcome.",
         "outcome" = &["passed_on", "dropped"];
     UpstreamConnections, Gauge, "upstream_connections", "Open connections to origins.";

@@ -63,6 +63,7 @@ use crate::respond::{self, ErrorReply, Transaction};
 use crate::route::{Action, Rule, Site};
 use crate::transform::{self, Transformed};
 use crate::upgrade::OnUpgrade;
+use crate::upstream::StickyToken;
 
 pub(crate) use explain::Explainer;
 pub(crate) use internal_requests::{InternalRequest, run_internal_requests};
@@ -118,6 +119,8 @@ struct Visit {
     site: Arc<Site>,
     rule: Arc<Rule>,
     directives: RequestDirectives,
+    /// The origin at which the visitor is kept, from its cookie.
+    sticky: Option<StickyToken>,
     /// Interim responses for the client. `None` on the stages that do not wait.
     interims: Option<Arc<Interims>>,
 }
@@ -154,12 +157,14 @@ pub(crate) fn serve(
         Ok(admitted) => admitted,
         Err(error) => return Serving::Ready(Some(finish_error(worker, &plan, context, *error))),
     };
+    let sticky = visitors::take_sticky_token(&rule, &context, &mut headers);
     let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
     let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
     let payload = Payload { body: LimitedBody::limit(body, &rule), switch };
     let (worker, fields) = (worker.clone(), Rc::new(headers));
+    let interims = None;
     let mut visit =
-        Visit { worker, plan, context, fields, request, site, rule, directives, interims: None };
+        Visit { worker, plan, context, fields, request, site, rule, directives, sticky, interims };
     match visit.answer_at_once(&payload) {
         Ok(answered) => match visit.encode(answered) {
             Encoded::Ready(answered) => Serving::Ready(Some(visit.finish(answered))),
@@ -480,6 +485,9 @@ impl Visit {
         }
         if let (Some(group), Some(split)) = (&self.context.group, self.rule.split()) {
             visitors::tell_group(split, group, self.request.scheme, &mut reply);
+        }
+        if self.rule.has_sticky_pools() {
+            self.keep_visitor(&facts, &mut reply);
         }
         let shows_key = settings.cache.show_key && !facts.cache_status.is_generated();
         let key = shows_key.then(|| self.query().key_in_memory().text);

@@ -2,15 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderName;
-use toml::Spanned;
-use toml::de::DeValue;
 
 use super::actions::Actions;
-use super::reader::{Reader, Section};
-use super::values::{Value, text};
+use super::reader::Section;
+use super::values::{COOKIE_AGE_MAX, CookieName, Value};
 use crate::route::{
     Action, Forced, ForcedBy, Forward, GroupCookie, RuleSettings, Split, SplitBy, SplitGroup,
 };
@@ -144,19 +141,5 @@ fn cookie_of(rule: &RuleSettings) -> Option<(&str, BTreeSet<&str>)> {
     (split.by == SplitBy::Cookie).then_some((&*split.cookie.name, pools))
 }
 
-/// The name of a cookie: a token, as a field's name is (RFC 6265 §4.1.1).
-#[derive(Debug)]
-pub(super) struct CookieName(pub Box<str>);
-
-impl Value for CookieName {
-    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
-        text(value, reader, "the name of a cookie", |name| {
-            HeaderName::try_from(name).is_ok().then(|| Self(name.into()))
-        })
-    }
-}
-
 /// Maximum weight of a group.
 const WEIGHT_MAX: u16 = 10_000;
-/// Browsers keep no cookie for longer (draft-ietf-httpbis-rfc6265bis §5.5).
-const COOKIE_AGE_MAX: Duration = Duration::from_secs(400 * 86_400);

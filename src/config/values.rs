@@ -128,6 +128,21 @@ impl Value for IpNet {
     }
 }
 
+/// The name of a cookie: a token, as a field's name is (RFC 6265 §4.1.1).
+#[derive(Debug)]
+pub(super) struct CookieName(pub Box<str>);
+
+impl Value for CookieName {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        text(value, reader, "the name of a cookie", |name| {
+            HeaderName::try_from(name).is_ok().then(|| Self(name.into()))
+        })
+    }
+}
+
+/// Browsers keep no cookie for longer (draft-ietf-httpbis-rfc6265bis §5.5).
+pub(super) const COOKIE_AGE_MAX: Duration = Duration::from_secs(400 * 86_400);
+
 macro_rules! integers {
     ($($type:ty),*) => {$(
         impl Value for $type {

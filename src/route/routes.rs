@@ -66,6 +66,8 @@ struct RulePools {
     by_continent: Vec<(geo::Continent, Arc<Pool>)>,
     /// Those of the split, in its order. Each has the name of its group.
     split: Vec<Arc<Pool>>,
+    /// Whether one of them keeps visitors at its origins.
+    any_is_sticky: bool,
 }
 
 /// A rule refers to a pool that is not configured.
@@ -189,6 +191,11 @@ impl Rule {
         }
     }
 
+    /// Whether one of the pools keeps visitors at its origins.
+    pub(crate) fn has_sticky_pools(&self) -> bool {
+        self.pools.any_is_sticky
+    }
+
     /// The group of a visitor at `place`, and how it was found. `None` if the rule does not split
     /// its visitors, or names a pool for the visitor's place.
     pub(crate) fn group(
@@ -241,6 +248,14 @@ impl Rule {
 }
 
 impl RulePools {
+    fn all(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        let by_client = self.by_client.iter().map(|(_, pool)| pool);
+        let by_country = self.by_country.iter().map(|(_, pool)| pool);
+        let by_continent = self.by_continent.iter().map(|(_, pool)| pool);
+        let by_place = by_client.chain(by_country).chain(by_continent);
+        self.default.iter().chain(&self.split).chain(by_place)
+    }
+
     /// Resolves the pools that the action names.
     ///
     /// # Errors
@@ -262,6 +277,8 @@ impl RulePools {
         for group in split.iter().flat_map(|split| &split.groups) {
             found.split.push(named(&group.pool)?);
         }
+        let any_is_sticky = found.all().any(|pool| pool.settings().sticky.is_some());
+        found.any_is_sticky = any_is_sticky;
         Ok(found)
     }
 }

@@ -1,5 +1,7 @@
-//! The groups of visitors: to which group a request belongs, where its rule splits its visitors, and how
-//! its client learns of it.
+//! Visitors: the group to which a request belongs, where its rule splits its visitors, the origin at which
+//! its pool keeps it, and the cookies that tell the client of both.
+
+use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::SET_COOKIE;
@@ -11,7 +13,7 @@ use crate::fields::FieldsMut;
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 use crate::route::{Rule, Split, SplitBy, SplitChoice, Visitor};
-use crate::upstream::Affinity;
+use crate::upstream::{Affinity, Pool, StickyToken};
 
 /// The group of the visitor that sends a request, which is counted. Removes the group's cookie from the
 /// request. `None` if the rule names a pool for the visitor's place.
@@ -52,4 +54,23 @@ pub(super) fn tell_group(
         let value = set_cookie(&cookie.name, name, cookie.max_age, scheme);
         reply.fields.append(&SET_COOKIE, &value);
     }
+}
+
+/// The token of the origin at which the visitor is kept, from the cookie of the pool that the request
+/// goes to. Removes the cookie from the request.
+pub(super) fn take_sticky_token(
+    rule: &Rule,
+    context: &RequestContext,
+    headers: &mut HeaderMap,
+) -> Option<StickyToken> {
+    let sticky = sticky_pool(rule, context)?.settings().sticky.as_ref()?;
+    let token = cache::cookie(headers, &sticky.cookie).and_then(StickyToken::parse);
+    remove_cookie(headers, &sticky.cookie);
+    token
+}
+
+/// The pool that a request goes to, if the rule has sticky pools.
+pub(super) fn sticky_pool<'r>(rule: &'r Rule, context: &RequestContext) -> Option<&'r Arc<Pool>> {
+    let group = context.group_name();
+    rule.has_sticky_pools().then(|| rule.pool(&context.place, context.client, group)).flatten()
 }

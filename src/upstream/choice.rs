@@ -16,7 +16,8 @@ use super::order::Tier;
 use super::pool_state::{MemberState, MemberStates, PoolState};
 use super::settings::{Balance, PoolSettings};
 use crate::clock::whole_ms;
-use crate::metrics::Recorder;
+use crate::labels::StickyOutcome;
+use crate::metrics::{Metric, Recorder};
 
 /// The facts of a request that the choice of a member depends on.
 pub(super) struct ChoiceInput<'a> {
@@ -67,6 +68,9 @@ impl PoolState {
                 Trial::claim_when_none_is_up(pool, members, input.tried, which, recorder)?;
             Ok(self.chosen_for_trial(among, at, trial))
         };
+        if let Some(at) = self.member_of_visitor(among, input, recorder) {
+            return Ok(self.chosen(among, at, None, input.is_timed));
+        }
         let trial_due = Cell::new(None);
         let picked = [Admission::Share, Admission::Usable, Admission::Ejected]
             .into_iter()
@@ -88,6 +92,32 @@ impl PoolState {
         Ok(chosen)
     }
 
+    /// The member at which the visitor is kept. `None` if it is not kept at any, or its member
+    /// may not be used or was tried before.
+    fn member_of_visitor(
+        &self,
+        among: &MemberStates,
+        input: &ChoiceInput<'_>,
+        recorder: &Recorder,
+    ) -> Option<usize> {
+        let sticky = self.pool.sticky.as_ref()?;
+        if !input.tried.is_empty() {
+            return None;
+        }
+        let members = &among.members;
+        let may_be_used = |at: &usize| members.at(*at).health.view().class().keeps_visitors();
+        let token = input.affinity.sticky;
+        let at = token.and_then(|token| sticky.position(self.pool.name(), token, members));
+        let kept = at.filter(may_be_used);
+        let outcome = match (token, kept) {
+            (None, _) => StickyOutcome::New,
+            (Some(_), Some(_)) => StickyOutcome::Kept,
+            (Some(_), None) => StickyOutcome::Moved,
+        };
+        recorder.count_labelled(Metric::UpstreamSticky, outcome.index());
+        kept
+    }
+
     fn pick(
         &self,
         among: &MemberStates,
@@ -97,7 +127,7 @@ impl PoolState {
     ) -> Option<usize> {
         let settings = self.pool.settings();
         let PoolSettings { balance, hash_balance_factor, .. } = *settings;
-        let Affinity { point, hash } = *input.affinity;
+        let Affinity { point, hash, .. } = *input.affinity;
         let facts = MemberFacts {
             among,
             settings,

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use geo::UnitVector;
 use http::{HeaderValue, Response};
 
+use super::sticky::StickyToken;
 use super::tunnel::UpgradedOrigin;
 use crate::body::Body;
 use crate::interim::Interims;
@@ -40,6 +41,8 @@ pub(crate) struct Affinity {
     pub point: Option<UnitVector>,
     /// For [`super::Balance::Hash`].
     pub hash: u64,
+    /// The member at which the visitor is kept, if the pool is sticky.
+    pub sticky: Option<StickyToken>,
 }
 
 impl Affinity {

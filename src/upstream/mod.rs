@@ -43,6 +43,7 @@ mod roster;
 mod send;
 mod settings;
 mod sign;
+mod sticky;
 mod tls;
 mod tunnel;
 mod upstreams;
@@ -60,8 +61,10 @@ pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, HashBy, Health, Hedge,
     HedgeAfter, HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy,
     PoolDefinition, PoolSettings, Protocol, Retry, RetryOn, Settings, SourceKind, StatusSet,
+    StickySettings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
+pub(crate) use sticky::{StickyToken, sticky_key_mistake};
 pub(crate) use tls::file_mistakes;
 pub(crate) use tunnel::tunnel;
 pub(crate) use upstreams::{Upstream, Upstreams};

@@ -13,6 +13,7 @@ use super::members::{Members, MembersBuild};
 use super::roster::Roster;
 use super::settings::{PoolDefinition, PoolError, PoolSettings};
 use super::sign::OriginAccess;
+use super::sticky::{StickyMembers, StickyToken};
 
 /// One pool. A reload keeps it while its settings stay the same, and replaces its members if its
 /// origins or sources have changed ([`super::Pools::reload`]).
@@ -30,6 +31,8 @@ pub(crate) struct Pool {
     pub(super) kept: KeptBytes,
     /// The credentials for the origins. `None`: they need none.
     pub(super) access: Option<Box<OriginAccess>>,
+    /// The tokens of its members. `None`: it is not sticky.
+    pub(super) sticky: Option<Box<StickyMembers>>,
 }
 
 impl Pool {
@@ -53,10 +56,11 @@ impl Pool {
         let known = alike.map(|pool| pool.members.load_full());
         let members = fixed_or_error(roster.build(&settings, known))?;
         let access = OriginAccess::load(&settings)?;
+        let sticky = StickyMembers::load(&settings)?;
         let id = POOLS_BUILT.fetch_add(1, Ordering::Relaxed);
         let (members, roster) = (ArcSwap::from_pointee(members), Mutex::new(roster));
         let kept = KeptBytes::default();
-        Ok(Arc::new(Self { settings, id, members, roster, health, kept, access }))
+        Ok(Arc::new(Self { settings, id, members, roster, health, kept, access, sticky }))
     }
 
     /// The settings that it was built from.
@@ -69,13 +73,20 @@ impl Pool {
         &self.settings.name
     }
 
-    /// Reads the credentials for the origins again if their files have changed (blocking). Returns
-    /// whether they had.
+    /// Reads the credentials for the origins, and the keys of sticky visitors, again if their files
+    /// have changed (blocking). Returns whether they had.
     ///
     /// # Errors
     /// A file cannot be used; the credentials of before stay in use until a file changes again.
     pub(crate) fn reload_credentials(&self) -> Result<bool, PoolError> {
-        self.access.as_ref().map_or(Ok(false), |access| access.reload_if_changed(&self.settings))
+        let access = self.access.as_ref().map(|access| access.reload_if_changed(&self.settings));
+        let sticky = self.sticky.as_ref().map(|sticky| sticky.reload_if_changed(&self.settings));
+        Ok(access.transpose()?.unwrap_or_default() | sticky.transpose()?.unwrap_or_default())
+    }
+
+    /// The token that keeps a visitor at the member with this name. `None`: the pool is not sticky.
+    pub(crate) fn sticky_token(&self, member: &str) -> Option<StickyToken> {
+        self.sticky.as_ref().map(|sticky| sticky.token(&self.settings.name, member))
     }
 
     /// The number of origins, and how many of them are down or ejected.

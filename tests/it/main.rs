@@ -36,6 +36,7 @@ mod sharing;
 mod sign;
 mod size;
 mod slow_readers;
+mod sticky;
 mod tidy;
 mod tls;
 mod upgrade;

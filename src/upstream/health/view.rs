@@ -35,6 +35,11 @@ impl HealthClass {
         }
     }
 
+    /// Whether it serves visitors that are kept at it (sticky pools).
+    pub(crate) fn keeps_visitors(self) -> bool {
+        self.is_usable()
+    }
+
     /// Whether requests are spread over it.
     pub(crate) fn is_usable(self) -> bool {
         matches!(self, Self::Up | Self::Ramping)

@@ -8,6 +8,7 @@ mod hedge;
 mod members;
 mod retry;
 mod sources;
+mod sticky;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub(crate) use members::Origin;
 pub(super) use members::{OriginKey, Scheme};
 pub(crate) use retry::{Retry, RetryOn, StatusSet};
 pub(crate) use sources::{MemberDefaults, MemberSource, SourceKind};
+pub(crate) use sticky::StickySettings;
 
 /// The settings of upstreams.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,6 +106,8 @@ pub(crate) struct PoolSettings {
     pub signing: Option<Signing>,
     /// A field with a secret that the origin compares.
     pub secret_field: Option<SecretField>,
+    /// How visitors are kept at their origin; `None`: they are not.
+    pub sticky: Option<StickySettings>,
 }
 
 impl PoolSettings {
@@ -133,6 +137,7 @@ impl PoolSettings {
             health: Health::default(),
             signing: None,
             secret_field: None,
+            sticky: None,
             check: None,
         }
     }

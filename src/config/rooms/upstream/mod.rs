@@ -8,6 +8,7 @@ mod health;
 mod hedge;
 mod members;
 mod retry;
+mod sticky;
 
 use geo::Coordinates;
 
@@ -21,6 +22,7 @@ use health::{read_check, read_health};
 use hedge::read_hedge;
 use members::read_origins;
 use retry::read_retry;
+use sticky::read_sticky;
 
 pub(crate) use dns::read_dns;
 
@@ -41,6 +43,7 @@ fn read_pool(name: &str, section: &Section<'_>, node: Option<Coordinates>) -> Po
     read_hedge(&section.section("hedge"), &mut pool.hedge);
     read_health(&section.section("health"), &mut pool.health);
     pool.check = read_check(&section.section("check"));
+    pool.sticky = read_sticky(&section.section("sticky"));
     read_access(section, &mut pool);
     PoolDefinition { settings: pool, origins, sources }
 }
