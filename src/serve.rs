@@ -20,11 +20,11 @@ mod added_fields;
 mod affinity;
 mod answer;
 mod cookies;
-mod decoding;
 mod errors;
 mod exchange;
 mod explain;
 mod fetching;
+mod forms;
 mod internal_requests;
 mod limited_body;
 mod lookup;
@@ -34,6 +34,7 @@ mod pass;
 mod popular;
 mod purging;
 mod ranges;
+mod recoding;
 mod repaired_body;
 mod routing;
 mod visitors;
@@ -61,7 +62,6 @@ use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 use crate::respond::{self, ErrorReply, Transaction};
 use crate::route::{Action, Rule, Site};
-use crate::transform::{self, Transformed};
 use crate::upgrade::OnUpgrade;
 use crate::upstream::StickyToken;
 
@@ -74,7 +74,7 @@ pub(crate) use worker::{Plan, Worker, WorkerParts};
 
 use limited_body::LimitedBody;
 use lookup::{CacheQuery, LookupResult, Search};
-use outcome::{Answered, Decoding, Encoded, PathError, facts_of};
+use outcome::{Answered, Encoded, PathError, facts_of};
 use routing::route;
 
 /// A reply that is ready, or a future of one.
@@ -168,8 +168,8 @@ pub(crate) fn serve(
     match visit.answer_at_once(&payload) {
         Ok(answered) => match visit.encode(answered) {
             Encoded::Ready(answered) => Serving::Ready(Some(visit.finish(answered))),
-            Encoded::Decoding(decoding) => {
-                Serving::Waiting(Box::pin(visit.finish_decoding(decoding)), Arc::default())
+            Encoded::Recoding(recoding) => {
+                Serving::Waiting(Box::pin(visit.finish_recoding(recoding)), Arc::default())
             }
         },
         Err(wait) => {
@@ -377,7 +377,7 @@ impl Visit {
             match outcome {
                 Ok(answered) => match self.encode(answered) {
                     Encoded::Ready(answered) => self.finish(answered),
-                    Encoded::Decoding(decoding) => Box::pin(self.finish_decoding(decoding)).await,
+                    Encoded::Recoding(recoding) => Box::pin(self.finish_recoding(recoding)).await,
                 },
                 Err(error) => finish_error(&self.worker, &self.plan, self.context, *error),
             }
@@ -461,20 +461,8 @@ impl Visit {
         }
     }
 
-    /// encode: codes or decodes the content as the client accepts it.
-    fn encode(&self, Answered { reply, facts }: Answered) -> Encoded {
-        let settings = &self.rule.settings.compression;
-        let (method, fields) = (&self.context.request.method, &*self.fields);
-        match transform::transform(method, fields, reply, settings, &self.worker.recorder) {
-            Transformed::Ready(reply) => Encoded::Ready(facts.answer(reply)),
-            Transformed::Decoding { reply, has_length } => {
-                Encoded::Decoding(Box::new(Decoding { answered: facts.answer(reply), has_length }))
-            }
-        }
-    }
-
     /// finish: applies the rule's response fields, and writes `Via`, `Cache-Status`, metrics and log.
-    fn finish(self, Answered { mut reply, facts }: Answered) -> Reply {
+    fn finish(self, Answered { mut reply, facts, .. }: Answered) -> Reply {
         let settings = &self.rule.settings;
         // A 304 has no fields that describe content (RFC 9110 §15.4.5).
         if reply.status == StatusCode::NOT_MODIFIED {

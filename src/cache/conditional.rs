@@ -11,6 +11,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::fields::Fields;
+use crate::fields::entity_tag::{entity_tags, text_of, without_coding};
 
 use super::date::parse_date;
 use super::freshness::single_date;
@@ -88,9 +89,8 @@ fn whole(stored: &StoredResponse, complete_length: Option<u64>) -> Selected {
 
 /// Evaluates the conditions in the order of RFC 9110 §13.2.2; `None` if all are fulfilled.
 fn judge_conditions(stored: &StoredResponse, request: &HeaderMap) -> Option<Selected> {
-    let headers = &stored.headers;
     if request.contains_key(IF_MATCH) {
-        if !any_tag_matches(request, &IF_MATCH, headers, Comparison::Strong) {
+        if !any_tag_matches(request, &IF_MATCH, stored, Comparison::Strong) {
             return Some(Selected::PreconditionFailed);
         }
     } else if let Some(since) = date_of(request, &IF_UNMODIFIED_SINCE, stored)
@@ -99,7 +99,7 @@ fn judge_conditions(stored: &StoredResponse, request: &HeaderMap) -> Option<Sele
         return Some(Selected::PreconditionFailed);
     }
     if request.contains_key(IF_NONE_MATCH) {
-        let matches = any_tag_matches(request, &IF_NONE_MATCH, headers, Comparison::Weak);
+        let matches = any_tag_matches(request, &IF_NONE_MATCH, stored, Comparison::Weak);
         return matches.then_some(Selected::NotModified);
     }
     let since = date_of(request, &IF_MODIFIED_SINCE, stored)?;
@@ -201,6 +201,64 @@ pub(super) fn tags_match(a: &[u8], b: &[u8], how: Comparison) -> bool {
     }
 }
 
+/// Whether a client's tag is of the version of `stored`, in whatever coding: it is the stored tag, or that of
+/// another coding of the same origin's tag. Strong: the stored tag must be strong; the client's may be weak if
+/// it names a coding, which is why it is weak.
+fn is_of_version(stored: &StoredResponse, theirs: &[u8], how: Comparison) -> bool {
+    let Some(ours) = stored.headers.get(&ETAG) else { return false };
+    if tags_match(ours, theirs, how) {
+        return true;
+    }
+    let ours_text = if stored.form.is_some() { without_coding(ours) } else { text_of(ours) };
+    let theirs_text = without_coding(theirs);
+    let is_strong_enough = match how {
+        Comparison::Weak => true,
+        Comparison::Strong => is_strong(ours) && (theirs_text.is_some() || is_strong(theirs)),
+    };
+    // An origin's own tag may look like one with a coding.
+    is_strong_enough
+        && ours_text.is_some()
+        && (theirs_text == ours_text || text_of(theirs) == ours_text)
+}
+
+/// The tag in `If-None-Match` that a 304 with the entity tag `ours` must repeat: the client holds it, and a
+/// 304 with another one does not update what it holds (RFC 9111 §4.3.4). `None` if the client sent `ours`
+/// itself, or no tag of the same version.
+pub(crate) fn held_tag<'a>(request: &'a HeaderMap, ours: &[u8]) -> Option<&'a [u8]> {
+    let sent =
+        || request.get_all(IF_NONE_MATCH).iter().flat_map(|line| entity_tags(line.as_bytes()));
+    if sent().any(|tag| tag == ours) {
+        return None;
+    }
+    let texts = |tag| [text_of(tag), without_coding(tag)].into_iter().flatten();
+    sent().find(|tag| texts(tag).any(|text| texts(ours).any(|ours| ours == text)))
+}
+
+/// Adds to `If-Match` and `If-None-Match` the origin's tag of each that names a coding: the origin does not
+/// know the tags that this node made. The others stay, because an origin's own tag may look like one. A range
+/// that depends on such a tag is of coded bytes, which the origin does not have: the whole is requested.
+pub(crate) fn add_tags_without_coding(headers: &mut HeaderMap) {
+    for name in [IF_MATCH, IF_NONE_MATCH] {
+        let lines = headers.get_all(&name).iter().flat_map(|line| entity_tags(line.as_bytes()));
+        let mut added: Vec<HeaderValue> = Vec::new();
+        for text in lines.filter_map(without_coding) {
+            // The origin's own tag decides whether it is strong.
+            let tag = HeaderValue::from_bytes(&[b"\"", text, b"\""].concat());
+            let tag = tag.expect("a part of a field value is one");
+            if !added.contains(&tag) {
+                added.push(tag);
+            }
+        }
+        for tag in added {
+            headers.append(&name, tag);
+        }
+    }
+    if headers.get(IF_RANGE).is_some_and(|tag| without_coding(tag.as_bytes()).is_some()) {
+        headers.remove(IF_RANGE);
+        headers.remove(RANGE);
+    }
+}
+
 fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
@@ -215,37 +273,25 @@ fn is_tag(text: &[u8]) -> bool {
     text.starts_with(b"\"") || text.starts_with(b"W/\"")
 }
 
-/// Whether any listed tag matches the response's. `*` matches every stored response.
+/// Whether any listed tag is of the stored version. `*` matches every stored response.
 fn any_tag_matches(
     request: &HeaderMap,
     name: &HeaderName,
-    headers: &impl Fields,
+    stored: &StoredResponse,
     how: Comparison,
 ) -> bool {
-    let ours = headers.get(&ETAG);
-    request.get_all(name).iter().any(|line| {
-        entity_tags(line.as_bytes())
-            .any(|tag| tag == b"*" || ours.is_some_and(|ours| tags_match(ours, tag, how)))
-    })
-}
-
-/// The members of a list of entity tags. Commas within quotes are part of the tag, and a
-/// backslash is an ordinary character there (RFC 9110 §8.8.3).
-fn entity_tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut quoted = false;
-    line.split(move |byte| {
-        quoted ^= *byte == b'"';
-        *byte == b',' && !quoted
-    })
-    .map(<[u8]>::trim_ascii)
-    .filter(|tag| !tag.is_empty())
+    let lines = request.get_all(name).iter();
+    let mut tags = lines.flat_map(|line| entity_tags(line.as_bytes()));
+    tags.any(|tag| tag == b"*" || is_of_version(stored, tag, how))
 }
 
 #[cfg(test)]
 #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
+    use crate::cache::form::Form;
     use crate::cache::stored::tests::{headers, stored};
+    use crate::labels::Coding;
 
     const BEFORE: &str = "Wed, 18 Nov 2026 10:00:00 GMT";
     const MODIFIED: &str = "Wed, 18 Nov 2026 10:30:00 GMT";
@@ -401,5 +447,91 @@ mod tests {
         check(&[("range", "bytes=150-350")], Selected::Missing([200..300].into()));
         check(&[("range", "bytes=-5")], range(995..1000));
         check(&[], Selected::Missing([0..100, 200..300].into()));
+    }
+
+    #[test]
+    fn a_tag_of_any_coding_is_of_the_same_version() {
+        let check = |ours: &str, name: &'static str, theirs: &str, expected: Selected| {
+            assert_eq!(selected(&[("etag", ours)], &[(name, theirs)]), expected, "{ours} {theirs}");
+        };
+        for theirs in ["\"v~br.00000001\"", "W/\"v~gzip\"", "\"x\", W/\"v~identity\"", "\"v\""] {
+            check("\"v\"", "if-none-match", theirs, Selected::NotModified);
+            check("\"v\"", "if-match", theirs, Selected::Full);
+            check("W/\"v\"", "if-match", theirs, Selected::PreconditionFailed);
+            check("\"w\"", "if-match", theirs, Selected::PreconditionFailed);
+        }
+        check("\"v\"", "if-match", "W/\"v\"", Selected::PreconditionFailed);
+        check("\"v~deflate\"", "if-none-match", "\"v\"", Selected::Full);
+        // The origin's own tags, which only look like those of a coding.
+        check("\"v~br\"", "if-none-match", "\"v~br\"", Selected::NotModified);
+        check("\"v~br\"", "if-none-match", "\"v~br~gzip\"", Selected::NotModified);
+        check("\"v~br\"", "if-none-match", "\"v~gzip\"", Selected::Full);
+        check("\"v~br\"", "if-match", "\"v~br~gzip.00000001\"", Selected::Full);
+    }
+
+    #[test]
+    fn the_tag_of_a_form_matches_those_of_other_forms() {
+        let mut form = stored(&[("cache-control", "max-age=9"), ("etag", "\"v~br.00000002\"")]);
+        form.form = Some(Box::new(Form { coding: Some(Coding::Brotli), source: 1, number: 2 }));
+        let check = |name: &str, theirs: &str, expected: Selected| {
+            let request = headers(&[(name, theirs)]);
+            let limits = RangeLimits::default();
+            let found = select(&form, &Method::GET, &request, Some(1000), &limits);
+            assert_eq!(found, expected, "{name}: {theirs}");
+        };
+        for theirs in ["\"v\"", "W/\"v~gzip\"", "\"v~br.00000001\"", "\"v~br.00000002\""] {
+            check("if-none-match", theirs, Selected::NotModified);
+            check("if-match", theirs, Selected::Full);
+        }
+        check("if-none-match", "\"v~br~gzip\"", Selected::Full);
+        check("if-match", "W/\"v\"", Selected::PreconditionFailed);
+    }
+
+    #[test]
+    fn a_range_continues_the_same_bytes_only() {
+        let check = |ours: &str, if_range: &str, holds: bool| {
+            let found =
+                selected(&[("etag", ours)], &[("range", "bytes=0-9"), ("if-range", if_range)]);
+            assert_eq!(matches!(found, Selected::Range { .. }), holds, "{ours} {if_range}");
+        };
+        check("\"v~br.00000001\"", "\"v~br.00000001\"", true);
+        check("\"v~br.00000002\"", "\"v~br.00000001\"", false);
+        check("\"v\"", "\"v~br.00000001\"", false);
+        check("\"v~br.00000001\"", "\"v\"", false);
+    }
+
+    #[test]
+    fn a_304_repeats_the_tag_that_the_client_holds() {
+        let check = |ours: &str, sent: &str, expected: Option<&str>| {
+            let request = headers(&[("if-none-match", sent)]);
+            let held =
+                held_tag(&request, ours.as_bytes()).map(|tag| std::str::from_utf8(tag).unwrap());
+            assert_eq!(held, expected, "{ours} {sent}");
+        };
+        check("\"v\"", "\"x\", W/\"v~br\"", Some("W/\"v~br\""));
+        check("\"v~zstd.00000001\"", "\"v~zstd.00000002\"", Some("\"v~zstd.00000002\""));
+        check("\"v\"", "W/\"v~br\", \"v\"", None);
+        check("\"v\"", "*", None);
+        check("\"v\"", "\"w~br\"", None);
+    }
+
+    #[test]
+    fn the_origin_gets_its_own_tags_too() {
+        let check = |name: &str, sent: &str, expected: &[&str]| {
+            let mut request = headers(&[("range", "bytes=0-9"), (name, sent)]);
+            add_tags_without_coding(&mut request);
+            let lines = request.get_all(name);
+            let found: Vec<_> = lines.iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(found, expected, "{name}: {sent}");
+            assert_eq!(request.contains_key(RANGE), !expected.is_empty(), "{name}: {sent}");
+        };
+        for name in ["if-none-match", "if-match"] {
+            let sent = "W/\"a,b~br\", \"c\", \"a,b~gzip.00000001\"";
+            check(name, sent, &[sent, "\"a,b\""]);
+            check(name, "W/\"a\",\"b\"", &["W/\"a\",\"b\""]);
+            check(name, "*", &["*"]);
+        }
+        check("if-range", "\"a\"", &["\"a\""]);
+        check("if-range", "\"a~br.00000001\"", &[]);
     }
 }

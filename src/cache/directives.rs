@@ -23,6 +23,8 @@ pub(crate) struct RequestDirectives {
     pub no_cache: bool,
     /// `only-if-cached`.
     pub only_if_cached: bool,
+    /// `no-transform`. It cannot be ignored by configuration.
+    pub no_transform: bool,
     /// `max-age` in seconds; an invalid one is 0.
     pub max_age: Option<u32>,
     /// `min-fresh` in seconds; an invalid one is ignored.
@@ -55,6 +57,7 @@ impl RequestDirectives {
                     b"no-store" => found.no_store |= honoured.no_store,
                     b"no-cache" => found.no_cache |= honoured.no_cache,
                     b"only-if-cached" => found.only_if_cached |= honoured.only_if_cached,
+                    b"no-transform" => found.no_transform = true,
                     b"max-age" if honoured.max_age => {
                         found.max_age = lower(found.max_age, seconds().unwrap_or(0));
                     }

@@ -14,6 +14,7 @@ pub(crate) mod deception;
 pub(crate) mod decide;
 pub(crate) mod directives;
 pub(crate) mod fields;
+pub(crate) mod form;
 pub(crate) mod freshness;
 pub(crate) mod invalidate;
 pub(crate) mod key;
@@ -32,12 +33,14 @@ pub(crate) mod targeted;
 pub(crate) mod update;
 pub(crate) mod vary;
 
-pub(crate) use conditional::{Selected, select};
+pub(crate) use crate::labels::Coding;
+pub(crate) use conditional::{Selected, add_tags_without_coding, held_tag, select};
 pub(crate) use decide::{
     Decision, bypass_reason, decide, decide_absent, may_serve_stale_on_error, stale_when_slow,
 };
 pub(crate) use directives::RequestDirectives;
 pub(crate) use fields::{answer, validation_fields};
+pub(crate) use form::Form;
 pub(crate) use invalidate::invalidates;
 pub(crate) use key::{CacheKey, KeyHash, UrlParts, cookie};
 pub(crate) use packed::SiteName;

@@ -17,6 +17,11 @@ impl Nanoseconds {
         Duration::from_nanos(self.0)
     }
 
+    /// One nanosecond later.
+    pub(crate) fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// As a time.
     pub(crate) fn time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + self.span()
@@ -112,6 +117,31 @@ impl Deref for StoredParts {
 impl<T: Into<Box<[Range<u64>]>>> From<T> for Box<StoredParts> {
     fn from(parts: T) -> Self {
         Self::new(StoredParts(parts.into()))
+    }
+}
+
+/// Hashes of a response's tags, behind one thin pointer: most responses have none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TagHashes(Option<Box<Box<[u64]>>>);
+
+impl Deref for TagHashes {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        self.0.as_ref().map_or(&[], |hashes| hashes)
+    }
+}
+
+impl<T: Into<Box<[u64]>>> From<T> for TagHashes {
+    fn from(hashes: T) -> Self {
+        let hashes = hashes.into();
+        Self((!hashes.is_empty()).then(|| Box::new(hashes)))
+    }
+}
+
+impl FromIterator<u64> for TagHashes {
+    fn from_iter<I: IntoIterator<Item = u64>>(hashes: I) -> Self {
+        hashes.into_iter().collect::<Vec<u64>>().into()
     }
 }
 

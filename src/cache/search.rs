@@ -136,7 +136,7 @@ pub(crate) fn rule_record(stored: &StoredResponse) -> Option<StoredResponse> {
         variant: "".into(),
         status: StatusCode::OK,
         headers: headers.into(),
-        tags: Box::new([ALIASED]),
+        tags: [ALIASED].into(),
         complete_length: Some(0),
         parts: None,
         ..stored.clone()

@@ -6,8 +6,9 @@ use http::{StatusCode, Version};
 
 use crate::fields::FieldSection;
 
+use super::form::Form;
 use super::key::{KeyHash, variant_hash};
-use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts};
+use super::packed::{Nanoseconds, Seconds, SiteName, StoredParts, TagHashes};
 use super::purge::{ALIASED, PurgeSequence, PurgeTarget};
 
 /// A response as it is stored. Holds nothing of the requesting client except the values of the
@@ -28,7 +29,7 @@ pub(crate) struct StoredResponse {
     /// How long it may be reused. Computed when it is stored.
     pub freshness: Freshness,
     /// Hashes of its tags, see [`super::purge::tag_hash`].
-    pub tags: Box<[u64]>,
+    pub tags: TagHashes,
     /// The purge-log position read **before** the upstream request was sent.
     pub stored_at_sequence: PurgeSequence,
     /// Length of the complete body in bytes, if known.
@@ -38,6 +39,8 @@ pub(crate) struct StoredResponse {
     /// The HTTP version that it was received over, for `Via` (RFC 9110 §7.6.3). A validation does not
     /// change it.
     pub version: Version,
+    /// Present if it was made from another stored response by coding or decoding.
+    pub form: Option<Box<Form>>,
 }
 
 /// Everything that the decision for a hit reads. 40 bytes; plain times would take 88.
@@ -92,9 +95,10 @@ impl Freshness {
 }
 
 impl StoredResponse {
-    /// The hash under which it is stored: its key's, or its variant's.
+    /// The hash under which it is stored: its key's, or its variant's; mixed with its coding if it is a form.
     pub(crate) fn hash(&self) -> KeyHash {
-        variant_hash(&self.key, &self.variant)
+        let hash = variant_hash(&self.key, &self.variant);
+        self.form.as_ref().map_or(hash, |form| Form::hash(hash, form.coding))
     }
 
     /// Whether it is stored under a key that `No-Vary-Search` shortened.

@@ -414,6 +414,7 @@ fn stored_response(
         complete_length,
         parts: part.map(|part| [part.bytes].into()),
         version: exchange.version,
+        form: None,
     }
 }
 

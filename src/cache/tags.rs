@@ -6,6 +6,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sfv::{BareItem, List, ListEntry, Parser};
 
+use super::packed::TagHashes;
 use super::purge::tag_hash;
 
 /// `Surrogate-Key`: tags parted by white space.
@@ -17,7 +18,7 @@ pub(crate) const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-group
 
 /// The hashes of a response's tags, sorted, each once. Groups are per origin (RFC 9875 §2), so
 /// they are hashed with `origin`, `scheme://authority`.
-pub(crate) fn tags(headers: &HeaderMap, origin: &str) -> Box<[u64]> {
+pub(crate) fn tags(headers: &HeaderMap, origin: &str) -> TagHashes {
     let mut hashes: Vec<u64> = Vec::new();
     let words = |line: &HeaderValue| line.to_str().unwrap_or_default().to_owned();
     for line in headers.get_all(SURROGATE_KEY).iter().map(words) {
@@ -57,7 +58,7 @@ pub(super) fn groups(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn of(fields: &[(&HeaderName, &str)]) -> Box<[u64]> {
+    fn of(fields: &[(&HeaderName, &str)]) -> TagHashes {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(*name, value.parse().expect("a value"));
@@ -65,7 +66,7 @@ mod tests {
         tags(&headers, "https://e.org")
     }
 
-    fn hashes(tags: &[&str]) -> Box<[u64]> {
+    fn hashes(tags: &[&str]) -> TagHashes {
         let mut hashes: Vec<u64> = tags.iter().map(|tag| tag_hash(tag)).collect();
         hashes.sort_unstable();
         hashes.into()

@@ -32,12 +32,14 @@ pub(crate) enum Vary {
 }
 
 impl Vary {
-    /// From all lines of `Vary`.
+    /// From all lines of `Vary`. `Accept-Encoding` selects nothing: origins are asked with the site's own, and
+    /// every coding is made of the one stored response.
     pub(crate) fn of(headers: &impl Fields) -> Self {
         let mut fields = Vec::new();
         for line in headers.lines(&VARY) {
             for part in members(line) {
                 match HeaderName::from_bytes(part) {
+                    Ok(ACCEPT_ENCODING) => {}
                     Ok(name) if part != b"*" => fields.push(name),
                     _ => return Self::Star,
                 }

@@ -9,6 +9,7 @@
 //!
 //! Numbers are little-endian, and valid in this process only.
 
+pub(crate) mod entity_tag;
 mod lines;
 mod names;
 pub(crate) mod ranges;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::names::Number;
-use super::{Fields, KnownSet, LINE_END, NAME_END, START_BYTES, Walk, push_line, start_of};
+use super::{Fields, Known, KnownSet, LINE_END, NAME_END, START_BYTES, Walk, push_line, start_of};
 
 /// Field lines in the order in which they were received. A line takes eight bytes and its value; in a
 /// [`HeaderMap`] it takes 104 and its value. Values returned from it share its allocation.
@@ -71,6 +71,12 @@ impl FieldSection {
         }
         block[..KNOWN_BYTES].copy_from_slice(&known.0.to_le_bytes());
         Self { block: block.into() }
+    }
+
+    /// Whether a line of this field is there, without a pass over the lines.
+    #[inline]
+    pub(crate) fn has(&self, known: Known) -> bool {
+        self.known().has(known)
     }
 
     pub(super) fn known(&self) -> KnownSet {

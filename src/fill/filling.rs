@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::reader::FillReader;
 use super::state::FollowerGuard;
 use crate::cache::StoredResponse;
-use crate::store::StoredHead;
+use crate::store::{ObjectId, StoredHead};
 
 /// A response whose body is being fetched. Keeps the fill alive until it is dropped or read; a reader
 /// keeps the fill alive itself. To read several ranges, create all readers before one is dropped.
@@ -20,6 +20,11 @@ impl Filling {
     /// The head record of the response, as it will be stored.
     pub(crate) fn response(&self) -> &Arc<StoredResponse> {
         &self.response
+    }
+
+    /// The id of the object being filled.
+    pub(crate) fn object(&self) -> Option<ObjectId> {
+        self.guard.fill().lock().slices.as_ref().map(|(_, object)| *object)
     }
 
     /// The head record of the object being filled, to read slices that are already stored, or to store

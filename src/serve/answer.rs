@@ -15,7 +15,7 @@ use http::header::{AGE, CONTENT_TYPE, LOCATION};
 use http_body::Frame;
 
 use super::Visit;
-use super::outcome::Answered;
+use super::outcome::{Answered, Content};
 use super::repaired_body::{Repair, RepairedBody};
 use crate::body::{Body, BodySource, PollFrame};
 use crate::cache::{self, CacheStatus, KeyHash, Multipart, Reason, Selected, StoredResponse};
@@ -67,12 +67,28 @@ impl Visit {
     ) -> Option<Answered> {
         let freshness = &head.response.freshness;
         let age = freshness.age(self.context.received_at);
-        let reply = self.select_aged(Source::Stored(head), age)?;
+        let (reply, content) = self.stored_reply(head, age)?;
         self.worker.note_hit(hash, head);
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
         let detail = stale.or_else(silent);
         let status = CacheStatus { detail, ..CacheStatus::hit(freshness.ttl_at(age)) };
-        Some(Answered::new(reply, status))
+        Some(Answered::new(reply, status).of(content))
+    }
+
+    /// What this request gets of a stored response of this age: in the coding that is negotiated, if that is
+    /// stored or the content is short. `None` if bytes are missing.
+    pub(super) fn stored_reply(
+        &self,
+        head: &Arc<StoredHead>,
+        age: Duration,
+    ) -> Option<(Reply, Content)> {
+        if let Some(form) = self.form_now(head)
+            && let Some(reply) = self.select_aged(Source::Stored(&form), age)
+        {
+            return Some((reply, Content::Negotiated));
+        }
+        let reply = self.select_aged(Source::Stored(head), age)?;
+        Some((reply, Content::Stored(head.clone())))
     }
 
     /// What this request gets of the response at the time `now`. `None` if bytes are missing.
@@ -81,7 +97,7 @@ impl Visit {
         self.select_aged(source, age)
     }
 
-    fn select_aged(&self, source: Source<'_>, age: Duration) -> Option<Reply> {
+    pub(super) fn select_aged(&self, source: Source<'_>, age: Duration) -> Option<Reply> {
         let stored = source.response();
         let (method, fields) = (&self.context.request.method, &self.fields);
         let limits = &self.rule.settings.cache.ranges;
@@ -140,7 +156,8 @@ impl Visit {
         if !store.missing(head, range.clone()).is_empty() {
             return None;
         }
-        let repair = Some(Repair::new(self, head));
+        // The origin has no bytes of a form.
+        let repair = head.response.form.is_none().then(|| Repair::new(self, head));
         Some(RepairedBody::body(store.body(head, range.clone()), range, repair))
     }
 

@@ -11,7 +11,7 @@ use tokio::task::spawn_local;
 use super::answer::{Source, remove_zero_age};
 use super::exchange::{ExchangeOutcome, Job, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
-use super::outcome::{Answered, PathError, facts_of, unanswered_facts};
+use super::outcome::{Answered, Content, PathError, facts_of, unanswered_facts};
 use super::ranges::{Gaps, can_be_fetched_in_parts};
 use super::{NextStage, Payload, Visit, errors};
 use crate::cache::purge::ALIASED;
@@ -165,18 +165,17 @@ impl Visit {
         let again = query.look_up(query.search_for(found.key), Lookup::Find).await;
         let is_absent = again.head.is_none() && again.absent == Reason::Absent;
         match self.use_stored(again) {
-            Ok(Answered { reply, facts }) => {
+            Ok(answered) => {
                 // RFC 9211 §2.1: a request that waited for upstream is not a hit.
                 let handling = Handling::Forwarded(reason);
-                let facts =
-                    facts.with_status(|status| CacheStatus { handling, collapsed: true, ..status });
-                Ok(Turn::Done(facts.answer(reply)))
+                let collapsed = |status| CacheStatus { handling, collapsed: true, ..status };
+                Ok(Turn::Done(answered.with_facts(|facts| facts.with_status(collapsed))))
             }
             Err(NextStage::FillGaps(again)) if has_gaps_to_fill(&again) => {
                 Ok(match self.gaps_turn(again).await? {
-                    Turn::Done(Answered { reply, facts }) => {
+                    Turn::Done(answered) => {
                         let collapsed = |status| CacheStatus { collapsed: true, ..status };
-                        Turn::Done(facts.with_status(collapsed).answer(reply))
+                        Turn::Done(answered.with_facts(|facts| facts.with_status(collapsed)))
                     }
                     again => again,
                 })
@@ -261,7 +260,7 @@ impl Visit {
             facts.with_status(|status| CacheStatus { detail: why, ..status })
         };
         match self.pass(reason, Some(found.clone()), Payload::default()).await {
-            Ok(Answered { reply, facts }) => Ok(detailed(facts).answer(reply)),
+            Ok(answered) => Ok(answered.with_facts(detailed)),
             Err(error) => Err(detailed(error.facts).fail(error.error)),
         }
     }
@@ -278,7 +277,7 @@ impl Visit {
         };
         let ttl = Some(filling.response().freshness.ttl(self.worker.clock.now()));
         let facts = facts.with_status(|status| CacheStatus { stored: true, ttl, ..status });
-        Ok(facts.answer(self.leader_reply(&filling, own)))
+        Ok(facts.answer(self.leader_reply(&filling, own)).of(content_of(&filling)))
     }
 
     /// The reply from a fill to the request that leads it. `unshared` are the fields of the response that
@@ -306,8 +305,9 @@ impl Visit {
         let ttl = Some(head.response.freshness.ttl(self.worker.clock.now()));
         let detail = Some(Reason::Validated);
         let facts = facts.with_status(|status| CacheStatus { ttl, stored: true, detail, ..status });
-        if let Some(reply) = self.select(Source::Stored(head), self.worker.clock.now()) {
-            return Ok(Some(facts.answer(reply)));
+        let age = head.response.freshness.age(self.worker.clock.now());
+        if let Some((reply, content)) = self.stored_reply(head, age) {
+            return Ok(Some(facts.answer(reply).of(content)));
         }
         match self.open_gaps(head).await {
             Gaps::Open(parts, first) => {
@@ -359,7 +359,8 @@ impl Visit {
         let now = self.worker.clock.now();
         let reply = self.select(Source::Filling(filling, head.as_ref()), now)?;
         let ttl = Some(filling.response().freshness.ttl(now));
-        Some(Answered::new(reply, CacheStatus { ttl, ..collapsed(reason) }))
+        let status = CacheStatus { ttl, ..collapsed(reason) };
+        Some(Answered::new(reply, status).of(content_of(filling)))
     }
 
     /// Upstream gave no response: a stale one if it is permitted, or the error.
@@ -415,11 +416,10 @@ impl Visit {
         facts: ResponseFacts,
     ) -> Result<Answered, ResponseFacts> {
         let hit = found.head.as_ref().and_then(|head| self.hit(found.hash, head, Some(why)));
-        let Some(Answered { reply, facts: ResponseFacts { cache_status: hit, .. } }) = hit else {
-            return Err(facts);
-        };
-        let (ttl, detail) = (hit.ttl, Some(why));
-        Ok(facts.with_status(|status| CacheStatus { ttl, detail, ..status }).answer(reply))
+        let Some(hit) = hit else { return Err(facts) };
+        let (ttl, detail) = (hit.facts.cache_status.ttl, Some(why));
+        let facts = facts.with_status(|status| CacheStatus { ttl, detail, ..status });
+        Ok(hit.with_facts(|_| facts))
     }
 
     /// How long to wait for upstream before a stale response is served. `None`: until
@@ -480,6 +480,14 @@ impl Visit {
             first_range: None,
             interims: None,
         })
+    }
+}
+
+/// The content of a fill, for the step *encode*.
+fn content_of(filling: &Filling) -> Content {
+    match filling.object() {
+        Some(object) => Content::Filling(filling.response().clone(), object),
+        None => Content::Unshared,
     }
 }
 

@@ -1,16 +1,33 @@
 //! The outcome of the request path: an answer or an error, each with the facts that `Cache-Status`, log
 //! and metrics state. Stages return them as values; `finish` in [`super`] writes them once.
 
-use crate::cache::CacheStatus;
+use std::sync::Arc;
+
+use crate::cache::{CacheStatus, StoredResponse};
 use crate::context::{ResponseFacts, UpstreamFacts};
 use crate::reply::Reply;
 use crate::respond::ErrorReply;
+use crate::store::{ObjectId, StoredHead};
+use crate::transform::RecodePlan;
 use crate::upstream::{Tried, Upstream, UpstreamResponse};
 
 /// A reply, and how it came about.
 pub(super) struct Answered {
     pub reply: Reply,
+    pub content: Content,
     pub facts: ResponseFacts,
+}
+
+/// Where the content of a reply comes from, for the step *encode*.
+pub(super) enum Content {
+    /// Recoded, it is for this client only.
+    Unshared,
+    /// It has the coding that was negotiated.
+    Negotiated,
+    /// A stored response: recoded, it is stored beside it.
+    Stored(Arc<StoredHead>),
+    /// A response that is being stored as this object.
+    Filling(Arc<StoredResponse>, ObjectId),
 }
 
 /// Why a request has no reply but that of an error. Boxed on its way, because it is rare and large.
@@ -24,21 +41,30 @@ pub(super) struct PathError {
 pub(super) enum Encoded {
     /// It can be sent.
     Ready(Answered),
-    /// Its first piece must be decoded first.
-    Decoding(Box<Decoding>),
+    /// Its recoded content is looked up or made first.
+    Recoding(Box<Recoding>),
 }
 
-/// A reply whose body is decoded as it is read.
-pub(super) struct Decoding {
+/// A reply whose content must be recoded. Its fields are those of the recoded content.
+pub(super) struct Recoding {
     pub answered: Answered,
-    /// Whether the length of the coded body is known.
-    pub has_length: bool,
+    pub plan: RecodePlan,
 }
 
 impl Answered {
     /// A reply for which no upstream was asked.
     pub(super) fn new(reply: Reply, status: CacheStatus) -> Self {
-        Self { reply, facts: facts_of(status) }
+        facts_of(status).answer(reply)
+    }
+
+    /// The same reply, with this content.
+    pub(super) fn of(self, content: Content) -> Self {
+        Self { content, ..self }
+    }
+
+    /// The same reply, with facts that follow from its own.
+    pub(super) fn with_facts(self, change: impl FnOnce(ResponseFacts) -> ResponseFacts) -> Self {
+        Self { facts: change(self.facts), ..self }
     }
 }
 
@@ -50,7 +76,7 @@ pub(super) fn facts_of(cache_status: CacheStatus) -> ResponseFacts {
 impl ResponseFacts {
     /// These facts with `reply`.
     pub(super) fn answer(self, reply: impl Into<Reply>) -> Answered {
-        Answered { reply: reply.into(), facts: self }
+        Answered { reply: reply.into(), content: Content::Unshared, facts: self }
     }
 
     /// These facts with an error.

@@ -4,7 +4,7 @@
 
 use std::pin::Pin;
 
-use http::header::{CONTENT_TYPE, HOST, MAX_FORWARDS, VIA};
+use http::header::{ACCEPT_ENCODING, CONTENT_TYPE, HOST, MAX_FORWARDS, RANGE, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use tokio::task::spawn_local;
 
@@ -245,8 +245,12 @@ impl Visit {
     fn upstream_request(&self, stale: Option<&StoredHead>) -> Request<()> {
         let mut headers = HeaderMap::clone(&self.fields);
         headers.reserve(ADDED_FIELDS);
-        if let Some(stale) = stale {
-            cache::validation_fields(&stale.response, &mut headers);
+        match stale {
+            Some(stale) => cache::validation_fields(&stale.response, &mut headers),
+            None => cache::add_tags_without_coding(&mut headers),
+        }
+        if let Some(codings) = self.codings_for_origin(&headers) {
+            headers.insert(ACCEPT_ENCODING, codings);
         }
         // The authority of the key. HTTP/2 requests have no Host, and HTTP/1.0 requests need none.
         headers.insert(HOST, self.request.authority.to_field());
@@ -265,6 +269,21 @@ impl Visit {
         *request.uri_mut() = target.into();
         *request.headers_mut() = headers;
         request
+    }
+}
+
+impl Visit {
+    /// The `Accept-Encoding` for the origin: the site's own, because the response is stored once for all
+    /// clients, whatever they accept; for a range identity, because a part cannot be decoded. `None`: the
+    /// client's, because no other client gets the response.
+    fn codings_for_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let is_shared = matches!(self.context.request.method, Method::GET | Method::HEAD)
+            && self.query().bypass_reason().is_none();
+        let settings = &self.rule.settings.compression;
+        is_shared.then(|| match headers.contains_key(RANGE) {
+            true => IDENTITY,
+            false => settings.accept_encoding_for_origin(),
+        })
     }
 }
 
@@ -290,6 +309,9 @@ struct Storable {
     invalid: Vec<PurgeScope>,
     facts: ResponseFacts,
 }
+
+/// `Accept-Encoding` without any coding.
+pub(super) const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
 /// The number of fields that are usually added to a request.
 const ADDED_FIELDS: usize = 8;

@@ -21,8 +21,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::header::{
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, RANGE,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 
 use super::Visit;
@@ -30,6 +32,7 @@ use super::answer::{Source, remove_zero_age};
 use super::exchange::Job;
 use super::lookup::LookupResult;
 use super::outcome::{Answered, PathError, facts_of};
+use super::pass::IDENTITY;
 use crate::body::Body;
 use crate::cache::range::{RangeSpec, Requested, parse_specs, requested};
 use crate::cache::{CacheKey, CacheStatus, Reason, StoredResponse};
@@ -91,6 +94,7 @@ impl FirstRange {
 
     /// Turns a request for the whole object into this range request.
     pub(super) fn set_range(&self, headers: &mut HeaderMap) {
+        headers.insert(ACCEPT_ENCODING, IDENTITY);
         match &self.bytes {
             FirstBytes::Slices(range) => ask_for(range, None, headers),
             FirstBytes::Suffix(count) => ask_for_last(*count, headers),
@@ -116,11 +120,13 @@ impl Visit {
                 FirstBytes::Slices(self.worker.fills.first_range_to_request(start, end))
             }
         };
-        Some(FirstRange { bytes, base: self.range_request_base() })
+        Some(FirstRange { bytes, base: self.range_request_base(IDENTITY) })
     }
 
-    fn range_request_base(&self) -> Rc<RangeRequestBase> {
-        let (parts, _) = self.fill_request(None).into_parts();
+    /// `coding`: of the object whose ranges are requested.
+    fn range_request_base(&self, coding: HeaderValue) -> Rc<RangeRequestBase> {
+        let (mut parts, _) = self.fill_request(None).into_parts();
+        parts.headers.insert(ACCEPT_ENCODING, coding);
         Rc::new(RangeRequestBase { uri: parts.uri, headers: parts.headers })
     }
 
@@ -132,7 +138,8 @@ impl Visit {
         }
         let key = CacheKey::new(head.response.key.clone());
         let job = self.job(&LookupResult::none(key, Reason::BytesMissing)).ok()?;
-        job.parts(head.clone(), self.range_request_base())
+        let coding = head.response.headers.values(&CONTENT_ENCODING).next().unwrap_or(IDENTITY);
+        job.parts(head.clone(), self.range_request_base(coding))
     }
 
     /// Answers with the stored bytes of `found.head`, and fetches the others. `None` if the object has

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use geo::Geo;
+use http::HeaderMap;
 
 use tokio::sync::mpsc;
 
@@ -23,6 +24,7 @@ use crate::respond::Identity;
 use crate::respond::log::LogBuffer;
 use crate::route::Routes;
 use crate::store::{Store, StoredHead};
+use crate::transform::{Accepted, AcceptedMemo};
 use crate::upstream::{Pools, Upstreams};
 
 /// The configuration as requests use it. Immutable; a reload replaces it, and each request keeps the
@@ -97,6 +99,7 @@ pub(crate) struct Worker {
     pub(super) log: Rc<LogBuffer>,
     plan: RefCell<LocalPlan>,
     next_id: Cell<u64>,
+    accepted: RefCell<AcceptedMemo>,
 }
 
 /// The plan in force and this core's copy of it. Each request changes the reference counts of its site
@@ -129,6 +132,7 @@ impl Worker {
             log: Rc::new(parts.log),
             plan: RefCell::new(LocalPlan { source, copied, local }),
             next_id: Cell::new(parts.first_id),
+            accepted: RefCell::default(),
         })
     }
 
@@ -156,6 +160,11 @@ impl Worker {
             *local = Rc::new(copied.for_core());
         }
         local.clone()
+    }
+
+    /// The codings that the client of a request with these fields accepts.
+    pub(super) fn accepted(&self, request: &HeaderMap) -> Accepted {
+        self.accepted.borrow_mut().accepted(request)
     }
 
     /// The next request id. Consecutive ids differ in many bits, so that they are easy to tell apart.

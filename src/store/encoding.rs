@@ -13,6 +13,7 @@
 //!                    [fields: count (4) name*   variants: count (4)
 //!                      [hash (16) others (8) language (text)]*]*
 //! kind 3   slice:    bytes
+//! kind 4   form:     coding (1: 0 none  1 zstd  2 br  3 gzip) source (16) number (4)  as a head
 //! text     length (4)  bytes
 //! flags    1 heuristic  2 must_revalidate  4 no_cache  8 immutable
 //!          16 complete_length  32 parts  64 body inline       (language: empty is none)
@@ -20,7 +21,7 @@
 //! ```
 //!
 //! All numbers are little-endian. [`super::blocks`] verifies the checksum of key and value before. A
-//! value of another version, or with bytes left over or missing, decodes to [`Piece::Unknown`]: a
+//! value of another version or kind, or with bytes left over or missing, decodes to [`Piece::Unknown`]: a
 //! miss. It holds nothing of the requesting client but the selecting fields' values for `Vary`.
 
 use std::sync::Arc;
@@ -33,7 +34,9 @@ use http::{HeaderName, HeaderValue, StatusCode, Version};
 use super::piece::Piece;
 use super::record::{ObjectId, Record, StoredHead, disk_state};
 use crate::cache::vary::{Variant, VarySet};
-use crate::cache::{Freshness, KeyHash, PurgeSequence, SiteName, StoredResponse, VaryList};
+use crate::cache::{
+    Coding, Form, Freshness, KeyHash, PurgeSequence, SiteName, StoredResponse, VaryList,
+};
 use crate::fields::FieldSection;
 use crate::purge::Checkpoint;
 
@@ -41,7 +44,9 @@ impl Piece {
     /// Appends the encoded value to `out`.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let (kind, payload) = match self {
-            Self::Record(Record::Response(head)) => (HEAD, &*encode_head(head)),
+            Self::Record(Record::Response(head)) => {
+                (if head.response.form.is_some() { FORM } else { HEAD }, &*encode_head(head))
+            }
             Self::Record(Record::Variants(list)) => (VARIANTS, &*encode_variants(list)),
             Self::Slice(slice) => (SLICE, &*slice.bytes),
             Self::Unknown => (SLICE, &[][..]),
@@ -75,7 +80,7 @@ impl Piece {
                 let response = &head.response;
                 let texts = response.key.len() + response.site.len() + response.variant.len();
                 let parts = response.parts.as_ref().map_or(0, |parts| parts.len() * 16);
-                192 + fields + texts + response.tags.len() * 8 + parts + self.body_bytes()
+                216 + fields + texts + response.tags.len() * 8 + parts + self.body_bytes()
             }
             Self::Record(Record::Variants(list)) => {
                 let sets = list.sets.iter();
@@ -89,8 +94,11 @@ impl Piece {
 
 fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
     match kind {
-        HEAD => {
-            let head = decode_head(&mut Decoder(payload))?;
+        HEAD | FORM => {
+            let mut from = Decoder(payload);
+            let form = (kind == FORM).then(|| decode_form(&mut from).map(Box::new));
+            let form = form.map_or(Some(None), |form| form.map(Some))?;
+            let head = decode_head(&mut from, form)?;
             Some(Piece::Record(Record::Response(Arc::new(head))))
         }
         VARIANTS => {
@@ -119,6 +127,9 @@ fn encode_head(head: &StoredHead) -> Vec<u8> {
     let flags = flags.iter().enumerate().fold(0, |all, (bit, set)| all | (u16::from(*set) << bit));
     let inline = head.inline.as_deref().unwrap_or_default();
     let mut out = Vec::with_capacity(1024 + inline.len());
+    if let Some(form) = &response.form {
+        encode_form(form, &mut out);
+    }
     out.extend_from_slice(&head.checkpoint.lineage().to_le_bytes());
     out.extend_from_slice(&response.stored_at_sequence.0.to_le_bytes());
     out.extend_from_slice(&head.object.0.to_le_bytes());
@@ -152,7 +163,7 @@ fn encode_head(head: &StoredHead) -> Vec<u8> {
     out
 }
 
-fn decode_head(from: &mut Decoder) -> Option<StoredHead> {
+fn decode_head(from: &mut Decoder, form: Option<Box<Form>>) -> Option<StoredHead> {
     let lineage = from.u64()?;
     let stored_at_sequence = PurgeSequence(from.u64()?);
     let object = ObjectId(from.u128()?);
@@ -196,6 +207,7 @@ fn decode_head(from: &mut Decoder) -> Option<StoredHead> {
             (false, true) => Version::HTTP_10,
             (false, false) => Version::HTTP_11,
         },
+        form,
     };
     let sane = from.0.is_empty()
         && response.hash() == hash
@@ -209,7 +221,22 @@ fn decode_head(from: &mut Decoder) -> Option<StoredHead> {
         slice_bytes,
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::WRITTEN),
+        absent_forms: AtomicU8::new(0),
     })
+}
+
+fn encode_form(form: &Form, out: &mut Vec<u8>) {
+    out.push(
+        CODINGS.iter().position(|coding| *coding == form.coding).expect("all are listed") as u8
+    );
+    out.extend_from_slice(&form.source.to_le_bytes());
+    out.extend_from_slice(&form.number.to_le_bytes());
+}
+
+fn decode_form(from: &mut Decoder) -> Option<Form> {
+    let [coding] = from.array()?;
+    let coding = *CODINGS.get(usize::from(coding))?;
+    Some(Form { coding, source: from.u128()?, number: from.u32()? })
 }
 
 /// The length that an inline body must have: that of the complete body, or of its one part.
@@ -343,6 +370,10 @@ const VERSION: u8 = 2;
 const HEAD: u8 = 1;
 const VARIANTS: u8 = 2;
 const SLICE: u8 = 3;
+const FORM: u8 = 4;
+/// The codings of forms, by their number on disk.
+const CODINGS: [Option<Coding>; Form::CODINGS] =
+    [None, Some(Coding::Zstd), Some(Coding::Brotli), Some(Coding::Gzip)];
 pub(super) const START_BYTES: usize = 6;
 /// Enough for a head with an inline body, its fields and tags. Bounds the allocation for a damaged
 /// length.
@@ -376,6 +407,23 @@ mod tests {
 
     fn piece(head: StoredHead) -> Piece {
         Piece::Record(Record::Response(Arc::new(head)))
+    }
+
+    #[test]
+    fn a_form_comes_back_with_its_coding_and_source() {
+        for coding in CODINGS {
+            let form = Form { coding, source: 1 << 100, number: 0x1a2b_3c4d };
+            let mut head = tests::head("https://a/", PurgeSequence(7), 9);
+            head.response.complete_length = Some(4);
+            head.response.form = Some(Box::new(form.clone()));
+            let encoded = encode(&piece(head));
+            assert_eq!(encoded[..2], [VERSION, FORM]);
+            let back = decode(&encoded);
+            assert_eq!(head_of(&back).response.form.as_deref(), Some(&form));
+            let mut unknown = encoded.clone();
+            unknown[START_BYTES] = CODINGS.len() as u8;
+            assert!(matches!(decode(&unknown), Piece::Unknown));
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod disk; // one directory
 mod disks; // all directories
 mod encoding; // pieces on disk
 mod evictions; // pieces that leave memory
+mod forms; // coded and decoded forms of stored responses
 mod layout; // the files of a directory
 mod loads; // reads from disk in progress
 mod newest_objects; // detects parts of an outdated object
@@ -42,6 +43,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+pub(crate) use self::forms::StoredForm;
 pub(crate) use self::loads::ReadFailed;
 pub(crate) use self::open::OpenError;
 pub(crate) use self::read::StoredBody;
@@ -157,13 +159,18 @@ impl Store {
     }
 
     /// Replaces the stored response of a body: after a 304 (RFC 9111 §4.3.4), with its fields,
-    /// freshness and `stored_at_sequence`.
+    /// freshness and `stored_at_sequence`. Its response time changes, by which its forms tell that their
+    /// fields are outdated.
     pub(crate) fn replace(
         &self,
         head: &Arc<StoredHead>,
         mut response: StoredResponse,
     ) -> Arc<StoredHead> {
         response.complete_length = Some(head.complete_length());
+        let time = &mut response.freshness.response_time;
+        if response.form.is_none() && *time == head.response.freshness.response_time {
+            *time = time.next();
+        }
         let inline = head.inline.clone();
         let next = self.new_head(response, head.object, inline);
         let wanted = head.disk_state.load(Ordering::Relaxed) != disk_state::MEMORY_ONLY;
@@ -257,6 +264,7 @@ impl Store {
             slice_bytes: self.tiers.settings.slice_bytes as u32,
             checkpoint: Checkpoint::of(self.objects.purges.lineage()),
             disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
+            absent_forms: AtomicU8::new(0),
         }
     }
 

@@ -16,6 +16,13 @@ use crate::random::random_u64;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ObjectId(pub(super) u128);
 
+impl ObjectId {
+    /// The id as a number, for [`crate::cache::Form::source`].
+    pub(crate) fn get(self) -> u128 {
+        self.0
+    }
+}
+
 impl std::fmt::Debug for ObjectId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", self.0)

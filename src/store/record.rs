@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 
 pub(crate) use super::piece_key::ObjectId;
-use crate::cache::{KeyHash, StoredResponse, VaryList};
+use crate::cache::{Coding, Form, KeyHash, StoredResponse, VaryList};
 use crate::purge::Checkpoint;
 
 /// The value under a cache key's or a variant's hash. Two keys can share a hash: the caller compares
@@ -20,7 +20,8 @@ pub(crate) enum Record {
     Variants(Arc<VaryList>),
 }
 
-/// A stored response without its slices. Immutable, except for `checkpoint` and `disk_state`.
+/// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state` and
+/// `absent_forms`.
 #[derive(Debug)]
 pub(crate) struct StoredHead {
     /// What the caching rules read.
@@ -36,6 +37,8 @@ pub(crate) struct StoredHead {
     pub(super) checkpoint: Checkpoint,
     /// One of [`disk_state`].
     pub(super) disk_state: AtomicU8,
+    /// One bit for each coding: whether a form with it is known to be absent and is not worth a lookup.
+    pub(super) absent_forms: AtomicU8,
 }
 
 /// With the counts of its `Arc` a head fills one of the allocator's size classes; the next has 320 bytes.
@@ -54,7 +57,7 @@ pub(super) mod disk_state {
 }
 
 impl StoredHead {
-    /// The hash under which it is stored: its key's, or its variant's.
+    /// The hash under which it is stored: its key's, or its variant's; mixed with its coding if it is a form.
     pub(crate) fn hash(&self) -> KeyHash {
         self.response.hash()
     }
@@ -108,7 +111,28 @@ impl StoredHead {
             slice_bytes: self.slice_bytes,
             checkpoint: Checkpoint::distrusted(),
             disk_state: AtomicU8::new(disk_state::WRITTEN),
+            absent_forms: AtomicU8::new(0),
         }
+    }
+
+    /// Whether a form with this coding may exist. `false`: [`StoredHead::expect_form`] was told that none does.
+    #[inline]
+    pub(crate) fn may_have_form(&self, coding: Option<Coding>) -> bool {
+        self.absent_forms.load(Ordering::Relaxed) & form_bit(coding) == 0
+    }
+
+    /// Remembers whether lookups of the form with this coding are worth their cost.
+    pub(crate) fn expect_form(&self, coding: Option<Coding>, expected: bool) {
+        let bit = form_bit(coding);
+        match expected {
+            true => self.absent_forms.fetch_and(!bit, Ordering::Relaxed),
+            false => self.absent_forms.fetch_or(bit, Ordering::Relaxed),
+        };
+    }
+
+    /// Whether it was made from `source`, by coding or decoding its content.
+    pub(super) fn is_form_of(&self, source: &Self) -> bool {
+        self.response.form.as_ref().is_some_and(|form| form.source == source.object.0)
     }
 
     /// Bytes that it occupies in memory, without its slices.
@@ -122,7 +146,12 @@ impl StoredHead {
             + response.parts.as_ref().map_or(0, |parts| size_of_val(&**parts))
             + response.headers.weight()
             + self.inline.as_ref().map_or(0, Bytes::len)
+            + response.form.as_ref().map_or(0, |form| size_of_val(&**form))
     }
+}
+
+fn form_bit(coding: Option<Coding>) -> u8 {
+    1 << Form::index(coding)
 }
 
 /// Bytes of a memory entry beside its value: foyer's record (128 bytes), its slot in a hash table and

@@ -20,12 +20,27 @@ use http_body::Frame;
 use super::codec::{Codec, CodecError};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
-use super::{Coding, DecodeLimit, Level};
+use super::{Coding, DecodeLimit, Level, RecodePlan};
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 use crate::metrics::{Metric, Recorder};
 
+/// Changes the coding of a body, as a stream; compresses one in memory of up to [`WHOLE_BODY_BYTES_MAX`] at once,
+/// so that its length is known. A body that is decompressed fails if the coded data are malformed or incomplete,
+/// or at the limit.
+pub(crate) fn recode(body: Body, plan: RecodePlan, recorder: &Recorder) -> Body {
+    let RecodePlan { recoding, length, limit } = plan;
+    let (body, length) = match recoding.from {
+        Some(coding) => (decode(body, coding, limit, recorder), None),
+        None => (body, length),
+    };
+    match recoding.to {
+        Some(level) => encode(body, level, length, recorder),
+        None => body,
+    }
+}
+
 /// Compresses a body. `length` is its length, if known: a short body gets a small window.
-pub(crate) fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder) -> Body {
+fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder) -> Body {
     recorder.count_labelled(Metric::BodiesEncoded, level.coding.index());
     let encoder = Encoder::new(level, length);
     match body {
@@ -39,8 +54,7 @@ pub(crate) fn encode(body: Body, level: Level, length: Option<u64>, recorder: &R
     }
 }
 
-/// Decompresses a body. It fails if the coded data are malformed or incomplete, or at the limit.
-pub(crate) fn decode(body: Body, coding: Coding, limit: DecodeLimit, recorder: &Recorder) -> Body {
+fn decode(body: Body, coding: Coding, limit: DecodeLimit, recorder: &Recorder) -> Body {
     recorder.count_labelled(Metric::BodiesDecoded, coding.index());
     Body::stream(CodedBody::new(body, Decoder::new(coding, limit), recorder))
 }
@@ -245,7 +259,7 @@ impl<C: Codec> BodySource for CodedBody<C> {
 }
 
 /// A body in memory of up to this length is coded as a whole, and its coded length is known.
-const WHOLE_BODY_BYTES_MAX: usize = 64 << 10;
+pub(crate) const WHOLE_BODY_BYTES_MAX: usize = 16 << 10;
 
 /// The longest frame of a coded body.
 const SCRATCH_BYTES: usize = 16 << 10;

@@ -2,8 +2,8 @@
 //!
 //! The cache stores a body as the origin sent it. This room compresses it for a client that accepts a
 //! coding, or decompresses it for one that does not accept the stored coding; both as a stream.
-//! [`plan()`] decides from header fields alone, so that HEAD and GET agree; [`transform`] carries the
-//! plan out. Ranges, conditional requests and caching are handled elsewhere.
+//! [`plan()`] decides from header fields alone, so that HEAD and GET agree; [`transform`] changes the fields
+//! and [`recode`] the body. Where a recoded body is stored is decided by serve/. Ranges, conditional requests and caching are handled elsewhere.
 
 mod codec;
 mod coded_body;
@@ -20,14 +20,14 @@ use http::header::{
 };
 use http::{HeaderMap, Method};
 
-pub(crate) use coded_body::{decode, encode};
-pub(crate) use negotiate::Accepted;
-pub(crate) use plan::{CodingAction, ContentFields, plan};
+pub(crate) use coded_body::{WHOLE_BODY_BYTES_MAX, recode};
+pub(crate) use negotiate::{Accepted, AcceptedMemo, Choice};
+pub(crate) use plan::{CodingAction, ContentFields, Recoding, plan};
 
 use crate::body::BodySource;
+use crate::fields::entity_tag::coded_tag;
 use crate::fields::{FieldLines, Fields, FieldsMut};
 pub(crate) use crate::labels::Coding;
-use crate::metrics::Recorder;
 use crate::reply::Reply;
 
 /// A coding and its compression level.
@@ -49,8 +49,25 @@ pub(crate) struct Settings {
     pub bytes_min: u64,
     /// Whether coded responses are decompressed for clients that do not accept their coding.
     pub decode: bool,
+    /// Whether responses for one client are compressed or decompressed: with `private`, `no-store` or
+    /// `Set-Cookie`, or to requests with `Authorization`.
+    pub private: bool,
     /// Limits of decompression. A response that reaches one breaks off.
     pub decode_limit: DecodeLimit,
+    /// The codings that origins are asked for. Empty: none, their content is compressed here alone.
+    pub origin_codings: Vec<Coding>,
+}
+
+impl Settings {
+    /// `Accept-Encoding` of requests to origins. Names no coding if coded responses are not decoded: each
+    /// client must be able to use the one response that is stored.
+    pub(crate) fn accept_encoding_for_origin(&self) -> HeaderValue {
+        if !self.decode || self.origin_codings.is_empty() {
+            return HeaderValue::from_static("identity");
+        }
+        let words: Vec<_> = self.origin_codings.iter().map(|coding| coding.as_str()).collect();
+        HeaderValue::try_from(words.join(", ")).expect("words make a field value")
+    }
 }
 
 /// Bounds what a small coded body can expand to.
@@ -75,7 +92,9 @@ impl Default for Settings {
                 .collect(),
             bytes_min: 256,
             decode: true,
+            private: true,
             decode_limit: DecodeLimit { bytes_max: 1 << 30, ratio_max: 1000 },
+            origin_codings: vec![Coding::Zstd, Coding::Brotli, Coding::Gzip],
         }
     }
 }
@@ -84,87 +103,77 @@ impl Default for Settings {
 pub(crate) enum Transformed {
     /// The response to send.
     Ready(Reply),
-    /// Its body is decoded as it is read, which fails if the origin's content does not have the stated
-    /// coding.
-    Decoding {
-        /// The response to send.
-        reply: Reply,
-        /// Whether the length of the coded body is known, so that its content follows without a pause.
-        has_length: bool,
-    },
+    /// Its fields are those of the recoded content, and its body is to be recoded.
+    Recode(Reply, RecodePlan),
 }
 
-/// Codes or decodes the response to a request with this method and these fields, or leaves it unchanged,
-/// and updates its fields. The body is coded as it is read. Must be called with the selected response
-/// (200, 206, 304, …), before hop-by-hop fields are added.
+/// How a body is to be recoded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecodePlan {
+    /// The codings.
+    pub recoding: Recoding,
+    /// The length of the body before, if known.
+    pub length: Option<u64>,
+    /// Limits of decompression.
+    pub limit: DecodeLimit,
+}
+
+/// Decides how the content of the response to a request with this method and these fields is coded, and
+/// updates its fields. Must be called with the selected response (200, 206, 304, …), before hop-by-hop fields
+/// are added.
 pub(crate) fn transform(
     method: &Method,
     request: &HeaderMap,
-    response: Reply,
+    mut response: Reply,
     settings: &Settings,
-    recorder: &Recorder,
 ) -> Transformed {
-    let Reply { status, received, mut fields, body } = response;
     // A response to HEAD has no body, whatever the length of the representation.
     let is_head = *method == Method::HEAD;
-    let length = if is_head { None } else { body.exact_length() };
-    let content = ContentFields::of(&fields);
-    let plan = plan(request, status, &content, length, settings);
-    let length = content.length.or(length);
+    let length = if is_head { None } else { response.body.exact_length() };
+    let content = ContentFields::of(&response.fields);
+    let plan = plan(request, response.status, &content, length, settings);
+    // The response to GET may be too short to be coded, which its HEAD does not tell.
+    let (length, is_unsure) = (content.length.or(length), is_head && content.length.is_none());
     if plan.needs_vary && !content.varies {
-        fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
+        response.fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
-    match plan.action {
-        CodingAction::Leave(_) => {
-            return Transformed::Ready(Reply { status, received, fields, body });
-        }
-        CodingAction::WeakenEtag => {
-            weaken_etag(&mut fields);
-            return Transformed::Ready(Reply { status, received, fields, body });
-        }
-        // The response to GET may be too short to be coded, which its HEAD does not tell. A response to
-        // HEAD may omit Content-Encoding (RFC 9110 §9.3.2), and fields that hold for one coding alone
-        // are removed below.
-        CodingAction::Encode(_) if is_head && length.is_none() => {}
-        CodingAction::Encode(level) => {
-            let coding = HeaderValue::from_static(level.coding.as_str());
-            fields.set(&CONTENT_ENCODING, &coding);
-        }
-        CodingAction::Decode(_) => fields.remove(&CONTENT_ENCODING),
+    let CodingAction::Recode(recoding) = plan.action else { return Transformed::Ready(response) };
+    recode_fields(&mut response.fields, recoding.coding(), None);
+    if is_unsure && recoding.to.is_some() {
+        // A response to HEAD may omit it (RFC 9110 §9.3.2).
+        response.fields.remove(&CONTENT_ENCODING);
     }
-    change_representation(&mut fields);
-    if is_head {
-        return Transformed::Ready(Reply { status, received, fields, body });
-    }
-    let body = match plan.action {
-        CodingAction::Encode(level) => encode(body, level, length, recorder),
-        CodingAction::Decode(coding) => {
-            let body = decode(body, coding, settings.decode_limit, recorder);
-            let reply = Reply { status, received, fields, body };
-            return Transformed::Decoding { reply, has_length: length.is_some() };
+    match is_head {
+        true => Transformed::Ready(response),
+        false => {
+            let plan = RecodePlan { recoding, length, limit: settings.decode_limit };
+            Transformed::Recode(response, plan)
         }
-        CodingAction::Leave(_) | CodingAction::WeakenEtag => body,
-    };
-    if let Some(length) = body.exact_length() {
-        fields.append_number(&CONTENT_LENGTH, length);
     }
-    Transformed::Ready(Reply { status, received, fields, body })
 }
 
-/// Removes the fields that describe the bytes before coding: length, ranges and digests; and weakens the
-/// entity tag (RFC 9110 §8.8.1).
-fn change_representation(fields: &mut FieldLines) {
+/// Turns the fields of a response into those of its recoded content: names the coding, removes the fields that
+/// describe the bytes before (length, ranges and digests), and gives the entity tag its suffix. `number` is of
+/// the recoded bytes if they are stored, see [`coded_tag`].
+pub(crate) fn recode_fields(fields: &mut FieldLines, coding: Option<Coding>, number: Option<u32>) {
     fields.remove_all(&OF_THE_BYTES);
-    weaken_etag(fields);
+    match coding {
+        Some(coding) => {
+            fields.set(&CONTENT_ENCODING, &HeaderValue::from_static(coding.as_str()));
+        }
+        None => fields.remove(&CONTENT_ENCODING),
+    }
+    let tag = fields.get(&ETAG).and_then(|tag| coded_tag(tag, coding, number));
+    if let Some(tag) = tag {
+        let tag = HeaderValue::try_from(tag).expect("a field value with a suffix is one");
+        fields.set(&ETAG, &tag);
+    }
 }
 
-fn weaken_etag(fields: &mut FieldLines) {
-    let weak = fields.get(&ETAG).filter(|etag| etag.starts_with(b"\"")).map(|etag| {
-        HeaderValue::from_bytes(&[b"W/", etag].concat())
-            .expect("`W/` before a valid field value makes a valid one")
-    });
-    if let Some(weak) = weak {
-        fields.set(&ETAG, &weak);
+/// Adds `Vary: Accept-Encoding`, unless the fields have it.
+pub(crate) fn add_vary(fields: &mut FieldLines) {
+    if !ContentFields::of(fields).varies {
+        fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
 }
 
@@ -324,19 +333,23 @@ const CONTENT_TYPES: [&str; 17] = [
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use http::Response;
 
     use super::*;
-    use crate::body::{Body, pieces};
+    use crate::body::Body;
     use crate::metrics::Metrics;
 
     fn transformed(method: &Method, accept: &str, response: Reply) -> Reply {
         let mut request = HeaderMap::new();
         request.insert(http::header::ACCEPT_ENCODING, accept.parse().unwrap());
         let recorder = Metrics::new(1).worker(0);
-        match transform(method, &request, response, &Settings::default(), &recorder) {
-            Transformed::Ready(reply) | Transformed::Decoding { reply, .. } => reply,
+        let settings = Settings::default();
+        match transform(method, &request, response, &settings) {
+            Transformed::Ready(reply) => reply,
+            Transformed::Recode(mut reply, plan) => {
+                reply.body = recode(reply.body, plan, &recorder);
+                reply
+            }
         }
     }
 
@@ -362,18 +375,13 @@ mod tests {
     fn a_coded_response_says_nothing_of_the_bytes_that_it_was() {
         let small = transformed(&Method::GET, "br", page("a".repeat(5000)));
         assert_eq!(field(&small, "content-encoding"), Some("br"));
-        assert_eq!(field(&small, "etag"), Some("W/\"v1\""));
+        assert_eq!(field(&small, "etag"), Some("W/\"v1~br\""));
         assert_eq!(field(&small, "accept-ranges"), None);
         assert_eq!(field(&small, "repr-digest"), None);
         let vary: Vec<_> = small.fields.lines(&VARY).collect();
         assert_eq!(vary, [b"accept-language", b"Accept-Encoding"]);
-        let length: u64 = field(&small, "content-length").unwrap().parse().unwrap();
-        assert!(length < 100);
-        assert_eq!(small.body.exact_length(), Some(length));
-
-        let two = pieces([Bytes::from(vec![b'a'; 2500]), Bytes::from(vec![b'b'; 2500])]);
-        let streamed = transformed(&Method::GET, "br", page(two));
-        assert_eq!(field(&streamed, "content-length"), None);
+        assert_eq!(field(&small, "content-length"), None);
+        assert!(small.body.exact_length().is_some_and(|length| length < 100));
     }
 
     #[test]

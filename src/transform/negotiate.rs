@@ -16,7 +16,7 @@ impl Accepted {
     /// Reads the field. Invalid members are ignored.
     ///
     /// Without the field, RFC 9110 allows any coding; here it means identity, because most clients that
-    /// omit it cannot decode any. `*` means gzip alone: a client that decodes brotli or zstd names it.
+    /// omit it cannot decode any. `*` means gzip and identity: a client that decodes brotli or zstd names it.
     pub(crate) fn from_headers(request: &HeaderMap) -> Self {
         if !request.contains_key(ACCEPT_ENCODING) {
             return Self::default();
@@ -36,26 +36,84 @@ impl Accepted {
         }
         let gzip = &mut weights[Coding::Gzip.index()];
         *gzip = gzip.or(rest);
-        Self { weights: weights.map(Option::unwrap_or_default), identity }
+        Self { weights: weights.map(Option::unwrap_or_default), identity: identity.or(rest) }
     }
 
     /// Whether the client accepts this coding.
     pub(crate) fn allows(self, coding: Coding) -> bool {
-        self.weights[coding.index()] > 0
+        self.weight(coding) > 0
     }
 
-    /// The coding with the highest weight; among several, the first of `order`. `None` means identity: the
-    /// client prefers it, accepts none of these, or accepts nothing at all. In the last case RFC 9110
-    /// §12.5.3 allows a response that the client does not accept.
-    pub(crate) fn choose(self, order: &[Level]) -> Option<Level> {
-        let weight = |level: &Level| self.weights[level.coding.index()];
-        let best = order.iter().map(weight).max().filter(|best| *best > 0)?;
-        if self.identity.is_some_and(|identity| identity > best) {
-            return None;
+    /// Whether the client refuses content without a coding: `identity;q=0`, or `*;q=0` without another
+    /// weight for identity.
+    pub(crate) fn refuses_identity(self) -> bool {
+        self.identity == Some(0)
+    }
+
+    /// Chooses among content as it is stored, with this coding or none, the codings of `order`, and identity:
+    /// the highest weight; among equals the stored coding, because its origin chose it, then the first of
+    /// `order`. If the client accepts none of them, RFC 9110 §12.5.3 allows a response that it does not
+    /// accept: identity.
+    pub(crate) fn choose(self, stored: Option<Coding>, order: &[Level]) -> Choice {
+        let best = order.iter().map(|level| self.weight(level.coding)).max().unwrap_or_default();
+        let identity = self.identity.unwrap_or_default();
+        if let Some(stored) = stored
+            && self.allows(stored)
+            && self.weight(stored) >= best.max(identity)
+        {
+            return Choice::Stored;
         }
-        order.iter().copied().find(|level| weight(level) == best)
+        let first = order.iter().copied().find(|level| self.weight(level.coding) == best);
+        match first {
+            Some(level) if best > 0 && best >= identity => Choice::Coded(level),
+            _ if stored.is_none() => Choice::Stored,
+            _ => Choice::Decoded,
+        }
+    }
+
+    fn weight(self, coding: Coding) -> u16 {
+        self.weights[coding.index()]
     }
 }
+
+/// The form of the content that a client gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// As it is stored.
+    Stored,
+    /// With this coding, which is not the stored one.
+    Coded(Level),
+    /// Without the stored coding.
+    Decoded,
+}
+
+/// Remembers the last `Accept-Encoding`: most clients of a node send the same few values.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptedMemo {
+    line: Vec<u8>,
+    accepted: Accepted,
+}
+
+impl AcceptedMemo {
+    /// As [`Accepted::from_headers`].
+    pub(crate) fn accepted(&mut self, request: &HeaderMap) -> Accepted {
+        let mut lines = request.get_all(ACCEPT_ENCODING).iter();
+        match (lines.next(), lines.next()) {
+            (None, _) => Accepted::default(),
+            (Some(line), None) if line.as_bytes() == self.line => self.accepted,
+            (Some(line), None) if line.len() <= MEMO_BYTES_MAX => {
+                self.accepted = Accepted::from_headers(request);
+                self.line.clear();
+                self.line.extend_from_slice(line.as_bytes());
+                self.accepted
+            }
+            _ => Accepted::from_headers(request),
+        }
+    }
+}
+
+/// A longer field is read every time.
+const MEMO_BYTES_MAX: usize = 256;
 
 /// The members of a list field in all its lines, without whitespace around them.
 pub(super) fn members<'a>(
@@ -111,8 +169,15 @@ mod tests {
     }
 
     fn chosen(lines: &[&str]) -> Option<&'static str> {
-        let accepted = Accepted::from_headers(&headers(lines));
-        accepted.choose(&Settings::default().codings).map(|level| level.coding.as_str())
+        word(Accepted::from_headers(&headers(lines)).choose(None, &Settings::default().codings))
+    }
+
+    fn word(choice: Choice) -> Option<&'static str> {
+        match choice {
+            Choice::Stored => None,
+            Choice::Coded(level) => Some(level.coding.as_str()),
+            Choice::Decoded => Some("decoded"),
+        }
     }
 
     #[test]
@@ -151,6 +216,50 @@ mod tests {
         check("br, *;q=0.1", Some("br"));
         check("gzip;q=0, *", None);
         check("deflate, *;q=0.2", Some("gzip"));
+        check("*;q=0.5, gzip;q=0.1", None);
+    }
+
+    #[test]
+    fn a_stored_coding_wins_among_equals() {
+        let check = |line, stored, expected| {
+            let accepted = Accepted::from_headers(&headers(&[line]));
+            let choice = accepted.choose(Some(stored), &Settings::default().codings);
+            assert_eq!(word(choice), expected, "{line} {stored}");
+        };
+        check("gzip, deflate, br, zstd", Coding::Gzip, None);
+        check("gzip;q=0.9, br", Coding::Gzip, Some("br"));
+        check("br", Coding::Gzip, Some("br"));
+        check("deflate", Coding::Gzip, Some("decoded"));
+        check("", Coding::Gzip, Some("decoded"));
+        check("identity, gzip;q=0.5", Coding::Gzip, Some("decoded"));
+        check("identity;q=0", Coding::Gzip, Some("decoded"));
+        check("zstd;q=0.2, *;q=0.1", Coding::Gzip, Some("zstd"));
+    }
+
+    #[test]
+    fn identity_is_refused_by_name_or_by_a_star() {
+        let check = |line, expected| {
+            let accepted = Accepted::from_headers(&headers(&[line]));
+            assert_eq!(accepted.refuses_identity(), expected, "{line}");
+        };
+        check("identity;q=0, gzip", true);
+        check("gzip, *;q=0", true);
+        check("gzip, identity;q=0.1, *;q=0", false);
+        check("gzip", false);
+        check("", false);
+        assert!(!Accepted::from_headers(&headers(&[])).refuses_identity());
+    }
+
+    #[test]
+    fn a_memo_tells_the_same() {
+        let mut memo = AcceptedMemo::default();
+        let long = format!("gzip{}", ",x".repeat(200));
+        for lines in
+            [&["gzip, br"][..], &["gzip, br"], &["gzip", "br"], &[], &["br"], &[&long], &[""]]
+        {
+            let request = headers(lines);
+            assert_eq!(memo.accepted(&request), Accepted::from_headers(&request), "{lines:?}");
+        }
     }
 
     #[test]
@@ -175,7 +284,7 @@ mod tests {
         #[test]
         fn nothing_is_chosen_that_the_client_did_not_take(line in "[ -~\\t]{0,60}") {
             let accepted = Accepted::from_headers(&headers(&[&line]));
-            if let Some(level) = accepted.choose(&Settings::default().codings) {
+            if let Choice::Coded(level) = accepted.choose(None, &Settings::default().codings) {
                 let lower = line.to_ascii_lowercase();
                 prop_assert!(accepted.allows(level.coding));
                 prop_assert!(lower.contains(level.coding.as_str()) || lower.contains('*'));

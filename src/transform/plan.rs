@@ -1,10 +1,11 @@
 //! Decides whether a response is compressed, decompressed or left unchanged: a pure function of status, header
 //! fields and body length.
 
-use http::header::{CACHE_CONTROL, IF_NONE_MATCH};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, SET_COOKIE};
 use http::{HeaderMap, StatusCode};
 
-use super::{Accepted, Coding, Level, Settings, media_type};
+use super::negotiate::Choice;
+use super::{Accepted, Coding, Level, MediaRange, Settings, media_type};
 use crate::fields::{FieldLines, Fields, Known, is_grpc, members, number};
 
 /// The action for a response, and whether the response needs `Vary: Accept-Encoding`.
@@ -22,12 +23,24 @@ pub(crate) struct CodingPlan {
 pub(crate) enum CodingAction {
     /// Leave it unchanged, for this reason.
     Leave(LeaveReason),
-    /// Weaken the entity tag of a 304, because the client holds an encoded response with the weak tag.
-    WeakenEtag,
-    /// Compress it.
-    Encode(Level),
-    /// Decompress it.
-    Decode(Coding),
+    /// Change its coding.
+    Recode(Recoding),
+}
+
+/// A change of coding: compress, decompress, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Recoding {
+    /// The coding to remove first.
+    pub from: Option<Coding>,
+    /// The coding to apply then. At least one of both is present.
+    pub to: Option<Level>,
+}
+
+impl Recoding {
+    /// The coding of the result. `None`: none.
+    pub(crate) fn coding(self) -> Option<Coding> {
+        self.to.map(Level::coding)
+    }
 }
 
 /// Why a response is left unchanged.
@@ -37,8 +50,7 @@ pub(crate) enum LeaveReason {
     Off,
     /// `no-transform` (RFC 9111 §5.2.2.6).
     NoTransform,
-    /// The status is of a response without content, of an interim response, or of a 304 whose entity tag
-    /// needs no change.
+    /// The status is of a response without content, or of an interim response.
     Status,
     /// The response is a part of a representation.
     Partial,
@@ -50,6 +62,8 @@ pub(crate) enum LeaveReason {
     Small,
     /// The client accepts none of the configured codings, or prefers identity.
     NotAccepted,
+    /// The response is for one client, and the site does not compress such ones.
+    Private,
 }
 
 /// What the fields of a response say about its content, read in one pass.
@@ -61,9 +75,9 @@ pub(crate) struct ContentFields<'a> {
     pub varies: bool,
     content_type: Option<&'a [u8]>,
     coding: ContentCoding,
-    etag: Option<&'a [u8]>,
     is_part: bool,
     no_transform: bool,
+    is_private: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,13 +102,29 @@ impl<'a> ContentFields<'a> {
                         members(value).fold(content.coding, ContentCoding::with_member);
                 }
                 Known::ContentRange => content.is_part = true,
-                Known::Etag => content.etag = Some(value),
-                Known::CacheControl => content.no_transform |= has_no_transform(value),
+                Known::CacheControl => {
+                    for directive in members(value) {
+                        content.no_transform |= directive.eq_ignore_ascii_case(b"no-transform");
+                        content.is_private |= is_private(directive);
+                    }
+                }
                 Known::Vary => content.varies |= members(value).any(is_accept_encoding_or_star),
+                Known::Other => content.is_private |= line.name().is(&SET_COOKIE),
                 _ => {}
             }
         }
         content
+    }
+}
+
+impl ContentFields<'_> {
+    /// The coding of the content; within, `None` is identity. `None` if it is not supported.
+    pub(crate) fn known_coding(&self) -> Option<Option<Coding>> {
+        match self.coding {
+            ContentCoding::Identity => Some(None),
+            ContentCoding::Known(coding) => Some(Some(coding)),
+            ContentCoding::Other => None,
+        }
     }
 }
 
@@ -128,68 +158,57 @@ pub(crate) fn plan(
     if content.no_transform {
         return leave(LeaveReason::NoTransform);
     }
-    match content.coding {
-        ContentCoding::Other => leave(LeaveReason::Coded),
-        ContentCoding::Known(_) if !settings.decode => leave(LeaveReason::Coded),
-        ContentCoding::Known(coding) => CodingPlan {
-            action: action_for_encoded(request, status, content, coding),
-            needs_vary: true,
-        },
-        ContentCoding::Identity if settings.codings.is_empty() => leave(LeaveReason::Off),
+    let accepted = Accepted::from_headers(request);
+    let stored = match content.coding {
+        ContentCoding::Other => return leave(LeaveReason::Coded),
+        ContentCoding::Known(_) if !settings.decode => return leave(LeaveReason::Coded),
+        ContentCoding::Known(coding) => Some(coding),
+        ContentCoding::Identity if settings.codings.is_empty() => return leave(LeaveReason::Off),
         ContentCoding::Identity if !has_listed_type(status, content, settings) => {
-            leave(LeaveReason::ContentType)
+            return leave(LeaveReason::ContentType);
         }
-        ContentCoding::Identity if is_small(status, content, body_length, settings) => {
-            leave(LeaveReason::Small)
+        ContentCoding::Identity
+            if is_small(status, content, body_length, settings) && !accepted.refuses_identity() =>
+        {
+            return leave(LeaveReason::Small);
         }
-        ContentCoding::Identity => CodingPlan {
-            action: action_for_identity(request, status, content, settings),
-            needs_vary: true,
-        },
+        ContentCoding::Identity => None,
+    };
+    if !settings.private && (content.is_private || request.contains_key(AUTHORIZATION)) {
+        return leave(LeaveReason::Private);
     }
+    let codings = match stored {
+        // Decoded only: compressing it is for the listed types.
+        Some(_) if !has_listed_type(status, content, settings) => &[][..],
+        _ => &settings.codings,
+    };
+    let recoding = match accepted.choose(stored, codings) {
+        Choice::Stored if stored.is_none() => Err(LeaveReason::NotAccepted),
+        Choice::Stored => Err(LeaveReason::Coded),
+        Choice::Coded(level) => Ok(Recoding { from: stored, to: Some(level) }),
+        Choice::Decoded => Ok(Recoding { from: stored, to: None }),
+    };
+    let recoding = recoding.and_then(|recoding| match reason_to_keep(request, status, content) {
+        Some(reason) => Err(reason),
+        None => Ok(recoding),
+    });
+    let action = recoding.map_or_else(CodingAction::Leave, CodingAction::Recode);
+    CodingPlan { action, needs_vary: true }
 }
 
-fn action_for_encoded(
+/// Why the response must not be coded or decoded, although another coding is chosen: it is a 304, a part, or
+/// the response to a request with `no-transform`.
+fn reason_to_keep(
     request: &HeaderMap,
     status: StatusCode,
     content: &ContentFields<'_>,
-    coding: Coding,
-) -> CodingAction {
-    if Accepted::from_headers(request).allows(coding) {
-        CodingAction::Leave(LeaveReason::Coded)
-    } else {
-        action_if_not_transformable(request, status, content)
-            .unwrap_or(CodingAction::Decode(coding))
-    }
-}
-
-fn action_for_identity(
-    request: &HeaderMap,
-    status: StatusCode,
-    content: &ContentFields<'_>,
-    settings: &Settings,
-) -> CodingAction {
-    match Accepted::from_headers(request).choose(&settings.codings) {
-        None => CodingAction::Leave(LeaveReason::NotAccepted),
-        Some(level) => action_if_not_transformable(request, status, content)
-            .unwrap_or(CodingAction::Encode(level)),
-    }
-}
-
-/// The action for a response that must not be coded or decoded: a 304, a part, or one to a request with
-/// `no-transform`. `None` for any other.
-fn action_if_not_transformable(
-    request: &HeaderMap,
-    status: StatusCode,
-    content: &ContentFields<'_>,
-) -> Option<CodingAction> {
+) -> Option<LeaveReason> {
     if status == StatusCode::NOT_MODIFIED {
-        let weak = holds_weak_etag(request, content);
-        Some(if weak { CodingAction::WeakenEtag } else { CodingAction::Leave(LeaveReason::Status) })
+        Some(LeaveReason::Status)
     } else if status == StatusCode::PARTIAL_CONTENT || content.is_part {
-        Some(CodingAction::Leave(LeaveReason::Partial))
+        Some(LeaveReason::Partial)
     } else if request.lines(&CACHE_CONTROL).any(has_no_transform) {
-        Some(CodingAction::Leave(LeaveReason::NoTransform))
+        Some(LeaveReason::NoTransform)
     } else {
         None
     }
@@ -201,8 +220,13 @@ fn has_listed_type(status: StatusCode, content: &ContentFields<'_>, settings: &S
         None => status == StatusCode::NOT_MODIFIED,
         Some(value) => {
             let media_type = media_type(value);
+            let is_listed = |range: &MediaRange| match media_type.eq_ignore_ascii_case(EVENTS) {
+                // A reader of events waits for each; only a site that names the type wants it coded.
+                true => matches!(range, MediaRange::Type(_)) && range.matches(media_type),
+                false => range.matches(media_type),
+            };
             // gRPC compresses each message itself, and its client reads messages as they arrive.
-            !is_grpc(value) && settings.content_types.iter().any(|range| range.matches(media_type))
+            !is_grpc(value) && settings.content_types.iter().any(is_listed)
         }
     }
 }
@@ -223,24 +247,22 @@ fn is_small(
     length.is_some_and(|length| length < settings.bytes_min)
 }
 
-/// Whether the client sent the weak form of this response's strong entity tag: it holds a response that this
-/// node coded, which a strong tag does not select (RFC 9111 §4.3.4).
-fn holds_weak_etag(request: &HeaderMap, content: &ContentFields<'_>) -> bool {
-    let Some(etag) = content.etag.and_then(|etag| std::str::from_utf8(etag).ok()) else {
-        return false;
-    };
-    let weak = format!("W/{etag}");
-    let mut lines = request.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-    etag.starts_with('"') && lines.any(|line| line.contains(&weak))
-}
-
 fn is_accept_encoding_or_star(member: &[u8]) -> bool {
     member == b"*" || member.eq_ignore_ascii_case(b"accept-encoding")
+}
+
+/// Directives of responses that are for one client.
+fn is_private(directive: &[u8]) -> bool {
+    let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+    name.eq_ignore_ascii_case(b"private") || name.eq_ignore_ascii_case(b"no-store")
 }
 
 fn has_no_transform(line: &[u8]) -> bool {
     members(line).any(|one| one.eq_ignore_ascii_case(b"no-transform"))
 }
+
+/// Server-sent events.
+const EVENTS: &[u8] = b"text/event-stream";
 
 #[cfg(test)]
 mod tests {
@@ -274,6 +296,7 @@ mod tests {
             LeaveReason::ContentType => "content-type",
             LeaveReason::Small => "small",
             LeaveReason::NotAccepted => "not-accepted",
+            LeaveReason::Private => "private",
         }
     }
 
@@ -282,9 +305,9 @@ mod tests {
         let plan = planned(&["accept-encoding: gzip"], status, response);
         let word = match plan.action {
             CodingAction::Leave(reason) => word(reason),
-            CodingAction::WeakenEtag => "weaken",
-            CodingAction::Encode(_) => "encode",
-            CodingAction::Decode(_) => "decode",
+            CodingAction::Recode(Recoding { from: None, .. }) => "encode",
+            CodingAction::Recode(Recoding { to: None, .. }) => "decode",
+            CodingAction::Recode(_) => "recode",
         };
         assert_eq!((word, plan.needs_vary), (expected, varies), "{status} {response:?}");
     }
@@ -297,7 +320,7 @@ mod tests {
         check(200, &[HTML, "content-length: 255"], "small", false);
         check(404, &[HTML, "content-length: 9"], "small", false);
         check(200, &["content-type: image/svg+xml"], "encode", true);
-        check(200, &["content-type: text/event-stream"], "encode", true);
+        check(200, &["content-type: text/event-stream"], "content-type", false);
         check(200, &[HTML, "content-encoding: identity"], "encode", true);
     }
 
@@ -355,10 +378,10 @@ mod tests {
     }
 
     #[test]
-    fn an_encoded_response_is_decoded_only_if_the_client_does_not_accept_its_coding() {
+    fn an_encoded_response_is_recoded_only_if_the_client_does_not_accept_its_coding() {
         check(200, &[HTML, "content-encoding: gzip"], "coded", true);
         check(200, &[HTML, "content-encoding: x-gzip"], "coded", true);
-        check(200, &[HTML, "content-encoding: br"], "decode", true);
+        check(200, &[HTML, "content-encoding: br"], "recode", true);
         check(200, &["content-type: image/png", "content-encoding: zstd"], "decode", true);
         check(206, &[HTML, "content-encoding: br", "content-range: bytes 0-9/99"], "partial", true);
         check(200, &[HTML, "content-encoding: deflate"], "coded", false);
@@ -381,36 +404,63 @@ mod tests {
     }
 
     #[test]
-    fn a_304_has_the_entity_tag_of_the_clients_variant() {
-        let check = |if_none_match: &str, response: &[&str], expected, varies| {
-            let request = ["accept-encoding: gzip", if_none_match];
+    fn a_304_varies_as_its_200_and_is_not_coded() {
+        let check = |response: &[&str], reason, varies| {
+            let plan = planned(&["accept-encoding: gzip"], 304, response);
             assert_eq!(
-                planned(&request, 304, response),
-                CodingPlan { action: expected, needs_vary: varies }
+                plan,
+                CodingPlan { action: CodingAction::Leave(reason), needs_vary: varies }
             );
         };
-        let left = CodingAction::Leave(LeaveReason::Status);
-        check(
-            "if-none-match: \"x\", W/\"a,b\"",
-            &["etag: \"a,b\"", HTML],
-            CodingAction::WeakenEtag,
-            true,
-        );
-        check("if-none-match: W/\"a\"", &["etag: \"a\""], CodingAction::WeakenEtag, true);
-        check("if-none-match: \"a\"", &["etag: \"a\"", HTML], left, true);
-        check("if-none-match: W/\"a\"", &["etag: W/\"a\"", HTML], left, true);
-        let image = [("etag: \"a\""), "content-type: image/png"];
-        check(
-            "if-none-match: W/\"a\"",
-            &image,
-            CodingAction::Leave(LeaveReason::ContentType),
-            false,
-        );
+        check(&["etag: \"a\"", HTML], LeaveReason::Status, true);
+        check(&["etag: \"a\"", "content-type: image/png"], LeaveReason::ContentType, false);
         // The content type of the 200 is not known.
-        check("if-none-match: \"a\"", &["etag: \"a\""], left, true);
-        let small = ["etag: \"a\"", HTML, "content-length: 255"];
-        check("if-none-match: \"a\"", &small, CodingAction::Leave(LeaveReason::Small), false);
-        let gzip = ["etag: \"a\"", "content-encoding: gzip"];
-        check("if-none-match: \"a\"", &gzip, CodingAction::Leave(LeaveReason::Coded), true);
+        check(&["etag: \"a\""], LeaveReason::Status, true);
+        check(&["etag: \"a\"", HTML, "content-length: 255"], LeaveReason::Small, false);
+        check(&["etag: \"a\"", "content-encoding: gzip"], LeaveReason::Coded, true);
+        check(&["etag: \"a\"", "content-encoding: br"], LeaveReason::Status, true);
+    }
+
+    #[test]
+    fn events_are_coded_only_where_their_type_is_named() {
+        let settings = Settings {
+            content_types: vec!["text/event-stream".parse().unwrap()],
+            ..Settings::default()
+        };
+        let fields = FieldLines::from(&fields(&["content-type: Text/Event-Stream; charset=utf-8"]));
+        let content = ContentFields::of(&fields);
+        assert!(has_listed_type(StatusCode::OK, &content, &settings));
+        assert!(!has_listed_type(StatusCode::OK, &content, &Settings::default()));
+    }
+
+    #[test]
+    fn a_client_that_refuses_identity_gets_short_content_coded() {
+        let short = [HTML, "content-length: 10"];
+        let plan = planned(&["accept-encoding: gzip, identity;q=0"], 200, &short);
+        assert!(matches!(plan.action, CodingAction::Recode(_)));
+        let plan = planned(&["accept-encoding: gzip, *;q=0"], 200, &short);
+        assert!(matches!(plan.action, CodingAction::Recode(_)));
+    }
+
+    #[test]
+    fn responses_for_one_client_are_left_where_the_site_says_so() {
+        let off = Settings { private: false, ..Settings::default() };
+        let check = |request: &[&str], response: &[&str], expected| {
+            let request = fields(&[&["accept-encoding: gzip"], request].concat());
+            let response = FieldLines::from(&fields(&[&[HTML], response].concat()));
+            let content = ContentFields::of(&response);
+            let is_left = |settings| {
+                let plan = plan(&request, StatusCode::OK, &content, None, settings);
+                plan.action == CodingAction::Leave(LeaveReason::Private)
+            };
+            assert_eq!((is_left(&off), is_left(&Settings::default())), (expected, false));
+        };
+        check(&[], &[], false);
+        check(&[], &["cache-control: max-age=5, Private"], true);
+        check(&[], &["cache-control: private=\"x\""], true);
+        check(&[], &["cache-control: no-store"], true);
+        check(&[], &["set-cookie: a=b"], true);
+        check(&["authorization: x"], &[], true);
+        check(&["cookie: a=b"], &[], false);
     }
 }

@@ -6,6 +6,7 @@ mod bus;
 mod caching;
 mod cli;
 mod clients;
+mod coding;
 mod conformance;
 mod content;
 mod crash;

@@ -44,32 +44,6 @@ fn requests_for_an_uncacheable_response_are_not_serialized() {
     assert_eq!(origin.request_count(), 50);
 }
 
-/// The key folds `Accept-Encoding` to the known codings, not to those that a site compresses with.
-#[test]
-fn variants_by_coding_stay_in_reach_when_a_site_compresses_otherwise() {
-    let origin = Origin::start(|request| {
-        let coding = request.header("accept-encoding").unwrap_or("none").to_owned();
-        Answer::ok(coding).header("Vary", "Accept-Encoding").fresh_for(60)
-    });
-    let config = |codings: &str| {
-        format!(
-            "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\ncompression.codings = {codings}\n",
-            origin.url()
-        )
-    };
-    let edge = Edge::with(&config("[]"));
-    for coding in ["br", "zstd, br", "gzip"] {
-        let first = edge.get_with("/", &[&format!("Accept-Encoding: {coding}")]);
-        assert!(!first.is_hit() && first.text() == coding, "{first:?}");
-    }
-    edge.reload(&config("[\"gzip\"]")).expect("a good configuration");
-    for (spelled, coding) in [("br;q=0.5", "br"), ("br, zstd", "zstd, br"), ("x-gzip", "gzip")] {
-        let again = edge.get_with("/", &[&format!("Accept-Encoding: {spelled}")]);
-        assert!(again.is_hit() && again.text() == coding, "{spelled}: {again:?}");
-    }
-    assert_eq!(origin.request_count(), 3);
-}
-
 #[test]
 fn a_purged_url_is_a_miss_and_others_stay_hits() {
     let count = AtomicUsize::new(0);

@@ -15,7 +15,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("metrics", &["labels"]),
     ("labels", &[]),
     ("body", &[]),
-    ("fields", &[]),
+    // labels: an entity tag names the coding of its content.
+    ("fields", &["labels"]),
     ("reply", &["body", "fields"]),
     ("interim", &["reply"]),
     // planted: bugs that the simulation must find, a constant false without the cargo feature.

@@ -17,6 +17,11 @@ pub(crate) fn read_compression(section: &Section<'_>, compression: &mut transfor
     section.read("content_types", &mut types);
     compression.content_types = types.into_iter().map(|range| range.0).collect();
     section.read_size("bytes_min", &mut compression.bytes_min);
+    section.read("private", &mut compression.private);
+    let mut asked: Vec<OriginCoding> =
+        compression.origin_codings.iter().copied().map(OriginCoding).collect();
+    section.read("origin_codings", &mut asked);
+    compression.origin_codings = asked.into_iter().map(|coding| coding.0).collect();
     section.read("decode", &mut compression.decode);
     section.read_size("decode_bytes_max", &mut compression.decode_limit.bytes_max);
     section.read_within("decode_ratio_max", &mut compression.decode_limit.ratio_max, 1..);
@@ -50,6 +55,16 @@ impl Value for Coding {
                 None
             }
         }
+    }
+}
+
+#[derive(Debug)]
+struct OriginCoding(transform::Coding);
+
+impl Value for OriginCoding {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "a coding without a level: \"zstd\", \"br\" or \"gzip\"";
+        text(value, reader, expected, |text| text.parse().ok().map(Self))
     }
 }
 

@@ -139,11 +139,12 @@ pub(super) fn response(length: Option<u64>) -> Arc<StoredResponse> {
             immutable: false,
             no_cache: false,
         },
-        tags: Box::new([]),
+        tags: Default::default(),
         stored_at_sequence: PurgeSequence(0),
         complete_length: length,
         parts: None,
         version: http::Version::HTTP_11,
+        form: None,
     })
 }
 

@@ -82,6 +82,7 @@ fn stored_at(purges: &Purges, url: &str) -> Stored {
         complete_length: None,
         parts: None,
         version: http::Version::HTTP_11,
+        form: None,
     };
     Stored { response, checkpoint: Checkpoint::of(purges.lineage()) }
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod crash;
+mod forms;
 
 use std::fs::File;
 use std::path::Path;
@@ -50,6 +51,7 @@ pub(super) fn response(url: &str, stored_at_sequence: PurgeSequence) -> StoredRe
         complete_length: None,
         parts: None,
         version: http::Version::HTTP_11,
+        form: None,
     }
 }
 
@@ -61,6 +63,7 @@ pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> StoredH
         slice_bytes: 4096,
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
+        absent_forms: AtomicU8::new(0),
     }
 }
 

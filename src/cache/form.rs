@@ -1,0 +1,47 @@
+//! Forms of a stored response: its content in another coding than the origin sent, as a stored response of its
+//! own beside it.
+//!
+//! ```text
+//! key ─▶ hash ─▶ stored response, as the origin sent it         decides: freshness, purges, Vary, 304
+//!                 ╰ hash of the form ─▶ stored response, coded   valid while `source` is that one's object
+//! ```
+
+use super::key::KeyHash;
+use crate::labels::Coding;
+
+/// The mark of a stored response that was made from another one by coding or decoding its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Form {
+    /// The coding of its content. `None`: none, the origin sent it coded.
+    pub coding: Option<Coding>,
+    /// The id of the object that it was made from.
+    pub source: u128,
+    /// The number of these bytes, in their entity tag: coding the same content again may give others.
+    pub number: u32,
+}
+
+impl Form {
+    /// The hash under which the form with this coding is stored, if the response that it is made from is under
+    /// `source`. Only the lower half differs: the upper bits place both in the same directory.
+    pub(crate) fn hash(source: KeyHash, coding: Option<Coding>) -> KeyHash {
+        KeyHash(source.0 ^ u128::from(mixed(coding)))
+    }
+
+    /// The coding's number, from 0 to [`Form::CODINGS`].
+    pub(crate) fn index(coding: Option<Coding>) -> usize {
+        coding.map_or(Coding::WORDS.len(), Coding::index)
+    }
+
+    /// The number of codings, decoded content included.
+    pub(crate) const CODINGS: usize = Coding::WORDS.len() + 1;
+}
+
+/// A random constant for each coding. They are part of hashes on disk.
+fn mixed(coding: Option<Coding>) -> u64 {
+    match coding {
+        None => 0xf2a7_4de4_52e6_b438,
+        Some(Coding::Zstd) => 0x6513_270e_269e_0d37,
+        Some(Coding::Brotli) => 0xc5c7_fd0a_6a3a_4501,
+        Some(Coding::Gzip) => 0xd23f_0824_128b_2f33,
+    }
+}

@@ -1,0 +1,170 @@
+//! Forms of stored responses for a request: which coding it gets, and the form that is stored with it. Content
+//! that is short and in memory is recoded at once; longer content in `recoding`, as a fill.
+
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG};
+use http::{HeaderValue, StatusCode};
+
+use super::Visit;
+use super::outcome::{Answered, Content, Encoded, Recoding};
+use crate::body::{Body, BodySource};
+use crate::cache::{self, Form, StoredResponse};
+use crate::fields::{FieldLines, Fields, FieldsMut, Known};
+use crate::reply::Reply;
+use crate::store::{StoredForm, StoredHead};
+use crate::transform::{
+    self, Choice, Coding, CodingAction, ContentFields, RecodePlan, Transformed,
+    WHOLE_BODY_BYTES_MAX,
+};
+
+impl Visit {
+    /// The form of a stored response with the coding that this request prefers, if memory or the page cache
+    /// has it, or if it can be made at once. `None` if the response is to be sent as it is stored, or the form
+    /// must be waited for.
+    #[inline]
+    pub(super) fn form_now(&self, head: &Arc<StoredHead>) -> Option<Arc<StoredHead>> {
+        let coding = self.wanted_form(&head.response)?;
+        if !head.may_have_form(coding) || self.keeps_coding() {
+            return None;
+        }
+        match self.worker.store.form_now(head.hash(), head, coding) {
+            Some(StoredForm::Current(form)) => Some(form),
+            Some(StoredForm::Outdated(form)) => self.renew(head, &form),
+            None => self.make_short(head),
+        }
+    }
+
+    /// The coding of the form that the client prefers to what is stored; within, `None` is identity. Whether
+    /// the content may be recoded is not considered.
+    fn wanted_form(&self, stored: &StoredResponse) -> Option<Option<Coding>> {
+        let settings = &self.rule.settings.compression;
+        let stored = match stored.headers.has(Known::ContentEncoding) {
+            true => ContentFields::of(&FieldLines::of(&stored.headers)).known_coding()?,
+            false => None,
+        };
+        match self.worker.accepted(&self.fields).choose(stored, &settings.codings) {
+            Choice::Coded(level) => Some(Some(level.coding())),
+            Choice::Decoded => Some(None),
+            Choice::Stored => None,
+        }
+    }
+
+    /// Whether the request forbids content in another coding than the stored one.
+    pub(super) fn keeps_coding(&self) -> bool {
+        let settings = &self.rule.settings.compression;
+        self.directives.no_transform || !settings.private && self.fields.contains_key(AUTHORIZATION)
+    }
+
+    /// How the content of a stored response is to be recoded for this request. `None` if it is not.
+    fn recode_plan(&self, stored: &StoredResponse, length: u64) -> Option<RecodePlan> {
+        let settings = &self.rule.settings.compression;
+        let fields = FieldLines::of(&stored.headers);
+        let content = ContentFields::of(&fields);
+        let plan = transform::plan(&self.fields, stored.status, &content, Some(length), settings);
+        match plan.action {
+            CodingAction::Leave(_) => None,
+            CodingAction::Recode(recoding) => {
+                let (length, limit) = (Some(length), settings.decode_limit);
+                Some(RecodePlan { recoding, length, limit })
+            }
+        }
+    }
+
+    /// A form whose source was validated, with the fields that follow from it. `None` if the source may not be
+    /// recoded any more.
+    pub(super) fn renew(
+        &self,
+        source: &Arc<StoredHead>,
+        outdated: &Arc<StoredHead>,
+    ) -> Option<Arc<StoredHead>> {
+        let form = outdated.response.form.as_deref()?;
+        let plan = self.recode_plan(&source.response, source.complete_length())?;
+        if plan.recoding.coding() != form.coding {
+            return None;
+        }
+        let response = form_response(&source.response, form.clone());
+        Some(self.worker.store.renew_form(outdated, response))
+    }
+
+    /// Makes and stores the form of a response whose content is short and in memory.
+    fn make_short(&self, source: &Arc<StoredHead>) -> Option<Arc<StoredHead>> {
+        let content = source.inline.as_ref().filter(|_| source.response.parts.is_none())?;
+        if content.len() > WHOLE_BODY_BYTES_MAX || content.is_empty() {
+            return None;
+        }
+        let plan = self.recode_plan(&source.response, content.len() as u64)?;
+        if plan.recoding.from.is_some() {
+            return None;
+        }
+        let body = transform::recode(content.clone().into(), plan, &self.worker.recorder);
+        let Body::Full(Some(content)) = body else { return None };
+        let form = self.new_form(plan.recoding.coding(), source.object.get());
+        let response = form_response(&source.response, form);
+        Some(self.worker.store.put_form(response, content))
+    }
+
+    /// A new form of the object `source`.
+    pub(super) fn new_form(&self, coding: Option<Coding>, source: u128) -> Form {
+        // Any number that is not used again for this response.
+        Form { coding, source, number: (self.worker.next_request_id().0 >> 32) as u32 }
+    }
+
+    /// encode: codes or decodes the content as the client accepts it.
+    pub(super) fn encode(&self, answered: Answered) -> Encoded {
+        let Answered { mut reply, content, facts } = answered;
+        if reply.status == StatusCode::NOT_MODIFIED {
+            let ours = reply.fields.get(&ETAG);
+            let held = ours.and_then(|ours| cache::held_tag(&self.fields, ours));
+            if let Some(held) = held.and_then(|held| HeaderValue::from_bytes(held).ok()) {
+                reply.fields.set(&ETAG, &held);
+            }
+        }
+        if matches!(content, Content::Negotiated) {
+            return Encoded::Ready(facts.answer(reply));
+        }
+        let settings = &self.rule.settings.compression;
+        let method = &self.context.request.method;
+        match transform::transform(method, &self.fields, reply, settings) {
+            Transformed::Ready(reply) => {
+                if let Content::Stored(head) = &content
+                    && reply.status == StatusCode::OK
+                    && let Some(coding) = self.wanted_form(&head.response)
+                {
+                    head.expect_form(coding, false);
+                }
+                Encoded::Ready(facts.answer(reply))
+            }
+            Transformed::Recode(mut reply, plan) => {
+                if plan.recoding.from.is_none() && matches!(content, Content::Unshared) {
+                    reply.body = transform::recode(reply.body, plan, &self.worker.recorder);
+                    add_length(&mut reply);
+                    return Encoded::Ready(facts.answer(reply));
+                }
+                let answered = facts.answer(reply).of(content);
+                Encoded::Recoding(Box::new(Recoding { answered, plan }))
+            }
+        }
+    }
+}
+
+/// Adds the length of the content, if it is known.
+pub(super) fn add_length(reply: &mut Reply) {
+    if let Some(length) = reply.body.exact_length() {
+        reply.fields.append_number(&CONTENT_LENGTH, length);
+    }
+}
+
+/// The stored response of a form.
+pub(super) fn form_response(source: &StoredResponse, form: Form) -> StoredResponse {
+    let mut fields = FieldLines::of(&source.headers);
+    transform::add_vary(&mut fields);
+    transform::recode_fields(&mut fields, form.coding, Some(form.number));
+    StoredResponse {
+        headers: fields.to_map().into(),
+        complete_length: None,
+        parts: None,
+        form: Some(Box::new(form)),
+        ..source.clone()
+    }
+}

@@ -1,0 +1,85 @@
+//! Forms: found through their source only, kept through a validation, back after a restart.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::cache::{Coding, Form, KeyHash};
+
+const BR: Option<Coding> = Some(Coding::Brotli);
+const URL: &str = "https://a/";
+
+fn hash() -> KeyHash {
+    CacheKey::new(URL).hash
+}
+
+/// The stored response of a form of `source`.
+fn form_of(source: &StoredHead, coding: Option<Coding>) -> StoredResponse {
+    let form = Form { coding, source: source.object.get(), number: 7 };
+    StoredResponse { form: Some(Box::new(form)), complete_length: None, ..source.response.clone() }
+}
+
+async fn write_form(here: &Store, source: &StoredHead, body: &Bytes) -> Arc<StoredHead> {
+    let mut writer = here.writer(form_of(source, BR));
+    writer.push(body.clone()).await.unwrap();
+    writer.finish().await.unwrap()
+}
+
+fn current(found: Option<StoredForm>) -> Arc<StoredHead> {
+    match found {
+        Some(StoredForm::Current(form)) => form,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_form_is_found_by_its_coding_while_its_source_is_stored() {
+    let here = open(&small()).await;
+    for length in [10, 20_000] {
+        let source = store(&here, URL, &bytes(length)).await;
+        write_form(&here, &source, &bytes(length / 2)).await;
+        let form = current(here.form_now(hash(), &source, BR));
+        assert_eq!(read(&here, &form, 0..length as u64 / 2).await, bytes(length / 2));
+        assert!(here.form_now(hash(), &source, Some(Coding::Gzip)).is_none());
+        assert!(here.form_now(hash(), &source, None).is_none());
+        assert_eq!(found(here.in_memory(hash())).object, source.object, "under its own hash");
+
+        let next = store(&here, URL, &bytes(length)).await;
+        assert!(here.form_now(hash(), &next, BR).is_none(), "of another object");
+    }
+}
+
+#[tokio::test]
+async fn a_validated_source_outdates_the_fields_of_its_forms() {
+    let here = open(&small()).await;
+    let source = store(&here, URL, &bytes(20_000)).await;
+    let form = here.put_form(form_of(&source, BR), bytes(5));
+    // At the same time: the response time must differ all the same.
+    let validated = here.replace(&source, source.response.clone());
+    let Some(StoredForm::Outdated(outdated)) = here.form_now(hash(), &validated, BR) else {
+        panic!("it is not outdated")
+    };
+    assert_eq!(outdated.object, form.object);
+    let renewed = here.renew_form(&outdated, form_of(&validated, BR));
+    assert_eq!((renewed.object, renewed.inline.clone()), (form.object, Some(bytes(5))));
+    assert_eq!(current(here.form_now(hash(), &validated, BR)).object, form.object);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_come_back_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_disk(directory.path());
+    let here = open(&settings).await;
+    let source = store(&here, URL, &bytes(20_000)).await;
+    write_form(&here, &source, &bytes(9_000)).await;
+    close(&here).await;
+    drop((here, source));
+
+    let here = open(&settings).await;
+    let source = found(here.find(hash()).await);
+    let StoredForm::Current(form) = here.form(hash(), &source, BR).await.expect("it is there")
+    else {
+        panic!("it is outdated")
+    };
+    assert_eq!(form.response.form.as_ref().map(|form| form.number), Some(7));
+    assert_eq!(read(&here, &form, 0..9_000).await, bytes(9_000));
+}

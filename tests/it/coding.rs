@@ -1,0 +1,449 @@
+//! Content coding: what a client gets decodes to the origin's bytes, a stored response is recoded once for each
+//! coding, and the recoded form is part of its stored response.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::harness::{Answer, Edge, Gate, Origin, Random};
+
+const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
+const BROWSER: &str = "Accept-Encoding: gzip, deflate, br, zstd";
+
+/// Text with some structure.
+fn text(bytes: usize) -> Vec<u8> {
+    let mut random = Random(bytes as u64);
+    let mut text = Vec::with_capacity(bytes + 64);
+    while text.len() < bytes {
+        let (class, word) = (random.below(61), random.below(1 << 24));
+        text.extend_from_slice(format!("<p class=\"w{class}\">{word:x}</p>\n").as_bytes());
+    }
+    text.truncate(bytes);
+    text
+}
+
+/// What the coding's own program makes of it.
+fn decoded(coding: &str, input: &[u8]) -> Vec<u8> {
+    let (program, arguments) = match coding {
+        "" | "identity" => return input.to_vec(),
+        "gzip" => ("gzip", "-dc"),
+        "br" => ("brotli", "-dc"),
+        "zstd" => ("zstd", "-dcq"),
+        other => panic!("an unknown coding: {other}"),
+    };
+    let mut child = Command::new(program)
+        .arg(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    let (mut stdin, input) = (child.stdin.take().expect("piped"), input.to_vec());
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().expect("the program ends");
+    let _ = writer.join().expect("no panic");
+    output.stdout
+}
+
+fn accept(coding: &str) -> String {
+    format!("Accept-Encoding: {coding}")
+}
+
+fn html(body: impl Into<Vec<u8>>) -> Answer {
+    Answer::ok(body).header("Content-Type", "text/html").header("ETag", "\"v1\"").fresh_for(60)
+}
+
+fn encoded_count(edge: &Edge, coding: &str) -> f64 {
+    edge.metric(&format!("skerry_bodies_encoded_total{{coding=\"{coding}\""))
+}
+
+/// An origin that sends the number of bytes in the target, `/5000` or in chunks `/5000/chunked`.
+fn sized_origin() -> Origin {
+    Origin::start(|request| {
+        let mut parts = request.target[1..].split('/');
+        let bytes = parts.next().and_then(|bytes| bytes.parse().ok()).expect("a number");
+        let answer = html(text(bytes));
+        if parts.next() == Some("chunked") { answer.chunked() } else { answer }
+    })
+}
+
+#[test]
+fn every_size_and_framing_comes_back_from_every_coding() {
+    let origin = sized_origin();
+    let edge = Edge::before(&origin.url());
+    for bytes in [0, 1, 255, 256, 16_384, 16_385, 65_535, 65_536, 65_537, 5 << 20] {
+        for framing in ["", "/chunked"] {
+            let target = format!("/{bytes}{framing}");
+            for coding in CODINGS {
+                // A miss for the first coding, then hits: the first of each makes the form.
+                for number in 0..3 {
+                    let response = edge.get_with(&target, &[&accept(coding)]);
+                    let about = format!("{target} {coding} {number}: {:?}", response.headers);
+                    assert!(response.is_complete, "{about}");
+                    let found = response.header("content-encoding");
+                    assert!(found == coding || (found.is_empty() && bytes < 256), "{about}");
+                    assert!(decoded(&found, &response.body) == text(bytes), "{about}");
+                    if number == 2 {
+                        let length = response.header("content-length");
+                        assert_eq!(length, response.body.len().to_string(), "{about}");
+                        assert!(response.is_hit(), "{about}");
+                    }
+                }
+            }
+            assert!(edge.get(&target).body == text(bytes), "{target} without a coding");
+        }
+    }
+}
+
+#[test]
+fn a_stored_response_is_recoded_once_for_each_coding() {
+    let origin = sized_origin();
+    let edge = Edge::before(&origin.url());
+    for (number, target) in ["/5000", "/300000"].into_iter().enumerate() {
+        for coding in CODINGS {
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        for _ in 0..4 {
+                            let response = edge.get_with(target, &[&accept(coding)]);
+                            assert!(response.is_complete, "{target} {coding}");
+                        }
+                    });
+                }
+            });
+            // Two workers may begin with short content at the same time.
+            let count = encoded_count(&edge, coding) - number as f64;
+            let most = if number == 0 { 2.0 } else { 3.0 };
+            assert!((1.0..=most).contains(&count), "{target} {coding}: {count}");
+        }
+    }
+    assert_eq!(origin.request_count(), 2);
+}
+
+#[test]
+fn one_stored_object_serves_all_codings_whatever_the_origin_sent() {
+    let zipped = |coding: &str| {
+        let mut coder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        coder.write_all(&text(200_000)).expect("memory");
+        (coding.to_owned(), coder.finish().expect("memory"))
+    };
+    for (sent, body) in [(String::new(), text(200_000)), zipped("gzip")] {
+        let coding = sent.clone();
+        let origin = Origin::start(move |_| {
+            let answer = html(body.clone()).header("Vary", "Accept-Encoding");
+            if coding.is_empty() { answer } else { answer.header("Content-Encoding", &coding) }
+        });
+        let edge = Edge::before(&origin.url());
+        for _ in 0..2 {
+            for accepted in ["br", "gzip", "zstd", "identity", "deflate", "gzip;q=0.1, br;q=0.2"] {
+                let response = edge.get_with("/", &[&accept(accepted)]);
+                let found = response.header("content-encoding");
+                let expected = match accepted {
+                    "identity" | "deflate" => "",
+                    "gzip;q=0.1, br;q=0.2" => "br",
+                    coding => coding,
+                };
+                assert_eq!(found, expected, "origin {sent:?}, {accepted}");
+                assert!(decoded(&found, &response.body) == text(200_000), "{sent:?} {accepted}");
+                assert_eq!(response.header("vary"), "Accept-Encoding", "{sent:?} {accepted}");
+            }
+        }
+        // A browser takes what the origin chose.
+        let browser = edge.get_with("/", &[BROWSER]).header("content-encoding");
+        assert_eq!(browser, if sent.is_empty() { "zstd" } else { "gzip" });
+        let requests = origin.received();
+        assert_eq!(requests.len(), 1, "{sent:?}");
+        assert_eq!(requests[0].header("accept-encoding"), Some("zstd, br, gzip"));
+    }
+}
+
+#[test]
+fn each_coding_has_an_entity_tag_of_its_own_and_each_revalidates() {
+    let origin = sized_origin();
+    let edge = Edge::before(&origin.url());
+    for target in ["/5000", "/300000"] {
+        let mut tags = vec![edge.get(target).header("etag")];
+        for coding in CODINGS {
+            edge.get_with(target, &[&accept(coding)]);
+            let stored = edge.get_with(target, &[&accept(coding)]).header("etag");
+            assert!(stored.starts_with(&format!("\"v1~{coding}.")), "{stored}");
+            tags.push(stored);
+        }
+        tags.push("W/\"v1~br\"".to_owned());
+        for tag in &tags {
+            for accepted in ["identity", "br", "gzip"] {
+                let condition = format!("If-None-Match: \"x\", {tag}");
+                let response = edge.get_with(target, &[&accept(accepted), &condition]);
+                assert_eq!((response.status, response.header("etag")), (304, tag.clone()));
+                assert_eq!(response.header("vary"), "Accept-Encoding", "{tag}");
+                let held = edge.get_with(target, &[&accept(accepted), &format!("If-Match: {tag}")]);
+                assert_eq!(held.status, 200, "{tag} {accepted}");
+                let other = edge.get_with(target, &[&accept(accepted), "If-Match: \"v2\""]);
+                assert_eq!(other.status, 412, "{tag} {accepted}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_range_is_of_the_negotiated_form_and_continues_only_the_same_bytes() {
+    let origin = sized_origin();
+    let edge = Edge::before(&origin.url());
+    for target in ["/5000", "/1000000"] {
+        edge.get_with(target, &[&accept("br")]);
+        let whole = edge.get_with(target, &[&accept("br")]);
+        let plain = edge.get(target);
+        let (range, tag) = ("Range: bytes=100-", format!("If-Range: {}", whole.header("etag")));
+        for condition in [None, Some(&*tag)] {
+            let mut fields = vec!["Accept-Encoding: br", range];
+            fields.extend(condition);
+            let part = edge.get_with(target, &fields);
+            assert_eq!((part.status, part.header("content-encoding")), (206, "br".to_owned()));
+            assert!(part.body == whole.body[100..], "{target}");
+            let length = whole.body.len();
+            let expected = format!("bytes 100-{}/{length}", length - 1);
+            assert_eq!(part.header("content-range"), expected);
+        }
+        let other = edge.get_with(target, &["Accept-Encoding: identity", range, &tag]);
+        assert_eq!((other.status, other.body == plain.body), (200, true), "other bytes");
+        let same = format!("If-Range: {}", plain.header("etag"));
+        let part = edge.get_with(target, &["Accept-Encoding: identity", range, &same]);
+        assert!(part.status == 206 && part.body == plain.body[100..]);
+        let beyond = edge.get_with(target, &["Accept-Encoding: br", "Range: bytes=9000000-"]);
+        let expected = format!("bytes */{}", whole.body.len());
+        assert_eq!((beyond.status, beyond.header("content-range")), (416, expected));
+    }
+}
+
+/// Parts cannot be decoded, so they must be of identity, whatever codings the site asks for.
+#[test]
+fn an_origin_is_asked_for_ranges_of_identity() {
+    let body = text(3 << 20);
+    let origin = Origin::start(move |request| {
+        let coded = request.header("accept-encoding") != Some("identity");
+        let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
+        let Some((first, last)) = range.and_then(|range| range.split_once('-')) else {
+            return Answer::ok("whole").header("X-Coded", &coded.to_string());
+        };
+        let first: usize = first.parse().expect("a number");
+        let last = last.parse().unwrap_or(usize::MAX).min(body.len() - 1);
+        let total = body.len();
+        Answer::part(&body[first..=last])
+            .header("Content-Range", &format!("bytes {first}-{last}/{total}"))
+            .header("Content-Encoding", if coded { "br" } else { "identity" })
+            .header("Content-Type", "text/plain")
+            .header("ETag", "\"v1\"")
+            .fresh_for(60)
+    });
+    let edge = Edge::before(&origin.url());
+    let expected = text(3 << 20);
+    for start in [0_usize, 2_000_000, 1_000_000] {
+        let range = format!("Range: bytes={start}-{}", start + 99);
+        let part = edge.get_with("/film", &[BROWSER, &range]);
+        assert_eq!(part.status, 206, "{part:?}");
+        assert!(part.body == expected[start..start + 100]);
+    }
+    for request in origin.received() {
+        assert_eq!(request.header("accept-encoding"), Some("identity"), "{request:?}");
+    }
+}
+
+#[test]
+fn a_purge_or_a_new_version_takes_the_forms_along() {
+    let version = AtomicUsize::new(0);
+    let origin = Origin::start(move |request| {
+        let version = match request.header("if-none-match") {
+            Some(_) => version.load(Ordering::SeqCst) + 1,
+            None => version.fetch_add(1, Ordering::SeqCst) + 1,
+        };
+        let length = request.target[1..].parse().expect("a number");
+        let body = [format!("version {version} ").into_bytes(), text(length)].concat();
+        html(body)
+    });
+    let edge = Edge::before(&origin.url());
+    for target in ["/5000", "/300000"] {
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            for coding in ["br", "gzip", "br"] {
+                let response = edge.get_with(target, &[&accept(coding)]);
+                let found = decoded(coding, &response.body);
+                seen.push(String::from_utf8_lossy(&found[..10]).into_owned());
+            }
+            assert_eq!(edge.purge(target).status, 200);
+        }
+        for round in seen.chunks(3) {
+            assert!(round.iter().all(|version| *version == round[0]), "{seen:?}");
+        }
+        assert!(seen[0] != seen[3] && seen[3] != seen[6], "{seen:?}");
+        edge.advance(3600);
+        let stale = edge.get_with(target, &[&accept("br")]);
+        let found = decoded("br", &stale.body);
+        assert_ne!(String::from_utf8_lossy(&found[..10]), seen[8], "a new version");
+    }
+}
+
+#[test]
+fn a_304_keeps_the_bytes_of_the_forms_and_renews_their_fields() {
+    let origin = Origin::start(|request| match request.header("if-none-match") {
+        Some(tag) => {
+            assert_eq!(tag, "\"v1\"", "the origin's own tag");
+            Answer::status(304).header("ETag", "\"v1\"").header("X-Round", "2").fresh_for(60)
+        }
+        None => html(text(request.target[1..].parse().expect("a number"))).header("X-Round", "1"),
+    });
+    let edge = Edge::before(&origin.url());
+    for (number, target) in ["/5000", "/300000"].into_iter().enumerate() {
+        edge.get_with(target, &[&accept("br")]);
+        let before = edge.get_with(target, &[&accept("br")]);
+        assert_eq!(before.header("x-round"), "1");
+        edge.advance(90);
+        for hit in [false, true, true] {
+            let after = edge.get_with(target, &[&accept("br")]);
+            assert_eq!((after.is_hit(), after.header("x-round")), (hit, "2".to_owned()));
+            assert!(after.body == before.body && after.header("etag") == before.header("etag"));
+            assert_eq!(after.header("content-length"), before.header("content-length"));
+        }
+        assert_eq!(encoded_count(&edge, "br"), number as f64 + 1.0, "{target}");
+        let stale = format!("If-None-Match: {}", before.header("etag"));
+        edge.advance(90);
+        assert_eq!(edge.get_with(target, &[&accept("br"), &stale]).status, 304);
+    }
+}
+
+#[test]
+fn head_says_what_get_says() {
+    let origin = sized_origin();
+    let edge = Edge::before(&origin.url());
+    for target in ["/5000", "/300000"] {
+        for accepted in ["br", "identity"] {
+            edge.get_with(target, &[&accept(accepted)]);
+            let get = edge.get_with(target, &[&accept(accepted)]);
+            let head = edge.connect().request(crate::harness::Request {
+                method: "HEAD",
+                host: "edge.test",
+                target,
+                fields: &[&accept(accepted)],
+                body: b"",
+            });
+            for name in ["content-length", "content-encoding", "etag", "vary", "content-type"] {
+                assert_eq!(head.header(name), get.header(name), "{target} {accepted} {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_origins_pause_does_not_hold_back_what_it_sent() {
+    for coding in CODINGS {
+        let gate = Gate::default();
+        let open = gate.clone();
+        let origin = Origin::start(move |_| html(text(400_000)).pause_at(100_000, &gate));
+        let edge = Edge::before(&origin.url());
+        let start = || {
+            let mut curl = Command::new("curl");
+            curl.args(["-sN", "--compressed", "--max-time", "60", "-H", &accept(coding)]);
+            curl.args(["-H", "Host: edge.test"]);
+            curl.arg(format!("http://{}/", edge.http)).stdout(Stdio::piped());
+            curl.spawn().expect("curl runs")
+        };
+        let mut clients = [start(), start(), start()];
+        // What came before the pause can be decoded before the origin goes on.
+        for client in &mut clients {
+            let mut seen = vec![0; 100_000];
+            client.stdout.as_mut().expect("piped").read_exact(&mut seen).expect("the first part");
+            assert!(seen == text(400_000)[..100_000], "{coding}");
+        }
+        // One client leaves in the middle; the others get the rest, and so do later ones.
+        let [mut left, stays, stays_too] = clients;
+        left.kill().expect("it runs");
+        left.wait().expect("it ends");
+        open.open();
+        for client in [stays, stays_too] {
+            let rest = client.wait_with_output().expect("curl ends");
+            assert!(rest.status.success() && rest.stdout == text(400_000)[100_000..], "{coding}");
+        }
+        let after = edge.get_with("/", &[&accept(coding)]);
+        assert!(decoded(coding, &after.body) == text(400_000), "{coding}");
+        assert_eq!((origin.request_count(), encoded_count(&edge, coding)), (1, 1.0), "{coding}");
+    }
+}
+
+#[test]
+fn an_origin_that_breaks_off_breaks_off_every_coding_and_stores_none() {
+    let is_cut = AtomicUsize::new(0);
+    let origin = Origin::start(move |_| match is_cut.fetch_add(1, Ordering::SeqCst) {
+        // Without an entity tag the rest cannot be requested.
+        number => {
+            let answer = Answer::ok(text(300_000)).header("Content-Type", "text/html");
+            let answer = answer.fresh_for(60);
+            if number == 0 { answer.cut_after(200_000) } else { answer }
+        }
+    });
+    let edge = Edge::before(&origin.url());
+    let cut = edge.get_with("/", &[&accept("gzip")]);
+    assert!(!cut.is_complete, "{:?}", cut.headers);
+    for _ in 0..2 {
+        let whole = edge.get_with("/", &[&accept("gzip")]);
+        assert!(whole.is_complete && decoded("gzip", &whole.body) == text(300_000));
+    }
+}
+
+#[test]
+fn the_origin_gets_conditions_in_its_own_tags() {
+    let origin = Origin::start(|_| Answer::ok("changed"));
+    let edge = Edge::before(&origin.url());
+    let sent = "If-Match: \"v1~br.0000000a\"";
+    edge.connect().request(crate::harness::Request {
+        method: "PUT",
+        host: "edge.test",
+        target: "/",
+        fields: &[sent],
+        body: b"new",
+    });
+    let request = &origin.received()[0];
+    let tags: Vec<_> =
+        request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("if-match")).collect();
+    let tags = tags.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(", ");
+    assert_eq!(tags, "\"v1~br.0000000a\", \"v1\"");
+}
+
+#[test]
+fn a_site_decides_what_is_coded() {
+    let origin = Origin::start(|request| {
+        let answer = Answer::ok(text(5000)).fresh_for(60);
+        match &*request.target {
+            "/events" | "/listed" => answer.header("Content-Type", "text/event-stream"),
+            "/secret" => answer.header("Content-Type", "text/html").header("Set-Cookie", "a=b"),
+            "/no-transform" => {
+                let answer = Answer::ok(text(5000)).header("Content-Type", "text/html");
+                answer.header("Cache-Control", "max-age=60, no-transform")
+            }
+            _ => answer.header("Content-Type", "text/html"),
+        }
+    });
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
+         compression = {{ private = false, origin_codings = [\"gzip\"] }}\n\
+         [[sites.all.rules]]\npath = \"/listed\"\n\
+         compression = {{ content_types = [\"text/event-stream\"], codings = [\"gzip:9\"] }}\n",
+        origin.url()
+    ));
+    for _ in 0..2 {
+        for (target, fields, expected) in [
+            ("/page", &[BROWSER][..], "zstd"),
+            ("/page", &["Accept-Encoding: *"], "gzip"),
+            ("/page", &["Accept-Encoding: identity;q=0, br"], "br"),
+            ("/page", &[BROWSER, "Cache-Control: no-transform"], ""),
+            ("/page", &[BROWSER, "Authorization: x"], ""),
+            ("/events", &[BROWSER], ""),
+            ("/listed", &[BROWSER], "gzip"),
+            ("/secret", &[BROWSER], ""),
+            ("/no-transform", &[BROWSER], ""),
+        ] {
+            let response = edge.get_with(target, fields);
+            let found = response.header("content-encoding");
+            assert_eq!(found, expected, "{target} {fields:?}");
+            assert!(decoded(&found, &response.body) == text(5000), "{target} {fields:?}");
+        }
+    }
+    assert!(origin.received().iter().all(|it| it.header("accept-encoding") == Some("gzip")));
+}
