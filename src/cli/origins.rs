@@ -1,7 +1,8 @@
-//! `skerry origins`: the health of each origin of a running node.
+//! `skerry origins`: the health of each origin of a running node; drains an origin, takes it out, brings it
+//! back, sets its weight.
 
-use clap::Args;
-use serde_json::Value;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use super::CommandError;
 use super::client::{AdminArguments, AdminCall};
@@ -9,7 +10,10 @@ use super::output::print;
 
 /// The arguments of `skerry origins`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct OriginsArguments {
+    #[command(subcommand)]
+    command: Option<OriginsCommand>,
     /// Print only this pool.
     pool: Option<String>,
     /// Print the JSON response of the admin API instead of a table.
@@ -19,11 +23,89 @@ pub struct OriginsArguments {
     admin: AdminArguments,
 }
 
-/// Prints the origins.
+/// The commands below `skerry origins`.
+#[derive(Debug, Subcommand)]
+enum OriginsCommand {
+    /// Send no new visitors to an origin. Requests in flight finish.
+    Drain(StateArguments),
+    /// Send no requests to an origin. Requests in flight finish.
+    Maintenance(StateArguments),
+    /// Let an origin have requests again, as its health permits.
+    Ready(StateArguments),
+    /// Set the weight of an origin, or "default" for the configured one.
+    Weight {
+        #[command(flatten)]
+        target: StateArguments,
+        /// 0 to 65535, or "default".
+        #[arg(value_parser = parse_weight)]
+        weight: Weight,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Weight(Option<u16>);
+
+fn parse_weight(text: &str) -> Result<Weight, String> {
+    match text {
+        "default" => Ok(Weight(None)),
+        text => {
+            let weight = text.parse().map_err(|_| "expected 0 to 65535, or \"default\"")?;
+            Ok(Weight(Some(weight)))
+        }
+    }
+}
+
+/// Which origin, and how.
+#[derive(Debug, Args)]
+struct StateArguments {
+    /// The pool's name.
+    pool: String,
+    /// The origin's URL, or host and port, as `skerry origins` prints it.
+    origin: String,
+    /// Also after a restart of the node.
+    #[arg(long)]
+    keep: bool,
+    /// Although no other origin of the pool is up.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+/// Prints the origins, or changes one.
 ///
 /// # Errors
 /// Why the call failed, in one line, or that there is no such pool.
 pub fn run(arguments: &OriginsArguments) -> Result<(), CommandError> {
+    match &arguments.command {
+        None => show(arguments),
+        Some(OriginsCommand::Drain(target)) => set(target, &json!({"state": "drain"})),
+        Some(OriginsCommand::Maintenance(target)) => set(target, &json!({"state": "maintenance"})),
+        Some(OriginsCommand::Ready(target)) => set(target, &json!({"state": "ready"})),
+        Some(OriginsCommand::Weight { target, weight }) => {
+            set(target, &json!({"weight": weight.0}))
+        }
+    }
+}
+
+fn set(target: &StateArguments, change: &Value) -> Result<(), CommandError> {
+    let StateArguments { pool, origin, keep, force, admin } = target;
+    let mut body = change.clone();
+    body["pool"] = json!(pool);
+    body["origin"] = json!(origin);
+    body["keep"] = json!(keep);
+    body["force"] = json!(force);
+    let set = admin.call_json(&AdminCall::post("/origins/state", &body.to_string()))?;
+    let weight = match set["weight"].as_u64() {
+        Some(weight) => format!("weight {weight}"),
+        None => "the configured weight".to_owned(),
+    };
+    let kept = if set["kept"] == true { ", also after a restart" } else { "" };
+    let (origin, state) = (text(&set["origin"]), text(&set["state"]));
+    Ok(print(&format!("{origin}: {state}, {weight}{kept}\n"))?)
+}
+
+fn show(arguments: &OriginsArguments) -> Result<(), CommandError> {
     let mut report = arguments.admin.call_json(&AdminCall::get("/origins"))?;
     if let (Some(name), Some(pools)) = (&arguments.pool, report["pools"].as_array_mut()) {
         pools.retain(|pool| pool["pool"] == **name);

@@ -317,6 +317,10 @@ impl Admin {
             "/overview" => self.overview(request.uri().query().unwrap_or_default()),
             "/dns" => self.dns(request.uri().query().unwrap_or_default()),
             "/dns/export" => self.dns_export(request.uri().query().unwrap_or_default()),
+            "/origins/state" => {
+                let (body, _permit) = self.body_budget.read(request.into_body()).await?;
+                self.set_origin(caller, &body).await
+            }
             "/explain" => self.explain(request).await,
             "/config" => Ok(json_response(StatusCode::OK, &self.node.configuration())),
             "/config/diff" => {
@@ -491,6 +495,7 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/nodes", Method::GET),
     ("/store", Method::GET),
     ("/origins", Method::GET),
+    ("/origins/state", Method::POST),
     ("/certificates", Method::GET),
     ("/overview", Method::GET),
     ("/dns", Method::GET),

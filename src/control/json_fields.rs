@@ -105,6 +105,25 @@ impl JsonFields {
         number.filter(|number| *number <= max).ok_or_else(expected)
     }
 
+    /// A whole number; `None` if the field is missing, `Some(None)` if it is `null`.
+    ///
+    /// # Errors
+    /// As [`JsonFields::number`].
+    pub(super) fn nullable_number(
+        &mut self,
+        name: &str,
+        max: usize,
+    ) -> Result<Option<Option<usize>>, String> {
+        match self.0.iter().find(|(field, _)| field == name) {
+            None => Ok(None),
+            Some((_, value)) if value.is_null() => {
+                self.take(name);
+                Ok(Some(None))
+            }
+            Some(_) => self.number(name, max).map(Some).map(Some),
+        }
+    }
+
     /// Ends the reading.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ pub(crate) mod http;
 mod json_fields;
 mod log_stream;
 pub(crate) mod node_actions;
+pub(crate) mod origin_calls;
 pub(crate) mod prefetch;
 mod prefetch_calls;
 mod purge_calls;

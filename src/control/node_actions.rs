@@ -10,6 +10,7 @@ use http::{StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use super::origin_calls::{OriginRefusal, OriginRequest, OriginSetting};
 use super::purge_request::SiteLookup;
 use super::refresh::Refresh;
 
@@ -76,6 +77,14 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     /// # Errors
     /// There is no such zone.
     fn export_dns(&self, zone: Option<&str>, client: Option<IpAddr>) -> Result<Value, String>;
+    /// Sets the state or the weight of an origin.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    fn set_origin(
+        &self,
+        request: OriginRequest,
+    ) -> ActionFuture<'_, Result<OriginSetting, OriginRefusal>>;
     /// Explains whether a request for this URL would be a hit, and why.
     ///
     /// # Errors

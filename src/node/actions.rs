@@ -21,6 +21,7 @@ use crate::control::admin::{self, Admin};
 use crate::control::audit::Audit;
 use crate::control::body_budget::BodyBudget;
 use crate::control::node_actions::{ActionFuture, NodeActions};
+use crate::control::origin_calls::{OriginRefusal, OriginRequest, OriginSetting};
 use crate::control::prefetch::Prefetcher;
 use crate::control::purge_request::{PurgeRequest, SiteLookup};
 use crate::control::rate::TokenBucket;
@@ -219,6 +220,13 @@ impl NodeActions for Shared {
 
     fn export_dns(&self, zone: Option<&str>, client: Option<IpAddr>) -> Result<Value, String> {
         self.name_server.export(zone, client)
+    }
+
+    fn set_origin(
+        &self,
+        request: OriginRequest,
+    ) -> ActionFuture<'_, Result<OriginSetting, OriginRefusal>> {
+        Box::pin(async move { self.set_origin_now(&request) })
     }
 
     fn explain<'a>(

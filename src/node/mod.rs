@@ -11,6 +11,7 @@ mod alarms;
 mod history;
 mod housekeeping;
 mod metrics;
+mod origin_states;
 mod origins;
 mod overview;
 mod shared;
@@ -185,6 +186,7 @@ impl Node {
         let resolver = Resolver::new(dns, handle.clone(), metrics.background());
         let mut checks = Checks::new(resolver.clone(), metrics.background(), handle.clone());
         checks.replace(&plan.pools);
+        origin_states::restore(&plan.pools, directory);
         let mut discovery = Discovery::new(resolver.clone(), metrics.background(), handle.clone());
         discovery.replace(&plan.pools).wait();
         let plan = Arc::new(ArcSwap::from_pointee(plan));

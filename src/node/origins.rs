@@ -69,6 +69,9 @@ fn origin_report(origin: &OriginReport, now: SystemTime) -> Value {
         "failures": origin.failures,
         "ejections": origin.ejections,
         "weight": origin.weight,
+        "set": origin.set.map(|set| json!({
+            "state": set.state.as_str(), "weight": set.weight, "kept": set.is_kept,
+        })),
         "source": origin.source,
         "connections": origin.connections,
         "last_check": last_check,

@@ -19,6 +19,7 @@ use super::deadline::monotonic_ms;
 use super::health::OriginHealth;
 use super::load::Load;
 use super::order::Tiers;
+use super::overrides::Overrides;
 use super::settings::{HostHeader, Origin, OriginKey, PoolError, PoolSettings, Scheme};
 use super::tls;
 use crate::rendezvous;
@@ -101,8 +102,15 @@ impl Members {
         settings: &PoolSettings,
         listed: Vec<ListedOrigin>,
         known: &KnownMembers,
+        overrides: &Overrides,
     ) -> MembersBuild {
         let mut listed = merged(listed);
+        let weights = listed.iter_mut().map(|entry| &mut entry.origin);
+        // Most pools have no override, and no name is made for them.
+        for origin in weights.filter(|_| !overrides.is_empty()) {
+            let weight = overrides.get(&origin.url()).and_then(|it| it.weight);
+            origin.weight = weight.unwrap_or(origin.weight);
+        }
         let left_out = listed.len().saturating_sub(PoolSettings::MEMBERS_MAX);
         listed.truncate(PoolSettings::MEMBERS_MAX);
         let mut shared_config = None;
@@ -122,6 +130,9 @@ impl Members {
         let (mut list, mut mistakes) = (Vec::with_capacity(listed.len()), Vec::new());
         listed.retain(|entry| match member(&entry.origin) {
             Ok(member) => {
+                if let Some(of_member) = overrides.get(&member.url()) {
+                    member.health.administer(of_member.state, settings);
+                }
                 list.push(member);
                 true
             }
@@ -286,7 +297,8 @@ mod tests {
     fn build(origins: &[Origin], previous: Option<&Members>) -> Members {
         let listed = origins.iter().map(|it| ListedOrigin { origin: it.clone(), source: None });
         let known = previous.iter().flat_map(|members| members.known()).collect();
-        Members::build(&PoolSettings::new("test"), listed.collect(), &known).members
+        let settings = PoolSettings::new("test");
+        Members::build(&settings, listed.collect(), &known, &Overrides::new()).members
     }
 
     fn origins(ports: std::ops::Range<u16>) -> Vec<Origin> {

@@ -29,6 +29,7 @@ mod load;
 mod members;
 mod order;
 mod origin_report;
+mod overrides;
 mod patience;
 mod percentiles;
 mod pool;
@@ -54,6 +55,9 @@ pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
 pub(crate) use health::{Checks, HealthClass, Why};
 pub(crate) use origin_report::{OriginReport, SourceReport};
+pub(crate) use overrides::{
+    Administrative, OriginOverride, OverrideChange, OverrideRefusal, Overrides,
+};
 pub(crate) use pool::Pool;
 pub(crate) use pools::{MemberChanges, Pools};
 pub(crate) use resolve::Resolver;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::deadline::monotonic_ms;
 use super::health::{HealthClass, LastCheck, Why};
 use super::members::Member;
+use super::overrides::OriginOverride;
 use super::pool::Pool;
 use super::roster::SourceRecord;
 
@@ -33,6 +34,8 @@ pub(crate) struct OriginReport {
     pub ejections: u32,
     /// Its share of requests relative to the others.
     pub weight: u16,
+    /// What operators have set about it.
+    pub set: Option<OriginOverride>,
     /// The source that gives it, as in the configuration. `None`: the configuration lists it.
     pub source: Option<String>,
     /// Open connections of all workers.
@@ -75,7 +78,11 @@ impl Pool {
             let source = members.source(at).and_then(|source| roster.sources().get(source));
             source.map(|record| record.source.to_string())
         };
-        let report = |at| report(members.at(at), members.weight(at), source(at));
+        let report = |at| {
+            let member = members.at(at);
+            let set = roster.overrides.get(&member.url()).copied();
+            OriginReport { set, ..report(member, members.weight(at), source(at)) }
+        };
         (0..members.len()).map(report).collect()
     }
 
@@ -108,6 +115,7 @@ fn report(member: &Member, weight: u16, source: Option<String>) -> OriginReport 
         failures: state.failures,
         ejections: state.ejections,
         weight,
+        set: None,
         source,
         connections: member.connections.load(Ordering::Relaxed),
         last_check: member.health.last_check(),

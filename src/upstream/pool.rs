@@ -9,9 +9,12 @@ use geo::UnitVector;
 
 use super::health::PoolHealth;
 use super::hold::KeptBytes;
-use super::members::{Members, MembersBuild};
+use super::members::{Member, Members, MembersBuild};
+use super::overrides::{
+    Administrative, OriginOverride, OverrideChange, OverrideRefusal, Overrides,
+};
 use super::roster::Roster;
-use super::settings::{PoolDefinition, PoolError, PoolSettings};
+use super::settings::{Origin, PoolDefinition, PoolError, PoolSettings};
 use super::sign::OriginAccess;
 use super::sticky::{StickyMembers, StickyToken};
 
@@ -148,6 +151,62 @@ impl Pool {
         before.retire_all_but(Some(&next));
         roster.keep_vanished(&before, &next);
         MemberSwap { before, after: next }
+    }
+
+    /// Changes what operators set about an origin, which is named as in the admin API: by its URL, or
+    /// by host and port. Returns its URL.
+    ///
+    /// # Errors
+    /// The pool has no such origin, or needs it.
+    pub(crate) fn set_override(
+        &self,
+        origin: &str,
+        change: &OverrideChange,
+    ) -> Result<(String, OriginOverride), OverrideRefusal> {
+        let mut roster = self.roster();
+        let members = self.members().clone();
+        let url = Origin::parse(origin).map(|origin| origin.url());
+        let is_named = |member: &&Arc<Member>| match &url {
+            Some(url) => member.url() == *url,
+            None => *member.name == *origin,
+        };
+        let named: Vec<&Arc<Member>> = members.iter().filter(is_named).collect();
+        let pool = || self.name().to_string();
+        let Some(url) = named.first().map(|member| member.url()) else {
+            let origin = origin.to_owned();
+            return Err(OverrideRefusal::UnknownOrigin { pool: pool(), origin });
+        };
+        let is_usable = |member: &Member| member.health.view().class().is_usable();
+        let others = members.iter().filter(|member| member.url() != url);
+        let takes_out = change.state.is_some_and(|state| state != Administrative::Ready);
+        if takes_out
+            && !change.is_forced
+            && named.iter().any(|member| is_usable(member))
+            && !others.into_iter().any(|member| is_usable(member))
+        {
+            return Err(OverrideRefusal::LastUsable { pool: pool(), origin: url });
+        }
+        roster.set_override(&url, change, &members);
+        let of_origin = roster.overrides.get(&url).copied().unwrap_or_default();
+        named.iter().for_each(|member| member.health.administer(of_origin.state, &self.settings));
+        let build = roster.build(&self.settings, [members.clone()]);
+        self.replace_members(&mut roster, build.members);
+        Ok((url, of_origin))
+    }
+
+    /// What operators have set and asked to keep.
+    pub(crate) fn kept_overrides(&self) -> Overrides {
+        let roster = self.roster();
+        let kept = roster.overrides.iter().filter(|(_, of_origin)| of_origin.is_kept);
+        kept.map(|(url, of_origin)| (url.clone(), *of_origin)).collect()
+    }
+
+    /// Sets what was kept when the node stopped.
+    pub(crate) fn restore_overrides(&self, kept: Overrides) {
+        let mut roster = self.roster();
+        roster.overrides = kept.into_iter().take(PoolSettings::MEMBERS_MAX).collect();
+        let build = roster.build(&self.settings, [self.members.load_full()]);
+        self.replace_members(&mut roster, build.members);
     }
 
     /// Ends the use of the pool, which `next` replaces if it is there: no source changes its members

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::deadline::monotonic_ms;
 use super::members::{KnownMembers, ListedOrigin, Member, Members, MembersBuild};
+use super::overrides::{OriginOverride, OverrideChange, Overrides};
 use super::settings::{MemberSource, Origin, PoolDefinition, PoolError, PoolSettings};
 use crate::clock::whole_ms;
 
@@ -17,6 +18,8 @@ pub(super) struct Roster {
     origins: Vec<Origin>,
     sources: Vec<SourceRecord>,
     vanished: Vec<Vanished>,
+    /// What operators have set. At most [`PoolSettings::MEMBERS_MAX`].
+    pub(super) overrides: Overrides,
     /// No configuration uses the pool any more: its members may belong to another one.
     pub(super) is_closed: bool,
 }
@@ -74,10 +77,11 @@ impl Roster {
                 failure: None,
             })
         };
+        let overrides = before.map(|before| before.overrides.clone()).unwrap_or_default();
         let before = before.filter(|_| keeps_members);
         let vanished = before.map(|before| before.vanished.clone()).unwrap_or_default();
         let sources = sources.iter().map(record).collect();
-        Ok(Self { origins: origins.clone(), sources, vanished, is_closed: false })
+        Ok(Self { origins: origins.clone(), sources, vanished, overrides, is_closed: false })
     }
 
     /// Whether [`Roster::new`] would make the same one.
@@ -139,7 +143,24 @@ impl Roster {
         });
         let listed = fixed.chain(found);
         let listed = listed.map(|(origin, source)| ListedOrigin { origin: origin.clone(), source });
-        Members::build(settings, listed.collect(), &known)
+        Members::build(settings, listed.collect(), &known, &self.overrides)
+    }
+
+    /// Changes what is set about the origin `url`. `present`: the members of the pool.
+    pub(super) fn set_override(&mut self, url: &str, change: &OverrideChange, present: &Members) {
+        let before = self.overrides.get(url).copied().unwrap_or_default();
+        let Some(after) = OriginOverride::changed(before, change) else {
+            self.overrides.remove(url);
+            return;
+        };
+        self.overrides.insert(url.to_owned(), after);
+        while self.overrides.len() > PoolSettings::MEMBERS_MAX {
+            let present: HashSet<String> = present.iter().map(|member| member.url()).collect();
+            // One more than the pool can have members.
+            let absent = self.overrides.keys().find(|url| !present.contains(*url)).cloned();
+            let Some(absent) = absent else { return };
+            self.overrides.remove(&absent);
+        }
     }
 
     /// Keeps the members that `after` does not have for [`VANISHED_FOR`], the last

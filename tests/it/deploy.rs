@@ -137,6 +137,10 @@ fn the_api_s_description_has_every_call_and_no_other() {
             "/explain" => ("/explain?url=http://edge.test/".to_owned(), ""),
             "/purge" => (path.to_owned(), "{\"url\": \"http://edge.test/\", \"reason\": null}"),
             "/prefetch" => (path.to_owned(), "{\"urls\": [\"http://edge.test/\"]}"),
+            "/origins/state" => {
+                let body = serde_json::json!({"pool": "main", "origin": origin.url(), "weight": 2});
+                (path.to_owned(), &*body.to_string().leak())
+            }
             // The first would end the others; the second has no end, and the third nothing to go back to.
             "/drain" | "/log" | "/config/rollback" => continue,
             _ => (path.to_owned(), ""),

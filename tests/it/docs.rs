@@ -37,7 +37,7 @@ fn the_page_of_metrics_is_the_table() {
          in bytes, including the kernel's bookkeeping (`SK_MEMINFO_WMEM_QUEUED`, `SK_MEMINFO_RMEM_ALLOC`).\n\
          `skerry_connections_orphaned` counts connections that the node has closed and the kernel still holds. Two nodes that share an\n\
          address count each other's sockets. In a sandbox without netlink sockets both metrics are missing.\n\n\
-         `skerry_upstream_origins` with `pool` and `state` (up, slow-start, ejected, down) is the number of a pool's origins in\n\
+         `skerry_upstream_origins` with `pool` and `state` (up, slow-start, ejected, down, draining, maintenance) is the number of a pool's origins in\n\
          that state, for each pool of the configuration.\n\n\
          | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
     );

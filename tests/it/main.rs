@@ -26,6 +26,7 @@ mod misdirected;
 mod name_server;
 mod operations;
 mod origin_health;
+mod origin_states;
 mod origins;
 mod pages;
 mod prefetch;

@@ -17,6 +17,7 @@
 
 use std::time::Duration;
 
+use super::super::overrides::Administrative;
 use super::super::settings::{Check, Health};
 use super::view::{HealthClass, NEVER_MS, View};
 use crate::clock::whole_ms;
@@ -26,6 +27,7 @@ use crate::clock::whole_ms;
 pub(super) struct Machine {
     check: CheckState,
     breaker: Breaker,
+    administrative: Administrative,
     /// Ejections that still lengthen the next one.
     times: u32,
     epoch: u16,
@@ -99,6 +101,8 @@ pub(in crate::upstream) enum Event {
     Check { passed: bool },
     /// The origin is not checked any more.
     Unchecked,
+    /// Operators have set whether it gets requests.
+    Administered(Administrative),
     /// The origin has joined a pool that is in use: it gets its share slowly.
     Joined,
     /// A background connection has succeeded or failed.
@@ -189,6 +193,7 @@ impl Machine {
         let mut machine = Self {
             check,
             breaker: CLOSED,
+            administrative: Administrative::Ready,
             times: 0,
             epoch: 0,
             ramp_since_ms: None,
@@ -218,6 +223,14 @@ impl Machine {
             Event::Check { passed: false } => self.check_failed(rules),
             Event::Unchecked => {
                 self.check = CheckState::Unknown { failed: 0 };
+                None
+            }
+            Event::Administered(state) => {
+                let before = std::mem::replace(&mut self.administrative, state);
+                // Others have its share by now.
+                if state == Administrative::Ready && before != state {
+                    self.come_back(moment.now_ms);
+                }
                 None
             }
             Event::Joined => {
@@ -259,6 +272,7 @@ impl Machine {
         let at_ms = match (self.class, self.breaker) {
             (HealthClass::Up, _) => 0,
             (HealthClass::Ramping, _) => self.ramp_since_ms.unwrap_or_default(),
+            (HealthClass::Draining | HealthClass::Maintenance, _) => NEVER_MS,
             _ if matches!(self.check, CheckState::Failing { .. }) => NEVER_MS,
             (_, Breaker::Open { reachable: Some(false), why: Why::Unreachable, .. }) => NEVER_MS,
             (_, Breaker::Open { until_ms, .. }) => until_ms,
@@ -287,6 +301,11 @@ impl Machine {
     }
 
     fn classify(&self, rules: Rules<'_>, now_ms: u64) -> HealthClass {
+        match self.administrative {
+            Administrative::Ready => {}
+            Administrative::Drain => return HealthClass::Draining,
+            Administrative::Maintenance => return HealthClass::Maintenance,
+        }
         let (rise, is_assumed_down) =
             rules.check.map_or((1, false), |check| (check.rise, check.assume_down));
         let is_closed = matches!(self.breaker, Breaker::Closed { .. });

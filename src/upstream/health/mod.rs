@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::deadline::monotonic_ms;
+use super::overrides::Administrative;
 use super::settings::PoolSettings;
 use crate::random::random_u64;
 
@@ -80,6 +81,15 @@ impl OriginHealth {
         self.view.0.store(change.view.bits(), Ordering::Release);
         drop(ejection);
         change
+    }
+
+    /// Operators have set whether it gets requests.
+    pub(super) fn administer(&self, state: Administrative, settings: &PoolSettings) {
+        let moment = Moment { now_ms: monotonic_ms(), dice: 0 };
+        let mut machine = lock(&self.machine);
+        let event = Event::Administered(state);
+        let change = machine.on(event, moment, rules(settings), || false);
+        self.view.0.store(change.view.bits(), Ordering::Release);
     }
 
     /// The state in words.

@@ -19,11 +19,16 @@ pub(crate) enum HealthClass {
     Ejected,
     /// It cannot be reached, or its check fails. It gets nothing but trials.
     Down,
+    /// Operators drain it: it gets no new visitors.
+    Draining,
+    /// Operators have taken it out: it gets nothing.
+    Maintenance,
 }
 
 impl HealthClass {
     /// All classes, in the order of their numbers in a [`View`].
-    pub(crate) const ALL: [Self; 4] = [Self::Up, Self::Ramping, Self::Ejected, Self::Down];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Up, Self::Ramping, Self::Ejected, Self::Down, Self::Draining, Self::Maintenance];
 
     /// The word in the admin API and in metrics.
     pub(crate) fn as_str(self) -> &'static str {
@@ -32,6 +37,8 @@ impl HealthClass {
             Self::Ramping => "slow-start",
             Self::Ejected => "ejected",
             Self::Down => "down",
+            Self::Draining => "draining",
+            Self::Maintenance => "maintenance",
         }
     }
 
@@ -67,7 +74,8 @@ impl View {
     }
 
     pub(in crate::upstream) fn class(self) -> HealthClass {
-        HealthClass::ALL[(self.0 & 3) as usize]
+        // A view is made of a class only: the other two values do not occur.
+        HealthClass::ALL[((self.0 & 7) as usize).min(HealthClass::ALL.len() - 1)]
     }
 
     /// Up, and without a failure since the last good response: a success has nothing to record.

@@ -1,6 +1,7 @@
 //! The exchange over real sockets: what origins do, and what becomes of it.
 
 mod balance;
+mod changing_sets;
 mod discovery;
 mod http2;
 mod name_server;

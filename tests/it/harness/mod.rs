@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use client::{Client, Request, Response, exchange, raw};
 pub use link::LongLink;
-pub use node::Edge;
+pub use node::{Edge, with_defaults};
 pub use origin::{Answer, Gate, Origin, ReceivedRequest};
 pub use process::{Process, skerry};
 
