@@ -57,7 +57,7 @@ impl Drop for Reserved {
     }
 }
 
-/// What has arrived of a response that is held.
+/// The part of a held response that has arrived.
 pub(super) struct HeldContent {
     data: BytesMut,
     trailers: Option<HeaderMap>,

@@ -176,7 +176,7 @@ impl ResumedBody {
         Ok(())
     }
 
-    /// What is passed on of a frame of the body. Trailers of a part are not those of the whole.
+    /// The frame as it is passed on, if it is. Trailers of a part are not those of the whole.
     fn take(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         match frame.data_ref() {
             Some(data) => {

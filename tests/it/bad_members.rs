@@ -31,7 +31,7 @@ const ALL: [Bad; 6] =
 
 const CONNECT: Duration = Duration::from_secs(1);
 const PER_TRY: Duration = Duration::from_millis(1500);
-/// What a busy machine may take on top. Four waits one after the other would take 6 s.
+/// The time that a busy machine may take on top. Four waits one after the other would take 6 s.
 const SLACK: Duration = Duration::from_millis(2500);
 
 /// A small page; or a large one with a strong tag, or the part of it that is asked for.
@@ -83,7 +83,7 @@ fn bad_origin(bad: Bad, stall: &Gate) -> Origin {
     origin
 }
 
-/// What the clients saw of requests of one kind.
+/// The outcomes of requests of one kind, as clients saw them.
 #[derive(Debug, Default)]
 struct Seen {
     requests: usize,

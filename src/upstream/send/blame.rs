@@ -44,7 +44,7 @@ impl Try {
         self.trial.is_some()
     }
 
-    /// What must be recorded about the member after this failure, once the request has ended.
+    /// The record of this failure, to be made when the request has ended. `None`: it is made already.
     pub(super) fn blame(
         &self,
         outcome: Outcome,

@@ -11,7 +11,7 @@ pub(in crate::upstream) struct Failed {
     pub(in crate::upstream) error: FetchError,
     /// The request's body, if nothing of the request was sent.
     pub(in crate::upstream) body: Option<Body>,
-    /// What the failure says about the origin's health; `None`: nothing.
+    /// The meaning of the failure for the origin's health; `None`: nothing.
     pub(in crate::upstream) outcome: Option<Outcome>,
     /// The address of the connection, if there was one.
     pub(in crate::upstream) connected: Option<SocketAddr>,

@@ -21,7 +21,7 @@ pub(in crate::upstream) enum KeptBody {
 }
 
 impl KeptBody {
-    /// What is kept of `body`, and the body to be sent. Calls and other protocols stream without
+    /// The copy of `body`, and the body to be sent. Calls and other protocols stream without
     /// an end: nothing of them is kept.
     pub(in crate::upstream) fn of(body: Body, pool: &Pool, intent: &Intent) -> (Self, Body) {
         match &body {

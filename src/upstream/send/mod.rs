@@ -187,7 +187,7 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// What became of the tries of a request so far. Nothing in it is allocated until one fails or is
+/// The state of a request and its tries. Nothing in it is allocated until one fails or is
 /// late.
 struct Sending<'a> {
     outgoing: &'a Outgoing<'a>,
@@ -251,7 +251,9 @@ impl<'a> Sending<'a> {
         let (status, retry) = (upstream.response.status(), self.retry());
         let reason = if retry.on.statuses.contains(status) {
             let cause = format!("it responded with {}", status.as_u16());
-            self.lose(number, Some(Outcome::Faulty), cause);
+            // The response to a trial is recorded already.
+            let outcome = (!self.a_try(number).is_trial()).then_some(Outcome::Faulty);
+            self.lose(number, outcome, cause);
             RetryReason::Status
         } else if retry.failover_on.contains(status) && self.may_fail_over() {
             self.lose(number, None, String::new());
@@ -350,8 +352,12 @@ impl<'a> Sending<'a> {
 
     fn lose(&mut self, number: usize, outcome: Option<Outcome>, cause: String) {
         let Outgoing { core, state, .. } = self.outgoing;
-        let a_try = self.a_try(number);
+        let a_try = match number.checked_sub(1) {
+            None => &mut self.first,
+            Some(at) => &mut self.others[at],
+        };
         if a_try.payment == Payment::IfLost {
+            a_try.payment = Payment::Paid;
             state.charge_retry();
         }
         let blame = outcome.and_then(|outcome| a_try.blame(outcome, cause, state, &core.recorder));

@@ -16,7 +16,7 @@ use super::failed::Failed;
 /// How a try ends.
 pub(super) type TryResult = Result<UpstreamResponse, Failed>;
 
-/// What happens in a race. Tries are numbered from 0.
+/// A change in a race. Tries are numbered from 0.
 pub(super) enum RaceEvent {
     /// This try has ended.
     Ended(usize, TryResult),

@@ -245,7 +245,7 @@ async fn a_member_that_vanishes_finishes_its_exchange_and_gets_no_other() {
         let (response, mut peer) = tokio::join!(bed.bed.get(), async {
             let mut peer = old.accept().await;
             peer.head().await;
-            peer.say("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nha").await;
+            peer.say("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nha\r\n").await;
             peer
         });
         server.set(at(&new)).await;
@@ -255,7 +255,7 @@ async fn a_member_that_vanishes_finishes_its_exchange_and_gets_no_other() {
             new.accept().await.answer("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nnew").await;
         });
         assert_eq!(next, "new");
-        peer.say("lf").await;
+        peer.say("2\r\nlf\r\n0\r\n\r\n").await;
         assert_eq!(read(response.expect("a head")).await.expect("a whole body"), "half");
         peer.closed().await;
     })
