@@ -28,6 +28,7 @@ pub mod config; // parses the configuration file into typed settings
 mod control; // admin API, purge bus
 pub mod demo; // the origin of the demo
 mod dns; // the authoritative name server
+mod fleet; // the nodes of the fleet: the table of all, and which of them owns a key
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // the fuzz targets of all rooms
 mod node; // starts, reloads and drains a node

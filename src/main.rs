@@ -11,7 +11,7 @@ use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
 use skerry::cli::{
     self, CommandError, config as config_commands, control, dns, explain, generate, geo as geo_command,
-    log, origins, prefetch, purge, purges, store, token, top,
+    log, nodes, origins, prefetch, purge, purges, store, token, top,
 };
 use skerry::config::{self, Flags};
 use skerry::{Allocator, Clock, Node, ServiceState, demo, notify, token_line};
@@ -109,6 +109,8 @@ enum Command {
     /// Show the health of each origin of a running node: state, since when, failures, last check.
     #[command(after_help = "Example:\n  skerry origins main")]
     Origins(origins::OriginsArguments),
+    /// Show the nodes of the fleet: state, load, configuration; and which node owns a URL.
+    Nodes(nodes::NodesArguments),
     /// Show live statistics of a running node: requests, hits, miss reasons, origins, store, purges.
     #[command(after_help = "Example:\n  skerry top --interval 5      # q quits")]
     Top(top::TopArguments),
@@ -166,6 +168,7 @@ fn run_command(command: Command) -> Result<(), CommandError> {
         Command::Log(command) => log::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Origins(arguments) => origins::run(&arguments),
+        Command::Nodes(arguments) => nodes::run(&arguments),
         Command::Top(arguments) => {
             let clock = Clock::system();
             top::run(&arguments, || clock.instant())

@@ -9,6 +9,7 @@ mod history;
 mod process;
 
 pub(crate) use history::{History, Interval};
+pub(crate) use process::cpu_seconds;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -227,6 +228,7 @@ table! {
     BusDisconnects, Counter, "bus_disconnects", "Connections to the purge bus that broke or could not be made.", "connection" = BUS_CONNECTIONS;
     BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-up messages dropped because their queue was full; the stream has their content.";
     BusWaitsRefused, Counter, "bus_waits_refused", "Purge calls that returned without waiting for other nodes because 512 callers were waiting.";
+    FleetRowsRead, Counter, "fleet_rows_read", "Rows of the node table read because they had changed, or because the whole table was read.";
     BusPurgesLost, Counter, "bus_purges_lost", "Local purges that Redis confirmed and then lost; they were published again.";
     BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because their queue was full; they are sent again from the stream.";
     StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";

@@ -12,6 +12,7 @@ mod explain_text;
 pub mod generate;
 pub mod geo;
 pub mod log;
+pub mod nodes;
 pub mod origins;
 pub mod output;
 pub mod prefetch;

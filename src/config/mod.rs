@@ -34,7 +34,9 @@ pub use mistakes::{Mistake, Mistakes, suggestion};
 pub use rooms::NodeSettings;
 
 use crate::listen::{Listener, Transport};
-use crate::{control, dns, fill, guard, listen, purge, respond, route, store, upstream};
+use crate::{
+    control, dns, fill, guard, listen, purge, rendezvous, respond, route, store, upstream,
+};
 use reader::{OptionValue, Purpose, Reader, Section};
 pub(crate) use sources::Sources;
 
@@ -244,6 +246,20 @@ impl Config {
         names.into_iter().filter_map(change).collect()
     }
 
+    /// A hash of the options that the nodes of a fleet share, 8 hex digits. Options of a node's own, such as
+    /// its name, addresses, files and disks, are not in it.
+    pub(crate) fn digest(&self) -> String {
+        let is_shared = |option: &String| {
+            let table = option.split(['.', '[']).next().unwrap_or_default();
+            !OWN_TABLES.contains(&table)
+        };
+        let mut text = String::new();
+        for (option, value) in self.options.iter().filter(|(option, _)| is_shared(option)) {
+            text.push_str(&format!("{option} = {}\n", value.meant));
+        }
+        format!("{:08x}", rendezvous::hash(text.as_bytes()) >> 32)
+    }
+
     /// This configuration as it takes effect on a node that runs with `running` and reloads: options
     /// that need a restart keep their old values.
     pub(crate) fn reloaded_over(mut self, running: &Self) -> Self {
@@ -251,9 +267,17 @@ impl Config {
         let stays = running.options.iter().filter(|(option, _)| needs_restart(option));
         self.options.extend(stays.map(|(option, setting)| (option.clone(), setting.clone())));
         let node = running.node.clone();
-        let NodeSettings { coordinates, drain_timeout, drain_notice, .. } = self.node;
+        let NodeSettings { coordinates, addresses, weight, drain_timeout, drain_notice, .. } =
+            self.node;
         Self {
-            node: NodeSettings { coordinates, drain_timeout, drain_notice, ..node },
+            node: NodeSettings {
+                coordinates,
+                addresses,
+                weight,
+                drain_timeout,
+                drain_notice,
+                ..node
+            },
             admin: running.admin.clone(),
             bus: control::bus::Settings {
                 silence_of_sites: self.bus.silence_of_sites,
@@ -503,6 +527,9 @@ const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCA
 
 /// The name of the pool that `--origin` adds.
 const FLAG_POOL: &str = "origin";
+
+/// Tables of options in which the nodes of a fleet differ: see [`Config::digest`].
+const OWN_TABLES: [&str; 8] = ["node", "admin", "bus", "geo", "listeners", "log", "store", "tls"];
 
 /// Options that need a restart, because threads, sockets or files depend on them. All others take
 /// effect with a reload.

@@ -102,6 +102,7 @@ texts! {
     Arc<str>, "a string", |text| Some(text.into()), none;
     Duration, "a duration such as \"30s\", \"250ms\" or \"12h\"", duration, remedy::duration;
     SocketAddr, "an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\"", |text| text.parse().ok(), remedy::socket;
+    IpAddr, "an address such as \"192.0.2.1\" or \"2001:db8::1\"", |text| text.parse().ok(), none;
     Country, "a country's two-letter code (ISO 3166-1)", |text| text.parse().ok(), remedy::country;
     Continent, "a continent: AF, AN, AS, EU, NA, OC or SA", |text| text.parse().ok(), remedy::continent;
     HeaderName, "a header field's name", |text| text.parse().ok(), none;

@@ -310,7 +310,8 @@ impl Admin {
                 self.prefetch(caller, &body).await
             }
             "/purges" => self.purges(request.uri().query().unwrap_or_default()),
-            "/nodes" => Ok(self.nodes()),
+            "/nodes" => Ok(self.nodes().await),
+            "/nodes/owner" => self.owner(request.uri().query().unwrap_or_default()).await,
             "/store" => Ok(self.store_stat()),
             "/origins" => Ok(json_response(StatusCode::OK, &self.node.origins())),
             "/certificates" => Ok(json_response(StatusCode::OK, &self.node.certificates())),
@@ -493,6 +494,7 @@ pub const CALLS: &[(&str, Method)] = &[
     ("/prefetch", Method::POST),
     ("/purges", Method::GET),
     ("/nodes", Method::GET),
+    ("/nodes/owner", Method::GET),
     ("/store", Method::GET),
     ("/origins", Method::GET),
     ("/origins/state", Method::POST),

@@ -7,7 +7,6 @@ pub(crate) mod body_budget;
 pub(crate) mod bus;
 mod dashboard;
 mod dns_calls;
-pub(crate) mod fleet;
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]
 pub(crate) mod fuzz;
@@ -16,6 +15,7 @@ pub(crate) mod http;
 mod json_fields;
 mod log_stream;
 pub(crate) mod node_actions;
+mod node_calls;
 pub(crate) mod origin_calls;
 pub(crate) mod prefetch;
 mod prefetch_calls;

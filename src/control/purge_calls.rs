@@ -15,7 +15,6 @@ use super::bus::{
     KnownPurge, NodeState, PurgeRequestError, PurgeResult, PurgeStatus, RecordScope, Wait,
     WaitLimit,
 };
-use super::fleet::FleetMember;
 use super::http::{Problem, check_parameters, json_response, number_parameter, parameter};
 use super::purge_request::PurgeRequest;
 use super::tokens::{Caller, Permission};
@@ -174,23 +173,6 @@ impl Admin {
         let purges: Vec<Value> =
             purges.iter().map(|(id, known)| known_as_json(id, known)).collect();
         Ok(json_response(StatusCode::OK, &json!({ "purges": purges })))
-    }
-
-    /// `GET /nodes`
-    pub(super) fn nodes(&self) -> Response<Full<Bytes>> {
-        let now = self.clock.instant();
-        let node = |(name, member): (String, FleetMember)| {
-            let age = now.saturating_duration_since(member.last_heartbeat);
-            let fields = json!({
-                "region": member.region,
-                "heard_ms_ago": age.as_millis() as u64,
-                "applied": member.applied.map(|position| position.number),
-            });
-            (name, fields)
-        };
-        let nodes: serde_json::Map<String, Value> =
-            self.bus.members().into_iter().map(node).collect();
-        json_response(StatusCode::OK, &json!({ "node": self.bus.name(), "nodes": nodes }))
     }
 
     /// Checks that the caller may purge all of these scopes.

@@ -43,6 +43,11 @@ impl Collector for Process {
     }
 }
 
+/// Processor time of all threads of this process, in seconds. `None`: the system does not tell.
+pub(crate) fn cpu_seconds() -> Option<f64> {
+    Times::read().map(|times| times.cpu)
+}
+
 /// In seconds.
 struct Times {
     cpu: f64,

@@ -27,6 +27,7 @@ use crate::control::purge_request::{PurgeRequest, SiteLookup};
 use crate::control::rate::TokenBucket;
 use crate::control::refresh::Refresh;
 use crate::dns::DnsQuestion;
+use crate::fleet::Readiness;
 use crate::metrics::Metrics;
 use crate::serve::{self, Explainer, InternalRequest, PurgeByMethod};
 
@@ -98,6 +99,8 @@ impl NodeActions for Shared {
             "draining by POST /drain: not ready from now on; no new connections after the notice; POST /undrain takes this back until then; send SIGTERM to exit"
         );
         // Load balancers must see that this node is not ready before its listeners close.
+        let bus = self.bus.clone();
+        tokio::spawn(async move { bus.announce_drain().await });
         let (running, switch) = (self.drain_notice.clone(), self.drain.clone());
         tokio::spawn(async move {
             tokio::time::sleep(notice).await;
@@ -113,6 +116,7 @@ impl NodeActions for Shared {
         if self.drain_notice.swap(0, Ordering::Relaxed) > 0 {
             self.draining.store(false, Ordering::Relaxed);
             self.publish_dns_nodes(&self.config());
+            self.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
             tracing::info!("ready again by POST /undrain");
             return Ok(true);
         }

@@ -10,6 +10,7 @@ mod actions;
 mod alarms;
 mod history;
 mod housekeeping;
+mod membership;
 mod metrics;
 mod origin_states;
 mod origins;
@@ -35,10 +36,10 @@ use crate::clock::{Clock, unix_ms};
 use crate::config::{Config, Flags};
 use crate::control::admin;
 use crate::control::bus::{Bus, BusParts};
-use crate::control::fleet::NodeIdentity;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::dns::{DnsBindError, DnsSockets, NameServer, NameServerParts};
+use crate::fleet::Readiness;
 use crate::guard::rate;
 use crate::listen::{self, ListenerState, TlsState, Transport, WorkerSockets};
 use crate::metrics::{History, Metrics};
@@ -167,11 +168,13 @@ impl Node {
         let store = background.block_on(store)?;
         let (tokens, admin_tls) = admin_files(&config.admin).map_err(StartError::AdminFiles)?;
         // The purges that this node missed must be in force before it serves its first request.
-        let identity =
-            NodeIdentity { name: config.node.name.clone(), region: config.node.region.clone() };
-        let (clock_of_bus, metrics_of_bus) = (clock.clone(), metrics.clone());
-        let parts =
-            BusParts { identity, purges: purge_log, clock: clock_of_bus, metrics: metrics_of_bus };
+        let parts = BusParts {
+            name: config.node.name.clone(),
+            announcement: membership::announcement(&config),
+            purges: purge_log,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        };
         let bus = background.block_on(Bus::start(config.bus.clone(), parts, handle)).map_err(
             system("cannot read the files of the purge bus (bus.password_file, bus.ca_file)"),
         )?;
@@ -254,6 +257,8 @@ impl Node {
         background.spawn(api.run(admin_listener));
         background.spawn(shared.clone().watch_files());
         background.spawn(shared.clone().record_history());
+        background.spawn(shared.clone().announce_load());
+        shared.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
         if let Some(tls) = &shared.tls {
             background.spawn(tls.clone().watch());
         }
@@ -283,6 +288,8 @@ impl Node {
     /// Stops accepting connections; requests in flight may take `node.drain_timeout` to finish.
     pub fn drain(&self) {
         self.shared.drain();
+        let shared = self.shared.clone();
+        self.background.spawn(async move { shared.bus.announce_drain().await });
     }
 
     /// Waits until the last connection is closed, then closes the store and the log.

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::history::ConfigHistory;
 use super::metrics::ReloadRecord;
+use super::membership;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::control::bus::Bus;
@@ -162,6 +163,7 @@ impl Shared {
         // The next reload is compared with the running configuration, not with the last file.
         *config = next.reloaded_over(&config);
         self.publish_dns_nodes(&config);
+        self.bus.announce(|announcement| membership::follow_config(announcement, &config));
         Ok(changes)
     }
 

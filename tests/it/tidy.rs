@@ -42,11 +42,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "upstream",
         &[
-            "body", "clock", "fields", "interim", "labels", "metrics", "notices", "planted",
+            "body",
+            "clock",
+            "fields",
+            "interim",
+            "labels",
+            "metrics",
+            "notices",
+            "planted",
             // random: ejections and checks of many origins and nodes must not fall together.
             "random",
             // rendezvous: a pool that is balanced by hash, and the fleet, choose in the same way.
-            "rendezvous", "stamp", "upgrade",
+            "rendezvous",
+            "stamp",
+            "upgrade",
         ],
     ),
     // upstream: a part that is missing is asked for here, and its failure is upstream's.
@@ -66,9 +75,15 @@ const ARROWS: &[(&str, &[&str])] = &[
         "route",
         &["guard", "cache", "upstream", "fields", "labels", "transform", "planted", "rendezvous"],
     ),
+    // rendezvous: nodes agree without a word on who owns a key.
+    ("fleet", &["rendezvous"]),
+    // fleet: the purge bus carries the rows of the node table.
     (
         "control",
-        &["purge", "store", "cache", "clock", "metrics", "notices", "planted", "random", "stamp"],
+        &[
+            "purge", "store", "cache", "clock", "fleet", "metrics", "notices", "planted", "random",
+            "stamp",
+        ],
     ),
     (
         "serve",

@@ -1,5 +1,6 @@
 //! Reads `[node]`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use toml::de::DeValue;
 
 use super::super::reader::{Reader, Section};
 use super::super::values::Value;
+use crate::fleet::{ADDRESSES_MAX, WEIGHT_MAX};
 
 /// The node as a whole.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +19,12 @@ pub struct NodeSettings {
     pub name: String,
     /// Region, free text.
     pub region: String,
-    /// Where it is, for pools that choose origins by distance.
+    /// Where it is, for pools that choose origins by distance, and for the fleet.
     pub coordinates: Option<Coordinates>,
+    /// Its public addresses, for the fleet.
+    pub addresses: Vec<IpAddr>,
+    /// Its share of keys and clients in proportion to the other nodes of the fleet.
+    pub weight: u16,
     /// Number of worker threads.
     pub workers: usize,
     /// Directory for the disk cache, the purge log and generated certificates.
@@ -37,6 +43,8 @@ impl Default for NodeSettings {
             name: if is_plain_name(&name) { name } else { "edge".to_owned() },
             region: String::new(),
             coordinates: None,
+            addresses: Vec::new(),
+            weight: 100,
             workers: cores(),
             data_directory: PathBuf::from("skerry-data"),
             drain_timeout: Duration::from_secs(30),
@@ -52,12 +60,26 @@ pub(crate) fn read_node(section: &Section<'_>, node: &mut NodeSettings) {
     }
     section.read("region", &mut node.region);
     node.coordinates = read_coordinates(section);
+    section.read("addresses", &mut node.addresses);
+    if node.addresses.len() > ADDRESSES_MAX {
+        let found = node.addresses.len();
+        section.mistake("addresses", format!("expected at most {ADDRESSES_MAX}, found {found}"));
+    }
+    if let Some(address) = node.addresses.iter().find(|address| !is_reachable(address)) {
+        let expected = "expected addresses at which clients reach this node";
+        section.mistake("addresses", format!("{expected}, found {address}"));
+    }
+    section.read_within("weight", &mut node.weight, 0..=WEIGHT_MAX);
     let mut workers = Workers(node.workers);
     section.read("workers", &mut workers);
     node.workers = workers.0;
     section.read("data_directory", &mut node.data_directory);
     section.read("drain_timeout", &mut node.drain_timeout);
     section.read("drain_notice", &mut node.drain_notice);
+}
+
+fn is_reachable(address: &IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_multicast()
 }
 
 /// The point in `latitude` and `longitude`.

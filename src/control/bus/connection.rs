@@ -16,10 +16,10 @@ use redis::{
     Value,
 };
 
+use super::heartbeats::{HEARTBEAT, LEAVE};
 use super::ledger::Receipt;
-use super::record::{EntryId, PurgeRecord, StreamEntry, StreamHead};
+use super::record::{EntryId, PurgeRecord, StreamEntry};
 use super::settings::{RedisUrl, Settings, Topology};
-use crate::control::fleet::{Heartbeat, NodeHeartbeat};
 use crate::random::random_u64;
 
 /// Opens connections to Redis.
@@ -35,9 +35,17 @@ pub(super) struct Connector {
 /// Names of the keys and channels in Redis. All have the same hash tag, so that they are on one node of
 /// a cluster.
 pub(super) struct RedisKeys {
-    state: String,
+    /// Hash: epoch, number and id of the stream's last entry; version of the node table.
+    pub state: String,
     stream: String,
-    nodes: String,
+    /// Hash: each node's last heartbeat, by name.
+    pub nodes: String,
+    /// Hash: each node's announcement, by name.
+    pub members: String,
+    /// Sorted set: the nodes that have not missed three heartbeats, by the time of the last.
+    pub beats: String,
+    /// Sorted set: the nodes, by the version of the table that changed them last.
+    pub changes: String,
     receipts: String,
     /// Channel of the wake-ups.
     pub wake: String,
@@ -53,23 +61,13 @@ pub(super) type MessageHandler = Box<dyn Fn(String, Bytes) + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct RedisConnection {
     kind: ConnectionKind,
-    keys: Arc<RedisKeys>,
+    pub(super) keys: Arc<RedisKeys>,
 }
 
 #[derive(Clone)]
 enum ConnectionKind {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
-}
-
-/// The reply of Redis to a heartbeat.
-pub(super) struct HeartbeatReply {
-    /// The stream's last entry.
-    pub head: StreamHead,
-    /// The heartbeat that this one replaced: of this node, or of another node with its name.
-    pub previous: Heartbeat,
-    /// The last heartbeats of all nodes.
-    pub nodes: Vec<NodeHeartbeat>,
 }
 
 /// The receipts of a purge in Redis.
@@ -263,6 +261,9 @@ impl RedisKeys {
             state: name("state"),
             stream: name("stream"),
             nodes: name("nodes"),
+            members: name("members"),
+            beats: name("beats"),
+            changes: name("changes"),
             receipts: name("receipts:"),
             wake: name("wake"),
             receipts_to: name("receipts-to:"),
@@ -278,12 +279,12 @@ impl RedisConnection {
     /// Loads the scripts into Redis, so that EVALSHA can call them.
     pub(super) async fn load_scripts(&mut self) -> RedisResult<()> {
         let mut pipeline = redis::pipe();
-        for script in [PUBLISH, HEARTBEAT, RENAME] {
+        for script in SCRIPTS {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(script).ignore();
         }
         if let ConnectionKind::Cluster(_) = self.kind {
             // The cluster client sends SCRIPT LOAD to every primary only outside a pipeline.
-            for script in [PUBLISH, HEARTBEAT, RENAME] {
+            for script in SCRIPTS {
                 let mut load = redis::cmd("SCRIPT");
                 load.arg("LOAD").arg(script);
                 load.query_async::<Value>(self).await?;
@@ -321,42 +322,6 @@ impl RedisConnection {
                 .ignore();
         }
         pipeline.exec_async(self).await
-    }
-
-    /// Stores the heartbeat of node `name`, and reads the stream's head and the heartbeats of all
-    /// nodes.
-    pub(super) async fn exchange_heartbeat(
-        &mut self,
-        name: &str,
-        heartbeat: &Heartbeat,
-    ) -> RedisResult<HeartbeatReply> {
-        let mut command = redis::cmd("EVALSHA");
-        command
-            .arg(sha1(HEARTBEAT))
-            .arg(2)
-            .arg(&self.keys.state)
-            .arg(&self.keys.nodes)
-            .arg(new_epoch())
-            .arg(name)
-            .arg(heartbeat.to_text());
-        type Reply = (String, u64, String, u64, String, Vec<(String, String)>);
-        let (epoch, number, id, now, previous, nodes): Reply = command.query_async(self).await?;
-        let head = StreamHead { epoch, number, id: parse_id(&id)? };
-        // `MILLISECONDS-SINCE-1970 HEARTBEAT`
-        let parse = |text: &str| {
-            let (at_ms, heartbeat) = text.split_once(' ').unwrap_or((text, ""));
-            (at_ms.parse().unwrap_or_default(), Heartbeat::parse(heartbeat))
-        };
-        let nodes = nodes.into_iter().map(|(node, text)| {
-            let (at_ms, heartbeat): (u64, _) = parse(&text);
-            NodeHeartbeat { node, at_ms, age_ms: now.saturating_sub(at_ms), heartbeat }
-        });
-        Ok(HeartbeatReply { head, previous: parse(&previous).1, nodes: nodes.collect() })
-    }
-
-    /// Removes a node from the fleet.
-    pub(super) async fn remove_node(&mut self, node: &str) -> RedisResult<()> {
-        redis::cmd("HDEL").arg(&self.keys.nodes).arg(node).exec_async(self).await
     }
 
     /// The stream's epoch.
@@ -503,7 +468,7 @@ fn parse_entry(entry: &redis::streams::StreamId) -> RedisResult<StreamEntry> {
     })
 }
 
-fn parse_id(text: &str) -> RedisResult<EntryId> {
+pub(super) fn parse_id(text: &str) -> RedisResult<EntryId> {
     text.parse().map_err(invalid)
 }
 
@@ -525,14 +490,17 @@ pub(super) fn shortened(error: &RedisError) -> String {
 }
 
 /// A random epoch, which a script uses if the stream has none.
-fn new_epoch() -> String {
+pub(super) fn new_epoch() -> String {
     format!("{:016x}", random_u64())
 }
 
 /// The hash by which EVALSHA calls a script.
-fn sha1(script: &str) -> String {
+pub(super) fn sha1(script: &str) -> String {
     redis::Script::new(script).get_hash().to_owned()
 }
+
+/// The scripts that EVALSHA calls.
+const SCRIPTS: [&str; 4] = [PUBLISH, RENAME, HEARTBEAT, LEAVE];
 
 /// In one atomic step: numbers the record, appends it, trims the stream, stores the record's position
 /// with the receipts, and publishes the wake-up.
@@ -554,26 +522,6 @@ redis.call('HSET', receipts, ARGV[6], epoch .. ' ' .. string.format('%.0f', numb
 redis.call('EXPIRE', receipts, ARGV[7])
 redis.call('PUBLISH', ARGV[3], ARGV[5])
 return id
-";
-
-/// Stores a heartbeat. Returns the stream's head, the time, the previous heartbeat under the node's name,
-/// and the heartbeats of all nodes.
-const HEARTBEAT: &str = "\
-local state, nodes = KEYS[1], KEYS[2]
-local epoch = redis.call('HGET', state, 'epoch')
-if not epoch then
-  epoch = ARGV[1]
-  redis.call('HSET', state, 'epoch', epoch)
-end
-local number = tonumber(redis.call('HGET', state, 'number') or '0')
-local id = redis.call('HGET', state, 'id') or '0-0'
-local time = redis.call('TIME')
-local now = math.floor(time[1] * 1000 + time[2] / 1000)
-local before = redis.call('HGET', nodes, ARGV[2]) or ''
-redis.call('HSET', nodes, ARGV[2], string.format('%.0f', now) .. ' ' .. ARGV[3])
-local all, flat = {}, redis.call('HGETALL', nodes)
-for at = 1, #flat, 2 do all[#all + 1] = {flat[at], flat[at + 1]} end
-return {epoch, number, id, now, before, all}
 ";
 
 /// Replaces the epoch if it is still the given one. Returns the epoch.

@@ -7,19 +7,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::connection::{Connector, ReceiptMessage, RedisConnection, StoredReceipts};
+use super::heartbeats::HeartbeatAge;
 use super::ledger::{Ledger, Receipt};
 use super::publish_progress::PublishProgress;
 use super::record::PurgeRecord;
 use super::settings::{Settings, SilencePolicy};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
-use crate::control::fleet::{FleetMember, NodeIdentity};
 use crate::control::rate::TokenBucket;
 use crate::control::refresh::{PrefetchOutcome, Refresh};
+use crate::fleet::{Announcement, FleetMember, Heartbeat, NodeTable, Readiness, TableReader};
 use crate::metrics::{Metric, Metrics, Recorder};
 use crate::purge::{InForce, PurgeBatch, PurgeError, Purged, Purges};
 use crate::random::random_u64;
@@ -27,7 +29,8 @@ use crate::random::random_u64;
 /// The state that the tasks of the bus share.
 pub(super) struct Inner {
     pub settings: Settings,
-    pub identity: NodeIdentity,
+    /// The name of this node, unique in the fleet; receipts carry it.
+    pub name: String,
     /// Random, different at each start, so that two nodes with the same name detect each other.
     pub instance: String,
     pub purges: Arc<Purges>,
@@ -45,7 +48,15 @@ pub(super) struct Inner {
     pub purge_waiters: Mutex<HashMap<String, watch::Sender<()>>>,
     /// Limits the number of callers that wait for other nodes.
     pub wait_permits: Semaphore,
-    pub members: Mutex<BTreeMap<String, FleetMember>>,
+    /// What this node announces about itself.
+    pub announcement: Mutex<Announcement>,
+    pub last_heartbeat: Mutex<Heartbeat>,
+    /// The nodes of the fleet, for the other rooms.
+    pub table: watch::Sender<Arc<NodeTable>>,
+    /// The heartbeats that the admin API has read last, and when.
+    pub heartbeat_ages: tokio::sync::Mutex<Option<(Instant, Arc<BTreeMap<String, HeartbeatAge>>)>>,
+    /// Whether this node has left the fleet: it sends no more heartbeats.
+    pub has_left: AtomicBool,
     pub publish_progress: Mutex<PublishProgress>,
     /// Wakes the publisher when a purge was added to the outbox.
     pub outbox_changed: Notify,
@@ -76,6 +87,8 @@ pub(super) struct Gauges {
     pub silent: Gauge,
     pub connected: Gauge,
     pub members: Gauge,
+    /// The same by readiness, in the order of [`Readiness::ALL`].
+    pub by_readiness: [Gauge; 3],
 }
 
 impl Inner {
@@ -148,7 +161,7 @@ impl Inner {
             if is_first {
                 self.queue_refresh(record);
             }
-            if is_first && record.node != self.identity.name {
+            if is_first && record.node != self.name {
                 let elapsed = Duration::from_secs_f64(after_ms / 1e3);
                 self.recorder.observe(Metric::PurgePropagation, elapsed);
             }
@@ -165,7 +178,7 @@ impl Inner {
 
     fn send_receipt(&self, record: &PurgeRecord, sequence: PurgeSequence) {
         let after_ms = self.since_ms(record.at_ms);
-        let name = &self.identity.name;
+        let name = &self.name;
         let receipt = self.ledger().set_durable(&record.id, name, sequence, after_ms);
         if let Some(receipt) = receipt {
             self.queue_receipt(record, receipt);
@@ -190,7 +203,7 @@ impl Inner {
     pub(super) fn confirm_again(&self, record: &PurgeRecord) {
         let after_ms = self.since_ms(record.at_ms);
         let sequence = self.purges.sequence();
-        let name = &self.identity.name;
+        let name = &self.name;
         let receipt = {
             let mut ledger = self.ledger();
             ledger.record(record);
@@ -285,7 +298,7 @@ impl Inner {
         let next = |last: u64| Some((last + 1).max(now));
         let before = self.last_id_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         let us = before.map_or(now, |last| (last + 1).max(now));
-        format!("{}-{us:x}-{}", self.identity.name, self.instance)
+        format!("{}-{us:x}-{}", self.name, self.instance)
     }
 
     /// Milliseconds since 1970.
@@ -310,8 +323,39 @@ impl Inner {
         self.purge_waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn members(&self) -> MutexGuard<'_, BTreeMap<String, FleetMember>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn announcement(&self) -> MutexGuard<'_, Announcement> {
+        self.announcement.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn last_heartbeat(&self) -> MutexGuard<'_, Heartbeat> {
+        self.last_heartbeat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This node as a member of the fleet.
+    pub(super) fn own_member(&self) -> FleetMember {
+        FleetMember::new(self.name.as_str().into(), self.announcement().clone())
+    }
+
+    /// Publishes the table to the other rooms, if it or this node has changed.
+    pub(super) fn publish_table(&self, table: &TableReader, is_incomplete: bool, is_changed: bool) {
+        let own = self.own_member();
+        let has_changed = |current: &NodeTable| {
+            is_changed
+                || current.is_incomplete != is_incomplete
+                || current.get(&own.name) != Some(&own)
+        };
+        if !has_changed(&self.table.borrow()) {
+            return;
+        }
+        let mut table = table.table(own);
+        table.is_incomplete = is_incomplete;
+        self.replace_table(table);
+    }
+
+    pub(super) fn replace_table(&self, table: NodeTable) {
+        self.gauges.report_members(&table);
+        self.table.send_replace(Arc::new(table));
+        self.notify_all_waiters();
     }
 
     pub(super) fn publish_progress(&self) -> MutexGuard<'_, PublishProgress> {
@@ -334,6 +378,11 @@ impl Gauges {
             metrics.register(name, help, gauge.clone());
             gauge
         };
+        let by_readiness = Family::<[(&str, &str); 1], Gauge>::default();
+        metrics.register("fleet_members", "Nodes of the fleet, by readiness", by_readiness.clone());
+        let of_readiness = |readiness: Readiness| {
+            by_readiness.get_or_create(&[("readiness", readiness.as_str())]).clone()
+        };
         Self {
             lag: gauge("bus_lag", "Entries of the purge stream that this node has not applied yet"),
             outbox: gauge("bus_outbox", "Local purges that were not read back from the bus yet"),
@@ -343,6 +392,16 @@ impl Gauges {
             ),
             connected: gauge("bus_connected", "1 while the purge stream is being read"),
             members: gauge("bus_members", "Nodes of the fleet, by their heartbeats"),
+            by_readiness: Readiness::ALL.map(of_readiness),
+        }
+    }
+
+    fn report_members(&self, table: &NodeTable) {
+        let members = table.members();
+        self.members.set(members.len() as i64);
+        for (readiness, gauge) in Readiness::ALL.into_iter().zip(&self.by_readiness) {
+            let count = members.iter().filter(|member| member.readiness == readiness).count();
+            gauge.set(count as i64);
         }
     }
 }

@@ -17,8 +17,10 @@
 pub(crate) mod fuzz;
 
 mod connection;
+mod heartbeats;
 mod inner;
 mod ledger;
+mod membership;
 mod publish_progress;
 mod publisher;
 mod reader;
@@ -40,20 +42,22 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+pub(crate) use self::heartbeats::HeartbeatAge;
 pub(crate) use self::ledger::{KnownPurge, Receipt};
 pub(crate) use self::record::{PurgeRecord, RecordScope};
 pub(crate) use self::settings::{RedisUrl, Settings, SilenceAction};
 
 use self::connection::{Connector, StoredReceipts};
+use self::heartbeats::{NO_ROWS, OwnRow};
 use self::inner::{Gauges, Inner};
 use self::ledger::Ledger;
 use self::settings::SilencePolicy;
-use super::fleet::{FleetMember, NodeIdentity};
 use super::purge_request::PurgeRequest;
 use super::rate::TokenBucket;
 use super::refresh::Refresh;
 use crate::cache::PurgeSequence;
 use crate::clock::Clock;
+use crate::fleet::{Announcement, FleetMember, NodeTable, Readiness};
 use crate::metrics::{Metric, Metrics};
 use crate::purge::{PurgeError, Purged, Purges};
 use crate::random::random_u64;
@@ -74,8 +78,10 @@ pub(crate) struct PurgeInProgress {
 
 /// The parts of the node that the bus uses.
 pub(crate) struct BusParts {
-    /// Name and region of this node.
-    pub identity: NodeIdentity,
+    /// The name of this node, unique in the fleet; receipts carry it.
+    pub name: String,
+    /// What it announces about itself.
+    pub announcement: Announcement,
     /// The purge table and its log.
     pub purges: Arc<Purges>,
     /// The clock for receipts and heartbeats.
@@ -111,7 +117,7 @@ pub(crate) enum Wait {
 pub(crate) enum NodeState {
     /// The purge is durable there.
     Applied(Receipt),
-    /// Not known to be applied. Time since the node's last heartbeat, if there was one.
+    /// Not known to be applied. Time since the node's last heartbeat, if it has missed three.
     Pending(Option<Duration>),
 }
 
@@ -173,14 +179,15 @@ impl Bus {
         parts: BusParts,
         background: &Handle,
     ) -> io::Result<Self> {
-        let BusParts { identity, purges, clock, metrics } = parts;
+        let BusParts { name, announcement, purges, clock, metrics } = parts;
+        let own = FleetMember::new(name.as_str().into(), announcement.clone());
         let connector =
             settings.redis.as_ref().map(|url| Connector::new(&settings, url)).transpose()?;
         let (receipts, receipts_to_send) = mpsc::channel(RECEIPTS_MAX);
         let (refresh_queue, refresh_receiver) = mpsc::channel(REFRESHES_MAX);
         let bus = Self {
             inner: Arc::new(Inner {
-                identity,
+                name,
                 instance: format!("{:08x}", random_u64() as u32),
                 purges,
                 started: clock.instant(),
@@ -193,7 +200,11 @@ impl Bus {
                 ledger: Mutex::new(Ledger::new(settings.remembered_max)),
                 purge_waiters: Mutex::default(),
                 wait_permits: Semaphore::new(WAITING_MAX),
-                members: Mutex::default(),
+                announcement: Mutex::new(announcement),
+                last_heartbeat: Mutex::default(),
+                table: watch::Sender::new(Arc::new(NodeTable::new(vec![own]))),
+                has_left: AtomicBool::new(false),
+                heartbeat_ages: tokio::sync::Mutex::default(),
                 publish_progress: Mutex::default(),
                 outbox_changed: Notify::new(),
                 receipts,
@@ -232,7 +243,7 @@ impl Bus {
     ) -> Result<PurgeInProgress, PurgeRequestError> {
         let inner = self.inner.clone();
         let id = inner.next_id();
-        let (name, at_ms) = (inner.identity.name.clone(), inner.now_ms());
+        let (name, at_ms) = (inner.name.clone(), inner.now_ms());
         let record = PurgeRecord::new(id.clone(), name, at_ms, request);
         let message = inner.connector.is_some().then(|| record.to_bytes());
         let (length, limit) =
@@ -338,12 +349,18 @@ impl Bus {
         };
         let mut nodes = BTreeMap::new();
         let now = self.inner.clock.instant();
-        for (name, member) in &*self.inner.members() {
-            let heartbeat_age = Some(now.saturating_duration_since(member.last_heartbeat));
-            nodes.insert(name.clone(), state(name, heartbeat_age));
+        let table = self.table();
+        for member in table.members() {
+            let age = member.last_heartbeat.map(|last| now.saturating_duration_since(last));
+            nodes.insert(member.name.to_string(), state(&member.name, age));
+            if member.announcement.has_duplicate_name {
+                let name = format!("{}{DUPLICATE_SUFFIX}", member.name);
+                nodes.insert(name, NodeState::Pending(None));
+            }
         }
-        let own = &self.inner.identity.name;
-        nodes.entry(own.clone()).or_insert_with(|| state(own, None));
+        if table.is_incomplete {
+            nodes.insert(UNKNOWN_MEMBERS.to_owned(), NodeState::Pending(None));
+        }
         // A node that has shut down since may have sent a receipt before.
         for (name, receipt) in receipts {
             nodes.entry(name.clone()).or_insert(NodeState::Applied(*receipt));
@@ -359,19 +376,60 @@ impl Bus {
 
     /// This node's name.
     pub(crate) fn name(&self) -> &str {
-        &self.inner.identity.name
+        &self.inner.name
     }
 
     /// The nodes of the fleet, including this one.
-    pub(crate) fn members(&self) -> BTreeMap<String, FleetMember> {
-        let mut members = self.inner.members().clone();
-        let own = &self.inner.identity;
-        members.entry(own.name.clone()).or_insert_with(|| FleetMember {
-            region: own.region.clone(),
-            last_heartbeat: self.inner.clock.instant(),
-            applied: None,
-        });
-        members
+    pub(crate) fn table(&self) -> Arc<NodeTable> {
+        self.inner.table.borrow().clone()
+    }
+
+    /// What this node announces about itself. The other nodes read it after the next heartbeat.
+    pub(crate) fn announce(&self, change: impl FnOnce(&mut Announcement)) {
+        change(&mut self.inner.announcement());
+        let own = self.inner.own_member();
+        let table = self.table();
+        if table.get(&own.name) != Some(&own) {
+            self.inner.replace_table(table.with(own));
+        }
+    }
+
+    /// Announces at once, and not at the next heartbeat, that this node drains.
+    pub(crate) async fn announce_drain(&self) {
+        self.announce(|announcement| announcement.readiness = Readiness::Draining);
+        let connection = self.inner.connection().clone();
+        if let Some(mut connection) = connection {
+            let (heartbeat, announcement) =
+                (self.inner.last_heartbeat().clone(), self.inner.announcement().clone());
+            let own = OwnRow {
+                name: &self.inner.name,
+                heartbeat: &heartbeat,
+                announcement: &announcement,
+            };
+            let limits = membership::beat_limits(&self.inner.settings);
+            // If this fails, the next heartbeat says so.
+            let _ = connection.exchange_heartbeat(&own, limits, NO_ROWS).await;
+        }
+    }
+
+    /// The last heartbeats of all nodes, by name, as they are in Redis: read at most once a second. Empty: no
+    /// Redis is configured, or it is not reachable.
+    pub(crate) async fn heartbeat_ages(&self) -> Arc<BTreeMap<String, HeartbeatAge>> {
+        let now = self.inner.clock.instant();
+        let mut last = self.inner.heartbeat_ages.lock().await;
+        if let Some((at, ages)) = &*last
+            && now.saturating_duration_since(*at) < HEARTBEAT_AGES_KEPT
+        {
+            return ages.clone();
+        }
+        let connection = self.inner.connection().clone();
+        let ages = match connection {
+            Some(mut connection) => connection.read_heartbeats().await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let ages = Arc::new(ages.into_iter().collect::<BTreeMap<_, _>>());
+        *last = Some((now, ages.clone()));
+        ages
     }
 
     /// The state of the bus. `None`: this node has no bus.
@@ -411,10 +469,11 @@ impl Bus {
 
     /// Removes this node from the fleet, so that no purge waits for its receipts. Called at shutdown.
     pub(crate) async fn leave(&self) {
+        self.inner.has_left.store(true, Ordering::Relaxed);
         let connection = self.inner.connection().clone();
         if let Some(mut connection) = connection {
             // If this fails, the fleet removes the node after `member_kept`.
-            let _ = connection.remove_node(&self.inner.identity.name).await;
+            let _ = connection.remove_node(&self.inner.name).await;
         }
     }
 }
@@ -444,6 +503,12 @@ impl PurgeStatus {
     }
 }
 
+/// Name under which members are listed that this node does not know.
+const UNKNOWN_MEMBERS: &str = "(unknown members)";
+/// Ends the name under which the second node with a duplicate name is listed.
+const DUPLICATE_SUFFIX: &str = " (duplicate name)";
+/// Age of the heartbeats that the admin API shows.
+const HEARTBEAT_AGES_KEPT: Duration = Duration::from_secs(1);
 /// Receipts that wait to be sent to Redis.
 const RECEIPTS_MAX: usize = 20_000;
 /// Refreshes that wait for the prefetcher.

@@ -71,7 +71,7 @@ async fn session(
     });
     let mut connection = connector.connect(Duration::ZERO, Some(on_message)).await?;
     connection.load_scripts().await?;
-    let own_receipts = format!("{}{}", connector.keys().receipts_to, inner.identity.name);
+    let own_receipts = format!("{}{}", connector.keys().receipts_to, inner.name);
     connection.subscribe(&[&connector.keys().wake, &own_receipts]).await?;
     *inner.connection() = Some(connection.clone());
     let on_healthy = || {
@@ -162,7 +162,7 @@ async fn send_receipts(
     receipts: &mut ReceiptQueue,
 ) -> RedisResult<Infallible> {
     let send = |batch: Arc<Vec<ReceiptMessage>>| {
-        let (mut connection, name) = (connection.clone(), inner.identity.name.clone());
+        let (mut connection, name) = (connection.clone(), inner.name.clone());
         let kept = inner.settings.receipts_kept;
         poll_once_then_spawn(async move { connection.store_receipts(&name, &batch, kept).await })
     };

@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use redis::RedisResult;
 
-use super::connection::{HeartbeatReply, RedisConnection, shortened};
+use super::connection::{RedisConnection, shortened};
 use super::inner::{Backoff, Inner};
+use super::membership::Membership;
 use super::publish_progress::OutboxPosition;
 use super::recent::{self, READ_COUNT_MIN, next_count};
 use super::record::{
@@ -17,9 +18,6 @@ use super::record::{
     cursor_after_gap,
 };
 use crate::cache::PurgeScope;
-use crate::control::fleet::{
-    self, AbsentNodes, DuplicateNameDetector, FleetMember, Heartbeat, UNKNOWN_MEMBERS,
-};
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
 use crate::purge::PurgeError;
@@ -31,11 +29,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
         cursor: stored_cursor.and_then(|cursor| StreamCursor::parse(&cursor)),
         head: None,
         confirmed: None,
-        keep_members_until: None,
-        unknown_members_until: None,
-        absent: AbsentNodes::default(),
         read_count: READ_COUNT_MIN,
-        duplicates: DuplicateNameDetector::default(),
+        membership: Membership::new(inner.clone()),
         must_confirm_again: true,
         inner,
     };
@@ -65,16 +60,9 @@ struct Reader {
     /// How far Redis had confirmed local purges before that heartbeat was sent. `None`: it was checked
     /// that the stream had them.
     confirmed: Option<OutboxPosition>,
-    /// After Redis lost its data, members without a heartbeat are kept until this time, so that
-    /// they can register again.
-    keep_members_until: Option<Instant>,
-    /// Set if this node started after Redis lost its data: until this time the fleet may have
-    /// members that this node does not know.
-    unknown_members_until: Option<Instant>,
-    absent: AbsentNodes,
     /// Number of entries of the next read.
     read_count: usize,
-    duplicates: DuplicateNameDetector,
+    membership: Membership,
     /// Whether receipts of the last purges may be missing.
     must_confirm_again: bool,
 }
@@ -91,8 +79,12 @@ impl Reader {
         let mut connection = connector.connect(interval, None).await?;
         connection.load_scripts().await?;
         self.inner.gauges.connected.set(1);
+        self.membership.begin_session();
         let mut next_heartbeat = tokio::time::Instant::now();
         loop {
+            if self.inner.has_left.load(Ordering::Relaxed) {
+                return std::future::pending().await;
+            }
             if tokio::time::Instant::now() >= next_heartbeat {
                 self.send_heartbeat(&mut connection).await?;
                 next_heartbeat = tokio::time::Instant::now() + interval;
@@ -142,88 +134,21 @@ impl Reader {
     /// Sends this node's heartbeat and checks that the stream was not trimmed or replaced.
     async fn send_heartbeat(&mut self, connection: &mut RedisConnection) -> RedisResult<()> {
         self.confirmed = Some(self.inner.publish_progress().position());
-        let mut reply = self.exchange_heartbeat(connection).await?;
-        if self.detect_duplicate_name(&reply.previous) {
-            // Send a second heartbeat at once, so that the other nodes learn of the duplicate name too.
-            reply = self.exchange_heartbeat(connection).await?;
-        }
-        let cursor_check = check_cursor(self.cursor.as_ref(), &reply.head);
-        // Redis lost its data: keep the known members. A node that has just started knows none.
+        let reply = self.membership.exchange(connection, self.cursor.as_ref()).await?;
+        let head = reply.head.clone();
+        let cursor_check = check_cursor(self.cursor.as_ref(), &head);
         if matches!(cursor_check, Err(Gap::Backwards | Gap::Replaced)) {
-            let until = Some(self.inner.clock.instant() + self.member_lifetime_after_loss());
-            self.keep_members_until = until;
-            if self.inner.members().is_empty() {
-                self.unknown_members_until = until;
-            }
+            self.membership.keep_members_after_loss();
         }
-        self.update_members(&reply);
-        let now = self.inner.clock.instant();
-        let (lifetime, confirm_after) =
-            (self.inner.settings.member_kept, self.member_lifetime_after_loss());
-        for node in self.absent.take_expired(&reply.nodes, lifetime, confirm_after, now) {
-            connection.remove_node(&node).await?;
-        }
+        self.membership.apply(connection, self.cursor.as_ref(), reply).await?;
         self.inner.record_contact();
         if let Err(gap) = cursor_check {
-            self.recover_from_gap(connection, gap, &reply.head).await?;
+            self.recover_from_gap(connection, gap, &head).await?;
         } else {
-            self.head = Some(reply.head);
+            self.head = Some(head);
         }
         self.report_progress();
         Ok(())
-    }
-
-    async fn exchange_heartbeat(
-        &self,
-        connection: &mut RedisConnection,
-    ) -> RedisResult<HeartbeatReply> {
-        let inner = &self.inner;
-        let heartbeat = Heartbeat {
-            region: inner.identity.region.clone(),
-            instance: inner.instance.clone(),
-            epoch: self.cursor.as_ref().map(|cursor| cursor.epoch.clone()),
-            number: self.cursor.as_ref().and_then(StreamCursor::position),
-            has_duplicate_name: self.duplicates.is_duplicate(),
-        };
-        connection.exchange_heartbeat(&inner.identity.name, &heartbeat).await
-    }
-
-    /// How long members are kept after Redis lost its data. A node without contact for `silence_max`
-    /// validates its cache, so later purges are complete without it.
-    fn member_lifetime_after_loss(&self) -> Duration {
-        let settings = &self.inner.settings;
-        settings.silence_max.max(HEARTBEATS_AFTER_LOSS * settings.heartbeat)
-    }
-
-    /// Detects another node with this node's name. Their receipts overwrite each other, so a purge
-    /// cannot be confirmed by both. Returns whether the state changed.
-    fn detect_duplicate_name(&mut self, previous: &Heartbeat) -> bool {
-        let inner = &self.inner;
-        let lifetime = DUPLICATE_NAME_HEARTBEATS * inner.settings.heartbeat;
-        let now = inner.clock.instant();
-        let has_changed = self.duplicates.observe(previous, &inner.instance, lifetime, now);
-        if has_changed && self.duplicates.is_duplicate() {
-            tracing::error!(
-                name = inner.identity.name,
-                "purge bus: another node uses the name of this node: set a unique node.name (or --name); until then purges with wait=all do not complete"
-            );
-        }
-        has_changed
-    }
-
-    fn update_members(&self, reply: &HeartbeatReply) {
-        let now = self.inner.clock.instant();
-        let mut members = self.inner.members();
-        if self.keep_members_until.is_none_or(|until| until < now) {
-            members.clear();
-        }
-        fleet::update_members(&mut members, &reply.nodes, now);
-        self.inner.gauges.members.set(members.len() as i64);
-        if self.unknown_members_until.is_some_and(|until| now < until) {
-            members.insert(UNKNOWN_MEMBERS.to_owned(), FleetMember::unknown(now));
-        }
-        drop(members);
-        self.inner.notify_all_waiters();
     }
 
     /// Applies entries in their order; each batch is written to the log together with the cursor
@@ -289,7 +214,7 @@ impl Reader {
             attempts += 1;
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-        let own = records.iter().filter(|record| record.node == self.inner.identity.name);
+        let own = records.iter().filter(|record| record.node == self.inner.name);
         let read_back = self.inner.publish_progress().take_read_back(own.map(|record| &*record.id));
         if !read_back.is_empty() {
             let inner = self.inner.clone();
@@ -406,11 +331,7 @@ impl Reader {
 
 /// Index of the read connection in [`crate::metrics::BUS_CONNECTIONS`].
 const READ_LABEL: usize = 0;
-/// A duplicate name is reported until it has not been seen for this many heartbeats.
-const DUPLICATE_NAME_HEARTBEATS: u32 = 4;
 /// Pause between attempts to write the purge log.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// One of this many failed attempts is logged.
 const RETRIES_PER_LOG_LINE: u32 = 60;
-/// Members are kept for at least this many heartbeats after Redis lost its data.
-const HEARTBEATS_AFTER_LOSS: u32 = 3;

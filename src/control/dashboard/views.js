@@ -123,8 +123,8 @@ export const fleet = {
   load: () => call("nodes"),
   show({ node: own, nodes }) {
     const names = Object.keys(nodes).sort((a, b) => (nodes[a].region ?? "").localeCompare(nodes[b].region ?? "") || a.localeCompare(b));
-    fill("nodes", ["Node", "Region", "Last heartbeat"],
-      names.map((name) => [[name === own ? `${name} (this node)` : name, "long"], nodes[name].region || "–", [ago(nodes[name].heard_ms_ago), nodes[name].heard_ms_ago < 5000 ? "good dot" : "bad dot"]]),
+    fill("nodes", ["Node", "Region", "State", "Last heartbeat"],
+      names.map((name) => [[name === own ? `${name} (this node)` : name, "long"], nodes[name].region || "–", [nodes[name].state, nodes[name].state === "ready" ? "good dot" : "bad dot"], nodes[name].heard_ms_ago === null ? "–" : ago(nodes[name].heard_ms_ago)]),
       "No node is known.");
   },
 };

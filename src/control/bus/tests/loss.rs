@@ -62,7 +62,7 @@ fn a_number_that_another_purge_has_taken_is_no_receipt() {
     let directory = tempfile::tempdir().unwrap();
     let a = node(&directory, "a", redis.url_to_cut_off());
     let b = node(&directory, "b", redis.url());
-    until("they have met", || a.bus.members().len() == 2);
+    until("they have met", || a.bus.table().members().len() == 2);
     let b = b.kill();
     let (id, _) = a.purge("https://x/1", Wait::Local);
     until("it is read back", || outbox_is_empty(&a));
@@ -92,7 +92,7 @@ fn a_receipt_that_was_never_sent_is_sent_after_a_restart() {
         redis.command(&["HDEL", &format!("{{skerry:purge}}:receipts:{id}"), "b"]);
     }
     let nodes: Vec<_> = killed.into_iter().map(|it| Node::start(&it.0, it.1, it.2)).collect();
-    until("they have met", || nodes.iter().all(|node| node.bus.members().len() == 2));
+    until("they have met", || nodes.iter().all(|node| node.bus.table().members().len() == 2));
     until("all are confirmed", || {
         ids.iter().all(|id| nodes[0].status(id).is_some_and(|it| it.is_enough(Wait::All)))
     });

@@ -2,6 +2,7 @@
 //! cut off or replaced. Skipped, loudly, where there is no `redis-server`.
 
 mod loss;
+mod members;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use crate::purge::{self, Purges};
 use crate::store;
 use crate::store::Store;
 
-use crate::control::fleet::UNKNOWN_MEMBERS;
+use crate::fleet::Announcement;
 use PurgeKind::{Hard, Soft};
 
 /// A Redis of its own; killed at the end.
@@ -193,9 +194,11 @@ impl Node {
             let store_settings = store::Settings::default();
             let store = Store::open(&store_settings, purges.clone(), &metrics, handle.clone());
             let store = store.await.unwrap();
-            let identity = NodeIdentity { name: name.to_owned(), region: "here".to_owned() };
+            let announcement =
+                Announcement { software: "1".into(), ..Announcement::of_region("here") };
             let (clock, metrics) = (clock.clone(), metrics.clone());
-            let parts = BusParts { identity, purges, clock, metrics };
+            let name = name.to_owned();
+            let parts = BusParts { name, announcement, purges, clock, metrics };
             let bus = Bus::start(settings.clone(), parts, &handle);
             (store.clone(), bus.await.unwrap())
         });
@@ -266,7 +269,7 @@ fn fleet_at(directory: &tempfile::TempDir, url: &RedisUrl, names: &[&str]) -> Ve
     };
     let nodes: Vec<Node> = names.iter().map(node).collect();
     for node in &nodes {
-        until("everyone has met", || node.bus.members().len() == names.len());
+        until("everyone has met", || node.bus.table().members().len() == names.len());
     }
     nodes
 }
@@ -579,7 +582,7 @@ fn who_waits_is_answered_in_time_though_redis_hangs() {
     let node = Node::start("a", own, Settings { command_timeout, ..settings(redis.url()) });
     // A member that will not answer.
     redis.command(&["HSET", "{skerry:purge}:nodes", "b", "99999999999999 {}"]);
-    until("they have met", || node.bus.members().len() == 2);
+    until("they have met", || node.bus.table().members().len() == 2);
     redis.command(&["CLIENT", "PAUSE", "60000"]);
     let before = node.clock.instant();
     let timeout = Duration::from_millis(300);
@@ -595,7 +598,7 @@ fn more_who_wait_than_there_are_places_are_told_at_once_what_is_known() {
     let Some(redis) = Redis::forgetful() else { return };
     let (_kept, nodes) = fleet(&redis, &["a"]);
     redis.command(&["HSET", "{skerry:purge}:nodes", "b", "99999999999999 {}"]);
-    until("they have met", || nodes[0].bus.members().len() == 2);
+    until("they have met", || nodes[0].bus.table().members().len() == 2);
     let all_places = nodes[0].bus.inner.wait_permits.try_acquire_many(WAITING_MAX as u32).unwrap();
     let (_, status) = nodes[0].purge("https://x/1", Wait::All);
     assert!(!status.is_enough(Wait::All));
@@ -661,7 +664,7 @@ fn two_nodes_of_one_name_are_never_taken_for_one() {
     assert!(status.is_enough(Wait::All), "{status:?}");
     // A node that is killed and started again is no twin of itself.
     let back = nodes.remove(1).restart();
-    until("they have met", || back.bus.members().len() == 2);
+    until("they have met", || back.bus.table().members().len() == 2);
     assert!(nodes[0].purge("https://x/3", Wait::All).1.is_enough(Wait::All));
 }
 
@@ -721,13 +724,13 @@ fn tls_goes_only_to_a_redis_that_the_ca_file_vouches_for() {
         Node::start(name, own, Settings { ca_file, start_wait, ..settings(url.clone()) })
     };
     let nodes = [start("a", "ca.pem", LONG), start("b", "ca.pem", LONG)];
-    until("they have met", || nodes[0].bus.members().len() == 2);
+    until("they have met", || nodes[0].bus.table().members().len() == 2);
     let (_, status) = nodes[0].purge("https://x/1", Wait::All);
     assert!(status.is_enough(Wait::All), "{status:?}");
     let wary = start("c", "other.pem", Duration::from_millis(500));
     assert_eq!(wary.bus.inner.gauges.connected.get(), 0);
     assert!(wary.metrics.total(Metric::BusDisconnects, 0) > 0, "it tried");
-    assert_eq!(nodes[0].bus.members().len(), 2);
+    assert_eq!(nodes[0].bus.table().members().len(), 2);
 }
 
 #[test]
@@ -784,7 +787,7 @@ fn a_cluster_carries_the_bus_too() {
         Node::start(name, own, settings(url.clone()))
     };
     let nodes = [start("a"), start("b")];
-    until("they have met", || nodes[0].bus.members().len() == 2);
+    until("they have met", || nodes[0].bus.table().members().len() == 2);
     let (_, status) = nodes[0].purge("https://x/1", Wait::All);
     assert!(status.is_enough(Wait::All), "{status:?}");
 }

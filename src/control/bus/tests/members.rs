@@ -1,0 +1,222 @@
+//! The node table over a real Redis: who is seen as ready, draining or out, and what happens to the table
+//! when Redis is paused, emptied or replaced, or when the other nodes are of the build before.
+
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::fleet::Readiness;
+
+impl Node {
+    /// `NAME STATE` of each member.
+    fn sees(&self) -> Vec<String> {
+        let shown = |member: &FleetMember| format!("{} {}", member.name, member.readiness.as_str());
+        self.bus.table().members().iter().map(shown).collect()
+    }
+
+    fn announce(&self, readiness: Readiness) {
+        self.bus.announce(|announcement| announcement.readiness = readiness);
+    }
+
+    /// Counts the published tables in which this member is out.
+    fn count_tables_without(&self, name: &'static str) -> Arc<AtomicUsize> {
+        let count = Arc::new(AtomicUsize::new(0));
+        let (mut tables, counted) = (self.bus.inner.table.subscribe(), count.clone());
+        self.runtime.spawn(async move {
+            while tables.changed().await.is_ok() {
+                let table = tables.borrow_and_update().clone();
+                let member = table.get(name);
+                if member.is_none_or(|member| member.readiness == Readiness::Out) {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        count
+    }
+}
+
+impl Redis {
+    fn signal(&self, signal: &str) {
+        let id = self.process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// Writes the row of a node of the build before.
+    fn beat_as_earlier_build(&self, name: &str) {
+        let now = self.command(&["TIME"]);
+        let seconds = now.lines().next().unwrap();
+        let row = format!("{seconds}000 {{\"region\":\"old\",\"instance\":\"x\",\"number\":1}}");
+        self.command(&["HSET", "{skerry:purge}:nodes", name, &row]);
+    }
+}
+
+#[test]
+fn a_node_that_dies_is_out_and_one_that_leaves_is_gone() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, mut nodes) = fleet(&redis, &["a", "b", "c"]);
+    until("all are ready", || nodes[0].sees() == ["a ready", "b ready", "c ready"]);
+    let c = nodes.pop().unwrap().kill();
+    until("it is out", || nodes[0].sees() == ["a ready", "b ready", "c out"]);
+    let c = Node::start(&c.0, c.1, c.2);
+    until("it is back", || nodes[0].sees() == ["a ready", "b ready", "c ready"]);
+    c.runtime.block_on(c.bus.leave());
+    until("it is gone", || nodes[0].sees() == ["a ready", "b ready"]);
+    c.kill();
+    assert_eq!(nodes[0].sees(), ["a ready", "b ready"]);
+    assert_eq!(redis.command(&["ZCARD", "{skerry:purge}:beats"]), "2");
+}
+
+#[test]
+fn a_node_that_drains_says_so_before_its_next_heartbeat() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a"]);
+    let directory = tempfile::tempdir().unwrap();
+    let heartbeat = Duration::from_secs(3600);
+    let (silence_max, member_kept) = (4 * heartbeat, 24 * heartbeat);
+    let slow = Settings { heartbeat, silence_max, member_kept, ..settings(redis.url()) };
+    let b = Node::start("b", directory.path().to_owned(), slow);
+    until("they have met", || nodes[0].bus.table().get("b").is_some());
+    until("it is connected", || b.bus.inner.connection().is_some());
+    b.runtime.block_on(b.bus.announce_drain());
+    until("it drains", || {
+        let table = nodes[0].bus.table();
+        table.get("b").is_some_and(|member| member.announcement.readiness == Readiness::Draining)
+    });
+}
+
+#[test]
+fn an_announcement_travels_once_and_rows_that_stay_the_same_are_not_read() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    nodes[1].bus.announce(|announcement| announcement.weight = 7);
+    let weight = || nodes[0].bus.table().get("b").map(|member| member.announcement.weight);
+    until("it is seen", || weight() == Some(7));
+    let (version, read) = (redis.state_version(), nodes[0].metrics.total(Metric::FleetRowsRead, 0));
+    let beats = || redis.command(&["HGET", "{skerry:purge}:state", "beat"]);
+    for _ in 0..5 {
+        let last = beats();
+        until("another heartbeat was sent", || beats() != last);
+    }
+    assert_eq!(redis.state_version(), version);
+    assert_eq!(nodes[0].metrics.total(Metric::FleetRowsRead, 0), read);
+}
+
+impl Redis {
+    fn state_version(&self) -> String {
+        self.command(&["HGET", "{skerry:purge}:state", "table"])
+    }
+}
+
+#[test]
+fn while_redis_hangs_nobody_goes_out_and_nobody_afterwards_either() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b", "c"]);
+    until("all are ready", || nodes[0].sees() == ["a ready", "b ready", "c ready"]);
+    let without: Vec<_> =
+        ["b", "c"].iter().map(|name| nodes[0].count_tables_without(name)).collect();
+    redis.signal("-STOP");
+    // Ten times as long as a node may miss its heartbeats.
+    let started = nodes[0].clock.instant();
+    until("a long time has passed", || nodes[0].clock.instant() - started > 3 * SECOND);
+    redis.signal("-CONT");
+    let connected = |node: &Node| node.bus.inner.gauges.connected.get() == 1;
+    until("all are back", || nodes.iter().all(connected));
+    let (_, status) = nodes[0].purge("https://x/1", Wait::All);
+    assert!(status.is_enough(Wait::All));
+    let beats = || redis.command(&["HGET", "{skerry:purge}:state", "beat"]);
+    for _ in 0..10 {
+        let last = beats();
+        until("another heartbeat was sent", || beats() != last);
+    }
+    let counts: Vec<_> = without.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+    assert_eq!(counts, [0, 0]);
+}
+
+#[test]
+fn an_emptied_redis_makes_nobody_vanish() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    until("all are ready", || nodes[0].sees() == ["a ready", "b ready"]);
+    let without = nodes[0].count_tables_without("b");
+    redis.command(&["FLUSHALL"]);
+    for node in &nodes {
+        until("the new history is noticed", || node.gaps(Gap::Replaced) == 1);
+    }
+    until("both have registered again", || {
+        redis.command(&["ZCARD", "{skerry:purge}:beats"]) == "2"
+    });
+    assert!(nodes[0].purge("https://x/1", Wait::All).1.is_enough(Wait::All));
+    assert_eq!(without.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_table_whose_version_went_back_is_read_again() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    for weight in 1..20 {
+        nodes[1].bus.announce(|announcement| announcement.weight = weight);
+        until("it is seen", || {
+            nodes[0].bus.table().get("b").is_some_and(|it| it.announcement.weight == weight)
+        });
+    }
+    // As after a failover to a replica that never got the later rows.
+    redis.command(&["HSET", "{skerry:purge}:state", "table", "2"]);
+    redis.command(&["ZADD", "{skerry:purge}:changes", "1", "a", "2", "b"]);
+    nodes[1].bus.announce(|announcement| announcement.weight = 500);
+    until("it is seen", || {
+        nodes[0].bus.table().get("b").is_some_and(|it| it.announcement.weight == 500)
+    });
+    assert_eq!(nodes[0].sees(), ["a ready", "b ready"]);
+}
+
+#[test]
+fn scripts_that_redis_forgot_are_loaded_again() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    redis.command(&["SCRIPT", "FLUSH"]);
+    nodes[1].announce(Readiness::Draining);
+    until("it is seen", || nodes[0].sees() == ["a ready", "b draining"]);
+    assert!(nodes[0].purge("https://x/1", Wait::All).1.is_enough(Wait::All));
+}
+
+#[test]
+fn nodes_of_this_build_and_of_the_build_before_see_each_other() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    redis.beat_as_earlier_build("old");
+    for node in &nodes {
+        until("it is a member", || {
+            redis.beat_as_earlier_build("old");
+            node.sees() == ["a ready", "b ready", "old ready"]
+        });
+    }
+    let region = nodes[0].bus.table().get("old").unwrap().announcement.region.to_string();
+    assert_eq!(region, "old");
+    // A purge waits for its receipt, which it leaves as it always did.
+    let timeout = Duration::from_millis(300);
+    let (id, status) = nodes[0].try_purge("https://x/1", Wait::All, timeout).unwrap();
+    assert!(matches!(status.nodes["old"], NodeState::Pending(_)), "{status:?}");
+    redis.command(&["HSET", &format!("{{skerry:purge}}:receipts:{id}"), "old", "1.000 2.000"]);
+    until("it is complete", || nodes[0].status(&id).unwrap().is_enough(Wait::All));
+    // It finds a row of each node, with its place, in the hash that it reads.
+    until("both have told their places", || {
+        ["a", "b"].iter().all(|name| {
+            let row = redis.command(&["HGET", "{skerry:purge}:nodes", name]);
+            let (at_ms, row) = row.split_once(' ').unwrap();
+            at_ms.parse::<u64>().is_ok() && row.contains("\"number\":1")
+        })
+    });
+    until("it is out without heartbeats", || nodes[1].sees() == ["a ready", "b ready", "old out"]);
+    redis.command(&["HDEL", "{skerry:purge}:nodes", "old"]);
+    redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+    until("it is gone", || nodes[1].sees() == ["a ready", "b ready"]);
+}
+
+#[test]
+fn without_redis_the_node_is_the_fleet() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::start("alone", directory.path().to_owned(), Settings::default());
+    node.announce(Readiness::Draining);
+    assert_eq!(node.sees(), ["alone draining"]);
+}
+
+const SECOND: Duration = Duration::from_secs(1);

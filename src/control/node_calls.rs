@@ -1,0 +1,96 @@
+//! The calls of the admin API about the fleet: its nodes, and the owner of a URL.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+use super::admin::Admin;
+use super::bus::HeartbeatAge;
+use super::http::{Problem, absolute_url, check_parameters, json_response, parameter};
+use crate::cache::KeyHash;
+use crate::fleet::{FleetMember, owners};
+
+impl Admin {
+    /// `GET /nodes`
+    pub(super) async fn nodes(&self) -> Response<Full<Bytes>> {
+        let heartbeats = self.bus.heartbeat_ages().await;
+        let own = self.bus.name();
+        let table = self.bus.table();
+        let nodes: serde_json::Map<String, Value> = table
+            .members()
+            .iter()
+            .map(|member| {
+                let mut fields = member_as_json(member);
+                let heartbeat = heartbeats.get(&*member.name);
+                let age = match heartbeat {
+                    None if &*member.name == own => Some(Duration::ZERO),
+                    heartbeat => heartbeat.map(|heartbeat| heartbeat.age),
+                };
+                fields["heard_ms_ago"] = json!(age.map(|age| age.as_millis() as u64));
+                fields["applied"] = json!(heartbeat.and_then(applied));
+                (member.name.to_string(), fields)
+            })
+            .collect();
+        let mut configs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for member in table.members() {
+            let digest = &*member.announcement.config_digest;
+            if !digest.is_empty() {
+                configs.entry(digest).or_default().push(&member.name);
+            }
+        }
+        json_response(StatusCode::OK, &json!({ "node": own, "nodes": nodes, "configs": configs }))
+    }
+
+    /// `GET /nodes/owner?url=…`
+    pub(super) async fn owner(&self, query: &str) -> Result<Response<Full<Bytes>>, Problem> {
+        check_parameters(query, &["url"])?;
+        let missing = || {
+            let expected = "expected /nodes/owner?url=https://example.org/page";
+            Problem::bad_request(format!("parameter \"url\" is missing: {expected}"))
+        };
+        let uri = absolute_url(&parameter(query, "url")?.ok_or_else(missing)?)?;
+        let explained = self.node.explain(&uri, &HeaderMap::new(), None, None).await;
+        let explained = explained.map_err(Problem::bad_request)?;
+        let Some(key) = explained["key"].as_str() else {
+            let detail = format!(
+                "this URL has no owner, because a request for it is not looked up in the cache: {}",
+                explained["decision"]
+            );
+            return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+        };
+        let table = self.bus.table();
+        let region = table.get(self.bus.name()).map(|own| own.announcement.region.clone());
+        let region = region.unwrap_or_default();
+        // Without a load: the owner while the requests of the region are spread evenly.
+        let ranked = owners(&table, &region, KeyHash::of(key.as_bytes()).0 as u64, |_| 0);
+        let names: Vec<&str> = ranked.iter().map(|member| &*member.name).collect();
+        let owner = names.first();
+        let reply = json!({ "key": key, "region": &*region, "owner": owner, "ranking": names });
+        Ok(json_response(StatusCode::OK, &reply))
+    }
+}
+
+fn member_as_json(member: &FleetMember) -> Value {
+    let announcement = &member.announcement;
+    json!({
+        "state": member.readiness.as_str(),
+        "region": &*announcement.region,
+        "latitude": announcement.coordinates.map(geo::Coordinates::latitude),
+        "longitude": announcement.coordinates.map(geo::Coordinates::longitude),
+        "addresses": announcement.addresses,
+        "weight": announcement.weight,
+        "load": announcement.load.share(),
+        "software": &*announcement.software,
+        "config": &*announcement.config_digest,
+        "duplicate_name": announcement.has_duplicate_name,
+    })
+}
+
+/// The position in the purge stream, in the history that the node is in.
+fn applied(heartbeat: &HeartbeatAge) -> Option<u64> {
+    heartbeat.heartbeat.number
+}
