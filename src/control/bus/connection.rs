@@ -375,23 +375,33 @@ impl RedisConnection {
         redis::cmd("PING").exec_async(self).await
     }
 
-    /// Stores receipts of node `name` for `kept`, and sends each to the node that waits for it.
+    /// Stores receipts of node `name` for `kept`, and sends them to the nodes that wait for them: one command,
+    /// and one message to each of those nodes, however many receipts there are.
     pub(super) async fn store_receipts(
         &mut self,
         name: &str,
         receipts: &[ReceiptMessage],
         kept: Duration,
     ) -> RedisResult<()> {
-        let mut pipeline = redis::pipe();
+        let mut messages: BTreeMap<&str, String> = BTreeMap::new();
         for receipt in receipts {
-            let key = self.keys.receipts_of(&receipt.id);
-            let channel = format!("{}{}", self.keys.receipts_to, receipt.to);
-            let message = format!("{} {name} {}", receipt.id, receipt.text);
-            pipeline.cmd("HSETNX").arg(&key).arg(name).arg(&receipt.text).ignore();
-            pipeline.cmd("EXPIRE").arg(&key).arg(kept.as_secs().max(1)).ignore();
-            pipeline.cmd("PUBLISH").arg(channel).arg(message).ignore();
+            let message = messages.entry(&receipt.to).or_default();
+            let separator = if message.is_empty() { "" } else { "\n" };
+            message.push_str(&format!("{separator}{} {name} {}", receipt.id, receipt.text));
         }
-        pipeline.exec_async(self).await
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(sha1(RECEIPTS)).arg(receipts.len());
+        for receipt in receipts {
+            command.arg(self.keys.receipts_of(&receipt.id));
+        }
+        command.arg(name).arg(kept.as_secs().max(1));
+        for receipt in receipts {
+            command.arg(&receipt.text);
+        }
+        for (to, message) in messages {
+            command.arg(format!("{}{to}", self.keys.receipts_to)).arg(message);
+        }
+        command.exec_async(self).await
     }
 
     /// Reads the receipts of a purge.
@@ -500,7 +510,7 @@ pub(super) fn sha1(script: &str) -> String {
 }
 
 /// The scripts that EVALSHA calls.
-const SCRIPTS: [&str; 4] = [PUBLISH, RENAME, HEARTBEAT, LEAVE];
+const SCRIPTS: [&str; 5] = [PUBLISH, RECEIPTS, RENAME, HEARTBEAT, LEAVE];
 
 /// In one atomic step: numbers the record, appends it, trims the stream, stores the record's position
 /// with the receipts, and publishes the wake-up.
@@ -522,6 +532,17 @@ redis.call('HSET', receipts, ARGV[6], epoch .. ' ' .. string.format('%.0f', numb
 redis.call('EXPIRE', receipts, ARGV[7])
 redis.call('PUBLISH', ARGV[3], ARGV[5])
 return id
+";
+
+/// Stores one receipt of a node for each key, unless there is one, and publishes messages. A key has had a
+/// lifetime since its purge was published, unless Redis has lost it.
+const RECEIPTS: &str = "\
+for at, key in ipairs(KEYS) do
+  redis.call('HSETNX', key, ARGV[1], ARGV[at + 2])
+  if redis.call('HLEN', key) == 1 then redis.call('EXPIRE', key, ARGV[2]) end
+end
+for at = #KEYS + 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[at], ARGV[at + 1]) end
+return #KEYS
 ";
 
 /// Replaces the epoch if it is still the given one. Returns the epoch.

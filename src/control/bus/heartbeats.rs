@@ -13,6 +13,7 @@
 //!
 //! All times are by the Redis clock.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::RedisResult;
@@ -60,6 +61,9 @@ pub(crate) struct HeartbeatAge {
     /// Time since then.
     pub age: Duration,
 }
+
+/// The last heartbeats of the fleet, by node name.
+pub(crate) type HeartbeatAges = BTreeMap<String, HeartbeatAge>;
 
 impl RedisConnection {
     /// Stores this node's row, and reads the stream's head and a page of the rows that have changed since
@@ -124,7 +128,7 @@ impl RedisConnection {
     }
 
     /// Reads the last heartbeats of all nodes, by name. Its cost grows with the number of nodes.
-    pub(super) async fn read_heartbeats(&mut self) -> RedisResult<Vec<(String, HeartbeatAge)>> {
+    pub(super) async fn read_heartbeats(&mut self) -> RedisResult<HeartbeatAges> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("TIME").cmd("HGETALL").arg(&self.keys.nodes);
         type Reply = ((u64, u64), Vec<(String, String)>);

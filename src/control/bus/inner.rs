@@ -1,7 +1,7 @@
 //! State that the tasks of the purge bus share, and the steps common to local purges and purges from the
 //! stream: put in force, make durable, send the receipt, queue the refresh.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use super::connection::{Connector, ReceiptMessage, RedisConnection, StoredReceipts};
-use super::heartbeats::HeartbeatAge;
+use super::heartbeats::HeartbeatAges;
 use super::ledger::{Ledger, Receipt};
 use super::publish_progress::PublishProgress;
 use super::record::PurgeRecord;
@@ -54,7 +54,7 @@ pub(super) struct Inner {
     /// The nodes of the fleet, for the other rooms.
     pub table: watch::Sender<Arc<NodeTable>>,
     /// The heartbeats that the admin API has read last, and when.
-    pub heartbeat_ages: tokio::sync::Mutex<Option<(Instant, Arc<BTreeMap<String, HeartbeatAge>>)>>,
+    pub heartbeat_ages: tokio::sync::Mutex<Option<(Instant, Arc<HeartbeatAges>)>>,
     /// Whether this node has left the fleet: it sends no more heartbeats.
     pub has_left: AtomicBool,
     pub publish_progress: Mutex<PublishProgress>,
@@ -292,6 +292,15 @@ impl Inner {
         elapsed.saturating_sub(Duration::from_millis(self.last_contact_ms.load(Ordering::Relaxed)))
     }
 
+    /// How long this node collects receipts, and entries of the stream, before it sends or reads them. In a large
+    /// fleet each costs Redis a system call per node; purges come into force by wake-ups meanwhile.
+    pub(super) fn collection_time(&self) -> Duration {
+        match self.table.borrow().members().len() as u32 {
+            0..COLLECTING_MEMBERS_MIN => Duration::ZERO,
+            members => COLLECTED_PER_MEMBER.saturating_mul(members).min(COLLECTED_MAX),
+        }
+    }
+
     /// A new purge id, `NAME-MICROSECONDS-INSTANCE`: unique even if the clock is set back.
     pub(super) fn next_id(&self) -> String {
         let now = unix_us(self.clock.now());
@@ -487,5 +496,9 @@ impl Backoff {
     }
 }
 
+/// Smaller fleets do not collect.
+const COLLECTING_MEMBERS_MIN: u32 = 50;
+const COLLECTED_PER_MEMBER: Duration = Duration::from_micros(250);
+const COLLECTED_MAX: Duration = Duration::from_millis(250);
 const SILENCE_CHECK_MIN: Duration = Duration::from_millis(20);
 const SILENCE_CHECK_MAX: Duration = Duration::from_secs(1);

@@ -42,7 +42,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub(crate) use self::heartbeats::HeartbeatAge;
+pub(crate) use self::heartbeats::{HeartbeatAge, HeartbeatAges};
 pub(crate) use self::ledger::{KnownPurge, Receipt};
 pub(crate) use self::record::{PurgeRecord, RecordScope};
 pub(crate) use self::settings::{RedisUrl, Settings, SilenceAction};
@@ -414,7 +414,7 @@ impl Bus {
 
     /// The last heartbeats of all nodes, by name, as they are in Redis: read at most once a second. Empty: no
     /// Redis is configured, or it is not reachable.
-    pub(crate) async fn heartbeat_ages(&self) -> Arc<BTreeMap<String, HeartbeatAge>> {
+    pub(crate) async fn heartbeat_ages(&self) -> Arc<HeartbeatAges> {
         let now = self.inner.clock.instant();
         let mut last = self.inner.heartbeat_ages.lock().await;
         if let Some((at, ages)) = &*last
@@ -425,9 +425,9 @@ impl Bus {
         let connection = self.inner.connection().clone();
         let ages = match connection {
             Some(mut connection) => connection.read_heartbeats().await.unwrap_or_default(),
-            None => Vec::new(),
+            None => HeartbeatAges::default(),
         };
-        let ages = Arc::new(ages.into_iter().collect::<BTreeMap<_, _>>());
+        let ages = Arc::new(ages);
         *last = Some((now, ages.clone()));
         ages
     }

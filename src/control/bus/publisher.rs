@@ -182,11 +182,29 @@ async fn send_receipts(
                 if count == 0 {
                     return std::future::pending().await;
                 }
+                collect(&mut receipts.incoming, &mut batch, inner.collection_time()).await;
                 let batch = Arc::new(std::mem::take(&mut batch));
                 receipts.unconfirmed.push_back(batch.clone());
                 in_flight.push_back(((), send(batch).await));
             }
         }
+    }
+}
+
+/// Waits for further receipts to send with those in `batch`.
+async fn collect(
+    incoming: &mut mpsc::Receiver<ReceiptMessage>,
+    batch: &mut Vec<ReceiptMessage>,
+    time: Duration,
+) {
+    if time.is_zero() {
+        return;
+    }
+    tokio::time::sleep(time).await;
+    while batch.len() < RECEIPT_BATCH_MAX
+        && let Ok(receipt) = incoming.try_recv()
+    {
+        batch.push(receipt);
     }
 }
 
@@ -220,7 +238,7 @@ async fn handle_messages(inner: &Arc<Inner>, mut messages: mpsc::Receiver<(Strin
                 }
                 records.extend(PurgeRecord::parse(&payload));
             } else {
-                add_receipt(inner, &payload);
+                add_receipts(inner, &payload);
             }
         }
         {
@@ -244,16 +262,17 @@ async fn handle_messages(inner: &Arc<Inner>, mut messages: mpsc::Receiver<(Strin
     }
 }
 
-/// Parses `ID NODE IN-FORCE-MS DURABLE-MS` and adds it to the ledger. Other text is ignored.
-fn add_receipt(inner: &Inner, payload: &[u8]) {
-    let text = String::from_utf8_lossy(payload);
-    let mut words = text.splitn(3, ' ');
-    let (Some(id), Some(node), Some(rest)) = (words.next(), words.next(), words.next()) else {
-        return;
-    };
-    if let Some(receipt) = Receipt::parse(rest) {
-        inner.ledger().add_receipt(id, node, receipt);
-        inner.notify_waiters(id);
+/// Adds receipts to the ledger, one a line: `ID NODE IN-FORCE-MS DURABLE-MS`. Other text is ignored.
+fn add_receipts(inner: &Inner, payload: &[u8]) {
+    for line in String::from_utf8_lossy(payload).lines() {
+        let mut words = line.splitn(3, ' ');
+        let (Some(id), Some(node), Some(rest)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        if let Some(receipt) = Receipt::parse(rest) {
+            inner.ledger().add_receipt(id, node, receipt);
+            inner.notify_waiters(id);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod loss;
 mod members;
+mod scale;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
