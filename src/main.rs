@@ -10,8 +10,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
 use skerry::cli::{
-    self, CommandError, config as config_commands, control, dns, explain, generate, geo as geo_command,
-    log, nodes, origins, prefetch, purge, purges, store, token, top,
+    self, CommandError, config as config_commands, control, dns, explain, generate,
+    geo as geo_command, log, nodes, origins, prefetch, purge, purges, store, token, top,
 };
 use skerry::config::{self, Flags};
 use skerry::{Allocator, Clock, Node, ServiceState, demo, notify, token_line};

@@ -36,6 +36,7 @@ mod purging;
 mod ranges;
 mod recoding;
 mod repaired_body;
+mod request_content;
 mod routing;
 mod visitors;
 mod worker;
@@ -72,7 +73,6 @@ pub(crate) use purging::PurgeByMethod;
 pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
-use limited_body::LimitedBody;
 use lookup::{CacheQuery, LookupResult, Search};
 use outcome::{Answered, Encoded, PathError, facts_of};
 use routing::route;
@@ -160,7 +160,8 @@ pub(crate) fn serve(
     let sticky = visitors::take_sticky_token(&rule, &context, &mut headers);
     let directives = RequestDirectives::of(&headers, rule.settings.cache.honoured);
     let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
-    let payload = Payload { body: LimitedBody::limit(body, &rule), switch };
+    let body = request_content::prepare(body, &mut headers, &rule, &worker.recorder);
+    let payload = Payload { body, switch };
     let (worker, fields) = (worker.clone(), Rc::new(headers));
     let interims = None;
     let mut visit =

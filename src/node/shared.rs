@@ -8,8 +8,8 @@ use geo::Geo;
 use tokio::sync::{mpsc, watch};
 
 use super::history::ConfigHistory;
-use super::metrics::ReloadRecord;
 use super::membership;
+use super::metrics::ReloadRecord;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::control::bus::Bus;

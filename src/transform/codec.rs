@@ -22,6 +22,9 @@ pub(super) trait Codec: Unpin {
     /// Writes the rest of the output after the last input. `true` when that is done.
     fn end(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError>;
 
+    /// How much a task codes before it yields, and how.
+    fn turn(&self) -> Turn;
+
     /// The coding that a decoder undoes. `None` for an encoder.
     fn decoded_coding(&self) -> Option<Coding> {
         None
@@ -45,4 +48,14 @@ impl CodecError {
             Self::Limit(_) => CoderFailure::DecodeLimit,
         }
     }
+}
+
+/// The work of one turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// Bytes read and written.
+    pub bytes: usize,
+    /// Whether the codec only collects what it reads, and works when it is flushed or has a whole block: it
+    /// must be flushed at the end of the turn, or a later turn does the work of many.
+    pub collects: bool,
 }

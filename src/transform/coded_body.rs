@@ -7,7 +7,7 @@
 //!
 //! One piece is coded at a time and nothing is collected, so the reader sets the pace of the source. When
 //! the source pauses, the encoder is flushed, so that an event stream does not stall. The codecs work on
-//! the worker's thread and yield after every 64 KiB.
+//! the worker's thread and yield after about a fifth of a millisecond.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -113,6 +113,8 @@ struct CodedBody<C> {
 enum State {
     /// Pieces go into the codec.
     Reading,
+    /// The turn is over: the codec works off what it has collected.
+    Cutting,
     /// The source pauses: the codec is flushed.
     Flushing,
     /// The source has ended: the codec is finished.
@@ -142,8 +144,12 @@ impl<C: Codec> CodedBody<C> {
         output: &mut WriteBuffer<'_>,
         cx: &mut Context<'_>,
     ) -> Result<Poll<()>, BodyError> {
+        let turn = self.codec.turn();
         while !output.has_no_spare_space() && self.state != State::Ended {
-            if self.turn_bytes >= TURN_BYTES_MAX {
+            let is_over = self.turn_bytes >= turn.bytes;
+            if is_over && turn.collects && self.needs_flush && self.state == State::Reading {
+                self.state = State::Cutting;
+            } else if is_over && self.state != State::Cutting {
                 if output.written_len() > 0 {
                     break; // The output goes first: `Pending` is possible only without output.
                 }
@@ -158,7 +164,13 @@ impl<C: Codec> CodedBody<C> {
                         return Ok(Poll::Pending);
                     }
                 }
-                State::Reading => self.work(output)?,
+                State::Reading => self.work(output, turn.bytes)?,
+                State::Cutting => {
+                    if self.codec.pause(output).map_err(|error| self.failed(error))? {
+                        self.needs_flush = false;
+                        self.state = State::Reading;
+                    }
+                }
                 State::Flushing => {
                     if self.codec.pause(output).map_err(|error| self.failed(error))? {
                         self.needs_flush = false;
@@ -195,10 +207,10 @@ impl<C: Codec> CodedBody<C> {
         Ok(Poll::Ready(()))
     }
 
-    fn work(&mut self, output: &mut WriteBuffer<'_>) -> Result<(), BodyError> {
+    fn work(&mut self, output: &mut WriteBuffer<'_>, turn_bytes: usize) -> Result<(), BodyError> {
         let given_before = output.written_len();
-        let turn = self.piece.len().min(TURN_BYTES_MAX - self.turn_bytes);
-        let mut input = PartialBuffer::new(&self.piece[..turn]);
+        let length = self.piece.len().min(turn_bytes - self.turn_bytes);
+        let mut input = PartialBuffer::new(&self.piece[..length]);
         let result = self.codec.run(&mut input, output);
         let taken = input.written_len();
         let given = output.written_len() - given_before;
@@ -222,10 +234,10 @@ impl<C: Codec> CodedBody<C> {
                 );
                 BodyError::caused_by(why, error).with_fault(BodyFault::Undecodable)
             }
-            (error, Some(coding)) => BodyError::caused_by(
-                format!("the {coding} content was not decoded to its end"),
-                error,
-            ),
+            (error @ CodecError::Limit(_), Some(coding)) => {
+                let why = format!("the {coding} content was not decoded to its end: {error}");
+                BodyError::of(BodyFault::TooLong, why)
+            }
             (error, None) => BodyError::caused_by("the content could not be encoded", error),
         }
     }
@@ -259,13 +271,10 @@ impl<C: Codec> BodySource for CodedBody<C> {
 }
 
 /// A body in memory of up to this length is coded as a whole, and its coded length is known.
-pub(crate) const WHOLE_BODY_BYTES_MAX: usize = 16 << 10;
+pub(crate) const WHOLE_BODY_BYTES_MAX: usize = 12 << 10;
 
 /// The longest frame of a coded body.
 const SCRATCH_BYTES: usize = 16 << 10;
-
-/// Bytes that a body codes before it yields: a millisecond at brotli's 58 MB/s.
-const TURN_BYTES_MAX: usize = 64 << 10;
 
 #[cfg(test)]
 #[path = "tests/coded_body.rs"]

@@ -7,17 +7,20 @@ use async_compression::codecs::{BrotliEncoder, EncodeV2, GzipEncoder, ZstdEncode
 use async_compression::core::Level as Quality;
 use async_compression::core::util::{PartialBuffer, WriteBuffer};
 
-use super::codec::{Codec, CodecError};
+use super::codec::{Codec, CodecError, Turn};
 use super::{Coding, Level};
 
 /// An encoder of one body.
-pub(super) struct Encoder(Box<dyn EncodeV2>);
+pub(super) struct Encoder {
+    codec: Box<dyn EncodeV2>,
+    turn: Turn,
+}
 
 impl Encoder {
     /// An encoder for a body of `length` bytes, if that is known: a short body gets a small window.
     pub(super) fn new(Level { coding, level }: Level, length: Option<u64>) -> Self {
         let window_log = window_log(length);
-        Self(match coding {
+        let codec: Box<dyn EncodeV2> = match coding {
             Coding::Zstd => {
                 let params = [
                     CParameter::window_log(window_log),
@@ -39,8 +42,24 @@ impl Encoder {
             Coding::Gzip => {
                 Box::new(GzipEncoder::new(FlateEncoderParams::from(Quality::Precise(level))))
             }
-        })
+        };
+        Self { codec, turn: turn(coding, level) }
     }
+}
+
+/// About a fifth of a millisecond of work. Measured on text, in MB/s: zstd 274 at level 3; brotli 58 at level 4,
+/// 35 at 5; gzip 123 at level 4. Above the levels that are listed here a turn takes longer: such levels are for
+/// content that is rarely coded. zstd and brotli collect blocks of 128 and 64 KiB; the flush of each turn makes
+/// text 0.3 % (zstd) and 3.6 % (brotli) longer.
+fn turn(coding: Coding, level: i32) -> Turn {
+    let bytes = match (coding, level) {
+        (Coding::Zstd, ..=3) => 48 << 10,
+        (Coding::Zstd, ..=6) => 16 << 10,
+        (Coding::Brotli, ..=4) => 12 << 10,
+        (Coding::Gzip, ..=4) => 24 << 10,
+        (Coding::Zstd | Coding::Brotli | Coding::Gzip, _) => 8 << 10,
+    };
+    Turn { bytes, collects: coding != Coding::Gzip }
 }
 
 /// The binary logarithm of the window's size: as large as the body, between 1 KiB and 1 MiB.
@@ -62,15 +81,19 @@ impl Codec for Encoder {
         input: &mut PartialBuffer<&[u8]>,
         output: &mut WriteBuffer<'_>,
     ) -> Result<(), CodecError> {
-        Ok(self.0.encode(input, output)?)
+        Ok(self.codec.encode(input, output)?)
     }
 
     fn pause(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError> {
-        Ok(self.0.flush(output)?)
+        Ok(self.codec.flush(output)?)
     }
 
     fn end(&mut self, output: &mut WriteBuffer<'_>) -> Result<bool, CodecError> {
-        Ok(self.0.finish(output)?)
+        Ok(self.codec.finish(output)?)
+    }
+
+    fn turn(&self) -> Turn {
+        self.turn
     }
 }
 

@@ -16,7 +16,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use http::header::{
-    ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderName, HeaderValue, VARY,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName,
+    HeaderValue, VARY,
 };
 use http::{HeaderMap, Method};
 
@@ -24,9 +25,11 @@ pub(crate) use coded_body::{WHOLE_BODY_BYTES_MAX, recode};
 pub(crate) use negotiate::{Accepted, AcceptedMemo, Choice};
 pub(crate) use plan::{CodingAction, ContentFields, Recoding, plan};
 
+use plan::has_no_transform;
+
 use crate::body::BodySource;
 use crate::fields::entity_tag::coded_tag;
-use crate::fields::{FieldLines, Fields, FieldsMut};
+use crate::fields::{FieldLines, Fields, FieldsMut, is_grpc, members};
 pub(crate) use crate::labels::Coding;
 use crate::reply::Reply;
 
@@ -54,6 +57,10 @@ pub(crate) struct Settings {
     pub private: bool,
     /// Limits of decompression. A response that reaches one breaks off.
     pub decode_limit: DecodeLimit,
+    /// Whether coded request content is decompressed for origins that cannot do so, within `decode_limit`.
+    pub decode_requests: bool,
+    /// With which coding request content of the listed types is compressed for origins that accept it.
+    pub encode_requests: Option<Level>,
     /// The codings that origins are asked for. Empty: none, their content is compressed here alone.
     pub origin_codings: Vec<Coding>,
 }
@@ -94,6 +101,8 @@ impl Default for Settings {
             decode: true,
             private: true,
             decode_limit: DecodeLimit { bytes_max: 1 << 30, ratio_max: 1000 },
+            decode_requests: false,
+            encode_requests: None,
             origin_codings: vec![Coding::Zstd, Coding::Brotli, Coding::Gzip],
         }
     }
@@ -168,6 +177,35 @@ pub(crate) fn recode_fields(fields: &mut FieldLines, coding: Option<Coding>, num
         let tag = HeaderValue::try_from(tag).expect("a field value with a suffix is one");
         fields.set(&ETAG, &tag);
     }
+}
+
+/// How the content of a request with these fields is recoded for its origin. `length` is that of its content.
+/// `None`: it is not.
+pub(crate) fn plan_request(
+    headers: &HeaderMap,
+    length: Option<u64>,
+    settings: &Settings,
+) -> Option<RecodePlan> {
+    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    if is_grpc(content_type) || headers.lines(&CACHE_CONTROL).any(has_no_transform) {
+        return None;
+    }
+    let mut coded = headers.lines(&CONTENT_ENCODING).flat_map(members);
+    let recoding = match (coded.next(), coded.next()) {
+        (None, _) => {
+            let is_listed =
+                settings.content_types.iter().any(|it| it.matches(media_type(content_type)));
+            let is_short = length.is_some_and(|length| length < settings.bytes_min);
+            let to = settings.encode_requests.filter(|_| is_listed && !is_short);
+            Recoding { from: None, to: Some(to?) }
+        }
+        (Some(coding), None) if settings.decode_requests => {
+            let from = std::str::from_utf8(coding).ok()?.parse().ok()?;
+            Recoding { from: Some(from), to: None }
+        }
+        (Some(_), _) => return None,
+    };
+    Some(RecodePlan { recoding, length, limit: settings.decode_limit })
 }
 
 /// Adds `Vary: Accept-Encoding`, unless the fields have it.
@@ -301,7 +339,7 @@ impl MediaRange {
 }
 
 /// Fields that describe the bytes of the representation: RFC 9110 §8.6 and §14.3, RFC 9530 and its predecessors.
-const OF_THE_BYTES: [HeaderName; 6] = [
+pub(crate) const OF_THE_BYTES: [HeaderName; 6] = [
     CONTENT_LENGTH,
     ACCEPT_RANGES,
     HeaderName::from_static("content-digest"),

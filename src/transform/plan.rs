@@ -257,7 +257,8 @@ fn is_private(directive: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"private") || name.eq_ignore_ascii_case(b"no-store")
 }
 
-fn has_no_transform(line: &[u8]) -> bool {
+/// Whether a line of `Cache-Control` has `no-transform`.
+pub(super) fn has_no_transform(line: &[u8]) -> bool {
     members(line).any(|one| one.eq_ignore_ascii_case(b"no-transform"))
 }
 

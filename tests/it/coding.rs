@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::{Answer, Edge, Gate, Origin, Random};
+use crate::harness::victim::Victim;
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Random, Request, exchange};
 
 const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 const BROWSER: &str = "Accept-Encoding: gzip, deflate, br, zstd";
@@ -24,15 +25,20 @@ fn text(bytes: usize) -> Vec<u8> {
 
 /// What the coding's own program makes of it.
 fn decoded(coding: &str, input: &[u8]) -> Vec<u8> {
-    let (program, arguments) = match coding {
-        "" | "identity" => return input.to_vec(),
-        "gzip" => ("gzip", "-dc"),
-        "br" => ("brotli", "-dc"),
-        "zstd" => ("zstd", "-dcq"),
-        other => panic!("an unknown coding: {other}"),
-    };
+    match coding {
+        "" | "identity" => input.to_vec(),
+        coding => piped(coding, "-dc", input),
+    }
+}
+
+fn encoded(coding: &str, input: &[u8]) -> Vec<u8> {
+    piped(coding, "-c", input)
+}
+
+fn piped(coding: &str, argument: &str, input: &[u8]) -> Vec<u8> {
+    let program = if coding == "br" { "brotli" } else { coding };
     let mut child = Command::new(program)
-        .arg(arguments)
+        .arg(argument)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -317,7 +323,7 @@ fn head_says_what_get_says() {
         for accepted in ["br", "identity"] {
             edge.get_with(target, &[&accept(accepted)]);
             let get = edge.get_with(target, &[&accept(accepted)]);
-            let head = edge.connect().request(crate::harness::Request {
+            let head = edge.connect().request(Request {
                 method: "HEAD",
                 host: "edge.test",
                 target,
@@ -392,7 +398,7 @@ fn the_origin_gets_conditions_in_its_own_tags() {
     let origin = Origin::start(|_| Answer::ok("changed"));
     let edge = Edge::before(&origin.url());
     let sent = "If-Match: \"v1~br.0000000a\"";
-    edge.connect().request(crate::harness::Request {
+    edge.connect().request(Request {
         method: "PUT",
         host: "edge.test",
         target: "/",
@@ -446,4 +452,147 @@ fn a_site_decides_what_is_coded() {
         }
     }
     assert!(origin.received().iter().all(|it| it.header("accept-encoding") == Some("gzip")));
+}
+
+#[test]
+fn clients_of_both_http_versions_decode_to_the_same_bytes() {
+    let origin = sized_origin();
+    let edge = Edge::before(&origin.url());
+    for bytes in [1, 256, 16_384, 65_537, 5 << 20] {
+        for version in ["--http1.1", "--http2-prior-knowledge"] {
+            for coding in CODINGS {
+                for _ in 0..2 {
+                    let mut curl = Command::new("curl");
+                    curl.args(["-s", "--compressed", "--max-time", "60", version]);
+                    curl.args(["-H", "Host: edge.test", "-H", &accept(coding)]);
+                    let output = curl.arg(format!("http://{}/{bytes}", edge.http)).output();
+                    let output = output.expect("curl runs").stdout;
+                    assert!(output == text(bytes), "{bytes} {version} {coding}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn forms_after_a_kill_are_right_or_made_again_and_those_of_a_purged_response_are_gone() {
+    let version = std::sync::Arc::new(AtomicUsize::new(1));
+    let now = version.clone();
+    let body = |key: usize, version: usize| {
+        [format!("{key} {version} ").into_bytes(), text(2000 + key * 9000)].concat()
+    };
+    let origin = Origin::start(move |request| {
+        let key = request.target[1..].parse().expect("a number");
+        let version = now.load(Ordering::SeqCst);
+        let answer = Answer::ok(body(key, version)).header("Content-Type", "text/html");
+        answer.header("ETag", &format!("\"{version}\"")).fresh_for(36_000)
+    });
+    let config = "[store]\nmemory = \"32MiB\"\ndisk = \"256MiB\"\nadmission = \"all\"\n\
+                  preallocate = false\n[log]\naccess = \"off\"\n";
+    let directory = tempfile::tempdir().expect("a folder");
+    let keys = 0..40;
+    let get = |victim: &Victim, key: usize, coding: &str| {
+        let fields = [&*accept(coding)];
+        exchange(victim.address, "a.test", &format!("/{key}"), &fields)
+    };
+    let victim = Victim::start(directory.path(), &origin.url(), config);
+    for key in keys.clone() {
+        for coding in ["br", "gzip", "br"] {
+            get(&victim, key, coding);
+        }
+    }
+    version.store(2, Ordering::SeqCst);
+    for key in keys.clone().step_by(4) {
+        let purge = format!("{{\"url\": \"http://a.test/{key}\"}}");
+        let purged = Client::connect(victim.admin).request(Request {
+            method: "POST",
+            host: "localhost",
+            target: "/purge",
+            fields: &["Content-Type: application/json"],
+            body: purge.as_bytes(),
+        });
+        assert_eq!(purged.status, 200, "{purged:?}");
+    }
+    victim.kill();
+    let victim = Victim::start(directory.path(), &origin.url(), config);
+    let mut hits = 0;
+    for key in keys.clone() {
+        for coding in ["br", "gzip", "zstd", "identity"] {
+            let response = get(&victim, key, coding);
+            let found = decoded(&response.header("content-encoding"), &response.body);
+            let is_purged = key % 4 == 0;
+            let is_old = found == body(key, 1);
+            assert!(is_old && !is_purged || found == body(key, 2), "{key} {coding}");
+            hits += usize::from(response.is_hit() && is_old);
+        }
+    }
+    assert!(hits >= 60, "nearly all are still there: {hits} of 120");
+}
+
+#[test]
+fn coded_request_content_is_decoded_for_origins_that_cannot() {
+    let origin = Origin::start(|_| Answer::ok("fine"));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\naccess.content_max = \"2MiB\"\n\
+         compression = {{ decode_requests = true, decode_ratio_max = 100 }}\n",
+        origin.url()
+    ));
+    let post = |fields: &[&str], body: &[u8]| {
+        edge.connect().request(Request {
+            method: "POST",
+            host: "edge.test",
+            target: "/",
+            fields,
+            body,
+        })
+    };
+    for coding in CODINGS {
+        let header = format!("Content-Encoding: {coding}");
+        let content = text(1_000_000);
+        assert_eq!(post(&[&header], &encoded(coding, &content)).status, 200, "{coding}");
+        let request = origin.received().pop().expect("a request");
+        assert!(request.body == content, "{coding}");
+        assert_eq!(request.header("content-encoding"), None, "{coding}");
+
+        // Longer than the rule allows, and a bomb: the origin sees no end of either.
+        let (before, long) = (origin.request_count(), encoded(coding, &text(3_000_000)));
+        assert_eq!(post(&[&header], &long).status, 413, "{coding}");
+        let bomb = encoded(coding, &vec![0; 64 << 20]);
+        assert_eq!(post(&[&header], &bomb).status, 413, "{coding}");
+        assert_eq!(post(&[&header], b"not coded").status, 400, "{coding}");
+        assert_eq!(origin.request_count(), before, "{coding}");
+    }
+    // What cannot be decoded passes as it is.
+    for field in ["Content-Encoding: deflate", "Content-Encoding: gzip, br", "X-Plain: 1"] {
+        assert_eq!(post(&[field], b"as it is").status, 200);
+        assert_eq!(origin.received().pop().expect("a request").body, b"as it is", "{field}");
+    }
+}
+
+#[test]
+fn request_content_is_encoded_for_origins_that_accept_it() {
+    let origin = Origin::start(|_| Answer::ok("fine"));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n\
+         compression.encode_requests = \"gzip\"\n",
+        origin.url()
+    ));
+    for (content_type, length, coding) in [
+        ("application/json", 50_000, Some("gzip")),
+        ("image/png", 50_000, None),
+        ("text/html", 9, None),
+    ] {
+        let content = text(length);
+        let answer = edge.connect().request(Request {
+            method: "PUT",
+            host: "edge.test",
+            target: "/",
+            fields: &[&format!("Content-Type: {content_type}")],
+            body: &content,
+        });
+        assert_eq!(answer.status, 200, "{content_type}");
+        let request = origin.received().pop().expect("a request");
+        assert_eq!(request.header("content-encoding"), coding, "{content_type}");
+        assert!(decoded(coding.unwrap_or_default(), &request.body) == content, "{content_type}");
+    }
 }

@@ -18,6 +18,10 @@ pub(crate) fn read_compression(section: &Section<'_>, compression: &mut transfor
     compression.content_types = types.into_iter().map(|range| range.0).collect();
     section.read_size("bytes_min", &mut compression.bytes_min);
     section.read("private", &mut compression.private);
+    section.read("decode_requests", &mut compression.decode_requests);
+    let mut encode = compression.encode_requests.map(Coding);
+    section.read("encode_requests", &mut encode);
+    compression.encode_requests = encode.map(|coding| coding.0);
     let mut asked: Vec<OriginCoding> =
         compression.origin_codings.iter().copied().map(OriginCoding).collect();
     section.read("origin_codings", &mut asked);

@@ -234,15 +234,17 @@ fn a_pause_after_a_pause_writes_nothing() {
 }
 
 #[test]
-fn others_get_their_turn_after_64_kib() {
+fn others_get_their_turn_after_a_few_kib() {
     let zeros = Bytes::from(vec![0; 4 << 20]);
     for coding in CODINGS {
+        let turn = Encoder::new(level(coding), None).turn().bytes;
         let coded = encoded([Step::Data(zeros.clone())], coding);
         assert_eq!(coded.wakes, coded.waits.len());
-        assert!((60..=64).contains(&coded.waits.len()), "{coding} {}", coded.waits.len());
+        let (most, waits) = ((4 << 20) / turn, coded.waits.len());
+        assert!((most * 9 / 10..=most + 1).contains(&waits), "{coding} {waits} of {most}");
         let back = decoded(coded.bytes.into(), coding, NO_LIMIT);
         assert!(back.bytes == zeros);
-        assert!((40..=128).contains(&back.waits.len()), "{coding} {}", back.waits.len());
+        assert!((50..=256).contains(&back.waits.len()), "{coding} {}", back.waits.len());
     }
 }
 
@@ -291,7 +293,7 @@ fn a_bomb_stops_at_the_limit() {
         let bomb: Bytes = encoded([Step::Data(zeros.clone())], coding).bytes.into();
         let check = |limit, bytes_max: usize| {
             let read = decoded(bomb.clone(), coding, limit);
-            assert!(read.error.unwrap().starts_with("the decoded body is larger than"));
+            assert!(read.error.unwrap().contains("the decoded body is larger than"));
             assert!(read.bytes.len() <= bytes_max, "{coding}: {}", read.bytes.len());
         };
         check(DecodeLimit { bytes_max: 5 << 20, ..NO_LIMIT }, 5 << 20);

@@ -51,7 +51,8 @@ impl Cores {
 
 /// Origins of these ports, each with its weight.
 fn weighted(weights: &[(u16, u16)]) -> Vec<Origin> {
-    let origin = |(port, weight): &(u16, u16)| Origin { weight: *weight, ..Origin::http("o", *port) };
+    let origin =
+        |(port, weight): &(u16, u16)| Origin { weight: *weight, ..Origin::http("o", *port) };
     weights.iter().map(origin).collect()
 }
 
@@ -85,12 +86,14 @@ async fn shares_follow_the_weights_over_two_cores_while_members_come_and_go() {
 async fn a_key_moves_only_to_a_member_that_joins_or_from_one_that_leaves() {
     const KEYS: u64 = 20_000;
     on_core(async {
-        let origins = |ports: std::ops::Range<u16>| ports.map(|port| Origin::http("o", port)).collect();
+        let origins =
+            |ports: std::ops::Range<u16>| ports.map(|port| Origin::http("o", port)).collect();
         let mut definition = PoolDefinition::new("test", origins(1..11));
         definition.settings.balance = Balance::Hash;
         definition.settings.hash_balance_factor = 0;
         let cores = Cores::new(&definition, 2);
-        let choices = |core| -> Vec<u16> { (0..KEYS).map(|key| cores.choose(core, mix(key))).collect() };
+        let choices =
+            |core| -> Vec<u16> { (0..KEYS).map(|key| cores.choose(core, mix(key))).collect() };
         let ten = choices(0);
         assert_eq!(ten, choices(1), "every core chooses alike");
         let moved = |other: &[u16], changed: u16| {
