@@ -179,13 +179,16 @@ mod tests {
     use std::time::Duration;
 
     use super::super::members::{KnownMembers, ListedOrigin};
+    use super::super::overrides::Overrides;
     use super::super::settings::Origin;
     use super::*;
 
     fn members(ports: &[u16]) -> Arc<Members> {
         let listed = ports.iter().map(|port| Origin::http("a", *port));
         let listed = listed.map(|origin| ListedOrigin { origin, source: None }).collect();
-        Members::build(&PoolSettings::new("p"), listed, &KnownMembers::default()).members.into()
+        Members::build(&PoolSettings::new("p"), listed, &KnownMembers::default(), &Overrides::new())
+            .members
+            .into()
     }
 
     fn sticky(settings: &mut PoolSettings, file: &Path, secrets: &str) -> Box<StickyMembers> {

@@ -44,7 +44,7 @@ impl HealthClass {
 
     /// Whether it serves visitors that are kept at it (sticky pools).
     pub(crate) fn keeps_visitors(self) -> bool {
-        self.is_usable()
+        self.is_usable() || self == Self::Draining
     }
 
     /// Whether requests are spread over it.
