@@ -201,6 +201,7 @@ table! {
     DnsServerNotReady, Counter, "dns_server_not_ready", "Answers that name nodes which are not ready, because none is.";
     DnsServerTcpConnections, Gauge, "dns_server_tcp_connections", "Open TCP connections of the name server.";
     DnsServerTcpRefused, Counter, "dns_server_tcp_refused", "TCP connections of the name server closed at once because a limit was reached.";
+    DnsServerLogDropped, Counter, "dns_server_query_log_dropped", "Lines of the query log dropped because the writer fell behind.";
     DnsServerPanics, Counter, "dns_server_panics", "Batches of queries without responses because of an error in the name server.";
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
     UpgradesIgnored, Counter, "upgrades_ignored", "Upgrade fields ignored because no protocol in them is allowed or the request has content.";

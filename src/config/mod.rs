@@ -558,6 +558,7 @@ const RESTART: &[&str] = &[
     "dns.server.tcp_per_address_max",
     "dns.server.tcp_idle",
     "dns.server.rate_entries_max",
+    "dns.server.query_log",
     "dns.server.cookie_secret_file",
     "store",
     "fills",

@@ -20,6 +20,7 @@ mod message;
 mod name;
 mod plan;
 mod query;
+mod query_log;
 mod rate;
 mod record;
 mod report;

@@ -111,7 +111,7 @@ fn of(owner: &Name, ttl: u32, data: &RData) -> Result<ZoneRecord, String> {
     if matches!(kind, RecordType::ANAME) {
         return Err("ANAME is no type that resolvers know: use an edge name or a CNAME".to_owned());
     }
-    let text = format!("{kind} {data}").into();
+    let text = format!("{kind} {}", content_text(data)).into();
     Ok(ZoneRecord {
         owner: name::to_wire(owner),
         kind: kind.into(),
@@ -119,6 +119,31 @@ fn of(owner: &Name, ttl: u32, data: &RData) -> Result<ZoneRecord, String> {
         content: content.into(),
         text,
     })
+}
+
+/// The content of a record as in a zone file, which hickory-proto's own text is not for these types.
+pub(super) fn content_text(data: &RData) -> String {
+    match data {
+        RData::TXT(texts) => {
+            let texts = texts.txt_data.iter().map(|text| quoted(text));
+            texts.collect::<Vec<_>>().join(" ")
+        }
+        RData::HTTPS(_) | RData::SVCB(_) => {
+            let text = data.to_string();
+            text.split(' ').map(|word| word.trim_end_matches(',')).collect::<Vec<_>>().join(" ")
+        }
+        _ => data.to_string(),
+    }
+}
+
+/// A character string in quotes (RFC 1035 §5.1).
+fn quoted(text: &[u8]) -> String {
+    let bytes = text.iter().map(|byte| match byte {
+        b'"' | b'\\' => format!("\\{}", *byte as char),
+        b' '..=b'~' => char::from(*byte).to_string(),
+        _ => format!("\\{byte:03}"),
+    });
+    format!("\"{}\"", bytes.collect::<String>())
 }
 
 /// Secondary servers would follow these (RFC 1912 §2.2); the server makes no zone transfers.
@@ -154,6 +179,8 @@ mod tests {
         assert_eq!(&*one("@ TXT \"v=spf1 -all\"").content, b"\x0bv=spf1 -all");
         assert_eq!(&*one("@ CAA 0 issue \"ca.example\"").content, b"\x00\x05issueca.example");
         assert_eq!(&*one("www CNAME @").content, b"\x07example\x03org\x00");
+        assert_eq!(&*one("@ TXT \"v=spf1 -all\" x").text, "TXT \"v=spf1 -all\" \"x\"");
+        assert_eq!(&*one("@ HTTPS 1 . alpn=h2").text, "HTTPS 1 . alpn=h2");
         assert_eq!(&*one("@ TXT \"a @ b\"").content, b"\x05a @ b");
         assert!(one("@ HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1").content.len() > 10);
         assert!(one("_x._tcp SRV 0 5 443 www").content.ends_with(b"\x03www\x07example\x03org\x00"));

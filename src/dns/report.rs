@@ -15,6 +15,7 @@ use super::edges::{Dice, EdgeName, EdgeRegion};
 use super::labels::{NS, SOA};
 use super::name::{self, LowerName};
 use super::plan::DnsPlan;
+use super::record;
 use super::respond::{DnsTransport, Sender};
 use super::server::NameServer;
 use super::settings::{EdgeState, RegionPolicy, Settings};
@@ -177,6 +178,9 @@ impl NameServer {
         let (place, _) = self.geo.locate_network(address);
         let choice = edge.choose(address, |address| self.geo.locate_network(address), &mut Dice(0));
         let regions = edge.regions.iter().map(|region| region_report(region, &place));
+        let mut regions: Vec<Value> = regions.collect();
+        // Without a place, they keep their order.
+        regions.sort_by_key(|region| region["distance_km"].as_u64());
         json!({
             "name": name,
             "policy": edge.policy.as_str(),
@@ -187,7 +191,7 @@ impl NameServer {
             "region": choice.map(|choice| edge.regions[choice.region].name.to_string()),
             "why": choice.map(|choice| choice.why.as_str()),
             "scope": choice.map(|choice| choice.scope),
-            "regions": regions.collect::<Vec<_>>(),
+            "regions": regions,
         })
     }
 
@@ -291,7 +295,8 @@ fn countries_of(edge: &EdgeName, region: usize) -> Vec<String> {
 fn lines(records: &[Record]) -> Vec<String> {
     let line = |record: &Record| {
         let name = record.name.to_ascii();
-        format!("{name} {} IN {} {}", record.ttl, record.record_type(), record.data)
+        let content = record::content_text(&record.data);
+        format!("{name} {} IN {} {content}", record.ttl, record.record_type())
     };
     records.iter().map(line).collect()
 }

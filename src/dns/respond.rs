@@ -60,6 +60,8 @@ pub(crate) struct Response {
     pub zone: Option<u16>,
     /// The edge name and its region, by their indices.
     pub edge: Option<(u32, usize)>,
+    /// The client subnet that the resolver stated, and its length.
+    pub subnet: Option<(IpAddr, u8)>,
     /// Whether the client has returned a valid cookie.
     pub is_verified: bool,
     /// Responses of one class are equal for the rate limit.
@@ -144,6 +146,9 @@ impl Responder {
             is_truncated: flags.truncated,
             zone: outcome.zone,
             edge: outcome.edge,
+            subnet: edns
+                .and_then(|edns| edns.subnet)
+                .and_then(|subnet| Some((subnet.address?, subnet.source))),
             is_verified: checked.is_some_and(|checked| checked.is_verified),
             class: outcome.class,
             question_end: HEADER + query.question.len(),
@@ -161,6 +166,7 @@ impl Response {
             is_truncated: false,
             zone: None,
             edge: None,
+            subnet: None,
             is_verified: false,
             class: rcode as u64,
             question_end: length,

@@ -18,6 +18,7 @@ use super::cookie::Cookies;
 use super::counts::DnsMetrics;
 use super::edges::Dice;
 use super::plan::{DnsPlan, PlanCounters};
+use super::query_log::QueryLog;
 use super::rate::ResponseRates;
 use super::respond::Responder;
 use super::settings::{EdgeNode, ServerSettings, Settings};
@@ -72,6 +73,7 @@ pub(crate) struct NameServer {
     closing: Arc<OwnedFd>,
     closing_tcp: Arc<Notify>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    log: Mutex<QueryLog>,
 }
 
 impl NameServer {
@@ -97,6 +99,7 @@ impl NameServer {
             closing: Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?),
             closing_tcp: Arc::default(),
             threads: Mutex::default(),
+            log: Mutex::new(QueryLog::start(settings.server.query_log.as_deref())?),
             settings: Mutex::new(settings),
         });
         log_states(&server.state.plan.load(), None);
@@ -149,6 +152,16 @@ impl NameServer {
             // The panic of a thread is already in the error log.
             let _ = thread.join();
         }
+        self.log().close();
+    }
+
+    /// Opens the query log again, for log rotation.
+    pub(crate) fn reopen_log(&self) {
+        self.log().reopen();
+    }
+
+    fn log(&self) -> MutexGuard<'_, QueryLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
@@ -192,6 +205,7 @@ impl NameServer {
                 closing: self.closing.clone(),
                 responder: self.responder(),
                 rates: ResponseRates::new(settings.rate_entries_max, parts.clock.instant()),
+                log: self.log().buffer(),
                 recorder: parts.metrics.background(),
                 clock: parts.clock.clone(),
             };
@@ -228,6 +242,7 @@ fn serve_tcp(
         let thread = Rc::new(TcpThread {
             state: server.state.clone(),
             responder: server.responder().into(),
+            log: server.log().buffer().into(),
             recorder,
             clock,
             limits,

@@ -45,6 +45,8 @@ pub(crate) struct ServerSettings {
     pub rate_slip: u32,
     /// Entries of the table of networks, for each thread.
     pub rate_entries_max: usize,
+    /// The file with a line for each response. `None`: none.
+    pub query_log: Option<PathBuf>,
     /// The key of cookies (RFC 9018), which servers behind one address share. `None`: random.
     pub cookie_secret: Option<[u8; 16]>,
     /// The file that `cookie_secret` was read from.
@@ -63,6 +65,7 @@ impl Default for ServerSettings {
             rate_per_second: 200,
             rate_slip: 2,
             rate_entries_max: 65_536,
+            query_log: None,
             cookie_secret: None,
             cookie_secret_file: None,
         }

@@ -17,6 +17,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::counts::Counts;
+use super::query_log::{LoggedQuery, QueryLogBuffer};
 use super::respond::{DnsTransport, Responder, Sender};
 use super::server::ServerState;
 use crate::clock::{Clock, unix_ms};
@@ -26,6 +27,7 @@ use crate::metrics::{Metric, Recorder};
 pub(super) struct TcpThread {
     pub state: Arc<ServerState>,
     pub responder: RefCell<Responder>,
+    pub log: RefCell<QueryLogBuffer>,
     pub recorder: Recorder,
     pub clock: Clock,
     pub limits: TcpLimits,
@@ -91,7 +93,7 @@ impl OpenConnection {
                 Ok(Ok(length)) => length,
                 _ => return,
             };
-            let Some(response) = self.respond(&query[..length], peer.ip()) else { return };
+            let Some(response) = self.respond(&query[..length], peer) else { return };
             match timeout(idle, stream.write_all(&response)).await {
                 Ok(Ok(())) => {}
                 _ => return,
@@ -100,17 +102,21 @@ impl OpenConnection {
     }
 
     /// The response with its length before it. `None`: the peer sends no queries.
-    fn respond(&self, query: &[u8], client: IpAddr) -> Option<Vec<u8>> {
+    fn respond(&self, query: &[u8], peer: SocketAddr) -> Option<Vec<u8>> {
         let thread = &self.thread;
         let (now, start) = thread.clock.both();
-        let now = (unix_ms(now) / 1000) as u32;
-        let sender = Sender { address: client, transport: DnsTransport::Tcp, now };
+        let (now_ms, transport) = (unix_ms(now), DnsTransport::Tcp);
+        let sender = Sender { address: peer.ip(), transport, now: (now_ms / 1000) as u32 };
         let plan = thread.state.plan.load();
         let mut message = vec![0; 2 + usize::from(u16::MAX)];
         let response =
             thread.responder.borrow_mut().respond(&plan, query, sender, &mut message[2..])?;
         message[..2].copy_from_slice(&(response.length as u16).to_be_bytes());
         message.truncate(2 + response.length);
+        let logged = LoggedQuery { query, response: &response, peer, transport, now_ms };
+        let mut log = thread.log.borrow_mut();
+        log.add(&plan, logged);
+        log.flush(&thread.recorder);
         let mut counts = Counts::default();
         counts.response(&plan, &response);
         counts.flush(&thread.recorder, thread.clock.instant().saturating_duration_since(start));

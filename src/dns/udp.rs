@@ -3,7 +3,7 @@
 //! It shares nothing with the workers that serve HTTP: a flood of queries keeps this thread busy, and no other.
 
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use super::batch::Batch;
 use super::counts::Counts;
 use super::labels::Rcode;
 use super::plan::DnsPlan;
+use super::query_log::{LoggedQuery, QueryLogBuffer};
 use super::rate::{RateVerdict, ResponseRates};
 use super::respond::{DnsTransport, Responder, Sender};
 use super::server::ServerState;
@@ -29,6 +30,7 @@ pub(super) struct UdpThread {
     pub closing: Arc<OwnedFd>,
     pub responder: Responder,
     pub rates: ResponseRates,
+    pub log: QueryLogBuffer,
     pub recorder: Recorder,
     pub clock: Clock,
 }
@@ -36,57 +38,52 @@ pub(super) struct UdpThread {
 impl UdpThread {
     /// Answers until the server closes.
     pub(super) fn run(mut self) {
+        let (sockets, closing) = (std::mem::take(&mut self.sockets), self.closing.clone());
+        let polled = sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN));
+        // The last one is readable when the server closes.
+        let mut polled: Vec<PollFd<'_>> =
+            polled.chain([PollFd::from_borrowed_fd(closing.as_fd(), PollFlags::IN)]).collect();
         let mut batch = Batch::new();
-        let mut drops = vec![0; self.sockets.len()];
+        let mut drops = vec![0; sockets.len()];
         loop {
-            let ready = match self.wait() {
-                Some(ready) => ready,
-                None => return,
-            };
-            for at in ready {
-                let handled =
-                    catch_unwind(AssertUnwindSafe(|| self.handle(at, &mut batch, &mut drops[at])));
-                if handled.is_err() {
+            if poll(&mut polled, None).is_err() {
+                // Interrupted by a signal.
+                continue;
+            }
+            let is_ready = |at: usize| !polled[at].revents().is_empty();
+            if is_ready(sockets.len()) {
+                return;
+            }
+            for at in (0..sockets.len()).filter(|at| is_ready(*at)) {
+                let socket = sockets[at].as_fd();
+                let handle = || self.handle(socket, &mut batch, &mut drops[at]);
+                if catch_unwind(AssertUnwindSafe(handle)).is_err() {
                     self.recorder.count(Metric::DnsServerPanics);
                     let notice = Notice { is_error: true, ..Notice::warning(PANIC, "", "") };
-                    notices::note(
-                        &notice,
-                        format_args!("the queries of one batch got no answer; please report this"),
-                    );
+                    let example =
+                        format_args!("the queries of one batch got no answer; report this");
+                    notices::note(&notice, example);
                 }
             }
         }
     }
 
-    /// The sockets that have queries. `None`: the server closes.
-    fn wait(&self) -> Option<Vec<usize>> {
-        let sockets = self.sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN));
-        let closing = PollFd::from_borrowed_fd(self.closing.as_fd(), PollFlags::IN);
-        let mut polled: Vec<PollFd<'_>> = sockets.chain([closing]).collect();
-        // Interrupted by a signal: nothing is ready.
-        let _ = poll(&mut polled, None);
-        let is_ready = |polled: &PollFd<'_>| !polled.revents().is_empty();
-        let (closing, sockets) = polled.split_last()?;
-        let ready = sockets.iter().enumerate().filter(|(_, socket)| is_ready(socket));
-        (!is_ready(closing)).then(|| ready.map(|(at, _)| at).collect())
-    }
-
     /// Answers what waits at a socket, up to a few batches, so that no socket starves another.
-    fn handle(&mut self, socket: usize, batch: &mut Batch, drops: &mut u32) {
+    fn handle(&mut self, socket: BorrowedFd<'_>, batch: &mut Batch, drops: &mut u32) {
         for _ in 0..BATCHES_IN_TURN {
-            let Ok(received) = batch.receive(self.sockets[socket].as_fd()) else { return };
+            let Ok(received) = batch.receive(socket) else { return };
             let (now, start) = self.clock.both();
             let plan = self.state.plan.load();
             let mut counts = Counts::default();
-            let seconds = (unix_ms(now) / 1000) as u32;
             for at in 0..received {
-                self.answer(&plan, batch, at, (seconds, start), &mut counts);
+                self.answer(&plan, batch, at, (unix_ms(now), start), &mut counts);
             }
             if let Some(total) = received.checked_sub(1).and_then(|last| batch.drops(last)) {
                 counts.queue_full = u64::from(total.wrapping_sub(*drops));
                 *drops = total;
             }
-            counts.not_sent += batch.send(self.sockets[socket].as_fd()) as u64;
+            counts.not_sent += batch.send(socket) as u64;
+            self.log.flush(&self.recorder);
             counts.flush(&self.recorder, self.clock.instant().saturating_duration_since(start));
             if received < super::batch::BATCH {
                 return;
@@ -99,7 +96,7 @@ impl UdpThread {
         plan: &DnsPlan,
         batch: &mut Batch,
         at: usize,
-        (seconds, now): (u32, Instant),
+        (now_ms, now): (u64, Instant),
         counts: &mut Counts,
     ) {
         let Some((peer, query, out)) = batch.exchange(at) else {
@@ -110,7 +107,8 @@ impl UdpThread {
         if peer.port() == 0 {
             return;
         }
-        let sender = Sender { address: peer.ip(), transport: DnsTransport::Udp, now: seconds };
+        let transport = DnsTransport::Udp;
+        let sender = Sender { address: peer.ip(), transport, now: (now_ms / 1000) as u32 };
         let Some(mut response) = self.responder.respond(plan, query, sender, out) else {
             counts.not_queries += 1;
             return;
@@ -129,6 +127,8 @@ impl UdpThread {
             }
         }
         counts.response(plan, &response);
+        let logged = LoggedQuery { query, response: &response, peer, transport, now_ms };
+        self.log.add(plan, logged);
         batch.queue(at, response.length);
     }
 }

@@ -283,6 +283,7 @@ impl Node {
     /// Closes the access log's file and opens it again, after it was renamed (logrotate).
     pub fn reopen_log(&self) {
         self.log.reopen();
+        self.shared.name_server.reopen_log();
     }
 
     /// Stops accepting connections; requests in flight may take `node.drain_timeout` to finish.

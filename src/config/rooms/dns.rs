@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::mistakes::suggestion;
-use super::super::reader::Section;
-use super::super::values::Value;
+use super::super::reader::{Reader, Section};
+use super::super::values::{Value, text};
+use super::log::check_log_path;
 use super::node::{NodeSettings, read_coordinates};
 use crate::dns::{
     self, ADDRESSES_MAX, Catalog, EdgeNode, EdgeSettings, EdgeState, NODES_MAX, NSID_MAX,
@@ -52,6 +54,10 @@ fn read_server(section: &Section<'_>, server: &mut ServerSettings, node: &NodeSe
     section.read("rate_per_second", &mut server.rate_per_second);
     section.read_within("rate_slip", &mut server.rate_slip, 0..=10);
     section.read_within("rate_entries_max", &mut server.rate_entries_max, 1024..=16_777_216);
+    section.read("query_log", &mut server.query_log);
+    if let Some(path) = &server.query_log {
+        check_log_path(section, "query_log", path);
+    }
     let mut path = PathBuf::new();
     if section.read_file("cookie_secret_file", &mut path) {
         match std::fs::read_to_string(&path).ok().and_then(|text| secret(text.trim())) {
@@ -309,12 +315,9 @@ fn read_ttl(section: &Section<'_>, name: &'static str, target: &mut u32) {
 struct NodeAddress(IpAddr);
 
 impl Value for NodeAddress {
-    fn read(
-        value: &toml::Spanned<DeValue<'_>>,
-        reader: &super::super::reader::Reader<'_>,
-    ) -> Option<Self> {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
         let expected = "an IP address of the node, such as \"192.0.2.1\" or \"2001:db8::1\"";
-        super::super::values::text(value, reader, expected, |text| text.parse().ok().map(Self))
+        text(value, reader, expected, |text| text.parse().ok().map(Self))
     }
 }
 
