@@ -40,6 +40,8 @@ pub struct ClientRequest {
     pub path: String,
     /// The client's number, sent as a cookie; private objects depend on it. 0 sends no cookie.
     pub client: u32,
+    /// The group that a response has told the client, sent as a cookie.
+    pub group: Option<String>,
     /// The client's address, sent in `X-Forwarded-For` as a trusted proxy does.
     pub address: Option<Ipv4Addr>,
     /// First and last byte of the requested range, inclusive.
@@ -63,6 +65,7 @@ impl ClientRequest {
             host: host.to_owned(),
             path: path.to_owned(),
             client: 0,
+            group: None,
             address: None,
             range: None,
             headers: Vec::new(),
@@ -76,8 +79,11 @@ impl ClientRequest {
             Protocol::Http2Tls => request.uri(format!("https://{}{}", self.host, self.path)),
             _ => request.uri(&self.path).header("host", &self.host),
         };
-        if self.client != 0 {
-            request = request.header("cookie", format!("client={}", self.client));
+        let client = (self.client != 0).then(|| format!("client={}", self.client));
+        let group = self.group.as_ref().map(|group| format!("{GROUP_COOKIE}={group}"));
+        let cookies: Vec<String> = client.into_iter().chain(group).collect();
+        if !cookies.is_empty() {
+            request = request.header("cookie", cookies.join("; "));
         }
         if let Some(address) = self.address {
             request = request.header("x-forwarded-for", address.to_string());
@@ -108,6 +114,16 @@ pub struct ClientResponse {
 }
 
 impl ClientResponse {
+    /// The group that the response tells a new visitor.
+    pub fn new_group(&self) -> Option<String> {
+        let cookies = self.headers.get_all("set-cookie").iter();
+        let mut cookies = cookies.filter_map(|cookie| cookie.to_str().ok());
+        cookies.find_map(|cookie| {
+            let value = cookie.strip_prefix(GROUP_COOKIE)?.strip_prefix('=')?;
+            Some(value.split(';').next()?.to_owned())
+        })
+    }
+
     /// The first value of a field, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
@@ -335,6 +351,9 @@ fn broken_body(parts: &http::response::Parts) -> String {
     let of = parts.headers.get("x-fetch").and_then(|value| value.to_str().ok()).unwrap_or("-");
     format!("{BODY_BROKE_OFF} (status {}, x-fetch {of})", parts.status.as_u16())
 }
+
+/// The cookie by which a node keeps a visitor in a group.
+const GROUP_COOKIE: &str = "skerry_group";
 
 /// Start of the error message for a response whose body ended early.
 pub const BODY_BROKE_OFF: &str = "the body broke off";

@@ -10,7 +10,7 @@ use crate::fleet::process::usage;
 use crate::journal::{Facts, Fault, Micros, NodeId, Purge, SECOND, SIMULATION_PAUSED, Scope};
 use crate::plan::fault::FaultSpec;
 use crate::plan::names::Names;
-use crate::plan::object::identify;
+use crate::plan::object::{HOSTS, identify};
 use crate::plan::place::{COUNTRIES, address_of, region_by_name};
 use crate::plan::scenario::Scenario;
 use crate::plan::{Plan, PlanStep, Request};
@@ -198,12 +198,17 @@ pub async fn send_request(fleet: &Fleet, number: usize, request: Request) -> Obs
     };
     let mut client_request = ClientRequest::object(object);
     client_request.client = request.client;
+    let group = fleet.group_of(request.client).filter(|_| object.class.host() == HOSTS[0]);
+    client_request.group = group.clone();
     client_request.address = Some(address_of(request.country, request.client));
     client_request.range = request.range;
     let sent = fleet.journal.now();
     let sent_at = tokio::time::Instant::now();
     let response = fleet.client.send(port, request.protocol, &client_request, CLIENT_TIMEOUT).await;
     let done = fleet.journal.now();
+    if let Some(group) = response.as_ref().ok().and_then(ClientResponse::new_group) {
+        fleet.remember_group(request.client, group);
+    }
     let first_byte = response.as_ref().map_or(done, |response| {
         sent + response.first_byte.duration_since(sent_at).as_micros() as Micros
     });
@@ -212,6 +217,7 @@ pub async fn send_request(fleet: &Fleet, number: usize, request: Request) -> Obs
         node,
         client: request.client,
         country: request.country,
+        group,
         object: request.object,
         range: request.range,
         tls: request.protocol != crate::client::Protocol::Http1,
@@ -234,6 +240,7 @@ fn observe(response: &ClientResponse) -> ObservedResponse {
         fetch: response.header("x-fetch").and_then(|serial| serial.parse().ok()),
         version: response.header("x-version").and_then(|version| version.parse().ok()),
         origin: text("x-origin"),
+        new_group: response.new_group(),
         etag: text("etag"),
         age: all("age").and_then(|age| age.parse().ok()),
         cache_status: all("cache-status"),
@@ -462,11 +469,13 @@ async fn run_checkers(
         samples: Vec::new(),
     };
     let (nodes, origins) = (fleet.node_names(), fleet.origin_of_country());
+    let groups = fleet.groups(scenario.fleet.canary_percent);
     let with_context = |act: &mut dyn FnMut(CheckContext)| {
         let facts = fleet.journal.facts();
         let (catalog, countries) = (&fleet.content.catalog, &COUNTRIES);
         let (facts, origin_of_country) = (&*facts, &*origins);
-        act(CheckContext { catalog, facts, nodes: &nodes, countries, origin_of_country });
+        let (nodes, groups) = (&*nodes, &*groups);
+        act(CheckContext { catalog, facts, nodes, countries, origin_of_country, groups });
     };
     while let Some(event) = inbox.recv().await {
         with_context(&mut |context| {

@@ -44,6 +44,11 @@ async fn run_with(bug: &str) -> RunRecord {
         scenario.fleet.origins = ["frankfurt", "virginia"].map(str::to_owned).to_vec();
         scenario.load.mix.world = 30;
     }
+    if bug.starts_with("groups-") {
+        scenario.fleet.origins = ["frankfurt", "virginia"].map(str::to_owned).to_vec();
+        scenario.fleet.canary_percent = 40;
+        scenario.load.clients = 100;
+    }
     if bug.starts_with("stream-") {
         // Only a purge that travels between nodes can be lost.
         scenario.fleet.nodes = 2;
@@ -78,6 +83,8 @@ async fn each_bug_planted_in_skerry_is_found_by_its_checker() {
         ("ttl-made-up", "truthful status"),
         ("country-ignored", "right origin"),
         ("memory-held", "bounded"),
+        ("groups-redrawn", "groups stay"),
+        ("groups-shared", "groups stay"),
     ] {
         let record = run_with(bug).await;
         println!("{}", record.summary());

@@ -15,8 +15,10 @@ pub struct OneFill(Findings);
 
 /// Identifies requests of which at most one may fill at a time: node, object, range, scheme, and the `If-Range` value that did
 /// not match, if any. A range of an outdated version fills nothing: the node sends a new request while
-/// the origin may still be sending the useless response. Such requests are compared among themselves.
-type Key<'a> = (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>, Option<&'a str>);
+/// the origin may still be sending the useless response. Such requests are compared among themselves. Groups
+/// of visitors have origins and keys of their own.
+type Key<'a> =
+    (NodeId, ObjectId, Option<(u64, u64)>, Option<&'a str>, Option<&'a str>, Option<usize>);
 
 impl Checker for OneFill {
     fn name(&self) -> &'static str {
@@ -32,7 +34,9 @@ impl Checker for OneFill {
         for fetch in context.facts.fetches.iter().filter(|fetch| counts(context, fetch)) {
             let Some(node) = fetch.node else { continue };
             let scheme = fetch.scheme.as_deref();
-            let key = (node, fetch.object, fetch.range, scheme, fetch.failed_if_range());
+            let has_groups = context.has_groups(context.catalog.get(fetch.object));
+            let group = has_groups.then_some(fetch.origin);
+            let key = (node, fetch.object, fetch.range, scheme, fetch.failed_if_range(), group);
             by_key.entry(key).or_default().push(fetch);
         }
         for ((node, ..), fetches) in by_key {

@@ -9,6 +9,7 @@ mod errors;
 mod fills;
 mod freshness;
 mod geo;
+mod groups;
 mod private;
 mod purged;
 mod receipts;
@@ -19,7 +20,7 @@ pub use errors::Excuse;
 pub use resources::{Limits, Sample};
 
 use crate::journal::{Facts, Fault, Fetch, Micros, NodeId, SECOND};
-use crate::plan::object::{BodyFault, Catalog, Identity, Object, ObjectId};
+use crate::plan::object::{BodyFault, Catalog, HOSTS, Identity, Object, ObjectId};
 use crate::plan::place::Country;
 use serde::Serialize;
 
@@ -34,6 +35,8 @@ pub struct Observation {
     pub client: u32,
     /// The client's country, as an index of [`crate::plan::place::COUNTRIES`].
     pub country: usize,
+    /// The group that the client was told before, if any; sent as a cookie.
+    pub group: Option<String>,
     /// The requested object.
     pub object: ObjectId,
     /// First and last byte of the requested range, inclusive.
@@ -61,6 +64,8 @@ pub struct ObservedResponse {
     pub version: Option<u32>,
     /// `X-Origin`.
     pub origin: Option<String>,
+    /// The group that a cookie tells a new visitor.
+    pub new_group: Option<String>,
     /// `ETag`.
     pub etag: Option<String>,
     /// `Age`, if it is a single number.
@@ -159,11 +164,19 @@ pub struct CheckContext<'a> {
     /// For each country, the origin that the configuration maps it to; empty for a user's
     /// configuration.
     pub origin_of_country: &'a [String],
+    /// The groups of the visitors of shop.test with their weights; empty if the site does not split
+    /// them.
+    pub groups: &'a [(String, u32)],
 }
 
 impl CheckContext<'_> {
     fn object(&self, observation: &Observation) -> &Object {
         self.catalog.get(observation.object)
+    }
+
+    /// Whether the object's site splits its visitors into groups.
+    fn has_groups(&self, object: &Object) -> bool {
+        !self.groups.is_empty() && object.class.host() == HOSTS[0]
     }
 
     /// The earliest time at which the node can have sent an upstream request: the time of its arrival
@@ -275,6 +288,7 @@ pub fn all(excuses: Vec<Excuse>, limits: Limits) -> Vec<Box<dyn Checker>> {
         Box::<status::TruthfulStatus>::default(),
         Box::<receipts::EveryReceipt>::default(),
         Box::<geo::RightOrigin>::default(),
+        Box::<groups::StayInGroup>::default(),
         Box::new(resources::Bounded::new(limits)),
     ]
 }
@@ -291,6 +305,7 @@ pub(crate) mod tests {
         pub facts: Facts,
         nodes: Vec<String>,
         origins: Vec<String>,
+        pub groups: Vec<(String, u32)>,
     }
 
     impl Fixture {
@@ -298,13 +313,15 @@ pub(crate) mod tests {
             let catalog = Catalog::new(1, 300, &Mix::default());
             let nodes = vec!["frankfurt-1".to_owned(), "tokyo-1".to_owned()];
             let origins = vec!["origin-frankfurt".to_owned(); COUNTRIES.len()];
-            Fixture { catalog, facts: Facts::default(), nodes, origins }
+            Fixture { catalog, facts: Facts::default(), nodes, origins, groups: Vec::new() }
         }
 
         pub(crate) fn context(&self) -> CheckContext<'_> {
             let (catalog, facts) = (&self.catalog, &self.facts);
             let (nodes, origin_of_country) = (&self.nodes, &self.origins);
-            CheckContext { catalog, facts, nodes, countries: &COUNTRIES, origin_of_country }
+            let groups = &self.groups;
+            let countries = &COUNTRIES;
+            CheckContext { catalog, facts, nodes, countries, origin_of_country, groups }
         }
 
         pub(crate) fn object(&self, class: Class) -> Object {
@@ -352,6 +369,7 @@ pub(crate) mod tests {
                 node: 0,
                 client: 5,
                 country: 0,
+                group: None,
                 object: object.id,
                 range: None,
                 tls: false,
@@ -363,6 +381,7 @@ pub(crate) mod tests {
                     fetch: Some(fetch.serial),
                     version: Some(fetch.version),
                     origin: Some("origin-frankfurt".into()),
+                    new_group: None,
                     etag: Some(crate::fleet::origin::entity_tag(&body)),
                     age: Some(age),
                     cache_status: Some(cache_status.to_owned()),

@@ -4,7 +4,7 @@
 //! by values of the run (see [`EdgeConfig::replacements`]).
 
 use crate::fleet::node::NodeSpec;
-use crate::plan::place::{COUNTRIES, REGIONS, nearest};
+use crate::plan::place::{COUNTRIES, REGIONS, nearest, round_trip};
 use anyhow::Context as _;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -30,6 +30,10 @@ pub struct EdgeConfig<'a> {
     pub redis_port: Option<u16>,
     /// Number of worker threads.
     pub workers: usize,
+    /// See [`crate::plan::scenario::FleetPlan::canary_percent`].
+    pub canary_percent: u32,
+    /// See [`crate::plan::scenario::FleetPlan::failover`].
+    pub failover: bool,
 }
 
 impl EdgeConfig<'_> {
@@ -83,17 +87,44 @@ impl EdgeConfig<'_> {
             let _ = writeln!(text, "[bus]\nredis = \"redis://127.0.0.1:{port}\"\n");
         }
         for origin in &self.upstreams {
-            let (name, port) = (&origin.name, origin.port);
-            let _ = writeln!(text, "[pools.{name}]\norigins = [\"http://127.0.0.1:{port}\"]\n");
+            let _ = writeln!(text, "[pools.{}]\norigins = {}\n", origin.name, self.members(origin));
         }
         // Two sites on two different origins, if the fleet has two.
         let pools = [self.upstreams.first(), self.upstreams.last()];
         for (site, pool) in ["shop", "media"].iter().zip(pools) {
             let pool = pool.map_or("", |origin| &origin.name);
-            let _ =
-                writeln!(text, "[sites.{site}]\nhosts = [\"{site}.test\"]\npool = \"{pool}\"\n");
+            let action = match (*site, self.groups()) {
+                ("shop", Some([(main, share), (canary, percent)])) => {
+                    format!("split.pools = {{ {main} = {share}, {canary} = {percent} }}")
+                }
+                _ => format!("pool = \"{pool}\""),
+            };
+            let _ = writeln!(text, "[sites.{site}]\nhosts = [\"{site}.test\"]\n{action}\n");
         }
         text + &self.world_site()
+    }
+
+    /// The members of an origin's pool: the origin, and if the fleet fails over, the others behind it.
+    fn members(&self, origin: &Upstream) -> String {
+        let port = origin.port;
+        if !self.failover {
+            return format!("[\"http://127.0.0.1:{port}\"]");
+        }
+        let mut by_distance: Vec<&Upstream> = self.upstreams.iter().collect();
+        by_distance.sort_by_key(|other| {
+            (other.name != origin.name, round_trip(origin.region, other.region))
+        });
+        let members = by_distance.iter().enumerate().map(|(priority, other)| {
+            format!("{{ url = \"http://127.0.0.1:{}\", priority = {priority} }}", other.port)
+        });
+        format!("[{}]", members.collect::<Vec<_>>().join(", "))
+    }
+
+    /// The groups of the visitors of shop.test and their weights, if the site splits its visitors.
+    fn groups(&self) -> Option<[(&str, u32); 2]> {
+        let (first, last) = (self.upstreams.first()?, self.upstreams.last()?);
+        let percent = self.canary_percent;
+        (percent > 0).then_some([(&first.name, 100 - percent), (&last.name, percent)])
     }
 
     /// The site whose pool depends on the client's country.
@@ -161,13 +192,25 @@ mod tests {
     use crate::fleet::node::Ports;
 
     fn config(edge_toml: Option<&str>) -> String {
+        config_with(edge_toml, |_| {})
+    }
+
+    fn config_with(edge_toml: Option<&str>, change: impl FnOnce(&mut EdgeConfig<'_>)) -> String {
         let folder = tempfile::tempdir().expect("folder");
         let ports = Ports { http: 1, https: 2, admin: 3 };
         let (name, path) = ("tokyo-1".to_owned(), folder.path().to_owned());
         let spec = NodeSpec { name, region: 2, ports, folder: path, has_small_disk: false };
         let origin = |name: &str, region, port| Upstream { name: name.into(), region, port };
         let upstreams = vec![origin("origin-frankfurt", 0, 40), origin("origin-tokyo", 2, 41)];
-        let config = EdgeConfig { spec: &spec, upstreams, redis_port: Some(50), workers: 2 };
+        let mut config = EdgeConfig {
+            spec: &spec,
+            upstreams,
+            redis_port: Some(50),
+            workers: 2,
+            canary_percent: 0,
+            failover: false,
+        };
+        change(&mut config);
         let own = folder.path().join("own.toml");
         std::fs::write(&own, edge_toml.unwrap_or_default()).expect("write");
         config.write(edge_toml.map(|_| &*own)).expect("written");
@@ -184,6 +227,22 @@ mod tests {
         let by_country = &table["sites"]["world"]["pools_by_country"];
         assert_eq!(by_country["JP"].as_str(), Some("origin-tokyo"));
         assert_eq!(by_country["US"].as_str(), Some("origin-frankfurt"));
+    }
+
+    #[test]
+    fn a_canary_and_failover_are_configured_on_demand() {
+        let text = config_with(None, |config| {
+            (config.canary_percent, config.failover) = (20, true);
+        });
+        let table: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let groups = &table["sites"]["shop"]["split"]["pools"];
+        assert_eq!(groups["origin-frankfurt"].as_integer(), Some(80));
+        assert_eq!(groups["origin-tokyo"].as_integer(), Some(20));
+        let members = table["pools"]["origin-tokyo"]["origins"].as_array().expect("members");
+        let member =
+            |at: usize| (members[at]["url"].as_str(), members[at]["priority"].as_integer());
+        assert_eq!(member(0), (Some("http://127.0.0.1:41"), Some(0)));
+        assert_eq!(member(1), (Some("http://127.0.0.1:40"), Some(1)));
     }
 
     #[test]

@@ -23,12 +23,12 @@ use crate::plan::fault::FaultSpec;
 use crate::plan::names::{Endpoint, Names, origin_name};
 use crate::plan::object::Catalog;
 use crate::plan::place::{COUNTRIES, nearest, region_by_name, round_trip};
-use crate::plan::scenario::Scenario;
+use crate::plan::scenario::{FleetPlan, Scenario};
 use anyhow::{Context as _, ensure};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
 use tokio::time::{interval, sleep};
@@ -69,6 +69,8 @@ pub struct Fleet {
     pub own_config: bool,
     redis: Option<AsyncMutex<Redis>>,
     in_force: Mutex<BTreeSet<usize>>,
+    /// The groups that clients were told, by the number of the client.
+    visitor_groups: Mutex<HashMap<u32, String>>,
     binary: PathBuf,
     folder: tempfile::TempDir,
 }
@@ -121,6 +123,7 @@ impl Fleet {
             own_config: edge_toml.is_none(),
             redis: redis.map(AsyncMutex::new),
             in_force: Mutex::default(),
+            visitor_groups: Mutex::default(),
             binary,
             folder,
         };
@@ -158,8 +161,10 @@ impl Fleet {
                 _ => None,
             };
             self.authority.issue(&spec)?;
-            let workers = scenario.fleet.workers;
-            let config = EdgeConfig { spec: &spec, upstreams, redis_port, workers };
+            let FleetPlan { workers, canary_percent, failover, .. } = scenario.fleet;
+            let spec = &spec;
+            let config =
+                EdgeConfig { spec, upstreams, redis_port, workers, canary_percent, failover };
             config.write(edge_toml)?;
         }
         Ok(())
@@ -364,6 +369,35 @@ impl Fleet {
             self.origins[at].name.clone()
         };
         (0..COUNTRIES.len()).map(origin).collect()
+    }
+
+    /// The group that a client was told last.
+    pub fn group_of(&self, client: u32) -> Option<String> {
+        self.visitor_groups().get(&client).cloned()
+    }
+
+    /// Keeps the cookie of a client.
+    pub fn remember_group(&self, client: u32, group: String) {
+        self.visitor_groups().insert(client, group);
+    }
+
+    fn visitor_groups(&self) -> MutexGuard<'_, HashMap<u32, String>> {
+        self.visitor_groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The groups of the visitors of shop.test and their weights; empty if the site does not split them,
+    /// and for a user's configuration.
+    pub fn groups(&self, canary_percent: u32) -> Vec<(String, u32)> {
+        let (Some(first), Some(last)) = (self.origins.first(), self.origins.last()) else {
+            return Vec::new();
+        };
+        match self.own_config && canary_percent > 0 {
+            true => vec![
+                (first.name.clone(), 100 - canary_percent),
+                (last.name.clone(), canary_percent),
+            ],
+            false => Vec::new(),
+        }
     }
 
     /// The temporary folder of this run.

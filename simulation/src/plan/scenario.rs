@@ -53,6 +53,11 @@ pub struct FleetPlan {
     pub redis: String,
     /// Number of worker threads of each node.
     pub workers: usize,
+    /// Percentage of the visitors of shop.test in the group of the last origin (the canary); the others
+    /// are in that of the first one. 0: the site does not split its visitors.
+    pub canary_percent: u32,
+    /// Whether each pool has the other origins as well, with a lower priority the farther away they are.
+    pub failover: bool,
 }
 
 impl Default for FleetPlan {
@@ -63,6 +68,8 @@ impl Default for FleetPlan {
             origins: ["frankfurt", "virginia"].map(str::to_owned).to_vec(),
             redis: "frankfurt".to_owned(),
             workers: 2,
+            canary_percent: 0,
+            failover: false,
         }
     }
 }
@@ -206,7 +213,7 @@ impl TryFrom<toml::Table> for FaultPlan {
 }
 
 /// The built-in scenarios, as `(name, TOML text)`.
-pub const BUILT_IN: [(&str, &str); 12] = [
+pub const BUILT_IN: [(&str, &str); 13] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("purge-storm", include_str!("../../scenarios/purge-storm.toml")),
     ("bus-loss", include_str!("../../scenarios/bus-loss.toml")),
@@ -217,6 +224,7 @@ pub const BUILT_IN: [(&str, &str); 12] = [
     ("rolling-upgrade", include_str!("../../scenarios/rolling-upgrade.toml")),
     ("cert-rotation", include_str!("../../scenarios/cert-rotation.toml")),
     ("geo", include_str!("../../scenarios/geo.toml")),
+    ("canary", include_str!("../../scenarios/canary.toml")),
     ("changing-objects", include_str!("../../scenarios/changing-objects.toml")),
     ("everything", include_str!("../../scenarios/everything.toml")),
 ];
@@ -253,6 +261,12 @@ impl Scenario {
         ensure!(!fleet.regions.is_empty(), "fleet.regions: expected at least one region");
         ensure!(fleet.nodes > 0, "fleet.nodes: expected at least 1 node per region, found 0");
         ensure!(!fleet.origins.is_empty(), "fleet.origins: expected at least one region");
+        let canary = fleet.canary_percent;
+        ensure!(canary < 100, "fleet.canary_percent: expected 0 to 99, found {canary}");
+        ensure!(
+            canary == 0 || fleet.origins.len() > 1,
+            "fleet.canary_percent: expected at least two origins"
+        );
         ensure!(self.duration_s > 0, "duration_s: expected at least 1, found 0");
         ensure!(load.objects >= 50, "load.objects: expected at least 50, found {}", load.objects);
         let rate = load.requests_per_s;
