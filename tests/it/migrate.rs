@@ -10,6 +10,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use tempfile::TempDir;
 
@@ -26,16 +27,14 @@ impl Original {
     /// Starts the server in front of this origin. `None`: it is not installed.
     fn start(server: &str, origin: &Origin) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        drop(listener);
+        let address = free_address();
         let (file, arguments) = match server {
             "nginx" => (
                 "nginx.conf",
                 vec!["-g", "daemon off; error_log stderr;", "-p", ".", "-c", "nginx.conf"],
             ),
             "haproxy" => ("haproxy.cfg", vec!["-db", "-f", "haproxy.cfg"]),
-            _ => ("varnish.vcl", vec!["-F", "-j", "none", "-n", "work", "-s", "malloc,16m"]),
+            _ => ("varnish.vcl", vec!["-F", "-j", "none", "-s", "malloc,16m"]),
         };
         let text = fs::read_to_string(Path::new("tests/migrate").join(file)).expect("the file");
         let port = address.port();
@@ -51,6 +50,7 @@ impl Original {
             "varnish" => {
                 let file = folder.path().join(file);
                 command.args(["-a", &address.to_string(), "-f"]).arg(file);
+                command.arg("-n").arg(folder.path().join("work"));
             }
             "nginx" => _ = command.args(["-e", "stderr"]),
             _ => {}
@@ -81,6 +81,17 @@ impl Drop for Original {
         }
         let _ = self.child.wait();
     }
+}
+
+/// An address for a server that cannot choose one itself. Its port is below those that the system gives to others, which
+/// run at the same time.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() % 10_000) as u16;
+    let ports = (0..10_000).map(|_| NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(first));
+    let mut addresses =
+        ports.map(|port| SocketAddr::from(([127, 0, 0, 1], 20_000 + port % 10_000)));
+    addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }
 
 fn origin_port(origin: &Origin) -> String {
