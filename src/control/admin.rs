@@ -33,7 +33,7 @@ use super::http::{
     method_not_allowed, parameter, text_response,
 };
 use super::log_stream::LogStream;
-use super::node_actions::NodeActions;
+use super::node_actions::{NodeActions, OverviewQuery};
 use super::prefetch::{self, Prefetcher};
 use super::rate::TokenBucket;
 use super::tls::{self, AdminTls};
@@ -454,17 +454,26 @@ impl Admin {
         Ok(json_response(StatusCode::OK, &explained.map_err(Problem::bad_request)?))
     }
 
-    /// `GET /overview?since=MS&top=N`.
+    /// `GET /overview?since=MS&top=N&brief=true`.
     fn overview(&self, query: &str) -> Result<Response<Full<Bytes>>, Problem> {
-        check_parameters(query, &["since", "top"])?;
+        check_parameters(query, &["since", "top", "brief"])?;
         let number = |name: &str| match parameter(query, name)? {
             None => Ok(0),
             Some(text) => text.parse::<u64>().map_err(|_| {
                 Problem::bad_request(format!("{name} is {text:?}: expected a whole number"))
             }),
         };
+        let is_brief = match parameter(query, "brief")?.as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(text) => {
+                let detail = format!("brief is {text:?}: expected true or false");
+                return Err(Problem::bad_request(detail));
+            }
+        };
         let top = number("top")?.min(TOP_MAX) as usize;
-        Ok(json_response(StatusCode::OK, &self.node.overview(number("since")?, top)))
+        let query = OverviewQuery { is_brief, since_ms: number("since")?, top };
+        Ok(json_response(StatusCode::OK, &self.node.overview(query)))
     }
 }
 

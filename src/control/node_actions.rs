@@ -14,6 +14,17 @@ use super::origin_calls::{OriginRefusal, OriginRequest, OriginSetting};
 use super::purge_request::SiteLookup;
 use super::refresh::Refresh;
 
+/// The parameters of `GET /overview`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OverviewQuery {
+    /// Only the node and its alarms.
+    pub is_brief: bool,
+    /// Only intervals that ended later, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// How many of the most requested URLs to list.
+    pub top: usize,
+}
+
 /// The future that a [`NodeActions`] method returns.
 pub(crate) type ActionFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -52,9 +63,8 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     ) -> ActionFuture<'a, Result<(StatusCode, Bytes), String>>;
     /// The most requested URLs among the purged objects.
     fn urls_to_refresh(&self, refresh: Refresh) -> ActionFuture<'_, Vec<Box<str>>>;
-    /// The state of the node, its last hour after `since_ms` (milliseconds since 1970) and the `top` most requested
-    /// URLs, for `GET /overview`.
-    fn overview(&self, since_ms: u64, top: usize) -> Value;
+    /// The state of the node and its last hour, for `GET /overview`.
+    fn overview(&self, query: OverviewQuery) -> Value;
     /// The certificates of the listeners, for `GET /certificates`.
     fn certificates(&self) -> Value;
     /// The pools with the state of each origin, for `GET /origins`.

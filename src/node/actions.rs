@@ -20,7 +20,7 @@ use crate::config;
 use crate::control::admin::{self, Admin};
 use crate::control::audit::Audit;
 use crate::control::body_budget::BodyBudget;
-use crate::control::node_actions::{ActionFuture, NodeActions};
+use crate::control::node_actions::{ActionFuture, NodeActions, OverviewQuery};
 use crate::control::origin_calls::{OriginRefusal, OriginRequest, OriginSetting};
 use crate::control::prefetch::Prefetcher;
 use crate::control::purge_request::{PurgeRequest, SiteLookup};
@@ -196,8 +196,8 @@ impl NodeActions for Shared {
         })
     }
 
-    fn overview(&self, since_ms: u64, top: usize) -> Value {
-        self.overview_report(since_ms, top)
+    fn overview(&self, query: OverviewQuery) -> Value {
+        self.overview_report(query)
     }
 
     fn certificates(&self) -> Value {

@@ -32,7 +32,9 @@ fn notable(cause: String, action: &'static str) -> Alarm {
 pub(super) fn of_readiness(not_ready: Option<&'static str>) -> Option<Alarm> {
     let why = not_ready?;
     let action = match why {
-        "draining" => "load balancers send no new clients here; restart the node to serve again",
+        "draining" => {
+            "load balancers send no new clients here; skerry undrain takes it back as long as the node accepts connections, after that a restart"
+        }
         _ => "load balancers send no new clients here until the bus is heard again",
     };
     Some(notable(format!("not ready: {why}"), action))

@@ -7,31 +7,18 @@ use serde_json::{Value, json};
 use super::alarms::{self, Alarm};
 use super::shared::Shared;
 use crate::clock::unix_ms;
-use crate::control::node_actions::NodeActions;
+use crate::control::node_actions::{NodeActions, OverviewQuery};
 use crate::listen::TlsState;
 use crate::metrics::{History, Interval};
+use crate::respond::ErrorExample;
 use crate::upstream::HealthClass;
 
 impl Shared {
-    /// The response of `GET /overview`: the intervals of the last hour that ended after `since_ms`, and the `top`
-    /// most requested URLs.
-    pub(super) fn overview_report(&self, since_ms: u64, top: usize) -> Value {
-        let now = self.clock.now();
-        let now_ms = unix_ms(now);
-        let intervals = self.history.since(since_ms);
-        let top = if top > 0 { self.popular.top(top) } else { Vec::new() };
-        let errors = self.recent_errors.list().into_iter().map(|error| {
-            json!({
-                "at_ms": error.at_ms,
-                "id": error.id,
-                "status": error.status,
-                "request": error.request,
-                "failure": error.failure,
-                "origin": error.origin,
-            })
-        });
+    /// The response of `GET /overview`.
+    pub(super) fn overview_report(&self, query: OverviewQuery) -> Value {
+        let now_ms = unix_ms(self.clock.now());
         let config = self.config().node.clone();
-        json!({
+        let mut report = json!({
             "node": config.name,
             "region": config.region,
             "version": env!("CARGO_PKG_VERSION"),
@@ -39,14 +26,22 @@ impl Shared {
             "started_ms": self.started_ms,
             "not_ready": self.not_ready(),
             "alarms": self.alarms().iter().map(alarm_as_json).collect::<Vec<_>>(),
-            "period_ms": History::PERIOD.as_millis() as u64,
-            "columns": COLUMNS,
-            "intervals": intervals.iter().map(row).collect::<Vec<_>>(),
-            "now": row(&self.history.last(NOW, now_ms)),
-            "reasons": self.history.reasons(now_ms),
-            "top": top,
-            "errors": errors.collect::<Vec<_>>(),
-        })
+        });
+        if query.is_brief {
+            return report;
+        }
+        let intervals = self.history.since(query.since_ms);
+        let errors = self.recent_errors.list();
+        report["period_ms"] = json!(History::PERIOD.as_millis() as u64);
+        report["columns"] = json!(COLUMNS);
+        report["intervals"] = intervals.iter().map(|interval| json!(row(interval))).collect();
+        report["now"] = json!(row(&self.history.last(NOW, now_ms)));
+        report["reasons"] = json!(self.history.reasons(now_ms));
+        report["errors"] = errors.iter().map(error_as_json).collect();
+        if query.top > 0 {
+            report["top"] = json!(self.popular.top(query.top));
+        }
+        report
     }
 
     /// The response of `GET /certificates`.
@@ -93,6 +88,17 @@ impl Shared {
 
 fn alarm_as_json(alarm: &Alarm) -> Value {
     json!({ "urgent": alarm.is_urgent, "cause": alarm.cause, "action": alarm.action })
+}
+
+fn error_as_json(error: &ErrorExample) -> Value {
+    json!({
+        "at_ms": error.at_ms,
+        "id": error.id,
+        "status": error.status,
+        "request": error.request,
+        "failure": error.failure,
+        "origin": error.origin,
+    })
 }
 
 /// The values of [`COLUMNS`].

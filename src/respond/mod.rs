@@ -8,4 +8,4 @@ mod recent_errors;
 
 pub(crate) use error_reply::ErrorReply;
 pub(crate) use finish::{Identity, Transaction, add_via_and_cache_status, count_and_log};
-pub(crate) use recent_errors::RecentErrors;
+pub(crate) use recent_errors::{ErrorExample, RecentErrors};

@@ -66,7 +66,7 @@ export class Chart {
     this.width = Math.max(240, this.box.clientWidth);
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
     if (!this.now) return;
-    const peak = Math.max(0, ...this.rows.flatMap((row) => this.series.map((it) => it.value(row))));
+    const peak = Math.max(0, ...this.rows.flatMap((row) => this.series.map((it) => it.value(row) ?? 0)));
     const top = peak > 0 ? above(peak, this.isBytes) : 1;
     const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - BOTTOM - TOP);
     const parts = [];
@@ -92,20 +92,26 @@ export class Chart {
 
   lines(it, y) {
     if (!this.rows.length) return [];
-    // A row is drawn from its begin to its end, so that one alone is seen.
-    const points = this.rows.flatMap((row) => {
-      const at = y(it.value(row)).toFixed(1);
-      return [[this.x(row.end_ms - row.length_ms).toFixed(1), at], [this.x(row.end_ms).toFixed(1), at]];
-    });
-    const line = `M${points.map((point) => point.join(" ")).join("L")}`;
-    const area = `${line}L${points.at(-1)[0]} ${y(0)}L${points[0][0]} ${y(0)}Z`;
+    // A row is drawn from its begin to its end, so that one alone is seen. A value that is null leaves a gap.
+    let line = "", isOpen = false;
+    for (const row of this.rows) {
+      const value = it.value(row);
+      if (value !== null) {
+        const [begin, end] = [row.end_ms - row.length_ms, row.end_ms].map((ms) => this.x(ms).toFixed(1));
+        line += `${isOpen ? "L" : "M"}${begin} ${y(value).toFixed(1)}L${end} ${y(value).toFixed(1)}`;
+      }
+      isOpen = value !== null;
+    }
     const stroke = svg("path", { class: `c-${it.kind}`, d: line });
-    return it.isArea ? [svg("path", { class: `area c-${it.kind}`, d: area }), stroke] : [stroke];
+    if (!it.isArea) return [stroke];
+    const first = this.rows[0];
+    const begin = this.x(first.end_ms - first.length_ms), end = this.x(this.rows.at(-1).end_ms);
+    return [svg("path", { class: `area c-${it.kind}`, d: `${line}L${end} ${y(0)}L${begin} ${y(0)}Z` }), stroke];
   }
 
   label(row) {
     const entries = this.series.map((it) =>
-      make("span", "", [make("i", `c-${it.kind}`), it.title, make("b", "", row ? this.format(it.value(row)) : "–")]));
+      make("span", "", [make("i", `c-${it.kind}`), it.title, make("b", "", row && it.value(row) !== null ? this.format(it.value(row)) : "–")]));
     const when = !row ? "the first values come in ten seconds" : this.chosen === null ? "" : clock(row.end_ms);
     this.legend.replaceChildren(...entries, make("span", "", when));
     this.svg.setAttribute("aria-label", this.legend.textContent);

@@ -9,7 +9,7 @@ const perSecond = (name) => (row) => (row.length_ms ? (1000 * row[name]) / row.l
 
 function draw() {
   const rate = (title, kind, name, isArea = false) => ({ title, kind, isArea, value: perSecond(name) });
-  const time = (title, kind) => ({ title, kind, value: (row) => row[`${kind}_us`] });
+  const time = (title, kind) => ({ title, kind, value: (row) => (row.requests ? row[`${kind}_us`] : null) });
   return {
     requests: new Chart(at("chart-requests"), [rate("all", "miss", "requests", true), rate("hits", "hit", "hits", true)], short),
     latency: new Chart(at("chart-latency"), [time("p99", "p99"), time("p90", "p90"), time("p50", "p50")], micros),
@@ -18,8 +18,9 @@ function draw() {
   };
 }
 
-/** The overview of the node, with what is new since the last one. */
-export async function load() {
+/** The node and its alarms; if `isShown`, also what is new since the last overview. */
+export async function load(isShown) {
+  if (!isShown) return call("overview?brief=true");
   const isTopDue = performance.now() - askedTopAt >= TOP_EVERY_MS || !askedTopAt;
   const since = rows.at(-1)?.end_ms ?? 0;
   const overview = await call(`overview?since=${since}${isTopDue ? `&top=${TOP}` : ""}`);
@@ -27,7 +28,7 @@ export async function load() {
   const named = (values) => Object.fromEntries(overview.columns.map((name, i) => [name, values[i]]));
   // A restart begins a new history.
   rows = rows.filter((row) => row.end_ms > overview.now_ms - 3_600_000).concat(overview.intervals.map(named));
-  return { ...overview, now: named(overview.now), hasTop: isTopDue };
+  return { ...overview, now: named(overview.now) };
 }
 
 /** Forgets what was loaded: another node may answer at this address. */
@@ -52,7 +53,7 @@ export function show(overview) {
   );
   Object.values(charts).forEach((chart) => chart.show(rows, overview.now_ms));
   showReasons(overview.reasons);
-  if (overview.hasTop) showTop(overview.top);
+  if (overview.top) showTop(overview.top);
   fill("errors", ["When", ["Status", "num"], "Request", "Failure", "Pool and origin", "Request id"],
     overview.errors.slice(0, ERRORS_SHOWN).map((it) => [ago(overview.now_ms - it.at_ms), [String(it.status), "num bad"], [it.request, "long"], it.failure || "sent by the origin", it.origin || "–", [it.id, "soft"]]),
     "None since the node's start.");

@@ -9,18 +9,18 @@ const EVERY_MS = 2000;
 const VIEWS = ["overview", "sites", "origins", "certificates", "purges", "fleet", "explain"];
 let current = "overview", round = 0;
 
-/** The head and the alarms are on every view, so that the overview is always asked. */
+/** The head and the alarms are on every view: the other views ask for a brief overview. */
 async function look() {
-  const mine = ++round;
+  const mine = ++round, isOverview = current === "overview";
   try {
-    const state = await overview.load();
+    const state = await overview.load(isOverview);
     const view = views[current];
     const answer = view && (await view.load());
     if (mine !== round) return;
     at("login").hidden = true;
     at("main").hidden = false;
     showHead(state);
-    if (current === "overview") overview.show(state);
+    if (isOverview) overview.show(state);
     if (view) view.show(answer);
     at("clock").textContent = `As of ${clock(state.now_ms)}.`;
   } catch (error) {
