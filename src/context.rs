@@ -161,6 +161,10 @@ pub(crate) struct RequestContext {
     pub place: Place,
     /// The name of the site that answers. `None` until the request is routed.
     pub site: Option<Arc<str>>,
+    /// The site's number in the metrics. Meaningless without `site`.
+    pub site_number: u32,
+    /// The request is logged if the lower half of its id is not above this.
+    pub log_share: u32,
     /// The name of the site's rule that applies. `None` for the site's own settings, and until the
     /// request is routed.
     pub rule: Option<Arc<str>>,
@@ -169,6 +173,11 @@ pub(crate) struct RequestContext {
 }
 
 impl RequestContext {
+    /// Whether the request belongs to the share that the access log has. Ids are spread evenly.
+    pub(crate) fn is_in_sample(&self) -> bool {
+        self.id.0 as u32 <= self.log_share
+    }
+
     /// The name of the visitor's group, if the rule splits its visitors.
     pub(crate) fn group_name(&self) -> Option<&str> {
         self.group.as_ref().map(|group| &*group.name)

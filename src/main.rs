@@ -80,6 +80,11 @@ enum Command {
     /// Show the configuration that a running node uses, compare it with the file, or go back.
     #[command(subcommand)]
     Config(config_commands::ConfigCommand),
+    /// Print the JSON schema of configuration files, for editors.
+    #[command(
+        after_help = "Example:\n  skerry schema > edge.schema.json   # and as first line of edge.toml: #:schema ./edge.schema.json"
+    )]
+    Schema,
     /// Purge cached content by URL, tag, prefix or site, or purge everything.
     #[command(
         after_help = "Examples:\n  skerry purge https://www.example.org/news\n  skerry purge --tag article-42 --wait all\n  skerry purge --site www --soft --dry-run"
@@ -161,6 +166,7 @@ fn run_command(command: Command) -> Result<(), CommandError> {
         Command::Drain(arguments) => control::drain(&arguments),
         Command::Undrain(arguments) => control::undrain(&arguments),
         Command::Config(command) => config_commands::run(&command),
+        Command::Schema => Ok(print(&format!("{:#}\n", config::schema()))?),
         Command::Purge(arguments) => purge::run(&arguments),
         Command::Purges(arguments) => purges::run(&arguments),
         Command::Prefetch(arguments) => prefetch::run(&arguments),
@@ -205,8 +211,9 @@ fn run(flags: Flags) -> Result<(), String> {
     }
     let (name, workers) = (&config.node.name, config.node.workers);
     let sites = count(config.counts().0, "site");
-    tracing::info!("skerry {SHORT_VERSION}: node {name}, {workers} workers, {sites}");
+    let summary = format!("skerry {SHORT_VERSION}: node {name}, {workers} workers, {sites}");
     let node = Node::start(config, flags, Clock::system()).map_err(|error| error.to_string())?;
+    tracing::info!("{summary}");
     for (address, tls) in &node.listening {
         let scheme = if *tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");

@@ -7,6 +7,7 @@
 
 mod history;
 mod process;
+mod sites;
 
 pub(crate) use history::{History, Interval};
 pub(crate) use process::cpu_seconds;
@@ -24,6 +25,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 
+use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
     FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, ProxyError, Refusal,
@@ -275,6 +277,7 @@ impl Default for Cells {
 /// All metrics of a node.
 pub(crate) struct Metrics {
     slots: Arc<[Cells]>,
+    sites: Arc<SiteCounters>,
     registry: Mutex<Registry>,
     /// Metrics without the prefix `skerry_`.
     process: Registry,
@@ -286,11 +289,13 @@ impl Metrics {
         let slots: Arc<[Cells]> = (0..=workers).map(|_| Cells::default()).collect();
         let mut registry = Registry::with_prefix("skerry");
         registry.register_collector(Box::new(Sum(slots.clone())));
+        let sites = SiteCounters::new(workers + 1);
+        registry.register_collector(Box::new(SiteMetrics(sites.clone())));
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What this node runs", build);
         let mut process = Registry::default();
         process.register_collector(Box::new(process::Process));
-        Arc::new(Self { slots, registry: Mutex::new(registry), process })
+        Arc::new(Self { slots, sites, registry: Mutex::new(registry), process })
     }
 
     /// The recorder of a worker, counted from zero.
@@ -392,6 +397,21 @@ impl Recorder {
         let cells = &self.metrics.slots[self.slot].0[OFFSETS[metric as usize]..];
         cells[bucket].fetch_add(count, Ordering::Relaxed);
         cells[SUM_US].fetch_add(us.saturating_mul(count), Ordering::Relaxed);
+    }
+
+    /// The number of a site in [`Recorder::count_site`]: the same for a name as long as the process runs.
+    pub(crate) fn site_number(&self, name: &str) -> u32 {
+        self.metrics.sites.number(name)
+    }
+
+    /// Counts a response of a site. Only for the recorders of workers. `class`: index in [`STATUS_CLASSES`].
+    pub(crate) fn count_site(&self, site: u32, class: usize, is_hit: bool) {
+        self.metrics.sites.count(self.slot, site, class, is_hit);
+    }
+
+    /// Counts bytes of a site's response. Only for the recorders of workers.
+    pub(crate) fn add_site_bytes(&self, site: u32, bytes: u64, is_hit: bool) {
+        self.metrics.sites.add_bytes(self.slot, site, bytes, is_hit);
     }
 
     /// The metrics of this recorder.

@@ -1,7 +1,8 @@
 //! Rate limiting of log lines that clients and origins can cause at any rate.
 //!
 //! A cause is a message with its reason, pool and origin. Its first occurrence is logged at once; those of the
-//! next [`INTERVAL`] are counted and logged in one line, with the first of them as the example. The recovery
+//! next [`INTERVAL`] are counted and logged in one line, with the first of them as the example. While it goes on,
+//! each interval is twice as long as the one before, up to [`INTERVAL_MAX`]. The recovery
 //! of an origin is logged once. The table of causes is bounded, and every suppressed line is counted
 //! (`skerry_log_lines_suppressed_total`).
 //!
@@ -112,6 +113,8 @@ struct Cause {
     since: Instant,
     last: Instant,
     logged: Instant,
+    /// The time until the next line.
+    interval: Duration,
     /// Occurrences since the last recovery.
     occurrences: u64,
     /// Occurrences that are not logged yet.
@@ -168,6 +171,7 @@ impl NoticeTable {
             since: now,
             last: now,
             logged: now,
+            interval: INTERVAL,
             occurrences: 1,
             unlogged: 0,
             example: String::new(),
@@ -188,7 +192,8 @@ impl NoticeTable {
 
     fn sweep(&mut self, now: Instant) -> Vec<Line> {
         let mut lines = Vec::new();
-        let is_due = |cause: &&mut Cause| cause.unlogged > 0 && now - cause.logged >= INTERVAL;
+        let is_due =
+            |cause: &&mut Cause| cause.unlogged > 0 && now - cause.logged >= cause.interval;
         lines.extend(self.causes.values_mut().filter(is_due).map(|cause| cause.summary(now)));
         lines.extend(self.recoveries(now));
         self.causes.retain(|_, cause| cause.unlogged > 0 || now - cause.last < FORGET);
@@ -228,10 +233,13 @@ impl Cause {
         if self.occurrences == 0 {
             self.since = now;
         }
-        self.last = now;
+        let pause = now - std::mem::replace(&mut self.last, now);
         self.occurrences += 1;
+        if pause >= INTERVAL {
+            self.interval = INTERVAL;
+        }
         if self.unlogged == 0 {
-            if now - self.logged >= INTERVAL {
+            if now - self.logged >= self.interval {
                 self.logged = now;
                 return Some(self.line(example.to_string(), None));
             }
@@ -239,11 +247,12 @@ impl Cause {
         }
         self.unlogged += 1;
         SUPPRESSED.fetch_add(1, Ordering::Relaxed);
-        (now - self.logged >= INTERVAL).then(|| self.summary(now))
+        (now - self.logged >= self.interval).then(|| self.summary(now))
     }
 
     fn summary(&mut self, now: Instant) -> Line {
         let within = now - std::mem::replace(&mut self.logged, now);
+        self.interval = (2 * self.interval).min(INTERVAL_MAX);
         let (more, example) =
             (std::mem::take(&mut self.unlogged) - 1, std::mem::take(&mut self.example));
         self.line(example, Some((more, within)))
@@ -296,8 +305,10 @@ fn words(text: &str) -> Option<&str> {
 
 /// The number of causes in the table: pools times origins times reasons. Further causes are only counted.
 const CAUSES_MAX: usize = 1024;
-/// A cause is logged once in this time.
+/// A cause is logged once in this time at first …
 const INTERVAL: Duration = Duration::from_secs(10);
+/// … and once in this time if it goes on.
+const INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// An origin that has not failed for this time has recovered.
 const QUIET: Duration = Duration::from_secs(1);
 /// A cause without an occurrence in this time is removed.
@@ -411,6 +422,27 @@ mod tests {
             }
         }
         assert!(lines <= 14, "{lines} lines in a minute");
+    }
+
+    #[test]
+    fn a_dead_origin_gives_few_lines_at_any_rate_of_requests() {
+        let (mut table, start) = (NoticeTable::default(), start());
+        // What two dead origins of a pool cause: each refuses, is down, stays down, and the pool is empty.
+        let causes: Vec<Notice<'_>> = ["request failed", "is down", "stays down"]
+            .iter()
+            .flat_map(|message| ["a:80", "b:80"].map(|origin| Notice { message, origin, ..DEAD }))
+            .chain([Notice { reason: "destination_unavailable", origin: "", ..DEAD }])
+            .collect();
+        let mut lines = Vec::new();
+        for tenths in 0..1800_u32 {
+            let now = start + tenths * Duration::from_millis(100);
+            let noted =
+                causes.iter().filter(|cause| table.note(cause, format_args!(""), now).is_some());
+            lines.push(noted.count() + table.sweep(now).len());
+        }
+        let minutes: Vec<usize> = lines.chunks(600).map(|minute| minute.iter().sum()).collect();
+        // At once, after 10 s and after 30 s; then after 70 s and each minute.
+        assert_eq!(minutes, [21, 7, 7]);
     }
 
     #[test]

@@ -233,6 +233,8 @@ fn request_context(
         request,
         place: geo::Place::default(),
         site: None,
+        site_number: 0,
+        log_share: u32::MAX,
         rule: None,
         group: None,
     }
@@ -258,6 +260,8 @@ fn admit(
     let (site, rule) = route(&plan.routes, &request, method, &context.place)
         .ok_or_else(|| errors::no_site(request.authority.host()))?;
     context.site = Some(site.name.clone());
+    context.site_number = site.number;
+    context.log_share = site.log_share;
     context.rule = rule.settings.logged_name().cloned();
 
     let applicant = Applicant {

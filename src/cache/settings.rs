@@ -48,6 +48,8 @@ pub(crate) struct Settings {
     pub ranges: RangeLimits,
     /// Whether `Cache-Status` shows the key.
     pub show_key: bool,
+    /// Tags of all responses of the rule, besides those in their fields.
+    pub tags: Vec<Box<str>>,
 }
 
 impl Default for Settings {
@@ -72,6 +74,7 @@ impl Default for Settings {
             pass_memory: Duration::from_secs(60),
             ranges: RangeLimits::default(),
             show_key: false,
+            tags: Vec::new(),
         }
     }
 }

@@ -391,7 +391,7 @@ fn stored_response(
     }
     let no_vary_search =
         settings.no_vary_search.then(|| NoVarySearch::of(exchange.response)).flatten();
-    let mut tags = tags(exchange.response, origin_of(place.key.url()));
+    let mut tags = tags(exchange.response, origin_of(place.key.url()), &settings.tags);
     let key = match &no_vary_search {
         Some(no_vary_search) => {
             tags = tags.iter().copied().chain([ALIASED]).collect();

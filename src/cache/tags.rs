@@ -18,8 +18,10 @@ pub(crate) const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-group
 
 /// The hashes of a response's tags, sorted, each once. Groups are per origin (RFC 9875 §2), so
 /// they are hashed with `origin`, `scheme://authority`.
-pub(crate) fn tags(headers: &HeaderMap, origin: &str) -> TagHashes {
-    let mut hashes: Vec<u64> = Vec::new();
+///
+/// `of_rule`: tags that the rule adds.
+pub(crate) fn tags(headers: &HeaderMap, origin: &str, of_rule: &[Box<str>]) -> TagHashes {
+    let mut hashes: Vec<u64> = of_rule.iter().map(|tag| tag_hash(tag)).collect();
     let words = |line: &HeaderValue| line.to_str().unwrap_or_default().to_owned();
     for line in headers.get_all(SURROGATE_KEY).iter().map(words) {
         hashes.extend(line.split_ascii_whitespace().map(tag_hash));
@@ -63,7 +65,7 @@ mod tests {
         for (name, value) in fields {
             headers.append(*name, value.parse().expect("a value"));
         }
-        tags(&headers, "https://e.org")
+        tags(&headers, "https://e.org", &[])
     }
 
     fn hashes(tags: &[&str]) -> TagHashes {

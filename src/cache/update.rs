@@ -120,7 +120,7 @@ fn merged(
     };
     let findings = examine(&judged, &key, settings);
     let directives = &findings.addressed.directives;
-    let mut updated_tags = tags(&headers, origin_of(key.url()));
+    let mut updated_tags = tags(&headers, origin_of(key.url()), &settings.tags);
     if stored.is_aliased() {
         updated_tags = updated_tags.iter().copied().chain([ALIASED]).collect();
     }

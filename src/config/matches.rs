@@ -9,6 +9,7 @@ use super::remedy;
 use super::values::{Value, text_or};
 use crate::guard::normal_path;
 use crate::route::{Matches, PathGlob, PathPattern};
+use crate::upstream::Scheme;
 
 /// The conditions of a rule; none if the table sets none.
 pub(super) fn read_matches(section: &Section<'_>) -> Matches {
@@ -21,9 +22,27 @@ pub(super) fn read_matches(section: &Section<'_>) -> Matches {
     matches.paths.extend(prefixes.into_iter().map(|NormalPath(path)| PathPattern::Prefix(path)));
     matches.paths.extend(globs.into_iter().map(|Glob(glob)| PathPattern::Glob(glob)));
     section.read::<Vec<Method>>("methods", &mut matches.methods);
+    let mut schemes: Vec<SchemeName> = Vec::new();
+    section.read("schemes", &mut schemes);
+    matches.schemes = schemes.into_iter().map(|scheme| scheme.0).collect();
     section.read("countries", &mut matches.countries);
     section.read("continents", &mut matches.continents);
     matches
+}
+
+#[derive(Debug)]
+struct SchemeName(Scheme);
+
+impl Value for SchemeName {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let parse = |text: &str| match text {
+            "http" => Some(Self(Scheme::Http)),
+            "https" => Some(Self(Scheme::Https)),
+            _ => None,
+        };
+        let remedy = |value: &DeValue<'_>| remedy::word(value, ["http", "https"]);
+        text_or(value, reader, "\"http\" or \"https\"", parse, remedy)
+    }
 }
 
 /// A path as requests have it after normalisation.

@@ -13,6 +13,7 @@ mod mistakes;
 mod reader;
 mod remedy;
 mod rooms;
+mod schema;
 mod scope;
 mod sites;
 mod sources;
@@ -32,6 +33,7 @@ use toml::de::DeValue;
 pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
 pub use rooms::NodeSettings;
+pub use schema::schema;
 
 use crate::listen::{Listener, Transport};
 use crate::{
@@ -425,6 +427,7 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
         config.admin.address = admin;
         reader.record("admin.address", &admin);
     }
+    check_https_redirects(reader, config);
     check_admin_address(reader, flags, config);
     if let Some(url) = &flags.redis {
         match url.parse() {
@@ -461,6 +464,22 @@ fn apply(reader: &Reader<'_>, flags: &Flags, config: &mut Config) {
             target.clone_from(value);
             reader.record(option, value);
         }
+    }
+}
+
+/// A redirect to https leads nowhere if nothing answers https.
+fn check_https_redirects(reader: &Reader<'_>, config: &Config) {
+    let has_tls = config.listen.listeners.iter().any(|one| one.transport == Transport::Tls);
+    if has_tls || !config.guard.trusted_proxies.is_empty() {
+        return;
+    }
+    let redirects = |site: &&route::SiteSettings| {
+        site.rules.iter().any(|rule| &*rule.name == sites::HTTPS_REDIRECT)
+    };
+    for site in config.routes.sites.iter().filter(redirects) {
+        let option = format!("sites.{}.https_redirect", reader::plain_key(&site.name));
+        let message = "no listener has TLS, and no trusted proxy states the scheme: add a listener with tls = true, or remove the option";
+        reader.mistake_in(&option, message);
     }
 }
 

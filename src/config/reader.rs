@@ -53,6 +53,23 @@ pub(super) struct Notes {
     pub known: BTreeSet<String>,
     /// The known options that the file sets.
     pub written: BTreeSet<String>,
+    /// What is known of the values of each option, by pattern.
+    pub kinds: BTreeMap<String, OptionKind>,
+}
+
+/// The values that an option takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum OptionKind {
+    /// Those of the Rust type with this name.
+    Type(&'static str),
+    /// One of these words.
+    Words(Vec<String>),
+    /// A table with keys that the user chooses, and values.
+    Map,
+    /// Tables with names that the user chooses.
+    Tables,
+    /// A list of tables.
+    List,
 }
 
 /// An option that no module has read, and the mistake without its remedy.
@@ -279,6 +296,7 @@ impl<'a> Section<'a> {
     /// The tables in the table `name`, each with its own name.
     pub(super) fn named(&self, name: &'static str) -> Vec<(String, Section<'a>)> {
         let Some(value) = self.lookup(name) else { return Vec::new() };
+        self.note_kind(name, || OptionKind::Tables);
         let Some(tables) = self.table_of(value, &format!("tables [{name}.NAME]")) else {
             return Vec::new();
         };
@@ -305,6 +323,7 @@ impl<'a> Section<'a> {
     /// The tables of the array `name`.
     pub(super) fn list(&self, name: &'static str) -> Vec<Section<'a>> {
         let Some(value) = self.lookup(name) else { return Vec::new() };
+        self.note_kind(name, || OptionKind::List);
         let DeValue::Array(items) = value.get_ref() else {
             let (path, _) = self.child_path(name, name);
             let remedy = matches!(value.get_ref(), DeValue::Table(_))
@@ -331,6 +350,7 @@ impl<'a> Section<'a> {
         self.read_names.borrow_mut().push(ANY);
         self.reader.set_current_option(self.path.clone());
         self.mark_known("", !entries.is_empty());
+        self.note_kind("", || OptionKind::Map);
         entries
     }
 
@@ -339,6 +359,7 @@ impl<'a> Section<'a> {
     pub(super) fn read<T: Value + Debug>(&self, name: &'static str, target: &mut T) -> bool {
         let value = self.lookup(name);
         self.mark_known(name, value.is_some());
+        self.note_kind(name, || OptionKind::Type(std::any::type_name::<T>()));
         if let Some(value) = value
             && let Some(read) = T::read(value, self.reader)
         {
@@ -392,6 +413,8 @@ impl<'a> Section<'a> {
     {
         let value = self.lookup(name);
         self.mark_known(name, value.is_some());
+        let words_of = || words.iter().map(|(word, _)| (*word).to_owned()).collect();
+        self.note_kind(name, || OptionKind::Words(words_of()));
         if let Some(value) = value {
             let word = match value.get_ref() {
                 DeValue::String(word) => Some(&**word),
@@ -522,6 +545,9 @@ impl<'a> Section<'a> {
             )
         };
         let entries: Vec<String> = entries.iter().map(words).collect();
+        if entries.is_empty() {
+            return Some("{}".to_owned());
+        }
         Some(format!("{{ {} }}", entries.join(", ")))
     }
 
@@ -547,6 +573,12 @@ impl<'a> Section<'a> {
             notes.written.insert(pattern.clone());
         }
         notes.known.insert(pattern);
+    }
+
+    fn note_kind(&self, name: &str, kind: impl FnOnce() -> OptionKind) {
+        let (_, pattern) = self.child_path("", name);
+        let pattern = pattern.trim_end_matches('.').to_owned();
+        self.reader.notes.borrow_mut().kinds.entry(pattern).or_insert_with(kind);
     }
 
     fn child_path(&self, path: &str, pattern: &str) -> (String, String) {
@@ -618,7 +650,7 @@ fn dotted_name(first: &str, table: &DeTable<'_>, list: &str) -> Option<String> {
 }
 
 /// A key as TOML writes it: with quotes where they are needed.
-fn plain_key(key: &str) -> String {
+pub(super) fn plain_key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     match !key.is_empty() && key.bytes().all(is_bare) {
         true => key.to_owned(),

@@ -21,6 +21,8 @@ pub(super) struct Scope {
     pub compression: Arc<transform::Settings>,
     pub request_fields: FieldEdits,
     pub response_fields: FieldEdits,
+    /// Whether the fields with tags are removed from responses to clients.
+    pub hides_tags: bool,
 }
 
 /// Applies the values of a table over the inherited ones.
@@ -51,7 +53,16 @@ pub(super) fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     rate.read_within("burst", &mut burst, 0..=1_000_000);
     scope.rate = per_second.map(|per_second| rate::Limit { per_second, burst: burst.max(1) });
 
-    rooms::read_cache(&section.section("cache"), Arc::make_mut(&mut scope.cache));
+    let cache = section.section("cache");
+    rooms::read_cache(&cache, Arc::make_mut(&mut scope.cache));
+    let mut hides_tags = scope.hides_tags;
+    cache.read("hide_tags", &mut hides_tags);
+    if hides_tags != scope.hides_tags {
+        scope.hides_tags = hides_tags;
+        scope.response_fields.remove.retain(|name| !TAG_FIELDS.contains(name));
+        scope.response_fields.remove.extend(hides_tags.then_some(TAG_FIELDS).into_iter().flatten());
+    }
+    drop(cache);
     let compression = section.section("compression");
     rooms::read_compression(&compression, Arc::make_mut(&mut scope.compression));
     let request = section.section("request_fields");
@@ -97,7 +108,15 @@ fn read_templates(section: &Section<'_>, ours: &[&str]) -> Vec<(HeaderName, Temp
                 );
                 continue;
             }
-            Ok(name) => name,
+            Ok(name) => {
+                if ours == RESPONSE_FIELDS_OURS && TAG_FIELDS.contains(&name) {
+                    let message = format!(
+                        "{key:?} set here is seen by clients only, and no purge by tag finds it: set cache.tags"
+                    );
+                    section.reader.warn(&span, message);
+                }
+                name
+            }
             Err(_) => {
                 section
                     .reader
@@ -112,6 +131,10 @@ fn read_templates(section: &Section<'_>, ours: &[&str]) -> Vec<(HeaderName, Temp
     section.record("", &templates);
     templates
 }
+
+/// The fields that have a response's tags.
+const TAG_FIELDS: [HeaderName; 3] =
+    [cache::tags::SURROGATE_KEY, cache::tags::CACHE_TAG, cache::tags::CACHE_GROUPS];
 
 /// Request fields that rules cannot change: framing, hop-by-hop fields and authority.
 const REQUEST_FIELDS_OURS: &[&str] =

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -21,7 +22,10 @@ use super::split::clashing_cookies;
 use super::values::{Value, text_or};
 use crate::control::bus::SilenceAction;
 use crate::guard;
-use crate::route::{Action, Forward, HostPattern, Matches, RuleSettings, Settings, SiteSettings};
+use crate::route::{
+    Action, Forward, HostPattern, Matches, Redirect, RuleSettings, Settings, SiteSettings, Template,
+};
+use crate::upstream::Scheme;
 
 /// Reads `[defaults]` and `[sites.NAME]`. `pools`: the names of the configured pools.
 /// `object_age_max` bounds every lifetime, because purges are forgotten after it.
@@ -70,7 +74,13 @@ pub(super) fn catch_all(pool: &Arc<str>, object_age_max: Duration) -> SiteSettin
     let forward = to_pool(pool.clone());
     let name: Arc<str> = DEFAULT.into();
     let rule = rule_of(&name, &name, Matches::default(), Action::Forward(forward), scope);
-    SiteSettings { name, hosts: vec![HostPattern::Any], rules: vec![rule] }
+    SiteSettings {
+        name,
+        number: 0,
+        log_share: u32::MAX,
+        hosts: vec![HostPattern::Any],
+        rules: vec![rule],
+    }
 }
 
 struct Sites<'a> {
@@ -96,6 +106,12 @@ impl Sites<'_> {
         };
         let own = own.or_else(|| inherited.clone().map(Action::Forward));
         let mut rules = Vec::new();
+        let mut redirects_to_https = false;
+        section.read("https_redirect", &mut redirects_to_https);
+        if redirects_to_https {
+            rules.push(https_redirect(&name, &scope));
+            self.rules.insert((name.clone(), HTTPS_REDIRECT.into()), section.span());
+        }
         let listed = section.list("rules");
         check_ignored(section, own.as_ref(), !listed.is_empty());
         for (at, section) in listed.iter().enumerate() {
@@ -126,7 +142,8 @@ impl Sites<'_> {
             );
             section.reader.mistake(&self.rules[&(name.clone(), rule.name.clone())], message);
         }
-        SiteSettings { name, hosts, rules }
+        let log_share = read_log_share(&section.section("log"));
+        SiteSettings { name, number: 0, log_share, hosts, rules }
     }
 
     fn hosts(&mut self, site: &str, section: &Section<'_>) -> Vec<HostPattern> {
@@ -182,9 +199,28 @@ impl Sites<'_> {
     }
 }
 
+/// The share of requests in the access log, of `u32::MAX`.
+fn read_log_share(section: &Section<'_>) -> u32 {
+    let mut sample = 1.0;
+    section.read_within("sample", &mut sample, 0.0..=1.0);
+    (sample * f64::from(u32::MAX)) as u32
+}
+
+/// The first rule of a site that answers plain HTTP only with redirects. 308 keeps method and content.
+fn https_redirect(site: &str, scope: &Scope) -> RuleSettings {
+    let matches = Matches { schemes: vec![Scheme::Http], ..Matches::default() };
+    let location = Template::parse("https://${request.hostname}${request.target}");
+    let location = location.expect("a template of known variables");
+    let redirect = Redirect { status: StatusCode::PERMANENT_REDIRECT, location };
+    rule_of(site, HTTPS_REDIRECT, matches, Action::Redirect(redirect), scope.clone())
+}
+
+/// The name of the rule of `https_redirect`.
+pub(super) const HTTPS_REDIRECT: &str = "https-redirect";
+
 fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scope) -> RuleSettings {
     let rule_number = xxhash_rust::xxh3::xxh3_64(format!("{site}\n{name}").as_bytes());
-    let Scope { access, rate, cache, compression, request_fields, response_fields } = scope;
+    let Scope { access, rate, cache, compression, request_fields, response_fields, .. } = scope;
     let name = name.into();
     RuleSettings {
         name,

@@ -159,7 +159,8 @@ impl Node {
         let geo = Arc::new(Geo::open(&config.geo)?);
         let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
         // The second value lists running pools with new members; at start, no pool runs.
-        let (plan, _) = plan(&config, &Pools::default(), &rates).map_err(StartError::Plan)?;
+        let (plan, _) = plan(&config, &Pools::default(), &rates, &metrics.background())
+            .map_err(StartError::Plan)?;
         let log = AccessLog::start(&config.log)
             .map_err(system("cannot open the access log (log.access)"))?;
         let purge_log = Purges::open(&config.purge, &clock, &metrics.background(), handle)?;

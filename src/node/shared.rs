@@ -127,7 +127,8 @@ impl Shared {
 
     fn apply(&self, next: Config) -> Result<Vec<String>, Vec<String>> {
         let mut config = self.config();
-        let (plan, mut member_changes) = plan(&next, &self.plan.load().pools, &self.rates)?;
+        let (plan, mut member_changes) =
+            plan(&next, &self.plan.load().pools, &self.rates, &self.recorder)?;
         let one = |error: String| vec![error];
         if let Some(tls) = &self.tls {
             tls.replace(&next.listen.tls, &config.node.data_directory)
@@ -217,12 +218,16 @@ pub(super) fn plan(
     config: &Config,
     before: &Pools,
     rates: &Arc<rate::RateTable>,
+    recorder: &Recorder,
 ) -> Result<(Plan, MemberChanges), Vec<String>> {
     let (pools, member_changes) = before
         .reload(&config.upstream.pools)
         .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    let routes =
-        Routes::new(&config.routes, &pools).map_err(|unknown| vec![unknown.to_string()])?;
+    let mut routes = config.routes.clone();
+    for site in &mut routes.sites {
+        site.number = recorder.site_number(&site.name);
+    }
+    let routes = Routes::new(&routes, &pools).map_err(|unknown| vec![unknown.to_string()])?;
     let plan = Plan {
         gate: Gate::new(config.guard.clone()),
         routes,

@@ -62,6 +62,19 @@ pub(crate) struct Transaction {
     pub response: ResponseFacts,
 }
 
+impl Transaction {
+    /// Whether the access log has this request: a failure always, others by the site's share.
+    fn is_logged(&self, status: StatusCode) -> bool {
+        self.request.is_in_sample() || self.response.failure.is_some() || status.as_u16() >= 500
+    }
+
+    /// The number of the site in the metrics, and whether the response is a hit. `None`: no site has answered.
+    fn site(&self) -> Option<(u32, bool)> {
+        self.request.site.as_ref()?;
+        Some((self.request.site_number, self.response.cache_status.is_hit()))
+    }
+}
+
 /// Adds `Via`, with the version over which the reply was received, and `Cache-Status`. `key` is the value
 /// of its `key` parameter (RFC 9211 §2.7), if the rule shows it.
 pub(crate) fn add_via_and_cache_status(
@@ -84,20 +97,22 @@ pub(crate) fn count_and_log(
     response: Reply,
 ) -> Reply {
     let status = response.status;
-    recorder.count_labelled(Metric::Responses, usize::from(status.as_u16() / 100 - 1).min(4));
+    let class = usize::from(status.as_u16() / 100 - 1).min(4);
+    recorder.count_labelled(Metric::Responses, class);
     recorder.observe(Metric::RequestSeconds, elapsed);
     if status.is_server_error() {
         log.recent_errors().note(&transaction, status);
     }
     // A request without a site (refused, or for an unknown host) has no cache result.
-    if transaction.request.site.is_some() {
+    if let Some((site, is_hit)) = transaction.site() {
         recorder.count_labelled(Metric::CacheRequests, cache_result(&transaction.response));
+        recorder.count_site(site, class, is_hit);
     }
     match response.body {
         Body::Empty | Body::Full(_) => {
             let bytes = response.body.exact_length().unwrap_or_default();
-            count_bytes(recorder, &transaction.response, bytes);
-            if log.is_on() {
+            count_bytes(recorder, &transaction, bytes);
+            if log.is_on() && transaction.is_logged(status) {
                 write_line(log, &transaction, status, bytes, elapsed);
             }
             response
@@ -113,10 +128,13 @@ pub(crate) fn count_and_log(
     }
 }
 
-fn count_bytes(recorder: &Recorder, facts: &ResponseFacts, bytes: u64) {
+fn count_bytes(recorder: &Recorder, transaction: &Transaction, bytes: u64) {
     recorder.add(Metric::ResponseBytes, bytes);
-    if !facts.cache_status.is_hit() {
+    if !transaction.response.cache_status.is_hit() {
         recorder.add(Metric::ForwardedBytes, bytes);
+    }
+    if let Some((site, is_hit)) = transaction.site() {
+        recorder.add_site_bytes(site, bytes, is_hit);
     }
 }
 
@@ -181,7 +199,7 @@ impl BodySource for LoggedBody {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.bytes += bytes;
-                count_bytes(&self.recorder, &self.transaction.response, bytes);
+                count_bytes(&self.recorder, &self.transaction, bytes);
                 self.is_complete = is_complete(&self.body);
             }
             Some(Err(error)) => {
@@ -206,7 +224,7 @@ impl BodySource for LoggedBody {
 
 impl Drop for LoggedBody {
     fn drop(&mut self) {
-        if !self.log.is_on() {
+        if !self.log.is_on() || !self.transaction.is_logged(self.status) {
             return;
         }
         let Self { transaction, status, bytes, .. } = self;

@@ -21,6 +21,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::RecentErrors;
+pub(crate) use super::log_fields::FIELDS;
+use super::log_fields::keep_fields;
 use crate::clock::Clock;
 use crate::context::push_address;
 use crate::metrics::{Metric, Recorder};
@@ -33,6 +35,8 @@ pub(crate) struct Settings {
     /// The size in bytes at which a worker sends its buffer to the writer thread. 4 KiB to 1 MiB; default
     /// 128 KiB.
     pub buffer_bytes: usize,
+    /// The fields of a line, besides `time` and `ended`. `None`: all. Names of [`FIELDS`].
+    pub fields: Option<Vec<&'static str>>,
     /// The most buffers that may wait for the writer thread. Further lines are dropped and counted.
     /// Default 64.
     pub buffers_max: usize,
@@ -51,7 +55,7 @@ pub(crate) enum Target {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { target: Target::Stdout, buffer_bytes: 128 << 10, buffers_max: 64 }
+        Self { target: Target::Stdout, buffer_bytes: 128 << 10, fields: None, buffers_max: 64 }
     }
 }
 
@@ -92,6 +96,7 @@ impl AccessLog {
             is_written: self.settings.target != Target::Off,
             taps: self.taps.clone(),
             buffer_bytes: self.settings.buffer_bytes,
+            fields: self.settings.fields.clone(),
             bytes: RefCell::default(),
             lines: Cell::new(0),
             second: RefCell::default(),
@@ -136,6 +141,7 @@ pub(crate) struct LogBuffer {
     is_written: bool,
     taps: Arc<LogTaps>,
     buffer_bytes: usize,
+    fields: Option<Vec<&'static str>>,
     bytes: RefCell<Vec<u8>>,
     lines: Cell<u64>,
     second: RefCell<CachedSecond>,
@@ -163,11 +169,16 @@ impl LogBuffer {
     /// Appends a line: `fields` writes what follows the time.
     pub(crate) fn append(&self, time: SystemTime, fields: impl FnOnce(&mut LogLine<'_>)) {
         let mut bytes = self.bytes.borrow_mut();
+        let start = bytes.len();
         bytes.extend_from_slice(b"{\"time\":\"");
         self.second.borrow_mut().write(time, &mut bytes);
         bytes.push(b'"');
         fields(&mut LogLine { bytes: &mut bytes });
         bytes.extend_from_slice(b"}\n");
+        if let Some(kept) = &self.fields {
+            let line = bytes.split_off(start);
+            keep_fields(&line, |name| kept.contains(&name), &mut bytes);
+        }
         self.lines.set(self.lines.get() + 1);
         let is_full = bytes.len() >= self.buffer_bytes;
         drop(bytes);

@@ -4,6 +4,7 @@
 mod error_reply;
 mod finish;
 pub(crate) mod log;
+mod log_fields;
 mod recent_errors;
 
 pub(crate) use error_reply::ErrorReply;

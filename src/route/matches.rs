@@ -6,6 +6,7 @@ use geo::{Continent, Country, Place};
 use http::Method;
 
 use super::RouteRequest;
+use crate::upstream::Scheme;
 
 /// The conditions of one rule. An empty list is no condition.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,6 +15,8 @@ pub(crate) struct Matches {
     pub paths: Vec<PathPattern>,
     /// The method is one of these. GET implies HEAD (RFC 9110 §9.3.2).
     pub methods: Vec<Method>,
+    /// The scheme is one of these: that of the connection, or the one that a trusted proxy states.
+    pub schemes: Vec<Scheme>,
     /// The client is in one of these countries or continents.
     pub countries: Vec<Country>,
     /// See `countries`: one entry of either list must match.
@@ -49,6 +52,8 @@ impl Matches {
     pub(crate) fn matches(&self, question: &RouteRequest<'_>) -> bool {
         (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(question.path)))
             && (self.methods.is_empty() || self.has_method(question.method))
+            && (self.schemes.is_empty()
+                || self.schemes.iter().any(|scheme| scheme.as_str() == question.scheme))
             && self.has_place(question.place)
     }
 
@@ -66,6 +71,9 @@ impl Matches {
         let methods = self.methods.is_empty()
             || (!other.methods.is_empty()
                 && other.methods.iter().all(|method| self.has_method(method)));
+        let schemes = self.schemes.is_empty()
+            || (!other.schemes.is_empty()
+                && other.schemes.iter().all(|scheme| self.schemes.contains(scheme)));
         let (here, there) = (
             self.countries.len() + self.continents.len(),
             other.countries.len() + other.continents.len(),
@@ -77,7 +85,7 @@ impl Matches {
                         || self.continents.contains(&country.continent())
                 })
                 && other.continents.iter().all(|continent| self.continents.contains(continent)));
-        paths && methods && places
+        paths && methods && schemes && places
     }
 
     fn has_method(&self, method: &Method) -> bool {
@@ -272,17 +280,22 @@ mod tests {
         let matches = Matches {
             paths: vec![PathPattern::Exact("/a".into()), PathPattern::Prefix("/b".into())],
             methods: vec![Method::GET],
+            schemes: vec![Scheme::Https],
             countries: vec!["FR".parse().unwrap()],
             continents: vec!["AS".parse().unwrap()],
         };
-        let check = |path, method: Method, country: &str, expected| {
+        let check_of = |scheme, path, method: Method, country: &str, expected| {
             let place = match country {
                 "" => Place::default(),
                 code => Place::in_country(code.parse().unwrap()),
             };
-            let question = RouteRequest { host: "x", path, method: &method, place: &place };
+            let question = RouteRequest { scheme, host: "x", path, method: &method, place: &place };
             assert_eq!(matches.matches(&question), expected, "{path} {method} {country}");
         };
+        let check = |path, method, country: &str, expected| {
+            check_of("https", path, method, country, expected);
+        };
+        check_of("http", "/a", Method::GET, "FR", false);
         check("/a", Method::GET, "FR", true);
         check("/b/c", Method::HEAD, "JP", true);
         check("/a", Method::GET, "DE", false);

@@ -46,6 +46,10 @@ pub(crate) struct Settings {
 pub(crate) struct SiteSettings {
     /// The name in purges, logs and metrics.
     pub name: Arc<str>,
+    /// The number in the metrics, which the node gives: a name keeps its number across reloads.
+    pub number: u32,
+    /// The share of requests in the access log, of `u32::MAX`. Failures are always logged.
+    pub log_share: u32,
     /// The hosts that it serves.
     pub hosts: Vec<HostPattern>,
     /// The first match wins. The site's own action, if it has one, is the last rule and matches

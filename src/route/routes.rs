@@ -19,6 +19,8 @@ use crate::upstream::{Pool, Pools};
 /// The parts of a normalised request that select a site and a rule.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RouteRequest<'a> {
+    /// `http` or `https`.
+    pub scheme: &'a str,
     /// The normalised host without port.
     pub host: &'a str,
     /// The normalised path without query.
@@ -45,6 +47,10 @@ pub(crate) struct Routes {
 pub(crate) struct Site {
     /// As in the configuration.
     pub name: Arc<str>,
+    /// See [`SiteSettings::number`].
+    pub number: u32,
+    /// See [`SiteSettings::log_share`].
+    pub log_share: u32,
     /// In the order of the configuration; the first match wins. There may be none that matches
     /// every request.
     pub rules: Vec<Arc<Rule>>,
@@ -156,7 +162,7 @@ impl Routes {
 impl Site {
     fn deep_clone(&self) -> Self {
         let rules = self.rules.iter().map(|rule| Arc::new(rule.deep_clone())).collect();
-        Self { name: Arc::from(&*self.name), rules }
+        Self { name: Arc::from(&*self.name), number: self.number, log_share: self.log_share, rules }
     }
 
     fn new(settings: &SiteSettings, pools: &Pools) -> Result<Self, UnknownPool> {
@@ -169,7 +175,12 @@ impl Site {
             Ok(Arc::new(Rule { settings: rule.clone(), pools }))
         };
         let rules = settings.rules.iter().map(rule).collect::<Result<_, _>>()?;
-        Ok(Self { name: settings.name.clone(), rules })
+        Ok(Self {
+            name: settings.name.clone(),
+            number: settings.number,
+            log_share: settings.log_share,
+            rules,
+        })
     }
 }
 
@@ -330,7 +341,13 @@ mod tests {
     }
 
     fn site(name: &str, hosts: &[HostPattern], rules: Vec<RuleSettings>) -> SiteSettings {
-        SiteSettings { name: name.into(), hosts: hosts.to_vec(), rules }
+        SiteSettings {
+            name: name.into(),
+            number: 0,
+            log_share: u32::MAX,
+            hosts: hosts.to_vec(),
+            rules,
+        }
     }
 
     fn exact(host: &str) -> HostPattern {
@@ -361,7 +378,9 @@ mod tests {
 
     #[track_caller]
     fn check(routes: &Routes, host: &str, path: &str, expected: Option<(&str, &str)>) {
-        let question = RouteRequest { host, path, method: &Method::GET, place: &Place::default() };
+        let place = Place::default();
+        let question =
+            RouteRequest { scheme: "https", host, path, method: &Method::GET, place: &place };
         let found = routes.find(&question).map(|(site, rule)| (&*site.name, &*rule.settings.name));
         assert_eq!(found, expected, "{host}{path}");
     }
@@ -507,6 +526,7 @@ mod tests {
                 let headers = std::hint::black_box(&mut parts.headers);
                 let request = gate.normalise(&asked, headers, &connection).unwrap();
                 let question = RouteRequest {
+                    scheme: request.scheme,
                     host: request.authority.host(),
                     path: request.path(),
                     method: &asked.method,

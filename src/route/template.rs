@@ -61,6 +61,7 @@ variables! {
     RequestId, "request.id";
     RequestScheme, "request.scheme";
     RequestHost, "request.host";
+    RequestHostname, "request.hostname";
     RequestPath, "request.path";
     RequestQuery, "request.query";
     RequestTarget, "request.target";
@@ -156,6 +157,7 @@ impl Variable {
             Self::RequestId => write!(out, "{}", facts.request_id),
             Self::RequestScheme => out.write_str(facts.scheme),
             Self::RequestHost => out.write_str(facts.authority),
+            Self::RequestHostname => out.write_str(hostname(facts.authority)),
             Self::RequestPath => out.write_str(facts.path),
             Self::RequestQuery => out.write_str(facts.query.unwrap_or_default()),
             Self::RequestTarget => {
@@ -164,6 +166,14 @@ impl Variable {
             }
             Self::SplitGroup => out.write_str(facts.group.unwrap_or_default()),
         }
+    }
+}
+
+/// A host without its port. An IPv6 address is in brackets.
+fn hostname(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => host,
+        _ => authority,
     }
 }
 
@@ -202,6 +212,8 @@ pub(super) mod tests {
         check("plain", "plain");
         check("costs $$5 ${client.country}$$", "costs $5 DE$");
         check("${request.scheme}://${request.host}${request.target}", "https://example.org/a?b=1");
+        check("${request.hostname}", "example.org");
+        assert_eq!(["a:80", "a", "[::1]:80", "[::1]"].map(hostname), ["a", "a", "[::1]", "[::1]"]);
         check("${request.path}|${request.query}|${client.continent}", "/a|b=1|EU");
         check("${client.address} ${request.id} ${split.group}", "192.0.2.1 00ff canary");
         let target = Template::parse("${request.target}").unwrap();

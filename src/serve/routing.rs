@@ -18,7 +18,7 @@ pub(super) fn route<'r>(
     place: &Place,
 ) -> Option<(&'r Arc<Site>, &'r Arc<Rule>)> {
     let (host, path) = (request.authority.host(), request.path());
-    routes.find(&RouteRequest { host, path, method, place })
+    routes.find(&RouteRequest { scheme: request.scheme, host, path, method, place })
 }
 
 /// A URL as it stands in the keys of its rule, for purges.

@@ -44,33 +44,32 @@ fn the_exit_code_says_whose_fault_it_is() {
 
 #[test]
 fn a_reload_is_compared_applied_and_rolled_back() {
-    let edge = Edge::with(&site("one"));
+    let edge = Edge::with(&site("first"));
     assert_eq!(
         printed(&run(&edge, &["config", "diff"]), 0),
         "a reload would change: nothing changed\n"
     );
     let file = edge.path("edge.toml");
     let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replace("one", "two")).unwrap();
-    let line = "  sites.all.respond.content: \"one\" → \"two\"\n";
+    std::fs::write(&file, text.replace("first", "second")).unwrap();
+    let line = "  sites.all.respond.content: \"first\" → \"second\"\n";
     let diff = printed(&run(&edge, &["config", "diff"]), 1);
     assert!(diff.starts_with(&format!("a reload would change:\n{line}")), "{diff}");
-    assert_eq!(edge.get("/").text(), "one");
+    assert_eq!(edge.get("/").text(), "first");
     let reloaded = printed(&run(&edge, &["reload"]), 0);
     assert_eq!(reloaded, format!("configuration reloaded:\n{line}"));
-    assert_eq!(edge.get("/").text(), "two");
+    assert_eq!(edge.get("/").text(), "second");
     let rolled_back = printed(&run(&edge, &["config", "rollback"]), 0);
-    assert!(rolled_back.contains("respond.content: \"two\" → \"one\""), "{rolled_back}");
-    assert_eq!(edge.get("/").text(), "one");
-    std::fs::write(&file, text.replace("one", "three").replace("hosts", "hots")).unwrap();
+    assert!(rolled_back.contains("respond.content: \"second\" → \"first\""), "{rolled_back}");
+    assert_eq!(edge.get("/").text(), "first");
+    std::fs::write(&file, text.replace("first", "third").replace("hosts", "hots")).unwrap();
     let wrong = printed(&run(&edge, &["reload"]), 1);
     assert!(
-        wrong.contains("edge.toml:2:1: unknown option \"hots\"; did you mean \"hosts\"?")
-            || wrong.contains("did you mean \"hosts\""),
+        wrong.contains("unknown option \"hots\" in [sites.all]; did you mean \"hosts\"?"),
         "{wrong}"
     );
     assert_eq!(edge.metric("skerry_config_last_reload_successful"), 0.0);
-    assert_eq!(edge.get("/").text(), "one");
+    assert_eq!(edge.get("/").text(), "first");
     let dump = printed(&run(&edge, &["config", "dump"]), 0);
     assert!(dump.contains("[sites.all]\n") && dump.contains("respond"), "{dump}");
     assert!(dump.contains("# idle_timeout = \"75s\"\n"), "a default: {dump}");

@@ -25,7 +25,7 @@ fn words<'a>(text: &'a str, begin: &'a str) -> BTreeSet<&'a str> {
 #[test]
 fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
     let origin = Origin::start(|_| Answer::ok("x").fresh_for(60));
-    let edge = Edge::with(&format!(
+    let edge = Edge::with_tls(&format!(
         "[store]\nmemory = \"64MiB\"\ndisk = \"64MiB\"\n\
          [pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\n",
         origin.url()
@@ -117,6 +117,20 @@ fn described() -> BTreeSet<String> {
         }
     }
     found
+}
+
+#[test]
+fn promtool_accepts_the_alerts_and_each_has_an_action() {
+    let text = read("deploy/prometheus/alerts.yml");
+    let (alerts, actions) = (text.matches("- alert: ").count(), text.matches("action: ").count());
+    assert_eq!(alerts, actions, "each alert says what to do");
+    let checked = std::process::Command::new("promtool")
+        .args(["check", "rules", "deploy/prometheus/alerts.yml"])
+        .output();
+    match checked {
+        Ok(checked) => assert!(checked.status.success(), "{checked:?}"),
+        Err(_) => eprintln!("skipped: promtool is not on the PATH"),
+    }
 }
 
 #[test]

@@ -39,6 +39,13 @@ fn the_page_of_metrics_is_the_table() {
          address count each other's sockets. In a sandbox without netlink sockets both metrics are missing.\n\n\
          `skerry_upstream_origins` with `pool` and `state` (up, slow-start, ejected, down, draining, maintenance) is the number of a pool's origins in\n\
          that state, for each pool of the configuration.\n\n\
+         Of each site: `skerry_site_requests_total`, `skerry_site_responses_total` with `class`, `skerry_site_hits_total`,\n\
+         `skerry_site_response_body_bytes_total` and `skerry_site_hit_body_bytes_total`, each with `site`: nine series. The first 1,000 sites\n\
+         that a process serves have their own; all further ones share `site=\"(others)\"`. A reload sets no counter back.\n\n\
+         Of the node: `skerry_config_last_reload_successful` (0 after a reload with mistakes),\n\
+         `skerry_config_last_reload_success_timestamp_seconds`, `skerry_config_restart_pending` (changed options that wait for a restart),\n\
+         `skerry_certificate_expiry_timestamp_seconds` with `file`, and `skerry_filesystem_free_bytes` with `directory` (the data directory and\n\
+         those of the store).\n\n\
          | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
     );
     for row in METRICS {

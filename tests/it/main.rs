@@ -36,6 +36,7 @@ mod routing;
 mod service_manager;
 mod sharing;
 mod sign;
+mod site_options;
 mod size;
 mod slow_readers;
 mod sticky;

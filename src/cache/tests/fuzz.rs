@@ -83,7 +83,7 @@ pub(crate) fn structured(data: &[u8]) {
     targeted::addressed(&field("cdn-cache-control", data), &settings.targeted);
     targeted::addressed(&field("surrogate-control", data), &settings.targeted);
     for name in ["cache-groups", "surrogate-key", "cache-tag"] {
-        tags::tags(&field(name, data), "https://e.org");
+        tags::tags(&field(name, data), "https://e.org", &[]);
     }
     if let Some(said) = NoVarySearch::of(&field("no-vary-search", data)) {
         let query = String::from_utf8_lossy(data);

@@ -268,7 +268,7 @@ proptest! {
         RequestDirectives::of(&headers, Honoured::ALL);
         ResponseDirectives::of(&headers, &CACHE_CONTROL);
         vary::Vary::of(&headers);
-        tags::tags(&headers, "https://e.org");
+        tags::tags(&headers, "https://e.org", &[]);
         fields::remove_hop_by_hop(&mut headers.clone());
         freshness::initial_age(&headers, now(), now());
         let url = UrlParts { scheme: "https", authority: "e.org", path: "/", query: Some(&text) };

@@ -52,11 +52,23 @@ pub(crate) fn read_cache(section: &Section<'_>, cache: &mut cache::Settings) {
     section.read("deception_guard", &mut cache.deception_guard);
     section.read("pass_memory", &mut cache.pass_memory);
     section.read("show_key", &mut cache.show_key);
+    section.read("tags", &mut cache.tags);
+    if let Some(wrong) = cache.tags.iter().find(|tag| !is_tag(tag)) {
+        section.mistake(
+            "tags",
+            format!("expected tags of visible ASCII characters without commas, found {wrong:?}"),
+        );
+    }
 
     let ranges = section.section("ranges");
     ranges.read_within("ranges_max", &mut cache.ranges.ranges_max, 1..=1000);
     ranges.read("overlaps_max", &mut cache.ranges.overlaps_max);
     ranges.read_size("gap_max", &mut cache.ranges.gap_bytes_max);
+}
+
+/// Whether a tag can be purged: the admin API takes any text, and fields part tags by spaces and commas.
+fn is_tag(tag: &str) -> bool {
+    !tag.is_empty() && tag.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
 }
 
 fn read_cache_key(section: &Section<'_>, key: &mut KeyPolicy) {

@@ -6,6 +6,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::reader::{Reader, Section};
+use super::super::remedy;
 use super::super::values::{Value, text_or};
 use crate::respond::log;
 
@@ -17,12 +18,27 @@ pub(crate) fn read_log(section: &Section<'_>, log: &mut log::Settings, level: &m
     if let log::Target::File(path) = &log.target {
         check_log_path(section, "access", path);
     }
+    let mut fields: Option<Vec<Field>> = None;
+    section.read("fields", &mut fields);
+    log.fields = fields.map(|fields| fields.into_iter().map(|field| field.0).collect());
     section.read_size_within("access_buffer", &mut log.buffer_bytes, 4 << 10..=1 << 20);
     section.read_within("access_buffers_max", &mut log.buffers_max, 1..=65_536);
 }
 
 /// The levels of the error log.
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// The name of a field of the access log.
+#[derive(Debug)]
+struct Field(&'static str);
+
+impl Value for Field {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = format!("one of {}", log::FIELDS.join(", "));
+        let parse = |text: &str| log::FIELDS.into_iter().find(|name| *name == text).map(Self);
+        text_or(value, reader, &expected, parse, |value| remedy::word(value, log::FIELDS))
+    }
+}
 
 #[derive(Debug)]
 struct Access(log::Target);

@@ -224,11 +224,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "response_fields.set = { X-A = \"${client.contry}\" }",
-        "1:31: there is no variable ${client.contry}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.path, request.query, request.target, split.group",
+        "1:31: there is no variable ${client.contry}; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.hostname, request.path, request.query, request.target, split.group",
     ),
     (
         "response_fields.set = { X-A = \"a\\nb\" }",
-        "1:31: sites.www.response_fields.set: expected no control characters: the text becomes a header field; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.path, request.query, request.target, split.group",
+        "1:31: sites.www.response_fields.set: expected no control characters: the text becomes a header field; the variables are client.address, client.country, client.continent, request.id, request.scheme, request.host, request.hostname, request.path, request.query, request.target, split.group",
     ),
     (
         "[node]\nworkers = \"four\"",

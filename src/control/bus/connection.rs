@@ -490,8 +490,21 @@ fn timed_out() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
-/// The error as text, truncated: the error of a pipeline lists each of its commands.
+/// The error as text, truncated: the error of a pipeline lists each of its commands. Refused credentials are
+/// explained, because the server's text is about its protocol.
 pub(super) fn shortened(error: &RedisError) -> String {
+    let credentials = match error.code() {
+        Some("NOAUTH") => {
+            "Redis requires a password: set bus.password_file, or the URL redis://:PASSWORD@host"
+        }
+        Some("WRONGPASS") => {
+            "Redis refuses this user or password: check bus.password_file and the user in bus.redis"
+        }
+        _ => "",
+    };
+    if !credentials.is_empty() {
+        return credentials.to_owned();
+    }
     let text = error.to_string();
     match text.char_indices().nth(ERROR_CHARS_MAX) {
         Some((at, _)) => format!("{}…", &text[..at]),
@@ -561,3 +574,19 @@ const ERROR_CHARS_MAX: usize = 200;
 /// A longer record is not sent as a wake-up, because Redis disconnects subscribers with large output
 /// buffers. Nodes read it from the stream, which wakes their readers too.
 const WAKE_BYTES_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_credentials_are_explained() {
+        let text = |code: &str| {
+            let detail = Some("HELLO must be called with …".to_owned());
+            shortened(&redis::make_extension_error(code.to_owned(), detail))
+        };
+        assert!(text("NOAUTH").starts_with("Redis requires a password: set bus.password_file"));
+        assert!(text("WRONGPASS").starts_with("Redis refuses this user or password: check"));
+        assert!(text("NOPERM").contains("NOPERM"));
+    }
+}
