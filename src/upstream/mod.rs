@@ -64,8 +64,8 @@ pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, HashBy, Health, Hedge,
     HedgeAfter, HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy,
-    PoolDefinition, PoolSettings, Protocol, Retry, RetryOn, Scheme, Settings, SourceKind, StatusSet,
-    StickySettings,
+    PoolDefinition, PoolSettings, Protocol, Retry, RetryOn, Scheme, Settings, SourceKind,
+    StatusSet, StickySettings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use sticky::{StickyToken, sticky_key_mistake};
