@@ -32,7 +32,7 @@ pub(super) fn toml_text(options: &BTreeMap<String, OptionValue>) -> String {
             None => tables.push((table.to_owned(), vec![line])),
         }
     }
-    tables.sort_by(|one, other| order(&one.0).cmp(&order(&other.0)));
+    tables.sort_by_key(|(table, _)| order(table));
     let mut text = String::new();
     for (table, lines) in tables {
         let has_options = lines.iter().any(|line| !line.starts_with('#'));
