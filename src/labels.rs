@@ -461,6 +461,15 @@ labels! {
 }
 
 labels! {
+    /// Why a request did not wait for an origin, or not longer.
+    pub(crate) QueueRefusal;
+    /// The queue has its maximum length.
+    Full "full";
+    /// No origin was free in time.
+    Late "late";
+}
+
+labels! {
     /// How the origins of a pool have changed.
     pub(crate) MemberChange;
     /// An origin is new in its pool.

@@ -28,8 +28,9 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
-    FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, ProxyError, Refusal,
-    RequestProtocol, RetryReason, SplitChoice, StickyOutcome, Uncollapsed, Unretried,
+    FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, ProxyError,
+    QueueRefusal, Refusal, RequestProtocol, RetryReason, SplitChoice, StickyOutcome, Uncollapsed,
+    Unretried,
 };
 
 /// The type of a metric.
@@ -183,6 +184,10 @@ table! {
         "outcome" = &["passed", "failed"];
     UpstreamFirstByte, Histogram, "upstream_first_byte_seconds", "Time from sending a request to an origin to the header section of its response.";
     UpstreamCredentialsUnreadable, Counter, "upstream_credentials_unreadable", "Times that changed credentials of a pool could not be read; the ones of before stayed in use.";
+    UpstreamQueue, Gauge, "upstream_queue", "Requests that wait for an origin because each has its maximum of requests in flight (requests_max).";
+    UpstreamQueueWait, Histogram, "upstream_queue_wait_seconds", "Time that requests waited in a queue for an origin until one was free.";
+    UpstreamQueueRefused, Counter, "upstream_queue_refused", "Requests refused because each origin had its maximum of requests in flight, by reason.",
+        "reason" = QueueRefusal::WORDS;
     UpstreamDiscoveries, Counter, "upstream_discoveries", "Replies of sources of origins (DNS, files, HTTP), by outcome.",
         "outcome" = DiscoveryOutcome::WORDS;
     UpstreamOriginsChanged, Counter, "upstream_origins_changed", "Origins that sources have added to pools and removed from them.",

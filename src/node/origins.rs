@@ -25,7 +25,7 @@ pub(super) fn report(pools: &Pools, now: SystemTime) -> Value {
         let origins: Vec<_> = origins.iter().map(|origin| origin_report(origin, now)).collect();
         let sources = pool.sources();
         let sources: Vec<_> = sources.iter().map(|source| source_report(source, now)).collect();
-        json!({ "pool": &**pool.name(), "origins": origins, "sources": sources })
+        json!({ "pool": &**pool.name(), "waiting": pool.waiting(), "origins": origins, "sources": sources })
     });
     json!({ "now_ms": unix_ms(now), "pools": pools.collect::<Vec<_>>() })
 }
@@ -73,6 +73,7 @@ fn origin_report(origin: &OriginReport, now: SystemTime) -> Value {
             "state": set.state.as_str(), "weight": set.weight, "kept": set.is_kept,
         })),
         "source": origin.source,
+        "in_flight": origin.in_flight,
         "connections": origin.connections,
         "last_check": last_check,
     })

@@ -29,6 +29,15 @@ pub(super) struct ChoiceInput<'a> {
     is_timed: bool,
 }
 
+/// Why no member may be used.
+#[derive(Debug)]
+pub(super) enum NoChoice {
+    /// None is up: the time until the next trial.
+    AllDown(Duration),
+    /// Each usable one has as many requests in flight as it may have.
+    AllBusy,
+}
+
 /// A member for an attempt, which is counted there until dropped if the balance needs that.
 pub(super) struct Chosen {
     pub(super) member: Rc<MemberState>,
@@ -53,31 +62,39 @@ impl PoolState {
     /// says that the request may be used for that.
     ///
     /// # Errors
-    /// No member may be used: the time until the next trial.
+    /// No member may be used.
     pub(super) fn choose(
         &self,
         among: &MemberStates,
         input: &ChoiceInput<'_>,
         recorder: &Recorder,
         may_test: impl Fn() -> bool,
-    ) -> Result<Chosen, Duration> {
+    ) -> Result<Chosen, NoChoice> {
         self.turn.set(self.turn.get().wrapping_add(1));
         let (pool, members) = (&self.pool, &among.members);
         let claim_any = |which| {
             let (trial, at) =
-                Trial::claim_when_none_is_up(pool, members, input.tried, which, recorder)?;
+                Trial::claim_when_none_is_up(pool, members, input.tried, which, recorder)
+                    .map_err(NoChoice::AllDown)?;
             Ok(self.chosen_for_trial(among, at, trial))
         };
-        if let Some(at) = self.member_of_visitor(among, input, recorder) {
+        if let Some(at) = self.member_of_visitor(among, input, recorder)
+            && self.enters(members.at(at))
+        {
             return Ok(self.chosen(among, at, None, input.is_timed));
         }
-        let trial_due = Cell::new(None);
+        let passed_over = PassedOver::default();
         let picked = [Admission::Share, Admission::Usable, Admission::Ejected]
             .into_iter()
-            .find_map(|admission| self.pick(among, input, admission, &trial_due));
-        let Some(at) = picked else { return claim_any(TrialAmong::Down) };
+            .find_map(|admission| self.pick(among, input, admission, &passed_over));
+        let Some(at) = picked else {
+            return match passed_over.is_full.get() {
+                true => Err(NoChoice::AllBusy),
+                false => claim_any(TrialAmong::Down),
+            };
+        };
         let chosen = self.chosen(among, at, None, input.is_timed);
-        if let Some(due) = trial_due.get().filter(|_| may_test())
+        if let Some(due) = passed_over.trial_due.get().filter(|_| may_test())
             && let Some(trial) = Trial::claim(pool, members.at(due), recorder)
         {
             return Ok(self.chosen_for_trial(among, due, trial));
@@ -90,6 +107,14 @@ impl PoolState {
             return Ok(trial);
         }
         Ok(chosen)
+    }
+
+    /// Counts an exchange at a member that was chosen without the balance. False if it has as many
+    /// as it may have.
+    fn enters(&self, member: &Member) -> bool {
+        let settings = self.pool.settings();
+        let max = if settings.requests_max > 0 { settings.requests_max } else { u32::MAX };
+        !settings.counts_in_flight() || member.load.enter(max)
     }
 
     /// The member at which the visitor is kept. `None` if it is not kept at any, or its member
@@ -123,7 +148,7 @@ impl PoolState {
         among: &MemberStates,
         input: &ChoiceInput<'_>,
         admission: Admission,
-        trial_due: &Cell<Option<usize>>,
+        passed_over: &PassedOver,
     ) -> Option<usize> {
         let settings = self.pool.settings();
         let PoolSettings { balance, hash_balance_factor, .. } = *settings;
@@ -138,7 +163,7 @@ impl PoolState {
                 Balance::Hash => (hash >> 48) as u16,
                 _ => self.dice.below(1 << 16) as u16,
             },
-            trial_due,
+            passed_over,
         };
         among.members.tiers().order(point).find_map(|(at, tier)| {
             if !input.tried.is_empty()
@@ -167,9 +192,10 @@ impl PoolState {
     ) -> Chosen {
         let settings = self.pool.settings();
         let member = among.states[at].clone();
-        let in_flight = settings
-            .counts_in_flight()
-            .then(|| InFlight::counted(&member, is_timed && settings.balance == Balance::PeakEwma));
+        let in_flight = settings.counts_in_flight().then(|| {
+            let queue = (settings.requests_max > 0).then(|| self.pool.queue.clone());
+            InFlight::counted(&member, is_timed && settings.balance == Balance::PeakEwma, queue)
+        });
         let epoch = member.member.health.view().epoch();
         Chosen { member, epoch, trial: trial.map(Rc::new), in_flight: Cell::new(in_flight) }
     }
@@ -195,7 +221,7 @@ impl PoolState {
             tried: &[],
             admission: Admission::Usable,
             ramp_dice: 0,
-            trial_due: &Cell::new(None),
+            passed_over: &PassedOver::default(),
         };
         let mean = balance::mean_latency(0..among.members.len(), &facts);
         let micros = load::failure_micros(mean);
@@ -232,13 +258,31 @@ struct MemberFacts<'a> {
     admission: Admission,
     /// Decides about members in their slow start, alike for each look at one.
     ramp_dice: u16,
-    /// Set to the position of a member that was passed over although its trial is due.
-    trial_due: &'a Cell<Option<usize>>,
+    passed_over: &'a PassedOver,
+}
+
+/// Members that a choice has passed over.
+#[derive(Default)]
+struct PassedOver {
+    /// The position of one whose trial is due.
+    trial_due: Cell<Option<usize>>,
+    /// One has as many requests in flight as it may have.
+    is_full: Cell<bool>,
 }
 
 impl MemberFacts<'_> {
     fn member(&self, at: usize) -> &Member {
         self.among.members.at(at)
+    }
+
+    /// Whether it may have another request, by `requests_max`.
+    fn has_room(&self, member: &Member) -> bool {
+        let max = self.settings.requests_max;
+        let has_room = max == 0 || member.load.in_flight() < max;
+        if !has_room {
+            self.passed_over.is_full.set(true);
+        }
+        has_room
     }
 
     fn admits(&self, at: usize, view: View) -> bool {
@@ -252,7 +296,7 @@ impl MemberFacts<'_> {
             }
             (Admission::Share, HealthClass::Ejected | HealthClass::Down) => {
                 if view.is_trial_due(monotonic_ms()) {
-                    self.trial_due.set(Some(at));
+                    self.passed_over.trial_due.set(Some(at));
                 }
                 false
             }
@@ -264,12 +308,26 @@ impl MemberFacts<'_> {
 impl Facts for MemberFacts<'_> {
     fn is_up(&self, at: usize) -> bool {
         let member = self.member(at);
-        !self.tried.contains(&member.id) && self.admits(at, member.health.view())
+        !self.tried.contains(&member.id)
+            && self.admits(at, member.health.view())
+            && self.has_room(member)
     }
 
     fn enter(&self, at: usize, in_flight_max: u32) -> bool {
         let counts = self.settings.counts_in_flight();
-        self.is_up(at) && (!counts || self.member(at).load.enter(in_flight_max))
+        if !self.is_up(at) {
+            return false;
+        }
+        let limit = match self.settings.requests_max {
+            0 => in_flight_max,
+            max => in_flight_max.min(max),
+        };
+        let enters = !counts || self.member(at).load.enter(limit);
+        if !enters && limit == self.settings.requests_max {
+            // Another core has taken the last place.
+            self.passed_over.is_full.set(true);
+        }
+        enters
     }
 
     fn weight(&self, at: usize) -> u16 {

@@ -71,6 +71,19 @@ pub(crate) enum FetchError {
         /// The pool's name.
         pool: Arc<str>,
     },
+    /// Each usable origin has as many requests in flight as it may have.
+    #[error(
+        "each origin of pool {pool} has {limit} requests in flight (requests_max), {}",
+        queue_fault(waited)
+    )]
+    Busy {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// [`super::PoolSettings::requests_max`].
+        limit: u32,
+        /// How long the request waited; `None`: the queue was full.
+        waited: Option<Duration>,
+    },
     /// The pool's limit of connections to this origin is reached.
     #[error("{origin} has reached its limit of {limit} connections")]
     ConnectionLimit {
@@ -234,6 +247,14 @@ pub(crate) enum HeaderLimit {
     Count(usize),
 }
 
+/// Why the request did not wait for an origin, or not longer.
+fn queue_fault(waited: &Option<Duration>) -> String {
+    match waited {
+        Some(waited) => format!("and none was free within {waited:?} (queue.wait_max)"),
+        None => "and the queue is full (queue.length)".to_owned(),
+    }
+}
+
 /// An origin with its address, unless it is configured by address.
 fn place(origin: &str, address: &SocketAddr) -> String {
     let address = address.to_string();
@@ -252,7 +273,7 @@ impl FetchError {
             Self::DnsTimeout { .. } => ProxyError::DnsTimeout,
             Self::Dns { .. } => ProxyError::DnsError,
             Self::AllDown { .. } | Self::NoOrigins { .. } => ProxyError::DestinationUnavailable,
-            Self::ConnectionLimit { .. } => ProxyError::ConnectionLimitReached,
+            Self::ConnectionLimit { .. } | Self::Busy { .. } => ProxyError::ConnectionLimitReached,
             Self::Connect { source, .. } => match source.kind() {
                 io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
                     ProxyError::DestinationIpUnroutable
@@ -298,7 +319,10 @@ impl FetchError {
     /// origin.
     pub(crate) fn origin(&self) -> Option<&str> {
         match self {
-            Self::AllDown { .. } | Self::NoOrigins { .. } | Self::RequestBody { .. } => None,
+            Self::AllDown { .. }
+            | Self::NoOrigins { .. }
+            | Self::Busy { .. }
+            | Self::RequestBody { .. } => None,
             Self::DnsTimeout { host, .. } | Self::Dns { host, .. } => Some(host),
             Self::ConnectionLimit { origin, .. }
             | Self::Connect { origin, .. }
@@ -348,6 +372,7 @@ impl FetchError {
             | Self::Dns { .. }
             | Self::AllDown { .. }
             | Self::NoOrigins { .. }
+            | Self::Busy { .. }
             | Self::ConnectionLimit { .. }
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
@@ -404,7 +429,10 @@ impl FetchError {
     /// The word for it in `retry.on`; `None`: no other try would help.
     pub(super) fn retry_reason(&self) -> Option<RetryReason> {
         Some(match self {
-            Self::RequestBody { .. } | Self::AllDown { .. } | Self::NoOrigins { .. } => {
+            Self::RequestBody { .. }
+            | Self::AllDown { .. }
+            | Self::NoOrigins { .. }
+            | Self::Busy { .. } => {
                 return None;
             }
             Self::DnsTimeout { .. }
@@ -435,7 +463,8 @@ impl FetchError {
             Self::RequestBody { .. }
             | Self::ConnectionLimit { .. }
             | Self::AllDown { .. }
-            | Self::NoOrigins { .. } => None,
+            | Self::NoOrigins { .. }
+            | Self::Busy { .. } => None,
             Self::Terminated { source, .. } if source.is_refused_stream() => None,
             Self::DnsTimeout { .. }
             | Self::Dns { .. }

@@ -2,9 +2,11 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::deadline::monotonic_us;
 use super::pool_state::MemberState;
+use super::queue::Queue;
 
 /// An exchange that is counted at a member until dropped.
 pub(super) struct InFlight {
@@ -12,13 +14,19 @@ pub(super) struct InFlight {
     /// When it began, in microseconds of the monotonic clock, until its latency was measured.
     /// `None` if it is not to be measured.
     began_us: Cell<Option<u64>>,
+    /// Requests that may wait for the end of this one.
+    queue: Option<Arc<Queue>>,
 }
 
 impl InFlight {
     /// Takes over an exchange that [`super::load::Load::enter`] has counted. `is_timed`: its
-    /// latency is measured.
-    pub(super) fn counted(member: &Rc<MemberState>, is_timed: bool) -> Self {
-        Self { member: member.clone(), began_us: Cell::new(is_timed.then(monotonic_us)) }
+    /// latency is measured. Its end wakes the first request in `queue`.
+    pub(super) fn counted(
+        member: &Rc<MemberState>,
+        is_timed: bool,
+        queue: Option<Arc<Queue>>,
+    ) -> Self {
+        Self { member: member.clone(), began_us: Cell::new(is_timed.then(monotonic_us)), queue }
     }
 
     /// The head of the response has arrived.
@@ -34,6 +42,9 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let load = &self.member.member.load;
         load.leave();
+        if let Some(queue) = &self.queue {
+            queue.wake_first();
+        }
         if let Some(began_us) = self.began_us.take() {
             let (micros, now_ms) = since(began_us);
             load.update(|latency| latency.at_least(micros, now_ms));

@@ -35,6 +35,7 @@ mod percentiles;
 mod pool;
 mod pool_state;
 mod pools;
+mod queue;
 mod records;
 mod request_body;
 mod resolve;

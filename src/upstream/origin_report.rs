@@ -38,6 +38,8 @@ pub(crate) struct OriginReport {
     pub set: Option<OriginOverride>,
     /// The source that gives it, as in the configuration. `None`: the configuration lists it.
     pub source: Option<String>,
+    /// Requests in flight of all workers. `None`: the pool does not count them.
+    pub in_flight: Option<u32>,
     /// Open connections of all workers.
     pub connections: usize,
     /// The last active check.
@@ -81,7 +83,9 @@ impl Pool {
         let report = |at| {
             let member = members.at(at);
             let set = roster.overrides.get(&member.url()).copied();
-            OriginReport { set, ..report(member, members.weight(at), source(at)) }
+            let counts = self.settings().counts_in_flight();
+            let in_flight = counts.then(|| member.load.in_flight());
+            OriginReport { set, in_flight, ..report(member, members.weight(at), source(at)) }
         };
         (0..members.len()).map(report).collect()
     }
@@ -116,6 +120,7 @@ fn report(member: &Member, weight: u16, source: Option<String>) -> OriginReport 
         ejections: state.ejections,
         weight,
         set: None,
+        in_flight: None,
         source,
         connections: member.connections.load(Ordering::Relaxed),
         last_check: member.health.last_check(),

@@ -13,6 +13,7 @@ use super::members::{Member, Members, MembersBuild};
 use super::overrides::{
     Administrative, OriginOverride, OverrideChange, OverrideRefusal, Overrides,
 };
+use super::queue::Queue;
 use super::roster::Roster;
 use super::settings::{Origin, PoolDefinition, PoolError, PoolSettings};
 use super::sign::OriginAccess;
@@ -32,6 +33,8 @@ pub(crate) struct Pool {
     pub(super) health: Arc<PoolHealth>,
     /// Responses that are held until they are whole.
     pub(super) kept: KeptBytes,
+    /// Requests that wait for an origin. Shared as `health` is.
+    pub(super) queue: Arc<Queue>,
     /// The credentials for the origins. `None`: they need none.
     pub(super) access: Option<Box<OriginAccess>>,
     /// The tokens of its members. `None`: it is not sticky.
@@ -51,6 +54,7 @@ impl Pool {
     ) -> Result<Arc<Self>, PoolError> {
         let settings = definition.settings.clone();
         let health = previous.map(|pool| pool.health.clone()).unwrap_or_default();
+        let queue = previous.map(|pool| pool.queue.clone()).unwrap_or_default();
         let alike = previous.filter(|pool| connects_alike(&pool.settings, &settings));
         let roster = {
             let before = previous.map(Self::roster);
@@ -63,7 +67,7 @@ impl Pool {
         let id = POOLS_BUILT.fetch_add(1, Ordering::Relaxed);
         let (members, roster) = (ArcSwap::from_pointee(members), Mutex::new(roster));
         let kept = KeptBytes::default();
-        Ok(Arc::new(Self { settings, id, members, roster, health, kept, access, sticky }))
+        Ok(Arc::new(Self { settings, id, members, roster, health, queue, kept, access, sticky }))
     }
 
     /// The settings that it was built from.
@@ -90,6 +94,11 @@ impl Pool {
     /// The token that keeps a visitor at the member with this name. `None`: the pool is not sticky.
     pub(crate) fn sticky_token(&self, member: &str) -> Option<StickyToken> {
         self.sticky.as_ref().map(|sticky| sticky.token(&self.settings.name, member))
+    }
+
+    /// The number of requests that wait for an origin, over all cores.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.len()
     }
 
     /// The number of origins, and how many of them are down or ejected.

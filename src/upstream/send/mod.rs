@@ -15,6 +15,7 @@
 
 mod blame;
 mod failed;
+mod first_choice;
 mod kept_body;
 mod race;
 mod recorded_body;
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{Method, Request};
 
 use super::attempt::Attempt;
-use super::choice::{ChoiceInput, Chosen};
+use super::choice::{ChoiceInput, Chosen, NoChoice};
 use super::core::Core;
 use super::deadline::Limits;
 use super::error::{FetchError, Tried, Unanswered};
@@ -104,11 +105,7 @@ impl<'a> Outgoing<'a> {
     /// # Errors
     /// The error of the last try, and which origin it was sent to.
     pub(super) async fn send(&self, body: Body) -> Result<UpstreamResponse, Box<Unanswered>> {
-        let chosen = match self.choose(&self.broken, &body) {
-            Err(_) if self.is_resumption() => self.choose(&[], &body),
-            chosen => chosen,
-        };
-        let chosen = chosen.map_err(|next_trial| self.all_down(next_trial))?;
+        let chosen = self.first_choice(&body).await?;
         let mut sending = Sending::new(self, &chosen);
         let pace = Pace::default();
         let attempt = self.attempt(chosen, 1, PaceRef::First(&pace), self.limits);
@@ -157,7 +154,7 @@ impl<'a> Outgoing<'a> {
 
     /// The member for the next try, none with an id in `tried`. The list of members is read anew for each
     /// try: a removed member must get no new request.
-    fn choose(&self, tried: &[u64], body: &Body) -> Result<Chosen, Duration> {
+    fn choose(&self, tried: &[u64], body: &Body) -> Result<Chosen, NoChoice> {
         let members = self.core.members(self.state);
         let may_test = || tried.is_empty() && matches!(body, Body::Empty) && self.is_repeatable();
         let input = ChoiceInput::new(self.intent, tried, !body.is_end_stream());
@@ -174,12 +171,18 @@ impl<'a> Outgoing<'a> {
     fn all_down(&self, next_trial: Duration) -> Box<Unanswered> {
         let pool = self.state.pool.name().clone();
         let error = if self.state.pool.members().len() == 0 {
-            FetchError::NoOrigins { pool: pool.clone() }
+            FetchError::NoOrigins { pool }
         } else {
             let seconds = next_trial.as_secs_f64().ceil().clamp(1.0, 3600.0) as u32;
             let retry_after = seconds + random_u64() as u32 % (seconds + 1);
-            FetchError::AllDown { pool: pool.clone(), retry_after }
+            FetchError::AllDown { pool, retry_after }
         };
+        self.unsent(error)
+    }
+
+    /// No origin was chosen.
+    fn unsent(&self, error: FetchError) -> Box<Unanswered> {
+        let pool = self.state.pool.name().clone();
         let label = error.error_type().index();
         self.core.recorder.count_labelled(Metric::UpstreamFailures, label);
         let tried = Tried { pool, origin: None, address: None, attempts: 0, unretried: None };

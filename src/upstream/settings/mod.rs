@@ -6,6 +6,7 @@ mod dns;
 mod health;
 mod hedge;
 mod members;
+mod queue;
 mod retry;
 mod sources;
 mod sticky;
@@ -26,6 +27,7 @@ pub(crate) use health::{Check, CheckKind, Health, HttpCheck};
 pub(crate) use hedge::{Hedge, HedgeAfter};
 pub(super) use members::OriginKey;
 pub(crate) use members::{Origin, Scheme};
+pub(super) use queue::QueueSettings;
 pub(crate) use retry::{Retry, RetryOn, StatusSet};
 pub(crate) use sources::{MemberDefaults, MemberSource, SourceKind};
 pub(crate) use sticky::StickySettings;
@@ -90,6 +92,11 @@ pub(crate) struct PoolSettings {
     pub hedge: Hedge,
     /// Maximum number of open connections to one origin, over all cores. Beyond it: 503, counted.
     pub connections_max: usize,
+    /// Maximum number of requests in flight to one origin, over all cores; 0 is no limit. Upgraded
+    /// connections do not count.
+    pub requests_max: u32,
+    /// Requests that wait while each usable origin has that many.
+    pub queue: QueueSettings,
     /// Maximum size of a response's status line and fields, in bytes. Beyond it: 502.
     pub header_bytes_max: usize,
     /// Maximum number of fields of a response. Beyond it: 502. A limit above 100 costs an
@@ -131,6 +138,8 @@ impl PoolSettings {
             retry: Retry::default(),
             hedge: Hedge::default(),
             connections_max: 4096,
+            requests_max: 0,
+            queue: QueueSettings::default(),
             header_bytes_max: 64 << 10,
             header_count_max: 100,
             streams_max: 100,
@@ -142,9 +151,11 @@ impl PoolSettings {
         }
     }
 
-    /// Whether the balance reads the exchanges in flight of the members, which are counted only
-    /// then.
+    /// Whether the exchanges in flight of the members are read, and so counted.
     pub(super) fn counts_in_flight(&self) -> bool {
+        if self.requests_max > 0 {
+            return true;
+        }
         match self.balance {
             Balance::RoundRobin => false,
             Balance::LeastConnections | Balance::PeakEwma => true,

@@ -5,6 +5,7 @@ mod changing_sets;
 mod discovery;
 mod http2;
 mod name_server;
+mod queue;
 mod retries;
 pub(super) mod scripted;
 mod tls;

@@ -1,6 +1,7 @@
 //! Reads the options of `[pools.NAME]` for connections to origins and exchanges on them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
@@ -20,6 +21,16 @@ pub(super) fn read_connection(section: &Section<'_>, pool: &mut PoolSettings) {
         &[("auto", Protocol::Auto), ("http1", Protocol::Http1), ("http2", Protocol::Http2)],
     );
     section.read_within("connections_max", &mut pool.connections_max, 1..);
+    section.read("requests_max", &mut pool.requests_max);
+    let queue = section.section("queue");
+    queue.read_within("length", &mut pool.queue.length, 0..=QUEUE_LENGTH_MAX);
+    let waits = Duration::from_millis(1)..=Duration::from_secs(3600);
+    queue.read_within("wait_max", &mut pool.queue.wait_max, waits);
+    if pool.queue.length > 0 && pool.requests_max == 0 {
+        let message =
+            "\"length\" has no effect without \"requests_max\": set it, or remove \"length\"";
+        queue.mistake("length", message);
+    }
     section.read_size_within("header_bytes_max", &mut pool.header_bytes_max, 8 << 10..=1 << 20);
     section.read_within("header_count_max", &mut pool.header_count_max, 8..=1000);
     section.read_within("streams_max", &mut pool.streams_max, 1..=10_000);
@@ -80,3 +91,6 @@ impl Value for Host {
         })
     }
 }
+
+/// Above it, requests that wait have little hope, and walking over them takes time.
+const QUEUE_LENGTH_MAX: usize = 100_000;
