@@ -31,7 +31,7 @@ use http::{Method, Request};
 use super::attempt::Attempt;
 use super::choice::{ChoiceInput, Chosen, NoChoice};
 use super::core::Core;
-use super::deadline::Limits;
+use super::deadline::{Deadline, Limits};
 use super::error::{FetchError, Tried, Unanswered};
 use super::exchange::{Intent, UpstreamResponse};
 use super::health::Outcome;
@@ -133,10 +133,9 @@ impl<'a> Outgoing<'a> {
                     let shared = PaceRef::Other(pace.clone());
                     let attempt = self.attempt(chosen, number as u32 + 1, shared, limits);
                     race.add(number, pace, attempt.exchange(body));
-                    let step = sending.is_overlapping.then(|| sending.timer(sending.step()));
-                    race.set_due(step);
+                    race.set_due(sending.next_look());
                 }
-                None if is_running => race.set_due(None),
+                None if is_running => race.set_due(sending.next_look()),
                 None => return sending.give_up(),
             }
         }
@@ -397,6 +396,7 @@ impl<'a> Sending<'a> {
         let reason = cause.reason?;
         match self.find_another(reason, cause, is_running) {
             Ok(next) => {
+                self.unretried = None;
                 let recorder = &self.outgoing.core.recorder;
                 recorder.count_labelled(Metric::UpstreamRetries, reason.index());
                 Some(next)
@@ -462,7 +462,9 @@ impl<'a> Sending<'a> {
         if is_free {
             return Some(Payment::Free);
         }
-        if intent.for_many || target.was_good_since(core.timers.now_ms(), PROVEN_FOR) {
+        // While all requests wait for stalled origins, no response comes that could prove anything.
+        let proven_for = PROVEN_FOR + self.waited();
+        if intent.for_many || target.was_good_since(core.timers.now_ms(), proven_for) {
             return Some(Payment::IfLost);
         }
         state.spend_retry().then_some(Payment::Paid)
@@ -471,10 +473,22 @@ impl<'a> Sending<'a> {
     /// The deadlines of the next try: it is late when the request has waited for a whole
     /// `retry.per_try_timeout`.
     fn limits_left(&self) -> Limits {
-        let Outgoing { core, began, limits, .. } = self.outgoing;
-        let waited = core.clock.both().1.saturating_duration_since(began.1);
-        let per_try = limits.per_try.saturating_sub(waited).max(self.step().min(limits.per_try));
-        Limits { per_try, ..*limits }
+        let limits = &self.outgoing.limits;
+        let left = limits.per_try.saturating_sub(self.waited());
+        Limits { per_try: left.max(self.step().min(limits.per_try)), ..*limits }
+    }
+
+    /// The time since the request began.
+    fn waited(&self) -> Duration {
+        let Outgoing { core, began, .. } = self.outgoing;
+        core.clock.both().1.saturating_duration_since(began.1)
+    }
+
+    /// When to look again whether another try may begin beside those under way.
+    fn next_look(&self) -> Option<Deadline> {
+        let may_come =
+            self.is_overlapping && self.unretried.is_none_or(|why| why == Unretried::Budget);
+        may_come.then(|| self.timer(self.step()))
     }
 
     /// The time between the beginnings of two tries once they overlap.
@@ -484,7 +498,7 @@ impl<'a> Sending<'a> {
         (pool.settings().deadlines.connect / members).clamp(STEP_MIN, STEP_MAX)
     }
 
-    fn timer(&self, after: Duration) -> super::deadline::Deadline {
+    fn timer(&self, after: Duration) -> Deadline {
         let timer = self.outgoing.core.timers.deadline();
         timer.set(after);
         timer

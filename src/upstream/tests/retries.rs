@@ -538,3 +538,24 @@ async fn a_put_whose_content_was_kept_is_sent_again_and_a_longer_one_is_not() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn requests_that_stall_together_are_all_sent_to_the_origin_that_is_good() {
+    on_core(async {
+        let (stalled, good) = two().await;
+        let mut settings = pool(vec![stalled.origin(), good.origin()]);
+        settings.settings.retry.per_try_timeout = Some(Duration::from_millis(1200));
+        settings.settings.retry.budget_reserve = 0;
+        settings.settings.retry.budget_percent = 0;
+        let bed = Bed::new(settings);
+        let accepted = Cell::new(0);
+        // Half of them stall. Until they are late, no response proves that the good one is good.
+        let ask = async {
+            let get = || bed.fetch();
+            tokio::join!(get(), get(), get(), get(), get(), get());
+        };
+        tokio::select! { () = ask => {}, () = serve(&good, &accepted) => {} }
+        assert_eq!(bed.retries(RetryReason::Timeout), 3);
+    })
+    .await;
+}
