@@ -292,15 +292,6 @@ impl Inner {
         elapsed.saturating_sub(Duration::from_millis(self.last_contact_ms.load(Ordering::Relaxed)))
     }
 
-    /// How long this node collects receipts, and entries of the stream, before it sends or reads them. In a large
-    /// fleet each costs Redis a system call per node; purges come into force by wake-ups meanwhile.
-    pub(super) fn collection_time(&self) -> Duration {
-        match self.table.borrow().members().len() as u32 {
-            0..COLLECTING_MEMBERS_MIN => Duration::ZERO,
-            members => COLLECTED_PER_MEMBER.saturating_mul(members).min(COLLECTED_MAX),
-        }
-    }
-
     /// A new purge id, `NAME-MICROSECONDS-INSTANCE`: unique even if the clock is set back.
     pub(super) fn next_id(&self) -> String {
         let now = unix_us(self.clock.now());
@@ -496,9 +487,5 @@ impl Backoff {
     }
 }
 
-/// Smaller fleets do not collect.
-const COLLECTING_MEMBERS_MIN: u32 = 50;
-const COLLECTED_PER_MEMBER: Duration = Duration::from_micros(250);
-const COLLECTED_MAX: Duration = Duration::from_millis(250);
 const SILENCE_CHECK_MIN: Duration = Duration::from_millis(20);
 const SILENCE_CHECK_MAX: Duration = Duration::from_secs(1);

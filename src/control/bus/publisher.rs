@@ -182,29 +182,11 @@ async fn send_receipts(
                 if count == 0 {
                     return std::future::pending().await;
                 }
-                collect(&mut receipts.incoming, &mut batch, inner.collection_time()).await;
                 let batch = Arc::new(std::mem::take(&mut batch));
                 receipts.unconfirmed.push_back(batch.clone());
                 in_flight.push_back(((), send(batch).await));
             }
         }
-    }
-}
-
-/// Waits for further receipts to send with those in `batch`.
-async fn collect(
-    incoming: &mut mpsc::Receiver<ReceiptMessage>,
-    batch: &mut Vec<ReceiptMessage>,
-    time: Duration,
-) {
-    if time.is_zero() {
-        return;
-    }
-    tokio::time::sleep(time).await;
-    while batch.len() < RECEIPT_BATCH_MAX
-        && let Ok(receipt) = incoming.try_recv()
-    {
-        batch.push(receipt);
     }
 }
 

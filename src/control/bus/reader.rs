@@ -97,7 +97,6 @@ impl Reader {
             let block = next_heartbeat.saturating_duration_since(tokio::time::Instant::now());
             let entries = connection.read(cursor.id, self.read_count, block).await?;
             self.inner.record_contact();
-            let is_at_end = entries.len() < self.read_count;
             self.read_count = next_count(&entries, self.read_count);
             // Log the recovery only after a successful read: Redis may accept heartbeats but refuse
             // XREAD.
@@ -105,19 +104,12 @@ impl Reader {
                 tracing::info!("purge bus: reading the purge stream again");
             }
             backoff.reset();
-            let pause = match entries.is_empty() || !is_at_end {
-                true => Duration::ZERO,
-                false => self.inner.collection_time(),
-            };
             match entries.is_empty() {
                 true => self.handle_empty_read().await,
                 false => self.apply(&mut connection, entries).await?,
             }
             self.report_progress();
             self.confirm_again(&mut connection).await?;
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
         }
     }
 
