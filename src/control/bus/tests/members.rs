@@ -40,10 +40,10 @@ impl Redis {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
-    /// Writes the row of a node of the build before.
+    /// Writes the row of a node of the build before, which is then live for about two seconds.
     fn beat_as_earlier_build(&self, name: &str) {
         let now = self.command(&["TIME"]);
-        let seconds = now.lines().next().unwrap();
+        let seconds = now.lines().next().unwrap().parse::<u64>().unwrap() + 2;
         let row = format!("{seconds}000 {{\"region\":\"old\",\"instance\":\"x\",\"number\":1}}");
         self.command(&["HSET", "{skerry:purge}:nodes", name, &row]);
     }

@@ -1,6 +1,6 @@
 //! A measurement: how much of one Redis a large fleet takes. Thousands of members run in this process, each
 //! with the whole bus of a node (both connections, heartbeats, stream, receipts) and a purge log in
-//! memory. Prints the figures of docs/scale.md.
+//! memory.
 //!
 //! ```text
 //! SKERRY_MEMBERS=1000 cargo test --release --lib -- --ignored --nocapture a_large_fleet
