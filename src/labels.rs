@@ -516,6 +516,21 @@ labels! {
 }
 
 labels! {
+    /// What became of the copy of a request that is mirrored.
+    pub(crate) MirrorOutcome;
+    /// Its response was complete.
+    Answered "answered";
+    /// There was no response, or not all of it.
+    Failed "failed";
+    /// Not sent: `mirror.in_flight_max` copies were in flight.
+    Limit "limit";
+    /// Not sent: the content is longer than `mirror.body_max`.
+    TooLong "too_long";
+    /// Not sent: the client or the origin broke off before the content was complete.
+    Incomplete "incomplete";
+}
+
+labels! {
     /// Where a request to a sticky pool goes.
     pub(crate) StickyOutcome;
     /// To the origin that its cookie names.

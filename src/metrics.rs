@@ -28,8 +28,9 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
-    FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, ProxyError,
-    QueueRefusal, Refusal, RequestProtocol, RetryReason, SplitChoice, StickyOutcome, Uncollapsed,
+    FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, MirrorOutcome,
+    ProxyError, QueueRefusal, Refusal, RequestProtocol, RetryReason, SplitChoice, StickyOutcome,
+    Uncollapsed,
     Unretried,
 };
 
@@ -156,6 +157,8 @@ table! {
     SplitRequests, Counter, "split_requests", "Requests under rules that split their visitors, by how the visitor's group was found.",
         "by" = SplitChoice::WORDS;
     UpstreamRequests, Counter, "upstream_requests", "Requests sent to origins, not counting retries.";
+    MirroredRequests, Counter, "mirrored_requests", "Copies of requests that rules mirror to another pool, by outcome.",
+        "outcome" = MirrorOutcome::WORDS;
     UpstreamSticky, Counter, "upstream_sticky_requests", "Requests to sticky pools, by whether the visitor is kept at its origin.",
         "outcome" = StickyOutcome::WORDS;
     InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by outcome.",

@@ -29,6 +29,7 @@ mod internal_requests;
 mod limited_body;
 mod lookup;
 mod max_forwards;
+mod mirror;
 mod outcome;
 mod pass;
 mod popular;

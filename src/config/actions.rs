@@ -14,7 +14,7 @@ use super::mistakes::suggestion;
 use super::reader::{Reader, Section};
 use super::values::{Value, text};
 use crate::guard::normal_path;
-use crate::route::{Action, Fixed, Forward, PoolByClient, Redirect, Rewrite, Template};
+use crate::route::{Action, Fixed, Forward, Mirror, PoolByClient, Redirect, Rewrite, Template};
 
 /// Reads actions, which may name these pools.
 pub(super) struct Actions<'a> {
@@ -56,6 +56,7 @@ impl Actions<'_> {
         if let Some(split) = &forward.split {
             forward.pool = split.largest().clone();
         }
+        forward.mirror = self.read_mirror(&section.section("mirror"), forward.mirror.take());
         let by_client = section.has("pools_by");
         let listed = section.list("pools_by");
         if by_client {
@@ -86,6 +87,28 @@ impl Actions<'_> {
             return None;
         }
         Some(forward)
+    }
+
+    /// The mirror of a site or rule: the inherited one, changed by what the table sets.
+    fn read_mirror(
+        &self,
+        section: &Section<'_>,
+        inherited: Option<Box<Mirror>>,
+    ) -> Option<Box<Mirror>> {
+        let mut mirror = inherited.unwrap_or_else(|| Box::new(Mirror::new()));
+        if section.read("pool", &mut mirror.pool) {
+            self.check_pool(section, "pool", &mirror.pool);
+        }
+        section.read_within("percent", &mut mirror.percent, 0..=100);
+        section.read_size_within("body_max", &mut mirror.body_bytes_max, 0..=16 << 20);
+        section.read_within("in_flight_max", &mut mirror.in_flight_max, 1..=100_000);
+        if mirror.pool.is_empty() {
+            if section.is_written() {
+                section.mistake("", "the mirror has no \"pool\", such as pool = \"shadow\"");
+            }
+            return None;
+        }
+        Some(mirror)
     }
 
     fn read_by_client(&self, section: &Section<'_>) -> Option<PoolByClient> {
@@ -154,6 +177,7 @@ pub(super) fn to_pool(pool: Arc<str>) -> Forward {
         by_country: Vec::new(),
         by_continent: Vec::new(),
         split: None,
+        mirror: None,
         rewrite: Rewrite::default(),
     }
 }
@@ -161,13 +185,14 @@ pub(super) fn to_pool(pool: Arc<str>) -> Forward {
 /// Reports options that have no effect with the site's or rule's action. `passes_on`: the site has
 /// rules that inherit them.
 pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
-    const OF_ORIGINS: [&str; 6] = [
+    const OF_ORIGINS: [&str; 7] = [
         "strip_prefix",
         "add_prefix",
         "pools_by",
         "pools_by_country",
         "pools_by_continent",
         "split",
+        "mirror",
     ];
     let (does, inherited): (_, &[&str]) = match action {
         Some(Action::Redirect(_)) => ("redirect", &["cache", "compression", "request_fields"]),

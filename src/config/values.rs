@@ -130,8 +130,13 @@ impl Value for IpNet {
 }
 
 /// The name of a cookie: a token, as a field's name is (RFC 6265 §4.1.1).
-#[derive(Debug)]
 pub(super) struct CookieName(pub Box<str>);
+
+impl fmt::Debug for CookieName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
 
 impl Value for CookieName {
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {

@@ -11,6 +11,7 @@
 
 mod edit;
 mod matches;
+mod mirror;
 mod rewrite;
 mod routes;
 mod split;
@@ -26,9 +27,10 @@ use ipnet::IpNet;
 
 use crate::{cache, guard, transform};
 
-pub(crate) use crate::labels::SplitChoice;
+pub(crate) use crate::labels::{MirrorOutcome, SplitChoice};
 pub(crate) use edit::FieldEdits;
 pub(crate) use matches::{Matches, PathGlob, PathPattern};
+pub(crate) use mirror::{Mirror, MirrorPlace, RuleMirror};
 pub(crate) use rewrite::Rewrite;
 pub(crate) use routes::{RouteRequest, Routes, Rule, Site};
 pub(crate) use split::{Forced, ForcedBy, GroupCookie, Split, SplitBy, SplitGroup, Visitor};
@@ -123,6 +125,8 @@ pub(crate) struct Forward {
     pub by_continent: Vec<(Continent, Arc<str>)>,
     /// Pools by weight, in the place of `pool`.
     pub split: Option<Box<Split>>,
+    /// Where copies of requests are sent.
+    pub mirror: Option<Box<Mirror>>,
     /// Changes the path for the origin.
     pub rewrite: Rewrite,
 }

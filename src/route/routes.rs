@@ -9,8 +9,8 @@ use geo::Place;
 use http::Method;
 
 use super::{
-    Action, Forward, HostPattern, PoolByClient, RuleSettings, Settings, SiteSettings, Split,
-    Visitor,
+    Action, Forward, HostPattern, PoolByClient, RuleMirror, RuleSettings, Settings, SiteSettings,
+    Split, Visitor,
 };
 use crate::labels::SplitChoice;
 use crate::planted::{self, Bug};
@@ -74,6 +74,7 @@ struct RulePools {
     split: Vec<Arc<Pool>>,
     /// Whether one of them keeps visitors at its origins.
     any_is_sticky: bool,
+    mirror: Option<Box<RuleMirror>>,
 }
 
 /// A rule refers to a pool that is not configured.
@@ -202,6 +203,11 @@ impl Rule {
         }
     }
 
+    /// Where copies of requests are sent.
+    pub(crate) fn mirror(&self) -> Option<&RuleMirror> {
+        self.pools.mirror.as_deref()
+    }
+
     /// Whether one of the pools keeps visitors at its origins.
     pub(crate) fn has_sticky_pools(&self) -> bool {
         self.pools.any_is_sticky
@@ -273,7 +279,7 @@ impl RulePools {
     /// The first undefined name.
     fn of(action: &Action, pools: &Pools) -> Result<Self, Arc<str>> {
         let Action::Forward(forward) = action else { return Ok(Self::default()) };
-        let Forward { pool, by_client, by_country, by_continent, split, .. } = forward;
+        let Forward { pool, by_client, by_country, by_continent, split, mirror, .. } = forward;
         let named = |name: &Arc<str>| pools.named(name).cloned().ok_or_else(|| name.clone());
         let mut found = Self { default: Some(named(pool)?), ..Self::default() };
         for by_client in by_client {
@@ -287,6 +293,10 @@ impl RulePools {
         }
         for group in split.iter().flat_map(|split| &split.groups) {
             found.split.push(named(&group.pool)?);
+        }
+        if let Some(mirror) = mirror.as_deref().filter(|mirror| mirror.percent > 0) {
+            let pool = named(&mirror.pool)?;
+            found.mirror = Some(Box::new(RuleMirror::new(mirror.clone(), pool)));
         }
         let any_is_sticky = found.all().any(|pool| pool.settings().sticky.is_some());
         found.any_is_sticky = any_is_sticky;
@@ -463,6 +473,7 @@ mod tests {
             by_country: vec![("DE".parse().unwrap(), "de".into())],
             by_continent: vec![("EU".parse().unwrap(), "eu".into())],
             split: None,
+            mirror: None,
             rewrite: Default::default(),
         });
         let mut settings = Settings { sites: vec![site("s", &[HostPattern::Any], vec![rule])] };

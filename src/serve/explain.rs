@@ -247,6 +247,10 @@ fn explain_group<'r>(
 fn explain_pool(rule: &Rule, query: &CacheQuery<'_>, explanation: &mut Value) {
     let CacheQuery { place, group, request, .. } = *query;
     let Some(pool) = rule.pool(place, request.client, group) else { return };
+    if let Some(mirror) = rule.mirror() {
+        let settings = &mirror.settings;
+        explanation["mirror"] = json!({"pool": &*settings.pool, "percent": settings.percent});
+    }
     let (origins, down) = pool.origin_counts();
     explanation["pool"] = json!(&**pool.name());
     explanation["pool_policy"] = json!(pool.settings().policy.as_str());

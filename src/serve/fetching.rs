@@ -14,6 +14,7 @@ use super::lookup::{CODINGS, Lookup, LookupResult};
 use super::outcome::{Answered, Content, PathError, facts_of, unanswered_facts};
 use super::ranges::{Gaps, can_be_fetched_in_parts};
 use super::{NextStage, Payload, Visit, errors};
+use crate::body::Body;
 use crate::cache::purge::ALIASED;
 use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
 use crate::context::{RequestContext, ResponseFacts};
@@ -202,6 +203,7 @@ impl Visit {
     ) -> Result<Option<Answered>, Box<PathError>> {
         let mut job = self.job(found)?;
         job.interims = self.interims.clone();
+        drop(self.mirror(Body::Empty));
         let mut request = self.fill_request(found.validated().map(Arc::as_ref));
         if found.validated().is_none()
             && let Some(first_range) = self.first_range()

@@ -60,6 +60,7 @@ impl Visit {
         // The answer to a GET may depend on its content, which no key contains. If it were stored, one
         // client's content would affect the response to others.
         let is_unkeyed = self.context.request.method == Method::GET && !body.is_end_stream();
+        let body = if switch.is_none() && !intent.is_call { self.mirror(body) } else { body };
         let request = || self.upstream_request(None);
         let response = match self.worker.upstreams.send(&job.upstream, request, body, &intent).await
         {
@@ -242,7 +243,7 @@ impl Visit {
     }
 
     /// The request as it is sent to the origin.
-    fn upstream_request(&self, stale: Option<&StoredHead>) -> Request<()> {
+    pub(super) fn upstream_request(&self, stale: Option<&StoredHead>) -> Request<()> {
         let mut headers = HeaderMap::clone(&self.fields);
         headers.reserve(ADDED_FIELDS);
         match stale {

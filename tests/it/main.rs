@@ -22,6 +22,7 @@ mod harness;
 mod hostile;
 mod http2;
 mod migrate;
+mod mirror;
 mod misdirected;
 mod name_server;
 mod operations;
