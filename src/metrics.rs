@@ -30,8 +30,7 @@ use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
     FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, MirrorOutcome,
     ProxyError, QueueRefusal, Refusal, RequestProtocol, RetryReason, SplitChoice, StickyOutcome,
-    Uncollapsed,
-    Unretried,
+    Uncollapsed, Unretried,
 };
 
 /// The type of a metric.
