@@ -488,7 +488,7 @@ impl Visit {
 /// The content of a fill, for the step *encode*.
 fn content_of(filling: &Filling) -> Content {
     match filling.object() {
-        Some(object) => Content::Filling(filling.response().clone(), object),
+        Some(object) => Content::Filling(Box::new((filling.response().clone(), object))),
         None => Content::Unshared,
     }
 }

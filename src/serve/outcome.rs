@@ -27,7 +27,7 @@ pub(super) enum Content {
     /// A stored response: recoded, it is stored beside it.
     Stored(Arc<StoredHead>),
     /// A response that is being stored as this object.
-    Filling(Arc<StoredResponse>, ObjectId),
+    Filling(Box<(Arc<StoredResponse>, ObjectId)>),
 }
 
 /// Why a request has no reply but that of an error. Boxed on its way, because it is rare and large.

@@ -71,7 +71,8 @@ impl Visit {
                     object: head.object.get(),
                 })
             }
-            Content::Filling(response, object) => {
+            Content::Filling(filling) => {
+                let (response, object) = *filling;
                 Some(FormSource { response, object: object.get() })
             }
             Content::Unshared | Content::Negotiated => None,
