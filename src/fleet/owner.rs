@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn only_ready_nodes_of_the_region_own_keys() {
-        let mut members: Vec<FleetMember> = table_of(&nodes(5)).members().iter().cloned().collect();
+        let mut members: Vec<FleetMember> = table_of(&nodes(5)).members().to_vec();
         members[0].readiness = Readiness::Draining;
         members[1].readiness = Readiness::Out;
         members[2].announcement.region = "us".into();

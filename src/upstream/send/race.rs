@@ -17,6 +17,7 @@ use super::failed::Failed;
 pub(super) type TryResult = Result<UpstreamResponse, Failed>;
 
 /// A change in a race. Tries are numbered from 0.
+#[expect(clippy::large_enum_variant, reason = "most races have one event, the large one")]
 pub(super) enum RaceEvent {
     /// This try has ended.
     Ended(usize, TryResult),

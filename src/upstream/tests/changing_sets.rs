@@ -40,7 +40,8 @@ impl Cores {
         let intent = Intent { affinity, ..Intent::default() };
         let input = ChoiceInput::new(&intent, &[], false);
         let chosen = state.choose(&members, &input, &core.recorder, || false);
-        chosen.ok().expect("a member").member.member.port
+        let Ok(chosen) = chosen else { panic!("no member") };
+        chosen.member.member.port
     }
 
     /// Gives the pool these origins.
