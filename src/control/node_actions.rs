@@ -10,7 +10,7 @@ use http::{StatusCode, Uri};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::origin_calls::{OriginRefusal, OriginRequest, OriginSetting};
+use super::origin_request::{OriginRefusal, OriginRequest, OriginSetting};
 use super::purge_request::SiteLookup;
 use super::refresh::Refresh;
 

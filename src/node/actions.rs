@@ -21,7 +21,7 @@ use crate::control::admin::{self, Admin};
 use crate::control::audit::Audit;
 use crate::control::body_budget::BodyBudget;
 use crate::control::node_actions::{ActionFuture, NodeActions, OverviewQuery};
-use crate::control::origin_calls::{OriginRefusal, OriginRequest, OriginSetting};
+use crate::control::origin_request::{OriginRefusal, OriginRequest, OriginSetting};
 use crate::control::prefetch::Prefetcher;
 use crate::control::purge_request::{PurgeRequest, SiteLookup};
 use crate::control::rate::TokenBucket;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::shared::Shared;
 use crate::config;
-use crate::control::origin_calls::{OriginRefusal, OriginRequest, OriginSetting};
+use crate::control::origin_request::{OriginRefusal, OriginRequest, OriginSetting};
 use crate::upstream::{
     Administrative, OriginOverride, OverrideChange, OverrideRefusal, Overrides, Pools,
 };

@@ -108,7 +108,8 @@ fn load(edge: &Edge, clients: usize, rounds: usize) -> (Seen, Seen) {
         let (mut idempotent, mut post) = (Seen::default(), Seen::default());
         for round in 0..rounds {
             for (at, method) in METHODS.iter().enumerate() {
-                let size = if *method == "GET" && number % 2 == 0 { "large" } else { "small" };
+                let size =
+                    if *method == "GET" && number.is_multiple_of(2) { "large" } else { "small" };
                 let target = format!("/{number}/{round}/{at}/{size}");
                 let body: &[u8] = if *method == "PUT" { b"content" } else { b"" };
                 let (host, fields) = ("edge.test", ["Connection: close"]);

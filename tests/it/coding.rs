@@ -377,13 +377,14 @@ fn the_origins_pause_does_not_hold_back_what_it_sent() {
 
 #[test]
 fn an_origin_that_breaks_off_breaks_off_every_coding_and_stores_none() {
-    let is_cut = AtomicUsize::new(0);
-    let origin = Origin::start(move |_| match is_cut.fetch_add(1, Ordering::SeqCst) {
+    let requests = AtomicUsize::new(0);
+    let origin = Origin::start(move |_| {
         // Without an entity tag the rest cannot be requested.
-        number => {
-            let answer = Answer::ok(text(300_000)).header("Content-Type", "text/html");
-            let answer = answer.fresh_for(60);
-            if number == 0 { answer.cut_after(200_000) } else { answer }
+        let answer = Answer::ok(text(300_000)).header("Content-Type", "text/html").fresh_for(60);
+        if requests.fetch_add(1, Ordering::SeqCst) == 0 {
+            answer.cut_after(200_000)
+        } else {
+            answer
         }
     });
     let edge = Edge::before(&origin.url());

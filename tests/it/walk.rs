@@ -175,7 +175,7 @@ fn script(blocks: &[Block], folder: &Path) -> String {
                 write!(script, "cat >{name} <<'THE_END'\n{content}THE_END\n").expect("a String");
             }
             Some(Mark::KeepsRunning) if language == "sh" => {
-                write!(script, "{{ {content}}} >{to} 2>&1 &\n").expect("a String");
+                writeln!(script, "{{ {content}}} >{to} 2>&1 &").expect("a String");
                 let last = shown.and_then(|next| next.content.lines().last()).unwrap_or_default();
                 let longest = last.split('…').max_by_key(|piece| piece.len()).unwrap_or_default();
                 let quoted = longest.trim().replace('\'', "'\\''");
