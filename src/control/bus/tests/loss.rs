@@ -20,7 +20,7 @@ impl Redis {
     }
 
     fn let_in(&self) {
-        self.command(&["ACL", "SETUSER", CUT_OFF, "on"]);
+        self.command(&["ACL", "SETUSER", CUT_OFF, "on", "~*"]);
     }
 
     fn state(&self, field: &str) -> String {
@@ -96,6 +96,33 @@ fn a_receipt_that_was_never_sent_is_sent_after_a_restart() {
     until("all are confirmed", || {
         ids.iter().all(|id| nodes[0].status(id).is_some_and(|it| it.is_enough(Wait::All)))
     });
+}
+
+#[test]
+fn a_receipt_that_did_not_reach_redis_is_sent_again() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let a = node(&directory, "a", redis.url());
+    let b = node(&directory, "b", redis.url_to_cut_off());
+    until("they have met", || a.bus.table().members().len() == 2);
+    // b hears of purges, and each of its receipts ends its connection.
+    let keys = ["state", "stream", "nodes", "members", "beats", "changes"];
+    let keys = keys.map(|key| format!("~{{skerry:purge}}:{key}"));
+    let mut rule = vec!["ACL", "SETUSER", CUT_OFF, "resetkeys"];
+    rule.extend(keys.iter().map(String::as_str));
+    assert_eq!(redis.command(&rule), "OK");
+    let purge = |number: u32| a.purge(&format!("https://x/{number}"), Wait::Local).0;
+    let mut ids: Vec<String> = (0..5).map(purge).collect();
+    let talks_ended = || b.metrics.total(Metric::BusDisconnects, 1);
+    until("b has lost a connection", || talks_ended() >= 1);
+    // These meet receipts that are sent again.
+    ids.extend((5..10).map(purge));
+    until("b has applied all", || ids.iter().all(|id| b.knows(id)));
+    until("b has lost another connection", || talks_ended() >= 3);
+    let is_complete = |id: &String| a.status(id).is_some_and(|status| status.is_enough(Wait::All));
+    assert!(!ids.iter().any(is_complete));
+    redis.let_in();
+    until("all are complete", || ids.iter().all(is_complete));
 }
 
 #[test]

@@ -457,6 +457,8 @@ fn cut_connections_lose_nothing() {
     for node in &nodes {
         until("it has all", || ids.iter().all(|id| node.knows(id)));
         assert!(!node.purged_softly(), "nothing was missed");
+        let is_complete = |id: &String| node.status(id).unwrap().is_enough(Wait::All);
+        until("every receipt has come", || ids.iter().all(is_complete));
     }
 }
 

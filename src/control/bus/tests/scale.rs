@@ -39,6 +39,7 @@ fn a_large_fleet_takes_a_part_of_one_redis() {
         members.start(count).await;
         members.measure_heartbeats().await;
         members.measure_purges(setting("SKERRY_PURGES_PER_SECOND", 10)).await;
+        members.measure_cuts().await;
         members.measure_death().await;
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
@@ -129,6 +130,34 @@ impl Members {
         );
     }
 
+    /// All connections are closed while purges are under way: until every receipt has come. The pause between a
+    /// purge and the cut differs, so that some cuts meet the wake-ups and some the receipts.
+    async fn measure_cuts(&self) {
+        let mut times = Vec::new();
+        for round in 0..CUTS {
+            let mut waiting = JoinSet::new();
+            for number in 0..PURGES_PER_CUT {
+                let bus =
+                    self.all[(round * PURGES_PER_CUT + number) * 7 % self.all.len()].bus.clone();
+                let (clock, url) = (self.clock.clone(), format!("https://cut/{round}/{number}"));
+                waiting.spawn(async move {
+                    let ordered = clock.instant();
+                    let purge = bus.purge(request_for(&url), None).unwrap();
+                    let limit = WaitLimit { nodes: Wait::All, timeout: 2 * LONG };
+                    let result = bus.wait(purge, limit).await.unwrap();
+                    assert!(result.status.is_enough(Wait::All), "a receipt never came after a cut");
+                    (clock.instant() - ordered).as_secs_f64() * 1e3
+                });
+            }
+            tokio::time::sleep(PAUSE_BEFORE_CUT * round as u32).await;
+            for kind in ["pubsub", "normal"] {
+                self.redis.command(&["CLIENT", "KILL", "TYPE", kind]);
+            }
+            times.extend(waiting.join_all().await);
+        }
+        print_times("receipts complete, all connections closed meanwhile", times);
+    }
+
     /// One member sends no more heartbeats: until it is out for all others.
     async fn measure_death(&self) {
         let (dead, others) = self.all.split_last().unwrap();
@@ -201,3 +230,7 @@ fn setting(name: &str, default: usize) -> usize {
 
 /// Members that start at the same time.
 const STARTING_MAX: usize = 50;
+const CUTS: usize = 20;
+const PURGES_PER_CUT: usize = 5;
+/// The first cut comes at once, the last after 19 of these.
+const PAUSE_BEFORE_CUT: Duration = Duration::from_millis(5);
