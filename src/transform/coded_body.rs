@@ -113,9 +113,7 @@ struct CodedBody<C> {
 enum State {
     /// Pieces go into the codec.
     Reading,
-    /// The turn is over: the codec works off what it has collected.
-    Cutting,
-    /// The source pauses: the codec is flushed.
+    /// The source pauses, or the turn of a codec that collects is over: the codec is flushed.
     Flushing,
     /// The source has ended: the codec is finished.
     Ending,
@@ -147,9 +145,10 @@ impl<C: Codec> CodedBody<C> {
         let turn = self.codec.turn();
         while !output.has_no_spare_space() && self.state != State::Ended {
             let is_over = self.turn_bytes >= turn.bytes;
+            let works_off = turn.collects && self.state == State::Flushing;
             if is_over && turn.collects && self.needs_flush && self.state == State::Reading {
-                self.state = State::Cutting;
-            } else if is_over && self.state != State::Cutting {
+                self.state = State::Flushing;
+            } else if is_over && !works_off {
                 if output.written_len() > 0 {
                     break; // The output goes first: `Pending` is possible only without output.
                 }
@@ -165,18 +164,12 @@ impl<C: Codec> CodedBody<C> {
                     }
                 }
                 State::Reading => self.work(output, turn.bytes)?,
-                State::Cutting => {
-                    if self.codec.pause(output).map_err(|error| self.failed(error))? {
-                        self.needs_flush = false;
-                        self.state = State::Reading;
-                    }
-                }
                 State::Flushing => {
                     if self.codec.pause(output).map_err(|error| self.failed(error))? {
                         self.needs_flush = false;
+                        // The source is polled again before the reader waits for it: the flush may have taken
+                        // several polls, and one of them the source's wake-up.
                         self.state = State::Reading;
-                        // The source has the waker since it returned `Pending`.
-                        return Ok(Poll::Pending);
                     }
                 }
                 State::Ending | State::Ended => {
@@ -279,3 +272,7 @@ const SCRATCH_BYTES: usize = 16 << 10;
 #[cfg(test)]
 #[path = "tests/coded_body.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tests/pauses.rs"]
+mod pauses;

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::metrics::Metrics;
 
-const CODINGS: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
-const NO_LIMIT: DecodeLimit = DecodeLimit { bytes_max: u64::MAX, ratio_max: u32::MAX };
+pub(super) const CODINGS: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
+pub(super) const NO_LIMIT: DecodeLimit = DecodeLimit { bytes_max: u64::MAX, ratio_max: u32::MAX };
 
 /// A source that a test scripts.
 enum Step {
@@ -98,11 +98,11 @@ fn read(mut body: Body) -> Read {
     read_until(&mut body, usize::MAX)
 }
 
-fn recorder() -> Recorder {
+pub(super) fn recorder() -> Recorder {
     Metrics::new(1).worker(0)
 }
 
-fn level(coding: Coding) -> Level {
+pub(super) fn level(coding: Coding) -> Level {
     Level::new(coding, if coding == Coding::Zstd { 3 } else { 4 }).unwrap()
 }
 
@@ -115,7 +115,7 @@ fn decoded(bytes: Bytes, coding: Coding, limit: DecodeLimit) -> Read {
 }
 
 /// Text with some structure, the same every time.
-fn text(bytes: usize) -> Bytes {
+pub(super) fn text(bytes: usize) -> Bytes {
     let mut seed = 0x2545_F491_4F6C_DD1D_u64;
     let words = std::iter::from_fn(|| {
         seed ^= seed << 13;
@@ -135,7 +135,7 @@ fn text(bytes: usize) -> Bytes {
 }
 
 /// What the coding's own program makes of it.
-fn piped(program: &str, input: &[u8]) -> Vec<u8> {
+pub(super) fn piped(program: &str, input: &[u8]) -> Vec<u8> {
     let (name, arguments) = program.split_once(' ').unwrap();
     let mut child = Command::new(name)
         .args(arguments.split(' '))
@@ -160,7 +160,7 @@ fn decoder_of(coding: Coding) -> &'static str {
     }
 }
 
-fn encoder_of(coding: Coding) -> &'static str {
+pub(super) fn encoder_of(coding: Coding) -> &'static str {
     match coding {
         Coding::Zstd => "zstd -9cq",
         Coding::Brotli => "brotli -q 9 -c",
@@ -201,25 +201,6 @@ fn we_read_what_the_codings_own_programs_write() {
             let steps = pieces.flat_map(|piece| [Step::Data(piece), Step::Pause]);
             let streamed = read(decode(script(steps), coding, NO_LIMIT, &recorder()));
             assert!(streamed.bytes == text && streamed.error.is_none(), "{coding} {length}");
-        }
-    }
-}
-
-#[test]
-fn what_was_sent_before_a_pause_can_be_read_before_it_ends() {
-    for coding in CODINGS {
-        let events = ["data: one\n\n", "data: two\n\n", "data: three\n\n"];
-        // The first pause makes it flush; it reads what came out and asks again.
-        let steps = events.map(|event| [Step::Data(event.into()), Step::Pause, Step::Pause]);
-        let mut coded =
-            encode(script(steps.into_iter().flatten()), level(coding), None, &recorder());
-        let mut seen = Vec::new();
-        for number in 1..=events.len() {
-            seen.extend(read_until(&mut coded, 1).bytes);
-            let so_far = script([Step::Data(seen.clone().into()), Step::Pause]);
-            let mut decoded = decode(so_far, coding, NO_LIMIT, &recorder());
-            let received = read_until(&mut decoded, 1);
-            assert_eq!(received.bytes, events[..number].concat().as_bytes(), "{coding}");
         }
     }
 }
