@@ -148,7 +148,7 @@ fn the_api_s_description_has_every_call_and_no_other() {
         let (method, path) = call.split_once(' ').expect("a method");
         let (path, body) = match path {
             "/purges/{id}" => (format!("/purges/{id}"), ""),
-            "/explain" => ("/explain?url=http://edge.test/".to_owned(), ""),
+            "/explain" | "/nodes/owner" => (format!("{path}?url=http://edge.test/"), ""),
             "/purge" => (path.to_owned(), "{\"url\": \"http://edge.test/\", \"reason\": null}"),
             "/prefetch" => (path.to_owned(), "{\"urls\": [\"http://edge.test/\"]}"),
             "/origins/state" => {
