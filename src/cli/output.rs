@@ -13,7 +13,7 @@ pub fn print(text: &str) -> Result<(), String> {
 /// Writes JSON, indented, to standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_json(value: &serde_json::Value) -> Result<(), super::CommandError> {
     Ok(print(&format!("{value:#}\n"))?)
 }
@@ -21,7 +21,7 @@ pub(super) fn print_json(value: &serde_json::Value) -> Result<(), super::Command
 /// Writes bytes to standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), String> {
     let mut out = io::stdout().lock();
     let written = out.write_all(bytes).and_then(|()| out.flush());

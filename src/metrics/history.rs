@@ -1,4 +1,4 @@
-//! The last hour of a node's main metrics, for the dashboard: their sums once in [`PERIOD`], in a ring of fixed
+//! The last hour of a node's main metrics, for the dashboard: their sums once in [`History::PERIOD`], in a ring of fixed
 //! size. A reload leaves them as they are; a restart begins anew.
 
 use std::collections::VecDeque;
@@ -73,7 +73,7 @@ impl History {
         history
     }
 
-    /// Adds a sample and drops the one of an hour ago. To be called once in [`PERIOD`].
+    /// Adds a sample and drops the one of an hour ago. To be called once in [`History::PERIOD`].
     pub(crate) fn sample(&self, now_ms: u64) {
         let sums = Sums::of(&self.metrics, now_ms);
         let mut samples = self.samples();
