@@ -75,7 +75,8 @@ fn with_origin(line: &str, zone: &str) -> String {
 /// The record SOA of a zone. `negative_ttl`: how long resolvers remember that something does not exist.
 pub(super) fn soa(zone: &ZoneSettings) -> Result<ZoneRecord, String> {
     let first = zone.name_servers.first().ok_or("the zone has no name servers")?;
-    let (local, domain) = zone.contact.split_once('@').ok_or("the contact is no mail address")?;
+    let expected = "expected a mail address as contact, such as hostmaster@example.org";
+    let (local, domain) = zone.contact.split_once('@').ok_or(expected)?;
     let contact = zone_name(domain)?.prepend_label(local).map_err(|error| error.to_string())?;
     let soa = SOA::new(
         zone_name(first)?,
