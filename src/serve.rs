@@ -64,6 +64,7 @@ use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 use crate::respond::{self, ErrorReply, Transaction};
 use crate::route::{Action, Rule, Site};
+use crate::transform::Accepted;
 use crate::upgrade::OnUpgrade;
 use crate::upstream::StickyToken;
 
@@ -120,6 +121,8 @@ struct Visit {
     site: Arc<Site>,
     rule: Arc<Rule>,
     directives: RequestDirectives,
+    /// The codings that the client accepts.
+    accepted: Accepted,
     /// The origin at which the visitor is kept, from its cookie.
     sticky: Option<StickyToken>,
     /// Interim responses for the client. `None` on the stages that do not wait.
@@ -163,10 +166,21 @@ pub(crate) fn serve(
     let switch = protocol_switch(&request, &rule, &body, &mut extensions, &worker.recorder);
     let body = request_content::prepare(body, &mut headers, &rule, &worker.recorder);
     let payload = Payload { body, switch };
+    let accepted = worker.accepted(&headers);
     let (worker, fields) = (worker.clone(), Rc::new(headers));
-    let interims = None;
-    let mut visit =
-        Visit { worker, plan, context, fields, request, site, rule, directives, sticky, interims };
+    let mut visit = Visit {
+        worker,
+        plan,
+        context,
+        fields,
+        request,
+        site,
+        rule,
+        directives,
+        accepted,
+        sticky,
+        interims: None,
+    };
     match visit.answer_at_once(&payload) {
         Ok(answered) => match visit.encode(answered) {
             Encoded::Ready(answered) => Serving::Ready(Some(visit.finish(answered))),

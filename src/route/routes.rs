@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use geo::Place;
-use http::Method;
+use http::{HeaderValue, Method};
 
 use super::{
     Action, Forward, HostPattern, PoolByClient, RuleMirror, RuleSettings, Settings, SiteSettings,
@@ -61,6 +61,8 @@ pub(crate) struct Site {
 pub(crate) struct Rule {
     /// Conditions, action and caching settings.
     pub settings: RuleSettings,
+    /// `Accept-Encoding` of requests to origins for responses that are shared.
+    pub accept_encoding: HeaderValue,
     pools: RulePools,
 }
 
@@ -173,7 +175,8 @@ impl Site {
                 rule: rule.name.clone(),
                 pool,
             })?;
-            Ok(Arc::new(Rule { settings: rule.clone(), pools }))
+            let accept_encoding = rule.compression.accept_encoding_for_origin();
+            Ok(Arc::new(Rule { settings: rule.clone(), accept_encoding, pools }))
         };
         let rules = settings.rules.iter().map(rule).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -189,6 +192,7 @@ impl Rule {
     fn deep_clone(&self) -> Self {
         let mut copy = self.clone();
         copy.settings.name = Arc::from(&*self.settings.name);
+        copy.accept_encoding = self.settings.compression.accept_encoding_for_origin();
         if let Action::Forward(Forward { split: Some(split), .. }) = &mut copy.settings.action {
             split.own_names();
         }
@@ -332,7 +336,7 @@ mod tests {
         let action = Action::Fixed(Fixed {
             status: StatusCode::OK,
             content: Default::default(),
-            content_type: http::HeaderValue::from_static("text/plain"),
+            content_type: HeaderValue::from_static("text/plain"),
         });
         RuleSettings {
             name: name.into(),

@@ -75,20 +75,22 @@ impl Visit {
         Some(Answered::new(reply, status).of(content))
     }
 
-    /// What this request gets of a stored response of this age: in the coding that is negotiated, if that is
+    /// The reply to this request from a stored response of this age: in the coding that is negotiated, if that is
     /// stored or the content is short. `None` if bytes are missing.
     pub(super) fn stored_reply(
         &self,
         head: &Arc<StoredHead>,
         age: Duration,
     ) -> Option<(Reply, Content)> {
-        if let Some(form) = self.form_now(head)
+        let wanted = self.wanted_form(&head.response);
+        if let Some(coding) = wanted
+            && let Some(form) = self.form_now(head, coding)
             && let Some(reply) = self.select_aged(Source::Stored(&form), age)
         {
             return Some((reply, Content::Negotiated));
         }
         let reply = self.select_aged(Source::Stored(head), age)?;
-        Some((reply, Content::Stored(head.clone())))
+        Some((reply, Content::Stored { head: head.clone(), wanted }))
     }
 
     /// What this request gets of the response at the time `now`. `None` if bytes are missing.

@@ -14,17 +14,19 @@ use crate::fields::{FieldLines, Fields, FieldsMut, Known};
 use crate::reply::Reply;
 use crate::store::{StoredForm, StoredHead};
 use crate::transform::{
-    self, Choice, Coding, CodingAction, ContentFields, RecodePlan, Transformed,
+    self, Choice, Coding, CodingAction, ContentFields, RecodePlan, RequestFields, Transformed,
     WHOLE_BODY_BYTES_MAX,
 };
 
 impl Visit {
-    /// The form of a stored response with the coding that this request prefers, if memory or the page cache
+    /// The form of a stored response with this coding, which the request prefers, if memory or the page cache
     /// has it, or if it can be made at once. `None` if the response is to be sent as it is stored, or the form
     /// must be waited for.
-    #[inline]
-    pub(super) fn form_now(&self, head: &Arc<StoredHead>) -> Option<Arc<StoredHead>> {
-        let coding = self.wanted_form(&head.response)?;
+    pub(super) fn form_now(
+        &self,
+        head: &Arc<StoredHead>,
+        coding: Option<Coding>,
+    ) -> Option<Arc<StoredHead>> {
         if !head.may_have_form(coding) || self.keeps_coding() {
             return None;
         }
@@ -37,17 +39,22 @@ impl Visit {
 
     /// The coding of the form that the client prefers to what is stored; within, `None` is identity. Whether
     /// the content may be recoded is not considered.
-    fn wanted_form(&self, stored: &StoredResponse) -> Option<Option<Coding>> {
+    #[inline]
+    pub(super) fn wanted_form(&self, stored: &StoredResponse) -> Option<Option<Coding>> {
         let settings = &self.rule.settings.compression;
         let stored = match stored.headers.has(Known::ContentEncoding) {
             true => ContentFields::of(&FieldLines::of(&stored.headers)).known_coding()?,
             false => None,
         };
-        match self.worker.accepted(&self.fields).choose(stored, &settings.codings) {
+        match self.accepted.choose(stored, &settings.codings) {
             Choice::Coded(level) => Some(Some(level.coding())),
             Choice::Decoded => Some(None),
             Choice::Stored => None,
         }
+    }
+
+    fn request_fields(&self) -> RequestFields<'_> {
+        RequestFields { fields: &self.fields, accepted: self.accepted }
     }
 
     /// Whether the request forbids content in another coding than the stored one.
@@ -61,7 +68,8 @@ impl Visit {
         let settings = &self.rule.settings.compression;
         let fields = FieldLines::of(&stored.headers);
         let content = ContentFields::of(&fields);
-        let plan = transform::plan(&self.fields, stored.status, &content, Some(length), settings);
+        let request = self.request_fields();
+        let plan = transform::plan(&request, stored.status, &content, Some(length), settings);
         match plan.action {
             CodingAction::Leave(_) => None,
             CodingAction::Recode(recoding) => {
@@ -125,13 +133,12 @@ impl Visit {
         }
         let settings = &self.rule.settings.compression;
         let method = &self.context.request.method;
-        match transform::transform(method, &self.fields, reply, settings) {
+        match transform::transform(method, &self.request_fields(), reply, settings) {
             Transformed::Ready(reply) => {
-                if let Content::Stored(head) = &content
+                if let Content::Stored { head, wanted: Some(coding) } = &content
                     && reply.status == StatusCode::OK
-                    && let Some(coding) = self.wanted_form(&head.response)
                 {
-                    head.expect_form(coding, false);
+                    head.expect_form(*coding, false);
                 }
                 Encoded::Ready(facts.answer(reply))
             }

@@ -8,7 +8,7 @@ use crate::context::{ResponseFacts, UpstreamFacts};
 use crate::reply::Reply;
 use crate::respond::ErrorReply;
 use crate::store::{ObjectId, StoredHead};
-use crate::transform::RecodePlan;
+use crate::transform::{Coding, RecodePlan};
 use crate::upstream::{Tried, Upstream, UpstreamResponse};
 
 /// A reply, and how it came about.
@@ -25,7 +25,12 @@ pub(super) enum Content {
     /// It has the coding that was negotiated.
     Negotiated,
     /// A stored response: recoded, it is stored beside it.
-    Stored(Arc<StoredHead>),
+    Stored {
+        /// The response as its origin sent it.
+        head: Arc<StoredHead>,
+        /// The coding that the client prefers to that of the response, if any; within, `None` is identity.
+        wanted: Option<Option<Coding>>,
+    },
     /// A response that is being stored as this object.
     Filling(Box<(Arc<StoredResponse>, ObjectId)>),
 }

@@ -280,10 +280,9 @@ impl Visit {
     fn codings_for_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let is_shared = matches!(self.context.request.method, Method::GET | Method::HEAD)
             && self.query().bypass_reason().is_none();
-        let settings = &self.rule.settings.compression;
         is_shared.then(|| match headers.contains_key(RANGE) {
             true => IDENTITY,
-            false => settings.accept_encoding_for_origin(),
+            false => self.rule.accept_encoding.clone(),
         })
     }
 }

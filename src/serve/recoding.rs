@@ -1,4 +1,4 @@
-//! encode for content that is recoded as it is read. What is stored, or being stored, is recoded once: the
+//! encode for content that is recoded as it is read. A stored response, also while it is being stored, is recoded once: the
 //! first request leads a fill of the form, and all that come meanwhile follow it. Other content is recoded for
 //! its client alone.
 //!
@@ -61,7 +61,7 @@ impl Visit {
         let Recoding { answered: Answered { reply, content, facts }, plan } = *recoding;
         let coding = plan.recoding.coding();
         let source = match content {
-            Content::Stored(head) => {
+            Content::Stored { head, .. } => {
                 head.expect_form(coding, true);
                 if let Some(reply) = self.form_on_disk(&head, coding).await {
                     return self.finish(facts.answer(reply));

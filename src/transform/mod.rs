@@ -23,7 +23,7 @@ use http::{HeaderMap, Method};
 
 pub(crate) use coded_body::{WHOLE_BODY_BYTES_MAX, recode};
 pub(crate) use negotiate::{Accepted, AcceptedMemo, Choice};
-pub(crate) use plan::{CodingAction, ContentFields, Recoding, plan};
+pub(crate) use plan::{CodingAction, ContentFields, Recoding, RequestFields, plan};
 
 use plan::has_no_transform;
 
@@ -132,7 +132,7 @@ pub(crate) struct RecodePlan {
 /// are added.
 pub(crate) fn transform(
     method: &Method,
-    request: &HeaderMap,
+    request: &RequestFields<'_>,
     mut response: Reply,
     settings: &Settings,
 ) -> Transformed {
@@ -382,7 +382,7 @@ mod tests {
         request.insert(http::header::ACCEPT_ENCODING, accept.parse().unwrap());
         let recorder = Metrics::new(1).worker(0);
         let settings = Settings::default();
-        match transform(method, &request, response, &settings) {
+        match transform(method, &RequestFields::of(&request), response, &settings) {
             Transformed::Ready(reply) => reply,
             Transformed::Recode(mut reply, plan) => {
                 reply.body = recode(reply.body, plan, &recorder);

@@ -66,8 +66,25 @@ pub(crate) enum LeaveReason {
     Private,
 }
 
-/// What the fields of a response say about its content, read in one pass.
-#[derive(Debug, Default)]
+/// The fields of a request, and the codings that they accept, which are read once a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestFields<'a> {
+    /// All fields.
+    pub fields: &'a HeaderMap,
+    /// `Accept-Encoding`.
+    pub accepted: Accepted,
+}
+
+impl<'a> RequestFields<'a> {
+    /// Reads `Accept-Encoding`.
+    #[cfg(test)]
+    pub(super) fn of(fields: &'a HeaderMap) -> Self {
+        Self { fields, accepted: Accepted::from_headers(fields) }
+    }
+}
+
+/// The facts about content in the fields of a response, read in one pass.
+#[derive(Debug)]
 pub(crate) struct ContentFields<'a> {
     /// `Content-Length`, if it is valid.
     pub length: Option<u64>,
@@ -77,12 +94,11 @@ pub(crate) struct ContentFields<'a> {
     coding: ContentCoding,
     is_part: bool,
     no_transform: bool,
-    is_private: bool,
+    fields: &'a FieldLines,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 enum ContentCoding {
-    #[default]
     Identity,
     Known(Coding),
     Other,
@@ -91,7 +107,15 @@ enum ContentCoding {
 impl<'a> ContentFields<'a> {
     /// Reads the fields.
     pub(crate) fn of(fields: &'a FieldLines) -> Self {
-        let mut content = Self::default();
+        let mut content = Self {
+            length: None,
+            varies: false,
+            content_type: None,
+            coding: ContentCoding::Identity,
+            is_part: false,
+            no_transform: false,
+            fields,
+        };
         for line in fields.walk() {
             let value = line.value();
             match line.known() {
@@ -102,14 +126,8 @@ impl<'a> ContentFields<'a> {
                         members(value).fold(content.coding, ContentCoding::with_member);
                 }
                 Known::ContentRange => content.is_part = true,
-                Known::CacheControl => {
-                    for directive in members(value) {
-                        content.no_transform |= directive.eq_ignore_ascii_case(b"no-transform");
-                        content.is_private |= is_private(directive);
-                    }
-                }
+                Known::CacheControl => content.no_transform |= has_no_transform(value),
                 Known::Vary => content.varies |= members(value).any(is_accept_encoding_or_star),
-                Known::Other => content.is_private |= line.name().is(&SET_COOKIE),
                 _ => {}
             }
         }
@@ -118,6 +136,15 @@ impl<'a> ContentFields<'a> {
 }
 
 impl ContentFields<'_> {
+    /// Whether the response is for one client. Read only for sites that do not compress such responses.
+    fn is_private(&self) -> bool {
+        self.fields.walk().any(|line| match line.known() {
+            Known::CacheControl => members(line.value()).any(is_private),
+            Known::Other => line.name().is(&SET_COOKIE),
+            _ => false,
+        })
+    }
+
     /// The coding of the content; within, `None` is identity. `None` if it is not supported.
     pub(crate) fn known_coding(&self) -> Option<Option<Coding>> {
         match self.coding {
@@ -143,7 +170,7 @@ impl ContentCoding {
 /// Decides for a response with this content to a request with these fields. `body_length` is used only
 /// if the response has no `Content-Length`.
 pub(crate) fn plan(
-    request: &HeaderMap,
+    request: &RequestFields<'_>,
     status: StatusCode,
     content: &ContentFields<'_>,
     body_length: Option<u64>,
@@ -158,7 +185,7 @@ pub(crate) fn plan(
     if content.no_transform {
         return leave(LeaveReason::NoTransform);
     }
-    let accepted = Accepted::from_headers(request);
+    let RequestFields { fields: request, accepted } = *request;
     let stored = match content.coding {
         ContentCoding::Other => return leave(LeaveReason::Coded),
         ContentCoding::Known(_) if !settings.decode => return leave(LeaveReason::Coded),
@@ -174,7 +201,7 @@ pub(crate) fn plan(
         }
         ContentCoding::Identity => None,
     };
-    if !settings.private && (content.is_private || request.contains_key(AUTHORIZATION)) {
+    if !settings.private && (content.is_private() || request.contains_key(AUTHORIZATION)) {
         return leave(LeaveReason::Private);
     }
     let codings = match stored {
@@ -220,10 +247,11 @@ fn has_listed_type(status: StatusCode, content: &ContentFields<'_>, settings: &S
         None => status == StatusCode::NOT_MODIFIED,
         Some(value) => {
             let media_type = media_type(value);
-            let is_listed = |range: &MediaRange| match media_type.eq_ignore_ascii_case(EVENTS) {
-                // A reader of events waits for each; only a site that names the type wants it coded.
-                true => matches!(range, MediaRange::Type(_)) && range.matches(media_type),
-                false => range.matches(media_type),
+            // A reader of events waits for each; only a site that names the type wants it coded.
+            let must_be_named = media_type.eq_ignore_ascii_case(EVENTS);
+            let is_listed = |range: &MediaRange| {
+                range.matches(media_type)
+                    && (!must_be_named || matches!(range, MediaRange::Type(_)))
             };
             // gRPC compresses each message itself, and its client reads messages as they arrive.
             !is_grpc(value) && settings.content_types.iter().any(is_listed)
@@ -284,7 +312,9 @@ mod tests {
     fn planned(request: &[&str], status: u16, response: &[&str]) -> CodingPlan {
         let status = StatusCode::from_u16(status).unwrap();
         let response = FieldLines::from(&fields(response));
-        plan(&fields(request), status, &ContentFields::of(&response), None, &Settings::default())
+        let request = fields(request);
+        let request = RequestFields::of(&request);
+        plan(&request, status, &ContentFields::of(&response), None, &Settings::default())
     }
 
     fn word(reason: LeaveReason) -> &'static str {
@@ -451,6 +481,7 @@ mod tests {
             let response = FieldLines::from(&fields(&[&[HTML], response].concat()));
             let content = ContentFields::of(&response);
             let is_left = |settings| {
+                let request = RequestFields::of(&request);
                 let plan = plan(&request, StatusCode::OK, &content, None, settings);
                 plan.action == CodingAction::Leave(LeaveReason::Private)
             };
