@@ -448,7 +448,7 @@ labels! {
 }
 
 labels! {
-    /// What a source of origins has replied.
+    /// The outcome of a reply of a source of origins.
     pub(crate) DiscoveryOutcome;
     /// Other origins than before.
     Changed "changed";
@@ -516,7 +516,7 @@ labels! {
 }
 
 labels! {
-    /// What became of the copy of a request that is mirrored.
+    /// The outcome of the copy of a request that is mirrored.
     pub(crate) MirrorOutcome;
     /// Its response was complete.
     Answered "answered";

@@ -427,7 +427,7 @@ mod tests {
     #[test]
     fn a_dead_origin_gives_few_lines_at_any_rate_of_requests() {
         let (mut table, start) = (NoticeTable::default(), start());
-        // What two dead origins of a pool cause: each refuses, is down, stays down, and the pool is empty.
+        // The messages of two dead origins of a pool: each refuses, is down, stays down, and the pool is empty.
         let causes: Vec<Notice<'_>> = ["request failed", "is down", "stays down"]
             .iter()
             .flat_map(|message| ["a:80", "b:80"].map(|origin| Notice { message, origin, ..DEAD }))

@@ -148,7 +148,7 @@ fn warnings(purge: &Value) -> String {
     warnings.map(|warning| format!("warning: {warning}\n")).collect()
 }
 
-/// What a purge would concern.
+/// The sites and scopes that a purge would concern.
 fn dry_run_text(purge: &Value) -> String {
     let matched = purge["matched"].as_array().into_iter().flatten();
     let lines: String = matched

@@ -53,7 +53,7 @@ pub(super) struct Notes {
     pub known: BTreeSet<String>,
     /// The known options that the file sets.
     pub written: BTreeSet<String>,
-    /// What is known of the values of each option, by pattern.
+    /// The known facts about the values of each option, by pattern.
     pub kinds: BTreeMap<String, OptionKind>,
 }
 

@@ -367,7 +367,7 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("http/2", "http2"),
 ];
 
-/// What to write instead of a single value where a table is expected.
+/// The table to write instead of a single value.
 pub(super) fn table(option: &str, value: &DeValue<'_>) -> Remedy {
     let found = values::found(value);
     let name = option.rsplit('.').next()?;

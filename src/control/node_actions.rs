@@ -43,7 +43,7 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     fn undrain(&self) -> Result<bool, &'static str>;
     /// The configuration in use, for `GET /config`.
     fn configuration(&self) -> Value;
-    /// What a reload would change, or the mistakes, one line each.
+    /// The changes that a reload would make, or the mistakes, one line each.
     fn configuration_diff(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>>;
     /// Applies the configuration from before the last change again. Returns the changes or the mistakes.
     fn roll_back(&self) -> ActionFuture<'_, Result<Vec<String>, Vec<String>>>;

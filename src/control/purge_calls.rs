@@ -51,7 +51,7 @@ impl Admin {
         Ok(json_response(code, &answer))
     }
 
-    /// What a purge would concern, without purging.
+    /// The sites and scopes that a purge would concern, without purging.
     fn dry_run(&self, request: &PurgeRequest) -> Value {
         let is_shown = |scope: &&PurgeScope| match scope {
             // Each URL is purged for both schemes.

@@ -24,7 +24,7 @@ pub(crate) struct Catalog {
     pub(super) edges: Vec<(usize, usize)>,
 }
 
-/// What responses need of a zone as a whole.
+/// The facts about a zone as a whole that responses need.
 #[derive(Debug)]
 pub(super) struct Zone {
     /// The name without a dot at the end.
@@ -73,7 +73,7 @@ pub(super) struct RecordSet {
     pub contents: Vec<Box<[u8]>>,
 }
 
-/// What the zones have for a name.
+/// The part of the zones that answers for a name.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SearchResult<'a> {
     /// The name exists, or a wildcard stands for it.
@@ -86,14 +86,14 @@ pub(super) enum SearchResult<'a> {
     NoZone,
 }
 
-/// What is wrong with the zones: the zone's index, the record's index if one is the cause, and the reason.
+/// A mistake in the zones: the zone's index, the record's index if one is the cause, and the reason.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ZoneMistake {
     /// The index of the zone.
     pub zone: usize,
     /// The record, or the zone as a whole.
     pub record: Option<usize>,
-    /// What is wrong, and what to do.
+    /// The mistake, and its remedy.
     pub message: String,
 }
 
@@ -282,7 +282,7 @@ impl Builder {
         if self.apexes.contains(&apex) {
             return self.mistake(None, format!("there are two zones named {:?}", zone.name));
         }
-        // What a zone above has at these names is now this zone's affair.
+        // This zone, no longer a zone above it, answers for these names.
         catalog.forget_below(&apex);
         self.apexes.push(apex.clone());
         let mut own = Vec::new();

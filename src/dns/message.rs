@@ -14,7 +14,7 @@ use super::query::{COOKIE, HEADER, NSID, OPT, SUBNET};
 /// The sections that hold records, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Section {
-    /// What was asked for.
+    /// The question.
     Answer,
     /// The SOA of a negative response, the NS of a referral.
     Authority,

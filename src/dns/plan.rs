@@ -1,4 +1,4 @@
-//! What the name server answers from: zones, edge names and limits, compiled. Immutable; a reload or a change
+//! The compiled zones, edge names and limits that the name server answers from. Immutable; a reload or a change
 //! of the nodes replaces it.
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
-/// What happens to a response by UDP.
+/// The verdict on a response by UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RateVerdict {
     /// It is sent.

@@ -30,7 +30,7 @@ pub(crate) struct ZoneRecord {
 /// dot at the end are below `zone`; a record without a TTL has `ttl` seconds.
 ///
 /// # Errors
-/// What is wrong with the line.
+/// The mistake in the line.
 pub(crate) fn parse(line: &str, zone: &str, ttl: u32) -> Result<Vec<ZoneRecord>, String> {
     // The parser follows $INCLUDE.
     if line.lines().any(|line| line.trim_start().starts_with('$')) {

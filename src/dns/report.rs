@@ -1,4 +1,4 @@
-//! What the name server answers and why, for operators: `GET /dns`, `skerry dns explain` and `skerry dns export`.
+//! Explains the answers of the name server to operators: `GET /dns`, `skerry dns explain` and `skerry dns export`.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

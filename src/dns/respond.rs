@@ -192,7 +192,7 @@ struct QueryClient {
     is_subnet: bool,
 }
 
-/// What is known of the response beside its records.
+/// The facts about the response beside its records.
 #[derive(Clone, Copy)]
 struct Outcome {
     rcode: Rcode,

@@ -44,7 +44,7 @@ impl DnsSockets {
     }
 }
 
-/// What the name server shares with the rest of the node.
+/// The services that the name server shares with the rest of the node.
 pub(crate) struct NameServerParts {
     /// Finds places.
     pub geo: Arc<Geo>,
@@ -56,7 +56,7 @@ pub(crate) struct NameServerParts {
     pub nodes: watch::Receiver<Arc<[EdgeNode]>>,
 }
 
-/// What the threads of the name server share.
+/// The state that the threads of the name server share.
 pub(super) struct ServerState {
     pub(super) plan: ArcSwap<DnsPlan>,
 }

@@ -1,4 +1,4 @@
-//! What a node announces about itself, and its form in Redis: one JSON object.
+//! The announcement of a node, and its form in Redis: one JSON object.
 //!
 //! ```text
 //! {"region":"eu","at":[52.5,13.4],"addresses":["192.0.2.1"],"weight":100,"state":"ready","load":0.25,
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::load::Load;
 
-/// What a node announces about itself. Rows change when this changes, and not at each heartbeat.
+/// The facts that a node announces about itself. Rows change when this changes, and not at each heartbeat.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Announcement {
     /// Region of the node, such as `eu-west`; may be empty.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// What a node publishes about itself in regular intervals.
+/// The facts that a node publishes about itself at regular intervals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
     /// Region of the node.

@@ -34,7 +34,7 @@ pub(crate) struct FleetMember {
     /// Whether it takes requests, as the fleet sees it: a node without heartbeats is out whatever it has
     /// announced.
     pub readiness: Readiness,
-    /// What it has announced.
+    /// Its announcement.
     pub announcement: Announcement,
     /// Time of its last heartbeat, if it has missed three.
     pub last_heartbeat: Option<Instant>,

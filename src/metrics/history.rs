@@ -33,7 +33,7 @@ struct Sums {
     log_lines_dropped: u64,
 }
 
-/// What happened between two samples.
+/// The sums between two samples.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Interval {
     /// The end of the interval, in milliseconds since 1970.

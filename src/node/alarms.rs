@@ -1,4 +1,4 @@
-//! What is wrong with a node now, each with its cause and what to do: the banner of the dashboard.
+//! Faults that a node has now, each with its cause and remedy: the banner of the dashboard.
 //!
 //! The rules are pure functions of reports; `overview` collects the reports.
 
@@ -16,7 +16,7 @@ pub(super) struct Alarm {
     pub is_urgent: bool,
     /// One sentence without a full stop.
     pub cause: String,
-    /// What to do, or what follows.
+    /// The remedy, or the consequence.
     pub action: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! What this node announces to the fleet about itself.
+//! The announcement of this node to the fleet.
 
 use std::sync::Arc;
 use std::time::Duration;

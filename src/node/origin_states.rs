@@ -1,4 +1,4 @@
-//! What operators have set about origins and asked to keep: a file in the data directory, read at
+//! States and weights of origins that operators have asked to keep: a file in the data directory, read at
 //! the start and written by each call that changes it.
 
 use std::collections::HashMap;

@@ -92,7 +92,7 @@ impl Shared {
         self.apply_loaded(config::load_from(previous, &self.flags), "rolled back")
     }
 
-    /// What a reload would change.
+    /// The changes that a reload would make.
     ///
     /// # Errors
     /// One line per mistake.

@@ -57,7 +57,7 @@ pub(super) struct LatestPurges {
     pub causes: Causes,
 }
 
-/// What is reported as the cause of a scope's latest purges.
+/// The cause that is reported of a scope's latest purges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Causes {
     /// The hard one is an invalidation by an unsafe method.

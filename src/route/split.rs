@@ -21,7 +21,7 @@ use crate::upstream::Affinity;
 pub(crate) struct Split {
     /// In any order; at most [`Split::GROUPS_MAX`], and at least one with a weight above 0.
     pub groups: Vec<SplitGroup>,
-    /// What keeps a visitor in a group.
+    /// The mark that keeps a visitor in a group.
     pub by: SplitBy,
     /// The cookie for [`SplitBy::Cookie`].
     pub cookie: GroupCookie,
@@ -38,7 +38,7 @@ pub(crate) struct SplitGroup {
     pub weight: u16,
 }
 
-/// What keeps a visitor in a group.
+/// The mark that keeps a visitor in a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SplitBy {
     /// A cookie of this node with the group's name. Visitors without one are drawn by lot.

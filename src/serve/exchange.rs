@@ -41,7 +41,7 @@ pub(super) struct Job {
     pub site: Arc<Site>,
     pub rule: Arc<Rule>,
     pub upstream: Upstream,
-    /// What the choice of an origin depends on.
+    /// The facts that the choice of an origin depends on.
     pub affinity: Affinity,
     pub key: CacheKey,
     pub method: Method,

@@ -43,7 +43,7 @@ fn recode_fields(headers: &mut HeaderMap, coding: Option<Coding>) {
     }
 }
 
-/// What a small coded body expands to is limited as well.
+/// The expanded size of a small coded body is limited as well.
 fn recode(body: Body, plan: RecodePlan, rule: &Rule, recorder: &Recorder) -> Body {
     let body = transform::recode(body, plan, recorder);
     if plan.recoding.from.is_some() { LimitedBody::limit(body, rule) } else { body }

@@ -14,7 +14,7 @@ use super::order::Tier;
 use super::settings::{Balance, PoolSettings};
 use crate::rendezvous::{LoadBound, mix, score};
 
-/// What a choice depends on besides the members.
+/// The facts that a choice depends on besides the members.
 pub(super) struct Draw<'a> {
     pub(super) balance: Balance,
     /// The next turn in this tier.
@@ -27,7 +27,7 @@ pub(super) struct Draw<'a> {
     pub(super) factor_percent: u32,
 }
 
-/// What is known of the members, by their positions.
+/// The facts about the members, by their positions.
 pub(super) trait Facts {
     /// Whether the member takes this request.
     fn is_up(&self, at: usize) -> bool;

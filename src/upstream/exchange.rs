@@ -17,7 +17,7 @@ use crate::rendezvous;
 /// How a request is to be exchanged, besides the request itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Intent {
-    /// What the choice of an origin depends on.
+    /// The facts that the choice of an origin depends on.
     pub affinity: Affinity,
     /// The `Upgrade` field to send, for another protocol on the connection (RFC 9110 §7.8).
     pub upgrade: Option<HeaderValue>,
@@ -34,7 +34,7 @@ pub(crate) struct Intent {
     pub interims: Option<Arc<Interims>>,
 }
 
-/// What ties a request to some origins of a pool rather than to others.
+/// The ties of a request to some origins of a pool rather than to others.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Affinity {
     /// Where the client is, for [`super::Policy::Nearest`].

@@ -28,7 +28,7 @@ use crate::rendezvous;
 #[derive(Debug)]
 pub(super) struct Members {
     list: Box<[Arc<Member>]>,
-    /// What the set was built from, at the same positions.
+    /// The origins that the set was built from, at the same positions.
     origins: Box<[Origin]>,
     /// See [`ListedOrigin::source`], at the same positions.
     sources: Box<[Option<usize>]>,

@@ -34,7 +34,7 @@ pub(crate) struct OriginReport {
     pub ejections: u32,
     /// Its share of requests relative to the others.
     pub weight: u16,
-    /// What operators have set about it.
+    /// The state and weight that operators have set.
     pub set: Option<OriginOverride>,
     /// The source that gives it, as in the configuration. `None`: the configuration lists it.
     pub source: Option<String>,

@@ -1,12 +1,12 @@
-//! What operators set about the origins of a pool while the node runs. It goes before the
-//! configuration and the sources, and stays when the set of members changes.
+//! States and weights that operators set of a pool's origins while the node runs. They go before the
+//! configuration and the sources, and stay when the set of members changes.
 
 use std::collections::BTreeMap;
 
 /// By the URL of the origin ([`super::Origin::url`]), also of origins that are not in the pool now.
 pub(crate) type Overrides = BTreeMap<String, OriginOverride>;
 
-/// What is set about one origin.
+/// The state and weight that are set of one origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OriginOverride {
     /// Whether it gets requests.

@@ -27,7 +27,7 @@ pub(crate) struct Pool {
     /// Identifies the pool in the tables of each core. Unique in the process.
     pub(super) id: u64,
     members: ArcSwap<Members>,
-    /// What the members are made from. Requests never lock it.
+    /// The origins and sources that the members are made from. Requests never lock it.
     roster: Mutex<Roster>,
     /// Shared with the pools of the same name before and after a reload.
     pub(super) health: Arc<PoolHealth>,
@@ -122,7 +122,7 @@ impl Pool {
         self.members.load()
     }
 
-    /// What the members are made from. Held while they change.
+    /// The origins and sources that the members are made from. Locked while they change.
     pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,7 +203,7 @@ impl Pool {
         Ok((url, of_origin))
     }
 
-    /// What operators have set and asked to keep.
+    /// The states and weights that operators have asked to keep.
     pub(crate) fn kept_overrides(&self) -> Overrides {
         let roster = self.roster();
         let kept = roster.overrides.iter().filter(|(_, of_origin)| of_origin.is_kept);

@@ -11,7 +11,7 @@ use super::settings::{PoolDefinition, PoolError};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pools(Arc<HashMap<Arc<str>, Arc<Pool>>>);
 
-/// What a reload changes in pools that requests already use.
+/// The changes of a reload in pools that requests already use.
 #[derive(Debug, Default)]
 #[must_use = "a reload takes effect with `apply`"]
 pub(crate) struct MemberChanges {

@@ -1,4 +1,4 @@
-//! What the members of a pool are made from: the origins that the configuration lists, and the last
+//! The origins that the members of a pool are made from: those that the configuration lists, and the last
 //! good answer of each source. Members that have vanished are kept for a while, so that one that
 //! comes back has its health and its statistics again.
 
@@ -18,7 +18,7 @@ pub(super) struct Roster {
     origins: Vec<Origin>,
     sources: Vec<SourceRecord>,
     vanished: Vec<Vanished>,
-    /// What operators have set. At most [`PoolSettings::MEMBERS_MAX`].
+    /// States and weights that operators have set. At most [`PoolSettings::MEMBERS_MAX`].
     pub(super) overrides: Overrides,
     /// No configuration uses the pool any more: its members may belong to another one.
     pub(super) is_closed: bool,

@@ -17,7 +17,7 @@ fn run(edge: &Edge, arguments: &[&str]) -> Output {
     skerry(&[arguments, &["--admin", &admin]].concat())
 }
 
-/// What a command printed, which must have ended with this code.
+/// The output of a command, which must have ended with this code.
 #[track_caller]
 fn printed(output: &Output, code: i32) -> String {
     let text = [&output.stdout[..], &output.stderr].concat();

@@ -26,7 +26,7 @@ fn text(bytes: usize) -> Vec<u8> {
     text
 }
 
-/// What the coding's own program makes of it.
+/// The output of the coding's own program.
 fn decoded(coding: &str, input: &[u8]) -> Vec<u8> {
     match coding {
         "" | "identity" => input.to_vec(),
@@ -404,7 +404,7 @@ fn the_origins_pause_does_not_hold_back_what_it_sent() {
         let origin = Origin::start(move |_| html(text(400_000)).pause_at(100_000, &gate));
         let edge = Edge::before(&origin.url());
         let mut clients = [(); 3].map(|()| StreamClient::start(&edge, coding));
-        // What came before the pause can be decoded before the origin goes on.
+        // Content from before the pause can be decoded before the origin goes on.
         for client in &mut clients {
             assert!(client.read(100_000) == text(400_000)[..100_000], "{coding}");
         }
@@ -612,7 +612,7 @@ fn coded_request_content_is_decoded_for_origins_that_cannot() {
         assert_eq!(post(&[&header], b"not coded").status, 400, "{coding}");
         assert_eq!(origin.request_count(), before, "{coding}");
     }
-    // What cannot be decoded passes as it is.
+    // Content that cannot be decoded passes as it is.
     for field in ["Content-Encoding: deflate", "Content-Encoding: gzip, br", "X-Plain: 1"] {
         assert_eq!(post(&[field], b"as it is").status, 200);
         assert_eq!(origin.received().pop().expect("a request").body, b"as it is", "{field}");

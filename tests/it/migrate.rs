@@ -129,7 +129,7 @@ type Line = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const WWW: &str = "www.example.org";
 
-/// What all three configurations are asked.
+/// The requests to all three configurations.
 const REQUESTS: [Line; 20] = [
     ("GET", WWW, "/", &[]),
     ("GET", WWW, "/", &[]),

@@ -71,7 +71,7 @@ fn write_keys(folder: &Path, secret_key: &str) {
     std::fs::rename(folder.join("next"), folder.join("keys")).expect("a file");
 }
 
-/// What a bucket answers: 403 without a good signature.
+/// The answer of a bucket: 403 without a good signature.
 fn answer(request: &ReceivedRequest) -> Answer {
     match verify(request, SECRET_KEY) {
         Ok(()) => Answer::ok("content"),

@@ -104,7 +104,7 @@ pub(super) fn read_coordinates(section: &Section<'_>) -> Option<Coordinates> {
 pub(crate) struct CoordinatesMistake {
     /// `latitude` or `longitude`.
     pub option: &'static str,
-    /// What is wrong with it.
+    /// The mistake in it.
     pub message: String,
 }
 

@@ -3,7 +3,7 @@
 
 use super::check;
 
-/// What is written after a minimal site, and the line about it.
+/// The text after a minimal site, and the line about it.
 const MISTAKES: &[(&str, &str)] = &[
     (
         "[limits]\nidle_timeout = 30",

@@ -22,7 +22,7 @@ use super::connection::{RedisConnection, new_epoch, parse_id, sha1};
 use super::record::StreamHead;
 use crate::fleet::{AbsentNode, Announcement, Heartbeat, MemberRow, TablePage};
 
-/// What a node writes at a heartbeat.
+/// The row that a node writes at a heartbeat.
 pub(super) struct OwnRow<'a> {
     /// The node's name.
     pub name: &'a str,

@@ -48,7 +48,7 @@ pub(super) struct Inner {
     pub purge_waiters: Mutex<HashMap<String, watch::Sender<()>>>,
     /// Limits the number of callers that wait for other nodes.
     pub wait_permits: Semaphore,
-    /// What this node announces about itself.
+    /// The announcement of this node.
     pub announcement: Mutex<Announcement>,
     pub last_heartbeat: Mutex<Heartbeat>,
     /// The nodes of the fleet, for the other rooms.

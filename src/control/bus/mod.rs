@@ -80,7 +80,7 @@ pub(crate) struct PurgeInProgress {
 pub(crate) struct BusParts {
     /// The name of this node, unique in the fleet; receipts carry it.
     pub name: String,
-    /// What it announces about itself.
+    /// Its announcement.
     pub announcement: Announcement,
     /// The purge table and its log.
     pub purges: Arc<Purges>,
@@ -384,7 +384,7 @@ impl Bus {
         self.inner.table.borrow().clone()
     }
 
-    /// What this node announces about itself. The other nodes read it after the next heartbeat.
+    /// Sets the announcement of this node. The other nodes read it after the next heartbeat.
     pub(crate) fn announce(&self, change: impl FnOnce(&mut Announcement)) {
         change(&mut self.inner.announcement());
         let own = self.inner.own_member();

@@ -1,4 +1,4 @@
-//! What edge names answer: region, nodes, and the scope for caches.
+//! Answers of edge names: region, nodes, and the scope for caches.
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType::{A, AAAA, HTTPS, MX, SOA};

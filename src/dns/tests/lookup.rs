@@ -1,4 +1,4 @@
-//! What zones answer: RFC 1034 §4.3.2, RFC 2308, RFC 4592, RFC 6604, RFC 8482, RFC 9471.
+//! Answers of zones: RFC 1034 §4.3.2, RFC 2308, RFC 4592, RFC 6604, RFC 8482, RFC 9471.
 
 use hickory_proto::op::ResponseCode::{self, NXDomain, NoError};
 use hickory_proto::rr::RecordType::{self, A, AAAA, ANY, AXFR, CNAME, DS, MX, NS, SOA, TXT};

@@ -50,7 +50,7 @@ impl Wake for Woken {
     }
 }
 
-/// What a reader sees.
+/// The pieces that a reader gets.
 #[derive(Default)]
 struct Read {
     bytes: Vec<u8>,
@@ -134,7 +134,7 @@ pub(super) fn text(bytes: usize) -> Bytes {
     text.into()
 }
 
-/// What the coding's own program makes of it.
+/// The output of the coding's own program.
 pub(super) fn piped(program: &str, input: &[u8]) -> Vec<u8> {
     let (name, arguments) = program.split_once(' ').unwrap();
     let mut child = Command::new(name)

@@ -54,7 +54,7 @@ impl Wake for Woken {
     }
 }
 
-/// What a reader has when its source pauses.
+/// The bytes that a reader has when its source pauses.
 struct Pause {
     /// The bytes that the source has given.
     given: usize,

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`SourceReader`] is the one interface of all kinds of sources: it waits until its source has
-//! something to say. What follows from that is the same for all of them ([`publish()`]).
+//! something to say. The consequences are the same for all of them ([`publish()`]).
 
 mod addresses;
 mod document;

@@ -1,4 +1,4 @@
-//! What follows from the news of a source: other members, a line in the log, a count.
+//! The consequences of the news of a source: other members, a line in the log, a count.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What sources of all kinds reply.
+//! The replies of sources of all kinds.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(super) struct SourceReply {
     pub(super) next_in: Duration,
 }
 
-/// What a source says.
+/// The content of a reply.
 #[derive(Debug)]
 pub(super) enum SourceNews {
     /// All of its origins, in an order that depends on them alone.

@@ -42,7 +42,7 @@ pub(crate) enum Balance {
     Hash,
 }
 
-/// What the hash of a request is made of, for [`Balance::Hash`].
+/// The part of a request that is hashed, for [`Balance::Hash`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum HashBy {
     /// The cache key.

@@ -53,7 +53,7 @@ impl Default for Health {
 /// How each origin of a pool is tested beside the requests (active health checks).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Check {
-    /// What is tested.
+    /// The kind of test.
     pub kind: CheckKind,
     /// From the start of a check to the start of the next; up to 10 % shorter at random.
     pub interval: Duration,
@@ -67,7 +67,7 @@ pub(crate) struct Check {
     pub assume_down: bool,
 }
 
-/// What a check tests.
+/// The kind of test of a check.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum CheckKind {
     /// A connection, with the TLS handshake if the origin has one.

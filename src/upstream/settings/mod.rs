@@ -182,7 +182,7 @@ pub(crate) enum PoolError {
     Host {
         /// The pool's name.
         pool: Arc<str>,
-        /// What was written.
+        /// The value as written.
         host: Arc<str>,
     },
     /// A PEM file, or a file of credentials, that cannot be used.
@@ -192,7 +192,7 @@ pub(crate) enum PoolError {
         pool: Arc<str>,
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: String,
     },
     /// Credentials in the environment that cannot be used.
@@ -200,7 +200,7 @@ pub(crate) enum PoolError {
     Environment {
         /// The pool's name.
         pool: Arc<str>,
-        /// What is wrong with them. Quotes no secret.
+        /// The mistake in them. Quotes no secret.
         reason: String,
     },
     /// TLS that cannot be set up (a key that does not fit, say).
@@ -208,7 +208,7 @@ pub(crate) enum PoolError {
     Tls {
         /// The pool's name.
         pool: Arc<str>,
-        /// What rustls said.
+        /// The message of rustls.
         source: rustls::Error,
     },
 }

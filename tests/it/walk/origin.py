@@ -17,7 +17,7 @@ class Origin(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        # What is left of a request would be taken for the next one.
+        # The rest of a request would be taken for the next one.
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = self.path.split("?")[0]
         host = self.headers.get("Host")
