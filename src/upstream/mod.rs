@@ -54,7 +54,7 @@ pub(crate) use crate::labels::ProxyError;
 pub(crate) use discovery::{Discovery, ask_once, read_members_file};
 pub(crate) use error::{FetchError, Tried, Unanswered};
 pub(crate) use exchange::{Affinity, Intent, Times, UpstreamResponse};
-pub(crate) use health::{Checks, HealthClass, Why};
+pub(crate) use health::{Checks, GRPC_SERVICE_BYTES_MAX, HealthClass, Why};
 pub(crate) use origin_report::{OriginReport, SourceReport};
 pub(crate) use overrides::{
     Administrative, OriginOverride, OverrideChange, OverrideRefusal, Overrides,
@@ -63,8 +63,8 @@ pub(crate) use pool::Pool;
 pub(crate) use pools::{MemberChanges, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
-    Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, HashBy, Health, Hedge,
-    HedgeAfter, HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy,
+    Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, GrpcCheck, HashBy,
+    Health, Hedge, HedgeAfter, HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy,
     PoolDefinition, PoolSettings, Protocol, Retry, RetryOn, Scheme, Settings, SourceKind,
     StatusSet, StickySettings,
 };

@@ -1,6 +1,7 @@
 """A gRPC server of grpcio (C-core) for the tests. Prints its port, then serves until its input ends.
 
-Messages are plain bytes: what is tested is HTTP/2, not their coding.
+Messages are plain bytes: what is tested is HTTP/2, not their coding. The service test.Calls has a state of health;
+each line of the input, such as NOT_SERVING, is its next one.
 """
 
 import sys
@@ -8,6 +9,7 @@ import threading
 from concurrent import futures
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 LARGEST = 16 << 20
 cancelled = threading.Semaphore(0)
@@ -63,7 +65,11 @@ methods = {
 options = [("grpc.max_receive_message_length", LARGEST), ("grpc.max_send_message_length", LARGEST)]
 server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Calls", methods),))
+servicer = health.HealthServicer()
+health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+servicer.set("test.Calls", health_pb2.HealthCheckResponse.SERVING)
 print("port", server.add_insecure_port("127.0.0.1:0"), flush=True)
 server.start()
-sys.stdin.read()
+for state in sys.stdin:
+    servicer.set("test.Calls", health_pb2.HealthCheckResponse.ServingStatus.Value(state.strip()))
 server.stop(None)

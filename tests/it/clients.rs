@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::harness::{Answer, Edge, Origin};
+use crate::harness::{Answer, Edge, Origin, until};
 
 /// A server in a process of its own, which says its port. It ends when it is dropped.
 struct Server {
@@ -193,6 +193,40 @@ fn grpc_calls_of_each_kind_go_through_the_edge() {
     assert_eq!(run(&mut client).trim(), "ok");
     // Calls share a connection of their worker's.
     assert!(edge.metric("skerry_upstream_connects_total") <= 2.0);
+}
+
+#[test]
+fn a_grpc_check_follows_the_state_that_the_service_reports() {
+    let mut server = Server::start("grpc_origin.py");
+    let check = |service: &str| {
+        format!(
+            "[pools.{service}]\norigins = {:?}\n[pools.{service}.check]\nkind = \"grpc\"\n\
+             service = \"test.{service}\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\nrise = 1\nfall = 1\n",
+            server.url
+        )
+    };
+    let edge = Edge::with(&format!(
+        "{}{}[sites.all]\nhosts = \"*\"\npool = \"Calls\"\n\
+         [[sites.all.rules]]\npath = \"/other\"\npool = \"Unknown\"\n",
+        check("Calls"),
+        check("Unknown"),
+    ));
+    let origin = |pool: usize| {
+        let report = edge.admin("GET", "/origins", "");
+        let report: serde_json::Value = serde_json::from_str(report.text()).expect("JSON");
+        report["pools"][pool]["origins"][0].clone()
+    };
+    let failure = |pool: usize| origin(pool)["last_check"]["failure"].clone();
+    until("a service that is not known is down", || origin(1)["state"] == "down");
+    assert_eq!(failure(1), "the server does not know the service (check.service)");
+    until("the service is checked", || origin(0)["last_check"].is_object());
+    assert_eq!((origin(0)["state"].clone(), failure(0)), ("up".into(), serde_json::Value::Null));
+    let mut input = server.child.stdin.take().expect("a pipe");
+    writeln!(input, "NOT_SERVING").expect("it reads");
+    until("a service that does not serve is down", || origin(0)["state"] == "down");
+    assert_eq!(failure(0), "the service says NOT_SERVING");
+    writeln!(input, "SERVING").expect("it reads");
+    until("it is up again", || origin(0)["state"] == "up");
 }
 
 /// Over TLS as without: see `an_upgrade_to_h2c_gets_past_no_rule`.

@@ -1130,6 +1130,17 @@ fn a_check_that_cannot_work_is_a_mistake() {
         ],
     );
     check(
+        "[pools.main.check]\nkind = \"grpc\"\nstatuses = [200]\nservice = \"/shop.Cart\"\n",
+        &[
+            "3:12: \"statuses\" has no effect on a check of kind \"grpc\"",
+            "4:11: pools.main.check.service: expected the full name of a gRPC service, such as \"shop.Cart\", found \"/shop.Cart\"",
+        ],
+    );
+    check(
+        "[pools.main.check]\nservice = \"shop.Cart\"\n",
+        &["2:11: \"service\" has no effect on a check of kind \"http\""],
+    );
+    check(
         "[pools.main.check]\nmethod = \"HEAD\"\ncontains = \"ok\"\nstatuses = [\"399-200\", 99]\n",
         &[
             "3:12: a response to HEAD has no content to search",

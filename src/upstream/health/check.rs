@@ -5,6 +5,7 @@
 //! Checks take no slot of `connections_max`: an origin that is busy is not down.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use http::header::{HOST, USER_AGENT};
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,10 +31,10 @@ use super::super::pool::Pool;
 use super::super::pools::Pools;
 use super::super::resolve::Resolver;
 use super::super::settings::{Check, CheckKind, HttpCheck, Protocol};
-use super::LastCheck;
 use super::machine::Event;
 use super::record::record;
 use super::view::HealthClass;
+use super::{LastCheck, grpc};
 use crate::metrics::{Metric, Recorder};
 use crate::random::random_u64;
 
@@ -161,8 +162,9 @@ async fn test(
     Parts { resolver, .. }: &Parts,
 ) -> Result<(), String> {
     let turn = random_u64() as usize;
-    // A check speaks HTTP/1.1 unless the pool requires HTTP/2.
-    let upgrade = pool.settings().protocol != Protocol::Http2;
+    // A check speaks HTTP/1.1 unless the pool requires HTTP/2. A call of gRPC always speaks HTTP/2.
+    let is_call = matches!(check.kind, CheckKind::Grpc(_));
+    let upgrade = pool.settings().protocol != Protocol::Http2 && !is_call;
     let target = Target { pool, origin: member, turn, upgrade };
     let dialed = dial(&target, resolver).await.map_err(|error| error.to_string())?;
     match &check.kind {
@@ -170,10 +172,17 @@ async fn test(
         CheckKind::Http(http) => {
             let Dialed { stream, http2, .. } = dialed;
             let request = check_request(http, member, http2).map_err(|error| error.to_string())?;
-            match stream {
-                Stream::Plain(stream) => exchange(http, request, stream, http2).await,
-                Stream::Tls(stream) => exchange(http, request, *stream, http2).await,
+            exchange(request, stream, http2, async |response| judge(http, response).await).await
+        }
+        CheckKind::Grpc(grpc) => {
+            let Dialed { stream, http2, .. } = dialed;
+            if matches!(stream, Stream::Tls(_)) && !http2 {
+                return Err("the origin does not speak HTTP/2, which gRPC needs".to_owned());
             }
+            let host = grpc.host_header.as_ref().or(member.host.as_ref());
+            let call =
+                grpc::call(&grpc.service, member, host).map_err(|error| error.to_string())?;
+            exchange(call, stream, true, grpc::judge).await
         }
     }
 }
@@ -200,23 +209,40 @@ fn check_request(
     request.uri(uri.build()?).body(Empty::new())
 }
 
-async fn exchange(
-    check: &HttpCheck,
-    request: Request<Empty<Bytes>>,
+async fn exchange<B>(
+    request: Request<B>,
+    stream: Stream,
+    is_http2: bool,
+    judge: impl AsyncFnOnce(Response<Incoming>) -> Result<(), String>,
+) -> Result<(), String>
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
+    match stream {
+        Stream::Plain(stream) => exchange_over(request, stream, is_http2, judge).await,
+        Stream::Tls(stream) => exchange_over(request, *stream, is_http2, judge).await,
+    }
+}
+
+async fn exchange_over<B>(
+    request: Request<B>,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     is_http2: bool,
-) -> Result<(), String> {
+    judge: impl AsyncFnOnce(Response<Incoming>) -> Result<(), String>,
+) -> Result<(), String>
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
     let io = TokioIo::new(stream);
     let text = |error: hyper::Error| error.to_string();
     if is_http2 {
         let (mut sender, connection) =
             http2::handshake(TokioExecutor::new(), io).await.map_err(text)?;
-        let judged =
-            async { judge(check, sender.send_request(request).await.map_err(text)?).await };
+        let judged = async { judge(sender.send_request(request).await.map_err(text)?).await };
         return beside(connection, judged).await;
     }
     let (mut sender, connection) = http1::handshake(io).await.map_err(text)?;
-    let judged = async { judge(check, sender.send_request(request).await.map_err(text)?).await };
+    let judged = async { judge(sender.send_request(request).await.map_err(text)?).await };
     beside(connection, judged).await
 }
 
@@ -297,4 +323,4 @@ const DOWN_INTERVAL: Duration = Duration::from_secs(1);
 const ALL_DOWN_INTERVAL: Duration = Duration::from_millis(250);
 /// Of a body, so much is searched for `check.contains`.
 const BODY_BYTES_MAX: usize = 64 << 10;
-const USER_AGENT_VALUE: HeaderValue = HeaderValue::from_static("skerry-check");
+pub(super) const USER_AGENT_VALUE: HeaderValue = HeaderValue::from_static("skerry-check");

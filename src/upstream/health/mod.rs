@@ -8,6 +8,7 @@
 //! A healthy origin's state is only read: a success loads one word and changes nothing.
 
 mod check;
+mod grpc;
 mod machine;
 mod pool_health;
 mod record;
@@ -26,6 +27,7 @@ use crate::random::random_u64;
 use machine::{Change, Machine, Moment, Rules, Snapshot};
 
 pub(crate) use check::Checks;
+pub(crate) use grpc::SERVICE_BYTES_MAX as GRPC_SERVICE_BYTES_MAX;
 pub(crate) use machine::Why;
 pub(super) use machine::{Event, Outcome};
 pub(super) use pool_health::PoolHealth;

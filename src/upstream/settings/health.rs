@@ -74,6 +74,17 @@ pub(crate) enum CheckKind {
     Tcp,
     /// A request and its response.
     Http(HttpCheck),
+    /// A call of the gRPC health checking protocol, over HTTP/2.
+    Grpc(GrpcCheck),
+}
+
+/// A call of the gRPC health checking protocol.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct GrpcCheck {
+    /// Full name of the service, such as `shop.Cart`, at most 125 bytes; empty: the server as a whole.
+    pub service: String,
+    /// The authority; `None` is that of the pool's requests, or the origin's own.
+    pub host_header: Option<HeaderValue>,
 }
 
 /// The request of a check, and the expected response.

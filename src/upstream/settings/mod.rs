@@ -23,7 +23,7 @@ pub(crate) use connection::Deadlines;
 pub(crate) use connection::{ClientCertificate, HostHeader, Protocol};
 pub(super) use connection::{KeepAlive, OriginTls};
 pub(crate) use dns::DnsSettings;
-pub(crate) use health::{Check, CheckKind, Health, HttpCheck};
+pub(crate) use health::{Check, CheckKind, GrpcCheck, Health, HttpCheck};
 pub(crate) use hedge::{Hedge, HedgeAfter};
 pub(super) use members::OriginKey;
 pub(crate) use members::{Origin, Scheme};

@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use crate::config::reader::{Reader, Section};
 use crate::config::remedy;
 use crate::config::values::{Value, text, text_or};
-use crate::upstream::{Check, CheckKind, Health, HttpCheck};
+use crate::upstream::{Check, CheckKind, GRPC_SERVICE_BYTES_MAX, GrpcCheck, Health, HttpCheck};
 
 pub(super) fn read_health(section: &Section<'_>, health: &mut Health) {
     section.read("connect_failures", &mut health.connect_failures);
@@ -48,7 +48,11 @@ const GONE: [(&str, &str); 3] = [
 pub(super) fn read_check(section: &Section<'_>) -> Option<Check> {
     let (mut check, mut http) = (Check::default(), HttpCheck::default());
     let mut kind = Kind::Http;
-    section.choice("kind", &mut kind, &[("http", Kind::Http), ("tcp", Kind::Tcp)]);
+    section.choice(
+        "kind",
+        &mut kind,
+        &[("http", Kind::Http), ("tcp", Kind::Tcp), ("grpc", Kind::Grpc)],
+    );
     let methods = [("GET", Method::GET), ("HEAD", Method::HEAD)];
     section.choice("method", &mut http.method, &methods);
     let mut path = Path(http.path.clone());
@@ -61,6 +65,8 @@ pub(super) fn read_check(section: &Section<'_>) -> Option<Check> {
     let mut host = HostField(http.host_header.take());
     section.read("host_header", &mut host);
     http.host_header = host.0;
+    let mut service = Service(String::new());
+    section.read("service", &mut service);
     section.read_within("interval", &mut check.interval, TENTH..=HOUR);
     let shorter = check.timeout.min(check.interval);
     check.timeout = shorter;
@@ -71,17 +77,20 @@ pub(super) fn read_check(section: &Section<'_>) -> Option<Check> {
     section.read_within("rise", &mut check.rise, 1..=100);
     section.read_within("fall", &mut check.fall, 1..=100);
     section.choice("assume", &mut check.assume_down, &[("up", false), ("down", true)]);
-    if kind == Kind::Tcp {
-        for name in ["method", "path", "statuses", "contains", "host_header"] {
-            if section.has(name) {
-                section.mistake(name, format!("{name:?} has no effect on a check of kind \"tcp\""));
-            }
+    for name in kind.options_without_effect() {
+        if section.has(name) {
+            let kind = kind.as_str();
+            section.mistake(name, format!("{name:?} has no effect on a check of kind {kind:?}"));
         }
-    } else if http.method == Method::HEAD && !http.contains.is_empty() {
+    }
+    if kind == Kind::Http && http.method == Method::HEAD && !http.contains.is_empty() {
         section.mistake("contains", "a response to HEAD has no content to search");
     }
     check.kind = match kind {
         Kind::Tcp => CheckKind::Tcp,
+        Kind::Grpc => {
+            CheckKind::Grpc(GrpcCheck { service: service.0, host_header: http.host_header })
+        }
         Kind::Http => CheckKind::Http(http),
     };
     section.is_written().then_some(check)
@@ -91,6 +100,42 @@ pub(super) fn read_check(section: &Section<'_>) -> Option<Check> {
 enum Kind {
     Http,
     Tcp,
+    Grpc,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+            Self::Grpc => "grpc",
+        }
+    }
+
+    fn options_without_effect(self) -> &'static [&'static str] {
+        match self {
+            Self::Http => &["service"],
+            Self::Tcp => &["method", "path", "statuses", "contains", "host_header", "service"],
+            Self::Grpc => &["method", "path", "statuses", "contains"],
+        }
+    }
+}
+
+/// The full name of a gRPC service, or nothing.
+#[derive(Debug)]
+struct Service(String);
+
+impl Value for Service {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "the full name of a gRPC service, such as \"shop.Cart\"";
+        let is_name = |name: &&str| {
+            let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_');
+            name.len() <= GRPC_SERVICE_BYTES_MAX && name.bytes().all(is_part)
+        };
+        text(value, reader, expected, |name| {
+            Some(name).filter(is_name).map(|name| Self(name.to_owned()))
+        })
+    }
 }
 
 #[derive(Debug)]
