@@ -27,10 +27,14 @@ impl Form {
         KeyHash(source.0 ^ u128::from(mixed(coding)))
     }
 
-    /// The coding's number, from 0 to [`Form::CODINGS`].
+    /// The coding's number, from 0 up to [`Form::CODINGS`].
     pub(crate) fn index(coding: Option<Coding>) -> usize {
         coding.map_or(Coding::WORDS.len(), Coding::index)
     }
+
+    /// The codings of forms; `None` is decoded content.
+    pub(crate) const ALL: [Option<Coding>; Self::CODINGS] =
+        [Some(Coding::Zstd), Some(Coding::Brotli), Some(Coding::Gzip), None];
 
     /// The number of codings, decoded content included.
     pub(crate) const CODINGS: usize = Coding::WORDS.len() + 1;

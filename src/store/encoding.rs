@@ -31,6 +31,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version};
 
+use super::form_marks::FormMarks;
 use super::piece::Piece;
 use super::record::{ObjectId, Record, StoredHead, disk_state};
 use crate::cache::vary::{Variant, VarySet};
@@ -221,7 +222,7 @@ fn decode_head(from: &mut Decoder, form: Option<Box<Form>>) -> Option<StoredHead
         slice_bytes,
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::WRITTEN),
-        absent_forms: AtomicU8::new(0),
+        form_marks: FormMarks::default(),
     })
 }
 

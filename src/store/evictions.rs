@@ -1,10 +1,11 @@
 //! Handles pieces that leave the memory tier: wanted ones that are not on disk are queued again.
 //!
 //! Most wanted pieces were written long before. One is not on disk if the queue was full, or if its
-//! block was overwritten since. At a clean stop all pieces leave memory, and all are written.
+//! block was overwritten since. At a clean stop all pieces leave memory, and all are written. The forms of a
+//! response that is evicted are to leave too.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foyer_common::event::{Event, EventListener};
 use foyer_memory::Cache;
@@ -15,6 +16,7 @@ use super::piece::Piece;
 use super::piece_key::{PieceHasher, PieceKey};
 use super::record::{Record, disk_state};
 use super::sites::Sites;
+use crate::cache::Form;
 use crate::metrics::{Metric, Recorder};
 
 /// The listener on the memory tier.
@@ -25,6 +27,9 @@ pub(super) struct Evictions {
     recorder: Recorder,
     /// Collects the pieces while memory is emptied for a stop.
     all: Mutex<Option<Vec<(PieceKey, Piece)>>>,
+    /// The forms whose sources have left memory: at most four for each response that memory evicts between two
+    /// insertions.
+    orphans: Mutex<Vec<PieceKey>>,
 }
 
 impl Evictions {
@@ -34,7 +39,7 @@ impl Evictions {
         body_bytes: Arc<BodyBytes>,
         recorder: Recorder,
     ) -> Self {
-        Self { disks, sites, body_bytes, recorder, all: Mutex::default() }
+        Self { disks, sites, body_bytes, recorder, all: Mutex::default(), orphans: Mutex::default() }
     }
 
     /// Empties memory and returns the pieces that are not on disk, heads last.
@@ -50,7 +55,7 @@ impl Evictions {
         all
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Vec<(PieceKey, Piece)>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<(PieceKey, Piece)>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,8 +104,28 @@ impl EventListener for Evictions {
 }
 
 impl Evictions {
+    /// Remembers the forms of a response that leaves memory: no request finds them now.
+    fn note_orphans(&self, piece: &Piece) {
+        let Piece::Record(Record::Response(head)) = piece else { return };
+        let mut forms = head.form_marks.present().peekable();
+        if forms.peek().is_some() {
+            let keys = forms.map(|coding| PieceKey::head(Form::hash(head.hash(), coding)));
+            self.orphans().extend(keys);
+        }
+    }
+
+    /// Takes the forms whose sources have left memory since the last call.
+    pub(super) fn take_orphans(&self) -> Vec<PieceKey> {
+        std::mem::take(&mut *self.orphans())
+    }
+
+    fn orphans(&self) -> MutexGuard<'_, Vec<PieceKey>> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Queues a wanted piece that leaves memory and is not on disk; counts it as forgotten otherwise.
     pub(super) fn evicted(&self, key: &PieceKey, piece: &Piece) {
+        self.note_orphans(piece);
         if self.disks.may_contain(key) {
             return;
         }

@@ -2,8 +2,11 @@
 //!
 //! A form is a stored response of its own, with its own object, slices and place on disk, under the hash of its
 //! source mixed with its coding. It is used only through its source and only while that has the same object: a
-//! new object or a purge of the source makes it unreachable, and it ages out of both tiers. Since each use of a
-//! form is one of its source, memory does not evict the source earlier.
+//! new object or a purge of the source makes it unreachable, and it ages out of both tiers.
+//!
+//! A form never outlives its source in memory: a source that memory evicts takes its forms along. Their slices
+//! stay until they are evicted themselves, because clients may be reading them. A directory frees space in the
+//! order of writing, whatever it holds: a form there may outlive its source by one round, and nothing finds it.
 //!
 //! ```text
 //! source   object 7, response time t       form  source 7, response time t      current
@@ -49,7 +52,7 @@ impl Store {
                 self.tiers.load_cached(key, None).ok().flatten()?.into_record()?
             }
         };
-        form_of(record, source)
+        form_of(record, source, coding)
     }
 
     /// As [`Store::form_now`], and waits for the disk. A form that cannot be read is made again.
@@ -59,7 +62,7 @@ impl Store {
         source: &StoredHead,
         coding: Option<Coding>,
     ) -> Option<StoredForm> {
-        form_of(self.find(Form::hash(hash, coding)).await?, source)
+        form_of(self.find(Form::hash(hash, coding)).await?, source, coding)
     }
 
     /// The form in memory that was made from the object `source`, which is, or will be, stored under `hash`.
@@ -93,11 +96,12 @@ impl Store {
     }
 }
 
-fn form_of(record: Record, source: &StoredHead) -> Option<StoredForm> {
+fn form_of(record: Record, source: &StoredHead, coding: Option<Coding>) -> Option<StoredForm> {
     let Record::Response(form) = record else { return None };
     if !form.is_form_of(source) {
         return None;
     }
+    source.form_marks.set_present(coding);
     let time = |head: &StoredHead| head.response.freshness.response_time;
     Some(match time(&form) == time(source) {
         true => StoredForm::Current(form),

@@ -19,6 +19,7 @@ mod disk; // one directory
 mod disks; // all directories
 mod encoding; // pieces on disk
 mod evictions; // pieces that leave memory
+mod form_marks; // what a stored response remembers of its forms
 mod forms; // coded and decoded forms of stored responses
 mod layout; // the files of a directory
 mod loads; // reads from disk in progress
@@ -53,6 +54,7 @@ pub(crate) use self::space::{bytes_text, memory_bytes, misfits};
 pub(crate) use self::stat::{DirectoryStat, Service, Stat};
 pub(crate) use self::write::{ObjectWriter, WriteError};
 
+use self::form_marks::FormMarks;
 use self::newest_objects::NewestObjects;
 use self::piece::Piece;
 use self::piece_key::{ObjectIds, PieceKey};
@@ -264,7 +266,7 @@ impl Store {
             slice_bytes: self.tiers.settings.slice_bytes as u32,
             checkpoint: Checkpoint::of(self.objects.purges.lineage()),
             disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
-            absent_forms: AtomicU8::new(0),
+            form_marks: FormMarks::default(),
         }
     }
 

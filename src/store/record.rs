@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 
 use bytes::Bytes;
 
+use super::form_marks::FormMarks;
 pub(crate) use super::piece_key::ObjectId;
-use crate::cache::{Coding, Form, KeyHash, StoredResponse, VaryList};
+use crate::cache::{Coding, KeyHash, StoredResponse, VaryList};
 use crate::purge::Checkpoint;
 
 /// The value under a cache key's or a variant's hash. Two keys can share a hash: the caller compares
@@ -21,7 +22,7 @@ pub(crate) enum Record {
 }
 
 /// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state` and
-/// `absent_forms`.
+/// `form_marks`.
 #[derive(Debug)]
 pub(crate) struct StoredHead {
     /// What the caching rules read.
@@ -37,8 +38,8 @@ pub(crate) struct StoredHead {
     pub(super) checkpoint: Checkpoint,
     /// One of [`disk_state`].
     pub(super) disk_state: AtomicU8,
-    /// One bit for each coding: whether a form with it is known to be absent and is not worth a lookup.
-    pub(super) absent_forms: AtomicU8,
+    /// The facts about its forms.
+    pub(super) form_marks: FormMarks,
 }
 
 /// With the counts of its `Arc` a head fills one of the allocator's size classes; the next has 320 bytes.
@@ -111,23 +112,19 @@ impl StoredHead {
             slice_bytes: self.slice_bytes,
             checkpoint: Checkpoint::distrusted(),
             disk_state: AtomicU8::new(disk_state::WRITTEN),
-            absent_forms: AtomicU8::new(0),
+            form_marks: FormMarks::default(),
         }
     }
 
     /// Whether a form with this coding may exist. `false`: [`StoredHead::expect_form`] was told that none does.
     #[inline]
     pub(crate) fn may_have_form(&self, coding: Option<Coding>) -> bool {
-        self.absent_forms.load(Ordering::Relaxed) & form_bit(coding) == 0
+        self.form_marks.may_exist(coding)
     }
 
     /// Remembers whether lookups of the form with this coding are worth their cost.
     pub(crate) fn expect_form(&self, coding: Option<Coding>, expected: bool) {
-        let bit = form_bit(coding);
-        match expected {
-            true => self.absent_forms.fetch_and(!bit, Ordering::Relaxed),
-            false => self.absent_forms.fetch_or(bit, Ordering::Relaxed),
-        };
+        self.form_marks.expect(coding, expected);
     }
 
     /// Whether it was made from `source`, by coding or decoding its content.
@@ -148,10 +145,6 @@ impl StoredHead {
             + self.inline.as_ref().map_or(0, Bytes::len)
             + response.form.as_ref().map_or(0, |form| size_of_val(&**form))
     }
-}
-
-fn form_bit(coding: Option<Coding>) -> u8 {
-    1 << Form::index(coding)
 }
 
 /// Bytes of a memory entry beside its value: foyer's record (128 bytes), its slot in a hash table and

@@ -76,7 +76,8 @@ impl Tiers {
     }
 
     /// Inserts a piece into memory and counts it, unless `if_current` does not call its argument because
-    /// a newer piece has superseded this one. A site above its limit then loses its oldest pieces.
+    /// a newer piece has superseded this one. The forms of responses that were evicted for it leave memory too,
+    /// and a site above its limit loses its oldest pieces.
     fn insert(&self, key: PieceKey, piece: Piece, if_current: impl FnOnce(&mut dyn FnMut())) {
         let site = piece.site(&self.sites);
         let mut piece = Some(piece);
@@ -88,11 +89,20 @@ impl Tiers {
             self.body_bytes.entered(&piece);
             self.memory.insert(key, piece);
         });
-        let Some(site) = site else { return };
-        while let Some(surplus) = site.surplus(|key| self.memory.contains(key)) {
-            if let Some(entry) = self.memory.remove(&surplus) {
-                self.evictions.evicted(&surplus, entry.value());
+        if let Some(site) = site {
+            while let Some(surplus) = site.surplus(|key| self.memory.contains(key)) {
+                self.evict(&surplus);
             }
+        }
+        for form in self.evictions.take_orphans() {
+            self.evict(&form);
+        }
+    }
+
+    /// Removes a piece from memory as memory itself does when it needs space.
+    fn evict(&self, key: &PieceKey) {
+        if let Some(entry) = self.memory.remove(key) {
+            self.evictions.evicted(key, entry.value());
         }
     }
 

@@ -83,3 +83,79 @@ async fn forms_come_back_after_a_restart() {
     assert_eq!(form.response.form.as_ref().map(|form| form.number), Some(7));
     assert_eq!(read(&here, &form, 0..9_000).await, bytes(9_000));
 }
+
+/// Settings whose memory holds a few dozen of the bodies that [`crowd`] stores.
+fn crowded(directories: Vec<Directory>) -> Settings {
+    Settings { memory_bytes: 256 << 10, directories, ..small() }
+}
+
+/// Stores other responses until memory has evicted the source.
+async fn crowd(here: &Store) {
+    for number in 0..1000 {
+        if !here.tiers.memory.contains(&PieceKey::head(hash())) {
+            return;
+        }
+        store(here, &format!("https://b/{number}"), &bytes(4000)).await;
+    }
+    panic!("memory keeps the source");
+}
+
+fn form_is_in_memory(here: &Store) -> bool {
+    here.tiers.memory.contains(&PieceKey::head(Form::hash(hash(), BR)))
+}
+
+#[tokio::test]
+async fn a_form_leaves_memory_with_its_source_however_often_it_was_read() {
+    let here = open(&crowded(Vec::new())).await;
+    let source = store(&here, URL, &bytes(3000)).await;
+    here.put_form(form_of(&source, BR), bytes(900));
+    for _ in 0..10 {
+        current(here.form_now(hash(), &source, BR));
+    }
+    // The form is read between all insertions and its source is not, so that memory alone keeps the form longer.
+    for number in 0..1000 {
+        here.in_memory(Form::hash(hash(), BR));
+        store(&here, &format!("https://b/{number}"), &bytes(4000)).await;
+        if !here.tiers.memory.contains(&PieceKey::head(hash())) {
+            assert!(!form_is_in_memory(&here), "after insertion {number}");
+            return;
+        }
+        assert!(form_is_in_memory(&here), "after insertion {number}");
+    }
+    panic!("memory keeps the source");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_left_memory_with_its_source_is_read_from_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = open(&crowded(on_disk(directory.path()).directories)).await;
+    let source = store(&here, URL, &bytes(3000)).await;
+    written(&source).await;
+    written(&write_form(&here, &source, &bytes(900)).await).await;
+    current(here.form_now(hash(), &source, BR));
+    crowd(&here).await;
+    store(&here, "https://b/last", &bytes(4000)).await;
+    assert!(!form_is_in_memory(&here));
+
+    let source = found(here.find(hash()).await);
+    let StoredForm::Current(form) = here.form(hash(), &source, BR).await.expect("on disk") else {
+        panic!("it is outdated")
+    };
+    assert_eq!(read(&here, &form, 0..900).await, bytes(900));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_on_disk_whose_source_was_overwritten_is_used_by_no_later_source() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = open(&crowded(on_disk(directory.path()).directories)).await;
+    let source = store(&here, URL, &bytes(3000)).await;
+    written(&source).await;
+    written(&write_form(&here, &source, &bytes(900)).await).await;
+    current(here.form_now(hash(), &source, BR));
+    crowd(&here).await;
+    // The ring has overwritten the source and not yet its form, which was written later.
+    here.tiers.disks.forget(&PieceKey::head(hash()));
+    assert!(here.find(hash()).await.is_none());
+    let again = store(&here, URL, &bytes(3000)).await;
+    assert!(here.form(hash(), &again, BR).await.is_none());
+}

@@ -63,7 +63,7 @@ pub(super) fn head(url: &str, stored_at: PurgeSequence, lineage: u64) -> StoredH
         slice_bytes: 4096,
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
-        absent_forms: AtomicU8::new(0),
+        form_marks: FormMarks::default(),
     }
 }
 

@@ -1,0 +1,58 @@
+//! Marks of a stored response that spare its requests lookups of forms.
+//!
+//! ```text
+//! bits 0–3   absent    no form with the coding is worth a lookup
+//! bits 4–7   present   a form with the coding has been in memory: it leaves memory with its source
+//! bits 8–11  offered   the form has been offered for coding at a higher level
+//! ```
+//!
+//! One bit of each four for each coding, by [`Form::index`]. A record that is read from disk has none.
+
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use crate::cache::{Coding, Form};
+
+/// The marks. A race between two threads loses none.
+#[derive(Debug, Default)]
+pub(super) struct FormMarks(AtomicU16);
+
+impl FormMarks {
+    /// Whether a form with this coding may exist.
+    #[inline]
+    pub(super) fn may_exist(&self, coding: Option<Coding>) -> bool {
+        !self.has(ABSENT << Form::index(coding))
+    }
+
+    pub(super) fn expect(&self, coding: Option<Coding>, expected: bool) {
+        let bit = ABSENT << Form::index(coding);
+        match expected {
+            true => self.0.fetch_and(!bit, Ordering::Relaxed),
+            false => self.0.fetch_or(bit, Ordering::Relaxed),
+        };
+    }
+
+    /// Remembers that a form with this coding is in memory.
+    #[inline]
+    pub(super) fn set_present(&self, coding: Option<Coding>) {
+        let bit = PRESENT << Form::index(coding);
+        // Every hit of a form comes here, and writing takes the cache line from the other cores.
+        if !self.has(bit) {
+            self.0.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// The codings of the forms that have been in memory.
+    pub(super) fn present(&self) -> impl Iterator<Item = Option<Coding>> {
+        let marks = self.0.load(Ordering::Relaxed);
+        Form::ALL.into_iter().filter(move |coding| marks & (PRESENT << Form::index(*coding)) != 0)
+    }
+
+    fn has(&self, bit: u16) -> bool {
+        self.0.load(Ordering::Relaxed) & bit != 0
+    }
+}
+
+const ABSENT: u16 = 1;
+const PRESENT: u16 = 1 << Form::CODINGS;
+
+const _: () = assert!(3 * Form::CODINGS <= u16::BITS as usize);
