@@ -448,6 +448,23 @@ labels! {
 }
 
 labels! {
+    /// The outcome of coding the form of an often requested response again at a higher level.
+    pub(crate) HotFormOutcome;
+    /// The new form is shorter and has replaced the old one.
+    Smaller "smaller";
+    /// The new form would not be shorter; the old one stays.
+    Kept "kept";
+    /// The response was replaced, validated or purged, or its form evicted, in the meantime.
+    Outdated "outdated";
+    /// The content is longer than `hot_forms.content_max` when it is decoded.
+    TooLong "too-long";
+    /// The content could not be read or coded.
+    Failed "failed";
+    /// The form was not queued because the queue had `hot_forms.queue_max` entries.
+    QueueFull "queue-full";
+}
+
+labels! {
     /// The outcome of a reply of a source of origins.
     pub(crate) DiscoveryOutcome;
     /// Other origins than before.

@@ -28,9 +28,9 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
-    FillEnd, HandshakeOutcome, HeadError, Http2End, LeftOut, MemberChange, MirrorOutcome,
-    ProxyError, QueueRefusal, Refusal, RequestProtocol, RetryReason, SplitChoice, StickyOutcome,
-    Uncollapsed, Unretried,
+    FillEnd, HandshakeOutcome, HeadError, HotFormOutcome, Http2End, LeftOut, MemberChange,
+    MirrorOutcome, ProxyError, QueueRefusal, Refusal, RequestProtocol, RetryReason, SplitChoice,
+    StickyOutcome, Uncollapsed, Unretried,
 };
 
 /// The type of a metric.
@@ -221,6 +221,10 @@ table! {
     CoderBytesOut, Counter, "coder_output_bytes", "Bytes that came out of encoders and decoders.";
     CoderFailures, Counter, "coder_failures", "Bodies that failed in an encoder or decoder, by reason.",
         "reason" = CoderFailure::WORDS;
+    HotForms, Counter, "hot_forms", "Forms of often requested responses that were to be coded again at a higher level, by outcome.",
+        "outcome" = HotFormOutcome::WORDS;
+    HotFormBytesSaved, Counter, "hot_form_saved_bytes", "Bytes by which forms became shorter because they were coded again.";
+    HotFormSeconds, Histogram, "hot_form_cpu_seconds", "CPU time of coding a form again, with reading and decoding its content.";
     LogDropped, Counter, "access_log_dropped", "Access log lines dropped because the writer fell behind.";
     Purges, Counter, "purges", "Purges applied.";
     PurgesRefused, Counter, "purges_refused", "Purges refused because the outbox was full.";

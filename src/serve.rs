@@ -25,6 +25,7 @@ mod exchange;
 mod explain;
 mod fetching;
 mod forms;
+mod hot_forms;
 mod internal_requests;
 mod limited_body;
 mod lookup;
@@ -69,6 +70,7 @@ use crate::upgrade::OnUpgrade;
 use crate::upstream::StickyToken;
 
 pub(crate) use explain::Explainer;
+pub(crate) use hot_forms::{HotFormSettings, HotForms};
 pub(crate) use internal_requests::{InternalRequest, run_internal_requests};
 pub(crate) use popular::Popular;
 pub(crate) use purging::PurgeByMethod;

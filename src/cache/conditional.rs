@@ -472,7 +472,8 @@ mod tests {
     #[test]
     fn the_tag_of_a_form_matches_those_of_other_forms() {
         let mut form = stored(&[("cache-control", "max-age=9"), ("etag", "\"v~br.00000002\"")]);
-        form.form = Some(Box::new(Form { coding: Some(Coding::Brotli), source: 1, number: 2 }));
+        let coding = Some(Coding::Brotli);
+        form.form = Some(Box::new(Form { coding, source: 1, number: 2, is_hot: false }));
         let check = |name: &str, theirs: &str, expected: Selected| {
             let request = headers(&[(name, theirs)]);
             let limits = RangeLimits::default();

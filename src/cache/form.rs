@@ -18,6 +18,8 @@ pub(crate) struct Form {
     pub source: u128,
     /// The number of these bytes, in their entity tag: coding the same content again may give others.
     pub number: u32,
+    /// Whether it was coded again at a high level, because its source is requested often.
+    pub is_hot: bool,
 }
 
 impl Form {

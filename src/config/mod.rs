@@ -37,7 +37,7 @@ pub use schema::schema;
 
 use crate::listen::{Listener, Transport};
 use crate::{
-    control, dns, fill, guard, listen, purge, rendezvous, respond, route, store, upstream,
+    control, dns, fill, guard, listen, purge, rendezvous, respond, route, serve, store, upstream,
 };
 use reader::{OptionValue, Purpose, Reader, Section};
 pub(crate) use sources::Sources;
@@ -75,6 +75,8 @@ pub struct Config {
     pub(crate) purge: purge::Settings,
     /// Fills: upstream responses on their way into the store.
     pub(crate) fills: fill::Settings,
+    /// The thread that codes the forms of often requested responses again.
+    pub(crate) hot_forms: serve::HotFormSettings,
     /// Sites and rules.
     pub(crate) routes: route::Settings,
     /// Problems that do not keep a node from starting.
@@ -116,6 +118,7 @@ impl Default for Config {
             store: store::Settings::default(),
             purge: purge::Settings::default(),
             fills: fill::Settings::default(),
+            hot_forms: serve::HotFormSettings::default(),
             routes: route::Settings::default(),
             warnings: Vec::new(),
             sources: Sources::default(),
@@ -352,6 +355,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     drop(store);
     config.purge.object_age_max = config.store.object_age_max;
     rooms::read_fills(&root.section("fills"), &mut config.fills);
+    rooms::read_hot_forms(&root.section("hot_forms"), &mut config.hot_forms);
     config.upstream.pools = rooms::read_pools(&root, config.node.coordinates);
     flag_origins(reader, flags, &mut config.upstream.pools);
     let pools: Vec<Arc<str>> =

@@ -46,7 +46,7 @@ use crate::metrics::{History, Metrics};
 use crate::notices::{self, SuppressedLines};
 use crate::purge::{self, Purges};
 use crate::respond::log::AccessLog;
-use crate::serve::Popular;
+use crate::serve::{HotForms, Popular};
 use crate::store::{self, Store};
 use crate::upstream::{Checks, Discovery, Pools, Resolver};
 
@@ -206,6 +206,14 @@ impl Node {
             .map_err(system("cannot start the name server"))?;
         background.spawn(name_server.clone().follow_nodes());
         let dns = name_server.addresses().to_vec();
+        let hot_forms = HotForms::start(
+            config.hot_forms.clone(),
+            store.clone(),
+            metrics.background(),
+            handle.clone(),
+        );
+        let hot_forms =
+            hot_forms.map_err(system("cannot start the thread that codes hot forms"))?;
         let clock_of_history = clock.clone();
         let shared = Arc::new(Shared {
             name_server,
@@ -220,6 +228,7 @@ impl Node {
             bus,
             purges,
             popular: Popular::new(config.node.workers),
+            hot_forms,
             internal_requests,
             next_internal_request: AtomicUsize::new(0),
             geo,
@@ -301,6 +310,7 @@ impl Node {
             let _ = worker.join();
         }
         self.shared.name_server.close();
+        self.shared.hot_forms.close();
         self.background.block_on(self.shared.bus.leave());
         self.background.block_on(self.shared.store.close());
         self.shared.store.purges().close();

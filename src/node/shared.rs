@@ -22,7 +22,7 @@ use crate::metrics::{History, Recorder};
 use crate::respond::log::LogTaps;
 use crate::respond::{Identity, RecentErrors};
 use crate::route::Routes;
-use crate::serve::{InternalRequest, Plan, Popular, PurgeByMethod};
+use crate::serve::{HotForms, InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
 use crate::upstream::{Checks, Discovery, MemberChanges, Pools};
 
@@ -41,6 +41,7 @@ pub(super) struct Shared {
     /// Sends HTTP requests with the method PURGE to the admin API.
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) popular: Arc<Popular>,
+    pub(super) hot_forms: Arc<HotForms>,
     /// The node's own requests (prefetch, refresh), one queue per worker.
     pub(super) internal_requests: Vec<mpsc::Sender<InternalRequest>>,
     /// Counts these requests, to distribute them over the workers.
@@ -148,6 +149,7 @@ impl Shared {
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         checks.replace(&self.plan.load().pools);
         drop(checks);
+        self.hot_forms.set(next.hot_forms.clone());
         self.listeners.set_limits(next.listen.limits.clone());
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config);

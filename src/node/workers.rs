@@ -148,6 +148,7 @@ impl WorkerSetup {
             upstreams,
             purges: shared.purges.clone(),
             popular: shared.popular.clone(),
+            hot_forms: shared.hot_forms.clone(),
             number: self.number,
             bus_silent: shared.bus.silent_flag(),
             geo: shared.geo.clone(),

@@ -68,7 +68,9 @@ impl Visit {
         let freshness = &head.response.freshness;
         let age = freshness.age(self.context.received_at);
         let (reply, content) = self.stored_reply(head, age)?;
-        self.worker.note_hit(hash, head);
+        if let Some(hits) = self.worker.note_hit(hash, head) {
+            self.offer_hot_form(head, hits);
+        }
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
         let detail = stale.or_else(silent);
         let status = CacheStatus { detail, ..CacheStatus::hit(freshness.ttl_at(age)) };

@@ -7,6 +7,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG};
 use http::{HeaderValue, StatusCode};
 
 use super::Visit;
+use super::hot_forms::HotForm;
 use super::outcome::{Answered, Content, Encoded, Recoding};
 use crate::body::{Body, BodySource};
 use crate::cache::{self, Form, StoredResponse};
@@ -112,10 +113,33 @@ impl Visit {
         Some(self.worker.store.put_form(response, content))
     }
 
+    /// Offers the form that this request gets for coding at a higher level, if its source has had enough hits.
+    #[cold]
+    pub(super) fn offer_hot_form(&self, source: &StoredHead, hits: u32) {
+        let settings = &self.rule.settings.compression;
+        if hits < settings.hot_requests {
+            return;
+        }
+        let Some(Some(coding)) = self.wanted_form(&source.response) else { return };
+        let level = settings.hot_codings.iter().find(|level| level.coding() == coding);
+        let Some(level) = level.filter(|_| source.offer_form(Some(coding))) else { return };
+        let (hash, object) = (source.hash(), source.object.get());
+        let form = self.worker.store.form_in_memory(hash, object, Some(coding));
+        let candidate = HotForm { hash, object, level: *level };
+        let is_done = form.is_some_and(|form| {
+            form.response.form.as_ref().is_some_and(|form| form.is_hot)
+                || self.worker.hot_forms.offer(candidate)
+        });
+        if !is_done {
+            source.take_back_offer(Some(coding));
+        }
+    }
+
     /// A new form of the object `source`.
     pub(super) fn new_form(&self, coding: Option<Coding>, source: u128) -> Form {
         // Any number that is not used again for this response.
-        Form { coding, source, number: (self.worker.next_request_id().0 >> 32) as u32 }
+        let number = (self.worker.next_request_id().0 >> 32) as u32;
+        Form { coding, source, number, is_hot: false }
     }
 
     /// encode: codes or decodes the content as the client accepts it.

@@ -21,6 +21,9 @@ struct Counter {
     hash: u128,
     /// Zero: the entry is free.
     count: u32,
+    /// The object that was hit last, and the count when it was hit first.
+    object: u128,
+    before: u32,
     /// Weak, so that a counter keeps no response in memory.
     head: Weak<StoredHead>,
 }
@@ -35,9 +38,9 @@ impl Popular {
         Arc::new(Self { cores: (0..cores).map(|_| counters()).collect() })
     }
 
-    /// Counts a hit of the sample that core `core` takes.
-    pub(super) fn note(&self, core: usize, hash: KeyHash, head: &Arc<StoredHead>) {
-        self.counters(core).note(hash.0, head);
+    /// Counts a hit of the sample that core `core` takes. Returns how many hits of the same object the sample has.
+    pub(super) fn note(&self, core: usize, hash: KeyHash, head: &Arc<StoredHead>) -> u32 {
+        self.counters(core).note(hash.0, head)
     }
 
     /// The URLs of popular responses that have been purged, the most popular first.
@@ -82,20 +85,27 @@ impl Popular {
 }
 
 impl Counters {
-    fn note(&mut self, hash: u128, head: &Arc<StoredHead>) {
+    fn note(&mut self, hash: u128, head: &Arc<StoredHead>) -> u32 {
+        let object = head.object.get();
         let set = &mut self.0[hash as usize % SETS];
         if let Some(counter) = set.iter_mut().find(|entry| entry.hash == hash && entry.count > 0) {
+            if counter.object != object {
+                (counter.object, counter.before) = (object, counter.count);
+            }
             counter.count = counter.count.saturating_add(1);
             if counter.head.as_ptr() != Arc::as_ptr(head) {
                 counter.head = Arc::downgrade(head);
             }
-            return;
+            return counter.count.saturating_sub(counter.before);
         }
         let weakest = set.iter_mut().min_by_key(|entry| entry.count).expect("a set is not empty");
         weakest.count = weakest.count.saturating_sub(1);
         if weakest.count == 0 {
-            *weakest = Counter { hash, count: 1, head: Arc::downgrade(head) };
+            let head = Arc::downgrade(head);
+            *weakest = Counter { hash, count: 1, object, before: 0, head };
+            return 1;
         }
+        0
     }
 
     fn all(&self) -> Vec<(u32, Arc<StoredHead>)> {

@@ -12,6 +12,7 @@ use http::HeaderMap;
 
 use tokio::sync::mpsc;
 
+use super::hot_forms::HotForms;
 use super::popular::Popular;
 use super::purging::PurgeByMethod;
 use crate::cache::KeyHash;
@@ -66,6 +67,8 @@ pub(crate) struct WorkerParts {
     pub purges: mpsc::Sender<PurgeByMethod>,
     /// Counts the most requested responses of all cores.
     pub popular: Arc<Popular>,
+    /// Codes the forms of often requested responses again.
+    pub hot_forms: Arc<HotForms>,
     /// The core's number, counted from zero.
     pub number: usize,
     /// True while the purge bus is silent.
@@ -91,6 +94,7 @@ pub(crate) struct Worker {
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) bus_silent: Arc<AtomicBool>,
     popular: Arc<Popular>,
+    pub(super) hot_forms: Arc<HotForms>,
     number: usize,
     sample: Cell<u64>,
     pub(super) geo: Arc<Geo>,
@@ -124,6 +128,7 @@ impl Worker {
             purges: parts.purges,
             bus_silent: parts.bus_silent,
             popular: parts.popular,
+            hot_forms: parts.hot_forms,
             number: parts.number,
             sample: Cell::new(parts.first_id),
             geo: parts.geo,
@@ -141,14 +146,13 @@ impl Worker {
         self.log.flush();
     }
 
-    /// Counts one of sixteen hits for [`Popular`]. The sample is random, so that no pattern of requests
-    /// coincides with it.
-    pub(super) fn note_hit(&self, hash: KeyHash, head: &Arc<StoredHead>) {
+    /// Counts one of sixteen hits for [`Popular`], and returns for it about how many hits the object has had. The
+    /// sample is random, so that no pattern of requests coincides with it.
+    pub(super) fn note_hit(&self, hash: KeyHash, head: &Arc<StoredHead>) -> Option<u32> {
         let next = self.sample.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         self.sample.set(next);
-        if next >> 60 == 0 {
-            self.popular.note(self.number, hash, head);
-        }
+        (next >> 60 == 0)
+            .then(|| self.popular.note(self.number, hash, head).saturating_mul(HITS_PER_SAMPLE))
     }
 
     pub(super) fn plan(&self) -> Rc<Plan> {
@@ -174,3 +178,6 @@ impl Worker {
         RequestId(next ^ (next >> 31))
     }
 }
+
+/// One hit of so many is counted.
+const HITS_PER_SAMPLE: u32 = 16;

@@ -14,6 +14,7 @@
 //!                      [hash (16) others (8) language (text)]*]*
 //! kind 3   slice:    bytes
 //! kind 4   form:     coding (1: 0 none  1 zstd  2 br  3 gzip) source (16) number (4)  as a head
+//! kind 5   hot form: as kind 4
 //! text     length (4)  bytes
 //! flags    1 heuristic  2 must_revalidate  4 no_cache  8 immutable
 //!          16 complete_length  32 parts  64 body inline       (language: empty is none)
@@ -46,7 +47,7 @@ impl Piece {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let (kind, payload) = match self {
             Self::Record(Record::Response(head)) => {
-                (if head.response.form.is_some() { FORM } else { HEAD }, &*encode_head(head))
+                (kind_of_head(&head.response), &*encode_head(head))
             }
             Self::Record(Record::Variants(list)) => (VARIANTS, &*encode_variants(list)),
             Self::Slice(slice) => (SLICE, &*slice.bytes),
@@ -95,10 +96,12 @@ impl Piece {
 
 fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
     match kind {
-        HEAD | FORM => {
+        HEAD | FORM | HOT_FORM => {
             let mut from = Decoder(payload);
-            let form = (kind == FORM).then(|| decode_form(&mut from).map(Box::new));
-            let form = form.map_or(Some(None), |form| form.map(Some))?;
+            let form = match kind {
+                HEAD => None,
+                _ => Some(Box::new(decode_form(&mut from, kind == HOT_FORM)?)),
+            };
             let head = decode_head(&mut from, form)?;
             Some(Piece::Record(Record::Response(Arc::new(head))))
         }
@@ -108,6 +111,14 @@ fn decode_payload(kind: u8, payload: Bytes) -> Option<Piece> {
         }
         SLICE => Some(Piece::slice(payload, true, None)),
         _ => None,
+    }
+}
+
+fn kind_of_head(response: &StoredResponse) -> u8 {
+    match &response.form {
+        None => HEAD,
+        Some(form) if form.is_hot => HOT_FORM,
+        Some(_) => FORM,
     }
 }
 
@@ -234,10 +245,10 @@ fn encode_form(form: &Form, out: &mut Vec<u8>) {
     out.extend_from_slice(&form.number.to_le_bytes());
 }
 
-fn decode_form(from: &mut Decoder) -> Option<Form> {
+fn decode_form(from: &mut Decoder, is_hot: bool) -> Option<Form> {
     let [coding] = from.array()?;
     let coding = *CODINGS.get(usize::from(coding))?;
-    Some(Form { coding, source: from.u128()?, number: from.u32()? })
+    Some(Form { coding, source: from.u128()?, number: from.u32()?, is_hot })
 }
 
 /// The length that an inline body must have: that of the complete body, or of its one part.
@@ -373,6 +384,7 @@ const VARIANTS: u8 = 2;
 const SLICE: u8 = 3;
 const FORM: u8 = 4;
 /// The codings of forms, by their number on disk.
+const HOT_FORM: u8 = 5;
 const CODINGS: [Option<Coding>; Form::CODINGS] =
     [None, Some(Coding::Zstd), Some(Coding::Brotli), Some(Coding::Gzip)];
 pub(super) const START_BYTES: usize = 6;
@@ -412,13 +424,13 @@ mod tests {
 
     #[test]
     fn a_form_comes_back_with_its_coding_and_source() {
-        for coding in CODINGS {
-            let form = Form { coding, source: 1 << 100, number: 0x1a2b_3c4d };
+        for (coding, is_hot) in CODINGS.into_iter().zip([false, true, false, true]) {
+            let form = Form { coding, source: 1 << 100, number: 0x1a2b_3c4d, is_hot };
             let mut head = tests::head("https://a/", PurgeSequence(7), 9);
             head.response.complete_length = Some(4);
             head.response.form = Some(Box::new(form.clone()));
             let encoded = encode(&piece(head));
-            assert_eq!(encoded[..2], [VERSION, FORM]);
+            assert_eq!(encoded[..2], [VERSION, if is_hot { HOT_FORM } else { FORM }]);
             let back = decode(&encoded);
             assert_eq!(head_of(&back).response.form.as_deref(), Some(&form));
             let mut unknown = encoded.clone();

@@ -39,7 +39,14 @@ impl Evictions {
         body_bytes: Arc<BodyBytes>,
         recorder: Recorder,
     ) -> Self {
-        Self { disks, sites, body_bytes, recorder, all: Mutex::default(), orphans: Mutex::default() }
+        Self {
+            disks,
+            sites,
+            body_bytes,
+            recorder,
+            all: Mutex::default(),
+            orphans: Mutex::default(),
+        }
     }
 
     /// Empties memory and returns the pieces that are not on disk, heads last.

@@ -47,6 +47,16 @@ impl FormMarks {
         Form::ALL.into_iter().filter(move |coding| marks & (PRESENT << Form::index(*coding)) != 0)
     }
 
+    /// Marks the form with this coding as offered. Returns whether it was not before.
+    pub(super) fn offer(&self, coding: Option<Coding>) -> bool {
+        let bit = OFFERED << Form::index(coding);
+        !self.has(bit) && self.0.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    pub(super) fn take_back_offer(&self, coding: Option<Coding>) {
+        self.0.fetch_and(!(OFFERED << Form::index(coding)), Ordering::Relaxed);
+    }
+
     fn has(&self, bit: u16) -> bool {
         self.0.load(Ordering::Relaxed) & bit != 0
     }
@@ -54,5 +64,6 @@ impl FormMarks {
 
 const ABSENT: u16 = 1;
 const PRESENT: u16 = 1 << Form::CODINGS;
+const OFFERED: u16 = PRESENT << Form::CODINGS;
 
 const _: () = assert!(3 * Form::CODINGS <= u16::BITS as usize);

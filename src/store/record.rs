@@ -127,6 +127,16 @@ impl StoredHead {
         self.form_marks.expect(coding, expected);
     }
 
+    /// Marks the form with this coding as offered for coding at a higher level. Returns whether it was not before.
+    pub(crate) fn offer_form(&self, coding: Option<Coding>) -> bool {
+        self.form_marks.offer(coding)
+    }
+
+    /// Undoes [`StoredHead::offer_form`], so that the form can be offered again.
+    pub(crate) fn take_back_offer(&self, coding: Option<Coding>) {
+        self.form_marks.take_back_offer(coding);
+    }
+
     /// Whether it was made from `source`, by coding or decoding its content.
     pub(super) fn is_form_of(&self, source: &Self) -> bool {
         self.response.form.as_ref().is_some_and(|form| form.source == source.object.0)

@@ -65,22 +65,9 @@ fn encode_whole(
     mut encoder: Encoder,
     recorder: &Recorder,
 ) -> Result<Body, CodecError> {
-    let mut scratch = [0; SCRATCH_BYTES];
-    let mut coded = Vec::with_capacity(piece.len() / 2);
-    let mut input = PartialBuffer::new(piece);
-    let mut ended = false;
-    while !ended {
-        let mut output = WriteBuffer::new_initialized(&mut scratch);
-        if input.unwritten().is_empty() {
-            ended = encoder.end(&mut output)?;
-        } else {
-            encoder.run(&mut input, &mut output)?;
-        }
-        coded.extend_from_slice(output.written());
-    }
+    let coded = encoder.code_whole(piece)?;
     recorder.add(Metric::CoderBytesIn, piece.len() as u64);
     recorder.add(Metric::CoderBytesOut, coded.len() as u64);
-    coded.shrink_to_fit();
     Ok(Bytes::from(coded).into())
 }
 

@@ -15,7 +15,7 @@ const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 const BROWSER: &str = "Accept-Encoding: gzip, deflate, br, zstd";
 
 /// Text with some structure.
-fn text(bytes: usize) -> Vec<u8> {
+pub fn text(bytes: usize) -> Vec<u8> {
     let mut random = Random(bytes as u64);
     let mut text = Vec::with_capacity(bytes + 64);
     while text.len() < bytes {
@@ -27,14 +27,14 @@ fn text(bytes: usize) -> Vec<u8> {
 }
 
 /// The output of the coding's own program.
-fn decoded(coding: &str, input: &[u8]) -> Vec<u8> {
+pub fn decoded(coding: &str, input: &[u8]) -> Vec<u8> {
     match coding {
         "" | "identity" => input.to_vec(),
         coding => piped(coding, "-dc", input),
     }
 }
 
-fn encoded(coding: &str, input: &[u8]) -> Vec<u8> {
+pub fn encoded(coding: &str, input: &[u8]) -> Vec<u8> {
     piped(coding, "-c", input)
 }
 
@@ -53,11 +53,11 @@ fn piped(coding: &str, argument: &str, input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-fn accept(coding: &str) -> String {
+pub fn accept(coding: &str) -> String {
     format!("Accept-Encoding: {coding}")
 }
 
-fn html(body: impl Into<Vec<u8>>) -> Answer {
+pub fn html(body: impl Into<Vec<u8>>) -> Answer {
     Answer::ok(body).header("Content-Type", "text/html").header("ETag", "\"v1\"").fresh_for(60)
 }
 

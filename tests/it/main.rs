@@ -20,6 +20,7 @@ mod gate;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
 mod hostile;
+mod hot_forms;
 mod http2;
 mod migrate;
 mod mirror;

@@ -85,9 +85,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "stamp",
         ],
     ),
+    // labels: the outcomes of coding hot forms are counted.
     (
         "serve",
         &[
+            "labels",
             "route",
             "guard",
             "cache",

@@ -13,7 +13,7 @@ mod store;
 mod upstream;
 
 pub(super) use cache::read_cache;
-pub(super) use compression::read_compression;
+pub(super) use compression::{read_compression, read_hot_forms};
 pub(super) use control::{SILENCES, read_admin, read_bus};
 pub(super) use dns::read_name_server;
 pub(super) use guard::{read_geo, read_guard};

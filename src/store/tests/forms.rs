@@ -14,7 +14,7 @@ fn hash() -> KeyHash {
 
 /// The stored response of a form of `source`.
 fn form_of(source: &StoredHead, coding: Option<Coding>) -> StoredResponse {
-    let form = Form { coding, source: source.object.get(), number: 7 };
+    let form = Form { coding, source: source.object.get(), number: 7, is_hot: false };
     StoredResponse { form: Some(Box::new(form)), complete_length: None, ..source.response.clone() }
 }
 
@@ -86,7 +86,7 @@ async fn forms_come_back_after_a_restart() {
 
 /// Settings whose memory holds a few dozen of the bodies that [`crowd`] stores.
 fn crowded(directories: Vec<Directory>) -> Settings {
-    Settings { memory_bytes: 256 << 10, directories, ..small() }
+    Settings { memory_bytes: 256 << 10, directories, admission: Admission::All, ..small() }
 }
 
 /// Stores other responses until memory has evicted the source.
