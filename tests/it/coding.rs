@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use async_compression::codecs::{BrotliDecoder, DecodeV2};
 use async_compression::core::util::{PartialBuffer, WriteBuffer};
@@ -644,5 +645,105 @@ fn request_content_is_encoded_for_origins_that_accept_it() {
         let request = origin.received().pop().expect("a request");
         assert_eq!(request.header("content-encoding"), coding, "{content_type}");
         assert!(decoded(coding.unwrap_or_default(), &request.body) == content, "{content_type}");
+    }
+}
+
+/// A page that loads each of the targets and reports the length of each, and a hash of its bytes.
+const DECODER_PAGE: &str = r#"<!doctype html><script>
+const report = (said) => fetch('/report', { method: 'POST', body: said.join('\n') })
+const load = async (target) => {
+  const response = await fetch(target)
+  const bytes = new Uint8Array(await response.arrayBuffer())
+  let hash = 0
+  for (const byte of bytes) hash = (Math.imul(hash, 31) + byte) >>> 0
+  return target + ' ' + response.headers.get('content-encoding') + ' ' + bytes.length + ' ' + hash
+}
+const all = async () => {
+  const said = []
+  for (const target of TARGETS) said.push(await load(target))
+  await report(said)
+}
+all().catch((error) => report(['' + error]))
+</script>"#;
+
+#[test]
+fn a_browser_decodes_every_coding_to_the_origins_bytes() {
+    let sizes = [0_usize, 1, 255, 256, 65_535, 65_536, 65_537, 5 << 20];
+    let target = |coding: &str, bytes: usize, framing: &str, number: usize| {
+        format!("/{coding}/{bytes}{framing}?{number}")
+    };
+    let mut targets = Vec::new();
+    let mut expected = Vec::new();
+    for coding in CODINGS {
+        for bytes in sizes {
+            let hash = text(bytes)
+                .iter()
+                .fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+            for framing in ["", "/chunked"] {
+                // A miss, the hit that makes the form, and a hit of the form: the query is not part of the key.
+                for number in 0..3 {
+                    let target = target(coding, bytes, framing, number);
+                    // Short content is not coded, unless its length is unknown.
+                    let codings = if bytes < 256 { vec![coding, "null"] } else { vec![coding] };
+                    let line = |coding| format!("{target} {coding} {bytes} {hash}");
+                    expected.push(codings.into_iter().map(line).collect::<Vec<_>>());
+                    targets.push(target);
+                }
+            }
+        }
+    }
+    let page = DECODER_PAGE.replace("TARGETS", &serde_json::json!(targets).to_string());
+    let origin = Origin::start(move |request| {
+        let path = request.target.split('?').next().expect("a path");
+        let mut parts = path[1..].split('/').skip(1);
+        match (request.method.as_str(), parts.next().and_then(|bytes| bytes.parse().ok())) {
+            ("GET", Some(bytes)) => {
+                let answer = html(text(bytes));
+                if parts.next() == Some("chunked") { answer.chunked() } else { answer }
+            }
+            ("GET", None) if path == "/page" => {
+                Answer::ok(page.as_bytes()).header("Content-Type", "text/html")
+            }
+            _ => Answer::ok("").header("Cache-Control", "no-store"),
+        }
+    });
+    // A browser asks for zstd only over TLS.
+    let edge = Edge::with_tls(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.all]\nhosts = \"*\"\ncache.key.query = \"none\"\n\
+         compression.codings = []\n{}",
+        origin.url(),
+        CODINGS
+            .map(|coding| format!(
+                "[[sites.all.rules]]\npath_prefix = \"/{coding}/\"\ncompression.codings = [{coding:?}]\n"
+            ))
+            .concat()
+    ));
+    let profile = tempfile::tempdir().expect("a temporary folder");
+    let mut chromium = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        // Otherwise it keeps what it has loaded.
+        .args(["--ignore-certificate-errors", "--no-proxy-server", "--disk-cache-size=1"])
+        .arg("--remote-debugging-port=0")
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("https://{}/page", edge.https.expect("TLS")))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("chromium is on the PATH");
+    let report = || {
+        let requests = origin.received().into_iter();
+        requests.filter(|request| request.method == "POST").map(|request| request.body).next()
+    };
+    let until = Instant::now() + Duration::from_secs(180);
+    while report().is_none() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    chromium.kill().expect("it runs");
+    chromium.wait().expect("it ended");
+    let report = String::from_utf8(report().expect("a report")).expect("text");
+    let lines: Vec<_> = report.lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{report}");
+    for (line, expected) in lines.iter().zip(&expected) {
+        assert!(expected.iter().any(|one| one == line), "{line}: expected {expected:?}");
     }
 }
