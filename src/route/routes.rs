@@ -14,6 +14,7 @@ use super::{
 };
 use crate::labels::SplitChoice;
 use crate::planted::{self, Bug};
+use crate::transform::SettingsId;
 use crate::upstream::{Pool, Pools};
 
 /// The parts of a normalised request that select a site and a rule.
@@ -63,6 +64,8 @@ pub(crate) struct Rule {
     pub settings: RuleSettings,
     /// `Accept-Encoding` of requests to origins for responses that are shared.
     pub accept_encoding: HeaderValue,
+    /// Identifies its settings of compression, if not too many others have been in use.
+    pub coding_id: Option<SettingsId>,
     pools: RulePools,
 }
 
@@ -176,7 +179,8 @@ impl Site {
                 pool,
             })?;
             let accept_encoding = rule.compression.accept_encoding_for_origin();
-            Ok(Arc::new(Rule { settings: rule.clone(), accept_encoding, pools }))
+            let (settings, coding_id) = (rule.clone(), SettingsId::of(&rule.compression));
+            Ok(Arc::new(Rule { settings, accept_encoding, coding_id, pools }))
         };
         let rules = settings.rules.iter().map(rule).collect::<Result<_, _>>()?;
         Ok(Self {

@@ -25,6 +25,7 @@ use crate::fill::parts::{PartResponse, Parts};
 use crate::reply::Reply;
 use crate::route::{Facts, Fixed, Redirect};
 use crate::store::StoredHead;
+use crate::transform::Negotiability;
 
 /// The source of an answer's bytes.
 #[derive(Clone, Copy)]
@@ -84,7 +85,8 @@ impl Visit {
         head: &Arc<StoredHead>,
         age: Duration,
     ) -> Option<(Reply, Content)> {
-        let wanted = self.wanted_form(&head.response);
+        let is_fixed = self.noted(head) == Some(Negotiability::Fixed);
+        let wanted = if is_fixed { None } else { self.wanted_form(&head.response) };
         if let Some(coding) = wanted
             && let Some(form) = self.form_now(head, coding)
             && let Some(reply) = self.select_aged(Source::Stored(&form), age)

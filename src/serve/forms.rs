@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG};
-use http::{HeaderValue, StatusCode};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, VARY};
+use http::{HeaderValue, Method, StatusCode};
 
 use super::Visit;
 use super::hot_forms::HotForm;
@@ -15,8 +15,8 @@ use crate::fields::{FieldLines, Fields, FieldsMut, Known};
 use crate::reply::Reply;
 use crate::store::{StoredForm, StoredHead};
 use crate::transform::{
-    self, Choice, Coding, CodingAction, ContentFields, RecodePlan, RequestFields, Transformed,
-    WHOLE_BODY_BYTES_MAX,
+    self, Choice, Coding, CodingAction, ContentFields, Negotiability, RecodePlan, RequestFields,
+    Transformed, WHOLE_BODY_BYTES_MAX,
 };
 
 impl Visit {
@@ -142,6 +142,50 @@ impl Visit {
         Form { coding, source, number, is_hot: false }
     }
 
+    /// Whether the reply is to be sent with its content as it is stored, by the facts that all requests share. Adds
+    /// `Vary` then, if it must have it. `false`: that depends on the request.
+    fn is_left_as_stored(
+        &self,
+        reply: &mut Reply,
+        head: &StoredHead,
+        wanted: Option<Option<Coding>>,
+    ) -> bool {
+        let is_get = self.context.request.method == Method::GET;
+        let is_like_others = is_get && reply.status == head.response.status;
+        if !is_like_others || self.accepted.refuses_identity() || self.rule.coding_id.is_none() {
+            return false;
+        }
+        match (self.noted(head).unwrap_or_else(|| self.negotiability(head)), wanted) {
+            (Negotiability::Fixed, _) | (Negotiability::VariesAsStated, None) => {}
+            (Negotiability::Varies, None) => {
+                reply.fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// The facts about the coding of a stored response that an earlier request has noted, and that hold for this one.
+    #[inline]
+    pub(super) fn noted(&self, head: &StoredHead) -> Option<Negotiability> {
+        let id = self.rule.coding_id.filter(|_| !self.accepted.refuses_identity())?;
+        Negotiability::from_note(head.coding_note(), id)
+    }
+
+    /// These facts, which are noted for later requests.
+    #[cold]
+    fn negotiability(&self, head: &StoredHead) -> Negotiability {
+        let (response, settings) = (&head.response, &self.rule.settings.compression);
+        let fields = FieldLines::of(&response.headers);
+        let content = ContentFields::of(&fields);
+        let length = head.complete_length();
+        let found = Negotiability::of(response.status, &content, length, settings);
+        if let Some(id) = self.rule.coding_id {
+            head.note_coding(found.to_note(id));
+        }
+        found
+    }
+
     /// encode: codes or decodes the content as the client accepts it.
     pub(super) fn encode(&self, answered: Answered) -> Encoded {
         let Answered { mut reply, content, facts } = answered;
@@ -153,6 +197,11 @@ impl Visit {
             }
         }
         if matches!(content, Content::Negotiated) {
+            return Encoded::Ready(facts.answer(reply));
+        }
+        if let Content::Stored { head, wanted } = &content
+            && self.is_left_as_stored(&mut reply, head, *wanted)
+        {
             return Encoded::Ready(facts.answer(reply));
         }
         let settings = &self.rule.settings.compression;

@@ -280,7 +280,7 @@ impl Visit {
     fn codings_for_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let is_shared = matches!(self.context.request.method, Method::GET | Method::HEAD)
             && self.query().bypass_reason().is_none();
-        is_shared.then(|| match headers.contains_key(RANGE) {
+        is_shared.then(|| match headers.keys().any(|name| *name == RANGE) {
             true => IDENTITY,
             false => self.rule.accept_encoding.clone(),
         })

@@ -234,6 +234,7 @@ fn decode_head(from: &mut Decoder, form: Option<Box<Form>>) -> Option<StoredHead
         checkpoint: Checkpoint::of(lineage),
         disk_state: AtomicU8::new(disk_state::WRITTEN),
         form_marks: FormMarks::default(),
+        coding_note: AtomicU8::new(0),
     })
 }
 
@@ -383,8 +384,8 @@ const HEAD: u8 = 1;
 const VARIANTS: u8 = 2;
 const SLICE: u8 = 3;
 const FORM: u8 = 4;
-/// The codings of forms, by their number on disk.
 const HOT_FORM: u8 = 5;
+/// The codings of forms, by their number on disk.
 const CODINGS: [Option<Coding>; Form::CODINGS] =
     [None, Some(Coding::Zstd), Some(Coding::Brotli), Some(Coding::Gzip)];
 pub(super) const START_BYTES: usize = 6;

@@ -267,6 +267,7 @@ impl Store {
             checkpoint: Checkpoint::of(self.objects.purges.lineage()),
             disk_state: AtomicU8::new(disk_state::MEMORY_ONLY),
             form_marks: FormMarks::default(),
+            coding_note: AtomicU8::new(0),
         }
     }
 

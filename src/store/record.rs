@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 
@@ -21,8 +21,8 @@ pub(crate) enum Record {
     Variants(Arc<VaryList>),
 }
 
-/// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state` and
-/// `form_marks`.
+/// A stored response without its slices. Immutable, except for its marks: `checkpoint`, `disk_state`,
+/// `form_marks` and `coding_note`.
 #[derive(Debug)]
 pub(crate) struct StoredHead {
     /// What the caching rules read.
@@ -40,6 +40,8 @@ pub(crate) struct StoredHead {
     pub(super) disk_state: AtomicU8,
     /// The facts about its forms.
     pub(super) form_marks: FormMarks,
+    /// See [`StoredHead::coding_note`].
+    pub(super) coding_note: AtomicU8,
 }
 
 /// With the counts of its `Arc` a head fills one of the allocator's size classes; the next has 320 bytes.
@@ -113,6 +115,7 @@ impl StoredHead {
             checkpoint: Checkpoint::distrusted(),
             disk_state: AtomicU8::new(disk_state::WRITTEN),
             form_marks: FormMarks::default(),
+            coding_note: AtomicU8::new(0),
         }
     }
 
@@ -125,6 +128,18 @@ impl StoredHead {
     /// Remembers whether lookups of the form with this coding are worth their cost.
     pub(crate) fn expect_form(&self, coding: Option<Coding>, expected: bool) {
         self.form_marks.expect(coding, expected);
+    }
+
+    /// The number that [`StoredHead::note_coding`] was given last: facts about its coding that all requests share.
+    /// 0: none.
+    #[inline]
+    pub(crate) fn coding_note(&self) -> u8 {
+        self.coding_note.load(Ordering::Relaxed)
+    }
+
+    /// Keeps a number for later requests, while the record is in memory.
+    pub(crate) fn note_coding(&self, note: u8) {
+        self.coding_note.store(note, Ordering::Relaxed);
     }
 
     /// Marks the form with this coding as offered for coding at a higher level. Returns whether it was not before.

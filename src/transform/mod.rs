@@ -10,6 +10,7 @@ mod coded_body;
 mod decoder;
 mod encoder;
 mod hot_encoder;
+mod negotiability;
 mod negotiate;
 mod plan;
 
@@ -24,6 +25,7 @@ use http::{HeaderMap, Method};
 
 pub(crate) use coded_body::{WHOLE_BODY_BYTES_MAX, recode};
 pub(crate) use hot_encoder::encode_hot;
+pub(crate) use negotiability::{Negotiability, SettingsId};
 pub(crate) use negotiate::{Accepted, AcceptedMemo, Choice};
 pub(crate) use plan::{CodingAction, ContentFields, Recoding, RequestFields, plan};
 
