@@ -346,7 +346,8 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_geo(&root.section("geo"), &mut config.geo);
     let dns = root.section("dns");
     rooms::read_dns(&dns, &mut config.upstream.dns);
-    rooms::read_name_server(&dns, &mut config.dns, &config.node);
+    let has_fleet = config.bus.redis.is_some() || flags.redis.is_some();
+    rooms::read_name_server(&dns, &mut config.dns, &config.node, has_fleet);
     drop(dns);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);
     let store = root.section("store");

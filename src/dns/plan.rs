@@ -14,7 +14,8 @@ use super::settings::{EdgeNode, EdgeSettings, EdgeState, Settings};
 /// The zones and edge names that answers come from.
 #[derive(Debug)]
 pub(crate) struct DnsPlan {
-    pub(super) catalog: Catalog,
+    /// Plans that differ only in their nodes share it.
+    pub(super) catalog: Arc<Catalog>,
     /// The edge names, by the index in their entries.
     pub(super) edges: Vec<EdgeName>,
     /// Responses to queries for each zone, by its index.
@@ -42,7 +43,25 @@ impl DnsPlan {
         nodes: &[EdgeNode],
         counters: &PlanCounters,
     ) -> Result<Self, Vec<ZoneMistake>> {
-        let catalog = Catalog::build(&settings.zones)?;
+        Ok(Self::over(Arc::new(Catalog::build(&settings.zones)?), settings, nodes, counters))
+    }
+
+    /// The same zones with other nodes. `settings` are those that this plan was compiled from.
+    pub(super) fn with_nodes(
+        &self,
+        settings: &Settings,
+        nodes: &[EdgeNode],
+        counters: &PlanCounters,
+    ) -> Self {
+        Self::over(self.catalog.clone(), settings, nodes, counters)
+    }
+
+    fn over(
+        catalog: Arc<Catalog>,
+        settings: &Settings,
+        nodes: &[EdgeNode],
+        counters: &PlanCounters,
+    ) -> Self {
         let of =
             |(zone, at): &(usize, usize)| -> &EdgeSettings { &settings.zones[*zone].edges[*at] };
         let edges: Vec<EdgeName> = catalog
@@ -54,7 +73,7 @@ impl DnsPlan {
         let regions = |edge: &EdgeName| {
             edge.regions.iter().map(|region| counter(&counters.regions, &region.name)).collect()
         };
-        Ok(Self {
+        Self {
             zone_counts: zones.collect(),
             region_counts: edges.iter().map(regions).collect(),
             nsid: settings.server.nsid.as_bytes().into(),
@@ -64,7 +83,7 @@ impl DnsPlan {
             },
             catalog,
             edges,
-        })
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use geo::Geo;
@@ -129,16 +130,14 @@ impl NameServer {
         Ok(())
     }
 
-    /// Compiles the plan again after each change of the nodes, as long as their sender lives.
+    /// Compiles the edge names again after each change of the nodes, as long as their sender lives, and at most every
+    /// [`COMPILED_EVERY`]: in a large fleet, loads change all the time.
     pub(crate) async fn follow_nodes(self: Arc<Self>) {
         let mut nodes = self.nodes.clone();
         while nodes.changed().await.is_ok() {
-            nodes.mark_unchanged();
-            let settings = self.settings();
-            // The same zones were compiled before.
-            if let Err(error) = self.apply(&settings) {
-                tracing::error!("cannot compile the zones for changed nodes: {error}");
-            }
+            let current = nodes.borrow_and_update().clone();
+            self.apply_nodes(&current);
+            tokio::time::sleep(COMPILED_EVERY).await;
         }
     }
 
@@ -175,10 +174,21 @@ impl NameServer {
 
     fn apply(&self, settings: &Settings) -> Result<(), String> {
         let next = plan(settings, &self.nodes.borrow().clone(), &self.counters)?;
+        self.answer_from(next);
+        Ok(())
+    }
+
+    fn apply_nodes(&self, nodes: &[EdgeNode]) {
+        // Held until the plan is in use, so that the plan and the settings stay those of one configuration.
+        let settings = self.settings();
+        let next = self.state.plan.load().with_nodes(&settings, nodes, &self.counters);
+        self.answer_from(next);
+    }
+
+    fn answer_from(&self, next: DnsPlan) {
         let before = self.state.plan.load_full();
         log_states(&next, Some(&before));
         self.state.plan.store(Arc::new(next));
-        Ok(())
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -298,3 +308,6 @@ fn random_secret() -> [u8; 16] {
     let (one, other) = (random_u64().to_ne_bytes(), random_u64().to_ne_bytes());
     std::array::from_fn(|at| if at < 8 { one[at] } else { other[at - 8] })
 }
+
+/// Pause between two compilations of the edge names.
+const COMPILED_EVERY: Duration = Duration::from_millis(100);

@@ -99,8 +99,8 @@ pub(crate) struct EdgeNode {
     pub state: EdgeState,
 }
 
-/// Whether a node takes new clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether a node takes new clients. The greater state is the worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum EdgeState {
     /// It takes new clients.
     Ready,

@@ -91,7 +91,6 @@ impl NodeActions for Shared {
         if self.draining.swap(true, Ordering::Relaxed) {
             return notice;
         }
-        self.publish_dns_nodes(&self.config());
         let number = NEXT_DRAIN.fetch_add(1, Ordering::Relaxed);
         self.drain_notice.store(number, Ordering::Relaxed);
         tracing::info!(
@@ -115,7 +114,6 @@ impl NodeActions for Shared {
     fn undrain(&self) -> Result<bool, &'static str> {
         if self.drain_notice.swap(0, Ordering::Relaxed) > 0 {
             self.draining.store(false, Ordering::Relaxed);
-            self.publish_dns_nodes(&self.config());
             self.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
             tracing::info!("ready again by POST /undrain");
             return Ok(true);

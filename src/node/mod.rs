@@ -8,6 +8,7 @@
 
 mod actions;
 mod alarms;
+mod edge_nodes;
 mod history;
 mod housekeeping;
 mod membership;
@@ -52,6 +53,7 @@ use crate::upstream::{Checks, Discovery, Pools, Resolver};
 
 use self::metrics::{NodeMetrics, ReloadRecord};
 use actions::run_purge_requests;
+use edge_nodes::edge_nodes_at_start;
 use history::ConfigHistory;
 use origins::OriginMetrics;
 use shared::{Shared, plan};
@@ -195,7 +197,8 @@ impl Node {
         discovery.replace(&plan.pools).wait();
         let plan = Arc::new(ArcSwap::from_pointee(plan));
         metrics.register_collector(Box::new(OriginMetrics::new(plan.clone())));
-        let (dns_nodes, nodes) = watch::channel(config.dns.nodes.clone().into());
+        let at_start = edge_nodes_at_start(&config.dns.nodes, &bus.table(), &config.node.name);
+        let (edge_nodes, nodes) = watch::channel(at_start.into());
         let parts = NameServerParts {
             geo: geo.clone(),
             metrics: metrics.clone(),
@@ -217,7 +220,7 @@ impl Node {
         let clock_of_history = clock.clone();
         let shared = Arc::new(Shared {
             name_server,
-            dns_nodes,
+            edge_nodes,
             plan,
             checks: Mutex::new(checks),
             discovery: Mutex::new(discovery),
@@ -269,6 +272,7 @@ impl Node {
         background.spawn(shared.clone().record_history());
         background.spawn(shared.clone().announce_load());
         shared.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
+        background.spawn(shared.clone().follow_node_table());
         if let Some(tls) = &shared.tls {
             background.spawn(tls.clone().watch());
         }

@@ -15,7 +15,7 @@ use crate::config::{self, Config, Flags};
 use crate::control::bus::Bus;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
-use crate::dns::{EdgeNode, EdgeState, NameServer};
+use crate::dns::{EdgeNode, NameServer};
 use crate::guard::{Gate, rate};
 use crate::listen::{DrainSwitch, ListenerState, TlsState};
 use crate::metrics::{History, Recorder};
@@ -48,7 +48,7 @@ pub(super) struct Shared {
     pub(super) next_internal_request: AtomicUsize,
     pub(super) name_server: Arc<NameServer>,
     /// The nodes that the name server answers.
-    pub(super) dns_nodes: watch::Sender<Arc<[EdgeNode]>>,
+    pub(super) edge_nodes: watch::Sender<Arc<[EdgeNode]>>,
     pub(super) geo: Arc<Geo>,
     pub(super) listeners: Arc<ListenerState>,
     pub(super) tls: Option<Arc<TlsState>>,
@@ -165,32 +165,14 @@ impl Shared {
         let changes = texts(true);
         // The next reload is compared with the running configuration, not with the last file.
         *config = next.reloaded_over(&config);
-        self.publish_dns_nodes(&config);
+        self.publish_edge_nodes(&config.dns.nodes);
         self.bus.announce(|announcement| membership::follow_config(announcement, &config));
         Ok(changes)
-    }
-
-    /// Tells the name server the nodes of the configuration. This node is draining while it drains.
-    pub(super) fn publish_dns_nodes(&self, config: &Config) {
-        let mut nodes = config.dns.nodes.clone();
-        let is_draining = self.draining.load(Ordering::Relaxed);
-        let own = nodes.iter_mut().find(|node| is_draining && *node.name == config.node.name);
-        if let Some(node) = own.filter(|node| node.state == EdgeState::Ready) {
-            node.state = EdgeState::Draining;
-        }
-        self.dns_nodes.send_if_modified(|current| {
-            let is_changed = **current != *nodes;
-            if is_changed {
-                *current = nodes.into();
-            }
-            is_changed
-        });
     }
 
     /// Stops accepting connections; requests in flight may take `node.drain_timeout` to finish.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
-        self.publish_dns_nodes(&self.config());
         // A notice that is running must not start the drain again.
         self.drain_notice.store(0, Ordering::Relaxed);
         self.drain.start(self.config().node.drain_timeout);

@@ -585,7 +585,7 @@ impl NodeProcess {
         }
     }
 
-    fn kill(&self) {
+    pub fn kill(&self) {
         if let Some(mut process) = self.process.write().unwrap().take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -658,14 +658,16 @@ fn exchange(address: SocketAddr, request: Request) -> io::Result<(u16, String, S
     Ok((status.ok_or_else(cut)?, head.to_owned(), body.to_owned()))
 }
 
-struct RedisProcess {
-    port: u16,
+/// A Redis server, which is killed on drop.
+pub struct RedisProcess {
+    pub port: u16,
     directory: String,
     process: RwLock<Option<Child>>,
 }
 
 impl RedisProcess {
-    fn start(folder: &Path) -> Option<Self> {
+    /// `None`: there is no redis-server on this machine.
+    pub fn start(folder: &Path) -> Option<Self> {
         let (port, directory) = (free_address().port(), folder.display().to_string());
         if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
             eprintln!("SKIPPED: no redis-server on this machine");
@@ -676,7 +678,8 @@ impl RedisProcess {
         Some(redis)
     }
 
-    fn run(&self) {
+    /// Starts it again after [`RedisProcess::kill`].
+    pub fn run(&self) {
         let mut process = self.process.write().unwrap();
         if process.is_some() {
             return;
@@ -691,7 +694,7 @@ impl RedisProcess {
         until("Redis answers", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 
-    fn kill(&self) {
+    pub fn kill(&self) {
         if let Some(mut process) = self.process.write().unwrap().take() {
             process.kill().unwrap();
             process.wait().unwrap();

@@ -16,6 +16,7 @@ mod docs;
 mod explain;
 mod failures;
 mod fields;
+mod fleet_answers;
 mod gate;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;

@@ -331,7 +331,7 @@ fn an_exported_zone_is_valid_for_another_name_server() {
 /// The page, and its configuration with a free port.
 fn page() -> (String, String) {
     let page = std::fs::read_to_string("docs/how-to/point-dns-at-your-edges.md").expect("the page");
-    let config = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let config = page.split("```toml\n").nth(2).and_then(|rest| rest.split("```").next());
     let addresses = "[\"0.0.0.0:53\", \"[::]:53\"]";
     let config = config.expect("a configuration").replace(addresses, "\"127.0.0.1:0\"");
     (page, config)

@@ -18,11 +18,13 @@ use crate::dns::{
     REGIONS_MAX, RegionByClient, RegionPolicy, ServerSettings, WEIGHT_MAX, ZoneSettings,
 };
 
-/// Reads the tables in `[dns]`; its other options are those of the resolver.
+/// Reads the tables in `[dns]`; its other options are those of the resolver. `has_fleet`: nodes come from the table of
+/// the fleet, too.
 pub(crate) fn read_name_server(
     section: &Section<'_>,
     dns: &mut dns::Settings,
     node: &NodeSettings,
+    has_fleet: bool,
 ) {
     read_server(&section.section("server"), &mut dns.server, node);
     let nodes = section.named("nodes");
@@ -31,8 +33,9 @@ pub(crate) fn read_name_server(
     if dns.nodes.len() > NODES_MAX {
         section.mistake("nodes", format!("at most {NODES_MAX} nodes can be listed"));
     }
+    let known = KnownNodes::new(&dns.nodes, node, has_fleet);
     let zones = section.named("zones");
-    dns.zones = zones.iter().map(|(name, section)| read_zone(name, section, &dns.nodes)).collect();
+    dns.zones = zones.iter().map(|(name, section)| read_zone(name, section, &known)).collect();
     // Records that could not be read are missing, and others may need them.
     if !section.reader.has_mistakes() {
         check_zones(&zones, &dns.zones);
@@ -107,7 +110,7 @@ fn read_edge_node(name: &str, section: &Section<'_>) -> EdgeNode {
     node
 }
 
-fn read_zone(name: &str, section: &Section<'_>, nodes: &[EdgeNode]) -> ZoneSettings {
+fn read_zone(name: &str, section: &Section<'_>, nodes: &KnownNodes) -> ZoneSettings {
     let mut zone = ZoneSettings {
         name: name.trim_end_matches('.').to_owned(),
         name_servers: Vec::new(),
@@ -162,7 +165,7 @@ fn read_edge(
     name: &str,
     section: &Section<'_>,
     zone: &ZoneSettings,
-    nodes: &[EdgeNode],
+    nodes: &KnownNodes,
 ) -> Option<EdgeSettings> {
     let full = if name == "@" { zone.name.clone() } else { format!("{name}.{}", zone.name) };
     let wire = dns::wire_name(&full);
@@ -208,10 +211,10 @@ fn read_edge(
     }
 }
 
-fn read_weights(section: &Section<'_>, nodes: &[EdgeNode]) -> Vec<(Arc<str>, u32)> {
+fn read_weights(section: &Section<'_>, nodes: &KnownNodes) -> Vec<(Arc<str>, u32)> {
     let mut weights = Vec::new();
     for (region, span, value) in section.entries() {
-        if let Err(message) = known_region(region, nodes) {
+        if let Err(message) = nodes.check_region(region) {
             section.reader.mistake(&span, message);
         }
         if let Some(weight) = u32::read(value, section.reader) {
@@ -222,7 +225,7 @@ fn read_weights(section: &Section<'_>, nodes: &[EdgeNode]) -> Vec<(Arc<str>, u32
     weights
 }
 
-fn read_map(section: &Section<'_>, nodes: &[EdgeNode]) -> Option<RegionByClient> {
+fn read_map(section: &Section<'_>, nodes: &KnownNodes) -> Option<RegionByClient> {
     let mut entry = RegionByClient::default();
     section.read("countries", &mut entry.countries);
     section.read("continents", &mut entry.continents);
@@ -241,32 +244,52 @@ fn read_map(section: &Section<'_>, nodes: &[EdgeNode]) -> Option<RegionByClient>
     Some(entry)
 }
 
-fn check_region(section: &Section<'_>, option: &str, region: &str, nodes: &[EdgeNode]) {
-    if let Err(message) = known_region(region, nodes) {
+fn check_region(section: &Section<'_>, option: &str, region: &str, nodes: &KnownNodes) {
+    if let Err(message) = nodes.check_region(region) {
         section.mistake(option, message);
     }
 }
 
-fn known_region(region: &str, nodes: &[EdgeNode]) -> Result<(), String> {
-    if nodes.iter().any(|node| &*node.region == region) {
-        return Ok(());
+/// The regions and places of nodes, as far as the configuration knows them.
+struct KnownNodes {
+    /// Those in `[dns.nodes]`, and this node if it has public addresses.
+    regions: Vec<(Arc<str>, bool)>,
+    has_fleet: bool,
+}
+
+impl KnownNodes {
+    fn new(listed: &[EdgeNode], own: &NodeSettings, has_fleet: bool) -> Self {
+        let regions = listed.iter().map(|node| (node.region.clone(), node.coordinates.is_some()));
+        let is_listed = listed.iter().any(|node| *node.name == own.name);
+        let own = (!own.addresses.is_empty() && !is_listed)
+            .then(|| (own.region.as_str().into(), own.coordinates.is_some()));
+        Self { regions: regions.chain(own).collect(), has_fleet }
     }
-    let near = suggestion(region, nodes.iter().map(|node| &*node.region));
-    Err(format!("no node in [dns.nodes] has the region {region:?}{near}"))
+
+    fn check_region(&self, region: &str) -> Result<(), String> {
+        if self.has_fleet || self.regions.iter().any(|(known, _)| **known == *region) {
+            return Ok(());
+        }
+        let near = suggestion(region, self.regions.iter().map(|(known, _)| &**known));
+        Err(format!("no node in [dns.nodes] has the region {region:?}{near}"))
+    }
 }
 
 /// Nearest needs to know where nodes are, unless there is nothing to choose.
-fn check_places(section: &Section<'_>, edge: &EdgeSettings, nodes: &[EdgeNode]) {
-    let is_used = |node: &&EdgeNode| edge.regions.is_empty() || edge.regions.contains(&node.region);
-    let used: Vec<&EdgeNode> = nodes.iter().filter(is_used).collect();
-    let has_choice = used.iter().any(|node| node.region != used[0].region);
-    let nowhere = used.iter().find(|node| {
-        !used.iter().any(|other| other.region == node.region && other.coordinates.is_some())
-    });
-    if let Some(node) = nowhere.filter(|_| has_choice) {
+fn check_places(section: &Section<'_>, edge: &EdgeSettings, nodes: &KnownNodes) {
+    let regions = nodes.regions.iter();
+    let used: Vec<&(Arc<str>, bool)> = regions
+        .filter(|(region, _)| edge.regions.is_empty() || edge.regions.contains(region))
+        .collect();
+    let has_choice = used.iter().any(|(region, _)| *region != used[0].0);
+    let nowhere = used
+        .iter()
+        .find(|(region, _)| !used.iter().any(|(other, has_place)| other == region && *has_place));
+    // A node of the fleet may tell where the region is.
+    let nowhere = nowhere.filter(|_| has_choice && !nodes.has_fleet);
+    if let Some((region, _)) = nowhere {
         let message = format!(
-            "policy = \"nearest\" needs \"latitude\" and \"longitude\" of a node in each region: no node in the region {:?} has them",
-            node.region
+            "policy = \"nearest\" needs \"latitude\" and \"longitude\" of a node in each region: no node in the region {region:?} has them"
         );
         section.mistake("policy", message);
     }
@@ -291,8 +314,8 @@ fn check_drain(section: &Section<'_>, dns: &dns::Settings, node: &NodeSettings) 
     let edges = dns.zones.iter().flat_map(|zone| &zone.edges);
     let Some(ttl) = edges.map(|edge| edge.ttl).max() else { return };
     let needed = Duration::from_secs(u64::from(ttl)) + LEAVING;
-    let is_node = dns.nodes.iter().any(|other| *other.name == node.name);
-    if is_node && node.drain_notice < needed {
+    let is_listed = dns.nodes.iter().any(|other| *other.name == node.name);
+    if (is_listed || !node.addresses.is_empty()) && node.drain_notice < needed {
         let message = format!(
             "node.drain_notice: expected at least {needed:?}, the longest \"ttl\" of an edge name and {LEAVING:?}, found {:?}: resolvers send clients to this node for so long after it began to drain",
             node.drain_notice

@@ -384,6 +384,11 @@ impl Bus {
         self.inner.table.borrow().clone()
     }
 
+    /// Receives the nodes of the fleet, including this one, after each change.
+    pub(crate) fn watch_table(&self) -> watch::Receiver<Arc<NodeTable>> {
+        self.inner.table.subscribe()
+    }
+
     /// Sets the announcement of this node. The other nodes read it after the next heartbeat.
     pub(crate) fn announce(&self, change: impl FnOnce(&mut Announcement)) {
         change(&mut self.inner.announcement());

@@ -34,15 +34,20 @@ impl Edge {
     /// Starts a node with this configuration. The harness adds listeners, admin address and data folder,
     /// and `[log]` and `[store]` if the text has none.
     pub fn with(text: &str) -> Self {
-        Self::start(text, false)
+        Self::start("edge", text, false)
+    }
+
+    /// Like [`Edge::with`], under another name than `edge`: a node of a fleet.
+    pub fn named(name: &str, text: &str) -> Self {
+        Self::start(name, text, false)
     }
 
     /// Like [`Edge::with`], with an additional TLS listener and a self-signed certificate.
     pub fn with_tls(text: &str) -> Self {
-        Self::start(text, true)
+        Self::start("edge", text, true)
     }
 
-    fn start(text: &str, tls: bool) -> Self {
+    fn start(name: &str, text: &str, tls: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config = folder.path().join("edge.toml");
         std::fs::write(&config, with_defaults(text, &folder)).expect("a configuration file");
@@ -54,7 +59,7 @@ impl Edge {
             admin: Some(local),
             data_dir: Some(folder.path().join("data")),
             workers: Some(2),
-            name: Some("edge".to_owned()),
+            name: Some(name.to_owned()),
             ..Flags::default()
         };
         let clock = Clock::system();

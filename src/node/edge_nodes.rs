@@ -1,0 +1,169 @@
+//! The nodes that edge names and redirects by place may name: those of the fleet's table, and those of the
+//! configuration beside them.
+//!
+//! The list depends on nothing but the table and the configuration, so that nodes whose tables agree answer
+//! alike. While the purge bus is silent, the table stays as it is, and so does the list.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::shared::Shared;
+use crate::dns::{EdgeNode, EdgeState, NODES_MAX};
+use crate::fleet::{FleetMember, NodeTable, Readiness};
+
+/// The nodes by name. A node of the configuration with the name of a member replaces the member's region, place,
+/// addresses and weight; its load is the member's, and its state the worse of both.
+pub(super) fn edge_nodes(configured: &[EdgeNode], table: &NodeTable) -> Vec<EdgeNode> {
+    let members = table.members().iter();
+    let members = members.map(|member| (member.name.clone(), edge_node(member)));
+    let mut nodes: BTreeMap<Arc<str>, EdgeNode> = members.collect();
+    for node in configured {
+        let mut node = node.clone();
+        if let Some(member) = nodes.get(&node.name) {
+            node.load = member.load;
+            node.state = node.state.max(member.state);
+        }
+        nodes.insert(node.name.clone(), node);
+    }
+    nodes.into_values().filter(|node| !node.addresses.is_empty()).take(NODES_MAX).collect()
+}
+
+fn edge_node(member: &FleetMember) -> EdgeNode {
+    let announcement = &member.announcement;
+    EdgeNode {
+        name: member.name.clone(),
+        region: announcement.region.clone(),
+        coordinates: announcement.coordinates,
+        addresses: announcement.addresses.clone(),
+        weight: announcement.weight,
+        load: announcement.load.share() as f32,
+        state: match member.readiness {
+            Readiness::Ready => EdgeState::Ready,
+            Readiness::Draining => EdgeState::Draining,
+            Readiness::Out => EdgeState::Out,
+        },
+    }
+}
+
+/// The nodes at the start of this node, which is ready once all of its parts are.
+pub(super) fn edge_nodes_at_start(
+    configured: &[EdgeNode],
+    table: &NodeTable,
+    own: &str,
+) -> Vec<EdgeNode> {
+    let own = table.get(own).map(|own| FleetMember { readiness: Readiness::Ready, ..own.clone() });
+    let table = own.map_or_else(|| table.clone(), |own| table.with(own));
+    edge_nodes(configured, &table)
+}
+
+impl Shared {
+    /// Publishes the edge nodes after each change of the node table, as long as this node runs.
+    pub(super) async fn follow_node_table(self: Arc<Self>) {
+        let mut table = self.bus.watch_table();
+        loop {
+            table.mark_unchanged();
+            self.publish_edge_nodes(&self.config().dns.nodes.clone());
+            if table.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Publishes the nodes of the table and `configured` to the name server, if they have changed.
+    pub(super) fn publish_edge_nodes(&self, configured: &[EdgeNode]) {
+        let table = self.bus.table();
+        let count = table.members().len() + configured.len();
+        let nodes = edge_nodes(configured, &table);
+        self.edge_nodes.send_if_modified(|current| {
+            let is_changed = **current != *nodes;
+            if is_changed {
+                if nodes.len() == NODES_MAX && count > NODES_MAX {
+                    tracing::warn!(
+                        "the name server answers the first {NODES_MAX} nodes only, in the order of their names"
+                    );
+                }
+                *current = nodes.into();
+            }
+            is_changed
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Announcement;
+
+    fn member(name: &str, region: &str, address: &str, readiness: Readiness) -> FleetMember {
+        let addresses = address.parse().into_iter().collect();
+        let announcement = Announcement { addresses, readiness, ..Announcement::of_region(region) };
+        FleetMember::new(name.into(), announcement)
+    }
+
+    fn configured(name: &str, address: &str, state: EdgeState) -> EdgeNode {
+        EdgeNode {
+            name: name.into(),
+            region: "configured".into(),
+            coordinates: None,
+            addresses: address.parse().into_iter().collect(),
+            weight: 7,
+            load: 0.0,
+            state,
+        }
+    }
+
+    fn table() -> NodeTable {
+        NodeTable::new(vec![
+            member("a", "eu", "192.0.2.1", Readiness::Ready),
+            member("b", "us", "192.0.2.2", Readiness::Draining),
+            member("c", "us", "", Readiness::Ready),
+        ])
+    }
+
+    fn lines(nodes: &[EdgeNode]) -> Vec<String> {
+        let line = |node: &EdgeNode| {
+            let (name, region, address) = (&node.name, &node.region, node.addresses[0]);
+            format!("{name} {region} {address} {} {}", node.weight, node.state.as_str())
+        };
+        nodes.iter().map(line).collect()
+    }
+
+    #[test]
+    fn members_with_addresses_are_nodes_of_answers() {
+        let nodes = edge_nodes(&[], &table());
+        assert_eq!(lines(&nodes), ["a eu 192.0.2.1 100 ready", "b us 192.0.2.2 100 draining"]);
+    }
+
+    #[test]
+    fn the_configuration_adds_nodes_and_replaces_the_facts_of_members() {
+        let own = [
+            configured("b", "198.51.100.2", EdgeState::Ready),
+            configured("a", "198.51.100.1", EdgeState::Out),
+            configured("z", "198.51.100.9", EdgeState::Ready),
+        ];
+        let nodes = edge_nodes(&own, &table());
+        let expected = [
+            "a configured 198.51.100.1 7 out",
+            "b configured 198.51.100.2 7 draining",
+            "z configured 198.51.100.9 7 ready",
+        ];
+        assert_eq!(lines(&nodes), expected);
+    }
+
+    #[test]
+    fn nodes_whose_tables_agree_have_the_same_list() {
+        let of = |own: &str| {
+            let mut members = table().members().to_vec();
+            members.rotate_left(usize::from(own == "b"));
+            edge_nodes(&[], &NodeTable::new(members))
+        };
+        assert_eq!(of("a"), of("b"));
+    }
+
+    #[test]
+    fn a_node_that_starts_counts_as_ready_for_itself() {
+        let table = table().with(member("a", "eu", "192.0.2.1", Readiness::Out));
+        assert_eq!(edge_nodes(&[], &table)[0].state, EdgeState::Out);
+        assert_eq!(edge_nodes_at_start(&[], &table, "a")[0].state, EdgeState::Ready);
+    }
+}
