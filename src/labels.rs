@@ -548,6 +548,21 @@ labels! {
 }
 
 labels! {
+    /// Where a client is served under a rule that redirects to the nearest region.
+    pub(crate) GeoRedirectOutcome;
+    /// In the nearest region, to which it was redirected.
+    Redirected "redirected";
+    /// Here: this is the nearest region.
+    OwnRegion "own_region";
+    /// Here: the request is for the name of a region.
+    RegionName "region_name";
+    /// Here: the place of the client is not known.
+    UnknownPlace "unknown_place";
+    /// Here: no region with a name has a ready node whose place is known.
+    NoRegion "no_region";
+}
+
+labels! {
     /// Where a request to a sticky pool goes.
     pub(crate) StickyOutcome;
     /// To the origin that its cookie names.

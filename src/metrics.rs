@@ -28,9 +28,9 @@ use prometheus_client::registry::{Metric as RegistryMetric, Registry};
 use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
-    FillEnd, HandshakeOutcome, HeadError, HotFormOutcome, Http2End, LeftOut, MemberChange,
-    MirrorOutcome, ProxyError, QueueRefusal, Refusal, RequestProtocol, RetryReason, SplitChoice,
-    StickyOutcome, Uncollapsed, Unretried,
+    FillEnd, GeoRedirectOutcome, HandshakeOutcome, HeadError, HotFormOutcome, Http2End, LeftOut,
+    MemberChange, MirrorOutcome, ProxyError, QueueRefusal, Refusal, RequestProtocol, RetryReason,
+    SplitChoice, StickyOutcome, Uncollapsed, Unretried,
 };
 
 /// The type of a metric.
@@ -158,6 +158,8 @@ table! {
     UpstreamRequests, Counter, "upstream_requests", "Requests sent to origins, not counting retries.";
     MirroredRequests, Counter, "mirrored_requests", "Copies of requests that rules mirror to another pool, by outcome.",
         "outcome" = MirrorOutcome::WORDS;
+    GeoRedirects, Counter, "geo_redirects", "Requests under rules that redirect to the nearest region, by where the client is served.",
+        "outcome" = GeoRedirectOutcome::WORDS;
     UpstreamSticky, Counter, "upstream_sticky_requests", "Requests to sticky pools, by whether the visitor is kept at its origin.",
         "outcome" = StickyOutcome::WORDS;
     InterimResponses, Counter, "interim_responses", "Interim responses (1xx) of origins, by outcome.",

@@ -25,6 +25,7 @@ mod exchange;
 mod explain;
 mod fetching;
 mod forms;
+mod geo_redirect;
 mod hot_forms;
 mod internal_requests;
 mod limited_body;
@@ -365,7 +366,13 @@ impl Visit {
                 return generated(answer::redirect(redirect, &self.query().facts()));
             }
             Action::Fixed(fixed) => return generated(answer::fixed(fixed)),
-            Action::Forward(_) => {}
+            Action::Forward(forward) => {
+                if let Some(redirect) = &forward.geo_redirect
+                    && let Some(reply) = self.redirect_to_region(redirect, payload)
+                {
+                    return generated(reply);
+                }
+            }
         }
         if let Some(reply) = self.reply_if_max_forwards_is_zero() {
             return generated(reply);

@@ -12,6 +12,7 @@ pub(super) fn explanation_text(explanation: &Value) -> String {
         ("route", route(explanation)),
         ("access", access(&explanation["access"])),
         ("rate limit", rate(&explanation["rate"])),
+        ("region", region(&explanation["geo_redirect"])),
         ("pool", pool(explanation)),
         ("cache key", explanation["key"].as_str().map(str::to_owned)),
         ("variants", variants(explanation)),
@@ -79,6 +80,22 @@ fn rate(rate: &Value) -> Option<String> {
     };
     let (per_second, burst) = (&limit["per_second"], &limit["burst"]);
     Some(format!("{per_second} per second, burst {burst}: {admitted}"))
+}
+
+/// The redirect to the nearest region, or why there is none.
+fn region(redirect: &Value) -> Option<String> {
+    let outcome = redirect["outcome"].as_str()?;
+    let nearest = match redirect["region"].as_str() {
+        Some(region) => format!("{region} is the nearest ({} km)", redirect["distance_km"]),
+        None => "none is looked for".to_owned(),
+    };
+    Some(match outcome {
+        "redirected" => format!("{nearest}: redirect to {}", word(&redirect["name"])),
+        "own_region" => format!("{nearest}, and this node's: served here"),
+        "region_name" => format!("{nearest}: the URL has the name of a region"),
+        "unknown_place" => format!("{nearest}: the client's place is not known"),
+        _ => "no region of geo_redirect is ready: served here".to_owned(),
+    })
 }
 
 fn pool(explanation: &Value) -> Option<String> {

@@ -12,9 +12,12 @@ use toml::de::DeValue;
 
 use super::mistakes::suggestion;
 use super::reader::{Reader, Section};
+use super::sites::is_name;
 use super::values::{Value, text};
 use crate::guard::normal_path;
-use crate::route::{Action, Fixed, Forward, Mirror, PoolByClient, Redirect, Rewrite, Template};
+use crate::route::{
+    Action, Fixed, Forward, GeoRedirect, Mirror, PoolByClient, Redirect, Rewrite, Template,
+};
 
 /// Reads actions, which may name these pools.
 pub(super) struct Actions<'a> {
@@ -57,6 +60,9 @@ impl Actions<'_> {
             forward.pool = split.largest().clone();
         }
         forward.mirror = self.read_mirror(&section.section("mirror"), forward.mirror.take());
+        if let Some(redirect) = read_geo_redirect(&section.section("geo_redirect")) {
+            forward.geo_redirect = Some(Box::new(redirect)).filter(|it| !it.names.is_empty());
+        }
         let by_client = section.has("pools_by");
         let listed = section.list("pools_by");
         if by_client {
@@ -178,6 +184,7 @@ pub(super) fn to_pool(pool: Arc<str>) -> Forward {
         by_continent: Vec::new(),
         split: None,
         mirror: None,
+        geo_redirect: None,
         rewrite: Rewrite::default(),
     }
 }
@@ -185,7 +192,7 @@ pub(super) fn to_pool(pool: Arc<str>) -> Forward {
 /// Reports options that have no effect with the site's or rule's action. `passes_on`: the site has
 /// rules that inherit them.
 pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, passes_on: bool) {
-    const OF_ORIGINS: [&str; 7] = [
+    const OF_ORIGINS: [&str; 8] = [
         "strip_prefix",
         "add_prefix",
         "pools_by",
@@ -193,6 +200,7 @@ pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, pass
         "pools_by_continent",
         "split",
         "mirror",
+        "geo_redirect",
     ];
     let (does, inherited): (_, &[&str]) = match action {
         Some(Action::Redirect(_)) => ("redirect", &["cache", "compression", "request_fields"]),
@@ -207,6 +215,18 @@ pub(super) fn check_ignored(section: &Section<'_>, action: Option<&Action>, pass
         );
         section.mistake(name, message);
     }
+}
+
+/// Regions and their host names; an empty table takes back an inherited one.
+fn read_geo_redirect(section: &Section<'_>) -> Option<GeoRedirect> {
+    let mut redirect = GeoRedirect::default();
+    for (region, _, value) in section.entries() {
+        if let Some(name) = RegionHost::read(value, section.reader) {
+            redirect.names.push((region.into(), name.0));
+        }
+    }
+    section.record("", &redirect.names);
+    section.is_written().then_some(redirect)
 }
 
 fn read_redirect(section: &Section<'_>) -> Option<Redirect> {
@@ -259,6 +279,20 @@ fn read_fixed(section: &Section<'_>) -> Option<Fixed> {
         section.mistake("status", message);
     }
     section.is_written().then_some(Fixed { status, content, content_type })
+}
+
+/// `"eu.example.org"`, in lower case.
+#[derive(Debug)]
+struct RegionHost(Box<str>);
+
+impl Value for RegionHost {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected =
+            "the host name of a region without scheme and port, such as \"eu.example.org\"";
+        text(value, reader, expected, |text| {
+            is_name(text).then(|| Self(text.to_ascii_lowercase().into()))
+        })
+    }
 }
 
 /// `"/api"`: begins with a slash, ends without; `"none"` for none.

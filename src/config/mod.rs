@@ -252,11 +252,11 @@ impl Config {
     }
 
     /// A hash of the options that the nodes of a fleet share, 8 hex digits. Options of a node's own, such as
-    /// its name, addresses, files and disks, are not in it.
+    /// its name, addresses, files and disks, are not in it, nor are those of its name server.
     pub(crate) fn digest(&self) -> String {
         let is_shared = |option: &String| {
             let table = option.split(['.', '[']).next().unwrap_or_default();
-            !OWN_TABLES.contains(&table)
+            !OWN_TABLES.contains(&table) && !option.starts_with("dns.server.")
         };
         let mut text = String::new();
         for (option, value) in self.options.iter().filter(|(option, _)| is_shared(option)) {

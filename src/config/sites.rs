@@ -64,6 +64,12 @@ pub(super) fn read_sites(
         };
         root.reader.mistake(span, message);
     }
+    if !root.reader.has_mistakes() {
+        for (site, rule, message) in settings.geo_redirect_mistakes() {
+            let span = &sites.rules[&(site.name.clone(), rule.name.clone())];
+            root.reader.mistake(span, message);
+        }
+    }
     (settings, sites.silences)
 }
 
@@ -256,7 +262,8 @@ impl Value for Host {
     }
 }
 
-fn is_name(text: &str) -> bool {
+/// Whether this is the name of a host.
+pub(super) fn is_name(text: &str) -> bool {
     let is_label = |label: &str| {
         !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
     };

@@ -241,6 +241,7 @@ impl NodeActions for Shared {
         let explainer = Explainer {
             plan: self.plan.load_full(),
             store: self.store.clone(),
+            regions: self.regions.load_full(),
             geo: self.geo.clone(),
             clock: self.clock.clone(),
         };

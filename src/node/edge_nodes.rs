@@ -7,9 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use geo::UnitVector;
+
 use super::shared::Shared;
 use crate::dns::{EdgeNode, EdgeState, NODES_MAX};
 use crate::fleet::{FleetMember, NodeTable, Readiness};
+use crate::route::RegionTable;
 
 /// The nodes by name. A node of the configuration with the name of a member replaces the member's region, place,
 /// addresses and weight; its load is the member's, and its state the worse of both.
@@ -56,6 +59,21 @@ pub(super) fn edge_nodes_at_start(
     edge_nodes(configured, &table)
 }
 
+/// The regions of these nodes that clients may be sent to. `own`: the region of this node.
+pub(super) fn region_table(nodes: &[EdgeNode], own: &str) -> RegionTable {
+    let mut points: BTreeMap<&Arc<str>, (bool, Vec<UnitVector>)> = BTreeMap::new();
+    for node in nodes {
+        let (is_ready, of_region) = points.entry(&node.region).or_default();
+        *is_ready |= node.state == EdgeState::Ready && node.weight > 0;
+        of_region.extend(node.coordinates.map(UnitVector::from));
+    }
+    let ready = points.into_iter().filter(|(_, (is_ready, _))| *is_ready);
+    let ready = ready.filter_map(|(region, (_, points))| {
+        Some((region.clone(), UnitVector::middle(points.into_iter())?))
+    });
+    RegionTable { own: own.into(), ready: ready.collect() }
+}
+
 impl Shared {
     /// Publishes the edge nodes after each change of the node table, as long as this node runs.
     pub(super) async fn follow_node_table(self: Arc<Self>) {
@@ -69,11 +87,15 @@ impl Shared {
         }
     }
 
-    /// Publishes the nodes of the table and `configured` to the name server, if they have changed.
+    /// Publishes the nodes of the table and `configured` to the name server and to redirects, if they have changed.
     pub(super) fn publish_edge_nodes(&self, configured: &[EdgeNode]) {
         let table = self.bus.table();
         let count = table.members().len() + configured.len();
         let nodes = edge_nodes(configured, &table);
+        let regions = region_table(&nodes, &self.regions.load().own);
+        if **self.regions.load() != regions {
+            self.regions.store(Arc::new(regions));
+        }
         self.edge_nodes.send_if_modified(|current| {
             let is_changed = **current != *nodes;
             if is_changed {
@@ -158,6 +180,25 @@ mod tests {
             edge_nodes(&[], &NodeTable::new(members))
         };
         assert_eq!(of("a"), of("b"));
+    }
+
+    #[test]
+    fn a_region_gets_clients_by_redirect_while_it_has_a_ready_node_and_a_place() {
+        let at = |name: &str, region: &str, state, point: Option<(f64, f64)>| EdgeNode {
+            region: region.into(),
+            coordinates: point.and_then(|(north, east)| geo::Coordinates::new(north, east).ok()),
+            ..configured(name, "192.0.2.1", state)
+        };
+        let nodes = [
+            at("a", "us", EdgeState::Ready, Some((39.0, -77.5))),
+            at("b", "eu", EdgeState::Draining, Some((50.1, 8.7))),
+            at("c", "eu", EdgeState::Ready, None),
+            at("d", "ap", EdgeState::Out, Some((35.7, 139.7))),
+            at("e", "nowhere", EdgeState::Ready, None),
+        ];
+        let table = region_table(&nodes, "eu");
+        let names: Vec<&str> = table.ready.iter().map(|(name, _)| &**name).collect();
+        assert_eq!((&*table.own, &names[..]), ("eu", &["eu", "us"][..]));
     }
 
     #[test]

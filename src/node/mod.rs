@@ -53,7 +53,7 @@ use crate::upstream::{Checks, Discovery, Pools, Resolver};
 
 use self::metrics::{NodeMetrics, ReloadRecord};
 use actions::run_purge_requests;
-use edge_nodes::edge_nodes_at_start;
+use edge_nodes::{edge_nodes_at_start, region_table};
 use history::ConfigHistory;
 use origins::OriginMetrics;
 use shared::{Shared, plan};
@@ -198,6 +198,8 @@ impl Node {
         let plan = Arc::new(ArcSwap::from_pointee(plan));
         metrics.register_collector(Box::new(OriginMetrics::new(plan.clone())));
         let at_start = edge_nodes_at_start(&config.dns.nodes, &bus.table(), &config.node.name);
+        let regions = region_table(&at_start, &config.node.region);
+        let regions = Arc::new(ArcSwap::from_pointee(regions));
         let (edge_nodes, nodes) = watch::channel(at_start.into());
         let parts = NameServerParts {
             geo: geo.clone(),
@@ -221,6 +223,7 @@ impl Node {
         let shared = Arc::new(Shared {
             name_server,
             edge_nodes,
+            regions,
             plan,
             checks: Mutex::new(checks),
             discovery: Mutex::new(discovery),

@@ -21,7 +21,7 @@ use crate::listen::{DrainSwitch, ListenerState, TlsState};
 use crate::metrics::{History, Recorder};
 use crate::respond::log::LogTaps;
 use crate::respond::{Identity, RecentErrors};
-use crate::route::Routes;
+use crate::route::{RegionTable, Routes};
 use crate::serve::{HotForms, InternalRequest, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
 use crate::upstream::{Checks, Discovery, MemberChanges, Pools};
@@ -49,6 +49,8 @@ pub(super) struct Shared {
     pub(super) name_server: Arc<NameServer>,
     /// The nodes that the name server answers.
     pub(super) edge_nodes: watch::Sender<Arc<[EdgeNode]>>,
+    /// The regions of these nodes, for redirects by place.
+    pub(super) regions: Arc<ArcSwap<RegionTable>>,
     pub(super) geo: Arc<Geo>,
     pub(super) listeners: Arc<ListenerState>,
     pub(super) tls: Option<Arc<TlsState>>,

@@ -151,6 +151,7 @@ impl WorkerSetup {
             hot_forms: shared.hot_forms.clone(),
             number: self.number,
             bus_silent: shared.bus.silent_flag(),
+            regions: shared.regions.clone(),
             geo: shared.geo.clone(),
             clock: shared.clock.clone(),
             recorder: self.recorder,

@@ -10,6 +10,7 @@
 //! the one match of `serve.rs`.
 
 mod edit;
+mod geo_redirect;
 mod matches;
 mod mirror;
 mod rewrite;
@@ -29,6 +30,7 @@ use crate::{cache, guard, transform};
 
 pub(crate) use crate::labels::{MirrorOutcome, SplitChoice};
 pub(crate) use edit::FieldEdits;
+pub(crate) use geo_redirect::{GeoRedirect, GeoRedirectOutcome, RegionTable};
 pub(crate) use matches::{Matches, PathGlob, PathPattern};
 pub(crate) use mirror::{Mirror, MirrorPlace, RuleMirror};
 pub(crate) use rewrite::Rewrite;
@@ -127,6 +129,8 @@ pub(crate) struct Forward {
     pub split: Option<Box<Split>>,
     /// Where copies of requests are sent.
     pub mirror: Option<Box<Mirror>>,
+    /// Sends clients to the name of the nearest region, before all else.
+    pub geo_redirect: Option<Box<GeoRedirect>>,
     /// Changes the path for the origin.
     pub rewrite: Rewrite,
 }

@@ -482,6 +482,7 @@ mod tests {
             by_continent: vec![("EU".parse().unwrap(), "eu".into())],
             split: None,
             mirror: None,
+            geo_redirect: None,
             rewrite: Default::default(),
         });
         let mut settings = Settings { sites: vec![site("s", &[HostPattern::Any], vec![rule])] };

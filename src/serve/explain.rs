@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::answer;
 use super::cookies::remove_cookie;
+use super::geo_redirect;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
 use super::routing::{no_site, route};
 use super::worker::Plan;
@@ -21,7 +22,9 @@ use crate::clock::Clock;
 use crate::context::{RequestId, Requester};
 use crate::fields::Fields;
 use crate::guard::{self, Applicant, Rates, RuleLimits, access};
-use crate::route::{Action, Rule, SplitBy, SplitChoice, Visitor};
+use crate::route::{
+    Action, Forward, GeoRedirectOutcome, RegionTable, Rule, SplitBy, SplitChoice, Visitor,
+};
 use crate::store::{Record, Store, StoredHead};
 
 /// Explains requests.
@@ -31,6 +34,8 @@ pub(crate) struct Explainer {
     pub plan: Arc<Plan>,
     /// The node's store.
     pub store: Store,
+    /// The regions of the fleet.
+    pub regions: Arc<RegionTable>,
     /// Locates clients.
     pub geo: Arc<Geo>,
     /// The node's clock.
@@ -94,10 +99,15 @@ impl Explainer {
         let reply = match &rule.settings.action {
             Action::Redirect(redirect) => answer::redirect(redirect, &query.facts()),
             Action::Fixed(fixed) => answer::fixed(fixed),
-            Action::Forward(_) => {
-                explain_pool(rule, &query, &mut explanation);
-                self.explain_lookup(query, &mut explanation).await;
-                return Ok(explanation);
+            Action::Forward(forward) => {
+                match self.name_of_region(forward, &query, &mut explanation) {
+                    Some(name) => geo_redirect::to_name(name, &request),
+                    None => {
+                        explain_pool(rule, &query, &mut explanation);
+                        self.explain_lookup(query, &mut explanation).await;
+                        return Ok(explanation);
+                    }
+                }
             }
         };
         explanation["decision"] = answered_here("answer", Reason::AnsweredHere);
@@ -127,6 +137,26 @@ impl Explainer {
             explanation["purged"] = json!(purged.map(PurgeKind::as_str));
         }
         explanation["decision"] = decision(query.decide(&found, now));
+    }
+
+    /// The name of the region that the client is redirected to, if the rule redirects it.
+    fn name_of_region<'f>(
+        &self,
+        forward: &'f Forward,
+        query: &CacheQuery<'_>,
+        explanation: &mut Value,
+    ) -> Option<&'f str> {
+        let redirect = forward.geo_redirect.as_ref()?;
+        let choice = redirect.choose(query.request.authority.host(), query.place, &self.regions);
+        let nearest = choice.nearest;
+        explanation["geo_redirect"] = json!({
+            "outcome": choice.outcome.as_str(),
+            "region": nearest.map(|(region, ..)| &**region),
+            "name": nearest.map(|(_, name, _)| name),
+            "distance_km": nearest.map(|(.., km)| km.round() as u64),
+        });
+        let (_, name, _) = nearest?;
+        (choice.outcome == GeoRedirectOutcome::Redirected).then_some(name)
     }
 
     fn place(&self, client: Option<IpAddr>, country: Option<Country>) -> Place {

@@ -23,7 +23,7 @@ use crate::guard::{Gate, rate};
 use crate::metrics::Recorder;
 use crate::respond::Identity;
 use crate::respond::log::LogBuffer;
-use crate::route::Routes;
+use crate::route::{RegionTable, Routes};
 use crate::store::{Store, StoredHead};
 use crate::transform::{Accepted, AcceptedMemo};
 use crate::upstream::{Pools, Upstreams};
@@ -73,6 +73,8 @@ pub(crate) struct WorkerParts {
     pub number: usize,
     /// True while the purge bus is silent.
     pub bus_silent: Arc<AtomicBool>,
+    /// The regions of the fleet, for redirects by place.
+    pub regions: Arc<ArcSwap<RegionTable>>,
     /// Locates clients.
     pub geo: Arc<Geo>,
     /// The node's clock.
@@ -97,6 +99,7 @@ pub(crate) struct Worker {
     pub(super) hot_forms: Arc<HotForms>,
     number: usize,
     sample: Cell<u64>,
+    pub(super) regions: Arc<ArcSwap<RegionTable>>,
     pub(super) geo: Arc<Geo>,
     pub(super) clock: Clock,
     pub(super) recorder: Recorder,
@@ -131,6 +134,7 @@ impl Worker {
             hot_forms: parts.hot_forms,
             number: parts.number,
             sample: Cell::new(parts.first_id),
+            regions: parts.regions,
             geo: parts.geo,
             clock: parts.clock,
             recorder: parts.recorder,

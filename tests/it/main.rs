@@ -18,6 +18,7 @@ mod failures;
 mod fields;
 mod fleet_answers;
 mod gate;
+mod geo_redirect;
 #[allow(dead_code, unused_imports, reason = "a tool set: not every tool has its user yet")]
 mod harness;
 mod hostile;
