@@ -43,6 +43,7 @@ mod labels; // the fixed values of labels in logs, metrics and header fields
 mod lock; // a directory that one process at a time may use
 mod metrics;
 mod notices; // rate-limited log lines for events that clients or origins can cause
+mod pem; // certificates and keys in PEM files
 mod planted; // fault injection for tests; always false without the feature planted-bugs
 mod random;
 mod rendezvous; // which member of a set gets a key

@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // planted: bugs that the simulation must find, a constant false without the cargo feature.
     ("planted", &[]),
     ("lock", &[]),
+    ("pem", &[]),
     ("random", &[]),
     ("rendezvous", &[]),
     ("service_manager", &[]),
@@ -112,7 +113,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "listen",
         &[
-            "context", "body", "clock", "fields", "interim", "labels", "metrics", "notices",
+            "context", "body", "clock", "fields", "interim", "labels", "metrics", "notices", "pem",
             "reply", "stamp", "upgrade",
         ],
     ),

@@ -4,22 +4,19 @@
 //! one that no certificate has, gets the default certificate: its error then names that certificate, which
 //! tells an operator more than an alert.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::TlsError;
-use super::validity::validity;
 use crate::context::CertificateNames;
 use crate::listen::settings::{CertificateFiles, TlsSettings};
+use crate::pem::{self, validity};
 
 /// All certificates of a node by name.
 #[derive(Debug)]
@@ -99,31 +96,9 @@ impl ResolvesServerCert for CertificatesBySni {
 }
 
 pub(super) fn load_pair(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(&files.certificate)?)
-        .collect::<Result<_, _>>()
-        .map_err(|error| file_error(&files.certificate, error.to_string()))?;
-    if chain.is_empty() {
-        let has_key = PrivateKeyDer::from_pem_slice(&read(&files.certificate)?).is_ok();
-        let reason = match has_key {
-            true => {
-                "the file has a private key, not a certificate: are \"certificate\" and \"key\" swapped?"
-            }
-            false => "the file has no certificate",
-        };
-        return Err(file_error(&files.certificate, reason.into()));
-    }
-    let key = read(&files.key)?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| {
-        let is_encrypted = String::from_utf8_lossy(&key).contains("ENCRYPTED");
-        let reason = match is_encrypted {
-            true => {
-                "the private key is encrypted: decrypt it with openssl pkey -in KEY -out PLAIN-KEY"
-                    .to_owned()
-            }
-            false => format!("no private key: {error}"),
-        };
-        file_error(&files.key, reason)
-    })?;
+    let chain = pem::read_chain(&files.certificate)
+        .map_err(|reason| file_error(&files.certificate, reason))?;
+    let key = pem::read_key(&files.key).map_err(|reason| file_error(&files.key, reason))?;
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain, key, &provider).map_err(|reason| TlsError::Pair {
         certificate: files.certificate.clone(),
@@ -142,10 +117,6 @@ pub(super) fn names_of(
     let certificate = webpki::EndEntityCert::try_from(&certified.cert[0])
         .map_err(|error| file_error(&files.certificate, error.to_string()))?;
     Ok(certificate.valid_dns_names().map(str::to_owned).collect())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|error| file_error(path, error.to_string()))
 }
 
 pub(super) fn file_error(path: &Path, reason: String) -> TlsError {

@@ -9,7 +9,6 @@ mod certificates;
 mod report;
 pub(super) mod self_signed;
 mod tickets;
-mod validity;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +22,7 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::context::CertificateNames;
 use crate::notices::{self, Notice};
+use crate::pem;
 use crate::stamp::Stamp;
 
 use super::settings::{CertificateFiles, TicketKeys, TlsSettings, TlsVersion};
@@ -276,7 +276,7 @@ pub(crate) fn check_certificate(files: &CertificateFiles) -> Result<Option<Syste
     let certified = load_pair(files)?;
     names_of(files, &certified)?;
     let chain = certified.cert.first();
-    Ok(chain.and_then(|first| validity::validity(first)).map(|(_, until)| until))
+    Ok(chain.and_then(|first| pem::validity(first)).map(|(_, until)| until))
 }
 
 /// Reads a file of ticket keys as [`TlsState::load`] does.

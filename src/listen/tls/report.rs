@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::TlsState;
 use super::certificates::names_of;
-use super::validity::validity;
+use crate::pem::validity;
 
 /// A certificate in use.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use rcgen::{CertificateParams, KeyPair};
 
 use super::TlsError;
 use super::certificates::{file_error, load_pair};
-use super::validity::validity;
 use crate::listen::settings::CertificateFiles;
+use crate::pem::validity;
 
 /// A certificate and its key in PEM.
 pub(crate) struct PemPair {

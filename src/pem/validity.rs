@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 /// `notBefore` and `notAfter` of a certificate. `None` if the bytes are not a certificate, or a time is before
 /// 1970.
-pub(super) fn validity(certificate: &[u8]) -> Option<(SystemTime, SystemTime)> {
+pub(crate) fn validity(certificate: &[u8]) -> Option<(SystemTime, SystemTime)> {
     let (certificate, _) = element(certificate, SEQUENCE)?;
     let (signed, _) = element(certificate, SEQUENCE)?;
     // version, serialNumber, signature, issuer
@@ -115,14 +115,14 @@ mod tests {
 
     #[test]
     fn what_is_no_certificate_has_no_validity_wherever_it_is_cut() {
-        use rustls::pki_types::CertificateDer;
-        use rustls::pki_types::pem::PemObject;
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_000_000);
-        let pair = super::super::self_signed::self_signed(&["a.test"], now).expect("a certificate");
-        let certificate = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).expect("PEM");
-        let (from, until) = validity(&certificate).expect("times");
-        assert_eq!(now.duration_since(from).expect("before"), Duration::from_secs(86_400));
-        assert_eq!(until.duration_since(from).expect("after"), Duration::from_secs(397 * 86_400));
+        let from = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_000_000);
+        let until = from + Duration::from_secs(397 * 86_400);
+        let mut params = rcgen::CertificateParams::new(["a.test".to_owned()]).expect("a name");
+        (params.not_before, params.not_after) = (from.into(), until.into());
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let certificate = certificate.der();
+        assert_eq!(validity(certificate), Some((from, until)));
         for length in 0..certificate.len() {
             let _ = validity(&certificate[..length]);
         }
