@@ -4,7 +4,7 @@
 //! `fuzz/run` calls it with random bytes, in a build with `--cfg fuzzing`; `cargo test` calls it with the
 //! inputs in `fuzz/corpus`.
 
-use crate::{cache, control, dns, guard, listen, purge, store};
+use crate::{cache, control, dns, guard, listen, peers, purge, store};
 
 /// A property that must hold for any bytes; panics where it does not.
 pub type Property = fn(&[u8]);
@@ -27,6 +27,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("admin_query", control::fuzz::admin_query),
     ("sitemap", control::fuzz::sitemap),
     ("bus_record", control::bus::fuzz::bus_record),
+    ("peer_hop", peers::fuzz::peer_hop),
     ("purge_log", purge::fuzz::purge_log),
     ("disk_record", store::fuzz::disk_record),
     ("disk_blocks", store::fuzz::disk_blocks),

@@ -583,3 +583,34 @@ labels! {
     /// `followers_max` is reached.
     Followers "followers_max";
 }
+
+labels! {
+    /// Why a node does not answer another one that asks it. The list is closed, except that a later
+    /// version may have words that this one does not know.
+    #[allow(dead_code, reason = "its words are read before all of them are sent")]
+    pub(crate) HopRefusal;
+    /// It speaks another version of the peer protocol.
+    Version "version";
+    /// Its configuration is another one.
+    Digest "digest";
+    /// It computes another cache key for the request.
+    Key "key";
+    /// The request has come through as many nodes as it may.
+    Hops "hops";
+    /// It has not applied the purges that the asker knows of.
+    Purges "purges";
+    /// It answers as many requests of other nodes as it may.
+    Overload "overload";
+    /// A reason that this version does not know.
+    Other "other";
+}
+
+impl HopRefusal {
+    #[allow(dead_code, reason = "its words are read before all of them are sent")]
+    /// The refusal with this word. `None`: this version has none.
+    pub(crate) fn of_word(word: &str) -> Option<Self> {
+        use HopRefusal::{Digest, Hops, Key, Other, Overload, Purges, Version};
+        let all = [Version, Digest, Key, Hops, Purges, Overload, Other];
+        all.into_iter().find(|refusal| refusal.as_str() == word)
+    }
+}

@@ -32,6 +32,7 @@ mod fleet; // the nodes of the fleet: the table of all, and which of them owns a
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // the fuzz targets of all rooms
 mod node; // starts, reloads and drains a node
+mod peers; // the peer protocol: what two nodes tell each other about a request
 
 // Leaves: they import none of the rooms above.
 mod allocator;

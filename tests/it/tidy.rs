@@ -76,6 +76,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "route",
         &["guard", "cache", "upstream", "fields", "labels", "transform", "planted", "rendezvous"],
     ),
+    // labels: why a node refuses another one is a label of a metric.
+    ("peers", &["labels"]),
     // rendezvous: nodes agree without a word on who owns a key.
     ("fleet", &["rendezvous"]),
     // fleet: the purge bus carries the rows of the node table.
