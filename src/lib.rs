@@ -32,7 +32,7 @@ mod fleet; // the nodes of the fleet: the table of all, and which of them owns a
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing; // the fuzz targets of all rooms
 mod node; // starts, reloads and drains a node
-mod peers; // the peer protocol: what two nodes tell each other about a request
+mod peers; // the other nodes that this node asks, and that ask it: certificates, protocol
 
 // Leaves: they import none of the rooms above.
 mod allocator;
@@ -61,6 +61,7 @@ pub use control::tokens::token_line;
 pub use labels::{HeadError, ProxyError, Reason, Refusal};
 pub use metrics::{Kind as MetricKind, TABLE as METRICS};
 pub use node::{Node, SourceAnswer, StartError, ask_sources};
+pub use peers::{CertificateOrder, IssuedCertificates, issue_certificates};
 pub use service_manager::{ServiceState, notify};
 
 /// Release tests use the allocator of the binary, so that memory measurements match a real node.

@@ -11,7 +11,7 @@ use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use skerry::cli::output::{count, print, size_text};
 use skerry::cli::{
     self, CommandError, config as config_commands, control, dns, explain, generate,
-    geo as geo_command, log, nodes, origins, prefetch, purge, purges, store, token, top,
+    geo as geo_command, log, nodes, origins, peers, prefetch, purge, purges, store, token, top,
 };
 use skerry::config::{self, Flags};
 use skerry::{Allocator, Clock, Node, ServiceState, demo, notify, token_line};
@@ -116,6 +116,9 @@ enum Command {
     Origins(origins::OriginsArguments),
     /// Show the nodes of the fleet: state, load, configuration; and which node owns a URL.
     Nodes(nodes::NodesArguments),
+    /// Make the certificates by which the nodes of a fleet identify each other.
+    #[command(subcommand)]
+    Peers(peers::PeersCommand),
     /// Show live statistics of a running node: requests, hits, miss reasons, origins, store, purges.
     #[command(after_help = "Example:\n  skerry top --interval 5      # q quits")]
     Top(top::TopArguments),
@@ -175,6 +178,7 @@ fn run_command(command: Command) -> Result<(), CommandError> {
         Command::Store(command) => store::run(&command),
         Command::Origins(arguments) => origins::run(&arguments),
         Command::Nodes(arguments) => nodes::run(&arguments),
+        Command::Peers(command) => peers::run(&command, Clock::system().now()),
         Command::Top(arguments) => {
             let clock = Clock::system();
             top::run(&arguments, || clock.instant())

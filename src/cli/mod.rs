@@ -15,6 +15,7 @@ pub mod log;
 pub mod nodes;
 pub mod origins;
 pub mod output;
+pub mod peers;
 pub mod prefetch;
 pub mod purge;
 pub mod purges;

@@ -37,7 +37,8 @@ pub use schema::schema;
 
 use crate::listen::{Listener, Transport};
 use crate::{
-    control, dns, fill, guard, listen, purge, rendezvous, respond, route, serve, store, upstream,
+    control, dns, fill, guard, listen, peers, purge, rendezvous, respond, route, serve, store,
+    upstream,
 };
 use reader::{OptionValue, Purpose, Reader, Section};
 pub(crate) use sources::Sources;
@@ -53,6 +54,8 @@ pub struct Config {
     pub(crate) admin: control::admin::Settings,
     /// The purge bus.
     pub(crate) bus: control::bus::Settings,
+    /// The peer link.
+    pub(crate) peers: peers::Settings,
     /// The access log.
     pub(crate) log: respond::log::Settings,
     /// Level of the error log: error, warn, info, debug or trace.
@@ -107,6 +110,7 @@ impl Default for Config {
             node: NodeSettings::default(),
             admin: control::admin::Settings::default(),
             bus: control::bus::Settings::default(),
+            peers: peers::Settings::default(),
             log: respond::log::Settings::default(),
             log_level: "info".to_owned(),
             listen: listen::Settings::default(),
@@ -288,6 +292,7 @@ impl Config {
                 silence_of_sites: self.bus.silence_of_sites,
                 ..running.bus.clone()
             },
+            peers: self.peers.reloaded_over(&running.peers),
             log: running.log.clone(),
             log_level: running.log_level.clone(),
             listen: listen::Settings { listeners: running.listen.listeners.clone(), ..self.listen },
@@ -336,6 +341,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_node(&root.section("node"), &mut config.node);
     rooms::read_admin(&root.section("admin"), &mut config.admin);
     rooms::read_bus(&root.section("bus"), &mut config.bus);
+    rooms::read_peers(&root.section("peers"), &mut config.peers);
     rooms::read_log(&root.section("log"), &mut config.log, &mut config.log_level);
     config.listen.listeners = rooms::read_listeners(&root);
     rooms::read_tls(&root.section("tls"), &mut config.listen.tls);
@@ -365,6 +371,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     let (routes, silences) = sites::read_sites(&root, &pools, age_max);
     config.routes = routes;
     apply(reader, flags, &mut config);
+    rooms::check_peers(reader, &config);
     let own = |site: &Arc<str>| silences.get(site).copied().unwrap_or(config.bus.silence);
     let sites = config.routes.sites.iter().map(|site| (site.name.clone(), own(&site.name)));
     config.bus.silence_of_sites = sites.collect();
@@ -553,7 +560,8 @@ const LOOPBACK: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCA
 const FLAG_POOL: &str = "origin";
 
 /// Tables of options in which the nodes of a fleet differ: see [`Config::digest`].
-const OWN_TABLES: [&str; 8] = ["node", "admin", "bus", "geo", "listeners", "log", "store", "tls"];
+const OWN_TABLES: [&str; 9] =
+    ["node", "admin", "bus", "geo", "listeners", "log", "peers", "store", "tls"];
 
 /// Options that need a restart, because threads, sockets or files depend on them. All others take
 /// effect with a reload.
@@ -564,6 +572,7 @@ const RESTART: &[&str] = &[
     "node.data_directory",
     "admin",
     "bus",
+    "peers.addresses",
     "listeners",
     "limits.unsent_bytes_max",
     "log",

@@ -177,6 +177,12 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Notes a warning about an option that was read before.
+    pub(super) fn warn_in(&self, option: &str, message: &str) {
+        let place = self.notes.borrow().places.get(option).cloned();
+        self.warn(&place.unwrap_or_default(), format!("{option}: {message}"));
+    }
+
     /// Whether a mistake was noted so far.
     pub(super) fn has_mistakes(&self) -> bool {
         let notes = self.notes.borrow();

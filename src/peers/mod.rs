@@ -1,18 +1,25 @@
-//! The peer protocol: what two nodes of a fleet tell each other besides an ordinary HTTP request and its
-//! response. No I/O and no HTTP serving: `listen` accepts peers, `guard` believes their fields or removes
-//! them, `serve` asks and answers.
+//! The peers of this node: the other nodes of the fleet that it asks, and that ask it, over HTTP/2 and mutual
+//! TLS.
+//!
+//! A peer is identified by its certificate, which the authority of the fleet has signed and which carries the
+//! name of the node. This room has the settings, the certificates, and the text of what two nodes tell each
+//! other besides an ordinary HTTP request and its response. It has no sockets: `listen` accepts peers, `guard`
+//! believes their fields or removes them, `serve` asks and answers.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "listen, guard and serve use them from their own commits on"
-)]
-
+mod authority; // makes certificates for people without a PKI
+#[allow(dead_code, reason = "guard and serve use it from their own commits on")]
 mod hop; // the field Skerry-Hop
+mod settings;
+#[allow(dead_code, reason = "listen and node use it from their own commits on")]
+mod tls;
 
-pub(crate) use hop::{
+pub use self::authority::{CertificateOrder, IssuedCertificates, issue_certificates};
+#[allow(unused_imports, reason = "serve uses all of them from its own commits on")]
+pub(crate) use self::hop::{
     HOP, HOPS_MAX, Hop, HopMistake, HopVerdict, PROTOCOL, is_peer_field, verdict_field,
 };
+pub(crate) use self::settings::{Settings, can_identify};
+pub(crate) use self::tls::check_files;
 
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]

@@ -77,7 +77,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["guard", "cache", "upstream", "fields", "labels", "transform", "planted", "rendezvous"],
     ),
     // labels: why a node refuses another one is a label of a metric.
-    ("peers", &["labels"]),
+    // pem, stamp: certificates are read from files, and read again when these change.
+    ("peers", &["labels", "pem", "stamp"]),
     // rendezvous: nodes agree without a word on who owns a key.
     ("fleet", &["rendezvous"]),
     // fleet: the purge bus carries the rows of the node table.
@@ -121,7 +122,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // They stand outside the house: an origin for the demo, and callers of the admin API.
     ("demo", &[]),
-    ("cli", &[]),
+    // peers: it makes the certificates of nodes.
+    ("cli", &["peers"]),
 ];
 
 /// Rooms that may import everything: the composition root and what turns files into it.

@@ -9,6 +9,7 @@ mod guard;
 mod listen;
 mod log;
 mod node;
+mod peers;
 mod store;
 mod upstream;
 
@@ -21,5 +22,6 @@ pub(super) use listen::{read_limits, read_listeners, read_tls};
 pub(super) use log::read_log;
 pub use node::NodeSettings;
 pub(super) use node::{PLAIN_NAME, WORKERS_MAX, is_plain_name, read_node};
+pub(super) use peers::{check_peers, read_peers};
 pub(super) use store::{read_fills, read_purge, read_store};
 pub(super) use upstream::{read_dns, read_pools};
