@@ -29,6 +29,7 @@ pub const TARGETS: &[(&str, Property)] = &[
     ("bus_record", control::bus::fuzz::bus_record),
     ("peer_hop", peers::fuzz::peer_hop),
     ("purge_log", purge::fuzz::purge_log),
+    ("purge_requirement", purge::fuzz::purge_requirement),
     ("disk_record", store::fuzz::disk_record),
     ("disk_blocks", store::fuzz::disk_blocks),
     ("dns_query", dns::fuzz::dns_query),

@@ -17,6 +17,9 @@ mod frame; // the bytes of the log
 mod log; // the file and the thread that writes it
 mod open; // reading the log, maintenance
 mod outbox;
+mod position; // positions in the purge stream
+#[allow(dead_code, reason = "requests between nodes carry it")]
+mod requirement; // the purges that a request between nodes requires
 mod settings;
 mod table; // the latest purge of each scope
 
@@ -29,6 +32,11 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::batch::{InForce, PurgeBatch, PurgeError, PurgeLogError, Purged};
 pub(crate) use self::checkpoint::Checkpoint;
+pub(crate) use self::position::EntryId;
+#[allow(unused_imports, reason = "requests between nodes carry it")]
+pub(crate) use self::position::StreamPosition;
+#[allow(unused_imports, reason = "requests between nodes carry it")]
+pub(crate) use self::requirement::Requirement;
 pub(crate) use self::settings::Settings;
 
 use self::batch::ENDED;

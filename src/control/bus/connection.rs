@@ -18,8 +18,9 @@ use redis::{
 
 use super::heartbeats::{HEARTBEAT, LEAVE};
 use super::ledger::Receipt;
-use super::record::{EntryId, PurgeRecord, StreamEntry};
+use super::record::{PurgeRecord, StreamEntry};
 use super::settings::{RedisUrl, Settings, Topology};
+use crate::purge::EntryId;
 use crate::random::random_u64;
 
 /// Opens connections to Redis.

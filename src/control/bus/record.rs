@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{PurgeKind, PurgeScope};
 use crate::control::purge_request::PurgeRequest;
 use crate::control::refresh::Refresh;
+use crate::purge::EntryId;
 
 /// One purge, as published to all nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -229,42 +230,6 @@ impl std::fmt::Display for StreamCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let number = self.number.map_or_else(|| "?".to_owned(), |number| number.to_string());
         write!(f, "{}:{number} ({})", self.epoch, self.id)
-    }
-}
-
-/// An entry's id in the stream, `milliseconds-counter`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct EntryId(u64, u64);
-
-impl std::str::FromStr for EntryId {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parsed = text
-            .split_once('-')
-            .and_then(|(ms, counter)| Some(Self(ms.parse().ok()?, counter.parse().ok()?)));
-        parsed.ok_or("expected the id of a stream entry, MILLISECONDS-COUNTER")
-    }
-}
-
-impl TryFrom<String> for EntryId {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<EntryId> for String {
-    fn from(id: EntryId) -> Self {
-        id.to_string()
-    }
-}
-
-impl std::fmt::Display for EntryId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.0, self.1)
     }
 }
 

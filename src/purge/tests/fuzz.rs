@@ -1,9 +1,17 @@
-//! Fuzz target: the bytes of the purge log.
+//! Fuzz targets: the bytes of the purge log, and the purge requirement of another node.
 
 use super::frame::{
     FILE_HEADER, LogEnd, LogEntry, file_header, read_entries, read_file_header, read_frames,
     write_frame,
 };
+use super::requirement::Requirement;
+
+/// A requirement that can be read is the same after it was written.
+pub(crate) fn purge_requirement(data: &[u8]) {
+    if let Some(requirement) = Requirement::parse(data) {
+        assert_eq!(Requirement::parse(requirement.to_field().as_bytes()), Some(requirement));
+    }
+}
 
 /// Entries that can be read are the same after they were written as a log. If the log is cut short or one of its
 /// bytes is changed, the frames before the damage are read and the damage is reported. The first two bytes choose

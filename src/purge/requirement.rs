@@ -1,0 +1,225 @@
+//! The purge requirement of a request between nodes, and its text form.
+//!
+//! A node that asks another one for a response has purges in force that the other may not have yet. The
+//! requirement names the last entry of the purge stream that the asker has applied: a node meets it once it has
+//! applied that very entry itself. docs/concepts/purge.md tells the whole rule.
+//!
+//! ```text
+//! Skerry-Purges: origin-only                                       no response from a cache will do
+//! Skerry-Purges: none                                              every cache will do
+//! Skerry-Purges: ("5f3a09c2d1b4e687" 1207 "1764504000123-0")       history, number and id of an entry
+//! Skerry-Purges: ("5f3a…" 1207 "…"), ("5f3a…" 1209 "…")            behind a second hop: both must be met
+//! ```
+
+use sfv::{BareItem, InnerList, List, ListEntry, Parser};
+
+use super::position::StreamPosition;
+
+/// The purges that a node must have applied before it may answer a request from its cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Requirement {
+    /// Only a response will do that the origin is asked for after this request: no stored one, and none of a
+    /// fill that began earlier. It holds through all hops.
+    OriginOnly,
+    /// Every one of these entries of the purge stream, at most [`ENTRIES_MAX`]. Empty: none.
+    Entries(Vec<StreamPosition>),
+}
+
+impl Requirement {
+    /// The requirement that is met where this and `other` are met.
+    pub(crate) fn and(self, other: &Self) -> Self {
+        let (Self::Entries(mut entries), Self::Entries(others)) = (self, other) else {
+            return Self::OriginOnly;
+        };
+        for entry in others {
+            if !entries.contains(entry) {
+                entries.push(entry.clone());
+            }
+        }
+        if entries.len() > ENTRIES_MAX { Self::OriginOnly } else { Self::Entries(entries) }
+    }
+
+    /// Whether a fill that was begun for this requirement will do for a request with `other`. Nothing will do
+    /// for an origin-only request but a fill of its own.
+    pub(crate) fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::OriginOnly) => false,
+            (Self::OriginOnly, Self::Entries(others)) => others.is_empty(),
+            (Self::Entries(entries), Self::Entries(others)) => {
+                others.iter().all(|other| entries.contains(other))
+            }
+        }
+    }
+
+    /// The value of the field `Skerry-Purges`. A position that the field cannot express is written as
+    /// origin-only.
+    pub(crate) fn to_field(&self) -> String {
+        let Self::Entries(entries) = self else { return ORIGIN_ONLY.to_owned() };
+        if entries.is_empty() {
+            return NONE.to_owned();
+        }
+        if !entries.iter().all(is_expressible) {
+            return ORIGIN_ONLY.to_owned();
+        }
+        let text = |entry: &StreamPosition| {
+            format!("(\"{}\" {} \"{}\")", entry.history, entry.number, entry.entry)
+        };
+        entries.iter().map(text).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Parses the value of the field `Skerry-Purges`. `None`: not a requirement, or longer than any.
+    pub(crate) fn parse(field: &[u8]) -> Option<Self> {
+        match field {
+            _ if field.len() > FIELD_BYTES_MAX => return None,
+            field if field == ORIGIN_ONLY.as_bytes() => return Some(Self::OriginOnly),
+            field if field == NONE.as_bytes() => return Some(Self::Entries(Vec::new())),
+            _ => {}
+        }
+        let list = Parser::new(field).parse::<List>().ok()?;
+        if !(1..=ENTRIES_MAX).contains(&list.len()) {
+            return None;
+        }
+        let entry = |member| match member {
+            ListEntry::InnerList(inner) => position(inner),
+            ListEntry::Item(_) => None,
+        };
+        list.into_iter().map(entry).collect::<Option<Vec<_>>>().map(Self::Entries)
+    }
+}
+
+fn position(list: InnerList) -> Option<StreamPosition> {
+    let [history, number, entry] = <[_; 3]>::try_from(list.items).ok()?;
+    let (BareItem::String(history), BareItem::Integer(number), BareItem::String(entry)) =
+        (history.bare_item, number.bare_item, entry.bare_item)
+    else {
+        return None;
+    };
+    let number = u64::try_from(i64::from(number)).ok()?;
+    let entry = entry.as_str().parse().ok()?;
+    let position = StreamPosition { history: history.as_str().into(), number, entry };
+    is_expressible(&position).then_some(position)
+}
+
+/// Whether a position can be written in the field: RFC 8941 §3.3.1 limits integers to 15 digits.
+fn is_expressible(position: &StreamPosition) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    (1..=HISTORY_BYTES_MAX).contains(&position.history.len())
+        && position.history.bytes().all(is_plain)
+        && position.number <= 999_999_999_999_999
+}
+
+const ORIGIN_ONLY: &str = "origin-only";
+const NONE: &str = "none";
+/// Entries of a requirement: one for each hop, and the hop limit is below this. A longer requirement becomes
+/// origin-only.
+const ENTRIES_MAX: usize = 4;
+/// Length of a history's name; Skerry gives names of 16 characters.
+const HISTORY_BYTES_MAX: usize = 64;
+/// Length of the longest value: [`ENTRIES_MAX`] entries of 130 characters.
+const FIELD_BYTES_MAX: usize = 600;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::purge::EntryId;
+
+    fn at(number: u64) -> StreamPosition {
+        StreamPosition { history: "5f3a09c2".into(), number, entry: EntryId(10 * number, 1) }
+    }
+
+    fn entries<const COUNT: usize>(numbers: [u64; COUNT]) -> Requirement {
+        Requirement::Entries(numbers.map(at).to_vec())
+    }
+
+    #[test]
+    fn a_requirement_has_one_text() {
+        for (requirement, text) in [
+            (Requirement::OriginOnly, "origin-only"),
+            (entries([]), "none"),
+            (entries([7]), "(\"5f3a09c2\" 7 \"70-1\")"),
+            (entries([7, 9]), "(\"5f3a09c2\" 7 \"70-1\"), (\"5f3a09c2\" 9 \"90-1\")"),
+        ] {
+            assert_eq!(requirement.to_field(), text);
+            assert_eq!(Requirement::parse(text.as_bytes()), Some(requirement));
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_requirement_is_refused() {
+        for text in [
+            "",
+            "origin",
+            "(\"e\" 7)",
+            "(\"e\" 7 \"70\")",
+            "(\"e\" -7 \"70-1\")",
+            "(\"e\" \"7\" \"70-1\")",
+            "(\"\" 7 \"70-1\")",
+            "(\"a b\" 7 \"70-1\")",
+            "(\"e\" 7 \"70-1\" 1)",
+            "(\"e\" 7 \"70-1\"), origin-only",
+        ] {
+            assert_eq!(Requirement::parse(text.as_bytes()), None, "{text}");
+        }
+        let five = ["(\"e\" 7 \"70-1\")"; ENTRIES_MAX + 1].join(", ");
+        assert_eq!(Requirement::parse(five.as_bytes()), None);
+        assert_eq!(Requirement::parse(&[b' '; FIELD_BYTES_MAX + 1]), None);
+    }
+
+    #[test]
+    fn a_position_that_the_field_cannot_express_becomes_origin_only() {
+        let history = "a\"b".into();
+        let odd = StreamPosition { history, ..at(7) };
+        assert_eq!(Requirement::Entries(vec![odd]).to_field(), "origin-only");
+    }
+
+    #[test]
+    fn both_requirements_go_on_behind_a_second_hop() {
+        assert_eq!(entries([7]).and(&entries([9])), entries([7, 9]));
+        assert_eq!(entries([7]).and(&entries([7])), entries([7]));
+        assert_eq!(entries([7]).and(&entries([])), entries([7]));
+        assert_eq!(entries([7]).and(&Requirement::OriginOnly), Requirement::OriginOnly);
+        assert_eq!(Requirement::OriginOnly.and(&entries([7])), Requirement::OriginOnly);
+        assert_eq!(entries([1, 2, 3, 4]).and(&entries([5])), Requirement::OriginOnly);
+    }
+
+    #[test]
+    fn a_fill_may_be_joined_only_with_a_requirement_that_it_carries() {
+        assert!(entries([7, 9]).includes(&entries([9])));
+        assert!(entries([7]).includes(&entries([])));
+        assert!(
+            !entries([7]).includes(&entries([9])),
+            "a later purge may be in force at the asker"
+        );
+        assert!(!entries([9]).includes(&entries([7])), "the numbers may be of two histories");
+        assert!(
+            !Requirement::OriginOnly.includes(&entries([7])),
+            "it may have begun before entry 7"
+        );
+        assert!(!Requirement::OriginOnly.includes(&Requirement::OriginOnly));
+    }
+
+    proptest! {
+        #[test]
+        fn a_requirement_is_read_as_it_was_written(
+            positions in proptest::collection::vec(
+                ("[0-9A-Za-z_-]{1,64}", 0_u64..=999_999_999_999_999, any::<(u64, u64)>()), 0..=ENTRIES_MAX,
+            ),
+        ) {
+            let position = |(history, number, (ms, counter)): (String, u64, (u64, u64))| {
+                StreamPosition { history: history.into(), number, entry: EntryId(ms, counter) }
+            };
+            let requirement = Requirement::Entries(positions.into_iter().map(position).collect());
+            let field = requirement.to_field();
+            prop_assert_eq!(Requirement::parse(field.as_bytes()), Some(requirement));
+        }
+
+        #[test]
+        fn no_text_is_read_as_another_requirement(text in proptest::collection::vec(any::<u8>(), 0..700)) {
+            if let Some(requirement) = Requirement::parse(&text) {
+                prop_assert_eq!(Requirement::parse(requirement.to_field().as_bytes()), Some(requirement));
+            }
+        }
+    }
+}
