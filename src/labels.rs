@@ -574,6 +574,26 @@ labels! {
 }
 
 labels! {
+    /// Whether this node has applied the purges that another node's request requires.
+    #[allow(dead_code, reason = "requests between nodes are counted by it")]
+    pub(crate) RequirementOutcome;
+    /// It has.
+    Met "met";
+    /// Only a response will do that the origin is asked for after the request.
+    OriginOnly "origin-only";
+    /// It has not read so far in the purge stream.
+    Behind "behind";
+    /// The stream was renamed, and one of the two nodes has not noticed it yet.
+    OtherHistory "other-history";
+    /// The stream had another entry with that number: Redis has lost one of them.
+    OtherEntry "other-entry";
+    /// The entry is too long ago to be remembered.
+    Forgotten "forgotten";
+    /// This node has no position in the stream.
+    NoPosition "no-position";
+}
+
+labels! {
     /// Why a request is not collapsed.
     pub(crate) Uncollapsed;
     /// The key's last response could not be stored (hit-for-miss).

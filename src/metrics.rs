@@ -29,8 +29,8 @@ use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
     FillEnd, GeoRedirectOutcome, HandshakeOutcome, HeadError, HotFormOutcome, Http2End, LeftOut,
-    MemberChange, MirrorOutcome, ProxyError, QueueRefusal, Refusal, RequestProtocol, RetryReason,
-    SplitChoice, StickyOutcome, Uncollapsed, Unretried,
+    MemberChange, MirrorOutcome, ProxyError, QueueRefusal, Refusal, RequestProtocol,
+    RequirementOutcome, RetryReason, SplitChoice, StickyOutcome, Uncollapsed, Unretried,
 };
 
 /// The type of a metric.
@@ -237,6 +237,7 @@ table! {
     PurgeLogTornBytes, Counter, "purge_log_torn_bytes", "Bytes of an incomplete write found at the end of the purge log at start.";
     PurgeLogDamaged, Counter, "purge_log_damaged", "Damaged purge logs found at start: everything stored is validated.";
     PurgePropagation, Histogram, "purge_propagation_seconds", "Time from the order of a purge on another node until it is applied on this one, by both nodes' clocks.";
+    PurgeRequirements, Counter, "purge_requirements", "Requests of other nodes by whether this node had applied the purges that they require; otherwise the origin was asked.", "outcome" = RequirementOutcome::WORDS;
     AuditLost, Counter, "audit_lines_lost", "Audit log lines that could not be written.";
     AdminRefused, Counter, "admin_refused", "Calls of the admin API refused, by status.", "status" = ADMIN_REFUSALS;
     Prefetches, Counter, "prefetches", "URLs fetched ahead, or again after a purge, by outcome; dropped: the queue was full.", "outcome" = PREFETCH_OUTCOMES;
@@ -245,7 +246,7 @@ table! {
     BusWakesDropped, Counter, "bus_wakes_dropped", "Wake-up messages dropped because their queue was full; the stream has their content.";
     BusWaitsRefused, Counter, "bus_waits_refused", "Purge calls that returned without waiting for other nodes because 512 callers were waiting.";
     FleetRowsRead, Counter, "fleet_rows_read", "Rows of the node table read because they had changed, or because the whole table was read.";
-    BusPurgesLost, Counter, "bus_purges_lost", "Local purges that Redis confirmed and then lost; they were published again.";
+    BusPurgesLost, Counter, "bus_purges_lost", "Purges that Redis confirmed or sent as wake-ups and then lost; this node published them again.";
     BusReceiptsDropped, Counter, "bus_receipts_dropped", "Receipts not sent because their queue was full; they are sent again from the stream.";
     StoreSlicesMissing, Counter, "store_slices_missing", "Stored bodies cut short because a slice was missing.";
     StoreForgotten, Counter, "store_forgotten", "Pieces evicted from memory that are not on disk.";

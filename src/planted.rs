@@ -38,11 +38,17 @@ pub(crate) enum Bug {
     GroupsRedrawn,
     /// Groups of visitors share stored responses.
     GroupsShared,
+    /// An owner answers from its cache whatever purges the asker requires.
+    PositionIgnored,
+    /// An asker ignores the purges that it has not read from the stream yet.
+    UnreadIgnored,
+    /// A request of another node follows any fill.
+    AnyFillJoined,
 }
 
 impl Bug {
     /// Every bug.
-    pub(crate) const ALL: [Bug; 13] = [
+    pub(crate) const ALL: [Bug; 16] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
@@ -56,6 +62,9 @@ impl Bug {
         Bug::MemoryHeld,
         Bug::GroupsRedrawn,
         Bug::GroupsShared,
+        Bug::PositionIgnored,
+        Bug::UnreadIgnored,
+        Bug::AnyFillJoined,
     ];
 
     /// As `SKERRY_PLANTED_BUG` names it.
@@ -74,6 +83,9 @@ impl Bug {
             Bug::MemoryHeld => "memory-held",
             Bug::GroupsRedrawn => "groups-redrawn",
             Bug::GroupsShared => "groups-shared",
+            Bug::PositionIgnored => "position-ignored",
+            Bug::UnreadIgnored => "unread-ignored",
+            Bug::AnyFillJoined => "any-fill-joined",
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::labels::FillEnd;
 pub(crate) use crate::labels::Uncollapsed;
 use crate::metrics::{Metric, Recorder};
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
+use crate::purge::Requirement;
 use crate::store::Store;
 
 /// All fills of a node. Clones share them.
@@ -89,12 +90,15 @@ impl Fills {
 
     /// Joins the fill of `key`, or starts it.
     ///
+    /// `unmet` is the purge requirement of another node's request, where this node does not meet it: such a
+    /// request follows only a fill that was begun with this requirement.
     /// `sequence` reads the purge log's position, which the leader records in the response.
     /// `overtaken` returns whether a purge after the given position may cover the response. For an
     /// unknown response (`None`), every purge of a tag may.
     pub(crate) fn join(
         &self,
         key: KeyHash,
+        unmet: Option<&Requirement>,
         sequence: impl FnOnce() -> PurgeSequence,
         overtaken: impl FnOnce(Option<&StoredResponse>, PurgeSequence) -> bool,
     ) -> Join {
@@ -104,14 +108,17 @@ impl Fills {
         }
         let sequence = sequence();
         let Some(fill) = shard.fills.get(&key) else {
-            return self.lead(&mut shard, key, sequence);
+            return self.lead(&mut shard, key, unmet, sequence);
         };
         if planted::has(Bug::DoubleFill) {
             return Join::Uncollapsed(self.0.count_uncollapsed(Uncollapsed::Followers));
         }
         // Compare positions first: `overtaken` is needed only after a purge since the fill began.
         if fill.sequence < sequence && overtaken(fill.response().as_deref(), fill.sequence) {
-            return self.lead(&mut shard, key, sequence);
+            return self.lead(&mut shard, key, unmet, sequence);
+        }
+        if unmet.is_some_and(|unmet| !fill.carries(unmet)) && !planted::has(Bug::AnyFillJoined) {
+            return self.lead(&mut shard, key, unmet, sequence);
         }
         match fill.add_follower() {
             Ok(guard) => {
@@ -121,7 +128,7 @@ impl Fills {
             Err(NotJoinable::Full) => {
                 Join::Uncollapsed(self.0.count_uncollapsed(Uncollapsed::Followers))
             }
-            Err(NotJoinable::Over) => self.lead(&mut shard, key, sequence),
+            Err(NotJoinable::Over) => self.lead(&mut shard, key, unmet, sequence),
         }
     }
 
@@ -137,7 +144,7 @@ impl Fills {
             return Err(NotAdopted::InFlight);
         }
         shard.uncacheable.remove(&key);
-        self.begin(&mut shard, key, sequence).ok_or(NotAdopted::Limit)
+        self.begin(&mut shard, key, None, sequence).ok_or(NotAdopted::Limit)
     }
 
     /// [`Settings::range_request_bytes_max`] in whole slices.
@@ -165,8 +172,14 @@ impl Fills {
         &self.0.shared.recorder
     }
 
-    fn lead(&self, shard: &mut Shard, key: KeyHash, sequence: PurgeSequence) -> Join {
-        match self.begin(shard, key, sequence) {
+    fn lead(
+        &self,
+        shard: &mut Shard,
+        key: KeyHash,
+        unmet: Option<&Requirement>,
+        sequence: PurgeSequence,
+    ) -> Join {
+        match self.begin(shard, key, unmet, sequence) {
             Some(lead) => Join::Lead(lead),
             None => Join::Uncollapsed(self.0.count_uncollapsed(Uncollapsed::Fills)),
         }
@@ -174,11 +187,18 @@ impl Fills {
 
     /// Begins a fill and replaces any fill of `key` that requests cannot join any more. `None`:
     /// [`Settings::fills_max`] is reached.
-    fn begin(&self, shard: &mut Shard, key: KeyHash, sequence: PurgeSequence) -> Option<Lead> {
+    fn begin(
+        &self,
+        shard: &mut Shard,
+        key: KeyHash,
+        unmet: Option<&Requirement>,
+        sequence: PurgeSequence,
+    ) -> Option<Lead> {
         let table = &self.0;
+        let fill = || Fill::new(table.shared.clone(), sequence, unmet.cloned());
         let fill = match shard.fills.entry(key) {
             Entry::Occupied(mut old) => {
-                old.insert(Fill::new(table.shared.clone(), sequence));
+                old.insert(fill());
                 old.get().clone()
             }
             Entry::Vacant(place) => {
@@ -186,7 +206,7 @@ impl Fills {
                     return None;
                 }
                 table.count.fetch_add(1, Ordering::Relaxed);
-                place.insert(Fill::new(table.shared.clone(), sequence)).clone()
+                place.insert(fill()).clone()
             }
         };
         Some(Lead { table: table.clone(), key, fill, to_the_end: false, decided: false })
@@ -266,6 +286,13 @@ impl Lead {
     /// The purge-log position for [`StoredResponse::stored_at_sequence`].
     pub(crate) fn sequence(&self) -> PurgeSequence {
         self.fill.sequence
+    }
+
+    /// The purge requirement that this fill was begun with, because this node does not meet it: the next hop
+    /// must meet it too, beside this node's own.
+    #[allow(dead_code, reason = "requests between nodes carry it")]
+    pub(crate) fn carried(&self) -> Option<&Requirement> {
+        self.fill.carried.as_ref()
     }
 
     /// The leader's own client as a follower. While it exists, the fill continues.

@@ -190,7 +190,7 @@ impl Parts {
     fn join(&self, start: u64) -> Join {
         // All slices of an object id have one version: purges do not concern them.
         let run = slice_run_key(&self.head, start);
-        self.fills.join(run, || self.store.purges().sequence(), |_, _| false)
+        self.fills.join(run, None, || self.store.purges().sequence(), |_, _| false)
     }
 
     /// Sends a sub-request. Returns the bytes of the object that the response has, and its body.

@@ -25,6 +25,7 @@ use super::window::Window;
 use crate::body::BodyError;
 use crate::cache::{PurgeSequence, StoredResponse};
 use crate::metrics::{Metric, Recorder};
+use crate::purge::Requirement;
 use crate::store::{ObjectId, Store};
 
 /// The state shared by all fills of a node.
@@ -71,6 +72,8 @@ pub(super) struct Fill {
     pub shared: Arc<Shared>,
     /// The purge-log position read before the upstream request was sent.
     pub sequence: PurgeSequence,
+    /// The purge requirement of another node that this fill was begun with, unmet here.
+    pub carried: Option<Requirement>,
     state: Mutex<State>,
     /// Followers wait here for the outcome.
     decided: Notify,
@@ -141,7 +144,11 @@ impl State {
 }
 
 impl Fill {
-    pub(crate) fn new(shared: Arc<Shared>, sequence: PurgeSequence) -> Arc<Self> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        sequence: PurgeSequence,
+        carried: Option<Requirement>,
+    ) -> Arc<Self> {
         shared.recorder.add(Metric::Fills, 1);
         let state = State {
             decision: None,
@@ -156,10 +163,16 @@ impl Fill {
         Arc::new(Self {
             shared,
             sequence,
+            carried,
             state: Mutex::new(state),
             decided: Notify::new(),
             pump: Notify::new(),
         })
+    }
+
+    /// Whether its response will do for a request with this purge requirement.
+    pub(crate) fn carries(&self, requirement: &Requirement) -> bool {
+        self.carried.as_ref().is_some_and(|carried| carried.includes(requirement))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::hops::BusCursor;
+use super::unread::PurgeId;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 
 /// Purges that take effect together, with data of the bus that becomes durable with them.
@@ -13,9 +15,23 @@ use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 pub(crate) struct PurgeBatch {
     /// The purged scopes, and how they are purged.
     pub purges: Vec<(PurgeScope, PurgeKind)>,
-    /// The bus' position after these purges; see [`Purges::cursor`](super::Purges::cursor).
-    pub cursor: Option<Bytes>,
-    /// A message to keep until the bus has sent it; see [`Purges::outbox_from`](super::Purges::outbox_from).
+    /// The records of the bus that `purges` come from, in their order. They are unread until a cursor has
+    /// passed them.
+    pub records: Vec<RecordPart>,
+    /// The bus' cursor after these purges.
+    pub cursor: Option<BusCursor>,
+}
+
+/// A record of the bus in a batch.
+#[derive(Clone, Debug)]
+pub(crate) struct RecordPart {
+    /// Its id.
+    pub id: PurgeId,
+    /// How many of the batch's purges it has.
+    pub count: usize,
+    /// Whether this node ordered it, and must publish it.
+    pub is_own: bool,
+    /// The record, kept until the stream has brought it. `None`: this batch comes from the stream.
     pub message: Option<Bytes>,
 }
 
@@ -24,8 +40,6 @@ pub(crate) struct PurgeBatch {
 pub(crate) struct Purged {
     /// The sequence of the last purge; the current sequence if the batch had no purges.
     pub sequence: PurgeSequence,
-    /// The message's number in the outbox.
-    pub message: Option<u64>,
     /// Older purges that became one soft purge of everything, because the table was full.
     pub widened: usize,
 }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Purges;
 use super::frame::{self, LogEnd, LogEntry};
 use super::table::TableScope;
+use super::unread::PurgeId;
 use crate::metrics::{Metric, Recorder};
 
 /// The content of a log at the start of the node.
@@ -46,6 +47,8 @@ impl LogContent {
 /// Entries to write to the log, and the channel that receives the result.
 pub(super) struct Commit {
     pub entries: Vec<LogEntry>,
+    /// Purges that are not unread any more once the entries are on disk.
+    pub read: Vec<PurgeId>,
     pub done: oneshot::Sender<Result<(), Arc<str>>>,
 }
 
@@ -118,7 +121,7 @@ impl Log {
         } else {
             log.file.set_len(valid_bytes)?;
             let ceiling = purges.ceiling.load(Ordering::Acquire);
-            log.append(&[vec![LogEntry::Sequence(ceiling)]])?;
+            log.append([&[LogEntry::Sequence(ceiling)][..]].into_iter())?;
         }
         Ok(log)
     }
@@ -133,25 +136,33 @@ impl Log {
             {
                 group.push(next);
             }
-            let (batches, waiting): (Vec<_>, Vec<_>) =
-                group.drain(..).map(|commit| (commit.entries, commit.done)).unzip();
-            let result = self.write(&batches);
-            for done in waiting {
+            let result = self.write(&mut group);
+            for Commit { done, .. } in group.drain(..) {
                 // The caller may have been dropped; its purge remains.
                 let _ = done.send(result.clone());
             }
         }
     }
 
-    fn write(&mut self, batches: &[Vec<LogEntry>]) -> Result<(), Arc<str>> {
+    fn write(&mut self, commits: &mut [Commit]) -> Result<(), Arc<str>> {
         let Some(purges) = self.purges.upgrade() else { return Ok(()) };
+        // A wake-up's message may come here after the cursor that has passed its purge.
+        let is_kept = |entry: &LogEntry| match entry {
+            LogEntry::Outbox(number, _) => purges.bus().contains(*number),
+            _ => true,
+        };
+        commits.iter_mut().for_each(|commit| commit.entries.retain(is_kept));
         let grown = self.offset > 2 * self.snapshot_bytes && self.offset > self.grow_bytes;
         let rewritten = match self.suspect || grown {
             true => self.write_snapshot(&purges),
             false => Ok(()),
         };
+        let batches = commits.iter().map(|commit| &*commit.entries);
         let written = rewritten.and_then(|()| self.append(batches));
         purges.recorder.count(Metric::PurgeLogSyncs);
+        if written.is_ok() {
+            commits.iter().for_each(|commit| purges.remove_read(&commit.read));
+        }
         written.map_err(|error| {
             self.suspect = true;
             purges.recorder.count(Metric::PurgeLogErrors);
@@ -159,7 +170,7 @@ impl Log {
         })
     }
 
-    fn append(&mut self, batches: &[Vec<LogEntry>]) -> io::Result<()> {
+    fn append<'a>(&mut self, batches: impl Iterator<Item = &'a [LogEntry]>) -> io::Result<()> {
         let mut bytes = Vec::new();
         for entries in batches {
             let offset = self.offset + bytes.len() as u64;
@@ -193,6 +204,12 @@ impl Log {
                 .collect();
             out.frame(&entries)?;
         }
+        // After the table: a message is kept before its purge is in force, until its cursor was on disk.
+        let kept: Vec<LogEntry> = {
+            let bus = purges.bus();
+            bus.iter().map(|(number, message)| LogEntry::Outbox(number, message)).collect()
+        };
+        kept.chunks(ENTRIES_AT_ONCE).try_for_each(|entries| out.frame(entries))?;
         let offset = out.offset;
         let file = out.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
@@ -218,7 +235,6 @@ fn first_entries(purges: &Purges) -> Vec<LogEntry> {
     }
     let bus = purges.bus();
     entries.extend(bus.cursor.clone().map(LogEntry::Cursor));
-    entries.extend(bus.outbox.iter().map(|(number, message)| LogEntry::Outbox(number, message)));
     entries
 }
 

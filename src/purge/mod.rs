@@ -14,14 +14,19 @@ mod batch; // batches and their errors
 mod bus_state; // cursor and outbox in the log
 mod checkpoint; // what a stored response records
 mod frame; // the bytes of the log
+#[allow(dead_code, reason = "requests between nodes carry it")]
+mod hops; // requirements of requests between nodes
 mod log; // the file and the thread that writes it
 mod open; // reading the log, maintenance
 mod outbox;
 mod position; // positions in the purge stream
+mod prefixes;
 #[allow(dead_code, reason = "requests between nodes carry it")]
 mod requirement; // the purges that a request between nodes requires
 mod settings;
 mod table; // the latest purge of each scope
+#[allow(dead_code, reason = "requests between nodes carry it")]
+mod unread; // purges in force that were not read from the stream
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,20 +35,24 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use self::batch::{InForce, PurgeBatch, PurgeError, PurgeLogError, Purged};
+pub(crate) use self::batch::{InForce, PurgeBatch, PurgeError, PurgeLogError, Purged, RecordPart};
 pub(crate) use self::checkpoint::Checkpoint;
+pub(crate) use self::hops::BusCursor;
 pub(crate) use self::position::EntryId;
 #[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::position::StreamPosition;
 #[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::requirement::Requirement;
 pub(crate) use self::settings::Settings;
+pub(crate) use self::unread::PurgeId;
 
 use self::batch::ENDED;
 use self::frame::LogEntry;
+use self::hops::StreamPlace;
 use self::log::Commit;
 use self::outbox::BusState;
 use self::table::{LatestPurges, PurgeTable, TableScope};
+use self::unread::UnreadPurges;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget, StoredResponse};
 use crate::clock::{Clock, unix_us};
 use crate::metrics::{Metric, Recorder};
@@ -59,6 +68,8 @@ pub(crate) struct Purges {
     ceiling: AtomicU64,
     table: RwLock<PurgeTable>,
     bus: Mutex<BusState>,
+    place: StreamPlace,
+    unread: UnreadPurges,
     log: Option<mpsc::Sender<Commit>>,
     clock: Clock,
     recorder: Recorder,
@@ -134,11 +145,15 @@ impl Purges {
             Some(log) => log.reserve().await.ok(),
             None => None,
         };
+        let read = batch.cursor.as_ref().map(|cursor| cursor.read.clone()).unwrap_or_default();
         let (purged, entries) = self.apply(batch, None)?;
         let (done, written) = oneshot::channel();
         match permit {
-            _ if entries.is_empty() || self.log.is_none() => drop(done.send(Ok(()))),
-            Some(permit) => permit.send(Commit { entries, done }),
+            _ if entries.is_empty() || self.log.is_none() => {
+                self.remove_read(&read);
+                drop(done.send(Ok(())));
+            }
+            Some(permit) => permit.send(Commit { entries, read, done }),
             None => drop(done.send(Err(ENDED.into()))),
         }
         Ok(InForce { purged, written })
@@ -181,7 +196,7 @@ impl Purges {
             self.background.spawn(async move {
                 let (done, _) = oneshot::channel();
                 // If the log has ended, that was logged.
-                let _ = log.send(Commit { entries, done }).await;
+                let _ = log.send(Commit { entries, read: Vec::new(), done }).await;
             });
         }
     }
@@ -218,11 +233,15 @@ impl Purges {
         invalidating: Option<&mut StoredResponse>,
     ) -> Result<(Purged, Vec<LogEntry>), PurgeError> {
         let mut entries = Vec::with_capacity(batch.purges.len() + 2);
-        let message = self.push_message(batch.message, &mut entries)?;
         let count = batch.purges.len();
         let scope = |(scope, kind): &(PurgeScope, PurgeKind)| (TableScope::of(scope), *kind);
         let purges: Vec<(TableScope, PurgeKind)> = batch.purges.iter().map(scope).collect();
         drop(batch.purges);
+        // Before the purges are in force: see hops.rs.
+        if let Some(cursor) = &batch.cursor {
+            self.place.move_early(cursor);
+        }
+        self.insert_unread(batch.records, &purges, &mut entries)?;
         let (first, rest) = purges.split_at(count.min(APPLY_CHUNK));
         let (mut sequence, mut widened) = self.apply_chunk(first, &mut entries, invalidating);
         for chunk in rest.chunks(APPLY_CHUNK) {
@@ -232,8 +251,10 @@ impl Purges {
             (sequence, widened) = (last, widened + more);
         }
         self.recorder.add(Metric::Purges, count as u64);
-        self.set_cursor(batch.cursor, &mut entries);
-        Ok((Purged { sequence, message, widened }, entries))
+        if let Some(cursor) = &batch.cursor {
+            self.set_cursor(cursor, &mut entries);
+        }
+        Ok((Purged { sequence, widened }, entries))
     }
 
     /// Applies a chunk of purges under one write lock. Returns the sequence of the last one, and the number
@@ -296,7 +317,7 @@ impl Purges {
     async fn commit(&self, entries: Vec<LogEntry>) -> Result<(), Arc<str>> {
         let Some(log) = self.log.as_ref().filter(|_| !entries.is_empty()) else { return Ok(()) };
         let (done, written) = oneshot::channel();
-        log.send(Commit { entries, done }).await.map_err(|_| ENDED)?;
+        log.send(Commit { entries, read: Vec::new(), done }).await.map_err(|_| ENDED)?;
         written.await.unwrap_or_else(|_| Err(ENDED.into()))
     }
 

@@ -10,10 +10,12 @@ use tokio::sync::mpsc;
 
 use super::batch::PurgeLogError;
 use super::frame::LogEntry;
+use super::hops::StreamPlace;
 use super::log::{Commit, Log, LogContent};
 use super::outbox::BusState;
 use super::settings::Settings;
 use super::table::PurgeTable;
+use super::unread::UnreadPurges;
 use super::{Applied, Purges};
 use crate::clock::{Clock, unix_us};
 use crate::lock;
@@ -86,6 +88,8 @@ impl Purges {
             ceiling: AtomicU64::new(issued + CEILING_AHEAD),
             table: RwLock::new(table),
             bus: Mutex::new(bus),
+            place: StreamPlace::default(),
+            unread: UnreadPurges::default(),
             log: settings.directory.is_some().then_some(sender),
             clock,
             recorder,
@@ -144,8 +148,8 @@ fn apply_entry(table: &mut PurgeTable, bus: &mut BusState, issued: &mut u64, ent
         }
         LogEntry::Sequence(ceiling) => *issued = (*issued).max(ceiling + UNLOGGED_MAX),
         LogEntry::Cursor(cursor) => bus.cursor = Some(cursor),
-        LogEntry::Outbox(number, message) => bus.outbox.insert(number, message),
-        LogEntry::Sent(number) => drop(bus.outbox.remove(number)),
+        LogEntry::Outbox(number, message) => bus.restore(number, message),
+        LogEntry::Sent(number) => bus.remove(number),
         LogEntry::Horizon(horizon) => {
             table.prune(horizon, 0);
         }

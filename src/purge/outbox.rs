@@ -1,4 +1,4 @@
-//! The purge bus' data in the purge log: its cursor, and the messages that it has not sent yet.
+//! The purge bus' data in the purge log: its cursor, and the messages that the stream has not brought back yet.
 
 use std::collections::BTreeMap;
 
@@ -10,50 +10,71 @@ use super::settings::Settings;
 #[derive(Debug, Default)]
 pub(super) struct BusState {
     pub(super) cursor: Option<Bytes>,
+    /// Purges of this node, to be published.
     pub(super) outbox: Outbox,
+    /// Purges of other nodes, which those publish: this node has them by wake-up. The log does not tell them
+    /// from the outbox, so that every version publishes them rather than lose them.
+    pub(super) wake_ups: Outbox,
+    next: u64,
 }
 
-/// Messages that the bus has not sent yet, by their numbers.
+impl BusState {
+    /// The number of the next message.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Adds a message that was read from the log.
+    pub(super) fn restore(&mut self, number: u64, message: Bytes) {
+        self.next = self.next.max(number + 1);
+        self.outbox.insert(number, message);
+    }
+
+    /// Removes a message.
+    pub(super) fn remove(&mut self, number: u64) {
+        if self.outbox.remove(number).is_none() {
+            self.wake_ups.remove(number);
+        }
+    }
+
+    pub(super) fn contains(&self, number: u64) -> bool {
+        self.outbox.messages.contains_key(&number) || self.wake_ups.messages.contains_key(&number)
+    }
+
+    /// All messages, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, Bytes)> {
+        let messages = self.outbox.messages.iter().chain(&self.wake_ups.messages);
+        messages.map(|(number, message)| (*number, message.clone()))
+    }
+}
+
+/// Messages that the stream has not brought back yet, by their numbers.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     messages: BTreeMap<u64, Bytes>,
     bytes: usize,
-    next: u64,
 }
 
 impl Outbox {
-    /// Appends a message and returns its number.
-    pub(super) fn push(&mut self, message: Bytes) -> u64 {
-        let number = self.next;
-        self.insert(number, message);
-        number
-    }
-
     pub(super) fn insert(&mut self, number: u64, message: Bytes) {
-        self.next = self.next.max(number + 1);
         self.bytes += message.len();
         if let Some(old) = self.messages.insert(number, message) {
             self.bytes -= old.len();
         }
     }
 
-    /// Removes a message. Returns whether it was there.
-    pub(super) fn remove(&mut self, number: u64) -> bool {
+    pub(super) fn remove(&mut self, number: u64) -> Option<Bytes> {
         let removed = self.messages.remove(&number);
         self.bytes -= removed.as_ref().map_or(0, Bytes::len);
-        removed.is_some()
+        removed
     }
 
-    /// Whether there is space for another message; an empty outbox always has space.
-    pub(super) fn has_room(&self, message: &Bytes, settings: &Settings) -> bool {
+    /// Whether there is space for messages of this number and length; an empty outbox always has space.
+    pub(super) fn has_room(&self, count: usize, bytes: usize, settings: &Settings) -> bool {
         self.messages.is_empty()
-            || self.messages.len() < settings.outbox_entries_max
-                && self.bytes + message.len() <= settings.outbox_bytes_max
-    }
-
-    /// All of them, oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, Bytes)> {
-        self.messages.iter().map(|(number, message)| (*number, message.clone()))
+            || self.messages.len() + count <= settings.outbox_entries_max
+                && self.bytes + bytes <= settings.outbox_bytes_max
     }
 
     /// The first `limit` of them whose number is at least `number`.

@@ -6,9 +6,9 @@
 //! responses, but a hard purge becomes a soft one.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 
+use super::prefixes::{prefixes_of, prefixes_within};
 use crate::cache::purge::path_of;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence, PurgeTarget};
 
@@ -35,17 +35,17 @@ impl TableScope {
     }
 }
 
-fn url_hash(url: &str) -> u128 {
+pub(super) fn url_hash(url: &str) -> u128 {
     let full_hash = xxhash_rust::xxh3::xxh3_64(url.as_bytes());
     u128::from(path_hash(path_of(url))) << 64 | u128::from(full_hash)
 }
 
-fn path_hash(path: &str) -> u64 {
+pub(super) fn path_hash(path: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(path.as_bytes())
 }
 
 /// The [`path_hash`] in a URL's hash.
-fn path_in(url: u128) -> u64 {
+pub(super) fn path_in(url: u128) -> u64 {
     (url >> 64) as u64
 }
 
@@ -221,50 +221,20 @@ impl PurgeTable {
             if let Some(path) = self.paths.get(&path_hash(path)) {
                 latest.merge(*path);
             }
-            self.prefixes_within(path, |prefix| latest.merge(prefix));
+            prefixes_within(&self.prefixes, path, |prefix| latest.merge(*prefix));
         }
         if !self.tags.is_empty() {
             target.tags.iter().filter_map(|tag| self.tags.get(tag)).for_each(|tag| {
                 latest.merge(*tag);
             });
         }
-        self.prefixes_of(target.url, |prefix| latest.merge(prefix));
+        prefixes_of(&self.prefixes, target.url, |prefix| latest.merge(*prefix));
         latest.verdict(stored_at)
     }
 
     /// Whether a purge after `since` may cover a response whose tags are not known yet.
     pub(super) fn may_cover(&self, target: &PurgeTarget<'_>, since: PurgeSequence) -> bool {
         self.tag_latest > since.0 || self.verdict(target, since).is_some()
-    }
-
-    /// Visits every prefix of `url`, the longest first. The greatest key up to a bound is either a prefix
-    /// of `url`, or differs from it at some byte; then no prefix of `url` is longer than their common
-    /// start, where the search continues.
-    fn prefixes_of(&self, url: &str, mut visit: impl FnMut(LatestPurges)) {
-        let mut bound = Bound::Included(url);
-        loop {
-            let below = self.prefixes.range::<str, _>((Bound::Unbounded, bound));
-            let Some((prefix, latest)) = { below }.next_back() else { return };
-            let common = common_length(prefix, url);
-            if common == prefix.len() {
-                visit(*latest);
-                bound = Bound::Excluded(&url[..common]);
-            } else {
-                bound = Bound::Included(&url[..common]);
-            }
-        }
-    }
-
-    /// Visits every prefix that begins with `path` followed by `?`.
-    fn prefixes_within(&self, path: &str, mut visit: impl FnMut(LatestPurges)) {
-        let query = format!("{path}?");
-        let from = (Bound::Included(&*query), Bound::Unbounded);
-        for (prefix, latest) in self.prefixes.range::<str, _>(from) {
-            if !prefix.starts_with(&query) {
-                break;
-            }
-            visit(*latest);
-        }
     }
 
     /// Number of entries, not counting `all`.
@@ -343,19 +313,8 @@ impl PurgeTable {
     }
 }
 
-/// Length of the common start of two strings in bytes, rounded down to a character boundary.
-fn common_length(one: &str, other: &str) -> usize {
-    let mut common = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-    while !other.is_char_boundary(common) {
-        common -= 1;
-    }
-    common
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::cache::purge::ALIASED;
     use PurgeKind::{Hard, Soft};
@@ -519,29 +478,5 @@ mod tests {
     fn one_key_purged_over_and_over_takes_one_place() {
         let purges: Vec<_> = (1..=10_000).map(|at| (prefix("z"), Hard, at)).collect();
         assert!(table(&purges).order.len() < 2_000);
-    }
-
-    proptest! {
-        #[test]
-        fn the_walk_finds_exactly_the_prefixes(
-            prefixes in proptest::collection::vec("[abé/]{0,6}", 0..20),
-            url in "[abé/]{0,8}",
-        ) {
-            let mut table = PurgeTable::default();
-            for (at, text) in prefixes.iter().enumerate() {
-                let scope = TableScope::of(&prefix(text));
-                table.apply(&scope, Hard, PurgeSequence(at as u64 + 1));
-            }
-            let mut found = Vec::new();
-            table.prefixes_of(&url, |latest| found.push(latest.hard));
-            let mut expected: Vec<u64> = table
-                .prefixes
-                .iter()
-                .filter(|(text, _)| url.starts_with(&***text))
-                .map(|(_, latest)| latest.hard)
-                .collect();
-            expected.reverse();
-            prop_assert_eq!(found, expected);
-        }
     }
 }

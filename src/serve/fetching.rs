@@ -87,6 +87,7 @@ impl Visit {
         let target = || PurgeTarget { site: &self.site.name, url: found.key.url(), tags };
         self.worker.fills.join(
             found.hash,
+            None,
             || store.purges().sequence(),
             |response, since| store.purges().overtaken(&target(), response, since),
         )
@@ -437,7 +438,7 @@ impl Visit {
     pub(super) fn refresh(&self, found: LookupResult) {
         let Ok(job) = self.job(&found) else { return };
         let sequence = || self.worker.store.purges().sequence();
-        let joined = self.worker.fills.join(found.hash, sequence, |_, _| false);
+        let joined = self.worker.fills.join(found.hash, None, sequence, |_, _| false);
         let Join::Lead(lead) = joined else { return };
         // A refresh may have ended between lookup and join.
         let query = self.query();

@@ -123,7 +123,7 @@ impl Visit {
         let hash = Form::hash(response.hash(), coding);
         let sequence = response.stored_at_sequence;
         // A fill from before a purge that the source does not have is of an older source.
-        let joined = self.worker.fills.join(hash, || sequence, |_, _| true);
+        let joined = self.worker.fills.join(hash, None, || sequence, |_, _| true);
         let store = &self.worker.store;
         let stored = || store.form_in_memory(response.hash(), source.object, coding);
         match joined {

@@ -31,7 +31,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("notices", &["clock"]),
     ("cache", &["fields", "labels", "planted"]),
     ("context", &["cache", "labels"]),
-    ("purge", &["cache", "clock", "lock", "metrics", "notices", "random"]),
+    // labels: whether a requirement is met is counted.
+    ("purge", &["cache", "clock", "labels", "lock", "metrics", "notices", "planted", "random"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
     (
         "store",
@@ -62,7 +63,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     // upstream: a part that is missing is asked for here, and its failure is upstream's.
     (
         "fill",
-        &["upstream", "store", "cache", "body", "clock", "fields", "labels", "metrics", "planted"],
+        // purge: a fill carries the purge requirement of the request that it was begun for.
+        &[
+            "upstream", "store", "cache", "body", "clock", "fields", "labels", "metrics",
+            "planted", "purge",
+        ],
     ),
     // reply: a refusal carries its reply, such as a 405 with `Allow`.
     ("guard", &["context", "fields", "labels", "metrics", "reply"]),

@@ -23,7 +23,7 @@ use crate::control::rate::TokenBucket;
 use crate::control::refresh::{PrefetchOutcome, Refresh};
 use crate::fleet::{Announcement, FleetMember, Heartbeat, NodeTable, Readiness, TableReader};
 use crate::metrics::{Metric, Metrics, Recorder};
-use crate::purge::{InForce, PurgeBatch, PurgeError, Purged, Purges};
+use crate::purge::{BusCursor, InForce, PurgeBatch, PurgeError, Purged, Purges};
 use crate::random::random_u64;
 
 /// The state that the tasks of the bus share.
@@ -84,6 +84,7 @@ pub(super) struct Inner {
 pub(super) struct Gauges {
     pub lag: Gauge,
     pub outbox: Gauge,
+    pub unread: Gauge,
     pub silent: Gauge,
     pub connected: Gauge,
     pub members: Gauge,
@@ -92,6 +93,17 @@ pub(super) struct Gauges {
 }
 
 impl Inner {
+    /// Tells the purge table that there is a stream, and which purges the messages in the log are.
+    pub(super) fn expect_stream(&self) {
+        for (number, message) in self.purges.outbox_from(0, usize::MAX) {
+            let Some(record) = PurgeRecord::parse(&message) else { continue };
+            let scopes: Vec<PurgeScope> = record.purges().map(|(scope, _)| scope).collect();
+            let (id, is_own) = (record.purge_id(), record.node == self.name);
+            self.purges.restore_unread(number, id, is_own, &scopes);
+        }
+        self.purges.expect_stream();
+    }
+
     /// Puts a purge of this node in force, adds its record to the outbox, and waits until it is durable.
     /// `in_force` is notified before the wait.
     pub(super) async fn purge_locally(
@@ -101,7 +113,10 @@ impl Inner {
         in_force: oneshot::Sender<()>,
     ) -> Result<Purged, PurgeError> {
         self.ledger().record(record);
-        let batch = PurgeBatch { purges: record.purges().collect(), message, cursor: None };
+        // Without a bus, no stream will ever bring it back.
+        let part = message.map(|message| record.part(&self.name, Some(message)));
+        let records = part.into_iter().collect();
+        let batch = PurgeBatch { purges: record.purges().collect(), records, cursor: None };
         let batch_in_force = match self.purges.put_in_force(batch).await {
             Ok(batch_in_force) => batch_in_force,
             Err(error) => {
@@ -125,7 +140,7 @@ impl Inner {
     pub(super) async fn put_in_force(
         &self,
         records: &[PurgeRecord],
-        cursor: Option<Bytes>,
+        cursor: Option<BusCursor>,
     ) -> Result<InForce, PurgeError> {
         let missing: Vec<&PurgeRecord> = {
             let mut ledger = self.ledger();
@@ -133,8 +148,13 @@ impl Inner {
             records.iter().filter(|record| !ledger.is_in_force(&record.id)).collect()
         };
         let purges = missing.iter().flat_map(|record| record.purges()).collect();
-        let in_force =
-            self.purges.put_in_force(PurgeBatch { purges, cursor, message: None }).await?;
+        let part = |record: &&PurgeRecord| {
+            let message = cursor.is_none().then(|| record.to_bytes());
+            record.part(&self.name, message)
+        };
+        let records = missing.iter().map(part).collect();
+        let batch = PurgeBatch { purges, records, cursor };
+        let in_force = self.purges.put_in_force(batch).await?;
         self.set_in_force(&missing);
         Ok(in_force)
     }
@@ -222,10 +242,10 @@ impl Inner {
     pub(super) async fn soft_purge(
         &self,
         scopes: Vec<PurgeScope>,
-        cursor: Option<Bytes>,
+        cursor: Option<BusCursor>,
     ) -> Result<(), PurgeError> {
         let purges = scopes.into_iter().map(|scope| (scope, PurgeKind::Missed)).collect();
-        self.purges.purge(PurgeBatch { purges, cursor, message: None }).await.map(drop)
+        self.purges.purge(PurgeBatch { purges, cursor, ..PurgeBatch::default() }).await.map(drop)
     }
 
     /// Reads a purge's receipts from Redis into the ledger. Empty if Redis is not reachable.
@@ -310,9 +330,10 @@ impl Inner {
         (self.now_ms() - at_ms).max(0.0)
     }
 
-    /// Updates the gauge of the outbox.
+    /// Updates the gauges of the purges that the stream has not brought yet.
     pub(super) fn report_outbox(&self) {
         self.gauges.outbox.set(self.purges.outbox_len() as i64);
+        self.gauges.unread.set(self.purges.unread_len() as i64);
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -386,6 +407,10 @@ impl Gauges {
         Self {
             lag: gauge("bus_lag", "Entries of the purge stream that this node has not applied yet"),
             outbox: gauge("bus_outbox", "Local purges that were not read back from the bus yet"),
+            unread: gauge(
+                "purges_unread",
+                "Purges in force that were not read from the purge stream yet: other nodes are not asked for what they cover",
+            ),
             silent: gauge(
                 "bus_silent",
                 "1 if there was no contact with the bus for longer than bus.silence_max",

@@ -223,6 +223,7 @@ impl Bus {
             }),
         };
         if bus.inner.connector.is_some() {
+            bus.inner.expect_stream();
             background.spawn(reader::run(bus.inner.clone()));
             background.spawn(publisher::run(bus.inner.clone(), receipts_to_send));
             let is_caught_up = bus.inner.catch_up().await;

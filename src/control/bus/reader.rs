@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use redis::RedisResult;
 
 use super::connection::{RedisConnection, shortened};
@@ -20,7 +19,8 @@ use super::record::{
 use crate::cache::PurgeScope;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug};
-use crate::purge::PurgeError;
+use crate::purge::{BusCursor, EntryId, PurgeError};
+use crate::random::random_u64;
 
 /// Reads the stream until the runtime shuts down.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -32,8 +32,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
         read_count: READ_COUNT_MIN,
         membership: Membership::new(inner.clone()),
         must_confirm_again: true,
+        entries: Vec::new(),
         inner,
     };
+    reader.publish_position();
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
     let mut failure_logged = false;
     loop {
@@ -65,6 +67,8 @@ struct Reader {
     membership: Membership,
     /// Whether receipts of the last purges may be missing.
     must_confirm_again: bool,
+    /// The entries up to the cursor whose purges are not in force yet.
+    entries: Vec<EntryId>,
 }
 
 impl Reader {
@@ -173,6 +177,7 @@ impl Reader {
             }
             let Some(cursor) = &self.cursor else { return Ok(()) };
             let at = cursor.after(&entry);
+            self.entries.push(entry.id);
             match entry.record {
                 Some(_) if entry.number % 5 == 0 && planted::has(Bug::StreamEntryDropped) => {
                     self.cursor = Some(at);
@@ -197,12 +202,13 @@ impl Reader {
 
     /// Applies the records and retries until they are durable. The stored cursor must never be ahead
     /// of the records in the purge log.
-    async fn apply_records(&self, records: Vec<PurgeRecord>) {
+    async fn apply_records(&mut self, records: Vec<PurgeRecord>) {
         let Some(cursor) = &self.cursor else { return };
         if records.is_empty() {
             return;
         }
-        let cursor = cursor.to_bytes();
+        let read = records.iter().map(|record| record.purge_id()).collect();
+        let cursor = cursor.bus_cursor(std::mem::take(&mut self.entries), read);
         let mut attempts = 0;
         while let Err(error) = self.make_durable(&records, cursor.clone()).await {
             if attempts % RETRIES_PER_LOG_LINE == 0 {
@@ -214,19 +220,16 @@ impl Reader {
             attempts += 1;
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-        let own = records.iter().filter(|record| record.node == self.inner.name);
-        let read_back = self.inner.publish_progress().take_read_back(own.map(|record| &*record.id));
-        if !read_back.is_empty() {
-            let inner = self.inner.clone();
-            tokio::spawn(async move {
-                // Messages left in the outbox are published again after a restart.
-                let _ = inner.purges.sent(&read_back).await;
-                inner.report_outbox();
-            });
-        }
+        let ids = records.iter().map(|record| &*record.id);
+        self.inner.publish_progress().forget_read_back(ids);
+        self.inner.report_outbox();
     }
 
-    async fn make_durable(&self, records: &[PurgeRecord], cursor: Bytes) -> Result<(), PurgeError> {
+    async fn make_durable(
+        &self,
+        records: &[PurgeRecord],
+        cursor: BusCursor,
+    ) -> Result<(), PurgeError> {
         let in_force = self.inner.put_in_force(records, Some(cursor)).await?;
         self.inner.make_durable(records, in_force).await
     }
@@ -238,10 +241,20 @@ impl Reader {
         if cursor.number.is_some_and(|number| number >= head.number) {
             return;
         }
-        let had_number = cursor.number.is_some();
+        // After a gap the number of the last entry becomes known here. If the head is a later entry, that one
+        // is gone as well: another node may have read it.
+        let is_last_applied = cursor.number.is_none() && cursor.id == head.id;
         *cursor = StreamCursor::at(head);
-        if had_number {
-            self.soft_purge_all(Gap::Trimmed).await;
+        match is_last_applied {
+            true => self.publish_position(),
+            false => self.soft_purge_all(Gap::Trimmed).await,
+        }
+    }
+
+    /// Tells the purge table the position where no purge comes with it.
+    fn publish_position(&self) {
+        if let Some(cursor) = &self.cursor {
+            self.inner.purges.set_position(&cursor.bus_cursor(Vec::new(), Vec::new()));
         }
     }
 
@@ -270,7 +283,7 @@ impl Reader {
         Ok(())
     }
 
-    async fn soft_purge_all(&self, gap: Gap) {
+    async fn soft_purge_all(&mut self, gap: Gap) {
         self.inner.recorder.count_labelled(Metric::BusGaps, gap as usize);
         match gap {
             Gap::New => tracing::info!(
@@ -283,7 +296,8 @@ impl Reader {
                 gap.cause()
             ),
         }
-        let cursor = self.cursor.as_ref().map(StreamCursor::to_bytes);
+        let entries = std::mem::take(&mut self.entries);
+        let cursor = self.cursor.as_ref().map(|cursor| cursor.bus_cursor(entries, Vec::new()));
         while let Err(error) = self.inner.soft_purge(vec![PurgeScope::All], cursor.clone()).await {
             tracing::error!(
                 %error,
@@ -309,6 +323,23 @@ impl Reader {
             let set = |is_caught_up: &mut bool| !std::mem::replace(is_caught_up, true);
             self.inner.caught_up.send_if_modified(set);
             self.publish_lost_purges_again();
+            self.adopt_lost_purges();
+        }
+    }
+
+    /// Publishes purges of other nodes that came as wake-ups and that the stream has not brought for long: Redis
+    /// has lost them, and the nodes that ordered them may be gone.
+    fn adopt_lost_purges(&self) {
+        let jitter = Duration::from_millis(random_u64() % ADOPT_JITTER_MS);
+        let adopted = self.inner.purges.adopt_unread(ADOPT_AFTER + jitter);
+        if adopted > 0 {
+            tracing::warn!(
+                purges = adopted,
+                "purge bus: purges of other nodes came as wake-ups and are missing in the purge stream; publishing them"
+            );
+            self.inner.recorder.add(Metric::BusPurgesLost, adopted as u64);
+            self.inner.publish_progress().restart();
+            self.inner.outbox_changed.notify_one();
         }
     }
 
@@ -331,6 +362,10 @@ impl Reader {
 
 /// Index of the read connection in [`crate::metrics::BUS_CONNECTIONS`].
 const READ_LABEL: usize = 0;
+/// A wake-up whose purge is not in the stream after this time is published by this node.
+const ADOPT_AFTER: Duration = Duration::from_secs(60);
+/// Spreads that over the nodes of a fleet: the first one's entry spares the others.
+const ADOPT_JITTER_MS: u64 = 30_000;
 /// Pause between attempts to write the purge log.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// One of this many failed attempts is logged.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{PurgeKind, PurgeScope};
 use crate::control::purge_request::PurgeRequest;
 use crate::control::refresh::Refresh;
-use crate::purge::EntryId;
+use crate::purge::{BusCursor, EntryId, PurgeId, RecordPart, StreamPosition};
 
 /// One purge, as published to all nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,6 +97,17 @@ impl PurgeRecord {
     /// Decodes a published record. `None`: not a record, or one of a later version.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok().filter(|record: &Self| record.v == VERSION)
+    }
+
+    /// Its id in the purge table.
+    pub(crate) fn purge_id(&self) -> PurgeId {
+        PurgeId::of(&self.id)
+    }
+
+    /// Its part of a batch on the node `name`. `message`: the record, if the stream has not brought it yet.
+    pub(crate) fn part(&self, name: &str, message: Option<Bytes>) -> RecordPart {
+        let (id, count) = (self.purge_id(), self.scopes.len());
+        RecordPart { id, count, is_own: self.node == name, message }
     }
 
     /// The purges for the purge table, one per scope.
@@ -212,6 +223,16 @@ impl StreamCursor {
     /// under that epoch and number.
     pub(super) fn position(&self) -> Option<u64> {
         self.number.filter(|_| self.entry_epoch.is_none())
+    }
+
+    /// The cursor for the purge log, after a batch with these entries and the purges in them.
+    pub(super) fn bus_cursor(&self, entries: Vec<EntryId>, read: Vec<PurgeId>) -> BusCursor {
+        let position = self.position().map(|number| StreamPosition {
+            history: self.epoch.as_str().into(),
+            number,
+            entry: self.id,
+        });
+        BusCursor { bytes: self.to_bytes(), position, entries, read }
     }
 
     /// Encodes for the purge log.

@@ -23,7 +23,7 @@ use crate::cache::{
 use crate::clock::Clock;
 use crate::fields::FieldSection;
 use crate::metrics::{Metric, Metrics};
-use crate::purge::{self, PurgeBatch, Purges};
+use crate::purge::{self, EntryId, PurgeBatch, Purges, Requirement, StreamPosition};
 use crate::store::{self, Record, Store, StoredHead};
 use crate::upstream::FetchError;
 
@@ -79,7 +79,7 @@ impl Node {
 
     /// Without any purge.
     fn join(&self) -> Join {
-        self.fills.join(KEY, || PurgeSequence(0), |_, _| unreachable!("nothing was purged"))
+        self.fills.join(KEY, None, || PurgeSequence(0), |_, _| unreachable!("nothing was purged"))
     }
 
     fn lead(&self) -> Lead {
@@ -444,6 +444,7 @@ fn nobody_follows_a_fill_that_a_purge_has_overtaken() {
         let before = node.follow();
         let unrelated = node.fills.join(
             KEY,
+            None,
             || PurgeSequence(1),
             |response, since| {
                 assert!(response.is_none() && since == PurgeSequence(0));
@@ -451,7 +452,7 @@ fn nobody_follows_a_fill_that_a_purge_has_overtaken() {
             },
         );
         assert!(matches!(unrelated, Join::Follow(_)), "a purge of something else");
-        let Join::Lead(new) = node.fills.join(KEY, || PurgeSequence(2), |_, _| true) else {
+        let Join::Lead(new) = node.fills.join(KEY, None, || PurgeSequence(2), |_, _| true) else {
             panic!("followed a purged fill");
         };
         assert_eq!(new.sequence(), PurgeSequence(2));
@@ -462,7 +463,8 @@ fn nobody_follows_a_fill_that_a_purge_has_overtaken() {
         drop(upstream);
         assert_bytes(&all(reader).await.expect("whole"), 0..4);
         done.await.expect("no panic");
-        let after = node.fills.join(KEY, || PurgeSequence(2), |_, _| unreachable!("none since"));
+        let after =
+            node.fills.join(KEY, None, || PurgeSequence(2), |_, _| unreachable!("none since"));
         assert!(matches!(after, Join::Follow(_)), "the old one's end leaves the new one in place");
     });
 }
@@ -474,10 +476,36 @@ fn a_purge_is_matched_against_the_head_once_it_is_there() {
         filling(&own).await;
         let joined = node.fills.join(
             KEY,
+            None,
             || PurgeSequence(1),
             |response, _| response.expect("the head is known").site.eq_ignore_ascii_case("another"),
         );
         assert!(matches!(joined, Join::Follow(_)));
+    });
+}
+
+/// Rule of purges across hops: the fill may have begun before a purge that is in force at the asker.
+#[test]
+fn a_request_with_an_unmet_requirement_follows_only_a_fill_that_carries_it() {
+    on_a_worker(async {
+        let node = Node::new(small());
+        let entries = |number| {
+            let entry = EntryId(number, 0);
+            Requirement::Entries(vec![StreamPosition { history: "h".into(), number, entry }])
+        };
+        let join = |unmet: Option<&Requirement>| {
+            node.fills.join(KEY, unmet, || PurgeSequence(0), |_, _| false)
+        };
+        let Join::Lead(plain) = join(None) else { panic!("the first one leads") };
+        let Join::Lead(carrying) = join(Some(&entries(7))) else { panic!("joined any fill") };
+        assert_eq!((plain.carried(), carrying.carried()), (None, Some(&entries(7))));
+        assert!(matches!(join(Some(&entries(7))), Join::Follow(_)));
+        assert!(matches!(join(None), Join::Follow(_)), "it began later than the request needs");
+        let Join::Lead(later) = join(Some(&entries(8))) else { panic!("joined an older fill") };
+        let origin_only = Requirement::OriginOnly;
+        let Join::Lead(_first) = join(Some(&origin_only)) else { panic!("joined an older fill") };
+        assert!(matches!(join(Some(&origin_only)), Join::Lead(_)), "it began earlier");
+        drop((plain, carrying, later));
     });
 }
 
@@ -492,7 +520,7 @@ fn a_purge_in_the_middle_of_a_fill_reaches_newcomers_and_what_is_stored() {
             let overtaken = |response: Option<&_>, since| {
                 node.store.purges().overtaken(&asked, response, since)
             };
-            node.fills.join(KEY, || node.store.purges().sequence(), overtaken)
+            node.fills.join(KEY, None, || node.store.purges().sequence(), overtaken)
         };
         let purge = async |scope| {
             let purges = vec![(scope, PurgeKind::Hard)];
@@ -750,7 +778,7 @@ fn limits_leave_requests_uncollapsed() {
         let _lead = node.lead();
         let _follower = node.follow();
         assert!(matches!(node.join(), Join::Uncollapsed(Uncollapsed::Followers)));
-        let other = node.fills.join(KeyHash(8), || PurgeSequence(0), |_, _| false);
+        let other = node.fills.join(KeyHash(8), None, || PurgeSequence(0), |_, _| false);
         assert!(matches!(other, Join::Uncollapsed(Uncollapsed::Fills)));
         assert_eq!(node.metrics.total(Metric::RequestsUncollapsed, 1), 1);
         let alone = node.fills.adopt(KeyHash(8), PurgeSequence(0));
@@ -764,7 +792,7 @@ fn limits_leave_requests_uncollapsed() {
 fn no_more_keys_are_remembered_than_the_limit() {
     let node = Node::new(Settings { remembered_max: 64, ..small() });
     for key in [64, 128] {
-        match node.fills.join(KeyHash(key), || PurgeSequence(0), |_, _| false) {
+        match node.fills.join(KeyHash(key), None, || PurgeSequence(0), |_, _| false) {
             Join::Lead(lead) => lead.release(Some(Duration::from_secs(1))),
             other => panic!("{other:?}"),
         }

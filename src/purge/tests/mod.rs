@@ -1,5 +1,7 @@
 //! Purges: the table, the log, and both over restarts.
 
+mod hops;
+
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -93,6 +95,18 @@ fn verdict(purges: &Purges, stored: &Stored) -> Option<PurgeKind> {
 
 fn batch(scope: PurgeScope, kind: PurgeKind) -> PurgeBatch {
     PurgeBatch { purges: vec![(scope, kind)], ..PurgeBatch::default() }
+}
+
+/// A record of this node with one purge, in the outbox.
+fn message(id: &str, message: bytes::Bytes) -> RecordPart {
+    RecordPart { id: PurgeId::of(id), count: 1, is_own: true, message: Some(message) }
+}
+
+/// Tells that the stream has brought these purges.
+async fn read(purges: &Purges, ids: &[&str]) {
+    let read = ids.iter().map(|id| PurgeId::of(id)).collect();
+    let cursor = Some(BusCursor { read, ..BusCursor::default() });
+    purges.purge(PurgeBatch { cursor, ..PurgeBatch::default() }).await.unwrap();
 }
 
 fn url(text: &str) -> PurgeScope {
@@ -245,10 +259,14 @@ async fn a_grown_log_becomes_a_snapshot_that_knows_as_much() {
         (0..300).map(|number| stored_at(&purges, &format!("https://a/{number}"))).collect();
     for number in 0..200 {
         let mut next = batch(url(&format!("https://a/{number}")), Hard);
-        next.cursor = Some(format!("cursor {number}").into());
-        next.message = Some(format!("message {number}").into());
-        let purged = purges.purge(next).await.unwrap();
-        purges.sent(&[purged.message.unwrap() / 2]).await.unwrap();
+        next.cursor =
+            Some(BusCursor { bytes: format!("cursor {number}").into(), ..BusCursor::default() });
+        next.records = vec![message(&format!("{number}"), format!("message {number}").into())];
+        if number % 2 == 1 {
+            let read = vec![PurgeId::of(&format!("{}", number / 2))];
+            next.cursor = next.cursor.map(|cursor| BusCursor { read, ..cursor });
+        }
+        purges.purge(next).await.unwrap();
     }
     let outbox = purges.outbox_from(0, usize::MAX);
     drop(purges);
@@ -316,14 +334,17 @@ async fn limits_refuse_before_anything_is_purged() {
     let purges = node.open();
     let long = batch(url("https://a/0123456789abcdef"), Hard);
     assert!(matches!(purges.purge(long).await, Err(PurgeError::ScopeTooLong { limit: 20, .. })));
-    let message = PurgeBatch { message: Some("m".into()), ..batch(url("https://a/1"), Hard) };
-    purges.purge(message.clone()).await.unwrap();
-    let full = purges.purge(message.clone()).await;
+    let with_message = |id| PurgeBatch {
+        records: vec![message(id, "m".into())],
+        ..batch(url("https://a/1"), Hard)
+    };
+    purges.purge(with_message("1")).await.unwrap();
+    let full = purges.purge(with_message("2")).await;
     assert!(matches!(full, Err(PurgeError::OutboxFull { messages: 1, .. })), "{full:?}");
     assert_eq!(purges.entries(), 1);
     assert_eq!(node.total(Metric::PurgesRefused), 1);
-    purges.sent(&[0]).await.unwrap();
-    purges.purge(message).await.unwrap();
+    read(&purges, &["1"]).await;
+    purges.purge(with_message("2")).await.unwrap();
 }
 
 #[tokio::test]
@@ -333,14 +354,14 @@ async fn the_outbox_holds_so_many_bytes_and_one_long_message() {
     let node = Node { settings, ..node };
     let check = |purges: &Arc<Purges>, length: usize| {
         let purges = purges.clone();
-        let message = Some(vec![b'm'; length].into());
-        let batch = PurgeBatch { message, ..batch(url("https://a/1"), Hard) };
+        let records = vec![message(&length.to_string(), vec![b'm'; length].into())];
+        let batch = PurgeBatch { records, ..batch(url("https://a/1"), Hard) };
         async move { purges.purge(batch).await.map(drop).map_err(|error| error.to_string()) }
     };
     let purges = node.open();
     assert_eq!(check(&purges, 100).await, Ok(()), "it could never go out");
     assert!(check(&purges, 1).await.unwrap_err().contains("1 purges of 100 bytes wait"));
-    purges.sent(&[0]).await.unwrap();
+    read(&purges, &["100"]).await;
     for length in [4, 6] {
         assert_eq!(check(&purges, length).await, Ok(()));
     }
@@ -349,7 +370,9 @@ async fn the_outbox_holds_so_many_bytes_and_one_long_message() {
     drop(purges);
     let purges = node.open();
     assert!(check(&purges, 1).await.unwrap_err().contains("2 purges of 10 bytes wait"));
-    purges.sent(&[1, 1]).await.unwrap();
+    let (number, message) = purges.outbox_from(0, 1)[0].clone();
+    purges.restore_unread(number, PurgeId::of(&message.len().to_string()), true, &[]);
+    read(&purges, &["4", "4"]).await;
     assert_eq!(check(&purges, 4).await, Ok(()));
 }
 
