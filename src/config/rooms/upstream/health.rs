@@ -83,6 +83,9 @@ pub(super) fn read_check(section: &Section<'_>) -> Option<Check> {
             section.mistake(name, format!("{name:?} has no effect on a check of kind {kind:?}"));
         }
     }
+    if kind == Kind::Http && !service.0.is_empty() {
+        section.mistake("service", "\"service\" has no effect on a check of kind \"http\"");
+    }
     if kind == Kind::Http && http.method == Method::HEAD && !http.contains.is_empty() {
         section.mistake("contains", "a response to HEAD has no content to search");
     }
@@ -114,7 +117,7 @@ impl Kind {
 
     fn options_without_effect(self) -> &'static [&'static str] {
         match self {
-            Self::Http => &["service"],
+            Self::Http => &[],
             Self::Tcp => &["method", "path", "statuses", "contains", "host_header", "service"],
             Self::Grpc => &["method", "path", "statuses", "contains"],
         }
