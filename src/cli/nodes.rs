@@ -99,8 +99,17 @@ fn row(name: &str, node: &Value, own: &Value) -> [String; HEAD.len()] {
         number(&node["applied"]),
         text(&node["software"]),
         text(&node["config"]),
+        peer(node),
         if addresses.is_empty() { "-".to_owned() } else { addresses.join(" ") },
     ]
+}
+
+/// Where the node answers its peers, and in which version of the protocol.
+fn peer(node: &Value) -> String {
+    match (node["peer"].as_str(), node["peer_protocol"].as_u64()) {
+        (Some(address), Some(protocol)) => format!("{address} v{protocol}"),
+        _ => "-".to_owned(),
+    }
 }
 
 /// The response of `GET /nodes/owner` in words.
@@ -120,7 +129,7 @@ fn owner(reply: &Value) -> String {
     format!("{owner} owns {} in {place}\n{after}", reply["key"])
 }
 
-const HEAD: [&str; 10] = [
+const HEAD: [&str; 11] = [
     "node",
     "state",
     "region",
@@ -130,6 +139,7 @@ const HEAD: [&str; 10] = [
     "applied",
     "software",
     "config",
+    "peer",
     "addresses",
 ];
 /// Nodes that are shown after the owner.
@@ -144,7 +154,7 @@ mod tests {
         let node = |state: &str, ms, config: &str| {
             serde_json::json!({"state": state, "region": "eu", "addresses": ["192.0.2.1"],
                 "weight": 100, "load": 0.25, "software": "0.1.0", "config": config,
-                "heard_ms_ago": ms, "applied": 7, "duplicate_name": false})
+                "heard_ms_ago": ms, "applied": 7, "peer": "10.0.0.1:9443", "peer_protocol": 1, "duplicate_name": false})
         };
         let mut reply = serde_json::json!({
             "node": "a",
@@ -157,7 +167,7 @@ mod tests {
             cells.map(str::to_owned).collect()
         };
         let lines: Vec<_> = text.lines().map(cells).collect();
-        let rest = ["25 %", "100", "7", "0.1.0", "0a", "192.0.2.1"];
+        let rest = ["25 %", "100", "7", "0.1.0", "0a", "10.0.0.1:9443 v1", "192.0.2.1"];
         assert_eq!(lines[1], [&["a (this node)", "ready", "eu", "now"][..], &rest].concat());
         assert_eq!(lines[2][..4], ["b", "out", "eu", "12 s ago"]);
         assert!(text.contains("different configurations:\n  0a  a\n  0b  b\n"), "{text}");

@@ -86,6 +86,8 @@ fn member_as_json(member: &FleetMember) -> Value {
         "load": announcement.load.share(),
         "software": &*announcement.software,
         "config": &*announcement.config_digest,
+        "peer": announcement.peer.map(|peer| peer.address),
+        "peer_protocol": announcement.peer.map(|peer| peer.protocol),
         "duplicate_name": announcement.has_duplicate_name,
     })
 }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! {"region":"eu","at":[52.5,13.4],"addresses":["192.0.2.1"],"weight":100,"state":"ready","load":0.25,
-//!  "software":"0.1.0","config":"1f0c77aa","twin":false}
+//!  "software":"0.1.0","config":"1f0c77aa","peer":{"address":"10.0.0.1:9443","protocol":1},"twin":false}
 //! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use geo::Coordinates;
@@ -33,8 +33,19 @@ pub(crate) struct Announcement {
     pub software: Arc<str>,
     /// A hash of the part of its configuration that all nodes of a fleet should share.
     pub config_digest: Arc<str>,
+    /// Where it answers the other nodes. `None`: it has no peers, or runs a build that knows none.
+    pub peer: Option<PeerEndpoint>,
     /// Whether it has detected another node with its name.
     pub has_duplicate_name: bool,
+}
+
+/// Where and how a node answers its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerEndpoint {
+    /// The address, which the other nodes can reach.
+    pub address: SocketAddr,
+    /// The version of the peer protocol.
+    pub protocol: u16,
 }
 
 /// Whether a node takes requests.
@@ -75,6 +86,7 @@ impl Announcement {
             load: Load::default(),
             software: "".into(),
             config_digest: "".into(),
+            peer: None,
             has_duplicate_name: false,
         }
     }
@@ -90,6 +102,7 @@ impl Announcement {
             "load": self.load.share(),
             "software": &*self.software,
             "config": &*self.config_digest,
+            "peer": self.peer.map(|peer| json!({ "address": peer.address, "protocol": peer.protocol })),
             "twin": self.has_duplicate_name,
         })
         .to_string()
@@ -123,9 +136,17 @@ impl Announcement {
             load: Load::of_share(fields["load"].as_f64().unwrap_or_default()),
             software: string("software"),
             config_digest: string("config"),
+            peer: peer_endpoint(&fields["peer"]),
             has_duplicate_name: fields["twin"].as_bool().unwrap_or_default(),
         })
     }
+}
+
+fn peer_endpoint(fields: &Value) -> Option<PeerEndpoint> {
+    let address: SocketAddr = fields["address"].as_str()?.parse().ok()?;
+    let protocol = u16::try_from(fields["protocol"].as_u64()?).ok()?;
+    let is_usable = !address.ip().is_unspecified() && address.port() != 0 && protocol != 0;
+    is_usable.then_some(PeerEndpoint { address, protocol })
 }
 
 /// Addresses of a node.
@@ -150,6 +171,10 @@ mod tests {
             load: Load::of_share(0.5),
             software: "1.2.3".into(),
             config_digest: "0badcafe".into(),
+            peer: Some(PeerEndpoint {
+                address: "[2001:db8::1]:9443".parse().unwrap(),
+                protocol: 1,
+            }),
             has_duplicate_name: true,
             ..Announcement::of_region("eu")
         };
@@ -169,6 +194,17 @@ mod tests {
             r#"{"at":[91,0],"addresses":["x",7],"weight":-1,"state":"asleep","load":"high","new":1}"#,
             Some(bare.clone()),
         );
+        for peer in [
+            r#""10.0.0.1:9443""#,
+            r#"{"address":"10.0.0.1:9443"}"#,
+            r#"{"address":"10.0.0.1:9443","protocol":0}"#,
+            r#"{"address":"10.0.0.1:9443","protocol":65536}"#,
+            r#"{"address":"10.0.0.1:0","protocol":1}"#,
+            r#"{"address":"0.0.0.0:9443","protocol":1}"#,
+            r#"{"address":"edge-1:9443","protocol":1}"#,
+        ] {
+            check(&format!(r#"{{"peer":{peer}}}"#), Some(bare.clone()));
+        }
         check(r#"{"weight":60000}"#, Some(Announcement { weight: WEIGHT_MAX, ..bare }));
         let many = format!(r#"{{"addresses":[{}"192.0.2.1"]}}"#, "\"192.0.2.2\",".repeat(99));
         assert_eq!(Announcement::parse(&many).unwrap().addresses.len(), ADDRESSES_MAX);

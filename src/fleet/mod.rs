@@ -12,7 +12,9 @@ mod owner;
 mod table;
 
 pub(crate) use self::absence::{AbsenceLimits, AbsentNode, AbsentNodes};
-pub(crate) use self::announcement::{ADDRESSES_MAX, Announcement, Readiness, WEIGHT_MAX};
+pub(crate) use self::announcement::{
+    ADDRESSES_MAX, Announcement, PeerEndpoint, Readiness, WEIGHT_MAX,
+};
 pub(crate) use self::heartbeat::{DuplicateNameDetector, Heartbeat};
 pub(crate) use self::load::LoadMeter;
 pub(crate) use self::owner::owners;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::shared::Shared;
 use crate::config::Config;
-use crate::fleet::{Announcement, LoadMeter, Readiness};
+use crate::fleet::{Announcement, LoadMeter, PeerEndpoint, Readiness};
 use crate::metrics::cpu_seconds;
+use crate::peers::PROTOCOL;
 
 /// The announcement of a node that does not serve yet.
 pub(super) fn announcement(config: &Config) -> Announcement {
@@ -23,6 +24,8 @@ pub(super) fn follow_config(announcement: &mut Announcement, config: &Config) {
     announcement.addresses.clone_from(&config.node.addresses);
     announcement.weight = config.node.weight;
     announcement.config_digest = config.digest().into();
+    let address = config.peers.announced_address();
+    announcement.peer = address.map(|address| PeerEndpoint { address, protocol: PROTOCOL });
 }
 
 impl Shared {

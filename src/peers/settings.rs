@@ -63,10 +63,15 @@ impl Settings {
         }
     }
 
+    /// The address that the node announces. `None`: it has no peers.
+    pub(crate) fn announced_address(&self) -> Option<SocketAddr> {
+        let first = self.addresses.first()?;
+        Some(self.announced.unwrap_or(*first))
+    }
+
     /// Whether other nodes may reach the address that this node announces: it is no wildcard.
     pub(crate) fn announces_an_address(&self) -> bool {
-        let address = self.announced.or(self.addresses.first().copied());
-        address.is_some_and(|address| is_reachable(address.ip()))
+        self.announced_address().is_some_and(|address| is_reachable(address.ip()))
     }
 }
 

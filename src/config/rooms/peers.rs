@@ -36,8 +36,10 @@ pub(crate) fn read_peers(section: &Section<'_>, peers: &mut peers::Settings) {
         section.mistake("announced", "expected the port at which other nodes reach this node");
     }
     if !peers.announces_an_address() {
-        let found = peers.announced.or(peers.addresses.first().copied());
-        let found = found.map(|found: SocketAddr| found.ip().to_string()).unwrap_or_default();
+        let found = peers
+            .announced_address()
+            .map(|found: SocketAddr| found.ip().to_string())
+            .unwrap_or_default();
         section.mistake("announced", format!("expected the address at which other nodes reach this node, such as \"10.0.0.1:9443\", found {found}"));
     }
 }
