@@ -13,6 +13,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::cache::CacheStatus;
 use crate::labels::Unretried;
+use crate::peers::{Hop, PeerNames};
 
 /// The facts of one open connection, shared by its requests.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Connection {
     /// Who sends requests on this connection. Decides which access control applies, see
     /// [`crate::guard::admit`].
     pub requester: Requester,
+    /// The names in the certificate of a peer. Present if the requester is a peer.
+    pub peer_names: Option<PeerNames>,
 }
 
 /// Who sends the requests of a connection.
@@ -41,6 +44,9 @@ pub(crate) enum Requester {
         /// `http` or `https`.
         scheme: &'static str,
     },
+    /// Another node of the fleet, over the peer listener, for one of its clients. What it says of the client is
+    /// in [`RequestContext::hop`].
+    Peer,
 }
 
 /// The result of a TLS handshake.
@@ -112,7 +118,7 @@ impl Connection {
         let mut text = Vec::with_capacity(40);
         push_address(&mut text, peer.ip().to_canonical());
         let peer_text = HeaderValue::try_from(text).expect("an address is visible ASCII");
-        Self { peer, peer_text, local, tls: None, requester: Requester::Client }
+        Self { peer, peer_text, local, tls: None, requester: Requester::Client, peer_names: None }
     }
 
     /// The virtual connection for the node's own requests with this scheme.
@@ -131,12 +137,12 @@ impl Connection {
         names.is_misdirected(asked, host)
     }
 
-    /// `http` or `https`.
+    /// `http` or `https`: that of the connection. The client of a peer may have used another.
     pub(crate) fn scheme(&self) -> &'static str {
         match self.requester {
             Requester::Node { scheme } => scheme,
-            Requester::Client if self.tls.is_some() => "https",
-            Requester::Client => "http",
+            Requester::Client | Requester::Peer if self.tls.is_some() => "https",
+            Requester::Client | Requester::Peer => "http",
         }
     }
 }
@@ -145,7 +151,7 @@ impl Connection {
 /// [`ResponseFacts`].
 #[derive(Clone, Debug)]
 pub(crate) struct RequestContext {
-    /// Unique on this node. Sent to the origin, logged, and shown in error responses.
+    /// Unique on the node that the client asked. Sent to the origin, logged, and shown in error responses.
     pub id: RequestId,
     /// The connection that the request arrived on.
     pub connection: Rc<Connection>,
@@ -155,8 +161,10 @@ pub(crate) struct RequestContext {
     pub started: Instant,
     /// The request line and the fields that the log shows.
     pub request: RequestHead,
-    /// The client's address: the connection's peer, or the address that a trusted proxy states.
+    /// The client's address: the connection's peer, or the address that a trusted proxy or a peer states.
     pub client: IpAddr,
+    /// What the peer says of the request that it sends. `None`: the request is not of a peer.
+    pub hop: Option<Rc<Hop>>,
     /// The location of `client`.
     pub place: Place,
     /// The name of the site that answers. `None` until the request is routed.
@@ -176,6 +184,12 @@ impl RequestContext {
     /// Whether the request belongs to the share that the access log has. Ids are spread evenly.
     pub(crate) fn is_in_sample(&self) -> bool {
         self.id.0 as u32 <= self.log_share
+    }
+
+    /// `http` or `https`: how the client has sent the request to the first node.
+    pub(crate) fn scheme(&self) -> &str {
+        let of_peer = self.request.target.scheme_str().filter(|_| self.hop.is_some());
+        of_peer.unwrap_or(self.connection.scheme())
     }
 
     /// The name of the visitor's group, if the rule splits its visitors.

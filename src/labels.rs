@@ -378,6 +378,8 @@ labels! {
     Handshakes "handshakes";
     /// A missing or invalid PROXY protocol header, where the listener requires one.
     ProxyHeader "proxy_header";
+    /// `peers.connections_max`.
+    Peers "peers";
 }
 
 labels! {
@@ -530,6 +532,8 @@ labels! {
     Lot "lot";
     /// The node's own request: the group with the largest weight.
     Node "node";
+    /// The request of a peer, which names the group.
+    Peer "peer";
 }
 
 labels! {
@@ -602,6 +606,42 @@ labels! {
     Fills "fills_max";
     /// `followers_max` is reached.
     Followers "followers_max";
+}
+
+labels! {
+    /// Why a connection or a request is refused that claims to be of a node of the fleet.
+    #[derive(thiserror::Error)]
+    pub(crate) PeerRefusal;
+    /// No certificate.
+    #[error("it has no certificate")]
+    NoCertificate "no-certificate";
+    /// None of the authorities in `peers.ca` has signed its certificate.
+    #[error("its certificate is of another authority than those in peers.ca")]
+    Authority "authority";
+    /// Its certificate has expired, or is not valid yet.
+    #[error("its certificate has expired or is not valid yet")]
+    Expired "expired";
+    /// Any other fault of its certificate, such as none for clients, or without a name.
+    #[error("its certificate is not that of a node")]
+    Certificate "certificate";
+    /// Any other fault of the handshake: not TLS, no TLS 1.3, no HTTP/2.
+    #[error("the TLS handshake failed")]
+    Handshake "handshake";
+    /// The field `Skerry-Hop` is missing or not valid.
+    #[error("the request has no valid Skerry-Hop field")]
+    Field "field";
+    /// It speaks in a name that its certificate does not carry.
+    #[error("the request names a node that the certificate is not for")]
+    Name "name";
+    /// The fleet has no such node.
+    #[error("the node is not, or not yet, a member of the fleet")]
+    Member "member";
+    /// A method other than GET and HEAD.
+    #[error("peers may send GET and HEAD only")]
+    Method "method";
+    /// `requests_max`.
+    #[error("peers.requests_max is reached")]
+    Overload "overload";
 }
 
 labels! {

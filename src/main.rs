@@ -222,6 +222,9 @@ fn run(flags: Flags) -> Result<(), String> {
         let scheme = if *tls { "https" } else { "http" };
         tracing::info!("serving {scheme}://{address}");
     }
+    for address in &node.peers {
+        tracing::info!("answering peers on {address}");
+    }
     for address in &node.dns {
         tracing::info!("answering DNS queries on {address}");
     }

@@ -29,7 +29,7 @@ use self::sites::{SiteCounters, SiteMetrics};
 use crate::labels::{
     CACHE_RESULTS, CoderFailure, Coding, ConnectionRefusal, ConnectionTimeout, DiscoveryOutcome,
     FillEnd, GeoRedirectOutcome, HandshakeOutcome, HeadError, HotFormOutcome, Http2End, LeftOut,
-    MemberChange, MirrorOutcome, ProxyError, QueueRefusal, Refusal, RequestProtocol,
+    MemberChange, MirrorOutcome, PeerRefusal, ProxyError, QueueRefusal, Refusal, RequestProtocol,
     RequirementOutcome, RetryReason, SplitChoice, StickyOutcome, Uncollapsed, Unretried,
 };
 
@@ -110,9 +110,9 @@ pub(crate) const DNS_RCODES: &[&str] =
 pub(crate) const BUS_GAPS: &[&str] = &["new", "trimmed", "backwards", "replaced", "unreadable"];
 
 table! {
-    Connections, Gauge, "connections", "Open client connections.";
-    ConnectionsAccepted, Counter, "connections_accepted", "Client connections accepted.";
-    ConnectionsRefused, Counter, "connections_refused", "Client connections closed at once because a limit was reached.",
+    Connections, Gauge, "connections", "Open connections of clients and peers.";
+    ConnectionsAccepted, Counter, "connections_accepted", "Connections of clients and peers accepted.";
+    ConnectionsRefused, Counter, "connections_refused", "Connections of clients and peers closed at once because a limit was reached.",
         "limit" = ConnectionRefusal::WORDS;
     ConnectionsTimedOut, Counter, "connections_timed_out", "Client connections closed because the client took too long.",
         "waited_for" = ConnectionTimeout::WORDS;
@@ -214,6 +214,10 @@ table! {
     DnsServerTcpRefused, Counter, "dns_server_tcp_refused", "TCP connections of the name server closed at once because a limit was reached.";
     DnsServerLogDropped, Counter, "dns_server_query_log_dropped", "Lines of the query log dropped because the writer fell behind.";
     DnsServerPanics, Counter, "dns_server_panics", "Batches of queries without responses because of an error in the name server.";
+    PeerConnections, Gauge, "peer_connections", "Open connections of other nodes of the fleet.";
+    PeerRequests, Gauge, "peer_requests_in_flight", "Requests of other nodes of the fleet that are being answered.";
+    PeerRefusals, Counter, "peer_refusals", "Connections and requests on the peer listener that were refused, by reason.",
+        "reason" = PeerRefusal::WORDS;
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;
     UpgradesIgnored, Counter, "upgrades_ignored", "Upgrade fields ignored because no protocol in them is allowed or the request has content.";
     RateTableFull, Counter, "rate_table_full", "Clients not rate-limited because the table of clients was full.";

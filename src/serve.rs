@@ -34,6 +34,7 @@ mod max_forwards;
 mod mirror;
 mod outcome;
 mod pass;
+mod peer_requests;
 mod popular;
 mod purging;
 mod ranges;
@@ -245,6 +246,7 @@ fn request_context(
     RequestContext {
         id: worker.next_request_id(),
         client: connection.peer.ip(),
+        hop: None,
         connection,
         received_at,
         started,
@@ -265,11 +267,15 @@ fn admit(
     context: &mut RequestContext,
     headers: &mut HeaderMap,
 ) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Box<PathError>> {
-    let request =
+    let hop = peer_requests::take_hop(&worker.nodes, &worker.recorder, context, headers)?;
+    let mut request =
         plan.gate.normalise(&context.request, headers, &context.connection).map_err(|refusal| {
             let cause = received_host(refusal, headers);
             errors::refused_with_cause(refusal, cause, &worker.recorder)
         })?;
+    if let Some(hop) = hop {
+        peer_requests::believe(hop, context, &mut request);
+    }
     context.client = request.client;
     context.place = worker.geo.locate(request.client);
     context.request.host = Some(request.authority.to_field());

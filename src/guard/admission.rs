@@ -63,7 +63,8 @@ pub(crate) struct Rejection {
 }
 
 /// Lets the request in or rejects it. The node's own requests are subject to no limit: they fetch
-/// what clients will request, and are sent from no client's address.
+/// what clients will request, and are sent from no client's address. Nor are those of peers, which have
+/// applied the same limits to their clients.
 pub(crate) fn admit(
     limits: &RuleLimits,
     applicant: &Applicant<'_>,
@@ -71,7 +72,7 @@ pub(crate) fn admit(
 ) -> Result<(), Box<Rejection>> {
     let Applicant { requester, client, country, method, headers, now } = *applicant;
     match requester {
-        Requester::Node { .. } => return Ok(()),
+        Requester::Node { .. } | Requester::Peer => return Ok(()),
         Requester::Client => {}
     }
     access::admit(&limits.access, client, country, method, headers).map_err(|refusal| {
@@ -166,9 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_applies_to_the_nodes_own_requests() {
+    fn no_limit_applies_to_the_nodes_own_requests_and_those_of_peers() {
         let node = Requester::Node { scheme: "http" };
         check(node, "192.0.2.9", Method::PUT, ["in"; 2]);
+        check(Requester::Peer, "192.0.2.9", Method::PUT, ["in"; 2]);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use http::HeaderName;
 
+use crate::peers::is_peer_field;
+
 /// What the gate does with a watched field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
@@ -19,7 +21,7 @@ pub(super) enum Watch {
     Upgrade,
     /// Removed; whether it has `trailers` is kept.
     Te,
-    /// Removed: hop-by-hop, or dangerous.
+    /// Removed: hop-by-hop, dangerous, or of the peer protocol.
     Drop,
     /// Removed unless a trusted proxy sent it.
     Forwarding,
@@ -58,6 +60,9 @@ impl Watched {
     pub(super) fn look(&self, name: &HeaderName) -> Option<Watch> {
         if *name == http::header::HOST {
             return Some(Watch::Host);
+        }
+        if is_peer_field(name) {
+            return Some(Watch::Drop);
         }
         let name = name.as_str();
         let bit = hash(name);
@@ -148,5 +153,9 @@ mod tests {
         assert_eq!(look("transfer_encoding"), Some(Watch::Drop));
         assert_eq!(look("x-forwarded-for"), Some(Watch::Forwarding));
         assert_eq!(look("my_field"), None);
+        // Peers say in such fields on whose behalf they ask: no one else may.
+        assert_eq!(look("skerry-hop"), Some(Watch::Drop));
+        assert_eq!(look("skerry_purges"), Some(Watch::Drop));
+        assert_eq!(look("skerry"), None);
     }
 }

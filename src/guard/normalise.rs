@@ -18,7 +18,7 @@ use http::{Method, Uri, Version};
 
 use super::fields::{Watch, Watched};
 use super::{Authority, ClientField, Refusal, Settings, forwarded, path};
-use crate::context::{Connection, RequestHead};
+use crate::context::{Connection, RequestHead, Requester};
 
 /// Checks and normalises requests by its [`Settings`].
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Gate {
 /// bytes of the request.
 #[derive(Clone, Debug)]
 pub(crate) struct Normalised {
-    /// `http` or `https`: the scheme of the connection, or the one that a trusted proxy states.
+    /// `http` or `https`: the scheme of the connection, or the one that a trusted proxy or a peer states.
     pub scheme: &'static str,
     /// Host and port.
     pub authority: Authority,
@@ -71,7 +71,8 @@ impl Gate {
 
     /// Normalises a request. Removes hop-by-hop fields, fields that `Connection` names, the configured
     /// `strip_fields`, and forwarding fields, except those that a trusted proxy sent in the configured
-    /// form (`client_field`).
+    /// form (`client_field`). Those of a peer stay: it has added them for the origin. `client` of the result is
+    /// then the peer; [`crate::peers::Hop`] has the client.
     ///
     /// # Errors
     /// The first check that fails; `headers` may then be partly changed.
@@ -91,22 +92,26 @@ impl Gate {
         }
 
         let peer = connection.peer.ip().to_canonical();
-        let trusted = forwarded::is_trusted(&self.settings.trusted_proxies, peer);
+        let is_peer = connection.requester == Requester::Peer;
+        let trusted = !is_peer && forwarded::is_trusted(&self.settings.trusted_proxies, peer);
         let (client, forwarded_scheme) = if trusted && present.forwarding {
             forwarded::client_and_scheme(&self.settings, peer, headers)
         } else {
             (peer, None)
         };
-        let scheme = forwarded_scheme.unwrap_or(connection.scheme());
+        let scheme = match is_peer {
+            true => scheme_of_target(request)?,
+            false => forwarded_scheme.unwrap_or(connection.scheme()),
+        };
         if let Some(target_scheme) = request.target.scheme_str()
-            && !trusted
+            && !(trusted || is_peer)
             && target_scheme != connection.scheme()
         {
             return Err(Refusal::SchemeDisagrees);
         }
 
         let authority = authority(request, headers, scheme, connection)?;
-        if !trusted && connection.is_misdirected(authority.host()) {
+        if !(trusted || is_peer) && connection.is_misdirected(authority.host()) {
             return Err(Refusal::Misdirected);
         }
         let target = target(request, self.settings.merge_slashes)?;
@@ -118,7 +123,7 @@ impl Gate {
         let upgrade =
             if present.connection { requested_protocols(request.version, headers) } else { None };
         let takes_trailers = present.te && takes_trailers(headers);
-        self.remove_fields(headers, present, trusted);
+        self.remove_fields(headers, present, self.kept_forwarding(trusted, is_peer));
         Ok(Normalised { scheme, authority, target, client, upgrade, takes_trailers })
     }
 
@@ -146,18 +151,21 @@ impl Gate {
     /// trusted proxy.
     pub(crate) fn normalise_fields(&self, headers: &mut HeaderMap) {
         let present = self.scan(headers);
-        self.remove_fields(headers, present, false);
+        self.remove_fields(headers, present, KeptForwarding::default());
     }
 
-    /// Adds `X-Forwarded-*` or `Forwarded`, and `CDN-Loop`, to a request for an origin. Called only when
-    /// a request is forwarded, because a hit does not need the fields.
+    /// Adds `X-Forwarded-*` or `Forwarded`, and `CDN-Loop`, to a request for an origin or a peer. Called only
+    /// when a request is forwarded, because a hit does not need the fields. A request of a peer gets only
+    /// `CDN-Loop`: the origin sees the same fields whichever node of the fleet asks it.
     pub(crate) fn add_forwarding_fields(
         &self,
         request: &Normalised,
         connection: &Connection,
         headers: &mut HeaderMap,
     ) {
-        forwarded::add_fields(&self.settings, request, connection, headers);
+        if connection.requester != Requester::Peer {
+            forwarded::add_fields(&self.settings, request, connection, headers);
+        }
         headers.append(forwarded::CDN_LOOP, self.cdn_id.clone());
     }
 
@@ -187,7 +195,20 @@ impl Gate {
         present
     }
 
-    fn remove_fields(&self, headers: &mut HeaderMap, present: WatchedPresent, trusted: bool) {
+    fn kept_forwarding(&self, trusted: bool, is_peer: bool) -> KeptForwarding {
+        let keeps = |field| is_peer || trusted && self.settings.client_field == field;
+        KeptForwarding {
+            x_forwarded: keeps(ClientField::XForwardedFor),
+            forwarded: keeps(ClientField::Forwarded),
+        }
+    }
+
+    fn remove_fields(
+        &self,
+        headers: &mut HeaderMap,
+        present: WatchedPresent,
+        kept: KeptForwarding,
+    ) {
         if present.connection {
             drop_named_by_connection(headers);
             headers.remove(CONNECTION);
@@ -201,18 +222,31 @@ impl Gate {
             headers.remove(name);
         }
         if present.forwarding {
-            let keep_x_forwarded =
-                trusted && self.settings.client_field == ClientField::XForwardedFor;
-            let keep_forwarded = trusted && self.settings.client_field == ClientField::Forwarded;
-            if !keep_x_forwarded {
+            if !kept.x_forwarded {
                 headers.remove(forwarded::X_FORWARDED_FOR);
                 headers.remove(forwarded::X_FORWARDED_PROTO);
                 headers.remove(forwarded::X_FORWARDED_HOST);
             }
-            if !keep_forwarded {
+            if !kept.forwarded {
                 headers.remove(FORWARDED);
             }
         }
+    }
+}
+
+/// The forwarding fields of a request that stay.
+#[derive(Clone, Copy, Default)]
+struct KeptForwarding {
+    x_forwarded: bool,
+    forwarded: bool,
+}
+
+/// The scheme that a peer states: that of its client's request.
+fn scheme_of_target(request: &RequestHead) -> Result<&'static str, Refusal> {
+    match request.target.scheme_str() {
+        Some("http") => Ok("http"),
+        Some("https") => Ok("https"),
+        _ => Err(Refusal::TargetInvalid),
     }
 }
 

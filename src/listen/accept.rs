@@ -21,19 +21,21 @@ use tokio_rustls::server::TlsStream;
 
 use crate::body::Body;
 use crate::clock::Clock;
-use crate::context::{CertificateNames, Connection, TlsFacts};
+use crate::context::{CertificateNames, Connection, Requester, TlsFacts};
 use crate::interim::ReplyFuture;
-use crate::labels::{ConnectionRefusal, ConnectionTimeout, HandshakeOutcome};
+use crate::labels::{ConnectionRefusal, ConnectionTimeout, HandshakeOutcome, PeerRefusal};
 use crate::metrics::{Metric, Recorder};
 use crate::notices::{self, Notice};
+use crate::peers::PeerNames;
 
 use super::bind::WorkerSockets;
 use super::client_stream::{ClientStream, FirstBytes};
 use super::connection::HttpConnection;
 use super::connection_counts::Permit;
 use super::drain::Drain;
+use super::peer_entrance::{self, PeerEntrance};
 use super::proxy::{self, Parsed};
-use super::settings::{Listener, Transport};
+use super::settings::{Limits, Listener, Transport};
 use super::socket::ClientSocket;
 use super::state::{ConnectionState, Phase, Shutdown, Traffic, tick};
 use super::{ListenerState, RequestHandler, TlsState, h1, h2};
@@ -141,11 +143,12 @@ where
                 return None;
             }
         };
-        assert!(
-            self.shared.tls.is_some() || listener.transport == Transport::Plain,
-            "listener {} uses TLS, but no TLS settings were given",
-            listener.name
-        );
+        let has_tls = match listener.transport {
+            Transport::Plain => true,
+            Transport::Tls => self.shared.tls.is_some(),
+            Transport::Peers => self.shared.peers.is_some(),
+        };
+        assert!(has_tls, "listener {} uses TLS, but no TLS settings were given", listener.name);
         let closing = Rc::new(Notify::new());
         let accepting = spawn_local(self.clone().accept(socket, listener, closing.clone()));
         Some(OpenListener { accepting, closing })
@@ -204,17 +207,26 @@ where
         client: Option<IpAddr>,
     ) -> Result<Permits, ConnectionRefusal> {
         let (counts, limits) = (&self.shared.counts, self.shared.limits.load());
-        let connection =
-            counts.connection(limits.connections_max).ok_or(ConnectionRefusal::Total)?;
+        let entrance = self.entrance(listener);
+        let connection = match entrance {
+            Some(entrance) => entrance.connection().ok_or(ConnectionRefusal::Peers)?,
+            None => counts.connection(limits.connections_max).ok_or(ConnectionRefusal::Total)?,
+        };
+        let client = client.filter(|_| entrance.is_none());
         let address = client.map(|client| self.client_permit(client)).transpose()?;
         let handshake = match listener.transport {
             Transport::Plain => None,
-            Transport::Tls => {
+            Transport::Tls | Transport::Peers => {
                 let permit = counts.handshake(limits.handshakes_max);
                 Some(permit.ok_or(ConnectionRefusal::Handshakes)?)
             }
         };
         Ok(Permits { _connection: connection, address, handshake })
+    }
+
+    /// The entrance for peers, if the listener is for them.
+    fn entrance(&self, listener: &Listener) -> Option<&Arc<PeerEntrance>> {
+        self.shared.peers.as_ref().filter(|_| listener.transport == Transport::Peers)
     }
 
     fn client_permit(&self, client: IpAddr) -> Result<Permit, ConnectionRefusal> {
@@ -241,7 +253,11 @@ where
 
     /// Runs a connection from its first byte to its last.
     async fn run(self: Rc<Self>, mut accepted: Accepted) {
-        let tracked = self.track();
+        let limits = self.shared.limits.load_full();
+        let tracked = self.track(match self.entrance(&accepted.listener) {
+            Some(entrance) => entrance.connection_limits(&limits),
+            None => limits,
+        });
         let state = &tracked.state;
         match state.run(self.read_proxy_header(&mut accepted)).await {
             Ok(Ok(())) => {}
@@ -250,11 +266,53 @@ where
         }
         let Accepted { stream, peer, listener, permits, .. } = accepted;
         let facts = Connection::new(peer, local(&stream, &listener));
-        match (listener.transport, &self.shared.tls) {
-            (Transport::Tls, Some(tls)) => self.run_tls(stream, facts, tls, permits, state).await,
-            (Transport::Plain, _) | (Transport::Tls, None) => {
-                self.run_http(stream, facts, Protocol::Unknown, state).await;
+        match (listener.transport, &self.shared.tls, &self.shared.peers) {
+            (Transport::Tls, Some(tls), _) => {
+                self.run_tls(stream, facts, tls, permits, state).await;
             }
+            (Transport::Peers, _, Some(entrance)) => {
+                Box::pin(self.run_peer(stream, facts, entrance, permits, state)).await;
+            }
+            _ => self.run_http(stream, facts, Protocol::Unknown, state).await,
+        }
+    }
+
+    /// Serves a peer: nothing but HTTP/2, after a handshake in which it has identified itself.
+    async fn run_peer(
+        &self,
+        stream: TcpStream,
+        facts: Connection,
+        entrance: &PeerEntrance,
+        mut permits: Permits,
+        state: &Rc<ConnectionState>,
+    ) {
+        let peer = facts.peer;
+        let refuse = |refusal, detail: &dyn std::fmt::Display| {
+            peer_entrance::note_refusal(refusal, peer, detail, &self.recorder);
+        };
+        match state.run(TlsAcceptor::from(entrance.config()).accept(stream)).await {
+            Ok(Ok(stream)) => {
+                drop(permits.handshake.take());
+                self.count_handshake(HandshakeOutcome::Full);
+                let Some(names) = PeerNames::of(stream.get_ref().1.peer_certificates()) else {
+                    return refuse(
+                        PeerRefusal::Certificate,
+                        &"expected the name of its node as a DNS name",
+                    );
+                };
+                let tls = Some(TlsFacts { server_name: None, certificates: None });
+                let requester = Requester::Peer;
+                let facts = Connection { tls, requester, peer_names: Some(names), ..facts };
+                let _counted = PeerConnection::count(&self.recorder);
+                self.run_http(stream, facts, Protocol::Peer, state).await;
+            }
+            Ok(Err(error)) => {
+                self.count_handshake(handshake_failure(&error));
+                if let Some(refusal) = peer_entrance::handshake_refusal(&error) {
+                    refuse(refusal, &error);
+                }
+            }
+            Err(timeout) => self.count_timeout(timeout),
         }
     }
 
@@ -326,7 +384,7 @@ where
         state.activity.enter(Phase::Head);
         let mut stream = ClientStream::new(stream, state.activity.clone());
         let first = match protocol {
-            Protocol::Http2 => FirstBytes::Http2,
+            Protocol::Http2 | Protocol::Peer => FirstBytes::Http2,
             // The first bytes tell HTTP/2 from HTTP/1. The driver is allocated only then.
             _ => match state.run(stream.first_bytes()).await {
                 // ALPN has chosen HTTP/1.1: the preface of HTTP/2 is then an invalid request.
@@ -342,6 +400,7 @@ where
             state: state.clone(),
             recorder: self.recorder.clone(),
             date: self.date.clone(),
+            entrance: self.shared.peers.clone().filter(|_| protocol == Protocol::Peer),
             is_plain_http: protocol == Protocol::PlainHttpOnTls,
         };
         match first {
@@ -352,8 +411,7 @@ where
     }
 
     /// Adds a connection to the worker's list.
-    fn track(self: &Rc<Self>) -> TrackedConnection<S, F> {
-        let limits = self.shared.limits.load_full();
+    fn track(self: &Rc<Self>, limits: Arc<Limits>) -> TrackedConnection<S, F> {
         let state = ConnectionState::new(limits, self.started.elapsed());
         let mut connections = self.connections.borrow_mut();
         state.slot.set(connections.len());
@@ -459,6 +517,24 @@ enum Protocol {
     Http2,
     /// HTTP/1.1 without TLS on a listener with TLS: requests are refused.
     PlainHttpOnTls,
+    /// HTTP/2, and the client is a peer.
+    Peer,
+}
+
+/// A connection of a peer in the metrics; dropping it ends that.
+struct PeerConnection(Recorder);
+
+impl PeerConnection {
+    fn count(recorder: &Recorder) -> Self {
+        recorder.count(Metric::PeerConnections);
+        Self(recorder.clone())
+    }
+}
+
+impl Drop for PeerConnection {
+    fn drop(&mut self) {
+        self.0.subtract(Metric::PeerConnections, 1);
+    }
 }
 
 /// Whether the client begins with a letter, as a method does. TLS begins with the byte 0x16.

@@ -8,6 +8,7 @@
 //! | be woken when the connection is told to close, and close it | [`HttpConnection::register`], [`shutdown`](HttpConnection::shutdown), [`count_timeout`](HttpConnection::count_timeout), [`linger`](HttpConnection::linger) |
 //! | report the bytes of a head before it is complete | [`receive_head_bytes`](HttpConnection::receive_head_bytes) |
 //! | start each request, and keep the result until its response is sent | [`begin_request`](HttpConnection::begin_request) |
+//! | give a request of a peer its place | [`admit_peer`](HttpConnection::admit_peer) |
 //! | refuse a request whose head cannot be read | [`refuse`](HttpConnection::refuse) |
 //! | hold request bodies to the minimum rate | [`request_body`](HttpConnection::request_body) |
 //! | pass the request on; poll the answer; send interim responses first ([`ReplyFuture`]) | [`respond`](HttpConnection::respond) |
@@ -29,12 +30,13 @@ use http::{HeaderValue, Request, Version};
 use crate::body::{Body, BodySource};
 use crate::context::Connection;
 use crate::interim::ReplyFuture;
-use crate::labels::{ConnectionTimeout, HeadError, Http2End, RequestProtocol};
+use crate::labels::{ConnectionTimeout, HeadError, Http2End, PeerRefusal, RequestProtocol};
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 
 use super::RequestHandler;
 use super::min_rate::{MinRate, MinRateBody};
+use super::peer_entrance::{self, PeerEntrance};
 use super::settings::Limits;
 use super::state::{ConnectionState, Phase, RequestInFlight, Shutdown};
 
@@ -46,6 +48,8 @@ pub(super) struct HttpConnection<S> {
     pub(super) recorder: Recorder,
     /// The current date; the worker updates it.
     pub(super) date: Rc<RefCell<HeaderValue>>,
+    /// Present if the client is a peer.
+    pub(super) entrance: Option<Arc<PeerEntrance>>,
     /// All requests are refused: the client speaks plain HTTP to a listener with TLS.
     pub(super) is_plain_http: bool,
 }
@@ -144,6 +148,23 @@ impl<S> HttpConnection<S> {
     pub(super) fn refuse(&self, error: HeadError) -> Reply {
         self.count_refusal(error);
         (self.handler.on_refused)(self.facts.clone(), error)
+    }
+
+    /// Gives a request of a peer its place among those of all peers. Returns the reply if there is none; counts
+    /// and logs that.
+    pub(super) fn admit_peer(&self, request: &mut RequestInFlight) -> Option<Reply> {
+        let entrance = self.entrance.as_ref()?;
+        match entrance.request(&self.recorder) {
+            Some(place) => {
+                request.hold(place);
+                None
+            }
+            None => {
+                let (peer, refusal) = (self.facts.peer, PeerRefusal::Overload);
+                peer_entrance::note_refusal(refusal, peer, &"it asks another node", &self.recorder);
+                Some(peer_entrance::overload_reply())
+            }
+        }
     }
 
     /// A request body that fails when the client sends it more slowly than the limits allow.

@@ -1,7 +1,7 @@
 //! The counts that connection limits are checked against: open connections of the node and of each
-//! client, and TLS handshakes in progress.
+//! client, TLS handshakes in progress, and requests of peers in flight.
 //!
-//! All workers share them. They are used only when a connection opens or closes.
+//! All workers share them. They are used only when a connection opens or closes, and for each request of a peer.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) struct ConnectionCounts {
     connections: AtomicUsize,
     handshakes: AtomicUsize,
+    requests: AtomicUsize,
     addresses: [Mutex<HashMap<ClientNetwork, u32>>; SHARDS],
     hasher: std::hash::RandomState,
 }
@@ -42,6 +43,7 @@ pub(super) struct Permit {
 enum Kind {
     Connection,
     Handshake,
+    Request,
     Address(ClientNetwork),
 }
 
@@ -54,6 +56,11 @@ impl ConnectionCounts {
     /// Counts a TLS handshake, if fewer than `max` are in progress.
     pub(super) fn handshake(self: &Arc<Self>, max: usize) -> Option<Permit> {
         take(&self.handshakes, max).then(|| self.permit(Kind::Handshake))
+    }
+
+    /// Counts a request of a peer, if fewer than `max` are in flight.
+    pub(super) fn request(self: &Arc<Self>, max: usize) -> Option<Permit> {
+        take(&self.requests, max).then(|| self.permit(Kind::Request))
     }
 
     /// Counts a connection of the client at `address`, if it has fewer than `max` open.
@@ -83,6 +90,7 @@ impl Drop for Permit {
         match self.kind {
             Kind::Connection => _ = self.counts.connections.fetch_sub(1, Ordering::Relaxed),
             Kind::Handshake => _ = self.counts.handshakes.fetch_sub(1, Ordering::Relaxed),
+            Kind::Request => _ = self.counts.requests.fetch_sub(1, Ordering::Relaxed),
             Kind::Address(client) => {
                 let mut shard = self.counts.shard(client);
                 match shard.get_mut(&client) {

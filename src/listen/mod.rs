@@ -15,6 +15,7 @@ mod h1;
 mod h2;
 mod kernel;
 mod min_rate;
+mod peer_entrance;
 mod proxy;
 mod settings;
 mod socket;
@@ -37,6 +38,7 @@ pub(crate) use accept::serve;
 pub(crate) use bind::{BindError, WorkerSockets, bind};
 pub(crate) use drain::{Drain, DrainSwitch, drain};
 pub(crate) use kernel::KernelMemory;
+pub(crate) use peer_entrance::PeerEntrance;
 pub(crate) use settings::{
     CertificateFiles, Limits, Listener, Settings, TicketKeys, TlsSettings, TlsVersion, Transport,
 };
@@ -48,15 +50,26 @@ pub(crate) struct ListenerState {
     limits: ArcSwap<Limits>,
     counts: Arc<ConnectionCounts>,
     tls: Option<Arc<TlsState>>,
+    peers: Option<Arc<PeerEntrance>>,
     clock: Clock,
 }
 
 impl ListenerState {
     /// The state of a node without connections. `tls` must be present if any listener has
-    /// [`Transport::Tls`].
-    pub(crate) fn new(limits: Limits, tls: Option<Arc<TlsState>>, clock: Clock) -> Arc<Self> {
+    /// [`Transport::Tls`], and `peers` if any has [`Transport::Peers`].
+    pub(crate) fn new(
+        limits: Limits,
+        tls: Option<Arc<TlsState>>,
+        peers: Option<Arc<PeerEntrance>>,
+        clock: Clock,
+    ) -> Arc<Self> {
         let limits = ArcSwap::from_pointee(limits);
-        Arc::new(Self { limits, counts: Arc::default(), tls, clock })
+        Arc::new(Self { limits, counts: Arc::default(), tls, peers, clock })
+    }
+
+    /// The entrance for peers, if the node has peers.
+    pub(crate) fn peers(&self) -> Option<&Arc<PeerEntrance>> {
+        self.peers.as_ref()
     }
 
     /// The limits for connections that are accepted now.

@@ -45,6 +45,12 @@ impl Listener {
         }
     }
 
+    /// A listener for peers.
+    pub(crate) fn peers(address: SocketAddr) -> Self {
+        let name = format!("peers {address}");
+        Self { transport: Transport::Peers, name, ..Self::plain(address) }
+    }
+
     /// A TLS listener with its address as its name.
     pub(crate) fn tls(address: SocketAddr) -> Self {
         Self { transport: Transport::Tls, ..Self::plain(address) }
@@ -58,6 +64,8 @@ pub(crate) enum Transport {
     Plain,
     /// TLS over TCP. ALPN chooses the version of HTTP.
     Tls,
+    /// HTTP/2 over mutual TLS, for the other nodes of the fleet ([`crate::peers`]).
+    Peers,
 }
 
 /// Certificates, versions and tickets.

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::labels::ConnectionTimeout;
 
+use super::peer_entrance::PeerPlace;
 use super::settings::Limits;
 use super::socket::LEFT_BYTES_MAX;
 
@@ -273,7 +274,7 @@ impl ConnectionState {
         self.in_flight.set(self.in_flight.get() + 1);
         self.activity.has_partial_head.store(false, Relaxed);
         self.activity.enter(Phase::Handling);
-        RequestInFlight(self.clone())
+        RequestInFlight { state: self.clone(), place: None }
     }
 
     /// Whether the connection has had [`Limits::requests_per_connection_max`] requests.
@@ -365,11 +366,22 @@ impl ConnectionState {
 /// A request from its head to the last byte of its response. The connection is in
 /// [`Phase::Handling`] while it has any.
 #[derive(Debug)]
-pub(super) struct RequestInFlight(Rc<ConnectionState>);
+pub(super) struct RequestInFlight {
+    state: Rc<ConnectionState>,
+    /// Its place among the requests of all peers, if it is of a peer.
+    place: Option<PeerPlace>,
+}
+
+impl RequestInFlight {
+    /// Holds the request's place among those of all peers until it ends.
+    pub(super) fn hold(&mut self, place: PeerPlace) {
+        self.place = Some(place);
+    }
+}
 
 impl Drop for RequestInFlight {
     fn drop(&mut self) {
-        self.0.end_request();
+        self.state.end_request();
     }
 }
 

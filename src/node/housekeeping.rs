@@ -1,5 +1,5 @@
-//! Files that are read again when they change: the admin API's certificates and tokens, the GeoIP
-//! databases, and the credentials of pools. The listeners' certificates are watched in `listen/tls`. Also the
+//! Files that are read again when they change: the certificates of the admin API and of the peer link, tokens,
+//! the GeoIP databases, and the credentials of pools. The listeners' certificates are watched in `listen/tls`. Also the
 //! samples of the history.
 
 use std::sync::Arc;
@@ -38,6 +38,10 @@ impl Shared {
         }
         if let Some(tokens) = &self.tokens {
             log_reload("the tokens of the admin API", tokens.reload_if_changed());
+        }
+        if let Some(tls) = &self.peer_tls {
+            let reloaded = tls.keep_current().map_err(|error| error.to_string());
+            log_reload("the certificates of the peer link", reloaded);
         }
         if self.geo.is_outdated() {
             let settings = self.config().geo.clone();

@@ -1,5 +1,5 @@
 //! Metrics of the node as a whole, collected at each scrape: the last reload, options that wait for a
-//! restart, the end of each certificate of the listeners, and the free space of file systems.
+//! restart, the end of each certificate of the listeners and of the peer link, and the free space of file systems.
 
 use std::fmt;
 use std::path::Path;
@@ -62,7 +62,8 @@ impl Collector for NodeMetrics {
             config.store.directories.iter().map(|directory| directory.path.clone()).collect();
         directories.push(config.node.data_directory.clone());
         drop(config);
-        let ends = shared.tls.as_ref().map(|tls| tls.certificate_ends()).unwrap_or_default();
+        let mut ends = shared.tls.as_ref().map(|tls| tls.certificate_ends()).unwrap_or_default();
+        ends.extend(shared.peer_tls.as_ref().and_then(|tls| tls.certificate_end()));
         let help = "When the certificate in a file ends, since 1970";
         let name = "certificate_expiry_timestamp_seconds";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -42,9 +42,12 @@ use crate::control::tokens::TokenFile;
 use crate::dns::{DnsBindError, DnsSockets, NameServer, NameServerParts};
 use crate::fleet::Readiness;
 use crate::guard::rate;
-use crate::listen::{self, ListenerState, TlsState, Transport, WorkerSockets};
+use crate::listen::{
+    self, Listener, ListenerState, PeerEntrance, TlsState, Transport, WorkerSockets,
+};
 use crate::metrics::{History, Metrics};
 use crate::notices::{self, SuppressedLines};
+use crate::peers::{PeerFileError, PeerTls};
 use crate::purge::{self, Purges};
 use crate::respond::log::AccessLog;
 use crate::serve::{HotForms, Popular};
@@ -65,6 +68,8 @@ use workers::WorkerThreads;
 pub struct Node {
     /// The addresses of the listeners, and whether each has TLS.
     pub listening: Vec<(SocketAddr, bool)>,
+    /// The addresses at which peers reach the node.
+    pub peers: Vec<SocketAddr>,
     /// The addresses of the name server.
     pub dns: Vec<SocketAddr>,
     /// The address of the admin API.
@@ -89,6 +94,9 @@ pub enum StartError {
     /// The listeners' certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] listen::TlsError),
+    /// A file of the peer link cannot be used: option, file and cause.
+    #[error("peers.{0}")]
+    PeerFiles(String),
     /// A GeoIP database cannot be used.
     #[error(transparent)]
     Geo(#[from] geo::LoadError),
@@ -133,8 +141,8 @@ impl Node {
         clippy::too_many_lines,
         reason = "a flat list of the parts, in the order in which they start"
     )]
-    pub fn start(config: Config, flags: Flags, clock: Clock) -> Result<Self, StartError> {
-        let directory = &config.node.data_directory;
+    pub fn start(mut config: Config, flags: Flags, clock: Clock) -> Result<Self, StartError> {
+        let directory = &config.node.data_directory.clone();
         std::fs::create_dir_all(directory).map_err(system(format!(
             "cannot create the data directory {} (node.data_directory, --data-dir)",
             directory.display()
@@ -144,7 +152,9 @@ impl Node {
         let background =
             background_runtime().map_err(system("cannot start the background threads"))?;
         let handle = background.handle();
-        let sockets = listen::bind(&config.listen, config.node.workers)?;
+        let sockets = listen::bind(&with_peer_listeners(&config), config.node.workers)?;
+        let (listening, peers) = listening(&sockets);
+        config.peers.addresses.clone_from(&peers);
         let dns_sockets = DnsSockets::bind(&config.dns.server)?;
         let admin_listener = background
             .block_on(TcpListener::bind(config.admin.address))
@@ -158,6 +168,13 @@ impl Node {
             true => Some(TlsState::load(&config.listen.tls, directory, &clock)?),
             false => None,
         };
+        let peer_tls = match config.peers.is_on() {
+            true => {
+                Some(PeerTls::load(&config.peers.files, &config.node.name).map_err(peer_files)?)
+            }
+            false => None,
+        };
+        let entrance = peer_tls.clone().map(|tls| PeerEntrance::new(tls, config.peers.limits));
         let geo = Arc::new(Geo::open(&config.geo)?);
         let rates = Arc::new(rate::RateTable::new(config.rate_clients_max, clock.instant()));
         // The second value lists running pools with new members; at start, no pool runs.
@@ -185,8 +202,8 @@ impl Node {
         let (internal_requests, internal_request_receivers): (Vec<_>, Vec<_>) =
             (0..config.node.workers).map(|_| mpsc::channel(INTERNAL_REQUESTS_MAX)).unzip();
         let (drain_trigger, drain) = listen::drain();
-        let listening = sockets.first().map(listening).unwrap_or_default();
-        let addresses = listening.iter().map(|(address, _)| *address).collect();
+        let addresses =
+            listening.iter().map(|(address, _)| *address).chain(peers.clone()).collect();
         metrics.register_collector(Box::new(listen::KernelMemory::new(addresses)));
         let dns = config.upstream.dns.clone();
         let resolver = Resolver::new(dns, handle.clone(), metrics.background());
@@ -227,7 +244,12 @@ impl Node {
             plan,
             checks: Mutex::new(checks),
             discovery: Mutex::new(discovery),
-            listeners: ListenerState::new(config.listen.limits.clone(), tls.clone(), clock.clone()),
+            listeners: ListenerState::new(
+                config.listen.limits.clone(),
+                tls.clone(),
+                entrance,
+                clock.clone(),
+            ),
             flags,
             rates,
             store,
@@ -239,6 +261,7 @@ impl Node {
             next_internal_request: AtomicUsize::new(0),
             geo,
             tls,
+            peer_tls,
             admin_tls,
             tokens,
             drain: drain_trigger,
@@ -281,7 +304,7 @@ impl Node {
         }
         background.spawn(notices::sweep_forever());
         let admin_tls = shared.admin_tls.is_some();
-        Ok(Self { listening, dns, admin, admin_tls, shared, workers, background, log })
+        Ok(Self { listening, peers, dns, admin, admin_tls, shared, workers, background, log })
     }
 
     /// The runtime for everything but requests: disk, purge bus, admin API, signals.
@@ -345,11 +368,28 @@ fn admin_files(settings: &admin::Settings) -> Result<AdminFiles, String> {
 
 type AdminFiles = (Option<Arc<TokenFile>>, Option<Arc<AdminTls>>);
 
-fn listening(sockets: &WorkerSockets) -> Vec<(SocketAddr, bool)> {
-    sockets
-        .listeners()
-        .map(|listener| (listener.address, listener.transport == Transport::Tls))
-        .collect()
+/// The addresses of the listeners for clients, and whether each has TLS; and of those for peers.
+fn listening(sockets: &[WorkerSockets]) -> (Vec<(SocketAddr, bool)>, Vec<SocketAddr>) {
+    let (mut clients, mut peers) = (Vec::new(), Vec::new());
+    for listener in sockets.first().into_iter().flat_map(WorkerSockets::listeners) {
+        match listener.transport {
+            Transport::Plain => clients.push((listener.address, false)),
+            Transport::Tls => clients.push((listener.address, true)),
+            Transport::Peers => peers.push(listener.address),
+        }
+    }
+    (clients, peers)
+}
+
+/// The listeners for clients, and those for peers.
+fn with_peer_listeners(config: &Config) -> listen::Settings {
+    let mut settings = config.listen.clone();
+    settings.listeners.extend(config.peers.addresses.iter().copied().map(Listener::peers));
+    settings
+}
+
+fn peer_files(error: PeerFileError) -> StartError {
+    StartError::PeerFiles(format!("{}: {}", error.option, error.reason))
 }
 
 /// Length of each worker's queue of the node's own requests: prefetches, and refreshes after a purge.

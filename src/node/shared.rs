@@ -19,6 +19,7 @@ use crate::dns::{EdgeNode, NameServer};
 use crate::guard::{Gate, rate};
 use crate::listen::{DrainSwitch, ListenerState, TlsState};
 use crate::metrics::{History, Recorder};
+use crate::peers::PeerTls;
 use crate::respond::log::LogTaps;
 use crate::respond::{Identity, RecentErrors};
 use crate::route::{RegionTable, Routes};
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     pub(super) geo: Arc<Geo>,
     pub(super) listeners: Arc<ListenerState>,
     pub(super) tls: Option<Arc<TlsState>>,
+    pub(super) peer_tls: Option<Arc<PeerTls>>,
     pub(super) admin_tls: Option<Arc<AdminTls>>,
     pub(super) tokens: Option<Arc<TokenFile>>,
     pub(super) drain: DrainSwitch,
@@ -137,6 +139,9 @@ impl Shared {
             tls.replace(&next.listen.tls, &config.node.data_directory)
                 .map_err(|error| one(error.to_string()))?;
         }
+        if let Some(tls) = self.peer_tls.as_ref().filter(|_| next.peers.is_on()) {
+            tls.replace(&next.peers.files).map_err(|error| one(error.to_string()))?;
+        }
         if next.geo != config.geo {
             self.geo.reload(&next.geo).map_err(|error| one(error.to_string()))?;
         }
@@ -153,6 +158,9 @@ impl Shared {
         drop(checks);
         self.hot_forms.set(next.hot_forms.clone());
         self.listeners.set_limits(next.listen.limits.clone());
+        if let Some(entrance) = self.listeners.peers() {
+            entrance.set_limits(next.peers.limits);
+        }
         self.bus.set_silence_of_sites(next.bus.silence_of_sites.clone());
         let changes = next.changes(&config);
         let texts = |all: bool| -> Vec<String> {

@@ -152,6 +152,7 @@ impl WorkerSetup {
             number: self.number,
             bus_silent: shared.bus.silent_flag(),
             regions: shared.regions.clone(),
+            nodes: shared.bus.tables(),
             geo: shared.geo.clone(),
             clock: shared.clock.clone(),
             recorder: self.recorder,

@@ -7,10 +7,10 @@
 //! believes their fields or removes them, `serve` asks and answers.
 
 mod authority; // makes certificates for people without a PKI
-#[allow(dead_code, reason = "guard and serve use it from their own commits on")]
+#[allow(dead_code, reason = "serve uses the rest of it from its own commits on")]
 mod hop; // the field Skerry-Hop
+mod identity; // the names of a peer, and the admission of its requests
 mod settings;
-#[allow(dead_code, reason = "listen and node use it from their own commits on")]
 mod tls;
 
 pub use self::authority::{CertificateOrder, IssuedCertificates, issue_certificates};
@@ -18,8 +18,9 @@ pub use self::authority::{CertificateOrder, IssuedCertificates, issue_certificat
 pub(crate) use self::hop::{
     HOP, HOPS_MAX, Hop, HopMistake, HopVerdict, PROTOCOL, is_peer_field, verdict_field,
 };
-pub(crate) use self::settings::{Settings, can_identify};
-pub(crate) use self::tls::check_files;
+pub(crate) use self::identity::{PeerNames, PeerRequest};
+pub(crate) use self::settings::{PeerLimits, Settings, can_identify};
+pub(crate) use self::tls::{PeerFileError, PeerTls, check_files};
 
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]

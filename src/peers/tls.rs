@@ -38,6 +38,7 @@ pub(crate) struct PeerTlsConfig {
     pub server: Arc<ServerConfig>,
     /// For connections to peers. The server name of a connection must be the name of the peer; the handshake
     /// then fails if the certificate does not carry it.
+    #[allow(dead_code, reason = "serve asks peers from its own commit on")]
     pub client: Arc<ClientConfig>,
     /// When the certificate of this node ends. `None`: its validity cannot be read.
     pub until: Option<SystemTime>,
@@ -93,6 +94,10 @@ impl PeerTls {
     /// The first file that cannot be used; the old certificates stay in use.
     pub(crate) fn replace(&self, files: &PeerFiles) -> Result<(), PeerFileError> {
         let mut sources = self.lock();
+        if sources.files == *files {
+            // Their content is watched.
+            return Ok(());
+        }
         let seen = stamps(files);
         self.current.store(Arc::new(self.read(files)?));
         *sources = Sources { files: files.clone(), seen };

@@ -304,6 +304,9 @@ fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
     } else {
         line.address(key!("client"), context.client);
     }
+    if let Some(hop) = &context.hop {
+        line.text(key!("peer"), hop.from.as_bytes());
+    }
     if let Some(country) = &context.place.country {
         line.word(key!("country"), country.as_str().as_bytes());
     }
@@ -311,7 +314,7 @@ fn request_fields(line: &mut LogLine<'_>, context: &RequestContext) {
         line.number(key!("asn"), u64::from(asn));
     }
     line.word(key!("method"), head.method.as_str().as_bytes());
-    line.word(key!("scheme"), connection.scheme().as_bytes());
+    line.word(key!("scheme"), context.scheme().as_bytes());
     if let Some(host) = &head.host {
         // A normalised host has only characters of names and addresses.
         line.word(key!("host"), host.as_bytes());

@@ -3,9 +3,10 @@
 //! A line is written whole and then shortened, so that the choice costs nothing where there is none.
 
 /// The names of all fields but `time`, in the order of a line. docs/reference/access-log.md explains them.
-pub(crate) const FIELDS: [&str; 30] = [
+pub(crate) const FIELDS: [&str; 31] = [
     "id",
     "client",
+    "peer",
     "country",
     "asn",
     "method",

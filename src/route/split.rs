@@ -129,6 +129,11 @@ impl Split {
         }
     }
 
+    /// The group with this name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<str>> {
+        self.groups.iter().map(|group| &group.pool).find(|pool| &***pool == name)
+    }
+
     /// The group with the largest weight, for requests of the node itself.
     pub(crate) fn largest(&self) -> &Arc<str> {
         let groups = self.groups.iter().rev();

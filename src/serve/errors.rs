@@ -9,8 +9,11 @@ use super::outcome::{PathError, facts_of};
 use super::routing;
 use crate::body::{BodyError, BodyFault};
 use crate::cache::{CacheStatus, Reason};
+use crate::fields::FieldsMut;
 use crate::guard::{Refusal, Rejection};
+use crate::labels::{HopRefusal, PeerRefusal};
 use crate::metrics::{Metric, Recorder};
+use crate::peers::{HOP, HopVerdict, verdict_field};
 use crate::respond::ErrorReply;
 use crate::upstream::{FetchError, ProxyError};
 
@@ -29,6 +32,18 @@ pub(super) fn refused_with_cause(
     let mut error = refused(refusal.into(), recorder);
     error.error.cause = cause;
     error
+}
+
+/// A request of a peer that may not be answered. The reply says so in `Skerry-Hop`, so that the peer asks another
+/// node, or the origin (RFC 9110 §15.5.20).
+pub(super) fn peer_refused(refusal: PeerRefusal) -> Box<PathError> {
+    let detail = refusal.to_string();
+    let mut error =
+        ErrorReply::new(StatusCode::MISDIRECTED_REQUEST, "peer-refused", detail.clone());
+    error.cause = Some(detail.into());
+    let verdict = verdict_field(HopVerdict::Refused(HopRefusal::Other));
+    error.reply.fields.append(&HOP, &verdict);
+    facts_of(CacheStatus::generated(Reason::Refused)).fail(error)
 }
 
 /// A PURGE from an address that is not listed. Counts it.

@@ -31,6 +31,11 @@ pub(super) fn assign_group(
             rule.group(&Visitor { headers, client: context.client, lot }, &context.place)
         }
         Requester::Node { .. } => Some((split.largest(), SplitChoice::Node)),
+        Requester::Peer => {
+            let named = context.hop.as_ref().and_then(|hop| hop.group.as_deref());
+            let group = named.and_then(|name| split.named(name));
+            Some((group.unwrap_or(split.largest()), SplitChoice::Peer))
+        }
     };
     if split.by == SplitBy::Cookie {
         remove_cookie(headers, &split.cookie.name);

@@ -10,7 +10,7 @@ use arc_swap::cache::Cache;
 use geo::Geo;
 use http::HeaderMap;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::hot_forms::HotForms;
 use super::popular::Popular;
@@ -19,6 +19,7 @@ use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::context::RequestId;
 use crate::fill::collapse::Fills;
+use crate::fleet::NodeTable;
 use crate::guard::{Gate, rate};
 use crate::metrics::Recorder;
 use crate::respond::Identity;
@@ -75,6 +76,8 @@ pub(crate) struct WorkerParts {
     pub bus_silent: Arc<AtomicBool>,
     /// The regions of the fleet, for redirects by place.
     pub regions: Arc<ArcSwap<RegionTable>>,
+    /// The nodes of the fleet.
+    pub nodes: watch::Receiver<Arc<NodeTable>>,
     /// Locates clients.
     pub geo: Arc<Geo>,
     /// The node's clock.
@@ -95,6 +98,7 @@ pub(crate) struct Worker {
     pub(super) upstreams: Upstreams,
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
     pub(super) bus_silent: Arc<AtomicBool>,
+    pub(super) nodes: watch::Receiver<Arc<NodeTable>>,
     popular: Arc<Popular>,
     pub(super) hot_forms: Arc<HotForms>,
     number: usize,
@@ -130,6 +134,7 @@ impl Worker {
             upstreams: parts.upstreams,
             purges: parts.purges,
             bus_silent: parts.bus_silent,
+            nodes: parts.nodes,
             popular: parts.popular,
             hot_forms: parts.hot_forms,
             number: parts.number,

@@ -18,6 +18,7 @@ use crate::body::{Body, BodySource};
 use crate::fields::{members, number};
 use crate::interim::Interims;
 use crate::metrics::{Metric, Recorder};
+use crate::peers::is_peer_field;
 
 /// Sets `Host`, URI and version as the protocol and the pool require.
 pub(super) fn direct(request: &mut Request<Body>, origin: &Member, http2: bool) {
@@ -156,7 +157,7 @@ pub(super) fn is_asked_for(asked: &HeaderValue, headers: &HeaderMap) -> bool {
 }
 
 /// Removes the hop-by-hop fields (RFC 9110 §7.6.1), which hyper has processed, and returns their
-/// information. Looks at each field once.
+/// information. Removes the fields of the peer protocol too. Looks at each field once.
 pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> HopByHop {
     let mut hop_by_hop = HopByHop::default();
     let mut has_connection = false;
@@ -186,6 +187,8 @@ pub(super) fn take_hop_by_hop(headers: &mut HeaderMap, upgrade: Upgrade) -> HopB
                 hop_by_hop.kept_for = hop_by_hop.kept_for.or_else(|| timeout(value))
             }
             _ if *name == PROXY_CONNECTION => {}
+            // An origin is no peer.
+            _ if is_peer_field(name) => {}
             _ => continue,
         }
         gone.push(name.clone());

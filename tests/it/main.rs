@@ -33,6 +33,7 @@ mod origin_health;
 mod origin_states;
 mod origins;
 mod pages;
+mod peers;
 mod prefetch;
 mod protocol;
 mod ranges;

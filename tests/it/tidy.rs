@@ -30,7 +30,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("upgrade", &[]),
     ("notices", &["clock"]),
     ("cache", &["fields", "labels", "planted"]),
-    ("context", &["cache", "labels"]),
+    // peers: who a peer is, and what it says of its client.
+    ("context", &["cache", "labels", "peers"]),
     // labels: whether a requirement is met is counted.
     ("purge", &["cache", "clock", "labels", "lock", "metrics", "notices", "planted", "random"]),
     // body: slices on disk are read as a body (StoredBody) so that nothing above copies them.
@@ -52,6 +53,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "metrics",
             "notices",
             "planted",
+            // peers: fields of the peer protocol are not an origin's to send.
+            "peers",
             // random: ejections and checks of many origins and nodes must not fall together.
             "random",
             // rendezvous: a pool that is balanced by hash, and the fleet, choose in the same way.
@@ -70,7 +73,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // reply: a refusal carries its reply, such as a 405 with `Allow`.
-    ("guard", &["context", "fields", "labels", "metrics", "reply"]),
+    // peers: the names of the fields that only peers may send.
+    ("guard", &["context", "fields", "labels", "metrics", "peers", "reply"]),
     // clock: a line in the access log tells how long its response took.
     ("respond", &["context", "body", "clock", "fields", "metrics", "notices", "reply"]),
     // clock, random: rates and cookies need the time, choices among nodes and secrets a random number.
@@ -104,6 +108,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cache",
             "store",
             "fill",
+            // fleet: whether a peer is a member.
+            "fleet",
             "upstream",
             "transform",
             "respond",
@@ -112,8 +118,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
             "fields",
             "interim",
+            "labels",
             "metrics",
             "notices",
+            "peers",
             "reply",
             "upgrade",
         ],
@@ -121,8 +129,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "listen",
         &[
-            "context", "body", "clock", "fields", "interim", "labels", "metrics", "notices", "pem",
-            "reply", "stamp", "upgrade",
+            "context", "body", "clock", "fields", "interim", "labels", "metrics", "notices",
+            "peers", "pem", "reply", "stamp", "upgrade",
         ],
     ),
     // They stand outside the house: an origin for the demo, and callers of the admin API.

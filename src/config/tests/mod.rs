@@ -2,6 +2,7 @@
 
 mod include;
 mod newcomer;
+mod peers;
 
 use super::*;
 use crate::listen::Transport;
@@ -1170,105 +1171,6 @@ fn retries_that_cannot_work_are_mistakes() {
         "[pools.main.retry]\nfailover_on = [404, 503]\n",
         &[
             "2:15: 503 is listed in \"on\" too: leave it in \"on\" to try the other origins of the tier first, or in \"failover_on\" to go to the next tier at once",
-        ],
-    );
-}
-
-#[test]
-fn peers_need_certificates_for_the_name_of_the_node() {
-    use crate::peers::{CertificateOrder, issue_certificates};
-    let folder = tempfile::tempdir().unwrap();
-    let issue = |directory: &str, names: &[&str], age: u64| {
-        let day = std::time::Duration::from_secs(86_400);
-        let order = CertificateOrder {
-            directory: folder.path().join(directory),
-            names: names.iter().map(|name| (*name).to_owned()).collect(),
-            lifetime: 30 * day,
-            authority_lifetime: 3650 * day,
-        };
-        let now = std::time::SystemTime::now();
-        issue_certificates(&order, now - u32::try_from(age).unwrap() * day).unwrap();
-    };
-    issue("fleet", &["edge-1", "edge-2"], 0);
-    issue("fleet", &["old"], 31);
-    issue("other", &["edge-1"], 0);
-    let told = |name: &str, files: [&str; 3], more: &str| -> Vec<String> {
-        let [certificate, key, ca] = files.map(|file| folder.path().join(file));
-        let text = format!(
-            "[node]\nname = {name:?}\n[peers]\naddresses = \"127.0.0.1:9443\"\ncertificate = {certificate:?}\nkey = {key:?}\nca = {ca:?}\n{more}"
-        );
-        match read_text(&format!("{MINIMAL}{text}")) {
-            Ok(config) => {
-                let warnings = config.warnings.into_iter();
-                warnings.map(|warning| format!("warning: {}", warning.message)).collect()
-            }
-            Err(Mistakes(mistakes)) => {
-                assert!(mistakes.iter().all(|mistake| mistake.place.is_some()), "{mistakes:?}");
-                mistakes.into_iter().map(|mistake| mistake.message).collect()
-            }
-        }
-    };
-    let good = ["fleet/edge-1.pem", "fleet/edge-1.key", "fleet/ca.pem"];
-    assert_eq!(told("edge-1", good, ""), [""; 0]);
-    // A node whose certificate has expired must not stay down after a restart.
-    let warned = told("old", ["fleet/old.pem", "fleet/old.key", good[2]], "");
-    assert!(
-        warned.len() == 1 && warned[0].starts_with("warning: peers.certificate: "),
-        "{warned:?}"
-    );
-    assert!(warned[0].contains("has expired, so that other nodes refuse this one"), "{warned:?}");
-    let one = |name: &str, files: [&str; 3], more: &str, expected: [&str; 2]| {
-        let found = told(name, files, more);
-        let [found] = &found[..] else { panic!("{found:?}") };
-        assert!(expected.iter().all(|part| found.contains(part)), "{found}");
-    };
-    one(
-        "edge-3",
-        good,
-        "",
-        ["peers.certificate: ", "does not carry the name of this node, \"edge-3\""],
-    );
-    one(
-        "edge-1",
-        ["fleet/edge-1.pem", "fleet/edge-2.key", good[2]],
-        "",
-        ["peers.key: ", "does not match"],
-    );
-    one(
-        "edge-1",
-        [good[0], good[1], "other/ca.pem"],
-        "",
-        ["peers.certificate: ", "has signed it; make one with: skerry peers certificate edge-1"],
-    );
-    one(
-        "edge-1",
-        [good[1], good[1], good[2]],
-        "",
-        ["peers.certificate: ", "are \"certificate\" and \"key\" swapped?"],
-    );
-    one("-edge", good, "", ["node.name: ", "is no DNS name"]);
-    one("edge-1", good, "announced = \"0.0.0.0:9443\"\n", ["peers.announced: ", "found 0.0.0.0"]);
-    one("edge-1", good, "announced = \"10.0.0.1:0\"\n", ["peers.announced: ", "expected the port"]);
-    one(
-        "edge-1",
-        good,
-        "[[listeners]]\naddress = \"0.0.0.0:9443\"\n",
-        ["peers.addresses: ", "choose another port"],
-    );
-    check(
-        "[peers]\naddresses = \"[::]:9443\"\nca = \"ca.pem\"\nstreams_max = 0\n",
-        &[
-            "1:1: peers identify each other by certificates, and \"certificate\" is missing: expected the path of a PEM file; \"skerry peers certificate NAME\" makes one",
-            "1:1: peers identify each other by certificates, and \"key\" is missing: expected the path of a PEM file; \"skerry peers certificate NAME\" makes one",
-            "1:1: peers.announced: expected the address at which other nodes reach this node, such as \"10.0.0.1:9443\", found ::",
-            "3:6: cannot read /nowhere/ca.pem: No such file or directory (os error 2); create it, or correct the path",
-            "4:15: peers.streams_max: expected 1 to 10000, found 0",
-        ],
-    );
-    check(
-        "[peers]\nannounced = \"10.0.0.1:9443\"\n",
-        &[
-            "1:1: \"announced\" has no effect without \"addresses\", at which peers reach this node, such as \"0.0.0.0:9443\"",
         ],
     );
 }

@@ -248,9 +248,12 @@ fn start_request<S, F>(
     S: Fn(Rc<Connection>, Request<Body>) -> F,
     F: ReplyFuture + 'static,
 {
-    let in_flight = connection.begin_request(request.version());
+    let mut in_flight = connection.begin_request(request.version());
     let refusal = request::check(&request, connection.limits());
-    let refusal = refusal.map(|error| connection.refuse(error));
+    let refusal = match refusal {
+        Some(error) => Some(connection.refuse(error)),
+        None => connection.admit_peer(&mut in_flight),
+    };
     let is_head = request.method() == Method::HEAD;
     if !request.body().is_end_stream() && request::expects_continue(request.headers()) {
         let mut go_on = Response::new(());

@@ -70,7 +70,7 @@ async fn start(settings: &Settings) -> Running {
     let folder = tempfile::tempdir().expect("a folder");
     let clock = Clock::system();
     let tls = TlsState::load(&settings.tls, folder.path(), &clock).expect("certificates");
-    let shared = ListenerState::new(settings.limits.clone(), Some(tls.clone()), clock);
+    let shared = ListenerState::new(settings.limits.clone(), Some(tls.clone()), None, clock);
     let sockets = bind(settings, 1).expect("free ports").remove(0);
     let addresses: Vec<_> = sockets.listeners().map(|listener| listener.address).collect();
     let metrics = Metrics::new(1);

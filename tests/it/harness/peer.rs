@@ -1,0 +1,171 @@
+//! A node of a fleet as another one sees it: certificates, and an HTTP/2 client over mutual TLS that sends any
+//! fields.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, StatusCode};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use skerry::{CertificateOrder, issue_certificates};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
+
+/// The authority of a fleet, and the certificates that it has made.
+pub struct FleetAuthority(TempDir);
+
+impl FleetAuthority {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    /// Makes certificates that are valid for 30 days, `age` days ago.
+    pub fn issue(&self, names: &[&str], age: u32) {
+        let day = Duration::from_secs(86_400);
+        let order = CertificateOrder {
+            directory: self.0.path().to_owned(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            lifetime: 30 * day,
+            authority_lifetime: 3650 * day,
+        };
+        issue_certificates(&order, SystemTime::now() - age * day).expect("certificates");
+    }
+
+    /// The `[peers]` of a node with this name, on a free port.
+    pub fn section(&self, name: &str) -> String {
+        let [certificate, key] =
+            [".pem", ".key"].map(|suffix| self.file(&format!("{name}{suffix}")));
+        let ca = self.file("ca.pem");
+        format!(
+            "[peers]\naddresses = \"127.0.0.1:0\"\ncertificate = {certificate:?}\nkey = {key:?}\nca = {ca:?}\n"
+        )
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// What a client has that identifies itself with the certificate of `name`, if any.
+    pub fn identity(&self, name: Option<&str>) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots(&self.file("ca.pem")));
+        let mut config = match name {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let certificate = CertificateDer::from_pem_file(self.file(&format!("{name}.pem")));
+                let key = PrivateKeyDer::from_pem_file(self.file(&format!("{name}.key")));
+                let chain = vec![certificate.expect("a certificate")];
+                builder.with_client_auth_cert(chain, key.expect("a key")).expect("a pair")
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.into()
+    }
+}
+
+fn roots(file: &Path) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(file).expect("a certificate")).expect("an authority");
+    roots
+}
+
+/// A connection to the peer listener of the node `edge`.
+pub struct PeerClient {
+    runtime: Runtime,
+    sender: SendRequest<Bytes>,
+}
+
+/// An answer to a peer.
+#[derive(Debug)]
+pub struct PeerAnswer {
+    pub status: StatusCode,
+    pub fields: HeaderMap,
+    pub body: Bytes,
+}
+
+impl PeerAnswer {
+    pub fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("", |value| value.to_str().expect("text"))
+    }
+}
+
+impl PeerClient {
+    /// Fails if the node refuses the connection, which a client may notice at its first request only.
+    pub fn connect(address: SocketAddr, identity: Arc<ClientConfig>) -> Result<Self, String> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let sender = runtime.block_on(async {
+            let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+            let name = ServerName::try_from("edge").expect("a name");
+            let tls = TlsConnector::from(identity).connect(name, stream).await;
+            let tls = tls.map_err(|error| error.to_string())?;
+            let (sender, connection) =
+                h2::client::handshake(tls).await.map_err(|error| error.to_string())?;
+            tokio::spawn(connection);
+            Ok::<_, String>(sender)
+        })?;
+        Ok(Self { runtime, sender })
+    }
+
+    /// Sends a request and does not wait for the answer.
+    pub fn send(&self, method: &str, url: &str, fields: &[(&str, &str)]) -> PendingAnswer {
+        let mut request = Request::builder().method(method).uri(url).version(http::Version::HTTP_2);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a request");
+        let sender = self.sender.clone();
+        PendingAnswer(self.runtime.spawn(async move {
+            let text = |error: h2::Error| error.to_string();
+            let mut sender = sender.ready().await.map_err(text)?;
+            let (response, _) = sender.send_request(request, true).map_err(text)?;
+            let (head, mut stream) = response.await.map_err(text)?.into_parts();
+            let mut body = Vec::new();
+            while let Some(data) = stream.data().await {
+                let data = data.map_err(text)?;
+                let _ = stream.flow_control().release_capacity(data.len());
+                body.extend_from_slice(&data);
+            }
+            Ok(PeerAnswer { status: head.status, fields: head.headers, body: body.into() })
+        }))
+    }
+
+    /// Sends a request and waits for the answer.
+    pub fn ask(
+        &self,
+        method: &str,
+        url: &str,
+        fields: &[(&str, &str)],
+    ) -> Result<PeerAnswer, String> {
+        let pending = self.send(method, url, fields);
+        self.wait(pending)
+    }
+
+    pub fn wait(&self, PendingAnswer(task): PendingAnswer) -> Result<PeerAnswer, String> {
+        let limited = async { tokio::time::timeout(Duration::from_secs(30), task).await };
+        self.runtime.block_on(limited).expect("an answer within 30 s").expect("no panic")
+    }
+}
+
+/// An answer that may not be there yet.
+pub struct PendingAnswer(tokio::task::JoinHandle<Result<PeerAnswer, String>>);
+
+/// `Skerry-Hop` of a request of the node `from` for the client 203.0.113.9.
+pub fn hop(from: &str) -> String {
+    format!(
+        "v=1, from=\"{from}\", digest=\"0a\", hops=1, client=\"203.0.113.9\", id=\"00ab34cd56ef7890\", key=\"0000000000000007\""
+    )
+}
