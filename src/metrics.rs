@@ -216,6 +216,8 @@ table! {
     DnsServerPanics, Counter, "dns_server_panics", "Batches of queries without responses because of an error in the name server.";
     PeerConnections, Gauge, "peer_connections", "Open connections of other nodes of the fleet.";
     PeerRequests, Gauge, "peer_requests_in_flight", "Requests of other nodes of the fleet that are being answered.";
+    PeerChecks, Counter, "peer_checks", "Checks whether a node lives that the bus says nothing of, by outcome.",
+        "outcome" = &["passed", "failed"];
     PeerRefusals, Counter, "peer_refusals", "Connections and requests on the peer listener that were refused, by reason.",
         "reason" = PeerRefusal::WORDS;
     Refused, Counter, "requests_refused", "Requests refused by the guard, by reason.", "reason" = Refusal::WORDS;

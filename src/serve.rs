@@ -34,6 +34,7 @@ mod max_forwards;
 mod mirror;
 mod outcome;
 mod pass;
+mod peer_calls;
 mod peer_requests;
 mod popular;
 mod purging;
@@ -74,6 +75,7 @@ use crate::upstream::StickyToken;
 pub(crate) use explain::Explainer;
 pub(crate) use hot_forms::{HotFormSettings, HotForms};
 pub(crate) use internal_requests::{InternalRequest, run_internal_requests};
+pub(crate) use peer_calls::PeerCall;
 pub(crate) use popular::Popular;
 pub(crate) use purging::PurgeByMethod;
 pub(crate) use routing::canonical_url;
@@ -155,6 +157,10 @@ pub(crate) fn serve(
     connection: Rc<Connection>,
     request: Request<Body>,
 ) -> Serving {
+    if peer_calls::is_call(&connection, request.uri()) {
+        let answer = peer_calls::answer(worker.clone(), connection, request);
+        return Serving::Waiting(Box::pin(answer), Arc::default());
+    }
     worker.recorder.count(Metric::Requests);
     let plan = worker.plan();
     let (Parts { method, uri, version, mut headers, mut extensions, .. }, body) =

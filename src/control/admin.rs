@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::audit::{Audit, RefusedCall};
 use super::body_budget::BodyBudget;
@@ -39,6 +39,7 @@ use super::rate::TokenBucket;
 use super::tls::{self, AdminTls};
 use super::tokens::{Caller, Peer, Permission, TokenFile};
 use crate::clock::{Clock, unix_ms};
+use crate::fleet::NodeTable;
 use crate::metrics::Metrics;
 use crate::notices::{self, Notice};
 use crate::store::Store;
@@ -83,6 +84,8 @@ impl Default for Settings {
 pub(crate) struct Admin {
     /// Runs purges.
     pub bus: Bus,
+    /// The nodes of the fleet.
+    pub nodes: watch::Receiver<Arc<NodeTable>>,
     /// `None`: plain HTTP.
     pub tls: Option<Arc<AdminTls>>,
     /// Tokens of the callers. `None`: every client that can connect may call; with `client_ca`, every

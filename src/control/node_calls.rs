@@ -19,7 +19,7 @@ impl Admin {
     pub(super) async fn nodes(&self) -> Response<Full<Bytes>> {
         let heartbeats = self.bus.heartbeat_ages().await;
         let own = self.bus.name();
-        let table = self.bus.table();
+        let table = self.nodes.borrow().clone();
         let nodes: serde_json::Map<String, Value> = table
             .members()
             .iter()
@@ -62,7 +62,7 @@ impl Admin {
             );
             return Err(Problem::new(StatusCode::NOT_FOUND, detail));
         };
-        let table = self.bus.table();
+        let table = self.nodes.borrow().clone();
         let region = table.get(self.bus.name()).map(|own| own.announcement.region.clone());
         let region = region.unwrap_or_default();
         // Without a load: the owner while the requests of the region are spread evenly.

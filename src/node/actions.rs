@@ -44,6 +44,7 @@ impl Shared {
         let prefetcher = Prefetcher::start(prefetch, self.clone(), metrics, refreshes, background);
         Arc::new(Admin {
             bus: self.bus.clone(),
+            nodes: self.nodes.clone(),
             tls: self.admin_tls.clone(),
             tokens: self.tokens.clone(),
             hosts,

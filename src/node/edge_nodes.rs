@@ -77,7 +77,7 @@ pub(super) fn region_table(nodes: &[EdgeNode], own: &str) -> RegionTable {
 impl Shared {
     /// Publishes the edge nodes after each change of the node table, as long as this node runs.
     pub(super) async fn follow_node_table(self: Arc<Self>) {
-        let mut table = self.bus.watch_table();
+        let mut table = self.nodes.clone();
         loop {
             table.mark_unchanged();
             self.publish_edge_nodes(&self.config().dns.nodes.clone());
@@ -89,7 +89,7 @@ impl Shared {
 
     /// Publishes the nodes of the table and `configured` to the name server and to redirects, if they have changed.
     pub(super) fn publish_edge_nodes(&self, configured: &[EdgeNode]) {
-        let table = self.bus.table();
+        let table = self.nodes.borrow().clone();
         let count = table.members().len() + configured.len();
         let nodes = edge_nodes(configured, &table);
         let regions = region_table(&nodes, &self.regions.load().own);

@@ -9,6 +9,7 @@
 mod actions;
 mod alarms;
 mod edge_nodes;
+mod fleet_view;
 mod history;
 mod housekeeping;
 mod membership;
@@ -16,6 +17,7 @@ mod metrics;
 mod origin_states;
 mod origins;
 mod overview;
+mod peer_calls;
 mod shared;
 mod sources;
 mod workers;
@@ -59,6 +61,7 @@ use actions::run_purge_requests;
 use edge_nodes::{edge_nodes_at_start, region_table};
 use history::ConfigHistory;
 use origins::OriginMetrics;
+use peer_calls::run_peer_calls;
 use shared::{Shared, plan};
 pub use sources::{SourceAnswer, ask_sources};
 use workers::WorkerThreads;
@@ -199,6 +202,8 @@ impl Node {
             system("cannot read the files of the purge bus (bus.password_file, bus.ca_file)"),
         )?;
         let (purges, purges_by_method) = mpsc::channel(PURGES_MAX);
+        let (peer_calls, calls_of_peers) = mpsc::channel(PEER_CALLS_MAX);
+        let (view, nodes_of_fleet) = watch::channel(bus.table());
         let (internal_requests, internal_request_receivers): (Vec<_>, Vec<_>) =
             (0..config.node.workers).map(|_| mpsc::channel(INTERNAL_REQUESTS_MAX)).unzip();
         let (drain_trigger, drain) = listen::drain();
@@ -255,6 +260,8 @@ impl Node {
             store,
             bus,
             purges,
+            peer_calls,
+            nodes: nodes_of_fleet,
             popular: Popular::new(config.node.workers),
             hot_forms,
             internal_requests,
@@ -294,6 +301,8 @@ impl Node {
         let api = shared.admin_api(&metrics, handle);
         background.spawn(run_purge_requests(api.clone(), purges_by_method));
         background.spawn(api.run(admin_listener));
+        background.spawn(run_peer_calls(shared.clone(), calls_of_peers));
+        background.spawn(shared.clone().follow_fleet(view));
         background.spawn(shared.clone().watch_files());
         background.spawn(shared.clone().record_history());
         background.spawn(shared.clone().announce_load());
@@ -396,4 +405,6 @@ fn peer_files(error: PeerFileError) -> StartError {
 const INTERNAL_REQUESTS_MAX: usize = 64;
 /// `PURGE` requests that may wait for the admin API; the next ones are refused with 503.
 const PURGES_MAX: usize = 256;
+/// Calls of peers that may wait; the next ones are refused with 503.
+const PEER_CALLS_MAX: usize = 256;
 const BACKGROUND_THREADS: usize = 2;

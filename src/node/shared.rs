@@ -16,6 +16,7 @@ use crate::control::bus::Bus;
 use crate::control::tls::AdminTls;
 use crate::control::tokens::TokenFile;
 use crate::dns::{EdgeNode, NameServer};
+use crate::fleet::NodeTable;
 use crate::guard::{Gate, rate};
 use crate::listen::{DrainSwitch, ListenerState, TlsState};
 use crate::metrics::{History, Recorder};
@@ -23,7 +24,7 @@ use crate::peers::PeerTls;
 use crate::respond::log::LogTaps;
 use crate::respond::{Identity, RecentErrors};
 use crate::route::{RegionTable, Routes};
-use crate::serve::{HotForms, InternalRequest, Plan, Popular, PurgeByMethod};
+use crate::serve::{HotForms, InternalRequest, PeerCall, Plan, Popular, PurgeByMethod};
 use crate::store::Store;
 use crate::upstream::{Checks, Discovery, MemberChanges, Pools};
 
@@ -41,6 +42,10 @@ pub(super) struct Shared {
     pub(super) bus: Bus,
     /// Sends HTTP requests with the method PURGE to the admin API.
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
+    /// Sends calls of peers to the background.
+    pub(super) peer_calls: mpsc::Sender<PeerCall>,
+    /// The nodes of the fleet, with static peers.
+    pub(super) nodes: watch::Receiver<Arc<NodeTable>>,
     pub(super) popular: Arc<Popular>,
     pub(super) hot_forms: Arc<HotForms>,
     /// The node's own requests (prefetch, refresh), one queue per worker.

@@ -3,10 +3,11 @@
 //!
 //! A peer is identified by its certificate, which the authority of the fleet has signed and which carries the
 //! name of the node. This room has the settings, the certificates, and the text of what two nodes tell each
-//! other besides an ordinary HTTP request and its response. It has no sockets: `listen` accepts peers, `guard`
-//! believes their fields or removes them, `serve` asks and answers.
+//! other besides an ordinary HTTP request and its response. `listen` accepts peers, `guard` believes their fields
+//! or removes them, `serve` asks and answers.
 
 mod authority; // makes certificates for people without a PKI
+mod caller; // calls to a peer besides the requests of clients
 #[allow(dead_code, reason = "serve uses the rest of it from its own commits on")]
 mod hop; // the field Skerry-Hop
 mod identity; // the names of a peer, and the admission of its requests
@@ -14,13 +15,19 @@ mod settings;
 mod tls;
 
 pub use self::authority::{CertificateOrder, IssuedCertificates, issue_certificates};
+pub(crate) use self::caller::{NODE, PeerCaller};
 #[allow(unused_imports, reason = "serve uses all of them from its own commits on")]
 pub(crate) use self::hop::{
     HOP, HOPS_MAX, Hop, HopMistake, HopVerdict, PROTOCOL, is_peer_field, verdict_field,
 };
 pub(crate) use self::identity::{PeerNames, PeerRequest};
-pub(crate) use self::settings::{PeerLimits, Settings, can_identify};
+pub(crate) use self::settings::{PeerLimits, Settings, can_identify, is_reachable};
 pub(crate) use self::tls::{PeerFileError, PeerTls, check_files};
+
+/// Calls of peers have paths that begin so; a client's request on the peer listener cannot have one.
+pub(crate) const CALLS: &str = "/.well-known/skerry/";
+/// The call that asks a node for its announcement.
+pub(crate) const ANNOUNCEMENT_CALL: &str = "/.well-known/skerry/announcement";
 
 #[cfg(any(test, fuzzing))]
 #[path = "tests/fuzz.rs"]

@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
 /// The settings of `[peers]`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Settings {
     /// The addresses at which peers reach this node. An IPv6 address accepts IPv6 only. Empty: the node has no
     /// peers, and the other settings have no effect.
@@ -17,6 +19,23 @@ pub(crate) struct Settings {
     pub files: PeerFiles,
     /// Limits of all peers together.
     pub limits: PeerLimits,
+    /// Nodes that are peers without a bus: name and address of each, sorted by name. This node may be among them.
+    pub nodes: Vec<(Arc<str>, SocketAddr)>,
+    /// The interval of the checks whether a node lives that the bus says nothing of.
+    pub check_interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            announced: None,
+            files: PeerFiles::default(),
+            limits: PeerLimits::default(),
+            nodes: Vec::new(),
+            check_interval: Duration::from_secs(1),
+        }
+    }
 }
 
 /// The files that identify this node to its peers, and its peers to this node; all PEM.
@@ -75,7 +94,8 @@ impl Settings {
     }
 }
 
-fn is_reachable(address: IpAddr) -> bool {
+/// Whether other machines may reach an address.
+pub(crate) fn is_reachable(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast()
 }
 

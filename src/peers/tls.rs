@@ -38,7 +38,6 @@ pub(crate) struct PeerTlsConfig {
     pub server: Arc<ServerConfig>,
     /// For connections to peers. The server name of a connection must be the name of the peer; the handshake
     /// then fails if the certificate does not carry it.
-    #[allow(dead_code, reason = "serve asks peers from its own commit on")]
     pub client: Arc<ClientConfig>,
     /// When the certificate of this node ends. `None`: its validity cannot be read.
     pub until: Option<SystemTime>,

@@ -57,11 +57,12 @@ pub(super) fn believe(hop: Hop, context: &mut RequestContext, request: &mut Norm
 
 /// Whether the fleet has, or may have, a node with this name. A node that knows no other node, or not all of
 /// them, leaves it to the authority of the fleet who is a member: without Redis it must not refuse its region.
-fn may_be_member(nodes: &NodeTable, name: &str) -> bool {
+pub(super) fn may_be_member(nodes: &NodeTable, name: &str) -> bool {
     nodes.is_incomplete || nodes.members().len() < 2 || nodes.get(name).is_some()
 }
 
-fn log_refusal(refusal: PeerRefusal, peer: SocketAddr, names: &PeerNames, said: &str) {
+/// Logs a refusal at a limited rate. `said`: what the peer has said of itself.
+pub(super) fn log_refusal(refusal: PeerRefusal, peer: SocketAddr, names: &PeerNames, said: &str) {
     let notice = Notice::warning("a peer was refused", refusal.as_str(), "");
     notices::note(
         &notice,

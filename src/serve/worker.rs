@@ -13,6 +13,7 @@ use http::HeaderMap;
 use tokio::sync::{mpsc, watch};
 
 use super::hot_forms::HotForms;
+use super::peer_calls::PeerCall;
 use super::popular::Popular;
 use super::purging::PurgeByMethod;
 use crate::cache::KeyHash;
@@ -66,6 +67,8 @@ pub(crate) struct WorkerParts {
     pub upstreams: Upstreams,
     /// Takes purges that arrive as requests with the method PURGE.
     pub purges: mpsc::Sender<PurgeByMethod>,
+    /// Takes calls of peers.
+    pub peer_calls: mpsc::Sender<PeerCall>,
     /// Counts the most requested responses of all cores.
     pub popular: Arc<Popular>,
     /// Codes the forms of often requested responses again.
@@ -97,6 +100,7 @@ pub(crate) struct Worker {
     pub(super) variant_list_lock: Arc<tokio::sync::Mutex<()>>,
     pub(super) upstreams: Upstreams,
     pub(super) purges: mpsc::Sender<PurgeByMethod>,
+    pub(super) peer_calls: mpsc::Sender<PeerCall>,
     pub(super) bus_silent: Arc<AtomicBool>,
     pub(super) nodes: watch::Receiver<Arc<NodeTable>>,
     popular: Arc<Popular>,
@@ -133,6 +137,7 @@ impl Worker {
             variant_list_lock: parts.variant_list_lock,
             upstreams: parts.upstreams,
             purges: parts.purges,
+            peer_calls: parts.peer_calls,
             bus_silent: parts.bus_silent,
             nodes: parts.nodes,
             popular: parts.popular,

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use rustix::process::Signal;
+
 use crate::harness::peer::{FleetAuthority, PeerClient, hop};
-use crate::harness::{Answer, Edge, Gate, Origin, Process, skerry, until};
+use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, skerry, until};
 
 /// A node `edge` with peers in front of an origin.
 fn edge(authority: &FleetAuthority, origin: &Origin, more: &str) -> Edge {
@@ -225,4 +227,103 @@ fn the_command_makes_certificates_that_a_node_accepts() {
     let told = String::from_utf8_lossy(&again.stderr).into_owned();
     assert_eq!(again.status.code(), Some(1), "{told}");
     assert!(told.contains("edge-1.pem exists and is not overwritten"), "{told}");
+}
+
+/// A node of a fleet without Redis.
+struct StaticNode {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl StaticNode {
+    /// Starts the node `name` with peers at these addresses; its own is `address`.
+    fn start(
+        authority: &FleetAuthority,
+        name: &str,
+        address: SocketAddr,
+        peers: &[(&str, SocketAddr)],
+    ) -> Self {
+        let mut text = format!("[node]\nregion = \"eu\"\nweight = 7\n{}", authority.section(name));
+        text = text.replace("127.0.0.1:0", &address.to_string());
+        text.push_str("check_interval = \"200ms\"\n");
+        for (name, address) in peers {
+            text.push_str(&format!("[peers.nodes.{name}]\naddress = \"{address}\"\n"));
+        }
+        text.push_str(
+            "[pools.main]\norigins = \"http://127.0.0.1:9\"\n[sites.all]\nhosts = \"*\"\n",
+        );
+        Self { process: Process::start_as(name, &text), address }
+    }
+
+    /// The nodes as this one sees them.
+    fn nodes(&self) -> serde_json::Value {
+        let request =
+            Request { method: "GET", host: "localhost", target: "/nodes", fields: &[], body: b"" };
+        let reply = Client::connect(self.process.admin).request(request);
+        serde_json::from_slice(&reply.body).expect("JSON")
+    }
+
+    fn sees(&self, name: &str, state: &str) -> bool {
+        self.nodes()["nodes"][name]["state"] == state
+    }
+}
+
+/// An address that is free at the moment.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound")
+}
+
+#[test]
+fn static_peers_are_known_by_their_own_word_and_out_when_they_are_silent() {
+    let authority = fleet();
+    let (one, two) = (free_address(), free_address());
+    let peers = [("edge-2", one), ("edge-3", two)];
+    let first = StaticNode::start(&authority, "edge-2", one, &peers);
+    until("a node that was never heard is out", || first.sees("edge-3", "out"));
+    let mut second = StaticNode::start(&authority, "edge-3", two, &peers);
+    until("the first knows the second", || first.sees("edge-3", "ready"));
+    until("the second knows the first", || second.sees("edge-2", "ready"));
+    let shown = &first.nodes()["nodes"]["edge-3"];
+    assert_eq!((&shown["region"], &shown["weight"]), (&"eu".into(), &7.into()), "by its own word");
+    assert_eq!(shown["peer"], second.address.to_string());
+    assert_eq!(
+        (&shown["peer_protocol"], &shown["config"]),
+        (&1.into(), &second.nodes()["nodes"]["edge-3"]["config"])
+    );
+    // It stops, and does not close its connections.
+    second.process.signal(Signal::STOP);
+    until("a stopped node is out", || first.sees("edge-3", "out"));
+    let told = "a peer does not answer, its keys go to other nodes";
+    until("that is logged", || !first.process.lines_with(told).is_empty());
+    second.process.signal(Signal::CONT);
+    until("it is back", || first.sees("edge-3", "ready"));
+    assert_eq!(first.process.lines_with("peer edge-3 answers again").len(), 1);
+    second.process.signal(Signal::TERM);
+    second.process.end();
+    until("a node that has ended is out", || first.sees("edge-3", "out"));
+}
+
+#[test]
+fn a_call_is_for_members_only() {
+    let origin = Origin::start(|_| Answer::ok("hello"));
+    let authority = fleet();
+    let listed = "[peers.nodes.edge-2]\naddress = \"127.0.0.1:9\"\n";
+    let edge = edge(&authority, &origin, listed);
+    until("the list is in force", || edge.admin("GET", "/nodes", "").text().contains("edge-2"));
+    let path = "https://edge/.well-known/skerry/announcement";
+    let ask = |as_node: &str, path: &str, says: &[(&str, &str)]| {
+        let answer = connect(&edge, &authority, as_node).ask("GET", path, says).expect("an answer");
+        (answer.status.as_u16(), String::from_utf8(answer.body.to_vec()).unwrap())
+    };
+    let (status, announcement) = ask("edge-2", path, &[("skerry-node", "edge-2")]);
+    assert!(status == 200 && announcement.contains("\"state\":\"ready\""), "{announcement}");
+    assert_eq!(ask("edge-2", path, &[]).0, 421);
+    assert_eq!(ask("edge-2", path, &[("skerry-node", "edge")]).0, 421);
+    assert_eq!(ask("edge-3", path, &[("skerry-node", "edge-3")]).0, 421, "it is not listed");
+    assert_eq!(refusals(&edge, "member"), 1.0);
+    let other = "https://edge/.well-known/skerry/other";
+    assert_eq!(ask("edge-2", other, &[("skerry-node", "edge-2")]).0, 404);
+    // On a listener for clients the path is the origin's.
+    let seen = edge.get("/.well-known/skerry/announcement");
+    assert_eq!((seen.status, seen.text()), (200, "hello"));
 }

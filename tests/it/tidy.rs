@@ -118,7 +118,6 @@ const ARROWS: &[(&str, &[&str])] = &[
             "clock",
             "fields",
             "interim",
-            "labels",
             "metrics",
             "notices",
             "peers",

@@ -1,11 +1,12 @@
 //! Reads `[peers]`.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::super::Config;
 use super::super::reader::{Reader, Section};
 use crate::clock::Clock;
-use crate::peers::{self, can_identify};
+use crate::peers::{self, can_identify, is_reachable};
 
 pub(crate) fn read_peers(section: &Section<'_>, peers: &mut peers::Settings) {
     section.read("addresses", &mut peers.addresses);
@@ -20,8 +21,9 @@ pub(crate) fn read_peers(section: &Section<'_>, peers: &mut peers::Settings) {
     section.read_within("connections_max", &mut limits.connections_max, 1..);
     section.read_within("streams_max", &mut limits.streams_max, 1..=10_000);
     section.read_within("requests_max", &mut limits.requests_max, 1..);
+    read_static_peers(section, peers);
     if !peers.is_on() {
-        let others = ["announced", "certificate", "key", "ca"];
+        let others = ["announced", "certificate", "key", "ca", "nodes"];
         if let Some(other) = others.into_iter().find(|name| section.has(name)) {
             section.missing("addresses", &format!("{other:?} has no effect without \"addresses\", at which peers reach this node, such as \"0.0.0.0:9443\""));
         }
@@ -44,12 +46,42 @@ pub(crate) fn read_peers(section: &Section<'_>, peers: &mut peers::Settings) {
     }
 }
 
+fn read_static_peers(section: &Section<'_>, peers: &mut peers::Settings) {
+    let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(60));
+    section.read_within("check_interval", &mut peers.check_interval, shortest..=longest);
+    for (name, node) in section.named("nodes") {
+        if !can_identify(&name) {
+            let message = format!(
+                "expected the name of a node (node.name) that is a DNS name, found {name:?}"
+            );
+            node.mistake("", message);
+        }
+        let mut address = SocketAddr::from(([0, 0, 0, 0], 0));
+        if !node.read("address", &mut address) {
+            node.missing("address", "the node has no \"address\", such as \"10.0.0.2:9443\"");
+        } else if !is_reachable(address.ip()) || address.port() == 0 {
+            let expected =
+                "expected the address at which the node answers peers, such as \"10.0.0.2:9443\"";
+            node.mistake("address", format!("{expected}, found {address}"));
+        }
+        peers.nodes.push((name.into(), address));
+    }
+    peers.nodes.sort();
+    if peers.nodes.len() > NODES_MAX {
+        let found = peers.nodes.len();
+        section.mistake("nodes", format!("expected at most {NODES_MAX} nodes, found {found}: with more, let them find each other over Redis (bus.redis)"));
+    }
+}
+
 /// Checks what depends on other options: the name of the node, other addresses, and the files, which must be
 /// for that name.
 pub(crate) fn check_peers(reader: &Reader<'_>, config: &Config) {
     let peers = &config.peers;
     if !peers.is_on() {
         return;
+    }
+    if config.bus.redis.is_none() && peers.nodes.is_empty() {
+        reader.warn_in("peers.addresses", "no other node finds this one: set \"bus.redis\", over which the nodes of a fleet find each other, or list them in [peers.nodes.NAME]");
     }
     let others = config.listen.listeners.iter().map(|listener| listener.address);
     let others: Vec<SocketAddr> = others.chain([config.admin.address]).collect();
@@ -85,3 +117,6 @@ pub(crate) fn check_peers(reader: &Reader<'_>, config: &Config) {
         }
     }
 }
+
+/// Nodes of a static list. Each checks all others.
+const NODES_MAX: usize = 64;

@@ -49,7 +49,13 @@ fn peers_need_certificates_for_the_name_of_the_node() {
         let [found] = &found[..] else { panic!("{found:?}") };
         assert!(expected.iter().all(|part| found.contains(part)), "{found}");
     };
-    assert_eq!(told(folder, "edge-1", good, ""), [""; 0]);
+    let listed = "[peers.nodes.edge-2]\naddress = \"127.0.0.1:9444\"\n";
+    assert_eq!(told(folder, "edge-1", good, listed), [""; 0]);
+    one("edge-1", good, "", ["warning: peers.addresses: ", "no other node finds this one"]);
+    let nowhere = "[peers.nodes.edge-2]\naddress = \"0.0.0.0:9444\"\n";
+    one("edge-1", good, nowhere, ["peers.nodes.edge-2.address: ", "found 0.0.0.0:9444"]);
+    let unnamed = "[peers.nodes.\"edge 2\"]\naddress = \"127.0.0.1:9444\"\n";
+    one("edge-1", good, unnamed, ["is a DNS name", "found \"edge 2\""]);
     let certificate = "peers.certificate: ";
     one("edge-3", good, "", [certificate, "does not carry the name of this node, \"edge-3\""]);
     let other_key = [good[0], "fleet/edge-2.key", good[2]];
@@ -62,7 +68,7 @@ fn peers_need_certificates_for_the_name_of_the_node() {
     // A node whose certificate has expired must not stay down after a restart.
     let old = ["fleet/old.pem", "fleet/old.key", good[2]];
     let refused = "has expired, so that other nodes refuse this one";
-    one("old", old, "", ["warning: peers.certificate: ", refused]);
+    one("old", old, listed, ["warning: peers.certificate: ", refused]);
     one("-edge", good, "", ["node.name: ", "is no DNS name"]);
     let announced = |address: &str| format!("announced = {address:?}\n");
     one("edge-1", good, &announced("0.0.0.0:9443"), ["peers.announced: ", "found 0.0.0.0"]);

@@ -381,11 +381,6 @@ impl Bus {
     }
 
     /// The nodes of the fleet, including this one.
-    pub(crate) fn tables(&self) -> watch::Receiver<Arc<NodeTable>> {
-        self.inner.table.subscribe()
-    }
-
-    /// The node table as it is now.
     pub(crate) fn table(&self) -> Arc<NodeTable> {
         self.inner.table.borrow().clone()
     }

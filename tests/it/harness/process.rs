@@ -28,11 +28,16 @@ pub fn skerry(arguments: &[&str]) -> Output {
 impl Process {
     /// Starts a node with this configuration, which must have no listeners, and waits until it serves.
     pub fn start(text: &str) -> Self {
+        Self::start_as("edge", text)
+    }
+
+    /// Like [`Process::start`], with another name than `edge`.
+    pub fn start_as(name: &str, text: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let config = folder.path().join("edge.toml");
         std::fs::write(&config, text).expect("a file");
         let mut child = Command::new(BINARY)
-            .args(["run", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--name", "edge"])
+            .args(["run", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--name", name])
             .args(["--workers", "2", "--config"])
             .arg(&config)
             .arg("--data-dir")

@@ -1,0 +1,35 @@
+//! Answers the calls of peers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use tokio::sync::mpsc;
+
+use super::shared::Shared;
+use crate::peers::ANNOUNCEMENT_CALL;
+use crate::serve::PeerCall;
+
+/// Answers calls as long as the node runs.
+pub(super) async fn run_peer_calls(shared: Arc<Shared>, mut calls: mpsc::Receiver<PeerCall>) {
+    while let Some(call) = calls.recv().await {
+        let answer = match (&call.method, &*call.path) {
+            (&Method::GET, ANNOUNCEMENT_CALL) => (StatusCode::OK, shared.own_announcement()),
+            _ => {
+                // A node of a later version may know more calls.
+                tracing::debug!(from = %call.from, method = %call.method, path = call.path, content = call.content.len(), "unknown call of a peer");
+                (StatusCode::NOT_FOUND, Bytes::new())
+            }
+        };
+        // The peer may have gone.
+        let _ = call.answer.send(answer);
+    }
+}
+
+impl Shared {
+    fn own_announcement(&self) -> Bytes {
+        let table = self.bus.table();
+        let own = table.get(self.bus.name());
+        own.map(|own| own.announcement.to_text().into()).unwrap_or_default()
+    }
+}
