@@ -158,7 +158,9 @@ pub(crate) fn serve(
     request: Request<Body>,
 ) -> Serving {
     if peer_calls::is_call(&connection, request.uri()) {
-        let answer = peer_calls::answer(worker.clone(), connection, request);
+        let (calls, nodes) = (worker.peer_calls.clone(), worker.nodes.borrow().clone());
+        let recorder = worker.recorder.clone();
+        let answer = peer_calls::answer(calls, nodes, recorder, connection, request);
         return Serving::Waiting(Box::pin(answer), Arc::default());
     }
     worker.recorder.count(Metric::Requests);

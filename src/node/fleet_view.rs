@@ -129,7 +129,7 @@ impl FleetView {
         match outcome {
             Ok(announcement) => {
                 if record.is_out() {
-                    tracing::info!("peer {name} answers again");
+                    tracing::info!("peer {name} answers");
                 }
                 record.succeed(announcement, self.shared.clock.instant());
             }

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::peer_requests::{log_refusal, may_be_member};
-use super::worker::Worker;
 use crate::body::Body;
 use crate::context::{Connection, Requester};
+use crate::fleet::NodeTable;
 use crate::labels::PeerRefusal;
-use crate::metrics::Metric;
+use crate::metrics::{Metric, Recorder};
 use crate::peers::{CALLS, NODE};
 use crate::reply::Reply;
 
@@ -40,15 +40,17 @@ pub(super) fn is_call(connection: &Connection, target: &Uri) -> bool {
 
 /// Answers a call: 421 if the peer may make none, 413 if its content is too long, 503 if too many wait.
 pub(super) async fn answer(
-    worker: Rc<Worker>,
+    calls: mpsc::Sender<PeerCall>,
+    nodes: Arc<NodeTable>,
+    recorder: Recorder,
     connection: Rc<Connection>,
     request: Request<Body>,
 ) -> Reply {
     let (head, body) = request.into_parts();
-    let from = match caller(&worker, &connection, &head) {
+    let from = match caller(&nodes, &connection, &head) {
         Ok(from) => from,
         Err(refusal) => {
-            worker.recorder.count_labelled(Metric::PeerRefusals, refusal.index());
+            recorder.count_labelled(Metric::PeerRefusals, refusal.index());
             return Reply::new(StatusCode::MISDIRECTED_REQUEST);
         }
     };
@@ -58,7 +60,7 @@ pub(super) async fn answer(
     let (answer, answered) = oneshot::channel();
     let path = head.uri.path().to_owned();
     let call = PeerCall { from, method: head.method, path, content: content.to_bytes(), answer };
-    if worker.peer_calls.try_send(call).is_err() {
+    if calls.try_send(call).is_err() {
         return Reply::new(StatusCode::SERVICE_UNAVAILABLE);
     }
     match answered.await {
@@ -68,7 +70,11 @@ pub(super) async fn answer(
 }
 
 /// The node that calls.
-fn caller(worker: &Worker, connection: &Connection, head: &Parts) -> Result<Arc<str>, PeerRefusal> {
+fn caller(
+    nodes: &NodeTable,
+    connection: &Connection,
+    head: &Parts,
+) -> Result<Arc<str>, PeerRefusal> {
     let mut lines = head.headers.get_all(NODE).iter();
     let name = match (lines.next().map(|line| line.to_str()), lines.next()) {
         (Some(Ok(name)), None) => name,
@@ -82,7 +88,7 @@ fn caller(worker: &Worker, connection: &Connection, head: &Parts) -> Result<Arc<
     if !names.contain(name) {
         return refuse(PeerRefusal::Name);
     }
-    if !may_be_member(&worker.nodes.borrow(), name) {
+    if !may_be_member(nodes, name) {
         return refuse(PeerRefusal::Member);
     }
     Ok(name.into())

