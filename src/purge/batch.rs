@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::hops::BusCursor;
+use super::position::BusCursor;
 use super::unread::PurgeId;
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 

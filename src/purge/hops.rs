@@ -11,29 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::position::{EntryId, StreamPosition};
+use super::position::{BusCursor, EntryId, StreamPosition};
 use super::requirement::Requirement;
-use super::unread::PurgeId;
 use super::{PurgeSequence, PurgeTarget, Purges};
 use crate::labels::RequirementOutcome;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
-
-/// The bus' cursor after a batch of purges.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct BusCursor {
-    /// As the purge log stores it; see [`Purges::cursor`].
-    pub bytes: Bytes,
-    /// The position in the stream that it stands for. `None`: the node has none, after a gap for example.
-    pub position: Option<StreamPosition>,
-    /// The entries since the cursor before it, oldest first; the last one is that of `position`.
-    pub entries: Vec<EntryId>,
-    /// The purges in these entries.
-    pub read: Vec<PurgeId>,
-}
 
 /// This node's position in the purge stream.
 #[derive(Debug, Default)]

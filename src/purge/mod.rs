@@ -37,10 +37,9 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::batch::{InForce, PurgeBatch, PurgeError, PurgeLogError, Purged, RecordPart};
 pub(crate) use self::checkpoint::Checkpoint;
-pub(crate) use self::hops::BusCursor;
-pub(crate) use self::position::EntryId;
 #[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::position::StreamPosition;
+pub(crate) use self::position::{BusCursor, EntryId};
 #[allow(unused_imports, reason = "requests between nodes carry it")]
 pub(crate) use self::requirement::Requirement;
 pub(crate) use self::settings::Settings;

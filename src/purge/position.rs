@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use super::unread::PurgeId;
 
 /// An entry's id in the purge stream, `milliseconds-counter`. Redis never gives an id twice in a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,6 +23,19 @@ pub(crate) struct StreamPosition {
     pub number: u64,
     /// The entry's id. Two entries may have had the same number, but never the same id.
     pub entry: EntryId,
+}
+
+/// The bus' cursor after a batch of purges.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BusCursor {
+    /// As the purge log stores it; see [`Purges::cursor`](super::Purges::cursor).
+    pub bytes: Bytes,
+    /// The position in the stream that it stands for. `None`: the node has none, after a gap for example.
+    pub position: Option<StreamPosition>,
+    /// The entries since the cursor before it, oldest first; the last one is that of `position`.
+    pub entries: Vec<EntryId>,
+    /// The purges in these entries.
+    pub read: Vec<PurgeId>,
 }
 
 impl std::str::FromStr for EntryId {

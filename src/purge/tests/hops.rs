@@ -2,7 +2,6 @@
 //! (simulation/models/purge_hops.py) has its test here.
 
 use super::*;
-use crate::purge::hops::BusCursor;
 use crate::purge::{EntryId, PurgeId, RecordPart, Requirement, StreamPosition};
 
 const URL: &str = "https://a.example/1";
