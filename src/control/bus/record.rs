@@ -338,6 +338,8 @@ pub(super) fn check_cursor(cursor: Option<&StreamCursor>, head: &StreamHead) -> 
         // The same number and another id, or more entries and no later id: rewritten.
         Some(number) if number == head.number && cursor.id != head.id => Err(Gap::Backwards),
         Some(number) if number < head.number && cursor.id >= head.id => Err(Gap::Backwards),
+        // After a gap the number is not known: another loss shows by the id alone.
+        None if cursor.id > head.id => Err(Gap::Backwards),
         _ => Ok(()),
     }
 }
@@ -347,6 +349,8 @@ pub(super) fn check_cursor(cursor: Option<&StreamCursor>, head: &StreamHead) -> 
 pub(super) fn check_follows(cursor: &StreamCursor, entry: &StreamEntry) -> Result<(), Gap> {
     let is_known = entry.epoch == cursor.epoch || cursor.entry_epoch.as_ref() == Some(&entry.epoch);
     match cursor.number {
+        // After a gap any number may follow, but no entry between may have been removed.
+        None if entry.previous.is_some_and(|previous| previous > cursor.id) => Err(Gap::Trimmed),
         None => Ok(()),
         Some(_) if !is_known => Err(Gap::Replaced),
         Some(last) if entry.number > last + 1 => Err(Gap::Trimmed),
@@ -434,6 +438,9 @@ mod tests {
         check(Some(cursor("e", 5, 50)), head("e", 4, 40), Err(Gap::Backwards));
         check(Some(cursor("e", 5, 50)), head("e", 5, 60), Err(Gap::Backwards));
         check(Some(cursor("e", 5, 50)), head("e", 6, 45), Err(Gap::Backwards));
+        let unnumbered = |ms| Some(StreamCursor { number: None, ..cursor("e", 5, ms) });
+        check(unnumbered(50), head("e", 2, 50), Ok(()));
+        check(unnumbered(50), head("e", 2, 20), Err(Gap::Backwards));
     }
 
     #[test]
@@ -449,7 +456,10 @@ mod tests {
         check(&at, "e", 7, Some(50), Err(Gap::Trimmed));
         check(&at, "e", 5, Some(50), Err(Gap::Backwards));
         check(&at, "f", 6, Some(50), Err(Gap::Replaced));
-        check(&StreamCursor { number: None, ..at }, "f", 3, Some(50), Ok(()));
+        let unnumbered = StreamCursor { number: None, ..at };
+        check(&unnumbered, "f", 3, Some(50), Ok(()));
+        check(&unnumbered, "f", 3, Some(40), Ok(()));
+        check(&unnumbered, "f", 3, Some(60), Err(Gap::Trimmed));
     }
 
     #[test]
