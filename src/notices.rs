@@ -3,8 +3,9 @@
 //! A cause is a message with its reason, pool and origin. Its first occurrence is logged at once; those of the
 //! next [`INTERVAL`] are counted and logged in one line, with the first of them as the example. While it goes on,
 //! each interval is twice as long as the one before, up to [`INTERVAL_MAX`]. The recovery
-//! of an origin is logged once. The table of causes is bounded, and every suppressed line is counted
-//! (`skerry_log_lines_suppressed_total`).
+//! of an origin is logged once. All causes together get [`LINES_MAX`] lines in [`LINES_PERIOD`]: a line above that
+//! waits for the next period, and tells then what it has counted. Errors do not wait. The table of causes is bounded,
+//! and every suppressed line is counted (`skerry_log_lines_suppressed_total`).
 //!
 //! ```text
 //!  note() ──▶ logged at once                the cause is new, or was logged an interval ago
@@ -14,7 +15,7 @@
 //!
 //! A success is reported here only after a failure, so that the normal path does not call this module.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,6 +102,31 @@ static SUPPRESSED: AtomicU64 = AtomicU64::new(0);
 struct NoticeTable {
     causes: HashMap<u64, Cause>,
     hasher: RandomState,
+    budget: LineBudget,
+}
+
+/// Which lines may still be written.
+#[derive(Default)]
+struct LineBudget {
+    /// The times of the latest lines, at most [`LINES_MAX`].
+    written: VecDeque<Instant>,
+    /// A line had to wait. Until none does, only the sweep, which takes the causes in turn, repeats a cause.
+    is_short: bool,
+}
+
+impl LineBudget {
+    /// Counts a line. False: as many were written in the last [`LINES_PERIOD`].
+    fn take(&mut self, now: Instant) -> bool {
+        if self.written.len() == LINES_MAX {
+            if self.written.front().is_some_and(|oldest| now - *oldest < LINES_PERIOD) {
+                self.is_short = true;
+                return false;
+            }
+            self.written.pop_front();
+        }
+        self.written.push_back(now);
+        true
+    }
 }
 
 struct Cause {
@@ -112,7 +138,8 @@ struct Cause {
     /// The first occurrence since the last recovery.
     since: Instant,
     last: Instant,
-    logged: Instant,
+    /// The time of the latest line. `None`: the first one has to wait.
+    logged: Option<Instant>,
     /// The time until the next line.
     interval: Duration,
     /// Occurrences since the last recovery.
@@ -156,13 +183,13 @@ impl NoticeTable {
         let Notice { is_error, message, reason, pool, origin } = *notice;
         let key = self.hasher.hash_one((message, reason, pool, origin));
         if let Some(cause) = self.causes.get_mut(&key) {
-            return cause.repeat(example, now);
+            return cause.repeat(example, now, &mut self.budget);
         }
         if self.causes.len() >= CAUSES_MAX {
             SUPPRESSED.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        let cause = Cause {
+        let mut cause = Cause {
             is_error,
             message,
             reason,
@@ -170,16 +197,22 @@ impl NoticeTable {
             origin: origin.to_owned(),
             since: now,
             last: now,
-            logged: now,
+            logged: None,
             interval: INTERVAL,
             occurrences: 1,
             unlogged: 0,
             example: String::new(),
             recovered: None,
         };
-        let line = cause.line(example.to_string(), None);
+        let line = if cause.may_be_logged(now, &mut self.budget) {
+            cause.logged = Some(now);
+            Some(cause.line(example.to_string(), None))
+        } else {
+            cause.count(example);
+            None
+        };
         self.causes.insert(key, cause);
-        Some(line)
+        line
     }
 
     fn recovered(&mut self, pool: &str, origin: &str, now: Instant) {
@@ -191,12 +224,17 @@ impl NoticeTable {
     }
 
     fn sweep(&mut self, now: Instant) -> Vec<Line> {
+        let mut due: Vec<&mut Cause> =
+            self.causes.values_mut().filter(|cause| cause.is_due(now)).collect();
+        // If not all fit the budget, those without a line come first, then those with the oldest.
+        due.sort_by_key(|cause| cause.logged);
+        self.budget.is_short = false;
         let mut lines = Vec::new();
-        let is_due =
-            |cause: &&mut Cause| cause.unlogged > 0 && now - cause.logged >= cause.interval;
-        lines.extend(self.causes.values_mut().filter(is_due).map(|cause| cause.summary(now)));
+        for cause in due {
+            lines.extend(cause.summary_if_allowed(now, &mut self.budget));
+        }
         lines.extend(self.recoveries(now));
-        self.causes.retain(|_, cause| cause.unlogged > 0 || now - cause.last < FORGET);
+        self.causes.retain(|_, cause| now - cause.last < FORGET);
         lines
     }
 
@@ -218,6 +256,9 @@ impl NoticeTable {
             let failures = causes.iter().map(|cause| cause.occurrences).sum();
             // A single failure is no outage.
             if failures > 1 {
+                if !self.budget.take(now) {
+                    continue;
+                }
                 lines.push(Line::Recovery { pool, origin, failures, within: last - since });
             }
             for cause in causes {
@@ -229,7 +270,12 @@ impl NoticeTable {
 }
 
 impl Cause {
-    fn repeat(&mut self, example: fmt::Arguments<'_>, now: Instant) -> Option<Line> {
+    fn repeat(
+        &mut self,
+        example: fmt::Arguments<'_>,
+        now: Instant,
+        budget: &mut LineBudget,
+    ) -> Option<Line> {
         if self.occurrences == 0 {
             self.since = now;
         }
@@ -238,20 +284,42 @@ impl Cause {
         if pause >= INTERVAL {
             self.interval = INTERVAL;
         }
+        let may_repeat = self.is_interval_over(now) && (self.is_error || !budget.is_short);
+        if self.unlogged == 0 && may_repeat && self.may_be_logged(now, budget) {
+            self.logged = Some(now);
+            return Some(self.line(example.to_string(), None));
+        }
+        self.count(example);
+        may_repeat.then(|| self.summary_if_allowed(now, budget)).flatten()
+    }
+
+    /// Counts an occurrence that is not logged now.
+    fn count(&mut self, example: fmt::Arguments<'_>) {
         if self.unlogged == 0 {
-            if now - self.logged >= self.interval {
-                self.logged = now;
-                return Some(self.line(example.to_string(), None));
-            }
             self.example = example.to_string();
         }
         self.unlogged += 1;
         SUPPRESSED.fetch_add(1, Ordering::Relaxed);
-        (now - self.logged >= self.interval).then(|| self.summary(now))
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.unlogged > 0 && self.is_interval_over(now)
+    }
+
+    fn is_interval_over(&self, now: Instant) -> bool {
+        self.logged.is_none_or(|logged| now - logged >= self.interval)
+    }
+
+    fn may_be_logged(&self, now: Instant, budget: &mut LineBudget) -> bool {
+        budget.take(now) || self.is_error
+    }
+
+    fn summary_if_allowed(&mut self, now: Instant, budget: &mut LineBudget) -> Option<Line> {
+        self.may_be_logged(now, budget).then(|| self.summary(now))
     }
 
     fn summary(&mut self, now: Instant) -> Line {
-        let within = now - std::mem::replace(&mut self.logged, now);
+        let within = now - self.logged.replace(now).unwrap_or(self.since);
         self.interval = (2 * self.interval).min(INTERVAL_MAX);
         let (more, example) =
             (std::mem::take(&mut self.unlogged) - 1, std::mem::take(&mut self.example));
@@ -305,6 +373,9 @@ fn words(text: &str) -> Option<&str> {
 
 /// The number of causes in the table: pools times origins times reasons. Further causes are only counted.
 const CAUSES_MAX: usize = 1024;
+/// Lines of all causes and recoveries together in [`LINES_PERIOD`].
+const LINES_MAX: usize = 20;
+const LINES_PERIOD: Duration = Duration::from_secs(60);
 /// A cause is logged once in this time at first …
 const INTERVAL: Duration = Duration::from_secs(10);
 /// … and once in this time if it goes on.
@@ -441,8 +512,42 @@ mod tests {
             lines.push(noted.count() + table.sweep(now).len());
         }
         let minutes: Vec<usize> = lines.chunks(600).map(|minute| minute.iter().sum()).collect();
-        // At once, after 10 s and after 30 s; then after 70 s and each minute.
-        assert_eq!(minutes, [21, 7, 7]);
+        // At once, after 10 s and after 30 s; then after 70 s and each minute. One line had to wait.
+        assert_eq!(minutes, [20, 8, 7]);
+    }
+
+    #[test]
+    fn a_hundred_dead_origins_get_as_many_lines_a_minute_as_one_and_none_is_forgotten() {
+        let (mut table, start) = (NoticeTable::default(), start());
+        let origins: Vec<String> = (0..100).map(|number| format!("{number}:80")).collect();
+        let mut logged = std::collections::HashSet::new();
+        let mut minutes = vec![0; 10];
+        for second in 0..600_u32 {
+            let now = start + second * seconds(1);
+            let noted = origins
+                .iter()
+                .filter_map(|origin| table.note(&Notice { origin, ..DEAD }, format_args!(""), now));
+            let mut lines: Vec<Line> = noted.collect();
+            lines.extend(table.sweep(now));
+            minutes[second as usize / 60] += lines.len();
+            for line in lines {
+                let Line::Trouble { origin, .. } = line else { panic!("{line:?}") };
+                logged.insert(origin);
+            }
+        }
+        assert!(minutes.iter().all(|lines| *lines <= LINES_MAX), "{minutes:?}");
+        assert_eq!(logged.len(), origins.len());
+    }
+
+    #[test]
+    fn an_error_does_not_wait_for_warnings() {
+        let (mut table, start) = (NoticeTable::default(), start());
+        for number in 0..2 * LINES_MAX {
+            let origin = format!("{number}:80");
+            table.note(&Notice { origin: &origin, ..DEAD }, format_args!(""), start);
+        }
+        let error = Notice { is_error: true, ..DEAD };
+        assert!(table.note(&error, format_args!(""), start).is_some());
     }
 
     #[test]
