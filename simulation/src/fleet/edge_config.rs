@@ -178,6 +178,7 @@ trusted_proxies = ["127.0.0.1/32"]
 [store]
 memory = "64MiB"
 disk = "256MiB"
+disk_reserve = "0B"
 preallocate = false
 
 [limits]

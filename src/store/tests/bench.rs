@@ -17,6 +17,7 @@ fn settings(objects: u64, directory: Option<&std::path::Path>) -> Settings {
         preallocate: false,
         admission: Admission::All,
         write_queue_bytes: 256 << 20,
+        disk_reserve: DiskReserve::Bytes(0),
         ..Settings::default()
     }
 }

@@ -25,6 +25,7 @@ fn settings(directory: &Path) -> Settings {
         slice_bytes: 4096,
         admission: Admission::All,
         preallocate: false,
+        disk_reserve: DiskReserve::Bytes(0),
         ..Settings::default()
     }
 }

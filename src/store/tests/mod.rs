@@ -78,6 +78,8 @@ fn small() -> Settings {
         memory_bytes: 64 << 20,
         slice_bytes: 4096,
         preallocate: false,
+        // Tests must pass on a file system that is nearly full.
+        disk_reserve: DiskReserve::Bytes(0),
         ..Settings::default()
     }
 }
@@ -979,6 +981,7 @@ async fn a_directory_without_room_for_one_block_waits_for_it() {
     let log = tempfile::tempdir().unwrap();
     let settings = Settings {
         disk_retry: Duration::from_millis(20),
+        disk_reserve: DiskReserve::Auto,
         preallocate: true,
         ..on_disk(disk.0.path())
     };
@@ -1019,7 +1022,7 @@ async fn two_directories_of_one_file_system_must_fit_together() {
     let directory = |name: &str, bytes| Directory { path: disk.0.path().join(name), bytes };
     let fits = |one: u64, other: u64| {
         let directories = vec![directory("a/b", one << 20), directory("c", other << 20)];
-        misfits(&Settings { directories, ..small() })
+        misfits(&Settings { directories, disk_reserve: DiskReserve::Auto, ..small() })
     };
     assert_eq!(fits(45, 40), []);
     let misfit = fits(85, 85).remove(0);
