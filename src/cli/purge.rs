@@ -92,27 +92,38 @@ fn check_receipts(
     let nodes: Vec<(&String, &Value)> = purge["nodes"].as_object().into_iter().flatten().collect();
     let pending = nodes.iter().filter(|(_, receipt)| receipt["state"] != "applied");
     let pending: Vec<&str> = pending.map(|(node, _)| node.as_str()).collect();
-    let missing = match arguments.wait.as_str() {
-        "all" if !pending.is_empty() => "all nodes",
-        "quorum" if pending.len() * 2 >= nodes.len() => "more than half of the nodes",
-        _ if pending.is_empty() || purge["published"] != false || arguments.json => return Ok(()),
-        _ => {
-            let pending = pending.join(", ");
-            print(&format!(
-                "note: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back\n"
-            ))?;
-            return Ok(());
+    let progress = progress(purge, &pending.join(", "));
+    match arguments.wait.as_str() {
+        "all" if !pending.is_empty() => incomplete("all nodes", timeout, &progress),
+        "quorum" if pending.len() * 2 >= nodes.len() => {
+            incomplete("more than half of the nodes", timeout, &progress)
         }
-    };
-    let pending = pending.join(", ");
-    Err(CommandError::Incomplete(match purge["published"] == false {
-        true => format!(
-            "not applied by {missing} within {timeout}: Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back"
+        _ if pending.is_empty() || purge["bus"] != "unreachable" || arguments.json => Ok(()),
+        _ => Ok(print(&format!("note: {progress}\n"))?),
+    }
+}
+
+fn incomplete(nodes: &str, timeout: &str, progress: &str) -> Result<(), CommandError> {
+    let message = format!("not applied by {nodes} within {timeout}: {progress}");
+    Err(CommandError::Incomplete(message))
+}
+
+/// Why these nodes have not applied the purge yet, and when they will.
+fn progress(purge: &Value, pending: &str) -> String {
+    match (purge["bus"].as_str(), purge["published"].as_bool()) {
+        (Some("unreachable"), Some(false)) => format!(
+            "Redis is not reachable; the purge is stored on this node and reaches {pending} once Redis is back"
         ),
-        false => format!(
-            "not applied by {missing} within {timeout}: waiting for {pending}; a node that reconnects or restarts applies the purge from the bus"
+        (Some("unreachable"), _) => format!(
+            "Redis has the purge, but is not reachable now; {pending} may have applied it, and this node reads the receipts once Redis is back"
         ),
-    }))
+        (_, Some(false)) => format!(
+            "the purge is on its way through Redis, which has not confirmed it yet; waiting for {pending}"
+        ),
+        _ => format!(
+            "waiting for {pending}; a node that reconnects or restarts applies the purge from the bus"
+        ),
+    }
 }
 
 fn body(arguments: &PurgeArguments) -> Value {
@@ -217,6 +228,19 @@ mod tests {
             "in force after 0.5 ms, durable after 3.1 ms",
         );
         check(r#"{"state":"pending","heard_ms_ago":1500}"#, "pending, last heartbeat 1.5 s ago");
+    }
+
+    #[test]
+    fn redis_is_called_unreachable_only_if_it_is() {
+        let check = |bus: &str, published: bool, expected: &str| {
+            let purge = json!({ "bus": bus, "published": published });
+            let progress = progress(&purge, "edge-2");
+            assert!(progress.starts_with(expected), "{progress}");
+        };
+        check("unreachable", false, "Redis is not reachable; the purge is stored on this node");
+        check("unreachable", true, "Redis has the purge, but is not reachable now");
+        check("connected", false, "the purge is on its way through Redis");
+        check("connected", true, "waiting for edge-2");
     }
 
     #[test]

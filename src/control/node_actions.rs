@@ -51,6 +51,9 @@ pub(crate) trait NodeActions: SiteLookup + Send + Sync + 'static {
     fn watch_log(&self) -> Option<mpsc::Receiver<Bytes>>;
     /// Name of the site that serves a URL. `None`: no site of this node has its host.
     fn site_of(&self, uri: &Uri) -> Option<String>;
+    /// The site or rule that sets this tag in its `response_fields`, if none has it in `cache.tags`. `None`: no
+    /// configuration says that a purge by the tag finds nothing.
+    fn place_of_shown_tag(&self, tag: &str) -> Option<String>;
     /// Requests a URL as a client would, and reads the whole response. Returns status and content;
     /// without `content_bytes_max` the content is discarded.
     ///

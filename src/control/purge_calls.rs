@@ -36,18 +36,22 @@ impl Admin {
         let request = PurgeRequest::parse(&body, &*self.node)?;
         drop(body);
         self.check_may_purge(caller, &request.scopes)?;
+        let mut warnings = self.vain_tags(&request.scopes);
         if is_dry_run {
-            return Ok(json_response(StatusCode::OK, &self.dry_run(&request)));
+            let mut answer = self.dry_run(&request);
+            add_warnings(&mut answer, warnings);
+            return Ok(json_response(StatusCode::OK, &answer));
         }
         let purge = self.run_purge(caller, request, limit, Some(body_permit)).await?;
         let PurgeResult { id, sequence, widened, status } = purge;
         let is_enough = limit.nodes != Wait::None && status.is_enough(limit.nodes);
         let code = if is_enough { StatusCode::OK } else { StatusCode::ACCEPTED };
-        let mut answer = purge_as_json(&id, sequence, &status);
+        let mut answer = self.purge_as_json(&id, sequence, &status);
         if widened > 0 {
             answer["widened"] = json!(widened);
-            answer["warnings"] = json!([widened_warning(widened)]);
+            warnings.push(widened_warning(widened));
         }
+        add_warnings(&mut answer, warnings);
         Ok(json_response(code, &answer))
     }
 
@@ -79,8 +83,25 @@ impl Admin {
     }
 
     fn site_text(&self, url: &str) -> String {
-        let site = url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url));
+        let site = self.site_name(url);
         site.map_or_else(|| "no site of this node".to_owned(), |site| format!("site {site}"))
+    }
+
+    fn site_name(&self, url: &str) -> Option<String> {
+        url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url))
+    }
+
+    /// One warning for each of the first [`VAIN_MAX`] tags that only clients see. Whether a stored response has a
+    /// tag is not known before it is looked up.
+    fn vain_tags(&self, scopes: &[PurgeScope]) -> Vec<String> {
+        let warning = |scope: &PurgeScope| {
+            let PurgeScope::Tag(tag) = scope else { return None };
+            let place = self.node.place_of_shown_tag(tag)?;
+            Some(format!(
+                "tag {tag:?} may purge nothing: {place} sets it in response_fields, which only clients see; set cache.tags there"
+            ))
+        };
+        scopes.iter().filter_map(warning).take(VAIN_MAX).collect()
     }
 
     /// Runs the purge of a request with the method PURGE, and waits until it is durable on this node.
@@ -152,7 +173,7 @@ impl Admin {
             )
         })?;
         let sequence = status.known.as_ref().and_then(|known| known.sequence);
-        Ok(json_response(StatusCode::OK, &purge_as_json(id, sequence, &status)))
+        Ok(json_response(StatusCode::OK, &self.purge_as_json(id, sequence, &status)))
     }
 
     /// `GET /purges?since=MILLISECONDS&limit=100`
@@ -190,8 +211,7 @@ impl Admin {
             let (shown, site) = match scope {
                 PurgeScope::Site(site) => (format!("site {site:?}"), Some(site.to_string())),
                 PurgeScope::Url(url) | PurgeScope::Prefix(url) => {
-                    let site = url.parse::<Uri>().ok().and_then(|url| self.node.site_of(&url));
-                    (format!("{url:?}"), site)
+                    (format!("{url:?}"), self.site_name(url))
                 }
                 PurgeScope::Tag(tag) => (format!("tag {tag:?} (all sites share tags)"), None),
                 PurgeScope::All => ("everything".to_owned(), None),
@@ -201,6 +221,25 @@ impl Admin {
             }
         }
         Ok(())
+    }
+
+    fn purge_as_json(
+        &self,
+        id: &str,
+        sequence: Option<PurgeSequence>,
+        status: &PurgeStatus,
+    ) -> Value {
+        let mut purge = purge_as_json(id, sequence, status);
+        if let Some(bus) = self.bus.report() {
+            purge["bus"] = json!(if bus.is_connected { "connected" } else { "unreachable" });
+        }
+        purge
+    }
+}
+
+fn add_warnings(answer: &mut Value, warnings: Vec<String>) {
+    if !warnings.is_empty() {
+        answer["warnings"] = json!(warnings);
     }
 }
 
@@ -328,6 +367,8 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 const LIST_MAX: usize = 1000;
 /// Scopes listed in an audit line; of the others only their number is.
 const AUDITED_MAX: usize = 20;
+/// Warnings of tags in one answer.
+const VAIN_MAX: usize = 20;
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::origins;
 use super::shared::Shared;
+use super::shown_tags::place_of_shown_tag;
 use crate::cache::KeyHash;
 use crate::clock::unix_ms;
 use crate::config;
@@ -156,6 +157,10 @@ impl NodeActions for Shared {
         let plan = self.plan.load();
         let normal = plan.gate.normalise_url(uri).ok()?;
         plan.routes.site(normal.authority.host()).map(|site| site.name.to_string())
+    }
+
+    fn place_of_shown_tag(&self, tag: &str) -> Option<String> {
+        place_of_shown_tag(&self.config().routes.sites, tag)
     }
 
     fn fetch<'a>(

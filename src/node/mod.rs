@@ -19,6 +19,7 @@ mod origins;
 mod overview;
 mod peer_calls;
 mod shared;
+mod shown_tags;
 mod sources;
 mod workers;
 

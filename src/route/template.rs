@@ -132,6 +132,15 @@ impl Template {
         out
     }
 
+    /// The text, if it has no variables.
+    pub(crate) fn constant(&self) -> Option<&str> {
+        match self.pieces.as_slice() {
+            [] => Some(""),
+            [Piece::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
     /// The text as a field value. `None` if the request's query contains a character that a field
     /// cannot contain; the other variables are normalised or configured.
     pub(crate) fn render_field(&self, facts: &Facts<'_>) -> Option<HeaderValue> {

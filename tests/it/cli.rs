@@ -180,6 +180,27 @@ fn a_dry_run_purges_nothing_and_says_what_it_would_concern() {
 }
 
 #[test]
+fn a_purge_by_a_tag_that_only_clients_see_is_warned_of() {
+    let edge = Edge::with(
+        "[pools.main]\norigins = \"http://127.0.0.1:9\"\n[sites.a]\nhosts = \"a.test\"\n\
+         response_fields.set = { Surrogate-Key = \"news sport\", Cache-Tag = \"both\" }\n\
+         [[sites.a.rules]]\npath = \"/both\"\ncache.tags = \"both\"\n",
+    );
+    let warned = |arguments: &[&str]| -> String {
+        let text = printed(&run(&edge, &[&["purge"], arguments].concat()), 0);
+        text.lines().filter(|line| line.starts_with("warning: ")).collect()
+    };
+    let about_tag = "warning: tag \"sport\" may purge nothing: site a sets it in response_fields, which only clients see; set cache.tags there";
+    assert_eq!(warned(&["--tag", "sport"]), about_tag);
+    assert_eq!(warned(&["--tag", "sport", "--dry-run"]), about_tag);
+    assert_eq!(
+        warned(&["--tag", "both", "--tag", "other"]),
+        "",
+        "a rule has the one in cache.tags"
+    );
+}
+
+#[test]
 fn a_full_purge_table_is_said_in_the_answer() {
     let edge = Edge::with(&format!(
         "[store]\nmemory = \"64MiB\"\ndisk = \"none\"\npurge_entries_max = 4\n{}",

@@ -1,0 +1,40 @@
+//! Finds tags that a configuration shows to clients and that no purge by tag can find.
+
+use http::HeaderName;
+
+use crate::cache::tags::{CACHE_TAG, SURROGATE_KEY};
+use crate::route::{RuleSettings, SiteSettings};
+
+/// The first site or rule that sets this tag in its `response_fields`, such as `site www` or `site www, rule
+/// shop`. `None`: none does, or a rule has the tag in `cache.tags`.
+pub(super) fn place_of_shown_tag(sites: &[SiteSettings], tag: &str) -> Option<String> {
+    let rules = || sites.iter().flat_map(|site| site.rules.iter().map(move |rule| (site, rule)));
+    if rules().any(|(_, rule)| rule.cache.tags.iter().any(|other| **other == *tag)) {
+        return None;
+    }
+    // Rules inherit from their site, which is the place to name then.
+    let showing = rules().filter(|(_, rule)| shows(rule, tag));
+    let (site, rule) = showing.min_by_key(|(_, rule)| rule.logged_name().is_some())?;
+    Some(match rule.logged_name() {
+        Some(rule) => format!("site {}, rule {rule}", site.name),
+        None => format!("site {}", site.name),
+    })
+}
+
+/// Whether the rule adds or sets a field with this tag. Values with variables are not known here.
+fn shows(rule: &RuleSettings, tag: &str) -> bool {
+    let edits = &rule.response_fields;
+    edits
+        .set
+        .iter()
+        .chain(&edits.add)
+        .any(|(name, template)| template.constant().is_some_and(|value| has_tag(name, value, tag)))
+}
+
+fn has_tag(name: &HeaderName, value: &str, tag: &str) -> bool {
+    if *name == SURROGATE_KEY {
+        value.split_ascii_whitespace().any(|word| word == tag)
+    } else {
+        *name == CACHE_TAG && value.split(',').any(|word| word.trim() == tag)
+    }
+}
