@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -387,7 +388,23 @@ impl<'a> Section<'a> {
         let before = *target;
         self.read(name, target);
         if !bounds.contains(target) {
-            self.mistake(name, format!("expected {}, found {target:?}", bounds_text(&bounds)));
+            let (bounds, found) = (bounds_text(&bounds), target.shown());
+            self.mistake(name, format!("expected {bounds}, found {found}"));
+            *target = before;
+        }
+    }
+
+    /// As [`Section::read`], for a time that must be above zero. `remedy` says how to get what a zero may be
+    /// meant for; if it is empty, the message names the default.
+    pub(super) fn read_above_zero(&self, name: &'static str, target: &mut Duration, remedy: &str) {
+        let before = *target;
+        self.read(name, target);
+        if target.is_zero() {
+            let remedy = match remedy {
+                "" => format!("the default is {}", before.shown()),
+                remedy => remedy.to_owned(),
+            };
+            self.mistake(name, format!("expected more than 0s, found 0s: {remedy}"));
             *target = before;
         }
     }
@@ -665,13 +682,13 @@ pub(super) fn plain_key(key: &str) -> String {
 }
 
 /// `1 to 100`, `at least 1`.
-fn bounds_text<T: Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
+fn bounds_text<T: Value + Debug>(bounds: &(impl std::ops::RangeBounds<T> + Debug)) -> String {
     use std::ops::Bound::{Excluded, Included, Unbounded};
     match (bounds.start_bound(), bounds.end_bound()) {
-        (Included(low), Included(high)) => format!("{low:?} to {high:?}"),
-        (Included(low), Unbounded) => format!("at least {low:?}"),
-        (Excluded(low), Unbounded) => format!("more than {low:?}"),
-        (Unbounded, Included(high)) => format!("at most {high:?}"),
+        (Included(low), Included(high)) => format!("{} to {}", low.shown(), high.shown()),
+        (Included(low), Unbounded) => format!("at least {}", low.shown()),
+        (Excluded(low), Unbounded) => format!("more than {}", low.shown()),
+        (Unbounded, Included(high)) => format!("at most {}", high.shown()),
         _ => format!("{bounds:?}"),
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use geo::{Continent, Country};
 use ipnet::{IpNet, Ipv4Subnets};
@@ -54,11 +55,7 @@ pub(super) fn duration(value: &DeValue<'_>) -> Remedy {
     if ms.fract() != 0.0 || ms > 1e15 {
         return None;
     }
-    let ms = ms as u64;
-    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
-    let (size, unit) =
-        units.into_iter().find(|(size, _)| ms >= *size && ms.is_multiple_of(*size))?;
-    let text = format!("{}{unit}", ms / size);
+    let text = values::duration_text(Duration::from_millis(ms as u64));
     values::duration(&text).and_then(|_| write(text))
 }
 

@@ -22,6 +22,14 @@ use crate::route::Template;
 pub(super) trait Value: Sized {
     /// Parses the value. If it has another form, notes the mistake and returns `None`.
     fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self>;
+
+    /// The value as a configuration file writes it, for messages.
+    fn shown(&self) -> String
+    where
+        Self: fmt::Debug,
+    {
+        format!("{self:?}")
+    }
 }
 
 /// A number of bytes: `"64KiB"`, `"10GiB"`, `512`.
@@ -100,7 +108,6 @@ texts! {
     String, "a string", |text| Some(text.to_owned()), none;
     Box<str>, "a string", |text| Some(text.into()), none;
     Arc<str>, "a string", |text| Some(text.into()), none;
-    Duration, "a duration such as \"30s\", \"250ms\" or \"12h\"", duration, remedy::duration;
     SocketAddr, "an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\"", |text| text.parse().ok(), remedy::socket;
     IpAddr, "an address such as \"192.0.2.1\" or \"2001:db8::1\"", |text| text.parse().ok(), none;
     Country, "a country's two-letter code (ISO 3166-1)", |text| text.parse().ok(), remedy::country;
@@ -108,6 +115,17 @@ texts! {
     HeaderName, "a header field's name", |text| text.parse().ok(), none;
     HeaderValue, "a header field's value", |text| text.parse().ok(), none;
     Method, "a method in upper case such as \"GET\"", |text| text.parse().ok().filter(|_| !text.chars().any(char::is_lowercase)), remedy::method;
+}
+
+impl Value for Duration {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected = "a duration such as \"30s\", \"250ms\" or \"12h\"";
+        text_or(value, reader, expected, duration, remedy::duration)
+    }
+
+    fn shown(&self) -> String {
+        duration_text(*self)
+    }
 }
 
 impl Value for IpNet {
@@ -308,6 +326,14 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     (seconds <= DURATION_SECONDS_MAX).then(|| Duration::new(seconds, (ns % 1_000_000_000) as u32))
 }
 
+/// The duration in the largest unit without a remainder. What is below a millisecond is left out.
+pub(super) fn duration_text(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
+    let largest = units.into_iter().find(|(size, _)| ms >= *size && ms.is_multiple_of(*size));
+    largest.map_or_else(|| "0s".to_owned(), |(size, unit)| format!("{}{unit}", ms / size))
+}
+
 /// A whole number and a unit: B, KiB, MiB, GiB, TiB, or kB, MB, GB, TB.
 pub(super) fn size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
@@ -354,6 +380,9 @@ mod tests {
         check("12h", Some(Duration::from_secs(43_200)));
         check("2 m", Some(Duration::from_secs(120)));
         check("0s", Some(Duration::ZERO));
+        for text in ["0s", "1ms", "1500ms", "90s", "2m", "25h", "30d"] {
+            assert_eq!(duration(text).map(duration_text).as_deref(), Some(text));
+        }
         check("30", None);
         check("s", None);
         check("-1s", None);

@@ -31,6 +31,10 @@ pub(crate) fn read_cache(section: &Section<'_>, cache: &mut cache::Settings) {
     stale.read("while_revalidate", &mut cache.stale.while_revalidate);
     stale.read("if_error", &mut cache.stale.if_error);
     stale.read("soft_deadline", &mut cache.stale.soft_deadline);
+    if cache.stale.soft_deadline.is_some_and(|deadline| deadline.is_zero()) {
+        let remedy = "set while_revalidate to serve stale responses at once";
+        stale.mistake("soft_deadline", format!("expected more than 0s, found 0s: {remedy}"));
+    }
     stale.read("despite_s_maxage", &mut cache.stale.despite_s_maxage);
 
     let mut honoured = HonouredList(cache.honoured);

@@ -1,7 +1,6 @@
 //! Reads `[admin]` and `[bus]`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
@@ -80,24 +79,44 @@ pub(crate) fn read_bus(section: &Section<'_>, bus: &mut control::bus::Settings) 
         section
             .mistake("prefix", "expected 1 to 64 letters, digits, \"-\", \".\", \"_\" and \":\"");
     }
-    section.read("retention", &mut bus.retention);
-    section.read("receipts_kept", &mut bus.receipts_kept);
-    section.read("heartbeat", &mut bus.heartbeat);
-    section.read("member_kept", &mut bus.member_kept);
-    section.read("silence_max", &mut bus.silence_max);
+    section.read_above_zero("retention", &mut bus.retention, "");
+    section.read_above_zero("receipts_kept", &mut bus.receipts_kept, "");
+    section.read_above_zero("heartbeat", &mut bus.heartbeat, "");
+    section.read_above_zero("member_kept", &mut bus.member_kept, "");
+    section.read_above_zero("silence_max", &mut bus.silence_max, "");
     section.choice("silence", &mut bus.silence, &SILENCES);
     section.read("start_wait", &mut bus.start_wait);
-    section.read("command_timeout", &mut bus.command_timeout);
-    section.read("connect_timeout", &mut bus.connect_timeout);
-    section.read("reconnect_pause_max", &mut bus.reconnect_pause_max);
+    section.read_above_zero("command_timeout", &mut bus.command_timeout, "");
+    section.read_above_zero("connect_timeout", &mut bus.connect_timeout, "");
+    section.read_above_zero("reconnect_pause_max", &mut bus.reconnect_pause_max, "");
     section.read_size_within("record_bytes_max", &mut bus.record_bytes_max, 64 << 10..=64 << 20);
     section.read_within("remembered_max", &mut bus.remembered_max, 1000..=10_000_000);
-    let too_short = |limit: Duration| limit < 3 * bus.heartbeat;
-    if bus.heartbeat.is_zero() || too_short(bus.silence_max) || too_short(bus.member_kept) {
-        section.mistake(
-            "heartbeat",
-            format!("expected a time above zero and at most a third of \"silence_max\" ({:?}) and \"member_kept\" ({:?}), found {:?}", bus.silence_max, bus.member_kept, bus.heartbeat),
-        );
+    for (name, limit) in [("silence_max", bus.silence_max), ("member_kept", bus.member_kept)] {
+        let found = limit.shown();
+        if limit < 3 * bus.heartbeat {
+            // The option that is written is the one to change.
+            let (at, message) = match section.has(name) {
+                true => {
+                    let least = (3 * bus.heartbeat).shown();
+                    (
+                        name,
+                        format!(
+                            "expected at least three times \"heartbeat\" ({least}), found {found}"
+                        ),
+                    )
+                }
+                false => {
+                    let heartbeat = bus.heartbeat.shown();
+                    (
+                        "heartbeat",
+                        format!(
+                            "expected at most a third of {name:?} ({found}), found {heartbeat}"
+                        ),
+                    )
+                }
+            };
+            section.mistake(at, message);
+        }
     }
 }
 

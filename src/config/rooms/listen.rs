@@ -66,11 +66,13 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
     let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
     section.choice("version_min", &mut tls.version_min, &versions);
     let mut rotation = Duration::from_secs(12 * 3600);
-    let rotates = section.read("ticket_rotation", &mut rotation);
+    let rotates = section.has("ticket_rotation");
+    section.read_above_zero("ticket_rotation", &mut rotation, "");
     let mut path = PathBuf::new();
     let mut lifetime = Duration::from_secs(24 * 3600);
     let from_file = section.read_file("ticket_key_file", &mut path);
-    let lives = section.read("ticket_lifetime", &mut lifetime);
+    let lives = section.has("ticket_lifetime");
+    section.read_above_zero("ticket_lifetime", &mut lifetime, "");
     if from_file && rotates {
         section.mistake("ticket_rotation", "\"ticket_rotation\" has no effect with \"ticket_key_file\": rotate keys by changing the file");
     }
@@ -88,9 +90,7 @@ pub(crate) fn read_tls(section: &Section<'_>, tls: &mut TlsSettings) {
     if let Err(error) = listen::check_ticket_keys(&tls.ticket_keys) {
         section.mistake_in_file("ticket_key_file", error.to_string());
     }
-    if section.read("reload_interval", &mut tls.reload_interval) && tls.reload_interval.is_zero() {
-        section.mistake("reload_interval", "expected more than \"0s\", such as \"5s\"");
-    }
+    section.read_above_zero("reload_interval", &mut tls.reload_interval, "");
 }
 
 /// Reads the files of a certificate in the same way as the listeners.
@@ -122,12 +122,14 @@ pub(crate) fn read_limits(section: &Section<'_>, limits: &mut Limits) {
     section.read_size_within("header_bytes_max", &mut limits.header_bytes_max, 8 << 10..=1 << 20);
     section.read_within("headers_max", &mut limits.headers_max, 8..=1000);
     section.read_size_within("uri_bytes_max", &mut limits.uri_bytes_max, 256..=65_534);
-    section.read("handshake_timeout", &mut limits.handshake_timeout);
-    section.read("header_timeout", &mut limits.header_timeout);
-    section.read("idle_timeout", &mut limits.idle_timeout);
-    section.read("body_idle_timeout", &mut limits.body_idle_timeout);
+    section.read_above_zero("handshake_timeout", &mut limits.handshake_timeout, "");
+    section.read_above_zero("header_timeout", &mut limits.header_timeout, "");
+    let each = "set requests_per_connection_max = 1 to close each connection after its response";
+    section.read_above_zero("idle_timeout", &mut limits.idle_timeout, each);
+    section.read_above_zero("body_idle_timeout", &mut limits.body_idle_timeout, "");
     section.read_size("body_rate_min", &mut limits.body_rate_min);
-    section.read("body_rate_grace", &mut limits.body_rate_grace);
+    let any = "set body_rate_min = 0 to accept any rate";
+    section.read_above_zero("body_rate_grace", &mut limits.body_rate_grace, any);
     let mut unsent = Size(limits.unsent_bytes_max.into());
     section.read_within("unsent_bytes_max", &mut unsent, Size(16 << 10)..=Size(4 << 20));
     limits.unsent_bytes_max = unsent.0 as u32;

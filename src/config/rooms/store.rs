@@ -53,7 +53,8 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
     section.read("preallocate", &mut store.preallocate);
     section.read_size_within("slice", &mut store.slice_bytes, 4 << 10..=1 << 20);
     section.read_size("object_max", &mut store.object_bytes_max);
-    section.read("object_age_max", &mut store.object_age_max);
+    let nothing = "set defaults.cache.enabled = false to store nothing";
+    section.read_above_zero("object_age_max", &mut store.object_age_max, nothing);
     section.read_within("site_percent_max", &mut store.site_percent_max, 1..=100);
     section.read_within("sites_max", &mut store.sites_max, 1..);
     for section in section.list("sites") {
@@ -70,8 +71,8 @@ pub(crate) fn read_store(section: &Section<'_>, store: &mut store::Settings, dat
     let admission = [("frequent", Admission::Frequent), ("all", Admission::All)];
     section.choice("admission", &mut store.admission, &admission);
     section.read_size_within("write_queue", &mut store.write_queue_bytes, 1 << 20..=1 << 40);
-    section.read("disk_deadline", &mut store.disk_deadline);
-    section.read("disk_retry", &mut store.disk_retry);
+    section.read_above_zero("disk_deadline", &mut store.disk_deadline, "");
+    section.read_above_zero("disk_retry", &mut store.disk_retry, "");
     let mistakes = store.mistakes();
     if mistakes.is_empty() {
         for misfit in store::misfits(store) {

@@ -135,7 +135,7 @@ fn values_have_kinds_and_bounds() {
     );
     check(
         "[tls]\nreload_interval = \"0s\"\n",
-        &["2:19: tls.reload_interval: expected more than \"0s\", such as \"5s\""],
+        &["2:19: tls.reload_interval: expected more than 0s, found 0s: the default is 5s"],
     );
     check(
         "[limits.http2]\nstreams_max = 0\n",
@@ -171,6 +171,78 @@ fn values_have_kinds_and_bounds() {
         ],
     );
 }
+
+#[test]
+fn a_time_of_zero_is_a_mistake_unless_it_has_a_meaning() {
+    let zeros = zero_durations();
+    let is_refused = |option: &String| {
+        let found = read_text(&format!("{MINIMAL}{}", setting(option, "\"0s\"")));
+        let Err(Mistakes(mistakes)) = found else { return false };
+        mistakes.iter().any(|mistake| mistake.to_string().contains("0s"))
+    };
+    let accepted: Vec<&str> =
+        zeros.iter().filter(|option| !is_refused(option)).map(String::as_str).collect();
+    assert_eq!(accepted, ZERO_HAS_A_MEANING);
+    check(
+        "[pools.main.deadlines]\nconnect = \"0s\"\ntotal = \"0s\"\n",
+        &[
+            "2:11: pools.main.deadlines.connect: expected more than 0s, found 0s: the default is 3s",
+            "3:9: pools.main.deadlines.total: expected more than 0s, found 0s: write \"none\" for no limit",
+        ],
+    );
+    check(
+        "[bus]\nsilence_max = \"2s\"\n",
+        &["2:15: bus.silence_max: expected at least three times \"heartbeat\" (3s), found 2s"],
+    );
+    check(
+        "[bus]\nheartbeat = \"30s\"\n",
+        &["2:13: bus.heartbeat: expected at most a third of \"silence_max\" (1m), found 30s"],
+    );
+}
+
+/// The options that are durations, by the reader.
+fn zero_durations() -> Vec<String> {
+    let text = schema::every_option();
+    let document = Document::single("edge.toml", Path::new("/nowhere"), &text);
+    let reader = Reader::new(&document);
+    read(&reader, &Flags::default());
+    let is_duration = |kind: &reader::OptionKind| matches!(kind, reader::OptionKind::Type(name) if name.contains("Duration"));
+    let kinds = reader.into_notes().kinds;
+    let durations = kinds.into_iter().filter(|(_, kind)| is_duration(kind));
+    // Sites and rules have the options of [defaults].
+    durations.map(|(option, _)| option).filter(|option| !option.starts_with("sites.*.")).collect()
+}
+
+/// The option of this pattern, in a table of its own.
+fn setting(pattern: &str, value: &str) -> String {
+    let (table, name) = pattern.rsplit_once('.').expect("no duration stands at the top level");
+    let table = table.replace("pools.*", "pools.main").replace('*', "example");
+    format!("[{table}]\n{name} = {value}\n")
+}
+
+/// Durations that may be zero: nothing is cached or remembered, nothing is waited for, or a function is off.
+const ZERO_HAS_A_MEANING: [&str; 20] = [
+    "bus.start_wait",
+    "defaults.cache.lifetimes.fixed",
+    "defaults.cache.lifetimes.heuristic_max",
+    "defaults.cache.lifetimes.lifetime_max",
+    "defaults.cache.pass_memory",
+    "defaults.cache.stale.if_error",
+    "defaults.cache.stale.while_revalidate",
+    "dns.negative_ttl",
+    "dns.stale_max",
+    "dns.ttl_max",
+    "dns.ttl_min",
+    "dns.zones.*.edges.*.ttl",
+    "dns.zones.*.negative_ttl",
+    "dns.zones.*.ttl",
+    "fills.patience",
+    "node.drain_notice",
+    "node.drain_timeout",
+    "pools.*.deadlines.expect_continue",
+    "pools.*.health.slow_start",
+    "pools.*.sticky.max_age",
+];
 
 #[test]
 fn files_must_be_readable() {
@@ -1127,7 +1199,7 @@ fn a_check_that_cannot_work_is_a_mistake() {
         "[pools.main.check]\nkind = \"tcp\"\npath = \"/health\"\ninterval = \"500ms\"\ntimeout = \"1s\"\n",
         &[
             "3:8: \"path\" has no effect on a check of kind \"tcp\"",
-            "5:11: \"timeout\" must be above 0 and not greater than \"interval\"",
+            "5:11: \"timeout\" must be above 0s and not greater than \"interval\"",
         ],
     );
     check(
@@ -1163,7 +1235,7 @@ fn retries_that_cannot_work_are_mistakes() {
             "2:7: pools.main.retry.on: expected \"connect\", \"reset\", \"timeout\", \"truncated\", \"invalid\" or a status from 400 to 599, found \"conect\"",
             "2:17: pools.main.retry.on: expected \"connect\", \"reset\", \"timeout\", \"truncated\", \"invalid\" or a status from 400 to 599, found 200",
             "3:16: pools.main.retry.attempts_max: expected \"members\" or a number from 1 to 10, found \"all\"",
-            "4:19: pools.main.retry.per_try_timeout: expected \"first_byte\" or 100ms to 30s (deadlines.first_byte), found 60s",
+            "4:19: pools.main.retry.per_try_timeout: expected \"first_byte\" or 100ms to 30s (deadlines.first_byte), found 1m",
             "5:17: pools.main.retry.hold_response: expected at most 1MiB, found 2MiB",
         ],
     );

@@ -37,17 +37,21 @@ pub(super) fn read_connection(section: &Section<'_>, pool: &mut PoolSettings) {
     read_origin_tls(&section.section("tls"), pool);
 
     let deadlines = section.section("deadlines");
-    deadlines.read("connect", &mut pool.deadlines.connect);
-    deadlines.read("tls", &mut pool.deadlines.tls);
-    deadlines.read("first_byte", &mut pool.deadlines.first_byte);
-    deadlines.read("between_bytes", &mut pool.deadlines.between_bytes);
+    deadlines.read_above_zero("connect", &mut pool.deadlines.connect, "");
+    deadlines.read_above_zero("tls", &mut pool.deadlines.tls, "");
+    deadlines.read_above_zero("first_byte", &mut pool.deadlines.first_byte, "");
+    deadlines.read_above_zero("between_bytes", &mut pool.deadlines.between_bytes, "");
     deadlines.read("total", &mut pool.deadlines.total);
+    if pool.deadlines.total.is_some_and(|total| total.is_zero()) {
+        deadlines.mistake("total", "expected more than 0s, found 0s: write \"none\" for no limit");
+    }
     deadlines.read("expect_continue", &mut pool.deadlines.expect_continue);
-    deadlines.read("tunnel_idle", &mut pool.deadlines.tunnel_idle);
+    deadlines.read_above_zero("tunnel_idle", &mut pool.deadlines.tunnel_idle, "");
 
     let keep_alive = section.section("keep_alive");
-    keep_alive.read("idle", &mut pool.keep_alive.idle);
-    keep_alive.read("age_max", &mut pool.keep_alive.age_max);
+    let unused = "set idle_max = 0 to reuse no connection";
+    keep_alive.read_above_zero("idle", &mut pool.keep_alive.idle, unused);
+    keep_alive.read_above_zero("age_max", &mut pool.keep_alive.age_max, unused);
     keep_alive.read("idle_max", &mut pool.keep_alive.idle_max);
 }
 

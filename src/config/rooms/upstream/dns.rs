@@ -5,7 +5,7 @@ use crate::upstream::DnsSettings;
 
 pub(crate) fn read_dns(section: &Section<'_>, dns: &mut DnsSettings) {
     section.read("servers", &mut dns.servers);
-    section.read("timeout", &mut dns.timeout);
+    section.read_above_zero("timeout", &mut dns.timeout, "");
     section.read_within("attempts", &mut dns.attempts, 1..=10);
     section.read("ttl_min", &mut dns.ttl_min);
     section.read("ttl_max", &mut dns.ttl_max);

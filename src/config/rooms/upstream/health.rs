@@ -72,7 +72,8 @@ pub(super) fn read_check(section: &Section<'_>) -> Option<Check> {
     check.timeout = shorter;
     section.read("timeout", &mut check.timeout);
     if check.timeout.is_zero() || check.timeout > check.interval {
-        section.mistake("timeout", "\"timeout\" must be above 0 and not greater than \"interval\"");
+        section
+            .mistake("timeout", "\"timeout\" must be above 0s and not greater than \"interval\"");
     }
     section.read_within("rise", &mut check.rise, 1..=100);
     section.read_within("fall", &mut check.fall, 1..=100);

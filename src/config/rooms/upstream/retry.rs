@@ -43,10 +43,12 @@ pub(super) fn read_retry(section: &Section<'_>, deadlines: &Deadlines, retry: &m
     if let Some(per_try) = per_try.0
         && !(TENTH..=deadlines.first_byte).contains(&per_try)
     {
-        let most = deadlines.first_byte;
+        let (most, found) = (deadlines.first_byte.shown(), per_try.shown());
         section.mistake(
             "per_try_timeout",
-            format!("expected \"first_byte\" or 100ms to {most:?} (deadlines.first_byte), found {per_try:?}"),
+            format!(
+                "expected \"first_byte\" or 100ms to {most} (deadlines.first_byte), found {found}"
+            ),
         );
     }
     section.read_size("hold_response", &mut retry.hold_response);
