@@ -178,6 +178,17 @@ pub(crate) struct RequestContext {
     pub rule: Option<Arc<str>>,
     /// The group of the visitor, if the rule splits its visitors.
     pub group: Option<VisitorGroup>,
+    /// Present if the response states where its time went.
+    pub timing: Option<Box<Timing>>,
+}
+
+/// Moments of a request for `Server-Timing`, as times since it began.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Timing {
+    /// The lookup was complete, in memory or on disk.
+    pub looked_up: Option<Duration>,
+    /// The content was to be recoded.
+    pub recoding: Option<Duration>,
 }
 
 impl RequestContext {
@@ -259,6 +270,11 @@ pub(crate) struct UpstreamFacts {
     pub unretried: Option<Unretried>,
     /// The response's status, and the time to its header section. `None` if there was no response.
     pub answered: Option<(StatusCode, Duration)>,
+    /// The time in the queue of the pool.
+    pub queued: Duration,
+    /// The time in which the connection of the response was opened, name resolution and TLS included. `None`: it
+    /// was open already.
+    pub connected: Option<Duration>,
 }
 
 /// A request's id: 64 bits, printed as 16 hexadecimal digits.

@@ -193,7 +193,9 @@ pub(crate) fn serve(
         sticky,
         interims: None,
     };
-    match visit.answer_at_once(&payload) {
+    let outcome = visit.answer_at_once(&payload);
+    visit.note_lookup();
+    match outcome {
         Ok(answered) => match visit.encode(answered) {
             Encoded::Ready(answered) => Serving::Ready(Some(visit.finish(answered))),
             Encoded::Recoding(recoding) => {
@@ -265,6 +267,7 @@ fn request_context(
         log_share: u32::MAX,
         rule: None,
         group: None,
+        timing: None,
     }
 }
 
@@ -275,6 +278,9 @@ fn admit(
     context: &mut RequestContext,
     headers: &mut HeaderMap,
 ) -> Result<(Normalised, Arc<Site>, Arc<Rule>), Box<PathError>> {
+    if plan.gate.is_debug(headers) {
+        context.timing = Some(Box::default());
+    }
     let hop = peer_requests::take_hop(&worker.nodes, &worker.recorder, context, headers)?;
     let mut request =
         plan.gate.normalise(&context.request, headers, &context.connection).map_err(|refusal| {
@@ -295,6 +301,9 @@ fn admit(
     context.site_number = site.number;
     context.log_share = site.log_share;
     context.rule = rule.settings.logged_name().cloned();
+    if rule.settings.server_timing {
+        context.timing.get_or_insert_default();
+    }
 
     let applicant = Applicant {
         requester: context.connection.requester,
@@ -403,13 +412,14 @@ impl Visit {
         clippy::manual_async_fn,
         reason = "an `async fn` would store `self` twice in its future"
     )]
-    fn wait(self, wait: Wait, payload: Payload) -> impl Future<Output = Reply> {
+    fn wait(mut self, wait: Wait, payload: Payload) -> impl Future<Output = Reply> {
         async move {
             let outcome = match wait {
                 Wait::Purge => self.purge().await,
                 Wait::Pass(reason) => self.pass(reason, None, payload).await,
                 Wait::LookUp(search) => {
                     let found = self.query().look_up(*search, lookup::Lookup::Find).await;
+                    self.note_lookup();
                     match self.use_stored(found) {
                         Ok(answered) => Ok(answered),
                         Err(next) => self.run_stage(next).await,
@@ -504,6 +514,13 @@ impl Visit {
         }
     }
 
+    /// Notes for `Server-Timing` that the lookup is complete.
+    fn note_lookup(&mut self) {
+        if let Some(timing) = &mut self.context.timing {
+            timing.looked_up = Some(self.worker.elapsed(self.context.started));
+        }
+    }
+
     /// finish: applies the rule's response fields, and writes `Via`, `Cache-Status`, metrics and log.
     fn finish(self, Answered { mut reply, facts, .. }: Answered) -> Reply {
         let settings = &self.rule.settings;
@@ -544,14 +561,17 @@ fn finish_error(
     account(worker, context, facts, reply)
 }
 
-/// Counts and logs the reply, and returns it.
+/// Adds `Server-Timing` if the client may see it, counts and logs the reply, and returns it.
 fn account(
     worker: &Worker,
     request: RequestContext,
     response: ResponseFacts,
-    reply: Reply,
+    mut reply: Reply,
 ) -> Reply {
-    let elapsed = worker.clock.instant().duration_since(request.started);
+    let elapsed = worker.elapsed(request.started);
+    if let Some(timing) = &request.timing {
+        respond::add_server_timing(&mut reply, timing, &response, elapsed);
+    }
     let transaction = Transaction { request, response };
     respond::count_and_log(transaction, &worker.recorder, &worker.log, elapsed, reply)
 }

@@ -23,6 +23,8 @@ pub(super) struct Scope {
     pub response_fields: FieldEdits,
     /// Whether the fields with tags are removed from responses to clients.
     pub hides_tags: bool,
+    /// Whether responses state where their time went.
+    pub server_timing: bool,
 }
 
 /// Applies the values of a table over the inherited ones.
@@ -65,6 +67,7 @@ pub(super) fn read_scope(section: &Section<'_>, scope: &mut Scope) {
     drop(cache);
     let compression = section.section("compression");
     rooms::read_compression(&compression, Arc::make_mut(&mut scope.compression));
+    section.read("server_timing", &mut scope.server_timing);
     let request = section.section("request_fields");
     read_fields(&request, &mut scope.request_fields, REQUEST_FIELDS_OURS, &[]);
     let response = section.section("response_fields");

@@ -227,7 +227,7 @@ pub(super) const HTTPS_REDIRECT: &str = "https-redirect";
 fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scope) -> RuleSettings {
     let rule_number = xxhash_rust::xxh3::xxh3_64(format!("{site}\n{name}").as_bytes());
     let Scope { access, rate, cache, compression, request_fields, response_fields, .. } = scope;
-    let name = name.into();
+    let (name, server_timing) = (name.into(), scope.server_timing);
     RuleSettings {
         name,
         matches,
@@ -237,6 +237,7 @@ fn rule_of(site: &str, name: &str, matches: Matches, action: Action, scope: Scop
         compression,
         request_fields,
         response_fields,
+        server_timing,
     }
 }
 

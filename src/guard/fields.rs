@@ -101,6 +101,8 @@ const ALWAYS: &[(&str, Watch)] = &[
     ("proxy-authenticate", Watch::Drop),
     ("proxy-authorization", Watch::Drop),
     ("proxy-connection", Watch::Drop),
+    // The key of a debug request must not leave the node.
+    ("skerry-debug", Watch::Drop),
     ("te", Watch::Te),
     // Request trailers end at the listener.
     ("trailer", Watch::Drop),

@@ -9,6 +9,7 @@
 pub(crate) mod access;
 mod admission;
 mod authority;
+mod debug_key;
 mod fields;
 mod forwarded;
 #[cfg(any(test, fuzzing))]
@@ -22,6 +23,7 @@ pub(crate) mod upgrade;
 
 pub(crate) use admission::{ALL_BUT_TRACE, Applicant, Rates, Rejection, RuleLimits, admit};
 pub(crate) use authority::Authority;
+pub(crate) use debug_key::DebugKey;
 pub(crate) use normalise::{Gate, Normalised};
 pub(crate) use refusal::Refusal;
 
@@ -66,6 +68,8 @@ pub(crate) struct Settings {
     pub purge_from: Vec<IpNet>,
     /// Request fields that are dropped because origins obey them although they are in no cache key.
     pub strip_fields: Vec<HeaderName>,
+    /// The key of debug requests. `None`: there are none.
+    pub debug_key: Option<DebugKey>,
 }
 
 /// The field in which trusted proxies state the client's address.
@@ -90,6 +94,7 @@ impl Default for Settings {
             loop_hops_max: 4,
             purge_from: Vec::new(),
             strip_fields: STRIP_FIELDS.iter().map(|name| HeaderName::from_static(name)).collect(),
+            debug_key: None,
         }
     }
 }

@@ -69,6 +69,11 @@ impl Gate {
         Self { settings, watched, cdn_id }
     }
 
+    /// Whether the request has the key of debug requests. To be asked before [`Gate::normalise`], which removes it.
+    pub(crate) fn is_debug(&self, headers: &HeaderMap) -> bool {
+        self.settings.debug_key.as_ref().is_some_and(|key| key.is_in(headers))
+    }
+
     /// Normalises a request. Removes hop-by-hop fields, fields that `Connection` names, the configured
     /// `strip_fields`, and forwarding fields, except those that a trusted proxy sent in the configured
     /// form (`client_field`). Those of a peer stay: it has added them for the origin. `client` of the result is

@@ -91,6 +91,8 @@ pub(crate) struct RuleSettings {
     pub request_fields: FieldEdits,
     /// Changes to the fields of responses to clients.
     pub response_fields: FieldEdits,
+    /// Adds `Server-Timing` to responses to clients.
+    pub server_timing: bool,
 }
 
 impl RuleSettings {

@@ -351,6 +351,7 @@ mod tests {
             compression: Default::default(),
             request_fields: Default::default(),
             response_fields: Default::default(),
+            server_timing: false,
         }
     }
 

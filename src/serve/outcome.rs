@@ -2,6 +2,7 @@
 //! and metrics state. Stages return them as values; `finish` in [`super`] writes them once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cache::{CacheStatus, StoredResponse};
 use crate::context::{ResponseFacts, UpstreamFacts};
@@ -114,11 +115,23 @@ pub(super) fn upstream_facts(
         attempts: response.attempts,
         unretried: response.unretried,
         answered: Some((response.response.status(), response.first_byte)),
+        queued: response.queued,
+        connected: response.connected,
     })
 }
 
 /// The facts of an exchange without a response.
 pub(super) fn unanswered_facts(tried: &Tried) -> Box<UpstreamFacts> {
     let Tried { pool, origin, address, attempts, unretried } = tried.clone();
-    Box::new(UpstreamFacts { pool, origin, address, attempts, unretried, answered: None })
+    let (answered, queued, connected) = (None, Duration::ZERO, None);
+    Box::new(UpstreamFacts {
+        pool,
+        origin,
+        address,
+        attempts,
+        unretried,
+        answered,
+        queued,
+        connected,
+    })
 }

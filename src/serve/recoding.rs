@@ -57,7 +57,10 @@ enum Shared {
 
 impl Visit {
     /// finish for a reply whose content is recoded.
-    pub(super) async fn finish_recoding(self, recoding: Box<Recoding>) -> Reply {
+    pub(super) async fn finish_recoding(mut self, recoding: Box<Recoding>) -> Reply {
+        if let Some(timing) = &mut self.context.timing {
+            timing.recoding = Some(self.worker.elapsed(self.context.started));
+        }
         let Recoding { answered: Answered { reply, content, facts }, plan } = *recoding;
         let coding = plan.recoding.coding();
         let source = match content {

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -183,6 +184,11 @@ impl Worker {
     /// The codings that the client of a request with these fields accepts.
     pub(super) fn accepted(&self, request: &HeaderMap) -> Accepted {
         self.accepted.borrow_mut().accepted(request)
+    }
+
+    /// The time since `started`, when a request was received.
+    pub(super) fn elapsed(&self, started: Instant) -> Duration {
+        self.clock.instant().duration_since(started)
     }
 
     /// The next request id. Consecutive ids differ in many bits, so that they are easy to tell apart.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONNECTION, EXPECT, TE, UPGRADE};
 use http::response::Parts;
@@ -56,11 +57,11 @@ impl Attempt<'_> {
         let mut open = self.open_link();
         loop {
             let reused = open.is_some();
-            let mut link = match open.take() {
-                Some(link) => link,
+            let (mut link, connected_in) = match open.take() {
+                Some(link) => (link, None),
                 // On the heap: most exchanges do not open a connection, and their future stays small.
                 None => match Box::pin(self.open_in_time()).await {
-                    Ok(opened) => opened,
+                    Ok((link, connected_in)) => (link, Some(connected_in)),
                     Err(NotOpened { error, is_anothers }) => {
                         let failed = Failed::new(error, Some(body));
                         // One failed connection counts once, however many requests waited for it.
@@ -97,7 +98,7 @@ impl Attempt<'_> {
             let no_head = match head {
                 Ok(response) => {
                     self.note_head(response.status(), &active);
-                    let exchanged = Exchanged { link, response, reused, upload };
+                    let exchanged = Exchanged { link, response, connected_in, upload };
                     let responded = match exchanged.response.status() {
                         StatusCode::SWITCHING_PROTOCOLS => {
                             let switched = Box::pin(self.switch(exchanged)).await;
@@ -162,18 +163,20 @@ impl Attempt<'_> {
         possible.then(share).flatten().map(Link::Http2)
     }
 
-    /// As [`Attempt::open`]. A try that has no connection after `deadlines.connect`, TLS included, is
-    /// late.
-    async fn open_in_time(&self) -> Result<Link, NotOpened> {
+    /// As [`Attempt::open`], with the time that it took. A try that has no connection after
+    /// `deadlines.connect`, TLS included, is late.
+    async fn open_in_time(&self) -> Result<(Link, Duration), NotOpened> {
+        let began = self.outgoing.core.clock.instant();
         let connect = self.outgoing.state.pool.settings().deadlines.connect;
         let mut opening = pin!(self.open());
-        match timeout(connect, opening.as_mut()).await {
-            Ok(opened) => opened,
+        let link = match timeout(connect, opening.as_mut()).await {
+            Ok(opened) => opened?,
             Err(_) => {
                 self.pace.set_late();
-                opening.await
+                opening.await?
             }
-        }
+        };
+        Ok((link, self.outgoing.core.clock.instant() - began))
     }
 
     /// A new connection, or a stream on one that another request is just opening.
@@ -373,7 +376,7 @@ impl Attempt<'_> {
         deadline: Deadline,
         active: Active,
     ) -> Result<(UpstreamResponse, Option<Awaited>), FetchError> {
-        let Exchanged { mut link, response, reused, upload } = exchanged;
+        let Exchanged { mut link, response, connected_in, upload } = exchanged;
         let (mut head, incoming) = response.into_parts();
         fields::keep_one_line(&mut head.headers).map_err(|field| FetchError::FieldsDiffer {
             origin: self.origin().name.clone(),
@@ -391,7 +394,7 @@ impl Attempt<'_> {
             Content::Whole(body) => (body, None),
             Content::Streaming(body) => self.await_or_pass_on(&head, body.beside(upload)),
         };
-        Ok((self.response(head, body, address, reused), awaited))
+        Ok((self.response(head, body, address, connected_in), awaited))
     }
 
     /// A body that is small enough to be held, or of which a first piece is announced, is waited for.
@@ -448,7 +451,7 @@ impl Attempt<'_> {
 
     /// Hands over the connection after a 101.
     async fn switch(&self, exchanged: Exchanged) -> Result<UpstreamResponse, FetchError> {
-        let Exchanged { link, response, reused, .. } = exchanged;
+        let Exchanged { link, response, connected_in, .. } = exchanged;
         let (mut head, _) = response.into_parts();
         let asked = self.outgoing.intent.upgrade.as_ref();
         if !asked.is_some_and(|asked| fields::is_asked_for(asked, &head.headers)) {
@@ -457,7 +460,7 @@ impl Attempt<'_> {
         fields::take_hop_by_hop(&mut head.headers, Upgrade::Kept);
         let address = link.address();
         let upgraded = Some(Box::new(self.upgraded(link).await?));
-        let response = self.response(head, Body::Empty, address, reused);
+        let response = self.response(head, Body::Empty, address, connected_in);
         Ok(UpstreamResponse { upgraded, ..response })
     }
 
@@ -466,13 +469,13 @@ impl Attempt<'_> {
         mut head: Parts,
         body: Body,
         address: SocketAddr,
-        reused: bool,
+        connected: Option<Duration>,
     ) -> UpstreamResponse {
         head.extensions.clear();
         let Outgoing { core, began: (asked, began), .. } = self.outgoing;
         let (came, now) = core.clock.both();
         let first_byte = now - *began;
-        if reused {
+        if connected.is_none() {
             core.recorder.count(Metric::UpstreamReuses);
         }
         core.recorder.observe(Metric::UpstreamFirstByte, first_byte);
@@ -486,6 +489,8 @@ impl Attempt<'_> {
             attempts: self.number,
             unretried: None,
             first_byte,
+            queued: self.outgoing.queued.get(),
+            connected,
             times: Times { asked: *asked, came },
             upgraded: None,
         }
@@ -534,7 +539,8 @@ struct NotOpened {
 struct Exchanged {
     link: Link,
     response: Response<Incoming>,
-    reused: bool,
+    /// The time in which the connection was opened. `None`: it was open.
+    connected_in: Option<Duration>,
     upload: Rc<ClientUpload>,
 }
 

@@ -69,6 +69,10 @@ pub(crate) struct UpstreamResponse {
     pub unretried: Option<Unretried>,
     /// Time from [`super::Upstreams::send`] to the head, failed attempts included.
     pub first_byte: Duration,
+    /// The time in the pool's queue.
+    pub queued: Duration,
+    /// The time in which its connection was opened. `None`: the connection was open.
+    pub connected: Option<Duration>,
     /// When the exchange began, and when the head arrived.
     pub times: Times,
     /// The connection after a 101, for [`super::tunnel()`].

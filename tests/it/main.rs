@@ -38,6 +38,7 @@ mod prefetch;
 mod protocol;
 mod ranges;
 mod routing;
+mod server_timing;
 mod service_manager;
 mod sharing;
 mod sign;

@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::super::reader::{Reader, Section};
 use super::super::values::Value;
 use super::node::{PLAIN_NAME, is_plain_name};
-use crate::guard::{self, ClientField};
+use crate::guard::{self, ClientField, DebugKey};
 
 pub(crate) fn read_guard(section: &Section<'_>, gate: &mut guard::Settings) {
     section.read("merge_slashes", &mut gate.merge_slashes);
@@ -31,6 +31,13 @@ pub(crate) fn read_guard(section: &Section<'_>, gate: &mut guard::Settings) {
     let mut more = Vec::new();
     section.read("strip_fields_more", &mut more);
     gate.strip_fields.extend(more);
+    let mut debug_key = PathBuf::new();
+    if section.read_file("debug_key_file", &mut debug_key) {
+        match DebugKey::read(&debug_key) {
+            Ok(key) => gate.debug_key = Some(key),
+            Err(error) => section.mistake_in_file("debug_key_file", error),
+        }
+    }
 }
 
 pub(crate) fn read_geo(section: &Section<'_>, geo: &mut geo::Settings) {

@@ -57,7 +57,9 @@ impl Outgoing<'_> {
         let Some(chosen) = ticket.place(queue.wait_max, choose).await else {
             return Err(refused(QueueRefusal::Late, Some(queue.wait_max)));
         };
-        recorder.observe(Metric::UpstreamQueueWait, self.core.clock.instant() - began);
+        let queued = self.core.clock.instant() - began;
+        self.queued.set(queued);
+        recorder.observe(Metric::UpstreamQueueWait, queued);
         chosen
     }
 }

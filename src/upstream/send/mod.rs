@@ -21,6 +21,7 @@ mod race;
 mod recorded_body;
 mod rule;
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -59,6 +60,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) intent: &'a Intent,
     /// When the first try began.
     pub(super) began: (SystemTime, Instant),
+    /// The time in the queue of the pool.
+    pub(super) queued: Cell<Duration>,
     pub(super) limits: Limits,
     pub(super) kept: KeptBody,
     /// Ids of members whose response broke off; the rest of it is requested.
@@ -75,7 +78,8 @@ impl<'a> Outgoing<'a> {
     ) -> Self {
         let limits = core.limits(state.pool.settings(), intent.is_call);
         let began = core.clock.both();
-        Self { core, state, request, intent, began, limits, kept, broken: Vec::new() }
+        let (queued, broken) = (Cell::default(), Vec::new());
+        Self { core, state, request, intent, began, queued, limits, kept, broken }
     }
 
     /// The request for the rest of a response that broke off at the members `broken`.
