@@ -44,11 +44,13 @@ pub(crate) enum Bug {
     UnreadIgnored,
     /// A request of another node follows any fill.
     AnyFillJoined,
+    /// Edge names answer nodes that are out.
+    DeadNodesAnswered,
 }
 
 impl Bug {
     /// Every bug.
-    pub(crate) const ALL: [Bug; 16] = [
+    pub(crate) const ALL: [Bug; 17] = [
         Bug::PurgesIgnored,
         Bug::SlicesMixed,
         Bug::PrivateShared,
@@ -65,6 +67,7 @@ impl Bug {
         Bug::PositionIgnored,
         Bug::UnreadIgnored,
         Bug::AnyFillJoined,
+        Bug::DeadNodesAnswered,
     ];
 
     /// As `SKERRY_PLANTED_BUG` names it.
@@ -86,6 +89,7 @@ impl Bug {
             Bug::PositionIgnored => "position-ignored",
             Bug::UnreadIgnored => "unread-ignored",
             Bug::AnyFillJoined => "any-fill-joined",
+            Bug::DeadNodesAnswered => "dead-nodes-answered",
         }
     }
 }

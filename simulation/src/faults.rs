@@ -24,6 +24,10 @@ pub async fn begin(fleet: &Fleet, fault: &FaultSpec) -> anyhow::Result<FaultStat
         FaultSpec::NodePause { node } => {
             fleet.with_process(fleet.names.node(node)?, |process| process.pause()).await?;
         }
+        FaultSpec::NodeDrain { node } => {
+            let node = fleet.names.node(node)?;
+            Admin::new(fleet.nodes[node].spec.ports.admin).drain().await?;
+        }
         FaultSpec::DiskFull { node } => {
             let node = fleet.names.node(node)?;
             let spec = &fleet.nodes[node].spec;
@@ -79,6 +83,11 @@ pub async fn end(fleet: &Fleet, fault: &FaultSpec) -> anyhow::Result<()> {
         FaultSpec::NodePause { node } => {
             fleet.with_process(fleet.names.node(node)?, |process| process.resume()).await?;
         }
+        FaultSpec::NodeDrain { node } => {
+            let node = fleet.names.node(node)?;
+            fleet.stop_node(node).await?;
+            fleet.start_node(node).await?;
+        }
         FaultSpec::DiskFull { node } => {
             let node = fleet.names.node(node)?;
             let spec = &fleet.nodes[node].spec;
@@ -122,6 +131,7 @@ async fn rolling_upgrade(fleet: &Fleet) -> anyhow::Result<()> {
         let admin = Admin::new(fleet.nodes[node].spec.ports.admin);
         admin.drain().await?;
         fleet.wait_until_unready(node).await?;
+        fleet.wait_for_expiry().await;
         fleet.stop_node(node).await?;
         fleet.start_node(node).await?;
     }

@@ -184,8 +184,25 @@ pub struct Facts {
     pub faults: Vec<Fault>,
     /// Starts and ends of processes.
     pub process_events: Vec<ProcessEvent>,
+    /// Answers of the name servers.
+    pub dns_answers: Vec<DnsAnswer>,
     /// Changes of objects at the origins: object, new version, time.
     pub changes: Vec<(ObjectId, u32, Micros)>,
+}
+
+/// An answer of a name server, as a resolver got it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsAnswer {
+    /// When it had arrived.
+    pub at: Micros,
+    /// The country of the resolver and its clients, as an index of [`crate::plan::place::COUNTRIES`].
+    pub country: usize,
+    /// The node that answered.
+    pub server: NodeId,
+    /// The nodes whose addresses it has.
+    pub nodes: Vec<NodeId>,
+    /// Time from the query to the answer.
+    pub took: Micros,
 }
 
 impl Facts {

@@ -190,7 +190,12 @@ async fn execute_step(state: &RunState, number: usize, step: PlanStep) {
 /// Sends a request of the plan to a ready node and returns the result.
 pub async fn send_request(fleet: &Fleet, number: usize, request: Request) -> Observation {
     let object = fleet.content.catalog.get(request.object);
-    let node = fleet.choose_node(request.country, request.pick);
+    let host = object.class.host();
+    let found = fleet.find_node(host, request.country, request.client, request.pick).await;
+    let node = match &found {
+        Ok(node) => *node,
+        Err(_) => fleet.choose_node(request.country, request.pick),
+    };
     let ports = fleet.nodes[node].spec.ports;
     let port = match request.protocol {
         crate::client::Protocol::Http1 => ports.http,
@@ -204,7 +209,10 @@ pub async fn send_request(fleet: &Fleet, number: usize, request: Request) -> Obs
     client_request.range = request.range;
     let sent = fleet.journal.now();
     let sent_at = tokio::time::Instant::now();
-    let response = fleet.client.send(port, request.protocol, &client_request, CLIENT_TIMEOUT).await;
+    let response = match found {
+        Ok(_) => fleet.client.send(port, request.protocol, &client_request, CLIENT_TIMEOUT).await,
+        Err(error) => Err(error),
+    };
     let done = fleet.journal.now();
     if let Some(group) = response.as_ref().ok().and_then(ClientResponse::new_group) {
         fleet.remember_group(request.client, group);
@@ -464,7 +472,7 @@ async fn run_checkers(
     progress: Progress,
 ) -> CheckResults {
     let mut results = CheckResults {
-        checkers: check::all(scenario.excuse.clone(), scenario.limits),
+        checkers: check::all(scenario.excuse.clone(), scenario.limits, scenario.fleet.dns_ttl_s),
         summaries: Vec::new(),
         samples: Vec::new(),
     };

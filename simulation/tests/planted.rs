@@ -55,6 +55,15 @@ async fn run_with(bug: &str) -> RunRecord {
         scenario.fleet.redis = "frankfurt".to_owned();
         scenario.duration_s = 20;
     }
+    if bug == "dead-nodes-answered" {
+        scenario.fleet.nodes = 2;
+        scenario.fleet.redis = "frankfurt".to_owned();
+        scenario.fleet.dns_ttl_s = 2;
+        let death = "at = 20\nfor = 75\nkind = 'node-kill'\nnode = 'frankfurt-1'";
+        let death = toml::from_str(death).expect("a fault");
+        scenario.fault = vec![death];
+        scenario.duration_s = 25;
+    }
     let order = RunOptions {
         name: if bug.is_empty() { "no bug" } else { bug }.to_owned(),
         duration_s: scenario.duration_s,
@@ -85,6 +94,7 @@ async fn each_bug_planted_in_skerry_is_found_by_its_checker() {
         ("memory-held", "bounded"),
         ("groups-redrawn", "groups stay"),
         ("groups-shared", "groups stay"),
+        ("dead-nodes-answered", "live answers"),
     ] {
         let record = run_with(bug).await;
         println!("{}", record.summary());

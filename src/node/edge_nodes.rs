@@ -12,6 +12,7 @@ use geo::UnitVector;
 use super::shared::Shared;
 use crate::dns::{EdgeNode, EdgeState, NODES_MAX};
 use crate::fleet::{FleetMember, NodeTable, Readiness};
+use crate::planted::{self, Bug};
 use crate::route::RegionTable;
 
 /// The nodes by name. A node of the configuration with the name of a member replaces the member's region, place,
@@ -43,6 +44,7 @@ fn edge_node(member: &FleetMember) -> EdgeNode {
         state: match member.readiness {
             Readiness::Ready => EdgeState::Ready,
             Readiness::Draining => EdgeState::Draining,
+            Readiness::Out if planted::has(Bug::DeadNodesAnswered) => EdgeState::Ready,
             Readiness::Out => EdgeState::Out,
         },
     }

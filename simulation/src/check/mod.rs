@@ -5,6 +5,7 @@
 //! expected client errors; it cannot switch off a checker.
 
 mod bytes;
+mod dns;
 mod errors;
 mod fills;
 mod freshness;
@@ -276,8 +277,8 @@ pub trait Checker: Send {
     fn findings(&self) -> &Findings;
 }
 
-/// All checkers, in the order of the report.
-pub fn all(excuses: Vec<Excuse>, limits: Limits) -> Vec<Box<dyn Checker>> {
+/// All checkers, in the order of the report. `dns_ttl_s`: see [`crate::plan::scenario::FleetPlan::dns_ttl_s`].
+pub fn all(excuses: Vec<Excuse>, limits: Limits, dns_ttl_s: u64) -> Vec<Box<dyn Checker>> {
     vec![
         Box::<bytes::WholeBytes>::default(),
         Box::<purged::PurgedStaysPurged>::default(),
@@ -289,6 +290,8 @@ pub fn all(excuses: Vec<Excuse>, limits: Limits) -> Vec<Box<dyn Checker>> {
         Box::<receipts::EveryReceipt>::default(),
         Box::<geo::RightOrigin>::default(),
         Box::<groups::StayInGroup>::default(),
+        Box::<dns::AnswersNameLiveNodes>::default(),
+        Box::new(dns::ClientsFollowAnswers::new(dns_ttl_s)),
         Box::new(resources::Bounded::new(limits)),
     ]
 }
@@ -454,7 +457,7 @@ pub(crate) mod tests {
                 2 * SECOND + 100_000,
                 &format!("skerry; hit; ttl={ttl}"),
             );
-            for mut checker in all(Vec::new(), Limits::default()) {
+            for mut checker in all(Vec::new(), Limits::default(), 0) {
                 for observation in [&miss, &hit] {
                     let verdict = verdict(&mut *checker, &fixture, observation);
                     assert_eq!(verdict, None, "{} on {class:?}", checker.name());

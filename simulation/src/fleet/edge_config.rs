@@ -3,10 +3,12 @@
 //! It is generated, or made from the user's own `edge.toml`, in which `${name}` and others are replaced
 //! by values of the run (see [`EdgeConfig::replacements`]).
 
-use crate::fleet::node::NodeSpec;
+use crate::fleet::node::{NodeSpec, site_of};
+use crate::plan::object::HOSTS;
 use crate::plan::place::{COUNTRIES, REGIONS, nearest, round_trip};
 use anyhow::Context as _;
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 /// An origin and the port at which one node reaches it.
@@ -34,6 +36,10 @@ pub struct EdgeConfig<'a> {
     pub canary_percent: u32,
     /// See [`crate::plan::scenario::FleetPlan::failover`].
     pub failover: bool,
+    /// See [`crate::plan::scenario::FleetPlan::dns_ttl_s`].
+    pub dns_ttl_s: u64,
+    /// The address of the node in DNS answers.
+    pub address: Ipv4Addr,
 }
 
 impl EdgeConfig<'_> {
@@ -63,6 +69,8 @@ impl EdgeConfig<'_> {
             ("http".to_owned(), spec.ports.http.to_string()),
             ("https".to_owned(), spec.ports.https.to_string()),
             ("admin".to_owned(), spec.ports.admin.to_string()),
+            ("dns".to_owned(), spec.ports.dns.to_string()),
+            ("address".to_owned(), self.address.to_string()),
             ("data".to_owned(), path(spec.data())),
             ("certificate".to_owned(), path(spec.certificate())),
             ("key".to_owned(), path(spec.key())),
@@ -83,6 +91,7 @@ impl EdgeConfig<'_> {
     fn generate(&self) -> String {
         let workers = self.workers;
         let mut text = self.substitute(&format!("{BASE}[node]\nworkers = {workers}\n{NODE}\n"));
+        text += &self.name_server();
         if let Some(port) = self.redis_port {
             let _ = writeln!(text, "[bus]\nredis = \"redis://127.0.0.1:{port}\"\n");
         }
@@ -102,6 +111,32 @@ impl EdgeConfig<'_> {
             let _ = writeln!(text, "[sites.{site}]\nhosts = [\"{site}.test\"]\n{action}\n");
         }
         text + &self.world_site()
+    }
+
+    /// The node as a name server, and as a node of answers. Continues the table `[node]`.
+    fn name_server(&self) -> String {
+        if self.dns_ttl_s == 0 {
+            return String::new();
+        }
+        let (region, ttl) = (&REGIONS[self.spec.region], self.dns_ttl_s);
+        let mut text = format!(
+            "addresses = \"{}\"\nlatitude = {}\nlongitude = {}\ndrain_notice = \"{}s\"\n\n",
+            self.address,
+            region.latitude,
+            region.longitude,
+            ttl + SERVED_AFTER_TTL_S
+        );
+        let _ = write!(
+            text,
+            "[dns.server]\naddresses = \"127.0.0.1:{}\"\nrate_per_second = 0\n\n\
+             [dns.zones.test]\nname_servers = [\"ns.example.net\"]\n",
+            self.spec.ports.dns
+        );
+        for host in HOSTS {
+            let edge = site_of(host);
+            let _ = writeln!(text, "[dns.zones.test.edges.{edge}]\nttl = \"{ttl}s\"");
+        }
+        text + "\n"
     }
 
     /// The members of an origin's pool: the origin, and if the fleet fails over, the others behind it.
@@ -144,6 +179,9 @@ impl EdgeConfig<'_> {
         text
     }
 }
+
+/// How long a node that drains serves after the answers that name it have expired; less is refused.
+const SERVED_AFTER_TTL_S: u64 = 10;
 
 const NODE: &str = r#"name = "${name}"
 region = "${region}"
@@ -198,7 +236,7 @@ mod tests {
 
     fn config_with(edge_toml: Option<&str>, change: impl FnOnce(&mut EdgeConfig<'_>)) -> String {
         let folder = tempfile::tempdir().expect("folder");
-        let ports = Ports { http: 1, https: 2, admin: 3 };
+        let ports = Ports { http: 1, https: 2, admin: 3, dns: 4 };
         let (name, path) = ("tokyo-1".to_owned(), folder.path().to_owned());
         let spec = NodeSpec { name, region: 2, ports, folder: path, has_small_disk: false };
         let origin = |name: &str, region, port| Upstream { name: name.into(), region, port };
@@ -210,6 +248,8 @@ mod tests {
             workers: 2,
             canary_percent: 0,
             failover: false,
+            dns_ttl_s: 0,
+            address: Ipv4Addr::LOCALHOST,
         };
         change(&mut config);
         let own = folder.path().join("own.toml");
@@ -244,6 +284,16 @@ mod tests {
             |at: usize| (members[at]["url"].as_str(), members[at]["priority"].as_integer());
         assert_eq!(member(0), (Some("http://127.0.0.1:41"), Some(0)));
         assert_eq!(member(1), (Some("http://127.0.0.1:40"), Some(1)));
+    }
+
+    #[test]
+    fn clients_that_use_dns_get_name_servers() {
+        let text = config_with(None, |config| config.dns_ttl_s = 3);
+        let table: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(table["node"]["drain_notice"].as_str(), Some("13s"));
+        assert_eq!(table["dns"]["server"]["addresses"].as_str(), Some("127.0.0.1:4"));
+        let edges = table["dns"]["zones"]["test"]["edges"].as_table().expect("edges");
+        assert!(["shop", "media", "world"].iter().all(|edge| edges.contains_key(*edge)));
     }
 
     #[test]

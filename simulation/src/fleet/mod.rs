@@ -8,6 +8,7 @@ pub mod node;
 pub mod origin;
 pub mod process;
 pub mod redis;
+pub mod resolver;
 pub mod wan;
 
 use crate::client::Client;
@@ -17,12 +18,13 @@ use crate::fleet::node::{Admin, NodeSpec, Ports};
 use crate::fleet::origin::{Content, Origin};
 use crate::fleet::process::{Process, free_port, work_folder};
 use crate::fleet::redis::Redis;
+use crate::fleet::resolver::{Resolver, address_of_node};
 use crate::fleet::wan::{Conditions, Link};
 use crate::journal::{Journal, NodeId};
 use crate::plan::fault::FaultSpec;
 use crate::plan::names::{Endpoint, Names, origin_name};
 use crate::plan::object::Catalog;
-use crate::plan::place::{COUNTRIES, nearest, region_by_name, round_trip};
+use crate::plan::place::{COUNTRIES, REGIONS, address_of, nearest, region_by_name, round_trip};
 use crate::plan::scenario::{FleetPlan, Scenario};
 use anyhow::{Context as _, ensure};
 use std::collections::{BTreeSet, HashMap};
@@ -57,7 +59,7 @@ pub struct Fleet {
     pub origins: Vec<Origin>,
     /// The region of each origin, as an index of [`crate::plan::place::REGIONS`].
     pub origin_regions: Vec<usize>,
-    /// The links from nodes to origins and Redis.
+    /// The links from nodes to origins and Redis, and from resolvers to nodes.
     pub links: Vec<Link>,
     /// The nodes.
     pub nodes: Vec<Node>,
@@ -65,15 +67,21 @@ pub struct Fleet {
     pub authority: Authority,
     /// Sends the requests of all clients.
     pub client: Client,
+    /// The resolver of each country; empty: a load balancer chooses the node.
+    pub resolvers: Vec<Resolver>,
     /// Whether nodes run the built-in configuration, not the user's.
     pub own_config: bool,
     redis: Option<AsyncMutex<Redis>>,
+    dns_ttl: Duration,
     in_force: Mutex<BTreeSet<usize>>,
     /// The groups that clients were told, by the number of the client.
     visitor_groups: Mutex<HashMap<u32, String>>,
     binary: PathBuf,
     folder: tempfile::TempDir,
 }
+
+/// After this time, no name server names a node that drains.
+const ANSWERS_CHANGE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Interval of the balancer's readiness checks.
 pub const BALANCER_PERIOD: Duration = Duration::from_millis(200);
@@ -102,6 +110,10 @@ impl Fleet {
             .enumerate()
             .map(|(number, region)| Origin::new(number, origin_name(region), content.clone()))
             .collect();
+        ensure!(
+            scenario.fleet.dns_ttl_s == 0 || !scenario.fleet.redis.is_empty(),
+            "clients that use DNS (fleet.dns_ttl_s) need Redis, by which the name servers know the nodes"
+        );
         let redis = match scenario.fleet.redis.as_str() {
             "" => None,
             _ => Some(Redis::start(folder.path().join("redis")).await?),
@@ -120,14 +132,17 @@ impl Fleet {
             nodes,
             authority,
             client,
+            resolvers: Vec::new(),
             own_config: edge_toml.is_none(),
             redis: redis.map(AsyncMutex::new),
+            dns_ttl: Duration::from_secs(scenario.fleet.dns_ttl_s),
             in_force: Mutex::default(),
             visitor_groups: Mutex::default(),
             binary,
             folder,
         };
         fleet.connect_nodes(scenario, seed, edge_toml).await?;
+        fleet.connect_resolvers(seed).await?;
         let fleet = Arc::new(fleet);
         fleet.start_nodes().await?;
         tokio::spawn(balance(Arc::downgrade(&fleet)));
@@ -161,11 +176,39 @@ impl Fleet {
                 _ => None,
             };
             self.authority.issue(&spec)?;
-            let FleetPlan { workers, canary_percent, failover, .. } = scenario.fleet;
-            let spec = &spec;
-            let config =
-                EdgeConfig { spec, upstreams, redis_port, workers, canary_percent, failover };
+            let FleetPlan { workers, canary_percent, failover, dns_ttl_s, .. } = scenario.fleet;
+            let (spec, address) = (&spec, address_of_node(number));
+            let config = EdgeConfig {
+                spec,
+                upstreams,
+                redis_port,
+                workers,
+                canary_percent,
+                failover,
+                dns_ttl_s,
+                address,
+            };
             config.write(edge_toml)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the links between the resolver of each country and all nodes, if clients use DNS.
+    async fn connect_resolvers(&mut self, seed: u64) -> anyhow::Result<()> {
+        let countries = if self.dns_ttl.is_zero() { 0 } else { COUNTRIES.len() };
+        let everywhere: Vec<usize> = (0..REGIONS.len()).collect();
+        for country in 0..countries {
+            let place = nearest(country, &everywhere);
+            let mut links = Vec::new();
+            for (number, node) in self.nodes.iter().enumerate() {
+                let ends = (Endpoint::Resolver(country), Endpoint::Node(number));
+                let healthy = Conditions::healthy(round_trip(place, node.spec.region));
+                let seed = seed.wrapping_mul(37).wrapping_add((country << 8 | number) as u64);
+                let link = Link::open_datagrams(ends, node.spec.ports.dns, healthy, seed).await?;
+                links.push((number, link));
+            }
+            self.resolvers.push(Resolver::new(country, &links, self.journal.clone()));
+            self.links.extend(links.into_iter().map(|(_, link)| link));
         }
         Ok(())
     }
@@ -333,6 +376,32 @@ impl Fleet {
         }
     }
 
+    /// The node for a client's request: by DNS, where clients use it, otherwise [`Fleet::choose_node`]. `pick` selects
+    /// among the addresses of the answer.
+    ///
+    /// # Errors
+    /// The client's resolver gets no answer.
+    pub async fn find_node(
+        &self,
+        host: &str,
+        country: usize,
+        client: u32,
+        pick: u64,
+    ) -> anyhow::Result<NodeId> {
+        let Some(resolver) = self.resolvers.get(country) else {
+            return Ok(self.choose_node(country, pick));
+        };
+        let nodes = resolver.resolve(host, address_of(country, client)).await?;
+        Ok(nodes[(pick % nodes.len() as u64) as usize])
+    }
+
+    /// Waits until no answer is kept any more that was given before now, if clients use DNS.
+    pub async fn wait_for_expiry(&self) {
+        if !self.dns_ttl.is_zero() {
+            sleep(self.dns_ttl + ANSWERS_CHANGE_WITHIN).await;
+        }
+    }
+
     /// Selects the node for a request: a ready node in the nearest region that has one. `pick`
     /// selects among the nodes of the region.
     pub fn choose_node(&self, country: usize, pick: u64) -> NodeId {
@@ -412,8 +481,9 @@ async fn stopped_nodes(scenario: &Scenario, folder: &Path) -> anyhow::Result<Vec
     for name in scenario.node_names() {
         let region = name.rsplit_once('-').and_then(|(region, _)| region_by_name(region));
         let region = region.context("no region has the name of this node")?;
-        let (http, https, admin) = (free_port().await?, free_port().await?, free_port().await?);
-        let ports = Ports { http, https, admin };
+        let (http, https) = (free_port().await?, free_port().await?);
+        let (admin, dns) = (free_port().await?, free_port().await?);
+        let ports = Ports { http, https, admin, dns };
         let folder = folder.join(&name);
         std::fs::create_dir_all(&folder)?;
         let has_small_disk = needs_small_disk(scenario, &name) && can_mount_small_disks;

@@ -25,6 +25,8 @@ pub struct Ports {
     pub https: u16,
     /// The admin API.
     pub admin: u16,
+    /// The name server, UDP.
+    pub dns: u16,
 }
 
 /// The properties of a node that stay the same when it restarts.

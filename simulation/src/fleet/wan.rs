@@ -1,4 +1,5 @@
-//! The simulated WAN: a TCP proxy for each pair of distant endpoints.
+//! The simulated WAN: a TCP proxy for each pair of distant endpoints, and a relay of datagrams between resolvers
+//! and nodes.
 //!
 //! A proxy cannot drop packets, so it simulates the effect of loss on TCP: a stall until the segment
 //! is retransmitted, or a reset. A held direction accepts bytes and delivers them when it is released,
@@ -14,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// The current properties of a link.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +94,79 @@ impl Link {
         let link = Link { from, to, port, healthy, conditions, carried: Arc::default() };
         tokio::spawn(link.clone().accept(listener, target_port, Random::new(seed)));
         Ok(link)
+    }
+
+    /// Listens on a free port and forwards datagrams to `target_port`, and their answers back, until the runtime ends.
+    /// A stall or a reset loses a datagram, as does a direction that is held.
+    pub async fn open_datagrams(
+        (from, to): (Endpoint, Endpoint),
+        target_port: u16,
+        healthy: Conditions,
+        seed: u64,
+    ) -> anyhow::Result<Link> {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.context("link port")?;
+        let port = socket.local_addr()?.port();
+        let conditions = Arc::new(watch::Sender::new(healthy.clone()));
+        let link = Link { from, to, port, healthy, conditions, carried: Arc::default() };
+        tokio::spawn(link.clone().relay(Arc::new(socket), target_port, Random::new(seed)));
+        Ok(link)
+    }
+
+    async fn relay(self, near: Arc<UdpSocket>, target_port: u16, mut random: Random) {
+        let mut buffer = [0; DATAGRAM_BYTES_MAX];
+        loop {
+            // An error reports that an earlier answer was not delivered.
+            let Ok((length, sender)) = near.recv_from(&mut buffer).await else { continue };
+            let query = Bytes::copy_from_slice(&buffer[..length]);
+            let (link, near, random) = (self.clone(), near.clone(), Random::new(random.bits()));
+            tokio::spawn(async move {
+                if let Ok(Some(answer)) = link.exchange_datagrams(query, target_port, random).await
+                {
+                    // The resolver may have stopped waiting.
+                    let _ = near.send_to(&answer, sender).await;
+                }
+            });
+        }
+    }
+
+    /// Delivers a datagram, and returns the answer to it when that arrives. `None`: one of the two is lost.
+    async fn exchange_datagrams(
+        &self,
+        query: Bytes,
+        target_port: u16,
+        mut random: Random,
+    ) -> std::io::Result<Option<Bytes>> {
+        if !self.carry_datagram(&query, Direction::Forward, &mut random).await {
+            return Ok(None);
+        }
+        let far = UdpSocket::bind("127.0.0.1:0").await?;
+        far.connect(("127.0.0.1", target_port)).await?;
+        far.send(&query).await?;
+        let mut buffer = [0; DATAGRAM_BYTES_MAX];
+        let Ok(received) = timeout(ANSWER_LIMIT, far.recv(&mut buffer)).await else {
+            return Ok(None);
+        };
+        let answer = Bytes::copy_from_slice(&buffer[..received?]);
+        let is_carried = self.carry_datagram(&answer, Direction::Backward, &mut random).await;
+        Ok(is_carried.then_some(answer))
+    }
+
+    /// Takes the time of one direction. Returns whether the datagram arrives.
+    async fn carry_datagram(
+        &self,
+        datagram: &[u8],
+        direction: Direction,
+        random: &mut Random,
+    ) -> bool {
+        let mut conditions = self.conditions();
+        let loss = conditions.stall_chance + conditions.reset_chance;
+        if conditions.refusing || direction.is_held(&conditions) || random.chance(loss) {
+            return false;
+        }
+        conditions.stall_chance = 0.0;
+        sleep(delay(&conditions, random)).await;
+        self.carried.fetch_add(datagram.len() as u64, Ordering::Relaxed);
+        true
     }
 
     /// Changes the conditions, also for open connections.
@@ -241,6 +315,10 @@ fn reset(socket: TcpStream) {
 /// Pieces in flight in one direction: with [`PIECE_BYTES`] 1 MiB, a typical large TCP window.
 const WINDOW_PIECES: usize = 64;
 const PIECE_BYTES: usize = 16 * 1024;
+/// Longest datagram: DNS over UDP needs less.
+const DATAGRAM_BYTES_MAX: usize = 4096;
+/// How long the answer to a datagram may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
@@ -326,6 +404,32 @@ mod tests {
             tokio::join!(write.write_all(&[7; 200_000]), read.read_exact(&mut received));
         sent.expect("sent");
         assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test]
+    async fn datagrams_take_a_round_trip_and_get_lost() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.expect("port");
+        let port = server.local_addr().expect("address").port();
+        tokio::spawn(async move {
+            let mut buffer = [0; 64];
+            while let Ok((length, sender)) = server.recv_from(&mut buffer).await {
+                let _ = server.send_to(&buffer[..length], sender).await;
+            }
+        });
+        let ends = (Endpoint::Resolver(0), Endpoint::Node(0));
+        let healthy = Conditions::healthy(Duration::from_millis(60));
+        let link = Link::open_datagrams(ends, port, healthy, 1).await.expect("link");
+        let client = UdpSocket::bind("127.0.0.1:0").await.expect("port");
+        client.connect(("127.0.0.1", link.port)).await.expect("loopback");
+        let start = Instant::now();
+        client.send(b"query").await.expect("sent");
+        let mut buffer = [0; 64];
+        assert_eq!(client.recv(&mut buffer).await.expect("an answer"), 5);
+        assert!(start.elapsed() >= Duration::from_millis(60), "{:?}", start.elapsed());
+        link.change(|conditions| conditions.backward_held = true);
+        client.send(b"query").await.expect("sent");
+        let lost = timeout(Duration::from_millis(200), client.recv(&mut buffer)).await;
+        assert!(lost.is_err(), "a datagram is not kept for later");
     }
 
     #[tokio::test]

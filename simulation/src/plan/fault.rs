@@ -3,7 +3,8 @@
 use serde::Deserialize;
 
 /// One kind of fault with its parameters. `from` and `to` name the two ends of the affected links:
-/// a region, a node (`tokyo-1`), an origin (`origin-tokyo`), `origins`, `redis` or `*`.
+/// a region, a node (`tokyo-1`), an origin (`origin-tokyo`), `origins`, `redis`, `resolvers` (of clients that use DNS)
+/// or `*`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum FaultSpec {
@@ -68,6 +69,11 @@ pub enum FaultSpec {
         /// The node's name.
         node: String,
     },
+    /// A node drains, and is restarted when the fault ends.
+    NodeDrain {
+        /// The node's name.
+        node: String,
+    },
     /// The disk of a node is full: its writes to files fail.
     DiskFull {
         /// The node's name.
@@ -122,6 +128,7 @@ impl FaultSpec {
             FaultSpec::Throttle { .. } => "throttle",
             FaultSpec::NodeKill { .. } => "node-kill",
             FaultSpec::NodePause { .. } => "node-pause",
+            FaultSpec::NodeDrain { .. } => "node-drain",
             FaultSpec::DiskFull { .. } => "disk-full",
             FaultSpec::OriginDown { .. } => "origin-down",
             FaultSpec::OriginFails { .. } => "origin-fails",
@@ -150,6 +157,7 @@ impl FaultSpec {
             FaultSpec::NodeKill { node, wipe: false } => format!("{node} killed"),
             FaultSpec::NodeKill { node, wipe: true } => format!("{node} killed, disk wiped"),
             FaultSpec::NodePause { node } => format!("{node} paused"),
+            FaultSpec::NodeDrain { node } => format!("{node} drains"),
             FaultSpec::DiskFull { node } => format!("{node}: disk full"),
             FaultSpec::OriginDown { origin } => format!("{origin} down"),
             FaultSpec::OriginFails { origin } => format!("{origin} answers 503"),

@@ -14,6 +14,8 @@ pub enum Endpoint {
     Origin(usize),
     /// The Redis server.
     Redis,
+    /// The resolver of the clients in a country.
+    Resolver(usize),
 }
 
 /// The names that a scenario's faults may use.
@@ -23,6 +25,7 @@ pub struct Names {
     nodes: Vec<(String, String)>,
     origins: Vec<String>,
     redis: bool,
+    resolvers: bool,
 }
 
 impl Names {
@@ -32,7 +35,8 @@ impl Names {
         let nodes = scenario.node_names().into_iter().map(|node| (node.clone(), region(&node)));
         let origins = scenario.fleet.origins.iter().map(|origin| origin_name(origin));
         let redis = !scenario.fleet.redis.is_empty();
-        Names { nodes: nodes.collect(), origins: origins.collect(), redis }
+        let resolvers = scenario.fleet.dns_ttl_s > 0;
+        Names { nodes: nodes.collect(), origins: origins.collect(), redis, resolvers }
     }
 
     /// Whether `name` refers to this endpoint, directly or by its region or group.
@@ -42,13 +46,20 @@ impl Names {
                 Endpoint::Node(node) => self.nodes[node].0 == name || self.nodes[node].1 == name,
                 Endpoint::Origin(origin) => name == "origins" || self.origins[origin] == name,
                 Endpoint::Redis => name == "redis",
+                Endpoint::Resolver(_) => name == RESOLVERS,
             }
     }
 
     fn endpoints(&self) -> Vec<Endpoint> {
         let nodes = (0..self.nodes.len()).map(Endpoint::Node);
         let origins = (0..self.origins.len()).map(Endpoint::Origin);
-        nodes.chain(origins).chain(self.redis.then_some(Endpoint::Redis)).collect()
+        let redis = self.redis.then_some(Endpoint::Redis);
+        nodes.chain(origins).chain(redis).chain(self.resolver()).collect()
+    }
+
+    /// One of the resolvers, if there are any.
+    fn resolver(&self) -> Option<Endpoint> {
+        self.resolvers.then_some(Endpoint::Resolver(0))
     }
 
     /// Every name of a node, region, origin or Redis, and one of the endpoints that it refers to.
@@ -66,7 +77,8 @@ impl Names {
         let origins = origins.map(|(number, name)| (Endpoint::Origin(number), &**name));
         let all = self.origins.first().map(|_| (Endpoint::Origin(0), "origins"));
         let redis = self.redis.then_some((Endpoint::Redis, "redis"));
-        regions.chain(nodes).chain(origins).chain(all).chain(redis)
+        let resolvers = self.resolver().map(|end| (end, RESOLVERS));
+        regions.chain(nodes).chain(origins).chain(all).chain(redis).chain(resolvers)
     }
 
     /// Checks that every name in a fault exists in the fleet.
@@ -92,11 +104,12 @@ impl Names {
             | FaultSpec::Delay { from, to, .. }
             | FaultSpec::Loss { from, to, .. }
             | FaultSpec::Throttle { from, to, .. } => {
-                any(from, |end| matches!(end, Endpoint::Node(_)))?;
+                any(from, |end| matches!(end, Endpoint::Node(_) | Endpoint::Resolver(_)))?;
                 any(to, |_| true)
             }
             FaultSpec::NodeKill { node, .. }
             | FaultSpec::NodePause { node }
+            | FaultSpec::NodeDrain { node }
             | FaultSpec::DiskFull { node } => any(node, |end| matches!(end, Endpoint::Node(_))),
             FaultSpec::OriginDown { origin }
             | FaultSpec::OriginFails { origin }
@@ -119,12 +132,21 @@ impl Names {
             named.collect()
         };
         match fault {
+            FaultSpec::Cut { from, to, .. }
+            | FaultSpec::Delay { from, to, .. }
+            | FaultSpec::Loss { from, to, .. }
+            | FaultSpec::Throttle { from, to, .. }
+                if from == RESOLVERS =>
+            {
+                named(to)
+            }
             FaultSpec::Cut { from, .. }
             | FaultSpec::Delay { from, .. }
             | FaultSpec::Loss { from, .. }
             | FaultSpec::Throttle { from, .. } => named(from),
             FaultSpec::NodeKill { node, .. }
             | FaultSpec::NodePause { node }
+            | FaultSpec::NodeDrain { node }
             | FaultSpec::DiskFull { node } => named(node),
             _ => all.collect(),
         }
@@ -144,6 +166,9 @@ impl Names {
 pub fn origin_name(region: &str) -> String {
     format!("origin-{region}")
 }
+
+/// The name in faults of the resolvers of all countries.
+const RESOLVERS: &str = "resolvers";
 
 #[cfg(test)]
 mod tests {

@@ -58,6 +58,8 @@ pub struct FleetPlan {
     pub canary_percent: u32,
     /// Whether each pool has the other origins as well, with a lower priority the farther away they are.
     pub failover: bool,
+    /// TTL in seconds of the answers by which clients find nodes through DNS. 0: a load balancer chooses the node.
+    pub dns_ttl_s: u64,
 }
 
 impl Default for FleetPlan {
@@ -70,6 +72,7 @@ impl Default for FleetPlan {
             workers: 2,
             canary_percent: 0,
             failover: false,
+            dns_ttl_s: 0,
         }
     }
 }
@@ -213,7 +216,7 @@ impl TryFrom<toml::Table> for FaultPlan {
 }
 
 /// The built-in scenarios, as `(name, TOML text)`.
-pub const BUILT_IN: [(&str, &str); 13] = [
+pub const BUILT_IN: [(&str, &str); 15] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("purge-storm", include_str!("../../scenarios/purge-storm.toml")),
     ("bus-loss", include_str!("../../scenarios/bus-loss.toml")),
@@ -225,6 +228,8 @@ pub const BUILT_IN: [(&str, &str); 13] = [
     ("cert-rotation", include_str!("../../scenarios/cert-rotation.toml")),
     ("geo", include_str!("../../scenarios/geo.toml")),
     ("canary", include_str!("../../scenarios/canary.toml")),
+    ("dns-failover", include_str!("../../scenarios/dns-failover.toml")),
+    ("whole-cdn", include_str!("../../scenarios/whole-cdn.toml")),
     ("changing-objects", include_str!("../../scenarios/changing-objects.toml")),
     ("everything", include_str!("../../scenarios/everything.toml")),
 ];
