@@ -91,7 +91,10 @@ fn row(name: &str, node: &Value, own: &Value) -> [String; HEAD.len()] {
     };
     [
         format!("{name}{mark}"),
-        text(&node["state"]),
+        match node["reachable"] == false {
+            true => format!("{}, unreachable", text(&node["state"])),
+            false => text(&node["state"]),
+        },
         text(&node["region"]),
         heard,
         format!("{:.0} %", node["load"].as_f64().unwrap_or_default() * 100.0),

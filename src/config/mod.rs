@@ -33,6 +33,7 @@ use toml::de::DeValue;
 pub use flags::Flags;
 pub use mistakes::{Mistake, Mistakes, suggestion};
 pub use rooms::NodeSettings;
+pub(crate) use rooms::ProbeSettings;
 pub use schema::schema;
 
 use crate::listen::{Listener, Transport};
@@ -70,6 +71,8 @@ pub struct Config {
     pub geo: geo::Settings,
     /// The name server.
     pub(crate) dns: dns::Settings,
+    /// Tests of the nodes of other regions. `None`: none.
+    pub(crate) probes: Option<ProbeSettings>,
     /// Pools of origins, and the resolver of their names.
     pub(crate) upstream: upstream::Settings,
     /// The cache store: memory and disk.
@@ -118,6 +121,7 @@ impl Default for Config {
             rate_clients_max: 100_000,
             geo: geo::Settings::default(),
             dns: dns::Settings::default(),
+            probes: None,
             upstream: upstream::Settings::default(),
             store: store::Settings::default(),
             purge: purge::Settings::default(),
@@ -353,6 +357,7 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     let dns = root.section("dns");
     rooms::read_dns(&dns, &mut config.upstream.dns);
     let has_fleet = config.bus.redis.is_some() || flags.redis.is_some();
+    config.probes = rooms::read_probes(&dns.section("probes"), has_fleet);
     rooms::read_name_server(&dns, &mut config.dns, &config.node, has_fleet);
     drop(dns);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);

@@ -20,6 +20,7 @@ impl Admin {
         let heartbeats = self.bus.heartbeat_ages().await;
         let own = self.bus.name();
         let table = self.nodes.borrow().clone();
+        let unreachable = table.unreachable_nodes();
         let nodes: serde_json::Map<String, Value> = table
             .members()
             .iter()
@@ -31,6 +32,7 @@ impl Admin {
                     heartbeat => heartbeat.map(|heartbeat| heartbeat.age),
                 };
                 fields["heard_ms_ago"] = json!(age.map(|age| age.as_millis() as u64));
+                fields["reachable"] = json!(!unreachable.contains(&member.name));
                 fields["applied"] = json!(heartbeat.and_then(applied));
                 (member.name.to_string(), fields)
             })
@@ -88,6 +90,9 @@ fn member_as_json(member: &FleetMember) -> Value {
         "config": &*announcement.config_digest,
         "peer": announcement.peer.map(|peer| peer.address),
         "peer_protocol": announcement.peer.map(|peer| peer.protocol),
+        "fails_to_reach": announcement.unreachable.as_ref().map(|names| {
+            names.iter().map(|name| &**name).collect::<Vec<_>>()
+        }),
         "duplicate_name": announcement.has_duplicate_name,
     })
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! {"region":"eu","at":[52.5,13.4],"addresses":["192.0.2.1"],"weight":100,"state":"ready","load":0.25,
-//!  "software":"0.1.0","config":"1f0c77aa","peer":{"address":"10.0.0.1:9443","protocol":1},"twin":false}
+//!  "software":"0.1.0","config":"1f0c77aa","peer":{"address":"10.0.0.1:9443","protocol":1},"unreachable":["us-2"],
+//!  "twin":false}
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use geo::Coordinates;
 use serde_json::{Value, json};
 
 use super::load::Load;
+use super::reach::TARGETS_MAX;
 
 /// The facts that a node announces about itself. Rows change when this changes, and not at each heartbeat.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +37,9 @@ pub(crate) struct Announcement {
     pub config_digest: Arc<str>,
     /// Where it answers the other nodes. `None`: it has no peers, or runs a build that knows none.
     pub peer: Option<PeerEndpoint>,
+    /// The nodes of other regions that its tests over the data path fail to reach, at most [`TARGETS_MAX`]. `None`: it
+    /// tests nobody.
+    pub unreachable: Option<Vec<Arc<str>>>,
     /// Whether it has detected another node with its name.
     pub has_duplicate_name: bool,
 }
@@ -87,6 +92,7 @@ impl Announcement {
             software: "".into(),
             config_digest: "".into(),
             peer: None,
+            unreachable: None,
             has_duplicate_name: false,
         }
     }
@@ -103,6 +109,9 @@ impl Announcement {
             "software": &*self.software,
             "config": &*self.config_digest,
             "peer": self.peer.map(|peer| json!({ "address": peer.address, "protocol": peer.protocol })),
+            "unreachable": self.unreachable.as_ref().map(|names| {
+                names.iter().map(|name| &**name).collect::<Vec<_>>()
+            }),
             "twin": self.has_duplicate_name,
         })
         .to_string()
@@ -137,6 +146,10 @@ impl Announcement {
             software: string("software"),
             config_digest: string("config"),
             peer: peer_endpoint(&fields["peer"]),
+            unreachable: fields["unreachable"].as_array().map(|names| {
+                let names = names.iter().filter_map(Value::as_str).take(TARGETS_MAX);
+                names.filter(|name| name.len() <= TEXT_CHARS_MAX).map(Arc::from).collect()
+            }),
             has_duplicate_name: fields["twin"].as_bool().unwrap_or_default(),
         })
     }
@@ -175,6 +188,7 @@ mod tests {
                 address: "[2001:db8::1]:9443".parse().unwrap(),
                 protocol: 1,
             }),
+            unreachable: Some(vec!["us-1".into()]),
             has_duplicate_name: true,
             ..Announcement::of_region("eu")
         };

@@ -1,6 +1,8 @@
 //! The nodes that edge names and redirects by place may name: those of the fleet's table, and those of the
 //! configuration beside them.
 //!
+//! A node that a majority of the other regions cannot reach is out, although it sends heartbeats.
+//!
 //! The list depends on nothing but the table and the configuration, so that nodes whose tables agree answer
 //! alike. While the purge bus is silent, the table stays as it is, and so does the list.
 
@@ -19,7 +21,14 @@ use crate::route::RegionTable;
 /// addresses and weight; its load is the member's, and its state the worse of both.
 pub(super) fn edge_nodes(configured: &[EdgeNode], table: &NodeTable) -> Vec<EdgeNode> {
     let members = table.members().iter();
-    let members = members.map(|member| (member.name.clone(), edge_node(member)));
+    let unreachable = table.unreachable_nodes();
+    let members = members.map(|member| {
+        let mut node = edge_node(member);
+        if unreachable.contains(&member.name) {
+            node.state = EdgeState::Out;
+        }
+        (member.name.clone(), node)
+    });
     let mut nodes: BTreeMap<Arc<str>, EdgeNode> = members.collect();
     for node in configured {
         let mut node = node.clone();
@@ -172,6 +181,21 @@ mod tests {
             "z configured 198.51.100.9 7 ready",
         ];
         assert_eq!(lines(&nodes), expected);
+    }
+
+    #[test]
+    fn a_node_that_other_regions_cannot_reach_is_out() {
+        let tests = |name: &str, region: &str, unreachable: &[&str]| {
+            let mut member = member(name, region, "192.0.2.7", Readiness::Ready);
+            let names = unreachable.iter().map(|name| Arc::from(*name));
+            member.announcement.unreachable = Some(names.collect());
+            member
+        };
+        let members =
+            vec![tests("a", "eu", &[]), tests("b", "us", &["a"]), tests("c", "ap", &["a"])];
+        let nodes = edge_nodes(&[], &NodeTable::new(members));
+        let states: Vec<_> = nodes.iter().map(|node| node.state).collect();
+        assert_eq!(states, [EdgeState::Out, EdgeState::Ready, EdgeState::Ready]);
     }
 
     #[test]

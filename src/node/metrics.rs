@@ -57,6 +57,17 @@ impl Collector for NodeMetrics {
             "Changed options that take effect only after a restart",
             record.restart_pending.len() as f64,
         )?;
+        let (failing, out) = shared.unreachable_counts();
+        gauge(
+            "fleet_unreachable_nodes",
+            "Nodes of other regions that this node tests over the data path and fails to reach",
+            failing as f64,
+        )?;
+        gauge(
+            "fleet_nodes_out_unreachable",
+            "Nodes that edge names do not answer because a majority of the other regions fails to reach them",
+            out as f64,
+        )?;
         let config = shared.config();
         let mut directories: Vec<_> =
             config.store.directories.iter().map(|directory| directory.path.clone()).collect();

@@ -18,6 +18,7 @@ mod origin_states;
 mod origins;
 mod overview;
 mod peer_calls;
+mod probes;
 mod shared;
 mod shown_tags;
 mod sources;
@@ -309,6 +310,7 @@ impl Node {
         background.spawn(shared.clone().announce_load());
         shared.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
         background.spawn(shared.clone().follow_node_table());
+        background.spawn(shared.clone().probe_regions());
         if let Some(tls) = &shared.tls {
             background.spawn(tls.clone().watch());
         }

@@ -1,5 +1,6 @@
 //! The state of a pool's origins for people: the admin API and the metrics.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use super::roster::SourceRecord;
 pub(crate) struct OriginReport {
     /// `http://host:port`.
     pub origin: String,
+    /// The address that connections go to, if it is configured apart from the name.
+    pub address: Option<IpAddr>,
     /// How it is used.
     pub class: HealthClass,
     /// For how long the class has been so.
@@ -110,6 +113,7 @@ fn report(member: &Member, weight: u16, source: Option<String>) -> OriginReport 
     let until = |at_ms: u64| Duration::from_millis(at_ms.saturating_sub(now_ms));
     OriginReport {
         origin: member.url(),
+        address: member.address,
         class: state.class,
         since: since(state.since_ms),
         why: state.why,

@@ -10,6 +10,7 @@ mod listen;
 mod log;
 mod node;
 mod peers;
+mod probes;
 mod store;
 mod upstream;
 
@@ -23,5 +24,7 @@ pub(super) use log::read_log;
 pub use node::NodeSettings;
 pub(super) use node::{PLAIN_NAME, WORKERS_MAX, is_plain_name, read_node};
 pub(super) use peers::{check_peers, read_peers};
+pub(crate) use probes::ProbeSettings;
+pub(super) use probes::read_probes;
 pub(super) use store::{read_fills, read_purge, read_store};
 pub(super) use upstream::{read_dns, read_pools};

@@ -1,0 +1,74 @@
+//! Reads `[dns.probes]`: how a node tests the nodes of other regions.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::super::reader::{Reader, Section};
+use super::super::values::{Value, text};
+use crate::upstream::{Check, CheckKind, HttpCheck, Origin};
+
+/// The request by which the nodes of other regions are tested.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ProbeSettings {
+    /// Scheme, host and port of the URL.
+    server: Origin,
+    /// The request, and when a node counts as unreachable.
+    pub check: Check,
+}
+
+impl ProbeSettings {
+    /// The URL's server at one of a node's public addresses.
+    pub(crate) fn server_at(&self, address: IpAddr) -> Origin {
+        Origin { address: Some(address), ..self.server.clone() }
+    }
+}
+
+/// `None`: this node tests nobody. `has_fleet`: there are others.
+pub(crate) fn read_probes(section: &Section<'_>, has_fleet: bool) -> Option<ProbeSettings> {
+    let mut url = ProbeUrl(None);
+    section.read("url", &mut url);
+    let http = HttpCheck { statuses: vec![100..=499], ..HttpCheck::default() };
+    let mut check = Check { interval: SECOND, ..Check::default() };
+    section.read_within("interval", &mut check.interval, SECOND / 2..=MINUTE);
+    check.timeout = check.timeout.min(check.interval);
+    section.read_within("timeout", &mut check.timeout, SECOND / 10..=MINUTE);
+    if check.timeout > check.interval {
+        section.mistake("timeout", "\"timeout\" must not be greater than \"interval\"");
+    }
+    section.read_within("rise", &mut check.rise, 1..=100);
+    section.read_within("fall", &mut check.fall, 1..=100);
+    let (server, path) = url.0?;
+    if !has_fleet {
+        let message = "\"url\" has no effect without a fleet: set bus.redis, or remove \"url\"";
+        section.mistake("url", message);
+    }
+    check.kind = CheckKind::Http(HttpCheck { path, ..http });
+    Some(ProbeSettings { server, check })
+}
+
+/// `"https://www.example.org/health"`, or `"none"`.
+#[derive(Debug)]
+struct ProbeUrl(Option<(Origin, PathAndQuery)>);
+
+impl Value for ProbeUrl {
+    fn read(value: &Spanned<DeValue<'_>>, reader: &Reader<'_>) -> Option<Self> {
+        let expected =
+            "a URL that the nodes serve, such as \"https://www.example.org/health\", or \"none\"";
+        text(value, reader, expected, |text| {
+            if text == "none" {
+                return Some(Self(None));
+            }
+            let url: http::Uri = text.parse().ok()?;
+            let server = format!("{}://{}", url.scheme_str()?, url.authority()?);
+            let path = url.path_and_query().cloned()?;
+            Some(Self(Some((Origin::parse(&server)?, path))))
+        })
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
