@@ -37,6 +37,7 @@ use crate::body::{Body, BodyError, BodyFault, BodySource};
 use crate::interim::Interims;
 use crate::labels::RetryReason;
 use crate::metrics::Metric;
+use crate::peers::HOP;
 
 /// One try at one origin.
 pub(super) struct Attempt<'a> {
@@ -248,9 +249,9 @@ impl Attempt<'_> {
 
     async fn open_http2(&self, connected: Connected) -> Result<Share, LinkError> {
         let Connected { io, address, .. } = connected;
-        let header_bytes_max = self.outgoing.state.pool.settings().header_bytes_max;
+        let settings = self.outgoing.state.pool.settings();
         let now_ms = self.outgoing.core.timers.now_ms();
-        let http2 = Http2::open(io, address, now_ms, header_bytes_max).await?;
+        let http2 = Http2::open(io, address, now_ms, settings).await?;
         self.chosen.member.add_http2(&http2);
         Ok(Share::of(&http2))
     }
@@ -299,6 +300,11 @@ impl Attempt<'_> {
 
     /// Passes on an interim response of HTTP/2.
     fn pass_on_interim(&self, interim: &Response<()>) {
+        if interim.status() == StatusCode::PROCESSING
+            && let Some(acknowledged) = &self.outgoing.intent.acknowledged
+        {
+            return acknowledged.notify_one();
+        }
         if let Some(interims) = self.interims() {
             fields::pass_on(
                 interims,
@@ -383,7 +389,12 @@ impl Attempt<'_> {
             field,
         })?;
         let upgrade = Upgrade::of(head.status);
+        let is_of_peer = self.outgoing.state.pool.settings().is_of_peers;
+        let verdict = is_of_peer.then(|| head.headers.remove(HOP)).flatten();
         let hop_by_hop = fields::take_hop_by_hop(&mut head.headers, upgrade);
+        if let Some(verdict) = verdict {
+            head.headers.insert(HOP, verdict);
+        }
         hop_by_hop.check_framing().map_err(|misframed| self.misframed(misframed))?;
         if let Link::Http1(http1) = &mut link {
             http1.kept_for = hop_by_hop.kept_for;

@@ -1,11 +1,13 @@
 //! What an exchange with an upstream needs besides the request, and what it returns.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use geo::UnitVector;
 use http::{HeaderValue, Response};
+use tokio::sync::Notify;
 
 use super::sticky::StickyToken;
 use super::tunnel::UpgradedOrigin;
@@ -32,6 +34,8 @@ pub(crate) struct Intent {
     pub for_many: bool,
     /// Receives the interim responses.
     pub interims: Option<Arc<Interims>>,
+    /// Notified when a 102 (Processing) arrives over HTTP/2, which is then not passed on.
+    pub acknowledged: Option<Rc<Notify>>,
 }
 
 /// The ties of a request to some origins of a pool rather than to others.

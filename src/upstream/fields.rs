@@ -33,7 +33,8 @@ pub(super) fn direct(request: &mut Request<Body>, origin: &Member, http2: bool) 
         let host = request.headers_mut().remove(HOST);
         let authority = host.and_then(|host| host.as_bytes().try_into().ok());
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.scheme = Some(origin.scheme.as_str().parse().expect("http or https"));
+        // A peer is told the scheme by which the client came.
+        parts.scheme.get_or_insert_with(|| origin.scheme.as_str().parse().expect("http or https"));
         parts.authority = Some(authority.unwrap_or_else(|| origin.authority.clone()));
         parts.path_and_query.get_or_insert_with(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from_parts(parts).expect("all three parts are there");

@@ -31,6 +31,7 @@ use super::error::{LinkError, NoHead, NoHeadReason};
 use super::io::{Io, Traffic};
 use super::patience::Patience;
 use super::request_body::ClientUpload;
+use super::settings::{self, PoolSettings};
 use crate::body::{Body, BodyError, BodySource};
 use crate::fields::number;
 
@@ -72,14 +73,16 @@ impl Drop for Share {
 }
 
 impl Http2 {
-    /// Starts HTTP/2 on `io`. The fields of a response may have `header_bytes_max` bytes.
+    /// Starts HTTP/2 on `io`.
     pub(super) async fn open(
         io: Io,
         address: SocketAddr,
         opened_ms: u64,
-        header_bytes_max: usize,
+        settings: &PoolSettings,
     ) -> Result<Rc<Self>, LinkError> {
         let traffic = io.traffic();
+        let header_bytes_max = settings.header_bytes_max;
+        let pings = PingTimes::of(&settings.keep_alive);
         let (sender, connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
@@ -96,7 +99,7 @@ impl Http2 {
             streams: Cell::new(0),
             is_doubtful: Cell::new(false),
         });
-        spawn_local(drive(connection, traffic, Rc::downgrade(&http2)));
+        spawn_local(drive(connection, traffic, pings, Rc::downgrade(&http2)));
         Ok(http2)
     }
 
@@ -202,8 +205,13 @@ fn poll_interims(
 }
 
 /// Drives a connection until it ends, or until its origin does not answer a PING in time.
-async fn drive(mut connection: Connection<Io, Bytes>, traffic: Rc<Traffic>, shared: Weak<Http2>) {
-    let mut keep_alive = connection.ping_pong().map(|ping| KeepAlive::new(ping, traffic));
+async fn drive(
+    mut connection: Connection<Io, Bytes>,
+    traffic: Rc<Traffic>,
+    pings: PingTimes,
+    shared: Weak<Http2>,
+) {
+    let mut keep_alive = connection.ping_pong().map(|ping| KeepAlive::new(ping, pings, traffic));
     poll_fn(|cx| {
         if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
             if let Err(error) = end {
@@ -220,9 +228,23 @@ async fn drive(mut connection: Connection<Io, Bytes>, traffic: Rc<Traffic>, shar
     .await;
 }
 
+/// When a connection gets a PING, and how long the answer may take.
+#[derive(Clone, Copy)]
+struct PingTimes {
+    after: Duration,
+    timeout: Duration,
+}
+
+impl PingTimes {
+    fn of(keep_alive: &settings::KeepAlive) -> Self {
+        Self { after: keep_alive.ping_after, timeout: keep_alive.ping_timeout }
+    }
+}
+
 /// Sends a PING when nothing was received for a while, to find out whether the origin is reachable.
 struct KeepAlive {
     ping: PingPong,
+    times: PingTimes,
     traffic: Rc<Traffic>,
     /// The number of bytes read at the last check.
     read_before: u64,
@@ -231,16 +253,16 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    fn new(ping: PingPong, traffic: Rc<Traffic>) -> Self {
-        let timer = Box::pin(sleep(PING_INTERVAL));
-        Self { ping, read_before: traffic.read.get(), traffic, timer, awaits_pong: false }
+    fn new(ping: PingPong, times: PingTimes, traffic: Rc<Traffic>) -> Self {
+        let timer = Box::pin(sleep(times.after));
+        Self { ping, times, read_before: traffic.read.get(), traffic, timer, awaits_pong: false }
     }
 
     /// Ready once a PING was not answered in time.
     fn poll_silent(&mut self, cx: &mut Context<'_>, is_in_use: impl Fn() -> bool) -> Poll<()> {
         if self.awaits_pong && self.ping.poll_pong(cx).is_ready() {
             self.awaits_pong = false;
-            self.timer.as_mut().reset(Instant::now() + PING_INTERVAL);
+            self.timer.as_mut().reset(Instant::now() + self.times.after);
         }
         loop {
             ready!(self.timer.as_mut().poll(cx));
@@ -252,7 +274,7 @@ impl KeepAlive {
             // An error means that a PING is in flight already, or that the connection has ended.
             self.awaits_pong =
                 is_silent && is_in_use() && self.ping.send_ping(Ping::opaque()).is_ok();
-            let next = if self.awaits_pong { PING_TIMEOUT } else { PING_INTERVAL };
+            let next = if self.awaits_pong { self.times.timeout } else { self.times.after };
             self.timer.as_mut().reset(Instant::now() + next);
         }
     }
@@ -427,7 +449,5 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Maximum number of bytes of a request body that are queued for the socket.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interim responses before the final one; more is a flood.
 const INTERIMS_MAX: usize = 64;

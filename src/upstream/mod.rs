@@ -64,9 +64,9 @@ pub(crate) use pools::{MemberChanges, Pools};
 pub(crate) use resolve::Resolver;
 pub(crate) use settings::{
     Balance, Check, CheckKind, ClientCertificate, Deadlines, DnsSettings, GrpcCheck, HashBy,
-    Health, Hedge, HedgeAfter, HostHeader, HttpCheck, MemberDefaults, MemberSource, Origin, Policy,
-    PoolDefinition, PoolSettings, Protocol, Retry, RetryOn, Scheme, Settings, SourceKind,
-    StatusSet, StickySettings,
+    Health, Hedge, HedgeAfter, HostHeader, HttpCheck, KeepAlive, MemberDefaults, MemberSource,
+    Origin, OriginTls, Policy, PoolDefinition, PoolSettings, PreparedTls, Protocol, Retry, RetryOn,
+    Scheme, Settings, SourceKind, StatusSet, StickySettings,
 };
 pub(crate) use sign::{CredentialsSource, SecretField, Signing, credential_mistakes};
 pub(crate) use sticky::{StickyToken, sticky_key_mistake};

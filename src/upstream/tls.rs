@@ -14,6 +14,9 @@ use super::settings::{OriginTls, PoolError, PoolSettings, Protocol};
 /// The configuration for a pool. All cores share it and its sessions, so that a new connection can
 /// resume a session of any core.
 pub(super) fn client_config(pool: &PoolSettings) -> Result<Arc<ClientConfig>, PoolError> {
+    if let Some(prepared) = &pool.tls.prepared {
+        return Ok(prepared.0.clone());
+    }
     let tls_error = |source| PoolError::Tls { pool: pool.name.clone(), source };
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())

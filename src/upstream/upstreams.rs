@@ -72,7 +72,7 @@ impl Upstreams {
     /// Sends a request upstream and waits for the head of the response.
     ///
     /// `request` makes the head, once for each attempt; the body streams. Of the URI only path and
-    /// query are used. `Host` is set as configured for the pool; the other fields are sent as they
+    /// query are used, and over HTTP/2 the scheme, if it has one. `Host` is set as configured for the pool; the other fields are sent as they
     /// are, so the caller must have removed hop-by-hop fields. Dropping the future, or the body of
     /// the response, ends the exchange.
     ///

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use rustls::ClientConfig;
 
 /// TLS to origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +21,21 @@ pub(crate) struct OriginTls {
     pub server_name: Option<Arc<str>>,
     /// The certificate to send when the origin requests one.
     pub client_certificate: Option<ClientCertificate>,
+    /// In place of all other settings: a configuration that another room keeps.
+    pub prepared: Option<PreparedTls>,
 }
+
+/// A TLS configuration for connections to origins. Two are equal if they are the same object.
+#[derive(Clone, Debug)]
+pub(crate) struct PreparedTls(pub Arc<ClientConfig>);
+
+impl PartialEq for PreparedTls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for PreparedTls {}
 
 impl Default for OriginTls {
     fn default() -> Self {
@@ -30,6 +45,7 @@ impl Default for OriginTls {
             ca_files: Vec::new(),
             server_name: None,
             client_certificate: None,
+            prepared: None,
         }
     }
 }
@@ -109,10 +125,20 @@ pub(crate) struct KeepAlive {
     pub age_max: Duration,
     /// Unused HTTP/1.1 connections to one origin on one core; 0 closes each after its use.
     pub idle_max: usize,
+    /// An HTTP/2 connection with requests in flight on which nothing was received for this long gets a PING.
+    pub ping_after: Duration,
+    /// It is closed if nothing answers the PING for this long.
+    pub ping_timeout: Duration,
 }
 
 impl Default for KeepAlive {
     fn default() -> Self {
-        Self { idle: Duration::from_secs(50), age_max: Duration::from_secs(600), idle_max: 64 }
+        Self {
+            idle: Duration::from_secs(50),
+            age_max: Duration::from_secs(600),
+            idle_max: 64,
+            ping_after: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(10),
+        }
     }
 }

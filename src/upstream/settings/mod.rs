@@ -21,7 +21,7 @@ use super::sign::{SecretField, Signing};
 pub(crate) use balance::{Balance, HashBy, Policy};
 pub(crate) use connection::Deadlines;
 pub(crate) use connection::{ClientCertificate, HostHeader, Protocol};
-pub(super) use connection::{KeepAlive, OriginTls};
+pub(crate) use connection::{KeepAlive, OriginTls, PreparedTls};
 pub(crate) use dns::DnsSettings;
 pub(crate) use health::{Check, CheckKind, GrpcCheck, Health, HttpCheck};
 pub(crate) use hedge::{Hedge, HedgeAfter};
@@ -65,6 +65,8 @@ impl PoolDefinition {
 pub(crate) struct PoolSettings {
     /// The name in rules, logs and metrics.
     pub name: Arc<str>,
+    /// Its origins are other nodes of the fleet: their field `Skerry-Hop` is kept.
+    pub is_of_peers: bool,
     /// Which origins are tried before which others.
     pub policy: Policy,
     /// How one of equally good origins is chosen for a request.
@@ -125,6 +127,7 @@ impl PoolSettings {
     pub(crate) fn new(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
+            is_of_peers: false,
             policy: Policy::default(),
             balance: Balance::default(),
             hash_by: HashBy::default(),
