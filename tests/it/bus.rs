@@ -3,8 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -14,7 +13,8 @@ use serde_json::Value;
 use skerry::Clock;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, LongLink, Origin, Random, Request};
+use crate::harness::redis::free_address;
+use crate::harness::{Answer, LongLink, Origin, Random, RedisProcess, Request};
 
 /// Acknowledged purges stay in force when processes are killed, connections closed and the stream trimmed.
 /// `SKERRY_CHAOS_PURGES` is the number of purges (10,000 in the long form), `SKERRY_CHAOS_SEED` repeats a run.
@@ -585,7 +585,7 @@ impl NodeProcess {
         }
     }
 
-    pub fn kill(&self) {
+    fn kill(&self) {
         if let Some(mut process) = self.process.write().unwrap().take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -658,61 +658,6 @@ fn exchange(address: SocketAddr, request: Request) -> io::Result<(u16, String, S
     Ok((status.ok_or_else(cut)?, head.to_owned(), body.to_owned()))
 }
 
-/// A Redis server, which is killed on drop.
-pub struct RedisProcess {
-    pub port: u16,
-    directory: String,
-    process: RwLock<Option<Child>>,
-}
-
-impl RedisProcess {
-    /// `None`: there is no redis-server on this machine.
-    pub fn start(folder: &Path) -> Option<Self> {
-        let (port, directory) = (free_address().port(), folder.display().to_string());
-        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
-            eprintln!("SKIPPED: no redis-server on this machine");
-            return None;
-        }
-        let redis = Self { port, directory, process: RwLock::new(None) };
-        redis.run();
-        Some(redis)
-    }
-
-    /// Starts it again after [`RedisProcess::kill`].
-    pub fn run(&self) {
-        let mut process = self.process.write().unwrap();
-        if process.is_some() {
-            return;
-        }
-        let started = Command::new("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--dir", &self.directory, "--save", "", "--appendonly", "yes"])
-            .stdout(Stdio::null())
-            .spawn();
-        *process = Some(started.unwrap());
-        drop(process);
-        until("Redis answers", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
-    }
-
-    pub fn kill(&self) {
-        if let Some(mut process) = self.process.write().unwrap().take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-    }
-
-    fn command(&self, words: &[&str]) {
-        let port = self.port.to_string();
-        let _ = Command::new("redis-cli").args(["-p", &port]).args(words).output();
-    }
-}
-
-impl Drop for RedisProcess {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 fn percentiles(mut times: Vec<f64>) -> (f64, f64, f64) {
     times.sort_by(f64::total_cmp);
     let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
@@ -734,10 +679,6 @@ fn now_us(clock: &Clock) -> u64 {
 
 fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 const HOST: &str = "fleet.test";

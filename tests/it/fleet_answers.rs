@@ -5,8 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::bus::RedisProcess;
-use super::harness::{Answer, Edge, Origin, until};
+use crate::harness::{Answer, Edge, Origin, RedisProcess, until};
 
 /// A fleet of nodes that are all name servers. Skipped without `redis-server` or dig.
 struct AnsweringFleet {

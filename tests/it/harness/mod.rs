@@ -13,6 +13,7 @@ pub mod node;
 pub mod origin;
 pub mod peer;
 pub mod process;
+pub mod redis;
 pub mod victim;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use link::LongLink;
 pub use node::{Edge, with_defaults};
 pub use origin::{Answer, Gate, Origin, ReceivedRequest};
 pub use process::{Process, skerry};
+pub use redis::RedisProcess;
 
 /// Polls a condition until it holds. `what` describes it.
 ///
