@@ -7,7 +7,8 @@ use crate::rendezvous::{LoadBound, hash, score};
 
 /// The nodes of `region` that may own the key with this hash, the owner first; after it the nodes that would
 /// own it without those before. `load`: the requests that a node has from the asker at present. A node with
-/// more than 1.25 times its share of them stands behind the others. Empty: no node of the region is ready.
+/// at least [`LOAD_FREE`] of them and more than 1.25 times its share stands behind the others. Empty: no node
+/// of the region is ready.
 pub(crate) fn owners<'a>(
     table: &'a NodeTable,
     region: &str,
@@ -20,7 +21,8 @@ pub(crate) fn owners<'a>(
     let rank = |member: &'a FleetMember| {
         let weight = member.announcement.weight;
         let score = score(key, hash(member.name.as_bytes()), weight);
-        (bound.allows(load(member), weight), score, member)
+        let load = load(member);
+        (load < LOAD_FREE || bound.allows(load, weight), score, member)
     };
     let mut ranked: Vec<_> = members().map(rank).collect();
     ranked.sort_by(|(allowed, score, _), (other_allowed, other, _)| {
@@ -41,6 +43,9 @@ fn may_own(member: &FleetMember, region: &str) -> bool {
 
 /// The most that a node may have of its share of the requests, in percent.
 const FACTOR_PERCENT: u32 = 125;
+/// A node with fewer requests keeps all its keys: the shares of a few requests say nothing, and a key that
+/// moves is fetched from the origin once more.
+const LOAD_FREE: u32 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -110,6 +115,19 @@ mod tests {
         }
         let most = *loads.values().max().unwrap();
         assert!(most <= 1251, "1.25 times the mean of 1000: {loads:?}");
+    }
+
+    #[test]
+    fn few_requests_move_no_key() {
+        let table = table_of(&nodes(3));
+        for key in 0..100 {
+            let name = name_of_owner(&table, key);
+            let load = |member: &FleetMember| if *member.name == *name { LOAD_FREE - 1 } else { 0 };
+            let hashed = hash(&key.to_le_bytes());
+            assert_eq!(*owners(&table, "eu", hashed, load)[0].name, *name);
+            let one_more = |member: &FleetMember| load(member).next_multiple_of(LOAD_FREE);
+            assert_ne!(*owners(&table, "eu", hashed, one_more)[0].name, *name);
+        }
     }
 
     #[test]
