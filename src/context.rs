@@ -12,7 +12,7 @@ use geo::Place;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::cache::CacheStatus;
-use crate::labels::Unretried;
+use crate::labels::{Unretried, UpstreamKind};
 use crate::peers::{Hop, PeerNames};
 
 /// The facts of one open connection, shared by its requests.
@@ -229,6 +229,8 @@ pub(crate) struct ResponseFacts {
     pub failure: Option<&'static str>,
     /// The text of the cause, for the access log, where it says more than the word.
     pub failure_detail: Option<Box<str>>,
+    /// Whether a purge covers the response, which is served stale.
+    pub is_purged: bool,
 }
 
 /// The request line as received, and the fields that the log shows.
@@ -258,11 +260,14 @@ impl RequestHead {
 /// The upstream exchange that a request waited for.
 #[derive(Clone, Debug)]
 pub(crate) struct UpstreamFacts {
+    /// The kind of server that was tried last.
+    pub kind: UpstreamKind,
     /// The pool's name.
     pub pool: Arc<str>,
-    /// `host:port` of the last origin tried, as configured. `None` if no origin was up.
+    /// `host:port` of the last origin tried, as configured, or the name of a peer. `None` if no origin was
+    /// up.
     pub origin: Option<Arc<str>>,
-    /// The address of that origin that was tried last.
+    /// The address of that server that was tried last.
     pub address: Option<SocketAddr>,
     /// The number of tries.
     pub attempts: u32,

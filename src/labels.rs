@@ -647,7 +647,6 @@ labels! {
 labels! {
     /// Why a node does not answer another one that asks it. The list is closed, except that a later
     /// version may have words that this one does not know.
-    #[allow(dead_code, reason = "its words are read before all of them are sent")]
     pub(crate) HopRefusal;
     /// It speaks another version of the peer protocol.
     Version "version";
@@ -661,16 +660,88 @@ labels! {
     Purges "purges";
     /// It answers as many requests of other nodes as it may.
     Overload "overload";
+    /// It got no response from the origin.
+    Upstream "upstream";
     /// A reason that this version does not know.
     Other "other";
 }
 
 impl HopRefusal {
-    #[allow(dead_code, reason = "its words are read before all of them are sent")]
     /// The refusal with this word. `None`: this version has none.
     pub(crate) fn of_word(word: &str) -> Option<Self> {
-        use HopRefusal::{Digest, Hops, Key, Other, Overload, Purges, Version};
-        let all = [Version, Digest, Key, Hops, Purges, Overload, Other];
+        use HopRefusal::{Digest, Hops, Key, Other, Overload, Purges, Upstream, Version};
+        let all = [Version, Digest, Key, Hops, Purges, Overload, Upstream, Other];
         all.into_iter().find(|refusal| refusal.as_str() == word)
     }
+}
+
+labels! {
+    /// Why a request to a peer had no usable response, or not a whole one.
+    pub(crate) HopFailure;
+    /// Neither a response nor a 102 (Processing) came in time.
+    Deadline "deadline";
+    /// There was no connection, or it ended.
+    Connection "connection";
+    /// The response does not say how the peer has answered.
+    Verdict "verdict";
+    /// The body ended early.
+    Body "body";
+    /// The peer speaks another version of the protocol.
+    Version "version";
+    /// Its configuration is another one.
+    Digest "digest";
+    /// It computes another cache key.
+    Key "key";
+    /// It has not applied the purges that this node knows of.
+    Purges "purges";
+    /// It answers as many requests as it may.
+    Overload "overload";
+    /// It got no response from the origin.
+    Upstream "upstream";
+    /// It has refused the request for another reason.
+    Refused "refused";
+}
+
+impl HopFailure {
+    /// The failure that a refusal is.
+    pub(crate) const fn of_refusal(refusal: HopRefusal) -> Self {
+        match refusal {
+            HopRefusal::Version => Self::Version,
+            HopRefusal::Digest => Self::Digest,
+            HopRefusal::Key => Self::Key,
+            HopRefusal::Purges => Self::Purges,
+            HopRefusal::Overload => Self::Overload,
+            HopRefusal::Upstream => Self::Upstream,
+            HopRefusal::Hops | HopRefusal::Other => Self::Refused,
+        }
+    }
+
+    /// Whether the peer should get no request for a while.
+    pub(crate) const fn is_silence(self) -> bool {
+        matches!(self, Self::Deadline | Self::Connection | Self::Verdict | Self::Overload)
+    }
+}
+
+labels! {
+    /// Why a request that the store cannot answer goes to the origin and not to a peer.
+    pub(crate) WhyOrigin;
+    /// This node owns the key.
+    Own "own";
+    /// No node of the region is ready, or it has no connection yet.
+    NoOwner "no-owner";
+    /// The owner has no peer link, or speaks another version of its protocol.
+    Protocol "protocol";
+    /// The configuration of the owner is another one.
+    Digest "digest";
+    /// The owner has failed a moment ago.
+    Skipped "skipped";
+}
+
+labels! {
+    /// The kind of server that a request was sent to.
+    pub(crate) UpstreamKind;
+    /// An origin of a pool.
+    Origin "origin";
+    /// Another node of the region.
+    Peer "peer";
 }

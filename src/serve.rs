@@ -19,6 +19,8 @@
 mod added_fields;
 mod affinity;
 mod answer;
+mod answering;
+mod asking;
 mod cookies;
 mod errors;
 mod exchange;
@@ -26,6 +28,7 @@ mod explain;
 mod fetching;
 mod forms;
 mod geo_redirect;
+mod hop_body;
 mod hot_forms;
 mod internal_requests;
 mod limited_body;
@@ -40,6 +43,8 @@ mod popular;
 mod purging;
 mod ranges;
 mod recoding;
+mod region;
+mod relay;
 mod repaired_body;
 mod request_content;
 mod routing;
@@ -64,6 +69,7 @@ use crate::cache::{self, CacheStatus, Decision, Reason, RequestDirectives};
 use crate::context::{Connection, RequestContext, RequestHead, ResponseFacts};
 use crate::guard::{self, Applicant, Normalised, Rates, Refusal};
 use crate::interim::{Interims, ReplyFuture};
+use crate::labels::HopRefusal;
 use crate::metrics::{Metric, Recorder};
 use crate::reply::Reply;
 use crate::respond::{self, ErrorReply, Transaction};
@@ -78,6 +84,7 @@ pub(crate) use internal_requests::{InternalRequest, run_internal_requests};
 pub(crate) use peer_calls::PeerCall;
 pub(crate) use popular::Popular;
 pub(crate) use purging::PurgeByMethod;
+pub(crate) use region::{PeerCounts, PeerLink, Region, SharedRegion};
 pub(crate) use routing::canonical_url;
 pub(crate) use worker::{Plan, Worker, WorkerParts};
 
@@ -133,6 +140,8 @@ struct Visit {
     sticky: Option<StickyToken>,
     /// Interim responses for the client. `None` on the stages that do not wait.
     interims: Option<Arc<Interims>>,
+    /// No peer is asked: they have been, in vain.
+    leaves_peers_out: bool,
 }
 
 /// The parts of a request that can be sent upstream only once.
@@ -192,6 +201,7 @@ pub(crate) fn serve(
         accepted,
         sticky,
         interims: None,
+        leaves_peers_out: false,
     };
     let outcome = visit.answer_at_once(&payload);
     visit.note_lookup();
@@ -382,6 +392,9 @@ impl Visit {
         if self.is_purge() {
             return Err(Wait::Purge);
         }
+        if let Some(refused) = self.refuse_peer() {
+            return Ok(refused);
+        }
         let generated =
             |reply| Ok(Answered::new(reply, CacheStatus::generated(Reason::AnsweredHere)));
         match &self.rule.settings.action {
@@ -486,6 +499,7 @@ impl Visit {
     }
 
     async fn run_stage(&self, next: NextStage) -> Result<Answered, Box<PathError>> {
+        self.acknowledge_to_peer();
         match next {
             NextStage::Fetch(found, reason) => self.fetch(found, reason).await,
             NextStage::FillGaps(found) => match self.fill_gaps(&found).await? {
@@ -522,7 +536,11 @@ impl Visit {
     }
 
     /// finish: applies the rule's response fields, and writes `Via`, `Cache-Status`, metrics and log.
-    fn finish(self, Answered { mut reply, facts, .. }: Answered) -> Reply {
+    fn finish(self, answered: Answered) -> Reply {
+        if self.context.hop.is_some() {
+            return self.finish_for_peer(answered);
+        }
+        let Answered { mut reply, facts, .. } = answered;
         let settings = &self.rule.settings;
         // A 304 has no fields that describe content (RFC 9110 §15.4.5).
         if reply.status == StatusCode::NOT_MODIFIED {
@@ -554,7 +572,11 @@ fn finish_error(
     facts.failure = Some(error.reason);
     facts.failure_detail = error.cause.take();
     tracing::debug!(request = %context.id, reason = error.reason, detail = %error.detail, "refused or failed");
-    let mut reply = error.complete(&plan.identity.name, &context.id.to_string());
+    // A peer goes to the origin itself: no failure of this node is an error for its client.
+    let mut reply = match &context.hop {
+        Some(_) => errors::refusal_to_peer(HopRefusal::Upstream),
+        None => error.complete(&plan.identity.name, &context.id.to_string()),
+    };
     if context.site.is_some() {
         respond::add_via_and_cache_status(&mut reply, &facts, &plan.identity, None);
     }

@@ -19,6 +19,7 @@ pub(super) fn explanation_text(explanation: &Value) -> String {
         ("stored", stored(explanation)),
         ("purges", purges(explanation)),
         ("decision", Some(decision(&explanation["decision"]))),
+        ("next hop", next_hop(explanation)),
     ];
     let mut text = format!("{}\n", word(&explanation["url"]));
     let steps = steps.into_iter().filter_map(|(name, step)| Some((name, step?)));
@@ -108,6 +109,20 @@ fn pool(explanation: &Value) -> Option<String> {
     };
     let policy = word(&explanation["pool_policy"]);
     Some(format!("{name:?} ({policy}): {}{down}", tiers.join(", then ")))
+}
+
+/// Who is asked if the decision is not a hit.
+fn next_hop(explanation: &Value) -> Option<String> {
+    let hop = &explanation["next_hop"];
+    if explanation["decision"]["act"] == "hit" || hop.is_null() {
+        return None;
+    }
+    Some(match hop["to"].as_str()? {
+        "peer" => {
+            format!("the owner of the key: {}", words(&hop["peers"]).replace(", ", ", then "))
+        }
+        _ => format!("the origin: {}", word(&hop["why"])),
+    })
 }
 
 fn variants(explanation: &Value) -> Option<String> {

@@ -167,6 +167,21 @@ impl Fills {
         }
     }
 
+    /// Whether requests for the key are known not to be worth collapsing.
+    pub(crate) fn is_uncacheable(&self, key: KeyHash) -> bool {
+        self.0.shard(key).is_uncacheable(key, &self.0.clock)
+    }
+
+    /// Remembers that responses for the key cannot be stored, as [`Lead::release`] does.
+    pub(crate) fn remember_uncacheable(&self, key: KeyHash, remember_for: Duration) {
+        self.0.remember(key, remember_for);
+    }
+
+    /// Whether the window of a fill holds a whole body of this length, so that no reader falls behind it.
+    pub(crate) fn holds(&self, length: Option<u64>) -> bool {
+        length.is_some_and(|length| length <= self.0.shared.window_bytes_least())
+    }
+
     /// Where fills are counted.
     pub(crate) fn recorder(&self) -> &Recorder {
         &self.0.shared.recorder
@@ -345,6 +360,21 @@ impl Lead {
         pump::fill(&self.fill, store, response, body, self.to_the_end).await
     }
 
+    /// As [`Lead::fill`], but stores nothing: followers have the body from the window, which must hold it
+    /// ([`Fills::holds`]).
+    pub(crate) async fn stream(&mut self, response: Arc<StoredResponse>, body: Body) -> FillEnd {
+        self.decided = true;
+        pump::stream(&self.fill, response, body).await
+    }
+
+    /// A peer has the response, and it is too long to be shared without being stored: each follower asks that
+    /// peer on its own.
+    pub(crate) fn leave_to_peer(mut self) {
+        self.leave_table();
+        self.decided = true;
+        self.fill.leave_to_peer();
+    }
+
     /// New requests lead their own fill from now on.
     fn leave_table(&self) {
         self.table.remove(self.key, &self.fill);
@@ -373,6 +403,7 @@ impl Follower {
             FillDecision::Released => FillOutcome::Released,
             FillDecision::Failed(failure) => FillOutcome::Failed(failure),
             FillDecision::Stored => FillOutcome::Stored,
+            FillDecision::AtPeer => FillOutcome::AtPeer,
             FillDecision::Filling(response) => FillOutcome::Filling(Filling { response, guard }),
         }
     }
@@ -388,6 +419,8 @@ pub(crate) enum FillOutcome {
     Released,
     /// The store has a response that may be served: look it up again.
     Stored,
+    /// A peer has a response that cannot be shared here: the follower asks the peer itself.
+    AtPeer,
     /// There is no response.
     Failed(FillFailure),
 }

@@ -33,7 +33,14 @@ pub(super) async fn fill(
         state.slices = Some((store.clone(), writer.object()));
     }
     fill.decide(FillDecision::Filling(response));
-    Pump::new(fill.clone(), body, length, writer, to_the_end).run().await
+    Pump::new(fill.clone(), body, length, Some(writer), to_the_end).run().await
+}
+
+/// As [`fill`], but only into the window, and only while there are readers.
+pub(super) async fn stream(fill: &Arc<Fill>, response: Arc<StoredResponse>, body: Body) -> FillEnd {
+    let length = response.complete_length;
+    fill.decide(FillDecision::Filling(response));
+    Pump::new(fill.clone(), body, length, None, false).run().await
 }
 
 /// Owned by the leader's task.
@@ -43,7 +50,7 @@ struct Pump {
     /// The rest of the last frame.
     rest: Bytes,
     length: Option<u64>,
-    /// `None` once the store has refused a byte.
+    /// `None` if nothing is stored, and once the store has refused a byte.
     writer: Option<ObjectWriter>,
     to_the_end: bool,
     /// How much longer slow readers may hold back a fill that is not stored.
@@ -70,7 +77,7 @@ impl Pump {
         fill: Arc<Fill>,
         body: Body,
         length: Option<u64>,
-        writer: ObjectWriter,
+        writer: Option<ObjectWriter>,
         to_the_end: bool,
     ) -> Self {
         let patience = fill.shared.settings.patience;
@@ -79,7 +86,7 @@ impl Pump {
             body,
             rest: Bytes::new(),
             length,
-            writer: Some(writer),
+            writer,
             to_the_end,
             patience,
             reduced: false,

@@ -5,6 +5,7 @@
 //!            ├ fail ────► Failed                   followers get the same failure
 //!  Asking ───┤
 //!            ├ stored ──► Stored                   followers serve the stored response
+//!            ├ leave_to_peer ─► AtPeer             followers ask the peer that has the response
 //!            └ fill ────► Filling ──┬─► Whole      the last byte arrived, the length is right
 //!                                   └─► Broken     upstream ended early, or no reader was left
 //! ```
@@ -46,11 +47,16 @@ impl Shared {
 
     /// The current maximum window of a fill.
     pub(crate) fn window_bytes_max(&self) -> u64 {
-        let least = 2 * self.slice_bytes;
+        let least = self.window_bytes_least();
         if self.window_bytes.load(Ordering::Relaxed) >= self.settings.windows_bytes_total {
             return least;
         }
         self.settings.window_bytes.max(least)
+    }
+
+    /// The window of a fill is never smaller.
+    pub(crate) fn window_bytes_least(&self) -> u64 {
+        2 * self.slice_bytes
     }
 
     /// Counts bytes that enter a window.
@@ -103,6 +109,7 @@ pub(super) enum FillDecision {
     Released,
     Failed(FillFailure),
     Stored,
+    AtPeer,
     Filling(Arc<StoredResponse>),
 }
 
@@ -260,6 +267,10 @@ impl Fill {
 
     pub(crate) fn stored(&self) {
         self.decide(FillDecision::Stored);
+    }
+
+    pub(crate) fn leave_to_peer(&self) {
+        self.decide(FillDecision::AtPeer);
     }
 
     pub(crate) fn decide(&self, decision: FillDecision) {

@@ -245,6 +245,7 @@ impl NodeActions for Shared {
         country: Option<geo::Country>,
     ) -> ActionFuture<'a, Result<Value, String>> {
         let explainer = Explainer {
+            region: self.region.clone(),
             plan: self.plan.load_full(),
             store: self.store.clone(),
             regions: self.regions.load_full(),

@@ -18,7 +18,9 @@ mod origin_states;
 mod origins;
 mod overview;
 mod peer_calls;
+mod peer_metrics;
 mod probes;
+mod region;
 mod shared;
 mod shown_tags;
 mod sources;
@@ -64,6 +66,8 @@ use edge_nodes::{edge_nodes_at_start, region_table};
 use history::ConfigHistory;
 use origins::OriginMetrics;
 use peer_calls::run_peer_calls;
+use peer_metrics::PeerMetrics;
+use region::RegionPublisher;
 use shared::{Shared, plan};
 pub use sources::{SourceAnswer, ask_sources};
 use workers::WorkerThreads;
@@ -244,6 +248,12 @@ impl Node {
         let hot_forms =
             hot_forms.map_err(system("cannot start the thread that codes hot forms"))?;
         let clock_of_history = clock.clone();
+        let publisher = peer_tls
+            .clone()
+            .map(|tls| RegionPublisher::new(&config, tls, bus.table(), clock.clone()));
+        if let Some(publisher) = &publisher {
+            metrics.register_collector(Box::new(PeerMetrics(publisher.region.clone())));
+        }
         let shared = Arc::new(Shared {
             name_server,
             edge_nodes,
@@ -270,6 +280,7 @@ impl Node {
             next_internal_request: AtomicUsize::new(0),
             geo,
             tls,
+            region: publisher.as_ref().map(|publisher| publisher.region.clone()),
             peer_tls,
             admin_tls,
             tokens,
@@ -308,6 +319,9 @@ impl Node {
         background.spawn(shared.clone().watch_files());
         background.spawn(shared.clone().record_history());
         background.spawn(shared.clone().announce_load());
+        if let Some(publisher) = publisher {
+            background.spawn(shared.clone().follow_region(publisher));
+        }
         shared.bus.announce(|announcement| announcement.readiness = Readiness::Ready);
         background.spawn(shared.clone().follow_node_table());
         background.spawn(shared.clone().probe_regions());

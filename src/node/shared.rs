@@ -24,7 +24,9 @@ use crate::peers::PeerTls;
 use crate::respond::log::LogTaps;
 use crate::respond::{Identity, RecentErrors};
 use crate::route::{RegionTable, Routes};
-use crate::serve::{HotForms, InternalRequest, PeerCall, Plan, Popular, PurgeByMethod};
+use crate::serve::{
+    HotForms, InternalRequest, PeerCall, Plan, Popular, PurgeByMethod, SharedRegion,
+};
 use crate::store::Store;
 use crate::upstream::{Checks, Discovery, MemberChanges, Pools};
 
@@ -61,6 +63,8 @@ pub(super) struct Shared {
     pub(super) listeners: Arc<ListenerState>,
     pub(super) tls: Option<Arc<TlsState>>,
     pub(super) peer_tls: Option<Arc<PeerTls>>,
+    /// The nodes that own keys. `None`: the node has no peers.
+    pub(super) region: Option<SharedRegion>,
     pub(super) admin_tls: Option<Arc<AdminTls>>,
     pub(super) tokens: Option<Arc<TokenFile>>,
     pub(super) drain: DrainSwitch,
@@ -233,6 +237,7 @@ pub(super) fn plan(
         pools,
         identity: Identity::new(&config.guard.cdn_id),
         rates: rates.clone(),
+        digest: config.digest().into(),
     };
     Ok((plan, member_changes))
 }

@@ -154,6 +154,7 @@ impl WorkerSetup {
             regions: shared.regions.clone(),
             nodes: shared.nodes.clone(),
             peer_calls: shared.peer_calls.clone(),
+            region: shared.region.clone(),
             geo: shared.geo.clone(),
             clock: shared.clock.clone(),
             recorder: self.recorder,

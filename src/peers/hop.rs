@@ -132,6 +132,8 @@ pub(crate) enum HopVerdict {
     Stored,
     /// From a response that cannot be stored: further requests need not ask the owner.
     Uncacheable,
+    /// From a response that is not stored this time.
+    Passed,
     /// From a response that a purge covers: it must not become fresh at the asker.
     Purged,
     /// Not at all. The status is 421, and the asker goes on without it.
@@ -144,6 +146,7 @@ pub(crate) fn verdict_field(verdict: HopVerdict) -> HeaderValue {
         HopVerdict::Hit => HeaderValue::from_static("verdict=hit"),
         HopVerdict::Stored => HeaderValue::from_static("verdict=stored"),
         HopVerdict::Uncacheable => HeaderValue::from_static("verdict=uncacheable"),
+        HopVerdict::Passed => HeaderValue::from_static("verdict=passed"),
         HopVerdict::Purged => HeaderValue::from_static("verdict=purged"),
         HopVerdict::Refused(why) => {
             let text = format!("verdict=refused, why={}", why.as_str());
@@ -161,6 +164,7 @@ impl HopVerdict {
             "hit" => Self::Hit,
             "stored" => Self::Stored,
             "uncacheable" => Self::Uncacheable,
+            "passed" => Self::Passed,
             "purged" => Self::Purged,
             "refused" => {
                 let why = members.token("why").and_then(HopRefusal::of_word);
@@ -306,8 +310,8 @@ mod tests {
 
     #[test]
     fn a_verdict_is_read_as_it_was_written() {
-        use HopVerdict::{Hit, Purged, Refused, Stored, Uncacheable};
-        for verdict in [Hit, Stored, Uncacheable, Purged, Refused(HopRefusal::Digest)] {
+        use HopVerdict::{Hit, Passed, Purged, Refused, Stored, Uncacheable};
+        for verdict in [Hit, Stored, Uncacheable, Passed, Purged, Refused(HopRefusal::Digest)] {
             assert_eq!(HopVerdict::parse(&verdict_field(verdict)), Some(verdict));
         }
         let check = |text: &'static str, expected| {

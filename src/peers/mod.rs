@@ -8,7 +8,6 @@
 
 mod authority; // makes certificates for people without a PKI
 mod caller; // calls to a peer besides the requests of clients
-#[allow(dead_code, reason = "serve uses the rest of it from its own commits on")]
 mod hop; // the field Skerry-Hop
 mod identity; // the names of a peer, and the admission of its requests
 mod settings;
@@ -16,12 +15,11 @@ mod tls;
 
 pub use self::authority::{CertificateOrder, IssuedCertificates, issue_certificates};
 pub(crate) use self::caller::{NODE, PeerCaller};
-#[allow(unused_imports, reason = "serve uses all of them from its own commits on")]
 pub(crate) use self::hop::{
-    HOP, HOPS_MAX, Hop, HopMistake, HopVerdict, PROTOCOL, is_peer_field, verdict_field,
+    HOP, HOPS_MAX, Hop, HopVerdict, PROTOCOL, is_peer_field, verdict_field,
 };
 pub(crate) use self::identity::{PeerNames, PeerRequest};
-pub(crate) use self::settings::{PeerLimits, Settings, can_identify, is_reachable};
+pub(crate) use self::settings::{AskSettings, PeerLimits, Settings, can_identify, is_reachable};
 pub(crate) use self::tls::{PeerFileError, PeerTls, check_files};
 
 /// Calls of peers have paths that begin so; a client's request on the peer listener cannot have one.

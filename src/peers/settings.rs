@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub nodes: Vec<(Arc<str>, SocketAddr)>,
     /// The interval of the checks whether a node lives that the bus says nothing of.
     pub check_interval: Duration,
+    /// How this node asks its peers.
+    pub ask: AskSettings,
 }
 
 impl Default for Settings {
@@ -34,6 +36,7 @@ impl Default for Settings {
             limits: PeerLimits::default(),
             nodes: Vec::new(),
             check_interval: Duration::from_secs(1),
+            ask: AskSettings::default(),
         }
     }
 }
@@ -59,6 +62,22 @@ pub(crate) struct PeerLimits {
     pub streams_max: u32,
     /// Requests in flight from all peers. Further ones are refused, so that the peer asks another node.
     pub requests_max: usize,
+}
+
+/// How a node asks its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AskSettings {
+    /// The time for the acknowledgement of a request: the first 102 (Processing) or the response. It includes
+    /// the time for a connection. 10 ms to 10 s.
+    pub deadline: Duration,
+    /// A peer that failed gets no request for this long; then one request tries it again. 100 ms to 60 s.
+    pub skip_for: Duration,
+}
+
+impl Default for AskSettings {
+    fn default() -> Self {
+        Self { deadline: Duration::from_millis(250), skip_for: Duration::from_secs(1) }
+    }
 }
 
 impl Default for PeerLimits {

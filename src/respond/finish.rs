@@ -280,7 +280,7 @@ fn write_fields(
 fn upstream_fields(line: &mut LogLine<'_>, upstream: &UpstreamFacts) {
     line.text(key!("pool"), upstream.pool.as_bytes());
     if let Some(origin) = &upstream.origin {
-        line.text(key!("upstream"), origin.as_bytes());
+        line.text(key!("upstream"), format!("{}:{origin}", upstream.kind.as_str()).as_bytes());
     }
     if let Some(address) = upstream.address {
         line.socket(key!("upstream_address"), address);

@@ -75,7 +75,11 @@ impl Visit {
         let silent = || self.worker.bus_silent.load(Ordering::Relaxed).then_some(Reason::BusSilent);
         let detail = stale.or_else(silent);
         let status = CacheStatus { detail, ..CacheStatus::hit(freshness.ttl_at(age)) };
-        Some(Answered::new(reply, status).of(content))
+        let mut answered = Answered::new(reply, status).of(content);
+        if stale.is_some() && self.context.hop.is_some() {
+            answered.facts.is_purged = self.worker.store.purge_verdict(head).is_some();
+        }
+        Some(answered)
     }
 
     /// The reply to this request from a stored response of this age: in the coding that is negotiated, if that is

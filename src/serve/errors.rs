@@ -14,6 +14,7 @@ use crate::guard::{Refusal, Rejection};
 use crate::labels::{HopRefusal, PeerRefusal};
 use crate::metrics::{Metric, Recorder};
 use crate::peers::{HOP, HopVerdict, verdict_field};
+use crate::reply::Reply;
 use crate::respond::ErrorReply;
 use crate::upstream::{FetchError, ProxyError};
 
@@ -44,6 +45,13 @@ pub(super) fn peer_refused(refusal: PeerRefusal) -> Box<PathError> {
     let verdict = verdict_field(HopVerdict::Refused(HopRefusal::Other));
     error.reply.fields.append(&HOP, &verdict);
     facts_of(CacheStatus::generated(Reason::Refused)).fail(error)
+}
+
+/// The reply to a peer that must go on without this node. It has no content.
+pub(super) fn refusal_to_peer(refusal: HopRefusal) -> Reply {
+    let mut reply = Reply::new(StatusCode::MISDIRECTED_REQUEST);
+    reply.fields.append(&HOP, &verdict_field(HopVerdict::Refused(refusal)));
+    reply
 }
 
 /// A PURGE from an address that is not listed. Counts it.

@@ -9,9 +9,11 @@ use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
+use super::asking::{Asker, HopPlan, Received};
 use super::lookup::CODINGS;
 use super::outcome::upstream_facts;
 use super::ranges::FirstRange;
+use super::region::OwnLoad;
 use super::worker::Worker;
 use crate::body::{Body, BodySource};
 use crate::cache::vary::Variant;
@@ -24,13 +26,13 @@ use crate::fill::FillEnd;
 use crate::fill::collapse::{FillFailure, Lead};
 use crate::fill::parts::{PartResponse, Parts};
 use crate::interim::Interims;
+use crate::labels::UpstreamKind;
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
+use crate::peers::HopVerdict;
 use crate::route::{Rule, Site};
 use crate::store::{Record, StoredHead};
-use crate::upstream::{
-    Affinity, FetchError, Intent, Times, Unanswered, Upstream, UpstreamResponse,
-};
+use crate::upstream::{Affinity, FetchError, Intent, Times, Unanswered, Upstream};
 
 /// The facts that an exchange needs of the request that caused it, so that it can outlive it.
 #[derive(Clone)]
@@ -57,6 +59,10 @@ pub(super) struct Job {
     pub first_range: Option<FirstRange>,
     /// Receives interim responses for the client that caused the exchange.
     pub interims: Option<Arc<Interims>>,
+    /// The peers that are asked before the origin, and how. `None`: the origin is asked.
+    pub hop: Option<Rc<HopPlan>>,
+    /// Counts the exchange as one for a key of this node.
+    pub load: Option<Rc<OwnLoad>>,
 }
 
 /// What the client that caused an exchange learns of it.
@@ -69,8 +75,11 @@ pub(super) struct Report {
 pub(super) enum ExchangeOutcome {
     /// The response is for this client only, and the reason why it is not stored.
     NotStored(Response<Body>, Reason),
-    /// The response is being stored; followers of the fill read it. The fields go to this client only.
+    /// The response is being stored, or comes from a peer; followers of the fill read it. The fields go to this
+    /// client only.
     Filling(HeaderMap),
+    /// The response comes from a peer and is too long for a fill that is not stored: it is for this client only.
+    Streaming(Response<Body>),
     /// A part of a long object is being stored; the other bytes are fetched on demand.
     StoringSlices(Box<(Parts, PartResponse)>),
     /// A part, as upstream sent it, which is stored on its own, and its remaining freshness in
@@ -111,11 +120,13 @@ impl Job {
         report: oneshot::Sender<Report>,
     ) {
         let response = match self.send_validating(request).await {
-            Ok(upstream) => self.open(upstream).await,
+            Ok(Received { upstream, verdict }) => {
+                self.open(upstream).await.map(|(upstream, part)| (upstream, part, verdict))
+            }
             Err(unanswered) => Err(unanswered),
         };
         // A client that has disconnected takes no report; here and below.
-        let (mut upstream, part) = match response {
+        let (mut upstream, part, verdict) = match response {
             Ok(opened) => opened,
             Err(unanswered) => {
                 let unanswered = Arc::<Unanswered>::from(unanswered);
@@ -125,7 +136,8 @@ impl Job {
                 return;
             }
         };
-        let facts = Some(upstream_facts(&upstream, &self.upstream));
+        let kind = kind_of(verdict);
+        let facts = Some(upstream_facts(&upstream, &self.upstream, kind));
         let report = |outcome| drop(report.send(Report { upstream: facts, outcome }));
         let disposition =
             self.decide_disposition(&mut upstream.response, upstream.times, lead.sequence());
@@ -145,6 +157,9 @@ impl Job {
             Disposition::UpstreamError(status) => {
                 lead.fail(FillFailure::Status(status));
                 report(ExchangeOutcome::UpstreamError(status));
+            }
+            Disposition::Store(stored) if let Some(verdict) = verdict => {
+                self.lead_stream(lead, stored, response, (verdict, report)).await;
             }
             Disposition::StorePart(stored) => report(self.lead_part(lead, stored, response).await),
             Disposition::Store(stored) => {
@@ -173,6 +188,27 @@ impl Job {
         // range would start it again.
         let lead = if self.first_range.is_some() { lead.run_to_end() } else { lead };
         self.fill(lead, stored, response).await;
+    }
+
+    /// Gives a peer's response to the followers too, without storing it.
+    async fn lead_stream(
+        self,
+        mut lead: Lead,
+        stored: Box<StoredResponse>,
+        response: Response<Body>,
+        (verdict, report): (HopVerdict, impl FnOnce(ExchangeOutcome)),
+    ) {
+        if verdict == HopVerdict::Purged {
+            lead.release(None);
+            report(ExchangeOutcome::NotStored(response, Reason::SoftPurged));
+        } else if self.worker.fills.holds(response.body().exact_length()) {
+            let unshared = cache::fields::unshared_fields(response.headers(), &stored.headers);
+            report(ExchangeOutcome::Filling(unshared));
+            lead.stream(Arc::new(*stored), response.into_body()).await;
+        } else {
+            lead.leave_to_peer();
+            report(ExchangeOutcome::Streaming(response));
+        }
     }
 
     /// Stores a 206 as a standalone part. Reads all of it before the client gets any.
@@ -233,13 +269,11 @@ impl Job {
 
     /// Sends the request. After a 304 that does not match the stored response, sends it again without
     /// conditions.
-    async fn send_validating(
-        &self,
-        mut request: Request<()>,
-    ) -> Result<UpstreamResponse, Box<Unanswered>> {
-        let upstream = self.send(|| request.clone()).await?;
+    async fn send_validating(&self, mut request: Request<()>) -> Result<Received, Box<Unanswered>> {
+        let received = self.send(|| request.clone()).await?;
+        let upstream = &received.upstream;
         let Some(stale) = self.stale.as_ref().filter(|_| is_304(&upstream.response)) else {
-            return Ok(upstream);
+            return Ok(received);
         };
         let exchange = self.exchange(&upstream.response, upstream.times);
         let settings = &self.rule.settings.cache;
@@ -249,15 +283,21 @@ impl Job {
                 request.headers_mut().remove(IF_MODIFIED_SINCE);
                 self.send(|| request.clone()).await
             }
-            Freshened::Updated(_) | Freshened::ValidButUnstorable(..) => Ok(upstream),
+            Freshened::Updated(_) | Freshened::ValidButUnstorable(..) => Ok(received),
         }
     }
 
-    /// Sends the request upstream and waits for the head of the response.
+    /// Sends the request to the peers that own the key, if there are any, and else to the origin, and waits
+    /// for the head of the response.
     pub(super) async fn send(
         &self,
         request: impl Fn() -> Request<()>,
-    ) -> Result<UpstreamResponse, Box<Unanswered>> {
+    ) -> Result<Received, Box<Unanswered>> {
+        if let Some(hop) = &self.hop
+            && let Some(received) = hop.ask(&self.asker(), &request()).await
+        {
+            return Ok(received);
+        }
         // Stored trailers would also go to clients that do not accept them, so none are requested.
         let intent = Intent {
             affinity: self.affinity,
@@ -269,7 +309,23 @@ impl Job {
         if let Err(unanswered) = &sent {
             self.log_no_response(&unanswered.error);
         }
-        sent
+        Ok(Received { upstream: sent?, verdict: None })
+    }
+
+    /// On whose behalf peers are asked.
+    pub(super) fn asker(&self) -> Asker {
+        let job = Self { hop: None, interims: None, ..self.clone() };
+        Asker {
+            worker: self.worker.clone(),
+            id: self.request,
+            interims: self.interims.clone(),
+            origin: Rc::new(move |request| {
+                let job = job.clone();
+                Box::pin(
+                    async move { Some(job.send(|| request.clone()).await.ok()?.upstream.response) },
+                )
+            }),
+        }
     }
 
     /// Logs that upstream gave no response. A repeated cause is logged as a count.
@@ -401,6 +457,11 @@ impl Job {
         }
         store.put_variants(key.hash, list);
     }
+}
+
+/// The kind of server that a response comes from.
+pub(super) fn kind_of(verdict: Option<HopVerdict>) -> UpstreamKind {
+    verdict.map_or(UpstreamKind::Origin, |_| UpstreamKind::Peer)
 }
 
 fn is_304(response: &Response<Body>) -> bool {

@@ -13,6 +13,7 @@ use super::answer;
 use super::cookies::remove_cookie;
 use super::geo_redirect;
 use super::lookup::{CacheQuery, Lookup, LookupResult};
+use super::region::{NextHop, SharedRegion};
 use super::routing::{no_site, route};
 use super::worker::Plan;
 use crate::cache::{
@@ -40,6 +41,8 @@ pub(crate) struct Explainer {
     pub geo: Arc<Geo>,
     /// The node's clock.
     pub clock: Clock,
+    /// The nodes that own keys. `None`: the node has no peers.
+    pub region: Option<SharedRegion>,
 }
 
 /// What a question states about the client.
@@ -137,6 +140,18 @@ impl Explainer {
             explanation["purged"] = json!(purged.map(PurgeKind::as_str));
         }
         explanation["decision"] = decision(query.decide(&found, now));
+        explanation["next_hop"] = self.next_hop(&found);
+    }
+
+    /// Where a request that the store cannot answer goes. `null`: the node has no peers.
+    fn next_hop(&self, found: &LookupResult) -> Value {
+        let Some(region) = &self.region else { return Value::Null };
+        match region.load().foreseen_hop(found.key.hash.0 as u64, &self.plan.digest) {
+            NextHop::Origin(why) => json!({"to": "origin", "why": why.as_str()}),
+            NextHop::Peers(peers) => {
+                json!({"to": "peer", "peers": peers.iter().map(|link| &*link.name).collect::<Vec<_>>()})
+            }
+        }
     }
 
     /// The name of the region that the client is redirected to, if the rule redirects it.

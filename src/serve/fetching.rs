@@ -1,6 +1,7 @@
 //! fetch: answers a request by way of upstream. The request leads an exchange or follows another
 //! request's. If the exchange is slow or fails, a stale response is served where that is permitted.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
 use super::answer::{Source, remove_zero_age};
+use super::asking::Route;
 use super::exchange::{ExchangeOutcome, Job, Report};
 use super::lookup::{CODINGS, Lookup, LookupResult};
 use super::outcome::{Answered, Content, PathError, facts_of, unanswered_facts};
@@ -16,7 +18,7 @@ use super::ranges::{Gaps, can_be_fetched_in_parts};
 use super::{NextStage, Payload, Visit, errors};
 use crate::body::Body;
 use crate::cache::purge::ALIASED;
-use crate::cache::{self, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
+use crate::cache::{self, CacheKey, CacheStatus, Decision, Handling, PurgeTarget, Reason, Vary};
 use crate::context::{RequestContext, ResponseFacts};
 use crate::fields::FieldsMut;
 use crate::fill::Filling;
@@ -35,6 +37,22 @@ enum Turn {
 impl Visit {
     /// Answers by way of upstream, because of `reason`.
     pub(super) async fn fetch(
+        &self,
+        found: LookupResult,
+        reason: Reason,
+    ) -> Result<Answered, Box<PathError>> {
+        if self.is_for_relay(&found) {
+            if let Some(answered) = self.relay(&found, reason).await {
+                return Ok(answered);
+            }
+            let alone = Self { leaves_peers_out: true, ..self.clone() };
+            return Box::pin(alone.fetch_from_origin(found, reason)).await;
+        }
+        self.fetch_from_origin(found, reason).await
+    }
+
+    /// As [`Visit::fetch`], for requests that are not relayed to a peer as they are.
+    async fn fetch_from_origin(
         &self,
         found: LookupResult,
         reason: Reason,
@@ -149,6 +167,10 @@ impl Visit {
                 }
             },
             FillOutcome::Stored => return self.follow_stored(found, reason).await,
+            FillOutcome::AtPeer => match self.relay(&found, reason).await {
+                Some(answered) => answered,
+                None => self.pass(reason, Some(found), Payload::default()).await?,
+            },
             FillOutcome::Released => self.pass(reason, Some(found), Payload::default()).await?,
             FillOutcome::Failed(failure) => {
                 self.without_upstream(&found, &failure, facts_of(collapsed(reason)))?
@@ -204,9 +226,14 @@ impl Visit {
     ) -> Result<Option<Answered>, Box<PathError>> {
         let mut job = self.job(found)?;
         job.interims = self.interims.clone();
-        drop(self.mirror(Body::Empty));
+        self.set_hop(&mut job, &found.key);
+        if job.hop.is_none() {
+            // The owner mirrors what it fetches.
+            drop(self.mirror(Body::Empty));
+        }
         let mut request = self.fill_request(found.validated().map(Arc::as_ref));
         if found.validated().is_none()
+            && job.hop.is_none()
             && let Some(first_range) = self.first_range()
         {
             first_range.set_range(request.headers_mut());
@@ -233,6 +260,7 @@ impl Visit {
                 let stored = |status| CacheStatus { stored: true, ttl, ..status };
                 facts.with_status(stored).answer(response)
             }
+            ExchangeOutcome::Streaming(response) => facts.answer(response),
             ExchangeOutcome::Filling(own) => {
                 self.answer_from_own_fill(&follower, &own, facts).await?
             }
@@ -279,7 +307,8 @@ impl Visit {
             return Err(facts.fail(errors::abandoned()));
         };
         let ttl = Some(filling.response().freshness.ttl(self.worker.clock.now()));
-        let facts = facts.with_status(|status| CacheStatus { stored: true, ttl, ..status });
+        let stored = filling.object().is_some();
+        let facts = facts.with_status(|status| CacheStatus { stored, ttl, ..status });
         Ok(facts.answer(self.leader_reply(&filling, own)).of(content_of(&filling)))
     }
 
@@ -436,7 +465,7 @@ impl Visit {
 
     /// Validates in the background, unless another request does so already.
     pub(super) fn refresh(&self, found: LookupResult) {
-        let Ok(job) = self.job(&found) else { return };
+        let Ok(mut job) = self.job(&found) else { return };
         let sequence = || self.worker.store.purges().sequence();
         let joined = self.worker.fills.join(found.hash, None, sequence, |_, _| false);
         let Join::Lead(lead) = joined else { return };
@@ -447,9 +476,18 @@ impl Visit {
         {
             return lead.stored();
         }
+        self.set_hop(&mut job, &found.key);
         let request = self.fill_request(found.validated().map(Arc::as_ref));
         let (report, _) = oneshot::channel();
         spawn_local(job.lead(request, lead.run_to_end(), report));
+    }
+
+    /// Chooses the next hop of a job.
+    pub(super) fn set_hop(&self, job: &mut Job, key: &CacheKey) {
+        match self.route_hop(key) {
+            Route::Origin(load) => job.load = load.map(Rc::new),
+            Route::Peers(plan) => job.hop = Some(plan),
+        }
     }
 
     /// The job of an exchange for this request.
@@ -482,6 +520,8 @@ impl Visit {
             stale_if_error,
             first_range: None,
             interims: None,
+            hop: None,
+            load: None,
         })
     }
 }

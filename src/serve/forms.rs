@@ -42,6 +42,10 @@ impl Visit {
     /// the content may be recoded is not considered.
     #[inline]
     pub(super) fn wanted_form(&self, stored: &StoredResponse) -> Option<Option<Coding>> {
+        // A peer recodes for its clients itself.
+        if self.context.hop.is_some() {
+            return None;
+        }
         let settings = &self.rule.settings.compression;
         let stored = match stored.headers.has(Known::ContentEncoding) {
             true => ContentFields::of(&FieldLines::of(&stored.headers)).known_coding()?,
@@ -188,6 +192,9 @@ impl Visit {
 
     /// encode: codes or decodes the content as the client accepts it.
     pub(super) fn encode(&self, answered: Answered) -> Encoded {
+        if self.context.hop.is_some() {
+            return Encoded::Ready(answered);
+        }
         let Answered { mut reply, content, facts } = answered;
         if reply.status == StatusCode::NOT_MODIFIED {
             let ours = reply.fields.get(&ETAG);

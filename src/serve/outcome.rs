@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cache::{CacheStatus, StoredResponse};
 use crate::context::{ResponseFacts, UpstreamFacts};
+use crate::labels::UpstreamKind;
 use crate::reply::Reply;
 use crate::respond::ErrorReply;
 use crate::store::{ObjectId, StoredHead};
@@ -76,7 +77,13 @@ impl Answered {
 
 /// Facts of an answer for which no upstream was asked, or not yet.
 pub(super) fn facts_of(cache_status: CacheStatus) -> ResponseFacts {
-    ResponseFacts { cache_status, upstream: None, failure: None, failure_detail: None }
+    ResponseFacts {
+        cache_status,
+        upstream: None,
+        failure: None,
+        failure_detail: None,
+        is_purged: false,
+    }
 }
 
 impl ResponseFacts {
@@ -107,8 +114,10 @@ impl ResponseFacts {
 pub(super) fn upstream_facts(
     response: &UpstreamResponse,
     upstream: &Upstream,
+    kind: UpstreamKind,
 ) -> Box<UpstreamFacts> {
     Box::new(UpstreamFacts {
+        kind,
         pool: upstream.name().clone(),
         origin: Some(response.origin.clone()),
         address: Some(response.address),
@@ -125,6 +134,7 @@ pub(super) fn unanswered_facts(tried: &Tried) -> Box<UpstreamFacts> {
     let Tried { pool, origin, address, attempts, unretried } = tried.clone();
     let (answered, queued, connected) = (None, Duration::ZERO, None);
     Box::new(UpstreamFacts {
+        kind: UpstreamKind::Origin,
         pool,
         origin,
         address,

@@ -19,6 +19,7 @@ use crate::cache::{
 use crate::context::ResponseFacts;
 use crate::fields::is_grpc;
 use crate::fill::collapse::NotAdopted;
+use crate::labels::UpstreamKind;
 use crate::route::Action;
 use crate::store::StoredHead;
 use crate::upstream::{FetchError, Intent, Times, Unanswered, UpstreamResponse, tunnel};
@@ -56,6 +57,7 @@ impl Visit {
             is_call: self.is_call(),
             for_many: false,
             interims: self.interims.clone(),
+            acknowledged: None,
         };
         // The answer to a GET may depend on its content, which no key contains. If it were stored, one
         // client's content would affect the response to others.
@@ -67,7 +69,8 @@ impl Visit {
             Ok(response) => response,
             Err(unanswered) => return self.without_response(&job, &found, &unanswered, facts),
         };
-        let facts = facts.after(Some(upstream_facts(&response, &job.upstream)));
+        let facts =
+            facts.after(Some(upstream_facts(&response, &job.upstream, UpstreamKind::Origin)));
         match self.pass_response(&job, &found, sequence, switch, Received { response, facts })? {
             Passed::Through(answered) => Ok(answered),
             // On the heap: most exchanges do not need the room.
@@ -242,6 +245,17 @@ impl Visit {
         request
     }
 
+    /// Adds the fields that tell of this hop: by which way the client came, and the node itself.
+    pub(super) fn add_hop_fields(&self, headers: &mut HeaderMap) {
+        // The authority of the key. HTTP/2 requests have no Host, and HTTP/1.0 requests need none.
+        headers.insert(HOST, self.request.authority.to_field());
+        self.plan.gate.add_forwarding_fields(&self.request, &self.context.connection, headers);
+        headers.append(VIA, self.plan.identity.via(self.context.request.version).clone());
+        if let Some(left) = self.forwards_left() {
+            headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+        }
+    }
+
     /// The request as it is sent to the origin.
     pub(super) fn upstream_request(&self, stale: Option<&StoredHead>) -> Request<()> {
         let mut headers = HeaderMap::clone(&self.fields);
@@ -253,13 +267,7 @@ impl Visit {
         if let Some(codings) = self.codings_for_origin(&headers) {
             headers.insert(ACCEPT_ENCODING, codings);
         }
-        // The authority of the key. HTTP/2 requests have no Host, and HTTP/1.0 requests need none.
-        headers.insert(HOST, self.request.authority.to_field());
-        self.plan.gate.add_forwarding_fields(&self.request, &self.context.connection, &mut headers);
-        headers.append(VIA, self.plan.identity.via(self.context.request.version).clone());
-        if let Some(left) = self.forwards_left() {
-            headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
-        }
+        self.add_hop_fields(&mut headers);
         self.query().add_fields(&mut headers);
         let target = match &self.rule.settings.action {
             Action::Forward(pass) => pass.rewrite.apply(&self.request.target),

@@ -258,7 +258,7 @@ impl Job {
         let ask: SendSubrequest = Rc::new(move |range| {
             let (job, base, bound) = (job.clone(), base.clone(), bound.clone());
             let request = move || base.request(Some(&range), Some(&bound));
-            Box::pin(async move { Ok(job.send(request).await?.response) })
+            Box::pin(async move { Ok(job.send(request).await?.upstream.response) })
         });
         Parts::new(&store, &fills, head, ask)
     }
@@ -295,7 +295,7 @@ impl Job {
         }
         match &first_range.bytes {
             FirstBytes::Slices(_) => {
-                Ok((self.send(|| first_range.base.request(None, None)).await?, None))
+                Ok((self.send(|| first_range.base.request(None, None)).await?.upstream, None))
             }
             // It answers the client's request, whether or not it can be stored.
             FirstBytes::Suffix(_) => Ok((upstream, None)),

@@ -17,6 +17,7 @@ use super::hot_forms::HotForms;
 use super::peer_calls::PeerCall;
 use super::popular::Popular;
 use super::purging::PurgeByMethod;
+use super::region::SharedRegion;
 use crate::cache::KeyHash;
 use crate::clock::Clock;
 use crate::context::RequestId;
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub identity: Identity,
     /// The request rates of clients; the same table in every plan.
     pub rates: Arc<rate::RateTable>,
+    /// The digest of the configuration, which the nodes of a fleet compare.
+    pub digest: Arc<str>,
 }
 
 impl Plan {
@@ -82,6 +85,8 @@ pub(crate) struct WorkerParts {
     pub regions: Arc<ArcSwap<RegionTable>>,
     /// The nodes of the fleet.
     pub nodes: watch::Receiver<Arc<NodeTable>>,
+    /// The nodes that own keys, and the connections to them. `None`: the node has no peers.
+    pub region: Option<SharedRegion>,
     /// Locates clients.
     pub geo: Arc<Geo>,
     /// The node's clock.
@@ -104,6 +109,7 @@ pub(crate) struct Worker {
     pub(super) peer_calls: mpsc::Sender<PeerCall>,
     pub(super) bus_silent: Arc<AtomicBool>,
     pub(super) nodes: watch::Receiver<Arc<NodeTable>>,
+    pub(super) region: Option<SharedRegion>,
     popular: Arc<Popular>,
     pub(super) hot_forms: Arc<HotForms>,
     number: usize,
@@ -141,6 +147,7 @@ impl Worker {
             peer_calls: parts.peer_calls,
             bus_silent: parts.bus_silent,
             nodes: parts.nodes,
+            region: parts.region,
             popular: parts.popular,
             hot_forms: parts.hot_forms,
             number: parts.number,

@@ -312,7 +312,7 @@ fn a_body_that_breaks_off_before_its_first_byte_is_a_502() {
     let lines = edge.log(7);
     for line in lines {
         assert_eq!(line["failure"], "http_response_incomplete", "{line}");
-        assert_eq!(line["upstream"], origin.address.to_string(), "{line}");
+        assert_eq!(line["upstream"], format!("origin:{}", origin.address), "{line}");
         assert!(line["ended"].is_null() && line["upstream_status"].is_null(), "{line}");
     }
 }
@@ -393,6 +393,7 @@ fn the_log_names_the_origin_that_gave_no_response() {
             Some("/two") => ("two", &*closing, Some(&*closing)),
             _ => ("unknown", name, None),
         };
+        let origin = format!("origin:{origin}");
         assert_eq!((&line["pool"], &line["upstream"]), (&pool.into(), &origin.into()), "{line}");
         assert_eq!(line["upstream_address"].as_str(), address, "{line}");
         let again = pool == "two" && line["method"] == "GET";

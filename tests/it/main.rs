@@ -34,6 +34,7 @@ mod origin_states;
 mod origins;
 mod pages;
 mod peers;
+mod peers_region;
 mod prefetch;
 mod protocol;
 mod ranges;

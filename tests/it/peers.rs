@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use rustix::process::Signal;
 
-use crate::harness::peer::{FleetAuthority, PeerClient, hop};
+use crate::harness::peer::{FleetAuthority, PeerClient, hop, hop_to};
 use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, skerry, until};
 
 /// A node `edge` with peers in front of an origin.
@@ -42,8 +42,11 @@ fn a_peer_is_believed_what_it_says_of_its_client() {
     let edge = edge(&authority, &origin, "");
     let peer = connect(&edge, &authority, "edge-2");
     let url = "https://edge.test/a";
-    let fields =
-        [("skerry-hop", &*hop("edge-2")), ("x-forwarded-for", "203.0.113.9"), ("skerry-new", "1")];
+    let fields = [
+        ("skerry-hop", &*hop_to(&edge, "edge-2", url)),
+        ("x-forwarded-for", "203.0.113.9"),
+        ("skerry-new", "1"),
+    ];
     let answer = peer.ask("GET", url, &fields).expect("an answer");
     assert_eq!((answer.status.as_u16(), &*answer.body), (200, &b"hello"[..]));
     let seen = &origin.received()[0];
@@ -77,7 +80,8 @@ fn a_request_in_the_name_of_another_node_or_of_none_is_refused() {
         assert!(answer.field("skerry-hop").starts_with("verdict=refused"), "{answer:?}");
         assert_eq!(refusals(&edge, reason), before + 1.0, "{reason}");
     };
-    let (own, other) = (hop("edge-2"), hop("edge-3"));
+    let own = hop_to(&edge, "edge-2", "http://edge.test/a");
+    let other = hop("edge-3");
     check("GET", &[], "field");
     check("GET", &[("skerry-hop", "v=1")], "field");
     check("GET", &[("skerry-hop", &own), ("skerry-hop", &own)], "field");
@@ -160,16 +164,17 @@ fn limits_of_clients_do_not_apply_to_peers_which_have_their_own() {
                   [defaults.access]\ndeny = \"203.0.113.0/24\"\n[limits]\nconnections_per_address_max = 1\n";
     let edge = edge(&authority, &origin, limits);
     let peer = connect(&edge, &authority, "edge-2");
-    let own = hop("edge-2");
+    let own = hop_to(&edge, "edge-2", "http://edge.test/a");
     let fields = [("skerry-hop", &*own)];
     for _ in 0..3 {
         let answer = peer.ask("GET", "http://edge.test/a", &fields).expect("an answer");
         assert_eq!(answer.status.as_u16(), 200, "{answer:?}");
     }
     let second = connect(&edge, &authority, "edge-3");
-    let slow = peer.send("GET", "http://edge.test/slow", &fields);
+    let url = "http://edge.test/slow";
+    let slow = peer.send("GET", url, &[("skerry-hop", &hop_to(&edge, "edge-2", url))]);
     origin.wait_for_requests(4);
-    let own = hop("edge-3");
+    let own = hop_to(&edge, "edge-3", "http://edge.test/a");
     let refused = second.ask("GET", "http://edge.test/a", &[("skerry-hop", &own)]).expect("one");
     assert_eq!(refused.status.as_u16(), 421);
     assert_eq!(refused.field("skerry-hop"), "verdict=refused, why=overload");
@@ -191,7 +196,7 @@ fn new_certificates_are_used_without_a_restart() {
     for file in ["edge.pem", "edge.key", "ca.pem"] {
         std::fs::copy(next.file(file), authority.file(file)).expect("copied");
     }
-    let own = hop("edge-2");
+    let own = hop_to(&edge, "edge-2", "http://edge.test/a");
     let ask = |peer: &PeerClient| peer.ask("GET", "http://edge.test/a", &[("skerry-hop", &own)]);
     until("the new authority is trusted", || {
         let peer = PeerClient::connect(edge.node.peers[0], next.identity(Some("edge-2")));
@@ -326,4 +331,69 @@ fn a_call_is_for_members_only() {
     // On a listener for clients the path is the origin's.
     let seen = edge.get("/.well-known/skerry/announcement");
     assert_eq!((seen.status, seen.text()), (200, "hello"));
+}
+
+#[test]
+fn a_peer_with_another_configuration_key_or_protocol_is_refused_with_the_reason() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let authority = fleet();
+    let edge = edge(&authority, &origin, "");
+    let peer = connect(&edge, &authority, "edge-2");
+    let url = "http://edge.test/a";
+    let own = hop_to(&edge, "edge-2", url);
+    let check = |from: &str, to: &str, expected: &str| {
+        let changed = own.replace(from, to);
+        let answer = peer.ask("GET", url, &[("skerry-hop", &changed)]).expect("an answer");
+        let found = (answer.status.as_u16(), answer.field("skerry-hop"), answer.body.len());
+        assert_eq!(found, (421, &*format!("verdict=refused, why={expected}"), 0));
+    };
+    check("v=1", "v=2", "version");
+    check("digest=\"", "digest=\"0", "digest");
+    check("hops=1", "hops=4", "hops");
+    let other = hop_to(&edge, "edge-2", "http://edge.test/b");
+    let key = |hop: &str| hop.rsplit('"').nth(1).map(str::to_owned).expect("a key");
+    check(&key(&own), &key(&other), "key");
+    assert_eq!(origin.request_count(), 0);
+    let first = peer.ask("GET", url, &[("skerry-hop", &own)]).expect("an answer");
+    assert_eq!(first.field("skerry-hop"), "verdict=stored");
+    let second = peer.ask("GET", url, &[("skerry-hop", &own)]).expect("an answer");
+    assert_eq!(second.field("skerry-hop"), "verdict=hit");
+}
+
+#[test]
+fn an_origin_that_fails_is_no_answer_for_a_peer() {
+    let origin = Origin::start(|_| Answer::raw(""));
+    let authority = fleet();
+    let edge = edge(&authority, &origin, "");
+    let peer = connect(&edge, &authority, "edge-2");
+    let url = "http://edge.test/a";
+    let own = hop_to(&edge, "edge-2", url);
+    let answer = peer.ask("GET", url, &[("skerry-hop", &own)]).expect("an answer");
+    let found = (answer.status.as_u16(), answer.field("skerry-hop"), answer.body.len());
+    assert_eq!(found, (421, "verdict=refused, why=upstream", 0));
+}
+
+#[test]
+fn a_peer_gets_the_response_as_the_origin_sent_it() {
+    let origin = Origin::start(|_| {
+        Answer::ok("long text ".repeat(1000))
+            .fresh_for(60)
+            .header("Content-Type", "text/plain")
+            .header("Surrogate-Key", "a b")
+            .header("X-Origin", "1")
+    });
+    let authority = fleet();
+    let rule = "[defaults.cache]\nhide_tags = true\n[defaults.response_fields]\nremove = \"x-origin\"\nset = { x-edge = \"1\" }\n";
+    let edge = edge(&authority, &origin, rule);
+    let peer = connect(&edge, &authority, "edge-2");
+    let url = "http://edge.test/a";
+    let own = hop_to(&edge, "edge-2", url);
+    for _ in 0..2 {
+        let fields = [("skerry-hop", &*own), ("accept-encoding", "gzip, br")];
+        let answer = peer.ask("GET", url, &fields).expect("an answer");
+        assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 10_000));
+        let names = ["surrogate-key", "x-origin", "x-edge", "content-encoding"];
+        assert_eq!(names.map(|name| answer.field(name)), ["a b", "1", "", ""], "{answer:?}");
+    }
+    assert_eq!(origin.request_count(), 1);
 }

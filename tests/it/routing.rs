@@ -210,7 +210,7 @@ fn a_line_in_the_log_tells_the_whole_story() {
         ("referer", "http://a/"),
         ("cache", "uri-miss"),
         ("reason", "absent"),
-        ("upstream", &origin.address.to_string()),
+        ("upstream", &format!("origin:{}", origin.address)),
     ] {
         assert_eq!(miss[name], value, "{name} in {miss}");
     }

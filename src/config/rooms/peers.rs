@@ -22,6 +22,11 @@ pub(crate) fn read_peers(section: &Section<'_>, peers: &mut peers::Settings) {
     section.read_within("streams_max", &mut limits.streams_max, 1..=10_000);
     section.read_within("requests_max", &mut limits.requests_max, 1..);
     read_static_peers(section, peers);
+    let ask = &mut peers.ask;
+    let (least, most) = (Duration::from_millis(10), Duration::from_secs(10));
+    section.read_within("deadline", &mut ask.deadline, least..=most);
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
+    section.read_within("skip_for", &mut ask.skip_for, least..=most);
     if !peers.is_on() {
         let others = ["announced", "certificate", "key", "ca", "nodes"];
         if let Some(other) = others.into_iter().find(|name| section.has(name)) {

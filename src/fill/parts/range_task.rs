@@ -119,6 +119,7 @@ impl RangeTask {
                 FillOutcome::Failed(FillFailure::Changed) => Err(Stop::Changed),
                 FillOutcome::Failed(FillFailure::Abandoned)
                 | FillOutcome::Stored
+                | FillOutcome::AtPeer
                 | FillOutcome::Released
                 | FillOutcome::Filling(_) => Ok(()),
             },

@@ -14,6 +14,7 @@ pub mod origin;
 pub mod peer;
 pub mod process;
 pub mod redis;
+pub mod region;
 pub mod victim;
 
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use node::{Edge, with_defaults};
 pub use origin::{Answer, Gate, Origin, ReceivedRequest};
 pub use process::{Process, skerry};
 pub use redis::RedisProcess;
+pub use region::Region;
 
 /// Polls a condition until it holds. `what` describes it.
 ///

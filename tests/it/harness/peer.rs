@@ -13,11 +13,14 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
 use skerry::{CertificateOrder, issue_certificates};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
+
+use super::Edge;
 
 /// The authority of a fleet, and the certificates that it has made.
 pub struct FleetAuthority(TempDir);
@@ -163,9 +166,20 @@ impl PeerClient {
 /// An answer that may not be there yet.
 pub struct PendingAnswer(tokio::task::JoinHandle<Result<PeerAnswer, String>>);
 
-/// `Skerry-Hop` of a request of the node `from` for the client 203.0.113.9.
+/// `Skerry-Hop` of a request of the node `from` for the client 203.0.113.9, with digest and key that no node has.
 pub fn hop(from: &str) -> String {
+    hop_with(from, "0a", 7)
+}
+
+/// The same for this URL, with the digest and the key that the node `edge` has.
+pub fn hop_to(edge: &Edge, from: &str, url: &str) -> String {
+    let nodes: Value = serde_json::from_str(edge.admin("GET", "/nodes", "").text()).expect("nodes");
+    let digest = nodes["nodes"]["edge"]["config"].as_str().expect("a digest");
+    hop_with(from, digest, xxhash_rust::xxh3::xxh3_128(url.as_bytes()) as u64)
+}
+
+fn hop_with(from: &str, digest: &str, key: u64) -> String {
     format!(
-        "v=1, from=\"{from}\", digest=\"0a\", hops=1, client=\"203.0.113.9\", id=\"00ab34cd56ef7890\", key=\"0000000000000007\""
+        "v=1, from=\"{from}\", digest=\"{digest}\", hops=1, client=\"203.0.113.9\", id=\"00ab34cd56ef7890\", key=\"{key:016x}\""
     )
 }

@@ -1,0 +1,71 @@
+//! The metrics of each peer of the region. The number of series is bounded by that of the region's nodes.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::labels::HopFailure;
+use crate::serve::{PeerCounts, SharedRegion};
+
+/// Collects what was counted of each peer.
+pub(super) struct PeerMetrics(pub(super) SharedRegion);
+
+impl fmt::Debug for PeerMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PeerMetrics")
+    }
+}
+
+/// The name of a counter, its help, and where it is counted.
+type CounterOfPeer = (&'static str, &'static str, fn(&PeerCounts) -> &AtomicU64);
+
+const COUNTERS: [CounterOfPeer; 3] = [
+    ("peer_requests", "Requests to each node of the region.", |counts| &counts.requests),
+    ("peer_responses", "Usable responses of each node of the region.", |counts| &counts.responses),
+    ("peer_response_bytes", "Bytes of the bodies of these responses.", |counts| &counts.bytes),
+];
+
+impl Collector for PeerMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let region = self.0.load();
+        let links = || region.links.values();
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        for (name, help, counter) in COUNTERS {
+            let help = help.trim_end_matches('.');
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for link in links() {
+                let labels = [("peer", &*link.name)];
+                let value = read(counter(&link.counts));
+                ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Time until the header sections of these responses arrived, summed";
+        let name = "peer_first_byte_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for link in links() {
+            let seconds = read(&link.counts.first_byte_us) as f64 / 1e6;
+            ConstCounter::new(seconds).encode(family.encode_family(&[("peer", &*link.name)])?)?;
+        }
+        let help = "Requests to each node of the region without a usable response, by reason";
+        let mut family =
+            encoder.encode_descriptor("peer_failures", help, None, MetricType::Counter)?;
+        for link in links() {
+            for (reason, count) in HopFailure::WORDS.iter().zip(&link.counts.failures) {
+                let labels = [("peer", &*link.name), ("reason", *reason)];
+                ConstCounter::new(read(count)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Whether each node of the region answers, as far as is known";
+        let mut family = encoder.encode_descriptor("peer_up", help, None, MetricType::Gauge)?;
+        for link in links() {
+            let labels = [("peer", &*link.name)];
+            ConstGauge::new(i64::from(link.is_up())).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

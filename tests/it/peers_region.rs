@@ -1,0 +1,159 @@
+//! A region of nodes as one cache: who fetches what from the origin, and what clients get of it. Skipped without
+//! `redis-server`.
+
+use std::collections::HashMap;
+
+use crate::harness::{Answer, Edge, Gate, Origin, Region, Response, exchange};
+
+/// The target of an object that another node than the first owns, and the position of its owner.
+fn of_another(region: &Region) -> (String, usize) {
+    let targets = (0..).map(|number| format!("/object-{number}"));
+    let mut owned = targets.map(|target| (region.owner_of(&target), target));
+    let (owner, target) = owned.find(|(owner, _)| *owner != 0).expect("an owner");
+    (target, owner)
+}
+
+fn hop_of(answer: &Response) -> usize {
+    answer.header("cache-status").matches("skerry;").count()
+}
+
+#[test]
+fn a_cold_region_fetches_each_object_once() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let origin = Origin::start(move |request| {
+        Answer::ok(format!("body of {}", request.target)).fresh_for(60).behind(&held)
+    });
+    let Some(region) = Region::start(3, &origin, "") else { return };
+    let targets: Vec<String> = (0..12).map(|number| format!("/{number}")).collect();
+    std::thread::scope(|scope| {
+        for target in &targets {
+            for node in &region.nodes {
+                for _ in 0..2 {
+                    let at = node.http;
+                    scope.spawn(move || {
+                        let answer = exchange(at, "edge.test", target, &[]);
+                        assert_eq!(answer.status, 200, "{answer:?}");
+                        assert_eq!(answer.text(), format!("body of {target}"));
+                    });
+                }
+            }
+        }
+        origin.wait_for_requests(targets.len());
+        gate.open();
+    });
+    let mut asked: HashMap<String, usize> = HashMap::new();
+    origin.received().into_iter().for_each(|it| *asked.entry(it.target).or_default() += 1);
+    assert_eq!(asked.len(), targets.len());
+    assert!(asked.values().all(|count| *count == 1), "{asked:?}");
+    let answer = region.nodes[0].get("/0");
+    assert!(answer.is_hit(), "at one of the nodes: {answer:?}");
+    assert_eq!(origin.request_count(), targets.len());
+}
+
+#[test]
+fn a_response_of_the_owner_lists_both_nodes_and_keeps_its_age() {
+    let origin = Origin::start(|_| Answer::ok("x").fresh_for(60).header("Age", "7"));
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, owner) = of_another(&region);
+    let first = region.nodes[0].get(&target);
+    assert_eq!((first.status, hop_of(&first)), (200, 2), "{first:?}");
+    let status = first.header("cache-status");
+    let (of_owner, of_asker) = status.split_once(", ").expect("two members");
+    assert!(of_owner.contains("fwd=uri-miss; fwd-status=200; stored"), "{status}");
+    assert!(of_asker.contains("fwd=uri-miss; fwd-status=200; ttl="), "{status}");
+    assert!(!of_asker.contains("stored"), "{status}");
+    assert_eq!(first.header("via").matches("skerry").count(), 2, "{first:?}");
+    assert_eq!(first.header("skerry-hop"), "");
+    let second = region.nodes[0].get(&target);
+    assert!(second.header("cache-status").starts_with("skerry; hit"), "{second:?}");
+    let age: u64 = second.header("age").parse().expect("an age");
+    assert!((7..60).contains(&age), "{second:?}");
+    assert_eq!(origin.request_count(), 1);
+    let line = &region.nodes[0].log(2)[0];
+    assert_eq!(line["upstream"], format!("peer:n{owner}"), "{line}");
+    let line = &region.nodes[owner].log(2)[0];
+    assert!(line["upstream"].as_str().is_some_and(|it| it.starts_with("origin:127")), "{line}");
+    assert_eq!(line["client"], "127.0.0.1");
+}
+
+#[test]
+fn variants_of_the_owner_are_found_by_the_fields_of_the_client() {
+    let origin = Origin::start(|request| {
+        let language = request.header("accept-language").unwrap_or("none").to_owned();
+        Answer::ok(language).fresh_for(60).header("Vary", "Accept-Language")
+    });
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, _) = of_another(&region);
+    for _ in 0..2 {
+        for language in ["de", "fr", "en"] {
+            let field = format!("Accept-Language: {language}");
+            let answer = region.nodes[0].get_with(&target, &[&field]);
+            assert_eq!(answer.text(), language);
+        }
+    }
+    assert_eq!(origin.request_count(), 3);
+}
+
+#[test]
+fn ranges_conditions_and_head_are_answered_by_the_owner() {
+    let body: Vec<u8> = (0..200_000_u32).map(|at| at as u8).collect();
+    let whole = body.clone();
+    let origin = Origin::start(move |_| {
+        Answer::ok(whole.clone())
+            .fresh_for(60)
+            .header("ETag", "\"v1\"")
+            .header("Accept-Ranges", "bytes")
+    });
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, _) = of_another(&region);
+    let node = &region.nodes[0];
+    let part = node.get_with(&target, &["Range: bytes=1000-1999"]);
+    assert_eq!((part.status, &part.body[..]), (206, &body[1000..2000]));
+    let last = node.get_with(&target, &["Range: bytes=-10"]);
+    assert_eq!((last.status, &last.body[..]), (206, &body[199_990..]));
+    let unchanged = node.get_with(&target, &["If-None-Match: \"v1\""]);
+    assert_eq!((unchanged.status, unchanged.body.len()), (304, 0));
+    let mut client = node.connect();
+    let request = crate::harness::Request {
+        method: "HEAD",
+        host: "edge.test",
+        target: &target,
+        fields: &[],
+        body: b"",
+    };
+    let head = client.request(request);
+    assert_eq!((head.status, &*head.header("content-length")), (200, "200000"));
+    assert_eq!(origin.request_count(), 1, "{:?}", origin.received());
+}
+
+#[test]
+fn requests_for_what_cannot_be_stored_go_to_the_origin_without_a_hop() {
+    let origin = Origin::start(|_| Answer::ok("mine").header("Cache-Control", "private"));
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, _) = of_another(&region);
+    let hops = |node: &Edge| hop_of(&node.get(&target));
+    assert_eq!(hops(&region.nodes[0]), 2);
+    assert_eq!(hops(&region.nodes[0]), 1, "it has learnt that from the first response");
+    assert_eq!(origin.request_count(), 2);
+}
+
+#[test]
+fn a_response_that_sets_a_cookie_reaches_only_its_client() {
+    let origin = Origin::start(|request| {
+        let id = request.header("x-request-id").unwrap_or_default().to_owned();
+        Answer::ok(id.clone()).header("Set-Cookie", &format!("id={id}")).fresh_for(60)
+    });
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, _) = of_another(&region);
+    let answers: Vec<Response> = std::thread::scope(|scope| {
+        let node = &region.nodes[0];
+        let ask = || node.get(&target);
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut bodies: Vec<_> = answers.iter().map(|answer| answer.text().to_owned()).collect();
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), answers.len(), "{answers:?}");
+}
