@@ -85,8 +85,13 @@ mod tests {
     #[track_caller]
     fn check(status: CacheStatus, upstream: Option<UpstreamFacts>, timing: Timing, expected: &str) {
         let upstream = upstream.map(Box::new);
-        let facts =
-            ResponseFacts { cache_status: status, upstream, failure: None, failure_detail: None };
+        let facts = ResponseFacts {
+            cache_status: status,
+            upstream,
+            failure: None,
+            failure_detail: None,
+            is_purged: false,
+        };
         let mut text = Vec::new();
         write(&timing, &facts, micros(50_000), &mut text);
         assert_eq!(String::from_utf8(text).expect("text"), expected);
@@ -97,6 +102,7 @@ mod tests {
         let (looked_up, recoding) = (Some(micros(41)), None);
         let timing = Timing { looked_up, recoding };
         let upstream = UpstreamFacts {
+            kind: crate::labels::UpstreamKind::Origin,
             pool: "main".into(),
             origin: None,
             address: None,
