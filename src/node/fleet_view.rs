@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::shared::Shared;
 use crate::fleet::{
-    Announcement, CheckRecord, NodeTable, PeerEndpoint, nodes_to_check, with_checks,
+    Announcement, CheckRecord, FleetMember, NodeTable, PeerEndpoint, nodes_to_check, with_checks,
 };
 use crate::metrics::Metric;
 use crate::notices::{self, Notice};
@@ -62,8 +62,14 @@ impl Shared {
         let own = self.bus.name().into();
         let (records, checks) = Default::default();
         let mut fleet = FleetView { shared: self, tls, own, records, checks, outcomes };
+        let mut is_warned = false;
         loop {
             let table = tables.borrow_and_update().clone();
+            if is_beyond_reach(&table, &fleet.own) && !std::mem::replace(&mut is_warned, true) {
+                tracing::warn!(
+                    "this node announces a loopback address to its peers, and other nodes are on other machines: set peers.announced to an address at which they reach it"
+                );
+            }
             fleet.choose_checks(&table);
             let shown = match fleet.records.is_empty() {
                 true => table,
@@ -82,6 +88,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether this node announces a loopback address to nodes that are on other machines.
+fn is_beyond_reach(table: &NodeTable, own: &str) -> bool {
+    let is_local =
+        |member: &FleetMember| member.announcement.peer.map(|peer| peer.address.ip().is_loopback());
+    table.get(own).and_then(is_local) == Some(true)
+        && table.members().iter().any(|member| is_local(member) == Some(false))
 }
 
 impl FleetView {
@@ -180,3 +194,23 @@ async fn check_forever(
 const PERIOD: Duration = Duration::from_millis(500);
 /// Outcomes that may wait for the view; checks wait then.
 const OUTCOMES_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loopback_address_is_enough_among_nodes_of_one_machine() {
+        let member = |name: &str, address: &str| {
+            let peer = PeerEndpoint { address: address.parse().unwrap(), protocol: PROTOCOL };
+            let announcement = Announcement { peer: Some(peer), ..Announcement::of_region("eu") };
+            FleetMember::new(name.into(), announcement)
+        };
+        let mut table = NodeTable::new(vec![member("own", "127.0.0.1:1"), member("b", "[::1]:2")]);
+        assert!(!is_beyond_reach(&table, "own"));
+        table = table.with(FleetMember::new("old".into(), Announcement::of_region("eu")));
+        assert!(!is_beyond_reach(&table, "own"));
+        table = table.with(member("c", "10.0.0.3:9443"));
+        assert!(is_beyond_reach(&table, "own") && !is_beyond_reach(&table, "c"));
+    }
+}

@@ -8,7 +8,7 @@ use super::alarms::{self, Alarm};
 use super::shared::Shared;
 use crate::clock::unix_ms;
 use crate::control::node_actions::{NodeActions, OverviewQuery};
-use crate::listen::TlsState;
+use crate::listen::{CertificateReport, TlsState};
 use crate::metrics::{History, Interval};
 use crate::respond::ErrorExample;
 use crate::upstream::HealthClass;
@@ -46,7 +46,7 @@ impl Shared {
 
     /// The response of `GET /certificates`.
     pub(super) fn certificate_report(&self) -> Value {
-        let reports = self.tls.as_deref().map(TlsState::report).unwrap_or_default();
+        let reports = self.certificates_in_use();
         let certificates = reports.iter().map(|certificate| {
             json!({
                 "file": certificate.file,
@@ -59,11 +59,23 @@ impl Shared {
         json!({ "now_ms": now_ms, "certificates": certificates.collect::<Vec<_>>() })
     }
 
+    /// The certificates of the listeners, and that of the peer link.
+    fn certificates_in_use(&self) -> Vec<CertificateReport> {
+        let mut reports = self.tls.as_deref().map(TlsState::report).unwrap_or_default();
+        reports.extend(self.peer_tls.as_deref().map(|tls| CertificateReport {
+            file: tls.certificate_file(),
+            names: vec![self.bus.name().to_owned()],
+            until: tls.current().until,
+            is_self_signed: false,
+        }));
+        reports
+    }
+
     /// The most urgent first.
     fn alarms(&self) -> Vec<Alarm> {
         let now = self.clock.now();
         let minute = self.history.last(Duration::from_secs(60), unix_ms(now));
-        let certificates = self.tls.as_deref().map(TlsState::report).unwrap_or_default();
+        let certificates = self.certificates_in_use();
         let plan = self.plan.load();
         let pools = plan.pools.iter().filter_map(|pool| {
             let counts = HealthClass::ALL.iter().zip(pool.counts());

@@ -120,9 +120,14 @@ impl PeerTls {
         Ok(true)
     }
 
+    /// The file of this node's certificate.
+    pub(crate) fn certificate_file(&self) -> PathBuf {
+        self.lock().files.certificate.clone()
+    }
+
     /// The file of this node's certificate, and when it ends.
     pub(crate) fn certificate_end(&self) -> Option<(PathBuf, SystemTime)> {
-        Some((self.lock().files.certificate.clone(), self.current.load().until?))
+        Some((self.certificate_file(), self.current.load().until?))
     }
 
     fn read(&self, files: &PeerFiles) -> Result<PeerTlsConfig, PeerFileError> {

@@ -208,6 +208,8 @@ fn new_certificates_are_used_without_a_restart() {
         authority.file("edge.pem")
     );
     assert!(edge.metric(&name) > 1e9, "its end is in the metrics");
+    let reports = edge.admin("GET", "/certificates", "");
+    assert!(reports.text().contains("edge.pem"), "{}", reports.text());
 }
 
 #[test]
