@@ -16,7 +16,6 @@ use crate::fleet::{
     Announcement, CheckRecord, FleetMember, NodeTable, PeerEndpoint, nodes_to_check, with_checks,
 };
 use crate::metrics::Metric;
-use crate::notices::{self, Notice};
 use crate::peers::{ANNOUNCEMENT_CALL, PROTOCOL, PeerCaller, PeerTls};
 
 /// Keeps the view up to date.
@@ -149,12 +148,10 @@ impl FleetView {
             }
             Err(why) => {
                 if record.fail() {
-                    let notice = Notice::warning(
-                        "a peer does not answer, its keys go to other nodes",
-                        "",
-                        name,
+                    let address = record.endpoint.address;
+                    tracing::warn!(
+                        "peer {name} does not answer, its keys go to other nodes: {address}: {why}"
                     );
-                    notices::note(&notice, format_args!("{}: {why}", record.endpoint.address));
                 }
             }
         }

@@ -300,7 +300,7 @@ fn static_peers_are_known_by_their_own_word_and_out_when_they_are_silent() {
     // It stops, and does not close its connections.
     second.process.signal(Signal::STOP);
     until("a stopped node is out", || first.sees("edge-3", "out"));
-    let told = "a peer does not answer, its keys go to other nodes";
+    let told = "peer edge-3 does not answer, its keys go to other nodes";
     until("that is logged", || !first.process.lines_with(told).is_empty());
     second.process.signal(Signal::CONT);
     until("it is back", || first.sees("edge-3", "ready"));
