@@ -1,10 +1,11 @@
 //! The peer listener: who is answered, who is refused, and what a peer is believed.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
 use rustix::process::Signal;
 
-use crate::harness::peer::{FleetAuthority, PeerClient, hop, hop_to};
+use crate::harness::peer::{FleetAuthority, PeerClient, ScriptedPeer, hop, hop_to};
 use crate::harness::{Answer, Client, Edge, Gate, Origin, Process, Request, skerry, until};
 
 /// A node `edge` with peers in front of an origin.
@@ -398,4 +399,81 @@ fn a_peer_gets_the_response_as_the_origin_sent_it() {
         assert_eq!(names.map(|name| answer.field(name)), ["a b", "1", "", ""], "{answer:?}");
     }
     assert_eq!(origin.request_count(), 1);
+}
+
+/// The announcement of a ready node of the region that the node `edge` is in, with this protocol version.
+fn announcement(protocol: u16, config: &str) -> String {
+    let peer = serde_json::json!({ "address": "127.0.0.1:1", "protocol": protocol });
+    serde_json::json!({ "region": "", "weight": 1000, "state": "ready", "software": "9.9.9", "config": config, "peer": peer })
+        .to_string()
+}
+
+#[test]
+fn a_peer_of_the_next_protocol_version_is_not_asked() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let authority = fleet();
+    let digest = Arc::new(Mutex::new(String::new()));
+    let other = ScriptedPeer::start(&authority, "edge-2", {
+        let digest = digest.clone();
+        move |path| match path {
+            "/.well-known/skerry/announcement" => (200, announcement(2, &digest.lock().unwrap())),
+            _ => (500, "not asked for".to_owned()),
+        }
+    });
+    let listed = format!(
+        "check_interval = \"100ms\"\n[peers.nodes.edge-2]\naddress = \"{}\"\n",
+        other.address
+    );
+    let edge = edge(&authority, &origin, &listed);
+    let nodes = || -> serde_json::Value {
+        serde_json::from_str(edge.admin("GET", "/nodes", "").text()).expect("JSON")
+    };
+    *digest.lock().unwrap() =
+        nodes()["nodes"]["edge"]["config"].as_str().expect("a digest").to_owned();
+    until("it is known", || {
+        let row = nodes()["nodes"]["edge-2"].clone();
+        row["state"] == "ready" && row["peer_protocol"] == 2
+    });
+    for page in 0..20 {
+        let answer = edge.get(&format!("/{page}"));
+        assert_eq!((answer.status, answer.text()), (200, "hello"));
+    }
+    assert_eq!(origin.request_count(), 20);
+    let is_check = |path: &String| path == "/.well-known/skerry/announcement";
+    assert!(other.asked().iter().all(is_check), "{:?}", other.asked());
+}
+
+#[test]
+fn a_peer_that_answers_nonsense_is_out() {
+    let origin = Origin::start(|_| Answer::ok("hello").fresh_for(60));
+    let authority = fleet();
+    for nonsense in [(200, "[".repeat(60_000)), (200, "x".repeat(100_000)), (500, String::new())] {
+        let other = ScriptedPeer::start(&authority, "edge-2", move |_| nonsense.clone());
+        let listed = format!(
+            "check_interval = \"100ms\"\n[peers.nodes.edge-2]\naddress = \"{}\"\n",
+            other.address
+        );
+        let edge = edge(&authority, &origin, &listed);
+        until("it was checked", || {
+            edge.metric("skerry_peer_checks_total{outcome=\"failed\"") > 3.0
+        });
+        assert!(edge.admin("GET", "/nodes", "").text().contains("\"state\": \"out\""));
+        assert_eq!(edge.get("/a").status, 200);
+    }
+}
+
+#[test]
+fn a_node_that_shows_another_certificate_than_its_own_is_no_peer() {
+    let origin = Origin::start(|_| Answer::ok("hello"));
+    let authority = fleet();
+    // It has a certificate of the fleet, but not that of the listed node.
+    let other = ScriptedPeer::start(&authority, "edge-3", |_| (200, announcement(1, "")));
+    let listed = format!(
+        "check_interval = \"100ms\"\n[peers.nodes.edge-2]\naddress = \"{}\"\n",
+        other.address
+    );
+    let edge = edge(&authority, &origin, &listed);
+    until("it was checked", || edge.metric("skerry_peer_checks_total{outcome=\"failed\"") > 3.0);
+    assert!(edge.admin("GET", "/nodes", "").text().contains("\"state\": \"out\""));
+    assert!(other.asked().is_empty(), "{:?}", other.asked());
 }

@@ -3,22 +3,23 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde_json::Value;
 use skerry::{CertificateOrder, issue_certificates};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::Edge;
 
@@ -73,6 +74,74 @@ impl FleetAuthority {
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.into()
+    }
+}
+
+impl FleetAuthority {
+    /// What the node `name` has as a server for peers.
+    fn server(&self, name: &str) -> Arc<ServerConfig> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let roots = Arc::new(roots(&self.file("ca.pem")));
+        let peers = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        let chain = CertificateDer::from_pem_file(self.file(&format!("{name}.pem")));
+        let key = PrivateKeyDer::from_pem_file(self.file(&format!("{name}.key")));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_client_cert_verifier(peers.build().expect("an authority"))
+            .with_single_cert(vec![chain.expect("a certificate")], key.expect("a key"))
+            .expect("a pair");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.into()
+    }
+}
+
+/// A node that answers each path as a script says, and records what it was asked.
+pub struct ScriptedPeer {
+    pub address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+    _runtime: Runtime,
+}
+
+impl ScriptedPeer {
+    pub fn start(
+        authority: &FleetAuthority,
+        name: &str,
+        answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static,
+    ) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let acceptor = TlsAcceptor::from(authority.server(name));
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let script = Arc::new((answer, asked.clone()));
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, script) = (acceptor.clone(), script.clone());
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        let path = request.uri().path().to_owned();
+                        let (status, body) = script.0(&path);
+                        script.1.lock().unwrap().push(path);
+                        let response = Response::builder().status(status).body(()).expect("a head");
+                        let Ok(mut stream) = respond.send_response(response, false) else { return };
+                        let _ = stream.send_data(body.into(), true);
+                    }
+                });
+            }
+        });
+        Self { address, asked, _runtime: runtime }
+    }
+
+    /// The paths that it was asked for.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
     }
 }
 
