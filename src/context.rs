@@ -165,6 +165,8 @@ pub(crate) struct RequestContext {
     pub client: IpAddr,
     /// What the peer says of the request that it sends. `None`: the request is not of a peer.
     pub hop: Option<Rc<Hop>>,
+    /// The purges that this node must have applied before it answers that peer from its cache, as received.
+    pub hop_purges: Option<HeaderValue>,
     /// The location of `client`.
     pub place: Place,
     /// The name of the site that answers. `None` until the request is routed.

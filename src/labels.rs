@@ -186,6 +186,7 @@ reasons! {
     Invalidated "invalidated" UriMiss "The stored response was invalidated by an unsafe request such as POST (RFC 9111 §4.4).";
     TooOld "too-old" UriMiss "The stored response is older than the site allows.";
     RememberedPass "remembered-pass" Miss "The last response for the key could not be stored, so requests for it are not collapsed.";
+    PurgesUnapplied "purges-unapplied" Miss "Another node asks that has applied purges which this node has not, or may not have, so nothing stored is used.";
     StoreFailed "store-failed" Miss "The store could not be read.";
     BytesMissing "bytes-missing" Partial "Not all requested bytes are stored.";
     // Why a stored response could not be used without validation.
@@ -735,6 +736,8 @@ labels! {
     Digest "digest";
     /// The owner has failed a moment ago.
     Skipped "skipped";
+    /// A purge covers the key, or may cover it, that other nodes may not have applied yet.
+    Purges "purges";
 }
 
 labels! {

@@ -71,6 +71,8 @@ use crate::guard::{self, Applicant, Normalised, Rates, Refusal};
 use crate::interim::{Interims, ReplyFuture};
 use crate::labels::HopRefusal;
 use crate::metrics::{Metric, Recorder};
+use crate::peers::PURGES;
+use crate::purge::Requirement;
 use crate::reply::Reply;
 use crate::respond::{self, ErrorReply, Transaction};
 use crate::route::{Action, Rule, Site};
@@ -142,6 +144,8 @@ struct Visit {
     interims: Option<Arc<Interims>>,
     /// No peer is asked: they have been, in vain.
     leaves_peers_out: bool,
+    /// The purge requirement of the peer that sends the request, if this node does not meet it.
+    unmet: Option<Requirement>,
 }
 
 /// The parts of a request that can be sent upstream only once.
@@ -202,6 +206,7 @@ pub(crate) fn serve(
         sticky,
         interims: None,
         leaves_peers_out: false,
+        unmet: None,
     };
     let outcome = visit.answer_at_once(&payload);
     visit.note_lookup();
@@ -267,6 +272,7 @@ fn request_context(
         id: worker.next_request_id(),
         client: connection.peer.ip(),
         hop: None,
+        hop_purges: None,
         connection,
         received_at,
         started,
@@ -292,6 +298,9 @@ fn admit(
         context.timing = Some(Box::default());
     }
     let hop = peer_requests::take_hop(&worker.nodes, &worker.recorder, context, headers)?;
+    if hop.is_some() {
+        context.hop_purges = headers.get(&PURGES).cloned();
+    }
     let mut request =
         plan.gate.normalise(&context.request, headers, &context.connection).map_err(|refusal| {
             let cause = received_host(refusal, headers);
@@ -370,6 +379,8 @@ enum Wait {
     Purge,
     /// It bypasses the cache.
     Pass(Reason),
+    /// It is of a peer that has purges in force which this node may not have applied.
+    Purges(Requirement),
     /// Its lookup must continue on disk.
     LookUp(Box<Search>),
     /// The lookup is complete, and the stored response cannot be sent as it is.
@@ -394,6 +405,9 @@ impl Visit {
         }
         if let Some(refused) = self.refuse_peer() {
             return Ok(refused);
+        }
+        if let Some(requirement) = self.unmet_by_this_node() {
+            return Err(Wait::Purges(requirement));
         }
         let generated =
             |reply| Ok(Answered::new(reply, CacheStatus::generated(Reason::AnsweredHere)));
@@ -430,6 +444,7 @@ impl Visit {
             let outcome = match wait {
                 Wait::Purge => self.purge().await,
                 Wait::Pass(reason) => self.pass(reason, None, payload).await,
+                Wait::Purges(requirement) => self.answer_after_purges(requirement).await,
                 Wait::LookUp(search) => {
                     let found = self.query().look_up(*search, lookup::Lookup::Find).await;
                     self.note_lookup();

@@ -21,6 +21,8 @@ use crate::labels::HopRefusal;
 
 /// The name of the field.
 pub(crate) const HOP: HeaderName = HeaderName::from_static("skerry-hop");
+/// The name of the field with the purge requirement of a request.
+pub(crate) const PURGES: HeaderName = HeaderName::from_static("skerry-purges");
 /// The version of the peer protocol of this build. Nodes of different versions do not ask each other.
 pub(crate) const PROTOCOL: u16 = 1;
 /// The most hops of a request: one in a region, two with a shield, and one to spare.

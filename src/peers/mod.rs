@@ -16,7 +16,7 @@ mod tls;
 pub use self::authority::{CertificateOrder, IssuedCertificates, issue_certificates};
 pub(crate) use self::caller::{NODE, PeerCaller};
 pub(crate) use self::hop::{
-    HOP, HOPS_MAX, Hop, HopVerdict, PROTOCOL, is_peer_field, verdict_field,
+    HOP, HOPS_MAX, Hop, HopVerdict, PROTOCOL, PURGES, is_peer_field, verdict_field,
 };
 pub(crate) use self::identity::{PeerNames, PeerRequest};
 pub(crate) use self::settings::{AskSettings, PeerLimits, Settings, can_identify, is_reachable};

@@ -4,15 +4,19 @@
 //! A peer gets the fields of the origin as they are, in the coding of the origin. It applies the rule's own
 //! fields and codings itself, because its copy must be good for all of its clients.
 
+use std::time::Duration;
+
 use http::{Response, StatusCode};
 
-use super::outcome::Answered;
+use super::lookup::{Lookup, LookupResult};
+use super::outcome::{Answered, PathError};
 use super::{Visit, account, errors};
 use crate::cache::{self, CacheStatus, Handling, Reason};
 use crate::context::ResponseFacts;
 use crate::fields::{Fields, FieldsMut};
 use crate::labels::HopRefusal;
 use crate::peers::{HOP, HOPS_MAX, HopVerdict, PROTOCOL, verdict_field};
+use crate::purge::Requirement;
 use crate::reply::Reply;
 use crate::respond;
 use crate::route::Action;
@@ -40,6 +44,35 @@ impl Visit {
             errors::refusal_to_peer(refusal),
             CacheStatus::generated(Reason::Refused),
         ))
+    }
+
+    /// The purge requirement of the peer that sends this request, unless this node meets it. A request without
+    /// one that can be read is answered by the origin only.
+    pub(super) fn unmet_by_this_node(&self) -> Option<Requirement> {
+        self.context.hop.as_ref()?;
+        let field = self.context.hop_purges.as_ref();
+        let requirement = field.and_then(|field| Requirement::parse(field.as_bytes()));
+        let requirement = requirement.unwrap_or(Requirement::OriginOnly);
+        (!self.worker.store.purges().meets(&requirement)).then_some(requirement)
+    }
+
+    /// Answers once this node has applied the purges that the peer requires, or by a new request to the origin.
+    pub(super) async fn answer_after_purges(
+        &self,
+        requirement: Requirement,
+    ) -> Result<Answered, Box<PathError>> {
+        self.acknowledge_to_peer();
+        let (query, purges) = (self.query(), self.worker.store.purges());
+        if purges.meets_within(&requirement, PURGES_AWAITED).await {
+            let found = query.look_up(query.search(), Lookup::Find).await;
+            return match self.use_stored(found) {
+                Ok(answered) => Ok(answered),
+                Err(next) => self.run_stage(next).await,
+            };
+        }
+        let apart = Self { unmet: Some(requirement), ..self.clone() };
+        let found = LookupResult::none(query.key(), Reason::PurgesUnapplied);
+        Box::pin(apart.fetch(found, Reason::PurgesUnapplied)).await
     }
 
     /// Tells a peer that its request is being worked on, by a 102 (Processing, RFC 2518 §10.1).
@@ -102,6 +135,9 @@ fn is_uncacheable(status: &CacheStatus) -> bool {
             )
         )
 }
+
+/// Purges that a peer has applied arrive here within milliseconds of it.
+const PURGES_AWAITED: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

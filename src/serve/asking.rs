@@ -18,7 +18,7 @@ use http::header::{
     ACCEPT_ENCODING, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
     RANGE,
 };
-use http::{HeaderMap, HeaderName, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use tokio::sync::Notify;
 
 use super::Visit;
@@ -26,11 +26,13 @@ use super::hop_body::{HopBody, SendToOrigin};
 use super::region::{AtPeer, NextHop, OwnLoad, PeerLink, Region};
 use super::worker::Worker;
 use crate::body::Body;
-use crate::cache::CacheKey;
+use crate::cache::purge::ALIASED;
+use crate::cache::{CacheKey, PurgeTarget};
 use crate::context::RequestId;
 use crate::interim::Interims;
 use crate::labels::{HopFailure, WhyOrigin};
-use crate::peers::{HOP, Hop, HopVerdict, PROTOCOL};
+use crate::peers::{HOP, Hop, HopVerdict, PROTOCOL, PURGES};
+use crate::purge::Requirement;
 use crate::upstream::{Intent, Upstream, UpstreamResponse};
 
 /// The peers that a request goes to before the origin, and how it is written for them.
@@ -71,7 +73,10 @@ pub(super) struct Received {
 
 impl Visit {
     /// The next hop of this request for `key`. Without peers it is the origin, which costs nothing.
-    pub(super) fn route_hop(&self, key: &CacheKey) -> Route {
+    ///
+    /// Call it after the purge sequence was read with which the response will be stored: the peer must have all
+    /// purges that are in force here then.
+    pub(super) async fn route_hop(&self, key: &CacheKey) -> Route {
         let Some(shared) = &self.worker.region else { return Route::Origin(None) };
         let region = shared.load_full();
         // The owner of a region asks no other one.
@@ -82,10 +87,23 @@ impl Visit {
         match region.next_hop(key.hash.0 as u64, &self.plan.digest, now) {
             NextHop::Origin(WhyOrigin::Own) => Route::Origin(Some(OwnLoad::begin(&region))),
             NextHop::Origin(_) => Route::Origin(None),
-            NextHop::Peers(targets) => match self.hop_plan(&region, targets, key) {
-                Some(plan) => Route::Peers(Rc::new(plan)),
-                None => Route::Origin(None),
-            },
+            NextHop::Peers(targets) => {
+                let purges = self.purge_requirement(key).await;
+                let plan = purges.and_then(|purges| self.hop_plan(&region, targets, key, &purges));
+                plan.map_or(Route::Origin(None), |plan| Route::Peers(Rc::new(plan)))
+            }
+        }
+    }
+
+    /// The purges that a peer must have applied, as a field. `None`: no peer will do.
+    async fn purge_requirement(&self, key: &CacheKey) -> Option<HeaderValue> {
+        // As long as the response is unknown, a purge of any tag may cover it.
+        let tags: &[u64] = if self.rule.settings.cache.no_vary_search { &[ALIASED] } else { &[] };
+        let target = PurgeTarget { site: &self.site.name, url: key.url(), tags };
+        let purges = self.worker.store.purges();
+        match purges.requirement_within(&target, PURGES_AWAITED).await {
+            Requirement::OriginOnly => None,
+            entries => HeaderValue::try_from(entries.to_field()).ok(),
         }
     }
 
@@ -95,6 +113,7 @@ impl Visit {
         region: &Arc<Region>,
         targets: Vec<Arc<PeerLink>>,
         key: &CacheKey,
+        purges: &HeaderValue,
     ) -> Option<HopPlan> {
         let hop = Hop {
             version: PROTOCOL,
@@ -110,6 +129,7 @@ impl Visit {
         let mut headers = HeaderMap::clone(&self.fields);
         self.add_hop_fields(&mut headers);
         headers.insert(HOP, hop.to_field()?);
+        headers.insert(PURGES, purges.clone());
         let uri = Uri::builder()
             .scheme(self.request.scheme)
             .authority(self.request.authority.as_str())
@@ -220,6 +240,9 @@ async fn in_time<R>(
     }
     Some(sending.await)
 }
+
+/// A purge of this node is read back from the bus within milliseconds.
+const PURGES_AWAITED: Duration = Duration::from_millis(50);
 
 /// The fields that the request for a peer has from the request for the origin.
 const TAKEN_OVER: [HeaderName; 7] = [

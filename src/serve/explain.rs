@@ -17,12 +17,15 @@ use super::region::{NextHop, SharedRegion};
 use super::routing::{no_site, route};
 use super::worker::Plan;
 use crate::cache::{
-    self, CacheKey, Decision, PurgeKind, Reason, RequestDirectives, StoredResponse, search,
+    self, CacheKey, Decision, PurgeKind, PurgeTarget, Reason, RequestDirectives, StoredResponse,
+    search,
 };
 use crate::clock::Clock;
 use crate::context::{RequestId, Requester};
 use crate::fields::Fields;
 use crate::guard::{self, Applicant, Rates, RuleLimits, access};
+use crate::labels::WhyOrigin;
+use crate::purge::Requirement;
 use crate::route::{
     Action, Forward, GeoRedirectOutcome, RegionTable, Rule, SplitBy, SplitChoice, Visitor,
 };
@@ -107,7 +110,7 @@ impl Explainer {
                     Some(name) => geo_redirect::to_name(name, &request),
                     None => {
                         explain_pool(rule, &query, &mut explanation);
-                        self.explain_lookup(query, &mut explanation).await;
+                        self.explain_lookup(&site.name, query, &mut explanation).await;
                         return Ok(explanation);
                     }
                 }
@@ -122,7 +125,7 @@ impl Explainer {
     }
 
     /// key → lookup → decide.
-    async fn explain_lookup(&self, query: CacheQuery<'_>, explanation: &mut Value) {
+    async fn explain_lookup(&self, site: &str, query: CacheQuery<'_>, explanation: &mut Value) {
         if let Some(reason) = query.bypass_reason() {
             explanation["decision"] = forward(reason);
             return;
@@ -140,12 +143,16 @@ impl Explainer {
             explanation["purged"] = json!(purged.map(PurgeKind::as_str));
         }
         explanation["decision"] = decision(query.decide(&found, now));
-        explanation["next_hop"] = self.next_hop(&found);
+        explanation["next_hop"] = self.next_hop(site, &found);
     }
 
     /// Where a request that the store cannot answer goes. `null`: the node has no peers.
-    fn next_hop(&self, found: &LookupResult) -> Value {
+    fn next_hop(&self, site: &str, found: &LookupResult) -> Value {
         let Some(region) = &self.region else { return Value::Null };
+        let target = PurgeTarget { site, url: found.key.url(), tags: &[] };
+        if self.store.purges().requirement(&target) == Requirement::OriginOnly {
+            return json!({"to": "origin", "why": WhyOrigin::Purges.as_str()});
+        }
         match region.load().foreseen_hop(found.key.hash.0 as u64, &self.plan.digest) {
             NextHop::Origin(why) => json!({"to": "origin", "why": why.as_str()}),
             NextHop::Peers(peers) => {

@@ -105,7 +105,7 @@ impl Visit {
         let target = || PurgeTarget { site: &self.site.name, url: found.key.url(), tags };
         self.worker.fills.join(
             found.hash,
-            None,
+            self.unmet.as_ref(),
             || store.purges().sequence(),
             |response, since| store.purges().overtaken(&target(), response, since),
         )
@@ -119,7 +119,10 @@ impl Visit {
         reason: Reason,
     ) -> Result<Turn, Box<PathError>> {
         let query = self.query();
-        if let Ok(again) = query.look_up_in_memory(query.search_for(found.key.clone())) {
+        let may_use_stored = self.unmet.is_none();
+        if may_use_stored
+            && let Ok(again) = query.look_up_in_memory(query.search_for(found.key.clone()))
+        {
             match self.use_stored(again) {
                 Ok(answered) => {
                     lead.stored();
@@ -166,6 +169,9 @@ impl Visit {
                     self.pass(reason, Some(found), Payload::default()).await?
                 }
             },
+            FillOutcome::Stored if self.unmet.is_some() => {
+                self.pass(reason, Some(found), Payload::default()).await?
+            }
             FillOutcome::Stored => return self.follow_stored(found, reason).await,
             FillOutcome::AtPeer => match self.relay(&found, reason).await {
                 Some(answered) => answered,
@@ -226,7 +232,7 @@ impl Visit {
     ) -> Result<Option<Answered>, Box<PathError>> {
         let mut job = self.job(found)?;
         job.interims = self.interims.clone();
-        self.set_hop(&mut job, &found.key);
+        self.set_hop(&mut job, &found.key).await;
         if job.hop.is_none() {
             // The owner mirrors what it fetches.
             drop(self.mirror(Body::Empty));
@@ -476,15 +482,18 @@ impl Visit {
         {
             return lead.stored();
         }
-        self.set_hop(&mut job, &found.key);
         let request = self.fill_request(found.validated().map(Arc::as_ref));
         let (report, _) = oneshot::channel();
-        spawn_local(job.lead(request, lead.run_to_end(), report));
+        let visit = self.clone();
+        spawn_local(async move {
+            visit.set_hop(&mut job, &found.key).await;
+            job.lead(request, lead.run_to_end(), report).await;
+        });
     }
 
-    /// Chooses the next hop of a job.
-    pub(super) fn set_hop(&self, job: &mut Job, key: &CacheKey) {
-        match self.route_hop(key) {
+    /// Chooses the next hop of a job. Call it after the purge sequence of its response was read.
+    pub(super) async fn set_hop(&self, job: &mut Job, key: &CacheKey) {
+        match self.route_hop(key).await {
             Route::Origin(load) => job.load = load.map(Rc::new),
             Route::Peers(plan) => job.hop = Some(plan),
         }

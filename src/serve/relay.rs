@@ -26,7 +26,7 @@ impl Visit {
 
     /// The owner's answer. `None`: there is none, or this node owns the key.
     pub(super) async fn relay(&self, found: &LookupResult, reason: Reason) -> Option<Answered> {
-        let Route::Peers(plan) = self.route_hop(&found.key) else { return None };
+        let Route::Peers(plan) = self.route_hop(&found.key).await else { return None };
         let job = Job { interims: self.interims.clone(), ..self.job(found).ok()? };
         let Received { upstream, verdict } =
             plan.ask(&job.asker(), &self.upstream_request(None)).await?;

@@ -2,8 +2,11 @@
 //! `redis-server`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::harness::{Answer, Edge, Gate, Origin, Region, Response, exchange};
+use rustix::process::Signal;
+
+use crate::harness::{Answer, Edge, Gate, Origin, Region, Response, exchange, until};
 
 /// The target of an object that another node than the first owns, and the position of its owner.
 fn of_another(region: &Region) -> (String, usize) {
@@ -158,4 +161,83 @@ fn a_response_that_sets_a_cookie_reaches_only_its_client() {
     bodies.sort();
     bodies.dedup();
     assert_eq!(bodies.len(), answers.len(), "{answers:?}");
+}
+
+#[test]
+fn a_purge_at_one_node_is_not_undone_by_the_copy_of_another() {
+    let versions = AtomicU64::new(0);
+    let origin = Origin::start(move |_| {
+        let version = versions.fetch_add(1, Ordering::Relaxed);
+        Answer::ok(version.to_string()).fresh_for(3600)
+    });
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, _) = of_another(&region);
+    let asker = &region.nodes[0];
+    let version = || asker.get(&target).text().parse::<u64>().expect("a version");
+    for _ in 0..50 {
+        let before = version();
+        assert_eq!(asker.purge(&target).status, 200);
+        let after = version();
+        assert!(after > before, "{after} after a purge of {before}");
+    }
+}
+
+#[test]
+fn an_owner_that_is_stopped_or_killed_costs_no_client_an_error() {
+    // The peer breaks off bodies of this length while they are passed on.
+    let long: Vec<u8> = (0..400_000_u32).map(|at| at as u8).collect();
+    let whole = long.clone();
+    let origin = Origin::start(move |request| match request.target.starts_with("/long") {
+        true => match request.header("range") {
+            None => Answer::ok(whole.clone()).fresh_for(60).header("ETag", "\"v1\""),
+            Some(range) => {
+                let (from, to) = range["bytes=".len()..].split_once('-').expect("a range");
+                let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+                let to = to.min(whole.len() - 1);
+                let place = format!("bytes {from}-{to}/{}", whole.len());
+                let part = Answer::part(&whole[from..=to]).header("Content-Range", &place);
+                part.fresh_for(60).header("ETag", "\"v1\"")
+            }
+        },
+        false => Answer::ok(request.target.clone()).fresh_for(60),
+    });
+    let Some((region, mut owners)) = Region::with_processes(3, &origin, "") else { return };
+    let (asker, is_over) = (&region.nodes[0], AtomicBool::new(false));
+    let answered = AtomicU64::new(0);
+    let ask = |client: u64| {
+        let mut number = client * 1_000_000;
+        while !is_over.load(Ordering::Relaxed) {
+            number += 1;
+            let long_one = number % 8 == 0;
+            let target = if long_one { format!("/long-{number}") } else { format!("/{number}") };
+            let answer = asker.get(&target);
+            assert_eq!(answer.status, 200, "{target}: {}", answer.header("proxy-status"));
+            let expected = if long_one { &long[..] } else { target.as_bytes() };
+            assert!(answer.is_complete && answer.body == expected, "{target}");
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let after = |what: &str, more: u64| {
+        let start = answered.load(Ordering::Relaxed);
+        until(what, || answered.load(Ordering::Relaxed) >= start + more);
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|client| drop(scope.spawn(move || ask(client))));
+        let asked = |reason: &str| {
+            asker.metric(&format!("skerry_peer_failures_total{{peer=\"n1\",reason=\"{reason}\""))
+        };
+        after("clients are served", 50);
+        owners[0].signal(Signal::STOP);
+        after("and while an owner is stopped", 50);
+        until("which was noticed", || asked("deadline") > 0.0);
+        assert_eq!(asker.metric("skerry_peer_up{peer=\"n1\""), 0.0);
+        owners[0].signal(Signal::CONT);
+        until("it is asked again", || asker.metric("skerry_peer_up{peer=\"n1\"") == 1.0);
+        owners[1].signal(Signal::KILL);
+        after("and after another one was killed", 50);
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let responses = asker.metric("skerry_peer_responses_total");
+    assert!(responses > 20.0, "the owners have answered: {responses}");
+    drop(owners.drain(..));
 }

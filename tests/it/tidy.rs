@@ -121,6 +121,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "metrics",
             "notices",
             "peers",
+            // purge: a node that asks another one says which purges that must have applied.
+            "purge",
             "reply",
             "upgrade",
         ],

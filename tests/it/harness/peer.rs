@@ -198,6 +198,9 @@ impl PeerClient {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
+        if !fields.iter().any(|(name, _)| *name == "skerry-purges") {
+            request = request.header("skerry-purges", "none");
+        }
         let request = request.body(()).expect("a request");
         let sender = self.sender.clone();
         PendingAnswer(self.runtime.spawn(async move {
