@@ -20,6 +20,7 @@ use http_body::Frame;
 use super::codec::{Codec, CodecError};
 use super::decoder::Decoder;
 use super::encoder::Encoder;
+use super::short_encoder::encode_short;
 use super::{Coding, DecodeLimit, Level, RecodePlan};
 use crate::body::{Body, BodyError, BodyFault, BodySource, PollFrame};
 use crate::metrics::{Metric, Recorder};
@@ -42,15 +43,14 @@ pub(crate) fn recode(body: Body, plan: RecodePlan, recorder: &Recorder) -> Body 
 /// Compresses a body. `length` is its length, if known: a short body gets a small window.
 fn encode(body: Body, level: Level, length: Option<u64>, recorder: &Recorder) -> Body {
     recorder.count_labelled(Metric::BodiesEncoded, level.coding.index());
-    let encoder = Encoder::new(level, length);
     match body {
         Body::Full(Some(bytes)) if bytes.len() <= WHOLE_BODY_BYTES_MAX => {
-            encode_whole(&bytes, encoder, recorder).unwrap_or_else(|error| {
+            encode_whole(&bytes, level, recorder).unwrap_or_else(|error| {
                 recorder.count_labelled(Metric::CoderFailures, error.label().index());
                 Body::stream(FailedBody(Some(BodyError::caused_by("the encoder failed", error))))
             })
         }
-        body => Body::stream(CodedBody::new(body, encoder, recorder)),
+        body => Body::stream(CodedBody::new(body, Encoder::new(level, length), recorder)),
     }
 }
 
@@ -60,13 +60,9 @@ fn decode(body: Body, coding: Coding, limit: DecodeLimit, recorder: &Recorder) -
 }
 
 /// Compresses a body in memory, without the buffers of a stream. The result has a known length.
-fn encode_whole(
-    piece: &[u8],
-    mut encoder: Encoder,
-    recorder: &Recorder,
-) -> Result<Body, CodecError> {
-    let coded = encoder.code_whole(piece)?;
-    recorder.add(Metric::CoderBytesIn, piece.len() as u64);
+fn encode_whole(content: &[u8], level: Level, recorder: &Recorder) -> Result<Body, CodecError> {
+    let coded = encode_short(content, level)?;
+    recorder.add(Metric::CoderBytesIn, content.len() as u64);
     recorder.add(Metric::CoderBytesOut, coded.len() as u64);
     Ok(Bytes::from(coded).into())
 }

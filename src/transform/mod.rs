@@ -13,6 +13,7 @@ mod hot_encoder;
 mod negotiability;
 mod negotiate;
 mod plan;
+mod short_encoder;
 
 use std::fmt;
 use std::str::FromStr;
