@@ -129,11 +129,41 @@ fn if_range_holds(stored: &StoredResponse, request: &HeaderMap) -> bool {
         let ours = stored.headers.get(&ETAG);
         return ours.is_some_and(|ours| tags_match(ours, condition, Comparison::Strong));
     }
+    // All forms of a response have its date, and other bytes.
+    if stored.form.is_some() {
+        return false;
+    }
     let received = stored.freshness.response_time.time();
     let modified = modified(stored);
     modified.is_some()
         && modified == parse_date(condition, received)
         && has_strong_date(&stored.headers, received)
+}
+
+/// The condition of a request for a range that continues an earlier response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Continuation {
+    /// None, or one that no bytes of this response meet.
+    No,
+    /// It continues these bytes: `If-Range` has their entity tag.
+    Same,
+    /// It continues the bytes of any form of the response: `If-Range` has a date.
+    Unsure,
+}
+
+/// How a request for a range continues a stored response. The request may prefer a form of it.
+pub(crate) fn continuation(stored: &StoredResponse, request: &HeaderMap) -> Continuation {
+    // A lookup would cost more where there is none, which is nearly always so.
+    let condition = request.iter().find(|(name, _)| **name == IF_RANGE);
+    let Some(condition) = condition.map(|(_, value)| value.as_bytes()) else {
+        return Continuation::No;
+    };
+    let is_same = |ours| tags_match(ours, condition, Comparison::Strong);
+    match stored.headers.get(&ETAG) {
+        _ if !is_tag(condition) => Continuation::Unsure,
+        Some(ours) if is_same(ours) => Continuation::Same,
+        _ => Continuation::No,
+    }
 }
 
 /// Whether `Last-Modified` is strong: a second or more before `Date` (RFC 9110 §8.8.2.2).

@@ -34,7 +34,9 @@ pub(crate) mod update;
 pub(crate) mod vary;
 
 pub(crate) use crate::labels::Coding;
-pub(crate) use conditional::{Selected, add_tags_without_coding, held_tag, select};
+pub(crate) use conditional::{
+    Continuation, Selected, add_tags_without_coding, continuation, held_tag, select,
+};
 pub(crate) use decide::{
     Decision, bypass_reason, decide, decide_absent, may_serve_stale_on_error, stale_when_slow,
 };

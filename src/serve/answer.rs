@@ -4,21 +4,24 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::Method;
-use http::header::{AGE, CONTENT_TYPE, LOCATION};
+use http::header::{AGE, CONTENT_TYPE, LOCATION, RANGE};
+use http::{HeaderMap, Method};
 use http_body::Frame;
 
 use super::Visit;
 use super::outcome::{Answered, Content};
 use super::repaired_body::{Repair, RepairedBody};
 use crate::body::{Body, BodySource, PollFrame};
-use crate::cache::{self, CacheStatus, KeyHash, Multipart, Reason, Selected, StoredResponse};
+use crate::cache::{
+    self, CacheStatus, Continuation, KeyHash, Multipart, Reason, Selected, StoredResponse,
+};
 use crate::fields::{Fields, FieldsMut};
 use crate::fill::Filling;
 use crate::fill::parts::{PartResponse, Parts};
@@ -91,14 +94,29 @@ impl Visit {
     ) -> Option<(Reply, Content)> {
         let is_fixed = self.noted(head) == Some(Negotiability::Fixed);
         let wanted = if is_fixed { None } else { self.wanted_form(&head.response) };
-        if let Some(coding) = wanted
-            && let Some(form) = self.form_now(head, coding)
-            && let Some(reply) = self.select_aged(Source::Stored(&form), age)
-        {
-            return Some((reply, Content::Negotiated));
+        let mut is_whole = false;
+        if let Some(coding) = wanted {
+            let continuation = cache::continuation(&head.response, &self.fields);
+            if continuation != Continuation::Same
+                && let Some(form) = self.form_now(head, coding)
+                && let Some(reply) = self.select_aged(Source::Stored(&form), age)
+            {
+                return Some((reply, Content::Negotiated));
+            }
+            is_whole = continuation == Continuation::Unsure;
         }
-        let reply = self.select_aged(Source::Stored(head), age)?;
+        let reply = match is_whole {
+            true => self.without_range().select_aged(Source::Stored(head), age)?,
+            false => self.select_aged(Source::Stored(head), age)?,
+        };
         Some((reply, Content::Stored { head: head.clone(), wanted }))
+    }
+
+    /// The same request for the whole response.
+    fn without_range(&self) -> Self {
+        let mut fields = HeaderMap::clone(&self.fields);
+        fields.remove(RANGE);
+        Self { fields: Rc::new(fields), ..self.clone() }
     }
 
     /// What this request gets of the response at the time `now`. `None` if bytes are missing.

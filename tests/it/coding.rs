@@ -224,6 +224,34 @@ fn a_range_is_of_the_negotiated_form_and_continues_only_the_same_bytes() {
     }
 }
 
+#[test]
+fn a_download_continues_in_the_form_in_which_it_began() {
+    let origin = Origin::start(|request| {
+        let answer = html(text(request.target[1..].parse().expect("a number")));
+        answer.header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+    });
+    let edge = Edge::before(&origin.url());
+    let range = "Range: bytes=100-";
+    for target in ["/5000", "/1000000"] {
+        let plain = edge.get(target);
+        let tag = format!("If-Range: {}", plain.header("etag"));
+        let date = format!("If-Range: {}", plain.header("last-modified"));
+        // Before and after the form is stored.
+        for _ in 0..2 {
+            let rest = edge.get_with(target, &["Accept-Encoding: br", range, &tag]);
+            assert_eq!((rest.status, rest.header("content-encoding")), (206, String::new()));
+            assert!(rest.body == plain.body[100..], "{target}");
+            // All forms have this date: a part could be joined to bytes of another.
+            let whole = edge.get_with(target, &["Accept-Encoding: br", range, &date]);
+            assert_eq!((whole.status, whole.header("content-encoding")), (200, "br".to_owned()));
+            assert!(decoded("br", &whole.body) == plain.body, "{target}");
+        }
+        // A client that accepts no coding has bytes without one.
+        let rest = edge.get_with(target, &[range, &date]);
+        assert!(rest.status == 206 && rest.body == plain.body[100..], "{target}");
+    }
+}
+
 /// Parts cannot be decoded, so they must be of identity, whatever codings the site asks for.
 #[test]
 fn an_origin_is_asked_for_ranges_of_identity() {
