@@ -216,6 +216,10 @@ pub(crate) fn serve(
             Encoded::Recoding(recoding) => {
                 Serving::Waiting(Box::pin(visit.finish_recoding(recoding)), Arc::default())
             }
+            Encoded::Refused => {
+                let interims = visit.interims.insert(Arc::default()).clone();
+                Serving::Waiting(Box::pin(visit.finish_uncoded()), interims)
+            }
         },
         Err(wait) => {
             let interims = visit.interims.insert(Arc::default()).clone();
@@ -459,6 +463,7 @@ impl Visit {
                 Ok(answered) => match self.encode(answered) {
                     Encoded::Ready(answered) => self.finish(answered),
                     Encoded::Recoding(recoding) => Box::pin(self.finish_recoding(recoding)).await,
+                    Encoded::Refused => Box::pin(self.finish_uncoded()).await,
                 },
                 Err(error) => finish_error(&self.worker, &self.plan, self.context, *error),
             }

@@ -76,7 +76,7 @@ impl Visit {
         let request = self.request_fields();
         let plan = transform::plan(&request, stored.status, &content, Some(length), settings);
         match plan.action {
-            CodingAction::Leave(_) => None,
+            CodingAction::Leave(_) | CodingAction::AskAgain => None,
             CodingAction::Recode(recoding) => {
                 let (length, limit) = (Some(length), settings.decode_limit);
                 Some(RecodePlan { recoding, length, limit })
@@ -221,6 +221,12 @@ impl Visit {
                     head.expect_form(*coding, false);
                 }
                 Encoded::Ready(facts.answer(reply))
+            }
+            Transformed::AskAgain(reply) => {
+                match self.asks_for_all() && !self.directives.only_if_cached {
+                    true => Encoded::Refused,
+                    false => Encoded::Ready(facts.answer(reply)),
+                }
             }
             Transformed::Recode(mut reply, plan) => {
                 if plan.recoding.from.is_none() && matches!(content, Content::Unshared) {

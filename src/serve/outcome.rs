@@ -50,6 +50,8 @@ pub(super) enum Encoded {
     Ready(Answered),
     /// Its recoded content is looked up or made first.
     Recoding(Box<Recoding>),
+    /// The origin is asked again, because the client does not accept the coding and nobody may change it.
+    Refused,
 }
 
 /// A reply whose content must be recoded. Its fields are those of the recoded content.

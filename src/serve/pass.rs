@@ -11,7 +11,7 @@ use tokio::task::spawn_local;
 use super::exchange::{Disposition, Job};
 use super::lookup::LookupResult;
 use super::outcome::{Answered, PathError, facts_of, unanswered_facts, upstream_facts};
-use super::{Payload, ProtocolSwitch, Visit, errors};
+use super::{Payload, ProtocolSwitch, Visit, errors, finish_error};
 use crate::body::{Body, BodySource};
 use crate::cache::{
     self, CacheStatus, Freshened, PurgeScope, PurgeSequence, Reason, StoredResponse,
@@ -20,8 +20,10 @@ use crate::context::ResponseFacts;
 use crate::fields::is_grpc;
 use crate::fill::collapse::NotAdopted;
 use crate::labels::UpstreamKind;
+use crate::reply::Reply;
 use crate::route::Action;
 use crate::store::StoredHead;
+use crate::transform;
 use crate::upstream::{FetchError, Intent, Times, Unanswered, UpstreamResponse, tunnel};
 
 /// The future of a request that is forwarded uncollapsed.
@@ -75,6 +77,48 @@ impl Visit {
             Passed::Through(answered) => Ok(answered),
             // On the heap: most exchanges do not need the room.
             Passed::Storable(storable) => Box::pin(self.store(job, storable, is_unkeyed)).await,
+        }
+    }
+
+    /// Requests the response for this client alone, with the codings that it accepts: the shared one has another,
+    /// which must not be changed (`no-transform`).
+    pub(super) async fn finish_uncoded(self) -> Reply {
+        match self.pass_uncoded().await {
+            Ok(mut answered) => {
+                transform::add_vary(&mut answered.reply.fields);
+                self.finish(answered)
+            }
+            Err(error) => finish_error(&self.worker, &self.plan, self.context, *error),
+        }
+    }
+
+    async fn pass_uncoded(&self) -> Result<Answered, Box<PathError>> {
+        let facts = facts_of(CacheStatus::forwarded(Reason::VariantAbsent));
+        let found = LookupResult::none(self.query().key(), Reason::VariantAbsent);
+        let job = Job { stale: None, stale_if_error: false, ..self.job(&found)? };
+        let intent = Intent {
+            affinity: job.affinity,
+            upgrade: None,
+            takes_trailers: self.request.takes_trailers,
+            is_call: false,
+            for_many: false,
+            interims: self.interims.clone(),
+            acknowledged: None,
+        };
+        let codings = self.fields.get(ACCEPT_ENCODING).cloned().unwrap_or(IDENTITY);
+        let request = || {
+            let mut request = self.upstream_request(None);
+            request.headers_mut().insert(ACCEPT_ENCODING, codings.clone());
+            request
+        };
+        let sent = self.worker.upstreams.send(&job.upstream, request, Body::Empty, &intent).await;
+        match sent {
+            Ok(response) => {
+                let upstream = upstream_facts(&response, &job.upstream, UpstreamKind::Origin);
+                let facts = facts.after(Some(upstream));
+                Ok(facts.answer(response.response))
+            }
+            Err(unanswered) => self.without_response(&job, &found, &unanswered, facts),
         }
     }
 
@@ -286,12 +330,16 @@ impl Visit {
     /// clients, whatever they accept; for a range identity, because a part cannot be decoded. `None`: the
     /// client's, because no other client gets the response.
     fn codings_for_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        let is_shared = matches!(self.context.request.method, Method::GET | Method::HEAD)
-            && self.query().bypass_reason().is_none();
-        is_shared.then(|| match headers.keys().any(|name| *name == RANGE) {
+        self.asks_for_all().then(|| match headers.keys().any(|name| *name == RANGE) {
             true => IDENTITY,
             false => self.rule.accept_encoding.clone(),
         })
+    }
+
+    /// Whether the origin is asked in the node's own name, because the response may be for other clients too.
+    pub(super) fn asks_for_all(&self) -> bool {
+        matches!(self.context.request.method, Method::GET | Method::HEAD)
+            && self.query().bypass_reason().is_none()
     }
 }
 

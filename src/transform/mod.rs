@@ -22,7 +22,7 @@ use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName,
     HeaderValue, VARY,
 };
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 
 pub(crate) use coded_body::{WHOLE_BODY_BYTES_MAX, recode};
 pub(crate) use hot_encoder::encode_hot;
@@ -131,6 +131,8 @@ pub(crate) enum Transformed {
     Ready(Reply),
     /// Its fields are those of the recoded content, and its body is to be recoded.
     Recode(Reply, RecodePlan),
+    /// See [`CodingAction::AskAgain`]: the response that is to be replaced.
+    AskAgain(Reply),
 }
 
 /// How a body is to be recoded.
@@ -163,7 +165,14 @@ pub(crate) fn transform(
     if plan.needs_vary && !content.varies {
         response.fields.append(&VARY, &HeaderValue::from_static("Accept-Encoding"));
     }
-    let CodingAction::Recode(recoding) = plan.action else { return Transformed::Ready(response) };
+    let recoding = match plan.action {
+        CodingAction::Leave(_) => return Transformed::Ready(response),
+        CodingAction::AskAgain if response.status == StatusCode::NOT_MODIFIED => {
+            return Transformed::Ready(response);
+        }
+        CodingAction::AskAgain => return Transformed::AskAgain(response),
+        CodingAction::Recode(recoding) => recoding,
+    };
     recode_fields(&mut response.fields, recoding.coding(), None);
     if is_unsure && recoding.to.is_some() {
         // A response to HEAD may omit it (RFC 9110 §9.3.2).
@@ -421,7 +430,7 @@ mod tests {
         let recorder = Metrics::new(1).worker(0);
         let settings = Settings::default();
         match transform(method, &RequestFields::of(&request), response, &settings) {
-            Transformed::Ready(reply) => reply,
+            Transformed::Ready(reply) | Transformed::AskAgain(reply) => reply,
             Transformed::Recode(mut reply, plan) => {
                 reply.body = recode(reply.body, plan, &recorder);
                 reply

@@ -57,7 +57,7 @@ impl Negotiability {
         let request = RequestFields { fields: &HeaderMap::new(), accepted: Accepted::default() };
         let plan = plan(&request, status, content, Some(length), settings);
         match (plan.action, plan.needs_vary, content.varies) {
-            (CodingAction::Recode(_), ..) => Self::Depends,
+            (CodingAction::Recode(_) | CodingAction::AskAgain, ..) => Self::Depends,
             (CodingAction::Leave(_), false, _) => Self::Fixed,
             (CodingAction::Leave(_), true, false) => Self::Varies,
             (CodingAction::Leave(_), true, true) => Self::VariesAsStated,

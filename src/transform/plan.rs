@@ -25,6 +25,9 @@ pub(crate) enum CodingAction {
     Leave(LeaveReason),
     /// Change its coding.
     Recode(Recoding),
+    /// Its origin coded it and forbids changes (`no-transform`), but the client does not accept the coding: ask the
+    /// origin for content that this client accepts.
+    AskAgain,
 }
 
 /// A change of coding: compress, decompress, or both.
@@ -183,7 +186,19 @@ pub(crate) fn plan(
         return leave(LeaveReason::Status);
     }
     if content.no_transform {
-        return leave(LeaveReason::NoTransform);
+        let action = CodingAction::Leave(LeaveReason::NoTransform);
+        return match content.coding {
+            // Other clients may get it without the coding.
+            ContentCoding::Known(coding) if settings.decode => CodingPlan {
+                action: if request.accepted.allows(coding) {
+                    action
+                } else {
+                    CodingAction::AskAgain
+                },
+                needs_vary: true,
+            },
+            _ => leave(LeaveReason::NoTransform),
+        };
     }
     let RequestFields { fields: request, accepted } = *request;
     let stored = match content.coding {
@@ -339,6 +354,7 @@ mod tests {
             CodingAction::Recode(Recoding { from: None, .. }) => "encode",
             CodingAction::Recode(Recoding { to: None, .. }) => "decode",
             CodingAction::Recode(_) => "recode",
+            CodingAction::AskAgain => "ask again",
         };
         assert_eq!((word, plan.needs_vary), (expected, varies), "{status} {response:?}");
     }
@@ -417,12 +433,16 @@ mod tests {
         check(206, &[HTML, "content-encoding: br", "content-range: bytes 0-9/99"], "partial", true);
         check(200, &[HTML, "content-encoding: deflate"], "coded", false);
         check(200, &[HTML, "content-encoding: br, gzip"], "coded", false);
-        check(
-            200,
-            &[HTML, "content-encoding: br", "cache-control: no-transform"],
-            "no-transform",
-            false,
-        );
+    }
+
+    #[test]
+    fn a_coded_response_with_no_transform_is_for_clients_that_accept_its_coding() {
+        let check_coding = |coding, expected, varies| {
+            check(200, &[HTML, coding, "cache-control: no-transform"], expected, varies);
+        };
+        check_coding("content-encoding: br", "ask again", true);
+        check_coding("content-encoding: gzip", "no-transform", true);
+        check_coding("content-encoding: deflate", "no-transform", false);
     }
 
     #[test]

@@ -252,6 +252,39 @@ fn a_download_continues_in_the_form_in_which_it_began() {
     }
 }
 
+#[test]
+fn a_coded_response_that_must_not_be_changed_is_asked_for_again_without_the_coding() {
+    let origin = Origin::start(|request| {
+        let accepted = request.header("accept-encoding").unwrap_or_default();
+        let answer = match accepted.contains("gzip") {
+            true => html(encoded("gzip", &text(5000))).header("Content-Encoding", "gzip"),
+            false => html(text(5000)),
+        };
+        answer.header("Cache-Control", "no-transform")
+    });
+    let edge = Edge::before(&origin.url());
+    let check = |fields: &[&str], coding: &str, requests: usize| {
+        let response = edge.get_with("/", fields);
+        assert_eq!(response.header("content-encoding"), coding, "{fields:?}");
+        assert!(decoded(coding, &response.body) == text(5000), "{fields:?}");
+        assert_eq!(response.header("vary"), "Accept-Encoding", "{fields:?}");
+        assert_eq!(origin.request_count(), requests, "{fields:?}");
+    };
+    check(&[], "", 2);
+    check(&[BROWSER], "gzip", 2);
+    check(&["Accept-Encoding: br"], "", 3);
+    check(&[BROWSER], "gzip", 3);
+    check(&["Cache-Control: only-if-cached"], "gzip", 3);
+    let head = edge.connect().request(Request {
+        method: "HEAD",
+        host: "edge.test",
+        target: "/",
+        fields: &[],
+        body: b"",
+    });
+    assert_eq!((head.status, head.header("content-encoding")), (200, String::new()));
+}
+
 /// Parts cannot be decoded, so they must be of identity, whatever codings the site asks for.
 #[test]
 fn an_origin_is_asked_for_ranges_of_identity() {
