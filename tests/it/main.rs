@@ -28,6 +28,7 @@ mod migrate;
 mod mirror;
 mod misdirected;
 mod name_server;
+mod older_store;
 mod operations;
 mod origin_health;
 mod origin_states;
