@@ -148,7 +148,7 @@ fn quoted(text: &[u8]) -> String {
 }
 
 /// Secondary servers would follow these (RFC 1912 §2.2); the server makes no zone transfers.
-const SOA_REFRESH: i32 = 7200;
+const SOA_REFRESH: i32 = 14_400;
 const SOA_RETRY: i32 = 3600;
 const SOA_EXPIRE: i32 = 1_209_600;
 

@@ -71,14 +71,14 @@ fn a_negative_response_has_the_soa_with_the_negative_ttl() {
         assert_eq!((soa.name.to_ascii().as_str(), soa.ttl), ("example.org.", 300), "{name}");
         assert_eq!(
             soa.data.to_string(),
-            "ns.example.net. hostmaster.example.net. 1 7200 3600 1209600 300"
+            "ns.example.net. hostmaster.example.net. 1 14400 3600 1209600 300"
         );
     }
     check(
         server,
         "example.org.",
         SOA,
-        &["example.org. SOA ns.example.net. hostmaster.example.net. 1 7200 3600 1209600 300"],
+        &["example.org. SOA ns.example.net. hostmaster.example.net. 1 14400 3600 1209600 300"],
     );
     check(server, "example.org.", NS, &["example.org. NS ns.example.net."]);
 }
