@@ -354,8 +354,9 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_guard(&guard, &mut config.guard);
     guard.read_within("rate_clients_max", &mut config.rate_clients_max, 1..);
     rooms::read_geo(&root.section("geo"), &mut config.geo);
+    rooms::read_resolver(&root.section("resolver"), &mut config.upstream.dns);
     let dns = root.section("dns");
-    rooms::read_dns(&dns, &mut config.upstream.dns);
+    rooms::refuse_resolver_options(&dns);
     let has_fleet = config.bus.redis.is_some() || flags.redis.is_some();
     config.probes = rooms::read_probes(&dns.section("probes"), has_fleet);
     rooms::read_name_server(&dns, &mut config.dns, &config.node, has_fleet);
@@ -582,14 +583,7 @@ const RESTART: &[&str] = &[
     "limits.unsent_bytes_max",
     "log",
     "guard.rate_clients_max",
-    "dns.servers",
-    "dns.timeout",
-    "dns.attempts",
-    "dns.ttl_min",
-    "dns.ttl_max",
-    "dns.negative_ttl",
-    "dns.stale_max",
-    "dns.names_max",
+    "resolver",
     "dns.server.addresses",
     "dns.server.threads",
     "dns.server.tcp_connections_max",

@@ -242,7 +242,7 @@ fn servers(settings: &DnsSettings) -> TokioResolver {
     let with = |config| TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     let builder = if settings.servers.is_empty() {
         TokioResolver::builder_tokio().unwrap_or_else(|error| {
-            tracing::warn!(%error, "no name servers found in the system's configuration: only IP addresses and the hosts file can be used; set dns.servers");
+            tracing::warn!(%error, "no name servers found in the system's configuration: only IP addresses and the hosts file can be used; set resolver.servers");
             with(named)
         })
     } else {

@@ -81,10 +81,11 @@ fn a_restart_that_is_pending_is_a_metric_until_the_file_is_as_before() {
     let text = std::fs::read_to_string(edge.path("edge.toml")).unwrap();
     let pending = || edge.metric("skerry_config_restart_pending");
     assert_eq!(pending(), 0.0);
-    std::fs::write(edge.path("edge.toml"), format!("{text}\n[dns]\nttl_max = \"2h\"\n")).unwrap();
+    std::fs::write(edge.path("edge.toml"), format!("{text}\n[resolver]\nttl_max = \"2h\"\n"))
+        .unwrap();
     let reloaded = printed(&run(&edge, &["reload", "--json"]), 0);
     let reloaded: Value = serde_json::from_str(&reloaded).expect("JSON");
-    assert_eq!(reloaded["changes"][0], "dns.ttl_max: \"1h\" → \"2h\" (after a restart)");
+    assert_eq!(reloaded["changes"][0], "resolver.ttl_max: \"1h\" → \"2h\" (after a restart)");
     assert_eq!(pending(), 1.0);
     std::fs::write(edge.path("edge.toml"), text).unwrap();
     printed(&run(&edge, &["reload"]), 0);

@@ -18,8 +18,7 @@ use crate::dns::{
     REGIONS_MAX, RegionByClient, RegionPolicy, ServerSettings, WEIGHT_MAX, ZoneSettings,
 };
 
-/// Reads the tables in `[dns]`; its other options are those of the resolver. `has_fleet`: nodes come from the table of
-/// the fleet, too.
+/// Reads the tables in `[dns]`. `has_fleet`: nodes come from the table of the fleet, too.
 pub(crate) fn read_name_server(
     section: &Section<'_>,
     dns: &mut dns::Settings,

@@ -27,4 +27,4 @@ pub(super) use peers::{check_peers, read_peers};
 pub(crate) use probes::ProbeSettings;
 pub(super) use probes::read_probes;
 pub(super) use store::{read_fills, read_purge, read_store};
-pub(super) use upstream::{read_dns, read_pools};
+pub(super) use upstream::{read_pools, read_resolver, refuse_resolver_options};

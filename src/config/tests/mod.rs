@@ -158,12 +158,21 @@ fn values_have_kinds_and_bounds() {
         ],
     );
     check(
-        "[dns]\nservers = [\"9.9.9.9\"]\n",
+        "[resolver]\nservers = [\"9.9.9.9\"]\n",
         &[
-            "2:12: dns.servers: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"; add the port, such as \"9.9.9.9:443\"",
+            "2:12: resolver.servers: expected an address with port such as \"127.0.0.1:8080\" or \"[::1]:8080\", found \"9.9.9.9\"; add the port, such as \"9.9.9.9:443\"",
         ],
     );
-    check("[dns]\nttl_min = \"2h\"\n", &["2:11: \"ttl_min\" must not be greater than \"ttl_max\""]);
+    check(
+        "[resolver]\nttl_min = \"2h\"\n",
+        &["2:11: \"ttl_min\" must not be greater than \"ttl_max\""],
+    );
+    check(
+        "[dns]\nservers = [\"9.9.9.9:53\"]\n",
+        &[
+            "2:11: \"servers\" is an option of [resolver], which looks up the names of origins: move it there; [dns] is the name server",
+        ],
+    );
     check(
         "[guard]\nclient_field = \"X-Real-IP\"\n",
         &[

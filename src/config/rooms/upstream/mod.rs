@@ -1,4 +1,4 @@
-//! Reads `[dns]` and `[pools.NAME]`, a file for the options of one idea.
+//! Reads `[resolver]` and `[pools.NAME]`, a file for the options of one idea.
 
 mod access;
 mod balance;
@@ -24,7 +24,7 @@ use members::read_origins;
 use retry::read_retry;
 use sticky::read_sticky;
 
-pub(crate) use dns::read_dns;
+pub(crate) use dns::{read_resolver, refuse_resolver_options};
 
 /// Reads the pools of a node at `node`.
 pub(crate) fn read_pools(root: &Section<'_>, node: Option<Coordinates>) -> Vec<PoolDefinition> {
