@@ -5,6 +5,7 @@
 //! [`Metrics::register`]. Names follow the conventions of Prometheus. docs/reference/metrics.md is generated
 //! from [`TABLE`].
 
+mod classic;
 mod history;
 mod process;
 mod sites;
@@ -365,6 +366,11 @@ impl Metrics {
             .and_then(|()| text::encode(&mut out, &self.lock()))
             .expect("writing to a String does not fail");
         out
+    }
+
+    /// As [`Metrics::encode`], in the text format 0.0.4 of Prometheus.
+    pub(crate) fn encode_classic(&self) -> String {
+        classic::to_classic(&self.encode())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {

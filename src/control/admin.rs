@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{ACCEPT, CONTENT_TYPE, VARY};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -301,7 +301,7 @@ impl Admin {
             return Err(caller.forbidden(path));
         }
         match path {
-            "/metrics" => Ok(self.metrics_text()),
+            "/metrics" => Ok(self.metrics_text(request.headers())),
             "/purge" => {
                 let query = request.uri().query().unwrap_or_default().to_owned();
                 let (body, permit) = self.body_budget.read(request.into_body()).await?;
@@ -370,10 +370,22 @@ impl Admin {
         result
     }
 
-    fn metrics_text(&self) -> Response<Full<Bytes>> {
-        let mut response = text_response(StatusCode::OK, self.metrics.encode());
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    /// OpenMetrics for collectors that accept it, as Prometheus does; the older text format for all others.
+    fn metrics_text(&self, headers: &http::HeaderMap) -> Response<Full<Bytes>> {
+        let mut accepted = headers.get_all(ACCEPT).iter();
+        let is_open = accepted.any(|line| {
+            line.to_str().is_ok_and(|line| line.contains("application/openmetrics-text"))
+        });
+        let (text, kind) = match is_open {
+            true => (
+                self.metrics.encode(),
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ),
+            false => (self.metrics.encode_classic(), "text/plain; version=0.0.4; charset=utf-8"),
+        };
+        let mut response = text_response(StatusCode::OK, text);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
         response
     }
 

@@ -29,7 +29,7 @@ fn the_page_of_reasons_is_the_closed_list() {
 fn the_page_of_metrics_is_the_table() {
     let mut page = String::from(
         "# Metrics\n\n\
-         `GET /metrics` on the admin address answers in the OpenMetrics text format. Each worker has its own counters; a scrape\n\
+         `GET /metrics` on the admin address answers in the text format of Prometheus, or in that of OpenMetrics if the request accepts it. Each worker has its own counters; a scrape\n\
          adds them up. The table lists the metrics of the workers; those of the store and the purge bus have their descriptions in `# HELP`.\n\
          The process has `process_*` (memory, file descriptors, CPU time, start time) and `skerry_build_info`.\n\n\
          Each scrape asks the kernel, through `sock_diag(7)`, for the sockets on the listeners' addresses in the node's own\n\

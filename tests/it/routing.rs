@@ -1,6 +1,6 @@
 //! Routing: the origin for each request, changes to requests, and requests that no origin receives.
 
-use crate::harness::{Answer, Edge, Origin, Request, exchange};
+use crate::harness::{Answer, Client, Edge, Origin, Request, exchange};
 
 #[test]
 fn the_client_s_country_chooses_the_origin() {
@@ -308,7 +308,12 @@ fn metrics_tell_hits_from_misses_by_reason() {
     );
     assert_eq!(edge.metric("skerry_requests_total"), 5.0);
     let page = edge.admin("GET", "/metrics", "");
+    assert_eq!(page.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert!(page.text().contains("# TYPE skerry_requests_total counter\n"), "{page:?}");
+    let accept = "Accept: application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.3";
+    let page = Client::connect(edge.admin).get("localhost", "/metrics", &[accept]);
     assert!(page.header("content-type").starts_with("application/openmetrics-text"), "{page:?}");
+    assert!(page.text().contains("# TYPE skerry_requests counter\n"), "{page:?}");
     assert!(page.text().ends_with("# EOF\n"));
     assert_eq!(edge.admin("GET", "/readyz", "").status, 200);
     assert_eq!(edge.admin("GET", "/healthz", "").status, 200);
