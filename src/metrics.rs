@@ -12,6 +12,7 @@ mod sites;
 
 pub(crate) use history::{History, Interval};
 pub(crate) use process::cpu_seconds;
+pub(crate) use sites::SiteTotals;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -366,6 +367,11 @@ impl Metrics {
             .and_then(|()| text::encode(&mut out, &self.lock()))
             .expect("writing to a String does not fail");
         out
+    }
+
+    /// The counters of each site since the start.
+    pub(crate) fn site_totals(&self) -> Vec<SiteTotals> {
+        self.sites.totals()
     }
 
     /// As [`Metrics::encode`], in the text format 0.0.4 of Prometheus.

@@ -24,6 +24,7 @@ mod purge_calls;
 pub(crate) mod purge_request;
 pub(crate) mod rate;
 pub(crate) mod refresh;
+mod site_calls;
 mod sitemap;
 pub(crate) mod tls;
 pub(crate) mod tokens;

@@ -28,6 +28,28 @@ const HITS: usize = CLASSES + 1;
 const HIT_BYTES: usize = CLASSES + 2;
 const CELLS: usize = CLASSES + 3;
 
+/// The counters of one site, summed over all workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SiteTotals {
+    /// Its name, or [`OTHERS`].
+    pub site: Arc<str>,
+    /// Responses by class of status, in the order of [`STATUS_CLASSES`].
+    pub classes: [u64; CLASSES],
+    /// Responses from the cache.
+    pub hits: u64,
+    /// Body bytes.
+    pub bytes: u64,
+    /// Body bytes of hits.
+    pub hit_bytes: u64,
+}
+
+impl SiteTotals {
+    /// All responses.
+    pub(crate) fn requests(&self) -> u64 {
+        self.classes.iter().sum()
+    }
+}
+
 /// The counters of all sites.
 #[derive(Debug)]
 pub(super) struct SiteCounters {
@@ -81,6 +103,22 @@ impl SiteCounters {
         self.slots[slot][first..first + CELLS].try_into().expect("as many cells")
     }
 
+    /// The totals of each site since the start; those of all further sites last.
+    pub(super) fn totals(&self) -> Vec<SiteTotals> {
+        let mut names = self.lock().clone();
+        if names.len() == SITES_MAX {
+            names.push(OTHERS.into());
+        }
+        let of = |(site, name)| SiteTotals {
+            site: name,
+            classes: std::array::from_fn(|class| self.sum(site, class)),
+            hits: self.sum(site, HITS),
+            bytes: self.sum(site, BODY_BYTES),
+            hit_bytes: self.sum(site, HIT_BYTES),
+        };
+        names.into_iter().enumerate().map(of).collect()
+    }
+
     fn sum(&self, site: usize, cell: usize) -> u64 {
         self.slots.iter().map(|slot| slot[site * CELLS + cell].load(Ordering::Relaxed)).sum()
     }
@@ -101,37 +139,29 @@ pub(super) struct SiteMetrics(pub Arc<SiteCounters>);
 
 impl Collector for SiteMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut names = self.0.lock().clone();
-        if names.len() == SITES_MAX {
-            names.push(OTHERS.into());
-        }
-        let mut family = |name, help, value: &dyn Fn(usize) -> u64| {
+        let sites = self.0.totals();
+        let mut family = |name, help, value: &dyn Fn(&SiteTotals) -> u64| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (site, name) in names.iter().enumerate() {
-                let labels = [("site", &**name)];
+            for site in &sites {
+                let labels = [("site", &*site.site)];
                 ConstCounter::new(value(site)).encode(family.encode_family(&labels)?)?;
             }
             Ok(())
         };
-        let requests = |site: usize| (0..CLASSES).map(|class| self.0.sum(site, class)).sum::<u64>();
-        family("site_requests", "Responses of a site.", &requests)?;
-        family("site_hits", "Responses of a site from the cache, without its origin.", &|site| {
-            self.0.sum(site, HITS)
-        })?;
-        family("site_response_body_bytes", "Body bytes of responses of a site.", &|site| {
-            self.0.sum(site, BODY_BYTES)
-        })?;
-        family("site_hit_body_bytes", "Body bytes of a site that came from the cache.", &|site| {
-            self.0.sum(site, HIT_BYTES)
-        })?;
+        family("site_requests", "Responses of a site.", &SiteTotals::requests)?;
+        let from_cache = "Responses of a site from the cache, without its origin.";
+        family("site_hits", from_cache, &|site| site.hits)?;
+        let bytes = "Body bytes of responses of a site.";
+        family("site_response_body_bytes", bytes, &|site| site.bytes)?;
+        let hit_bytes = "Body bytes of a site that came from the cache.";
+        family("site_hit_body_bytes", hit_bytes, &|site| site.hit_bytes)?;
         let help = "Responses of a site, by class of status.";
         let mut family =
             encoder.encode_descriptor("site_responses", help, None, MetricType::Counter)?;
-        for (site, name) in names.iter().enumerate() {
-            for (class, word) in STATUS_CLASSES.iter().enumerate() {
-                let labels = [("site", &**name), ("class", *word)];
-                let count = ConstCounter::new(self.0.sum(site, class));
-                count.encode(family.encode_family(&labels)?)?;
+        for site in &sites {
+            for (count, word) in site.classes.iter().zip(STATUS_CLASSES) {
+                let labels = [("site", &*site.site), ("class", word)];
+                ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -55,6 +55,29 @@ fn the_overview_names_the_most_requested_urls() {
 }
 
 #[test]
+fn each_site_has_its_requests_hits_and_errors() {
+    let origin = Origin::start(|_| Answer::ok("12345").fresh_for(60));
+    let edge = Edge::with(&format!(
+        "[pools.main]\norigins = {:?}\n[sites.a]\nhosts = \"edge.test\"\n\
+         [[sites.a.rules]]\npath = \"/gone\"\nrespond.status = 410\n[sites.b]\nhosts = \"b.test\"\n",
+        origin.url()
+    ));
+    (0..3).for_each(|_| _ = edge.get("/x"));
+    edge.get("/gone");
+    let answer = edge.admin("GET", "/sites", "");
+    let seen: Value = serde_json::from_str(answer.text()).expect("JSON");
+    let columns =
+        ["site", "requests", "hits", "bytes", "hit_bytes", "client_errors", "server_errors"];
+    assert_eq!(seen["columns"], serde_json::json!(columns));
+    let site = |name: &str| {
+        let sites = seen["sites"].as_array().expect("a list");
+        sites.iter().find(|site| site[0] == name).expect("the site").clone()
+    };
+    assert_eq!(site("a"), serde_json::json!(["a", 4, 2, 15, 10, 1, 0]));
+    assert_eq!(site("b"), serde_json::json!(["b", 0, 0, 0, 0, 0, 0]));
+}
+
+#[test]
 fn errors_and_a_lost_origin_are_shown_with_their_cause() {
     let origin = Origin::start(|_| Answer::ok("x"));
     let url = origin.url();
@@ -123,6 +146,7 @@ fn every_view_works_in_a_browser_wide_and_narrow_light_and_dark() {
         ("origins", "1 of 1 usable"),
         ("certificates", "self-signed"),
         ("purges", "1/1"),
+        ("origins", "origins usable"),
         ("fleet", "edge (this node)"),
         ("explain", "http://edge.test/"),
     ] {

@@ -95,7 +95,7 @@ at("login").addEventListener("submit", (event) => {
   at("token").value = "";
   look();
 });
-at("filter").addEventListener("input", () => views.sites.store && views.sites.list());
+for (const id of ["filter", "order"]) at(id).addEventListener("input", () => views.sites.all && views.sites.list());
 at("theme").addEventListener("click", () => {
   const root = document.documentElement;
   const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

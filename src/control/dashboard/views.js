@@ -1,12 +1,21 @@
 // The views beside the overview. Each has `load`, which asks the API, and `show`, which draws the answer.
-import { ago, at, bar, bytes, call, clock, fill, make, percent, span, tile, whole } from "./dashboard-page.js";
+import { ago, at, bar, bytes, call, clock, fill, make, percent, short, span, tile, whole } from "./dashboard-page.js";
 
-const SITES_SHOWN = 100, RECEIPTS_SHOWN = 12, DAY_MS = 86_400_000;
+const SITES_SHOWN = 100, POOLS_SHOWN = 50, RECEIPTS_SHOWN = 12, DAY_MS = 86_400_000;
+
+/** How sites can be sorted: the value that comes first is the largest. */
+const ORDERS = {
+  requests: (it) => it.rate ?? it.requests,
+  errors: (it) => it.server_errors,
+  memory: (it) => it.memory_bytes,
+  name: () => 0,
+};
 
 export const sites = {
-  load: () => call("store"),
-  show(store) {
-    this.store = store;
+  before: null,
+  load: () => Promise.all([call("store"), call("sites")]),
+  show([store, counted]) {
+    this.join(store, counted);
     const { memory, directories } = store;
     const total = (name) => directories.reduce((sum, it) => sum + it[name], 0);
     at("store").replaceChildren(
@@ -22,41 +31,73 @@ export const sites = {
       ]), "No disk cache: responses are kept in memory only.");
     this.list();
   },
+  /** What is stored of each site, its counters since the start, and its rates since the last answer. */
+  join(store, { now_ms, columns, sites: counted }) {
+    const named = counted.map((values) => Object.fromEntries(columns.map((name, i) => [name, values[i]])));
+    const stored = new Map(store.sites.map((it) => [it.site, it]));
+    const before = this.before, seconds = before ? (now_ms - before.now_ms) / 1000 : 0;
+    this.all = named.map((it) => {
+      const old = before?.sites.get(it.site);
+      const rate = seconds > 0 && old ? Math.max(0, it.requests - old.requests) / seconds : null;
+      return { memory_bytes: 0, disk_bytes: 0, ...stored.get(it.site), ...it, rate };
+    });
+    // Answers that come at once, as after a change of the view, have no useful difference.
+    if (!before || seconds >= 1) this.before = { now_ms, sites: new Map(named.map((it) => [it.site, it])) };
+  },
   list() {
-    const word = at("filter").value.toLowerCase();
-    const found = this.store.sites.filter((it) => it.site.toLowerCase().includes(word));
-    const shown = found.toSorted((a, b) => b.memory_bytes - a.memory_bytes || a.site.localeCompare(b.site, "en", { numeric: true })).slice(0, SITES_SHOWN);
-    at("site-count").textContent = shown.length < found.length ? `the ${SITES_SHOWN} largest of ${whole(found.length)}` : `${whole(found.length)} sites`;
-    const most = Math.max(1, ...shown.map((it) => it.memory_bytes));
-    fill("site-list", ["Site", "", ["Memory", "num"], ["Objects", "num"], ["Disk", "num"], ["Objects", "num"]],
-      shown.map((it) => [[it.site, "long"], bar(it.memory_bytes / most, "hits"), [bytes(it.memory_bytes), "num"], [whole(it.memory_objects), "num"], [bytes(it.disk_bytes), "num"], [whole(it.disk_objects), "num"]]),
-      word ? "No site has this in its name." : "Nothing is stored yet.");
+    const word = at("filter").value.toLowerCase(), order = ORDERS[at("order").value];
+    const found = this.all.filter((it) => it.site.toLowerCase().includes(word));
+    const shown = found.toSorted((a, b) => order(b) - order(a) || a.site.localeCompare(b.site, "en", { numeric: true })).slice(0, SITES_SHOWN);
+    at("site-count").textContent = shown.length < found.length ? `the first ${SITES_SHOWN} of ${whole(found.length)}` : `${whole(found.length)} sites`;
+    const most = Math.max(1, ...shown.map((it) => it.requests));
+    fill("site-list", ["Site", "", ["Now/s", "num"], ["Requests", "num"], ["Hits", "num"], ["4xx", "num"], ["5xx", "num"], ["Sent", "num"], ["Memory", "num"], ["Disk", "num"]],
+      shown.map((it) => [
+        [it.site, "long"], bar(it.requests / most, "hits"), [it.rate === null ? "–" : short(it.rate), "num"], [short(it.requests), "num"], [percent(it.hits, it.requests), "num"],
+        [short(it.client_errors), "num"], [short(it.server_errors), it.server_errors ? "num bad" : "num"], [bytes(it.bytes), "num"], [bytes(it.memory_bytes), "num"], [bytes(it.disk_bytes), "num"],
+      ]),
+      word ? "No site has this in its name." : "This configuration has no sites.");
   },
 };
 
-const STATES = { up: "good dot", "slow-start": "warn dot", ejected: "bad dot", down: "bad dot" };
+const STATES = { up: "good dot", "slow-start": "warn dot", ejected: "bad dot", down: "bad dot", draining: "warn dot", maintenance: "warn dot" };
+const isUsable = (it) => it.state === "up" || it.state === "slow-start";
 const WHY = { unreachable: "cannot be reached", faulty: "responses are faulty", check: "its check fails" };
 
 export const origins = {
   load: () => call("origins"),
   show({ now_ms, pools }) {
-    const cards = pools.map(({ pool, origins }) => {
-      const up = origins.filter((it) => it.state === "up" || it.state === "slow-start").length;
+    const all = pools.flatMap(({ origins }) => origins), count = (...states) => all.filter((it) => states.includes(it.state)).length;
+    const usable = ({ origins }) => origins.filter(isUsable).length, share = (it) => usable(it) / Math.max(1, it.origins.length);
+    const lost = pools.filter((it) => !usable(it)).length;
+    const tiles = make("div", "tiles", [
+      tile("origins usable", `${whole(count("up", "slow-start"))} of ${whole(all.length)}`, count("slow-start") ? `${whole(count("slow-start"))} in slow start` : ""),
+      tile("down", whole(count("down")), "get only trials", count("down") > 0),
+      tile("ejected", whole(count("ejected")), "their responses are faulty", count("ejected") > 0),
+      tile("draining or in maintenance", whole(count("draining", "maintenance")), "set by an operator"),
+      tile("pools without an origin", whole(lost), `of ${whole(pools.length)}`, lost > 0),
+    ]);
+    // Pools in trouble first.
+    const shown = pools.toSorted((a, b) => share(a) - share(b)).slice(0, POOLS_SHOWN);
+    const cards = shown.map(({ pool, origins }) => {
+      const up = origins.filter(isUsable).length;
       const table = make("table");
       const check = (it) => {
         if (!it.last_check) return ["–", "soft"];
         const { passed, failure, took_ms, at_ms } = it.last_check;
         return [passed ? `passed in ${took_ms} ms, ${ago(now_ms - at_ms)}` : failure, passed ? "" : "long bad"];
       };
-      fill(table, ["Origin", "State", "For", "Next trial", ["Failures", "num"], ["Connections", "num"], "Last check"],
+      fill(table, ["Origin", "State", "For", "Next trial", ["Failures", "num"], ["Weight", "num"], ["In flight", "num"], ["Connections", "num"], "Last check"],
         origins.map((it) => [
           [it.origin, "long"], [it.why ? `${it.state}: ${WHY[it.why] ?? it.why}` : it.state, `long ${STATES[it.state] ?? ""}`], span(now_ms - it.since_ms),
-          it.on_trial ? "now" : it.until_ms ? `in ${span(it.until_ms - now_ms)}` : "–", [whole(it.failures), "num"], [whole(it.connections), "num"], check(it),
+          it.on_trial ? "now" : it.until_ms ? `in ${span(it.until_ms - now_ms)}` : "–", [whole(it.failures), "num"],
+          [whole(it.weight), "num"], [it.in_flight === null ? "–" : whole(it.in_flight), "num"], [whole(it.connections), "num"], check(it),
         ]), "This pool has no origins.");
       const state = make("p", up === origins.length ? "" : up ? "warn" : "bad", `${up} of ${origins.length} usable`);
       return make("section", "card", [make("h2", "", `Pool ${pool}`), state, make("div", "scroll", table)]);
     });
-    at("origins").replaceChildren(...(cards.length ? cards : [make("section", "card", "This configuration has no pools.")]));
+    const rest = pools.length - shown.length;
+    if (rest > 0) cards.push(make("section", "card", `${whole(rest)} further pools have all their origins, or as many as these: skerry origins lists them.`));
+    at("origins").replaceChildren(...(cards.length ? [tiles, ...cards] : [make("section", "card", "This configuration has no pools.")]));
   },
 };
 
@@ -89,7 +130,7 @@ function receipts(purge) {
   const pending = nodes.filter(([, node]) => node.state !== "applied").map(([name]) => name);
   const slowest = Math.max(0, ...nodes.map(([, node]) => node.durable_ms ?? 0));
   const count = `${nodes.length - pending.length}/${nodes.length}`;
-  if (purge.published === false) return [`${count}, not sent: Redis is not reached`, "warn long"];
+  if (purge.published === false && purge.bus !== "connected") return [`${count}, not sent: Redis is not reached`, "warn long"];
   if (pending.length) return [`${count}, pending: ${pending.join(", ")}`, "warn long"];
   return [slowest ? `${count}, ${slowest < 10 ? slowest.toFixed(1) : whole(slowest)} ms` : count, "good"];
 }
@@ -119,12 +160,43 @@ export const purges = {
   },
 };
 
+const READY = { ready: "good dot", draining: "warn dot" };
+
+/** The nodes of a region in one table, with what they have in common above it. */
+function region(name, members, own, newest) {
+  const ready = members.filter((it) => it.state === "ready"), load = ready.reduce((sum, it) => sum + it.load, 0) / Math.max(1, ready.length);
+  const table = make("table");
+  const lag = ({ applied }) => {
+    if (applied === null || newest === null) return ["–", "num soft"];
+    return applied < newest ? [`${whole(newest - applied)} behind`, "num warn"] : ["none", "num"];
+  };
+  fill(table, ["Node", "State", "Load", "", ["Purges missing", "num"], "Heartbeat", ["Weight", "num"], "Version", "Addresses"],
+    members.map((it) => [
+      [it.name === own ? `${it.name} (this node)` : it.name, "long"], [it.duplicate_name ? `${it.state}, name used twice` : it.state, it.duplicate_name ? "bad dot" : READY[it.state] ?? "bad dot"],
+      bar(it.load, it.load > 0.9 ? "full" : ""), percent(it.load, 1), lag(it), it.heard_ms_ago === null ? "–" : ago(it.heard_ms_ago), [whole(it.weight), "num"], it.software, [it.addresses.join(", "), "soft"],
+    ]), "");
+  const state = `${ready.length} of ${members.length} ready, load ${percent(load, 1)}`;
+  const kind = ready.length === members.length ? "" : ready.length ? "warn" : "bad";
+  return make("section", "card", [make("h2", "", name ? `Region ${name}` : "No region"), make("p", kind, state), make("div", "scroll", table)]);
+}
+
 export const fleet = {
   load: () => call("nodes"),
-  show({ node: own, nodes }) {
-    const names = Object.keys(nodes).sort((a, b) => (nodes[a].region ?? "").localeCompare(nodes[b].region ?? "") || a.localeCompare(b));
-    fill("nodes", ["Node", "Region", "State", "Last heartbeat"],
-      names.map((name) => [[name === own ? `${name} (this node)` : name, "long"], nodes[name].region || "–", [nodes[name].state, nodes[name].state === "ready" ? "good dot" : "bad dot"], nodes[name].heard_ms_ago === null ? "–" : ago(nodes[name].heard_ms_ago)]),
-      "No node is known.");
+  show({ node: own, nodes, configs }) {
+    const members = Object.entries(nodes).map(([name, it]) => ({ ...it, name })).sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+    const regions = new Map();
+    for (const it of members) regions.set(it.region, [...(regions.get(it.region) ?? []), it]);
+    const positions = members.map((it) => it.applied).filter((it) => it !== null), newest = positions.length ? Math.max(...positions) : null;
+    const ready = members.filter((it) => it.state === "ready").length, late = members.filter((it) => it.applied !== null && it.applied < newest).length;
+    const differ = Object.keys(configs).length, versions = new Set(members.map((it) => it.software)).size;
+    at("fleet-tiles").replaceChildren(
+      tile("nodes ready", `${whole(ready)} of ${whole(members.length)}`, "", ready < members.length),
+      tile("regions", whole(regions.size)),
+      tile("nodes that miss purges", whole(late), newest === null ? "no purge bus" : `the newest is number ${whole(newest)}`, late > 0),
+      tile("configurations in use", whole(differ), differ > 1 ? "they should be the same" : "", differ > 1),
+      tile("versions in use", whole(versions)),
+    );
+    const names = [...regions.keys()].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    at("regions").replaceChildren(...names.map((name) => region(name, regions.get(name), own, newest)));
   },
 };
