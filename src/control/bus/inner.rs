@@ -15,10 +15,11 @@ use super::connection::{Connector, ReceiptMessage, RedisConnection, StoredReceip
 use super::heartbeats::HeartbeatAges;
 use super::ledger::{Ledger, Receipt};
 use super::publish_progress::PublishProgress;
-use super::record::PurgeRecord;
+use super::record::{Fence, Gap, PurgeRecord};
 use super::settings::{Settings, SilencePolicy};
 use crate::cache::{PurgeKind, PurgeScope, PurgeSequence};
 use crate::clock::{Clock, unix_us};
+use crate::control::purge_request::PurgeRequest;
 use crate::control::rate::TokenBucket;
 use crate::control::refresh::{PrefetchOutcome, Refresh};
 use crate::fleet::{Announcement, FleetMember, Heartbeat, NodeTable, Readiness, TableReader};
@@ -102,6 +103,33 @@ impl Inner {
             self.purges.restore_unread(number, id, is_own, &scopes);
         }
         self.purges.expect_stream();
+    }
+
+    /// The fence after a gap. Only nodes that ask each other for responses need one.
+    pub(super) fn fence(&self, gap: Gap) -> Option<Fence> {
+        let has_peers = self.announcement().peer.is_some();
+        (has_peers && gap != Gap::New).then_some(Fence { after: None })
+    }
+
+    /// Orders the soft purge of everything that ends a gap.
+    pub(super) fn order_fence(self: Arc<Self>) {
+        let request = PurgeRequest {
+            scopes: vec![PurgeScope::All],
+            kind: PurgeKind::Soft,
+            reason: Some("entries of the purge stream were lost".to_owned()),
+            refresh: 0,
+        };
+        let record = PurgeRecord::new(self.next_id(), self.name.clone(), self.now_ms(), request);
+        tokio::spawn(async move {
+            let message = Some(record.to_bytes());
+            let (in_force, _) = oneshot::channel();
+            if let Err(error) = self.purge_locally(&record, message, in_force).await {
+                tracing::warn!(
+                    %error,
+                    "purge bus: the purge of everything after a gap is not published; other nodes are not asked for responses until another node orders one"
+                );
+            }
+        });
     }
 
     /// Puts a purge of this node in force, adds its record to the outbox, and waits until it is durable.

@@ -33,8 +33,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
         membership: Membership::new(inner.clone()),
         must_confirm_again: true,
         entries: Vec::new(),
+        fence_due: None,
         inner,
     };
+    reader.open_fence_again();
     reader.publish_position();
     let mut backoff = Backoff::new(reader.inner.settings.reconnect_pause_max);
     let mut failure_logged = false;
@@ -69,6 +71,8 @@ struct Reader {
     must_confirm_again: bool,
     /// The entries up to the cursor whose purges are not in force yet.
     entries: Vec<EntryId>,
+    /// When this node orders the fence itself, if it has not read another one's.
+    fence_due: Option<tokio::time::Instant>,
 }
 
 impl Reader {
@@ -113,6 +117,7 @@ impl Reader {
                 false => self.apply(&mut connection, entries).await?,
             }
             self.report_progress();
+            self.order_fence();
             self.confirm_again(&mut connection).await?;
         }
     }
@@ -149,10 +154,42 @@ impl Reader {
         if let Err(gap) = cursor_check {
             self.recover_from_gap(connection, gap, &head).await?;
         } else {
+            self.place_fence(&head);
             self.head = Some(head);
         }
         self.report_progress();
         Ok(())
+    }
+
+    /// The head is from after the gap: a later purge of everything is the fence.
+    fn place_fence(&mut self, head: &StreamHead) {
+        if let Some(fence) = self.cursor.as_mut().and_then(|cursor| cursor.fence.as_mut())
+            && fence.after.is_none()
+        {
+            fence.after = Some(head.number);
+            let jitter = Duration::from_millis(random_u64() % FENCE_JITTER_MS);
+            self.fence_due = Some(tokio::time::Instant::now() + jitter);
+        }
+    }
+
+    /// Orders a soft purge of everything, if no node has done so since the gap.
+    fn order_fence(&mut self) {
+        if self.cursor.as_ref().is_none_or(|cursor| cursor.fence.is_none()) {
+            self.fence_due = None;
+        }
+        let now = tokio::time::Instant::now();
+        if self.fence_due.is_some_and(|due| due <= now) {
+            // Again if it was refused: the outbox may be full.
+            self.fence_due = Some(now + FENCE_AGAIN);
+            self.inner.clone().order_fence();
+        }
+    }
+
+    /// After a restart: the head from after the gap is read anew.
+    fn open_fence_again(&mut self) {
+        if let Some(fence) = self.cursor.as_mut().and_then(|cursor| cursor.fence.as_mut()) {
+            fence.after = None;
+        }
     }
 
     /// Applies entries in their order; each batch is written to the log together with the cursor
@@ -244,11 +281,13 @@ impl Reader {
         // After a gap the number of the last entry becomes known here. If the head is a later entry, that one
         // is gone as well: another node may have read it.
         let is_last_applied = cursor.number.is_none() && cursor.id == head.id;
-        *cursor = StreamCursor::at(head);
-        match is_last_applied {
-            true => self.publish_position(),
-            false => self.soft_purge_all(Gap::Trimmed).await,
+        let fence = cursor.fence;
+        *cursor = StreamCursor { fence, ..StreamCursor::at(head) };
+        if is_last_applied {
+            return self.publish_position();
         }
+        cursor.fence = fence.or(self.inner.fence(Gap::Trimmed));
+        self.soft_purge_all(Gap::Trimmed).await;
     }
 
     /// Tells the purge table the position where no purge comes with it.
@@ -277,7 +316,7 @@ impl Reader {
             }
             _ => Some(cursor_after_gap(self.cursor.as_ref(), &head)),
         };
-        self.cursor = next;
+        self.cursor = next.map(|next| StreamCursor { fence: self.inner.fence(gap), ..next });
         self.head = Some(head);
         self.soft_purge_all(gap).await;
         Ok(())
@@ -362,6 +401,10 @@ impl Reader {
 
 /// Index of the read connection in [`crate::metrics::BUS_CONNECTIONS`].
 const READ_LABEL: usize = 0;
+/// The first node to order the fence spares the others.
+const FENCE_JITTER_MS: u64 = 2000;
+/// Pause until a node orders the fence again that it has not read.
+const FENCE_AGAIN: Duration = Duration::from_secs(60);
 /// A wake-up whose purge is not in the stream after this time is published by this node.
 const ADOPT_AFTER: Duration = Duration::from_secs(60);
 /// Spreads that over the nodes of a fleet: the first one's entry spares the others.

@@ -3,7 +3,7 @@
 //! ```text
 //! stream entry   e EPOCH  n NUMBER  p ID-OF-THE-ENTRY-BEFORE  r RECORD
 //! record         {"v":1,"id":…,"node":…,"at_ms":…,"kind":"hard","scopes":[{"url":…},…],"reason":…}
-//! cursor         {"epoch":…,"entry_epoch":…,"number":…,"id":…,"since":…}      stored in the purge log
+//! cursor         {"epoch":…,"entry_epoch":…,"number":…,"id":…,"since":…,"fence":…}    in the purge log
 //! ```
 //!
 //! Entries are numbered without a gap. The epoch is a random name for one unbroken sequence of entries:
@@ -110,6 +110,11 @@ impl PurgeRecord {
         RecordPart { id, count, is_own: self.node == name, message }
     }
 
+    /// Whether it purges everything.
+    pub(crate) fn is_of_everything(&self) -> bool {
+        self.scopes.contains(&RecordScope::All)
+    }
+
     /// The purges for the purge table, one per scope.
     pub(crate) fn purges(&self) -> impl Iterator<Item = (PurgeScope, PurgeKind)> + '_ {
         let kind = match self.kind {
@@ -177,6 +182,25 @@ pub(super) struct StreamCursor {
     /// The node has applied every entry from this number on. `None`: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
+    /// See [`Fence`]. `None`: there was no gap, or the fence was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
+}
+
+/// A purge of everything that a node must read after a gap, before others may rely on its position. After a failover,
+/// some nodes may go on using the old primary: this node may have purges in force that nobody else in
+/// the history that it joins will ever read. A node that has read the fence has nothing from before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Fence {
+    /// Number of the last entry when this node had joined: the fence is a later one. `None`: not known yet.
+    pub after: Option<u64>,
+}
+
+impl Fence {
+    fn is_read_with(self, entry: &StreamEntry) -> bool {
+        let is_later = self.after.is_some_and(|after| entry.number > after);
+        is_later && entry.record.as_ref().is_some_and(PurgeRecord::is_of_everything)
+    }
 }
 
 impl StreamCursor {
@@ -188,6 +212,7 @@ impl StreamCursor {
             number: Some(entry.number),
             id: entry.id,
             since: self.since.or(Some(entry.number)),
+            fence: self.fence.filter(|fence| !fence.is_read_with(entry)),
         }
     }
 
@@ -199,7 +224,7 @@ impl StreamCursor {
     /// The cursor at a stream's head after a gap.
     pub(super) fn at(head: &StreamHead) -> Self {
         let (epoch, number, id) = (head.epoch.clone(), Some(head.number), head.id);
-        Self { epoch, entry_epoch: None, number, id, since: None }
+        Self { epoch, entry_epoch: None, number, id, since: None, fence: None }
     }
 
     /// The entries of `entries`, which are the last ones up to this cursor, latest first, that the node has
@@ -225,14 +250,15 @@ impl StreamCursor {
         self.number.filter(|_| self.entry_epoch.is_none())
     }
 
+    /// The position that the caches of other nodes are asked with.
+    fn stream_position(&self) -> Option<StreamPosition> {
+        let number = self.position().filter(|_| self.fence.is_none())?;
+        Some(StreamPosition { history: self.epoch.as_str().into(), number, entry: self.id })
+    }
+
     /// The cursor for the purge log, after a batch with these entries and the purges in them.
     pub(super) fn bus_cursor(&self, entries: Vec<EntryId>, read: Vec<PurgeId>) -> BusCursor {
-        let position = self.position().map(|number| StreamPosition {
-            history: self.epoch.as_str().into(),
-            number,
-            entry: self.id,
-        });
-        BusCursor { bytes: self.to_bytes(), position, entries, read }
+        BusCursor { bytes: self.to_bytes(), position: self.stream_position(), entries, read }
     }
 
     /// Encodes for the purge log.
@@ -368,7 +394,8 @@ pub(super) fn cursor_after_gap(cursor: Option<&StreamCursor>, head: &StreamHead)
     let Some(cursor) = cursor else { return StreamCursor::new(head) };
     // Otherwise it is another Redis, whose clock is behind: read all of its entries.
     let id = if cursor.id <= head.id { cursor.id } else { EntryId::default() };
-    StreamCursor { epoch: head.epoch.clone(), entry_epoch: None, number: None, id, since: None }
+    let epoch = head.epoch.clone();
+    StreamCursor { epoch, entry_epoch: None, number: None, id, since: None, fence: None }
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -385,7 +412,7 @@ mod tests {
 
     fn cursor(epoch: &str, number: u64, ms: u64) -> StreamCursor {
         let (epoch, number, id) = (epoch.into(), Some(number), EntryId(ms, 0));
-        StreamCursor { epoch, entry_epoch: None, number, id, since: None }
+        StreamCursor { epoch, entry_epoch: None, number, id, since: None, fence: None }
     }
 
     fn entry(epoch: &str, number: u64, previous: Option<EntryId>) -> StreamEntry {
@@ -475,6 +502,32 @@ mod tests {
         assert_eq!(new.position(), Some(4));
         assert_eq!(check_follows(&new, &entry("e", 5, Some(new.id))), Err(Gap::Replaced));
         assert_eq!(StreamCursor::parse(&old.to_bytes()), Some(old));
+    }
+
+    #[test]
+    fn a_fence_is_a_purge_of_everything_from_after_the_gap() {
+        let entry = |number, scope| {
+            let request = PurgeRequest {
+                scopes: vec![scope],
+                kind: PurgeKind::Soft,
+                reason: None,
+                refresh: 0,
+            };
+            let record = Some(PurgeRecord::new("i".into(), "n".into(), 1.0, request));
+            StreamEntry { record, ..entry("e", number, None) }
+        };
+        let at = |after| StreamCursor { fence: Some(Fence { after }), ..cursor("e", 5, 50) };
+        let is_read = |cursor: &StreamCursor, entry| {
+            let cursor = cursor.after(&entry);
+            assert_eq!(cursor.fence.is_none(), cursor.stream_position().is_some());
+            cursor.fence.is_none()
+        };
+        assert!(!is_read(&at(None), entry(6, PurgeScope::All)), "it may be from before the gap");
+        assert!(!is_read(&at(Some(6)), entry(6, PurgeScope::All)));
+        assert!(!is_read(&at(Some(5)), entry(6, PurgeScope::Site("a".into()))));
+        assert!(is_read(&at(Some(5)), entry(6, PurgeScope::All)));
+        let restarted = StreamCursor::parse(&at(Some(5)).to_bytes()).expect("a cursor");
+        assert_eq!(restarted, at(Some(5)));
     }
 
     #[test]

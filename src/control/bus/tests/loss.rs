@@ -2,6 +2,9 @@
 //! history that was renamed, a purge that Redis took and forgot.
 
 use super::*;
+use crate::cache::PurgeTarget;
+use crate::fleet::PeerEndpoint;
+use crate::purge::Requirement;
 
 /// The user of the nodes that a test cuts off; `redis-cli` goes on as the default user.
 const CUT_OFF: &str = "edge";
@@ -148,6 +151,35 @@ fn a_node_that_renames_the_history_meets_one_gap() {
     assert_eq!(cursor.epoch, redis.state("epoch"));
     assert_ne!(cursor.epoch, lost);
     assert_eq!((a.gaps(Gap::Backwards), a.gaps(Gap::Replaced)), (1, 0));
+}
+
+#[test]
+fn after_a_loss_nodes_with_peers_ask_each_other_again_once_everything_was_purged() {
+    let Some(redis) = Redis::forgetful() else { return };
+    let (_kept, nodes) = fleet(&redis, &["a", "b"]);
+    for node in &nodes {
+        let peer = PeerEndpoint { address: "127.0.0.1:9".parse().unwrap(), protocol: 1 };
+        node.bus.announce(|own| own.peer = Some(peer));
+    }
+    nodes[0].purge("https://x/1", Wait::All);
+    let target = PurgeTarget { site: "x", url: "https://x/2", tags: &[] };
+    let requirement = |node: &Node| node.store.purges().requirement(&target);
+    until("they meet each other's requirement", || {
+        nodes[1].store.purges().meets(&requirement(&nodes[0]))
+            && nodes[0].store.purges().meets(&requirement(&nodes[1]))
+    });
+    redis.lose_entries_after("0", "0-0");
+    until("both notice", || nodes.iter().all(Node::purged_softly));
+    until("both may ask again", || {
+        nodes.iter().all(|node| requirement(node) != Requirement::OriginOnly)
+    });
+    let is_of_everything = |(_, purge): &(String, KnownPurge)| {
+        purge.first_scopes == [RecordScope::All] && purge.reason.is_some()
+    };
+    for node in &nodes {
+        assert!(node.bus.since(0.0, 99).iter().any(is_of_everything));
+        assert!(node.store.purges().meets(&requirement(node)));
+    }
 }
 
 #[test]
