@@ -365,7 +365,7 @@ class Model:
         return shared._replace(servers=servers, next_id=shared.next_id + 1)
 
     def read(self, state, at, out):
-        """reader.rs: one look at the stream, by heartbeat (`reconcile`) or by read (`follows`)."""
+        """reader.rs: one look at the stream, by heartbeat (`check_cursor`) or by read (`check_follows`)."""
         shared, nodes, a, b, response = state
         node = nodes[at]
         epoch, entries = shared.servers[node.server]
@@ -440,7 +440,7 @@ class Model:
             self.emit(out, label, shared, self.put(nodes, at, moved), a, b, response)
 
     def gap(self, state, at, renames, what, out, trimmed=False):
-        """reader.rs `bridge`: the fleet is told by a new name; this node purges softly."""
+        """reader.rs `recover_from_gap`: the fleet is told by a new name; this node purges softly."""
         shared, nodes, _, _, _ = state
         node = nodes[at]
         epoch, entries = shared.servers[node.server]
@@ -844,6 +844,7 @@ PLANNED = Rule(
 CALM = World(fillers=0, shield=False, wakeups=False, loss=False, crash=False, stale=False, micro=False, appends=2)
 REGION = World(shield=False)
 SHIELD = World(micro=False)
+SHARED = replace(REGION, micro=False, loss=False, split=True, appends=4, fillers=0, crash=False)
 HOLDS = "holds"
 
 
@@ -933,8 +934,9 @@ CASES = [
     ("split", "a failover, and nodes that go on with the old primary", replace(CALM, split=True), REPAIRED, "P1"),
     ("split-fenced", "the same, and a node that joins another history publishes a soft purge of everything there",
      replace(REGION, micro=False, loss=False, split=True, appends=4), without(fence="own"), HOLDS),
-    ("split-shared-fence", "the same, and a later one of another node will do",
-     replace(REGION, micro=False, loss=False, split=True, appends=4), without(fence="any"), HOLDS),
+    ("split-shared-fence", "a failover without a crash or other purges; a later one of another node will do",
+     SHARED, without(fence="any"), HOLDS),
+    ("split-no-fence", "the same without", SHARED, REPAIRED, "P1"),
 ]
 
 
