@@ -51,9 +51,14 @@ const LONG_VERSION: &str = concat!(
 enum Command {
     /// Run a node in front of one or more origins.
     #[command(
-        after_help = "Examples:\n  skerry run --origin https://origin.example\n  skerry run --config /etc/skerry/edge.toml\n\nSIGHUP reloads; SIGTERM drains and stops."
+        after_help = "Examples:\n  skerry run --origin https://origin.example\n  skerry run /etc/skerry/edge.toml\n\nSIGHUP reloads; SIGTERM drains and stops."
     )]
-    Run(Flags),
+    Run {
+        /// The configuration file, in place of --config.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags,
+    },
     /// Check a configuration file and report every mistake with its file and line.
     #[command(after_help = "Example:\n  skerry check /etc/skerry/edge.toml && skerry reload")]
     Check {
@@ -142,8 +147,10 @@ enum Command {
 fn main() -> ExitCode {
     let (arguments, matches) = cli::parsed::<Arguments>();
     let result = match arguments.command {
-        Some(Command::Run(flags)) => {
-            run(Flags { from_environment: from_environment(&matches), ..flags })
+        Some(Command::Run { file, flags }) => {
+            let from_environment = from_environment(&matches);
+            chosen_file(file, &flags, &from_environment)
+                .and_then(|config| run(Flags { config, from_environment, ..flags }))
                 .map_err(CommandError::from)
         }
         None => run_demo().map_err(CommandError::from),
@@ -163,7 +170,7 @@ fn main() -> ExitCode {
 
 fn run_command(command: Command) -> Result<(), CommandError> {
     match command {
-        Command::Run(flags) => Ok(run(flags)?),
+        Command::Run { flags, .. } => Ok(run(flags)?),
         Command::Check { file, data_dir, sources } => Ok(check(file, data_dir, sources)?),
         Command::Reload(arguments) => control::reload(&arguments),
         Command::Drain(arguments) => control::drain(&arguments),
@@ -205,6 +212,23 @@ fn from_environment(matches: &ArgMatches) -> Vec<(String, String)> {
         Some((format!("--{}", argument.get_long()?), variable))
     })
     .collect()
+}
+
+/// The configuration file of `skerry run FILE` or `--config FILE`. A file named on the command line is stronger than
+/// SKERRY_CONFIG.
+fn chosen_file(
+    file: Option<PathBuf>,
+    flags: &Flags,
+    from_environment: &[(String, String)],
+) -> Result<Option<PathBuf>, String> {
+    let is_of_environment = from_environment.iter().any(|(option, _)| option == "--config");
+    match (file, &flags.config) {
+        (Some(file), Some(other)) if !is_of_environment => {
+            let (file, other) = (file.display(), other.display());
+            Err(format!("two configuration files: {file} and --config {other}; name one"))
+        }
+        (file, config) => Ok(file.or_else(|| config.clone())),
+    }
 }
 
 fn run(flags: Flags) -> Result<(), String> {

@@ -282,6 +282,8 @@ impl AdminArguments {
 
 fn parse_address(text: &str) -> Result<String, &'static str> {
     let expected = "expected HOST:PORT, such as 127.0.0.1:9180";
+    // As the node prints it at its start.
+    let text = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
     let (host, port) = text.rsplit_once(':').ok_or(expected)?;
     let is_valid = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
     if is_valid { Ok(text.to_owned()) } else { Err(expected) }
@@ -461,7 +463,8 @@ mod tests {
         for valid in ["127.0.0.1:9180", "[::1]:9180", "edge-1.example.org:1"] {
             assert!(parse_address(valid).is_ok(), "{valid}");
         }
-        for invalid in ["", "foo", "127.0.0.1", ":9180", "127.0.0.1:99999", "http://a:1/"] {
+        assert_eq!(parse_address("http://127.0.0.1:9180/"), Ok("127.0.0.1:9180".to_owned()));
+        for invalid in ["", "foo", "127.0.0.1", ":9180", "127.0.0.1:99999", "http://a:1/x"] {
             assert!(parse_address(invalid).is_err(), "{invalid}");
         }
         assert!(check_token(None).is_ok() && check_token(Some("abc")).is_ok());

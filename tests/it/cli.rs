@@ -231,6 +231,17 @@ fn an_explanation_has_its_steps_in_order() {
 }
 
 #[test]
+fn the_file_of_a_node_is_named_once() {
+    let wrong = skerry(&["run", "/nowhere/a.toml"]);
+    let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert_eq!(wrong.status.code(), Some(2), "{text}");
+    assert!(text.starts_with("skerry: /nowhere/a.toml: cannot read the file"), "{text}");
+    let twice = skerry(&["run", "a.toml", "--config", "b.toml"]);
+    let text = String::from_utf8_lossy(&twice.stderr).into_owned();
+    assert_eq!(text, "skerry: two configuration files: a.toml and --config b.toml; name one\n");
+}
+
+#[test]
 fn every_command_has_an_example_and_generated_pages() {
     let help = printed(&skerry(&["--help"]), 0);
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
