@@ -457,7 +457,7 @@ labels! {
     Smaller "smaller";
     /// The new form would not be shorter; the old one stays.
     Kept "kept";
-    /// The response was replaced, validated or purged, or its form evicted, in the meantime.
+    /// The response was replaced or purged, or its form evicted, in the meantime.
     Outdated "outdated";
     /// The content is longer than `hot_forms.content_max` when it is decoded.
     TooLong "too-long";

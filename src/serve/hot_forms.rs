@@ -199,7 +199,7 @@ impl HotForms {
         }
     }
 
-    /// The source and its form, if both are stored and current, no purge covers them, and the form is not yet hot.
+    /// The source and its form, if both are stored, no purge covers them, and the form is not yet hot.
     fn find(&self, form: HotForm) -> Option<(Arc<StoredHead>, Arc<StoredHead>)> {
         let Record::Response(source) = self.store.in_memory(form.hash)? else { return None };
         let is_same = source.object.get() == form.object && source.response.parts.is_none();
@@ -207,13 +207,11 @@ impl HotForms {
             return None;
         }
         let coding = Some(form.level.coding());
-        match self.store.form_now(form.hash, &source, coding)? {
-            StoredForm::Current(old) => {
-                let is_hot = old.response.form.as_ref().is_none_or(|form| form.is_hot);
-                (!is_hot).then_some((source, old))
-            }
-            StoredForm::Outdated(_) => None,
-        }
+        // After a validation of the source the form's fields are outdated, and its bytes are right.
+        let (StoredForm::Current(old) | StoredForm::Outdated(old)) =
+            self.store.form_now(form.hash, &source, coding)?;
+        let is_hot = old.response.form.as_ref().is_none_or(|form| form.is_hot);
+        (!is_hot).then_some((source, old))
     }
 
     /// The content of a stored response without a coding.
