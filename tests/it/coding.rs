@@ -2,6 +2,7 @@
 //! coding, and the recoded form is part of its stored response.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -727,6 +728,20 @@ const all = async () => {
 all().catch((error) => report(['' + error]))
 </script>"#;
 
+/// A browser that opens a page and keeps nothing that it has loaded.
+fn browser(profile: &Path, url: &str) -> Child {
+    Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .args(["--ignore-certificate-errors", "--no-proxy-server", "--disk-cache-size=1"])
+        .arg("--remote-debugging-port=0")
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(url)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("chromium is on the PATH")
+}
+
 #[test]
 fn a_browser_decodes_every_coding_to_the_origins_bytes() {
     let sizes = [0_usize, 1, 255, 256, 65_535, 65_536, 65_537, 5 << 20];
@@ -780,17 +795,8 @@ fn a_browser_decodes_every_coding_to_the_origins_bytes() {
             .concat()
     ));
     let profile = tempfile::tempdir().expect("a temporary folder");
-    let mut chromium = Command::new("chromium")
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"])
-        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        // Otherwise it keeps what it has loaded.
-        .args(["--ignore-certificate-errors", "--no-proxy-server", "--disk-cache-size=1"])
-        .arg("--remote-debugging-port=0")
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .arg(format!("https://{}/page", edge.https.expect("TLS")))
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("chromium is on the PATH");
+    let page = format!("https://{}/page", edge.https.expect("TLS"));
+    let mut chromium = browser(profile.path(), &page);
     let report = || {
         let requests = origin.received().into_iter();
         requests.filter(|request| request.method == "POST").map(|request| request.body).next()
