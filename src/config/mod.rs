@@ -71,7 +71,7 @@ pub struct Config {
     pub geo: geo::Settings,
     /// The name server.
     pub(crate) dns: dns::Settings,
-    /// Tests of the nodes of other regions. `None`: none.
+    /// Probes of the nodes of other regions. `None`: none.
     pub(crate) probes: Option<ProbeSettings>,
     /// Pools of origins, and the resolver of their names.
     pub(crate) upstream: upstream::Settings,
@@ -357,8 +357,9 @@ fn read(reader: &Reader<'_>, flags: &Flags) -> Config {
     rooms::read_resolver(&root.section("resolver"), &mut config.upstream.dns);
     let dns = root.section("dns");
     rooms::refuse_resolver_options(&dns);
-    let has_fleet = config.bus.redis.is_some() || flags.redis.is_some();
-    config.probes = rooms::read_probes(&dns.section("probes"), has_fleet);
+    let has_bus = config.bus.redis.is_some() || flags.redis.is_some();
+    let has_fleet = has_bus || !config.peers.nodes.is_empty();
+    config.probes = rooms::read_probes(&dns.section("probes"), has_bus);
     rooms::read_name_server(&dns, &mut config.dns, &config.node, has_fleet);
     drop(dns);
     let data = flags.data_dir.as_ref().unwrap_or(&config.node.data_directory);

@@ -37,8 +37,8 @@ pub(crate) struct Announcement {
     pub config_digest: Arc<str>,
     /// Where it answers the other nodes. `None`: it has no peers, or runs a build that knows none.
     pub peer: Option<PeerEndpoint>,
-    /// The nodes of other regions that its tests over the data path fail to reach, at most [`TARGETS_MAX`]. `None`: it
-    /// tests nobody.
+    /// The nodes of other regions that its probes over the data path fail to reach, at most [`TARGETS_MAX`]. `None`: it
+    /// probes none.
     pub unreachable: Option<Vec<Arc<str>>>,
     /// Whether it has detected another node with its name.
     pub has_duplicate_name: bool,

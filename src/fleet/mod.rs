@@ -10,7 +10,7 @@ mod heartbeat; // the row that every build writes at each heartbeat
 mod liveness; // static peers, and nodes while Redis is away
 mod load;
 mod owner;
-mod reach; // tests over the data path, and the votes on them
+mod reach; // probes over the data path, and the votes on them
 mod table;
 
 pub(crate) use self::absence::{AbsenceLimits, AbsentNode, AbsentNodes};

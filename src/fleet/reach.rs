@@ -1,7 +1,7 @@
-//! Which nodes clients cannot reach although they send heartbeats: the regions test each other over the data path.
+//! Which nodes clients cannot reach although they send heartbeats: the regions probe each other over the data path.
 //!
 //! ```text
-//! targets   in each region, one node tests each node of the other regions (the choice is a hash of the names)
+//! targets   in each region, one node probes each node of the other regions (the choice is a hash of the names)
 //! report    the node's row names those that fail, and changes only with them
 //! votes     of the other regions, the largest group that reach each other; more than half of it fails: unreachable
 //! ```
@@ -18,13 +18,13 @@ use super::table::{FleetMember, NodeTable};
 use crate::rendezvous::{hash, score};
 
 impl NodeTable {
-    /// The nodes that `own` tests: those of other regions for which it has the highest score among the nodes of its
-    /// region that test. At most [`TARGETS_MAX`], in the order of their names.
+    /// The nodes that `own` probes: those of other regions for which it has the highest score among the nodes of its
+    /// region that probe. At most [`TARGETS_MAX`], in the order of their names.
     pub(crate) fn probe_targets(&self, own: &str) -> Vec<&FleetMember> {
         let Some(own) = self.get(own) else { return Vec::new() };
         let region = &own.announcement.region;
-        let testers: Vec<u64> = self
-            .testers()
+        let probers: Vec<u64> = self
+            .probers()
             .filter(|member| member.announcement.region == *region && member.name != own.name)
             .map(|member| hash(member.name.as_bytes()))
             .collect();
@@ -32,7 +32,7 @@ impl NodeTable {
             let target = hash(target.name.as_bytes());
             let score_of = |name: u64| score(target, name, 1);
             let mine = score_of(hash(own.name.as_bytes()));
-            testers.iter().all(|other| score_of(*other) < mine)
+            probers.iter().all(|other| score_of(*other) < mine)
         };
         let targets = self.members().iter().filter(|member| {
             member.announcement.region != *region && may_get_clients(member) && is_mine(member)
@@ -51,8 +51,8 @@ impl NodeTable {
         unreachable.map(|member| member.name.clone()).collect()
     }
 
-    /// The nodes that test others.
-    fn testers(&self) -> impl Iterator<Item = &FleetMember> {
+    /// The nodes that probe others.
+    fn probers(&self) -> impl Iterator<Item = &FleetMember> {
         let members = self.members().iter();
         members.filter(|member| {
             member.readiness == Readiness::Ready && member.announcement.unreachable.is_some()
@@ -66,7 +66,7 @@ fn may_get_clients(member: &FleetMember) -> bool {
 
 /// The reports of all regions.
 struct Reports<'a> {
-    /// For each region that tests others, the nodes that it fails to reach.
+    /// For each region that probes others, the nodes that it fails to reach.
     by_region: BTreeMap<&'a str, BTreeSet<&'a str>>,
     /// The names of the nodes in each region that clients may be sent to.
     nodes: BTreeMap<&'a str, Vec<&'a str>>,
@@ -75,7 +75,7 @@ struct Reports<'a> {
 impl<'a> Reports<'a> {
     fn of(table: &'a NodeTable) -> Self {
         let mut reports = Self { by_region: BTreeMap::new(), nodes: BTreeMap::new() };
-        for member in table.testers() {
+        for member in table.probers() {
             let of_region = reports.by_region.entry(&member.announcement.region).or_default();
             let failing = member.announcement.unreachable.iter().flatten();
             of_region.extend(failing.map(|name| &**name));
@@ -141,7 +141,7 @@ impl<'a> Reports<'a> {
     }
 }
 
-/// The most nodes that a node tests: a check of each takes some 50 µs of a processor.
+/// The most nodes that a node probes: a check of each takes some 50 µs of a processor.
 pub(crate) const TARGETS_MAX: usize = 256;
 
 #[cfg(test)]
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::fleet::Announcement;
 
-    /// Nodes as `name region failing,failing`; `-`: the node tests nobody.
+    /// Nodes as `name region failing,failing`; `-`: the node probes none.
     fn table(nodes: &[&str]) -> NodeTable {
         let member = |text: &&str| {
             let mut words = text.split(' ');
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn each_node_is_tested_by_one_node_of_each_other_region() {
+    fn each_node_is_probed_by_one_node_of_each_other_region() {
         let table = table(&["e1 eu", "e2 eu", "e3 eu -", "u1 us", "u2 us", "a1 ap"]);
         let names = |own: &str| {
             let targets = table.probe_targets(own);

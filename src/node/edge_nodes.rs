@@ -79,9 +79,8 @@ pub(super) fn region_table(nodes: &[EdgeNode], own: &str) -> RegionTable {
         of_region.extend(node.coordinates.map(UnitVector::from));
     }
     let ready = points.into_iter().filter(|(_, (is_ready, _))| *is_ready);
-    let ready = ready.filter_map(|(region, (_, points))| {
-        Some((region.clone(), UnitVector::middle(points.into_iter())?))
-    });
+    let ready = ready
+        .filter_map(|(region, (_, points))| Some((region.clone(), UnitVector::middle(points)?)));
     RegionTable { own: own.into(), ready: ready.collect() }
 }
 

@@ -60,7 +60,7 @@ impl Collector for NodeMetrics {
         let (failing, out) = shared.unreachable_counts();
         gauge(
             "fleet_unreachable_nodes",
-            "Nodes of other regions that this node tests over the data path and fails to reach",
+            "Nodes of other regions that this node probes over the data path and fails to reach",
             failing as f64,
         )?;
         gauge(

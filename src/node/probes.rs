@@ -1,7 +1,7 @@
-//! Tests the nodes of other regions over the data path, and announces those that fail. `fleet` decides which nodes
-//! this node tests, and what follows from the reports of all.
+//! Probes the nodes of other regions over the data path, and announces those that fail. `fleet` decides which nodes
+//! this node probes, and what follows from the reports of all.
 //!
-//! The tests are the checks of a pool whose members are the public addresses of the nodes.
+//! The probes are the checks of a pool whose members are the public addresses of the nodes.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,17 +15,17 @@ use crate::fleet::FleetMember;
 use crate::metrics::Metrics;
 use crate::upstream::{Checks, HealthClass, PoolDefinition, Pools, Resolver};
 
-/// The running tests of one node.
+/// The running probes of one node.
 struct Probes {
     checks: Checks,
     pools: Pools,
     settings: Option<ProbeSettings>,
-    /// The nodes that are tested, with their addresses.
+    /// The nodes that are probed, with their addresses.
     targets: Vec<(Arc<str>, Vec<IpAddr>)>,
 }
 
 impl Probes {
-    /// No tests yet. Their counts are not those of the checks of origins, so that they go nowhere.
+    /// No probes yet. Their counts are not those of the checks of origins, so that they go nowhere.
     fn new(shared: &Shared) -> Self {
         let recorder = Metrics::new(1).background();
         let handle = tokio::runtime::Handle::current();
@@ -39,7 +39,7 @@ impl Probes {
         }
     }
 
-    /// Tests these nodes from now on. Nodes that stay keep their results.
+    /// Probes these nodes from now on. Nodes that stay keep their results.
     fn follow(&mut self, settings: Option<ProbeSettings>, targets: &[&FleetMember]) {
         let target =
             |member: &&FleetMember| (member.name.clone(), member.announcement.addresses.clone());
@@ -64,12 +64,12 @@ impl Probes {
             }
             Err(mistakes) => {
                 let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-                tracing::error!("cannot test the nodes of other regions: {}", mistakes.join("; "));
+                tracing::error!("cannot probe the nodes of other regions: {}", mistakes.join("; "));
             }
         }
     }
 
-    /// The nodes none of whose addresses passes its test.
+    /// The nodes none of whose addresses passes its probe.
     fn failing(&self) -> Vec<Arc<str>> {
         let Some(pool) = self.pools.named(POOL) else { return Vec::new() };
         let reports = pool.origins();
@@ -84,7 +84,7 @@ impl Probes {
 }
 
 impl Shared {
-    /// Tests the nodes of other regions, as long as this node runs.
+    /// Probes the nodes of other regions, as long as this node runs.
     pub(super) async fn probe_regions(self: Arc<Self>) {
         let mut probes = Probes::new(&self);
         let mut unreachable = BTreeSet::new();

@@ -50,7 +50,7 @@ fn the_page_of_metrics_is_the_table() {
          `skerry_config_last_reload_success_timestamp_seconds`, `skerry_config_restart_pending` (changed options that wait for a restart),\n\
          `skerry_certificate_expiry_timestamp_seconds` with `file`, and `skerry_filesystem_free_bytes` with `directory` (the data directory and\n\
          those of the store).\n\n\
-         Of the fleet: `skerry_fleet_members` with `readiness`, `skerry_fleet_unreachable_nodes` (nodes of other regions that this node tests\n\
+         Of the fleet: `skerry_fleet_members` with `readiness`, `skerry_fleet_unreachable_nodes` (nodes of other regions that this node probes\n\
          over the data path and fails to reach) and `skerry_fleet_nodes_out_unreachable` (nodes that edge names do not answer, because a\n\
          majority of the other regions fails to reach them).\n\n\
          | metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",

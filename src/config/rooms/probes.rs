@@ -1,4 +1,4 @@
-//! Reads `[dns.probes]`: how a node tests the nodes of other regions.
+//! Reads `[dns.probes]`: how a node probes the nodes of other regions.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::super::reader::{Reader, Section};
 use super::super::values::{Value, text};
 use crate::upstream::{Check, CheckKind, HttpCheck, Origin};
 
-/// The request by which the nodes of other regions are tested.
+/// The request by which the nodes of other regions are probed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ProbeSettings {
     /// Scheme, host and port of the URL.
@@ -27,8 +27,8 @@ impl ProbeSettings {
     }
 }
 
-/// `None`: this node tests nobody. `has_fleet`: there are others.
-pub(crate) fn read_probes(section: &Section<'_>, has_fleet: bool) -> Option<ProbeSettings> {
+/// `None`: this node probes none. `has_bus`: the results reach other nodes.
+pub(crate) fn read_probes(section: &Section<'_>, has_bus: bool) -> Option<ProbeSettings> {
     let mut url = ProbeUrl(None);
     section.read("url", &mut url);
     let http = HttpCheck { statuses: vec![100..=499], ..HttpCheck::default() };
@@ -42,8 +42,8 @@ pub(crate) fn read_probes(section: &Section<'_>, has_fleet: bool) -> Option<Prob
     section.read_within("rise", &mut check.rise, 1..=100);
     section.read_within("fall", &mut check.fall, 1..=100);
     let (server, path) = url.0?;
-    if !has_fleet {
-        let message = "\"url\" has no effect without a fleet: set bus.redis, or remove \"url\"";
+    if !has_bus {
+        let message = "\"url\" has no effect without bus.redis, by which regions know each other's results: set it, or remove \"url\"";
         section.mistake("url", message);
     }
     check.kind = CheckKind::Http(HttpCheck { path, ..http });
