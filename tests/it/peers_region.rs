@@ -1,12 +1,14 @@
 //! A region of nodes as one cache: who fetches what from the origin, and what clients get of it. Skipped without
 //! `redis-server`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Edge, Gate, Origin, Region, Response, exchange, until};
+use crate::harness::{Answer, Edge, Gate, Origin, Random, Region, Response, exchange, until};
 
 /// The target of an object that another node than the first owns, and the position of its owner.
 fn of_another(region: &Region) -> (String, usize) {
@@ -241,3 +243,77 @@ fn an_owner_that_is_stopped_or_killed_costs_no_client_an_error() {
     assert!(responses > 20.0, "the owners have answered: {responses}");
     drop(owners.drain(..));
 }
+
+/// Requests of a cold region: Zipf-distributed over [`OBJECTS`] objects, some of which vary, some of the requests
+/// for ranges. Returns the requests at the origin for each distinct response that was asked for.
+fn origin_requests_for_each_response(nodes: &[Edge], origin: &Origin) -> f64 {
+    let asked = Mutex::new(HashSet::new());
+    let next = AtomicU64::new(0);
+    let ask = |client: u64| {
+        let mut random = Random(client);
+        while next.fetch_add(1, Ordering::Relaxed) < REQUESTS {
+            // The probability of an object is about proportional to 1 / its number.
+            let exponent = random.below(1 << 20) as f64 / f64::from(1 << 20);
+            let object = (OBJECTS as f64).powf(exponent) as u64;
+            let language = ["de", "en"][random.below(2) as usize];
+            let varies = object.is_multiple_of(10);
+            let target = format!("/{}-{object}", if varies { "varies" } else { "plain" });
+            let accept = format!("Accept-Language: {language}");
+            let mut fields = vec![&*accept];
+            let is_range = random.below(10) == 0;
+            if is_range {
+                fields.push("Range: bytes=100-199");
+            }
+            let node = &nodes[random.below(nodes.len() as u64) as usize];
+            let answer = node.get_with(&target, &fields);
+            let body = body_of(&target, if varies { language } else { "" });
+            let expected = if is_range { &body[100..200] } else { &body[..] };
+            assert_eq!(answer.status, if is_range { 206 } else { 200 }, "{answer:?}");
+            assert_eq!(answer.body, expected, "{target}");
+            asked.lock().unwrap().insert(body);
+        }
+    };
+    std::thread::scope(|scope| (0..32).for_each(|client| drop(scope.spawn(move || ask(client)))));
+    let distinct = asked.lock().unwrap().len();
+    eprintln!(
+        "{REQUESTS} requests, {distinct} responses, {} at the origin",
+        origin.request_count()
+    );
+    origin.request_count() as f64 / distinct as f64
+}
+
+/// An origin that is slow enough for requests to overlap.
+fn slow_origin() -> Origin {
+    Origin::start(|request| {
+        std::thread::park_timeout(Duration::from_millis(100));
+        let varies = request.target.starts_with("/varies");
+        let language = request.header("accept-language").filter(|_| varies);
+        let answer = Answer::ok(body_of(&request.target, language.unwrap_or_default()));
+        let answer = answer.fresh_for(600).header("ETag", "\"v1\"");
+        if varies { answer.header("Vary", "Accept-Language") } else { answer }
+    })
+}
+
+fn body_of(target: &str, language: &str) -> Vec<u8> {
+    format!("{target} {language}\n").repeat(100).into_bytes()
+}
+
+#[test]
+fn a_cold_region_asks_the_origin_about_once_for_each_response() {
+    let origin = slow_origin();
+    let Some(region) = Region::start(3, &origin, "") else { return };
+    let share = origin_requests_for_each_response(&region.nodes, &origin);
+    assert!(share <= 1.05, "{share}");
+}
+
+/// The same without peers, for comparison.
+#[test]
+#[ignore = "a measurement: cargo test --test it -- --ignored --nocapture nodes_without_peers"]
+fn nodes_without_peers_each_ask_the_origin() {
+    let origin = slow_origin();
+    let nodes: Vec<Edge> = (0..3).map(|_| Edge::before(&origin.url())).collect();
+    println!("{}", origin_requests_for_each_response(&nodes, &origin));
+}
+
+const OBJECTS: u64 = 300;
+const REQUESTS: u64 = 3000;
