@@ -238,10 +238,6 @@ const ZERO_HAS_A_MEANING: [&str; 20] = [
     "defaults.cache.pass_memory",
     "defaults.cache.stale.if_error",
     "defaults.cache.stale.while_revalidate",
-    "dns.negative_ttl",
-    "dns.stale_max",
-    "dns.ttl_max",
-    "dns.ttl_min",
     "dns.zones.*.edges.*.ttl",
     "dns.zones.*.negative_ttl",
     "dns.zones.*.ttl",
@@ -251,6 +247,10 @@ const ZERO_HAS_A_MEANING: [&str; 20] = [
     "pools.*.deadlines.expect_continue",
     "pools.*.health.slow_start",
     "pools.*.sticky.max_age",
+    "resolver.negative_ttl",
+    "resolver.stale_max",
+    "resolver.ttl_max",
+    "resolver.ttl_min",
 ];
 
 #[test]
