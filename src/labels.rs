@@ -580,7 +580,6 @@ labels! {
 
 labels! {
     /// Whether this node has applied the purges that another node's request requires.
-    #[allow(dead_code, reason = "requests between nodes are counted by it")]
     pub(crate) RequirementOutcome;
     /// It has.
     Met "met";

@@ -303,13 +303,6 @@ impl Lead {
         self.fill.sequence
     }
 
-    /// The purge requirement that this fill was begun with, because this node does not meet it: the next hop
-    /// must meet it too, beside this node's own.
-    #[allow(dead_code, reason = "requests between nodes carry it")]
-    pub(crate) fn carried(&self) -> Option<&Requirement> {
-        self.fill.carried.as_ref()
-    }
-
     /// The leader's own client as a follower. While it exists, the fill continues.
     pub(crate) fn follower(&self) -> Follower {
         Follower(self.fill.add_leader_as_follower())

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::position::{BusCursor, EntryId, StreamPosition};
 use super::requirement::Requirement;
-use super::{PurgeSequence, PurgeTarget, Purges};
+use super::{PurgeKind, PurgeSequence, PurgeTarget, Purges};
 use crate::labels::RequirementOutcome;
 use crate::metrics::Metric;
 use crate::planted::{self, Bug}; // fault injection, in debug builds with `planted-bugs` only
@@ -136,10 +136,21 @@ impl Purges {
         if self.unread.may_cover(target) && !planted::has(Bug::UnreadIgnored) {
             return Requirement::OriginOnly;
         }
+        if self.is_invalidated(target) {
+            return Requirement::OriginOnly;
+        }
         match self.place.early() {
             Some(position) => Requirement::Entries(vec![position]),
             None => Requirement::OriginOnly,
         }
+    }
+
+    /// Whether the latest hard purge of the target is an invalidation by an unsafe method (RFC 9111 §4.4),
+    /// which no other node has. A later hard purge from the stream stands for both.
+    fn is_invalidated(&self, target: &PurgeTarget<'_>) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let since = PurgeSequence(table.horizon());
+        table.verdict(target, since) == Some(PurgeKind::Invalidated)
     }
 
     /// Without a bus, no other node is known to have a purge of this one.
@@ -162,8 +173,9 @@ impl Purges {
         loop {
             let changed = self.place.changed.notified();
             let requirement = self.requirement(target);
-            // Without a position it takes longer.
+            // Without a position it takes longer, and an invalidation is never read.
             let is_worth_waiting = requirement == Requirement::OriginOnly
+                && !self.is_invalidated(target)
                 && self.place.has_stream.load(Ordering::Acquire)
                 && self.place.early().is_some();
             if !is_worth_waiting || tokio::time::timeout_at(until, changed).await.is_err() {

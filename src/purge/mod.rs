@@ -14,18 +14,15 @@ mod batch; // batches and their errors
 mod bus_state; // cursor and outbox in the log
 mod checkpoint; // what a stored response records
 mod frame; // the bytes of the log
-#[allow(dead_code, reason = "requests between nodes carry it")]
 mod hops; // requirements of requests between nodes
 mod log; // the file and the thread that writes it
 mod open; // reading the log, maintenance
 mod outbox;
 mod position; // positions in the purge stream
 mod prefixes;
-#[allow(dead_code, reason = "requests between nodes carry it")]
 mod requirement; // the purges that a request between nodes requires
 mod settings;
 mod table; // the latest purge of each scope
-#[allow(dead_code, reason = "requests between nodes carry it")]
 mod unread; // purges in force that were not read from the stream
 
 use std::fs::File;

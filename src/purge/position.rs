@@ -13,7 +13,6 @@ use super::unread::PurgeId;
 pub struct EntryId(pub(crate) u64, pub(crate) u64);
 
 /// A position in the purge stream: the last entry that a node has applied.
-#[allow(dead_code, reason = "requests between nodes carry it")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StreamPosition {
     /// The history that the node has joined: the name that Redis gave the stream last, never the label of

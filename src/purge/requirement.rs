@@ -26,19 +26,6 @@ pub(crate) enum Requirement {
 }
 
 impl Requirement {
-    /// The requirement that is met where this and `other` are met.
-    pub(crate) fn and(self, other: &Self) -> Self {
-        let (Self::Entries(mut entries), Self::Entries(others)) = (self, other) else {
-            return Self::OriginOnly;
-        };
-        for entry in others {
-            if !entries.contains(entry) {
-                entries.push(entry.clone());
-            }
-        }
-        if entries.len() > ENTRIES_MAX { Self::OriginOnly } else { Self::Entries(entries) }
-    }
-
     /// Whether a fill that was begun for this requirement will do for a request with `other`. Nothing will do
     /// for an origin-only request but a fill of its own.
     pub(crate) fn includes(&self, other: &Self) -> bool {
@@ -172,16 +159,6 @@ mod tests {
         let history = "a\"b".into();
         let odd = StreamPosition { history, ..at(7) };
         assert_eq!(Requirement::Entries(vec![odd]).to_field(), "origin-only");
-    }
-
-    #[test]
-    fn both_requirements_go_on_behind_a_second_hop() {
-        assert_eq!(entries([7]).and(&entries([9])), entries([7, 9]));
-        assert_eq!(entries([7]).and(&entries([7])), entries([7]));
-        assert_eq!(entries([7]).and(&entries([])), entries([7]));
-        assert_eq!(entries([7]).and(&Requirement::OriginOnly), Requirement::OriginOnly);
-        assert_eq!(Requirement::OriginOnly.and(&entries([7])), Requirement::OriginOnly);
-        assert_eq!(entries([1, 2, 3, 4]).and(&entries([5])), Requirement::OriginOnly);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Edge, Gate, Origin, Random, Region, Response, exchange, until};
+use crate::harness::{
+    Answer, Client, Edge, Gate, Origin, Random, Region, Request, Response, exchange, until,
+};
 
 /// The target of an object that another node than the first owns, and the position of its owner.
 fn of_another(region: &Region) -> (String, usize) {
@@ -185,6 +187,27 @@ fn a_purge_at_one_node_is_not_undone_by_the_copy_of_another() {
 }
 
 #[test]
+fn after_an_unsafe_request_the_copy_of_another_node_is_not_used() {
+    let versions = AtomicU64::new(0);
+    let origin = Origin::start(move |request| {
+        if request.method == "POST" {
+            versions.fetch_add(1, Ordering::Relaxed);
+        }
+        Answer::ok(versions.load(Ordering::Relaxed).to_string()).fresh_for(3600)
+    });
+    let Some(region) = Region::start(2, &origin, "") else { return };
+    let (target, owner) = of_another(&region);
+    let asker = &region.nodes[0];
+    assert_eq!(region.nodes[owner].get(&target).text(), "0");
+    assert_eq!(asker.get(&target).text(), "0");
+    let (method, host) = ("POST", "edge.test");
+    let post = Request { method, host, target: &target, fields: &[], body: b"" };
+    assert_eq!(Client::connect(asker.http).request(post).status, 200);
+    assert_eq!(asker.get(&target).text(), "1");
+    assert_eq!(asker.get(&target).text(), "1");
+}
+
+#[test]
 fn an_owner_that_is_stopped_or_killed_costs_no_client_an_error() {
     // The peer breaks off bodies of this length while they are passed on.
     let long: Vec<u8> = (0..400_000_u32).map(|at| at as u8).collect();
@@ -210,7 +233,7 @@ fn an_owner_that_is_stopped_or_killed_costs_no_client_an_error() {
         let mut number = client * 1_000_000;
         while !is_over.load(Ordering::Relaxed) {
             number += 1;
-            let long_one = number % 8 == 0;
+            let long_one = number.is_multiple_of(8);
             let target = if long_one { format!("/long-{number}") } else { format!("/{number}") };
             let answer = asker.get(&target);
             assert_eq!(answer.status, 200, "{target}: {}", answer.header("proxy-status"));

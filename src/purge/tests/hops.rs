@@ -221,9 +221,10 @@ async fn the_early_position_moves_before_a_purge_is_in_force_and_the_late_one_af
 async fn both_requirements_must_be_met() {
     let edge = Edge::new();
     edge.read(position("h", 2), "2", url(URL)).await;
-    assert!(edge.0.meets(&entry("h", 1).and(&entry("h", 2))));
-    assert!(!edge.0.meets(&entry("h", 2).and(&entry("h", 3))));
-    assert!(!edge.0.meets(&entry("h", 2).and(&entry("i", 2))));
+    let both = |one, other| Requirement::Entries(vec![one, other]);
+    assert!(edge.0.meets(&both(position("h", 1), position("h", 2))));
+    assert!(!edge.0.meets(&both(position("h", 2), position("h", 3))));
+    assert!(!edge.0.meets(&both(position("h", 2), position("i", 2))));
     assert!(!edge.0.meets(&Requirement::OriginOnly));
     assert!(edge.0.meets(&Requirement::Entries(Vec::new())));
 }
@@ -281,4 +282,24 @@ async fn wake_ups_are_refused_while_too_many_are_unread_and_purges_of_this_node_
     assert!(matches!(refused, Err(PurgeError::OutboxFull { messages: 1, .. })));
     edge.order("own", url(URL)).await;
     edge.read(position("h", 2), "3", url(URL)).await;
+}
+
+#[tokio::test]
+async fn what_an_unsafe_method_has_invalidated_here_is_asked_of_the_origin() {
+    let edge = Edge::new();
+    let url = || PurgeScope::Url(URL.into());
+    edge.0.invalidate(vec![PurgeScope::Url("https://a.example/2".into())], None);
+    assert_ne!(edge.requirement(), Requirement::OriginOnly, "another URL");
+    edge.0.invalidate(vec![url()], None);
+    assert_eq!(edge.requirement(), Requirement::OriginOnly);
+    // Nobody waits for it: the stream never brings it.
+    let began = tokio::time::Instant::now();
+    let limit = std::time::Duration::from_secs(60);
+    assert_eq!(edge.0.requirement_within(&TARGET, limit).await, Requirement::OriginOnly);
+    assert!(began.elapsed() < limit / 2);
+    edge.read(position("h", 2), "soft-elsewhere", PurgeScope::Site("other".into())).await;
+    assert_eq!(edge.requirement(), Requirement::OriginOnly, "a purge of something else");
+    // A node that has this later purge has nothing from before the invalidation.
+    edge.read(position("h", 3), "hard", url()).await;
+    assert_eq!(edge.requirement(), Requirement::Entries(vec![position("h", 3)]));
 }
