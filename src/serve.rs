@@ -448,7 +448,7 @@ impl Visit {
             let outcome = match wait {
                 Wait::Purge => self.purge().await,
                 Wait::Pass(reason) => self.pass(reason, None, payload).await,
-                Wait::Purges(requirement) => self.answer_after_purges(requirement).await,
+                Wait::Purges(requirement) => Box::pin(self.answer_after_purges(requirement)).await,
                 Wait::LookUp(search) => {
                     let found = self.query().look_up(*search, lookup::Lookup::Find).await;
                     self.note_lookup();

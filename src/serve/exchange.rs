@@ -294,7 +294,7 @@ impl Job {
         request: impl Fn() -> Request<()>,
     ) -> Result<Received, Box<Unanswered>> {
         if let Some(hop) = &self.hop
-            && let Some(received) = hop.ask(&self.asker(), &request()).await
+            && let Some(received) = Box::pin(hop.ask(&self.asker(), &request())).await
         {
             return Ok(received);
         }

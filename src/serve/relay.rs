@@ -1,6 +1,11 @@
 //! Relaying: a request for a part of an object, a condition, or the head alone goes to the owner as it is, and
 //! so does its answer to the client. The owner has the object, or fetches of it what is needed.
 
+use std::pin::Pin;
+
+use http::Method;
+use http::header::RANGE;
+
 use super::Visit;
 use super::asking::{Received, Route};
 use super::exchange::{Job, kind_of};
@@ -9,8 +14,9 @@ use super::outcome::{Answered, facts_of, upstream_facts};
 use crate::cache::{CacheStatus, Reason};
 use crate::fields::ranges::is_conditional;
 use crate::peers::HopVerdict;
-use http::Method;
-use http::header::RANGE;
+
+/// The future of a request that is relayed.
+pub(super) type Relaying<'a> = Pin<Box<dyn Future<Output = Option<Answered>> + 'a>>;
 
 impl Visit {
     /// Whether a request whose answer is not stored here goes to the owner as it is.
@@ -24,8 +30,13 @@ impl Visit {
             && !self.worker.fills.is_uncacheable(found.hash)
     }
 
-    /// The owner's answer. `None`: there is none, or this node owns the key.
-    pub(super) async fn relay(&self, found: &LookupResult, reason: Reason) -> Option<Answered> {
+    /// The owner's answer. `None`: there is none, or this node owns the key. Boxed, so that the future of
+    /// every other request has no room for it.
+    pub(super) fn relay<'a>(&'a self, found: &'a LookupResult, reason: Reason) -> Relaying<'a> {
+        Box::pin(self.ask_owner(found, reason))
+    }
+
+    async fn ask_owner(&self, found: &LookupResult, reason: Reason) -> Option<Answered> {
         let Route::Peers(plan) = self.route_hop(&found.key).await else { return None };
         let job = Job { interims: self.interims.clone(), ..self.job(found).ok()? };
         let Received { upstream, verdict } =
