@@ -302,7 +302,9 @@ async fn sources_add_up_to_the_limit_of_a_pool() {
         let mut definition = of_sources(vec![each_address_of("many.internal.", 80)]);
         definition.origins = vec![Origin::http("10.255.0.1", 80)];
         let metrics = Metrics::new(1);
-        let resolver = server.resolver(metrics.background());
+        // 1,030 records travel over TCP.
+        let timeout = Duration::from_secs(5);
+        let resolver = server.resolver_with_timeout(metrics.background(), timeout);
         let bed = DiscoveryBed::new(&definition, resolver, metrics);
         until(|| bed.origins().len() == 1_024, || format!("{}", bed.origins().len())).await;
         assert_eq!(bed.origins()[0], "http://10.255.0.1:80*1@0", "the fixed ones are first");

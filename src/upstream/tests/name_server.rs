@@ -91,9 +91,18 @@ impl NameServer {
     }
 
     pub(super) fn resolver(&self, recorder: Recorder) -> Arc<Resolver> {
+        self.resolver_with_timeout(recorder, Duration::from_millis(200))
+    }
+
+    /// As [`Self::resolver`], for answers that take a busy machine longer to make.
+    pub(super) fn resolver_with_timeout(
+        &self,
+        recorder: Recorder,
+        timeout: Duration,
+    ) -> Arc<Resolver> {
         let settings = DnsSettings {
             servers: vec![self.address],
-            timeout: Duration::from_millis(200),
+            timeout,
             attempts: 1,
             ttl_min: Duration::ZERO,
             negative_ttl: Duration::from_millis(100),
