@@ -156,6 +156,7 @@ impl Inner {
         self.queue_refresh(record);
         // The other nodes need not wait for this node's disk.
         self.outbox_changed.notify_one();
+        self.report_outbox();
         let _ = in_force.send(());
         let purged = batch_in_force.durable().await?;
         self.send_receipt(record, purged.sequence);
@@ -479,6 +480,8 @@ impl Drop for ReceiptSubscription<'_> {
 /// or as long as the node has not caught up since its start.
 pub(super) async fn enforce_silence_policy(inner: Arc<Inner>, mut is_caught_up: bool) {
     let limit = inner.settings.silence_max;
+    // A restart while Redis is away keeps the outbox, and no contact reports it.
+    inner.report_outbox();
     // The time since the last contact at the last soft purge; zero: none in this silence.
     let mut last_purge = Duration::ZERO;
     loop {
