@@ -125,15 +125,21 @@ async fn a_form_leaves_memory_with_its_source_however_often_it_was_read() {
     panic!("memory keeps the source");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_form_that_left_memory_with_its_source_is_read_from_disk() {
-    let directory = tempfile::tempdir().unwrap();
-    let here = open(&crowded(on_disk(directory.path()).directories)).await;
+/// A store with a response and a form of it, both on disk, whose source memory has evicted.
+async fn store_with_a_form_on_disk_only(directory: &Path) -> Store {
+    let here = open(&crowded(on_disk(directory).directories)).await;
     let source = store(&here, URL, &bytes(3000)).await;
     written(&source).await;
     written(&write_form(&here, &source, &bytes(900)).await).await;
     current(here.form_now(hash(), &source, BR));
     crowd(&here).await;
+    here
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_left_memory_with_its_source_is_read_from_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = store_with_a_form_on_disk_only(directory.path()).await;
     store(&here, "https://b/last", &bytes(4000)).await;
     assert!(!form_is_in_memory(&here));
 
@@ -147,12 +153,7 @@ async fn a_form_that_left_memory_with_its_source_is_read_from_disk() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_form_on_disk_whose_source_was_overwritten_is_used_by_no_later_source() {
     let directory = tempfile::tempdir().unwrap();
-    let here = open(&crowded(on_disk(directory.path()).directories)).await;
-    let source = store(&here, URL, &bytes(3000)).await;
-    written(&source).await;
-    written(&write_form(&here, &source, &bytes(900)).await).await;
-    current(here.form_now(hash(), &source, BR));
-    crowd(&here).await;
+    let here = store_with_a_form_on_disk_only(directory.path()).await;
     // The ring has overwritten the source and not yet its form, which was written later.
     here.tiers.disks.forget(&PieceKey::head(hash()));
     assert!(here.find(hash()).await.is_none());
