@@ -173,10 +173,9 @@ impl Purges {
         loop {
             let changed = self.place.changed.notified();
             let requirement = self.requirement(target);
-            // Without a position it takes longer, and an invalidation is never read.
+            // Without a position it takes longer.
             let is_worth_waiting = requirement == Requirement::OriginOnly
-                && !self.is_invalidated(target)
-                && self.place.has_stream.load(Ordering::Acquire)
+                && self.unread.may_cover(target)
                 && self.place.early().is_some();
             if !is_worth_waiting || tokio::time::timeout_at(until, changed).await.is_err() {
                 return requirement;
