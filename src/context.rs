@@ -44,7 +44,7 @@ pub(crate) enum Requester {
         /// `http` or `https`.
         scheme: &'static str,
     },
-    /// Another node of the fleet, over the peer listener, for one of its clients. What it says of the client is
+    /// Another node of the fleet, over the peer listener, for one of its clients. Its claims about the client are
     /// in [`RequestContext::hop`].
     Peer,
 }
@@ -163,7 +163,7 @@ pub(crate) struct RequestContext {
     pub request: RequestHead,
     /// The client's address: the connection's peer, or the address that a trusted proxy or a peer states.
     pub client: IpAddr,
-    /// What the peer says of the request that it sends. `None`: the request is not of a peer.
+    /// The facts that a peer tells about its request. `None`: the request is not of a peer.
     pub hop: Option<Rc<Hop>>,
     /// The purges that this node must have applied before it answers that peer from its cache, as received.
     pub hop_purges: Option<HeaderValue>,

@@ -615,7 +615,7 @@ labels! {
     /// No certificate.
     #[error("it has no certificate")]
     NoCertificate "no-certificate";
-    /// None of the authorities in `peers.ca` has signed its certificate.
+    /// Its certificate is not signed by an authority of `peers.ca`.
     #[error("its certificate is of another authority than those in peers.ca")]
     Authority "authority";
     /// Its certificate has expired, or is not valid yet.

@@ -111,7 +111,7 @@ fn pool(explanation: &Value) -> Option<String> {
     Some(format!("{name:?} ({policy}): {}{down}", tiers.join(", then ")))
 }
 
-/// Who is asked if the decision is not a hit.
+/// The next hop of the request if the decision is not a hit.
 fn next_hop(explanation: &Value) -> Option<String> {
     let hop = &explanation["next_hop"];
     if explanation["decision"]["act"] == "hit" || hop.is_null() {

@@ -326,7 +326,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     (seconds <= DURATION_SECONDS_MAX).then(|| Duration::new(seconds, (ns % 1_000_000_000) as u32))
 }
 
-/// The duration in the largest unit without a remainder. What is below a millisecond is left out.
+/// The duration in the largest unit without a remainder. Fractions of a millisecond are left out.
 pub(super) fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];

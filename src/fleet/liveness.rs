@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::announcement::{Announcement, PeerEndpoint, Readiness};
 use super::table::{FleetMember, NodeTable};
 
-/// What the checks of a node have found so far.
+/// The results of the checks of a node so far.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct CheckRecord {
     /// Where the node is asked.

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_region_that_is_cut_off_takes_nobody_out() {
-        // Nobody reaches eu, and eu reaches nobody.
+        // No region reaches eu, and eu reaches no region.
         check(&["e1 eu u1,a1", "u1 us e1", "a1 ap e1"], &["e1"]);
         check(&["e1 eu u1,a1,s1", "u1 us e1", "a1 ap e1", "s1 sa e1"], &["e1"]);
         // Two halves that do not reach each other: nobody can tell which is cut off.

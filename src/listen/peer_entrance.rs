@@ -20,7 +20,7 @@ use crate::notices::{self, Notice};
 use crate::peers::{HOP, HopVerdict, PeerLimits, PeerTls, verdict_field};
 use crate::reply::Reply;
 
-/// What the peer listeners of all workers share.
+/// The state that the peer listeners of all workers share.
 #[derive(Debug)]
 pub(crate) struct PeerEntrance {
     tls: Arc<PeerTls>,

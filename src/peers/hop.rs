@@ -36,7 +36,7 @@ pub(crate) fn is_peer_field(name: &HeaderName) -> bool {
     bytes.starts_with(b"skerry") && matches!(bytes.get(6), Some(b'-' | b'_'))
 }
 
-/// What a node tells another one about the request that it sends it.
+/// The facts that a node tells another one about the request that it sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hop {
     /// The version of the protocol. The other members have the meaning of that version.

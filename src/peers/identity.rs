@@ -1,4 +1,4 @@
-//! Who a peer is: the names in its certificate, and what it may say with them.
+//! The identity of a peer: the names in its certificate, and the claims that they permit.
 
 use std::sync::Arc;
 

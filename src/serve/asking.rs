@@ -67,7 +67,7 @@ pub(super) struct Asker {
 /// A response and where it comes from.
 pub(super) struct Received {
     pub upstream: UpstreamResponse,
-    /// What a peer says about its response. `None`: it is of the origin.
+    /// The verdict of a peer about its response. `None`: the response is of the origin.
     pub verdict: Option<HopVerdict>,
 }
 

@@ -153,11 +153,11 @@ pub(crate) struct PeerLink {
     /// Until when it gets no request, in milliseconds since `since`; 0: it works.
     skip_until_ms: AtomicU64,
     in_flight: AtomicU32,
-    /// What was counted.
+    /// The counters for the metrics.
     pub counts: PeerCounts,
 }
 
-/// What the metrics tell of a peer.
+/// The counters of a peer that the metrics show.
 #[derive(Debug, Default)]
 pub(crate) struct PeerCounts {
     /// Requests that were sent to it.

@@ -292,7 +292,7 @@ async fn what_an_unsafe_method_has_invalidated_here_is_asked_of_the_origin() {
     assert_ne!(edge.requirement(), Requirement::OriginOnly, "another URL");
     edge.0.invalidate(vec![url()], None);
     assert_eq!(edge.requirement(), Requirement::OriginOnly);
-    // Nobody waits for it: the stream never brings it.
+    // No request waits for it: the stream never brings it.
     let began = tokio::time::Instant::now();
     let limit = std::time::Duration::from_secs(60);
     assert_eq!(edge.0.requirement_within(&TARGET, limit).await, Requirement::OriginOnly);
