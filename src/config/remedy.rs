@@ -24,11 +24,7 @@ fn write(text: impl AsRef<str>) -> Remedy {
 /// A duration in another notation: `30`, `"1 day"`, `"1.5s"`, `"30 sec"`.
 pub(super) fn duration(value: &DeValue<'_>) -> Remedy {
     if let DeValue::Integer(number) = value {
-        let number = number.as_str().parse::<u64>().ok()?;
-        return Some(format!(
-            "a duration has a unit: write {:?} for seconds",
-            format!("{number}s")
-        ));
+        return number.as_str().parse::<u64>().ok().map(|_| without_unit(number.as_str()));
     }
     let DeValue::String(text) = value else { return None };
     if text.is_empty() || text.starts_with('-') {
@@ -37,12 +33,7 @@ pub(super) fn duration(value: &DeValue<'_>) -> Remedy {
     let (number, unit) = number_and_unit(text)?;
     let unit = unit.to_lowercase();
     let ms = match unit.strip_suffix('s').filter(|one| one.len() > 1).unwrap_or(&unit) {
-        "" => {
-            return Some(format!(
-                "a duration has a unit: write {:?} for seconds",
-                format!("{text}s")
-            ));
-        }
+        "" => return Some(without_unit(text)),
         "ms" | "msec" | "milli" | "millisecond" => 1.0,
         "s" | "sec" | "second" => 1e3,
         "m" | "min" | "minute" => 60e3,
@@ -57,6 +48,15 @@ pub(super) fn duration(value: &DeValue<'_>) -> Remedy {
     }
     let text = values::duration_text(Duration::from_millis(ms as u64));
     values::duration(&text).and_then(|_| write(text))
+}
+
+/// A number that a duration's unit is missing from. From a hundred on, milliseconds may be meant.
+fn without_unit(number: &str) -> String {
+    let seconds = format!("a duration has a unit: write \"{number}s\" for seconds");
+    match number.len() > 2 && !number.contains('.') {
+        true => format!("{seconds}, or \"{number}ms\" for milliseconds"),
+        false => seconds,
+    }
 }
 
 /// A size in another notation: `"1G"`, `"64kb"`, `"1.5GiB"`.
@@ -432,6 +432,14 @@ const FOREIGN: &[(&str, &str)] = &[
     ("error_log", "log.level; the error log goes to standard error"),
     ("storage", "store.memory and store.disk"),
     ("health_check", "[pools.NAME.check]"),
+    ("rate_limit", "rate.per_second"),
+    ("limit_req", "rate.per_second"),
+    ("status", "respond.status, or redirect.status"),
+    ("deny", "respond.status = 403, or access"),
+    ("return", "respond.status, or redirect.location"),
+    ("location", "\"path\" of [[sites.NAME.rules]], or redirect.location"),
+    ("rewrite", "replace_prefix, strip_prefix or add_prefix"),
+    ("cors", "response_fields.set"),
 ];
 
 #[cfg(test)]
@@ -461,6 +469,8 @@ mod tests {
             check(duration, written, &format!("write {expected:?}"));
         }
         check(duration, "30", "a duration has a unit: write \"30s\" for seconds");
+        let either = "write \"1000s\" for seconds, or \"1000ms\" for milliseconds";
+        check(duration, "1000", &format!("a duration has a unit: {either}"));
         check(duration, "1 parsec", "");
         check(duration, "0.0001s", "");
     }

@@ -148,10 +148,20 @@ fn matching(main: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let paths = glob::glob(&whole)
         .map_err(|error| format!("include: {pattern:?} is no pattern of paths: {}", error.msg))?;
     let paths: Vec<PathBuf> = paths.filter_map(Result::ok).filter(|path| path.is_file()).collect();
-    // As in other servers, a directory without files is no mistake, and a file that is not there is one.
-    match paths.is_empty() && !pattern.contains(['*', '?', '[']) {
-        true => Err(format!("include: no file {whole}: create it, or remove it from \"include\"")),
-        false => Ok(paths),
+    // As in other servers, a directory without files is no mistake, and one that is not there is one.
+    let missing = match whole.find(['*', '?', '[']) {
+        None => paths.is_empty().then_some(("file", &*whole)),
+        Some(at) => {
+            let directory = &whole[..whole[..at].rfind('/').unwrap_or(0)];
+            let is_missing = !directory.is_empty() && !Path::new(directory).is_dir();
+            is_missing.then_some(("directory", directory))
+        }
+    };
+    match missing {
+        Some((kind, path)) => {
+            Err(format!("include: no {kind} {path}: create it, or remove it from \"include\""))
+        }
+        None => Ok(paths),
     }
 }
 

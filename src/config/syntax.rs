@@ -71,6 +71,9 @@ fn message(
     }
 }
 
+/// Quotes as text processors write them.
+const TYPOGRAPHIC_QUOTES: [char; 5] = ['\u{201c}', '\u{201d}', '\u{201e}', '\u{2018}', '\u{2019}'];
+
 /// A value without quotes.
 fn unquoted(rest: &str) -> String {
     let word = rest.split(['#', ',', ']', '}']).next().unwrap_or_default().trim();
@@ -79,6 +82,11 @@ fn unquoted(rest: &str) -> String {
         "no" | "off" | "false" => "false",
         "none" | "null" | "nil" => {
             return format!("expected a value, found {word}: write \"none\"");
+        }
+        "" => return "expected a value after \"=\", found nothing".to_owned(),
+        _ if word.starts_with(TYPOGRAPHIC_QUOTES) => {
+            let text = word.trim_matches(TYPOGRAPHIC_QUOTES);
+            return format!("expected straight quotes, found {word}: write {text:?}");
         }
         _ => return format!("expected a value, found {word}: text needs quotes, write {word:?}"),
     };

@@ -68,8 +68,12 @@ pub(super) fn is_within(name: &[u8], zone: &[u8]) -> bool {
 /// # Errors
 /// `text` is no domain name.
 pub(crate) fn from_text(text: &str) -> Result<Box<[u8]>, String> {
-    let name =
-        Name::from_str(text).map_err(|error| format!("{text:?} is no domain name: {error}"))?;
+    let name = Name::from_str(text).map_err(|error| match text.contains("..") {
+        true => format!("{text:?} is no domain name: two dots stand side by side"),
+        false => {
+            format!("{text:?} is no domain name: {}", error.to_string().trim_end_matches(": "))
+        }
+    })?;
     Ok(to_wire(&name))
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct Settings {
 pub(crate) struct Directory {
     /// Its path. Must be used for nothing else; created if missing.
     pub path: PathBuf,
-    /// Its maximum size in bytes. At least 64 slices; 64 MiB or more is sensible.
+    /// Its maximum size in bytes. At least 64 slices and 2 MiB; 64 MiB or more is sensible.
     pub bytes: u64,
 }
 
@@ -114,11 +114,19 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The least size of memory and of a directory, for a message.
+    /// The least size of memory, for a message.
     fn least(&self) -> String {
         let slice = self.slice_bytes as u64;
         let (least, slice) = (bytes_text(64 * slice), bytes_text(slice));
         format!("at least {least} (64 times store.slice = {slice})")
+    }
+
+    /// The least size of a directory, for a message.
+    fn least_on_disk(&self) -> String {
+        match 64 * self.slice_bytes as u64 {
+            slices if slices < DISK_LEAST => format!("at least {}", bytes_text(DISK_LEAST)),
+            _ => self.least(),
+        }
     }
 
     /// The reasons why these settings are rejected: the option, and an error message. Empty if they are
@@ -137,12 +145,12 @@ impl Settings {
             mistakes.push(("memory", message));
         }
         for directory in &self.directories {
-            if directory.bytes < 64 * self.slice_bytes as u64 {
+            if directory.bytes < DISK_LEAST.max(64 * self.slice_bytes as u64) {
                 let message = format!(
                     "store directory {} of {} is too small: expected {}",
                     directory.path.display(),
                     bytes_text(directory.bytes),
-                    self.least()
+                    self.least_on_disk()
                 );
                 mistakes.push(("disk", message));
             }
@@ -156,4 +164,6 @@ impl Settings {
     }
 }
 
+/// Two blocks of the least size: one is written while the other is read.
+const DISK_LEAST: u64 = 2 << 20;
 const AUTO_LEAST: u64 = 1 << 30;

@@ -79,7 +79,12 @@ fn the_syntax_of_each_file_is_checked_by_itself() {
 #[test]
 fn a_pattern_may_match_nothing_and_a_name_may_not() {
     let site = "[sites.a]\nhosts = \"a.test\"\n";
-    assert!(load_files(&format!("{MAIN}{site}"), &[]).is_ok());
+    assert!(load_files(&format!("{MAIN}{site}"), &[("sites/a.txt", "")]).is_ok());
+    let wrong = load_files(&format!("{MAIN}{site}"), &[]).unwrap_err();
+    assert_eq!(
+        wrong,
+        "edge.toml:1:11: include: no directory sites: create it, or remove it from \"include\""
+    );
     let main = MAIN.replace("sites/*.toml", "a.toml");
     let wrong = load_files(&main, &[]).unwrap_err();
     assert_eq!(

@@ -1208,7 +1208,7 @@ fn a_check_that_cannot_work_is_a_mistake() {
         "[pools.main.check]\nkind = \"tcp\"\npath = \"/health\"\ninterval = \"500ms\"\ntimeout = \"1s\"\n",
         &[
             "3:8: \"path\" has no effect on a check of kind \"tcp\"",
-            "5:11: \"timeout\" must be above 0s and not greater than \"interval\"",
+            "5:11: pools.main.check.timeout: expected more than 0s and at most \"interval\", which is 500ms, found 1s",
         ],
     );
     check(

@@ -37,6 +37,8 @@ const MISTAKES: &[(&str, &str)] = &[
         "[store]\nmemory = 1GiB",
         "2:10: expected a value, found 1GiB: text needs quotes, write \"1GiB\"",
     ),
+    ("[store]\nmemory =", "2:9: expected a value after \"=\", found nothing"),
+    ("[store]\nmemory = “1GiB”", "2:10: expected straight quotes, found “1GiB”: write \"1GiB\""),
     (
         "[store]\nmemory = \"0\"",
         "2:10: store.memory: expected a size such as \"64KiB\" or \"10GiB\", found \"0\"; write 0 without quotes for bytes",

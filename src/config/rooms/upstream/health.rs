@@ -10,7 +10,7 @@ use toml::de::DeValue;
 
 use crate::config::reader::{Reader, Section};
 use crate::config::remedy;
-use crate::config::values::{Value, text, text_or};
+use crate::config::values::{Value, duration_text, text, text_or};
 use crate::upstream::{Check, CheckKind, GRPC_SERVICE_BYTES_MAX, GrpcCheck, Health, HttpCheck};
 
 pub(super) fn read_health(section: &Section<'_>, health: &mut Health) {
@@ -72,8 +72,11 @@ pub(super) fn read_check(section: &Section<'_>) -> Option<Check> {
     check.timeout = shorter;
     section.read("timeout", &mut check.timeout);
     if check.timeout.is_zero() || check.timeout > check.interval {
-        section
-            .mistake("timeout", "\"timeout\" must be above 0s and not greater than \"interval\"");
+        let (timeout, interval) = (duration_text(check.timeout), duration_text(check.interval));
+        let message = format!(
+            "expected more than 0s and at most \"interval\", which is {interval}, found {timeout}"
+        );
+        section.mistake("timeout", message);
     }
     section.read_within("rise", &mut check.rise, 1..=100);
     section.read_within("fall", &mut check.fall, 1..=100);
